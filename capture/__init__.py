@@ -1,0 +1,1 @@
+"""The capturer: counts, inside the vLLM worker, which experts every token of every layer went to."""

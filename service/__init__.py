@@ -1,0 +1,1 @@
+"""The side service: ingest, live state, metrics, HTTP API and command line."""
