@@ -1,0 +1,145 @@
+"""The daemon thread that encodes and sends snapshots; the step's path never meets it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from moescope.capture.frames import FrameBuilder
+from moescope.capture.snapshot import Snapshot
+from moescope.capture.throttled_log import ThrottledLog
+from moescope.capture.transport import DeliveryError
+from moescope.capture.wire import encode_frame
+
+logger = logging.getLogger("vllm.moescope")
+
+HEARTBEAT = 5.0
+MAX_TICK = 0.25
+FIRST_BACKOFF = 0.5
+MAX_BACKOFF = 30.0
+
+
+class SnapshotSource(Protocol):
+    """Where snapshots come from (see `SnapshotTaker`)."""
+
+    put_off: int
+
+    def collect(self) -> Snapshot | None:
+        """The newest snapshot that has arrived, or None."""
+
+    def flush(self) -> None:
+        """Make the next `collect` take what isn't snapshotted yet."""
+
+
+class Transport(Protocol):
+    """Where frames go (see `HttpTransport`)."""
+
+    def post(self, body: bytes) -> None:
+        """Deliver one frame or raise `DeliveryError`."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+class FrameSender:
+    """Sends the newest snapshot, again and again until one arrives: totals are cumulative, so only the newest counts.
+
+    While nothing new is there it repeats the last one now and then, so that the service knows the producer
+    lives. An unreachable service is tried at growing intervals with jitter, so that many workers don't come
+    back at once.
+    """
+
+    def __init__(
+        self,
+        source: SnapshotSource,
+        builder: FrameBuilder,
+        transport: Transport,
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._builder = builder
+        self._transport = transport
+        self._tick = min(interval, MAX_TICK)
+        self._clock = clock
+        self._log = ThrottledLog(logger)
+        self._pending: Snapshot | None = None
+        self._last: Snapshot | None = None
+        self._heartbeat_at = clock()
+        self._retry_at = clock()
+        self._backoff = FIRST_BACKOFF
+        self._reachable = True
+        self._drops = {"snapshots_put_off": 0, "snapshots_superseded": 0, "sends_failed": 0}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="moescope-sender", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """Send what is left, and wait for that no longer than `timeout` seconds."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._tick):
+            self._guarded(self.tick)
+        self._guarded(self._last_tick)
+        self._transport.close()
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - the thread must outlive whatever happens to one frame
+            self._drops["sends_failed"] += 1
+            self._log.log("sender", logging.ERROR, f"moescope: a snapshot was not sent: {error!r}")
+
+    def tick(self) -> None:
+        """Take what has arrived and send it, if it is time to."""
+        snapshot = self._source.collect()
+        now = self._clock()
+        if snapshot is not None:
+            self._drops["snapshots_superseded"] += self._pending is not None
+            self._pending = snapshot
+        elif self._pending is None and now >= self._heartbeat_at:
+            self._pending = self._last
+        if self._pending is not None and now >= self._retry_at:
+            self._send(self._pending)
+
+    def _last_tick(self) -> None:
+        self._source.flush()
+        self._retry_at = self._clock()
+        self.tick()
+
+    def _send(self, snapshot: Snapshot) -> None:
+        self._drops["snapshots_put_off"] = self._source.put_off
+        frame = self._builder.build(snapshot, self._drops)
+        try:
+            self._transport.post(encode_frame(frame))
+        except DeliveryError as error:
+            self._put_off(error)
+            return
+        if not self._reachable:
+            self._log.log(
+                "recovered", logging.WARNING, "moescope: the service takes snapshots again; no counts were lost"
+            )
+        self._reachable = True
+        self._backoff = FIRST_BACKOFF
+        self._pending = None
+        self._last = snapshot
+        self._heartbeat_at = self._clock() + HEARTBEAT
+
+    def _put_off(self, error: DeliveryError) -> None:
+        self._drops["sends_failed"] += 1
+        self._reachable = False
+        self._backoff = MAX_BACKOFF if error.permanent else min(2 * self._backoff, MAX_BACKOFF)
+        self._retry_at = self._clock() + self._backoff * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._log.log(
+            error.kind, logging.WARNING, f"moescope: {error}; vLLM serves on, counts are kept and sent later"
+        )

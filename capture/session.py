@@ -1,0 +1,130 @@
+"""A worker's capture put together: survey, counts, binding, snapshots, sender."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from moescope.capture import vllm_seam
+from moescope.capture.binding import RouterBinding
+from moescope.capture.capturer import RoutingCapturer
+from moescope.capture.counting import CountBuffers
+from moescope.capture.frames import FrameBuilder
+from moescope.capture.sender import FrameSender
+from moescope.capture.settings import CaptureSettings
+from moescope.capture.snapshot import SnapshotTaker
+from moescope.capture.transport import HttpTransport
+
+logger = logging.getLogger("vllm.moescope")
+
+
+class CaptureSession:
+    """Capture in one worker, from the loaded model to its shutdown.
+
+    Everything here that vLLM's step calls is guarded: a fault turns capture off and is logged, vLLM serves on.
+    The one exception is the AssertionError of an unknown row layout, which comes out of the routers' callbacks.
+    """
+
+    def __init__(self, model: torch.nn.Module, vllm_config: Any, device: torch.device, settings: CaptureSettings):
+        survey = vllm_seam.survey_model(model, vllm_config)
+        layers = [layer.spec for layer in survey.routed]
+        buffers = CountBuffers(layers, device)
+        self.capturer = RoutingCapturer(
+            buffers, vllm_seam.read_ranks(vllm_config), vllm_seam.step_rows, settings.on_error
+        )
+        self._binding = RouterBinding(survey.routed, self.capturer)
+        self._taker = SnapshotTaker(buffers.flat, self.capturer, settings.interval)
+        builder = FrameBuilder(
+            producer=vllm_seam.read_producer(vllm_config, settings.server),
+            epoch=time.time_ns(),
+            layers=layers,
+            uncovered=survey.uncovered,
+            placement=survey.placement,
+        )
+        self._sender = FrameSender(
+            self._taker, builder, HttpTransport(settings.endpoint, settings.token), settings.interval
+        )
+        self._serving = False
+        self._binding.bind()
+        _log_coverage(survey, settings)
+
+    def warm_up_begins(self) -> None:
+        """Take back the slots that vLLM has taken since the model was loaded, chained to what is in them."""
+        self._guarded(self._binding.bind)
+
+    def serving_begins(self) -> None:
+        """Warm-up is over: count from now on, and send."""
+        self._serving = True
+        self._guarded(self._sender.start)
+
+    def step_begins(self, num_tokens: int) -> None:
+        """A step of `num_tokens` true tokens is about to be enqueued."""
+        if self._serving:
+            self._guarded(lambda: self._begin(num_tokens))
+
+    def step_ends(self, num_tokens: int) -> None:
+        """The step is enqueued."""
+        if self._serving:
+            self._guarded(lambda: self._end(num_tokens))
+
+    def idle_step(self) -> None:
+        """A dummy step was run because another DP rank has work."""
+        if self._serving:
+            self._guarded(self._idle)
+
+    def close(self) -> None:
+        """Give the routers back and send what is left; takes two seconds at most."""
+        self._serving = False
+        self._guarded(self._binding.unbind)
+        self._guarded(self._sender.stop)
+
+    def _begin(self, num_tokens: int) -> None:
+        self._taker.step_begins()
+        self.capturer.begin_step(num_tokens)
+
+    def _end(self, num_tokens: int) -> None:
+        self.capturer.end_step(num_tokens)
+        self._taker.step_ends()
+
+    def _idle(self) -> None:
+        self._taker.step_begins()
+        self.capturer.idle_step()
+        self._taker.step_ends()
+
+    def _guarded(self, action: Any) -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
+            self.capturer.disable(f"internal fault: {error!r}")
+
+
+def open_session(
+    model: torch.nn.Module, vllm_config: Any, device: torch.device, environment: Mapping[str, str]
+) -> CaptureSession | None:
+    """Start capture for a loaded model; on any fault log it and return None, so that vLLM serves on."""
+    try:
+        settings = CaptureSettings.from_environment(environment)
+        return CaptureSession(model, vllm_config, device, settings)
+    except Exception as error:  # noqa: BLE001 - an observer must not harm the server
+        logger.error("moescope: capture is off, the server serves on: %s: %s", type(error).__name__, error)
+        return None
+
+
+def _log_coverage(survey: vllm_seam.MoeSurvey, settings: CaptureSettings) -> None:
+    version = vllm_seam.vllm_version()
+    if vllm_seam.seam_row(version) is None:
+        tested = ", ".join(f"{major}.{minor}" for major, minor in sorted(vllm_seam.SUPPORTED))
+        logger.warning("moescope: not tested with vLLM %s (tested: %s)", version, tested)
+    logger.info(
+        "moescope: counting %d MoE layers for %r, sending to %s every %g s",
+        len(survey.routed),
+        settings.server,
+        settings.endpoint,
+        settings.interval,
+    )
+    for layer in survey.uncovered:
+        logger.warning("moescope: layer %d is not covered: %s", layer.layer, layer.reason)

@@ -1,0 +1,111 @@
+"""The capturer's settings, parsed once from ``MOESCOPE_*`` variables of vLLM's environment."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+DEFAULT_ENDPOINT = "http://127.0.0.1:9890"
+INGEST_PATH = "/v1/ingest"
+
+
+class SettingsError(ValueError):
+    """A setting that can't be used; the message names the variable and says what it takes."""
+
+
+class OnError(StrEnum):
+    """What an unknown row layout does."""
+
+    RAISE = "raise"
+    """Stop the server with an AssertionError, at start-up, where the layout first shows."""
+    DISABLE = "disable"
+    """Turn capture off for good, loudly, and serve on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSettings:
+    """How the capturer of one vLLM worker behaves.
+
+    Attributes:
+        endpoint: base URL of the service (``MOESCOPE_ENDPOINT``).
+        interval: seconds between snapshots while the worker is busy (``MOESCOPE_INTERVAL``).
+        token: bearer token for the service, or None (``MOESCOPE_TOKEN``, or the file that
+            ``MOESCOPE_TOKEN_FILE`` names). Never shown.
+        on_error: what an unknown row layout does (``MOESCOPE_ON_ERROR``).
+        server: name of this vLLM deployment; give each its own where several run on one host
+            (``MOESCOPE_SERVER``, default the host's name).
+    """
+
+    endpoint: str = DEFAULT_ENDPOINT
+    interval: float = 1.0
+    token: str | None = field(default=None, repr=False)
+    on_error: OnError = OnError.RAISE
+    server: str = ""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> CaptureSettings:
+        """Parse the variables; those that are absent or empty take their defaults.
+
+        Raises:
+            SettingsError: a value that can't be used.
+        """
+        return cls(
+            endpoint=_endpoint(environment.get("MOESCOPE_ENDPOINT") or DEFAULT_ENDPOINT),
+            interval=_interval(environment.get("MOESCOPE_INTERVAL") or "1"),
+            token=_token(environment),
+            on_error=_on_error(environment.get("MOESCOPE_ON_ERROR") or OnError.RAISE.value),
+            server=_server(environment.get("MOESCOPE_SERVER") or socket.gethostname() or "localhost"),
+        )
+
+
+def _endpoint(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingsError(f"MOESCOPE_ENDPOINT: {text!r} is no URL such as {DEFAULT_ENDPOINT}")
+    return text.rstrip("/").removesuffix(INGEST_PATH)
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.05 <= seconds <= 3600:
+        raise SettingsError(f"MOESCOPE_INTERVAL: {text!r} is no number of seconds from 0.05 to 3600")
+    return seconds
+
+
+def _on_error(text: str) -> OnError:
+    try:
+        return OnError(text.strip().lower())
+    except ValueError:
+        raise SettingsError(f"MOESCOPE_ON_ERROR: {text!r} is neither 'raise' nor 'disable'") from None
+
+
+def _server(text: str) -> str:
+    if len(text) > 256:
+        raise SettingsError(f"MOESCOPE_SERVER: {len(text)} characters, at most 256 are allowed")
+    return text
+
+
+def _token(environment: Mapping[str, str]) -> str | None:
+    token = environment.get("MOESCOPE_TOKEN") or ""
+    path = environment.get("MOESCOPE_TOKEN_FILE")
+    if path and not token:
+        try:
+            token = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"MOESCOPE_TOKEN_FILE: {path!r} can't be read: {error.strerror}") from error
+    token = token.strip()
+    if any(not 0x21 <= ord(character) <= 0x7E for character in token):
+        raise SettingsError("MOESCOPE_TOKEN: only printable ASCII without spaces is allowed")
+    return token or None

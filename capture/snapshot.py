@@ -1,0 +1,182 @@
+"""Snapshots of the counts: they leave the step's path as one asynchronous copy, and nothing there waits."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from moescope.capture.wire import Int64Array
+
+NUM_SLOTS = 3
+
+
+class Totals(Protocol):
+    """What a snapshot is taken of (see `RoutingCapturer`)."""
+
+    tokens: int
+    steps: int
+    idle_steps: int
+    disabled_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The totals at one moment, all of the same moment.
+
+    ``flat`` is int64 [S + L] on the host, laid out as `CountBuffers.flat`; it is the reader's own copy.
+    """
+
+    flat: Int64Array
+    tokens: int
+    steps: int
+    idle_steps: int
+    disabled_reason: str | None
+    captured_at_ns: int
+
+
+class _Slot:
+    """Room for one snapshot on its way to the host: device staging, pinned host memory, an event."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self.on_device = like.device.type != "cpu"
+        self.staging = torch.empty_like(like) if self.on_device else None
+        self.host = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=self.on_device)
+        self.event = torch.cuda.Event() if self.on_device else None
+        self.tokens = 0
+        self.steps = 0
+        self.idle_steps = 0
+        self.disabled_reason: str | None = None
+        self.captured_at_ns = 0
+        self.after_step = 0
+        self.torn = False
+
+    def arrived(self) -> bool:
+        return self.event is None or self.event.query()
+
+
+class SnapshotTaker:
+    """Takes snapshots at the ends of steps, and between steps when the worker idles.
+
+    The step's path calls `step_begins` and `step_ends`; the sender's thread calls `collect`. They share two
+    deques, whose ends are taken and added to atomically, and no lock. On a GPU a snapshot is a copy within
+    the device in the step's stream, so that it is of one moment, then one to pinned memory in a side stream,
+    whose event is polled. With all slots under way a snapshot is put off, which costs resolution only.
+
+    Attributes:
+        put_off: snapshots that found no free slot.
+    """
+
+    def __init__(
+        self,
+        flat: torch.Tensor,
+        totals: Totals,
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.put_off = 0
+        self._flat = flat
+        self._totals = totals
+        self._interval = interval
+        self._clock = clock
+        self._free = deque(_Slot(flat) for _ in range(NUM_SLOTS))
+        self._under_way: deque[_Slot] = deque()
+        self._due = clock()
+        self._steps_begun = 0
+        self._steps_ended = 0
+        self._taken_after_step = -1  # so that the first snapshot, of nothing, announces the producer
+        self._stream: torch.cuda.Stream | None = None
+        self._side = torch.cuda.Stream(flat.device) if flat.device.type == "cuda" else None
+
+    def step_begins(self) -> None:
+        """A step is about to be enqueued."""
+        self._steps_begun += 1
+
+    def step_ends(self) -> None:
+        """The step is enqueued in the current stream; takes a snapshot if one is due."""
+        if self._side is not None:
+            self._stream = torch.cuda.current_stream(self._flat.device)
+        if self._clock() >= self._due:
+            slot = self._enqueue(after_step=self._steps_begun)
+            if slot is None:
+                self.put_off += 1
+            else:
+                self._publish(slot)
+        self._steps_ended = self._steps_begun
+
+    def collect(self) -> Snapshot | None:
+        """The newest snapshot that has arrived, or None; for one thread, off the step's path."""
+        if self._clock() >= self._due:
+            self._take_between_steps()
+        newest: Snapshot | None = None
+        while self._under_way and self._under_way[0].arrived():
+            slot = self._under_way.popleft()
+            if not slot.torn:
+                newest = self._read(slot)
+            self._free.append(slot)
+        return newest
+
+    def flush(self) -> None:
+        """Make the next `collect` take a snapshot at once if steps ran since the last."""
+        self._due = self._clock()
+
+    def _take_between_steps(self) -> None:
+        """Take a snapshot from another thread than the steps', unless a step begins meanwhile.
+
+        A step's kernels are enqueued only after `_steps_begun` has risen: if it hasn't when the copy is
+        enqueued, the copy stands between two steps in the stream. Otherwise it may be torn and is not read.
+        """
+        ended = self._steps_ended
+        if ended == self._taken_after_step or self._steps_begun != ended:
+            return
+        slot = self._enqueue(after_step=ended)
+        if slot is None:
+            return
+        slot.torn = self._steps_begun != ended
+        if slot.torn:
+            self._under_way.append(slot)
+        else:
+            self._publish(slot)
+
+    def _enqueue(self, after_step: int) -> _Slot | None:
+        """Enqueue the copy of the counts in the steps' stream, and note the totals that belong to it."""
+        try:
+            slot = self._free.popleft()
+        except IndexError:
+            return None
+        totals = self._totals
+        slot.tokens, slot.steps, slot.idle_steps = totals.tokens, totals.steps, totals.idle_steps
+        slot.disabled_reason = totals.disabled_reason
+        slot.captured_at_ns = time.time_ns()
+        slot.after_step, slot.torn = after_step, False
+        if slot.staging is None or slot.event is None or self._side is None:
+            slot.host.copy_(self._flat)
+            return slot
+        with torch.cuda.stream(self._stream):
+            slot.staging.copy_(self._flat)
+            slot.event.record()
+        self._side.wait_event(slot.event)
+        with torch.cuda.stream(self._side):
+            slot.host.copy_(slot.staging, non_blocking=True)
+            slot.event.record()
+        return slot
+
+    def _publish(self, slot: _Slot) -> None:
+        self._taken_after_step = slot.after_step
+        self._due = self._clock() + self._interval
+        self._under_way.append(slot)
+
+    @staticmethod
+    def _read(slot: _Slot) -> Snapshot:
+        return Snapshot(
+            flat=slot.host.numpy().copy(),
+            tokens=slot.tokens,
+            steps=slot.steps,
+            idle_steps=slot.idle_steps,
+            disabled_reason=slot.disabled_reason,
+            captured_at_ns=slot.captured_at_ns,
+        )

@@ -1,0 +1,88 @@
+"""One kept-alive HTTP connection to the service, from the standard library: nothing for vLLM to install."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from urllib.parse import urlsplit
+
+from moescope.capture.settings import INGEST_PATH
+from moescope.capture.wire import CONTENT_TYPE
+
+TIMEOUT = 5.0
+MAX_REPLY = 64 * 1024
+
+
+class DeliveryError(Exception):
+    """A frame that was not delivered; the message says why."""
+
+    def __init__(self, message: str, kind: str, permanent: bool) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.permanent = permanent
+
+
+class HttpTransport:
+    """Posts frames. Not for several threads at once.
+
+    Args:
+        endpoint: base URL of the service.
+        token: bearer token, or None.
+        timeout: seconds for each of connecting, sending and receiving.
+    """
+
+    def __init__(self, endpoint: str, token: str | None, timeout: float = TIMEOUT) -> None:
+        parts = urlsplit(endpoint)
+        self._endpoint = endpoint
+        self._class = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._host = parts.hostname or ""
+        self._port = parts.port
+        self._path = parts.path + INGEST_PATH
+        self._timeout = timeout
+        self._headers = {"Content-Type": CONTENT_TYPE}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._connection: http.client.HTTPConnection | None = None
+
+    def post(self, body: bytes) -> None:
+        """Deliver one frame.
+
+        Raises:
+            DeliveryError: the service can't be reached, or refuses.
+        """
+        try:
+            if self._connection is None:
+                self._connection = self._class(self._host, self._port, timeout=self._timeout)
+            self._connection.request("POST", self._path, body, self._headers)
+            response = self._connection.getresponse()
+            reply = response.read(MAX_REPLY)
+            if response.will_close or not response.isclosed():
+                self.close()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise DeliveryError(
+                f"the service at {self._endpoint} can't be reached: {error!r}", type(error).__name__, permanent=False
+            ) from error
+        if not 200 <= response.status < 300:
+            permanent = 400 <= response.status < 500 and response.status not in (408, 425, 429)
+            raise DeliveryError(
+                f"the service at {self._endpoint} answered {response.status}: {_explanation(reply)}",
+                str(response.status),
+                permanent,
+            )
+
+    def close(self) -> None:
+        """Close the connection; the next frame opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _explanation(reply: bytes) -> str:
+    """The detail of a problem document, or the first of whatever was answered."""
+    try:
+        problem = json.loads(reply)
+        detail = problem.get("detail") or problem.get("title")
+    except (ValueError, AttributeError):
+        detail = None
+    return str(detail or reply[:200].decode("utf-8", "replace"))[:500]

@@ -1,0 +1,231 @@
+"""Everything that knows vLLM's insides, in one module: what is found where, a row per supported version."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from moescope.capture.layout import Ranks
+from moescope.capture.wire import MoeLayer, Placement, PlacementTable, Producer, UncoveredLayer, pack_ids
+
+CaptureFn = Callable[[torch.Tensor], None]
+
+
+class SeamRow(NamedTuple):
+    """What one vLLM release series has of the things the capturer meets."""
+
+    capture_sources: bool
+    """`RoutedExpertsCaptureSource`: modules that route by themselves, without a `MoERunner`."""
+
+
+SUPPORTED: Final[dict[tuple[int, int], SeamRow]] = {
+    (0, 26): SeamRow(capture_sources=False),
+    (0, 32): SeamRow(capture_sources=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedLayer:
+    """A covered MoE layer and the router whose callback slot sees its logical expert ids."""
+
+    spec: MoeLayer
+    router: Any  # vLLM's BaseRouter
+
+
+@dataclass(frozen=True, slots=True)
+class MoeSurvey:
+    """The MoE layers of a model: those that can be counted and those that can't, in rising order of layer."""
+
+    routed: tuple[RoutedLayer, ...]
+    uncovered: tuple[UncoveredLayer, ...]
+    placement: Placement | None
+
+
+class StepRows(NamedTuple):
+    """What vLLM knows, during a forward pass, of the sizes of the batch on all ranks (see `locate_rows`)."""
+
+    tokens_across_dp: Sequence[int] | None
+    shard_sizes: Sequence[int] | None
+
+
+def vllm_version() -> str:
+    """The installed vLLM's version, such as ``0.32.0+cpu``."""
+    return importlib.metadata.version("vllm")
+
+
+def seam_row(version: str) -> SeamRow | None:
+    """The row of a version's release series, or None for a series that moescope was not tested with."""
+    parts = version.split(".")
+    try:
+        return SUPPORTED.get((int(parts[0]), int(parts[1])))
+    except (IndexError, ValueError):
+        return None
+
+
+def platform_worker() -> type[Any]:
+    """The worker class that vLLM itself would use on this platform."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_worker import CPUWorker
+
+        return CPUWorker  # type: ignore[no-any-return]
+    if current_platform.is_xpu():
+        from vllm.v1.worker.xpu_worker import XPUWorker
+
+        return XPUWorker  # type: ignore[no-any-return]
+    from vllm.v1.worker.gpu_worker import Worker
+
+    return Worker  # type: ignore[no-any-return]
+
+
+def read_ranks(vllm_config: Any) -> Ranks:
+    """This worker's data- and tensor-parallel ranks; call it once vLLM's groups exist."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    parallel = vllm_config.parallel_config
+    tp = get_tp_group()
+    return Ranks(parallel.data_parallel_rank, parallel.data_parallel_size, tp.rank_in_group, tp.world_size)
+
+
+def read_producer(vllm_config: Any, server: str) -> Producer:
+    """Who this worker is, for the frames it sends; call it once vLLM's groups exist."""
+    from vllm.distributed.parallel_state import get_ep_group, get_pp_group
+
+    ranks, pp = read_ranks(vllm_config), get_pp_group()
+    ep = get_ep_group() if vllm_config.parallel_config.enable_expert_parallel else None
+    return Producer(
+        server=server,
+        model=str(vllm_config.model_config.served_model_name)[:256],
+        dp_rank=ranks.dp_rank,
+        dp_size=ranks.dp_size,
+        tp_rank=ranks.tp_rank,
+        tp_size=ranks.tp_size,
+        pp_rank=pp.rank_in_group,
+        pp_size=pp.world_size,
+        ep_rank=ep.rank_in_group if ep else 0,
+        ep_size=ep.world_size if ep else 1,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        vllm_version=vllm_version(),
+        moescope_version=importlib.metadata.version("moescope"),
+    )
+
+
+def step_rows() -> StepRows:
+    """The sizes of the step under way, from vLLM's forward context; reads no tensor on a device."""
+    from vllm.forward_context import get_forward_context
+
+    metadata = get_forward_context().dp_metadata
+    if metadata is None:
+        return StepRows(None, None)
+    return StepRows(metadata.num_tokens_across_dp_cpu.tolist(), metadata.local_sizes)
+
+
+def survey_model(model: torch.nn.Module, vllm_config: Any) -> MoeSurvey:
+    """Find the MoE layers of the target model; a draft model is a module of its own and is not looked at."""
+    from vllm.model_executor.layers.fused_moe.layer import MoERunner
+
+    whole_model_reason = _unsupported(vllm_config)
+    routed: dict[int, RoutedLayer] = {}
+    uncovered: dict[int, str] = {}
+    runners: list[Any] = []
+    for module in model.modules():
+        if isinstance(module, MoERunner):
+            layer, reason = int(module.layer_id), whole_model_reason or _uncovered_reason(module)
+            if reason is None and layer in routed:
+                reason = "two MoE blocks share this layer's index"
+                del routed[layer]
+            if reason is None and layer not in uncovered:
+                routed[layer] = RoutedLayer(_layer_spec(module), module.router)
+                runners.append(module)
+            elif reason is not None:
+                uncovered[layer] = reason
+        elif _is_capture_source(module):
+            uncovered[int(module.layer_id)] = f"{type(module).__name__} routes by itself, outside a router"
+    covered = tuple(routed[layer] for layer in sorted(routed))
+    return MoeSurvey(
+        routed=covered,
+        uncovered=tuple(UncoveredLayer(layer, uncovered[layer]) for layer in sorted(uncovered)),
+        placement=_read_placement(covered, runners, vllm_config),
+    )
+
+
+def _unsupported(vllm_config: Any) -> str | None:
+    """Why no layer of this server can be counted exactly, if so."""
+    parallel = vllm_config.parallel_config
+    if parallel.use_ubatching:
+        return "micro-batching (DBO) is not supported: the callback sees slices of a step"
+    if parallel.prefill_context_parallel_size > 1:
+        return "prefill context parallelism is not supported: rows are split over its ranks"
+    return None
+
+
+def _uncovered_reason(runner: Any) -> str | None:
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+    from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter
+
+    if runner.is_monolithic:
+        kernel = getattr(getattr(runner.routed_experts, "quant_method", None), "moe_kernel", None)
+        impl = getattr(getattr(kernel, "impl", None), "fused_experts", None)
+        return f"monolithic kernel {type(impl).__name__}: it routes inside and never calls the router"
+    if not isinstance(runner.router, BaseRouter):
+        return f"router {type(runner.router).__name__} has no callback"
+    if isinstance(runner.router, ZeroExpertRouter):
+        return "ZeroExpertRouter reports its zero experts as expert 0"
+    return None
+
+
+def _is_capture_source(module: torch.nn.Module) -> bool:
+    row = seam_row(vllm_version())
+    if row is not None and not row.capture_sources:
+        return False
+    from vllm.model_executor.layers.fused_moe.routed_experts_capturer import RoutedExpertsCaptureSource
+
+    return isinstance(module, RoutedExpertsCaptureSource)
+
+
+def _layer_spec(runner: Any) -> MoeLayer:
+    return MoeLayer(int(runner.layer_id), int(runner.moe_config.num_logical_experts), int(runner.router.top_k))
+
+
+def _read_placement(routed: Sequence[RoutedLayer], runners: Sequence[Any], vllm_config: Any) -> Placement | None:
+    """Where the experts are; None without expert parallelism, and under EPLB, which moves them."""
+    parallel = vllm_config.parallel_config
+    if not routed or not parallel.enable_expert_parallel or parallel.enable_eplb:
+        return None
+    by_layer = {int(runner.layer_id): runner for runner in runners}
+    tables: list[PlacementTable] = []
+    table_of_layer: list[int] = []
+    for layer in routed:
+        runner = by_layer[layer.spec.layer]
+        table = _placement_table(layer.spec.num_experts, runner.expert_map_manager)
+        if table not in tables:
+            tables.append(table)
+        table_of_layer.append(tables.index(table))
+    return Placement(version=0, tables=tables, table_of_layer=table_of_layer)
+
+
+def _placement_table(num_experts: int, manager: Any) -> PlacementTable:
+    """Ask vLLM's own function, for each EP rank, which logical experts it holds."""
+    from vllm.model_executor.layers.fused_moe.expert_map_manager import determine_expert_map
+
+    logical: list[int] = []
+    ep_ranks: list[int] = []
+    for ep_rank in range(manager.ep_size):
+        _, expert_map, _ = determine_expert_map(
+            ep_size=manager.ep_size,
+            ep_rank=ep_rank,
+            global_num_experts=num_experts,
+            expert_placement_strategy=manager.placement_strategy,
+        )
+        held = range(num_experts) if expert_map is None else (expert_map >= 0).nonzero().flatten().tolist()
+        logical.extend(held)
+        ep_ranks.extend([ep_rank] * len(held))
+    return PlacementTable(pack_ids(logical), pack_ids(ep_ranks))

@@ -1,0 +1,58 @@
+"""The worker class for ``vllm serve --worker-cls moescope.capture.worker.RoutingWorker``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from moescope.capture.session import CaptureSession, open_session
+from moescope.capture.vllm_seam import platform_worker
+
+
+class RoutingWorker(platform_worker()):  # type: ignore[misc]
+    """The platform's own worker, which also counts which experts every token of every layer went to.
+
+    Settings come from ``MOESCOPE_*`` variables (see `CaptureSettings`). Only methods that vLLM documents for
+    workers are extended; nothing is patched. Without the service the server runs on, unharmed.
+    """
+
+    _capture: CaptureSession | None = None
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load the model, then bind: before profiling, so that the memory of the counts is profiled too."""
+        super().load_model(*args, **kwargs)
+        self._capture = open_session(self.get_model(), self.vllm_config, self.device, os.environ)
+
+    def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Warm up with the callbacks in place, so that captured graphs contain them; then count."""
+        if self._capture is not None:
+            self._capture.warm_up_begins()
+        result = super().compile_or_warm_up_model(*args, **kwargs)
+        if self._capture is not None:
+            self._capture.serving_begins()
+        return result
+
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run a step between the marks that tell the capturer its true number of tokens."""
+        capture = self._capture
+        if capture is None:
+            return super().execute_model(scheduler_output, *args, **kwargs)
+        num_tokens = int(scheduler_output.total_num_scheduled_tokens)
+        capture.step_begins(num_tokens)
+        try:
+            return super().execute_model(scheduler_output, *args, **kwargs)
+        finally:
+            capture.step_ends(num_tokens)
+
+    def execute_dummy_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a dummy step, which computes no token of any request."""
+        result = super().execute_dummy_batch(*args, **kwargs)
+        if self._capture is not None:
+            self._capture.idle_step()
+        return result
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> Any:
+        """Send what is left, within two seconds, then shut down."""
+        if self._capture is not None:
+            self._capture.close()
+        return super().shutdown(*args, **kwargs)
