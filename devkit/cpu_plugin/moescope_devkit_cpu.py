@@ -1,0 +1,150 @@
+"""What vLLM 0.32 lacks to run data and expert parallelism on CPUs, supplied as a vLLM general plugin.
+
+Test support for moescope's demo and end-to-end tests: no shipped package knows of it, and capture never
+depends on it. Without it, on CPUs:
+
+- ``--data-parallel-size 2`` dies in the first forward pass: MoE layers exchange tokens of unequal numbers
+  between ranks with ``all_gatherv`` and ``reduce_scatterv``, which the CPU communicator does not have;
+- ``--enable-expert-parallel`` dies in the CPU expert kernel, which ignores the expert map and indexes its
+  weights with ids of experts that live on another rank.
+
+Both are mended here for correctness, not for speed. The router and its callbacks, which moescope observes,
+are vLLM's own and untouched.
+
+vLLM calls :func:`install` in each of its processes, possibly more than once in one, and lets its exceptions
+through: installing twice changes nothing, and a version that was never tried is an error, not a guess.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+SUPPORTED_VERSION: Final = "0.32."
+_MARK: Final = "_moescope_devkit"
+
+
+class UnsupportedVllmError(RuntimeError):
+    """This vLLM is not one whose gaps this plugin knows."""
+
+
+def install() -> None:
+    """Mend this process's vLLM, unless it runs on another platform than CPUs or was mended before.
+
+    Raises:
+        UnsupportedVllmError: another version, or its insides are not as expected.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    version = importlib.metadata.version("vllm")
+    if not version.startswith(SUPPORTED_VERSION):
+        raise UnsupportedVllmError(
+            f"the devkit's CPU plugin was tried with vLLM {SUPPORTED_VERSION}*, this is {version}: "
+            f"check what that version still lacks, then raise SUPPORTED_VERSION"
+        )
+    from vllm.distributed.device_communicators.base_device_communicator import DeviceCommunicatorBase
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+
+    add_collectives(CpuCommunicator, DeviceCommunicatorBase)
+    add_expert_map(CPUUnquantizedExperts)
+
+
+def add_collectives(communicator: type[Any], base: type[Any]) -> None:
+    """Give the communicator class ``all_gatherv`` and ``reduce_scatterv``, where it only inherits the base's."""
+    for name, replacement in (("all_gatherv", _all_gatherv), ("reduce_scatterv", _reduce_scatterv)):
+        expected = list(inspect.signature(replacement).parameters)
+        found = list(inspect.signature(getattr(base, name)).parameters)
+        if found != expected:
+            raise UnsupportedVllmError(f"{name} takes {found} in this vLLM, expected {expected}")
+        if name not in vars(communicator):
+            setattr(communicator, name, replacement)
+
+
+def add_expert_map(experts: type[Any]) -> None:
+    """Make the CPU expert kernel's ``apply`` honour its ``expert_map``.
+
+    Ids become ids among this rank's experts. A slot whose expert lives elsewhere goes to local expert 0 with
+    weight 0, which adds nothing: the rank that holds the expert computes it.
+    """
+    original: Callable[..., None] = experts.apply
+    if getattr(original, _MARK, False):
+        return
+    parameters = inspect.signature(original).parameters
+    missing = {"expert_map", "topk_ids", "topk_weights"} - set(parameters)
+    if missing:
+        raise UnsupportedVllmError(f"{experts.__name__}.apply has no {sorted(missing)} in this vLLM")
+
+    @functools.wraps(original)
+    def apply(self: Any, **arguments: Any) -> None:  # vLLM passes all of them by keyword
+        expert_map = arguments["expert_map"]
+        if expert_map is not None:
+            arguments["topk_ids"], arguments["topk_weights"] = to_local_experts(
+                arguments["topk_ids"], arguments["topk_weights"], expert_map
+            )
+        return original(self, **arguments)
+
+    setattr(apply, _MARK, True)
+    experts.apply = apply
+
+
+def to_local_experts(
+    ids: torch.Tensor, weights: torch.Tensor, expert_map: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and weights for this rank's kernel, as new tensors: the router's own stay as they are.
+
+    Args:
+        ids: [tokens, top_k], ids among all experts.
+        weights: [tokens, top_k].
+        expert_map: [experts], id among this rank's experts, or -1.
+    """
+    local = expert_map[ids.long()]
+    elsewhere = local < 0
+    return local.masked_fill(elsewhere, 0).to(ids.dtype), weights.masked_fill(elsewhere, 0)
+
+
+def _all_gatherv(
+    self: Any,
+    input_: torch.Tensor | list[torch.Tensor],
+    dim: int = 0,
+    sizes: list[int] | None = None,
+) -> torch.Tensor | list[torch.Tensor]:
+    """All ranks' tensors, of unequal lengths ``sizes`` along ``dim`` 0, concatenated in the order of ranks."""
+    if dim != 0:
+        raise NotImplementedError(f"all_gatherv along dim {dim}")
+    if isinstance(input_, torch.Tensor):
+        return gather_rows(input_, sizes, self.device_group, self.world_size)
+    return [gather_rows(tensor, sizes, self.device_group, self.world_size) for tensor in input_]
+
+
+def _reduce_scatterv(
+    self: Any, input_: torch.Tensor, dim: int = -1, sizes: list[int] | None = None
+) -> torch.Tensor:
+    """This rank's span, ``sizes[rank]`` long along ``dim``, of the sum of all ranks' tensors."""
+    total = input_.contiguous().clone()
+    dist.all_reduce(total, group=self.device_group)
+    if sizes is None:
+        sizes = [input_.shape[dim] // self.world_size] * self.world_size
+    rank = self.rank_in_group
+    return total.narrow(dim, sum(sizes[:rank]), sizes[rank]).contiguous()
+
+
+def gather_rows(
+    tensor: torch.Tensor, sizes: Sequence[int] | None, group: dist.ProcessGroup, world_size: int
+) -> torch.Tensor:
+    """Concatenate all ranks' rows. Gloo only gathers equal shapes: pad to the longest, then cut by ``sizes``."""
+    sizes = [tensor.shape[0]] * world_size if sizes is None else sizes
+    longest = max(sizes)
+    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
+    padded[: tensor.shape[0]] = tensor
+    gathered = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(gathered, padded, group=group)
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])

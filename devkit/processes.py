@@ -1,0 +1,128 @@
+"""Starting and stopping helper processes so that none is ever left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+# What to send, and how long to wait for all processes to end before the next.
+STOP_STEPS: Final = ((signal.SIGINT, 15.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+
+
+class LeftoverProcessError(RuntimeError):
+    """Processes that are alive even after SIGKILL."""
+
+
+class ProcessGroup:
+    """A command in a process group and session of its own, with its output in a log file.
+
+    A group of its own keeps the terminal's Ctrl-C from reaching it: the owner decides when and in which order
+    things stop. :meth:`stop` ends the command and whatever it started, in bounded time.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(env),
+                start_new_session=True,
+            )
+        self._seen: set[psutil.Process] = set()
+
+    @property
+    def pid(self) -> int:
+        """The command's process id, which is its group's id too."""
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """The command's exit status, None while it runs."""
+        return self._process.poll()
+
+    def alive(self) -> list[psutil.Process]:
+        """The command, its group and its descendants, as far as they run now; zombies don't."""
+        self._look()
+        return sorted((process for process in self._seen if _runs(process)), key=lambda process: process.pid)
+
+    def tail(self, lines: int = 30) -> str:
+        """The log's last lines."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def last_line(self) -> str:
+        """The log's last line that isn't empty, or nothing."""
+        with self.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
+
+    def stop(self, steps: Sequence[tuple[signal.Signals, float]] = STOP_STEPS) -> None:
+        """End everything: politely first, then less so. Does nothing when all has ended.
+
+        Raises:
+            LeftoverProcessError: something outlived SIGKILL.
+        """
+        for number, patience in steps:
+            if not (running := self.alive()):
+                break
+            # The command itself gets the polite signal and ends its children; the others signals go to all.
+            for process in running if number != signal.SIGINT else [p for p in running if p.pid == self.pid]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+            self._wait(patience)
+        if running := self.alive():
+            raise LeftoverProcessError(f"still alive: {[(p.pid, p.name()) for p in running]}")
+        self._process.wait()
+
+    def _wait(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and self.alive():
+            self._process.poll()  # reaps it
+            time.sleep(0.05)
+
+    def _look(self) -> None:
+        """Remember the processes of the group and the descendants: a child that outlives its parent is ours too."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) == self.pid:
+                    self._seen.add(process)
+        for process in list(self._seen):
+            with contextlib.suppress(psutil.Error):
+                self._seen.update(process.children(recursive=True))
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on this port of loopback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs Debian packages that are missing: devkit/setup-debian.sh prometheus chromium
+#
+# Only `make test` and the environment's set-up call it. Quick when nothing is missing; needs apt-get and root
+# (or sudo without a password) otherwise, and says what to install by hand when it has neither.
+set -euo pipefail
+
+say() { printf '[debian] %s\n' "$*"; }
+
+missing=()
+for package in "$@"; do
+    status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$status" = installed ] || missing+=("$package")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+by_hand() {
+    say "error: $1; install these by hand: ${missing[*]}" >&2
+    exit 1
+}
+
+command -v apt-get >/dev/null || by_hand "there is no apt-get here"
+as_root=()
+if [ "$(id -u)" != 0 ]; then
+    sudo -n true 2>/dev/null || by_hand "neither root nor sudo without a password"
+    as_root=(sudo -n)
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@"; }
+
+say "installing ${missing[*]}"
+apt update >"$log" 2>&1 || { tail -n 5 "$log" >&2; say "apt-get update failed, trying with the lists there are"; }
+apt install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1 || {
+    tail -n 20 "$log" >&2
+    by_hand "apt-get could not install them"
+}
+say "installed after ${SECONDS}s"
