@@ -25,6 +25,7 @@ class LayerCallback:
         self.earlier = earlier
 
     def __call__(self, topk_ids: torch.Tensor) -> None:
+        """Take the logical expert ids, integer [n, top_k], of one routing call."""
         if self.earlier is not None:
             self.earlier(topk_ids)
         if self.recorder is not None:

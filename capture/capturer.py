@@ -72,11 +72,11 @@ class RoutingCapturer:
             AssertionError: the batch fits no known row layout, and the settings say so.
         """
         if torch.compiler.is_dynamo_compiling():
-            # A traced callback would become part of the graph once and lose its Python side; an opaque op stays
-            # in it and calls back into `_record_eager` each time.
+            # A traced callback would become part of the graph once and lose its Python side; an opaque op
+            # stays in it and calls back into `_record_eager` each time.
             torch.ops.moescope.record_routing(topk_ids, self.buffers.flat, self._handle, ordinal)
         else:
-            self._record_eager(ordinal, topk_ids)
+            self._record_eager(ordinal, topk_ids, self.buffers.flat)
 
     def disable(self, reason: str) -> None:
         """Stop counting for good: graphs that were captured go on running, with zero valid tokens."""
@@ -85,7 +85,7 @@ class RoutingCapturer:
             self.buffers.num_valid.zero_()
             logger.error("moescope: capture is off for good, the server serves on: %s", reason)
 
-    def _record_eager(self, ordinal: int, topk_ids: torch.Tensor) -> None:
+    def _record_eager(self, ordinal: int, topk_ids: torch.Tensor, flat: torch.Tensor) -> None:
         if self.disabled_reason is not None:
             return
         try:
@@ -96,10 +96,8 @@ class RoutingCapturer:
             self.disable(str(error))
             return
         try:
-            buffers = self.buffers
-            count_rows(
-                topk_ids, span, buffers.num_valid, buffers.counts_of(ordinal), buffers.rows_of(ordinal)
-            )
+            counts, rows = self.buffers.counts_of(ordinal, flat), self.buffers.rows_of(ordinal, flat)
+            count_rows(topk_ids, span, self.buffers.num_valid, counts, rows)
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             self.disable(f"counting failed in layer {self.buffers.layers[ordinal].layer}: {error!r}")
 
@@ -115,7 +113,10 @@ _capturers: weakref.WeakValueDictionary[int, RoutingCapturer] = weakref.WeakValu
 
 @torch.library.custom_op("moescope::record_routing", mutates_args=("flat",))
 def _record_routing(topk_ids: torch.Tensor, flat: torch.Tensor, handle: int, ordinal: int) -> None:
-    """`RoutingCapturer.record` as an op that `torch.compile` doesn't look into; `flat` is what it adds to."""
+    """`RoutingCapturer.record` as an op that `torch.compile` doesn't look into.
+
+    `flat` may be a copy that is written back after the op, so the op adds to it and not to the buffers.
+    """
     capturer = _capturers.get(handle)
     if capturer is not None:
-        capturer._record_eager(ordinal, topk_ids)
+        capturer._record_eager(ordinal, topk_ids, flat)

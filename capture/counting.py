@@ -1,7 +1,8 @@
-"""Counts of slots per (layer, logical expert), kept on the device, and the torch reference that adds to them."""
+"""Counts of slots per (layer, logical expert) on the device, and the torch reference that adds to them."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -26,17 +27,18 @@ class CountBuffers:
         self.num_slots = sum(layer.num_experts for layer in self.layers)
         self.flat = torch.zeros(self.num_slots + len(self.layers), dtype=torch.int64, device=device)
         self.num_valid = torch.zeros(1, dtype=torch.int64, device=device)
-        sizes = [layer.num_experts for layer in self.layers]
-        self._counts = self.flat[: self.num_slots].split(sizes)
-        self._rows = self.flat[self.num_slots :].split(1)
+        ends = list(itertools.accumulate(layer.num_experts for layer in self.layers))
+        self._starts = [end - layer.num_experts for end, layer in zip(ends, self.layers, strict=True)]
 
-    def counts_of(self, ordinal: int) -> torch.Tensor:
-        """Slots per logical expert of the layer ``layers[ordinal]``: int64 [num_experts], a view."""
-        return self._counts[ordinal]
+    def counts_of(self, ordinal: int, flat: torch.Tensor | None = None) -> torch.Tensor:
+        """Slots per logical expert of ``layers[ordinal]``: int64 [num_experts], a view of `flat`."""
+        flat = self.flat if flat is None else flat
+        return flat.narrow(0, self._starts[ordinal], self.layers[ordinal].num_experts)
 
-    def rows_of(self, ordinal: int) -> torch.Tensor:
-        """Tokens counted in the layer ``layers[ordinal]``: int64 [1], a view."""
-        return self._rows[ordinal]
+    def rows_of(self, ordinal: int, flat: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens counted in ``layers[ordinal]``: int64 [1], a view of `flat`."""
+        flat = self.flat if flat is None else flat
+        return flat.narrow(0, self.num_slots + ordinal, 1)
 
 
 def count_rows(
@@ -57,7 +59,12 @@ def count_rows(
         num_valid: int64 [1], the step's true number of tokens; rows at or beyond it are padding.
         counts: int64 [num_experts], added to in place.
         rows: int64 [1], added to in place: the tokens that were not padding.
+
+    Raises:
+        ValueError: the ids have no rows and columns.
     """
+    if topk_ids.dim() != 2:
+        raise ValueError(f"top-k ids must be [n, top_k], got shape {tuple(topk_ids.shape)}")
     if span.count == 0:
         return
     ids = topk_ids[span.start : span.start + span.count].to(torch.int64)

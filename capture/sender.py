@@ -46,7 +46,7 @@ class Transport(Protocol):
 
 
 class FrameSender:
-    """Sends the newest snapshot, again and again until one arrives: totals are cumulative, so only the newest counts.
+    """Sends the newest snapshot until one arrives: totals are cumulative, so only the newest counts.
 
     While nothing new is there it repeats the last one now and then, so that the service knows the producer
     lives. An unreachable service is tried at growing intervals with jitter, so that many workers don't come
@@ -127,7 +127,9 @@ class FrameSender:
             return
         if not self._reachable:
             self._log.log(
-                "recovered", logging.WARNING, "moescope: the service takes snapshots again; no counts were lost"
+                "recovered",
+                logging.WARNING,
+                "moescope: the service takes snapshots again; no counts were lost",
             )
         self._reachable = True
         self._backoff = FIRST_BACKOFF

@@ -25,11 +25,13 @@ logger = logging.getLogger("vllm.moescope")
 class CaptureSession:
     """Capture in one worker, from the loaded model to its shutdown.
 
-    Everything here that vLLM's step calls is guarded: a fault turns capture off and is logged, vLLM serves on.
-    The one exception is the AssertionError of an unknown row layout, which comes out of the routers' callbacks.
+    Everything here that vLLM's step calls is guarded: a fault turns capture off and is logged, vLLM serves
+    on. The exception is the AssertionError of an unknown row layout, which comes out of a router's callback.
     """
 
-    def __init__(self, model: torch.nn.Module, vllm_config: Any, device: torch.device, settings: CaptureSettings):
+    def __init__(
+        self, model: torch.nn.Module, vllm_config: Any, device: torch.device, settings: CaptureSettings
+    ):
         survey = vllm_seam.survey_model(model, vllm_config)
         layers = [layer.spec for layer in survey.routed]
         buffers = CountBuffers(layers, device)

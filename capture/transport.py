@@ -61,7 +61,9 @@ class HttpTransport:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise DeliveryError(
-                f"the service at {self._endpoint} can't be reached: {error!r}", type(error).__name__, permanent=False
+                f"the service at {self._endpoint} can't be reached: {error!r}",
+                type(error).__name__,
+                permanent=False,
             ) from error
         if not 200 <= response.status < 300:
             permanent = 400 <= response.status < 500 and response.status not in (408, 425, 429)

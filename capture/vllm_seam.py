@@ -192,10 +192,14 @@ def _is_capture_source(module: torch.nn.Module) -> bool:
 
 
 def _layer_spec(runner: Any) -> MoeLayer:
-    return MoeLayer(int(runner.layer_id), int(runner.moe_config.num_logical_experts), int(runner.router.top_k))
+    return MoeLayer(
+        int(runner.layer_id), int(runner.moe_config.num_logical_experts), int(runner.router.top_k)
+    )
 
 
-def _read_placement(routed: Sequence[RoutedLayer], runners: Sequence[Any], vllm_config: Any) -> Placement | None:
+def _read_placement(
+    routed: Sequence[RoutedLayer], runners: Sequence[Any], vllm_config: Any
+) -> Placement | None:
     """Where the experts are; None without expert parallelism, and under EPLB, which moves them."""
     parallel = vllm_config.parallel_config
     if not routed or not parallel.enable_expert_parallel or parallel.enable_eplb:

@@ -13,6 +13,7 @@ This module imports neither torch nor vLLM nor FastAPI.
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -226,7 +227,7 @@ def decode_frame(data: bytes) -> Frame:
         if envelope.wire[0] != WIRE_MAJOR:
             raise WireVersionError(envelope.wire[0])
         frame = _frame_decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"not a frame of wire version {WIRE_MAJOR}: {error}") from error
     check_frame(frame)
     return frame
@@ -240,11 +241,13 @@ def check_frame(frame: Frame) -> None:
     """
     _check_ranks(frame.producer)
     layer_ids = [layer.layer for layer in frame.layers]
-    if any(a >= b for a, b in zip(layer_ids, layer_ids[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(layer_ids)):
         raise WireError(f"layers: ids must rise strictly, got {layer_ids}")
     for layer in frame.layers:
         if layer.top_k > layer.num_experts:
-            raise WireError(f"layers: layer {layer.layer} has top_k {layer.top_k} > {layer.num_experts} experts")
+            raise WireError(
+                f"layers: layer {layer.layer} has top_k {layer.top_k} > {layer.num_experts} experts"
+            )
     both = set(layer_ids) & {layer.layer for layer in frame.uncovered}
     if both:
         raise WireError(f"uncovered: layers {sorted(both)} are in layers too")
@@ -283,7 +286,9 @@ def _check_placement(placement: Placement, layers: list[MoeLayer], ep_size: int)
         if index >= len(placement.tables):
             raise WireError(f"placement.table_of_layer: no table {index} among {len(placement.tables)}")
         table = placement.tables[index]
-        if len(table.physical_to_logical) % 2 or len(table.physical_to_logical) != len(table.physical_to_ep_rank):
+        if len(table.physical_to_logical) % 2 or len(table.physical_to_logical) != len(
+            table.physical_to_ep_rank
+        ):
             raise WireError(
                 f"placement.tables[{index}]: {len(table.physical_to_logical)} and "
                 f"{len(table.physical_to_ep_rank)} bytes, expected two uint16 arrays of one length"
@@ -296,4 +301,6 @@ def _check_placement(placement: Placement, layers: list[MoeLayer], ep_size: int)
                 f"logical experts placed at least once, and no other"
             )
         if int(ep_ranks.max()) >= ep_size:
-            raise WireError(f"placement.tables[{index}]: EP rank {int(ep_ranks.max())} is not below ep_size {ep_size}")
+            raise WireError(
+                f"placement.tables[{index}]: EP rank {int(ep_ranks.max())} is not below ep_size {ep_size}"
+            )

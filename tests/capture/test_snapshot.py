@@ -1,0 +1,169 @@
+"""Snapshots: of one moment, at the ends of steps and between them, and none lost."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import torch
+
+from moescope.capture.snapshot import NUM_SLOTS, Snapshot, SnapshotTaker
+
+
+@dataclass
+class FakeTotals:
+    tokens: int = 0
+    steps: int = 0
+    idle_steps: int = 0
+    disabled_reason: str | None = None
+
+
+class Bench:
+    """A taker over two counters that every step raises together, with a clock that the test moves."""
+
+    def __init__(self, interval: float = 1.0) -> None:
+        self.now = 100.0
+        self.totals = FakeTotals()
+        self.flat = torch.zeros(2, dtype=torch.int64)
+        self.taker = SnapshotTaker(self.flat, self.totals, interval, lambda: self.now)
+
+    def begin(self) -> None:
+        self.taker.step_begins()
+
+    def end(self) -> None:
+        self.flat.add_(1)
+        self.totals.tokens += 1
+        self.totals.steps += 1
+        self.taker.step_ends()
+
+    def step(self) -> None:
+        self.begin()
+        self.end()
+
+    def collect(self) -> Snapshot | None:
+        return self.taker.collect()
+
+
+def values(snapshot: Snapshot | None) -> tuple[list[int], int] | None:
+    return None if snapshot is None else (snapshot.flat.tolist(), snapshot.tokens)
+
+
+def test_the_first_snapshot_announces_the_producer_before_any_step() -> None:
+    bench = Bench()
+    assert values(bench.collect()) == ([0, 0], 0)
+    bench.now += 10
+    assert bench.collect() is None
+
+
+def test_a_busy_worker_takes_one_an_interval_at_the_ends_of_steps() -> None:
+    bench = Bench()
+    taken = []
+    for _ in range(10):
+        bench.now += 0.25
+        bench.step()
+        bench.begin()  # the next is under way already: nothing between steps
+        taken.append(values(bench.collect()))
+        bench.end()
+    assert [snapshot[1] for snapshot in taken if snapshot] == [1, 9, 17]
+
+
+def test_what_the_last_step_counted_leaves_while_the_worker_idles() -> None:
+    bench = Bench()
+    bench.step()
+    bench.collect()
+    bench.step()
+    bench.step()
+    assert bench.collect() is None  # not due yet
+    bench.now += 1.5
+    assert values(bench.collect()) == ([3, 3], 3)
+    bench.now += 1.5
+    assert bench.collect() is None
+
+
+def test_flush_does_not_wait_for_the_interval() -> None:
+    bench = Bench(interval=60)
+    bench.step()
+    bench.collect()
+    bench.step()
+    bench.taker.flush()
+    assert values(bench.collect()) == ([2, 2], 2)
+
+
+def test_a_reader_that_does_not_come_puts_snapshots_off_and_loses_no_counts() -> None:
+    bench = Bench(interval=0.1)
+    for _ in range(NUM_SLOTS + 4):
+        bench.now += 1
+        bench.step()
+    assert bench.taker.put_off == 4
+    assert values(bench.collect()) == ([NUM_SLOTS] * 2, NUM_SLOTS)
+    bench.now += 1
+    assert values(bench.collect()) == ([NUM_SLOTS + 4] * 2, NUM_SLOTS + 4)
+
+
+def test_a_snapshot_is_the_readers_own_copy() -> None:
+    bench = Bench()
+    first = bench.collect()
+    for _ in range(5):
+        bench.now += 2
+        bench.step()
+        bench.collect()
+    assert values(first) == ([0, 0], 0)
+
+
+def test_a_copy_that_a_step_overtakes_is_not_read() -> None:
+    bench = Bench()
+    bench.step()
+    bench.collect()
+    bench.step()
+    bench.now += 2
+
+    class StepBeginsMeanwhile(FakeTotals):
+        @property
+        def disabled_reason(self) -> str | None:  # type: ignore[override]
+            bench.begin()
+            bench.flat[0] += 100  # half of the step's counts
+            return None
+
+        @disabled_reason.setter
+        def disabled_reason(self, value: str | None) -> None: ...
+
+    bench.taker._totals = StepBeginsMeanwhile(tokens=2)
+    assert bench.collect() is None
+    bench.taker._totals = bench.totals
+    bench.flat[1] += 100
+    bench.taker.step_ends()
+    bench.now += 2
+    assert values(bench.collect()) == ([102, 102], 2)
+
+
+def test_under_a_racing_reader_every_snapshot_is_of_one_moment() -> None:
+    totals = FakeTotals()
+    flat = torch.zeros(256, dtype=torch.int64)
+    taker = SnapshotTaker(flat, totals, interval=0.0)
+    stop = threading.Event()
+    seen: list[Snapshot] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            snapshot = taker.collect()
+            if snapshot is not None:
+                seen.append(snapshot)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for _ in range(3000):
+        taker.step_begins()
+        flat[:128] += 1
+        flat[128:] += 1
+        totals.tokens += 1
+        taker.step_ends()
+    stop.set()
+    thread.join()
+    taker.flush()
+    for _ in range(2):
+        final = taker.collect()
+        if final is not None:
+            seen.append(final)
+    assert seen[-1].tokens == 3000
+    assert all((snapshot.flat == snapshot.tokens).all() for snapshot in seen)
+    assert [s.tokens for s in seen] == sorted(s.tokens for s in seen)
