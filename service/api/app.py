@@ -1,0 +1,67 @@
+"""The application: a factory, so that tests and servers each have one of their own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CollectorRegistry
+
+from moescope.service.api.balance import balance_router
+from moescope.service.api.histogram import histogram_router
+from moescope.service.api.home import home_router
+from moescope.service.api.ingest import ingest_router
+from moescope.service.api.probes import probes_router
+from moescope.service.api.problems import Problem, install
+from moescope.service.api.ranks import ranks_router
+from moescope.service.metrics.collector import RoutingCollector
+from moescope.service.settings import Settings
+from moescope.service.state import LiveState
+
+_DESCRIPTION: Final = (
+    "Exact telemetry of Mixture-of-Experts routing. A *token* is a row that the model computed for a "
+    "request; a *slot* is one (token, chosen expert) pair. Errors are RFC 9457 problem documents."
+)
+
+
+def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> FastAPI:
+    """A service with a state of its own.
+
+    Args:
+        settings: see :class:`Settings`; host and port are the server's business, not the app's.
+        clock: seconds of Unix time; tests inject one.
+    """
+    state = LiveState(settings, clock)
+    registry = CollectorRegistry()
+    registry.register(RoutingCollector(state, settings))
+    app = FastAPI(title="moescope", version=version("moescope"), description=_DESCRIPTION)
+    install(app)
+    for router in (
+        ingest_router(state, settings),
+        ranks_router(state),
+        histogram_router(state),
+        balance_router(state, settings),
+        probes_router(state, registry),
+        home_router(state, settings),
+    ):
+        app.include_router(router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The schema with the problem document, which no route names as its model, among the components."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        components = schema.setdefault("components", {}).setdefault("schemas", {})
+        components["Problem"] = Problem.model_json_schema()
+        for unused in ("HTTPValidationError", "ValidationError"):
+            components.pop(unused, None)
+        app.openapi_schema = schema
+    return app.openapi_schema

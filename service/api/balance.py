@@ -1,0 +1,92 @@
+"""GET /v1/balance: who is the bottleneck, in which layer, by how much."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from moescope.service import assessment, balance
+from moescope.service.api.models import Balance, Cell, LayerBalance, Measures, Summaries, Summary
+from moescope.service.api.params import (
+    EndParam,
+    LayerParam,
+    ModelParam,
+    ServerParam,
+    StartParam,
+    parse_bounds,
+)
+from moescope.service.api.problems import documented
+from moescope.service.api.windows import pick_layers, read_window, uncovered_out, window_out
+from moescope.service.settings import Settings
+from moescope.service.state import LiveState
+
+MinTokensParam = Annotated[
+    int | None, Query(ge=0, description="Fewer tokens are no sample; the service's setting when absent.")
+]
+
+
+def balance_router(state: LiveState, settings: Settings) -> APIRouter:
+    """The route over ``state``."""
+    router = APIRouter(tags=["queries"])
+
+    @router.get("/v1/balance", responses=documented(400, 404, 422))
+    def get_balance(
+        server: ServerParam = None,
+        model: ModelParam = None,
+        layer: LayerParam = None,
+        start: StartParam = None,
+        end: EndParam = None,
+        min_tokens: MinTokensParam = None,
+    ) -> Balance:
+        """Balance of every layer over EP ranks, DP ranks and experts, and its summary across all layers.
+
+        The summaries cover all layers, also when only some are asked for.
+        """
+        bounds = parse_bounds(start, end, state.now())
+        window = read_window(state, server, model, bounds)
+        gate = settings.min_tokens if min_tokens is None else min_tokens
+        found = assessment.assess(window, gate)
+        return Balance(
+            server=window.server,
+            model=window.model,
+            window=window_out(window, bounds),
+            min_tokens=gate,
+            tokens=window.tokens,
+            dp_ranks=list(found.dp_rank_ids),
+            missing_dp_ranks=window.missing_dp_ranks,
+            dp_tokens=_cell(found.dp_tokens),
+            summary=Summaries(
+                over_ep_ranks=_summary(found.ep_ranks.summary),
+                over_dp_ranks=_summary(found.dp_ranks.summary),
+                over_experts=_summary(found.experts.summary),
+            ),
+            layers=[_layer(found, i) for i in pick_layers(window, layer)],
+            uncovered=uncovered_out(window),
+        )
+
+    return router
+
+
+def _layer(found: assessment.Assessment, i: int) -> LayerBalance:
+    layer = found.window.layers[i]
+    return LayerBalance(
+        layer=layer.shape.layer,
+        tokens=int(layer.rows.sum()),
+        over_ep_ranks=_cell(found.ep_ranks.cells[i]),
+        over_dp_ranks=_cell(found.dp_ranks.cells[i]),
+        over_experts=_cell(found.experts.cells[i]),
+    )
+
+
+def _cell(cell: assessment.Cell) -> Cell:
+    return Cell(
+        loads=None if cell.loads is None else cell.loads.tolist(),
+        measures=None if cell.measures is None else Measures.model_validate(cell.measures),
+        reason=cell.reason,
+    )
+
+
+def _summary(summary: balance.Summary) -> Summary:
+    return Summary(**asdict(summary))

@@ -1,0 +1,125 @@
+"""POST /v1/ingest: frames in."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+
+from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
+
+from moescope.capture.wire import CONTENT_TYPE, WireError, WireVersionError, decode_frame
+from moescope.service.api.models import Receipt
+from moescope.service.api.problems import ProblemError, documented
+from moescope.service.ledger import RefusedError
+from moescope.service.settings import Settings
+from moescope.service.state import LiveState
+
+_log = logging.getLogger(__name__)
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+class _RefusedFrameError(ProblemError):
+    """A refused frame; ``reason`` goes to the metric."""
+
+    def __init__(self, reason: str, status: int, title: str, detail: str, **headers: str) -> None:
+        self.reason = reason
+        super().__init__(status, reason.replace("_", "-"), title, detail, headers)
+
+
+def ingest_router(state: LiveState, settings: Settings) -> APIRouter:
+    """The route that takes frames into ``state``."""
+    router = APIRouter(tags=["ingest"])
+
+    @router.post("/v1/ingest", openapi_extra=_BODY, responses=documented(400, 401, 408, 409, 413, 415, 503))
+    async def ingest(request: Request) -> Receipt:
+        """Take one cumulative frame of a producer: msgpack, as `moescope.capture.wire` defines it.
+
+        Sending a frame twice, late or out of order is harmless.
+        """
+        try:
+            return await _take(request, state, settings)
+        except _RefusedFrameError as error:
+            state.count_refused(error.reason)
+            _log.warning("refused a frame: %s", error)
+            raise
+
+    return router
+
+
+async def _take(request: Request, state: LiveState, settings: Settings) -> Receipt:
+    _check_token(request, settings)
+    _check_content_type(request)
+    body = await _read_body(request, settings)
+    try:
+        frame = decode_frame(body)
+        verdict = state.ingest(frame)
+    except WireVersionError as error:
+        raise _RefusedFrameError("version", 415, "Another wire version", str(error)) from error
+    except WireError as error:
+        raise _RefusedFrameError("malformed", 400, "Not a frame", str(error)) from error
+    except RefusedError as error:
+        status = 503 if error.reason == "too_many_producers" else 409
+        raise _RefusedFrameError(error.reason, status, "The frame can't be counted", str(error)) from error
+    return Receipt(result=verdict.value, epoch=frame.epoch, seq=frame.seq)
+
+
+def _check_token(request: Request, settings: Settings) -> None:
+    if settings.token is None:
+        return
+    given = request.headers.get("authorization", "").encode("latin-1")
+    expected = f"Bearer {settings.token.get_secret_value()}".encode()
+    if not hmac.compare_digest(given, expected):
+        raise _RefusedFrameError(
+            "unauthorized",
+            401,
+            "The token is missing or wrong",
+            "Set MOESCOPE_TOKEN in vLLM's environment to the token of this service.",
+            **{"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _check_content_type(request: Request) -> None:
+    given = request.headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() != CONTENT_TYPE:
+        raise _RefusedFrameError(
+            "content_type", 415, "Wrong content type", f"It is {given or 'absent'!r}: send {CONTENT_TYPE}."
+        )
+
+
+async def _read_body(request: Request, settings: Settings) -> bytes:
+    """The body, read no further than the limit whatever its declared length."""
+    limit = settings.max_body_mib * 1024 * 1024
+    body = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise _RefusedFrameError(
+                        "too_large",
+                        413,
+                        "The body is too large",
+                        f"It is over {limit} bytes: raise max_body_mib if the model is really that large.",
+                        Connection="close",
+                    )
+    except TimeoutError as error:
+        raise _RefusedFrameError(
+            "slow_body",
+            408,
+            "The body came too slowly",
+            f"It took over {settings.body_timeout_s:g} s: send it again.",
+            Connection="close",
+        ) from error
+    except ClientDisconnect as error:
+        raise _RefusedFrameError(
+            "disconnected", 400, "The client went away", "Send the frame again."
+        ) from error
+    return bytes(body)

@@ -1,0 +1,123 @@
+"""Parameters that several routes share: which deployment, which window."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fastapi import Query
+
+from moescope.service.api.problems import ProblemError
+from moescope.service.state import Deployment, LiveState
+
+_SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_RELATIVE: Final = re.compile(r"-(\d+(?:\.\d+)?)([smhd])")
+
+ServerParam = Annotated[str | None, Query(description="vLLM deployment; needed when there are several.")]
+ModelParam = Annotated[str | None, Query(description="Model; needed when there are several.")]
+DpRankParam = Annotated[int | None, Query(ge=0, description="Only the tokens of this DP rank.")]
+LayerParam = Annotated[
+    list[int] | None, Query(description="Only this decoder layer; may be repeated. All when absent.")
+]
+StartParam = Annotated[
+    str | None,
+    Query(
+        description="Begin of the window: Unix seconds, `now`, or relative as `-5m` (s, m, h, d). "
+        "Absent: everything since the producers started.",
+        examples=["-5m"],
+    ),
+]
+EndParam = Annotated[
+    str | None, Query(description="End of the window, written as `start`. Absent: now.", examples=["now"])
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """A requested window, seconds of Unix time; None is unbounded."""
+
+    start: float | None
+    end: float | None
+
+
+def parse_bounds(start: str | None, end: str | None, now: float) -> Bounds:
+    """Parse both ends of a window.
+
+    Raises:
+        ProblemError: one is not an instant, or the window ends before it begins.
+    """
+    bounds = Bounds(_instant("start", start, now), _instant("end", end, now))
+    first, last = bounds.start, now if bounds.end is None else bounds.end
+    if first is not None and first > last:
+        raise ProblemError(
+            400,
+            "bad-window",
+            "The window ends before it begins",
+            f"start is {first - last:g} s after end: swap them, or leave one out.",
+        )
+    return bounds
+
+
+def choose(state: LiveState, server: str | None, model: str | None) -> Deployment:
+    """The one deployment that is meant.
+
+    Raises:
+        ProblemError: none reported yet, none has these names (404), or several do (400).
+    """
+    known = state.deployments()
+    found = [item for item in known if server in (None, item[0]) and model in (None, item[1])]
+    if len(found) == 1:
+        return found[0]
+    listing = ", ".join(f"server={item[0]} model={item[1]}" for item in found or known)
+    if found:
+        raise ProblemError(
+            400,
+            "several-deployments",
+            "Several deployments report",
+            f"Choose one by server and model: {listing}.",
+        )
+    if known:
+        raise ProblemError(404, "no-such-deployment", "No such deployment", f"There are: {listing}.")
+    raise ProblemError(
+        404,
+        "no-deployments",
+        "No deployment has reported yet",
+        "Start vLLM with --worker-cls moescope.capture.worker.RoutingWorker and MOESCOPE_ENDPOINT set to "
+        "this service's address.",
+    )
+
+
+def check_known(kind: str, wanted: list[int], known: list[int]) -> None:
+    """Raise a 404 that lists what there is when something wanted (a layer, a DP rank) isn't known.
+
+    Raises:
+        ProblemError: as said.
+    """
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        slug = f"no-such-{kind.lower().replace(' ', '-')}"
+        raise ProblemError(404, slug, f"No such {kind}", f"There is no {kind} {unknown}; known are {known}.")
+
+
+def _instant(name: str, text: str | None, now: float) -> float | None:
+    if text is None or text == "":
+        return None
+    if text == "now":
+        return now
+    relative = _RELATIVE.fullmatch(text)
+    if relative:
+        return now - float(relative[1]) * _SECONDS[relative[2]]
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise ProblemError(
+            400,
+            "bad-instant",
+            "Not an instant",
+            f"{name} is {text!r}: give Unix seconds (1700000000), now, or a time ago (-90s, -5m, -2h, -1d).",
+        )
+    return value

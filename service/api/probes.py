@@ -1,0 +1,54 @@
+"""Probes and the scrape."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from pydantic import BaseModel
+
+from moescope.service.state import LiveState
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """The service takes frames and answers queries, whether or not someone reports yet."""
+
+    status: Literal["ready"] = "ready"
+    producers: int
+    stale_producers: int
+
+
+def probes_router(state: LiveState, registry: CollectorRegistry) -> APIRouter:
+    """Probes over ``state``, scrape of ``registry``."""
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/healthz")
+    async def healthz() -> Health:
+        """Whether the process answers."""
+        return Health()
+
+    @router.get("/readyz")
+    async def readyz() -> Readiness:
+        """Whether frames are taken and queries answered; that needs no producer."""
+        producers = state.producers()
+        return Readiness(producers=len(producers), stale_producers=sum(item.stale for item in producers))
+
+    @router.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
+    )
+    def metrics(request: Request) -> Response:
+        """Metrics for Prometheus, as text or OpenMetrics by the Accept header."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"content-type": content_type})
+
+    return router

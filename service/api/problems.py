@@ -1,0 +1,109 @@
+"""Errors as RFC 9457 problem documents that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document."""
+
+    type: str = Field(description="Kind of the problem: a URN that programs can tell apart.")
+    title: str = Field(description="The kind in words.")
+    status: int = Field(description="HTTP status.")
+    detail: str = Field(description="What is wrong with this request, and what to do.")
+    instance: str = Field(description="Path of the request.")
+
+
+class ProblemError(Exception):
+    """Ends a request with a problem document.
+
+    ``kind`` is a slug such as ``no-such-layer``; ``detail`` says what is wrong and what to do.
+    """
+
+    def __init__(
+        self, status: int, kind: str, title: str, detail: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.status = status
+        self.kind = kind
+        self.title = title
+        self.detail = detail
+        self.headers = dict(headers or {})
+        super().__init__(f"{title}: {detail}")
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's ``responses`` for the statuses that a route answers with a problem document."""
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: schema}}
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of ``app`` with a problem document."""
+    app.add_exception_handler(ProblemError, _answer_problem)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(Exception, _answer_unexpected)
+
+
+def _respond(
+    request: Request,
+    status: int,
+    kind: str,
+    title: str,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    problem = Problem(
+        type=f"urn:moescope:problem:{kind}",
+        title=title,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+    )
+    return JSONResponse(problem.model_dump(), status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+
+
+async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ProblemError)
+    return _respond(request, error.status, error.kind, error.title, error.detail, error.headers)
+
+
+async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    faults = "; ".join(
+        f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()
+    )
+    detail = f"{faults}. The parameters are described at /docs."
+    return _respond(request, 422, "invalid-parameters", "The parameters are not valid", detail)
+
+
+async def _answer_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    headers = error.headers or {}
+    if error.status_code == 404:
+        detail = f"There is nothing at {request.url.path}; what there is stands at /docs."
+        return _respond(request, 404, "not-found", "No such path", detail, headers)
+    if error.status_code == 405:
+        detail = f"{request.url.path} takes {headers.get('Allow', 'other methods')}, not {request.method}."
+        return _respond(request, 405, "method-not-allowed", "Wrong method", detail, headers)
+    title = HTTPStatus(error.status_code).phrase
+    return _respond(request, error.status_code, "http", title, f"{error.detail}. See /docs.", headers)
+
+
+async def _answer_unexpected(request: Request, _error: Exception) -> JSONResponse:
+    detail = "This is a bug of moescope: please report it with the lines that the service logged."
+    return _respond(request, 500, "internal", "The service failed", detail)

@@ -1,0 +1,97 @@
+"""GET /v1/ranks: who reports, and how well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+
+from fastapi import APIRouter
+
+from moescope.service.api.models import (
+    DeploymentOut,
+    DpRankOut,
+    MismatchOut,
+    ProducerOut,
+    Ranks,
+    Uncovered,
+)
+from moescope.service.api.params import ModelParam, ServerParam
+from moescope.service.api.problems import documented
+from moescope.service.health import mismatches, unseen_layers
+from moescope.service.state import LiveState, ProducerState
+
+
+def ranks_router(state: LiveState) -> APIRouter:
+    """The route over ``state``."""
+    router = APIRouter(tags=["queries"])
+
+    @router.get("/v1/ranks", responses=documented(422))
+    def ranks(server: ServerParam = None, model: ModelParam = None) -> Ranks:
+        """All DP ranks and their producers: state, totals since the start, coverage, conservation."""
+        chosen = [
+            item
+            for item in state.producers()
+            if server in (None, item.latest.producer.server) and model in (None, item.latest.producer.model)
+        ]
+        groups = groupby(chosen, key=lambda item: item.latest.producer.key[:2])
+        return Ranks(deployments=[_deployment(key, list(group)) for key, group in groups])
+
+    return router
+
+
+def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> DeploymentOut:
+    dp_size = max(item.latest.producer.dp_size for item in producers)
+    by_rank = groupby(producers, key=lambda item: item.latest.producer.dp_rank)
+    dp_ranks = [_dp_rank(rank, list(group)) for rank, group in by_rank]
+    return DeploymentOut(
+        server=key[0],
+        model=key[1],
+        dp_size=dp_size,
+        ep_size=max(item.latest.producer.ep_size for item in producers),
+        missing_dp_ranks=sorted(set(range(dp_size)) - {rank.dp_rank for rank in dp_ranks}),
+        dp_ranks=dp_ranks,
+    )
+
+
+def _dp_rank(rank: int, producers: list[ProducerState]) -> DpRankOut:
+    return DpRankOut(
+        dp_rank=rank,
+        tokens=max(item.totals.tokens for item in producers),
+        steps=max(item.totals.steps for item in producers),
+        idle_steps=max(item.totals.idle_steps for item in producers),
+        unseen_layers=unseen_layers(producers),
+        producers=[_producer(item) for item in producers],
+    )
+
+
+def _producer(item: ProducerState) -> ProducerOut:
+    latest, who = item.latest, item.latest.producer
+    return ProducerOut.model_validate(
+        {
+            "tp_rank": who.tp_rank,
+            "pp_rank": who.pp_rank,
+            "ep_rank": who.ep_rank,
+            "host": who.host,
+            "pid": who.pid,
+            "vllm_version": who.vllm_version,
+            "moescope_version": who.moescope_version,
+            "state": item.state,
+            "state_reason": latest.state_reason,
+            "age_seconds": item.age,
+            "epoch": latest.epoch,
+            "seq": latest.seq,
+            "restarts": item.restarts,
+            "placement_version": latest.placement_version,
+            "layers": [layer.layer for layer in latest.counted.layout.layers],
+            "uncovered": [Uncovered(layer=entry.layer, reason=entry.reason) for entry in latest.uncovered],
+            "mismatches": _mismatches(item),
+            "drops": dict(item.totals.drops),
+        }
+    )
+
+
+def _mismatches(item: ProducerState) -> Iterable[MismatchOut]:
+    return [
+        MismatchOut(layer=found.layer, law=found.law, expected=found.expected, got=found.got)
+        for found in mismatches(item.latest)
+    ]

@@ -1,0 +1,54 @@
+"""From a merged window to the parts of answers that several routes share."""
+
+from __future__ import annotations
+
+from moescope.service.api import models
+from moescope.service.api.params import Bounds, check_known, choose
+from moescope.service.state import LiveState
+from moescope.service.window import ModelWindow, merge
+
+
+def read_window(
+    state: LiveState, server: str | None, model: str | None, bounds: Bounds, dp_rank: int | None = None
+) -> ModelWindow:
+    """The merged window of the one deployment that is meant, of one DP rank or of all.
+
+    Raises:
+        ProblemError: it isn't clear which one is meant, or the DP rank isn't known.
+    """
+    spans = state.spans(choose(state, server, model), bounds.start, bounds.end)
+    if dp_rank is not None:
+        known = sorted({item.producer.latest.producer.dp_rank for item in spans})
+        check_known("DP rank", [dp_rank], known)
+        spans = [item for item in spans if item.producer.latest.producer.dp_rank == dp_rank]
+    return merge(spans)
+
+
+def pick_layers(window: ModelWindow, wanted: list[int] | None) -> list[int]:
+    """Indices into ``window.layers`` of the layers wanted, all when none is named.
+
+    Raises:
+        ProblemError: a layer isn't known (an uncovered one is known, and has no index).
+    """
+    index = {layer.shape.layer: i for i, layer in enumerate(window.layers)}
+    if not wanted:
+        return list(index.values())
+    check_known("layer", wanted, sorted({*index, *window.uncovered}))
+    return [index[layer] for layer in sorted(set(wanted)) if layer in index]
+
+
+def window_out(window: ModelWindow, bounds: Bounds) -> models.Window:
+    """What was asked and what was used."""
+    used = window.used
+    return models.Window(
+        start=bounds.start,
+        end=bounds.end,
+        used_start=models.Span(earliest=used.start_earliest, latest=used.start_latest),
+        used_end=models.Span(earliest=used.end_earliest, latest=used.end_latest),
+        truncated=used.truncated,
+    )
+
+
+def uncovered_out(window: ModelWindow) -> list[models.Uncovered]:
+    """Layers that no DP rank can see."""
+    return [models.Uncovered(layer=layer, reason=reason) for layer, reason in window.uncovered.items()]

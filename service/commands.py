@@ -1,0 +1,174 @@
+"""The commands behind ``moescope``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
+from moescope.service.api.app import create_app
+from moescope.service.client import ServiceUnavailableError, get_json
+from moescope.service.logs import set_up_logging
+from moescope.service.server import ListenError, address_of, listen, make_server
+from moescope.service.settings import LogFormat, LogLevel, MetricsLevel, SettingsError, load_settings
+from moescope.service.tables import balance_tables, ranks_table
+
+UrlOption = Annotated[str, typer.Option(help="Address of the running service.")]
+ServerOption = Annotated[str | None, typer.Option(help="vLLM deployment, when there are several.")]
+ModelOption = Annotated[str | None, typer.Option(help="Model, when there are several.")]
+
+_URL = "http://127.0.0.1:9890"
+
+_SERVE_HELP = """Run the side service: frames from vLLM's workers in; /metrics, /v1 and /docs out.
+
+Every flag can also be set in the environment (MOESCOPE_PORT, MOESCOPE_TOKEN, ...) or in a TOML file; a flag
+wins over the environment, which wins over the file.
+
+Examples:
+
+  moescope serve
+
+  MOESCOPE_TOKEN=secret moescope serve --host 0.0.0.0
+
+  moescope serve --config moescope.toml --metrics-level layer_expert
+
+Then start vLLM with it:
+
+  MOESCOPE_ENDPOINT=http://127.0.0.1:9890 vllm serve MODEL --worker-cls moescope.capture.worker.RoutingWorker
+"""
+_RANKS_HELP = """Show who reports: ranks, totals, state, coverage.
+
+Examples:
+
+  moescope ranks
+
+  moescope ranks --url http://gpu-7:9890 --model my-model
+"""
+_BALANCE_HELP = """Show the balance of every layer over EP ranks, DP ranks and experts.
+
+Examples:
+
+  moescope balance
+
+  moescope balance --start=-5m --watch
+"""
+
+
+def command_line() -> typer.Typer:
+    """The application with its commands."""
+    app = typer.Typer(
+        name="moescope",
+        help="Always-on, exact telemetry of Mixture-of-Experts routing for vLLM.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.command(help=_SERVE_HELP)(serve)
+    app.command(help=_RANKS_HELP)(ranks)
+    app.command(help=_BALANCE_HELP)(balance)
+    app.command(help="Print the versions of moescope and of its wire.")(version)
+    return app
+
+
+def serve(
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one [9890].")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond loopback without a token.")
+    ] = None,
+    window_s: Annotated[float | None, typer.Option(help="Window of the gauges, seconds [60].")] = None,
+    min_tokens: Annotated[int | None, typer.Option(help="Fewer tokens are no sample [100].")] = None,
+    stale_after_s: Annotated[float | None, typer.Option(help="Silence that makes stale [15].")] = None,
+    expire_after_s: Annotated[float | None, typer.Option(help="Silence that expires [3600].")] = None,
+    history_mib: Annotated[int | None, typer.Option(help="Memory for the past, MiB [256].")] = None,
+    max_body_mib: Annotated[int | None, typer.Option(help="Largest frame, MiB [32].")] = None,
+    metrics_level: Annotated[MetricsLevel | None, typer.Option(help="Cardinality [layer_rank].")] = None,
+    log_level: Annotated[LogLevel | None, typer.Option(help="Least severe messages to log [info].")] = None,
+    log_format: Annotated[LogFormat | None, typer.Option(help="Format of the log [text].")] = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    flags = {
+        "host": host,
+        "port": port,
+        "insecure": insecure,
+        "window_s": window_s,
+        "min_tokens": min_tokens,
+        "stale_after_s": stale_after_s,
+        "expire_after_s": expire_after_s,
+        "history_mib": history_mib,
+        "max_body_mib": max_body_mib,
+        "metrics_level": metrics_level,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    try:
+        settings = load_settings(config, flags)
+        listener = listen(settings)
+    except (SettingsError, ListenError) as error:
+        raise _failure(str(error)) from None
+    set_up_logging(settings.log_level, settings.log_format)
+    with listener:
+        logging.getLogger(__name__).info("moescope serves at %s", address_of(listener))
+        make_server(create_app(settings)).run(sockets=[listener])
+
+
+def ranks(url: UrlOption = _URL, server: ServerOption = None, model: ModelOption = None) -> None:
+    """Print the ranks of a running service."""
+    _show(lambda: ranks_table(_ask(url, "/v1/ranks", {"server": server, "model": model})), None)
+
+
+def balance(
+    url: UrlOption = _URL,
+    server: ServerOption = None,
+    model: ModelOption = None,
+    start: Annotated[str | None, typer.Option(help="Begin of the window, as -5m; all when absent.")] = None,
+    end: Annotated[str | None, typer.Option(help="End of the window, as -1m; now when absent.")] = None,
+    min_tokens: Annotated[int | None, typer.Option(help="Fewer tokens are no sample.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    interval_s: Annotated[float, typer.Option(min=0.1, help="Time between refreshes, seconds.")] = 1.0,
+) -> None:
+    """Print the balance of a running service, once or until Ctrl-C."""
+    gate = None if min_tokens is None else str(min_tokens)
+    params = {"server": server, "model": model, "start": start, "end": end, "min_tokens": gate}
+    _show(lambda: balance_tables(_ask(url, "/v1/balance", params)), interval_s if watch else None)
+
+
+def version() -> None:
+    """Print the versions."""
+    typer.echo(f"moescope {version_of('moescope')} (wire {WIRE_MAJOR}.{WIRE_MINOR})")
+
+
+def _show(render: Callable[[], RenderableType], interval_s: float | None) -> None:
+    console = Console()
+    if interval_s is None:
+        console.print(render())
+        return
+    try:
+        with Live(render(), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(interval_s)
+                live.update(render(), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def _ask(url: str, path: str, params: dict[str, str | None]) -> dict[str, Any]:
+    try:
+        return get_json(url, path, params)
+    except ServiceUnavailableError as error:
+        raise _failure(str(error)) from None
+
+
+def _failure(message: str) -> typer.Exit:
+    """Print what is wrong; raising the result ends the command with exit code 2."""
+    typer.echo(f"moescope: {message}", err=True)
+    return typer.Exit(2)

@@ -1,0 +1,148 @@
+"""Recent cumulative snapshots in memory, bounded by bytes over all producers.
+
+Over the budget, older snapshots get thinner (every other one in the older half goes) before any past is
+lost; only when nothing can be thinned any more do the oldest ones go. Since snapshots are cumulative,
+thinning costs resolution, never counts. Times are seconds of Unix time on the service's clock.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from moescope.service.totals import Totals, no_totals
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Totals that were true at ``at``."""
+
+    at: float
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The part of one producer's past that answers a window.
+
+    Attributes:
+        delta: what was counted between the two instants.
+        start: when the totals that were subtracted were true; ``end`` likewise for the later ones.
+        truncated: the window began before what is remembered, so that ``start`` is later than asked.
+    """
+
+    delta: Totals
+    start: float
+    end: float
+    truncated: bool
+
+
+class Track:
+    """One producer's snapshots, rising in time; never empty.
+
+    ``birth`` is when its counting began, so when its totals were zero.
+    """
+
+    def __init__(self, birth: float, first: Snapshot) -> None:
+        self.birth = birth
+        self._snapshots = [first]
+        self.nbytes = first.totals.nbytes
+
+    def __len__(self) -> int:
+        return len(self._snapshots)
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Append; a clock that went back does not break the order."""
+        at = max(snapshot.at, self._snapshots[-1].at)
+        self._snapshots.append(Snapshot(at, snapshot.totals))
+        self.nbytes += snapshot.totals.nbytes
+
+    def span(self, start: float | None, end: float | None) -> Span:
+        """The difference of the snapshots nearest at or before the boundaries; None is unbounded."""
+        last = self._snapshots[-1] if end is None else self._at_or_before(end)
+        first = Snapshot(self.birth, self._nothing()) if start is None else self._at_or_before(start)
+        truncated = start is not None and first.at > start and self.birth < start
+        if last.at < first.at:
+            last = first
+        return Span(last.totals.minus(first.totals), first.at, last.at, truncated)
+
+    def thin(self) -> bool:
+        """Drop every other snapshot of the older half, keeping the oldest; False if there are too few."""
+        half = len(self._snapshots) // 2
+        if half < 2:
+            return False
+        self._replace(self._snapshots[:half:2] + self._snapshots[half:])
+        return True
+
+    def drop_oldest(self) -> bool:
+        """Forget the oldest snapshot; False if it is the only one."""
+        if len(self._snapshots) < 2:
+            return False
+        self._replace(self._snapshots[1:])
+        return True
+
+    def _at_or_before(self, instant: float) -> Snapshot:
+        """Nothing before the birth; the oldest snapshot for what was forgotten."""
+        if instant <= self.birth:
+            return Snapshot(self.birth, self._nothing())
+        found = bisect_right(self._snapshots, instant, key=lambda snapshot: snapshot.at)
+        return self._snapshots[max(found - 1, 0)]
+
+    def _nothing(self) -> Totals:
+        return no_totals(self._snapshots[-1].totals.layout)
+
+    def _replace(self, snapshots: list[Snapshot]) -> None:
+        self._snapshots = snapshots
+        self.nbytes = sum(snapshot.totals.nbytes for snapshot in snapshots)
+
+
+class History:
+    """Tracks by producer key, under one budget of bytes."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget = budget_bytes
+        self._tracks: dict[tuple[str, str, int, int, int], Track] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all snapshots."""
+        return sum(track.nbytes for track in self._tracks.values())
+
+    def __len__(self) -> int:
+        return sum(len(track) for track in self._tracks.values())
+
+    def record(self, key: tuple[str, str, int, int, int], birth: float, snapshot: Snapshot) -> None:
+        """Remember a producer's totals.
+
+        Args:
+            key: ``Producer.key``.
+            birth: when the epoch that this snapshot's frame belongs to began; the earliest one counts.
+            snapshot: totals over all epochs.
+        """
+        track = self._tracks.get(key)
+        if track is None:
+            self._tracks[key] = Track(birth, snapshot)
+        else:
+            track.birth = min(track.birth, birth)
+            track.add(snapshot)
+        self._keep_within_budget()
+
+    def forget(self, key: tuple[str, str, int, int, int]) -> None:
+        """Drop a producer's past."""
+        self._tracks.pop(key, None)
+
+    def span(self, key: tuple[str, str, int, int, int], start: float | None, end: float | None) -> Span:
+        """See :meth:`Track.span`.
+
+        Raises:
+            KeyError: nothing was recorded for this producer.
+        """
+        return self._tracks[key].span(start, end)
+
+    def _keep_within_budget(self) -> None:
+        while self.nbytes > self._budget:
+            tracks = list(self._tracks.values())
+            if sum(track.thin() for track in tracks):
+                continue
+            if not sum(track.drop_oldest() for track in tracks):
+                return  # one snapshot each is the totals themselves

@@ -1,0 +1,231 @@
+"""Exact accounting of one producer's cumulative frames.
+
+Invariants:
+- An account's totals are the sum, over the producer's epochs, of the totals of that epoch's frame with the
+  highest ``seq``. Doubled, late, reordered and lost frames and restarts change nothing about that.
+- Slots by EP rank are added when a frame arrives, through the placement which that frame carries: a later
+  rearrangement never rewrites the past.
+- A refused frame leaves no trace in the account.
+- Memory is bounded: the newest ``max_epochs`` epochs are remembered, older ones are only in the sum, and
+  their late frames are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+
+from moescope.capture.wire import Frame, Producer, UncoveredLayer
+from moescope.service.placement import ep_slots_of
+from moescope.service.totals import Layout, Totals, no_totals, totals_of
+
+EXACT: Final = (
+    2**53
+)  # the largest count below which every integer is a double, which is what Prometheus holds
+MAX_EP_CELLS: Final = 1 << 22  # layers x EP ranks of one producer: 32 MiB of float64
+
+
+class Verdict(StrEnum):
+    """What became of a frame that was not refused."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+
+
+class RefusedError(Exception):
+    """A well-formed frame that can't be true, or can't be kept; the message names the field.
+
+    ``reason`` is a short word for a metric's label.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The newest frame of the newest epoch, without its arrays' bytes."""
+
+    producer: Producer
+    epoch: int
+    seq: int
+    captured_at_ns: int
+    state: str
+    state_reason: str
+    uncovered: tuple[UncoveredLayer, ...]
+    placement_version: int | None
+    counted: Totals
+
+    @property
+    def age_at_capture(self) -> float:
+        """Seconds from the start of the epoch to this frame, by the producer's own clock; 0 at least."""
+        return max(0.0, (self.captured_at_ns - self.epoch) / 1e9)
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    seq: int
+    counted: Totals
+
+
+class Account:
+    """The totals of one ``producer.key`` over all its epochs."""
+
+    def __init__(self, max_epochs: int) -> None:
+        self._max_epochs = max_epochs
+        self._epochs: dict[int, _Epoch] = {}
+        self._forgotten_up_to = 0
+        self.totals = no_totals(Layout(()))
+        self.latest: Latest | None = None
+        self._epochs_seen = 0
+        self.generation = 0
+        """Rises when the totals began again from zero, since the model's shape changed."""
+
+    @property
+    def restarts(self) -> int:
+        """Epochs seen, in whatever order, after the first."""
+        return max(0, self._epochs_seen - 1)
+
+    def post(self, frame: Frame) -> Verdict:
+        """Take a checked frame (see ``wire.check_frame``) into account.
+
+        Raises:
+            RefusedError: the frame contradicts an earlier one, is of a forgotten epoch, or can't be kept.
+        """
+        known = self._epochs.get(frame.epoch)
+        if known is None and frame.epoch <= self._forgotten_up_to:
+            raise RefusedError(
+                "epoch_forgotten",
+                f"epoch: {frame.epoch} is older than the {self._max_epochs} epochs that are remembered; "
+                "its totals as last seen stay counted",
+            )
+        if known is not None and frame.seq <= known.seq:
+            return Verdict.DUPLICATE if frame.seq == known.seq else Verdict.STALE
+        counted = totals_of(frame, Layout(frame.layers))
+        _check_exact(counted)
+        _check_growth(frame, counted, known)
+        began_again = self._is_another_model(frame, counted.layout)
+        base = no_totals(counted.layout) if began_again else self.totals
+        totals = base.plus(_placed(frame, counted.minus(known.counted) if known else counted))
+        _check_exact(totals)
+
+        if began_again:
+            self._begin_again(frame.epoch)
+        self.totals = totals
+        self._epochs_seen += known is None
+        self._epochs[frame.epoch] = _Epoch(frame.seq, counted)
+        self._forget_old_epochs()
+        self._keep_latest(frame, counted)
+        return Verdict.ACCEPTED
+
+    def _is_another_model(self, frame: Frame, layout: Layout) -> bool:
+        """Whether a newer epoch has other experts or another top-k in some layer than the totals so far."""
+        conflict = layout.conflict(self.totals.layout)
+        if conflict is None:
+            return False
+        if self.latest is not None and frame.epoch < self.latest.epoch:
+            raise RefusedError(
+                "shape", f"layers: {conflict[0]} of an older epoch, the newer one has {conflict[1]}"
+            )
+        return True
+
+    def _begin_again(self, epoch: int) -> None:
+        self._epochs.clear()
+        self._forgotten_up_to = epoch - 1
+        self.generation += 1
+
+    def _forget_old_epochs(self) -> None:
+        while len(self._epochs) > self._max_epochs:
+            oldest = min(self._epochs)
+            del self._epochs[oldest]
+            self._forgotten_up_to = max(self._forgotten_up_to, oldest)
+
+    def _keep_latest(self, frame: Frame, counted: Totals) -> None:
+        if self.latest is not None and frame.epoch < self.latest.epoch:
+            return
+        self.latest = Latest(
+            producer=frame.producer,
+            epoch=frame.epoch,
+            seq=frame.seq,
+            captured_at_ns=frame.captured_at_ns,
+            state=frame.state,
+            state_reason=frame.state_reason,
+            uncovered=tuple(frame.uncovered),
+            placement_version=None if frame.placement is None else frame.placement.version,
+            counted=counted,
+        )
+
+
+def _placed(frame: Frame, delta: Totals) -> Totals:
+    """The difference, with its slots given to EP ranks, or counted as unplaced."""
+    placement, ep_size = frame.placement, frame.producer.ep_size
+    if ep_size == 1:
+        return delta
+    if placement is None:
+        return replace(delta, unplaced=delta.layout.sums(delta.counts))
+    if ep_size * len(delta.layout.layers) > MAX_EP_CELLS:
+        raise RefusedError(
+            "too_large",
+            f"producer.ep_size: {ep_size} x {len(delta.layout.layers)} layers is above {MAX_EP_CELLS}",
+        )
+    return replace(delta, ep_slots=ep_slots_of(delta, placement, ep_size))
+
+
+def _check_growth(frame: Frame, now: Totals, known: _Epoch | None) -> None:
+    """Within an epoch the layers stay the same and no total shrinks."""
+    if known is None:
+        return
+    before = known.counted
+    if now.layout != before.layout:
+        raise RefusedError(
+            "layers_changed", f"layers: changed within epoch {frame.epoch}; a restart begins a new one"
+        )
+    for name, new, old in (("counts", now.counts, before.counts), ("rows", now.rows, before.rows)):
+        shrunk = np.flatnonzero(new < old)
+        if shrunk.size:
+            at = int(shrunk[0])
+            raise _shrunk(frame, known, f"{name}[{at}]", int(old[at]), int(new[at]))
+    for name, value, previous in (
+        ("tokens", now.tokens, before.tokens),
+        ("steps", now.steps, before.steps),
+        ("idle_steps", now.idle_steps, before.idle_steps),
+        *((f"drops.{key}", now.drops.get(key, 0), value) for key, value in before.drops.items()),
+    ):
+        if value < previous:
+            raise _shrunk(frame, known, name, previous, value)
+
+
+def _shrunk(frame: Frame, known: _Epoch, name: str, old: int, new: int) -> RefusedError:
+    return RefusedError(
+        "shrunk",
+        f"{name}: fell from {old} (seq {known.seq}) to {new} (seq {frame.seq}) within epoch {frame.epoch}; "
+        "totals are cumulative, and a restart begins a new epoch",
+    )
+
+
+def _check_exact(totals: Totals) -> None:
+    """Sums are taken as doubles first, so that the check itself can't overflow."""
+    layers = totals.layout.layers
+    slots = (
+        np.add.reduceat(totals.counts.astype(np.float64), totals.layout.offsets[:-1])
+        if layers
+        else np.zeros(0)
+    )
+    for name, values in (("counts", slots), ("rows", totals.rows.astype(np.float64))):
+        if values.size and float(values.max()) > EXACT:
+            layer = layers[int(np.argmax(values))].layer
+            raise RefusedError(
+                "overflow", f"{name}: layer {layer} has more than 2**53 in all, which can't be true"
+            )
+    for name, value in (
+        ("tokens", totals.tokens),
+        ("steps", totals.steps),
+        ("idle_steps", totals.idle_steps),
+    ):
+        if value > EXACT:
+            raise RefusedError("overflow", f"{name}: {value} is more than 2**53, which can't be true")

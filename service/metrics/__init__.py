@@ -1,0 +1,1 @@
+"""Prometheus metrics: a catalogue that is data, and the collector that fills it."""

@@ -1,0 +1,153 @@
+"""Settings of the service: one typed object, from flags, environment and a TOML file, in this order."""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+
+class MetricsLevel(StrEnum):
+    """How fine-grained ``/metrics`` is; each level includes the ones before."""
+
+    RANK = "rank"
+    LAYER_RANK = "layer_rank"
+    LAYER_EXPERT = "layer_expert"
+
+
+class LogLevel(StrEnum):
+    """Least severe messages that are logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """``text`` for people, ``json`` for collectors: one object a line."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class SettingsError(ValueError):
+    """Settings that can't be used; the message says which and what to do."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. In the environment each name is upper case with ``MOESCOPE_`` before it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MOESCOPE_", env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(9890, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    token: SecretStr | None = Field(None, description="Bearer token that ingest requires.")
+    insecure: bool = Field(False, description="Allow listening beyond loopback without a token.")
+    window_s: float = Field(60.0, gt=0, description="Window of the gauges in /metrics, seconds.")
+    min_tokens: int = Field(
+        100, ge=0, description="Fewer tokens than this in a window are no sample of balance."
+    )
+    stale_after_s: float = Field(15.0, gt=0, description="A producer silent for longer is stale, seconds.")
+    expire_after_s: float = Field(
+        3600.0, gt=0, description="Counters of a rank that is silent for longer leave /metrics, seconds."
+    )
+    history_mib: int = Field(256, ge=1, description="Memory for past snapshots, MiB.")
+    max_body_mib: int = Field(32, ge=1, description="Largest body that ingest takes, MiB.")
+    body_timeout_s: float = Field(
+        10.0, gt=0, description="Longest time that a body may take to arrive, seconds."
+    )
+    max_producers: int = Field(4096, ge=1, description="Most producers (vLLM workers) that are kept.")
+    max_epochs: int = Field(
+        8, ge=1, description="Epochs (starts) of a producer whose late frames still count."
+    )
+    metrics_level: MetricsLevel = Field(MetricsLevel.LAYER_RANK, description="Cardinality of /metrics.")
+    log_level: LogLevel = Field(LogLevel.INFO, description="Least severe messages to log.")
+    log_format: LogFormat = Field(LogFormat.TEXT, description="Format of the log.")
+
+    @model_validator(mode="after")
+    def _refuse_open_ingest(self) -> Self:
+        if self.token is None and not self.insecure and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines and no token is set: set "
+                "MOESCOPE_TOKEN here and in vLLM's environment, or listen on 127.0.0.1, or accept the "
+                "risk with --insecure"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``; names but ``localhost`` count as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """Settings from flags (None means not given), environment, and the TOML file, in this order.
+
+    Raises:
+        SettingsError: the file can't be read, or a value is unknown or not allowed.
+    """
+    from_file = {} if config is None else _read(config)
+    given = {name: value for name, value in flags.items() if value is not None}
+
+    class Sources(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the base class asks for it
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 likewise
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
+
+    try:
+        return Sources(**given)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        with config.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"can't read the settings file {config}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{config} is not valid TOML: {error}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for each bad setting, naming its flag and its variable."""
+    lines = []
+    for item in error.errors(include_url=False, include_input=False):
+        name = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if not name:
+            lines.append(message)
+        elif item["type"] == "extra_forbidden":
+            lines.append(f"{name}: no such setting; there are {', '.join(sorted(Settings.model_fields))}")
+        else:
+            lines.append(
+                f"{name}: {message}; set --{name.replace('_', '-')}, MOESCOPE_{name.upper()} or the file"
+            )
+    return "\n".join(lines)

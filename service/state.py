@@ -1,0 +1,203 @@
+"""The live state: accounts and history of all producers, behind one lock.
+
+What leaves this module is immutable, so that readers compute in their own threads while frames arrive.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from moescope.capture.wire import Frame
+from moescope.service.history import History, Snapshot, Span
+from moescope.service.ledger import Account, Latest, RefusedError, Verdict
+from moescope.service.settings import Settings
+from moescope.service.totals import Layout, Totals
+
+Key = tuple[str, str, int, int, int]
+Deployment = tuple[str, str]
+"""(server, model)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerState:
+    """One producer as of now.
+
+    Attributes:
+        latest: its newest frame.
+        totals: over all its epochs.
+        restarts: epochs after the first.
+        received_at: when its newest frame was accepted, seconds of Unix time on the service's clock.
+        age: seconds since then; ``stale`` and ``expired`` compare it with the settings.
+    """
+
+    latest: Latest
+    totals: Totals
+    restarts: int
+    received_at: float
+    age: float
+    stale: bool
+    expired: bool
+
+    @property
+    def state(self) -> str:
+        """``counting``, ``disabled`` or ``stale``; a producer that fell silent is stale whatever it said."""
+        return "stale" if self.stale else self.latest.state
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerSpan:
+    """One producer and what it counted in a window."""
+
+    producer: ProducerState
+    span: Span
+
+
+@dataclass(slots=True)
+class _Entry:
+    account: Account
+    received_at: float
+
+
+class LiveState:
+    """Takes frames, answers what was counted since when."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[Key, _Entry] = {}
+        self._history = History(settings.history_mib * 1024 * 1024)
+        self._frames: Counter[tuple[str, str]] = Counter()
+
+    def now(self) -> float:
+        """Seconds of Unix time, by the service's clock."""
+        return self._clock()
+
+    def ingest(self, frame: Frame) -> Verdict:
+        """Take a checked frame.
+
+        Raises:
+            RefusedError: see :meth:`Account.post`; also when another deployment under the same name has
+                another shape, or when there are too many producers.
+        """
+        with self._lock:
+            verdict = self._post(frame)
+            self._frames[verdict.value, ""] += 1
+            return verdict
+
+    def count_refused(self, reason: str) -> None:
+        """Count a frame, or a body that should have been one, which was refused."""
+        with self._lock:
+            self._frames["refused", reason] += 1
+
+    def frames(self) -> Mapping[tuple[str, str], int]:
+        """How many frames came, by (result, reason)."""
+        with self._lock:
+            return dict(self._frames)
+
+    def history_size(self) -> tuple[int, int]:
+        """Snapshots remembered, and their bytes."""
+        with self._lock:
+            return len(self._history), self._history.nbytes
+
+    def deployments(self) -> list[Deployment]:
+        """All (server, model), sorted."""
+        with self._lock:
+            return sorted({key[:2] for key in self._entries})
+
+    def producers(self) -> list[ProducerState]:
+        """All producers, sorted by key."""
+        with self._lock:
+            return [self._producer(key) for key in sorted(self._entries)]
+
+    def spans(self, deployment: Deployment, start: float | None, end: float | None) -> list[ProducerSpan]:
+        """What each producer of a deployment counted in [start, end]; None is since the start, until now."""
+        with self._lock:
+            return [
+                ProducerSpan(self._producer(key), self._history.span(key, start, end))
+                for key in sorted(self._entries)
+                if key[:2] == deployment
+            ]
+
+    def _producer(self, key: Key) -> ProducerState:
+        entry = self._entries[key]
+        latest = entry.account.latest
+        assert latest is not None, f"an account without a frame: {key}"
+        age = max(0.0, self._clock() - entry.received_at)
+        return ProducerState(
+            latest=latest,
+            totals=entry.account.totals,
+            restarts=entry.account.restarts,
+            received_at=entry.received_at,
+            age=age,
+            stale=age > self._settings.stale_after_s,
+            expired=age > self._settings.expire_after_s,
+        )
+
+    def _post(self, frame: Frame) -> Verdict:
+        now, key = self._clock(), frame.producer.key
+        entry = self._entries.get(key)
+        account = Account(self._settings.max_epochs) if entry is None else entry.account
+        outgrown = self._conflicting(frame)
+        if entry is None:
+            self._make_room()
+        generation = account.generation
+        verdict = account.post(frame)
+        if verdict is not Verdict.ACCEPTED:
+            return verdict
+        for other in outgrown:
+            self._forget(other)
+        if account.generation != generation:
+            self._history.forget(key)
+        assert account.latest is not None
+        is_newest = frame.epoch == account.latest.epoch
+        self._entries[key] = _Entry(account, now if is_newest or entry is None else entry.received_at)
+        birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
+        self._history.record(key, birth, Snapshot(now, account.totals))
+        return verdict
+
+    def _conflicting(self, frame: Frame) -> list[Key]:
+        """Silent producers of this deployment whose layers have another shape.
+
+        Raises:
+            RefusedError: one of them is not silent.
+        """
+        layout, outgrown = Layout(frame.layers), []
+        for key, entry in self._entries.items():
+            if key[:2] != frame.producer.key[:2] or key == frame.producer.key:
+                continue
+            conflict = layout.conflict(entry.account.totals.layout)
+            if conflict is None:
+                continue
+            if self._clock() - entry.received_at <= self._settings.stale_after_s:
+                raise RefusedError(
+                    "shape",
+                    f"layers: {conflict[0]}, but DP rank {key[2]} of this deployment has {conflict[1]}; "
+                    "give each deployment a server name of its own (MOESCOPE_SERVER in vLLM's environment)",
+                )
+            outgrown.append(key)
+        return outgrown
+
+    def _make_room(self) -> None:
+        """Forget deployments that expired as a whole when there are too many producers.
+
+        Raises:
+            RefusedError: there are too many that live.
+        """
+        if len(self._entries) < self._settings.max_producers:
+            return
+        alive = {key[:2] for key in self._entries if not self._producer(key).expired}
+        for key in [key for key in self._entries if key[:2] not in alive]:
+            self._forget(key)
+        if len(self._entries) >= self._settings.max_producers:
+            raise RefusedError(
+                "too_many_producers",
+                f"producer: there are max_producers ({self._settings.max_producers}) already; raise it",
+            )
+
+    def _forget(self, key: Key) -> None:
+        del self._entries[key]
+        self._history.forget(key)

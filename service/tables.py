@@ -1,0 +1,105 @@
+"""Answers of the API as tables for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def ranks_table(answer: dict[str, Any]) -> RenderableType:
+    """The answer of /v1/ranks."""
+    if not answer["deployments"]:
+        return Text("No producer has reported yet.")
+    table = Table(title="Ranks, totals since the start")
+    for name in ("server", "model"):
+        table.add_column(name, overflow="fold")
+    for name in ("DP", "TP", "PP", "EP", "tokens", "steps", "idle steps"):
+        table.add_column(name, justify="right")
+    for name in ("state", "capture"):
+        table.add_column(name, overflow="fold")
+    for deployment in answer["deployments"]:
+        for rank in deployment["dp_ranks"]:
+            for producer in rank["producers"]:
+                table.add_row(
+                    deployment["server"],
+                    deployment["model"],
+                    *(str(value) for value in (rank["dp_rank"], producer["tp_rank"], producer["pp_rank"])),
+                    str(producer["ep_rank"]),
+                    *(f"{rank[name]:,}" for name in ("tokens", "steps", "idle_steps")),
+                    f"{producer['state']}, {producer['age_seconds']:.0f} s ago",
+                    _capture(rank, producer),
+                )
+    return table
+
+
+def balance_tables(answer: dict[str, Any]) -> RenderableType:
+    """The answer of /v1/balance: a line for each layer, the DP ranks' tokens, the summary."""
+    layers = answer["layers"]
+    loads = [layer["over_ep_ranks"]["loads"] for layer in layers]
+    ep_ranks = max((len(load) for load in loads if load is not None), default=0)
+    table = Table(title=f"{answer['model']} on {answer['server']}: slots by EP rank, imbalance = max / mean")
+    for name in ("layer", "tokens", *(f"EP {rank}" for rank in range(ep_ranks))):
+        table.add_column(name, justify="right")
+    for name in ("over EP", "over DP", "over experts", "dead experts"):
+        table.add_column(name, justify="right")
+    for layer, load in zip(layers, loads, strict=True):
+        slots = [f"{value:,.0f}" for value in load or ()]
+        experts = layer["over_experts"]["measures"]
+        table.add_row(
+            str(layer["layer"]),
+            f"{layer['tokens']:,}",
+            *(slots + ["-"] * (ep_ranks - len(slots))),
+            *(_ratio(layer[axis]) for axis in ("over_ep_ranks", "over_dp_ranks", "over_experts")),
+            "-" if experts is None else str(experts["dead"]),
+        )
+    return Group(table, _dp_line(answer), _summary_line(answer), *_notes(answer))
+
+
+def _ratio(cell: dict[str, Any]) -> str:
+    return "-" if cell["measures"] is None else f"{cell['measures']['imbalance_ratio']:.3f}"
+
+
+def _dp_line(answer: dict[str, Any]) -> Text:
+    loads = answer["dp_tokens"]["loads"] or []
+    ranks = ", ".join(
+        f"DP {rank}: {tokens:,.0f}" for rank, tokens in zip(answer["dp_ranks"], loads, strict=True)
+    )
+    return Text(f"Tokens by DP rank: {ranks or 'none'} (imbalance {_ratio(answer['dp_tokens'])})")
+
+
+def _summary_line(answer: dict[str, Any]) -> Text:
+    summary = answer["summary"]["over_ep_ranks"]
+    if summary["worst"] is None:
+        return Text("Over EP ranks: no sample.")
+    return Text(
+        f"Over EP ranks: worst {summary['worst']:.3f} (layer {summary['worst_layer']}), "
+        f"median {summary['p50']:.3f}, p90 {summary['p90']:.3f}, ratio of sums {summary['ratio_of_sums']:.3f}"
+    )
+
+
+def _notes(answer: dict[str, Any]) -> list[Text]:
+    """Each reason for a missing sample once, and the layers that can't be seen."""
+    reasons = {
+        f"over {name}: {reason}"
+        for layer in answer["layers"]
+        for axis, name in (("over_ep_ranks", "EP"), ("over_dp_ranks", "DP"), ("over_experts", "experts"))
+        if (reason := layer[axis]["reason"]) is not None
+    }
+    uncovered = [f"layer {entry['layer']} can't be seen: {entry['reason']}" for entry in answer["uncovered"]]
+    return [Text(f"- {note}", style="dim") for note in [*sorted(reasons), *uncovered]]
+
+
+def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
+    faults = []
+    if producer["state_reason"]:
+        faults.append(producer["state_reason"])
+    if producer["uncovered"]:
+        faults.append(f"uncovered layers {[entry['layer'] for entry in producer['uncovered']]}")
+    if rank["unseen_layers"]:
+        faults.append(f"unseen layers {rank['unseen_layers']}")
+    if producer["mismatches"]:
+        faults.append(f"mismatched layers {sorted({entry['layer'] for entry in producer['mismatches']})}")
+    return "; ".join(faults) or f"{len(producer['layers'])} layers, exact"

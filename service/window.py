@@ -1,0 +1,219 @@
+"""What a deployment counted in a window: the producers' differences, merged.
+
+A DP rank may have several producers. Each row is counted by exactly one of its TP ranks, so counts and rows
+add up over TP; each PP rank has layers of its own, so layers are joined over PP; tokens and steps are the
+same on all of them, so the largest is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moescope.capture.wire import Int64Array, MoeLayer
+from moescope.service.state import ProducerSpan
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """The instants that the producers' totals were really taken at, seconds of Unix time.
+
+    Producers report one after the other, so there is an earliest and a latest for either boundary.
+    """
+
+    start_earliest: float
+    start_latest: float
+    end_earliest: float
+    end_latest: float
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DpRank:
+    """What one DP rank computed in the window; ``present`` unless all its producers fell silent."""
+
+    rank: int
+    tokens: int
+    steps: int
+    idle_steps: int
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWindow:
+    """One MoE layer in the window.
+
+    Attributes:
+        shape: its id, experts and top-k.
+        dp_ranks: C DP ranks whose tokens were seen here, rising.
+        counts: slots per (DP rank, logical expert), int64 [C, num_experts].
+        rows: tokens seen, int64 [C].
+        ep_slots: slots per EP rank, float64 [R]; only meaningful without ``ep_reason``.
+        unplaced: slots of which the EP rank isn't known.
+        ep_reason: why the load of the EP ranks isn't known, or None.
+        unseen: DP ranks that computed tokens, none of which was seen here, though the layer is covered.
+        uncovered: DP rank to the reason why its tokens can't be seen here.
+    """
+
+    shape: MoeLayer
+    dp_ranks: tuple[int, ...]
+    counts: Int64Array
+    rows: Int64Array
+    ep_slots: FloatArray
+    unplaced: int
+    ep_reason: str | None
+    unseen: tuple[int, ...]
+    uncovered: dict[int, str]
+
+    @property
+    def slots(self) -> Int64Array:
+        """Slots per DP rank, int64 [C]."""
+        return np.asarray(self.counts.sum(axis=1))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """DP ranks with tokens that are not in the counts."""
+        return tuple(sorted({*self.unseen, *self.uncovered} - set(self.dp_ranks)))
+
+    @property
+    def not_seen(self) -> str | None:
+        """Why there are no counts at all, or None."""
+        if self.dp_ranks:
+            return None
+        if self.uncovered:
+            return f"not covered: {next(iter(self.uncovered.values()))}"
+        return f"not seen: DP ranks {list(self.unseen)} computed tokens, the layer's router reported none"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWindow:
+    """A deployment in a window.
+
+    ``dp_size`` and ``ep_size`` are the largest that its producers name; ``uncovered`` the layers that no DP
+    rank can see, with the reason.
+    """
+
+    server: str
+    model: str
+    used: Used
+    dp_size: int
+    ep_size: int
+    dp_ranks: tuple[DpRank, ...]
+    layers: tuple[LayerWindow, ...]
+    uncovered: dict[int, str]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens over all DP ranks."""
+        return sum(rank.tokens for rank in self.dp_ranks)
+
+    @property
+    def missing_dp_ranks(self) -> list[int]:
+        """DP ranks that should exist and never reported."""
+        return sorted(set(range(self.dp_size)) - {rank.rank for rank in self.dp_ranks})
+
+
+def merge(spans: Sequence[ProducerSpan]) -> ModelWindow:
+    """Merge all producers of one deployment; there must be at least one."""
+    by_rank: dict[int, list[ProducerSpan]] = {}
+    for item in spans:
+        by_rank.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
+    dp_ranks = tuple(_dp_rank(rank, by_rank[rank]) for rank in sorted(by_rank))
+    ep_size = max(item.producer.latest.producer.ep_size for item in spans)
+    shapes: dict[int, MoeLayer] = {}
+    for item in spans:
+        shapes.update({layer.layer: layer for layer in item.span.delta.layout.layers})
+    uncovered = {layer.layer: layer.reason for item in spans for layer in item.producer.latest.uncovered}
+    return ModelWindow(
+        server=spans[0].producer.latest.producer.server,
+        model=spans[0].producer.latest.producer.model,
+        used=_used(spans),
+        dp_size=max(item.producer.latest.producer.dp_size for item in spans),
+        ep_size=ep_size,
+        dp_ranks=dp_ranks,
+        layers=tuple(_layer(shapes[layer], dp_ranks, by_rank, ep_size) for layer in sorted(shapes)),
+        uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in shapes},
+    )
+
+
+def _used(spans: Sequence[ProducerSpan]) -> Used:
+    starts, ends = [item.span.start for item in spans], [item.span.end for item in spans]
+    return Used(min(starts), max(starts), min(ends), max(ends), any(item.span.truncated for item in spans))
+
+
+def _dp_rank(rank: int, spans: list[ProducerSpan]) -> DpRank:
+    deltas = [item.span.delta for item in spans]
+    return DpRank(
+        rank=rank,
+        tokens=max(delta.tokens for delta in deltas),
+        steps=max(delta.steps for delta in deltas),
+        idle_steps=max(delta.idle_steps for delta in deltas),
+        present=not all(item.producer.stale for item in spans),
+    )
+
+
+def _layer(
+    shape: MoeLayer, dp_ranks: tuple[DpRank, ...], by_rank: dict[int, list[ProducerSpan]], ep_size: int
+) -> LayerWindow:
+    covering: list[int] = []
+    counts, rows, unseen = [], [], []
+    uncovered: dict[int, str] = {}
+    ep_slots, unplaced = np.zeros(ep_size), 0
+    for dp_rank in dp_ranks:
+        uncovered.update(_reasons(shape.layer, dp_rank, by_rank[dp_rank.rank]))
+        parts = [
+            (item.span.delta, item.span.delta.layout.index[shape.layer])
+            for item in by_rank[dp_rank.rank]
+            if shape.layer in item.span.delta.layout.index
+        ]
+        seen = sum(int(delta.rows[at]) for delta, at in parts)
+        if parts and dp_rank.tokens and not seen and dp_rank.rank not in uncovered:
+            unseen.append(dp_rank.rank)
+        if not parts or (dp_rank.tokens and not seen):
+            continue
+        covering.append(dp_rank.rank)
+        counts.append(np.sum([delta.counts_of(at) for delta, at in parts], axis=0))
+        rows.append(seen)
+        for delta, at in parts:
+            ep_slots = _add(ep_slots, delta.ep_slots[at])
+            unplaced += int(delta.unplaced[at])
+    return LayerWindow(
+        shape=shape,
+        dp_ranks=tuple(covering),
+        counts=np.array(counts, dtype=np.int64).reshape(len(covering), shape.num_experts),
+        rows=np.array(rows, dtype=np.int64),
+        ep_slots=ep_slots,
+        unplaced=unplaced,
+        ep_reason=_ep_reason(ep_size, unplaced),
+        unseen=tuple(unseen),
+        uncovered=uncovered,
+    )
+
+
+def _reasons(layer: int, dp_rank: DpRank, spans: list[ProducerSpan]) -> dict[int, str]:
+    entries = (entry for item in spans for entry in item.producer.latest.uncovered)
+    reason = next((entry.reason for entry in entries if entry.layer == layer), None)
+    return {} if reason is None or not dp_rank.tokens else {dp_rank.rank: reason}
+
+
+def _add(total: FloatArray, part: FloatArray) -> FloatArray:
+    """Sum over EP ranks; ranks past the present size matter only if something went to them."""
+    used = np.flatnonzero(part)
+    length = max(len(total), int(used[-1]) + 1 if used.size else 0)
+    wide = np.zeros(length)
+    wide[: len(total)] = total
+    wide[: min(len(part), length)] += part[:length]
+    return wide
+
+
+def _ep_reason(ep_size: int, unplaced: int) -> str | None:
+    if ep_size == 1:
+        return "ep_size is 1: the experts are not spread over ranks"
+    if unplaced:
+        return f"no placement was known for {unplaced} slots, so it is not known which ranks they went to"
+    return None
