@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 # What to send, and how long to wait for all processes to end before the next.
 STOP_STEPS: Final = ((signal.SIGINT, 15.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
@@ -77,7 +77,7 @@ class ProcessGroup:
         for number, patience in steps:
             if not (running := self.alive()):
                 break
-            # The command itself gets the polite signal and ends its children; the others signals go to all.
+            # The command itself gets the polite signal and ends its children; the other signals go to all.
             for process in running if number != signal.SIGINT else [p for p in running if p.pid == self.pid]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
@@ -93,7 +93,7 @@ class ProcessGroup:
             time.sleep(0.05)
 
     def _look(self) -> None:
-        """Remember the processes of the group and the descendants: a child that outlives its parent is ours too."""
+        """Remember the group and all descendants: a child that outlives its parent is ours too."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
                 if os.getpgid(process.pid) == self.pid:
@@ -105,7 +105,7 @@ class ProcessGroup:
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

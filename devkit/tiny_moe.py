@@ -1,9 +1,9 @@
 """Makes a tiny random Qwen3-MoE checkpoint whose expert load is skewed, differently in each layer.
 
-Real enough for vLLM to serve as it serves the large ones, small enough (a few MB) to load at once on a CPU:
+Real enough for vLLM to serve as it serves the large ones, small enough (8 MB) to load at once on a CPU:
 
-- layer 0 is dense, so that the MoE layers' ids in the model and their ordinals differ, as in many real models;
-- random routers load all experts alike, and Qwen3's have no bias. So all embeddings share one direction, which
+- layer 0 is dense, so that MoE layers' ids in the model differ from their ordinals, as in many real models;
+- random routers load all experts alike, and Qwen3's have no bias. So all embeddings share a direction, which
   the residual stream carries through the layers, and each router's rows lean along it by an amount that falls
   from the layer's hottest expert to its coldest: in effect a bias for each expert;
 - weights are float32 and the output head knows printable characters only: greedy texts are readable, have
@@ -35,7 +35,7 @@ CHAT_TEMPLATE: Final = (
 
 @dataclass(frozen=True)
 class Shape:
-    """The model's sizes; ``lean`` is how far a router's logits fall from its hottest expert to its coldest."""
+    """The model's sizes; ``lean`` is how far router logits fall from the hottest expert to the coldest."""
 
     hidden: int = 128
     layers: int = 5
@@ -83,7 +83,7 @@ def ensure_checkpoint(folder: Path) -> Path:
 
 
 def byte_vocabulary() -> dict[str, int]:
-    """Token to id: the 256 bytes in their own order, written as byte-level BPE writes them, then end of text."""
+    """Token to id: the 256 bytes in order, spelt as byte-level BPE spells them, then end of text."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (byte for byte in range(256) if byte not in printable)
     characters = {byte: chr(byte) for byte in printable}
@@ -184,9 +184,7 @@ def _router(shape: Shape, layer: int, common: torch.Tensor, random: _Random) -> 
     length = (shape.hidden / 2) ** 0.5
     place = (torch.arange(shape.experts) - shape.hottest_expert(layer)) % shape.experts
     lean = -shape.lean * place / (shape.experts - 1)
-    across = random.linear(shape.experts, shape.hidden)
-    across -= (across @ common)[:, None] * common
-    return across + lean[:, None] * common / length
+    return _across(random.linear(shape.experts, shape.hidden), common) + lean[:, None] * common / length
 
 
 def _attention(prefix: str, shape: Shape, random: _Random) -> Iterator[tuple[str, torch.Tensor]]:
@@ -206,9 +204,13 @@ def _mlp(prefix: str, hidden: int, width: int, random: _Random) -> Iterator[tupl
 def _head(shape: Shape, vocabulary: dict[str, int], common: torch.Tensor, random: _Random) -> torch.Tensor:
     """Random rows across the common direction for printable bytes; zeros, so never the best, for the rest."""
     head = torch.zeros(len(vocabulary), shape.hidden)
-    rows = random.linear(len(PRINTABLE), shape.hidden, gain=3.0)
-    head[list(PRINTABLE)] = rows - (rows @ common)[:, None] * common
+    head[list(PRINTABLE)] = _across(random.linear(len(PRINTABLE), shape.hidden, gain=3.0), common)
     return head
+
+
+def _across(rows: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """The rows without their part along a unit vector."""
+    return rows - torch.outer(rows @ direction, direction)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -17,13 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from devkit.processes import ProcessGroup, free_port
 
 MODEL_NAME: Final = "tiny-moe"
 
-# vLLM's log lines start with level, date and place: "(EngineCore_DP0 pid=7) INFO 11-24 02:31:01 [core.py:77] text".
 ENVIRONMENT: Final[Mapping[str, str]] = {
     # Nothing is fetched and nothing reported.
     "HF_HUB_OFFLINE": "1",
@@ -32,6 +31,9 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     # One thread a rank: with more, the ranks of a tiny model only spin against each other on few cores.
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # The engine runs its worker in its own process (with `--distributed-executor-backend uni`), as it does on
+    # one GPU a rank; on CPUs it would start another process, which takes longer and spins while it waits.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # The compile cache's key is the same with and without capture.
     "VLLM_DISABLE_COMPILE_CACHE": "1",
 }
@@ -70,6 +72,9 @@ class VllmOptions:
             "--host": "127.0.0.1",
             "--port": str(port),
             "--data-parallel-size": str(self.data_parallel_size),
+            "--api-server-count": "1",
+            "--distributed-executor-backend": "uni",
+            "--dtype": "float32",
             "--max-model-len": str(self.max_model_len),
             "--max-num-seqs": str(self.max_num_seqs),
             "--kv-cache-memory-bytes": str(self.kv_cache_bytes),
@@ -85,6 +90,7 @@ class VllmOptions:
             str(self.model),
             *(part for pair in arguments.items() for part in pair),
             "--enforce-eager",
+            "--disable-uvicorn-access-log",
             "--enable-prefix-caching" if self.prefix_caching else "--no-enable-prefix-caching",
             *(["--enable-expert-parallel"] if self.expert_parallel else []),
             *self.extra_args,
@@ -93,7 +99,7 @@ class VllmOptions:
     def environment(self) -> dict[str, str]:
         """The server's environment variables."""
         inherited = dict(os.environ)
-        # vLLM's thousands of modules are imported by several processes: without cached bytecode a start is twice as long.
+        # Without cached bytecode the import of vLLM's thousands of modules takes three times as long.
         inherited.pop("PYTHONDONTWRITEBYTECODE", None)
         return {**inherited, **ENVIRONMENT, **self.env}
 
