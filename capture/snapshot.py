@@ -46,7 +46,7 @@ class _Slot:
         self.on_device = like.device.type != "cpu"
         self.staging = torch.empty_like(like) if self.on_device else None
         self.host = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=self.on_device)
-        self.event = torch.cuda.Event() if self.on_device else None
+        self.event = torch.cuda.Event() if self.on_device else None  # type: ignore[no-untyped-call]
         self.tokens = 0
         self.steps = 0
         self.idle_steps = 0
@@ -56,7 +56,7 @@ class _Slot:
         self.torn = False
 
     def arrived(self) -> bool:
-        return self.event is None or self.event.query()
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
 
 
 class SnapshotTaker:
@@ -90,7 +90,9 @@ class SnapshotTaker:
         self._steps_ended = 0
         self._taken_after_step = -1  # so that the first snapshot, of nothing, announces the producer
         self._stream: torch.cuda.Stream | None = None
-        self._side = torch.cuda.Stream(flat.device) if flat.device.type == "cuda" else None
+        self._side: torch.cuda.Stream | None = None
+        if flat.device.type == "cuda":
+            self._side = torch.cuda.Stream(flat.device)  # type: ignore[no-untyped-call]
 
     def step_begins(self) -> None:
         """A step is about to be enqueued."""

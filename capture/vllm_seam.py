@@ -56,7 +56,17 @@ class StepRows(NamedTuple):
 
 def vllm_version() -> str:
     """The installed vLLM's version, such as ``0.32.0+cpu``."""
-    return importlib.metadata.version("vllm")
+    from vllm.version import __version__
+
+    return str(__version__)
+
+
+def moescope_version() -> str:
+    """The installed moescope's version; empty when it runs from a source tree that isn't installed."""
+    try:
+        return importlib.metadata.version("moescope")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def seam_row(version: str) -> SeamRow | None:
@@ -114,7 +124,7 @@ def read_producer(vllm_config: Any, server: str) -> Producer:
         host=socket.gethostname(),
         pid=os.getpid(),
         vllm_version=vllm_version(),
-        moescope_version=importlib.metadata.version("moescope"),
+        moescope_version=moescope_version(),
     )
 
 
@@ -148,7 +158,8 @@ def survey_model(model: torch.nn.Module, vllm_config: Any) -> MoeSurvey:
             elif reason is not None:
                 uncovered[layer] = reason
         elif _is_capture_source(module):
-            uncovered[int(module.layer_id)] = f"{type(module).__name__} routes by itself, outside a router"
+            source: Any = module
+            uncovered[int(source.layer_id)] = f"{type(module).__name__} routes by itself, outside a router"
     covered = tuple(routed[layer] for layer in sorted(routed))
     return MoeSurvey(
         routed=covered,
