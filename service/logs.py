@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from moescope.service.settings import LogFormat, LogLevel
@@ -24,6 +25,24 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+class Throttle:
+    """Lets a message of each kind through once in ``period_s`` seconds, so that no error floods the log."""
+
+    def __init__(self, clock: Callable[[], float], period_s: float = 60.0) -> None:
+        self._clock = clock
+        self._period = period_s
+        self._last: dict[str, float] = {}
+
+    def allows(self, kind: str) -> bool:
+        """Whether a message of this kind may be logged now; if so, the period begins again."""
+        now = self._clock()
+        last = self._last.get(kind)
+        if last is not None and now - last < self._period:
+            return False
+        self._last[kind] = now
+        return True
 
 
 def set_up_logging(level: LogLevel, style: LogFormat) -> None:

@@ -10,28 +10,27 @@ from rich.text import Text
 
 
 def ranks_table(answer: dict[str, Any]) -> RenderableType:
-    """The answer of /v1/ranks."""
+    """The answer of /v1/ranks: a table for each deployment, a line for each producer."""
     if not answer["deployments"]:
         return Text("No producer has reported yet.")
-    table = Table(title="Ranks, totals since the start")
-    for name in ("server", "model"):
-        table.add_column(name, overflow="fold")
-    for name in ("DP", "TP", "PP", "EP", "tokens", "steps", "idle steps"):
+    return Group(*(_deployment_table(deployment) for deployment in answer["deployments"]))
+
+
+def _deployment_table(deployment: dict[str, Any]) -> Table:
+    table = Table(title=f"{deployment['model']} on {deployment['server']}: totals since the start")
+    for name in ("DP", "TP", "PP", "EP", "tokens", "steps", "idle"):
         table.add_column(name, justify="right")
     for name in ("state", "capture"):
         table.add_column(name, overflow="fold")
-    for deployment in answer["deployments"]:
-        for rank in deployment["dp_ranks"]:
-            for producer in rank["producers"]:
-                table.add_row(
-                    deployment["server"],
-                    deployment["model"],
-                    *(str(value) for value in (rank["dp_rank"], producer["tp_rank"], producer["pp_rank"])),
-                    str(producer["ep_rank"]),
-                    *(f"{rank[name]:,}" for name in ("tokens", "steps", "idle_steps")),
-                    f"{producer['state']}, {producer['age_seconds']:.0f} s ago",
-                    _capture(rank, producer),
-                )
+    for rank in deployment["dp_ranks"]:
+        for producer in rank["producers"]:
+            table.add_row(
+                str(rank["dp_rank"]),
+                *(str(producer[name]) for name in ("tp_rank", "pp_rank", "ep_rank")),
+                *(f"{rank[name]:,}" for name in ("tokens", "steps", "idle_steps")),
+                f"{producer['state']}, {producer['age_seconds']:.0f} s ago",
+                _capture(rank, producer),
+            )
     return table
 
 

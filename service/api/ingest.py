@@ -13,6 +13,7 @@ from moescope.capture.wire import CONTENT_TYPE, WireError, WireVersionError, dec
 from moescope.service.api.models import Receipt
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.ledger import RefusedError
+from moescope.service.logs import Throttle
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
 
@@ -37,6 +38,7 @@ class _RefusedFrameError(ProblemError):
 def ingest_router(state: LiveState, settings: Settings) -> APIRouter:
     """The route that takes frames into ``state``."""
     router = APIRouter(tags=["ingest"])
+    throttle = Throttle(state.now)
 
     @router.post("/v1/ingest", openapi_extra=_BODY, responses=documented(400, 401, 408, 409, 413, 415, 503))
     async def ingest(request: Request) -> Receipt:
@@ -48,7 +50,8 @@ def ingest_router(state: LiveState, settings: Settings) -> APIRouter:
             return await _take(request, state, settings)
         except _RefusedFrameError as error:
             state.count_refused(error.reason)
-            _log.warning("refused a frame: %s", error)
+            if throttle.allows(error.reason):
+                _log.warning("refused a frame (logged once a minute): %s", error)
             raise
 
     return router

@@ -1,0 +1,101 @@
+"""A real service in a thread, with a clock that tests turn."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from moescope.capture import wire
+from moescope.service.api.app import create_app
+from moescope.service.server import address_of, listen, make_server
+from moescope.service.settings import Settings
+
+
+@dataclass
+class Clock:
+    """Unix time that passes only when told to."""
+
+    now: float = 1_700_000_100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Service:
+    """A running service and a client of it."""
+
+    url: str
+    clock: Clock
+    client: httpx.Client = field(repr=False)
+
+    def push(self, frame: wire.Frame, **headers: str) -> httpx.Response:
+        return self.push_bytes(wire.encode_frame(frame), **headers)
+
+    def push_bytes(self, body: bytes, **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.post(
+            "/v1/ingest", content=body, headers={"content-type": wire.CONTENT_TYPE, **named}
+        )
+
+    def get(self, path: str, **params: Any) -> dict[str, Any]:
+        response = self.client.get(path, params=params)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("MOESCOPE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def start_service(clock: Clock) -> Iterator[Callable[..., Service]]:
+    """Start services with given settings; they end with the test."""
+    ends: list[Callable[[], None]] = []
+
+    def start(use_clock: Callable[[], float] = clock, **settings: Any) -> Service:
+        chosen = Settings(port=0, **settings)
+        listener = listen(chosen)
+        server = make_server(create_app(chosen, use_clock))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        client = httpx.Client(base_url=address_of(listener), timeout=10)
+
+        def end() -> None:
+            client.close()
+            server.should_exit = True
+            thread.join(10)
+            listener.close()
+            assert not thread.is_alive()
+
+        ends.append(end)
+        deadline = time.monotonic() + 10
+        while not server.started:
+            assert time.monotonic() < deadline, "the service did not start"
+            time.sleep(0.005)
+        return Service(address_of(listener), clock, client)
+
+    yield start
+    for end in ends:
+        end()
+
+
+@pytest.fixture
+def service(start_service: Callable[..., Service]) -> Service:
+    """A service with default settings, but no minimum of tokens."""
+    return start_service(min_tokens=1)

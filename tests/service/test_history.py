@@ -1,0 +1,82 @@
+"""Windows over remembered snapshots, and the bound on memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from moescope.service.history import History, Snapshot, Track
+from moescope.service.totals import Layout, Totals, totals_of
+from tests.service.frames import frame
+
+KEY = ("prod", "tiny", 0, 0, 0)
+
+
+def _at(tokens: int) -> Totals:
+    made = frame({0: [2 * tokens, 0]})
+    return totals_of(made, Layout(made.layers))
+
+
+@pytest.fixture
+def track() -> Track:
+    """Born at 100; the first frame at 110, then one every ten seconds, one token a second."""
+    track = Track(100.0, Snapshot(110.0, _at(10)))
+    for at in range(120, 200, 10):
+        track.add(Snapshot(float(at), _at(at - 100)))
+    return track
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "tokens", "used", "truncated"),
+    [
+        (None, None, 90, (100, 190), False),  # everything
+        (50.0, None, 90, (100, 190), False),  # before the birth there was nothing
+        (120.0, 150.0, 30, (120, 150), False),
+        (125.0, 159.9, 30, (120, 150), False),  # nearest at or before
+        (105.0, 150.0, 40, (110, 150), True),  # between birth and first frame nothing is known
+        (195.0, None, 0, (190, 190), False),
+        (50.0, 90.0, 0, (100, 100), False),
+    ],
+)
+def test_a_window_is_the_difference_of_the_snapshots_at_or_before_its_ends(
+    track: Track, start: float | None, end: float | None, tokens: int, used: tuple[int, int], truncated: bool
+) -> None:
+    span = track.span(start, end)
+    assert (span.delta.tokens, (span.start, span.end), span.truncated) == (tokens, used, truncated)
+    assert span.delta.counts.tolist() == [2 * tokens, 0]
+
+
+def test_thinning_keeps_the_ends_and_the_newer_half(track: Track) -> None:
+    assert track.thin()
+    assert track.span(None, None).delta.tokens == 90
+    assert track.span(150.0, None).delta.tokens == 40
+    assert track.span(125.0, None).start == 110.0
+
+
+def test_the_budget_holds_and_totals_stay_right() -> None:
+    history = History(budget_bytes=20_000)
+    for at in range(1, 500):
+        history.record(KEY, 0.0, Snapshot(float(at), _at(at)))
+        assert history.nbytes <= 20_000
+    assert len(history) > 5
+    assert history.span(KEY, None, None).delta.tokens == 499
+    old = history.span(KEY, 100.0, None)
+    assert old.delta.tokens == 499 - old.start
+    recent = history.span(KEY, 490.0, None)
+    assert recent.start == 490.0
+
+
+def test_when_nothing_can_be_thinned_the_oldest_go_and_the_answer_says_so() -> None:
+    history = History(budget_bytes=_at(1).nbytes * 2)
+    for at in range(10, 20):
+        history.record(KEY, 0.0, Snapshot(float(at), _at(at)))
+    span = history.span(KEY, 11.0, None)
+    assert span.truncated
+    assert span.start > 11.0
+    assert span.delta.tokens == 19 - span.start
+
+
+def test_a_clock_that_goes_back_does_not_break_the_order() -> None:
+    track = Track(0.0, Snapshot(10.0, _at(1)))
+    track.add(Snapshot(5.0, _at(2)))
+    assert track.span(10.0, None).delta.tokens == 0
+    assert track.span(None, None).delta.tokens == 2
