@@ -1,0 +1,53 @@
+# moescope's doors for people who work on it. `make` alone explains them.
+#
+# Needs Linux, make and Python 3.11 or newer; everything else goes into .venv (see devkit/setup-env.sh).
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help env demo test packages lint types tests format clean
+
+# vLLM's modules are imported by every process of every test; cached bytecode makes that three times as fast.
+unexport PYTHONDONTWRITEBYTECODE
+
+BIN := .venv/bin
+ARGS ?=
+PACKAGES := moescope.capture moescope.service moescope.dashboards
+# Debian packages that the end-to-end tests drive.
+DEBIAN := prometheus chromium
+
+# $(call stage,name,command): runs the command between its name and its time.
+stage = @echo "== $(1)"; start=$$SECONDS; $(2); status=$$?; echo "== $(1): $$((SECONDS - start)) s"; exit $$status
+
+help:  ## this text
+	@echo "make <target> [ARGS='...']"; echo
+	@sed -n 's/^\([a-z]*\):.*##/  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo; echo "examples:"
+	@echo "  make demo ARGS='--requests 50 --exit'    a demo that ends by itself; --help lists its flags"
+	@echo "  make tests ARGS='-m \"not e2e\" -x'        only the quick tests, up to the first failure"
+
+env:  ## create or update .venv
+	@devkit/setup-env.sh
+
+demo: env  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--help)
+	@$(BIN)/python -m devkit.demo $(ARGS)
+
+test: env packages lint types tests  ## everything that must pass before a commit
+
+packages:  ## Debian packages that the tests drive
+	$(call stage,packages,devkit/setup-debian.sh $(DEBIAN))
+
+lint: env  ## ruff: rules and format
+	$(call stage,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
+
+types: env  ## mypy, strict, on an installed copy (it can't follow the editable install)
+	$(call stage,types,devkit/check-types.sh $(PACKAGES))
+
+tests: env  ## pytest (ARGS: its arguments)
+	$(call stage,tests,$(BIN)/python -m pytest $(ARGS))
+
+format: env  ## rewrite the code in its format, with the fixes that ruff can make
+	@$(BIN)/ruff check --fix-only -q .; $(BIN)/ruff format .
+
+clean:  ## remove what these targets made, .venv too
+	rm -rf .venv .kit .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -o -name '*.egg-info' -not -path './.git/*' | xargs rm -rf

@@ -57,10 +57,6 @@ class ProcessGroup:
         self._look()
         return sorted((process for process in self._seen if _runs(process)), key=lambda process: process.pid)
 
-    def tail(self, lines: int = 30) -> str:
-        """The log's last lines."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
-
     def last_line(self) -> str:
         """The log's last line that isn't empty, or nothing."""
         with self.log.open("rb") as file:
@@ -108,6 +104,11 @@ def _runs(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def tail(log: Path, lines: int = 30) -> str:
+    """The log's last lines."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def free_port() -> int:

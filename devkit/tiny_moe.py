@@ -210,7 +210,8 @@ def _head(shape: Shape, vocabulary: dict[str, int], common: torch.Tensor, random
 
 def _across(rows: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     """The rows without their part along a unit vector."""
-    return rows - torch.outer(rows @ direction, direction)
+    result: torch.Tensor = rows - torch.outer(rows @ direction, direction)
+    return result
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ with VllmServer(VllmOptions(model=folder, data_parallel_size=2, expert_parallel=
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -19,7 +20,7 @@ from typing import Final, Self
 
 import psutil  # type: ignore[import-untyped]
 
-from devkit.processes import ProcessGroup, free_port
+from devkit.processes import ProcessGroup, free_port, tail
 
 MODEL_NAME: Final = "tiny-moe"
 
@@ -61,6 +62,7 @@ class VllmOptions:
     max_model_len: int = 2048
     max_num_seqs: int = 32
     kv_cache_bytes: int = 64 << 20
+    block_size: int = 32
     seed: int = 0
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class VllmOptions:
             "--dtype": "float32",
             "--max-model-len": str(self.max_model_len),
             "--max-num-seqs": str(self.max_num_seqs),
+            "--block-size": str(self.block_size),
             "--kv-cache-memory-bytes": str(self.kv_cache_bytes),
             "--seed": str(self.seed),
         }
@@ -110,6 +113,11 @@ class Progress:
 
     seconds: float
     line: str
+
+    @property
+    def text(self) -> str:
+        """The line's message, without the process, level, time and place that vLLM puts before it."""
+        return re.sub(r"^(\(\S+ pid=\d+\) *)?(\w+ \d\d-\d\d [\d:]+ \[\S+\] *)?", "", self.line)
 
 
 class VllmServer:
@@ -169,8 +177,8 @@ class VllmServer:
     def stop(self) -> None:
         """End every process of the server; nothing to do when it isn't running."""
         if self._group is not None:
-            group, self._group = self._group, None
-            group.stop()
+            self._group.stop()
+            self._group = None
 
     def processes(self) -> list[psutil.Process]:
         """The server's processes that run now."""
@@ -182,7 +190,7 @@ class VllmServer:
 
     def log_tail(self, lines: int = 30) -> str:
         """The log's last lines."""
-        return self._group.tail(lines) if self._group else self.log.read_text(errors="replace")
+        return tail(self.log, lines)
 
     def _wait_until_ready(self, group: ProcessGroup) -> None:
         begin = time.monotonic()
@@ -209,4 +217,4 @@ class VllmServer:
 
     @staticmethod
     def _where(group: ProcessGroup) -> str:
-        return f"its log, {group.log}, ends with:\n{group.tail()}"
+        return f"its log, {group.log}, ends with:\n{tail(group.log)}"

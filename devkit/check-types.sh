@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Checks types: devkit/check-types.sh moescope.capture ...
+#
+# mypy follows neither the editable install's mapping of folders to packages nor finds `moescope` in the folders'
+# names, so the packages are checked in a copy installed aside; the devkit where it lies.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+copy=build/types
+uv=uv
+uv --version >/dev/null 2>&1 || uv=.kit/uv
+
+rm -rf "$copy" build/lib build/bdist.*
+"$uv" pip install -q --python .venv/bin/python --target "$copy" --no-deps --reinstall-package moescope .
+packages=()
+for package in "$@"; do packages+=(-p "$package"); done
+
+config=$PWD/pyproject.toml
+mypy=$PWD/.venv/bin/mypy
+(cd "$copy" && MYPYPATH=. "$mypy" --config-file "$config" --cache-dir "$OLDPWD/.mypy_cache" --namespace-packages \
+    --explicit-package-bases --python-executable "$OLDPWD/.venv/bin/python" "${packages[@]}")
+"$mypy" devkit/*.py devkit/cpu_plugin/*.py
