@@ -1,0 +1,230 @@
+"""The exposition: every family, read back by Prometheus' own parsers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from moescope.capture import wire
+from moescope.service.metrics.catalogue import CATALOGUE, shown
+from moescope.service.metrics.collector import RoutingCollector
+from moescope.service.metrics.parts import Group
+from moescope.service.settings import MetricsLevel, Settings
+from moescope.service.state import LiveState
+from tests.service.conftest import Clock, Service
+from tests.service.frames import EPOCH, frame, halves, producer
+
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def _rank(dp_rank: int) -> wire.Producer:
+    return producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2)
+
+
+def _push_both(service: Service, scale: int = 1, seq: int = 1) -> None:
+    for dp_rank in (0, 1):
+        counts = {0: [100 * scale, 100 * scale, 60 * scale, 40 * scale], 3: [150 * scale, 0, 50 * scale, 0]}
+        made = frame(
+            counts,
+            who=_rank(dp_rank),
+            seq=seq,
+            rows=[150 * scale, 100 * scale],
+            placement=halves(4, 2, version=4),
+            uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
+            idle_steps=7,
+            drops={"late": 2},
+        )
+        assert service.push(made).status_code == 200
+
+
+def _series(service: Service, accept: str = "text/plain") -> Series:
+    response = service.client.get("/metrics", headers={"accept": accept})
+    parse = parse_openmetrics if "openmetrics" in accept else parse_text
+    samples = [sample for family in parse(response.text) for sample in family.samples]
+    found = {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in samples}
+    assert len(found) == len(samples), "a series occurs twice"
+    return found
+
+
+def _value(series: Series, name: str, **labels: str) -> float | None:
+    deployment = {} if "server" in labels else {"server": "prod", "model": "tiny"}
+    return series.get((name, tuple(sorted({**deployment, **labels}.items()))))
+
+
+def _names(series: Series) -> set[str]:
+    return {name for name, _ in series}
+
+
+def test_counters_and_gauges_have_the_right_values(service: Service) -> None:
+    _push_both(service)
+    series = _series(service)
+    assert _value(series, "moescope_tokens_total", dp_rank="1") == 150
+    assert _value(series, "moescope_idle_steps_total", dp_rank="0") == 7
+    assert _value(series, "moescope_layer_dp_rank_slots_total", layer="0", dp_rank="0") == 300
+    assert _value(series, "moescope_layer_ep_rank_slots_total", layer="0", ep_rank="0") == 400
+    assert _value(series, "moescope_layer_ep_rank_slots_total", layer="0", ep_rank="1") == 200
+    assert _value(series, "moescope_ep_rank_slots_total", ep_rank="0") == 700
+    assert _value(series, "moescope_layer_ep_imbalance_ratio", layer="0") == pytest.approx(4 / 3)
+    assert _value(series, "moescope_ep_imbalance_ratio") == pytest.approx(700 / 500)
+    assert _value(series, "moescope_ep_worst_layer_imbalance_ratio") == 1.5
+    assert _value(series, "moescope_dp_imbalance_ratio") == 1
+    assert _value(series, "moescope_layer_dead_experts", layer="3") == 2
+    assert _value(series, "moescope_layer_max_vio_ratio", layer="3") == 2
+    assert _value(series, "moescope_producers", state="counting") == 2
+    assert _value(series, "moescope_uncovered_layers", dp_rank="0") == 1
+    assert _value(series, "moescope_conservation_mismatched_layers", dp_rank="0") == 1
+    assert _value(series, "moescope_placement_version", dp_rank="0") == 4
+    assert _value(series, "moescope_producer_drops_total", dp_rank="0", reason="late") == 2
+
+
+def test_no_steps_are_lost_between_two_scrapes(service: Service) -> None:
+    # Peers set a gauge at each step and lose all steps but the last before a scrape.
+    _push_both(service)
+    before = _series(service)
+    for seq in (2, 3, 4):
+        service.clock.now += 1
+        _push_both(service, scale=seq, seq=seq)
+    after = _series(service)
+    for name, labels in (
+        ("moescope_tokens_total", {"dp_rank": "0"}),
+        ("moescope_layer_ep_rank_slots_total", {"layer": "0", "ep_rank": "0"}),
+    ):
+        first, last = _value(before, name, **labels), _value(after, name, **labels)
+        assert first is not None
+        assert last == 4 * first
+
+
+def test_idle_has_no_series_while_counters_stay(service: Service) -> None:
+    _push_both(service)
+    service.clock.now += 120
+    for dp_rank in (0, 1):  # still alive, and idle
+        service.push(
+            frame(
+                {0: [100, 100, 60, 40], 3: [150, 0, 50, 0]},
+                who=_rank(dp_rank),
+                seq=2,
+                rows=[150, 100],
+                placement=halves(4, 2),
+                idle_steps=99,
+                drops={"late": 2},
+            )
+        )
+    series = _series(service)
+    ratios = {name for name in _names(series) if name.endswith(("_ratio", "_dead_experts"))}
+    assert ratios == set()
+    assert _value(series, "moescope_tokens_total", dp_rank="0") == 150
+    assert _value(series, "moescope_idle_steps_total", dp_rank="0") == 99
+
+
+def test_an_unseen_layer_has_no_zeros(service: Service) -> None:
+    service.push(frame({0: [4, 4], 1: [0, 0]}, tokens=4, who=_rank(0), placement=halves(2, 2)))
+    series = _series(service)
+    assert not [labels for _, labels in series if ("layer", "1") in labels]
+    assert _value(series, "moescope_unseen_layers", dp_rank="0") == 1
+
+
+def test_without_expert_parallelism_there_is_no_ep_series(service: Service) -> None:
+    service.push(frame({0: [4, 4]}))
+    assert not [name for name, labels in _series(service) if "_ep_" in name or "ep_rank" in dict(labels)]
+
+
+def test_unplaced_slots_are_told_instead_of_zero_load(service: Service) -> None:
+    service.push(frame({0: [4, 4]}, who=_rank(0)))
+    series = _series(service)
+    assert _value(series, "moescope_layer_unplaced_slots_total", layer="0") == 8
+    assert "moescope_layer_ep_rank_slots_total" not in _names(series)
+
+
+def test_a_vanished_rank_expires_and_sums_never_shrink(start_service: Callable[..., Service]) -> None:
+    service = start_service(min_tokens=1, expire_after_s=100)
+    _push_both(service)
+    service.clock.now += 200
+    service.push(
+        frame(
+            {0: [100, 100, 60, 40], 3: [150, 0, 50, 0]},
+            who=_rank(0),
+            seq=2,
+            rows=[150, 100],
+            placement=halves(4, 2),
+            idle_steps=8,
+            drops={"late": 2},
+        )
+    )
+    series = _series(service)
+    assert _value(series, "moescope_tokens_total", dp_rank="0") == 150
+    assert _value(series, "moescope_tokens_total", dp_rank="1") is None
+    assert _value(series, "moescope_snapshot_age_seconds", dp_rank="1") is None
+    # The sum over sources keeps the vanished one's slots: a drop would look like a restart to a rate.
+    assert _value(series, "moescope_layer_ep_rank_slots_total", layer="0", ep_rank="0") == 400
+    service.clock.now += 200
+    assert not {name for name in _names(_series(service)) if name.endswith(("_tokens_total", "_slots_total"))}
+
+
+@pytest.mark.parametrize("level", list(MetricsLevel))
+def test_each_level_shows_its_families_and_no_others(
+    start_service: Callable[..., Service], level: MetricsLevel
+) -> None:
+    service = start_service(min_tokens=1, metrics_level=level)
+    _push_both(service)
+    service.push(frame({0: [1, 1]}, who=producer(server="b"), epoch=EPOCH + 1))
+    assert _names(_series(service)) == {family.name for family in CATALOGUE.values() if shown(family, level)}
+
+
+def test_labels_and_types_are_those_of_the_catalogue(start_service: Callable[..., Service]) -> None:
+    service = start_service(min_tokens=1, metrics_level=MetricsLevel.LAYER_EXPERT)
+    _push_both(service)
+    text = service.client.get("/metrics").text
+    for name, labels in _series(service):
+        assert {label for label, _ in labels} == set(CATALOGUE[name].labels), name
+    for family in CATALOGUE.values():
+        assert f"# TYPE {family.name} {family.kind}\n" in text
+        assert (family.kind == "counter") == family.name.endswith("_total")
+        assert family.unit == "" or family.name.removesuffix("_total").endswith(f"_{family.unit}")
+
+
+def test_openmetrics_says_the_same(service: Service) -> None:
+    _push_both(service)
+    accept = "application/openmetrics-text; version=1.0.0"
+    response = service.client.get("/metrics", headers={"accept": accept})
+    assert response.headers["content-type"].startswith("application/openmetrics-text")
+    plain, open_metrics = _series(service), _series(service, accept)
+    changing = {"moescope_scrape_duration_seconds"}
+    assert {key: value for key, value in plain.items() if key[0] not in changing} == {
+        key: value for key, value in open_metrics.items() if key[0] not in changing
+    }
+
+
+def test_promtool_has_nothing_to_say(start_service: Callable[..., Service]) -> None:
+    promtool = shutil.which("promtool")
+    assert promtool is not None, "promtool is missing: install the package prometheus"
+    service = start_service(min_tokens=1, metrics_level=MetricsLevel.LAYER_EXPERT)
+    _push_both(service)
+    text = service.client.get("/metrics").content
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=text, capture_output=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def test_a_failing_part_never_fails_the_scrape(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_group: Group) -> list[tuple[str, tuple[str, ...], float]]:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("moescope.service.metrics.parts.capture_health", fail)
+    settings = Settings()
+    state = LiveState(settings, clock)
+    state.ingest(frame({0: [1, 1]}))
+    registry = CollectorRegistry()
+    registry.register(RoutingCollector(state, settings))
+    text = generate_latest(registry).decode()
+    assert 'moescope_scrape_part_success{part="capture"} 0.0' in text
+    assert 'moescope_scrape_part_success{part="ranks"} 1.0' in text
+    assert 'moescope_tokens_total{dp_rank="0",model="tiny",server="prod"} 1.0' in text
+    assert "moescope_snapshot_age_seconds" not in text

@@ -1,0 +1,254 @@
+"""The queries, over a real connection."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from moescope.capture import wire
+from tests.service.conftest import Service
+from tests.service.frames import EPOCH, frame, halves, producer
+
+
+def _rank(dp_rank: int) -> wire.Producer:
+    return producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2, host="node", pid=40 + dp_rank)
+
+
+def _push_both(service: Service, scale: int = 1, seq: int = 1) -> None:
+    """A steady two to one over EP ranks and over DP ranks, in layers 0 and 3; layer 5 can't be seen."""
+    for dp_rank, share in ((0, 2), (1, 1)):
+        by_expert = [100 * share * scale, 100 * share * scale, 60 * share * scale, 40 * share * scale]
+        made = frame(
+            {0: by_expert, 3: by_expert},
+            who=_rank(dp_rank),
+            seq=seq,
+            after_s=100 + service.clock.now - 1_700_000_100,
+            placement=halves(4, 2),
+            uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
+        )
+        assert service.push(made).json()["result"] == "accepted"
+
+
+def _problem(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["status"] == status
+    detail: str = response.json()["detail"]
+    return detail
+
+
+def test_ranks_show_totals_state_and_coverage(service: Service) -> None:
+    _push_both(service)
+    service.clock.now += 20
+    [deployment] = service.get("/v1/ranks")["deployments"]
+    assert (deployment["server"], deployment["model"], deployment["ep_size"]) == ("prod", "tiny", 2)
+    assert [rank["tokens"] for rank in deployment["dp_ranks"]] == [300, 150]
+    [first] = deployment["dp_ranks"][0]["producers"]
+    assert (first["state"], first["age_seconds"], first["placement_version"]) == ("stale", 20, 1)
+    assert first["uncovered"] == [{"layer": 5, "reason": "monolithic kernel"}]
+    assert (first["mismatches"], first["host"], first["pid"]) == ([], "node", 40)
+    assert service.get("/v1/ranks", server="other") == {"deployments": []}
+
+
+def test_ranks_list_what_does_not_add_up(service: Service) -> None:
+    service.push(frame({0: [4, 3], 1: [0, 0]}, rows=[4, 0], tokens=4))
+    [rank] = service.get("/v1/ranks")["deployments"][0]["dp_ranks"]
+    assert rank["unseen_layers"] == [1]
+    assert rank["producers"][0]["mismatches"] == [{"layer": 0, "law": "slots", "expected": 8, "got": 7}]
+
+
+def test_the_histogram_has_counts_and_shares(service: Service) -> None:
+    _push_both(service)
+    answer = service.get("/v1/histogram")
+    assert (answer["tokens"], answer["uncovered"]) == (450, [{"layer": 5, "reason": "monolithic kernel"}])
+    assert [layer["layer"] for layer in answer["layers"]] == [0, 3]
+    layer = answer["layers"][0]
+    assert (layer["counts"], layer["slots"], layer["tokens"]) == ([300, 300, 180, 120], 900, 450)
+    assert layer["shares"] == pytest.approx([1 / 3, 1 / 3, 0.2, 2 / 15])
+    assert (layer["dp_ranks"], layer["reason"]) == ([0, 1], None)
+
+
+def test_the_histogram_of_some_layers_of_one_dp_rank(service: Service) -> None:
+    _push_both(service)
+    answer = service.get("/v1/histogram", layer=[3, 5], dp_rank=1)
+    assert (answer["tokens"], answer["dp_rank"]) == (150, 1)
+    assert [(layer["layer"], layer["counts"]) for layer in answer["layers"]] == [(3, [100, 100, 60, 40])]
+
+
+def test_a_window_answers_what_it_really_used(service: Service) -> None:
+    _push_both(service)
+    service.clock.now += 60
+    _push_both(service, scale=3, seq=2)
+    now = service.clock.now
+    for start in ("-60s", "-1m", str(now - 60)):
+        answer = service.get("/v1/histogram", start=start)
+        assert answer["tokens"] == 900
+        window = answer["window"]
+        assert (window["start"], window["end"], window["truncated"]) == (now - 60, None, False)
+        assert window["used_start"] == {"earliest": now - 60, "latest": now - 60}
+        assert window["used_end"] == {"earliest": now, "latest": now}
+    before = service.get("/v1/histogram", end="-1s")
+    assert (before["tokens"], before["window"]["used_end"]["latest"]) == (450, now - 60)
+    assert service.get("/v1/histogram", start="-100s")["window"]["truncated"] is True
+    assert service.get("/v1/histogram", start="-1d")["window"]["truncated"] is False
+
+
+def test_a_layer_that_was_not_seen_has_null_counts(service: Service) -> None:
+    service.push(frame({0: [4, 4], 1: [0, 0]}, tokens=4))
+    layer = service.get("/v1/histogram")["layers"][1]
+    assert (layer["counts"], layer["shares"], layer["slots"], layer["tokens"]) == (None, None, None, None)
+    assert layer["reason"].startswith("not seen: DP ranks [0]")
+    balance = service.get("/v1/balance")["layers"][1]
+    assert balance["over_experts"]["loads"] is None
+
+
+def test_balance_over_each_axis(service: Service) -> None:
+    _push_both(service)
+    answer = service.get("/v1/balance")
+    for layer in answer["layers"]:
+        assert layer["over_ep_ranks"]["loads"] == [600, 300]
+        assert layer["over_ep_ranks"]["measures"]["imbalance_ratio"] == pytest.approx(4 / 3)
+        assert layer["over_ep_ranks"]["measures"]["balancedness"] == pytest.approx(3 / 4)
+        assert layer["over_dp_ranks"]["loads"] == [600, 300]
+        assert layer["over_experts"]["measures"]["max_vio"] == pytest.approx(300 / 225 - 1)
+        assert layer["over_experts"]["measures"]["dead"] == 0
+    assert answer["dp_tokens"]["loads"] == [300, 150]
+    assert answer["summary"]["over_ep_ranks"] == {
+        **{name: pytest.approx(4 / 3) for name in ("worst", "p50", "p90", "ratio_of_sums")},
+        "worst_layer": 0,
+        "layers": 2,
+    }
+
+
+def test_idle_and_gated_windows_are_null_with_a_reason(service: Service) -> None:
+    _push_both(service)
+    service.clock.now += 300
+    idle = service.get("/v1/balance", start="-1m")
+    assert idle["summary"]["over_experts"]["worst"] is None
+    assert idle["layers"][0]["over_experts"]["measures"] is None
+    assert idle["layers"][0]["over_experts"]["reason"] == "idle: no tokens in the window"
+    gated = service.get("/v1/balance", min_tokens=451)
+    assert gated["layers"][0]["over_ep_ranks"]["measures"] is None
+    assert gated["layers"][0]["over_ep_ranks"]["reason"] == "too few tokens: 450 of at least 451"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/v1/histogram?layer=9", 404, "[0, 3, 5]"),
+        ("/v1/histogram?dp_rank=7", 404, "[0, 1]"),
+        ("/v1/balance?model=other", 404, "server=prod model=tiny"),
+        ("/v1/balance?start=yesterday", 400, "-5m"),
+        ("/v1/balance?start=nan", 400, "-5m"),
+        ("/v1/balance?start=-1m&end=-2m", 400, "after end"),
+        ("/v1/balance?min_tokens=-1", 422, "min_tokens"),
+        ("/v1/histogram?layer=x", 422, "layer"),
+        ("/v1/nothing", 404, "/docs"),
+        ("/v1/ingest", 405, "POST"),
+    ],
+)
+def test_problems_say_what_to_do(service: Service, path: str, status: int, words: str) -> None:
+    _push_both(service)
+    assert words in _problem(service.client.get(path), status)
+
+
+def test_which_deployment_must_be_said_when_there_are_several(service: Service) -> None:
+    assert "--worker-cls" in _problem(service.client.get("/v1/balance"), 404)
+    service.push(frame({0: [1, 1]}))
+    service.push(frame({0: [1, 1]}, who=producer(server="canary")))
+    detail = _problem(service.client.get("/v1/histogram"), 400)
+    assert "server=canary model=tiny, server=prod model=tiny" in detail
+    assert service.get("/v1/histogram", server="canary")["server"] == "canary"
+
+
+def test_an_unexpected_failure_is_a_problem_too(start_service: Callable[..., Service]) -> None:
+    broken: list[bool] = []
+
+    def clock() -> float:
+        if broken:
+            raise RuntimeError("no clock")
+        return 1_700_000_100.0
+
+    service = start_service(use_clock=clock)
+    service.push(frame({0: [1, 1]}))
+    broken.append(True)
+    assert "report it" in _problem(service.client.get("/v1/ranks"), 500)
+    broken.clear()
+    assert service.client.get("/v1/ranks").status_code == 200
+
+
+def test_probes(service: Service) -> None:
+    assert service.get("/healthz") == {"status": "ok"}
+    assert service.get("/readyz") == {"status": "ready", "producers": 0, "stale_producers": 0}
+
+
+def test_the_page_shows_the_live_balance_without_scripts(service: Service) -> None:
+    empty = service.client.get("/").text
+    assert "No producer has reported yet" in empty
+    _push_both(service)
+    service.push(frame({0: [1, 1]}, who=producer(server="<script>")))
+    response = service.client.get("/")
+    assert response.headers["content-security-policy"].startswith("default-src 'none'")
+    assert "<td>0</td><td>450</td><td>1.333</td><td>1.333</td>" in response.text
+    assert "monolithic kernel" in response.text
+    assert "<script" not in response.text
+    assert 'http-equiv="refresh"' in response.text
+    for link in re.findall(r'href="([^"]+)"', response.text):
+        assert service.client.get(link).status_code == 200
+
+
+def _resolve(schema: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in schema:
+        found: dict[str, Any] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return found
+    return schema
+
+
+def _check(value: Any, schema: dict[str, Any], document: dict[str, Any], at: str) -> None:
+    """The value has exactly the properties that the schema names, of the types that it names."""
+    schema = _resolve(schema, document)
+    options = schema.get("anyOf", [schema])
+    if value is None:
+        assert {"type": "null"} in options, at
+        return
+    schema = _resolve(next(option for option in options if option != {"type": "null"}), document)
+    if schema.get("type") == "array":
+        for i, item in enumerate(value):
+            _check(item, schema["items"], document, f"{at}[{i}]")
+    elif "properties" in schema:
+        assert set(value) == set(schema["properties"]), at
+        for name, inner in schema["properties"].items():
+            _check(value[name], inner, document, f"{at}.{name}")
+    elif schema.get("type") == "integer":
+        assert isinstance(value, int), at
+    elif schema.get("type") == "number":
+        assert isinstance(value, (int, float)), at
+    elif schema.get("type") == "string":
+        assert isinstance(value, str), at
+
+
+@pytest.mark.parametrize("path", ["/v1/ranks", "/v1/histogram", "/v1/balance", "/healthz", "/readyz"])
+def test_the_openapi_document_is_true(service: Service, path: str) -> None:
+    _push_both(service)
+    service.push(frame({0: [0, 0, 0, 0]}, who=_rank(0), epoch=EPOCH + 1))
+    document = service.get("/openapi.json")
+    responses = document["paths"][path]["get"]["responses"]
+    schema = responses["200"]["content"]["application/json"]["schema"]
+    _check(service.get(path), schema, document, path)
+    assert all(
+        "application/problem+json" in answer["content"] for code, answer in responses.items() if code != "200"
+    )
+
+
+def test_the_openapi_document_refers_to_nothing_that_is_not_there(service: Service) -> None:
+    response = service.client.get("/openapi.json")
+    names = set(re.findall(r"#/components/schemas/(\w+)", response.text))
+    assert names
+    assert names <= set(response.json()["components"]["schemas"])
+    body = response.json()["paths"]["/v1/ingest"]["post"]["requestBody"]["content"]
+    assert list(body) == [wire.CONTENT_TYPE]
+    assert service.client.get("/docs").status_code == 200

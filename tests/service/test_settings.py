@@ -1,0 +1,76 @@
+"""Settings from flags, environment and file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moescope.service.settings import MetricsLevel, SettingsError, is_loopback, load_settings
+
+
+def test_defaults_are_loopback_and_9890() -> None:
+    settings = load_settings(None, {})
+    assert (settings.host, settings.port, settings.token) == ("127.0.0.1", 9890, None)
+    assert settings.metrics_level is MetricsLevel.LAYER_RANK
+
+
+def test_flags_win_over_environment_which_wins_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "moescope.toml"
+    config.write_text('port = 1\nwindow_s = 30\nmin_tokens = 7\nmetrics_level = "rank"\n')
+    monkeypatch.setenv("MOESCOPE_PORT", "2")
+    monkeypatch.setenv("MOESCOPE_WINDOW_S", "20")
+    settings = load_settings(config, {"port": 3, "host": None})
+    assert (settings.port, settings.window_s, settings.min_tokens) == (3, 20, 7)
+    assert settings.metrics_level is MetricsLevel.RANK
+
+
+def test_the_capturers_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ENDPOINT", "INTERVAL", "ON_ERROR", "SERVER", "SOMETHING_NEW"):
+        monkeypatch.setenv(f"MOESCOPE_{name}", "x")
+    monkeypatch.setenv("MOESCOPE_TOKEN", "secret")
+    settings = load_settings(None, {})
+    assert settings.token is not None
+    assert settings.token.get_secret_value() == "secret"
+    assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("port = 70000", r"^port: .*65535.*--port, MOESCOPE_PORT or the file"),
+        ("prot = 1", r"^prot: no such setting; there are .*port"),
+        ('metrics_level = "all"', r"^metrics_level: .*'layer_rank'"),
+        ("port = ", r"moescope\.toml is not valid TOML"),
+    ],
+)
+def test_a_bad_value_says_what_to_do(tmp_path: Path, text: str, message: str) -> None:
+    config = tmp_path / "moescope.toml"
+    config.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        load_settings(config, {})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"can't read the settings file .*none\.toml"):
+        load_settings(tmp_path / "none.toml", {})
+
+
+def test_open_ingest_needs_a_token_or_the_explicit_risk() -> None:
+    with pytest.raises(SettingsError, match=r"set MOESCOPE_TOKEN.*--insecure"):
+        load_settings(None, {"host": "0.0.0.0"})
+    assert load_settings(None, {"host": "0.0.0.0", "token": "t"}).host == "0.0.0.0"
+    assert load_settings(None, {"host": "0.0.0.0", "insecure": True}).insecure
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")),
+        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org")),
+    ],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected

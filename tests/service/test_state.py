@@ -1,0 +1,118 @@
+"""The live state: silence, conflicts, bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from moescope.service.ledger import RefusedError, Verdict
+from moescope.service.settings import Settings
+from moescope.service.state import LiveState
+from tests.service.frames import EPOCH, frame, producer
+
+DEPLOYMENT = ("prod", "tiny")
+
+
+class _Clock:
+    now = 1_700_000_100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> _Clock:
+    return _Clock()
+
+
+@pytest.fixture
+def make_state(clock: _Clock) -> Callable[..., LiveState]:
+    return lambda **settings: LiveState(Settings(**settings), clock)
+
+
+def test_a_silent_producer_turns_stale_then_expires(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    state = make_state(stale_after_s=15, expire_after_s=100)
+    state.ingest(frame({0: [1, 1]}))
+    assert state.producers()[0].state == "counting"
+    clock.now += 16
+    state.ingest(frame({0: [1, 1]}))  # a doubled frame is no sign of life
+    found = state.producers()[0]
+    assert (found.state, found.age, found.expired) == ("stale", 16, False)
+    clock.now += 100
+    assert state.producers()[0].expired
+    state.ingest(frame({0: [1, 1]}, seq=2, state="disabled", state_reason="layout"))
+    assert state.producers()[0].state == "disabled"
+
+
+def test_a_late_frame_of_an_old_epoch_is_no_sign_of_life(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    state = make_state()
+    state.ingest(frame({0: [1, 1]}, epoch=EPOCH + 9))
+    clock.now += 20
+    assert state.ingest(frame({0: [1, 1]})) is Verdict.ACCEPTED
+    assert state.producers()[0].stale
+
+
+def test_the_epochs_age_counts_not_the_producers_clock(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    state = make_state()
+    state.ingest(frame({0: [4, 4]}, epoch=EPOCH - 7 * 10**15, after_s=30))  # a clock that is months behind
+    span = state.spans(DEPLOYMENT, None, None)[0].span
+    assert span.start == pytest.approx(clock.now - 30)
+    assert state.spans(DEPLOYMENT, clock.now - 60, None)[0].span.delta.tokens == 4
+
+
+def test_a_window_does_not_take_in_what_came_before_the_service_started(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    state = make_state()
+    state.ingest(frame({0: [1000, 1000]}, after_s=3600))
+    clock.now += 1
+    state.ingest(frame({0: [1004, 1004]}, seq=2, after_s=3601))
+    span = state.spans(DEPLOYMENT, clock.now - 60, None)[0].span
+    assert (span.delta.tokens, span.truncated) == (4, True)
+
+
+def test_a_restart_within_a_window_is_counted_whole(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    state = make_state()
+    state.ingest(frame({0: [10, 10]}))
+    clock.now += 10
+    state.ingest(frame({0: [16, 10]}, seq=2))
+    clock.now += 10
+    state.ingest(frame({0: [2, 2]}, epoch=EPOCH + 10**10))
+    span = state.spans(DEPLOYMENT, clock.now - 20, None)[0].span
+    assert span.delta.counts.tolist() == [8, 2]
+
+
+def test_two_shapes_under_one_name_are_refused_while_both_live(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    state = make_state()
+    state.ingest(frame({0: [1, 1]}, who=producer(dp_size=2)))
+    other = frame({0: [1, 1, 2]}, who=producer(dp_rank=1, dp_size=2))
+    with pytest.raises(RefusedError, match=r"MOESCOPE_SERVER"):
+        state.ingest(other)
+    clock.now += 20
+    state.ingest(other)
+    assert [item.latest.producer.dp_rank for item in state.producers()] == [1]
+
+
+def test_producers_are_bounded_and_expired_deployments_make_room(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    state = make_state(max_producers=2, expire_after_s=60)
+    state.ingest(frame({0: [1, 1]}, who=producer(server="a")))
+    clock.now += 50
+    state.ingest(frame({0: [1, 1]}, who=producer(server="b")))
+    with pytest.raises(RefusedError, match=r"max_producers"):
+        state.ingest(frame({0: [1, 1]}, who=producer(server="c")))
+    clock.now += 20
+    state.ingest(frame({0: [1, 1]}, who=producer(server="c")))
+    assert [key[0] for key in state.deployments()] == ["b", "c"]
