@@ -50,4 +50,4 @@ format: env  ## rewrite the code in its format, with the fixes that ruff can mak
 
 clean:  ## remove what these targets made, .venv too
 	rm -rf .venv .kit .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . -name __pycache__ -o -name '*.egg-info' -not -path './.git/*' | xargs rm -rf
+	find . -path ./.git -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -print0 | xargs -0 rm -rf

@@ -20,3 +20,4 @@ mypy=$PWD/.venv/bin/mypy
 (cd "$copy" && MYPYPATH=. "$mypy" --config-file "$config" --cache-dir "$OLDPWD/.mypy_cache" --namespace-packages \
     --explicit-package-bases --python-executable "$OLDPWD/.venv/bin/python" "${packages[@]}")
 "$mypy" devkit/*.py devkit/cpu_plugin/*.py
+MYPYPATH=devkit/cpu_plugin "$mypy" tests/devkit/*.py

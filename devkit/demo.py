@@ -15,7 +15,7 @@ from typing import Final
 
 from rich.console import Console
 
-from devkit.board import ConservationError, Service, check_conservation, render
+from devkit.board import ConservationError, Readings, Service, check_conservation, render
 from devkit.processes import ProcessGroup, free_port, port_is_free, tail
 from devkit.screen import Show, starting, watching
 from devkit.tiny_moe import ensure_checkpoint
@@ -37,32 +37,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="make demo ARGS=...",
-        description="Serve a tiny random MoE model with a real vLLM (two data-parallel ranks, expert parallelism, "
-        "CPUs only), send it completions and show how balanced its experts are.",
+        description="Serve a tiny random MoE model with a real vLLM on CPUs (two data-parallel ranks, expert "
+        "parallelism), send it completions and show how balanced its experts are.",
     )
     add = parser.add_argument
-    add(
-        "--requests",
-        type=_positive,
-        default=200,
-        metavar="N",
-        help="completions to send (default: %(default)s)",
-    )
+    add("--requests", type=_positive, default=200, metavar="N", help="completions (default: %(default)s)")
     add("--exit", action="store_true", help="check and end after them, instead of trickling on until Ctrl-C")
-    add(
-        "--concurrency",
-        type=_positive,
-        default=8,
-        metavar="N",
-        help="at the same time (default: %(default)s)",
-    )
-    add(
-        "--max-tokens",
-        type=_positive,
-        default=32,
-        metavar="N",
-        help="longest completion (default: %(default)s)",
-    )
+    add("--concurrency", type=_positive, default=8, metavar="N", help="at a time (default: %(default)s)")
+    add("--max-tokens", type=_positive, default=32, metavar="N", help="longest answer (default: %(default)s)")
     add("--port", type=int, default=0, help=f"of the side service (default: {DEFAULT_PORT}, or a free one)")
     add("--vllm-port", type=int, default=0, help="of vLLM (default: a free one)")
     add("--keep-logs", action="store_true", help=f"keep {FOLDER}/*.log (always kept after an error)")

@@ -57,6 +57,10 @@ class ProcessGroup:
         self._look()
         return sorted((process for process in self._seen if _runs(process)), key=lambda process: process.pid)
 
+    def tail(self, lines: int = 30) -> str:
+        """The log's last lines."""
+        return tail(self.log, lines)
+
     def last_line(self) -> str:
         """The log's last line that isn't empty, or nothing."""
         with self.log.open("rb") as file:

@@ -183,8 +183,8 @@ def _router(shape: Shape, layer: int, common: torch.Tensor, random: _Random) -> 
     # The normalised state is about sqrt(hidden / 2) long along `common`, and as long across it.
     length = (shape.hidden / 2) ** 0.5
     place = (torch.arange(shape.experts) - shape.hottest_expert(layer)) % shape.experts
-    lean = -shape.lean * place / (shape.experts - 1)
-    return _across(random.linear(shape.experts, shape.hidden), common) + lean[:, None] * common / length
+    lean = -shape.lean * place / (shape.experts - 1) / length
+    return _across(random.linear(shape.experts, shape.hidden), common).add(torch.outer(lean, common))
 
 
 def _attention(prefix: str, shape: Shape, random: _Random) -> Iterator[tuple[str, torch.Tensor]]:

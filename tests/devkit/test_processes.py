@@ -1,0 +1,88 @@
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from devkit.processes import ProcessGroup, free_port, port_is_free, tail
+
+Start = Callable[[str], ProcessGroup]
+
+QUICK = ((signal.SIGINT, 0.3), (signal.SIGTERM, 0.3), (signal.SIGKILL, 5.0))
+
+# A parent that ends at once when asked to, and a child, in a group of its own, that ignores every request.
+STUBBORN_CHILD = """
+import signal, subprocess, sys, time
+child = "import signal, time\\n"
+child += "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)\\n"
+child += "print('ready', flush=True); time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", child], process_group=0)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    def run(code: str) -> ProcessGroup:
+        return ProcessGroup([sys.executable, "-c", code], tmp_path / "logs" / "log", os.environ)
+
+    return run
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_stop_ends_a_child_that_ignores_requests_and_left_the_group(
+    start: Callable[[str], ProcessGroup],
+) -> None:
+    group = start(STUBBORN_CHILD)
+    wait_for(lambda: group.last_line() == "ready")
+    running = group.alive()
+    assert len(running) == 2
+    group.stop(QUICK)
+    assert group.alive() == []
+    assert not any(process.is_running() for process in running if process.pid == group.pid)
+    assert group.exit_code() == -signal.SIGINT
+
+
+def test_a_polite_process_is_asked_once_and_ends_by_itself(start: Start) -> None:
+    group = start(
+        "import time\nprint('up', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('bye')"
+    )
+    wait_for(lambda: group.last_line() == "up")
+    group.stop()
+    assert group.exit_code() == 0
+    assert tail(group.log) == "up\nbye"
+
+
+def test_stop_after_the_end_does_nothing(start: Start) -> None:
+    group = start("raise SystemExit(3)")
+    wait_for(lambda: group.exit_code() is not None)
+    group.stop()
+    group.stop()
+    assert group.exit_code() == 3
+
+
+def test_last_line_skips_empty_ones(start: Start) -> None:
+    group = start("print('one\\ntwo\\n\\n')")
+    wait_for(lambda: group.exit_code() is not None)
+    group.stop()
+    assert group.last_line() == "two"
+    assert tail(group.log, lines=3) == "two\n\n"
+
+
+def test_port_is_free_until_somebody_listens() -> None:
+    port = free_port()
+    assert port_is_free(port)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", port))
+        server.listen()
+        assert not port_is_free(port)
