@@ -20,5 +20,7 @@ def main() -> int:
             raise
         sys.stderr.write(f"moescope: {missing} is not installed; run: pip install 'moescope[service]'\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
     command_line()()
     return 0

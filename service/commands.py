@@ -14,10 +14,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
-from moescope.service.api.app import create_app
 from moescope.service.client import ServiceUnavailableError, get_json
 from moescope.service.logs import set_up_logging
-from moescope.service.server import ListenError, address_of, listen, make_server
 from moescope.service.settings import LogFormat, LogLevel, MetricsLevel, SettingsError, load_settings
 from moescope.service.tables import balance_tables, ranks_table
 
@@ -96,6 +94,10 @@ def serve(
     log_format: Annotated[LogFormat | None, typer.Option(help="Format of the log [text].")] = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM."""
+    # Here, so that the other commands start without a web framework.
+    from moescope.service.api.app import create_app
+    from moescope.service.server import ListenError, address_of, listen, make_server
+
     flags = {
         "host": host,
         "port": port,

@@ -1,0 +1,206 @@
+"""The command line, as its users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from moescope.capture import wire
+from tests.service.conftest import Service
+from tests.service.frames import frame, halves, producer
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "moescope.service", *arguments]
+    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=False)
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start commands that go on; they are killed if the test leaves them."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "moescope.service", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def _url_of(process: subprocess.Popen[str]) -> str:
+    """The address in the first line of the log."""
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert "moescope serves at http://127.0.0.1:" in line, line
+    return "http" + line.partition("http")[2].strip().rstrip('"}')
+
+
+def _wait_until_it_answers(url: str) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            assert httpx.get(f"{url}/readyz").status_code == 200
+        except httpx.TransportError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        else:
+            return
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_ends_cleanly_when_asked_to_with_a_client_connected(
+    start: Start, number: signal.Signals
+) -> None:
+    process = start("serve", "--port", "0")
+    url = _url_of(process)
+    _wait_until_it_answers(url)
+    with httpx.Client(base_url=url) as client:
+        body = wire.encode_frame(frame({0: [2, 2]}))
+        assert (
+            client.post("/v1/ingest", content=body, headers={"content-type": wire.CONTENT_TYPE}).status_code
+            == 200
+        )
+        process.send_signal(number)
+        assert process.wait(5) == 0
+    _, errors = process.communicate()
+    assert "Traceback" not in errors
+
+
+def test_the_log_can_be_json(start: Start) -> None:
+    process = start("serve", "--port", "0", "--log-format", "json")
+    assert process.stderr is not None
+    line = json.loads(process.stderr.readline())
+    assert (line["level"], line["logger"]) == ("info", "moescope.service.commands")
+    assert line["message"].startswith("moescope serves at http://127.0.0.1:")
+
+
+def test_a_taken_port_is_said_in_one_line(service: Service) -> None:
+    done = _run("serve", "--port", service.url.rpartition(":")[2])
+    assert done.returncode == 2
+    assert done.stderr.startswith("moescope: can't listen on 127.0.0.1:")
+    assert "--port" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_open_ingest_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = _run("serve", "--host", "0.0.0.0", "--port", "0")
+    assert done.returncode == 2
+    assert "MOESCOPE_TOKEN" in done.stderr
+
+
+def test_bad_settings_are_named(tmp_path: Path) -> None:
+    config = tmp_path / "moescope.toml"
+    config.write_text("min_tokens = -4\n")
+    done = _run("serve", "--config", str(config))
+    assert done.returncode == 2
+    assert done.stderr.startswith("moescope: min_tokens: ")
+
+
+def test_balance_and_ranks_show_tables(service: Service) -> None:
+    for dp_rank in (0, 1):
+        who = producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2)
+        uncovered = [wire.UncoveredLayer(5, "monolithic kernel")]
+        service.push(frame({3: [2000, 1000]}, who=who, placement=halves(2, 1), uncovered=uncovered))
+    balance = _run("balance", "--url", service.url)
+    assert (balance.returncode, balance.stderr) == (0, "")
+    row = next(line for line in balance.stdout.splitlines() if line.startswith("│     3"))
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        *("3", "3,000", "4,000", "2,000", "1.333", "1.000", "1.333", "0")
+    ]
+    assert "worst 1.333 (layer 3)" in balance.stdout
+    assert "layer 5 can't be seen: monolithic kernel" in balance.stdout
+    ranks = _run("ranks", "--url", service.url)
+    assert (ranks.returncode, ranks.stderr) == (0, "")
+    assert "tiny on prod" in ranks.stdout
+    assert "1,500" in ranks.stdout
+    assert "uncovered layers [5]" in ranks.stdout
+
+
+def test_balance_of_idle_ranks_says_so(service: Service) -> None:
+    service.push(frame({0: [0, 0]}))
+    done = _run("balance", "--url", service.url)
+    assert "over experts: idle: no tokens in the window" in done.stdout
+    assert "over EP: ep_size is 1" in done.stdout
+
+
+def test_balance_watch_refreshes_until_it_is_interrupted(
+    start_service: Callable[..., Service], start: Start
+) -> None:
+    readings: list[float] = []
+
+    def clock() -> float:
+        readings.append(time.monotonic())
+        return 1_700_000_100.0
+
+    service = start_service(use_clock=clock)
+    service.push(frame({0: [200, 200]}))
+    readings.clear()
+    process = start("balance", "--watch", "--url", service.url, "--interval-s", "0.1")
+    deadline = time.monotonic() + 20
+    while not readings or readings[-1] - readings[0] < 0.3:  # at least three answers
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (0, "")
+    assert "tiny on prod" in output
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("http://127.0.0.1:1", "start one with `moescope serve`"), ("ftp://x", "http://127.0.0.1:9890")],
+)
+def test_no_service_is_said_in_one_line(url: str, words: str) -> None:
+    done = _run("balance", "--url", url)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_problem_of_the_service_is_passed_on(service: Service) -> None:
+    done = _run("balance", "--url", service.url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--worker-cls" in done.stderr
+
+
+def test_help_teaches_with_examples() -> None:
+    for command in ("serve", "balance"):
+        done = _run(command, "--help")
+        assert done.returncode == 0
+        assert f"moescope {command} --" in done.stdout
+    assert _run("version").stdout.startswith("moescope 0.")
+
+
+def test_without_the_extra_the_command_says_how_to_install_it(tmp_path: Path) -> None:
+    # A stand-in that fails as an absent package does, found before the installed one.
+    for name in ("typer", "fastapi"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module', name={name!r})\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from moescope.service.cli import main; sys.exit(main())"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'moescope[service]'" in done.stderr

@@ -1,0 +1,119 @@
+"""A real Prometheus scrapes a real service; what it stores is what the API says."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.service.conftest import Service
+from tests.service.frames import frame, halves, producer
+
+_CONFIG = """
+global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+scrape_configs:
+  - job_name: moescope
+    static_configs: [{{targets: ["{target}"]}}]
+"""
+
+
+@dataclass
+class Prometheus:
+    """A running Prometheus."""
+
+    client: httpx.Client
+
+    def query(self, text: str) -> dict[str, float]:
+        """Instant query; label ``layer`` (or nothing) to value."""
+        answer = self.client.get("/api/v1/query", params={"query": text}).json()
+        assert answer["status"] == "success", answer
+        return {item["metric"].get("layer", ""): float(item["value"][1]) for item in answer["data"]["result"]}
+
+    def wait_for(self, text: str, wanted: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+        """Query until the answer is as wanted."""
+        deadline = time.monotonic() + 20
+        while not wanted(found := self.query(text)):
+            assert time.monotonic() < deadline, f"{text} is still {found}"
+            time.sleep(0.2)
+        return found
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def service(start_service: Callable[..., Service]) -> Service:
+    return start_service(use_clock=time.time, min_tokens=1)
+
+
+@pytest.fixture
+def prometheus(service: Service, tmp_path: Path) -> Iterator[Prometheus]:
+    binary = shutil.which("prometheus")
+    assert binary is not None, "Prometheus is missing: install the package prometheus"
+    config = tmp_path / "prometheus.yml"
+    config.write_text(_CONFIG.format(target=urlsplit(service.url).netloc))
+    port = _free_port()
+    arguments = [
+        f"--config.file={config}",
+        f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([binary, *arguments], stdout=log, stderr=log)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            deadline = time.monotonic() + 20
+            while not _is_ready(client):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline, "Prometheus did not start"
+                time.sleep(0.1)
+            yield Prometheus(client)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/-/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_what_prometheus_stores_is_what_the_api_says(service: Service, prometheus: Prometheus) -> None:
+    epoch = time.time_ns()
+    for seq in (1, 2, 3):
+        for dp_rank in (0, 1):
+            who = producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2)
+            counts = {0: [200 * seq, 100 * seq], 3: [90 * seq, 210 * seq]}
+            made = frame(counts, who=who, seq=seq, epoch=epoch, placement=halves(2, 2))
+            assert service.push(made).json()["result"] == "accepted"
+    balance = service.get("/v1/balance", start="-60s")
+    expected = {
+        str(layer["layer"]): layer["over_ep_ranks"]["measures"]["imbalance_ratio"]
+        for layer in balance["layers"]
+    }
+    assert expected == {"0": pytest.approx(4 / 3), "3": pytest.approx(1.4)}
+
+    by_layer = prometheus.wait_for("moescope_layer_ep_imbalance_ratio", lambda found: len(found) == 2)
+    assert by_layer == expected
+    # The same ratio from the counters, as recording rules would compute it.
+    slots = "moescope_layer_ep_rank_slots_total"
+    from_counters = prometheus.query(f"max by (layer) ({slots}) / avg by (layer) ({slots})")
+    assert from_counters == pytest.approx(expected)
+    assert prometheus.query("sum(moescope_tokens_total)") == {"": balance["tokens"]}
+    assert prometheus.query("moescope_ep_imbalance_ratio") == {
+        "": balance["summary"]["over_ep_ranks"]["ratio_of_sums"]
+    }
+    assert prometheus.query("up") == {"": 1}
