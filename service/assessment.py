@@ -136,7 +136,7 @@ def _gate(tokens: int, min_tokens: int, not_seen: str | None) -> str | None:
 
 
 def _too_few(alive: tuple[int, ...]) -> str | None:
-    return "there is one DP rank: nothing to balance" if len(alive) < 2 else None
+    return "fewer than two DP ranks take part: nothing to balance" if len(alive) < 2 else None
 
 
 def _why_partial(layer: LayerWindow) -> str | None:

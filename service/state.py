@@ -108,6 +108,10 @@ class LiveState:
         with self._lock:
             return sorted({key[:2] for key in self._entries})
 
+    def live_deployments(self) -> list[Deployment]:
+        """All (server, model) with a producer that has not expired, sorted."""
+        return sorted({item.latest.producer.key[:2] for item in self.producers() if not item.expired})
+
     def producers(self) -> list[ProducerState]:
         """All producers, sorted by key."""
         with self._lock:

@@ -68,6 +68,8 @@ def choose(state: LiveState, server: str | None, model: str | None) -> Deploymen
     """
     known = state.deployments()
     found = [item for item in known if server in (None, item[0]) and model in (None, item[1])]
+    if len(found) > 1:  # what expired need not be told apart from the one that lives
+        found = [item for item in state.live_deployments() if item in found] or found
     if len(found) == 1:
         return found[0]
     listing = ", ".join(f"server={item[0]} model={item[1]}" for item in found or known)

@@ -165,6 +165,29 @@ def test_which_deployment_must_be_said_when_there_are_several(service: Service) 
     assert service.get("/v1/histogram", server="canary")["server"] == "canary"
 
 
+def test_a_deployment_that_expired_does_not_stand_in_the_way(service: Service) -> None:
+    service.push(frame({0: [1, 1]}, who=producer(model="old")))
+    service.clock.now += 3601
+    service.push(frame({0: [1, 1]}))
+    assert service.get("/v1/histogram")["model"] == "tiny"
+    assert service.get("/v1/histogram", model="old")["tokens"] == 1
+
+
+def test_a_rank_that_vanished_is_not_an_idle_one(service: Service) -> None:
+    _push_both(service)
+    service.clock.now += 60
+    made = frame(
+        {0: [900, 900, 900, 900], 3: [900, 900, 900, 900]}, who=_rank(0), seq=2, placement=halves(4, 2)
+    )
+    assert service.push(made).status_code == 200
+    answer = service.get("/v1/balance", start="-60s")
+    assert answer["dp_ranks"] == [0]
+    assert answer["dp_tokens"]["measures"] is None
+    assert answer["dp_tokens"]["reason"].startswith("fewer than two DP ranks")
+    assert answer["layers"][0]["over_ep_ranks"]["measures"] is not None
+    assert service.get("/v1/balance")["dp_ranks"] == [0, 1]
+
+
 def test_an_unexpected_failure_is_a_problem_too(start_service: Callable[..., Service]) -> None:
     broken: list[bool] = []
 
