@@ -1,0 +1,122 @@
+"""After N completions, each layer's counts on each DP rank are vLLM's computed tokens x top-k. Exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from devkit.vllm_server import MODEL_NAME
+from moescope.capture.wire import unpack_counts
+from tests.e2e.cluster import Cluster, Request
+from tests.e2e.conftest import DP2_EP2
+
+pytestmark = pytest.mark.e2e
+
+
+def prompts(number: int, stride: int = 7) -> list[Request]:
+    """Prompts and completions of unequal lengths, no two with a common beginning."""
+    return [
+        Request(f"{index:03d} " + "lorem ipsum " * (1 + index), 3 + index * stride % 29)
+        for index in range(number)
+    ]
+
+
+def test_nothing_was_counted_before_the_first_request(cluster: Cluster) -> None:
+    assert set(cluster.settled({0: 0, 1: 0})) == {0, 1}
+    first = {frame.producer.dp_rank: frame for frame in reversed(cluster.relay.frames)}
+    for frame in first.values():
+        assert (frame.tokens, frame.steps) == (0, 0)
+        assert not any(frame.counts)
+        assert [layer.layer for layer in frame.layers] == [1, 2, 3, 4]
+        assert frame.uncovered == []
+
+
+def test_one_request_leaves_the_other_rank_idle(cluster: Cluster) -> None:
+    before = {rank["dp_rank"]: rank["idle_steps"] for rank in ranks(cluster)}
+    cluster.complete(Request("all alone", 12))
+    cluster.assert_exact()
+    after = {rank["dp_rank"]: rank["idle_steps"] for rank in ranks(cluster)}
+    assert sum(after.values()) > sum(before.values())
+
+
+def ranks(cluster: Cluster) -> list[dict[str, Any]]:
+    (deployment,) = cluster.service.get("/v1/ranks")["deployments"]
+    return list(deployment["dp_ranks"])
+
+
+def test_concurrent_requests_of_unequal_length(cluster: Cluster) -> None:
+    cluster.complete_all(prompts(24))
+    cluster.assert_exact()
+    assert all(tokens > 0 for tokens in cluster.computed_tokens().values())
+
+
+def test_chunked_prefill(cluster: Cluster) -> None:
+    steps = sum(rank["steps"] for rank in ranks(cluster))
+    cluster.complete(Request("x" * 700, 1))  # 700 tokens at 64 a step
+    cluster.assert_exact()
+    assert sum(rank["steps"] for rank in ranks(cluster)) - steps >= 11
+
+
+def test_prefix_cache_hits_are_not_computed(cluster: Cluster) -> None:
+    shared = "the same beginning " * 20
+    for ending in range(4):
+        cluster.complete(Request(f"{shared}{ending}", 2))
+    cluster.assert_exact()
+    cached = cluster.vllm_metrics()["vllm:prompt_tokens_cached_total"]
+    assert sum(cached.values()) > 300
+
+
+def test_an_aborted_request(cluster: Cluster) -> None:
+    """A step may be under way when it is aborted, so its tokens have bounds; the layers stay exact."""
+    cluster.assert_exact()
+    prompt = "abort me " * 10
+    before, generated_before = sum(cluster.reported_tokens().values()), generated_tokens(cluster)
+    with httpx.stream(
+        "POST",
+        f"{cluster.vllm.url}/v1/completions",
+        json={"model": MODEL_NAME, "prompt": prompt, "max_tokens": 1500, "temperature": 0, "stream": True},
+        timeout=60,
+    ) as response:
+        for number, _ in enumerate(response.iter_lines()):
+            if number > 20:
+                break
+    after = cluster.settled_when_idle()
+    generated = generated_tokens(cluster) - generated_before
+    assert 10 <= generated < 1500
+    assert 0 <= sum(after.values()) - before - (len(prompt) + generated - 1) <= 2
+    cluster.assert_conserved(after)
+    cluster.rebase()
+    cluster.complete_all(prompts(4))
+    cluster.assert_exact()
+
+
+def generated_tokens(cluster: Cluster) -> int:
+    return int(sum(cluster.vllm_metrics()["vllm:generation_tokens_total"].values()))
+
+
+def test_without_prefix_caching(tmp_path: Path) -> None:
+    with Cluster(tmp_path, {**DP2_EP2, "prefix_caching": False}) as cluster:
+        cluster.complete_all([Request("the same prompt " * 10, 4)] * 8)
+        cluster.assert_exact()
+        assert not any(cluster.vllm_metrics()["vllm:prompt_tokens_cached_total"].values())
+
+
+def test_sequence_parallel_shards(tmp_path: Path) -> None:
+    """DP=2 TP=2 EP=4: each TP worker's router sees its own padded shard of the DP rank's tokens."""
+    options = {
+        **DP2_EP2,
+        "extra_args": ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp"),
+    }
+    with Cluster(tmp_path, options) as cluster:
+        cluster.complete_all(prompts(12, stride=5))
+        cluster.assert_exact()
+        producers = [producer for rank in ranks(cluster) for producer in rank["producers"]]
+        assert len(producers) == 4
+        rows_by_worker = {
+            (frame.producer.dp_rank, frame.producer.tp_rank): unpack_counts(frame.rows).tolist()
+            for frame in cluster.relay.frames
+        }
+        assert all(min(rows) > 0 for rows in rows_by_worker.values()), rows_by_worker

@@ -1,0 +1,61 @@
+"""The same requests give the same tokens with capture on and off; and stopping leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.cluster import Cluster, Request
+from tests.e2e.conftest import DP2_EP2
+
+pytestmark = pytest.mark.e2e
+
+REQUESTS = [Request(f"{index} is the number of this prompt " * (1 + index % 3), 24) for index in range(10)]
+
+
+def test_tokens_are_the_same_with_capture_on_and_off(cluster: Cluster, tmp_path: Path) -> None:
+    with_capture = cluster.complete_all(REQUESTS, concurrency=1)
+    with Cluster(tmp_path, DP2_EP2, capture=False) as plain:
+        without = plain.complete_all(REQUESTS, concurrency=1)
+        assert plain.relay.frames == []
+    assert with_capture == without
+    assert len({tuple(tokens) for tokens in without}) > 5  # not one degenerate text
+
+
+def test_without_any_service_vllm_serves_and_stops_cleanly(tmp_path: Path) -> None:
+    options = {**DP2_EP2, "env": {"MOESCOPE_ENDPOINT": "http://127.0.0.1:1"}}
+    with Cluster(tmp_path, options) as cluster:
+        cluster.complete_all(REQUESTS[:4])
+        processes = cluster.vllm.processes()
+        log = cluster.vllm.log
+    assert processes
+    assert not [process for process in processes if still_runs(process)]
+    assert "can't be reached" in log.read_text()
+
+
+def still_runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_bad_setting_turns_capture_off_and_says_so(tmp_path: Path) -> None:
+    options = {**DP2_EP2, "env": {"MOESCOPE_INTERVAL": "soon"}}
+    with Cluster(tmp_path, options) as cluster:
+        cluster.complete_all(REQUESTS[:2])
+        assert cluster.relay.frames == []
+        assert "MOESCOPE_INTERVAL: 'soon' is no number of seconds" in cluster.vllm.log.read_text()
+
+
+def test_the_last_counts_leave_before_the_server_ends(tmp_path: Path) -> None:
+    """With an interval of an hour only the flush of a shutdown that vLLM gives time to can bring them."""
+    options = {**DP2_EP2, "data_parallel_size": 1, "expert_parallel": False}
+    options |= {"env": {"MOESCOPE_INTERVAL": "3600"}, "extra_args": ("--shutdown-timeout", "10")}
+    with Cluster(tmp_path, options) as cluster:
+        cluster.complete(Request("a last request", 30))
+        expected = cluster.computed_tokens()
+        cluster.vllm.stop()
+        assert cluster.settled(expected) == expected
