@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from moescope.capture.snapshot import Snapshot
 from moescope.capture.wire import (
@@ -29,12 +29,14 @@ class FrameBuilder:
         layers: Sequence[MoeLayer],
         uncovered: Sequence[UncoveredLayer],
         placement: Placement | None,
+        strategy: Callable[[], str] = lambda: "",
     ) -> None:
         self._producer = producer
         self._epoch = epoch
         self._layers = list(layers)
         self._uncovered = list(uncovered)
         self._placement = placement
+        self._strategy = strategy
         self._num_slots = sum(layer.num_experts for layer in layers)
         self._seq = 0
 
@@ -58,5 +60,6 @@ class FrameBuilder:
             steps=snapshot.steps,
             idle_steps=snapshot.idle_steps,
             placement=self._placement,
+            strategy=self._strategy(),
             drops=dict(drops),
         )

@@ -46,6 +46,7 @@ class CaptureSession:
             layers=layers,
             uncovered=survey.uncovered,
             placement=survey.placement,
+            strategy=lambda: self.capturer.strategy,
         )
         self._sender = FrameSender(
             self._taker, builder, HttpTransport(settings.endpoint, settings.token), settings.interval

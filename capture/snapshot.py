@@ -92,6 +92,8 @@ class SnapshotTaker:
         self._stream: torch.cuda.Stream | None = None
         self._side: torch.cuda.Stream | None = None
         if flat.device.type == "cuda":
+            # Known before the first step, and never the default stream of another device.
+            self._stream = torch.cuda.current_stream(flat.device)
             self._side = torch.cuda.Stream(flat.device)  # type: ignore[no-untyped-call]
 
     def step_begins(self) -> None:

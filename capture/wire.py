@@ -22,7 +22,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 WIRE_MAJOR: Final = 1
-WIRE_MINOR: Final = 0
+WIRE_MINOR: Final = 1
 CONTENT_TYPE: Final = "application/vnd.moescope.frame+msgpack"
 
 # Far above every model and cluster known; they bound what one frame can make the service allocate.
@@ -151,6 +151,7 @@ class Frame(Struct, kw_only=True):
         steps: steps in which this DP rank computed at least one token.
         idle_steps: dummy steps, run because another DP rank had work.
         placement: where the experts are, or None when it isn't known.
+        strategy: how routing calls become counts, such as ``kernel-per-step``; empty from wire minor 0.
         drops: what this producer lost or put off, by reason, cumulative; never counts of tokens.
     """
 
@@ -169,6 +170,7 @@ class Frame(Struct, kw_only=True):
     steps: Count
     idle_steps: Count = 0
     placement: Placement | None = None
+    strategy: Text = ""
     drops: Annotated[dict[Name, Count], Meta(max_length=MAX_COUNTERS)] = {}
 
 
