@@ -46,9 +46,9 @@ fetch_uv() {
     local python=$1
     say "uv isn't installed: fetching it into $KIT/"
     rm -rf "$KIT" && mkdir -p "$KIT"
-    if "$python" -m venv "$KIT/venv" >/dev/null 2>&1 && "$KIT/venv/bin/python" -m pip install -q uv; then
+    if "$python" -m venv "$KIT/venv" >/dev/null 2>&1 && "$KIT/venv/bin/python" -m pip install -qq uv; then
         ln -sf venv/bin/uv "$KIT/uv"
-    elif "$python" -m pip install -q --target "$KIT/lib" uv; then
+    elif "$python" -m pip install -qq --target "$KIT/lib" uv; then
         ln -sf lib/bin/uv "$KIT/uv"
     elif [ "${2:-}" != retry ] && devkit/setup-debian.sh python3-venv; then
         fetch_uv "$python" retry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -13,6 +13,8 @@ import httpx
 from devkit.vllm_server import MODEL_NAME
 
 WORDS: Final = ("experts", "route", "tokens", "over", "layers", "and", "ranks", "with", "some", "skew")
+
+CLOSE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class TrafficError(RuntimeError):
 class Traffic:
     """Requests of unequal lengths to ``/v1/completions``, at most ``concurrency`` at a time.
 
-    The same seed makes the same prompts. Safe to close while requests are under way: they are given up.
+    The same seed makes the same prompts.
     """
 
     def __init__(self, url: str, *, concurrency: int, max_tokens: int, seed: int = 0) -> None:
@@ -85,8 +87,9 @@ class Traffic:
         return len(self._futures)
 
     def close(self) -> None:
-        """Give up what is queued or under way."""
+        """Give up what is queued, and what isn't answered in a few seconds."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        wait(self._futures, timeout=CLOSE_SECONDS)
         self._client.close()
 
     def _complete(self, prompt: str, max_tokens: int) -> None:
