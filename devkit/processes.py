@@ -17,6 +17,7 @@ import psutil  # type: ignore[import-untyped]
 # What to send, and how many seconds to wait for all processes to end before the next. vLLM ends within one,
 # except with a request under way: it kills its engines first and then waits for that answer for ever.
 STOP_STEPS: Final = ((signal.SIGINT, 6.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))
+NOISE: Final = (" - leaked ", " - ... skipped", "nanobind: ", "See https://nanobind")
 
 
 class LeftoverProcessError(RuntimeError):
@@ -76,10 +77,12 @@ class ProcessGroup:
             LeftoverProcessError: something outlived SIGKILL.
         """
         for number, patience in steps:
-            if not (running := self.alive()):
-                break
-            # The command itself gets the polite signal and ends its children; the other signals go to all.
-            for process in running if number != signal.SIGINT else [p for p in running if p.pid == self.pid]:
+            running = self.alive()
+            if number == signal.SIGINT:  # the polite one, to the command only: it ends its children itself
+                running = [process for process in running if process.pid == self.pid]
+            if not running:
+                continue
+            for process in running:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
             self._wait(patience)
@@ -112,8 +115,9 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def tail(log: Path, lines: int = 30) -> str:
-    """The log's last lines."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    """The log's last lines, without those in which libraries complain of their leaks at exit."""
+    text = log.read_text(errors="replace").splitlines()
+    return "\n".join([line for line in text if not line.startswith(NOISE)][-lines:])
 
 
 def free_port() -> int:
