@@ -17,7 +17,7 @@ from moescope.capture.pointer_tables import table_entry
 
 BLOCK: Final = 1024
 """Slots that one program counts at a time."""
-MAX_BLOCKS: Final = 16
+MAX_BLOCKS: Final = 32
 """Programs per layer at most; beyond that each counts several blocks, and adds to the counts once."""
 MIN_BINS: Final = 128
 MAX_BINS: Final = 2048

@@ -1,0 +1,193 @@
+"""Microseconds of the counting kernel on a GPU, against an empty launch and against memory bandwidth.
+
+    python -m benchmarks.gpu_kernel --out benchmarks/results/gpu_kernel.json
+
+Each number is the time of one counting launch in a captured CUDA graph of many, the median over replays;
+inputs rotate among sets that together exceed the L2 cache where they are large. Floors: the same grid of a
+kernel that does nothing, and the ids' bytes, read once, over the bandwidth of a large copy on this device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from moescope.capture.counting import CountBuffers, count_rows
+from moescope.capture.kernels import BLOCK, launch_layer, launch_step, num_bins, num_blocks
+from moescope.capture.layout import Layout, RowSpan
+from moescope.capture.pointer_tables import PointerTables, table_entry
+from moescope.capture.wire import MoeLayer
+
+TOKENS = (1, 8, 64, 256, 1024, 4096, 16384)
+LAUNCHES = 48
+REPLAYS = 40
+L2_BYTES = 60 << 20
+CUDA = torch.device("cuda", 0)
+
+
+@triton.jit
+def _empty(pointer) -> None:  # type: ignore[no-untyped-def]
+    pass
+
+
+class Case:
+    """One shape and number of tokens: the ids of enough passes to outgrow the cache, and what counts them."""
+
+    def __init__(self, num_layers: int, experts: int, top_k: int, tokens: int, skewed: bool) -> None:
+        self.layers = [MoeLayer(index, experts, top_k) for index in range(num_layers)]
+        self.tokens = tokens
+        self.bytes = num_layers * tokens * top_k * 4
+        self.buffers = CountBuffers(self.layers, CUDA)
+        self.buffers.num_valid.fill_(tokens)
+        self.span = RowSpan(Layout.SINGLE_DP, 0, tokens, 0)
+        self.bins = num_bins(experts)
+        sets = 1 if self.bytes * 2 < L2_BYTES else 1 + 2 * L2_BYTES // self.bytes
+        if self.bytes < L2_BYTES // 32:
+            sets = 4
+        self.passes = [self._ids(experts, top_k, skewed, seed) for seed in range(max(2, min(sets, 8)))]
+        self.tables = PointerTables(self.layers, CUDA)
+        self.device_tables = [
+            self.tables.for_graph({i: table_entry(ids, self.span) for i, ids in enumerate(one)})
+            for one in self.passes
+        ]
+        self.tables.upload()
+
+    def _ids(self, experts: int, top_k: int, skewed: bool, seed: int) -> list[torch.Tensor]:
+        generator = torch.Generator(CUDA).manual_seed(seed)
+        bias = torch.zeros(experts, device=CUDA)
+        if skewed:
+            bias[:top_k] = 4.0
+        made = []
+        for _ in self.layers:
+            logits = torch.randn(self.tokens, experts, device=CUDA, generator=generator) + bias
+            made.append(logits.topk(top_k, dim=-1).indices.to(torch.int32))
+        return made
+
+    def per_step(self, index: int) -> None:
+        """One launch for all layers."""
+        buffers, top_k = self.buffers, self.layers[0].top_k
+        table = self.device_tables[index % len(self.device_tables)]
+        launch_step(table, buffers.num_valid, buffers.flat, torch.int32, self.tokens * top_k, self.bins)
+
+    def per_layer(self, index: int) -> None:
+        """One launch a layer."""
+        buffers = self.buffers
+        for ordinal, ids in enumerate(self.passes[index % len(self.passes)]):
+            counts = buffers.counts_of(ordinal)
+            where = (counts.storage_offset(), counts.numel(), buffers.num_slots + ordinal)
+            launch_layer(ids, self.span, buffers.num_valid, buffers.flat, *where, self.bins)
+
+    def torch_operations(self, index: int) -> None:
+        """The reference."""
+        buffers = self.buffers
+        for ordinal, ids in enumerate(self.passes[index % len(self.passes)]):
+            counts, rows = buffers.counts_of(ordinal), buffers.rows_of(ordinal)
+            count_rows(ids, self.span, buffers.num_valid, counts, rows)
+
+    def empty(self, index: int) -> None:  # noqa: ARG002 - called as the others are
+        """A launch that does nothing, of the same size."""
+        blocks = num_blocks(self.tokens * self.layers[0].top_k)
+        _empty[(blocks, len(self.layers))](self.buffers.flat)
+
+    def check(self) -> None:
+        """The step kernel counts what the reference counts.
+
+        Raises:
+            AssertionError: it doesn't.
+        """
+        results = []
+        for count in (self.per_step, self.torch_operations):
+            self.buffers.flat.zero_()
+            count(0)
+            results.append(self.buffers.flat.tolist())
+        assert results[0] == results[1]
+        self.buffers.flat.zero_()
+
+
+def microseconds(body: Callable[[int], None], launches: int) -> float:
+    """The median time of one call of `body` in a graph of `launches` calls."""
+    body(0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for index in range(launches):
+            body(index)
+    times = []
+    for _ in range(REPLAYS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()  # type: ignore[no-untyped-call]
+        graph.replay()
+        end.record()  # type: ignore[no-untyped-call]
+        end.synchronize()  # type: ignore[no-untyped-call]
+        times.append(start.elapsed_time(end) * 1000 / launches)
+    return statistics.median(times)
+
+
+def bandwidth() -> float:
+    """Bytes read and written per microsecond by a copy of 4 GiB within the device."""
+    source = torch.empty(1 << 32, dtype=torch.uint8, device=CUDA).random_()
+    target = torch.empty_like(source)
+
+    def copy(_: int) -> None:
+        target.copy_(source)
+
+    return 2 * source.numel() / microseconds(copy, 4)
+
+
+def measure(shape: tuple[int, int, int], tokens: int, skewed: bool, speed: float) -> dict[str, Any]:
+    """All numbers of one case."""
+    case = Case(*shape, tokens, skewed)
+    case.check()
+    few = 4 if tokens > 1024 else 8
+    return {
+        "layers": shape[0],
+        "experts": shape[1],
+        "top_k": shape[2],
+        "tokens": tokens,
+        "routing": "skewed" if skewed else "uniform",
+        "empty_launch_us": microseconds(case.empty, LAUNCHES),
+        "bytes_us": case.bytes / speed,
+        "per_step_us": microseconds(case.per_step, LAUNCHES),
+        "per_layer_us": microseconds(case.per_layer, few),
+        "torch_us": microseconds(case.torch_operations, few),
+    }
+
+
+def main() -> None:
+    """Measure, print a table, write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    speed = bandwidth()
+    rows = []
+    print(f"{torch.cuda.get_device_name(0)}, copies at {speed / 1e6:.2f} TB/s, blocks of {BLOCK} slots")
+    print("layers,experts,top-k  routing  tokens    empty    bytes  per step  per layer    torch   us a step")
+    for shape in ((48, 128, 8), (61, 384, 8)):
+        for skewed in (False, True):
+            for tokens in TOKENS:
+                row = measure(shape, tokens, skewed, speed)
+                rows.append(row)
+                print(
+                    f"{'x'.join(map(str, shape)):>20}  {row['routing']:>7}  {tokens:6d}  "
+                    + "  ".join(
+                        f"{row[key]:7.2f}"
+                        for key in ("empty_launch_us", "bytes_us", "per_step_us", "per_layer_us", "torch_us")
+                    ),
+                    flush=True,
+                )
+    if options.out:
+        device = torch.cuda.get_device_name(0)
+        found = {"device": device, "torch": torch.__version__, "triton": triton.__version__}
+        report = {**found, "copy_bytes_per_us": speed, "block": BLOCK, "rows": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
