@@ -4,12 +4,13 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help env demo test packages lint types tests format clean
+.PHONY: help env demo test packages lint types tests test-gpu format clean
 
 # vLLM's modules are imported by every process of every test; cached bytecode makes that three times as fast.
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
+PYTHON ?= python3
 ARGS ?=
 PACKAGES := moescope.capture moescope.service moescope.dashboards
 # Debian packages that the end-to-end tests drive.
@@ -20,7 +21,7 @@ stage = @echo "== $(1)"; start=$$SECONDS; $(2); status=$$?; echo "== $(1): $$((S
 
 help:  ## this text
 	@echo "make <target> [ARGS='...']"; echo
-	@sed -n 's/^\([a-z]*\):.*##/  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*##/  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
 	@echo; echo "examples:"
 	@echo "  make demo ARGS='--requests 50 --exit'    a demo that ends by itself; --help lists its flags"
 	@echo "  make tests ARGS='-m \"not e2e\" -x'        only the quick tests, up to the first failure"
@@ -44,6 +45,9 @@ types: env  ## mypy, strict, on an installed copy (it can't follow the editable 
 
 tests: env  ## pytest (ARGS: its arguments)
 	$(call stage,tests,$(BIN)/python -m pytest $(ARGS))
+
+test-gpu:  ## tests on a CUDA GPU, with the Python that has vLLM and moescope (PYTHON=python3)
+	$(call stage,test-gpu,$(PYTHON) -m pytest tests/gpu $(ARGS))
 
 format: env  ## rewrite the code in its format, with the fixes that ruff can make
 	@$(BIN)/ruff check --fix-only -q .; $(BIN)/ruff format .

@@ -1,0 +1,328 @@
+"""What capture costs a real vLLM engine on a GPU: the time of a step, in one process, mode by mode.
+
+    python -m benchmarks.gpu_overhead --shape qwen3 --out results.json
+
+One engine with dummy weights captures its CUDA graphs several times for each mode, the modes in turn, and
+switches between these sets of graphs. A block is a fixed batch of requests from its start: the same tokens,
+the same experts, the same lengths in every block; its number is the median step. Each round runs one block
+with each set, in a new random order, so that both sides of a ratio have the same weights, memory and clocks.
+
+A set's number is the mean over rounds of log(its block / mean of the round's "off" blocks). Graphs captured
+twice from the same code differ in time, because their memory lies elsewhere: so a mode's 95 % interval is
+Student's over its sets and those of "off", and not over rounds. A mode of one set has it over rounds.
+
+Modes: "moescope"; "vllm", its own `enable_return_routed_experts`; "hooks", a mask and a scatter_add in torch
+in every layer's callback, as peers do it. In "off" the worker is moescope's, without callbacks and marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from devkit.frame_sink import FrameSink
+from devkit.gpu_models import deepseek_v2, qwen3_moe, write_model
+from moescope.capture.binding import LayerCallback
+
+SHAPES: Final = {"qwen3": qwen3_moe, "deepseek": deepseek_v2}
+SETS: Final = {"off": 4, "moescope": 4, "vllm": 1, "hooks": 1}
+BATCHES: Final = (1, 8, 64, 256)
+PREFILL_TOKENS: Final = 16384
+PROMPT: Final = 64
+SETTLE: Final = 3
+"""Steps at the start of a block that are not counted: some were under way before the switch."""
+
+
+class Set(NamedTuple):
+    """The `number`-th set of CUDA graphs captured in a mode."""
+
+    mode: str
+    number: int
+
+
+class Engine:
+    """A vLLM engine in this process whose mode can be switched between steps."""
+
+    def __init__(self, shape: str, folder: Path) -> None:
+        from vllm import LLM
+
+        self.config = SHAPES[shape]()
+        self.llm = LLM(
+            model=str(write_model(folder, self.config)),
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            worker_cls="moescope.capture.worker.RoutingWorker",
+            enable_return_routed_experts=True,
+            enable_prefix_caching=False,
+            max_model_len=16384,
+            max_num_batched_tokens=PREFILL_TOKENS,
+            max_num_seqs=max(BATCHES),
+            compilation_config={"cudagraph_capture_sizes": list(BATCHES)},
+            gpu_memory_utilization=0.92,
+        )
+        core: Any = self.llm.llm_engine.engine_core
+        self._scheduler = core.engine_core.scheduler
+        worker = core.engine_core.model_executor.driver_worker.worker
+        self._runner, self._session = worker.model_runner, worker._capture
+        self._routers = self._session._binding._routers
+        self._callbacks = {mode: self._callbacks_of(mode) for mode in SETS}
+        self._graphs: dict[Set, dict[Any, Any]] = {}
+        self._requests = 0
+        for number in range(max(SETS.values())):
+            for mode in SETS:
+                if number < SETS[mode]:
+                    self._capture_graphs(Set(mode, number))
+
+    def _callbacks_of(self, mode: str) -> list[Any]:
+        chained = [router.capture_fn for router in self._routers]
+        if mode == "moescope":
+            return [LayerCallback(i, self._session.capturer, None) for i in range(len(chained))]
+        if mode == "vllm":
+            return [callback.earlier for callback in chained]
+        if mode == "hooks":
+            return [_torch_hook(router) for router in self._routers]
+        return [None] * len(chained)
+
+    @property
+    def sets(self) -> list[Set]:
+        """All sets of graphs."""
+        return list(self._graphs)
+
+    def _capture_graphs(self, which: Set) -> None:
+        from vllm.compilation.cuda_graph import CUDAGraphWrapper
+
+        wrappers = list(CUDAGraphWrapper._all_instances)
+        for wrapper in wrappers:
+            wrapper.concrete_cudagraph_entries = {}
+        self._set_callbacks(which.mode)
+        self._runner.capture_model()
+        self._graphs[which] = {wrapper: wrapper.concrete_cudagraph_entries for wrapper in wrappers}
+
+    def _set_callbacks(self, mode: str) -> None:
+        for router, callback in zip(self._routers, self._callbacks[mode], strict=True):
+            router.set_capture_fn(callback)
+
+    def switch(self, which: Set) -> None:
+        """From the next step on, run with these graphs in their mode."""
+        torch.cuda.synchronize()
+        self._set_callbacks(which.mode)
+        for wrapper, entries in self._graphs[which].items():
+            wrapper.concrete_cudagraph_entries = entries
+        self._session._serving = which.mode == "moescope"
+        self._runner.routed_experts_initialized = which.mode == "vllm"
+        self._scheduler.enable_return_routed_experts = which.mode == "vllm"
+
+    def add(self, number: int, length: int, max_tokens: int) -> None:
+        """Add requests with prompts of this length, the same in every call."""
+        from vllm import SamplingParams
+
+        rng = random.Random(0)  # noqa: S311
+        parameters = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+        for _ in range(number):
+            self._requests += 1
+            prompt = [rng.randrange(1, self.config["vocab_size"]) for _ in range(length)]
+            self.llm.llm_engine.add_request(str(self._requests), {"prompt_token_ids": prompt}, parameters)
+
+    def step(self) -> float:
+        """Run a step; its milliseconds."""
+        start = time.perf_counter()
+        self.llm.llm_engine.step()
+        return (time.perf_counter() - start) * 1000
+
+    def prefilled(self, number: int) -> bool:
+        """Whether this many requests run, and all of them decode."""
+        running = self._scheduler.running
+        return len(running) == number and all(r.num_computed_tokens >= r.num_prompt_tokens for r in running)
+
+    def drain(self) -> None:
+        """Abort what is under way."""
+        engine = self.llm.llm_engine
+        engine.abort_request([str(number) for number in range(1, self._requests + 1)])
+        while engine.has_unfinished_requests():
+            engine.step()
+        torch.cuda.synchronize()
+
+    def memory_of_capture(self) -> dict[str, int]:
+        """Bytes on the device: counts, tables, and the ids kept in the largest step."""
+        capturer = self._session.capturer
+        layers = capturer.buffers.layers
+        return {
+            "counts": capturer.buffers.flat.numel() * 8,
+            "tables": capturer._strategy._tables.num_bytes,
+            "ids kept in a step of the largest size": sum(
+                PREFILL_TOKENS * layer.top_k * 4 for layer in layers
+            ),
+        }
+
+    def close(self) -> dict[str, Any]:
+        """The capturer's last words."""
+        capturer = self._session.capturer
+        counts = [int(capturer.buffers.counts_of(i).sum()) for i in range(len(capturer.buffers.layers))]
+        exact = all(
+            total == capturer.tokens * layer.top_k
+            for total, layer in zip(counts, capturer.buffers.layers, strict=True)
+        )
+        return {
+            "tokens": capturer.tokens,
+            "exact": exact,
+            "strategy": capturer.strategy,
+            "disabled": capturer.disabled_reason,
+        }
+
+
+def _torch_hook(router: Any) -> Callable[[torch.Tensor], None]:
+    counts = torch.zeros(router.global_num_experts, dtype=torch.int64, device="cuda")
+    valid = torch.full((1,), 1 << 40, dtype=torch.int64, device="cuda")
+
+    def hook(ids: torch.Tensor) -> None:
+        mask = torch.arange(ids.shape[0], device=ids.device) < valid
+        counts.scatter_add_(0, ids.flatten().long(), mask.unsqueeze(1).expand_as(ids).flatten().long())
+
+    return hook
+
+
+class Plan(NamedTuple):
+    """How much to measure of one load; without steps, the load is the prefill of the requests."""
+
+    name: str
+    rounds: int
+    steps: int
+    requests: int
+    length: int
+
+
+def measure(engine: Engine, plan: Plan) -> list[dict[Set, float]]:
+    """Milliseconds of a block by set, a dict for each round."""
+
+    def decode(which: Set) -> float:
+        engine.switch(which)
+        engine.add(plan.requests, plan.length, SETTLE + plan.steps + 8)
+        while not engine.prefilled(plan.requests):
+            engine.step()
+        times = [engine.step() for _ in range(SETTLE + plan.steps)]
+        engine.drain()
+        return statistics.median(times[SETTLE:])
+
+    def prefill(which: Set) -> float:
+        engine.switch(which)
+        engine.add(plan.requests, plan.length, 1)
+        total = 0.0
+        while engine.llm.llm_engine.has_unfinished_requests():
+            total += engine.step()
+        return total
+
+    block = decode if plan.steps else prefill
+    rng = random.Random(0)  # noqa: S311
+    for which in engine.sets:
+        block(which)
+    return [
+        {which: block(which) for which in rng.sample(engine.sets, len(engine.sets))}
+        for _ in range(plan.rounds)
+    ]
+
+
+def summarise(rounds: list[dict[Set, float]], mode: str) -> dict[str, Any]:
+    """Median ms, the ratio to "off" with its 95 % interval, and each set's ratio."""
+    logs: dict[Set, list[float]] = {which: [] for which in rounds[0]}
+    for one in rounds:
+        off = statistics.fmean(math.log(ms) for which, ms in one.items() if which.mode == "off")
+        for which, ms in one.items():
+            logs[which].append(math.log(ms) - off)
+    of_sets = {which: statistics.fmean(values) for which, values in logs.items()}
+    mine = [value for which, value in of_sets.items() if which.mode == mode]
+    offs = [value for which, value in of_sets.items() if which.mode == "off"]
+    mean = statistics.fmean(mine)
+    if mode == "off":
+        half = 0.0
+    elif len(mine) > 1:
+        variance = (statistics.variance(mine) + statistics.variance(offs)) / 2
+        half = student(len(mine) + len(offs) - 2) * math.sqrt(variance * (1 / len(mine) + 1 / len(offs)))
+    else:
+        values = logs[Set(mode, 0)]
+        half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return {
+        "ms": statistics.median(ms for one in rounds for which, ms in one.items() if which.mode == mode),
+        "ratio": math.exp(mean),
+        "low": math.exp(mean - half),
+        "high": math.exp(mean + half),
+        "sets": [math.exp(value) for value in mine],
+    }
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, by Cornish and Fisher's expansion; 1 % off at 3, less beyond."""
+    z = 1.959964
+    terms = (
+        z,
+        (z**3 + z) / (4 * freedom),
+        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2),
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3),
+    )
+    return sum(terms)
+
+
+def main() -> None:
+    """Measure, print tables, write the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="qwen3")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of rounds")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    sink = FrameSink()
+    os.environ.update(MOESCOPE_ENDPOINT=sink.url, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    if importlib.util.find_spec("flashinfer") is None:
+        os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(options.shape, Path(folder))
+        report: dict[str, Any] = {
+            "shape": options.shape,
+            "device": torch.cuda.get_device_name(0),
+            "loads": {},
+        }
+        plans = [
+            Plan("decode, batch 8", 30, 20, 8, PROMPT),
+            Plan("decode, batch 256", 10, 10, 256, PROMPT),
+            Plan(f"prefill, {PREFILL_TOKENS} tokens", 10, 0, PREFILL_TOKENS // 1024, 1024),
+            Plan("decode, batch 64", 8, 15, 64, PROMPT),
+            Plan("decode, batch 1", 12, 20, 1, PROMPT),
+        ]
+        for plan in plans:
+            rounds = measure(engine, plan._replace(rounds=max(3, round(plan.rounds * options.scale))))
+            summary = {mode: summarise(rounds, mode) for mode in SETS}
+            report["loads"][plan.name] = {"rounds": len(rounds), "modes": summary}
+            _print_load(plan.name, len(rounds), summary)
+            report |= {"memory": engine.memory_of_capture(), "capturer": engine.close()}
+            if options.out:
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        for what, size in report["memory"].items():
+            print(f"memory: {what}: {size / 2**20:.2f} MiB")
+        print(report["capturer"], f"{len(sink.frames)} frames arrived", flush=True)
+    os._exit(0)  # vLLM's own shutdown is not what is measured
+
+
+def _print_load(name: str, rounds: int, summary: dict[str, dict[str, float]]) -> None:
+    print(f"{name} ({rounds} rounds)")
+    for mode, one in summary.items():
+        interval = f"[{(one['low'] - 1) * 100:+.2f}, {(one['high'] - 1) * 100:+.2f}] %"
+        print(
+            f"  {mode:<9} {one['ms']:9.3f} ms  {(one['ratio'] - 1) * 100:+6.2f} %  {interval:>18}"
+            f"  sets: {' '.join(f'{(ratio - 1) * 100:+.2f}' for ratio in one['sets'])}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Takes moescope's frames over HTTP as the side service does, and keeps them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from moescope.capture.wire import Frame, decode_frame
+
+
+class FrameSink:
+    """An HTTP server on a free port of this machine.
+
+    Attributes:
+        frames: in the order of their arrival.
+    """
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        frames = self.frames
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                frames.append(decode_frame(body))
+                self.send_response(202)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Stay quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """For ``MOESCOPE_ENDPOINT``."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def wait_for(self, tokens: int, timeout: float = 15.0) -> Frame:
+        """The first frame with at least this many tokens.
+
+        Raises:
+            TimeoutError: none came; the message says how far it went.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.frames and self.frames[-1].tokens >= tokens:
+                return self.frames[-1]
+            time.sleep(0.05)
+        seen = [(frame.tokens, frame.state, frame.state_reason) for frame in self.frames[-1:]]
+        raise TimeoutError(f"no frame of {tokens} tokens within {timeout} s; the last: {seen}")

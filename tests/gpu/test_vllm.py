@@ -1,0 +1,229 @@
+"""Exact counts in real vLLM engines on a GPU.
+
+Graphs, eager mode, chunks, padding, preemption, both runners: each scenario is a process of its own
+(`vllm_child`) with dummy weights; they run side by side, once a session.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA GPU", allow_module_level=True)
+pytest.importorskip("vllm", reason="needs vLLM for CUDA")
+
+from devkit.gpu_models import deepseek_v2, qwen3_moe, write_model
+
+AT_ONCE = 10
+TIMEOUT = 420
+VOCABULARY = 8192
+QWEN = qwen3_moe(
+    layers=4, hidden=512, experts=60, top_k=4, expert_width=128, heads=8, kv_heads=2, vocabulary=VOCABULARY
+)
+DRAFT = QWEN | {"num_hidden_layers": 2, "num_experts": 16, "num_experts_per_tok": 2}
+DEEPSEEK = deepseek_v2(layers=4, hidden=512, expert_width=128, vocabulary=VOCABULARY)
+SIZES = [1, 2, 4, 8, 16, 32, 64]
+REQUESTS = {"long": 37, "short": 40, "longest": 900, "vocabulary": VOCABULARY}
+LLM = {
+    "max_model_len": 2048,
+    "max_num_batched_tokens": 512,
+    "max_num_seqs": 24,
+    "enable_prefix_caching": False,
+    "kv_cache_memory_bytes": 1 << 30,
+    "gpu_memory_utilization": 0.06,
+}
+
+
+def graphs(mode: str) -> dict[str, Any]:
+    return {"compilation_config": {"cudagraph_mode": mode, "cudagraph_capture_sizes": SIZES}}
+
+
+# The 48 layers of Qwen3-30B-A3B, narrow, with the sizes of graphs and steps that vLLM chooses by itself.
+TALL = qwen3_moe(hidden=256, expert_width=64, heads=2, kv_heads=1, vocabulary=VOCABULARY)
+TALL_LLM = {"max_model_len": 8192, "max_num_batched_tokens": 8192, "max_num_seqs": 256}
+FEW = {"long": 4, "short": 0, "longest": 4000, "vocabulary": VOCABULARY}
+DEFAULT = graphs("FULL_AND_PIECEWISE")
+V1, V2 = {"VLLM_USE_V2_MODEL_RUNNER": "0"}, {"VLLM_USE_V2_MODEL_RUNNER": "1"}
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "default": {"llm": DEFAULT, "env": V1},
+    "capture off": {"llm": DEFAULT, "env": V1, "capture": False},
+    "with vLLM's routed experts": {"llm": DEFAULT | {"enable_return_routed_experts": True}, "env": V1},
+    "piecewise": {"llm": graphs("PIECEWISE"), "env": V1},
+    "full": {"llm": graphs("FULL"), "env": V1},
+    "eager": {"llm": {"enforce_eager": True, "enable_return_routed_experts": True}, "env": V1},
+    "preemption": {"llm": DEFAULT | {"num_gpu_blocks_override": 80, "max_model_len": 1024}, "env": V1},
+    "runner V2": {"llm": DEFAULT, "env": V2},
+    "runner V2 off": {"llm": DEFAULT, "env": V2, "capture": False},
+    "DeepSeek": {"llm": DEFAULT, "config": DEEPSEEK},
+    "engine in its own process": {"llm": DEFAULT, "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}},
+    "draft model": {"llm": graphs("PIECEWISE"), "env": V1, "draft": DRAFT},
+    "48 layers": {"llm": TALL_LLM, "env": V1, "config": TALL, "requests": FEW},
+    "48 layers off": {"llm": TALL_LLM, "env": V1, "config": TALL, "requests": FEW, "capture": False},
+}
+COUNTED = [name for name, scenario in SCENARIOS.items() if scenario.get("capture", True)]
+
+
+class Runs:
+    """The scenarios' processes and what came of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._results: dict[str, dict[str, Any] | str] = {}
+        gate = threading.Semaphore(AT_ONCE)
+        threads = [
+            threading.Thread(target=self._run, args=(name, index, gate))
+            for index, name in enumerate(SCENARIOS)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _run(self, name: str, index: int, gate: threading.Semaphore) -> None:
+        folder = self._folder / str(index)
+        with gate:
+            try:
+                self._results[name] = self._child(name, folder)
+            except Exception as error:  # noqa: BLE001 - shown by every test of the scenario
+                log = folder / "log"
+                self._results[name] = f"{error}\n{log.read_text()[-6000:] if log.exists() else ''}"
+
+    def _child(self, name: str, folder: Path) -> dict[str, Any]:
+        scenario = SCENARIOS[name]
+        model = write_model(folder, scenario.get("config", QWEN))
+        llm = LLM | scenario["llm"] | {"model": str(model)}
+        if "draft" in scenario:
+            draft = write_model(folder / "draft", scenario["draft"])
+            llm["speculative_config"] = {
+                "model": str(draft),
+                "method": "draft_model",
+                "num_speculative_tokens": 2,
+                "draft_load_config": {"load_format": "dummy"},
+            }
+        spec = {
+            "llm": llm,
+            "capture": scenario.get("capture", True),
+            "requests": scenario.get("requests", REQUESTS),
+        }
+        spec["experts"] = scenario.get("config", QWEN).get("num_experts")
+        spec_path, result = folder / "spec.json", folder / "result.json"
+        spec_path.write_text(json.dumps(spec))
+        environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} | scenario.get("env", {})
+        if importlib.util.find_spec("flashinfer") is None:
+            environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+        command = [sys.executable, "-m", "tests.gpu.vllm_child", str(spec_path), str(result)]
+        with (folder / "log").open("w") as log:
+            subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=TIMEOUT, check=True)
+        return dict(json.loads(result.read_text()))
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        result = self._results[name]
+        if isinstance(result, str):
+            pytest.fail(f"{name}: {result}", pytrace=False)
+        return result
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("engines"))
+
+
+def steps(run: dict[str, Any], mode: str) -> list[list[Any]]:
+    return [step for step in run["steps"] if step[0] == mode]
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_each_layer_counts_each_computed_token_once(runs: Runs, name: str) -> None:
+    run = runs[name]
+    frame = run["frame"]
+    computed = run["scheduled"] if run["scheduled"] is not None else run["computed"]
+    assert frame["state"] == ["counting", ""]
+    assert frame["strategy"] == "kernel-per-step"
+    assert frame["uncovered"] == []
+    assert frame["tokens"] == computed
+    assert frame["rows"] == [computed] * len(frame["layers"])
+    for (_, experts, top_k), counts in zip(frame["layers"], frame["counts"], strict=True):
+        assert len(counts) == experts
+        assert sum(counts) == computed * top_k
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTED if name not in ("preemption", "draft model")])
+def test_the_scheduler_computed_what_the_requests_need(runs: Runs, name: str) -> None:
+    assert runs[name]["frame"]["tokens"] == runs[name]["computed"]
+
+
+@pytest.mark.parametrize("name", ["default", "runner V2", "DeepSeek"])
+def test_all_ways_to_run_a_step_were_met(runs: Runs, name: str) -> None:
+    run = runs[name]
+    full, piecewise, eager = (steps(run, mode) for mode in ("FULL", "PIECEWISE", "NONE"))
+    assert any(tokens == padded for _, tokens, padded, _ in full)
+    assert any(tokens < padded for _, tokens, padded, _ in full)  # between two sizes
+    assert piecewise
+    assert any(1 < requests < tokens for _, tokens, _, requests in piecewise)  # decode and prefill mixed
+    assert any(tokens == 512 for _, tokens, _, _ in eager)  # a chunk of prefill
+    longest = max(tokens for _, tokens, _, _ in run["steps"])
+    assert longest == 512
+
+
+@pytest.mark.parametrize(("name", "mode"), [("piecewise", "PIECEWISE"), ("full", "FULL"), ("eager", "NONE")])
+def test_the_mode_asked_for_was_used_for_decode(runs: Runs, name: str, mode: str) -> None:
+    decode = [step for step in runs[name]["steps"] if step[1] == step[3]]
+    assert decode
+    assert {step[0] for step in decode} == {mode}
+
+
+def test_requests_were_preempted_and_computed_again(runs: Runs) -> None:
+    assert runs["preemption"]["preempted"] > 0
+    assert runs["preemption"]["frame"]["tokens"] > runs["preemption"]["computed"]
+
+
+@pytest.mark.parametrize("name", ["with vLLM's routed experts", "eager"])
+def test_equals_vllms_own_routed_experts_expert_by_expert(runs: Runs, name: str) -> None:
+    run = runs[name]
+    assert run["routed_rows"] == run["computed"]
+    assert run["frame"]["counts"] == run["routed"]
+    assert len(set(run["routed"][0])) > 10  # not all experts alike, so that equality says something
+
+
+@pytest.mark.parametrize(
+    ("on", "off"),
+    [
+        ("default", "capture off"),
+        ("with vLLM's routed experts", "capture off"),
+        ("runner V2", "runner V2 off"),
+    ],
+)
+def test_generated_tokens_are_the_same_with_capture_on_and_off(runs: Runs, on: str, off: str) -> None:
+    assert runs[on]["generated"] == runs[off]["generated"]
+    assert runs[on]["steps"] == runs[off]["steps"]
+
+
+def test_counts_of_two_engines_are_the_same(runs: Runs) -> None:
+    assert runs["default"]["frame"]["counts"] == runs["with vLLM's routed experts"]["frame"]["counts"]
+
+
+def test_the_layers_are_the_targets_as_in_its_config(runs: Runs) -> None:
+    assert runs["default"]["frame"]["layers"] == [[layer, 60, 4] for layer in range(4)]
+    assert runs["draft model"]["frame"]["layers"] == [[layer, 60, 4] for layer in range(4)]
+    assert runs["DeepSeek"]["frame"]["layers"] == [[layer, 64, 6] for layer in (1, 2, 3)]
+
+
+def test_drafts_were_verified_by_the_target(runs: Runs) -> None:
+    verified = [step for step in runs["draft model"]["steps"] if step[1] == 3 * step[3]]
+    assert len(verified) > 10  # each request has two drafts to verify, which are the target's tokens then
+
+
+def test_memory_that_capture_takes_with_vllms_own_graph_sizes(runs: Runs) -> None:
+    on, off = (runs[name]["memory_reserved"] / 2**20 for name in ("48 layers", "48 layers off"))
+    print(f"reserved after start-up: {on:.0f} MiB with capture, {off:.0f} MiB without")
+    assert on - off < 64

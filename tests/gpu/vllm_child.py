@@ -1,0 +1,164 @@
+"""One vLLM engine on the GPU with a spy on its steps: `python -m tests.gpu.vllm_child SPEC RESULT`.
+
+SPEC is a JSON file: ``llm`` (arguments of `vllm.LLM`), ``capture``, ``requests`` (see `make_requests`). The
+result is JSON too: texts as token ids, what the scheduler scheduled, how each step ran, the last frame that
+came over HTTP, and vLLM's own routed experts, if asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from devkit.frame_sink import FrameSink
+
+
+class Spy:
+    """What vLLM's scheduler and runner did, noted independently of moescope."""
+
+    def __init__(self) -> None:
+        self.scheduled = 0
+        self.preempted = 0
+        self.steps: list[tuple[str, int, int, int]] = []
+        """Mode, true tokens, padded tokens, requests."""
+        self._now: Any = None
+
+    def install(self) -> None:
+        from vllm.v1.core.sched.scheduler import Scheduler
+        from vllm.v1.worker import gpu_model_runner, gpu_worker
+        from vllm.v1.worker.gpu import model_runner as runner_v2
+
+        schedule, execute = Scheduler.schedule, gpu_worker.Worker.execute_model
+        context, dispatch = gpu_model_runner.set_forward_context, runner_v2.dispatch_cg_and_sync_dp
+
+        def spied_schedule(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+            output = schedule(scheduler, *args, **kwargs)
+            self.scheduled += output.total_num_scheduled_tokens
+            self.preempted += len(output.preempted_req_ids or ())
+            return output
+
+        def spied_execute(worker: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            self._now = scheduler_output
+            try:
+                return execute(worker, scheduler_output, *args, **kwargs)
+            finally:
+                self._now = None
+
+        def spied_context(*args: Any, **kwargs: Any) -> Any:
+            if "cudagraph_runtime_mode" in kwargs:
+                self._note(kwargs["cudagraph_runtime_mode"].name, kwargs["num_tokens"])
+            return context(*args, **kwargs)
+
+        def spied_dispatch(*args: Any, **kwargs: Any) -> Any:
+            result = dispatch(*args, **kwargs)
+            self._note(result[0].cg_mode.name, result[0].num_tokens)
+            return result
+
+        Scheduler.schedule = spied_schedule
+        gpu_worker.Worker.execute_model = spied_execute
+        gpu_model_runner.set_forward_context = spied_context
+        runner_v2.dispatch_cg_and_sync_dp = spied_dispatch
+
+    def start(self) -> None:
+        """Forget what warm-up did."""
+        self.scheduled, self.preempted = 0, 0
+        self.steps.clear()
+
+    def _note(self, mode: str, padded: int) -> None:
+        if self._now is not None and self._now.total_num_scheduled_tokens:
+            requests = self._now.num_scheduled_tokens
+            self.steps.append((mode, self._now.total_num_scheduled_tokens, padded, len(requests)))
+            self._now = None  # what follows in this step is a draft model's
+
+
+def make_requests(
+    long: int, short: int, longest: int, vocabulary: int, seed: int = 0
+) -> list[tuple[list[int], int]]:
+    """Prompts, each with a number of tokens to generate.
+
+    First `long` prompts of up to `longest` tokens, whose prefill fills steps; then `short` ones, which
+    join the decode of others as soon as there is room, so that small steps mix both.
+    """
+    rng = random.Random(seed)
+    lengths = [rng.choice([1, rng.randint(2, 40), rng.randint(2, longest)]) for _ in range(long)]
+    lengths += [rng.randint(2, 20) for _ in range(short)]
+    return [
+        ([rng.randrange(1, vocabulary) for _ in range(length)], rng.choice([1, 7, 40, 64]))
+        for length in lengths
+    ]
+
+
+def main(spec_path: str, result_path: str) -> None:
+    spec = json.loads(Path(spec_path).read_text())
+    sink = FrameSink()
+    os.environ.update(MOESCOPE_ENDPOINT=sink.url, MOESCOPE_INTERVAL="0.2", MOESCOPE_SERVER="gpu")
+    import torch
+    from vllm import LLM, SamplingParams
+
+    spy = Spy()
+    spy.install()
+    worker = {"worker_cls": "moescope.capture.worker.RoutingWorker"} if spec["capture"] else {}
+    llm = LLM(load_format="dummy", skip_tokenizer_init=True, seed=0, **worker, **spec["llm"])
+    memory = torch.cuda.memory_reserved()
+    requests = make_requests(**spec["requests"])
+    parameters = [
+        SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        for _, tokens in requests
+    ]
+    spy.start()
+    outputs = llm.generate(
+        [{"prompt_token_ids": prompt} for prompt, _ in requests], parameters, use_tqdm=False
+    )
+    generated = [list(output.outputs[0].token_ids) for output in outputs]
+    computed = sum(len(prompt) + len(ids) - 1 for (prompt, _), ids in zip(requests, generated, strict=True))
+    separate = not spy.scheduled  # the engine runs in a process of its own
+    total = computed if separate else spy.scheduled
+    result: dict[str, Any] = {
+        "generated": generated,
+        "computed": computed,
+        "scheduled": None if separate else spy.scheduled,
+        "preempted": spy.preempted,
+        "steps": spy.steps,
+        "memory_reserved": memory,
+    }
+    if spec["capture"]:
+        frame = sink.wait_for(total)
+        flat = np.frombuffer(frame.counts, dtype="<i8")
+        ends = np.cumsum([layer.num_experts for layer in frame.layers])[:-1]
+        result["frame"] = {
+            "tokens": frame.tokens,
+            "state": [frame.state, frame.state_reason],
+            "strategy": frame.strategy,
+            "layers": [[layer.layer, layer.num_experts, layer.top_k] for layer in frame.layers],
+            "uncovered": [[layer.layer, layer.reason] for layer in frame.uncovered],
+            "rows": np.frombuffer(frame.rows, dtype="<i8").tolist(),
+            "counts": [part.tolist() for part in np.split(flat, ends)],
+            "drops": frame.drops,
+        }
+    if spec["llm"].get("enable_return_routed_experts"):
+        routed = np.concatenate([_routed(output) for output in outputs])
+        experts = spec["experts"]
+        result["routed_rows"] = len(routed)
+        result["routed"] = [
+            np.bincount(routed[:, layer].ravel(), minlength=experts).tolist()
+            for layer in range(routed.shape[1])
+        ]
+    Path(result_path).write_text(json.dumps(result))
+    sys.stdout.flush()
+    os._exit(0)  # vLLM's own shutdown is not what is tested here
+
+
+def _routed(output: Any) -> np.ndarray:
+    """int [tokens, layers, top_k]: vLLM's routed experts of a request's computed tokens."""
+    parts = [getattr(output, "prompt_routed_experts", None), output.outputs[0].routed_experts]
+    return np.concatenate([part for part in parts if part is not None]).astype(np.int64)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
