@@ -111,7 +111,7 @@ class PointerTables:
         pinned = self._free_pinned()
         pinned.values[:] = self._filled(entries)
         self._now.copy_(pinned.host, non_blocking=True)
-        pinned.read.record()  # type: ignore[no-untyped-call]
+        pinned.read.record()
         self._ring.append(pinned)
         if self._chunks[-1].used > TABLES_PER_CHUNK - SPARE_TABLES:
             # Not while a graph is captured, when allocations would belong to the graph.

@@ -159,7 +159,7 @@ class KernelPerLayer:
             span,
             self._buffers.num_valid,
             flat,
-            counts_start=counts.storage_offset(),
+            counts_start=int(counts.storage_offset()),
             num_experts=counts.numel(),
             rows_index=self._buffers.num_slots + ordinal,
             bins=self._bins,
