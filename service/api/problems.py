@@ -106,4 +106,5 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
 
 async def _answer_unexpected(request: Request, _error: Exception) -> JSONResponse:
     detail = "This is a bug of moescope: please report it with the lines that the service logged."
-    return _respond(request, 500, "internal", "The service failed", detail)
+    # The server ends the connection after such an error: a client that knows doesn't use it again.
+    return _respond(request, 500, "internal", "The service failed", detail, {"Connection": "close"})
