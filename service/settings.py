@@ -75,6 +75,9 @@ class Settings(BaseSettings):
         8, ge=1, description="Epochs (starts) of a producer whose late frames still count."
     )
     metrics_level: MetricsLevel = Field(MetricsLevel.LAYER_RANK, description="Cardinality of /metrics.")
+    metrics_max_series: int = Field(
+        200_000, ge=1, description="Most series in /metrics; a family that does not fit is left out whole."
+    )
     log_level: LogLevel = Field(LogLevel.INFO, description="Least severe messages to log.")
     log_format: LogFormat = Field(LogFormat.TEXT, description="Format of the log.")
 

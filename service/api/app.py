@@ -19,6 +19,7 @@ from moescope.service.api.probes import probes_router
 from moescope.service.api.problems import Problem, install
 from moescope.service.api.ranks import ranks_router
 from moescope.service.metrics.collector import RoutingCollector
+from moescope.service.metrics.instruments import Instruments
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
 
@@ -36,16 +37,17 @@ def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> Fa
         clock: seconds of Unix time; tests inject one.
     """
     state = LiveState(settings, clock)
+    instruments = Instruments()
     registry = CollectorRegistry()
-    registry.register(RoutingCollector(state, settings))
+    registry.register(RoutingCollector(state, settings, instruments))
     app = FastAPI(title="moescope", version=version("moescope"), description=_DESCRIPTION)
     install(app)
     for router in (
-        ingest_router(state, settings),
+        ingest_router(state, settings, instruments),
         ranks_router(state),
         histogram_router(state),
         balance_router(state, settings),
-        probes_router(state, registry),
+        probes_router(state, registry, instruments),
         home_router(state, settings),
     ):
         app.include_router(router)

@@ -14,6 +14,7 @@ from moescope.service.api.models import Receipt
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.ledger import RefusedError
 from moescope.service.logs import Throttle
+from moescope.service.metrics.instruments import Instruments
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
 
@@ -35,7 +36,7 @@ class _RefusedFrameError(ProblemError):
         super().__init__(status, reason.replace("_", "-"), title, detail, headers)
 
 
-def ingest_router(state: LiveState, settings: Settings) -> APIRouter:
+def ingest_router(state: LiveState, settings: Settings, instruments: Instruments) -> APIRouter:
     """The route that takes frames into ``state``."""
     router = APIRouter(tags=["ingest"])
     throttle = Throttle(state.now)
@@ -47,7 +48,7 @@ def ingest_router(state: LiveState, settings: Settings) -> APIRouter:
         Sending a frame twice, late or out of order is harmless.
         """
         try:
-            return await _take(request, state, settings)
+            return await _take(request, state, settings, instruments)
         except _RefusedFrameError as error:
             state.count_refused(error.reason)
             if throttle.allows(error.reason):
@@ -57,13 +58,17 @@ def ingest_router(state: LiveState, settings: Settings) -> APIRouter:
     return router
 
 
-async def _take(request: Request, state: LiveState, settings: Settings) -> Receipt:
+async def _take(
+    request: Request, state: LiveState, settings: Settings, instruments: Instruments
+) -> Receipt:
     _check_token(request, settings)
     _check_content_type(request)
     body = await _read_body(request, settings)
+    instruments.took_in(len(body))
     try:
-        frame = decode_frame(body)
-        verdict = state.ingest(frame)
+        with instruments.ingest.timed():
+            frame = decode_frame(body)
+            verdict = state.ingest(frame)
     except WireVersionError as error:
         raise _RefusedFrameError("version", 415, "Another wire version", str(error)) from error
     except WireError as error:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
 
+from moescope.service.metrics.instruments import Instruments
 from moescope.service.state import LiveState
 
 
@@ -26,8 +27,8 @@ class Readiness(BaseModel):
     stale_producers: int
 
 
-def probes_router(state: LiveState, registry: CollectorRegistry) -> APIRouter:
-    """Probes over ``state``, scrape of ``registry``."""
+def probes_router(state: LiveState, registry: CollectorRegistry, instruments: Instruments) -> APIRouter:
+    """Probes over ``state``, scrape of ``registry``, which is timed."""
     router = APIRouter(tags=["operation"])
 
     @router.get("/healthz")
@@ -49,6 +50,8 @@ def probes_router(state: LiveState, registry: CollectorRegistry) -> APIRouter:
     def metrics(request: Request) -> Response:
         """Metrics for Prometheus, as text or OpenMetrics by the Accept header."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"content-type": content_type})
+        with instruments.scrape.timed():
+            body = encode(registry)
+        return Response(body, headers={"content-type": content_type})
 
     return router

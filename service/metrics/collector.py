@@ -7,33 +7,56 @@ and the log says why.
 from __future__ import annotations
 
 import logging
-import time
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.assessment import assess
 from moescope.service.metrics import parts
-from moescope.service.metrics.catalogue import CATALOGUE, Family, shown
-from moescope.service.metrics.parts import Group, Sample
+from moescope.service.metrics.catalogue import CATALOGUE
+from moescope.service.metrics.family import Family
+from moescope.service.metrics.instruments import Durations, Instruments
+from moescope.service.metrics.limit import admit
+from moescope.service.metrics.parts import Found, Group
+from moescope.service.metrics.samples import Sample, Table, WideMetric
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.state import LiveState
 from moescope.service.window import merge
 
-Part = Callable[[list[Group]], Iterable[Sample]]
+Part = Callable[[list[Group]], Iterable[Found]]
 
 _log = logging.getLogger(__name__)
 
 
-class RoutingCollector(Collector):
-    """Collects from a :class:`LiveState` at each scrape."""
+@dataclass(slots=True)
+class _Gathered:
+    """What a family has in one scrape: tables, or single samples, or a histogram."""
 
-    def __init__(self, state: LiveState, settings: Settings) -> None:
+    samples: list[Sample] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    histogram: Durations | None = None
+
+    def __len__(self) -> int:
+        histogram = 0 if self.histogram is None else len(self.histogram.read()[0]) + 2
+        return len(self.samples) + sum(len(table.values) for table in self.tables) + histogram
+
+
+class RoutingCollector(Collector):
+    """Collects from a :class:`LiveState` and the service's own instruments at each scrape."""
+
+    def __init__(self, state: LiveState, settings: Settings, instruments: Instruments) -> None:
         self._state = state
         self._settings = settings
+        self._instruments = instruments
+        self._lock = threading.Lock()
+        self._overflow: Counter[str] = Counter()
+        self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
         self._parts: dict[str, Part] = {
             "ranks": _each(parts.rank_counters),
             "ep_ranks": _each(parts.ep_counters),
@@ -47,24 +70,57 @@ class RoutingCollector(Collector):
         if settings.metrics_level is MetricsLevel.LAYER_EXPERT:
             self._parts["experts"] = _each(parts.expert_counters)
 
-    def describe(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
+    def describe(self) -> Iterable[Metric]:
         """The families, without samples, so that registering collects nothing."""
-        return [_empty(family) for family in self._families()]
+        return [_metric(family, _Gathered()) for family in self._families]
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        """All families that have a sample."""
-        began = time.perf_counter()
-        families = {family.name: _empty(family) for family in self._families()}
-        for name, labels, value in self._samples():
-            if name in families:
-                families[name].add_metric(labels, value)
-        families["moescope_scrape_duration_seconds"].add_metric((), time.perf_counter() - began)
-        yield from (family for family in families.values() if family.samples)
+    def collect(self) -> Iterator[Metric]:
+        """All families that have a sample and fit under the limit."""
+        gathered = self._gather()
+        for family in self._families:
+            found = gathered.get(family.name)
+            if found is not None:
+                yield _metric(family, found)
 
-    def _families(self) -> list[Family]:
-        return [family for family in CATALOGUE.values() if shown(family, self._settings.metrics_level)]
+    def _gather(self) -> dict[str, _Gathered]:
+        gathered = {family.name: _Gathered() for family in self._families}
+        for item in self._samples():
+            if item.family not in gathered:
+                continue
+            if isinstance(item, Table):
+                gathered[item.family].tables.append(item)
+            else:
+                gathered[item.family].samples.append(item)
+        gathered["moescope_ingest_duration_seconds"].histogram = self._instruments.ingest
+        gathered["moescope_scrape_duration_seconds"].histogram = self._instruments.scrape
+        return self._within_limit({name: found for name, found in gathered.items() if len(found)})
 
-    def _samples(self) -> Iterator[Sample]:
+    def _within_limit(self, gathered: dict[str, _Gathered]) -> dict[str, _Gathered]:
+        """The families that fit, with what tells how many that are and what did not fit."""
+        limit = self._settings.metrics_max_series
+        admission = admit({name: len(found) for name, found in gathered.items()}, limit)
+        with self._lock:
+            new = admission.overflow.keys() - self._overflow.keys()
+            self._overflow.update(admission.overflow)
+            overflow = {family.name: self._overflow[family.name] for family in self._families}
+        if new:
+            _log.warning(
+                "%s left out of /metrics: over %d series in all; raise metrics_max_series, or choose a "
+                "coarser metrics_level",
+                ", ".join(sorted(new)),
+                limit,
+            )
+        kept = {name: found for name, found in gathered.items() if name in admission.families}
+        told = [Sample("moescope_overflowed_series_total", (name,), lost) for name, lost in overflow.items()]
+        kept["moescope_overflowed_series_total"] = _Gathered(told)
+        for name, value in (
+            ("moescope_exposed_series", admission.series + len(told) + 2),
+            ("moescope_max_exposed_series", limit),
+        ):
+            kept[name] = _Gathered([Sample(name, (), value)])
+        return kept
+
+    def _samples(self) -> Iterator[Found]:
         found: list[Group] | None = None
         for name, part in self._parts.items():
             try:
@@ -72,37 +128,50 @@ class RoutingCollector(Collector):
                 samples = list(part(found))
             except Exception:  # noqa: BLE001 whatever it is, the other parts must be seen
                 _log.exception("the part %s of the metrics can't be collected", name)
-                yield "moescope_scrape_part_success", (name,), 0
+                yield Sample("moescope_scrape_part_success", (name,), 0)
                 continue
             yield from samples
-            yield "moescope_scrape_part_success", (name,), 1
+            yield Sample("moescope_scrape_part_success", (name,), 1)
 
-    def _balance(self, found: list[Group]) -> Iterator[Sample]:
-        yield "moescope_window_seconds", (), self._settings.window_s
+    def _balance(self, found: list[Group]) -> Iterator[Found]:
+        yield Sample("moescope_window_seconds", (), self._settings.window_s)
         start = self._state.now() - self._settings.window_s
         for group in found:
             window = merge(self._state.spans(group.deployment, start, None))
             yield from parts.balance_gauges(group.deployment, assess(window, self._settings.min_tokens))
 
-    def _service(self, _found: list[Group]) -> Iterator[Sample]:
-        for (result, reason), count in sorted(self._state.frames().items()):
-            yield "moescope_frames_total", (result, reason), count
+    def _service(self, _found: list[Group]) -> Iterator[Found]:
+        for labels, count in sorted(self._state.frames().items()):
+            yield Sample("moescope_frames_total", labels, count)
         snapshots, nbytes = self._state.history_size()
-        yield "moescope_history_snapshots", (), snapshots
-        yield "moescope_history_bytes", (), nbytes
-        yield "moescope_build_info", (version("moescope"), f"{WIRE_MAJOR}.{WIRE_MINOR}"), 1
+        yield Sample("moescope_ingest_bytes_total", (), self._instruments.ingest_bytes)
+        yield Sample("moescope_history_snapshots", (), snapshots)
+        yield Sample("moescope_history_bytes", (), nbytes)
+        yield Sample("moescope_build_info", (version("moescope"), f"{WIRE_MAJOR}.{WIRE_MINOR}"), 1)
 
 
-def _each(part: Callable[[Group], Iterable[Sample]]) -> Part:
+def _each(part: Callable[[Group], Iterable[Found]]) -> Part:
     """A part of one deployment as a part of them all."""
 
-    def all_groups(found: list[Group]) -> Iterator[Sample]:
+    def all_groups(found: list[Group]) -> Iterator[Found]:
         for group in found:
             yield from part(group)
 
     return all_groups
 
 
-def _empty(family: Family) -> CounterMetricFamily | GaugeMetricFamily:
+def _metric(family: Family, found: _Gathered) -> Metric:
+    if found.tables:
+        wide = WideMetric(family.name, family.help, family.kind, family.unit, family.labels)
+        wide.tables = found.tables
+        return wide
+    if family.kind == "histogram":
+        histogram = HistogramMetricFamily(family.name, family.help, labels=(), unit=family.unit)
+        if found.histogram is not None:
+            histogram.add_metric((), *found.histogram.read())
+        return histogram
     make = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-    return make(family.name, family.help, labels=family.labels, unit=family.unit)
+    metric = make(family.name, family.help, labels=family.labels, unit=family.unit)
+    for sample in found.samples:
+        metric.add_metric(sample.labels, sample.value)
+    return metric

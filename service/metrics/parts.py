@@ -11,11 +11,11 @@ import numpy as np
 
 from moescope.service.assessment import Assessment
 from moescope.service.health import mismatches, unseen_layers
+from moescope.service.metrics.samples import Sample, Table, stacked
 from moescope.service.state import Deployment, LiveState, ProducerSpan, ProducerState
 from moescope.service.window import ModelWindow, merge
 
-Sample = tuple[str, tuple[str, ...], float]
-"""(family, label values, value)."""
+Found = Sample | Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,104 +50,118 @@ def groups(state: LiveState) -> list[Group]:
     return found
 
 
-def rank_counters(group: Group) -> Iterable[Sample]:
+def rank_counters(group: Group) -> Iterable[Found]:
     """Tokens and steps of each DP rank."""
     live = {rank for rank, _ in group.by_dp_rank()}
     for rank in group.total.dp_ranks:
         if rank.rank in live:
             labels = (*group.deployment, str(rank.rank))
-            yield "moescope_tokens_total", labels, rank.tokens
-            yield "moescope_steps_total", labels, rank.steps
-            yield "moescope_idle_steps_total", labels, rank.idle_steps
+            yield Sample("moescope_tokens_total", labels, rank.tokens)
+            yield Sample("moescope_steps_total", labels, rank.steps)
+            yield Sample("moescope_idle_steps_total", labels, rank.idle_steps)
 
 
-def ep_counters(group: Group) -> Iterable[Sample]:
+def ep_counters(group: Group) -> Iterable[Found]:
     """Slots by EP rank, by layer and over layers; nothing where the experts are not spread over ranks."""
     if group.total.ep_size == 1:
         return
     sums = np.zeros(0)
+    rows = []
+    names = _numbers(group.total.ep_size)
     for layer in group.total.layers:
         if layer.not_seen:
             continue
-        labels = (*group.deployment, str(layer.shape.layer))
-        yield "moescope_layer_unplaced_slots_total", labels, layer.unplaced
+        name = str(layer.shape.layer)
+        yield Sample("moescope_layer_unplaced_slots_total", (*group.deployment, name), layer.unplaced)
         if layer.unplaced and not layer.ep_slots.any():
             continue
-        sums = np.pad(sums, (0, max(0, len(layer.ep_slots) - len(sums))))
-        sums[: len(layer.ep_slots)] += layer.ep_slots
-        for ep_rank, slots in enumerate(layer.ep_slots.tolist()):
-            yield "moescope_layer_ep_rank_slots_total", (*labels, str(ep_rank)), slots
+        size = len(layer.ep_slots)
+        sums = np.pad(sums, (0, max(0, size - len(sums))))
+        sums[:size] += layer.ep_slots
+        rows.append(((name, names if size == len(names) else _numbers(size)), layer.ep_slots))
+    yield from stacked("moescope_layer_ep_rank_slots_total", group.deployment, rows)
     for ep_rank, slots in enumerate(sums.tolist()):
-        yield "moescope_ep_rank_slots_total", (*group.deployment, str(ep_rank)), slots
+        yield Sample("moescope_ep_rank_slots_total", (*group.deployment, str(ep_rank)), slots)
 
 
-def dp_counters(group: Group) -> Iterable[Sample]:
+def dp_counters(group: Group) -> Iterable[Found]:
     """Slots by layer and DP rank."""
     live = {rank for rank, _ in group.by_dp_rank()}
+    rows = []
     for layer in group.total.layers:
-        for dp_rank, slots in zip(layer.dp_ranks, layer.slots.tolist(), strict=True):
-            if dp_rank in live:
-                labels = (*group.deployment, str(layer.shape.layer), str(dp_rank))
-                yield "moescope_layer_dp_rank_slots_total", labels, slots
+        shown = [i for i, rank in enumerate(layer.dp_ranks) if rank in live]
+        names = tuple(str(layer.dp_ranks[i]) for i in shown)
+        rows.append(((str(layer.shape.layer), names), layer.slots[shown]))
+    yield from stacked("moescope_layer_dp_rank_slots_total", group.deployment, rows)
 
 
-def expert_counters(group: Group) -> Iterable[Sample]:
+def expert_counters(group: Group) -> Iterable[Found]:
     """Slots by layer and logical expert, over DP ranks."""
-    for layer in group.total.layers:
-        if layer.not_seen:
-            continue
-        labels = (*group.deployment, str(layer.shape.layer))
-        for expert, slots in enumerate(layer.counts.sum(axis=0).tolist()):
-            yield "moescope_layer_expert_slots_total", (*labels, str(expert)), slots
+    rows = [
+        ((str(layer.shape.layer), _numbers(layer.shape.num_experts)), layer.counts.sum(axis=0))
+        for layer in group.total.layers
+        if not layer.not_seen
+    ]
+    yield from stacked("moescope_layer_expert_slots_total", group.deployment, rows)
 
 
-def balance_gauges(deployment: Deployment, found: Assessment) -> Iterable[Sample]:
+def _numbers(size: int) -> tuple[str, ...]:
+    return tuple(map(str, range(size)))
+
+
+def balance_gauges(deployment: Deployment, found: Assessment) -> Iterable[Found]:
     """Balance over the last window; where there is no sample there is no series."""
     ep = found.ep_ranks.summary
     if ep.ratio_of_sums is not None and ep.worst is not None:
-        yield "moescope_ep_imbalance_ratio", deployment, ep.ratio_of_sums
-        yield "moescope_ep_worst_layer_imbalance_ratio", deployment, ep.worst
+        yield Sample("moescope_ep_imbalance_ratio", deployment, ep.ratio_of_sums)
+        yield Sample("moescope_ep_worst_layer_imbalance_ratio", deployment, ep.worst)
     if found.dp_tokens.measures is not None:
-        yield "moescope_dp_imbalance_ratio", deployment, found.dp_tokens.measures["imbalance_ratio"]
+        yield Sample("moescope_dp_imbalance_ratio", deployment, found.dp_tokens.measures["imbalance_ratio"])
     for i, layer in enumerate(found.window.layers):
         labels = (*deployment, str(layer.shape.layer))
         over_ep, over_experts = found.ep_ranks.cells[i].measures, found.experts.cells[i].measures
         if over_ep is not None:
-            yield "moescope_layer_ep_imbalance_ratio", labels, over_ep["imbalance_ratio"]
+            yield Sample("moescope_layer_ep_imbalance_ratio", labels, over_ep["imbalance_ratio"])
         if over_experts is not None:
-            yield "moescope_layer_max_vio_ratio", labels, over_experts["max_vio"]
-            yield "moescope_layer_normalised_entropy_ratio", labels, over_experts["normalised_entropy"]
-            yield "moescope_layer_dead_experts", labels, over_experts["dead"]
+            yield Sample("moescope_layer_max_vio_ratio", labels, over_experts["max_vio"])
+            yield Sample(
+                "moescope_layer_normalised_entropy_ratio", labels, over_experts["normalised_entropy"]
+            )
+            yield Sample("moescope_layer_dead_experts", labels, over_experts["dead"])
 
 
-def capture_health(group: Group) -> Iterable[Sample]:
+def capture_health(group: Group) -> Iterable[Found]:
     """States, ages, coverage and conservation of the producers."""
     alive = [item for item in group.producers if not item.expired]
     states = Counter(item.state for item in alive)
     for state in ("counting", "disabled", "stale"):
-        yield "moescope_producers", (*group.deployment, state), states[state]
-    yield "moescope_missing_dp_ranks", group.deployment, len(group.total.missing_dp_ranks)
+        yield Sample("moescope_producers", (*group.deployment, state), states[state])
+    yield Sample("moescope_missing_dp_ranks", group.deployment, len(group.total.missing_dp_ranks))
     for rank, members in group.by_dp_rank():
         labels = (*group.deployment, str(rank))
         uncovered = {entry.layer for item in members for entry in item.latest.uncovered}
         broken = {found.layer for item in members for found in mismatches(item.latest)}
         versions = [item.latest.placement_version for item in members]
         known = [version for version in versions if version is not None]
-        yield "moescope_snapshot_age_seconds", labels, max(item.age for item in members)
-        yield "moescope_uncovered_layers", labels, len(uncovered)
-        yield "moescope_unseen_layers", labels, len(unseen_layers(members))
-        yield "moescope_conservation_mismatched_layers", labels, len(broken)
+        yield Sample("moescope_snapshot_age_seconds", labels, max(item.age for item in members))
+        covered = {layer.layer for item in members for layer in item.latest.counted.layout.layers}
+        yield Sample("moescope_covered_layers", labels, len(covered))
+        yield Sample("moescope_uncovered_layers", labels, len(uncovered))
+        yield Sample("moescope_unseen_layers", labels, len(unseen_layers(members)))
+        yield Sample("moescope_conservation_mismatched_layers", labels, len(broken))
         if known:
-            yield "moescope_placement_version", labels, max(known)
+            yield Sample("moescope_placement_version", labels, max(known))
 
 
-def producer_counters(group: Group) -> Iterable[Sample]:
-    """Restarts and drops of the producers of each DP rank."""
+def producer_counters(group: Group) -> Iterable[Found]:
+    """Starts and drops of the producers of each DP rank."""
     for rank, members in group.by_dp_rank():
         labels = (*group.deployment, str(rank))
-        yield "moescope_producer_restarts_total", labels, sum(item.restarts for item in members)
+        newest = max(item.latest.epoch for item in members)
+        yield Sample("moescope_producer_start_time_seconds", labels, newest / 1e9)
+        yield Sample("moescope_producer_restarts_total", labels, sum(item.restarts for item in members))
         drops: Counter[str] = Counter()
         for item in members:
             drops.update(item.totals.drops)
         for reason in sorted(drops):
-            yield "moescope_producer_drops_total", (*labels, reason), drops[reason]
+            yield Sample("moescope_producer_drops_total", (*labels, reason), drops[reason])

@@ -1,0 +1,52 @@
+"""What a metric family is; :mod:`moescope.service.metrics.catalogue` lists them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from moescope.service.settings import MetricsLevel
+
+DEPLOYMENT: Final = ("server", "model")
+DP: Final = (*DEPLOYMENT, "dp_rank")
+EP: Final = (*DEPLOYMENT, "ep_rank")
+LAYER: Final = (*DEPLOYMENT, "layer")
+
+_LEVELS: Final = tuple(MetricsLevel)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric family.
+
+    Attributes:
+        name: full name, with ``_total`` on counters.
+        kind: its type.
+        unit: base unit, which is the name's suffix (before ``_total``); empty for numbers without one.
+        help: one sentence; what it counts, over what.
+        labels: names of its labels.
+        level: coarsest setting of ``metrics_level`` that shows it.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    level: MetricsLevel = MetricsLevel.RANK
+
+    @property
+    def sample_names(self) -> tuple[str, ...]:
+        """Names of its series in the exposition."""
+        if self.kind == "histogram":
+            return tuple(f"{self.name}{suffix}" for suffix in ("_bucket", "_count", "_sum"))
+        return (self.name,)
+
+    def shown(self, level: MetricsLevel) -> bool:
+        """Whether it is shown at a level."""
+        return self.rank <= _LEVELS.index(level)
+
+    @property
+    def rank(self) -> int:
+        """Position of its level among the levels; coarser ones come first."""
+        return _LEVELS.index(self.level)

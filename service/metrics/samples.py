@@ -1,0 +1,85 @@
+"""Samples on their way to the exposition: single ones, and whole tables of a wide family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client.core import Metric
+from prometheus_client.samples import Sample as LibrarySample
+
+Row = tuple[str, tuple[str, ...]]
+"""(value of the last label but one, values of the last label)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One series: its family, the values of the family's labels, its value."""
+
+    family: str
+    labels: tuple[str, ...]
+    value: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """Many series of one family that share all label values but the last two.
+
+    Attributes:
+        family: name of the family.
+        fixed: values of the family's first labels.
+        rows: layers, say, each with its ranks or experts; they need not have equally many.
+        values: int64 or float64 [sum of the rows' lengths], row after row.
+    """
+
+    family: str
+    fixed: tuple[str, ...]
+    rows: tuple[Row, ...]
+    values: npt.NDArray[Any]
+
+    def __post_init__(self) -> None:
+        expected = sum(len(columns) for _, columns in self.rows)
+        if self.values.shape != (expected,):
+            raise ValueError(f"{self.family}: {expected} series and values of shape {self.values.shape}")
+
+    def label_values(self) -> Iterator[tuple[str, ...]]:
+        """The label values of each series, in the order of ``values``."""
+        for row, columns in self.rows:
+            for column in columns:
+                yield (*self.fixed, row, column)
+
+
+class WideMetric(Metric):
+    """A family as the library sees it, whose samples are made from tables when they are asked for."""
+
+    def __init__(self, name: str, documentation: str, typ: str, unit: str, labels: tuple[str, ...]) -> None:
+        counter = typ == "counter"
+        super().__init__(name.removesuffix("_total") if counter else name, documentation, typ, unit)
+        self.labels = labels
+        self.tables: list[Table] = []
+        self.sample_name = f"{self.name}_total" if counter else self.name
+
+    @property
+    def samples(self) -> list[LibrarySample]:
+        """All series, as the library's writers want them: slow, and only for them."""
+        return [
+            LibrarySample(self.sample_name, dict(zip(self.labels, values, strict=True)), float(value))
+            for table in self.tables
+            for values, value in zip(table.label_values(), table.values.tolist(), strict=True)
+        ]
+
+    @samples.setter
+    def samples(self, _value: list[LibrarySample]) -> None:
+        """The base class sets an empty list; tables are what there is."""
+
+    def __len__(self) -> int:
+        return sum(len(table.values) for table in self.tables)
+
+
+def stacked(family: str, fixed: tuple[str, ...], rows: list[tuple[Row, npt.NDArray[Any]]]) -> Iterator[Table]:
+    """A table of rows that each come with their values; nothing for no rows."""
+    if rows:
+        yield Table(family, fixed, tuple(row for row, _ in rows), np.concatenate([v for _, v in rows]))

@@ -1,0 +1,82 @@
+"""The whole exposition of one small deployment, and the document of all metrics, as files.
+
+After a wanted change: ``python -m tests.service.test_metrics_golden`` writes both anew; read the difference.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+from moescope.capture import wire
+from moescope.service.metrics.collector import RoutingCollector
+from moescope.service.metrics.document import markdown
+from moescope.service.metrics.instruments import Instruments
+from moescope.service.settings import MetricsLevel, Settings
+from moescope.service.state import LiveState
+from tests.service.frames import frame, halves, producer
+
+GOLDEN = Path(__file__).parent / "golden"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+HOW = "is not what the code makes; if that is wanted, run: python -m tests.service.test_metrics_golden"
+
+
+def registry() -> CollectorRegistry:
+    """Two DP ranks of one deployment, one of another without EP, all of whose numbers are fixed."""
+    settings = Settings(min_tokens=1, metrics_level=MetricsLevel.LAYER_EXPERT)
+    ticks = itertools.count()
+    instruments = Instruments(lambda: next(ticks) * 0.004)
+    state = LiveState(settings, lambda: 1_700_000_100.0)
+    for dp_rank in (0, 1):
+        made = frame(
+            {0: [1_000_100, 100, 60, 40], 3: [150, 0, 50, 0]},
+            who=producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2),
+            rows=[500_150, 100],
+            tokens=500_150 + dp_rank,
+            placement=halves(4, 2, version=4),
+            uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
+            idle_steps=7,
+            drops={"late": 2},
+        )
+        with instruments.ingest.timed():
+            state.ingest(made)
+        instruments.took_in(1000)
+    state.ingest(frame({0: [4, 2]}, who=producer(server='quo"te', model="back\\slash\nline")))
+    state.count_refused("malformed")
+    with instruments.scrape.timed():
+        pass
+    result = CollectorRegistry()
+    result.register(RoutingCollector(state, settings, instruments))
+    return result
+
+
+def expositions() -> dict[str, str]:
+    """File name to text; versions, which change for other reasons, are left out."""
+    texts = {"metrics.txt": generate_latest(registry()), "openmetrics.txt": generate_openmetrics(registry())}
+    return {
+        name: re.sub(r'version="[^"]+",wire="[^"]+"', 'version="...",wire="..."', text.decode())
+        for name, text in texts.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["metrics.txt", "openmetrics.txt"])
+def test_the_exposition_is_as_it_was(name: str) -> None:
+    same = (GOLDEN / name).read_text() == expositions()[name]
+    assert same, f"golden/{name} {HOW}"
+
+
+def test_the_document_is_the_catalogue() -> None:
+    same = DOCUMENT.read_text() == markdown()
+    assert same, f"docs/metrics.md {HOW}"
+
+
+if __name__ == "__main__":
+    for name, text in expositions().items():
+        (GOLDEN / name).write_text(text)
+    DOCUMENT.write_text(markdown())
