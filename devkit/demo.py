@@ -18,6 +18,7 @@ from rich.console import Console
 from devkit.board import ConservationError, Readings, Service, check_conservation, render
 from devkit.processes import ProcessGroup, free_port, port_is_free, tail
 from devkit.screen import Show, starting, watching
+from devkit.simulated import start_simulation, watch_simulation
 from devkit.tiny_moe import ensure_checkpoint
 from devkit.traffic import Traffic, TrafficError
 from devkit.vllm_server import VllmOptions, VllmServer, VllmStartError
@@ -47,6 +48,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--max-tokens", type=_positive, default=32, metavar="N", help="longest answer (default: %(default)s)")
     add("--port", type=int, default=0, help=f"of the side service (default: {DEFAULT_PORT}, or a free one)")
     add("--vllm-port", type=int, default=0, help="of vLLM (default: a free one)")
+    add("--simulate", action="store_true", help="no vLLM: 32 simulated ranks, 58 layers of 256 experts")
     add("--keep-logs", action="store_true", help=f"keep {FOLDER}/*.log (always kept after an error)")
     return parser.parse_args(arguments)
 
@@ -72,6 +74,9 @@ def choose_port(asked: int, preferred: int, flag: str) -> int:
 def run(options: argparse.Namespace, console: Console) -> None:
     """The demo, from the checkpoint to the last table; everything is stopped when it returns or raises."""
     port = choose_port(options.port, DEFAULT_PORT, "--port")
+    if options.simulate:
+        run_simulated(options, port, console)
+        return
     vllm_port = choose_port(options.vllm_port, 0, "--vllm-port")
     model = ensure_checkpoint(FOLDER / "model")
     running = ExitStack()
@@ -87,6 +92,20 @@ def run(options: argparse.Namespace, console: Console) -> None:
             signal.signal(number, signal.SIG_IGN)
         console.print("stopping vLLM and the side service")
         running.close()
+
+
+def run_simulated(options: argparse.Namespace, port: int, console: Console) -> None:
+    """The demo without vLLM: frames of a simulated fleet; ends by itself only with ``--exit``."""
+    with ExitStack() as running:
+        service = start_service(running, port, console)
+        simulation = start_simulation(service.url, SERVER, FOLDER / "simulate.log")
+        running.callback(simulation.stop)
+        for name, path in (("metrics", "/metrics"), ("HTTP API", "/docs")):
+            console.print(f"  {name:9}{service.url}{path}")
+        if not watch_simulation(service, simulation, console, seconds=10.0 if options.exit else None):
+            raise DemoError(
+                f"the simulation ended; its log, {simulation.log}, ends with:\n{simulation.tail()}"
+            )
 
 
 def start_service(stack: ExitStack, port: int, console: Console) -> Service:

@@ -17,6 +17,7 @@ from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.client import ServiceUnavailableError, get_json
 from moescope.service.logs import set_up_logging
 from moescope.service.settings import LogFormat, LogLevel, MetricsLevel, SettingsError, load_settings
+from moescope.service.simulate_command import SIMULATE_HELP, simulate
 from moescope.service.tables import balance_tables, ranks_table
 
 UrlOption = Annotated[str, typer.Option(help="Address of the running service.")]
@@ -72,6 +73,7 @@ def command_line() -> typer.Typer:
     app.command(help=_SERVE_HELP)(serve)
     app.command(help=_RANKS_HELP)(ranks)
     app.command(help=_BALANCE_HELP)(balance)
+    app.command(help=SIMULATE_HELP)(simulate)
     app.command(help="Print the versions of moescope and of its wire.")(version)
     return app
 

@@ -1,0 +1,116 @@
+"""Feeding a running service with a simulated fleet, over HTTP and in real time."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from moescope.capture.wire import CONTENT_TYPE, encode_frame
+from moescope.service.client import ServiceUnavailableError
+from moescope.service.simulate_fleet import Fleet, Plan
+
+_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How the simulation goes, after each round of frames.
+
+    ``late_s`` is how much longer the round took than the interval: the machine can't keep up.
+    """
+
+    elapsed_s: float
+    frames: int
+    failed: int
+    round_s: float
+    late_s: float
+    problem: str | None
+
+
+class Poster:
+    """One kept-alive connection that posts frames.
+
+    Args:
+        url: base address of the service.
+        token: bearer token, or None.
+    """
+
+    def __init__(self, url: str, token: str | None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ServiceUnavailableError(
+                f"{url} is not an http address; give one such as http://127.0.0.1:9890"
+            )
+        self._url = url
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.hostname, parts.port, timeout=_TIMEOUT_S)
+        self._path = f"{parts.path.rstrip('/')}/v1/ingest"
+        self._headers = {"Content-Type": CONTENT_TYPE}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def post(self, body: bytes) -> None:
+        """Deliver one frame.
+
+        Raises:
+            ServiceUnavailableError: no service there, or it refuses; the message says why.
+        """
+        try:
+            self._connection.request("POST", self._path, body, self._headers)
+            response = self._connection.getresponse()
+            reply = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise ServiceUnavailableError(f"no service answers at {self._url} ({error!r})") from error
+        if response.status != 200:
+            raise ServiceUnavailableError(f"{self._url} answers {response.status}: {_detail(reply)}")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def feed(
+    plan: Plan,
+    poster: Poster,
+    interval_s: float,
+    duration_s: float | None,
+    on_round: Callable[[Progress], None],
+) -> Progress:
+    """Post a frame of each rank every interval, until the duration has passed; the last progress.
+
+    Frames that can't be delivered are not sent again: totals are cumulative, so the next ones make up.
+    """
+    fleet = Fleet(plan, time.time_ns())
+    began = last = time.monotonic()
+    frames = failed = 0
+    while True:
+        time.sleep(max(0.0, last + interval_s - time.monotonic()))
+        now = time.monotonic()
+        problem = None
+        for frame in fleet.advance(now - last):
+            try:
+                poster.post(encode_frame(frame))
+                frames += 1
+            except ServiceUnavailableError as error:
+                failed += 1
+                problem = str(error)
+        took = time.monotonic() - now
+        late = max(0.0, took - interval_s)
+        last = now
+        progress = Progress(now - began, frames, failed, took, late, problem)
+        on_round(progress)
+        if duration_s is not None and now - began >= duration_s:
+            return progress
+
+
+def _detail(reply: bytes) -> str:
+    try:
+        return str(json.loads(reply)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return reply[:200].decode("utf-8", "replace")

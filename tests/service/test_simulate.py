@@ -1,0 +1,166 @@
+"""The simulated fleet: frames that a service accepts, with the balance that was asked for."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from moescope.capture import wire
+from moescope.service.commands import command_line
+from moescope.service.simulate_command import outage
+from moescope.service.simulate_fleet import Fleet, Outage, Plan
+from moescope.service.simulate_routing import Habits, RoutingModel, Shape
+from tests.service.conftest import Service
+
+SHAPE = Shape(layers=3, experts=16, top_k=4, first_layer=2)
+PLAN = Plan(ranks=4, shape=SHAPE, tokens_per_s=1000.0)
+START_NS = 1_700_000_000 * 10**9
+
+
+def frames(plan: Plan, seconds: float = 10.0) -> list[wire.Frame]:
+    made = list(Fleet(plan, START_NS).advance(seconds))
+    for frame in made:
+        wire.check_frame(frame)
+    return made
+
+
+def counts(frame: wire.Frame) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    return wire.unpack_counts(frame.counts).reshape(len(frame.layers), -1)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3, 100, 100_000])
+@pytest.mark.parametrize("habits", [Habits(skew=0.0), Habits(skew=2.0, dead=5), Habits(hot=1.0, dead=1)])
+def test_slots_are_conserved_and_no_token_takes_an_expert_twice(tokens: int, habits: Habits) -> None:
+    model = RoutingModel(SHAPE, habits, seed=3)
+    inclusion = model.inclusion()
+    assert inclusion.sum(axis=1) == pytest.approx(SHAPE.top_k)
+    assert ((inclusion == 0).sum(axis=1) == habits.dead).all()
+    drawn = model.draw(tokens, inclusion)
+    assert (drawn.sum(axis=1) == tokens * SHAPE.top_k).all()
+    assert drawn.min() >= 0
+    assert drawn.max() <= tokens
+    assert (drawn[inclusion == 0] == 0).all()
+
+
+def test_skew_drift_and_the_hot_expert_do_what_they_say() -> None:
+    even = RoutingModel(SHAPE, Habits(skew=0.0), seed=1).inclusion()
+    assert even == pytest.approx(SHAPE.top_k / SHAPE.experts)
+    skewed = RoutingModel(SHAPE, Habits(skew=1.0), seed=1)
+    assert skewed.inclusion().max() > 2 * even.max()
+    assert len(set(skewed.inclusion().argmax(axis=1).tolist())) > 1  # each layer has an order of its own
+    before = skewed.inclusion()
+    drifting = RoutingModel(SHAPE, Habits(skew=1.0, drift=0.1), seed=1)
+    drifting.advance(100)
+    assert np.abs(drifting.inclusion() - before).max() > 0.05
+    hot = RoutingModel(SHAPE, Habits(skew=0.0, hot=0.9, hot_moves_s=60), seed=1)
+    first = hot.inclusion()
+    assert first.max(axis=1) == pytest.approx(0.9)
+    hot.advance(61)
+    assert (hot.inclusion().argmax(axis=1) != first.argmax(axis=1)).all()
+
+
+def test_the_same_seed_gives_the_same_frames() -> None:
+    assert frames(PLAN) == frames(PLAN)
+    assert frames(PLAN) != frames(replace(PLAN, seed=7))
+
+
+def test_rank_imbalance_is_max_over_mean_of_tokens() -> None:
+    tokens = [frame.tokens for frame in frames(replace(PLAN, rank_imbalance=2.5), 1000.0)]
+    assert tokens[0] == max(tokens)
+    assert max(tokens) / np.mean(tokens) == pytest.approx(2.5, rel=0.02)
+
+
+def test_totals_are_cumulative_and_a_rank_that_fails_begins_a_new_epoch() -> None:
+    fleet = Fleet(replace(PLAN, outages=(Outage(1, 2.0, 4.0), Outage(2, 3.0))), START_NS)
+    seen: dict[int, list[wire.Frame]] = {}
+    for _ in range(5):
+        for frame in fleet.advance(1.0):
+            seen.setdefault(frame.producer.dp_rank, []).append(frame)
+    assert [frame.seq for frame in seen[0]] == [1, 2, 3, 4, 5]
+    assert (np.diff([counts(frame) for frame in seen[0]], axis=0) >= 0).all()
+    assert [frame.seq for frame in seen[1]] == [1, 1, 2]
+    assert seen[1][1].epoch == START_NS + 4 * 10**9
+    assert len(seen[2]) == 2
+
+
+def test_a_rearrangement_moves_experts_by_load() -> None:
+    plan = replace(PLAN, habits=Habits(skew=1.0), rearrange_s=10.0)
+    fleet = Fleet(plan, START_NS)
+    before, after = (next(iter(fleet.advance(9.0))).placement, next(iter(fleet.advance(2.0))).placement)
+    assert before is not None
+    assert after is not None
+    assert (before.version, after.version) == (1, 2)
+    assert len(after.tables) == SHAPE.layers
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rank_imbalance": 5.0}, "rank imbalance 5 is not in 1..4"),
+        ({"outages": (Outage(4, 1.0),)}, "rank 4 can't fail"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(PLAN, **fields)  # type: ignore[arg-type]
+
+
+def test_shapes_and_outages_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="top-k 8 is above"):
+        Shape(experts=4)
+    with pytest.raises(ValueError, match="fewer than top-k 4"):
+        RoutingModel(SHAPE, Habits(dead=13), seed=0)
+    assert outage("3@60-120.5") == Outage(3, 60.0, 120.5)
+    with pytest.raises(ValueError, match=r"write RANK@START"):
+        outage("3:60")
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(command_line(), ["simulate", *arguments])
+    return result.exit_code, result.output
+
+
+def test_the_command_feeds_a_service_that_measures_what_was_asked_for(
+    start_service: Callable[..., Service],
+) -> None:
+    service = start_service(use_clock=time.time, min_tokens=1)
+    code, output = run(
+        *("--url", service.url, "--ranks", "4", "--layers", "3", "--experts", "16", "--top-k", "4"),
+        *(
+            "--rank-imbalance",
+            "2",
+            "--uncovered",
+            "4",
+            "--dead",
+            "2",
+            "--interval",
+            "0.1",
+            "--duration",
+            "0.3",
+        ),
+    )
+    assert code == 0, output
+    assert "4 ranks, 3 layers of 16 experts" in output
+    (deployment,) = service.get("/v1/ranks")["deployments"]
+    assert [rank["dp_rank"] for rank in deployment["dp_ranks"]] == [0, 1, 2, 3]
+    balance = service.get("/v1/balance")
+    assert balance["dp_tokens"]["measures"]["imbalance_ratio"] == pytest.approx(2, rel=0.2)
+    assert [layer["layer"] for layer in balance["layers"]] == [3, 5]
+    assert [layer["over_experts"]["measures"]["dead"] for layer in balance["layers"]] == [2, 2]
+    histogram = service.get("/v1/histogram")
+    assert [layer["slots"] for layer in histogram["layers"]] == [balance["tokens"] * 4] * 2
+
+
+def test_errors_say_what_to_do() -> None:
+    assert run("--rank-imbalance", "99")[0] == 2
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free = listener.getsockname()[1]
+    code, output = run("--url", f"http://127.0.0.1:{free}", "--duration", "0", "--interval", "0.05")
+    assert code == 1
+    assert "no service answers" in output
