@@ -6,7 +6,17 @@ import sys
 from typing import Final
 
 _EXTRA: Final = frozenset(
-    {"fastapi", "prometheus_client", "pydantic", "pydantic_settings", "rich", "starlette", "typer", "uvicorn"}
+    {
+        "fastapi",
+        "prometheus_client",
+        "pydantic",
+        "pydantic_settings",
+        "rich",
+        "starlette",
+        "typer",
+        "uvicorn",
+        "zstandard",
+    }
 )
 
 

@@ -90,6 +90,10 @@ def serve(
     stale_after_s: Annotated[float | None, typer.Option(help="Silence that makes stale [15].")] = None,
     expire_after_s: Annotated[float | None, typer.Option(help="Silence that expires [3600].")] = None,
     history_mib: Annotated[int | None, typer.Option(help="Memory for the past, MiB [256].")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder that keeps totals and history; memory only when absent.")
+    ] = None,
+    store_mib: Annotated[int | None, typer.Option(help="Most that it takes on disk, MiB [4096].")] = None,
     max_body_mib: Annotated[int | None, typer.Option(help="Largest frame, MiB [32].")] = None,
     metrics_level: Annotated[MetricsLevel | None, typer.Option(help="Cardinality [layer_rank].")] = None,
     log_level: Annotated[LogLevel | None, typer.Option(help="Least severe messages to log [info].")] = None,
@@ -99,6 +103,8 @@ def serve(
     # Here, so that the other commands start without a web framework.
     from moescope.service.api.app import create_app
     from moescope.service.server import ListenError, address_of, listen, make_server
+    from moescope.service.store.open import open_writer
+    from moescope.service.store.records import StoreError
 
     flags = {
         "host": host,
@@ -109,6 +115,8 @@ def serve(
         "stale_after_s": stale_after_s,
         "expire_after_s": expire_after_s,
         "history_mib": history_mib,
+        "store": store,
+        "store_mib": store_mib,
         "max_body_mib": max_body_mib,
         "metrics_level": metrics_level,
         "log_level": log_level,
@@ -120,9 +128,13 @@ def serve(
     except (SettingsError, ListenError) as error:
         raise _failure(str(error)) from None
     set_up_logging(settings.log_level, settings.log_format)
-    with listener:
-        logging.getLogger(__name__).info("moescope serves at %s", address_of(listener))
-        make_server(create_app(settings)).run(sockets=[listener])
+    try:
+        with listener, open_writer(settings, time.time) as writer:
+            app = create_app(settings, writer=writer)
+            logging.getLogger(__name__).info("moescope serves at %s", address_of(listener))
+            make_server(app).run(sockets=[listener])
+    except StoreError as error:
+        raise _failure(str(error)) from None
 
 
 def ranks(url: UrlOption = _URL, server: ServerOption = None, model: ModelOption = None) -> None:

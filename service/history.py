@@ -37,6 +37,14 @@ class Span:
     truncated: bool
 
 
+def between(birth: float, first: Snapshot, last: Snapshot, start: float | None) -> Span:
+    """What was counted from ``first`` to ``last``, for a window that was to begin at ``start``."""
+    truncated = start is not None and first.at > start and birth < start
+    if last.at < first.at:
+        last = first
+    return Span(last.totals.minus(first.totals), first.at, last.at, truncated)
+
+
 class Track:
     """One producer's snapshots, rising in time; never empty.
 
@@ -45,32 +53,40 @@ class Track:
 
     def __init__(self, birth: float, first: Snapshot) -> None:
         self.birth = birth
+        self.complete_since = first.at
+        """No snapshot that was added at or after this instant is gone."""
         self._snapshots = [first]
         self.nbytes = first.totals.nbytes
 
     def __len__(self) -> int:
         return len(self._snapshots)
 
+    @property
+    def newest_at(self) -> float:
+        """When the newest snapshot was true."""
+        return self._snapshots[-1].at
+
     def add(self, snapshot: Snapshot) -> None:
         """Append; a clock that went back does not break the order."""
-        at = max(snapshot.at, self._snapshots[-1].at)
+        at = max(snapshot.at, self.newest_at)
         self._snapshots.append(Snapshot(at, snapshot.totals))
         self.nbytes += snapshot.totals.nbytes
 
     def span(self, start: float | None, end: float | None) -> Span:
         """The difference of the snapshots nearest at or before the boundaries; None is unbounded."""
-        last = self._snapshots[-1] if end is None else self._at_or_before(end)
-        first = Snapshot(self.birth, self._nothing()) if start is None else self._at_or_before(start)
-        truncated = start is not None and first.at > start and self.birth < start
-        if last.at < first.at:
-            last = first
-        return Span(last.totals.minus(first.totals), first.at, last.at, truncated)
+        return between(self.birth, self.boundary(start, self.birth), self.boundary(end, None), start)
+
+    def boundary(self, instant: float | None, absent: float | None) -> Snapshot:
+        """The snapshot nearest at or before an instant; for None that of ``absent``, where None is now."""
+        instant = absent if instant is None else instant
+        return self._snapshots[-1] if instant is None else self._at_or_before(instant)
 
     def thin(self) -> bool:
         """Drop every other snapshot of the older half, keeping the oldest; False if there are too few."""
         half = len(self._snapshots) // 2
         if half < 2:
             return False
+        self.complete_since = max(self.complete_since, self._snapshots[half].at)
         self._replace(self._snapshots[:half:2] + self._snapshots[half:])
         return True
 
@@ -79,6 +95,7 @@ class Track:
         if len(self._snapshots) < 2:
             return False
         self._replace(self._snapshots[1:])
+        self.complete_since = max(self.complete_since, self._snapshots[0].at)
         return True
 
     def _at_or_before(self, instant: float) -> Snapshot:
@@ -112,7 +129,7 @@ class History:
         return sum(len(track) for track in self._tracks.values())
 
     def record(self, key: tuple[str, str, int, int, int], birth: float, snapshot: Snapshot) -> None:
-        """Remember a producer's totals.
+        """Remember a producer's totals; :meth:`track` then says at which instant.
 
         Args:
             key: ``Producer.key``.
@@ -130,6 +147,14 @@ class History:
     def forget(self, key: tuple[str, str, int, int, int]) -> None:
         """Drop a producer's past."""
         self._tracks.pop(key, None)
+
+    def track(self, key: tuple[str, str, int, int, int]) -> Track:
+        """A producer's past.
+
+        Raises:
+            KeyError: nothing was recorded for this producer.
+        """
+        return self._tracks[key]
 
     def span(self, key: tuple[str, str, int, int, int], start: float | None, end: float | None) -> Span:
         """See :meth:`Track.span`.

@@ -68,9 +68,23 @@ class Latest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Epoch:
+class EpochState:
+    """An epoch's frame with the highest ``seq``: its totals."""
+
+    epoch: int
     seq: int
     counted: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class AccountState:
+    """All that an account knows, for keeping it elsewhere; ``latest`` is of the newest of ``epochs``."""
+
+    totals: Totals
+    epochs: tuple[EpochState, ...]
+    forgotten_up_to: int
+    epochs_seen: int
+    latest: Latest
 
 
 class Account:
@@ -78,7 +92,7 @@ class Account:
 
     def __init__(self, max_epochs: int) -> None:
         self._max_epochs = max_epochs
-        self._epochs: dict[int, _Epoch] = {}
+        self._epochs: dict[int, EpochState] = {}
         self._forgotten_up_to = 0
         self.totals = no_totals(Layout(()))
         self.latest: Latest | None = None
@@ -90,6 +104,23 @@ class Account:
     def restarts(self) -> int:
         """Epochs seen, in whatever order, after the first."""
         return max(0, self._epochs_seen - 1)
+
+    @classmethod
+    def restored(cls, state: AccountState, max_epochs: int) -> Account:
+        """The account that :meth:`state` was asked of."""
+        account = cls(max_epochs)
+        account._epochs = {item.epoch: item for item in state.epochs}
+        account._forgotten_up_to = state.forgotten_up_to
+        account._epochs_seen = state.epochs_seen
+        account.totals = state.totals
+        account.latest = state.latest
+        return account
+
+    def state(self) -> AccountState:
+        """All that is known; only after a first frame."""
+        assert self.latest is not None, "an account without a frame"
+        epochs = tuple(self._epochs.values())
+        return AccountState(self.totals, epochs, self._forgotten_up_to, self._epochs_seen, self.latest)
 
     def post(self, frame: Frame) -> Verdict:
         """Take a checked frame (see ``wire.check_frame``) into account.
@@ -118,7 +149,7 @@ class Account:
             self._begin_again(frame.epoch)
         self.totals = totals
         self._epochs_seen += known is None
-        self._epochs[frame.epoch] = _Epoch(frame.seq, counted)
+        self._epochs[frame.epoch] = EpochState(frame.epoch, frame.seq, counted)
         self._forget_old_epochs()
         self._keep_latest(frame, counted)
         return Verdict.ACCEPTED
@@ -176,7 +207,7 @@ def _placed(frame: Frame, delta: Totals) -> Totals:
     return replace(delta, ep_slots=ep_slots_of(delta, placement, ep_size))
 
 
-def _check_growth(frame: Frame, now: Totals, known: _Epoch | None) -> None:
+def _check_growth(frame: Frame, now: Totals, known: EpochState | None) -> None:
     """Within an epoch the layers stay the same and no total shrinks."""
     if known is None:
         return
@@ -200,7 +231,7 @@ def _check_growth(frame: Frame, now: Totals, known: _Epoch | None) -> None:
             raise _shrunk(frame, known, name, previous, value)
 
 
-def _shrunk(frame: Frame, known: _Epoch, name: str, old: int, new: int) -> RefusedError:
+def _shrunk(frame: Frame, known: EpochState, name: str, old: int, new: int) -> RefusedError:
     return RefusedError(
         "shrunk",
         f"{name}: fell from {old} (seq {known.seq}) to {new} (seq {frame.seq}) within epoch {frame.epoch}; "

@@ -66,6 +66,13 @@ class Settings(BaseSettings):
         3600.0, gt=0, description="Counters of a rank that is silent for longer leave /metrics, seconds."
     )
     history_mib: int = Field(256, ge=1, description="Memory for past snapshots, MiB.")
+    store: Path | None = Field(
+        None, description="Folder that keeps totals and history over restarts; absent: memory only."
+    )
+    store_mib: int = Field(4096, ge=16, description="Most MiB of the store on disk; the oldest goes.")
+    keep_1s_s: float = Field(3600.0, gt=0, description="Age up to which the store has each second.")
+    keep_10s_s: float = Field(86400.0, gt=0, description="Likewise every 10 seconds.")
+    keep_5min_s: float = Field(90 * 86400.0, gt=0, description="Likewise every 5 minutes; older goes.")
     max_body_mib: int = Field(32, ge=1, description="Largest body that ingest takes, MiB.")
     body_timeout_s: float = Field(
         10.0, gt=0, description="Longest time that a body may take to arrive, seconds."

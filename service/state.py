@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moescope.capture.wire import Frame
 from moescope.service.history import History, Snapshot, Span
 from moescope.service.ledger import Account, Latest, RefusedError, Verdict
+from moescope.service.past import Archive, Remembered, improve
 from moescope.service.settings import Settings
+from moescope.service.store.records import Forgotten, Posting, Record
 from moescope.service.totals import Layout, Totals
 
 Key = tuple[str, str, int, int, int]
@@ -62,22 +64,40 @@ class _Entry:
 
 
 class LiveState:
-    """Takes frames, answers what was counted since when."""
+    """Takes frames, answers what was counted since when.
 
-    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+    Args:
+        settings: limits, and what counts as stale.
+        clock: seconds of Unix time.
+        archive: what was kept of the past, for windows that memory can't answer; None: memory only.
+    """
+
+    def __init__(
+        self, settings: Settings, clock: Callable[[], float], archive: Archive | None = None
+    ) -> None:
         self._settings = settings
         self._clock = clock
+        self._archive = archive
         self._lock = threading.Lock()
         self._entries: dict[Key, _Entry] = {}
         self._history = History(settings.history_mib * 1024 * 1024)
         self._frames: Counter[tuple[str, str]] = Counter()
+        self._records: list[Record] = []
 
     def now(self) -> float:
         """Seconds of Unix time, by the service's clock."""
         return self._clock()
 
+    def restore(self, postings: Iterable[Posting]) -> None:
+        """Go on from what a store has kept; only before the first frame."""
+        with self._lock:
+            for posting in postings:
+                account = Account.restored(posting.account, self._settings.max_epochs)
+                self._entries[posting.key] = _Entry(account, posting.at)
+                self._history.record(posting.key, posting.birth, Snapshot(posting.at, account.totals))
+
     def ingest(self, frame: Frame) -> Verdict:
-        """Take a checked frame.
+        """Take a checked frame; :meth:`take_records` then has what to keep of it.
 
         Raises:
             RefusedError: see :meth:`Account.post`; also when another deployment under the same name has
@@ -87,6 +107,12 @@ class LiveState:
             verdict = self._post(frame)
             self._frames[verdict.value, ""] += 1
             return verdict
+
+    def take_records(self) -> list[Record]:
+        """What changed for good since the last call, in order."""
+        with self._lock:
+            records, self._records = self._records, []
+            return records
 
     def count_refused(self, reason: str) -> None:
         """Count a frame, or a body that should have been one, which was refused."""
@@ -119,12 +145,36 @@ class LiveState:
 
     def spans(self, deployment: Deployment, start: float | None, end: float | None) -> list[ProducerSpan]:
         """What each producer of a deployment counted in [start, end]; None is since the start, until now."""
+        [spans] = self.series(deployment, (start, end))
+        return spans
+
+    def series(self, deployment: Deployment, instants: Sequence[float | None]) -> list[list[ProducerSpan]]:
+        """What each producer of a deployment counted between neighbours of B rising instants: B - 1 lists.
+
+        Reads the archive where memory is too short, in the caller's thread and without holding up frames.
+
+        Raises:
+            StoreError: the archive can't be read.
+        """
         with self._lock:
-            return [
-                ProducerSpan(self._producer(key), self._history.span(key, start, end))
+            found = [
+                (self._producer(key), self._remembered(key, instants))
                 for key in sorted(self._entries)
                 if key[:2] == deployment
             ]
+        result: list[list[ProducerSpan]] = [[] for _ in instants[1:]]
+        for producer, memory in found:
+            if self._archive is not None:
+                memory = improve(self._archive, producer.latest.producer.key, memory)
+            for interval, span in zip(result, memory.spans(), strict=True):
+                interval.append(ProducerSpan(producer, span))
+        return result
+
+    def _remembered(self, key: Key, instants: Sequence[float | None]) -> Remembered:
+        track = self._history.track(key)
+        first = track.boundary(instants[0], track.birth)
+        later = [track.boundary(instant, None) for instant in instants[1:]]
+        return Remembered(track.birth, track.complete_since, tuple(instants), (first, *later))
 
     def _producer(self, key: Key) -> ProducerState:
         entry = self._entries[key]
@@ -151,6 +201,8 @@ class LiveState:
         generation = account.generation
         verdict = account.post(frame)
         if verdict is not Verdict.ACCEPTED:
+            # Whether the frame that was here before could be kept isn't known here: keep it again.
+            self._record(key, account, began_again=False)
             return verdict
         for other in outgrown:
             self._forget(other)
@@ -161,7 +213,13 @@ class LiveState:
         self._entries[key] = _Entry(account, now if is_newest or entry is None else entry.received_at)
         birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
         self._history.record(key, birth, Snapshot(now, account.totals))
+        self._record(key, account, began_again=account.generation != generation)
         return verdict
+
+    def _record(self, key: Key, account: Account, began_again: bool) -> None:
+        if self._archive is not None:
+            track = self._history.track(key)
+            self._records.append(Posting(key, track.birth, track.newest_at, account.state(), began_again))
 
     def _conflicting(self, frame: Frame) -> list[Key]:
         """Silent producers of this deployment whose layers have another shape.
@@ -205,3 +263,5 @@ class LiveState:
     def _forget(self, key: Key) -> None:
         del self._entries[key]
         self._history.forget(key)
+        if self._archive is not None:
+            self._records.append(Forgotten(key))

@@ -15,6 +15,7 @@ from moescope.service.api.balance import balance_router
 from moescope.service.api.histogram import histogram_router
 from moescope.service.api.home import home_router
 from moescope.service.api.ingest import ingest_router
+from moescope.service.api.keeping import Keeper
 from moescope.service.api.probes import probes_router
 from moescope.service.api.problems import Problem, install
 from moescope.service.api.ranks import ranks_router
@@ -22,6 +23,7 @@ from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
+from moescope.service.store.writer import StoreWriter
 
 _DESCRIPTION: Final = (
     "Exact telemetry of Mixture-of-Experts routing. A *token* is a row that the model computed for a "
@@ -29,21 +31,30 @@ _DESCRIPTION: Final = (
 )
 
 
-def create_app(settings: Settings, clock: Callable[[], float] = time.time) -> FastAPI:
+def create_app(
+    settings: Settings, clock: Callable[[], float] = time.time, writer: StoreWriter | None = None
+) -> FastAPI:
     """A service with a state of its own.
 
     Args:
         settings: see :class:`Settings`; host and port are the server's business, not the app's.
         clock: seconds of Unix time; tests inject one.
+        writer: what keeps totals and history, whose owner closes it; None: they are in memory only.
+
+    Raises:
+        StoreError: what is kept can't be read.
     """
-    state = LiveState(settings, clock)
+    store = None if writer is None else writer.store
+    state = LiveState(settings, clock, store)
+    if store is not None:
+        state.restore(store.accounts())
     instruments = Instruments()
     registry = CollectorRegistry()
     registry.register(RoutingCollector(state, settings, instruments))
     app = FastAPI(title="moescope", version=version("moescope"), description=_DESCRIPTION)
     install(app)
     for router in (
-        ingest_router(state, settings, instruments),
+        ingest_router(state, settings, instruments, Keeper(state, writer)),
         ranks_router(state),
         histogram_router(state),
         balance_router(state, settings),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from fastapi import APIRouter
 
-from moescope.service.api.models import Histogram, LayerHistogram
+from moescope.service.api.models import Histogram, Interval, LayerCounts, LayerHistogram
 from moescope.service.api.params import (
     DpRankParam,
     EndParam,
@@ -12,12 +14,16 @@ from moescope.service.api.params import (
     ModelParam,
     ServerParam,
     StartParam,
+    StepParam,
     parse_bounds,
+    parse_step,
 )
-from moescope.service.api.problems import documented
-from moescope.service.api.windows import pick_layers, read_window, uncovered_out, window_out
+from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.windows import pick_layers, read_series, read_window, uncovered_out, window_out
 from moescope.service.state import LiveState
-from moescope.service.window import LayerWindow
+from moescope.service.window import LayerWindow, ModelWindow
+
+MAX_NUMBERS: Final = 4_000_000
 
 
 def histogram_router(state: LiveState) -> APIRouter:
@@ -32,9 +38,15 @@ def histogram_router(state: LiveState) -> APIRouter:
         dp_rank: DpRankParam = None,
         start: StartParam = None,
         end: EndParam = None,
+        step: StepParam = None,
     ) -> Histogram:
-        """How many slots each logical expert got: absolute counts and shares, by layer, in a window."""
-        bounds = parse_bounds(start, end, state.now())
+        """How many slots each logical expert got: absolute counts and shares, by layer, in a window.
+
+        With `step` also as a series over the window.
+        """
+        now = state.now()
+        bounds = parse_bounds(start, end, now)
+        instants = parse_step(step, bounds, now)
         window = read_window(state, server, model, bounds, dp_rank)
         return Histogram(
             server=window.server,
@@ -44,9 +56,50 @@ def histogram_router(state: LiveState) -> APIRouter:
             tokens=window.tokens,
             layers=[_layer(window.layers[i]) for i in pick_layers(window, layer)],
             uncovered=uncovered_out(window),
+            series=_series(state, window, instants, layer, dp_rank) if instants else None,
         )
 
     return router
+
+
+def _series(
+    state: LiveState,
+    whole: ModelWindow,
+    instants: list[float],
+    wanted: list[int] | None,
+    dp_rank: int | None,
+) -> list[Interval]:
+    """The window cut at the instants.
+
+    Raises:
+        ProblemError: the answer would have too many numbers.
+    """
+    numbers = sum(whole.layers[i].shape.num_experts for i in pick_layers(whole, wanted)) * (len(instants) - 1)
+    if numbers > MAX_NUMBERS:
+        raise ProblemError(
+            400,
+            "too-many-numbers",
+            "The series would be too large",
+            f"It would have {numbers} counts, {MAX_NUMBERS} are allowed: ask for fewer layers or steps.",
+        )
+    windows = read_series(state, whole, instants, dp_rank)
+    return [
+        Interval(
+            start=start,
+            end=end,
+            truncated=window.used.truncated,
+            tokens=window.tokens,
+            layers=[_counts(window.layers[i]) for i in pick_layers(window, wanted)],
+        )
+        for start, end, window in zip(instants[:-1], instants[1:], windows, strict=True)
+    ]
+
+
+def _counts(layer: LayerWindow) -> LayerCounts:
+    if layer.not_seen:
+        return LayerCounts(layer=layer.shape.layer, tokens=None, counts=None)
+    counts = layer.counts.sum(axis=0)
+    return LayerCounts(layer=layer.shape.layer, tokens=int(layer.rows.sum()), counts=counts.tolist())
 
 
 def _layer(layer: LayerWindow) -> LayerHistogram:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 
 from moescope.capture.wire import CONTENT_TYPE, WireError, WireVersionError, decode_frame
+from moescope.service.api.keeping import Keeper
 from moescope.service.api.models import Receipt
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.ledger import RefusedError
@@ -17,6 +18,7 @@ from moescope.service.logs import Throttle
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
+from moescope.service.store.records import StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +38,10 @@ class _RefusedFrameError(ProblemError):
         super().__init__(status, reason.replace("_", "-"), title, detail, headers)
 
 
-def ingest_router(state: LiveState, settings: Settings, instruments: Instruments) -> APIRouter:
-    """The route that takes frames into ``state``."""
+def ingest_router(
+    state: LiveState, settings: Settings, instruments: Instruments, keeper: Keeper
+) -> APIRouter:
+    """The route that takes frames into ``state``, and answers when ``keeper`` has kept them."""
     router = APIRouter(tags=["ingest"])
     throttle = Throttle(state.now)
 
@@ -45,10 +49,11 @@ def ingest_router(state: LiveState, settings: Settings, instruments: Instruments
     async def ingest(request: Request) -> Receipt:
         """Take one cumulative frame of a producer: msgpack, as `moescope.capture.wire` defines it.
 
-        Sending a frame twice, late or out of order is harmless.
+        Sending a frame twice, late or out of order is harmless. The service that has a store answers when
+        the totals are kept there.
         """
         try:
-            return await _take(request, state, settings, instruments)
+            return await _take(request, state, settings, instruments, keeper)
         except _RefusedFrameError as error:
             state.count_refused(error.reason)
             if throttle.allows(error.reason):
@@ -59,7 +64,7 @@ def ingest_router(state: LiveState, settings: Settings, instruments: Instruments
 
 
 async def _take(
-    request: Request, state: LiveState, settings: Settings, instruments: Instruments
+    request: Request, state: LiveState, settings: Settings, instruments: Instruments, keeper: Keeper
 ) -> Receipt:
     _check_token(request, settings)
     _check_content_type(request)
@@ -76,6 +81,10 @@ async def _take(
     except RefusedError as error:
         status = 503 if error.reason == "too_many_producers" else 409
         raise _RefusedFrameError(error.reason, status, "The frame can't be counted", str(error)) from error
+    try:
+        await keeper.keep_state()
+    except StoreError as error:
+        raise _RefusedFrameError("store_failed", 503, "The frame could not be kept", str(error)) from error
     return Receipt(result=verdict.value, epoch=frame.epoch, seq=frame.seq)
 
 

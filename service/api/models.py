@@ -133,6 +133,25 @@ class Histogram(BaseModel):
     tokens: int = Field(description="Tokens computed in the window.")
     layers: list[LayerHistogram]
     uncovered: list[Uncovered]
+    series: list[Interval] | None = Field(None, description="The window in steps, when a step was asked for.")
+
+
+class LayerCounts(BaseModel):
+    """Slots of one layer in one interval."""
+
+    layer: int
+    tokens: int | None = Field(description="Tokens seen in this layer; null with counts.")
+    counts: list[int] | None = Field(description="Slots per logical expert; null when the layer wasn't seen.")
+
+
+class Interval(BaseModel):
+    """One interval of a series. Neighbours share the totals at their boundary, so that counts add up."""
+
+    start: float = Field(description="Asked begin, Unix seconds.")
+    end: float = Field(description="Asked end.")
+    truncated: bool = Field(description="It began before what is kept: what came before may be missing.")
+    tokens: int = Field(description="Tokens computed in the interval.")
+    layers: list[LayerCounts]
 
 
 class Measures(BaseModel):

@@ -13,7 +13,10 @@ from moescope.service.api.problems import ProblemError
 from moescope.service.state import Deployment, LiveState
 
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LENGTH: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _RELATIVE: Final = re.compile(r"-(\d+(?:\.\d+)?)([smhd])")
+
+MAX_STEPS: Final = 1000
 
 ServerParam = Annotated[str | None, Query(description="vLLM deployment; needed when there are several.")]
 ModelParam = Annotated[str | None, Query(description="Model; needed when there are several.")]
@@ -31,6 +34,15 @@ StartParam = Annotated[
 ]
 EndParam = Annotated[
     str | None, Query(description="End of the window, written as `start`. Absent: now.", examples=["now"])
+]
+
+
+StepParam = Annotated[
+    str | None,
+    Query(
+        description="Length of the intervals of a series: `10s`, `5m`, or seconds; needs `start`.",
+        examples=["10s"],
+    ),
 ]
 
 
@@ -58,6 +70,47 @@ def parse_bounds(start: str | None, end: str | None, now: float) -> Bounds:
             f"start is {first - last:g} s after end: swap them, or leave one out.",
         )
     return bounds
+
+
+def parse_step(text: str | None, bounds: Bounds, now: float) -> list[float]:
+    """The instants, rising, that cut a window into intervals of a step; none without a step.
+
+    The last interval ends with the window and may be shorter.
+
+    Raises:
+        ProblemError: it is no length, the window has no begin, or there would be too many intervals.
+    """
+    if not text:
+        return []
+    step = _length(text)
+    if bounds.start is None:
+        raise ProblemError(
+            400, "step-without-start", "A series needs a begin", "Give start, such as start=-1h, or no step."
+        )
+    end = now if bounds.end is None else bounds.end
+    if (end - bounds.start) / step > MAX_STEPS:
+        raise ProblemError(
+            400,
+            "too-many-steps",
+            "The series would be too long",
+            f"{end - bounds.start:g} s in steps of {step:g} s are over {MAX_STEPS} intervals: give a step of "
+            f"{math.ceil((end - bounds.start) / MAX_STEPS)}s or more, or a shorter window.",
+        )
+    count = max(1, math.ceil((end - bounds.start) / step - 1e-9))
+    return [bounds.start + i * step for i in range(count)] + [end]
+
+
+def _length(text: str) -> float:
+    found = _LENGTH.fullmatch(text)
+    seconds = float(found[1]) * _SECONDS[found[2] or "s"] if found else 0.0
+    if not 0.001 <= seconds < math.inf:
+        raise ProblemError(
+            400,
+            "bad-step",
+            "Not a length of time",
+            f"step is {text!r}: give 10s, 5m, 1h, or a number of seconds.",
+        )
+    return seconds
 
 
 def choose(state: LiveState, server: str | None, model: str | None) -> Deployment:

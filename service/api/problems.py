@@ -12,6 +12,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from moescope.service.store.records import StoreError
+
 MEDIA_TYPE: Final = "application/problem+json"
 
 
@@ -54,6 +56,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     """Answer every error of ``app`` with a problem document."""
     app.add_exception_handler(ProblemError, _answer_problem)
+    app.add_exception_handler(StoreError, _answer_store_failed)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_unexpected)
@@ -80,6 +83,10 @@ def _respond(
 async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ProblemError)
     return _respond(request, error.status, error.kind, error.title, error.detail, error.headers)
+
+
+async def _answer_store_failed(request: Request, error: Exception) -> JSONResponse:
+    return _respond(request, 503, "store-failed", "The store failed", f"{error} Ask again, or see the log.")
 
 
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:

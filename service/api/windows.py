@@ -24,6 +24,17 @@ def read_window(
     return merge(spans)
 
 
+def read_series(
+    state: LiveState, window: ModelWindow, instants: list[float], dp_rank: int | None
+) -> list[ModelWindow]:
+    """The merged windows between neighbours of the instants, of one DP rank or of all."""
+    series = state.series((window.server, window.model), instants)
+    return [
+        merge([item for item in spans if dp_rank in (None, item.producer.latest.producer.dp_rank)])
+        for spans in series
+    ]
+
+
 def pick_layers(window: ModelWindow, wanted: list[int] | None) -> list[int]:
     """Indices into ``window.layers`` of the layers wanted, all when none is named.
 

@@ -16,6 +16,7 @@ from moescope.capture import wire
 from moescope.service.api.app import create_app
 from moescope.service.server import address_of, listen, make_server
 from moescope.service.settings import Settings
+from moescope.service.store.open import open_writer
 
 
 @dataclass
@@ -71,7 +72,9 @@ def start_service(clock: Clock) -> Iterator[Callable[..., Service]]:
     def start(use_clock: Callable[[], float] = clock, **settings: Any) -> Service:
         chosen = Settings(port=0, **settings)
         listener = listen(chosen)
-        server = make_server(create_app(chosen, use_clock))
+        opened = open_writer(chosen, use_clock)
+        writer = opened.__enter__()
+        server = make_server(create_app(chosen, use_clock, writer))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         client = httpx.Client(base_url=address_of(listener), timeout=10)
@@ -81,6 +84,7 @@ def start_service(clock: Clock) -> Iterator[Callable[..., Service]]:
             server.should_exit = True
             thread.join(10)
             listener.close()
+            opened.__exit__(None, None, None)
             assert not thread.is_alive()
 
         ends.append(end)
@@ -90,9 +94,13 @@ def start_service(clock: Clock) -> Iterator[Callable[..., Service]]:
             time.sleep(0.005)
         return Service(address_of(listener), clock, client)
 
+    def end_all() -> None:
+        while ends:
+            ends.pop(0)()
+
+    start.end_all = end_all  # type: ignore[attr-defined]
     yield start
-    for end in ends:
-        end()
+    end_all()
 
 
 @pytest.fixture

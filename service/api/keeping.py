@@ -1,0 +1,42 @@
+"""Waiting until what a request changed is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from moescope.service.state import LiveState
+from moescope.service.store.records import Record
+from moescope.service.store.writer import StoreWriter
+
+
+class Keeper:
+    """Hands records to the store's thread and waits for it without holding up the event loop.
+
+    Args:
+        state: where frames leave their records.
+        writer: the store's thread; None: nothing is kept, and nothing is waited for.
+    """
+
+    def __init__(self, state: LiveState, writer: StoreWriter | None) -> None:
+        self._state = state
+        self._writer = writer
+
+    async def keep_state(self) -> None:
+        """Return when the records of all frames so far are kept.
+
+        Call it without awaiting anything since the frame was taken, so that records stay in order.
+
+        Raises:
+            StoreError: they could not be kept.
+        """
+        await self.keep(self._state.take_records())
+
+    async def keep(self, records: Sequence[Record]) -> None:
+        """Return when these are kept.
+
+        Raises:
+            StoreError: they could not be kept.
+        """
+        if self._writer is not None:
+            await asyncio.wrap_future(self._writer.submit(records))

@@ -1,0 +1,1 @@
+"""What outlives the service: totals, their history, and routing traces, behind one small interface."""

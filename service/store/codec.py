@@ -1,0 +1,169 @@
+"""Totals and accounts as bytes: msgpack of byte-shuffled arrays, zstd at level 1.
+
+The bytes of an array are regrouped by significance before compression (all lowest bytes first), since the
+high bytes of counts are nearly all zero. Each blob begins with a version byte.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+import numpy as np
+import zstandard
+from msgspec import Struct
+
+from moescope.capture.wire import MoeLayer, Producer, UncoveredLayer
+from moescope.service.ledger import AccountState, EpochState, Latest
+from moescope.service.totals import Layout, Totals
+
+_VERSION: Final = b"\x01"
+_LEVEL: Final = 1
+_MAX_BLOB: Final = 1 << 30
+
+
+class _PackedTotals(Struct, array_like=True, frozen=True):
+    layers: list[MoeLayer]
+    counts: bytes
+    rows: bytes
+    ep_slots: bytes
+    ep_ranks: int
+    unplaced: bytes
+    tokens: int
+    steps: int
+    idle_steps: int
+    drops: dict[str, int]
+
+
+class _PackedEpoch(Struct, array_like=True, frozen=True):
+    epoch: int
+    seq: int
+    counted: _PackedTotals
+
+
+class _PackedAccount(Struct, array_like=True, frozen=True):
+    totals: _PackedTotals
+    epochs: list[_PackedEpoch]
+    forgotten_up_to: int
+    epochs_seen: int
+    producer: Producer
+    seq: int
+    captured_at_ns: int
+    state: str
+    state_reason: str
+    uncovered: list[UncoveredLayer]
+    placement_version: int | None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_totals_decoder = msgspec.msgpack.Decoder(_PackedTotals)
+_account_decoder = msgspec.msgpack.Decoder(_PackedAccount)
+
+
+def encode_totals(totals: Totals) -> bytes:
+    """Totals as a blob."""
+    return _compress(_encoder.encode(_pack(totals)))
+
+
+def decode_totals(blob: bytes) -> Totals:
+    """A blob back to totals.
+
+    Raises:
+        ValueError: it isn't one, or of a newer version.
+    """
+    return _unpack(_totals_decoder.decode(_decompress(blob)))
+
+
+def encode_account(account: AccountState) -> bytes:
+    """An account as a blob."""
+    latest = account.latest
+    packed = _PackedAccount(
+        totals=_pack(account.totals),
+        epochs=[_PackedEpoch(item.epoch, item.seq, _pack(item.counted)) for item in account.epochs],
+        forgotten_up_to=account.forgotten_up_to,
+        epochs_seen=account.epochs_seen,
+        producer=latest.producer,
+        seq=latest.seq,
+        captured_at_ns=latest.captured_at_ns,
+        state=latest.state,
+        state_reason=latest.state_reason,
+        uncovered=list(latest.uncovered),
+        placement_version=latest.placement_version,
+    )
+    return _compress(_encoder.encode(packed))
+
+
+def decode_account(blob: bytes) -> AccountState:
+    """A blob back to an account.
+
+    Raises:
+        ValueError: it isn't one, or of a newer version.
+    """
+    packed = _account_decoder.decode(_decompress(blob))
+    epochs = tuple(EpochState(item.epoch, item.seq, _unpack(item.counted)) for item in packed.epochs)
+    newest = max(epochs, key=lambda item: item.epoch)
+    latest = Latest(
+        producer=packed.producer,
+        epoch=newest.epoch,
+        seq=packed.seq,
+        captured_at_ns=packed.captured_at_ns,
+        state=packed.state,
+        state_reason=packed.state_reason,
+        uncovered=tuple(packed.uncovered),
+        placement_version=packed.placement_version,
+        counted=newest.counted,
+    )
+    return AccountState(_unpack(packed.totals), epochs, packed.forgotten_up_to, packed.epochs_seen, latest)
+
+
+def _pack(totals: Totals) -> _PackedTotals:
+    return _PackedTotals(
+        layers=list(totals.layout.layers),
+        counts=_shuffle(totals.counts.astype("<i8", copy=False)),
+        rows=_shuffle(totals.rows.astype("<i8", copy=False)),
+        ep_slots=_shuffle(totals.ep_slots.astype("<f8", copy=False)),
+        ep_ranks=totals.ep_slots.shape[1],
+        unplaced=_shuffle(totals.unplaced.astype("<i8", copy=False)),
+        tokens=totals.tokens,
+        steps=totals.steps,
+        idle_steps=totals.idle_steps,
+        drops=dict(totals.drops),
+    )
+
+
+def _unpack(packed: _PackedTotals) -> Totals:
+    layout = Layout(packed.layers)
+    ep_slots = _unshuffle(packed.ep_slots, "<f8").astype(np.float64)
+    return Totals(
+        layout=layout,
+        counts=_unshuffle(packed.counts, "<i8").astype(np.int64),
+        rows=_unshuffle(packed.rows, "<i8").astype(np.int64),
+        ep_slots=ep_slots.reshape(len(layout.layers), packed.ep_ranks),
+        unplaced=_unshuffle(packed.unplaced, "<i8").astype(np.int64),
+        tokens=packed.tokens,
+        steps=packed.steps,
+        idle_steps=packed.idle_steps,
+        drops=packed.drops,
+    )
+
+
+def _shuffle(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).reshape(-1, 8).T.tobytes()
+
+
+def _unshuffle(data: bytes, dtype: str) -> np.ndarray:
+    grouped = np.frombuffer(data, np.uint8).reshape(8, -1)
+    return np.ascontiguousarray(grouped.T).reshape(-1).view(dtype)
+
+
+def _compress(data: bytes) -> bytes:
+    return _VERSION + zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+
+
+def _decompress(blob: bytes) -> bytes:
+    if blob[:1] != _VERSION:
+        raise ValueError(f"a blob of version {blob[:1]!r}, this moescope reads {_VERSION!r}: upgrade it")
+    try:
+        return zstandard.ZstdDecompressor().decompress(blob[1:], max_output_size=_MAX_BLOB)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"a damaged blob: {error}") from error

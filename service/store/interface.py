@@ -1,0 +1,39 @@
+"""The interface of a store. An engine is a folder or a module beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from moescope.service.store.records import Key, Posting, Record, StoredTotals, Usage
+
+
+class Store(Protocol):
+    """Writes come from one thread; reads may come from any.
+
+    Every method raises :class:`StoreError` when the engine fails.
+    """
+
+    def save(self, records: Sequence[Record]) -> None:
+        """Keep all of these or none; when it returns they outlive the process.
+
+        Saving a record twice is the same as saving it once.
+        """
+
+    def accounts(self) -> Iterable[Posting]:
+        """The newest posting of every producer."""
+
+    def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
+        """For each instant the newest totals at or before it; None where nothing that old is kept."""
+
+    def oldest(self, key: Key) -> StoredTotals | None:
+        """The oldest totals that are kept of a producer."""
+
+    def maintain(self, now: float) -> None:
+        """Roll up and remove what is due; short, so that it can run between two writes."""
+
+    def usage(self) -> Usage:
+        """What is held."""
+
+    def close(self) -> None:
+        """Let go of the engine; no call may follow."""

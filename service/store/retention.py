@@ -1,0 +1,103 @@
+"""What the embedded store keeps how long, and what goes first when the disk's share is full."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+_BATCH: Final = 200  # rows a transaction removes, so that writers and readers wait for milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Ages in seconds of Unix time; a snapshot older than ``fine_s`` stays if it is the last of its 10 s.
+
+    Attributes:
+        fine_s: age up to which the history has a snapshot a second.
+        middle_s: age up to which it has one every 10 seconds.
+        coarse_s: age up to which it has one every 5 minutes; older ones go.
+        max_bytes: size on disk above which the oldest go.
+    """
+
+    fine_s: float = 3600.0
+    middle_s: float = 86400.0
+    coarse_s: float = 90 * 86400.0
+    max_bytes: int = 4 << 30
+
+
+def keep_history(
+    connection: sqlite3.Connection, retention: Retention, now_ms: int, size: Callable[[], int]
+) -> None:
+    """Roll up what is old enough, remove what is too old, then the oldest until the size fits."""
+    _roll_up(connection, 10_000, now_ms - int(retention.fine_s * 1000))
+    _roll_up(connection, 300_000, now_ms - int(retention.middle_s * 1000))
+    removed = _remove_before(connection, now_ms - int(retention.coarse_s * 1000))
+    if removed:
+        _give_back(connection)
+    keep_within(connection, retention.max_bytes, size)
+
+
+def keep_within(connection: sqlite3.Connection, max_bytes: int, size: Callable[[], int]) -> None:
+    """Remove the oldest snapshots until the files fit; each producer's newest stays."""
+    while size() > max_bytes:
+        # The log counts too: what it holds goes into the database, where it may well fit.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if size() <= max_bytes or not _remove_oldest(connection):
+            return
+        _give_back(connection)
+
+
+def _give_back(connection: sqlite3.Connection) -> None:
+    """Return free pages to the disk; ``execute`` would stop after the first page."""
+    connection.executescript("PRAGMA incremental_vacuum")
+
+
+def _roll_up(connection: sqlite3.Connection, bucket_ms: int, before_ms: int) -> None:
+    """Of each producer's snapshots in a bucket keep the last, for whole buckets before an instant."""
+    until_ms = before_ms // bucket_ms * bucket_ms
+    row = connection.execute("SELECT until_ms FROM rolled_up WHERE bucket_ms = ?", (bucket_ms,)).fetchone()
+    since_ms = 0 if row is None else row[0]
+    if until_ms <= since_ms:
+        return
+    doomed = connection.execute(
+        "SELECT id FROM snapshot AS older WHERE at_ms >= ? AND at_ms < ? AND EXISTS ("
+        "SELECT 1 FROM snapshot AS newer WHERE newer.producer = older.producer "
+        "AND newer.at_ms > older.at_ms AND newer.at_ms < (older.at_ms / ? + 1) * ?)",
+        (since_ms, until_ms, bucket_ms, bucket_ms),
+    ).fetchall()
+    _remove(connection, doomed)
+    connection.execute(
+        "INSERT INTO rolled_up VALUES (?, ?) "
+        "ON CONFLICT (bucket_ms) DO UPDATE SET until_ms = excluded.until_ms",
+        (bucket_ms, until_ms),
+    )
+
+
+def _remove_before(connection: sqlite3.Connection, before_ms: int) -> int:
+    doomed = connection.execute(
+        f"SELECT id FROM snapshot WHERE at_ms < ? AND id NOT IN ({_NEWEST})", (before_ms,)
+    ).fetchall()
+    _remove(connection, doomed)
+    return len(doomed)
+
+
+def _remove_oldest(connection: sqlite3.Connection) -> bool:
+    doomed = connection.execute(
+        f"SELECT id FROM snapshot WHERE id NOT IN ({_NEWEST}) ORDER BY at_ms LIMIT ?", (_BATCH,)
+    ).fetchall()
+    _remove(connection, doomed)
+    return bool(doomed)
+
+
+def _remove(connection: sqlite3.Connection, ids: list[tuple[int]]) -> None:
+    for start in range(0, len(ids), _BATCH):
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany("DELETE FROM snapshot WHERE id = ?", ids[start : start + _BATCH])
+        connection.execute("COMMIT")
+
+
+_NEWEST: Final = (
+    "SELECT (SELECT id FROM snapshot WHERE producer = producer.id ORDER BY at_ms DESC LIMIT 1) FROM producer"
+)

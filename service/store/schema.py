@@ -1,0 +1,69 @@
+"""The schema of the embedded store, as a list of migrations: version N is the first N of them.
+
+A migration that was released is never changed; a change is a new one at the end.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from moescope.service.store.records import StoreError
+
+APPLICATION_ID: Final = 0x6D6F6573  # "moes": tells the file from other SQLite databases
+
+_V1: Final = """
+CREATE TABLE producer (
+    id INTEGER PRIMARY KEY,
+    server TEXT NOT NULL,
+    model TEXT NOT NULL,
+    dp_rank INTEGER NOT NULL,
+    pp_rank INTEGER NOT NULL,
+    tp_rank INTEGER NOT NULL,
+    birth_ms INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    account BLOB NOT NULL,
+    UNIQUE (server, model, dp_rank, pp_rank, tp_rank)
+) STRICT;
+
+-- Cumulative totals: removing a row costs resolution, never counts.
+CREATE TABLE snapshot (
+    id INTEGER PRIMARY KEY,
+    producer INTEGER NOT NULL REFERENCES producer (id) ON DELETE CASCADE,
+    at_ms INTEGER NOT NULL,
+    totals BLOB NOT NULL,
+    UNIQUE (producer, at_ms)
+) STRICT;
+CREATE INDEX snapshot_by_time ON snapshot (at_ms);
+
+-- Up to where the history was rolled up to buckets of this many milliseconds.
+CREATE TABLE rolled_up (
+    bucket_ms INTEGER PRIMARY KEY,
+    until_ms INTEGER NOT NULL
+) STRICT;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_V1,)
+
+
+def migrate(connection: sqlite3.Connection, path: str, migrations: tuple[str, ...] = MIGRATIONS) -> None:
+    """Bring a database, new or old, to the newest version; each migration happens as a whole or not at all.
+
+    Raises:
+        StoreError: it is another program's file, or a newer moescope's.
+    """
+    [application] = connection.execute("PRAGMA application_id").fetchone()
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    [tables] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if tables and application != APPLICATION_ID:
+        raise StoreError(f"{path} is not a moescope store: choose another folder")
+    if version > len(migrations):
+        raise StoreError(
+            f"{path} has schema {version}, this moescope knows {len(migrations)}: upgrade it, or choose "
+            "another folder"
+        )
+    for number in range(version, len(migrations)):
+        connection.executescript(
+            f"BEGIN IMMEDIATE;\n{migrations[number]}\n"
+            f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {number + 1};\nCOMMIT;"
+        )

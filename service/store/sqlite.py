@@ -1,0 +1,231 @@
+"""The embedded store: one SQLite database in WAL mode, in a folder of its own.
+
+A commit is in the operating system's hands when it returns (``synchronous=NORMAL``): what was acknowledged
+survives the end of the process by whatever signal. A power cut may take the last moments, never the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import queue
+import sqlite3
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
+from moescope.service.store.records import (
+    Forgotten,
+    Key,
+    Posting,
+    Record,
+    StoredTotals,
+    StoreError,
+    Usage,
+)
+from moescope.service.store.retention import Retention, keep_history
+from moescope.service.store.schema import migrate
+
+FILE: Final = "moescope.sqlite"
+_FINEST_MS: Final = 1000
+_READERS: Final = 8
+
+
+class SqliteStore:
+    """See :class:`moescope.service.store.interface.Store`.
+
+    Args:
+        folder: created if absent; one service at a time may have it.
+        retention: how long what is kept, and on how many bytes.
+
+    Raises:
+        StoreError: the folder can't be used.
+    """
+
+    def __init__(self, folder: Path, retention: Retention) -> None:
+        self._path = folder / FILE
+        self._retention = retention
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock: int | None = _lock(folder)
+        except OSError as error:
+            raise StoreError(f"{folder} can't be used as a store: {error.strerror or error}") from error
+        self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(_READERS)
+        self._writer = _connect(self._path)
+        try:
+            with _failures(self._path):
+                _prepare(self._writer)
+                migrate(self._writer, str(self._path))
+        except StoreError:
+            self.close()
+            raise
+
+    def save(self, records: Sequence[Record]) -> None:
+        """Keep all of these or none."""
+        with _failures(self._path), _transaction(self._writer):
+            for record in records:
+                if isinstance(record, Forgotten):
+                    self._writer.execute(f"DELETE FROM producer WHERE {_BY_KEY}", record.key)
+                else:
+                    self._post(record)
+
+    def accounts(self) -> Iterator[Posting]:
+        """The newest posting of every producer."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT server, model, dp_rank, pp_rank, tp_rank, birth_ms, at_ms, account FROM producer"
+            ).fetchall()
+        for *key, birth_ms, at_ms, blob in rows:
+            with _failures(self._path):
+                yield Posting(_key(key), birth_ms / 1000, at_ms / 1000, decode_account(blob))
+
+    def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
+        """For each instant the newest totals at or before it."""
+        with self._reading() as connection:
+            producer = connection.execute(f"SELECT id FROM producer WHERE {_BY_KEY}", key).fetchone()
+            if producer is None:
+                return [None] * len(instants)
+            return [
+                _totals(
+                    connection.execute(
+                        "SELECT at_ms, totals FROM snapshot WHERE producer = ? AND at_ms <= ? "
+                        "ORDER BY at_ms DESC LIMIT 1",
+                        (producer[0], _ms(instant)),
+                    ).fetchone()
+                )
+                for instant in instants
+            ]
+
+    def oldest(self, key: Key) -> StoredTotals | None:
+        """The oldest totals that are kept of a producer."""
+        with self._reading() as connection:
+            return _totals(
+                connection.execute(
+                    "SELECT snapshot.at_ms, totals FROM snapshot JOIN producer ON producer = producer.id "
+                    f"WHERE {_BY_KEY} ORDER BY snapshot.at_ms LIMIT 1",
+                    key,
+                ).fetchone()
+            )
+
+    def maintain(self, now: float) -> None:
+        """Roll up and remove what is due."""
+        with _failures(self._path):
+            keep_history(self._writer, self._retention, _ms(now), self._nbytes)
+
+    def usage(self) -> Usage:
+        """What is held."""
+        with self._reading() as connection:
+            [snapshots] = connection.execute("SELECT count(*) FROM snapshot").fetchone()
+        return Usage(snapshots, self._nbytes())
+
+    def close(self) -> None:
+        """Let go of the files."""
+        while not self._readers.empty():
+            self._readers.get_nowait().close()
+        self._writer.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _post(self, posting: Posting) -> None:
+        at_ms = _ms(posting.at)
+        [producer] = self._writer.execute(
+            "INSERT INTO producer (server, model, dp_rank, pp_rank, tp_rank, birth_ms, at_ms, account) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (server, model, dp_rank, pp_rank, tp_rank) DO UPDATE SET "
+            "birth_ms = excluded.birth_ms, at_ms = excluded.at_ms, account = excluded.account RETURNING id",
+            (*posting.key, _ms(posting.birth), at_ms, encode_account(posting.account)),
+        ).fetchone()
+        since_ms = 0 if posting.began_again else at_ms // _FINEST_MS * _FINEST_MS
+        self._writer.execute("DELETE FROM snapshot WHERE producer = ? AND at_ms >= ?", (producer, since_ms))
+        self._writer.execute(
+            "INSERT INTO snapshot (producer, at_ms, totals) VALUES (?, ?, ?)",
+            (producer, at_ms, encode_totals(posting.account.totals)),
+        )
+
+    def _nbytes(self) -> int:
+        """Bytes of the database and its log."""
+        files = (self._path, self._path.with_name(f"{FILE}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    @contextlib.contextmanager
+    def _reading(self) -> Generator[sqlite3.Connection]:
+        """A connection for one reader at a time, which sees one moment."""
+        with _failures(self._path):
+            try:
+                connection = self._readers.get_nowait()
+            except queue.Empty:
+                connection = _connect(self._path)
+                connection.execute("PRAGMA query_only = ON")
+            try:
+                connection.execute("BEGIN")
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
+                try:
+                    self._readers.put_nowait(connection)
+                except queue.Full:
+                    connection.close()
+
+
+_BY_KEY: Final = "server = ? AND model = ? AND dp_rank = ? AND pp_rank = ? AND tp_rank = ?"
+
+
+def _lock(folder: Path) -> int:
+    """An open file that marks the folder as taken until the process ends."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise OSError(0, "another service has it; give each a folder of its own") from None
+    return handle
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+
+
+def _prepare(writer: sqlite3.Connection) -> None:
+    writer.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; later it does nothing
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("PRAGMA synchronous = NORMAL")
+    writer.execute("PRAGMA foreign_keys = ON")
+    writer.execute("PRAGMA journal_size_limit = 67108864")
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Generator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def _failures(path: Path) -> Generator[None]:
+    """SQLite's errors and damaged blobs as errors of the store."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(f"the store {path} failed: {error}; is its disk full or read-only?") from error
+    except ValueError as error:
+        raise StoreError(f"the store {path} can't be read: {error}") from error
+
+
+def _ms(instant: float) -> int:
+    return round(instant * 1000)
+
+
+def _key(values: Sequence[str | int]) -> Key:
+    server, model, dp_rank, pp_rank, tp_rank = values
+    return str(server), str(model), int(dp_rank), int(pp_rank), int(tp_rank)
+
+
+def _totals(row: tuple[int, bytes] | None) -> StoredTotals | None:
+    return None if row is None else StoredTotals(row[0] / 1000, decode_totals(row[1]))

@@ -1,0 +1,118 @@
+"""The thread that writes: what came meanwhile goes into one transaction, then its senders are told."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Final
+
+from moescope.service.logs import Throttle
+from moescope.service.store.interface import Store
+from moescope.service.store.records import Posting, Record, StoreError
+
+_log = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 4096
+MAX_BATCH: Final = 256
+MAINTENANCE_S: Final = 10.0
+
+_Item = tuple[Sequence[Record], Future[None]]
+
+
+class StoreWriter:
+    """Writes to a store from a thread of its own, in the order of the calls of :meth:`submit`."""
+
+    def __init__(
+        self, store: Store, clock: Callable[[], float] = time.time, maintenance_s: float = MAINTENANCE_S
+    ) -> None:
+        self.store = store
+        self._clock = clock
+        self._maintenance_s = maintenance_s
+        self._waiting: queue.Queue[_Item | None] = queue.Queue(MAX_WAITING)
+        self._throttle = Throttle(time.monotonic)
+        self._thread = threading.Thread(target=self._run, name="moescope-store", daemon=True)
+        self._thread.start()
+
+    def submit(self, records: Sequence[Record]) -> Future[None]:
+        """Hand records over without waiting; the result comes when they are kept for good.
+
+        The future raises :class:`StoreError` when they could not be kept, or when too many wait already.
+        """
+        future: Future[None] = Future()
+        try:
+            self._waiting.put_nowait((records, future))
+        except queue.Full:
+            future.set_exception(StoreError(f"{MAX_WAITING} writes wait for the store: is its disk slow?"))
+        return future
+
+    def close(self) -> None:
+        """Write what waits, then close the store."""
+        self._waiting.put(None)
+        self._thread.join()
+        self.store.close()
+
+    def _run(self) -> None:
+        maintained = time.monotonic()
+        closing = False
+        while not closing:
+            batch, closing = self._take()
+            if batch:
+                self._write(batch)
+            if time.monotonic() - maintained >= self._maintenance_s:
+                self._maintain()
+                maintained = time.monotonic()
+
+    def _take(self) -> tuple[list[_Item], bool]:
+        """What waits, as far as one transaction should hold it, and whether the end was asked for."""
+        batch: list[_Item] = []
+        try:
+            item = self._waiting.get(timeout=self._maintenance_s)
+            while item is not None:
+                batch.append(item)
+                if len(batch) >= MAX_BATCH:
+                    return batch, False
+                item = self._waiting.get_nowait()
+        except queue.Empty:
+            return batch, False
+        return batch, True
+
+    def _write(self, batch: Sequence[_Item]) -> None:
+        records = _newest([record for item, _ in batch for record in item])
+        try:
+            self.store.save(records)
+        except Exception as error:  # noqa: BLE001 - the thread must outlive whatever happens to one batch
+            self._complain(error)
+            failure = error if isinstance(error, StoreError) else StoreError(f"the store failed: {error!r}")
+            for _, future in batch:
+                future.set_exception(failure)
+            return
+        for _, future in batch:
+            future.set_result(None)
+
+    def _maintain(self) -> None:
+        try:
+            self.store.maintain(self._clock())
+        except Exception as error:  # noqa: BLE001 - likewise
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        if self._throttle.allows(type(error).__name__):
+            _log.error("the store failed (logged once a minute): %s", error)
+
+
+def _newest(records: Sequence[Record]) -> list[Record]:
+    """The records without postings that a later one of the same second replaces anyway."""
+    kept: list[Record] = []
+    replaced: set[tuple[object, int]] = set()
+    for record in reversed(records):
+        if isinstance(record, Posting):
+            slot = (record.key, int(record.at))
+            if slot in replaced and not record.began_again:
+                continue
+            replaced.add(slot)
+        kept.append(record)
+    return kept[::-1]

@@ -1,0 +1,146 @@
+"""A service with a store, ended and started again: totals, epochs and history are those of before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moescope.service.store.sqlite import SqliteStore
+from tests.service.conftest import Clock, Service
+from tests.service.frames import EPOCH, frame, producer
+
+Start = Callable[..., Service]
+
+
+@pytest.fixture
+def restart(start_service: Start, tmp_path: Path) -> Callable[[], Service]:
+    """A service over the test's store; the one before ends."""
+
+    def started(**settings: Any) -> Service:
+        start_service.end_all()  # type: ignore[attr-defined]
+        return start_service(store=tmp_path / "store", min_tokens=1, **settings)
+
+    return started
+
+
+def push(service: Service, total: int, seq: int, **fields: Any) -> str:
+    """A frame whose layer 0 has this many slots of expert 0 in all; returns what became of it."""
+    after_s = service.clock.now - EPOCH / 1e9
+    result: str = service.push(frame({0: [total, 0]}, seq=seq, after_s=after_s, **fields)).json()["result"]
+    return result
+
+
+def counts(answer: dict[str, Any]) -> list[int]:
+    [layer] = answer["layers"]
+    return list(layer["counts"])
+
+
+def test_totals_and_epochs_survive(restart: Callable[[], Service]) -> None:
+    service = restart()
+    assert push(service, 10, seq=1) == "accepted"
+    assert push(service, 6, seq=1, epoch=EPOCH + 10**9) == "accepted"
+    before = service.get("/v1/ranks")
+    service = restart()
+    assert service.get("/v1/ranks") == before
+    assert counts(service.get("/v1/histogram")) == [16, 0]
+    assert push(service, 6, seq=1, epoch=EPOCH + 10**9) == "duplicate"
+    assert push(service, 8, seq=2, epoch=EPOCH + 10**9) == "accepted"
+    assert counts(service.get("/v1/histogram")) == [18, 0]
+
+
+def test_a_window_before_the_restart(restart: Callable[[], Service], clock: Clock) -> None:
+    service = restart()
+    began = clock.now
+    for n in range(1, 11):
+        push(service, 10 * n, seq=n)
+        clock.now += 10
+    window = {"start": str(began + 20), "end": str(began + 50)}
+    before = service.get("/v1/histogram", **window)
+    assert counts(before) == [30, 0]
+    service = restart()
+    clock.now += 100
+    push(service, 500, seq=11)
+    assert service.get("/v1/histogram", **window) == before
+    assert counts(service.get("/v1/histogram", start=str(began + 20))) == [500 - 30, 0]
+    assert counts(service.get("/v1/histogram", start=str(began + 90), end=str(began + 150))) == [0, 0]
+
+
+def test_a_series_adds_up_over_a_restart(restart: Callable[[], Service], clock: Clock) -> None:
+    service = restart()
+    began = clock.now
+    for n in range(1, 31):
+        if n == 17:
+            service = restart()
+        push(service, 2 * n * n, seq=n)
+        clock.now += 1
+    end = began + 29
+    answer = service.get("/v1/histogram", start=str(began), end=str(end), step="4s")
+    assert [(item["start"] - began, item["end"] - began) for item in answer["series"]] == [
+        (0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 24), (24, 28), (28, 29),
+    ]  # fmt: skip
+    expected = [
+        2 * (b + 1) ** 2 - 2 * (a + 1) ** 2
+        for a, b in zip([*range(0, 29, 4)], [*range(4, 29, 4), 29], strict=True)
+    ]
+    assert [counts(item)[0] for item in answer["series"]] == expected
+    assert sum(expected) == counts(answer)[0]
+    assert [item["tokens"] for item in answer["series"]] == [value // 2 for value in expected]
+    assert not any(item["truncated"] for item in answer["series"])
+
+
+def test_a_series_of_one_dp_rank_and_some_layers(service: Service) -> None:
+    for rank in range(2):
+        who = producer(dp_rank=rank, dp_size=2)
+        service.push(frame({0: [2, 0], 4: [0, 2 + rank * 2]}, rows=[1, 1 + rank], who=who))
+    now = service.clock.now
+    answer = service.get("/v1/histogram", start=str(now - 300), step="150", dp_rank=1, layer=4)
+    assert [item["layers"] for item in answer["series"]] == [
+        [{"layer": 4, "tokens": 0, "counts": [0, 0]}],
+        [{"layer": 4, "tokens": 2, "counts": [0, 4]}],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "kind"),
+    [
+        ({"step": "10s"}, "step-without-start"),
+        ({"start": "-1h", "step": "1s"}, "too-many-steps"),
+        ({"start": "-1h", "step": "soon"}, "bad-step"),
+        ({"start": "-1h", "step": "0s"}, "bad-step"),
+    ],
+)
+def test_bad_steps(service: Service, query: dict[str, str], kind: str) -> None:
+    service.push(frame({0: [2, 0]}))
+    response = service.client.get("/v1/histogram", params=query)
+    assert response.status_code == 400
+    assert response.json()["type"] == f"urn:moescope:problem:{kind}"
+
+
+def test_thinned_memory_asks_the_store(start_service: Start, clock: Clock, tmp_path: Path) -> None:
+    """Memory for few snapshots: the store knows what memory has thinned out."""
+    service = start_service(store=tmp_path / "store", min_tokens=1, history_mib=1)
+    began = clock.now
+    wide = [0] * 1023
+    for n in range(1, 400):
+        service.push(frame({0: [2 * n, *wide]}, seq=n, after_s=100 + n))
+        clock.now += 1
+    answer = service.get("/v1/histogram", start=str(began + 11), end=str(began + 17))
+    assert counts(answer)[0] == 12
+    assert answer["window"]["used_start"] == {"earliest": began + 11, "latest": began + 11}
+
+
+def test_a_frame_that_cannot_be_kept_is_not_acknowledged(
+    restart: Callable[[], Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = restart()
+    save = SqliteStore.save
+    monkeypatch.setattr(SqliteStore, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full")))
+    answer = service.push(frame({0: [2, 0]}))
+    assert answer.status_code == 503
+    assert "disk full" in answer.json()["detail"]
+    monkeypatch.setattr(SqliteStore, "save", save)
+    assert service.push(frame({0: [2, 0]})).json()["result"] == "duplicate"
+    assert counts(restart().get("/v1/histogram")) == [2, 0]  # the duplicate was kept for the first

@@ -1,0 +1,114 @@
+"""The thread that writes: in order, in batches, told when it is done, alive whatever happens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from moescope.service.store import writer as writing
+from moescope.service.store.records import Forgotten, Posting, Record, StoreError
+from moescope.service.store.writer import StoreWriter
+from tests.service.store.accounts import BORN, key, posting
+
+
+class Disk:
+    """A store that is slow or broken on demand."""
+
+    def __init__(self) -> None:
+        self.saved: list[list[Record]] = []
+        self.free = threading.Event()
+        self.free.set()
+        self.broken: Exception | None = None
+        self.maintained: list[float] = []
+        self.closed = False
+
+    def save(self, records: Sequence[Record]) -> None:
+        self.free.wait(5)
+        if self.broken is not None:
+            raise self.broken
+        self.saved.append(list(records))
+
+    def maintain(self, now: float) -> None:
+        self.maintained.append(now)
+        if self.broken is not None:
+            raise self.broken
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def writer(disk: Disk) -> Iterator[StoreWriter]:
+    made = StoreWriter(disk, lambda: 77.0, maintenance_s=0.02)  # type: ignore[arg-type]
+    yield made
+    disk.free.set()
+    if not disk.closed:
+        made.close()
+
+
+def test_the_future_ends_after_the_write(disk: Disk, writer: StoreWriter) -> None:
+    disk.free.clear()
+    future = writer.submit([Forgotten(key())])
+    time.sleep(0.02)
+    assert not future.done()
+    disk.free.set()
+    future.result(5)
+    assert disk.saved == [[Forgotten(key())]]
+
+
+def test_what_waits_goes_into_one_transaction(disk: Disk, writer: StoreWriter) -> None:
+    disk.free.clear()
+    first = writer.submit([Forgotten(key(0))])
+    while not writer._waiting.empty():
+        time.sleep(0.001)
+    futures = [writer.submit([posting([2, 0], second)]) for second in (1.0, 1.5, 2.0)]
+    disk.free.set()
+    for future in (first, *futures):
+        future.result(5)
+    assert len(disk.saved) == 2
+    # 1.5 replaces 1.0, which is of the same second
+    assert [item.at - BORN for item in disk.saved[1] if isinstance(item, Posting)] == [1.5, 2.0]
+
+
+def test_a_failure_is_told_and_the_next_write_goes_on(disk: Disk, writer: StoreWriter) -> None:
+    for broken in (StoreError("disk full"), RuntimeError("bug")):
+        disk.broken = broken
+        with pytest.raises(StoreError, match=r"disk full|bug"):
+            writer.submit([Forgotten(key())]).result(5)
+    disk.broken = None
+    writer.submit([Forgotten(key())]).result(5)
+
+
+def test_too_many_waiting_writes_are_refused(
+    disk: Disk, writer: StoreWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.free.clear()
+    futures = [writer.submit([]) for _ in range(writing.MAX_WAITING + writing.MAX_BATCH + 1)]
+    assert isinstance(futures[-1].exception(0), StoreError)
+    disk.free.set()
+    futures[0].result(5)
+
+
+def test_maintenance_happens_and_may_fail(disk: Disk, writer: StoreWriter) -> None:
+    disk.broken = RuntimeError("bug")
+    while len(disk.maintained) < 3:
+        time.sleep(0.005)
+    assert set(disk.maintained) == {77.0}
+
+
+def test_closing_writes_what_waits(disk: Disk, writer: StoreWriter) -> None:
+    disk.free.clear()
+    futures = [writer.submit([Forgotten(key(rank))]) for rank in range(3)]
+    disk.free.set()
+    writer.close()
+    assert all(future.done() for future in futures)
+    assert [item for batch in disk.saved for item in batch] == [Forgotten(key(rank)) for rank in range(3)]
+    assert disk.closed
