@@ -52,17 +52,23 @@ class CaptureSession:
             self._taker, builder, HttpTransport(settings.endpoint, settings.token), settings.interval
         )
         self._serving = False
+        self._started = False
         self._binding.bind()
         _log_coverage(survey, settings)
 
     def warm_up_begins(self) -> None:
         """Take back the slots that vLLM has taken since the model was loaded, chained to what is in them."""
+        self._serving = False
+        self._taker.pause()
         self._guarded(self._binding.bind)
 
     def serving_begins(self) -> None:
         """Warm-up is over: count from now on, and send."""
+        self._taker.resume()
         self._serving = True
-        self._guarded(self._sender.start)
+        if not self._started:
+            self._started = True
+            self._guarded(self._sender.start)
 
     def step_begins(self, num_tokens: int) -> None:
         """A step of `num_tokens` true tokens is about to be enqueued."""

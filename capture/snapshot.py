@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -63,9 +64,10 @@ class SnapshotTaker:
     """Takes snapshots at the ends of steps, and between steps when the worker idles.
 
     The step's path calls `step_begins` and `step_ends`; the sender's thread calls `collect`. They share two
-    deques, whose ends are taken and added to atomically, and no lock. On a GPU a snapshot is a copy within
-    the device in the step's stream, so that it is of one moment, then one to pinned memory in a side stream,
-    whose event is polled. With all slots under way a snapshot is put off, which costs resolution only.
+    deques, whose ends are taken and added to atomically, and no lock; `pause` is for times without steps. On
+    a GPU a snapshot is a copy within the device in the step's stream, so that it is of one moment, then one
+    to pinned memory in a side stream, whose event is polled. With all slots under way a snapshot is put off,
+    which costs resolution only.
 
     Attributes:
         put_off: snapshots that found no free slot.
@@ -86,6 +88,7 @@ class SnapshotTaker:
         self._free = deque(_Slot(flat) for _ in range(NUM_SLOTS))
         self._under_way: deque[_Slot] = deque()
         self._due = clock()
+        self._collecting = threading.Lock()
         self._steps_begun = 0
         self._steps_ended = 0
         self._taken_after_step = -1  # so that the first snapshot, of nothing, announces the producer
@@ -114,6 +117,25 @@ class SnapshotTaker:
 
     def collect(self) -> Snapshot | None:
         """The newest snapshot that has arrived, or None; for one thread, off the step's path."""
+        if not self._collecting.acquire(blocking=False):
+            return None
+        try:
+            return self._collect()
+        finally:
+            self._collecting.release()
+
+    def pause(self) -> None:
+        """Keep `collect` from the device until `resume`; waits for one under way, which waits for nothing.
+
+        While a CUDA graph is captured, a query of an event in any other thread makes the capture fail.
+        """
+        self._collecting.acquire()
+
+    def resume(self) -> None:
+        """Let `collect` go on after `pause`."""
+        self._collecting.release()
+
+    def _collect(self) -> Snapshot | None:
         if self._clock() >= self._due:
             self._take_between_steps()
         newest: Snapshot | None = None

@@ -80,6 +80,16 @@ def test_what_the_last_step_counted_leaves_while_the_worker_idles() -> None:
     assert bench.collect() is None
 
 
+def test_while_paused_nothing_is_taken_and_nothing_is_lost() -> None:
+    bench = Bench()
+    bench.step()
+    bench.taker.pause()
+    bench.now += 5
+    assert bench.collect() is None
+    bench.taker.resume()
+    assert values(bench.collect()) == ([1, 1], 1)
+
+
 def test_flush_does_not_wait_for_the_interval() -> None:
     bench = Bench(interval=60)
     bench.step()

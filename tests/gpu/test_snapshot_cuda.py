@@ -93,3 +93,30 @@ def test_a_first_snapshot_from_another_thread_before_any_step() -> None:
     thread.join()
     first = next(snapshot for snapshot in taken if snapshot is not None)
     assert (first.tokens, first.flat.sum()) == (0, 0)
+
+
+def test_graphs_can_be_captured_while_the_reader_is_paused() -> None:
+    toy = Toy()
+    toy.forward(64)
+    taker = SnapshotTaker(toy.buffers.flat, toy.capturer, interval=0.0001)
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            taker.flush()
+            taker.collect()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    taker.step_begins()
+    taker.step_ends()
+    taker.pause()
+    for _ in range(50):
+        toy.forward(64)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            toy.forward(64)
+    taker.resume()
+    stop.set()
+    reader.join()
+    assert toy.capturer.disabled_reason is None

@@ -1,0 +1,114 @@
+"""How long a scrape takes to write: the library's writer, the fast path, gzip; side by side.
+
+    python benchmarks/exposition.py
+
+Counters with four labels, as rank x layer families have them; numbers as after days of traffic. Each figure is
+the median of several runs that are interleaved. Both paths' bytes are compared in each size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from prometheus_client.core import Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from moescope.service.metrics.samples import Table, WideMetric
+from moescope.service.metrics.writer import Writer
+
+SIZES: Final = (1_000, 20_000, 100_000, 500_000)
+EXPERTS: Final = 250
+RESULTS: Final = Path(__file__).parent / "results" / "exposition.json"
+
+
+class _One(Collector):
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterable[Metric]:
+        return [self._metric]
+
+
+def metric_of(series: int, rng: np.random.Generator) -> WideMetric:
+    """A family of ``series`` counters."""
+    metric = WideMetric(
+        "moescope_layer_expert_slots_total",
+        "Slots that chose the logical expert.",
+        "counter",
+        "slots",
+        ("server", "model", "layer", "expert"),
+    )
+    names = tuple(map(str, range(EXPERTS)))
+    rows = tuple((str(layer), names) for layer in range(series // EXPERTS))
+    values = np.exp(rng.uniform(0, np.log(1e10), series)).astype(np.int64)
+    metric.tables.append(Table(metric.name, ("prod-eu-1", "deepseek-ai/DeepSeek-V3"), rows, values))
+    return metric
+
+
+def measure(series: int, runs: int) -> dict[str, float]:
+    """Medians in milliseconds, and sizes in bytes."""
+    metric = metric_of(series, np.random.default_rng(0))
+    writer = Writer()
+    body = writer.write([metric], openmetrics=False)
+    if body != generate_latest(_One(metric)):
+        raise SystemExit(f"the bytes differ at {series} series")
+    ways: dict[str, Callable[[], bytes]] = {
+        "library_ms": lambda: generate_latest(_One(metric)),
+        "fast_ms": lambda: writer.write([metric], openmetrics=False),
+        "fast_first_ms": lambda: Writer().write([metric], openmetrics=False),
+        "gzip_1_ms": lambda: gzip.compress(body, 1, mtime=0),
+        "gzip_6_ms": lambda: gzip.compress(body, 6, mtime=0),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(runs):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            times[name].append((time.perf_counter() - began) * 1e3)
+    found = {name: round(statistics.median(values), 2) for name, values in times.items()}
+    return {
+        "series": series,
+        **found,
+        "library_over_fast": round(found["library_ms"] / found["fast_ms"], 1),
+        "bytes": len(body),
+        "gzip_1_bytes": len(gzip.compress(body, 1, mtime=0)),
+    }
+
+
+def main() -> None:
+    """Measure, print, keep the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=5, help="runs a figure (default: %(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of series")
+    parser.add_argument("--no-results", action="store_true", help=f"don't write {RESULTS.name}")
+    options = parser.parse_args()
+    rows = []
+    for size in options.sizes:
+        rows.append(measure(size, options.runs))
+        print("  ".join(f"{name} {value:,}" for name, value in rows[-1].items()), flush=True)
+    if not options.no_results:
+        RESULTS.parent.mkdir(exist_ok=True)
+        machine = {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "machine": platform.machine(),
+        }
+        RESULTS.write_text(
+            json.dumps({"machine": machine, "runs": options.runs, "rows": rows}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
