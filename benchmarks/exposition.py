@@ -2,8 +2,8 @@
 
     python benchmarks/exposition.py
 
-Counters with four labels, as rank x layer families have them; numbers as after days of traffic. Each figure is
-the median of several runs that are interleaved. Both paths' bytes are compared in each size.
+Counters with four labels, as rank x layer families have them; numbers as after days of traffic. Each figure
+is the median of several runs that are interleaved. Both paths' bytes are compared in each size.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class RoutingModel:
         alive = self.shape.experts - self._habits.dead
         turn = int(self._time // self._habits.hot_moves_s)
         places = (np.arange(self.shape.layers) * 7 + turn * 11) % alive
-        return np.argmax(self._order == places[:, np.newaxis], axis=1)
+        return np.asarray(np.argmax(self._order == places[:, np.newaxis], axis=1), dtype=np.int64)
 
 
 def _capped(weights: FloatArray, totals: FloatArray) -> FloatArray:
@@ -139,4 +139,4 @@ def _spread(amounts: Int64Array, room: Int64Array, rng: np.random.Generator) -> 
     total = np.maximum(room.sum(axis=1), 1)[:, np.newaxis]
     shift = rng.integers(0, total)
     reached = (np.cumsum(room, axis=1) * amounts[:, np.newaxis] + shift) // total
-    return np.diff(reached, axis=1, prepend=0)
+    return np.asarray(np.diff(reached, axis=1, prepend=0))

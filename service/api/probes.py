@@ -6,10 +6,11 @@ from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
 
+from moescope.service.metrics.exposition import expose
 from moescope.service.metrics.instruments import Instruments
+from moescope.service.metrics.writer import Writer
 from moescope.service.state import LiveState
 
 
@@ -30,6 +31,7 @@ class Readiness(BaseModel):
 def probes_router(state: LiveState, registry: CollectorRegistry, instruments: Instruments) -> APIRouter:
     """Probes over ``state``, scrape of ``registry``, which is timed."""
     router = APIRouter(tags=["operation"])
+    writer = Writer()
 
     @router.get("/healthz")
     async def healthz() -> Health:
@@ -48,10 +50,10 @@ def probes_router(state: LiveState, registry: CollectorRegistry, instruments: In
         responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
     )
     def metrics(request: Request) -> Response:
-        """Metrics for Prometheus, as text or OpenMetrics by the Accept header."""
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        """Metrics for Prometheus, as text or OpenMetrics by the Accept header, gzipped on request."""
+        accept, encoding = (request.headers.get(name, "") for name in ("accept", "accept-encoding"))
         with instruments.scrape.timed():
-            body = encode(registry)
-        return Response(body, headers={"content-type": content_type})
+            exposed = expose(registry, writer, accept, encoding)
+        return Response(exposed.body, headers=exposed.headers)
 
     return router
