@@ -144,6 +144,10 @@ def test_local_rows_do_not_crash_while_graphs_are_captured() -> None:
     assert (worker.counts, worker.rows) == ([0] * LAYER.num_experts, 0)
 
 
+def test_cpus_count_with_the_reference() -> None:
+    assert Worker(Ranks()).capturer.strategy == "torch-per-layer"
+
+
 def test_single_dp_without_metadata() -> None:
     worker = Worker(Ranks())
     with forward_pass(None):

@@ -61,6 +61,13 @@ def test_a_frame_survives_the_wire() -> None:
     assert decode_frame(encode_frame(sent)) == sent
 
 
+def test_a_frame_of_an_older_minor_version_names_no_strategy() -> None:
+    fields = msgspec.msgpack.decode(encode_frame(frame(wire=(WIRE_MAJOR, 0), strategy="kernel-per-step")))
+    assert decode_frame(msgspec.msgpack.encode(fields)).strategy == "kernel-per-step"
+    del fields["strategy"]
+    assert decode_frame(msgspec.msgpack.encode(fields)).strategy == ""
+
+
 def test_counts_survive_up_to_the_ends_of_int64() -> None:
     values = np.array([0, 2**53 + 1, 2**63 - 1])
     assert unpack_counts(pack_counts(values)).tolist() == values.tolist()
