@@ -1,0 +1,185 @@
+"""A vLLM engine on a GPU in this process, whose mode of capture can be switched between steps."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from devkit.gpu_models import deepseek_v2, qwen3_moe, write_model
+from moescope.capture.binding import LayerCallback
+
+SHAPES: Final[dict[str, Callable[[], dict[str, Any]]]] = {"qwen3": qwen3_moe, "deepseek": deepseek_v2}
+SETS: Final = {"off": 5, "moescope": 5, "vllm": 1, "hooks": 1}
+"""Modes, and how many sets of CUDA graphs are captured in each."""
+BATCHES: Final = (1, 8, 64, 256)
+PREFILL_TOKENS: Final = 16384
+
+
+class Set(NamedTuple):
+    """The `number`-th set of CUDA graphs captured in a mode."""
+
+    mode: str
+    number: int
+
+
+class Engine:
+    """A vLLM engine in this process whose mode can be switched between steps."""
+
+    def __init__(self, shape: str, folder: Path) -> None:
+        from vllm import LLM
+
+        self.config = SHAPES[shape]()
+        self.llm = LLM(
+            model=str(write_model(folder, self.config)),
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            worker_cls="moescope.capture.worker.RoutingWorker",
+            enable_return_routed_experts=True,
+            enable_prefix_caching=False,
+            max_model_len=16384,
+            max_num_batched_tokens=PREFILL_TOKENS,
+            max_num_seqs=max(BATCHES),
+            compilation_config={"cudagraph_capture_sizes": list(BATCHES)},
+            gpu_memory_utilization=0.92,
+        )
+        core: Any = self.llm.llm_engine.engine_core
+        self._scheduler = core.engine_core.scheduler
+        worker = core.engine_core.model_executor.driver_worker.worker
+        self._runner, self._session = worker.model_runner, worker._capture
+        self._routers = self._session._binding._routers
+        self._callbacks = {mode: self._callbacks_of(mode) for mode in SETS}
+        self._graphs: dict[Set, dict[Any, Any]] = {}
+        self._fillers: list[Any] = []
+        self._requests = 0
+        for number in range(max(SETS.values())):
+            for mode in SETS:
+                if number < SETS[mode]:
+                    self._capture_graphs(Set(mode, number))
+
+    def _callbacks_of(self, mode: str) -> list[Any]:
+        chained = [router.capture_fn for router in self._routers]
+        if mode == "moescope":
+            return [LayerCallback(i, self._session.capturer, None) for i in range(len(chained))]
+        if mode == "vllm":
+            return [callback.earlier for callback in chained]
+        if mode == "hooks":
+            return [_torch_hook(router) for router in self._routers]
+        return [None] * len(chained)
+
+    @property
+    def sets(self) -> list[Set]:
+        """All sets of graphs."""
+        return list(self._graphs)
+
+    def _capture_graphs(self, which: Set) -> None:
+        from vllm.compilation.cuda_graph import CUDAGraphWrapper
+
+        wrappers, pool = list(CUDAGraphWrapper._all_instances), torch.cuda.graph_pool_handle()
+        for wrapper in wrappers:
+            wrapper.concrete_cudagraph_entries, wrapper.graph_pool = {}, pool
+        self._set_callbacks(which.mode)
+        self._session._taker.pause()
+        self._fillers.append(_fill(pool, seed=len(self._graphs)))
+        self._runner.capture_model()
+        self._session._taker.resume()
+        self._graphs[which] = {wrapper: wrapper.concrete_cudagraph_entries for wrapper in wrappers}
+
+    def _set_callbacks(self, mode: str) -> None:
+        for router, callback in zip(self._routers, self._callbacks[mode], strict=True):
+            router.set_capture_fn(callback)
+
+    def switch(self, which: Set) -> None:
+        """From the next step on, run with these graphs in their mode."""
+        torch.cuda.synchronize()
+        self._set_callbacks(which.mode)
+        for wrapper, entries in self._graphs[which].items():
+            wrapper.concrete_cudagraph_entries = entries
+        self._session._serving = which.mode == "moescope"
+        self._runner.routed_experts_initialized = which.mode == "vllm"
+        self._scheduler.enable_return_routed_experts = which.mode == "vllm"
+
+    def add(self, number: int, length: int, max_tokens: int) -> None:
+        """Add requests with prompts of this length, the same in every call."""
+        from vllm import SamplingParams
+
+        rng = random.Random(0)  # noqa: S311
+        parameters = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+        for _ in range(number):
+            self._requests += 1
+            prompt = [rng.randrange(1, self.config["vocab_size"]) for _ in range(length)]
+            self.llm.llm_engine.add_request(str(self._requests), {"prompt_token_ids": prompt}, parameters)
+
+    def step(self) -> float:
+        """Run a step; its milliseconds."""
+        start = time.perf_counter()
+        self.llm.llm_engine.step()
+        return (time.perf_counter() - start) * 1000
+
+    def prefilled(self, number: int) -> bool:
+        """Whether this many requests run, and all of them decode."""
+        running = self._scheduler.running
+        return len(running) == number and all(r.num_computed_tokens >= r.num_prompt_tokens for r in running)
+
+    def drain(self) -> None:
+        """Abort what is under way."""
+        engine = self.llm.llm_engine
+        engine.abort_request([str(number) for number in range(1, self._requests + 1)])
+        while engine.has_unfinished_requests():
+            engine.step()
+        torch.cuda.synchronize()
+
+    def memory_of_capture(self) -> dict[str, int]:
+        """Bytes on the device: counts, tables, and the ids kept in the largest step."""
+        capturer = self._session.capturer
+        layers = capturer.buffers.layers
+        return {
+            "counts": capturer.buffers.flat.numel() * 8,
+            "tables": capturer._strategy._tables.num_bytes,
+            "ids kept in a step of the largest size": sum(
+                PREFILL_TOKENS * layer.top_k * 4 for layer in layers
+            ),
+        }
+
+    def close(self) -> dict[str, Any]:
+        """The capturer's last words."""
+        capturer = self._session.capturer
+        counts = [int(capturer.buffers.counts_of(i).sum()) for i in range(len(capturer.buffers.layers))]
+        exact = all(
+            total == capturer.tokens * layer.top_k
+            for total, layer in zip(counts, capturer.buffers.layers, strict=True)
+        )
+        return {
+            "tokens": capturer.tokens,
+            "exact": exact,
+            "strategy": capturer.strategy,
+            "disabled": capturer.disabled_reason,
+        }
+
+
+def _torch_hook(router: Any) -> Callable[[torch.Tensor], None]:
+    counts = torch.zeros(router.global_num_experts, dtype=torch.int64, device="cuda")
+    valid = torch.full((1,), 1 << 40, dtype=torch.int64, device="cuda")
+
+    def hook(ids: torch.Tensor) -> None:
+        mask = torch.arange(ids.shape[0], device=ids.device) < valid
+        counts.scatter_add_(0, ids.flatten().long(), mask.unsqueeze(1).expand_as(ids).flatten().long())
+
+    return hook
+
+
+def _fill(pool: Any, seed: int) -> Any:
+    """Take random parts of a new graph pool, so that what is captured next lies elsewhere in each set."""
+    rng = random.Random(seed)  # noqa: S311
+    sizes = [
+        rng.choice([512, 4096, 1 << 18, 3 << 20]) * rng.randint(1, 4) for _ in range(rng.randint(10, 200))
+    ]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        tensors = [torch.empty(size, dtype=torch.uint8, device="cuda") for size in sizes]
+        tensors[0].zero_()
+    return graph, tensors
