@@ -94,6 +94,23 @@ def dead(loads: Loads) -> FloatArray:
     return np.where(values.astype(np.float64).sum(axis=-1) <= 0, np.nan, none)
 
 
+def jensen_shannon(loads: Loads, others: Loads) -> FloatArray:
+    """Jensen-Shannon divergence of the shares of two loads in bits, from 0 (alike) to 1 (nothing in common).
+
+    With shares p and q and their middle m = (p + q) / 2: (KL(p, m) + KL(q, m)) / 2, logarithms to base 2
+    (Lin, 1991, IEEE Trans. Inf. Theory 37(1)). Symmetric, and finite where one is zero.
+
+    Args:
+        loads: [..., N]; ``others`` likewise.
+
+    Returns:
+        [...]; NaN where nothing was routed in one of them.
+    """
+    p, q = (_relative(values) / max(1, np.asarray(values).shape[-1]) for values in (loads, others))
+    middle = (p + q) / 2
+    return np.asarray((_divergence(p, middle) + _divergence(q, middle)) / 2)
+
+
 MEASURES: Final[Mapping[str, Callable[[Loads], FloatArray]]] = {
     "imbalance_ratio": imbalance_ratio,
     "balancedness": balancedness,
@@ -154,6 +171,12 @@ def _relative(loads: Loads) -> FloatArray:
     values = np.asarray(loads, dtype=np.float64)
     _, mean = max_and_mean(values)
     return np.asarray(values / mean[..., np.newaxis])
+
+
+def _divergence(shares: FloatArray, of: FloatArray) -> FloatArray:
+    """Kullback-Leibler divergence in bits over the last axis; ``of`` is positive wherever ``shares`` is."""
+    ratio = np.divide(shares, of, out=np.ones_like(shares), where=~(shares <= 0))
+    return np.asarray((shares * np.log2(ratio)).sum(axis=-1))
 
 
 def _mean(values: FloatArray) -> FloatArray:

@@ -29,6 +29,12 @@ class Server(uvicorn.Server):
     uvicorn sends itself the signal again after its end, which would make an orderly end look like a crash.
     """
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell the application first, so that answers without an end (/v1/live) end themselves."""
+        if isinstance(self.config.app, FastAPI):
+            self.config.app.state.stopping = True
+        await super().shutdown(sockets)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Handle SIGINT and SIGTERM while serving; only a process's main thread can."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moescope.capture.wire import Frame
+from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.history import History, Snapshot, Span
 from moescope.service.ledger import Account, Latest, RefusedError, Verdict
 from moescope.service.past import Archive, Remembered, improve
@@ -82,6 +82,7 @@ class LiveState:
         self._entries: dict[Key, _Entry] = {}
         self._history = History(settings.history_mib * 1024 * 1024)
         self._frames: Counter[tuple[str, str]] = Counter()
+        self._placements: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
         self._records: list[Record] = []
 
     def now(self) -> float:
@@ -137,6 +138,11 @@ class LiveState:
     def live_deployments(self) -> list[Deployment]:
         """All (server, model) with a producer that has not expired, sorted."""
         return sorted({item.latest.producer.key[:2] for item in self.producers() if not item.expired})
+
+    def placements(self, deployment: Deployment) -> list[tuple[tuple[MoeLayer, ...], Placement]]:
+        """Of each producer of a deployment its layers and where their experts last were, parallel."""
+        with self._lock:
+            return [self._placements[key] for key in sorted(self._placements) if key[:2] == deployment]
 
     def producers(self) -> list[ProducerState]:
         """All producers, sorted by key."""
@@ -210,6 +216,8 @@ class LiveState:
             self._history.forget(key)
         assert account.latest is not None
         is_newest = frame.epoch == account.latest.epoch
+        if is_newest and frame.placement is not None:
+            self._placements[key] = (tuple(frame.layers), frame.placement)
         self._entries[key] = _Entry(account, now if is_newest or entry is None else entry.received_at)
         birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
         self._history.record(key, birth, Snapshot(now, account.totals))
@@ -262,6 +270,7 @@ class LiveState:
 
     def _forget(self, key: Key) -> None:
         del self._entries[key]
+        self._placements.pop(key, None)
         self._history.forget(key)
         if self._archive is not None:
             self._records.append(Forgotten(key))

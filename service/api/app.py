@@ -12,13 +12,17 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
 from moescope.service.api.balance import balance_router
+from moescope.service.api.compare import compare_router
 from moescope.service.api.histogram import histogram_router
 from moescope.service.api.home import home_router
 from moescope.service.api.ingest import ingest_router
 from moescope.service.api.keeping import Keeper
+from moescope.service.api.live import live_router
 from moescope.service.api.probes import probes_router
 from moescope.service.api.problems import Problem, install
 from moescope.service.api.ranks import ranks_router
+from moescope.service.api.trend import trend_router
+from moescope.service.api.view import view_router
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.settings import Settings
@@ -59,7 +63,11 @@ def create_app(
         histogram_router(state),
         balance_router(state, settings),
         probes_router(state, registry, instruments),
-        home_router(state, settings),
+        view_router(state, settings),
+        trend_router(state),
+        compare_router(state),
+        live_router(state),
+        home_router(),
     ):
         app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way

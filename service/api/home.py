@@ -1,89 +1,82 @@
-"""GET /: the live balance as one plain page, without scripts."""
+"""GET / and its assets: the built-in page, from files of the package.
+
+All URLs in it are relative, so that it works behind a proxy's path prefix.
+"""
 
 from __future__ import annotations
 
-from html import escape
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Final
 
-from fastapi import APIRouter
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
 
-from moescope.service.assessment import Assessment, Cell, assess
-from moescope.service.settings import Settings
-from moescope.service.state import LiveState
-from moescope.service.window import merge
-
-_PAGE: Final = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5">
-<meta name="viewport" content="width=device-width"><title>moescope</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #1a1a1a; background: #fff; }}
-table {{ border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }}
-td.none {{ color: #666; text-align: left; }}
-</style></head><body>
-<h1>moescope</h1>
-<p><a href="/docs">API</a> · <a href="/metrics">metrics</a> · <a href="/v1/ranks">ranks</a></p>
-{body}
-</body></html>
-"""
-_EMPTY: Final = (
-    "<p>No producer has reported yet. Start vLLM with "
-    "<code>--worker-cls moescope.capture.worker.RoutingWorker</code>.</p>"
+CONTENT_SECURITY_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_TYPES: Final = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
 
 
-def home_router(state: LiveState, settings: Settings) -> APIRouter:
-    """The page over ``state``."""
+@dataclass(frozen=True, slots=True)
+class _Asset:
+    body: bytes
+    media_type: str
+    etag: str
+
+    @classmethod
+    def read(cls, file: Traversable) -> _Asset:
+        body = file.read_bytes()
+        tag = hashlib.sha256(body).hexdigest()[:32]
+        return cls(body, _TYPES[file.name.rpartition(".")[2]], f'"{tag}"')
+
+
+def home_router() -> APIRouter:
+    """The page; its files are read once."""
     router = APIRouter()
+    page = resources.files("moescope.service") / "page"
+    assets = dict(_assets(page, ""))
 
-    @router.get("/", response_class=HTMLResponse, include_in_schema=False)
-    def home() -> HTMLResponse:
-        """Balance by layer since the start, refreshed every five seconds."""
-        parts = [
-            _deployment(assess(merge(state.spans(item, None, None)), settings.min_tokens))
-            for item in state.deployments()
-        ]
-        policy = "default-src 'none'; style-src 'unsafe-inline'"
-        page = _PAGE.format(body="".join(parts) or _EMPTY)
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+    @router.get("/", include_in_schema=False)
+    async def home(request: Request) -> Response:
+        """The page."""
+        return _answer(request, assets["index.html"])
+
+    @router.get("/page/{path:path}", include_in_schema=False)
+    async def asset(request: Request, path: str) -> Response:
+        """A script, a style sheet or an image of the page."""
+        if path not in assets:
+            raise HTTPException(404)
+        return _answer(request, assets[path])
 
     return router
 
 
-def _deployment(found: Assessment) -> str:
-    window = found.window
-    ranks = "".join(
-        f"<tr><td>{rank.rank}</td><td>{rank.tokens}</td><td>{rank.steps}</td><td>{rank.idle_steps}</td></tr>"
-        for rank in window.dp_ranks
-    )
-    layers = "".join(_layer(found, i) for i in range(len(window.layers)))
-    uncovered = "".join(
-        f"<li>layer {layer}: {escape(reason)}</li>" for layer, reason in window.uncovered.items()
-    )
-    return (
-        f"<h2>{escape(window.model)} on {escape(window.server)}</h2>"
-        "<table><caption>Data-parallel ranks, since the start</caption>"
-        f"<tr><th>DP rank</th><th>tokens</th><th>steps</th><th>idle steps</th></tr>{ranks}</table>"
-        "<table><caption>Imbalance ratio (max / mean; 1 is best), since the start</caption>"
-        "<tr><th>layer</th><th>tokens</th><th>over EP ranks</th><th>over DP ranks</th>"
-        f"<th>over experts</th><th>slots by EP rank</th></tr>{layers}</table>"
-        + (f"<p>Layers that can't be seen:</p><ul>{uncovered}</ul>" if uncovered else "")
-    )
+def _assets(folder: Traversable, prefix: str) -> Iterator[tuple[str, _Asset]]:
+    for item in folder.iterdir():
+        if item.is_dir():
+            yield from _assets(item, f"{prefix}{item.name}/")
+        elif item.name.rpartition(".")[2] in _TYPES:
+            yield prefix + item.name, _Asset.read(item)
 
 
-def _layer(found: Assessment, i: int) -> str:
-    layer = found.window.layers[i]
-    cells = (found.ep_ranks.cells[i], found.dp_ranks.cells[i], found.experts.cells[i])
-    loads = found.ep_ranks.cells[i].loads
-    slots = " / ".join(f"{value:.0f}" for value in loads) if loads is not None else "not known"
-    return (
-        f"<tr><td>{layer.shape.layer}</td><td>{int(layer.rows.sum())}</td>"
-        f"{''.join(_cell(cell) for cell in cells)}<td>{slots}</td></tr>"
-    )
-
-
-def _cell(cell: Cell) -> str:
-    if cell.measures is None:
-        return f'<td class="none">{escape(cell.reason or "no sample")}</td>'
-    return f"<td>{cell.measures['imbalance_ratio']:.3f}</td>"
+def _answer(request: Request, asset: _Asset) -> Response:
+    headers = {
+        "Cache-Control": "no-cache",  # ask each time; unchanged files are answered with 304
+        "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+        "ETag": asset.etag,
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if request.headers.get("if-none-match") == asset.etag:
+        return Response(status_code=304, headers=headers)
+    return Response(asset.body, media_type=asset.media_type, headers=headers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import httpx
@@ -206,18 +205,3 @@ def test_an_unexpected_failure_is_a_problem_too(start_service: Callable[..., Ser
 def test_probes(service: Service) -> None:
     assert service.get("/healthz") == {"status": "ok"}
     assert service.get("/readyz") == {"status": "ready", "producers": 0, "stale_producers": 0}
-
-
-def test_the_page_shows_the_live_balance_without_scripts(service: Service) -> None:
-    empty = service.client.get("/").text
-    assert "No producer has reported yet" in empty
-    _push_both(service)
-    service.push(frame({0: [1, 1]}, who=producer(server="<script>")))
-    response = service.client.get("/")
-    assert response.headers["content-security-policy"].startswith("default-src 'none'")
-    assert "<td>0</td><td>450</td><td>1.333</td><td>1.333</td>" in response.text
-    assert "monolithic kernel" in response.text
-    assert "<script" not in response.text
-    assert 'http-equiv="refresh"' in response.text
-    for link in re.findall(r'href="([^"]+)"', response.text):
-        assert service.client.get(link).status_code == 200

@@ -1,0 +1,68 @@
+"""Large answers as msgspec structs: quick to encode, and described in OpenAPI like the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import Response
+
+from moescope.service.api.params import Bounds
+from moescope.service.window import ModelWindow
+
+
+class CompactSpan(msgspec.Struct):
+    """Earliest and latest instant among the producers, Unix seconds."""
+
+    earliest: float
+    latest: float
+
+
+class CompactWindow(msgspec.Struct):
+    """The window asked for (null: open) and the one answered, Unix seconds on the service's clock."""
+
+    start: float | None
+    end: float | None
+    used_start: CompactSpan
+    used_end: CompactSpan
+    truncated: bool
+
+
+class CompactUncovered(msgspec.Struct):
+    """An MoE layer whose routing can't be seen."""
+
+    layer: int
+    reason: str
+
+
+def window_of(window: ModelWindow, bounds: Bounds) -> CompactWindow:
+    """What was asked and what was used."""
+    used = window.used
+    return CompactWindow(
+        start=bounds.start,
+        end=bounds.end,
+        used_start=CompactSpan(used.start_earliest, used.start_latest),
+        used_end=CompactSpan(used.end_earliest, used.end_latest),
+        truncated=used.truncated,
+    )
+
+
+def answer(value: msgspec.Struct) -> Response:
+    """The struct as JSON; NaN is not among its values."""
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def described(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """OpenAPI's content of an answer of this kind, with nested structs written out in place."""
+    (top,), components = msgspec.json.schema_components([kind])
+    return {"content": {"application/json": {"schema": _inline(top, components)}}}
+
+
+def _inline(schema: Any, components: dict[str, Any]) -> Any:
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            return _inline(components[schema["$ref"].rpartition("/")[2]], components)
+        return {name: _inline(value, components) for name, value in schema.items()}
+    if isinstance(schema, list):
+        return [_inline(value, components) for value in schema]
+    return schema

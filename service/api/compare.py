@@ -1,0 +1,137 @@
+"""GET /v1/compare: how the routing of two windows, or of two deployments of one shape, differs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, Query, Response
+
+from moescope.service.api.compact import CompactWindow, answer, described, window_of
+from moescope.service.api.params import (
+    DpRankParam,
+    EndParam,
+    ModelParam,
+    ServerParam,
+    StartParam,
+    parse_bounds,
+)
+from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.windows import read_window
+from moescope.service.balance import jensen_shannon
+from moescope.service.state import LiveState
+from moescope.service.window import LayerWindow, ModelWindow
+
+BaseServerParam = Annotated[str | None, Query(description="The base's deployment; absent: the same.")]
+BaseModelParam = Annotated[str | None, Query(description="The base's model; absent: the same.")]
+BaseStartParam = Annotated[str | None, Query(description="Begin of the base's window, written as `start`.")]
+BaseEndParam = Annotated[str | None, Query(description="End of the base's window, written as `start`.")]
+
+
+class Side(msgspec.Struct):
+    """One of the two windows."""
+
+    server: str
+    model: str
+    window: CompactWindow
+    tokens: int
+
+
+class LayerDifference(msgspec.Struct):
+    """One layer in both.
+
+    `divergence` is the Jensen-Shannon divergence of the shares in bits, from 0 to 1; null, for the reason
+    given, where one of them has no slots. `difference` is share minus the base's share, by logical expert.
+    """
+
+    layer: int
+    num_experts: int
+    tokens: int
+    base_tokens: int
+    divergence: float | None
+    difference: list[float] | None
+    reason: str | None
+
+
+class Comparison(msgspec.Struct):
+    """The window asked for against the base."""
+
+    side: Side
+    base: Side
+    layers: list[LayerDifference]
+
+
+def compare_router(state: LiveState) -> APIRouter:
+    """The route over ``state``."""
+    router = APIRouter(tags=["queries"])
+
+    @router.get("/v1/compare", responses=documented(400, 404, 422) | {200: described(Comparison)})
+    def compare(
+        server: ServerParam = None,
+        model: ModelParam = None,
+        dp_rank: DpRankParam = None,
+        start: StartParam = None,
+        end: EndParam = None,
+        base_server: BaseServerParam = None,
+        base_model: BaseModelParam = None,
+        base_start: BaseStartParam = None,
+        base_end: BaseEndParam = None,
+    ) -> Response:
+        """Shares of every expert in a window, less those in a base window; how far apart each layer is."""
+        now = state.now()
+        bounds, base_bounds = parse_bounds(start, end, now), parse_bounds(base_start, base_end, now)
+        window = read_window(state, server, model, bounds, dp_rank)
+        other = (base_server, base_model)
+        server, model = (window.server, window.model) if other == (None, None) else other
+        base = read_window(state, server, model, base_bounds, dp_rank)
+        result = Comparison(
+            side=Side(window.server, window.model, window_of(window, bounds), window.tokens),
+            base=Side(base.server, base.model, window_of(base, base_bounds), base.tokens),
+            layers=_layers(window, base),
+        )
+        return answer(result)
+
+    return router
+
+
+def _layers(window: ModelWindow, base: ModelWindow) -> list[LayerDifference]:
+    """The layers that both have.
+
+    Raises:
+        ProblemError: they have none with the same number of experts.
+    """
+    others = {layer.shape.layer: layer for layer in base.layers}
+    pairs = [(layer, others[layer.shape.layer]) for layer in window.layers if layer.shape.layer in others]
+    alike = [(a, b) for a, b in pairs if a.shape.num_experts == b.shape.num_experts]
+    if not alike and window.layers:
+        raise ProblemError(
+            400,
+            "not-comparable",
+            "These two can't be compared",
+            f"{window.model} and {base.model} share no layer with the same number of experts: choose models "
+            "of one shape, or two windows of one.",
+        )
+    return [_layer(a, b) for a, b in alike]
+
+
+def _layer(layer: LayerWindow, base: LayerWindow) -> LayerDifference:
+    counts, others = layer.counts.sum(axis=0), base.counts.sum(axis=0)
+    reason = layer.not_seen or base.not_seen
+    if reason is None and not counts.sum():
+        reason = "idle: no tokens in the window"
+    if reason is None and not others.sum():
+        reason = "idle: no tokens in the base's window"
+    result = LayerDifference(
+        layer=layer.shape.layer,
+        num_experts=layer.shape.num_experts,
+        tokens=int(layer.rows.sum()),
+        base_tokens=int(base.rows.sum()),
+        divergence=None,
+        difference=None,
+        reason=reason,
+    )
+    if reason is None:
+        result.divergence = float(jensen_shannon(counts, others))
+        result.difference = np.round(counts / counts.sum() - others / others.sum(), 9).tolist()
+    return result

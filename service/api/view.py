@@ -1,0 +1,227 @@
+"""GET /v1/view: a window in one compact answer, cheap enough to ask for every second."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, Query, Response
+
+from moescope.service.api.compact import (
+    CompactUncovered,
+    CompactWindow,
+    answer,
+    described,
+    window_of,
+)
+from moescope.service.api.params import (
+    Bounds,
+    DpRankParam,
+    EndParam,
+    ModelParam,
+    ServerParam,
+    StartParam,
+    check_known,
+    choose,
+    parse_bounds,
+)
+from moescope.service.api.problems import documented
+from moescope.service.assessment import Assessment, Axis, Cell, assess
+from moescope.service.flows import flows_of
+from moescope.service.owners import owners_of
+from moescope.service.settings import Settings
+from moescope.service.state import LiveState, ProducerSpan
+from moescope.service.window import ModelWindow, merge
+
+Part = Literal["counts", "flows", "owners"]
+PartsParam = Annotated[
+    list[Part] | None,
+    Query(description="What to add: `counts` by expert, `flows` from DP to EP ranks, `owners` of experts."),
+]
+FlowLayerParam = Annotated[int | None, Query(description="`flows` of this layer only; all when absent.")]
+
+
+class ViewRank(msgspec.Struct):
+    """A DP rank in the window; `seconds` is the time that its totals really span."""
+
+    dp_rank: int
+    tokens: int
+    steps: int
+    idle_steps: int
+    present: bool
+    seconds: float
+
+
+class ViewSummary(msgspec.Struct):
+    """The imbalance ratio (max / mean) across layers; null when no layer has a sample."""
+
+    worst: float | None
+    worst_layer: int | None
+    p50: float | None
+    p90: float | None
+    ratio_of_sums: float | None
+    layers: int
+
+
+class ViewMeasures(msgspec.Struct):
+    """Measures of one layer along one axis, as in /v1/balance."""
+
+    imbalance_ratio: float
+    balancedness: float
+    max_vio: float
+    coefficient_of_variation: float
+    normalised_entropy: float
+    gini: float
+    dead: int
+
+
+class ViewLayer(msgspec.Struct):
+    """One MoE layer; null is no sample, for the reason given."""
+
+    layer: int
+    num_experts: int
+    top_k: int
+    tokens: int
+    slots: int
+    ep_slots: list[float] | None
+    over_ep_ranks: ViewMeasures | None
+    ep_reason: str | None
+    over_experts: ViewMeasures | None
+    reason: str | None
+
+
+class View(msgspec.Struct):
+    """A deployment in a window.
+
+    `counts` are slots by expert, one list a layer; null for a layer that wasn't seen. `flows` are slots by DP
+    rank (as in `dp_ranks`) and EP rank. `owners` are the EP ranks that hold each expert, one list a layer: -1
+    where that isn't known, -2 where several hold a copy.
+    """
+
+    server: str
+    model: str
+    window: CompactWindow
+    now: float
+    tokens: int
+    min_tokens: int
+    dp_size: int
+    ep_size: int
+    dp_ranks: list[ViewRank]
+    over_ep_ranks: ViewSummary
+    over_experts: ViewSummary
+    layers: list[ViewLayer]
+    uncovered: list[CompactUncovered]
+    counts: list[list[int] | None] | None
+    flows: list[list[float]] | None
+    flows_reason: str | None
+    owners: list[list[int] | None] | None
+
+
+def view_router(state: LiveState, settings: Settings) -> APIRouter:
+    """The route over ``state``."""
+    router = APIRouter(tags=["queries"])
+
+    @router.get("/v1/view", responses=documented(400, 404, 422) | {200: described(View)})
+    def view(
+        server: ServerParam = None,
+        model: ModelParam = None,
+        dp_rank: DpRankParam = None,
+        start: StartParam = None,
+        end: EndParam = None,
+        parts: PartsParam = None,
+        flow_layer: FlowLayerParam = None,
+    ) -> Response:
+        """What the page shows of a window: the numbers of /v1/balance and /v1/histogram, each once."""
+        bounds = parse_bounds(start, end, state.now())
+        deployment = choose(state, server, model)
+        spans = state.spans(deployment, bounds.start, bounds.end)
+        if dp_rank is not None:
+            check_known("DP rank", [dp_rank], sorted({_rank(item) for item in spans}))
+            spans = [item for item in spans if _rank(item) == dp_rank]
+        found = assess(merge(spans), settings.min_tokens)
+        result = _view(found, spans, bounds, state.now())
+        wanted = set(parts or ())
+        if "counts" in wanted:
+            result.counts = _counts(found.window)
+        if "owners" in wanted:
+            placements = state.placements(deployment)
+            result.owners = [owners_of(layer.shape, placements) for layer in found.window.layers]
+        if "flows" in wanted:
+            _add_flows(result, found.window, spans, flow_layer)
+        return answer(result)
+
+    return router
+
+
+def _rank(item: ProducerSpan) -> int:
+    return item.producer.latest.producer.dp_rank
+
+
+def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: float) -> View:
+    window = found.window
+    seconds: dict[int, float] = {}
+    for item in spans:
+        seconds[_rank(item)] = max(seconds.get(_rank(item), 0.0), item.span.end - item.span.start)
+    return View(
+        server=window.server,
+        model=window.model,
+        window=window_of(window, bounds),
+        now=now,
+        tokens=window.tokens,
+        min_tokens=found.min_tokens,
+        dp_size=window.dp_size,
+        ep_size=window.ep_size,
+        dp_ranks=[
+            ViewRank(r.rank, r.tokens, r.steps, r.idle_steps, r.present, seconds[r.rank])
+            for r in window.dp_ranks
+        ],
+        over_ep_ranks=_summary(found.ep_ranks),
+        over_experts=_summary(found.experts),
+        layers=[_layer(found, i) for i in range(len(window.layers))],
+        uncovered=[CompactUncovered(layer, reason) for layer, reason in window.uncovered.items()],
+        counts=None,
+        flows=None,
+        flows_reason=None,
+        owners=None,
+    )
+
+
+def _layer(found: Assessment, i: int) -> ViewLayer:
+    layer, ep, experts = found.window.layers[i], found.ep_ranks.cells[i], found.experts.cells[i]
+    return ViewLayer(
+        layer=layer.shape.layer,
+        num_experts=layer.shape.num_experts,
+        top_k=layer.shape.top_k,
+        tokens=int(layer.rows.sum()),
+        slots=int(layer.counts.sum()),
+        ep_slots=None if ep.loads is None else ep.loads.tolist(),
+        over_ep_ranks=_measures(ep),
+        ep_reason=ep.reason,
+        over_experts=_measures(experts),
+        reason=experts.reason,
+    )
+
+
+def _measures(cell: Cell) -> ViewMeasures | None:
+    return None if cell.measures is None else msgspec.convert(dict(cell.measures), ViewMeasures, strict=False)
+
+
+def _summary(axis: Axis) -> ViewSummary:
+    return msgspec.convert(axis.summary, ViewSummary, from_attributes=True)
+
+
+def _counts(window: ModelWindow) -> list[list[int] | None]:
+    return [None if layer.not_seen else layer.counts.sum(axis=0).tolist() for layer in window.layers]
+
+
+def _add_flows(result: View, window: ModelWindow, spans: list[ProducerSpan], only: int | None) -> None:
+    """Flows where the EP ranks of every slot are known, else the reason."""
+    layers = [layer for layer in window.layers if only in (None, layer.shape.layer)]
+    if only is not None:
+        check_known("layer", [only], [layer.shape.layer for layer in window.layers])
+    result.flows_reason = next((layer.ep_reason for layer in layers if layer.ep_reason), None)
+    if result.flows_reason is None:
+        ranks = [rank.rank for rank in window.dp_ranks]
+        flows = flows_of(spans, ranks, [layer.shape.layer for layer in layers], window.ep_size)
+        result.flows = np.round(flows, 3).tolist()

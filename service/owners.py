@@ -1,0 +1,41 @@
+"""Which EP rank holds an expert, as the producers last said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import numpy as np
+
+from moescope.capture.wire import MoeLayer, Placement, PlacementTable, unpack_ids
+
+UNKNOWN: Final = -1
+SEVERAL: Final = -2
+
+
+def owners_of(
+    layer: MoeLayer, placements: Iterable[tuple[tuple[MoeLayer, ...], Placement]]
+) -> list[int] | None:
+    """The EP rank of each logical expert of a layer; :data:`SEVERAL` where copies are on several ranks.
+
+    Args:
+        layer: whose experts.
+        placements: of each producer its layers and where their experts are, parallel.
+
+    Returns:
+        num_experts ranks; None when no producer knows.
+    """
+    newest: Placement | None = None
+    table: PlacementTable | None = None
+    for layers, placement in placements:
+        if layer in layers and (newest is None or placement.version > newest.version):
+            newest, table = placement, placement.tables[placement.table_of_layer[layers.index(layer)]]
+    return None if table is None else _owners(table, layer.num_experts)
+
+
+def _owners(table: PlacementTable, experts: int) -> list[int]:
+    owners = np.full(experts, UNKNOWN, dtype=np.int64)
+    logical, ranks = unpack_ids(table.physical_to_logical), unpack_ids(table.physical_to_ep_rank)
+    for expert, rank in zip(logical.tolist(), ranks.tolist(), strict=True):
+        owners[expert] = rank if owners[expert] in (UNKNOWN, rank) else SEVERAL
+    return [int(owner) for owner in owners]

@@ -1,0 +1,49 @@
+// Horizontal bars in tables: HTML and CSS only.
+
+import { h, patch, setAttribute, setText } from "./dom.js";
+
+/** @typedef {{head: string, value: number, text: string, mark?: number, hot?: boolean, cells?: (string|Node)[], title?: string}} Bar */
+
+/**
+ * A table with a bar a row.
+ * @param {string} caption for screen readers
+ * @param {string[]} heads of the columns: name, bar, value, then further cells
+ */
+export function barTable(caption, heads) {
+  const body = h("tbody");
+  const row = h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: i === 2 ? "number" : null, text })));
+  const element = h("table", {}, h("caption", { class: "unseen", text: caption }), h("thead", {}, row), body);
+  const create = () => {
+    const cells = heads.slice(3).map(() => h("td"));
+    const bar = h("span", { class: "bar" }, h("i"), h("b"));
+    return h("tr", {}, h("th", { scope: "row" }), h("td", { class: "wide" }, bar), h("td", { class: "number" }), ...cells);
+  };
+  return {
+    element,
+    /**
+     * @param {Bar[]} bars `mark` is where a line is drawn, such as a fair share
+     * @param {number} most the value of a full bar
+     */
+    update(bars, most) {
+      patch(body, bars, create, (tr, item) => {
+        const [head, wide, value, ...rest] = tr.children;
+        const [fill, line] = wide.firstChild.children;
+        setText(head, item.head);
+        setText(value, item.text);
+        fill.style.width = `${most > 0 ? Math.min(100, (100 * item.value) / most) : 0}%`;
+        line.hidden = item.mark === undefined;
+        if (item.mark !== undefined) line.style.left = `${most > 0 ? Math.min(100, (100 * item.mark) / most) : 0}%`;
+        setAttribute(wide.firstChild, "data-hot", item.hot ? "" : null);
+        setAttribute(tr, "title", item.title);
+        rest.forEach((cell, i) => {
+          const content = item.cells?.[i] ?? "";
+          if (content instanceof Node) cell.replaceChildren(content);
+          else setText(cell, content);
+        });
+      });
+    },
+  };
+}
+
+/** A word with a colour that means the same. */
+export const tag = (level, text, title) => h("span", { class: "tag", "data-level": level, text, title });

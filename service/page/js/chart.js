@@ -1,0 +1,72 @@
+// Lines over time: uPlot in the page's colours.
+
+import uPlot from "../vendor/uPlot.esm.js";
+import { h, patch } from "./dom.js";
+import { minute } from "./format.js";
+import { colour, onTheme } from "./theme.js";
+
+// Okabe and Ito's colours, which colour-blind people tell apart; dark first where the ground is light.
+const LINES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+
+/**
+ * @param {string} label what the chart shows, for screen readers
+ * @param {(value: number) => string} format of the values
+ * @param {number} least where the values' axis begins
+ */
+export function lineChart(label, format, least) {
+  const place = h("div", { class: "chart", role: "img", "aria-label": label });
+  const key = h("ul", { class: "key" });
+  const element = h("div", {}, place, key);
+  let plot = /** @type {any} */ (null);
+  let names = "";
+  let data = /** @type {any[]} */ ([]);
+  let series = /** @type {string[]} */ ([]);
+
+  const build = () => {
+    plot?.destroy();
+    const axis = { stroke: colour("muted"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
+    plot = new uPlot(
+      {
+        width: Math.max(place.clientWidth, 200),
+        height: 190,
+        cursor: { y: false, drag: { x: false, y: false }, points: { size: 5 } },
+        legend: { show: false },
+        scales: { y: { range: (_u, _min, max) => [least, Math.max((max ?? least) * 1.08, least + 0.1)] } },
+        axes: [{ ...axis, space: 90, size: 30, values: (_u, ticks) => ticks.map(minute) }, { ...axis, size: 58, values: (_u, ticks) => ticks.map(format) }],
+        series: [{}, ...series.map((_name, i) => ({ stroke: LINES[i % LINES.length], width: 1.75, points: { show: false }, spanGaps: false }))],
+      },
+      data,
+      place,
+    );
+  };
+  const resize = new ResizeObserver(() => plot?.setSize({ width: Math.max(place.clientWidth, 200), height: 190 }));
+  resize.observe(place);
+  const stop = onTheme(() => plot && build());
+
+  return {
+    element,
+    /**
+     * @param {number[]} at Unix seconds
+     * @param {{name: string, values: (number|null)[]}[]} lines
+     */
+    update(at, lines) {
+      data = [at, ...lines.map((line) => line.values)];
+      series = lines.map((line) => line.name);
+      if (!plot || names !== series.join("\n")) {
+        names = series.join("\n");
+        if (place.isConnected) build();
+        else requestAnimationFrame(build);
+        patch(key, series.length > 1 ? series : [], () => h("li", {}, h("span"), ""), (li, name, i) => {
+          li.firstChild.style.background = LINES[i % LINES.length];
+          li.lastChild.textContent = name;
+        });
+      } else plot.setData(data);
+    },
+    destroy() {
+      stop();
+      resize.disconnect();
+      plot?.destroy();
+      plot = null;
+    },
+  };
+}

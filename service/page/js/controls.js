@@ -1,0 +1,77 @@
+// Which deployment and which window: the controls that all views share.
+
+import { choice, h } from "./dom.js";
+import { change } from "./route.js";
+
+/** @type {[string, string][]} */
+const WINDOWS = [
+  ["10s", "last 10 seconds"],
+  ["1m", "last minute"],
+  ["5m", "last 5 minutes"],
+  ["15m", "last 15 minutes"],
+  ["1h", "last hour"],
+  ["all", "since the start"],
+  ["past", "past window…"],
+];
+
+/** Unix seconds as a datetime-local input has them, in local time. */
+function local(unixSeconds) {
+  const date = new Date(unixSeconds * 1000);
+  return new Date(date.getTime() - date.getTimezoneOffset() * 60000).toISOString().slice(0, 19);
+}
+
+/** @param {HTMLElement} place */
+export function buildControls(place) {
+  const deployment = choice("Model", (value) => {
+    const [server, model] = JSON.parse(value);
+    change({ server, model, dp_rank: null, layer: null });
+  });
+  const window = choice("Window", (value) => {
+    const now = Math.floor(Date.now() / 1000);
+    if (value === "past") change({ window: null, from: now - 300, to: now });
+    else change({ window: value === "1m" ? null : value, from: null, to: null });
+  });
+  const instant = (name, text) => {
+    const input = /** @type {HTMLInputElement} */ (h("input", {
+      type: "datetime-local",
+      step: "1",
+      on: { change: () => input.value && change({ [name]: Math.floor(new Date(input.value).getTime() / 1000) }) },
+    }));
+    return { input, element: h("label", { hidden: true }, text, input) };
+  };
+  const from = instant("from", "From");
+  const to = instant("to", "To");
+  place.append(deployment.element, window.element, from.element, to.element);
+
+  return {
+    /**
+     * Show what a route chooses.
+     * @returns the deployment of `ranks` that is meant: the first live one unless the route names one; null if none
+     */
+    update(route, ranks) {
+      const { params } = route;
+      const known = ranks.deployments;
+      const named = known.find((d) => matches(params, d));
+      const chosen = params.has("server") || params.has("model") ? named : known.find(isLive) ?? known[0];
+      place.hidden = !known.length;
+      deployment.set(
+        known.map((d) => [JSON.stringify([d.server, d.model]), `${d.model} on ${d.server}`]),
+        chosen ? JSON.stringify([chosen.server, chosen.model]) : "",
+      );
+      const past = params.has("from") && params.has("to");
+      const span = params.get("window") ?? "1m";
+      const options = WINDOWS.some(([value]) => value === span) ? WINDOWS : [[span, `last ${span}`], ...WINDOWS];
+      window.set(/** @type {[string, string][]} */ (options), past ? "past" : span);
+      for (const [control, name] of /** @type {const} */ ([[from, "from"], [to, "to"]])) {
+        control.element.hidden = !past;
+        if (past && document.activeElement !== control.input) control.input.value = local(Number(params.get(name)));
+      }
+      return chosen ?? null;
+    },
+  };
+}
+
+const matches = (params, d) =>
+  (!params.has("server") || params.get("server") === d.server) && (!params.has("model") || params.get("model") === d.model);
+
+const isLive = (d) => d.dp_ranks.some((rank) => rank.producers.some((p) => p.state === "counting"));

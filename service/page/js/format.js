@@ -1,0 +1,42 @@
+// Numbers and instants as people read them.
+
+const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const clock = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const minutes = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+
+/** 12,345 */
+export const count = (n) => whole.format(n);
+/** 12.3K from ten thousand on */
+export const compact = (n) => (Math.abs(n) < 10000 ? (Math.abs(n) < 10 && n % 1 ? n.toFixed(1) : whole.format(n)) : short.format(n));
+/** A share as 0.39 % */
+export const percent = (x, digits = 2) => `${(100 * x).toFixed(digits)} %`;
+/** A measure with three decimals, or a dash when there is no sample. */
+export const measure = (x) => (x === null || x === undefined ? "–" : x.toFixed(3));
+/** 2.10× */
+export const times = (x) => `${x.toFixed(2)}×`;
+/** 14:03:12, local time. */
+export const time = (unixSeconds) => clock.format(new Date(unixSeconds * 1000));
+/** 14:03, local time. */
+export const minute = (unixSeconds) => minutes.format(new Date(unixSeconds * 1000));
+/** A number of things: 1 rank, 2 ranks. */
+export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
+
+/** 42 s, 3 min, 2 h */
+export function duration(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return `${Math.round(seconds / 360) / 10} h`;
+}
+
+/** 1, 2 and 5 to 7 as 1–2, 5–7 */
+export function ranges(ids) {
+  const parts = [];
+  for (let i = 0; i < ids.length; ) {
+    let j = i;
+    while (j + 1 < ids.length && ids[j + 1] === ids[j] + 1) j++;
+    parts.push(i === j ? `${ids[i]}` : `${ids[i]}–${ids[j]}`);
+    i = j + 1;
+  }
+  return parts.join(", ");
+}

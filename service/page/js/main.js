@@ -1,0 +1,153 @@
+// The shell: header, controls, live updates, and one view at a time.
+
+import { get, ApiError } from "./api.js";
+import { buildControls } from "./controls.js";
+import { h, setAttribute, setText } from "./dom.js";
+import { time } from "./format.js";
+import { follow } from "./live.js";
+import { empty, failure, loading } from "./messages.js";
+import { bounds, link, read } from "./route.js";
+import { bindToggle } from "./theme.js";
+import { VIEWS } from "./views/index.js";
+
+/**
+ * @typedef {object} Context what a view is given at each refresh
+ * @property {import("./route.js").Route} route
+ * @property {any} ranks the answer of /v1/ranks
+ * @property {any} deployment the entry of it that is shown
+ * @property {Record<string, any>} query parameters of the API that name deployment and window
+ * @property {number} now Unix seconds on the service's clock
+ * @property {AbortSignal} signal
+ *
+ * @typedef {object} View
+ * @property {HTMLElement} element
+ * @property {(context: Context) => Promise<void>} refresh
+ * @property {() => void} [destroy]
+ */
+
+const main = /** @type {HTMLElement} */ (document.getElementById("main"));
+const status = /** @type {HTMLElement} */ (document.getElementById("status"));
+const notice = /** @type {HTMLElement} */ (document.getElementById("notice"));
+const nav = /** @type {HTMLElement} */ (document.getElementById("views"));
+const controls = buildControls(/** @type {HTMLElement} */ (document.getElementById("controls")));
+
+let shown = { name: "", view: /** @type {View|null} */ (null), ready: false };
+let connection = "connecting";
+let now = Date.now() / 1000;
+let freshAt = 0;
+let running = /** @type {AbortController|null} */ (null);
+let again = false;
+
+for (const [name, { title, inMenu }] of Object.entries(VIEWS)) {
+  if (inMenu) nav.append(h("a", { href: link(name), "data-view": name, text: title }));
+}
+
+function showView(name) {
+  shown.view?.destroy?.();
+  shown = { name, view: VIEWS[name].create(), ready: false };
+  main.replaceChildren(loading());
+  document.title = `${VIEWS[name].title} · moescope`;
+}
+
+/** Put something in the place of the view; the next good answer brings the view back. */
+function showInstead(element) {
+  main.replaceChildren(element);
+  shown.ready = false;
+}
+
+function showStatus(past) {
+  const state = connection === "live" && past ? "paused" : connection;
+  setAttribute(status, "data-state", state);
+  setText(status, { live: "Live", paused: "Past window", lost: "Disconnected", connecting: "Connecting" }[state]);
+  notice.hidden = connection !== "lost" || !freshAt;
+  if (!notice.hidden) {
+    notice.replaceChildren(
+      h("strong", { text: "Disconnected. " }),
+      `The numbers below are of ${time(freshAt)}. Trying again by itself; if it lasts, check that moescope serve runs.`,
+    );
+  }
+}
+
+/** Ask and draw once; calls while one is under way make one more afterwards. */
+async function refresh() {
+  if (running) {
+    again = true;
+    return;
+  }
+  running = new AbortController();
+  const { signal } = running;
+  try {
+    await draw(signal);
+  } catch (error) {
+    if (!signal.aborted) report(error);
+  } finally {
+    running = null;
+    if (again) {
+      again = false;
+      refresh();
+    }
+  }
+}
+
+async function draw(signal) {
+  const route = read();
+  const name = route.view in VIEWS ? route.view : "overview";
+  if (name !== shown.name) showView(name);
+  const ranks = await get("v1/ranks", {}, signal);
+  const deployment = controls.update(route, ranks);
+  showNav(name);
+  if (!deployment) {
+    freshAt = now;
+    showInstead(ranks.deployments.length ? failure(new ApiError(404, "No such deployment", "Choose one above."), refresh) : empty());
+    return;
+  }
+  const { start, end } = bounds(route.params);
+  const query = { server: deployment.server, model: deployment.model, start, end };
+  await shown.view.refresh({ route, ranks, deployment, query, now, signal });
+  freshAt = now;
+  showStatus(bounds(route.params).past);
+  if (!shown.ready) {
+    main.replaceChildren(shown.view.element);
+    shown.ready = true;
+  }
+}
+
+function showNav(name) {
+  for (const a of nav.children) {
+    a.setAttribute("href", link(a.getAttribute("data-view"), { layer: null }));
+    setAttribute(a, "aria-current", (VIEWS[name].menu ?? name) === a.getAttribute("data-view") ? "page" : null);
+  }
+}
+
+function report(error) {
+  const lost = error instanceof ApiError && error.status === 0;
+  if (lost && shown.ready) return; // the notice says so; what was last known stays
+  if (!(error instanceof ApiError)) console.error(error);
+  showInstead(failure(error, refresh));
+}
+
+window.addEventListener("hashchange", () => {
+  running?.abort();
+  const { view } = read();
+  if (view !== shown.name && view in VIEWS) showView(view);
+  showNav(shown.name);
+  refresh();
+});
+document.getElementById("skip")?.addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+bindToggle(/** @type {HTMLButtonElement} */ (document.getElementById("theme")));
+follow(
+  "v1/live",
+  (tick) => {
+    now = tick.now;
+    if (!document.hidden) refresh();
+  },
+  (state) => {
+    connection = state;
+    showStatus(bounds(read().params).past);
+  },
+);
+document.addEventListener("visibilitychange", () => !document.hidden && refresh());
+refresh();

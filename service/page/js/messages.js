@@ -1,0 +1,53 @@
+// What stands in the place of numbers, and what to do about it.
+
+import { h } from "./dom.js";
+
+/** Waiting for the first answer. */
+export function loading() {
+  return h(
+    "div",
+    { class: "stack", "data-state": "loading" },
+    h("p", { class: "unseen", text: "Loading" }),
+    h("div", { class: "skeleton" }),
+    h("div", { class: "skeleton" }),
+  );
+}
+
+/** Nobody has reported yet. */
+export function empty() {
+  const endpoint = new URL(".", location.href.split("#")[0]).href.replace(/\/$/, "");
+  return h(
+    "section",
+    { class: "message", "data-state": "empty" },
+    h("h1", { text: "No model has reported yet" }),
+    h("p", { text: "This page fills by itself as soon as a vLLM worker sends its first counts." }),
+    h(
+      "ol",
+      {},
+      h("li", { text: "Install moescope in vLLM's environment." }),
+      h("li", {}, "Start vLLM with it:"),
+    ),
+    h("pre", { tabindex: "0" }, h("code", {
+      text: `MOESCOPE_ENDPOINT=${endpoint} \\\nvllm serve MODEL --enable-expert-parallel \\\n    --worker-cls moescope.capture.worker.RoutingWorker`,
+    })),
+    h("p", { class: "muted", text: "Already started? Look for a line that begins with moescope in vLLM's log: it says why frames don't arrive." }),
+  );
+}
+
+/**
+ * An answer that is a problem.
+ * @param {any} error an ApiError, or a fault of this page
+ * @param {() => void} retry
+ */
+export function failure(error, retry) {
+  return h(
+    "section",
+    { class: "message", role: "alert", "data-state": "error" },
+    h("h1", { text: error.title ?? "This page failed" }),
+    h("p", { text: error.detail ?? `This is a bug of moescope: please report it. ${error}` }),
+    h("button", { type: "button", text: "Try again", on: { click: retry } }),
+  );
+}
+
+/** A line in place of a part that has no sample. */
+export const nothing = (text) => h("p", { class: "nodata", text });

@@ -1,0 +1,121 @@
+"""The page's files as the service hands them out, and the events that keep it live."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from importlib import resources
+
+import httpx
+import pytest
+
+from moescope.service.api.app import create_app
+from moescope.service.server import address_of, listen, make_server
+from moescope.service.settings import Settings
+from tests.service.conftest import Service
+from tests.service.frames import frame
+
+PAGE = resources.files("moescope.service") / "page"
+
+
+def test_the_page_is_served_under_a_strict_policy(service: Service) -> None:
+    response = service.client.get("/")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert "unsafe" not in response.headers["content-security-policy"]
+    assert "style=" not in response.text
+    assert "<style" not in response.text
+    assert not re.findall(r"<script(?![^>]*\bsrc=)", response.text)
+    assert not re.findall(r"\son\w+=", response.text)
+
+
+def test_every_file_that_the_page_names_is_there_and_relative(service: Service) -> None:
+    seen: set[str] = set()
+    wanted = re.findall(r'(?:src|href)="([^"#]+)"', service.client.get("/").text)
+    while wanted:
+        path = wanted.pop()
+        assert not path.startswith(("/", "http:", "https:")), path
+        if path in seen:
+            continue
+        seen.add(path)
+        response = service.client.get(f"/{path}")
+        assert response.status_code == 200, path
+        assert response.headers["x-content-type-options"] == "nosniff"
+        if path.endswith(".js"):
+            assert response.headers["content-type"].startswith("text/javascript")
+            for name in re.findall(r'^(?:import|export)[^;]*?from "([^"]+)";', response.text, re.MULTILINE):
+                wanted.append(str(httpx.URL(f"http://h/{path}").join(name).path).lstrip("/"))
+    scripts = {f"page/js/{name}" for name in _scripts("")}
+    assert scripts <= seen, "scripts that nothing imports"
+
+
+def _scripts(folder: str) -> list[str]:
+    found = []
+    for item in (PAGE / "js" / folder).iterdir():
+        name = f"{folder}{item.name}"
+        found += _scripts(f"{name}/") if item.is_dir() else [name]
+    return found
+
+
+def test_unchanged_files_are_not_sent_again(service: Service) -> None:
+    first = service.client.get("/page/css/theme.css")
+    again = service.client.get("/page/css/theme.css", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    other = service.client.get("/page/css/theme.css", headers={"If-None-Match": '"other"'})
+    assert other.content == first.content
+
+
+@pytest.mark.parametrize("path", ["nothing.js", "../api/app.py", "%2e%2e/settings.py", "vendor/README.md"])
+def test_only_files_of_the_page_are_served(service: Service, path: str) -> None:
+    assert service.client.get(f"/page/{path}").status_code == 404
+
+
+def test_vendored_files_are_unchanged() -> None:
+    listed = re.findall(r"^\| (\S+) \|.*\| ([0-9a-f]{64}) \|$", (PAGE / "vendor/README.md").read_text(), re.M)
+    files = {item.name for item in (PAGE / "vendor").iterdir()} - {"README.md", "uPlot.LICENSE"}
+    assert {name for name, _ in listed} == files
+    for name, digest in listed:
+        assert hashlib.sha256((PAGE / "vendor" / name).read_bytes()).hexdigest() == digest
+
+
+def test_events_tell_of_frames(service: Service) -> None:
+    with httpx.stream("GET", f"{service.url}/v1/live", timeout=10) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["cache-control"] == "no-store"
+        lines = response.iter_lines()
+        assert _next(lines) == {"now": service.clock.now, "frames": 0}
+        began = time.monotonic()
+        service.push(frame({0: [1, 1]}))
+        service.clock.now += 1
+        assert _next(lines) == {"now": service.clock.now, "frames": 1}
+        assert time.monotonic() - began < 4, "later than a heartbeat would have come by itself"
+
+
+def _next(lines: Iterator[str]) -> dict[str, float]:
+    for line in lines:
+        if line.startswith("data: "):
+            found: dict[str, float] = json.loads(line.removeprefix("data: "))
+            return found
+    raise AssertionError("the stream ended")
+
+
+def test_a_service_ends_at_once_although_someone_follows_it() -> None:
+    settings = Settings(port=0)
+    listener = listen(settings)
+    server = make_server(create_app(settings))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    with listener, httpx.stream("GET", f"{address_of(listener)}/v1/live", timeout=10) as response:
+        lines = response.iter_lines()
+        _next(lines)
+        began = time.monotonic()
+        server.should_exit = True
+        assert not [line for line in lines if line.startswith("data: ")]
+        thread.join(10)
+        assert time.monotonic() - began < 2, "it waited for the stream to be cut"

@@ -1,0 +1,138 @@
+"""/v1/view, /v1/trend and /v1/compare: the page's numbers are those of the other queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import jensenshannon
+
+from moescope.capture import wire
+from moescope.service.balance import jensen_shannon
+from moescope.service.owners import SEVERAL, owners_of
+from tests.service.conftest import Service
+from tests.service.frames import EPOCH, frame, halves, placement, producer
+
+EXPERTS = 8
+AT = EPOCH / 1e9
+
+
+def _push(service: Service, dp_rank: int, counts: dict[int, list[int]], seq: int = 1, **fields: Any) -> None:
+    who = producer(dp_rank=dp_rank, dp_size=2, ep_rank=dp_rank, ep_size=2)
+    made = frame(counts, who=who, seq=seq, placement=halves(EXPERTS, len(counts)), **fields)
+    assert service.push(made).status_code == 200
+
+
+def _push_both(service: Service) -> None:
+    service.clock.now = AT + 10
+    _push(service, 0, {1: [100, 50, 50, 0, 40, 10, 0, 50], 3: [300, 0, 0, 0, 0, 0, 0, 0]})
+    _push(service, 1, {1: [0, 0, 0, 0, 100, 100, 100, 0], 3: [75, 75, 75, 75, 0, 0, 0, 0]})
+
+
+def test_the_view_repeats_balance_and_histogram(service: Service) -> None:
+    _push_both(service)
+    view = service.get("/v1/view", parts=["counts", "owners"])
+    balance, histogram = service.get("/v1/balance"), service.get("/v1/histogram")
+    for name in ("server", "model", "window", "tokens", "min_tokens", "uncovered"):
+        assert view[name] == balance[name], name
+    for axis in ("over_ep_ranks", "over_experts"):
+        assert view[axis] == balance["summary"][axis]
+    for mine, theirs in zip(view["layers"], balance["layers"], strict=True):
+        assert (mine["layer"], mine["tokens"]) == (theirs["layer"], theirs["tokens"])
+        assert mine["ep_slots"] == theirs["over_ep_ranks"]["loads"]
+        assert mine["over_ep_ranks"] == theirs["over_ep_ranks"]["measures"]
+        assert mine["over_experts"] == theirs["over_experts"]["measures"]
+    assert view["counts"] == [layer["counts"] for layer in histogram["layers"]]
+    assert [layer["slots"] for layer in view["layers"]] == [layer["slots"] for layer in histogram["layers"]]
+    assert view["owners"] == [[0, 0, 0, 0, 1, 1, 1, 1]] * 2
+    assert view["flows"] is None
+
+
+def test_the_view_of_one_rank(service: Service) -> None:
+    _push_both(service)
+    view = service.get("/v1/view", dp_rank=1, parts="counts")
+    assert view["counts"] == [layer["counts"] for layer in service.get("/v1/histogram", dp_rank=1)["layers"]]
+    assert [rank["dp_rank"] for rank in view["dp_ranks"]] == [1]
+    assert service.client.get("/v1/view", params={"dp_rank": 7}).status_code == 404
+
+
+def test_flows_go_from_dp_ranks_to_ep_ranks(service: Service) -> None:
+    _push_both(service)
+    one = service.get("/v1/view", parts="flows", flow_layer=1)["flows"]
+    assert one == [[200, 100], [0, 300]]
+    every = service.get("/v1/view", parts="flows")["flows"]
+    assert every == [[500, 100], [300, 300]]
+    assert service.client.get("/v1/view", params={"parts": "flows", "flow_layer": 2}).status_code == 404
+
+
+def test_flows_have_a_reason_where_placement_is_not_known(service: Service) -> None:
+    service.push(frame({0: [1, 1]}, who=producer(dp_rank=0, dp_size=2, ep_size=2)))
+    view = service.get("/v1/view", parts=["flows", "owners"])
+    assert view["flows"] is None
+    assert "no placement was known" in view["flows_reason"]
+    assert view["owners"] == [None]
+
+
+def test_owners_are_the_newest_placement_s() -> None:
+    layer = wire.MoeLayer(4, 4, 2)
+    old = ((layer,), halves(4, 1))
+    new = ((layer,), placement([0, 1, 2, 3, 0, 1], [1, 1, 0, 0, 1, 0], 1, version=2))
+    assert owners_of(layer, [new, old]) == [1, SEVERAL, 0, 0]
+    assert owners_of(wire.MoeLayer(5, 4, 2), [old]) is None
+
+
+def test_the_trend_has_rates_and_imbalance_by_interval(service: Service) -> None:
+    for second, (even, hot) in enumerate([(0, 0), (100, 0), (200, 0), (200, 100), (200, 100)]):
+        service.clock.now = AT + 10 * second + 1
+        counts = {0: [even] * EXPERTS}
+        counts[0][0] += hot * EXPERTS
+        _push(service, 0, counts, seq=second + 1, after_s=10 * second)
+        _push(service, 1, {0: [even] * EXPERTS}, seq=second + 1, after_s=10 * second)
+    service.clock.now = AT + 41
+    trend = service.get("/v1/trend", step=10, points=5)
+    assert trend["at"] == [AT + 10 * i for i in range(5)]
+    # 800 slots of 2 a token in ten seconds, then the same from rank 0 alone.
+    assert trend["tokens_per_second"][0][2:4] == [40, 40]
+    assert trend["tokens_per_second"][1][2:5] == [40, 40, 0]
+    assert trend["ratio_of_sums"][2:4] == [1, 1]
+    assert trend["ratio_of_sums"][4] == trend["worst"][4] == 2
+    assert trend["ratio_of_sums"][0] is None
+    assert service.get("/v1/trend", step=10, points=5) == trend
+
+
+def test_compare_gives_differences_and_divergence(service: Service) -> None:
+    service.clock.now = AT + 10
+    _push(service, 0, {1: [100] * EXPERTS, 3: [100] * EXPERTS})
+    service.clock.now = AT + 20
+    _push(service, 0, {1: [300] * EXPERTS, 3: [900] + [100] * 7}, seq=2, rows=[1200, 800])
+    window = {"start": AT + 10, "base_end": AT + 10}
+    answer = service.get("/v1/compare", **window)
+    same, other = answer["layers"]
+    assert (same["divergence"], same["difference"]) == (0, [0] * EXPERTS)
+    assert other["difference"] == [0.875] + [-0.125] * 7
+    expected = jensenshannon([1] + [0] * 7, [1] * 8, base=2) ** 2
+    assert other["divergence"] == pytest.approx(expected)
+    idle = service.get("/v1/compare", start=AT + 20, base_end=AT + 10)["layers"][0]
+    assert idle["divergence"] is None
+    assert "idle" in idle["reason"]
+
+
+def test_models_of_another_shape_can_not_be_compared(service: Service) -> None:
+    service.push(frame({0: [1, 1]}))
+    service.push(frame({0: [1, 1, 1]}, who=producer(model="other")))
+    response = service.client.get("/v1/compare", params={"model": "tiny", "base_model": "other"})
+    assert response.status_code == 400
+    assert "share no layer" in response.json()["detail"]
+
+
+def test_jensen_shannon() -> None:
+    random = np.random.default_rng(3)
+    p, q = random.integers(0, 50, (2, 6, 9))
+    q[0] *= 3
+    expected = np.array([jensenshannon(a, b, base=2) ** 2 for a, b in zip(p, q, strict=True)])
+    assert jensen_shannon(p, q) == pytest.approx(expected)
+    assert jensen_shannon(q, p) == pytest.approx(expected)
+    assert jensen_shannon([1, 0], [0, 3]) == 1
+    assert jensen_shannon([2, 4], [1, 2]) == 0
+    assert np.isnan(jensen_shannon([0, 0], [1, 2]))
