@@ -1,0 +1,276 @@
+"""Recording rules and alerts, by promtool: syntax, values, and when each alert fires and when not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moescope.service.metrics.catalogue import CATALOGUE
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "dashboards" / "rules"
+FILES = sorted(RULES.glob("*.yml"))
+_M = '{server="s",model="m"'
+Series = dict[str, str]
+
+
+def rules(kind: str) -> list[dict[str, Any]]:
+    """All rules of a kind, ``alert`` or ``record``."""
+    groups = [group for file in FILES for group in yaml.safe_load(file.read_text())["groups"]]
+    return [rule for group in groups for rule in group["rules"] if kind in rule]
+
+
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    binary = shutil.which("promtool")
+    assert binary is not None, "promtool is missing: install the package prometheus"
+    return subprocess.run([binary, *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+def check(folder: Path, cases: list[dict[str, Any]]) -> None:
+    """Run promtool's unit tests: ``series``, ``at``, and ``expect``, expression to samples."""
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": values} for name, values in case["series"].items()],
+            "promql_expr_test": [
+                {
+                    "expr": expr,
+                    "eval_time": case["at"],
+                    "exp_samples": [{"labels": labels, "value": value} for labels, value in samples.items()],
+                }
+                for expr, samples in case["expect"].items()
+            ],
+            "alert_rule_test": case.get("alerts", []),
+        }
+        for case in cases
+    ]
+    file = folder / "tests.yml"
+    document = {"rule_files": [str(file) for file in FILES], "evaluation_interval": "1m", "tests": tests}
+    file.write_text(yaml.safe_dump(document))
+    done = promtool("test", "rules", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_finds_nothing_wrong() -> None:
+    done = promtool("check", "rules", *FILES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(FILES) == 2
+
+
+def test_rules_use_only_metrics_that_exist() -> None:
+    recorded = {rule["record"] for rule in rules("record")}
+    known = recorded | {name for family in CATALOGUE.values() for name in family.sample_names} | {"up"}
+    for rule in [*rules("record"), *rules("alert")]:
+        used = set(re.findall(r"\b(?:\w+:)?moescope_\w+(?::\w+)?|\bup\b", rule["expr"]))
+        assert used, rule
+        assert used <= known, used - known
+
+
+def test_every_alert_says_what_it_is_and_what_to_do() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    headings = re.findall(r"^## (\w+)$", runbook, re.MULTILINE)
+    names = [rule["alert"] for rule in rules("alert")]
+    assert sorted(headings) == sorted(names)
+    for rule in rules("alert"):
+        annotations = rule["annotations"]
+        assert set(annotations) == {"summary", "description", "runbook_url"}
+        assert len(annotations["summary"]) < 120
+        assert annotations["description"].endswith((".", "?"))
+        assert annotations["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        assert rule["labels"]["severity"] in {"info", "warning", "critical"}
+        assert rule.get("for", "0m") in {"0m", "2m", "3m", "5m", "10m", "15m"}
+
+
+# Name to the series under which it fires and those under which it doesn't.
+ALERTS: dict[str, tuple[Series, Series]] = {
+    "MoescopeRankImbalance": (
+        {
+            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="0"}}': "0+300x90",
+            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="1"}}': "0+100x90",
+        },
+        {
+            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="0"}}': "0+120x90",
+            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="1"}}': "0+100x90",
+        },
+    ),
+    "MoescopeDpImbalance": (
+        {
+            f'moescope_tokens_total{_M},dp_rank="0"}}': "0+400x90",
+            f'moescope_tokens_total{_M},dp_rank="1"}}': "0+100x90",
+        },
+        {
+            f'moescope_tokens_total{_M},dp_rank="0"}}': "0+0x90",  # idle is not unbalanced
+            f'moescope_tokens_total{_M},dp_rank="1"}}': "0+0x90",
+        },
+    ),
+    "MoescopeHotExpert": (
+        {f'moescope_layer_max_vio_ratio{_M},layer="0"}}': "5+0x90"},
+        {f'moescope_layer_max_vio_ratio{_M},layer="0"}}': "3+0x70 9+0x5 3+0x20"},  # for five minutes only
+    ),
+    "MoescopeNewDeadExperts": (
+        {f'moescope_layer_dead_experts{_M},layer="0"}}': "2+0x240 4+0x60"},
+        {f'moescope_layer_dead_experts{_M},layer="0"}}': "4+0x300"},  # they always were
+    ),
+    "MoescopeOneRankHottest": (
+        {
+            f'moescope_ep_rank_slots_total{_M},ep_rank="0"}}': "0+300x90",
+            f'moescope_ep_rank_slots_total{_M},ep_rank="1"}}': "0+100x90",
+            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="0"}}': "0+300x90",
+            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="1"}}': "0+100x90",
+        },
+        {  # first one, then the other
+            f'moescope_ep_rank_slots_total{_M},ep_rank="0"}}': "0+300x60 18000+100x30",
+            f'moescope_ep_rank_slots_total{_M},ep_rank="1"}}': "0+100x60 6000+300x30",
+            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="0"}}': "0+300x60 18000+100x30",
+            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="1"}}': "0+100x60 6000+300x30",
+        },
+    ),
+    "MoescopeExpertDrift": (
+        {
+            f'moescope_layer_expert_slots_total{_M},layer="0",expert="0"}}': "0+100x60 6000+0x30",
+            f'moescope_layer_expert_slots_total{_M},layer="0",expert="1"}}': "0+0x60 0+100x30",
+        },
+        {
+            f'moescope_layer_expert_slots_total{_M},layer="0",expert="0"}}': "0+100x90",
+            f'moescope_layer_expert_slots_total{_M},layer="0",expert="1"}}': "0+300x90",
+        },
+    ),
+    "MoescopeUncoveredLayers": (
+        {f'moescope_uncovered_layers{_M},dp_rank="0"}}': "1+0x90"},
+        {f'moescope_uncovered_layers{_M},dp_rank="0"}}': "0+0x90"},
+    ),
+    "MoescopeUnseenLayers": (
+        {f'moescope_unseen_layers{_M},dp_rank="0"}}': "1+0x90"},
+        {f'moescope_unseen_layers{_M},dp_rank="0"}}': "0+0x80 1+0x10"},
+    ),
+    "MoescopeConservationMismatch": (
+        {f'moescope_conservation_mismatched_layers{_M},dp_rank="0"}}': "2+0x90"},
+        {f'moescope_conservation_mismatched_layers{_M},dp_rank="0"}}': "0+0x90"},
+    ),
+    "MoescopeStaleProducer": (
+        {f'moescope_producers{_M},state="stale"}}': "1+0x90"},
+        {f'moescope_producers{_M},state="counting"}}': "1+0x90"},
+    ),
+    "MoescopeCaptureDisabled": (
+        {f'moescope_producers{_M},state="disabled"}}': "1+0x90"},
+        {f'moescope_producers{_M},state="stale"}}': "1+0x90"},
+    ),
+    "MoescopeMissingRanks": (
+        {f"moescope_missing_dp_ranks{_M}}}": "2+0x90"},
+        {f"moescope_missing_dp_ranks{_M}}}": "2+0x10 0+0x80"},
+    ),
+    "MoescopeProducerDrops": (
+        {f'moescope_producer_drops_total{_M},dp_rank="0",reason="sends_failed"}}': "0+2x90"},
+        {f'moescope_producer_drops_total{_M},dp_rank="0",reason="snapshots_put_off"}}': "0+50x90"},
+    ),
+    "MoescopeRestarts": (
+        {f'moescope_producer_restarts_total{_M},dp_rank="0"}}': "0+0x60 1+1x4 5+0x30"},
+        {f'moescope_producer_restarts_total{_M},dp_rank="0"}}': "0+0x60 1+0x30"},
+    ),
+    "MoescopeDown": (
+        {'up{job="moescope",instance="i"}': "0+0x90"},
+        {'up{job="moescope",instance="i"}': "1+0x90", 'up{job="other",instance="i"}': "0+0x90"},
+    ),
+    "MoescopeRefusedFrames": (
+        {'moescope_frames_total{instance="i",result="refused",reason="version"}': "0+1x90"},
+        {'moescope_frames_total{instance="i",result="accepted",reason=""}': "0+60x90"},
+    ),
+    "MoescopeScrapePartFailed": (
+        {'moescope_scrape_part_success{instance="i",part="ranks"}': "0+0x90"},
+        {'moescope_scrape_part_success{instance="i",part="ranks"}': "1+0x90"},
+    ),
+    "MoescopeSeriesOverflow": (
+        {'moescope_overflowed_series_total{instance="i",family="f"}': "0+5x90"},
+        {'moescope_overflowed_series_total{instance="i",family="f"}': "0+0x90"},
+    ),
+}
+
+
+def test_every_alert_is_tested() -> None:
+    assert set(ALERTS) == {rule["alert"] for rule in rules("alert")}
+
+
+def test_each_alert_fires_when_it_should_and_not_otherwise(tmp_path: Path) -> None:
+    cases = []
+    for name, (bad, good) in ALERTS.items():
+        firing = f'count(ALERTS{{alertname="{name}",alertstate="firing"}})'
+        at = "295m" if name == "MoescopeNewDeadExperts" else "85m"
+        cases.append({"series": bad, "at": at, "expect": {firing: {"{}": 1}}})
+        cases.append({"series": good, "at": at, "expect": {firing: {}}})
+    check(tmp_path, cases)
+
+
+def test_an_alert_that_should_fire_and_does_not_is_found(tmp_path: Path) -> None:
+    firing = 'count(ALERTS{alertname="MoescopeHotExpert",alertstate="firing"})'
+    series = {f'moescope_layer_max_vio_ratio{_M},layer="0"}}': "1+0x90"}
+    with pytest.raises(AssertionError, match="FAILED"):
+        check(tmp_path, [{"series": series, "at": "85m", "expect": {firing: {"{}": 1}}}])
+
+
+def test_labels_and_annotations_of_a_firing_alert(tmp_path: Path) -> None:
+    series = {f'moescope_layer_max_vio_ratio{_M},layer="7",instance="{i}"}}': "5+0x90" for i in "ab"}
+    alert = {
+        "alertname": "MoescopeHotExpert",
+        "eval_time": "30m",
+        "exp_alerts": [
+            {
+                "exp_labels": {"server": "s", "model": "m", "layer": "7", "severity": "warning"},
+                "exp_annotations": {
+                    "summary": "A hot expert in layer 7 of s (m)",
+                    "description": "One expert gets 5 times a fair share more than its own (MaxVio). Its "
+                    "rank is a bottleneck unless it is replicated.",
+                    "runbook_url": "docs/runbook.md#moescopehotexpert",
+                },
+            }
+        ],
+    }
+    check(tmp_path, [{"series": series, "at": "30m", "expect": {}, "alerts": [alert]}])
+
+
+def test_recorded_balance_adds_up_over_services_and_layers(tmp_path: Path) -> None:
+    # Two services have half the counts each. Layer 0: 300 and 100 slots a minute; layer 1: 100 and 300.
+    series = {}
+    for instance in "ab":
+        for layer, per_minute in (("0", (150, 50)), ("1", (50, 150))):
+            for rank, step in enumerate(per_minute):
+                labels = f'{_M},instance="{instance}",layer="{layer}",ep_rank="{rank}"}}'
+                series[f"moescope_layer_ep_rank_slots_total{labels}"] = f"0+{step}x90"
+        for rank, step in enumerate((60, 180)):
+            series[f'moescope_tokens_total{_M},instance="{instance}",dp_rank="{rank}"}}'] = f"0+{step}x90"
+            labels = f'{_M},instance="{instance}",ep_rank="{rank}"}}'
+            series[f"moescope_ep_rank_slots_total{labels}"] = f"0+{step}x90"
+    expect = {
+        "round(layer:moescope_ep_imbalance:ratio_rate5m, 0.001)": {
+            f'{_M},layer="0"}}': 1.5,
+            f'{_M},layer="1"}}': 1.5,
+        },
+        "round(model:moescope_ep_imbalance:ratio_rate5m, 0.001)": {f"{_M}}}": 1.5},
+        "round(model:moescope_worst_layer_ep_imbalance:ratio_rate5m, 0.001)": {f"{_M}}}": 1.5},
+        "round(model:moescope_straggler_share:ratio_rate5m, 0.001)": {f"{_M}}}": 0.333},
+        "round(model:moescope_dp_imbalance:ratio_rate5m, 0.001)": {f"{_M}}}": 1.5},
+        "round(model:moescope_tokens:rate5m, 0.001)": {f"{_M}}}": 8},
+        "ep_rank:moescope_hottest:bool_rate5m": {f'{_M},ep_rank="0"}}': 0, f'{_M},ep_rank="1"}}': 1},
+    }
+    named = {
+        expr: {
+            (labels if expr.startswith("round") else f"ep_rank:moescope_hottest:bool_rate5m{labels}"): value
+            for labels, value in samples.items()
+        }
+        for expr, samples in expect.items()
+    }
+    check(tmp_path, [{"series": series, "at": "60m", "expect": named}])
+
+
+def test_idle_has_no_balance(tmp_path: Path) -> None:
+    series = {
+        f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="{rank}"}}': "5+0x90" for rank in (0, 1)
+    }
+    series |= {f'moescope_ep_rank_slots_total{_M},ep_rank="{rank}"}}': "5+0x90" for rank in (0, 1)}
+    names = ("model:moescope_ep_imbalance:ratio_rate5m", "ep_rank:moescope_hottest:bool_rate5m")
+    check(tmp_path, [{"series": series, "at": "60m", "expect": {name: {} for name in names}}])
