@@ -3,10 +3,12 @@
 import uPlot from "../vendor/uPlot.esm.js";
 import { h, patch } from "./dom.js";
 import { minute } from "./format.js";
-import { colour, onTheme } from "./theme.js";
+import { colour, dark, onTheme } from "./theme.js";
 
-// Okabe and Ito's colours, which colour-blind people tell apart; dark first where the ground is light.
-const LINES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+// Okabe and Ito's colours, which colour-blind people tell apart, in an order that suits the ground.
+const ON_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+const ON_DARK = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442"];
+const lineColour = (i) => (dark() ? ON_DARK : ON_LIGHT)[i % ON_LIGHT.length];
 
 /**
  * @param {string} label what the chart shows, for screen readers
@@ -33,11 +35,15 @@ export function lineChart(label, format, least) {
         legend: { show: false },
         scales: { y: { range: (_u, _min, max) => [least, Math.max((max ?? least) * 1.08, least + 0.1)] } },
         axes: [{ ...axis, space: 90, size: 30, values: (_u, ticks) => ticks.map(minute) }, { ...axis, size: 58, values: (_u, ticks) => ticks.map(format) }],
-        series: [{}, ...series.map((_name, i) => ({ stroke: LINES[i % LINES.length], width: 1.75, points: { show: false }, spanGaps: false }))],
+        series: [{}, ...series.map((_name, i) => ({ stroke: lineColour(i), width: 1.75, points: { show: false }, spanGaps: false }))],
       },
       data,
       place,
     );
+    patch(key, series.length > 1 ? series : [], () => h("li", {}, h("span"), h("span", { class: "name" })), (li, name, i) => {
+      li.firstChild.style.background = lineColour(i);
+      li.lastChild.textContent = name;
+    });
   };
   const resize = new ResizeObserver(() => plot?.setSize({ width: Math.max(place.clientWidth, 200), height: 190 }));
   resize.observe(place);
@@ -56,10 +62,6 @@ export function lineChart(label, format, least) {
         names = series.join("\n");
         if (place.isConnected) build();
         else requestAnimationFrame(build);
-        patch(key, series.length > 1 ? series : [], () => h("li", {}, h("span"), ""), (li, name, i) => {
-          li.firstChild.style.background = LINES[i % LINES.length];
-          li.lastChild.textContent = name;
-        });
       } else plot.setData(data);
     },
     destroy() {

@@ -1,6 +1,10 @@
 // The views by name; a new one is one line here and one module beside.
 
+import * as compare from "./compare.js";
+import * as heatmap from "./heatmap.js";
+import * as layer from "./layer.js";
 import * as overview from "./overview.js";
+import * as ranks from "./ranks.js";
 
 /**
  * `menu` is the entry that is marked as current for a view without one of its own.
@@ -8,4 +12,8 @@ import * as overview from "./overview.js";
  */
 export const VIEWS = {
   overview: { title: "Overview", inMenu: true, create: overview.create },
+  heatmap: { title: "Heatmap", inMenu: true, create: heatmap.create },
+  ranks: { title: "Ranks", inMenu: true, create: ranks.create },
+  compare: { title: "Compare", inMenu: true, create: compare.create },
+  layer: { title: "Layer", inMenu: false, menu: "heatmap", create: layer.create },
 };

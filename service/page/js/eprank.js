@@ -1,0 +1,83 @@
+// Loads of EP ranks: bars with placement, and where slots come from and go to.
+
+import { barTable } from "./bars.js";
+import { h, panel, setText } from "./dom.js";
+import { compact, count, percent, ranges, times } from "./format.js";
+import { gridPanel } from "./gridpanel.js";
+import { deviation, idTicks } from "./scales.js";
+
+const HOT_RANK = 1.25;
+
+/** Bars of the EP ranks of one layer, or of all. */
+export function epBars() {
+  const table = barTable("Slots of each EP rank", ["EP rank", "", "slots", "of a fair share", "experts"]);
+  const reason = h("p", { class: "nodata" });
+  const scroll = h("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": "EP ranks" }, table.element);
+  const { element, hint } = panel("EP ranks", "", scroll, reason);
+  return {
+    element,
+    /** @param {any} view with owners @param {number|null} only a layer's id, null for all */
+    update(view, only) {
+      const chosen = view.layers.map((layer, i) => ({ layer, i })).filter(({ layer }) => only === null || layer.layer === only);
+      const known = chosen.filter(({ layer }) => layer.over_ep_ranks && layer.ep_slots);
+      const width = Math.max(0, ...known.map(({ layer }) => layer.ep_slots.length));
+      const loads = Array.from({ length: width }, (_, r) => known.reduce((sum, { layer }) => sum + (layer.ep_slots[r] ?? 0), 0));
+      const fair = loads.reduce((a, b) => a + b, 0) / width;
+      scroll.hidden = !fair;
+      reason.hidden = !!fair;
+      setText(reason, fair ? "" : chosen.find(({ layer }) => layer.ep_reason)?.layer.ep_reason ?? "No such layer.");
+      const held = placements(view, chosen.map(({ i }) => i), width);
+      const most = Math.max(0, ...loads);
+      setText(hint, fair ? `imbalance ratio ${times(most / fair)}${only === null ? " of the sums over layers" : ""}` : "");
+      table.update(
+        loads.map((load, r) => ({ head: `${r}`, value: load, text: compact(load), title: `${count(load)} slots`, mark: fair, hot: load > HOT_RANK * fair, cells: [times(load / fair), held[r]] })),
+        Math.max(most, 1.2 * fair),
+      );
+    },
+  };
+}
+
+/** Which experts each EP rank holds, in words; "varies" where layers differ. */
+function placements(view, layers, width) {
+  const of = (owners, rank) => ranges(owners.flatMap((owner, expert) => (owner === rank ? [expert] : [])));
+  const known = layers.map((i) => view.owners?.[i]).filter((owners) => owners);
+  if (!known.length) return Array(width).fill("not known");
+  const first = JSON.stringify(known[0]);
+  if (known.some((owners) => JSON.stringify(owners) !== first)) return Array(width).fill("varies by layer");
+  return Array.from({ length: width }, (_, rank) => of(known[0], rank) || "–");
+}
+
+/** Source DP rank x destination EP rank. */
+export function flowGrid() {
+  let shown = /** @type {any} */ (null);
+  const map = gridPanel("From DP rank to EP rank", "Point at a cell: whose tokens (row) went to whose experts (column).", {
+    describe(row, column) {
+      const value = shown.flows[row][column];
+      const total = shown.flows[row].reduce((a, b) => a + b, 0);
+      return `DP rank ${shown.ranks[row]} to EP rank ${column} · ${count(value)} slots · ${percent(total ? value / total : 0)} of the DP rank's · ${times(value / shown.fair)} a fair share of all`;
+    },
+  });
+  const reason = h("p", { class: "nodata" });
+  const element = h("div", {}, map.element, reason);
+  return {
+    element,
+    /** @param {any} view with flows */
+    update(view) {
+      const flows = view.flows ?? [];
+      const columns = flows[0]?.length ?? 0;
+      const values = flows.flat();
+      const fair = values.reduce((a, b) => a + b, 0) / (values.length || 1);
+      map.element.hidden = !fair;
+      reason.hidden = !!fair;
+      setText(reason, fair ? "" : view.flows_reason ?? "No tokens in this window.");
+      if (!fair) return;
+      const scale = deviation();
+      shown = { flows, fair, ranks: view.dp_ranks.map((rank) => rank.dp_rank) };
+      map.update(
+        { rows: shown.ranks.map(String), columns, values: Float32Array.from(values, (v) => scale.value(v / fair, 0)), palette: scale.palette, ticks: idTicks(columns) },
+        { low: scale.low, high: scale.high, note: "slots, against a fair share of all" },
+      );
+    },
+    destroy: () => map.destroy(),
+  };
+}
