@@ -151,6 +151,7 @@ class Fleet:
             idle_steps=worker.idle_steps,
             placement=self._placement,
             strategy="simulated",
+            drops={"sends_failed": 0, "snapshots_put_off": 0, "snapshots_superseded": 0},
         )
 
     def _start(self, epoch: int) -> _Worker:

@@ -1,0 +1,105 @@
+"""The board Fleet: all deployments of all clusters."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from moescope.dashboards.spec import (
+    NAME,
+    RATIO_STEPS,
+    SERVICE,
+    SERVICE_VARIABLES,
+    Board,
+    Panel,
+    Query,
+    Row,
+    most,
+    rate,
+)
+
+_DEPLOYMENT: Final = "cluster, server, model"
+_TO_MODEL: Final = (
+    "/d/moescope-model?var-server=${__data.fields.server}"
+    "&var-model=${__data.fields.model}&${__url_time_range}"
+)
+
+FLEET: Final = Board(
+    "moescope-fleet",
+    "moescope / Fleet",
+    "All deployments of all clusters: who serves how much, and how evenly.",
+    SERVICE_VARIABLES,
+    (
+        Row(
+            "Now",
+            (
+                Panel(
+                    "stat",
+                    "Deployments",
+                    "Deployments (server and model) that report.",
+                    (Query(f"count(count by ({_DEPLOYMENT}) (moescope_producers{{{SERVICE}}}))"),),
+                    width=6,
+                    height=4,
+                ),
+                Panel(
+                    "stat",
+                    "Tokens per second",
+                    "Tokens computed for requests, over all deployments.",
+                    (Query(f"sum(rate(moescope_tokens_total{{{SERVICE}}}[$__rate_interval]))"),),
+                    width=6,
+                    height=4,
+                ),
+                Panel(
+                    "stat",
+                    "Workers that count",
+                    "vLLM workers whose capture works.",
+                    (Query(f'sum(moescope_producers{{{SERVICE},state="counting"}})'),),
+                    width=6,
+                    height=4,
+                ),
+                Panel(
+                    "stat",
+                    "Workers that don't",
+                    "Workers that are silent, or whose capture is off: see Capture health.",
+                    (Query(f'sum(moescope_producers{{{SERVICE},state!="counting"}})'),),
+                    width=6,
+                    height=4,
+                    steps=((1, "red"),),
+                ),
+            ),
+        ),
+        Row(
+            "Deployments",
+            (
+                Panel(
+                    "table",
+                    "Balance by deployment",
+                    "Over the service's window: ratio of sums over EP ranks, its worst layer, and "
+                    "tokens over DP "
+                    "ranks, all max / mean (1 is best). Click a value to open the model.",
+                    (
+                        Query(most("moescope_ep_imbalance_ratio", SERVICE), "EP imbalance"),
+                        Query(most("moescope_ep_worst_layer_imbalance_ratio", SERVICE), "worst layer"),
+                        Query(most("moescope_dp_imbalance_ratio", SERVICE), "DP imbalance"),
+                    ),
+                    width=24,
+                    steps=RATIO_STEPS,
+                    link=_TO_MODEL,
+                ),
+                Panel(
+                    "timeseries",
+                    "Tokens per second",
+                    "Tokens computed for requests: no padding, no dummy steps.",
+                    (Query(rate("moescope_tokens_total", SERVICE, _DEPLOYMENT), NAME),),
+                ),
+                Panel(
+                    "timeseries",
+                    "Imbalance ratio over EP ranks",
+                    "Sum over layers of the busiest EP rank's slots / sum of the means; 1 is best.",
+                    (Query(most("moescope_ep_imbalance_ratio", SERVICE), NAME),),
+                    steps=RATIO_STEPS,
+                ),
+            ),
+        ),
+    ),
+    SERVICE,
+)

@@ -1,0 +1,219 @@
+"""The board Capture health: can the other boards be trusted?"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from moescope.dashboards.spec import (
+    MODEL,
+    MODEL_VARIABLES,
+    SERVICE,
+    Board,
+    Kind,
+    Panel,
+    Query,
+    Row,
+    most,
+    rate,
+)
+
+_RANK: Final = "server, model, dp_rank"
+_RANK_NAME: Final = "{{server}} DP {{dp_rank}}"
+_BAD: Final = ((1.0, "red"),)
+
+
+def _gauge(kind: Kind, title: str, text: str, metric: str, unit: str = "short") -> Panel:
+    """A gauge of each DP rank that should be 0."""
+    return Panel(kind, title, text, (Query(most(metric, MODEL, _RANK), _RANK_NAME),), unit, 6, 6, _BAD)
+
+
+def _quantile(metric: str) -> str:
+    return f"histogram_quantile(0.99, {rate(f'{metric}_bucket', SERVICE, 'instance, le')})"
+
+
+HEALTH: Final = Board(
+    "moescope-health",
+    "moescope / Capture health",
+    "Whether every token is seen and counted once, and how the service does.",
+    MODEL_VARIABLES,
+    (
+        Row(
+            "Workers",
+            (
+                Panel(
+                    "timeseries",
+                    "Workers by state",
+                    "counting; stale: silent for longer than the service's stale_after_s; disabled: "
+                    "capture is off.",
+                    (Query(f"sum by (state) (moescope_producers{{{MODEL}}})", "{{state}}"),),
+                    width=8,
+                ),
+                Panel(
+                    "timeseries",
+                    "Snapshot age",
+                    "Time since the newest frame of each DP rank's longest silent worker.",
+                    (Query(most("moescope_snapshot_age_seconds", MODEL, _RANK), _RANK_NAME),),
+                    "s",
+                    8,
+                    steps=((15, "red"),),
+                ),
+                Panel(
+                    "timeseries",
+                    "Restarts",
+                    "Starts of each DP rank's workers after the first.",
+                    (
+                        Query(
+                            f"sum by ({_RANK}) "
+                            f"(increase(moescope_producer_restarts_total{{{MODEL}}}[$__rate_interval]))",
+                            _RANK_NAME,
+                        ),
+                    ),
+                    width=8,
+                ),
+            ),
+        ),
+        Row(
+            "Is everything counted, once?",
+            (
+                _gauge(
+                    "stat",
+                    "Uncovered layers",
+                    "MoE layers whose routing can't be seen.",
+                    "moescope_uncovered_layers",
+                ),
+                _gauge(
+                    "stat",
+                    "Unseen layers",
+                    "Covered layers that never saw a token, although tokens were computed.",
+                    "moescope_unseen_layers",
+                ),
+                _gauge(
+                    "stat",
+                    "Layers that break conservation",
+                    "Layers whose slots are not rows x top-k, or whose rows are not the tokens computed.",
+                    "moescope_conservation_mismatched_layers",
+                ),
+                Panel(
+                    "stat",
+                    "Missing DP ranks",
+                    "DP ranks that should exist and never reported.",
+                    (Query(most("moescope_missing_dp_ranks", MODEL), "{{server}}"),),
+                    width=6,
+                    height=6,
+                    steps=_BAD,
+                ),
+                Panel(
+                    "timeseries",
+                    "Drops of workers",
+                    "What workers lost or put off, by reason; never counts of tokens.",
+                    (Query(rate("moescope_producer_drops_total", MODEL, "reason"), "{{reason}}"),),
+                    "ops",
+                ),
+                Panel(
+                    "timeseries",
+                    "Covered layers and placement version",
+                    "MoE layers that are counted, and the version of the placement of experts, by DP rank.",
+                    (
+                        Query(most("moescope_covered_layers", MODEL, _RANK), f"covered {_RANK_NAME}"),
+                        Query(most("moescope_placement_version", MODEL, _RANK), f"placement {_RANK_NAME}"),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "The service",
+            (
+                Panel(
+                    "timeseries",
+                    "Frames",
+                    "Frames that came, by result and reason.",
+                    (
+                        Query(
+                            rate("moescope_frames_total", SERVICE, "result, reason"), "{{result}} {{reason}}"
+                        ),
+                    ),
+                    "ops",
+                    8,
+                ),
+                Panel(
+                    "timeseries",
+                    "Bytes of frames",
+                    "Bodies of frames that came.",
+                    (Query(rate("moescope_ingest_bytes_total", SERVICE, "instance"), "{{instance}}"),),
+                    "Bps",
+                    8,
+                ),
+                Panel(
+                    "timeseries",
+                    "Slowest percent of ingest and of scrapes",
+                    "99th percentile of the time to account for a frame, and to collect and write "
+                    "the metrics.",
+                    (
+                        Query(_quantile("moescope_ingest_duration_seconds"), "ingest {{instance}}"),
+                        Query(_quantile("moescope_scrape_duration_seconds"), "scrape {{instance}}"),
+                    ),
+                    "s",
+                    8,
+                ),
+                Panel(
+                    "timeseries",
+                    "Series",
+                    "Series of a scrape, and the limit above which whole families are left out.",
+                    (
+                        Query(f"moescope_exposed_series{{{SERVICE}}}", "{{instance}}"),
+                        Query(f"moescope_max_exposed_series{{{SERVICE}}}", "limit {{instance}}"),
+                    ),
+                    width=8,
+                ),
+                Panel(
+                    "timeseries",
+                    "Series left out, by family",
+                    "Series that did not fit; should be nothing.",
+                    (
+                        Query(
+                            "sum by (family) "
+                            f"(increase(moescope_overflowed_series_total{{{SERVICE}}}[$__rate_interval]))",
+                            "{{family}}",
+                        ),
+                    ),
+                    width=8,
+                    steps=_BAD,
+                ),
+                Panel(
+                    "timeseries",
+                    "History in memory",
+                    "Memory that past snapshots take.",
+                    (Query(f"moescope_history_bytes{{{SERVICE}}}", "{{instance}}"),),
+                    "bytes",
+                    8,
+                ),
+                Panel(
+                    "table",
+                    "Versions",
+                    "Versions of the services and of the wire. Click to open a service's own page.",
+                    (
+                        Query(
+                            f"sum by (instance, version, wire) (moescope_build_info{{{SERVICE}}})", "services"
+                        ),
+                    ),
+                    width=12,
+                    height=6,
+                    link="http://${__data.fields.instance}/",
+                ),
+                Panel(
+                    "table",
+                    "Parts of the metrics",
+                    "1 if the part could be collected in the last scrape.",
+                    (
+                        Query(
+                            f"min by (instance, part) (moescope_scrape_part_success{{{SERVICE}}})", "success"
+                        ),
+                    ),
+                    width=12,
+                    height=6,
+                ),
+            ),
+        ),
+    ),
+    MODEL,
+)

@@ -1,0 +1,199 @@
+"""The board Model: one deployment, its DP ranks side by side."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from moescope.dashboards.spec import (
+    EXPERTS,
+    MODEL,
+    MODEL_VARIABLES,
+    NAME,
+    NEEDS_EXPERTS,
+    RANK_VARIABLE,
+    RATIO_STEPS,
+    Board,
+    Panel,
+    Query,
+    Row,
+    most,
+    of_fair,
+    rate,
+)
+
+_TO_LAYER: Final = "/d/moescope-layer?var-layer=${__data.fields.layer}&${__all_variables}&${__url_time_range}"
+_RANKS: Final = f'{MODEL},dp_rank=~"$rank"'
+
+MODEL_BOARD: Final = Board(
+    "moescope-model",
+    "moescope / Model",
+    "One deployment: its DP ranks side by side, its EP ranks, its layers.",
+    (*MODEL_VARIABLES, RANK_VARIABLE),
+    (
+        Row(
+            "Balance now",
+            (
+                Panel(
+                    "stat",
+                    "EP imbalance ratio",
+                    "Sum over layers of max / sum of mean of slots over EP ranks; 1 is best.",
+                    (Query(most("moescope_ep_imbalance_ratio", MODEL), NAME),),
+                    width=6,
+                    height=4,
+                    steps=RATIO_STEPS,
+                ),
+                Panel(
+                    "stat",
+                    "Straggler share",
+                    "Share of the busiest ranks' work that an average rank waits for: 1 - 1 / "
+                    "imbalance ratio.",
+                    (Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL)}", NAME),),
+                    "percentunit",
+                    width=6,
+                    height=4,
+                    steps=((0.2, "orange"), (0.5, "red")),
+                ),
+                Panel(
+                    "stat",
+                    "Worst layer's imbalance ratio",
+                    "Largest max / mean of slots over EP ranks among the layers; 1 is best.",
+                    (Query(most("moescope_ep_worst_layer_imbalance_ratio", MODEL), NAME),),
+                    width=6,
+                    height=4,
+                    steps=RATIO_STEPS,
+                ),
+                Panel(
+                    "stat",
+                    "DP imbalance ratio",
+                    "Max / mean of tokens over DP ranks; 1 is best.",
+                    (Query(most("moescope_dp_imbalance_ratio", MODEL), NAME),),
+                    width=6,
+                    height=4,
+                    steps=RATIO_STEPS,
+                ),
+            ),
+        ),
+        Row(
+            "DP ranks: whose tokens",
+            (
+                Panel(
+                    "timeseries",
+                    "Tokens per second by DP rank",
+                    "Tokens that each DP rank computed for requests.",
+                    (
+                        Query(
+                            rate("moescope_tokens_total", _RANKS, "dp_rank"),
+                            "DP {{dp_rank}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "timeseries",
+                    "Steps per second by DP rank",
+                    "Steps with tokens, and dummy steps that are run because another DP rank has work.",
+                    (
+                        Query(
+                            rate("moescope_steps_total", _RANKS, "dp_rank"),
+                            "DP {{dp_rank}}",
+                        ),
+                        Query(
+                            rate("moescope_idle_steps_total", _RANKS, "dp_rank"),
+                            "DP {{dp_rank}} dummy",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
+            "EP ranks: where the slots go",
+            (
+                Panel(
+                    "timeseries",
+                    "Slots per second by EP rank",
+                    "Slots (token, chosen expert) that went to experts on each EP rank, over all layers.",
+                    (Query(rate("moescope_ep_rank_slots_total", MODEL, "ep_rank"), "EP {{ep_rank}}"),),
+                ),
+                Panel(
+                    "timeseries",
+                    "Imbalance over time",
+                    "Max / mean: over EP ranks (ratio of sums), in the worst layer, and of tokens "
+                    "over DP ranks.",
+                    (
+                        Query(most("moescope_ep_imbalance_ratio", MODEL, "server"), "EP ranks"),
+                        Query(
+                            most("moescope_ep_worst_layer_imbalance_ratio", MODEL, "server"), "worst layer"
+                        ),
+                        Query(most("moescope_dp_imbalance_ratio", MODEL, "server"), "DP ranks"),
+                    ),
+                ),
+                Panel(
+                    "matrix",
+                    "Layer x EP rank",
+                    "Slots of each EP rank in each layer, as a multiple of the layer's fair share.",
+                    (Query(of_fair("moescope_layer_ep_rank_slots_total", MODEL, "layer", "ep_rank")),),
+                    width=24,
+                    height=14,
+                    steps=RATIO_STEPS,
+                ),
+                Panel(
+                    "heatmap",
+                    "Imbalance ratio by layer",
+                    "Max / mean over EP ranks of each layer, over time.",
+                    (Query(most("moescope_layer_ep_imbalance_ratio", MODEL, "layer"), "{{layer}}"),),
+                    width=24,
+                    height=10,
+                ),
+            ),
+        ),
+        Row(
+            "Experts",
+            (
+                Panel(
+                    "timeseries",
+                    "Worst MaxVio and lowest normalised entropy",
+                    "Over experts, of the worst layer: MaxVio is (max - mean) / mean, 0 is best; "
+                    "normalised entropy is "
+                    "exp(H) / N, 1 is best.",
+                    (
+                        Query(f"max(moescope_layer_max_vio_ratio{{{MODEL}}})", "MaxVio"),
+                        Query(
+                            f"min(moescope_layer_normalised_entropy_ratio{{{MODEL}}})", "normalised entropy"
+                        ),
+                    ),
+                ),
+                Panel(
+                    "timeseries",
+                    "Dead experts",
+                    "Experts that no token chose in the service's window, over all layers.",
+                    (
+                        Query(
+                            f"sum({most('moescope_layer_dead_experts', MODEL, 'server, model, layer')})",
+                            "dead",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "table",
+                    "Hottest experts",
+                    "The twenty experts furthest above their layer's fair share. Click to open the layer."
+                    + NEEDS_EXPERTS,
+                    (Query(f"topk(20, {of_fair(EXPERTS, MODEL, 'layer', 'expert')})", "times fair share"),),
+                    height=12,
+                    steps=((3, "orange"), (5, "red")),
+                    link=_TO_LAYER,
+                ),
+                Panel(
+                    "matrix",
+                    "Layer x expert",
+                    "Slots of each expert in each layer, as a multiple of the layer's fair share."
+                    + NEEDS_EXPERTS,
+                    (Query(of_fair(EXPERTS, MODEL, "layer", "expert")),),
+                    height=12,
+                    steps=((3, "orange"), (5, "red")),
+                    axes=("layer", "expert"),
+                ),
+            ),
+        ),
+    ),
+    MODEL,
+)

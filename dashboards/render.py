@@ -1,0 +1,165 @@
+"""Boards as Grafana's JSON, by Grafana's own SDK (a dependency of development, not of the package)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.builders import heatmap, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+from moescope.dashboards.spec import Board, Panel, Row, Variable
+
+_SOURCE: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+# The builders share their methods by convention, not by a type.
+_KINDS: Final[dict[str, Callable[[], Any]]] = {
+    "stat": stat.Panel,
+    "timeseries": timeseries.Panel,
+    "heatmap": heatmap.Panel,
+    "table": table.Panel,
+    "matrix": table.Panel,
+}
+_TAG: Final = "moescope"
+_INSTANT: Final = ("stat", "table", "matrix")
+
+
+def render(board: Board) -> str:
+    """The board's JSON, ending in a newline."""
+    made = (
+        builders.Dashboard(board.title)
+        .uid(board.uid)
+        .description(board.description)
+        .tags([_TAG])
+        .readonly()
+        .refresh("30s")
+        .time("now-1h", "now")
+        .timezone("browser")
+        .tooltip(models.DashboardCursorSync.CROSSHAIR)
+        .link(_other_boards())
+        .with_variable(builders.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    )
+    for variable in board.variables:
+        made = made.with_variable(_variable(variable))
+    for name, colour, metric in (
+        ("Restarts of workers", "orange", "moescope_producer_start_time_seconds"),
+        ("Rearrangements of experts", "purple", "moescope_placement_version"),
+    ):
+        made = made.annotation(
+            builders.AnnotationQuery()
+            .name(name)
+            .datasource(_SOURCE)
+            .enable(True)
+            .icon_color(colour)
+            .expr(f"changes({metric}{{{board.selector}}}[$__rate_interval]) > 0")
+        )
+    document = json.loads(json.dumps(made.build(), cls=JSONEncoder))
+    document["panels"] = list(_placed(board.rows))
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _other_boards() -> builders.DashboardLink:
+    return (
+        builders.DashboardLink("moescope boards")
+        .type(models.DashboardLinkType.DASHBOARDS)
+        .tags([_TAG])
+        .as_dropdown(True)
+        .include_vars(True)
+        .keep_time(True)
+    )
+
+
+def _variable(variable: Variable) -> builders.QueryVariable:
+    label = variable.label or variable.name
+    made = (
+        builders.QueryVariable(variable.name)
+        .label(variable.title)
+        .datasource(_SOURCE)
+        .query(f"label_values({variable.metric}, {label})")
+        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(models.VariableSort.NUMERICAL_ASC)
+    )
+    if not variable.many:
+        return made
+    everything = models.VariableOption(selected=True, text="All", value="$__all")
+    return made.multi(True).include_all(True).all_value(variable.all_value).current(everything)
+
+
+def _placed(rows: tuple[Row, ...]) -> Iterator[dict[str, Any]]:
+    """Panels with their ids and places, rows one below the other."""
+    number, y = 0, 0
+    for row in rows:
+        number += 1
+        yield {
+            "id": number,
+            "type": "row",
+            "title": row.title,
+            "collapsed": False,
+            "panels": [],
+            "gridPos": {"x": 0, "y": y, "w": 24, "h": 1},
+        }
+        y += 1
+        x = height = 0
+        for panel in row.panels:
+            if x + panel.width > 24:
+                x, y, height = 0, y + height, 0
+            number += 1
+            yield {
+                **_panel(panel),
+                "id": number,
+                "gridPos": {"x": x, "y": y, "w": panel.width, "h": panel.height},
+            }
+            x, height = x + panel.width, max(height, panel.height)
+        y += height
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    made = _KINDS[panel.kind]().title(panel.title).description(panel.description).datasource(_SOURCE)
+    for i, query in enumerate(panel.queries):
+        target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend).ref_id(chr(65 + i))
+        target = target.datasource(_SOURCE)
+        if panel.kind in _INSTANT:
+            target = target.instant()
+        if panel.kind in ("table", "matrix"):
+            target = target.format(PromQueryFormat.TABLE)
+        made = made.with_target(target)
+    document: dict[str, Any] = json.loads(json.dumps(made.build(), cls=JSONEncoder))
+    # By hand, as heatmaps lack these methods and tables need transformations of their own.
+    defaults = document.setdefault("fieldConfig", {"overrides": []}).setdefault("defaults", {})
+    defaults["unit"] = panel.unit
+    steps = [{"value": None, "color": "green"}, *({"value": v, "color": c} for v, c in panel.steps)]
+    defaults["thresholds"] = {"mode": "absolute", "steps": steps}
+    if panel.kind == "heatmap":
+        options = document.setdefault("options", {})
+        options |= {
+            "calculate": False,
+            "cellGap": 0,
+            "color": {"mode": "scheme", "scheme": "Viridis", "steps": 64},
+        }
+        options["yAxis"] = {"unit": "none"}
+        options["cellValues"] = {"unit": panel.unit}
+    if panel.kind in ("table", "matrix"):
+        document["transformations"] = _transformations(panel)
+        if panel.kind == "matrix" or panel.steps:
+            defaults.setdefault("custom", {})["cellOptions"] = {"type": "color-background"}
+    if panel.link:
+        url = {"title": "Open", "url": panel.link, "targetBlank": panel.link.startswith("http")}
+        defaults["links"] = [url]
+    return document
+
+
+def _transformations(panel: Panel) -> list[dict[str, Any]]:
+    if panel.kind == "matrix":
+        row, column = panel.axes
+        options = {"rowField": row, "columnField": column, "valueField": "Value", "emptyValue": "null"}
+        return [{"id": "groupingToMatrix", "options": options}]
+    names = {f"Value #{chr(65 + i)}": query.legend for i, query in enumerate(panel.queries)}
+    if len(panel.queries) == 1:
+        names = {"Value": panel.queries[0].legend}
+    return [
+        {"id": "merge", "options": {}},
+        {"id": "organize", "options": {"excludeByName": {"Time": True}, "renameByName": names}},
+    ]

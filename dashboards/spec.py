@@ -1,0 +1,114 @@
+"""What a board is made of, as data; :mod:`moescope.dashboards.render` turns it into Grafana's JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Kind = Literal["stat", "timeseries", "heatmap", "table", "matrix"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One PromQL expression and the legend of its series."""
+
+    expr: str
+    legend: str = "__auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One panel.
+
+    Attributes:
+        kind: ``matrix`` is a table with one row and one column a label value, coloured by value.
+        unit: Grafana's id of the unit.
+        width: of 24 columns; ``height`` in Grafana's rows.
+        steps: thresholds, (from value, colour); below the first it is green.
+        axes: of a matrix: (label of the rows, label of the columns).
+        link: path and query of a board to open with a row's labels; only tables.
+    """
+
+    kind: Kind
+    title: str
+    description: str
+    queries: tuple[Query, ...]
+    unit: str = "short"
+    width: int = 12
+    height: int = 8
+    steps: tuple[tuple[float, str], ...] = ()
+    axes: tuple[str, str] = ("layer", "ep_rank")
+    link: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A title with the panels below it."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A template variable: the values of ``label`` in ``metric``."""
+
+    name: str
+    title: str
+    metric: str
+    label: str = ""
+    many: bool = True
+    # `.*` matches series without the label too.
+    all_value: str = ".+"
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A board; ``selector`` chooses what its annotations are about."""
+
+    uid: str
+    title: str
+    description: str
+    variables: tuple[Variable, ...]
+    rows: tuple[Row, ...]
+    selector: str
+
+
+SERVICE: Final = 'cluster=~"$cluster",job=~"$job",instance=~"$instance"'
+MODEL: Final = f'{SERVICE},server=~"$server",model=~"$model"'
+LAYER: Final = f'{MODEL},layer=~"$layer"'
+
+_CLUSTER: Final = Variable("cluster", "Cluster", "moescope_build_info", all_value=".*")
+_JOB: Final = Variable("job", "Job", 'moescope_build_info{cluster=~"$cluster"}')
+_INSTANCE: Final = Variable("instance", "Instance", 'moescope_build_info{cluster=~"$cluster",job=~"$job"}')
+_SERVER: Final = Variable("server", "Deployment", f"moescope_producers{{{SERVICE}}}")
+_MODEL: Final = Variable("model", "Model", f'moescope_producers{{{SERVICE},server=~"$server"}}')
+
+SERVICE_VARIABLES: Final = (_CLUSTER, _JOB, _INSTANCE)
+MODEL_VARIABLES: Final = (*SERVICE_VARIABLES, _SERVER, _MODEL)
+RANK_VARIABLE: Final = Variable("rank", "DP rank", f"moescope_tokens_total{{{MODEL}}}", "dp_rank")
+LAYER_VARIABLE: Final = Variable(
+    "layer", "Layer", f"moescope_layer_dp_rank_slots_total{{{MODEL}}}", many=False
+)
+
+
+def rate(metric: str, selector: str, by: str) -> str:
+    """Sum of a counter's rates by some labels, over all services that counted."""
+    return f"sum by ({by}) (rate({metric}{{{selector}}}[$__rate_interval]))"
+
+
+def most(metric: str, selector: str, by: str = "cluster, server, model") -> str:
+    """The largest value of a gauge by some labels: several services may know of one deployment."""
+    return f"max by ({by}) ({metric}{{{selector}}})"
+
+
+def of_fair(metric: str, selector: str, row: str, column: str) -> str:
+    """Load as a multiple of the row's fair share."""
+    load = rate(metric, selector, f"{row}, {column}")
+    return f"{load} / on ({row}) group_left () (avg by ({row}) ({load}) > 0)"
+
+
+NAME: Final = "{{server}} {{model}}"
+RATIO_STEPS: Final = ((1.3, "orange"), (2.0, "red"))
+EXPERTS: Final = "moescope_layer_expert_slots_total"
+NEEDS_EXPERTS: Final = " Needs --metrics-level layer_expert."

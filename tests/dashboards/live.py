@@ -1,0 +1,127 @@
+"""A real Prometheus with the real rules, quickened: minutes become seconds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import yaml
+
+RULES = Path(__file__).parents[2] / "dashboards" / "rules"
+# Ranges, offsets and `for` of the rules, at one scrape a second.
+QUICK = {"1d": "12s", "3h": "6s", "1h": "12s", "30m": "4s", "15m": "5s", "10m": "5s", "5m": "5s"}
+
+
+def quickened(text: str) -> str:
+    """The rules with seconds for minutes; everything else as it is."""
+    text = re.sub(r"\[(\w+)\]", lambda found: f"[{QUICK[found[1]]}]", text)
+    text = re.sub(r"offset (\w+)", lambda found: f"offset {QUICK[found[1]]}", text)
+    return re.sub(r"(?m)^( +)(for|interval): \w+$", r"\1\2: 1s", text)
+
+
+@dataclass
+class Prometheus:
+    """A running Prometheus."""
+
+    client: httpx.Client
+
+    def query(self, text: str) -> list[dict[str, Any]]:
+        """Instant query: series with ``metric`` and ``value``."""
+        answer = self.client.get("/api/v1/query", params={"query": text}).json()
+        assert answer["status"] == "success", (text, answer)
+        result: list[dict[str, Any]] = answer["data"]["result"]
+        return result
+
+    def wait(self, done: Callable[[], Any], seconds: float = 45.0) -> None:
+        """Wait until ``done`` returns nothing; what it returned last is the error."""
+        deadline = time.monotonic() + seconds
+        while missing := done():
+            assert time.monotonic() < deadline, missing
+            time.sleep(0.5)
+
+    def firing(self) -> set[str]:
+        """Names of the alerts that fire, by the rules' own evaluation."""
+        answer = self.client.get("/api/v1/alerts").json()
+        return {item["labels"]["alertname"] for item in answer["data"]["alerts"] if item["state"] == "firing"}
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def prometheus(service_url: str, folder: Path) -> Iterator[Prometheus]:
+    """Scrapes the service each second, as job ``moescope`` of cluster ``test``."""
+    binary = shutil.which("prometheus")
+    assert binary is not None, "Prometheus is missing: install the package prometheus"
+    for rules in RULES.glob("*.yml"):
+        (folder / rules.name).write_text(quickened(rules.read_text()))
+    target = {"targets": [urlsplit(service_url).netloc], "labels": {"cluster": "test"}}
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(folder / "moescope-*.yml")],
+        "scrape_configs": [{"job_name": "moescope", "static_configs": [target]}],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    port = _free_port()
+    arguments = [
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([binary, *arguments], stdout=log, stderr=log)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            deadline = time.monotonic() + 20
+            while not _is_ready(client):
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline, "Prometheus did not start"
+                time.sleep(0.1)
+            yield Prometheus(client)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/-/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def board_queries(board: dict[str, Any], layer: str) -> dict[tuple[str, str, str], str]:
+    """Each query of each panel, by (board, panel, ref id), with its variables filled in."""
+    filled = {}
+    for panel in board["panels"]:
+        for target in panel.get("targets", []):
+            text = target["expr"].replace("$__rate_interval", "5s").replace('"$layer"', f'"{layer}"')
+            filled[board["title"], panel["title"], target["refId"]] = re.sub(r'"\$\w+"', '".*"', text)
+    return filled
+
+
+def recorded() -> list[str]:
+    """Names of all recording rules."""
+    groups = yaml.safe_load((RULES / "moescope-recording.yml").read_text())["groups"]
+    return [rule["record"] for group in groups for rule in group["rules"]]
+
+
+def without_data(running: Prometheus, boards: list[dict[str, Any]], layer: str) -> list[object]:
+    """The queries of panels and the recording rules that have no data."""
+    queries = {key: text for board in boards for key, text in board_queries(board, layer).items()}
+    assert len(queries) > 50
+    empty: list[object] = [key for key, text in queries.items() if not running.query(text)]
+    return empty + [name for name in recorded() if not running.query(name)]

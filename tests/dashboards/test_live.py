@@ -1,0 +1,67 @@
+"""Boards, recording rules and alerts on a real Prometheus that scrapes a real service (simulated ranks)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from moescope.service.settings import MetricsLevel
+from moescope.service.simulate import Poster, feed
+from moescope.service.simulate_fleet import Outage, Plan
+from moescope.service.simulate_routing import Habits, Shape
+from tests.dashboards.live import prometheus, without_data
+from tests.dashboards.test_boards import BOARDS
+from tests.service.conftest import Service
+
+# Rank 2 is killed after 20 s; the hot expert makes its EP rank the busiest, all the time.
+PLAN = Plan(
+    ranks=4,
+    shape=Shape(layers=3, experts=32, top_k=4),
+    habits=Habits(skew=0.5, hot=0.9, hot_moves_s=3600.0),
+    rank_imbalance=2.0,
+    uncovered=(5,),
+    outages=(Outage(2, 20.0),),
+)
+INDUCED = {
+    "MoescopeRankImbalance",
+    "MoescopeDpImbalance",
+    "MoescopeHotExpert",
+    "MoescopeOneRankHottest",
+    "MoescopeUncoveredLayers",
+}
+
+
+def test_queries_have_data_imbalance_fires_and_a_killed_rank_is_stale(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start_service(
+        use_clock=time.time, window_s=5.0, stale_after_s=3.0, metrics_level=MetricsLevel.LAYER_EXPERT
+    )
+    end = threading.Event()
+
+    def on_round(_progress: object) -> None:
+        if end.is_set():
+            raise KeyboardInterrupt
+
+    def run() -> None:
+        with closing(Poster(service.url, None)) as poster:
+            try:
+                feed(PLAN, poster, 0.5, 120.0, on_round)
+            except KeyboardInterrupt:
+                return
+
+    simulation = threading.Thread(target=run)
+    simulation.start()
+    try:
+        with prometheus(service.url, tmp_path) as running:
+            running.wait(lambda: without_data(running, list(BOARDS.values()), "3"))
+            running.wait(lambda: INDUCED - running.firing())
+            running.wait(lambda: {"MoescopeStaleProducer"} - running.firing())
+            quiet = {"MoescopeDown", "MoescopeConservationMismatch", "MoescopeScrapePartFailed"}
+            assert not quiet & running.firing()
+    finally:
+        end.set()
+        simulation.join(20)
