@@ -1,0 +1,43 @@
+"""Boards and recording rules on a real Prometheus that scrapes a service fed by a real vLLM (DP=2, EP=2)."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.dashboards.live import prometheus, without_data
+from tests.dashboards.test_boards import BOARDS
+from tests.e2e.cluster import Cluster, Request, Service
+
+TRAFFIC = [Request(f"request {i} of some length, with words in it", 24) for i in range(8)]
+
+
+def test_every_query_and_recording_rule_has_data(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A service of its own, with all levels; totals are cumulative, so the cluster's own misses nothing.
+    monkeypatch.setenv("MOESCOPE_METRICS_LEVEL", "layer_expert")
+    end = threading.Event()
+
+    def traffic() -> None:
+        while not end.is_set():
+            cluster.complete_all(TRAFFIC)
+
+    requests = threading.Thread(target=traffic)
+    with Service(tmp_path / "service.log") as service, prometheus(service.url, tmp_path) as running:
+        cluster.relay.target_port = service.port
+        requests.start()
+        try:
+            running.wait(lambda: without_data(running, list(BOARDS.values()), "1"))
+            ratios = running.query('moescope_layer_ep_imbalance_ratio{server="e2e"}')
+            assert {item["metric"]["layer"] for item in ratios} == {"1", "2", "3", "4"}
+            assert not {"MoescopeDown", "MoescopeConservationMismatch", "MoescopeStaleProducer"} & (
+                running.firing()
+            )
+        finally:
+            end.set()
+            requests.join(120)
+            cluster.relay.target_port = cluster.service.port
+    cluster.assert_exact()
