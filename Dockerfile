@@ -1,0 +1,21 @@
+# The side service: docker build -t moescope .
+FROM python:3.12.11-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY capture capture
+COPY service service
+COPY dashboards dashboards
+RUN pip wheel --no-cache-dir --wheel-dir /wheels '.[service]'
+
+FROM python:3.12.11-slim-bookworm
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
+    pip install --no-cache-dir --no-index --find-links /wheels 'moescope[service]' \
+    && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin moescope \
+    && install -d -o moescope -g moescope /data
+USER 10001:10001
+VOLUME /data
+EXPOSE 9890
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9890/readyz', timeout=2)"]
+ENTRYPOINT ["moescope"]
+CMD ["serve", "--host", "0.0.0.0", "--store", "/data"]
