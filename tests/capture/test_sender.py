@@ -180,7 +180,7 @@ def test_retries_back_off_with_jitter(service: Service, open_bench: OpenBench) -
     bench = open_bench(service.endpoint)
     bench.tick(1)
     attempts = []
-    for _ in range(4000):
+    for _ in range(8000):
         bench.now += 0.05
         before = len(service.headers)
         bench.tick()
@@ -188,7 +188,9 @@ def test_retries_back_off_with_jitter(service: Service, open_bench: OpenBench) -
             attempts.append(bench.now)
     gaps = np.diff(attempts)
     assert gaps[0] < 3 < 14 < gaps[-1] <= 30.1
-    assert len(set(gaps.round(2))) > 3
+    at_most = gaps[6:]  # without jitter they would all be the longest
+    assert len(at_most) > 4
+    assert len(set(at_most.round(1))) > 2
 
 
 def test_a_refusal_says_why_and_is_not_hammered(
