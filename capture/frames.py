@@ -30,6 +30,7 @@ class FrameBuilder:
         uncovered: Sequence[UncoveredLayer],
         placement: Placement | None,
         strategy: Callable[[], str] = lambda: "",
+        traces: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._producer = producer
         self._epoch = epoch
@@ -37,6 +38,7 @@ class FrameBuilder:
         self._uncovered = list(uncovered)
         self._placement = placement
         self._strategy = strategy
+        self._traces = traces
         self._num_slots = sum(layer.num_experts for layer in layers)
         self._seq = 0
 
@@ -62,4 +64,5 @@ class FrameBuilder:
             placement=self._placement,
             strategy=self._strategy(),
             drops=dict(drops),
+            traces=dict(self._traces()),
         )

@@ -17,7 +17,10 @@ from moescope.capture.frames import FrameBuilder
 from moescope.capture.sender import FrameSender
 from moescope.capture.settings import CaptureSettings
 from moescope.capture.snapshot import SnapshotTaker
+from moescope.capture.trace_session import TraceSession
 from moescope.capture.transport import HttpTransport
+from moescope.capture.vllm_requests import why_not_traceable
+from moescope.capture.wire import MoeLayer, Producer
 
 logger = logging.getLogger("vllm.moescope")
 
@@ -40,13 +43,18 @@ class CaptureSession:
         )
         self._binding = RouterBinding(survey.routed, self.capturer)
         self._taker = SnapshotTaker(buffers.flat, self.capturer, settings.interval)
+        producer, epoch = vllm_seam.read_producer(vllm_config, settings.server), time.time_ns()
+        self._traces = _open_traces(layers, producer, epoch, settings, vllm_config, device)
+        if self._traces is not None:
+            self.capturer.tracer = self._traces.tracer
         builder = FrameBuilder(
-            producer=vllm_seam.read_producer(vllm_config, settings.server),
-            epoch=time.time_ns(),
+            producer=producer,
+            epoch=epoch,
             layers=layers,
             uncovered=survey.uncovered,
             placement=survey.placement,
             strategy=lambda: self.capturer.strategy,
+            traces=dict if self._traces is None else self._traces.accounts,
         )
         self._sender = FrameSender(
             self._taker, builder, HttpTransport(settings.endpoint, settings.token), settings.interval
@@ -69,6 +77,13 @@ class CaptureSession:
         if not self._started:
             self._started = True
             self._guarded(self._sender.start)
+            if self._traces is not None:
+                self._traces.start()
+
+    def requests_scheduled(self, scheduler_output: Any, model_runner: Any) -> None:
+        """vLLM's scheduler has said which requests the next step computes, and which are done."""
+        if self._serving and self._traces is not None:
+            self._traces.begin_step(scheduler_output, model_runner)
 
     def step_begins(self, num_tokens: int) -> None:
         """A step of `num_tokens` true tokens is about to be enqueued."""
@@ -79,6 +94,8 @@ class CaptureSession:
         """The step is enqueued."""
         if self._serving:
             self._guarded(lambda: self._end(num_tokens))
+            if self._traces is not None:
+                self._traces.end_step()
 
     def idle_step(self) -> None:
         """A dummy step was run because another DP rank has work."""
@@ -89,6 +106,8 @@ class CaptureSession:
         """Give the routers back and send what is left; takes two seconds at most."""
         self._serving = False
         self._guarded(self._binding.unbind)
+        if self._traces is not None:
+            self._traces.stop()
         self._guarded(self._sender.stop)
 
     def _begin(self, num_tokens: int) -> None:
@@ -109,6 +128,24 @@ class CaptureSession:
             action()
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             self.capturer.disable(f"internal fault: {error!r}")
+
+
+def _open_traces(
+    layers: list[MoeLayer],
+    producer: Producer,
+    epoch: int,
+    settings: CaptureSettings,
+    vllm_config: Any,
+    device: torch.device,
+) -> TraceSession | None:
+    """Tracing, if it is asked for and this server's requests can be traced."""
+    if not settings.traces.any or not layers:
+        return None
+    reason = why_not_traceable(vllm_config, device.type)
+    if reason is not None:
+        logger.warning("moescope: %s", reason)
+        return None
+    return TraceSession(layers, producer, epoch, settings)
 
 
 def open_session(

@@ -10,8 +10,12 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from moescope.capture.trace_sampling import TraceSampling
+
 DEFAULT_ENDPOINT = "http://127.0.0.1:9890"
 INGEST_PATH = "/v1/ingest"
+TRACES_PATH = "/v1/traces"
+DEFAULT_TRACE_MIB = 256
 
 
 class SettingsError(ValueError):
@@ -39,6 +43,9 @@ class CaptureSettings:
         on_error: what an unknown row layout does (``MOESCOPE_ON_ERROR``).
         server: name of this vLLM deployment; give each its own where several run on one host
             (``MOESCOPE_SERVER``, default the host's name).
+        traces: which requests' routing is traced: a share of them (``MOESCOPE_TRACE_RATE``, 0 to 1), and
+            those that ask for it (``MOESCOPE_TRACE_OPT_IN``); none by default.
+        trace_bytes: memory for traces in each worker (``MOESCOPE_TRACE_MIB``); what doesn't fit is dropped.
     """
 
     endpoint: str = DEFAULT_ENDPOINT
@@ -46,6 +53,8 @@ class CaptureSettings:
     token: str | None = field(default=None, repr=False)
     on_error: OnError = OnError.RAISE
     server: str = ""
+    traces: TraceSampling = field(default_factory=TraceSampling)
+    trace_bytes: int = DEFAULT_TRACE_MIB << 20
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> CaptureSettings:
@@ -60,6 +69,11 @@ class CaptureSettings:
             token=_token(environment),
             on_error=_on_error(environment.get("MOESCOPE_ON_ERROR") or OnError.RAISE.value),
             server=_server(environment.get("MOESCOPE_SERVER") or socket.gethostname() or "localhost"),
+            traces=TraceSampling(
+                rate=_rate(environment.get("MOESCOPE_TRACE_RATE") or "0"),
+                opt_in=_flag("MOESCOPE_TRACE_OPT_IN", environment),
+            ),
+            trace_bytes=_mib(environment.get("MOESCOPE_TRACE_MIB") or str(DEFAULT_TRACE_MIB)) << 20,
         )
 
 
@@ -82,6 +96,33 @@ def _interval(text: str) -> float:
     if not 0.05 <= seconds <= 3600:
         raise SettingsError(f"MOESCOPE_INTERVAL: {text!r} is no number of seconds from 0.05 to 3600")
     return seconds
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 <= rate <= 1:
+        raise SettingsError(f"MOESCOPE_TRACE_RATE: {text!r} is no share of the requests from 0 to 1")
+    return rate
+
+
+def _flag(name: str, environment: Mapping[str, str]) -> bool:
+    text = (environment.get(name) or "0").strip().lower()
+    if text not in ("0", "1", "false", "true"):
+        raise SettingsError(f"{name}: {text!r} is neither 0 nor 1")
+    return text in ("1", "true")
+
+
+def _mib(text: str) -> int:
+    try:
+        mib = int(text)
+    except ValueError:
+        mib = 0
+    if not 1 <= mib <= 1 << 20:
+        raise SettingsError(f"MOESCOPE_TRACE_MIB: {text!r} is no number of MiB from 1 to {1 << 20}")
+    return mib
 
 
 def _on_error(text: str) -> OnError:

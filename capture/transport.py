@@ -29,17 +29,25 @@ class HttpTransport:
         endpoint: base URL of the service.
         token: bearer token, or None.
         timeout: seconds for each of connecting, sending and receiving.
+        path, content_type: where and as what bodies are posted.
     """
 
-    def __init__(self, endpoint: str, token: str | None, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        token: str | None,
+        timeout: float = TIMEOUT,
+        path: str = INGEST_PATH,
+        content_type: str = CONTENT_TYPE,
+    ) -> None:
         parts = urlsplit(endpoint)
         self._endpoint = endpoint
         self._class = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host = parts.hostname or ""
         self._port = parts.port
-        self._path = parts.path + INGEST_PATH
+        self._path = parts.path + path
         self._timeout = timeout
-        self._headers = {"Content-Type": CONTENT_TYPE}
+        self._headers = {"Content-Type": content_type}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._connection: http.client.HTTPConnection | None = None

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 WIRE_MAJOR: Final = 1
-WIRE_MINOR: Final = 1
+WIRE_MINOR: Final = 2
 CONTENT_TYPE: Final = "application/vnd.moescope.frame+msgpack"
 
 # Far above every model and cluster known; they bound what one frame can make the service allocate.
@@ -153,6 +153,8 @@ class Frame(Struct, kw_only=True):
         placement: where the experts are, or None when it isn't known.
         strategy: how routing calls become counts, such as ``kernel-per-step``; empty from wire minor 0.
         drops: what this producer lost or put off, by reason, cumulative; never counts of tokens.
+        traces: routing traces ``captured``, ``delivered`` and ``dropped_<reason>``, cumulative; the others
+            are in flight. Empty where none are asked for, and from wire minor 1.
     """
 
     wire: tuple[int, int]
@@ -172,6 +174,7 @@ class Frame(Struct, kw_only=True):
     placement: Placement | None = None
     strategy: Text = ""
     drops: Annotated[dict[Name, Count], Meta(max_length=MAX_COUNTERS)] = {}
+    traces: Annotated[dict[Name, Count], Meta(max_length=MAX_COUNTERS)] = {}
 
 
 class _Envelope(Struct):

@@ -38,6 +38,7 @@ class RoutingWorker(platform_worker()):  # type: ignore[misc]
         if capture is None:
             return super().execute_model(scheduler_output, *args, **kwargs)
         num_tokens = int(scheduler_output.total_num_scheduled_tokens)
+        capture.requests_scheduled(scheduler_output, self.model_runner)
         capture.step_begins(num_tokens)
         try:
             return super().execute_model(scheduler_output, *args, **kwargs)

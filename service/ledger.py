@@ -12,7 +12,8 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -60,6 +61,7 @@ class Latest:
     uncovered: tuple[UncoveredLayer, ...]
     placement_version: int | None
     counted: Totals
+    traces: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def age_at_capture(self) -> float:
@@ -189,6 +191,7 @@ class Account:
             uncovered=tuple(frame.uncovered),
             placement_version=None if frame.placement is None else frame.placement.version,
             counted=counted,
+            traces=dict(frame.traces),
         )
 
 

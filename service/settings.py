@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     keep_1s_s: float = Field(3600.0, gt=0, description="Age up to which the store has each second.")
     keep_10s_s: float = Field(86400.0, gt=0, description="Likewise every 10 seconds.")
     keep_5min_s: float = Field(90 * 86400.0, gt=0, description="Likewise every 5 minutes; older goes.")
+    keep_traces_s: float = Field(7 * 86400.0, gt=0, description="Time to live of routing traces, seconds.")
     max_body_mib: int = Field(32, ge=1, description="Largest body that ingest takes, MiB.")
     body_timeout_s: float = Field(
         10.0, gt=0, description="Longest time that a body may take to arrive, seconds."

@@ -21,6 +21,7 @@ from moescope.service.api.live import live_router
 from moescope.service.api.probes import probes_router
 from moescope.service.api.problems import Problem, install
 from moescope.service.api.ranks import ranks_router
+from moescope.service.api.traces import traces_router
 from moescope.service.api.trend import trend_router
 from moescope.service.api.view import view_router
 from moescope.service.metrics.collector import RoutingCollector
@@ -52,13 +53,15 @@ def create_app(
     state = LiveState(settings, clock, store)
     if store is not None:
         state.restore(store.accounts())
+    keeper = Keeper(state, writer)
     instruments = Instruments()
     registry = CollectorRegistry()
     registry.register(RoutingCollector(state, settings, instruments))
     app = FastAPI(title="moescope", version=version("moescope"), description=_DESCRIPTION)
     install(app)
     for router in (
-        ingest_router(state, settings, instruments, Keeper(state, writer)),
+        ingest_router(state, settings, instruments, keeper),
+        traces_router(state, settings, keeper, store),
         ranks_router(state),
         histogram_router(state),
         balance_router(state, settings),

@@ -30,8 +30,8 @@ _BODY = {
 }
 
 
-class _RefusedFrameError(ProblemError):
-    """A refused frame; ``reason`` goes to the metric."""
+class RefusedFrameError(ProblemError):
+    """A refused frame or trace; ``reason`` goes to the metric."""
 
     def __init__(self, reason: str, status: int, title: str, detail: str, **headers: str) -> None:
         self.reason = reason
@@ -54,7 +54,7 @@ def ingest_router(
         """
         try:
             return await _take(request, state, settings, instruments, keeper)
-        except _RefusedFrameError as error:
+        except RefusedFrameError as error:
             state.count_refused(error.reason)
             if throttle.allows(error.reason):
                 _log.warning("refused a frame (logged once a minute): %s", error)
@@ -66,26 +66,35 @@ def ingest_router(
 async def _take(
     request: Request, state: LiveState, settings: Settings, instruments: Instruments, keeper: Keeper
 ) -> Receipt:
-    _check_token(request, settings)
-    _check_content_type(request)
-    body = await _read_body(request, settings)
+    body = await receive(request, settings, CONTENT_TYPE)
     instruments.took_in(len(body))
     try:
         with instruments.ingest.timed():
             frame = decode_frame(body)
             verdict = state.ingest(frame)
     except WireVersionError as error:
-        raise _RefusedFrameError("version", 415, "Another wire version", str(error)) from error
+        raise RefusedFrameError("version", 415, "Another wire version", str(error)) from error
     except WireError as error:
-        raise _RefusedFrameError("malformed", 400, "Not a frame", str(error)) from error
+        raise RefusedFrameError("malformed", 400, "Not a frame", str(error)) from error
     except RefusedError as error:
         status = 503 if error.reason == "too_many_producers" else 409
-        raise _RefusedFrameError(error.reason, status, "The frame can't be counted", str(error)) from error
+        raise RefusedFrameError(error.reason, status, "The frame can't be counted", str(error)) from error
     try:
         await keeper.keep_state()
     except StoreError as error:
-        raise _RefusedFrameError("store_failed", 503, "The frame could not be kept", str(error)) from error
+        raise RefusedFrameError("store_failed", 503, "The frame could not be kept", str(error)) from error
     return Receipt(result=verdict.value, epoch=frame.epoch, seq=frame.seq)
+
+
+async def receive(request: Request, settings: Settings, content_type: str) -> bytes:
+    """The body of a producer's request.
+
+    Raises:
+        RefusedFrameError: the producer may not send, or it is of another type, too large or too slow.
+    """
+    _check_token(request, settings)
+    _check_content_type(request, content_type)
+    return await _read_body(request, settings)
 
 
 def _check_token(request: Request, settings: Settings) -> None:
@@ -94,7 +103,7 @@ def _check_token(request: Request, settings: Settings) -> None:
     given = request.headers.get("authorization", "").encode("latin-1")
     expected = f"Bearer {settings.token.get_secret_value()}".encode()
     if not hmac.compare_digest(given, expected):
-        raise _RefusedFrameError(
+        raise RefusedFrameError(
             "unauthorized",
             401,
             "The token is missing or wrong",
@@ -103,11 +112,11 @@ def _check_token(request: Request, settings: Settings) -> None:
         )
 
 
-def _check_content_type(request: Request) -> None:
+def _check_content_type(request: Request, expected: str) -> None:
     given = request.headers.get("content-type", "")
-    if given.partition(";")[0].strip().lower() != CONTENT_TYPE:
-        raise _RefusedFrameError(
-            "content_type", 415, "Wrong content type", f"It is {given or 'absent'!r}: send {CONTENT_TYPE}."
+    if given.partition(";")[0].strip().lower() != expected:
+        raise RefusedFrameError(
+            "content_type", 415, "Wrong content type", f"It is {given or 'absent'!r}: send {expected}."
         )
 
 
@@ -120,7 +129,7 @@ async def _read_body(request: Request, settings: Settings) -> bytes:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limit:
-                    raise _RefusedFrameError(
+                    raise RefusedFrameError(
                         "too_large",
                         413,
                         "The body is too large",
@@ -128,7 +137,7 @@ async def _read_body(request: Request, settings: Settings) -> bytes:
                         Connection="close",
                     )
     except TimeoutError as error:
-        raise _RefusedFrameError(
+        raise RefusedFrameError(
             "slow_body",
             408,
             "The body came too slowly",
@@ -136,7 +145,7 @@ async def _read_body(request: Request, settings: Settings) -> bytes:
             Connection="close",
         ) from error
     except ClientDisconnect as error:
-        raise _RefusedFrameError(
+        raise RefusedFrameError(
             "disconnected", 400, "The client went away", "Send the frame again."
         ) from error
     return bytes(body)

@@ -73,6 +73,9 @@ class ProducerOut(BaseModel):
     layers: list[int] = Field(description="MoE layers that it counts.")
     uncovered: list[Uncovered]
     mismatches: list[MismatchOut] = Field(description="Layers whose counts don't add up.")
+    traces: dict[str, int] | None = Field(
+        description="Traces: captured = delivered + dropped_<reason> + in_flight; null: none asked for."
+    )
     drops: dict[str, int] = Field(description="What it lost or put off, by reason; never counts of tokens.")
 
 
@@ -152,6 +155,41 @@ class Interval(BaseModel):
     truncated: bool = Field(description="It began before what is kept: what came before may be missing.")
     tokens: int = Field(description="Tokens computed in the interval.")
     layers: list[LayerCounts]
+
+
+class TraceReceipt(BaseModel):
+    """Answer to a part of a trace: it is kept. Sending it again changes nothing."""
+
+    trace: int
+    part: int
+    parts: int
+
+
+class TraceOut(BaseModel):
+    """A traced request."""
+
+    request_id: str = Field(description="vLLM's internal id, which is unique.")
+    names: list[str] = Field(description="All ids that find it: the completion's id and X-Request-Id too.")
+    server: str
+    model: str
+    dp_rank: int
+    outcome: Literal["ended", "cut_off"] = Field(
+        description="ended: vLLM was done with it, finished or aborted. cut_off: its worker was shut down."
+    )
+    tokens: int = Field(description="Tokens computed for it, those computed again after a preemption too.")
+    prompt_tokens: int
+    cached_tokens: int = Field(description="Leading positions that a prefix cache had: not computed.")
+    preemptions: int
+    started_at: float = Field(description="First step, Unix seconds, on its worker's clock.")
+    ended_at: float
+    stored_at: float = Field(description="When the service got it, Unix seconds.")
+
+
+class TracePage(BaseModel):
+    """Traced requests, newest first."""
+
+    traces: list[TraceOut]
+    next_cursor: str | None = Field(description="Give it as cursor to get the next page; null: none.")
 
 
 class Measures(BaseModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from fastapi import APIRouter
@@ -64,6 +64,14 @@ def _dp_rank(rank: int, producers: list[ProducerState]) -> DpRankOut:
     )
 
 
+def _traces(counters: Mapping[str, int]) -> dict[str, int] | None:
+    """The producer's account of its traces, with those in flight; None if it traces nothing."""
+    if not counters:
+        return None
+    settled = sum(number for name, number in counters.items() if name != "captured")
+    return {**counters, "in_flight": counters.get("captured", 0) - settled}
+
+
 def _producer(item: ProducerState) -> ProducerOut:
     latest, who = item.latest, item.latest.producer
     return ProducerOut.model_validate(
@@ -83,6 +91,7 @@ def _producer(item: ProducerState) -> ProducerOut:
             "restarts": item.restarts,
             "placement_version": latest.placement_version,
             "layers": [layer.layer for layer in latest.counted.layout.layers],
+            "traces": _traces(latest.traces),
             "uncovered": [Uncovered(layer=entry.layer, reason=entry.reason) for entry in latest.uncovered],
             "mismatches": _mismatches(item),
             "drops": dict(item.totals.drops),

@@ -53,6 +53,7 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     state_reason: str
     uncovered: list[UncoveredLayer]
     placement_version: int | None
+    traces: dict[str, int] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -89,6 +90,7 @@ def encode_account(account: AccountState) -> bytes:
         state_reason=latest.state_reason,
         uncovered=list(latest.uncovered),
         placement_version=latest.placement_version,
+        traces=dict(latest.traces),
     )
     return _compress(_encoder.encode(packed))
 
@@ -112,6 +114,7 @@ def decode_account(blob: bytes) -> AccountState:
         uncovered=tuple(packed.uncovered),
         placement_version=packed.placement_version,
         counted=newest.counted,
+        traces=packed.traces,
     )
     return AccountState(_unpack(packed.totals), epochs, packed.forgotten_up_to, packed.epochs_seen, latest)
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
-from moescope.service.store.records import Key, Posting, Record, StoredTotals, Usage
+from moescope.service.store.records import (
+    Key,
+    Posting,
+    Record,
+    StoredTotals,
+    TracedRequest,
+    TraceQuery,
+    Usage,
+    WorkerTrace,
+)
 
 
 class Store(Protocol):
@@ -28,6 +37,12 @@ class Store(Protocol):
 
     def oldest(self, key: Key) -> StoredTotals | None:
         """The oldest totals that are kept of a producer."""
+
+    def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
+        """The requests that match, newest first, ``query.limit`` at most."""
+
+    def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
+        """What each worker traced of a request, of some layers or of all; nothing if it is gone."""
 
     def maintain(self, now: float) -> None:
         """Roll up and remove what is due; short, so that it can run between two writes."""

@@ -25,6 +25,7 @@ def open_writer(settings: Settings, clock: Callable[[], float]) -> Generator[Sto
         fine_s=settings.keep_1s_s,
         middle_s=settings.keep_10s_s,
         coarse_s=settings.keep_5min_s,
+        trace_s=settings.keep_traces_s,
         max_bytes=settings.store_mib << 20,
     )
     writer = StoreWriter(SqliteStore(settings.store, retention), clock)

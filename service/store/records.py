@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moescope.capture.trace_wire import ExpertArray, TracePart
+from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.ledger import AccountState
 from moescope.service.totals import Totals
 
@@ -51,10 +53,81 @@ class StoredTotals:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a store holds now: snapshots of totals, and bytes on disk."""
+    """What a store holds now: snapshots of totals, traced requests, and bytes on disk."""
 
     snapshots: int
+    traces: int
     nbytes: int
 
 
-Record = Posting | Forgotten
+@dataclass(frozen=True, slots=True)
+class ArrivedPart:
+    """A checked part of a trace; ``at`` is when it came, seconds of Unix time on the service's clock."""
+
+    part: TracePart
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class TraceQuery:
+    """Which traces to list; None is any.
+
+    ``start`` and ``end`` bound when a trace was stored, seconds of Unix time; ``expert`` needs ``layer``;
+    ``before`` is the number of the last trace on the page before.
+    """
+
+    server: str | None = None
+    model: str | None = None
+    dp_rank: int | None = None
+    name: str | None = None
+    start: float | None = None
+    end: float | None = None
+    min_tokens: int = 1
+    layer: int | None = None
+    expert: int | None = None
+    before: int | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class TracedRequest:
+    """A request with a complete trace in at least one worker.
+
+    Attributes:
+        number: rises with each request that is stored.
+        names: vLLM's internal id, and those by which a client knows it.
+        tokens: tokens computed for it, those that were computed again included.
+    """
+
+    number: int
+    server: str
+    model: str
+    dp_rank: int
+    request_id: str
+    names: tuple[str, ...]
+    outcome: str
+    prompt_tokens: int
+    cached_tokens: int
+    preemptions: int
+    started_at: float
+    ended_at: float
+    stored_at: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTrace:
+    """What one worker traced of a request: T tokens in the order of computing.
+
+    Attributes:
+        layers: the layers that are in ``experts``.
+        positions: int64 [T]; a position that was computed again is there again.
+        experts: for each layer logical experts, uint8 or uint16 [T, top_k]; uint16 may have ``NO_EXPERT``.
+    """
+
+    layers: tuple[MoeLayer, ...]
+    positions: Int64Array
+    experts: tuple[ExpertArray, ...]
+
+
+Record = Posting | Forgotten | ArrivedPart

@@ -18,29 +18,30 @@ class Retention:
         fine_s: age up to which the history has a snapshot a second.
         middle_s: age up to which it has one every 10 seconds.
         coarse_s: age up to which it has one every 5 minutes; older ones go.
+        trace_s: age up to which routing traces are kept, from when they were stored.
         max_bytes: size on disk above which the oldest go.
     """
 
     fine_s: float = 3600.0
     middle_s: float = 86400.0
     coarse_s: float = 90 * 86400.0
+    trace_s: float = 7 * 86400.0
     max_bytes: int = 4 << 30
 
 
-def keep_history(
-    connection: sqlite3.Connection, retention: Retention, now_ms: int, size: Callable[[], int]
-) -> None:
-    """Roll up what is old enough, remove what is too old, then the oldest until the size fits."""
+def keep(connection: sqlite3.Connection, retention: Retention, now_ms: int, size: Callable[[], int]) -> None:
+    """Roll up history that is old enough, remove what is too old, then the oldest until the size fits."""
     _roll_up(connection, 10_000, now_ms - int(retention.fine_s * 1000))
     _roll_up(connection, 300_000, now_ms - int(retention.middle_s * 1000))
     removed = _remove_before(connection, now_ms - int(retention.coarse_s * 1000))
+    removed += _remove_traces(connection, now_ms - int(retention.trace_s * 1000))
     if removed:
         _give_back(connection)
     keep_within(connection, retention.max_bytes, size)
 
 
 def keep_within(connection: sqlite3.Connection, max_bytes: int, size: Callable[[], int]) -> None:
-    """Remove the oldest snapshots until the files fit; each producer's newest stays."""
+    """Remove the oldest snapshots and traces until the files fit; each producer's newest snapshot stays."""
     while size() > max_bytes:
         # The log counts too: what it holds goes into the database, where it may well fit.
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -83,18 +84,31 @@ def _remove_before(connection: sqlite3.Connection, before_ms: int) -> int:
     return len(doomed)
 
 
+def _remove_traces(connection: sqlite3.Connection, before_ms: int) -> int:
+    doomed = connection.execute("SELECT id FROM request WHERE stored_ms < ?", (before_ms,)).fetchall()
+    _remove(connection, doomed, "request")
+    return len(doomed)
+
+
 def _remove_oldest(connection: sqlite3.Connection) -> bool:
-    doomed = connection.execute(
-        f"SELECT id FROM snapshot WHERE id NOT IN ({_NEWEST}) ORDER BY at_ms LIMIT ?", (_BATCH,)
+    """Remove some of the oldest snapshots, or as many traces, whichever are older."""
+    snapshots = connection.execute(
+        f"SELECT id, at_ms FROM snapshot WHERE id NOT IN ({_NEWEST}) ORDER BY at_ms LIMIT ?", (_BATCH,)
     ).fetchall()
-    _remove(connection, doomed)
-    return bool(doomed)
+    requests = connection.execute(
+        "SELECT id, stored_ms FROM request ORDER BY stored_ms LIMIT ?", (_BATCH // 20,)
+    ).fetchall()
+    if requests and (not snapshots or requests[0][1] <= snapshots[0][1]):
+        _remove(connection, [row[:1] for row in requests], "request")
+        return True
+    _remove(connection, [row[:1] for row in snapshots])
+    return bool(snapshots)
 
 
-def _remove(connection: sqlite3.Connection, ids: list[tuple[int]]) -> None:
+def _remove(connection: sqlite3.Connection, ids: list[tuple[int]], table: str = "snapshot") -> None:
     for start in range(0, len(ids), _BATCH):
         connection.execute("BEGIN IMMEDIATE")
-        connection.executemany("DELETE FROM snapshot WHERE id = ?", ids[start : start + _BATCH])
+        connection.executemany(f"DELETE FROM {table} WHERE id = ?", ids[start : start + _BATCH])
         connection.execute("COMMIT")
 
 

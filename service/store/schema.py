@@ -43,7 +43,70 @@ CREATE TABLE rolled_up (
 ) STRICT;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_V1,)
+_V2: Final = """
+-- A traced request; under tensor or pipeline parallelism several workers have a trace of it.
+CREATE TABLE request (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    server TEXT NOT NULL,
+    model TEXT NOT NULL,
+    dp_rank INTEGER NOT NULL,
+    request_id TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,
+    preemptions INTEGER NOT NULL,
+    started_ms INTEGER NOT NULL,
+    ended_ms INTEGER NOT NULL,
+    stored_ms INTEGER NOT NULL,
+    tokens INTEGER NOT NULL DEFAULT 0,  -- of complete traces; 0: none is complete, so that it isn't shown
+    UNIQUE (request_id, server, model, dp_rank)
+) STRICT;
+CREATE INDEX request_by_time ON request (stored_ms);
+
+CREATE TABLE request_name (
+    name TEXT NOT NULL,
+    request INTEGER NOT NULL REFERENCES request (id) ON DELETE CASCADE,
+    PRIMARY KEY (name, request)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX request_name_by_request ON request_name (request);
+
+-- The trace of a request in one worker. `layers` is msgpack; `hits` a bit for each (layer, expert) taken.
+CREATE TABLE trace (
+    id INTEGER PRIMARY KEY,
+    request INTEGER NOT NULL REFERENCES request (id) ON DELETE CASCADE,
+    pp_rank INTEGER NOT NULL,
+    tp_rank INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    parts INTEGER NOT NULL,
+    id_bytes INTEGER NOT NULL,
+    layers BLOB NOT NULL,
+    hits BLOB NOT NULL,
+    tokens INTEGER NOT NULL DEFAULT 0,
+    complete INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (request, pp_rank, tp_rank, epoch, number)
+) STRICT;
+
+CREATE TABLE trace_part (
+    trace INTEGER NOT NULL REFERENCES trace (id) ON DELETE CASCADE,
+    part INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,
+    runs BLOB NOT NULL,
+    PRIMARY KEY (trace, part)
+) STRICT, WITHOUT ROWID;
+
+-- Up to 1000 tokens of a part: for each layer a compressed frame of ids.
+CREATE TABLE segment (
+    id INTEGER PRIMARY KEY,
+    trace INTEGER NOT NULL REFERENCES trace (id) ON DELETE CASCADE,
+    part INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    experts BLOB NOT NULL,
+    UNIQUE (trace, part, number)
+) STRICT;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2)
 
 
 def migrate(connection: sqlite3.Connection, path: str, migrations: tuple[str, ...] = MIGRATIONS) -> None:

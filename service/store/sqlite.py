@@ -11,22 +11,28 @@ import fcntl
 import os
 import queue
 import sqlite3
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from moescope.service.store import traces
 from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
 from moescope.service.store.records import (
+    ArrivedPart,
     Forgotten,
     Key,
     Posting,
     Record,
     StoredTotals,
     StoreError,
+    TracedRequest,
+    TraceQuery,
     Usage,
+    WorkerTrace,
 )
-from moescope.service.store.retention import Retention, keep_history
+from moescope.service.store.retention import Retention, keep
 from moescope.service.store.schema import migrate
+from moescope.service.store.segments import SegmentWriter
 
 FILE: Final = "moescope.sqlite"
 _FINEST_MS: Final = 1000
@@ -47,6 +53,7 @@ class SqliteStore:
     def __init__(self, folder: Path, retention: Retention) -> None:
         self._path = folder / FILE
         self._retention = retention
+        self._segments = SegmentWriter()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock: int | None = _lock(folder)
@@ -66,10 +73,13 @@ class SqliteStore:
         """Keep all of these or none."""
         with _failures(self._path), _transaction(self._writer):
             for record in records:
-                if isinstance(record, Forgotten):
-                    self._writer.execute(f"DELETE FROM producer WHERE {_BY_KEY}", record.key)
-                else:
-                    self._post(record)
+                match record:
+                    case Posting():
+                        self._post(record)
+                    case Forgotten():
+                        self._writer.execute(f"DELETE FROM producer WHERE {_BY_KEY}", record.key)
+                    case ArrivedPart():
+                        traces.save_part(self._writer, record, self._segments)
 
     def accounts(self) -> Iterator[Posting]:
         """The newest posting of every producer."""
@@ -109,16 +119,27 @@ class SqliteStore:
                 ).fetchone()
             )
 
+    def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
+        """The requests that match, newest first."""
+        with self._reading() as connection:
+            return traces.traced_requests(connection, query)
+
+    def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
+        """What each worker traced of a request."""
+        with self._reading() as connection:
+            return traces.traces(connection, number, layers)
+
     def maintain(self, now: float) -> None:
         """Roll up and remove what is due."""
         with _failures(self._path):
-            keep_history(self._writer, self._retention, _ms(now), self._nbytes)
+            keep(self._writer, self._retention, _ms(now), self._nbytes)
 
     def usage(self) -> Usage:
         """What is held."""
         with self._reading() as connection:
             [snapshots] = connection.execute("SELECT count(*) FROM snapshot").fetchone()
-        return Usage(snapshots, self._nbytes())
+            [requests] = connection.execute("SELECT count(*) FROM request WHERE tokens > 0").fetchone()
+        return Usage(snapshots, requests, self._nbytes())
 
     def close(self) -> None:
         """Let go of the files."""
@@ -159,6 +180,7 @@ class SqliteStore:
             except queue.Empty:
                 connection = _connect(self._path)
                 connection.execute("PRAGMA query_only = ON")
+                traces.prepare(connection)
             try:
                 connection.execute("BEGIN")
                 yield connection

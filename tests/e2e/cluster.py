@@ -35,15 +35,17 @@ class Request:
 class Service:
     """`moescope serve` as an operator starts it, in a process of its own."""
 
-    def __init__(self, log: Path, port: int = 0) -> None:
+    def __init__(self, log: Path, port: int = 0, store: Path | None = None) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
+        self._store = [] if store is None else ["--store", str(store)]
         self._group: ProcessGroup | None = None
 
     def __enter__(self) -> Self:
         moescope = Path(sys.executable).with_name("moescope")
-        self._group = ProcessGroup([str(moescope), "serve", "--port", str(self.port)], self._log, os.environ)
+        command = [str(moescope), "serve", "--port", str(self.port), *self._store]
+        self._group = ProcessGroup(command, self._log, os.environ)
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -76,8 +78,11 @@ class Service:
 class Cluster:
     """vLLM, a relay and the service; one start serves many tests."""
 
-    def __init__(self, folder: Path, options: Mapping[str, Any], capture: bool = True) -> None:
+    def __init__(
+        self, folder: Path, options: Mapping[str, Any], capture: bool = True, store: Path | None = None
+    ) -> None:
         self._folder = folder
+        self._store = store
         self._options = dict(options)
         self._capture = capture
         self._stack = ExitStack()
@@ -88,7 +93,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.service = stack.enter_context(Service(self._folder / "service.log"))
+            self.service = stack.enter_context(Service(self._folder / "service.log", store=self._store))
             self.relay = stack.enter_context(Relay(self.service.port))
             env = {"MOESCOPE_ENDPOINT": self.relay.url, "MOESCOPE_INTERVAL": "0.1", "MOESCOPE_SERVER": "e2e"}
             options = VllmOptions(
@@ -104,9 +109,9 @@ class Cluster:
         self._stack.close()
 
     def restart_service(self) -> None:
-        """Kill the service and start another, which knows nothing, on another port."""
+        """Kill the service and start another, which knows nothing but its store, on another port."""
         self.service.kill()
-        self.service = self._stack.enter_context(Service(self._folder / "service.log"))
+        self.service = self._stack.enter_context(Service(self._folder / "service.log", store=self._store))
         self.relay.target_port = self.service.port
 
     def complete(self, request: Request) -> list[int]:

@@ -7,6 +7,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
+from moescope.capture.settings import INGEST_PATH, TRACES_PATH
+from moescope.capture.trace_wire import TRACE_CONTENT_TYPE
 from moescope.capture.wire import CONTENT_TYPE, Frame, decode_frame
 
 
@@ -18,6 +20,7 @@ class Relay:
         disorder: while set, each frame goes on twice, and every other one only after its successor.
         down: while set, connections are answered with 503.
         frames: every frame that came in, in order.
+        trace_bodies: every part of a trace that came in, in order.
         replies: the status and body of each answer of the service.
     """
 
@@ -27,6 +30,7 @@ class Relay:
         self.down = False
         self.frames: list[Frame] = []
         self.replies: list[tuple[int, bytes]] = []
+        self.trace_bodies: list[bytes] = []
         self._held: list[bytes] = []
         self._lock = threading.Lock()
         relay = self
@@ -36,7 +40,10 @@ class Relay:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                status, reply = relay.take(body)
+                if self.path == TRACES_PATH:
+                    status, reply = relay.take_trace(body)
+                else:
+                    status, reply = relay.take(body)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(reply)))
                 self.end_headers()
@@ -78,10 +85,22 @@ class Relay:
             replies = [self._pass_on(each) for each in (body, *held, body, *held)]
             return replies[0]
 
-    def _pass_on(self, body: bytes) -> tuple[int, bytes]:
+    def take_trace(self, body: bytes) -> tuple[int, bytes]:
+        """Take a part of a trace and pass it on, twice in disorder."""
+        with self._lock:
+            if self.down:
+                return 503, b"down"
+            self.trace_bodies.append(body)
+            for _ in range(self.disorder):
+                self._pass_on(body, TRACES_PATH, TRACE_CONTENT_TYPE)
+            return self._pass_on(body, TRACES_PATH, TRACE_CONTENT_TYPE)
+
+    def _pass_on(
+        self, body: bytes, path: str = INGEST_PATH, content_type: str = CONTENT_TYPE
+    ) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.target_port, timeout=5)
         try:
-            connection.request("POST", "/v1/ingest", body, {"Content-Type": CONTENT_TYPE})
+            connection.request("POST", path, body, {"Content-Type": content_type})
             response = connection.getresponse()
             reply = response.status, response.read()
         except OSError as error:

@@ -18,9 +18,12 @@ import numpy as np
 
 from devkit.processes import free_port
 from moescope.capture import wire
+from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, TracePart, encode_part
+from moescope.service.store.records import TraceQuery
 from moescope.service.store.retention import Retention
 from moescope.service.store.sqlite import SqliteStore
 from tests.service.frames import EPOCH, frame, producer
+from tests.service.traces import experts_of, part
 
 KILLS = 20
 RANKS = 3
@@ -32,11 +35,36 @@ def counts_after(seq: int, dp_rank: int) -> list[int]:
     return [2 * seq * (dp_rank + 1)] + [2 * (seq // (e + 1)) for e in range(1, EXPERTS)]
 
 
+def trace_parts(number: int, dp_rank: int) -> list[TracePart]:
+    """A trace in two parts, whose experts say which it is."""
+    experts = experts_of(number, 40)
+    who = {"dp_rank": dp_rank, "dp_size": RANKS}
+    name = f"{dp_rank}/{number}"
+    return [
+        part(number, experts=[ids[:30] for ids in experts], runs=[(0, 30)], parts=2, who=who, name=name),
+        part(
+            number,
+            experts=[ids[30:] for ids in experts],
+            runs=[(30, 10)],
+            part=1,
+            parts=2,
+            who=who,
+            name=name,
+        ),
+    ]
+
+
 class Pusher:
-    """One rank: sends frame after frame, and knows which were acknowledged."""
+    """One rank: sends frames and traces, each trace until it is there; knows what was acknowledged.
+
+    Attributes:
+        acknowledged, sent: the last frame's number.
+        traces: traces of which all parts were acknowledged; the next one may have arrived in part or whole.
+    """
 
     def __init__(self, port: int, dp_rank: int) -> None:
         self.dp_rank = dp_rank
+        self.traces = 0
         self.acknowledged = 0
         self.sent = 0
         self._port = port
@@ -56,15 +84,20 @@ class Pusher:
                 body = wire.encode_frame(
                     frame({0: counts_after(seq, self.dp_rank)}, seq=seq, who=who, after_s=seq / 1000)
                 )
-                try:
-                    answer = client.post(
-                        "/v1/ingest", content=body, headers={"content-type": wire.CONTENT_TYPE}
-                    )
-                except httpx.TransportError:
-                    time.sleep(0.01)
-                    continue
-                assert answer.status_code == 200, answer.text
-                self.acknowledged = seq
+                if self._post(client, "/v1/ingest", body, wire.CONTENT_TYPE):
+                    self.acknowledged = seq
+                bodies = [encode_part(made) for made in trace_parts(self.traces + 1, self.dp_rank)]
+                if all(self._post(client, "/v1/traces", body, TRACE_CONTENT_TYPE) for body in bodies):
+                    self.traces += 1
+
+    def _post(self, client: httpx.Client, path: str, body: bytes, content_type: str) -> bool:
+        try:
+            answer = client.post(path, content=body, headers={"content-type": content_type})
+        except httpx.TransportError:
+            time.sleep(0.01)
+            return False
+        assert answer.status_code == 200, answer.text
+        return True
 
 
 @contextlib.contextmanager
@@ -87,11 +120,14 @@ def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def check(folder: Path, pushers: list[Pusher], acknowledged: list[int]) -> None:
-    """Each account is one of the frames sent, none before the last acknowledged; history agrees with it."""
+def check(folder: Path, pushers: list[Pusher], acknowledged: list[tuple[int, int]]) -> None:
+    """Each account is one of the frames sent, none before the last acknowledged; history agrees with it.
+
+    Each trace that was acknowledged is there, once and whole, and at most the next one besides.
+    """
     store = SqliteStore(folder, Retention())
     accounts = {item.key[2]: item for item in store.accounts()}
-    for pusher, acked in zip(pushers, acknowledged, strict=True):
+    for pusher, (acked, traces) in zip(pushers, acknowledged, strict=True):
         kept = accounts[pusher.dp_rank]
         seq = kept.account.latest.seq
         assert acked <= seq <= pusher.sent
@@ -100,6 +136,13 @@ def check(folder: Path, pushers: list[Pusher], acknowledged: list[int]) -> None:
         [newest] = store.totals_at(kept.key, [time.time() + 60])
         assert newest is not None
         np.testing.assert_array_equal(newest.totals.counts, kept.account.totals.counts)
+        kept_traces = store.traced_requests(TraceQuery(dp_rank=pusher.dp_rank, limit=1 << 20))
+        numbers = [int(found.names[-1].partition("/")[2]) for found in kept_traces]
+        assert numbers[::-1] in (list(range(1, traces + 1)), list(range(1, traces + 2)))
+        for found, number in list(zip(kept_traces, numbers, strict=True))[:20]:
+            [trace] = store.traces(found.number, None)
+            for ids, expected in zip(trace.experts, experts_of(number, 40), strict=True):
+                np.testing.assert_array_equal(ids, expected)
     store.close()
 
 
@@ -119,7 +162,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
                 time.sleep(rng.uniform(0, 0.3))
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
-            check(tmp_path, pushers, [pusher.acknowledged for pusher in pushers])
+            check(tmp_path, pushers, [(pusher.acknowledged, pusher.traces) for pusher in pushers])
     finally:
         for pusher in pushers:
             pusher.stop()

@@ -1,0 +1,161 @@
+"""The daemon thread that encodes and sends closed traces; the step's path never meets it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from moescope.capture.throttled_log import ThrottledLog
+from moescope.capture.trace_buffer import Trace, cut
+from moescope.capture.trace_wire import TRACE_MAJOR, TRACE_MINOR, TracePart, encode_part
+from moescope.capture.tracing import Tracer
+from moescope.capture.transport import DeliveryError
+from moescope.capture.wire import MoeLayer, Producer
+
+logger = logging.getLogger("vllm.moescope")
+
+TICK = 0.1
+FIRST_BACKOFF = 0.5
+MAX_BACKOFF = 30.0
+PART_BYTES = 8 << 20
+REFUSALS = frozenset({"400", "409", "413", "415", "422"})
+"""Answers that sending again won't change."""
+
+
+class Transport(Protocol):
+    """Where parts go (see `HttpTransport`)."""
+
+    def post(self, body: bytes) -> None:
+        """Deliver one part or raise `DeliveryError`."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+class TraceSender:
+    """Sends closed traces in order, each until it is delivered or refused.
+
+    Args:
+        tracer: where traces come from; its memory is the only buffer.
+        producer, epoch: as in the worker's frames.
+    """
+
+    def __init__(self, tracer: Tracer, producer: Producer, epoch: int, transport: Transport) -> None:
+        self._tracer = tracer
+        self._producer = producer
+        self._epoch = epoch
+        self._transport = transport
+        self._log = ThrottledLog(logger)
+        self._parts: list[bytes] = []
+        self._delivered = 0
+        self._dropped: Counter[str] = Counter()
+        self._backoff = FIRST_BACKOFF
+        self._retry_at = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="moescope-traces", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Send what is left, and wait for that no longer than `timeout` seconds."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def accounts(self) -> dict[str, int]:
+        """Traces ``captured``, ``delivered`` and ``dropped_<reason>`` so far; the rest are in flight."""
+        delivered, refused = self._delivered, dict(self._dropped)  # first: they only lag behind
+        captured, dropped, _ = self._tracer.accounts()
+        for reason, number in refused.items():
+            dropped[reason] = dropped.get(reason, 0) + number
+        reasons = {f"dropped_{reason}": number for reason, number in sorted(dropped.items())}
+        return {"captured": captured, "delivered": delivered, **reasons}
+
+    def tick(self) -> None:
+        """Send the closed traces, as far as the service takes them."""
+        while self._tracer.closed and time.monotonic() >= self._retry_at:
+            trace = self._tracer.closed[0]
+            try:
+                self._parts = self._parts or list(
+                    encode_trace(trace, self._tracer.layers, self._producer, self._epoch)
+                )
+                self._send()
+            except DeliveryError as error:
+                if error.kind not in REFUSALS:
+                    self._put_off(error)
+                    return
+                self._drop("refused", error)
+            except Exception as error:  # noqa: BLE001 - the thread must outlive whatever happens to a trace
+                self._drop("fault", error)
+            else:
+                self._delivered += 1
+            self._parts = []
+            self._tracer.closed.popleft()
+            self._tracer.released += trace.nbytes
+
+    def _run(self) -> None:
+        while not self._stopping.wait(TICK):
+            self.tick()
+        self._retry_at = 0.0
+        self.tick()
+        self._transport.close()
+
+    def _send(self) -> None:
+        """Send the parts that are left; those that were delivered are not sent again."""
+        while self._parts:
+            self._transport.post(self._parts[0])
+            self._backoff = FIRST_BACKOFF
+            self._parts.pop(0)
+
+    def _drop(self, reason: str, error: Exception) -> None:
+        self._dropped[reason] += 1
+        self._log.log(reason, logging.WARNING, f"moescope: a trace is dropped: {error}")
+
+    def _put_off(self, error: DeliveryError) -> None:
+        self._backoff = min(2 * self._backoff, MAX_BACKOFF)
+        self._retry_at = time.monotonic() + self._backoff * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._log.log(error.kind, logging.WARNING, f"moescope: traces wait: {error}")
+
+
+def encode_trace(
+    trace: Trace, layers: Sequence[MoeLayer], producer: Producer, epoch: int, part_bytes: int = PART_BYTES
+) -> Iterator[bytes]:
+    """The encoded parts of a closed trace, of about `part_bytes` at most."""
+    experts = np.concatenate(trace.chunks)
+    tokens = max(1, part_bytes // (experts.shape[1] * experts.itemsize))
+    parts = -(-len(experts) // tokens)
+    columns = list(itertools.accumulate((layer.top_k for layer in layers), initial=0))
+    for part in range(parts):
+        rows = experts[part * tokens : (part + 1) * tokens].astype(f"<u{experts.itemsize}", copy=False)
+        yield encode_part(
+            TracePart(
+                wire=(TRACE_MAJOR, TRACE_MINOR),
+                producer=producer,
+                epoch=epoch,
+                trace=trace.number,
+                part=part,
+                parts=parts,
+                request_id=trace.request_id[:256],
+                client_ids=[name[:256] for name in trace.client_ids],
+                outcome="cut_off" if trace.outcome == "cut_off" else "ended",
+                prompt_tokens=trace.prompt_tokens,
+                cached_tokens=trace.cached_tokens,
+                preemptions=trace.preemptions,
+                started_at_ns=trace.started_at_ns,
+                ended_at_ns=trace.ended_at_ns,
+                layers=list(layers),
+                runs=cut(trace.runs, part * tokens, part * tokens + len(rows)),
+                id_bytes=2 if experts.itemsize == 2 else 1,
+                experts=[rows[:, a:b].tobytes() for a, b in itertools.pairwise(columns)],
+            )
+        )

@@ -1,0 +1,83 @@
+"""A worker's tracing put together: sampling, traces, sender. A fault ends tracing, never counting."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from moescope.capture.settings import TRACES_PATH, CaptureSettings
+from moescope.capture.trace_sender import TraceSender
+from moescope.capture.trace_wire import TRACE_CONTENT_TYPE
+from moescope.capture.tracing import Tracer
+from moescope.capture.transport import HttpTransport
+from moescope.capture.vllm_requests import batch_order, read_requests
+from moescope.capture.wire import MoeLayer, Producer
+
+logger = logging.getLogger("vllm.moescope")
+
+STOP_SECONDS = 1.0
+
+
+class TraceSession:
+    """Tracing in one worker.
+
+    Args:
+        layers: the covered layers, in the capturer's order.
+        producer, epoch: as in the worker's frames.
+    """
+
+    def __init__(
+        self, layers: Sequence[MoeLayer], producer: Producer, epoch: int, settings: CaptureSettings
+    ) -> None:
+        self._model_runner: Any = None
+        self.tracer = Tracer(layers, settings.traces, self._order, settings.trace_bytes)
+        transport = HttpTransport(
+            settings.endpoint, settings.token, path=TRACES_PATH, content_type=TRACE_CONTENT_TYPE
+        )
+        self._sender = TraceSender(self.tracer, producer, epoch, transport)
+        self._started = False
+        self._failed = False
+        logger.warning(
+            "moescope: tracing the routing of %g of all requests%s; handle traces like prompts",
+            settings.traces.rate,
+            " and of those that ask for it" if settings.traces.opt_in else "",
+        )
+
+    def start(self) -> None:
+        """Start to send; further calls do nothing."""
+        if not self._started:
+            self._started = True
+            self._guarded(self._sender.start)
+
+    def begin_step(self, scheduler_output: Any, model_runner: Any) -> None:
+        """vLLM's worker is about to run this step, or is told that requests are done."""
+        self._model_runner = model_runner
+        self._guarded(lambda: self.tracer.begin_step(read_requests(scheduler_output)))
+
+    def end_step(self) -> None:
+        """The step has run."""
+        self._guarded(self.tracer.end_step)
+
+    def stop(self) -> None:
+        """Cut off what is open and send what is left, within a second."""
+        self._guarded(self.tracer.close_all)
+        if self._started:
+            self._sender.stop(STOP_SECONDS)
+
+    def accounts(self) -> dict[str, int]:
+        """See :meth:`TraceSender.accounts`."""
+        return self._sender.accounts()
+
+    def _order(self) -> list[str]:
+        return batch_order(self._model_runner)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            action()
+        except Exception as error:  # an observer must not harm the server
+            self._failed = True
+            self.tracer.give_up()
+            logger.exception("moescope: tracing is off for good, counting goes on: %r", error)

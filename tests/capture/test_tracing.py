@@ -1,0 +1,154 @@
+"""Traces on the step's path: rows of the right requests, bounded memory, exact accounts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from moescope.capture.layout import Layout, RowSpan
+from moescope.capture.trace_buffer import compact, cut
+from moescope.capture.trace_sampling import TraceSampling
+from moescope.capture.trace_wire import NO_EXPERT, Run
+from moescope.capture.wire import MoeLayer
+from tests.capture.traces import Driver
+
+
+def side_by_side(calls: list[torch.Tensor], rows: slice) -> np.ndarray:
+    return torch.cat([call[rows] for call in calls], dim=1).numpy()
+
+
+def test_rows_go_to_their_requests_in_the_batch_s_order() -> None:
+    driver = Driver()
+    first = driver.step({"a": (0, 3), "b": (0, 2)}, order=["b", "a"], padding=3)
+    second = driver.step({"a": (3, 1), "b": (2, 1)}, order=["a", "b"])
+    driver.step({}, finished=["a", "b"])
+    traces = driver.closed()
+    expected = np.concatenate([side_by_side(first, slice(2, 5)), side_by_side(second, slice(0, 1))])
+    np.testing.assert_array_equal(np.concatenate(traces["a"].chunks), expected)
+    expected = np.concatenate([side_by_side(first, slice(0, 2)), side_by_side(second, slice(1, 2))])
+    np.testing.assert_array_equal(np.concatenate(traces["b"].chunks), expected)
+    assert traces["a"].runs == [(0, 4)]
+    assert traces["a"].chunks[0].dtype == np.uint8
+    driver.assert_accounts(captured=2, closed=2, open_=0)
+
+
+def test_chunks_hits_and_recomputation_are_told_apart() -> None:
+    driver = Driver()
+    driver.step({"a": (32, 8)})  # 32 positions came from a prefix cache
+    driver.step({"a": (40, 8)})
+    driver.step({"a": (0, 16)}, resumed=["a"])
+    driver.step({"a": (16, 32)})
+    driver.step({}, finished=["a"])
+    trace = driver.closed()["a"]
+    assert trace.runs == [(32, 16), (0, 48)]
+    assert (trace.cached_tokens, trace.preemptions, trace.prompt_tokens) == (32, 1, 4)
+
+
+def test_only_what_is_sampled_is_traced() -> None:
+    driver = Driver(sampling=TraceSampling(opt_in=True))
+    driver.step({"a": (0, 3), "b": (0, 2)}, opted_in=["b"])
+    driver.step({}, finished=["a", "b"])
+    assert set(driver.closed()) == {"b"}
+    asked_without_leave = Driver(sampling=TraceSampling(rate=0.0))
+    asked_without_leave.step({"b": (0, 2)}, opted_in=["b"])
+    asked_without_leave.assert_accounts(captured=0, closed=0, open_=0)
+
+
+def test_the_rate_is_a_share_and_the_same_everywhere() -> None:
+    names = [f"request-{n}" for n in range(4000)]
+    chosen = [name for name in names if TraceSampling(rate=0.1).wants(name, False)]
+    assert 300 < len(chosen) < 500
+    assert chosen == [name for name in names if TraceSampling(rate=0.1).wants(name, False)]
+    assert set(chosen) <= {name for name in names if TraceSampling(rate=0.2).wants(name, False)}
+    assert all(TraceSampling(rate=1.0).wants(name, False) for name in names)
+
+
+def test_overflow_drops_whole_requests_and_counts_them() -> None:
+    driver = Driver(max_bytes=25 * 261)  # a chunk of one token takes 261
+    for position in range(20):
+        driver.step({"a": (position, 1), "b": (position, 1)})
+    driver.step({"c": (0, 1)}, finished=["a", "b"])
+    driver.assert_accounts(captured=3, closed=1, open_=1, buffer_full=1)
+    [survivor] = driver.closed().values()
+    assert survivor.runs == [(0, 20)]
+
+
+def test_memory_is_free_again_when_the_sender_is_done() -> None:
+    driver = Driver(max_bytes=1000)
+    for number in range(20):
+        driver.step({f"r{number}": (0, 4)})
+        driver.step({}, finished=[f"r{number}"])
+        while driver.tracer.closed:
+            driver.tracer.released += driver.tracer.closed.popleft().nbytes
+    assert driver.tracer.accounts() == (20, {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("order", "layers", "reason"),
+    [(None, [0], "layer_missing"), (None, [0, 0, 1], "fault:ValueError"), (["a"], None, "fault:ValueError"),
+     (["a", "nobody"], None, "fault:KeyError"), (None, [], "layer_missing")],
+)  # fmt: skip
+def test_a_step_that_cannot_be_told_drops_its_requests(
+    order: list[str] | None, layers: list[int] | None, reason: str
+) -> None:
+    driver = Driver()
+    driver.step({"a": (0, 2)})
+    driver.step({"a": (2, 1), "b": (0, 1)}, order=order, layers=layers)
+    driver.step({"c": (0, 1)}, finished=["a", "b"])
+    driver.assert_accounts(captured=3, closed=0, open_=1, **{reason: 2})
+
+
+def test_a_shard_has_its_tokens_only() -> None:
+    """The second of two tensor-parallel workers: rows 0..2 of its calls are tokens 3..5 of the step."""
+    driver = Driver()
+    calls = driver.step({"a": (10, 2), "b": (0, 3)}, padding=1, span=RowSpan(Layout.TP_SHARD, 0, 3, 3))
+    driver.step({}, finished=["a", "b"])
+    [trace] = driver.closed().values()
+    assert (trace.request_id, trace.runs) == ("b", [(1, 2)])
+    np.testing.assert_array_equal(trace.chunks[0], side_by_side(calls, slice(0, 2)))
+
+
+def test_rows_that_another_worker_has_make_no_trace() -> None:
+    driver = Driver()
+    driver.step({"a": (0, 2)}, span=RowSpan(Layout.LOCAL, 0, 0, 0))
+    driver.step({}, finished=["a"])
+    driver.assert_accounts(captured=0, closed=0, open_=0)
+
+
+def test_rows_of_all_dp_ranks_are_cut_to_ours() -> None:
+    driver = Driver()
+    driver.order = ["a"]
+    calls = driver.step({"a": (0, 2)}, padding=5, span=RowSpan(Layout.ALL_DP, 4, 2, 0))
+    driver.step({}, finished=["a"])
+    np.testing.assert_array_equal(driver.closed()["a"].chunks[0], side_by_side(calls, slice(4, 6)))
+
+
+def test_routing_outside_of_steps_is_nobody_s() -> None:
+    driver = Driver()
+    driver.step({"a": (0, 2)})
+    driver.tracer.record(0, torch.zeros(8, 2, dtype=torch.int64), RowSpan(Layout.SINGLE_DP, 0, 8, 0))
+    driver.step({}, finished=["a"])
+    assert sum(len(chunk) for chunk in driver.closed()["a"].chunks) == 2
+
+
+def test_shutdown_cuts_off_what_is_open() -> None:
+    driver = Driver()
+    driver.step({"a": (0, 2)})
+    driver.tracer.close_all()
+    assert driver.closed()["a"].outcome == "cut_off"
+
+
+def test_masked_slots_and_large_ids_take_two_bytes() -> None:
+    small, large = MoeLayer(0, 256, 2), MoeLayer(1, 300, 1)
+    ids = np.array([[255, 0], [3, -1]])
+    assert compact([ids[:1]], [small]).dtype == np.uint8
+    np.testing.assert_array_equal(compact([ids], [small]), [[255, 0], [3, NO_EXPERT]])
+    assert compact([np.array([[299]])], [large]).tolist() == [[299]]
+
+
+def test_runs_are_cut_at_token_counts() -> None:
+    runs = [(10, 4), (0, 6)]
+    assert cut(runs, 0, 10) == [Run(10, 4), Run(0, 6)]
+    assert cut(runs, 2, 5) == [Run(12, 2), Run(0, 1)]
+    assert cut(runs, 9, 20) == [Run(5, 1)]

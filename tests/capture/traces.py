@@ -1,0 +1,83 @@
+"""Steps for tests of tracing: as vLLM's scheduler and routers would have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from moescope.capture.layout import Layout, RowSpan
+from moescope.capture.trace_buffer import Trace
+from moescope.capture.trace_sampling import TraceSampling
+from moescope.capture.tracing import Tracer
+from moescope.capture.vllm_requests import NewRequest, StepRequests
+from moescope.capture.wire import MoeLayer
+
+LAYERS = [MoeLayer(1, 16, 2), MoeLayer(3, 16, 3)]
+
+
+class Driver:
+    """A tracer and the steps that drive it."""
+
+    def __init__(
+        self,
+        layers: Sequence[MoeLayer] = LAYERS,
+        sampling: TraceSampling = TraceSampling(rate=1.0),  # noqa: B008 - frozen
+        max_bytes: int = 1 << 20,
+    ) -> None:
+        self.order: list[str] = []
+        self.layers = list(layers)
+        self.tracer = Tracer(layers, sampling, lambda: self.order, max_bytes)
+        self._seen: set[str] = set()
+
+    def step(
+        self,
+        tokens: Mapping[str, tuple[int, int]],
+        finished: Sequence[str] = (),
+        resumed: Sequence[str] = (),
+        order: Sequence[str] | None = None,
+        opted_in: Sequence[str] = (),
+        padding: int = 0,
+        layers: Sequence[int] | None = None,
+        span: RowSpan | None = None,
+    ) -> list[torch.Tensor]:
+        """Run a step of requests with (first position, tokens); returns the ids of each layer's call."""
+        self.order = list(tokens) if order is None else list(order)
+        new = [
+            NewRequest(name, 4, first, name in opted_in)
+            for name, (first, _) in tokens.items()
+            if name not in self._seen
+        ]
+        self._seen |= set(tokens)
+        self.tracer.begin_step(
+            StepRequests(
+                finished=finished,
+                new=new,
+                resumed=frozenset(resumed),
+                first_positions={name: first for name, (first, _) in tokens.items()},
+                num_tokens={name: count for name, (_, count) in tokens.items()},
+            )
+        )
+        total = sum(count for _, count in tokens.values()) + padding
+        whole = RowSpan(Layout.SINGLE_DP, 0, total, 0)
+        calls = [
+            torch.from_numpy(
+                np.random.default_rng(total + i).integers(0, layer.num_experts, (total, layer.top_k))
+            )
+            for i, layer in enumerate(self.layers)
+        ]
+        for ordinal in range(len(self.layers)) if layers is None else layers:
+            self.tracer.record(ordinal, calls[ordinal], span or whole)
+        self.tracer.end_step()
+        return calls
+
+    def closed(self) -> dict[str, Trace]:
+        """The closed traces by request."""
+        return {trace.request_id: trace for trace in self.tracer.closed}
+
+    def assert_accounts(self, captured: int, closed: int, open_: int, **dropped: int) -> None:
+        """Captured = dropped + open + closed, each as given."""
+        assert self.tracer.accounts() == (captured, dropped, open_)
+        assert len(self.tracer.closed) == closed
+        assert captured == closed + open_ + sum(dropped.values())

@@ -1,0 +1,253 @@
+"""Routing traces of a real vLLM: at rate 1 their sum is the histogram of the run, expert by expert."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from devkit.vllm_server import MODEL_NAME
+from moescope.capture.trace_wire import decode_part
+from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
+from tests.e2e.conftest import DP2_EP2
+from tests.e2e.test_exact_counts import prompts
+
+pytestmark = pytest.mark.e2e
+
+SECRET = "the secret word is xylophone"
+
+
+@pytest.fixture(scope="module")
+def tracing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """DP=2 EP=2 with prefix caching and chunked prefill; every request is traced."""
+    folder: Path = tmp_path_factory.mktemp("tracing")
+    options = {**DP2_EP2, "env": {"MOESCOPE_TRACE_RATE": "1"}}
+    with Cluster(folder, options, store=folder / "store") as running:
+        yield running
+
+
+def settled(cluster: Cluster) -> list[dict[str, int]]:
+    """Each rank's account of its traces, once none is in flight."""
+    cluster.settled_when_idle()
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        (deployment,) = cluster.service.get("/v1/ranks")["deployments"]
+        accounts = [producer["traces"] for rank in deployment["dp_ranks"] for producer in rank["producers"]]
+        if not any(account["in_flight"] for account in accounts) or time.monotonic() > deadline:
+            return accounts
+        time.sleep(0.1)
+
+
+def all_traces(cluster: Cluster) -> list[dict[str, Any]]:
+    """Every trace that is listed, page by page."""
+    found: list[dict[str, Any]] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        page = cluster.service.get("/v1/traces", limit=7, cursor=cursor)
+        found += page["traces"]
+        cursor = page["next_cursor"]
+    return found
+
+
+def npz(cluster: Cluster, name: str) -> dict[str, Any]:
+    response = httpx.get(f"{cluster.service.url}/v1/traces/{name}.npz")
+    assert response.status_code == 200, response.text
+    return dict(np.load(io.BytesIO(response.content)))
+
+
+def wire_counts(cluster: Cluster) -> dict[int, dict[int, np.ndarray]]:
+    """DP rank to layer to slots by expert, of every row in every part that went over the wire."""
+    counts: dict[int, dict[int, np.ndarray]] = {}
+    for body in cluster.relay.trace_bodies:
+        part = decode_part(body)
+        of_rank = counts.setdefault(part.producer.dp_rank, {})
+        for i, layer in enumerate(part.layers):
+            found = np.bincount(part.ids_of(i).reshape(-1), minlength=layer.num_experts)
+            of_rank[layer.layer] = of_rank.get(layer.layer, 0) + found
+    return counts
+
+
+def stored_counts(cluster: Cluster, names: list[str]) -> dict[int, np.ndarray]:
+    """Layer to slots by expert, of these requests' positions as the service answers them."""
+    counts: dict[int, np.ndarray] = {}
+    for name in names:
+        trace = npz(cluster, name)
+        for i, layer in enumerate(trace["layers"].tolist()):
+            ids = trace["routed_experts"][:, i].reshape(-1)
+            found = np.bincount(ids[ids >= 0], minlength=int(trace["num_experts"][i]))
+            counts[layer] = counts.get(layer, 0) + found
+    return counts
+
+
+def assert_sums(cluster: Cluster, recomputed: bool = False) -> None:
+    """The traces' slots are the histogram's, for each DP rank, layer and expert."""
+    for account in settled(cluster):
+        assert account["captured"] == account["delivered"] > 0, account
+    traces = all_traces(cluster)
+    for dp_rank, layers in wire_counts(cluster).items():
+        truth = cluster.layers(dp_rank)
+        assert {layer: counts.tolist() for layer, counts in layers.items()} == {
+            layer: found["counts"] for layer, found in truth.items()
+        }
+        mine = [trace for trace in traces if trace["dp_rank"] == dp_rank]
+        assert sum(trace["tokens"] for trace in mine) == next(iter(truth.values()))["tokens"]
+        if not recomputed:  # a position that was computed twice is answered once
+            kept = stored_counts(cluster, [trace["request_id"] for trace in mine])
+            assert {layer: counts.tolist() for layer, counts in kept.items()} == {
+                layer: found["counts"] for layer, found in truth.items()
+            }
+
+
+def test_sum_of_traces_is_the_histogram(tracing: Cluster) -> None:
+    """Concurrent, chunked, and prefix-cached requests on both ranks."""
+    tracing.complete_all(prompts(20))
+    tracing.complete(Request("x" * 700, 3))
+    for ending in range(4):
+        tracing.complete(Request("the same beginning " * 20 + str(ending), 2))
+    tracing.assert_exact()
+    assert_sums(tracing)
+    traces = all_traces(tracing)
+    assert len({trace["request_id"] for trace in traces}) == len(traces) == 25
+    assert {trace["dp_rank"] for trace in traces} == {0, 1}
+
+
+def test_computed_positions_once_each_and_both_ids_find_it(tracing: Cluster) -> None:
+    shared = "a common prefix of many tokens " * 12
+    answers = [
+        httpx.post(
+            f"{tracing.vllm.url}/v1/completions",
+            json={"model": MODEL_NAME, "prompt": f"{shared}{number}", "max_tokens": 5, "temperature": 0},
+            headers={"X-Request-Id": f"mine-{number}"},
+            timeout=60,
+        ).json()
+        for number in range(6)
+    ]
+    settled(tracing)
+    hits = 0
+    for number, answer in enumerate(answers):
+        trace = npz(tracing, f"mine-{number}")
+        by_completion = npz(tracing, answer["id"])
+        np.testing.assert_array_equal(trace["routed_experts"], by_completion["routed_experts"])
+        [entry] = tracing.service.get("/v1/traces", request_id=f"mine-{number}")["traces"]
+        prompt = answer["usage"]["prompt_tokens"]
+        assert entry["prompt_tokens"] == prompt
+        cached = entry["cached_tokens"]
+        hits += cached
+        # The last token that was sampled is never fed back.
+        expected = [0] * cached + [1] * (prompt - cached + answer["usage"]["completion_tokens"] - 1)
+        assert trace["times_computed"].tolist() == expected
+        missing = (trace["routed_experts"] == -1).all(axis=(1, 2))
+        assert missing.tolist() == [times == 0 for times in expected]
+        rows = trace["routed_experts"][~missing]
+        assert rows.shape[1:] == (4, 4)
+        assert rows.min() >= 0
+        assert all(len(set(experts)) == 4 for experts in rows.reshape(-1, 4).tolist())
+    assert hits > 0, "no prefix-cache hit was met"
+
+
+def test_an_aborted_request_closes_its_trace(tracing: Cluster) -> None:
+    with httpx.stream(
+        "POST",
+        f"{tracing.vllm.url}/v1/completions",
+        json={"model": MODEL_NAME, "prompt": "abort", "max_tokens": 1500, "temperature": 0, "stream": True},
+        headers={"X-Request-Id": "gone"},
+        timeout=60,
+    ) as response:
+        for number, _ in enumerate(response.iter_lines()):
+            if number > 20:
+                break
+    assert_sums(tracing)
+    trace = npz(tracing, "gone")
+    assert 10 <= len(trace["times_computed"]) < 1500
+    assert set(trace["times_computed"].tolist()) == {1}
+
+
+def test_the_service_was_down(tracing: Cluster) -> None:
+    """Traces wait in the worker, arrive once although sent twice, and survive the service."""
+    before = len(all_traces(tracing))
+    tracing.relay.down = True
+    tracing.complete_all(prompts(6))
+    time.sleep(1)
+    tracing.relay.down = False
+    tracing.relay.disorder = True
+    settled(tracing)
+    tracing.relay.disorder = False
+    tracing.restart_service()
+    tracing.complete(Request("after the restart", 2))
+    assert_sums(tracing)
+    assert len(all_traces(tracing)) == before + 7
+
+
+def test_no_text_anywhere(tracing: Cluster) -> None:
+    tracing.complete(Request(SECRET, 3))
+    settled(tracing)
+    folder = tracing._folder
+    secret = SECRET.encode()
+    texts = {
+        "wire": b"".join(tracing.relay.trace_bodies),
+        "service log": (folder / "service.log").read_bytes(),
+        "metrics": httpx.get(f"{tracing.service.url}/metrics").content,
+        **{f"store {path.name}": path.read_bytes() for path in (folder / "store").iterdir()},
+    }
+    for place, content in texts.items():
+        assert secret not in content, place
+    token_ids = bytes(secret[:8])
+    assert token_ids not in texts["wire"]
+
+
+def test_preempted_requests(tmp_path: Path) -> None:
+    """Too few cache blocks for all: what is preempted is computed again, and its trace says so."""
+    options = {
+        **DP2_EP2,
+        "prefix_caching": False,
+        "max_model_len": 640,
+        "env": {"MOESCOPE_TRACE_RATE": "1"},
+        "extra_args": ("--num-gpu-blocks-override", "22"),
+    }
+    with Cluster(tmp_path, options, store=tmp_path / "store") as cluster:
+        cluster.complete_all([Request(f"{n} " + "long " * 20, 300) for n in range(8)])
+        preemptions = sum(cluster.vllm_metrics()["vllm:num_preemptions_total"].values())
+        assert preemptions > 0, "nothing was preempted"
+        assert_sums(cluster, recomputed=True)
+        traces = all_traces(cluster)
+        assert sum(trace["preemptions"] for trace in traces) == preemptions
+        for trace in traces:
+            times = npz(cluster, trace["request_id"])["times_computed"]
+            assert times.min() >= 1
+            assert int(times.max()) == 1 + trace["preemptions"]
+            assert int(times.sum()) == trace["tokens"]
+            assert len(times) == trace["prompt_tokens"] + 300 - 1
+
+
+def test_sampling_and_opt_in(tmp_path: Path) -> None:
+    """One rank of two TP workers, whose shards make one trace; only those that ask for it."""
+    options = {
+        **DP2_EP2,
+        "env": {"MOESCOPE_TRACE_OPT_IN": "1"},
+        "extra_args": ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp"),
+    }
+    with Cluster(tmp_path, options, store=tmp_path / "store") as cluster:
+        cluster.complete_all(prompts(4))
+        answer = httpx.post(
+            f"{cluster.vllm.url}/v1/completions",
+            json={
+                "model": MODEL_NAME,
+                "prompt": "trace me please",
+                "max_tokens": 8,
+                "vllm_xargs": {"moescope_trace": 1},
+            },
+            timeout=60,
+        ).json()
+        settled(cluster)
+        [entry] = all_traces(cluster)
+        assert answer["id"] in entry["names"]
+        computed = answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"] - 1
+        assert entry["tokens"] == computed
+        assert npz(cluster, answer["id"])["times_computed"].tolist() == [1] * computed
+        assert len({decode_part(body).producer.tp_rank for body in cluster.relay.trace_bodies}) == 2
