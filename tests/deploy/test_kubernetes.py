@@ -1,0 +1,73 @@
+"""The manifests for Kubernetes: generated ones are up to date, and all of them fit together."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+from typer.testing import CliRunner
+
+from moescope.dashboards.kubernetes import FOLDER, manifests
+from moescope.service.commands import command_line
+from moescope.service.settings import Settings
+
+DOCUMENTS: list[dict[str, Any]] = [
+    document
+    for path in sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("*.json")])
+    for document in yaml.safe_load_all(path.read_text())
+]
+
+
+def one(kind: str, name: str = "moescope") -> dict[str, Any]:
+    (found,) = [item for item in DOCUMENTS if item["kind"] == kind and item["metadata"]["name"] == name]
+    return found
+
+
+def containers(workload: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {item["name"]: item for item in workload["spec"]["template"]["spec"]["containers"]}
+
+
+def test_rules_and_boards_are_what_the_code_makes() -> None:
+    same = all((FOLDER / name).read_text() == text for name, text in manifests().items())
+    assert same, "run: python -m moescope.dashboards.kubernetes"
+
+
+def test_the_config_map_fits_and_holds_the_boards() -> None:
+    boards = one("ConfigMap", "moescope-boards")["data"]
+    assert len(boards) == 4
+    assert {json.loads(text)["uid"] + ".json" for text in boards.values()} == set(boards)
+    assert len((FOLDER / "boards.json").read_bytes()) < 1024 * 1024  # the most that a ConfigMap may have
+
+
+def test_the_service_monitor_finds_the_service_and_the_service_the_pods() -> None:
+    service, workload, monitor = one("Service"), one("StatefulSet"), one("ServiceMonitor")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    labels = workload["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert workload["spec"]["selector"]["matchLabels"] == labels
+    port = containers(workload)["moescope"]["ports"][0]
+    assert (port["name"], port["containerPort"]) == ("http", Settings().port)
+
+
+def test_containers_are_hardened_and_mounts_have_volumes() -> None:
+    for workload in (one("StatefulSet"), one("Deployment", "vllm")):
+        pod = workload["spec"]["template"]["spec"]
+        claims = workload["spec"].get("volumeClaimTemplates", [])
+        volumes = {item["name"] for item in pod["volumes"]} | {item["metadata"]["name"] for item in claims}
+        for item in containers(workload).values():
+            assert {mount["name"] for mount in item["volumeMounts"]} <= volumes
+        security = containers(workload)["moescope"]["securityContext"]
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_arguments_are_flags_that_exist() -> None:
+    text = CliRunner(env={"COLUMNS": "200"}).invoke(command_line(), ["serve", "--help"]).output
+    for workload in (one("StatefulSet"), one("Deployment", "vllm")):
+        args = containers(workload)["moescope"]["args"]
+        assert args[0] == "serve"
+        for flag in args:
+            assert not flag.startswith("--") or flag in text
