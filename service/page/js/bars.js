@@ -11,7 +11,7 @@ import { h, patch, setAttribute, setText } from "./dom.js";
  */
 export function barTable(caption, heads) {
   const body = h("tbody");
-  const row = h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: i === 2 ? "number" : null, text })));
+  const row = h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: i === 2 ? "number" : null }, i === 1 ? h("span", { class: "unseen", text: "as a bar" }) : text)));
   const element = h("table", {}, h("caption", { class: "unseen", text: caption }), h("thead", {}, row), body);
   const create = () => {
     const cells = heads.slice(3).map(() => h("td"));

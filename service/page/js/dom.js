@@ -53,13 +53,18 @@ export function panel(title, note, ...children) {
   return { element, hint };
 }
 
+/** A part that scrolls by itself, with the keyboard too. @param {boolean} [tall] */
+export function scroll(label, child, tall = false) {
+  return h("div", { class: tall ? "scroll tall" : "scroll", tabindex: "0", role: "region", "aria-label": label }, child);
+}
+
 /**
  * A labelled select that tells of changes.
  * @param {string} label
  * @param {(value: string) => void} onChange
  */
 export function choice(label, onChange) {
-  const select = /** @type {HTMLSelectElement} */ (h("select", { on: { change: () => onChange(select.value) } }));
+  const select = /** @type {HTMLSelectElement} */ (h("select", { "aria-label": label, on: { change: () => onChange(select.value) } }));
   const element = h("label", {}, label, select);
   let shown = "";
   return {

@@ -1,7 +1,7 @@
 // Loads of EP ranks: bars with placement, and where slots come from and go to.
 
 import { barTable } from "./bars.js";
-import { h, panel, setText } from "./dom.js";
+import { h, panel, scroll, setText } from "./dom.js";
 import { compact, count, percent, ranges, times } from "./format.js";
 import { gridPanel } from "./gridpanel.js";
 import { deviation, idTicks } from "./scales.js";
@@ -12,8 +12,8 @@ const HOT_RANK = 1.25;
 export function epBars() {
   const table = barTable("Slots of each EP rank", ["EP rank", "", "slots", "of a fair share", "experts"]);
   const reason = h("p", { class: "nodata" });
-  const scroll = h("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": "EP ranks" }, table.element);
-  const { element, hint } = panel("EP ranks", "", scroll, reason);
+  const place = scroll("EP ranks", table.element, true);
+  const { element, hint } = panel("EP ranks", "", place, reason);
   return {
     element,
     /** @param {any} view with owners @param {number|null} only a layer's id, null for all */
@@ -23,7 +23,7 @@ export function epBars() {
       const width = Math.max(0, ...known.map(({ layer }) => layer.ep_slots.length));
       const loads = Array.from({ length: width }, (_, r) => known.reduce((sum, { layer }) => sum + (layer.ep_slots[r] ?? 0), 0));
       const fair = loads.reduce((a, b) => a + b, 0) / width;
-      scroll.hidden = !fair;
+      place.hidden = !fair;
       reason.hidden = !!fair;
       setText(reason, fair ? "" : chosen.find(({ layer }) => layer.ep_reason)?.layer.ep_reason ?? "No such layer.");
       const held = placements(view, chosen.map(({ i }) => i), width);

@@ -7,7 +7,7 @@ export function loading() {
   return h(
     "div",
     { class: "stack", "data-state": "loading" },
-    h("p", { class: "unseen", text: "Loading" }),
+    h("h1", { class: "unseen", text: "Loading" }),
     h("div", { class: "skeleton" }),
     h("div", { class: "skeleton" }),
   );

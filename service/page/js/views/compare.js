@@ -2,7 +2,7 @@
 
 import { ApiError, get } from "../api.js";
 import { barTable } from "../bars.js";
-import { choice, h, panel, setText } from "../dom.js";
+import { choice, h, panel, scroll, setText } from "../dom.js";
 import { count, duration, percent, time } from "../format.js";
 import { gridPanel } from "../gridpanel.js";
 import { bounds, change, go, previous } from "../route.js";
@@ -20,7 +20,7 @@ export function create() {
     open: (row) => go("layer", { layer: shown.layers[row].layer }),
   });
   const table = barTable("Divergence of each layer", ["layer", "", "divergence"]);
-  const divergence = panel("Divergence by layer", "Jensen-Shannon, bits; 0 is alike, 1 is nothing in common", h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Divergence by layer" }, table.element));
+  const divergence = panel("Divergence by layer", "Jensen-Shannon, bits; 0 is alike, 1 is nothing in common", scroll("Divergence by layer", table.element));
   const body = h("div", { class: "stack" }, map.element, divergence.element);
   const element = h("div", { class: "stack" }, h("h1", { class: "unseen", text: "Compare" }), h("div", { class: "tools" }, model.element, window.element), words, note, body);
   return {

@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { barTable } from "../bars.js";
-import { choice, h, panel, setText } from "../dom.js";
+import { choice, h, panel, scroll, setText } from "../dom.js";
 import { count, percent, plural, times } from "../format.js";
 import { DEAD, HOT, NONE } from "../grid.js";
 import { gridPanel } from "../gridpanel.js";
@@ -29,7 +29,7 @@ export function create() {
     { class: "stack" },
     h("h1", { class: "unseen", text: "Heatmap" }),
     map.element,
-    h("div", { class: "columns" }, panel("Hottest experts", "by multiple of a fair share", hottest.element).element, panel("Dead experts", "no slot in this window", dead).element),
+    h("div", { class: "columns" }, panel("Hottest experts", "by multiple of a fair share", scroll("Hottest experts", hottest.element)).element, panel("Dead experts", "no slot in this window", dead).element),
   );
   return {
     element,

@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { barTable } from "../bars.js";
-import { choice, h, panel, patch, setAttribute, setText } from "../dom.js";
+import { choice, h, panel, patch, scroll, setAttribute, setText } from "../dom.js";
 import { epBars, flowGrid } from "../eprank.js";
 import { count, measure, percent, times } from "../format.js";
 import { ownerText } from "../layout.js";
@@ -28,7 +28,7 @@ export function create() {
     { class: "stack" },
     top.element,
     experts.element,
-    h("div", { class: "columns" }, panel("Experts with the most slots", "", most.element).element, bars.element, flows.element),
+    h("div", { class: "columns" }, panel("Experts with the most slots", "", scroll("Experts with the most slots", most.element)).element, bars.element, flows.element),
   );
   const element = h("div", { class: "stack" }, h("div", { class: "tools" }, title, before, after), note, body);
   return {

@@ -3,7 +3,7 @@
 import { get } from "../api.js";
 import { barTable, tag } from "../bars.js";
 import { lineChart } from "../chart.js";
-import { h, panel, patch, setAttribute, setText } from "../dom.js";
+import { h, panel, patch, scroll, setAttribute, setText } from "../dom.js";
 import { compact, count, duration, measure, percent, plural, times } from "../format.js";
 import { findings, rankState } from "../health.js";
 import { link } from "../route.js";
@@ -21,8 +21,8 @@ export function create() {
   const rates = lineChart("Tokens per second over the last five minutes", compact, 0);
   const imbalance = lineChart("Imbalance ratio over EP ranks over the last five minutes", (x) => x.toFixed(2), 1);
   const parts = {
-    dp: panel("DP ranks", "whose tokens", h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "DP ranks" }, dp.element)),
-    ep: panel("EP ranks", "who holds the chosen experts", h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "EP ranks" }, ep.element)),
+    dp: panel("DP ranks", "whose tokens", scroll("DP ranks", dp.element)),
+    ep: panel("EP ranks", "who holds the chosen experts", scroll("EP ranks", ep.element)),
     rates: panel("Tokens per second", "last 5 minutes", rates.element),
     imbalance: panel("Imbalance over EP ranks", "max / mean, 1 is best; last 5 minutes", imbalance.element),
   };
@@ -138,7 +138,7 @@ function worstLayers() {
   const heads = ["layer", "over EP ranks", "MaxVio over experts", "dead"];
   const body = h("tbody");
   const table = h("table", {}, h("thead", {}, h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: i ? "number" : null, text })))), body);
-  const { element, hint } = panel("Worst layers", "by imbalance ratio over EP ranks", table);
+  const { element, hint } = panel("Worst layers", "by imbalance ratio over EP ranks", scroll("Worst layers", table));
   const create = () => h("tr", {}, h("th", { scope: "row" }, h("a")), ...[1, 2, 3].map(() => h("td", { class: "number" })));
   return {
     element,
@@ -178,7 +178,7 @@ function modelTable() {
   const number = (i) => (i >= 2 && i <= 4 ? "number" : null);
   const body = h("tbody");
   const table = h("table", {}, h("thead", {}, h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: number(i), text })))), body);
-  const { element } = panel("Models", "all that report to this service", h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Models" }, table));
+  const { element } = panel("Models", "all that report to this service", scroll("Models", table));
   const create = () => h("tr", {}, h("th", { scope: "row" }, h("a")), ...heads.slice(1).map((_, i) => h("td", { class: number(i + 1) })));
   return {
     element,

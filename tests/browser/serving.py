@@ -1,0 +1,114 @@
+"""A service on a port that stays the same over restarts, and a simulated large fleet that feeds it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from devkit.processes import free_port
+from moescope.capture import wire
+from moescope.service.api.app import create_app
+from moescope.service.server import Server, listen
+from moescope.service.settings import Settings
+from moescope.service.simulate_fleet import Fleet, Plan
+from moescope.service.simulate_routing import Habits
+
+EPOCH = 1_700_000_000
+
+
+class Clock:
+    """Unix time that passes only when told to."""
+
+    def __init__(self) -> None:
+        self.now = float(EPOCH)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Serving:
+    """Starts and stops a service at one address.
+
+    Args:
+        wrap: puts something around the application, such as a proxy.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], wrap: Callable[[FastAPI], Any] | None = None, **settings: Any
+    ) -> None:
+        self.settings = Settings(port=free_port(), min_tokens=1, **settings)
+        self.url = f"http://127.0.0.1:{self.settings.port}"
+        self._clock = clock
+        self._wrap = wrap or (lambda app: app)
+        self._stop: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Serve, with nothing in memory."""
+        listener = listen(self.settings)
+        app = create_app(self.settings, self._clock)
+        server = Server(
+            uvicorn.Config(self._wrap(app), log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+
+        def stop() -> None:
+            app.state.stopping = True
+            server.should_exit = True
+            thread.join(10)
+            listener.close()
+            assert not thread.is_alive()
+
+        self._stop = stop
+        deadline = time.monotonic() + 10
+        while not server.started:
+            assert time.monotonic() < deadline, "the service did not start"
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        """End; nothing answers at the address any more."""
+        self._stop()
+        self._stop = lambda: None
+
+    def push(self, *frames: wire.Frame) -> None:
+        """Send frames as a capturer does."""
+        headers = {"content-type": wire.CONTENT_TYPE}
+        with httpx.Client(base_url=self.url, headers=headers, timeout=10) as client:
+            for frame in frames:
+                assert client.post("/v1/ingest", content=wire.encode_frame(frame)).status_code == 200
+
+    def get(self, path: str, **params: Any) -> Any:
+        """A JSON answer."""
+        response = httpx.get(f"{self.url}{path}", params=params, timeout=10)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
+LARGE = Plan(
+    habits=Habits(skew=0.4, hot=0.2, hot_moves_s=60, dead=2),
+    rank_imbalance=1.5,
+    uncovered=(60,),
+)
+"""32 ranks of DeepSeek-V3's shape; its last layer can't be seen."""
+
+
+def feed(serving: Serving, clock: Clock, plan: Plan, seconds: int, step: int = 10) -> Fleet:
+    """Let a simulated fleet run for a while, a frame of each rank every ``step`` seconds."""
+    fleet = Fleet(plan, int(clock.now) * 10**9)
+    for _ in range(0, seconds, step):
+        clock.now += step
+        serving.push(*fleet.advance(step))
+    return fleet

@@ -1,0 +1,157 @@
+"""Every state that is not numbers says what to do, and ends by itself when its cause does."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Route, expect
+
+from tests.browser.chrome import Watched
+from tests.browser.serving import Clock, Serving
+from tests.service.frames import frame, halves, producer
+
+
+def _frame(clock: Clock, seq: int = 1, **fields: object):  # type: ignore[no-untyped-def]
+    clock.now += 1
+    made = {"placement": halves(4, 1), "epoch": int((clock.now - seq) * 1e9), **fields}
+    return frame({1: [400, 100, 50, 50]}, who=producer(ep_size=2), seq=seq, **made)
+
+
+def test_empty_until_the_first_frame(empty: Serving, clock: Clock, watched: Watched) -> None:
+    page = watched.open(empty.url)
+    expect(page.get_by_role("heading", name="No model has reported yet")).to_be_visible()
+    command = page.locator("pre").inner_text()
+    assert f"MOESCOPE_ENDPOINT={empty.url} " in command
+    assert "--worker-cls moescope.capture.worker.RoutingWorker" in command
+    assert watched.axe() == []
+    empty.push(_frame(clock))
+    expect(page.locator(".tile").first).to_be_visible()
+    expect(page.locator("#status")).to_have_text("Live")
+
+
+def test_loading_until_the_first_answer(empty: Serving, watched: Watched) -> None:
+    held: list[Route] = []
+    watched.page.route("**/v1/ranks", lambda route: held.append(route))
+    watched.page.goto(empty.url)
+    watched.page.wait_for_selector("#views a")
+    watched.page.wait_for_function("document.querySelector('[data-state=loading]') !== null")
+    assert watched.axe() == []
+    for route in held:
+        route.continue_()
+    watched.page.unroute("**/v1/ranks")
+    expect(watched.page.locator("[data-state=empty]")).to_be_visible()
+
+
+def test_an_error_says_what_it_is_and_can_be_retried(clock: Clock, watched: Watched) -> None:
+    broken = [True]
+
+    def failing() -> float:
+        if broken:
+            raise RuntimeError("no clock")
+        return clock()
+
+    watched.expected = ["500", "ERR_INCOMPLETE_CHUNKED_ENCODING"]
+    broken.clear()
+    with Serving(failing) as serving:
+        serving.push(_frame(clock))
+        broken.append(True)
+        page = watched.open(serving.url)
+        message = page.get_by_role("alert").filter(has_text="The service failed")
+        expect(message).to_be_visible()
+        expect(message).to_contain_text("report it")
+        assert watched.axe() == []
+        with page.expect_request("**/v1/ranks"):
+            page.get_by_role("button", name="Try again").click()
+        expect(message).to_be_visible()
+        broken.clear()
+        expect(page.locator(".tile").first).to_be_visible()
+
+
+def test_a_deployment_that_is_not_there(large: Serving, watched: Watched) -> None:
+    page = watched.open(large.url, "#/overview?server=elsewhere")
+    expect(page.get_by_role("heading", name="No such deployment")).to_be_visible()
+    page.get_by_label("Model", exact=True).select_option(index=0)
+    expect(page.locator(".tile").first).to_be_visible()
+
+
+def test_disconnected_keeps_the_last_numbers_and_comes_back(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    watched.expected = ["Failed to load resource", "net::ERR"]
+    empty.push(_frame(clock))
+    page = watched.open(empty.url)
+    expect(page.locator("#status")).to_have_text("Live")
+    empty.stop()
+    expect(page.locator("#status")).to_have_text("Disconnected")
+    expect(page.get_by_role("alert")).to_contain_text("check that moescope serve runs")
+    expect(page.locator(".tile").first).to_be_visible()
+    assert watched.axe() == []
+    empty.start()
+    empty.push(_frame(clock))
+    expect(page.locator("#status")).to_have_text("Live", timeout=15_000)
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_ranks_say_whether_they_are_live_stale_restarted_or_disabled(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    for rank in range(4):
+        who = producer(dp_rank=rank, dp_size=5, ep_rank=rank, ep_size=4)
+        state = {"state": "disabled", "state_reason": "an unknown layout"} if rank == 3 else {}
+        empty.push(frame({1: [40, 40, 40, 40]}, who=who, placement=halves(4, 1, 4), **state))
+    clock.now += 100
+    for rank in (0, 2):
+        who = producer(dp_rank=rank, dp_size=5, ep_rank=rank, ep_size=4)
+        again = {"epoch": int(clock.now * 1e9)} if rank == 2 else {"seq": 2}
+        empty.push(frame({1: [60, 60, 60, 60]}, who=who, placement=halves(4, 1, 4), **again))
+    page = watched.open(empty.url, "#/overview?window=all")
+    rows = page.get_by_role("table", name="Tokens per second of each DP rank").locator("tbody tr")
+    assert [row.locator(".tag").inner_text() for row in rows.all()] == [
+        "live",
+        "stale",
+        "live, restarted",
+        "stale",
+    ]
+    health = page.locator(".health").inner_text()
+    assert re.search(r"DP rank 4 never reported", health)
+    assert re.search(r"DP rank 1, 3 fell silent|DP rank 1,3 fell silent", health)
+    assert "1 restart of workers" in health
+    assert watched.axe() == []
+
+
+def test_an_idle_window_has_no_sample_rather_than_zeros(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    empty.push(_frame(clock))
+    clock.now += 5
+    empty.push(_frame(clock, seq=7, epoch=int((clock.now - 6) * 1e9)))
+    clock.now += 1
+    page = watched.open(empty.url, "#/heatmap?from=1&to=2")
+    expect(page.get_by_text("No tokens in this window")).to_be_visible()
+    expect(page.locator("#status")).to_have_text("Past window")
+    watched.route("#/overview?from=1&to=2")
+    expect(page.locator(".tile", has_text="Imbalance over EP ranks").locator(".value")).to_have_text(
+        "\N{EN DASH}"
+    )
+
+
+def test_layers_that_are_not_there_or_not_seen(large: Serving, watched: Watched) -> None:
+    page = watched.open(large.url, "#/layer?layer=60&window=all")
+    expect(page.get_by_text("This layer can't be seen: simulated.")).to_be_visible()
+    watched.route("#/layer?layer=1&window=all")
+    expect(page.get_by_text("There is no MoE layer 1.")).to_be_visible()
+
+
+def test_nothing_to_compare(large: Serving, watched: Watched) -> None:
+    page = watched.open(large.url, "#/compare?from=1700000050&to=1700000060&base=previous")
+    expect(page.get_by_role("table", name="Divergence of each layer")).to_be_visible()
+    watched.route("#/compare?from=1699999000&to=1699999100")
+    expect(page.get_by_text("Nothing to compare")).to_be_visible()
+
+
+def test_scripts_off(browser, large: Serving) -> None:  # type: ignore[no-untyped-def]
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(large.url)
+    assert "needs JavaScript" in page.locator("main").inner_text()
+    context.close()
