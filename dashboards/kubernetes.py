@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
 
-_HERE: Final = Path(__file__).parent
+_HERE: Final = Path(__file__).resolve().parent
 FOLDER: Final = _HERE.parent / "deploy" / "kubernetes"
 _LABELS: Final = {"app.kubernetes.io/name": "moescope"}
 

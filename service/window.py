@@ -177,7 +177,8 @@ def _layer(
         if not parts or (dp_rank.tokens and not seen):
             continue
         covering.append(dp_rank.rank)
-        counts.append(np.sum([delta.counts_of(at) for delta, at in parts], axis=0))
+        whole = [delta.counts_of(at) for delta, at in parts]
+        counts.append(whole[0] if len(whole) == 1 else np.sum(whole, axis=0))
         rows.append(seen)
         for delta, at in parts:
             ep_slots = _add(ep_slots, delta.ep_slots[at])
@@ -203,6 +204,8 @@ def _reasons(layer: int, dp_rank: DpRank, spans: list[ProducerSpan]) -> dict[int
 
 def _add(total: FloatArray, part: FloatArray) -> FloatArray:
     """Sum over EP ranks; ranks past the present size matter only if something went to them."""
+    if len(part) == len(total):  # as good as always, and ranks x layers of them
+        return np.asarray(total + part)
     used = np.flatnonzero(part)
     length = max(len(total), int(used[-1]) + 1 if used.size else 0)
     wide = np.zeros(length)
