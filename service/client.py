@@ -13,7 +13,22 @@ class ServiceUnavailableError(Exception):
 
 
 def get_json(url: str, path: str, params: dict[str, str | None], timeout_s: float = 10.0) -> dict[str, Any]:
-    """GET ``path`` of the service at ``url``; parameters that are None are left out.
+    """GET an object from ``path`` of the service at ``url``; parameters that are None are left out.
+
+    Raises:
+        ServiceUnavailableError: no service there, or it answers with a problem.
+    """
+    try:
+        body = json.loads(get_bytes(url, path, params, timeout_s))
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ServiceUnavailableError(f"what answers at {url} is not a moescope service")
+    return body
+
+
+def get_bytes(url: str, path: str, params: dict[str, str | None], timeout_s: float = 10.0) -> bytes:
+    """GET ``path`` of the service at ``url``, whatever it is; parameters that are None are left out.
 
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
@@ -25,19 +40,25 @@ def get_json(url: str, path: str, params: dict[str, str | None], timeout_s: floa
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=timeout_s)
     try:
-        connection.request("GET", f"{parts.path.rstrip('/')}{path}{'?' if query else ''}{query}")
+        connection.request(
+            "GET", f"{parts.path.rstrip('/')}{path}{('&' if '?' in path else '?') if query else ''}{query}"
+        )
         response = connection.getresponse()
-        body = json.loads(response.read())
+        body = response.read()
     except (OSError, http.client.HTTPException) as error:
         raise ServiceUnavailableError(
             f"no service answers at {url} ({error}): start one with `moescope serve`, or give --url"
         ) from error
-    except ValueError as error:
-        raise ServiceUnavailableError(f"what answers at {url} is not a moescope service") from error
     finally:
         connection.close()
-    if not isinstance(body, dict):
-        raise ServiceUnavailableError(f"what answers at {url} is not a moescope service")
     if response.status != 200:
-        raise ServiceUnavailableError(str(body.get("detail", f"{url} answers {response.status}")))
+        raise ServiceUnavailableError(_detail(body) or f"{url} answers {response.status}")
     return body
+
+
+def _detail(body: bytes) -> str | None:
+    """What a problem document says, if it is one."""
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -19,6 +19,7 @@ from moescope.service.logs import set_up_logging
 from moescope.service.settings import LogFormat, LogLevel, MetricsLevel, SettingsError, load_settings
 from moescope.service.simulate_command import SIMULATE_HELP, simulate
 from moescope.service.tables import balance_tables, ranks_table
+from moescope.service.trace_commands import trace_commands
 
 UrlOption = Annotated[str, typer.Option(help="Address of the running service.")]
 ServerOption = Annotated[str | None, typer.Option(help="vLLM deployment, when there are several.")]
@@ -74,6 +75,7 @@ def command_line() -> typer.Typer:
     app.command(help=_RANKS_HELP)(ranks)
     app.command(help=_BALANCE_HELP)(balance)
     app.command(help=SIMULATE_HELP)(simulate)
+    app.add_typer(trace_commands(), name="traces")
     app.command(help="Print the versions of moescope and of its wire.")(version)
     return app
 

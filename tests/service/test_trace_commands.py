@@ -1,0 +1,65 @@
+"""`moescope traces`, as its users run it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, encode_part
+from tests.service.conftest import Service
+from tests.service.traces import experts_of, part
+
+
+@pytest.fixture
+def service(start_service: Callable[..., Service], tmp_path: Path) -> Service:
+    """A service with traces x1 (two positions were cached) and x2."""
+    made = start_service(store=tmp_path / "store")
+    for trace in (part(1, tokens=4, runs=[(2, 4)], cached_tokens=2), part(2, tokens=7)):
+        headers = {"content-type": TRACE_CONTENT_TYPE}
+        assert made.client.post("/v1/traces", content=encode_part(trace), headers=headers).status_code == 200
+    return made
+
+
+def run(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "moescope.service", "traces", *arguments, "--url", service.url]
+    environment = {**os.environ, "COLUMNS": "140", "NO_COLOR": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=False)
+
+
+def test_list(service: Service) -> None:
+    done = run(service, "list")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "ended" in line and "x" in line.split()[1]]
+    assert [line.split()[1] for line in lines] == ["x2", "x1"]
+    assert "more than 1" in run(service, "list", "--limit", "1").stdout
+    assert "No traces." in run(service, "list", "--min-tokens", "8").stdout
+
+
+def test_show(service: Service) -> None:
+    done = run(service, "show", "cmpl-x1", "--layer", "3", "--end", "4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("not computed") == 2
+    for row in experts_of(1, 4)[1][:2]:
+        assert " ".join(str(expert) for expert in row) in done.stdout
+    assert "layer 1 " not in done.stdout
+
+
+def test_export(service: Service, tmp_path: Path) -> None:
+    file = tmp_path / "x2.npz"
+    assert run(service, "export", "x2", str(file), "--layer", "1").returncode == 0
+    np.testing.assert_array_equal(np.load(file)["routed_experts"][:, 0], experts_of(2, 7)[0])
+
+
+def test_mistakes_are_explained(service: Service, tmp_path: Path) -> None:
+    unknown = run(service, "show", "nobody")
+    assert unknown.returncode == 2
+    assert "MOESCOPE_TRACE_RATE" in unknown.stderr
+    bad = run(service, "export", "x1", str(tmp_path / "x1.txt"))
+    assert bad.returncode == 2
+    assert ".npz" in bad.stderr
