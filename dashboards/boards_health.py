@@ -111,12 +111,25 @@ HEALTH: Final = Board(
                 ),
                 Panel(
                     "timeseries",
+                    "Routing traces dropped",
+                    "Routing traces that workers lost, by reason; 0 also where nothing is traced.",
+                    (
+                        Query(
+                            f"{rate('moescope_traces_dropped_total', MODEL, 'reason')} or vector(0)",
+                            "{{reason}}",
+                        ),
+                    ),
+                    "ops",
+                ),
+                Panel(
+                    "timeseries",
                     "Covered layers and placement version",
                     "MoE layers that are counted, and the version of the placement of experts, by DP rank.",
                     (
                         Query(most("moescope_covered_layers", MODEL, _RANK), f"covered {_RANK_NAME}"),
                         Query(most("moescope_placement_version", MODEL, _RANK), f"placement {_RANK_NAME}"),
                     ),
+                    width=24,
                 ),
             ),
         ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from moescope.service.metrics.family import DEPLOYMENT, DP, EP, LAYER, Family
+from moescope.service.metrics.family import DEPLOYMENT, DP, EP, LAYER, WORKER, Family
 from moescope.service.settings import MetricsLevel
 
 _FAMILIES: Final = (
@@ -188,6 +188,16 @@ _FAMILIES: Final = (
         "",
         "What producers lost or put off, by reason; never counts of tokens.",
         (*DP, "reason"),
+    ),
+    # Each worker's own, since its start: a sum over workers of which one restarts would look like a reset.
+    Family("moescope_traces_captured_total", "counter", "", "Routing traces that were begun.", WORKER),
+    Family("moescope_traces_delivered_total", "counter", "", "Routing traces that the service took.", WORKER),
+    Family(
+        "moescope_traces_dropped_total",
+        "counter",
+        "",
+        "Routing traces that were lost, by reason; captured - delivered - dropped are in flight.",
+        (*WORKER, "reason"),
     ),
     # Health of the service
     Family("moescope_frames_total", "counter", "", "Frames that came, by result.", ("result", "reason")),

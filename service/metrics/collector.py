@@ -63,6 +63,7 @@ class RoutingCollector(Collector):
             "balance": self._balance,
             "capture": _each(parts.capture_health),
             "producers": _each(parts.producer_counters),
+            "traces": _each(parts.trace_counters),
             "service": self._service,
         }
         if settings.metrics_level is not MetricsLevel.RANK:

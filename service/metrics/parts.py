@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Final
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from moescope.service.state import Deployment, LiveState, ProducerSpan, Producer
 from moescope.service.window import ModelWindow, merge
 
 Found = Sample | Table
+_DROPPED: Final = "dropped_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,3 +167,19 @@ def producer_counters(group: Group) -> Iterable[Found]:
             drops.update(item.totals.drops)
         for reason in sorted(drops):
             yield Sample("moescope_producer_drops_total", (*labels, reason), drops[reason])
+
+
+def trace_counters(group: Group) -> Iterable[Found]:
+    """The account of routing traces of each worker; nothing for those that trace nothing."""
+    for _, members in group.by_dp_rank():
+        for item in members:
+            worker, traces = item.latest.producer, item.latest.traces
+            ranks = (worker.dp_rank, worker.pp_rank, worker.tp_rank)
+            labels = (*group.deployment, *map(str, ranks))
+            for name in ("captured", "delivered"):
+                if name in traces:
+                    yield Sample(f"moescope_traces_{name}_total", labels, traces[name])
+            for name in sorted(traces):
+                if name.startswith(_DROPPED):
+                    reason = name.removeprefix(_DROPPED)
+                    yield Sample("moescope_traces_dropped_total", (*labels, reason), traces[name])

@@ -169,6 +169,10 @@ ALERTS: dict[str, tuple[Series, Series]] = {
         {f'moescope_producer_drops_total{_M},dp_rank="0",reason="sends_failed"}}': "0+2x90"},
         {f'moescope_producer_drops_total{_M},dp_rank="0",reason="snapshots_put_off"}}': "0+50x90"},
     ),
+    "MoescopeTracesDropped": (
+        {f'moescope_traces_dropped_total{_M},dp_rank="0",reason="buffer_full"}}': "0+1x90"},
+        {f'moescope_traces_dropped_total{_M},dp_rank="0",reason="buffer_full"}}': "7+0x90"},
+    ),
     "MoescopeRestarts": (
         {f'moescope_producer_restarts_total{_M},dp_rank="0"}}': "0+0x60 1+1x4 5+0x30"},
         {f'moescope_producer_restarts_total{_M},dp_rank="0"}}': "0+0x60 1+0x30"},

@@ -44,6 +44,7 @@ def _push_both(service: Service, scale: int = 1, seq: int = 1) -> None:
             uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
             idle_steps=7,
             drops={"late": 2},
+            traces={"captured": 5, "delivered": 3, "dropped_buffer_full": 1},
         )
         assert service.push(made).status_code == 200
 
@@ -86,6 +87,10 @@ def test_counters_and_gauges_have_the_right_values(service: Service) -> None:
     assert _value(series, "moescope_conservation_mismatched_layers", dp_rank="0") == 1
     assert _value(series, "moescope_placement_version", dp_rank="0") == 4
     assert _value(series, "moescope_producer_drops_total", dp_rank="0", reason="late") == 2
+    worker = {"dp_rank": "1", "pp_rank": "0", "tp_rank": "0"}
+    assert _value(series, "moescope_traces_captured_total", **worker) == 5
+    assert _value(series, "moescope_traces_delivered_total", **worker) == 3
+    assert _value(series, "moescope_traces_dropped_total", reason="buffer_full", **worker) == 1
 
 
 def test_no_steps_are_lost_between_two_scrapes(service: Service) -> None:

@@ -43,6 +43,7 @@ def registry() -> CollectorRegistry:
             uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
             idle_steps=7,
             drops={"late": 2},
+            traces={"captured": 5, "delivered": 3, "dropped_fault": 1},
         )
         with instruments.ingest.timed():
             state.ingest(made)
