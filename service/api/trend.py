@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Final
 
 import msgspec
 import numpy as np
@@ -13,22 +15,32 @@ from fastapi import APIRouter, Query, Response
 from moescope.service.api.compact import answer, described
 from moescope.service.api.params import ModelParam, ServerParam, choose
 from moescope.service.api.problems import documented
-from moescope.service.balance import max_and_mean, summarise
+from moescope.service.balance import Summary, max_and_mean, summarise
 from moescope.service.state import Deployment, LiveState, ProducerSpan
 from moescope.service.window import merge
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
 PointsParam = Annotated[int, Query(ge=1, le=240, description="How many intervals, the last one until now.")]
-_REMEMBERED = 4096
+_REMEMBERED: Final = 4096
+_NO_SAMPLE: Final = Summary(None, None, None, None, None, 0)
 
 
-class TrendPoint(msgspec.Struct):
-    """One interval; null is no sample."""
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """One interval.
 
-    tokens_per_second: dict[int, float]
-    ratio_of_sums: float | None
-    worst: float | None
-    worst_layer: int | None
+    Memory thins its older snapshots, so that an interval may have none of a producer that was alive. What it
+    counted then is in the next interval's difference, whose mean stands for both (see :func:`_filled`).
+
+    Attributes:
+        rates: tokens per second of the DP ranks that have a snapshot in the interval.
+        waiting: DP ranks that were alive and have none.
+        imbalance: over EP ranks, from all that were alive; None while one of them is waiting.
+    """
+
+    rates: Mapping[int, float]
+    waiting: frozenset[int]
+    imbalance: Summary | None
 
 
 class Trend(msgspec.Struct):
@@ -53,14 +65,14 @@ class _Cache:
     """Intervals that are over; their totals don't change any more. Bounded: the oldest goes."""
 
     def __init__(self) -> None:
-        self._points: dict[tuple[Deployment, float, float], TrendPoint] = {}
+        self._points: dict[tuple[Deployment, float, float], _Point] = {}
         self._lock = threading.Lock()
 
-    def point(self, state: LiveState, deployment: Deployment, start: float, end: float) -> TrendPoint:
+    def point(self, state: LiveState, deployment: Deployment, start: float, end: float) -> _Point:
         key = (deployment, start, end)
         found = self._points.get(key)
         if found is None:
-            found = _point(state.spans(deployment, start, end))
+            found = _point(state.spans(deployment, start, end), start, end)
             with self._lock:
                 if end < state.now():
                     self._points[key] = found
@@ -85,40 +97,65 @@ def trend_router(state: LiveState) -> APIRouter:
         deployment = choose(state, server, model)
         last = math.floor(state.now() / step) * step
         ends = [last - step * i for i in reversed(range(points))]
-        found = [cache.point(state, deployment, end - step, end) for end in ends]
-        ranks = sorted({rank for point in found for rank in point.tokens_per_second})
+        found = _filled([cache.point(state, deployment, end - step, end) for end in ends])
+        ranks = sorted({rank for point in found for rank in point.rates})
+        summaries = [point.imbalance or _NO_SAMPLE for point in found]
         result = Trend(
             server=deployment[0],
             model=deployment[1],
             step=step,
             dp_ranks=ranks,
             at=ends,
-            tokens_per_second=[[point.tokens_per_second.get(rank) for point in found] for rank in ranks],
-            ratio_of_sums=[point.ratio_of_sums for point in found],
-            worst=[point.worst for point in found],
-            worst_layer=[point.worst_layer for point in found],
+            tokens_per_second=[[point.rates.get(rank) for point in found] for rank in ranks],
+            ratio_of_sums=[item.ratio_of_sums for item in summaries],
+            worst=[item.worst for item in summaries],
+            worst_layer=[item.worst_layer for item in summaries],
         )
         return answer(result)
 
     return router
 
 
-def _point(spans: list[ProducerSpan]) -> TrendPoint:
-    """One interval, without producers whose past doesn't reach it."""
-    known = [item for item in spans if not item.span.truncated and item.span.end > item.span.start]
-    if not known:
-        return TrendPoint({}, None, None, None)
-    window = merge(known)
+def _point(spans: list[ProducerSpan], start: float, end: float) -> _Point:
+    """One interval, of the producers that were alive in it and whose past reaches it."""
+    alive = [
+        item
+        for item in spans
+        if item.producer.received_at > start and item.span.start < end and not item.span.truncated
+    ]
+    moved = [item for item in alive if item.span.end > item.span.start]
     rates: dict[int, float] = {}
-    for item in known:
-        rank = item.producer.latest.producer.dp_rank
+    for item in moved:
         rate = item.span.delta.tokens / (item.span.end - item.span.start)
-        rates[rank] = max(rates.get(rank, 0.0), rate)
+        rates[_rank(item)] = max(rates.get(_rank(item), 0.0), rate)
+    waiting = frozenset(_rank(item) for item in alive) - rates.keys()
+    return _Point(rates, waiting, _imbalance(moved) if moved and len(moved) == len(alive) else None)
+
+
+def _rank(item: ProducerSpan) -> int:
+    return item.producer.latest.producer.dp_rank
+
+
+def _imbalance(spans: list[ProducerSpan]) -> Summary:
+    """The imbalance ratio over EP ranks, across the layers that were seen whole."""
+    window = merge(spans)
     layers = [layer for layer in window.layers if not (layer.ep_reason or layer.not_seen or layer.missing)]
     loads = [max_and_mean(layer.ep_slots) for layer in layers]
-    summary = summarise(
+    return summarise(
         [layer.shape.layer for layer in layers],
         np.array([float(most) for most, _ in loads]),
         np.array([float(mean) for _, mean in loads]),
     )
-    return TrendPoint(rates, summary.ratio_of_sums, summary.worst, summary.worst_layer)
+
+
+def _filled(points: list[_Point]) -> list[_Point]:
+    """The same, with the next interval's values wherever something was alive without a snapshot."""
+    result = points[-1:]
+    for point in reversed(points[:-1]):
+        following = result[-1]
+        borrowed = {rank: following.rates[rank] for rank in point.waiting if rank in following.rates}
+        imbalance = point.imbalance
+        if imbalance is None and (point.waiting or point.rates):
+            imbalance = following.imbalance
+        result.append(_Point({**borrowed, **point.rates}, point.waiting - borrowed.keys(), imbalance))
+    return result[::-1]

@@ -101,6 +101,23 @@ def test_the_trend_has_rates_and_imbalance_by_interval(service: Service) -> None
     assert service.get("/v1/trend", step=10, points=5) == trend
 
 
+def test_the_trend_bridges_intervals_without_a_snapshot(service: Service) -> None:
+    for seq, (second, slots) in enumerate([(1, 0), (11, 80), (41, 320)], start=1):
+        service.clock.now = AT + second
+        _push(service, 0, {0: [slots] * EXPERTS}, seq=seq, after_s=second)
+        _push(service, 1, {0: [slots] * EXPERTS}, seq=seq, after_s=second)
+    # 320 tokens in ten seconds, then 960 in thirty, of which only the end was seen.
+    service.clock.now = AT + 50
+    trend = service.get("/v1/trend", step=10, points=5)
+    assert trend["at"][-1] == AT + 50
+    assert trend["tokens_per_second"] == [[0, 32, 32, 32, 32]] * 2
+    assert trend["ratio_of_sums"][1:] == [1] * 4
+    service.clock.now = AT + 100
+    later = service.get("/v1/trend", step=10, points=5)
+    assert later["tokens_per_second"] == []
+    assert later["ratio_of_sums"] == [None] * 5
+
+
 def test_compare_gives_differences_and_divergence(service: Service) -> None:
     service.clock.now = AT + 10
     _push(service, 0, {1: [100] * EXPERTS, 3: [100] * EXPERTS})
