@@ -72,7 +72,7 @@ def counters(cdp: CDPSession) -> dict[str, float]:
 
 
 def memory(address: str, seconds: float) -> list[int]:
-    """MiB of unique memory of the renderers of a browser that only shows the page, ten times over the while."""
+    """MiB that the renderers of a browser that only shows the page hold, ten times over the while."""
     with tempfile.TemporaryDirectory() as profile:
         browser = subprocess.Popen(
             [
