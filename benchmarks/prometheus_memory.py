@@ -3,8 +3,8 @@
     python benchmarks/prometheus_memory.py --level layer_expert
 
 256 ranks of DeepSeek-V3's shape feed a real service; Prometheus scrapes it 240 times, as in an hour at 15 s,
-but every two seconds. Samples per series are those of the hour; what depends on real time (blocks are compacted
-every two hours) is not.
+but every two seconds. Samples per series are those of the hour; what depends on real time (blocks are
+compacted every two hours) is not.
 """
 
 from __future__ import annotations
