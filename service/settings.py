@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -88,6 +88,13 @@ class Settings(BaseSettings):
     )
     log_level: LogLevel = Field(LogLevel.INFO, description="Least severe messages to log.")
     log_format: LogFormat = Field(LogFormat.TEXT, description="Format of the log.")
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _refuse_urls(cls, value: object) -> object:
+        if "://" in str(value):
+            raise ValueError(f"{value} is a URL: the only store there is yet is a folder on this machine")
+        return value
 
     @model_validator(mode="after")
     def _refuse_open_ingest(self) -> Self:

@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
 from moescope.service.api.balance import balance_router
+from moescope.service.api.coactivation import coactivation_router
 from moescope.service.api.compare import compare_router
 from moescope.service.api.histogram import histogram_router
 from moescope.service.api.home import home_router
@@ -62,6 +63,7 @@ def create_app(
     for router in (
         ingest_router(state, settings, instruments, keeper),
         traces_router(state, settings, keeper, store),
+        coactivation_router(state, store),
         ranks_router(state),
         histogram_router(state),
         balance_router(state, settings),

@@ -103,7 +103,7 @@ def traces_router(state: LiveState, settings: Settings, keeper: Keeper, store: S
             before=_parse_cursor(cursor),
             limit=limit + 1,
         )
-        found = _existing(store).traced_requests(query)
+        found = existing(store).traced_requests(query)
         more = str(found[limit - 1].number) if len(found) > limit else None
         return TracePage(traces=[_out(item) for item in found[:limit]], next_cursor=more)
 
@@ -125,11 +125,11 @@ def traces_router(state: LiveState, settings: Settings, keeper: Keeper, store: S
         the completion's, the client's X-Request-Id or vLLM's internal one. Choose the format by Accept or by
         a suffix: .json, .npz, .parquet, or .raw with its shape in X-Moescope-Shape.
         """
-        found, suffix = _find(_existing(store), request_id)
+        found, suffix = _find(existing(store), request_id)
         kind = suffix or trace_formats.negotiate(request.headers.get("accept", ""))
-        workers = _existing(store).traces(found.number, layer)
+        workers = existing(store).traces(found.number, layer)
         if not any(worker.layers for worker in workers):
-            raise _unknown_layers(_existing(store), found, layer)
+            raise _unknown_layers(existing(store), found, layer)
         routing = put_together([worker for worker in workers if worker.layers], first, end)
         headers = trace_formats.headers_of(routing)
         if kind is TraceFormat.JSON:
@@ -158,7 +158,8 @@ async def _take(
     return TraceReceipt(trace=part.trace, part=part.part, parts=part.parts)
 
 
-def _existing(store: Store | None) -> Store:
+def existing(store: Store | None) -> Store:
+    """The store, or a problem that says how to have one."""
     if store is None:
         raise ProblemError(404, "no-store", "Traces are not kept here", _NO_STORE)
     return store

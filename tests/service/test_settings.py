@@ -74,3 +74,9 @@ def test_open_ingest_needs_a_token_or_the_explicit_risk() -> None:
 )
 def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_a_store_is_a_folder() -> None:
+    assert load_settings(None, {"store": "traces"}).store == Path("traces")
+    with pytest.raises(SettingsError, match="store: clickhouse://host is a URL"):
+        load_settings(None, {"store": "clickhouse://host"})

@@ -1,0 +1,135 @@
+"""GET /v1/coactivation: which experts of a layer the same tokens take, from stored traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from moescope.capture.trace_wire import ExpertArray
+from moescope.capture.wire import MoeLayer
+from moescope.service.api.params import EndParam, ModelParam, ServerParam, StartParam, choose, parse_bounds
+from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.traces import existing
+from moescope.service.coactivation import count_together, strongest
+from moescope.service.state import LiveState
+from moescope.service.store.interface import Store
+from moescope.service.store.records import TraceQuery
+
+MAX_MATRIX: Final = 512  # experts above which the answer has pairs only
+
+
+class PairOut(BaseModel):
+    """Two experts that tokens took together."""
+
+    first: int
+    second: int
+    tokens: int = Field(description="Tokens that took both.")
+    lift: float = Field(
+        description="tokens x all tokens / (tokens of first x tokens of second); 1: independent."
+    )
+
+
+class Coactivation(BaseModel):
+    """Experts of a layer that the same tokens took, over traced requests."""
+
+    server: str
+    model: str
+    layer: int
+    num_experts: int
+    traces: int = Field(description="Traced requests that were counted, the newest in the window.")
+    truncated: bool = Field(description="There were more of them than max_traces.")
+    tokens: int = Field(description="Their tokens, those computed again included.")
+    counts: list[list[int]] | None = Field(
+        description="[num_experts][num_experts], symmetric: tokens that took both; the diagonal: that took "
+        "it. null above 512 experts."
+    )
+    pairs: list[PairOut] = Field(description="Pairs of the highest lift, highest first.")
+
+
+def coactivation_router(state: LiveState, store: Store | None) -> APIRouter:
+    """The route over traces in ``store``."""
+    router = APIRouter(tags=["traces"])
+
+    @router.get("/v1/coactivation", responses=documented(400, 404, 422, 503))
+    def coactivation(
+        layer: Annotated[int, Query(ge=0, description="Decoder layer.")],
+        server: ServerParam = None,
+        model: ModelParam = None,
+        start: StartParam = None,
+        end: EndParam = None,
+        max_traces: Annotated[int, Query(ge=1, le=10_000, description="Newest traces counted.")] = 1000,
+        pairs: Annotated[int, Query(ge=0, le=1000, description="Pairs listed.")] = 20,
+        min_tokens: Annotated[int, Query(ge=1, description="Pairs of fewer tokens are not listed.")] = 10,
+    ) -> Coactivation:
+        """Which experts the same tokens took together: counts, and the pairs that do most above chance."""
+        kept, bounds = existing(store), parse_bounds(start, end, state.now())
+        deployment = choose(state, server, model)
+        query = TraceQuery(
+            server=deployment[0],
+            model=deployment[1],
+            start=bounds.start,
+            end=bounds.end,
+            limit=max_traces + 1,
+        )
+        numbers = [found.number for found in kept.traced_requests(query)]
+        rows = _Rows(kept, numbers[:max_traces], layer)
+        counts, tokens = count_together(rows, rows.shape.num_experts)
+        found = strongest(counts, tokens, pairs, min_tokens)
+        return Coactivation(
+            server=deployment[0],
+            model=deployment[1],
+            layer=layer,
+            num_experts=rows.shape.num_experts,
+            traces=rows.traces,
+            truncated=len(numbers) > max_traces,
+            tokens=tokens,
+            counts=counts.tolist() if len(counts) <= MAX_MATRIX else None,
+            pairs=[
+                PairOut(first=item.first, second=item.second, tokens=item.tokens, lift=item.lift)
+                for item in found
+            ],
+        )
+
+    return router
+
+
+class _Rows:
+    """Experts of one layer in some requests, read one after the other.
+
+    Raises:
+        ProblemError: no trace has this layer.
+    """
+
+    def __init__(self, store: Store, numbers: list[int], layer: int) -> None:
+        self.traces = 0
+        self._store = store
+        self._numbers = numbers
+        self._layer = layer
+        self.shape = self._first_shape()
+
+    def __iter__(self) -> Iterator[ExpertArray]:
+        for number in self._numbers:
+            found = [
+                ids
+                for worker in self._store.traces(number, [self._layer])
+                for shape, ids in zip(worker.layers, worker.experts, strict=True)
+                if shape == self.shape  # an earlier model of the same name may have had another
+            ]
+            self.traces += bool(found)
+            yield from found
+
+    def _first_shape(self) -> MoeLayer:
+        for number in self._numbers:
+            for worker in self._store.traces(number, [self._layer]):
+                for shape in worker.layers:
+                    return shape
+        raise ProblemError(
+            404,
+            "no-traces",
+            "No trace has this layer",
+            f"None of {len(self._numbers)} traces has layer {self._layer}: GET /v1/traces lists them, "
+            "MOESCOPE_TRACE_RATE makes more.",
+        )
