@@ -62,6 +62,7 @@ class Latest:
     placement_version: int | None
     counted: Totals
     traces: Mapping[str, int] = field(default_factory=dict)
+    strategy: str = ""
 
     @property
     def age_at_capture(self) -> float:
@@ -190,6 +191,7 @@ class Account:
             state_reason=frame.state_reason,
             uncovered=tuple(frame.uncovered),
             placement_version=None if frame.placement is None else frame.placement.version,
+            strategy=frame.strategy,
             counted=counted,
             traces=dict(frame.traces),
         )

@@ -70,6 +70,9 @@ class ProducerOut(BaseModel):
     seq: int
     restarts: int
     placement_version: int | None = Field(description="null: it doesn't know where the experts are.")
+    strategy: str = Field(
+        description="How it counts: kernel-per-step, kernel-per-layer or torch-per-layer; empty: unknown."
+    )
     layers: list[int] = Field(description="MoE layers that it counts.")
     uncovered: list[Uncovered]
     mismatches: list[MismatchOut] = Field(description="Layers whose counts don't add up.")

@@ -90,6 +90,7 @@ def _producer(item: ProducerState) -> ProducerOut:
             "seq": latest.seq,
             "restarts": item.restarts,
             "placement_version": latest.placement_version,
+            "strategy": latest.strategy,
             "layers": [layer.layer for layer in latest.counted.layout.layers],
             "traces": _traces(latest.traces),
             "uncovered": [Uncovered(layer=entry.layer, reason=entry.reason) for entry in latest.uncovered],

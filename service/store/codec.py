@@ -54,6 +54,7 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     uncovered: list[UncoveredLayer]
     placement_version: int | None
     traces: dict[str, int] = {}
+    strategy: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -91,6 +92,7 @@ def encode_account(account: AccountState) -> bytes:
         uncovered=list(latest.uncovered),
         placement_version=latest.placement_version,
         traces=dict(latest.traces),
+        strategy=latest.strategy,
     )
     return _compress(_encoder.encode(packed))
 
@@ -115,6 +117,7 @@ def decode_account(blob: bytes) -> AccountState:
         placement_version=packed.placement_version,
         counted=newest.counted,
         traces=packed.traces,
+        strategy=packed.strategy,
     )
     return AccountState(_unpack(packed.totals), epochs, packed.forgotten_up_to, packed.epochs_seen, latest)
 

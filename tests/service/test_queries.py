@@ -52,6 +52,12 @@ def test_ranks_show_totals_state_and_coverage(service: Service) -> None:
     assert service.get("/v1/ranks", server="other") == {"deployments": []}
 
 
+def test_ranks_show_how_a_producer_counts(service: Service) -> None:
+    service.push(frame({0: [1, 1]}, strategy="kernel-per-step"))
+    [rank] = service.get("/v1/ranks")["deployments"][0]["dp_ranks"]
+    assert rank["producers"][0]["strategy"] == "kernel-per-step"
+
+
 def test_ranks_list_what_does_not_add_up(service: Service) -> None:
     service.push(frame({0: [4, 3], 1: [0, 0]}, rows=[4, 0], tokens=4))
     [rank] = service.get("/v1/ranks")["deployments"][0]["dp_ranks"]
