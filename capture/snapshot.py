@@ -89,6 +89,7 @@ class SnapshotTaker:
         self._under_way: deque[_Slot] = deque()
         self._due = clock()
         self._collecting = threading.Lock()
+        self._paused = False
         self._steps_begun = 0
         self._steps_ended = 0
         self._taken_after_step = -1  # so that the first snapshot, of nothing, announces the producer
@@ -129,11 +130,15 @@ class SnapshotTaker:
 
         While a CUDA graph is captured, a query of an event in any other thread makes the capture fail.
         """
-        self._collecting.acquire()
+        if not self._paused:
+            self._collecting.acquire()
+            self._paused = True
 
     def resume(self) -> None:
-        """Let `collect` go on after `pause`."""
-        self._collecting.release()
+        """Let `collect` go on after `pause`; nothing to do without one."""
+        if self._paused:
+            self._paused = False
+            self._collecting.release()
 
     def _collect(self) -> Snapshot | None:
         if self._clock() >= self._due:

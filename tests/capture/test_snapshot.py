@@ -177,3 +177,14 @@ def test_under_a_racing_reader_every_snapshot_is_of_one_moment() -> None:
     assert seen[-1].tokens == 400
     assert all((snapshot.flat == snapshot.tokens).all() for snapshot in seen)
     assert [s.tokens for s in seen] == sorted(s.tokens for s in seen)
+
+
+def test_pausing_twice_does_not_hang_and_resuming_without_a_pause_does_nothing() -> None:
+    # A warm-up that fails and is run again pauses twice.
+    bench = Bench()
+    bench.taker.resume()
+    bench.taker.pause()
+    bench.taker.pause()
+    assert bench.collect() is None
+    bench.taker.resume()
+    assert values(bench.collect()) == ([0, 0], 0)
