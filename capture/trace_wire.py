@@ -25,7 +25,7 @@ from moescope.capture.wire import (
     Name,
     Producer,
     WireError,
-    WireVersionError,
+    decode_versioned,
 )
 
 TRACE_MAJOR: Final = 1
@@ -107,12 +107,7 @@ def read_ids(data: bytes, id_bytes: int, top_k: int) -> ExpertArray:
     return np.frombuffer(data, np.uint8).reshape(-1, top_k)
 
 
-class _Envelope(Struct):
-    wire: tuple[int, int]
-
-
 _encoder = msgspec.msgpack.Encoder()
-_envelope_decoder = msgspec.msgpack.Decoder(_Envelope)
 _decoder = msgspec.msgpack.Decoder(TracePart)
 
 
@@ -128,13 +123,7 @@ def decode_part(data: bytes) -> TracePart:
         WireVersionError: another major version.
         WireError: not msgpack, or a field that is missing, of the wrong type or out of range.
     """
-    try:
-        envelope = _envelope_decoder.decode(data)
-        if envelope.wire[0] != TRACE_MAJOR:
-            raise WireVersionError(envelope.wire[0])
-        part = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"not a trace of wire version {TRACE_MAJOR}: {error}") from error
+    part = decode_versioned(data, _decoder, TRACE_MAJOR, "trace")
     check_part(part)
     return part
 

@@ -14,7 +14,7 @@ This module imports neither torch nor vLLM nor FastAPI.
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -38,6 +38,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(max_length=1024)]
 LayerId = Annotated[int, Meta(ge=0, lt=1 << 20)]
 
+T = TypeVar("T")
 Int64Array = npt.NDArray[np.int64]
 UInt16Array = npt.NDArray[np.uint16]
 
@@ -52,12 +53,10 @@ class WireError(ValueError):
 class WireVersionError(WireError):
     """A frame of another major version; the message names both versions."""
 
-    def __init__(self, got: int) -> None:
+    def __init__(self, what: str, got: int, read: int) -> None:
         self.got = got
-        advice = "upgrade the service" if got > WIRE_MAJOR else "upgrade moescope in vLLM's environment"
-        super().__init__(
-            f"the frame has wire version {got}, this service reads version {WIRE_MAJOR}: {advice}"
-        )
+        advice = "upgrade the service" if got > read else "upgrade moescope in vLLM's environment"
+        super().__init__(f"the {what} has wire version {got}, this service reads version {read}: {advice}")
 
 
 class Producer(Struct, frozen=True, kw_only=True):
@@ -178,7 +177,7 @@ class Frame(Struct, kw_only=True):
 
 
 class _Envelope(Struct):
-    """Just enough of a frame, of whatever version, to read its version."""
+    """Just enough of a message, of whatever version, to read its version."""
 
     wire: tuple[int, int]
 
@@ -227,15 +226,25 @@ def decode_frame(data: bytes) -> Frame:
         WireVersionError: another major version.
         WireError: not msgpack, or a field that is missing, of the wrong type or out of range.
     """
-    try:
-        envelope = _envelope_decoder.decode(data)
-        if envelope.wire[0] != WIRE_MAJOR:
-            raise WireVersionError(envelope.wire[0])
-        frame = _frame_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"not a frame of wire version {WIRE_MAJOR}: {error}") from error
+    frame = decode_versioned(data, _frame_decoder, WIRE_MAJOR, "frame")
     check_frame(frame)
     return frame
+
+
+def decode_versioned(data: bytes, decoder: msgspec.msgpack.Decoder[T], major: int, what: str) -> T:
+    """Msgpack to a struct with a field ``wire``, of this major version; `what` names it in errors.
+
+    Raises:
+        WireVersionError: another major version.
+        WireError: not msgpack, or a field that is missing, of the wrong type or out of range.
+    """
+    try:
+        envelope = _envelope_decoder.decode(data)
+        if envelope.wire[0] != major:
+            raise WireVersionError(what, envelope.wire[0], major)
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a {what} of wire version {major}: {error}") from error
 
 
 def check_frame(frame: Frame) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +13,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import yaml
+
+from tests.prometheus import running_prometheus
 
 RULES = Path(__file__).parents[2] / "dashboards" / "rules"
 # Ranges, offsets and `for` of the rules, at one scrape a second.
@@ -55,17 +54,9 @@ class Prometheus:
         return {item["labels"]["alertname"] for item in answer["data"]["alerts"] if item["state"] == "firing"}
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @contextmanager
 def prometheus(service_url: str, folder: Path) -> Iterator[Prometheus]:
     """Scrapes the service each second, as job ``moescope`` of cluster ``test``."""
-    binary = shutil.which("prometheus")
-    assert binary is not None, "Prometheus is missing: install the package prometheus"
     for rules in RULES.glob("*.yml"):
         (folder / rules.name).write_text(quickened(rules.read_text()))
     target = {"targets": [urlsplit(service_url).netloc], "labels": {"cluster": "test"}}
@@ -74,33 +65,8 @@ def prometheus(service_url: str, folder: Path) -> Iterator[Prometheus]:
         "rule_files": [str(folder / "moescope-*.yml")],
         "scrape_configs": [{"job_name": "moescope", "static_configs": [target]}],
     }
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    port = _free_port()
-    arguments = [
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([binary, *arguments], stdout=log, stderr=log)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            deadline = time.monotonic() + 20
-            while not _is_ready(client):
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, "Prometheus did not start"
-                time.sleep(0.1)
-            yield Prometheus(client)
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/-/ready").status_code == 200
-    except httpx.TransportError:
-        return False
+    with running_prometheus(yaml.safe_dump(config), folder) as client:
+        yield Prometheus(client)
 
 
 def board_queries(board: dict[str, Any], layer: str) -> dict[tuple[str, str, str], str]:

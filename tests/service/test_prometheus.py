@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.prometheus import running_prometheus
 from tests.service.conftest import Service
 from tests.service.frames import frame, halves, producer
 
@@ -46,12 +44,6 @@ class Prometheus:
         return found
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @pytest.fixture
 def service(start_service: Callable[..., Service]) -> Service:
     return start_service(use_clock=time.time, min_tokens=1)
@@ -59,36 +51,9 @@ def service(start_service: Callable[..., Service]) -> Service:
 
 @pytest.fixture
 def prometheus(service: Service, tmp_path: Path) -> Iterator[Prometheus]:
-    binary = shutil.which("prometheus")
-    assert binary is not None, "Prometheus is missing: install the package prometheus"
-    config = tmp_path / "prometheus.yml"
-    config.write_text(_CONFIG.format(target=urlsplit(service.url).netloc))
-    port = _free_port()
-    arguments = [
-        f"--config.file={config}",
-        f"--storage.tsdb.path={tmp_path / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([binary, *arguments], stdout=log, stderr=log)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            deadline = time.monotonic() + 20
-            while not _is_ready(client):
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                assert time.monotonic() < deadline, "Prometheus did not start"
-                time.sleep(0.1)
-            yield Prometheus(client)
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/-/ready").status_code == 200
-    except httpx.TransportError:
-        return False
+    config = _CONFIG.format(target=urlsplit(service.url).netloc)
+    with running_prometheus(config, tmp_path) as client:
+        yield Prometheus(client)
 
 
 def test_what_prometheus_stores_is_what_the_api_says(service: Service, prometheus: Prometheus) -> None:
