@@ -8,21 +8,29 @@ and a restarted producer begins a new epoch.
 Compatibility: within a major version fields are only ever added, with defaults, and readers ignore
 fields they don't know. A change that breaks this rule raises :data:`WIRE_MAJOR`.
 
-This module imports neither torch nor vLLM nor FastAPI.
+This module, `wire_arrays` and `wire_checks` import neither torch nor vLLM nor FastAPI.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from msgspec import Meta, Struct
 
+from moescope.capture.wire_arrays import Int64Array as Int64Array
+from moescope.capture.wire_arrays import UInt16Array as UInt16Array
+from moescope.capture.wire_arrays import WireError as WireError
+from moescope.capture.wire_arrays import WireVersionError as WireVersionError
+from moescope.capture.wire_arrays import pack_counts as pack_counts
+from moescope.capture.wire_arrays import pack_ids as pack_ids
+from moescope.capture.wire_arrays import unpack_counts as unpack_counts
+from moescope.capture.wire_arrays import unpack_ids as unpack_ids
+from moescope.capture.wire_checks import check_frame as check_frame
+
 WIRE_MAJOR: Final = 1
-WIRE_MINOR: Final = 2
+WIRE_MINOR: Final = 3
 CONTENT_TYPE: Final = "application/vnd.moescope.frame+msgpack"
 
 # Far above every model and cluster known; they bound what one frame can make the service allocate.
@@ -39,24 +47,6 @@ Text = Annotated[str, Meta(max_length=1024)]
 LayerId = Annotated[int, Meta(ge=0, lt=1 << 20)]
 
 T = TypeVar("T")
-Int64Array = npt.NDArray[np.int64]
-UInt16Array = npt.NDArray[np.uint16]
-
-_COUNTS_DTYPE: Final = np.dtype("<i8")
-_IDS_DTYPE: Final = np.dtype("<u2")
-
-
-class WireError(ValueError):
-    """A frame that can't be understood; the message names the field and what was expected of it."""
-
-
-class WireVersionError(WireError):
-    """A frame of another major version; the message names both versions."""
-
-    def __init__(self, what: str, got: int, read: int) -> None:
-        self.got = got
-        advice = "upgrade the service" if got > read else "upgrade moescope in vLLM's environment"
-        super().__init__(f"the {what} has wire version {got}, this service reads version {read}: {advice}")
 
 
 class Producer(Struct, frozen=True, kw_only=True):
@@ -129,6 +119,31 @@ class Placement(Struct, frozen=True, kw_only=True):
     table_of_layer: Annotated[list[Count], Meta(max_length=MAX_LAYERS)]
 
 
+class StepLoads(Struct, frozen=True, kw_only=True):
+    """This producer's slots by destination EP rank, for each of its latest steps; not cumulative.
+
+    Steps are numbered from 0 in the epoch, dummy steps included: all DP ranks of a deployment step together,
+    so a number means the same step on each of them. Steps that are in no frame (the worker's ring was
+    overwritten before a snapshot, or a frame was lost) are unknown, which is not idle.
+
+    Attributes:
+        first: the first step that is accounted for here.
+        end: one past the last; steps of ``[first, end)`` that ``steps`` doesn't name computed no token.
+        steps: raw little-endian uint32 [n], rising: ``step - first`` of the steps that computed tokens.
+        width: bytes of one load: 1, 2 or 4, the smallest that fits.
+        loads: raw little-endian unsigned integers of ``width`` bytes [n, L, R]: slots of this producer's
+            tokens in the layers of ``Frame.layers`` whose expert is on EP rank 0 .. R - 1 (``ep_size``).
+        placement_version: of the placement that the experts were mapped to EP ranks by.
+    """
+
+    first: Count
+    end: Count
+    steps: bytes
+    width: Literal[1, 2, 4]
+    loads: bytes
+    placement_version: Count = 0
+
+
 class Frame(Struct, kw_only=True):
     """One cumulative snapshot of a producer.
 
@@ -154,6 +169,14 @@ class Frame(Struct, kw_only=True):
         drops: what this producer lost or put off, by reason, cumulative; never counts of tokens.
         traces: routing traces ``captured``, ``delivered`` and ``dropped_<reason>``, cumulative; the others
             are in flight. Empty where none are asked for, and from wire minor 1.
+        decode_counts: of ``counts`` the slots of decode tokens, laid out alike; the others are of prefill. A
+            token is a decode token if its request's prompt was computed before the step. Empty: the phases
+            are not known; so are they from wire minor 2.
+        decode_rows: of ``rows`` the decode tokens, laid out alike; empty with ``decode_counts``.
+        decode_tokens: of ``tokens`` those of decode; 0 where the phases are not known.
+        decode_steps: of ``steps`` those with decode tokens only; ``mixed_steps`` those with both kinds.
+        step_loads: loads by EP rank of the latest steps, or None: with one EP rank, without a placement,
+            where experts are replicated, and from wire minor 2.
     """
 
     wire: tuple[int, int]
@@ -174,6 +197,12 @@ class Frame(Struct, kw_only=True):
     strategy: Text = ""
     drops: Annotated[dict[Name, Count], Meta(max_length=MAX_COUNTERS)] = {}
     traces: Annotated[dict[Name, Count], Meta(max_length=MAX_COUNTERS)] = {}
+    decode_counts: bytes = b""
+    decode_rows: bytes = b""
+    decode_tokens: Count = 0
+    decode_steps: Count = 0
+    mixed_steps: Count = 0
+    step_loads: StepLoads | None = None
 
 
 class _Envelope(Struct):
@@ -187,31 +216,37 @@ _envelope_decoder = msgspec.msgpack.Decoder(_Envelope)
 _frame_decoder = msgspec.msgpack.Decoder(Frame)
 
 
-def pack_counts(values: Int64Array) -> bytes:
-    """int64 array of any shape to raw little-endian bytes, in C order."""
-    return values.astype(_COUNTS_DTYPE, copy=False).tobytes()
+def pack_step_loads(first: int, end: int, steps: Int64Array, loads: Int64Array, version: int) -> StepLoads:
+    """Loads of steps in ``[first, end)``.
 
-
-def unpack_counts(data: bytes) -> Int64Array:
-    """Raw little-endian bytes to a read-only int64 array of shape [len(data) // 8]."""
-    return np.frombuffer(data, dtype=_COUNTS_DTYPE)
-
-
-def pack_ids(values: npt.ArrayLike) -> bytes:
-    """Ids below 65,536 to raw little-endian uint16 bytes.
+    Args:
+        first, end: the steps accounted for.
+        steps: [n], rising: those that computed tokens.
+        loads: [n, L, R], their slots by layer and EP rank, none negative.
+        version: of the placement.
 
     Raises:
-        ValueError: an id is negative or does not fit.
+        OverflowError: a load is above 2**32 - 1.
     """
-    array = np.asarray(values, dtype=np.int64)
-    if array.size and (int(array.min()) < 0 or int(array.max()) > 0xFFFF):
-        raise ValueError(f"ids must be in 0..65535, got {int(array.min())}..{int(array.max())}")
-    return array.astype(_IDS_DTYPE).tobytes()
+    most = int(loads.max(initial=0))
+    if most > 0xFFFFFFFF:
+        raise OverflowError(f"a step's load of {most} does not fit")
+    width: Literal[1, 2, 4] = 1 if most <= 0xFF else 2 if most <= 0xFFFF else 4
+    return StepLoads(
+        first=first,
+        end=end,
+        steps=(steps - first).astype("<u4").tobytes(),
+        width=width,
+        loads=loads.astype(f"<u{width}").tobytes(),
+        placement_version=version,
+    )
 
 
-def unpack_ids(data: bytes) -> UInt16Array:
-    """Raw little-endian bytes to a read-only uint16 array of shape [len(data) // 2]."""
-    return np.frombuffer(data, dtype=_IDS_DTYPE)
+def unpack_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> tuple[Int64Array, Int64Array]:
+    """The steps' numbers, int64 [n], and their loads, int64 [n, num_layers, ep_size]."""
+    steps = np.frombuffer(step_loads.steps, dtype="<u4").astype(np.int64) + step_loads.first
+    loads = np.frombuffer(step_loads.loads, dtype=f"<u{step_loads.width}").astype(np.int64)
+    return steps, loads.reshape(len(steps), num_layers, ep_size)
 
 
 def encode_frame(frame: Frame) -> bytes:
@@ -220,7 +255,7 @@ def encode_frame(frame: Frame) -> bytes:
 
 
 def decode_frame(data: bytes) -> Frame:
-    """Msgpack to a frame whose parts fit together (see :func:`check_frame`).
+    """Msgpack to a frame whose parts fit together (see ``wire_checks``).
 
     Raises:
         WireVersionError: another major version.
@@ -245,76 +280,3 @@ def decode_versioned(data: bytes, decoder: msgspec.msgpack.Decoder[T], major: in
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"not a {what} of wire version {major}: {error}") from error
-
-
-def check_frame(frame: Frame) -> None:
-    """Check what the types alone can't say: array lengths, signs, order, ranks, placement.
-
-    Raises:
-        WireError: names the field, what it holds and what was expected.
-    """
-    _check_ranks(frame.producer)
-    layer_ids = [layer.layer for layer in frame.layers]
-    if any(a >= b for a, b in itertools.pairwise(layer_ids)):
-        raise WireError(f"layers: ids must rise strictly, got {layer_ids}")
-    for layer in frame.layers:
-        if layer.top_k > layer.num_experts:
-            raise WireError(
-                f"layers: layer {layer.layer} has top_k {layer.top_k} > {layer.num_experts} experts"
-            )
-    both = set(layer_ids) & {layer.layer for layer in frame.uncovered}
-    if both:
-        raise WireError(f"uncovered: layers {sorted(both)} are in layers too")
-    _check_array("counts", frame.counts, sum(layer.num_experts for layer in frame.layers))
-    _check_array("rows", frame.rows, len(frame.layers))
-    if frame.placement is not None:
-        _check_placement(frame.placement, frame.layers, frame.producer.ep_size)
-
-
-def _check_ranks(producer: Producer) -> None:
-    for axis, rank, size in (
-        ("dp", producer.dp_rank, producer.dp_size),
-        ("tp", producer.tp_rank, producer.tp_size),
-        ("pp", producer.pp_rank, producer.pp_size),
-        ("ep", producer.ep_rank, producer.ep_size),
-    ):
-        if rank >= size:
-            raise WireError(f"producer.{axis}_rank: {rank} is not below {axis}_size {size}")
-
-
-def _check_array(field: str, data: bytes, length: int) -> None:
-    expected = length * _COUNTS_DTYPE.itemsize
-    if len(data) != expected:
-        raise WireError(f"{field}: expected {expected} bytes ({length} int64 values), got {len(data)}")
-    values = unpack_counts(data)
-    if values.size and int(values.min()) < 0:
-        raise WireError(f"{field}: value {int(np.argmin(values))} is negative ({int(values.min())})")
-
-
-def _check_placement(placement: Placement, layers: list[MoeLayer], ep_size: int) -> None:
-    if len(placement.table_of_layer) != len(layers):
-        raise WireError(
-            f"placement.table_of_layer: {len(placement.table_of_layer)} entries for {len(layers)} layers"
-        )
-    for layer, index in zip(layers, placement.table_of_layer, strict=True):
-        if index >= len(placement.tables):
-            raise WireError(f"placement.table_of_layer: no table {index} among {len(placement.tables)}")
-        table = placement.tables[index]
-        if len(table.physical_to_logical) % 2 or len(table.physical_to_logical) != len(
-            table.physical_to_ep_rank
-        ):
-            raise WireError(
-                f"placement.tables[{index}]: {len(table.physical_to_logical)} and "
-                f"{len(table.physical_to_ep_rank)} bytes, expected two uint16 arrays of one length"
-            )
-        logical, ep_ranks = unpack_ids(table.physical_to_logical), unpack_ids(table.physical_to_ep_rank)
-        placed = np.bincount(logical, minlength=layer.num_experts)
-        if len(placed) > layer.num_experts or not bool((placed > 0).all()):
-            raise WireError(
-                f"placement.tables[{index}]: layer {layer.layer} needs each of its {layer.num_experts} "
-                f"logical experts placed at least once, and no other"
-            )
-        if int(ep_ranks.max()) >= ep_size:
-            raise WireError(
-                f"placement.tables[{index}]: EP rank {int(ep_ranks.max())} is not below ep_size {ep_size}"
-            )

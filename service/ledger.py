@@ -126,7 +126,7 @@ class Account:
         return AccountState(self.totals, epochs, self._forgotten_up_to, self._epochs_seen, self.latest)
 
     def post(self, frame: Frame) -> Verdict:
-        """Take a checked frame (see ``wire.check_frame``) into account.
+        """Take a checked frame (see ``wire_checks.check_frame``) into account.
 
         Raises:
             RefusedError: the frame contradicts an earlier one, is of a forgotten epoch, or can't be kept.

@@ -18,6 +18,7 @@ from moescope.capture.wire import (
     Placement,
     PlacementTable,
     Producer,
+    StepLoads,
     UncoveredLayer,
     WireError,
     WireVersionError,
@@ -25,8 +26,10 @@ from moescope.capture.wire import (
     encode_frame,
     pack_counts,
     pack_ids,
+    pack_step_loads,
     unpack_counts,
     unpack_ids,
+    unpack_step_loads,
 )
 
 
@@ -56,9 +59,42 @@ def frame(**changes: Any) -> Frame:
     return Frame(**(fields | changes))
 
 
+PHASES = {
+    "decode_counts": pack_counts(np.array([1, 0, 3, 4, 5, 0])),
+    "decode_rows": pack_counts(np.array([4, 5])),
+    "decode_tokens": 4,
+    "decode_steps": 1,
+    "mixed_steps": 1,
+}
+
+
+def step_loads(**changes: Any) -> StepLoads:
+    loads = np.array([[[3, 1], [2, 0]], [[0, 4], [1, 1]]])
+    sent = pack_step_loads(10, 15, np.array([11, 14]), loads, version=0)
+    return msgspec.structs.replace(sent, **changes)
+
+
 def test_a_frame_survives_the_wire() -> None:
-    sent = frame()
+    sent = frame(**PHASES, step_loads=step_loads())
     assert decode_frame(encode_frame(sent)) == sent
+
+
+@pytest.mark.parametrize(
+    ("most", "width"), [(0, 1), (255, 1), (256, 2), (65535, 2), (65536, 4), (2**32 - 1, 4)]
+)
+def test_loads_of_steps_take_the_smallest_width_and_come_back(most: int, width: int) -> None:
+    loads = np.array([[[0, most]], [[1, 0]]])
+    sent = pack_step_loads(2**40, 2**40 + 9, np.array([2**40, 2**40 + 8]), loads, version=3)
+    assert sent.width == width
+    assert len(sent.loads) == 4 * width
+    steps, read = unpack_step_loads(sent, num_layers=1, ep_size=2)
+    assert steps.tolist() == [2**40, 2**40 + 8]
+    assert read.tolist() == loads.tolist()
+
+
+def test_a_load_that_fits_no_width_is_an_error_and_not_cut() -> None:
+    with pytest.raises(OverflowError, match="4294967296"):
+        pack_step_loads(0, 1, np.array([0]), np.array([[[2**32]]]), version=0)
 
 
 def test_a_frame_of_an_older_minor_version_names_no_strategy() -> None:
@@ -114,6 +150,24 @@ def test_another_major_version_is_refused_whatever_else_it_holds(major: int, adv
             {"placement": Placement(version=0, tables=[], table_of_layer=[])},
             "table_of_layer: 0 entries for 2",
         ),
+        ({**PHASES, "decode_counts": b"\0" * 40}, "decode_counts: expected 48 bytes"),
+        ({**PHASES, "decode_rows": b""}, "decode_rows: expected 16 bytes"),
+        (
+            {**PHASES, "decode_rows": pack_counts(np.array([4, 6]))},
+            "decode_rows: value 1 is above that of rows",
+        ),
+        ({**PHASES, "decode_tokens": 6}, r"decode_tokens: 6 is above tokens \(5\)"),
+        ({**PHASES, "mixed_steps": 2}, r"decode_steps: 1 with mixed_steps 2 is above steps \(2\)"),
+        ({"step_loads": step_loads(end=9)}, "step_loads.end: 9 is not within 65536 of first"),
+        ({"step_loads": step_loads(end=10 + 65537)}, "step_loads.end: 65547 is not within"),
+        ({"step_loads": step_loads(end=14)}, "step_loads.steps: must rise strictly and stay below 4"),
+        ({"step_loads": step_loads(steps=b"\1\0\0\0" * 2)}, "step_loads.steps: must rise strictly"),
+        ({"step_loads": step_loads(steps=b"\0" * 7)}, "step_loads.steps: 7 bytes are no uint32"),
+        (
+            {"step_loads": step_loads(loads=b"\0" * 7)},
+            r"step_loads.loads: expected 8 bytes \(2 steps x 2 layers",
+        ),
+        ({"step_loads": step_loads(width=3)}, r"Invalid enum value 3 - at `\$.step_loads.width`"),
         ({"seq": 0}, r"Expected `int` >= 1 - at `\$.seq`"),
         ({"tokens": -1}, r"Expected `int` >= 0 - at `\$.tokens`"),
         ({"state": "asleep"}, r"Invalid enum value 'asleep' - at `\$.state`"),
