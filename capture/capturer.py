@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import weakref
@@ -98,7 +99,8 @@ class RoutingCapturer:
         """Stop counting for good: graphs that were captured go on running, with zero valid tokens."""
         if self.disabled_reason is None:
             self.disabled_reason = reason
-            self.buffers.num_valid.zero_()
+            with contextlib.suppress(Exception):  # on a device that has failed this does too
+                self.buffers.num_valid.zero_()
             logger.error("moescope: capture is off for good, the server serves on: %s", reason)
 
     def _record_eager(self, ordinal: int, topk_ids: torch.Tensor, flat: torch.Tensor, traced: bool) -> None:

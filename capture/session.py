@@ -19,7 +19,7 @@ from moescope.capture.settings import CaptureSettings
 from moescope.capture.snapshot import SnapshotTaker
 from moescope.capture.trace_session import TraceSession
 from moescope.capture.transport import HttpTransport
-from moescope.capture.vllm_requests import why_not_traceable
+from moescope.capture.vllm_requests import scheduled_tokens, why_not_traceable
 from moescope.capture.wire import MoeLayer, Producer
 
 logger = logging.getLogger("vllm.moescope")
@@ -59,6 +59,7 @@ class CaptureSession:
         self._sender = FrameSender(
             self._taker, builder, HttpTransport(settings.endpoint, settings.token), settings.interval
         )
+        self._num_tokens = 0
         self._serving = False
         self._started = False
         self._binding.bind()
@@ -80,20 +81,17 @@ class CaptureSession:
             if self._traces is not None:
                 self._traces.start()
 
-    def requests_scheduled(self, scheduler_output: Any, model_runner: Any) -> None:
-        """vLLM's scheduler has said which requests the next step computes, and which are done."""
-        if self._serving and self._traces is not None:
-            self._traces.begin_step(scheduler_output, model_runner)
-
-    def step_begins(self, num_tokens: int) -> None:
-        """A step of `num_tokens` true tokens is about to be enqueued."""
+    def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
+        """A step is about to be enqueued; the scheduler's output says what it computes and what is done."""
         if self._serving:
-            self._guarded(lambda: self._begin(num_tokens))
+            if self._traces is not None:
+                self._traces.begin_step(scheduler_output, model_runner)
+            self._guarded(lambda: self._begin(scheduler_output))
 
-    def step_ends(self, num_tokens: int) -> None:
+    def step_ends(self) -> None:
         """The step is enqueued."""
         if self._serving:
-            self._guarded(lambda: self._end(num_tokens))
+            self._guarded(self._end)
             if self._traces is not None:
                 self._traces.end_step()
 
@@ -110,12 +108,15 @@ class CaptureSession:
             self._traces.stop()
         self._guarded(self._sender.stop)
 
-    def _begin(self, num_tokens: int) -> None:
+    def _begin(self, scheduler_output: Any) -> None:
+        self._num_tokens = 0
+        num_tokens = scheduled_tokens(scheduler_output)
         self._taker.step_begins()
         self.capturer.begin_step(num_tokens)
+        self._num_tokens = num_tokens
 
-    def _end(self, num_tokens: int) -> None:
-        self.capturer.end_step(num_tokens)
+    def _end(self) -> None:
+        self.capturer.end_step(self._num_tokens)
         self._taker.step_ends()
 
     def _idle(self) -> None:

@@ -43,6 +43,11 @@ class StepRequests(NamedTuple):
     num_tokens: Mapping[str, int]
 
 
+def scheduled_tokens(scheduler_output: Any) -> int:
+    """The true number of tokens of a step about to run."""
+    return int(scheduler_output.total_num_scheduled_tokens)
+
+
 def read_requests(scheduler_output: Any) -> StepRequests:
     """The requests of a step about to run, from the scheduler's output."""
     cached = scheduler_output.scheduled_cached_reqs

@@ -78,23 +78,6 @@ def seam_row(version: str) -> SeamRow | None:
         return None
 
 
-def platform_worker() -> type[Any]:
-    """The worker class that vLLM itself would use on this platform."""
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu():
-        from vllm.v1.worker.cpu_worker import CPUWorker
-
-        return CPUWorker  # type: ignore[no-any-return]
-    if current_platform.is_xpu():
-        from vllm.v1.worker.xpu_worker import XPUWorker
-
-        return XPUWorker  # type: ignore[no-any-return]
-    from vllm.v1.worker.gpu_worker import Worker
-
-    return Worker  # type: ignore[no-any-return]
-
-
 def read_ranks(vllm_config: Any) -> Ranks:
     """This worker's data- and tensor-parallel ranks; call it once vLLM's groups exist."""
     from vllm.distributed.parallel_state import get_tp_group

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from moescope.capture.session import CaptureSession, open_session
-from moescope.capture.vllm_seam import platform_worker
+from moescope.capture.vllm_platform import platform_worker
+
+if TYPE_CHECKING:
+    from moescope.capture.session import CaptureSession
+
+logger = logging.getLogger("vllm.moescope")
 
 
 class RoutingWorker(platform_worker()):  # type: ignore[misc]
@@ -21,7 +26,7 @@ class RoutingWorker(platform_worker()):  # type: ignore[misc]
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then bind: before profiling, so that the memory of the counts is profiled too."""
         super().load_model(*args, **kwargs)
-        self._capture = open_session(self.get_model(), self.vllm_config, self.device, os.environ)
+        self._capture = self._open_capture()
 
     def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
         """Warm up with the callbacks in place, so that captured graphs contain them; then count."""
@@ -37,13 +42,11 @@ class RoutingWorker(platform_worker()):  # type: ignore[misc]
         capture = self._capture
         if capture is None:
             return super().execute_model(scheduler_output, *args, **kwargs)
-        num_tokens = int(scheduler_output.total_num_scheduled_tokens)
-        capture.requests_scheduled(scheduler_output, self.model_runner)
-        capture.step_begins(num_tokens)
+        capture.step_begins(scheduler_output, self.model_runner)
         try:
             return super().execute_model(scheduler_output, *args, **kwargs)
         finally:
-            capture.step_ends(num_tokens)
+            capture.step_ends()
 
     def execute_dummy_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Run a dummy step, which computes no token of any request."""
@@ -57,3 +60,13 @@ class RoutingWorker(platform_worker()):  # type: ignore[misc]
         if self._capture is not None:
             self._capture.close()
         return super().shutdown(*args, **kwargs)
+
+    def _open_capture(self) -> CaptureSession | None:
+        """Import the capturer and start it; whatever is broken, the server serves on."""
+        try:
+            from moescope.capture.session import open_session
+
+            return open_session(self.get_model(), self.vllm_config, self.device, os.environ)
+        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
+            logger.error("moescope: capture is off, the server serves on: %r", error)
+            return None
