@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moescope.service.balance import MEASURES, Summary, max_and_mean, summarise
+from moescope.service.balance import Summary, max_and_mean, measure_all, summarise
 from moescope.service.window import LayerWindow, ModelWindow
 
 FloatArray = npt.NDArray[np.float64]
@@ -115,7 +115,7 @@ def _cells(loads: Sequence[FloatArray | None], reasons: Sequence[str | None]) ->
             by_width.setdefault(len(load), []).append(i)
     for members in by_width.values():
         stacked = np.stack([load for i in members if (load := loads[i]) is not None])
-        values = {name: measure(stacked) for name, measure in MEASURES.items()}
+        values = measure_all(stacked)
         for row, i in enumerate(members):
             cells[i] = Cell(loads[i], {name: float(value[row]) for name, value in values.items()}, None)
     return tuple(cells)

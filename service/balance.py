@@ -69,9 +69,7 @@ def normalised_entropy(loads: Loads) -> FloatArray:
     size = relative.shape[-1]
     if size == 0:
         return np.full(relative.shape[:-1], np.nan)
-    shares = relative / size
-    logs = np.log(np.where(shares > 0, shares, 1.0))
-    return np.asarray(np.exp(-(shares * logs).sum(axis=-1)) / size)
+    return np.asarray(_perplexity(relative) / size)
 
 
 def gini(loads: Loads) -> FloatArray:
@@ -83,8 +81,7 @@ def gini(loads: Loads) -> FloatArray:
     size = relative.shape[-1]
     if size == 0:
         return np.full(relative.shape[:-1], np.nan)
-    weights = 2.0 * np.arange(1, size + 1) - size - 1
-    return np.asarray((np.sort(relative, axis=-1) / size * weights).sum(axis=-1) / size)
+    return _gini(np.sort(relative, axis=-1))
 
 
 def dead(loads: Loads) -> FloatArray:
@@ -94,21 +91,29 @@ def dead(loads: Loads) -> FloatArray:
     return np.where(values.astype(np.float64).sum(axis=-1) <= 0, np.nan, none)
 
 
-def jensen_shannon(loads: Loads, others: Loads) -> FloatArray:
-    """Jensen-Shannon divergence of the shares of two loads in bits, from 0 (alike) to 1 (nothing in common).
+def dead_fraction(loads: Loads) -> FloatArray:
+    """The share of the N that got nothing, from 0 (best) to 1 - 1 / N."""
+    return np.asarray(dead(loads) / max(1, np.asarray(loads).shape[-1]))
 
-    With shares p and q and their middle m = (p + q) / 2: (KL(p, m) + KL(q, m)) / 2, logarithms to base 2
-    (Lin, 1991, IEEE Trans. Inf. Theory 37(1)). Symmetric, and finite where one is zero.
 
-    Args:
-        loads: [..., N]; ``others`` likewise.
+def top_share(loads: Loads, k: int) -> FloatArray:
+    """Share of everything that the k largest got, from k / N (best) to 1; all of it where k >= N.
 
-    Returns:
-        [...]; NaN where nothing was routed in one of them.
+    Raises:
+        ValueError: k is not positive.
     """
-    p, q = (_relative(values) / max(1, np.asarray(values).shape[-1]) for values in (loads, others))
-    middle = (p + q) / 2
-    return np.asarray((_divergence(p, middle) + _divergence(q, middle)) / 2)
+    if k < 1:
+        raise ValueError(f"the share of the top {k}: give 1 or more")
+    relative = _relative(loads)
+    size = relative.shape[-1]
+    if size == 0:
+        return np.full(relative.shape[:-1], np.nan)
+    return _largest(np.sort(relative, axis=-1), k)
+
+
+def top_tenth_share(loads: Loads) -> FloatArray:
+    """Share of everything that the largest tenth got: the top k with k = N / 10, rounded up."""
+    return top_share(loads, _tenth(np.asarray(loads).shape[-1]))
 
 
 MEASURES: Final[Mapping[str, Callable[[Loads], FloatArray]]] = {
@@ -119,7 +124,34 @@ MEASURES: Final[Mapping[str, Callable[[Loads], FloatArray]]] = {
     "normalised_entropy": normalised_entropy,
     "gini": gini,
     "dead": dead,
+    "dead_fraction": dead_fraction,
+    "top_tenth_share": top_tenth_share,
 }
+
+
+def measure_all(loads: Loads) -> dict[str, FloatArray]:
+    """Every one of :data:`MEASURES` at once, keyed alike; equal to each alone, and several times as fast."""
+    values = np.asarray(loads, dtype=np.float64)
+    size = values.shape[-1]
+    if size == 0:
+        return {name: np.full(values.shape[:-1], np.nan) for name in MEASURES}
+    most, mean = max_and_mean(values)
+    relative = values / mean[..., np.newaxis]
+    none = np.where(np.isnan(mean), np.nan, size - np.count_nonzero(values, axis=-1))
+    found = {
+        "imbalance_ratio": most / mean,
+        "balancedness": mean / most,
+        "max_vio": (most - mean) / mean,
+        "normalised_entropy": _perplexity(relative) / size,
+        "dead": none,
+        "dead_fraction": none / size,
+    }
+    relative.sort(axis=-1)  # its own copy
+    found["gini"] = _gini(relative)
+    found["top_tenth_share"] = _largest(relative, _tenth(size))
+    relative -= 1.0
+    found["coefficient_of_variation"] = np.sqrt(np.einsum("...i,...i->...", relative, relative) / size)
+    return {name: np.asarray(found[name]) for name in MEASURES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +205,26 @@ def _relative(loads: Loads) -> FloatArray:
     return np.asarray(values / mean[..., np.newaxis])
 
 
-def _divergence(shares: FloatArray, of: FloatArray) -> FloatArray:
-    """Kullback-Leibler divergence in bits over the last axis; ``of`` is positive wherever ``shares`` is."""
-    ratio = np.divide(shares, of, out=np.ones_like(shares), where=~(shares <= 0))
-    return np.asarray((shares * np.log2(ratio)).sum(axis=-1))
+def _perplexity(relative: FloatArray) -> FloatArray:
+    """exp(H) of loads in units of their mean: H = ln N - sum(r ln r) / N, with 0 ln 0 = 0."""
+    size = relative.shape[-1]
+    logs = np.log(np.where(relative > 0, relative, 1.0))
+    return np.asarray(size * np.exp(-np.einsum("...i,...i->...", relative, logs) / size))
+
+
+def _gini(rising: FloatArray) -> FloatArray:
+    """Of loads in units of their mean, sorted to rise."""
+    size = rising.shape[-1]
+    return np.asarray(rising @ (2.0 * np.arange(1, size + 1) - size - 1) / size**2)
+
+
+def _largest(rising: FloatArray, k: int) -> FloatArray:
+    """Share of the k largest, of loads in units of their mean, sorted to rise."""
+    return np.asarray(rising[..., -k:].sum(axis=-1) / rising.shape[-1])
+
+
+def _tenth(size: int) -> int:
+    return max(1, -(-size // 10))
 
 
 def _mean(values: FloatArray) -> FloatArray:

@@ -19,7 +19,7 @@ from moescope.service.api.params import (
 )
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.windows import read_window
-from moescope.service.balance import jensen_shannon
+from moescope.service.divergence import jensen_shannon
 from moescope.service.state import LiveState
 from moescope.service.window import LayerWindow, ModelWindow
 

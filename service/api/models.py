@@ -205,6 +205,8 @@ class Measures(BaseModel):
     normalised_entropy: float = Field(description="exp(H) / N; 1 is best, 1 / N is worst.")
     gini: float = Field(description="Gini coefficient; 0 is best.")
     dead: int = Field(description="How many got nothing: dead experts, or idle ranks.")
+    dead_fraction: float = Field(description="dead / N.")
+    top_tenth_share: float = Field(description="Share of the busiest N / 10, rounded up.")
 
 
 class Cell(BaseModel):

@@ -74,6 +74,8 @@ class ViewMeasures(msgspec.Struct):
     normalised_entropy: float
     gini: float
     dead: int
+    dead_fraction: float
+    top_tenth_share: float
 
 
 class ViewLayer(msgspec.Struct):

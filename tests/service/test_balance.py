@@ -38,11 +38,13 @@ def test_one_takes_all() -> None:
     assert balance.gini(loads) == pytest.approx(0.75)
     assert balance.coefficient_of_variation(loads) == pytest.approx(math.sqrt(3))
     assert balance.dead(loads) == 3
+    assert balance.dead_fraction(loads) == 0.75
+    assert balance.top_tenth_share(loads) == 1
 
 
 def test_perfect_balance() -> None:
     loads = np.full(8, 2**53)
-    best = {"imbalance_ratio": 1, "balancedness": 1, "normalised_entropy": 1}
+    best = {"imbalance_ratio": 1, "balancedness": 1, "normalised_entropy": 1, "top_tenth_share": 1 / 8}
     for name, measure in balance.MEASURES.items():
         assert measure(loads) == pytest.approx(best.get(name, 0), abs=1e-12), name
 
@@ -70,6 +72,33 @@ def test_measures_agree_with_scipy_row_by_row(loads: np.ndarray) -> None:
         assert balance.dead(loads)[i] == len(row) - np.count_nonzero(row)
         assert balance.imbalance_ratio(loads)[i] == pytest.approx(1 / balance.balancedness(loads)[i])
         assert balance.max_vio(loads)[i] == pytest.approx(balance.imbalance_ratio(loads)[i] - 1, abs=1e-12)
+
+
+def test_the_share_of_the_top_k() -> None:
+    loads = np.array([[5, 1, 3, 1], [0, 0, 0, 0]])
+    assert balance.top_share(loads, 1)[0] == pytest.approx(0.5)
+    assert balance.top_share(loads, 2)[0] == pytest.approx(0.8)
+    assert balance.top_share(loads, 9)[0] == pytest.approx(1)
+    assert np.isnan(balance.top_share(loads, 1)[1])
+    # A tenth of 4 is one of them, a tenth of 21 is three.
+    assert balance.top_tenth_share(loads)[0] == pytest.approx(0.5)
+    assert balance.top_tenth_share(np.arange(21)) == pytest.approx((20 + 19 + 18) / 210)
+    with pytest.raises(ValueError, match="top 0"):
+        balance.top_share(loads, 0)
+
+
+@given(LOADS)
+def test_all_measures_at_once_are_each_alone(loads: np.ndarray) -> None:
+    found = balance.measure_all(loads)
+    assert list(found) == list(balance.MEASURES)
+    for name, measure in balance.MEASURES.items():
+        assert found[name] == pytest.approx(measure(loads), abs=1e-9, nan_ok=True), name
+
+
+def test_all_measures_of_no_ranks_or_experts_are_no_sample() -> None:
+    for values in balance.measure_all(np.zeros((2, 0))).values():
+        assert np.isnan(values).all()
+        assert values.shape == (2,)
 
 
 def test_counts_up_to_two_to_the_53rd_neither_round_nor_overflow() -> None:

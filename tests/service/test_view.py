@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
 
 from moescope.capture import wire
-from moescope.service.balance import jensen_shannon
 from moescope.service.owners import SEVERAL, owners_of
 from tests.service.conftest import Service
 from tests.service.frames import EPOCH, frame, halves, placement, producer
@@ -141,15 +139,3 @@ def test_models_of_another_shape_can_not_be_compared(service: Service) -> None:
     response = service.client.get("/v1/compare", params={"model": "tiny", "base_model": "other"})
     assert response.status_code == 400
     assert "share no layer" in response.json()["detail"]
-
-
-def test_jensen_shannon() -> None:
-    random = np.random.default_rng(3)
-    p, q = random.integers(0, 50, (2, 6, 9))
-    q[0] *= 3
-    expected = np.array([jensenshannon(a, b, base=2) ** 2 for a, b in zip(p, q, strict=True)])
-    assert jensen_shannon(p, q) == pytest.approx(expected)
-    assert jensen_shannon(q, p) == pytest.approx(expected)
-    assert jensen_shannon([1, 0], [0, 3]) == 1
-    assert jensen_shannon([2, 4], [1, 2]) == 0
-    assert np.isnan(jensen_shannon([0, 0], [1, 2]))

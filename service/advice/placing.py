@@ -1,0 +1,107 @@
+"""Placements of experts, the loads that ranks get under them, and what it takes to go from one to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moescope.capture.wire import PlacementTable, unpack_ids
+from moescope.service.advice.eplb import FloatArray, Int64Array, Loads, place
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placing:
+    """Where the copies of L layers' experts are.
+
+    Attributes:
+        logical: logical expert of each physical one, int64 [L, P].
+        rank: EP rank that holds it, int64 [L, P].
+        experts: E.
+        ranks: G.
+    """
+
+    logical: Int64Array
+    rank: Int64Array
+    experts: int
+    ranks: int
+
+    @property
+    def copies(self) -> Int64Array:
+        """Copies of each logical expert, int64 [L, E]."""
+        return _count(self.logical, self.experts)
+
+    def loads(self, counts: Loads) -> FloatArray:
+        """Slots that each rank would get, float64 [L, G]; an expert's are split evenly over its copies.
+
+        ``counts`` is [L, E], slots per logical expert.
+        """
+        per_copy = np.asarray(counts, dtype=np.float64) / np.maximum(self.copies, 1)
+        carried = np.take_along_axis(per_copy, self.logical, axis=1)
+        at = self.rank + self.ranks * np.arange(len(self.rank))[:, np.newaxis]
+        sums = np.bincount(at.reshape(-1), carried.reshape(-1), len(self.rank) * self.ranks)
+        return np.asarray(sums.reshape(len(self.rank), self.ranks), dtype=np.float64)
+
+    def holds(self) -> np.ndarray:
+        """Whether a rank has a copy of an expert, bool [L, G, E]."""
+        held = np.zeros((len(self.rank), self.ranks, self.experts), dtype=bool)
+        held[np.arange(len(self.rank))[:, np.newaxis], self.rank, self.logical] = True
+        return held
+
+    def take(self, rows: Sequence[int] | Int64Array) -> Placing:
+        """The same for some of the layers."""
+        return Placing(self.logical[rows], self.rank[rows], self.experts, self.ranks)
+
+
+def linear(layers: int, experts: int, ranks: int) -> Placing:
+    """Contiguous spans; the first E mod G ranks have one more, as vLLM's ``determine_expert_map`` has it."""
+    sizes = experts // ranks + (np.arange(ranks) < experts % ranks)
+    return _alike(layers, np.repeat(np.arange(ranks), sizes), experts, ranks)
+
+
+def round_robin(layers: int, experts: int, ranks: int) -> Placing:
+    """Expert e on rank e mod G, as vLLM's ``--expert-placement-strategy round_robin``."""
+    return _alike(layers, np.arange(experts) % ranks, experts, ranks)
+
+
+def eplb(fitted: Loads, redundant: int, groups: int, nodes: int, ranks: int) -> Placing:
+    """Placed by load with R redundant copies; see :func:`moescope.service.advice.eplb.place`.
+
+    Args:
+        fitted: slots per (layer, logical expert) that it is fitted on, [L, E].
+        redundant: R; E + R is a multiple of ``ranks``.
+    """
+    layers, experts = np.asarray(fitted).shape
+    physical = experts + redundant
+    logical = place(fitted, physical, groups, nodes, ranks)
+    rank = np.tile(np.arange(physical) // (physical // ranks), (layers, 1))
+    return Placing(logical, rank, experts, ranks)
+
+
+def from_tables(tables: Sequence[PlacementTable], experts: int, ranks: int) -> Placing | None:
+    """What workers reported, a table for each layer; None where the layers have unlike numbers of copies."""
+    logical = [unpack_ids(table.physical_to_logical).astype(np.int64) for table in tables]
+    rank = [unpack_ids(table.physical_to_ep_rank).astype(np.int64) for table in tables]
+    if len({len(row) for row in logical}) != 1:
+        return None
+    return Placing(np.stack(logical), np.stack(rank), experts, ranks)
+
+
+def moves(before: Placing, after: Placing) -> Int64Array:
+    """Expert copies that have to be sent to a rank which has none of that expert yet, int64 [L].
+
+    Both have the same layers, experts and ranks.
+    """
+    return np.asarray((after.holds() & ~before.holds()).sum(axis=(1, 2)), dtype=np.int64)
+
+
+def _alike(layers: int, rank: Int64Array, experts: int, ranks: int) -> Placing:
+    logical = np.tile(np.arange(experts), (layers, 1))
+    return Placing(logical, np.tile(rank, (layers, 1)), experts, ranks)
+
+
+def _count(logical: Int64Array, experts: int) -> Int64Array:
+    at = logical + experts * np.arange(len(logical))[:, np.newaxis]
+    counts = np.bincount(at.reshape(-1), minlength=len(logical) * experts)
+    return counts.reshape(len(logical), experts)

@@ -1,0 +1,56 @@
+"""Placements, and the loads and moves that follow from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moescope.capture import wire
+from moescope.service.advice.placing import Placing, eplb, from_tables, linear, moves, round_robin
+
+
+def _of(logical: list[int], rank: list[int], experts: int, ranks: int) -> Placing:
+    return Placing(np.array([logical]), np.array([rank]), experts, ranks)
+
+
+@pytest.mark.parametrize(("experts", "ranks"), [(8, 2), (10, 4), (60, 8), (3, 4), (5, 1)])
+def test_linear_and_round_robin_are_vllms_expert_map(experts: int, ranks: int) -> None:
+    manager = pytest.importorskip("vllm.model_executor.layers.fused_moe.expert_map_manager")
+    for name, placed in (
+        ("linear", linear(1, experts, ranks)),
+        ("round_robin", round_robin(1, experts, ranks)),
+    ):
+        for rank in range(ranks):
+            count, expert_map, _ = manager.determine_expert_map(ranks, rank, experts, name)
+            mine = placed.logical[0][placed.rank[0] == rank]
+            assert len(mine) == count
+            if expert_map is not None:
+                assert mine.tolist() == np.flatnonzero(expert_map.numpy() >= 0).tolist()
+
+
+def test_an_experts_slots_are_split_evenly_over_its_copies() -> None:
+    placed = _of([0, 1, 2, 0], [0, 0, 1, 1], 3, 2)
+    assert placed.copies.tolist() == [[2, 1, 1]]
+    assert placed.loads(np.array([[10, 3, 4]])).tolist() == [[8.0, 9.0]]
+
+
+def test_what_a_rank_already_holds_does_not_move() -> None:
+    before = linear(1, 4, 2)
+    assert moves(before, before).tolist() == [0]
+    # Rank 0 keeps 0 and gets 2 and 3; a second copy of 3 on the same rank is no second transfer.
+    after = _of([0, 2, 3, 3, 1, 2], [0, 0, 0, 0, 1, 1], 4, 2)
+    assert moves(before, after).tolist() == [2 + 1]
+
+
+def test_tables_of_the_wire() -> None:
+    table = wire.PlacementTable(wire.pack_ids([0, 1, 2, 0]), wire.pack_ids([0, 0, 1, 1]))
+    placed = from_tables([table, table], 3, 2)
+    assert placed is not None
+    assert placed.loads(np.array([[10, 3, 4], [0, 0, 2]])).tolist() == [[8.0, 9.0], [0.0, 2.0]]
+    other = wire.PlacementTable(wire.pack_ids([0, 1, 2]), wire.pack_ids([0, 0, 1]))
+    assert from_tables([table, other], 3, 2) is None
+
+
+def test_some_of_the_layers() -> None:
+    placed = eplb(np.array([[9, 1, 1, 1], [1, 1, 1, 9]]), 0, 1, 1, 2)
+    assert placed.take([1]).loads(np.array([[1, 1, 1, 9]])).max() == 10
