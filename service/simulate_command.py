@@ -34,6 +34,12 @@ Examples:
   moescope simulate --fail 3@60 --fail 5@60-120         rank 3 dies after a minute, rank 5 comes back
 
   moescope simulate --rearrange-s 300                   experts move by load every 5 minutes, as with EPLB
+
+  moescope simulate --alternate 3 --skew 0              in each step another EP rank has three times its share
+
+  moescope simulate --decode-share 0.5 --decode-shift 1 half the tokens are of decode and choose other experts
+
+  moescope simulate --lost-steps 0.1                    ranks lose the loads of a tenth of their steps
 """
 _SECONDS_BETWEEN_LINES: Final = 10.0
 
@@ -53,6 +59,24 @@ def simulate(
     rank_imbalance: Annotated[float, typer.Option(min=1, help="Max / mean of tokens over DP ranks.")] = 1.0,
     hot: Annotated[float, typer.Option(min=0, max=1, help="Share of tokens that take the hot expert.")] = 0.0,
     hot_moves_s: Annotated[float, typer.Option(min=1, help="Seconds until another is the hot one.")] = 60.0,
+    steps: Annotated[
+        float, typer.Option(min=0, help="Steps per second, which all ranks do together.")
+    ] = 25.0,
+    decode_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of tokens that are of decode.")
+    ] = 0.8,
+    decode_shift: Annotated[
+        float, typer.Option(min=0, help="How far decode's log-popularity of experts is off prefill's.")
+    ] = 0.5,
+    phases: Annotated[
+        bool, typer.Option("--phases/--no-phases", help="Without: frames of wire 1.2, no phases, no steps.")
+    ] = True,
+    alternate: Annotated[
+        float, typer.Option(min=1, help="Max / mean over EP ranks in a step; the hot rank changes each step.")
+    ] = 1.0,
+    lost_steps: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of steps whose loads are lost.")
+    ] = 0.0,
     dead: Annotated[int, typer.Option(min=0, help="Experts of a layer that no token takes.")] = 0,
     fail: Annotated[
         list[str] | None, typer.Option(help="RANK@START or RANK@START-END: the rank is silent (seconds).")
@@ -74,8 +98,13 @@ def simulate(
             model=model,
             ranks=ranks,
             shape=Shape(layers, experts, top_k, first_layer),
-            habits=Habits(skew, drift, hot, hot_moves_s, dead),
+            habits=Habits(skew, drift, hot, hot_moves_s, dead, decode_shift),
             tokens_per_s=tokens,
+            steps_per_s=steps,
+            decode_share=decode_share,
+            phases=phases,
+            alternate=alternate,
+            lost_steps=lost_steps,
             rank_imbalance=rank_imbalance,
             outages=tuple(map(outage, fail or ())),
             rearrange_s=rearrange_s,

@@ -40,6 +40,8 @@ class Habits:
         hot: probability that a token chooses the layer's hot expert; 0 means that there is none.
         hot_moves_s: seconds after which another expert becomes the hot one.
         dead: experts of each layer that no token chooses.
+        decode_shift: standard deviation of what an expert's log-popularity is off for decode tokens; 0: they
+            have the habit of prefill.
     """
 
     skew: float = 0.3
@@ -47,6 +49,7 @@ class Habits:
     hot: float = 0.0
     hot_moves_s: float = 60.0
     dead: int = 0
+    decode_shift: float = 0.5
 
 
 class RoutingModel:
@@ -64,6 +67,8 @@ class RoutingModel:
         self._order = np.argsort(self._rng.random((shape.layers, shape.experts)), axis=1)
         self._logits = np.take_along_axis(np.tile(zipf, (shape.layers, 1)), self._order, axis=1)
         self._dead = self._order >= shape.experts - habits.dead
+        aside = np.random.default_rng(seed + 2)
+        self._shift = habits.decode_shift * aside.standard_normal(self._logits.shape)
         self._time = 0.0
 
     def advance(self, seconds: float) -> None:
@@ -72,9 +77,10 @@ class RoutingModel:
         step = self._habits.drift * np.sqrt(seconds)
         self._logits = self._logits + step * self._rng.standard_normal(self._logits.shape)
 
-    def inclusion(self) -> FloatArray:
-        """Probability that a token chooses an expert, float64 [L, E]; rows sum to top-k."""
-        weights = np.where(self._dead, 0.0, np.exp(self._logits - self._logits.max(axis=1, keepdims=True)))
+    def inclusion(self, decode: bool = False) -> FloatArray:
+        """Probability that a token of a phase chooses an expert, float64 [L, E]; rows sum to top-k."""
+        logits = self._logits + self._shift if decode else self._logits
+        weights = np.where(self._dead, 0.0, np.exp(logits - logits.max(axis=1, keepdims=True)))
         chances = _capped(weights, np.full(self.shape.layers, float(self.shape.top_k)))
         if not self._habits.hot:
             return chances
@@ -87,14 +93,10 @@ class RoutingModel:
     def draw(self, tokens: int, inclusion: FloatArray) -> Int64Array:
         """Slots of ``tokens`` tokens, int64 [L, E]: a normal approximation of the binomial, made exact."""
         spread = np.sqrt(tokens * inclusion * (1.0 - inclusion))
-        noisy = np.rint(tokens * inclusion + spread * self._rng.standard_normal(inclusion.shape))
         # A dead expert gets nothing, whatever has to be made up for.
         most = np.where(inclusion > 0, tokens, 0)
-        counts = np.clip(noisy, 0, most).astype(np.int64)
-        missing = tokens * self.shape.top_k - counts.sum(axis=1)
-        counts += _spread(np.maximum(missing, 0), most - counts, self._rng)
-        counts -= _spread(np.maximum(-missing, 0), counts, self._rng)
-        return counts
+        totals = np.full(len(inclusion), tokens * self.shape.top_k)
+        return draw_exact(tokens * inclusion, spread, most, totals, self._rng)
 
     def _hot_experts(self) -> Int64Array:
         """The hot expert of each layer now, int64 [L]: never a dead one."""
@@ -102,6 +104,29 @@ class RoutingModel:
         turn = int(self._time // self._habits.hot_moves_s)
         places = (np.arange(self.shape.layers) * 7 + turn * 11) % alive
         return np.asarray(np.argmax(self._order == places[:, np.newaxis], axis=1), dtype=np.int64)
+
+
+def draw_exact(
+    mean: FloatArray, spread: FloatArray, most: Int64Array, totals: Int64Array, rng: np.random.Generator
+) -> Int64Array:
+    """Whole numbers around ``mean``, from 0 to ``most``, whose rows sum to ``totals``.
+
+    Normally distributed on the condition of their sum, then made exact.
+
+    Args:
+        mean: [N, E], whose rows sum to ``totals``; ``spread`` [N, E] is the standard deviation.
+        most: int64 [N, E].
+        totals: int64 [N], none above the row's sum of ``most``.
+        rng: random numbers.
+    """
+    noise = spread * rng.standard_normal(mean.shape)
+    variance = spread**2
+    noise -= variance * (noise.sum(axis=1) / np.maximum(variance.sum(axis=1), 1e-300))[:, np.newaxis]
+    counts = np.clip(np.rint(mean + noise), 0, most).astype(np.int64)
+    missing = totals - counts.sum(axis=1)
+    counts += _spread(np.maximum(missing, 0), most - counts, rng)
+    counts -= _spread(np.maximum(-missing, 0), counts, rng)
+    return counts
 
 
 def _capped(weights: FloatArray, totals: FloatArray) -> FloatArray:

@@ -89,6 +89,96 @@ def test_totals_are_cumulative_and_a_rank_that_fails_begins_a_new_epoch() -> Non
     assert len(seen[2]) == 2
 
 
+def placed(frame: wire.Frame, counts: np.ndarray) -> np.ndarray:
+    """Slots by layer and EP rank, through the frame's placement."""
+    assert frame.placement is not None
+    slots = np.zeros((len(frame.layers), frame.producer.ep_size), dtype=np.int64)
+    for layer, table in enumerate(frame.placement.table_of_layer):
+        logical = wire.unpack_ids(frame.placement.tables[table].physical_to_logical)
+        ranks = wire.unpack_ids(frame.placement.tables[table].physical_to_ep_rank)
+        np.add.at(slots[layer], ranks, counts[layer][logical])
+    return slots
+
+
+def step_loads(frame: wire.Frame) -> tuple[np.ndarray, np.ndarray]:
+    assert frame.step_loads is not None
+    return wire.unpack_step_loads(frame.step_loads, len(frame.layers), frame.producer.ep_size)
+
+
+@pytest.mark.parametrize("rearrange_s", [None, 1.0])
+def test_steps_have_one_number_on_all_ranks_and_their_loads_are_what_was_counted(
+    rearrange_s: float | None,
+) -> None:
+    plan = replace(PLAN, tokens_per_s=30.0, rearrange_s=rearrange_s, habits=Habits(skew=1.0))
+    fleet, before, at = (
+        Fleet(plan, START_NS),
+        {rank: np.zeros((3, 16), dtype=np.int64) for rank in range(4)},
+        0,
+    )
+    dummies = 0
+    for _ in range(4):
+        made = list(fleet.advance(1.0))
+        for frame in made:
+            wire.check_frame(frame)
+            assert frame.step_loads is not None
+            assert (frame.step_loads.first, frame.step_loads.end) == (at, at + 25)
+            numbers, loads = step_loads(frame)
+            rank = frame.producer.dp_rank
+            assert loads.sum(axis=0).tolist() == placed(frame, counts(frame) - before[rank]).tolist()
+            assert frame.steps + frame.idle_steps == at + 25
+            dummies += 25 - len(numbers)
+            before[rank] = counts(frame)
+        at += 25
+    assert dummies > 0
+
+
+def test_decode_is_a_part_of_the_whole_and_has_a_habit_of_its_own() -> None:
+    (first, *_) = frames(replace(PLAN, decode_share=0.25), 400.0)
+    decode = wire.unpack_counts(first.decode_counts).reshape(3, -1)
+    assert first.decode_tokens / first.tokens == pytest.approx(0.25, rel=0.02)
+    assert (decode.sum(axis=1) == first.decode_tokens * SHAPE.top_k).all()
+    assert 0 < first.mixed_steps <= first.steps - first.decode_steps
+    shares = decode / decode.sum(axis=1, keepdims=True)
+    others = counts(first) - decode
+    assert np.abs(shares - others / others.sum(axis=1, keepdims=True)).max() > 0.02
+    (alike, *_) = frames(replace(PLAN, habits=Habits(decode_shift=0.0)), 400.0)
+    decode = wire.unpack_counts(alike.decode_counts).reshape(3, -1)
+    assert decode / decode.sum(axis=1, keepdims=True) == pytest.approx(
+        counts(alike) / counts(alike).sum(axis=1, keepdims=True), abs=0.01
+    )
+
+
+def test_a_hot_rank_that_alternates_is_planted_in_every_step_and_in_no_window() -> None:
+    made = frames(replace(PLAN, alternate=2.0, habits=Habits(skew=0.0)), 16.0)
+    loads = np.sum([step_loads(frame)[1] for frame in made], axis=0)  # every rank computes in each step
+    assert loads.shape == (400, 3, 4)
+    assert (loads.argmax(axis=2) == (np.arange(400) % 4)[:, np.newaxis]).all()
+    assert loads.max(axis=2).sum() / loads.mean(axis=2).sum() == pytest.approx(2.0, rel=0.01)
+    window = loads.sum(axis=0)
+    assert (window.max(axis=1) / window.mean(axis=1)).max() < 1.02
+
+
+def test_lost_steps_are_left_out_of_the_loads_only() -> None:
+    (first, *_) = frames(replace(PLAN, lost_steps=0.5), 8.0)
+    assert first.step_loads is not None
+    assert first.step_loads.end == 200
+    assert 60 < first.step_loads.first < 140
+    assert first.steps + first.idle_steps == 200
+    (late, *_) = frames(PLAN, 40.0)
+    assert late.step_loads is not None
+    assert late.step_loads.end - late.step_loads.first == 512
+    (none, *_) = frames(replace(PLAN, lost_steps=1.0), 8.0)
+    assert none.step_loads is not None
+    assert none.step_loads.first == none.step_loads.end == 200
+
+
+def test_without_phases_frames_are_those_of_an_older_capturer() -> None:
+    (first, *_) = frames(replace(PLAN, phases=False))
+    assert first.wire == (1, 2)
+    assert (first.decode_counts, first.decode_rows, first.step_loads) == (b"", b"", None)
+    assert first.decode_tokens == first.decode_steps == first.mixed_steps == 0
+
+
 def test_a_rearrangement_moves_experts_by_load() -> None:
     plan = replace(PLAN, habits=Habits(skew=1.0), rearrange_s=10.0)
     fleet = Fleet(plan, START_NS)
@@ -104,6 +194,7 @@ def test_a_rearrangement_moves_experts_by_load() -> None:
     [
         ({"rank_imbalance": 5.0}, "rank imbalance 5 is not in 1..4"),
         ({"outages": (Outage(4, 1.0),)}, "rank 4 can't fail"),
+        ({"alternate": 4.5}, r"alternate 4.5 is not in 1..4"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(fields: dict[str, object], message: str) -> None:
