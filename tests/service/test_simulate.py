@@ -149,7 +149,7 @@ def test_decode_is_a_part_of_the_whole_and_has_a_habit_of_its_own() -> None:
 
 
 def test_a_hot_rank_that_alternates_is_planted_in_every_step_and_in_no_window() -> None:
-    made = frames(replace(PLAN, alternate=2.0, habits=Habits(skew=0.0)), 16.0)
+    made = frames(replace(PLAN, alternate=2.0, habits=Habits(skew=0.0, decode_shift=0.0)), 16.0)
     loads = np.sum([step_loads(frame)[1] for frame in made], axis=0)  # every rank computes in each step
     assert loads.shape == (400, 3, 4)
     assert (loads.argmax(axis=2) == (np.arange(400) % 4)[:, np.newaxis]).all()
