@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from moescope.capture import vllm_seam
+from moescope.capture.batch_layout import BatchLayout, BatchWatch
 from moescope.capture.binding import RouterBinding
 from moescope.capture.capturer import RoutingCapturer
 from moescope.capture.counting import CountBuffers
@@ -19,7 +20,7 @@ from moescope.capture.settings import CaptureSettings
 from moescope.capture.snapshot import SnapshotTaker
 from moescope.capture.trace_session import TraceSession
 from moescope.capture.transport import HttpTransport
-from moescope.capture.vllm_requests import scheduled_tokens, why_not_traceable
+from moescope.capture.vllm_requests import StepRequests, scheduled_tokens, why_not_traceable
 from moescope.capture.wire import MoeLayer, Producer
 
 logger = logging.getLogger("vllm.moescope")
@@ -59,6 +60,7 @@ class CaptureSession:
         self._sender = FrameSender(
             self._taker, builder, HttpTransport(settings.endpoint, settings.token), settings.interval
         )
+        self._watch = BatchWatch(vllm_config, self._requests_read, self._laid_out, self._watch_failed)
         self._num_tokens = 0
         self._serving = False
         self._started = False
@@ -84,13 +86,13 @@ class CaptureSession:
     def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
         """A step is about to be enqueued; the scheduler's output says what it computes and what is done."""
         if self._serving:
-            if self._traces is not None:
-                self._traces.begin_step(scheduler_output, model_runner)
             self._guarded(lambda: self._begin(scheduler_output))
+            self._watch.step_begins(scheduler_output, model_runner)
 
     def step_ends(self) -> None:
         """The step is enqueued."""
         if self._serving:
+            self._watch.step_ends()
             self._guarded(self._end)
             if self._traces is not None:
                 self._traces.end_step()
@@ -103,6 +105,7 @@ class CaptureSession:
     def close(self) -> None:
         """Give the routers back and send what is left; takes two seconds at most."""
         self._serving = False
+        self._guarded(self._watch.close)
         self._guarded(self._binding.unbind)
         if self._traces is not None:
             self._traces.stop()
@@ -114,6 +117,19 @@ class CaptureSession:
         self._taker.step_begins()
         self.capturer.begin_step(num_tokens)
         self._num_tokens = num_tokens
+
+    def _requests_read(self, step: StepRequests) -> None:
+        if self._traces is not None:
+            self._traces.begin_step(step)
+
+    def _laid_out(self, layout: BatchLayout) -> None:
+        """The step's batch is laid out and its forward pass not enqueued; not called where it isn't known."""
+        if self._traces is not None:
+            self._traces.lay_out(layout)
+
+    def _watch_failed(self) -> None:
+        if self._traces is not None:
+            self._traces.give_up()
 
     def _end(self) -> None:
         self.capturer.end_step(self._num_tokens)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from moescope.capture.batch_layout import BatchLayout
 from moescope.capture.settings import TRACES_PATH, CaptureSettings
 from moescope.capture.trace_sender import TraceSender
 from moescope.capture.trace_wire import TRACE_CONTENT_TYPE
 from moescope.capture.tracing import Tracer
 from moescope.capture.transport import HttpTransport
-from moescope.capture.vllm_requests import batch_order, read_requests
+from moescope.capture.vllm_requests import StepRequests
 from moescope.capture.wire import MoeLayer, Producer
 
 logger = logging.getLogger("vllm.moescope")
@@ -30,8 +30,7 @@ class TraceSession:
     def __init__(
         self, layers: Sequence[MoeLayer], producer: Producer, epoch: int, settings: CaptureSettings
     ) -> None:
-        self._model_runner: Any = None
-        self.tracer = Tracer(layers, settings.traces, self._order, settings.trace_bytes)
+        self.tracer = Tracer(layers, settings.traces, settings.trace_bytes)
         transport = HttpTransport(
             settings.endpoint, settings.token, path=TRACES_PATH, content_type=TRACE_CONTENT_TYPE
         )
@@ -50,14 +49,23 @@ class TraceSession:
             self._started = True
             self._guarded(self._sender.start)
 
-    def begin_step(self, scheduler_output: Any, model_runner: Any) -> None:
+    def begin_step(self, step: StepRequests) -> None:
         """vLLM's worker is about to run this step, or is told that requests are done."""
-        self._model_runner = model_runner
-        self._guarded(lambda: self.tracer.begin_step(read_requests(scheduler_output)))
+        self._guarded(lambda: self.tracer.begin_step(step))
+
+    def lay_out(self, layout: BatchLayout) -> None:
+        """The step's batch is laid out; its forward pass is not enqueued yet."""
+        self._guarded(lambda: self.tracer.lay_out(layout))
 
     def end_step(self) -> None:
         """The step has run."""
         self._guarded(self.tracer.end_step)
+
+    def give_up(self) -> None:
+        """Which rows are whose is no longer known: end tracing for good."""
+        if not self._failed:
+            self._failed = True
+            self.tracer.give_up()
 
     def stop(self) -> None:
         """Cut off what is open and send what is left, within a second."""
@@ -69,15 +77,11 @@ class TraceSession:
         """See :meth:`TraceSender.accounts`."""
         return self._sender.accounts()
 
-    def _order(self) -> list[str]:
-        return batch_order(self._model_runner)
-
     def _guarded(self, action: Callable[[], None]) -> None:
         if self._failed:
             return
         try:
             action()
         except Exception as error:  # an observer must not harm the server
-            self._failed = True
-            self.tracer.give_up()
+            self.give_up()
             logger.exception("moescope: tracing is off for good, counting goes on: %r", error)

@@ -12,11 +12,12 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from moescope.capture.batch_layout import BatchLayout
 from moescope.capture.layout import RowSpan
 from moescope.capture.throttled_log import ThrottledLog
 from moescope.capture.trace_buffer import Trace, compact
@@ -37,17 +38,15 @@ class _Rows:
         owners: (request id, first position, tokens) of consecutive stretches of them.
     """
 
-    def __init__(self, order: Sequence[str], step: StepRequests, traced: Mapping[str, object]) -> None:
+    def __init__(self, layout: BatchLayout, traced: Callable[[str], bool]) -> None:
         self.owners: list[tuple[str, int, int]] = []
         stretches: list[np.ndarray] = [np.zeros(0, np.int64)]
-        at = 0
-        for request_id in order:
-            count = step.num_tokens[request_id]
-            if request_id in traced:
-                self.owners.append((request_id, step.first_positions[request_id], count))
-                stretches.append(np.arange(at, at + count))
-            at += count
-        self.total = at
+        ends = np.cumsum(layout.num_tokens)
+        for i, request_id in enumerate(layout.request_ids):
+            if traced(request_id):
+                count = int(layout.num_tokens[i])
+                self.owners.append((request_id, int(layout.first_positions[i]), count))
+                stretches.append(np.arange(ends[i] - count, ends[i]))
         self.tokens = np.concatenate(stretches)
 
 
@@ -57,7 +56,6 @@ class Tracer:
     Args:
         layers: the covered layers, as `RoutingCapturer` numbers them.
         sampling: which requests.
-        batch_order: the requests in the order of the batch's rows, asked during a forward pass.
         max_bytes: of all traces together, those that wait to be sent included.
     """
 
@@ -65,7 +63,6 @@ class Tracer:
         self,
         layers: Sequence[MoeLayer],
         sampling: TraceSampling,
-        batch_order: Callable[[], list[str]],
         max_bytes: int,
     ) -> None:
         self.layers = tuple(layers)
@@ -73,7 +70,6 @@ class Tracer:
         self.released = 0
         """Bytes of traces that the sender is done with; only the sender writes it."""
         self._sampling = sampling
-        self._batch_order = batch_order
         self._max_bytes = max_bytes
         self._held = 0
         self._numbers = itertools.count(1)
@@ -115,6 +111,11 @@ class Tracer:
         if any(name in self._open or name in self._waiting for name in step.num_tokens):
             self._step = step
 
+    def lay_out(self, layout: BatchLayout) -> None:
+        """The step's batch is laid out, and its forward pass is not enqueued yet."""
+        if self._step is not None:
+            self._rows = _Rows(layout, lambda name: name in self._open or name in self._waiting)
+
     def record(self, ordinal: int, topk_ids: torch.Tensor, span: RowSpan) -> None:
         """Take the traced requests' rows of a routing call: integer ids [n, top_k]; `span` is ours."""
         if self._step is None or self._fault is not None:
@@ -154,12 +155,9 @@ class Tracer:
         self._waiting.clear()
 
     def _record(self, ordinal: int, topk_ids: torch.Tensor, span: RowSpan) -> None:
-        assert self._step is not None
         if self._rows is None:
-            self._rows = _Rows(self._batch_order(), self._step, {**self._open, **self._waiting})
-            expected = sum(self._step.num_tokens.values())
-            if self._rows.total != expected:
-                raise ValueError(f"the batch has {self._rows.total} tokens, the scheduler said {expected}")
+            self._fault = "layout_unknown"
+            return
         mine = self._rows.tokens
         mine = mine[(mine >= span.first_token) & (mine < span.first_token + span.count)]
         if self._selected is not None and not np.array_equal(mine, self._selected):

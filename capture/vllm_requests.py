@@ -1,9 +1,10 @@
-"""What vLLM's scheduler and model runner V1 say of the requests of a step: the seam of routing traces."""
+"""What vLLM's scheduler and model runners say of the requests of a step: the seam of phases and of traces."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 OPT_IN: Final = "moescope_trace"
@@ -54,7 +55,7 @@ def read_requests(scheduler_output: Any) -> StepRequests:
     new = [
         NewRequest(
             str(item.req_id),
-            int(item.prompt_len),
+            _prompt_tokens(item),
             int(item.num_computed_tokens),
             _opted_in(item.sampling_params),
         )
@@ -71,12 +72,74 @@ def read_requests(scheduler_output: Any) -> StepRequests:
     )
 
 
-def batch_order(model_runner: Any) -> list[str]:
-    """The requests of the batch in the order of its rows; true from the forward pass on, until the next step.
+class BatchOrder:
+    """Tells the requests of each step in the order of the batch's rows, before its forward pass.
 
-    The runner reorders its batch while it prepares the inputs, so that the scheduler's order is not it.
+    Runner V2 orders the scheduler's requests by a function that is asked here as well. Runner V1 reorders
+    its batch while it prepares a step; then, in each step, it tells its logits processors, so that one is
+    added that changes no logits (`argmax-invariant`, vLLM's documented interface for extensions). Pooling
+    models have no logits: with runner V1 their order is not told.
+
+    Args:
+        ordered: called with the ids, from the thread that enqueues the steps.
     """
-    return [str(request_id) for request_id in model_runner.input_batch.req_ids]
+
+    def __init__(self, vllm_config: Any, ordered: Callable[[Sequence[str]], None]) -> None:
+        self._sort = sorter_v2() if vllm_config.use_v2_model_runner else None
+        self._ordered = ordered
+        self._processors: list[Any] | None = None
+        self._listener: _BatchListener | None = None
+
+    def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
+        """A step with tokens is about to run."""
+        if self._sort is not None:
+            self._ordered(self._sort(scheduler_output, model_runner.decode_query_len))
+            return
+        processors = model_runner.input_batch.logitsprocs.argmax_invariant
+        if processors is not self._processors:
+            self.close()
+            self._listener = _BatchListener(lambda: self._ordered(list(model_runner.input_batch.req_ids)))
+            self._processors = processors
+            processors.append(self._listener)
+
+    def close(self) -> None:
+        """Leave the runner as it was."""
+        if self._processors is not None and self._listener in self._processors:
+            self._processors.remove(self._listener)
+        self._processors = self._listener = None
+
+
+class _BatchListener:
+    """A logits processor, as runner V1 calls it, that only listens."""
+
+    def __init__(self, updated: Callable[[], None]) -> None:
+        self._updated = updated
+
+    def is_argmax_invariant(self) -> bool:
+        """It never changes which token is the likeliest, nor anything else."""
+        return True
+
+    def update_state(self, batch_update: Any) -> None:  # noqa: ARG002 - vLLM's interface
+        """The batch of a step is laid out; called before its forward pass, whether it changed or not."""
+        self._updated()
+
+    def apply(self, logits: Any) -> Any:
+        """The logits as they are."""
+        return logits
+
+
+def sorter_v2() -> Callable[[Any, int], list[str]]:
+    """How runner V2 orders a step's requests: a function of the scheduler's output and ``decode_query_len``.
+
+    It is vLLM's own; that of 0.32 looks at draft tokens, that of 0.26 doesn't.
+    """
+    from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
+
+    if "draft_tokens" in inspect.signature(sort_batch_req_ids).parameters:
+        return lambda output, length: sort_batch_req_ids(
+            output.num_scheduled_tokens, output.scheduled_spec_decode_tokens, length
+        )
+    return lambda output, length: sort_batch_req_ids(output.num_scheduled_tokens, length)
 
 
 def why_not_traceable(vllm_config: Any, device_type: str) -> str | None:
@@ -111,6 +174,13 @@ def _client_ids(request_id: str) -> Iterator[str]:
         if outer.startswith(prefix) and len(outer) > len(prefix):
             yield outer.removeprefix(prefix)
             return
+
+
+def _prompt_tokens(new_request: Any) -> int:
+    """Length of its prompt, which is tokens or embeddings."""
+    if new_request.prompt_token_ids is not None:
+        return len(new_request.prompt_token_ids)
+    return 0 if new_request.prompt_embeds is None else len(new_request.prompt_embeds)
 
 
 def _opted_in(sampling_params: Any) -> bool:

@@ -85,16 +85,16 @@ def test_memory_is_free_again_when_the_sender_is_done() -> None:
 
 
 @pytest.mark.parametrize(
-    ("order", "layers", "reason"),
-    [(None, [0], "layer_missing"), (None, [0, 0, 1], "fault:ValueError"), (["a"], None, "fault:ValueError"),
-     (["a", "nobody"], None, "fault:KeyError"), (None, [], "layer_missing")],
+    ("laid_out", "layers", "reason"),
+    [(True, [0], "layer_missing"), (True, [0, 0, 1], "fault:ValueError"), (False, None, "layout_unknown"),
+     (True, [], "layer_missing")],
 )  # fmt: skip
 def test_a_step_that_cannot_be_told_drops_its_requests(
-    order: list[str] | None, layers: list[int] | None, reason: str
+    laid_out: bool, layers: list[int] | None, reason: str
 ) -> None:
     driver = Driver()
     driver.step({"a": (0, 2)})
-    driver.step({"a": (2, 1), "b": (0, 1)}, order=order, layers=layers)
+    driver.step({"a": (2, 1), "b": (0, 1)}, laid_out=laid_out, layers=layers)
     driver.step({"c": (0, 1)}, finished=["a", "b"])
     driver.assert_accounts(captured=3, closed=0, open_=1, **{reason: 2})
 
@@ -118,7 +118,6 @@ def test_rows_that_another_worker_has_make_no_trace() -> None:
 
 def test_rows_of_all_dp_ranks_are_cut_to_ours() -> None:
     driver = Driver()
-    driver.order = ["a"]
     calls = driver.step({"a": (0, 2)}, padding=5, span=RowSpan(Layout.ALL_DP, 4, 2, 0))
     driver.step({}, finished=["a"])
     np.testing.assert_array_equal(driver.closed()["a"].chunks[0], side_by_side(calls, slice(4, 6)))

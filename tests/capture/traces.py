@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from moescope.capture.batch_layout import lay_out
 from moescope.capture.layout import Layout, RowSpan
 from moescope.capture.trace_buffer import Trace
 from moescope.capture.trace_sampling import TraceSampling
@@ -26,9 +27,8 @@ class Driver:
         sampling: TraceSampling = TraceSampling(rate=1.0),  # noqa: B008 - frozen
         max_bytes: int = 1 << 20,
     ) -> None:
-        self.order: list[str] = []
         self.layers = list(layers)
-        self.tracer = Tracer(layers, sampling, lambda: self.order, max_bytes)
+        self.tracer = Tracer(layers, sampling, max_bytes)
         self._seen: set[str] = set()
 
     def step(
@@ -41,24 +41,27 @@ class Driver:
         padding: int = 0,
         layers: Sequence[int] | None = None,
         span: RowSpan | None = None,
+        laid_out: bool = True,
     ) -> list[torch.Tensor]:
         """Run a step of requests with (first position, tokens); returns the ids of each layer's call."""
-        self.order = list(tokens) if order is None else list(order)
         new = [
             NewRequest(name, 4, first, name in opted_in)
             for name, (first, _) in tokens.items()
             if name not in self._seen
         ]
         self._seen |= set(tokens)
-        self.tracer.begin_step(
-            StepRequests(
-                finished=finished,
-                new=new,
-                resumed=frozenset(resumed),
-                first_positions={name: first for name, (first, _) in tokens.items()},
-                num_tokens={name: count for name, (_, count) in tokens.items()},
-            )
+        step = StepRequests(
+            finished=finished,
+            new=new,
+            resumed=frozenset(resumed),
+            first_positions={name: first for name, (first, _) in tokens.items()},
+            num_tokens={name: count for name, (_, count) in tokens.items()},
         )
+        self.tracer.begin_step(step)
+        if laid_out:
+            self.tracer.lay_out(
+                lay_out(list(tokens) if order is None else order, step, dict.fromkeys(tokens, 4))
+            )
         total = sum(count for _, count in tokens.values()) + padding
         whole = RowSpan(Layout.SINGLE_DP, 0, total, 0)
         calls = [

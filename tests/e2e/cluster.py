@@ -96,10 +96,10 @@ class Cluster:
             self.service = stack.enter_context(Service(self._folder / "service.log", store=self._store))
             self.relay = stack.enter_context(Relay(self.service.port))
             env = {"MOESCOPE_ENDPOINT": self.relay.url, "MOESCOPE_INTERVAL": "0.1", "MOESCOPE_SERVER": "e2e"}
+            worker = {"worker_class": WORKER if self._capture else None}
             options = VllmOptions(
                 model=ensure_checkpoint(self._folder / "model"),
-                worker_class=WORKER if self._capture else None,
-                **(self._options | {"env": env | self._options.get("env", {})}),
+                **(worker | self._options | {"env": env | self._options.get("env", {})}),
             )
             self.vllm = stack.enter_context(VllmServer(options, log=self._folder / "vllm.log"))
             self._stack = stack.pop_all()

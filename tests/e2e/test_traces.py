@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,13 @@ SECRET = "the secret word is xylophone"
 def tracing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """DP=2 EP=2 with prefix caching and chunked prefill; every request is traced."""
     folder: Path = tmp_path_factory.mktemp("tracing")
-    options = {**DP2_EP2, "env": {"MOESCOPE_TRACE_RATE": "1"}}
+    steps = folder / "steps"
+    steps.mkdir()
+    options = {
+        **DP2_EP2,
+        "worker_class": "tests.e2e.layout_worker.LayoutWorker",
+        "env": {"MOESCOPE_TRACE_RATE": "1", "LAYOUT_FOLDER": str(steps), "PYTHONPATH": str(Path.cwd())},
+    }
     with Cluster(folder, options, store=folder / "store") as running:
         yield running
 
@@ -149,6 +156,18 @@ def test_computed_positions_once_each_and_both_ids_find_it(tracing: Cluster) -> 
         assert rows.min() >= 0
         assert all(len(set(experts)) == 4 for experts in rows.reshape(-1, 4).tolist())
     assert hits > 0, "no prefix-cache hit was met"
+
+
+def test_rows_are_laid_out_as_capture_is_told_before_the_forward_pass(tracing: Cluster) -> None:
+    """In every step so far: positions and token ids of all rows are those of the requests told."""
+    tracing.complete_all(prompts(12))
+    ranks = [path.read_text().splitlines() for path in (tracing._folder / "steps").iterdir()]
+    assert len(ranks) == 2
+    steps = [json.loads(line) for rank in ranks for line in rank]
+    assert {step["wrong"] for step in steps} == {None}
+    assert all(told == scheduled for told, scheduled in (step["tokens"] for step in steps))
+    assert any(0 < step["prompt_rows"] < step["tokens"][0] for step in steps), "no mixed batch was met"
+    assert not all(step["as_scheduled"] for step in steps), "vLLM never reordered its batch"
 
 
 def test_an_aborted_request_closes_its_trace(tracing: Cluster) -> None:

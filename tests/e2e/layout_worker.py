@@ -1,0 +1,64 @@
+"""A worker that compares the layout that capture was told with the rows that vLLM's model really got."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moescope.capture.batch_layout import BatchLayout
+from moescope.capture.worker import RoutingWorker
+
+
+class LayoutWorker(RoutingWorker):  # type: ignore[misc]
+    """Writes a line for each step to a file in ``LAYOUT_FOLDER``."""
+
+    _told: BatchLayout | None = None
+    _prompts: dict[str, list[int]] | None = None
+
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._prompts is None:
+            self._prompts = {}
+            self._log = (Path(os.environ["LAYOUT_FOLDER"]) / str(os.getpid())).open("w", buffering=1)
+            told = self._capture._laid_out
+
+            def listen(layout: BatchLayout) -> None:
+                self._told = layout
+                told(layout)
+
+            self._capture._watch._laid_out = listen
+        for new in scheduler_output.scheduled_new_reqs:
+            self._prompts[new.req_id] = list(new.prompt_token_ids)
+        self._told = None
+        result = super().execute_model(scheduler_output, *args, **kwargs)
+        if scheduler_output.total_num_scheduled_tokens:
+            self._log.write(json.dumps(self._compare(scheduler_output)) + "\n")
+        return result
+
+    def _compare(self, scheduler_output: Any) -> dict[str, Any]:
+        """What a test looks at; ``wrong`` names the first request whose rows aren't as told."""
+        assert self._told is not None
+        assert self._prompts is not None
+        names, counts, firsts, lengths = self._told
+        positions = self.model_runner.positions.numpy()
+        input_ids = self.model_runner.input_ids.gpu.numpy()
+        wrong, prompt_rows, row = None, 0, 0
+        for name, count, first, length in zip(names, counts, firsts, lengths, strict=True):
+            prompt = self._prompts[name]
+            known = min(int(count), max(0, len(prompt) - int(first)))
+            right = (
+                length == len(prompt)
+                and np.array_equal(positions[row : row + count], np.arange(first, first + count))
+                and input_ids[row : row + known].tolist() == prompt[first : first + known]
+            )
+            wrong = wrong or (None if right else name)
+            prompt_rows, row = prompt_rows + known, row + int(count)
+        return {
+            "wrong": wrong,
+            "tokens": [row, scheduler_output.total_num_scheduled_tokens],
+            "prompt_rows": prompt_rows,
+            "as_scheduled": list(names) == list(scheduler_output.num_scheduled_tokens),
+        }
