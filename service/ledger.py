@@ -5,6 +5,7 @@ Invariants:
   highest ``seq``. Doubled, late, reordered and lost frames and restarts change nothing about that.
 - Slots by EP rank are added when a frame arrives, through the placement which that frame carries: a later
   rearrangement never rewrites the past.
+- What a frame adds is apart by phase if it and the epoch's frame before it tell phases; else it is unphased.
 - A refused frame leaves no trace in the account.
 - Memory is bounded: the newest ``max_epochs`` epochs are remembered, older ones are only in the sum, and
   their late frames are refused.
@@ -17,15 +18,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-import numpy as np
-
 from moescope.capture.wire import Frame, Producer, UncoveredLayer
 from moescope.service.placement import ep_slots_of
+from moescope.service.refusals import RefusedError as RefusedError
+from moescope.service.refusals import check_exact, check_growth
 from moescope.service.totals import Layout, Totals, no_totals, totals_of
 
-EXACT: Final = (
-    2**53
-)  # the largest count below which every integer is a double, which is what Prometheus holds
 MAX_EP_CELLS: Final = 1 << 22  # layers x EP ranks of one producer: 32 MiB of float64
 
 
@@ -35,17 +33,6 @@ class Verdict(StrEnum):
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
     STALE = "stale"
-
-
-class RefusedError(Exception):
-    """A well-formed frame that can't be true, or can't be kept; the message names the field.
-
-    ``reason`` is a short word for a metric's label.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        self.reason = reason
-        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +128,13 @@ class Account:
         if known is not None and frame.seq <= known.seq:
             return Verdict.DUPLICATE if frame.seq == known.seq else Verdict.STALE
         counted = totals_of(frame, Layout(frame.layers))
-        _check_exact(counted)
-        _check_growth(frame, counted, known)
+        check_exact(counted)
+        if known is not None:
+            check_growth(frame, counted, known.counted, known.seq)
         began_again = self._is_another_model(frame, counted.layout)
         base = no_totals(counted.layout) if began_again else self.totals
-        totals = base.plus(_placed(frame, counted.minus(known.counted) if known else counted))
-        _check_exact(totals)
+        totals = base.plus(_placed(frame, _added(counted, known)))
+        check_exact(totals)
 
         if began_again:
             self._begin_again(frame.epoch)
@@ -197,71 +185,34 @@ class Account:
         )
 
 
+def _added(counted: Totals, known: EpochState | None) -> Totals:
+    """What a frame adds to the epoch's frame before it; unphased unless both tell phases."""
+    before = None if known is None else known.counted
+    delta = counted if before is None else counted.minus(before)
+    if counted.decode is not None and (before is None or before.decode is not None or not before.tokens):
+        return delta
+    return replace(
+        delta,
+        decode=None,
+        unphased_rows=delta.rows,
+        unphased_tokens=delta.tokens,
+        unphased_steps=delta.steps,
+    )
+
+
 def _placed(frame: Frame, delta: Totals) -> Totals:
     """The difference, with its slots given to EP ranks, or counted as unplaced."""
     placement, ep_size = frame.placement, frame.producer.ep_size
+    layout, decode = delta.layout, delta.decode
     if ep_size == 1:
         return delta
     if placement is None:
-        return replace(delta, unplaced=delta.layout.sums(delta.counts))
-    if ep_size * len(delta.layout.layers) > MAX_EP_CELLS:
+        part = decode and replace(decode, unplaced=layout.sums(decode.counts))
+        return replace(delta, unplaced=layout.sums(delta.counts), decode=part)
+    if ep_size * len(layout.layers) > MAX_EP_CELLS:
         raise RefusedError(
             "too_large",
-            f"producer.ep_size: {ep_size} x {len(delta.layout.layers)} layers is above {MAX_EP_CELLS}",
+            f"producer.ep_size: {ep_size} x {len(layout.layers)} layers is above {MAX_EP_CELLS}",
         )
-    return replace(delta, ep_slots=ep_slots_of(delta, placement, ep_size))
-
-
-def _check_growth(frame: Frame, now: Totals, known: EpochState | None) -> None:
-    """Within an epoch the layers stay the same and no total shrinks."""
-    if known is None:
-        return
-    before = known.counted
-    if now.layout != before.layout:
-        raise RefusedError(
-            "layers_changed", f"layers: changed within epoch {frame.epoch}; a restart begins a new one"
-        )
-    for name, new, old in (("counts", now.counts, before.counts), ("rows", now.rows, before.rows)):
-        shrunk = np.flatnonzero(new < old)
-        if shrunk.size:
-            at = int(shrunk[0])
-            raise _shrunk(frame, known, f"{name}[{at}]", int(old[at]), int(new[at]))
-    for name, value, previous in (
-        ("tokens", now.tokens, before.tokens),
-        ("steps", now.steps, before.steps),
-        ("idle_steps", now.idle_steps, before.idle_steps),
-        *((f"drops.{key}", now.drops.get(key, 0), value) for key, value in before.drops.items()),
-    ):
-        if value < previous:
-            raise _shrunk(frame, known, name, previous, value)
-
-
-def _shrunk(frame: Frame, known: EpochState, name: str, old: int, new: int) -> RefusedError:
-    return RefusedError(
-        "shrunk",
-        f"{name}: fell from {old} (seq {known.seq}) to {new} (seq {frame.seq}) within epoch {frame.epoch}; "
-        "totals are cumulative, and a restart begins a new epoch",
-    )
-
-
-def _check_exact(totals: Totals) -> None:
-    """Sums are taken as doubles first, so that the check itself can't overflow."""
-    layers = totals.layout.layers
-    slots = (
-        np.add.reduceat(totals.counts.astype(np.float64), totals.layout.offsets[:-1])
-        if layers
-        else np.zeros(0)
-    )
-    for name, values in (("counts", slots), ("rows", totals.rows.astype(np.float64))):
-        if values.size and float(values.max()) > EXACT:
-            layer = layers[int(np.argmax(values))].layer
-            raise RefusedError(
-                "overflow", f"{name}: layer {layer} has more than 2**53 in all, which can't be true"
-            )
-    for name, value in (
-        ("tokens", totals.tokens),
-        ("steps", totals.steps),
-        ("idle_steps", totals.idle_steps),
-    ):
-        if value > EXACT:
-            raise RefusedError("overflow", f"{name}: {value} is more than 2**53, which can't be true")
+    part = decode and replace(decode, ep_slots=ep_slots_of(decode.counts, layout, placement, ep_size))
+    return replace(delta, ep_slots=ep_slots_of(delta.counts, layout, placement, ep_size), decode=part)

@@ -1,70 +1,49 @@
 """Totals of one producer, as immutable values that add up and subtract.
 
 A :class:`Layout` says which layers the arrays hold and where; :class:`Totals` holds the arrays. Nothing
-here mutates an array that it has handed out, so readers need no lock.
+here mutates an array that it has handed out, so readers need no lock, and totals share those that are equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from moescope.capture.wire import Frame, Int64Array, MoeLayer, unpack_counts
+from moescope.capture.wire import Frame, Int64Array, unpack_counts
+from moescope.service.layout import FloatArray
+from moescope.service.layout import Layout as Layout
 
-FloatArray = npt.NDArray[np.float64]
+
+class Phase(StrEnum):
+    """What a token was computed for: its request's prompt, or the answer that follows."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
 
 
-class Layout:
-    """The MoE layers of an account and where their experts are in a flat array.
+@dataclass(frozen=True, eq=False, slots=True)
+class Decode:
+    """The decode part of totals; its arrays are laid out as theirs.
 
-    Attributes:
-        layers: L layers, rising by id.
-        offsets: int64 [L + 1]; layer i's experts are at ``offsets[i]:offsets[i + 1]``.
-        index: layer id to i.
+    ``steps`` are those with decode tokens only, ``mixed_steps`` those with tokens of both phases.
     """
 
-    __slots__ = ("index", "layers", "offsets")
-
-    def __init__(self, layers: Iterable[MoeLayer]) -> None:
-        self.layers: tuple[MoeLayer, ...] = tuple(layers)
-        sizes = [layer.num_experts for layer in self.layers]
-        self.offsets: Int64Array = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))).astype(np.int64)
-        self.index: dict[int, int] = {layer.layer: i for i, layer in enumerate(self.layers)}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Layout) and self.layers == other.layers
-
-    def __hash__(self) -> int:
-        return hash(self.layers)
+    counts: Int64Array
+    rows: Int64Array
+    ep_slots: FloatArray
+    unplaced: Int64Array
+    tokens: int = 0
+    steps: int = 0
+    mixed_steps: int = 0
 
     @property
-    def top_k(self) -> Int64Array:
-        """Experts that a token takes in each layer, int64 [L]."""
-        return np.array([layer.top_k for layer in self.layers], dtype=np.int64)
-
-    def conflict(self, other: Layout) -> tuple[MoeLayer, MoeLayer] | None:
-        """The first layer that both have with another number of experts or another top-k, or None."""
-        for mine in self.layers:
-            at = other.index.get(mine.layer)
-            if at is not None and other.layers[at] != mine:
-                return mine, other.layers[at]
-        return None
-
-    def union(self, other: Layout) -> Layout:
-        """Layers of both, which must not conflict."""
-        if self == other:
-            return self
-        merged = {layer.layer: layer for layer in (*self.layers, *other.layers)}
-        return Layout(merged[key] for key in sorted(merged))
-
-    def sums(self, counts: Int64Array) -> Int64Array:
-        """Sum over experts of each layer: [sum of experts] to int64 [L]."""
-        if not self.layers:
-            return np.zeros(0, dtype=np.int64)
-        return np.asarray(np.add.reduceat(counts, self.offsets[:-1]), dtype=np.int64)
+    def nbytes(self) -> int:
+        """Bytes that the arrays take."""
+        return sum(array.nbytes for array in (self.counts, self.rows, self.ep_slots, self.unplaced))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -80,6 +59,9 @@ class Totals:
         unplaced: slots counted while no placement was known, int64 [L].
         tokens: tokens computed by the DP rank; ``steps`` and ``idle_steps`` likewise.
         drops: what the producer lost or put off, by reason.
+        decode: the part of it that decode tokens are; None: no phase was ever told.
+        unphased_rows: of ``rows`` those of which the phase is not known, int64 [L]; what is neither these nor
+            of ``decode`` is of prefill. ``unphased_tokens`` and ``unphased_steps`` likewise.
     """
 
     layout: Layout
@@ -87,16 +69,20 @@ class Totals:
     rows: Int64Array
     ep_slots: FloatArray
     unplaced: Int64Array
+    unphased_rows: Int64Array
     tokens: int = 0
     steps: int = 0
     idle_steps: int = 0
     drops: Mapping[str, int] = field(default_factory=dict)
+    decode: Decode | None = None
+    unphased_tokens: int = 0
+    unphased_steps: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes that the arrays take, with a little for the object itself."""
-        arrays = (self.counts, self.rows, self.ep_slots, self.unplaced)
-        return 512 + sum(array.nbytes for array in arrays)
+        arrays = (self.counts, self.rows, self.ep_slots, self.unplaced, self.unphased_rows)
+        return 512 + sum(array.nbytes for array in arrays) + (self.decode.nbytes if self.decode else 0)
 
     def counts_of(self, index: int) -> Int64Array:
         """Slots per logical expert of the layer at ``index`` of the layout, int64 [num_experts]."""
@@ -111,32 +97,83 @@ class Totals:
         """What came since ``earlier``; no check of signs."""
         return _combine(self, earlier, -1)
 
+    def of_phase(self, phase: Phase) -> Totals:
+        """What is known to be of one phase.
+
+        In layers whose ``unphased_rows`` is not zero that is not all, and the counts of prefill have slots of
+        unknown phase among them. ``steps`` are those with any token of the phase.
+        """
+        decode = self.decode or no_decode(self)
+        if phase is Phase.DECODE:
+            return replace(
+                self,
+                counts=decode.counts,
+                rows=decode.rows,
+                ep_slots=decode.ep_slots,
+                unplaced=decode.unplaced,
+                tokens=decode.tokens,
+                steps=decode.steps + decode.mixed_steps,
+            )
+        return replace(
+            self,
+            counts=_sum(self.counts, decode.counts, -1),
+            rows=self.rows - decode.rows - self.unphased_rows,
+            ep_slots=_sum(self.ep_slots, decode.ep_slots, -1),
+            unplaced=_sum(self.unplaced, decode.unplaced, -1),
+            tokens=self.tokens - decode.tokens - self.unphased_tokens,
+            steps=self.steps - decode.steps - self.unphased_steps,
+        )
+
 
 def no_totals(layout: Layout) -> Totals:
     """Nothing counted yet."""
     size = len(layout.layers)
+    none = np.zeros(size, dtype=np.int64)
     return Totals(
         layout=layout,
         counts=np.zeros(int(layout.offsets[-1]), dtype=np.int64),
-        rows=np.zeros(size, dtype=np.int64),
+        rows=none,
         ep_slots=np.zeros((size, 0)),
-        unplaced=np.zeros(size, dtype=np.int64),
+        unplaced=none,
+        unphased_rows=none,
     )
 
 
+def no_decode(totals: Totals) -> Decode:
+    """No decode token yet, in arrays of the same shapes."""
+    none = np.zeros_like(totals.rows)
+    return Decode(np.zeros_like(totals.counts), none, np.zeros_like(totals.ep_slots), none)
+
+
 def totals_of(frame: Frame, layout: Layout) -> Totals:
-    """What a checked frame says, with no EP ranks yet; ``layout`` is that of ``frame.layers``."""
-    size = len(layout.layers)
-    return Totals(
-        layout=layout,
-        counts=unpack_counts(frame.counts),
-        rows=unpack_counts(frame.rows),
-        ep_slots=np.zeros((size, 0)),
-        unplaced=np.zeros(size, dtype=np.int64),
+    """What a checked frame says, with no EP ranks yet; ``layout`` is that of ``frame.layers``.
+
+    Without phases ``decode`` is None and nothing is marked as unphased: that is for who takes differences.
+    """
+    counts, rows, nothing = unpack_counts(frame.counts), unpack_counts(frame.rows), no_totals(layout)
+    return replace(
+        nothing,
+        counts=counts,
+        rows=rows,
         tokens=frame.tokens,
         steps=frame.steps,
         idle_steps=frame.idle_steps,
         drops=dict(frame.drops),
+        decode=_decode_of(frame, nothing),
+    )
+
+
+def _decode_of(frame: Frame, nothing: Totals) -> Decode | None:
+    if not frame.decode_counts and (frame.layers or frame.wire < (1, 3)):
+        return None
+    return Decode(
+        counts=unpack_counts(frame.decode_counts),
+        rows=unpack_counts(frame.decode_rows),
+        ep_slots=nothing.ep_slots,
+        unplaced=nothing.unplaced,
+        tokens=frame.decode_tokens,
+        steps=frame.decode_steps,
+        mixed_steps=frame.mixed_steps,
     )
 
 
@@ -146,37 +183,63 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
     a, b = _widen(a, layout, ranks), _widen(b, layout, ranks)
     return Totals(
         layout=layout,
-        counts=a.counts + sign * b.counts,
-        rows=a.rows + sign * b.rows,
-        ep_slots=a.ep_slots + sign * b.ep_slots,
-        unplaced=a.unplaced + sign * b.unplaced,
+        counts=_sum(a.counts, b.counts, sign),
+        rows=_sum(a.rows, b.rows, sign),
+        ep_slots=_sum(a.ep_slots, b.ep_slots, sign),
+        unplaced=_sum(a.unplaced, b.unplaced, sign),
+        unphased_rows=_sum(a.unphased_rows, b.unphased_rows, sign),
         tokens=a.tokens + sign * b.tokens,
         steps=a.steps + sign * b.steps,
         idle_steps=a.idle_steps + sign * b.idle_steps,
         drops={key: a.drops.get(key, 0) + sign * b.drops.get(key, 0) for key in {**a.drops, **b.drops}},
+        decode=_combine_decode(a, b, sign),
+        unphased_tokens=a.unphased_tokens + sign * b.unphased_tokens,
+        unphased_steps=a.unphased_steps + sign * b.unphased_steps,
     )
+
+
+def _combine_decode(a: Totals, b: Totals, sign: int) -> Decode | None:
+    """Of totals of one layout and one number of EP ranks."""
+    if b.decode is None:
+        return a.decode
+    first, second = a.decode or no_decode(a), b.decode
+    return Decode(
+        counts=_sum(first.counts, second.counts, sign),
+        rows=_sum(first.rows, second.rows, sign),
+        ep_slots=_sum(first.ep_slots, second.ep_slots, sign),
+        unplaced=_sum(first.unplaced, second.unplaced, sign),
+        tokens=first.tokens + sign * second.tokens,
+        steps=first.steps + sign * second.steps,
+        mixed_steps=first.mixed_steps + sign * second.mixed_steps,
+    )
+
+
+def _sum(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], sign: int) -> np.ndarray[Any, Any]:
+    """``a + sign * b``; ``a`` itself where there is nothing to add, so that snapshots share it."""
+    if not b.any():
+        return a
+    return np.asarray(a + b if sign > 0 else a - b)
 
 
 def _widen(totals: Totals, layout: Layout, ranks: int) -> Totals:
     """The same totals in the arrays of a larger layout and at least as many EP ranks."""
     if totals.layout == layout and totals.ep_slots.shape[1] == ranks:
         return totals
-    at = [layout.index[layer.layer] for layer in totals.layout.layers]
-    wide = no_totals(layout)
-    ep_slots = np.zeros((len(layout.layers), ranks))
-    ep_slots[at, : totals.ep_slots.shape[1]] = totals.ep_slots
-    wide.rows[at] = totals.rows
-    wide.unplaced[at] = totals.unplaced
-    for i, target in enumerate(at):
-        wide.counts_of(target)[:] = totals.counts_of(i)
-    return Totals(
+    old, decode = totals.layout, totals.decode
+    return replace(
+        totals,
         layout=layout,
-        counts=wide.counts,
-        rows=wide.rows,
-        ep_slots=ep_slots,
-        unplaced=wide.unplaced,
-        tokens=totals.tokens,
-        steps=totals.steps,
-        idle_steps=totals.idle_steps,
-        drops=totals.drops,
+        counts=layout.widened_experts(old, totals.counts),
+        rows=layout.widened_layers(old, totals.rows),
+        ep_slots=layout.widened_ranks(old, totals.ep_slots, ranks),
+        unplaced=layout.widened_layers(old, totals.unplaced),
+        unphased_rows=layout.widened_layers(old, totals.unphased_rows),
+        decode=decode
+        and replace(
+            decode,
+            counts=layout.widened_experts(old, decode.counts),
+            rows=layout.widened_layers(old, decode.rows),
+            ep_slots=layout.widened_ranks(old, decode.ep_slots, ranks),
+            unplaced=layout.widened_layers(old, decode.unplaced),
+        ),
     )

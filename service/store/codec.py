@@ -13,13 +13,24 @@ import numpy as np
 import zstandard
 from msgspec import Struct
 
-from moescope.capture.wire import MoeLayer, Producer, UncoveredLayer
+from moescope.capture.wire import Int64Array, MoeLayer, Producer, UncoveredLayer
+from moescope.service.layout import FloatArray
 from moescope.service.ledger import AccountState, EpochState, Latest
-from moescope.service.totals import Layout, Totals
+from moescope.service.totals import Decode, Layout, Totals
 
 _VERSION: Final = b"\x01"
 _LEVEL: Final = 1
 _MAX_BLOB: Final = 1 << 30
+
+
+class _PackedDecode(Struct, array_like=True, frozen=True):
+    counts: bytes
+    rows: bytes
+    ep_slots: bytes
+    unplaced: bytes
+    tokens: int
+    steps: int
+    mixed_steps: int
 
 
 class _PackedTotals(Struct, array_like=True, frozen=True):
@@ -33,6 +44,11 @@ class _PackedTotals(Struct, array_like=True, frozen=True):
     steps: int
     idle_steps: int
     drops: dict[str, int]
+    # Before phases were counted blobs ended here: then all of it is unphased.
+    unphased_rows: bytes | None = None
+    unphased_tokens: int = 0
+    unphased_steps: int = 0
+    decode: _PackedDecode | None = None
 
 
 class _PackedEpoch(Struct, array_like=True, frozen=True):
@@ -125,32 +141,80 @@ def decode_account(blob: bytes) -> AccountState:
 def _pack(totals: Totals) -> _PackedTotals:
     return _PackedTotals(
         layers=list(totals.layout.layers),
-        counts=_shuffle(totals.counts.astype("<i8", copy=False)),
-        rows=_shuffle(totals.rows.astype("<i8", copy=False)),
-        ep_slots=_shuffle(totals.ep_slots.astype("<f8", copy=False)),
+        counts=_packed_ints(totals.counts),
+        rows=_packed_ints(totals.rows),
+        ep_slots=_packed_floats(totals.ep_slots),
         ep_ranks=totals.ep_slots.shape[1],
-        unplaced=_shuffle(totals.unplaced.astype("<i8", copy=False)),
+        unplaced=_packed_ints(totals.unplaced),
         tokens=totals.tokens,
         steps=totals.steps,
         idle_steps=totals.idle_steps,
         drops=dict(totals.drops),
+        unphased_rows=_packed_ints(totals.unphased_rows),
+        unphased_tokens=totals.unphased_tokens,
+        unphased_steps=totals.unphased_steps,
+        decode=None if totals.decode is None else _pack_decode(totals.decode),
+    )
+
+
+def _pack_decode(decode: Decode) -> _PackedDecode:
+    return _PackedDecode(
+        counts=_packed_ints(decode.counts),
+        rows=_packed_ints(decode.rows),
+        ep_slots=_packed_floats(decode.ep_slots),
+        unplaced=_packed_ints(decode.unplaced),
+        tokens=decode.tokens,
+        steps=decode.steps,
+        mixed_steps=decode.mixed_steps,
     )
 
 
 def _unpack(packed: _PackedTotals) -> Totals:
-    layout = Layout(packed.layers)
-    ep_slots = _unshuffle(packed.ep_slots, "<f8").astype(np.float64)
+    layout, rows = Layout(packed.layers), _ints(packed.rows)
+    told = packed.unphased_rows is not None
     return Totals(
         layout=layout,
-        counts=_unshuffle(packed.counts, "<i8").astype(np.int64),
-        rows=_unshuffle(packed.rows, "<i8").astype(np.int64),
-        ep_slots=ep_slots.reshape(len(layout.layers), packed.ep_ranks),
-        unplaced=_unshuffle(packed.unplaced, "<i8").astype(np.int64),
+        counts=_ints(packed.counts),
+        rows=rows,
+        ep_slots=_floats(packed.ep_slots, packed.ep_ranks, layout),
+        unplaced=_ints(packed.unplaced),
         tokens=packed.tokens,
         steps=packed.steps,
         idle_steps=packed.idle_steps,
         drops=packed.drops,
+        unphased_rows=rows if packed.unphased_rows is None else _ints(packed.unphased_rows),
+        unphased_tokens=packed.unphased_tokens if told else packed.tokens,
+        unphased_steps=packed.unphased_steps if told else packed.steps,
+        decode=None if packed.decode is None else _unpack_decode(packed.decode, packed.ep_ranks, layout),
     )
+
+
+def _unpack_decode(packed: _PackedDecode, ep_ranks: int, layout: Layout) -> Decode:
+    return Decode(
+        counts=_ints(packed.counts),
+        rows=_ints(packed.rows),
+        ep_slots=_floats(packed.ep_slots, ep_ranks, layout),
+        unplaced=_ints(packed.unplaced),
+        tokens=packed.tokens,
+        steps=packed.steps,
+        mixed_steps=packed.mixed_steps,
+    )
+
+
+def _packed_ints(values: Int64Array) -> bytes:
+    return _shuffle(values.astype("<i8", copy=False))
+
+
+def _packed_floats(values: FloatArray) -> bytes:
+    return _shuffle(values.astype("<f8", copy=False))
+
+
+def _ints(data: bytes) -> Int64Array:
+    return _unshuffle(data, "<i8").astype(np.int64)
+
+
+def _floats(data: bytes, ep_ranks: int, layout: Layout) -> FloatArray:
+    return _unshuffle(data, "<f8").astype(np.float64).reshape(len(layout.layers), ep_ranks)
 
 
 def _shuffle(values: np.ndarray) -> bytes:

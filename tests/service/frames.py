@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,11 @@ def halves(experts: int, layers: int, ep_size: int = 2, version: int = 1) -> wir
     return placement(range(experts), [e * ep_size // experts for e in range(experts)], layers, version)
 
 
+def pack(counts: Iterable[Sequence[int]]) -> bytes:
+    """Counts of layers, one after the other, as the wire has them."""
+    return b"".join(wire.pack_counts(np.array(values, dtype=np.int64)) for values in counts)
+
+
 def frame(
     counts: Mapping[int, Sequence[int]],
     *,
@@ -41,15 +46,25 @@ def frame(
     after_s: float = 1.0,
     rows: Sequence[int] | None = None,
     tokens: int | None = None,
+    decode: Mapping[int, Sequence[int]] | None = None,
     **fields: Any,
 ) -> wire.Frame:
     """A checked frame.
 
     ``counts`` is layer id to slots by expert; ``rows`` and ``tokens`` follow from them (slots / top_k)
-    unless given; ``after_s`` is the time of capture, seconds after the epoch's start.
+    unless given; ``after_s`` is the time of capture, seconds after the epoch's start. ``decode`` is the part
+    of ``counts`` that is of decode; its rows and tokens follow likewise. Absent: phases are not told.
     """
     layers = [wire.MoeLayer(layer, len(values), top_k) for layer, values in counts.items()]
     per_layer = [sum(values) // top_k for values in counts.values()] if rows is None else list(rows)
+    if decode is not None:
+        of_decode = [sum(decode[layer]) // top_k for layer in counts]
+        fields = {
+            "decode_counts": pack(decode[layer] for layer in counts),
+            "decode_rows": wire.pack_counts(np.array(of_decode, dtype=np.int64)),
+            "decode_tokens": max(of_decode, default=0),
+            **fields,
+        }
     result = wire.Frame(
         wire=(wire.WIRE_MAJOR, wire.WIRE_MINOR),
         producer=producer() if who is None else who,
@@ -57,7 +72,7 @@ def frame(
         seq=seq,
         captured_at_ns=epoch + int(after_s * 1e9),
         layers=layers,
-        counts=b"".join(wire.pack_counts(np.array(values, dtype=np.int64)) for values in counts.values()),
+        counts=pack(counts.values()),
         rows=wire.pack_counts(np.array(per_layer, dtype=np.int64)),
         tokens=max(per_layer, default=0) if tokens is None else tokens,
         **{"steps": 1, **fields},

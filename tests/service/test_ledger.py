@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from moescope.capture import wire
 from moescope.service.ledger import Account, RefusedError, Verdict
-from tests.service.frames import EPOCH, frame, halves, placement, producer
+from moescope.service.totals import Phase, no_decode
+from tests.service.frames import EPOCH, frame, halves, pack, placement, producer
 
 TWO = producer(dp_size=2, ep_size=2)
 
@@ -64,10 +65,13 @@ def histories(draw: st.DrawFn) -> History:
     epochs = []
     for start in range(draw(st.integers(1, 4))):
         counts = np.zeros((layers, experts), dtype=np.int64)
+        decode, phased = counts, draw(st.booleans())
         tokens, frames = 0, []
         for seq in range(1, draw(st.integers(1, 5)) + 1):
             step = draw(st.lists(st.integers(0, 50), min_size=layers * experts, max_size=layers * experts))
             counts = counts + np.array(step).reshape(layers, experts)
+            if draw(st.booleans()):
+                decode = decode + np.array(step).reshape(layers, experts)
             tokens += draw(st.integers(0, 9))
             frames.append(
                 frame(
@@ -76,6 +80,8 @@ def histories(draw: st.DrawFn) -> History:
                     epoch=EPOCH + start,
                     seq=seq,
                     tokens=tokens,
+                    decode={2 * i: row.tolist() for i, row in enumerate(decode)} if phased else None,
+                    decode_tokens=tokens if phased else 0,
                     who=producer(ep_size=3, dp_size=3),
                     placement=placement(
                         range(experts),
@@ -105,6 +111,17 @@ def test_any_order_doubling_loss_and_restart_leaves_the_truth(history: History) 
     )
     assert account.totals.tokens == sum(made.tokens for made in last)
     assert account.restarts == len(history.epochs) - 1
+    told = [made for made in last if made.decode_counts]
+    part = account.totals.decode or no_decode(account.totals)
+    nothing = np.zeros(len(truth), dtype=np.int64)
+    truth = sum((wire.unpack_counts(made.decode_counts) for made in told), nothing)
+    assert part.counts.tolist() == truth.tolist()
+    assert part.tokens == sum(made.decode_tokens for made in told)
+    untold = [made for made in last if not made.decode_counts]
+    unphased = sum((wire.unpack_counts(made.rows) for made in untold), nothing[: len(last[0].layers)])
+    assert account.totals.unphased_rows.tolist() == unphased.tolist()
+    assert account.totals.unphased_tokens == sum(made.tokens for made in untold)
+    assert part.ep_slots.sum(axis=1).tolist() == account.totals.layout.sums(part.counts).tolist()
     slots = account.totals.layout.sums(account.totals.counts)
     assert account.totals.ep_slots.sum(axis=1).tolist() == slots.tolist()
 
@@ -137,6 +154,69 @@ def test_a_lying_producer_is_refused_by_field_and_leaves_no_trace(second: wire.F
         account.post(second)
     assert account.totals is before
     assert account.post(frame({0: [4, 4]}, seq=1)) is Verdict.DUPLICATE
+
+
+PHASED = {"steps": 9, "decode_steps": 4, "mixed_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("second", "field"),
+    [
+        (frame({0: [9, 9]}, seq=2, decode={0: [1, 2]}, **PHASED), r"decode_counts\[0\]"),
+        (frame({0: [4, 8]}, seq=2, decode={0: [3, 2]}, **PHASED), r"counts less decode_counts\[0\]"),
+        (
+            frame({0: [9, 9]}, seq=2, decode={0: [2, 2]}, decode_rows=pack([[1]]), **PHASED),
+            r"decode_rows\[0\]",
+        ),
+        (frame({0: [9, 9]}, seq=2, decode={0: [2, 2]}, decode_tokens=1, **PHASED), "decode_tokens"),
+        (
+            frame({0: [9, 9]}, seq=2, tokens=4, decode={0: [2, 2]}, decode_tokens=3, **PHASED),
+            "tokens less decode_tokens",
+        ),
+        (frame({0: [9, 9]}, seq=2, decode={0: [2, 2]}, **{**PHASED, "decode_steps": 3}), "decode_steps"),
+        (frame({0: [9, 9]}, seq=2, decode={0: [2, 2]}, **{**PHASED, "mixed_steps": 1}), "mixed_steps"),
+        (
+            frame({0: [9, 9]}, seq=2, decode={0: [2, 2]}, **{**PHASED, "decode_steps": 5}),
+            "steps less .*",
+        ),
+    ],
+)
+def test_a_phase_that_shrinks_is_refused_and_leaves_no_trace(second: wire.Frame, field: str) -> None:
+    account = Account(max_epochs=4)
+    account.post(frame({0: [4, 4]}, decode={0: [2, 2]}, **PHASED))
+    before = account.totals
+    with pytest.raises(RefusedError, match=f"^{field}: ") as refused:
+        account.post(second)
+    assert refused.value.reason == "shrunk"
+    assert account.totals is before
+
+
+def test_what_no_frame_told_the_phase_of_is_unphased_not_prefill() -> None:
+    account = Account(max_epochs=4)
+    account.post(frame({0: [2, 2]}, seq=1))
+    account.post(frame({0: [4, 4]}, seq=2, decode={0: [3, 3]}))  # of which some came with the frame before
+    account.post(frame({0: [6, 8]}, seq=3, decode={0: [5, 5]}, steps=3, decode_steps=2))
+    totals = account.totals
+    assert totals.decode is not None
+    assert totals.unphased_rows.tolist() == [4]
+    assert (totals.unphased_tokens, totals.unphased_steps) == (4, 1)
+    assert totals.decode.counts.tolist() == [2, 2]
+    assert (totals.decode.tokens, totals.decode.steps) == (2, 2)
+    assert totals.of_phase(Phase.PREFILL).rows.tolist() == [1]
+    account.post(frame({0: [8, 8]}, seq=4, steps=3))
+    account.post(frame({0: [8, 10]}, seq=5, decode={0: [6, 6]}, steps=3))
+    assert account.totals.unphased_rows.tolist() == [6]
+
+
+def test_phases_are_apart_by_ep_rank_too() -> None:
+    account = Account(max_epochs=4)
+    account.post(frame({0: [6, 4]}, who=TWO, decode={0: [4, 0]}, placement=halves(2, 1)))
+    account.post(frame({0: [6, 8]}, who=TWO, decode={0: [4, 2]}, seq=2))
+    decode, prefill = (account.totals.of_phase(phase) for phase in (Phase.DECODE, Phase.PREFILL))
+    assert decode.ep_slots.tolist() == [[4, 0]]
+    assert prefill.ep_slots.tolist() == [[2, 4]]
+    assert (decode.unplaced.tolist(), prefill.unplaced.tolist()) == ([2], [2])
+    assert (decode.tokens, prefill.tokens) == (3, 4)
 
 
 def test_more_than_a_double_can_hold_is_refused() -> None:

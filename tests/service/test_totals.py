@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moescope.capture.wire import MoeLayer
-from moescope.service.totals import Layout, Totals, no_totals, totals_of
+from moescope.service.totals import Layout, Phase, Totals, no_totals, totals_of
 from tests.service.frames import frame
 
 
@@ -19,6 +19,24 @@ def test_sum_over_the_union_of_layers() -> None:
     assert [layer.layer for layer in total.layout.layers] == [0, 1, 4]
     assert [total.counts_of(i).tolist() for i in range(3)] == [[2, 2], [1, 3], [6, 6, 4]]
     assert total.rows.tolist() == [2, 2, 8]
+
+
+def test_phases_add_up_over_layouts_that_differ() -> None:
+    both = [
+        frame({1: [2, 4]}, decode={1: [2, 2]}),
+        frame({0: [4, 0], 1: [2, 2]}, decode={0: [2, 0], 1: [1, 1]}),
+    ]
+    first, second = (totals_of(made, Layout(made.layers)) for made in both)
+    total = first.plus(second).plus(_totals({4: [2, 2]}))
+    assert total.decode is not None
+    assert total.decode.counts.tolist() == [2, 0, 3, 3, 0, 0]
+    assert total.decode.rows.tolist() == [1, 3, 0]
+    assert total.minus(second).of_phase(Phase.PREFILL).counts.tolist() == [0, 0, 0, 2, 2, 2]
+
+
+def test_totals_share_what_did_not_change() -> None:
+    total = _totals({1: [1, 3]})
+    assert total.plus(no_totals(total.layout)).counts is total.counts
 
 
 def test_difference_with_nothing_is_itself() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
+import msgspec
 import numpy as np
 import pytest
+import zstandard
 
 from moescope.capture import wire
 from moescope.service.ledger import Account
@@ -16,20 +18,31 @@ from tests.service.frames import EPOCH, frame, halves, producer
 
 def assert_same(a: Totals, b: Totals) -> None:
     assert a.layout == b.layout
-    for name in ("counts", "rows", "ep_slots", "unplaced"):
-        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-        assert getattr(a, name).shape == getattr(b, name).shape
-    assert (a.tokens, a.steps, a.idle_steps, a.drops) == (b.tokens, b.steps, b.idle_steps, b.drops)
+    assert_same_fields(a, b, skip=("layout", "decode"))
+    assert (a.decode is None) == (b.decode is None)
+    if a.decode is not None:
+        assert_same_fields(a.decode, b.decode)
 
 
-def account() -> Account:
-    """Two epochs, EP ranks, an uncovered layer, drops, and a count beyond 32 bits."""
-    made = Account(max_epochs=2)
+def assert_same_fields(a: object, b: object, skip: tuple[str, ...] = ()) -> None:
+    for name in [item.name for item in fields(a) if item.name not in skip]:  # type: ignore[arg-type]
+        mine, theirs = getattr(a, name), getattr(b, name)
+        np.testing.assert_array_equal(mine, theirs, err_msg=name)
+        assert np.shape(mine) == np.shape(theirs)
+
+
+def account(phased: bool = True) -> Account:
+    """Two epochs, EP ranks, an uncovered layer, drops, a count beyond 32 bits; then one with phases."""
+    made = Account(max_epochs=3)
     who = producer(ep_size=2)
-    fields = {"who": who, "placement": halves(4, 2), "drops": {"sends_failed": 3}}
-    made.post(frame({1: [2**40, 0, 2, 0], 3: [2, 0, 0, 0]}, rows=[2**39 + 1, 1], **fields))
+    common = {"who": who, "placement": halves(4, 2), "drops": {"sends_failed": 3}}
+    made.post(frame({1: [2**40, 0, 2, 0], 3: [2, 0, 0, 0]}, rows=[2**39 + 1, 1], steps=7, **common))
     uncovered = [wire.UncoveredLayer(7, "monolithic")]
-    made.post(frame({1: [0, 0, 1, 1], 3: [1, 0, 1, 0]}, epoch=EPOCH + 9, uncovered=uncovered, **fields))
+    made.post(frame({1: [0, 0, 1, 1], 3: [1, 0, 1, 0]}, epoch=EPOCH + 9, uncovered=uncovered, **common))
+    if phased:
+        decode = {1: [2, 0, 0, 0], 3: [0, 0, 2, 0]}
+        steps = {"steps": 9, "decode_steps": 4, "mixed_steps": 2}
+        made.post(frame(decode, epoch=EPOCH + 99, decode=decode, **steps, **common))
     return made
 
 
@@ -45,9 +58,9 @@ def test_totals_without_layers_come_back() -> None:
 
 def test_an_account_comes_back_and_goes_on() -> None:
     original = account()
-    restored = Account.restored(decode_account(encode_account(original.state())), max_epochs=2)
+    restored = Account.restored(decode_account(encode_account(original.state())), max_epochs=3)
     assert_same(restored.totals, original.totals)
-    assert restored.restarts == original.restarts == 1
+    assert restored.restarts == original.restarts == 2
     assert restored.latest is not None
     assert original.latest is not None
     mine, theirs = asdict(restored.latest), asdict(original.latest)
@@ -57,12 +70,30 @@ def test_an_account_comes_back_and_goes_on() -> None:
         {1: [2**40, 0, 4, 2], 3: [4, 2, 0, 0]},
         rows=[2**39 + 3, 3],
         seq=2,
+        steps=8,
         who=producer(ep_size=2),
         drops={"sends_failed": 4},
     )
     for posted in (restored, original):
         posted.post(late)
     assert_same(restored.totals, original.totals)
+
+
+def test_a_blob_from_before_phases_is_unphased_and_goes_on() -> None:
+    original = account(phased=False)
+    blob = encode_account(original.state())
+    packed = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(blob[1:]))
+    for totals in (packed[0], *(epoch[2] for epoch in packed[1])):
+        del totals[10:]  # where they ended then
+    old = blob[:1] + zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(packed))
+    restored = Account.restored(decode_account(old), max_epochs=3)
+    assert_same(restored.totals, original.totals)
+    assert restored.totals.unphased_rows.tolist() == restored.totals.rows.tolist() == [2**39 + 2, 2]
+    decode = {1: [2, 0, 0, 0], 3: [0, 0, 2, 0]}
+    restored.post(frame(decode, epoch=EPOCH + 99, decode=decode, who=producer(ep_size=2)))
+    assert restored.totals.unphased_rows.tolist() == [2**39 + 2, 2]
+    assert restored.totals.decode is not None
+    assert restored.totals.decode.rows.tolist() == [1, 1]
 
 
 def test_another_version_is_refused() -> None:

@@ -1,0 +1,84 @@
+"""Which MoE layers an account's arrays hold, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from moescope.capture.wire import Int64Array, MoeLayer
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Layout:
+    """The MoE layers of an account and where their experts are in a flat array.
+
+    Attributes:
+        layers: L layers, rising by id.
+        offsets: int64 [L + 1]; layer i's experts are at ``offsets[i]:offsets[i + 1]``.
+        index: layer id to i.
+    """
+
+    __slots__ = ("index", "layers", "offsets")
+
+    def __init__(self, layers: Iterable[MoeLayer]) -> None:
+        self.layers: tuple[MoeLayer, ...] = tuple(layers)
+        sizes = [layer.num_experts for layer in self.layers]
+        self.offsets: Int64Array = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))).astype(np.int64)
+        self.index: dict[int, int] = {layer.layer: i for i, layer in enumerate(self.layers)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self.layers == other.layers
+
+    def __hash__(self) -> int:
+        return hash(self.layers)
+
+    @property
+    def top_k(self) -> Int64Array:
+        """Experts that a token takes in each layer, int64 [L]."""
+        return np.array([layer.top_k for layer in self.layers], dtype=np.int64)
+
+    def conflict(self, other: Layout) -> tuple[MoeLayer, MoeLayer] | None:
+        """The first layer that both have with another number of experts or another top-k, or None."""
+        for mine in self.layers:
+            at = other.index.get(mine.layer)
+            if at is not None and other.layers[at] != mine:
+                return mine, other.layers[at]
+        return None
+
+    def union(self, other: Layout) -> Layout:
+        """Layers of both, which must not conflict."""
+        if self == other:
+            return self
+        merged = {layer.layer: layer for layer in (*self.layers, *other.layers)}
+        return Layout(merged[key] for key in sorted(merged))
+
+    def sums(self, counts: Int64Array) -> Int64Array:
+        """Sum over experts of each layer: [sum of experts] to int64 [L]."""
+        if not self.layers:
+            return np.zeros(0, dtype=np.int64)
+        return np.asarray(np.add.reduceat(counts, self.offsets[:-1]), dtype=np.int64)
+
+    def widened_experts(self, smaller: Layout, values: Int64Array) -> Int64Array:
+        """[sum of experts] of a layout whose layers are all here to that of this one, with zeros."""
+        wide = np.zeros(int(self.offsets[-1]), dtype=np.int64)
+        for i, layer in enumerate(smaller.layers):
+            at = self.index[layer.layer]
+            wide[self.offsets[at] : self.offsets[at + 1]] = values[
+                smaller.offsets[i] : smaller.offsets[i + 1]
+            ]
+        return wide
+
+    def widened_layers(self, smaller: Layout, values: Int64Array) -> Int64Array:
+        """[L] likewise."""
+        wide = np.zeros(len(self.layers), dtype=np.int64)
+        wide[[self.index[layer.layer] for layer in smaller.layers]] = values
+        return wide
+
+    def widened_ranks(self, smaller: Layout, values: FloatArray, ranks: int) -> FloatArray:
+        """[L, R] likewise, to at least as many EP ranks."""
+        wide = np.zeros((len(self.layers), ranks))
+        wide[[self.index[layer.layer] for layer in smaller.layers], : values.shape[1]] = values
+        return wide
