@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
+from moescope.service.advice_command import ADVISE_HELP, advise
 from moescope.service.client import ServiceUnavailableError, get_json
 from moescope.service.logs import set_up_logging
 from moescope.service.settings import LogFormat, LogLevel, MetricsLevel, SettingsError, load_settings
@@ -74,6 +75,7 @@ def command_line() -> typer.Typer:
     app.command(help=_SERVE_HELP)(serve)
     app.command(help=_RANKS_HELP)(ranks)
     app.command(help=_BALANCE_HELP)(balance)
+    app.command(help=ADVISE_HELP)(advise)
     app.command(help=SIMULATE_HELP)(simulate)
     app.add_typer(trace_commands(), name="traces")
     app.command(help="Print the versions of moescope and of its wire.")(version)

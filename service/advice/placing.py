@@ -43,11 +43,10 @@ class Placing:
         sums = np.bincount(at.reshape(-1), carried.reshape(-1), len(self.rank) * self.ranks)
         return np.asarray(sums.reshape(len(self.rank), self.ranks), dtype=np.float64)
 
-    def holds(self) -> np.ndarray:
-        """Whether a rank has a copy of an expert, bool [L, G, E]."""
-        held = np.zeros((len(self.rank), self.ranks, self.experts), dtype=bool)
-        held[np.arange(len(self.rank))[:, np.newaxis], self.rank, self.logical] = True
-        return held
+    def held(self) -> Int64Array:
+        """The (layer, rank, expert) with at least one copy, each as one number, int64, rising."""
+        layer = np.arange(len(self.rank))[:, np.newaxis]
+        return np.unique((layer * self.ranks + self.rank) * self.experts + self.logical)
 
     def take(self, rows: Sequence[int] | Int64Array) -> Placing:
         """The same for some of the layers."""
@@ -93,7 +92,8 @@ def moves(before: Placing, after: Placing) -> Int64Array:
 
     Both have the same layers, experts and ranks.
     """
-    return np.asarray((after.holds() & ~before.holds()).sum(axis=(1, 2)), dtype=np.int64)
+    new = np.setdiff1d(after.held(), before.held(), assume_unique=True)
+    return np.bincount(new // (after.ranks * after.experts), minlength=len(after.rank))
 
 
 def _alike(layers: int, rank: Int64Array, experts: int, ranks: int) -> Placing:

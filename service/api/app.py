@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
+from moescope.service.api.advice import advice_router
 from moescope.service.api.balance import balance_router
 from moescope.service.api.coactivation import coactivation_router
 from moescope.service.api.compare import compare_router
@@ -67,6 +68,7 @@ def create_app(
         ranks_router(state),
         histogram_router(state),
         balance_router(state, settings),
+        advice_router(state, settings),
         probes_router(state, registry, instruments),
         view_router(state, settings),
         trend_router(state),

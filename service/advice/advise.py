@@ -1,0 +1,189 @@
+"""From what the service remembers to advice: the parts put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from moescope.capture.wire import MoeLayer, Placement, PlacementTable
+from moescope.service.advice.evidence import Evidence, Gone, Windows, cut, gather
+from moescope.service.advice.placing import Placing, eplb, from_tables, linear, round_robin
+from moescope.service.advice.verdict import Drift, Verdict, decide, drift_of, no_sample
+from moescope.service.advice.what_if import Question, Strategy, WhatIf, fitting, sweep, what_if
+from moescope.service.state import Deployment, LiveState
+from moescope.service.window import ModelWindow, merge
+
+PIECES: Final = 4
+MAX_WORK: Final = 1 << 31  # layers x ranks x physical experts of one option: some seconds
+
+
+class UnanswerableError(ValueError):
+    """A question that can't be answered as it was put; ``kind`` is a slug, the message says what to do."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        self.kind = kind
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What was asked for; None: as the deployment has it, or what is worth trying.
+
+    Attributes:
+        ranks: EP ranks.
+        nodes: nodes; they matter only where ``groups`` is a multiple of them.
+        groups: expert groups of the model's router.
+        redundant: numbers of redundant experts.
+        fit_share: share of the window to fit on; the rest checks.
+        min_gain: least saving that is worth a change.
+        min_tokens: fewer tokens are no sample.
+    """
+
+    ranks: int | None
+    nodes: int | None
+    groups: int
+    redundant: tuple[int, ...]
+    fit_share: float
+    min_gain: float
+    min_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Advice:
+    """The answer; ``found`` and ``drift`` are None where nothing could be judged."""
+
+    windows: Windows
+    evidence: Evidence
+    question: Question
+    found: WhatIf | None
+    drift: Drift | None
+    verdict: Verdict
+
+
+def advise(
+    state: LiveState, deployment: Deployment, start: float | None, end: float | None, wish: Wish
+) -> Advice:
+    """Judge the placements that come into question for a deployment.
+
+    Raises:
+        UnanswerableError: the numbers don't fit together, or there are no ranks to place on.
+        StoreError: the archive can't be read.
+    """
+    windows = cut(state, deployment, start, end, wish.fit_share, PIECES)
+    ranks = _ranks(wish, windows.fit.ep_size)
+    evidence = gather(windows, ranks, wish.min_tokens)
+    question = ask(evidence, wish, ranks, hosts_of(state, deployment))
+    if not evidence.layers:
+        return Advice(windows, evidence, question, None, None, no_sample(evidence))
+    present = None
+    if windows.fit.ep_size == ranks:
+        present = present_placing(state.placements(deployment), evidence.layers, evidence.experts, ranks)
+    found, drift = what_if(evidence, question, present), drift_of(evidence)
+    verdict = decide(evidence, found, drift, wish.groups, wish.min_gain)
+    return Advice(windows, evidence, question, found, drift, verdict)
+
+
+def ask(evidence: Evidence, wish: Wish, ranks: int, hosts: int) -> Question:
+    """The question with its blanks filled in, checked.
+
+    Raises:
+        UnanswerableError: see :func:`advise`.
+    """
+    experts = evidence.experts or 1
+    nodes = wish.nodes if wish.nodes is not None else (hosts if hosts and ranks % hosts == 0 else 1)
+    if ranks % nodes:
+        raise UnanswerableError(
+            "bad-nodes", f"{ranks} ranks can't be shared out evenly over {nodes} nodes: give other nodes."
+        )
+    if experts % wish.groups:
+        raise UnanswerableError(
+            "bad-groups",
+            f"{experts} experts can't be cut into {wish.groups} equal groups: give n_group of the model's "
+            "config.",
+        )
+    redundant = wish.redundant or sweep(experts, ranks)
+    for wanted in redundant:
+        if (experts + wanted) % ranks:
+            near = fitting(experts, ranks, wanted + ranks)[-2:]
+            raise UnanswerableError(
+                "bad-redundant",
+                f"{experts} experts and {wanted} redundant ones can't be shared out evenly over {ranks} "
+                f"ranks: give redundant={' or '.join(map(str, near))}.",
+            )
+    if len(evidence.layers) * ranks * (experts + max(redundant)) > MAX_WORK:
+        raise UnanswerableError(
+            "too-large",
+            f"{len(evidence.layers)} layers of {experts} experts with {max(redundant)} redundant ones on "
+            f"{ranks} ranks would take too long: ask for fewer ranks or redundant experts.",
+        )
+    return Question(ranks, nodes, wish.groups, tuple(sorted(set(redundant))))
+
+
+def hosts_of(state: LiveState, deployment: Deployment) -> int:
+    """On how many hosts a deployment's workers are."""
+    members = [item.latest.producer for item in state.producers() if not item.expired]
+    return len({item.host for item in members if item.key[:2] == deployment and item.host})
+
+
+def present_placing(
+    reported: Sequence[tuple[tuple[MoeLayer, ...], Placement]],
+    layers: Sequence[int],
+    experts: int,
+    ranks: int,
+) -> Placing | None:
+    """Where the experts of some layers are now, by the newest placement that a worker reported.
+
+    None where that is not known of all of them, or not on these ranks.
+    """
+    newest: dict[int, tuple[int, PlacementTable]] = {}
+    for shapes, placement in reported:
+        for shape, table in zip(shapes, placement.table_of_layer, strict=True):
+            known = newest.get(shape.layer)
+            if shape.num_experts == experts and (known is None or placement.version >= known[0]):
+                newest[shape.layer] = placement.version, placement.tables[table]
+    if not layers or any(layer not in newest for layer in layers):
+        return None
+    found = from_tables([newest[layer][1] for layer in layers], experts, ranks)
+    return None if found is None or int(found.rank.max()) >= ranks else found
+
+
+def _ranks(wish: Wish, ep_size: int) -> int:
+    if wish.ranks is not None:
+        return wish.ranks
+    if ep_size == 1:
+        raise UnanswerableError(
+            "ranks-needed",
+            "This deployment has one EP rank, so there is nothing to place: give ranks, such as ranks=8, "
+            "to ask what that many would get.",
+        )
+    return ep_size
+
+
+def whole_placing(
+    state: LiveState,
+    deployment: Deployment,
+    start: float | None,
+    end: float | None,
+    wish: Wish,
+    strategy: Strategy,
+) -> tuple[ModelWindow, tuple[int, ...], Gone, Placing]:
+    """One placement, fitted on the whole window: the window, its layers, those left out, where experts go.
+
+    Raises:
+        UnanswerableError: see :func:`advise`; also when no layer has enough tokens.
+        StoreError: the archive can't be read.
+    """
+    window = merge(state.spans(deployment, start, end))
+    ranks = _ranks(wish, window.ep_size)
+    evidence = gather(Windows(window, (window,)), ranks, wish.min_tokens)
+    question = ask(evidence, wish, ranks, hosts_of(state, deployment))
+    if not evidence.layers:
+        reason = next(iter(evidence.left_out.values()), "it has no layers")
+        raise UnanswerableError("no-sample", f"There is nothing to fit on ({reason}): give a longer window.")
+    shape = len(evidence.layers), evidence.experts, ranks
+    if strategy == "eplb":
+        placing = eplb(evidence.fit, question.redundant[0], question.groups, question.nodes, ranks)
+    else:
+        placing = round_robin(*shape) if strategy == "round_robin" else linear(*shape)
+    return window, evidence.layers, evidence.left_out, placing

@@ -1,0 +1,158 @@
+"""What a deployment's past says about placements: loads to fit on, and later loads to check against."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moescope.service.advice.eplb import FloatArray
+from moescope.service.state import Deployment, LiveState
+from moescope.service.window import LayerWindow, ModelWindow, merge
+
+Gone = dict[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Consecutive windows of one deployment: ``fit``, then K ``pieces`` of the one that checks the fit."""
+
+    fit: ModelWindow
+    pieces: tuple[ModelWindow, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """Slots of the L layers that can be judged, which have E experts each.
+
+    Attributes:
+        layers: their ids, rising.
+        experts: E.
+        ranks: G, EP ranks to place on.
+        fit: slots per logical expert in the window to fit on, float64 [L, E].
+        pieces: likewise in the K pieces of the later window, float64 [K, L, E].
+        seen_fit: slots that each EP rank really got in the first, float64 [L, G]; None: not known, for the
+            reason ``unseen`` gives. ``seen_pieces`` likewise, float64 [K, L, G].
+        left_out: layer to the reason why it can't be judged.
+        fit_tokens, later_tokens: tokens computed in the two windows.
+    """
+
+    layers: tuple[int, ...]
+    experts: int
+    ranks: int
+    fit: FloatArray
+    pieces: FloatArray
+    seen_fit: FloatArray | None
+    seen_pieces: FloatArray | None
+    unseen: str | None
+    left_out: Gone
+    fit_tokens: int
+    later_tokens: int
+
+    @property
+    def later(self) -> FloatArray:
+        """Slots per logical expert in the whole later window, float64 [L, E]."""
+        return np.asarray(self.pieces.sum(axis=0))
+
+    @property
+    def seen_later(self) -> FloatArray | None:
+        """Slots that each EP rank really got in the whole later window, float64 [L, G]."""
+        return None if self.seen_pieces is None else np.asarray(self.seen_pieces.sum(axis=0))
+
+
+def cut(
+    state: LiveState,
+    deployment: Deployment,
+    start: float | None,
+    end: float | None,
+    fit_share: float,
+    pieces: int,
+) -> Windows:
+    """Cut what is remembered of [start, end] in two, the later part in pieces of equal length.
+
+    The cut is by what the totals at hand really cover, which may be less than was asked for.
+
+    Raises:
+        StoreError: the archive can't be read.
+    """
+    whole = merge(state.spans(deployment, start, end)).used
+    first, last = whole.start_latest, max(whole.start_latest, whole.end_earliest)
+    middle = first + fit_share * (last - first)
+    inner = [middle + i * (last - middle) / pieces for i in range(pieces)]
+    found = [merge(spans) for spans in state.series(deployment, (start, *inner, end))]
+    return Windows(found[0], tuple(found[1:]))
+
+
+def gather(windows: Windows, ranks: int, min_tokens: int) -> Evidence:
+    """The loads of all layers that have at least ``min_tokens`` tokens in both windows, and in full."""
+    fit, pieces = windows.fit, windows.pieces
+    by_piece = [{layer.shape.layer: layer for layer in piece.layers} for piece in pieces]
+    widths = Counter(layer.shape.num_experts for layer in fit.layers)
+    experts = widths.most_common(1)[0][0] if widths else 0
+    kept: list[tuple[LayerWindow, list[LayerWindow]]] = []
+    left_out: Gone = dict(fit.uncovered)
+    for layer in fit.layers:
+        later = [piece[layer.shape.layer] for piece in by_piece if layer.shape.layer in piece]
+        reason = _why_not(layer, later, experts, min_tokens)
+        if reason is None and len(later) == len(pieces):
+            kept.append((layer, later))
+        else:
+            left_out[layer.shape.layer] = reason or "its shape changed in the window"
+    unseen = _why_unseen(kept, fit.ep_size, ranks)
+    whole = [[layer, *later] for layer, later in kept]
+    counts = np.array([[part.counts.sum(axis=0) for part in parts] for parts in whole], dtype=np.float64)
+    counts = counts.reshape(len(kept), 1 + len(pieces), experts).swapaxes(0, 1)
+    seen = None
+    if unseen is None:
+        seen = np.array([[_padded(part.ep_slots, ranks) for part in parts] for parts in whole])
+        seen = seen.reshape(len(kept), 1 + len(pieces), ranks).swapaxes(0, 1)
+    return Evidence(
+        layers=tuple(layer.shape.layer for layer, _ in kept),
+        experts=experts,
+        ranks=ranks,
+        fit=counts[0],
+        pieces=counts[1:],
+        seen_fit=None if seen is None else seen[0],
+        seen_pieces=None if seen is None else seen[1:],
+        unseen=unseen,
+        left_out={layer: left_out[layer] for layer in sorted(left_out)},
+        fit_tokens=fit.tokens,
+        later_tokens=sum(piece.tokens for piece in pieces),
+    )
+
+
+def _why_not(layer: LayerWindow, later: Sequence[LayerWindow], experts: int, min_tokens: int) -> str | None:
+    if layer.shape.num_experts != experts:
+        return f"it has {layer.shape.num_experts} experts, most layers {experts}: EPLB places layers alike"
+    for name, parts in (("fitted", [layer]), ("checked", later)):
+        tokens = sum(int(part.rows.sum()) for part in parts)
+        if not tokens:
+            seen = next((part.not_seen for part in parts if part.not_seen), None)
+            return seen or f"idle: no tokens in the window it would be {name} on"
+        if tokens < max(min_tokens, 1):
+            return f"too few tokens in the window it would be {name} on: {tokens} of at least {min_tokens}"
+        missing = sorted({rank for part in parts for rank in part.missing})
+        if missing:
+            return f"partial: the tokens of DP ranks {missing} are not seen in this layer"
+    return None
+
+
+def _why_unseen(
+    kept: Sequence[tuple[LayerWindow, list[LayerWindow]]], ep_size: int, ranks: int
+) -> str | None:
+    """Why it is not known what the ranks in question really got."""
+    if ep_size != ranks:
+        return f"the deployment has {ep_size} EP ranks, the question is about {ranks}"
+    parts = [part for layer, later in kept for part in (layer, *later) if part.rows.sum()]
+    reason = next((part.ep_reason for part in parts if part.ep_reason), None)
+    if reason is None and any(len(part.ep_slots) > ranks for part in parts):
+        return "the number of EP ranks changed in the window"
+    return reason
+
+
+def _padded(slots: FloatArray, ranks: int) -> FloatArray:
+    found = np.zeros(ranks)
+    found[: min(len(slots), ranks)] = slots[:ranks]
+    return found

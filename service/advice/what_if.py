@@ -1,0 +1,169 @@
+"""The balance to expect under each placement: fitted on one window, checked on a later one.
+
+A placement by load always looks good on the loads it was made from. What it is worth shows on loads that it
+has not seen, so every figure here comes twice: ``fitted`` and ``held_out``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from moescope.service.advice.eplb import FloatArray
+from moescope.service.advice.evidence import Evidence
+from moescope.service.advice.placing import Placing, eplb, linear, moves, round_robin
+from moescope.service.balance import Summary, imbalance_ratio, max_and_mean, summarise
+
+Strategy = Literal["present", "linear", "round_robin", "eplb"]
+MAX_SWEEP: Final = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """Balance over ranks in one window: the imbalance ratio of each layer, float64 [L], and its summary."""
+
+    by_layer: FloatArray
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Option:
+    """A placement and what it does.
+
+    Attributes:
+        strategy: ``present`` is what the ranks really got, whatever placed it.
+        redundant: R, copies of each layer beyond one for each expert; None for ``present``.
+        placing: where the copies are; None for ``present``.
+        fitted, held_out: balance in the window that it was fitted on, and in the later one.
+        pieces: ratio of sums in each piece of the later window; None where nothing was routed.
+        saving_fitted: share of the busiest ranks' slots, summed over layers, that it saves against the base,
+            in the window that it was fitted on; ``saving_held_out`` in the later one.
+        moves: expert copies to send, over all judged layers, from where they are now; None: not known.
+    """
+
+    strategy: Strategy
+    redundant: int | None
+    placing: Placing | None
+    fitted: Outcome
+    held_out: Outcome
+    pieces: tuple[float | None, ...]
+    saving_fitted: float
+    saving_held_out: float
+    moves: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked: E experts of each layer on G ranks in N nodes, ``groups`` expert groups of the router.
+
+    ``redundant`` are the numbers of redundant experts to try for EPLB; each fits (see :func:`fitting`).
+    """
+
+    ranks: int
+    nodes: int
+    groups: int
+    redundant: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WhatIf:
+    """The base, against which savings are, and all options in the order of what they ask of an operator."""
+
+    base: Option
+    options: tuple[Option, ...]
+
+
+def fitting(experts: int, ranks: int, most: int) -> list[int]:
+    """Redundant experts, rising, up to ``most``, with which every rank holds equally many copies."""
+    return list(range(-experts % ranks, most + 1, ranks))
+
+
+def sweep(experts: int, ranks: int) -> tuple[int, ...]:
+    """A few numbers of redundant experts worth trying: 0 or the least that fits, then doubling copies."""
+    least = -experts % ranks
+    found = [least]
+    step = ranks
+    while len(found) < MAX_SWEEP and least + step <= max(experts, ranks):
+        found.append(least + step)
+        step *= 2
+    return tuple(found)
+
+
+def what_if(evidence: Evidence, question: Question, present: Placing | None) -> WhatIf:
+    """Try every placement.
+
+    Args:
+        evidence: loads; at least one layer.
+        question: which ranks and how many redundant experts.
+        present: where the experts are now, of the judged layers; None: not known.
+
+    Raises:
+        ValueError: the numbers don't fit together.
+    """
+    layers, experts, ranks = len(evidence.layers), evidence.experts, question.ranks
+    static = _option("linear", 0, linear(layers, experts, ranks), evidence, None, present)
+    base = static
+    if evidence.seen_fit is not None and evidence.seen_pieces is not None:
+        base = _outcomes(
+            "present", None, None, evidence, (evidence.seen_fit, evidence.seen_pieces), None, None
+        )
+    options = [
+        _option("linear", 0, linear(layers, experts, ranks), evidence, base, present),
+        _option("round_robin", 0, round_robin(layers, experts, ranks), evidence, base, present),
+    ]
+    for redundant in question.redundant:
+        placed = eplb(evidence.fit, redundant, question.groups, question.nodes, ranks)
+        options.append(_option("eplb", redundant, placed, evidence, base, present))
+    return WhatIf(base, tuple(options))
+
+
+def _option(
+    strategy: Strategy,
+    redundant: int,
+    placing: Placing,
+    evidence: Evidence,
+    base: Option | None,
+    present: Placing | None,
+) -> Option:
+    pieces = np.stack([placing.loads(piece) for piece in evidence.pieces])
+    to_move = None if present is None else int(moves(present, placing).sum())
+    loads = placing.loads(evidence.fit), pieces
+    return _outcomes(strategy, redundant, placing, evidence, loads, base, to_move)
+
+
+def _outcomes(
+    strategy: Strategy,
+    redundant: int | None,
+    placing: Placing | None,
+    evidence: Evidence,
+    loads: tuple[FloatArray, FloatArray],
+    base: Option | None,
+    to_move: int | None,
+) -> Option:
+    """``loads`` are those of the ranks: [L, G] in the first window, [K, L, G] in the pieces of the later."""
+    fit, pieces = loads
+    fitted, held_out = (_outcome(evidence.layers, found) for found in (fit, pieces.sum(axis=0)))
+    return Option(
+        strategy=strategy,
+        redundant=redundant,
+        placing=placing,
+        fitted=fitted,
+        held_out=held_out,
+        pieces=tuple(_outcome(evidence.layers, piece).summary.ratio_of_sums for piece in pieces),
+        saving_fitted=0.0 if base is None else saving(base.fitted, fitted),
+        saving_held_out=0.0 if base is None else saving(base.held_out, held_out),
+        moves=to_move,
+    )
+
+
+def saving(before: Outcome, after: Outcome) -> float:
+    """1 - ratio of sums after / before: the share of the busiest ranks' slots that is saved; 0 when idle."""
+    first, second = before.summary.ratio_of_sums, after.summary.ratio_of_sums
+    return 0.0 if first is None or second is None else 1.0 - second / first
+
+
+def _outcome(layers: Sequence[int], loads: FloatArray) -> Outcome:
+    return Outcome(imbalance_ratio(loads), summarise(list(layers), *max_and_mean(loads)))

@@ -1,0 +1,81 @@
+"""The answer of /v1/advice for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_STYLES = {
+    "worth_it": "bold green",
+    "not_worth_it": "bold",
+    "ages_too_fast": "bold yellow",
+    "no_sample": "bold red",
+}
+
+
+def advice_view(answer: dict[str, Any], with_layers: bool) -> RenderableType:
+    """The verdict first, then the options, what the verdict rests on, and each layer if asked for."""
+    verdict = answer["verdict"]
+    parts: list[RenderableType] = [Text(verdict["words"], style=_STYLES[verdict["decision"]])]
+    if answer["options"]:
+        parts.append(_options(answer))
+    if with_layers and answer["options"]:
+        parts.append(_layers(answer))
+    parts += [Text(f"- {line}", style="dim") for line in verdict["evidence"]]
+    if with_layers:
+        parts += [
+            Text(f"- layer {item['layer']} was not judged: {item['reason']}", style="dim")
+            for item in answer["left_out"]
+        ]
+    return Group(*parts)
+
+
+def _options(answer: dict[str, Any]) -> Table:
+    where = f"{answer['model']} on {answer['server']}, {answer['ranks']} EP ranks"
+    table = Table(title=f"{where}: imbalance is sum of max / sum of mean over layers", caption=_caption())
+    table.add_column("placement")
+    for name in ("fitted", "later", "saves: predicted", "held out", "worst layer", "copies to move"):
+        table.add_column(name, justify="right")
+    chosen = answer["verdict"]["strategy"], answer["verdict"]["redundant"]
+    shown = (
+        [answer["base"], *answer["options"]] if answer["base"]["strategy"] == "present" else answer["options"]
+    )
+    for item in shown:
+        worst = item["held_out"]
+        moves = item["copies_to_move"]
+        table.add_row(
+            item["name"],
+            _ratio(item["fitted"]["ratio_of_sums"]),
+            _ratio(worst["ratio_of_sums"]),
+            *(
+                "" if item["strategy"] == "present" else f"{item[name]:+.1%}"
+                for name in ("saving_fitted", "saving_held_out")
+            ),
+            "-" if worst["worst"] is None else f"{worst['worst']:.3f} ({worst['worst_layer']})",
+            "" if moves is None else f"{moves:,}",
+            style="green" if (item["strategy"], item["redundant"]) == chosen else None,
+        )
+    return table
+
+
+def _layers(answer: dict[str, Any]) -> Table:
+    """Imbalance of each layer in the later window, under the base and every option."""
+    table = Table(title="Imbalance by layer in the later window")
+    table.add_column("layer", justify="right")
+    shown = [answer["base"], *answer["options"]]
+    for item in shown:
+        table.add_column(item["name"], justify="right")
+    for i, layer in enumerate(answer["layers"]):
+        table.add_row(str(layer), *(_ratio(item["held_out_by_layer"][i]) for item in shown))
+    return table
+
+
+def _caption() -> str:
+    return "saves: share of the busiest ranks' slots; held out: on loads that it was not fitted on"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,117 @@
+"""What /v1/advice answers, as types."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from moescope.service.api.models import Summary, Window
+
+StrategyName = Literal["present", "linear", "round_robin", "eplb"]
+
+
+class OptionOut(BaseModel):
+    """A placement of experts, and the balance over EP ranks to expect of it.
+
+    Every figure comes twice: on the window that it was fitted on, and on the later one that it had not seen.
+    """
+
+    strategy: StrategyName = Field(
+        description="present: what was observed. linear: contiguous spans. round_robin: expert e on rank e "
+        "mod ranks. eplb: by load, as vLLM's default EPLB policy does it."
+    )
+    redundant: int | None = Field(description="Redundant experts of each layer; null for present.")
+    name: str = Field(description="In words.")
+    fitted: Summary = Field(description="Imbalance over EP ranks in the window that it was fitted on.")
+    held_out: Summary = Field(description="Imbalance over EP ranks in the later window.")
+    saving_fitted: float = Field(
+        description="Predicted: 1 - ratio of sums / the base's, in the first window. The share of the "
+        "busiest ranks' slots that it would save."
+    )
+    saving_held_out: float = Field(description="The same in the later window: what it is really worth.")
+    pieces: list[float | None] = Field(
+        description="Ratio of sums in each piece of the later window, in order: whether the placement ages."
+    )
+    copies_to_move: int | None = Field(
+        description="Expert copies to send to ranks that don't hold them now, over all judged layers; null: "
+        "it isn't known where the experts are now."
+    )
+    fitted_by_layer: list[float | None] = Field(description="Imbalance ratio, in the order of layers.")
+    held_out_by_layer: list[float | None] = Field(description="Likewise in the later window.")
+
+
+class DriftOut(BaseModel):
+    """How far the routing moved between the two windows: Jensen-Shannon divergence over experts, bits."""
+
+    median: float = Field(description="Over layers.")
+    worst: float
+    worst_layer: int
+    noise: float = Field(description="What sampling alone would show, median over layers.")
+
+
+class VerdictOut(BaseModel):
+    """What to do, and why."""
+
+    decision: Literal["worth_it", "not_worth_it", "ages_too_fast", "no_sample"] = Field(
+        description="ages_too_fast: it would have been worth it on the loads it was fitted on, and was not "
+        "on later ones. no_sample: too few tokens."
+    )
+    strategy: StrategyName | None = Field(description="The recommended placement; null: leave it as it is.")
+    redundant: int | None = Field(description="Its redundant experts.")
+    words: str
+    evidence: list[str] = Field(description="The figures that the verdict rests on, a sentence each.")
+
+
+class LeftOut(BaseModel):
+    """A layer that could not be judged."""
+
+    layer: int
+    reason: str
+
+
+class AdviceOut(BaseModel):
+    """Whether another placement of experts is worth it, judged by what the deployment really routed."""
+
+    server: str
+    model: str
+    ranks: int = Field(description="EP ranks that experts are placed on.")
+    nodes: int
+    groups: int = Field(
+        description="Expert groups of the router; placement keeps to nodes if nodes divide it."
+    )
+    num_experts: int
+    min_gain: float
+    fit: Window = Field(description="The window that placements were fitted on.")
+    held_out: Window = Field(description="The later window that they were checked on.")
+    fit_tokens: int
+    held_out_tokens: int
+    layers: list[int] = Field(description="Layers that were judged.")
+    left_out: list[LeftOut]
+    base: OptionOut | None = Field(
+        description="What savings are against: present where known, else linear; null without a sample."
+    )
+    options: list[OptionOut]
+    drift: DriftOut | None
+    verdict: VerdictOut
+
+
+class PlacementMap(BaseModel):
+    """A placement, fitted on the whole window. Rows are MoE layers, columns physical experts."""
+
+    server: str
+    model: str
+    strategy: StrategyName
+    redundant: int
+    window: Window
+    num_logical_experts: int
+    num_physical_experts: int
+    num_ranks: int
+    layers: list[int] = Field(description="Decoder layer of each row.")
+    physical_to_logical_map: list[list[int]] = Field(
+        description="[layers][physical]: as vLLM's EPLB state has it; physical expert p is on rank p // "
+        "(physical / ranks) when strategy is eplb."
+    )
+    physical_to_rank: list[list[int]] = Field(description="[layers][physical]: EP rank.")
+    logical_replica_count: list[list[int]] = Field(description="[layers][logical]: copies.")
+    left_out: list[LeftOut]

@@ -1,0 +1,113 @@
+"""/v1/advice over a real connection: shapes that OpenAPI tells, problems that say what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moescope.capture import wire
+from moescope.service.simulate_fleet import Fleet
+from tests.service.advice.fleets import plan
+from tests.service.conftest import Service
+from tests.service.test_openapi import _check
+
+
+def push_fleet(service: Service, rounds: int = 10, every: float = 30.0, **fields: Any) -> None:
+    """A simulated fleet's frames, the service's clock along with them."""
+    fleet = Fleet(plan(**fields), int(service.clock.now * 1e9))
+    for _ in range(rounds):
+        service.clock.now += every
+        for frame in fleet.advance(every):
+            assert service.push_bytes(wire.encode_frame(frame)).status_code == 200
+
+
+def test_advice_on_a_skewed_fleet(service: Service) -> None:
+    push_fleet(service, skew=0.8)
+    answer = service.get("/v1/advice")
+    assert (answer["ranks"], answer["num_experts"], answer["layers"]) == (4, 32, [3, 4, 5])
+    assert answer["verdict"]["decision"] == "worth_it"
+    assert answer["verdict"]["strategy"] == "eplb"
+    chosen = next(
+        item
+        for item in answer["options"]
+        if (item["strategy"], item["redundant"]) == ("eplb", answer["verdict"]["redundant"])
+    )
+    base, after = answer["base"]["held_out"]["ratio_of_sums"], chosen["held_out"]["ratio_of_sums"]
+    assert chosen["saving_held_out"] == pytest.approx(1 - after / base)
+    assert f"{chosen['saving_held_out']:.1%}" in answer["verdict"]["words"]
+    assert chosen["held_out"]["worst"] == pytest.approx(max(chosen["held_out_by_layer"]))
+    assert answer["fit"]["used_end"] == answer["held_out"]["used_start"]
+    assert answer["fit_tokens"] + answer["held_out_tokens"] == service.get("/v1/histogram")["tokens"]
+    # The base is what /v1/balance says of the same window.
+    instants = {"start": answer["held_out"]["used_start"]["latest"]}
+    balance = service.get("/v1/balance", **instants)["summary"]["over_ep_ranks"]
+    assert answer["base"]["held_out"] == pytest.approx(balance)
+
+
+def test_the_openapi_document_is_true(service: Service) -> None:
+    push_fleet(service, skew=0.8, uncovered=(4,))
+    document = service.get("/openapi.json")
+    for path in ("/v1/advice", "/v1/advice/placement"):
+        responses = document["paths"][path]["get"]["responses"]
+        schema = responses["200"]["content"]["application/json"]["schema"]
+        _check(service.get(path), schema, document, path)
+        assert set(responses) == {"200", "400", "404", "422", "503"}
+
+
+def test_a_placement_map_balances_what_it_was_fitted_on(service: Service) -> None:
+    push_fleet(service, skew=0.8)
+    found = service.get("/v1/advice/placement", redundant=4)
+    assert (found["num_physical_experts"], found["num_ranks"], found["layers"]) == (36, 4, [3, 4, 5])
+    for layer, row, ranks, copies in zip(
+        service.get("/v1/histogram")["layers"],
+        found["physical_to_logical_map"],
+        found["physical_to_rank"],
+        found["logical_replica_count"],
+        strict=True,
+    ):
+        assert sorted(set(row)) == list(range(32))
+        loads = [0.0] * 4
+        for expert, rank in zip(row, ranks, strict=True):
+            loads[rank] += layer["counts"][expert] / copies[expert]
+        assert max(loads) / (sum(loads) / 4) < 1.05
+    ascend = service.get("/v1/advice/placement", redundant=4, form="vllm-ascend")
+    assert ascend["moe_layer_count"] == 3
+    devices = ascend["layer_list"][2]["device_list"]
+    assert [device["device_id"] for device in devices] == [0, 1, 2, 3]
+    assert [expert for device in devices for expert in device["device_expert"]] == found[
+        "physical_to_logical_map"
+    ][2]
+    linear = service.get("/v1/advice/placement", strategy="linear")
+    assert linear["physical_to_logical_map"][0] == list(range(32))
+
+
+def test_idle_is_no_sample(service: Service) -> None:
+    push_fleet(service, rounds=2)
+    service.clock.now += 7200
+    answer = service.get("/v1/advice")
+    assert answer["verdict"]["decision"] == "no_sample"
+    assert (answer["options"], answer["base"], answer["drift"]) == ([], None, None)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/v1/advice?redundant=3", 400, "redundant=0 or 4"),
+        ("/v1/advice?redundant=-4", 400, "0 to 8192"),
+        ("/v1/advice?nodes=3", 400, "nodes"),
+        ("/v1/advice?groups=5", 400, "n_group"),
+        ("/v1/advice?ranks=5000", 422, "4096"),
+        ("/v1/advice?fit_share=1", 422, "0.95"),
+        ("/v1/advice?start=yesterday", 400, "-5m"),
+        ("/v1/advice?server=other", 404, "server=simulated"),
+        ("/v1/advice/placement?start=now", 400, "nothing to fit on"),
+        ("/v1/advice/placement?form=yaml", 422, "vllm-ascend"),
+    ],
+)
+def test_problems_say_what_to_do(service: Service, path: str, status: int, words: str) -> None:
+    push_fleet(service, rounds=2)
+    response = service.client.get(path)
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert words in response.json()["detail"]
