@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import typer
 from rich.console import Console
 
-from moescope.service.advice_tables import advice_view
+from moescope.service.advice_tables import advice_view, rearrangements_view
 from moescope.service.client import ServiceUnavailableError, get_bytes, get_json
 
 ADVISE_HELP: Final = """Say whether another placement of experts is worth it, by what was really routed.
@@ -32,6 +32,8 @@ Examples:
   moescope advise --ranks 64                  what if there were 64 EP ranks
 
   moescope advise --export placement.json     write the recommended placement, fitted on all of it
+
+  moescope advise --rearrangements            with EPLB on: what each rearrangement promised and gave
 
   moescope advise --json | jq .verdict
 """
@@ -66,6 +68,9 @@ def advise(
         float, typer.Option(min=0, max=1, help="Least saving that is worth a change.")
     ] = 0.05,
     min_tokens: Annotated[int | None, typer.Option(min=0, help="Fewer tokens are no sample.")] = None,
+    rearrangements: Annotated[
+        bool, typer.Option("--rearrangements", help="Show instead what past rearrangements by EPLB gave.")
+    ] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show each layer too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON.")] = False,
     export: Annotated[
@@ -91,6 +96,11 @@ def advise(
     path = f"/v1/advice{'?' if wanted else ''}{wanted}"
     console = Console()
     try:
+        if rearrangements:
+            asked = {name: common[name] for name in ("server", "model", "min_tokens")}
+            answer = get_json(url, "/v1/advice/rearrangements", asked, _TIMEOUT_S)
+            console.print_json(data=answer) if as_json else console.print(rearrangements_view(answer))
+            return
         with Console(stderr=True).status(f"asking {url}"):
             asked = {**common, "fit_share": str(fit_share), "min_gain": str(min_gain)}
             answer = get_json(url, path, asked, _TIMEOUT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -31,6 +32,41 @@ def advice_view(answer: dict[str, Any], with_layers: bool) -> RenderableType:
             for item in answer["left_out"]
         ]
     return Group(*parts)
+
+
+def rearrangements_view(answer: dict[str, Any]) -> RenderableType:
+    """The answer of /v1/advice/rearrangements: a line for each."""
+    if not answer["rearrangements"]:
+        return Text("No rearrangement since the service started: EPLB is off, or has not had its turn yet.")
+    where = f"{answer['model']} on {answer['server']}"
+    table = Table(title=f"{where}: imbalance over EP ranks, up to five minutes before and after")
+    table.add_column("at (UTC)")
+    for name in (
+        "version",
+        "moved",
+        "before",
+        "predicted",
+        "after",
+        "otherwise",
+        "saves: predicted",
+        "achieved",
+    ):
+        table.add_column(name, justify="right")
+    for item in answer["rearrangements"]:
+        moved = item["copies_moved"]
+        table.add_row(
+            datetime.fromtimestamp(item["at"], UTC).strftime("%F %T"),
+            str(item["version"]),
+            "-" if moved is None else f"{moved:,}",
+            *(_ratio(item[name]) for name in ("before", "predicted", "achieved", "otherwise")),
+            *(_percent(item[name]) for name in ("saving_predicted", "saving_achieved")),
+        )
+    reasons = [
+        f"- version {item['version']}: {item['reason']}"
+        for item in answer["rearrangements"]
+        if item["reason"]
+    ]
+    return Group(table, *(Text(line, style="dim") for line in reasons))
 
 
 def _options(answer: dict[str, Any]) -> Table:
@@ -75,6 +111,10 @@ def _layers(answer: dict[str, Any]) -> Table:
 
 def _caption() -> str:
     return "saves: share of the busiest ranks' slots; held out: on loads that it was not fitted on"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.1%}"
 
 
 def _ratio(value: float | None) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moescope.capture.wire import Frame, MoeLayer, Placement
+from moescope.service.arrangements import Arrangement, Arrangements
 from moescope.service.history import History, Snapshot, Span
 from moescope.service.ledger import Account, Latest, RefusedError, Verdict
 from moescope.service.past import Archive, Remembered, improve
@@ -83,6 +84,7 @@ class LiveState:
         self._history = History(settings.history_mib * 1024 * 1024)
         self._frames: Counter[tuple[str, str]] = Counter()
         self._placements: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
+        self._arrangements = Arrangements()
         self._records: list[Record] = []
 
     def now(self) -> float:
@@ -143,6 +145,11 @@ class LiveState:
         """Of each producer of a deployment its layers and where their experts last were, parallel."""
         with self._lock:
             return [self._placements[key] for key in sorted(self._placements) if key[:2] == deployment]
+
+    def arrangements(self, deployment: Deployment) -> list[Arrangement]:
+        """Where a deployment's experts have been, by pipeline stage and time."""
+        with self._lock:
+            return self._arrangements.of(*deployment)
 
     def producers(self) -> list[ProducerState]:
         """All producers, sorted by key."""
@@ -216,6 +223,8 @@ class LiveState:
             self._history.forget(key)
         assert account.latest is not None
         is_newest = frame.epoch == account.latest.epoch
+        if is_newest:
+            self._arrangements.note(frame, now)
         if is_newest and frame.placement is not None:
             self._placements[key] = (tuple(frame.layers), frame.placement)
         self._entries[key] = _Entry(account, now if is_newest or entry is None else entry.received_at)
@@ -271,6 +280,8 @@ class LiveState:
     def _forget(self, key: Key) -> None:
         del self._entries[key]
         self._placements.pop(key, None)
+        if not any(other[:2] == key[:2] for other in self._entries):
+            self._arrangements.forget(*key[:2])
         self._history.forget(key)
         if self._archive is not None:
             self._records.append(Forgotten(key))

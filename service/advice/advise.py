@@ -144,8 +144,7 @@ def present_placing(
                 newest[shape.layer] = placement.version, placement.tables[table]
     if not layers or any(layer not in newest for layer in layers):
         return None
-    found = from_tables([newest[layer][1] for layer in layers], experts, ranks)
-    return None if found is None or int(found.rank.max()) >= ranks else found
+    return from_tables([newest[layer][1] for layer in layers], experts, ranks)
 
 
 def _ranks(wish: Wish, ep_size: int) -> int:

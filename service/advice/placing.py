@@ -79,10 +79,13 @@ def eplb(fitted: Loads, redundant: int, groups: int, nodes: int, ranks: int) -> 
 
 
 def from_tables(tables: Sequence[PlacementTable], experts: int, ranks: int) -> Placing | None:
-    """What workers reported, a table for each layer; None where the layers have unlike numbers of copies."""
+    """What workers reported, a table for each layer.
+
+    None where the layers have unlike numbers of copies, or a rank is not below ``ranks``.
+    """
     logical = [unpack_ids(table.physical_to_logical).astype(np.int64) for table in tables]
     rank = [unpack_ids(table.physical_to_ep_rank).astype(np.int64) for table in tables]
-    if len({len(row) for row in logical}) != 1:
+    if len({len(row) for row in logical}) != 1 or max(int(row.max()) for row in rank) >= ranks:
         return None
     return Placing(np.stack(logical), np.stack(rank), experts, ranks)
 

@@ -96,6 +96,36 @@ class AdviceOut(BaseModel):
     verdict: VerdictOut
 
 
+class RearrangementOut(BaseModel):
+    """A rearrangement of experts by EPLB: what it promised, and what it gave.
+
+    Ratios are sum of max / sum of mean over layers, over EP ranks, of up to five minutes before and after.
+    """
+
+    at: float = Field(description="When the first worker reported it, Unix seconds on the service's clock.")
+    everywhere_at: float = Field(description="When the last worker did.")
+    version: int = Field(description="Version of the placement, afterwards.")
+    layers: int = Field(description="Layers that were judged.")
+    copies_moved: int | None = Field(description="Expert copies that went to ranks without one.")
+    before: float | None = Field(description="Observed before it.")
+    predicted: float | None = Field(description="The new placement on the loads before it.")
+    achieved: float | None = Field(description="Observed after it.")
+    otherwise: float | None = Field(description="The former placement on the loads after it.")
+    saving_predicted: float | None = Field(description="1 - predicted / before.")
+    saving_achieved: float | None = Field(description="1 - achieved / otherwise.")
+    tokens_before: int
+    tokens_after: int
+    reason: str | None = Field(description="Why ratios are null.")
+
+
+class Rearrangements(BaseModel):
+    """Rearrangements since the service started, newest first."""
+
+    server: str
+    model: str
+    rearrangements: list[RearrangementOut]
+
+
 class PlacementMap(BaseModel):
     """A placement, fitted on the whole window. Rows are MoE layers, columns physical experts."""
 

@@ -23,6 +23,7 @@ from moescope.service.api.live import live_router
 from moescope.service.api.probes import probes_router
 from moescope.service.api.problems import Problem, install
 from moescope.service.api.ranks import ranks_router
+from moescope.service.api.rearrangements import rearrangements_router
 from moescope.service.api.traces import traces_router
 from moescope.service.api.trend import trend_router
 from moescope.service.api.view import view_router
@@ -69,6 +70,7 @@ def create_app(
         histogram_router(state),
         balance_router(state, settings),
         advice_router(state, settings),
+        rearrangements_router(state, settings),
         probes_router(state, registry, instruments),
         view_router(state, settings),
         trend_router(state),

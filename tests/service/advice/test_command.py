@@ -54,6 +54,15 @@ def test_nothing_recommended_is_nothing_exported_unless_named(service: Service, 
     assert json.loads(file.read_text())["moe_layer_count"] == 3
 
 
+def test_rearrangements_are_a_table(service: Service) -> None:
+    push_fleet(service, rounds=20, every=10.0, skew=0.3, rearrange_s=100)
+    done = _run("advise", "--url", service.url, "--rearrangements")
+    assert done.returncode == 0, done.stderr
+    assert "too few tokens after it" in " ".join(done.stdout.split())
+    asked = _run("advise", "--url", service.url, "--rearrangements", "--json")
+    assert [item["version"] for item in json.loads(asked.stdout)["rearrangements"]] == [3, 2]
+
+
 def test_what_is_wrong_is_said(service: Service) -> None:
     push_fleet(service, rounds=2)
     done = _run("advise", "--url", service.url, "--redundant", "3")

@@ -1,0 +1,177 @@
+"""After each rearrangement by EPLB: what it promised on the loads before it, and what it gave on those after.
+
+Before and after differ in load too, so the achieved saving is against what the former placement would have
+had on the same later loads, not against what it had earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Final
+
+import numpy as np
+
+from moescope.service.advice.eplb import FloatArray
+from moescope.service.advice.placing import Placing, from_tables, moves
+from moescope.service.arrangements import Arrangement
+from moescope.service.balance import max_and_mean
+from moescope.service.state import Deployment, LiveState
+from moescope.service.window import ModelWindow, merge
+
+WINDOW_S: Final = 300.0
+"""Longest time before and after a rearrangement that is compared."""
+SETTLE_S: Final = 30.0
+"""Placements that follow each other sooner are one rearrangement: async EPLB commits layer by layer."""
+_JUST_BEFORE_S: Final = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Rearrangement:
+    """One rearrangement of a pipeline stage's layers.
+
+    Attributes:
+        at: when the first worker reported it, ``everywhere_at`` the last; seconds of Unix time.
+        version: the placement's, afterwards.
+        layers: layers that were judged.
+        copies_moved: expert copies that went to ranks without one; None: the placements can't be compared.
+        before: ratio of sums over EP ranks up to it, as observed; ``achieved`` likewise after it.
+        predicted: of the new placement on the loads before; ``otherwise`` of the former one on those after.
+        saving_predicted: 1 - predicted / before; ``saving_achieved`` 1 - achieved / otherwise.
+        tokens_before, tokens_after: computed in the two windows.
+        reason: why the ratios are None, or None.
+    """
+
+    at: float
+    everywhere_at: float
+    version: int
+    layers: int
+    copies_moved: int | None
+    before: float | None
+    predicted: float | None
+    achieved: float | None
+    otherwise: float | None
+    saving_predicted: float | None
+    saving_achieved: float | None
+    tokens_before: int
+    tokens_after: int
+    reason: str | None
+
+
+def rearrangements(state: LiveState, deployment: Deployment, min_tokens: int) -> list[Rearrangement]:
+    """All that are remembered, newest first.
+
+    Raises:
+        StoreError: the archive can't be read.
+    """
+    found = []
+    known = state.arrangements(deployment)
+    for _, stage in groupby(known, key=lambda item: item.pp_rank):
+        settled = _settled(list(stage))
+        ends = [*(after[0].at for after in settled[1:]), state.now()]
+        for (before, after), end in zip(pairwise(settled), ends[1:], strict=True):
+            found.append(_judge(state, deployment, before, after, end, min_tokens))
+    return sorted(found, key=lambda item: item.at, reverse=True)
+
+
+def _settled(known: list[Arrangement]) -> list[list[Arrangement]]:
+    """Placements that follow each other at once, together."""
+    runs: list[list[Arrangement]] = []
+    for item in known:
+        if runs and item.at - runs[-1][-1].at < SETTLE_S:
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    return runs
+
+
+def _judge(
+    state: LiveState,
+    deployment: Deployment,
+    former: Sequence[Arrangement],
+    newer: Sequence[Arrangement],
+    end: float,
+    min_tokens: int,
+) -> Rearrangement:
+    old, new = former[-1], newer[-1]
+    first, last = newer[0].at - _JUST_BEFORE_S, new.everywhere_at
+    earlier = max(first - WINDOW_S, old.everywhere_at)
+    before = merge(state.spans(deployment, min(earlier, first), first))
+    after = merge(state.spans(deployment, last, max(last, min(end - _JUST_BEFORE_S, last + WINDOW_S))))
+    layers = sorted({layer.layer for layer in new.layers} & {layer.layer for layer in old.layers})
+    reason = _why_not(before, after, min_tokens)
+    ratios: list[float | None] = [None] * 4
+    old_placing, new_placing = (_placing(item, layers, before.ep_size) for item in (old, new))
+    if reason is None and (old_placing is None or new_placing is None):
+        reason = "the two placements can't be compared: their layers or ranks differ"
+    if reason is None and old_placing is not None and new_placing is not None:
+        loads = [_counts(window, layers) for window in (before, after)]
+        seen = [_seen(window, layers) for window in (before, after)]
+        ratios = [
+            _ratio(found)
+            for found in (seen[0], new_placing.loads(loads[0]), seen[1], old_placing.loads(loads[1]))
+        ]
+    return Rearrangement(
+        at=newer[0].at,
+        everywhere_at=last,
+        version=new.placement.version,
+        layers=len(layers) if reason is None else 0,
+        copies_moved=_moved(old_placing, new_placing),
+        before=ratios[0],
+        predicted=ratios[1],
+        achieved=ratios[2],
+        otherwise=ratios[3],
+        saving_predicted=_saving(ratios[0], ratios[1]),
+        saving_achieved=_saving(ratios[3], ratios[2]),
+        tokens_before=before.tokens,
+        tokens_after=after.tokens,
+        reason=reason,
+    )
+
+
+def _why_not(before: ModelWindow, after: ModelWindow, min_tokens: int) -> str | None:
+    for name, window in (("before", before), ("after", after)):
+        if window.tokens < max(min_tokens, 1):
+            return f"too few tokens {name} it: {window.tokens} of at least {min_tokens}"
+        for layer in window.layers:
+            reason = layer.not_seen or layer.ep_reason or ("partial" if layer.missing else None)
+            if reason is not None:
+                return f"layer {layer.shape.layer}, {name} it: {reason}"
+    return None
+
+
+def _placing(item: Arrangement, layers: Sequence[int], ranks: int) -> Placing | None:
+    at = {layer.layer: i for i, layer in enumerate(item.layers)}
+    experts = {item.layers[at[layer]].num_experts for layer in layers}
+    if len(experts) != 1:
+        return None
+    tables = [item.placement.tables[item.placement.table_of_layer[at[layer]]] for layer in layers]
+    return from_tables(tables, experts.pop(), ranks)
+
+
+def _counts(window: ModelWindow, layers: Sequence[int]) -> FloatArray:
+    """Slots per expert of these layers, float64 [L, E]."""
+    by_id = {layer.shape.layer: layer.counts.sum(axis=0) for layer in window.layers}
+    return np.array([by_id[layer] for layer in layers], dtype=np.float64)
+
+
+def _seen(window: ModelWindow, layers: Sequence[int]) -> FloatArray:
+    """Slots that each EP rank got in these layers, float64 [L, G]."""
+    by_id = {layer.shape.layer: layer.ep_slots[: window.ep_size] for layer in window.layers}
+    return np.array([by_id[layer] for layer in layers])
+
+
+def _ratio(loads: FloatArray) -> float:
+    most, mean = max_and_mean(loads)
+    return float(np.nansum(most) / np.nansum(mean))
+
+
+def _saving(without: float | None, with_it: float | None) -> float | None:
+    return None if without is None or with_it is None else 1.0 - with_it / without
+
+
+def _moved(old: Placing | None, new: Placing | None) -> int | None:
+    if old is None or new is None or (old.ranks, old.experts) != (new.ranks, new.experts):
+        return None
+    return int(moves(old, new).sum())

@@ -1,0 +1,91 @@
+"""Rearrangements: predicted against achieved, on simulated fleets that rearrange by load."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moescope.service.advice.achieved import rearrangements
+from tests.service.advice.fleets import DEPLOYMENT, START, Simulated, plan
+from tests.service.advice.test_api import push_fleet
+from tests.service.conftest import Service
+from tests.service.frames import frame, halves, placement, producer
+from tests.service.test_openapi import _check
+
+
+def test_stationary_routing_gives_what_was_promised() -> None:
+    # The simulated fleet deals experts by load at 300 s; before that they are placed linearly.
+    found = rearrangements(
+        Simulated(plan(skew=0.3, rearrange_s=300)).run(590, every=10).state, DEPLOYMENT, 100
+    )
+    [only] = found
+    assert (only.version, only.layers, only.reason) == (2, 3, None)
+    assert only.at == START + 300
+    assert only.saving_predicted is not None
+    assert only.saving_predicted > 0.05
+    assert only.saving_achieved == pytest.approx(only.saving_predicted, rel=0.1)
+    assert only.otherwise == pytest.approx(only.before, rel=0.02)
+    assert only.achieved == pytest.approx(only.predicted, rel=0.02)
+    assert only.copies_moved is not None
+    assert 0 < only.copies_moved <= 3 * 32
+
+
+def _push(
+    simulated: Simulated, at: float, version: int, seq: int, counts: list[int], **fields: object
+) -> None:
+    simulated.now = START + at
+    where = halves(4, 1, version=version) if version == 1 else placement(range(4), [0, 1, 1, 0], 1, version)
+    made = frame(
+        {0: counts},
+        who=producer(ep_size=2),
+        seq=seq,
+        after_s=at,
+        epoch=int(START * 1e9),
+        placement=where,
+        **fields,  # type: ignore[arg-type]
+    )
+    simulated.state.ingest(made)
+
+
+def test_a_hand_worked_case() -> None:
+    simulated = Simulated(plan())
+    total = np.zeros(4, dtype=np.int64)
+    for seq in range(1, 21):
+        before = seq <= 10
+        total = total + ([300, 100, 60, 20] if before else [300, 100, 40, 40])
+        _push(simulated, 10.0 * seq, 1 if before else 2, seq, total.tolist())
+    [only] = rearrangements(simulated.state, ("prod", "tiny"), 1)
+    # Before: 400 and 80 a frame; with 0 and 3 together 320 and 160. After: 340 and 140; without, 400 and 80.
+    assert only.before == pytest.approx(400 / 240)
+    assert only.predicted == pytest.approx(320 / 240)
+    assert only.achieved == pytest.approx(340 / 240)
+    assert only.otherwise == pytest.approx(400 / 240)
+    assert only.saving_achieved == pytest.approx(1 - 340 / 400)
+    assert only.saving_predicted == pytest.approx(1 - 320 / 400)
+    assert only.copies_moved == 2
+    assert only.at == START + 110
+
+
+def test_without_tokens_after_it_the_reason_is_given() -> None:
+    simulated = Simulated(plan())
+    _push(simulated, 10, 1, 1, [30, 10, 6, 2])
+    _push(simulated, 60, 2, 2, [30, 10, 6, 2])
+    [only] = rearrangements(simulated.state, ("prod", "tiny"), 1)
+    assert only.saving_achieved is None
+    assert only.reason == "too few tokens before it: 0 of at least 1"
+
+
+def test_commits_layer_by_layer_are_one_rearrangement() -> None:
+    simulated = Simulated(plan(rearrange_s=5, skew=0.3)).run(100, every=5)
+    # Versions rise every 5 s: nothing settles, so all of it is one run that began with the first placement.
+    assert rearrangements(simulated.state, DEPLOYMENT, 1) == []
+
+
+def test_over_http(service: Service) -> None:
+    push_fleet(service, rounds=20, every=10.0, skew=0.3, rearrange_s=100)
+    answer = service.get("/v1/advice/rearrangements")
+    document = service.get("/openapi.json")
+    responses = document["paths"]["/v1/advice/rearrangements"]["get"]["responses"]
+    _check(answer, responses["200"]["content"]["application/json"]["schema"], document, "rearrangements")
+    [_, first] = answer["rearrangements"]
+    assert first["saving_achieved"] == pytest.approx(first["saving_predicted"], rel=0.2)
