@@ -90,8 +90,8 @@ def assess(window: ModelWindow, min_tokens: int) -> Assessment:
             gates,
         ),
         dp_tokens=_cells(
-            [np.array([float(tokens[rank]) for rank in alive])],
-            [_too_few(alive) or _gate(window.tokens, min_tokens, None)],
+            [None if window.phase_reason else np.array([float(tokens[rank]) for rank in alive])],
+            [window.phase_reason or _too_few(alive) or _gate(window.tokens, min_tokens, None)],
         )[0],
         dp_rank_ids=alive,
     )

@@ -7,14 +7,16 @@ same on all of them, so the largest is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
+from moescope.service.phases import PhaseWork, phase_work, why_unphased
 from moescope.service.state import ProducerSpan
+from moescope.service.totals import Phase
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,13 +37,17 @@ class Used:
 
 @dataclass(frozen=True, slots=True)
 class DpRank:
-    """What one DP rank computed in the window; ``present`` unless all its producers fell silent."""
+    """What one DP rank computed in the window; ``present`` unless all its producers fell silent.
+
+    ``phases`` is None where the phases of some of its tokens are not known.
+    """
 
     rank: int
     tokens: int
     steps: int
     idle_steps: int
     present: bool
+    phases: PhaseWork | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class LayerWindow:
         ep_reason: why the load of the EP ranks isn't known, or None.
         unseen: DP ranks that computed tokens, none of which was seen here, though the layer is covered.
         uncovered: DP rank to the reason why its tokens can't be seen here.
+        unphased: in the window of one phase, DP rank to its tokens whose phase is not known; it is left out.
     """
 
     shape: MoeLayer
@@ -69,6 +76,7 @@ class LayerWindow:
     ep_reason: str | None
     unseen: tuple[int, ...]
     uncovered: dict[int, str]
+    unphased: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def slots(self) -> Int64Array:
@@ -78,13 +86,15 @@ class LayerWindow:
     @property
     def missing(self) -> tuple[int, ...]:
         """DP ranks with tokens that are not in the counts."""
-        return tuple(sorted({*self.unseen, *self.uncovered} - set(self.dp_ranks)))
+        return tuple(sorted({*self.unseen, *self.uncovered, *self.unphased} - set(self.dp_ranks)))
 
     @property
     def not_seen(self) -> str | None:
         """Why there are no counts at all, or None."""
         if self.dp_ranks:
             return None
+        if self.unphased:
+            return why_unphased(self.unphased)
         if self.uncovered:
             return f"not covered: {next(iter(self.uncovered.values()))}"
         return f"not seen: DP ranks {list(self.unseen)} computed tokens, the layer's router reported none"
@@ -95,7 +105,8 @@ class ModelWindow:
     """A deployment in a window.
 
     ``dp_size`` and ``ep_size`` are the largest that its producers name; ``uncovered`` the layers that no DP
-    rank can see, with the reason.
+    rank can see, with the reason. ``phase`` is the only one that was asked for, and ``phase_reason`` says why
+    not all tokens of it are known.
     """
 
     server: str
@@ -106,10 +117,17 @@ class ModelWindow:
     dp_ranks: tuple[DpRank, ...]
     layers: tuple[LayerWindow, ...]
     uncovered: dict[int, str]
+    phase: Phase | None = None
+    phase_reason: str | None = None
+
+    @property
+    def known_tokens(self) -> int | None:
+        """Tokens over all DP ranks; None where it isn't known how many are of the phase."""
+        return None if self.phase_reason else self.tokens
 
     @property
     def tokens(self) -> int:
-        """Tokens over all DP ranks."""
+        """Tokens over all DP ranks, as far as they are known to be of the phase."""
         return sum(rank.tokens for rank in self.dp_ranks)
 
     @property
@@ -154,6 +172,7 @@ def _dp_rank(rank: int, spans: list[ProducerSpan]) -> DpRank:
         steps=max(delta.steps for delta in deltas),
         idle_steps=max(delta.idle_steps for delta in deltas),
         present=not all(item.producer.stale for item in spans),
+        phases=phase_work(deltas),
     )
 
 

@@ -13,6 +13,7 @@ from moescope.service.api.params import (
     EndParam,
     LayerParam,
     ModelParam,
+    PhaseParam,
     ServerParam,
     StartParam,
     parse_bounds,
@@ -36,6 +37,7 @@ def balance_router(state: LiveState, settings: Settings) -> APIRouter:
         server: ServerParam = None,
         model: ModelParam = None,
         layer: LayerParam = None,
+        phase: PhaseParam = None,
         start: StartParam = None,
         end: EndParam = None,
         min_tokens: MinTokensParam = None,
@@ -45,7 +47,7 @@ def balance_router(state: LiveState, settings: Settings) -> APIRouter:
         The summaries cover all layers, also when only some are asked for.
         """
         bounds = parse_bounds(start, end, state.now())
-        window = read_window(state, server, model, bounds)
+        window = read_window(state, server, model, bounds, phase=phase)
         gate = settings.min_tokens if min_tokens is None else min_tokens
         found = assessment.assess(window, gate)
         return Balance(
@@ -53,7 +55,9 @@ def balance_router(state: LiveState, settings: Settings) -> APIRouter:
             model=window.model,
             window=window_out(window, bounds),
             min_tokens=gate,
-            tokens=window.tokens,
+            phase=phase,
+            phase_reason=window.phase_reason,
+            tokens=window.known_tokens,
             dp_ranks=list(found.dp_rank_ids),
             missing_dp_ranks=window.missing_dp_ranks,
             dp_tokens=_cell(found.dp_tokens),

@@ -10,9 +10,11 @@ from fastapi import APIRouter, Query, Response
 
 from moescope.service.api.compact import CompactWindow, answer, described, window_of
 from moescope.service.api.params import (
+    Bounds,
     DpRankParam,
     EndParam,
     ModelParam,
+    PhaseParam,
     ServerParam,
     StartParam,
     parse_bounds,
@@ -20,11 +22,14 @@ from moescope.service.api.params import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.windows import read_window
 from moescope.service.divergence import jensen_shannon
+from moescope.service.phases import why_unphased
 from moescope.service.state import LiveState
+from moescope.service.totals import Phase
 from moescope.service.window import LayerWindow, ModelWindow
 
 BaseServerParam = Annotated[str | None, Query(description="The base's deployment; absent: the same.")]
 BaseModelParam = Annotated[str | None, Query(description="The base's model; absent: the same.")]
+BasePhaseParam = Annotated[Phase | None, Query(description="The base's phase; absent: that of `phase`.")]
 BaseStartParam = Annotated[str | None, Query(description="Begin of the base's window, written as `start`.")]
 BaseEndParam = Annotated[str | None, Query(description="End of the base's window, written as `start`.")]
 
@@ -35,7 +40,8 @@ class Side(msgspec.Struct):
     server: str
     model: str
     window: CompactWindow
-    tokens: int
+    phase: Phase | None
+    tokens: int | None
 
 
 class LayerDifference(msgspec.Struct):
@@ -71,28 +77,35 @@ def compare_router(state: LiveState) -> APIRouter:
         server: ServerParam = None,
         model: ModelParam = None,
         dp_rank: DpRankParam = None,
+        phase: PhaseParam = None,
         start: StartParam = None,
         end: EndParam = None,
         base_server: BaseServerParam = None,
         base_model: BaseModelParam = None,
+        base_phase: BasePhaseParam = None,
         base_start: BaseStartParam = None,
         base_end: BaseEndParam = None,
     ) -> Response:
         """Shares of every expert in a window, less those in a base window; how far apart each layer is."""
         now = state.now()
         bounds, base_bounds = parse_bounds(start, end, now), parse_bounds(base_start, base_end, now)
-        window = read_window(state, server, model, bounds, dp_rank)
+        window = read_window(state, server, model, bounds, dp_rank, phase)
         other = (base_server, base_model)
         server, model = (window.server, window.model) if other == (None, None) else other
-        base = read_window(state, server, model, base_bounds, dp_rank)
+        base = read_window(state, server, model, base_bounds, dp_rank, base_phase or phase)
         result = Comparison(
-            side=Side(window.server, window.model, window_of(window, bounds), window.tokens),
-            base=Side(base.server, base.model, window_of(base, base_bounds), base.tokens),
+            side=_side(window, bounds),
+            base=_side(base, base_bounds),
             layers=_layers(window, base),
         )
         return answer(result)
 
     return router
+
+
+def _side(window: ModelWindow, bounds: Bounds) -> Side:
+    used = window_of(window, bounds)
+    return Side(window.server, window.model, used, window.phase, window.known_tokens)
 
 
 def _layers(window: ModelWindow, base: ModelWindow) -> list[LayerDifference]:
@@ -117,7 +130,8 @@ def _layers(window: ModelWindow, base: ModelWindow) -> list[LayerDifference]:
 
 def _layer(layer: LayerWindow, base: LayerWindow) -> LayerDifference:
     counts, others = layer.counts.sum(axis=0), base.counts.sum(axis=0)
-    reason = layer.not_seen or base.not_seen
+    unknown = why_unphased(layer.unphased) or why_unphased(base.unphased)
+    reason = unknown or layer.not_seen or base.not_seen
     if reason is None and not counts.sum():
         reason = "idle: no tokens in the window"
     if reason is None and not others.sum():

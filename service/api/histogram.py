@@ -12,6 +12,7 @@ from moescope.service.api.params import (
     EndParam,
     LayerParam,
     ModelParam,
+    PhaseParam,
     ServerParam,
     StartParam,
     StepParam,
@@ -36,6 +37,7 @@ def histogram_router(state: LiveState) -> APIRouter:
         model: ModelParam = None,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
+        phase: PhaseParam = None,
         start: StartParam = None,
         end: EndParam = None,
         step: StepParam = None,
@@ -47,13 +49,15 @@ def histogram_router(state: LiveState) -> APIRouter:
         now = state.now()
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
-        window = read_window(state, server, model, bounds, dp_rank)
+        window = read_window(state, server, model, bounds, dp_rank, phase)
         return Histogram(
             server=window.server,
             model=window.model,
             window=window_out(window, bounds),
             dp_rank=dp_rank,
-            tokens=window.tokens,
+            phase=phase,
+            phase_reason=window.phase_reason,
+            tokens=window.known_tokens,
             layers=[_layer(window.layers[i]) for i in pick_layers(window, layer)],
             uncovered=uncovered_out(window),
             series=_series(state, window, instants, layer, dp_rank) if instants else None,
@@ -88,7 +92,7 @@ def _series(
             start=start,
             end=end,
             truncated=window.used.truncated,
-            tokens=window.tokens,
+            tokens=window.known_tokens,
             layers=[_counts(window.layers[i]) for i in pick_layers(window, wanted)],
         )
         for start, end, window in zip(instants[:-1], instants[1:], windows, strict=True)

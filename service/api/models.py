@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from moescope.service.totals import Phase
+
 
 class Receipt(BaseModel):
     """Answer to a frame."""
@@ -82,6 +84,16 @@ class ProducerOut(BaseModel):
     drops: dict[str, int] = Field(description="What it lost or put off, by reason; never counts of tokens.")
 
 
+class PhasesOut(BaseModel):
+    """What a DP rank computed for prompts (prefill) and for what follows them (decode)."""
+
+    prefill_tokens: int
+    decode_tokens: int
+    prefill_steps: int = Field(description="Steps with prefill tokens only.")
+    decode_steps: int = Field(description="Steps with decode tokens only.")
+    mixed_steps: int = Field(description="Steps with tokens of both phases.")
+
+
 class DpRankOut(BaseModel):
     """One data-parallel rank, over all epochs of its producers."""
 
@@ -89,6 +101,7 @@ class DpRankOut(BaseModel):
     tokens: int = Field(description="Tokens computed for requests: no padding, no dummy steps.")
     steps: int
     idle_steps: int = Field(description="Dummy steps, run because another DP rank had work.")
+    phases: PhasesOut | None = Field(description="null: the phases of some of its tokens are not known.")
     unseen_layers: list[int] = Field(
         description="Layers that it claims to cover and never saw a token in, although it computed some."
     )
@@ -136,7 +149,11 @@ class Histogram(BaseModel):
     model: str
     window: Window
     dp_rank: int | None = Field(description="The DP rank asked for; null: all of them.")
-    tokens: int = Field(description="Tokens computed in the window.")
+    phase: Phase | None = Field(description="The phase asked for; null: tokens of both.")
+    phase_reason: str | None = Field(
+        description="Why it isn't known which tokens are of the phase; null: it is, or none was asked for."
+    )
+    tokens: int | None = Field(description="Tokens computed in the window; null for phase_reason.")
     layers: list[LayerHistogram]
     uncovered: list[Uncovered]
     series: list[Interval] | None = Field(None, description="The window in steps, when a step was asked for.")
@@ -156,7 +173,7 @@ class Interval(BaseModel):
     start: float = Field(description="Asked begin, Unix seconds.")
     end: float = Field(description="Asked end.")
     truncated: bool = Field(description="It began before what is kept: what came before may be missing.")
-    tokens: int = Field(description="Tokens computed in the interval.")
+    tokens: int | None = Field(description="Tokens computed in the interval; null: not known by phase.")
     layers: list[LayerCounts]
 
 
@@ -255,7 +272,11 @@ class Balance(BaseModel):
     model: str
     window: Window
     min_tokens: int = Field(description="Fewer tokens than this are no sample.")
-    tokens: int = Field(description="Tokens computed in the window.")
+    phase: Phase | None = Field(description="The phase asked for; null: tokens of both.")
+    phase_reason: str | None = Field(
+        description="Why it isn't known which tokens are of the phase; null: it is, or none was asked for."
+    )
+    tokens: int | None = Field(description="Tokens computed in the window; null for phase_reason.")
     dp_ranks: list[int] = Field(description="DP ranks that took part.")
     missing_dp_ranks: list[int] = Field(description="DP ranks that should exist and never reported.")
     dp_tokens: Cell = Field(description="Tokens of each DP rank, in the order of dp_ranks.")

@@ -11,6 +11,7 @@ from fastapi import Query
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.state import Deployment, LiveState
+from moescope.service.totals import Phase
 
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LENGTH: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
@@ -23,6 +24,10 @@ ModelParam = Annotated[str | None, Query(description="Model; needed when there a
 DpRankParam = Annotated[int | None, Query(ge=0, description="Only the tokens of this DP rank.")]
 LayerParam = Annotated[
     list[int] | None, Query(description="Only this decoder layer; may be repeated. All when absent.")
+]
+PhaseParam = Annotated[
+    Phase | None,
+    Query(description="Only tokens of this phase, `prefill` or `decode`. Absent: all of them."),
 ]
 StartParam = Annotated[
     str | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from itertools import groupby
 
 from fastapi import APIRouter
@@ -11,6 +12,7 @@ from moescope.service.api.models import (
     DeploymentOut,
     DpRankOut,
     MismatchOut,
+    PhasesOut,
     ProducerOut,
     Ranks,
     Uncovered,
@@ -18,6 +20,7 @@ from moescope.service.api.models import (
 from moescope.service.api.params import ModelParam, ServerParam
 from moescope.service.api.problems import documented
 from moescope.service.health import mismatches, unseen_layers
+from moescope.service.phases import phase_work
 from moescope.service.state import LiveState, ProducerState
 
 
@@ -54,11 +57,13 @@ def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> Deploym
 
 
 def _dp_rank(rank: int, producers: list[ProducerState]) -> DpRankOut:
+    phases = phase_work([item.totals for item in producers])
     return DpRankOut(
         dp_rank=rank,
         tokens=max(item.totals.tokens for item in producers),
         steps=max(item.totals.steps for item in producers),
         idle_steps=max(item.totals.idle_steps for item in producers),
+        phases=None if phases is None else PhasesOut(**asdict(phases)),
         unseen_layers=unseen_layers(producers),
         producers=[_producer(item) for item in producers],
     )

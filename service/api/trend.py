@@ -13,11 +13,12 @@ import numpy as np
 from fastapi import APIRouter, Query, Response
 
 from moescope.service.api.compact import answer, described
-from moescope.service.api.params import ModelParam, ServerParam, choose
+from moescope.service.api.params import ModelParam, PhaseParam, ServerParam, choose
 from moescope.service.api.problems import documented
 from moescope.service.balance import Summary, max_and_mean, summarise
+from moescope.service.phase_window import merge_phase, spans_of_phase
 from moescope.service.state import Deployment, LiveState, ProducerSpan
-from moescope.service.window import merge
+from moescope.service.totals import Phase
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
 PointsParam = Annotated[int, Query(ge=1, le=240, description="How many intervals, the last one until now.")]
@@ -33,7 +34,8 @@ class _Point:
     counted then is in the next interval's difference, whose mean stands for both (see :func:`_filled`).
 
     Attributes:
-        rates: tokens per second of the DP ranks that have a snapshot in the interval.
+        rates: tokens per second of the DP ranks that have a snapshot in the interval; of one phase, of those
+            whose tokens' phases are known.
         waiting: DP ranks that were alive and have none.
         imbalance: over EP ranks, from all that were alive; None while one of them is waiting.
     """
@@ -47,12 +49,14 @@ class Trend(msgspec.Struct):
     """Intervals of `step` seconds that end at the instants `at` (Unix seconds), parallel.
 
     `tokens_per_second` is by DP rank of `dp_ranks`. `ratio_of_sums` and `worst` are of the imbalance ratio
-    (max / mean) over EP ranks, as in /v1/balance.
+    (max / mean) over EP ranks, as in /v1/balance. With a phase all are of its tokens; null where
+    phases are not known.
     """
 
     server: str
     model: str
     step: float
+    phase: Phase | None
     dp_ranks: list[int]
     at: list[float]
     tokens_per_second: list[list[float | None]]
@@ -65,14 +69,16 @@ class _Cache:
     """Intervals that are over; their totals don't change any more. Bounded: the oldest goes."""
 
     def __init__(self) -> None:
-        self._points: dict[tuple[Deployment, float, float], _Point] = {}
+        self._points: dict[tuple[Deployment, Phase | None, float, float], _Point] = {}
         self._lock = threading.Lock()
 
-    def point(self, state: LiveState, deployment: Deployment, start: float, end: float) -> _Point:
-        key = (deployment, start, end)
+    def point(
+        self, state: LiveState, deployment: Deployment, phase: Phase | None, start: float, end: float
+    ) -> _Point:
+        key = (deployment, phase, start, end)
         found = self._points.get(key)
         if found is None:
-            found = _point(state.spans(deployment, start, end), start, end)
+            found = _point(state.spans(deployment, start, end), phase, start, end)
             with self._lock:
                 if end < state.now():
                     self._points[key] = found
@@ -90,6 +96,7 @@ def trend_router(state: LiveState) -> APIRouter:
     def trend(
         server: ServerParam = None,
         model: ModelParam = None,
+        phase: PhaseParam = None,
         step: StepParam = 5.0,
         points: PointsParam = 60,
     ) -> Response:
@@ -97,13 +104,14 @@ def trend_router(state: LiveState) -> APIRouter:
         deployment = choose(state, server, model)
         last = math.floor(state.now() / step) * step
         ends = [last - step * i for i in reversed(range(points))]
-        found = _filled([cache.point(state, deployment, end - step, end) for end in ends])
+        found = _filled([cache.point(state, deployment, phase, end - step, end) for end in ends])
         ranks = sorted({rank for point in found for rank in point.rates})
         summaries = [point.imbalance or _NO_SAMPLE for point in found]
         result = Trend(
             server=deployment[0],
             model=deployment[1],
             step=step,
+            phase=phase,
             dp_ranks=ranks,
             at=ends,
             tokens_per_second=[[point.rates.get(rank) for point in found] for rank in ranks],
@@ -116,7 +124,7 @@ def trend_router(state: LiveState) -> APIRouter:
     return router
 
 
-def _point(spans: list[ProducerSpan], start: float, end: float) -> _Point:
+def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: float) -> _Point:
     """One interval, of the producers that were alive in it and whose past reaches it."""
     alive = [
         item
@@ -125,20 +133,22 @@ def _point(spans: list[ProducerSpan], start: float, end: float) -> _Point:
     ]
     moved = [item for item in alive if item.span.end > item.span.start]
     rates: dict[int, float] = {}
-    for item in moved:
+    for item in spans_of_phase(moved, phase):
+        if phase is not None and item.span.delta.unphased_tokens:
+            continue
         rate = item.span.delta.tokens / (item.span.end - item.span.start)
         rates[_rank(item)] = max(rates.get(_rank(item), 0.0), rate)
-    waiting = frozenset(_rank(item) for item in alive) - rates.keys()
-    return _Point(rates, waiting, _imbalance(moved) if moved and len(moved) == len(alive) else None)
+    waiting = frozenset(map(_rank, alive)) - frozenset(map(_rank, moved))
+    return _Point(rates, waiting, _imbalance(moved, phase) if moved and len(moved) == len(alive) else None)
 
 
 def _rank(item: ProducerSpan) -> int:
     return item.producer.latest.producer.dp_rank
 
 
-def _imbalance(spans: list[ProducerSpan]) -> Summary:
+def _imbalance(spans: list[ProducerSpan], phase: Phase | None) -> Summary:
     """The imbalance ratio over EP ranks, across the layers that were seen whole."""
-    window = merge(spans)
+    window = merge_phase(spans, phase)
     layers = [layer for layer in window.layers if not (layer.ep_reason or layer.not_seen or layer.missing)]
     loads = [max_and_mean(layer.ep_slots) for layer in layers]
     return summarise(

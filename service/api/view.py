@@ -20,6 +20,7 @@ from moescope.service.api.params import (
     DpRankParam,
     EndParam,
     ModelParam,
+    PhaseParam,
     ServerParam,
     StartParam,
     check_known,
@@ -30,9 +31,12 @@ from moescope.service.api.problems import documented
 from moescope.service.assessment import Assessment, Axis, Cell, assess
 from moescope.service.flows import flows_of
 from moescope.service.owners import owners_of
+from moescope.service.phase_window import merge_phase, spans_of_phase
+from moescope.service.phases import why_unphased
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState, ProducerSpan
-from moescope.service.window import ModelWindow, merge
+from moescope.service.totals import Phase
+from moescope.service.window import DpRank, ModelWindow
 
 Part = Literal["counts", "flows", "owners"]
 PartsParam = Annotated[
@@ -42,15 +46,30 @@ PartsParam = Annotated[
 FlowLayerParam = Annotated[int | None, Query(description="`flows` of this layer only; all when absent.")]
 
 
+class ViewPhases(msgspec.Struct):
+    """What a DP rank computed by phase, as in /v1/ranks."""
+
+    prefill_tokens: int
+    decode_tokens: int
+    prefill_steps: int
+    decode_steps: int
+    mixed_steps: int
+
+
 class ViewRank(msgspec.Struct):
-    """A DP rank in the window; `seconds` is the time that its totals really span."""
+    """A DP rank in the window; `seconds` is the time that its totals really span.
+
+    With a phase asked for `tokens` are its tokens and `steps` those with any; null where the phases of some
+    tokens are not known, as is `phases`.
+    """
 
     dp_rank: int
-    tokens: int
-    steps: int
+    tokens: int | None
+    steps: int | None
     idle_steps: int
     present: bool
     seconds: float
+    phases: ViewPhases | None
 
 
 class ViewSummary(msgspec.Struct):
@@ -98,14 +117,17 @@ class View(msgspec.Struct):
 
     `counts` are slots by expert, one list a layer; null for a layer that wasn't seen. `flows` are slots by DP
     rank (as in `dp_ranks`) and EP rank. `owners` are the EP ranks that hold each expert, one list a layer: -1
-    where that isn't known, -2 where several hold a copy.
+    where that isn't known, -2 where several hold a copy. `phase` is the only one asked for (null: both);
+    `phase_reason` says why it isn't known which tokens are of it: then `tokens` and what needs them is null.
     """
 
     server: str
     model: str
     window: CompactWindow
     now: float
-    tokens: int
+    phase: Phase | None
+    phase_reason: str | None
+    tokens: int | None
     min_tokens: int
     dp_size: int
     ep_size: int
@@ -129,6 +151,7 @@ def view_router(state: LiveState, settings: Settings) -> APIRouter:
         server: ServerParam = None,
         model: ModelParam = None,
         dp_rank: DpRankParam = None,
+        phase: PhaseParam = None,
         start: StartParam = None,
         end: EndParam = None,
         parts: PartsParam = None,
@@ -141,7 +164,7 @@ def view_router(state: LiveState, settings: Settings) -> APIRouter:
         if dp_rank is not None:
             check_known("DP rank", [dp_rank], sorted({_rank(item) for item in spans}))
             spans = [item for item in spans if _rank(item) == dp_rank]
-        found = assess(merge(spans), settings.min_tokens)
+        found = assess(merge_phase(spans, phase), settings.min_tokens)
         result = _view(found, spans, bounds, state.now())
         wanted = set(parts or ())
         if "counts" in wanted:
@@ -150,7 +173,7 @@ def view_router(state: LiveState, settings: Settings) -> APIRouter:
             placements = state.placements(deployment)
             result.owners = [owners_of(layer.shape, placements) for layer in found.window.layers]
         if "flows" in wanted:
-            _add_flows(result, found.window, spans, flow_layer)
+            _add_flows(result, found.window, spans_of_phase(spans, phase), flow_layer)
         return answer(result)
 
     return router
@@ -170,14 +193,13 @@ def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: flo
         model=window.model,
         window=window_of(window, bounds),
         now=now,
-        tokens=window.tokens,
+        phase=window.phase,
+        phase_reason=window.phase_reason,
+        tokens=window.known_tokens,
         min_tokens=found.min_tokens,
         dp_size=window.dp_size,
         ep_size=window.ep_size,
-        dp_ranks=[
-            ViewRank(r.rank, r.tokens, r.steps, r.idle_steps, r.present, seconds[r.rank])
-            for r in window.dp_ranks
-        ],
+        dp_ranks=[_rank_of(rank, seconds[rank.rank], whole=window.phase is None) for rank in window.dp_ranks],
         over_ep_ranks=_summary(found.ep_ranks),
         over_experts=_summary(found.experts),
         layers=[_layer(found, i) for i in range(len(window.layers))],
@@ -186,6 +208,20 @@ def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: flo
         flows=None,
         flows_reason=None,
         owners=None,
+    )
+
+
+def _rank_of(rank: DpRank, seconds: float, whole: bool) -> ViewRank:
+    phases = None if rank.phases is None else msgspec.convert(rank.phases, ViewPhases, from_attributes=True)
+    known = whole or phases is not None
+    return ViewRank(
+        dp_rank=rank.rank,
+        tokens=rank.tokens if known else None,
+        steps=rank.steps if known else None,
+        idle_steps=rank.idle_steps,
+        present=rank.present,
+        seconds=seconds,
+        phases=phases,
     )
 
 
@@ -222,7 +258,8 @@ def _add_flows(result: View, window: ModelWindow, spans: list[ProducerSpan], onl
     layers = [layer for layer in window.layers if only in (None, layer.shape.layer)]
     if only is not None:
         check_known("layer", [only], [layer.shape.layer for layer in window.layers])
-    result.flows_reason = next((layer.ep_reason for layer in layers if layer.ep_reason), None)
+    reasons = (layer.ep_reason or why_unphased(layer.unphased) for layer in layers)
+    result.flows_reason = next((reason for reason in reasons if reason), None)
     if result.flows_reason is None:
         ranks = [rank.rank for rank in window.dp_ranks]
         flows = flows_of(spans, ranks, [layer.shape.layer for layer in layers], window.ep_size)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from moescope.service.api import models
 from moescope.service.api.params import Bounds, check_known, choose
+from moescope.service.phase_window import merge_phase
 from moescope.service.state import LiveState
-from moescope.service.window import ModelWindow, merge
+from moescope.service.totals import Phase
+from moescope.service.window import ModelWindow
 
 
 def read_window(
-    state: LiveState, server: str | None, model: str | None, bounds: Bounds, dp_rank: int | None = None
+    state: LiveState,
+    server: str | None,
+    model: str | None,
+    bounds: Bounds,
+    dp_rank: int | None = None,
+    phase: Phase | None = None,
 ) -> ModelWindow:
-    """The merged window of the one deployment that is meant, of one DP rank or of all.
+    """The merged window of the one deployment that is meant, of one DP rank or of all, of a phase or of both.
 
     Raises:
         ProblemError: it isn't clear which one is meant, or the DP rank isn't known.
@@ -21,16 +28,18 @@ def read_window(
         known = sorted({item.producer.latest.producer.dp_rank for item in spans})
         check_known("DP rank", [dp_rank], known)
         spans = [item for item in spans if item.producer.latest.producer.dp_rank == dp_rank]
-    return merge(spans)
+    return merge_phase(spans, phase)
 
 
 def read_series(
     state: LiveState, window: ModelWindow, instants: list[float], dp_rank: int | None
 ) -> list[ModelWindow]:
-    """The merged windows between neighbours of the instants, of one DP rank or of all."""
+    """The merged windows between neighbours of the instants, as ``window`` of one phase or of both."""
     series = state.series((window.server, window.model), instants)
     return [
-        merge([item for item in spans if dp_rank in (None, item.producer.latest.producer.dp_rank)])
+        merge_phase(
+            [item for item in spans if dp_rank in (None, item.producer.latest.producer.dp_rank)], window.phase
+        )
         for spans in series
     ]
 
