@@ -44,6 +44,9 @@ class Store(Protocol):
     def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
         """What each worker traced of a request, of some layers or of all; nothing if it is gone."""
 
+    def documents(self, kind: str) -> list[tuple[str, bytes]]:
+        """(name, content) of all documents of a kind, by name."""
+
     def maintain(self, now: float) -> None:
         """Roll up and remove what is due; short, so that it can run between two writes."""
 

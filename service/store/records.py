@@ -130,4 +130,19 @@ class WorkerTrace:
     experts: tuple[ExpertArray, ...]
 
 
-Record = Posting | Forgotten | ArrivedPart
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Something small that is kept under a name until it is removed, such as a baseline.
+
+    Attributes:
+        kind: what it is, such as ``baseline``.
+        name: unique within the kind; a later one of the same name replaces it.
+        content: as its owner encodes it; None removes it.
+    """
+
+    kind: str
+    name: str
+    content: bytes | None
+
+
+Record = Posting | Forgotten | ArrivedPart | Document

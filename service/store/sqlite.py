@@ -19,6 +19,7 @@ from moescope.service.store import traces
 from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
 from moescope.service.store.records import (
     ArrivedPart,
+    Document,
     Forgotten,
     Key,
     Posting,
@@ -80,6 +81,8 @@ class SqliteStore:
                         self._writer.execute(f"DELETE FROM producer WHERE {_BY_KEY}", record.key)
                     case ArrivedPart():
                         traces.save_part(self._writer, record, self._segments)
+                    case Document():
+                        self._document(record)
 
     def accounts(self) -> Iterator[Posting]:
         """The newest posting of every producer."""
@@ -129,6 +132,13 @@ class SqliteStore:
         with self._reading() as connection:
             return traces.traces(connection, number, layers)
 
+    def documents(self, kind: str) -> list[tuple[str, bytes]]:
+        """(name, content) of all documents of a kind, by name."""
+        with self._reading() as connection:
+            return connection.execute(
+                "SELECT name, content FROM document WHERE kind = ? ORDER BY name", (kind,)
+            ).fetchall()
+
     def maintain(self, now: float) -> None:
         """Roll up and remove what is due."""
         with _failures(self._path):
@@ -164,6 +174,18 @@ class SqliteStore:
         self._writer.execute(
             "INSERT INTO snapshot (producer, at_ms, totals) VALUES (?, ?, ?)",
             (producer, at_ms, encode_totals(posting.account.totals)),
+        )
+
+    def _document(self, document: Document) -> None:
+        if document.content is None:
+            self._writer.execute(
+                "DELETE FROM document WHERE kind = ? AND name = ?", (document.kind, document.name)
+            )
+            return
+        self._writer.execute(
+            "INSERT INTO document VALUES (?, ?, ?) "
+            "ON CONFLICT (kind, name) DO UPDATE SET content = excluded.content",
+            (document.kind, document.name, document.content),
         )
 
     def _nbytes(self) -> int:

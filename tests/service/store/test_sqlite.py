@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moescope.service.store import schema
-from moescope.service.store.records import Forgotten, StoreError
+from moescope.service.store.records import Document, Forgotten, StoreError
 from moescope.service.store.retention import Retention
 from moescope.service.store.sqlite import FILE, SqliteStore
 from tests.service.store.accounts import BORN, key, posting
@@ -50,6 +50,22 @@ def test_what_was_saved_is_there_after_opening_again(open_store: Open) -> None:
     [found] = store.totals_at(key(0), [BORN + 6])
     assert found is not None
     np.testing.assert_array_equal(found.totals.counts, [4, 2, 1, 1, 4, 2, 1, 1])
+
+
+def test_documents_are_kept_by_name_until_they_are_removed(open_store: Open) -> None:
+    open_store().save(
+        [
+            Document("a", "two", b"2"),
+            Document("a", "one", b"1"),
+            Document("b", "one", b""),
+            Document("a", "x", b"x"),
+        ]
+    )
+    store = open_store()
+    store.save([Document("a", "two", b"22"), Document("a", "x", None), Document("a", "absent", None)])
+    assert open_store().documents("a") == [("one", b"1"), ("two", b"22")]
+    assert open_store().documents("b") == [("one", b"")]
+    assert open_store().documents("c") == []
 
 
 def test_totals_are_the_newest_at_or_before_an_instant(open_store: Open) -> None:
