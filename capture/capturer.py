@@ -14,7 +14,6 @@ from moescope.capture.counting import CountBuffers
 from moescope.capture.layout import Ranks, RowSpan, locate_rows
 from moescope.capture.settings import OnError
 from moescope.capture.strategies import ReferencesUnsafeError, choose_strategy, fallback
-from moescope.capture.tracing import Tracer
 from moescope.capture.vllm_seam import StepRows
 
 logger = logging.getLogger("vllm.moescope")
@@ -32,7 +31,6 @@ class RoutingCapturer:
         tokens, steps: of this DP rank so far, steps that computed no token left out.
         idle_steps: dummy steps, run because another DP rank had work.
         disabled_reason: why capture has stopped for good, or None.
-        tracer: gets the rows of every routing call as well, if not None.
     """
 
     def __init__(
@@ -47,7 +45,6 @@ class RoutingCapturer:
         self.steps = 0
         self.idle_steps = 0
         self.disabled_reason: str | None = None
-        self.tracer: Tracer | None = None
         self._ranks = ranks
         self._step_rows = step_rows
         self._on_error = on_error
@@ -113,8 +110,6 @@ class RoutingCapturer:
                 raise
             self.disable(str(error))
             return
-        if self.tracer is not None:
-            self.tracer.record(ordinal, topk_ids, span)
         try:
             self._count(ordinal, topk_ids, span, flat, traced)
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from moescope.capture.layout import RowSpan
+from moescope.capture.trace_staging import TraceStaging
 from moescope.capture.wire import MoeLayer
 
 
@@ -20,6 +21,7 @@ class CountBuffers:
             of each (layer, logical expert), layer by layer, then the tokens counted in each layer.
         num_valid: int64 [1], the true number of tokens of the step under way; 0 outside of steps, so that
             profiling, warm-up, graph capture and the dummy steps of idle DP ranks count nothing.
+        traced: where the rows of traced requests are copied to, or None; set before the first routing call.
     """
 
     def __init__(self, layers: Sequence[MoeLayer], device: torch.device) -> None:
@@ -27,6 +29,7 @@ class CountBuffers:
         self.num_slots = sum(layer.num_experts for layer in self.layers)
         self.flat = torch.zeros(self.num_slots + len(self.layers), dtype=torch.int64, device=device)
         self.num_valid = torch.zeros(1, dtype=torch.int64, device=device)
+        self.traced: TraceStaging | None = None
         ends = list(itertools.accumulate(layer.num_experts for layer in self.layers))
         self._starts = [end - layer.num_experts for end, layer in zip(ends, self.layers, strict=True)]
 

@@ -14,6 +14,8 @@ import triton.language as tl
 
 from moescope.capture.layout import RowSpan
 from moescope.capture.pointer_tables import table_entry
+from moescope.capture.trace_kernel import copy_traced, traced_arguments
+from moescope.capture.trace_staging import TraceStaging
 
 BLOCK: Final = 1024
 """Slots that one program counts at a time."""
@@ -91,7 +93,13 @@ def _count_step(  # type: ignore[no-untyped-def]
     num_valid,
     flat,
     num_counts,
+    row_map,
+    staging,
+    columns,
+    width,
     IDS: tl.constexpr,  # noqa: N803
+    STAGED: tl.constexpr,  # noqa: N803
+    MASKED: tl.constexpr,  # noqa: N803
     BINS: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
@@ -116,6 +124,24 @@ def _count_step(  # type: ignore[no-untyped-def]
             BINS,
             BLOCK,
         )
+        if STAGED is not None:
+            copy_traced(
+                tl.load(entry),
+                rows,
+                tl.load(entry + 2),
+                tl.load(entry + 3),
+                tl.load(entry + 4),
+                tl.load(entry + 5),
+                tl.load(entry + 7),
+                row_map,
+                staging,
+                width,
+                tl.load(columns + layer),
+                IDS,
+                STAGED,
+                MASKED,
+                BLOCK,
+            )
 
 
 def _count_layer(  # type: ignore[no-untyped-def]
@@ -130,7 +156,14 @@ def _count_layer(  # type: ignore[no-untyped-def]
     rows_index,
     num_valid,
     flat,
+    row_map,
+    staging,
+    columns,
+    width,
+    layer,
     IDS: tl.constexpr,  # noqa: N803
+    STAGED: tl.constexpr,  # noqa: N803
+    MASKED: tl.constexpr,  # noqa: N803
     BINS: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
@@ -151,10 +184,28 @@ def _count_layer(  # type: ignore[no-untyped-def]
             BINS,
             BLOCK,
         )
+        if STAGED is not None:
+            copy_traced(
+                address,
+                rows,
+                first_token.to(tl.int64),
+                top_k.to(tl.int64),
+                row_stride.to(tl.int64),
+                column_stride.to(tl.int64),
+                num_experts.to(tl.int64),
+                row_map,
+                staging,
+                width.to(tl.int64),
+                tl.load(columns + layer),
+                IDS,
+                STAGED,
+                MASKED,
+                BLOCK,
+            )
 
 
 # A value of 1 or one that 16 divides would compile another variant of the kernel, in the middle of serving.
-_step_kernel = triton.jit(_count_step, do_not_specialize=["num_counts"])
+_step_kernel = triton.jit(_count_step, do_not_specialize=["num_counts", "width"])
 _layer_kernel = triton.jit(
     _count_layer,
     do_not_specialize=[
@@ -167,6 +218,8 @@ _layer_kernel = triton.jit(
         "counts_start",
         "num_experts",
         "rows_index",
+        "width",
+        "layer",
     ],
 )
 
@@ -178,6 +231,7 @@ def launch_step(
     ids_dtype: torch.dtype,
     max_slots: int,
     bins: int,
+    traced: TraceStaging | None = None,
 ) -> None:
     """Count the layers of a pointer table in one launch on the current stream; never synchronises.
 
@@ -188,6 +242,7 @@ def launch_step(
         ids_dtype: of all layers' ids.
         max_slots: no layer of the table has more slots.
         bins: see `num_bins`.
+        traced: where the traced rows of the step go, or None.
 
     Raises:
         KeyError: ids of a type that `supports` refuses.
@@ -198,6 +253,7 @@ def launch_step(
         num_valid,
         flat,
         flat.numel() - layers,
+        **traced_arguments(traced, num_valid),
         IDS=_IDS[ids_dtype],
         BINS=bins,
         BLOCK=BLOCK,
@@ -213,10 +269,13 @@ def launch_layer(
     num_experts: int,
     rows_index: int,
     bins: int,
+    ordinal: int = 0,
+    traced: TraceStaging | None = None,
 ) -> None:
     """Count one layer's rows `span` of ids [n, top_k]; everything else as for `launch_step`.
 
-    Its counts are at ``counts_start`` of `flat`, and its number of tokens at ``rows_index``.
+    Its counts are at ``counts_start`` of `flat`, and its number of tokens at ``rows_index``; `ordinal` says
+    where its traced rows go.
 
     Raises:
         KeyError: ids of a type that `supports` refuses.
@@ -229,6 +288,8 @@ def launch_layer(
         rows_index,
         num_valid,
         flat,
+        **traced_arguments(traced, num_valid),
+        layer=ordinal,
         IDS=_IDS[topk_ids.dtype],
         BINS=bins,
         BLOCK=BLOCK,

@@ -18,6 +18,7 @@ from moescope.capture.frames import FrameBuilder
 from moescope.capture.sender import FrameSender
 from moescope.capture.settings import CaptureSettings
 from moescope.capture.snapshot import SnapshotTaker
+from moescope.capture.strategies import TorchPerLayer
 from moescope.capture.trace_session import TraceSession
 from moescope.capture.transport import HttpTransport
 from moescope.capture.vllm_requests import StepRequests, scheduled_tokens, why_not_traceable
@@ -45,9 +46,11 @@ class CaptureSession:
         self._binding = RouterBinding(survey.routed, self.capturer)
         self._taker = SnapshotTaker(buffers.flat, self.capturer, settings.interval)
         producer, epoch = vllm_seam.read_producer(vllm_config, settings.server), time.time_ns()
-        self._traces = _open_traces(layers, producer, epoch, settings, vllm_config, device)
+        self._traces = _open_traces(
+            layers, producer, epoch, settings, vllm_config, device, self.capturer.strategy
+        )
         if self._traces is not None:
-            self.capturer.tracer = self._traces.tracer
+            buffers.traced = self._traces.staging
         builder = FrameBuilder(
             producer=producer,
             epoch=epoch,
@@ -125,7 +128,7 @@ class CaptureSession:
     def _laid_out(self, layout: BatchLayout) -> None:
         """The step's batch is laid out and its forward pass not enqueued; not called where it isn't known."""
         if self._traces is not None:
-            self._traces.lay_out(layout)
+            self._traces.lay_out(layout, self.capturer.steps + self.capturer.idle_steps)
 
     def _watch_failed(self) -> None:
         if self._traces is not None:
@@ -154,15 +157,19 @@ def _open_traces(
     settings: CaptureSettings,
     vllm_config: Any,
     device: torch.device,
+    strategy: str,
 ) -> TraceSession | None:
     """Tracing, if it is asked for and this server's requests can be traced."""
     if not settings.traces.any or not layers:
         return None
     reason = why_not_traceable(vllm_config, device.type)
+    if device.type == "cuda" and strategy == TorchPerLayer.name:
+        reason = "routing traces need Triton on a GPU"
     if reason is not None:
         logger.warning("moescope: %s", reason)
         return None
-    return TraceSession(layers, producer, epoch, settings)
+    max_tokens = int(vllm_config.scheduler_config.max_num_batched_tokens)
+    return TraceSession(layers, producer, epoch, settings, max_tokens, device)
 
 
 def open_session(

@@ -131,7 +131,15 @@ class KernelPerStep:
                 continue  # rows that another worker counts
             entries = {ordinal: table_entry(layer.topk_ids, layer.span) for ordinal, layer in mine.items()}
             table = self._tables.for_graph(entries) if capturing else self._tables.for_now(entries)
-            launch_step(table, self._buffers.num_valid, flat, dtype, max_slots, self._bins)
+            launch_step(
+                table,
+                self._buffers.num_valid,
+                flat,
+                dtype,
+                max_slots,
+                self._bins,
+                self._buffers.traced,
+            )
 
 
 class KernelPerLayer:
@@ -163,6 +171,8 @@ class KernelPerLayer:
             num_experts=counts.numel(),
             rows_index=self._buffers.num_slots + ordinal,
             bins=self._bins,
+            ordinal=ordinal,
+            traced=self._buffers.traced,
         )
 
     def end_step(self) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from moescope.capture.counting import CountBuffers, count_rows
 from moescope.capture.layout import RowSpan
+from moescope.capture.trace_staging import copy_traced_rows
 
 logger = logging.getLogger("vllm.moescope")
 
@@ -50,6 +51,8 @@ class TorchPerLayer:
         """See `Strategy.record`."""
         counts, rows = self._buffers.counts_of(ordinal, flat), self._buffers.rows_of(ordinal, flat)
         count_rows(topk_ids, span, self._buffers.num_valid, counts, rows)
+        if self._buffers.traced is not None:
+            copy_traced_rows(topk_ids, span, self._buffers.num_valid, self._buffers.traced, ordinal)
 
     def end_step(self) -> None:
         """Nothing is kept between routing calls."""

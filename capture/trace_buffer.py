@@ -9,20 +9,23 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moescope.capture.trace_wire import NO_EXPERT, ExpertArray, Run
-from moescope.capture.wire import MoeLayer
 
 
 @dataclass(slots=True)
 class Trace:
     """A request's trace while it grows.
 
+    The step's path makes and closes it; what it holds is the sender's.
+
     Attributes:
-        number: 1, 2, ... within the epoch.
+        number: 1, 2, ... within the epoch; 0 while no row of this worker has come.
+        nbytes: set aside for it, on the step's path.
+        dropped: it was given up on the step's path, or, if `broken`, by the sender: nothing is added.
         chunks: one array [n, sum of top_k] a step, in the order of computing; the layers side by side.
         runs: (first position, tokens) of the chunks, joined where they are consecutive.
+        steps: (step, tokens) of each chunk.
     """
 
-    number: int
     request_id: str
     client_ids: list[str]
     prompt_tokens: int
@@ -32,42 +35,44 @@ class Trace:
     ended_at_ns: int = 0
     outcome: str = "ended"
     nbytes: int = 0
+    dropped: bool = False
+    broken: bool = False
+    number: int = 0
     chunks: list[ExpertArray] = field(default_factory=list)
     runs: list[tuple[int, int]] = field(default_factory=list)
+    steps: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, positions: Sequence[tuple[int, int]], experts: ExpertArray) -> None:
-        """Add a step's tokens: their positions as runs, and their experts [n, sum of top_k]."""
+    def add(self, first: int, experts: ExpertArray, step: int) -> None:
+        """Add a step's tokens: consecutive positions from `first` on, their experts [n, sum of top_k]."""
+        count = len(experts)
         self.chunks.append(experts)
-        for first, count in positions:
-            if self.runs and sum(self.runs[-1]) == first:
-                self.runs[-1] = (self.runs[-1][0], self.runs[-1][1] + count)
-            else:
-                self.runs.append((first, count))
+        self.steps.append((step, count))
+        if self.runs and sum(self.runs[-1]) == first:
+            self.runs[-1] = (self.runs[-1][0], self.runs[-1][1] + count)
+        else:
+            self.runs.append((first, count))
 
-    def close(self, outcome: str) -> None:
+    def close(self) -> None:
         """No step will add to it any more."""
-        self.outcome = outcome
         self.ended_at_ns = time.time_ns()
 
 
-def compact(columns: Sequence[np.ndarray], layers: Sequence[MoeLayer]) -> ExpertArray:
-    """The ids of some tokens in all layers, side by side, in as few bytes as hold them.
+def compact(rows: np.ndarray, masked: int, max_experts: int) -> ExpertArray:
+    """A copy of some staged rows in as few bytes as hold them.
 
     Args:
-        columns: for each layer integer ids [n, top_k]; those out of the layer's range are masked slots.
-        layers: the layers.
+        rows: uint8 or uint16 [n, sum of top_k], the layers' ids side by side.
+        masked: the value of a slot that the router masked (see `TraceStaging`).
+        max_experts: no layer has more.
 
     Returns:
-        uint8 [n, sum of top_k] if all experts are below 256 and none is masked, else uint16, where a masked
-        slot is `NO_EXPERT`.
+        uint8 if all experts are below 256 and no slot is masked, else uint16, where a masked slot is
+        `NO_EXPERT`.
     """
-    masked = [(ids < 0) | (ids >= layer.num_experts) for ids, layer in zip(columns, layers, strict=True)]
-    if max(layer.num_experts for layer in layers) <= 256 and not any(bool(mask.any()) for mask in masked):
-        return np.concatenate([ids.astype(np.uint8) for ids in columns], axis=1)
-    return np.concatenate(
-        [np.where(mask, NO_EXPERT, ids).astype(np.uint16) for ids, mask in zip(columns, masked, strict=True)],
-        axis=1,
-    )
+    holes = rows == masked
+    if holes.any():
+        return np.where(holes, np.uint16(NO_EXPERT), rows.astype(np.uint16))
+    return rows.astype(np.uint8) if max_experts <= 256 else rows.astype(np.uint16)
 
 
 def cut(runs: Sequence[tuple[int, int]], start: int, end: int) -> list[Run]:

@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from moescope.capture.throttled_log import ThrottledLog
+from moescope.capture.trace_assembly import TraceAssembly
 from moescope.capture.trace_buffer import Trace, cut
 from moescope.capture.trace_wire import TRACE_MAJOR, TRACE_MINOR, TracePart, encode_part
-from moescope.capture.tracing import Tracer
 from moescope.capture.transport import DeliveryError
 from moescope.capture.wire import MoeLayer, Producer
 
@@ -44,12 +44,21 @@ class TraceSender:
     """Sends closed traces in order, each until it is delivered or refused.
 
     Args:
-        tracer: where traces come from; its memory is the only buffer.
+        assembly: where traces come from; what it holds is the only buffer.
+        layers: the covered layers, as everywhere in this worker.
         producer, epoch: as in the worker's frames.
     """
 
-    def __init__(self, tracer: Tracer, producer: Producer, epoch: int, transport: Transport) -> None:
-        self._tracer = tracer
+    def __init__(
+        self,
+        assembly: TraceAssembly,
+        layers: Sequence[MoeLayer],
+        producer: Producer,
+        epoch: int,
+        transport: Transport,
+    ) -> None:
+        self._assembly = assembly
+        self._layers = layers
         self._producer = producer
         self._epoch = epoch
         self._transport = transport
@@ -75,7 +84,8 @@ class TraceSender:
     def accounts(self) -> dict[str, int]:
         """Traces ``captured``, ``delivered`` and ``dropped_<reason>`` so far; the rest are in flight."""
         delivered, refused = self._delivered, dict(self._dropped)  # first: they only lag behind
-        captured, dropped, _ = self._tracer.accounts()
+        dropped = dict(self._assembly.dropped)
+        captured = self._assembly.captured
         for reason, number in refused.items():
             dropped[reason] = dropped.get(reason, 0) + number
         reasons = {f"dropped_{reason}": number for reason, number in sorted(dropped.items())}
@@ -83,11 +93,11 @@ class TraceSender:
 
     def tick(self) -> None:
         """Send the closed traces, as far as the service takes them."""
-        while self._tracer.closed and time.monotonic() >= self._retry_at:
-            trace = self._tracer.closed[0]
+        while self._assembly.closed and time.monotonic() >= self._retry_at:
+            trace = self._assembly.closed[0]
             try:
                 self._parts = self._parts or list(
-                    encode_trace(trace, self._tracer.layers, self._producer, self._epoch)
+                    encode_trace(trace, self._layers, self._producer, self._epoch)
                 )
                 self._send()
             except DeliveryError as error:
@@ -100,8 +110,8 @@ class TraceSender:
             else:
                 self._delivered += 1
             self._parts = []
-            self._tracer.closed.popleft()
-            self._tracer.released += trace.nbytes
+            self._assembly.closed.popleft()
+            self._assembly.sent += trace.nbytes
 
     def _run(self) -> None:
         while not self._stopping.wait(TICK):
@@ -154,8 +164,15 @@ def encode_trace(
                 started_at_ns=trace.started_at_ns,
                 ended_at_ns=trace.ended_at_ns,
                 layers=list(layers),
+                steps=_steps(trace, part * tokens, len(rows)),
                 runs=cut(trace.runs, part * tokens, part * tokens + len(rows)),
                 id_bytes=2 if experts.itemsize == 2 else 1,
                 experts=[rows[:, a:b].tobytes() for a, b in itertools.pairwise(columns)],
             )
         )
+
+
+def _steps(trace: Trace, start: int, count: int) -> bytes:
+    """The steps of `count` tokens of a trace from `start` on, as `TracePart.steps` has them."""
+    numbers, tokens = zip(*trace.steps, strict=True)
+    return np.repeat(np.array(numbers, "<i8"), tokens)[start : start + count].tobytes()

@@ -1,13 +1,17 @@
-"""A worker's tracing put together: sampling, traces, sender. A fault ends tracing, never counting."""
+"""A worker's tracing put together: sampling, rows, traces, sender. A fault ends tracing, never counting."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 
+import torch
+
 from moescope.capture.batch_layout import BatchLayout
 from moescope.capture.settings import TRACES_PATH, CaptureSettings
+from moescope.capture.trace_assembly import TraceAssembly
 from moescope.capture.trace_sender import TraceSender
+from moescope.capture.trace_staging import TraceStaging
 from moescope.capture.trace_wire import TRACE_CONTENT_TYPE
 from moescope.capture.tracing import Tracer
 from moescope.capture.transport import HttpTransport
@@ -25,16 +29,25 @@ class TraceSession:
     Args:
         layers: the covered layers, in the capturer's order.
         producer, epoch: as in the worker's frames.
+        max_tokens: no step of this worker's DP rank has more.
     """
 
     def __init__(
-        self, layers: Sequence[MoeLayer], producer: Producer, epoch: int, settings: CaptureSettings
+        self,
+        layers: Sequence[MoeLayer],
+        producer: Producer,
+        epoch: int,
+        settings: CaptureSettings,
+        max_tokens: int,
+        device: torch.device,
     ) -> None:
-        self.tracer = Tracer(layers, settings.traces, settings.trace_bytes)
+        self.staging = TraceStaging(layers, max_tokens, device)
+        self._assembly = TraceAssembly(self.staging, sharded=producer.tp_size > 1)
+        self._tracer = Tracer(settings.traces, self.staging, self._assembly, settings.trace_bytes)
         transport = HttpTransport(
             settings.endpoint, settings.token, path=TRACES_PATH, content_type=TRACE_CONTENT_TYPE
         )
-        self._sender = TraceSender(self.tracer, producer, epoch, transport)
+        self._sender = TraceSender(self._assembly, layers, producer, epoch, transport)
         self._started = False
         self._failed = False
         logger.warning(
@@ -47,31 +60,33 @@ class TraceSession:
         """Start to send; further calls do nothing."""
         if not self._started:
             self._started = True
+            self._guarded(self._assembly.start)
             self._guarded(self._sender.start)
 
     def begin_step(self, step: StepRequests) -> None:
         """vLLM's worker is about to run this step, or is told that requests are done."""
-        self._guarded(lambda: self.tracer.begin_step(step))
+        self._guarded(lambda: self._tracer.begin_step(step))
 
-    def lay_out(self, layout: BatchLayout) -> None:
-        """The step's batch is laid out; its forward pass is not enqueued yet."""
-        self._guarded(lambda: self.tracer.lay_out(layout))
+    def lay_out(self, layout: BatchLayout, number: int) -> None:
+        """The step's batch is laid out, its forward pass not enqueued yet; `number` is the step's."""
+        self._guarded(lambda: self._tracer.lay_out(layout, number))
 
     def end_step(self) -> None:
-        """The step has run."""
-        self._guarded(self.tracer.end_step)
+        """The step is enqueued."""
+        self._guarded(self._tracer.end_step)
 
     def give_up(self) -> None:
         """Which rows are whose is no longer known: end tracing for good."""
         if not self._failed:
             self._failed = True
-            self.tracer.give_up()
+            self._tracer.give_up()
 
     def stop(self) -> None:
         """Cut off what is open and send what is left, within a second."""
-        self._guarded(self.tracer.close_all)
+        self._guarded(self._tracer.close_all)
         if self._started:
-            self._sender.stop(STOP_SECONDS)
+            self._assembly.stop(STOP_SECONDS / 2)
+            self._sender.stop(STOP_SECONDS / 2)
 
     def accounts(self) -> dict[str, int]:
         """See :meth:`TraceSender.accounts`."""

@@ -29,7 +29,7 @@ from moescope.capture.wire import (
 )
 
 TRACE_MAJOR: Final = 1
-TRACE_MINOR: Final = 0
+TRACE_MINOR: Final = 1
 TRACE_CONTENT_TYPE: Final = "application/vnd.moescope.trace+msgpack"
 
 MAX_PARTS: Final = 1 << 16
@@ -67,6 +67,8 @@ class TracePart(Struct, kw_only=True):
         started_at_ns, ended_at_ns: first and last step, nanoseconds of Unix time, on the producer's clock.
         layers: the traced MoE layers, in rising order of ``layer``.
         runs: positions of the part's T tokens, in the order of computing.
+        steps: raw little-endian int64 [T], the number of the step that computed each token, as in the
+            worker's frames (`StepLoads`); empty from wire minor 0.
         id_bytes: 1 or 2 bytes an expert's id.
         experts: for each of ``layers`` raw little-endian ids [T, top_k] of that layer, logical experts.
     """
@@ -89,6 +91,7 @@ class TracePart(Struct, kw_only=True):
     runs: Annotated[list[Run], Meta(min_length=1, max_length=MAX_RUNS)]
     id_bytes: Literal[1, 2]
     experts: Annotated[list[bytes], Meta(max_length=MAX_LAYERS)]
+    steps: bytes = b""
 
     @property
     def tokens(self) -> int:
@@ -150,6 +153,15 @@ def check_part(part: TracePart) -> None:
                 f"{part.id_bytes}), got {len(part.experts[index])}"
             )
         _check_ids(part.ids_of(index), index, layer, part.id_bytes)
+    if part.steps:
+        _check_steps(part.steps, tokens)
+
+
+def _check_steps(steps: bytes, tokens: int) -> None:
+    if len(steps) != 8 * tokens:
+        raise WireError(f"steps: expected {8 * tokens} bytes (one int64 a token), got {len(steps)}")
+    if int(np.frombuffer(steps, "<i8").min()) < 0:
+        raise WireError("steps: a number below 0")
 
 
 def _check_ids(ids: ExpertArray, index: int, layer: MoeLayer, id_bytes: int) -> None:

@@ -144,10 +144,10 @@ def sorter_v2() -> Callable[[Any, int], list[str]]:
 
 def why_not_traceable(vllm_config: Any, device_type: str) -> str | None:
     """Why the requests' rows can't be told in this server, or None."""
-    if device_type != "cpu":
-        return (
-            f"routing traces are not supported on {device_type} yet: a CUDA graph's replay calls no callback"
-        )
+    if device_type not in ("cpu", "cuda"):
+        return f"routing traces are not supported on {device_type}"
+    if vllm_config.model_config.runner_type == "pooling" and not vllm_config.use_v2_model_runner:
+        return "routing traces are not supported for pooling models with model runner V1"
     if vllm_config.speculative_config is not None:
         return "routing traces are not supported with speculative decoding: rejected drafts are rows too"
     if vllm_config.parallel_config.decode_context_parallel_size > 1:

@@ -53,18 +53,18 @@ def refused(status: str) -> DeliveryError:
 
 
 def sender_of(driver: Driver, wire: Wire) -> TraceSender:
-    return TraceSender(driver.tracer, WHO, 7, wire)
+    return TraceSender(driver.assembly, driver.layers, WHO, 7, wire)
 
 
 def assert_conserved(sender: TraceSender, driver: Driver, in_flight: int) -> dict[str, int]:
     accounts = sender.accounts()
     settled = sum(number for name, number in accounts.items() if name != "captured")
-    assert accounts["captured"] - settled == in_flight == len(driver.tracer.closed)
+    assert accounts["captured"] - settled == in_flight == len(driver.assembly.closed)
     return accounts
 
 
 def test_a_trace_arrives_as_it_was(driver: Driver, wire: Wire) -> None:
-    expected = {trace.request_id: np.concatenate(trace.chunks) for trace in driver.tracer.closed}
+    expected = {trace.request_id: np.concatenate(trace.chunks) for trace in driver.assembly.closed}
     sender = sender_of(driver, wire)
     assert_conserved(sender, driver, in_flight=3)
     sender.tick()
@@ -79,7 +79,7 @@ def test_a_trace_arrives_as_it_was(driver: Driver, wire: Wire) -> None:
 
 
 def test_a_large_trace_goes_in_parts(driver: Driver) -> None:
-    trace = driver.tracer.closed[2]
+    trace = driver.assembly.closed[2]
     parts = [decode_part(body) for body in encode_trace(trace, LAYERS, WHO, 7, part_bytes=15)]
     assert [(part.part, part.parts, part.tokens) for part in parts] == [(0, 3, 3), (1, 3, 3), (2, 3, 1)]
     assert [run.first for part in parts for run in part.runs] == [0, 3, 6]
@@ -93,9 +93,9 @@ def test_the_service_is_down_for_a_while(driver: Driver, wire: Wire, monkeypatch
     sender._backoff = 0.01
     wire.failures = [refused("503"), refused("ConnectionRefusedError"), refused("401")]
     deadline = time.monotonic() + 5
-    while driver.tracer.closed and time.monotonic() < deadline:
+    while driver.assembly.closed and time.monotonic() < deadline:
         sender.tick()
-        assert_conserved(sender, driver, in_flight=len(driver.tracer.closed))
+        assert_conserved(sender, driver, in_flight=len(driver.assembly.closed))
     assert sender.accounts() == {"captured": 3, "delivered": 3}
     assert [part.trace for part in wire.parts] == [1, 2, 3]
 
@@ -105,7 +105,7 @@ def test_what_is_refused_for_good_is_dropped_and_counted(driver: Driver, wire: W
     sender = sender_of(driver, wire)
     sender.tick()
     assert assert_conserved(sender, driver, 0) == {"captured": 3, "delivered": 2, "dropped_refused": 1}
-    assert driver.tracer.released == driver.tracer._held
+    assert driver.assembly.sent == driver.tracer._held
 
 
 def test_stopping_sends_what_is_left(driver: Driver, wire: Wire) -> None:

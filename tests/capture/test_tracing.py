@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from moescope.capture.batch_layout import lay_out
 from moescope.capture.layout import Layout, RowSpan
-from moescope.capture.trace_buffer import compact, cut
+from moescope.capture.trace_buffer import Trace, cut
 from moescope.capture.trace_sampling import TraceSampling
 from moescope.capture.trace_wire import NO_EXPERT, Run
+from moescope.capture.vllm_requests import NewRequest, StepRequests
 from moescope.capture.wire import MoeLayer
 from tests.capture.traces import Driver
 
@@ -79,16 +81,15 @@ def test_memory_is_free_again_when_the_sender_is_done() -> None:
     for number in range(20):
         driver.step({f"r{number}": (0, 4)})
         driver.step({}, finished=[f"r{number}"])
-        while driver.tracer.closed:
-            driver.tracer.released += driver.tracer.closed.popleft().nbytes
-    assert driver.tracer.accounts() == (20, {}, 0)
+        while driver.assembly.closed:
+            driver.assembly.sent += driver.assembly.closed.popleft().nbytes
+    assert (driver.assembly.captured, driver.assembly.dropped) == (20, {})
 
 
 @pytest.mark.parametrize(
     ("laid_out", "layers", "reason"),
-    [(True, [0], "layer_missing"), (True, [0, 0, 1], "fault:ValueError"), (False, None, "layout_unknown"),
-     (True, [], "layer_missing")],
-)  # fmt: skip
+    [(True, [0], "layer_missing"), (False, None, "layout_unknown"), (True, [], "layer_missing")],
+)
 def test_a_step_that_cannot_be_told_drops_its_requests(
     laid_out: bool, layers: list[int] | None, reason: str
 ) -> None:
@@ -101,7 +102,7 @@ def test_a_step_that_cannot_be_told_drops_its_requests(
 
 def test_a_shard_has_its_tokens_only() -> None:
     """The second of two tensor-parallel workers: rows 0..2 of its calls are tokens 3..5 of the step."""
-    driver = Driver()
+    driver = Driver(sharded=True)
     calls = driver.step({"a": (10, 2), "b": (0, 3)}, padding=1, span=RowSpan(Layout.TP_SHARD, 0, 3, 3))
     driver.step({}, finished=["a", "b"])
     [trace] = driver.closed().values()
@@ -110,7 +111,7 @@ def test_a_shard_has_its_tokens_only() -> None:
 
 
 def test_rows_that_another_worker_has_make_no_trace() -> None:
-    driver = Driver()
+    driver = Driver(sharded=True)
     driver.step({"a": (0, 2)}, span=RowSpan(Layout.LOCAL, 0, 0, 0))
     driver.step({}, finished=["a"])
     driver.assert_accounts(captured=0, closed=0, open_=0)
@@ -126,7 +127,7 @@ def test_rows_of_all_dp_ranks_are_cut_to_ours() -> None:
 def test_routing_outside_of_steps_is_nobody_s() -> None:
     driver = Driver()
     driver.step({"a": (0, 2)})
-    driver.tracer.record(0, torch.zeros(8, 2, dtype=torch.int64), RowSpan(Layout.SINGLE_DP, 0, 8, 0))
+    driver.route(0, torch.zeros(8, 2, dtype=torch.int64), RowSpan(Layout.SINGLE_DP, 0, 8, 0), 8)
     driver.step({}, finished=["a"])
     assert sum(len(chunk) for chunk in driver.closed()["a"].chunks) == 2
 
@@ -135,15 +136,70 @@ def test_shutdown_cuts_off_what_is_open() -> None:
     driver = Driver()
     driver.step({"a": (0, 2)})
     driver.tracer.close_all()
+    driver.assembly.proceed()
     assert driver.closed()["a"].outcome == "cut_off"
 
 
-def test_masked_slots_and_large_ids_take_two_bytes() -> None:
-    small, large = MoeLayer(0, 256, 2), MoeLayer(1, 300, 1)
-    ids = np.array([[255, 0], [3, -1]])
-    assert compact([ids[:1]], [small]).dtype == np.uint8
-    np.testing.assert_array_equal(compact([ids], [small]), [[255, 0], [3, NO_EXPERT]])
-    assert compact([np.array([[299]])], [large]).tolist() == [[299]]
+def routed(layer: MoeLayer, ids: list[list[int]]) -> Trace:
+    """A trace of one request whose tokens took these experts in its only layer."""
+    driver = Driver([layer])
+    driver.tracer.begin_step(step := one_request(len(ids)))
+    driver.tracer.lay_out(lay_out(["a"], step, {"a": 1}), 0)
+    driver.route(0, torch.tensor(ids), RowSpan(Layout.SINGLE_DP, 0, len(ids), 0), len(ids))
+    driver.tracer.end_step()
+    driver.tracer.close_all()
+    driver.assembly.proceed()
+    return driver.closed()["a"]
+
+
+def one_request(tokens: int) -> StepRequests:
+    return StepRequests([], [NewRequest("a", 1, 0, False)], frozenset(), {"a": 0}, {"a": tokens})
+
+
+@pytest.mark.parametrize(
+    ("experts", "ids", "dtype", "expected"),
+    [
+        (254, [[253, 0]], np.uint8, [[253, 0]]),
+        (256, [[254, 255]], np.uint8, [[254, 255]]),
+        (254, [[253, 0], [3, -1]], np.uint16, [[253, 0], [3, NO_EXPERT]]),
+        (256, [[255, 256], [255, 1]], np.uint16, [[255, NO_EXPERT], [255, 1]]),
+        (300, [[299, 0]], np.uint16, [[299, 0]]),
+    ],
+)
+def test_ids_take_a_byte_where_they_fit_and_masked_slots_are_told(
+    experts: int, ids: list[list[int]], dtype: type, expected: list[list[int]]
+) -> None:
+    [chunk] = routed(MoeLayer(0, experts, 2), ids).chunks
+    assert chunk.dtype == dtype
+    assert chunk.tolist() == expected
+
+
+def test_staging_wraps_around_while_rows_are_under_way() -> None:
+    """Rows of a step stay as they are until they were taken, and what finds no room is dropped."""
+    driver = Driver(staging_bytes=10 * 5)  # ten rows of five slots
+    calls = []
+    for step in range(40):
+        late = step % 3 != 2
+        calls.append(driver.step({"a": (3 * step, 3)}, proceed=not late))
+    driver.step({}, finished=["a"])
+    expected = np.concatenate([side_by_side(call, slice(0, 3)) for call in calls])
+    np.testing.assert_array_equal(np.concatenate(driver.closed()["a"].chunks), expected)
+    for step in range(4):
+        driver.step({"b": (3 * step, 3)}, proceed=False)
+    driver.step({"c": (0, 11)})
+    driver.step({}, finished=["b", "c"])
+    driver.assert_accounts(captured=3, closed=1, open_=0, staging_full=2)
+
+
+def test_each_token_has_its_step_s_number() -> None:
+    driver = Driver()
+    driver.step({"b": (0, 4)})
+    driver.step({"a": (0, 3), "b": (4, 1)})
+    driver.step({"b": (5, 1)})
+    driver.step({"a": (3, 1)}, finished=["b"])
+    driver.step({}, finished=["a"])
+    assert driver.closed()["a"].steps == [(1, 3), (3, 1)]
+    assert driver.closed()["b"].steps == [(0, 4), (1, 1), (2, 1)]
 
 
 def test_runs_are_cut_at_token_counts() -> None:

@@ -9,8 +9,10 @@ import torch
 
 from moescope.capture.batch_layout import lay_out
 from moescope.capture.layout import Layout, RowSpan
+from moescope.capture.trace_assembly import TraceAssembly
 from moescope.capture.trace_buffer import Trace
 from moescope.capture.trace_sampling import TraceSampling
+from moescope.capture.trace_staging import TraceStaging, copy_traced_rows
 from moescope.capture.tracing import Tracer
 from moescope.capture.vllm_requests import NewRequest, StepRequests
 from moescope.capture.wire import MoeLayer
@@ -26,9 +28,14 @@ class Driver:
         layers: Sequence[MoeLayer] = LAYERS,
         sampling: TraceSampling = TraceSampling(rate=1.0),  # noqa: B008 - frozen
         max_bytes: int = 1 << 20,
+        staging_bytes: int = 1 << 12,
+        sharded: bool = False,
     ) -> None:
         self.layers = list(layers)
-        self.tracer = Tracer(layers, sampling, max_bytes)
+        self.staging = TraceStaging(layers, 64, torch.device("cpu"), staging_bytes)
+        self.assembly = TraceAssembly(self.staging, sharded)
+        self.tracer = Tracer(sampling, self.staging, self.assembly, max_bytes)
+        self.steps = 0
         self._seen: set[str] = set()
 
     def step(
@@ -42,6 +49,7 @@ class Driver:
         layers: Sequence[int] | None = None,
         span: RowSpan | None = None,
         laid_out: bool = True,
+        proceed: bool = True,
     ) -> list[torch.Tensor]:
         """Run a step of requests with (first position, tokens); returns the ids of each layer's call."""
         new = [
@@ -59,10 +67,10 @@ class Driver:
         )
         self.tracer.begin_step(step)
         if laid_out:
-            self.tracer.lay_out(
-                lay_out(list(tokens) if order is None else order, step, dict.fromkeys(tokens, 4))
-            )
-        total = sum(count for _, count in tokens.values()) + padding
+            names = list(tokens) if order is None else order
+            self.tracer.lay_out(lay_out(names, step, dict.fromkeys(tokens, 4)), self.steps)
+        valid = sum(count for _, count in tokens.values())
+        total = valid + padding
         whole = RowSpan(Layout.SINGLE_DP, 0, total, 0)
         calls = [
             torch.from_numpy(
@@ -71,16 +79,23 @@ class Driver:
             for i, layer in enumerate(self.layers)
         ]
         for ordinal in range(len(self.layers)) if layers is None else layers:
-            self.tracer.record(ordinal, calls[ordinal], span or whole)
+            self.route(ordinal, calls[ordinal], span or whole, valid)
         self.tracer.end_step()
+        self.steps += 1
+        if proceed:
+            self.assembly.proceed()
         return calls
+
+    def route(self, ordinal: int, topk_ids: torch.Tensor, span: RowSpan, valid: int) -> None:
+        """A layer's routing call, of a step with so many true tokens."""
+        copy_traced_rows(topk_ids, span, torch.tensor([valid]), self.staging, ordinal)
 
     def closed(self) -> dict[str, Trace]:
         """The closed traces by request."""
-        return {trace.request_id: trace for trace in self.tracer.closed}
+        return {trace.request_id: trace for trace in self.assembly.closed}
 
     def assert_accounts(self, captured: int, closed: int, open_: int, **dropped: int) -> None:
         """Captured = dropped + open + closed, each as given."""
-        assert self.tracer.accounts() == (captured, dropped, open_)
-        assert len(self.tracer.closed) == closed
+        assert (self.assembly.captured, dict(self.assembly.dropped)) == (captured, dropped)
+        assert len(self.assembly.closed) == closed
         assert captured == closed + open_ + sum(dropped.values())
