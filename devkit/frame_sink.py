@@ -1,4 +1,4 @@
-"""Takes moescope's frames over HTTP as the side service does, and keeps them."""
+"""Takes moescope's frames and traces over HTTP as the side service does, and keeps them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from moescope.capture.settings import TRACES_PATH
+from moescope.capture.trace_wire import TracePart, decode_part
 from moescope.capture.wire import Frame, decode_frame
 
 
@@ -13,19 +15,23 @@ class FrameSink:
     """An HTTP server on a free port of this machine.
 
     Attributes:
-        frames: in the order of their arrival.
+        frames, traces: in the order of their arrival.
     """
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
-        frames = self.frames
+        self.traces: list[TracePart] = []
+        frames, traces = self.frames, self.traces
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                frames.append(decode_frame(body))
+                if self.path == TRACES_PATH:
+                    traces.append(decode_part(body))
+                else:
+                    frames.append(decode_frame(body))
                 self.send_response(202)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -54,3 +60,12 @@ class FrameSink:
             time.sleep(0.05)
         seen = [(frame.tokens, frame.state, frame.state_reason) for frame in self.frames[-1:]]
         raise TimeoutError(f"no frame of {tokens} tokens within {timeout} s; the last: {seen}")
+
+    def wait_for_traces(self, number: int, timeout: float = 15.0) -> list[TracePart]:
+        """The parts that came once so many traces are whole, or all that came in time."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if sum(part.part == part.parts - 1 for part in self.traces) >= number:
+                break
+            time.sleep(0.05)
+        return list(self.traces)

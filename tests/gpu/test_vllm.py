@@ -54,15 +54,24 @@ TALL_LLM = {"max_model_len": 8192, "max_num_batched_tokens": 8192, "max_num_seqs
 FEW = {"long": 4, "short": 0, "longest": 4000, "vocabulary": VOCABULARY}
 DEFAULT = graphs("FULL_AND_PIECEWISE")
 V1, V2 = {"VLLM_USE_V2_MODEL_RUNNER": "0"}, {"VLLM_USE_V2_MODEL_RUNNER": "1"}
+RATE = "MOESCOPE_TRACE_RATE"
+TRACED, A_THIRD = {RATE: "1"}, {RATE: "0.3"}
 SCENARIOS: dict[str, dict[str, Any]] = {
     "default": {"llm": DEFAULT, "env": V1},
     "capture off": {"llm": DEFAULT, "env": V1, "capture": False},
-    "with vLLM's routed experts": {"llm": DEFAULT | {"enable_return_routed_experts": True}, "env": V1},
-    "piecewise": {"llm": graphs("PIECEWISE"), "env": V1},
-    "full": {"llm": graphs("FULL"), "env": V1},
-    "eager": {"llm": {"enforce_eager": True, "enable_return_routed_experts": True}, "env": V1},
-    "preemption": {"llm": DEFAULT | {"num_gpu_blocks_override": 80, "max_model_len": 1024}, "env": V1},
+    "with vLLM's routed experts": {
+        "llm": DEFAULT | {"enable_return_routed_experts": True},
+        "env": V1 | TRACED,
+    },
+    "piecewise": {"llm": graphs("PIECEWISE"), "env": V1 | TRACED},
+    "full": {"llm": graphs("FULL"), "env": V1 | A_THIRD},
+    "eager": {"llm": {"enforce_eager": True, "enable_return_routed_experts": True}, "env": V1 | TRACED},
+    "preemption": {
+        "llm": DEFAULT | {"num_gpu_blocks_override": 80, "max_model_len": 1024},
+        "env": V1 | TRACED,
+    },
     "runner V2": {"llm": DEFAULT, "env": V2},
+    "runner V2 traced": {"llm": DEFAULT, "env": V2 | TRACED},
     "runner V2 off": {"llm": DEFAULT, "env": V2, "capture": False},
     "DeepSeek": {"llm": DEFAULT, "config": DEEPSEEK},
     "engine in its own process": {"llm": DEFAULT, "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}},
@@ -201,11 +210,48 @@ def test_equals_vllms_own_routed_experts_expert_by_expert(runs: Runs, name: str)
         ("default", "capture off"),
         ("with vLLM's routed experts", "capture off"),
         ("runner V2", "runner V2 off"),
+        ("runner V2 traced", "runner V2 off"),
     ],
 )
 def test_generated_tokens_are_the_same_with_capture_on_and_off(runs: Runs, on: str, off: str) -> None:
     assert runs[on]["generated"] == runs[off]["generated"]
     assert runs[on]["steps"] == runs[off]["steps"]
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTED if "process" not in name])
+def test_capture_knows_in_every_step_how_the_batch_is_laid_out(runs: Runs, name: str) -> None:
+    layouts = runs[name]["layouts"]
+    assert len(layouts) > 5
+    assert all(layouts)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in COUNTED if SCENARIOS[name].get("env", {}).get(RATE) == "1"]
+)
+def test_sum_of_traces_is_the_histogram(runs: Runs, name: str) -> None:
+    traced = runs[name]["traced"]
+    assert traced["traces"] == traced["requests"]
+    assert traced["counts"] == runs[name]["frame"]["counts"]
+    assert all(traced["steps_rise"])
+    assert name == "preemption" or all(traced["computed_once"])
+    # The one request that vLLM isn't told to be done is open.
+    assert traced["accounts"] == {"captured": traced["requests"] + 1, "delivered": traced["requests"]}
+
+
+@pytest.mark.parametrize("name", ["with vLLM's routed experts", "eager"])
+def test_traces_equal_vllms_own_routed_experts_token_by_token(runs: Runs, name: str) -> None:
+    traced = runs[name]["traced"]
+    assert len(traced["like_vllm"]) == traced["requests"]
+    assert all(traced["like_vllm"])
+
+
+def test_a_share_of_the_requests_is_traced(runs: Runs) -> None:
+    traced = runs["full"]["traced"]
+    assert 0.1 * traced["requests"] < traced["traces"] < 0.6 * traced["requests"]
+    assert all(traced["computed_once"])
+    sums = [sum(counts) for counts in traced["counts"]]
+    assert 0 < sums[0] < sum(runs["full"]["frame"]["counts"][0])
+    assert len(set(sums)) == 1
 
 
 def test_counts_of_two_engines_are_the_same(runs: Runs) -> None:

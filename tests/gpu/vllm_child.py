@@ -11,12 +11,15 @@ import json
 import os
 import random
 import sys
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from devkit.frame_sink import FrameSink
+from moescope.capture.trace_wire import TracePart
 
 
 class Spy:
@@ -27,7 +30,11 @@ class Spy:
         self.preempted = 0
         self.steps: list[tuple[str, int, int, int]] = []
         """Mode, true tokens, padded tokens, requests."""
+        self.layouts: list[bool] = []
+        """Of each step, whether capture was told the rows' order that the runner used."""
         self._now: Any = None
+        self._told: Any = None
+        self._comparing = False
 
     def install(self) -> None:
         from vllm.v1.core.sched.scheduler import Scheduler
@@ -44,7 +51,9 @@ class Spy:
             return output
 
         def spied_execute(worker: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            self._now = scheduler_output
+            self._now, self._told = scheduler_output, None
+            self._comparing = scheduler_output.total_num_scheduled_tokens > 0
+            self._listen(getattr(worker, "_capture", None))
             try:
                 return execute(worker, scheduler_output, *args, **kwargs)
             finally:
@@ -60,6 +69,20 @@ class Spy:
             self._note(result[0].cg_mode.name, result[0].num_tokens)
             return result
 
+        prepare_v1 = gpu_model_runner.GPUModelRunner._prepare_inputs
+        prepare_v2 = runner_v2.GPUModelRunner.prepare_inputs
+
+        def spied_prepare_v1(runner: Any, scheduler_output: Any, tokens: Any, *args: Any) -> Any:
+            self._compare(runner.input_batch.req_ids, tokens)
+            return prepare_v1(runner, scheduler_output, tokens, *args)
+
+        def spied_prepare_v2(runner: Any, *args: Any, **kwargs: Any) -> Any:
+            batch = prepare_v2(runner, *args, **kwargs)
+            self._compare(batch.req_ids, batch.num_scheduled_tokens)
+            return batch
+
+        gpu_model_runner.GPUModelRunner._prepare_inputs = spied_prepare_v1
+        runner_v2.GPUModelRunner.prepare_inputs = spied_prepare_v2
         Scheduler.schedule = spied_schedule
         gpu_worker.Worker.execute_model = spied_execute
         gpu_model_runner.set_forward_context = spied_context
@@ -69,6 +92,28 @@ class Spy:
         """Forget what warm-up did."""
         self.scheduled, self.preempted = 0, 0
         self.steps.clear()
+        self.layouts.clear()
+
+    def _listen(self, session: Any) -> None:
+        """Hear what this worker's capture is told."""
+        if session is None or hasattr(session, "_spied"):
+            return
+        session._spied = laid_out = session._watch._laid_out
+
+        def listen(layout: Any) -> None:
+            self._told = layout
+            laid_out(layout)
+
+        session._watch._laid_out = listen
+
+    def _compare(self, request_ids: Any, num_tokens: Any) -> None:
+        if self._comparing:
+            told, self._comparing = self._told, False
+            self.layouts.append(
+                told is not None
+                and list(told.request_ids) == list(request_ids)
+                and told.num_tokens.tolist() == list(num_tokens)
+            )
 
     def _note(self, mode: str, padded: int) -> None:
         if self._now is not None and self._now.total_num_scheduled_tokens:
@@ -124,7 +169,8 @@ def main(spec_path: str, result_path: str) -> None:
         "computed": computed,
         "scheduled": None if separate else spy.scheduled,
         "preempted": spy.preempted,
-        "steps": spy.steps,
+        "steps": list(spy.steps),
+        "layouts": list(spy.layouts),
         "memory_reserved": memory,
     }
     if spec["capture"]:
@@ -141,6 +187,8 @@ def main(spec_path: str, result_path: str) -> None:
             "counts": [part.tolist() for part in np.split(flat, ends)],
             "drops": frame.drops,
         }
+    if float(os.environ.get("MOESCOPE_TRACE_RATE", "0")):
+        result["traced"] = _traced(llm, sink, outputs, requests)
     if spec["llm"].get("enable_return_routed_experts"):
         routed = np.concatenate([_routed(output) for output in outputs])
         experts = spec["experts"]
@@ -152,6 +200,47 @@ def main(spec_path: str, result_path: str) -> None:
     Path(result_path).write_text(json.dumps(result))
     sys.stdout.flush()
     os._exit(0)  # vLLM's own shutdown is not what is tested here
+
+
+def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) -> dict[str, Any]:
+    """What came of the requests' traces, which vLLM ends with the step after the last."""
+    from vllm import SamplingParams
+
+    layers = sink.frames[-1].layers
+    llm.generate([{"prompt_token_ids": [1]}], SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
+    parts: dict[str, list[TracePart]] = {}
+    for part in sink.wait_for_traces(len(outputs)):
+        parts.setdefault(part.client_ids[0], []).append(part)
+    counts = [np.zeros(layer.num_experts, np.int64) for layer in layers]
+    like_vllm, once, steps_rise = [], [], []
+    for output, (prompt, _) in zip(outputs, requests, strict=True):
+        mine = parts.pop(output.request_id, [])
+        if not mine:
+            continue
+        ids = [np.concatenate([part.ids_of(i) for part in mine]) for i in range(len(layers))]
+        for found, chosen in zip(counts, ids, strict=True):
+            found += np.bincount(chosen.ravel(), minlength=len(found))
+        computed = len(prompt) + len(output.outputs[0].token_ids) - 1
+        runs = [(run.first, run.count) for part in mine for run in part.runs]
+        joined = all(after[0] == sum(before) for before, after in pairwise(runs))
+        once.append(joined and sum(count for _, count in runs) == computed)
+        steps = np.concatenate([np.frombuffer(part.steps, "<i8") for part in mine])
+        steps_rise.append(len(steps) == len(ids[0]) and bool((np.diff(steps) >= 0).all()))
+        if getattr(output.outputs[0], "routed_experts", None) is not None:
+            like_vllm.append(bool(np.array_equal(np.stack(ids, axis=1), _routed(output))))
+    deadline = time.monotonic() + 10
+    while sink.frames[-1].traces.get("delivered") != len(once) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return {
+        "requests": len(outputs),
+        "traces": len(once),
+        "unknown": len(parts),
+        "counts": [found.tolist() for found in counts],
+        "computed_once": once,
+        "steps_rise": steps_rise,
+        "like_vllm": like_vllm,
+        "accounts": sink.frames[-1].traces,
+    }
 
 
 def _routed(output: Any) -> np.ndarray:
