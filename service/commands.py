@@ -19,7 +19,7 @@ from moescope.service.client import ServiceUnavailableError, get_json
 from moescope.service.logs import set_up_logging
 from moescope.service.settings import LogFormat, LogLevel, MetricsLevel, SettingsError, load_settings
 from moescope.service.simulate_command import SIMULATE_HELP, simulate
-from moescope.service.tables import balance_tables, ranks_table
+from moescope.service.tables import balance_tables, ranks_table, stragglers_tables
 from moescope.service.trace_commands import trace_commands
 
 UrlOption = Annotated[str, typer.Option(help="Address of the running service.")]
@@ -63,6 +63,18 @@ Examples:
 """
 
 
+_STRAGGLERS_HELP = """Show what waiting for the busiest EP rank costs, layer by layer, from single steps.
+
+Beside it stands what the window's sums say: where the hot rank changes from step to step they look balanced.
+
+Examples:
+
+  moescope stragglers
+
+  moescope stragglers --start=-5m --watch
+"""
+
+
 def command_line() -> typer.Typer:
     """The application with its commands."""
     app = typer.Typer(
@@ -75,6 +87,7 @@ def command_line() -> typer.Typer:
     app.command(help=_SERVE_HELP)(serve)
     app.command(help=_RANKS_HELP)(ranks)
     app.command(help=_BALANCE_HELP)(balance)
+    app.command(help=_STRAGGLERS_HELP)(stragglers)
     app.command(help=ADVISE_HELP)(advise)
     app.command(help=SIMULATE_HELP)(simulate)
     app.add_typer(trace_commands(), name="traces")
@@ -160,6 +173,20 @@ def balance(
     gate = None if min_tokens is None else str(min_tokens)
     params = {"server": server, "model": model, "start": start, "end": end, "min_tokens": gate}
     _show(lambda: balance_tables(_ask(url, "/v1/balance", params)), interval_s if watch else None)
+
+
+def stragglers(
+    url: UrlOption = _URL,
+    server: ServerOption = None,
+    model: ModelOption = None,
+    start: Annotated[str | None, typer.Option(help="Begin of the window, as -5m; all when absent.")] = None,
+    end: Annotated[str | None, typer.Option(help="End of the window, as -1m; now when absent.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
+    interval_s: Annotated[float, typer.Option(min=0.1, help="Time between refreshes, seconds.")] = 1.0,
+) -> None:
+    """Print the straggler cost of a running service, once or until Ctrl-C."""
+    params = {"server": server, "model": model, "start": start, "end": end}
+    _show(lambda: stragglers_tables(_ask(url, "/v1/stragglers", params)), interval_s if watch else None)
 
 
 def version() -> None:

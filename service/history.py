@@ -72,6 +72,12 @@ class Track:
         self._snapshots.append(Snapshot(at, snapshot.totals))
         self.nbytes += snapshot.totals.nbytes
 
+    def amend(self, totals: Totals) -> None:
+        """Replace the newest snapshot's totals; its time stays."""
+        newest = self._snapshots[-1]
+        self._snapshots[-1] = Snapshot(newest.at, totals)
+        self.nbytes += totals.nbytes - newest.totals.nbytes
+
     def span(self, start: float | None, end: float | None) -> Span:
         """The difference of the snapshots nearest at or before the boundaries; None is unbounded."""
         return between(self.birth, self.boundary(start, self.birth), self.boundary(end, None), start)

@@ -21,7 +21,8 @@ from typing import Final
 from moescope.capture.wire import Frame, Producer, UncoveredLayer
 from moescope.service.placement import ep_slots_of
 from moescope.service.refusals import RefusedError as RefusedError
-from moescope.service.refusals import check_exact, check_growth
+from moescope.service.refusals import check_exact, check_growth, check_steps
+from moescope.service.stragglers.totals import Stragglers
 from moescope.service.totals import Layout, Totals, no_totals, totals_of
 
 MAX_EP_CELLS: Final = 1 << 22  # layers x EP ranks of one producer: 32 MiB of float64
@@ -112,6 +113,14 @@ class Account:
         epochs = tuple(self._epochs.values())
         return AccountState(self.totals, epochs, self._forgotten_up_to, self._epochs_seen, self.latest)
 
+    def add_stragglers(self, layout: Layout, more: Stragglers) -> bool:
+        """Add what joined steps cost, if all layers of ``layout`` are this account's; whether it did."""
+        mine = self.totals.layout
+        if any(mine.index.get(layer.layer) is None for layer in layout.layers) or layout.conflict(mine):
+            return False
+        self.totals = self.totals.with_stragglers(layout, more)
+        return True
+
     def post(self, frame: Frame) -> Verdict:
         """Take a checked frame (see ``wire_checks.check_frame``) into account.
 
@@ -129,6 +138,7 @@ class Account:
             return Verdict.DUPLICATE if frame.seq == known.seq else Verdict.STALE
         counted = totals_of(frame, Layout(frame.layers))
         check_exact(counted)
+        check_steps(frame)
         if known is not None:
             check_growth(frame, counted, known.counted, known.seq)
         began_again = self._is_another_model(frame, counted.layout)

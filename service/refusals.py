@@ -91,6 +91,18 @@ def _shrunk(frame: Frame, seq: int, name: str, old: int, new: int) -> RefusedErr
     )
 
 
+def check_steps(frame: Frame) -> None:
+    """The numbers of its steps are such as a worker can reach.
+
+    Raises:
+        RefusedError: they are not.
+    """
+    if frame.step_loads is not None and frame.step_loads.end > EXACT:
+        raise RefusedError(
+            "overflow", f"step_loads.end: {frame.step_loads.end} is more than 2**53, which can't be true"
+        )
+
+
 def check_exact(totals: Totals) -> None:
     """No total is above :data:`EXACT`.
 

@@ -17,6 +17,9 @@ from moescope.service.ledger import Account, Latest, RefusedError, Verdict
 from moescope.service.past import Archive, Remembered, improve
 from moescope.service.settings import Settings
 from moescope.service.store.records import Forgotten, Posting, Record
+from moescope.service.stragglers.joins import Joins
+from moescope.service.stragglers.stage import Status
+from moescope.service.stragglers.totals import Stragglers
 from moescope.service.totals import Layout, Totals
 
 Key = tuple[str, str, int, int, int]
@@ -86,6 +89,7 @@ class LiveState:
         self._placements: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
         self._arrangements = Arrangements()
         self._records: list[Record] = []
+        self._joins = Joins(self._add_stragglers)
 
     def now(self) -> float:
         """Seconds of Unix time, by the service's clock."""
@@ -108,6 +112,7 @@ class LiveState:
         """
         with self._lock:
             verdict = self._post(frame)
+            self._joins.take(frame)
             self._frames[verdict.value, ""] += 1
             return verdict
 
@@ -150,6 +155,11 @@ class LiveState:
         """Where a deployment's experts have been, by pipeline stage and time."""
         with self._lock:
             return self._arrangements.of(*deployment)
+
+    def joins(self, deployment: Deployment) -> dict[int, Status]:
+        """How the joins of a deployment's steps go, by pipeline stage."""
+        with self._lock:
+            return self._joins.status(*deployment)
 
     def producers(self) -> list[ProducerState]:
         """All producers, sorted by key."""
@@ -233,6 +243,16 @@ class LiveState:
         self._record(key, account, began_again=account.generation != generation)
         return verdict
 
+    def _add_stragglers(self, key: Key, layout: Layout, more: Stragglers) -> bool:
+        """Add what joined steps cost to an account; False: there is none yet."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return False
+        if entry.account.add_stragglers(layout, more):
+            self._history.track(key).amend(entry.account.totals)
+            self._record(key, entry.account, began_again=False)
+        return True
+
     def _record(self, key: Key, account: Account, began_again: bool) -> None:
         if self._archive is not None:
             track = self._history.track(key)
@@ -283,5 +303,6 @@ class LiveState:
         if not any(other[:2] == key[:2] for other in self._entries):
             self._arrangements.forget(*key[:2])
         self._history.forget(key)
+        self._joins.forget(key)
         if self._archive is not None:
             self._records.append(Forgotten(key))

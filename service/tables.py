@@ -102,3 +102,41 @@ def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
     if producer["mismatches"]:
         faults.append(f"mismatched layers {sorted({entry['layer'] for entry in producer['mismatches']})}")
     return "; ".join(faults) or f"{len(producer['layers'])} layers, exact"
+
+
+def stragglers_tables(answer: dict[str, Any]) -> RenderableType:
+    """The answer of /v1/stragglers: a line for each layer, the whole, the joins."""
+    table = Table(title=f"{answer['model']} on {answer['server']}: share of MoE work time that EP ranks wait")
+    for name in ("layer", "steps", "straggler cost", "of the window's sums", "hottest EP rank", "in"):
+        table.add_column(name, justify="right")
+    for layer in answer["layers"]:
+        rank = layer["hottest_rank"]
+        table.add_row(
+            str(layer["layer"]),
+            f"{layer['steps']:,}",
+            _share(layer["straggler_cost"]),
+            _share(layer["windowed_straggler_share"]),
+            "-" if rank is None else str(rank),
+            "-" if rank is None else _share(layer["hottest"][rank] / layer["steps"]),
+        )
+    whole = Text(
+        f"Over layers: straggler cost {_share(answer['straggler_cost'])}; of the window's sums "
+        f"{_share(answer['windowed_straggler_share'])}"
+    )
+    return Group(table, whole, *(_stage_line(stage) for stage in answer["stages"]), *_reason_of(answer))
+
+
+def _stage_line(stage: dict[str, Any]) -> Text:
+    text = (
+        f"Stage {stage['pp_rank']}: {stage['joined']:,} steps joined, {stage['incomplete']:,} incomplete, "
+        f"{stage['pending']:,} pending"
+    )
+    return Text(f"{text}; {stage['reason']}" if stage["reason"] else text)
+
+
+def _reason_of(answer: dict[str, Any]) -> list[Text]:
+    return [Text(f"No straggler cost: {answer['reason']}")] if answer["reason"] else []
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

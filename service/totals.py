@@ -16,6 +16,7 @@ import numpy as np
 from moescope.capture.wire import Frame, Int64Array, unpack_counts
 from moescope.service.layout import FloatArray
 from moescope.service.layout import Layout as Layout
+from moescope.service.stragglers.totals import Stragglers, no_stragglers
 
 
 class Phase(StrEnum):
@@ -62,6 +63,7 @@ class Totals:
         decode: the part of it that decode tokens are; None: no phase was ever told.
         unphased_rows: of ``rows`` those of which the phase is not known, int64 [L]; what is neither these nor
             of ``decode`` is of prefill. ``unphased_tokens`` and ``unphased_steps`` likewise.
+        stragglers: what the joined steps of the producer's pipeline stage cost; only on its first worker.
     """
 
     layout: Layout
@@ -77,12 +79,14 @@ class Totals:
     decode: Decode | None = None
     unphased_tokens: int = 0
     unphased_steps: int = 0
+    stragglers: Stragglers | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes that the arrays take, with a little for the object itself."""
         arrays = (self.counts, self.rows, self.ep_slots, self.unplaced, self.unphased_rows)
-        return 512 + sum(array.nbytes for array in arrays) + (self.decode.nbytes if self.decode else 0)
+        parts = (part.nbytes for part in (self.decode, self.stragglers) if part is not None)
+        return 512 + sum(array.nbytes for array in arrays) + sum(parts)
 
     def counts_of(self, index: int) -> Int64Array:
         """Slots per logical expert of the layer at ``index`` of the layout, int64 [num_experts]."""
@@ -96,6 +100,11 @@ class Totals:
     def minus(self, earlier: Totals) -> Totals:
         """What came since ``earlier``; no check of signs."""
         return _combine(self, earlier, -1)
+
+    def with_stragglers(self, layout: Layout, more: Stragglers) -> Totals:
+        """The same with more joined steps; ``layout`` is that of their arrays, whose layers must be here."""
+        wide = more.widened(layout, self.layout)
+        return replace(self, stragglers=wide if self.stragglers is None else self.stragglers.plus(wide))
 
     def of_phase(self, phase: Phase) -> Totals:
         """What is known to be of one phase.
@@ -195,6 +204,7 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
         decode=_combine_decode(a, b, sign),
         unphased_tokens=a.unphased_tokens + sign * b.unphased_tokens,
         unphased_steps=a.unphased_steps + sign * b.unphased_steps,
+        stragglers=_combine_stragglers(a, b, sign),
     )
 
 
@@ -212,6 +222,14 @@ def _combine_decode(a: Totals, b: Totals, sign: int) -> Decode | None:
         steps=first.steps + sign * second.steps,
         mixed_steps=first.mixed_steps + sign * second.mixed_steps,
     )
+
+
+def _combine_stragglers(a: Totals, b: Totals, sign: int) -> Stragglers | None:
+    """Of totals of one layout."""
+    if b.stragglers is None:
+        return a.stragglers
+    first = a.stragglers or no_stragglers(len(a.layout.layers))
+    return first.plus(b.stragglers, sign)
 
 
 def _sum(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], sign: int) -> np.ndarray[Any, Any]:
@@ -242,4 +260,5 @@ def _widen(totals: Totals, layout: Layout, ranks: int) -> Totals:
             ep_slots=layout.widened_ranks(old, decode.ep_slots, ranks),
             unplaced=layout.widened_layers(old, decode.unplaced),
         ),
+        stragglers=totals.stragglers and totals.stragglers.widened(old, layout),
     )

@@ -24,6 +24,7 @@ from moescope.service.api.probes import probes_router
 from moescope.service.api.problems import Problem, install
 from moescope.service.api.ranks import ranks_router
 from moescope.service.api.rearrangements import rearrangements_router
+from moescope.service.api.stragglers import stragglers_router
 from moescope.service.api.traces import traces_router
 from moescope.service.api.trend import trend_router
 from moescope.service.api.view import view_router
@@ -69,6 +70,7 @@ def create_app(
         ranks_router(state),
         histogram_router(state),
         balance_router(state, settings),
+        stragglers_router(state),
         advice_router(state, settings),
         rearrangements_router(state, settings),
         probes_router(state, registry, instruments),

@@ -16,6 +16,7 @@ from msgspec import Struct
 from moescope.capture.wire import Int64Array, MoeLayer, Producer, UncoveredLayer
 from moescope.service.layout import FloatArray
 from moescope.service.ledger import AccountState, EpochState, Latest
+from moescope.service.stragglers.totals import Stragglers
 from moescope.service.totals import Decode, Layout, Totals
 
 _VERSION: Final = b"\x01"
@@ -31,6 +32,16 @@ class _PackedDecode(Struct, array_like=True, frozen=True):
     tokens: int
     steps: int
     mixed_steps: int
+
+
+class _PackedStragglers(Struct, array_like=True, frozen=True):
+    max_slots: bytes
+    mean_slots: bytes
+    busy_steps: bytes
+    hottest: bytes
+    ep_ranks: int
+    joined: int
+    incomplete: int
 
 
 class _PackedTotals(Struct, array_like=True, frozen=True):
@@ -49,6 +60,7 @@ class _PackedTotals(Struct, array_like=True, frozen=True):
     unphased_tokens: int = 0
     unphased_steps: int = 0
     decode: _PackedDecode | None = None
+    stragglers: _PackedStragglers | None = None
 
 
 class _PackedEpoch(Struct, array_like=True, frozen=True):
@@ -154,6 +166,7 @@ def _pack(totals: Totals) -> _PackedTotals:
         unphased_tokens=totals.unphased_tokens,
         unphased_steps=totals.unphased_steps,
         decode=None if totals.decode is None else _pack_decode(totals.decode),
+        stragglers=None if totals.stragglers is None else _pack_stragglers(totals.stragglers),
     )
 
 
@@ -186,6 +199,7 @@ def _unpack(packed: _PackedTotals) -> Totals:
         unphased_tokens=packed.unphased_tokens if told else packed.tokens,
         unphased_steps=packed.unphased_steps if told else packed.steps,
         decode=None if packed.decode is None else _unpack_decode(packed.decode, packed.ep_ranks, layout),
+        stragglers=None if packed.stragglers is None else _unpack_stragglers(packed.stragglers, layout),
     )
 
 
@@ -198,6 +212,29 @@ def _unpack_decode(packed: _PackedDecode, ep_ranks: int, layout: Layout) -> Deco
         tokens=packed.tokens,
         steps=packed.steps,
         mixed_steps=packed.mixed_steps,
+    )
+
+
+def _pack_stragglers(stragglers: Stragglers) -> _PackedStragglers:
+    return _PackedStragglers(
+        max_slots=_packed_ints(stragglers.max_slots),
+        mean_slots=_packed_floats(stragglers.mean_slots),
+        busy_steps=_packed_ints(stragglers.busy_steps),
+        hottest=_packed_floats(stragglers.hottest),
+        ep_ranks=stragglers.hottest.shape[1],
+        joined=stragglers.joined,
+        incomplete=stragglers.incomplete,
+    )
+
+
+def _unpack_stragglers(packed: _PackedStragglers, layout: Layout) -> Stragglers:
+    return Stragglers(
+        max_slots=_ints(packed.max_slots),
+        mean_slots=_floats(packed.mean_slots, 1, layout)[:, 0],
+        busy_steps=_ints(packed.busy_steps),
+        hottest=_floats(packed.hottest, packed.ep_ranks, layout),
+        joined=packed.joined,
+        incomplete=packed.incomplete,
     )
 
 

@@ -12,16 +12,18 @@ import zstandard
 from moescope.capture import wire
 from moescope.service.ledger import Account
 from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
+from moescope.service.stragglers.totals import stragglers_of
 from moescope.service.totals import Layout, Totals, no_totals
 from tests.service.frames import EPOCH, frame, halves, producer
 
 
 def assert_same(a: Totals, b: Totals) -> None:
     assert a.layout == b.layout
-    assert_same_fields(a, b, skip=("layout", "decode"))
-    assert (a.decode is None) == (b.decode is None)
-    if a.decode is not None:
-        assert_same_fields(a.decode, b.decode)
+    assert_same_fields(a, b, skip=("layout", "decode", "stragglers"))
+    for mine, theirs in ((a.decode, b.decode), (a.stragglers, b.stragglers)):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            assert_same_fields(mine, theirs)
 
 
 def assert_same_fields(a: object, b: object, skip: tuple[str, ...] = ()) -> None:
@@ -43,6 +45,9 @@ def account(phased: bool = True) -> Account:
         decode = {1: [2, 0, 0, 0], 3: [0, 0, 2, 0]}
         steps = {"steps": 9, "decode_steps": 4, "mixed_steps": 2}
         made.post(frame(decode, epoch=EPOCH + 99, decode=decode, **steps, **common))
+        loads = np.array([[[5, 1, 2], [0, 0, 0]], [[0, 2, 2], [2**31, 1, 0]]])
+        layout = Layout([wire.MoeLayer(1, 4, 2), wire.MoeLayer(3, 4, 2)])
+        assert made.add_stragglers(layout, stragglers_of(loads, joined=3, incomplete=2))
     return made
 
 

@@ -1,0 +1,70 @@
+"""What /v1/stragglers answers."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from moescope.service.api.models import Window
+
+_COST = "Share of the time that an average EP rank waits for the busiest: 1 - sum of means / sum of maxes"
+_WINDOWED = (
+    "The same from the window's slots by EP rank, as if its steps were one: lower where hot ranks change. "
+    "null: no sample, or not all loads are known."
+)
+
+
+class StageOut(BaseModel):
+    """Steps of one pipeline stage, all of whose ranks step together."""
+
+    pp_rank: int
+    joined: int = Field(description="Steps in the window of which the loads of all ranks are known.")
+    incomplete: int = Field(description="Steps given up in the window: some rank's loads are missing.")
+    pending: int = Field(description="Steps that wait for a rank now.")
+    reason: str | None = Field(description="Why no step can be joined now; null: it can.")
+
+
+class StragglerLayer(BaseModel):
+    """One MoE layer over the joined steps."""
+
+    layer: int
+    steps: int = Field(description="Joined steps in which the layer had any slot.")
+    max_slots: int = Field(description="Sum over steps of the busiest EP rank's slots.")
+    mean_slots: float = Field(description="Sum over steps of the EP ranks' mean slots.")
+    straggler_cost: float | None = Field(description=f"{_COST}, over steps. null: no step.")
+    windowed_straggler_share: float | None = Field(description=_WINDOWED)
+    hottest: list[float] = Field(description="Steps in which each EP rank was the busiest; ties are shared.")
+    hottest_rank: int | None = Field(description="The EP rank that was it most often.")
+
+
+class StragglerInterval(BaseModel):
+    """One interval of a series."""
+
+    start: float = Field(description="Asked begin, Unix seconds.")
+    end: float = Field(description="Asked end.")
+    truncated: bool = Field(description="It began before what is kept.")
+    joined: int = Field(description="Joined steps, over pipeline stages.")
+    incomplete: int
+    straggler_cost: float | None
+    windowed_straggler_share: float | None
+    hottest_rank: int | None
+
+
+class Stragglers(BaseModel):
+    """Straggler cost of a deployment in a window."""
+
+    server: str
+    model: str
+    window: Window
+    ep_size: int
+    stages: list[StageOut] = Field(description="By pipeline stage; empty: no loads of steps ever came.")
+    straggler_cost: float | None = Field(
+        description=f"{_COST}, over steps and layers: a ratio of sums. null for reason."
+    )
+    max_slots: int = Field(description="Sum over steps and layers of the busiest EP rank's slots.")
+    mean_slots: float = Field(description="Sum over steps and layers of the EP ranks' mean slots.")
+    windowed_straggler_share: float | None = Field(description=_WINDOWED)
+    hottest: list[float] = Field(description="(Layer, step) pairs in which each EP rank was the busiest.")
+    hottest_rank: int | None = Field(description="The EP rank that was it most often.")
+    layers: list[StragglerLayer]
+    reason: str | None = Field(description="Why there is no straggler cost; null: there is.")
+    series: list[StragglerInterval] | None = Field(None, description="In steps, when a step was asked for.")

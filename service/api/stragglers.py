@@ -1,0 +1,161 @@
+"""GET /v1/stragglers: what waiting for the busiest EP rank costs, from single steps."""
+
+from __future__ import annotations
+
+import numpy as np
+from fastapi import APIRouter
+
+from moescope.service.api.models_stragglers import StageOut, StragglerInterval, StragglerLayer, Stragglers
+from moescope.service.api.params import (
+    EndParam,
+    LayerParam,
+    ModelParam,
+    ServerParam,
+    StartParam,
+    StepParam,
+    check_known,
+    choose,
+    parse_bounds,
+    parse_step,
+)
+from moescope.service.api.problems import documented
+from moescope.service.api.windows import window_out
+from moescope.service.balance import max_and_mean
+from moescope.service.state import Deployment, LiveState, ProducerSpan
+from moescope.service.stragglers.stage import Status
+from moescope.service.stragglers.window import (
+    Cost,
+    LayerCost,
+    StageSteps,
+    cost_of,
+    is_whole,
+    straggler_cost,
+    windowed_sums,
+)
+from moescope.service.window import LayerWindow, ModelWindow, merge
+
+_NO_LOADS = (
+    "no capturer tells the loads of single steps: they need expert parallelism over ranks, a known placement "
+    "without replicated experts, and moescope with wire 1.3 in vLLM's environment"
+)
+
+
+def stragglers_router(state: LiveState) -> APIRouter:
+    """The route over ``state``."""
+    router = APIRouter(tags=["queries"])
+
+    @router.get("/v1/stragglers", responses=documented(400, 404, 422))
+    def stragglers(
+        server: ServerParam = None,
+        model: ModelParam = None,
+        layer: LayerParam = None,
+        start: StartParam = None,
+        end: EndParam = None,
+        step: StepParam = None,
+    ) -> Stragglers:
+        """Which share of MoE work time ranks wait for the busiest one, and which rank that was how often.
+
+        From steps of which the loads of all DP ranks are known; beside it the same of the window's sums.
+        """
+        now = state.now()
+        bounds = parse_bounds(start, end, now)
+        instants = parse_step(step, bounds, now)
+        deployment = choose(state, server, model)
+        spans = state.spans(deployment, bounds.start, bounds.end)
+        window, cost = merge(spans), cost_of(spans)
+        known = {item.shape.layer: item for item in window.layers}
+        if layer:
+            check_known("layer", layer, sorted({*known, *window.uncovered}))
+        costs = {item.layer: item for item in cost.layers}
+        joins = state.joins(deployment)
+        most, mean = cost.sums
+        hottest = cost.hottest
+        return Stragglers(
+            server=window.server,
+            model=window.model,
+            window=window_out(window, bounds),
+            ep_size=window.ep_size,
+            stages=_stages(cost, joins),
+            straggler_cost=straggler_cost(most, mean),
+            max_slots=most,
+            mean_slots=mean,
+            windowed_straggler_share=straggler_cost(*windowed_sums(window)),
+            hottest=hottest.tolist(),
+            hottest_rank=int(np.argmax(hottest)) if hottest.any() else None,
+            layers=[
+                _layer(item, costs.get(number))
+                for number, item in known.items()
+                if not layer or number in layer
+            ],
+            reason=_reason(window, cost, joins),
+            series=_series(state, deployment, instants) if instants else None,
+        )
+
+    return router
+
+
+def _stages(cost: Cost, joins: dict[int, Status]) -> list[StageOut]:
+    nothing = StageSteps(0, 0)
+    return [
+        StageOut(
+            pp_rank=rank,
+            joined=cost.stages.get(rank, nothing).joined,
+            incomplete=cost.stages.get(rank, nothing).incomplete,
+            pending=joins[rank].pending if rank in joins else 0,
+            reason=joins[rank].reason if rank in joins else None,
+        )
+        for rank in sorted({*cost.stages, *joins})
+    ]
+
+
+def _layer(layer: LayerWindow, cost: LayerCost | None) -> StragglerLayer:
+    windowed = None
+    if is_whole(layer):
+        most, mean = max_and_mean(layer.ep_slots)
+        windowed = None if np.isnan(most) else straggler_cost(float(most), float(mean))
+    return StragglerLayer(
+        layer=layer.shape.layer,
+        steps=0 if cost is None else cost.busy_steps,
+        max_slots=0 if cost is None else cost.max_slots,
+        mean_slots=0.0 if cost is None else cost.mean_slots,
+        straggler_cost=None if cost is None else straggler_cost(cost.max_slots, cost.mean_slots),
+        windowed_straggler_share=windowed,
+        hottest=[] if cost is None else cost.hottest.tolist(),
+        hottest_rank=int(np.argmax(cost.hottest)) if cost is not None and cost.busy_steps else None,
+    )
+
+
+def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status]) -> str | None:
+    """Why there is no cost, or None."""
+    if cost.sums[0]:
+        return None
+    if window.ep_size == 1:
+        return "ep_size is 1: the experts are not spread over ranks, so nobody waits"
+    if not joins and not cost.stages:
+        return _NO_LOADS
+    stuck = next((status.reason for status in joins.values() if status.reason), None)
+    return stuck or "idle: no step with tokens was joined in the window"
+
+
+def _series(state: LiveState, deployment: Deployment, instants: list[float]) -> list[StragglerInterval]:
+    series = state.series(deployment, instants)
+    return [
+        _interval(start, end, spans)
+        for start, end, spans in zip(instants[:-1], instants[1:], series, strict=True)
+    ]
+
+
+def _interval(start: float, end: float, spans: list[ProducerSpan]) -> StragglerInterval:
+    cost, window = cost_of(spans), merge(spans)
+    most, mean = cost.sums
+    hottest = cost.hottest
+    return StragglerInterval(
+        start=start,
+        end=end,
+        truncated=window.used.truncated,
+        joined=sum(stage.joined for stage in cost.stages.values()),
+        incomplete=sum(stage.incomplete for stage in cost.stages.values()),
+        straggler_cost=straggler_cost(most, mean),
+        windowed_straggler_share=straggler_cost(*windowed_sums(window)),
+        hottest_rank=int(np.argmax(hottest)) if hottest.any() else None,
+    )
