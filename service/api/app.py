@@ -13,8 +13,10 @@ from prometheus_client import CollectorRegistry
 
 from moescope.service.api.advice import advice_router
 from moescope.service.api.balance import balance_router
+from moescope.service.api.baselines import baselines_router
 from moescope.service.api.coactivation import coactivation_router
 from moescope.service.api.compare import compare_router
+from moescope.service.api.drift import drift_router
 from moescope.service.api.histogram import histogram_router
 from moescope.service.api.home import home_router
 from moescope.service.api.ingest import ingest_router
@@ -28,6 +30,8 @@ from moescope.service.api.stragglers import stragglers_router
 from moescope.service.api.traces import traces_router
 from moescope.service.api.trend import trend_router
 from moescope.service.api.view import view_router
+from moescope.service.drift.baseline import KIND, BaselineBook
+from moescope.service.drift.watch import DriftWatch
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.settings import Settings
@@ -60,7 +64,9 @@ def create_app(
     keeper = Keeper(state, writer)
     instruments = Instruments()
     registry = CollectorRegistry()
-    registry.register(RoutingCollector(state, settings, instruments))
+    book = BaselineBook([] if store is None else store.documents(KIND))
+    drift = DriftWatch(state, book, settings.min_tokens)
+    registry.register(RoutingCollector(state, settings, instruments, drift))
     app = FastAPI(title="moescope", version=version("moescope"), description=_DESCRIPTION)
     install(app)
     for router in (
@@ -71,6 +77,8 @@ def create_app(
         histogram_router(state),
         balance_router(state, settings),
         stragglers_router(state),
+        drift_router(state, settings, book),
+        baselines_router(state, settings, book, keeper),
         advice_router(state, settings),
         rearrangements_router(state, settings),
         probes_router(state, registry, instruments),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from moescope.service.metrics.family import DEPLOYMENT, DP, EP, LAYER, WORKER, Family
+from moescope.service.metrics.family import BASELINE, DEPLOYMENT, DP, EP, LAYER, WORKER, Family
 from moescope.service.settings import MetricsLevel
 
 _FAMILIES: Final = (
@@ -127,6 +127,66 @@ _FAMILIES: Final = (
         "experts",
         "Experts that no token chose.",
         LAYER,
+        MetricsLevel.LAYER_RANK,
+    ),
+    # Drift of the last five minutes from the hour before, and from each pinned baseline
+    Family(
+        "moescope_worst_layer_drift_bits",
+        "gauge",
+        "bits",
+        "Largest Jensen-Shannon divergence of experts' shares from the baseline's among layers; 0 is alike.",
+        BASELINE,
+    ),
+    Family(
+        "moescope_median_layer_drift_bits",
+        "gauge",
+        "bits",
+        "Median over layers of the Jensen-Shannon divergence of experts' shares from the baseline's.",
+        BASELINE,
+    ),
+    Family(
+        "moescope_drift_sampling_noise_bits",
+        "gauge",
+        "bits",
+        "Median over layers of the divergence that sampling alone would show.",
+        BASELINE,
+    ),
+    Family(
+        "moescope_new_dead_experts",
+        "gauge",
+        "experts",
+        "Experts of all layers that got nothing, though at the baseline's share they would have.",
+        BASELINE,
+    ),
+    Family(
+        "moescope_new_hot_experts",
+        "gauge",
+        "experts",
+        "Experts of all layers with 3 times a fair share, and 1.5 times their share in the baseline.",
+        BASELINE,
+    ),
+    Family(
+        "moescope_layer_drift_bits",
+        "gauge",
+        "bits",
+        "Jensen-Shannon divergence of experts' shares from the baseline's; from 0, alike, to 1.",
+        (*LAYER, "baseline"),
+        MetricsLevel.LAYER_RANK,
+    ),
+    Family(
+        "moescope_layer_new_dead_experts",
+        "gauge",
+        "experts",
+        "Experts that got nothing, though at the baseline's share they would have.",
+        (*LAYER, "baseline"),
+        MetricsLevel.LAYER_RANK,
+    ),
+    Family(
+        "moescope_layer_new_hot_experts",
+        "gauge",
+        "experts",
+        "Experts with 3 times a fair share, and 1.5 times their share in the baseline.",
+        (*LAYER, "baseline"),
         MetricsLevel.LAYER_RANK,
     ),
     # Health of capture

@@ -18,8 +18,10 @@ from prometheus_client.registry import Collector
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.assessment import assess
+from moescope.service.drift.watch import DriftWatch
 from moescope.service.metrics import parts
 from moescope.service.metrics.catalogue import CATALOGUE
+from moescope.service.metrics.drift_part import drift_gauges
 from moescope.service.metrics.family import Family
 from moescope.service.metrics.instruments import Durations, Instruments
 from moescope.service.metrics.limit import admit
@@ -50,10 +52,17 @@ class _Gathered:
 class RoutingCollector(Collector):
     """Collects from a :class:`LiveState` and the service's own instruments at each scrape."""
 
-    def __init__(self, state: LiveState, settings: Settings, instruments: Instruments) -> None:
+    def __init__(
+        self,
+        state: LiveState,
+        settings: Settings,
+        instruments: Instruments,
+        drift: DriftWatch | None = None,
+    ) -> None:
         self._state = state
         self._settings = settings
         self._instruments = instruments
+        self._drift = drift
         self._lock = threading.Lock()
         self._overflow: Counter[str] = Counter()
         self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
@@ -61,6 +70,7 @@ class RoutingCollector(Collector):
             "ranks": _each(parts.rank_counters),
             "ep_ranks": _each(parts.ep_counters),
             "balance": self._balance,
+            "drift": self._drifts,
             "capture": _each(parts.capture_health),
             "producers": _each(parts.producer_counters),
             "traces": _each(parts.trace_counters),
@@ -140,6 +150,12 @@ class RoutingCollector(Collector):
         for group in found:
             window = merge(self._state.spans(group.deployment, start, None))
             yield from parts.balance_gauges(group.deployment, assess(window, self._settings.min_tokens))
+
+    def _drifts(self, found: list[Group]) -> Iterator[Found]:
+        if self._drift is None:
+            return
+        for group in found:
+            yield from drift_gauges(group.deployment, self._drift.latest(group.deployment))
 
     def _service(self, _found: list[Group]) -> Iterator[Found]:
         for labels, count in sorted(self._state.frames().items()):

@@ -11,6 +11,7 @@ DEPLOYMENT: Final = ("server", "model")
 DP: Final = (*DEPLOYMENT, "dp_rank")
 EP: Final = (*DEPLOYMENT, "ep_rank")
 LAYER: Final = (*DEPLOYMENT, "layer")
+BASELINE: Final = (*DEPLOYMENT, "baseline")
 WORKER: Final = (*DP, "pp_rank", "tp_rank")
 
 _LEVELS: Final = tuple(MetricsLevel)

@@ -1,0 +1,155 @@
+"""/v1/baselines: routing pinned under a name, to compare later routing with."""
+
+from __future__ import annotations
+
+import hmac
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from moescope.service.api.drift_models import (
+    BaselineDetail,
+    BaselineLayer,
+    BaselineOut,
+    Baselines,
+    PinBaseline,
+)
+from moescope.service.api.keeping import Keeper
+from moescope.service.api.params import ModelParam, ServerParam, choose, parse_bounds
+from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.windows import read_window
+from moescope.service.drift.baseline import (
+    PREVIOUS_HOUR,
+    Baseline,
+    BaselineBook,
+    BaselineError,
+    baseline_of,
+    removal,
+)
+from moescope.service.settings import Settings
+from moescope.service.state import LiveState
+
+
+def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, keeper: Keeper) -> APIRouter:
+    """The routes over ``book``, which pin windows of ``state`` and keep them with ``keeper``."""
+    router = APIRouter(tags=["drift"])
+
+    @router.post("/v1/baselines", status_code=201, responses=documented(400, 401, 404, 409, 422, 503))
+    async def pin(request: Request, wanted: PinBaseline) -> BaselineOut:
+        """Pin the routing of a window as a baseline; one of the same name is replaced.
+
+        Needs the service's bearer token, if it has one. Kept in the store, if there is one.
+        """
+        _check_token(request, settings)
+        baseline = await run_in_threadpool(_made, state, book, wanted, settings.min_tokens)
+        await keeper.keep([baseline.document()])
+        book.pin(baseline)
+        return _out(baseline)
+
+    @router.get("/v1/baselines", responses=documented(422))
+    def list_baselines(server: ServerParam = None, model: ModelParam = None) -> Baselines:
+        """All pinned baselines, or those of some deployments."""
+        found = [item for item in book.all() if server in (None, item.server) and model in (None, item.model)]
+        return Baselines(baselines=[_out(item) for item in found])
+
+    @router.get("/v1/baselines/{name}", responses=documented(400, 404, 422))
+    def get_baseline(name: str, server: ServerParam = None, model: ModelParam = None) -> BaselineDetail:
+        """A pinned baseline with its slots per expert."""
+        found = find(book, name, server, model)
+        counts, rows = found.by_layer(), found.rows_by_layer()
+        return BaselineDetail(
+            **_out(found).model_dump(),
+            histogram=[
+                BaselineLayer(
+                    layer=layer.layer,
+                    num_experts=layer.num_experts,
+                    tokens=rows[layer.layer],
+                    counts=counts[layer.layer].tolist(),
+                )
+                for layer in found.layers
+            ],
+        )
+
+    @router.delete("/v1/baselines/{name}", status_code=204, responses=documented(400, 401, 404, 422, 503))
+    async def remove(
+        request: Request, name: str, server: ServerParam = None, model: ModelParam = None
+    ) -> Response:
+        """Remove a baseline; its metrics go with the next refresh."""
+        _check_token(request, settings)
+        found = find(book, name, server, model)
+        await keeper.keep([removal(found.deployment, name)])
+        book.remove(found.deployment, name)
+        return Response(status_code=204)
+
+    return router
+
+
+def find(book: BaselineBook, name: str, server: str | None, model: str | None) -> Baseline:
+    """The one baseline that is meant.
+
+    Raises:
+        ProblemError: there is none (404), or several deployments have one of this name (400).
+    """
+    known = [item for item in book.all() if server in (None, item.server) and model in (None, item.model)]
+    found = [item for item in known if item.name == name]
+    if not found:
+        names = ", ".join(sorted({item.name for item in known})) or "none"
+        raise ProblemError(
+            404,
+            "no-such-baseline",
+            "No such baseline",
+            f"There is no baseline {name!r}; there are: {names}. POST /v1/baselines pins one.",
+        )
+    if len(found) > 1:
+        listing = ", ".join(f"server={item.server} model={item.model}" for item in found)
+        raise ProblemError(
+            400, "several-baselines", "Several have this name", f"Choose one by server and model: {listing}."
+        )
+    return found[0]
+
+
+def _made(state: LiveState, book: BaselineBook, wanted: PinBaseline, min_tokens: int) -> Baseline:
+    if wanted.name == PREVIOUS_HOUR:
+        raise ProblemError(
+            400,
+            "reserved-name",
+            "This name is taken",
+            f"{PREVIOUS_HOUR} stands for the hour before a window: give another name.",
+        )
+    deployment = choose(state, wanted.server, wanted.model)
+    bounds = parse_bounds(wanted.start, wanted.end, state.now())
+    window = read_window(state, *deployment, bounds)
+    try:
+        book.check_room(deployment, wanted.name)
+        return baseline_of(window, wanted.name, wanted.note, state.now(), min_tokens)
+    except BaselineError as error:
+        status = 409 if error.kind == "too-many-baselines" else 400
+        raise ProblemError(status, error.kind, "This can't be pinned", str(error)) from None
+
+
+def _out(item: Baseline) -> BaselineOut:
+    return BaselineOut(
+        name=item.name,
+        server=item.server,
+        model=item.model,
+        note=item.note,
+        start=item.start,
+        end=item.end,
+        pinned_at=item.pinned_at,
+        tokens=item.tokens,
+        layers=[layer.layer for layer in item.layers],
+    )
+
+
+def _check_token(request: Request, settings: Settings) -> None:
+    if settings.token is None:
+        return
+    given = request.headers.get("authorization", "").encode("latin-1")
+    if not hmac.compare_digest(given, f"Bearer {settings.token.get_secret_value()}".encode()):
+        raise ProblemError(
+            401,
+            "unauthorized",
+            "The token is missing or wrong",
+            "Send this service's token as `Authorization: Bearer TOKEN`; the command takes MOESCOPE_TOKEN.",
+            {"WWW-Authenticate": "Bearer"},
+        )

@@ -1,0 +1,77 @@
+"""GET /v1/drift: how far routing has moved from a baseline, or from the hour before."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query
+
+from moescope.service.api.baselines import find
+from moescope.service.api.drift_models import DriftAnswer, DriftSummaryOut, LayerDriftOut
+from moescope.service.api.params import EndParam, ModelParam, ServerParam, choose, parse_bounds
+from moescope.service.api.problems import documented
+from moescope.service.api.windows import window_out
+from moescope.service.drift.baseline import PREVIOUS_HOUR, BaselineBook
+from moescope.service.drift.measure import layer_drifts, summary_of
+from moescope.service.drift.watch import previous_hour, slots_of
+from moescope.service.settings import Settings
+from moescope.service.state import LiveState
+from moescope.service.window import merge
+
+DEFAULT_START: Final = "-5m"
+
+DriftStartParam = Annotated[
+    str, Query(description="Begin of the window: Unix seconds, or relative as `-5m`.", examples=["-5m"])
+]
+BaselineParam = Annotated[
+    str, Query(description="Name of a pinned baseline, or previous_hour: the hour before the window.")
+]
+MinTokensParam = Annotated[
+    int | None, Query(ge=0, description="Fewer tokens are no sample; the service's setting when absent.")
+]
+
+
+def drift_router(state: LiveState, settings: Settings, book: BaselineBook) -> APIRouter:
+    """The route over ``state`` and the baselines of ``book``."""
+    router = APIRouter(tags=["drift"])
+
+    @router.get("/v1/drift", responses=documented(400, 404, 422, 503))
+    def get_drift(
+        server: ServerParam = None,
+        model: ModelParam = None,
+        baseline: BaselineParam = PREVIOUS_HOUR,
+        start: DriftStartParam = DEFAULT_START,
+        end: EndParam = None,
+        min_tokens: MinTokensParam = None,
+    ) -> DriftAnswer:
+        """Divergence of each layer from the base; experts that died or became hot since."""
+        deployment = choose(state, server, model)
+        bounds = parse_bounds(start, end, state.now())
+        gate = settings.min_tokens if min_tokens is None else min_tokens
+        if baseline == PREVIOUS_HOUR:
+            begin = state.now() if bounds.start is None else bounds.start
+            hour, window = previous_hour(state, deployment, begin, bounds.end)
+            counts, rows = slots_of(hour)
+            base = hour.used.start_earliest, hour.used.end_latest, hour.tokens
+        else:
+            pinned = find(book, baseline, *deployment)
+            window = merge(state.spans(deployment, bounds.start, bounds.end))
+            counts, rows = pinned.by_layer(), pinned.rows_by_layer()
+            base = pinned.start, pinned.end, pinned.tokens
+        found = layer_drifts(window, counts, rows, gate)
+        return DriftAnswer(
+            server=deployment[0],
+            model=deployment[1],
+            window=window_out(window, bounds),
+            tokens=window.tokens,
+            baseline=baseline,
+            baseline_start=base[0],
+            baseline_end=base[1],
+            baseline_tokens=base[2],
+            min_tokens=gate,
+            summary=DriftSummaryOut(**asdict(summary_of(found))),
+            layers=[LayerDriftOut.model_validate(asdict(item)) for item in found],
+        )
+
+    return router

@@ -1,0 +1,178 @@
+"""Baselines: the routing of a window, pinned under a name to compare later routing with."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from moescope.capture.wire import Int64Array, MoeLayer, pack_counts, unpack_counts
+from moescope.service.state import Deployment
+from moescope.service.store.records import Document
+from moescope.service.window import ModelWindow
+
+KIND: Final = "baseline"
+PREVIOUS_HOUR: Final = "previous_hour"
+"""The name that stands for the hour before the window; no baseline can have it."""
+MAX_BASELINES: Final = 64
+
+_log = logging.getLogger(__name__)
+
+
+class BaselineError(Exception):
+    """A baseline that can't be pinned; ``kind`` is a slug, the message says what to do."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        self.kind = kind
+        super().__init__(message)
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """Slots by expert of a deployment in a window.
+
+    Attributes:
+        start, end: when the totals it was made from were true, seconds of Unix time.
+        pinned_at: when it was made.
+        tokens: computed in the window.
+        layers: the L layers that were seen, rising.
+        counts: slots per (layer, expert), raw little-endian int64, one layer after the other.
+        rows: tokens seen in each layer, raw little-endian int64 [L].
+    """
+
+    server: str
+    model: str
+    name: str
+    note: str
+    start: float
+    end: float
+    pinned_at: float
+    tokens: int
+    layers: tuple[MoeLayer, ...]
+    counts: bytes
+    rows: bytes
+
+    @property
+    def deployment(self) -> Deployment:
+        """(server, model)."""
+        return self.server, self.model
+
+    def check(self) -> None:
+        """Check that its arrays fit its layers.
+
+        Raises:
+            ValueError: they don't.
+        """
+        sizes = 8 * sum(layer.num_experts for layer in self.layers), 8 * len(self.layers)
+        if (len(self.counts), len(self.rows)) != sizes:
+            raise ValueError(f"{len(self.counts)} and {len(self.rows)} bytes of counts and rows, not {sizes}")
+
+    def by_layer(self) -> dict[int, Int64Array]:
+        """Layer to slots per logical expert, int64 [num_experts]."""
+        ends = np.cumsum([layer.num_experts for layer in self.layers])[:-1]
+        parts = np.split(unpack_counts(self.counts), ends)
+        return {layer.layer: part for layer, part in zip(self.layers, parts, strict=True)}
+
+    def rows_by_layer(self) -> dict[int, int]:
+        """Layer to tokens seen in it."""
+        rows = unpack_counts(self.rows).tolist()
+        return {layer.layer: count for layer, count in zip(self.layers, rows, strict=True)}
+
+    def document(self) -> Document:
+        """For the store."""
+        return Document(KIND, _name_of(self.deployment, self.name), msgspec.msgpack.encode(self))
+
+
+def baseline_of(window: ModelWindow, name: str, note: str, now: float, min_tokens: int) -> Baseline:
+    """Pin a window.
+
+    Raises:
+        BaselineError: it has too few tokens to compare anything with.
+    """
+    seen = [layer for layer in window.layers if layer.not_seen is None and layer.counts.any()]
+    if window.tokens < max(min_tokens, 1) or not seen:
+        raise BaselineError(
+            "too-few-tokens",
+            f"The window has {window.tokens} tokens, a baseline needs {max(min_tokens, 1)}: make it longer.",
+        )
+    counts = [layer.counts.sum(axis=0) for layer in seen]
+    return Baseline(
+        server=window.server,
+        model=window.model,
+        name=name,
+        note=note,
+        start=window.used.start_earliest,
+        end=window.used.end_latest,
+        pinned_at=now,
+        tokens=window.tokens,
+        layers=tuple(layer.shape for layer in seen),
+        counts=pack_counts(np.concatenate(counts)),
+        rows=pack_counts(np.array([int(layer.rows.sum()) for layer in seen], dtype=np.int64)),
+    )
+
+
+class BaselineBook:
+    """All baselines, in memory; safe for threads. Whoever changes it keeps the change in the store too."""
+
+    def __init__(self, kept: Iterable[tuple[str, bytes]] = ()) -> None:
+        """``kept``: names and contents of the store's documents; a damaged one is logged and left out."""
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, str, str], Baseline] = {}
+        for name, content in kept:
+            try:
+                found = msgspec.msgpack.decode(content, type=Baseline)
+                found.check()
+            except (msgspec.MsgspecError, ValueError) as error:
+                _log.warning("the baseline %s in the store can't be read and is left out: %s", name, error)
+                continue
+            self._known[(found.server, found.model, found.name)] = found
+
+    def all(self) -> list[Baseline]:
+        """Every one, by deployment and name."""
+        with self._lock:
+            return [self._known[key] for key in sorted(self._known)]
+
+    def of(self, deployment: Deployment) -> list[Baseline]:
+        """Those of a deployment, by name."""
+        return [item for item in self.all() if item.deployment == deployment]
+
+    def get(self, deployment: Deployment, name: str) -> Baseline | None:
+        """The one of this name, or None."""
+        with self._lock:
+            return self._known.get((*deployment, name))
+
+    def check_room(self, deployment: Deployment, name: str) -> None:
+        """Check that another can be pinned.
+
+        Raises:
+            BaselineError: there are too many.
+        """
+        with self._lock:
+            if len(self._known) >= MAX_BASELINES and (*deployment, name) not in self._known:
+                raise BaselineError(
+                    "too-many-baselines",
+                    f"There are {MAX_BASELINES} baselines already: remove one (DELETE /v1/baselines/NAME).",
+                )
+
+    def pin(self, baseline: Baseline) -> None:
+        """Add it, in place of one of the same name."""
+        with self._lock:
+            self._known[(*baseline.deployment, baseline.name)] = baseline
+
+    def remove(self, deployment: Deployment, name: str) -> None:
+        """Remove it, if it is there."""
+        with self._lock:
+            self._known.pop((*deployment, name), None)
+
+
+def removal(deployment: Deployment, name: str) -> Document:
+    """What tells the store that a baseline is gone."""
+    return Document(KIND, _name_of(deployment, name), None)
+
+
+def _name_of(deployment: Deployment, name: str) -> str:
+    return json.dumps([*deployment, name])

@@ -1,0 +1,132 @@
+"""What changed between a base and a window: divergence, experts that died, experts that became hot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from moescope.capture.wire import Int64Array
+from moescope.service.divergence import jensen_shannon, sampling_noise, total_variation
+from moescope.service.window import LayerWindow, ModelWindow
+
+HOT: Final = 3.0
+"""An expert is hot from this multiple of a fair share on."""
+GROWN: Final = 1.5
+"""It is newly hot if its share is also this multiple of what it was."""
+CERTAIN: Final = 5.0
+"""Standard deviations by which a share must have grown, so that chance makes none hot."""
+EXPECTED: Final = 20.0
+"""Slots that the base would have given an expert which got none: e^-20 is the odds of that by chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDrift:
+    """One layer against the base.
+
+    Attributes:
+        tokens: seen in the window, ``base_tokens`` in the base.
+        divergence: Jensen-Shannon divergence of the experts' shares, bits; None for the reason given.
+        noise: what sampling alone would show, bits.
+        moved: total variation distance: the share of slots that went to other experts.
+        new_dead: experts that got nothing, though the base would have given them at least 20 slots.
+        new_hot: experts with 3 times a fair share or more, and 1.5 times their share in the base or more.
+        hot: all experts with 3 times a fair share or more.
+    """
+
+    layer: int
+    tokens: int
+    base_tokens: int
+    divergence: float | None
+    noise: float | None
+    moved: float | None
+    new_dead: tuple[int, ...]
+    new_hot: tuple[int, ...]
+    hot: tuple[int, ...]
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DriftSummary:
+    """Over the layers that have a sample; None where none has."""
+
+    worst: float | None
+    worst_layer: int | None
+    median: float | None
+    noise: float | None
+    new_dead: int
+    new_hot: int
+    layers: int
+
+
+def layer_drifts(
+    window: ModelWindow, base: Mapping[int, Int64Array], base_rows: Mapping[int, int], min_tokens: int
+) -> list[LayerDrift]:
+    """Each layer of the window against the base's slots per expert, by layer."""
+    return [
+        _layer(layer, base.get(layer.shape.layer), base_rows.get(layer.shape.layer, 0), min_tokens)
+        for layer in window.layers
+    ]
+
+
+def summary_of(layers: list[LayerDrift]) -> DriftSummary:
+    """The summary over layers; the noise is the median too."""
+    found = [item for item in layers if item.divergence is not None and item.noise is not None]
+    if not found:
+        return DriftSummary(None, None, None, None, 0, 0, 0)
+    values = np.array([item.divergence for item in found], dtype=np.float64)
+    worst = int(np.argmax(values))
+    return DriftSummary(
+        worst=float(values[worst]),
+        worst_layer=found[worst].layer,
+        median=float(np.median(values)),
+        noise=float(np.median([item.noise or 0.0 for item in found])),
+        new_dead=sum(len(item.new_dead) for item in found),
+        new_hot=sum(len(item.new_hot) for item in found),
+        layers=len(found),
+    )
+
+
+def _layer(layer: LayerWindow, base: Int64Array | None, base_rows: int, min_tokens: int) -> LayerDrift:
+    counts, tokens = layer.counts.sum(axis=0), int(layer.rows.sum())
+    reason = layer.not_seen or _why_not(counts, tokens, base, base_rows, min_tokens)
+    if reason is not None or base is None:
+        return LayerDrift(layer.shape.layer, tokens, base_rows, None, None, None, (), (), (), reason)
+    share, before = counts / counts.sum(), base / base.sum()
+    hot = share >= HOT / len(share)
+    chance = np.sqrt(before * (1 - before) * (1 / counts.sum() + 1 / base.sum()))
+    new_hot = hot & (share >= GROWN * before) & (share - before > CERTAIN * chance)
+    dead = (counts == 0) & (before * counts.sum() >= EXPECTED)
+    return LayerDrift(
+        layer=layer.shape.layer,
+        tokens=tokens,
+        base_tokens=base_rows,
+        divergence=float(jensen_shannon(counts, base)),
+        noise=float(sampling_noise(counts, base)),
+        moved=float(total_variation(counts, base)),
+        new_dead=_ids(dead),
+        new_hot=_ids(new_hot),
+        hot=_ids(hot),
+        reason=None,
+    )
+
+
+def _why_not(
+    counts: Int64Array, tokens: int, base: Int64Array | None, base_rows: int, min_tokens: int
+) -> str | None:
+    if base is None:
+        return "the base has not seen this layer"
+    if len(base) != len(counts):
+        return f"the base has {len(base)} experts here, the window {len(counts)}"
+    for name, found in (("window", tokens), ("base", base_rows)):
+        if not found:
+            return f"idle: no tokens in the {name}"
+        if found < min_tokens:
+            return f"too few tokens in the {name}: {found} of at least {min_tokens}"
+    return None
+
+
+def _ids(mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(mask).tolist())

@@ -1,0 +1,64 @@
+"""Drift in /metrics: refreshed beside the scrapes, gone with what it compares with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from moescope.service.drift.watch import REFRESH_S
+from tests.service.advice.test_api import push_fleet
+from tests.service.conftest import Service
+from tests.service.drift.test_api import Two
+
+Series = dict[tuple[str, str, str], float]
+
+
+def _drift(service: Service) -> Series:
+    """(family, layer, baseline) to value."""
+    families = text_string_to_metric_families(service.client.get("/metrics").text)
+    return {
+        (family.name, sample.labels.get("layer", ""), sample.labels["baseline"]): sample.value
+        for family in families
+        for sample in family.samples
+        if "baseline" in sample.labels
+    }
+
+
+def _refreshed(service: Service, done: Callable[[Series], bool]) -> Series:
+    """Scrape until the thread that the first scrape started is through."""
+    service.clock.now += REFRESH_S
+    deadline = time.monotonic() + 10
+    while not done(found := _drift(service)):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
+    return found
+
+
+def test_drift_is_in_the_metrics(service: Service) -> None:
+    traffic = Two(service)
+    traffic.run(0, 30)
+    service.client.post("/v1/baselines", json={"name": "chat"})
+    first = _drift(service)
+    assert {key[2] for key in first} == {"previous_hour", "chat"}
+    assert first["moescope_layer_drift_bits", "3", "chat"] < 0.001
+    traffic.run(1, 5)
+    moved = _refreshed(service, lambda found: found["moescope_layer_drift_bits", "3", "chat"] > 0.001)
+    answer = service.get("/v1/drift", baseline="chat", start=service.clock.now - REFRESH_S - 270)
+    assert moved["moescope_layer_drift_bits", "3", "chat"] > 0.1
+    assert moved["moescope_worst_layer_drift_bits", "", "chat"] > 0.1
+    assert moved["moescope_new_hot_experts", "", "chat"] == sum(
+        moved["moescope_layer_new_hot_experts", layer, "chat"] for layer in "345"
+    )
+    assert answer["summary"]["worst"] > 0.1
+    service.client.delete("/v1/baselines/chat")
+    gone = _refreshed(service, lambda found: {key[2] for key in found} == {"previous_hour"})
+    assert gone["moescope_worst_layer_drift_bits", "", "previous_hour"] > 0.1
+
+
+def test_idle_has_no_drift(service: Service) -> None:
+    push_fleet(service, rounds=2)
+    assert _drift(service) == {}  # no hour before
+    service.clock.now += 4000
+    assert _refreshed(service, lambda found: not found) == {}
