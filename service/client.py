@@ -33,6 +33,34 @@ def get_bytes(url: str, path: str, params: dict[str, str | None], timeout_s: flo
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
     """
+    return _exchange("GET", url, path, params, None, {}, timeout_s)
+
+
+def send_json(
+    method: str, url: str, path: str, params: dict[str, str | None], body: Any, token: str | None
+) -> Any:
+    """Change something at the service: POST or DELETE, with its bearer token; the answer, None if empty.
+
+    Raises:
+        ServiceUnavailableError: no service there, or it answers with a problem.
+    """
+    headers = {"Content-Type": "application/json"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    content = None if body is None else json.dumps(body).encode()
+    answer = _exchange(method, url, path, params, content, headers, 60.0)
+    return json.loads(answer) if answer else None
+
+
+def _exchange(
+    method: str,
+    url: str,
+    path: str,
+    params: dict[str, str | None],
+    body: bytes | None,
+    headers: dict[str, str],
+    timeout_s: float,
+) -> bytes:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ServiceUnavailableError(f"{url} is not an http address; give one such as http://127.0.0.1:9890")
@@ -41,19 +69,22 @@ def get_bytes(url: str, path: str, params: dict[str, str | None], timeout_s: flo
     connection = kind(parts.hostname, parts.port, timeout=timeout_s)
     try:
         connection.request(
-            "GET", f"{parts.path.rstrip('/')}{path}{('&' if '?' in path else '?') if query else ''}{query}"
+            method,
+            f"{parts.path.rstrip('/')}{path}{('&' if '?' in path else '?') if query else ''}{query}",
+            body,
+            headers,
         )
         response = connection.getresponse()
-        body = response.read()
+        answer = response.read()
     except (OSError, http.client.HTTPException) as error:
         raise ServiceUnavailableError(
             f"no service answers at {url} ({error}): start one with `moescope serve`, or give --url"
         ) from error
     finally:
         connection.close()
-    if response.status != 200:
-        raise ServiceUnavailableError(_detail(body) or f"{url} answers {response.status}")
-    return body
+    if not 200 <= response.status < 300:
+        raise ServiceUnavailableError(_detail(answer) or f"{url} answers {response.status}")
+    return answer
 
 
 def _detail(body: bytes) -> str | None:

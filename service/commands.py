@@ -16,6 +16,7 @@ from rich.live import Live
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.advice_command import ADVISE_HELP, advise
 from moescope.service.client import ServiceUnavailableError, get_json
+from moescope.service.drift_commands import DRIFT_HELP, baseline_commands, drift
 from moescope.service.logs import set_up_logging
 from moescope.service.settings import LogFormat, LogLevel, MetricsLevel, SettingsError, load_settings
 from moescope.service.simulate_command import SIMULATE_HELP, simulate
@@ -89,6 +90,8 @@ def command_line() -> typer.Typer:
     app.command(help=_BALANCE_HELP)(balance)
     app.command(help=_STRAGGLERS_HELP)(stragglers)
     app.command(help=ADVISE_HELP)(advise)
+    app.command(help=DRIFT_HELP)(drift)
+    app.add_typer(baseline_commands(), name="baseline")
     app.command(help=SIMULATE_HELP)(simulate)
     app.add_typer(trace_commands(), name="traces")
     app.command(help="Print the versions of moescope and of its wire.")(version)

@@ -60,7 +60,7 @@ def check(folder: Path, cases: list[dict[str, Any]]) -> None:
 def test_promtool_finds_nothing_wrong() -> None:
     done = promtool("check", "rules", *FILES)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(FILES) == 2
+    assert len(FILES) == 3
 
 
 def test_rules_use_only_metrics_that_exist() -> None:
@@ -140,6 +140,24 @@ ALERTS: dict[str, tuple[Series, Series]] = {
             f'moescope_layer_expert_slots_total{_M},layer="0",expert="0"}}': "0+100x90",
             f'moescope_layer_expert_slots_total{_M},layer="0",expert="1"}}': "0+300x90",
         },
+    ),
+    "MoescopeRoutingDrift": (
+        {
+            f'moescope_median_layer_drift_bits{_M},baseline="chat"}}': "0.05+0x90",
+            f'moescope_drift_sampling_noise_bits{_M},baseline="chat"}}': "0.001+0x90",
+        },
+        {  # as much, of so few tokens that it may be chance
+            f'moescope_median_layer_drift_bits{_M},baseline="chat"}}': "0.05+0x90",
+            f'moescope_drift_sampling_noise_bits{_M},baseline="chat"}}': "0.03+0x90",
+        },
+    ),
+    "MoescopeNewHotExperts": (
+        {f'moescope_layer_new_hot_experts{_M},layer="0",baseline="chat"}}': "0+0x50 2+0x40"},
+        {f'moescope_layer_new_hot_experts{_M},layer="0",baseline="chat"}}': "0+0x70 2+0x5 0+0x20"},
+    ),
+    "MoescopeExpertsDied": (
+        {f'moescope_layer_new_dead_experts{_M},layer="0",baseline="chat"}}': "0+0x50 1+0x40"},
+        {f'moescope_layer_new_dead_experts{_M},layer="0",baseline="chat"}}': "0+0x70 1+0x5 0+0x20"},
     ),
     "MoescopeUncoveredLayers": (
         {f'moescope_uncovered_layers{_M},dp_rank="0"}}': "1+0x90"},
@@ -269,6 +287,26 @@ def test_recorded_balance_adds_up_over_services_and_layers(tmp_path: Path) -> No
         for expr, samples in expect.items()
     }
     check(tmp_path, [{"series": series, "at": "60m", "expect": named}])
+
+
+def test_recorded_drift_takes_the_larger_of_two_services_and_keeps_baselines_apart(tmp_path: Path) -> None:
+    series = {}
+    for baseline, (median, worst, noise) in {
+        "chat": (0.04, 0.2, 0.01),
+        "previous_hour": (0.02, 0.1, 0),
+    }.items():
+        for instance, scale in (("a", 1), ("b", 0.5)):
+            labels = f'{_M},baseline="{baseline}",instance="{instance}"}}'
+            series[f"moescope_median_layer_drift_bits{labels}"] = f"{median * scale}+0x30"
+            series[f"moescope_worst_layer_drift_bits{labels}"] = f"{worst * scale}+0x30"
+            series[f"moescope_drift_sampling_noise_bits{labels}"] = f"{noise * scale}+0x30"
+    chat, hour = (f'{_M},baseline="{name}"}}' for name in ("chat", "previous_hour"))
+    expect = {
+        "round(model:moescope_worst_layer_drift:bits, 0.001)": {chat: 0.2, hour: 0.1},
+        "round(model:moescope_median_layer_drift:bits, 0.001)": {chat: 0.04, hour: 0.02},
+        "round(model:moescope_drift_over_noise:ratio, 0.001)": {chat: 4},
+    }
+    check(tmp_path, [{"series": series, "at": "20m", "expect": expect}])
 
 
 def test_idle_has_no_balance(tmp_path: Path) -> None:

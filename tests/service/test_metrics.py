@@ -182,6 +182,7 @@ def test_each_level_shows_its_families_and_no_others(
 ) -> None:
     service = start_service(min_tokens=1, metrics_level=level)
     _push_both(service)
+    assert service.client.post("/v1/baselines", json={}).status_code == 201
     service.push(frame({0: [1, 1]}, who=producer(server="b"), epoch=EPOCH + 1))
     families = [family for family in CATALOGUE.values() if family.shown(level)]
     assert _names(_series(service)) == {name for family in families for name in family.sample_names}
@@ -190,6 +191,7 @@ def test_each_level_shows_its_families_and_no_others(
 def test_labels_and_types_are_those_of_the_catalogue(start_service: Callable[..., Service]) -> None:
     service = start_service(min_tokens=1, metrics_level=MetricsLevel.LAYER_EXPERT)
     _push_both(service)
+    assert service.client.post("/v1/baselines", json={}).status_code == 201
     text = service.client.get("/metrics").text
     for name, labels in _series(service):
         family = _FAMILY_OF[name]

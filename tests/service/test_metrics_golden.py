@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,14 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from moescope.capture import wire
+from moescope.service.drift.baseline import BaselineBook, baseline_of
+from moescope.service.drift.watch import DriftWatch
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.document import markdown
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.state import LiveState
+from moescope.service.window import merge
 from tests.service.frames import frame, halves, producer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,7 +57,13 @@ def registry() -> CollectorRegistry:
     with instruments.scrape.timed():
         pass
     result = CollectorRegistry()
-    result.register(RoutingCollector(state, settings, instruments))
+    book = BaselineBook()
+    window = merge(state.spans(("prod", "tiny"), None, None))
+    even = window.layers[1].counts + 50
+    changed = replace(window, layers=(window.layers[0], replace(window.layers[1], counts=even)))
+    book.pin(baseline_of(changed, "release-1", "", state.now(), 1))
+    drift = DriftWatch(state, book, settings.min_tokens)
+    result.register(RoutingCollector(state, settings, instruments, drift))
     return result
 
 
