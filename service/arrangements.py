@@ -6,7 +6,7 @@ the first that reports a version tells of it; the last one tells when it was in 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -46,6 +46,7 @@ class Arrangements:
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, str, int], deque[_Held]] = {}
+        self._rises: Counter[tuple[str, str, int]] = Counter()
 
     def note(self, frame: Frame, at: float) -> None:
         """Take the placement of a producer's newest frame into account."""
@@ -63,12 +64,18 @@ class Arrangements:
         late = known and frame.placement.version <= known[-1].placement.version
         if late and frame.epoch / 1e9 <= known[-1].at:
             return
+        self._rises[who.server, who.model, who.pp_rank] += bool(known) and not late
         known.append(_Held(tuple(frame.layers), frame.placement, at, at, {worker}))
 
     def forget(self, server: str, model: str) -> None:
         """Drop what is known of a deployment."""
         for key in [key for key in self._held if key[:2] == (server, model)]:
             del self._held[key]
+            self._rises.pop(key, None)
+
+    def rearrangements(self, server: str, model: str) -> int:
+        """How often the placement's version rose, of the pipeline stage where it did most often."""
+        return max((rises for key, rises in self._rises.items() if key[:2] == (server, model)), default=0)
 
     def of(self, server: str, model: str) -> list[Arrangement]:
         """All that are remembered, by pipeline stage, each stage's rising in time."""

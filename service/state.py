@@ -156,6 +156,11 @@ class LiveState:
         with self._lock:
             return self._arrangements.of(*deployment)
 
+    def rearrangements(self, deployment: Deployment) -> int:
+        """How often a deployment's experts were rearranged, as far as this service saw it."""
+        with self._lock:
+            return self._arrangements.rearrangements(*deployment)
+
     def joins(self, deployment: Deployment) -> dict[int, Status]:
         """How the joins of a deployment's steps go, by pipeline stage."""
         with self._lock:

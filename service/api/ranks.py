@@ -63,7 +63,7 @@ def _dp_rank(rank: int, producers: list[ProducerState]) -> DpRankOut:
         tokens=max(item.totals.tokens for item in producers),
         steps=max(item.totals.steps for item in producers),
         idle_steps=max(item.totals.idle_steps for item in producers),
-        phases=None if phases is None else PhasesOut(**asdict(phases)),
+        phases=None if phases is None else PhasesOut.model_validate(asdict(phases)),
         unseen_layers=unseen_layers(producers),
         producers=[_producer(item) for item in producers],
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from moescope.service.metrics.family import BASELINE, DEPLOYMENT, DP, EP, LAYER, WORKER, Family
+from moescope.service.metrics.family import BASELINE, DEPLOYMENT, DP, EP, LAYER, STAGE, WORKER, Family
 from moescope.service.settings import MetricsLevel
 
 _FAMILIES: Final = (
@@ -34,6 +34,20 @@ _FAMILIES: Final = (
         "steps",
         "Dummy steps, run because another DP rank had work.",
         DP,
+    ),
+    Family(
+        "moescope_phase_tokens_total",
+        "counter",
+        "tokens",
+        "Tokens computed, by phase: prefill, decode, or unknown where the capturer did not tell it.",
+        (*DP, "phase"),
+    ),
+    Family(
+        "moescope_phase_steps_total",
+        "counter",
+        "steps",
+        "Steps by the phases of the DP rank's tokens: prefill, decode, mixed, or unknown.",
+        (*DP, "phase"),
     ),
     Family(
         "moescope_ep_rank_slots_total",
@@ -74,6 +88,65 @@ _FAMILIES: Final = (
         (*LAYER, "expert"),
         MetricsLevel.LAYER_EXPERT,
     ),
+    # Straggler cost: 1 - rate of mean / rate of max; sums, so that several services add up
+    Family(
+        "moescope_straggler_max_slots_total",
+        "counter",
+        "slots",
+        "Slots of the busiest EP rank, summed over joined steps and layers.",
+        DEPLOYMENT,
+    ),
+    Family(
+        "moescope_straggler_mean_slots_total",
+        "counter",
+        "slots",
+        "Mean slots of the EP ranks, summed over joined steps and layers.",
+        DEPLOYMENT,
+    ),
+    Family(
+        "moescope_straggler_hottest_layer_steps_total",
+        "counter",
+        "steps",
+        "(Layer, joined step) pairs in which the EP rank was the busiest; those that tie share it.",
+        EP,
+    ),
+    Family(
+        "moescope_straggler_joined_steps_total",
+        "counter",
+        "steps",
+        "Steps of which the loads of all ranks of the pipeline stage are known.",
+        STAGE,
+    ),
+    Family(
+        "moescope_straggler_incomplete_steps_total",
+        "counter",
+        "steps",
+        "Steps that were given up, as the loads of some rank did not come.",
+        STAGE,
+    ),
+    Family(
+        "moescope_straggler_pending_steps",
+        "gauge",
+        "steps",
+        "Steps that wait for the loads of some rank.",
+        STAGE,
+    ),
+    Family(
+        "moescope_layer_straggler_max_slots_total",
+        "counter",
+        "slots",
+        "Slots of the busiest EP rank in the layer, summed over joined steps.",
+        LAYER,
+        MetricsLevel.LAYER_RANK,
+    ),
+    Family(
+        "moescope_layer_straggler_mean_slots_total",
+        "counter",
+        "slots",
+        "Mean slots of the EP ranks in the layer, summed over joined steps.",
+        LAYER,
+        MetricsLevel.LAYER_RANK,
+    ),
     # Balance over the last window
     Family("moescope_window_seconds", "gauge", "seconds", "Length of the window of the balance gauges."),
     Family(
@@ -81,6 +154,13 @@ _FAMILIES: Final = (
         "gauge",
         "ratio",
         "Sum over layers of the busiest EP rank's slots / sum over layers of the mean; 1 is best.",
+        DEPLOYMENT,
+    ),
+    Family(
+        "moescope_straggler_cost_ratio",
+        "gauge",
+        "ratio",
+        "Share of MoE work time that EP ranks wait for the busiest, from joined steps; 0 is best.",
         DEPLOYMENT,
     ),
     Family(
@@ -227,6 +307,13 @@ _FAMILIES: Final = (
         "",
         "Version of the placement of experts; rises with each rearrangement.",
         DP,
+    ),
+    Family(
+        "moescope_rearrangements_total",
+        "counter",
+        "",
+        "Rearrangements of experts, as by EPLB: rises of the placement's version that the service saw.",
+        DEPLOYMENT,
     ),
     Family(
         "moescope_producer_start_time_seconds",

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.assessment import assess
 from moescope.service.drift.watch import DriftWatch
-from moescope.service.metrics import parts
+from moescope.service.metrics import parts, step_parts
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.drift_part import drift_gauges
 from moescope.service.metrics.family import Family
@@ -68,7 +68,9 @@ class RoutingCollector(Collector):
         self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
         self._parts: dict[str, Part] = {
             "ranks": _each(parts.rank_counters),
+            "phases": _each(step_parts.phase_counters),
             "ep_ranks": _each(parts.ep_counters),
+            "stragglers": self._stragglers,
             "balance": self._balance,
             "drift": self._drifts,
             "capture": _each(parts.capture_health),
@@ -148,8 +150,13 @@ class RoutingCollector(Collector):
         yield Sample("moescope_window_seconds", (), self._settings.window_s)
         start = self._state.now() - self._settings.window_s
         for group in found:
-            window = merge(self._state.spans(group.deployment, start, None))
-            yield from parts.balance_gauges(group.deployment, assess(window, self._settings.min_tokens))
+            spans = self._state.spans(group.deployment, start, None)
+            found_here = assess(merge(spans), self._settings.min_tokens)
+            yield from parts.balance_gauges(group.deployment, found_here)
+            yield from step_parts.straggler_gauge(group.deployment, spans)
+
+    def _stragglers(self, found: list[Group]) -> Iterator[Found]:
+        return step_parts.straggler_samples(self._state, found)
 
     def _drifts(self, found: list[Group]) -> Iterator[Found]:
         if self._drift is None:

@@ -12,6 +12,7 @@ DP: Final = (*DEPLOYMENT, "dp_rank")
 EP: Final = (*DEPLOYMENT, "ep_rank")
 LAYER: Final = (*DEPLOYMENT, "layer")
 BASELINE: Final = (*DEPLOYMENT, "baseline")
+STAGE: Final = (*DEPLOYMENT, "pp_rank")
 WORKER: Final = (*DP, "pp_rank", "tp_rank")
 
 _LEVELS: Final = tuple(MetricsLevel)

@@ -8,7 +8,7 @@ windowed share is the same of the window's sums by rank: where other ranks are h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from moescope.service.balance import max_and_mean
 from moescope.service.layout import FloatArray
 from moescope.service.state import ProducerSpan
+from moescope.service.totals import Totals
 from moescope.service.window import LayerWindow, ModelWindow
 
 
@@ -69,14 +70,18 @@ class Cost:
 
 def cost_of(spans: Sequence[ProducerSpan]) -> Cost:
     """What the producers of one deployment were credited with in a window."""
+    return cost_in((item.producer.latest.producer.pp_rank, item.span.delta) for item in spans)
+
+
+def cost_in(totals: Iterable[tuple[int, Totals]]) -> Cost:
+    """The same from totals, or differences of them, with their pipeline stages."""
     layers: dict[int, LayerCost] = {}
     stages: dict[int, StageSteps] = {}
-    for item in spans:
-        delta = item.span.delta
+    for pp_rank, delta in totals:
         found = delta.stragglers
         if found is None or not (found.joined or found.incomplete):
             continue
-        stages[item.producer.latest.producer.pp_rank] = StageSteps(found.joined, found.incomplete)
+        stages[pp_rank] = StageSteps(found.joined, found.incomplete)
         if not found.joined:
             continue
         for i, layer in enumerate(delta.layout.layers):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -24,6 +25,9 @@ from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, halves, producer
 
 _FAMILY_OF = {name: family for family in CATALOGUE.values() for name in family.sample_names}
+
+LOADS = np.array([[[200, 100], [150, 50]]])
+"""Slots of one step's tokens, by layer and EP rank."""
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -45,6 +49,7 @@ def _push_both(service: Service, scale: int = 1, seq: int = 1) -> None:
             idle_steps=7,
             drops={"late": 2},
             traces={"captured": 5, "delivered": 3, "dropped_buffer_full": 1},
+            step_loads=wire.pack_step_loads(seq - 1, seq, np.array([seq - 1]), LOADS, 4),
         )
         assert service.push(made).status_code == 200
 
@@ -240,3 +245,45 @@ def test_a_failing_part_never_fails_the_scrape(clock: Clock, monkeypatch: pytest
     assert 'moescope_scrape_part_success{part="ranks"} 1.0' in text
     assert 'moescope_tokens_total{dp_rank="0",model="tiny",server="prod"} 1.0' in text
     assert "moescope_snapshot_age_seconds{" not in text
+
+
+def test_phases_add_up_and_steps_of_unknown_phase_are_told_apart(service: Service) -> None:
+    told = {"decode": {0: [1, 1]}, "decode_steps": 2, "mixed_steps": 1}
+    service.push(frame({0: [4, 4]}, steps=2))
+    service.push(frame({0: [3, 3]}, steps=4, epoch=EPOCH + 9, **told))
+    series = _series(service)
+    phases = ("prefill", "decode", "mixed", "unknown")
+    tokens, steps = (
+        [_value(series, f"moescope_phase_{unit}_total", dp_rank="0", phase=phase) for phase in phases]
+        for unit in ("tokens", "steps")
+    )
+    assert tokens == [2, 1, None, 4]
+    assert steps == [1, 2, 1, 2]
+    assert _value(series, "moescope_tokens_total", dp_rank="0") == 7
+    assert _value(series, "moescope_steps_total", dp_rank="0") == 6
+
+
+def test_straggler_sums_give_the_cost_and_other_services_can_be_added(service: Service) -> None:
+    _push_both(service)
+    _push_both(service, scale=2, seq=2)
+    series = _series(service)
+    most = _value(series, "moescope_straggler_max_slots_total")
+    mean = _value(series, "moescope_straggler_mean_slots_total")
+    assert (most, mean) == (2 * 2 * (200 + 150), 2 * 2 * (150 + 100))
+    assert _value(series, "moescope_straggler_cost_ratio") == pytest.approx(1 - 250 / 350)
+    assert _value(series, "moescope_layer_straggler_max_slots_total", layer="3") == 600
+    assert _value(series, "moescope_straggler_hottest_layer_steps_total", ep_rank="0") == 4
+    assert _value(series, "moescope_straggler_joined_steps_total", pp_rank="0") == 2
+
+
+def test_rearrangements_are_counted_once_and_restarts_are_none(service: Service) -> None:
+    def push(dp_rank: int, seq: int, version: int, epoch: int = EPOCH) -> None:
+        placed = halves(2, 1, version=version)
+        made = frame({0: [seq, seq]}, who=_rank(dp_rank), seq=seq, epoch=epoch, placement=placed)
+        assert service.push(made).status_code == 200
+
+    for seq, version in ((1, 3), (2, 4), (3, 6)):
+        push(0, seq, version)
+        push(1, seq, version)
+    push(0, 1, 0, epoch=EPOCH + 200 * 10**9)
+    assert _value(_series(service), "moescope_rearrangements_total") == 2

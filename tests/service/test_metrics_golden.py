@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -26,6 +27,8 @@ from moescope.service.state import LiveState
 from moescope.service.window import merge
 from tests.service.frames import frame, halves, producer
 
+LOADS = np.array([[[6, 2], [4, 4]], [[0, 3], [3, 0]]])
+"""Slots of two steps' tokens, by layer and EP rank."""
 GOLDEN = Path(__file__).parent / "golden"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 HOW = "is not what the code makes; if that is wanted, run: python -m tests.service.test_metrics_golden"
@@ -48,6 +51,11 @@ def registry() -> CollectorRegistry:
             idle_steps=7,
             drops={"late": 2},
             traces={"captured": 5, "delivered": 3, "dropped_fault": 1},
+            decode={0: [1_000_000, 100, 0, 0], 3: [100, 0, 0, 0]},
+            steps=90,
+            decode_steps=80,
+            mixed_steps=7,
+            step_loads=wire.pack_step_loads(40, 44, np.array([40, 42]), LOADS * (1 + dp_rank), 4),
         )
         with instruments.ingest.timed():
             state.ingest(made)

@@ -1,0 +1,68 @@
+"""Parts of the catalogue about phases and steps: see ``parts``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from moescope.service.metrics.parts import Found, Group
+from moescope.service.metrics.samples import Sample
+from moescope.service.phases import split_by_phase
+from moescope.service.state import Deployment, LiveState, ProducerSpan
+from moescope.service.stragglers.stage import Status
+from moescope.service.stragglers.window import cost_in, cost_of, straggler_cost
+
+
+def phase_counters(group: Group) -> Iterable[Found]:
+    """Tokens and steps of each DP rank by phase; they add up to those of both."""
+    for rank, members in group.by_dp_rank():
+        work = split_by_phase([item.totals for item in members])
+        labels = (*group.deployment, str(rank))
+        told = work.prefill_tokens or work.decode_tokens or not work.unknown_tokens
+        unknown = {"unknown": (work.unknown_tokens, work.unknown_steps)} if work.unknown_tokens else {}
+        known = {
+            "prefill": (work.prefill_tokens, work.prefill_steps),
+            "decode": (work.decode_tokens, work.decode_steps),
+        }
+        for phase, (tokens, steps) in ({**known, **unknown} if told else unknown).items():
+            yield Sample("moescope_phase_tokens_total", (*labels, phase), tokens)
+            yield Sample("moescope_phase_steps_total", (*labels, phase), steps)
+        if told:
+            yield Sample("moescope_phase_steps_total", (*labels, "mixed"), work.mixed_steps)
+
+
+def straggler_samples(state: LiveState, groups: list[Group]) -> Iterator[Found]:
+    """Sums over joined steps, and how the joins go; nothing where no loads of steps ever came."""
+    for group in groups:
+        if group.total.ep_size > 1:
+            rises = state.rearrangements(group.deployment)
+            yield Sample("moescope_rearrangements_total", group.deployment, rises)
+        yield from _sums(group, state.joins(group.deployment))
+
+
+def straggler_gauge(deployment: Deployment, spans: list[ProducerSpan]) -> Iterable[Found]:
+    """Straggler cost over the last window; without a joined step there is no series."""
+    cost = straggler_cost(*cost_of(spans).sums)
+    if cost is not None:
+        yield Sample("moescope_straggler_cost_ratio", deployment, cost)
+
+
+def _sums(group: Group, joins: dict[int, Status]) -> Iterator[Found]:
+    deployment = group.deployment
+    cost = cost_in((item.latest.producer.pp_rank, item.totals) for item in group.producers)
+    for rank, status in joins.items():
+        yield Sample("moescope_straggler_pending_steps", (*deployment, str(rank)), status.pending)
+    for rank, stage in cost.stages.items():
+        labels = (*deployment, str(rank))
+        yield Sample("moescope_straggler_joined_steps_total", labels, stage.joined)
+        yield Sample("moescope_straggler_incomplete_steps_total", labels, stage.incomplete)
+    if not cost.layers:
+        return
+    most, mean = cost.sums
+    yield Sample("moescope_straggler_max_slots_total", deployment, most)
+    yield Sample("moescope_straggler_mean_slots_total", deployment, mean)
+    for rank, steps in enumerate(cost.hottest.tolist()):
+        yield Sample("moescope_straggler_hottest_layer_steps_total", (*deployment, str(rank)), steps)
+    for layer in cost.layers:
+        labels = (*deployment, str(layer.layer))
+        yield Sample("moescope_layer_straggler_max_slots_total", labels, layer.max_slots)
+        yield Sample("moescope_layer_straggler_mean_slots_total", labels, layer.mean_slots)
