@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moescope.capture.vllm_requests import BatchOrder, StepRequests, read_requests
+from moescope.capture.vllm_requests import BatchOrder, StepRequests, prompt_length, read_requests
 from moescope.capture.wire import Int64Array
 
 logger = logging.getLogger("vllm.moescope")
@@ -61,13 +61,18 @@ class BatchWatch:
         self._order = BatchOrder(vllm_config, self._ordered)
         self._failed = False
 
-    def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
-        """A step is about to run, or a call that only says which requests are done."""
+    def step_begins(self, scheduler_output: Any, model_runner: Any, wanted: bool = True) -> None:
+        """A step is about to run, or a call that only says which requests are done.
+
+        Nothing is told of a step that isn't `wanted`, which costs next to nothing.
+        """
         if self._failed:
             return
         try:
+            self._note_prompts(scheduler_output)
+            if not wanted:
+                return
             step = read_requests(scheduler_output)
-            self._note_prompts(step)
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             self._fail(error)
             return
@@ -88,11 +93,11 @@ class BatchWatch:
         self._step = None
         self._order.close()
 
-    def _note_prompts(self, step: StepRequests) -> None:
-        for request_id in step.finished:
+    def _note_prompts(self, scheduler_output: Any) -> None:
+        for request_id in scheduler_output.finished_req_ids:
             self._prompts.pop(request_id, None)
-        for new in step.new:
-            self._prompts[new.request_id] = new.prompt_tokens
+        for new in scheduler_output.scheduled_new_reqs:
+            self._prompts[new.req_id] = prompt_length(new)
 
     def _ordered(self, order: Sequence[str]) -> None:
         step, self._step = self._step, None

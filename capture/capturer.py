@@ -8,12 +8,16 @@ import logging
 import weakref
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from moescope.capture.counting import CountBuffers
 from moescope.capture.layout import Ranks, RowSpan, locate_rows
+from moescope.capture.phases import PhaseUploads, UInt8Array
 from moescope.capture.settings import OnError
+from moescope.capture.step_word import Phase, pack_step
 from moescope.capture.strategies import ReferencesUnsafeError, choose_strategy, fallback
+from moescope.capture.totals import StepTokens, Totals
 from moescope.capture.vllm_seam import StepRows
 
 logger = logging.getLogger("vllm.moescope")
@@ -28,8 +32,7 @@ class RoutingCapturer:
 
     Attributes:
         buffers: the counts.
-        tokens, steps: of this DP rank so far, steps that computed no token left out.
-        idle_steps: dummy steps, run because another DP rank had work.
+        totals: tokens and steps of this DP rank so far.
         disabled_reason: why capture has stopped for good, or None.
     """
 
@@ -41,16 +44,17 @@ class RoutingCapturer:
         on_error: OnError = OnError.RAISE,
     ) -> None:
         self.buffers = buffers
-        self.tokens = 0
-        self.steps = 0
-        self.idle_steps = 0
+        self.totals = Totals()
         self.disabled_reason: str | None = None
         self._ranks = ranks
         self._step_rows = step_rows
         self._on_error = on_error
         self._strategy = choose_strategy(buffers)
         self._fallback = fallback(self._strategy, buffers)
-        self._in_step = False
+        self._uploads = PhaseUploads(buffers.phases)
+        self._step: StepTokens | None = None
+        self._slot = 0
+        self._awaits_phases = False
         self._handle = next(_handles)
         _capturers[self._handle] = self
 
@@ -59,25 +63,62 @@ class RoutingCapturer:
         """How routing calls become counts: the name of a `Strategy`."""
         return self._strategy.name
 
-    def begin_step(self, num_tokens: int) -> None:
-        """A step with this many true tokens begins; the value reaches the device in the stream's order."""
-        if num_tokens > 0 and self.disabled_reason is None:
-            self._in_step = True
-            self._strategy.begin_step()
-            self.buffers.num_valid.fill_(num_tokens)
+    @property
+    def tokens(self) -> int:
+        """That this DP rank computed so far."""
+        return self.totals.tokens
 
-    def end_step(self, num_tokens: int) -> None:
+    @property
+    def awaits_phases(self) -> bool:
+        """Whether the step under way has tokens of both phases, and `set_phases` was not called."""
+        return self._awaits_phases
+
+    def begin_step(self, num_tokens: int, decode_tokens: int = 0) -> None:
+        """A step with this many true tokens begins; all of that reaches the device in the stream's order.
+
+        A step of both phases needs `set_phases` as well, before its forward pass is enqueued.
+        """
+        if num_tokens == 0 or self.disabled_reason is not None:
+            return
+        self._step = StepTokens(num_tokens, decode_tokens)
+        ring, phase = self.buffers.ring, self._step.phase
+        self._slot = 0 if ring is None else ring.begin_step(self.totals.forward_passes)
+        self._strategy.begin_step()
+        self._awaits_phases = phase is Phase.MIXED
+        self._announce(Phase.PREFILL if phase is Phase.MIXED else phase)
+
+    def set_phases(self, phases: UInt8Array) -> None:
+        """`Phase` of each true token of the step under way, in the order of the batch's rows: uint8 [tokens].
+
+        Raises:
+            ValueError: they are not as many as the step's tokens.
+        """
+        step = self._step
+        if step is None or not self._awaits_phases:
+            return
+        if len(phases) != step.tokens or int(np.count_nonzero(phases)) != step.decode:
+            raise ValueError(f"{len(phases)} phases, {np.count_nonzero(phases)} of decode, for {step}")
+        self._uploads.upload(phases)
+        self._announce(Phase.MIXED)
+        self._awaits_phases = False
+
+    def end_step(self) -> None:
         """The step's forward pass is enqueued: what follows counts nothing until the next step."""
-        self._in_step = False
-        if num_tokens > 0 and self.disabled_reason is None:
+        step, self._step = self._step, None
+        if step is not None and self.disabled_reason is None:
             self._strategy.end_step()
-            self.buffers.num_valid.zero_()
-            self.tokens += num_tokens
-            self.steps += 1
+            self.buffers.step_word.zero_()
+            self.totals = self.totals.with_step(step, phases_known=not self._awaits_phases)
+        self._awaits_phases = False
 
     def idle_step(self) -> None:
         """A dummy step was run."""
-        self.idle_steps += 1
+        self.totals = self.totals._replace(idle_steps=self.totals.idle_steps + 1)
+
+    def _announce(self, phase: Phase) -> None:
+        """Tell the kernels of the step under way. One fill, and one more in a step of both phases."""
+        assert self._step is not None
+        self.buffers.step_word.fill_(pack_step(self._step.tokens, phase, self._slot))
 
     def record(self, ordinal: int, topk_ids: torch.Tensor) -> None:
         """Count a routing call: logical expert ids, any integer dtype [n, top_k], of one layer.
@@ -97,7 +138,7 @@ class RoutingCapturer:
         if self.disabled_reason is None:
             self.disabled_reason = reason
             with contextlib.suppress(Exception):  # on a device that has failed this does too
-                self.buffers.num_valid.zero_()
+                self.buffers.step_word.zero_()
             logger.error("moescope: capture is off for good, the server serves on: %s", reason)
 
     def _record_eager(self, ordinal: int, topk_ids: torch.Tensor, flat: torch.Tensor, traced: bool) -> None:
@@ -125,7 +166,7 @@ class RoutingCapturer:
         except ReferencesUnsafeError as error:
             # It shows in the first pass, which vLLM runs before it serves; in a step that counts, the ids of
             # earlier layers are gone.
-            if self._in_step:
+            if self._step is not None:
                 raise
             self._fall_back(str(error))
             self._strategy.record(ordinal, topk_ids, span, flat)

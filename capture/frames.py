@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from moescope.capture.snapshot import Snapshot
+from moescope.capture.step_history import StepHistory
+from moescope.capture.step_word import Phase
 from moescope.capture.wire import (
     WIRE_MAJOR,
     WIRE_MINOR,
@@ -31,6 +33,7 @@ class FrameBuilder:
         placement: Placement | None,
         strategy: Callable[[], str] = lambda: "",
         traces: Callable[[], Mapping[str, int]] = dict,
+        history: StepHistory | None = None,
     ) -> None:
         self._producer = producer
         self._epoch = epoch
@@ -39,13 +42,18 @@ class FrameBuilder:
         self._placement = placement
         self._strategy = strategy
         self._traces = traces
+        self._history = history
         self._num_slots = sum(layer.num_experts for layer in layers)
         self._seq = 0
 
     def build(self, snapshot: Snapshot, drops: Mapping[str, int]) -> Frame:
-        """The next frame, with these totals."""
+        """The next frame, with these totals, and the loads of steps that no frame has delivered."""
         self._seq += 1
-        reason = snapshot.disabled_reason
+        reason, totals, history = snapshot.disabled_reason, snapshot.totals, self._history
+        counts = snapshot.flat[: 2 * self._num_slots].reshape(2, -1)
+        rows = snapshot.flat[2 * self._num_slots :].reshape(2, -1)
+        phased = totals.phases_known
+        lost = {} if history is None else {"steps_lost": history.lost}
         return Frame(
             wire=(WIRE_MAJOR, WIRE_MINOR),
             producer=self._producer,
@@ -56,13 +64,24 @@ class FrameBuilder:
             state_reason=(reason or "")[:MAX_REASON],
             layers=self._layers,
             uncovered=self._uncovered,
-            counts=pack_counts(snapshot.flat[: self._num_slots]),
-            rows=pack_counts(snapshot.flat[self._num_slots :]),
-            tokens=snapshot.tokens,
-            steps=snapshot.steps,
-            idle_steps=snapshot.idle_steps,
+            counts=pack_counts(counts.sum(axis=0)),
+            rows=pack_counts(rows.sum(axis=0)),
+            tokens=totals.tokens,
+            steps=totals.steps,
+            idle_steps=totals.idle_steps,
             placement=self._placement,
             strategy=self._strategy(),
-            drops=dict(drops),
+            drops=dict(drops) | lost,
             traces=dict(self._traces()),
+            decode_counts=pack_counts(counts[Phase.DECODE]) if phased else b"",
+            decode_rows=pack_counts(rows[Phase.DECODE]) if phased else b"",
+            decode_tokens=totals.decode_tokens if phased else 0,
+            decode_steps=totals.decode_steps if phased else 0,
+            mixed_steps=totals.mixed_steps if phased else 0,
+            step_loads=None if history is None else history.pack(),
         )
+
+    def delivered(self) -> None:
+        """The last frame has arrived."""
+        if self._history is not None:
+            self._history.delivered()

@@ -125,6 +125,7 @@ class FrameSender:
         except DeliveryError as error:
             self._put_off(error)
             return
+        self._builder.delivered()
         if not self._reachable:
             self._log.log(
                 "recovered",

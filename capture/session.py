@@ -15,13 +15,16 @@ from moescope.capture.binding import RouterBinding
 from moescope.capture.capturer import RoutingCapturer
 from moescope.capture.counting import CountBuffers
 from moescope.capture.frames import FrameBuilder
+from moescope.capture.load_ring import LoadRing, ring_for
+from moescope.capture.phases import PhaseTracker
 from moescope.capture.sender import FrameSender
 from moescope.capture.settings import CaptureSettings
 from moescope.capture.snapshot import SnapshotTaker
+from moescope.capture.step_history import StepHistory
 from moescope.capture.strategies import TorchPerLayer
 from moescope.capture.trace_session import TraceSession
 from moescope.capture.transport import HttpTransport
-from moescope.capture.vllm_requests import StepRequests, scheduled_tokens, why_not_traceable
+from moescope.capture.vllm_requests import StepRequests, why_not_traceable
 from moescope.capture.wire import MoeLayer, Producer
 
 logger = logging.getLogger("vllm.moescope")
@@ -39,13 +42,18 @@ class CaptureSession:
     ):
         survey = vllm_seam.survey_model(model, vllm_config)
         layers = [layer.spec for layer in survey.routed]
-        buffers = CountBuffers(layers, device)
+        producer, epoch = vllm_seam.read_producer(vllm_config, settings.server), time.time_ns()
+        ring = _open_ring(survey, producer, vllm_config, device)
+        buffers = CountBuffers(layers, device, vllm_config.scheduler_config.max_num_batched_tokens, ring)
         self.capturer = RoutingCapturer(
             buffers, vllm_seam.read_ranks(vllm_config), vllm_seam.step_rows, settings.on_error
         )
         self._binding = RouterBinding(survey.routed, self.capturer)
-        self._taker = SnapshotTaker(buffers.flat, self.capturer, settings.interval)
-        producer, epoch = vllm_seam.read_producer(vllm_config, settings.server), time.time_ns()
+        history = None if ring is None else StepHistory(ring.version)
+        self._taker = SnapshotTaker(
+            buffers.flat, self.capturer, settings.interval, ring=ring, history=history
+        )
+        self._phases = PhaseTracker()
         self._traces = _open_traces(
             layers, producer, epoch, settings, vllm_config, device, self.capturer.strategy
         )
@@ -59,12 +67,12 @@ class CaptureSession:
             placement=survey.placement,
             strategy=lambda: self.capturer.strategy,
             traces=dict if self._traces is None else self._traces.accounts,
+            history=history,
         )
         self._sender = FrameSender(
             self._taker, builder, HttpTransport(settings.endpoint, settings.token), settings.interval
         )
         self._watch = BatchWatch(vllm_config, self._requests_read, self._laid_out, self._watch_failed)
-        self._num_tokens = 0
         self._serving = False
         self._started = False
         self._binding.bind()
@@ -90,7 +98,8 @@ class CaptureSession:
         """A step is about to be enqueued; the scheduler's output says what it computes and what is done."""
         if self._serving:
             self._guarded(lambda: self._begin(scheduler_output))
-            self._watch.step_begins(scheduler_output, model_runner)
+            wanted = self._traces is not None or self.capturer.awaits_phases
+            self._watch.step_begins(scheduler_output, model_runner, wanted)
 
     def step_ends(self) -> None:
         """The step is enqueued."""
@@ -115,11 +124,8 @@ class CaptureSession:
         self._guarded(self._sender.stop)
 
     def _begin(self, scheduler_output: Any) -> None:
-        self._num_tokens = 0
-        num_tokens = scheduled_tokens(scheduler_output)
         self._taker.step_begins()
-        self.capturer.begin_step(num_tokens)
-        self._num_tokens = num_tokens
+        self.capturer.begin_step(*self._phases.begin_step(scheduler_output))
 
     def _requests_read(self, step: StepRequests) -> None:
         if self._traces is not None:
@@ -127,15 +133,17 @@ class CaptureSession:
 
     def _laid_out(self, layout: BatchLayout) -> None:
         """The step's batch is laid out and its forward pass not enqueued; not called where it isn't known."""
+        if self.capturer.awaits_phases:
+            self._guarded(lambda: self.capturer.set_phases(self._phases.of_tokens(layout.request_ids)))
         if self._traces is not None:
-            self._traces.lay_out(layout, self.capturer.steps + self.capturer.idle_steps)
+            self._traces.lay_out(layout, self.capturer.totals.forward_passes)
 
     def _watch_failed(self) -> None:
         if self._traces is not None:
             self._traces.give_up()
 
     def _end(self) -> None:
-        self.capturer.end_step(self._num_tokens)
+        self.capturer.end_step()
         self._taker.step_ends()
 
     def _idle(self) -> None:
@@ -148,6 +156,15 @@ class CaptureSession:
             action()
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             self.capturer.disable(f"internal fault: {error!r}")
+
+
+def _open_ring(
+    survey: vllm_seam.MoeSurvey, producer: Producer, vllm_config: Any, device: torch.device
+) -> LoadRing | None:
+    """The loads of single steps, where a step has the same number on all DP ranks and experts stay put."""
+    if not vllm_seam.steps_compare(vllm_config):
+        return None
+    return ring_for([layer.spec for layer in survey.routed], survey.placement, producer.ep_size, device)
 
 
 def _open_traces(

@@ -1,4 +1,7 @@
-"""Snapshots of the counts: they leave the step's path as one asynchronous copy, and nothing there waits."""
+"""Snapshots of the counts and of the ring of loads.
+
+They leave the step's path as one asynchronous copy, or a few, and nothing there waits.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
+from moescope.capture.load_ring import LoadRing, RingSteps
+from moescope.capture.step_history import RingPart, StepHistory
+from moescope.capture.totals import Totals
 from moescope.capture.wire import Int64Array
 
 NUM_SLOTS = 3
 
 
-class Totals(Protocol):
-    """What a snapshot is taken of (see `RoutingCapturer`)."""
+class Source(Protocol):
+    """What a snapshot is taken of, besides the counts (see `RoutingCapturer`)."""
 
-    tokens: int
-    steps: int
-    idle_steps: int
+    totals: Totals
     disabled_reason: str | None
 
 
@@ -29,28 +34,44 @@ class Totals(Protocol):
 class Snapshot:
     """The totals at one moment, all of the same moment.
 
-    ``flat`` is int64 [S + L] on the host, laid out as `CountBuffers.flat`; it is the reader's own copy.
+    ``flat`` is int64 on the host, laid out as `CountBuffers.flat`; it is the reader's own copy.
     """
 
     flat: Int64Array
-    tokens: int
-    steps: int
-    idle_steps: int
+    totals: Totals
     disabled_reason: str | None
     captured_at_ns: int
+
+
+class _Copy:
+    """Room for one tensor: device staging, and host memory, which is pinned if there is a device."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        on_device = like.device.type != "cpu"
+        self.staging = torch.empty_like(like) if on_device else None
+        self.host = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=on_device)
+
+    @property
+    def first(self) -> torch.Tensor:
+        """Where to copy in the steps' stream."""
+        return self.host if self.staging is None else self.staging
+
+    def to_host(self, size: int) -> None:
+        """The first `size` entries go on to the host, in the current stream."""
+        if self.staging is not None and size:
+            self.host[:size].copy_(self.staging[:size], non_blocking=True)
 
 
 class _Slot:
     """Room for one snapshot on its way to the host: device staging, pinned host memory, an event."""
 
-    def __init__(self, like: torch.Tensor) -> None:
-        self.on_device = like.device.type != "cpu"
-        self.staging = torch.empty_like(like) if self.on_device else None
-        self.host = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=self.on_device)
-        self.event = torch.cuda.Event() if self.on_device else None  # type: ignore[no-untyped-call]
-        self.tokens = 0
-        self.steps = 0
-        self.idle_steps = 0
+    def __init__(self, flat: torch.Tensor, ring: LoadRing | None) -> None:
+        on_device = flat.device.type != "cpu"
+        self.counts = _Copy(flat)
+        self.loads = None if ring is None else _Copy(ring.loads)
+        self.event = torch.cuda.Event() if on_device else None  # type: ignore[no-untyped-call]
+        self.totals = Totals()
+        self.steps = RingSteps(0, np.zeros(0, np.int64))
         self.disabled_reason: str | None = None
         self.captured_at_ns = 0
         self.after_step = 0
@@ -69,6 +90,10 @@ class SnapshotTaker:
     to pinned memory in a side stream, whose event is polled. With all slots under way a snapshot is put off,
     which costs resolution only.
 
+    Args:
+        ring, history: the loads of single steps leave the ring with the snapshots, and go to the history,
+            each once, in the reader's thread; of the ring only the steps that were not read yet are copied.
+
     Attributes:
         put_off: snapshots that found no free slot.
     """
@@ -76,16 +101,21 @@ class SnapshotTaker:
     def __init__(
         self,
         flat: torch.Tensor,
-        totals: Totals,
+        source: Source,
         interval: float,
         clock: Callable[[], float] = time.monotonic,
+        ring: LoadRing | None = None,
+        history: StepHistory | None = None,
     ) -> None:
         self.put_off = 0
         self._flat = flat
-        self._totals = totals
+        self._source = source
+        self._ring = ring
+        self._history = history
+        self._ring_read = 0
         self._interval = interval
         self._clock = clock
-        self._free = deque(_Slot(flat) for _ in range(NUM_SLOTS))
+        self._free = deque(_Slot(flat, ring) for _ in range(NUM_SLOTS))
         self._under_way: deque[_Slot] = deque()
         self._due = clock()
         self._collecting = threading.Lock()
@@ -179,35 +209,43 @@ class SnapshotTaker:
             slot = self._free.popleft()
         except IndexError:
             return None
-        totals = self._totals
-        slot.tokens, slot.steps, slot.idle_steps = totals.tokens, totals.steps, totals.idle_steps
-        slot.disabled_reason = totals.disabled_reason
+        slot.totals, slot.disabled_reason = self._source.totals, self._source.disabled_reason
         slot.captured_at_ns = time.time_ns()
         slot.after_step, slot.torn = after_step, False
-        if slot.staging is None or slot.event is None or self._side is None:
-            slot.host.copy_(self._flat)
+        if slot.event is None or self._side is None:
+            self._copy(slot)
             return slot
         with torch.cuda.stream(self._stream):
-            slot.staging.copy_(self._flat)
+            self._copy(slot)
             slot.event.record()
         self._side.wait_event(slot.event)
         with torch.cuda.stream(self._side):
-            slot.host.copy_(slot.staging, non_blocking=True)
+            slot.counts.to_host(self._flat.numel())
+            if slot.loads is not None:
+                slot.loads.to_host(len(slot.steps.numbers))
             slot.event.record()
         return slot
+
+    def _copy(self, slot: _Slot) -> None:
+        """Copy the counts, and the ring's steps that nobody has read, in the steps' stream."""
+        slot.counts.first.copy_(self._flat)
+        if self._ring is not None and slot.loads is not None:
+            slot.steps = self._ring.copy_since(self._ring_read, slot.loads.first)
 
     def _publish(self, slot: _Slot) -> None:
         self._taken_after_step = slot.after_step
         self._due = self._clock() + self._interval
         self._under_way.append(slot)
 
-    @staticmethod
-    def _read(slot: _Slot) -> Snapshot:
+    def _read(self, slot: _Slot) -> Snapshot:
+        if self._history is not None and slot.loads is not None:
+            first, numbers = slot.steps
+            loads = slot.loads.host[: len(numbers)].numpy().copy()
+            self._history.add(RingPart(first, numbers, loads, slot.totals.forward_passes))
+            self._ring_read = max(self._ring_read, first + len(numbers))
         return Snapshot(
-            flat=slot.host.numpy().copy(),
-            tokens=slot.tokens,
-            steps=slot.steps,
-            idle_steps=slot.idle_steps,
+            flat=slot.counts.host.numpy().copy(),
+            totals=slot.totals,
             disabled_reason=slot.disabled_reason,
             captured_at_ns=slot.captured_at_ns,
         )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from moescope.capture.counting import CountBuffers
-from moescope.capture.kernels import launch_layer, launch_step, num_bins, supports
+from moescope.capture.kernel_launch import launch_layer, launch_step, supports
 from moescope.capture.layout import RowSpan
 from moescope.capture.pointer_tables import PointerTables, table_entry
 from moescope.capture.strategies import ReferencesUnsafeError
@@ -51,7 +51,6 @@ class KernelPerStep:
     def __init__(self, buffers: CountBuffers) -> None:
         self._buffers = buffers
         self._tables = PointerTables(buffers.layers, buffers.flat.device)
-        self._bins = num_bins(max(layer.num_experts for layer in buffers.layers))
         self._last = len(buffers.layers) - 1
         self._kept: dict[int, _Kept] = {}
         self._addresses: set[int] = set()
@@ -127,19 +126,11 @@ class KernelPerStep:
         for dtype in {layer.topk_ids.dtype: None for layer in kept.values()}:
             mine = {ordinal: layer for ordinal, layer in kept.items() if layer.topk_ids.dtype == dtype}
             max_slots = max(layer.span.count * layer.topk_ids.shape[1] for layer in mine.values())
-            if max_slots == 0:
+            if max_slots == 0 and self._buffers.ring is None:
                 continue  # rows that another worker counts
             entries = {ordinal: table_entry(layer.topk_ids, layer.span) for ordinal, layer in mine.items()}
             table = self._tables.for_graph(entries) if capturing else self._tables.for_now(entries)
-            launch_step(
-                table,
-                self._buffers.num_valid,
-                flat,
-                dtype,
-                max_slots,
-                self._bins,
-                self._buffers.traced,
-            )
+            launch_step(table, self._buffers, flat, dtype, max_slots)
 
 
 class KernelPerLayer:
@@ -151,29 +142,18 @@ class KernelPerLayer:
 
     def __init__(self, buffers: CountBuffers) -> None:
         self._buffers = buffers
-        self._bins = num_bins(max(layer.num_experts for layer in buffers.layers))
 
     def begin_step(self) -> None:
-        """Nothing is kept between routing calls."""
+        """Empty the step's slot in the ring."""
+        if self._buffers.ring is not None:
+            self._buffers.ring.zero()
 
     def record(self, ordinal: int, topk_ids: torch.Tensor, span: RowSpan, flat: torch.Tensor) -> None:
         """See `Strategy.record`."""
         _check(topk_ids, self._buffers)
         if span.count == 0:
             return
-        counts = self._buffers.counts_of(ordinal)
-        launch_layer(
-            topk_ids,
-            span,
-            self._buffers.num_valid,
-            flat,
-            counts_start=int(counts.storage_offset()),
-            num_experts=counts.numel(),
-            rows_index=self._buffers.num_slots + ordinal,
-            bins=self._bins,
-            ordinal=ordinal,
-            traced=self._buffers.traced,
-        )
+        launch_layer(topk_ids, span, self._buffers, ordinal, flat)
 
     def end_step(self) -> None:
         """Nothing is kept between routing calls."""

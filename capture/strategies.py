@@ -20,7 +20,7 @@ class Strategy(Protocol):
     name: str
 
     def begin_step(self) -> None:
-        """A step that computes tokens is about to be enqueued; `CountBuffers.num_valid` is set."""
+        """A step that computes tokens is about to be enqueued; the ring of loads knows its slot."""
 
     def record(self, ordinal: int, topk_ids: torch.Tensor, span: RowSpan, flat: torch.Tensor) -> None:
         """Take a routing call: integer ids [n, top_k] of the layer at `ordinal`, of which `span` is ours.
@@ -29,7 +29,7 @@ class Strategy(Protocol):
         """
 
     def end_step(self) -> None:
-        """The step is enqueued; `CountBuffers.num_valid` is still set."""
+        """The step is enqueued; `CountBuffers.step_word` is still set."""
 
 
 class ReferencesUnsafeError(RuntimeError):
@@ -45,14 +45,15 @@ class TorchPerLayer:
         self._buffers = buffers
 
     def begin_step(self) -> None:
-        """Nothing is kept between routing calls."""
+        """Empty the step's slot."""
+        if self._buffers.ring is not None:
+            self._buffers.ring.zero()
 
     def record(self, ordinal: int, topk_ids: torch.Tensor, span: RowSpan, flat: torch.Tensor) -> None:
         """See `Strategy.record`."""
-        counts, rows = self._buffers.counts_of(ordinal, flat), self._buffers.rows_of(ordinal, flat)
-        count_rows(topk_ids, span, self._buffers.num_valid, counts, rows)
+        count_rows(self._buffers, ordinal, topk_ids, span, flat)
         if self._buffers.traced is not None:
-            copy_traced_rows(topk_ids, span, self._buffers.num_valid, self._buffers.traced, ordinal)
+            copy_traced_rows(topk_ids, span, self._buffers.step_word, self._buffers.traced, ordinal)
 
     def end_step(self) -> None:
         """Nothing is kept between routing calls."""

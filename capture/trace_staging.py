@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from moescope.capture.layout import RowSpan
+from moescope.capture.step_word import MAX_TOKENS
 from moescope.capture.wire import Int64Array, MoeLayer
 
 STAGING_BYTES: Final = 16 << 20
@@ -171,17 +172,17 @@ class _PinnedMap:
 
 
 def copy_traced_rows(
-    topk_ids: torch.Tensor, span: RowSpan, num_valid: torch.Tensor, staging: TraceStaging, ordinal: int
+    topk_ids: torch.Tensor, span: RowSpan, step_word: torch.Tensor, staging: TraceStaging, ordinal: int
 ) -> None:
     """Copy a layer's traced rows to `staging`: the reference that the kernel must equal.
 
     Args:
         topk_ids: logical expert ids, any integer dtype [n, top_k]; those out of the layer's range are masked.
         span: this worker's rows.
-        num_valid: int64 [1], the step's true number of tokens; rows at or beyond it are padding.
+        step_word: int64 [1], see `step_word`; rows at or beyond the step's true number of tokens are padding.
         ordinal: of the layer.
     """
-    valid = int(num_valid)
+    valid = int(step_word) & MAX_TOKENS
     if valid == 0 or int(staging.row_map[0]) == 0:
         return
     end = min(span.first_token + span.count, valid)

@@ -49,13 +49,20 @@ def scheduled_tokens(scheduler_output: Any) -> int:
     return int(scheduler_output.total_num_scheduled_tokens)
 
 
+def prompt_length(new_request: Any) -> int:
+    """Tokens of the prompt, which may be embeddings, of one of the scheduler's new requests."""
+    if new_request.prompt_token_ids is not None:
+        return len(new_request.prompt_token_ids)
+    return 0 if new_request.prompt_embeds is None else len(new_request.prompt_embeds)
+
+
 def read_requests(scheduler_output: Any) -> StepRequests:
     """The requests of a step about to run, from the scheduler's output."""
     cached = scheduler_output.scheduled_cached_reqs
     new = [
         NewRequest(
             str(item.req_id),
-            _prompt_tokens(item),
+            prompt_length(item),
             int(item.num_computed_tokens),
             _opted_in(item.sampling_params),
         )
@@ -174,13 +181,6 @@ def _client_ids(request_id: str) -> Iterator[str]:
         if outer.startswith(prefix) and len(outer) > len(prefix):
             yield outer.removeprefix(prefix)
             return
-
-
-def _prompt_tokens(new_request: Any) -> int:
-    """Length of its prompt, which is tokens or embeddings."""
-    if new_request.prompt_token_ids is not None:
-        return len(new_request.prompt_token_ids)
-    return 0 if new_request.prompt_embeds is None else len(new_request.prompt_embeds)
 
 
 def _opted_in(sampling_params: Any) -> bool:

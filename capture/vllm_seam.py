@@ -111,6 +111,16 @@ def read_producer(vllm_config: Any, server: str) -> Producer:
     )
 
 
+def steps_compare(vllm_config: Any) -> bool:
+    """Whether the loads of single steps can be told by EP rank and joined over DP ranks.
+
+    EPLB moves the experts. With an external launcher the runner makes dummy passes that the worker isn't
+    asked for, so that the ranks would number their steps differently.
+    """
+    parallel = vllm_config.parallel_config
+    return not parallel.enable_eplb and str(parallel.distributed_executor_backend) != "external_launcher"
+
+
 def step_rows() -> StepRows:
     """The sizes of the step under way, from vLLM's forward context; reads no tensor on a device."""
     from vllm.forward_context import get_forward_context

@@ -47,7 +47,7 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.router = CPURouter(top_k=LAYER.top_k, global_num_experts=LAYER.num_experts)
-        self.buffers = CountBuffers([LAYER], torch.device("cpu"))
+        self.buffers = CountBuffers([LAYER], torch.device("cpu"), max_tokens=64)
         self.capturer = RoutingCapturer(self.buffers, self.ranks, vllm_seam.step_rows, self.on_error)
         self.binding = RouterBinding((RoutedLayer(LAYER, self.router),), self.capturer)
         self.binding.bind()
@@ -59,7 +59,7 @@ class Worker:
     def step(self, num_tokens: int, logits: torch.Tensor) -> None:
         self.capturer.begin_step(num_tokens)
         self.route(logits)
-        self.capturer.end_step(num_tokens)
+        self.capturer.end_step()
 
     @property
     def counts(self) -> list[int]:
@@ -162,7 +162,7 @@ def test_profiling_warm_up_and_dummy_steps_count_nothing() -> None:
         worker.step(3, logits_for(4))
         worker.route(logits_for(4))
     assert worker.counts == true_counts(logits_for(4)[:3]).tolist()
-    assert (worker.capturer.tokens, worker.capturer.steps) == (3, 1)
+    assert worker.capturer.totals[:2] == (3, 1)
 
 
 def test_an_unknown_layout_stops_the_pass_with_all_the_numbers() -> None:
@@ -208,5 +208,5 @@ def test_a_compiled_router_counts_each_call() -> None:
         for size in (4, 7, 5):
             worker.capturer.begin_step(size - 1)
             compiled(torch.zeros(size, 1), logits_for(size))
-            worker.capturer.end_step(size - 1)
+            worker.capturer.end_step()
     assert worker.counts == sum(true_counts(logits_for(size)[: size - 1]) for size in (4, 7, 5)).tolist()

@@ -17,6 +17,7 @@ import pytest
 from moescope.capture.frames import FrameBuilder
 from moescope.capture.sender import FrameSender
 from moescope.capture.snapshot import Snapshot
+from moescope.capture.totals import Totals
 from moescope.capture.transport import DeliveryError, HttpTransport
 from moescope.capture.wire import CONTENT_TYPE, Frame, MoeLayer, Producer, decode_frame
 
@@ -74,7 +75,8 @@ def free_port() -> int:
 
 
 def snapshot(tokens: int) -> Snapshot:
-    return Snapshot(np.array([tokens, tokens, tokens], dtype=np.int64), tokens, 1, 0, None, time.time_ns())
+    flat = np.array([tokens, tokens, 0, 0, tokens, 0], dtype=np.int64)
+    return Snapshot(flat, Totals(tokens, steps=1), None, time.time_ns())
 
 
 class Source:

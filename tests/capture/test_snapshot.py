@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from moescope.capture.snapshot import NUM_SLOTS, Snapshot, SnapshotTaker
+from moescope.capture.totals import StepTokens, Totals
 
 
 @dataclass
-class FakeTotals:
-    tokens: int = 0
-    steps: int = 0
-    idle_steps: int = 0
+class Source:
+    totals: Totals = field(default_factory=Totals)
     disabled_reason: str | None = None
 
 
@@ -23,17 +22,16 @@ class Bench:
 
     def __init__(self, interval: float = 1.0) -> None:
         self.now = 100.0
-        self.totals = FakeTotals()
+        self.source = Source()
         self.flat = torch.zeros(2, dtype=torch.int64)
-        self.taker = SnapshotTaker(self.flat, self.totals, interval, lambda: self.now)
+        self.taker = SnapshotTaker(self.flat, self.source, interval, lambda: self.now)
 
     def begin(self) -> None:
         self.taker.step_begins()
 
     def end(self) -> None:
         self.flat.add_(1)
-        self.totals.tokens += 1
-        self.totals.steps += 1
+        self.source.totals = self.source.totals.with_step(StepTokens(1, 0))
         self.taker.step_ends()
 
     def step(self) -> None:
@@ -45,7 +43,7 @@ class Bench:
 
 
 def values(snapshot: Snapshot | None) -> tuple[list[int], int] | None:
-    return None if snapshot is None else (snapshot.flat.tolist(), snapshot.tokens)
+    return None if snapshot is None else (snapshot.flat.tolist(), snapshot.totals.tokens)
 
 
 def test_the_first_snapshot_announces_the_producer_before_any_step() -> None:
@@ -127,7 +125,7 @@ def test_a_copy_that_a_step_overtakes_is_not_read() -> None:
     bench.step()
     bench.now += 2
 
-    class StepBeginsMeanwhile(FakeTotals):
+    class StepBeginsMeanwhile(Source):
         @property
         def disabled_reason(self) -> str | None:  # type: ignore[override]
             bench.begin()
@@ -137,9 +135,9 @@ def test_a_copy_that_a_step_overtakes_is_not_read() -> None:
         @disabled_reason.setter
         def disabled_reason(self, value: str | None) -> None: ...
 
-    bench.taker._totals = StepBeginsMeanwhile(tokens=2)
+    bench.taker._source = StepBeginsMeanwhile(bench.source.totals)
     assert bench.collect() is None
-    bench.taker._totals = bench.totals
+    bench.taker._source = bench.source
     bench.flat[1] += 100
     bench.taker.step_ends()
     bench.now += 2
@@ -147,9 +145,9 @@ def test_a_copy_that_a_step_overtakes_is_not_read() -> None:
 
 
 def test_under_a_racing_reader_every_snapshot_is_of_one_moment() -> None:
-    totals = FakeTotals()
+    source = Source()
     flat = torch.zeros(256, dtype=torch.int64)
-    taker = SnapshotTaker(flat, totals, interval=0.0)
+    taker = SnapshotTaker(flat, source, interval=0.0)
     stop = threading.Event()
     seen: list[Snapshot] = []
 
@@ -165,7 +163,7 @@ def test_under_a_racing_reader_every_snapshot_is_of_one_moment() -> None:
         taker.step_begins()
         flat[:128] += 1
         flat[128:] += 1
-        totals.tokens += 1
+        source.totals = source.totals.with_step(StepTokens(1, 0))
         taker.step_ends()
     stop.set()
     thread.join()
@@ -174,9 +172,9 @@ def test_under_a_racing_reader_every_snapshot_is_of_one_moment() -> None:
         final = taker.collect()
         if final is not None:
             seen.append(final)
-    assert seen[-1].tokens == 400
-    assert all((snapshot.flat == snapshot.tokens).all() for snapshot in seen)
-    assert [s.tokens for s in seen] == sorted(s.tokens for s in seen)
+    assert seen[-1].totals.tokens == 400
+    assert all((snapshot.flat == snapshot.totals.tokens).all() for snapshot in seen)
+    assert [s.totals.tokens for s in seen] == sorted(s.totals.tokens for s in seen)
 
 
 def test_pausing_twice_does_not_hang_and_resuming_without_a_pause_does_nothing() -> None:

@@ -56,13 +56,12 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     made: list[Bench] = []
-    kernels: Any = ModuleType("moescope.capture.kernels")
-    kernels.num_bins = lambda _: 128
+    kernels: Any = ModuleType("moescope.capture.kernel_launch")
     kernels.supports = lambda dtype: not dtype.is_floating_point
     kernels.launch_layer = None
     kernels.launch_step = lambda table, *_: made[0].launches.append((table[0], list(table[1])))
     name = "moescope.capture.step_kernel"
-    monkeypatch.setitem(sys.modules, "moescope.capture.kernels", kernels)
+    monkeypatch.setitem(sys.modules, "moescope.capture.kernel_launch", kernels)
     monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module(name)
     monkeypatch.setattr(module, "PointerTables", NotedTables)

@@ -12,7 +12,9 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
 from moescope.capture.snapshot import Snapshot, SnapshotTaker
-from tests.gpu.toy import Toy
+from moescope.capture.step_history import StepHistory
+from moescope.capture.wire import unpack_step_loads
+from tests.gpu.toy import EP_SIZE, Toy
 
 
 def test_every_snapshot_is_of_one_moment_while_steps_race_with_the_reader() -> None:
@@ -22,7 +24,8 @@ def test_every_snapshot_is_of_one_moment_while_steps_race_with_the_reader() -> N
     with torch.cuda.graph(graph):
         toy.forward(256)
     toy.new_input()
-    taker = SnapshotTaker(toy.buffers.flat, toy.capturer, interval=0.001)
+    history = StepHistory(version=0)
+    taker = SnapshotTaker(toy.buffers.flat, toy.capturer, 0.001, ring=toy.ring, history=history)
     seen: list[Snapshot] = []
     faults: list[BaseException] = []
     stop = threading.Event()
@@ -45,9 +48,9 @@ def test_every_snapshot_is_of_one_moment_while_steps_race_with_the_reader() -> N
     for number in range(1500):
         valid = 1 + number % 256
         taker.step_begins()
-        toy.capturer.begin_step(valid)
+        toy.begin(valid)
         graph.replay()
-        toy.capturer.end_step(valid)
+        toy.capturer.end_step()
         taker.step_ends()
         total += valid
         if number % 100 == 0:
@@ -60,11 +63,19 @@ def test_every_snapshot_is_of_one_moment_while_steps_race_with_the_reader() -> N
 
     assert not faults
     assert len(seen) > 10
-    assert seen[-1].tokens == total
-    assert [snapshot.tokens for snapshot in seen] == sorted(snapshot.tokens for snapshot in seen)
+    tokens = [snapshot.totals.tokens for snapshot in seen]
+    assert tokens == sorted(tokens)
+    assert tokens[-1] == total
     for snapshot in seen:
-        assert snapshot.flat[-3:].tolist() == [snapshot.tokens] * 3
-        assert snapshot.flat[:-3].sum() == snapshot.tokens * sum(layer.top_k for layer in toy.layers)
+        rows = snapshot.flat[-6:].reshape(2, 3)
+        assert rows.sum(axis=0).tolist() == [snapshot.totals.tokens] * 3
+        assert rows[1].tolist() == [snapshot.totals.decode_tokens] * 3
+        assert snapshot.flat[:-6].sum() == snapshot.totals.tokens * sum(layer.top_k for layer in toy.layers)
+    steps, loads = unpack_step_loads(history.pack(), 3, EP_SIZE)
+    assert history.lost == 0
+    assert steps.tolist() == list(range(1500))
+    top_k = [layer.top_k for layer in toy.layers]
+    assert loads.sum(axis=2).tolist() == [[(1 + step % 256) * k for k in top_k] for step in steps]
 
 
 def _last(taker: SnapshotTaker) -> Snapshot:
@@ -80,7 +91,7 @@ def _last(taker: SnapshotTaker) -> Snapshot:
 
 def test_a_first_snapshot_from_another_thread_before_any_step() -> None:
     toy = Toy()
-    taker = SnapshotTaker(toy.buffers.flat, toy.capturer, interval=60)
+    taker = SnapshotTaker(toy.buffers.flat, toy.capturer, 60, ring=toy.ring, history=StepHistory(version=0))
     taken: list[Snapshot | None] = []
 
     def read() -> None:
@@ -92,13 +103,13 @@ def test_a_first_snapshot_from_another_thread_before_any_step() -> None:
     thread.start()
     thread.join()
     first = next(snapshot for snapshot in taken if snapshot is not None)
-    assert (first.tokens, first.flat.sum()) == (0, 0)
+    assert (first.totals.tokens, first.flat.sum()) == (0, 0)
 
 
 def test_graphs_can_be_captured_while_the_reader_is_paused() -> None:
     toy = Toy()
     toy.forward(64)
-    taker = SnapshotTaker(toy.buffers.flat, toy.capturer, interval=0.0001)
+    taker = SnapshotTaker(toy.buffers.flat, toy.capturer, 0.0001, ring=toy.ring, history=StepHistory(version=0))
     stop = threading.Event()
 
     def read() -> None:

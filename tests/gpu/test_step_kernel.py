@@ -45,9 +45,9 @@ def piecewise_graphs(toy: Toy, rows: int, pool: object) -> Replay:
 
 def step(toy: Toy, valid: int, run: Replay) -> None:
     toy.new_input()
-    toy.capturer.begin_step(valid)
+    toy.begin(valid)
     run()
-    toy.capturer.end_step(valid)
+    toy.capturer.end_step()
 
 
 @pytest.fixture
@@ -215,13 +215,13 @@ def test_a_step_neither_waits_nor_allocates(graph: bool) -> None:
     torch.cuda.set_sync_debug_mode("error")
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     for _ in range(200):
-        toy.capturer.begin_step(50)
+        toy.begin(50)
         if graph:
             replay()
         else:
             for ordinal, kept in enumerate(ids):
                 toy.capturer.record(ordinal, kept)
-        toy.capturer.end_step(50)
+        toy.capturer.end_step()
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
     torch.cuda.set_sync_debug_mode("default")
     for _ in range(200):

@@ -32,12 +32,12 @@ class Traced(Toy):
         """A step whose tokens `traced` are traced; what arrives, and what must."""
         self.new_input()
         tokens = np.array(traced, np.int64)
-        self.capturer.begin_step(valid)
+        self.begin(valid)
         if traced:
             self.staging.begin(tokens, valid)
         run()
         staged = self.staging.collect(len(traced)) if traced else None
-        self.capturer.end_step(valid)
+        self.capturer.end_step()
         self.expect(valid)
         if staged is None:
             return None
@@ -109,14 +109,14 @@ def test_masked_slots_and_shards() -> None:
             staging.begin(tokens, 90)
         first = toy.staging._next
         assert first == toy.reference._next
-        toy.buffers.num_valid.fill_(90)
+        toy.buffers.step_word.fill_(90)
         for ordinal, layer in enumerate(toy.layers):
             high = min(layer.num_experts + 3, torch.iinfo(dtype).max)
             ids = torch.randint(-2, high, (120, layer.top_k), generator=generator).to(CUDA, dtype)
             span = RowSpan(Layout.TP_SHARD, 10, 60, 4)
             toy.capturer._strategy.record(ordinal, ids, span, toy.buffers.flat)
-            copy_traced_rows(ids, span, toy.buffers.num_valid, toy.reference, ordinal)
-        toy.buffers.num_valid.zero_()
+            copy_traced_rows(ids, span, toy.buffers.step_word, toy.reference, ordinal)
+        toy.buffers.step_word.zero_()
         rows = [staging.rows[first : first + 45].cpu().numpy() for staging in (toy.staging, toy.reference)]
         np.testing.assert_array_equal(rows[0], rows[1])
         unwritten = (rows[0] == toy.staging.unwritten).all(axis=1)
@@ -138,14 +138,14 @@ def test_a_traced_step_neither_waits_nor_allocates_on_the_device() -> None:
     tokens = np.arange(0, 50, 3)
     staged: list[StagedRows] = []
     for _ in range(300):
-        toy.capturer.begin_step(50)
+        toy.begin(50)
         traced = toy.staging.room() >= len(tokens)
         if traced:
             toy.staging.begin(tokens, 50)
         replay()
         if traced:
             staged.append(toy.staging.collect(len(tokens)))
-        toy.capturer.end_step(50)
+        toy.capturer.end_step()
         for rows in staged:
             rows.done = rows.done or rows.arrived
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before

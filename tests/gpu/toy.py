@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 
 from moescope.capture.capturer import RoutingCapturer
 from moescope.capture.counting import CountBuffers
 from moescope.capture.layout import Ranks
+from moescope.capture.load_ring import LoadRing
+from moescope.capture.step_word import Phase
 from moescope.capture.vllm_seam import StepRows
 from moescope.capture.wire import MoeLayer
 
 CUDA = torch.device("cuda", 0)
+EP_SIZE = 5
 LAYERS = [
     MoeLayer(index, experts, top_k) for index, (experts, top_k) in enumerate([(60, 4), (128, 8), (160, 6)])
 ]
@@ -22,12 +26,21 @@ class Toy:
     """Routes the rows of an input through each layer, and overwrites freed memory as a real model does.
 
     Attributes:
-        expected: int64 [S + L] on the device, what `CountBuffers.flat` must be.
+        expected: what the buffers must hold.
+        decode: uint8 [tokens] of the step under way or the last one: 1 for decode tokens.
+        loads: int32 [L, EP_SIZE] of each step that was expected.
     """
 
     def __init__(self, layers: list[MoeLayer] = LAYERS, max_tokens: int = 512) -> None:
         self.layers = layers
-        self.buffers = CountBuffers(layers, CUDA)
+        self._rng = np.random.default_rng(0)
+        most = max(layer.num_experts for layer in layers)
+        ep_ranks = self._rng.integers(0, EP_SIZE, (len(layers), most), dtype=np.int32)
+        self.ring = LoadRing(ep_ranks, EP_SIZE, 0, CUDA)
+        self.buffers = CountBuffers(layers, CUDA, max_tokens, self.ring)
+        self.steps = 0
+        self.decode = np.zeros(0, np.uint8)
+        self.loads: list[torch.Tensor] = []
         self.capturer = RoutingCapturer(self.buffers, Ranks(), lambda: StepRows(None, None))
         self.input = torch.zeros(max_tokens, 16, device=CUDA)
         generator = torch.Generator(CUDA).manual_seed(1)
@@ -55,15 +68,36 @@ class Toy:
     def new_input(self) -> None:
         self.input.normal_(generator=self._generator)
 
+    def begin(self, valid: int) -> None:
+        """A step begins: of prefill, of decode and of both in turn."""
+        phase = Phase(self.steps % 3)
+        self.decode = np.full(valid, phase is Phase.DECODE, np.uint8)
+        if phase is Phase.MIXED:
+            self.decode = self._rng.integers(0, 2, valid, dtype=np.uint8)
+        self.steps += 1
+        self.capturer.begin_step(valid, int(self.decode.sum()))
+        self.capturer.set_phases(self.decode)
+
     def expect(self, valid: int, ordinals: Iterable[int] | None = None) -> None:
-        """Note what a step of this many tokens must add."""
+        """Note what the last step, of this many tokens, must add."""
+        decode = torch.from_numpy(self.decode).to(CUDA).bool()
+        loads = torch.zeros(len(self.layers), EP_SIZE, dtype=torch.int32, device=CUDA)
         for ordinal in range(len(self.layers)) if ordinals is None else ordinals:
-            ids = self.route(ordinal, valid).flatten().long()
-            self.expected.counts_of(ordinal).add_(
-                torch.bincount(ids, minlength=self.layers[ordinal].num_experts)
-            )
-            self.expected.rows_of(ordinal).add_(valid)
+            ids, experts = self.route(ordinal, valid).long(), self.layers[ordinal].num_experts
+            for phase, rows in ((Phase.PREFILL, ids[~decode]), (Phase.DECODE, ids[decode])):
+                counts = torch.bincount(rows.flatten(), minlength=experts)
+                self.expected.counts_of(ordinal, phase).add_(counts)
+                self.expected.rows_of(ordinal, phase).add_(len(rows))
+            ranks = self.ring.ep_ranks[ordinal][ids.flatten()]
+            loads[ordinal] += torch.bincount(ranks, minlength=EP_SIZE).int()
+        self.loads.append(loads)
 
     def check(self) -> None:
         assert self.capturer.disabled_reason is None
+        assert self.capturer.totals.phases_known
         assert self.buffers.flat.tolist() == self.expected.flat.tolist()
+        assert self.ring.computed == len(self.loads)
+        latest = self.loads[-self.ring.capacity :]
+        copy = torch.zeros_like(self.ring.loads)
+        self.ring.copy_since(0, copy)
+        assert torch.equal(copy[: len(latest)], torch.stack(latest))
