@@ -138,7 +138,7 @@ class Engine:
         capturer = self._session.capturer
         layers = capturer.buffers.layers
         return {
-            "counts": capturer.buffers.flat.numel() * 8,
+            "counts": capturer.buffers.flat.numel() * 8 + capturer.buffers.phases.numel(),
             "tables": capturer._strategy._tables.num_bytes,
             "ids kept in a step of the largest size": sum(
                 PREFILL_TOKENS * layer.top_k * 4 for layer in layers

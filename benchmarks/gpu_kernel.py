@@ -16,13 +16,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 
 from moescope.capture.counting import CountBuffers, count_rows
-from moescope.capture.kernels import BLOCK, launch_layer, launch_step, num_bins, num_blocks
+from moescope.capture.kernel_launch import BLOCK, launch_layer, launch_step, num_blocks
 from moescope.capture.layout import Layout, RowSpan
+from moescope.capture.load_ring import LoadRing
 from moescope.capture.pointer_tables import PointerTables, table_entry
+from moescope.capture.step_word import Phase, pack_step
 from moescope.capture.wire import MoeLayer
 
 TOKENS = (1, 8, 64, 256, 1024, 4096, 16384)
@@ -30,6 +33,16 @@ LAUNCHES = 48
 REPLAYS = 40
 L2_BYTES = 60 << 20
 CUDA = torch.device("cuda", 0)
+EP_SIZE = 8
+COLUMNS = (
+    "empty_launch_us",
+    "bytes_us",
+    "per_step_us",
+    "without_loads_us",
+    "mixed_us",
+    "per_layer_us",
+    "torch_us",
+)
 
 
 @triton.jit
@@ -44,10 +57,14 @@ class Case:
         self.layers = [MoeLayer(index, experts, top_k) for index in range(num_layers)]
         self.tokens = tokens
         self.bytes = num_layers * tokens * top_k * 4
-        self.buffers = CountBuffers(self.layers, CUDA)
-        self.buffers.num_valid.fill_(tokens)
+        # Linear placement on 8 EP ranks, as a server with expert parallelism has it.
+        ep_ranks = np.tile(np.arange(experts, dtype=np.int32) * EP_SIZE // experts, (num_layers, 1))
+        self.buffers = CountBuffers(self.layers, CUDA, tokens, LoadRing(ep_ranks, EP_SIZE, 0, CUDA))
+        self.plain = CountBuffers(self.layers, CUDA, tokens)
+        for buffers in (self.buffers, self.plain):
+            buffers.phases[::3] = Phase.DECODE
+            buffers.step_word.fill_(pack_step(tokens, Phase.DECODE))
         self.span = RowSpan(Layout.SINGLE_DP, 0, tokens, 0)
-        self.bins = num_bins(experts)
         sets = 1 if self.bytes * 2 < L2_BYTES else 1 + 2 * L2_BYTES // self.bytes
         if self.bytes < L2_BYTES // 32:
             sets = 4
@@ -70,26 +87,27 @@ class Case:
             made.append(logits.topk(top_k, dim=-1).indices.to(torch.int32))
         return made
 
-    def per_step(self, index: int) -> None:
-        """One launch for all layers."""
-        buffers, top_k = self.buffers, self.layers[0].top_k
+    def per_step(self, index: int, buffers: CountBuffers | None = None) -> None:
+        """One launch for all layers, with phases and loads."""
+        buffers = buffers or self.buffers
         table = self.device_tables[index % len(self.device_tables)]
-        launch_step(table, buffers.num_valid, buffers.flat, torch.int32, self.tokens * top_k, self.bins)
+        launch_step(table, buffers, buffers.flat, torch.int32, self.tokens * self.layers[0].top_k)
+
+    def without_loads(self, index: int) -> None:
+        """One launch for all layers, as with one EP rank."""
+        self.per_step(index, self.plain)
 
     def per_layer(self, index: int) -> None:
         """One launch a layer."""
         buffers = self.buffers
         for ordinal, ids in enumerate(self.passes[index % len(self.passes)]):
-            counts = buffers.counts_of(ordinal)
-            where = (counts.storage_offset(), counts.numel(), buffers.num_slots + ordinal)
-            launch_layer(ids, self.span, buffers.num_valid, buffers.flat, *where, self.bins)
+            launch_layer(ids, self.span, buffers, ordinal, buffers.flat)
 
     def torch_operations(self, index: int) -> None:
         """The reference."""
         buffers = self.buffers
         for ordinal, ids in enumerate(self.passes[index % len(self.passes)]):
-            counts, rows = buffers.counts_of(ordinal), buffers.rows_of(ordinal)
-            count_rows(ids, self.span, buffers.num_valid, counts, rows)
+            count_rows(buffers, ordinal, ids, self.span, buffers.flat)
 
     def empty(self, index: int) -> None:  # noqa: ARG002 - called as the others are
         """A launch that does nothing, of the same size."""
@@ -104,10 +122,13 @@ class Case:
         """
         results = []
         for count in (self.per_step, self.torch_operations):
+            assert self.buffers.ring is not None
             self.buffers.flat.zero_()
+            self.buffers.ring.zero()
             count(0)
-            results.append(self.buffers.flat.tolist())
+            results.append((self.buffers.flat.tolist(), self.buffers.ring.loads[0].tolist()))
         assert results[0] == results[1]
+        assert any(map(sum, results[0][1]))
         self.buffers.flat.zero_()
 
 
@@ -140,6 +161,15 @@ def bandwidth() -> float:
     return 2 * source.numel() / microseconds(copy, 4)
 
 
+def mixed(case: Case) -> float:
+    """Of a step with tokens of both phases, counted by the kernel that has looked at each token's."""
+    case.buffers.step_word.fill_(pack_step(case.tokens, Phase.MIXED))
+    case.check()
+    result = microseconds(case.per_step, LAUNCHES)
+    case.buffers.step_word.fill_(pack_step(case.tokens, Phase.DECODE))
+    return result
+
+
 def measure(shape: tuple[int, int, int], tokens: int, skewed: bool, speed: float) -> dict[str, Any]:
     """All numbers of one case."""
     case = Case(*shape, tokens, skewed)
@@ -154,6 +184,8 @@ def measure(shape: tuple[int, int, int], tokens: int, skewed: bool, speed: float
         "empty_launch_us": microseconds(case.empty, LAUNCHES),
         "bytes_us": case.bytes / speed,
         "per_step_us": microseconds(case.per_step, LAUNCHES),
+        "without_loads_us": microseconds(case.without_loads, LAUNCHES),
+        "mixed_us": mixed(case),
         "per_layer_us": microseconds(case.per_layer, few),
         "torch_us": microseconds(case.torch_operations, few),
     }
@@ -167,7 +199,10 @@ def main() -> None:
     speed = bandwidth()
     rows = []
     print(f"{torch.cuda.get_device_name(0)}, copies at {speed / 1e6:.2f} TB/s, blocks of {BLOCK} slots")
-    print("layers,experts,top-k  routing  tokens    empty    bytes  per step  per layer    torch   us a step")
+    print(
+        "layers,experts,top-k  routing  tokens    empty    bytes  per step  no loads    mixed  per layer"
+        "    torch   us a step"
+    )
     for shape in ((48, 128, 8), (61, 384, 8)):
         for skewed in (False, True):
             for tokens in TOKENS:
@@ -175,10 +210,7 @@ def main() -> None:
                 rows.append(row)
                 print(
                     f"{'x'.join(map(str, shape)):>20}  {row['routing']:>7}  {tokens:6d}  "
-                    + "  ".join(
-                        f"{row[key]:7.2f}"
-                        for key in ("empty_launch_us", "bytes_us", "per_step_us", "per_layer_us", "torch_us")
-                    ),
+                    + "  ".join(f"{row[key]:7.2f}" for key in COLUMNS),
                     flush=True,
                 )
     if options.out:

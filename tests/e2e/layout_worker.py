@@ -14,10 +14,12 @@ from moescope.capture.worker import RoutingWorker
 
 
 class LayoutWorker(RoutingWorker):  # type: ignore[misc]
-    """Writes a line for each step to a file in ``LAYOUT_FOLDER``."""
+    """Writes a line for each step to a file in ``LAYOUT_FOLDER``, one for each forward pass to another."""
 
     _told: BatchLayout | None = None
     _prompts: dict[str, list[int]] | None = None
+    _passes: Any = None
+    _across: Any = None
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         if self._prompts is None:
@@ -35,8 +37,34 @@ class LayoutWorker(RoutingWorker):  # type: ignore[misc]
         self._told = None
         result = super().execute_model(scheduler_output, *args, **kwargs)
         if scheduler_output.total_num_scheduled_tokens:
+            self._note_pass()
             self._log.write(json.dumps(self._compare(scheduler_output)) + "\n")
         return result
+
+    def execute_dummy_batch(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().execute_dummy_batch(*args, **kwargs)
+        self._note_pass()
+        return result
+
+    def _note_pass(self) -> None:
+        """The number that capture gives the step, and what vLLM's ranks agreed on: tokens of each."""
+        if self._passes is None:
+            self._passes = (Path(os.environ["LAYOUT_FOLDER"]) / f"passes-{os.getpid()}").open(
+                "w", buffering=1
+            )
+            capturer = self._capture.capturer
+            asked = capturer._step_rows
+
+            def listen() -> Any:
+                self._across = asked()
+                return self._across
+
+            capturer._step_rows = listen
+            return  # of this pass nothing was heard
+        number = self._capture.capturer.totals.forward_passes - 1
+        ranks = self.vllm_config.parallel_config
+        noted = {"rank": ranks.data_parallel_rank, "step": number, "across": self._across.tokens_across_dp}
+        self._passes.write(json.dumps(noted) + "\n")
 
     def _compare(self, scheduler_output: Any) -> dict[str, Any]:
         """What a test looks at; ``wrong`` names the first request whose rows aren't as told."""

@@ -18,6 +18,7 @@ from moescope.capture.trace_wire import decode_part
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
 from tests.e2e.conftest import DP2_EP2
 from tests.e2e.test_exact_counts import prompts
+from tests.e2e.test_phases import step_loads
 
 pytestmark = pytest.mark.e2e
 
@@ -161,7 +162,7 @@ def test_computed_positions_once_each_and_both_ids_find_it(tracing: Cluster) -> 
 def test_rows_are_laid_out_as_capture_is_told_before_the_forward_pass(tracing: Cluster) -> None:
     """In every step so far: positions and token ids of all rows are those of the requests told."""
     tracing.complete_all(prompts(12))
-    ranks = [path.read_text().splitlines() for path in (tracing._folder / "steps").iterdir()]
+    ranks = [path.read_text().splitlines() for path in (tracing._folder / "steps").glob("[0-9]*")]
     assert len(ranks) == 2
     steps = [json.loads(line) for rank in ranks for line in rank]
     assert {step["wrong"] for step in steps} == {None}
@@ -270,3 +271,22 @@ def test_sampling_and_opt_in(tmp_path: Path) -> None:
         assert entry["tokens"] == computed
         assert npz(cluster, answer["id"])["times_computed"].tolist() == [1] * computed
         assert len({decode_part(body).producer.tp_rank for body in cluster.relay.trace_bodies}) == 2
+
+
+def test_a_steps_number_is_the_same_on_all_dp_ranks(tracing: Cluster) -> None:
+    """vLLM's ranks agree on their sizes in each forward pass: what they agreed on has one number on all."""
+    tracing.complete_all(prompts(16, stride=3))
+    tracing.assert_exact()
+    folder = tracing._folder / "steps"
+    noted = [json.loads(line) for path in folder.glob("passes-*") for line in path.read_text().splitlines()]
+    across = [{n["step"]: n["across"] for n in noted if n["rank"] == rank} for rank in (0, 1)]
+    both = across[0].keys() & across[1].keys()
+    assert len(both) > 50
+    assert [across[0][step] for step in sorted(both)] == [across[1][step] for step in sorted(both)]
+    frames = tracing.relay.frames
+    top_k = frames[0].layers[0].top_k
+    for rank in (0, 1):
+        loads = step_loads(frames, rank)
+        for step in both:  # a dummy step is of one token and has no load
+            tokens = int(loads[step][0].sum()) // top_k if step in loads else 1
+            assert tokens == across[rank][step][rank]

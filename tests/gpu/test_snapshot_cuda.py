@@ -109,7 +109,9 @@ def test_a_first_snapshot_from_another_thread_before_any_step() -> None:
 def test_graphs_can_be_captured_while_the_reader_is_paused() -> None:
     toy = Toy()
     toy.forward(64)
-    taker = SnapshotTaker(toy.buffers.flat, toy.capturer, 0.0001, ring=toy.ring, history=StepHistory(version=0))
+    taker = SnapshotTaker(
+        toy.buffers.flat, toy.capturer, 0.0001, ring=toy.ring, history=StepHistory(version=0)
+    )
     stop = threading.Event()
 
     def read() -> None:

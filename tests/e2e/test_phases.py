@@ -1,0 +1,98 @@
+"""Prefill and decode, and the loads of single steps, of a real vLLM with DP=2 EP=2: exact, in lockstep."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from moescope.capture.wire import Frame, Int64Array, unpack_counts, unpack_ids, unpack_step_loads
+from tests.e2e.cluster import SETTLE_SECONDS, Cluster
+from tests.e2e.test_exact_counts import prompts
+
+pytestmark = pytest.mark.e2e
+
+
+def last_frames(cluster: Cluster) -> dict[int, Frame]:
+    """The latest frame of each DP rank."""
+    return {frame.producer.dp_rank: frame for frame in cluster.relay.frames}
+
+
+def forward_passes(frame: Frame) -> int:
+    """Steps that the rank made, dummy steps included."""
+    return frame.steps + frame.idle_steps
+
+
+def step_loads(frames: list[Frame], dp_rank: int) -> dict[int, Int64Array]:
+    """Loads [layers, EP ranks] by step, of all steps that this rank computed; all steps are accounted for."""
+    found: dict[int, Int64Array] = {}
+    end = 0
+    for frame in frames:
+        if frame.producer.dp_rank != dp_rank:
+            continue
+        assert frame.step_loads is not None
+        assert frame.step_loads.first <= end  # no gap
+        assert frame.drops["steps_lost"] == 0
+        steps, loads = unpack_step_loads(frame.step_loads, len(frame.layers), frame.producer.ep_size)
+        for step, load in zip(steps.tolist(), loads, strict=True):
+            assert np.array_equal(found.setdefault(step, load), load)
+        end = frame.step_loads.end
+    return found
+
+
+def placed(frame: Frame) -> list[list[int]]:
+    """The frame's counts by layer and EP rank, through its placement."""
+    assert frame.placement is not None
+    ends = np.cumsum([layer.num_experts for layer in frame.layers])[:-1]
+    loads = []
+    for counts, index in zip(
+        np.split(unpack_counts(frame.counts), ends), frame.placement.table_of_layer, strict=True
+    ):
+        table = frame.placement.tables[index]
+        of_physical = counts[unpack_ids(table.physical_to_logical)]
+        ranks = unpack_ids(table.physical_to_ep_rank)
+        loads.append(np.bincount(ranks, of_physical, frame.producer.ep_size).astype(int).tolist())
+    return loads
+
+
+def test_phases_are_what_vllm_says_it_computed(cluster: Cluster) -> None:
+    cluster.assert_exact()
+    before, said_before = last_frames(cluster), cluster.vllm_metrics()
+    cluster.complete_all(prompts(20, stride=11))
+    cluster.assert_exact()
+    frames, said = last_frames(cluster), cluster.vllm_metrics()
+    mixed = 0
+    for dp_rank, frame in frames.items():
+        was = before[dp_rank]
+
+        def rise(name: str, dp_rank: int = dp_rank) -> int:
+            return int(said[name][dp_rank] - said_before[name][dp_rank])
+
+        # The first token that a request generates comes out of its prefill; the last is never fed back.
+        decode = rise("vllm:generation_tokens_total") - rise("vllm:request_success_total")
+        prefill = rise("vllm:prompt_tokens_total") - rise("vllm:prompt_tokens_cached_total")
+        assert frame.decode_tokens - was.decode_tokens == decode > 0
+        assert frame.tokens - was.tokens == decode + prefill
+        mixed += frame.mixed_steps - was.mixed_steps
+        assert unpack_counts(frame.decode_rows).tolist() == [frame.decode_tokens] * 4
+        slots = [frame.decode_tokens * layer.top_k for layer in frame.layers]
+        ends = np.cumsum([layer.num_experts for layer in frame.layers])[:-1]
+        parts = np.split(unpack_counts(frame.decode_counts), ends)
+        assert [int(part.sum()) for part in parts] == slots
+    assert mixed > 0
+
+
+def test_the_loads_of_all_steps_are_the_counts(cluster: Cluster) -> None:
+    cluster.complete_all(prompts(12))
+    cluster.assert_exact()
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while len({forward_passes(frame) for frame in last_frames(cluster).values()}) > 1:
+        assert time.monotonic() < deadline, "the ranks' numbers of forward passes stay different"
+        time.sleep(0.1)  # the last dummy steps
+    for dp_rank, frame in last_frames(cluster).items():
+        loads = step_loads(cluster.relay.frames, dp_rank)
+        assert len(loads) == frame.steps
+        assert np.sum(list(loads.values()), axis=0).tolist() == placed(frame)
+        assert frame.step_loads is not None
+        assert frame.step_loads.end == forward_passes(frame)
