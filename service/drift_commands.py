@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moescope.service.client import ServiceUnavailableError, get_json, send_json
+from moescope.service.totals import Phase
 
 UrlOption = Annotated[str, typer.Option(help="Address of the running service.")]
 ServerOption = Annotated[str | None, typer.Option(help="vLLM deployment, when there are several.")]
@@ -35,6 +36,8 @@ Examples:
   moescope drift                              the last five minutes against the hour before
 
   moescope drift --baseline release-1         against a pinned baseline
+
+  moescope drift --phase decode
 
   moescope drift --start=-1h --json
 """
@@ -70,6 +73,7 @@ def drift(
     server: ServerOption = None,
     model: ModelOption = None,
     baseline: Annotated[str, typer.Option(help="Name of a baseline.")] = "previous_hour",
+    phase: Annotated[Phase | None, typer.Option(help="Only tokens of this phase [both].")] = None,
     start: Annotated[str, typer.Option(help="Begin of the window.")] = "-5m",
     end: Annotated[str | None, typer.Option(help="End of the window, as -1m [now].")] = None,
     min_tokens: Annotated[int | None, typer.Option(min=0, help="Fewer tokens are no sample.")] = None,
@@ -78,6 +82,7 @@ def drift(
     """Print the drift of a running service."""
     gate = None if min_tokens is None else str(min_tokens)
     params = {"server": server, "model": model, "baseline": baseline, "start": start, "end": end}
+    params |= {"phase": None if phase is None else phase.value}
     answer = _ask(lambda: get_json(url, "/v1/drift", {**params, "min_tokens": gate}, 60.0))
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
@@ -137,7 +142,9 @@ def remove(
 
 def _drift_view(answer: dict[str, Any]) -> RenderableType:
     where = f"{answer['model']} on {answer['server']}"
-    table = Table(title=f"{where}: {answer['tokens']:,} tokens against {answer['baseline']}")
+    tokens = "tokens" if answer["tokens"] is None else f"{answer['tokens']:,} tokens"
+    of = "" if answer["phase"] is None else f" of {answer['phase']}"
+    table = Table(title=f"{where}: {tokens}{of} against {answer['baseline']}")
     for name in ("layer", "tokens", "bits", "by sampling", "moved"):
         table.add_column(name, justify="right")
     for name in ("newly dead", "newly hot"):

@@ -17,7 +17,6 @@ from moescope.service.api.drift_models import (
 from moescope.service.api.keeping import Keeper
 from moescope.service.api.params import ModelParam, ServerParam, choose, parse_bounds
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.windows import read_window
 from moescope.service.drift.baseline import (
     PREVIOUS_HOUR,
     Baseline,
@@ -26,8 +25,10 @@ from moescope.service.drift.baseline import (
     baseline_of,
     removal,
 )
+from moescope.service.phase_window import merge_phase
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
+from moescope.service.totals import Phase
 
 
 def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, keeper: Keeper) -> APIRouter:
@@ -56,15 +57,16 @@ def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, k
     def get_baseline(name: str, server: ServerParam = None, model: ModelParam = None) -> BaselineDetail:
         """A pinned baseline with its slots per expert."""
         found = find(book, name, server, model)
-        counts, rows = found.by_layer(), found.rows_by_layer()
+        slots = found.slots()
+        assert slots is not None, "of both phases it is always known"
         return BaselineDetail(
             **_out(found).model_dump(),
             histogram=[
                 BaselineLayer(
                     layer=layer.layer,
                     num_experts=layer.num_experts,
-                    tokens=rows[layer.layer],
-                    counts=counts[layer.layer].tolist(),
+                    tokens=slots.rows[layer.layer],
+                    counts=slots.counts[layer.layer].tolist(),
                 )
                 for layer in found.layers
             ],
@@ -118,10 +120,11 @@ def _made(state: LiveState, book: BaselineBook, wanted: PinBaseline, min_tokens:
         )
     deployment = choose(state, wanted.server, wanted.model)
     bounds = parse_bounds(wanted.start, wanted.end, state.now())
-    window = read_window(state, *deployment, bounds)
+    spans = state.spans(deployment, bounds.start, bounds.end)
+    window, decode = merge_phase(spans, None), merge_phase(spans, Phase.DECODE)
     try:
         book.check_room(deployment, wanted.name)
-        return baseline_of(window, wanted.name, wanted.note, state.now(), min_tokens)
+        return baseline_of(window, decode, wanted.name, wanted.note, state.now(), min_tokens)
     except BaselineError as error:
         status = 409 if error.kind == "too-many-baselines" else 400
         raise ProblemError(status, error.kind, "This can't be pinned", str(error)) from None
@@ -138,6 +141,7 @@ def _out(item: Baseline) -> BaselineOut:
         pinned_at=item.pinned_at,
         tokens=item.tokens,
         layers=[layer.layer for layer in item.layers],
+        by_phase=item.decode_counts is not None,
     )
 
 

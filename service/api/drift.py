@@ -9,15 +9,16 @@ from fastapi import APIRouter, Query
 
 from moescope.service.api.baselines import find
 from moescope.service.api.drift_models import DriftAnswer, DriftSummaryOut, LayerDriftOut
-from moescope.service.api.params import EndParam, ModelParam, ServerParam, choose, parse_bounds
-from moescope.service.api.problems import documented
+from moescope.service.api.params import EndParam, ModelParam, PhaseParam, ServerParam, choose, parse_bounds
+from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.windows import window_out
-from moescope.service.drift.baseline import PREVIOUS_HOUR, BaselineBook
-from moescope.service.drift.measure import layer_drifts, summary_of
-from moescope.service.drift.watch import previous_hour, slots_of
+from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
+from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of
+from moescope.service.drift.watch import previous_hour
+from moescope.service.phase_window import merge_phase
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
-from moescope.service.window import merge
+from moescope.service.totals import Phase
 
 DEFAULT_START: Final = "-5m"
 
@@ -41,6 +42,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook) -> AP
         server: ServerParam = None,
         model: ModelParam = None,
         baseline: BaselineParam = PREVIOUS_HOUR,
+        phase: PhaseParam = None,
         start: DriftStartParam = DEFAULT_START,
         end: EndParam = None,
         min_tokens: MinTokensParam = None,
@@ -51,20 +53,21 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook) -> AP
         gate = settings.min_tokens if min_tokens is None else min_tokens
         if baseline == PREVIOUS_HOUR:
             begin = state.now() if bounds.start is None else bounds.start
-            hour, window = previous_hour(state, deployment, begin, bounds.end)
-            counts, rows = slots_of(hour)
-            base = hour.used.start_earliest, hour.used.end_latest, hour.tokens
+            hour, window = previous_hour(state, deployment, begin, bounds.end, phase)
+            slots = slots_of(hour)
+            base = hour.used.start_earliest, hour.used.end_latest, hour.known_tokens
         else:
             pinned = find(book, baseline, *deployment)
-            window = merge(state.spans(deployment, bounds.start, bounds.end))
-            counts, rows = pinned.by_layer(), pinned.rows_by_layer()
+            window = merge_phase(state.spans(deployment, bounds.start, bounds.end), phase)
+            slots = _of_phase(pinned, phase)
             base = pinned.start, pinned.end, pinned.tokens
-        found = layer_drifts(window, counts, rows, gate)
+        found = layer_drifts(window, slots, gate)
         return DriftAnswer(
             server=deployment[0],
             model=deployment[1],
             window=window_out(window, bounds),
-            tokens=window.tokens,
+            phase=phase,
+            tokens=window.known_tokens,
             baseline=baseline,
             baseline_start=base[0],
             baseline_end=base[1],
@@ -75,3 +78,16 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook) -> AP
         )
 
     return router
+
+
+def _of_phase(pinned: Baseline, phase: Phase | None) -> LayerSlots:
+    slots = pinned.slots(phase)
+    if slots is None:
+        raise ProblemError(
+            400,
+            "no-phases",
+            "This baseline knows no phases",
+            f"When {pinned.name} was pinned, prefill and decode were not told apart: leave phase out, or "
+            "pin it anew.",
+        )
+    return slots

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.service.api.models import Window
+from moescope.service.totals import Phase
 
 
 class PinBaseline(BaseModel):
@@ -36,6 +37,7 @@ class BaselineOut(BaseModel):
     pinned_at: float
     tokens: int = Field(description="Tokens computed in the window.")
     layers: list[int]
+    by_phase: bool = Field(description="Whether it tells prefill and decode apart.")
 
 
 class BaselineLayer(BaseModel):
@@ -101,11 +103,14 @@ class DriftAnswer(BaseModel):
     server: str
     model: str
     window: Window
-    tokens: int
+    phase: Phase | None = Field(description="The phase asked for; null: tokens of both.")
+    tokens: int | None = Field(description="Tokens computed in the window; null: not known by phase.")
     baseline: str = Field(description="Its name, or previous_hour.")
     baseline_start: float = Field(description="The base's window as really used, Unix seconds.")
     baseline_end: float
-    baseline_tokens: int
+    baseline_tokens: int | None = Field(
+        description="Tokens of the base; of a pinned one those of both phases. null: not known."
+    )
     min_tokens: int
     summary: DriftSummaryOut
     layers: list[LayerDriftOut]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from moescope.capture.wire import Int64Array, MoeLayer, pack_counts, unpack_counts
+from moescope.capture.wire import MoeLayer, pack_counts, unpack_counts
+from moescope.service.drift.measure import LayerSlots
 from moescope.service.state import Deployment
 from moescope.service.store.records import Document
-from moescope.service.window import ModelWindow
+from moescope.service.totals import Phase
+from moescope.service.window import LayerWindow, ModelWindow
 
 KIND: Final = "baseline"
 PREVIOUS_HOUR: Final = "previous_hour"
@@ -42,6 +44,7 @@ class Baseline(msgspec.Struct, frozen=True):
         layers: the L layers that were seen, rising.
         counts: slots per (layer, expert), raw little-endian int64, one layer after the other.
         rows: tokens seen in each layer, raw little-endian int64 [L].
+        decode_counts, decode_rows: likewise of decode tokens only; None where the phases were not known.
     """
 
     server: str
@@ -55,6 +58,8 @@ class Baseline(msgspec.Struct, frozen=True):
     layers: tuple[MoeLayer, ...]
     counts: bytes
     rows: bytes
+    decode_counts: bytes | None = None
+    decode_rows: bytes | None = None
 
     @property
     def deployment(self) -> Deployment:
@@ -68,27 +73,36 @@ class Baseline(msgspec.Struct, frozen=True):
             ValueError: they don't.
         """
         sizes = 8 * sum(layer.num_experts for layer in self.layers), 8 * len(self.layers)
-        if (len(self.counts), len(self.rows)) != sizes:
-            raise ValueError(f"{len(self.counts)} and {len(self.rows)} bytes of counts and rows, not {sizes}")
+        pairs = [(self.counts, self.rows)]
+        if self.decode_counts is not None and self.decode_rows is not None:
+            pairs.append((self.decode_counts, self.decode_rows))
+        for counts, rows in pairs:
+            if (len(counts), len(rows)) != sizes:
+                raise ValueError(f"{len(counts)} and {len(rows)} bytes of counts and rows, not {sizes}")
 
-    def by_layer(self) -> dict[int, Int64Array]:
-        """Layer to slots per logical expert, int64 [num_experts]."""
+    def slots(self, phase: Phase | None = None) -> LayerSlots | None:
+        """What it holds of a phase, or of both; None where the phases were not known when it was pinned."""
+        counts, rows = unpack_counts(self.counts), unpack_counts(self.rows)
+        if phase is not None:
+            if self.decode_counts is None or self.decode_rows is None:
+                return None
+            decode = unpack_counts(self.decode_counts), unpack_counts(self.decode_rows)
+            counts, rows = decode if phase is Phase.DECODE else (counts - decode[0], rows - decode[1])
         ends = np.cumsum([layer.num_experts for layer in self.layers])[:-1]
-        parts = np.split(unpack_counts(self.counts), ends)
-        return {layer.layer: part for layer, part in zip(self.layers, parts, strict=True)}
-
-    def rows_by_layer(self) -> dict[int, int]:
-        """Layer to tokens seen in it."""
-        rows = unpack_counts(self.rows).tolist()
-        return {layer.layer: count for layer, count in zip(self.layers, rows, strict=True)}
+        ids = [layer.layer for layer in self.layers]
+        return LayerSlots(
+            dict(zip(ids, np.split(counts, ends), strict=True)), dict(zip(ids, rows.tolist(), strict=True))
+        )
 
     def document(self) -> Document:
         """For the store."""
         return Document(KIND, _name_of(self.deployment, self.name), msgspec.msgpack.encode(self))
 
 
-def baseline_of(window: ModelWindow, name: str, note: str, now: float, min_tokens: int) -> Baseline:
-    """Pin a window.
+def baseline_of(
+    window: ModelWindow, decode: ModelWindow, name: str, note: str, now: float, min_tokens: int
+) -> Baseline:
+    """Pin a window; ``decode`` is the same one, of decode tokens only.
 
     Raises:
         BaselineError: it has too few tokens to compare anything with.
@@ -99,7 +113,12 @@ def baseline_of(window: ModelWindow, name: str, note: str, now: float, min_token
             "too-few-tokens",
             f"The window has {window.tokens} tokens, a baseline needs {max(min_tokens, 1)}: make it longer.",
         )
-    counts = [layer.counts.sum(axis=0) for layer in seen]
+    counts, rows = _packed(seen)
+    of_decode = {layer.shape.layer: layer for layer in decode.layers}
+    phased = decode.phase_reason is None and all(not layer.unphased for layer in decode.layers)
+    decode_counts, decode_rows = (
+        _packed([of_decode[layer.shape.layer] for layer in seen]) if phased else (None, None)
+    )
     return Baseline(
         server=window.server,
         model=window.model,
@@ -110,9 +129,17 @@ def baseline_of(window: ModelWindow, name: str, note: str, now: float, min_token
         pinned_at=now,
         tokens=window.tokens,
         layers=tuple(layer.shape for layer in seen),
-        counts=pack_counts(np.concatenate(counts)),
-        rows=pack_counts(np.array([int(layer.rows.sum()) for layer in seen], dtype=np.int64)),
+        counts=counts,
+        rows=rows,
+        decode_counts=decode_counts,
+        decode_rows=decode_rows,
     )
+
+
+def _packed(layers: Sequence[LayerWindow]) -> tuple[bytes, bytes]:
+    """Slots per expert and tokens of some layers, as the baseline has them."""
+    rows = np.array([int(layer.rows.sum()) for layer in layers], dtype=np.int64)
+    return pack_counts(np.concatenate([layer.counts.sum(axis=0) for layer in layers])), pack_counts(rows)
 
 
 class BaselineBook:

@@ -23,6 +23,14 @@ EXPECTED: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
+class LayerSlots:
+    """What is compared with: layer to slots per logical expert, int64 [num_experts], and to tokens."""
+
+    counts: Mapping[int, Int64Array]
+    rows: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class LayerDrift:
     """One layer against the base.
 
@@ -61,14 +69,21 @@ class DriftSummary:
     layers: int
 
 
-def layer_drifts(
-    window: ModelWindow, base: Mapping[int, Int64Array], base_rows: Mapping[int, int], min_tokens: int
-) -> list[LayerDrift]:
-    """Each layer of the window against the base's slots per expert, by layer."""
+def layer_drifts(window: ModelWindow, base: LayerSlots, min_tokens: int) -> list[LayerDrift]:
+    """Each layer of the window against the base."""
     return [
-        _layer(layer, base.get(layer.shape.layer), base_rows.get(layer.shape.layer, 0), min_tokens)
+        _layer(layer, base.counts.get(layer.shape.layer), base.rows.get(layer.shape.layer, 0), min_tokens)
         for layer in window.layers
     ]
+
+
+def slots_of(window: ModelWindow) -> LayerSlots:
+    """A window as what others are compared with: the layers that were seen."""
+    seen = [layer for layer in window.layers if layer.not_seen is None]
+    return LayerSlots(
+        {layer.shape.layer: layer.counts.sum(axis=0) for layer in seen},
+        {layer.shape.layer: int(layer.rows.sum()) for layer in seen},
+    )
 
 
 def summary_of(layers: list[LayerDrift]) -> DriftSummary:

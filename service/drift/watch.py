@@ -11,11 +11,12 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
-from moescope.capture.wire import Int64Array
 from moescope.service.drift.baseline import PREVIOUS_HOUR, BaselineBook
-from moescope.service.drift.measure import LayerDrift, layer_drifts
+from moescope.service.drift.measure import LayerDrift, layer_drifts, slots_of
+from moescope.service.phase_window import merge_phase
 from moescope.service.state import Deployment, LiveState
-from moescope.service.window import ModelWindow, merge
+from moescope.service.totals import Phase
+from moescope.service.window import ModelWindow
 
 WINDOW_S: Final = 300.0
 """Length of the window that is compared."""
@@ -27,9 +28,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Drifted:
-    """A deployment's last five minutes against one base, by its name."""
+    """A deployment's last five minutes against one base, by its name; of one phase, or of both (None)."""
 
     base: str
+    phase: Phase | None
     layers: tuple[LayerDrift, ...]
 
 
@@ -82,31 +84,35 @@ class DriftWatch:
                 self._busy.discard(deployment)
 
     def _measure(self, deployment: Deployment, now: float) -> tuple[Drifted, ...]:
-        hour, window = previous_hour(self._state, deployment, now - WINDOW_S, None)
-        bases = [(PREVIOUS_HOUR, *slots_of(hour))]
-        bases += [(item.name, item.by_layer(), item.rows_by_layer()) for item in self._book.of(deployment)]
-        return tuple(
-            Drifted(name, tuple(layer_drifts(window, counts, rows, self._min_tokens)))
-            for name, counts, rows in bases
-        )
+        spans = self._state.series(deployment, _instants(now - WINDOW_S, None))
+        found = []
+        for phase in (None, *Phase):
+            hour, window = (merge_phase(part, phase) for part in spans)
+            bases = [(PREVIOUS_HOUR, slots_of(hour))]
+            bases += [
+                (item.name, slots)
+                for item in self._book.of(deployment)
+                if (slots := item.slots(phase)) is not None
+            ]
+            found += [
+                Drifted(name, phase, tuple(layer_drifts(window, base, self._min_tokens)))
+                for name, base in bases
+            ]
+        return tuple(found)
 
 
 def previous_hour(
-    state: LiveState, deployment: Deployment, start: float, end: float | None
+    state: LiveState, deployment: Deployment, start: float, end: float | None, phase: Phase | None
 ) -> tuple[ModelWindow, ModelWindow]:
-    """The hour before ``start``, and the window that begins there.
+    """The hour before ``start``, and the window that begins there; of a phase, or of both.
 
     Raises:
         StoreError: the archive can't be read.
     """
-    hour, window = (merge(spans) for spans in state.series(deployment, (start - HOUR_S, start, end)))
+    spans = state.series(deployment, _instants(start, end))
+    hour, window = (merge_phase(part, phase) for part in spans)
     return hour, window
 
 
-def slots_of(window: ModelWindow) -> tuple[dict[int, Int64Array], dict[int, int]]:
-    """Of each layer that was seen: slots per logical expert, int64 [num_experts]; tokens."""
-    seen = [layer for layer in window.layers if layer.not_seen is None]
-    return (
-        {layer.shape.layer: layer.counts.sum(axis=0) for layer in seen},
-        {layer.shape.layer: int(layer.rows.sum()) for layer in seen},
-    )
+def _instants(start: float, end: float | None) -> tuple[float, float, float | None]:
+    return start - HOUR_S, start, end

@@ -250,7 +250,7 @@ _FAMILIES: Final = (
         "gauge",
         "bits",
         "Jensen-Shannon divergence of experts' shares from the baseline's; from 0, alike, to 1.",
-        (*LAYER, "baseline"),
+        (*LAYER, "baseline", "phase"),
         MetricsLevel.LAYER_RANK,
     ),
     Family(
@@ -258,7 +258,7 @@ _FAMILIES: Final = (
         "gauge",
         "experts",
         "Experts that got nothing, though at the baseline's share they would have.",
-        (*LAYER, "baseline"),
+        (*LAYER, "baseline", "phase"),
         MetricsLevel.LAYER_RANK,
     ),
     Family(
@@ -266,7 +266,7 @@ _FAMILIES: Final = (
         "gauge",
         "experts",
         "Experts with 3 times a fair share, and 1.5 times their share in the baseline.",
-        (*LAYER, "baseline"),
+        (*LAYER, "baseline", "phase"),
         MetricsLevel.LAYER_RANK,
     ),
     # Health of capture

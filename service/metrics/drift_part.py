@@ -14,9 +14,10 @@ from moescope.service.state import Deployment
 def drift_gauges(deployment: Deployment, found: Iterable[Drifted]) -> Iterable[Found]:
     """Divergence from each base, new dead and new hot experts; without a sample there is no series."""
     for drifted in found:
+        phase = drifted.phase or "all"
         summary = summary_of(list(drifted.layers))
         if summary.worst is not None and summary.median is not None and summary.noise is not None:
-            labels = (*deployment, drifted.base)
+            labels = (*deployment, drifted.base, phase)
             yield Sample("moescope_worst_layer_drift_bits", labels, summary.worst)
             yield Sample("moescope_median_layer_drift_bits", labels, summary.median)
             yield Sample("moescope_drift_sampling_noise_bits", labels, summary.noise)
@@ -24,7 +25,7 @@ def drift_gauges(deployment: Deployment, found: Iterable[Drifted]) -> Iterable[F
             yield Sample("moescope_new_hot_experts", labels, summary.new_hot)
         for layer in drifted.layers:
             if layer.divergence is not None:
-                at = (*deployment, str(layer.layer), drifted.base)
+                at = (*deployment, str(layer.layer), drifted.base, phase)
                 yield Sample("moescope_layer_drift_bits", at, layer.divergence)
                 yield Sample("moescope_layer_new_dead_experts", at, len(layer.new_dead))
                 yield Sample("moescope_layer_new_hot_experts", at, len(layer.new_hot))

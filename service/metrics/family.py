@@ -11,7 +11,7 @@ DEPLOYMENT: Final = ("server", "model")
 DP: Final = (*DEPLOYMENT, "dp_rank")
 EP: Final = (*DEPLOYMENT, "ep_rank")
 LAYER: Final = (*DEPLOYMENT, "layer")
-BASELINE: Final = (*DEPLOYMENT, "baseline")
+BASELINE: Final = (*DEPLOYMENT, "baseline", "phase")
 STAGE: Final = (*DEPLOYMENT, "pp_rank")
 WORKER: Final = (*DP, "pp_rank", "tp_rank")
 

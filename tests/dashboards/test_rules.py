@@ -143,21 +143,21 @@ ALERTS: dict[str, tuple[Series, Series]] = {
     ),
     "MoescopeRoutingDrift": (
         {
-            f'moescope_median_layer_drift_bits{_M},baseline="chat"}}': "0.05+0x90",
-            f'moescope_drift_sampling_noise_bits{_M},baseline="chat"}}': "0.001+0x90",
+            f'moescope_median_layer_drift_bits{_M},baseline="chat",phase="all"}}': "0.05+0x90",
+            f'moescope_drift_sampling_noise_bits{_M},baseline="chat",phase="all"}}': "0.001+0x90",
         },
         {  # as much, of so few tokens that it may be chance
-            f'moescope_median_layer_drift_bits{_M},baseline="chat"}}': "0.05+0x90",
-            f'moescope_drift_sampling_noise_bits{_M},baseline="chat"}}': "0.03+0x90",
+            f'moescope_median_layer_drift_bits{_M},baseline="chat",phase="all"}}': "0.05+0x90",
+            f'moescope_drift_sampling_noise_bits{_M},baseline="chat",phase="all"}}': "0.03+0x90",
         },
     ),
     "MoescopeNewHotExperts": (
-        {f'moescope_layer_new_hot_experts{_M},layer="0",baseline="chat"}}': "0+0x50 2+0x40"},
-        {f'moescope_layer_new_hot_experts{_M},layer="0",baseline="chat"}}': "0+0x70 2+0x5 0+0x20"},
+        {f'moescope_layer_new_hot_experts{_M},layer="0",baseline="chat",phase="all"}}': "0+0x50 2+0x40"},
+        {f'moescope_layer_new_hot_experts{_M},layer="0",baseline="chat",phase="all"}}': "0+0x70 2+0x5 0+0x9"},
     ),
     "MoescopeExpertsDied": (
-        {f'moescope_layer_new_dead_experts{_M},layer="0",baseline="chat"}}': "0+0x50 1+0x40"},
-        {f'moescope_layer_new_dead_experts{_M},layer="0",baseline="chat"}}': "0+0x70 1+0x5 0+0x20"},
+        {f'moescope_layer_new_dead_experts{_M},layer="0",baseline="chat",phase="all"}}': "0+0x50 1+0x40"},
+        {f'moescope_layer_new_dead_experts{_M},layer="0",baseline="b",phase="all"}}': "0+0x70 1+0x5 0+0x9"},
     ),
     "MoescopeUncoveredLayers": (
         {f'moescope_uncovered_layers{_M},dp_rank="0"}}': "1+0x90"},
@@ -296,11 +296,11 @@ def test_recorded_drift_takes_the_larger_of_two_services_and_keeps_baselines_apa
         "previous_hour": (0.02, 0.1, 0),
     }.items():
         for instance, scale in (("a", 1), ("b", 0.5)):
-            labels = f'{_M},baseline="{baseline}",instance="{instance}"}}'
+            labels = f'{_M},baseline="{baseline}",phase="all",instance="{instance}"}}'
             series[f"moescope_median_layer_drift_bits{labels}"] = f"{median * scale}+0x30"
             series[f"moescope_worst_layer_drift_bits{labels}"] = f"{worst * scale}+0x30"
             series[f"moescope_drift_sampling_noise_bits{labels}"] = f"{noise * scale}+0x30"
-    chat, hour = (f'{_M},baseline="{name}"}}' for name in ("chat", "previous_hour"))
+    chat, hour = (f'{_M},baseline="{name}",phase="all"}}' for name in ("chat", "previous_hour"))
     expect = {
         "round(model:moescope_worst_layer_drift:bits, 0.001)": {chat: 0.2, hour: 0.1},
         "round(model:moescope_median_layer_drift:bits, 0.001)": {chat: 0.04, hour: 0.02},

@@ -69,7 +69,7 @@ def registry() -> CollectorRegistry:
     window = merge(state.spans(("prod", "tiny"), None, None))
     even = window.layers[1].counts + 50
     changed = replace(window, layers=(window.layers[0], replace(window.layers[1], counts=even)))
-    book.pin(baseline_of(changed, "release-1", "", state.now(), 1))
+    book.pin(baseline_of(changed, replace(changed, phase_reason="not told"), "release-1", "", state.now(), 1))
     drift = DriftWatch(state, book, settings.min_tokens)
     result.register(RoutingCollector(state, settings, instruments, drift))
     return result

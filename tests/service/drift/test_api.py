@@ -100,6 +100,28 @@ def test_another_kind_of_traffic_drifts_from_the_hour_and_from_the_baseline(serv
     )
 
 
+def test_the_phases_of_a_baseline_are_those_of_its_window(service: Service) -> None:
+    push_fleet(service, skew=0.5, habits={"decode_shift": 0.8})
+    assert service.client.post("/v1/baselines", json={}).json()["by_phase"] is True
+    for phase in ("prefill", "decode"):
+        same = service.get("/v1/drift", baseline="default", phase=phase, start="-1h")
+        assert same["tokens"] == service.get("/v1/histogram", phase=phase)["tokens"]
+        assert [layer["divergence"] for layer in same["layers"]] == pytest.approx([0, 0, 0], abs=1e-12)
+        assert [layer["base_tokens"] for layer in same["layers"]] == [same["tokens"]] * 3
+    half = service.get("/v1/drift", baseline="default", phase="decode", start="-2m")
+    assert 0 < half["summary"]["worst"] < 3 * half["summary"]["noise"]
+
+
+def test_without_phases_a_question_for_one_says_so(service: Service) -> None:
+    push_fleet(service, phases=False)
+    assert service.client.post("/v1/baselines", json={}).json()["by_phase"] is False
+    detail = _problem(service.client.get("/v1/drift?baseline=default&phase=decode"), 400)
+    assert "leave phase out" in detail
+    hour = service.get("/v1/drift", phase="decode")
+    assert hour["tokens"] is None
+    assert "phases of" in hour["layers"][0]["reason"]
+
+
 def test_a_baseline_can_be_listed_read_and_removed(service: Service) -> None:
     push_fleet(service)
     service.client.post("/v1/baselines", json={"name": "one", "start": "-2m"})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moescope.service.divergence import jensen_shannon
-from moescope.service.drift.measure import LayerDrift, layer_drifts, summary_of
+from moescope.service.drift.measure import LayerDrift, LayerSlots, layer_drifts, summary_of
 from moescope.service.window import ModelWindow, merge
 from tests.service.advice.fleets import START, Simulated, plan
 from tests.service.frames import frame
@@ -20,7 +20,8 @@ def _window(counts: dict[int, list[int]], **fields: object) -> ModelWindow:
 
 
 def _drift(now: list[int], base: list[int], min_tokens: int = 1) -> LayerDrift:
-    [found] = layer_drifts(_window({3: now}), {3: np.array(base)}, {3: sum(base) // 2}, min_tokens)
+    base_slots = LayerSlots({3: np.array(base)}, {3: sum(base) // 2})
+    [found] = layer_drifts(_window({3: now}), base_slots, min_tokens)
     return found
 
 
@@ -70,7 +71,7 @@ def test_no_sample_has_a_reason(
     base: dict[int, list[int]], rows: dict[int, int], min_tokens: int, words: str
 ) -> None:
     counts = {layer: np.array(values) for layer, values in base.items()}
-    [found] = layer_drifts(_window({3: [4, 4, 4]}), counts, rows, min_tokens)
+    [found] = layer_drifts(_window({3: [4, 4, 4]}), LayerSlots(counts, rows), min_tokens)
     assert found.divergence is None
     assert found.reason is not None
     assert words in found.reason
@@ -79,7 +80,7 @@ def test_no_sample_has_a_reason(
 def test_the_summary_names_the_worst_layer() -> None:
     window = _window({1: [10, 10], 2: [20, 0], 3: [12, 8], 4: [0, 0]}, rows=[10, 10, 10, 0], tokens=10)
     base = {layer: np.array([100, 100]) for layer in (1, 2, 3, 4)}
-    found = layer_drifts(window, base, dict.fromkeys(base, 100), 1)
+    found = layer_drifts(window, LayerSlots(base, dict.fromkeys(base, 100)), 1)
     summary = summary_of(found)
     assert (summary.worst_layer, summary.layers) == (2, 3)
     assert summary.worst == found[1].divergence

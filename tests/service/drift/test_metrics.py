@@ -15,14 +15,14 @@ from tests.service.drift.test_api import Two
 Series = dict[tuple[str, str, str], float]
 
 
-def _drift(service: Service) -> Series:
+def _drift(service: Service, phase: str = "all") -> Series:
     """(family, layer, baseline) to value."""
     families = text_string_to_metric_families(service.client.get("/metrics").text)
     return {
         (family.name, sample.labels.get("layer", ""), sample.labels["baseline"]): sample.value
         for family in families
         for sample in family.samples
-        if "baseline" in sample.labels
+        if sample.labels.get("phase") == phase and "baseline" in sample.labels
     }
 
 
@@ -52,9 +52,19 @@ def test_drift_is_in_the_metrics(service: Service) -> None:
         moved["moescope_layer_new_hot_experts", layer, "chat"] for layer in "345"
     )
     assert answer["summary"]["worst"] > 0.1
+    # The frames of this fleet, put together by hand, tell no phases.
+    assert _drift(service, "decode") == _drift(service, "prefill") == {}
     service.client.delete("/v1/baselines/chat")
     gone = _refreshed(service, lambda found: {key[2] for key in found} == {"previous_hour"})
     assert gone["moescope_worst_layer_drift_bits", "", "previous_hour"] > 0.1
+
+
+def test_phases_are_apart(service: Service) -> None:
+    push_fleet(service, skew=0.5, habits={"decode_shift": 0.8})
+    service.client.post("/v1/baselines", json={"name": "chat"})
+    for phase in ("all", "prefill", "decode"):
+        found = _drift(service, phase)
+        assert found["moescope_layer_drift_bits", "3", "chat"] < 0.001, phase
 
 
 def test_idle_has_no_drift(service: Service) -> None:
