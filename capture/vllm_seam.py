@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from moescope.capture.layout import Ranks
+from moescope.capture.vllm_slots import SinkBuffers, SinkSlot, SourceSlot
 from moescope.capture.wire import MoeLayer, Placement, PlacementTable, Producer, UncoveredLayer, pack_ids
 
 CaptureFn = Callable[[torch.Tensor], None]
@@ -22,20 +23,28 @@ class SeamRow(NamedTuple):
 
     capture_sources: bool
     """`RoutedExpertsCaptureSource`: modules that route by themselves, without a `MoERunner`."""
+    routing_sinks: bool
+    """`RoutedExpertsSink`: a monolithic kernel may write the ids that it routes to."""
 
 
 SUPPORTED: Final[dict[tuple[int, int], SeamRow]] = {
-    (0, 26): SeamRow(capture_sources=False),
-    (0, 32): SeamRow(capture_sources=True),
+    (0, 26): SeamRow(capture_sources=False, routing_sinks=False),
+    (0, 32): SeamRow(capture_sources=True, routing_sinks=True),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedLayer:
-    """A covered MoE layer and the router whose callback slot sees its logical expert ids."""
+    """A covered MoE layer and the callback slot that sees its logical expert ids.
+
+    Attributes:
+        router: vLLM's `BaseRouter`, or what stands in for one (see `vllm_slots`).
+        module: the layer's module, as in its model's ``moe_layers``.
+    """
 
     spec: MoeLayer
-    router: Any  # vLLM's BaseRouter
+    router: Any
+    module: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,26 +147,29 @@ def survey_model(model: torch.nn.Module, vllm_config: Any) -> MoeSurvey:
     whole_model_reason = _unsupported(vllm_config)
     routed: dict[int, RoutedLayer] = {}
     uncovered: dict[int, str] = {}
-    runners: list[Any] = []
+    sinks = SinkBuffers()
     for module in model.modules():
         if isinstance(module, MoERunner):
-            layer, reason = int(module.layer_id), whole_model_reason or _uncovered_reason(module)
-            if reason is None and layer in routed:
-                reason = "two MoE blocks share this layer's index"
-                del routed[layer]
-            if reason is None and layer not in uncovered:
-                routed[layer] = RoutedLayer(_layer_spec(module), module.router)
-                runners.append(module)
-            elif reason is not None:
-                uncovered[layer] = reason
+            found = _routed_runner(module, sinks, vllm_config)
         elif _is_capture_source(module):
-            source: Any = module
-            uncovered[int(source.layer_id)] = f"{type(module).__name__} routes by itself, outside a router"
+            found = _routed_source(module)
+        else:
+            continue
+        layer = int(module.layer_id)
+        if whole_model_reason is not None:
+            found = whole_model_reason
+        elif layer in routed:
+            found = "two MoE blocks share this layer's index"
+            del routed[layer]
+        if isinstance(found, str):
+            uncovered[layer] = found
+        elif layer not in uncovered:
+            routed[layer] = found
     covered = tuple(routed[layer] for layer in sorted(routed))
     return MoeSurvey(
         routed=covered,
         uncovered=tuple(UncoveredLayer(layer, uncovered[layer]) for layer in sorted(uncovered)),
-        placement=_read_placement(covered, runners, vllm_config),
+        placement=_read_placement(covered, vllm_config),
     )
 
 
@@ -171,18 +183,47 @@ def _unsupported(vllm_config: Any) -> str | None:
     return None
 
 
-def _uncovered_reason(runner: Any) -> str | None:
+def _routed_runner(runner: Any, sinks: SinkBuffers, vllm_config: Any) -> RoutedLayer | str:
+    """The layer of a runner and its slot, or why it can't be counted."""
     from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
     from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter
 
+    slot = runner.router
     if runner.is_monolithic:
-        kernel = getattr(getattr(runner.routed_experts, "quant_method", None), "moe_kernel", None)
-        impl = getattr(getattr(kernel, "impl", None), "fused_experts", None)
-        return f"monolithic kernel {type(impl).__name__}: it routes inside and never calls the router"
-    if not isinstance(runner.router, BaseRouter):
-        return f"router {type(runner.router).__name__} has no callback"
-    if isinstance(runner.router, ZeroExpertRouter):
+        reason = _why_no_sink(runner, vllm_config)
+        if reason is not None:
+            return reason
+        slot = SinkSlot(runner.routed_experts, _monolithic_kernel(runner).moe_config, sinks)
+    elif not isinstance(slot, BaseRouter):
+        return f"router {type(slot).__name__} has no callback"
+    elif isinstance(slot, ZeroExpertRouter):
         return "ZeroExpertRouter reports its zero experts as expert 0"
+    experts = int(runner.moe_config.num_logical_experts)
+    return RoutedLayer(MoeLayer(int(runner.layer_id), experts, _top_k(runner)), slot, runner)
+
+
+def _top_k(runner: Any) -> int:
+    if runner.is_monolithic:
+        return int(_monolithic_kernel(runner).moe_config.experts_per_token)
+    return int(runner.router.top_k)
+
+
+def _monolithic_kernel(runner: Any) -> Any:
+    kernel = getattr(getattr(runner.routed_experts, "quant_method", None), "moe_kernel", None)
+    return getattr(getattr(kernel, "impl", None), "fused_experts", None)
+
+
+def _why_no_sink(runner: Any, vllm_config: Any) -> str | None:
+    """Why a monolithic kernel's ids can't be had, if so."""
+    kernel = _monolithic_kernel(runner)
+    what = f"monolithic kernel {type(kernel).__name__}: it routes inside and never calls the router"
+    row = seam_row(vllm_version())
+    if row is not None and not row.routing_sinks:
+        return f"{what}; this vLLM has no routing sink"
+    if not getattr(kernel, "supports_routing_replay_capture", bool)():
+        return f"{what}; it can't write its ids to a routing sink"
+    if vllm_config.parallel_config.enable_eplb:
+        return f"{what}; under EPLB its ids may be those of physical experts"
     return None
 
 
@@ -195,29 +236,37 @@ def _is_capture_source(module: torch.nn.Module) -> bool:
     return isinstance(module, RoutedExpertsCaptureSource)
 
 
-def _layer_spec(runner: Any) -> MoeLayer:
-    return MoeLayer(
-        int(runner.layer_id), int(runner.moe_config.num_logical_experts), int(runner.router.top_k)
-    )
+def _routed_source(source: Any) -> RoutedLayer | str:
+    """The layer of a module that routes by itself, or why it can't be counted."""
+    experts, top_k = getattr(source, "num_logical_experts", None), getattr(source, "top_k", None)
+    if not isinstance(experts, int) or not isinstance(top_k, int):
+        return f"{type(source).__name__} routes by itself and doesn't say over how many experts"
+    return RoutedLayer(MoeLayer(int(source.layer_id), experts, top_k), SourceSlot(source), source)
 
 
-def _read_placement(
-    routed: Sequence[RoutedLayer], runners: Sequence[Any], vllm_config: Any
-) -> Placement | None:
+def _read_placement(routed: Sequence[RoutedLayer], vllm_config: Any) -> Placement | None:
     """Where the experts are; None without expert parallelism, and under EPLB, which moves them."""
     parallel = vllm_config.parallel_config
     if not routed or not parallel.enable_expert_parallel or parallel.enable_eplb:
         return None
-    by_layer = {int(runner.layer_id): runner for runner in runners}
     tables: list[PlacementTable] = []
     table_of_layer: list[int] = []
     for layer in routed:
-        runner = by_layer[layer.spec.layer]
-        table = _placement_table(layer.spec.num_experts, runner.expert_map_manager)
+        manager = getattr(layer.module, "expert_map_manager", None)
+        if manager is None:  # a module that routes by itself holds a span of experts
+            table = _span_table(layer.spec.num_experts, int(layer.module.num_local_experts))
+        else:
+            table = _placement_table(layer.spec.num_experts, manager)
         if table not in tables:
             tables.append(table)
         table_of_layer.append(tables.index(table))
     return Placement(version=0, tables=tables, table_of_layer=table_of_layer)
+
+
+def _span_table(num_experts: int, num_local: int) -> PlacementTable:
+    """Each EP rank holds the next `num_local` experts."""
+    logical = range(num_experts)
+    return PlacementTable(pack_ids(list(logical)), pack_ids([expert // num_local for expert in logical]))
 
 
 def _placement_table(num_experts: int, manager: Any) -> PlacementTable:

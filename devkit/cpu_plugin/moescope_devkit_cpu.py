@@ -58,6 +58,7 @@ def install() -> None:
 
     add_collectives(CpuCommunicator, DeviceCommunicatorBase)
     add_expert_map(CPUUnquantizedExperts)
+    add_load_balancer()
     fork_engines(CpuPlatform)
 
 
@@ -77,6 +78,84 @@ def fork_engines(platform: type[Any]) -> None:
 
     setattr(check_and_update_config, _MARK, True)
     platform.check_and_update_config = staticmethod(check_and_update_config)
+
+
+def add_load_balancer() -> None:
+    """Let ``--enable-eplb`` run: its configuration, its map of logical to physical experts, its set-up."""
+    from vllm.config import parallel
+    from vllm.model_executor.layers.fused_moe.router import base_router
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    if isinstance(parallel.current_platform, _LoadBalancing):
+        return
+    parallel.current_platform = _LoadBalancing(parallel.current_platform)
+    base_router.eplb_map_to_physical_and_record = map_to_physical
+    torch.accelerator.current_stream = _NothingEnqueued  # type: ignore[assignment]
+    load_model: Callable[..., None] = CPUModelRunner.load_model
+
+    @functools.wraps(load_model)
+    def load_and_register(runner: Any, *args: Any, **kwargs: Any) -> None:
+        from vllm.distributed.eplb.eplb_state import EplbState
+        from vllm.model_executor.models.interfaces import get_mixture_of_experts_model
+
+        load_model(runner, *args, **kwargs)
+        if runner.parallel_config.enable_eplb:
+            if not hasattr(torch.Event, "elapsed_time"):  # vLLM's stand-in on CPUs lacks it
+                torch.Event.elapsed_time = lambda *_: 0.0
+            runner._moe_model = get_mixture_of_experts_model(runner.model)
+            runner.eplb_state = EplbState(runner.parallel_config, runner.device)
+            runner.eplb_state.add_model(runner._moe_model, runner.model_config)
+
+    CPUModelRunner.load_model = load_and_register
+
+
+class _LoadBalancing:
+    """The platform as vLLM's parallel configuration sees it: one that has a load balancer."""
+
+    def __init__(self, platform: Any) -> None:
+        self._platform = platform
+
+    def is_cuda_alike(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._platform, name)
+
+
+class _NothingEnqueued:
+    """The current stream of a device that runs everything at once."""
+
+    def __init__(self, *device: Any) -> None:
+        """Of any device."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
+def map_to_physical(
+    topk_ids: torch.Tensor,
+    expert_load_view: torch.Tensor,
+    logical_to_physical_map: torch.Tensor,
+    logical_replica_count: torch.Tensor,
+    record_enabled: torch.Tensor,
+    num_unpadded_tokens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What vLLM's Triton kernel of this name does: a token takes the replica that its row's hash says.
+
+    Args:
+        topk_ids: logical experts [tokens, top_k].
+        expert_load_view: int32 [physical experts], added to in place.
+        logical_to_physical_map: [logical experts, replicas].
+        logical_replica_count: [logical experts].
+    """
+    rows = torch.arange(len(topk_ids)).unsqueeze(1)
+    replica = (rows * 2654435769 & 0xFFFFFFFF) % logical_replica_count[topk_ids.long()].clamp(min=1)
+    physical = logical_to_physical_map[topk_ids.long(), replica]
+    if record_enabled:
+        true = len(topk_ids) if num_unpadded_tokens is None else int(num_unpadded_tokens)
+        counts = torch.bincount(physical[:true].flatten(), minlength=len(expert_load_view))
+        expert_load_view.add_(counts.to(expert_load_view.dtype))
+    return physical.to(topk_ids.dtype)
 
 
 def add_collectives(communicator: type[Any], base: type[Any]) -> None:

@@ -79,14 +79,14 @@ def test_a_router_without_a_callback_is_uncovered() -> None:
     assert found.uncovered[0].reason == "router OtherRouter has no callback"
 
 
-def test_a_module_that_routes_by_itself_is_uncovered() -> None:
+def test_a_module_that_routes_by_itself_is_uncovered_unless_it_says_over_how_many_experts() -> None:
     class MegaMoe(torch.nn.Module):
         layer_id = 7
         capture_fn = None
 
     found = survey(runner(2), MegaMoe())
     assert [(layer.layer, layer.reason) for layer in found.uncovered] == [
-        (7, "MegaMoe routes by itself, outside a router")
+        (7, "MegaMoe routes by itself and doesn't say over how many experts")
     ]
 
 
