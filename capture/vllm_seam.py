@@ -44,7 +44,7 @@ class RoutedLayer:
 
     spec: MoeLayer
     router: Any
-    module: Any
+    module: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +148,7 @@ def survey_model(model: torch.nn.Module, vllm_config: Any) -> MoeSurvey:
     routed: dict[int, RoutedLayer] = {}
     uncovered: dict[int, str] = {}
     sinks = SinkBuffers()
+    module: Any
     for module in model.modules():
         if isinstance(module, MoERunner):
             found = _routed_runner(module, sinks, vllm_config)

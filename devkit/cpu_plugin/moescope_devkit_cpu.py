@@ -6,9 +6,10 @@ depends on it. Without it, on CPUs:
 - ``--data-parallel-size 2`` dies in the first forward pass: MoE layers exchange tokens of unequal numbers
   between ranks with ``all_gatherv`` and ``reduce_scatterv``, which the CPU communicator does not have;
 - ``--enable-expert-parallel`` dies in the CPU expert kernel, which ignores the expert map and indexes its
-  weights with ids of experts that live on another rank.
+  weights with ids of experts that live on another rank;
+- ``--enable-eplb`` is refused, and the CPU's router, runner and communicator have no part in it.
 
-Both are mended here for correctness, not for speed. The router and its callbacks, which moescope observes,
+All are mended here for correctness, not for speed. The router and its callbacks, which moescope observes,
 are vLLM's own and untouched. To start in ten seconds rather than thirty, vLLM's processes are forked here.
 
 vLLM calls :func:`install` in each of its processes, possibly more than once in one, and lets its exceptions
@@ -101,7 +102,7 @@ def add_load_balancer() -> None:
         load_model(runner, *args, **kwargs)
         if runner.parallel_config.enable_eplb:
             if not hasattr(torch.Event, "elapsed_time"):  # vLLM's stand-in on CPUs lacks it
-                torch.Event.elapsed_time = lambda *_: 0.0
+                setattr(torch.Event, "elapsed_time", lambda *_: 0.0)  # noqa: B010 - for mypy
             runner._moe_model = get_mixture_of_experts_model(runner.model)
             runner.eplb_state = EplbState(runner.parallel_config, runner.device)
             runner.eplb_state.add_model(runner._moe_model, runner.model_config)

@@ -121,7 +121,7 @@ def step(capture: Capture, logits: list[torch.Tensor], valid: int) -> None:
     capture.capturer.begin_step(valid)
     for module, layer in zip(capture.model, logits, strict=True):
         forward(module, layer)
-    capture.capturer.end_step(valid)
+    capture.capturer.end_step()
 
 
 def test_a_monolithic_kernel_that_writes_its_ids_is_counted() -> None:
@@ -191,7 +191,7 @@ def test_a_module_that_routes_by_itself_is_counted_where_it_says_over_how_many_e
     ids = torch.tensor([[0, 3], [3, 7]])
     capture.capturer.begin_step(2)
     module.capture_fn(ids)
-    capture.capturer.end_step(2)
+    capture.capturer.end_step()
     assert capture.counts() == [torch.bincount(ids.flatten(), minlength=EXPERTS).tolist()]
     capture.binding.unbind()
     assert module.capture_fn is None
