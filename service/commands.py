@@ -38,7 +38,7 @@ Examples:
 
   moescope serve
 
-  MOESCOPE_TOKEN=secret moescope serve --host 0.0.0.0
+  moescope serve --host 0.0.0.0 --tokens-file tokens.toml --tls-cert tls.crt --tls-key tls.key
 
   moescope serve --config moescope.toml --metrics-level layer_expert
 
@@ -102,8 +102,22 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one [9890].")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with a bearer token that may do everything.")
+    ] = None,
+    tokens_file: Annotated[
+        Path | None, typer.Option(help="TOML file of tokens with scopes; see `moescope token`.")
+    ] = None,
+    open_read: Annotated[
+        bool | None, typer.Option("--open-read", help="Let everybody read; sending needs a token.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the certificate: HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of the authority whose clients may connect.")
+    ] = None,
     insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Listen beyond loopback without a token.")
+        bool | None, typer.Option("--insecure", help="Listen beyond loopback without authentication.")
     ] = None,
     window_s: Annotated[float | None, typer.Option(help="Window of the gauges, seconds [60].")] = None,
     min_tokens: Annotated[int | None, typer.Option(help="Fewer tokens are no sample [100].")] = None,
@@ -125,10 +139,18 @@ def serve(
     from moescope.service.server import ListenError, address_of, listen, make_server
     from moescope.service.store.open import open_writer
     from moescope.service.store.records import StoreError
+    from moescope.service.tls import TlsError
+    from moescope.service.tokens import TokenError
 
     flags = {
         "host": host,
         "port": port,
+        "token_file": token_file,
+        "tokens_file": tokens_file,
+        "open_read": open_read,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
         "insecure": insecure,
         "window_s": window_s,
         "min_tokens": min_tokens,
@@ -151,9 +173,11 @@ def serve(
     try:
         with listener, open_writer(settings, time.time) as writer:
             app = create_app(settings, writer=writer)
-            logging.getLogger(__name__).info("moescope serves at %s", address_of(listener))
-            make_server(app).run(sockets=[listener])
-    except StoreError as error:
+            server = make_server(app)
+            at = address_of(listener, settings.tls_cert is not None)
+            logging.getLogger(__name__).info("moescope serves at %s", at)
+            server.run(sockets=[listener])
+    except (StoreError, TokenError, TlsError) as error:
         raise _failure(str(error)) from None
 
 

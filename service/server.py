@@ -1,4 +1,4 @@
-"""Running the application: a socket of our own, and a clean end on SIGINT and SIGTERM."""
+"""Running the application: a socket of our own, files read again, a clean end on SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Generator
-from typing import Final
+from collections.abc import Generator, Sequence
+from typing import Final, Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
+from moescope.service.connections import Crowd, protocol_for
+from moescope.service.running import Running
 from moescope.service.settings import Settings
+from moescope.service.tls import Tls
 
 # Capturers and scrapers keep their connection between two requests.
 _KEEP_ALIVE_S: Final = 75
@@ -23,26 +26,68 @@ class ListenError(OSError):
     """The address can't be listened on; the message says what to do."""
 
 
+class Reloadable(Protocol):
+    """What is read from files that may change."""
+
+    def reload(self) -> bool:
+        """Read again."""
+
+    def reload_if_changed(self) -> None:
+        """Read again what is another than before."""
+
+
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends with exit code 0 when it is asked to end.
+    """uvicorn's server, which ends with exit code 0 when it is asked to end, and reads files again on SIGHUP.
 
     uvicorn sends itself the signal again after its end, which would make an orderly end look like a crash.
+
+    Args:
+        config: uvicorn's.
+        crowd: the connections.
+        reloadables: what is looked at once a second, and read again on SIGHUP.
     """
+
+    def __init__(self, config: uvicorn.Config, crowd: Crowd, reloadables: Sequence[Reloadable]) -> None:
+        super().__init__(config)
+        self.crowd = crowd
+        self._reloadables = tuple(reloadables)
+        self._hang_up = False
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if self._hang_up:
+            self._hang_up = False
+            for item in self._reloadables:
+                item.reload()
+        elif counter % 10 == 0:
+            for item in self._reloadables:
+                item.reload_if_changed()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell the application first, so that answers without an end (/v1/live) end themselves."""
         if isinstance(self.config.app, FastAPI):
             self.config.app.state.stopping = True
+        for connection in list(self.crowd.waiting):
+            connection.transport.abort()  # nobody asked anything there yet
         await super().shutdown(sockets)
+
+    def reload(self, *_: object) -> None:
+        """Read the files again soon; as a signal's handler it must not do it itself."""
+        self._hang_up = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Handle SIGINT and SIGTERM while serving; only a process's main thread can."""
+        """Handle SIGINT, SIGTERM and SIGHUP while serving; only a process's main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        handlers = {
+            signal.SIGINT: self.handle_exit,
+            signal.SIGTERM: self.handle_exit,
+            signal.SIGHUP: self.reload,
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
@@ -66,21 +111,34 @@ def listen(settings: Settings) -> socket.socket:
         ) from error
 
 
-def address_of(listener: socket.socket) -> str:
+def address_of(listener: socket.socket, tls: bool = False) -> str:
     """The URL to reach a listening socket at, with the port that it really has."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def make_server(app: FastAPI) -> Server:
-    """A server for ``app``; ``run(sockets=[...])`` serves until a signal, or until ``should_exit`` is set."""
-    return Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            lifespan="off",
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_SHUTDOWN_S,
-        )
+    """A server for ``app`` (see ``create_app``).
+
+    ``run(sockets=[...])`` serves until a signal, or until ``should_exit`` is set.
+
+    Raises:
+        TlsError: the certificate can't be used.
+    """
+    running: Running = app.state.running
+    settings = running.settings
+    crowd = Crowd(settings.header_timeout_s, settings.max_connections)
+    tls = None if settings.tls_cert is None else Tls(settings)
+    config = uvicorn.Config(
+        app,
+        http=protocol_for(crowd),
+        log_config=None,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+        ssl_context_factory=None if tls is None else lambda *_: tls.context,
     )
+    return Server(config, crowd, [running.book, *([] if tls is None else [tls])])

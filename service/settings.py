@@ -55,8 +55,33 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(9890, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
-    token: SecretStr | None = Field(None, description="Bearer token that ingest requires.")
-    insecure: bool = Field(False, description="Allow listening beyond loopback without a token.")
+    token: SecretStr | None = Field(None, description="Bearer token that may do everything.")
+    token_file: Path | None = Field(None, description="File with such a token; read again when it changes.")
+    tokens_file: Path | None = Field(
+        None, description="TOML file of tokens with scopes (ingest, read, admin); read again when it changes."
+    )
+    open_read: bool = Field(False, description="Let everybody read; sending still needs a token.")
+    insecure: bool = Field(False, description="Allow listening beyond loopback without authentication.")
+    tls_cert: Path | None = Field(None, description="PEM file with the certificate chain: serve HTTPS.")
+    tls_key: Path | None = Field(None, description="PEM file with its key; absent: it is in tls_cert.")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file with the authority whose clients alone may connect (mutual TLS)."
+    )
+    header_timeout_s: float = Field(
+        10.0, gt=0, description="Longest time that a request's head may take to arrive, seconds."
+    )
+    max_connections: int = Field(
+        2048, ge=16, description="Most connections; beyond them those that never asked go first."
+    )
+    max_waiting_mib: int = Field(
+        256, ge=1, description="Memory for all bodies that are arriving, MiB; beyond it senders wait."
+    )
+    max_frames_per_s: float = Field(
+        100.0, gt=0, description="Most frames of a producer per second, on average; of traces ten times that."
+    )
+    max_bodies_per_client: int = Field(
+        128, ge=1, description="Most bodies that arrive from one address at the same time."
+    )
     window_s: float = Field(60.0, gt=0, description="Window of the gauges in /metrics, seconds.")
     min_tokens: int = Field(
         100, ge=0, description="Fewer tokens than this in a window are no sample of balance."
@@ -96,14 +121,25 @@ class Settings(BaseSettings):
             raise ValueError(f"{value} is a URL: the only store there is yet is a folder on this machine")
         return value
 
+    @property
+    def authenticates(self) -> bool:
+        """Whether anything is asked of clients: a token, or a certificate."""
+        return any((self.token, self.token_file, self.tokens_file, self.tls_client_ca))
+
     @model_validator(mode="after")
     def _refuse_open_ingest(self) -> Self:
-        if self.token is None and not self.insecure and not is_loopback(self.host):
+        if not self.authenticates and not self.insecure and not is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} can be reached from other machines and no token is set: set "
-                "MOESCOPE_TOKEN here and in vLLM's environment, or listen on 127.0.0.1, or accept the "
-                "risk with --insecure"
+                "MOESCOPE_TOKEN_FILE (or MOESCOPE_TOKEN) here and in vLLM's environment, or listen on "
+                "127.0.0.1, or accept the risk with --insecure"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_half_of_tls(self) -> Self:
+        if self.tls_cert is None and (self.tls_key is not None or self.tls_client_ca is not None):
+            raise ValueError("tls_key and tls_client_ca need tls_cert: set --tls-cert or MOESCOPE_TLS_CERT")
         return self
 
 

@@ -11,21 +11,25 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
+from moescope.service.access import Sessions, open_book
 from moescope.service.api.advice import advice_router
 from moescope.service.api.balance import balance_router
 from moescope.service.api.baselines import baselines_router
 from moescope.service.api.coactivation import coactivation_router
 from moescope.service.api.compare import compare_router
 from moescope.service.api.drift import drift_router
+from moescope.service.api.guard import Guard
 from moescope.service.api.histogram import histogram_router
 from moescope.service.api.home import home_router
 from moescope.service.api.ingest import ingest_router
 from moescope.service.api.keeping import Keeper
+from moescope.service.api.limits import Limits
 from moescope.service.api.live import live_router
 from moescope.service.api.probes import probes_router
 from moescope.service.api.problems import Problem, install
 from moescope.service.api.ranks import ranks_router
 from moescope.service.api.rearrangements import rearrangements_router
+from moescope.service.api.session import session_router
 from moescope.service.api.stragglers import stragglers_router
 from moescope.service.api.traces import traces_router
 from moescope.service.api.trend import trend_router
@@ -34,6 +38,7 @@ from moescope.service.drift.baseline import KIND, BaselineBook
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
+from moescope.service.running import Running
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
 from moescope.service.store.writer import StoreWriter
@@ -56,6 +61,7 @@ def create_app(
 
     Raises:
         StoreError: what is kept can't be read.
+        TokenError: a file of tokens can't be used.
     """
     store = None if writer is None else writer.store
     state = LiveState(settings, clock, store)
@@ -67,11 +73,23 @@ def create_app(
     book = BaselineBook([] if store is None else store.documents(KIND))
     drift = DriftWatch(state, book, settings.min_tokens)
     registry.register(RoutingCollector(state, settings, instruments, drift))
+    limits = Limits(settings)
+    tokens = open_book(settings)
+    sessions = Sessions(tokens, clock)
     app = FastAPI(title="moescope", version=version("moescope"), description=_DESCRIPTION)
+    app.state.running = Running(settings, tokens)
+    app.add_middleware(
+        Guard,
+        book=tokens,
+        sessions=sessions,
+        open_read=settings.open_read,
+        refused=state.count_refused,
+        clock=clock,
+    )
     install(app)
     for router in (
-        ingest_router(state, settings, instruments, keeper),
-        traces_router(state, settings, keeper, store),
+        ingest_router(state, settings, instruments, keeper, limits),
+        traces_router(state, settings, keeper, store, limits),
         coactivation_router(state, store),
         ranks_router(state),
         histogram_router(state),
@@ -87,6 +105,7 @@ def create_app(
         compare_router(state),
         live_router(state),
         home_router(),
+        session_router(sessions),
     ):
         app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way

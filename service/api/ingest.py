@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
+from collections.abc import Callable
+from typing import Final
 
 from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 
 from moescope.capture.wire import CONTENT_TYPE, WireError, WireVersionError, decode_frame
 from moescope.service.api.keeping import Keeper
+from moescope.service.api.limits import Limits, RefusedFrameError
 from moescope.service.api.models import Receipt
-from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.problems import documented
 from moescope.service.ledger import RefusedError
 from moescope.service.logs import Throttle
 from moescope.service.metrics.instruments import Instruments
@@ -22,6 +24,7 @@ from moescope.service.store.records import StoreError
 
 _log = logging.getLogger(__name__)
 
+REFUSALS: Final = (400, 401, 403, 408, 409, 413, 415, 429, 503)
 _BODY = {
     "requestBody": {
         "required": True,
@@ -30,22 +33,14 @@ _BODY = {
 }
 
 
-class RefusedFrameError(ProblemError):
-    """A refused frame or trace; ``reason`` goes to the metric."""
-
-    def __init__(self, reason: str, status: int, title: str, detail: str, **headers: str) -> None:
-        self.reason = reason
-        super().__init__(status, reason.replace("_", "-"), title, detail, headers)
-
-
 def ingest_router(
-    state: LiveState, settings: Settings, instruments: Instruments, keeper: Keeper
+    state: LiveState, settings: Settings, instruments: Instruments, keeper: Keeper, limits: Limits
 ) -> APIRouter:
     """The route that takes frames into ``state``, and answers when ``keeper`` has kept them."""
     router = APIRouter(tags=["ingest"])
     throttle = Throttle(state.now)
 
-    @router.post("/v1/ingest", openapi_extra=_BODY, responses=documented(400, 401, 408, 409, 413, 415, 503))
+    @router.post("/v1/ingest", openapi_extra=_BODY, responses=documented(*REFUSALS))
     async def ingest(request: Request) -> Receipt:
         """Take one cumulative frame of a producer: msgpack, as `moescope.capture.wire` defines it.
 
@@ -53,7 +48,8 @@ def ingest_router(
         the totals are kept there.
         """
         try:
-            return await _take(request, state, settings, instruments, keeper)
+            with limits.body_of(client_of(request)) as took:
+                return await _take(request, state, settings, instruments, keeper, limits, took)
         except RefusedFrameError as error:
             state.count_refused(error.reason)
             if throttle.allows(error.reason):
@@ -64,13 +60,20 @@ def ingest_router(
 
 
 async def _take(
-    request: Request, state: LiveState, settings: Settings, instruments: Instruments, keeper: Keeper
+    request: Request,
+    state: LiveState,
+    settings: Settings,
+    instruments: Instruments,
+    keeper: Keeper,
+    limits: Limits,
+    took: Callable[[int], None],
 ) -> Receipt:
-    body = await receive(request, settings, CONTENT_TYPE)
+    body = await receive(request, settings, CONTENT_TYPE, took)
     instruments.took_in(len(body))
     try:
         with instruments.ingest.timed():
             frame = decode_frame(body)
+            limits.admit("frame", frame.producer.key)
             verdict = state.ingest(frame)
     except WireVersionError as error:
         raise RefusedFrameError("version", 415, "Another wire version", str(error)) from error
@@ -86,30 +89,21 @@ async def _take(
     return Receipt(result=verdict.value, epoch=frame.epoch, seq=frame.seq)
 
 
-async def receive(request: Request, settings: Settings, content_type: str) -> bytes:
-    """The body of a producer's request.
+def client_of(request: Request) -> str:
+    """The address that a request comes from."""
+    return "" if request.client is None else request.client.host
+
+
+async def receive(
+    request: Request, settings: Settings, content_type: str, took: Callable[[int], None]
+) -> bytes:
+    """The body of a producer's request, each piece of which is told to ``took``.
 
     Raises:
-        RefusedFrameError: the producer may not send, or it is of another type, too large or too slow.
+        RefusedFrameError: it is of another type, too large, too slow, or there is too much of all.
     """
-    _check_token(request, settings)
     _check_content_type(request, content_type)
-    return await _read_body(request, settings)
-
-
-def _check_token(request: Request, settings: Settings) -> None:
-    if settings.token is None:
-        return
-    given = request.headers.get("authorization", "").encode("latin-1")
-    expected = f"Bearer {settings.token.get_secret_value()}".encode()
-    if not hmac.compare_digest(given, expected):
-        raise RefusedFrameError(
-            "unauthorized",
-            401,
-            "The token is missing or wrong",
-            "Set MOESCOPE_TOKEN in vLLM's environment to the token of this service.",
-            **{"WWW-Authenticate": "Bearer"},
-        )
+    return await _read_body(request, settings, took)
 
 
 def _check_content_type(request: Request, expected: str) -> None:
@@ -120,13 +114,14 @@ def _check_content_type(request: Request, expected: str) -> None:
         )
 
 
-async def _read_body(request: Request, settings: Settings) -> bytes:
+async def _read_body(request: Request, settings: Settings, took: Callable[[int], None]) -> bytes:
     """The body, read no further than the limit whatever its declared length."""
     limit = settings.max_body_mib * 1024 * 1024
     body = bytearray()
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             async for chunk in request.stream():
+                took(len(chunk))
                 body += chunk
                 if len(body) > limit:
                     raise RefusedFrameError(

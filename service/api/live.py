@@ -41,11 +41,12 @@ def live_router(state: LiveState) -> APIRouter:
 
 
 async def _ticks(state: LiveState, request: Request) -> AsyncIterator[str]:
-    """Events until the client goes (which cancels this) or the server ends."""
+    """Events until the client goes (which cancels this), its token ends, or the server does."""
     loop = asyncio.get_running_loop()
     sent_frames, sent_at = -1, -HEARTBEAT_S
     yield "retry: 1000\n\n"
-    while not getattr(request.app.state, "stopping", False):
+    allowed = request.scope.get("moescope.still_allowed", lambda: True)
+    while allowed() and not getattr(request.app.state, "stopping", False):
         frames, since = sum(state.frames().values()), loop.time() - sent_at
         if since >= HEARTBEAT_S or (frames != sent_frames and since >= TICK_S):
             data = json.dumps({"now": state.now(), "frames": frames})

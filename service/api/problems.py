@@ -62,7 +62,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _answer_unexpected)
 
 
-def _respond(
+def respond(
     request: Request,
     status: int,
     kind: str,
@@ -70,6 +70,7 @@ def _respond(
     detail: str,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
+    """A problem document as the answer to a request."""
     problem = Problem(
         type=f"urn:moescope:problem:{kind}",
         title=title,
@@ -82,11 +83,11 @@ def _respond(
 
 async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ProblemError)
-    return _respond(request, error.status, error.kind, error.title, error.detail, error.headers)
+    return respond(request, error.status, error.kind, error.title, error.detail, error.headers)
 
 
 async def _answer_store_failed(request: Request, error: Exception) -> JSONResponse:
-    return _respond(request, 503, "store-failed", "The store failed", f"{error} Ask again, or see the log.")
+    return respond(request, 503, "store-failed", "The store failed", f"{error} Ask again, or see the log.")
 
 
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
@@ -95,7 +96,7 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
         f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()
     )
     detail = f"{faults}. The parameters are described at /docs."
-    return _respond(request, 422, "invalid-parameters", "The parameters are not valid", detail)
+    return respond(request, 422, "invalid-parameters", "The parameters are not valid", detail)
 
 
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
@@ -103,15 +104,15 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     headers = error.headers or {}
     if error.status_code == 404:
         detail = f"There is nothing at {request.url.path}; what there is stands at /docs."
-        return _respond(request, 404, "not-found", "No such path", detail, headers)
+        return respond(request, 404, "not-found", "No such path", detail, headers)
     if error.status_code == 405:
         detail = f"{request.url.path} takes {headers.get('Allow', 'other methods')}, not {request.method}."
-        return _respond(request, 405, "method-not-allowed", "Wrong method", detail, headers)
+        return respond(request, 405, "method-not-allowed", "Wrong method", detail, headers)
     title = HTTPStatus(error.status_code).phrase
-    return _respond(request, error.status_code, "http", title, f"{error.detail}. See /docs.", headers)
+    return respond(request, error.status_code, "http", title, f"{error.detail}. See /docs.", headers)
 
 
 async def _answer_unexpected(request: Request, _error: Exception) -> JSONResponse:
     detail = "This is a bug of moescope: please report it with the lines that the service logged."
     # The server ends the connection after such an error: a client that knows doesn't use it again.
-    return _respond(request, 500, "internal", "The service failed", detail, {"Connection": "close"})
+    return respond(request, 500, "internal", "The service failed", detail, {"Connection": "close"})

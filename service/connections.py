@@ -1,0 +1,158 @@
+"""Connections that don't harm: deadlines for those who are slow, and an upper bound for all.
+
+uvicorn waits for a request's head, and for a client to read its answer, as long as the client likes. Bodies
+have their deadline where they are read (``api.ingest``), idle connections have uvicorn's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from moescope.service.logs import Throttle
+
+_log = logging.getLogger(__name__)
+
+STALL_S: Final = 10.0
+"""In so many seconds a client must read MIN_READ of what waits for it, or all of it."""
+MIN_READ: Final = 64 * 1024
+_SPARE_FILES: Final = 128  # the store, its readers, the log, listeners
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.h11_impl import H11Protocol as Base
+else:
+    Base = AutoHTTPProtocol
+
+
+class Crowd:
+    """All connections of one server.
+
+    Args:
+        header_timeout_s: how long a request's head may take, from the connection's or the head's begin.
+        max_connections: beyond it the connection goes that has waited longest for a request.
+    """
+
+    def __init__(self, header_timeout_s: float, max_connections: int) -> None:
+        self.header_timeout_s = header_timeout_s
+        self.max_connections = _possible(max_connections)
+        self.waiting: dict[PatientProtocol, None] = {}
+        """Those whose head has not arrived, in the order of their begin."""
+        self.ended: dict[str, int] = {"slow_head": 0, "slow_reader": 0, "crowded": 0}
+        self._throttle = Throttle(time.monotonic)
+
+    def end(self, protocol: PatientProtocol, reason: str, words: str) -> None:
+        """Cut a connection off."""
+        self.ended[reason] += 1
+        if self._throttle.allows(reason):
+            client = protocol.client[0] if protocol.client else "a client"
+            _log.warning("ended a connection of %s (logged once a minute): %s", client, words)
+        protocol.transport.abort()
+
+    def make_room(self, count: int) -> None:
+        """End one connection if there are too many, which may be the new one."""
+        if count > self.max_connections and self.waiting:
+            oldest = next(iter(self.waiting))
+            self.waiting.pop(oldest)
+            self.end(oldest, "crowded", f"there are over max_connections ({self.max_connections})")
+
+
+class PatientProtocol(Base):  # type: ignore[misc]  # whichever of uvicorn's two is installed
+    """uvicorn's protocol with a deadline for the head of each request and for reading the answer."""
+
+    crowd: Crowd
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._unread = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a head."""
+        super().connection_made(transport)
+        self._wait_for_head()
+        self.crowd.make_room(len(self.connections))
+
+    def data_received(self, data: bytes) -> None:
+        """Wait on if the head is not whole."""
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait_for_head()
+        else:
+            self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        self._stop_waiting()
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """What waits to be read by the client is much: watch whether it is read."""
+        super().pause_writing()
+        self._unread = self.transport.get_write_buffer_size()
+        self._read_timer = self._later(STALL_S, self._look_at_reader)
+
+    def resume_writing(self) -> None:
+        """It was read."""
+        self._stop_watching()
+        super().resume_writing()
+
+    def _wait_for_head(self) -> None:
+        if self._head_timer is None and not self.transport.is_closing():
+            self.crowd.waiting[self] = None
+            self._head_timer = self._later(self.crowd.header_timeout_s, self._give_up_on_head)
+
+    def _stop_waiting(self) -> None:
+        self.crowd.waiting.pop(self, None)
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up_on_head(self) -> None:
+        self._stop_waiting()
+        self.crowd.end(self, "slow_head", f"no whole request in {self.crowd.header_timeout_s:g} s")
+
+    def _look_at_reader(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if self._unread - unread < MIN_READ:
+            self.crowd.end(self, "slow_reader", f"it reads less than {MIN_READ} bytes in {STALL_S:g} s")
+            return
+        self._unread = unread
+        self._read_timer = self._later(STALL_S, self._look_at_reader)
+
+    def _stop_watching(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+    def _later(self, seconds: float, action: Any) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(seconds, action)
+
+
+def protocol_for(crowd: Crowd) -> type[asyncio.Protocol]:
+    """The protocol's class for one server's connections."""
+    return type("Protocol", (PatientProtocol,), {"crowd": crowd})
+
+
+def _possible(wanted: int) -> int:
+    """As many connections as the system lets this process have files, which is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        except (OSError, ValueError):
+            soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if soft < needed:
+            _log.warning(
+                "max_connections is %d instead of %d: raise `ulimit -n`", soft - _SPARE_FILES, wanted
+            )
+            return max(16, soft - _SPARE_FILES)
+    return wanted

@@ -1,0 +1,234 @@
+"""Bearer tokens: who may do what, read from files that may change while the service runs.
+
+Tokens are compared as SHA-256 digests, all of them for every request, each in constant time, so that neither
+the answer's time nor the file tells how much of a guess was right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+_log = logging.getLogger(__name__)
+
+MIN_LENGTH: Final = 16
+"""Shortest token in a file of tokens; ``moescope token`` makes them longer."""
+_PRINTABLE: Final = re.compile(r"[\x21-\x7e]+")
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEYS: Final = frozenset({"name", "scopes", "sha256", "file", "expires"})
+
+
+class Scope(StrEnum):
+    """What a token allows: sending frames and traces, asking, or everything."""
+
+    INGEST = "ingest"
+    READ = "read"
+    ADMIN = "admin"
+
+
+class TokenError(ValueError):
+    """A file of tokens that can't be used; the message says which and what to do, and holds no token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as it is kept: ``digest`` is SHA-256 of it, ``expires`` seconds of Unix time or None."""
+
+    name: str
+    scopes: frozenset[Scope]
+    digest: bytes = field(repr=False)
+    expires: float | None = None
+
+    def allows(self, scope: Scope) -> bool:
+        """Whether it has the scope; ``admin`` has all."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+    def expired(self, now: float) -> bool:
+        """Whether its time is over at ``now``, seconds of Unix time."""
+        return self.expires is not None and now >= self.expires
+
+
+def digest_of(text: str) -> bytes:
+    """SHA-256 of a token."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def new_token() -> str:
+    """A token of 256 random bits, recognisable by its beginning."""
+    return f"mscp_{secrets.token_urlsafe(32)}"
+
+
+def whole_access(text: str, name: str = "token") -> Token:
+    """The one token of a simple set-up, which may do everything."""
+    return Token(name, frozenset({Scope.ADMIN}), digest_of(text))
+
+
+def read_secret(path: Path) -> str:
+    """A file's only token.
+
+    Raises:
+        TokenError: it can't be read, is empty, or holds more than one token.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise TokenError(f"the token file {path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise TokenError(f"the token file {path} is not text") from error
+    if not _PRINTABLE.fullmatch(text):
+        raise TokenError(f"the token file {path} must hold one token of printable ASCII without spaces")
+    return text
+
+
+def read_tokens(path: Path) -> list[Token]:
+    """The tokens of a TOML file with a ``[[tokens]]`` table for each.
+
+    Each has ``name``, ``scopes`` (of ingest, read, admin), and ``sha256`` of the token in hex, or ``file``
+    with it, relative to this file; and may have ``expires``, a date or an instant with its offset.
+
+    Raises:
+        TokenError: names the file, the entry and the key.
+    """
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise TokenError(f"the file of tokens {path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TokenError(f"{path} is not valid TOML: {error}") from error
+    entries = document.pop("tokens", None)
+    if document or not isinstance(entries, list) or not entries:
+        raise TokenError(f"{path} must hold [[tokens]] tables and nothing else; `moescope token` prints one")
+    tokens = [_token(path, number, entry) for number, entry in enumerate(entries, 1)]
+    for kind, values in (
+        ("name", [token.name for token in tokens]),
+        ("token", [token.digest for token in tokens]),
+    ):
+        if len(set(values)) < len(values):
+            raise TokenError(f"{path}: two entries have the same {kind}")
+    return tokens
+
+
+def _token(path: Path, number: int, entry: object) -> Token:
+    where = f"{path}: tokens[{number}]"
+    if not isinstance(entry, dict):
+        raise TokenError(f"{where} is not a table")
+    unknown = sorted(set(entry) - _KEYS)
+    if unknown:
+        raise TokenError(f"{where}: {unknown[0]}: no such key; there are {', '.join(sorted(_KEYS))}")
+    name = entry.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise TokenError(f"{where}: name: 1 to 64 letters, digits, dots, dashes or underscores are needed")
+    return Token(
+        name, _scopes(where, entry.get("scopes")), _digest(where, path, entry), _expiry(where, entry)
+    )
+
+
+def _scopes(where: str, given: object) -> frozenset[Scope]:
+    known = {scope.value for scope in Scope}
+    if not isinstance(given, list) or not given or not all(item in known for item in given):
+        raise TokenError(f"{where}: scopes: a list of {', '.join(sorted(known))} is needed")
+    return frozenset(Scope(item) for item in given)
+
+
+def _digest(where: str, path: Path, entry: dict[str, Any]) -> bytes:
+    given, file = entry.get("sha256"), entry.get("file")
+    if (given is None) == (file is None):
+        raise TokenError(f"{where}: give sha256 (of the token, in hex) or file (with the token), one of them")
+    if file is not None:
+        try:
+            text = read_secret(path.parent / str(file))
+        except TokenError as error:
+            raise TokenError(f"{where}: file: {error}") from error
+        if len(text) < MIN_LENGTH:
+            raise TokenError(f"{where}: file: the token is shorter than {MIN_LENGTH} characters")
+        return digest_of(text)
+    if not isinstance(given, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", given):
+        raise TokenError(f"{where}: sha256: 64 hexadecimal digits are needed")
+    return bytes.fromhex(given)
+
+
+def _expiry(where: str, entry: dict[str, Any]) -> float | None:
+    given = entry.get("expires")
+    if given is None:
+        return None
+    if isinstance(given, datetime) and given.tzinfo is not None:
+        return given.timestamp()
+    if isinstance(given, date) and not isinstance(given, datetime):
+        return datetime(given.year, given.month, given.day, tzinfo=UTC).timestamp()
+    raise TokenError(f"{where}: expires: a date, or an instant such as 2027-01-31T12:00:00Z, is needed")
+
+
+class TokenBook:
+    """The tokens that are valid now.
+
+    Args:
+        fixed: tokens that no file holds.
+        sources: for each file of tokens how to read it; read at once, and again by :meth:`reload`.
+
+    Raises:
+        TokenError: a file can't be used.
+    """
+
+    def __init__(self, fixed: Iterable[Token], sources: dict[Path, Callable[[Path], list[Token]]]) -> None:
+        self._fixed = tuple(fixed)
+        self._sources = dict(sources)
+        self._seen: dict[Path, object] = {}
+        self.tokens: tuple[Token, ...] = self._read()
+
+    def __bool__(self) -> bool:
+        return bool(self.tokens)
+
+    def find(self, text: str) -> Token | None:
+        """The token that this is, expired or not."""
+        return self.find_digest(digest_of(text))
+
+    def find_digest(self, digest: bytes) -> Token | None:
+        """Likewise, by its digest."""
+        found = None
+        for token in self.tokens:
+            if hmac.compare_digest(token.digest, digest):
+                found = token
+        return found
+
+    def reload(self) -> bool:
+        """Read the files again; if one can't be used, keep what was valid and say so in the log."""
+        try:
+            self.tokens = self._read()
+        except TokenError as error:
+            _log.error("the tokens were not read again, those from before stay valid: %s", error)
+            return False
+        _log.info("read %d tokens: %s", len(self.tokens), ", ".join(token.name for token in self.tokens))
+        return True
+
+    def reload_if_changed(self) -> None:
+        """Read the files again if one of them is another than before."""
+        if self._sources and self._look() != self._seen:
+            self.reload()
+
+    def _read(self) -> tuple[Token, ...]:
+        # What was looked at stays looked at, even if it can't be used: one line in the log, not one a second.
+        self._seen = self._look()
+        read = [token for path, source in self._sources.items() for token in source(path)]
+        return (*self._fixed, *read)
+
+    def _look(self) -> dict[Path, object]:
+        return {path: _stamp(path) for path in self._sources}
+
+
+def _stamp(path: Path) -> object:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_ino, status.st_size)
