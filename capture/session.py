@@ -70,7 +70,10 @@ class CaptureSession:
             history=history,
         )
         self._sender = FrameSender(
-            self._taker, builder, HttpTransport(settings.endpoint, settings.token), settings.interval
+            self._taker,
+            builder,
+            HttpTransport(settings.endpoint, settings.token, access=settings.access),
+            settings.interval,
         )
         self._watch = BatchWatch(vllm_config, self._requests_read, self._laid_out, self._watch_failed)
         self._serving = False

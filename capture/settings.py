@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from moescope.capture.access import NO_ACCESS, Access, printable
 from moescope.capture.trace_sampling import TraceSampling
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:9890"
@@ -46,6 +47,7 @@ class CaptureSettings:
         traces: which requests' routing is traced: a share of them (``MOESCOPE_TRACE_RATE``, 0 to 1), and
             those that ask for it (``MOESCOPE_TRACE_OPT_IN``); none by default.
         trace_bytes: memory for traces in each worker (``MOESCOPE_TRACE_MIB``); what doesn't fit is dropped.
+        access: files with the token and certificates, for what changes while vLLM runs.
     """
 
     endpoint: str = DEFAULT_ENDPOINT
@@ -55,6 +57,7 @@ class CaptureSettings:
     server: str = ""
     traces: TraceSampling = field(default_factory=TraceSampling)
     trace_bytes: int = DEFAULT_TRACE_MIB << 20
+    access: Access = NO_ACCESS
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> CaptureSettings:
@@ -74,6 +77,7 @@ class CaptureSettings:
                 opt_in=_flag("MOESCOPE_TRACE_OPT_IN", environment),
             ),
             trace_bytes=_mib(environment.get("MOESCOPE_TRACE_MIB") or str(DEFAULT_TRACE_MIB)) << 20,
+            access=_access(environment),
         )
 
 
@@ -138,6 +142,22 @@ def _server(text: str) -> str:
     return text
 
 
+def _access(environment: Mapping[str, str]) -> Access:
+    """The files, which must be there when vLLM starts: a typing error is to show then."""
+    names = ("TOKEN_FILE", "CA_FILE", "CERT_FILE", "KEY_FILE")
+    paths = {name: environment.get(f"MOESCOPE_{name}") for name in names}
+    if paths["KEY_FILE"] and not paths["CERT_FILE"]:
+        raise SettingsError("MOESCOPE_KEY_FILE: it needs MOESCOPE_CERT_FILE")
+    token_file, *others = (Path(path) if path else None for path in paths.values())
+    # A token of the environment is never replaced.
+    access = Access(None if environment.get("MOESCOPE_TOKEN") else token_file, *others)
+    try:
+        access.context()
+    except OSError as error:
+        raise SettingsError(f"MOESCOPE_CA_FILE, MOESCOPE_CERT_FILE, MOESCOPE_KEY_FILE: {error}") from error
+    return access
+
+
 def _token(environment: Mapping[str, str]) -> str | None:
     token = environment.get("MOESCOPE_TOKEN") or ""
     path = environment.get("MOESCOPE_TOKEN_FILE")
@@ -147,6 +167,6 @@ def _token(environment: Mapping[str, str]) -> str | None:
         except OSError as error:
             raise SettingsError(f"MOESCOPE_TOKEN_FILE: {path!r} can't be read: {error.strerror}") from error
     token = token.strip()
-    if any(not 0x21 <= ord(character) <= 0x7E for character in token):
+    if not printable(token):
         raise SettingsError("MOESCOPE_TOKEN: only printable ASCII without spaces is allowed")
     return token or None

@@ -45,7 +45,11 @@ class TraceSession:
         self._assembly = TraceAssembly(self.staging, sharded=producer.tp_size > 1)
         self._tracer = Tracer(settings.traces, self.staging, self._assembly, settings.trace_bytes)
         transport = HttpTransport(
-            settings.endpoint, settings.token, path=TRACES_PATH, content_type=TRACE_CONTENT_TYPE
+            settings.endpoint,
+            settings.token,
+            path=TRACES_PATH,
+            content_type=TRACE_CONTENT_TYPE,
+            access=settings.access,
         )
         self._sender = TraceSender(self._assembly, layers, producer, epoch, transport)
         self._started = False

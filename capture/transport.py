@@ -6,6 +6,7 @@ import http.client
 import json
 from urllib.parse import urlsplit
 
+from moescope.capture.access import NO_ACCESS, Access
 from moescope.capture.settings import INGEST_PATH
 from moescope.capture.wire import CONTENT_TYPE
 
@@ -28,6 +29,8 @@ class HttpTransport:
     Args:
         endpoint: base URL of the service.
         token: bearer token, or None.
+        access: where the token is read again when the service doesn't take it any more, and the certificates
+            of an HTTPS connection.
         timeout: seconds for each of connecting, sending and receiving.
         path, content_type: where and as what bodies are posted.
     """
@@ -39,17 +42,18 @@ class HttpTransport:
         timeout: float = TIMEOUT,
         path: str = INGEST_PATH,
         content_type: str = CONTENT_TYPE,
+        access: Access = NO_ACCESS,
     ) -> None:
         parts = urlsplit(endpoint)
         self._endpoint = endpoint
-        self._class = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._access = access
+        self._secure = parts.scheme == "https"
         self._host = parts.hostname or ""
         self._port = parts.port
         self._path = parts.path + path
         self._timeout = timeout
         self._headers = {"Content-Type": content_type}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        self._set_token(token)
         self._connection: http.client.HTTPConnection | None = None
 
     def post(self, body: bytes) -> None:
@@ -60,7 +64,7 @@ class HttpTransport:
         """
         try:
             if self._connection is None:
-                self._connection = self._class(self._host, self._port, timeout=self._timeout)
+                self._connection = self._connect()
             self._connection.request("POST", self._path, body, self._headers)
             response = self._connection.getresponse()
             reply = response.read(MAX_REPLY)
@@ -74,12 +78,25 @@ class HttpTransport:
                 permanent=False,
             ) from error
         if not 200 <= response.status < 300:
+            if response.status == 401:
+                self._set_token(self._access.token_now())
             permanent = 400 <= response.status < 500 and response.status not in (408, 425, 429)
             raise DeliveryError(
                 f"the service at {self._endpoint} answered {response.status}: {_explanation(reply)}",
                 str(response.status),
                 permanent,
             )
+
+    def _set_token(self, token: str | None) -> None:
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def _connect(self) -> http.client.HTTPConnection:
+        """Not connected yet; certificates are read anew, since they are renewed while vLLM runs."""
+        if not self._secure:
+            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+        context = self._access.context()
+        return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=context)
 
     def close(self) -> None:
         """Close the connection; the next frame opens another."""

@@ -1,4 +1,4 @@
-"""Asking a running service, with the standard library only."""
+"""Asking a running service over the standard library's HTTP."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import http.client
 import json
 from typing import Any
 from urllib.parse import urlencode, urlsplit
+
+from moescope.service.client_settings import ClientSettings, client_settings
+from moescope.service.settings import SettingsError
 
 
 class ServiceUnavailableError(Exception):
@@ -36,17 +39,13 @@ def get_bytes(url: str, path: str, params: dict[str, str | None], timeout_s: flo
     return _exchange("GET", url, path, params, None, {}, timeout_s)
 
 
-def send_json(
-    method: str, url: str, path: str, params: dict[str, str | None], body: Any, token: str | None
-) -> Any:
-    """Change something at the service: POST or DELETE, with its bearer token; the answer, None if empty.
+def send_json(method: str, url: str, path: str, params: dict[str, str | None], body: Any) -> Any:
+    """Change something at the service: POST or DELETE; the answer, None if empty.
 
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
     """
     headers = {"Content-Type": "application/json"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
     content = None if body is None else json.dumps(body).encode()
     answer = _exchange(method, url, path, params, content, headers, 60.0)
     return json.loads(answer) if answer else None
@@ -62,11 +61,13 @@ def _exchange(
     timeout_s: float,
 ) -> bytes:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ServiceUnavailableError(f"{url} is not an http address; give one such as http://127.0.0.1:9890")
     query = urlencode({name: value for name, value in params.items() if value is not None})
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=timeout_s)
+    try:
+        settings = client_settings()
+        headers = {**settings.headers(), **headers}
+        connection = connection_to(url, settings, timeout_s)
+    except SettingsError as error:
+        raise ServiceUnavailableError(str(error)) from error
     try:
         connection.request(
             method,
@@ -85,6 +86,22 @@ def _exchange(
     if not 200 <= response.status < 300:
         raise ServiceUnavailableError(_detail(answer) or f"{url} answers {response.status}")
     return answer
+
+
+def connection_to(url: str, settings: ClientSettings, timeout_s: float) -> http.client.HTTPConnection:
+    """A connection to the service at ``url``, which opens with the first request.
+
+    Raises:
+        ServiceUnavailableError: it is no address of one.
+        SettingsError: the settings' files can't be used.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ServiceUnavailableError(f"{url} is not an http address; give one such as http://127.0.0.1:9890")
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
+    context = settings.context()
+    return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout_s, context=context)
 
 
 def _detail(body: bytes) -> str | None:

@@ -61,7 +61,7 @@ class Crowd:
             self.end(oldest, "crowded", f"there are over max_connections ({self.max_connections})")
 
 
-class PatientProtocol(Base):  # type: ignore[misc]  # whichever of uvicorn's two is installed
+class PatientProtocol(Base):
     """uvicorn's protocol with a deadline for the head of each request and for reading the answer."""
 
     crowd: Crowd
@@ -81,10 +81,10 @@ class PatientProtocol(Base):  # type: ignore[misc]  # whichever of uvicorn's two
     def data_received(self, data: bytes) -> None:
         """Wait on if the head is not whole."""
         super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
-            self._wait_for_head()
-        else:
+        if self._answers():
             self._stop_waiting()
+        else:
+            self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
@@ -102,6 +102,11 @@ class PatientProtocol(Base):  # type: ignore[misc]  # whichever of uvicorn's two
         """It was read."""
         self._stop_watching()
         super().resume_writing()
+
+    def _answers(self) -> bool:
+        """Whether the application is at work on a request of this connection."""
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete
 
     def _wait_for_head(self) -> None:
         if self._head_timer is None and not self.transport.is_closing():

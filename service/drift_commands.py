@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
@@ -101,7 +100,7 @@ def pin(
 ) -> None:
     """Pin a baseline."""
     body = {"name": name, "server": server, "model": model, "start": start, "end": end, "note": note}
-    made = _ask(lambda: send_json("POST", url, "/v1/baselines", {}, body, os.environ.get("MOESCOPE_TOKEN")))
+    made = _ask(lambda: send_json("POST", url, "/v1/baselines", {}, body))
     typer.echo(
         f"{made['name']}: {made['tokens']:,} tokens of {made['model']} on {made['server']}, "
         f"{_time(made['start'])} to {_time(made['end'])} UTC"
@@ -136,7 +135,7 @@ def remove(
 ) -> None:
     """Remove a baseline."""
     path, params = f"/v1/baselines/{quote(name, safe='')}", {"server": server, "model": model}
-    _ask(lambda: send_json("DELETE", url, path, params, None, os.environ.get("MOESCOPE_TOKEN")))
+    _ask(lambda: send_json("DELETE", url, path, params, None))
     typer.echo(f"{name} is removed")
 
 

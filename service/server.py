@@ -82,12 +82,9 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        handlers = {
-            signal.SIGINT: self.handle_exit,
-            signal.SIGTERM: self.handle_exit,
-            signal.SIGHUP: self.reload,
-        }
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        ends = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in ends}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self.reload)
         try:
             yield
         finally:

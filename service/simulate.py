@@ -11,7 +11,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from moescope.capture.wire import CONTENT_TYPE, encode_frame
-from moescope.service.client import ServiceUnavailableError
+from moescope.service.client import ServiceUnavailableError, connection_to
+from moescope.service.client_settings import ClientSettings
 from moescope.service.simulate_fleet import Fleet, Plan
 
 _TIMEOUT_S: Final = 10.0
@@ -37,22 +38,14 @@ class Poster:
 
     Args:
         url: base address of the service.
-        token: bearer token, or None.
+        settings: token and certificates.
     """
 
-    def __init__(self, url: str, token: str | None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ServiceUnavailableError(
-                f"{url} is not an http address; give one such as http://127.0.0.1:9890"
-            )
+    def __init__(self, url: str, settings: ClientSettings) -> None:
         self._url = url
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname, parts.port, timeout=_TIMEOUT_S)
-        self._path = f"{parts.path.rstrip('/')}/v1/ingest"
-        self._headers = {"Content-Type": CONTENT_TYPE}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
+        self._connection = connection_to(url, settings, _TIMEOUT_S)
+        self._path = f"{urlsplit(url).path.rstrip('/')}/v1/ingest"
+        self._settings = settings
 
     def post(self, body: bytes) -> None:
         """Deliver one frame.
@@ -60,8 +53,9 @@ class Poster:
         Raises:
             ServiceUnavailableError: no service there, or it refuses; the message says why.
         """
+        headers = {"Content-Type": CONTENT_TYPE, **self._settings.headers()}
         try:
-            self._connection.request("POST", self._path, body, self._headers)
+            self._connection.request("POST", self._path, body, headers)
             response = self._connection.getresponse()
             reply = response.read()
         except (OSError, http.client.HTTPException) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from contextlib import closing
@@ -11,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from moescope.service.client import ServiceUnavailableError
+from moescope.service.client_settings import client_settings
 from moescope.service.simulate import Poster, Progress, feed
 from moescope.service.simulate_fleet import Outage, Plan
 from moescope.service.simulate_routing import Habits, Shape
@@ -111,7 +111,7 @@ def simulate(
             uncovered=tuple(uncovered or ()),
             seed=seed,
         )
-        with closing(Poster(url, os.environ.get("MOESCOPE_TOKEN"))) as poster:
+        with closing(Poster(url, client_settings())) as poster:
             typer.echo(f"{ranks} ranks, {layers} layers of {experts} experts, top-{top_k}: feeding {url}")
             last = feed(plan, poster, interval_s, duration_s, _Teller())
     except (ValueError, ServiceUnavailableError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from moescope.service.client_settings import ClientSettings
 from moescope.service.settings import MetricsLevel
 from moescope.service.simulate import Poster, feed
 from moescope.service.simulate_fleet import Outage, Plan
@@ -47,7 +48,7 @@ def test_queries_have_data_imbalance_fires_and_a_killed_rank_is_stale(
             raise KeyboardInterrupt
 
     def run() -> None:
-        with closing(Poster(service.url, None)) as poster:
+        with closing(Poster(service.url, ClientSettings())) as poster:
             try:
                 feed(PLAN, poster, 0.5, 120.0, on_round)
             except KeyboardInterrupt:

@@ -67,7 +67,12 @@ def open_service(
     listener = listen(chosen)
     opened = open_writer(chosen, use_clock)
     writer = opened.__enter__()
-    server = make_server(create_app(chosen, use_clock, writer))
+    try:
+        server = make_server(create_app(chosen, use_clock, writer))
+    except BaseException:
+        listener.close()
+        opened.__exit__(None, None, None)
+        raise
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     client = httpx.Client(base_url=address_of(listener), timeout=10)

@@ -7,6 +7,7 @@ import { time } from "./format.js";
 import { follow } from "./live.js";
 import { empty, failure, loading } from "./messages.js";
 import { bounds, link, read } from "./route.js";
+import { signIn } from "./signin.js";
 import { bindToggle } from "./theme.js";
 import { VIEWS } from "./views/index.js";
 
@@ -122,6 +123,10 @@ function showNav(name) {
 function report(error) {
   const lost = error instanceof ApiError && error.status === 0;
   if (lost && shown.ready) return; // the notice says so; what was last known stays
+  if (error instanceof ApiError && error.status === 401) {
+    if (!main.querySelector("[data-state=signin]")) showInstead(signIn(() => location.reload()));
+    return;
+  }
   if (!(error instanceof ApiError)) console.error(error);
   showInstead(failure(error, refresh));
 }

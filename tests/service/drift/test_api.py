@@ -162,7 +162,7 @@ def test_baselines_outlive_the_service_and_a_damaged_one_does_not_stop_it(
 
 
 def test_pinning_and_removing_need_the_token_reading_does_not(start_service: Callable[..., Service]) -> None:
-    service = start_service(token="secret")
+    service = start_service(token="secret", open_read=True)
     bearer = {"authorization": "Bearer secret"}
     assert service.push(frame({0: [500, 500]}), **bearer).status_code == 200
     assert "MOESCOPE_TOKEN" in _problem(service.client.post("/v1/baselines", json={}), 401)
