@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ class Layout:
         index: layer id to i.
     """
 
-    __slots__ = ("index", "layers", "offsets")
+    __slots__ = ("__weakref__", "index", "layers", "offsets")
 
     def __init__(self, layers: Iterable[MoeLayer]) -> None:
         self.layers: tuple[MoeLayer, ...] = tuple(layers)
@@ -30,7 +31,7 @@ class Layout:
         self.index: dict[int, int] = {layer.layer: i for i, layer in enumerate(self.layers)}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Layout) and self.layers == other.layers
+        return self is other or (isinstance(other, Layout) and self.layers == other.layers)
 
     def __hash__(self) -> int:
         return hash(self.layers)
@@ -42,6 +43,8 @@ class Layout:
 
     def conflict(self, other: Layout) -> tuple[MoeLayer, MoeLayer] | None:
         """The first layer that both have with another number of experts or another top-k, or None."""
+        if self is other:
+            return None
         for mine in self.layers:
             at = other.index.get(mine.layer)
             if at is not None and other.layers[at] != mine:
@@ -50,8 +53,10 @@ class Layout:
 
     def union(self, other: Layout) -> Layout:
         """Layers of both, which must not conflict."""
-        if self == other:
+        if self == other or not other.layers:
             return self
+        if not self.layers:
+            return other
         merged = {layer.layer: layer for layer in (*self.layers, *other.layers)}
         return Layout(merged[key] for key in sorted(merged))
 
@@ -82,3 +87,18 @@ class Layout:
         wide = np.zeros((len(self.layers), ranks))
         wide[[self.index[layer.layer] for layer in smaller.layers], : values.shape[1]] = values
         return wide
+
+
+class Layouts:
+    """One object for all layouts that are alike, as long as anybody has it: comparing them costs nothing."""
+
+    def __init__(self) -> None:
+        self._known: WeakValueDictionary[tuple[MoeLayer, ...], Layout] = WeakValueDictionary()
+
+    def of(self, layers: Sequence[MoeLayer]) -> Layout:
+        """The layout of these layers."""
+        key = tuple(layers)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = Layout(key)
+        return found

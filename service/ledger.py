@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
+import numpy as np
+
 from moescope.capture.wire import Frame, Producer, UncoveredLayer
 from moescope.service.placement import ep_slots_of
 from moescope.service.refusals import RefusedError as RefusedError
@@ -121,8 +123,12 @@ class Account:
         self.totals = self.totals.with_stragglers(layout, more)
         return True
 
-    def post(self, frame: Frame) -> Verdict:
+    def post(self, frame: Frame, layout: Layout | None = None) -> Verdict:
         """Take a checked frame (see ``wire_checks.check_frame``) into account.
+
+        Args:
+            frame: the frame.
+            layout: that of its layers, which accounts may share; None: one of its own.
 
         Raises:
             RefusedError: the frame contradicts an earlier one, is of a forgotten epoch, or can't be kept.
@@ -136,7 +142,7 @@ class Account:
             )
         if known is not None and frame.seq <= known.seq:
             return Verdict.DUPLICATE if frame.seq == known.seq else Verdict.STALE
-        counted = totals_of(frame, Layout(frame.layers))
+        counted = totals_of(frame, layout or Layout(frame.layers))
         check_exact(counted)
         check_steps(frame)
         if known is not None:
@@ -217,12 +223,16 @@ def _placed(frame: Frame, delta: Totals) -> Totals:
     if ep_size == 1:
         return delta
     if placement is None:
-        part = decode and replace(decode, unplaced=layout.sums(decode.counts))
-        return replace(delta, unplaced=layout.sums(delta.counts), decode=part)
+        told = decode and replace(decode, unplaced=layout.sums(decode.counts))
+        return replace(delta, unplaced=layout.sums(delta.counts), decode=told)
     if ep_size * len(layout.layers) > MAX_EP_CELLS:
         raise RefusedError(
             "too_large",
             f"producer.ep_size: {ep_size} x {len(layout.layers)} layers is above {MAX_EP_CELLS}",
         )
-    part = decode and replace(decode, ep_slots=ep_slots_of(decode.counts, layout, placement, ep_size))
-    return replace(delta, ep_slots=ep_slots_of(delta.counts, layout, placement, ep_size), decode=part)
+    if decode is None:
+        [whole] = ep_slots_of(delta.counts[np.newaxis], layout, placement, ep_size)
+        return replace(delta, ep_slots=whole)
+    both = np.stack([delta.counts, decode.counts])
+    whole, part = ep_slots_of(both, layout, placement, ep_size)
+    return replace(delta, ep_slots=whole, decode=replace(decode, ep_slots=part))

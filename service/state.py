@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.arrangements import Arrangement, Arrangements
 from moescope.service.history import History, Snapshot, Span
+from moescope.service.layout import Layout, Layouts
 from moescope.service.ledger import Account, Latest, RefusedError, Verdict
 from moescope.service.past import Archive, Remembered, improve
 from moescope.service.settings import Settings
@@ -20,7 +21,7 @@ from moescope.service.store.records import Forgotten, Posting, Record
 from moescope.service.stragglers.joins import Joins
 from moescope.service.stragglers.stage import Status
 from moescope.service.stragglers.totals import Stragglers
-from moescope.service.totals import Layout, Totals
+from moescope.service.totals import Totals
 
 Key = tuple[str, str, int, int, int]
 Deployment = tuple[str, str]
@@ -89,6 +90,7 @@ class LiveState:
         self._placements: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
         self._arrangements = Arrangements()
         self._records: list[Record] = []
+        self._layouts = Layouts()
         self._joins = Joins(self._add_stragglers)
 
     def now(self) -> float:
@@ -223,11 +225,12 @@ class LiveState:
         now, key = self._clock(), frame.producer.key
         entry = self._entries.get(key)
         account = Account(self._settings.max_epochs) if entry is None else entry.account
-        outgrown = self._conflicting(frame)
+        layout = self._layouts.of(frame.layers)
+        outgrown = self._conflicting(frame, layout)
         if entry is None:
             self._make_room()
         generation = account.generation
-        verdict = account.post(frame)
+        verdict = account.post(frame, layout)
         if verdict is not Verdict.ACCEPTED:
             # Whether the frame that was here before could be kept isn't known here: keep it again.
             self._record(key, account, began_again=False)
@@ -263,18 +266,16 @@ class LiveState:
             track = self._history.track(key)
             self._records.append(Posting(key, track.birth, track.newest_at, account.state(), began_again))
 
-    def _conflicting(self, frame: Frame) -> list[Key]:
+    def _conflicting(self, frame: Frame, layout: Layout) -> list[Key]:
         """Silent producers of this deployment whose layers have another shape.
 
         Raises:
             RefusedError: one of them is not silent.
         """
-        layout, outgrown = Layout(frame.layers), []
+        outgrown, mine = [], frame.producer.key
         for key, entry in self._entries.items():
-            if key[:2] != frame.producer.key[:2] or key == frame.producer.key:
-                continue
             conflict = layout.conflict(entry.account.totals.layout)
-            if conflict is None:
+            if conflict is None or key[:2] != mine[:2] or key == mine:
                 continue
             if self._clock() - entry.received_at <= self._settings.stale_after_s:
                 raise RefusedError(

@@ -13,7 +13,10 @@ from tests.service.frames import frame, halves, placement
 
 def slots_of(counts: dict[int, list[int]], placed: Placement, ep_size: int) -> FloatArray:
     made = frame(counts)
-    return ep_slots_of(wire.unpack_counts(made.counts), Layout(made.layers), placed, ep_size)
+    counts = wire.unpack_counts(made.counts)
+    one, twice = ep_slots_of(np.stack([counts, 2 * counts]), Layout(made.layers), placed, ep_size)
+    assert (twice == 2 * one).all()
+    return one
 
 
 def test_each_rank_gets_the_slots_of_its_experts() -> None:
