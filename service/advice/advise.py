@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from moescope.capture.wire import MoeLayer, Placement, PlacementTable
-from moescope.service.advice.evidence import Evidence, Gone, Windows, cut, gather
+from moescope.service.advice.evidence import Evidence, Gone, Waiting, Windows, cut, gather
 from moescope.service.advice.placing import Placing, eplb, from_tables, linear, round_robin
 from moescope.service.advice.verdict import Drift, Verdict, decide, drift_of, no_sample
 from moescope.service.advice.what_if import Question, Strategy, WhatIf, fitting, sweep, what_if
@@ -58,6 +58,7 @@ class Advice:
     question: Question
     found: WhatIf | None
     drift: Drift | None
+    waiting: Waiting | None
     verdict: Verdict
 
 
@@ -75,13 +76,15 @@ def advise(
     evidence = gather(windows, ranks, wish.min_tokens)
     question = ask(evidence, wish, ranks, hosts_of(state, deployment))
     if not evidence.layers:
-        return Advice(windows, evidence, question, None, None, no_sample(evidence))
+        return Advice(windows, evidence, question, None, None, None, no_sample(evidence))
     present = None
     if windows.fit.ep_size == ranks:
         present = present_placing(state.placements(deployment), evidence.layers, evidence.experts, ranks)
     found, drift = what_if(evidence, question, present), drift_of(evidence)
-    verdict = decide(evidence, found, drift, wish.groups, wish.min_gain)
-    return Advice(windows, evidence, question, found, drift, verdict)
+    observed = found.base.held_out.summary.ratio_of_sums if found.base.strategy == "present" else None
+    waiting = windows.waiting(observed)
+    verdict = decide(evidence, found, drift, waiting, wish.groups, wish.min_gain)
+    return Advice(windows, evidence, question, found, drift, waiting, verdict)
 
 
 def ask(evidence: Evidence, wish: Wish, ranks: int, hosts: int) -> Question:

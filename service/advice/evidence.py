@@ -10,17 +10,44 @@ import numpy as np
 
 from moescope.service.advice.eplb import FloatArray
 from moescope.service.state import Deployment, LiveState
+from moescope.service.stragglers.window import cost_of
 from moescope.service.window import LayerWindow, ModelWindow, merge
 
 Gone = dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """Straggler cost over single steps: the share of the time in experts that an average EP rank waits.
+
+    ``windowed`` is what the same window shows as a whole; hot ranks that change hide the rest. ``steps`` are
+    those of which the loads of all ranks are known.
+    """
+
+    cost: float
+    windowed: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Windows:
-    """Consecutive windows of one deployment: ``fit``, then K ``pieces`` of the one that checks the fit."""
+    """Consecutive windows of one deployment: ``fit``, then K ``pieces`` of the one that checks the fit.
+
+    ``max_slots`` and ``mean_slots`` are sums over the later window's single steps and layers, of the busiest
+    EP rank's slots and of the mean; ``steps`` is how many. See :mod:`moescope.service.stragglers.window`.
+    """
 
     fit: ModelWindow
     pieces: tuple[ModelWindow, ...]
+    max_slots: int = 0
+    mean_slots: float = 0.0
+    steps: int = 0
+
+    def waiting(self, ratio_of_sums: float | None) -> Waiting | None:
+        """Straggler cost, beside the later window's ratio of sums as observed; None where one isn't known."""
+        if not self.max_slots or ratio_of_sums is None:
+            return None
+        return Waiting(1 - self.mean_slots / self.max_slots, 1 - 1 / ratio_of_sums, self.steps)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,8 +108,16 @@ def cut(
     first, last = whole.start_latest, max(whole.start_latest, whole.end_earliest)
     middle = first + fit_share * (last - first)
     inner = [middle + i * (last - middle) / pieces for i in range(pieces)]
-    found = [merge(spans) for spans in state.series(deployment, (start, *inner, end))]
-    return Windows(found[0], tuple(found[1:]))
+    series = state.series(deployment, (start, *inner, end))
+    costs = [cost_of(spans) for spans in series[1:]]
+    found = [merge(spans) for spans in series]
+    return Windows(
+        fit=found[0],
+        pieces=tuple(found[1:]),
+        max_slots=sum(cost.sums[0] for cost in costs),
+        mean_slots=sum(cost.sums[1] for cost in costs),
+        steps=sum(max((stage.joined for stage in cost.stages.values()), default=0) for cost in costs),
+    )
 
 
 def gather(windows: Windows, ranks: int, min_tokens: int) -> Evidence:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from moescope.service.advice.evidence import Evidence
+from moescope.service.advice.evidence import Evidence, Waiting
 from moescope.service.advice.what_if import Option, WhatIf, saving
 from moescope.service.divergence import jensen_shannon, sampling_noise
 
@@ -61,7 +61,9 @@ def no_sample(evidence: Evidence) -> Verdict:
     return Verdict("no_sample", None, words, tuple(reasons[:5]))
 
 
-def decide(evidence: Evidence, found: WhatIf, drift: Drift, groups: int, min_gain: float) -> Verdict:
+def decide(
+    evidence: Evidence, found: WhatIf, drift: Drift, waiting: Waiting | None, groups: int, min_gain: float
+) -> Verdict:
     """Weigh the options.
 
     The recommended one saves at least ``min_gain`` in the later window, within a percentage point of the
@@ -94,7 +96,7 @@ def decide(evidence: Evidence, found: WhatIf, drift: Drift, groups: int, min_gai
         words = f"Not worth it: the best placement, {name_of(best)}, would have saved "
         words += f"{max(best.saving_held_out, 0):.1%} of the busiest ranks' slots, less than {min_gain:.0%}."
     shown = choice or (hoped if decision == "ages_too_fast" else best)
-    return Verdict(decision, choice, words, tuple(_evidence(evidence, found.base, shown, drift)))
+    return Verdict(decision, choice, words, tuple(_evidence(evidence, found.base, shown, drift, waiting)))
 
 
 def name_of(option: Option) -> str:
@@ -108,7 +110,9 @@ def name_of(option: Option) -> str:
     return f"EPLB with {option.redundant} redundant experts"
 
 
-def _evidence(evidence: Evidence, base: Option, shown: Option, drift: Drift) -> list[str]:
+def _evidence(
+    evidence: Evidence, base: Option, shown: Option, drift: Drift, waiting: Waiting | None
+) -> list[str]:
     said = [
         f"Fitted on {evidence.fit_tokens:,} tokens, checked on the {evidence.later_tokens:,} that followed, "
         f"in {len(evidence.layers)} layers of {evidence.experts} experts on {evidence.ranks} EP ranks.",
@@ -134,11 +138,22 @@ def _evidence(evidence: Evidence, base: Option, shown: Option, drift: Drift) -> 
         said.append(
             f"{len(layers)} layers could not be judged, such as {layers[0]}: {evidence.left_out[layers[0]]}."
         )
-    said.append(
+    said.append(_per_step(waiting))
+    return said
+
+
+def _per_step(waiting: Waiting | None) -> str:
+    """What sums over windows hide."""
+    if waiting is not None:
+        return (
+            f"In {waiting.steps:,} single steps an average rank waited {waiting.cost:.1%} of the time in "
+            f"experts; {waiting.windowed:.1%} shows in the window's sums, which is what placement can mend. "
+            "The rest comes from hot ranks that change."
+        )
+    return (
         "Loads are sums over each window: where the hot rank changes from step to step, steps are less even "
         "than this shows, and no placement mends that."
     )
-    return said
 
 
 def _costs(evidence: Evidence, shown: Option) -> list[str]:

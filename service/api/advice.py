@@ -23,6 +23,7 @@ from moescope.service.api.advice_models import (
     OptionOut,
     PlacementMap,
     VerdictOut,
+    WaitingOut,
 )
 from moescope.service.api.models import Summary, Window
 from moescope.service.api.params import Bounds, EndParam, ModelParam, ServerParam, choose, parse_bounds
@@ -180,6 +181,7 @@ def _advice(found: Advice, bounds: Bounds, min_gain: float) -> AdviceOut:
         base=None if found.found is None else _option(found.found.base),
         options=[] if found.found is None else [_option(item) for item in found.found.options],
         drift=None if found.drift is None else DriftOut(**asdict(found.drift)),
+        waiting=None if found.waiting is None else WaitingOut(**asdict(found.waiting)),
         verdict=VerdictOut(
             decision=verdict.decision,
             strategy=None if verdict.choice is None else verdict.choice.strategy,

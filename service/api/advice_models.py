@@ -50,6 +50,14 @@ class DriftOut(BaseModel):
     noise: float = Field(description="What sampling alone would show, median over layers.")
 
 
+class WaitingOut(BaseModel):
+    """Straggler cost in the later window, over single steps: what /v1/stragglers says of it."""
+
+    cost: float = Field(description="Share of the time in experts that an average EP rank waits.")
+    windowed: float = Field(description="The same of the window's sums: all that placement can mend.")
+    steps: int = Field(description="Steps of which the loads of all ranks are known.")
+
+
 class VerdictOut(BaseModel):
     """What to do, and why."""
 
@@ -93,6 +101,7 @@ class AdviceOut(BaseModel):
     )
     options: list[OptionOut]
     drift: DriftOut | None
+    waiting: WaitingOut | None = Field(description="null: no loads of single steps, or other ranks.")
     verdict: VerdictOut
 
 

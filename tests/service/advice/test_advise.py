@@ -146,6 +146,16 @@ def test_other_ranks_than_there_are_have_linear_as_their_base() -> None:
     assert advice.found.options[-1].moves is None
 
 
+def test_a_hot_rank_that_alternates_is_said_to_be_beyond_placement() -> None:
+    simulated = Simulated(plan(alternate=2.0)).run(120, every=10)
+    advice = _ask(simulated)
+    assert advice.waiting is not None
+    assert advice.waiting.cost == pytest.approx(0.5, abs=0.05)
+    assert advice.waiting.windowed < 0.05
+    assert advice.verdict.decision == "not_worth_it"
+    assert f"waited {advice.waiting.cost:.1%}" in advice.verdict.evidence[-1]
+
+
 def test_groups_stay_on_their_nodes() -> None:
     simulated = Simulated(plan(skew=0.8)).run(300)
     free = _eplb(_ask(simulated, nodes=2), 4)
