@@ -42,13 +42,17 @@ Examples:
 """
 _PIN_HELP = """Pin the routing of a window under a name; a baseline of the same name is replaced.
 
-MOESCOPE_TOKEN is the service's bearer token, if it has one.
+Needs a token with the scope admin where the service asks for one: MOESCOPE_TOKEN or MOESCOPE_TOKEN_FILE.
 
 Examples:
 
   moescope baseline pin release-1 --note "before the new checkpoint"
 
   moescope baseline pin monday --start=-24h
+"""
+_REMOVE_HELP = """Remove a baseline.
+
+Needs a token with the scope admin where the service asks for one: MOESCOPE_TOKEN or MOESCOPE_TOKEN_FILE.
 """
 
 _T = TypeVar("_T")
@@ -61,9 +65,7 @@ def baseline_commands() -> typer.Typer:
     )
     app.command(help=_PIN_HELP)(pin)
     app.command(name="list", help="List all baselines.")(list_baselines)
-    app.command(help="Remove a baseline. MOESCOPE_TOKEN is the service's bearer token, if it has one.")(
-        remove
-    )
+    app.command(help=_REMOVE_HELP)(remove)
     return app
 
 
