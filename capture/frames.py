@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from moescope.capture.snapshot import Snapshot
 from moescope.capture.step_history import StepHistory
 from moescope.capture.step_word import Phase
+from moescope.capture.vllm_eplb import MovingPlacement
 from moescope.capture.wire import (
     WIRE_MAJOR,
     WIRE_MINOR,
@@ -34,6 +35,7 @@ class FrameBuilder:
         strategy: Callable[[], str] = lambda: "",
         traces: Callable[[], Mapping[str, int]] = dict,
         history: StepHistory | None = None,
+        moving: MovingPlacement | None = None,
     ) -> None:
         self._producer = producer
         self._epoch = epoch
@@ -43,6 +45,7 @@ class FrameBuilder:
         self._strategy = strategy
         self._traces = traces
         self._history = history
+        self._moving = moving
         self._num_slots = sum(layer.num_experts for layer in layers)
         self._seq = 0
 
@@ -69,7 +72,7 @@ class FrameBuilder:
             tokens=totals.tokens,
             steps=totals.steps,
             idle_steps=totals.idle_steps,
-            placement=self._placement,
+            placement=self._placement_at(snapshot),
             strategy=self._strategy(),
             drops=dict(drops) | lost,
             traces=dict(self._traces()),
@@ -80,6 +83,13 @@ class FrameBuilder:
             mixed_steps=totals.mixed_steps if phased else 0,
             step_loads=None if history is None else history.pack(),
         )
+
+    def _placement_at(self, snapshot: Snapshot) -> Placement | None:
+        if self._moving is None:
+            return self._placement
+        if snapshot.placement is not None:
+            self._moving.update(snapshot.placement)
+        return self._moving.placement
 
     def delivered(self) -> None:
         """The last frame has arrived."""

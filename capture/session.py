@@ -24,6 +24,7 @@ from moescope.capture.step_history import StepHistory
 from moescope.capture.strategies import TorchPerLayer
 from moescope.capture.trace_session import TraceSession
 from moescope.capture.transport import HttpTransport
+from moescope.capture.vllm_eplb import MovingPlacement, watch_eplb
 from moescope.capture.vllm_requests import StepRequests, why_not_traceable
 from moescope.capture.wire import MoeLayer, Producer
 
@@ -38,7 +39,12 @@ class CaptureSession:
     """
 
     def __init__(
-        self, model: torch.nn.Module, vllm_config: Any, device: torch.device, settings: CaptureSettings
+        self,
+        model: torch.nn.Module,
+        vllm_config: Any,
+        device: torch.device,
+        settings: CaptureSettings,
+        model_runner: Any = None,
     ):
         survey = vllm_seam.survey_model(model, vllm_config)
         layers = [layer.spec for layer in survey.routed]
@@ -50,8 +56,9 @@ class CaptureSession:
         )
         self._binding = RouterBinding(survey.routed, self.capturer)
         history = None if ring is None else StepHistory(ring.version)
+        self._eplb = watch_eplb(model_runner, [layer.module for layer in survey.routed], vllm_config)
         self._taker = SnapshotTaker(
-            buffers.flat, self.capturer, settings.interval, ring=ring, history=history
+            buffers.flat, self.capturer, settings.interval, ring=ring, history=history, eplb=self._eplb
         )
         self._phases = PhaseTracker()
         self._traces = _open_traces(
@@ -68,6 +75,7 @@ class CaptureSession:
             strategy=lambda: self.capturer.strategy,
             traces=dict if self._traces is None else self._traces.accounts,
             history=history,
+            moving=None if self._eplb is None else MovingPlacement(layers, self._eplb.rows, producer.ep_size),
         )
         self._sender = FrameSender(
             self._taker,
@@ -127,6 +135,8 @@ class CaptureSession:
         self._guarded(self._sender.stop)
 
     def _begin(self, scheduler_output: Any) -> None:
+        if self._eplb is not None:
+            self._eplb.look()
         self._taker.step_begins()
         self.capturer.begin_step(*self._phases.begin_step(scheduler_output))
 
@@ -147,11 +157,15 @@ class CaptureSession:
 
     def _end(self) -> None:
         self.capturer.end_step()
+        if self._eplb is not None and self._eplb.moves_after_this_pass():
+            self._taker.flush()
         self._taker.step_ends()
 
     def _idle(self) -> None:
         self._taker.step_begins()
         self.capturer.idle_step()
+        if self._eplb is not None:
+            self._eplb.look()
         self._taker.step_ends()
 
     def _guarded(self, action: Any) -> None:
@@ -193,12 +207,16 @@ def _open_traces(
 
 
 def open_session(
-    model: torch.nn.Module, vllm_config: Any, device: torch.device, environment: Mapping[str, str]
+    model: torch.nn.Module,
+    vllm_config: Any,
+    device: torch.device,
+    environment: Mapping[str, str],
+    model_runner: Any = None,
 ) -> CaptureSession | None:
     """Start capture for a loaded model; on any fault log it and return None, so that vLLM serves on."""
     try:
         settings = CaptureSettings.from_environment(environment)
-        return CaptureSession(model, vllm_config, device, settings)
+        return CaptureSession(model, vllm_config, device, settings, model_runner)
     except Exception as error:  # noqa: BLE001 - an observer must not harm the server
         logger.error("moescope: capture is off, the server serves on: %s: %s", type(error).__name__, error)
         return None

@@ -18,6 +18,7 @@ import torch
 from moescope.capture.load_ring import LoadRing, RingSteps
 from moescope.capture.step_history import RingPart, StepHistory
 from moescope.capture.totals import Totals
+from moescope.capture.vllm_eplb import EplbWatch, PlacementMap
 from moescope.capture.wire import Int64Array
 
 NUM_SLOTS = 3
@@ -41,6 +42,8 @@ class Snapshot:
     totals: Totals
     disabled_reason: str | None
     captured_at_ns: int
+    placement: PlacementMap | None = None
+    """Where EPLB had the experts at that moment, if it was settled; the map is on the host."""
 
 
 class _Copy:
@@ -65,9 +68,11 @@ class _Copy:
 class _Slot:
     """Room for one snapshot on its way to the host: device staging, pinned host memory, an event."""
 
-    def __init__(self, flat: torch.Tensor, ring: LoadRing | None) -> None:
+    def __init__(self, flat: torch.Tensor, ring: LoadRing | None, eplb: EplbWatch | None) -> None:
         on_device = flat.device.type != "cpu"
         self.counts = _Copy(flat)
+        self.placement = None if eplb is None else _Copy(eplb.map)
+        self.version: int | None = None
         self.loads = None if ring is None else _Copy(ring.loads)
         self.event = torch.cuda.Event() if on_device else None  # type: ignore[no-untyped-call]
         self.totals = Totals()
@@ -93,6 +98,7 @@ class SnapshotTaker:
     Args:
         ring, history: the loads of single steps leave the ring with the snapshots, and go to the history,
             each once, in the reader's thread; of the ring only the steps that were not read yet are copied.
+        eplb: tells where the experts are, where they move.
 
     Attributes:
         put_off: snapshots that found no free slot.
@@ -106,16 +112,18 @@ class SnapshotTaker:
         clock: Callable[[], float] = time.monotonic,
         ring: LoadRing | None = None,
         history: StepHistory | None = None,
+        eplb: EplbWatch | None = None,
     ) -> None:
         self.put_off = 0
         self._flat = flat
         self._source = source
         self._ring = ring
         self._history = history
+        self._eplb = eplb
         self._ring_read = 0
         self._interval = interval
         self._clock = clock
-        self._free = deque(_Slot(flat, ring) for _ in range(NUM_SLOTS))
+        self._free = deque(_Slot(flat, ring, eplb) for _ in range(NUM_SLOTS))
         self._under_way: deque[_Slot] = deque()
         self._due = clock()
         self._collecting = threading.Lock()
@@ -223,6 +231,8 @@ class SnapshotTaker:
             slot.counts.to_host(self._flat.numel())
             if slot.loads is not None:
                 slot.loads.to_host(len(slot.steps.numbers))
+            if slot.placement is not None:
+                slot.placement.to_host(len(slot.placement.host))
             slot.event.record()
         return slot
 
@@ -231,6 +241,12 @@ class SnapshotTaker:
         slot.counts.first.copy_(self._flat)
         if self._ring is not None and slot.loads is not None:
             slot.steps = self._ring.copy_since(self._ring_read, slot.loads.first)
+        if self._eplb is not None and slot.placement is not None:
+            slot.version = self._eplb.version
+            if slot.version is not None:
+                slot.placement.first.copy_(self._eplb.map)
+            if slot.version != self._eplb.version:  # moved meanwhile: this is another thread than the steps'
+                slot.version = None
 
     def _publish(self, slot: _Slot) -> None:
         self._taken_after_step = slot.after_step
@@ -248,4 +264,11 @@ class SnapshotTaker:
             totals=slot.totals,
             disabled_reason=slot.disabled_reason,
             captured_at_ns=slot.captured_at_ns,
+            placement=self._placement(slot),
         )
+
+    @staticmethod
+    def _placement(slot: _Slot) -> PlacementMap | None:
+        if slot.placement is None or slot.version is None:
+            return None
+        return PlacementMap(slot.version, slot.placement.host.numpy().copy())

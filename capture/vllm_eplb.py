@@ -7,72 +7,86 @@ the device only; here it is copied with the snapshots of the counts.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from moescope.capture.wire import Int64Array, MoeLayer, Placement, PlacementTable, pack_ids
 
+logger = logging.getLogger("vllm.moescope")
+
 
 class PlacementMap(NamedTuple):
-    """A placement on the device: ``map``, int64 [MoE layers, P], has the logical expert of each physical."""
+    """Where the experts were: ``map``, int64 [MoE layers, P], has the logical expert of each physical one."""
 
     version: int
-    map: torch.Tensor
+    map: Int64Array
 
 
 class EplbWatch:
-    """Follows the placement of one worker's model; all calls come from the thread that enqueues the steps.
+    """Follows the placement of one worker's model.
 
     The version is the number of rearrangements that EPLB has begun. All ranks run it in step, so that they
-    give one placement the same version. While experts move layer by layer the last settled placement holds.
+    give one placement the same version.
 
     Args:
         model_runner: vLLM's; its state is asked anew each time.
-        routers: of the covered layers.
+        modules: of the covered layers.
+
+    Raises:
+        LookupError: EPLB has no model with these layers.
     """
 
-    def __init__(self, model_runner: Any, routers: Sequence[Any]) -> None:
-        self.version = 0
+    def __init__(self, model_runner: Any, modules: Sequence[Any]) -> None:
         self._runner = model_runner
-        self._routers = list(routers)
-        self._passes: int | None = None
+        self._modules = list(modules)
+        self._begun = 0
+        self._passes = self._passes_since()
+        self.moves_after_this_pass()  # so that a state that reads otherwise shows here, and not in a step
+        self.rows = self._find()[1]
+        """The row of each covered layer in the map; its rows are MoE ordinals, not decoder indices."""
 
     @property
-    def rows(self) -> list[int]:
-        """The row of each covered layer in the map; its rows are MoE ordinals, not decoder indices."""
-        return self._find()[1]
+    def map(self) -> torch.Tensor:
+        """int64 [MoE layers, P] on the device."""
+        found: torch.Tensor = self._find()[0].physical_to_logical_map
+        return found
 
-    def pass_begins(self) -> None:
-        """A forward pass is about to run: EPLB is through with the one before."""
-        passes = int(self._runner.eplb_state.expert_rearrangement_step)  # since the last rearrangement
-        if self._passes is not None and passes < self._passes:
-            self.version += 1
-        self._passes = passes
+    @property
+    def version(self) -> int | None:
+        """Of the placement that is in force from the next pass on; None while experts move layer by layer.
+
+        Any thread may ask.
+        """
+        if self._find()[0].rebalanced:
+            return None
+        return self._begun + (self._passes_since() < self._passes)
+
+    def look(self) -> None:
+        """Once in each forward pass, by the thread that enqueues the steps."""
+        passes = self._passes_since()
+        self._begun, self._passes = self._begun + (passes < self._passes), passes
 
     def moves_after_this_pass(self) -> bool:
-        """Whether EPLB rearranges at once after the pass under way: a snapshot before that is exact."""
+        """Whether EPLB rearranges right after the pass under way: what was counted so far is of before."""
         state = self._runner.eplb_state
-        interval = int(state.expert_rearrangement_step_interval)
-        return not state.is_async and int(state.expert_rearrangement_step) + 1 >= interval
+        return not state.is_async and self._passes + 1 >= int(state.expert_rearrangement_step_interval)
 
-    def settled(self) -> PlacementMap | None:
-        """The placement in force from the next pass on, or None while experts move layer by layer."""
-        found = self._find()[0]
-        if found.rebalanced:
-            return None
-        begun = int(self._runner.eplb_state.expert_rearrangement_step) < (self._passes or 0)
-        return PlacementMap(self.version + begun, found.physical_to_logical_map)
+    def _passes_since(self) -> int:
+        """Forward passes since the last rearrangement."""
+        return int(self._runner.eplb_state.expert_rearrangement_step)
 
     def _find(self) -> tuple[Any, list[int]]:
-        """The state of the model that has our routers, not of a draft model, and their MoE ordinals."""
+        """The state of the model that has our layers, not of a draft model, and their MoE ordinals."""
         for state in self._runner.eplb_state.model_states.values():
-            ordinals = {id(layer.router): i for i, layer in enumerate(state.model.moe_layers)}
-            rows = [ordinals.get(id(router)) for router in self._routers]
+            ordinals = {id(module): i for i, module in enumerate(state.model.moe_layers)}
+            rows = [ordinals.get(id(module)) for module in self._modules]
             if None not in rows:
                 return state, [row for row in rows if row is not None]
-        raise LookupError("EPLB knows no model with the covered layers")
+        raise LookupError("EPLB has no model with the covered layers")
 
 
 class MovingPlacement:
@@ -81,37 +95,54 @@ class MovingPlacement:
     Args:
         layers: the covered layers.
         rows: see `EplbWatch.rows`.
-        ep_size: EP ranks, which hold as many physical experts each, in their order.
+        ep_size: EP ranks, which hold equally many physical experts, in their order.
+
+    Attributes:
+        placement: the latest; None before the first, and when a map was none of these experts.
     """
 
     def __init__(self, layers: Sequence[MoeLayer], rows: Sequence[int], ep_size: int) -> None:
         self.placement: Placement | None = None
-        self._rows = list(rows)
         self._layers = list(layers)
+        self._rows = list(rows)
         self._ep_size = ep_size
+        self._map: Int64Array | None = None
 
-    def update(self, version: int, physical_to_logical: Int64Array) -> Placement:
-        """Take a map [MoE layers, P] of this version; a version that is known is not looked at again.
-
-        Raises:
-            ValueError: it is no placement of the layers' experts on these ranks.
-        """
-        if self.placement is None or version != self.placement.version:
-            self.placement = self._build(version, physical_to_logical[self._rows])
-        return self.placement
+    def update(self, latest: PlacementMap) -> None:
+        """Take a map; one that is as the last keeps its version."""
+        if self._map is not None and np.array_equal(latest.map, self._map):
+            return
+        self._map = latest.map
+        try:
+            self.placement = self._build(latest.version, latest.map[self._rows])
+        except ValueError as error:
+            self.placement = None
+            logger.error("moescope: EPLB's placement of experts is not understood: %s", error)
 
     def _build(self, version: int, maps: Int64Array) -> Placement:
         physical = maps.shape[1]
         if physical % self._ep_size:
             raise ValueError(f"{physical} physical experts on {self._ep_size} EP ranks")
-        ep_ranks = pack_ids([p // (physical // self._ep_size) for p in range(physical)])
+        ep_ranks = pack_ids([expert // (physical // self._ep_size) for expert in range(physical)])
         tables: list[PlacementTable] = []
         table_of_layer: list[int] = []
         for layer, row in zip(self._layers, maps.tolist(), strict=True):
             if set(row) != set(range(layer.num_experts)):
-                raise ValueError(f"layer {layer.layer}: the map lacks one of {layer.num_experts} experts")
+                raise ValueError(f"layer {layer.layer} has other experts than 0 .. {layer.num_experts - 1}")
             table = PlacementTable(pack_ids(row), ep_ranks)
             if table not in tables:
                 tables.append(table)
             table_of_layer.append(tables.index(table))
         return Placement(version=version, tables=tables, table_of_layer=table_of_layer)
+
+
+def watch_eplb(model_runner: Any, modules: Sequence[Any], vllm_config: Any) -> EplbWatch | None:
+    """A watch where EPLB moves experts among a fixed number of EP ranks, else None."""
+    parallel = vllm_config.parallel_config
+    if not parallel.enable_eplb or not modules or getattr(parallel, "enable_elastic_ep", False):
+        return None
+    try:
+        return EplbWatch(model_runner, modules)
+    except Exception as error:  # noqa: BLE001 - counts don't need it
+        logger.warning("moescope: where EPLB puts the experts is not known: %r", error)
+        return None

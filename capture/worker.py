@@ -66,7 +66,9 @@ class RoutingWorker(platform_worker()):  # type: ignore[misc]
         try:
             from moescope.capture.session import open_session
 
-            return open_session(self.get_model(), self.vllm_config, self.device, os.environ)
+            return open_session(
+                self.get_model(), self.vllm_config, self.device, os.environ, self.model_runner
+            )
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             logger.error("moescope: capture is off, the server serves on: %r", error)
             return None

@@ -1,0 +1,113 @@
+"""EPLB on, for real: logical experts, and placements by version, as vLLM's own state has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moescope.capture.wire import Frame, unpack_counts, unpack_ids
+from moescope.service.layout import Layout
+from moescope.service.placement import ep_slots_of
+from tests.e2e.cluster import Cluster
+from tests.e2e.conftest import DP2_EP2
+from tests.e2e.test_exact_counts import prompts
+
+pytestmark = pytest.mark.e2e
+
+BALANCER = {"window_size": 16, "step_interval": 40, "num_redundant_experts": 2, "use_async": False}
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """DP=2 EP=2 with two redundant experts, rearranged every 40 passes."""
+    folder: Path = tmp_path_factory.mktemp("eplb")
+    notes = folder / "notes"
+    notes.mkdir()
+    options = {
+        **DP2_EP2,
+        "worker_class": "tests.e2e.eplb_worker.EplbWorker",
+        "env": {"EPLB_FOLDER": str(notes), "PYTHONPATH": str(Path.cwd())},
+        "extra_args": ("--enable-eplb", "--eplb-config", json.dumps(BALANCER)),
+    }
+    with Cluster(folder, options) as running:
+        running.complete_all(prompts(40), concurrency=6)
+        running.assert_exact()
+        yield running
+
+
+def noted(cluster: Cluster, dp_rank: int) -> dict[str, Any]:
+    return dict(json.loads((cluster._folder / "notes" / str(dp_rank)).read_text()))
+
+
+def frames(cluster: Cluster, dp_rank: int) -> list[Frame]:
+    found = [frame for frame in cluster.relay.frames if frame.producer.dp_rank == dp_rank]
+    assert all(frame.placement for frame in found)
+    return sorted(found, key=lambda frame: frame.seq)
+
+
+def table_of(frame: Frame) -> list[list[int]]:
+    """The frame's placement as EPLB has it: the logical expert of each physical one, by layer."""
+    assert frame.placement is not None
+    tables = [
+        unpack_ids(frame.placement.tables[t].physical_to_logical) for t in frame.placement.table_of_layer
+    ]
+    return [table.tolist() for table in tables]
+
+
+def test_counts_are_of_logical_experts(balanced: Cluster) -> None:
+    """Expert by expert what the routers chose, whichever replica computed it."""
+    for dp_rank in (0, 1):
+        truth = {layer: np.zeros(16, np.int64) for layer in (1, 2, 3, 4)}
+        for _, layer, expert, count in noted(balanced, dp_rank)["slots"]:
+            truth[layer][expert] += count
+        counted = {layer: found["counts"] for layer, found in balanced.layers(dp_rank).items()}
+        assert counted == {layer: counts.tolist() for layer, counts in truth.items()}
+
+
+def test_frames_carry_the_placements_that_were_in_force_in_their_order(balanced: Cluster) -> None:
+    by_version: dict[int, list[list[int]]] = {}
+    for dp_rank in (0, 1):
+        maps = noted(balanced, dp_rank)["maps"]
+        assert len(maps) > 3, "EPLB did not move experts often"
+        seen = [(frame.placement.version, table_of(frame)) for frame in frames(balanced, dp_rank)]
+        order = [maps.index(table) for _, table in seen]
+        assert order == sorted(order)
+        assert order[0] == 0
+        assert len(set(order)) > 2
+        versions = [version for version, _ in seen]
+        assert versions == sorted(versions)
+        for version, table in seen:
+            assert by_version.setdefault(version, table) == table, "ranks give one version to two placements"
+
+
+def test_ep_ranks_hold_as_many_physical_experts(balanced: Cluster) -> None:
+    placement = frames(balanced, 0)[-1].placement
+    assert placement is not None
+    for table in placement.tables:
+        assert unpack_ids(table.physical_to_ep_rank).tolist() == [0] * 9 + [1] * 9
+        assert set(unpack_ids(table.physical_to_logical).tolist()) == set(range(16))
+
+
+def test_slots_by_ep_rank_are_those_of_the_placements_they_were_routed_under(balanced: Cluster) -> None:
+    for dp_rank in (0, 1):
+        notes, taken = noted(balanced, dp_rank), frames(balanced, dp_rank)
+        layout = Layout(taken[-1].layers)
+        truth = np.zeros((4, 2))
+        for at, layer, expert, count in notes["slots"]:
+            row = notes["maps"][at][layer - 1]
+            copies = [place // 9 for place, logical in enumerate(row) if logical == expert]
+            for ep_rank in copies:
+                truth[layer - 1, ep_rank] += count / len(copies)
+        found, before = np.zeros((4, 2)), np.zeros(64, np.int64)
+        for frame in taken:
+            counts = unpack_counts(frame.counts)
+            assert frame.placement is not None
+            found += ep_slots_of(counts - before, layout, frame.placement, 2)
+            before = counts
+        # A snapshot that the sender was too late for leaves its slots to the next one and its placement.
+        np.testing.assert_allclose(found, truth, rtol=0.02)
