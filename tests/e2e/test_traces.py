@@ -15,10 +15,12 @@ import pytest
 
 from devkit.vllm_server import MODEL_NAME
 from moescope.capture.trace_wire import decode_part
+from moescope.capture.wire import Int64Array, unpack_ids
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
 from tests.e2e.conftest import DP2_EP2
 from tests.e2e.test_exact_counts import prompts
-from tests.e2e.test_phases import step_loads
+from tests.e2e.test_phases import forward_passes, last_frames, step_loads
+from tests.e2e.test_stragglers import assert_rise, settled_stragglers, sums_of
 
 pytestmark = pytest.mark.e2e
 
@@ -123,6 +125,28 @@ def test_sum_of_traces_is_the_histogram(tracing: Cluster) -> None:
     traces = all_traces(tracing)
     assert len({trace["request_id"] for trace in traces}) == len(traces) == 25
     assert {trace["dp_rank"] for trace in traces} == {0, 1}
+
+
+def test_straggler_cost_is_that_of_full_traces(tracing: Cluster) -> None:
+    """Every request is traced, and each of its tokens with its step: that gives all loads a second time."""
+    answer = settled_stragglers(tracing)
+    placement = last_frames(tracing)[0].placement
+    assert placement is not None
+    loads: dict[int, Int64Array] = {}
+    for body in tracing.relay.trace_bodies:
+        part = decode_part(body)
+        for i, table in enumerate(placement.table_of_layer):
+            owners = unpack_ids(placement.tables[table].physical_to_ep_rank)
+            for step, ids in zip(np.frombuffer(part.steps, "<i8").tolist(), part.ids_of(i), strict=True):
+                load = loads.setdefault(step, np.zeros((4, 2), dtype=np.int64))
+                load[i] += np.bincount(owners[ids], minlength=2)
+    [stage] = answer["stages"]
+    assert stage["joined"] == forward_passes(last_frames(tracing)[0])
+    assert stage["incomplete"] == 0
+    nothing = [{"max_slots": 0, "mean_slots": 0.0, "hottest": [0.0, 0.0]}] * 4
+    assert_rise(answer, {"layers": nothing}, loads)
+    most, mean, _ = sums_of(loads)
+    assert answer["straggler_cost"] == pytest.approx(1 - sum(mean) / sum(most), abs=1e-12)
 
 
 def test_computed_positions_once_each_and_both_ids_find_it(tracing: Cluster) -> None:

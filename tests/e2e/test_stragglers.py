@@ -1,0 +1,98 @@
+"""Straggler cost and phases in the service, fed by a real vLLM with DP=2 EP=2: what raw frames say."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moescope.capture.wire import Int64Array, unpack_counts
+from tests.e2e.cluster import SETTLE_SECONDS, Cluster
+from tests.e2e.test_exact_counts import prompts
+from tests.e2e.test_phases import forward_passes, last_frames, step_loads
+
+pytestmark = pytest.mark.e2e
+
+
+def settled_stragglers(cluster: Cluster) -> dict[str, Any]:
+    """The service's answer once the ranks have done their last dummy steps and no step waits."""
+    cluster.settled_when_idle()
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        ends = {forward_passes(frame) for frame in last_frames(cluster).values()}
+        answer: dict[str, Any] = cluster.service.get("/v1/stragglers")
+        [stage] = answer["stages"]
+        if len(ends) == 1 and not stage["pending"]:
+            return answer
+        assert time.monotonic() < deadline, (ends, stage)
+        time.sleep(0.1)
+
+
+def sums_of(loads: dict[int, Int64Array]) -> tuple[list[int], list[float], list[list[float]]]:
+    """By definition, from loads [layers, EP ranks] by step: sums of max and of mean, and who was hottest."""
+    every = np.stack(list(loads.values()))
+    most = every.max(axis=2, keepdims=True)
+    hot = (every == most) & (most > 0)
+    shared = hot / np.maximum(hot.sum(axis=2, keepdims=True), 1)
+    return (
+        most.sum(axis=(0, 2)).tolist(),
+        every.mean(axis=2).sum(axis=0).tolist(),
+        shared.sum(axis=0).tolist(),
+    )
+
+
+def assert_rise(after: dict[str, Any], before: dict[str, Any], loads: dict[int, Int64Array]) -> None:
+    """Between two answers of the service these steps' loads were added, layer by layer."""
+    most, mean, hottest = sums_of(loads)
+    for i, (layer, was) in enumerate(zip(after["layers"], before["layers"], strict=True)):
+        assert layer["max_slots"] - was["max_slots"] == most[i]
+        assert layer["mean_slots"] - was["mean_slots"] == pytest.approx(mean[i])
+        np.testing.assert_allclose(np.array(layer["hottest"]) - np.array(was["hottest"]), hottest[i])
+
+
+def test_straggler_cost_is_what_the_raw_frames_say(cluster: Cluster) -> None:
+    cluster.complete_all(prompts(4))
+    before = settled_stragglers(cluster)
+    first = forward_passes(last_frames(cluster)[0])
+    cluster.complete_all(prompts(16, stride=5))
+    after = settled_stragglers(cluster)
+    end = forward_passes(last_frames(cluster)[0])
+    loads: dict[int, Int64Array] = {}
+    for dp_rank in (0, 1):
+        for step, load in step_loads(cluster.relay.frames, dp_rank).items():
+            if step >= first:
+                loads[step] = loads[step] + load if step in loads else load
+    [stage], [was] = after["stages"], before["stages"]
+    assert stage["joined"] - was["joined"] == end - first > len(loads) > 50
+    assert stage["incomplete"] == was["incomplete"]
+    assert_rise(after, before, loads)
+    # The checkpoint's routers are skewed; and small steps differ, which the window averages out.
+    window = after["windowed_straggler_share"]
+    assert 0.02 < window < after["straggler_cost"] < 0.5
+    assert after["reason"] is None
+
+
+def test_phases_of_the_service_are_those_of_the_frames(cluster: Cluster) -> None:
+    cluster.complete_all(prompts(8))
+    cluster.assert_exact()
+    frames = last_frames(cluster)
+    (deployment,) = cluster.service.get("/v1/ranks")["deployments"]
+    for rank in deployment["dp_ranks"]:
+        frame = frames[rank["dp_rank"]]
+        assert rank["phases"] == {
+            "prefill_tokens": frame.tokens - frame.decode_tokens,
+            "decode_tokens": frame.decode_tokens,
+            "prefill_steps": frame.steps - frame.decode_steps - frame.mixed_steps,
+            "decode_steps": frame.decode_steps,
+            "mixed_steps": frame.mixed_steps,
+        }
+        ends = np.cumsum([layer.num_experts for layer in frame.layers])[:-1]
+        decode = [part.tolist() for part in np.split(unpack_counts(frame.decode_counts), ends)]
+        histogram = cluster.service.get("/v1/histogram", dp_rank=rank["dp_rank"], phase="decode")
+        assert [layer["counts"] for layer in histogram["layers"]] == decode
+        prefill = cluster.service.get("/v1/histogram", dp_rank=rank["dp_rank"], phase="prefill")
+        whole = [part.tolist() for part in np.split(unpack_counts(frame.counts), ends)]
+        assert np.add(decode, [layer["counts"] for layer in prefill["layers"]]).tolist() == whole
+        assert prefill["tokens"] == frame.tokens - frame.decode_tokens
