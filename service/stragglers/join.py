@@ -2,6 +2,7 @@
 
 Invariants:
 - A step is joined at most once, with what each member said of it first; what comes again changes nothing.
+- Nor is it joined where members mapped its experts to EP ranks by different placements.
 - Whatever the order in which ranges come, the same steps are joined with the same loads, as long as those of
   one member are not further behind another's than the window.
 - Memory is bounded: the window is the most steps that wait. What falls out of it is given up, and counted.
@@ -49,6 +50,8 @@ class StepJoin:
         self._seen = np.zeros((members, self._window), dtype=bool)
         self._count = np.zeros(self._window, dtype=np.int32)
         self._done = np.zeros(self._window, dtype=bool)
+        self._version = np.zeros(self._window, dtype=np.int64)
+        self._spoiled = np.zeros(self._window, dtype=bool)
         self._row = np.full(self._window, -1, dtype=np.int32)
         # Loads of the steps that wait, in whichever row is free.
         self._loads: Loads = np.zeros((0, layers, ranks), dtype=np.int32)
@@ -59,7 +62,9 @@ class StepJoin:
         """Steps that wait for a member."""
         return self._top - self._first_counted() - int(self._done.sum())
 
-    def add(self, member: int, first: int, end: int, steps: Int64Array, loads: Loads) -> Stragglers | None:
+    def add(
+        self, member: int, first: int, end: int, steps: Int64Array, loads: Loads, version: int = 0
+    ) -> Stragglers | None:
         """What is joined, or given up, now that a member accounts for ``[first, end)``; None: nothing.
 
         Args:
@@ -67,6 +72,7 @@ class StepJoin:
             first, end: the range.
             steps: [n], rising: numbers in the range of the steps with tokens.
             loads: unsigned integers [n, L, R], at most 4 bytes wide.
+            version: of the placement that the loads are by.
         """
         if end <= first:
             return None
@@ -80,11 +86,15 @@ class StepJoin:
         at = np.arange(first, end) % self._window
         new = ~self._seen[member, at]
         self._seen[member, at[new]] = True
+        begun = self._count[at] > 0
+        self._spoiled[at] |= new & begun & (self._version[at] != version)
+        self._version[at[~begun]] = version
         self._count[at[new]] += 1
         for i in np.flatnonzero(steps >= first):
             if new[steps[i] - first]:
                 self._add_loads(int(steps[i]) % self._window, loads[i])
-        return self._result(at[new & (self._count[at] == self._members)], given_up)
+        complete = new & (self._count[at] == self._members) & ~self._spoiled[at]
+        return self._result(at[complete], given_up)
 
     def close(self) -> int:
         """Give up all that waits; how many steps that is."""
@@ -144,6 +154,7 @@ class StepJoin:
         self._seen[:, at] = False
         self._count[at] = 0
         self._done[at] = False
+        self._spoiled[at] = False
         self._base = base
 
     def _release(self, at: Int64Array) -> None:

@@ -82,7 +82,8 @@ class Stage:
         if self._join is None or self._is_behind(member):
             return self._given_up(given_up)
         self._contributed.add(member)
-        found = self._join.add(member, loads.first, loads.end, *_unpacked(loads, shape))
+        steps, values = _unpacked(loads, shape)
+        found = self._join.add(member, loads.first, loads.end, steps, values, loads.placement_version)
         if found is None:
             return self._given_up(given_up)
         return self._layout, replace(found, incomplete=found.incomplete + given_up)

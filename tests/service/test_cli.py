@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from moescope.capture import wire
@@ -133,6 +134,29 @@ def test_balance_and_ranks_show_tables(service: Service) -> None:
     assert "uncovered layers [5]" in ranks.stdout
 
 
+def test_stragglers_show_steps_beside_the_window(service: Service) -> None:
+    for dp_rank in (0, 1):
+        who = producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2)
+        loads = wire.pack_step_loads(0, 3, np.array([0, 1]), np.array([[[2000, 0]], [[0, 2000]]]), 1)
+        service.push(frame({3: [2000, 2000]}, who=who, placement=halves(2, 1), step_loads=loads))
+    done = _run("stragglers", "--url", service.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    row = next(line for line in done.stdout.splitlines() if line.startswith("│     3"))
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "3",
+        "2",
+        "50.0 %",
+        "0.0 %",
+        "0",
+        "50.0 %",
+    ]
+    assert "straggler cost 50.0 %; of the window's sums 0.0 %" in done.stdout
+    assert "Stage 0: 3 steps joined, 0 incomplete, 0 pending" in done.stdout
+    service.push(frame({0: [1, 1]}, who=producer(model="one")))
+    alone = _run("stragglers", "--url", service.url, "--model", "one")
+    assert "No straggler cost: ep_size is 1" in alone.stdout
+
+
 def test_balance_of_idle_ranks_says_so(service: Service) -> None:
     service.push(frame({0: [0, 0]}))
     done = _run("balance", "--url", service.url)
@@ -182,7 +206,7 @@ def test_a_problem_of_the_service_is_passed_on(service: Service) -> None:
 
 
 def test_help_teaches_with_examples() -> None:
-    for command in ("serve", "balance"):
+    for command in ("serve", "balance", "stragglers"):
         done = _run(command, "--help")
         assert done.returncode == 0
         assert f"moescope {command} --" in done.stdout

@@ -169,3 +169,16 @@ def test_a_tie_is_shared() -> None:
     found = stragglers_of(np.array([[[2, 2, 0]], [[1, 0, 0]], [[0, 0, 0]]]), joined=5)
     assert found.hottest.tolist() == [[1.5, 0.5, 0]]
     assert (found.busy_steps.tolist(), found.joined) == ([2], 5)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_a_step_whose_members_knew_different_placements_is_not_joined(order: tuple[int, ...]) -> None:
+    """The rearrangement came after step 1; member 2 still maps step 2 by the placement of before."""
+    join, loads = StepJoin(3, LAYERS, RANKS, window=8), np.ones((2, LAYERS, RANKS), dtype="<u1")
+    total = no_stragglers(LAYERS, RANKS)
+    for member in order:
+        for first, end, version in ((0, 2, 1), (2, 4, 1 if member == 2 else 2), (4, 6, 2)):
+            found = join.add(member, first, end, np.arange(first, end), loads, version)
+            total = total if found is None else total.plus(found)
+    assert (total.joined, join.pending) == (4, 2)
+    assert join.close() == 2
