@@ -10,12 +10,18 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from devkit.fake_placement import pretend_ep_ranks
 from devkit.gpu_models import deepseek_v2, qwen3_moe, write_model
 from moescope.capture.binding import LayerCallback
 
 SHAPES: Final[dict[str, Callable[[], dict[str, Any]]]] = {"qwen3": qwen3_moe, "deepseek": deepseek_v2}
 SETS: Final = {"off": 5, "moescope": 5, "vllm": 1, "hooks": 1}
 """Modes, and how many sets of CUDA graphs are captured in each."""
+MORE_OF: Final = 8
+"""The batch size for which more sets are captured, of "off" and of "moescope"."""
+EP_RANKS: Final = 8
+"""So many EP ranks are pretended, so that capture does all that it does with expert parallelism."""
+KV_CACHE_BYTES: Final = 4 << 30
 BATCHES: Final = (1, 8, 64, 256)
 PREFILL_TOKENS: Final = 16384
 
@@ -30,9 +36,10 @@ class Set(NamedTuple):
 class Engine:
     """A vLLM engine in this process whose mode can be switched between steps."""
 
-    def __init__(self, shape: str, folder: Path) -> None:
+    def __init__(self, shape: str, folder: Path, more_sets: int) -> None:
         from vllm import LLM
 
+        pretend_ep_ranks(EP_RANKS)
         self.config = SHAPES[shape]()
         self.llm = LLM(
             model=str(write_model(folder, self.config)),
@@ -45,6 +52,7 @@ class Engine:
             max_num_batched_tokens=PREFILL_TOKENS,
             max_num_seqs=max(BATCHES),
             compilation_config={"cudagraph_capture_sizes": list(BATCHES)},
+            kv_cache_memory_bytes=KV_CACHE_BYTES,
             gpu_memory_utilization=0.92,
         )
         core: Any = self.llm.llm_engine.engine_core
@@ -60,6 +68,9 @@ class Engine:
             for mode in SETS:
                 if number < SETS[mode]:
                     self._capture_graphs(Set(mode, number))
+        for number in range(SETS["off"], SETS["off"] + more_sets):
+            for mode in ("off", "moescope"):
+                self._capture_graphs(Set(mode, number), only=MORE_OF)
 
     def _callbacks_of(self, mode: str) -> list[Any]:
         chained = [router.capture_fn for router in self._routers]
@@ -71,12 +82,12 @@ class Engine:
             return [_torch_hook(router) for router in self._routers]
         return [None] * len(chained)
 
-    @property
-    def sets(self) -> list[Set]:
-        """All sets of graphs."""
-        return list(self._graphs)
+    def sets(self, batch: int) -> list[Set]:
+        """The sets of graphs that have graphs of their own for decode at this batch size."""
+        return [which for which in self._graphs if batch == MORE_OF or which.number < SETS[which.mode]]
 
-    def _capture_graphs(self, which: Set) -> None:
+    def _capture_graphs(self, which: Set, only: int | None = None) -> None:
+        """Capture a set; with `only` its decode graph of one size, the rest as in the first set."""
         from vllm.compilation.cuda_graph import CUDAGraphWrapper
 
         wrappers, pool = list(CUDAGraphWrapper._all_instances), torch.cuda.graph_pool_handle()
@@ -85,9 +96,21 @@ class Engine:
         self._set_callbacks(which.mode)
         self._session._taker.pause()
         self._fillers.append(_fill(pool, seed=len(self._graphs)))
+        dispatcher = self._runner.cudagraph_dispatcher
+        descriptors = dispatcher.get_capture_descs
+        if only is not None:
+            dispatcher.get_capture_descs = lambda: [
+                (mode, mine)
+                for mode, all_sizes in descriptors()
+                if mode.name == "FULL" and (mine := [one for one in all_sizes if one.num_tokens == only])
+            ]
         self._runner.capture_model()
+        dispatcher.get_capture_descs = descriptors
         self._session._taker.resume()
-        self._graphs[which] = {wrapper: wrapper.concrete_cudagraph_entries for wrapper in wrappers}
+        first = {} if only is None else self._graphs[Set(which.mode, 0)]
+        self._graphs[which] = {
+            wrapper: first.get(wrapper, {}) | wrapper.concrete_cudagraph_entries for wrapper in wrappers
+        }
 
     def _set_callbacks(self, mode: str) -> None:
         for router, callback in zip(self._routers, self._callbacks[mode], strict=True):
@@ -134,11 +157,14 @@ class Engine:
         torch.cuda.synchronize()
 
     def memory_of_capture(self) -> dict[str, int]:
-        """Bytes on the device: counts, tables, and the ids kept in the largest step."""
-        capturer = self._session.capturer
-        layers = capturer.buffers.layers
+        """Bytes on the device: counts, tables, ring, snapshots, and the ids kept in the largest step."""
+        capturer, slots = self._session.capturer, self._session._taker._free
+        layers, ring = capturer.buffers.layers, capturer.buffers.ring
+        counts = capturer.buffers.flat.numel() * 8
         return {
-            "counts": capturer.buffers.flat.numel() * 8 + capturer.buffers.phases.numel(),
+            "counts and phases": counts + capturer.buffers.phases.numel(),
+            "ring of loads": ring.num_bytes,
+            "snapshots on their way": len(slots) * (counts + ring.loads.numel() * 4),
             "tables": capturer._strategy._tables.num_bytes,
             "ids kept in a step of the largest size": sum(
                 PREFILL_TOKENS * layer.top_k * 4 for layer in layers
@@ -156,6 +182,9 @@ class Engine:
         return {
             "tokens": capturer.tokens,
             "exact": exact,
+            "decode tokens": capturer.totals.decode_tokens,
+            "phases known": capturer.totals.phases_known,
+            "steps in the ring": capturer.buffers.ring.computed,
             "strategy": capturer.strategy,
             "disabled": capturer.disabled_reason,
         }

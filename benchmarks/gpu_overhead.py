@@ -3,9 +3,11 @@
     python -m benchmarks.gpu_overhead --shape qwen3 --out results.json
 
 One engine with dummy weights captures its CUDA graphs several times for each mode, the modes in turn, and
-switches between these sets of graphs. A block is a fixed batch of requests from its start: the same tokens,
-the same experts, the same lengths in every block; its number is the median step. Each round runs one block
-with each set, in a new random order, so that both sides of a ratio have the same weights, memory and clocks.
+switches between these sets of graphs. Capture is as with expert parallelism over 8 ranks, which are
+pretended: phases apart, and loads by EP rank of each step. A block is a fixed batch of requests from its
+start: the same tokens, the same experts, the same lengths in every block; its number is the median step. Each
+round runs one block with each set, in a new random order, so that both sides of a ratio have the same
+weights, memory and clocks.
 
 A set's number is the mean over rounds of log(its block / mean of the round's "off" blocks). Graphs captured
 twice from the same code differ in time, because their memory lies elsewhere: so each set has a pool of its
@@ -71,12 +73,10 @@ def measure(engine: Engine, plan: Plan) -> list[dict[Set, float]]:
 
     block = decode if plan.steps else prefill
     rng = random.Random(0)  # noqa: S311
-    for which in engine.sets:
+    sets = engine.sets(plan.requests if plan.steps else 0)
+    for which in sets:
         block(which)
-    return [
-        {which: block(which) for which in rng.sample(engine.sets, len(engine.sets))}
-        for _ in range(plan.rounds)
-    ]
+    return [{which: block(which) for which in rng.sample(sets, len(sets))} for _ in range(plan.rounds)]
 
 
 def summarise(rounds: list[dict[Set, float]], mode: str) -> dict[str, Any]:
@@ -124,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="qwen3")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of rounds")
+    parser.add_argument("--more-sets", type=int, default=11, help="of graphs for batch 8, in each mode")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     sink = FrameSink()
@@ -131,14 +132,14 @@ def main() -> None:
     if importlib.util.find_spec("flashinfer") is None:
         os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(options.shape, Path(folder))
+        engine = Engine(options.shape, Path(folder), options.more_sets)
         report: dict[str, Any] = {
             "shape": options.shape,
             "device": torch.cuda.get_device_name(0),
             "loads": {},
         }
         plans = [
-            Plan("decode, batch 8", 16, 20, 8, PROMPT),
+            Plan("decode, batch 8", 8, 20, 8, PROMPT),
             Plan("decode, batch 256", 5, 10, 256, PROMPT),
             Plan(f"prefill, {PREFILL_TOKENS} tokens", 7, 0, PREFILL_TOKENS // 1024, 1024),
             Plan("decode, batch 1", 8, 20, 1, PROMPT),

@@ -7,9 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from moescope.capture.wire import Frame, Int64Array, unpack_counts, unpack_ids, unpack_step_loads
+from moescope.capture.wire import Frame, unpack_counts
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster
 from tests.e2e.test_exact_counts import prompts
+from tests.step_loads import placed_counts, step_loads
 
 pytestmark = pytest.mark.e2e
 
@@ -22,38 +23,6 @@ def last_frames(cluster: Cluster) -> dict[int, Frame]:
 def forward_passes(frame: Frame) -> int:
     """Steps that the rank made, dummy steps included."""
     return frame.steps + frame.idle_steps
-
-
-def step_loads(frames: list[Frame], dp_rank: int) -> dict[int, Int64Array]:
-    """Loads [layers, EP ranks] by step, of all steps that this rank computed; all steps are accounted for."""
-    found: dict[int, Int64Array] = {}
-    end = 0
-    for frame in frames:
-        if frame.producer.dp_rank != dp_rank:
-            continue
-        assert frame.step_loads is not None
-        assert frame.step_loads.first <= end  # no gap
-        assert frame.drops["steps_lost"] == 0
-        steps, loads = unpack_step_loads(frame.step_loads, len(frame.layers), frame.producer.ep_size)
-        for step, load in zip(steps.tolist(), loads, strict=True):
-            assert np.array_equal(found.setdefault(step, load), load)
-        end = frame.step_loads.end
-    return found
-
-
-def placed(frame: Frame) -> list[list[int]]:
-    """The frame's counts by layer and EP rank, through its placement."""
-    assert frame.placement is not None
-    ends = np.cumsum([layer.num_experts for layer in frame.layers])[:-1]
-    loads = []
-    for counts, index in zip(
-        np.split(unpack_counts(frame.counts), ends), frame.placement.table_of_layer, strict=True
-    ):
-        table = frame.placement.tables[index]
-        of_physical = counts[unpack_ids(table.physical_to_logical)]
-        ranks = unpack_ids(table.physical_to_ep_rank)
-        loads.append(np.bincount(ranks, of_physical, frame.producer.ep_size).astype(int).tolist())
-    return loads
 
 
 def test_phases_are_what_vllm_says_it_computed(cluster: Cluster) -> None:
@@ -93,6 +62,6 @@ def test_the_loads_of_all_steps_are_the_counts(cluster: Cluster) -> None:
     for dp_rank, frame in last_frames(cluster).items():
         loads = step_loads(cluster.relay.frames, dp_rank)
         assert len(loads) == frame.steps
-        assert np.sum(list(loads.values()), axis=0).tolist() == placed(frame)
+        assert np.sum(list(loads.values()), axis=0).tolist() == placed_counts(frame)
         assert frame.step_loads is not None
         assert frame.step_loads.end == forward_passes(frame)

@@ -11,7 +11,8 @@ import pytest
 from moescope.capture.wire import Int64Array, unpack_counts
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster
 from tests.e2e.test_exact_counts import prompts
-from tests.e2e.test_phases import forward_passes, last_frames, step_loads
+from tests.e2e.test_phases import forward_passes, last_frames
+from tests.step_loads import step_loads
 
 pytestmark = pytest.mark.e2e
 

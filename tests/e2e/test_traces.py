@@ -19,8 +19,9 @@ from moescope.capture.wire import Int64Array, unpack_ids
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
 from tests.e2e.conftest import DP2_EP2
 from tests.e2e.test_exact_counts import prompts
-from tests.e2e.test_phases import forward_passes, last_frames, step_loads
+from tests.e2e.test_phases import forward_passes, last_frames
 from tests.e2e.test_stragglers import assert_rise, settled_stragglers, sums_of
+from tests.step_loads import step_loads
 
 pytestmark = pytest.mark.e2e
 
@@ -307,10 +308,9 @@ def test_a_steps_number_is_the_same_on_all_dp_ranks(tracing: Cluster) -> None:
     both = across[0].keys() & across[1].keys()
     assert len(both) > 50
     assert [across[0][step] for step in sorted(both)] == [across[1][step] for step in sorted(both)]
-    frames = tracing.relay.frames
-    top_k = frames[0].layers[0].top_k
+    top_k = tracing.relay.frames[0].layers[0].top_k
     for rank in (0, 1):
-        loads = step_loads(frames, rank)
+        loads = step_loads(tracing.relay.frames, rank)
         for step in both:  # a dummy step is of one token and has no load
             tokens = int(loads[step][0].sum()) // top_k if step in loads else 1
             assert tokens == across[rank][step][rank]

@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("vllm", reason="needs vLLM for CUDA")
 
 from devkit.gpu_models import deepseek_v2, qwen3_moe, write_model
+from tests.gpu.vllm_child import make_requests
 
 AT_ONCE = 10
 TIMEOUT = 420
@@ -57,7 +59,7 @@ V1, V2 = {"VLLM_USE_V2_MODEL_RUNNER": "0"}, {"VLLM_USE_V2_MODEL_RUNNER": "1"}
 RATE = "MOESCOPE_TRACE_RATE"
 TRACED, A_THIRD = {RATE: "1"}, {RATE: "0.3"}
 SCENARIOS: dict[str, dict[str, Any]] = {
-    "default": {"llm": DEFAULT, "env": V1},
+    "default": {"llm": DEFAULT, "env": V1, "ep_ranks": 8},
     "capture off": {"llm": DEFAULT, "env": V1, "capture": False},
     "with vLLM's routed experts": {
         "llm": DEFAULT | {"enable_return_routed_experts": True},
@@ -69,14 +71,15 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "preemption": {
         "llm": DEFAULT | {"num_gpu_blocks_override": 80, "max_model_len": 1024},
         "env": V1 | TRACED,
+        "ep_ranks": 6,
     },
-    "runner V2": {"llm": DEFAULT, "env": V2},
+    "runner V2": {"llm": DEFAULT, "env": V2, "ep_ranks": 60},
     "runner V2 traced": {"llm": DEFAULT, "env": V2 | TRACED},
     "runner V2 off": {"llm": DEFAULT, "env": V2, "capture": False},
-    "DeepSeek": {"llm": DEFAULT, "config": DEEPSEEK},
+    "DeepSeek": {"llm": DEFAULT, "config": DEEPSEEK, "ep_ranks": 3},
     "engine in its own process": {"llm": DEFAULT, "env": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}},
     "draft model": {"llm": graphs("PIECEWISE"), "env": V1, "draft": DRAFT},
-    "48 layers": {"llm": TALL_LLM, "env": V1, "config": TALL, "requests": FEW},
+    "48 layers": {"llm": TALL_LLM, "env": V1, "config": TALL, "requests": FEW, "ep_ranks": 8},
     "48 layers off": {"llm": TALL_LLM, "env": V1, "config": TALL, "requests": FEW, "capture": False},
 }
 COUNTED = [name for name, scenario in SCENARIOS.items() if scenario.get("capture", True)]
@@ -123,6 +126,7 @@ class Runs:
             "llm": llm,
             "capture": scenario.get("capture", True),
             "requests": scenario.get("requests", REQUESTS),
+            "ep_ranks": scenario.get("ep_ranks", 0),
         }
         spec["experts"] = scenario.get("config", QWEN).get("num_experts")
         spec_path, result = folder / "spec.json", folder / "result.json"
@@ -201,6 +205,7 @@ def test_equals_vllms_own_routed_experts_expert_by_expert(runs: Runs, name: str)
     run = runs[name]
     assert run["routed_rows"] == run["computed"]
     assert run["frame"]["counts"] == run["routed"]
+    assert run["frame"]["decode_counts"] == run["routed_decode"]
     assert len(set(run["routed"][0])) > 10  # not all experts alike, so that equality says something
 
 
@@ -219,10 +224,39 @@ def test_generated_tokens_are_the_same_with_capture_on_and_off(runs: Runs, on: s
 
 
 @pytest.mark.parametrize("name", [name for name in COUNTED if "process" not in name])
-def test_capture_knows_in_every_step_how_the_batch_is_laid_out(runs: Runs, name: str) -> None:
-    layouts = runs[name]["layouts"]
-    assert len(layouts) > 5
+def test_capture_knows_how_a_batch_is_laid_out_where_it_must(runs: Runs, name: str) -> None:
+    layouts, mixed = runs[name]["layouts"], runs[name]["frame"]["steps"][2]
+    assert len(layouts) >= mixed
+    assert mixed > 5 or name == "48 layers"
     assert all(layouts)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_prefill_and_decode_are_what_the_scheduler_meant(runs: Runs, name: str) -> None:
+    run = runs[name]
+    frame = run["frame"]
+    if run["scheduled"] is not None:
+        phases = run["phases"]
+        decode = sum(decode for _, decode in phases)
+        pure = sum(tokens == decode for tokens, decode in phases)
+        mixed = sum(0 < decode < tokens for tokens, decode in phases)
+        assert frame["steps"] == [len(phases), pure, mixed]
+    else:
+        decode = run["computed"] - sum(len(prompt) for prompt, _ in make_requests(**REQUESTS))
+    assert frame["decode_tokens"] == decode > 0
+    assert frame["decode_rows"] == [decode] * len(frame["layers"])
+    for (_, _, top_k), counts in zip(frame["layers"], frame["decode_counts"], strict=True):
+        assert sum(counts) == decode * top_k
+
+
+@pytest.mark.parametrize("name", [name for name in COUNTED if "ep_ranks" in SCENARIOS[name]])
+def test_loads_by_ep_rank_of_each_step(runs: Runs, name: str) -> None:
+    run = runs[name]
+    frame, loads = run["frame"], run["loads"]
+    assert np.sum(list(loads.values()), axis=0).tolist() == run["placed"]
+    top_k = [top_k for _, _, top_k in frame["layers"]]
+    of_steps = [np.array(load).sum(axis=1).tolist() for load in loads.values()]
+    assert of_steps == [[tokens * k for k in top_k] for tokens, _ in run["phases"]]
 
 
 @pytest.mark.parametrize(

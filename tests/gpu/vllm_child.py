@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from devkit.fake_placement import pretend_ep_ranks
 from devkit.frame_sink import FrameSink
 from moescope.capture.trace_wire import TracePart
+from tests.step_loads import placed_counts, step_loads
 
 
 class Spy:
@@ -28,13 +30,18 @@ class Spy:
     def __init__(self) -> None:
         self.scheduled = 0
         self.preempted = 0
+        self.phases: list[tuple[int, int]] = []
+        """Of each step: its tokens, and those of requests whose prompt was computed before."""
         self.steps: list[tuple[str, int, int, int]] = []
         """Mode, true tokens, padded tokens, requests."""
         self.layouts: list[bool] = []
-        """Of each step, whether capture was told the rows' order that the runner used."""
+        """Of each step with tokens of both phases, and of each traced one, whether capture was told the rows'
+        order that the runner used."""
         self._now: Any = None
         self._told: Any = None
         self._comparing = False
+        self._must_know = False
+        self._mixed: dict[int, bool] = {}
 
     def install(self) -> None:
         from vllm.v1.core.sched.scheduler import Scheduler
@@ -48,11 +55,19 @@ class Spy:
             output = schedule(scheduler, *args, **kwargs)
             self.scheduled += output.total_num_scheduled_tokens
             self.preempted += len(output.preempted_req_ids or ())
+            decode = 0
+            for request_id, tokens in output.num_scheduled_tokens.items():
+                request = scheduler.requests[request_id]  # already counts the step's tokens as computed
+                decode += tokens * (request.num_computed_tokens - tokens >= request.num_prompt_tokens)
+            if output.total_num_scheduled_tokens:
+                self.phases.append((output.total_num_scheduled_tokens, decode))
+                self._mixed[id(output)] = 0 < decode < output.total_num_scheduled_tokens
             return output
 
         def spied_execute(worker: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
             self._now, self._told = scheduler_output, None
             self._comparing = scheduler_output.total_num_scheduled_tokens > 0
+            self._must_know = self._mixed.pop(id(scheduler_output), False)
             self._listen(getattr(worker, "_capture", None))
             try:
                 return execute(worker, scheduler_output, *args, **kwargs)
@@ -93,6 +108,7 @@ class Spy:
         self.scheduled, self.preempted = 0, 0
         self.steps.clear()
         self.layouts.clear()
+        self.phases.clear()
 
     def _listen(self, session: Any) -> None:
         """Hear what this worker's capture is told."""
@@ -109,6 +125,8 @@ class Spy:
     def _compare(self, request_ids: Any, num_tokens: Any) -> None:
         if self._comparing:
             told, self._comparing = self._told, False
+            if told is None and not self._must_know:
+                return
             self.layouts.append(
                 told is not None
                 and list(told.request_ids) == list(request_ids)
@@ -148,6 +166,8 @@ def main(spec_path: str, result_path: str) -> None:
 
     spy = Spy()
     spy.install()
+    if spec.get("ep_ranks"):
+        pretend_ep_ranks(spec["ep_ranks"])
     worker = {"worker_cls": "moescope.capture.worker.RoutingWorker"} if spec["capture"] else {}
     llm = LLM(load_format="dummy", skip_tokenizer_init=True, seed=0, **worker, **spec["llm"])
     memory = torch.cuda.memory_reserved()
@@ -171,6 +191,7 @@ def main(spec_path: str, result_path: str) -> None:
         "preempted": spy.preempted,
         "steps": list(spy.steps),
         "layouts": list(spy.layouts),
+        "phases": list(spy.phases),
         "memory_reserved": memory,
     }
     if spec["capture"]:
@@ -186,15 +207,32 @@ def main(spec_path: str, result_path: str) -> None:
             "rows": np.frombuffer(frame.rows, dtype="<i8").tolist(),
             "counts": [part.tolist() for part in np.split(flat, ends)],
             "drops": frame.drops,
+            "steps": [frame.steps, frame.decode_steps, frame.mixed_steps],
+            "decode_tokens": frame.decode_tokens,
+            "decode_rows": np.frombuffer(frame.decode_rows, dtype="<i8").tolist(),
+            "decode_counts": [
+                part.tolist() for part in np.split(np.frombuffer(frame.decode_counts, dtype="<i8"), ends)
+            ],
         }
+        if spec.get("ep_ranks"):
+            result["loads"] = {step: load.tolist() for step, load in step_loads(sink.frames).items()}
+            result["placed"] = placed_counts(frame)
     if float(os.environ.get("MOESCOPE_TRACE_RATE", "0")):
         result["traced"] = _traced(llm, sink, outputs, requests)
     if spec["llm"].get("enable_return_routed_experts"):
-        routed = np.concatenate([_routed(output) for output in outputs])
+        of_requests = [_routed(output) for output in outputs]
+        routed = np.concatenate(of_requests)
+        decoded = np.concatenate(
+            [rows[len(prompt) :] for rows, (prompt, _) in zip(of_requests, requests, strict=True)]
+        )
         experts = spec["experts"]
         result["routed_rows"] = len(routed)
         result["routed"] = [
             np.bincount(routed[:, layer].ravel(), minlength=experts).tolist()
+            for layer in range(routed.shape[1])
+        ]
+        result["routed_decode"] = [
+            np.bincount(decoded[:, layer].ravel(), minlength=experts).tolist()
             for layer in range(routed.shape[1])
         ]
     Path(result_path).write_text(json.dumps(result))
