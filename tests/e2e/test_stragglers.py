@@ -66,7 +66,7 @@ def test_straggler_cost_is_what_the_raw_frames_say(cluster: Cluster) -> None:
             if step >= first:
                 loads[step] = loads[step] + load if step in loads else load
     [stage], [was] = after["stages"], before["stages"]
-    assert stage["joined"] - was["joined"] == end - first > len(loads) > 50
+    assert stage["joined"] - was["joined"] == end - first > len(loads) > 20
     assert stage["incomplete"] == was["incomplete"]
     assert_rise(after, before, loads)
     # The checkpoint's routers are skewed; and small steps differ, which the window averages out.
