@@ -264,7 +264,7 @@ def _unshuffle(data: bytes, dtype: str) -> np.ndarray:
 
 
 def _compress(data: bytes) -> bytes:
-    return _VERSION + zstandard.ZstdCompressor(level=_LEVEL).compress(data)
+    return _VERSION + zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
 
 
 def _decompress(blob: bytes) -> bytes:

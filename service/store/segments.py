@@ -23,7 +23,9 @@ class SegmentWriter:
     """Makes blobs; one compressor for all of them, for one thread."""
 
     def __init__(self) -> None:
-        self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True)
+        self._compressor = zstandard.ZstdCompressor(
+            level=_LEVEL, write_content_size=True, write_checksum=True
+        )
 
     def write(self, experts: Sequence[ExpertArray]) -> bytes:
         """For each layer ids [n, top_k] to a blob: lengths of the frames, then the frames."""

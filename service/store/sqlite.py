@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import queue
 import sqlite3
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,7 @@ from moescope.service.store.records import (
     Usage,
     WorkerTrace,
 )
+from moescope.service.store.rescue import is_damage, mend, readable
 from moescope.service.store.retention import Retention, keep
 from moescope.service.store.schema import migrate
 from moescope.service.store.segments import SegmentWriter
@@ -38,6 +40,13 @@ from moescope.service.store.segments import SegmentWriter
 FILE: Final = "moescope.sqlite"
 _FINEST_MS: Final = 1000
 _READERS: Final = 8
+_TRIES: Final = 8  # snapshots that are looked at when the nearest one is damaged
+
+_LOST: Final = (
+    "%s: the account of %s is damaged and lost: %s; its worker's totals come back with its next frame"
+)
+
+_log = logging.getLogger(__name__)
 
 
 class SqliteStore:
@@ -61,7 +70,7 @@ class SqliteStore:
         except OSError as error:
             raise StoreError(f"{folder} can't be used as a store: {error.strerror or error}") from error
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(_READERS)
-        self._writer = _connect(self._path)
+        self._writer = self._mend_and_connect()
         try:
             with _failures(self._path):
                 _prepare(self._writer)
@@ -85,14 +94,20 @@ class SqliteStore:
                         self._document(record)
 
     def accounts(self) -> Iterator[Posting]:
-        """The newest posting of every producer."""
+        """The newest posting of every producer; one that is damaged is left out, and said so in the log."""
         with self._reading() as connection:
             rows = connection.execute(
                 "SELECT server, model, dp_rank, pp_rank, tp_rank, birth_ms, at_ms, account FROM producer"
             ).fetchall()
         for *key, birth_ms, at_ms, blob in rows:
-            with _failures(self._path):
-                yield Posting(_key(key), birth_ms / 1000, at_ms / 1000, decode_account(blob))
+            try:
+                account = decode_account(blob)
+                if account.latest.producer.key != _key(key):
+                    raise ValueError(f"it is that of {account.latest.producer.key}")
+            except ValueError as error:
+                _log.error(_LOST, self._path, key, error)
+                continue
+            yield Posting(_key(key), birth_ms / 1000, at_ms / 1000, account)
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest totals at or before it."""
@@ -104,9 +119,9 @@ class SqliteStore:
                 _totals(
                     connection.execute(
                         "SELECT at_ms, totals FROM snapshot WHERE producer = ? AND at_ms <= ? "
-                        "ORDER BY at_ms DESC LIMIT 1",
-                        (producer[0], _ms(instant)),
-                    ).fetchone()
+                        "ORDER BY at_ms DESC LIMIT ?",
+                        (producer[0], _ms(instant), _TRIES),
+                    )
                 )
                 for instant in instants
             ]
@@ -117,9 +132,9 @@ class SqliteStore:
             return _totals(
                 connection.execute(
                     "SELECT snapshot.at_ms, totals FROM snapshot JOIN producer ON producer = producer.id "
-                    f"WHERE {_BY_KEY} ORDER BY snapshot.at_ms LIMIT 1",
-                    key,
-                ).fetchone()
+                    f"WHERE {_BY_KEY} ORDER BY snapshot.at_ms LIMIT ?",
+                    (*key, _TRIES),
+                )
             )
 
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
@@ -159,6 +174,16 @@ class SqliteStore:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _mend_and_connect(self) -> sqlite3.Connection:
+        try:
+            with _failures(self._path):
+                mend(self._path)
+                return _connect(self._path)
+        except BaseException:
+            assert self._lock is not None
+            os.close(self._lock)
+            raise
 
     def _post(self, posting: Posting) -> None:
         at_ms = _ms(posting.at)
@@ -229,7 +254,9 @@ def _lock(folder: Path) -> int:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+    connection.text_factory = readable
+    return connection
 
 
 def _prepare(writer: sqlite3.Connection) -> None:
@@ -256,8 +283,12 @@ def _failures(path: Path) -> Generator[None]:
     """SQLite's errors and damaged blobs as errors of the store."""
     try:
         yield
-    except sqlite3.Error as error:
-        raise StoreError(f"the store {path} failed: {error}; is its disk full or read-only?") from error
+    except (sqlite3.Error, OSError) as error:
+        if isinstance(error, sqlite3.Error) and is_damage(error):
+            advice = "it is damaged: start the service again, which puts it aside and keeps what can be read"
+        else:
+            advice = "is its disk full or read-only?"
+        raise StoreError(f"the store {path} failed: {error}; {advice}") from error
     except ValueError as error:
         raise StoreError(f"the store {path} can't be read: {error}") from error
 
@@ -271,5 +302,9 @@ def _key(values: Sequence[str | int]) -> Key:
     return str(server), str(model), int(dp_rank), int(pp_rank), int(tp_rank)
 
 
-def _totals(row: tuple[int, bytes] | None) -> StoredTotals | None:
-    return None if row is None else StoredTotals(row[0] / 1000, decode_totals(row[1]))
+def _totals(rows: Iterable[tuple[int, bytes]]) -> StoredTotals | None:
+    """The first that is not damaged; a snapshot less costs resolution only."""
+    for at_ms, blob in rows:
+        with contextlib.suppress(ValueError):
+            return StoredTotals(at_ms / 1000, decode_totals(blob))
+    return None

@@ -198,13 +198,3 @@ def test_a_migration_that_fails_leaves_the_old_schema(tmp_path: Path) -> None:
     assert connection.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
     assert not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'more'").fetchall()
     connection.close()
-
-
-def test_a_damaged_account_is_said(open_store: Open, tmp_path: Path) -> None:
-    store = open_store()
-    store.save([posting([2, 0, 0, 0], 5)])
-    with sqlite3.connect(tmp_path / "store" / FILE) as connection:
-        connection.execute("UPDATE producer SET account = x'0100'")
-    connection.close()
-    with pytest.raises(StoreError, match="damaged"):
-        list(store.accounts())
