@@ -66,7 +66,7 @@ class SqliteStore:
         self._segments = SegmentWriter()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock: int | None = _lock(folder)
+            self._lock: int | None = lock_folder(folder)
         except OSError as error:
             raise StoreError(f"{folder} can't be used as a store: {error.strerror or error}") from error
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(_READERS)
@@ -242,8 +242,12 @@ class SqliteStore:
 _BY_KEY: Final = "server = ? AND model = ? AND dp_rank = ? AND pp_rank = ? AND tp_rank = ?"
 
 
-def _lock(folder: Path) -> int:
-    """An open file that marks the folder as taken until the process ends."""
+def lock_folder(folder: Path) -> int:
+    """An open file that marks the folder as taken until it is closed, or the process ends.
+
+    Raises:
+        OSError: another process has it, or the folder can't be written.
+    """
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

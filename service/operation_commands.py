@@ -1,0 +1,172 @@
+"""Commands for those who run the service: its settings, its tokens, copies of its store."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moescope.service.access import open_book
+from moescope.service.settings import Settings, SettingsError, is_loopback, load_settings
+from moescope.service.store.backup import back_up
+from moescope.service.store.backup import restore as put_back
+from moescope.service.store.records import StoreError
+from moescope.service.tls import Tls, TlsError
+from moescope.service.tokens import Scope, TokenBook, TokenError, new_token
+
+StoreOption = Annotated[Path, typer.Option(envvar="MOESCOPE_STORE", help="Folder of the store.")]
+
+CHECK_HELP = """Check the settings that `moescope serve` would use, without serving.
+
+Reads the file and the environment, the files of tokens and the certificate, and looks at the store's folder.
+Exit code 0: it can serve (there may be warnings). 2: it can't, and every line says what to mend.
+
+Examples:
+
+  moescope check-config --config /etc/moescope.toml
+
+  moescope check-config && systemctl reload moescope
+"""
+MAKE_HELP = """Make a token, and the entry for the service's file of tokens.
+
+The token goes to standard output, the entry to standard error; the file of tokens only has its digest.
+
+Examples:
+
+  moescope token vllm --scope ingest > vllm.token 2>> tokens.toml
+
+  moescope token prometheus --scope read > prometheus.token 2>> tokens.toml
+
+  moescope serve --tokens-file tokens.toml
+"""
+BACKUP_HELP = """Copy the store to a file, as of one moment, while the service runs.
+
+Examples:
+
+  moescope backup /backup/moescope-monday.sqlite --store /var/lib/moescope
+"""
+RESTORE_HELP = """Put a copy of the store back; the service must not run.
+
+The copy is checked first. A store that is there already stays unless --force is given, and then it is
+kept beside the new one.
+
+Examples:
+
+  moescope restore /backup/moescope-monday.sqlite --store /var/lib/moescope
+"""
+
+
+def add_operations(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command(name="check-config", help=CHECK_HELP)(check_config)
+    app.command(help=MAKE_HELP)(token)
+    app.command(help=BACKUP_HELP)(backup)
+    app.command(help=RESTORE_HELP)(restore)
+
+
+def check_config(
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
+) -> None:
+    """Check settings."""
+    try:
+        settings = load_settings(config, {})
+        book = open_book(settings)
+        if settings.tls_cert is not None:
+            Tls(settings)
+    except (SettingsError, TokenError, TlsError) as error:
+        raise _failure(str(error)) from None
+    for problem in _problems(settings):
+        raise _failure(problem)
+    for name in sorted(set(Settings.model_fields)):
+        value = getattr(settings, name)
+        default = Settings.model_fields[name].default
+        typer.echo(f"{name} = {value}{'' if value == default else '   (default: ' + str(default) + ')'}")
+    for item in book.tokens:
+        typer.echo(f"token {item.name}: {', '.join(sorted(item.scopes))}")
+    for warning in _warnings(settings, book):
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo("The settings can be used.")
+
+
+def token(
+    name: Annotated[str, typer.Argument(help="Whose it is: letters, digits, dots, dashes.")],
+    scope: Annotated[list[Scope], typer.Option(help="What it allows; may be repeated.")],
+    expires: Annotated[str | None, typer.Option(help="Last day, exclusive, as 2027-01-31.")] = None,
+) -> None:
+    """Make a token."""
+    made = new_token()
+    lines = [
+        "[[tokens]]",
+        f'name = "{name}"',
+        f"scopes = {[item.value for item in dict.fromkeys(scope)]}".replace("'", '"'),
+        f'sha256 = "{hashlib.sha256(made.encode()).hexdigest()}"',
+        *([] if expires is None else [f"expires = {expires}"]),
+    ]
+    typer.echo(made)
+    typer.echo("\n".join(lines) + "\n", err=True)
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="File to write, which must not exist.")], store: StoreOption
+) -> None:
+    """Copy the store."""
+    try:
+        contents = back_up(store, file)
+    except StoreError as error:
+        raise _failure(str(error)) from None
+    typer.echo(f"{file}: {contents}")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="Copy that `moescope backup` made.")],
+    store: StoreOption,
+    force: Annotated[bool, typer.Option("--force", help="Also where a store is already.")] = False,
+) -> None:
+    """Put a copy back."""
+    try:
+        contents, aside = put_back(file, store, force)
+    except StoreError as error:
+        raise _failure(str(error)) from None
+    typer.echo(f"{store}: {contents}")
+    if aside is not None:
+        typer.echo(f"What was there before is {aside}")
+
+
+def _problems(settings: Settings) -> list[str]:
+    """What would keep the service from starting, besides the settings themselves."""
+    folder = settings.store
+    if folder is None:
+        return []
+    if folder.exists() and not folder.is_dir():
+        return [f"store: {folder} is not a folder"]
+    return []
+
+
+def _warnings(settings: Settings, book: TokenBook) -> list[str]:
+    """What works and is unwise."""
+    found = []
+    if not is_loopback(settings.host):
+        if not settings.authenticates:
+            found.append("insecure: whoever reaches the port may read and send frames")
+        if settings.tls_cert is None:
+            found.append("tls_cert: beyond loopback tokens and counts go over the network in clear text")
+    if settings.open_read and book:
+        found.append("open_read: whoever reaches the port may read, routing traces too")
+    if settings.token is not None and len(settings.token.get_secret_value()) < 16:
+        found.append("token: it is shorter than 16 characters; `moescope token` makes a good one")
+    found += [
+        f"{path}: every user of this machine may read it; chmod o-rwx"
+        for path in (settings.token_file, settings.tls_key)
+        if path is not None and stat.S_IMODE(path.stat().st_mode) & 0o007
+    ]
+    if settings.store is None:
+        found.append("store: totals and history are in memory only")
+    return found
+
+
+def _failure(message: str) -> typer.Exit:
+    typer.echo(f"moescope: {message}", err=True)
+    return typer.Exit(2)
