@@ -51,9 +51,8 @@ def test_a_full_disk_is_said_and_survived(tmp_path: Path) -> None:
         with httpx.Client(base_url=url, timeout=10) as client:
             assert push(client, 1) == 200
             used = max(file.stat().st_size for file in (tmp_path / "store").iterdir())
-            _, hard = resource.prlimit(
-                process.pid, resource.RLIMIT_FSIZE, (used + 60_000, resource.RLIM_INFINITY)
-            )
+            full = (used + 60_000, resource.RLIM_INFINITY)
+            before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, full)
             seq = 1
             while (status := push(client, seq + 1)) == 200:
                 seq += 1
