@@ -111,7 +111,7 @@ def advice(times: int) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """Advice and drift from a live state; and what the advice was."""
     state = fed()
     [deployment] = state.deployments()
-    wish = Wish(None, 8, 8, (), 0.5, 0.05, 100)
+    wish = Wish(None, 8, 8, (), 0.5, 0.05, 0.1, 100)
     found = advise(state, deployment, None, None, wish)
     assert found.found is not None
     figures = {

@@ -67,6 +67,9 @@ def advise(
     min_gain: Annotated[
         float, typer.Option(min=0, max=1, help="Least saving that is worth a change.")
     ] = 0.05,
+    memory_price: Annotated[
+        float, typer.Option(min=0, help="Saving that twice the memory for experts must bring.")
+    ] = 0.1,
     min_tokens: Annotated[int | None, typer.Option(min=0, help="Fewer tokens are no sample.")] = None,
     rearrangements: Annotated[
         bool, typer.Option("--rearrangements", help="Show instead what past rearrangements by EPLB gave.")
@@ -103,6 +106,7 @@ def advise(
             return
         with Console(stderr=True).status(f"asking {url}"):
             asked = {**common, "fit_share": str(fit_share), "min_gain": str(min_gain)}
+            asked["memory_price"] = str(memory_price)
             answer = get_json(url, path, asked, _TIMEOUT_S)
         if as_json:
             typer.echo(json.dumps(answer, indent=2))

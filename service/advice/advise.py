@@ -9,7 +9,7 @@ from typing import Final
 from moescope.capture.wire import MoeLayer, Placement, PlacementTable
 from moescope.service.advice.evidence import Evidence, Gone, Waiting, Windows, cut, gather
 from moescope.service.advice.placing import Placing, eplb, from_tables, linear, round_robin
-from moescope.service.advice.verdict import Drift, Verdict, decide, drift_of, no_sample
+from moescope.service.advice.verdict import Drift, Scale, Verdict, decide, drift_of, no_sample
 from moescope.service.advice.what_if import Question, Strategy, WhatIf, fitting, sweep, what_if
 from moescope.service.state import Deployment, LiveState
 from moescope.service.window import ModelWindow, merge
@@ -37,6 +37,7 @@ class Wish:
         redundant: numbers of redundant experts.
         fit_share: share of the window to fit on; the rest checks.
         min_gain: least saving that is worth a change.
+        memory_price: saving that twice the memory for experts must bring.
         min_tokens: fewer tokens are no sample.
     """
 
@@ -46,6 +47,7 @@ class Wish:
     redundant: tuple[int, ...]
     fit_share: float
     min_gain: float
+    memory_price: float
     min_tokens: int
 
 
@@ -83,7 +85,8 @@ def advise(
     found, drift = what_if(evidence, question, present), drift_of(evidence)
     observed = found.base.held_out.summary.ratio_of_sums if found.base.strategy == "present" else None
     waiting = windows.waiting(observed)
-    verdict = decide(evidence, found, drift, waiting, wish.groups, wish.min_gain)
+    scale = Scale(wish.groups, wish.min_gain, wish.memory_price)
+    verdict = decide(evidence, found, drift, waiting, scale)
     return Advice(windows, evidence, question, found, drift, waiting, verdict)
 
 

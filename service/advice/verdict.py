@@ -61,19 +61,39 @@ def no_sample(evidence: Evidence) -> Verdict:
     return Verdict("no_sample", None, words, tuple(reasons[:5]))
 
 
-def decide(
-    evidence: Evidence, found: WhatIf, drift: Drift, waiting: Waiting | None, groups: int, min_gain: float
-) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What the options are weighed with.
+
+    Attributes:
+        groups: expert groups of the model's router; without any, vLLM has no round-robin placement.
+        min_gain: least saving that is worth a change.
+        memory_price: saving that twice the memory for experts must bring at least; less in proportion.
+    """
+
+    groups: int
+    min_gain: float
+    memory_price: float
+
+    def worth(self, option: Option, experts: int) -> float:
+        """Its saving in the later window, less the price of its redundant experts."""
+        return option.saving_held_out - self.memory_price * (option.redundant or 0) / experts
+
+
+def decide(evidence: Evidence, found: WhatIf, drift: Drift, waiting: Waiting | None, scale: Scale) -> Verdict:
     """Weigh the options.
 
-    The recommended one saves at least ``min_gain`` in the later window, within a percentage point of the
-    best, and is the first of these in the order of what they ask: a flag, rearranging, memory for copies.
+    The recommended one saves at least ``min_gain`` in the later window, is worth as much as the best within a
+    percentage point, and is the first of these in the order of what they ask: a flag, rearranging, memory.
     """
+    groups, min_gain, experts = scale.groups, scale.min_gain, evidence.experts
     usable = [item for item in found.options if item.strategy != "round_robin" or groups > 1]
     best = max(usable, key=lambda item: item.saving_held_out)
     hoped = max(usable, key=lambda item: item.saving_fitted)
-    if best.saving_held_out >= min_gain:
-        choice = next(item for item in usable if item.saving_held_out >= best.saving_held_out - CLOSE)
+    enough = [item for item in usable if item.saving_held_out >= min_gain]
+    if enough:
+        most = max(scale.worth(item, experts) for item in enough)
+        choice = next(item for item in enough if scale.worth(item, experts) >= most - CLOSE)
         decision: Decision = "worth_it"
         words = f"Worth it: {name_of(choice)} would have saved {choice.saving_held_out:.1%} of the busiest "
         words += f"ranks' slots ({_from_to(found.base, choice)}), on loads that it was not fitted on."
@@ -135,9 +155,9 @@ def _evidence(
     said += _costs(evidence, shown)
     if evidence.left_out:
         layers = sorted(evidence.left_out)
-        said.append(
-            f"{len(layers)} layers could not be judged, such as {layers[0]}: {evidence.left_out[layers[0]]}."
-        )
+        number = f"{len(layers)} layer{'s' * (len(layers) > 1)}"
+        first = evidence.left_out[layers[0]]
+        said.append(f"{number} could not be judged, such as {layers[0]}: {first}.")
     said.append(_per_step(waiting))
     return said
 

@@ -63,6 +63,12 @@ FitShareParam = Annotated[
 MinGainParam = Annotated[
     float, Query(ge=0, le=1, description="Least saving of the busiest ranks' slots that is worth a change.")
 ]
+MemoryPriceParam = Annotated[
+    float,
+    Query(
+        ge=0, le=10, description="Saving that twice the memory for experts must bring; less in proportion."
+    ),
+]
 MinTokensParam = Annotated[
     int | None, Query(ge=0, description="Fewer tokens are no sample; the service's setting when absent.")
 ]
@@ -84,6 +90,7 @@ def advice_router(state: LiveState, settings: Settings) -> APIRouter:
         redundant: RedundantParam = None,
         fit_share: FitShareParam = 0.5,
         min_gain: MinGainParam = 0.05,
+        memory_price: MemoryPriceParam = 0.1,
         min_tokens: MinTokensParam = None,
     ) -> AdviceOut:
         """Is another placement of experts, or EPLB with so many redundant experts, worth it here?
@@ -94,7 +101,7 @@ def advice_router(state: LiveState, settings: Settings) -> APIRouter:
         deployment = choose(state, server, model)
         bounds = parse_bounds(start, end, state.now())
         gate = settings.min_tokens if min_tokens is None else min_tokens
-        wish = Wish(ranks, nodes, groups, _checked(redundant), fit_share, min_gain, gate)
+        wish = Wish(ranks, nodes, groups, _checked(redundant), fit_share, min_gain, memory_price, gate)
         try:
             found = advise(state, deployment, bounds.start, bounds.end, wish)
         except UnanswerableError as error:
@@ -126,7 +133,7 @@ def advice_router(state: LiveState, settings: Settings) -> APIRouter:
         deployment = choose(state, server, model)
         bounds = parse_bounds(start, end, state.now())
         gate = settings.min_tokens if min_tokens is None else min_tokens
-        wish = Wish(ranks, nodes, groups, (redundant,), 0.5, 0.0, gate)
+        wish = Wish(ranks, nodes, groups, (redundant,), 0.5, 0.0, 0.0, gate)
         try:
             window, layers, left_out, placing = whole_placing(
                 state, deployment, bounds.start, bounds.end, wish, strategy

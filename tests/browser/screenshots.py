@@ -15,6 +15,7 @@ SHOTS = {
     "ranks": "#/ranks",
     "layer": "#/layer?layer=24",
     "compare": "#/compare",
+    "advice": "#/advice",
 }
 LARGEST = 200_000
 """Bytes that a picture may have."""

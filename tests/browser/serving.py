@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
 from devkit.processes import free_port
 from moescope.capture import wire
 from moescope.service.api.app import create_app
-from moescope.service.server import Server, listen
+from moescope.service.server import listen, make_server
 from moescope.service.settings import Settings
 from moescope.service.simulate_fleet import Fleet, Plan
 from moescope.service.simulate_routing import Habits
@@ -59,9 +58,9 @@ class Serving:
         """Serve, with nothing in memory."""
         listener = listen(self.settings)
         app = create_app(self.settings, self._clock)
-        server = Server(
-            uvicorn.Config(self._wrap(app), log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-        )
+        server = make_server(app)
+        server.config.app = self._wrap(app)
+        server.config.timeout_graceful_shutdown = 1
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
 

@@ -52,6 +52,7 @@ def wish(**fields: Any) -> Wish:
             "redundant": (),
             "fit_share": 0.5,
             "min_gain": 0.05,
+            "memory_price": 0.1,
             "min_tokens": 100,
             **fields,
         }

@@ -126,6 +126,17 @@ def test_the_placement_known_to_be_best_is_found(counts: list[int], best: tuple[
     assert choice.held_out.summary.ratio_of_sums == pytest.approx(1, abs=0.01)
 
 
+def test_memory_must_bring_its_price() -> None:
+    simulated = Simulated(plan(skew=0.4)).run(300)
+    frugal, lavish = (_ask(simulated, memory_price=price).verdict.choice for price in (0.5, 0.0))
+    assert frugal is not None
+    assert lavish is not None
+    assert frugal.redundant is not None
+    assert lavish.redundant is not None
+    assert frugal.redundant < lavish.redundant
+    assert frugal.saving_held_out < lavish.saving_held_out
+
+
 def test_the_base_is_what_the_ranks_really_got() -> None:
     simulated = Simulated(plan(skew=0.3, rearrange_s=60)).run(600, every=10)
     advice = _ask(simulated)
@@ -179,7 +190,7 @@ def test_layers_that_can_not_be_judged_are_left_out_with_the_reason() -> None:
     advice = _ask(simulated)
     assert advice.evidence.layers == (3, 5)
     assert advice.evidence.left_out == {4: "simulated"}
-    assert any("1 layers could not be judged" in line for line in advice.verdict.evidence)
+    assert any("1 layer could not be judged" in line for line in advice.verdict.evidence)
 
 
 @pytest.mark.parametrize(

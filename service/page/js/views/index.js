@@ -1,5 +1,6 @@
 // The views by name; a new one is one line here and one module beside.
 
+import * as advice from "./advice.js";
 import * as compare from "./compare.js";
 import * as heatmap from "./heatmap.js";
 import * as layer from "./layer.js";
@@ -15,5 +16,6 @@ export const VIEWS = {
   heatmap: { title: "Heatmap", inMenu: true, create: heatmap.create },
   ranks: { title: "Ranks", inMenu: true, create: ranks.create },
   compare: { title: "Compare", inMenu: true, create: compare.create },
+  advice: { title: "Advice", inMenu: true, create: advice.create },
   layer: { title: "Layer", inMenu: false, menu: "heatmap", create: layer.create },
 };
