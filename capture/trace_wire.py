@@ -23,6 +23,7 @@ from moescope.capture.wire import (
     Count,
     MoeLayer,
     Name,
+    Positive,
     Producer,
     WireError,
     decode_versioned,
@@ -75,8 +76,8 @@ class TracePart(Struct, kw_only=True):
 
     wire: tuple[int, int]
     producer: Producer
-    epoch: Annotated[int, Meta(ge=1)]
-    trace: Annotated[int, Meta(ge=1)]
+    epoch: Positive
+    trace: Positive
     part: Annotated[int, Meta(ge=0, lt=MAX_PARTS)]
     parts: Annotated[int, Meta(ge=1, le=MAX_PARTS)]
     request_id: Name

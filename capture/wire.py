@@ -40,6 +40,7 @@ MAX_RANKS: Final = 65536
 MAX_COUNTERS: Final = 64
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
 Size = Annotated[int, Meta(ge=1, le=MAX_RANKS)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -181,8 +182,8 @@ class Frame(Struct, kw_only=True):
 
     wire: tuple[int, int]
     producer: Producer
-    epoch: Annotated[int, Meta(ge=1)]
-    seq: Annotated[int, Meta(ge=1)]
+    epoch: Positive
+    seq: Positive
     captured_at_ns: Count
     state: Literal["counting", "disabled"] = "counting"
     state_reason: Text = ""

@@ -27,7 +27,7 @@ from moescope.service.refusals import check_exact, check_growth, check_steps
 from moescope.service.stragglers.totals import Stragglers
 from moescope.service.totals import Layout, Totals, no_totals, totals_of
 
-MAX_EP_CELLS: Final = 1 << 22  # layers x EP ranks of one producer: 32 MiB of float64
+MAX_EP_CELLS: Final = 1 << 18  # layers x EP ranks of one producer: 2 MiB of float64, from few bytes
 
 
 class Verdict(StrEnum):
