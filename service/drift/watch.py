@@ -76,7 +76,9 @@ class DriftWatch:
         now = self._state.now()
         try:
             found = self._measure(deployment, now)
+            known = set(self._state.deployments())
             with self._lock:
+                self._made = {key: made for key, made in self._made.items() if key in known}
                 self._made[deployment] = _Made(now, found)
             return found
         finally:
