@@ -181,6 +181,20 @@ class LiveState:
     def series(self, deployment: Deployment, instants: Sequence[float | None]) -> list[list[ProducerSpan]]:
         """What each producer of a deployment counted between neighbours of B rising instants: B - 1 lists.
 
+        Raises:
+            StoreError: the archive can't be read.
+        """
+        result: list[list[ProducerSpan]] = [[] for _ in instants[1:]]
+        for producer, memory in self.boundaries(deployment, instants):
+            for interval, span in zip(result, memory.spans(), strict=True):
+                interval.append(ProducerSpan(producer, span))
+        return result
+
+    def boundaries(
+        self, deployment: Deployment, instants: Sequence[float | None]
+    ) -> list[tuple[ProducerState, Remembered]]:
+        """Each producer of a deployment with its totals at B rising instants.
+
         Reads the archive where memory is too short, in the caller's thread and without holding up frames.
 
         Raises:
@@ -192,13 +206,10 @@ class LiveState:
                 for key in sorted(self._entries)
                 if key[:2] == deployment
             ]
-        result: list[list[ProducerSpan]] = [[] for _ in instants[1:]]
-        for producer, memory in found:
-            if self._archive is not None:
-                memory = improve(self._archive, producer.latest.producer.key, memory)
-            for interval, span in zip(result, memory.spans(), strict=True):
-                interval.append(ProducerSpan(producer, span))
-        return result
+        if self._archive is None:
+            return found
+        archive = self._archive
+        return [(item, improve(archive, item.latest.producer.key, memory)) for item, memory in found]
 
     def _remembered(self, key: Key, instants: Sequence[float | None]) -> Remembered:
         track = self._history.track(key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from fastapi import APIRouter
 
@@ -18,10 +20,11 @@ from moescope.service.api.params import (
     parse_bounds,
     parse_step,
 )
-from moescope.service.api.problems import documented
+from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.windows import window_out
 from moescope.service.balance import max_and_mean
-from moescope.service.state import Deployment, LiveState, ProducerSpan
+from moescope.service.state import Deployment, LiveState
+from moescope.service.stragglers.series import Interval, intervals_of
 from moescope.service.stragglers.stage import Status
 from moescope.service.stragglers.window import (
     Cost,
@@ -34,7 +37,9 @@ from moescope.service.stragglers.window import (
 )
 from moescope.service.window import LayerWindow, ModelWindow, merge
 
-_NO_LOADS = (
+MAX_WORK: Final = 1 << 16  # producers x intervals of a series
+MAX_CELLS: Final = 1 << 23  # intervals x layers x EP ranks
+_NO_LOADS: Final = (
     "no capturer tells the loads of single steps: they need expert parallelism over ranks, a known placement "
     "without replicated experts, and moescope with wire 1.3 in vLLM's environment"
 )
@@ -88,7 +93,7 @@ def stragglers_router(state: LiveState) -> APIRouter:
                 if not layer or number in layer
             ],
             reason=_reason(window, cost, joins),
-            series=_series(state, deployment, instants) if instants else None,
+            series=_series(state, deployment, window, instants) if instants else None,
         )
 
     return router
@@ -137,25 +142,41 @@ def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status]) -> str | 
     return stuck or "idle: no step with tokens was joined in the window"
 
 
-def _series(state: LiveState, deployment: Deployment, instants: list[float]) -> list[StragglerInterval]:
-    series = state.series(deployment, instants)
+def _series(
+    state: LiveState, deployment: Deployment, window: ModelWindow, instants: list[float]
+) -> list[StragglerInterval]:
+    """The window cut at the instants; the layers that are seen whole in it are taken as such in all of it.
+
+    Raises:
+        ProblemError: there would be too much to add up.
+    """
+    boundaries = state.boundaries(deployment, instants)
+    whole = [layer.shape.layer for layer in window.layers if is_whole(layer)]
+    at_most = min(MAX_WORK // len(boundaries), MAX_CELLS // max(1, len(whole) * window.ep_size))
+    if len(instants) - 1 > at_most:
+        raise ProblemError(
+            400,
+            "too-many-steps",
+            "The series would take too long",
+            f"{len(boundaries)} producers, {window.ep_size} EP ranks, {len(instants) - 1} intervals: ask for "
+            f"{at_most} intervals at most.",
+        )
+    found = intervals_of(boundaries, whole, window.ep_size)
     return [
-        _interval(start, end, spans)
-        for start, end, spans in zip(instants[:-1], instants[1:], series, strict=True)
+        _interval(start, end, item)
+        for start, end, item in zip(instants[:-1], instants[1:], found, strict=True)
     ]
 
 
-def _interval(start: float, end: float, spans: list[ProducerSpan]) -> StragglerInterval:
-    cost, window = cost_of(spans), merge(spans)
-    most, mean = cost.sums
-    hottest = cost.hottest
+def _interval(start: float, end: float, found: Interval) -> StragglerInterval:
+    cost, hottest = found.cost, found.cost.hottest
     return StragglerInterval(
         start=start,
         end=end,
-        truncated=window.used.truncated,
+        truncated=found.truncated,
         joined=sum(stage.joined for stage in cost.stages.values()),
         incomplete=sum(stage.incomplete for stage in cost.stages.values()),
-        straggler_cost=straggler_cost(most, mean),
-        windowed_straggler_share=straggler_cost(*windowed_sums(window)),
+        straggler_cost=straggler_cost(*cost.sums),
+        windowed_straggler_share=straggler_cost(*found.windowed),
         hottest_rank=int(np.argmax(hottest)) if hottest.any() else None,
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moescope.capture import wire
-from moescope.service.simulate_fleet import Fleet, Plan
+from moescope.service.simulate_fleet import Fleet, Outage, Plan
 from moescope.service.simulate_routing import Habits, Shape
 from tests.service.conftest import Service
 from tests.service.frames import EPOCH, frame, halves, producer
@@ -139,3 +139,46 @@ def test_a_hot_rank_that_alternates_costs_what_was_planted_and_looks_balanced_in
     assert answer["straggler_cost"] == pytest.approx(1 - 1 / 2.5, abs=0.005)
     assert answer["windowed_straggler_share"] < 0.02
     assert max(answer["hottest"]) / (128 * 4) == pytest.approx(1 / 32, rel=0.05)
+
+
+def test_a_series_says_what_windows_of_its_intervals_say(start_service: Callable[..., Service]) -> None:
+    """With a rank that starts again, steps that are lost, and rearrangements on the way."""
+    service = start_service(min_tokens=1)
+    plan = Plan(
+        ranks=3,
+        shape=Shape(layers=3, experts=12, top_k=2),
+        habits=Habits(skew=1.0, drift=0.2),
+        tokens_per_s=400.0,
+        outages=(Outage(1, 6.0, 8.0),),
+        rearrange_s=3.0,
+        lost_steps=0.1,
+    )
+    fleet = Fleet(plan, int(AT * 1e9))
+    for second in range(1, 11):
+        service.clock.now = AT + second
+        for made in fleet.advance(1.0):
+            assert service.push(made).status_code == 200
+    series = service.get("/v1/stragglers", start=AT, end=AT + 10, step="1s")["series"]
+    assert len(series) == 10
+    assert sum(item["joined"] for item in series) > 80
+    for item in series:
+        alone = service.get("/v1/stragglers", start=item["start"], end=item["end"])
+        for name in ("straggler_cost", "windowed_straggler_share"):
+            assert item[name] == (None if alone[name] is None else pytest.approx(alone[name])), item
+        assert item["hottest_rank"] == alone["hottest_rank"]
+        assert item["truncated"] == alone["window"]["truncated"]
+        assert item["joined"] == sum(stage["joined"] for stage in alone["stages"])
+
+
+def test_a_series_that_is_too_long_is_refused_with_what_to_ask_for(service: Service) -> None:
+    who = producer(dp_rank=0, dp_size=2, ep_size=4096)
+    service.push(frame({0: [4096] * 4}, who=who, placement=halves(4, 1, ep_size=4096)))
+    response = service.client.get("/v1/stragglers", params={"start": "-1h", "step": "4s"})
+    assert response.status_code == 200
+    wide = {layer: [64] * 4 for layer in range(4)}
+    who = producer(dp_rank=0, dp_size=2, ep_size=4096, model="wide")
+    service.push(frame(wide, who=who, placement=halves(4, 4, ep_size=4096)))
+    params = {"model": "wide", "start": "-1h", "step": "4s"}
+    response = service.client.get("/v1/stragglers", params=params)
+    assert response.status_code == 400
+    assert "ask for 512 intervals at most" in response.json()["detail"]
