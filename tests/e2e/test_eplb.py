@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -107,7 +108,28 @@ def test_slots_by_ep_rank_are_those_of_the_placements_they_were_routed_under(bal
         for frame in taken:
             counts = unpack_counts(frame.counts)
             assert frame.placement is not None
-            found += ep_slots_of(counts - before, layout, frame.placement, 2)
+            found += ep_slots_of((counts - before)[np.newaxis], layout, frame.placement, 2)[0]
             before = counts
         # A snapshot that the sender was too late for leaves its slots to the next one and its placement.
         np.testing.assert_allclose(found, truth, rtol=0.02)
+
+
+def test_advice_and_drift_of_a_server_with_eplb(balanced: Cluster) -> None:
+    """Judged against what the ranks really got; where the experts are now is known."""
+    service = balanced.service
+    advice = service.get("/v1/advice", redundant=2, min_tokens=1)
+    assert (advice["ranks"], advice["num_experts"], advice["layers"]) == (2, 16, [1, 2, 3, 4])
+    assert advice["base"]["strategy"] == "present"
+    assert advice["base"]["held_out"]["ratio_of_sums"] >= 1
+    [option] = [item for item in advice["options"] if item["redundant"] == 2]
+    assert option["fitted"]["ratio_of_sums"] <= advice["base"]["fitted"]["ratio_of_sums"]
+    assert 0 <= option["copies_to_move"] <= 4 * 18
+    found = service.get("/v1/advice/placement", redundant=2, min_tokens=1)
+    assert found["physical_to_rank"] == [[0] * 9 + [1] * 9] * 4
+    for item in service.get("/v1/advice/rearrangements", min_tokens=1)["rearrangements"]:
+        assert (item["saving_achieved"] is None) == (item["reason"] is not None)
+    pinned = httpx.post(f"{service.url}/v1/baselines", json={"name": "all"})
+    assert pinned.status_code == 201, pinned.text
+    assert pinned.json()["by_phase"] is True
+    same = service.get("/v1/drift", baseline="all", start="-1h", phase="decode", min_tokens=1)
+    assert [layer["divergence"] for layer in same["layers"]] == pytest.approx([0] * 4, abs=1e-9)
