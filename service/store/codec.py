@@ -255,12 +255,20 @@ def _floats(data: bytes, ep_ranks: int, layout: Layout) -> FloatArray:
 
 
 def _shuffle(values: np.ndarray) -> bytes:
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).reshape(-1, 8).T.tobytes()
+    """Values of 8 bytes to planes of their bytes, lowest first; shifts are quicker than a transposed copy."""
+    words = np.ascontiguousarray(values).reshape(-1).view("<u8")
+    used = (int(words.max(initial=0)).bit_length() + 7) // 8
+    planes = [(words >> np.uint64(8 * plane)).astype(np.uint8).tobytes() for plane in range(used)]
+    return b"".join(planes) + bytes((8 - used) * len(words))
 
 
 def _unshuffle(data: bytes, dtype: str) -> np.ndarray:
-    grouped = np.frombuffer(data, np.uint8).reshape(8, -1)
-    return np.ascontiguousarray(grouped.T).reshape(-1).view(dtype)
+    planes = np.frombuffer(data, np.uint8).reshape(8, -1)
+    words = np.zeros(planes.shape[1], dtype="<u8")
+    for number, plane in enumerate(planes):
+        if plane.any():
+            words |= plane.astype(np.uint64) << np.uint64(8 * number)
+    return words.view(dtype)
 
 
 def _compress(data: bytes) -> bytes:
