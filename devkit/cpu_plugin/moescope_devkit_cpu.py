@@ -7,7 +7,8 @@ depends on it. Without it, on CPUs:
   between ranks with ``all_gatherv`` and ``reduce_scatterv``, which the CPU communicator does not have;
 - ``--enable-expert-parallel`` dies in the CPU expert kernel, which ignores the expert map and indexes its
   weights with ids of experts that live on another rank;
-- ``--enable-eplb`` is refused, and the CPU's router, runner and communicator have no part in it.
+- ``--enable-eplb`` is refused, and the CPU's router, runner and communicator have no part in it;
+- with ``--pipeline-parallel-size 2`` and eager mode the second stage dies in the first forward pass.
 
 All are mended here for correctness, not for speed. The router and its callbacks, which moescope observes,
 are vLLM's own and untouched. To start in ten seconds rather than thirty, vLLM's processes are forked here.
@@ -60,6 +61,7 @@ def install() -> None:
     add_collectives(CpuCommunicator, DeviceCommunicatorBase)
     add_expert_map(CPUUnquantizedExperts)
     add_load_balancer()
+    add_pipeline()
     fork_engines(CpuPlatform)
 
 
@@ -108,6 +110,27 @@ def add_load_balancer() -> None:
             runner.eplb_state.add_model(runner._moe_model, runner.model_config)
 
     CPUModelRunner.load_model = load_and_register
+
+
+def add_pipeline() -> None:
+    """Give later pipeline stages the buffers that vLLM makes in a warm-up, which eager CPUs leave out."""
+    from vllm.distributed.parallel_state import get_pp_group
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    load_model: Callable[..., None] = CPUModelRunner.load_model
+    if getattr(load_model, _MARK, False):
+        return
+
+    @functools.wraps(load_model)
+    def load_with_buffers(runner: Any, *args: Any, **kwargs: Any) -> None:
+        load_model(runner, *args, **kwargs)
+        if not get_pp_group().is_first_rank:
+            runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+                batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
+            )
+
+    setattr(load_with_buffers, _MARK, True)
+    CPUModelRunner.load_model = load_with_buffers
 
 
 class _LoadBalancing:
