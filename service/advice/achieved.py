@@ -22,7 +22,7 @@ from moescope.service.window import ModelWindow, merge
 
 WINDOW_S: Final = 300.0
 """Longest time before and after a rearrangement that is compared."""
-SETTLE_S: Final = 30.0
+SETTLE_S: Final = 5.0
 """Placements that follow each other sooner are one rearrangement: async EPLB commits layer by layer."""
 _JUST_BEFORE_S: Final = 1e-3
 

@@ -15,7 +15,7 @@ from moescope.service.state import Deployment, LiveState
 from moescope.service.window import ModelWindow, merge
 
 PIECES: Final = 4
-MAX_WORK: Final = 1 << 31  # layers x ranks x physical experts of one option: some seconds
+MAX_WORK: Final = 1 << 30  # layers x ranks x physical experts, over all options: about two seconds
 
 
 class UnanswerableError(ValueError):
@@ -117,7 +117,7 @@ def ask(evidence: Evidence, wish: Wish, ranks: int, hosts: int) -> Question:
                 f"{experts} experts and {wanted} redundant ones can't be shared out evenly over {ranks} "
                 f"ranks: give redundant={' or '.join(map(str, near))}.",
             )
-    if len(evidence.layers) * ranks * (experts + max(redundant)) > MAX_WORK:
+    if len(evidence.layers) * ranks * sum(experts + number for number in redundant) > MAX_WORK:
         raise UnanswerableError(
             "too-large",
             f"{len(evidence.layers)} layers of {experts} experts with {max(redundant)} redundant ones on "

@@ -21,7 +21,7 @@ from moescope.service.window import ModelWindow
 WINDOW_S: Final = 300.0
 """Length of the window that is compared."""
 HOUR_S: Final = 3600.0
-REFRESH_S: Final = 30.0
+REFRESH_S: Final = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class DriftWatch:
         self._busy: set[Deployment] = set()
 
     def latest(self, deployment: Deployment) -> tuple[Drifted, ...]:
-        """What is known, at most some 30 s and a scrape interval old."""
+        """What is known, at most a minute and a scrape interval old."""
         now = self._state.now()
         with self._lock:
             made = self._made.get(deployment)

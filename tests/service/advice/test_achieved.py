@@ -76,8 +76,8 @@ def test_without_tokens_after_it_the_reason_is_given() -> None:
 
 
 def test_commits_layer_by_layer_are_one_rearrangement() -> None:
-    simulated = Simulated(plan(rearrange_s=5, skew=0.3)).run(100, every=5)
-    # Versions rise every 5 s: nothing settles, so all of it is one run that began with the first placement.
+    simulated = Simulated(plan(rearrange_s=4, skew=0.3)).run(60, every=2)
+    # Versions rise every 4 s: nothing settles, so all of it is one run that began with the first placement.
     assert rearrangements(simulated.state, DEPLOYMENT, 1) == []
 
 

@@ -45,7 +45,7 @@ def test_drift_is_in_the_metrics(service: Service) -> None:
     assert first["moescope_layer_drift_bits", "3", "chat"] < 0.001
     traffic.run(1, 5)
     moved = _refreshed(service, lambda found: found["moescope_layer_drift_bits", "3", "chat"] > 0.001)
-    answer = service.get("/v1/drift", baseline="chat", start=service.clock.now - REFRESH_S - 270)
+    answer = service.get("/v1/drift", baseline="chat", start=service.clock.now - REFRESH_S - 240)
     assert moved["moescope_layer_drift_bits", "3", "chat"] > 0.1
     assert moved["moescope_worst_layer_drift_bits", "", "chat"] > 0.1
     assert moved["moescope_new_hot_experts", "", "chat"] == sum(
