@@ -127,7 +127,8 @@ def serve(
     expire_after_s: Annotated[float | None, typer.Option(help="Silence that expires [3600].")] = None,
     history_mib: Annotated[int | None, typer.Option(help="Memory for the past, MiB [256].")] = None,
     store: Annotated[
-        Path | None, typer.Option(help="Folder that keeps totals and history; memory only when absent.")
+        str | None,
+        typer.Option(help="Folder for totals, history and traces, or clickhouse://...; absent: memory only."),
     ] = None,
     store_mib: Annotated[int | None, typer.Option(help="Most that it takes on disk, MiB [4096].")] = None,
     max_body_mib: Annotated[int | None, typer.Option(help="Largest frame, MiB [32].")] = None,

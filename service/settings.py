@@ -91,10 +91,12 @@ class Settings(BaseSettings):
         3600.0, gt=0, description="Counters of a rank that is silent for longer leave /metrics, seconds."
     )
     history_mib: int = Field(256, ge=1, description="Memory for past snapshots, MiB.")
-    store: Path | None = Field(
-        None, description="Folder that keeps totals and history over restarts; absent: memory only."
+    store: Path | SecretStr | None = Field(
+        None,
+        description="Folder that keeps totals, history and traces over restarts, or "
+        "clickhouse://user:password@host:8123/database for several services; absent: memory only.",
     )
-    store_mib: int = Field(4096, ge=16, description="Most MiB of the store on disk; the oldest goes.")
+    store_mib: int = Field(4096, ge=16, description="Most MiB of the folder on disk; the oldest goes.")
     keep_1s_s: float = Field(3600.0, gt=0, description="Age up to which the store has each second.")
     keep_10s_s: float = Field(86400.0, gt=0, description="Likewise every 10 seconds.")
     keep_5min_s: float = Field(90 * 86400.0, gt=0, description="Likewise every 5 minutes; older goes.")
@@ -116,10 +118,18 @@ class Settings(BaseSettings):
 
     @field_validator("store", mode="before")
     @classmethod
-    def _refuse_urls(cls, value: object) -> object:
-        if "://" in str(value):
-            raise ValueError(f"{value} is a URL: the only store there is yet is a folder on this machine")
-        return value
+    def _folder_or_url(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        scheme, found, _ = value.partition("://")
+        if not found:
+            return Path(value)
+        if scheme not in ("clickhouse", "clickhouses"):
+            raise ValueError(
+                f"a store at {scheme}:// is not known: give a folder, or "
+                "clickhouse://user:password@host:8123/database (clickhouses:// for TLS)"
+            )
+        return SecretStr(value)  # it has a password
 
     @property
     def authenticates(self) -> bool:

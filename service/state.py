@@ -15,6 +15,7 @@ from moescope.service.arrangements import Arrangement, Arrangements
 from moescope.service.history import History, Snapshot, Span
 from moescope.service.layout import Layout, Layouts
 from moescope.service.ledger import Account, Latest, RefusedError, Verdict
+from moescope.service.merging import merge
 from moescope.service.past import Archive, Remembered, improve
 from moescope.service.settings import Settings
 from moescope.service.store.records import Forgotten, Posting, Record
@@ -104,6 +105,28 @@ class LiveState:
                 account = Account.restored(posting.account, self._settings.max_epochs)
                 self._entries[posting.key] = _Entry(account, posting.at)
                 self._history.record(posting.key, posting.birth, Snapshot(posting.at, account.totals))
+
+    def adopt(self, postings: Iterable[Posting]) -> None:
+        """Take in what other services that share the store know of producers; see :mod:`.merging`."""
+        with self._lock:
+            for posting in postings:
+                key, entry = posting.key, self._entries.get(posting.key)
+                state = posting.account
+                if entry is not None:
+                    mine = entry.account.state()
+                    state = merge(mine, state, self._settings.max_epochs)
+                    if state is mine:
+                        continue
+                elif len(self._entries) >= self._settings.max_producers:
+                    continue
+                at = posting.at if entry is None else max(posting.at, entry.received_at)
+                account = Account.restored(state, self._settings.max_epochs)
+                if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
+                    self._history.forget(key)
+                self._entries[key] = _Entry(account, at)
+                self._history.record(key, posting.birth, Snapshot(posting.at, state.totals))
+                if state is not posting.account:
+                    self._record(key, account, began_again=False)
 
     def ingest(self, frame: Frame) -> Verdict:
         """Take a checked frame; :meth:`take_records` then has what to keep of it.

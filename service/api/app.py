@@ -67,6 +67,8 @@ def create_app(
     state = LiveState(settings, clock, store)
     if store is not None:
         state.restore(store.accounts())
+    if writer is not None:
+        writer.watch(state.adopt)
     keeper = Keeper(state, writer)
     instruments = Instruments()
     registry = CollectorRegistry()

@@ -214,7 +214,7 @@ def _unknown_layers(store: Store, found: TracedRequest, wanted: list[int] | None
 def _parse_cursor(text: str | None) -> int | None:
     if not text:
         return None
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) >= 1 << 63:
         raise ProblemError(
             400, "bad-cursor", "Not a cursor", "Give next_cursor of the page before as it was, or none."
         )

@@ -24,13 +24,17 @@ class Store(Protocol):
     """
 
     def save(self, records: Sequence[Record]) -> None:
-        """Keep all of these or none; when it returns they outlive the process.
+        """Keep all of these; when it returns they outlive the process.
 
-        Saving a record twice is the same as saving it once.
+        Saving a record twice is the same as saving it once: after an error it may be that some are kept, and
+        their senders send them again.
         """
 
     def accounts(self) -> Iterable[Posting]:
         """The newest posting of every producer."""
+
+    def news(self) -> Sequence[Posting]:
+        """Postings that other services kept since the last call; none where a store has one service only."""
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest totals at or before it; None where nothing that old is kept."""

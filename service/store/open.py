@@ -5,10 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from pydantic import SecretStr
+
 from moescope.service.settings import Settings
+from moescope.service.store.interface import Store
 from moescope.service.store.retention import Retention
 from moescope.service.store.sqlite import SqliteStore
 from moescope.service.store.writer import StoreWriter
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that ``settings.store`` names, which must not be None.
+
+    Raises:
+        StoreError: the store can't be opened.
+    """
+    retention = Retention(
+        fine_s=settings.keep_1s_s,
+        middle_s=settings.keep_10s_s,
+        coarse_s=settings.keep_5min_s,
+        trace_s=settings.keep_traces_s,
+        max_bytes=settings.store_mib << 20,
+    )
+    if isinstance(settings.store, SecretStr):
+        from moescope.service.store.clickhouse.store import ClickHouseStore  # an extra: only who asks for it
+
+        return ClickHouseStore(settings.store.get_secret_value(), retention)
+    assert settings.store is not None, "no store is set"
+    return SqliteStore(settings.store, retention)
 
 
 @contextmanager
@@ -21,14 +45,7 @@ def open_writer(settings: Settings, clock: Callable[[], float]) -> Generator[Sto
     if settings.store is None:
         yield None
         return
-    retention = Retention(
-        fine_s=settings.keep_1s_s,
-        middle_s=settings.keep_10s_s,
-        coarse_s=settings.keep_5min_s,
-        trace_s=settings.keep_traces_s,
-        max_bytes=settings.store_mib << 20,
-    )
-    writer = StoreWriter(SqliteStore(settings.store, retention), clock)
+    writer = StoreWriter(open_store(settings), clock)
     try:
         yield writer
     finally:

@@ -109,6 +109,10 @@ class SqliteStore:
                 continue
             yield Posting(_key(key), birth_ms / 1000, at_ms / 1000, account)
 
+    def news(self) -> Sequence[Posting]:
+        """Nothing: the folder is one service's."""
+        return ()
+
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest totals at or before it."""
         with self._reading() as connection:

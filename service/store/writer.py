@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 MAX_WAITING: Final = 4096
 MAX_BATCH: Final = 256
 MAINTENANCE_S: Final = 10.0
+NEWS_S: Final = 1.0
 
 _Item = tuple[Sequence[Record], Future[None]]
 
@@ -32,6 +33,7 @@ class StoreWriter:
         self.store = store
         self._clock = clock
         self._maintenance_s = maintenance_s
+        self._heed: Callable[[Sequence[Posting]], None] | None = None
         self._waiting: queue.Queue[_Item | None] = queue.Queue(MAX_WAITING)
         self._throttle = Throttle(time.monotonic)
         self._thread = threading.Thread(target=self._run, name="moescope-store", daemon=True)
@@ -49,6 +51,10 @@ class StoreWriter:
             future.set_exception(StoreError(f"{MAX_WAITING} writes wait for the store: is its disk slow?"))
         return future
 
+    def watch(self, heed: Callable[[Sequence[Posting]], None]) -> None:
+        """Have ``heed`` called, in the store's thread, with what other services kept, once a second."""
+        self._heed = heed
+
     def close(self) -> None:
         """Write what waits, then close the store."""
         self._waiting.put(None)
@@ -56,12 +62,15 @@ class StoreWriter:
         self.store.close()
 
     def _run(self) -> None:
-        maintained = time.monotonic()
+        maintained = heard = time.monotonic()
         closing = False
         while not closing:
             batch, closing = self._take()
             if batch:
                 self._write(batch)
+            if time.monotonic() - heard >= NEWS_S:
+                self._hear()
+                heard = time.monotonic()
             if time.monotonic() - maintained >= self._maintenance_s:
                 self._maintain()
                 maintained = time.monotonic()
@@ -70,7 +79,7 @@ class StoreWriter:
         """What waits, as far as one transaction should hold it, and whether the end was asked for."""
         batch: list[_Item] = []
         try:
-            item = self._waiting.get(timeout=self._maintenance_s)
+            item = self._waiting.get(timeout=min(NEWS_S, self._maintenance_s))
             while item is not None:
                 batch.append(item)
                 if len(batch) >= MAX_BATCH:
@@ -92,6 +101,16 @@ class StoreWriter:
             return
         for _, future in batch:
             future.set_result(None)
+
+    def _hear(self) -> None:
+        if self._heed is None:
+            return
+        try:
+            news = self.store.news()
+            if news:
+                self._heed(news)
+        except Exception as error:  # noqa: BLE001 - likewise
+            self._complain(error)
 
     def _maintain(self) -> None:
         try:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -51,6 +55,25 @@ class Service:
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
+
+
+@pytest.fixture(scope="session")
+def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a ClickHouse (see clickhouse_server.py), without a database."""
+    folder = tmp_path_factory.mktemp("clickhouse")
+    command = [sys.executable, "-m", "tests.service.store.clickhouse_server", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield f"clickhouse://127.0.0.1:{server.stdout.readline().strip()}"
+        server.kill()
+
+
+@pytest.fixture(params=["sqlite", "clickhouse"])
+def store_setting(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The setting of an empty store, of each kind that there is."""
+    if request.param == "sqlite":
+        return str(tmp_path / "store")
+    return f"{request.getfixturevalue('clickhouse')}/test_{uuid.uuid4().hex}"
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from tests.service.traces import LAYERS, experts_of, part
 
 
 @pytest.fixture
-def service(start_service: Callable[..., Service], tmp_path: Path) -> Service:
-    return start_service(store=tmp_path / "store")
+def service(start_service: Callable[..., Service], store_setting: str) -> Service:
+    return start_service(store=store_setting)
 
 
 def post(service: Service, made: TracePart) -> httpx.Response:

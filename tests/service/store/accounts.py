@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moescope.service.ledger import Account
+from moescope.service.store.interface import Store
 from moescope.service.store.records import Key, Posting
 from tests.service.frames import EPOCH, frame, halves, producer
 
@@ -24,3 +25,9 @@ def posting(counts: Sequence[int], after_s: float, dp_rank: int = 0, **fields: A
 
 def key(dp_rank: int = 0) -> Key:
     return producer(dp_rank=dp_rank, dp_size=2).key
+
+
+def instants(store: Store, upto_s: int, dp_rank: int = 0) -> list[int]:
+    """Seconds after the birth at which a producer has totals."""
+    found = store.totals_at(key(dp_rank), [BORN + second for second in range(upto_s + 1)])
+    return sorted({round(item.at - BORN) for item in found if item is not None})

@@ -16,12 +16,12 @@ Start = Callable[..., Service]
 
 
 @pytest.fixture
-def restart(start_service: Start, tmp_path: Path) -> Callable[[], Service]:
+def restart(start_service: Start, store_setting: str) -> Callable[[], Service]:
     """A service over the test's store; the one before ends."""
 
     def started(**settings: Any) -> Service:
         start_service.end_all()  # type: ignore[attr-defined]
-        return start_service(store=tmp_path / "store", min_tokens=1, **settings)
+        return start_service(store=store_setting, min_tokens=1, **settings)
 
     return started
 
@@ -132,6 +132,7 @@ def test_thinned_memory_asks_the_store(start_service: Start, clock: Clock, tmp_p
     assert answer["window"]["used_start"] == {"earliest": began + 11, "latest": began + 11}
 
 
+@pytest.mark.parametrize("store_setting", ["sqlite"], indirect=True)
 def test_a_frame_that_cannot_be_kept_is_not_acknowledged(
     restart: Callable[[], Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:

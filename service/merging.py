@@ -1,0 +1,73 @@
+"""Accounts of one producer that several services kept apart, as one.
+
+A service knows of each epoch the frame with the highest ``seq`` that came to it. The merged account has for
+each epoch the higher of the two, and totals that fit: slots, tokens and steps are exact whichever service
+got which frame. What is derived on the way from frame to frame (EP ranks, phases, joined steps) is that of
+the account with the newest frame; the rest of the other's difference counts as unplaced and of no phase.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moescope.service.ledger import AccountState, EpochState
+from moescope.service.totals import Totals, no_totals
+
+
+def merge(one: AccountState, other: AccountState, max_epochs: int) -> AccountState:
+    """What both know; ``one`` itself if the other knows nothing newer, and the other way round.
+
+    Args:
+        one, other: accounts of the same producer key.
+        max_epochs: as many of the newest epochs are remembered.
+    """
+    newest = max(one, other, key=_version)
+    if one.totals.layout.conflict(other.totals.layout) is not None:
+        return newest  # the model changed: the older totals are of another one
+    # Totals of epochs that were forgotten are in the account's sum only, so it starts from there.
+    base = max(one, other, key=lambda state: (state.forgotten_up_to, _version(state)))
+    more = other if base is one else one
+    epochs = {item.epoch: item for item in base.epochs}
+    missing = [item for item in more.epochs if _is_news(item, epochs.get(item.epoch), base.forgotten_up_to)]
+    if not missing:
+        return base
+    totals, seen = base.totals, base.epochs_seen
+    for item in missing:
+        known = epochs.get(item.epoch)
+        seen += known is None
+        totals = totals.plus(_unplaced(_difference(item, known)))
+        epochs[item.epoch] = item
+    kept = sorted(epochs)[-max_epochs:]
+    forgotten = max(base.forgotten_up_to, *(epoch for epoch in epochs if epoch < kept[0]), 0)
+    return AccountState(totals, tuple(epochs[epoch] for epoch in kept), forgotten, seen, newest.latest)
+
+
+def _version(state: AccountState) -> tuple[int, int, int]:
+    return state.latest.epoch, state.latest.seq, state.totals.tokens
+
+
+def _is_news(item: EpochState, known: EpochState | None, forgotten_up_to: int) -> bool:
+    if known is None:
+        return item.epoch > forgotten_up_to
+    return item.seq > known.seq
+
+
+def _difference(item: EpochState, known: EpochState | None) -> Totals:
+    return item.counted if known is None else item.counted.minus(known.counted)
+
+
+def _unplaced(delta: Totals) -> Totals:
+    layout = delta.layout
+    return replace(
+        no_totals(layout),
+        counts=delta.counts,
+        rows=delta.rows,
+        tokens=delta.tokens,
+        steps=delta.steps,
+        idle_steps=delta.idle_steps,
+        drops=delta.drops,
+        unplaced=layout.sums(delta.counts),
+        unphased_rows=delta.rows,
+        unphased_tokens=delta.tokens,
+        unphased_steps=delta.steps,
+    )

@@ -1,0 +1,1 @@
+"""The store for several services at once: ClickHouse over HTTP (``moescope[clickhouse]``)."""

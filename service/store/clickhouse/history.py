@@ -1,0 +1,124 @@
+"""Totals over time in ClickHouse: at an instant, the oldest, and what goes when."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, Final
+
+from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.codec import decode_totals
+from moescope.service.store.records import Key, StoredTotals, StoreError
+from moescope.service.store.retention import Retention
+
+KEY: Final = ("server", "model", "dp_rank", "pp_rank", "tp_rank")
+COLUMNS: Final = (*KEY, "second", "at_ms", "epoch", "seq", "totals")
+BY_KEY: Final = (
+    "server = {server:String} AND model = {model:String} AND dp_rank = {dp_rank:Int64} "
+    "AND pp_rank = {pp_rank:Int64} AND tp_rank = {tp_rank:Int64}"
+)
+# Two services may keep frames of one producer in another order than they came: within this time the newest
+# frame counts, not the newest row, so that totals never fall.
+_ORDER_MS: Final = 60_000
+_AT_ONCE: Final = 100  # parameters travel in the URL
+
+
+def by_key(key: Key) -> dict[str, Any]:
+    """Parameters of :data:`BY_KEY`."""
+    return dict(zip(KEY, key, strict=True))
+
+
+def totals_at(connection: Connection, key: Key, instants_ms: Sequence[int]) -> list[StoredTotals | None]:
+    """See :class:`moescope.service.store.interface.Store`: times first, then only the totals wanted."""
+    if not instants_ms:
+        return []
+    rows = connection.rows(
+        f"SELECT at_ms, epoch, seq FROM snapshot WHERE {BY_KEY} AND at_ms <= {{last:Int64}} "
+        f"AND at_ms >= (SELECT max(at_ms) FROM snapshot WHERE {BY_KEY} AND at_ms <= {{first:Int64}}) "
+        f"- {_ORDER_MS} ORDER BY at_ms, epoch, seq",
+        "iii",
+        {**by_key(key), "first": min(instants_ms), "last": max(instants_ms)},
+    )
+    times = [at_ms for at_ms, _, _ in rows]
+    chosen = [_newest(rows, times, instant) for instant in instants_ms]
+    found = _read(connection, key, sorted({row for row in chosen if row is not None}))
+    return [None if row is None else found.get(row) for row in chosen]
+
+
+def oldest(connection: Connection, key: Key) -> StoredTotals | None:
+    """See :class:`moescope.service.store.interface.Store`."""
+    rows = connection.rows(
+        f"SELECT at_ms, epoch, seq FROM snapshot WHERE {BY_KEY} ORDER BY at_ms LIMIT 1", "iii", by_key(key)
+    )
+    return next(iter(_read(connection, key, rows).values()), None)
+
+
+def keep(connection: Connection, retention: Retention, now_ms: int, rolled_up: dict[int, int]) -> None:
+    """Roll up history that is old enough and remove what is too old.
+
+    Args:
+        connection: the server.
+        retention: ages.
+        now_ms: milliseconds of Unix time.
+        rolled_up: for each bucket's length up to where this service has rolled up; kept up to date here.
+    """
+    for bucket_ms, age_s in ((10_000, retention.fine_s), (300_000, retention.middle_s)):
+        until_ms = (now_ms - int(age_s * 1000)) // bucket_ms * bucket_ms
+        if until_ms > rolled_up.get(bucket_ms, 0):
+            _roll_up(connection, bucket_ms, rolled_up.get(bucket_ms, 0), until_ms)
+            rolled_up[bucket_ms] = until_ms
+    before_ms = now_ms - int(retention.coarse_s * 1000)
+    key = ", ".join(KEY)
+    for table, ordered in (("snapshot", "at_ms"), ("account", "epoch")):
+        doomed = f"at_ms < {{before:Int64}} AND ({key}, {ordered}) NOT IN "
+        newest = f"(SELECT {key}, max({ordered}) FROM {table} GROUP BY {key})"
+        [(count,)] = connection.rows(
+            f"SELECT toInt64(count()) FROM {table} WHERE {doomed}{newest}", "i", {"before": before_ms}
+        )
+        if count:
+            connection.command(f"DELETE FROM {table} WHERE {doomed}{newest}", {"before": before_ms})
+
+
+def _roll_up(connection: Connection, bucket_ms: int, since_ms: int, until_ms: int) -> None:
+    """Of each producer's snapshots in a bucket keep the last."""
+    span = "at_ms >= {since:Int64} AND at_ms < {until:Int64}"
+    doomed = (
+        f"{span} AND ({', '.join(KEY)}, at_ms) NOT IN (SELECT {', '.join(KEY)}, max(at_ms) FROM snapshot "
+        f"WHERE {span} GROUP BY {', '.join(KEY)}, intDiv(at_ms, {bucket_ms}))"
+    )
+    parameters = {"since": since_ms, "until": until_ms}
+    # Looked for first: a DELETE rewrites parts even if it finds nothing.
+    [(count,)] = connection.rows(f"SELECT toInt64(count()) FROM snapshot WHERE {doomed}", "i", parameters)
+    if count:
+        connection.command(f"DELETE FROM snapshot WHERE {doomed}", parameters)
+
+
+def _newest(rows: Sequence[Any], times: Sequence[int], instant: int) -> Any:
+    """Of the rows (at_ms, epoch, seq) at or before an instant, and nearly as late, the newest frame's."""
+    end = bisect_right(times, instant)
+    if not end:
+        return None
+    start = bisect_right(times, times[end - 1] - _ORDER_MS)
+    return max(rows[start:end], key=lambda row: (row[1], row[2], row[0]))
+
+
+def _read(connection: Connection, key: Key, rows: Sequence[Any]) -> dict[Any, StoredTotals]:
+    found: dict[Any, StoredTotals] = {}
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        blobs = connection.rows(
+            f"SELECT at_ms, epoch, seq, totals FROM snapshot WHERE {BY_KEY} "
+            "AND second IN {seconds:Array(Int64)} AND at_ms IN {times:Array(Int64)}",
+            "iiib",
+            {
+                **by_key(key),
+                "seconds": sorted({row[0] // 1000 for row in some}),
+                "times": sorted({row[0] for row in some}),
+            },
+        )
+        try:
+            for at_ms, epoch, seq, blob in blobs:
+                found[at_ms, epoch, seq] = StoredTotals(at_ms / 1000, decode_totals(blob))
+        except ValueError as error:
+            raise StoreError(f"the store {connection.name} has damaged totals of {key}: {error}") from error
+    return found

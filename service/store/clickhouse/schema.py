@@ -1,0 +1,56 @@
+"""The schema in ClickHouse, as migrations: version N is the first N of them.
+
+Each statement can be run again without harm, since several services may start at the same time. A migration
+that was released is never changed; a change is a new one at the end.
+
+All tables are of the ReplacingMergeTree family: sending a row twice is sending it once, and of rows with one
+sorting key the one with the highest version wins, whichever service wrote it and in whatever order.
+Ids are Array(UInt8) or Array(UInt16), never FixedString: cast to String that loses zeros at its end, which
+are slots of expert 0.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_WHO: Final = "server String, model String, dp_rank Int64, pp_rank Int64, tp_rank Int64"
+_KEY: Final = "server, model, dp_rank, pp_rank, tp_rank"
+_REQUEST: Final = "server, model, dp_rank, request_id"
+_TRACE: Final = f"{_REQUEST}, pp_rank, tp_rank, epoch, number"
+
+_V1: Final = (
+    # The account after the newest frame of each epoch; `writer` is the service that kept it.
+    f"""CREATE TABLE IF NOT EXISTS account (
+        {_WHO}, epoch Int64, seq Int64, birth_ms Int64, at_ms Int64, writer String, account String
+    ) ENGINE = ReplacingMergeTree(seq) ORDER BY ({_KEY}, epoch)""",
+    # Cumulative totals, one row a second at most: removing a row costs resolution, never counts.
+    f"""CREATE TABLE IF NOT EXISTS snapshot (
+        {_WHO}, second Int64, at_ms Int64, epoch Int64, seq Int64, totals String
+    ) ENGINE = ReplacingMergeTree(at_ms) ORDER BY ({_KEY}, second) SETTINGS index_granularity = 256""",
+    # Parts of traces. `come` rises with each and is unique; of a part that came twice the first stays.
+    f"""CREATE TABLE IF NOT EXISTS trace_part (
+        {_WHO}, request_id String, epoch Int64, number Int64, part Int64, parts Int64, names Array(String),
+        outcome String, prompt_tokens Int64, cached_tokens Int64, preemptions Int64, started_ms Int64,
+        ended_ms Int64, stored_ms Int64, come Int64, earlier Int64, tokens Int64, runs String,
+        INDEX by_name names TYPE bloom_filter(0.001) GRANULARITY 1,
+        INDEX by_come come TYPE bloom_filter(0.001) GRANULARITY 1
+    ) ENGINE = ReplacingMergeTree(earlier) PARTITION BY intDiv(started_ms, 86400000)
+    ORDER BY ({_TRACE}, part) SETTINGS index_granularity = 1024""",
+    # A row a layer of a part: ids [tokens x top_k] in one of two widths, and the experts among them.
+    f"""CREATE TABLE IF NOT EXISTS routing (
+        {_WHO}, request_id String, epoch Int64, number Int64, part Int64, started_ms Int64, layer Int64,
+        num_experts Int64, top_k Int64, taken Array(UInt16) CODEC(ZSTD(1)),
+        ids8 Array(UInt8) CODEC(ZSTD(1)), ids16 Array(UInt16) CODEC(ZSTD(1))
+    ) ENGINE = ReplacingMergeTree PARTITION BY intDiv(started_ms, 86400000)
+    ORDER BY ({_TRACE}, part, layer) SETTINGS index_granularity = 256""",
+    # Small things by name; the newest version wins, also when it says that the thing is gone.
+    """CREATE TABLE IF NOT EXISTS document (
+        kind String, name String, content String, version Int64, gone Int64
+    ) ENGINE = ReplacingMergeTree(version) ORDER BY (kind, name)""",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1,)
+
+VERSIONS: Final = (
+    "CREATE TABLE IF NOT EXISTS schema_version (version Int64) ENGINE = ReplacingMergeTree ORDER BY version"
+)

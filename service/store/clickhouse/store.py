@@ -1,0 +1,219 @@
+"""The store in ClickHouse: several services may write to it and read from it at the same time.
+
+Invariants:
+- Every write can be repeated: rows replace each other by what they are about (see :mod:`.schema`). ClickHouse
+  has no transaction over tables, so a batch that failed half-way is sent again as a whole, by its senders.
+- Of a producer's epoch the account with the highest ``seq`` counts, whichever service kept it last, and
+  accounts of several epochs are merged (:mod:`moescope.service.merging`): frames of one producer may come to
+  different services, doubled and in any order.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Final
+
+from moescope.service.merging import merge
+from moescope.service.store.clickhouse import history, traces
+from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.rowbinary import Value
+from moescope.service.store.clickhouse.schema import MIGRATIONS, VERSIONS
+from moescope.service.store.codec import decode_account, encode_account, encode_totals
+from moescope.service.store.records import (
+    ArrivedPart,
+    Document,
+    Forgotten,
+    Key,
+    Posting,
+    Record,
+    StoredTotals,
+    StoreError,
+    TracedRequest,
+    TraceQuery,
+    Usage,
+    WorkerTrace,
+)
+from moescope.service.store.retention import Retention
+
+_ACCOUNT: Final = (*history.KEY, "epoch", "seq", "birth_ms", "at_ms", "writer", "account")
+_MAX_EPOCHS: Final = 64
+_LATE_MS: Final = 60_000  # how late a batch of another service may be, or how far its clock behind
+
+
+class ClickHouseStore:
+    """See :class:`moescope.service.store.interface.Store`.
+
+    Args:
+        url: see :class:`Connection`.
+        retention: how long what is kept. ``max_bytes`` is not applied: other services share the disk.
+        sleep: waits that many seconds between two tries.
+
+    Raises:
+        StoreError: the server can't be used, or is a newer moescope's.
+    """
+
+    def __init__(self, url: str, retention: Retention, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._connection = Connection(url, sleep)
+        self._retention = retention
+        self._writer = uuid.uuid4().hex
+        self._numbers = traces.Numbers()
+        self._seen_ms = 0
+        self._rolled_up: dict[int, int] = {}
+        _migrate(self._connection)
+
+    def save(self, records: Sequence[Record]) -> None:
+        """Keep all of these; on an error some may be kept, and saving them again is harmless."""
+        try:
+            accounts, snapshots = self._posted(records)
+            documents = list(_documents(records))
+            parts = [record for record in records if isinstance(record, ArrivedPart)]
+            routing, headers = traces.rows_of(parts, self._numbers)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise StoreError(f"a record can't be kept: {error}") from error
+        for record in records:
+            if isinstance(record, Forgotten):
+                self._forget(record.key, whole=True)
+            elif isinstance(record, Posting) and record.began_again:
+                self._forget(record.key, whole=False)
+        insert = self._connection.insert
+        # A part is seen by its header: last, so that all of it is there by then. So is an account's history.
+        insert("snapshot", history.COLUMNS, snapshots)
+        insert("account", _ACCOUNT, accounts)
+        insert("routing", traces.ROUTING_COLUMNS, routing)
+        insert("trace_part", traces.PART_COLUMNS, headers)
+        insert("document", ("kind", "name", "content", "version", "gone"), documents)
+
+    def accounts(self) -> Iterator[Posting]:
+        """The newest posting of every producer, its epochs from whichever service knew them best."""
+        return self._merged("", {})
+
+    def news(self) -> list[Posting]:
+        """Accounts that other services kept since the last call."""
+        sql, since_ms = "WHERE writer != {me:String} AND at_ms > {since:Int64}", self._seen_ms
+        found = list(self._merged(sql, {"me": self._writer, "since": since_ms - _LATE_MS}))
+        self._seen_ms = max([since_ms, *(round(item.at * 1000) for item in found)])
+        return found
+
+    def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
+        """For each instant the newest totals at or before it."""
+        return history.totals_at(self._connection, key, [round(instant * 1000) for instant in instants])
+
+    def oldest(self, key: Key) -> StoredTotals | None:
+        """The oldest totals that are kept of a producer."""
+        return history.oldest(self._connection, key)
+
+    def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
+        """The requests that match, newest first."""
+        return traces.traced_requests(self._connection, query)
+
+    def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
+        """What each worker traced of a request."""
+        return traces.traces(self._connection, number, layers)
+
+    def documents(self, kind: str) -> list[tuple[str, bytes]]:
+        """(name, content) of all documents of a kind, by name."""
+        return self._connection.rows(
+            "SELECT name, content FROM document FINAL WHERE kind = {kind:String} AND gone = 0 ORDER BY name",
+            "tb",
+            {"kind": kind},
+        )
+
+    def maintain(self, now: float) -> None:
+        """Roll up and remove what is due. Every service does; the second finds nothing left."""
+        history.keep(self._connection, self._retention, round(now * 1000), self._rolled_up)
+        traces.remove_before(self._connection, round((now - self._retention.trace_s) * 1000))
+
+    def usage(self) -> Usage:
+        """What is held, by all services together."""
+        [(snapshots,)] = self._connection.rows("SELECT toInt64(count()) FROM snapshot FINAL", "i")
+        [(nbytes,)] = self._connection.rows(
+            "SELECT toInt64(sum(bytes_on_disk)) FROM system.parts WHERE active AND database = {name:String}",
+            "i",
+            {"name": self._connection.database},
+        )
+        return Usage(snapshots, traces.count(self._connection), nbytes)
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._connection.close()
+
+    def _posted(self, records: Sequence[Record]) -> tuple[list[list[Value]], list[list[Value]]]:
+        """Rows of accounts and of their history, encoded before anything is written."""
+        accounts: list[list[Value]] = []
+        snapshots: list[list[Value]] = []
+        for record in records:
+            if not isinstance(record, Posting):
+                continue
+            state, at_ms = record.account, round(record.at * 1000)
+            version: list[Value] = [state.latest.epoch, state.latest.seq]
+            if not all(isinstance(value, str | int) for value in record.key):
+                raise TypeError(f"{record.key} is no key of a producer")
+            accounts.append(
+                [
+                    *record.key,
+                    *version,
+                    round(record.birth * 1000),
+                    at_ms,
+                    self._writer,
+                    encode_account(state),
+                ]
+            )
+            snapshots.append([*record.key, at_ms // 1000, at_ms, *version, encode_totals(state.totals)])
+        return accounts, snapshots
+
+    def _merged(self, where: str, parameters: dict[str, object]) -> Iterator[Posting]:
+        """Postings from rows, of which a producer has one for each of its newest epochs."""
+        rows = self._connection.rows(
+            f"SELECT {', '.join(history.KEY)}, birth_ms, at_ms, account FROM account FINAL {where} "
+            f"ORDER BY {', '.join(history.KEY)}, epoch DESC LIMIT {_MAX_EPOCHS} BY {', '.join(history.KEY)}",
+            "ttiiiiib",
+            parameters,
+        )
+        merged: dict[Key, Posting] = {}
+        for *who, birth_ms, at_ms, blob in rows:
+            key: Key = (who[0], who[1], who[2], who[3], who[4])
+            try:
+                account = decode_account(blob)
+            except ValueError as error:
+                raise StoreError(
+                    f"the store {self._connection.name} has a damaged account of {key}: {error}"
+                ) from error
+            before, birth, at = merged.get(key), birth_ms / 1000, at_ms / 1000
+            if before is not None:
+                account = merge(before.account, account, _MAX_EPOCHS)
+                birth, at = min(birth, before.birth), max(at, before.at)
+            merged[key] = Posting(key, birth, at, account)
+        yield from merged.values()
+
+    def _forget(self, key: Key, whole: bool) -> None:
+        for table in ("snapshot", "account") if whole else ("snapshot",):
+            self._connection.command(f"DELETE FROM {table} WHERE {history.BY_KEY}", history.by_key(key))
+
+
+def _documents(records: Iterable[Record]) -> Iterator[list[Value]]:
+    for n, record in enumerate(records):
+        if isinstance(record, Document):
+            content = record.content
+            yield [
+                record.kind,
+                record.name,
+                content or b"",
+                time.time_ns() + n,
+                int(content is None),
+            ]
+
+
+def _migrate(connection: Connection) -> None:
+    connection.command(VERSIONS)
+    [(version,)] = connection.rows("SELECT toInt64(max(version)) FROM schema_version", "i")
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"{connection.name} has schema {version}, this moescope knows {len(MIGRATIONS)}: upgrade it, or "
+            "choose another database"
+        )
+    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+        for statement in statements:
+            connection.command(statement)
+        connection.insert("schema_version", ("version",), [[number]])

@@ -1,0 +1,243 @@
+"""Traces in ClickHouse: a header for each part, a row for each of its layers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from moescope.capture.trace_wire import NO_EXPERT, Run, TracePart
+from moescope.capture.wire import MoeLayer
+from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.rowbinary import Value
+from moescope.service.store.records import ArrivedPart, TracedRequest, TraceQuery, WorkerTrace
+
+_REQUEST: Final = ("server", "model", "dp_rank", "request_id")
+_TRACE: Final = (*_REQUEST, "pp_rank", "tp_rank", "epoch", "number")
+PART_COLUMNS: Final = (
+    *_TRACE,
+    *("part", "parts", "names", "outcome", "prompt_tokens", "cached_tokens", "preemptions"),
+    *("started_ms", "ended_ms", "stored_ms", "come", "earlier", "tokens", "runs"),
+)
+ROUTING_COLUMNS: Final = (
+    *_TRACE,
+    *("part", "started_ms", "layer", "num_experts", "top_k", "taken", "ids8", "ids16"),
+)
+_FAR: Final = 1 << 62
+_MOST: Final = (1 << 63) - 1
+_MS_BITS, _OWN_BITS = 21, 13
+
+_runs_decoder = msgspec.msgpack.Decoder(list[Run])
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Numbers:
+    """Numbers that rise with each part and that no other service gives: ms, then a count, then its own bits."""
+
+    def __init__(self) -> None:
+        self._own = secrets.randbits(_OWN_BITS)
+        self._last = 0
+
+    def next(self, stored_ms: int) -> int:
+        """The number of a part that is stored at this millisecond of Unix time."""
+        self._last = max(self._last + (1 << _OWN_BITS), (stored_ms << _MS_BITS) + self._own)
+        return self._last
+
+
+def rows_of(parts: Sequence[ArrivedPart], numbers: Numbers) -> tuple[list[list[Value]], list[list[Value]]]:
+    """Rows of ``routing`` and of ``trace_part``."""
+    routing: list[list[Value]] = []
+    headers: list[list[Value]] = []
+    for arrived in parts:
+        part, stored_ms = arrived.part, round(arrived.at * 1000)
+        trace, started_ms, come = _trace_of(part), part.started_at_ns // 1_000_000, numbers.next(stored_ms)
+        headers.append(
+            [
+                *trace,
+                *(part.part, part.parts, list(dict.fromkeys([part.request_id, *part.client_ids]))),
+                *(part.outcome, part.prompt_tokens, part.cached_tokens, part.preemptions),
+                *(started_ms, part.ended_at_ns // 1_000_000, stored_ms, come, _MOST - come),
+                *(part.tokens, _encoder.encode(part.runs)),
+            ]
+        )
+        nothing8, nothing16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
+        for i, layer in enumerate(part.layers):
+            ids = part.ids_of(i)
+            taken = np.flatnonzero(np.bincount(ids.reshape(-1), minlength=1)).astype(np.uint16)
+            both = (ids, nothing16) if part.id_bytes == 1 else (nothing8, ids)
+            taken = taken[taken != NO_EXPERT] if part.id_bytes == 2 else taken
+            routing.append(
+                [
+                    *trace,
+                    *(part.part, started_ms, layer.layer, layer.num_experts, layer.top_k, taken, *both),
+                ]
+            )
+    return routing, headers
+
+
+def traced_requests(connection: Connection, query: TraceQuery) -> list[TracedRequest]:
+    """See :class:`moescope.service.store.interface.Store`."""
+    where, parameters = _conditions(query)
+    # Parts to traces, of which complete ones count; tensor-parallel workers share a request's tokens out,
+    # pipeline-parallel ones have all of them each.
+    rows = connection.rows(
+        f"SELECT {', '.join(_REQUEST)}, arrayDistinct(arrayFlatten(groupArray(who))), any(how), "
+        "any(prompt), any(cached), any(again), min(started), max(ended), min(stored) AS stored_first, "
+        "toInt64(max(shared)) AS tokens_of_it, min(first) AS number_of_it FROM ("
+        f"SELECT {', '.join(_REQUEST)}, pp_rank, arrayFlatten(groupArray(who)) AS who, any(how) AS how, "
+        "any(prompt) AS prompt, any(cached) AS cached, any(again) AS again, min(started) AS started, "
+        "max(ended) AS ended, min(stored) AS stored, sum(computed) AS shared, min(first) AS first FROM ("
+        f"SELECT {', '.join(_TRACE)}, any(names) AS who, any(outcome) AS how, any(prompt_tokens) AS prompt, "
+        "any(cached_tokens) AS cached, any(preemptions) AS again, min(started_ms) AS started, "
+        "max(ended_ms) AS ended, min(stored_ms) AS stored, sum(tokens) AS computed, min(come) AS first "
+        f"FROM trace_part FINAL WHERE {where} GROUP BY {', '.join(_TRACE)} HAVING count() = any(parts)) "
+        f"GROUP BY {', '.join(_REQUEST)}, pp_rank) GROUP BY {', '.join(_REQUEST)} "
+        "HAVING tokens_of_it >= {least:Int64} AND stored_first >= {start:Int64} "
+        "AND stored_first <= {end:Int64} AND number_of_it < {before:Int64} "
+        "ORDER BY number_of_it DESC LIMIT {limit:Int64}",
+        "ttitTtiiiiiiii",
+        parameters,
+    )
+    return [_traced(row) for row in rows]
+
+
+def traces(connection: Connection, number: int, wanted: Collection[int] | None) -> list[WorkerTrace]:
+    """See :class:`moescope.service.store.interface.Store`."""
+    request = connection.rows(
+        f"SELECT {', '.join(_REQUEST)}, min(started_ms), max(started_ms) FROM trace_part FINAL WHERE "
+        f"({', '.join(_REQUEST)}) IN (SELECT {', '.join(_REQUEST)} FROM trace_part WHERE come = {{come:Int64}}) "
+        f"GROUP BY {', '.join(_REQUEST)}",
+        "ttitii",
+        {"come": number},
+    )
+    if not request:
+        return []
+    *names, first, last = request[0]
+    this = dict(zip(_REQUEST, names, strict=True)) | {"first": first, "last": last}
+    this_one = (
+        "server = {server:String} AND model = {model:String} AND dp_rank = {dp_rank:Int64} AND "
+        "request_id = {request_id:String} AND started_ms >= {first:Int64} AND started_ms <= {last:Int64}"
+    )
+    order = "pp_rank, tp_rank, epoch, number, part"
+    headers = connection.rows(
+        f"SELECT {order}, parts, runs FROM trace_part FINAL WHERE {this_one} ORDER BY {order}",
+        "iiiiiib",
+        this,
+    )
+    layers = "" if wanted is None else " AND layer IN {layers:Array(Int64)}"
+    routing = connection.rows(
+        f"SELECT {order}, layer, num_experts, top_k, ids8, ids16 FROM routing FINAL "
+        f"WHERE {this_one}{layers} ORDER BY {order}, layer",
+        "iiiiiiiiBH",
+        this if wanted is None else {**this, "layers": sorted(wanted)},
+    )
+    return _workers(headers, routing)
+
+
+def count(connection: Connection) -> int:
+    """Requests with a complete trace."""
+    [(found,)] = connection.rows(
+        f"SELECT toInt64(uniqExact({', '.join(_REQUEST)})) FROM (SELECT {', '.join(_REQUEST)} "
+        f"FROM trace_part FINAL GROUP BY {', '.join(_TRACE)} "
+        "HAVING count() = any(parts) AND sum(tokens) > 0)",
+        "i",
+    )
+    return int(found)
+
+
+def remove_before(connection: Connection, before_ms: int) -> None:
+    """Remove requests that were stored before an instant."""
+    request, bound = ", ".join(_REQUEST), {"before": before_ms}
+    old = (
+        f"(SELECT {request} FROM trace_part FINAL GROUP BY {request} "
+        "HAVING min(stored_ms) < {before:Int64})"
+    )
+    [(found,)] = connection.rows(f"SELECT toInt64(count()) FROM {old}", "i", bound)
+    if found:
+        # The routing first: its headers say which it is.
+        for table in ("routing", "trace_part"):
+            connection.command(f"DELETE FROM {table} WHERE ({request}) IN {old}", bound)
+
+
+def _trace_of(part: TracePart) -> list[Value]:
+    who = part.producer
+    request: list[Value] = [who.server, who.model, who.dp_rank, part.request_id]
+    return [*request, who.pp_rank, who.tp_rank, part.epoch, part.trace]
+
+
+def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
+    # Parts of a request come within a day of each other: older ones need no look.
+    clauses = ["stored_ms >= {start:Int64}", "stored_ms <= {end:Int64} + 86400000"]
+    parameters: dict[str, object] = {
+        "start": 0 if query.start is None else int(query.start * 1000),
+        "end": _FAR if query.end is None else int(query.end * 1000),
+        "least": max(1, query.min_tokens),
+        "before": _MOST if query.before is None else query.before,
+        "limit": query.limit,
+    }
+    for name, kind, value in (
+        ("server", "String", query.server),
+        ("model", "String", query.model),
+        ("dp_rank", "Int64", query.dp_rank),
+    ):
+        if value is not None:
+            clauses.append(f"{name} = {{{name}:{kind}}}")
+            parameters[name] = value
+    if query.name is not None:
+        clauses.append("has(names, {name:String})")
+        parameters["name"] = query.name
+    if query.layer is not None and query.expert is not None:
+        clauses.append(
+            f"({', '.join(_REQUEST)}) IN (SELECT {', '.join(_REQUEST)} FROM routing "
+            "WHERE layer = {layer:Int64} AND has(taken, {expert:UInt16}))"
+        )
+        parameters |= {"layer": query.layer, "expert": query.expert}
+    return " AND ".join(clauses), parameters
+
+
+def _traced(row: Sequence[Any]) -> TracedRequest:
+    server, model, dp_rank, request_id, names, outcome, prompt, cached, preemptions, *times = row
+    started, ended, stored, tokens, number = times
+    return TracedRequest(
+        number=number,
+        server=server,
+        model=model,
+        dp_rank=dp_rank,
+        request_id=request_id,
+        names=tuple(sorted(names, key=lambda name: (-len(name), name))),
+        outcome=outcome,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        preemptions=preemptions,
+        started_at=started / 1000,
+        ended_at=ended / 1000,
+        stored_at=stored / 1000,
+        tokens=tokens,
+    )
+
+
+def _workers(headers: Sequence[Any], routing: Sequence[Any]) -> list[WorkerTrace]:
+    """The complete traces of one request, from rows in the order of worker, trace, part and layer."""
+    found: list[WorkerTrace] = []
+    for trace in dict.fromkeys(tuple(row[:4]) for row in headers):
+        parts = [row for row in headers if tuple(row[:4]) == trace]
+        if len(parts) < parts[0][5]:
+            continue
+        runs = [run for row in parts for run in _runs_decoder.decode(row[6])]
+        columns: dict[MoeLayer, list[Any]] = {}
+        for row in routing:
+            if tuple(row[:4]) == trace:
+                layer, num_experts, top_k, ids8, ids16 = row[5:]
+                ids = ids8 if len(ids8) else ids16
+                columns.setdefault(MoeLayer(layer, num_experts, top_k), []).append(ids.reshape(-1, top_k))
+        found.append(
+            WorkerTrace(
+                layers=tuple(columns),
+                positions=np.concatenate([np.arange(run.first, run.first + run.count) for run in runs]),
+                experts=tuple(np.concatenate(column) for column in columns.values()),
+            )
+        )
+    return found

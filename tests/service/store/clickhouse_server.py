@@ -1,0 +1,112 @@
+"""ClickHouse's HTTP interface, as far as a store needs it, before ClickHouse in this process (chdb).
+
+    python -m tests.service.store.clickhouse_server FOLDER
+
+Prints its port. No current stand-alone server can be had as a package; the SQL, the engine and the client are
+the real ones, this transport is not. `POST /fail?times=3&code=503` makes the next requests fail.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from chdb import session
+
+
+class Engine:
+    """One session of chdb, for one thread at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._session = session.Session(str(folder / "data"))
+        self._body = folder / "body"
+        self._lock = threading.Lock()
+        self.failures: list[int] = []
+
+    def answer(self, query: dict[str, str], body: bytes) -> bytes:
+        """What the server would answer to a query in ``query`` or in ``body``."""
+        if body.startswith(b"INSERT"):  # the statement, a line end, the rows
+            statement, _, data = body.partition(b"\n")
+            sql = statement.decode()
+        else:
+            sql, data = query.get("query") or body.decode(), b""
+        parameters = {
+            name.removeprefix("param_"): value for name, value in query.items() if name.startswith("param_")
+        }
+        with self._lock:
+            # An HTTP request has no database but its own.
+            self._run(f"USE {query.get('database') or 'default'}", {})
+            if sql.startswith("INSERT"):
+                return self._insert(sql, data)
+            head, found, kind = sql.rstrip().rpartition("FORMAT ")
+            return self._run(head if found else sql, parameters, kind.strip() if found else "TabSeparated")
+
+    def _insert(self, sql: str, data: bytes) -> bytes:
+        """`INSERT INTO table (columns) FORMAT kind`: chdb takes data from a file only."""
+        head, _, kind = sql.rpartition(" FORMAT ")
+        table, _, rest = head.removeprefix("INSERT INTO ").partition("(")
+        names = [name.strip(" `\n") for name in rest.rstrip(" )\n").split(",")]
+        described = self._run(f"DESCRIBE TABLE {table}", {}, "TabSeparated").decode()
+        types = dict(line.split("\t")[:2] for line in described.splitlines())
+        structure = ", ".join(f"`{name}` {types[name]}" for name in names).replace("'", "\\'")
+        self._body.write_bytes(data)
+        return self._run(
+            f"{head} SELECT * FROM file('{self._body}', {kind.split()[0]}, '{structure}')", {}, "TabSeparated"
+        )
+
+    def _run(self, sql: str, parameters: dict[str, str], kind: str = "TabSeparated") -> bytes:
+        answer: bytes = self._session.query(sql, kind, params=parameters).bytes()
+        return answer
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    protocol_version = "HTTP/1.1"
+    engine: Engine
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        url = urlsplit(self.path)
+        query = dict(parse_qsl(url.query, keep_blank_values=True))
+        if url.path == "/fail":
+            self.engine.failures += [int(query["code"])] * int(query["times"])
+            self._send(200, b"")
+        elif self.engine.failures:
+            self._send(self.engine.failures.pop(), b"Service Unavailable")
+        else:
+            try:
+                self._send(200, self.engine.answer(query, body))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+                text = str(error)
+                code = text.partition("Code: ")[2].partition(".")[0] or "1002"
+                self._send(500, text.encode(), {"X-ClickHouse-Exception-Code": code})
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"content-length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+def main() -> None:
+    """Serve until killed."""
+    Handler.engine = Engine(Path(sys.argv[1]))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""What only a store of several services has: replicas, retries, its URL; and accounts that are merged."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+
+from moescope.service.ledger import Account, AccountState
+from moescope.service.merging import merge
+from moescope.service.settings import Settings
+from moescope.service.store.clickhouse.rowbinary import decode_rows, encode_rows
+from moescope.service.store.clickhouse.store import ClickHouseStore
+from moescope.service.store.records import ArrivedPart, Posting, StoreError, TraceQuery
+from moescope.service.store.retention import Retention
+from tests.service.conftest import Clock, Service
+from tests.service.frames import EPOCH, frame, producer
+from tests.service.store.accounts import BORN, key, posting
+from tests.service.traces import part
+
+LATER = EPOCH + 10**9
+
+
+@pytest.fixture
+def url(clickhouse: str) -> str:
+    return f"{clickhouse}/test_{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def replicas(url: str) -> Iterator[list[ClickHouseStore]]:
+    stores = [ClickHouseStore(url, Retention(), sleep=lambda _: None) for _ in range(2)]
+    yield stores
+    for store in stores:
+        store.close()
+
+
+def account(*frames: tuple[int, int, int]) -> Account:
+    """After frames of (epoch, seq, slots of expert 0)."""
+    made = Account(max_epochs=4)
+    for epoch, seq, slots in frames:
+        made.post(frame({1: [slots, 0]}, epoch=epoch, seq=seq))
+    return made
+
+
+def posted(state: AccountState, after_s: float) -> Posting:
+    return Posting(state.latest.producer.key, BORN, BORN + after_s, state)
+
+
+def slots(postings: Sequence[Posting]) -> list[int]:
+    return [int(item.account.totals.counts[0]) for item in postings]
+
+
+def test_frames_of_one_producer_that_came_to_two_services(replicas: list[ClickHouseStore]) -> None:
+    """Interleaved, doubled, over a restart, kept in the wrong order: of each epoch the newest counts."""
+    one, two = replicas
+    a, b = account((EPOCH, 1, 10), (EPOCH, 3, 30)), account((EPOCH, 2, 20), (LATER, 1, 4))
+    two.save([posted(b.state(), 5)])
+    one.save([posted(a.state(), 6)])
+    one.save([posted(account((EPOCH, 1, 10)).state(), 7)])
+    two.save([posted(b.state(), 5)])
+    assert slots(list(one.accounts())) == [34]
+    [merged] = two.accounts()
+    assert [(item.epoch, item.seq) for item in merged.account.epochs] == [(EPOCH, 3), (LATER, 1)]
+    assert merged.account.totals.tokens == 17
+    assert merged.account.epochs_seen == 2
+
+
+def test_totals_never_fall_when_an_older_frame_is_kept_later(replicas: list[ClickHouseStore]) -> None:
+    one, two = replicas
+    one.save([posted(account((EPOCH, 1, 10)).state(), 1), posted(account((EPOCH, 5, 50)).state(), 5)])
+    two.save([posted(account((EPOCH, 4, 40)).state(), 7)])
+    found = one.totals_at(producer().key, [BORN + second for second in (0, 1, 4, 5, 7, 99)])
+    assert [item and int(item.totals.counts[0]) for item in found] == [None, 10, 10, 50, 50, 50]
+
+
+def test_news_is_what_others_kept(replicas: list[ClickHouseStore]) -> None:
+    one, two = replicas
+    one.save([posting([4, 0, 0, 0], 5)])
+    two.save([posting([6, 0, 0, 0], 6, dp_rank=1)])
+    assert [item.key for item in one.news()] == [key(1)]
+    assert [item.key for item in two.news()] == [key(0)]
+
+
+def test_a_trace_whose_parts_came_to_two_services(replicas: list[ClickHouseStore]) -> None:
+    one, two = replicas
+    whole = part(1, tokens=8)
+    halves = [
+        part(1, runs=[(4 * n, 4)], experts=[ids[4 * n : 4 * n + 4] for ids in _ids(whole)], part=n, parts=2)
+        for n in range(2)
+    ]
+    two.save([ArrivedPart(halves[1], BORN + 1)])
+    assert one.traced_requests(TraceQuery()) == []
+    for store, at in ((one, 2), (two, 3)):
+        store.save([ArrivedPart(halves[0], BORN + at)])
+    [found] = one.traced_requests(TraceQuery())
+    assert (found.tokens, found.stored_at) == (8, BORN + 1)
+    [worker] = two.traces(found.number, None)
+    np.testing.assert_array_equal(worker.positions, np.arange(8))
+    for mine, ids in zip(worker.experts, _ids(whole), strict=True):
+        np.testing.assert_array_equal(mine, ids)
+
+
+def test_a_server_that_is_away_for_a_moment(replicas: list[ClickHouseStore], clickhouse: str) -> None:
+    one, two = replicas
+    _fail(clickhouse, times=2)
+    one.save([posting([4, 0, 0, 0], 5)])
+    assert slots(list(two.accounts())) == [4]
+    _fail(clickhouse, times=4)
+    with pytest.raises(StoreError, match=r"clickhouse://127\.0\.0\.1.*is the server up"):
+        one.save([posting([6, 0, 0, 0], 6)])
+    one.save([posting([6, 0, 0, 0], 6)])
+    assert slots(list(two.accounts())) == [6]
+
+
+def test_a_newer_schema_is_refused(replicas: list[ClickHouseStore], url: str) -> None:
+    replicas[0]._connection.insert("schema_version", ("version",), [[99]])
+    with pytest.raises(StoreError, match=r"schema 99.*upgrade"):
+        ClickHouseStore(url, Retention())
+
+
+@pytest.mark.parametrize(
+    "bad", ["clickhouse://127.0.0.1:1/x", "clickhouse://127.0.0.1/a;b", "clickhouse:///x"]
+)
+def test_a_url_that_leads_nowhere(bad: str) -> None:
+    with pytest.raises(StoreError):
+        ClickHouseStore(bad, Retention(), sleep=lambda _: None)
+
+
+def test_the_password_is_in_no_text() -> None:
+    settings = Settings(store="clickhouse://me:secret@host/db")
+    assert "secret" not in repr(settings)
+    with pytest.raises(ValueError, match="postgres:// is not known"):
+        Settings(store="postgres://me:secret@host/db")
+
+
+def test_services_show_what_came_to_the_others(
+    start_service: Callable[..., Service], url: str, clock: Clock
+) -> None:
+    """Also to one that is started later; and a producer that moves goes on where it was."""
+    one, two = (start_service(store=url, min_tokens=1) for _ in range(2))
+    clock.now = EPOCH / 1e9 + 5
+    one.push(frame({0: [10, 0]}, seq=1, after_s=1))
+    one.push(frame({0: [30, 0]}, seq=2, after_s=2))
+    two.push(frame({0: [40, 0]}, seq=3, after_s=3))
+    two.push(frame({0: [6, 0]}, seq=1, epoch=LATER, after_s=4))
+    for service in (one, two):
+        _until(lambda service=service: _counts(service) == [46, 0])  # type: ignore[misc]
+    one.push(frame({0: [8, 0]}, seq=2, epoch=LATER, after_s=5))
+    third = start_service(store=url, min_tokens=1)
+    assert _counts(third) == [48, 0]
+    _until(lambda: _counts(two) == [48, 0])
+
+
+def test_merging_keeps_the_better_account() -> None:
+    old, new = account((EPOCH, 1, 10)).state(), account((EPOCH, 1, 10), (EPOCH, 2, 20)).state()
+    assert merge(old, new, 4) is new
+    assert merge(new, old, 4) is new
+    many = [account((EPOCH + n, 1, 2)).state() for n in range(6)]
+    merged = many[0]
+    for other in many[1:]:
+        merged = merge(merged, other, 4)
+    assert merged.totals.counts[0] == 12
+    assert [item.epoch - EPOCH for item in sorted(merged.epochs, key=lambda item: item.epoch)] == [2, 3, 4, 5]
+    assert merged.forgotten_up_to == EPOCH + 1
+    assert merge(merged, many[0], 4) is merged
+
+
+def test_rows_as_bytes() -> None:
+    row = [-5, "ä", b"\0\0", ["x", "y" * 200], np.array([0, 255, 0], np.uint8), np.array([0, 384], np.uint16)]
+    [[number, text, data, names, ids8, ids16]] = decode_rows(encode_rows([row]), "itbTBH")
+    assert [number, text, data, names, ids8.tolist(), ids16.tolist()] == [
+        *row[:4],
+        [0, 255, 0],
+        [0, 384],
+    ]
+    with pytest.raises(ValueError, match="too early"):
+        decode_rows(encode_rows([row])[:-1], "itbTBH")
+    with pytest.raises(TypeError):
+        encode_rows([[object()]])  # type: ignore[list-item]
+
+
+def _ids(made: Any) -> list[np.ndarray]:
+    return [made.ids_of(i) for i in range(len(made.layers))]
+
+
+def _counts(service: Service) -> list[int]:
+    layers = service.get("/v1/histogram")["layers"]
+    return list(layers[0]["counts"]) if layers else []
+
+
+def _fail(clickhouse: str, times: int) -> None:
+    where = clickhouse.replace("clickhouse://", "http://")
+    urlopen(Request(f"{where}/fail?times={times}&code=503", data=b"")).close()
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

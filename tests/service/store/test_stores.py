@@ -1,0 +1,161 @@
+"""Every store: what is saved is there, once, thinned as the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from moescope.service.routing import slots_of
+from moescope.service.settings import Settings
+from moescope.service.store.interface import Store
+from moescope.service.store.open import open_store as open_setting
+from moescope.service.store.records import ArrivedPart, Document, Forgotten, StoreError, TraceQuery
+from tests.service.store.accounts import BORN, instants, key, posting
+from tests.service.traces import LAYERS, experts_of, part
+
+Open = Callable[..., Store]
+
+
+@pytest.fixture
+def open_store(store_setting: str) -> Iterator[Open]:
+    """Open the store of the test; at the end it is closed."""
+    stores: list[Store] = []
+
+    def opened(**settings: float) -> Store:
+        for store in stores:
+            store.close()
+        stores[:] = [open_setting(Settings(store=store_setting, **settings))]  # type: ignore[arg-type]
+        return stores[0]
+
+    yield opened
+    for store in stores:
+        store.close()
+
+
+def test_what_was_saved_is_there_after_opening_again(open_store: Open) -> None:
+    open_store().save([posting([4, 2, 1, 1], 5), posting([6, 6, 6, 6], 7, dp_rank=1)])
+    store = open_store()
+    saved = {item.key: item for item in store.accounts()}
+    assert set(saved) == {key(0), key(1)}
+    assert (saved[key(1)].birth, saved[key(1)].at) == (BORN, BORN + 7)
+    np.testing.assert_array_equal(saved[key(1)].account.totals.counts, [6] * 8)
+    [found] = store.totals_at(key(0), [BORN + 6])
+    assert found is not None
+    np.testing.assert_array_equal(found.totals.counts, [4, 2, 1, 1, 4, 2, 1, 1])
+
+
+def test_documents_are_kept_by_name_until_they_are_removed(open_store: Open) -> None:
+    open_store().save(
+        [
+            Document("a", "two", b"2"),
+            Document("a", "one", b"1"),
+            Document("b", "one", b""),
+            Document("a", "x", b"x"),
+        ]
+    )
+    store = open_store()
+    store.save([Document("a", "two", b"22"), Document("a", "x", None), Document("a", "absent", None)])
+    assert open_store().documents("a") == [("one", b"1"), ("two", b"22")]
+    assert open_store().documents("b") == [("one", b"")]
+    assert open_store().documents("c") == []
+
+
+def test_totals_are_the_newest_at_or_before_an_instant(open_store: Open) -> None:
+    store = open_store()
+    store.save([posting([2 * n, 0, 0, 0], n) for n in (2, 4, 6)])
+    found = store.totals_at(key(), [BORN + s for s in (1, 2, 5, 60)])
+    assert [item and int(item.totals.counts[0]) for item in found] == [None, 4, 8, 12]
+    oldest = store.oldest(key())
+    assert oldest is not None
+    assert oldest.at == BORN + 2
+    assert store.totals_at(key(1), [BORN + 5]) == [None]
+    assert store.oldest(key(1)) is None
+
+
+def test_a_second_keeps_its_last_totals(open_store: Open) -> None:
+    store = open_store()
+    for tenth in range(25):
+        store.save([posting([2 * tenth, 0, 0, 0], tenth / 10)])
+    assert store.usage().snapshots == 3
+    found = store.totals_at(key(), [BORN + 0.95, BORN + 1.95, BORN + 2.95])
+    assert [item and int(item.totals.counts[0]) for item in found] == [18, 38, 48]
+
+
+def test_saving_twice_is_saving_once(open_store: Open) -> None:
+    store = open_store()
+    for _ in range(2):
+        store.save([posting([2, 0, 0, 0], 5)])
+    assert store.usage().snapshots == 1
+    assert len(list(store.accounts())) == 1
+
+
+def test_all_or_nothing(open_store: Open) -> None:
+    store = open_store()
+    broken = posting([2, 0, 0, 0], 5, dp_rank=1)
+    object.__setattr__(broken, "key", ("prod", "tiny", object(), 0, 0))
+    with pytest.raises(StoreError):
+        store.save([posting([2, 0, 0, 0], 5), broken])
+    assert list(store.accounts()) == []
+    store.save([posting([2, 0, 0, 0], 5)])
+    assert len(list(store.accounts())) == 1
+
+
+def test_a_forgotten_producer_goes_with_its_history(open_store: Open) -> None:
+    store = open_store()
+    store.save([posting([2, 0, 0, 0], 5), posting([2, 0, 0, 0], 5, dp_rank=1)])
+    store.save([Forgotten(key(0))])
+    assert [item.key for item in store.accounts()] == [key(1)]
+    assert store.usage().snapshots == 1
+
+
+def test_another_shape_begins_a_new_history(open_store: Open) -> None:
+    store = open_store()
+    store.save([posting([2, 0, 0, 0], 5)])
+    store.save([posting([2, 0], 9, began_again=True)])
+    assert instants(store, 20) == [9]
+
+
+def test_history_is_rolled_up_and_ends(open_store: Open) -> None:
+    store = open_store(keep_1s_s=100, keep_10s_s=1000, keep_5min_s=3000)
+    base = 100 * 36  # a whole number of 300 s after Unix time 1.7e9 is at 100, 400, ...
+    store.save([posting([2, 0, 0, 0], second) for second in range(base, base + 400)])
+    store.maintain(BORN + base + 400)
+    recent = instants(store, base + 400)
+    assert [s for s in recent if s >= base + 300] == list(range(base + 300, base + 400))
+    assert [s for s in recent if s < base + 300] == list(range(base + 9, base + 300, 10))
+    store.maintain(BORN + base + 1500)
+    assert [s for s in instants(store, base + 400) if s < base + 400] == [base + 99, base + 399]
+    store.maintain(BORN + base + 1500)
+    assert instants(store, base + 400) == [base + 99, base + 399]
+    store.maintain(BORN + base + 3600)
+    assert instants(store, base + 400) == [base + 399]  # the newest stays: it is the totals themselves
+
+
+def kept(store: Store) -> list[str]:
+    return [found.names[-1] for found in store.traced_requests(TraceQuery(limit=10_000))]
+
+
+def test_traces_live_as_long_as_they_should(open_store: Open) -> None:
+    store = open_store(keep_traces_s=1000)
+    store.save([ArrivedPart(part(1), BORN), ArrivedPart(part(2), BORN + 500)])
+    store.maintain(BORN + 999)
+    assert kept(store) == ["x2", "x1"]
+    first = store.traced_requests(TraceQuery(name="x1"))[0]
+    store.maintain(BORN + 1001)
+    assert kept(store) == ["x2"]
+    assert store.traces(first.number, None) == []
+    store.maintain(BORN + 1501)
+    assert store.usage().traces == 0
+
+
+def test_slots_of_a_trace(open_store: Open) -> None:
+    store = open_store()
+    store.save([ArrivedPart(part(1, tokens=1234), BORN)])
+    [found] = store.traced_requests(TraceQuery())
+    counts = slots_of(store.traces(found.number, None))
+    for layer, ids in zip(LAYERS, experts_of(1, 1234), strict=True):
+        np.testing.assert_array_equal(
+            counts[layer.layer], np.bincount(ids.reshape(-1), minlength=layer.num_experts)
+        )
