@@ -76,7 +76,7 @@ def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
-def test_a_store_is_a_folder() -> None:
+def test_a_store_is_a_folder_or_clickhouse() -> None:
     assert load_settings(None, {"store": "traces"}).store == Path("traces")
     with pytest.raises(SettingsError, match="store: a store at postgres:// is not known"):
         load_settings(None, {"store": "postgres://host"})

@@ -15,7 +15,6 @@ _INT64: Final = struct.Struct("<q")
 _ARRAYS: Final[dict[str, np.dtype[Any]]] = {
     "B": np.dtype(np.uint8),
     "H": np.dtype("<u2"),
-    "Q": np.dtype("<i8"),
 }
 
 Value = int | str | bytes | list[str] | np.ndarray[Any, Any]
@@ -36,7 +35,7 @@ def decode_rows(data: bytes, kinds: str) -> list[tuple[Any, ...]]:
     Args:
         data: as ClickHouse answers.
         kinds: a letter a column: i Int64, t String of UTF-8, b String of bytes, T Array(String), B
-            Array(UInt8), H Array(UInt16), Q Array(Int64).
+            Array(UInt8), H Array(UInt16).
 
     Raises:
         ValueError: the answer ends too early.

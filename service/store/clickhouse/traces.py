@@ -35,7 +35,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Numbers:
-    """Numbers that rise with each part and that no other service gives: ms, then a count, then its own bits."""
+    """Numbers that rise with each part and that no other service gives: ms, a count, its own bits."""
 
     def __init__(self) -> None:
         self._own = secrets.randbits(_OWN_BITS)
@@ -108,7 +108,8 @@ def traces(connection: Connection, number: int, wanted: Collection[int] | None) 
     """See :class:`moescope.service.store.interface.Store`."""
     request = connection.rows(
         f"SELECT {', '.join(_REQUEST)}, min(started_ms), max(started_ms) FROM trace_part FINAL WHERE "
-        f"({', '.join(_REQUEST)}) IN (SELECT {', '.join(_REQUEST)} FROM trace_part WHERE come = {{come:Int64}}) "
+        f"({', '.join(_REQUEST)}) IN "
+        f"(SELECT {', '.join(_REQUEST)} FROM trace_part WHERE come = {{come:Int64}}) "
         f"GROUP BY {', '.join(_REQUEST)}",
         "ttitii",
         {"come": number},
