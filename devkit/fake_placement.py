@@ -21,7 +21,7 @@ def pretend_ep_ranks(ep_size: int) -> None:
     def producer(vllm_config: Any, server: str) -> Producer:
         return msgspec.structs.replace(read_producer(vllm_config, server), ep_size=ep_size)
 
-    def placement(routed: Sequence[vllm_seam.RoutedLayer], *_: Any) -> Placement:
+    def placement(routed: Sequence[vllm_seam.RoutedLayer], vllm_config: Any) -> Placement | None:  # noqa: ARG001
         sizes = sorted({layer.spec.num_experts for layer in routed})
         tables = [
             PlacementTable(pack_ids(range(size)), pack_ids([i * ep_size // size for i in range(size)]))
