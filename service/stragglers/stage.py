@@ -43,10 +43,15 @@ class Status:
 
 @dataclass(slots=True)
 class _Member:
-    """A worker: the start of its counting, and by when it had done a step; nanoseconds of Unix time."""
+    """A worker: the start of its counting, and by when it had done a step.
+
+    On its own clock, nanoseconds of Unix time; and by the order in which frames told of it.
+    """
 
     epoch: int
+    started_at: int
     stepped_ns: int | None = None
+    stepped_at: int = 0
 
 
 class Stage:
@@ -57,7 +62,8 @@ class Stage:
         self._layout = Layout(())
         self._members: dict[int, _Member] = {}
         self._contributed: set[int] = set()
-        self._newest_epoch = 0
+        self._newest = _Member(0, 0)
+        self._taken = 0
         self._join: StepJoin | None = None
 
     def take(self, frame: Frame) -> tuple[Layout, Stragglers] | None:
@@ -65,10 +71,11 @@ class Stage:
         loads, who = frame.step_loads, frame.producer
         if loads is None or not frame.layers:
             return None
+        self._taken += 1
         shape = Shape(tuple(frame.layers), who.ep_size, who.dp_size, who.tp_size)
         given_up = 0
         if shape != self._shape:
-            if frame.epoch < self._newest_epoch:
+            if frame.epoch < self._newest.epoch:
                 return None
             given_up = self._begin(shape)
         member = who.dp_rank * who.tp_size + who.tp_rank
@@ -124,14 +131,15 @@ class Stage:
         """Forget all members; how many steps are given up."""
         given_up = self._restart_join()
         self._shape, self._layout, self._members = shape, Layout(shape.layers), {}
-        self._newest_epoch = 0
+        self._newest = _Member(0, 0)
         self._join = self._new_join()
         return given_up
 
     def _start(self, member: int, epoch: int) -> int:
         """A member began to count; how many steps are given up because their numbers mean others now."""
-        self._members[member] = _Member(epoch)
-        self._newest_epoch = max(self._newest_epoch, epoch)
+        started = self._members[member] = _Member(epoch, self._taken)
+        if epoch > self._newest.epoch:
+            self._newest = started
         if member in self._contributed or any(self._is_behind(other) for other in self._contributed):
             return self._restart_join()
         return 0
@@ -150,12 +158,19 @@ class Stage:
 
     def _stepped(self, member: int, at_ns: int) -> None:
         known = self._members[member]
+        known.stepped_at = known.stepped_at or self._taken
         known.stepped_ns = at_ns if known.stepped_ns is None else min(known.stepped_ns, at_ns)
 
     def _is_behind(self, member: int) -> bool:
-        """Whether it had stepped before the last member started: then its numbers are not the others'."""
-        stepped = self._members[member].stepped_ns
-        return stepped is not None and stepped < self._newest_epoch
+        """Whether it had stepped before the last member started: then its numbers are not the others'.
+
+        Both by the workers' clocks, which may differ, and by the order of the frames, which is not that of
+        events where this service started in between.
+        """
+        known, newest = self._members[member], self._newest
+        if known.stepped_ns is None:
+            return False
+        return known.stepped_ns < newest.epoch and known.stepped_at < newest.started_at
 
     def _given_up(self, steps: int) -> tuple[Layout, Stragglers] | None:
         nothing = no_stragglers(len(self._layout.layers))

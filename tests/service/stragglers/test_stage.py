@@ -115,6 +115,25 @@ def test_a_rank_that_restarts_alone_is_joined_with_nobody_and_the_status_says_so
     assert stage.status().reason is None
 
 
+def test_clocks_that_differ_by_minutes_do_no_harm() -> None:
+    """Rank 1's clock is ten minutes ahead: it seems to start long after rank 0 had done steps."""
+    stage, ahead = Stage(), {"epoch": EPOCH + 600 * S}
+    found = feed(
+        stage,
+        stepped(0, 0, [], at=10),
+        stepped(1, 0, [], at=610, **ahead),
+        stepped(0, 0, [[1, 0]] * 3, at=60),
+        stepped(1, 0, [[1, 0]] * 3, at=660, **ahead),
+    )
+    assert (found.joined, stage.status().reason) == (3, None)
+
+
+def test_a_service_that_starts_later_joins_whatever_frame_comes_first() -> None:
+    stage = Stage()
+    found = feed(stage, stepped(0, 90, [[1, 0]] * 5), stepped(1, 90, [[1, 0]] * 5, epoch=EPOCH + 9 * S))
+    assert (found.joined, stage.status().reason) == (5, None)
+
+
 def test_another_shape_begins_again_and_an_older_one_is_ignored() -> None:
     stage = Stage()
     feed(stage, stepped(0, 0, [[1, 0]] * 4))
