@@ -1,8 +1,9 @@
 """One vLLM deployment on several GPUs: `python -m tests.gpu.parallel_child SPEC RESULT`.
 
-SPEC is a JSON file: ``llm`` (arguments of `AsyncEngineArgs`) and ``requests`` (see `make_requests`), which go
-to the DP ranks unevenly. The result is JSON too: for each worker its last frame and the loads of its steps,
-for each DP rank the tokens it must have computed, and what its workers noted of each forward pass.
+SPEC is a JSON file: ``llm`` (arguments of `AsyncEngineArgs`), ``worker`` (a class), and ``requests`` (see
+`make_requests`), which go to the DP ranks unevenly. The result is JSON too: for each worker its last frame
+and the loads of its steps, for each DP rank the tokens it must have computed, and what its workers noted of
+each forward pass.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ async def generate(spec: dict[str, Any]) -> tuple[Any, list[tuple[int, int, int]
         load_format="dummy",
         skip_tokenizer_init=True,
         seed=0,
-        worker_cls="tests.gpu.pass_worker.PassWorker",
+        worker_cls=spec["worker"],
         **spec["llm"],
     )
     engine = AsyncLLM.from_engine_args(arguments)

@@ -40,11 +40,18 @@ IN_DP = [name for name in SCENARIOS if "DP" in name]
 class Runs:
     """The deployments, all at once, and what came of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        scenarios: dict[str, dict[str, Any]] = SCENARIOS,
+        child: str = "tests.gpu.parallel_child",
+        worker: str = "tests.gpu.pass_worker.PassWorker",
+    ) -> None:
         self._folder = folder
+        self._scenarios, self._child, self._worker = scenarios, child, worker
         self._results: dict[str, dict[str, Any] | str] = {}
         threads = [
-            threading.Thread(target=self._run, args=(name, index)) for index, name in enumerate(SCENARIOS)
+            threading.Thread(target=self._run, args=(name, index)) for index, name in enumerate(scenarios)
         ]
         for thread in threads:
             thread.start()
@@ -53,17 +60,18 @@ class Runs:
             thread.join()
 
     def _run(self, name: str, index: int) -> None:
-        scenario, folder = SCENARIOS[name], self._folder / str(index)
+        scenario, folder = self._scenarios[name], self._folder / str(index)
         spec = {
             "llm": LLM | scenario["llm"] | {"model": str(write_model(folder, QWEN))},
             "requests": REQUESTS,
+            "worker": self._worker,
         }
         (folder / "spec.json").write_text(json.dumps(spec))
         environment = os.environ | scenario["env"] | {"PASS_FOLDER": str(folder)}
         if importlib.util.find_spec("flashinfer") is None:
             environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
         files = [str(folder / "spec.json"), str(folder / "result.json")]
-        command = [sys.executable, "-m", "tests.gpu.parallel_child", *files]
+        command = [sys.executable, "-m", self._child, *files]
         group = ProcessGroup(command, folder / "log", environment)
         try:
             deadline = time.monotonic() + TIMEOUT

@@ -1,0 +1,41 @@
+"""A worker that notes, after each forward pass, where vLLM's EPLB has the experts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from moescope.capture.worker import RoutingWorker
+
+
+class EplbWorker(RoutingWorker):  # type: ignore[misc]
+    """Writes a line for each change of the map, and whether it is settled, to a file in ``PASS_FOLDER``."""
+
+    _noted: list[Any] | None = None
+
+    def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().compile_or_warm_up_model(*args, **kwargs)
+        parallel = self.vllm_config.parallel_config
+        self._ranks = {"dp": parallel.data_parallel_rank, "tp": self.rank % parallel.tensor_parallel_size}
+        self._log = (Path(os.environ["PASS_FOLDER"]) / f"passes-{os.getpid()}").open("w", buffering=1)
+        self._note()
+        return result
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().sample_tokens(*args, **kwargs)  # EPLB runs at its end
+        self._note()
+        return result
+
+    def execute_dummy_batch(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().execute_dummy_batch(*args, **kwargs)
+        self._note()
+        return result
+
+    def _note(self) -> None:
+        [state] = self.model_runner.eplb_state.model_states.values()
+        latest = [bool(state.rebalanced), state.physical_to_logical_map.tolist()]
+        if latest != self._noted:
+            self._noted = latest
+            self._log.write(json.dumps(self._ranks | {"moving": latest[0], "map": latest[1]}) + "\n")
