@@ -18,7 +18,7 @@ def ranks_table(answer: dict[str, Any]) -> RenderableType:
 
 def _deployment_table(deployment: dict[str, Any]) -> Table:
     table = Table(title=f"{deployment['model']} on {deployment['server']}: totals since the start")
-    for name in ("DP", "TP", "PP", "EP", "tokens", "steps", "idle"):
+    for name in ("DP", "TP", "PP", "EP", "tokens", "of decode", "steps", "idle"):
         table.add_column(name, justify="right")
     for name in ("state", "capture"):
         table.add_column(name, overflow="fold")
@@ -27,7 +27,9 @@ def _deployment_table(deployment: dict[str, Any]) -> Table:
             table.add_row(
                 str(rank["dp_rank"]),
                 *(str(producer[name]) for name in ("tp_rank", "pp_rank", "ep_rank")),
-                *(f"{rank[name]:,}" for name in ("tokens", "steps", "idle_steps")),
+                f"{rank['tokens']:,}",
+                f"{rank['phases']['decode_tokens']:,}" if rank["phases"] else "-",
+                *(f"{rank[name]:,}" for name in ("steps", "idle_steps")),
                 f"{producer['state']}, {producer['age_seconds']:.0f} s ago",
                 _capture(rank, producer),
             )

@@ -41,7 +41,7 @@ MAX_WORK: Final = 1 << 16  # producers x intervals of a series
 MAX_CELLS: Final = 1 << 23  # intervals x layers x EP ranks
 _NO_LOADS: Final = (
     "no capturer tells the loads of single steps: they need expert parallelism over ranks, a known placement "
-    "without replicated experts, and moescope with wire 1.3 in vLLM's environment"
+    "that stays (no EPLB), and moescope with wire 1.3 in vLLM's environment"
 )
 
 

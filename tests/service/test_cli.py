@@ -131,6 +131,7 @@ def test_balance_and_ranks_show_tables(service: Service) -> None:
     assert (ranks.returncode, ranks.stderr) == (0, "")
     assert "tiny on prod" in ranks.stdout
     assert "1,500" in ranks.stdout
+    assert "of decode" in ranks.stdout
     assert "uncovered layers [5]" in ranks.stdout
 
 
