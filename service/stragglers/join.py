@@ -96,9 +96,16 @@ class StepJoin:
         complete = new & (self._count[at] == self._members) & ~self._spoiled[at]
         return self._result(at[complete], given_up)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what waits and of what marks it."""
+        return self._loads.nbytes + self._seen.nbytes
+
     def close(self) -> int:
-        """Give up all that waits; how many steps that is."""
-        return self._give_up(self._top)
+        """Give up all that waits and free its memory; how many steps that is."""
+        given_up = self._give_up(self._top)
+        self._loads, self._free = self._loads[:0].copy(), []
+        return given_up
 
     def _add_loads(self, at: int, loads: Loads) -> None:
         if loads.dtype.itemsize == 4 and self._loads.dtype == np.int32:

@@ -95,6 +95,15 @@ class Stage:
             return self._given_up(given_up)
         return self._layout, replace(found, incomplete=found.incomplete + given_up)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the steps that wait."""
+        return 0 if self._join is None else self._join.nbytes
+
+    def give_up(self) -> tuple[Layout, Stragglers] | None:
+        """Let no step wait any longer, to free memory."""
+        return self._given_up(0 if self._join is None else self._join.close())
+
     def status(self) -> Status:
         """As of now."""
         if self._shape is None:
