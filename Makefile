@@ -4,7 +4,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help env demo test packages lint types tests test-gpu format clean
+.PHONY: help env demo test packages lint types tests test-gpu soak format clean
 
 # vLLM's modules are imported by every process of every test; cached bytecode makes that three times as fast.
 unexport PYTHONDONTWRITEBYTECODE
@@ -48,6 +48,9 @@ tests: env  ## pytest (ARGS: its arguments)
 
 test-gpu:  ## tests on a CUDA GPU, with the Python that has vLLM and moescope (PYTHON=python3)
 	$(call stage,test-gpu,$(PYTHON) -m pytest tests/gpu $(ARGS))
+
+soak: env  ## the gates that take long: load, faults, bad input; a table into docs/gates.md (ARGS=--help)
+	$(call stage,soak,$(BIN)/python -m devkit.soak $(ARGS))
 
 format: env  ## rewrite the code in its format, with the fixes that ruff can make
 	@$(BIN)/ruff check --fix-only -q .; $(BIN)/ruff format .

@@ -181,11 +181,6 @@ def _unsupported(vllm_config: Any) -> str | None:
         return "micro-batching (DBO) is not supported: the callback sees slices of a step"
     if parallel.prefill_context_parallel_size > 1:
         return "prefill context parallelism is not supported: rows are split over its ranks"
-    drafts = vllm_config.speculative_config
-    if drafts is not None and drafts.use_ngram_gpu():
-        return "n-gram drafts on the GPU are not supported: fewer tokens may run than were scheduled"
-    if drafts is not None and getattr(drafts, "enable_adaptive_verification", False):
-        return "adaptive verification of drafts is not supported: fewer tokens may run than were scheduled"
     return None
 
 

@@ -138,7 +138,7 @@ def restore(
 def _problems(settings: Settings) -> list[str]:
     """What would keep the service from starting, besides the settings themselves."""
     folder = settings.store
-    if folder is None:
+    if not isinstance(folder, Path):
         return []
     if folder.exists() and not folder.is_dir():
         return [f"store: {folder} is not a folder"]

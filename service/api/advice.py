@@ -26,7 +26,15 @@ from moescope.service.api.advice_models import (
     WaitingOut,
 )
 from moescope.service.api.models import Summary, Window
-from moescope.service.api.params import Bounds, EndParam, ModelParam, ServerParam, choose, parse_bounds
+from moescope.service.api.params import (
+    LARGEST,
+    Bounds,
+    EndParam,
+    ModelParam,
+    ServerParam,
+    choose,
+    parse_bounds,
+)
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.windows import window_out
 from moescope.service.settings import Settings
@@ -70,7 +78,8 @@ MemoryPriceParam = Annotated[
     ),
 ]
 MinTokensParam = Annotated[
-    int | None, Query(ge=0, description="Fewer tokens are no sample; the service's setting when absent.")
+    int | None,
+    Query(ge=0, le=LARGEST, description="Fewer tokens are no sample; the service's setting when absent."),
 ]
 
 

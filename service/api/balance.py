@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from moescope.service import assessment, balance
 from moescope.service.api.models import Balance, Cell, LayerBalance, Measures, Summaries, Summary
 from moescope.service.api.params import (
+    LARGEST,
     EndParam,
     LayerParam,
     ModelParam,
@@ -24,7 +25,8 @@ from moescope.service.settings import Settings
 from moescope.service.state import LiveState
 
 MinTokensParam = Annotated[
-    int | None, Query(ge=0, description="Fewer tokens are no sample; the service's setting when absent.")
+    int | None,
+    Query(ge=0, le=LARGEST, description="Fewer tokens are no sample; the service's setting when absent."),
 ]
 
 

@@ -10,7 +10,15 @@ from pydantic import BaseModel, Field
 
 from moescope.capture.trace_wire import ExpertArray
 from moescope.capture.wire import MoeLayer
-from moescope.service.api.params import EndParam, ModelParam, ServerParam, StartParam, choose, parse_bounds
+from moescope.service.api.params import (
+    LARGEST,
+    EndParam,
+    ModelParam,
+    ServerParam,
+    StartParam,
+    choose,
+    parse_bounds,
+)
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.traces import existing
 from moescope.service.coactivation import count_together, strongest
@@ -55,14 +63,16 @@ def coactivation_router(state: LiveState, store: Store | None) -> APIRouter:
 
     @router.get("/v1/coactivation", responses=documented(400, 404, 422, 503))
     def coactivation(
-        layer: Annotated[int, Query(ge=0, description="Decoder layer.")],
+        layer: Annotated[int, Query(ge=0, le=LARGEST, description="Decoder layer.")],
         server: ServerParam = None,
         model: ModelParam = None,
         start: StartParam = None,
         end: EndParam = None,
         max_traces: Annotated[int, Query(ge=1, le=10_000, description="Newest traces counted.")] = 1000,
         pairs: Annotated[int, Query(ge=0, le=1000, description="Pairs listed.")] = 20,
-        min_tokens: Annotated[int, Query(ge=1, description="Pairs of fewer tokens are not listed.")] = 10,
+        min_tokens: Annotated[
+            int, Query(ge=1, le=LARGEST, description="Pairs of fewer tokens are not listed.")
+        ] = 10,
     ) -> Coactivation:
         """Which experts the same tokens took together: counts, and the pairs that do most above chance."""
         kept, bounds = existing(store), parse_bounds(start, end, state.now())

@@ -9,7 +9,15 @@ from fastapi import APIRouter, Query
 
 from moescope.service.api.baselines import find
 from moescope.service.api.drift_models import DriftAnswer, DriftSummaryOut, LayerDriftOut
-from moescope.service.api.params import EndParam, ModelParam, PhaseParam, ServerParam, choose, parse_bounds
+from moescope.service.api.params import (
+    LARGEST,
+    EndParam,
+    ModelParam,
+    PhaseParam,
+    ServerParam,
+    choose,
+    parse_bounds,
+)
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.windows import window_out
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
@@ -29,7 +37,8 @@ BaselineParam = Annotated[
     str, Query(description="Name of a pinned baseline, or previous_hour: the hour before the window.")
 ]
 MinTokensParam = Annotated[
-    int | None, Query(ge=0, description="Fewer tokens are no sample; the service's setting when absent.")
+    int | None,
+    Query(ge=0, le=LARGEST, description="Fewer tokens are no sample; the service's setting when absent."),
 ]
 
 

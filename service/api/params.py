@@ -18,10 +18,12 @@ _LENGTH: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _RELATIVE: Final = re.compile(r"-(\d+(?:\.\d+)?)([smhd])")
 
 MAX_STEPS: Final = 1000
+LARGEST: Final = 2**53
+"""Largest number that a parameter takes: more is nothing that was counted, and no database can compare it."""
 
 ServerParam = Annotated[str | None, Query(description="vLLM deployment; needed when there are several.")]
 ModelParam = Annotated[str | None, Query(description="Model; needed when there are several.")]
-DpRankParam = Annotated[int | None, Query(ge=0, description="Only the tokens of this DP rank.")]
+DpRankParam = Annotated[int | None, Query(ge=0, le=LARGEST, description="Only the tokens of this DP rank.")]
 LayerParam = Annotated[
     list[int] | None, Query(description="Only this decoder layer; may be repeated. All when absent.")
 ]

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 
 from moescope.service.advice.achieved import rearrangements
 from moescope.service.api.advice_models import RearrangementOut, Rearrangements
-from moescope.service.api.params import ModelParam, ServerParam, choose
+from moescope.service.api.params import LARGEST, ModelParam, ServerParam, choose
 from moescope.service.api.problems import documented
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
@@ -25,7 +25,9 @@ def rearrangements_router(state: LiveState, settings: Settings) -> APIRouter:
         model: ModelParam = None,
         min_tokens: Annotated[
             int | None,
-            Query(ge=0, description="Fewer tokens are no sample; the service's setting when absent."),
+            Query(
+                ge=0, le=LARGEST, description="Fewer tokens are no sample; the service's setting when absent."
+            ),
         ] = None,
     ) -> Rearrangements:
         """Predicted against achieved balance of each change of the experts' placement, newest first.

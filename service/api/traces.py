@@ -17,6 +17,7 @@ from moescope.service.api.keeping import Keeper
 from moescope.service.api.limits import Limits, RefusedFrameError
 from moescope.service.api.models import TraceOut, TracePage, TraceReceipt
 from moescope.service.api.params import (
+    LARGEST,
     DpRankParam,
     EndParam,
     LayerParam,
@@ -83,11 +84,15 @@ def traces_router(
         request_id: Annotated[str | None, Query(description="Any id that finds it.")] = None,
         start: StartParam = None,
         end: EndParam = None,
-        min_tokens: Annotated[int, Query(ge=1, description="Only with so many tokens computed.")] = 1,
+        min_tokens: Annotated[
+            int, Query(ge=1, le=LARGEST, description="Only with so many tokens computed.")
+        ] = 1,
         layer: Annotated[
-            int | None, Query(ge=0, description="With expert: the layer it was taken in.")
+            int | None, Query(ge=0, le=LARGEST, description="With expert: the layer it was taken in.")
         ] = None,
-        expert: Annotated[int | None, Query(ge=0, description="Only those that took this expert.")] = None,
+        expert: Annotated[
+            int | None, Query(ge=0, le=LARGEST, description="Only those that took this expert.")
+        ] = None,
         limit: Annotated[int, Query(ge=1, le=1000, description="Size of a page.")] = 100,
         cursor: Annotated[str | None, Query(description="next_cursor of the page before.")] = None,
     ) -> TracePage:
@@ -121,8 +126,8 @@ def traces_router(
         request: Request,
         request_id: str,
         layer: LayerParam = None,
-        first: Annotated[int, Query(ge=0, description="First position.")] = 0,
-        end: Annotated[int | None, Query(ge=0, description="Position to end before.")] = None,
+        first: Annotated[int, Query(ge=0, le=LARGEST, description="First position.")] = 0,
+        end: Annotated[int | None, Query(ge=0, le=LARGEST, description="Position to end before.")] = None,
     ) -> Response:
         """The logical experts of a request's tokens: `routed_experts` [positions, layers, top_k].
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.config.speculative import SpeculativeConfig
 from vllm.model_executor.layers.fused_moe.layer import MoERunner
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
@@ -44,20 +43,7 @@ def config(**changes: Any) -> Any:
         "enable_expert_parallel": True,
         "enable_eplb": False,
     }
-    speculative = changes.pop("speculative_config", None)
-    parallel = SimpleNamespace(**(fields | changes))
-    return SimpleNamespace(parallel_config=parallel, speculative_config=speculative)
-
-
-def drafts(method: str, **changes: Any) -> Any:
-    """vLLM's own settings of speculative decoding, unchecked."""
-    made = SpeculativeConfig.__new__(SpeculativeConfig)
-    made.__dict__.update({"method": method, "enable_adaptive_verification": False} | changes)
-    return made
-
-
-def test_other_speculative_decoding_is_counted() -> None:
-    assert len(survey(runner(0), speculative_config=drafts("draft_model")).routed) == 1
+    return SimpleNamespace(parallel_config=SimpleNamespace(**(fields | changes)))
 
 
 def survey(*modules: Any, **changes: Any) -> vllm_seam.MoeSurvey:
@@ -116,8 +102,6 @@ def test_two_blocks_of_one_layer_are_not_added_up() -> None:
     [
         ({"use_ubatching": True}, "micro-batching"),
         ({"prefill_context_parallel_size": 2}, "context parallelism"),
-        ({"speculative_config": drafts("ngram_gpu")}, "n-gram drafts on the GPU"),
-        ({"speculative_config": drafts("mtp", enable_adaptive_verification=True)}, "adaptive verification"),
     ],
 )
 def test_what_would_be_miscounted_is_not_counted(changes: dict[str, Any], reason: str) -> None:

@@ -216,10 +216,30 @@ def fuzz_queries(service: Service, examples: int) -> Counter[int]:
     return statuses
 
 
-def test_hostile_queries(service: Service) -> None:
+def test_hostile_queries(start_service: Callable[..., Service], tmp_path: Any) -> None:
+    service = start_service(store=tmp_path, min_tokens=1)
     service.push_bytes(msgspec.msgpack.encode(good_frame()))
+    body = msgspec.msgpack.encode(good_part())
+    service.client.post("/v1/traces", content=body, headers={"content-type": TRACE_CONTENT_TYPE})
     statuses = fuzz_queries(service, EXAMPLES)
     assert statuses[200] > 10
+
+
+@pytest.mark.parametrize("number", [2**53, 2**63 - 1, 2**63, 2**64, 10**30, -1])
+def test_numbers_that_are_too_large(
+    start_service: Callable[..., Service], tmp_path: Any, number: int
+) -> None:
+    """Every integer that a route takes, at the ends of what computers call integers."""
+    service = start_service(store=tmp_path)
+    tried = 0
+    for path, item in service.get("/openapi.json")["paths"].items():
+        for parameter in item.get("get", {}).get("parameters", []):
+            if parameter["in"] == "query" and "integer" in json.dumps(parameter["schema"]):
+                params = {"layer": 0, "expert": 0, parameter["name"]: number}
+                answer = service.client.get(re.sub(r"\{[^}]*\}", "x", path), params=params)
+                assert answer.status_code < 500, (path, params)
+                tried += 1
+    assert tried > 15
 
 
 def test_many_senders_of_nonsense_at_once_leave_the_service_answering(service: Service) -> None:

@@ -31,7 +31,11 @@ def counts_of(dp_rank: int, second: int) -> list[int]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The file of a store that was closed in order."""
-    folder = tmp_path_factory.mktemp("whole")
+    return whole_store(tmp_path_factory.mktemp("whole"))
+
+
+def whole_store(folder: Path) -> bytes:
+    """Likewise, made in this folder."""
     store = SqliteStore(folder, Retention())
     accounts = {rank: Account(8) for rank in range(RANKS)}
     for second in range(SECONDS):
@@ -93,6 +97,12 @@ def test_a_damaged_file_is_survived(tmp_path: Path, whole: bytes, seed: int) -> 
 
 
 def damage(folder: Path, whole: bytes, seed: int) -> tuple[int, int]:
+    """Damage a file and open the store: accounts and traces that were kept."""
+    break_file(folder, whole, seed)
+    return check(folder)
+
+
+def break_file(folder: Path, whole: bytes, seed: int) -> None:
     rng = random.Random(seed)
     if seed % 3 == 0:
         broken = flip(whole, [rng.randrange(len(whole) * 8) for _ in range(rng.choice((1, 1, 8, 100)))])
@@ -102,7 +112,6 @@ def damage(folder: Path, whole: bytes, seed: int) -> tuple[int, int]:
         page = rng.randrange(len(whole) // 4096) * 4096
         broken = whole[:page] + rng.randbytes(4096) + whole[page + 4096 :]
     (folder / FILE).write_bytes(broken)
-    return check(folder)
 
 
 def test_what_was_lost_is_said_and_the_damaged_file_is_kept(

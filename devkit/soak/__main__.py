@@ -1,0 +1,79 @@
+"""Run the gates that take long: ``python -m devkit.soak``, or ``make soak``.
+
+Prints a table and writes it into docs/gates.md, whose rows of gates that were not run stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Final
+
+from devkit.soak import bad_input, faults, load
+from devkit.soak.document import write
+from devkit.soak.gate import Gate, Options, Outcome
+
+GATES: Final = (
+    Gate(
+        "load",
+        "0 lost, ingest p99 <= 50 ms, scrape p99 <= 250 ms, memory <= +1 MiB/min",
+        load.load,
+    ),
+    Gate("ranks", "256 ranks at 1 Hz: half a core, 500 MiB", load.large),
+    Gate("kill", "50 x kill -9: nothing lost or doubled, ready in 5 s", faults.kills),
+    Gate("damage", "100 damaged files: starts, says what is lost, ready in 5 s", faults.damage),
+    Gate("disk-full", "says so, serves on, recovers", faults.full_disk),
+    Gate("shutdown", "ends within 5 s under load, nothing lost", faults.shutdown),
+    Gate("slow-clients", "an honest scrape within 1 s among 500 half-open connections", faults.slow_clients),
+    Gate(
+        "bad-input",
+        ">= 10,000 cases: no 500, bounded memory, every refusal names its field",
+        bad_input.generated,
+    ),
+    Gate("openapi", "schemathesis finds nothing", bad_input.schema),
+    Gate("decoder", "atheris finds nothing", bad_input.decoder),
+)
+
+
+def main() -> int:
+    """Run gates; 1 if one fell short."""
+    parser = argparse.ArgumentParser(
+        prog="devkit.soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    names = ", ".join(gate.name for gate in GATES)
+    parser.add_argument("gates", nargs="*", help=f"which ones, all if absent: {names}")
+    parser.add_argument("--seconds", type=float, default=600.0, help="length of the gate of load [600]")
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything, and nothing is written")
+    arguments = parser.parse_args()
+    unknown = set(arguments.gates) - {gate.name for gate in GATES}
+    if unknown:
+        parser.error(f"no such gate: {', '.join(sorted(unknown))}; there are {names}")
+    seconds = min(arguments.seconds, 30.0) if arguments.quick else arguments.seconds
+    outcomes: list[tuple[Gate, Outcome]] = []
+    with tempfile.TemporaryDirectory(prefix="moescope-soak-") as folder:
+        for gate in GATES:
+            if arguments.gates and gate.name not in arguments.gates:
+                continue
+            place = Path(folder) / gate.name
+            place.mkdir()
+            print(f"== {gate.name}: {gate.ask}", flush=True)
+            began = time.monotonic()
+            try:
+                outcome = gate.run(Options(seconds, arguments.quick, place))
+            except Exception as error:  # noqa: BLE001 one gate's failure is its outcome
+                traceback.print_exc()
+                outcome = Outcome(False, f"failed: {error!r}"[:500])
+            verdict = "reached" if outcome.passed else "NOT REACHED"
+            print(f"   {verdict} ({time.monotonic() - began:.0f} s): {outcome.figures}", flush=True)
+            outcomes.append((gate, outcome))
+    if not arguments.quick:
+        write(outcomes)
+    return 0 if all(outcome.passed for _, outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""What a gate is, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How long and how hard.
+
+    Attributes:
+        seconds: of the gate of load; the others' lengths follow from ``quick``.
+        quick: a tenth of everything, to see that it works.
+        folder: where gates may write.
+    """
+
+    seconds: float
+    quick: bool
+    folder: Path
+
+    def cases(self, count: int) -> int:
+        """So many, or a tenth."""
+        return max(1, count // 10) if self.quick else count
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A gate's figures in words, and whether they reach what it asks for."""
+
+    passed: bool
+    figures: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """``ask`` is the figure to reach; ``run`` raises AssertionError when something is plainly wrong."""
+
+    name: str
+    ask: str
+    run: Callable[[Options], Outcome]
