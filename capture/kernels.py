@@ -72,24 +72,37 @@ def _count_rows(  # type: ignore[no-untyped-def]
     slots = rows * top_k
     contiguous = (row_stride == top_k) & (column_stride == 1)
     mixed = phase == _MIXED
+    first, stride = tl.program_id(0).to(tl.int64) * BLOCK, tl.num_programs(0).to(tl.int64) * BLOCK
     if BINS > 0:
         histogram = tl.zeros([BINS], dtype=tl.int32)
         decode = tl.zeros([BINS], dtype=tl.int32)
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    for start in range(first, slots, tl.num_programs(0).to(tl.int64) * BLOCK):
-        slot = start + tl.arange(0, BLOCK).to(tl.int64)
-        offsets = slot
-        if not contiguous:
-            offsets = (slot // top_k) * row_stride + (slot % top_k) * column_stride
-        expert = tl.load(ids + offsets, mask=slot < slots, other=0).to(tl.int64)
-        counted = (slot < slots) & (expert >= 0) & (expert < num_experts)
-        if BINS > 0:
-            one = tl.where(counted, expert, 0).to(tl.int32)
-            histogram += tl.histogram(one, BINS, mask=counted)
-            if mixed:
+        if mixed:
+            for start in range(first, slots, stride):
+                slot = start + tl.arange(0, BLOCK).to(tl.int64)
+                offsets = (slot // top_k) * row_stride + (slot % top_k) * column_stride
+                expert = tl.load(ids + offsets, mask=slot < slots, other=0).to(tl.int64)
+                counted = (slot < slots) & (expert >= 0) & (expert < num_experts)
+                one = tl.where(counted, expert, 0).to(tl.int32)
                 of = tl.load(phases + first_token + slot // top_k, mask=counted, other=0)
+                histogram += tl.histogram(one, BINS, mask=counted)
                 decode += tl.histogram(one, BINS, mask=counted & (of == _DECODE))
         else:
+            for start in range(first, slots, stride):
+                slot = start + tl.arange(0, BLOCK).to(tl.int64)
+                offsets = slot
+                if not contiguous:
+                    offsets = (slot // top_k) * row_stride + (slot % top_k) * column_stride
+                expert = tl.load(ids + offsets, mask=slot < slots, other=0).to(tl.int64)
+                counted = (slot < slots) & (expert >= 0) & (expert < num_experts)
+                one = tl.where(counted, expert, 0).to(tl.int32)
+                histogram += tl.histogram(one, BINS, mask=counted)
+            decode = histogram * phase.to(tl.int32)
+    else:
+        for start in range(first, slots, stride):
+            slot = start + tl.arange(0, BLOCK).to(tl.int64)
+            offsets = (slot // top_k) * row_stride + (slot % top_k) * column_stride
+            expert = tl.load(ids + offsets, mask=slot < slots, other=0).to(tl.int64)
+            counted = (slot < slots) & (expert >= 0) & (expert < num_experts)
             half = tl.full([BLOCK], 0, tl.int64) + phase
             if mixed:
                 half = tl.load(phases + first_token + slot // top_k, mask=counted, other=0).to(tl.int64)
@@ -100,8 +113,6 @@ def _count_rows(  # type: ignore[no-untyped-def]
                 tl.atomic_add(loads + rank, ones.to(tl.int32), mask=counted, sem="relaxed")
     if BINS > 0:
         bins = tl.arange(0, BINS)
-        if not mixed:
-            decode = histogram * phase.to(tl.int32)
         prefill = histogram - decode
         tl.atomic_add(counts + bins, prefill.to(tl.int64), mask=prefill > 0, sem="relaxed")
         tl.atomic_add(counts + num_counts + bins, decode.to(tl.int64), mask=decode > 0, sem="relaxed")
