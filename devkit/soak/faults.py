@@ -63,11 +63,11 @@ def damage(options: Options) -> Outcome:
 
 
 def full_disk(options: Options) -> Outcome:
-    """A file system of 6 MiB that fills up under the service, then gets room."""
+    """A file system of 12 MiB that fills up under the service, then gets room."""
     disk = options.folder / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if mounted.returncode:
         return Outcome(False, "not run: this user may not mount a file system; a test does it with a limit")
@@ -83,7 +83,7 @@ def _fill(options: Options, disk: Path) -> Outcome:
     with serving(options.folder, store=store) as service, httpx.Client(base_url=service.url) as client:
         assert _post(client, rank) == 200
         with suppress(OSError):
-            ballast.write_bytes(b"x" * (16 << 20))
+            ballast.write_bytes(b"x" * (32 << 20))
         statuses = [_post(client, rank) for _ in range(200)]
         assert statuses[-1] == 503, "the disk did not fill up"
         assert client.get("/metrics").status_code == 200

@@ -33,6 +33,7 @@ from moescope.service.store.records import (
     WorkerTrace,
 )
 from moescope.service.store.rescue import is_damage, mend, readable
+from moescope.service.store.reserve import BYTES, give_up, set_aside
 from moescope.service.store.retention import Retention, keep
 from moescope.service.store.schema import migrate
 from moescope.service.store.segments import SegmentWriter
@@ -40,6 +41,7 @@ from moescope.service.store.segments import SegmentWriter
 FILE: Final = "moescope.sqlite"
 _FINEST_MS: Final = 1000
 _READERS: Final = 8
+_NO_SPACE: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
 _TRIES: Final = 8  # snapshots that are looked at when the nearest one is damaged
 
 _LOST: Final = (
@@ -70,14 +72,12 @@ class SqliteStore:
         except OSError as error:
             raise StoreError(f"{folder} can't be used as a store: {error.strerror or error}") from error
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(_READERS)
-        self._writer = self._mend_and_connect()
         try:
-            with _failures(self._path):
-                _prepare(self._writer)
-                migrate(self._writer, str(self._path))
-        except StoreError:
-            self.close()
+            self._writer = self._open()
+        except BaseException:
+            os.close(self._lock)
             raise
+        set_aside(folder)
 
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these or none."""
@@ -162,6 +162,7 @@ class SqliteStore:
         """Roll up and remove what is due."""
         with _failures(self._path):
             keep(self._writer, self._retention, _ms(now), self._nbytes)
+        set_aside(self._path.parent)
 
     def usage(self) -> Usage:
         """What is held."""
@@ -179,15 +180,28 @@ class SqliteStore:
             os.close(self._lock)
             self._lock = None
 
-    def _mend_and_connect(self) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
+        """The writing connection; on a full disk with what was kept for this."""
         try:
-            with _failures(self._path):
-                mend(self._path)
-                return _connect(self._path)
-        except BaseException:
-            assert self._lock is not None
-            os.close(self._lock)
-            raise
+            return self._mend_and_connect()
+        except StoreError as error:
+            code = getattr(error.__cause__, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+            if code not in _NO_SPACE or not give_up(self._path.parent):
+                raise
+            _log.error("%s; its reserve of %d bytes is given up", error, BYTES)
+            return self._mend_and_connect()
+
+    def _mend_and_connect(self) -> sqlite3.Connection:
+        with _failures(self._path):
+            mend(self._path)
+            writer = _connect(self._path)
+            try:
+                _prepare(writer)
+                migrate(writer, str(self._path))
+            except BaseException:
+                writer.close()
+                raise
+            return writer
 
     def _post(self, posting: Posting) -> None:
         at_ms = _ms(posting.at)

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,11 @@ def open_service(
     """A running service, and what ends it."""
     chosen = Settings(port=0, **settings)
     listener = listen(chosen)
-    opened = open_writer(chosen, use_clock)
-    writer = opened.__enter__()
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(listener)
+        writer = stack.enter_context(open_writer(chosen, use_clock))
         server = make_server(create_app(chosen, use_clock, writer))
-    except BaseException:
-        listener.close()
-        opened.__exit__(None, None, None)
-        raise
+        opened = stack.pop_all()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     client = httpx.Client(base_url=address_of(listener), timeout=10)
@@ -104,8 +102,7 @@ def open_service(
         client.close()
         server.should_exit = True
         thread.join(10)
-        listener.close()
-        opened.__exit__(None, None, None)
+        opened.close()
         assert not thread.is_alive()
 
     deadline = time.monotonic() + 10

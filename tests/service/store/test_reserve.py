@@ -1,0 +1,45 @@
+"""The space that is kept for a start on a full disk; `make soak` starts on one that is really full."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from moescope.service.store import sqlite
+from moescope.service.store.records import StoreError
+from moescope.service.store.reserve import BYTES, NAME
+from moescope.service.store.retention import Retention
+
+
+def test_the_reserve_is_given_up_for_a_start_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sqlite.SqliteStore(tmp_path, Retention()).close()
+    reserve = tmp_path / NAME
+    assert reserve.stat().st_blocks * 512 >= BYTES, "it must take the space, not only name it"
+    prepare = sqlite._prepare
+
+    def full_while_reserved(writer: sqlite3.Connection) -> None:
+        if reserve.exists():
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        prepare(writer)
+
+    monkeypatch.setattr(sqlite, "_prepare", full_while_reserved)
+    store = sqlite.SqliteStore(tmp_path, Retention())
+    store.maintain(0)
+    assert reserve.exists()
+    store.close()
+
+
+def test_another_fault_keeps_it(tmp_path: Path) -> None:
+    sqlite.SqliteStore(tmp_path, Retention()).close()
+    with sqlite3.connect(tmp_path / sqlite.FILE) as connection:
+        connection.execute("PRAGMA user_version = 999")
+    connection.close()
+    with pytest.raises(StoreError, match="schema 999"):
+        sqlite.SqliteStore(tmp_path, Retention())
+    assert (tmp_path / NAME).exists()
