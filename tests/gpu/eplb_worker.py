@@ -14,6 +14,7 @@ class EplbWorker(RoutingWorker):  # type: ignore[misc]
     """Writes a line for each change of the map, and whether it is settled, to a file in ``PASS_FOLDER``."""
 
     _noted: list[Any] | None = None
+    _log: Any = None
 
     def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
         result = super().compile_or_warm_up_model(*args, **kwargs)
@@ -34,6 +35,8 @@ class EplbWorker(RoutingWorker):  # type: ignore[misc]
         return result
 
     def _note(self) -> None:
+        if self._log is None:  # runner V2 warms up with whole steps
+            return
         [state] = self.model_runner.eplb_state.model_states.values()
         latest = [bool(state.rebalanced), state.physical_to_logical_map.tolist()]
         if latest != self._noted:
