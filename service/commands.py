@@ -19,6 +19,7 @@ from moescope.service.client import ServiceUnavailableError, get_json
 from moescope.service.drift_commands import DRIFT_HELP, baseline_commands, drift
 from moescope.service.logs import set_up_logging
 from moescope.service.operation_commands import add_operations
+from moescope.service.report_command import REPORT_HELP, report
 from moescope.service.settings import LogFormat, LogLevel, MetricsLevel, SettingsError, load_settings
 from moescope.service.simulate_command import SIMULATE_HELP, simulate
 from moescope.service.tables import balance_tables, ranks_table, stragglers_tables
@@ -93,6 +94,7 @@ def command_line() -> typer.Typer:
     app.command(help=ADVISE_HELP)(advise)
     app.command(help=DRIFT_HELP)(drift)
     app.add_typer(baseline_commands(), name="baseline")
+    app.command(help=REPORT_HELP)(report)
     app.command(help=SIMULATE_HELP)(simulate)
     app.add_typer(trace_commands(), name="traces")
     add_operations(app)

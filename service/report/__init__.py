@@ -1,0 +1,1 @@
+"""A window of a running service as one self-contained page: ``moescope report``."""

@@ -1,0 +1,68 @@
+"""What a report tells of, as the service's API answers it."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from moescope.service.client import ServiceUnavailableError, get_json
+
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_POINTS: Final = 120
+_TIMEOUT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Answers of the API for one deployment and window.
+
+    Attributes:
+        since_s: length of the window, seconds; it ends at ``at``, seconds of Unix time.
+        balance: of /v1/balance.
+        trend: of /v1/trend.
+        ranks: the deployment's entry of /v1/ranks.
+        stragglers: of /v1/stragglers.
+    """
+
+    since_s: float
+    at: float
+    balance: dict[str, Any]
+    trend: dict[str, Any]
+    ranks: dict[str, Any]
+    stragglers: dict[str, Any]
+
+
+def parse_since(text: str) -> float:
+    """A length such as ``90s``, ``15m``, ``1h`` or ``7d`` in seconds.
+
+    Raises:
+        ValueError: it is none, or shorter than 2 s.
+    """
+    found = re.fullmatch(r"-?(\d+(?:\.\d+)?)([smhd])", text.strip())
+    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if not 2 <= seconds <= 366 * 86400:
+        raise ValueError(f"{text!r} is no length of a window: give one such as 90s, 15m, 1h or 7d")
+    return seconds
+
+
+def gather(url: str, since_s: float, server: str | None, model: str | None) -> Facts:
+    """Ask the service at ``url``.
+
+    Raises:
+        ServiceUnavailableError: no service there, or it answers with a problem.
+    """
+    start = f"-{since_s:g}s"
+
+    def ask(path: str, **more: str | None) -> dict[str, Any]:
+        return get_json(url, path, {"server": server, "model": model, **more}, _TIMEOUT_S)
+
+    balance = ask("/v1/balance", start=start)
+    step = max(1.0, since_s / _POINTS)
+    trend = ask("/v1/trend", step=f"{step:g}", points=str(max(2, int(since_s / step))))
+    deployments = [item for item in ask("/v1/ranks")["deployments"] if item["server"] == balance["server"]]
+    mine = [item for item in deployments if item["model"] == balance["model"]]
+    if not mine:
+        raise ServiceUnavailableError(f"{balance['server']} {balance['model']} left while it was asked about")
+    return Facts(since_s, time.time(), balance, trend, mine[0], ask("/v1/stragglers", start=start))

@@ -1,0 +1,20 @@
+"""The sections of a report, in their order. A new one is a module with ``section`` and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from moescope.service.report.facts import Facts
+from moescope.service.report.markup import Section
+from moescope.service.report.sections import experts, ranks, stragglers, summary, time, worst_layers
+
+SECTIONS: Final[tuple[Callable[[Facts], Section | None], ...]] = (
+    summary.section,
+    time.section,
+    worst_layers.section,
+    experts.section,
+    ranks.section,
+    stragglers.section,
+)
+"""Each gives its section, or None where there is nothing to say."""

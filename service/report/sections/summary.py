@@ -1,0 +1,43 @@
+"""What the window was, and its numbers in large."""
+
+from __future__ import annotations
+
+from moescope.service.report.facts import Facts
+from moescope.service.report.markup import Section, number, percent, tiles
+
+
+def section(facts: Facts) -> Section:
+    """Tokens, imbalance, straggler cost, and who is missing."""
+    over_ranks = facts.balance["summary"]["over_ep_ranks"]
+    over_experts = facts.balance["summary"]["over_experts"]
+    missing = facts.balance["missing_dp_ranks"]
+    cost = facts.stragglers["straggler_cost"]
+    items = [
+        ("Tokens", f"{facts.balance['tokens']:,}", f"{len(facts.balance['dp_ranks'])} DP ranks"),
+        (
+            "Imbalance over EP ranks",
+            number(over_ranks["ratio_of_sums"]),
+            f"max / mean, sum over layers; worst {number(over_ranks['worst'])} in layer "
+            f"{_layer(over_ranks['worst_layer'])}",
+        ),
+        (
+            "Straggler cost",
+            percent(cost),
+            "of the MoE time is waiting for the busiest EP rank, from single steps"
+            if cost is not None
+            else "no single steps were joined",
+        ),
+        (
+            "MaxVio over experts",
+            number(over_experts["ratio_of_sums"]),
+            f"worst {number(over_experts['worst'])} in layer {_layer(over_experts['worst_layer'])}",
+        ),
+    ]
+    note = f"DP ranks that did not report: {', '.join(map(str, missing))}." if missing else ""
+    if facts.balance["window"]["truncated"]:
+        note += " The window began before what is remembered, so that it is shorter than asked for."
+    return Section("Summary", note, tiles(items))
+
+
+def _layer(layer: int | None) -> str:
+    return "-" if layer is None else str(layer)

@@ -1,0 +1,116 @@
+"""The report of a window: self-contained, its numbers the API's, nothing from outside as markup."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moescope.service.report.document import document
+from moescope.service.report.facts import gather, parse_since
+from moescope.service.report.heatmap import DIVERGING, deviation, png
+from moescope.service.report.lines import Line, chart
+from tests.service.conftest import Service
+from tests.service.frames import frame, halves, producer
+
+
+def push(service: Service, model: str = "tiny") -> None:
+    """Two DP ranks; EP rank 0 holds experts 0 and 1 of four."""
+    for second in range(1, 4):
+        for rank, tokens in ((0, 300), (1, 100)):
+            who = producer(dp_rank=rank, dp_size=2, ep_rank=rank, ep_size=2, model=model)
+            counts = [tokens * second, tokens * second // 2, tokens * second // 2, 0]
+            made = frame(
+                {1: counts, 3: counts},
+                seq=second,
+                who=who,
+                placement=halves(4, layers=2),
+                after_s=90 + second,
+            )
+            assert service.push(made).status_code == 200
+        service.clock.now += 5
+
+
+def test_a_report_says_what_the_api_says(service: Service) -> None:
+    push(service)
+    page = document(gather(service.url, 3600, None, None))
+    balance = service.get("/v1/balance", start="-1h")
+    assert f"<dd>{balance['tokens']:,}</dd>" in page
+    assert f"<dd>{balance['summary']['over_ep_ranks']['ratio_of_sums']:.2f}</dd>" in page
+    assert re.findall(r"<h2>(.*?)</h2>", page) == [
+        "Summary", "Balance over time", "Worst layers", "Experts", "DP ranks",
+    ]  # fmt: skip
+    assert page.count("data:image/png;base64,") == 2
+    assert "DP rank 1" in page
+
+
+def test_a_report_needs_nothing_else(service: Service) -> None:
+    push(service)
+    page = document(gather(service.url, 3600, None, None))
+    assert "http" not in page.replace("http-equiv", "")
+    assert not re.search(r"<script|<link|@import|url\(", page)
+    assert "prefers-color-scheme:dark" in page
+
+
+def test_names_are_no_markup(service: Service) -> None:
+    push(service, model="<script>alert(1)</script>")
+    page = document(gather(service.url, 3600, None, None))
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script" not in page
+
+
+def test_the_command_writes_a_file_or_says_why_not(service: Service, tmp_path: Path) -> None:
+    push(service)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "moescope.service", "report", "--url", service.url, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    done = run("--since", "10m", "-o", str(tmp_path / "r.html"))
+    assert done.returncode == 0, done.stderr
+    assert "tokens of tiny" in done.stdout
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    failed = run("--since", "soon")
+    assert failed.returncode == 2
+    assert "give one such as 90s" in failed.stderr
+
+
+@pytest.mark.parametrize(("given", "expected"), [("90s", 90), ("15m", 900), ("1.5h", 5400), ("-7d", 604800)])
+def test_lengths(given: str, expected: float) -> None:
+    assert parse_since(given) == expected
+
+
+@pytest.mark.parametrize("bad", ["", "1", "h", "1s", "999d", "nan", "1h30m"])
+def test_bad_lengths(bad: str) -> None:
+    with pytest.raises(ValueError, match="no length of a window"):
+        parse_since(bad)
+
+
+def test_a_picture_has_the_cells_it_was_given() -> None:
+    cells = np.array([[0, 255, 128], [1, 2, 3]], np.uint8)
+    data = png(cells, DIVERGING["light"])
+    at = data.index(b"IDAT") + 4
+    size = int.from_bytes(data[at - 8 : at - 4], "big")
+    rows = np.frombuffer(zlib.decompress(data[at : at + size]), np.uint8).reshape(2, 4)
+    np.testing.assert_array_equal(rows[:, 1:], cells)
+    palette = data[data.index(b"PLTE") + 4 :][: 3 * 256]
+    assert (palette[:3].hex(), palette[-3:].hex()) == ("123f73", "7a3503")
+    assert base64.b64encode(data).startswith(b"iVBOR")
+
+
+def test_deviation_from_fair_share() -> None:
+    np.testing.assert_allclose(deviation([0, 1, 7]), [0, 0.5 + np.log2(3 / 8) / 6, 0.5 + np.log2(21 / 8) / 6])
+    np.testing.assert_allclose(deviation([0, 0]), 0.5)
+
+
+def test_lines_have_gaps() -> None:
+    drawn = chart([0, 10, 20, 30], [Line("a", [1, None, 2, 3])], "of a")
+    [path] = re.findall(r'<path class="line c0" d="(.*?)"', drawn)
+    assert path.count("M") == 2
+    assert "No sample" in chart([0, 10], [Line("a", [None, None])], "of a")
