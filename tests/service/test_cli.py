@@ -84,6 +84,37 @@ def test_serve_ends_cleanly_when_asked_to_with_a_client_connected(
     assert "Traceback" not in errors
 
 
+def test_a_hang_up_reads_files_again_and_ends_nothing(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("the-first-token-of-all")
+    process = start("serve", "--port", "0", "--token-file", str(path))
+    url = _url_of(process)
+    _wait_until_it_answers(url)
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr is not None
+    assert any("read 1 tokens: token_file" in process.stderr.readline() for _ in range(4))
+    headers = {"authorization": "Bearer the-first-token-of-all"}
+    assert httpx.get(f"{url}/v1/ranks", headers=headers).status_code == 200
+    assert httpx.get(f"{url}/v1/ranks").status_code == 401
+
+
+def test_the_commands_send_the_token_of_the_environment(
+    start_service: Callable[..., Service], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = start_service(token="the-only-token-there-is", min_tokens=1)
+    service.push(frame({0: [200, 200]}), authorization="Bearer the-only-token-there-is")
+    done = _run("ranks", "--url", service.url)
+    assert (done.returncode, "MOESCOPE_TOKEN_FILE" in done.stderr) == (2, True)
+    path = tmp_path / "token"
+    path.write_text("the-only-token-there-is\n")
+    monkeypatch.setenv("MOESCOPE_TOKEN_FILE", str(path))
+    assert "tiny on prod" in _run("ranks", "--url", service.url).stdout
+    monkeypatch.setenv("MOESCOPE_TOKEN_FILE", str(tmp_path / "none"))
+    done = _run("ranks", "--url", service.url)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "can't be read" in done.stderr
+
+
 def test_the_log_can_be_json(start: Start) -> None:
     process = start("serve", "--port", "0", "--log-format", "json")
     assert process.stderr is not None
