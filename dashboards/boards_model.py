@@ -24,6 +24,22 @@ from moescope.dashboards.spec import (
 _TO_LAYER: Final = "/d/moescope-layer?var-layer=${__data.fields.layer}&${__all_variables}&${__url_time_range}"
 _RANKS: Final = f'{MODEL},dp_rank=~"$rank"'
 
+_PHASE: Final = "DP {{dp_rank}} {{phase}}"
+
+
+def _cost(of: str, by: str) -> str:
+    """Straggler cost from the sums of joined steps; nothing while idle."""
+    mean, top = (rate(f"moescope_{of}straggler_{part}_slots_total", MODEL, by) for part in ("mean", "max"))
+    return f"1 - {mean} / ({top} > 0)"
+
+
+_COST: Final = _cost("", "server")
+_LAYER_COST: Final = _cost("layer_", "layer")
+_HOT: Final = "moescope_straggler_hottest_layer_steps_total"
+_HOTTEST: Final = (
+    f"{rate(_HOT, MODEL, 'server, ep_rank')} / on (server) group_left () ({rate(_HOT, MODEL, 'server')} > 0)"
+)
+
 MODEL_BOARD: Final = Board(
     "moescope-model",
     "moescope / Model",
@@ -101,6 +117,65 @@ MODEL_BOARD: Final = Board(
                             "DP {{dp_rank}} dummy",
                         ),
                     ),
+                ),
+            ),
+        ),
+        Row(
+            "Prefill and decode",
+            (
+                Panel(
+                    "timeseries",
+                    "Tokens per second by phase",
+                    "Tokens of prompts (prefill) and of what follows them (decode), of each DP rank.",
+                    (Query(rate("moescope_phase_tokens_total", _RANKS, "dp_rank, phase"), _PHASE),),
+                ),
+                Panel(
+                    "timeseries",
+                    "Steps per second by phase",
+                    "Steps of each DP rank with tokens of one phase only, or of both (mixed).",
+                    (Query(rate("moescope_phase_steps_total", _RANKS, "dp_rank, phase"), _PHASE),),
+                ),
+            ),
+        ),
+        Row(
+            "Stragglers, step by step",
+            (
+                Panel(
+                    "timeseries",
+                    "Straggler cost",
+                    "Share of MoE work time that an average EP rank waits for the busiest: from single "
+                    "steps, and from sums over the window, out of which changing hot ranks average.",
+                    (
+                        Query(_COST, "from steps"),
+                        Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL, 'server')}", "from sums"),
+                    ),
+                    "percentunit",
+                ),
+                Panel(
+                    "timeseries",
+                    "Which EP rank is the hottest",
+                    "Share of (layer, step) pairs in which each EP rank had the most slots.",
+                    (Query(_HOTTEST, "EP {{ep_rank}}"),),
+                    "percentunit",
+                ),
+                Panel(
+                    "timeseries",
+                    "Steps joined per second",
+                    "Steps of which the loads of all ranks are known, and those that were given up.",
+                    (
+                        Query(rate("moescope_straggler_joined_steps_total", MODEL, "server"), "joined"),
+                        Query(
+                            rate("moescope_straggler_incomplete_steps_total", MODEL, "server"), "incomplete"
+                        ),
+                    ),
+                ),
+                Panel(
+                    "timeseries",
+                    "Straggler cost by layer",
+                    "Share of the layer's work time that an average EP rank waits for the busiest, from "
+                    "single steps.",
+                    (Query(_LAYER_COST, "{{layer}}"),),
+                    "percentunit",
                 ),
             ),
         ),

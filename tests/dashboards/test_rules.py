@@ -183,6 +183,16 @@ ALERTS: dict[str, tuple[Series, Series]] = {
         {f"moescope_missing_dp_ranks{_M}}}": "2+0x90"},
         {f"moescope_missing_dp_ranks{_M}}}": "2+0x10 0+0x80"},
     ),
+    "MoescopeStepsNotJoined": (
+        {
+            f'moescope_straggler_incomplete_steps_total{_M},pp_rank="0"}}': "0+10x90",
+            f'moescope_straggler_joined_steps_total{_M},pp_rank="0"}}': "0+90x90",
+        },
+        {
+            f'moescope_straggler_incomplete_steps_total{_M},pp_rank="0"}}': "0+1x90",
+            f'moescope_straggler_joined_steps_total{_M},pp_rank="0"}}': "0+99x90",
+        },
+    ),
     "MoescopeProducerDrops": (
         {f'moescope_producer_drops_total{_M},dp_rank="0",reason="sends_failed"}}': "0+2x90"},
         {f'moescope_producer_drops_total{_M},dp_rank="0",reason="snapshots_put_off"}}': "0+50x90"},
@@ -316,3 +326,32 @@ def test_idle_has_no_balance(tmp_path: Path) -> None:
     series |= {f'moescope_ep_rank_slots_total{_M},ep_rank="{rank}"}}': "5+0x90" for rank in (0, 1)}
     names = ("model:moescope_ep_imbalance:ratio_rate5m", "ep_rank:moescope_hottest:bool_rate5m")
     check(tmp_path, [{"series": series, "at": "60m", "expect": {name: {} for name in names}}])
+
+
+def test_recorded_straggler_cost_adds_up_over_services(tmp_path: Path) -> None:
+    """One service has joined steps that cost half, the other ones that cost nothing, with fewer slots."""
+    series = {}
+    for instance, most, mean in (("a", 60, 30), ("b", 20, 20)):
+        labels = f'{_M},instance="{instance}"'
+        series |= {
+            f"moescope_straggler_max_slots_total{labels}}}": f"0+{most}x90",
+            f"moescope_straggler_mean_slots_total{labels}}}": f"0+{mean}x90",
+            f'moescope_layer_straggler_max_slots_total{labels},layer="0"}}': f"0+{most}x90",
+            f'moescope_layer_straggler_mean_slots_total{labels},layer="0"}}': f"0+{mean}x90",
+            f'moescope_straggler_hottest_layer_steps_total{labels},ep_rank="0"}}': "0+30x90",
+            f'moescope_straggler_hottest_layer_steps_total{labels},ep_rank="1"}}': "0+10x90",
+            f'moescope_straggler_incomplete_steps_total{labels},pp_rank="0"}}': "0+1x90",
+            f'moescope_straggler_joined_steps_total{labels},pp_rank="0"}}': "0+9x90",
+            f'moescope_phase_tokens_total{labels},dp_rank="0",phase="decode"}}': "0+60x90",
+        }
+    expect = {
+        "round(model:moescope_straggler_cost:ratio_rate5m, 0.001)": {f"{_M}}}": 0.375},
+        "round(layer:moescope_straggler_cost:ratio_rate5m, 0.001)": {f'{_M},layer="0"}}': 0.375},
+        "round(ep_rank:moescope_hottest_steps:ratio_rate5m, 0.001)": {
+            f'{_M},ep_rank="0"}}': 0.75,
+            f'{_M},ep_rank="1"}}': 0.25,
+        },
+        "round(model:moescope_incomplete_steps:ratio_rate5m, 0.001)": {f"{_M}}}": 0.1},
+        "round(model_phase:moescope_tokens:rate5m, 0.001)": {f'{_M},phase="decode"}}': 2},
+    }
+    check(tmp_path, [{"series": series, "at": "30m", "expect": expect}])
