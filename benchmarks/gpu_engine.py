@@ -36,7 +36,7 @@ class Set(NamedTuple):
 class Engine:
     """A vLLM engine in this process whose mode can be switched between steps."""
 
-    def __init__(self, shape: str, folder: Path, more_sets: int) -> None:
+    def __init__(self, shape: str, folder: Path, more_sets: int, references: bool) -> None:
         from vllm import LLM
 
         pretend_ep_ranks(EP_RANKS)
@@ -60,16 +60,17 @@ class Engine:
         worker = core.engine_core.model_executor.driver_worker.worker
         self._runner, self._session = worker.model_runner, worker._capture
         self._routers = self._session._binding._routers
-        self._callbacks = {mode: self._callbacks_of(mode) for mode in SETS}
+        modes = ("off", "moescope", "references") if references else tuple(SETS)
+        self._callbacks = {mode: self._callbacks_of(mode) for mode in modes}
         self._graphs: dict[Set, dict[Any, Any]] = {}
         self._fillers: list[Any] = []
         self._requests = 0
         for number in range(max(SETS.values())):
-            for mode in SETS:
-                if number < SETS[mode]:
+            for mode in modes:
+                if number < SETS.get(mode, SETS["off"]):
                     self._capture_graphs(Set(mode, number))
         for number in range(SETS["off"], SETS["off"] + more_sets):
-            for mode in ("off", "moescope"):
+            for mode in modes if references else ("off", "moescope"):
                 self._capture_graphs(Set(mode, number), only=MORE_OF)
 
     def _callbacks_of(self, mode: str) -> list[Any]:
@@ -78,13 +79,15 @@ class Engine:
             return [LayerCallback(i, self._session.capturer, None) for i in range(len(chained))]
         if mode == "vllm":
             return [callback.earlier for callback in chained]
+        if mode == "references":
+            return _keepers(len(chained))
         if mode == "hooks":
             return [_torch_hook(router) for router in self._routers]
         return [None] * len(chained)
 
     def sets(self, batch: int) -> list[Set]:
         """The sets of graphs that have graphs of their own for decode at this batch size."""
-        return [which for which in self._graphs if batch == MORE_OF or which.number < SETS[which.mode]]
+        return [which for which in self._graphs if batch == MORE_OF or which.number < SETS["off"]]
 
     def _capture_graphs(self, which: Set, only: int | None = None) -> None:
         """Capture a set; with `only` its decode graph of one size, the rest as in the first set."""
@@ -188,6 +191,18 @@ class Engine:
             "strategy": capturer.strategy,
             "disabled": capturer.disabled_reason,
         }
+
+
+def _keepers(layers: int) -> list[Callable[[torch.Tensor], None]]:
+    """Callbacks that keep the ids until the last layer's, as capture does, and do nothing with them."""
+    kept: list[torch.Tensor] = []
+
+    def keep(ids: torch.Tensor) -> None:
+        kept.append(ids)
+        if len(kept) == layers:
+            kept.clear()
+
+    return [keep] * layers
 
 
 def _torch_hook(router: Any) -> Callable[[torch.Tensor], None]:

@@ -15,7 +15,8 @@ own, parts of which are taken at random before, and a mode's 95 % interval is St
 those of "off", and not over rounds. A mode of one set has it over rounds.
 
 Modes: "moescope"; "vllm", its own `enable_return_routed_experts`; "hooks", a mask and a scatter_add in torch
-in every layer's callback, as peers do it. In "off" the worker is moescope's, without callbacks and marks.
+in every layer's callback, as peers do it; with `--references` also "references", callbacks that keep the ids
+until the last layer, and no more. In "off" the worker is moescope's, without callbacks and marks.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from benchmarks.gpu_engine import PREFILL_TOKENS, SETS, SHAPES, Engine, Set
+from benchmarks.gpu_engine import PREFILL_TOKENS, SHAPES, Engine, Set
 from devkit.frame_sink import FrameSink
 
 PROMPT: Final = 64
@@ -125,6 +126,11 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="qwen3")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of rounds")
     parser.add_argument("--more-sets", type=int, default=11, help="of graphs for batch 8, in each mode")
+    parser.add_argument(
+        "--references",
+        action="store_true",
+        help="batch 8 only: what keeping references to the ids costs alone",
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     sink = FrameSink()
@@ -132,7 +138,7 @@ def main() -> None:
     if importlib.util.find_spec("flashinfer") is None:
         os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(options.shape, Path(folder), options.more_sets)
+        engine = Engine(options.shape, Path(folder), options.more_sets, options.references)
         report: dict[str, Any] = {
             "shape": options.shape,
             "device": torch.cuda.get_device_name(0),
@@ -145,9 +151,10 @@ def main() -> None:
             Plan("decode, batch 1", 8, 20, 1, PROMPT),
             Plan("decode, batch 64", 5, 15, 64, PROMPT),
         ]
-        for plan in plans:
+        for plan in plans[:1] if options.references else plans:
             rounds = measure(engine, plan._replace(rounds=max(3, round(plan.rounds * options.scale))))
-            summary = {mode: summarise(rounds, mode) for mode in SETS}
+            modes = dict.fromkeys(which.mode for which in rounds[0])
+            summary = {mode: summarise(rounds, mode) for mode in modes}
             report["loads"][plan.name] = {"rounds": len(rounds), "modes": summary}
             _print_load(plan.name, len(rounds), summary)
             report |= {"memory": engine.memory_of_capture(), "capturer": engine.close()}
