@@ -53,13 +53,15 @@ def arriving(experts: np.ndarray, requests: int, at_once: int) -> Iterator[Trace
     length = len(experts) // requests
     for first in range(0, requests, at_once):
         group = range(first, min(first + at_once, requests))
-        traces = [Trace(n + 1, f"cmpl-r{n}-0-{n:08x}", [f"cmpl-r{n}", f"r{n}"], length, 0) for n in group]
+        traces = [
+            Trace(f"cmpl-r{n}-0-{n:08x}", [f"cmpl-r{n}", f"r{n}"], length, 0, number=n + 1) for n in group
+        ]
         for step in range(length):
             for n, trace in zip(group, traces, strict=True):
                 row = n * length + step
-                trace.add([(step, 1)], experts[row : row + 1].copy())
+                trace.add(step, experts[row : row + 1].copy(), step)
         for trace in traces:
-            trace.close("ended")
+            trace.close()
             yield trace
 
 

@@ -80,5 +80,7 @@ def merge_hits(one: bytes, other: bytes) -> bytes:
 
 def _bits(ids: ExpertArray, num_experts: int) -> bytes:
     taken = np.zeros(num_experts, bool)
-    taken[ids[ids != NO_EXPERT] if ids.dtype.itemsize == 2 else ids.reshape(-1)] = True
+    # As the index type: an index of bytes takes NumPy more than twice as long.
+    found = ids.reshape(-1).astype(np.intp)
+    taken[found[found != NO_EXPERT] if ids.dtype.itemsize == 2 else found] = True
     return np.packbits(taken, bitorder="little").tobytes()
