@@ -60,6 +60,7 @@ class ClickHouseStore:
         self._writer = uuid.uuid4().hex
         self._numbers = traces.Numbers()
         self._seen_ms = 0
+        self._seen: dict[tuple[Key, int], int] = {}
         self._rolled_up: dict[int, int] = {}
         _migrate(self._connection)
 
@@ -87,12 +88,12 @@ class ClickHouseStore:
 
     def accounts(self) -> Iterator[Posting]:
         """The newest posting of every producer, its epochs from whichever service knew them best."""
-        return self._merged("", {})
+        return self._merged("", {}, {})
 
     def news(self) -> list[Posting]:
         """Accounts that other services kept since the last call."""
         sql, since_ms = "WHERE writer != {me:String} AND at_ms > {since:Int64}", self._seen_ms
-        found = list(self._merged(sql, {"me": self._writer, "since": since_ms - _LATE_MS}))
+        found = list(self._merged(sql, {"me": self._writer, "since": since_ms - _LATE_MS}, self._seen))
         self._seen_ms = max([since_ms, *(round(item.at * 1000) for item in found)])
         return found
 
@@ -163,17 +164,26 @@ class ClickHouseStore:
             snapshots.append([*record.key, at_ms // 1000, at_ms, *version, encode_totals(state.totals)])
         return accounts, snapshots
 
-    def _merged(self, where: str, parameters: dict[str, object]) -> Iterator[Posting]:
-        """Postings from rows, of which a producer has one for each of its newest epochs."""
+    def _merged(
+        self, where: str, parameters: dict[str, object], seen: dict[tuple[Key, int], int]
+    ) -> Iterator[Posting]:
+        """Postings from rows, of which a producer has one for each of its newest epochs.
+
+        Rows that ``seen`` (producer and epoch to ``seq``) has are left out; the others are added to it.
+        """
         rows = self._connection.rows(
-            f"SELECT {', '.join(history.KEY)}, birth_ms, at_ms, account FROM account FINAL {where} "
-            f"ORDER BY {', '.join(history.KEY)}, epoch DESC LIMIT {_MAX_EPOCHS} BY {', '.join(history.KEY)}",
-            "ttiiiiib",
+            f"SELECT {', '.join(history.KEY)}, epoch, seq, birth_ms, at_ms, account "
+            f"FROM account FINAL {where} ORDER BY {', '.join(history.KEY)}, epoch DESC "
+            f"LIMIT {_MAX_EPOCHS} BY {', '.join(history.KEY)}",
+            "ttiiiiiiib",
             parameters,
         )
         merged: dict[Key, Posting] = {}
-        for *who, birth_ms, at_ms, blob in rows:
+        for *who, epoch, seq, birth_ms, at_ms, blob in rows:
             key: Key = (who[0], who[1], who[2], who[3], who[4])
+            if seen.get((key, epoch)) == seq:
+                continue
+            seen[key, epoch] = seq
             try:
                 account = decode_account(blob)
             except ValueError as error:

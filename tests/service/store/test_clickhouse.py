@@ -84,6 +84,9 @@ def test_news_is_what_others_kept(replicas: list[ClickHouseStore]) -> None:
     two.save([posting([6, 0, 0, 0], 6, dp_rank=1)])
     assert [item.key for item in one.news()] == [key(1)]
     assert [item.key for item in two.news()] == [key(0)]
+    assert one.news() == []
+    two.save([posting([8, 0, 0, 0], 7, dp_rank=1)])
+    assert slots(one.news()) == [8]
 
 
 def test_a_trace_whose_parts_came_to_two_services(replicas: list[ClickHouseStore]) -> None:
