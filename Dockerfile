@@ -5,11 +5,11 @@ COPY pyproject.toml README.md LICENSE ./
 COPY capture capture
 COPY service service
 COPY dashboards dashboards
-RUN pip wheel --no-cache-dir --wheel-dir /wheels '.[service]'
+RUN pip wheel --no-cache-dir --wheel-dir /wheels '.[service,clickhouse]'
 
 FROM python:3.12.11-slim-bookworm
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-index --find-links /wheels 'moescope[service]' \
+    pip install --no-cache-dir --no-index --find-links /wheels 'moescope[service,clickhouse]' \
     && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin moescope \
     && install -d -o moescope -g moescope /data
 USER 10001:10001
