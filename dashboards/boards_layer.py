@@ -113,6 +113,18 @@ LAYER_BOARD: Final = Board(
                         Query(most("moescope_layer_max_vio_ratio", LAYER, "server"), "MaxVio"),
                     ),
                 ),
+                Panel(
+                    "timeseries",
+                    "Drift",
+                    "Jensen-Shannon divergence of the experts' shares, bits, from the hour before and from "
+                    "each pinned baseline.",
+                    (
+                        Query(
+                            most("moescope_layer_drift_bits", LAYER, "baseline, phase"),
+                            "{{baseline}}, {{phase}}",
+                        ),
+                    ),
+                ),
             ),
         ),
     ),

@@ -39,6 +39,8 @@ _HOT: Final = "moescope_straggler_hottest_layer_steps_total"
 _HOTTEST: Final = (
     f"{rate(_HOT, MODEL, 'server, ep_rank')} / on (server) group_left () ({rate(_HOT, MODEL, 'server')} > 0)"
 )
+_BASE: Final = "baseline, phase"
+_BASE_NAME: Final = "{{baseline}}, {{phase}}"
 
 MODEL_BOARD: Final = Board(
     "moescope-model",
@@ -266,6 +268,34 @@ MODEL_BOARD: Final = Board(
                     height=12,
                     steps=((3, "orange"), (5, "red")),
                     axes=("layer", "expert"),
+                ),
+            ),
+        ),
+        Row(
+            "Drift",
+            (
+                Panel(
+                    "timeseries",
+                    "Drift of the median layer",
+                    "Jensen-Shannon divergence of the experts' shares, bits, from the hour before and from "
+                    "each pinned baseline, beside what sampling alone would show.",
+                    (
+                        Query(most("moescope_median_layer_drift_bits", MODEL, _BASE), _BASE_NAME),
+                        Query(
+                            most("moescope_drift_sampling_noise_bits", MODEL, _BASE),
+                            f"sampling: {_BASE_NAME}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "timeseries",
+                    "New dead and new hot experts",
+                    "Experts of all layers that lost every slot, or grew to 3 times a fair share, since the "
+                    "baseline. /v1/drift names them.",
+                    (
+                        Query(most("moescope_new_dead_experts", MODEL, _BASE), f"dead: {_BASE_NAME}"),
+                        Query(most("moescope_new_hot_experts", MODEL, _BASE), f"hot: {_BASE_NAME}"),
+                    ),
                 ),
             ),
         ),

@@ -149,6 +149,7 @@ class BaselineBook:
         """``kept``: names and contents of the store's documents; a damaged one is logged and left out."""
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str, str], Baseline] = {}
+        self._changes = 0
         for name, content in kept:
             try:
                 found = msgspec.msgpack.decode(content, type=Baseline)
@@ -157,6 +158,12 @@ class BaselineBook:
                 _log.warning("the baseline %s in the store can't be read and is left out: %s", name, error)
                 continue
             self._known[(found.server, found.model, found.name)] = found
+
+    @property
+    def changes(self) -> int:
+        """How often it was changed."""
+        with self._lock:
+            return self._changes
 
     def all(self) -> list[Baseline]:
         """Every one, by deployment and name."""
@@ -189,11 +196,13 @@ class BaselineBook:
         """Add it, in place of one of the same name."""
         with self._lock:
             self._known[(*baseline.deployment, baseline.name)] = baseline
+            self._changes += 1
 
     def remove(self, deployment: Deployment, name: str) -> None:
         """Remove it, if it is there."""
         with self._lock:
             self._known.pop((*deployment, name), None)
+            self._changes += 1
 
 
 def removal(deployment: Deployment, name: str) -> Document:

@@ -38,6 +38,7 @@ class Drifted:
 @dataclass(frozen=True, slots=True)
 class _Made:
     at: float
+    changes: int
     found: tuple[Drifted, ...]
 
 
@@ -53,11 +54,11 @@ class DriftWatch:
         self._busy: set[Deployment] = set()
 
     def latest(self, deployment: Deployment) -> tuple[Drifted, ...]:
-        """What is known, at most a minute and a scrape interval old."""
-        now = self._state.now()
+        """What is known, at most a minute and a scrape interval old; baselines a scrape interval."""
+        now, changes = self._state.now(), self._book.changes
         with self._lock:
             made = self._made.get(deployment)
-            due = made is None or not 0 <= now - made.at < REFRESH_S
+            due = made is None or made.changes != changes or not 0 <= now - made.at < REFRESH_S
             if not due or deployment in self._busy:
                 return () if made is None else made.found
             self._busy.add(deployment)
@@ -73,13 +74,13 @@ class DriftWatch:
             _log.exception("the drift of %s can't be computed", deployment)
 
     def _make(self, deployment: Deployment) -> tuple[Drifted, ...]:
-        now = self._state.now()
+        now, changes = self._state.now(), self._book.changes
         try:
             found = self._measure(deployment, now)
             known = set(self._state.deployments())
             with self._lock:
                 self._made = {key: made for key, made in self._made.items() if key in known}
-                self._made[deployment] = _Made(now, found)
+                self._made[deployment] = _Made(now, changes, found)
             return found
         finally:
             with self._lock:

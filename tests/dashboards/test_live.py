@@ -13,7 +13,7 @@ from moescope.service.settings import MetricsLevel
 from moescope.service.simulate import Poster, feed
 from moescope.service.simulate_fleet import Outage, Plan
 from moescope.service.simulate_routing import Habits, Shape
-from tests.dashboards.live import prometheus, recorded, without_data
+from tests.dashboards.live import pin_baseline, prometheus, recorded, without_data
 from tests.dashboards.test_boards import BOARDS
 from tests.service.conftest import Service
 
@@ -33,14 +33,6 @@ INDUCED = {
     "MoescopeOneRankHottest",
     "MoescopeUncoveredLayers",
 }
-
-
-def _pin(service: Service) -> None:
-    """Pin a baseline as soon as there are tokens; the hour before, the other base, takes longer to come."""
-    deadline = time.monotonic() + 20
-    while (answer := service.client.post("/v1/baselines", json={})).status_code != 201:
-        assert time.monotonic() < deadline, answer.text
-        time.sleep(0.1)
 
 
 def test_queries_have_data_imbalance_fires_and_a_killed_rank_is_stale(
@@ -65,7 +57,7 @@ def test_queries_have_data_imbalance_fires_and_a_killed_rank_is_stale(
     simulation = threading.Thread(target=run)
     simulation.start()
     try:
-        _pin(service)
+        pin_baseline(service.url)
         with prometheus(service.url, tmp_path) as running:
             drift = recorded("moescope-drift.yml")
             running.wait(lambda: [name for name in drift if not running.query(name)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dashboards.live import prometheus, without_data
+from tests.dashboards.live import pin_baseline, prometheus, without_data
 from tests.dashboards.test_boards import BOARDS
 from tests.e2e.cluster import Cluster, Request, Service
 
@@ -30,6 +30,7 @@ def test_every_query_and_recording_rule_has_data(
         cluster.relay.target_port = service.port
         requests.start()
         try:
+            pin_baseline(service.url)
             running.wait(lambda: without_data(running, list(BOARDS.values()), "1"))
             ratios = running.query('moescope_layer_ep_imbalance_ratio{server="e2e"}')
             assert {item["metric"]["layer"] for item in ratios} == {"1", "2", "3", "4"}
