@@ -24,6 +24,7 @@ class Facts:
         trend: of /v1/trend.
         ranks: the deployment's entry of /v1/ranks.
         stragglers: of /v1/stragglers.
+        advice: of /v1/advice; None where the experts are not spread over EP ranks.
     """
 
     since_s: float
@@ -32,6 +33,7 @@ class Facts:
     trend: dict[str, Any]
     ranks: dict[str, Any]
     stragglers: dict[str, Any]
+    advice: dict[str, Any] | None
 
 
 def parse_since(text: str) -> float:
@@ -65,4 +67,5 @@ def gather(url: str, since_s: float, server: str | None, model: str | None) -> F
     mine = [item for item in deployments if item["model"] == balance["model"]]
     if not mine:
         raise ServiceUnavailableError(f"{balance['server']} {balance['model']} left while it was asked about")
-    return Facts(since_s, time.time(), balance, trend, mine[0], ask("/v1/stragglers", start=start))
+    advice = ask("/v1/advice", start=start) if mine[0]["ep_size"] > 1 else None
+    return Facts(since_s, time.time(), balance, trend, mine[0], ask("/v1/stragglers", start=start), advice)

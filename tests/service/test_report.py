@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 import subprocess
 import sys
@@ -44,10 +45,13 @@ def test_a_report_says_what_the_api_says(service: Service) -> None:
     assert f"<dd>{balance['tokens']:,}</dd>" in page
     assert f"<dd>{balance['summary']['over_ep_ranks']['ratio_of_sums']:.2f}</dd>" in page
     assert re.findall(r"<h2>(.*?)</h2>", page) == [
-        "Summary", "Balance over time", "Worst layers", "Experts", "DP ranks",
+        "Summary", "Balance over time", "Worst layers", "Experts", "DP ranks", "Advice",
     ]  # fmt: skip
     assert page.count("data:image/png;base64,") == 2
     assert "DP rank 1" in page
+    advice = service.get("/v1/advice", start="-1h")
+    assert html.escape(advice["verdict"]["words"]) in page
+    assert all(item["name"] in page for item in advice["options"])
 
 
 def test_a_report_needs_nothing_else(service: Service) -> None:

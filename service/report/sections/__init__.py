@@ -7,7 +7,7 @@ from typing import Final
 
 from moescope.service.report.facts import Facts
 from moescope.service.report.markup import Section
-from moescope.service.report.sections import experts, ranks, stragglers, summary, time, worst_layers
+from moescope.service.report.sections import advice, experts, ranks, stragglers, summary, time, worst_layers
 
 SECTIONS: Final[tuple[Callable[[Facts], Section | None], ...]] = (
     summary.section,
@@ -16,5 +16,6 @@ SECTIONS: Final[tuple[Callable[[Facts], Section | None], ...]] = (
     experts.section,
     ranks.section,
     stragglers.section,
+    advice.section,
 )
 """Each gives its section, or None where there is nothing to say."""
