@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from moescope.service.store.records import StoreError
 
 MEDIA_TYPE: Final = "application/problem+json"
+MAX_DETAIL: Final = 2000
+"""Longest detail, characters: what is wrong may quote what was sent."""
 
 
 class Problem(BaseModel):
@@ -39,9 +41,13 @@ class ProblemError(Exception):
         self.status = status
         self.kind = kind
         self.title = title
-        self.detail = detail
+        self.detail = _shortened(detail)
         self.headers = dict(headers or {})
-        super().__init__(f"{title}: {detail}")
+        super().__init__(f"{title}: {self.detail}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_DETAIL else f"{text[:MAX_DETAIL]}... ({len(text)} characters)"
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -75,7 +81,7 @@ def respond(
         type=f"urn:moescope:problem:{kind}",
         title=title,
         status=status,
-        detail=detail,
+        detail=_shortened(detail),
         instance=request.url.path,
     )
     return JSONResponse(problem.model_dump(), status, headers=dict(headers or {}), media_type=MEDIA_TYPE)

@@ -136,6 +136,7 @@ def test_hostile_traces(start_service: Callable[..., Service], tmp_path: Any) ->
         ({"drops": {str(i): i for i in range(1_000_000)}}, "$.drops"),
         ({"layers": [[i, 8192, 1] for i in range(1025)]}, "$.layers"),
         ({"layers": [[0, 8192, 1]] * 2}, "layers: ids must rise strictly"),
+        ({"layers": [[7, 8, 1]] * 1000}, "characters)"),
         ({"producer": {**good_frame()["producer"], "server": "x" * 10**6}}, "$.producer.server"),
     ],
 )
