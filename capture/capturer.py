@@ -144,12 +144,8 @@ class RoutingCapturer:
     def _record_eager(self, ordinal: int, topk_ids: torch.Tensor, flat: torch.Tensor, traced: bool) -> None:
         if self.disabled_reason is not None:
             return
-        try:
-            span = self._locate(topk_ids.shape[0])
-        except AssertionError as error:
-            if self._on_error is OnError.RAISE:
-                raise
-            self.disable(str(error))
+        span = self._locate(topk_ids)
+        if span is None:
             return
         try:
             self._count(ordinal, topk_ids, span, flat, traced)
@@ -178,9 +174,26 @@ class RoutingCapturer:
             self._strategy.end_step()
             self._strategy = self._fallback
 
-    def _locate(self, num_rows: int) -> RowSpan:
-        rows = self._step_rows()
-        return locate_rows(num_rows, self._ranks, rows.tokens_across_dp, rows.shard_sizes)
+    def _locate(self, topk_ids: torch.Tensor) -> RowSpan | None:
+        """This worker's rows, or None when capture has just ended.
+
+        Raises:
+            AssertionError: the batch fits no known row layout, and the settings say so; nothing else does.
+        """
+        try:
+            num_rows, rows = topk_ids.shape[0], self._step_rows()
+        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
+            self.disable(f"the sizes of the step are not known: {error!r}")
+            return None
+        try:
+            return locate_rows(num_rows, self._ranks, rows.tokens_across_dp, rows.shard_sizes)
+        except AssertionError as error:
+            if self._on_error is OnError.RAISE:
+                raise
+            self.disable(str(error))
+        except Exception as error:  # noqa: BLE001 - as above
+            self.disable(f"the rows of a step can't be told: {error!r}")
+        return None
 
 
 # An op's arguments are tensors and numbers only, so a traced callback names its capturer by a handle.

@@ -88,10 +88,15 @@ class FrameSender:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._tick):
-            self._guarded(self.tick)
-        self._guarded(self._last_tick)
-        self._transport.close()
+        try:
+            while not self._stopping.wait(self._tick):
+                self._guarded(self.tick)
+            self._guarded(self._last_tick)
+            self._transport.close()
+        except BaseException as error:
+            # Nothing is sent any more: the service sees this producer go stale, this line says why.
+            logger.error("moescope: the sender's thread has ended, vLLM serves on: %r", error)
+            raise
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:

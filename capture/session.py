@@ -86,7 +86,11 @@ class CaptureSession:
         self._watch = BatchWatch(vllm_config, self._requests_read, self._laid_out, self._watch_failed)
         self._serving = False
         self._started = False
-        self._binding.bind()
+        try:
+            self._binding.bind()
+        except Exception:
+            self._binding.unbind()  # no router may go on calling a capturer that nobody reads
+            raise
         _log_coverage(survey, settings)
 
     def warm_up_begins(self) -> None:
@@ -108,6 +112,7 @@ class CaptureSession:
     def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
         """A step is about to be enqueued; the scheduler's output says what it computes and what is done."""
         if self._serving:
+            self._guarded(self._taker.step_begins)
             self._guarded(lambda: self._begin(scheduler_output))
             wanted = self._traces is not None or self.capturer.awaits_phases
             self._watch.step_begins(scheduler_output, model_runner, wanted)
@@ -117,6 +122,7 @@ class CaptureSession:
         if self._serving:
             self._watch.step_ends()
             self._guarded(self._end)
+            self._guarded(self._taker.step_ends)  # whatever happened: the snapshots go on, and say so
             if self._traces is not None:
                 self._traces.end_step()
 
@@ -137,7 +143,6 @@ class CaptureSession:
     def _begin(self, scheduler_output: Any) -> None:
         if self._eplb is not None:
             self._eplb.look()
-        self._taker.step_begins()
         self.capturer.begin_step(*self._phases.begin_step(scheduler_output))
 
     def _requests_read(self, step: StepRequests) -> None:
@@ -159,7 +164,6 @@ class CaptureSession:
         self.capturer.end_step()
         if self._eplb is not None and self._eplb.moves_after_this_pass():
             self._taker.flush()
-        self._taker.step_ends()
 
     def _idle(self) -> None:
         self._taker.step_begins()

@@ -131,6 +131,7 @@ class SnapshotTaker:
         self._steps_begun = 0
         self._steps_ended = 0
         self._taken_after_step = -1  # so that the first snapshot, of nothing, announces the producer
+        self._told_reason: str | None = None
         self._stream: torch.cuda.Stream | None = None
         self._side: torch.cuda.Stream | None = None
         if flat.device.type == "cuda":
@@ -200,7 +201,8 @@ class SnapshotTaker:
         enqueued, the copy stands between two steps in the stream. Otherwise it may be torn and is not read.
         """
         ended = self._steps_ended
-        if ended == self._taken_after_step or self._steps_begun != ended:
+        is_told = ended == self._taken_after_step and self._totals.disabled_reason == self._told_reason
+        if is_told or self._steps_begun != ended:
             return
         slot = self._enqueue(after_step=ended)
         if slot is None:
@@ -250,6 +252,7 @@ class SnapshotTaker:
 
     def _publish(self, slot: _Slot) -> None:
         self._taken_after_step = slot.after_step
+        self._told_reason = slot.disabled_reason
         self._due = self._clock() + self._interval
         self._under_way.append(slot)
 

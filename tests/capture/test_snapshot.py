@@ -186,3 +186,16 @@ def test_pausing_twice_does_not_hang_and_resuming_without_a_pause_does_nothing()
     assert bench.collect() is None
     bench.taker.resume()
     assert values(bench.collect()) == ([0, 0], 0)
+
+
+def test_that_capture_has_ended_leaves_though_no_step_follows() -> None:
+    bench = Bench()
+    bench.step()
+    bench.collect()
+    bench.totals.disabled_reason = "a fault"
+    bench.now += 1.5
+    last = bench.collect()
+    assert last is not None
+    assert last.disabled_reason == "a fault"
+    bench.now += 1.5
+    assert bench.collect() is None

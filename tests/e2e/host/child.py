@@ -1,0 +1,174 @@
+"""One real vLLM engine that lives through every fault: ``python -m tests.e2e.host.child MODEL RESULT``.
+
+For each case the worker's capture is closed, the fault injected, capture opened anew on the loaded model, and
+the same requests served. The result is JSON: for each case the tokens, what was logged and what arrived.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from devkit.frame_sink import FrameSink
+from devkit.vllm_server import ENVIRONMENT
+from moescope.capture.worker import RoutingWorker
+from tests.e2e.host.faults import CASES, Case
+
+WORKERS: list[Worker] = []
+ARRIVAL_SECONDS = 4.0
+
+
+class Worker(RoutingWorker):  # type: ignore[misc]
+    """The worker as it ships, which this process can reach."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        WORKERS.append(self)
+
+
+class Lines(logging.Handler):
+    """What capture logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+class Lab:
+    """The engine, and how it is used."""
+
+    def __init__(self, model: str) -> None:
+        from vllm import LLM, SamplingParams
+
+        self._llm = LLM(
+            model=model,
+            worker_cls=f"{Worker.__module__}.{Worker.__name__}",
+            enforce_eager=True,
+            dtype="float32",
+            max_model_len=512,
+            max_num_seqs=4,
+            max_num_batched_tokens=64,
+            kv_cache_memory_bytes=16 << 20,
+            distributed_executor_backend="uni",
+            enable_prefix_caching=False,
+            seed=0,
+        )
+        self._prompts = [f"{index} is the number of this prompt " * (1 + index % 3) for index in range(8)]
+        self._parameters = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+        (self.worker,) = WORKERS
+        self.lines = Lines()  # only now: vLLM sets up logging anew while it starts
+        logging.getLogger("vllm.moescope").addHandler(self.lines)
+
+    def serve(self) -> tuple[list[list[int]], int]:
+        """The requests' tokens, and how many tokens were computed."""
+        outputs = self._llm.generate(self._prompts, self._parameters, use_tqdm=False)
+        tokens = [list(output.outputs[0].token_ids) for output in outputs]
+        computed = sum(
+            len(output.prompt_token_ids) + len(output.outputs[0].token_ids) - 1 for output in outputs
+        )
+        return tokens, computed
+
+    def run(self, case: Case) -> dict[str, Any]:
+        """One fault, from the opening of capture to its close."""
+        sink = FrameSink()
+        self.lines.lines.clear()
+        with case.inject() as variables:
+            os.environ.update({"MOESCOPE_ENDPOINT": sink.url, "MOESCOPE_INTERVAL": "0.05", **variables})
+            self.worker._capture = self.worker._open_capture()
+            if self.worker._capture is not None:
+                self.worker._capture.warm_up_begins()
+                self.worker._capture.serving_begins()
+            tokens, computed = self.serve()
+            wait_for(case, sink, self.lines.lines, computed)
+            bound = sum(router.capture_fn is not None for router in self._routers())
+            seconds = self._close()
+        for name in variables:
+            os.environ.pop(name, None)
+        return {
+            "tokens": tokens,
+            "computed": computed,
+            "log": list(self.lines.lines),
+            "frame": None if not sink.frames else describe(sink.frames[-1]),
+            "open": self.worker._capture is not None,
+            "bound": bound,
+            "left_bound": sum(router.capture_fn is not None for router in self._routers()),
+            "close_seconds": seconds,
+        }
+
+    def plain(self) -> list[list[int]]:
+        """The tokens without any capture."""
+        self._close()
+        self.worker._capture = None
+        return self.serve()[0]
+
+    def _close(self) -> float:
+        begin = time.monotonic()
+        if self.worker._capture is not None:
+            self.worker._capture.close()
+        return time.monotonic() - begin
+
+    def _routers(self) -> list[Any]:
+        from vllm.model_executor.layers.fused_moe.layer import MoERunner
+
+        return [
+            module.router for module in self.worker.get_model().modules() if isinstance(module, MoERunner)
+        ]
+
+
+def wait_for(case: Case, sink: FrameSink, lines: list[str], computed: int) -> None:
+    """Give what must show the time to show."""
+
+    def shown() -> bool:
+        logged = case.shows is None or any(re.search(case.shows, line) for line in list(lines))
+        frame = sink.frames[-1] if sink.frames else None
+        state = case.state is None or (frame is not None and frame.state == case.state)
+        exact = not (case.exact or case.unseen) or (frame is not None and frame.tokens == computed)
+        return logged and state and exact
+
+    deadline = time.monotonic() + ARRIVAL_SECONDS + 3 * ("timed out" in (case.shows or ""))
+    while not shown() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def describe(frame: Any) -> dict[str, Any]:
+    """What the test asks of a frame."""
+    return {
+        "state": frame.state,
+        "reason": frame.state_reason,
+        "tokens": frame.tokens,
+        "rows": np.frombuffer(frame.rows, dtype="<i8").tolist(),
+        "drops": frame.drops,
+    }
+
+
+def main(model: str, result: str) -> None:
+    os.environ.update(ENVIRONMENT)
+    # A silent endpoint is given up sooner than in production, so that the run stays short.
+    from moescope.capture import transport
+
+    transport.HttpTransport.__init__.__defaults__ = (1.0, *transport.HttpTransport.__init__.__defaults__[1:])  # type: ignore[index]
+    lab = Lab(model)
+    found: dict[str, Any] = {"plain": lab.plain(), "cases": {}}
+    for name, case in CASES.items():
+        found["cases"][name] = lab.run(case)
+        Path(result).write_text(json.dumps(found))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    # Under this name, so that vLLM's import of the worker class gives the same module.
+    from tests.e2e.host import child
+
+    child.main(*sys.argv[1:])
