@@ -201,7 +201,7 @@ class SnapshotTaker:
         enqueued, the copy stands between two steps in the stream. Otherwise it may be torn and is not read.
         """
         ended = self._steps_ended
-        is_told = ended == self._taken_after_step and self._totals.disabled_reason == self._told_reason
+        is_told = ended == self._taken_after_step and self._source.disabled_reason == self._told_reason
         if is_told or self._steps_begun != ended:
             return
         slot = self._enqueue(after_step=ended)

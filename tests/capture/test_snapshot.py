@@ -192,7 +192,7 @@ def test_that_capture_has_ended_leaves_though_no_step_follows() -> None:
     bench = Bench()
     bench.step()
     bench.collect()
-    bench.totals.disabled_reason = "a fault"
+    bench.source.disabled_reason = "a fault"
     bench.now += 1.5
     last = bench.collect()
     assert last is not None

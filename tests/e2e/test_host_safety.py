@@ -39,6 +39,8 @@ def test_vllm_serves_on_and_the_fault_shows(lab: dict[str, Any], name: str) -> N
     if case.shows is not None:
         said = [line for line in seen["log"] if re.search(case.shows, line)]
         assert len(said) == 1, seen["log"]
+    unexpected = [line for line in seen["log"] if "a snapshot was not sent" in line]
+    assert not unexpected or "snapshot was not sent" in (case.shows or "")
     if case.state is not None:
         assert seen["frame"]["state"] == case.state
     if case.exact or case.unseen:

@@ -25,6 +25,7 @@ from moescope.capture import (
     capturer,
     counting,
     frames,
+    phases,
     sender,
     session,
     snapshot,
@@ -266,7 +267,7 @@ CASES: dict[str, Case] = {
         state="disabled",
     ),
     "scheduler's output of another shape": Case(
-        inject=raising(session, "scheduled_tokens", AttributeError("total_num_scheduled_tokens"), after=3),
+        inject=raising(phases, "scheduled_tokens", AttributeError("total_num_scheduled_tokens"), after=3),
         shows="off for good.*total_num_scheduled_tokens",
         state="disabled",
     ),
