@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 
+from moescope.service.layout import Layout
 from moescope.service.totals import Totals, no_totals
 
 
@@ -42,7 +44,15 @@ def between(birth: float, first: Snapshot, last: Snapshot, start: float | None) 
     truncated = start is not None and first.at > start and birth < start
     if last.at < first.at:
         last = first
-    return Span(last.totals.minus(first.totals), first.at, last.at, truncated)
+    since_birth = first.totals is _nothing(last.totals.layout)
+    delta = last.totals if since_birth else last.totals.minus(first.totals)
+    return Span(delta, first.at, last.at, truncated)
+
+
+@lru_cache(maxsize=16)
+def _nothing(layout: Layout) -> Totals:
+    """Zeros, the same ones for all producers alike."""
+    return no_totals(layout)
 
 
 class Track:
@@ -107,12 +117,9 @@ class Track:
     def _at_or_before(self, instant: float) -> Snapshot:
         """Nothing before the birth; the oldest snapshot for what was forgotten."""
         if instant <= self.birth:
-            return Snapshot(self.birth, self._nothing())
+            return Snapshot(self.birth, _nothing(self._snapshots[-1].totals.layout))
         found = bisect_right(self._snapshots, instant, key=lambda snapshot: snapshot.at)
         return self._snapshots[max(found - 1, 0)]
-
-    def _nothing(self) -> Totals:
-        return no_totals(self._snapshots[-1].totals.layout)
 
     def _replace(self, snapshots: list[Snapshot]) -> None:
         self._snapshots = snapshots
@@ -125,11 +132,12 @@ class History:
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
         self._tracks: dict[tuple[str, str, int, int, int], Track] = {}
+        self._nbytes = 0  # kept, not summed: every frame asks, and there may be many tracks
 
     @property
     def nbytes(self) -> int:
         """Bytes of all snapshots."""
-        return sum(track.nbytes for track in self._tracks.values())
+        return self._nbytes
 
     def __len__(self) -> int:
         return sum(len(track) for track in self._tracks.values())
@@ -143,16 +151,31 @@ class History:
             snapshot: totals over all epochs.
         """
         track = self._tracks.get(key)
+        before = 0 if track is None else track.nbytes
         if track is None:
-            self._tracks[key] = Track(birth, snapshot)
+            track = self._tracks[key] = Track(birth, snapshot)
         else:
             track.birth = min(track.birth, birth)
             track.add(snapshot)
-        self._keep_within_budget()
+        self._nbytes += track.nbytes - before
+        if self._nbytes > self._budget:
+            self._make_room()
+
+    def amend(self, key: tuple[str, str, int, int, int], totals: Totals) -> None:
+        """Replace the totals of a producer's newest snapshot; see :meth:`Track.amend`.
+
+        Raises:
+            KeyError: nothing was recorded for this producer.
+        """
+        track = self._tracks[key]
+        before = track.nbytes
+        track.amend(totals)
+        self._nbytes += track.nbytes - before
 
     def forget(self, key: tuple[str, str, int, int, int]) -> None:
         """Drop a producer's past."""
-        self._tracks.pop(key, None)
+        track = self._tracks.pop(key, None)
+        self._nbytes -= 0 if track is None else track.nbytes
 
     def track(self, key: tuple[str, str, int, int, int]) -> Track:
         """A producer's past.
@@ -170,10 +193,10 @@ class History:
         """
         return self._tracks[key].span(start, end)
 
-    def _keep_within_budget(self) -> None:
-        while self.nbytes > self._budget:
-            tracks = list(self._tracks.values())
-            if sum(track.thin() for track in tracks):
-                continue
-            if not sum(track.drop_oldest() for track in tracks):
+    def _make_room(self) -> None:
+        tracks = list(self._tracks.values())
+        while self._nbytes > self._budget:
+            thinned = sum(track.thin() for track in tracks)
+            if not thinned and not sum(track.drop_oldest() for track in tracks):
                 return  # one snapshot each is the totals themselves
+            self._nbytes = sum(track.nbytes for track in tracks)

@@ -291,7 +291,7 @@ class LiveState:
         if entry is None:
             return False
         if entry.account.add_stragglers(layout, more):
-            self._history.track(key).amend(entry.account.totals)
+            self._history.amend(key, entry.account.totals)
             self._record(key, entry.account, began_again=False)
         return True
 
@@ -308,7 +308,10 @@ class LiveState:
         """
         outgrown, mine = [], frame.producer.key
         for key, entry in self._entries.items():
-            conflict = layout.conflict(entry.account.totals.layout)
+            known = entry.account.totals.layout
+            if known is layout:  # as good as always, and there are many entries for each frame
+                continue
+            conflict = layout.conflict(known)
             if conflict is None or key[:2] != mine[:2] or key == mine:
                 continue
             if self._clock() - entry.received_at <= self._settings.stale_after_s:

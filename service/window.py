@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.phases import PhaseWork, phase_work, why_unphased
+from moescope.service.stack import Stack, stacked
 from moescope.service.state import ProducerSpan
 from moescope.service.totals import Phase
 
@@ -143,9 +144,8 @@ def merge(spans: Sequence[ProducerSpan]) -> ModelWindow:
         by_rank.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
     dp_ranks = tuple(_dp_rank(rank, by_rank[rank]) for rank in sorted(by_rank))
     ep_size = max(item.producer.latest.producer.ep_size for item in spans)
-    shapes: dict[int, MoeLayer] = {}
-    for item in spans:
-        shapes.update({layer.layer: layer for layer in item.span.delta.layout.layers})
+    stack = stacked({rank.rank: [item.span.delta for item in by_rank[rank.rank]] for rank in dp_ranks})
+    seen = {layer.layer for layer in stack.layout.layers}
     uncovered = {layer.layer: layer.reason for item in spans for layer in item.producer.latest.uncovered}
     return ModelWindow(
         server=spans[0].producer.latest.producer.server,
@@ -154,8 +154,8 @@ def merge(spans: Sequence[ProducerSpan]) -> ModelWindow:
         dp_size=max(item.producer.latest.producer.dp_size for item in spans),
         ep_size=ep_size,
         dp_ranks=dp_ranks,
-        layers=tuple(_layer(shapes[layer], dp_ranks, by_rank, ep_size) for layer in sorted(shapes)),
-        uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in shapes},
+        layers=_layers(stack, dp_ranks, ep_size, _reasons(dp_ranks, by_rank)),
+        uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
     )
 
 
@@ -176,61 +176,51 @@ def _dp_rank(rank: int, spans: list[ProducerSpan]) -> DpRank:
     )
 
 
-def _layer(
-    shape: MoeLayer, dp_ranks: tuple[DpRank, ...], by_rank: dict[int, list[ProducerSpan]], ep_size: int
-) -> LayerWindow:
-    covering: list[int] = []
-    counts, rows, unseen = [], [], []
-    uncovered: dict[int, str] = {}
-    ep_slots, unplaced = np.zeros(ep_size), 0
-    for dp_rank in dp_ranks:
-        uncovered.update(_reasons(shape.layer, dp_rank, by_rank[dp_rank.rank]))
-        parts = [
-            (item.span.delta, item.span.delta.layout.index[shape.layer])
-            for item in by_rank[dp_rank.rank]
-            if shape.layer in item.span.delta.layout.index
-        ]
-        seen = sum(int(delta.rows[at]) for delta, at in parts)
-        if parts and dp_rank.tokens and not seen and dp_rank.rank not in uncovered:
-            unseen.append(dp_rank.rank)
-        if not parts or (dp_rank.tokens and not seen):
-            continue
-        covering.append(dp_rank.rank)
-        whole = [delta.counts_of(at) for delta, at in parts]
-        counts.append(whole[0] if len(whole) == 1 else np.sum(whole, axis=0))
-        rows.append(seen)
-        for delta, at in parts:
-            ep_slots = _add(ep_slots, delta.ep_slots[at])
-            unplaced += int(delta.unplaced[at])
-    return LayerWindow(
-        shape=shape,
-        dp_ranks=tuple(covering),
-        counts=np.array(counts, dtype=np.int64).reshape(len(covering), shape.num_experts),
-        rows=np.array(rows, dtype=np.int64),
-        ep_slots=ep_slots,
-        unplaced=unplaced,
-        ep_reason=_ep_reason(ep_size, unplaced),
-        unseen=tuple(unseen),
-        uncovered=uncovered,
-    )
+def _layers(
+    stack: Stack, dp_ranks: tuple[DpRank, ...], ep_size: int, uncovered: dict[int, dict[int, str]]
+) -> tuple[LayerWindow, ...]:
+    computed = np.array([rank.tokens != 0 for rank in dp_ranks])[:, np.newaxis]
+    lost = stack.present & computed & (stack.rows == 0)  # [D, L]: tokens, but none of them here
+    covering = stack.present & ~lost
+    ep_slots, unplaced = stack.placed(covering, ep_size)
+    offsets = stack.layout.offsets.tolist()
+    ids = [rank.rank for rank in dp_ranks]
+    everywhere, anywhere = covering.all(axis=0).tolist(), lost.any(axis=0).tolist()
+    everybody, rows_by_layer = tuple(ids), np.ascontiguousarray(stack.rows.T)
+    found = []
+    for i, shape in enumerate(stack.layout.layers):
+        counts, rows, shown = stack.counts[:, offsets[i] : offsets[i + 1]], rows_by_layer[i], everybody
+        if not everywhere[i]:
+            kept = np.flatnonzero(covering[:, i])
+            counts, rows, shown = counts[kept], rows[kept], tuple(ids[at] for at in kept)
+        reasons = uncovered.get(shape.layer, {})
+        unseen = [ids[at] for at in np.flatnonzero(lost[:, i])] if anywhere[i] else []
+        found.append(
+            LayerWindow(
+                shape=shape,
+                dp_ranks=shown,
+                counts=counts,
+                rows=rows,
+                ep_slots=ep_slots[i],
+                unplaced=unplaced[i],
+                ep_reason=_ep_reason(ep_size, unplaced[i]),
+                unseen=tuple(rank for rank in unseen if rank not in reasons),
+                uncovered=reasons,
+            )
+        )
+    return tuple(found)
 
 
-def _reasons(layer: int, dp_rank: DpRank, spans: list[ProducerSpan]) -> dict[int, str]:
-    entries = (entry for item in spans for entry in item.producer.latest.uncovered)
-    reason = next((entry.reason for entry in entries if entry.layer == layer), None)
-    return {} if reason is None or not dp_rank.tokens else {dp_rank.rank: reason}
-
-
-def _add(total: FloatArray, part: FloatArray) -> FloatArray:
-    """Sum over EP ranks; ranks past the present size matter only if something went to them."""
-    if len(part) == len(total):  # as good as always, and ranks x layers of them
-        return np.asarray(total + part)
-    used = np.flatnonzero(part)
-    length = max(len(total), int(used[-1]) + 1 if used.size else 0)
-    wide = np.zeros(length)
-    wide[: len(total)] = total
-    wide[: min(len(part), length)] += part[:length]
-    return wide
+def _reasons(
+    dp_ranks: tuple[DpRank, ...], by_rank: dict[int, list[ProducerSpan]]
+) -> dict[int, dict[int, str]]:
+    """Layer to DP rank to the reason why the tokens that the rank computed can't be seen there."""
+    found: dict[int, dict[int, str]] = {}
+    for rank in dp_ranks:
+        entries = (entry for item in by_rank[rank.rank] for entry in item.producer.latest.uncovered)
+        for entry in entries if rank.tokens else ():
+            found.setdefault(entry.layer, {}).setdefault(rank.rank, entry.reason)
+    return found
 
 
 def _ep_reason(ep_size: int, unplaced: int) -> str | None:

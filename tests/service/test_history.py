@@ -80,3 +80,20 @@ def test_a_clock_that_goes_back_does_not_break_the_order() -> None:
     track.add(Snapshot(5.0, _at(2)))
     assert track.span(10.0, None).delta.tokens == 0
     assert track.span(None, None).delta.tokens == 2
+
+
+def test_bytes_are_those_of_the_tracks_whatever_happens_to_them() -> None:
+    history, keys = History(budget_bytes=20_000), [(*KEY[:2], rank, 0, 0) for rank in range(3)]
+
+    def summed() -> int:
+        return sum(history.track(key).nbytes for key in keys)
+
+    for at in range(1, 60):
+        for key in keys:
+            history.record(key, 0.0, Snapshot(float(at), _at(at)))
+            assert at == 1 or history.nbytes == summed()
+    larger = frame({0: [1, 1], 1: [1, 1]})
+    history.amend(keys[0], totals_of(larger, Layout(larger.layers)))
+    assert history.nbytes == summed()
+    history.forget(keys.pop())
+    assert history.nbytes == summed()
