@@ -22,6 +22,8 @@ import httpx
 import pytest
 import yaml
 
+from moescope.service.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -64,7 +66,7 @@ def wait_for(url: str, log: Path) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_images_are_pinned_and_things_are_hardened(name: str) -> None:
     service = SERVICES[name]
-    assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+    assert re.search(r":v?\d+(\.\d+){2,3}$", service["image"])
     assert service["restart"] == "unless-stopped"
     assert "healthcheck" in service
     for port in service.get("ports", []):
@@ -118,6 +120,17 @@ def test_vllm_gets_the_worker_the_endpoint_and_the_token() -> None:
     assert "MOESCOPE_TOKEN" in vllm["environment"]
 
 
+def test_clickhouse_is_waited_for_only_in_its_profile_and_its_data_is_kept() -> None:
+    clickhouse = SERVICES["clickhouse"]
+    assert clickhouse["profiles"] == ["clickhouse"]
+    assert SERVICES["moescope"]["depends_on"]["clickhouse"] == {
+        "condition": "service_healthy",
+        "required": False,
+    }
+    assert clickhouse["volumes"] == ["clickhouse-data:/var/lib/clickhouse"]
+    assert Settings(store="clickhouse://moescope:x@clickhouse:8123/moescope").store
+
+
 def test_the_commands_of_moescope_simulate_and_prometheus_work_together(tmp_path: Path) -> None:
     port, prometheus_port = free_port(), free_port()
     address = f"127.0.0.1:{port}"
@@ -125,13 +138,15 @@ def test_the_commands_of_moescope_simulate_and_prometheus_work_together(tmp_path
 
     def native(command: list[str]) -> list[str]:
         places = {
-            "/data": str(tmp_path / "data"),
             "0.0.0.0": "127.0.0.1",
             "http://moescope:9890": f"http://{address}",
         }
         return [str(MOESCOPE), *(places.get(word, word) for word in command)]
 
-    serve = [*native(SERVICES["moescope"]["command"]), "--port", str(port)]
+    setting = SERVICES["moescope"]["environment"]["MOESCOPE_STORE"]
+    assert setting == "${MOESCOPE_STORE:-/data}"
+    kept = ["--store", str(tmp_path / "data")]
+    serve = [*native(SERVICES["moescope"]["command"]), *kept, "--port", str(port)]
     small = ["--ranks", "4", "--layers", "2", "--experts", "16", "--top-k", "4", "--interval", "0.5"]
     simulate = [*native(SERVICES["simulate"]["command"]), *small]
 
