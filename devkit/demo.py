@@ -83,7 +83,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     try:
         service = start_service(running, port, console)
         vllm = start_vllm(running, model, vllm_port, service.url, console)
-        show_addresses(service, vllm, console)
+        show_addresses(service, console)
+        console.print(f"  {'vLLM':9}{vllm.url}/docs")
         traffic = Traffic(vllm.url, concurrency=options.concurrency, max_tokens=options.max_tokens)
         running.callback(traffic.close)
         drive(options, traffic, service, vllm, console)
@@ -100,8 +101,7 @@ def run_simulated(options: argparse.Namespace, port: int, console: Console) -> N
         service = start_service(running, port, console)
         simulation = start_simulation(service.url, SERVER, FOLDER / "simulate.log")
         running.callback(simulation.stop)
-        for name, path in (("metrics", "/metrics"), ("HTTP API", "/docs")):
-            console.print(f"  {name:9}{service.url}{path}")
+        show_addresses(service, console)
         if not watch_simulation(service, simulation, console, seconds=10.0 if options.exit else None):
             raise DemoError(
                 f"the simulation ended; its log, {simulation.log}, ends with:\n{simulation.tail()}"
@@ -148,13 +148,12 @@ def start_vllm(stack: ExitStack, model: Path, port: int, endpoint: str, console:
     return vllm
 
 
-def show_addresses(service: Service, vllm: VllmServer, console: Console) -> None:
-    """What to open; the page only where the service has one."""
-    pages = [("page", "/"), ("metrics", "/metrics"), ("HTTP API", "/docs")]
-    for name, path in pages:
+def show_addresses(service: Service, console: Console) -> None:
+    """What to open, the page first."""
+    console.print(f"open {service.url}/ in a browser: the page fills as tokens are computed")
+    for name, path in (("page", "/"), ("metrics", "/metrics"), ("HTTP API", "/docs")):
         if service.serves(path):
             console.print(f"  {name:9}{service.url}{path}")
-    console.print(f"  {'vLLM':9}{vllm.url}/docs")
 
 
 def drive(

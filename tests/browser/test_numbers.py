@@ -4,65 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from tests.browser.chrome import Watched
+from tests.browser.reading import MINUS, TIMES, TO, cells, compact, point, tile
 from tests.browser.serving import Serving
 
 WINDOW = {"start": "-1m"}
-TIMES, TO, MINUS = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}", "\N{MINUS SIGN}"
-LEFT, TOP = 40, 20  # of the grid's labels, pixels
-
-
-def _cells(page: Page, table: str) -> list[list[str]]:
-    rows = page.get_by_role("table", name=table).locator("tbody tr")
-    return rows.evaluate_all("rows => rows.map(r => [...r.children].map(c => c.textContent))")
-
-
-def _tile(page: Page, name: str) -> str:
-    return page.locator(".tile").filter(has=page.get_by_text(name, exact=True)).locator(".value").inner_text()
-
-
-def _compact(value: float) -> str:
-    """As the page shortens numbers from ten thousand on."""
-    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if value >= limit and value >= 1e4:
-            return f"{value / limit:.1f}".removesuffix(".0") + letter
-    return f"{value:,.0f}"
-
-
-def _point(page: Page, label: str, row: float, column: float, rows: int, columns: int) -> str:
-    """The readout for a cell."""
-    canvas = page.get_by_role("application", name=label)
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    assert box is not None
-    x = LEFT + (column + 0.5) * (box["width"] - LEFT) / columns
-    y = TOP + (row + 0.5) * (box["height"] - TOP) / rows
-    canvas.hover(position={"x": x, "y": y})
-    return canvas.locator("xpath=following-sibling::p[1]").inner_text()
 
 
 def test_overview(large: Serving, watched: Watched) -> None:
     page = watched.open(large.url)
     balance = large.get("/v1/balance", **WINDOW)
     summary = balance["summary"]["over_ep_ranks"]
-    assert _tile(page, "Imbalance over EP ranks") == f"{summary['ratio_of_sums']:.2f}{TIMES}"
-    assert _tile(page, "Worst layer") == str(summary["worst_layer"])
+    assert tile(page, "Imbalance over EP ranks") == f"{summary['ratio_of_sums']:.2f}{TIMES}"
+    assert tile(page, "Worst layer") == str(summary["worst_layer"])
     dead = sum(layer["over_experts"]["measures"]["dead"] for layer in balance["layers"])
-    assert _tile(page, "Dead experts") == f"{dead:,}"
-    assert _tile(page, "Tokens per second") == _compact(balance["tokens"] / 60)
+    assert tile(page, "Dead experts") == f"{dead:,}"
+    assert tile(page, "Tokens per second") == compact(balance["tokens"] / 60)
     assert f"{balance['tokens']:,} tokens in 60 s" in page.locator(".tiles").inner_text()
 
     loads = [layer["over_ep_ranks"]["loads"] for layer in balance["layers"]]
     by_rank = [sum(load[rank] for load in loads) for rank in range(32)]
     fair = sum(by_rank) / 32
-    assert _cells(page, "Slots of each EP rank") == [
-        [str(rank), "", _compact(load), f"{load / fair:.2f}{TIMES}"] for rank, load in enumerate(by_rank)
+    assert cells(page, "Slots of each EP rank") == [
+        [str(rank), "", compact(load), f"{load / fair:.2f}{TIMES}"] for rank, load in enumerate(by_rank)
     ]
     tokens = balance["dp_tokens"]["loads"]
-    assert _cells(page, "Tokens per second of each DP rank") == [
-        [str(rank), "", _compact(value / 60), "live"] for rank, value in enumerate(tokens)
+    assert cells(page, "Tokens per second of each DP rank") == [
+        [str(rank), "", compact(value / 60), "live"] for rank, value in enumerate(tokens)
     ]
     ratio = {
         layer["layer"]: layer["over_ep_ranks"]["measures"]["imbalance_ratio"] for layer in balance["layers"]
@@ -92,14 +62,14 @@ def test_every_cell_of_the_heatmap_has_its_number(large: Serving, watched: Watch
     histogram = large.get("/v1/histogram", **WINDOW)
     assert len(histogram["layers"]) == 57
     for row, expert in ((0, 0), (0, 255), (20, 131), (56, 8), (56, 255)):
-        words = _point(page, "Experts by layer", row, expert, 57, 256).split(" · ")
+        words = point(page, "Experts by layer", row, expert, 57, 256).split(" · ")
         assert words[:6] == _readout(histogram, row, expert)
     dead = [(r, layer["counts"].index(0)) for r, layer in enumerate(histogram["layers"])]
-    assert _point(page, "Experts by layer", *dead[3], 57, 256).endswith(" · dead")
+    assert point(page, "Experts by layer", *dead[3], 57, 256).endswith(" · dead")
     hot = [
         (r, max(range(256), key=layer["counts"].__getitem__)) for r, layer in enumerate(histogram["layers"])
     ]
-    assert _point(page, "Experts by layer", *hot[9], 57, 256).endswith(" · hot")
+    assert point(page, "Experts by layer", *hot[9], 57, 256).endswith(" · hot")
     none = sum(layer["counts"].count(0) for layer in histogram["layers"])
     assert f"{none:,} of {57 * 256:,}" in page.get_by_text("layer 3:", exact=False).inner_text()
 
@@ -111,14 +81,14 @@ def test_the_heatmap_of_one_rank_by_load_grouped(large: Serving, watched: Watche
     counts = histogram["layers"][row]["counts"]
     order = sorted(range(8 * rank, 8 * rank + 8), key=lambda expert: (-counts[expert], expert))
     for place, expert in enumerate(order):
-        words = _point(page, "Experts by layer", row, 8 * rank + place, 57, 256).split(" · ")
+        words = point(page, "Experts by layer", row, 8 * rank + place, 57, 256).split(" · ")
         assert words[:6] == _readout(histogram, row, expert)
 
 
 def test_a_past_window(large: Serving, watched: Watched) -> None:
     page = watched.open(large.url, "#/heatmap?from=1700000020&to=1700000050")
     histogram = large.get("/v1/histogram", start=1700000020, end=1700000050)
-    assert _point(page, "Experts by layer", 7, 77, 57, 256).split(" · ")[:6] == _readout(histogram, 7, 77)
+    assert point(page, "Experts by layer", 7, 77, 57, 256).split(" · ")[:6] == _readout(histogram, 7, 77)
     assert f"{histogram['tokens']:,} tokens" in page.locator("main").inner_text()
     expect(page.locator("#status")).to_have_text("Past window")
 
@@ -128,17 +98,17 @@ def test_ranks(large: Serving, watched: Watched) -> None:
     [layer] = large.get("/v1/balance", layer=14, **WINDOW)["layers"]
     loads = layer["over_ep_ranks"]["loads"]
     fair = sum(loads) / 32
-    assert _cells(page, "Slots of each EP rank") == [
-        [str(r), "", _compact(load), f"{load / fair:.2f}{TIMES}", f"{8 * r}{TO}{8 * r + 7}"]
+    assert cells(page, "Slots of each EP rank") == [
+        [str(r), "", compact(load), f"{load / fair:.2f}{TIMES}", f"{8 * r}{TO}{8 * r + 7}"]
         for r, load in enumerate(loads)
     ]
-    words = _point(page, "EP ranks by layer", 14 - 3, 9, 57, 32)
+    words = point(page, "EP ranks by layer", 14 - 3, 9, 57, 32)
     assert words.startswith(f"layer 14 · EP rank 9 · {loads[9]:,.0f} slots · {loads[9] / fair:.2f}{TIMES}")
     assert f"{layer['over_ep_ranks']['measures']['imbalance_ratio']:.3f}" in words
 
     [counted] = large.get("/v1/histogram", layer=14, dp_rank=2, **WINDOW)["layers"]
     sent = sum(counted["counts"][8 * 9 : 8 * 10])
-    words = _point(page, "From DP rank to EP rank", 2, 9, 32, 32)
+    words = point(page, "From DP rank to EP rank", 2, 9, 32, 32)
     assert words.startswith(
         f"DP rank 2 to EP rank 9 · {sent:,} slots · {100 * sent / counted['slots']:.2f} %"
     )
@@ -149,13 +119,13 @@ def test_a_layer(large: Serving, watched: Watched) -> None:
     [layer] = large.get("/v1/balance", layer=30, **WINDOW)["layers"]
     [counted] = large.get("/v1/histogram", layer=30, **WINDOW)["layers"]
     experts, ranks = layer["over_experts"]["measures"], layer["over_ep_ranks"]["measures"]
-    assert _tile(page, "Tokens") == f"{layer['tokens']:,}"
-    assert _tile(page, "Imbalance ratio over EP ranks") == f"{ranks['imbalance_ratio']:.3f}"
-    assert _tile(page, "MaxVio over experts") == f"{experts['max_vio']:.3f}"
-    assert _tile(page, "Normalised entropy") == f"{experts['normalised_entropy']:.3f}"
-    assert _tile(page, "Dead experts") == str(experts["dead"])
+    assert tile(page, "Tokens") == f"{layer['tokens']:,}"
+    assert tile(page, "Imbalance ratio over EP ranks") == f"{ranks['imbalance_ratio']:.3f}"
+    assert tile(page, "MaxVio over experts") == f"{experts['max_vio']:.3f}"
+    assert tile(page, "Normalised entropy") == f"{experts['normalised_entropy']:.3f}"
+    assert tile(page, "Dead experts") == str(experts["dead"])
     order = sorted(range(256), key=lambda expert: (-counted["counts"][expert], expert))
-    assert [row[0] for row in _cells(page, "Experts with the most slots")] == [str(e) for e in order[:10]]
+    assert [row[0] for row in cells(page, "Experts with the most slots")] == [str(e) for e in order[:10]]
     columns = page.locator(".histogram i")
     texts = columns.evaluate_all("all => all.map(i => i.dataset.text)")
     assert [text.split(" · ")[0] for text in texts] == [f"expert {expert}" for expert in order]
@@ -167,7 +137,7 @@ def test_compare(large: Serving, watched: Watched) -> None:
     window = {"start": "-60s", "base_start": "-120s", "base_end": "-60s"}
     layers = large.get("/v1/compare", **window)["layers"]
     order = sorted(layers, key=lambda layer: -layer["divergence"])
-    assert _cells(page, "Divergence of each layer") == [
+    assert cells(page, "Divergence of each layer") == [
         [str(layer["layer"]), "", f"{layer['divergence']:.4f}"] for layer in order
     ]
     now, before = (
@@ -175,6 +145,6 @@ def test_compare(large: Serving, watched: Watched) -> None:
         for bounds in ({"start": "-60s"}, {"start": "-120s", "end": "-60s"})
     )
     change = now[200] - before[200]
-    words = _point(page, "Difference of shares", 9 - 3, 200, 57, 256)
+    words = point(page, "Difference of shares", 9 - 3, 200, 57, 256)
     sign = MINUS if change < 0 else "+"
     assert words.startswith(f"layer 9 · expert 200 · {sign}{100 * abs(change):.3f} % of the layer's slots")

@@ -1,6 +1,7 @@
 // Which deployment and which window: the controls that all views share.
 
 import { choice, h } from "./dom.js";
+import { PHASES, phaseOf } from "./phase.js";
 import { change } from "./route.js";
 
 /** @type {[string, string][]} */
@@ -20,6 +21,28 @@ function local(unixSeconds) {
   return new Date(date.getTime() - date.getTimezoneOffset() * 60000).toISOString().slice(0, 19);
 }
 
+/**
+ * A date and time that is a parameter of the route, in Unix seconds.
+ * @param {string} name of the parameter
+ * @param {string} text of the label
+ */
+export function instant(name, text) {
+  const input = /** @type {HTMLInputElement} */ (h("input", {
+    type: "datetime-local",
+    step: "1",
+    on: { change: () => input.value && change({ [name]: Math.floor(new Date(input.value).getTime() / 1000) }) },
+  }));
+  const element = h("label", { hidden: true }, text, input);
+  return {
+    element,
+    /** @param {URLSearchParams} params @param {boolean} shown */
+    update(params, shown) {
+      element.hidden = !shown;
+      if (shown && document.activeElement !== input) input.value = local(Number(params.get(name)));
+    },
+  };
+}
+
 /** @param {HTMLElement} place */
 export function buildControls(place) {
   const deployment = choice("Model", (value) => {
@@ -31,24 +54,18 @@ export function buildControls(place) {
     if (value === "past") change({ window: null, from: now - 300, to: now });
     else change({ window: value === "1m" ? null : value, from: null, to: null });
   });
-  const instant = (name, text) => {
-    const input = /** @type {HTMLInputElement} */ (h("input", {
-      type: "datetime-local",
-      step: "1",
-      on: { change: () => input.value && change({ [name]: Math.floor(new Date(input.value).getTime() / 1000) }) },
-    }));
-    return { input, element: h("label", { hidden: true }, text, input) };
-  };
+  const phase = choice("Phase", (value) => change({ phase: value }));
   const from = instant("from", "From");
   const to = instant("to", "To");
-  place.append(deployment.element, window.element, from.element, to.element);
+  place.append(deployment.element, window.element, from.element, to.element, phase.element);
 
   return {
     /**
      * Show what a route chooses.
+     * @param {boolean} phases whether the view can show one phase
      * @returns the deployment of `ranks` that is meant: the first live one unless the route names one; null if none
      */
-    update(route, ranks) {
+    update(route, ranks, phases) {
       const { params } = route;
       const known = ranks.deployments;
       const named = known.find((d) => matches(params, d));
@@ -62,10 +79,9 @@ export function buildControls(place) {
       const span = params.get("window") ?? "1m";
       const options = WINDOWS.some(([value]) => value === span) ? WINDOWS : [[span, `last ${span}`], ...WINDOWS];
       window.set(/** @type {[string, string][]} */ (options), past ? "past" : span);
-      for (const [control, name] of /** @type {const} */ ([[from, "from"], [to, "to"]])) {
-        control.element.hidden = !past;
-        if (past && document.activeElement !== control.input) control.input.value = local(Number(params.get(name)));
-      }
+      for (const control of [from, to]) control.update(params, past);
+      phase.element.hidden = !phases;
+      phase.set(PHASES, phaseOf(params) ?? "");
       return chosen ?? null;
     },
   };

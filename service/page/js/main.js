@@ -6,6 +6,7 @@ import { h, setAttribute, setText } from "./dom.js";
 import { time } from "./format.js";
 import { follow } from "./live.js";
 import { empty, failure, loading } from "./messages.js";
+import { phaseOf } from "./phase.js";
 import { bounds, link, read } from "./route.js";
 import { signIn } from "./signin.js";
 import { bindToggle } from "./theme.js";
@@ -95,7 +96,7 @@ async function draw(signal) {
   const name = route.view in VIEWS ? route.view : "overview";
   if (name !== shown.name) showView(name);
   const ranks = await get("v1/ranks", {}, signal);
-  const deployment = controls.update(route, ranks);
+  const deployment = controls.update(route, ranks, VIEWS[name].phases ?? false);
   showNav(name);
   if (!deployment) {
     freshAt = now;
@@ -103,7 +104,7 @@ async function draw(signal) {
     return;
   }
   const { start, end } = bounds(route.params);
-  const query = { server: deployment.server, model: deployment.model, start, end };
+  const query = { server: deployment.server, model: deployment.model, start, end, phase: VIEWS[name].phases ? phaseOf(route.params) : null };
   await shown.view.refresh({ route, ranks, deployment, query, now, signal });
   freshAt = now;
   showStatus(bounds(route.params).past);

@@ -7,6 +7,7 @@ import { count, percent, plural, times } from "../format.js";
 import { DEAD, HOT, NONE } from "../grid.js";
 import { gridPanel } from "../gridpanel.js";
 import { arrange, groups, ownerText } from "../layout.js";
+import { phaseNote } from "../phase.js";
 import { change, go } from "../route.js";
 import { HOT_FROM, deviation, idTicks, quantile, roundUp, share } from "../scales.js";
 
@@ -24,10 +25,12 @@ export function create() {
   map.tools.append(...tools.elements);
   const hottest = barTable("Hottest experts", ["expert", "", "slots", "of a fair share"]);
   const dead = h("p");
+  const unphased = phaseNote();
   const element = h(
     "div",
     { class: "stack" },
     h("h1", { class: "unseen", text: "Heatmap" }),
+    unphased.element,
     map.element,
     h("div", { class: "columns" }, panel("Hottest experts", "by multiple of a fair share", scroll("Hottest experts", hottest.element)).element, panel("Dead experts", "no slot in this window", dead).element),
   );
@@ -38,6 +41,7 @@ export function create() {
       tools.update(options, deployment);
       const view = await get("v1/view", { ...query, dp_rank: options.dpRank, parts: ["counts", "owners"] }, signal);
       shown = build(view, options);
+      unphased.update(view);
       tools.allowGroups(view.owners?.some((owners) => owners));
       map.update(shown.data, { low: shown.scale.low, high: shown.scale.high, note: note(view) });
       drawHottest(hottest, shown);
@@ -131,7 +135,7 @@ function describe(shown, row, column) {
 
 function note(view) {
   const hidden = view.uncovered.length ? `; ${plural(view.uncovered.length, "layer")} can't be seen` : "";
-  return `${count(view.tokens)} tokens, ${plural(view.layers.length, "MoE layer")}${hidden}${view.window.truncated ? "; the window begins before what is remembered" : ""}`;
+  return `${view.tokens === null ? "unknown" : count(view.tokens)} tokens${view.phase ? ` of ${view.phase}` : ""}, ${plural(view.layers.length, "MoE layer")}${hidden}${view.window.truncated ? "; the window begins before what is remembered" : ""}`;
 }
 
 function drawHottest(table, shown) {
@@ -144,6 +148,7 @@ function drawHottest(table, shown) {
 
 function deadText(shown) {
   const dead = shown.cells.filter((cell) => !cell.slots);
+  if (!shown.cells.length && shown.view.phase_reason) return "Not known.";
   if (!shown.cells.length) return "No tokens in this window: send requests, or choose a longer window.";
   if (!dead.length) return "None: every expert got at least one slot in every layer.";
   const layers = new Map();

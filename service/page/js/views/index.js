@@ -8,14 +8,14 @@ import * as overview from "./overview.js";
 import * as ranks from "./ranks.js";
 
 /**
- * `menu` is the entry that is marked as current for a view without one of its own.
- * @type {Record<string, {title: string, inMenu: boolean, menu?: string, create: () => import("../main.js").View}>}
+ * `menu` is the entry that is marked as current for a view without one of its own; `phases`: it can show one phase.
+ * @type {Record<string, {title: string, inMenu: boolean, menu?: string, phases?: boolean, create: () => import("../main.js").View}>}
  */
 export const VIEWS = {
-  overview: { title: "Overview", inMenu: true, create: overview.create },
-  heatmap: { title: "Heatmap", inMenu: true, create: heatmap.create },
-  ranks: { title: "Ranks", inMenu: true, create: ranks.create },
-  compare: { title: "Compare", inMenu: true, create: compare.create },
+  overview: { title: "Overview", inMenu: true, phases: true, create: overview.create },
+  heatmap: { title: "Heatmap", inMenu: true, phases: true, create: heatmap.create },
+  ranks: { title: "Ranks", inMenu: true, phases: true, create: ranks.create },
+  compare: { title: "Compare", inMenu: true, phases: true, create: compare.create },
   advice: { title: "Advice", inMenu: true, create: advice.create },
-  layer: { title: "Layer", inMenu: false, menu: "heatmap", create: layer.create },
+  layer: { title: "Layer", inMenu: false, menu: "heatmap", phases: true, create: layer.create },
 };

@@ -6,6 +6,7 @@ import { choice, h, panel, patch, scroll, setAttribute, setText } from "../dom.j
 import { epBars, flowGrid } from "../eprank.js";
 import { count, measure, percent, times } from "../format.js";
 import { ownerText } from "../layout.js";
+import { phaseNote } from "../phase.js";
 import { change, link } from "../route.js";
 import { HOT_FROM } from "../scales.js";
 import { imbalanceLevel, tiles } from "../tiles.js";
@@ -23,6 +24,7 @@ export function create() {
   const bars = epBars();
   const flows = flowGrid();
   const note = h("p", { class: "nodata" });
+  const unphased = phaseNote();
   const body = h(
     "div",
     { class: "stack" },
@@ -30,7 +32,7 @@ export function create() {
     experts.element,
     h("div", { class: "columns" }, panel("Experts with the most slots", "", scroll("Experts with the most slots", most.element)).element, bars.element, flows.element),
   );
-  const element = h("div", { class: "stack" }, h("div", { class: "tools" }, title, before, after), note, body);
+  const element = h("div", { class: "stack" }, h("div", { class: "tools" }, title, before, after), unphased.element, note, body);
   return {
     element,
     async refresh({ route, query, signal }) {
@@ -39,6 +41,7 @@ export function create() {
       const id = route.params.has("layer") ? Number(route.params.get("layer")) : ids[0];
       const at = ids.indexOf(id);
       setText(title, `Layer ${id}`);
+      unphased.update(known);
       for (const [a, other] of /** @type {const} */ ([[before, ids[at - 1]], [after, ids[at + 1]]])) {
         a.hidden = at < 0 || other === undefined;
         setAttribute(a, "href", link("layer", { layer: other ?? id }));
@@ -51,7 +54,7 @@ export function create() {
         return;
       }
       const view = await get("v1/view", { ...query, parts: ["flows"], flow_layer: id }, signal);
-      const layer = { ...known.layers[at], counts: known.counts[at], owners: known.owners?.[at] };
+      const layer = { ...known.layers[at], counts: known.counts[at], owners: known.owners?.[at], unknown: known.phase_reason };
       setText(note, layer.reason ?? "");
       top.update(summary(layer));
       experts.update(layer, route.params.get("sort") === "load");
@@ -67,7 +70,7 @@ function summary(layer) {
   const ep = layer.over_ep_ranks;
   const over = layer.over_experts;
   return [
-    { name: "Tokens", value: count(layer.tokens), hint: `${count(layer.slots)} slots, top-${layer.top_k} of ${layer.num_experts}` },
+    { name: "Tokens", value: layer.unknown ? "–" : count(layer.tokens), hint: layer.unknown ? "" : `${count(layer.slots)} slots, top-${layer.top_k} of ${layer.num_experts}` },
     { name: "Imbalance ratio over EP ranks", value: measure(ep?.imbalance_ratio), hint: ep ? `balancedness ${measure(ep.balancedness)}` : layer.ep_reason ?? "", level: imbalanceLevel(ep?.imbalance_ratio) },
     { name: "MaxVio over experts", value: measure(over?.max_vio), hint: over ? `the most chosen has ${times(over.imbalance_ratio)} a fair share` : layer.reason ?? "" },
     { name: "Normalised entropy", value: measure(over?.normalised_entropy), hint: over ? `as if ${count(over.normalised_entropy * layer.num_experts)} of ${layer.num_experts} were in use` : "" },

@@ -6,6 +6,7 @@ import { lineChart } from "../chart.js";
 import { h, panel, patch, scroll, setAttribute, setText } from "../dom.js";
 import { compact, count, duration, measure, percent, plural, times } from "../format.js";
 import { findings, rankState } from "../health.js";
+import { phaseNote } from "../phase.js";
 import { link } from "../route.js";
 import { imbalanceLevel, tiles } from "../tiles.js";
 
@@ -28,6 +29,7 @@ export function create() {
   };
   const worst = worstLayers();
   const health = healthList();
+  const unphased = phaseNote();
   const models = modelTable();
   const epReason = h("p", { class: "nodata" });
   parts.ep.element.append(epReason);
@@ -35,6 +37,7 @@ export function create() {
     "div",
     { class: "stack" },
     h("h1", { class: "unseen", text: "Overview" }),
+    unphased.element,
     top.element,
     h("div", { class: "columns" }, parts.imbalance.element, parts.rates.element),
     h("div", { class: "columns" }, parts.ep.element, parts.dp.element),
@@ -48,14 +51,15 @@ export function create() {
   return {
     element,
     async refresh({ route, ranks, deployment, query, now, signal }) {
-      const { server, model } = query;
+      const { server, model, phase } = query;
       const view = await get("v1/view", query, signal);
-      if (now - trendAt >= TREND_EVERY_S || now < trendAt || trendOf !== `${server} ${model}`) {
-        trend = await get("v1/trend", { server, model, step: 5, points: 60 }, signal);
+      if (now - trendAt >= TREND_EVERY_S || now < trendAt || trendOf !== `${server} ${model} ${phase}`) {
+        trend = await get("v1/trend", { server, model, phase, step: 5, points: 60 }, signal);
         trendAt = now;
-        trendOf = `${server} ${model}`;
+        trendOf = `${server} ${model} ${phase}`;
         drawTrend(trend, rates, imbalance);
       }
+      unphased.update(view);
       top.update(summary(view, deployment));
       drawDp(dp, view, deployment);
       drawEp(ep, view, epReason);
@@ -71,7 +75,7 @@ export function create() {
 }
 
 /** Tokens per second of each DP rank of a view, by rank; its own span of time, since ranks report one by one. */
-const rateOf = (rank) => (rank.seconds > 0 ? rank.tokens / rank.seconds : 0);
+const rateOf = (rank) => (rank.seconds > 0 ? (rank.tokens ?? 0) / rank.seconds : 0);
 
 function summary(view, deployment) {
   const { ratio_of_sums: ratio, worst, worst_layer: layer } = view.over_ep_ranks;
@@ -81,12 +85,23 @@ function summary(view, deployment) {
   const found = findings(deployment);
   const bad = found.filter((item) => item.level !== "good").length;
   return [
-    { name: "Tokens per second", value: compact(view.dp_ranks.reduce((sum, rank) => sum + rateOf(rank), 0)), hint: `${count(view.tokens)} tokens in ${spanOf(view)}` },
+    { name: "Tokens per second", value: view.tokens === null ? "–" : compact(view.dp_ranks.reduce((sum, rank) => sum + rateOf(rank), 0)), hint: view.tokens === null ? "not known of every DP rank" : `${count(view.tokens)} tokens${view.phase ? ` of ${view.phase}` : ""} in ${spanOf(view)}` },
+    phaseTile(view),
     { name: "Imbalance over EP ranks", value: ratio === null ? "–" : times(ratio), hint: ratio === null ? reason : `max / mean over all layers: a mean rank waits ${percent(1 - 1 / ratio, 0)} of the time`, level: imbalanceLevel(ratio) },
     { name: "Worst layer", value: layer === null ? "–" : `${layer}`, hint: worst === null ? "no sample" : `imbalance ratio ${measure(worst)}`, level: imbalanceLevel(worst) },
     { name: "Dead experts", value: experts ? count(dead) : "–", hint: experts ? `of ${count(experts)} in ${plural(view.over_experts.layers, "layer")}` : "no sample" },
     { name: "Capture", value: bad ? plural(bad, "problem") : "healthy", hint: bad ? found[0].text : `${plural(deployment.dp_ranks.length, "DP rank")}, ${plural(view.layers.length, "MoE layer")}`, level: bad ? found[0].level : "good" },
   ];
+}
+
+/** How much of the work is prefill, where all DP ranks tell. */
+function phaseTile(view) {
+  const name = "Prefill";
+  const phases = view.dp_ranks.map((rank) => rank.phases);
+  if (!phases.length || phases.some((item) => !item)) return { name, value: "–", hint: "not every DP rank tells phases apart" };
+  const [prefill, decode] = [phases.reduce((sum, item) => sum + item.prefill_tokens, 0), phases.reduce((sum, item) => sum + item.decode_tokens, 0)];
+  if (!(prefill + decode)) return { name, value: "–", hint: "no tokens in this window" };
+  return { name, value: percent(prefill / (prefill + decode), 1), hint: `of all tokens; ${compact(prefill)} prefill, ${compact(decode)} decode` };
 }
 
 function spanOf(view) {
@@ -102,7 +117,7 @@ function drawDp(table, view, deployment) {
       const seen = byRank.get(rank.dp_rank);
       const rate = seen ? rateOf(seen) : 0;
       const state = rankState(rank);
-      return { head: `${rank.dp_rank}`, value: rate, text: compact(rate), cells: [tag(state.level, state.word, state.text || null)] };
+      return { head: `${rank.dp_rank}`, value: rate, text: seen?.tokens === null ? "–" : compact(rate), cells: [tag(state.level, state.word, state.text || null)] };
     }),
     most,
   );

@@ -5,8 +5,10 @@ import { choice, h } from "../dom.js";
 import { epBars, flowGrid } from "../eprank.js";
 import { count, times } from "../format.js";
 import { gridPanel } from "../gridpanel.js";
+import { phaseNote } from "../phase.js";
 import { change, go } from "../route.js";
 import { deviation, idTicks } from "../scales.js";
+import { stragglers } from "../stragglers.js";
 
 /** @returns {import("../main.js").View} */
 export function create() {
@@ -14,6 +16,8 @@ export function create() {
   const layerChoice = choice("Layer", (value) => change({ layer: value }));
   const bars = epBars();
   const flows = flowGrid();
+  const unphased = phaseNote();
+  const waiting = stragglers();
   const map = gridPanel("EP ranks by layer", "Point at a cell for its numbers; click it for its layer.", {
     describe(row, column) {
       const layer = shown[row];
@@ -28,7 +32,10 @@ export function create() {
     "div",
     { class: "stack" },
     h("h1", { class: "unseen", text: "Ranks" }),
+    waiting.element,
+    unphased.element,
     map.element,
+    waiting.details,
     h("div", { class: "tools" }, layerChoice.element),
     h("div", { class: "columns" }, bars.element, flows.element),
   );
@@ -36,8 +43,14 @@ export function create() {
     element,
     async refresh({ route, query, signal }) {
       const only = route.params.has("layer") ? Number(route.params.get("layer")) : null;
-      const view = await get("v1/view", { ...query, parts: ["owners", "flows"], flow_layer: only }, signal);
+      const { phase: _both, ...window } = query;
+      const [view, waited] = await Promise.all([
+        get("v1/view", { ...query, parts: ["owners", "flows"], flow_layer: only }, signal),
+        get("v1/stragglers", window, signal),
+      ]);
+      waiting.update(waited);
       shown = view.layers;
+      unphased.update(view);
       layerChoice.set([["", "all layers"], ...view.layers.map((layer) => [`${layer.layer}`, `layer ${layer.layer}`])], only === null ? "" : `${only}`);
       map.update(data(view), { ...deviation(), note: "slots, against a fair share of the layer's" });
       bars.update(view, only);
