@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_HALF_UP, Decimal
+
 from playwright.sync_api import Page
 
 TIMES, TO, MINUS = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -23,7 +25,8 @@ def compact(value: float) -> str:
     """As the page shortens numbers from ten thousand on."""
     for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= limit and value >= 1e4:
-            return f"{value / limit:.1f}".removesuffix(".0") + letter
+            tenths = Decimal(value / limit).quantize(Decimal("0.1"), ROUND_HALF_UP)
+            return str(tenths).removesuffix(".0") + letter
     return f"{value:,.0f}"
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.chrome import Watched
 from tests.browser.reading import MINUS, TIMES, TO, cells, compact, point, tile
-from tests.browser.serving import Serving
+from tests.browser.serving import EPOCH, Serving
 
 WINDOW = {"start": "-1m"}
+TABLE = "Divergence of each layer"
 
 
 def test_overview(large: Serving, watched: Watched) -> None:
@@ -148,3 +150,45 @@ def test_compare(large: Serving, watched: Watched) -> None:
     words = point(page, "Difference of shares", 9 - 3, 200, 57, 256)
     sign = MINUS if change < 0 else "+"
     assert words.startswith(f"layer 9 · expert 200 · {sign}{100 * abs(change):.3f} % of the layer's slots")
+
+
+def _shows(page: Page, answer: dict[str, Any]) -> None:
+    order = sorted(answer["layers"], key=lambda layer: -layer["divergence"])
+    expected = [[str(layer["layer"]), "", f"{layer['divergence']:.4f}"] for layer in order]
+    first = page.get_by_role("table", name=TABLE).locator("tbody tr").first.locator("td").last
+    expect(first).to_have_text(expected[0][2])
+    assert cells(page, TABLE) == expected
+
+
+def test_two_free_windows(large: Serving, new_page: Callable[..., Watched]) -> None:
+    watched = new_page(timezone_id="UTC")
+    route = f"#/compare?from={EPOCH + 80}&to={EPOCH + 110}"
+    page = watched.open(large.url, route)
+    page.get_by_label("in", exact=True).select_option("window")
+    page.wait_for_url(f"**base_from={EPOCH + 50}&base_to={EPOCH + 80}**")
+    page.get_by_label("Base from", exact=True).fill("2023-11-14T22:13:30")
+    page.get_by_label("Base from", exact=True).blur()
+    page.wait_for_url(f"**base_from={EPOCH + 10}&**")
+    window = {"start": EPOCH + 80, "end": EPOCH + 110, "base_start": EPOCH + 10, "base_end": EPOCH + 80}
+    _shows(page, large.get("/v1/compare", **window))
+
+    watched.expected = ["400"]
+    page.get_by_label("Base to", exact=True).fill("2023-11-14T22:13:25")
+    page.get_by_label("Base to", exact=True).blur()
+    expect(page.get_by_text("The window ends before it begins", exact=False)).to_be_visible()
+    page.get_by_label("in", exact=True).select_option("all")
+    expect(page.get_by_role("table", name=TABLE)).to_be_visible()
+    assert "base_from" not in page.url
+
+
+def test_two_phases_in_two_windows(large: Serving, watched: Watched) -> None:
+    base = f"base=window&base_from={EPOCH + 10}&base_to={EPOCH + 60}"
+    page = watched.open(large.url, f"#/compare?window=10s&phase=prefill&{base}")
+    page.get_by_label("Base's tokens", exact=True).select_option("decode")
+    page.wait_for_url("**base_phase=decode**")
+    window = {"start": "-10s", "base_start": EPOCH + 10, "base_end": EPOCH + 60}
+    answer = large.get("/v1/compare", phase="prefill", base_phase="decode", **window)
+    _shows(page, answer)
+    expect(page.locator("main")).to_contain_text(f"{answer['side']['tokens']:,} tokens of prefill")
+    expect(page.locator("main")).to_contain_text(f"{answer['base']['tokens']:,} tokens of decode")
+    assert watched.axe() == []

@@ -23,7 +23,7 @@ def test_a_hot_rank_that_alternates(empty: Serving, clock: Clock, watched: Watch
     answer = empty.get("/v1/stragglers", start="-1m")
     cost, windowed = answer["straggler_cost"], answer["windowed_straggler_share"]
     assert cost > 0.5
-    assert windowed < 0.1
+    assert windowed < cost / 3
     assert tile(page, "Straggler cost") == _percent(cost)
     assert tile(page, "By the window alone") == _percent(windowed)
     assert tile(page, "Hottest EP rank") == str(answer["hottest_rank"])

@@ -44,6 +44,12 @@ export function bounds(params) {
   return { start: window === "all" ? null : `-${window}`, end: null, past: false };
 }
 
+/** A bound of {@link bounds} as Unix seconds. @param {string} bound @param {number} now */
+export function seconds(bound, now) {
+  const [, n, unit] = /^-(\d+(?:\.\d+)?)([smhd])$/.exec(bound) ?? [];
+  return n ? now - Number(n) * SECONDS[unit] : Number(bound);
+}
+
 /** The window just before the one of {@link bounds}, of the same length; null where it has no begin. */
 export function previous(params) {
   const { start, end, past } = bounds(params);
