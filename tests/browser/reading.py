@@ -25,7 +25,7 @@ def compact(value: float) -> str:
     """As the page shortens numbers from ten thousand on."""
     for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= limit and value >= 1e4:
-            tenths = Decimal(value / limit).quantize(Decimal("0.1"), ROUND_HALF_UP)
+            tenths = (Decimal(value) / Decimal(limit)).quantize(Decimal("0.1"), ROUND_HALF_UP)
             return str(tenths).removesuffix(".0") + letter
     return f"{value:,.0f}"
 
