@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,20 @@ from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.store.records import WorkerTrace
 
 Int16Array = npt.NDArray[np.int16]
+
+
+MAX_POSITIONS: Final = 1 << 22
+"""Of one answer: four million tokens, more than any model's context."""
+
+
+class TooManyPositionsError(Exception):
+    """A request's routing from ``first`` to ``end`` is more than one answer may hold."""
+
+    def __init__(self, first: int, end: int) -> None:
+        super().__init__(
+            f"Positions {first} to {end} are {end - first}, of which one answer holds {MAX_POSITIONS} "
+            "at most: ask for fewer with first and end."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +55,20 @@ def put_together(workers: Sequence[WorkerTrace], first: int = 0, end: int | None
     Args:
         workers: the traces of one request, at least one.
         first, end: positions wanted, ``end`` not included; None: to the last that was computed.
+
+    Raises:
+        TooManyPositionsError: more than :data:`MAX_POSITIONS`.
     """
     last = max(int(worker.positions.max(initial=-1)) for worker in workers) + 1
     end = last if end is None else min(end, last)
     first = min(first, end)
-    layers = sorted({layer for worker in workers for layer in worker.layers}, key=lambda layer: layer.layer)
+    if end - first > MAX_POSITIONS:
+        raise TooManyPositionsError(first, end)
+    known: dict[int, MoeLayer] = {}
+    for worker in workers:
+        for layer in worker.layers:
+            known.setdefault(layer.layer, layer)
+    layers = [known[number] for number in sorted(known)]
     index = {layer.layer: i for i, layer in enumerate(layers)}
     top_k = max((layer.top_k for layer in layers), default=0)
     experts = np.full((end - first, len(layers), top_k), -1, np.int16)
@@ -53,6 +77,8 @@ def put_together(workers: Sequence[WorkerTrace], first: int = 0, end: int | None
         wanted = (worker.positions >= first) & (worker.positions < end)
         rows = worker.positions[wanted] - first
         for layer, ids in zip(worker.layers, worker.experts, strict=True):
+            if layer != known[layer.layer]:
+                continue  # workers that contradict each other: the first is believed
             at, mine = index[layer.layer], ids[wanted].astype(np.int32)
             # Where a position is there twice, NumPy assigns the last.
             experts[rows, at, : layer.top_k] = np.where(mine == NO_EXPERT, -1, mine)

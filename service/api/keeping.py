@@ -37,6 +37,7 @@ class Keeper:
 
         Raises:
             StoreError: they could not be kept.
+            RefusedError: a part of a trace contradicts those before.
         """
         if self._writer is not None:
             await asyncio.wrap_future(self._writer.submit(records))

@@ -29,7 +29,8 @@ from moescope.service.api.params import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.trace_formats import TraceFormat
 from moescope.service.logs import Throttle
-from moescope.service.routing import put_together
+from moescope.service.refusals import RefusedError
+from moescope.service.routing import TooManyPositionsError, put_together
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
 from moescope.service.store.interface import Store
@@ -140,7 +141,10 @@ def traces_router(
         workers = existing(store).traces(found.number, layer)
         if not any(worker.layers for worker in workers):
             raise _unknown_layers(existing(store), found, layer)
-        routing = put_together([worker for worker in workers if worker.layers], first, end)
+        try:
+            routing = put_together([worker for worker in workers if worker.layers], first, end)
+        except TooManyPositionsError as error:
+            raise ProblemError(400, "too-many-positions", "Too many positions", str(error)) from error
         headers = trace_formats.headers_of(routing)
         if kind is TraceFormat.JSON:
             body = trace_formats.as_json(_out(found), routing)
@@ -170,6 +174,8 @@ async def _take(
         raise RefusedFrameError("version", 415, "Another wire version", str(error)) from error
     except WireError as error:
         raise RefusedFrameError("malformed", 400, "Not a trace", str(error)) from error
+    except RefusedError as error:
+        raise RefusedFrameError(error.reason, 409, "The part contradicts its trace", str(error)) from error
     except StoreError as error:
         raise RefusedFrameError("store_failed", 503, "The trace could not be kept", str(error)) from error
     return TraceReceipt(trace=part.trace, part=part.part, parts=part.parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
+from moescope.capture.trace_wire import TracePart
 from moescope.service.store.records import (
     Key,
     Posting,
@@ -12,6 +13,7 @@ from moescope.service.store.records import (
     StoredTotals,
     TracedRequest,
     TraceQuery,
+    TraceShape,
     Usage,
     WorkerTrace,
 )
@@ -44,6 +46,9 @@ class Store(Protocol):
 
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
         """The requests that match, newest first, ``query.limit`` at most."""
+
+    def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
+        """For each part the shape of its trace by the parts that are kept; None where none is."""
 
     def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
         """What each worker traced of a request, of some layers or of all; nothing if it is gone."""

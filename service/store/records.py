@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from moescope.capture.trace_wire import ExpertArray, TracePart
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.ledger import AccountState
+from moescope.service.refusals import RefusedError
 from moescope.service.totals import Totals
 
 Key = tuple[str, str, int, int, int]
@@ -66,6 +67,53 @@ class ArrivedPart:
 
     part: TracePart
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class TraceShape:
+    """What all parts of one trace have in common, or they can't be put together."""
+
+    parts: int
+    id_bytes: int
+    layers: tuple[MoeLayer, ...]
+
+    @classmethod
+    def of(cls, part: TracePart) -> TraceShape:
+        """The shape that a part says its trace has."""
+        return cls(part.parts, part.id_bytes, tuple(part.layers))
+
+    def check(self, part: TracePart) -> None:
+        """A part is of this shape.
+
+        Raises:
+            RefusedError: names the field that differs, and both values.
+        """
+        other = TraceShape.of(part)
+        for name in ("parts", "id_bytes"):
+            if getattr(self, name) != getattr(other, name):
+                raise _contradicts(part, name, getattr(self, name), getattr(other, name))
+        if self.layers != other.layers:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(self.layers, other.layers, strict=False)) if a != b),
+                min(len(self.layers), len(other.layers)),
+            )
+            old, new = (_shown(layers[at : at + 1]) for layers in (self.layers, other.layers))
+            raise _contradicts(part, f"layers[{at}]", old, new)
+
+
+def _shown(layers: tuple[MoeLayer, ...]) -> str:
+    if not layers:
+        return "no more layer"
+    [layer] = layers
+    return f"layer {layer.layer} of {layer.num_experts} experts, top-k {layer.top_k}"
+
+
+def _contradicts(part: TracePart, name: str, old: object, new: object) -> RefusedError:
+    return RefusedError(
+        "contradicts",
+        f"{name}: {new}, but earlier parts of trace {part.trace} of epoch {part.epoch} said {old}; "
+        "all parts of a trace have the same",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def hit_bit(layers: Sequence[MoeLayer], layer: int, expert: int) -> int | None:
 
 
 def merge_hits(one: bytes, other: bytes) -> bytes:
-    """Bits of both, which are of the same layers; else those of the first: parts of one trace contradict."""
+    """Bits of both, which are of the same layers; if one is damaged those of the first."""
     if len(one) != len(other):
         return one
     return (np.frombuffer(one, np.uint8) | np.frombuffer(other, np.uint8)).tobytes()

@@ -16,6 +16,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from moescope.capture.trace_wire import TracePart
 from moescope.service.store import traces
 from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
 from moescope.service.store.records import (
@@ -29,6 +30,7 @@ from moescope.service.store.records import (
     StoreError,
     TracedRequest,
     TraceQuery,
+    TraceShape,
     Usage,
     WorkerTrace,
 )
@@ -145,6 +147,11 @@ class SqliteStore:
         """The requests that match, newest first."""
         with self._reading() as connection:
             return traces.traced_requests(connection, query)
+
+    def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
+        """For each part the shape of its trace by the parts that are kept."""
+        with self._reading() as connection:
+            return [traces.shape_of(connection, part) for part in parts]
 
     def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
         """What each worker traced of a request."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from moescope.capture.trace_wire import Run, TracePart
 from moescope.capture.wire import MoeLayer
-from moescope.service.store.records import ArrivedPart, TracedRequest, TraceQuery, WorkerTrace
+from moescope.service.store.records import ArrivedPart, TracedRequest, TraceQuery, TraceShape, WorkerTrace
 from moescope.service.store.segments import (
     SEGMENT_TOKENS,
     SegmentWriter,
@@ -82,6 +82,24 @@ def save_part(connection: sqlite3.Connection, arrived: ArrivedPart, writer: Segm
             "WHERE request = ?1 AND complete GROUP BY pp_rank)) WHERE id = ?1",
             (request,),
         )
+
+
+def shape_of(connection: sqlite3.Connection, part: TracePart) -> TraceShape | None:
+    """The shape of a part's trace by what is kept of it; None if nothing is."""
+    who = part.producer
+    row = connection.execute(
+        "SELECT parts, id_bytes, layers FROM trace JOIN request ON request = request.id "
+        "WHERE request_id = ? AND server = ? AND model = ? AND dp_rank = ? "
+        "AND pp_rank = ? AND tp_rank = ? AND epoch = ? AND number = ?",
+        (
+            *(part.request_id, who.server, who.model, who.dp_rank),
+            *(who.pp_rank, who.tp_rank, part.epoch, part.trace),
+        ),
+    ).fetchone()
+    if row is None:
+        return None
+    parts, id_bytes, layers = row
+    return TraceShape(parts, id_bytes, tuple(_layers_decoder.decode(layers)))
 
 
 def traced_requests(connection: sqlite3.Connection, query: TraceQuery) -> list[TracedRequest]:

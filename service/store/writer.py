@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final
 
+from moescope.capture.trace_wire import TracePart
 from moescope.service.logs import Throttle
+from moescope.service.refusals import RefusedError
 from moescope.service.store.interface import Store
-from moescope.service.store.records import Posting, Record, StoreError
+from moescope.service.store.records import ArrivedPart, Posting, Record, StoreError, TraceShape
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ class StoreWriter:
     def submit(self, records: Sequence[Record]) -> Future[None]:
         """Hand records over without waiting; the result comes when they are kept for good.
 
-        The future raises :class:`StoreError` when they could not be kept, or when too many wait already.
+        The future raises :class:`StoreError` when they could not be kept, or when too many wait already, and
+        :class:`RefusedError` when a part of a trace contradicts those before.
         """
         future: Future[None] = Future()
         try:
@@ -90,17 +93,46 @@ class StoreWriter:
         return batch, True
 
     def _write(self, batch: Sequence[_Item]) -> None:
+        try:
+            batch = self._fitting(batch)
+        except Exception as error:  # noqa: BLE001 - likewise
+            self._fail(batch, error)
+            return
         records = _newest([record for item, _ in batch for record in item])
         try:
             self.store.save(records)
         except Exception as error:  # noqa: BLE001 - the thread must outlive whatever happens to one batch
-            self._complain(error)
-            failure = error if isinstance(error, StoreError) else StoreError(f"the store failed: {error!r}")
-            for _, future in batch:
-                future.set_exception(failure)
+            self._fail(batch, error)
             return
         for _, future in batch:
             future.set_result(None)
+
+    def _fitting(self, batch: Sequence[_Item]) -> list[_Item]:
+        """The batch without parts that contradict their trace, whose senders are told so."""
+        parts = [item.part for records, _ in batch for item in records if isinstance(item, ArrivedPart)]
+        if not parts:
+            return list(batch)
+        shapes = dict(zip(map(_trace_of, parts), self.store.shapes(parts), strict=True))
+        fitting: list[_Item] = []
+        for records, future in batch:
+            try:
+                for record in records:
+                    if isinstance(record, ArrivedPart):
+                        name = _trace_of(record.part)
+                        shape = shapes[name] or TraceShape.of(record.part)
+                        shape.check(record.part)
+                        shapes[name] = shape
+            except RefusedError as error:
+                future.set_exception(error)
+            else:
+                fitting.append((records, future))
+        return fitting
+
+    def _fail(self, batch: Sequence[_Item], error: Exception) -> None:
+        self._complain(error)
+        failure = error if isinstance(error, StoreError) else StoreError(f"the store failed: {error!r}")
+        for _, future in batch:
+            future.set_exception(failure)
 
     def _hear(self) -> None:
         if self._heed is None:
@@ -121,6 +153,10 @@ class StoreWriter:
     def _complain(self, error: Exception) -> None:
         if self._throttle.allows(type(error).__name__):
             _log.error("the store failed (logged once a minute): %s", error)
+
+
+def _trace_of(part: TracePart) -> tuple[object, ...]:
+    return (*part.producer.key, part.request_id, part.epoch, part.trace)
 
 
 def _newest(records: Sequence[Record]) -> list[Record]:

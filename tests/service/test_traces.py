@@ -117,6 +117,53 @@ def test_slices(service: Service) -> None:
     assert problem(response, 404) == "no-such-layer"
 
 
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("layers[1]", {"layers": LAYERS[:1]}),
+        ("layers[0]", {"layers": [MoeLayer(1, 128, 2), LAYERS[1]]}),
+        ("layers[1]", {"layers": [LAYERS[0], MoeLayer(3, 64, 5)]}),
+        ("layers[0]", {"layers": [MoeLayer(2, 16, 2), LAYERS[1]]}),
+        ("parts", {"parts": 3}),
+        ("id_bytes", {"experts": [ids.astype(np.uint16) for ids in experts_of(1, 10)], "id_bytes": 2}),
+    ],
+)
+def test_a_part_that_contradicts_its_trace_is_refused_and_harms_nothing(
+    service: Service, field: str, change: dict[str, Any]
+) -> None:
+    push(service, part(1, part=0, parts=2))
+    response = post(service, part(1, **{"part": 1, "parts": 2, **change}))
+    assert problem(response, 409) == "contradicts"
+    assert response.json()["detail"].startswith(f"{field}: ")
+    assert service.push(frame({0: [1, 1]})).status_code == 200
+    assert service.get("/v1/traces")["traces"] == []
+    push(service, part(1, part=1, parts=2, runs=[(10, 10)]))
+    expected = experts_of(1, 10)[1]
+    np.testing.assert_array_equal(routed(service, "x1")[:, 1], np.concatenate([expected, expected]))
+    assert problem(post(service, part(1, layers=LAYERS[:1])), 409) == "contradicts"
+    assert routed(service, "x1").shape == (20, 2, 4)
+
+
+def test_of_workers_that_contradict_each_other_the_first_is_believed(service: Service) -> None:
+    push(service, part(1, who={"tp_size": 2}))
+    other = [MoeLayer(1, 16, 3), MoeLayer(3, 32, 4)]
+    push(service, part(1, who={"tp_size": 2, "tp_rank": 1}, layers=other, runs=[(10, 10)]))
+    for kind in ("npz", "raw", "parquet"):
+        assert service.client.get(f"/v1/traces/x1.{kind}").status_code == 200
+    answer = service.get("/v1/traces/x1")
+    assert (answer["layers"], answer["top_k"], answer["num_experts"]) == ([1, 3], [2, 4], [16, 64])
+
+
+def test_an_absurd_position_is_no_absurd_answer(service: Service) -> None:
+    push(service, part(1, runs=[(2**39, 10)]))
+    for kind in ("json", "npz", "raw", "parquet"):
+        response = service.client.get(f"/v1/traces/x1.{kind}")
+        assert problem(response, 400) == "too-many-positions"
+        assert "ask for fewer with first and end" in response.json()["detail"]
+    answer = service.get("/v1/traces/x1", first=2**39)
+    np.testing.assert_array_equal(np.array(answer["routed_experts"])[:, 1], experts_of(1, 10)[1])
+
+
 def test_workers_of_one_request_make_one_trace(service: Service) -> None:
     """Two TP shards of tokens, and a pipeline stage with other layers, in any order."""
     stage = [MoeLayer(9, 16, 2)]

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
+from moescope.capture.trace_wire import TracePart
 from moescope.service.merging import merge
 from moescope.service.store.clickhouse import history, traces
 from moescope.service.store.clickhouse.connection import Connection
@@ -32,6 +33,7 @@ from moescope.service.store.records import (
     StoreError,
     TracedRequest,
     TraceQuery,
+    TraceShape,
     Usage,
     WorkerTrace,
 )
@@ -108,6 +110,10 @@ class ClickHouseStore:
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
         """The requests that match, newest first."""
         return traces.traced_requests(self._connection, query)
+
+    def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
+        """For each part the shape of its trace by the parts that are kept."""
+        return traces.shapes(self._connection, parts)
 
     def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
         """What each worker traced of a request."""

@@ -13,7 +13,7 @@ from moescope.capture.trace_wire import NO_EXPERT, Run, TracePart
 from moescope.capture.wire import MoeLayer
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.rowbinary import Value
-from moescope.service.store.records import ArrivedPart, TracedRequest, TraceQuery, WorkerTrace
+from moescope.service.store.records import ArrivedPart, TracedRequest, TraceQuery, TraceShape, WorkerTrace
 
 _REQUEST: Final = ("server", "model", "dp_rank", "request_id")
 _TRACE: Final = (*_REQUEST, "pp_rank", "tp_rank", "epoch", "number")
@@ -76,6 +76,40 @@ def rows_of(parts: Sequence[ArrivedPart], numbers: Numbers) -> tuple[list[list[V
                 ]
             )
     return routing, headers
+
+
+def shapes(connection: Connection, parts: Sequence[TracePart]) -> list[TraceShape | None]:
+    """See :class:`moescope.service.store.interface.Store`; two queries, however many parts."""
+    if not parts:
+        return []
+    wanted = [tuple(_trace_of(part)) for part in parts]
+    # A set for each column of the key's begin: ClickHouse skips what is in none.
+    columns = zip(_REQUEST, ("String", "String", "Int64", "String"), zip(*wanted, strict=True), strict=False)
+    clauses, parameters = [], dict[str, object]()
+    for name, kind, values in columns:
+        clauses.append(f"{name} IN {{{name}:Array({kind})}}")
+        parameters[name] = list(dict.fromkeys(values))
+    where, trace = " AND ".join(clauses), ", ".join(_TRACE)
+    kept = connection.rows(
+        f"SELECT {trace}, any(parts) FROM trace_part WHERE {where} GROUP BY {trace}", "ttitiiiii", parameters
+    )
+    routed = connection.rows(
+        f"SELECT DISTINCT {trace}, toInt64(if(notEmpty(ids8), 1, 2)) AS size, layer, num_experts, top_k "
+        f"FROM routing WHERE {where} ORDER BY {trace}, layer, num_experts, top_k",
+        "ttitiiiiiiii",
+        parameters,
+    )
+    layers: dict[tuple[Any, ...], list[MoeLayer]] = {}
+    sizes: dict[tuple[Any, ...], int] = {}
+    for *key, size, layer, num_experts, top_k in routed:
+        layers.setdefault(tuple(key), []).append(MoeLayer(layer, num_experts, top_k))
+        sizes[tuple(key)] = size
+    found = {
+        tuple(key): TraceShape(count, sizes[tuple(key)], tuple(layers[tuple(key)]))
+        for *key, count in kept
+        if tuple(key) in sizes
+    }
+    return [found.get(key) for key in wanted]
 
 
 def traced_requests(connection: Connection, query: TraceQuery) -> list[TracedRequest]:
@@ -234,11 +268,9 @@ def _workers(headers: Sequence[Any], routing: Sequence[Any]) -> list[WorkerTrace
                 layer, num_experts, top_k, ids8, ids16 = row[5:]
                 ids = ids8 if len(ids8) else ids16
                 columns.setdefault(MoeLayer(layer, num_experts, top_k), []).append(ids.reshape(-1, top_k))
-        found.append(
-            WorkerTrace(
-                layers=tuple(columns),
-                positions=np.concatenate([np.arange(run.first, run.first + run.count) for run in runs]),
-                experts=tuple(np.concatenate(column) for column in columns.values()),
-            )
-        )
+        positions = np.concatenate([np.arange(run.first, run.first + run.count) for run in runs])
+        # Contradicting parts can come to two services at once: what isn't of all tokens is left out.
+        joined = {layer: np.concatenate(column) for layer, column in columns.items()}
+        whole = {layer: ids for layer, ids in joined.items() if len(ids) == len(positions)}
+        found.append(WorkerTrace(tuple(whole), positions, tuple(whole.values())))
     return found

@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from moescope.capture.trace_wire import TracePart
+from moescope.service.refusals import RefusedError
 from moescope.service.store import writer as writing
-from moescope.service.store.records import Forgotten, Posting, Record, StoreError
+from moescope.service.store.records import ArrivedPart, Forgotten, Posting, Record, StoreError, TraceShape
 from moescope.service.store.writer import StoreWriter
 from tests.service.store.accounts import BORN, key, posting
+from tests.service.traces import LAYERS, part
 
 
 class Disk:
@@ -30,6 +33,9 @@ class Disk:
         if self.broken is not None:
             raise self.broken
         self.saved.append(list(records))
+
+    def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
+        return [None] * len(parts)
 
     def maintain(self, now: float) -> None:
         self.maintained.append(now)
@@ -112,3 +118,19 @@ def test_closing_writes_what_waits(disk: Disk, writer: StoreWriter) -> None:
     assert all(future.done() for future in futures)
     assert [item for batch in disk.saved for item in batch] == [Forgotten(key(rank)) for rank in range(3)]
     assert disk.closed
+
+
+def test_a_part_that_contradicts_one_of_its_batch_fails_alone(disk: Disk, writer: StoreWriter) -> None:
+    disk.free.clear()
+    first = writer.submit([Forgotten(key())])  # what follows waits and becomes one batch
+    time.sleep(0.05)
+    good = [ArrivedPart(part(1, part=0, parts=2), BORN), posting([1, 1, 1, 1], 5)]
+    wrong = ArrivedPart(part(1, part=1, parts=2, layers=LAYERS[:1]), BORN)
+    futures = [writer.submit([record]) for record in (good[0], wrong, good[1])]
+    disk.free.set()
+    first.result(5)
+    futures[0].result(5)
+    futures[2].result(5)
+    with pytest.raises(RefusedError, match=r"^layers\[1\]: no more layer, but earlier parts of trace 1 "):
+        futures[1].result(5)
+    assert disk.saved[1] == good
