@@ -17,7 +17,7 @@ from devkit.soak.gate import Options, Outcome
 from devkit.soak.load import Fleet, drive
 from devkit.soak.serving import serving
 from tests.service.conftest import Clock, Service
-from tests.service.test_bad_input import check_what_is_answered, fuzz, fuzz_queries
+from tests.service.test_bad_input import check_traces, check_what_is_answered, fuzz, fuzz_queries
 
 
 def generated(options: Options) -> Outcome:
@@ -36,6 +36,7 @@ def generated(options: Options) -> Outcome:
         frames = fuzz(service, "/v1/ingest", options.cases(10_000))
         traces = fuzz(service, "/v1/traces", options.cases(4_000))
         queries = fuzz_queries(service, options.cases(4_000))
+        check_traces(service)
         check_what_is_answered(service)
         after = process.memory_info().rss / 2**20
         assert "Traceback" not in running.text, running.text[-3000:]

@@ -23,7 +23,8 @@ def write(outcomes: Sequence[tuple[Gate, Outcome]]) -> None:
     text = PAGE.read_text()
     before, _, rest = text.partition(BEGIN)
     old, _, after = rest.partition(END)
-    rows = {found[1]: found[0] for found in re.finditer(r"^\| ([a-z-]+) \| .*$", old, re.MULTILINE)}
+    found = re.finditer(r"^\| ([a-z-]+) \| .*$", old, re.MULTILINE)
+    rows = {row[1]: row[0] for row in found if row[1] != "gate"}  # without the head
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     for gate, outcome in outcomes:
         verdict = "reached" if outcome.passed else "**not reached**"
