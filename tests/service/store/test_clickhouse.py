@@ -21,7 +21,7 @@ from moescope.service.store.retention import Retention
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, producer
 from tests.service.store.accounts import BORN, key, posting
-from tests.service.traces import part
+from tests.service.traces import LAYERS, part
 
 LATER = EPOCH + 10**9
 
@@ -206,3 +206,16 @@ def _until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_of_contradicting_parts_to_two_services_at_once_what_is_whole_is_read(
+    replicas: list[ClickHouseStore],
+) -> None:
+    one, two = replicas
+    one.save([ArrivedPart(part(1, part=0, parts=2), BORN)])
+    two.save([ArrivedPart(part(1, part=1, parts=2, layers=LAYERS[:1], runs=[(10, 10)]), BORN)])
+    [found] = one.traced_requests(TraceQuery())
+    [worker] = one.traces(found.number, None)
+    assert worker.layers == (LAYERS[0],)
+    np.testing.assert_array_equal(worker.positions, np.arange(20))
+    assert len(worker.experts[0]) == 20

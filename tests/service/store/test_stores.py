@@ -7,11 +7,20 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from moescope.capture.wire import MoeLayer
 from moescope.service.routing import slots_of
 from moescope.service.settings import Settings
 from moescope.service.store.interface import Store
 from moescope.service.store.open import open_store as open_setting
-from moescope.service.store.records import ArrivedPart, Document, Forgotten, StoreError, TraceQuery
+from moescope.service.store.records import (
+    ArrivedPart,
+    Document,
+    Forgotten,
+    StoreError,
+    TraceQuery,
+    TraceShape,
+)
+from tests.service.frames import EPOCH
 from tests.service.store.accounts import BORN, instants, key, posting
 from tests.service.traces import LAYERS, experts_of, part
 
@@ -148,6 +157,41 @@ def test_traces_live_as_long_as_they_should(open_store: Open) -> None:
     assert store.traces(first.number, None) == []
     store.maintain(BORN + 1501)
     assert store.usage().traces == 0
+
+
+def test_shapes_are_those_of_the_parts_that_are_kept(open_store: Open) -> None:
+    store = open_store()
+    wide = part(
+        2,
+        part=1,
+        parts=3,
+        layers=[MoeLayer(7, 300, 2)],
+        experts=[np.full((4, 2), 299, "<u2")],
+        runs=[(0, 4)],
+        id_bytes=2,
+    )
+    kept_parts = [part(1, part=0, parts=2), wide]
+    assert store.shapes([]) == []
+    assert store.shapes(kept_parts) == [None, None]
+    store.save([ArrivedPart(made, BORN) for made in kept_parts])
+    assert open_store().shapes([wide, part(3), *kept_parts]) == [
+        TraceShape(3, 2, (MoeLayer(7, 300, 2),)),
+        None,
+        TraceShape(2, 1, tuple(LAYERS)),
+        TraceShape(3, 2, (MoeLayer(7, 300, 2),)),
+    ]
+    assert open_store().shapes([part(1, epoch=EPOCH + 1)]) == [None]
+
+
+def test_a_part_that_comes_again_with_other_tokens_leaves_what_can_be_read(open_store: Open) -> None:
+    store = open_store()
+    for made in (part(1, tokens=10), part(1, tokens=6)):
+        store.save([ArrivedPart(made, BORN)])
+    [found] = store.traced_requests(TraceQuery())
+    assert found.tokens == 10
+    for worker in store.traces(found.number, None):
+        assert len(worker.positions) == 10
+        assert all(len(ids) == 10 for ids in worker.experts)
 
 
 def test_slots_of_a_trace(open_store: Open) -> None:
