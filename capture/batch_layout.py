@@ -58,7 +58,7 @@ class BatchWatch:
         self._on_failure = failed
         self._prompts: dict[str, int] = {}
         self._step: StepRequests | None = None
-        self._order = BatchOrder(vllm_config, self._ordered)
+        self._order = BatchOrder(vllm_config, self._ordered, self._fail)
         self._failed = False
 
     def step_begins(self, scheduler_output: Any, model_runner: Any, wanted: bool = True) -> None:
@@ -111,6 +111,8 @@ class BatchWatch:
         self._laid_out(layout)
 
     def _fail(self, error: Exception) -> None:
+        if self._failed:
+            return
         self._failed, self._step = True, None
         logger.error("moescope: how batches are laid out is not known from here on: %r", error)
         self._on_failure()

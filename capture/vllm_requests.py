@@ -89,11 +89,18 @@ class BatchOrder:
 
     Args:
         ordered: called with the ids, from the thread that enqueues the steps.
+        failed: called instead where the runner V1 can't be read: this is in the middle of vLLM's step.
     """
 
-    def __init__(self, vllm_config: Any, ordered: Callable[[Sequence[str]], None]) -> None:
+    def __init__(
+        self,
+        vllm_config: Any,
+        ordered: Callable[[Sequence[str]], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._sort = sorter_v2() if vllm_config.use_v2_model_runner else None
         self._ordered = ordered
+        self._failed = failed
         self._processors: list[Any] | None = None
         self._listener: _BatchListener | None = None
 
@@ -105,15 +112,28 @@ class BatchOrder:
         processors = model_runner.input_batch.logitsprocs.argmax_invariant
         if processors is not self._processors:
             self.close()
-            self._listener = _BatchListener(lambda: self._ordered(list(model_runner.input_batch.req_ids)))
+            self._listener = _BatchListener(lambda: self._tell(model_runner))
             self._processors = processors
             processors.append(self._listener)
+
+    def _tell(self, model_runner: Any) -> None:
+        try:
+            order = batch_order(model_runner)
+        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
+            self._failed(error)
+            return
+        self._ordered(order)
 
     def close(self) -> None:
         """Leave the runner as it was."""
         if self._processors is not None and self._listener in self._processors:
             self._processors.remove(self._listener)
         self._processors = self._listener = None
+
+
+def batch_order(model_runner: Any) -> list[str]:
+    """The requests of runner V1's batch in the order of its rows; true once the batch is laid out."""
+    return [str(request_id) for request_id in model_runner.input_batch.req_ids]
 
 
 class _BatchListener:

@@ -31,6 +31,7 @@ from moescope.capture import (
     snapshot,
     strategies,
     tracing,
+    vllm_requests,
     vllm_seam,
 )
 from tests.e2e.host import endpoints
@@ -278,6 +279,12 @@ CASES: dict[str, Case] = {
     "tracing fails": Case(
         inject=lambda: _with(raising(tracing.Tracer, "begin_step", after=3), MOESCOPE_TRACE_RATE="1"),
         shows="tracing is off for good, counting goes on",
+        state="counting",
+        exact=True,
+    ),
+    "batch can't be read": Case(
+        inject=lambda: _with(raising(vllm_requests, "batch_order", after=3), MOESCOPE_TRACE_RATE="1"),
+        shows="how batches are laid out is not known from here on: .*batch_order is broken",
         state="counting",
         exact=True,
     ),
