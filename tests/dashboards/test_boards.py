@@ -7,6 +7,8 @@ import re
 from typing import Any
 
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from moescope.dashboards.build import FOLDER, documents
 from moescope.service.metrics.catalogue import CATALOGUE
@@ -34,6 +36,35 @@ def test_the_json_is_what_the_code_makes() -> None:
     same = documents() == {path.name: path.read_text() for path in FOLDER.glob("*.json")}
     assert same, "run: python -m moescope.dashboards.build"
     assert len(BOARDS) == 4
+
+
+def not_kept(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Where Grafana's models changed or lost something; defaults that they add are fine."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        lost = [f"{path}/{key}" for key in ours if key not in theirs]
+        both = [key for key in ours if key in theirs]
+        return lost + [item for key in both for item in not_kept(ours[key], theirs[key], f"{path}/{key}")]
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        pairs = enumerate(zip(ours, theirs, strict=True))
+        return [item for i, (one, other) in pairs for item in not_kept(one, other, f"{path}/{i}")]
+    return [] if ours == theirs else [path]
+
+
+def through_grafanas_models(board: dict[str, Any]) -> dict[str, Any]:
+    encoded: dict[str, Any] = json.loads(JSONEncoder(sort_keys=True).encode(Dashboard.from_json(board)))
+    return encoded
+
+
+@each_board
+def test_grafanas_models_know_all_that_is_in_the_json(board: dict[str, Any]) -> None:
+    assert not not_kept(board, through_grafanas_models(board))
+
+
+def test_grafanas_models_lose_what_they_do_not_know() -> None:
+    board = json.loads(json.dumps(BOARDS["moescope-model.json"]))
+    board["panels"][1]["fieldConfig"]["defaults"]["unitt"] = "short"
+    lost = not_kept(board, through_grafanas_models(board))
+    assert "/panels/1/fieldConfig/defaults/unitt" in lost
 
 
 @each_board
