@@ -183,6 +183,16 @@ ALERTS: dict[str, tuple[Series, Series]] = {
         {f"moescope_missing_dp_ranks{_M}}}": "2+0x90"},
         {f"moescope_missing_dp_ranks{_M}}}": "2+0x10 0+0x80"},
     ),
+    "MoescopeStragglerCost": (
+        {
+            f"moescope_straggler_mean_slots_total{_M}}}": "0+60x90",
+            f"moescope_straggler_max_slots_total{_M}}}": "0+100x90",
+        },
+        {
+            f"moescope_straggler_mean_slots_total{_M}}}": "0+80x90",
+            f"moescope_straggler_max_slots_total{_M}}}": "0+100x90",
+        },
+    ),
     "MoescopeStepsNotJoined": (
         {
             f'moescope_straggler_incomplete_steps_total{_M},pp_rank="0"}}': "0+10x90",
