@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from rich.console import Console
@@ -98,7 +100,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
 def run_simulated(options: argparse.Namespace, port: int, console: Console) -> None:
     """The demo without vLLM: frames of a simulated fleet; ends by itself only with ``--exit``."""
     with ExitStack() as running:
-        service = start_service(running, port, console)
+        store = running.enter_context(TemporaryDirectory(prefix="moescope-demo-"))
+        service = start_service(running, port, console, ("--store", store))
         simulation = start_simulation(service.url, SERVER, FOLDER / "simulate.log")
         running.callback(simulation.stop)
         show_addresses(service, console)
@@ -108,10 +111,10 @@ def run_simulated(options: argparse.Namespace, port: int, console: Console) -> N
             )
 
 
-def start_service(stack: ExitStack, port: int, console: Console) -> Service:
+def start_service(stack: ExitStack, port: int, console: Console, flags: Sequence[str] = ()) -> Service:
     """``moescope serve`` as a process of its own, ready."""
     log = FOLDER / "service.log"
-    command = [str(Path(sys.executable).with_name("moescope")), "serve", "--port", str(port)]
+    command = [str(Path(sys.executable).with_name("moescope")), "serve", "--port", str(port), *flags]
     group = ProcessGroup(command, log, os.environ)
     stack.callback(group.stop)
     service = Service(f"http://127.0.0.1:{port}", SERVER)

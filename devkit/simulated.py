@@ -23,6 +23,7 @@ def start_simulation(url: str, server: str, log: Path) -> ProcessGroup:
     """``moescope simulate`` as a process of its own: some skew, a hot expert that moves, one busy rank."""
     moescope = str(Path(sys.executable).with_name("moescope"))
     flags = ["--skew", "0.5", "--hot", "0.4", "--hot-moves-s", "30", "--rank-imbalance", "1.5"]
+    flags += ["--trace-rate", "0.002"]
     return ProcessGroup([moescope, "simulate", "--url", url, "--server", server, *flags], log, os.environ)
 
 

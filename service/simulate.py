@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, encode_part
 from moescope.capture.wire import CONTENT_TYPE, encode_frame
 from moescope.service.client import ServiceUnavailableError, connection_to
 from moescope.service.client_settings import ClientSettings
@@ -22,11 +23,12 @@ _TIMEOUT_S: Final = 10.0
 class Progress:
     """How the simulation goes, after each round of frames.
 
-    ``late_s`` is how much longer the round took than the interval: the machine can't keep up.
+    ``traces`` is how many traces were kept, ``late_s`` is how much longer the round took than the interval: the machine can't keep up.
     """
 
     elapsed_s: float
     frames: int
+    traces: int
     failed: int
     round_s: float
     late_s: float
@@ -34,7 +36,7 @@ class Progress:
 
 
 class Poster:
-    """One kept-alive connection that posts frames.
+    """One kept-alive connection that posts frames and traces.
 
     Args:
         url: base address of the service.
@@ -44,7 +46,7 @@ class Poster:
     def __init__(self, url: str, settings: ClientSettings) -> None:
         self._url = url
         self._connection = connection_to(url, settings, _TIMEOUT_S)
-        self._path = f"{urlsplit(url).path.rstrip('/')}/v1/ingest"
+        self._prefix = urlsplit(url).path.rstrip("/")
         self._settings = settings
 
     def post(self, body: bytes) -> None:
@@ -53,9 +55,20 @@ class Poster:
         Raises:
             ServiceUnavailableError: no service there, or it refuses; the message says why.
         """
-        headers = {"Content-Type": CONTENT_TYPE, **self._settings.headers()}
+        self._post("/v1/ingest", body, CONTENT_TYPE)
+
+    def post_trace(self, body: bytes) -> None:
+        """Deliver one part of a trace; it returns when the service keeps it.
+
+        Raises:
+            ServiceUnavailableError: no service there, or it refuses; the message says why.
+        """
+        self._post("/v1/traces", body, TRACE_CONTENT_TYPE)
+
+    def _post(self, path: str, body: bytes, content_type: str) -> None:
+        headers = {"Content-Type": content_type, **self._settings.headers()}
         try:
-            self._connection.request("POST", self._path, body, headers)
+            self._connection.request("POST", self._prefix + path, body, headers)
             response = self._connection.getresponse()
             reply = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -76,13 +89,13 @@ def feed(
     duration_s: float | None,
     on_round: Callable[[Progress], None],
 ) -> Progress:
-    """Post a frame of each rank every interval, until the duration has passed; the last progress.
+    """Post each rank's frame and the traces every interval, until the duration has passed; the last progress.
 
     Frames that can't be delivered are not sent again: totals are cumulative, so the next ones make up.
     """
     fleet = Fleet(plan, time.time_ns())
     began = last = time.monotonic()
-    frames = failed = 0
+    frames = traces = failed = 0
     while True:
         time.sleep(max(0.0, last + interval_s - time.monotonic()))
         now = time.monotonic()
@@ -94,10 +107,17 @@ def feed(
             except ServiceUnavailableError as error:
                 failed += 1
                 problem = str(error)
+        for part in fleet.traces(now - last):
+            try:
+                poster.post_trace(encode_part(part))
+                traces += 1
+            except ServiceUnavailableError as error:
+                failed += 1
+                problem = str(error)
         took = time.monotonic() - now
         late = max(0.0, took - interval_s)
         last = now
-        progress = Progress(now - began, frames, failed, took, late, problem)
+        progress = Progress(now - began, frames, traces, failed, took, late, problem)
         on_round(progress)
         if duration_s is not None and now - began >= duration_s:
             return progress

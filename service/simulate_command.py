@@ -40,6 +40,8 @@ Examples:
   moescope simulate --decode-share 0.5 --decode-shift 1 half the tokens are of decode and choose other experts
 
   moescope simulate --lost-steps 0.1                    ranks lose the loads of a tenth of their steps
+
+  moescope simulate --trace-rate 0.002                  of 2 requests in 1000 the trace; wants serve --store
 """
 _SECONDS_BETWEEN_LINES: Final = 10.0
 
@@ -85,6 +87,9 @@ def simulate(
         float | None, typer.Option(min=1, help="Seconds between rearrangements of experts [never].")
     ] = None,
     uncovered: Annotated[list[int] | None, typer.Option(help="Decoder layer that can't be seen.")] = None,
+    trace_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the requests whose routing is traced.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     interval_s: Annotated[float, typer.Option("--interval", min=0.05, help="Seconds between frames.")] = 1.0,
     duration_s: Annotated[
@@ -109,6 +114,7 @@ def simulate(
             outages=tuple(map(outage, fail or ())),
             rearrange_s=rearrange_s,
             uncovered=tuple(uncovered or ()),
+            trace_rate=trace_rate,
             seed=seed,
         )
         with closing(Poster(url, client_settings())) as poster:
@@ -139,7 +145,8 @@ def outage(text: str) -> Outage:
 
 def line(progress: Progress) -> str:
     """One line about how it goes."""
-    text = f"{progress.elapsed_s:.0f} s: {progress.frames} frames, {progress.round_s:.2f} s a round"
+    traces = f" and {progress.traces} traces" if progress.traces else ""
+    text = f"{progress.elapsed_s:.0f} s: {progress.frames} frames{traces}, {progress.round_s:.2f} s a round"
     if progress.failed:
         text += f", {progress.failed} not delivered"
     if progress.late_s:

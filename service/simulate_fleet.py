@@ -8,9 +8,10 @@ from typing import Final
 
 import numpy as np
 
-from moescope.capture import wire
+from moescope.capture import trace_wire, wire
 from moescope.service.simulate_routing import FloatArray, Habits, Int64Array, RoutingModel, Shape
 from moescope.service.simulate_steps import Router, Skew, Tokens, draw_tokens
+from moescope.service.simulate_traces import TOKENS_OF_A_REQUEST, RequestTracer
 
 RING: Final = 512
 """Steps of which a worker remembers the loads until its next frame; the loads of older ones are lost."""
@@ -48,6 +49,7 @@ class Plan:
         outages: ranks that fail.
         rearrange_s: seconds between rearrangements of experts, by load, as EPLB would; None: never.
         uncovered: decoder layers that are reported as not seen.
+        trace_rate: share of the requests that are traced, by requests of 240 tokens on average.
     """
 
     server: str = "simulated"
@@ -65,6 +67,7 @@ class Plan:
     outages: tuple[Outage, ...] = ()
     rearrange_s: float | None = None
     uncovered: tuple[int, ...] = ()
+    trace_rate: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +82,8 @@ class Plan:
         for outage in self.outages:
             if not 0 <= outage.rank < self.ranks:
                 raise ValueError(f"rank {outage.rank} can't fail: ranks are 0..{self.ranks - 1}")
+        if not 0 <= self.trace_rate <= 1:
+            raise ValueError(f"trace rate {self.trace_rate:g} is not in 0..1")
 
 
 @dataclass(slots=True)
@@ -126,6 +131,7 @@ class Fleet:
             [layer.layer - plan.shape.first_layer for layer in self._layers], dtype=np.int64
         )
         self._placement, self._owners = _linear(plan)
+        self._tracer = RequestTracer(self._layers, plan.seed + 3)
         self._workers = [self._start(started_ns) for _ in range(plan.ranks)]
 
     def advance(self, seconds: float) -> Iterator[wire.Frame]:
@@ -149,6 +155,26 @@ class Fleet:
             yield self._frame(rank, self._work(rank, seconds, steps))
         self._steps_run += steps
 
+    def traces(self, seconds: float) -> Iterator[trace_wire.TracePart]:
+        """Traces of requests that ended in the last ``seconds``, of the ranks that are not silent."""
+        if not self.plan.trace_rate:
+            return
+        prefill, decode = (self._model.inclusion(decode)[self._rows] for decode in (False, True))
+        for rank, worker in enumerate(self._workers):
+            if worker.silent:
+                continue
+            tokens = self.plan.tokens_per_s * self._share(rank) * seconds
+            for _ in range(self._tracer.ended(self.plan.trace_rate * tokens / TOKENS_OF_A_REQUEST)):
+                who = self._producer(rank)
+                yield self._tracer.trace(who, worker.epoch, self._now_ns(), prefill, decode)
+
+    def _share(self, rank: int) -> float:
+        """Of a fair share of the tokens, what the rank gets."""
+        plan = self.plan
+        if rank == 0:
+            return plan.rank_imbalance
+        return (plan.ranks - plan.rank_imbalance) / max(plan.ranks - 1, 1)
+
     def _is_silent(self, rank: int) -> bool:
         worker = self._workers[rank]
         silent = any(item.rank == rank and item.covers(self._elapsed) for item in self.plan.outages)
@@ -160,8 +186,7 @@ class Fleet:
     def _work(self, rank: int, seconds: float, steps: int) -> wire.StepLoads | None:
         """Let a rank compute; the loads of its latest steps."""
         plan, worker = self.plan, self._workers[rank]
-        others = (plan.ranks - plan.rank_imbalance) / max(plan.ranks - 1, 1)
-        share = plan.rank_imbalance if rank == 0 else others
+        share = self._share(rank)
         first = worker.steps_run
         kept: list[Int64Array] = []
         for start in range(0, steps, _CHUNK):
@@ -191,20 +216,11 @@ class Fleet:
     def _frame(self, rank: int, step_loads: wire.StepLoads | None) -> wire.Frame:
         plan, worker = self.plan, self._workers[rank]
         worker.seq += 1
-        size, layers = plan.ranks, len(self._layers)
+        layers = len(self._layers)
         told = plan.phases
         return wire.Frame(
             wire=(wire.WIRE_MAJOR, wire.WIRE_MINOR if told else 2),
-            producer=wire.Producer(
-                server=plan.server,
-                model=plan.model,
-                dp_rank=rank,
-                dp_size=size,
-                ep_rank=rank,
-                ep_size=size,
-                host=f"simulated-{rank // 8}",
-                vllm_version="simulated",
-            ),
+            producer=self._producer(rank),
             epoch=worker.epoch,
             seq=worker.seq,
             captured_at_ns=self._now_ns(),
@@ -224,6 +240,19 @@ class Fleet:
             decode_steps=worker.decode_steps if told else 0,
             mixed_steps=worker.mixed_steps if told else 0,
             step_loads=step_loads,
+        )
+
+    def _producer(self, rank: int) -> wire.Producer:
+        size = self.plan.ranks
+        return wire.Producer(
+            server=self.plan.server,
+            model=self.plan.model,
+            dp_rank=rank,
+            dp_size=size,
+            ep_rank=rank,
+            ep_size=size,
+            host=f"simulated-{rank // 8}",
+            vllm_version="simulated",
         )
 
     def _start(self, epoch: int) -> _Worker:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from moescope.capture import wire
+from moescope.capture import trace_wire, wire
 from moescope.service.commands import command_line
 from moescope.service.simulate_command import outage
 from moescope.service.simulate_fleet import Fleet, Outage, Plan
 from moescope.service.simulate_routing import Habits, RoutingModel, Shape
+from moescope.service.simulate_traces import TOKENS_OF_A_REQUEST
 from tests.service.conftest import Service
 
 SHAPE = Shape(layers=3, experts=16, top_k=4, first_layer=2)
@@ -255,3 +256,33 @@ def test_errors_say_what_to_do() -> None:
     code, output = run("--url", f"http://127.0.0.1:{free}", "--duration", "0", "--interval", "0.05")
     assert code == 1
     assert "no service answers" in output
+
+
+def test_traces_are_real_wire_messages_of_requests_that_choose_by_the_fleets_popularity() -> None:
+    plan = replace(PLAN, habits=Habits(skew=1.0, dead=3), trace_rate=1.0, outages=(Outage(2, 0.0),))
+    fleet = Fleet(plan, START_NS)
+    counted = sum(counts(frame) for frame in fleet.advance(20.0))
+    parts = [trace_wire.decode_part(trace_wire.encode_part(part)) for part in fleet.traces(20.0)]
+    assert len(parts) == pytest.approx(3 * 20 * 1000 / TOKENS_OF_A_REQUEST, rel=0.3)
+    assert {part.producer.dp_rank for part in parts} == {0, 1, 3}
+    assert len({(part.producer.key, part.trace) for part in parts}) == len(parts)
+    assert any(part.cached_tokens for part in parts)
+    assert any(part.preemptions for part in parts)
+    traced = np.zeros_like(counted)
+    for part in parts:
+        for index in range(len(part.layers)):
+            ids = part.ids_of(index)
+            assert (np.diff(np.sort(ids, axis=1), axis=1) > 0).all()  # no expert twice by one token
+            traced[index] += np.bincount(ids.ravel(), minlength=SHAPE.experts)
+    assert ((counted == 0) == (traced == 0)).all()  # dead experts stay dead
+    for mine, theirs in zip(traced, counted, strict=True):
+        assert np.corrcoef(mine, theirs)[0, 1] > 0.8
+
+
+def test_tracing_changes_no_frame_and_none_is_made_unless_asked_for() -> None:
+    assert frames(replace(PLAN, trace_rate=1.0)) == frames(PLAN)
+    fleet = Fleet(PLAN, START_NS)
+    list(fleet.advance(10.0))
+    assert list(fleet.traces(10.0)) == []
+    with pytest.raises(ValueError, match="trace rate 2"):
+        replace(PLAN, trace_rate=2.0)
