@@ -23,7 +23,8 @@ _TIMEOUT_S: Final = 10.0
 class Progress:
     """How the simulation goes, after each round of frames.
 
-    ``traces`` is how many traces were kept, ``late_s`` is how much longer the round took than the interval: the machine can't keep up.
+    ``traces`` is how many traces were kept, ``late_s`` how much longer the round took than the interval: the
+    machine can't keep up.
     """
 
     elapsed_s: float
