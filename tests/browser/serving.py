@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Self
 
 import httpx
@@ -17,6 +18,7 @@ from moescope.service.server import listen, make_server
 from moescope.service.settings import Settings
 from moescope.service.simulate_fleet import Fleet, Plan
 from moescope.service.simulate_routing import Habits
+from moescope.service.store.open import open_writer
 
 EPOCH = 1_700_000_000
 
@@ -55,9 +57,11 @@ class Serving:
         self.stop()
 
     def start(self) -> None:
-        """Serve, with nothing in memory."""
+        """Serve, with nothing in memory but what a store of the settings has."""
         listener = listen(self.settings)
-        app = create_app(self.settings, self._clock)
+        keeping = ExitStack()
+        writer = keeping.enter_context(open_writer(self.settings, self._clock))
+        app = create_app(self.settings, self._clock, writer)
         server = make_server(app)
         server.config.app = self._wrap(app)
         server.config.timeout_graceful_shutdown = 1
@@ -69,6 +73,7 @@ class Serving:
             server.should_exit = True
             thread.join(10)
             listener.close()
+            keeping.close()
             assert not thread.is_alive()
 
         self._stop = stop

@@ -2,11 +2,12 @@
 
 /** An answer that is a problem (RFC 9457), or no answer at all (`status` 0). */
 export class ApiError extends Error {
-  constructor(status, title, detail) {
+  constructor(status, title, detail, type = "") {
     super(`${title}: ${detail}`);
     this.status = status;
     this.title = title;
     this.detail = detail;
+    this.type = type;
   }
 }
 
@@ -35,5 +36,5 @@ export async function get(path, params = {}, signal) {
   if (response.ok && body) return body;
   if (response.status === 401 || response.status === 403)
     throw new ApiError(response.status, "Not allowed", "Sign in where the service is published, then load this page again.");
-  throw new ApiError(response.status, body?.title ?? `The service answered ${response.status}`, body?.detail ?? "Look into the log of moescope serve.");
+  throw new ApiError(response.status, body?.title ?? `The service answered ${response.status}`, body?.detail ?? "Look into the log of moescope serve.", body?.type);
 }

@@ -3,6 +3,7 @@
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 const clock = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const day = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" });
 const minutes = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
 /** 12,345 */
@@ -17,6 +18,8 @@ export const measure = (x) => (x === null || x === undefined ? "–" : x.toFixed
 export const times = (x) => `${x.toFixed(2)}×`;
 /** 14:03:12, local time. */
 export const time = (unixSeconds) => clock.format(new Date(unixSeconds * 1000));
+/** Nov 14, 2023, 14:03:12, local time. */
+export const instant = (unixSeconds) => day.format(new Date(unixSeconds * 1000));
 /** 14:03, local time. */
 export const minute = (unixSeconds) => minutes.format(new Date(unixSeconds * 1000));
 /** A number of things: 1 rank, 2 ranks. */

@@ -1,5 +1,6 @@
 // A grid of coloured cells on a canvas, with hover, click and arrow keys. It knows nothing of what it shows.
 
+import { drawColumnMarks } from "./columnmarks.js";
 import { h } from "./dom.js";
 import { colour, onTheme } from "./theme.js";
 
@@ -16,6 +17,7 @@ export const HOT = 2;
  * @property {Uint8Array} [marks] NONE, DEAD or HOT, rows x columns
  * @property {{at: number, text: string}[]} ticks labels under a column's position; positions may be halves
  * @property {number[]} [breaks] columns before which a line is drawn
+ * @property {Uint8Array} [columnMarks] of columnmarks.js, one a column
  */
 
 const TOP = 20;
@@ -81,6 +83,7 @@ export function grid(label, on) {
     context.drawImage(cells, LEFT, TOP, width, height - TOP);
     drawLines(width, height);
     drawMarks();
+    if (data.columnMarks) drawColumnMarks(context, data.columnMarks, { left: LEFT, top: TOP, width: columnWidth(), height: height - TOP }, colours);
     drawLabels();
     drawCursor();
   }

@@ -10,7 +10,7 @@ let serial = 0;
 /**
  * @param {string} title
  * @param {string} hint what to do with it, shown until something is pointed at
- * @param {{describe: (row: number, column: number) => string, open?: (row: number, column: number) => void, marks?: boolean}} options
+ * @param {{describe: (row: number, column: number) => string, open?: (row: number, column: number) => void, marks?: boolean, legend?: HTMLElement[]}} options legend: what follows the scale
  */
 export function gridPanel(title, hint, options) {
   const id = `readout-${++serial}`;
@@ -23,6 +23,7 @@ export function gridPanel(title, hint, options) {
   });
   cells.element.setAttribute("aria-describedby", id);
   const legend = makeLegend(options.marks ?? false);
+  legend.element.append(...(options.legend ?? []));
   const tools = h("div", { class: "tools" });
   const { element, hint: note } = panel(title, "", tools, cells.element, readout, legend.element);
   return {

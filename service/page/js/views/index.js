@@ -6,6 +6,8 @@ import * as heatmap from "./heatmap.js";
 import * as layer from "./layer.js";
 import * as overview from "./overview.js";
 import * as ranks from "./ranks.js";
+import * as trace from "./trace.js";
+import * as traces from "./traces.js";
 
 /**
  * `menu` is the entry that is marked as current for a view without one of its own; `phases`: it can show one phase.
@@ -15,7 +17,9 @@ export const VIEWS = {
   overview: { title: "Overview", inMenu: true, phases: true, create: overview.create },
   heatmap: { title: "Heatmap", inMenu: true, phases: true, create: heatmap.create },
   ranks: { title: "Ranks", inMenu: true, phases: true, create: ranks.create },
+  traces: { title: "Traces", inMenu: true, create: traces.create },
   compare: { title: "Compare", inMenu: true, phases: true, create: compare.create },
   advice: { title: "Advice", inMenu: true, create: advice.create },
   layer: { title: "Layer", inMenu: false, menu: "heatmap", phases: true, create: layer.create },
+  trace: { title: "Trace", inMenu: false, menu: "traces", create: trace.create },
 };
