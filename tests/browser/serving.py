@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from devkit.processes import free_port
 from moescope.capture import wire
+from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, TracePart, encode_part
 from moescope.service.api.app import create_app
 from moescope.service.server import listen, make_server
 from moescope.service.settings import Settings
@@ -116,3 +117,14 @@ def feed(serving: Serving, clock: Clock, plan: Plan, seconds: int, step: int = 1
         clock.now += step
         serving.push(*fleet.advance(step))
     return fleet
+
+
+def push_traces(serving: Serving, *parts: TracePart) -> None:
+    """Send traces as a capturer does."""
+    for item in parts:
+        answer = httpx.post(
+            f"{serving.url}/v1/traces",
+            content=encode_part(item),
+            headers={"content-type": TRACE_CONTENT_TYPE},
+        )
+        assert answer.status_code == 200, answer.text

@@ -43,7 +43,7 @@ def test_overview(large: Serving, watched: Watched) -> None:
     shown = page.locator("section", has=page.get_by_role("heading", name="Worst layers")).locator("tbody tr")
     assert [row.locator("th").inner_text() for row in shown.all()] == [f"layer {layer}" for layer in worst]
     assert shown.first.locator("td").first.inner_text() == f"{ratio[worst[0]]:.3f}"
-    assert "Layers 60 can't be seen: simulated" in page.locator(".health").inner_text()
+    assert "Layer 60 can't be seen: simulated" in page.locator(".health").inner_text()
 
 
 def _readout(histogram: dict[str, Any], row: int, expert: int) -> list[str]:

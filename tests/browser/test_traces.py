@@ -11,25 +11,14 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, TracePart, encode_part
 from moescope.service.simulate_fleet import Plan
 from moescope.service.simulate_routing import Shape
 from tests.browser.chrome import Watched
-from tests.browser.serving import Clock, Serving, feed
+from tests.browser.serving import Clock, Serving, feed, push_traces
 from tests.service.traces import part
 
 PLAN = Plan(ranks=2, shape=Shape(layers=6, experts=64, top_k=4), tokens_per_s=1000.0, trace_rate=0.5)
 LEFT, TOP, ROW = 40, 20, 26  # of the grid, pixels
-
-
-def _push(serving: Serving, *parts: TracePart) -> None:
-    for item in parts:
-        answer = httpx.post(
-            f"{serving.url}/v1/traces",
-            content=encode_part(item),
-            headers={"content-type": TRACE_CONTENT_TYPE},
-        )
-        assert answer.status_code == 200, answer.text
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +27,12 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     clock = Clock()
     with Serving(clock, store=tmp_path_factory.mktemp("store")) as serving:
         fleet = feed(serving, clock, PLAN, seconds=20)
-        _push(serving, *fleet.traces(20.0))
+        push_traces(serving, *fleet.traces(20.0))
         who = {"server": PLAN.server, "model": PLAN.model}
         odd = {"runs": [(4, 12), (4, 26)], "cached_tokens": 4, "preemptions": 1, "prompt_tokens": 10}
-        _push(serving, part(9000, 38, name="odd/one", who=who, **odd), part(9001, 30, name="other", who=who))
+        push_traces(
+            serving, part(9000, 38, name="odd/one", who=who, **odd), part(9001, 30, name="other", who=who)
+        )
         yield serving
 
 
@@ -189,7 +180,7 @@ def test_no_trace_yet_and_none_that_fits(
         watched.expected = ["404"]
         page = watched.open(serving.url, "#/traces?min_tokens=100000")
         expect(page.locator("[data-state=traces-none]")).to_contain_text("MOESCOPE_TRACE_RATE")
-        _push(serving, *list(fleet.traces(10.0))[:3])
+        push_traces(serving, *list(fleet.traces(10.0))[:3])
         page.reload()
         expect(page.get_by_text("No traced request in this window fits")).to_be_visible()
         page.get_by_role("button", name="Clear the filters").click()

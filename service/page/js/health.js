@@ -67,7 +67,7 @@ function uncovered(d) {
     for (const { layer, reason } of p.uncovered) reasons.set(reason, (reasons.get(reason) ?? new Set()).add(layer));
   }
   return [...reasons].map(([reason, layers]) => ({
-    level: "warn", word: "not covered", text: `Layers ${ranges(sorted(layers))} can't be seen: ${reason}.`,
+    level: "warn", word: "not covered", text: `${layers.size === 1 ? "Layer" : "Layers"} ${ranges(sorted(layers))} can't be seen: ${reason}.`,
   }));
 }
 
