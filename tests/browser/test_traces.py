@@ -169,6 +169,8 @@ def test_without_a_store_the_view_says_how_to_turn_traces_on(
     expect(message).to_contain_text("moescope serve --store FOLDER")
     expect(message).to_contain_text("Handle traces like prompts")
     assert watched.axe() == []
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_no_trace_yet_and_none_that_fits(

@@ -15,7 +15,7 @@ from tests.browser.chrome import Watched
 from tests.browser.serving import LARGE, Clock, Serving, feed
 from tests.service.frames import frame, halves, producer
 
-VIEWS = ["overview", "heatmap", "ranks", "compare", "advice", "traces", "layer?layer=12"]
+VIEWS = ["overview", "heatmap", "ranks", "compare", "advice", "layer?layer=12"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
