@@ -21,12 +21,18 @@ HEARTBEAT = 5.0
 MAX_TICK = 0.25
 FIRST_BACKOFF = 0.5
 MAX_BACKOFF = 30.0
+LAST_LOOKS = 50
+LAST_LOOK_SECONDS = 0.01
 
 
 class SnapshotSource(Protocol):
     """Where snapshots come from (see `SnapshotTaker`)."""
 
     put_off: int
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something was counted that no collected snapshot has."""
 
     def collect(self) -> Snapshot | None:
         """The newest snapshot that has arrived, or None."""
@@ -107,20 +113,28 @@ class FrameSender:
 
     def tick(self) -> None:
         """Take what has arrived and send it, if it is time to."""
-        snapshot = self._source.collect()
+        self._take_in(self._source.collect())
         now = self._clock()
-        if snapshot is not None:
-            self._drops["snapshots_superseded"] += self._pending is not None
-            self._pending = snapshot
-        elif self._pending is None and now >= self._heartbeat_at:
+        if self._pending is None and now >= self._heartbeat_at:
             self._pending = self._last
         if self._pending is not None and now >= self._retry_at:
             self._send(self._pending)
 
     def _last_tick(self) -> None:
+        """Send all that was counted: a copy from a GPU takes a moment, and older ones may be before it."""
         self._source.flush()
-        self._retry_at = self._clock()
-        self.tick()
+        for _ in range(LAST_LOOKS):
+            self._take_in(self._source.collect())
+            if not self._source.is_behind:
+                break
+            time.sleep(LAST_LOOK_SECONDS)
+        if self._pending is not None:
+            self._send(self._pending)
+
+    def _take_in(self, snapshot: Snapshot | None) -> None:
+        if snapshot is not None:
+            self._drops["snapshots_superseded"] += self._pending is not None
+            self._pending = snapshot
 
     def _send(self, snapshot: Snapshot) -> None:
         self._drops["snapshots_put_off"] = self._source.put_off

@@ -190,6 +190,11 @@ class SnapshotTaker:
             self._free.append(slot)
         return newest
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something was counted that no collected snapshot has."""
+        return bool(self._under_way) or self._taken_after_step != self._steps_ended
+
     def flush(self) -> None:
         """Make the next `collect` take a snapshot at once if steps ran since the last."""
         self._due = self._clock()

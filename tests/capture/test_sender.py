@@ -84,8 +84,16 @@ class Source:
         self.put_off = 0
         self.ready: list[Snapshot] = []
         self.left_at_flush: Snapshot | None = None
+        self.late = 0
+
+    @property
+    def is_behind(self) -> bool:
+        return bool(self.ready) or self.late > 0
 
     def collect(self) -> Snapshot | None:
+        if self.late:
+            self.late -= 1
+            return None
         return self.ready.pop(0) if self.ready else None
 
     def flush(self) -> None:
@@ -282,6 +290,18 @@ def test_the_thread_sends_and_stop_flushes_what_is_left(service: Service, open_b
     bench.sender.stop(timeout=5)
     assert [frame.tokens for frame in service.frames] == [9]
     assert not any(thread.name == "moescope-sender" for thread in threading.enumerate())
+
+
+def test_stop_waits_a_moment_for_copies_that_have_not_arrived(
+    service: Service, open_bench: OpenBench
+) -> None:
+    bench = open_bench(service.endpoint)
+    bench.source.left_at_flush = snapshot(9)
+    bench.source.ready.append(snapshot(5))
+    bench.source.late = 3
+    bench.sender.start()
+    bench.sender.stop()
+    assert service.frames[-1].tokens == 9
 
 
 def test_stop_does_not_wait_for_a_service_that_hangs(open_bench: OpenBench) -> None:

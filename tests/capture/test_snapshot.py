@@ -199,3 +199,16 @@ def test_that_capture_has_ended_leaves_though_no_step_follows() -> None:
     assert last.disabled_reason == "a fault"
     bench.now += 1.5
     assert bench.collect() is None
+
+
+def test_it_is_behind_until_all_that_was_counted_is_collected() -> None:
+    bench = Bench(interval=0.1)
+    for _ in range(NUM_SLOTS + 4):
+        bench.now += 1
+        bench.step()
+    bench.taker.flush()
+    assert bench.taker.is_behind
+    assert values(bench.collect()) == ([NUM_SLOTS] * 2, NUM_SLOTS)  # no slot was free for the rest
+    assert bench.taker.is_behind
+    assert values(bench.collect()) == ([NUM_SLOTS + 4] * 2, NUM_SLOTS + 4)
+    assert not bench.taker.is_behind
