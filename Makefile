@@ -43,8 +43,8 @@ lint: env  ## ruff: rules and format
 types: env  ## mypy, strict, on an installed copy (it can't follow the editable install)
 	$(call stage,types,devkit/check-types.sh $(PACKAGES))
 
-tests: env  ## pytest (ARGS: its arguments)
-	$(call stage,tests,$(BIN)/python -m pytest $(ARGS))
+tests: env  ## pytest (ARGS: its arguments); generated cases are the same each time
+	$(call stage,tests,$(BIN)/python -m pytest --hypothesis-profile=ci $(ARGS))
 
 test-gpu:  ## tests on a CUDA GPU, with the Python that has vLLM and moescope (PYTHON=python3)
 	$(call stage,test-gpu,$(PYTHON) -m pytest tests/gpu $(ARGS))

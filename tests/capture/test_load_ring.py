@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moescope.capture import load_ring, step_history
@@ -221,6 +221,7 @@ def test_a_range_that_grows_too_long_while_the_worker_idles_is_cut() -> None:
     plan=st.lists(st.sampled_from(["step", "idle", "frame", "arrives", "snapshot"]), max_size=60),
     slots=st.integers(3, 9),
 )
+@example(plan=["step", "snapshot", "step", "snapshot", "step", "step"], slots=3)  # all slots are under way
 def test_every_step_is_delivered_once_or_counted_as_lost_or_waits(plan: list[str], slots: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         worker = Worker(make_ring(slots, patch))
