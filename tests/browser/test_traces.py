@@ -146,6 +146,15 @@ def test_two_traces_are_compared_position_by_position(traced: Serving, watched: 
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_traces_are_accessible_in_the_dark(traced: Serving, new_page: Callable[..., Watched]) -> None:
+    watched = new_page(color_scheme="dark")
+    other_id = traced.get("/v1/traces/other")["request_id"]
+    for route in ("#/traces", "#/trace?trace=odd/one", f"#/trace?trace=odd/one&against={other_id}"):
+        page = watched.open(traced.url, route)
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(15, 19, 23)"
+        assert watched.axe() == [], route
+
+
 def test_long_traces_are_shown_a_span_at_a_time(traced: Serving, watched: Watched) -> None:
     long = max(traced.get("/v1/traces", limit=1000)["traces"], key=lambda t: t["tokens"])
     assert long["tokens"] > 256
