@@ -10,7 +10,7 @@ import numpy as np
 from moescope.capture.wire_arrays import COUNTS_DTYPE, WireError, unpack_counts, unpack_ids
 
 if TYPE_CHECKING:
-    from moescope.capture.wire import Frame, MoeLayer, Placement, Producer, StepLoads
+    from moescope.capture.wire import Frame, MoeLayer, Placement, PlacementTable, Producer, StepLoads
 
 MAX_STEPS: Final = 1 << 16
 """Whose loads one frame carries, at most."""
@@ -104,25 +104,28 @@ def _check_placement(placement: Placement, layers: list[MoeLayer], ep_size: int)
         raise WireError(
             f"placement.table_of_layer: {len(placement.table_of_layer)} entries for {len(layers)} layers"
         )
+    checked: set[tuple[int, int]] = set()  # most layers share a table: look at each once
     for layer, index in zip(layers, placement.table_of_layer, strict=True):
+        if (index, layer.num_experts) in checked:
+            continue
+        checked.add((index, layer.num_experts))
         if index >= len(placement.tables):
             raise WireError(f"placement.table_of_layer: no table {index} among {len(placement.tables)}")
-        table = placement.tables[index]
-        if len(table.physical_to_logical) % 2 or len(table.physical_to_logical) != len(
-            table.physical_to_ep_rank
-        ):
-            raise WireError(
-                f"placement.tables[{index}]: {len(table.physical_to_logical)} and "
-                f"{len(table.physical_to_ep_rank)} bytes, expected two uint16 arrays of one length"
-            )
-        logical, ep_ranks = unpack_ids(table.physical_to_logical), unpack_ids(table.physical_to_ep_rank)
-        placed = np.bincount(logical, minlength=layer.num_experts)
-        if len(placed) > layer.num_experts or not bool((placed > 0).all()):
-            raise WireError(
-                f"placement.tables[{index}]: layer {layer.layer} needs each of its {layer.num_experts} "
-                f"logical experts placed at least once, and no other"
-            )
-        if int(ep_ranks.max()) >= ep_size:
-            raise WireError(
-                f"placement.tables[{index}]: EP rank {int(ep_ranks.max())} is not below ep_size {ep_size}"
-            )
+        _check_table(f"placement.tables[{index}]", placement.tables[index], layer, ep_size)
+
+
+def _check_table(field: str, table: PlacementTable, layer: MoeLayer, ep_size: int) -> None:
+    if len(table.physical_to_logical) % 2 or len(table.physical_to_logical) != len(table.physical_to_ep_rank):
+        raise WireError(
+            f"{field}: {len(table.physical_to_logical)} and {len(table.physical_to_ep_rank)} bytes, expected "
+            "two uint16 arrays of one length"
+        )
+    logical, ep_ranks = unpack_ids(table.physical_to_logical), unpack_ids(table.physical_to_ep_rank)
+    placed = np.bincount(logical, minlength=layer.num_experts)
+    if len(placed) > layer.num_experts or not bool((placed > 0).all()):
+        raise WireError(
+            f"{field}: layer {layer.layer} needs each of its {layer.num_experts} logical experts placed at "
+            "least once, and no other"
+        )
+    if int(ep_ranks.max()) >= ep_size:
+        raise WireError(f"{field}: EP rank {int(ep_ranks.max())} is not below ep_size {ep_size}")

@@ -28,14 +28,17 @@ def flows_of(
     Returns:
         float64 [C, R or more].
     """
-    width = max([ep_size, *(_used(item.span.delta.ep_slots) for item in spans)])
-    flows = np.zeros((len(dp_ranks), width))
-    row = {rank: i for i, rank in enumerate(dp_ranks)}
+    width, found = ep_size, []
     for item in spans:
         delta = item.span.delta
+        width = max(width, _used(delta.ep_slots))
         chosen = [delta.layout.index[layer] for layer in layers if layer in delta.layout.index]
-        sent = delta.ep_slots[chosen].sum(axis=0)[:width]
-        flows[row[item.producer.latest.producer.dp_rank], : len(sent)] += sent
+        found.append((item.producer.latest.producer.dp_rank, delta.ep_slots[chosen].sum(axis=0)))
+    flows = np.zeros((len(dp_ranks), width))
+    row = {rank: i for i, rank in enumerate(dp_ranks)}
+    for rank, sent in found:
+        kept = sent[:width]
+        flows[row[rank], : len(kept)] += kept
     return flows
 
 

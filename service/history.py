@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from moescope.service.layout import Layout
-from moescope.service.totals import Totals, no_totals
+from moescope.service.totals import Phase, Totals, no_totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,54 @@ class Span:
     """The part of one producer's past that answers a window.
 
     Attributes:
-        delta: what was counted between the two instants.
-        start: when the totals that were subtracted were true; ``end`` likewise for the later ones.
+        first: the totals to subtract; None: nothing.
+        last: the totals to subtract them from.
+        start: when ``first`` was true; ``end`` likewise for ``last``.
         truncated: the window began before what is remembered, so that ``start`` is later than asked.
+        phase: the only one to take; None: both.
     """
 
-    delta: Totals
+    first: Totals | None
+    last: Totals
     start: float
     end: float
     truncated: bool
+    phase: Phase | None = None
+
+    @property
+    def delta(self) -> Totals:
+        """What was counted between the two instants, of the phase.
+
+        Made anew each time: the differences of hundreds of producers take more memory than all else that
+        answers a window, so take one, use it and let it go.
+        """
+        whole = self.last if self.first is None else self.last.minus(self.first)
+        return whole if self.phase is None else whole.of_phase(self.phase)
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of ``delta``, whose arrays are not made for it; None: not known how many of the phase."""
+        tokens, decode, unphased = (
+            last - first for last, first in zip(_tokens(self.last), _tokens(self.first), strict=True)
+        )
+        if self.phase is None:
+            return tokens
+        if unphased:
+            return None
+        return decode if self.phase is Phase.DECODE else tokens - decode
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Those whose layers are in ``delta``."""
+        return (self.last.layout,) if self.first is None else (self.last.layout, self.first.layout)
+
+
+def _tokens(totals: Totals | None) -> tuple[int, int, int]:
+    """All, those of decode, and those of unknown phase."""
+    if totals is None:
+        return 0, 0, 0
+    decode = 0 if totals.decode is None else totals.decode.tokens
+    return totals.tokens, decode, totals.unphased_tokens
 
 
 def between(birth: float, first: Snapshot, last: Snapshot, start: float | None) -> Span:
@@ -45,8 +84,7 @@ def between(birth: float, first: Snapshot, last: Snapshot, start: float | None) 
     if last.at < first.at:
         last = first
     since_birth = first.totals is _nothing(last.totals.layout)
-    delta = last.totals if since_birth else last.totals.minus(first.totals)
-    return Span(delta, first.at, last.at, truncated)
+    return Span(None if since_birth else first.totals, last.totals, first.at, last.at, truncated)
 
 
 @lru_cache(maxsize=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from weakref import WeakValueDictionary
 
@@ -20,21 +21,24 @@ class Layout:
         layers: L layers, rising by id.
         offsets: int64 [L + 1]; layer i's experts are at ``offsets[i]:offsets[i + 1]``.
         index: layer id to i.
+        widest: experts of the layer that has most.
     """
 
-    __slots__ = ("__weakref__", "index", "layers", "offsets")
+    __slots__ = ("__weakref__", "_hash", "index", "layers", "offsets", "widest")
 
     def __init__(self, layers: Iterable[MoeLayer]) -> None:
         self.layers: tuple[MoeLayer, ...] = tuple(layers)
         sizes = [layer.num_experts for layer in self.layers]
         self.offsets: Int64Array = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))).astype(np.int64)
         self.index: dict[int, int] = {layer.layer: i for i, layer in enumerate(self.layers)}
+        self.widest = max(sizes, default=0)
+        self._hash = hash(self.layers)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Layout) and self.layers == other.layers)
 
     def __hash__(self) -> int:
-        return hash(self.layers)
+        return self._hash
 
     @property
     def top_k(self) -> Int64Array:
@@ -102,3 +106,28 @@ class Layouts:
         if found is None:
             found = self._known[key] = Layout(key)
         return found
+
+
+class Shapes:
+    """How many producers of each deployment have each layout: few, however many producers there are."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], Counter[Layout]] = {}
+
+    def change(self, deployment: tuple[str, str], old: Layout | None, new: Layout | None) -> None:
+        """A producer has another layout; None: it was not there before, or is not any more."""
+        if old is new:
+            return
+        counts = self._counts.setdefault(deployment, Counter())
+        if new is not None:
+            counts[new] += 1
+        if old is not None:
+            counts[old] -= 1
+            if not counts[old]:
+                del counts[old]
+        if not counts:
+            del self._counts[deployment]
+
+    def conflict(self, deployment: tuple[str, str], layout: Layout) -> bool:
+        """Whether a layer of some producer has another number of experts or another top-k."""
+        return any(map(layout.conflict, self._counts.get(deployment, ())))

@@ -149,7 +149,8 @@ class Account:
             check_growth(frame, counted, known.counted, known.seq)
         began_again = self._is_another_model(frame, counted.layout)
         base = no_totals(counted.layout) if began_again else self.totals
-        totals = base.plus(_placed(frame, _added(counted, known)))
+        # With one epoch, which is as good as always, the totals' counts are the frame's.
+        totals = base.plus(_placed(frame, _added(counted, known))).sharing(counted)
         check_exact(totals)
 
         if began_again:

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from moescope.service.phases import phase_work, why_unphased
+from moescope.service.phases import PhaseWork, phase_work, why_unphased
 from moescope.service.state import ProducerSpan
-from moescope.service.totals import Phase
+from moescope.service.totals import Phase, Totals
 from moescope.service.window import LayerWindow, ModelWindow, merge
 
 
@@ -21,22 +21,14 @@ def merge_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> ModelWind
     """Merge all producers of one deployment as :func:`merge` does, but only what is of a phase; None: all."""
     if phase is None:
         return merge(spans)
-    window = merge(spans_of_phase(spans, phase))
-    by_rank: dict[int, list[ProducerSpan]] = {}
-    for item in spans:
-        by_rank.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
-    tokens = {
-        rank: min(item.span.delta.unphased_tokens for item in members) for rank, members in by_rank.items()
-    }
+    split = _Split(phase)
+    window = merge(spans, split)
     return replace(
         window,
-        dp_ranks=tuple(
-            replace(rank, phases=phase_work([item.span.delta for item in by_rank[rank.rank]]))
-            for rank in window.dp_ranks
-        ),
-        layers=tuple(_known(layer, _unphased(layer, by_rank)) for layer in window.layers),
+        dp_ranks=tuple(replace(rank, phases=split.work[rank.rank]) for rank in window.dp_ranks),
+        layers=tuple(_known(layer, split.rows.get(layer.shape.layer, {})) for layer in window.layers),
         phase=phase,
-        phase_reason=why_unphased(tokens),
+        phase_reason=why_unphased(split.tokens),
     )
 
 
@@ -44,20 +36,33 @@ def spans_of_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> list[P
     """The same, of one phase; see :meth:`Totals.of_phase`. None: all."""
     if phase is None:
         return list(spans)
-    return [replace(item, span=replace(item.span, delta=item.span.delta.of_phase(phase))) for item in spans]
+    return [replace(item, span=replace(item.span, phase=phase)) for item in spans]
 
 
-def _unphased(layer: LayerWindow, by_rank: dict[int, list[ProducerSpan]]) -> dict[int, int]:
-    """DP rank to its tokens in the layer of which the phase is not known, where there are any."""
-    found = {}
-    for rank, members in by_rank.items():
-        rows = 0
-        for delta in (item.span.delta for item in members):
-            at = delta.layout.index.get(layer.shape.layer)
-            rows += 0 if at is None else int(delta.unphased_rows[at])
-        if rows:
-            found[rank] = rows
-    return found
+class _Split:
+    """Takes one phase of what each DP rank counted, and notes what of the rank's tokens is known.
+
+    Attributes:
+        work: of each DP rank both phases.
+        tokens: of each DP rank the tokens of which the phase is not known.
+        rows: the same by layer, where there are any: layer to DP rank to tokens.
+    """
+
+    def __init__(self, phase: Phase) -> None:
+        self._phase = phase
+        self.work: dict[int, PhaseWork | None] = {}
+        self.tokens: dict[int, int] = {}
+        self.rows: dict[int, dict[int, int]] = {}
+
+    def __call__(self, rank: int, deltas: list[Totals]) -> list[Totals]:
+        """What is of the phase."""
+        self.work[rank] = phase_work(deltas)
+        self.tokens[rank] = min(delta.unphased_tokens for delta in deltas)
+        for delta in deltas:
+            for at in np.flatnonzero(delta.unphased_rows).tolist():
+                by_rank = self.rows.setdefault(delta.layout.layers[at].layer, {})
+                by_rank[rank] = by_rank.get(rank, 0) + int(delta.unphased_rows[at])
+        return [delta.of_phase(self._phase) for delta in deltas]
 
 
 def _known(layer: LayerWindow, unphased: dict[int, int]) -> LayerWindow:

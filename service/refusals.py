@@ -109,13 +109,10 @@ def check_exact(totals: Totals) -> None:
     Raises:
         RefusedError: one is.
     """
-    # Sums are taken as doubles first, so that the check itself can't overflow.
-    layers = totals.layout.layers
-    slots = (
-        np.add.reduceat(totals.counts.astype(np.float64), totals.layout.offsets[:-1])
-        if layers
-        else np.zeros(0)
-    )
+    layers, slots = totals.layout.layers, np.zeros(0)
+    if totals.counts.size and int(totals.counts.max()) * totals.layout.widest > EXACT:
+        # Sums are taken as doubles first, so that the check itself can't overflow.
+        slots = np.add.reduceat(totals.counts.astype(np.float64), totals.layout.offsets[:-1])
     for name, values in (("counts", slots), ("rows", totals.rows.astype(np.float64))):
         if values.size and float(values.max()) > EXACT:
             layer = layers[int(np.argmax(values))].layer

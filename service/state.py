@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.arrangements import Arrangement, Arrangements
 from moescope.service.history import History, Snapshot, Span
-from moescope.service.layout import Layout, Layouts
+from moescope.service.layout import Layout, Layouts, Shapes
 from moescope.service.ledger import Account, Latest, RefusedError, Verdict
 from moescope.service.merging import merge
 from moescope.service.past import Archive, Remembered, improve
@@ -67,6 +67,7 @@ class ProducerSpan:
 class _Entry:
     account: Account
     received_at: float
+    layout: Layout
 
 
 class LiveState:
@@ -86,6 +87,7 @@ class LiveState:
         self._archive = archive
         self._lock = threading.Lock()
         self._entries: dict[Key, _Entry] = {}
+        self._shapes = Shapes()
         self._history = History(settings.history_mib * 1024 * 1024)
         self._frames: Counter[tuple[str, str]] = Counter()
         self._placements: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
@@ -103,7 +105,7 @@ class LiveState:
         with self._lock:
             for posting in postings:
                 account = Account.restored(posting.account, self._settings.max_epochs)
-                self._entries[posting.key] = _Entry(account, posting.at)
+                self._enter(posting.key, account, posting.at)
                 self._history.record(posting.key, posting.birth, Snapshot(posting.at, account.totals))
 
     def adopt(self, postings: Iterable[Posting]) -> None:
@@ -123,7 +125,7 @@ class LiveState:
                 account = Account.restored(state, self._settings.max_epochs)
                 if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
                     self._history.forget(key)
-                self._entries[key] = _Entry(account, at)
+                self._enter(key, account, at)
                 self._history.record(key, posting.birth, Snapshot(posting.at, state.totals))
                 if state is not posting.account:
                     self._record(key, account, began_again=False)
@@ -279,7 +281,7 @@ class LiveState:
             self._arrangements.note(frame, now)
         if is_newest and frame.placement is not None:
             self._placements[key] = (tuple(frame.layers), frame.placement)
-        self._entries[key] = _Entry(account, now if is_newest or entry is None else entry.received_at)
+        self._enter(key, account, now if is_newest or entry is None else entry.received_at)
         birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
         self._history.record(key, birth, Snapshot(now, account.totals))
         self._record(key, account, began_again=account.generation != generation)
@@ -307,11 +309,10 @@ class LiveState:
             RefusedError: one of them is not silent.
         """
         outgrown, mine = [], frame.producer.key
+        if not self._shapes.conflict(mine[:2], layout):
+            return []  # as good as always, and there are many entries for each frame
         for key, entry in self._entries.items():
-            known = entry.account.totals.layout
-            if known is layout:  # as good as always, and there are many entries for each frame
-                continue
-            conflict = layout.conflict(known)
+            conflict = layout.conflict(entry.layout)
             if conflict is None or key[:2] != mine[:2] or key == mine:
                 continue
             if self._clock() - entry.received_at <= self._settings.stale_after_s:
@@ -340,8 +341,13 @@ class LiveState:
                 f"producer: there are max_producers ({self._settings.max_producers}) already; raise it",
             )
 
+    def _enter(self, key: Key, account: Account, received_at: float) -> None:
+        old, layout = self._entries.get(key), account.totals.layout
+        self._entries[key] = _Entry(account, received_at, layout)
+        self._shapes.change(key[:2], None if old is None else old.layout, layout)
+
     def _forget(self, key: Key) -> None:
-        del self._entries[key]
+        self._shapes.change(key[:2], self._entries.pop(key).layout, None)
         self._placements.pop(key, None)
         if not any(other[:2] == key[:2] for other in self._entries):
             self._arrangements.forget(*key[:2])

@@ -106,6 +106,15 @@ class Totals:
         wide = more.widened(layout, self.layout)
         return replace(self, stragglers=wide if self.stragglers is None else self.stragglers.plus(wide))
 
+    def sharing(self, other: Totals) -> Totals:
+        """The same, with ``other``'s counts in place of equal ones: memory has them once."""
+        if self.layout != other.layout or not np.array_equal(self.counts, other.counts):
+            return self
+        mine, its = self.decode, other.decode
+        if mine is not None and its is not None and np.array_equal(mine.counts, its.counts):
+            mine = replace(mine, counts=its.counts)
+        return replace(self, counts=other.counts, decode=mine)
+
     def of_phase(self, phase: Phase) -> Totals:
         """What is known to be of one phase.
 

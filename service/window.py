@@ -7,7 +7,7 @@ same on all of them, so the largest is taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,11 +15,13 @@ import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.phases import PhaseWork, phase_work, why_unphased
-from moescope.service.stack import Stack, stacked
+from moescope.service.stack import Stack, Stacker
 from moescope.service.state import ProducerSpan
-from moescope.service.totals import Phase
+from moescope.service.totals import Phase, Totals
 
 FloatArray = npt.NDArray[np.float64]
+Part = Callable[[int, list[Totals]], list[Totals]]
+"""From a DP rank and what its producers counted to what of it is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +139,20 @@ class ModelWindow:
         return sorted(set(range(self.dp_size)) - {rank.rank for rank in self.dp_ranks})
 
 
-def merge(spans: Sequence[ProducerSpan]) -> ModelWindow:
-    """Merge all producers of one deployment; there must be at least one."""
+def merge(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindow:
+    """Merge all producers of one deployment, one at least; only ``part`` of what they counted, if given."""
     by_rank: dict[int, list[ProducerSpan]] = {}
     for item in spans:
         by_rank.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
-    dp_ranks = tuple(_dp_rank(rank, by_rank[rank]) for rank in sorted(by_rank))
     ep_size = max(item.producer.latest.producer.ep_size for item in spans)
-    stack = stacked({rank.rank: [item.span.delta for item in by_rank[rank.rank]] for rank in dp_ranks})
+    layouts = (layout for rank in sorted(by_rank) for item in by_rank[rank] for layout in item.span.layouts)
+    stacker, found = Stacker(layouts, len(by_rank), ep_size), []
+    for rank in sorted(by_rank):
+        deltas = [item.span.delta for item in by_rank[rank]]
+        deltas = deltas if part is None else part(rank, deltas)
+        found.append(_dp_rank(rank, by_rank[rank], deltas))
+        stacker.add(deltas, found[-1].tokens != 0)
+    dp_ranks, stack = tuple(found), stacker.stack()
     seen = {layer.layer for layer in stack.layout.layers}
     uncovered = {layer.layer: layer.reason for item in spans for layer in item.producer.latest.uncovered}
     return ModelWindow(
@@ -154,7 +162,7 @@ def merge(spans: Sequence[ProducerSpan]) -> ModelWindow:
         dp_size=max(item.producer.latest.producer.dp_size for item in spans),
         ep_size=ep_size,
         dp_ranks=dp_ranks,
-        layers=_layers(stack, dp_ranks, ep_size, _reasons(dp_ranks, by_rank)),
+        layers=_layers(stack, [rank.rank for rank in dp_ranks], ep_size, _reasons(dp_ranks, by_rank)),
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
     )
 
@@ -164,8 +172,7 @@ def _used(spans: Sequence[ProducerSpan]) -> Used:
     return Used(min(starts), max(starts), min(ends), max(ends), any(item.span.truncated for item in spans))
 
 
-def _dp_rank(rank: int, spans: list[ProducerSpan]) -> DpRank:
-    deltas = [item.span.delta for item in spans]
+def _dp_rank(rank: int, spans: list[ProducerSpan], deltas: list[Totals]) -> DpRank:
     return DpRank(
         rank=rank,
         tokens=max(delta.tokens for delta in deltas),
@@ -177,15 +184,12 @@ def _dp_rank(rank: int, spans: list[ProducerSpan]) -> DpRank:
 
 
 def _layers(
-    stack: Stack, dp_ranks: tuple[DpRank, ...], ep_size: int, uncovered: dict[int, dict[int, str]]
+    stack: Stack, ids: list[int], ep_size: int, uncovered: dict[int, dict[int, str]]
 ) -> tuple[LayerWindow, ...]:
-    computed = np.array([rank.tokens != 0 for rank in dp_ranks])[:, np.newaxis]
-    lost = stack.present & computed & (stack.rows == 0)  # [D, L]: tokens, but none of them here
-    covering = stack.present & ~lost
-    ep_slots, unplaced = stack.placed(covering, ep_size)
+    """All layers, of the DP ranks ``ids``."""
+    covering = np.logical_and(stack.present, ~stack.lost)
     offsets = stack.layout.offsets.tolist()
-    ids = [rank.rank for rank in dp_ranks]
-    everywhere, anywhere = covering.all(axis=0).tolist(), lost.any(axis=0).tolist()
+    everywhere, anywhere = covering.all(axis=0).tolist(), stack.lost.any(axis=0).tolist()
     everybody, rows_by_layer = tuple(ids), np.ascontiguousarray(stack.rows.T)
     found = []
     for i, shape in enumerate(stack.layout.layers):
@@ -194,16 +198,16 @@ def _layers(
             kept = np.flatnonzero(covering[:, i])
             counts, rows, shown = counts[kept], rows[kept], tuple(ids[at] for at in kept)
         reasons = uncovered.get(shape.layer, {})
-        unseen = [ids[at] for at in np.flatnonzero(lost[:, i])] if anywhere[i] else []
+        unseen = [ids[at] for at in np.flatnonzero(stack.lost[:, i])] if anywhere[i] else []
         found.append(
             LayerWindow(
                 shape=shape,
                 dp_ranks=shown,
                 counts=counts,
                 rows=rows,
-                ep_slots=ep_slots[i],
-                unplaced=unplaced[i],
-                ep_reason=_ep_reason(ep_size, unplaced[i]),
+                ep_slots=stack.ep_slots[i],
+                unplaced=stack.unplaced[i],
+                ep_reason=_ep_reason(ep_size, stack.unplaced[i]),
                 unseen=tuple(rank for rank in unseen if rank not in reasons),
                 uncovered=reasons,
             )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 from fastapi import APIRouter, Query
-from fastapi.responses import JSONResponse
 
 from moescope.service.advice import export
 from moescope.service.advice.advise import Advice, UnanswerableError, Wish, advise, whole_placing
@@ -18,6 +17,7 @@ from moescope.service.advice.verdict import name_of
 from moescope.service.advice.what_if import Option
 from moescope.service.api.advice_models import (
     AdviceOut,
+    AscendMap,
     DriftOut,
     LeftOut,
     OptionOut,
@@ -117,7 +117,7 @@ def advice_router(state: LiveState, settings: Settings) -> APIRouter:
             raise _problem(error) from None
         return _advice(found, bounds, min_gain)
 
-    @router.get("/v1/advice/placement", responses=documented(400, 404, 422, 503), response_model=PlacementMap)
+    @router.get("/v1/advice/placement", responses=documented(400, 404, 422, 503))
     def get_placement(
         server: ServerParam = None,
         model: ModelParam = None,
@@ -137,7 +137,7 @@ def advice_router(state: LiveState, settings: Settings) -> APIRouter:
             ),
         ] = "map",
         min_tokens: MinTokensParam = None,
-    ) -> Any:
+    ) -> PlacementMap | AscendMap:
         """A placement as a map to use elsewhere, fitted on the whole window."""
         deployment = choose(state, server, model)
         bounds = parse_bounds(start, end, state.now())
@@ -150,7 +150,7 @@ def advice_router(state: LiveState, settings: Settings) -> APIRouter:
         except UnanswerableError as error:
             raise _problem(error) from None
         if form == "vllm-ascend":
-            return JSONResponse(export.ascend_map(placing))
+            return AscendMap(**export.ascend_map(placing))
         return PlacementMap(
             server=deployment[0],
             model=deployment[1],

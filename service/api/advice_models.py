@@ -105,6 +105,28 @@ class AdviceOut(BaseModel):
     verdict: VerdictOut
 
 
+class AscendDevice(BaseModel):
+    """An EP rank of vllm-ascend's map."""
+
+    device_id: int = Field(description="EP rank.")
+    device_expert: list[int] = Field(description="Logical experts that it holds, in order.")
+
+
+class AscendLayer(BaseModel):
+    """An MoE layer of vllm-ascend's map."""
+
+    layer_id: int = Field(description="Ordinal among the MoE layers.")
+    device_count: int
+    device_list: list[AscendDevice]
+
+
+class AscendMap(BaseModel):
+    """The file that vllm-ascend loads as ``expert_map_path``, when it is asked for."""
+
+    moe_layer_count: int
+    layer_list: list[AscendLayer]
+
+
 class RearrangementOut(BaseModel):
     """A rearrangement of experts by EPLB: what it promised, and what it gave.
 

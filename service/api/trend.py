@@ -134,9 +134,10 @@ def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: fl
     moved = [item for item in alive if item.span.end > item.span.start]
     rates: dict[int, float] = {}
     for item in spans_of_phase(moved, phase):
-        if phase is not None and item.span.delta.unphased_tokens:
+        tokens = item.span.tokens
+        if tokens is None:
             continue
-        rate = item.span.delta.tokens / (item.span.end - item.span.start)
+        rate = tokens / (item.span.end - item.span.start)
         rates[_rank(item)] = max(rates.get(_rank(item), 0.0), rate)
     waiting = frozenset(map(_rank, alive)) - frozenset(map(_rank, moved))
     return _Point(rates, waiting, _imbalance(moved, phase) if moved and len(moved) == len(alive) else None)

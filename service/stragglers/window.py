@@ -70,7 +70,9 @@ class Cost:
 
 def cost_of(spans: Sequence[ProducerSpan]) -> Cost:
     """What the producers of one deployment were credited with in a window."""
-    return cost_in((item.producer.latest.producer.pp_rank, item.span.delta) for item in spans)
+    # Only the first worker of each stage has any: the others' differences would be made in vain.
+    credited = (item for item in spans if item.span.last.stragglers is not None)
+    return cost_in((item.producer.latest.producer.pp_rank, item.span.delta) for item in credited)
 
 
 def cost_in(totals: Iterable[tuple[int, Totals]]) -> Cost:

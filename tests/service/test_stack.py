@@ -9,7 +9,7 @@ import pytest
 
 from moescope.capture.wire import MoeLayer
 from moescope.service.layout import Layout
-from moescope.service.stack import stacked
+from moescope.service.stack import Stacker
 from moescope.service.totals import Totals
 
 EXPERTS = {3: 5, 4: 8, 5: 5, 9: 6}
@@ -40,27 +40,30 @@ FLEETS: list[Mapping[int, list[tuple[tuple[int, ...], int]]]] = [
 def test_stacks_are_the_sums_of_a_loop(fleet: Mapping[int, list[tuple[tuple[int, ...], int]]]) -> None:
     rng = np.random.default_rng(7)
     by_rank = {rank: [_totals(rng, *shape) for shape in shapes] for rank, shapes in fleet.items()}
-    stack = stacked(by_rank)
-    of = np.asarray(rng.integers(0, 2, stack.present.shape), dtype=np.bool_)
-    of[0] = True
-    ep_slots, unplaced = stack.placed(of, 4)
+    computed = [bool(rng.integers(0, 2)) for _ in by_rank]
+    layouts = [totals.layout for producers in by_rank.values() for totals in producers]
+    stacker = Stacker(layouts, len(by_rank), 4)
+    for producers, any_token in zip(by_rank.values(), computed, strict=True):
+        stacker.add(producers, any_token)
+    stack = stacker.stack()
     layers = [layer.layer for layer in stack.layout.layers]
     assert layers == sorted({layer for shapes in fleet.values() for found, _ in shapes for layer in found})
     for i, layer in enumerate(layers):
-        placed, lost = np.zeros(8), 0
+        placed, unplaced = np.zeros(8), 0
         for d, producers in enumerate(by_rank.values()):
             counts, rows, present = np.zeros(EXPERTS[layer], dtype=np.int64), 0, False
-            for totals in producers:
-                at = totals.layout.index.get(layer)
-                if at is None:
-                    continue
+            having = [
+                (totals, at) for totals in producers if (at := totals.layout.index.get(layer)) is not None
+            ]
+            for totals, at in having:
                 counts, rows, present = counts + totals.counts_of(at), rows + totals.rows[at], True
-                if of[d, i]:
-                    placed[: totals.ep_slots.shape[1]] += totals.ep_slots[at]
-                    lost += int(totals.unplaced[at])
+            unseen = present and computed[d] and not rows
+            for totals, at in having if not unseen else ():
+                placed[: totals.ep_slots.shape[1]] += totals.ep_slots[at]
+                unplaced += int(totals.unplaced[at])
             start, end = stack.layout.offsets[i : i + 2]
             assert stack.counts[d, start:end].tolist() == counts.tolist()
-            assert (stack.rows[d, i], stack.present[d, i]) == (rows, present)
-        assert unplaced[i] == lost
-        assert len(ep_slots[i]) == max(4, int(np.flatnonzero(placed).max(initial=-1)) + 1)
-        assert ep_slots[i].tolist() == placed[: len(ep_slots[i])].tolist()
+            assert (stack.rows[d, i], stack.present[d, i], stack.lost[d, i]) == (rows, present, unseen)
+        assert stack.unplaced[i] == unplaced
+        assert len(stack.ep_slots[i]) == max(4, int(np.flatnonzero(placed).max(initial=-1)) + 1)
+        assert stack.ep_slots[i].tolist() == placed[: len(stack.ep_slots[i])].tolist()
