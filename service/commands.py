@@ -15,6 +15,7 @@ from rich.live import Live
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.advice_command import ADVISE_HELP, advise
+from moescope.service.allocator import return_large_arrays
 from moescope.service.client import ServiceUnavailableError, get_json
 from moescope.service.drift_commands import DRIFT_HELP, baseline_commands, drift
 from moescope.service.logs import set_up_logging
@@ -175,6 +176,7 @@ def serve(
     except (SettingsError, ListenError) as error:
         raise _failure(str(error)) from None
     set_up_logging(settings.log_level, settings.log_format)
+    return_large_arrays()
     try:
         with listener, open_writer(settings, time.time) as writer:
             app = create_app(settings, writer=writer)

@@ -187,9 +187,10 @@ def _layers(
     stack: Stack, ids: list[int], ep_size: int, uncovered: dict[int, dict[int, str]]
 ) -> tuple[LayerWindow, ...]:
     """All layers, of the DP ranks ``ids``."""
-    covering = np.logical_and(stack.present, ~stack.lost)
+    covering = stack.present & ~stack.lost
     offsets = stack.layout.offsets.tolist()
-    everywhere, anywhere = covering.all(axis=0).tolist(), stack.lost.any(axis=0).tolist()
+    everywhere: list[bool] = np.all(covering, axis=0).tolist()
+    anywhere: list[bool] = np.any(stack.lost, axis=0).tolist()
     everybody, rows_by_layer = tuple(ids), np.ascontiguousarray(stack.rows.T)
     found = []
     for i, shape in enumerate(stack.layout.layers):

@@ -67,11 +67,12 @@ class RoutingCollector(Collector):
         self._overflow: Counter[str] = Counter()
         self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
         self._parts: dict[str, Part] = {
+            # First: its window is gone before the others need the totals, which are as large.
+            "balance": self._balance,
             "ranks": _each(parts.rank_counters),
             "phases": _each(step_parts.phase_counters),
             "ep_ranks": _each(parts.ep_counters),
             "stragglers": self._stragglers,
-            "balance": self._balance,
             "drift": self._drifts,
             "capture": _each(parts.capture_health),
             "producers": _each(parts.producer_counters),

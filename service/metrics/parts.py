@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Final
 
@@ -20,19 +21,28 @@ Found = Sample | Table
 _DROPPED: Final = "dropped_"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Group:
     """One deployment, all of whose producers have not expired.
 
     Attributes:
         deployment: (server, model).
-        producers: all of them, sorted by key; expired ones too, as sums over ranks must not shrink.
-        total: what was counted since the start.
+        spans: its producers since the start, sorted by key; expired ones too, as sums over ranks must not
+            shrink.
     """
 
     deployment: Deployment
-    producers: tuple[ProducerState, ...]
-    total: ModelWindow
+    spans: tuple[ProducerSpan, ...]
+
+    @cached_property
+    def producers(self) -> tuple[ProducerState, ...]:
+        """The producers."""
+        return tuple(item.producer for item in self.spans)
+
+    @cached_property
+    def total(self) -> ModelWindow:
+        """What was counted since the start; much memory, so made when first asked for."""
+        return merge(self.spans)
 
     def by_dp_rank(self) -> Iterator[tuple[int, list[ProducerState]]]:
         """The producers of each DP rank that has not expired."""
@@ -46,9 +56,9 @@ def groups(state: LiveState) -> list[Group]:
     """All deployments with a producer that has not expired."""
     found = []
     for deployment in state.deployments():
-        spans: list[ProducerSpan] = state.spans(deployment, None, None)
+        spans = state.spans(deployment, None, None)
         if spans and not all(item.producer.expired for item in spans):
-            found.append(Group(deployment, tuple(item.producer for item in spans), merge(spans)))
+            found.append(Group(deployment, tuple(spans)))
     return found
 
 

@@ -202,6 +202,19 @@ def test_a_placement_must_place_every_expert(logical: list[int], ep_ranks: list[
         decode_frame(encode_frame(sent))
 
 
+def test_layers_of_unlike_sizes_cannot_share_a_table() -> None:
+    table = PlacementTable(pack_ids([0, 1, 2, 3]), pack_ids([0, 0, 1, 1]))
+    layers = [MoeLayer(1, 4, 2), MoeLayer(2, 4, 2), MoeLayer(3, 5, 2)]
+    sent = frame(
+        layers=layers,
+        counts=pack_counts(np.zeros(13, dtype=np.int64)),
+        rows=pack_counts(np.zeros(3, dtype=np.int64)),
+        placement=Placement(version=0, tables=[table], table_of_layer=[0, 0, 0]),
+    )
+    with pytest.raises(WireError, match=r"tables\[0\]: layer 3 needs each of its 5 logical experts"):
+        decode_frame(encode_frame(sent))
+
+
 @given(st.binary(max_size=200))
 def test_noise_is_refused_and_never_crashes(noise: bytes) -> None:
     with pytest.raises(WireError):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moescope.service.history import History, Snapshot, Track
-from moescope.service.totals import Layout, Totals, totals_of
+from moescope.service.ledger import Account
+from moescope.service.totals import Layout, Phase, Totals, totals_of
 from tests.service.frames import frame
 
 KEY = ("prod", "tiny", 0, 0, 0)
@@ -43,6 +46,26 @@ def test_a_window_is_the_difference_of_the_snapshots_at_or_before_its_ends(
     span = track.span(start, end)
     assert (span.delta.tokens, (span.start, span.end), span.truncated) == (tokens, used, truncated)
     assert span.delta.counts.tolist() == [2 * tokens, 0]
+
+
+@pytest.mark.parametrize("phase", [None, *Phase])
+@pytest.mark.parametrize("told", [True, False])
+def test_tokens_of_a_span_are_those_of_its_difference(phase: Phase | None, told: bool) -> None:
+    account = Account(max_epochs=4)
+    track: Track | None = None
+    for seq in range(1, 6):
+        phases = {"decode": {0: [seq, 0]}} if told or seq > 3 else {}
+        account.post(frame({0: [4 * seq, 2 * seq]}, seq=seq, **phases))
+        snapshot = Snapshot(100.0 + seq, account.totals)
+        if track is None:
+            track = Track(100.0, snapshot)
+        else:
+            track.add(snapshot)
+    assert track is not None
+    for start, end in ((None, None), (101.0, 103.0), (103.0, 105.0), (104.0, None)):
+        span = replace(track.span(start, end), phase=phase)
+        known = phase is None or not span.delta.unphased_tokens
+        assert span.tokens == (span.delta.tokens if known else None)
 
 
 def test_thinning_keeps_the_ends_and_the_newer_half(track: Track) -> None:

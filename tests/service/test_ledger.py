@@ -26,6 +26,19 @@ def test_a_frame_is_counted_once() -> None:
     assert (account.totals.tokens, account.restarts) == (2, 0)
 
 
+def test_counts_of_one_epoch_are_in_memory_once() -> None:
+    account = Account(max_epochs=4)
+    for seq in (1, 2):
+        account.post(frame({0: [2 * seq, 2]}, seq=seq, decode={0: [seq, 1]}))
+    counted = account.state().epochs[0].counted
+    assert account.totals.counts is counted.counts
+    assert account.totals.decode is not None
+    assert counted.decode is not None
+    assert account.totals.decode.counts is counted.decode.counts
+    account.post(frame({0: [2, 2]}, epoch=EPOCH + 1))
+    assert account.totals.counts.tolist() == [6, 4]
+
+
 def test_a_restart_adds_and_late_frames_of_the_old_epoch_still_count() -> None:
     account = Account(max_epochs=4)
     account.post(frame({0: [2, 2]}, seq=1))

@@ -102,6 +102,10 @@ def test_two_shapes_under_one_name_are_refused_while_both_live(
     clock.now += 20
     state.ingest(other)
     assert [item.latest.producer.dp_rank for item in state.producers()] == [1]
+    clock.now += 20
+    state.ingest(frame({0: [1, 1]}, who=producer(dp_size=2)))  # the other shape is gone with its producer
+    state.ingest(frame({0: [1, 2]}, seq=2, who=producer(dp_size=2)))
+    assert [item.latest.producer.dp_rank for item in state.producers()] == [0]
 
 
 def test_producers_are_bounded_and_expired_deployments_make_room(
