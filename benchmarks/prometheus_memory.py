@@ -2,16 +2,18 @@
 
     python benchmarks/prometheus_memory.py --level layer_expert
 
-256 ranks of DeepSeek-V3's shape feed a real service; Prometheus scrapes it 240 times, as in an hour at 15 s,
-but every two seconds. Samples per series are those of the hour; what depends on real time (blocks are
-compacted every two hours) is not.
+256 ranks of DeepSeek-V3's shape feed a real service; Prometheus scrapes it 240 times, every 15 seconds: a real
+hour. With a shorter ``--interval`` the samples per series are the hour's too, but what depends on real time is
+not: rules look back minutes, and find more samples there. Every rank sends a frame every ``--frames`` seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ import time
 import urllib.parse
 import urllib.request
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +29,15 @@ import psutil  # type: ignore[import-untyped]
 
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = Path(__file__).parent / "results" / "prometheus_memory.json"
-SERVICE, PROMETHEUS = 19890, 19090
+PARTS: Final = 4
+"""How often memory is noted, evenly over the run."""
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def start(stack: ExitStack, command: list[str], log: Path) -> psutil.Process:
@@ -42,55 +53,84 @@ def start(stack: ExitStack, command: list[str], log: Path) -> psutil.Process:
     return psutil.Process(process.pid)
 
 
-def query(expr: str) -> float:
+def query(port: int, expr: str) -> float:
     """An instant query's first value, 0 for none."""
     text = urllib.parse.urlencode({"query": expr})
-    with urllib.request.urlopen(f"http://127.0.0.1:{PROMETHEUS}/api/v1/query?{text}", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/query?{text}", timeout=30) as answer:
         found = json.load(answer)["data"]["result"]
     return float(found[0]["value"][1]) if found else 0.0
 
 
-def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Start everything, wait for the scrapes, read the figures."""
-    config = folder / "prometheus.yml"
-    config.write_text(
-        f"global: {{scrape_interval: {options.interval}s, scrape_timeout: {options.interval}s, "
-        f"evaluation_interval: {2 * options.interval}s}}\n"
+def configuration(interval: int, service: int, prometheus: int) -> str:
+    """Prometheus scrapes the service and itself, and evaluates all rules at every other scrape."""
+    return (
+        f"global: {{scrape_interval: {interval}s, scrape_timeout: {min(interval, 10)}s, "
+        f"evaluation_interval: {2 * interval}s}}\n"
         f"rule_files: ['{ROOT / 'dashboards' / 'rules'}/*.yml']\n"
         "scrape_configs:\n"
-        f"  - {{job_name: moescope, static_configs: [{{targets: ['127.0.0.1:{SERVICE}']}}]}}\n"
-        f"  - {{job_name: prometheus, static_configs: [{{targets: ['127.0.0.1:{PROMETHEUS}']}}]}}\n"
+        f"  - {{job_name: moescope, static_configs: [{{targets: ['127.0.0.1:{service}']}}]}}\n"
+        f"  - {{job_name: prometheus, static_configs: [{{targets: ['127.0.0.1:{prometheus}']}}]}}\n"
     )
+
+
+def watch(server: psutil.Process, seconds: float) -> tuple[list[int], int]:
+    """Prometheus's resident memory, MB, at the end of each of some parts of a time; and the most of all."""
+    began, noted, peak = time.monotonic(), [], 0
+    for part in range(1, PARTS + 1):
+        while time.monotonic() - began < seconds * part / PARTS:
+            time.sleep(1)
+            resident = server.memory_info().rss
+            peak = max(peak, resident)
+        noted.append(round(resident / 1e6))
+    return noted, round(peak / 1e6)
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """CPU time, user and system."""
+    times = process.cpu_times()
+    return float(round(times.user + times.system, 1))
+
+
+def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Start everything, wait for the scrapes, read the figures."""
+    port, prometheus_port = free_port(), free_port()
+    config = folder / "prometheus.yml"
+    config.write_text(configuration(options.interval, port, prometheus_port))
     moescope, prometheus = str(Path(sys.executable).with_name("moescope")), shutil.which("prometheus")
     if prometheus is None:
         raise SystemExit("Prometheus is missing: install the package prometheus")
     with ExitStack() as stack:
-        serve = [moescope, "serve", "--port", str(SERVICE), "--metrics-level", options.level]
+        serve = [moescope, "serve", "--port", str(port), "--metrics-level", options.level]
         service = start(stack, serve, folder / "serve.log")
         time.sleep(2)
-        feed = ["simulate", "--url", f"http://127.0.0.1:{SERVICE}", "--ranks", str(options.ranks)]
-        start(stack, [moescope, *feed, "--interval", "15"], folder / "simulate.log")
+        feed = ["simulate", "--url", f"http://127.0.0.1:{port}", "--ranks", str(options.ranks)]
+        start(stack, [moescope, *feed, "--interval", str(options.frames)], folder / "simulate.log")
         flags = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}"]
-        address = f"--web.listen-address=127.0.0.1:{PROMETHEUS}"
+        address = f"--web.listen-address=127.0.0.1:{prometheus_port}"
         server = start(stack, [prometheus, *flags, address], folder / "prometheus.log")
-        peak = 0
-        began = time.monotonic()
-        while time.monotonic() - began < options.scrapes * options.interval:
-            time.sleep(1)
-            peak = max(peak, server.memory_info().rss)
+        resident, peak = watch(server, options.scrapes * options.interval)
+        found = partial(query, prometheus_port)
         job = '{job="moescope"}'
         return {
+            "machine": f"{psutil.cpu_count()} cores, Python {platform.python_version()}",
             "ranks": options.ranks,
             "level": options.level,
-            "scrapes": query(f"count_over_time(up{job}[1h])"),
-            "failed_scrapes": query(f"count_over_time(up{job}[1h]) - sum_over_time(up{job}[1h])"),
-            "series": query(f"scrape_samples_scraped{job}"),
-            "head_series": query("prometheus_tsdb_head_series"),
-            "scrape_seconds_median": query(f"quantile_over_time(0.5, scrape_duration_seconds{job}[1h])"),
-            "scrape_seconds_p95": query(f"quantile_over_time(0.95, scrape_duration_seconds{job}[1h])"),
-            "prometheus_rss_mb": round(server.memory_info().rss / 1e6),
-            "prometheus_peak_rss_mb": round(peak / 1e6),
+            "scrape_interval_s": options.interval,
+            "scrapes": found(f"count_over_time(up{job}[2h])"),
+            "failed_scrapes": found(f"count_over_time(up{job}[2h]) - sum_over_time(up{job}[2h])"),
+            "series": found(f"scrape_samples_scraped{job}"),
+            "head_series": found("prometheus_tsdb_head_series"),
+            "samples": found("prometheus_tsdb_head_samples_appended_total"),
+            "failed_rule_evaluations": found("sum(prometheus_rule_evaluation_failures_total)"),
+            "rules_seconds": found("sum(prometheus_rule_group_last_duration_seconds)"),
+            "scrape_seconds_median": found(f"quantile_over_time(0.5, scrape_duration_seconds{job}[2h])"),
+            "scrape_seconds_p99": found(f"quantile_over_time(0.99, scrape_duration_seconds{job}[2h])"),
+            "scrape_seconds_max": found(f"max_over_time(scrape_duration_seconds{job}[2h])"),
+            "prometheus_rss_mb_each_quarter": resident,
+            "prometheus_peak_rss_mb": peak,
+            "prometheus_cpu_seconds": cpu_seconds(server),
             "service_rss_mb": round(service.memory_info().rss / 1e6),
+            "service_cpu_seconds": cpu_seconds(service),
         }
 
 
@@ -102,7 +142,12 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=256)
     parser.add_argument("--level", default="layer_rank", help="metrics level (default: %(default)s)")
     parser.add_argument("--scrapes", type=int, default=240, help="how many (default: %(default)s)")
-    parser.add_argument("--interval", type=int, default=2, help="seconds between them (default: %(default)s)")
+    parser.add_argument(
+        "--interval", type=int, default=15, help="seconds between them (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--frames", type=int, default=10, help="seconds between a rank's frames (default: %(default)s)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = run(options, Path(folder))
