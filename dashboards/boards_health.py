@@ -14,6 +14,7 @@ from moescope.dashboards.spec import (
     Query,
     Row,
     most,
+    or_none,
     rate,
 )
 
@@ -115,7 +116,7 @@ HEALTH: Final = Board(
                     "Routing traces that workers lost, by reason; 0 also where nothing is traced.",
                     (
                         Query(
-                            f"{rate('moescope_traces_dropped_total', MODEL, 'reason')} or vector(0)",
+                            or_none(rate("moescope_traces_dropped_total", MODEL, "reason"), "reason"),
                             "{{reason}}",
                         ),
                     ),
@@ -181,11 +182,14 @@ HEALTH: Final = Board(
                 Panel(
                     "timeseries",
                     "Series left out, by family",
-                    "Series that did not fit; should be nothing.",
+                    "Series that did not fit; should be none.",
                     (
                         Query(
-                            "sum by (family) "
-                            f"(increase(moescope_overflowed_series_total{{{SERVICE}}}[$__rate_interval]))",
+                            or_none(
+                                "sum by (family) (increase("
+                                f"moescope_overflowed_series_total{{{SERVICE}}}[$__rate_interval])) > 0",
+                                "family",
+                            ),
                             "{{family}}",
                         ),
                     ),

@@ -103,6 +103,7 @@ LAYER_BOARD: Final = Board(
                     "Hottest experts",
                     "The ten busiest experts, as multiples of a fair share." + NEEDS_EXPERTS,
                     (Query(f"topk(10, {of_fair(EXPERTS, LAYER, 'layer', 'expert')})", "expert {{expert}}"),),
+                    width=8,
                 ),
                 Panel(
                     "timeseries",
@@ -112,6 +113,7 @@ LAYER_BOARD: Final = Board(
                         Query(most("moescope_layer_ep_imbalance_ratio", LAYER, "server"), "imbalance ratio"),
                         Query(most("moescope_layer_max_vio_ratio", LAYER, "server"), "MaxVio"),
                     ),
+                    width=8,
                 ),
                 Panel(
                     "timeseries",
@@ -124,6 +126,7 @@ LAYER_BOARD: Final = Board(
                             "{{baseline}}, {{phase}}",
                         ),
                     ),
+                    width=8,
                 ),
             ),
         ),

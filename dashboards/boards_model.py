@@ -176,7 +176,7 @@ MODEL_BOARD: Final = Board(
                     "Straggler cost by layer",
                     "Share of the layer's work time that an average EP rank waits for the busiest, from "
                     "single steps.",
-                    (Query(_LAYER_COST, "{{layer}}"),),
+                    (Query(_LAYER_COST, "layer {{layer}}"),),
                     "percentunit",
                 ),
             ),
@@ -237,6 +237,8 @@ MODEL_BOARD: Final = Board(
                             f"min(moescope_layer_normalised_entropy_ratio{{{MODEL}}})", "normalised entropy"
                         ),
                     ),
+                    width=8,
+                    height=12,
                 ),
                 Panel(
                     "timeseries",
@@ -248,6 +250,8 @@ MODEL_BOARD: Final = Board(
                             "dead",
                         ),
                     ),
+                    width=8,
+                    height=12,
                 ),
                 Panel(
                     "table",
@@ -255,6 +259,7 @@ MODEL_BOARD: Final = Board(
                     "The twenty experts furthest above their layer's fair share. Click to open the layer."
                     + NEEDS_EXPERTS,
                     (Query(f"topk(20, {of_fair(EXPERTS, MODEL, 'layer', 'expert')})", "times fair share"),),
+                    width=8,
                     height=12,
                     steps=((3, "orange"), (5, "red")),
                     link=_TO_LAYER,
@@ -265,7 +270,8 @@ MODEL_BOARD: Final = Board(
                     "Slots of each expert in each layer, as a multiple of the layer's fair share."
                     + NEEDS_EXPERTS,
                     (Query(of_fair(EXPERTS, MODEL, "layer", "expert")),),
-                    height=12,
+                    width=24,
+                    height=14,
                     steps=((3, "orange"), (5, "red")),
                     axes=("layer", "expert"),
                 ),

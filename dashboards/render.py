@@ -24,6 +24,8 @@ _KINDS: Final[dict[str, Callable[[], Any]]] = {
     "matrix": table.Panel,
 }
 _TAG: Final = "moescope"
+_MATRIX_CELL: Final = 50
+"""Least width of a matrix's columns, pixels."""
 _INSTANT: Final = ("stat", "table", "matrix")
 
 
@@ -144,18 +146,34 @@ def _panel(panel: Panel) -> dict[str, Any]:
     if panel.kind in ("table", "matrix"):
         document["transformations"] = _transformations(panel)
         if panel.kind == "matrix" or panel.steps:
-            defaults.setdefault("custom", {})["cellOptions"] = {"type": "color-background"}
+            cells = {"cellOptions": {"type": "color-background", "mode": "basic"}}
+            defaults["custom"] = cells | ({"minWidth": _MATRIX_CELL} if panel.kind == "matrix" else {})
+            document["fieldConfig"]["overrides"] = [_uncoloured(panel)]
     if panel.link:
         url = {"title": "Open", "url": panel.link, "targetBlank": panel.link.startswith("http")}
         defaults["links"] = [url]
     return document
 
 
+def _uncoloured(panel: Panel) -> dict[str, Any]:
+    """Labels are no values: Grafana would colour them too, by the number that they begin with."""
+    matcher = {"id": "byType", "options": "string"}
+    if panel.kind == "matrix":
+        matcher = {"id": "byName", "options": "\\".join(panel.axes)}
+    plain = {"id": "custom.cellOptions", "value": {"type": "auto"}}
+    return {"matcher": matcher, "properties": [plain]}
+
+
 def _transformations(panel: Panel) -> list[dict[str, Any]]:
     if panel.kind == "matrix":
         row, column = panel.axes
+        numbers = [{"targetField": name, "destinationType": "number"} for name in panel.axes]
         options = {"rowField": row, "columnField": column, "valueField": "Value", "emptyValue": "null"}
-        return [{"id": "groupingToMatrix", "options": options}]
+        return [
+            {"id": "convertFieldType", "options": {"conversions": numbers}},  # or 10 would come before 9
+            *({"id": "sortBy", "options": {"sort": [{"field": name}]}} for name in (column, row)),
+            {"id": "groupingToMatrix", "options": options},
+        ]
     names = {f"Value #{chr(65 + i)}": query.legend for i, query in enumerate(panel.queries)}
     if len(panel.queries) == 1:
         names = {"Value": panel.queries[0].legend}

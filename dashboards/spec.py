@@ -108,6 +108,11 @@ def of_fair(metric: str, selector: str, row: str, column: str) -> str:
     return f"{load} / on ({row}) group_left () (avg by ({row}) ({load}) > 0)"
 
 
+def or_none(expr: str, label: str) -> str:
+    """The expression, or a single 0 with ``none`` as label where it finds nothing."""
+    return f'{expr} or on () label_replace(vector(0), "{label}", "none", "", "")'
+
+
 NAME: Final = "{{server}} {{model}}"
 RATIO_STEPS: Final = ((1.3, "orange"), (2.0, "red"))
 EXPERTS: Final = "moescope_layer_expert_slots_total"
