@@ -153,7 +153,7 @@ def check_part(part: TracePart) -> None:
                 f"experts[{index}]: expected {expected} bytes ({tokens} tokens x top-k {layer.top_k} x "
                 f"{part.id_bytes}), got {len(part.experts[index])}"
             )
-        _check_ids(part.ids_of(index), index, layer, part.id_bytes)
+    _check_ids(part)
     if part.steps:
         _check_steps(part.steps, tokens)
 
@@ -165,11 +165,31 @@ def _check_steps(steps: bytes, tokens: int) -> None:
         raise WireError("steps: a number below 0")
 
 
-def _check_ids(ids: ExpertArray, index: int, layer: MoeLayer, id_bytes: int) -> None:
-    beyond = ids >= layer.num_experts
-    if id_bytes == 2:
+def _check_ids(part: TracePart) -> None:
+    """Layers with as many experts are looked at together: a call for each would cost more than the ids."""
+    alike: dict[int, list[int]] = {}
+    for index, layer in enumerate(part.layers):
+        alike.setdefault(layer.num_experts, []).append(index)
+    for num_experts, indices in alike.items():
+        data = b"".join([part.experts[index] for index in indices])
+        if bool(_beyond(read_ids(data, part.id_bytes, 1), num_experts).any()):
+            raise _first_beyond(part, indices)
+
+
+def _beyond(ids: ExpertArray, num_experts: int) -> npt.NDArray[np.bool_]:
+    beyond = ids >= num_experts
+    if ids.dtype.itemsize == 2:
         beyond &= ids != NO_EXPERT
-    if bool(beyond.any()):
-        raise WireError(
-            f"experts[{index}]: expert {int(ids[beyond][0])} in layer {layer.layer} of {layer.num_experts}"
-        )
+    return beyond
+
+
+def _first_beyond(part: TracePart, indices: list[int]) -> WireError:
+    for index in indices:
+        layer, ids = part.layers[index], part.ids_of(index)
+        beyond = _beyond(ids, layer.num_experts)
+        if bool(beyond.any()):
+            expert = int(ids[beyond][0])
+            return WireError(
+                f"experts[{index}]: expert {expert} in layer {layer.layer} of {layer.num_experts}"
+            )
+    raise AssertionError("no expert is beyond its layer's")

@@ -24,15 +24,23 @@ CHECK_S: Final = 2.0
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _STEPS: Final = 100_000  # of SQLite's machine, between two looks at the clock
 
-# A trace of which a part or a segment is missing can't be shown, nor what refers to a row that is gone.
+# A trace of which tokens are missing can't be shown, nor what refers to a row that is gone.
 _TIDY: Final = """
 DELETE FROM snapshot WHERE producer NOT IN (SELECT id FROM producer);
-DELETE FROM trace WHERE request NOT IN (SELECT id FROM request) OR (complete AND (
-    parts != (SELECT count(*) FROM trace_part WHERE trace = trace.id) OR
-    (SELECT count(*) FROM segment WHERE trace = trace.id) !=
-    (SELECT coalesce(sum((tokens + 999) / 1000), 0) FROM trace_part WHERE trace = trace.id)));
+INSERT OR IGNORE INTO shape (id, id_bytes, layers) SELECT DISTINCT shape, id_bytes, layers FROM block;
+DELETE FROM piece WHERE block NOT IN (SELECT id FROM block);
+DELETE FROM trace WHERE request NOT IN (SELECT id FROM request)
+    OR (shape IS NOT NULL AND shape NOT IN (SELECT id FROM shape))
+    OR (complete AND (parts != (SELECT count(*) FROM trace_part WHERE trace = trace.id)
+        OR EXISTS (SELECT 1 FROM trace_part AS of WHERE of.trace = trace.id AND of.tokens !=
+            (SELECT coalesce(sum(tokens), 0) FROM piece WHERE trace = of.trace AND part = of.part) +
+            (SELECT coalesce(sum(coalesce(tokens, min(1000, of.tokens - 1000 * number))), 0)
+                FROM segment WHERE trace = of.trace AND part = of.part))));
 DELETE FROM trace_part WHERE trace NOT IN (SELECT id FROM trace);
 DELETE FROM segment WHERE trace NOT IN (SELECT id FROM trace);
+DELETE FROM piece WHERE trace NOT IN (SELECT id FROM trace);
+DELETE FROM block WHERE id NOT IN (SELECT block FROM piece);
+DELETE FROM to_wipe WHERE block NOT IN (SELECT id FROM block);
 DELETE FROM request WHERE id NOT IN (SELECT request FROM trace)
     OR (tokens > 0 AND id NOT IN (SELECT request FROM trace WHERE complete));
 DELETE FROM request_name WHERE request NOT IN (SELECT id FROM request);

@@ -116,7 +116,56 @@ CREATE TABLE document (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3)
+_V4: Final = """
+-- What many traces have in common; `layers` is msgpack. Older rows of `trace` say it themselves.
+CREATE TABLE shape (
+    id INTEGER PRIMARY KEY,
+    id_bytes INTEGER NOT NULL,
+    layers BLOB NOT NULL,
+    UNIQUE (id_bytes, layers)
+) STRICT;
+ALTER TABLE trace ADD COLUMN shape INTEGER REFERENCES shape (id);
+
+-- A segment has tokens of a part that wait for others to be packed with, as a quick blob (see `segments.py`).
+-- In older rows it is NULL: 1000 tokens, the last one has the rest, packed; their bits are in `trace.hits`.
+ALTER TABLE segment ADD COLUMN tokens INTEGER;
+
+-- Tokens of pieces of traces of one shape, one after the other; `hits` has a lane for each of them.
+-- The shape is there as a whole, so that damage to the table above loses nothing.
+CREATE TABLE block (
+    id INTEGER PRIMARY KEY,
+    shape INTEGER NOT NULL REFERENCES shape (id),
+    id_bytes INTEGER NOT NULL,
+    layers BLOB NOT NULL,
+    tokens INTEGER NOT NULL,
+    hits BLOB NOT NULL,
+    experts BLOB NOT NULL
+) STRICT;
+
+-- Tokens `first` .. `first` + `tokens` of a block are piece `number` of a part.
+CREATE TABLE piece (
+    trace INTEGER NOT NULL REFERENCES trace (id) ON DELETE CASCADE,
+    part INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    block INTEGER NOT NULL REFERENCES block (id),
+    lane INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    tokens INTEGER NOT NULL,
+    PRIMARY KEY (trace, part, number)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX piece_by_block ON piece (block);
+
+-- A block goes with its last piece; before that, what pieces that went had in it is to be wiped.
+CREATE TABLE to_wipe (
+    block INTEGER PRIMARY KEY REFERENCES block (id) ON DELETE CASCADE
+) STRICT;
+CREATE TRIGGER piece_went AFTER DELETE ON piece BEGIN
+    INSERT OR IGNORE INTO to_wipe VALUES (OLD.block);
+    DELETE FROM block WHERE id = OLD.block AND NOT EXISTS (SELECT 1 FROM piece WHERE block = OLD.block);
+END;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4)
 
 
 def migrate(connection: sqlite3.Connection, path: str, migrations: tuple[str, ...] = MIGRATIONS) -> None:

@@ -1,22 +1,29 @@
-"""Experts of up to 1000 tokens as a blob: a zstd frame a layer, so that one layer is read alone.
+"""Experts of some tokens as a blob.
 
-Routing hardly compresses; a frame a layer does better than one over all, since a layer's experts are alike.
+Packed: a zstd frame a layer, so that one layer is read alone. Routing hardly compresses; a frame a layer does
+better than one over all, since a layer's experts are alike. Each frame has a table of codes of its own, some
+60 bytes: frames of thousands of tokens don't notice it. All frames go through one call, which lets go of the
+interpreter's lock once and not once a layer.
+
+Quick: one frame over all layers, hardly compressed, for tokens that are soon written again, packed.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
 import zstandard
 
-from moescope.capture.trace_wire import NO_EXPERT, ExpertArray, read_ids
+from moescope.capture.trace_wire import ExpertArray, read_ids
 from moescope.capture.wire import MoeLayer
 
-SEGMENT_TOKENS: Final = 1000
 _LEVEL: Final = 1
+_QUICK_LEVEL: Final = -20
 _LENGTH: Final = np.dtype("<u4")
+_DAMAGED: Final = "a damaged segment of a trace"
 
 
 class SegmentWriter:
@@ -26,63 +33,64 @@ class SegmentWriter:
         self._compressor = zstandard.ZstdCompressor(
             level=_LEVEL, write_content_size=True, write_checksum=True
         )
+        self._quick = zstandard.ZstdCompressor(
+            level=_QUICK_LEVEL, write_content_size=True, write_checksum=True
+        )
 
-    def write(self, experts: Sequence[ExpertArray]) -> bytes:
-        """For each layer ids [n, top_k] to a blob: lengths of the frames, then the frames."""
-        frames = [self._compressor.compress(np.ascontiguousarray(ids).tobytes()) for ids in experts]
-        return np.array([len(frame) for frame in frames], _LENGTH).tobytes() + b"".join(frames)
+    def quick(self, experts: Sequence[bytes]) -> bytes:
+        """For each layer raw ids [n, top_k] to a blob, at once."""
+        return self._quick.compress(b"".join(experts))
+
+    def packed(self, experts: Sequence[bytes]) -> bytes:
+        """For each layer raw ids [n, top_k] to a blob: lengths of the frames, then the frames."""
+        made = self._compressor.multi_compress_to_buffer(list(experts))
+        frames = [made[i].tobytes() for i in range(len(made))]
+        return b"".join([np.array([len(frame) for frame in frames], _LENGTH).tobytes(), *frames])
 
 
-def read_segment(
-    blob: bytes, layers: Sequence[MoeLayer], id_bytes: int, wanted: Collection[int] | None
+def read_quick(
+    blob: bytes, layers: Sequence[MoeLayer], id_bytes: int, tokens: int, wanted: Collection[int] | None
 ) -> list[ExpertArray]:
-    """The ids [n, top_k] of the wanted layers, all if None, in the order of ``layers``.
+    """As :func:`read_packed`, of a quick blob."""
+    sizes = [tokens * layer.top_k * id_bytes for layer in layers]
+    try:
+        if zstandard.frame_content_size(blob) != sum(sizes):
+            raise ValueError(_DAMAGED)
+        data = zstandard.ZstdDecompressor().decompress(blob, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"{_DAMAGED}: {error}") from error
+    ends = itertools.accumulate(sizes)
+    return [
+        read_ids(data[end - size : end], id_bytes, layer.top_k)
+        for layer, size, end in zip(layers, sizes, ends, strict=True)
+        if wanted is None or layer.layer in wanted
+    ]
+
+
+def read_packed(
+    blob: bytes, layers: Sequence[MoeLayer], id_bytes: int, tokens: int, wanted: Collection[int] | None
+) -> list[ExpertArray]:
+    """The ids [tokens, top_k] of the wanted layers, all if None, in the order of ``layers``.
 
     Raises:
         ValueError: the blob is damaged.
     """
     at = len(layers) * _LENGTH.itemsize
-    lengths = np.frombuffer(blob[:at], _LENGTH)
-    if len(lengths) != len(layers) or len(blob) != at + int(lengths.sum()):
-        raise ValueError("a damaged segment of a trace")
-    decompressor = zstandard.ZstdDecompressor()
-    found: list[ExpertArray] = []
-    for layer, length in zip(layers, lengths.tolist(), strict=True):
-        if wanted is None or layer.layer in wanted:
-            try:
-                data = decompressor.decompress(blob[at : at + length])
-            except zstandard.ZstdError as error:
-                raise ValueError(f"a damaged segment of a trace: {error}") from error
-            found.append(read_ids(data, id_bytes, layer.top_k))
-        at += length
-    return found
-
-
-def hits_of(experts: Sequence[ExpertArray], layers: Sequence[MoeLayer]) -> bytes:
-    """A bit for each expert of each layer that a token took; every layer begins at a byte."""
-    return b"".join(_bits(ids, layer.num_experts) for ids, layer in zip(experts, layers, strict=True))
-
-
-def hit_bit(layers: Sequence[MoeLayer], layer: int, expert: int) -> int | None:
-    """Where the bit of an expert is in :func:`hits_of`, from the blob's begin; None if there is none."""
-    at = 0
-    for item in layers:
-        if item.layer == layer:
-            return at * 8 + expert if expert < item.num_experts else None
-        at += -(-item.num_experts // 8)
-    return None
-
-
-def merge_hits(one: bytes, other: bytes) -> bytes:
-    """Bits of both, which are of the same layers; if one is damaged those of the first."""
-    if len(one) != len(other):
-        return one
-    return (np.frombuffer(one, np.uint8) | np.frombuffer(other, np.uint8)).tobytes()
-
-
-def _bits(ids: ExpertArray, num_experts: int) -> bytes:
-    taken = np.zeros(num_experts, bool)
-    # As the index type: an index of bytes takes NumPy more than twice as long.
-    found = ids.reshape(-1).astype(np.intp)
-    taken[found[found != NO_EXPERT] if ids.dtype.itemsize == 2 else found] = True
-    return np.packbits(taken, bitorder="little").tobytes()
+    if len(blob) < at:
+        raise ValueError(_DAMAGED)
+    lengths = np.frombuffer(blob[:at], _LENGTH).astype("<u8")
+    if len(blob) != at + int(lengths.sum()):
+        raise ValueError(_DAMAGED)
+    begins = at + np.cumsum(lengths) - lengths
+    chosen = [i for i, layer in enumerate(layers) if wanted is None or layer.layer in wanted]
+    if not chosen:
+        return []
+    sizes = np.array([tokens * layers[i].top_k * id_bytes for i in chosen], "<u8")
+    try:
+        found = zstandard.ZstdDecompressor().multi_decompress_to_buffer(
+            zstandard.BufferWithSegments(blob, np.stack([begins, lengths], axis=1)[chosen].tobytes()),
+            decompressed_sizes=sizes.tobytes(),
+        )
+    except zstandard.ZstdError as error:
+        raise ValueError(f"{_DAMAGED}: {error}") from error
+    return [read_ids(found[place].tobytes(), id_bytes, layers[i].top_k) for place, i in enumerate(chosen)]

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from moescope.capture.trace_wire import TracePart
-from moescope.service.store import traces
+from moescope.service.store import trace_listing, traces
 from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
+from moescope.service.store.packing import Packer
 from moescope.service.store.records import (
     ArrivedPart,
     Document,
@@ -38,7 +39,8 @@ from moescope.service.store.rescue import is_damage, mend, readable
 from moescope.service.store.reserve import BYTES, give_up, set_aside
 from moescope.service.store.retention import Retention, keep
 from moescope.service.store.schema import migrate
-from moescope.service.store.segments import SegmentWriter
+from moescope.service.store.trace_writing import save_parts
+from moescope.service.store.wiping import wipe
 
 FILE: Final = "moescope.sqlite"
 _FINEST_MS: Final = 1000
@@ -67,7 +69,7 @@ class SqliteStore:
     def __init__(self, folder: Path, retention: Retention) -> None:
         self._path = folder / FILE
         self._retention = retention
-        self._segments = SegmentWriter()
+        self._packer = Packer()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock: int | None = lock_folder(folder)
@@ -83,6 +85,7 @@ class SqliteStore:
 
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these or none."""
+        parts: list[ArrivedPart] = []
         with _failures(self._path), _transaction(self._writer):
             for record in records:
                 match record:
@@ -91,9 +94,11 @@ class SqliteStore:
                     case Forgotten():
                         self._writer.execute(f"DELETE FROM producer WHERE {_BY_KEY}", record.key)
                     case ArrivedPart():
-                        traces.save_part(self._writer, record, self._segments)
+                        parts.append(record)
                     case Document():
                         self._document(record)
+            waiting = save_parts(self._writer, parts, self._packer)
+        self._packer.committed(waiting)
 
     def accounts(self) -> Iterator[Posting]:
         """The newest posting of every producer; one that is damaged is left out, and said so in the log."""
@@ -146,7 +151,7 @@ class SqliteStore:
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
         """The requests that match, newest first."""
         with self._reading() as connection:
-            return traces.traced_requests(connection, query)
+            return trace_listing.traced_requests(connection, query)
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
         """For each part the shape of its trace by the parts that are kept."""
@@ -168,7 +173,15 @@ class SqliteStore:
     def maintain(self, now: float) -> None:
         """Roll up and remove what is due."""
         with _failures(self._path):
-            keep(self._writer, self._retention, _ms(now), self._nbytes)
+            try:
+                keep(self._writer, self._retention, _ms(now), self._nbytes)
+            finally:
+                # A number may be used again: nothing may be remembered of a trace that is gone.
+                remembered, self._packer = self._packer, Packer()
+            kept = traces.still_there(self._writer, remembered.remembered)
+            remembered.forget_all_but(kept)
+            self._packer = remembered
+            wipe(self._writer)
         set_aside(self._path.parent)
 
     def usage(self) -> Usage:
@@ -252,7 +265,6 @@ class SqliteStore:
             except queue.Empty:
                 connection = _connect(self._path)
                 connection.execute("PRAGMA query_only = ON")
-                traces.prepare(connection)
             try:
                 connection.execute("BEGIN")
                 yield connection
@@ -293,7 +305,9 @@ def _prepare(writer: sqlite3.Connection) -> None:
     writer.execute("PRAGMA journal_mode = WAL")
     writer.execute("PRAGMA synchronous = NORMAL")
     writer.execute("PRAGMA foreign_keys = ON")
-    writer.execute("PRAGMA journal_size_limit = 67108864")
+    # The log is copied into the database when it has 8 MiB, and then keeps no more of the disk than that.
+    writer.execute("PRAGMA wal_autocheckpoint = 2048")
+    writer.execute("PRAGMA journal_size_limit = 8388608")
 
 
 @contextlib.contextmanager

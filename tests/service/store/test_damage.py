@@ -20,7 +20,7 @@ from tests.service.traces import experts_of, part
 
 RANKS = 4
 SECONDS = 12
-TRACES = 10
+TRACES = 70  # tiny ones: 64 of them share a block, the others wait
 NOW = 1_700_000_000.0
 
 
@@ -160,3 +160,32 @@ def test_a_damaged_snapshot_is_passed_over(tmp_path: Path, whole: bytes) -> None
     assert found is not None
     assert found.at == NOW + 4
     assert found.totals.counts[0] == counts_of(1, 4)[0]
+
+
+def test_blocks_say_again_what_shape_their_traces_have(tmp_path: Path, whole: bytes) -> None:
+    """The table of shapes is small and all traces need it: where its page is lost it is made again."""
+    (tmp_path / FILE).write_bytes(whole)
+    connection = sqlite3.connect(tmp_path / FILE)
+    [(page,)] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'shape'").fetchall()
+    connection.close()
+    begin = (page - 1) * 4096
+    (tmp_path / FILE).write_bytes(whole[:begin] + b"\x99" * 4096 + whole[begin + 4096 :])
+    assert check(tmp_path) == (RANKS, TRACES)
+
+
+def test_a_damaged_block_is_left_out_of_searches(
+    tmp_path: Path, whole: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("moescope"), "propagate", True)
+    (tmp_path / FILE).write_bytes(whole)
+    connection = sqlite3.connect(tmp_path / FILE)
+    with connection:
+        connection.execute("UPDATE block SET hits = randomblob(80)")
+        [packed] = connection.execute("SELECT count(*) FROM piece").fetchone()
+    connection.close()
+    store = SqliteStore(tmp_path, Retention())
+    found = store.traced_requests(TraceQuery(layer=1, expert=3, limit=1000))
+    store.close()
+    expected = [n for n in range(TRACES, packed, -1) if 3 in experts_of(n, 40)[0]]
+    assert [item.number for item in found] == expected
+    assert "left out of searches by expert: a damaged map" in caplog.text

@@ -1,0 +1,149 @@
+"""Searching traces in the embedded store.
+
+Answers come as one row of JSON where they would be many rows: for each row SQLite is called again, which lets
+go of the interpreter's lock and waits for it, milliseconds each time while the service is busy.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from moescope.capture.wire import MoeLayer
+from moescope.service.store.hits import lanes_hit, old_bit
+from moescope.service.store.records import TracedRequest, TraceQuery
+from moescope.service.store.segments import read_quick
+
+_log = logging.getLogger(__name__)
+
+_FIRST_LOOK: Final = 128
+_LONGEST_LOOK: Final = 4096
+_FAR: Final = 1 << 62
+
+_layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
+
+# Columns of a request as :func:`_traced` takes them; the names are an array within the array.
+_REQUESTS: Final = (
+    "SELECT json_group_array(json_array(id, server, model, dp_rank, request_id, outcome, prompt_tokens, "
+    "cached_tokens, preemptions, started_ms, ended_ms, stored_ms, tokens, "
+    "json((SELECT json_group_array(name) FROM request_name WHERE request = found.id)))) "
+    "FROM (SELECT * FROM request WHERE {} ORDER BY id DESC LIMIT ?) AS found"
+)
+_IDS: Final = "SELECT json_group_array(id) FROM (SELECT id FROM request WHERE {} ORDER BY id DESC LIMIT ?)"
+# By block: which request has which lane of it.
+_LANES: Final = (
+    "SELECT id, layers, hits, (SELECT json_group_array(json_array(trace.request, piece.lane)) FROM piece "
+    "JOIN trace ON trace.id = piece.trace WHERE piece.block = block.id AND trace.complete) "
+    "FROM block WHERE id IN (SELECT DISTINCT piece.block FROM trace JOIN piece ON piece.trace = trace.id "
+    "WHERE trace.request IN (SELECT value FROM json_each(?)))"
+)
+_SEGMENTS: Final = (
+    "SELECT trace.request, trace.id_bytes, shape.layers, segment.tokens, segment.experts FROM trace "
+    "JOIN segment ON segment.trace = trace.id JOIN shape ON shape.id = trace.shape "
+    "WHERE trace.complete AND trace.request IN (SELECT value FROM json_each(?))"
+)
+_OLD: Final = (
+    "SELECT request, layers, hits FROM trace "
+    "WHERE shape IS NULL AND complete AND request IN (SELECT value FROM json_each(?))"
+)
+
+
+def traced_requests(connection: sqlite3.Connection, query: TraceQuery) -> list[TracedRequest]:
+    """See :class:`moescope.service.store.interface.Store`."""
+    clauses, values = _conditions(query)
+    if query.layer is None or query.expert is None:
+        return _requests(connection, " AND ".join(clauses), [*values, query.limit])
+    found: list[int] = []
+    before, look = _FAR, _FIRST_LOOK
+    statement = _IDS.format(" AND ".join([*clauses, "id < ?"]))
+    while len(found) < query.limit:
+        looked_at = _json(connection, statement, [*values, before, look])
+        if not looked_at:
+            break
+        hit = _hit(connection, looked_at, query.layer, query.expert)
+        found += [request for request in sorted(looked_at, reverse=True) if request in hit]
+        before, look = min(looked_at), min(4 * look, _LONGEST_LOOK)
+    ids = msgspec.json.encode(found[: query.limit]).decode()
+    return _requests(connection, "id IN (SELECT value FROM json_each(?))", [ids, query.limit])
+
+
+def _hit(connection: sqlite3.Connection, requests: Sequence[int], layer: int, expert: int) -> set[int]:
+    """Those of the requests of which a token took the expert."""
+    ids = msgspec.json.encode(requests).decode()
+    found: set[int] = set()
+    known: dict[bytes, list[MoeLayer]] = {}
+
+    def layers_of(blob: bytes) -> list[MoeLayer]:
+        if blob not in known:
+            known[blob] = _layers_decoder.decode(blob)
+        return known[blob]
+
+    for block, layers, hits, lanes in connection.execute(_LANES, (ids,)).fetchall():
+        try:
+            taken = lanes_hit(hits, layers_of(layers), layer, expert)
+        except ValueError as error:
+            _log.error("block %d of the store is left out of searches by expert: %s", block, error)
+            continue
+        found |= {
+            request for request, lane in msgspec.json.decode(lanes) if lane < len(taken) and taken[lane]
+        }
+    for request, id_bytes, layers, tokens, experts in connection.execute(_SEGMENTS, (ids,)).fetchall():
+        read = read_quick(experts, layers_of(layers), id_bytes, tokens, [layer])
+        if read and (read[0] == expert).any():
+            found.add(request)
+    for request, layers, hits in connection.execute(_OLD, (ids,)).fetchall():
+        if old_bit(hits, layers_of(layers), layer, expert):
+            found.add(request)
+    return found
+
+
+def _requests(connection: sqlite3.Connection, where: str, values: Sequence[Any]) -> list[TracedRequest]:
+    rows = _json(connection, _REQUESTS.format(where), values)
+    return [_traced(row) for row in sorted(rows, reverse=True, key=lambda row: row[0])]
+
+
+def _json(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+    [(text,)] = connection.execute(statement, values).fetchall()
+    return msgspec.json.decode(text, type=list[Any])
+
+
+def _conditions(query: TraceQuery) -> tuple[list[str], list[Any]]:
+    clauses, values = ["tokens >= ?"], [max(1, query.min_tokens)]  # type: tuple[list[str], list[Any]]
+    for clause, value in (
+        ("server = ?", query.server),
+        ("model = ?", query.model),
+        ("dp_rank = ?", query.dp_rank),
+        ("id IN (SELECT request FROM request_name WHERE name = ?)", query.name),
+        ("stored_ms >= ?", None if query.start is None else query.start * 1000),
+        ("stored_ms <= ?", None if query.end is None else query.end * 1000),
+        ("id < ?", query.before),
+    ):
+        if value is not None:
+            clauses.append(clause)
+            values.append(value)
+    return clauses, values
+
+
+def _traced(row: Sequence[Any]) -> TracedRequest:
+    number, server, model, dp_rank, request_id, outcome, prompt, cached, preemptions, *rest = row
+    started_ms, ended_ms, stored_ms, tokens, names = rest
+    return TracedRequest(
+        number=number,
+        server=server,
+        model=model,
+        dp_rank=dp_rank,
+        request_id=request_id,
+        names=tuple(sorted(names, key=lambda name: (-len(name), name))),
+        outcome=outcome,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        preemptions=preemptions,
+        started_at=started_ms / 1000,
+        ended_at=ended_ms / 1000,
+        stored_at=stored_ms / 1000,
+        tokens=tokens,
+    )

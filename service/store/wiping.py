@@ -1,0 +1,59 @@
+"""Blocks that hold tokens of traces which are gone: what nobody can ask for any more is wiped."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+import numpy as np
+
+from moescope.capture.trace_wire import ExpertArray
+from moescope.capture.wire import MoeLayer
+from moescope.service.store.hits import read_lane, write_hits
+from moescope.service.store.segments import SegmentWriter, read_packed
+
+_layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
+
+
+def wipe(connection: sqlite3.Connection) -> None:
+    """Make all blocks anew of which a piece went, with zeros in its place; each in a transaction."""
+    writer = SegmentWriter()
+    for (block,) in connection.execute("SELECT block FROM to_wipe").fetchall():
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            _wipe_block(connection, block, writer)
+            connection.execute("DELETE FROM to_wipe WHERE block = ?", (block,))
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+
+def _wipe_block(connection: sqlite3.Connection, block: int, writer: SegmentWriter) -> None:
+    id_bytes, layers_blob, tokens, hits, blob = connection.execute(
+        "SELECT id_bytes, layers, tokens, hits, experts FROM block WHERE id = ?", (block,)
+    ).fetchone()
+    live = connection.execute("SELECT lane, first, tokens FROM piece WHERE block = ?", (block,)).fetchall()
+    try:
+        layers = _layers_decoder.decode(layers_blob)
+        experts = read_packed(blob, layers, id_bytes, tokens, None)
+        lanes = {lane: read_lane(hits, layers, lane) for lane, _, _ in live}
+    except ValueError:
+        return  # it is damaged: nobody can read it, wiped or not
+    nothing = np.zeros(sum(layer.num_experts for layer in layers), bool)
+    connection.execute(
+        "UPDATE block SET hits = ?, experts = ? WHERE id = ?",
+        (
+            write_hits(np.stack([lanes.get(lane, nothing) for lane in range(max(lanes) + 1)])),
+            writer.packed([_kept(ids, [row[1:] for row in live]) for ids in experts]),
+            block,
+        ),
+    )
+
+
+def _kept(ids: ExpertArray, spans: list[tuple[int, int]]) -> bytes:
+    """Raw little-endian ids with zeros outside of (first, count) spans."""
+    kept = np.zeros_like(ids, f"<u{ids.dtype.itemsize}")
+    for first, count in spans:
+        kept[first : first + count] = ids[first : first + count]
+    return kept.tobytes()

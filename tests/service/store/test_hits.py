@@ -1,0 +1,69 @@
+"""Maps of the experts that traces took."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moescope.capture.trace_wire import NO_EXPERT
+from moescope.capture.wire import MoeLayer
+from moescope.service.store.hits import lanes_hit, read_lane, taken_by, write_hits
+
+LAYERS = [MoeLayer(1, 5, 2), MoeLayer(4, 300, 3), MoeLayer(7, 16, 2)]
+TOKENS = [3, 1, 7, 2, 2, 1, 1, 1, 4, 1]  # ten lanes: two planes
+
+
+def made() -> tuple[list[np.ndarray], bytes]:
+    """Ids uint16 [tokens, top_k] of each layer, some masked, and their map."""
+    rng = np.random.default_rng(3)
+    experts = [rng.integers(0, layer.num_experts, (sum(TOKENS), layer.top_k), np.uint16) for layer in LAYERS]
+    for ids in experts:
+        ids[rng.random(ids.shape) < 0.2] = NO_EXPERT
+    taken = taken_by([ids.astype("<u2").tobytes() for ids in experts], TOKENS, LAYERS, id_bytes=2)
+    return experts, write_hits(taken)
+
+
+def test_each_lane_has_the_experts_of_its_tokens() -> None:
+    experts, blob = made()
+    ends = np.cumsum(TOKENS)
+    for ids, layer in zip(experts, LAYERS, strict=True):
+        for expert in range(layer.num_experts):
+            expected = [
+                bool((ids[end - n : end] == expert).any()) for end, n in zip(ends, TOKENS, strict=True)
+            ]
+            found = lanes_hit(blob, LAYERS, layer.layer, expert)
+            assert found[: len(TOKENS)].tolist() == expected
+            assert not found[len(TOKENS) :].any()
+
+
+def test_one_byte_ids_likewise() -> None:
+    layers = [MoeLayer(0, 256, 2), MoeLayer(1, 4, 1)]
+    experts = [bytes([255, 0, 7, 255]), bytes([3, 0])]
+    blob = write_hits(taken_by(experts, [1, 1], layers, id_bytes=1))
+    assert lanes_hit(blob, layers, 0, 255).tolist()[:2] == [True, True]
+    assert lanes_hit(blob, layers, 0, 0).tolist()[:2] == [True, False]
+    assert lanes_hit(blob, layers, 1, 3).tolist()[:2] == [True, False]
+
+
+def test_what_is_no_expert_has_no_lane() -> None:
+    _, blob = made()
+    assert not lanes_hit(blob, LAYERS, 1, 5).size
+    assert not lanes_hit(blob, LAYERS, 2, 0).size
+
+
+def test_a_lane_comes_back() -> None:
+    experts, _ = made()
+    taken = taken_by([ids.astype("<u2").tobytes() for ids in experts], TOKENS, LAYERS, id_bytes=2)
+    blob = write_hits(taken)
+    for lane, expected in enumerate(taken):
+        np.testing.assert_array_equal(read_lane(blob, LAYERS, lane), expected)
+    with pytest.raises(ValueError, match="damaged"):
+        read_lane(blob, LAYERS, 16)
+
+
+@pytest.mark.parametrize("place", [0, 5, 20, -1])
+def test_damage_is_noticed(place: int) -> None:
+    blob = bytearray(made()[1])
+    blob[place] ^= 0x55
+    with pytest.raises(ValueError, match="damaged"):
+        lanes_hit(bytes(blob), LAYERS, 1, 0)

@@ -1,0 +1,177 @@
+"""Short traces share blocks in the embedded store, and are read, found, removed and kept apart as before."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moescope.capture.trace_wire import NO_EXPERT
+from moescope.capture.wire import MoeLayer
+from moescope.service.store.packing import BLOCK_TOKENS
+from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery
+from moescope.service.store.retention import Retention
+from moescope.service.store.segments import read_packed
+from moescope.service.store.sqlite import FILE, SqliteStore
+from tests.service.store.accounts import BORN
+from tests.service.traces import LAYERS, experts_of, part
+
+TOKENS = BLOCK_TOKENS // 5  # five traces fill a block
+TTL = 1000.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    made = SqliteStore(tmp_path, Retention(trace_s=TTL))
+    yield made
+    made.close()
+
+
+def arrived(number: int, at: float = BORN) -> ArrivedPart:
+    return ArrivedPart(part(number, tokens=TOKENS), at)
+
+
+def rows(folder: Path, table: str) -> int:
+    with closing(sqlite3.connect(folder / FILE)) as connection:
+        [found] = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+    return int(found)
+
+
+def check(store: SqliteStore, numbers: list[int], tokens: int = TOKENS) -> None:
+    """These traces are there, each as it came, and no other; and each is found by what it took."""
+    found = store.traced_requests(TraceQuery(limit=10_000))
+    assert [int(item.names[-1].removeprefix("x")) for item in found] == numbers[::-1]
+    for item, number in zip(found, numbers[::-1], strict=True):
+        [trace] = store.traces(item.number, None)
+        for ids, expected in zip(trace.experts, experts_of(number, tokens), strict=True):
+            np.testing.assert_array_equal(ids, expected)
+        [one] = store.traces(item.number, [LAYERS[1].layer])
+        np.testing.assert_array_equal(one.experts[0], experts_of(number, tokens)[1])
+
+
+def test_traces_that_come_one_by_one_are_packed_when_there_are_enough(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    for number in range(1, 13):
+        store.save([arrived(number)])
+        check(store, list(range(1, number + 1)))
+        assert rows(tmp_path, "block") == number // 5
+        assert rows(tmp_path, "segment") == number % 5
+
+
+def test_traces_that_come_together_are_packed_at_once(store: SqliteStore, tmp_path: Path) -> None:
+    store.save([arrived(number) for number in range(1, 12)])
+    assert (rows(tmp_path, "block"), rows(tmp_path, "segment")) == (2, 1)
+    check(store, list(range(1, 12)))
+
+
+def test_a_long_trace_in_parts(store: SqliteStore) -> None:
+    tokens = 3 * BLOCK_TOKENS + 11
+    experts, cut = experts_of(1, tokens), 2 * BLOCK_TOKENS + 5
+    for number, (first, end) in enumerate([(cut, tokens), (0, cut)]):
+        made = part(
+            1,
+            experts=[ids[first:end] for ids in experts],
+            runs=[(first, end - first)],
+            part=1 - number,
+            parts=2,
+        )
+        store.save([ArrivedPart(made, BORN)])
+    check(store, [1], tokens)
+
+
+def test_what_fails_is_not_remembered(store: SqliteStore, tmp_path: Path) -> None:
+    store.save([arrived(number) for number in (1, 2)])
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection, connection:
+        connection.execute("CREATE TRIGGER fail BEFORE INSERT ON block BEGIN SELECT raise(ABORT, 'no'); END")
+    with pytest.raises(StoreError, match="no"):
+        store.save([arrived(number) for number in (3, 4, 5)])
+    check(store, [1, 2])
+    with closing(sqlite3.connect(tmp_path / FILE)) as connection, connection:
+        connection.execute("DROP TRIGGER fail")
+    store.save([arrived(number) for number in (3, 4, 5)])
+    check(store, [1, 2, 3, 4, 5])
+    assert (rows(tmp_path, "block"), rows(tmp_path, "segment")) == (1, 0)
+
+
+def test_what_waits_survives_a_restart(store: SqliteStore, tmp_path: Path) -> None:
+    store.save([arrived(number) for number in (1, 2, 3)])
+    store.close()
+    again = SqliteStore(tmp_path, Retention(trace_s=TTL))
+    again.save([arrived(number) for number in (4, 5)])
+    check(again, [1, 2, 3, 4, 5])
+    again.close()
+
+
+def test_traces_of_other_shapes_wait_apart(store: SqliteStore, tmp_path: Path) -> None:
+    other = [MoeLayer(1, 300, 2), MoeLayer(3, 64, 4)]
+    ids = [np.full((TOKENS, layer.top_k), 299 % layer.num_experts, "<u2") for layer in other]
+    ids[0][3, 1] = NO_EXPERT
+    for number in range(1, 11):
+        odd = part(number, experts=ids, runs=[(0, TOKENS)], layers=other, id_bytes=2)
+        store.save([ArrivedPart(odd, BORN) if number % 2 else arrived(number)])
+    assert (rows(tmp_path, "block"), rows(tmp_path, "segment")) == (2, 0)
+    for found in store.traced_requests(TraceQuery()):
+        [trace] = store.traces(found.number, None)
+        expected = ids if found.number % 2 else experts_of(found.number, TOKENS)
+        for array, wanted in zip(trace.experts, expected, strict=True):
+            np.testing.assert_array_equal(array, wanted)
+    hit = store.traced_requests(TraceQuery(layer=1, expert=299))
+    assert [found.number for found in hit] == [9, 7, 5, 3, 1]
+
+
+def test_traces_that_are_gone_are_wiped_from_their_block(store: SqliteStore, tmp_path: Path) -> None:
+    """What a removed trace held is nowhere, not even where another trace of its block stays."""
+    for number in range(1, 6):
+        store.save([arrived(number, BORN + number)])
+    assert rows(tmp_path, "block") == 1
+    store.maintain(BORN + TTL + 3.5)
+    check(store, [4, 5])
+    block = store_block(tmp_path)
+    assert not block[0, : 3 * TOKENS].any()
+    assert block[0, 3 * TOKENS :].any()
+    gone = store.traced_requests(TraceQuery(layer=3, expert=int(experts_of(1, TOKENS)[1][0, 0])))
+    assert {item.names[-1] for item in gone} <= {"x4", "x5"}
+    assert rows(tmp_path, "to_wipe") == 0
+    store.maintain(BORN + TTL + 5.5)
+    check(store, [])
+    assert (rows(tmp_path, "block"), rows(tmp_path, "piece"), rows(tmp_path, "to_wipe")) == (0, 0, 0)
+
+
+def store_block(folder: Path) -> np.ndarray:
+    """Ids of the first layer of the only block: [1, tokens, top_k]."""
+    with closing(sqlite3.connect(folder / FILE)) as connection:
+        [(tokens, blob)] = connection.execute("SELECT tokens, experts FROM block").fetchall()
+    return np.stack(read_packed(blob, LAYERS, 1, tokens, [LAYERS[0].layer]))
+
+
+def test_a_trace_that_goes_while_it_waits_is_not_packed(store: SqliteStore, tmp_path: Path) -> None:
+    """SQLite gives the number of the last trace again: a new trace must not get the old one's tokens."""
+    store.save([arrived(1)])
+    store.maintain(BORN + TTL + 1)
+    check(store, [])
+    later = BORN + TTL
+    for number in range(2, 7):
+        store.save([arrived(number, later)])
+    check(store, [2, 3, 4, 5, 6])
+    assert (rows(tmp_path, "block"), rows(tmp_path, "segment")) == (1, 0)
+
+
+def test_hits_are_found_in_blocks_and_in_what_waits(store: SqliteStore) -> None:
+    """Three tokens a trace, so that most experts are in few of them; more than one look at the newest."""
+    for number in range(1, 301):
+        store.save([ArrivedPart(part(number, tokens=3), BORN)])
+    for index, layer in enumerate(LAYERS):
+        for expert in range(0, layer.num_experts, 5):
+            expected = [n for n in range(300, 0, -1) if expert in experts_of(n, 3)[index]]
+            found = store.traced_requests(TraceQuery(layer=layer.layer, expert=expert, limit=1000))
+            assert [item.number for item in found] == expected
+            page = store.traced_requests(TraceQuery(layer=layer.layer, expert=expert, limit=3))
+            assert [item.number for item in page] == expected[:3]
+            if len(expected) > 3:
+                rest = TraceQuery(layer=layer.layer, expert=expert, limit=2, before=page[-1].number)
+                assert [item.number for item in store.traced_requests(rest)] == expected[3:5]
