@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import httpx
 import pytest
@@ -127,8 +128,23 @@ def test_clickhouse_is_waited_for_only_in_its_profile_and_its_data_is_kept() -> 
         "condition": "service_healthy",
         "required": False,
     }
-    assert clickhouse["volumes"] == ["clickhouse-data:/var/lib/clickhouse"]
+    assert "clickhouse-data:/var/lib/clickhouse" in clickhouse["volumes"]
     assert Settings(store="clickhouse://moescope:x@clickhouse:8123/moescope").store
+
+
+def test_clickhouse_writes_only_where_it_may() -> None:
+    """Its image's entry point writes to /tmp, to users.d and to the data; its log files are off."""
+    clickhouse = SERVICES["clickhouse"]
+    writable = [mount.split(":")[0] for mount in clickhouse["tmpfs"]]
+    assert writable == ["/tmp", "/etc/clickhouse-server/users.d"]
+    mounts = dict(mount.split(":")[:2] for mount in clickhouse["volumes"])
+    settings = ElementTree.parse(ROOT / "deploy/compose/clickhouse.xml")
+    assert mounts["./deploy/compose/clickhouse.xml"].startswith("/etc/clickhouse-server/config.d/")
+    assert settings.findtext("logger/console") == "1"
+    for name in ("log", "errorlog"):
+        found = settings.find(f"logger/{name}")
+        assert found is not None
+        assert found.get("remove") == "1"
 
 
 def test_the_commands_of_moescope_simulate_and_prometheus_work_together(tmp_path: Path) -> None:
