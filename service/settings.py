@@ -96,7 +96,11 @@ class Settings(BaseSettings):
         description="Folder that keeps totals, history and traces over restarts, or "
         "clickhouse://user:password@host:8123/database for several services; absent: memory only.",
     )
-    store_mib: int = Field(4096, ge=16, description="Most MiB of the folder on disk; the oldest goes.")
+    store_mib: int = Field(
+        4096,
+        ge=16,
+        description="Most MiB of the folder on disk; the oldest goes. In ClickHouse only if it is given.",
+    )
     keep_1s_s: float = Field(3600.0, gt=0, description="Age up to which the store has each second.")
     keep_10s_s: float = Field(86400.0, gt=0, description="Likewise every 10 seconds.")
     keep_5min_s: float = Field(90 * 86400.0, gt=0, description="Likewise every 5 minutes; older goes.")

@@ -30,7 +30,11 @@ def open_store(settings: Settings) -> Store:
     if isinstance(settings.store, SecretStr):
         from moescope.service.store.clickhouse.store import ClickHouseStore  # an extra: only who asks for it
 
-        return ClickHouseStore(settings.store.get_secret_value(), retention)
+        # The default is for a folder; a database of several services is limited by who says so.
+        given = "store_mib" in settings.model_fields_set
+        return ClickHouseStore(
+            settings.store.get_secret_value(), retention, settings.store_mib << 20 if given else None
+        )
     assert settings.store is not None, "no store is set"
     return SqliteStore(settings.store, retention)
 

@@ -20,6 +20,7 @@ class Relay:
         disorder: while set, each frame goes on twice, and every other one only after its successor.
         down: while set, connections are answered with 503.
         frames: every frame that came in, in order.
+        frame_bodies: likewise, as it came.
         trace_bodies: every part of a trace that came in, in order.
         replies: the status and body of each answer of the service.
     """
@@ -30,6 +31,7 @@ class Relay:
         self.down = False
         self.frames: list[Frame] = []
         self.replies: list[tuple[int, bytes]] = []
+        self.frame_bodies: list[bytes] = []
         self.trace_bodies: list[bytes] = []
         self._held: list[bytes] = []
         self._lock = threading.Lock()
@@ -75,6 +77,7 @@ class Relay:
             if self.down:
                 return 503, b"down"
             self.frames.append(decode_frame(body))
+            self.frame_bodies.append(body)
             if not self.disorder:
                 held, self._held = self._held, []
                 return [self._pass_on(each) for each in [*held, body]][-1]

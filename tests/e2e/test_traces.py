@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import zstandard
 
 from devkit.vllm_server import MODEL_NAME
 from moescope.capture.trace_wire import decode_part
 from moescope.capture.wire import Int64Array, unpack_ids
+from moescope.service.store.sqlite import FILE
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
 from tests.e2e.conftest import DP2_EP2
 from tests.e2e.test_exact_counts import prompts
@@ -26,6 +30,7 @@ from tests.step_loads import step_loads
 pytestmark = pytest.mark.e2e
 
 SECRET = "the secret word is xylophone"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 @pytest.fixture(scope="module")
@@ -230,20 +235,45 @@ def test_the_service_was_down(tracing: Cluster) -> None:
 
 
 def test_no_text_anywhere(tracing: Cluster) -> None:
-    tracing.complete(Request(SECRET, 3))
+    """A prompt is nowhere as text, nor as token ids of whatever width; not in what is compressed, either."""
+    tokens = tracing.complete(Request(SECRET, 3))
     settled(tracing)
     folder = tracing._folder
-    secret = SECRET.encode()
     texts = {
-        "wire": b"".join(tracing.relay.trace_bodies),
-        "service log": (folder / "service.log").read_bytes(),
+        "traces on the wire": b"".join(tracing.relay.trace_bodies),
+        "frames on the wire": b"".join(tracing.relay.frame_bodies),
+        "log of vLLM and its workers": (folder / "vllm.log").read_bytes(),
+        "log of the service": (folder / "service.log").read_bytes(),
         "metrics": httpx.get(f"{tracing.service.url}/metrics").content,
+        "values in the store": b"\n".join(stored_values(folder / "store" / FILE)),
         **{f"store {path.name}": path.read_bytes() for path in (folder / "store").iterdir()},
     }
+    # The tokenizer makes each byte a token.
+    prompt = list(SECRET.encode())
+    traces = [decode_part(body) for body in tracing.relay.trace_bodies]
+    assert any(
+        part.prompt_tokens == len(prompt) and part.tokens == len(prompt) + len(tokens) - 1 for part in traces
+    )
+    wanted = {dtype: np.array(prompt[:12], dtype).tobytes() for dtype in ("u1", "<u2", "<i4", "<i8")}
+    assert all(b"cmpl-" in texts[place] for place in ("traces on the wire", "values in the store"))
     for place, content in texts.items():
-        assert secret not in content, place
-    token_ids = bytes(secret[:8])
-    assert token_ids not in texts["wire"]
+        for dtype, ids in wanted.items():
+            assert ids not in content, (place, dtype)
+
+
+def stored_values(path: Path) -> Iterator[bytes]:
+    """Every value of every table of a store, with what its zstd frames hold."""
+    with closing(sqlite3.connect(path)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        rows = [row for (table,) in tables for row in connection.execute(f'SELECT * FROM "{table}"')]
+    unpacked = 0
+    for value in (value for row in rows for value in row):
+        yield value if isinstance(value, bytes) else str(value).encode()
+        if isinstance(value, bytes):
+            for frame in value.split(ZSTD_MAGIC)[1:]:
+                yield zstandard.ZstdDecompressor().decompress(ZSTD_MAGIC + frame)
+                unpacked += 1
+    assert unpacked > 0
 
 
 def test_preempted_requests(tmp_path: Path) -> None:

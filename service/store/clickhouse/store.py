@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from moescope.capture.trace_wire import TracePart
 from moescope.service.merging import merge
 from moescope.service.store.clickhouse import history, traces
 from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.limit import keep_within, nbytes
 from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.clickhouse.schema import MIGRATIONS, VERSIONS
 from moescope.service.store.codec import decode_account, encode_account, encode_totals
@@ -42,6 +44,12 @@ from moescope.service.store.retention import Retention
 _ACCOUNT: Final = (*history.KEY, "epoch", "seq", "birth_ms", "at_ms", "writer", "account")
 _MAX_EPOCHS: Final = 64
 _LATE_MS: Final = 60_000  # how late a batch of another service may be, or how far its clock behind
+_TOO_LARGE: Final = (
+    "the store %s is larger than store_mib (%d bytes) by its history and its newest day of traces, which "
+    "stay: trace less, or keep it for less long (keep_traces_s, keep_5min_s)"
+)
+
+_log = logging.getLogger(__name__)
 
 
 class ClickHouseStore:
@@ -49,15 +57,24 @@ class ClickHouseStore:
 
     Args:
         url: see :class:`Connection`.
-        retention: how long what is kept. ``max_bytes`` is not applied: other services share the disk.
+        retention: how long what is kept; its ``max_bytes`` is not applied.
+        max_bytes: of the whole database on disk, above which the oldest days of traces go; None: no limit.
         sleep: waits that many seconds between two tries.
 
     Raises:
         StoreError: the server can't be used, or is a newer moescope's.
     """
 
-    def __init__(self, url: str, retention: Retention, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        url: str,
+        retention: Retention,
+        max_bytes: int | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._connection = Connection(url, sleep)
+        self._max_bytes = max_bytes
+        self._fits = True
         self._retention = retention
         self._writer = uuid.uuid4().hex
         self._numbers = traces.Numbers()
@@ -131,16 +148,15 @@ class ClickHouseStore:
         """Roll up and remove what is due. Every service does; the second finds nothing left."""
         history.keep(self._connection, self._retention, round(now * 1000), self._rolled_up)
         traces.remove_before(self._connection, round((now - self._retention.trace_s) * 1000))
+        if self._max_bytes is not None:
+            before, self._fits = self._fits, keep_within(self._connection, self._max_bytes)
+            if before and not self._fits:
+                _log.warning(_TOO_LARGE, self._connection.name, self._max_bytes)
 
     def usage(self) -> Usage:
         """What is held, by all services together."""
         [(snapshots,)] = self._connection.rows("SELECT toInt64(count()) FROM snapshot FINAL", "i")
-        [(nbytes,)] = self._connection.rows(
-            "SELECT toInt64(sum(bytes_on_disk)) FROM system.parts WHERE active AND database = {name:String}",
-            "i",
-            {"name": self._connection.database},
-        )
-        return Usage(snapshots, traces.count(self._connection), nbytes)
+        return Usage(snapshots, traces.count(self._connection), nbytes(self._connection))
 
     def close(self) -> None:
         """Let go of the connections."""
