@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,22 +31,72 @@ class TooManyPositionsError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class _Share:
+    """What one worker traced of the positions wanted, in rising order.
+
+    Attributes:
+        positions: int64 [T], rising; of a position that was computed again in the order of computing.
+        rows: where each of them is in the worker's arrays.
+        worker: whose arrays these are.
+        layers: places in ``worker.experts`` by the layer's place in the whole.
+    """
+
+    positions: Int64Array
+    rows: npt.NDArray[np.intp]
+    worker: WorkerTrace
+    layers: dict[int, int]
+
+
 class Routing:
-    """The experts of the positions ``first .. first + T`` of a request.
+    """The experts of the positions ``first .. first + T`` of a request, made some positions at a time.
 
     Attributes:
         first: position of the first row.
         layers: L layers, rising.
-        experts: logical experts, int16 [T, L, K], K the largest top-k; -1 where a position was not computed
-            (a prefix cache had it), was masked, or the layer takes fewer experts. Of a position that was
-            computed again after a preemption, the last.
+        shape: (T, L, K), K the largest top-k.
         times_computed: int64 [T]; 0: not computed, more than 1: again after preemptions.
     """
 
-    first: int
-    layers: tuple[MoeLayer, ...]
-    experts: Int16Array
-    times_computed: Int64Array
+    def __init__(self, first: int, end: int, layers: Sequence[MoeLayer], shares: Sequence[_Share]) -> None:
+        self.first = first
+        self.layers = tuple(layers)
+        top_k = max((layer.top_k for layer in layers), default=0)
+        self.shape = (end - first, len(layers), top_k)
+        self._shares = shares
+        self.times_computed = self._times()
+
+    def chunks(self, positions: int) -> Iterator[Int16Array]:
+        """Logical experts, int16 [n, L, K], of so many positions after the others; at least one array.
+
+        -1 where a position was not computed (a prefix cache had it), was masked, or the layer takes fewer
+        experts. Of a position that was computed again after a preemption, the last.
+        """
+        for start in range(0, max(1, self.shape[0]), positions):
+            yield self._between(start, min(start + positions, self.shape[0]))
+
+    def _between(self, start: int, end: int) -> Int16Array:
+        experts = np.full((end - start, *self.shape[1:]), -1, np.int16)
+        for share in self._shares:
+            a, b = np.searchsorted(share.positions, (self.first + start, self.first + end))
+            at, rows = share.positions[a:b] - (self.first + start), share.rows[a:b]
+            for place, of_worker in share.layers.items():
+                mine = share.worker.experts[of_worker][rows].astype(np.int32)
+                # Where a position is there twice, NumPy assigns the last.
+                experts[at, place, : mine.shape[1]] = np.where(mine == NO_EXPERT, -1, mine)
+        return experts
+
+    def _times(self) -> Int64Array:
+        """How often the layer that has most has each position; layers of the same workers have the same."""
+        times = np.zeros(self.shape[0], np.int64)
+        for of_same in {
+            tuple(n for n, share in enumerate(self._shares) if place in share.layers)
+            for place in range(self.shape[1])
+        }:
+            counted = np.zeros_like(times)
+            for n in of_same:
+                counted += np.bincount(self._shares[n].positions - self.first, minlength=len(times))
+            np.maximum(times, counted, out=times)
+        return times
 
 
 def put_together(workers: Sequence[WorkerTrace], first: int = 0, end: int | None = None) -> Routing:
@@ -69,21 +119,16 @@ def put_together(workers: Sequence[WorkerTrace], first: int = 0, end: int | None
         for layer in worker.layers:
             known.setdefault(layer.layer, layer)
     layers = [known[number] for number in sorted(known)]
-    index = {layer.layer: i for i, layer in enumerate(layers)}
-    top_k = max((layer.top_k for layer in layers), default=0)
-    experts = np.full((end - first, len(layers), top_k), -1, np.int16)
-    times = np.zeros((len(layers), end - first), np.int64)
-    for worker in workers:
-        wanted = (worker.positions >= first) & (worker.positions < end)
-        rows = worker.positions[wanted] - first
-        for layer, ids in zip(worker.layers, worker.experts, strict=True):
-            if layer != known[layer.layer]:
-                continue  # workers that contradict each other: the first is believed
-            at, mine = index[layer.layer], ids[wanted].astype(np.int32)
-            # Where a position is there twice, NumPy assigns the last.
-            experts[rows, at, : layer.top_k] = np.where(mine == NO_EXPERT, -1, mine)
-            times[at] += np.bincount(rows, minlength=end - first)
-    return Routing(first, tuple(layers), experts, times.max(axis=0, initial=0))
+    return Routing(first, end, layers, [_share(worker, first, end, layers) for worker in workers])
+
+
+def _share(worker: WorkerTrace, first: int, end: int, layers: Sequence[MoeLayer]) -> _Share:
+    rows = np.flatnonzero((worker.positions >= first) & (worker.positions < end))
+    rows = rows[np.argsort(worker.positions[rows], kind="stable")]
+    index = {layer: place for place, layer in enumerate(layers)}
+    # Workers that contradict each other about a layer: the first is believed.
+    mine = {index[layer]: n for n, layer in enumerate(worker.layers) if layer in index}
+    return _Share(worker.positions[rows], rows, worker, mine)
 
 
 def slots_of(workers: Sequence[WorkerTrace]) -> dict[int, Int64Array]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
 from moescope.service.api.models import TraceOut
 from moescope.service.api.problems import ProblemError
-from moescope.service.routing import Routing
+from moescope.service.routing import Int16Array, Routing
 
-_CHUNK: Final = 256  # positions written at once
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_JSON_CHUNK: Final = 256  # positions written at once
+_CHUNK: Final = 8192
+_write_header: Final[Callable[[IO[bytes], dict[str, object]], None]] = np.lib.format.write_array_header_1_0
 
 
 class TraceFormat(StrEnum):
@@ -61,7 +67,7 @@ def negotiate(accept: str) -> TraceFormat:
 def headers_of(routing: Routing) -> dict[str, str]:
     """What one must know to read raw bytes: shape, type, layers and first position."""
     return {
-        "X-Moescope-Shape": ",".join(str(size) for size in routing.experts.shape),
+        "X-Moescope-Shape": ",".join(str(size) for size in routing.shape),
         "X-Moescope-Dtype": "<i2",
         "X-Moescope-Layers": ",".join(str(layer.layer) for layer in routing.layers),
         "X-Moescope-First-Position": str(routing.first),
@@ -79,51 +85,113 @@ def as_json(request: TraceOut, routing: Routing) -> Iterator[bytes]:
         "times_computed": routing.times_computed.tolist(),
     }
     yield json.dumps(head)[:-1].encode() + b', "routed_experts": ['
-    for start in range(0, len(routing.experts), _CHUNK):
-        rows = json.dumps(routing.experts[start : start + _CHUNK].tolist(), separators=(",", ":"))[1:-1]
-        yield (b"," if start else b"") + rows.encode()
+    begun = False
+    for chunk in routing.chunks(_JSON_CHUNK):
+        rows = json.dumps(chunk.tolist(), separators=(",", ":"))[1:-1]
+        yield (b"," if begun else b"") + rows.encode()
+        begun = True
     yield b"]}"
 
 
-def as_npz(routing: Routing) -> bytes:
+def as_npz(routing: Routing) -> Iterator[bytes]:
     """``numpy.load`` gives routed_experts, first_position, layers, num_experts, top_k, times_computed."""
-    file = io.BytesIO()
-    np.savez(
-        file,
-        routed_experts=routing.experts,
-        first_position=np.int64(routing.first),
-        layers=np.array([layer.layer for layer in routing.layers], np.int64),
-        num_experts=np.array([layer.num_experts for layer in routing.layers], np.int64),
-        top_k=np.array([layer.top_k for layer in routing.layers], np.int64),
-        times_computed=routing.times_computed,
-    )
-    return file.getvalue()
+    sink = _Sink()
+    with zipfile.ZipFile(cast(IO[bytes], sink), "w") as file:
+        with file.open("routed_experts.npy", "w", force_zip64=True) as entry:
+            header = {"descr": "<i2", "fortran_order": False, "shape": routing.shape}
+            _write_header(entry, header)
+            for chunk in routing.chunks(_CHUNK):
+                entry.write(_raw(chunk))
+                yield sink.take()
+        for name, array in (
+            ("first_position", np.int64(routing.first)),
+            ("layers", np.array([layer.layer for layer in routing.layers], np.int64)),
+            ("num_experts", np.array([layer.num_experts for layer in routing.layers], np.int64)),
+            ("top_k", np.array([layer.top_k for layer in routing.layers], np.int64)),
+            ("times_computed", routing.times_computed),
+        ):
+            with file.open(f"{name}.npy", "w") as entry:
+                np.save(entry, array)
+    yield sink.take()
 
 
-def as_raw(routing: Routing) -> bytes:
+def as_raw(routing: Routing) -> Iterator[bytes]:
     """Little-endian int16 in C order; :func:`headers_of` says the shape."""
-    return routing.experts.astype("<i2", copy=False).tobytes()
+    for chunk in routing.chunks(_CHUNK):
+        yield _raw(chunk)
 
 
-def as_parquet(routing: Routing) -> bytes:
+def as_parquet(routing: Routing) -> Iterator[bytes]:
     """A row a position: position, times_computed, and for each layer a list of experts, null if not computed.
 
     Raises:
         ProblemError: pyarrow is not installed.
     """
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise ProblemError(
             501, "no-parquet", "Parquet is not installed", "Install moescope[parquet] here, or take .npz."
         ) from None
-    positions = np.arange(routing.first, routing.first + len(routing.experts))
-    missing = pa.array(routing.times_computed == 0)
-    columns = {"position": pa.array(positions), "times_computed": pa.array(routing.times_computed)}
+    return _parquet(routing, pq)
+
+
+def _parquet(routing: Routing, pq: Any) -> Iterator[bytes]:
+    sink, writer, at = _Sink(), None, 0
+    for chunk in routing.chunks(_CHUNK):
+        table = _table(routing, at, chunk)
+        at += len(chunk)
+        writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
+        writer.write_table(table)
+        yield sink.take()
+    if writer is not None:
+        writer.close()
+    yield sink.take()
+
+
+def _table(routing: Routing, at: int, experts: Int16Array) -> Any:
+    import pyarrow as pa
+
+    times = routing.times_computed[at : at + len(experts)]
+    first = routing.first + at
+    missing = pa.array(times == 0)
+    columns = {
+        "position": pa.array(np.arange(first, first + len(experts))),
+        "times_computed": pa.array(times),
+    }
     for i, layer in enumerate(routing.layers):
-        flat = pa.array(np.ascontiguousarray(routing.experts[:, i, : layer.top_k]).reshape(-1))
+        flat = pa.array(np.ascontiguousarray(experts[:, i, : layer.top_k]).reshape(-1))
         columns[f"layer_{layer.layer}"] = pa.FixedSizeListArray.from_arrays(flat, layer.top_k, mask=missing)
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
-    return sink.getvalue()
+    return pa.table(columns)
+
+
+def _raw(experts: Int16Array) -> bytes:
+    return experts.astype("<i2", copy=False).tobytes()
+
+
+class _Sink(io.RawIOBase):
+    """Takes what is written, to be taken on; it can't go back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parts: list[bytes] = []
+        self._written = 0
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Buffer) -> int:
+        """Take bytes."""
+        self._parts.append(bytes(data))
+        self._written += len(self._parts[-1])
+        return len(self._parts[-1])
+
+    def tell(self) -> int:
+        """Bytes that were written."""
+        return self._written
+
+    def take(self) -> bytes:
+        """What was written since the last call."""
+        taken, self._parts = b"".join(self._parts), []
+        return taken

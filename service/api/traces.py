@@ -148,8 +148,9 @@ def traces_router(
         headers = trace_formats.headers_of(routing)
         if kind is TraceFormat.JSON:
             body = trace_formats.as_json(_out(found), routing)
-            return StreamingResponse(body, media_type=kind.media_type, headers=headers)
-        return Response(_BINARY[kind](routing), media_type=kind.media_type, headers=headers)
+        else:
+            body = _BINARY[kind](routing)
+        return StreamingResponse(body, media_type=kind.media_type, headers=headers)
 
     return router
 

@@ -1,0 +1,135 @@
+"""Traces that are larger than a chunk, in every format, and put together from several workers."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from moescope.capture.trace_wire import NO_EXPERT
+from moescope.capture.wire import MoeLayer
+from moescope.service.api.trace_formats import as_npz, as_parquet, as_raw
+from moescope.service.routing import Routing, put_together
+from moescope.service.store.records import WorkerTrace
+
+LAYERS = (MoeLayer(1, 300, 2), MoeLayer(4, 16, 3))
+POSITIONS = 20_000  # three chunks
+
+
+def worker(positions: np.ndarray, layers: tuple[MoeLayer, ...], seed: int) -> WorkerTrace:
+    rng = np.random.default_rng(seed)
+    experts = [
+        rng.integers(0, layer.num_experts, (len(positions), layer.top_k), np.uint16) for layer in layers
+    ]
+    experts[0][rng.random(experts[0].shape) < 0.1] = NO_EXPERT
+    return WorkerTrace(layers, positions.astype(np.int64), tuple(experts))
+
+
+@pytest.fixture(scope="module")
+def workers() -> list[WorkerTrace]:
+    """Two shards of the tokens, of which some were computed again, and a third worker with the last layer."""
+    rng = np.random.default_rng(0)
+    order = np.concatenate([np.arange(5, POSITIONS), rng.integers(5, POSITIONS, 500)])
+    shard = rng.random(len(order)) < 0.5
+    return [
+        worker(order[shard], LAYERS[:1], 1),
+        worker(order[~shard], LAYERS[:1], 2),
+        worker(order, LAYERS[1:], 3),
+    ]
+
+
+def expected(workers: list[WorkerTrace], first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """The experts and how often each position was computed, one token after the other."""
+    experts = np.full((end - first, 2, 3), -1, np.int16)
+    times = np.zeros((2, end - first), np.int64)
+    for trace in workers:
+        for layer, ids in zip(trace.layers, trace.experts, strict=True):
+            place = LAYERS.index(layer)
+            for position, row in zip(trace.positions.tolist(), ids, strict=True):
+                if first <= position < end:
+                    experts[position - first, place, : len(row)] = np.where(
+                        row == NO_EXPERT, -1, row.astype(int)
+                    )
+                    times[place, position - first] += 1
+    return experts, times.max(axis=0)
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, POSITIONS), (8190, 8200), (17, 17)])
+def test_chunks_are_the_whole(workers: list[WorkerTrace], first: int, end: int) -> None:
+    routing = put_together(workers, first, end)
+    experts, times = expected(workers, first, end)
+    assert routing.shape == experts.shape
+    np.testing.assert_array_equal(np.concatenate(list(routing.chunks(999))), experts)
+    np.testing.assert_array_equal(routing.times_computed, times)
+
+
+def read_raw(content: bytes, routing: Routing) -> np.ndarray:
+    return np.frombuffer(content, "<i2").reshape(routing.shape)
+
+
+def read_npz(content: bytes, routing: Routing) -> np.ndarray:
+    loaded = np.load(io.BytesIO(content))
+    assert loaded["first_position"] == 3
+    assert loaded["layers"].tolist() == [1, 4]
+    assert loaded["num_experts"].tolist() == [300, 16]
+    assert loaded["top_k"].tolist() == [2, 3]
+    np.testing.assert_array_equal(loaded["times_computed"], routing.times_computed)
+    return np.asarray(loaded["routed_experts"])
+
+
+def read_parquet(content: bytes, routing: Routing) -> np.ndarray:
+    table = pq.read_table(io.BytesIO(content))
+    assert table["position"].to_pylist() == list(range(3, POSITIONS))
+    assert table["times_computed"].to_pylist() == routing.times_computed.tolist()
+    found = np.full(routing.shape, -1, np.int16)
+    for place, layer in enumerate(routing.layers):
+        for row, ids in enumerate(table[f"layer_{layer.layer}"].to_pylist()):
+            assert (ids is None) == (routing.times_computed[row] == 0)
+            if ids is not None:
+                found[row, place, : layer.top_k] = ids
+    return found
+
+
+@pytest.mark.parametrize(
+    ("write", "read"), [(as_raw, read_raw), (as_npz, read_npz), (as_parquet, read_parquet)]
+)
+def test_a_large_trace_goes_out_in_pieces(
+    workers: list[WorkerTrace],
+    write: Callable[[Routing], Iterator[bytes]],
+    read: Callable[[bytes, Routing], np.ndarray],
+) -> None:
+    routing = put_together(workers, 3)
+    pieces = list(write(routing))
+    assert len(pieces) >= 3
+    assert max(map(len, pieces)) < 0.6 * sum(map(len, pieces))
+    found = read(b"".join(pieces), routing)
+    np.testing.assert_array_equal(found, np.concatenate(list(routing.chunks(POSITIONS))))
+
+
+@pytest.mark.parametrize("write", [as_raw, as_npz, as_parquet])
+def test_no_position_at_all(workers: list[WorkerTrace], write: Callable[[Routing], Iterator[bytes]]) -> None:
+    content = b"".join(write(put_together(workers, 9, 9)))
+    if write is as_npz:
+        assert np.load(io.BytesIO(content))["routed_experts"].shape == (0, 2, 3)
+    elif write is as_parquet:
+        assert pq.read_table(io.BytesIO(content)).num_rows == 0
+    else:
+        assert content == b""
+
+
+@pytest.mark.parametrize("write", [as_raw, as_npz])
+def test_memory_is_a_chunk_s_not_the_answer_s(write: Callable[[Routing], Iterator[bytes]]) -> None:
+    wide = tuple(MoeLayer(number, 256, 8) for number in range(12))
+    routing = put_together([worker(np.arange(60_000), wide, 1)])
+    tracemalloc.start()
+    try:
+        nbytes = sum(map(len, write(routing)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert nbytes >= 60_000 * 12 * 8 * 2
+    assert peak < nbytes / 2
