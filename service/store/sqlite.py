@@ -18,6 +18,7 @@ from typing import Final
 
 from moescope.capture.trace_wire import TracePart
 from moescope.service.store import trace_listing, traces
+from moescope.service.store.checkpoints import MOST_BYTES, Checkpointer
 from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
 from moescope.service.store.packing import Packer
 from moescope.service.store.records import (
@@ -81,16 +82,18 @@ class SqliteStore:
         except BaseException:
             os.close(self._lock)
             raise
+        self._checkpointer = Checkpointer(lambda: _connect(self._path))
         set_aside(folder)
 
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these or none."""
         parts: list[ArrivedPart] = []
+        written = 0
         with _failures(self._path), _transaction(self._writer):
             for record in records:
                 match record:
                     case Posting():
-                        self._post(record)
+                        written += self._post(record)
                     case Forgotten():
                         self._writer.execute(f"DELETE FROM producer WHERE {_BY_KEY}", record.key)
                     case ArrivedPart():
@@ -99,6 +102,7 @@ class SqliteStore:
                         self._document(record)
             waiting = save_parts(self._writer, parts, self._packer)
         self._packer.committed(waiting)
+        self._checkpointer.wrote(written + sum(sum(map(len, item.part.experts)) for item in parts))
 
     def accounts(self) -> Iterator[Posting]:
         """The newest posting of every producer; one that is damaged is left out, and said so in the log."""
@@ -193,6 +197,7 @@ class SqliteStore:
 
     def close(self) -> None:
         """Let go of the files."""
+        self._checkpointer.close()
         while not self._readers.empty():
             self._readers.get_nowait().close()
         self._writer.close()
@@ -223,21 +228,24 @@ class SqliteStore:
                 raise
             return writer
 
-    def _post(self, posting: Posting) -> None:
+    def _post(self, posting: Posting) -> int:
+        """Write an account and its totals; their bytes."""
         at_ms = _ms(posting.at)
+        account, totals = encode_account(posting.account), encode_totals(posting.account.totals)
         [producer] = self._writer.execute(
             "INSERT INTO producer (server, model, dp_rank, pp_rank, tp_rank, birth_ms, at_ms, account) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (server, model, dp_rank, pp_rank, tp_rank) DO UPDATE SET "
             "birth_ms = excluded.birth_ms, at_ms = excluded.at_ms, account = excluded.account RETURNING id",
-            (*posting.key, _ms(posting.birth), at_ms, encode_account(posting.account)),
+            (*posting.key, _ms(posting.birth), at_ms, account),
         ).fetchone()
         since_ms = 0 if posting.began_again else at_ms // _FINEST_MS * _FINEST_MS
         self._writer.execute("DELETE FROM snapshot WHERE producer = ? AND at_ms >= ?", (producer, since_ms))
         self._writer.execute(
             "INSERT INTO snapshot (producer, at_ms, totals) VALUES (?, ?, ?)",
-            (producer, at_ms, encode_totals(posting.account.totals)),
+            (producer, at_ms, totals),
         )
+        return len(account) + len(totals)
 
     def _document(self, document: Document) -> None:
         if document.content is None:
@@ -305,8 +313,9 @@ def _prepare(writer: sqlite3.Connection) -> None:
     writer.execute("PRAGMA journal_mode = WAL")
     writer.execute("PRAGMA synchronous = NORMAL")
     writer.execute("PRAGMA foreign_keys = ON")
-    # The log is copied into the database when it has 8 MiB, and then keeps no more of the disk than that.
-    writer.execute("PRAGMA wal_autocheckpoint = 2048")
+    [page_bytes] = writer.execute("PRAGMA page_size").fetchone()
+    writer.execute(f"PRAGMA wal_autocheckpoint = {MOST_BYTES // page_bytes}")
+    # Once it is copied, the log keeps no more of the disk than this.
     writer.execute("PRAGMA journal_size_limit = 8388608")
 
 
