@@ -49,7 +49,7 @@ tests: env  ## pytest (ARGS: its arguments); generated cases are the same each t
 test-gpu:  ## tests on a CUDA GPU, with the Python that has vLLM and moescope (PYTHON=python3)
 	$(call stage,test-gpu,$(PYTHON) -m pytest tests/gpu $(ARGS))
 
-soak: env  ## the gates that take long: load, faults, bad input; a table into docs/gates.md (ARGS=--help)
+soak: env  ## the gates that take long: load, faults, network, bad input; a table into docs/gates.md (ARGS=--help)
 	$(call stage,soak,$(BIN)/python -m devkit.soak $(ARGS))
 
 format: env  ## rewrite the code in its format, with the fixes that ruff can make

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
+from moescope.capture.backoff import Backoff
 from moescope.capture.frames import FrameBuilder
 from moescope.capture.snapshot import Snapshot
 from moescope.capture.throttled_log import ThrottledLog
@@ -19,8 +19,6 @@ logger = logging.getLogger("vllm.moescope")
 
 HEARTBEAT = 5.0
 MAX_TICK = 0.25
-FIRST_BACKOFF = 0.5
-MAX_BACKOFF = 30.0
 LAST_LOOKS = 50
 LAST_LOOK_SECONDS = 0.01
 
@@ -55,8 +53,8 @@ class FrameSender:
     """Sends the newest snapshot until one arrives: totals are cumulative, so only the newest counts.
 
     While nothing new is there it repeats the last one now and then, so that the service knows the producer
-    lives. An unreachable service is tried at growing intervals with jitter, so that many workers don't come
-    back at once.
+    lives. An unreachable service is tried at growing intervals with jitter (see `Backoff`), so that many
+    workers don't come back at once.
     """
 
     def __init__(
@@ -66,6 +64,7 @@ class FrameSender:
         transport: Transport,
         interval: float,
         clock: Callable[[], float] = time.monotonic,
+        backoff: Backoff | None = None,
     ) -> None:
         self._source = source
         self._builder = builder
@@ -77,7 +76,7 @@ class FrameSender:
         self._last: Snapshot | None = None
         self._heartbeat_at = clock()
         self._retry_at = clock()
-        self._backoff = FIRST_BACKOFF
+        self._backoff = backoff or Backoff()
         self._reachable = True
         self._drops = {"snapshots_put_off": 0, "snapshots_superseded": 0, "sends_failed": 0}
         self._stopping = threading.Event()
@@ -152,7 +151,7 @@ class FrameSender:
                 "moescope: the service takes snapshots again; no counts were lost",
             )
         self._reachable = True
-        self._backoff = FIRST_BACKOFF
+        self._backoff.succeeded()
         self._pending = None
         self._last = snapshot
         self._heartbeat_at = self._clock() + HEARTBEAT
@@ -160,8 +159,7 @@ class FrameSender:
     def _put_off(self, error: DeliveryError) -> None:
         self._drops["sends_failed"] += 1
         self._reachable = False
-        self._backoff = MAX_BACKOFF if error.permanent else min(2 * self._backoff, MAX_BACKOFF)
-        self._retry_at = self._clock() + self._backoff * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._retry_at = self._clock() + self._backoff.failed(error.permanent)
         self._log.log(
             error.kind, logging.WARNING, f"moescope: {error}; vLLM serves on, counts are kept and sent later"
         )

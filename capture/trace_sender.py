@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 import threading
 import time
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from moescope.capture.backoff import Backoff
 from moescope.capture.throttled_log import ThrottledLog
 from moescope.capture.trace_assembly import TraceAssembly
 from moescope.capture.trace_buffer import Trace, cut
@@ -23,8 +23,6 @@ from moescope.capture.wire import MoeLayer, Producer
 logger = logging.getLogger("vllm.moescope")
 
 TICK = 0.1
-FIRST_BACKOFF = 0.5
-MAX_BACKOFF = 30.0
 PART_BYTES = 8 << 20
 REFUSALS = frozenset({"400", "409", "413", "415", "422"})
 """Answers that sending again won't change."""
@@ -47,6 +45,8 @@ class TraceSender:
         assembly: where traces come from; what it holds is the only buffer.
         layers: the covered layers, as everywhere in this worker.
         producer, epoch: as in the worker's frames.
+        transport: where to.
+        backoff: when to try again.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class TraceSender:
         producer: Producer,
         epoch: int,
         transport: Transport,
+        backoff: Backoff | None = None,
     ) -> None:
         self._assembly = assembly
         self._layers = layers
@@ -66,7 +67,7 @@ class TraceSender:
         self._parts: list[bytes] = []
         self._delivered = 0
         self._dropped: Counter[str] = Counter()
-        self._backoff = FIRST_BACKOFF
+        self._backoff = backoff or Backoff()
         self._retry_at = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="moescope-traces", daemon=True)
@@ -124,7 +125,7 @@ class TraceSender:
         """Send the parts that are left; those that were delivered are not sent again."""
         while self._parts:
             self._transport.post(self._parts[0])
-            self._backoff = FIRST_BACKOFF
+            self._backoff.succeeded()
             self._parts.pop(0)
 
     def _drop(self, reason: str, error: Exception) -> None:
@@ -132,8 +133,7 @@ class TraceSender:
         self._log.log(reason, logging.WARNING, f"moescope: a trace is dropped: {error}")
 
     def _put_off(self, error: DeliveryError) -> None:
-        self._backoff = min(2 * self._backoff, MAX_BACKOFF)
-        self._retry_at = time.monotonic() + self._backoff * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._retry_at = time.monotonic() + self._backoff.failed()
         self._log.log(error.kind, logging.WARNING, f"moescope: traces wait: {error}")
 
 

@@ -7,6 +7,7 @@ import json
 from urllib.parse import urlsplit
 
 from moescope.capture.access import NO_ACCESS, Access
+from moescope.capture.reply import TimedResponse
 from moescope.capture.settings import INGEST_PATH
 from moescope.capture.wire import CONTENT_TYPE
 
@@ -31,7 +32,7 @@ class HttpTransport:
         token: bearer token, or None.
         access: where the token is read again when the service doesn't take it any more, and the certificates
             of an HTTPS connection.
-        timeout: seconds for each of connecting, sending and receiving.
+        timeout: seconds for each of connecting, sending and receiving the whole answer.
         path, content_type: where and as what bodies are posted.
     """
 
@@ -65,6 +66,8 @@ class HttpTransport:
         try:
             if self._connection is None:
                 self._connection = self._connect()
+            if self._connection.sock is not None:
+                self._connection.sock.settimeout(self._timeout)  # reading the last answer used it up
             self._connection.request("POST", self._path, body, self._headers)
             response = self._connection.getresponse()
             reply = response.read(MAX_REPLY)
@@ -86,6 +89,13 @@ class HttpTransport:
                 str(response.status),
                 permanent,
             )
+        if not _is_receipt(reply):
+            raise DeliveryError(
+                f"what answers at {self._endpoint} is no moescope service: {response.status} with "
+                f"{_explanation(reply)!r}",
+                "not_a_service",
+                permanent=True,
+            )
 
     def _set_token(self, token: str | None) -> None:
         if token:
@@ -93,16 +103,33 @@ class HttpTransport:
 
     def _connect(self) -> http.client.HTTPConnection:
         """Not connected yet; certificates are read anew, since they are renewed while vLLM runs."""
-        if not self._secure:
-            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
-        context = self._access.context()
-        return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=context)
+        connection: http.client.HTTPConnection
+        if self._secure:
+            context = self._access.context()
+            connection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=self._timeout, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+        connection.response_class = TimedResponse
+        return connection
 
     def close(self) -> None:
         """Close the connection; the next frame opens another."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _is_receipt(reply: bytes) -> bool:
+    """Whether a service may have answered this: a JSON object, or nothing.
+
+    Anything else, such as a web server's page, must not pass for a frame that was taken.
+    """
+    try:
+        return not reply or isinstance(json.loads(reply), dict)
+    except ValueError:
+        return False
 
 
 def _explanation(reply: bytes) -> str:

@@ -1,7 +1,8 @@
-"""Connections that don't harm: deadlines for those who are slow, and an upper bound for all.
+"""Connections that don't harm: deadlines for those who are slow, upper bounds for heads and for all of them.
 
-uvicorn waits for a request's head, and for a client to read its answer, as long as the client likes. Bodies
-have their deadline where they are read (``api.ingest``), idle connections have uvicorn's.
+uvicorn waits for a request's head, and for a client to read its answer, as long as the client likes; with
+httptools it also takes heads and trailers of any size. Bodies have their deadline and bound where they are
+read (``api.ingest``), idle connections have uvicorn's.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ _log = logging.getLogger(__name__)
 STALL_S: Final = 10.0
 """In so many seconds a client must read MIN_READ of what waits for it, or all of it."""
 MIN_READ: Final = 64 * 1024
+MAX_HEAD: Final = 64 * 1024
+"""Bytes of a head or a trailer; as much as uvicorn takes with h11."""
 _SPARE_FILES: Final = 128  # the store, its readers, the log, listeners
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol as Base
 else:
     Base = AutoHTTPProtocol
+
+# httptools calls the protocol back for each part of a request; h11 doesn't, and has a limit of its own.
+_CALLS_BACK: Final = hasattr(AutoHTTPProtocol, "on_headers_complete")
 
 
 class Crowd:
@@ -42,7 +48,7 @@ class Crowd:
         self.max_connections = _possible(max_connections)
         self.waiting: dict[PatientProtocol, None] = {}
         """Those whose head has not arrived, in the order of their begin."""
-        self.ended: dict[str, int] = {"slow_head": 0, "slow_reader": 0, "crowded": 0}
+        self.ended: dict[str, int] = {"slow_head": 0, "large_head": 0, "slow_reader": 0, "crowded": 0}
         self._throttle = Throttle(time.monotonic)
 
     def end(self, protocol: PatientProtocol, reason: str, words: str) -> None:
@@ -71,6 +77,7 @@ class PatientProtocol(Base):
         self._head_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
         self._unread = 0
+        self._head_size = 0  # bytes since the parser last got on to something that is not a head
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head."""
@@ -80,11 +87,31 @@ class PatientProtocol(Base):
 
     def data_received(self, data: bytes) -> None:
         """Wait on if the head is not whole."""
+        self._head_size += len(data) if _CALLS_BACK else 0
         super().data_received(data)
+        if self._head_size > MAX_HEAD:
+            self._stop_waiting()
+            self.crowd.end(self, "large_head", f"a request's head or trailer has over {MAX_HEAD} bytes")
+            return
         if self._answers():
             self._stop_waiting()
         else:
             self._wait_for_head()
+
+    def on_headers_complete(self) -> None:
+        """httptools: the head is whole."""
+        self._head_size = 0
+        super().on_headers_complete()  # type: ignore[misc]
+
+    def on_body(self, body: bytes) -> None:
+        """httptools: a piece of the body."""
+        self._head_size = 0
+        super().on_body(body)  # type: ignore[misc]
+
+    def on_message_complete(self) -> None:
+        """httptools: the request is whole, with its trailer."""
+        self._head_size = 0
+        super().on_message_complete()  # type: ignore[misc]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""

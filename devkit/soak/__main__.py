@@ -32,7 +32,7 @@ GATES: Final = (
     Gate(
         "network",
         "a step's hooks never wait: p99 <= 1 ms in every fault; counts and drops exact; "
-        "at most 4 of 16 come back within any 250 ms after 60 s of partition",
+        "at most 4 of 16 come back within any 250 ms after 60 s of partition and a refusal, 5 after 6 s",
         network.faults,
     ),
     Gate(

@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 
+from moescope.capture.backoff import FIRST, Backoff
 from moescope.capture.frames import FrameBuilder
 from moescope.capture.sender import FrameSender
 from moescope.capture.snapshot import Snapshot, SnapshotTaker
@@ -87,9 +88,13 @@ class WorkerSide:
         posts: the attempts to deliver a frame so far.
         hooks: seconds that `step_begins` and `step_ends` took together, of each step.
         steps: so far.
+
+    ``first_wait`` is the limit of the wait after a first failure, seconds.
     """
 
-    def __init__(self, endpoint: str, rank: int, ranks: int, interval: float, timeout: float) -> None:
+    def __init__(
+        self, endpoint: str, rank: int, ranks: int, interval: float, timeout: float, first_wait: float = FIRST
+    ) -> None:
         layers = [MoeLayer(1 + layer, EXPERTS, TOP_K) for layer in range(LAYERS)]
         self._share = _share(rank)
         self._flat = torch.zeros_like(self._share)
@@ -99,7 +104,9 @@ class WorkerSide:
             Producer(server="soak", model="soak/moe", dp_rank=rank, dp_size=ranks), layers
         )
         self._transport = _Transport(endpoint, timeout)
-        self._sender = FrameSender(self._taker, self._builder, self._transport, interval)
+        self._sender = FrameSender(
+            self._taker, self._builder, self._transport, interval, backoff=Backoff(first_wait)
+        )
         self._phase = rank / ranks
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from moescope.capture import trace_sender
+from moescope.capture.backoff import Backoff
 from moescope.capture.trace_sender import TraceSender, encode_trace
 from moescope.capture.trace_wire import TracePart, decode_part
 from moescope.capture.transport import DeliveryError
@@ -52,8 +52,8 @@ def refused(status: str) -> DeliveryError:
     return DeliveryError("no", status, permanent=status.startswith("4"))
 
 
-def sender_of(driver: Driver, wire: Wire) -> TraceSender:
-    return TraceSender(driver.assembly, driver.layers, WHO, 7, wire)
+def sender_of(driver: Driver, wire: Wire, backoff: Backoff | None = None) -> TraceSender:
+    return TraceSender(driver.assembly, driver.layers, WHO, 7, wire, backoff)
 
 
 def assert_conserved(sender: TraceSender, driver: Driver, in_flight: int) -> dict[str, int]:
@@ -87,10 +87,8 @@ def test_a_large_trace_goes_in_parts(driver: Driver) -> None:
     np.testing.assert_array_equal(rows, np.concatenate(trace.chunks))
 
 
-def test_the_service_is_down_for_a_while(driver: Driver, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace_sender, "FIRST_BACKOFF", 0.01)
-    sender = sender_of(driver, wire)
-    sender._backoff = 0.01
+def test_the_service_is_down_for_a_while(driver: Driver, wire: Wire) -> None:
+    sender = sender_of(driver, wire, Backoff(first=0.01))
     wire.failures = [refused("503"), refused("ConnectionRefusedError"), refused("401")]
     deadline = time.monotonic() + 5
     while driver.assembly.closed and time.monotonic() < deadline:

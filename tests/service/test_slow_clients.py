@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from devkit.processes import free_port
 from moescope.capture import wire
 from moescope.service import connections
 from tests.service.conftest import Service
@@ -86,6 +90,77 @@ def test_a_head_that_trickles_has_one_deadline(start_service: Callable[..., Serv
                 connection.sendall(b"X: y\r\n")
                 time.sleep(0.05)
         assert 0.5 < time.monotonic() - began < 2
+
+
+ENDLESS = {
+    "heads": (b"GET /metrics HTTP/1.1\r\nHost: x\r\n", b"X-%d: " + b"y" * 4000 + b"\r\n"),
+    "one header": (b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: ", b"y" * 4000),
+    "path": (b"GET /metrics?", b"y" * 4000),
+    "trailers": (
+        INGEST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nz\r\n0\r\n",
+        b"X-%d: " + b"y" * 4000 + b"\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_head_without_end_is_cut_off_before_it_takes_memory(
+    start_service: Callable[..., Service], kind: str
+) -> None:
+    service = start_service(header_timeout_s=30, body_timeout_s=30)
+    first, more = ENDLESS[kind]
+    sent = 0
+    with half_open(service, 1, first) as [connection]:
+        with contextlib.suppress(ConnectionError):
+            while sent < 1 << 20:
+                piece = more.replace(b"%d", str(sent).encode())
+                connection.sendall(piece)
+                sent += len(piece)
+                time.sleep(0.001)
+        assert connections.MAX_HEAD - 8000 < sent < 1 << 20
+        connection.settimeout(5)
+        with contextlib.suppress(ConnectionError):
+            assert ended(connection)
+
+
+def test_large_bodies_and_many_requests_are_no_large_heads(start_service: Callable[..., Service]) -> None:
+    service = start_service(max_frames_per_s=1000)
+    wide = {layer: [1] * 512 for layer in range(60)}
+    for seq in range(1, 4):
+        assert service.push(frame(wide, top_k=512, seq=seq)).status_code == 200  # 240 KB, on one connection
+    ask = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 3000 + b"\r\n\r\n"
+    with half_open(service, 1, b"") as [connection]:
+        for _ in range(40):
+            connection.sendall(ask)
+            assert b"200 OK" in connection.recv(65536)
+
+
+def test_the_slower_parser_has_the_same_bounds(tmp_path: Path) -> None:
+    """Where httptools can't be had uvicorn takes h11."""
+    port = free_port()
+    program = (
+        "import sys; sys.modules['httptools'] = None; from moescope.service.cli import main; "
+        f"sys.argv[1:] = ['serve', '--port', '{port}']; main()"
+    )
+    with (
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
+        subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL) as process,
+    ):
+        try:
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get("/readyz").status_code == 200:
+                        break
+                assert process.poll() is None
+                time.sleep(0.05)
+            body = wire.encode_frame(frame({layer: [1] * 512 for layer in range(60)}, top_k=512))
+            headers = {"content-type": wire.CONTENT_TYPE}
+            for _ in range(2):
+                assert client.post("/v1/ingest", content=body, headers=headers).status_code == 200
+            with contextlib.suppress(httpx.TransportError):
+                assert client.get("/healthz", headers={"x": "y" * 2_000_000}).status_code == 400
+        finally:
+            process.kill()
 
 
 def test_a_kept_connection_may_idle_but_its_next_head_has_a_deadline(

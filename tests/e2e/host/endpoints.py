@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 Behaviour = Callable[[socket.socket], None]
@@ -74,3 +75,12 @@ def endless(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     while True:
         connection.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+
+
+def dripping(connection: socket.socket) -> None:
+    """Says yes, and then a byte now and then."""
+    connection.recv(1 << 20)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+    while True:
+        connection.sendall(b" ")
+        time.sleep(0.2)

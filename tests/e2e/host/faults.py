@@ -330,7 +330,14 @@ CASES: dict[str, Case] = {
         ),
         shows="answered 302",
     ),
-    "endless answer": Case(inject=at(endpoints.endless)),
+    "endless answer": Case(inject=at(endpoints.endless), shows="no moescope service: 200 with 'xxx"),
+    "dripping answer": Case(
+        inject=at(endpoints.dripping), shows="can't be reached.*[Tt]imeout|took too long"
+    ),
+    "another server": Case(
+        inject=at(endpoints.answering(b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>")),
+        shows="no moescope service: 200 with '<html></html>'",
+    ),
     # The world.
     "clock jumps back": Case(inject=lambda: wall_clock(-3600 * 10**9), state="counting", exact=True),
     "clock jumps ahead": Case(inject=lambda: wall_clock(3600 * 10**9), state="counting", exact=True),

@@ -1,0 +1,50 @@
+"""Reading an answer within one deadline, however slowly it drips."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import time
+from typing import Any
+
+
+class TimedResponse(http.client.HTTPResponse):
+    """An answer whose head and body must arrive within the socket's timeout, all in all.
+
+    The timeout of a socket alone begins again with every byte: an answer of a byte now and then would hold
+    the sender's thread for hours.
+
+    Raises:
+        TimeoutError: while reading, when the time is over.
+    """
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()  # nothing was read yet
+        self.fp = io.BufferedReader(_Timed(sock))
+
+
+class _Timed(io.RawIOBase):
+    """What is read of a socket; it closes no earlier than this, which `http.client` relies on."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._raw = sock.makefile("rb", buffering=0)
+        timeout = sock.gettimeout()
+        self._until = None if timeout is None else time.monotonic() + timeout
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._until is not None:
+            left = self._until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the answer took too long")
+            self._socket.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
