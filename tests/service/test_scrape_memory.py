@@ -1,0 +1,40 @@
+"""What a scrape of many ranks needs for a moment: little more than the arrays of one window."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+from prometheus_client import CollectorRegistry
+
+from moescope.service.metrics.collector import RoutingCollector
+from moescope.service.metrics.instruments import Instruments
+from moescope.service.metrics.writer import Writer
+from moescope.service.settings import Settings
+from moescope.service.state import LiveState
+from tests.service.frames import frame, halves, producer
+
+RANKS, LAYERS, EXPERTS = 64, 8, 1024
+ONE_WINDOW = RANKS * LAYERS * EXPERTS * 8  # 4 MiB
+
+
+def test_a_scrape_holds_one_window_at_a_time_and_no_differences() -> None:
+    now = [1_700_000_100.0]
+    state = LiveState(Settings(), lambda: now[0])
+    for seq in (1, 2, 3):
+        now[0] += 20  # the window of the gauges begins between two frames: all ranks are subtracted from
+        for rank in range(RANKS):
+            who = producer(dp_rank=rank, dp_size=RANKS, ep_rank=rank % 2, ep_size=2)
+            counts = {layer: [seq] * EXPERTS for layer in range(LAYERS)}
+            state.ingest(frame(counts, seq=seq, who=who, placement=halves(EXPERTS, LAYERS)))
+    registry, writer = CollectorRegistry(), Writer()
+    registry.register(RoutingCollector(state, Settings(window_s=25), Instruments()))
+    writer.write(registry.collect(), openmetrics=False)
+    tracemalloc.start()
+    try:
+        text = writer.write(registry.collect(), openmetrics=False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert b"moescope_layer_ep_imbalance_ratio" in text
+    assert b'moescope_scrape_part_success{part="balance"} 1.0' in text
+    assert ONE_WINDOW < peak < 1.5 * ONE_WINDOW
