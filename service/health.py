@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from moescope.service.ledger import Latest
 from moescope.service.state import ProducerState
 
@@ -27,14 +29,16 @@ class Mismatch:
 def mismatches(latest: Latest) -> list[Mismatch]:
     """All broken laws of a producer's newest frame; layers never seen are :func:`unseen_layers`'s."""
     counted = latest.counted
-    slots = counted.layout.sums(counted.counts)
-    expected = counted.rows * counted.layout.top_k
+    rows, slots = counted.rows, counted.layout.sums(counted.counts)
+    expected = rows * counted.layout.top_k
+    short = (rows != 0) & (rows != counted.tokens) & (latest.producer.tp_size == 1)
     found = []
-    for i, layer in enumerate(counted.layout.layers):
+    for i in np.flatnonzero((slots != expected) | short).tolist():
+        layer = counted.layout.layers[i].layer
         if slots[i] != expected[i]:
-            found.append(Mismatch(layer.layer, "slots", int(expected[i]), int(slots[i])))
-        if latest.producer.tp_size == 1 and counted.rows[i] not in (0, counted.tokens):
-            found.append(Mismatch(layer.layer, "rows", counted.tokens, int(counted.rows[i])))
+            found.append(Mismatch(layer, "slots", int(expected[i]), int(slots[i])))
+        if short[i]:
+            found.append(Mismatch(layer, "rows", counted.tokens, int(rows[i])))
     return found
 
 
@@ -49,6 +53,6 @@ def unseen_layers(producers: Iterable[ProducerState]) -> list[int]:
         return []
     rows: dict[int, int] = {}
     for counted in newest:
-        for i, layer in enumerate(counted.layout.layers):
-            rows[layer.layer] = rows.get(layer.layer, 0) + int(counted.rows[i])
+        for layer, seen in zip(counted.layout.layers, counted.rows.tolist(), strict=True):
+            rows[layer.layer] = rows.get(layer.layer, 0) + seen
     return sorted(layer for layer, seen in rows.items() if not seen)
