@@ -52,16 +52,34 @@ def _whole(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def _write(numbers: _Ints) -> list[bytes]:
-    lengths = np.searchsorted(_POWERS, numbers, side="right") + 1
-    present = np.flatnonzero(np.bincount(lengths)).tolist()
+    if not len(numbers):
+        return []
+    lengths = _lengths(numbers)
+    counts = np.bincount(lengths)
+    present = np.flatnonzero(counts).tolist()
     if len(present) == 1:
-        return _texts(_put(numbers, present[0]))
-    texts = np.zeros(len(numbers), dtype=f"S{_width(max(present, default=1))}")
+        return _as_list(_texts(_put(numbers, present[0])))
+    # All numbers of a length beside each other; their texts go back into order at the end.
+    order = np.argsort(lengths, kind="stable")
+    grouped = numbers[order]
+    put = np.zeros((len(numbers), _width(present[-1])), dtype=np.uint8)
+    start = 0
     for length in present:
-        members = np.flatnonzero(lengths == length)
-        put = _put(numbers[members], length)
-        texts[members] = put.view(f"S{put.shape[1]}").ravel()
+        stop = start + int(counts[length])
+        put[start:stop, : _width(length)] = _put(grouped[start:stop], length)
+        start = stop
+    grouped_texts = _texts(put)
+    texts = np.empty_like(grouped_texts)
+    texts[order] = grouped_texts
     return _as_list(texts)
+
+
+def _lengths(numbers: _Ints) -> npt.NDArray[np.uint8]:
+    """How many digits each number has."""
+    lengths = np.ones(len(numbers), dtype=np.uint8)
+    for power in _POWERS[: np.searchsorted(_POWERS, numbers.max(), side="right")]:
+        lengths += numbers >= power
+    return lengths
 
 
 def _width(length: int) -> int:
@@ -111,8 +129,9 @@ def _digits(numbers: _Ints, length: int) -> _Bytes:
     return digits.view(np.uint8)[:, 4 * chunks - length :]
 
 
-def _texts(text: _Bytes) -> list[bytes]:
-    return _as_list(text.view(f"S{text.shape[1]}").ravel())
+def _texts(text: _Bytes) -> npt.NDArray[np.bytes_]:
+    """uint8 [N, width] as N texts of numpy."""
+    return text.view(f"S{text.shape[1]}").ravel()
 
 
 def _as_list(texts: npt.NDArray[np.bytes_]) -> list[bytes]:

@@ -55,14 +55,15 @@ class Writer:
         return b"".join(pieces)
 
     def _rows(self, metric: WideMetric, table: Table) -> list[bytes]:
-        labels = self._labels_of(metric, table)
-        rows = [b""] * (2 * len(labels) - 1)
-        rows[::2] = labels
+        rows = self._labels_of(metric, table).copy()
         rows[1::2] = go_numbers(table.values)
         return rows
 
     def _labels_of(self, metric: WideMetric, table: Table) -> list[bytes]:
-        """What comes before the first number, between two numbers, and after the last: N + 1 texts."""
+        """What comes before the first number, between two numbers, and after the last: N + 1 texts.
+
+        With an empty text in each number's place, 2 N + 1 in all.
+        """
         key = (metric.sample_name, metric.labels, table.fixed, table.rows)
         with self._lock:
             known = self._labels.get(key)
@@ -147,7 +148,9 @@ def _between(metric: WideMetric, table: Table) -> list[bytes]:
         texts += [f'{before}{_escape(column)}{after}"}} ' for column in columns]
     if not texts:
         return [b""]
-    return [texts[0][1:].encode(), *(text.encode() for text in texts[1:]), b"\n"]
+    between = [b""] * (2 * len(texts) + 1)
+    between[::2] = [texts[0][1:].encode(), *(text.encode() for text in texts[1:]), b"\n"]
+    return between
 
 
 def _escape(value: str) -> str:
