@@ -6,7 +6,7 @@ import random
 from typing import Final
 
 FIRST: Final = 4.0
-LONGEST: Final = 30.0
+LONGEST: Final = 15.0
 
 
 class Backoff:
@@ -20,7 +20,7 @@ class Backoff:
 
     Args:
         first: limit after the first failure, seconds.
-        longest: limit of limits, seconds.
+        longest: limit of limits, seconds; as long as the service waits until a silent producer is stale.
     """
 
     def __init__(self, first: float = FIRST, longest: float = LONGEST) -> None:
@@ -30,10 +30,10 @@ class Backoff:
         self._random = random.Random()  # noqa: S311 - jitter
 
     def failed(self, permanent: bool = False) -> float:
-        """Seconds to wait; where trying again soon is in vain, half of the longest at least."""
+        """Seconds to wait; where trying again soon is in vain, the longest at least, twice that at most."""
         if permanent:
             self._limit = self._longest
-            return self._random.uniform(self._longest / 2, self._longest)
+            return self._random.uniform(self._longest, 2 * self._longest)
         limit, self._limit = self._limit, min(2 * self._limit, self._longest)
         return self._random.uniform(0.0, limit)
 
