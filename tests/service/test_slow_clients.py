@@ -135,7 +135,7 @@ def test_large_bodies_and_many_requests_are_no_large_heads(start_service: Callab
             assert b"200 OK" in connection.recv(65536)
 
 
-def test_the_slower_parser_has_the_same_bounds(tmp_path: Path) -> None:
+def test_the_other_parser_has_such_bounds_too(tmp_path: Path) -> None:
     """Where httptools can't be had uvicorn takes h11."""
     port = free_port()
     program = (
