@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from moescope.service.metrics.exposition import expose
+from moescope.service.api.shared_runs import SharedRuns
+from moescope.service.metrics.exposition import Exposition, expose
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.writer import Writer
 from moescope.service.state import LiveState
@@ -33,6 +34,12 @@ def probes_router(state: LiveState, registry: CollectorRegistry, instruments: In
     router = APIRouter(tags=["operation"])
     writer = Writer()
 
+    def scrape(accepted: tuple[str, str]) -> Exposition:
+        with instruments.scrape.timed():
+            return expose(registry, writer, *accepted)
+
+    scrapes = SharedRuns(scrape)
+
     @router.get("/healthz")
     async def healthz() -> Health:
         """Whether the process answers."""
@@ -49,11 +56,13 @@ def probes_router(state: LiveState, registry: CollectorRegistry, instruments: In
         response_class=Response,
         responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
     )
-    def metrics(request: Request) -> Response:
-        """Metrics for Prometheus, as text or OpenMetrics by the Accept header, gzipped on request."""
+    async def metrics(request: Request) -> Response:
+        """Metrics for Prometheus, as text or OpenMetrics by the Accept header, gzipped on request.
+
+        Scrapes that come while one is made share the next.
+        """
         accept, encoding = (request.headers.get(name, "") for name in ("accept", "accept-encoding"))
-        with instruments.scrape.timed():
-            exposed = expose(registry, writer, accept, encoding)
+        exposed = await scrapes((accept, encoding))
         return Response(exposed.body, headers=exposed.headers)
 
     return router

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,3 +290,20 @@ def test_rearrangements_are_counted_once_and_restarts_are_none(service: Service)
         push(1, seq, version)
     push(0, 1, 0, epoch=EPOCH + 200 * 10**9)
     assert _value(_series(service), "moescope_rearrangements_total") == 2
+
+
+def test_scrapes_at_once_share_runs(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a scraper that gives up and comes again, runs would pile up."""
+    _push_both(service)
+    gather = RoutingCollector._gather
+
+    def slow(collector: RoutingCollector) -> Any:
+        time.sleep(0.2)
+        return gather(collector)
+
+    monkeypatch.setattr(RoutingCollector, "_gather", slow)
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: service.client.get("/metrics"), range(20)))
+    assert all(answer.text.count("moescope_tokens_total{") == 2 for answer in answers)
+    made = _series(service)["moescope_scrape_duration_seconds_count", ()]
+    assert 2 <= made < 10
