@@ -62,7 +62,10 @@ def simulate(
     hot: Annotated[float, typer.Option(min=0, max=1, help="Share of tokens that take the hot expert.")] = 0.0,
     hot_moves_s: Annotated[float, typer.Option(min=1, help="Seconds until another is the hot one.")] = 60.0,
     steps: Annotated[
-        float, typer.Option(min=0, help="Steps per second, which all ranks do together.")
+        float,
+        typer.Option(
+            min=0, help="Steps per second, which all ranks do together; fewer for hundreds of ranks."
+        ),
     ] = 25.0,
     decode_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of tokens that are of decode.")
@@ -150,7 +153,7 @@ def line(progress: Progress) -> str:
     if progress.failed:
         text += f", {progress.failed} not delivered"
     if progress.late_s:
-        text += f"; {progress.late_s:.2f} s too slow for the interval: give a longer --interval"
+        text += f"; {progress.late_s:.2f} s too slow for the interval: give fewer --steps or a longer --interval"
     return f"{text}; {progress.problem}" if progress.problem else text
 
 

@@ -112,10 +112,12 @@ def drive(service: Serving, fleet: Fleet, seconds: float) -> tuple[Tally, list[R
     ]
     for thread in threads:
         thread.start()
-    stop.wait(seconds)
-    stop.set()
-    for thread in threads:
-        thread.join(60)
+    try:
+        stop.wait(seconds)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
     return tally, ranks
 
 
