@@ -153,7 +153,7 @@ def line(progress: Progress) -> str:
     if progress.failed:
         text += f", {progress.failed} not delivered"
     if progress.late_s:
-        text += f"; {progress.late_s:.2f} s too slow for the interval: give fewer --steps or a longer --interval"
+        text += f"; {progress.late_s:.2f} s too slow: give fewer --steps or a longer --interval"
     return f"{text}; {progress.problem}" if progress.problem else text
 
 
