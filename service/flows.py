@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from moescope.service.state import ProducerSpan
+from moescope.service.producers import ProducerSpan
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from moescope.service.ledger import Latest
-from moescope.service.state import ProducerState
+from moescope.service.producers import ProducerState
 
 
 @dataclass(frozen=True, slots=True)

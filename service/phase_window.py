@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from moescope.service.phases import PhaseWork, phase_work, why_unphased
-from moescope.service.state import ProducerSpan
+from moescope.service.producers import ProducerSpan
 from moescope.service.totals import Phase, Totals
 from moescope.service.window import LayerWindow, ModelWindow, merge
 

@@ -12,55 +12,17 @@ from dataclasses import dataclass
 
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.arrangements import Arrangement, Arrangements
-from moescope.service.history import History, Snapshot, Span
+from moescope.service.history import History, Snapshot
 from moescope.service.layout import Layout, Layouts, Shapes
-from moescope.service.ledger import Account, Latest, RefusedError, Verdict
+from moescope.service.ledger import Account, RefusedError, Verdict
 from moescope.service.merging import merge
 from moescope.service.past import Archive, Remembered, improve
+from moescope.service.producers import Deployment, Key, ProducerSpan, ProducerState
 from moescope.service.settings import Settings
 from moescope.service.store.records import Forgotten, Posting, Record
 from moescope.service.stragglers.joins import Joins
 from moescope.service.stragglers.stage import Status
 from moescope.service.stragglers.totals import Stragglers
-from moescope.service.totals import Totals
-
-Key = tuple[str, str, int, int, int]
-Deployment = tuple[str, str]
-"""(server, model)."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProducerState:
-    """One producer as of now.
-
-    Attributes:
-        latest: its newest frame.
-        totals: over all its epochs.
-        restarts: epochs after the first.
-        received_at: when its newest frame was accepted, seconds of Unix time on the service's clock.
-        age: seconds since then; ``stale`` and ``expired`` compare it with the settings.
-    """
-
-    latest: Latest
-    totals: Totals
-    restarts: int
-    received_at: float
-    age: float
-    stale: bool
-    expired: bool
-
-    @property
-    def state(self) -> str:
-        """``counting``, ``disabled`` or ``stale``; a producer that fell silent is stale whatever it said."""
-        return "stale" if self.stale else self.latest.state
-
-
-@dataclass(frozen=True, slots=True)
-class ProducerSpan:
-    """One producer and what it counted in a window."""
-
-    producer: ProducerState
-    span: Span
 
 
 @dataclass(slots=True)

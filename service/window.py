@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.phases import PhaseWork, phase_work, why_unphased
+from moescope.service.producers import ProducerSpan
 from moescope.service.stack import Stack, Stacker
-from moescope.service.state import ProducerSpan
 from moescope.service.totals import Phase, Totals
 
 FloatArray = npt.NDArray[np.float64]

@@ -17,7 +17,8 @@ from moescope.service.advice.eplb import FloatArray
 from moescope.service.advice.placing import Placing, from_tables, moves
 from moescope.service.arrangements import Arrangement
 from moescope.service.balance import max_and_mean
-from moescope.service.state import Deployment, LiveState
+from moescope.service.producers import Deployment
+from moescope.service.state import LiveState
 from moescope.service.window import ModelWindow, merge
 
 WINDOW_S: Final = 300.0

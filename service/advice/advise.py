@@ -11,7 +11,8 @@ from moescope.service.advice.evidence import Evidence, Gone, Waiting, Windows, c
 from moescope.service.advice.placing import Placing, eplb, from_tables, linear, round_robin
 from moescope.service.advice.verdict import Drift, Scale, Verdict, decide, drift_of, no_sample
 from moescope.service.advice.what_if import Question, Strategy, WhatIf, fitting, sweep, what_if
-from moescope.service.state import Deployment, LiveState
+from moescope.service.producers import Deployment
+from moescope.service.state import LiveState
 from moescope.service.window import ModelWindow, merge
 
 PIECES: Final = 4

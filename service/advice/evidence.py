@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moescope.service.advice.eplb import FloatArray
-from moescope.service.state import Deployment, LiveState
+from moescope.service.producers import Deployment
+from moescope.service.state import LiveState
 from moescope.service.stragglers.window import cost_of
 from moescope.service.window import LayerWindow, ModelWindow, merge
 

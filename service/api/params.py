@@ -10,7 +10,8 @@ from typing import Annotated, Final
 from fastapi import Query
 
 from moescope.service.api.problems import ProblemError
-from moescope.service.state import Deployment, LiveState
+from moescope.service.producers import Deployment
+from moescope.service.state import LiveState
 from moescope.service.totals import Phase
 
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

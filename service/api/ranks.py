@@ -21,7 +21,8 @@ from moescope.service.api.params import ModelParam, ServerParam
 from moescope.service.api.problems import documented
 from moescope.service.health import mismatches, unseen_layers
 from moescope.service.phases import phase_work
-from moescope.service.state import LiveState, ProducerState
+from moescope.service.producers import ProducerState
+from moescope.service.state import LiveState
 
 
 def ranks_router(state: LiveState) -> APIRouter:

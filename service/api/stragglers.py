@@ -23,7 +23,8 @@ from moescope.service.api.params import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.windows import window_out
 from moescope.service.balance import max_and_mean
-from moescope.service.state import Deployment, LiveState
+from moescope.service.producers import Deployment
+from moescope.service.state import LiveState
 from moescope.service.stragglers.series import Interval, intervals_of
 from moescope.service.stragglers.stage import Status
 from moescope.service.stragglers.window import (

@@ -17,7 +17,8 @@ from moescope.service.api.params import ModelParam, PhaseParam, ServerParam, cho
 from moescope.service.api.problems import documented
 from moescope.service.balance import Summary, max_and_mean, summarise
 from moescope.service.phase_window import merge_phase, spans_of_phase
-from moescope.service.state import Deployment, LiveState, ProducerSpan
+from moescope.service.producers import Deployment, ProducerSpan
+from moescope.service.state import LiveState
 from moescope.service.totals import Phase
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]

@@ -33,8 +33,9 @@ from moescope.service.flows import flows_of
 from moescope.service.owners import owners_of
 from moescope.service.phase_window import merge_phase, spans_of_phase
 from moescope.service.phases import why_unphased
+from moescope.service.producers import ProducerSpan
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState, ProducerSpan
+from moescope.service.state import LiveState
 from moescope.service.totals import Phase
 from moescope.service.window import DpRank, ModelWindow
 

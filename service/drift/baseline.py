@@ -13,7 +13,7 @@ import numpy as np
 
 from moescope.capture.wire import MoeLayer, pack_counts, unpack_counts
 from moescope.service.drift.measure import LayerSlots
-from moescope.service.state import Deployment
+from moescope.service.producers import Deployment
 from moescope.service.store.records import Document
 from moescope.service.totals import Phase
 from moescope.service.window import LayerWindow, ModelWindow

@@ -14,7 +14,8 @@ from typing import Final
 from moescope.service.drift.baseline import PREVIOUS_HOUR, BaselineBook
 from moescope.service.drift.measure import LayerDrift, layer_drifts, slots_of
 from moescope.service.phase_window import merge_phase
-from moescope.service.state import Deployment, LiveState
+from moescope.service.producers import Deployment
+from moescope.service.state import LiveState
 from moescope.service.totals import Phase
 from moescope.service.window import ModelWindow
 

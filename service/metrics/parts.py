@@ -14,7 +14,8 @@ import numpy as np
 from moescope.service.assessment import Assessment
 from moescope.service.health import mismatches, unseen_layers
 from moescope.service.metrics.samples import Sample, Table, stacked
-from moescope.service.state import Deployment, LiveState, ProducerSpan, ProducerState
+from moescope.service.producers import Deployment, ProducerSpan, ProducerState
+from moescope.service.state import LiveState
 from moescope.service.window import ModelWindow, merge
 
 Found = Sample | Table

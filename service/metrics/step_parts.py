@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from moescope.service.metrics.parts import Found, Group
 from moescope.service.metrics.samples import Sample
 from moescope.service.phases import split_by_phase
-from moescope.service.state import Deployment, LiveState, ProducerSpan
+from moescope.service.producers import Deployment, ProducerSpan
+from moescope.service.state import LiveState
 from moescope.service.stragglers.stage import Status
 from moescope.service.stragglers.window import cost_in, cost_of, straggler_cost
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from moescope.service.layout import FloatArray
 from moescope.service.past import Remembered
-from moescope.service.state import ProducerState
+from moescope.service.producers import ProducerState
 from moescope.service.stragglers.window import Cost, cost_in
 from moescope.service.totals import Totals
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from moescope.service.balance import max_and_mean
 from moescope.service.layout import FloatArray
-from moescope.service.state import ProducerSpan
+from moescope.service.producers import ProducerSpan
 from moescope.service.totals import Totals
 from moescope.service.window import LayerWindow, ModelWindow
 

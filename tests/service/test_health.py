@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from moescope.capture import wire
 from moescope.service.health import Mismatch, mismatches, unseen_layers
+from moescope.service.producers import ProducerState
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState, ProducerState
+from moescope.service.state import LiveState
 from tests.service.frames import frame, producer
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from moescope.capture import wire
+from moescope.service.producers import ProducerSpan
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState, ProducerSpan
+from moescope.service.state import LiveState
 from moescope.service.window import LayerWindow, merge
 from tests.service.frames import frame, producer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moescope.service.store import sqlite
+from moescope.service.store import connections, sqlite
 from moescope.service.store.records import StoreError
 from moescope.service.store.reserve import BYTES, NAME
 from moescope.service.store.retention import Retention
@@ -19,7 +19,7 @@ def test_the_reserve_is_given_up_for_a_start_and_made_again(
     sqlite.SqliteStore(tmp_path, Retention()).close()
     reserve = tmp_path / NAME
     assert reserve.stat().st_blocks * 512 >= BYTES, "it must take the space, not only name it"
-    prepare = sqlite._prepare
+    prepare = connections.prepare
 
     def full_while_reserved(writer: sqlite3.Connection) -> None:
         if reserve.exists():
@@ -28,7 +28,7 @@ def test_the_reserve_is_given_up_for_a_start_and_made_again(
             raise error
         prepare(writer)
 
-    monkeypatch.setattr(sqlite, "_prepare", full_while_reserved)
+    monkeypatch.setattr(connections, "prepare", full_while_reserved)
     store = sqlite.SqliteStore(tmp_path, Retention())
     store.maintain(0)
     assert reserve.exists()
