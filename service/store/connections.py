@@ -14,6 +14,7 @@ from typing import Final
 from moescope.service.store.checkpoints import MOST_BYTES
 from moescope.service.store.records import StoreError
 from moescope.service.store.rescue import is_damage, readable
+from moescope.service.store.schema import NEW_FILE
 
 _READERS: Final = 8
 
@@ -78,7 +79,8 @@ def connect(path: Path) -> sqlite3.Connection:
 
 def prepare(writer: sqlite3.Connection) -> None:
     """Set up the connection that writes."""
-    writer.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; later it does nothing
+    for pragma in NEW_FILE:
+        writer.execute(pragma)
     writer.execute("PRAGMA journal_mode = WAL")
     writer.execute("PRAGMA synchronous = NORMAL")
     writer.execute("PRAGMA foreign_keys = ON")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from moescope.service.store.schema import migrate
+from moescope.service.store.schema import NEW_FILE, migrate
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +137,8 @@ def _rescue(path: Path, reason: str) -> Rescued:
     ):
         old.text_factory = readable
         old.execute("PRAGMA writable_schema = ON")  # else nothing of a truncated file can be read
-        new.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        for pragma in NEW_FILE:
+            new.execute(pragma)
         new.execute("PRAGMA journal_mode = WAL")
         migrate(new, str(path))
         tables = [name for (name,) in new.execute(_TABLES).fetchall()]

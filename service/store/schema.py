@@ -165,6 +165,13 @@ CREATE TRIGGER piece_went AFTER DELETE ON piece BEGIN
 END;
 """
 
+NEW_FILE: Final = (
+    # The schema fits into the first page: if part of it is beyond, nothing of a truncated file can be read.
+    "PRAGMA page_size = 8192",
+    "PRAGMA auto_vacuum = INCREMENTAL",
+)
+"""To be executed before the first table; later they do nothing."""
+
 MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4)
 
 

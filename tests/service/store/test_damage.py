@@ -144,7 +144,7 @@ def test_damage_in_one_row_costs_that_row_only(
         )
     connection.close()
     assert check(tmp_path) == (RANKS - 1, TRACES)
-    assert "the account of ['prod', 'tiny', 2, 0, 0] is damaged" in caplog.text
+    assert "the account of ('prod', 'tiny', 2, 0, 0) is damaged" in caplog.text
 
 
 def test_a_damaged_snapshot_is_passed_over(tmp_path: Path, whole: bytes) -> None:

@@ -93,3 +93,11 @@ def test_a_migration_that_fails_leaves_the_old_schema(tmp_path: Path) -> None:
     assert connection.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
     assert not connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'more'").fetchall()
     connection.close()
+
+
+def test_the_schema_is_on_the_first_page(tmp_path: Path) -> None:
+    """Else nothing can be rescued of a file whose end is missing."""
+    SqliteStore(tmp_path, Retention()).close()
+    whole = (tmp_path / FILE).read_bytes()
+    leaf_of_a_table = 13
+    assert whole[100] == leaf_of_a_table  # the kind of page, after the header of the file
