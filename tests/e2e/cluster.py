@@ -21,7 +21,7 @@ from devkit.vllm_server import MODEL_NAME, VllmOptions, VllmServer
 from tests.e2e.relay import Relay
 
 WORKER = "moescope.capture.worker.RoutingWorker"
-SETTLE_SECONDS = 20.0
+SETTLE_SECONDS = 30.0  # twice the longest that a worker waits after a failure
 
 
 @dataclass(frozen=True)
