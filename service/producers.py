@@ -8,7 +8,6 @@ from moescope.service.history import Span
 from moescope.service.ledger import Latest
 from moescope.service.totals import Totals
 
-Key = tuple[str, str, int, int, int]
 Deployment = tuple[str, str]
 """(server, model)."""
 

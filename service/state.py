@@ -17,9 +17,9 @@ from moescope.service.layout import Layout, Layouts, Shapes
 from moescope.service.ledger import Account, RefusedError, Verdict
 from moescope.service.merging import merge
 from moescope.service.past import Archive, Remembered, improve
-from moescope.service.producers import Deployment, Key, ProducerSpan, ProducerState
+from moescope.service.producers import Deployment, ProducerSpan, ProducerState
 from moescope.service.settings import Settings
-from moescope.service.store.records import Forgotten, Posting, Record
+from moescope.service.store.records import Forgotten, Key, Posting, Record
 from moescope.service.stragglers.joins import Joins
 from moescope.service.stragglers.stage import Status
 from moescope.service.stragglers.totals import Stragglers

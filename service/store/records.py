@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from moescope.capture.trace_wire import ExpertArray, TracePart
 from moescope.capture.wire import Int64Array, MoeLayer
@@ -161,6 +163,28 @@ class TracedRequest:
     ended_at: float
     stored_at: float
     tokens: int
+
+    @classmethod
+    def of_row(cls, row: Sequence[Any]) -> TracedRequest:
+        """From these fields in their order: times in milliseconds, names in any order."""
+        number, server, model, dp_rank, request_id, names, outcome, prompt, cached, preemptions, *rest = row
+        started_ms, ended_ms, stored_ms, tokens = rest
+        return cls(
+            number=number,
+            server=server,
+            model=model,
+            dp_rank=dp_rank,
+            request_id=request_id,
+            names=tuple(sorted(names, key=lambda name: (-len(name), name))),
+            outcome=outcome,
+            prompt_tokens=prompt,
+            cached_tokens=cached,
+            preemptions=preemptions,
+            started_at=started_ms / 1000,
+            ended_at=ended_ms / 1000,
+            stored_at=stored_ms / 1000,
+            tokens=tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)

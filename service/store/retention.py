@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from moescope.service.store.connections import transaction
+
 _BATCH: Final = 200  # rows a transaction removes, so that writers and readers wait for milliseconds
 
 
@@ -107,9 +109,8 @@ def _remove_oldest(connection: sqlite3.Connection) -> bool:
 
 def _remove(connection: sqlite3.Connection, ids: list[tuple[int]], table: str = "snapshot") -> None:
     for start in range(0, len(ids), _BATCH):
-        connection.execute("BEGIN IMMEDIATE")
-        connection.executemany(f"DELETE FROM {table} WHERE id = ?", ids[start : start + _BATCH])
-        connection.execute("COMMIT")
+        with transaction(connection):
+            connection.executemany(f"DELETE FROM {table} WHERE id = ?", ids[start : start + _BATCH])
 
 
 _NEWEST: Final = (

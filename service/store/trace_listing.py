@@ -26,11 +26,11 @@ _FAR: Final = 1 << 62
 
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
 
-# Columns of a request as :func:`_traced` takes them; the names are an array within the array.
+# Columns as :meth:`TracedRequest.of_row` takes them; the names are an array within the array.
 _REQUESTS: Final = (
-    "SELECT json_group_array(json_array(id, server, model, dp_rank, request_id, outcome, prompt_tokens, "
-    "cached_tokens, preemptions, started_ms, ended_ms, stored_ms, tokens, "
-    "json((SELECT json_group_array(name) FROM request_name WHERE request = found.id)))) "
+    "SELECT json_group_array(json_array(id, server, model, dp_rank, request_id, "
+    "json((SELECT json_group_array(name) FROM request_name WHERE request = found.id)), outcome, "
+    "prompt_tokens, cached_tokens, preemptions, started_ms, ended_ms, stored_ms, tokens)) "
     "FROM (SELECT * FROM request WHERE {} ORDER BY id DESC LIMIT ?) AS found"
 )
 _IDS: Final = "SELECT json_group_array(id) FROM (SELECT id FROM request WHERE {} ORDER BY id DESC LIMIT ?)"
@@ -103,7 +103,7 @@ def _hit(connection: sqlite3.Connection, requests: Sequence[int], layer: int, ex
 
 def _requests(connection: sqlite3.Connection, where: str, values: Sequence[Any]) -> list[TracedRequest]:
     rows = _json(connection, _REQUESTS.format(where), values)
-    return [_traced(row) for row in sorted(rows, reverse=True, key=lambda row: row[0])]
+    return [TracedRequest.of_row(row) for row in sorted(rows, reverse=True, key=lambda row: row[0])]
 
 
 def _json(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
@@ -126,24 +126,3 @@ def _conditions(query: TraceQuery) -> tuple[list[str], list[Any]]:
             clauses.append(clause)
             values.append(value)
     return clauses, values
-
-
-def _traced(row: Sequence[Any]) -> TracedRequest:
-    number, server, model, dp_rank, request_id, outcome, prompt, cached, preemptions, *rest = row
-    started_ms, ended_ms, stored_ms, tokens, names = rest
-    return TracedRequest(
-        number=number,
-        server=server,
-        model=model,
-        dp_rank=dp_rank,
-        request_id=request_id,
-        names=tuple(sorted(names, key=lambda name: (-len(name), name))),
-        outcome=outcome,
-        prompt_tokens=prompt,
-        cached_tokens=cached,
-        preemptions=preemptions,
-        started_at=started_ms / 1000,
-        ended_at=ended_ms / 1000,
-        stored_at=stored_ms / 1000,
-        tokens=tokens,
-    )

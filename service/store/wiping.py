@@ -9,6 +9,7 @@ import numpy as np
 
 from moescope.capture.trace_wire import ExpertArray
 from moescope.capture.wire import MoeLayer
+from moescope.service.store.connections import transaction
 from moescope.service.store.hits import read_lane, write_hits
 from moescope.service.store.segments import SegmentWriter, read_packed
 
@@ -19,14 +20,9 @@ def wipe(connection: sqlite3.Connection) -> None:
     """Make all blocks anew of which a piece went, with zeros in its place; each in a transaction."""
     writer = SegmentWriter()
     for (block,) in connection.execute("SELECT block FROM to_wipe").fetchall():
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(connection):
             _wipe_block(connection, block, writer)
             connection.execute("DELETE FROM to_wipe WHERE block = ?", (block,))
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
 
 
 def _wipe_block(connection: sqlite3.Connection, block: int, writer: SegmentWriter) -> None:

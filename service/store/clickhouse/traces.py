@@ -135,7 +135,7 @@ def traced_requests(connection: Connection, query: TraceQuery) -> list[TracedReq
         "ttitTtiiiiiiii",
         parameters,
     )
-    return [_traced(row) for row in rows]
+    return [TracedRequest.of_row((number, *row)) for *row, number in rows]
 
 
 def traces(connection: Connection, number: int, wanted: Collection[int] | None) -> list[WorkerTrace]:
@@ -231,27 +231,6 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
         )
         parameters |= {"layer": query.layer, "expert": query.expert}
     return " AND ".join(clauses), parameters
-
-
-def _traced(row: Sequence[Any]) -> TracedRequest:
-    server, model, dp_rank, request_id, names, outcome, prompt, cached, preemptions, *times = row
-    started, ended, stored, tokens, number = times
-    return TracedRequest(
-        number=number,
-        server=server,
-        model=model,
-        dp_rank=dp_rank,
-        request_id=request_id,
-        names=tuple(sorted(names, key=lambda name: (-len(name), name))),
-        outcome=outcome,
-        prompt_tokens=prompt,
-        cached_tokens=cached,
-        preemptions=preemptions,
-        started_at=started / 1000,
-        ended_at=ended / 1000,
-        stored_at=stored / 1000,
-        tokens=tokens,
-    )
 
 
 def _workers(headers: Sequence[Any], routing: Sequence[Any]) -> list[WorkerTrace]:
