@@ -170,9 +170,10 @@ class Cluster:
         return values
 
     def reported_tokens(self) -> dict[int, int]:
-        """Tokens by DP rank, as the service has them."""
-        (deployment,) = self.service.get("/v1/ranks")["deployments"]
-        return {rank["dp_rank"]: rank["tokens"] for rank in deployment["dp_ranks"]}
+        """Tokens by DP rank, as the service has them; none of a rank that a service just started has not heard of."""
+        deployments = self.service.get("/v1/ranks")["deployments"]
+        assert len(deployments) <= 1
+        return {rank["dp_rank"]: rank["tokens"] for found in deployments for rank in found["dp_ranks"]}
 
     def settled(self, expected: dict[int, int]) -> dict[int, int]:
         """The service's tokens once they equal what is expected, or as they are when time is up."""
