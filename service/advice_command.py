@@ -52,17 +52,22 @@ def advise(
     server: Annotated[str | None, typer.Option(help="vLLM deployment, when there are several.")] = None,
     model: Annotated[str | None, typer.Option(help="Model, when there are several.")] = None,
     start: Annotated[str, typer.Option(help="Begin of the window.")] = "-1h",
-    end: Annotated[str | None, typer.Option(help="End of the window, as -1m [now].")] = None,
+    end: Annotated[str | None, typer.Option(help="End of the window, as -1m; now when absent.")] = None,
     fit_share: Annotated[
         float, typer.Option(min=0.05, max=0.95, help="Share of the window to fit on; the rest checks.")
     ] = 0.5,
-    ranks: Annotated[int | None, typer.Option(min=1, help="EP ranks [as many as there are].")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes [as many hosts as report].")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="EP ranks; as many as there are when absent.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Nodes; as many as hosts report when absent.")
+    ] = None,
     groups: Annotated[
         int, typer.Option(min=1, help="Expert groups of the router: n_group of the model's config.")
     ] = 1,
     redundant: Annotated[
-        list[int] | None, typer.Option(min=0, help="Redundant experts to try; may be repeated [a sweep].")
+        list[int] | None,
+        typer.Option(min=0, help="Redundant experts to try; may be repeated; a sweep when absent."),
     ] = None,
     min_gain: Annotated[
         float, typer.Option(min=0, max=1, help="Least saving that is worth a change.")

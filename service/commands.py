@@ -21,7 +21,14 @@ from moescope.service.drift_commands import DRIFT_HELP, baseline_commands, drift
 from moescope.service.logs import set_up_logging
 from moescope.service.operation_commands import add_operations
 from moescope.service.report_command import REPORT_HELP, report
-from moescope.service.settings import LogFormat, LogLevel, MetricsLevel, SettingsError, load_settings
+from moescope.service.settings import (
+    LogFormat,
+    LogLevel,
+    MetricsLevel,
+    Settings,
+    SettingsError,
+    load_settings,
+)
 from moescope.service.simulate_command import SIMULATE_HELP, simulate
 from moescope.service.tables import balance_tables, ranks_table, stragglers_tables
 from moescope.service.trace_commands import trace_commands
@@ -34,8 +41,9 @@ _URL = "http://127.0.0.1:9890"
 
 _SERVE_HELP = """Run the side service: frames from vLLM's workers in; /metrics, /v1 and /docs out.
 
-Every flag can also be set in the environment (MOESCOPE_PORT, MOESCOPE_TOKEN, ...) or in a TOML file; a flag
-wins over the environment, which wins over the file.
+Every flag can also be set in the environment (MOESCOPE_PORT, MOESCOPE_STORE, ...) or in a TOML file (port =
+9890); a flag wins over the environment, which wins over the file. What has no flag, such as limits and how
+long things are kept, is in docs/settings.md; `moescope check-config` prints all settings.
 
 Examples:
 
@@ -65,8 +73,6 @@ Examples:
 
   moescope balance --start=-5m --watch
 """
-
-
 _STRAGGLERS_HELP = """Show what waiting for the busiest EP rank costs, layer by layer, from single steps.
 
 Beside it stands what the window's sums say: where the hot rank changes from step to step they look balanced.
@@ -77,6 +83,13 @@ Examples:
 
   moescope stragglers --start=-5m --watch
 """
+
+
+def _said(name: str) -> str:
+    """What a setting means and its default, as the help shows it."""
+    field = Settings.model_fields[name]
+    default = "" if field.default is None or field.default is False else f" \\[{field.default}]"
+    return f"{field.description}{default}"
 
 
 def command_line() -> typer.Typer:
@@ -105,39 +118,26 @@ def command_line() -> typer.Typer:
 
 def serve(
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one [9890].")] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with a bearer token that may do everything.")
-    ] = None,
-    tokens_file: Annotated[
-        Path | None, typer.Option(help="TOML file of tokens with scopes; see `moescope token`.")
-    ] = None,
-    open_read: Annotated[
-        bool | None, typer.Option("--open-read", help="Let everybody read; sending needs a token.")
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the certificate: HTTPS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its key.")] = None,
-    tls_client_ca: Annotated[
-        Path | None, typer.Option(help="PEM file of the authority whose clients may connect.")
-    ] = None,
-    insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Listen beyond loopback without authentication.")
-    ] = None,
-    window_s: Annotated[float | None, typer.Option(help="Window of the gauges, seconds [60].")] = None,
-    min_tokens: Annotated[int | None, typer.Option(help="Fewer tokens are no sample [100].")] = None,
-    stale_after_s: Annotated[float | None, typer.Option(help="Silence that makes stale [15].")] = None,
-    expire_after_s: Annotated[float | None, typer.Option(help="Silence that expires [3600].")] = None,
-    history_mib: Annotated[int | None, typer.Option(help="Memory for the past, MiB [256].")] = None,
-    store: Annotated[
-        str | None,
-        typer.Option(help="Folder for totals, history and traces, or clickhouse://...; absent: memory only."),
-    ] = None,
-    store_mib: Annotated[int | None, typer.Option(help="Most that it takes on disk, MiB [4096].")] = None,
-    max_body_mib: Annotated[int | None, typer.Option(help="Largest frame, MiB [32].")] = None,
-    metrics_level: Annotated[MetricsLevel | None, typer.Option(help="Cardinality [layer_rank].")] = None,
-    log_level: Annotated[LogLevel | None, typer.Option(help="Least severe messages to log [info].")] = None,
-    log_format: Annotated[LogFormat | None, typer.Option(help="Format of the log [text].")] = None,
+    host: Annotated[str | None, typer.Option(help=_said("host"))] = None,
+    port: Annotated[int | None, typer.Option(help=_said("port"))] = None,
+    token_file: Annotated[Path | None, typer.Option(help=_said("token_file"))] = None,
+    tokens_file: Annotated[Path | None, typer.Option(help=_said("tokens_file"))] = None,
+    open_read: Annotated[bool | None, typer.Option("--open-read", help=_said("open_read"))] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help=_said("tls_cert"))] = None,
+    tls_key: Annotated[Path | None, typer.Option(help=_said("tls_key"))] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help=_said("tls_client_ca"))] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help=_said("insecure"))] = None,
+    window_s: Annotated[float | None, typer.Option(help=_said("window_s"))] = None,
+    min_tokens: Annotated[int | None, typer.Option(help=_said("min_tokens"))] = None,
+    stale_after_s: Annotated[float | None, typer.Option(help=_said("stale_after_s"))] = None,
+    expire_after_s: Annotated[float | None, typer.Option(help=_said("expire_after_s"))] = None,
+    history_mib: Annotated[int | None, typer.Option(help=_said("history_mib"))] = None,
+    store: Annotated[str | None, typer.Option(help=_said("store"))] = None,
+    store_mib: Annotated[int | None, typer.Option(help=_said("store_mib"))] = None,
+    max_body_mib: Annotated[int | None, typer.Option(help=_said("max_body_mib"))] = None,
+    metrics_level: Annotated[MetricsLevel | None, typer.Option(help=_said("metrics_level"))] = None,
+    log_level: Annotated[LogLevel | None, typer.Option(help=_said("log_level"))] = None,
+    log_format: Annotated[LogFormat | None, typer.Option(help=_said("log_format"))] = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM."""
     # Here, so that the other commands start without a web framework.

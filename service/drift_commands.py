@@ -74,9 +74,9 @@ def drift(
     server: ServerOption = None,
     model: ModelOption = None,
     baseline: Annotated[str, typer.Option(help="Name of a baseline.")] = "previous_hour",
-    phase: Annotated[Phase | None, typer.Option(help="Only tokens of this phase [both].")] = None,
+    phase: Annotated[Phase | None, typer.Option(help="Only tokens of this phase; both when absent.")] = None,
     start: Annotated[str, typer.Option(help="Begin of the window.")] = "-5m",
-    end: Annotated[str | None, typer.Option(help="End of the window, as -1m [now].")] = None,
+    end: Annotated[str | None, typer.Option(help="End of the window, as -1m; now when absent.")] = None,
     min_tokens: Annotated[int | None, typer.Option(min=0, help="Fewer tokens are no sample.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,7 +97,7 @@ def pin(
     server: ServerOption = None,
     model: ModelOption = None,
     start: Annotated[str, typer.Option(help="Begin of the window.")] = "-1h",
-    end: Annotated[str | None, typer.Option(help="End of the window, as -1m [now].")] = None,
+    end: Annotated[str | None, typer.Option(help="End of the window, as -1m; now when absent.")] = None,
     note: Annotated[str, typer.Option(help="What it is, for people.")] = "",
 ) -> None:
     """Pin a baseline."""

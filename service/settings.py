@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -42,6 +42,14 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+_FLAGS: Final = """
+    host port token_file tokens_file open_read insecure tls_cert tls_key tls_client_ca window_s min_tokens
+    stale_after_s expire_after_s history_mib store store_mib max_body_mib metrics_level log_level log_format
+"""
+FLAGS: Final = frozenset(_FLAGS.split())
+"""Settings that `moescope serve` has a flag for."""
+
+
 class SettingsError(ValueError):
     """Settings that can't be used; the message says which and what to do."""
 
@@ -56,7 +64,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(9890, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     token: SecretStr | None = Field(None, description="Bearer token that may do everything.")
-    token_file: Path | None = Field(None, description="File with such a token; read again when it changes.")
+    token_file: Path | None = Field(
+        None, description="File with a bearer token that may do everything; read again when it changes."
+    )
     tokens_file: Path | None = Field(
         None, description="TOML file of tokens with scopes (ingest, read, admin); read again when it changes."
     )
@@ -215,7 +225,6 @@ def _explain(error: ValidationError) -> str:
         elif item["type"] == "extra_forbidden":
             lines.append(f"{name}: no such setting; there are {', '.join(sorted(Settings.model_fields))}")
         else:
-            lines.append(
-                f"{name}: {message}; set --{name.replace('_', '-')}, MOESCOPE_{name.upper()} or the file"
-            )
+            flag = f"--{name.replace('_', '-')}, " if name in FLAGS else ""
+            lines.append(f"{name}: {message}; set {flag}MOESCOPE_{name.upper()} or the file")
     return "\n".join(lines)

@@ -87,7 +87,8 @@ def simulate(
         list[str] | None, typer.Option(help="RANK@START or RANK@START-END: the rank is silent (seconds).")
     ] = None,
     rearrange_s: Annotated[
-        float | None, typer.Option(min=1, help="Seconds between rearrangements of experts [never].")
+        float | None,
+        typer.Option(min=1, help="Seconds between rearrangements of experts; never when absent."),
     ] = None,
     uncovered: Annotated[list[int] | None, typer.Option(help="Decoder layer that can't be seen.")] = None,
     trace_rate: Annotated[
@@ -96,7 +97,7 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     interval_s: Annotated[float, typer.Option("--interval", min=0.05, help="Seconds between frames.")] = 1.0,
     duration_s: Annotated[
-        float | None, typer.Option("--duration", min=0, help="Seconds to run [until Ctrl-C].")
+        float | None, typer.Option("--duration", min=0, help="Seconds to run; until Ctrl-C when absent.")
     ] = None,
 ) -> None:
     """Feed the service until the duration has passed or Ctrl-C."""

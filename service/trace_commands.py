@@ -97,7 +97,9 @@ def show(
     url: UrlOption = _URL,
     layer: LayerOption = None,
     first: Annotated[int, typer.Option(min=0, help="First position.")] = 0,
-    end: Annotated[int | None, typer.Option(min=0, help="Position to end before [first + 32].")] = None,
+    end: Annotated[
+        int | None, typer.Option(min=0, help="Position to end before; first + 32 when absent.")
+    ] = None,
 ) -> None:
     """Print a line for each position."""
     params: dict[str, str | None] = {"first": str(first), "end": str(first + 32 if end is None else end)}

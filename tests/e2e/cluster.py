@@ -170,7 +170,7 @@ class Cluster:
         return values
 
     def reported_tokens(self) -> dict[int, int]:
-        """Tokens by DP rank, as the service has them; none of a rank that a service just started has not heard of."""
+        """Tokens by DP rank, as the service has them: nothing yet of ranks it has not heard of."""
         deployments = self.service.get("/v1/ranks")["deployments"]
         assert len(deployments) <= 1
         return {rank["dp_rank"]: rank["tokens"] for found in deployments for rank in found["dp_ranks"]}

@@ -14,8 +14,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import typer
+from rich.text import Text
 
 from moescope.capture import wire
+from moescope.service.commands import command_line
+from moescope.service.settings import FLAGS
 from tests.service.conftest import Service
 from tests.service.frames import frame, halves, producer
 
@@ -243,6 +247,28 @@ def test_help_teaches_with_examples() -> None:
         assert done.returncode == 0
         assert f"moescope {command} --" in done.stdout
     assert _run("version").stdout.startswith("moescope 0.")
+
+
+def _commands(group: typer.core.TyperGroup) -> Iterator[typer.core.TyperCommand]:
+    for command in group.commands.values():
+        if isinstance(command, typer.core.TyperGroup):
+            yield from _commands(command)
+        else:
+            assert isinstance(command, typer.core.TyperCommand)
+            yield command
+
+
+def test_no_word_of_the_help_is_taken_for_markup() -> None:
+    group = typer.main.get_command(command_line())
+    assert isinstance(group, typer.core.TyperGroup)
+    commands = {command.name: command for command in _commands(group)}
+    assert set(commands) >= {"serve", "advise", "simulate", "pin", "export"}
+    for command in commands.values():
+        for parameter in command.params:
+            said = getattr(parameter, "help", None) or ""
+            assert Text.from_markup(said).plain == said.replace("\\[", "["), (command.name, parameter.name)
+    flags = {parameter.name for parameter in commands["serve"].params}
+    assert flags == FLAGS | {"config"}
 
 
 def test_without_the_extra_the_command_says_how_to_install_it(tmp_path: Path) -> None:

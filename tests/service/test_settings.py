@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from moescope.service.settings import MetricsLevel, SettingsError, is_loopback, load_settings
+from moescope.service.settings import MetricsLevel, Settings, SettingsError, is_loopback, load_settings
+from moescope.service.settings_document import markdown
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_defaults_are_loopback_and_9890() -> None:
@@ -41,6 +45,7 @@ def test_the_capturers_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) ->
     ("text", "message"),
     [
         ("port = 70000", r"^port: .*65535.*--port, MOESCOPE_PORT or the file"),
+        ("max_epochs = 0", r"^max_epochs: .*; set MOESCOPE_MAX_EPOCHS or the file$"),  # which has no flag
         ("prot = 1", r"^prot: no such setting; there are .*port"),
         ('metrics_level = "all"', r"^metrics_level: .*'layer_rank'"),
         ("port = ", r"moescope\.toml is not valid TOML"),
@@ -80,3 +85,17 @@ def test_a_store_is_a_folder_or_clickhouse() -> None:
     assert load_settings(None, {"store": "traces"}).store == Path("traces")
     with pytest.raises(SettingsError, match="store: a store at postgres:// is not known"):
         load_settings(None, {"store": "postgres://host"})
+
+
+def test_the_document_is_of_these_settings() -> None:
+    how = "is out of date: python -m moescope.service.settings_document > docs/settings.md"
+    assert (ROOT / "docs/settings.md").read_text() == markdown(), f"docs/settings.md {how}"
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_the_table_of_limits_has_their_defaults() -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+)", text, re.MULTILINE)
+    assert len(rows) >= 8
+    for name, default in rows:
+        assert float(default.replace(",", "")) == Settings.model_fields[name].default, name

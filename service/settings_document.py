@@ -1,0 +1,65 @@
+"""docs/settings.md, written from the settings: ``python -m moescope.service.settings_document``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final
+
+from pydantic.fields import FieldInfo
+
+from moescope.service.settings import FLAGS, Settings
+
+_INTRODUCTION: Final = """# Settings of the service
+
+Written from the code (`service/settings.py`) by
+`python -m moescope.service.settings_document > docs/settings.md`; a test compares them. What is set in vLLM's
+environment is in the [README](../README.md#the-capturers-settings).
+
+A setting is given as a flag of `moescope serve` where it has one, as a variable, or by its name in a TOML
+file (`moescope serve --config moescope.toml`). A flag wins over the environment, which wins over the file. A
+name in the file that is no setting is refused; a variable that is none is ignored, since vLLM's have the same
+prefix. `moescope check-config` prints what would be used.
+
+```toml
+host = "0.0.0.0"
+tokens_file = "/etc/moescope/tokens.toml"
+store = "/var/lib/moescope"
+keep_traces_s = 86400
+```
+
+| in the file | flag | variable | default | |
+|---|---|---|---|---|
+"""
+
+
+def markdown() -> str:
+    """The whole document."""
+    return _INTRODUCTION + "".join(_row(name, field) for name, field in Settings.model_fields.items())
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    flag = f"`--{name.replace('_', '-')}`" if name in FLAGS else ""
+    cells = (
+        f"`{name}`",
+        flag,
+        f"`MOESCOPE_{name.upper()}`",
+        _default(field.default),
+        field.description or "",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _default(value: Any) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:.15g}"
+        case _:
+            return str(value)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())
