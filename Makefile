@@ -4,7 +4,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help env demo test packages lint types tests test-gpu soak format clean
+.PHONY: help env demo test packages lint types kernels tests test-gpu soak format clean
 
 # vLLM's modules are imported by every process of every test; cached bytecode makes that three times as fast.
 unexport PYTHONDONTWRITEBYTECODE
@@ -32,7 +32,7 @@ env:  ## create or update .venv
 demo: env  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--help)
 	@$(BIN)/python -m devkit.demo $(ARGS)
 
-test: env packages lint types tests  ## everything that must pass before a commit
+test: env packages lint types kernels tests  ## everything that must pass before a commit
 
 packages:  ## Debian packages that the tests drive
 	$(call stage,packages,devkit/setup-debian.sh $(DEBIAN))
@@ -43,11 +43,14 @@ lint: env  ## ruff: rules and format
 types: env  ## mypy, strict, on an installed copy (it can't follow the editable install)
 	$(call stage,types,devkit/check-types.sh $(PACKAGES))
 
+kernels: env  ## the Triton kernels against their torch reference, interpreted: no GPU needed
+	$(call stage,kernels,TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels)
+
 tests: env  ## pytest (ARGS: its arguments); generated cases are the same each time
 	$(call stage,tests,$(BIN)/python -m pytest --hypothesis-profile=ci $(ARGS))
 
 test-gpu:  ## tests on a CUDA GPU, with the Python that has vLLM and moescope (PYTHON=python3)
-	$(call stage,test-gpu,$(PYTHON) -m pytest tests/gpu $(ARGS))
+	$(call stage,test-gpu,$(PYTHON) -m pytest tests/gpu tests/kernels $(ARGS))
 
 soak: env  ## the gates that take long: load, faults, network, bad input; a table into docs/gates.md (ARGS=--help)
 	$(call stage,soak,$(BIN)/python -m devkit.soak $(ARGS))

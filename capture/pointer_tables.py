@@ -73,7 +73,7 @@ class PointerTables:
     def __init__(self, layers: Sequence[MoeLayer], device: torch.device) -> None:
         self._num_layers = len(layers)
         self._device = device
-        self._blank = _blank_table(layers)
+        self._blank = blank_table(layers)
         self._chunks = [_Chunk(self._num_layers, device)]
         self._ring = deque(_Pinned(self._num_layers) for _ in range(RING))
         self._now = torch.zeros(self._num_layers, len(Field), dtype=torch.int64, device=device)
@@ -141,7 +141,7 @@ def table_entry(topk_ids: torch.Tensor, span: RowSpan) -> tuple[int, ...]:
     return address, span.count, span.first_token, topk_ids.shape[1], row_stride, column_stride
 
 
-def _blank_table(layers: Sequence[MoeLayer]) -> Int64Array:
+def blank_table(layers: Sequence[MoeLayer]) -> Int64Array:
     """int64 [L, 8]: where each layer's counts are, and no rows."""
     table = torch.zeros(len(layers), len(Field), dtype=torch.int64).numpy()
     start = 0

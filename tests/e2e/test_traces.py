@@ -308,34 +308,6 @@ def test_preempted_requests(tmp_path: Path) -> None:
             assert len(times) == trace["prompt_tokens"] + 300 - 1
 
 
-def test_sampling_and_opt_in(tmp_path: Path) -> None:
-    """One rank of two TP workers, whose shards make one trace; only those that ask for it."""
-    options = {
-        **DP2_EP2,
-        "env": {"MOESCOPE_TRACE_OPT_IN": "1"},
-        "extra_args": ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp"),
-    }
-    with Cluster(tmp_path, options, store=tmp_path / "store") as cluster:
-        cluster.complete_all(prompts(4))
-        answer = httpx.post(
-            f"{cluster.vllm.url}/v1/completions",
-            json={
-                "model": MODEL_NAME,
-                "prompt": "trace me please",
-                "max_tokens": 8,
-                "vllm_xargs": {"moescope_trace": 1},
-            },
-            timeout=60,
-        ).json()
-        settled(cluster)
-        [entry] = all_traces(cluster)
-        assert answer["id"] in entry["names"]
-        computed = answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"] - 1
-        assert entry["tokens"] == computed
-        assert npz(cluster, answer["id"])["times_computed"].tolist() == [1] * computed
-        assert len({decode_part(body).producer.tp_rank for body in cluster.relay.trace_bodies}) == 2
-
-
 def test_a_steps_number_is_the_same_on_all_dp_ranks(tracing: Cluster) -> None:
     """vLLM's ranks agree on their sizes in each forward pass: what they agreed on has one number on all."""
     tracing.complete_all(prompts(16, stride=3))

@@ -1,0 +1,112 @@
+"""The same ids counted three times: by the step kernel, by the layer kernel and by the torch reference."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.kernels.device import DEVICE  # skips first, where there is neither a GPU nor the interpreter
+
+# isort: split
+from moescope.capture.counting import CountBuffers, count_rows
+from moescope.capture.kernel_launch import launch_layer, launch_step
+from moescope.capture.layout import Layout, RowSpan
+from moescope.capture.load_ring import LoadRing
+from moescope.capture.pointer_tables import blank_table, table_entry
+from moescope.capture.step_word import Phase, pack_step
+from moescope.capture.wire import MoeLayer
+
+SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
+MODELS = {
+    "qwen3-30b": [(128, 8)] * 4,
+    "qwen2-moe": [(60, 4)] * 3,
+    "deepseek-v2": [(160, 6)] * 3,
+    "kimi-k2": [(384, 8)] * 2,
+    "ragged": [(60, 4), (384, 8), (1, 1), (7, 3), (128, 1)],
+    "more experts than bins": [(3000, 8), (16, 2)],
+    "one layer": [(256, 9)],
+}
+
+
+def make_ids(rows: int, layer: MoeLayer, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Ids [rows, top_k] in and out of range; masked ones where the type has a sign."""
+    generator = torch.Generator().manual_seed(seed)
+    highest = min(layer.num_experts + 3, torch.iinfo(dtype).max)
+    lowest = -2 if dtype in SIGNED else 0
+    return torch.randint(lowest, highest, (rows, layer.top_k), generator=generator).to(DEVICE, dtype)
+
+
+class Bench:
+    """Counts the same ids with the step kernel, the layer kernel and the reference.
+
+    Experts are on EP ranks at random; phases are random too, where a step has both.
+    """
+
+    def __init__(
+        self,
+        shape: list[tuple[int, int]],
+        num_valid: int,
+        phase: Phase = Phase.PREFILL,
+        ep_size: int = 8,
+        max_tokens: int = 6000,
+    ) -> None:
+        self.layers = [MoeLayer(2 * index, experts, top_k) for index, (experts, top_k) in enumerate(shape)]
+        self.num_valid, self.phase = num_valid, phase
+        generator = torch.Generator().manual_seed(3)
+        size = (len(shape), max(experts for experts, _ in shape))
+        ep_ranks = torch.randint(0, ep_size, size, generator=generator).numpy() if ep_size else None
+        phases = torch.randint(0, 2, (max_tokens,), generator=generator)
+        self.all = []
+        for _ in range(3):
+            ring = None if ep_ranks is None else LoadRing(ep_ranks.astype("i4"), ep_size, 0, DEVICE)
+            buffers = CountBuffers(self.layers, DEVICE, max_tokens, ring)
+            buffers.phases.copy_(phases)
+            self.all.append(buffers)
+        self.step, self.layer, self.reference = self.all
+
+    def table(self, entries: dict[int, tuple[int, ...]]) -> torch.Tensor:
+        """A pointer table of these layers, by ordinal."""
+        table = blank_table(self.layers)
+        for ordinal, entry in entries.items():
+            table[ordinal, : len(entry)] = entry
+        return torch.from_numpy(table).to(DEVICE)
+
+    def begin(self) -> None:
+        """A step begins: in each buffers' next slot, which only the step kernel empties ahead."""
+        for buffers in self.all:
+            slot = 0
+            if buffers.ring is not None:
+                slot = buffers.ring.begin_step(0)
+                if buffers is not self.step:
+                    buffers.ring.zero()
+            buffers.step_word.fill_(pack_step(self.num_valid, self.phase, slot))
+
+    def count(self, ids: dict[int, torch.Tensor], spans: dict[int, RowSpan]) -> None:
+        """A step."""
+        self.begin()
+        slots = max(spans[i].count * ids[i].shape[1] for i in ids)
+        table = self.table({i: table_entry(ids[i], spans[i]) for i in ids})
+        launch_step(table, self.step, self.step.flat, next(iter(ids.values())).dtype, slots)
+        for i, tensor in ids.items():
+            launch_layer(tensor, spans[i], self.layer, i, self.layer.flat)
+            count_rows(self.reference, i, tensor, spans[i], self.reference.flat)
+
+    def check(self) -> list[int]:
+        """All three agree, on counts by phase and on the loads of each step."""
+        expected = self.reference.flat.tolist()
+        assert self.step.flat.tolist() == expected
+        assert self.layer.flat.tolist() == expected
+        if self.reference.ring is not None and self.step.ring is not None and self.layer.ring is not None:
+            assert torch.equal(self.layer.ring.loads, self.reference.ring.loads)
+            steps = min(self.reference.ring.computed, self.reference.ring.capacity)
+            rings = (self.step.ring, self.reference.ring)
+            copies = [torch.zeros_like(ring.loads) for ring in rings]
+            for ring, copy in zip(rings, copies, strict=True):
+                ring.copy_since(0, copy)
+            assert torch.equal(copies[0][:steps], copies[1][:steps])
+            if rings[0].computed <= rings[0].capacity:
+                assert int(copies[0].sum()) == sum(expected[: 2 * self.reference.num_slots])
+        return expected
+
+
+def span(count: int, start: int = 0, first_token: int = 0) -> RowSpan:
+    return RowSpan(Layout.LOCAL, start, count, first_token)
