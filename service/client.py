@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -77,6 +78,11 @@ def _exchange(
         )
         response = connection.getresponse()
         answer = response.read()
+    except ssl.SSLCertVerificationError as error:
+        raise ServiceUnavailableError(
+            f"the certificate of {url} is not trusted ({error.verify_message}): name its authority's PEM "
+            "file in MOESCOPE_CA_FILE, and the host in --url as the certificate does"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         raise ServiceUnavailableError(
             f"no service answers at {url} ({error}): start one with `moescope serve`, or give --url"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import os
 import stat
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +18,15 @@ from moescope.service.store.backup import back_up
 from moescope.service.store.backup import restore as put_back
 from moescope.service.store.records import StoreError
 from moescope.service.tls import Tls, TlsError
-from moescope.service.tokens import Scope, TokenBook, TokenError, new_token
+from moescope.service.tokens import NAME, Scope, TokenBook, TokenError, new_token, tokens_of
 
 StoreOption = Annotated[Path, typer.Option(envvar="MOESCOPE_STORE", help="Folder of the store.")]
 
 CHECK_HELP = """Check the settings that `moescope serve` would use, without serving.
 
 Reads the file and the environment, the files of tokens and the certificate, and looks at the store's folder.
-Exit code 0: it can serve (there may be warnings). 2: it can't, and every line says what to mend.
+It takes no port, opens no store and does not ask ClickHouse. Exit code 0: the settings can be used (there may
+be warnings). 2: they can't, and every line says what to mend.
 
 Examples:
 
@@ -32,13 +36,14 @@ Examples:
 """
 MAKE_HELP = """Make a token, and the entry for the service's file of tokens.
 
-The token goes to standard output, the entry to standard error; the file of tokens only has its digest.
+The token goes to standard output. The entry has only its digest; it goes into the file that --add-to names,
+once the whole of it was checked, else to standard error. A running service reads its file again by itself.
 
 Examples:
 
-  moescope token vllm --scope ingest > vllm.token 2>> tokens.toml
+  moescope token vllm --scope ingest --add-to tokens.toml > vllm.token
 
-  moescope token prometheus --scope read > prometheus.token 2>> tokens.toml
+  moescope token prometheus --scope read --add-to tokens.toml > prometheus.token
 
   moescope serve --tokens-file tokens.toml
 """
@@ -95,8 +100,13 @@ def token(
     name: Annotated[str, typer.Argument(help="Whose it is: letters, digits, dots, dashes.")],
     scope: Annotated[list[Scope], typer.Option(help="What it allows; may be repeated.")],
     expires: Annotated[str | None, typer.Option(help="Last day, exclusive, as 2027-01-31.")] = None,
+    add_to: Annotated[Path | None, typer.Option(help="File of tokens to add the entry to.")] = None,
 ) -> None:
     """Make a token."""
+    if not NAME.fullmatch(name):
+        raise _failure("name: 1 to 64 letters, digits, dots, dashes or underscores are needed")
+    if expires is not None and not _is_date(expires):
+        raise _failure(f"--expires: {expires!r} is no date such as 2027-01-31")
     made = new_token()
     lines = [
         "[[tokens]]",
@@ -105,8 +115,39 @@ def token(
         f'sha256 = "{hashlib.sha256(made.encode()).hexdigest()}"',
         *([] if expires is None else [f"expires = {expires}"]),
     ]
+    entry = "\n".join(lines) + "\n"
+    if add_to is None:
+        typer.echo(made)
+        typer.echo(entry, err=True)
+        return
+    try:
+        _add_entry(add_to, entry)
+    except TokenError as error:
+        raise _failure(str(error)) from None
     typer.echo(made)
-    typer.echo("\n".join(lines) + "\n", err=True)
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text  # as TOML writes it
+    except ValueError:
+        return False
+
+
+def _add_entry(path: Path, entry: str) -> None:
+    """Append to a file of tokens that is good with it, or make one that only its owner reads.
+
+    Raises:
+        TokenError: the file can't be read or written, or would not be good.
+    """
+    try:
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        more = f"{chr(10) if old and not old.endswith(chr(10)) else ''}{entry}\n"
+        tokens_of(path, old + more)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as file:
+            file.write(more)
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenError(f"{path} can't be added to: {error}") from error
 
 
 def backup(
@@ -114,7 +155,7 @@ def backup(
 ) -> None:
     """Copy the store."""
     try:
-        contents = back_up(store, file)
+        contents = back_up(_folder(store), file)
     except StoreError as error:
         raise _failure(str(error)) from None
     typer.echo(f"{file}: {contents}")
@@ -127,7 +168,7 @@ def restore(
 ) -> None:
     """Put a copy back."""
     try:
-        contents, aside = put_back(file, store, force)
+        contents, aside = put_back(file, _folder(store), force)
     except StoreError as error:
         raise _failure(str(error)) from None
     typer.echo(f"{store}: {contents}")
@@ -135,14 +176,29 @@ def restore(
         typer.echo(f"What was there before is {aside}")
 
 
+def _folder(store: Path) -> Path:
+    """A store's folder, as these commands need it.
+
+    Raises:
+        StoreError: it is a ClickHouse, whose address may hold a password.
+    """
+    if store.parts and store.parts[0] in ("clickhouse:", "clickhouses:"):
+        raise StoreError("--store or MOESCOPE_STORE is a ClickHouse: copy its database with its own BACKUP")
+    return store
+
+
 def _problems(settings: Settings) -> list[str]:
     """What would keep the service from starting, besides the settings themselves."""
     folder = settings.store
-    if not isinstance(folder, Path):
+    if folder is None:
         return []
-    if folder.exists() and not folder.is_dir():
-        return [f"store: {folder} is not a folder"]
-    return []
+    if not isinstance(folder, Path):
+        found = importlib.util.find_spec("clickhouse_connect")
+        return [] if found else ["store: ClickHouse needs its client: pip install 'moescope[clickhouse]'"]
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        return [f"store: {there} is not a folder"]
+    return [] if os.access(there, os.W_OK | os.X_OK) else [f"store: {there} can't be written to"]
 
 
 def _warnings(settings: Settings, book: TokenBook) -> list[str]:
@@ -164,6 +220,8 @@ def _warnings(settings: Settings, book: TokenBook) -> list[str]:
     ]
     if settings.store is None:
         found.append("store: totals and history are in memory only")
+    elif not isinstance(settings.store, Path):
+        found.append("store: whether ClickHouse answers was not tried")
     return found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +17,7 @@ def ranks_table(answer: dict[str, Any]) -> RenderableType:
     return Group(*(_deployment_table(deployment) for deployment in answer["deployments"]))
 
 
-def _deployment_table(deployment: dict[str, Any]) -> Table:
+def _deployment_table(deployment: dict[str, Any]) -> RenderableType:
     table = Table(title=f"{deployment['model']} on {deployment['server']}: totals since the start")
     for name in ("DP", "TP", "PP", "EP", "tokens", "of decode", "steps", "idle"):
         table.add_column(name, justify="right")
@@ -33,7 +34,19 @@ def _deployment_table(deployment: dict[str, Any]) -> Table:
                 f"{producer['state']}, {producer['age_seconds']:.0f} s ago",
                 _capture(rank, producer),
             )
-    return table
+    return Group(table, *(Text(f"- {note}") for note in _absences(deployment)))
+
+
+def _absences(deployment: dict[str, Any]) -> list[str]:
+    """Who never reported, and each layer that can't be seen, with the reason."""
+    missing = ", ".join(str(rank) for rank in deployment["missing_dp_ranks"])
+    uncovered = {
+        f"layer {entry['layer']} can't be seen: {entry['reason']}": None
+        for rank in deployment["dp_ranks"]
+        for producer in rank["producers"]
+        for entry in producer["uncovered"]
+    }
+    return [*([f"DP ranks that never reported: {missing}"] if missing else []), *uncovered]
 
 
 def balance_tables(answer: dict[str, Any]) -> RenderableType:
@@ -41,22 +54,53 @@ def balance_tables(answer: dict[str, Any]) -> RenderableType:
     layers = answer["layers"]
     loads = [layer["over_ep_ranks"]["loads"] for layer in layers]
     ep_ranks = max((len(load) for load in loads if load is not None), default=0)
-    table = Table(title=f"{answer['model']} on {answer['server']}: slots by EP rank, imbalance = max / mean")
-    for name in ("layer", "tokens", *(f"EP {rank}" for rank in range(ep_ranks))):
-        table.add_column(name, justify="right")
-    for name in ("over EP", "over DP", "over experts", "dead experts"):
-        table.add_column(name, justify="right")
-    for layer, load in zip(layers, loads, strict=True):
-        slots = [f"{value:,.0f}" for value in load or ()]
+    title = f"{answer['model']} on {answer['server']}: slots by EP rank, imbalance = max / mean"
+    ranks = [f"EP {rank}" for rank in range(ep_ranks)]
+    wide = _balance_table(title, ranks, layers, [_each(load, ep_ranks) for load in loads])
+    narrow = _balance_table(title, ["hottest EP", "its slots"], layers, [_hottest(load) for load in loads])
+    return Group(_Widest(wide, narrow), _dp_line(answer), _summary_line(answer), *_notes(answer))
+
+
+class _Widest:
+    """The wide table where the terminal has room for it, else the narrow one."""
+
+    def __init__(self, wide: Table, narrow: Table) -> None:
+        self._wide = wide
+        self._narrow = narrow
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The one that fits."""
+        fits = Measurement.get(console, options.update(max_width=10_000), self._wide)
+        yield self._wide if fits.maximum <= options.max_width else self._narrow
+
+
+def _balance_table(
+    title: str, names: list[str], layers: list[dict[str, Any]], cells: list[list[str]]
+) -> Table:
+    table = Table(title=title)
+    for name in ("layer", "tokens", *names, "over EP", "over DP", "over experts", "dead experts"):
+        table.add_column(name, justify="right", overflow="fold")
+    for layer, loads in zip(layers, cells, strict=True):
         experts = layer["over_experts"]["measures"]
         table.add_row(
             str(layer["layer"]),
             f"{layer['tokens']:,}",
-            *(slots + ["-"] * (ep_ranks - len(slots))),
+            *loads,
             *(_ratio(layer[axis]) for axis in ("over_ep_ranks", "over_dp_ranks", "over_experts")),
             "-" if experts is None else str(experts["dead"]),
         )
-    return Group(table, _dp_line(answer), _summary_line(answer), *_notes(answer))
+    return table
+
+
+def _each(load: list[float] | None, ep_ranks: int) -> list[str]:
+    slots = [f"{value:,.0f}" for value in load or ()]
+    return slots + ["-"] * (ep_ranks - len(slots))
+
+
+def _hottest(load: list[float] | None) -> list[str]:
+    if not load or not max(load):
+        return ["-", "-"]
+    return [str(load.index(max(load))), f"{max(load):,.0f}"]
 
 
 def _ratio(cell: dict[str, Any]) -> str:

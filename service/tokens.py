@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 MIN_LENGTH: Final = 16
 """Shortest token in a file of tokens; ``moescope token`` makes them longer."""
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]+")
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""What a token is called in logs and in the file of tokens."""
 _KEYS: Final = frozenset({"name", "scopes", "sha256", "file", "expires"})
 
 
@@ -100,11 +101,22 @@ def read_tokens(path: Path) -> list[Token]:
         TokenError: names the file, the entry and the key.
     """
     try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
+        return tokens_of(path, path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TokenError(f"the file of tokens {path} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise TokenError(f"{path} is not valid TOML: {error}") from error
+
+
+def tokens_of(path: Path, text: str) -> list[Token]:
+    """The tokens of :func:`read_tokens`, of the text that ``path`` has or is to have.
+
+    Raises:
+        TokenError: likewise.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise TokenError(f"{path} is not valid TOML: {error}") from error
     entries = document.pop("tokens", None)
     if document or not isinstance(entries, list) or not entries:
@@ -127,7 +139,7 @@ def _token(path: Path, number: int, entry: object) -> Token:
     if unknown:
         raise TokenError(f"{where}: {unknown[0]}: no such key; there are {', '.join(sorted(_KEYS))}")
     name = entry.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise TokenError(f"{where}: name: 1 to 64 letters, digits, dots, dashes or underscores are needed")
     return Token(
         name, _scopes(where, entry.get("scopes")), _digest(where, path, entry), _expiry(where, entry)

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
-from moescope.service.access import Sessions, open_book
+from moescope.service.access import Sessions, needed, open_book
 from moescope.service.api.advice import advice_router
 from moescope.service.api.balance import balance_router
 from moescope.service.api.baselines import baselines_router
@@ -26,7 +26,7 @@ from moescope.service.api.keeping import Keeper
 from moescope.service.api.limits import Limits
 from moescope.service.api.live import live_router
 from moescope.service.api.probes import probes_router
-from moescope.service.api.problems import Problem, install
+from moescope.service.api.problems import Problem, documented, install
 from moescope.service.api.ranks import ranks_router
 from moescope.service.api.rearrangements import rearrangements_router
 from moescope.service.api.session import session_router
@@ -115,7 +115,7 @@ def create_app(
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The schema with the problem document, which no route names as its model, among the components."""
+    """The schema, with the problem document and the guard's answers, which no route names."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
@@ -124,5 +124,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         components["Problem"] = Problem.model_json_schema()
         for unused in ("HTTPValidationError", "ValidationError"):
             components.pop(unused, None)
+        for path, operations in schema["paths"].items():
+            for method, operation in operations.items():
+                if needed(method.upper(), path) is not None:  # the guard answers before the route
+                    for status, answer in documented(401, 403).items():
+                        operation["responses"].setdefault(str(status), answer)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -207,11 +207,12 @@ def _find(store: Store, name: str) -> tuple[TracedRequest, TraceFormat | None]:
                 "Several requests have this id",
                 f"Ask for one of {ids}, and maybe more.",
             )
+    last, _ = choices[-1]
     raise ProblemError(
         404,
         "no-such-trace",
         "No such trace",
-        f"There is none of {name!r}: it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or was removed "
+        f"There is none of {last!r}: it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or was removed "
         "by its time to live. GET /v1/traces lists what there is.",
     )
 

@@ -141,4 +141,6 @@ def _failures(what: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"{what} failed: {error}") from error
+        # A taken folder is an OSError of number 0, which is not worth showing.
+        reason = error.strerror if isinstance(error, OSError) and not error.errno else error
+        raise StoreError(f"{what} failed: {reason}") from error

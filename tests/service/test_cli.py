@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import typer
 from rich.text import Text
+from typer.testing import CliRunner
 
 from moescope.capture import wire
 from moescope.service.commands import command_line
@@ -168,6 +169,36 @@ def test_balance_and_ranks_show_tables(service: Service) -> None:
     assert "1,500" in ranks.stdout
     assert "of decode" in ranks.stdout
     assert "uncovered layers [5]" in ranks.stdout
+
+
+def test_a_narrow_terminal_gets_the_hottest_rank_in_place_of_empty_columns(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for dp_rank in range(32):
+        who = producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=32, ep_size=32)
+        service.push(frame({3: [1000] * 31 + [3000]}, who=who, placement=halves(32, 1, 32)))
+    for width, heads, slots in (
+        ("80", "hottest EP its slots", ["31", "96,000"]),
+        ("600", "EP 31", ["32,000"]),
+    ):
+        monkeypatch.setenv("COLUMNS", width)
+        monkeypatch.setenv("NO_COLOR", "1")
+        done = CliRunner().invoke(command_line(), ["balance", "--url", service.url])
+        assert done.exit_code == 0
+        assert all(word in done.stdout for word in heads.split()), done.stdout
+        row = next(line for line in done.stdout.splitlines() if line.startswith("│     3"))
+        cells = [cell.strip() for cell in row.strip("│").split("│")]
+        assert cells[:2] == ["3", "544,000"]
+        assert cells[2 : 2 + len(slots)] == slots
+        assert cells[-4:] == ["2.824", "1.000", "2.824", "0"]
+
+
+def test_ranks_names_who_never_reported_and_what_cant_be_seen(service: Service) -> None:
+    uncovered = [wire.UncoveredLayer(5, "monolithic kernel")]
+    service.push(frame({3: [2, 1]}, who=producer(dp_size=3), uncovered=uncovered))
+    done = _run("ranks", "--url", service.url)
+    assert "- DP ranks that never reported: 1, 2" in done.stdout
+    assert "- layer 5 can't be seen: monolithic kernel" in done.stdout
 
 
 def test_stragglers_show_steps_beside_the_window(service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -87,3 +88,16 @@ def test_the_openapi_document_refers_to_nothing_that_is_not_there(service: Servi
     body = response.json()["paths"]["/v1/ingest"]["post"]["requestBody"]["content"]
     assert list(body) == [wire.CONTENT_TYPE]
     assert service.client.get("/docs").status_code == 200
+
+
+def test_the_openapi_document_has_the_guards_answers(start_service: Callable[..., Service]) -> None:
+    service = start_service(token="a-token-of-this-test")
+    known = {"Authorization": "Bearer a-token-of-this-test"}
+    paths = service.client.get("/openapi.json", headers=known).json()["paths"]
+    turned_away = 0
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            answer = service.client.request(method, re.sub(r"{\w+}", "x", path))
+            turned_away += answer.status_code == 401
+            assert answer.status_code != 401 or {"401", "403"} <= set(operation["responses"]), (method, path)
+    assert turned_away > 20

@@ -42,6 +42,7 @@ def test_check_config_shows_what_would_be_used_and_no_secret(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('store = "/etc/hostname/below"', "store: /etc/hostname is not a folder"),
         ("port = 70000", "port: "),
         ('host = "0.0.0.0"', "MOESCOPE_TOKEN_FILE"),
         ('tokens_file = "/none.toml"', "the file of tokens /none.toml can't be read"),
@@ -70,6 +71,42 @@ def test_a_new_token_and_its_entry_fit(tmp_path: Path) -> None:
     assert run("token", "x", "--scope", "everything").exit_code == 2
 
 
+def test_a_new_token_is_added_to_a_file_that_stays_good(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    first = run("token", "vllm", "--scope", "ingest", "--add-to", path)
+    assert (first.exit_code, first.stderr) == (0, "")
+    assert path.stat().st_mode & 0o777 == 0o600
+    second = run("token", "grafana", "--scope", "read", "--expires", "2099-01-31", "--add-to", path)
+    made = read_tokens(path)
+    assert [token.name for token in made] == ["vllm", "grafana"]
+    assert [token.digest for token in made] == [digest_of(done.stdout.strip()) for done in (first, second)]
+    before = path.read_text()
+    for arguments, said in (
+        (("vllm", "--scope", "read"), "two entries have the same name"),
+        (('a"b', "--scope", "read"), "name: 1 to 64 letters"),
+        (("ab", "--scope", "read", "--expires", "tomorrow"), "'tomorrow' is no date"),
+        (("ab", "--scope", "read", "--expires", "20990131"), "'20990131' is no date"),
+    ):
+        done = run("token", *arguments, "--add-to", path)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert said in done.stderr
+    assert path.read_text() == before
+
+
+def test_a_clickhouse_is_no_folder_to_copy_and_its_password_stays_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOESCOPE_STORE", "clickhouse://user:hidden@127.0.0.1:1/db")
+    for command in ("backup", "restore"):
+        done = run(command, tmp_path / "copy.sqlite")
+        assert done.exit_code == 2
+        assert "its own BACKUP" in done.stderr
+        assert "hidden" not in done.output
+    checked = run("check-config")
+    assert "whether ClickHouse answers was not tried" in checked.stderr
+    assert "hidden" not in checked.output
+
+
 def test_backup_while_frames_come_and_restore(start_service: Callable[..., Service], tmp_path: Path) -> None:
     folder, file = tmp_path / "store", tmp_path / "copy.sqlite"
     service = start_service(store=folder, use_clock=time.time, max_frames_per_s=10_000)
@@ -95,7 +132,8 @@ def test_backup_while_frames_come_and_restore(start_service: Callable[..., Servi
     assert done.exit_code == 0, done.output
     assert "1 producers" in done.stdout
     assert run("backup", file, "--store", folder).exit_code == 2, "a file is never overwritten"
-    assert "another service has it" in run("restore", file, "--store", folder, "--force").stderr
+    taken = run("restore", file, "--store", folder, "--force").stderr
+    assert "failed: another service has it" in taken
     start_service.end_all()  # type: ignore[attr-defined]
 
     other = tmp_path / "other"

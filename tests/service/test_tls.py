@@ -64,6 +64,8 @@ def test_frames_come_over_tls_that_is_checked(start_service: Callable[..., Servi
     assert not caught.value.permanent
     with pytest.raises(DeliveryError, match="can't be reached"):
         send(service.url)
+    with pytest.raises(ServiceUnavailableError, match=r"is not trusted .*MOESCOPE_CA_FILE"):
+        get_json(secure(service), "/v1/ranks", {})
 
 
 def test_with_mutual_tls_only_known_clients_get_anything(

@@ -59,7 +59,7 @@ def test_export(service: Service, tmp_path: Path) -> None:
 def test_mistakes_are_explained(service: Service, tmp_path: Path) -> None:
     unknown = run(service, "show", "nobody")
     assert unknown.returncode == 2
-    assert "MOESCOPE_TRACE_RATE" in unknown.stderr
+    assert "'nobody': it wasn't sampled (MOESCOPE_TRACE_RATE)" in unknown.stderr
     bad = run(service, "export", "x1", str(tmp_path / "x1.txt"))
     assert bad.returncode == 2
     assert ".npz" in bad.stderr
