@@ -13,12 +13,19 @@ import torch
 from devkit.fake_placement import pretend_ep_ranks
 from devkit.gpu_models import deepseek_v2, qwen3_moe, write_model
 from moescope.capture.binding import LayerCallback
+from moescope.capture.vllm_requests import OPT_IN
 
 SHAPES: Final[dict[str, Callable[[], dict[str, Any]]]] = {"qwen3": qwen3_moe, "deepseek": deepseek_v2}
 SETS: Final = {"off": 5, "moescope": 5, "vllm": 1, "hooks": 1}
 """Modes, and how many sets of CUDA graphs are captured in each."""
+MORE: Final = {
+    "default": ("off", "moescope"),
+    "references": ("off", "nothing", "references", "references of 12"),
+    "traces": ("off", "moescope", "traced"),
+}
+"""By experiment, the modes of which more sets are captured."""
 MORE_OF: Final = 8
-"""The batch size for which more sets are captured, of "off" and of "moescope"."""
+"""The batch size for which more sets are captured."""
 EP_RANKS: Final = 8
 """So many EP ranks are pretended, so that capture does all that it does with expert parallelism."""
 KV_CACHE_BYTES: Final = 4 << 30
@@ -36,7 +43,7 @@ class Set(NamedTuple):
 class Engine:
     """A vLLM engine in this process whose mode can be switched between steps."""
 
-    def __init__(self, shape: str, folder: Path, more_sets: int, references: bool) -> None:
+    def __init__(self, shape: str, folder: Path, more_sets: int, experiment: str) -> None:
         from vllm import LLM
 
         pretend_ep_ranks(EP_RANKS)
@@ -60,27 +67,31 @@ class Engine:
         worker = core.engine_core.model_executor.driver_worker.worker
         self._runner, self._session = worker.model_runner, worker._capture
         self._routers = self._session._binding._routers
-        modes = ("off", "moescope", "references") if references else tuple(SETS)
+        modes = tuple(SETS) if experiment == "default" else MORE[experiment]
         self._callbacks = {mode: self._callbacks_of(mode) for mode in modes}
         self._graphs: dict[Set, dict[Any, Any]] = {}
         self._fillers: list[Any] = []
-        self._requests = 0
+        self._requests, self._traced = 0, False
         for number in range(max(SETS.values())):
             for mode in modes:
                 if number < SETS.get(mode, SETS["off"]):
                     self._capture_graphs(Set(mode, number))
         for number in range(SETS["off"], SETS["off"] + more_sets):
-            for mode in modes if references else ("off", "moescope"):
+            for mode in MORE[experiment]:
                 self._capture_graphs(Set(mode, number), only=MORE_OF)
 
     def _callbacks_of(self, mode: str) -> list[Any]:
         chained = [router.capture_fn for router in self._routers]
-        if mode == "moescope":
+        if mode in ("moescope", "traced"):
             return [LayerCallback(i, self._session.capturer, None) for i in range(len(chained))]
         if mode == "vllm":
             return [callback.earlier for callback in chained]
+        if mode == "nothing":
+            return [lambda _: None] * len(chained)
         if mode == "references":
-            return _keepers(len(chained))
+            return _keepers(len(chained), len(chained))
+        if mode == "references of 12":
+            return _keepers(len(chained), 12)
         if mode == "hooks":
             return [_torch_hook(router) for router in self._routers]
         return [None] * len(chained)
@@ -125,7 +136,8 @@ class Engine:
         self._set_callbacks(which.mode)
         for wrapper, entries in self._graphs[which].items():
             wrapper.concrete_cudagraph_entries = entries
-        self._session._serving = which.mode == "moescope"
+        self._session._serving = which.mode in ("moescope", "traced")
+        self._traced = which.mode == "traced"
         self._runner.routed_experts_initialized = which.mode == "vllm"
         self._scheduler.enable_return_routed_experts = which.mode == "vllm"
 
@@ -134,7 +146,13 @@ class Engine:
         from vllm import SamplingParams
 
         rng = random.Random(0)  # noqa: S311
-        parameters = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args={OPT_IN: 1} if self._traced else None,
+        )
         for _ in range(number):
             self._requests += 1
             prompt = [rng.randrange(1, self.config["vocab_size"]) for _ in range(length)]
@@ -193,16 +211,19 @@ class Engine:
         }
 
 
-def _keepers(layers: int) -> list[Callable[[torch.Tensor], None]]:
-    """Callbacks that keep the ids until the last layer's, as capture does, and do nothing with them."""
+def _keepers(layers: int, at_once: int) -> list[Callable[[torch.Tensor], None]]:
+    """Callbacks that keep the ids of so many layers, as capture does, and do nothing with them."""
     kept: list[torch.Tensor] = []
 
-    def keep(ids: torch.Tensor) -> None:
-        kept.append(ids)
-        if len(kept) == layers:
-            kept.clear()
+    def callback(ordinal: int) -> Callable[[torch.Tensor], None]:
+        def keep(ids: torch.Tensor) -> None:
+            kept.append(ids)
+            if (ordinal + 1) % at_once == 0 or ordinal + 1 == layers:
+                kept.clear()
 
-    return [keep] * layers
+        return keep
+
+    return [callback(ordinal) for ordinal in range(layers)]
 
 
 def _torch_hook(router: Any) -> Callable[[torch.Tensor], None]:

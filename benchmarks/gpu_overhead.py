@@ -15,8 +15,11 @@ own, parts of which are taken at random before, and a mode's 95 % interval is St
 those of "off", and not over rounds. A mode of one set has it over rounds.
 
 Modes: "moescope"; "vllm", its own `enable_return_routed_experts`; "hooks", a mask and a scatter_add in torch
-in every layer's callback, as peers do it; with `--references` also "references", callbacks that keep the ids
-until the last layer, and no more. In "off" the worker is moescope's, without callbacks and marks.
+in every layer's callback, as peers do it. In "off" the worker is moescope's, without callbacks and marks.
+
+`--experiment references`, batch 8 only, takes apart what capture costs: "nothing", callbacks that return at
+once; "references", that keep the ids until the last layer; "references of 12", that let go of them every 12.
+`--experiment traces`: "moescope" could trace and has nothing to, "traced" traces every request.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from benchmarks.gpu_engine import PREFILL_TOKENS, SHAPES, Engine, Set
+from benchmarks.gpu_engine import MORE, PREFILL_TOKENS, SHAPES, Engine, Set
 from devkit.frame_sink import FrameSink
 
 PROMPT: Final = 64
@@ -126,19 +129,17 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="qwen3")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of rounds")
     parser.add_argument("--more-sets", type=int, default=11, help="of graphs for batch 8, in each mode")
-    parser.add_argument(
-        "--references",
-        action="store_true",
-        help="batch 8 only: what keeping references to the ids costs alone",
-    )
+    parser.add_argument("--experiment", choices=MORE, default="default", help="which modes (default: all)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     sink = FrameSink()
     os.environ.update(MOESCOPE_ENDPOINT=sink.url, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    if options.experiment == "traces":
+        os.environ["MOESCOPE_TRACE_OPT_IN"] = "1"
     if importlib.util.find_spec("flashinfer") is None:
         os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(options.shape, Path(folder), options.more_sets, options.references)
+        engine = Engine(options.shape, Path(folder), options.more_sets, options.experiment)
         report: dict[str, Any] = {
             "shape": options.shape,
             "device": torch.cuda.get_device_name(0),
@@ -151,7 +152,7 @@ def main() -> None:
             Plan("decode, batch 1", 8, 20, 1, PROMPT),
             Plan("decode, batch 64", 5, 15, 64, PROMPT),
         ]
-        for plan in plans[:1] if options.references else plans:
+        for plan in plans[:1] if options.experiment == "references" else plans:
             rounds = measure(engine, plan._replace(rounds=max(3, round(plan.rounds * options.scale))))
             modes = dict.fromkeys(which.mode for which in rounds[0])
             summary = {mode: summarise(rounds, mode) for mode in modes}
@@ -172,7 +173,7 @@ def _print_load(name: str, rounds: int, summary: dict[str, dict[str, Any]]) -> N
     for mode, one in summary.items():
         interval = f"[{(one['low'] - 1) * 100:+.2f}, {(one['high'] - 1) * 100:+.2f}] %"
         print(
-            f"  {mode:<9} {one['ms']:9.3f} ms  {(one['ratio'] - 1) * 100:+6.2f} %  {interval:>18}"
+            f"  {mode:<16} {one['ms']:9.3f} ms  {(one['ratio'] - 1) * 100:+6.2f} %  {interval:>18}"
             f"  sets: {' '.join(f'{(ratio - 1) * 100:+.2f}' for ratio in one['sets'])}",
             flush=True,
         )
