@@ -25,10 +25,11 @@ defined in [measures.md](measures.md).
   neither 1 nor 0.
 - **Vanished ranks.** Their series leave after `expire_after_s`. Sums over sources, such as slots by EP rank,
   keep what they counted.
-- **Rearrangements by EPLB** are changes of `moescope_placement_version`:
-  `changes(moescope_placement_version[1h])`.
-- Prefill and decode apart, and the straggler of each step, are not in the wire yet, so there are no metrics
-  of them.
+- **Rearrangements by EPLB** are counted by `moescope_rearrangements_total`; by DP rank they are changes of
+  the version: `changes(moescope_placement_version[1h])`.
+- **Prefill and decode apart, and the straggler of each step**, need capturers that tell them (wire 1.3).
+  Without, tokens are of phase `unknown`, and there are no `moescope_straggler_*` of the deployment, nor are
+  there under EPLB.
 """
 _LEVELS: Final = {
     MetricsLevel.RANK: "series per rank; grows with the number of ranks",

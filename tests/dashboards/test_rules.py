@@ -77,6 +77,9 @@ def test_every_alert_says_what_it_is_and_what_to_do() -> None:
     headings = re.findall(r"^## (\w+)$", runbook, re.MULTILINE)
     names = [rule["alert"] for rule in rules("alert")]
     assert sorted(headings) == sorted(names)
+    for section in runbook.split("\n## ")[1:]:
+        said = re.findall(r"^- \*\*(\w+)\*\*: \S", section, re.MULTILINE)
+        assert said == ["Means", "Look", "Do"], section
     for rule in rules("alert"):
         annotations = rule["annotations"]
         assert set(annotations) == {"summary", "description", "runbook_url"}

@@ -1,0 +1,196 @@
+"""The documents against the code: links, files, modules, metrics, routes, commands, variables, reasons."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import pytest
+import typer
+import yaml
+
+from moescope.capture.settings import CaptureSettings
+from moescope.service.api.app import create_app
+from moescope.service.commands import command_line
+from moescope.service.metrics.catalogue import CATALOGUE
+from moescope.service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path: path.read_text() for path in DOCUMENTS}
+# What tells of the past may name what is gone.
+PRESENT = {path: text for path, text in TEXTS.items() if path.name != "CHANGELOG.md"}
+ALL = "\n".join(PRESENT.values())
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_resolve(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", TEXTS[path]):
+        target, _, anchor = "".join(link).partition("#")
+        if target.startswith(("http://", "https://")):
+            continue
+        found = path.parent / target if target else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found.read_text()), f"{target}#{anchor}"
+
+
+def test_files_and_modules_exist() -> None:
+    folders = "capture|service|dashboards|devkit|tests|benchmarks|docs|deploy"
+    named = set(re.findall(rf"`((?:{folders})/[\w./*-]*)`", ALL))
+    assert len(named) > 30
+    assert not {path for path in named if not list(ROOT.glob(path.rstrip("/")))}
+    modules = set(re.findall(r"python3? -m ([\w.]*\w)", ALL))
+    assert len(modules) > 10
+    assert not {module for module in modules if importlib.util.find_spec(module) is None}
+
+
+def test_the_table_of_captures_modules_is_whole() -> None:
+    rows = re.findall(r"^\| (`\w+\.py`.*?) \|", TEXTS[ROOT / "CONTRIBUTING.md"], re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`(\w+\.py)`", row)}
+    assert listed == {path.name for path in (ROOT / "capture").glob("*.py")} - {"__init__.py"}
+
+
+def test_metrics_exist() -> None:
+    recorded = {
+        rule["record"]
+        for path in (ROOT / "dashboards/rules").glob("*.yml")
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+        if "record" in rule
+    }
+    known = (
+        recorded | set(CATALOGUE) | {name for family in CATALOGUE.values() for name in family.sample_names}
+    )
+    known |= {"moescope_trace"}  # what a request asks for its trace with
+    named = set(re.findall(r"\b(?:\w+:)?moescope_\w+(?::\w+)?(?!\w*\*)", ALL))
+    assert len(named) > len(CATALOGUE)
+    assert named <= known, named - known
+    for beginning in re.findall(r"\b(moescope_\w*)\*", ALL):
+        assert any(name.startswith(beginning.partition("*")[0]) for name in known), beginning
+
+
+@pytest.fixture(scope="module")
+def routes() -> dict[tuple[str, str], set[str]]:
+    """The names of each route's parameters, by method and path."""
+    paths = create_app(Settings()).openapi()["paths"]
+    return {
+        (method.upper(), path): {parameter["name"] for parameter in operation.get("parameters", ())}
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+    }
+
+
+def asked() -> Iterator[tuple[str, str, str]]:
+    """Method, path and query of every request that a document names."""
+    for method, rest in re.findall(r"\b(GET|POST|DELETE) (/[^`|)\s]*(?:`, `/[^`]*)*)", ALL):
+        for target in rest.split("`, `"):
+            path, _, query = target.partition("?")
+            yield method, path.rstrip(".,:;"), query
+    for target in re.findall(r"(?:localhost|127\.0\.0\.1):9890(/v1/[^'\"`\s]*)", ALL):
+        path, _, query = target.partition("?")
+        yield "GET", path, query
+
+
+def test_routes_and_their_parameters_exist(routes: dict[tuple[str, str], set[str]]) -> None:
+    patterns = {
+        (method, re.compile(re.sub(r"{\w+}", r"[^/]+", path) + "$")): names
+        for (method, path), names in routes.items()
+    }
+    pages = {"/", "/docs", "/openapi.json"}
+    found = list(asked())
+    assert len(found) > 40
+    for method, path, query in found:
+        fitting = [
+            names for (verb, path_of), names in patterns.items() if verb == method and path_of.match(path)
+        ]
+        assert fitting or (method == "GET" and path in pages), f"{method} {path}"
+        given = {name for name, _ in parse_qsl(query, keep_blank_values=True)}
+        assert not given or any(given <= names for names in fitting), f"{method} {path}?{query}"
+
+
+def test_the_readme_has_every_route(routes: dict[tuple[str, str], set[str]]) -> None:
+    section = TEXTS[ROOT / "README.md"].partition("\n## HTTP\n")[2].partition("\n## ")[0]
+    listed = {re.sub(r"{\w+}", "{}", path) for path in re.findall(r"[` ](/[\w/{}]*)`", section)}
+    assert {re.sub(r"{\w+}", "{}", path) for _, path in routes} <= listed
+
+
+def commands() -> dict[str, set[str]]:
+    """The long flags of each command; those of groups are 'group command'."""
+
+    def walk(group: typer.core.TyperGroup, before: str) -> Iterator[tuple[str, set[str]]]:
+        for name, command in group.commands.items():
+            if isinstance(command, typer.core.TyperGroup):
+                yield from walk(command, f"{before}{name} ")
+            else:
+                flags = {
+                    flag
+                    for parameter in command.params
+                    for flag in [*parameter.opts, *parameter.secondary_opts]
+                }
+                yield f"{before}{name}", flags | {"--help"}
+
+    root = typer.main.get_command(command_line())
+    assert isinstance(root, typer.core.TyperGroup)
+    return dict(walk(root, ""))
+
+
+def test_commands_and_their_flags_exist() -> None:
+    known, used = commands(), set()
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", ALL, re.MULTILINE | re.DOTALL)
+    lines = re.findall(
+        r"`moescope ([^`]+)`", re.sub(r"^```.*?^```$", "", ALL, flags=re.MULTILINE | re.DOTALL)
+    )
+    lines += re.findall(r"(?:^|\s)moescope ([a-z][^#>|&\n]*)", "\n".join(blocks), re.MULTILINE)
+    assert len(lines) > 40
+    for line in lines:
+        words = shlex.split(line)
+        name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
+        assert name in known, line
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert flags <= known[name], (line, flags - known[name])
+        used.add(name)
+    assert set(known) == used
+
+
+def test_variables_exist() -> None:
+    source = (ROOT / "capture/settings.py").read_text()
+    ours = set(re.findall(r"MOESCOPE_[A-Z_]+", source)) | {
+        f"MOESCOPE_{name}" for name in ("TOKEN_FILE", "CA_FILE", "CERT_FILE", "KEY_FILE")
+    }
+    table = TEXTS[ROOT / "README.md"].partition("### The capturer's settings")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`MOESCOPE_[^|]*`) \| (.*?) \|", table, re.MULTILINE)
+    listed = {name: default for names, default in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(listed) == ours
+    defaults = CaptureSettings.from_environment({})
+    shown = {name: default.strip("`") for name, default in listed.items()}
+    assert shown["MOESCOPE_ENDPOINT"] == defaults.endpoint
+    assert float(shown["MOESCOPE_INTERVAL"]) == defaults.interval
+    assert float(shown["MOESCOPE_TRACE_RATE"]) == defaults.traces.rate
+    assert int(shown["MOESCOPE_TRACE_MIB"]) << 20 == defaults.trace_bytes
+    assert shown["MOESCOPE_ON_ERROR"] == defaults.on_error.value
+    compose = set(re.findall(r"\$\{(MOESCOPE_\w+)", (ROOT / "docker-compose.yml").read_text()))
+    known = ours | compose | {f"MOESCOPE_{name.upper()}" for name in Settings.model_fields}
+    named = set(re.findall(r"MOESCOPE_[A-Z0-9_]+\b", ALL))
+    assert named <= known, named - known
+
+
+def test_the_runbook_has_every_reason_of_a_refusal() -> None:
+    section = TEXTS[ROOT / "docs/runbook.md"].partition("## MoescopeRefusedFrames")[2].partition("\n## ")[0]
+    table = section.partition("| reason |")[2]
+    listed = set(
+        re.findall(
+            r"`(\w+)`", " ".join(row.split("|")[1] for row in table.splitlines() if row.count("|") > 2)
+        )
+    )
+    source = "\n".join(path.read_text() for path in (ROOT / "service").rglob("*.py"))
+    used = set(re.findall(r"(?:RefusedError|RefusedFrameError|_refused)\(\s*\"(\w+)\"", source))
+    assert listed == used | {"unauthorized", "forbidden"}
