@@ -326,7 +326,7 @@ _FAMILIES: Final = (
         "moescope_producer_restarts_total",
         "counter",
         "",
-        "Starts of the DP rank's producers after the first.",
+        "Starts of the DP rank after the first: the most of any of its producers, which start together.",
         DP,
     ),
     Family(

@@ -172,7 +172,7 @@ def producer_counters(group: Group) -> Iterable[Found]:
         labels = (*group.deployment, str(rank))
         newest = max(item.latest.epoch for item in members)
         yield Sample("moescope_producer_start_time_seconds", labels, newest / 1e9)
-        yield Sample("moescope_producer_restarts_total", labels, sum(item.restarts for item in members))
+        yield Sample("moescope_producer_restarts_total", labels, max(item.restarts for item in members))
         drops: Counter[str] = Counter()
         for item in members:
             drops.update(item.totals.drops)

@@ -292,6 +292,15 @@ def test_rearrangements_are_counted_once_and_restarts_are_none(service: Service)
     assert _value(_series(service), "moescope_rearrangements_total") == 2
 
 
+def test_a_restart_of_a_dp_rank_is_one_whatever_its_workers(service: Service) -> None:
+    for start in range(2):
+        for tp_rank in range(4):
+            who = producer(tp_rank=tp_rank, tp_size=4)
+            made = frame({0: [1, 1]}, who=who, epoch=EPOCH + start * 10**9)
+            assert service.push(made).status_code == 200
+    assert _value(_series(service), "moescope_producer_restarts_total", dp_rank="0") == 1
+
+
 def test_scrapes_at_once_share_runs(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a scraper that gives up and comes again, runs would pile up."""
     _push_both(service)

@@ -31,6 +31,6 @@ def _row(rank: dict[str, Any], tokens: float, most: float) -> list[str]:
         f'<span class="{"ok" if states == ["counting"] else "bad"}">{text(", ".join(states))}</span>',
         bar(tokens / most),
         f"{tokens:,.0f}",
-        str(sum(item["restarts"] for item in producers)),
+        str(max((item["restarts"] for item in producers), default=0)),
         f"{lost:,}",
     ]
