@@ -1,4 +1,5 @@
-# The side service: docker build -t moescope .
+# The side service: docker build -t moescope:0.1.0 .
+# It listens beyond loopback, so it starts with a token only: docker run -e MOESCOPE_TOKEN=... -v moescope:/data ...
 FROM python:3.12.11-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./

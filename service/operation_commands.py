@@ -32,7 +32,7 @@ Examples:
 
   moescope check-config --config /etc/moescope.toml
 
-  moescope check-config && systemctl reload moescope
+  moescope check-config && systemctl restart moescope
 """
 MAKE_HELP = """Make a token, and the entry for the service's file of tokens.
 

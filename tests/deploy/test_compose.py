@@ -86,7 +86,10 @@ def test_dockerfiles_are_pinned_and_the_service_is_not_root() -> None:
     for source in re.findall(r"^COPY (?!--)(.+) \S+$", texts[0], re.MULTILINE):
         for name in source.split():
             assert (ROOT / name).exists(), name
-    assert len(texts[1].splitlines()) == 2
+    assert re.findall(r"^[A-Z]+", texts[1], re.MULTILINE) == ["FROM", "RUN"]
+    built = [re.search(r"docker build .*?-t (\S+) \.$", text, re.MULTILINE) for text in texts]
+    images = [SERVICES[name]["image"] for name in ("moescope", "vllm")]
+    assert [found and found[1] for found in built] == images
 
 
 def test_what_is_mounted_and_depended_on_exists() -> None:
