@@ -8,28 +8,21 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.arrangements import Arrangement, Arrangements
 from moescope.service.history import History, Snapshot
-from moescope.service.layout import Layout, Layouts, Shapes
-from moescope.service.ledger import Account, RefusedError, Verdict
+from moescope.service.layout import Layout, Layouts
+from moescope.service.ledger import Account, Verdict
 from moescope.service.merging import merge
 from moescope.service.past import Archive, Remembered, improve
 from moescope.service.producers import Deployment, ProducerSpan, ProducerState
+from moescope.service.roster import Roster
 from moescope.service.settings import Settings
 from moescope.service.store.records import Forgotten, Key, Posting, Record
 from moescope.service.stragglers.joins import Joins
 from moescope.service.stragglers.stage import Status
 from moescope.service.stragglers.totals import Stragglers
-
-
-@dataclass(slots=True)
-class _Entry:
-    account: Account
-    received_at: float
-    layout: Layout
 
 
 class LiveState:
@@ -48,8 +41,7 @@ class LiveState:
         self._clock = clock
         self._archive = archive
         self._lock = threading.Lock()
-        self._entries: dict[Key, _Entry] = {}
-        self._shapes = Shapes()
+        self._roster = Roster(settings, clock)
         self._history = History(settings.history_mib * 1024 * 1024)
         self._frames: Counter[tuple[str, str]] = Counter()
         self._placements: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
@@ -67,27 +59,27 @@ class LiveState:
         with self._lock:
             for posting in postings:
                 account = Account.restored(posting.account, self._settings.max_epochs)
-                self._enter(posting.key, account, posting.at)
+                self._roster.enter(posting.key, account, posting.at)
                 self._history.record(posting.key, posting.birth, Snapshot(posting.at, account.totals))
 
     def adopt(self, postings: Iterable[Posting]) -> None:
         """Take in what other services that share the store know of producers; see :mod:`.merging`."""
         with self._lock:
             for posting in postings:
-                key, entry = posting.key, self._entries.get(posting.key)
+                key, entry = posting.key, self._roster.get(posting.key)
                 state = posting.account
                 if entry is not None:
                     mine = entry.account.state()
                     state = merge(mine, state, self._settings.max_epochs)
                     if state is mine:
                         continue
-                elif len(self._entries) >= self._settings.max_producers:
+                elif self._roster.is_full:
                     continue
                 at = posting.at if entry is None else max(posting.at, entry.received_at)
                 account = Account.restored(state, self._settings.max_epochs)
                 if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
                     self._history.forget(key)
-                self._enter(key, account, at)
+                self._roster.enter(key, account, at)
                 self._history.record(key, posting.birth, Snapshot(posting.at, state.totals))
                 if state is not posting.account:
                     self._record(key, account, began_again=False)
@@ -129,7 +121,7 @@ class LiveState:
     def deployments(self) -> list[Deployment]:
         """All (server, model), sorted."""
         with self._lock:
-            return sorted({key[:2] for key in self._entries})
+            return self._roster.deployments()
 
     def live_deployments(self) -> list[Deployment]:
         """All (server, model) with a producer that has not expired, sorted."""
@@ -158,7 +150,7 @@ class LiveState:
     def producers(self) -> list[ProducerState]:
         """All producers, sorted by key."""
         with self._lock:
-            return [self._producer(key) for key in sorted(self._entries)]
+            return [self._roster.state(key) for key in self._roster.members()]
 
     def spans(self, deployment: Deployment, start: float | None, end: float | None) -> list[ProducerSpan]:
         """What each producer of a deployment counted in [start, end]; None is since the start, until now."""
@@ -189,9 +181,8 @@ class LiveState:
         """
         with self._lock:
             found = [
-                (self._producer(key), self._remembered(key, instants))
-                for key in sorted(self._entries)
-                if key[:2] == deployment
+                (self._roster.state(key), self._remembered(key, instants))
+                for key in self._roster.members(deployment)
             ]
         if self._archive is None:
             return found
@@ -204,36 +195,21 @@ class LiveState:
         later = [track.boundary(instant, None) for instant in instants[1:]]
         return Remembered(track.birth, track.complete_since, tuple(instants), (first, *later))
 
-    def _producer(self, key: Key) -> ProducerState:
-        entry = self._entries[key]
-        latest = entry.account.latest
-        assert latest is not None, f"an account without a frame: {key}"
-        age = max(0.0, self._clock() - entry.received_at)
-        return ProducerState(
-            latest=latest,
-            totals=entry.account.totals,
-            restarts=entry.account.restarts,
-            received_at=entry.received_at,
-            age=age,
-            stale=age > self._settings.stale_after_s,
-            expired=age > self._settings.expire_after_s,
-        )
-
     def _post(self, frame: Frame) -> Verdict:
         now, key = self._clock(), frame.producer.key
-        entry = self._entries.get(key)
+        entry = self._roster.get(key)
         account = Account(self._settings.max_epochs) if entry is None else entry.account
         layout = self._layouts.of(frame.layers)
-        outgrown = self._conflicting(frame, layout)
+        leaving = set(self._roster.outgrown_by(key, layout))
         if entry is None:
-            self._make_room()
+            leaving.update(self._roster.to_make_room())
         generation = account.generation
         verdict = account.post(frame, layout)
         if verdict is not Verdict.ACCEPTED:
             # Whether the frame that was here before could be kept isn't known here: keep it again.
             self._record(key, account, began_again=False)
             return verdict
-        for other in outgrown:
+        for other in sorted(leaving):
             self._forget(other)
         if account.generation != generation:
             self._history.forget(key)
@@ -243,7 +219,7 @@ class LiveState:
             self._arrangements.note(frame, now)
         if is_newest and frame.placement is not None:
             self._placements[key] = (tuple(frame.layers), frame.placement)
-        self._enter(key, account, now if is_newest or entry is None else entry.received_at)
+        self._roster.enter(key, account, now if is_newest or entry is None else entry.received_at)
         birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
         self._history.record(key, birth, Snapshot(now, account.totals))
         self._record(key, account, began_again=account.generation != generation)
@@ -251,7 +227,7 @@ class LiveState:
 
     def _add_stragglers(self, key: Key, layout: Layout, more: Stragglers) -> bool:
         """Add what joined steps cost to an account; False: there is none yet."""
-        entry = self._entries.get(key)
+        entry = self._roster.get(key)
         if entry is None:
             return False
         if entry.account.add_stragglers(layout, more):
@@ -264,54 +240,10 @@ class LiveState:
             track = self._history.track(key)
             self._records.append(Posting(key, track.birth, track.newest_at, account.state(), began_again))
 
-    def _conflicting(self, frame: Frame, layout: Layout) -> list[Key]:
-        """Silent producers of this deployment whose layers have another shape.
-
-        Raises:
-            RefusedError: one of them is not silent.
-        """
-        outgrown, mine = [], frame.producer.key
-        if not self._shapes.conflict(mine[:2], layout):
-            return []  # as good as always, and there are many entries for each frame
-        for key, entry in self._entries.items():
-            conflict = layout.conflict(entry.layout)
-            if conflict is None or key[:2] != mine[:2] or key == mine:
-                continue
-            if self._clock() - entry.received_at <= self._settings.stale_after_s:
-                raise RefusedError(
-                    "shape",
-                    f"layers: {conflict[0]}, but DP rank {key[2]} of this deployment has {conflict[1]}; "
-                    "give each deployment a server name of its own (MOESCOPE_SERVER in vLLM's environment)",
-                )
-            outgrown.append(key)
-        return outgrown
-
-    def _make_room(self) -> None:
-        """Forget deployments that expired as a whole when there are too many producers.
-
-        Raises:
-            RefusedError: there are too many that live.
-        """
-        if len(self._entries) < self._settings.max_producers:
-            return
-        alive = {key[:2] for key in self._entries if not self._producer(key).expired}
-        for key in [key for key in self._entries if key[:2] not in alive]:
-            self._forget(key)
-        if len(self._entries) >= self._settings.max_producers:
-            raise RefusedError(
-                "too_many_producers",
-                f"producer: there are max_producers ({self._settings.max_producers}) already; raise it",
-            )
-
-    def _enter(self, key: Key, account: Account, received_at: float) -> None:
-        old, layout = self._entries.get(key), account.totals.layout
-        self._entries[key] = _Entry(account, received_at, layout)
-        self._shapes.change(key[:2], None if old is None else old.layout, layout)
-
     def _forget(self, key: Key) -> None:
-        self._shapes.change(key[:2], self._entries.pop(key).layout, None)
+        self._roster.remove(key)
         self._placements.pop(key, None)
-        if not any(other[:2] == key[:2] for other in self._entries):
+        if not self._roster.members(key[:2]):
             self._arrangements.forget(*key[:2])
         self._history.forget(key)
         self._joins.forget(key)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from moescope.service import ledger
 from moescope.service.ledger import RefusedError, Verdict
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
-from tests.service.frames import EPOCH, frame, producer
+from tests.service.frames import EPOCH, frame, halves, producer
 
 DEPLOYMENT = ("prod", "tiny")
 
@@ -120,3 +121,27 @@ def test_producers_are_bounded_and_expired_deployments_make_room(
     clock.now += 20
     state.ingest(frame({0: [1, 1]}, who=producer(server="c")))
     assert [key[0] for key in state.deployments()] == ["b", "c"]
+
+
+def test_a_full_house_of_another_shape_makes_room_for_the_new_one(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    state = make_state(max_producers=2, expire_after_s=60)
+    for dp_rank in range(2):
+        state.ingest(frame({0: [1, 1]}, who=producer(dp_rank=dp_rank, dp_size=4)))
+    clock.now += 61
+    state.ingest(frame({0: [1, 1, 2]}, who=producer(dp_rank=2, dp_size=4)))
+    assert [item.latest.producer.dp_rank for item in state.producers()] == [2]
+
+
+def test_a_frame_that_is_refused_makes_no_room(
+    make_state: Callable[..., LiveState], clock: _Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MAX_EP_CELLS", 1)
+    state = make_state(max_producers=2, expire_after_s=60)
+    state.ingest(frame({0: [1, 1]}, who=producer(server="a")))
+    clock.now += 61
+    state.ingest(frame({0: [1, 1]}, who=producer(server="b")))
+    with pytest.raises(RefusedError, match="ep_size"):
+        state.ingest(frame({0: [1, 1]}, who=producer(server="c", ep_size=2), placement=halves(2, 1)))
+    assert [key[0] for key in state.deployments()] == ["a", "b"]

@@ -52,7 +52,7 @@ def test_the_openapi_document_is_true(service: Service) -> None:
         responses = document["paths"][path]["get"]["responses"]
         schema = responses["200"]["content"]["application/json"]["schema"]
         _check(service.get(path), schema, document, path)
-        assert set(responses) == {"200", "400", "404", "422", "503"}
+        assert set(responses) == {"200", "400", "401", "403", "404", "422", "503"}
 
 
 def test_a_placement_map_balances_what_it_was_fitted_on(service: Service) -> None:
