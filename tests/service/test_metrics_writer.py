@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,9 +26,10 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from moescope.service.metrics.digits import go_numbers
+from moescope.service.metrics.digits import WIDTH, Numbers
 from moescope.service.metrics.exposition import expose
-from moescope.service.metrics.samples import Table, WideMetric
+from moescope.service.metrics.placing import place
+from moescope.service.metrics.samples import Row, Table, WideMetric
 from moescope.service.metrics.writer import Writer
 from moescope.service.settings import MetricsLevel
 from tests.service.conftest import Service
@@ -54,16 +58,24 @@ def assert_same(metrics: list[Metric], writer: Writer) -> None:
     assert writer.write(metrics, openmetrics=True) == generate_openmetrics(library)
 
 
+def written(values: npt.NDArray[Any]) -> list[bytes]:
+    numbers = Numbers(values)
+    starts = np.arange(len(values)) * 2 * WIDTH
+    buffer = np.zeros(len(values) * 2 * WIDTH, dtype=np.uint8)
+    numbers.place(buffer, starts)
+    return [buffer[i : i + size].tobytes() for i, size in zip(starts, numbers.sizes, strict=True)]
+
+
 @given(values=st.lists(WHOLE, max_size=40))
 def test_whole_numbers_are_written_as_the_library_does(values: list[int]) -> None:
     expected = [floatToGoString(float(value)).encode() for value in values]
-    assert go_numbers(np.array(values, dtype=np.int64)) == expected
+    assert written(np.array(values, dtype=np.int64)) == expected
 
 
 @given(values=st.lists(FLOATS, max_size=40))
 def test_floats_are_written_as_the_library_does(values: list[float]) -> None:
     expected = [floatToGoString(value).encode() for value in values]
-    assert go_numbers(np.array(values, dtype=np.float64)) == expected
+    assert written(np.array(values, dtype=np.float64)) == expected
 
 
 def test_every_length_and_every_number_of_trailing_zeros() -> None:
@@ -71,7 +83,7 @@ def test_every_length_and_every_number_of_trailing_zeros() -> None:
         int(str(lead) + "0" * zeros) for lead in (1, 7, 12, 101, 1234567, 999999999) for zeros in range(8)
     ]
     expected = [floatToGoString(value).encode() for value in values]
-    assert go_numbers(np.array(values)) == expected
+    assert written(np.array(values)) == expected
 
 
 @st.composite
@@ -124,12 +136,46 @@ def test_what_the_fast_path_does_not_know_is_left_to_the_library() -> None:
     assert_same([counter, gauge, *others], Writer())
 
 
-def test_templates_are_bounded_and_change_with_the_labels() -> None:
-    writer = Writer(cache_bytes=300)
-    for last in ("a", "b", "c", "a"):
-        metric = WideMetric("m", "help", "gauge", "", ("x", "y"))
-        metric.tables.append(Table("m", (), (("r" * 100, ("1", last)),), np.array([1, 2])))
+def wide(fixed: tuple[str, ...], *rows: Row, values: npt.ArrayLike) -> WideMetric:
+    metric = WideMetric("wide_enough", "help", "gauge", "", ("server", "layer", "expert"))
+    metric.tables.append(Table(metric.name, fixed, rows, np.asarray(values)))
+    return metric
+
+
+def test_kept_labels_change_with_the_table() -> None:
+    writer = Writer()
+    for row, columns in (("r", ("1", "a")), ("r", ("1", "b")), ("s", ("1", "b")), ("s", ("1",)), ("s", ())):
+        assert_same([wide(("x",), (row, columns), values=np.arange(len(columns)))], writer)
+
+
+def test_kept_labels_are_bounded() -> None:
+    room, writer = Writer(), Writer(cache_bytes=1000)
+    for server in "abcdefgh":
+        metric = wide((server,), ("r" * 100, ("1", "2")), values=[1, 2])
         assert_same([metric], writer)
+        assert_same([metric], room)
+    one = room.cached_bytes / 8
+    assert 250 < one < 500  # two lines of 150 bytes
+    assert writer.cached_bytes == 1000 // one * one
+
+
+def test_lines_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moescope.service.metrics.lines._BLOCK", 3)
+    values = [0, 10**15, 2**53, 1.5, 999_999, 10**6, -1e300, 7, 2.0**60, math.nan, 12_345_678]
+    rows = ("1", ("a", "bcd", "e")), ("22", ()), ("3", tuple("abcdefgh"))
+    metrics: list[Metric] = [wide(("x",), *rows, values=values), wide(("y",), *rows, values=values[::-1])]
+    writer = Writer()
+    assert_same(metrics, writer)
+    assert_same(metrics, writer)
+
+
+def test_a_text_beyond_the_buffer_is_refused() -> None:
+    buffer = np.zeros(5, dtype=np.uint8)
+    texts = np.array([b"abc", b"de"])
+    place(buffer, np.array([0, 3]), texts, 2)
+    assert buffer.tobytes() == b"ab\0de"
+    with pytest.raises(IndexError):
+        place(buffer, np.array([0, 4]), texts, 2)
 
 
 def test_a_table_of_another_size_than_its_labels_is_refused() -> None:
