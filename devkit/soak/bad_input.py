@@ -52,7 +52,7 @@ def generated(options: Options) -> Outcome:
 def schema(options: Options) -> Outcome:
     """schemathesis against the OpenAPI document of a service with data."""
     if find_spec("schemathesis") is None:
-        return Outcome(False, "not run: uv pip install --python .venv/bin/python '.[soak]'")
+        return Outcome(False, "not run: uv pip install --python .venv/bin/python -e '.[soak]'")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     store = Path(tempfile.mkdtemp(dir=options.folder))
     with serving(options.folder, store=store) as service:
@@ -83,7 +83,7 @@ def _failures(text: str) -> str:
 def decoder(options: Options) -> Outcome:
     """atheris, guided by coverage, on the decoders of frames and traces and the accounting behind them."""
     if find_spec("atheris") is None:
-        return Outcome(False, "not run: uv pip install --python .venv/bin/python '.[soak]'")
+        return Outcome(False, "not run: uv pip install --python .venv/bin/python -e '.[soak]'")
     seconds = options.cases(120)
     began = time.monotonic()
     done = subprocess.run(
