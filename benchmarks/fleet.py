@@ -24,7 +24,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from moescope.service.metrics.collector import RoutingCollector
-from moescope.service.metrics.exposition import expose
+from moescope.service.metrics.exposition import expose, negotiate
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.writer import Writer
 from moescope.service.settings import MetricsLevel, Settings
@@ -67,7 +67,7 @@ def measure(state: LiveState, level: MetricsLevel, runs: int) -> dict[str, Any]:
     registry.register(RoutingCollector(state, settings, Instruments()))
 
     def scrape(encoding: str) -> int:
-        return len(expose(registry, writer, "", encoding).body)
+        return len(expose(registry, writer, negotiate("", encoding)))
 
     metrics = list(registry.collect())
     scrape("")  # the label texts are kept from here on

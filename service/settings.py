@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     max_bodies_per_client: int = Field(
         128, ge=1, description="Most bodies that arrive from one address at the same time."
     )
+    max_queries: int = Field(4, ge=1, description="Most queries that are answered at a time; others wait.")
     window_s: float = Field(60.0, gt=0, description="Window of the gauges in /metrics, seconds.")
     min_tokens: int = Field(
         100, ge=0, description="Fewer tokens than this in a window are no sample of balance."

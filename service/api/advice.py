@@ -36,6 +36,7 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.turns import Turns
 from moescope.service.api.windows import window_out
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
@@ -83,9 +84,9 @@ MinTokensParam = Annotated[
 ]
 
 
-def advice_router(state: LiveState, settings: Settings) -> APIRouter:
+def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter:
     """The routes over ``state``."""
-    router = APIRouter(tags=["advice"])
+    router = APIRouter(tags=["advice"], route_class=turns.route)
 
     @router.get("/v1/advice", responses=documented(400, 404, 422, 503))
     def get_advice(

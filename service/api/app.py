@@ -33,6 +33,7 @@ from moescope.service.api.session import session_router
 from moescope.service.api.stragglers import stragglers_router
 from moescope.service.api.traces import traces_router
 from moescope.service.api.trend import trend_router
+from moescope.service.api.turns import Turns
 from moescope.service.api.view import view_router
 from moescope.service.drift.baseline import KIND, BaselineBook
 from moescope.service.drift.watch import DriftWatch
@@ -75,7 +76,7 @@ def create_app(
     book = BaselineBook([] if store is None else store.documents(KIND))
     drift = DriftWatch(state, book, settings.min_tokens)
     registry.register(RoutingCollector(state, settings, instruments, drift))
-    limits = Limits(settings)
+    limits, turns = Limits(settings), Turns(settings.max_queries)
     tokens = open_book(settings)
     sessions = Sessions(tokens, clock)
     app = FastAPI(title="moescope", version=version("moescope"), description=_DESCRIPTION)
@@ -92,19 +93,19 @@ def create_app(
     for router in (
         ingest_router(state, settings, instruments, keeper, limits),
         traces_router(state, settings, keeper, store, limits),
-        coactivation_router(state, store),
-        ranks_router(state),
-        histogram_router(state),
-        balance_router(state, settings),
-        stragglers_router(state),
-        drift_router(state, settings, book),
+        coactivation_router(state, store, turns),
+        ranks_router(state, turns),
+        histogram_router(state, turns),
+        balance_router(state, settings, turns),
+        stragglers_router(state, turns),
+        drift_router(state, settings, book, turns),
         baselines_router(state, settings, book, keeper),
-        advice_router(state, settings),
-        rearrangements_router(state, settings),
+        advice_router(state, settings, turns),
+        rearrangements_router(state, settings, turns),
         probes_router(state, registry, instruments),
-        view_router(state, settings),
-        trend_router(state),
-        compare_router(state),
+        view_router(state, settings, turns),
+        trend_router(state, turns),
+        compare_router(state, turns),
         live_router(state),
         home_router(),
         session_router(sessions),

@@ -20,6 +20,7 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import documented
+from moescope.service.api.turns import Turns
 from moescope.service.api.windows import pick_layers, read_window, uncovered_out, window_out
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
@@ -30,9 +31,9 @@ MinTokensParam = Annotated[
 ]
 
 
-def balance_router(state: LiveState, settings: Settings) -> APIRouter:
+def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter:
     """The route over ``state``."""
-    router = APIRouter(tags=["queries"])
+    router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/balance", responses=documented(400, 404, 422))
     def get_balance(

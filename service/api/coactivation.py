@@ -21,6 +21,7 @@ from moescope.service.api.params import (
 )
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.traces import existing
+from moescope.service.api.turns import Turns
 from moescope.service.coactivation import count_together, strongest
 from moescope.service.state import LiveState
 from moescope.service.store.interface import Store
@@ -57,9 +58,9 @@ class Coactivation(BaseModel):
     pairs: list[PairOut] = Field(description="Pairs of the highest lift, highest first.")
 
 
-def coactivation_router(state: LiveState, store: Store | None) -> APIRouter:
+def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> APIRouter:
     """The route over traces in ``store``."""
-    router = APIRouter(tags=["traces"])
+    router = APIRouter(tags=["traces"], route_class=turns.route)
 
     @router.get("/v1/coactivation", responses=documented(400, 404, 422, 503))
     def coactivation(

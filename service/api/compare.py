@@ -20,6 +20,7 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.turns import Turns
 from moescope.service.api.windows import read_window
 from moescope.service.divergence import jensen_shannon
 from moescope.service.phases import why_unphased
@@ -68,9 +69,9 @@ class Comparison(msgspec.Struct):
     layers: list[LayerDifference]
 
 
-def compare_router(state: LiveState) -> APIRouter:
+def compare_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
-    router = APIRouter(tags=["queries"])
+    router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/compare", responses=documented(400, 404, 422) | {200: described(Comparison)})
     def compare(

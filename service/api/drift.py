@@ -19,6 +19,7 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.turns import Turns
 from moescope.service.api.windows import window_out
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
 from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of
@@ -42,9 +43,9 @@ MinTokensParam = Annotated[
 ]
 
 
-def drift_router(state: LiveState, settings: Settings, book: BaselineBook) -> APIRouter:
+def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns: Turns) -> APIRouter:
     """The route over ``state`` and the baselines of ``book``."""
-    router = APIRouter(tags=["drift"])
+    router = APIRouter(tags=["drift"], route_class=turns.route)
 
     @router.get("/v1/drift", responses=documented(400, 404, 422, 503))
     def get_drift(

@@ -20,6 +20,7 @@ from moescope.service.api.params import (
     parse_step,
 )
 from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.turns import Turns
 from moescope.service.api.windows import pick_layers, read_series, read_window, uncovered_out, window_out
 from moescope.service.state import LiveState
 from moescope.service.window import LayerWindow, ModelWindow
@@ -27,9 +28,9 @@ from moescope.service.window import LayerWindow, ModelWindow
 MAX_NUMBERS: Final = 4_000_000
 
 
-def histogram_router(state: LiveState) -> APIRouter:
+def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
-    router = APIRouter(tags=["queries"])
+    router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/histogram", responses=documented(400, 404, 422))
     def histogram(

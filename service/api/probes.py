@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from moescope.service.api.shared_runs import SharedRuns
-from moescope.service.metrics.exposition import Exposition, expose
+from moescope.service.metrics.exposition import Wanted, expose, negotiate
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.writer import Writer
 from moescope.service.state import LiveState
@@ -34,9 +34,9 @@ def probes_router(state: LiveState, registry: CollectorRegistry, instruments: In
     router = APIRouter(tags=["operation"])
     writer = Writer()
 
-    def scrape(accepted: tuple[str, str]) -> Exposition:
+    def scrape(wanted: Wanted) -> bytes:
         with instruments.scrape.timed():
-            return expose(registry, writer, *accepted)
+            return expose(registry, writer, wanted)
 
     scrapes = SharedRuns(scrape)
 
@@ -59,10 +59,10 @@ def probes_router(state: LiveState, registry: CollectorRegistry, instruments: In
     async def metrics(request: Request) -> Response:
         """Metrics for Prometheus, as text or OpenMetrics by the Accept header, gzipped on request.
 
-        Scrapes that come while one is made share the next.
+        Scrapes of the same form that come while one is made share the next.
         """
         accept, encoding = (request.headers.get(name, "") for name in ("accept", "accept-encoding"))
-        exposed = await scrapes((accept, encoding))
-        return Response(exposed.body, headers=exposed.headers)
+        wanted = negotiate(accept, encoding)
+        return Response(await scrapes(wanted), headers=wanted.headers)
 
     return router

@@ -19,15 +19,16 @@ from moescope.service.api.models import (
 )
 from moescope.service.api.params import ModelParam, ServerParam
 from moescope.service.api.problems import documented
+from moescope.service.api.turns import Turns
 from moescope.service.health import mismatches, unseen_layers
 from moescope.service.phases import phase_work
 from moescope.service.producers import ProducerState
 from moescope.service.state import LiveState
 
 
-def ranks_router(state: LiveState) -> APIRouter:
+def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
-    router = APIRouter(tags=["queries"])
+    router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/ranks", responses=documented(422))
     def ranks(server: ServerParam = None, model: ModelParam = None) -> Ranks:

@@ -11,13 +11,14 @@ from moescope.service.advice.achieved import rearrangements
 from moescope.service.api.advice_models import RearrangementOut, Rearrangements
 from moescope.service.api.params import LARGEST, ModelParam, ServerParam, choose
 from moescope.service.api.problems import documented
+from moescope.service.api.turns import Turns
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
 
 
-def rearrangements_router(state: LiveState, settings: Settings) -> APIRouter:
+def rearrangements_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter:
     """The route over ``state``."""
-    router = APIRouter(tags=["advice"])
+    router = APIRouter(tags=["advice"], route_class=turns.route)
 
     @router.get("/v1/advice/rearrangements", responses=documented(400, 404, 422, 503))
     def get_rearrangements(

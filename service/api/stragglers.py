@@ -21,6 +21,7 @@ from moescope.service.api.params import (
     parse_step,
 )
 from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.turns import Turns
 from moescope.service.api.windows import window_out
 from moescope.service.balance import max_and_mean
 from moescope.service.producers import Deployment
@@ -46,9 +47,9 @@ _NO_LOADS: Final = (
 )
 
 
-def stragglers_router(state: LiveState) -> APIRouter:
+def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
-    router = APIRouter(tags=["queries"])
+    router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/stragglers", responses=documented(400, 404, 422))
     def stragglers(

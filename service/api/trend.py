@@ -15,6 +15,7 @@ from fastapi import APIRouter, Query, Response
 from moescope.service.api.compact import answer, described
 from moescope.service.api.params import ModelParam, PhaseParam, ServerParam, choose
 from moescope.service.api.problems import documented
+from moescope.service.api.turns import Turns
 from moescope.service.balance import Summary, max_and_mean, summarise
 from moescope.service.phase_window import merge_phase, spans_of_phase
 from moescope.service.producers import Deployment, ProducerSpan
@@ -88,9 +89,9 @@ class _Cache:
         return found
 
 
-def trend_router(state: LiveState) -> APIRouter:
+def trend_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
-    router = APIRouter(tags=["queries"])
+    router = APIRouter(tags=["queries"], route_class=turns.route)
     cache = _Cache()
 
     @router.get("/v1/trend", responses=documented(400, 404, 422) | {200: described(Trend)})

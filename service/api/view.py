@@ -28,6 +28,7 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import documented
+from moescope.service.api.turns import Turns
 from moescope.service.assessment import Assessment, Axis, Cell, assess
 from moescope.service.flows import flows_of
 from moescope.service.owners import owners_of
@@ -143,9 +144,9 @@ class View(msgspec.Struct):
     owners: list[list[int] | None] | None
 
 
-def view_router(state: LiveState, settings: Settings) -> APIRouter:
+def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter:
     """The route over ``state``."""
-    router = APIRouter(tags=["queries"])
+    router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/view", responses=documented(400, 404, 422) | {200: described(View)})
     def view(

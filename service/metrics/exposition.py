@@ -4,39 +4,66 @@ from __future__ import annotations
 
 import gzip
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.registry import Collector
 
 from moescope.service.metrics.writer import Writer
 
 # At 100k series level 6 takes 16 times as long as level 1.
 _LEVEL: Final = 1
 # Our names are valid in the classic alphabet, so these ways of escaping names change nothing.
-_HARMLESS: Final = ("underscores", "allow-utf-8")
+_HARMLESS: Final = ("", "underscores", "allow-utf-8")
 
 
 @dataclass(frozen=True, slots=True)
-class Exposition:
-    """A body and its headers."""
+class Wanted:
+    """The form that a scraper wants; those that are equal get the same body.
 
-    body: bytes
-    headers: dict[str, str]
+    Whoever scrapes chooses the version that ``content_type`` repeats, freely: it makes no other body.
+
+    Attributes:
+        openmetrics: else Prometheus' text format.
+        escaping: what the format does to names beyond the classic alphabet; one of four, empty in old text.
+        compressed: by gzip.
+        content_type: of the answer.
+        encode: the library's encoder of it.
+    """
+
+    openmetrics: bool
+    escaping: str
+    compressed: bool
+    content_type: str = field(compare=False)
+    encode: Callable[[Collector], bytes] = field(compare=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of the answer."""
+        headers = {"content-type": self.content_type, "vary": "accept, accept-encoding"}
+        return {**headers, "content-encoding": "gzip"} if self.compressed else headers
 
 
-def expose(registry: CollectorRegistry, writer: Writer, accept: str, accept_encoding: str) -> Exposition:
-    """Collect and write everything in ``registry``."""
+def negotiate(accept: str, accept_encoding: str) -> Wanted:
+    """What the headers of these names ask for."""
     encode, content_type = choose_encoder(accept)
-    escaping = re.search(r"escaping=([\w-]+)", content_type)
-    if escaping is None or escaping[1] in _HARMLESS:
-        openmetrics = content_type.startswith("application/openmetrics-text")
-        body = writer.write(registry.collect(), openmetrics=openmetrics)
+    escaping = re.search(r"escaping=([\w-]+)$", content_type)
+    return Wanted(
+        openmetrics=content_type.startswith("application/openmetrics-text"),
+        escaping="" if escaping is None else escaping[1],
+        compressed=gzip_accepted(accept_encoding),
+        content_type=content_type,
+        encode=encode,
+    )
+
+
+def expose(registry: CollectorRegistry, writer: Writer, wanted: Wanted) -> bytes:
+    """Collect and write everything in ``registry``."""
+    if wanted.escaping in _HARMLESS:
+        body = writer.write(registry.collect(), openmetrics=wanted.openmetrics)
     else:
-        body = encode(registry)
-    headers = {"content-type": content_type, "vary": "accept, accept-encoding"}
-    if gzip_accepted(accept_encoding):
-        headers["content-encoding"] = "gzip"
-        body = gzip.compress(body, _LEVEL, mtime=0)
-    return Exposition(body, headers)
+        body = wanted.encode(registry)
+    return gzip.compress(body, _LEVEL, mtime=0) if wanted.compressed else body

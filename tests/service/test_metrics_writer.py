@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from moescope.service.metrics.digits import WIDTH, Numbers
-from moescope.service.metrics.exposition import expose
+from moescope.service.metrics.exposition import expose, negotiate
 from moescope.service.metrics.placing import place
 from moescope.service.metrics.samples import Row, Table, WideMetric
 from moescope.service.metrics.writer import Writer
@@ -197,13 +197,27 @@ def test_whatever_is_asked_for_is_what_the_library_would_answer(accept: str) -> 
     from prometheus_client.exposition import choose_encoder
 
     encode, content_type = choose_encoder(accept)
-    exposed = expose(registry(), Writer(), accept, "")
-    assert exposed.body == encode(registry())
-    assert exposed.headers["content-type"] == content_type
-    assert "content-encoding" not in exposed.headers
-    zipped = expose(registry(), Writer(), accept, "deflate, gzip;q=0.8")
+    plain, zipped = negotiate(accept, ""), negotiate(accept, "deflate, gzip;q=0.8")
+    body = expose(registry(), Writer(), plain)
+    assert body == encode(registry())
+    assert plain.headers["content-type"] == content_type
+    assert "content-encoding" not in plain.headers
     assert zipped.headers["content-encoding"] == "gzip"
-    assert gzip.decompress(zipped.body) == exposed.body
+    assert gzip.decompress(expose(registry(), Writer(), zipped)) == body
+
+
+def test_scrapers_can_ask_for_few_forms_whatever_they_send() -> None:
+    kinds = ("text/plain", "application/openmetrics-text")
+    escapings = ("", "allow-utf-8", "underscores", "dots", "values", "none")
+    asked = [
+        negotiate(f"{kind};version={version};escaping={escaping}", encoding)
+        for kind in kinds
+        for version in ("0.0.4", "1.0.0", *(f"1.{n}.0" for n in range(50)))
+        for escaping in escapings
+        for encoding in ("", "gzip", "br", "gzip;q=0.5, br")
+    ]
+    # Two formats, four escapings, gzip or not; and old text, of which there is no escaping.
+    assert len(set(asked)) == 2 * 4 * 2 + 2
 
 
 def test_the_service_compresses_only_for_who_takes_it(start_service: Callable[..., Service]) -> None:
