@@ -67,7 +67,8 @@ def measure(state: LiveState, level: MetricsLevel, runs: int) -> dict[str, Any]:
     registry.register(RoutingCollector(state, settings, Instruments()))
 
     def scrape(encoding: str) -> int:
-        return len(expose(registry, writer, negotiate("", encoding)))
+        [body] = expose(registry, writer, [negotiate("", encoding)]).values()
+        return len(body)
 
     metrics = list(registry.collect())
     scrape("")  # the label texts are kept from here on

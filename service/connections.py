@@ -41,14 +41,18 @@ class Crowd:
     Args:
         header_timeout_s: how long a request's head may take, from the connection's or the head's begin.
         max_connections: beyond it the connection goes that has waited longest for a request.
+        max_unread: bytes of all answers that wait to be read; beyond it the slowest reader goes.
     """
 
-    def __init__(self, header_timeout_s: float, max_connections: int) -> None:
+    def __init__(self, header_timeout_s: float, max_connections: int, max_unread: int) -> None:
         self.header_timeout_s = header_timeout_s
         self.max_connections = _possible(max_connections)
+        self.max_unread = max_unread
         self.waiting: dict[PatientProtocol, None] = {}
         """Those whose head has not arrived, in the order of their begin."""
-        self.ended: dict[str, int] = {"slow_head": 0, "large_head": 0, "slow_reader": 0, "crowded": 0}
+        self.reading: dict[PatientProtocol, None] = {}
+        """Those that have much of their answer to read, in the order of its begin."""
+        self.ended = dict.fromkeys(("slow_head", "large_head", "slow_reader", "unread", "crowded"), 0)
         self._throttle = Throttle(time.monotonic)
 
     def end(self, protocol: PatientProtocol, reason: str, words: str) -> None:
@@ -57,6 +61,10 @@ class Crowd:
         if self._throttle.allows(reason):
             client = protocol.client[0] if protocol.client else "a client"
             _log.warning("ended a connection of %s (logged once a minute): %s", client, words)
+        if protocol.cycle is not None:
+            protocol.cycle.disconnected = (
+                True  # the application may be about to write; uvicorn hears of it later
+            )
         protocol.transport.abort()
 
     def make_room(self, count: int) -> None:
@@ -65,6 +73,17 @@ class Crowd:
             oldest = next(iter(self.waiting))
             self.waiting.pop(oldest)
             self.end(oldest, "crowded", f"there are over max_connections ({self.max_connections})")
+
+    def bound_unread(self) -> None:
+        """End those that have been reading longest until what waits to be read fits."""
+        sizes = {reader: reader.transport.get_write_buffer_size() for reader in self.reading}
+        total = sum(sizes.values())
+        for reader, size in sizes.items():
+            if total <= self.max_unread:
+                return
+            self.reading.pop(reader)
+            self.end(reader, "unread", f"answers of over max_unread_mib ({self.max_unread >> 20}) wait")
+            total -= size
 
 
 class PatientProtocol(Base):
@@ -124,6 +143,8 @@ class PatientProtocol(Base):
         super().pause_writing()
         self._unread = self.transport.get_write_buffer_size()
         self._read_timer = self._later(STALL_S, self._look_at_reader)
+        self.crowd.reading[self] = None
+        self.crowd.bound_unread()
 
     def resume_writing(self) -> None:
         """It was read."""
@@ -159,6 +180,7 @@ class PatientProtocol(Base):
         self._read_timer = self._later(STALL_S, self._look_at_reader)
 
     def _stop_watching(self) -> None:
+        self.crowd.reading.pop(self, None)
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None

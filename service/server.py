@@ -125,7 +125,7 @@ def make_server(app: FastAPI) -> Server:
     """
     running: Running = app.state.running
     settings = running.settings
-    crowd = Crowd(settings.header_timeout_s, settings.max_connections)
+    crowd = Crowd(settings.header_timeout_s, settings.max_connections, settings.max_unread_mib << 20)
     tls = None if settings.tls_cert is None else Tls(settings)
     config = uvicorn.Config(
         app,

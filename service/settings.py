@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     max_waiting_mib: int = Field(
         256, ge=1, description="Memory for all bodies that are arriving, MiB; beyond it senders wait."
     )
+    max_unread_mib: int = Field(
+        256, ge=1, description="Memory for all answers that wait to be read, MiB; the slowest reader goes."
+    )
     max_frames_per_s: float = Field(
         100.0, gt=0, description="Most frames of a producer per second, on average; of traces ten times that."
     )

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from devkit.soak import bad_input, faults, load, network
+from devkit.soak import bad_input, faults, giving_up, load, network
 from devkit.soak.document import write
 from devkit.soak.gate import Gate, Options, Outcome
 
@@ -29,6 +29,12 @@ GATES: Final = (
     Gate("disk-full", "says so, serves on, recovers", faults.full_disk),
     Gate("shutdown", "ends within 5 s under load, nothing lost", faults.shutdown),
     Gate("slow-clients", "an honest scrape within 1 s among 500 half-open connections", faults.slow_clients),
+    Gate(
+        "giving-up",
+        f"clients who don't wait for answers of {giving_up.RANKS} ranks: at most {giving_up.MOST_MIB} MiB, "
+        f"{giving_up.GROWTH_MIB} kept; an honest scrape within {giving_up.HONEST_S:g} s",
+        giving_up.giving_up,
+    ),
     Gate(
         "network",
         "a step's hooks never wait: p99 <= 1 ms in every fault; counts and drops exact; "

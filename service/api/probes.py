@@ -34,9 +34,9 @@ def probes_router(state: LiveState, registry: CollectorRegistry, instruments: In
     router = APIRouter(tags=["operation"])
     writer = Writer()
 
-    def scrape(wanted: Wanted) -> bytes:
+    def scrape(forms: frozenset[Wanted]) -> dict[Wanted, bytes]:
         with instruments.scrape.timed():
-            return expose(registry, writer, wanted)
+            return expose(registry, writer, forms)
 
     scrapes = SharedRuns(scrape)
 
@@ -59,7 +59,7 @@ def probes_router(state: LiveState, registry: CollectorRegistry, instruments: In
     async def metrics(request: Request) -> Response:
         """Metrics for Prometheus, as text or OpenMetrics by the Accept header, gzipped on request.
 
-        Scrapes of the same form that come while one is made share the next.
+        Scrapes that come while one is made share the next.
         """
         accept, encoding = (request.headers.get(name, "") for name in ("accept", "accept-encoding"))
         wanted = negotiate(accept, encoding)

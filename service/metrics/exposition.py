@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -60,10 +60,14 @@ def negotiate(accept: str, accept_encoding: str) -> Wanted:
     )
 
 
-def expose(registry: CollectorRegistry, writer: Writer, wanted: Wanted) -> bytes:
-    """Collect and write everything in ``registry``."""
-    if wanted.escaping in _HARMLESS:
-        body = writer.write(registry.collect(), openmetrics=wanted.openmetrics)
-    else:
-        body = wanted.encode(registry)
-    return gzip.compress(body, _LEVEL, mtime=0) if wanted.compressed else body
+def expose(registry: CollectorRegistry, writer: Writer, forms: Iterable[Wanted]) -> dict[Wanted, bytes]:
+    """Collect everything in ``registry`` once, and write it in each of the forms."""
+    families = list(registry.collect())
+    bodies = {}
+    for wanted in forms:
+        if wanted.escaping in _HARMLESS:
+            body = writer.write(families, openmetrics=wanted.openmetrics)
+        else:
+            body = wanted.encode(registry)
+        bodies[wanted] = gzip.compress(body, _LEVEL, mtime=0) if wanted.compressed else body
+    return bodies

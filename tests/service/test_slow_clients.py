@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import subprocess
 import sys
@@ -212,6 +213,35 @@ def test_who_does_not_read_its_answer_is_cut_off(
         time.sleep(1.5)
         assert ended(reader)
     assert honest_scrape(service) < 1
+
+
+@pytest.mark.parametrize(("max_unread_mib", "some_go"), [(16, True), (256, False)])
+def test_answers_that_wait_to_be_read_share_a_budget(
+    start_service: Callable[..., Service],
+    caplog: pytest.LogCaptureFixture,
+    max_unread_mib: int,
+    some_go: bool,
+) -> None:
+    service = start_service(max_unread_mib=max_unread_mib)
+    counts = {layer: [10**12] * 4096 for layer in range(120)}
+    assert service.push(frame(counts, top_k=512)).status_code == 200
+    # More than the system takes of each: the rest waits in the service.
+    with half_open(service, 12, b"GET /v1/histogram HTTP/1.1\r\nHost: x\r\n\r\n") as made:
+        deadline = time.monotonic() + 20
+        while not _all_answered(made):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for connection in made:
+            connection.settimeout(0.3)
+        went = [ended(connection) for connection in made]
+    assert any(went) == some_go
+    assert not all(went)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def _all_answered(made: list[socket.socket]) -> bool:
+    """Whether each has the beginning of its answer, of which nothing is read here."""
+    return len(select.select(made, [], [], 0)[0]) == len(made)
 
 
 def test_bodies_that_arrive_share_a_budget(start_service: Callable[..., Service]) -> None:
