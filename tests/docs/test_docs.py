@@ -194,3 +194,14 @@ def test_the_runbook_has_every_reason_of_a_refusal() -> None:
     source = "\n".join(path.read_text() for path in (ROOT / "service").rglob("*.py"))
     used = set(re.findall(r"(?:RefusedError|RefusedFrameError|_refused)\(\s*\"(\w+)\"", source))
     assert listed == used | {"unauthorized", "forbidden"}
+
+
+def test_lines_of_the_workers_log_are_the_real_ones() -> None:
+    section = TEXTS[ROOT / "docs/deploy.md"].partition("## When nothing shows")[2].partition("\n## ")[0]
+    source = "\n".join(path.read_text() for path in (ROOT / "capture").glob("*.py"))
+    rows = re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
+    later = section.partition("Later,")[2]
+    quoted = [*rows, *re.findall(r"`([a-z' ;]+)`", later), "answered "]
+    assert len(quoted) >= 7
+    assert not [words for words in quoted if words not in source]
+    assert "No producer has reported yet." in (ROOT / "service/tables.py").read_text()
