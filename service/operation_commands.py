@@ -13,7 +13,13 @@ from typing import Annotated
 import typer
 
 from moescope.service.access import open_book
-from moescope.service.settings import Settings, SettingsError, is_loopback, load_settings
+from moescope.service.settings import (
+    Settings,
+    SettingsError,
+    is_loopback,
+    load_settings,
+    unknown_variables,
+)
 from moescope.service.store.backup import back_up
 from moescope.service.store.backup import restore as put_back
 from moescope.service.store.records import StoreError
@@ -218,6 +224,7 @@ def _warnings(settings: Settings, book: TokenBook) -> list[str]:
         for path in (settings.token_file, settings.tls_key)
         if path is not None and stat.S_IMODE(path.stat().st_mode) & 0o007
     ]
+    found += [f"{name}: no variable of moescope; is it misspelt?" for name in unknown_variables()]
     if settings.store is None:
         found.append("store: totals and history are in memory only")
     elif not isinstance(settings.store, Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
@@ -48,6 +49,13 @@ _FLAGS: Final = """
 """
 FLAGS: Final = frozenset(_FLAGS.split())
 """Settings that `moescope serve` has a flag for."""
+
+
+_OTHERS: Final = """
+    endpoint interval server on_error trace_rate trace_opt_in trace_mib ca_file cert_file key_file listen
+"""
+OTHERS: Final = frozenset(_OTHERS.split())
+"""Names with our prefix that vLLM's workers, the command line or the compose file take."""
 
 
 class SettingsError(ValueError):
@@ -206,6 +214,12 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
         return Sources(**given)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
+
+
+def unknown_variables() -> list[str]:
+    """Variables with our prefix that nothing of moescope takes, such as misspelt ones."""
+    known = {f"MOESCOPE_{name.upper()}" for name in (*Settings.model_fields, *OTHERS)}
+    return sorted(name for name in os.environ if name.startswith("MOESCOPE_") and name not in known)
 
 
 def _read(config: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ environment is in the [README](../README.md#the-capturers-settings).
 A setting is given as a flag of `moescope serve` where it has one, as a variable, or by its name in a TOML
 file (`moescope serve --config moescope.toml`). A flag wins over the environment, which wins over the file. A
 name in the file that is no setting is refused; a variable that is none is ignored, since vLLM's have the same
-prefix. `moescope check-config` prints what would be used.
+prefix. `moescope check-config` prints what would be used, and warns of variables that nothing takes.
 
 ```toml
 host = "0.0.0.0"

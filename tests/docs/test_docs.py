@@ -17,7 +17,7 @@ from moescope.capture.settings import CaptureSettings
 from moescope.service.api.app import create_app
 from moescope.service.commands import command_line
 from moescope.service.metrics.catalogue import CATALOGUE
-from moescope.service.settings import Settings
+from moescope.service.settings import OTHERS, Settings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -179,6 +179,7 @@ def test_variables_exist() -> None:
     assert shown["MOESCOPE_ON_ERROR"] == defaults.on_error.value
     compose = set(re.findall(r"\$\{(MOESCOPE_\w+)", (ROOT / "docker-compose.yml").read_text()))
     known = ours | compose | {f"MOESCOPE_{name.upper()}" for name in Settings.model_fields}
+    assert {f"MOESCOPE_{name.upper()}" for name in (*OTHERS, *Settings.model_fields)} == known
     named = set(re.findall(r"MOESCOPE_[A-Z0-9_]+\b", ALL))
     assert named <= known, named - known
 

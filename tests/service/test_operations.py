@@ -60,6 +60,16 @@ def test_check_config_says_what_to_mend(tmp_path: Path, text: str, message: str)
     assert "can be used" not in done.output
 
 
+def test_check_config_warns_of_a_misspelt_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("METRIC_LEVEL", "METRICS_LEVEL", "TRACE_RATE"):
+        monkeypatch.setenv(f"MOESCOPE_{name}", "rank")
+    done = run("check-config")
+    assert done.exit_code == 0
+    assert [line for line in done.stderr.splitlines() if "misspelt" in line] == [
+        "warning: MOESCOPE_METRIC_LEVEL: no variable of moescope; is it misspelt?"
+    ]
+
+
 def test_a_new_token_and_its_entry_fit(tmp_path: Path) -> None:
     done = run("token", "vllm", "--scope", "ingest", "--scope", "read", "--expires", "2099-01-31")
     assert done.exit_code == 0
