@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from moescope.service.balance import Summary, max_and_mean, measure_all, summari
 from moescope.service.window import LayerWindow, ModelWindow
 
 FloatArray = npt.NDArray[np.float64]
+_MASKED: Final = "no slots: the tokens of the window chose no expert here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +110,14 @@ def _axis(window: ModelWindow, loads: Sequence[FloatArray | None], reasons: Sequ
 
 def _cells(loads: Sequence[FloatArray | None], reasons: Sequence[str | None]) -> tuple[Cell, ...]:
     """Measure all layers that have a sample, those of one width together."""
-    cells = [Cell(load, None, reason) for load, reason in zip(loads, reasons, strict=True)]
+    whys = [
+        _MASKED if reason is None and load is not None and not load.any() else reason
+        for load, reason in zip(loads, reasons, strict=True)
+    ]
+    cells = [Cell(load, None, why) for load, why in zip(loads, whys, strict=True)]
     by_width: dict[int, list[int]] = {}
-    for i, (load, reason) in enumerate(zip(loads, reasons, strict=True)):
-        if load is not None and reason is None:
+    for i, (load, why) in enumerate(zip(loads, whys, strict=True)):
+        if load is not None and why is None:
             by_width.setdefault(len(load), []).append(i)
     for members in by_width.values():
         stacked = np.stack([load for i in members if (load := loads[i]) is not None])

@@ -169,6 +169,8 @@ def _why_not(layer: LayerWindow, later: Sequence[LayerWindow], experts: int, min
             return seen or f"idle: no tokens in the window it would be {name} on"
         if tokens < max(min_tokens, 1):
             return f"too few tokens in the window it would be {name} on: {tokens} of at least {min_tokens}"
+        if not any(part.counts.any() for part in parts):
+            return f"no slots: the tokens of the window it would be {name} on chose no expert here"
         missing = sorted({rank for part in parts for rank in part.missing})
         if missing:
             return f"partial: the tokens of DP ranks {missing} are not seen in this layer"

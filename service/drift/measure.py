@@ -135,11 +135,13 @@ def _why_not(
         return "the base has not seen this layer"
     if len(base) != len(counts):
         return f"the base has {len(base)} experts here, the window {len(counts)}"
-    for name, found in (("window", tokens), ("base", base_rows)):
+    for name, found, slots in (("window", tokens, counts), ("base", base_rows, base)):
         if not found:
             return f"idle: no tokens in the {name}"
         if found < min_tokens:
             return f"too few tokens in the {name}: {found} of at least {min_tokens}"
+        if not slots.any():
+            return f"no slots: the tokens of the {name} chose no expert here"
     return None
 
 

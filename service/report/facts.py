@@ -55,7 +55,7 @@ def gather(url: str, since_s: float, server: str | None, model: str | None) -> F
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
     """
-    start = f"-{since_s:g}s"
+    start = f"-{since_s:.15g}s"  # no exponent: lengths are below 366 d
 
     def ask(path: str, **more: str | None) -> dict[str, Any]:
         return get_json(url, path, {"server": server, "model": model, **more}, _TIMEOUT_S)

@@ -1,4 +1,7 @@
-"""A matrix as a picture in the page: an indexed PNG of a pixel a cell, in the colours of both themes."""
+"""A matrix as a picture in the page: an indexed PNG of a pixel a cell, in the colours of both themes.
+
+A cell without a sample is transparent: what lies behind the picture shows, and no colour of the scale.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,9 @@ DIVERGING: Final = {
 
 
 def picture(values: npt.NDArray[np.float64], label: str) -> str:
-    """An image of values in [0, 1], [rows, columns], for both themes."""
-    cells = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    """An image of values in [0, 1], [rows, columns], for both themes; NaN is no sample."""
+    known = np.nan_to_num(np.clip(values, 0, 1))
+    cells = np.where(np.isnan(values), 0, 1 + np.rint(known * 254)).astype(np.uint8)
     light, dark = (_data_url(cells, theme) for theme in ("light", "dark"))
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
@@ -34,16 +38,17 @@ def _data_url(cells: npt.NDArray[np.uint8], theme: str) -> str:
 
 
 def png(cells: npt.NDArray[np.uint8], stops: tuple[str, ...]) -> bytes:
-    """A PNG of palette indices [rows, columns]; the palette blends the stops (#rrggbb) evenly."""
+    """A PNG of palette indices [rows, columns]: 0 is transparent, 1 to 255 blend the stops (#rrggbb)."""
     height, width = cells.shape
     colours = np.array([[int(stop[i : i + 2], 16) for i in (1, 3, 5)] for stop in stops], float)
-    at = np.linspace(0, len(stops) - 1, 256)
+    at = np.concatenate([[0.0], np.linspace(0, len(stops) - 1, 255)])
     palette = np.stack([np.interp(at, np.arange(len(stops)), colours[:, c]) for c in range(3)], axis=1)
     rows = np.concatenate([np.zeros((height, 1), np.uint8), cells], axis=1)  # filter 0 before each row
     return (
         b"\x89PNG\r\n\x1a\n"
         + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
         + _chunk(b"PLTE", np.rint(palette).astype(np.uint8).tobytes())
+        + _chunk(b"tRNS", b"\x00")
         + _chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
         + _chunk(b"IEND", b"")
     )
@@ -54,10 +59,10 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def deviation(loads: Any) -> npt.NDArray[np.float64]:
-    """Loads over their mean, on a scale of log2 from 1/8 (0) over fair (0.5) to 8 (1); idle is fair."""
+    """Loads over their mean, on a scale of log2 from 1/8 (0) over fair (0.5) to 8 (1); NaN where idle."""
     values = np.asarray(loads, float)
     mean = values.mean() if values.size else 0.0
     if not mean:
-        return np.full(values.shape, 0.5)
+        return np.full(values.shape, np.nan)
     with np.errstate(divide="ignore"):
         return np.clip(np.log2(values / mean) / 6 + 0.5, 0, 1)

@@ -28,7 +28,8 @@ def chart(at: Sequence[float], lines: Sequence[Line], label: str, floor: float =
     known = [value for line in lines for value in line.values if value is not None]
     if len(at) < 2 or not known:
         return "<p class=empty>No sample in this window.</p>"
-    ticks = _ticks(floor, max(*known, floor + 1e-9))
+    # A scale of at least a tenth: it would blow up the rounding of what never changes.
+    ticks = _ticks(floor, max(*known, floor + 0.1))
     low, high = ticks[0], ticks[-1]
 
     def x(instant: float) -> float:
@@ -53,7 +54,9 @@ def chart(at: Sequence[float], lines: Sequence[Line], label: str, floor: float =
     many = len(lines) > _COLOURS
     for n, line in enumerate(lines):
         path = "".join(
-            "M" + "L".join(f"{x(instant):.1f} {y(value):.1f}" for instant, value in run)
+            "M"
+            + "L".join(f"{x(instant):.1f} {y(value):.1f}" for instant, value in run)
+            + "h0" * (len(run) == 1)
             for run in _runs(at, line.values)
         )
         kind = "many" if many else f"c{n}"
@@ -63,7 +66,7 @@ def chart(at: Sequence[float], lines: Sequence[Line], label: str, floor: float =
 
 
 def _runs(at: Sequence[float], values: Sequence[float | None]) -> Iterator[list[tuple[float, float]]]:
-    """The stretches without gaps; a lone sample becomes a dash of its own."""
+    """The stretches without gaps; a lone sample is drawn as a dot (its round cap)."""
     run: list[tuple[float, float]] = []
     for instant, value in zip(at, values, strict=True):
         if value is not None:

@@ -104,13 +104,48 @@ def test_a_picture_has_the_cells_it_was_given() -> None:
     rows = np.frombuffer(zlib.decompress(data[at : at + size]), np.uint8).reshape(2, 4)
     np.testing.assert_array_equal(rows[:, 1:], cells)
     palette = data[data.index(b"PLTE") + 4 :][: 3 * 256]
-    assert (palette[:3].hex(), palette[-3:].hex()) == ("123f73", "7a3503")
+    assert (palette[3:6].hex(), palette[-3:].hex()) == ("123f73", "7a3503")
+    assert data[data.index(b"tRNS") - 4 :][:9] == b"\x00\x00\x00\x01tRNS\x00", "0 is transparent, no more"
     assert base64.b64encode(data).startswith(b"iVBOR")
 
 
 def test_deviation_from_fair_share() -> None:
     np.testing.assert_allclose(deviation([0, 1, 7]), [0, 0.5 + np.log2(3 / 8) / 6, 0.5 + np.log2(21 / 8) / 6])
-    np.testing.assert_allclose(deviation([0, 0]), 0.5)
+    assert np.isnan(deviation([0, 0])).all(), "idle is no sample, not fair"
+
+
+def cells_of(page: str) -> list[list[int]]:
+    """The palette indices of the page's picture in light."""
+    [encoded] = re.findall(r'<img class=cells src="data:image/png;base64,(.*?)"', page)
+    data = base64.b64decode(encoded)
+    at = data.index(b"IDAT") + 4
+    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+    rows = zlib.decompress(data[at : at + int.from_bytes(data[at - 8 : at - 4], "big")])
+    return np.frombuffer(rows, np.uint8).reshape(height, width + 1)[:, 1:].tolist()
+
+
+def test_layers_that_are_idle_or_not_seen_have_no_colour(service: Service) -> None:
+    counts = {1: [10, 10, 10, 10], 2: [0, 0, 0, 0], 3: [20, 20]}
+    assert service.push(frame(counts, rows=[20, 0, 20], tokens=20)).status_code == 200
+    assert service.get("/v1/balance")["layers"][1]["over_experts"]["loads"] is None
+    page = document(gather(service.url, 3600, None, None))
+    assert cells_of(page) == [[128] * 4, [0] * 4, [128, 128, 0, 0]]
+
+
+def test_a_window_of_a_month(service: Service) -> None:
+    push(service)
+    assert gather(service.url, parse_since("30d"), None, None).balance["tokens"] == 1200
+
+
+def test_max_vio_is_max_vio(service: Service) -> None:
+    push(service)
+    page = document(gather(service.url, 3600, None, None))
+    layers = service.get("/v1/balance", start="-1h")["layers"]
+    worst = max(layer["over_experts"]["measures"]["max_vio"] for layer in layers)
+    [(value, note)] = re.findall(r"<dt>MaxVio over experts</dt><dd>(.*?)</dd><p>(.*?)</p>", page)
+    assert worst == 1.0
+    assert value == f"{worst:.2f}", "both layers are alike"
+    assert f"worst {worst:.2f} in layer 1" in note
 
 
 def test_lines_have_gaps() -> None:
@@ -118,3 +153,16 @@ def test_lines_have_gaps() -> None:
     [path] = re.findall(r'<path class="line c0" d="(.*?)"', drawn)
     assert path.count("M") == 2
     assert "No sample" in chart([0, 10], [Line("a", [None, None])], "of a")
+
+
+def test_a_lone_sample_shows() -> None:
+    drawn = chart([0, 10, 20], [Line("a", [None, 1, None])], "of a")
+    [path] = re.findall(r'<path class="line c0" d="(.*?)"', drawn)
+    assert path.endswith("h0"), "a move alone draws nothing"
+
+
+def test_a_flat_line_has_a_scale() -> None:
+    drawn = chart([0, 10], [Line("a", [1.0, 1.0])], "of a", floor=1.0)
+    ticks = re.findall(r"text-anchor=end>(.*?)<", drawn)
+    assert len(set(ticks)) == len(ticks) > 1
+    assert "0e" not in "".join(ticks)

@@ -12,18 +12,18 @@ from moescope.service.report.markup import Section
 def section(facts: Facts) -> Section | None:
     """A row a layer, a column an expert."""
     layers = facts.balance["layers"]
-    width = max((len(layer["over_experts"]["loads"]) for layer in layers), default=0)
+    loads = [layer["over_experts"]["loads"] or [] for layer in layers]
+    width = max(map(len, loads), default=0)
     if not width:
         return None
-    cells = np.full((len(layers), width), 0.5)
-    for row, layer in zip(cells, layers, strict=True):
-        loads = layer["over_experts"]["loads"]
-        row[: len(loads)] = deviation(loads)
+    cells = np.full((len(layers), width), np.nan)
+    for row, mine in zip(cells, loads, strict=True):
+        row[: len(mine)] = deviation(mine)
     first, last = layers[0]["layer"], layers[-1]["layer"]
     label = f"Heatmap: layers {first} to {last} by experts 0 to {width - 1}, load against fair share"
     return Section(
         "Experts",
-        "A row a layer, a column a logical expert: its slots against the layer's mean.",
+        "A row a layer, a column a logical expert: its slots against the layer's mean. Hatched: no sample.",
         f"<figure class=heat><div class=rows><span>layer {first}</span><span>{last}</span></div>"
         f"{picture(cells, label)}"
         f"<figcaption><span>expert 0</span>"

@@ -29,8 +29,9 @@ def section(facts: Facts) -> Section:
         ),
         (
             "MaxVio over experts",
-            number(over_experts["ratio_of_sums"]),
-            f"worst {number(over_experts['worst'])} in layer {_layer(over_experts['worst_layer'])}",
+            number(_max_vio(over_experts["ratio_of_sums"])),
+            f"sum over layers; worst {number(_max_vio(over_experts['worst']))} in layer "
+            f"{_layer(over_experts['worst_layer'])}",
         ),
     ]
     note = f"DP ranks that did not report: {', '.join(map(str, missing))}." if missing else ""
@@ -41,3 +42,8 @@ def section(facts: Facts) -> Section:
 
 def _layer(layer: int | None) -> str:
     return "-" if layer is None else str(layer)
+
+
+def _max_vio(ratio: float | None) -> float | None:
+    """(max - mean) / mean, from max / mean, which the API's summaries have."""
+    return None if ratio is None else ratio - 1
