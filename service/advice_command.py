@@ -9,10 +9,11 @@ from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from moescope.service.advice_tables import advice_view, rearrangements_view
 from moescope.service.client import ServiceUnavailableError, get_bytes, get_json
+from moescope.service.terminal import terminal
 
 ADVISE_HELP: Final = """Say whether another placement of experts is worth it, by what was really routed.
 
@@ -102,14 +103,14 @@ def advise(
     }
     wanted = urlencode([("redundant", number) for number in redundant or ()])
     path = f"/v1/advice{'?' if wanted else ''}{wanted}"
-    console = Console()
+    console = terminal()
     try:
         if rearrangements:
             asked = {name: common[name] for name in ("server", "model", "min_tokens")}
             answer = get_json(url, "/v1/advice/rearrangements", asked, _TIMEOUT_S)
             console.print_json(data=answer) if as_json else console.print(rearrangements_view(answer))
             return
-        with Console(stderr=True).status(f"asking {url}"):
+        with terminal(stderr=True).status(Text(f"asking {url}")):
             asked = {**common, "fit_share": str(fit_share), "min_gain": str(min_gain)}
             asked["memory_price"] = str(memory_price)
             answer = get_json(url, path, asked, _TIMEOUT_S)

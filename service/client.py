@@ -61,18 +61,18 @@ def _exchange(
     headers: dict[str, str],
     timeout_s: float,
 ) -> bytes:
-    parts = urlsplit(url)
     query = urlencode({name: value for name, value in params.items() if value is not None})
     try:
         settings = client_settings()
         headers = {**settings.headers(), **headers}
         connection = connection_to(url, settings, timeout_s)
+        base = urlsplit(url).path.rstrip("/")
     except SettingsError as error:
         raise ServiceUnavailableError(str(error)) from error
     try:
         connection.request(
             method,
-            f"{parts.path.rstrip('/')}{path}{('&' if '?' in path else '?') if query else ''}{query}",
+            f"{base}{path}{('&' if '?' in path else '?') if query else ''}{query}",
             body,
             headers,
         )
@@ -101,13 +101,16 @@ def connection_to(url: str, settings: ClientSettings, timeout_s: float) -> http.
         ServiceUnavailableError: it is no address of one.
         SettingsError: the settings' files can't be used.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError:  # such as a port that is no number
+        scheme, host, port = "", None, None
+    if scheme not in ("http", "https") or not host:
         raise ServiceUnavailableError(f"{url} is not an http address; give one such as http://127.0.0.1:9890")
-    if parts.scheme == "http":
-        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
-    context = settings.context()
-    return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout_s, context=context)
+    if scheme == "http":
+        return http.client.HTTPConnection(host, port, timeout=timeout_s)
+    return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=settings.context())
 
 
 def _detail(body: bytes) -> str | None:

@@ -41,7 +41,10 @@ class ClientSettings(BaseSettings):
             SettingsError: the token's file can't be used.
         """
         if self.token is not None:
-            return {"Authorization": f"Bearer {self.token.get_secret_value()}"}
+            token = self.token.get_secret_value()
+            if not (token.isprintable() and token.isascii()):
+                raise SettingsError("MOESCOPE_TOKEN: only printable ASCII characters can be in a token")
+            return {"Authorization": f"Bearer {token}"}
         if self.token_file is None:
             return {}
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.live import Live
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
@@ -31,6 +31,7 @@ from moescope.service.settings import (
 )
 from moescope.service.simulate_command import SIMULATE_HELP, simulate
 from moescope.service.tables import balance_tables, ranks_table, stragglers_tables
+from moescope.service.terminal import terminal
 from moescope.service.trace_commands import trace_commands
 
 UrlOption = Annotated[str, typer.Option(help="Address of the running service.")]
@@ -229,11 +230,14 @@ def version() -> None:
 
 
 def _show(render: Callable[[], RenderableType], interval_s: float | None) -> None:
-    console = Console()
+    console = terminal()
     if interval_s is None:
         console.print(render())
         return
     try:
+        while not console.is_terminal:  # a file or a pipe gets one after the other, Live only the last
+            console.print(render())
+            time.sleep(interval_s)
         with Live(render(), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(interval_s)

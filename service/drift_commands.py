@@ -9,11 +9,12 @@ from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from moescope.service.client import ServiceUnavailableError, get_json, send_json
+from moescope.service.terminal import terminal
 from moescope.service.totals import Phase
 
 UrlOption = Annotated[str, typer.Option(help="Address of the running service.")]
@@ -88,7 +89,7 @@ def drift(
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
     else:
-        Console().print(_drift_view(answer))
+        terminal().print(_drift_view(answer))
 
 
 def pin(
@@ -129,7 +130,7 @@ def list_baselines(url: UrlOption = _URL, as_json: JsonOption = False) -> None:
             f"{_time(item['start'])} to {_time(item['end'])}",
             item["note"],
         )
-    Console().print(table)
+    terminal().print(table)
 
 
 def remove(

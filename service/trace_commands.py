@@ -9,10 +9,10 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from moescope.service.client import ServiceUnavailableError, get_bytes, get_json
+from moescope.service.terminal import printable, terminal
 
 UrlOption = Annotated[str, typer.Option(help="Address of the running service.")]
 IdArgument = Annotated[
@@ -79,7 +79,7 @@ def list_traces(
         table.add_column(name, overflow="fold")
     for trace in page["traces"]:
         table.add_row(
-            trace["names"][-1],
+            printable(trace["names"][-1]),
             *(
                 str(trace[name])
                 for name in ("dp_rank", "tokens", "prompt_tokens", "cached_tokens", "preemptions")
@@ -87,7 +87,7 @@ def list_traces(
             trace["outcome"],
             datetime.fromtimestamp(trace["ended_at"], UTC).strftime("%F %T"),
         )
-    Console().print(table if page["traces"] else "No traces.")
+    terminal().print(table if page["traces"] else "No traces.")
     if page["next_cursor"] is not None:
         typer.echo(f"There are more than {limit}: give --limit, or a narrower --start.")
 
@@ -105,14 +105,16 @@ def show(
     params: dict[str, str | None] = {"first": str(first), "end": str(first + 32 if end is None else end)}
     path = _path(request_id, "json", layer)
     trace: dict[str, Any] = _ask(lambda: get_json(url, path, params))
-    table = Table(title=f"{trace['request_id']}: {trace['tokens']} tokens computed, {trace['outcome']}")
+    table = Table(
+        title=f"{printable(trace['request_id'])}: {trace['tokens']} tokens computed, {trace['outcome']}"
+    )
     table.add_column("position", justify="right")
     for number in trace["layers"]:
         table.add_column(f"layer {number}")
     for offset, experts in enumerate(trace["routed_experts"]):
         cells = [" ".join(str(expert) for expert in row if expert >= 0) or "not computed" for row in experts]
         table.add_row(str(trace["first_position"] + offset), *cells)
-    Console().print(table)
+    terminal().print(table)
 
 
 def export(

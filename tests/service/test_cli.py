@@ -224,6 +224,28 @@ def test_stragglers_show_steps_beside_the_window(service: Service) -> None:
     assert "No straggler cost: ep_size is 1" in alone.stdout
 
 
+@pytest.mark.parametrize("command", ["ranks", "balance", "stragglers", "drift", "advise"])
+def test_names_that_look_like_markup_stand_as_they_are(service: Service, command: str) -> None:
+    who = producer(model="m[/b]:100:[v2]", ep_size=2)
+    for seq in (1, 2, 3):
+        counts = {0: [20 * seq, 0, 0, 20 * seq]}
+        made = frame(counts, who=who, seq=seq, after_s=90 + seq, placement=halves(4, 1))
+        assert service.push(made).status_code == 200
+        service.clock.now += 5
+    done = _run(command, "--url", service.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "m[/b]:100:[v2] on prod" in done.stdout
+
+
+def test_notes_of_baselines_stand_as_they_are(service: Service) -> None:
+    assert service.push(frame({0: [200, 200]})).status_code == 200
+    note = "before [v2] and [/not]"
+    assert _run("baseline", "pin", "one", "--url", service.url, "--note", note).returncode == 0
+    listed = _run("baseline", "list", "--url", service.url)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "[v2]" in listed.stdout
+
+
 def test_balance_of_idle_ranks_says_so(service: Service) -> None:
     service.push(frame({0: [0, 0]}))
     done = _run("balance", "--url", service.url)
@@ -252,18 +274,39 @@ def test_balance_watch_refreshes_until_it_is_interrupted(
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=10)
     assert (process.returncode, errors) == (0, "")
-    assert "tiny on prod" in output
+    assert output.count("tiny on prod") >= 2, "a pipe gets every answer, not only the last"
 
 
 @pytest.mark.parametrize(
     ("url", "words"),
-    [("http://127.0.0.1:1", "start one with `moescope serve`"), ("ftp://x", "http://127.0.0.1:9890")],
+    [
+        ("http://127.0.0.1:1", "start one with `moescope serve`"),
+        ("ftp://x", "http://127.0.0.1:9890"),
+        ("http://gpu-7:http", "http://127.0.0.1:9890"),
+        ("http://[::1", "http://127.0.0.1:9890"),
+    ],
 )
 def test_no_service_is_said_in_one_line(url: str, words: str) -> None:
     done = _run("balance", "--url", url)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_token_that_no_header_can_hold_is_named(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOESCOPE_TOKEN", "line\nbreak")
+    for arguments in (["ranks"], ["baseline", "pin", "one"]):
+        done = _run(*arguments, "--url", service.url)
+        assert done.returncode == 2
+        assert "MOESCOPE_TOKEN" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_pipe_that_closes_early_is_no_fault(service: Service) -> None:
+    service.push(frame({layer: [200, 200] for layer in range(200)}))
+    command = f"{sys.executable} -m moescope.service balance --url {service.url} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_problem_of_the_service_is_passed_on(service: Service) -> None:

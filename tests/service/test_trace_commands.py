@@ -63,3 +63,24 @@ def test_mistakes_are_explained(service: Service, tmp_path: Path) -> None:
     bad = run(service, "export", "x1", str(tmp_path / "x1.txt"))
     assert bad.returncode == 2
     assert ".npz" in bad.stderr
+
+
+def test_ids_that_look_like_markup_stand_as_they_are(service: Service) -> None:
+    headers = {"content-type": TRACE_CONTENT_TYPE}
+    made = encode_part(part(3, name="[/red]:smile:[bold]"))
+    assert service.client.post("/v1/traces", content=made, headers=headers).status_code == 200
+    for arguments in (["list"], ["show", "[/red]:smile:[bold]"]):
+        done = run(service, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "[/red]:smile:[bold]" in done.stdout
+
+
+def test_ids_give_a_terminal_no_orders(service: Service) -> None:
+    headers = {"content-type": TRACE_CONTENT_TYPE}
+    made = encode_part(part(3, name="a\x1b[2Jb"))
+    assert service.client.post("/v1/traces", content=made, headers=headers).status_code == 200
+    for arguments in (["list"], ["show", "a\x1b[2Jb"]):
+        done = run(service, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "\x1b" not in done.stdout
+        assert "a\ufffd[2Jb" in done.stdout
