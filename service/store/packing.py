@@ -3,12 +3,17 @@
 A piece that comes alone is written as a segment of its own, which is durable at once, and remembered here.
 When enough have come, they go into a block together, from memory, and their segments are removed. What is
 remembered is lost when the process ends: those segments stay as they are.
+
+A block takes two jobs of about the same length, which let go of the interpreter's lock: its tokens are
+compressed and written by the store's thread, the map of its hits is made by another meanwhile.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +28,7 @@ BLOCK_TOKENS: Final = 2000
 """A block is written as soon as it has so many; a reader of one trace unpacks all of them."""
 MAX_LANES: Final = 64
 _MAX_SHAPES: Final = 4
+_AHEAD: Final = 4
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -52,6 +58,30 @@ class Piece:
     tokens: int
     experts: Sequence[bytes]
     stored: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Pieces that are packed together.
+
+    Attributes:
+        experts: for each layer raw ids of all pieces, one after the other.
+        tokens: of each piece.
+    """
+
+    pieces: Sequence[Piece]
+    experts: Sequence[bytes]
+    tokens: Sequence[int]
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece]) -> Block:
+        """The block of these pieces, which have one shape."""
+        experts = [b"".join(column) for column in zip(*(piece.experts for piece in pieces), strict=True)]
+        return cls(pieces, experts, [piece.tokens for piece in pieces])
+
+    def hits(self, shape: Shape) -> bytes:
+        """The map of which piece took which expert."""
+        return write_hits(taken_by(self.experts, self.tokens, shape.layers, shape.id_bytes))
 
 
 Waiting = dict[Shape, tuple[Piece, ...]]
@@ -89,17 +119,18 @@ def blocks_of(pieces: Sequence[Piece]) -> tuple[list[list[Piece]], list[Piece]]:
 
 
 class Packer:
-    """Writes pieces of traces; for one thread."""
+    """Writes pieces of traces; for one thread, with a helper that :meth:`close` ends."""
 
     def __init__(self) -> None:
         self._segments = SegmentWriter()
+        self._helper = ThreadPoolExecutor(1, "moescope-hits")
         self._waiting: Waiting = {}
 
     def write(self, connection: sqlite3.Connection, shape: Shape, pieces: Sequence[Piece]) -> Waiting:
         """Write new pieces of a shape, within a transaction; what waits once it is committed."""
         full, rest = blocks_of([*self._waiting.get(shape, ()), *pieces])
-        for group in full:
-            self._write_block(connection, shape, group)
+        for block, hits in self._blocks(shape, full):
+            self._write_block(connection, shape, block, hits)
         return {shape: tuple(self._write_segment(connection, piece) for piece in rest)}
 
     def committed(self, waiting: Waiting) -> None:
@@ -114,10 +145,26 @@ class Packer:
             for shape, pieces in self._waiting.items()
         }
 
+    def close(self) -> None:
+        """End the helper."""
+        self._helper.shutdown()
+
     @property
     def remembered(self) -> set[int]:
         """Traces of which a piece is remembered."""
         return {piece.trace for pieces in self._waiting.values() for piece in pieces}
+
+    def _blocks(
+        self, shape: Shape, groups: Sequence[Sequence[Piece]]
+    ) -> Iterator[tuple[Block, Future[bytes]]]:
+        """The blocks of groups with the maps that the helper makes; it is some blocks ahead."""
+        ahead: deque[tuple[Block, Future[bytes]]] = deque()
+        for group in groups:
+            block = Block.of(group)
+            ahead.append((block, self._helper.submit(block.hits, shape)))
+            if len(ahead) > _AHEAD:
+                yield ahead.popleft()
+        yield from ahead
 
     def _write_segment(self, connection: sqlite3.Connection, piece: Piece) -> Piece:
         if piece.stored:
@@ -131,24 +178,24 @@ class Packer:
         )
         return Piece(piece.trace, piece.part, piece.number, piece.tokens, piece.experts, stored=True)
 
-    def _write_block(self, connection: sqlite3.Connection, shape: Shape, pieces: Sequence[Piece]) -> None:
-        experts = [b"".join(column) for column in zip(*(piece.experts for piece in pieces), strict=True)]
-        counts = [piece.tokens for piece in pieces]
-        hits = write_hits(taken_by(experts, counts, shape.layers, shape.id_bytes))
-        [block] = connection.execute(
+    def _write_block(
+        self, connection: sqlite3.Connection, shape: Shape, block: Block, hits: Future[bytes]
+    ) -> None:
+        packed = self._segments.packed(block.experts)
+        [number] = connection.execute(
             "INSERT INTO block (shape, id_bytes, layers, tokens, hits, experts) VALUES (?, ?, ?, ?, ?, ?) "
             "RETURNING id",
             (
-                *(shape.number, shape.id_bytes, _encoder.encode(shape.layers), sum(counts)),
-                *(hits, self._segments.packed(experts)),
+                *(shape.number, shape.id_bytes, _encoder.encode(shape.layers), sum(block.tokens)),
+                *(hits.result(), packed),
             ),
         ).fetchone()
         rows, first = [], 0
-        for lane, piece in enumerate(pieces):
-            rows.append((piece.trace, piece.part, piece.number, block, lane, first, piece.tokens))
+        for lane, piece in enumerate(block.pieces):
+            rows.append((piece.trace, piece.part, piece.number, number, lane, first, piece.tokens))
             first += piece.tokens
         connection.executemany("INSERT INTO piece VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         connection.executemany(
             "DELETE FROM segment WHERE trace = ? AND part = ? AND number = ?",
-            [(piece.trace, piece.part, piece.number) for piece in pieces if piece.stored],
+            [(piece.trace, piece.part, piece.number) for piece in block.pieces if piece.stored],
         )

@@ -139,14 +139,13 @@ class SqliteStore:
     def maintain(self, now: float) -> None:
         """Roll up and remove what is due."""
         with connections.failures(self._path):
+            kept: set[int] = set()
             try:
                 keep(self._writer, self._retention, account_rows.to_ms(now), self._nbytes)
+                kept = traces.still_there(self._writer, self._packer.remembered)
             finally:
                 # A number may be used again: nothing may be remembered of a trace that is gone.
-                remembered, self._packer = self._packer, Packer()
-            kept = traces.still_there(self._writer, remembered.remembered)
-            remembered.forget_all_but(kept)
-            self._packer = remembered
+                self._packer.forget_all_but(kept)
             wipe(self._writer)
         set_aside(self._path.parent)
 
@@ -160,6 +159,7 @@ class SqliteStore:
     def close(self) -> None:
         """Let go of the files."""
         self._checkpointer.close()
+        self._packer.close()
         self._readers.close()
         self._writer.close()
         if self._lock is not None:
