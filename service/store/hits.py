@@ -51,7 +51,7 @@ def taken_by(
 
 def _begins_of(tokens: Sequence[int], num_experts: int, top_k: int) -> npt.NDArray[np.unsignedinteger]:
     """For each id of a layer where its piece's experts begin; in two bytes if it can be, which is quicker."""
-    small = len(tokens) * num_experts <= 1 << 16
+    small = len(tokens) * num_experts < 1 << 16
     begins = np.arange(len(tokens), dtype=np.uint16 if small else np.uint32) * num_experts
     return np.repeat(begins, np.asarray(tokens) * top_k)
 

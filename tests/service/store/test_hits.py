@@ -45,6 +45,16 @@ def test_one_byte_ids_likewise() -> None:
     assert lanes_hit(blob, layers, 1, 3).tolist()[:2] == [True, False]
 
 
+@pytest.mark.parametrize("num_experts", [1023, 1024, 1025, 65535])
+def test_many_lanes_of_many_experts(num_experts: int) -> None:
+    layers, lanes = [MoeLayer(0, num_experts, 1)], 64  # 1024 x 64 places are the first that need four bytes
+    ids = (np.arange(lanes) * 977 % num_experts).astype("<u2")
+    ids[-1] = num_experts - 1
+    taken = taken_by([ids.tobytes()], [1] * lanes, layers, id_bytes=2)
+    assert taken.sum() == lanes
+    assert taken[np.arange(lanes), ids].all()
+
+
 def test_what_is_no_expert_has_no_lane() -> None:
     _, blob = made()
     assert not lanes_hit(blob, LAYERS, 1, 5).size

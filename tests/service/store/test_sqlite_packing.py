@@ -12,6 +12,7 @@ import pytest
 
 from moescope.capture.trace_wire import NO_EXPERT
 from moescope.capture.wire import MoeLayer
+from moescope.service.store import packing
 from moescope.service.store.packing import BLOCK_TOKENS
 from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery
 from moescope.service.store.retention import Retention
@@ -67,6 +68,37 @@ def test_traces_that_come_together_are_packed_at_once(store: SqliteStore, tmp_pa
     store.save([arrived(number) for number in range(1, 12)])
     assert (rows(tmp_path, "block"), rows(tmp_path, "segment")) == (2, 1)
     check(store, list(range(1, 12)))
+
+
+def test_many_blocks_at_once_have_the_hits_of_their_own_traces(store: SqliteStore, tmp_path: Path) -> None:
+    numbers = list(range(1, 41))
+    store.save([ArrivedPart(part(n, tokens=TOKENS, experts=_one_expert(n)), BORN) for n in numbers])
+    assert rows(tmp_path, "block") == 8
+    for number in numbers:
+        found = store.traced_requests(TraceQuery(layer=LAYERS[1].layer, expert=number))
+        assert [item.names[-1] for item in found] == [f"x{number}"]
+
+
+def _one_expert(number: int) -> list[np.ndarray]:
+    """Ids whose second layer has this expert alone."""
+    first, second = experts_of(number, TOKENS)
+    return [first, np.full_like(second, number)]
+
+
+def test_a_failing_helper_fails_the_transaction_and_the_next_goes_on(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "write_hits", _broken)
+        with pytest.raises(MemoryError):
+            store.save([arrived(number) for number in range(1, 12)])
+    assert [rows(tmp_path, table) for table in ("trace", "block", "segment", "piece")] == [0] * 4
+    store.save([arrived(number) for number in range(1, 12)])
+    check(store, list(range(1, 12)))
+
+
+def _broken(taken: np.ndarray) -> bytes:
+    raise MemoryError
 
 
 def test_a_long_trace_in_parts(store: SqliteStore) -> None:
