@@ -28,7 +28,8 @@ Part = Callable[[int, list[Totals]], list[Totals]]
 class Used:
     """The instants that the producers' totals were really taken at, seconds of Unix time.
 
-    Producers report one after the other, so there is an earliest and a latest for either boundary.
+    Producers report one after the other, so there is an earliest and a latest for either boundary; of
+    those that reported in the window, unless none did.
     """
 
     start_earliest: float
@@ -168,7 +169,9 @@ def merge(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindo
 
 
 def _used(spans: Sequence[ProducerSpan]) -> Used:
-    starts, ends = [item.span.start for item in spans], [item.span.end for item in spans]
+    # A producer that did not report in the window, as it is long gone, tells nothing of its bounds.
+    told = [item.span for item in spans if item.span.start < item.span.end] or [item.span for item in spans]
+    starts, ends = [span.start for span in told], [span.end for span in told]
     return Used(min(starts), max(starts), min(ends), max(ends), any(item.span.truncated for item in spans))
 
 

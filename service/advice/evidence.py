@@ -100,13 +100,15 @@ def cut(
 ) -> Windows:
     """Cut what is remembered of [start, end] in two, the later part in pieces of equal length.
 
-    The cut is by what the totals at hand really cover, which may be less than was asked for.
+    The cut is by what the totals at hand really cover, which may be less than was asked for: from the first
+    rank that counted to the last, since ranks may come and go in the window, or be gone before it.
 
     Raises:
         StoreError: the archive can't be read.
     """
     whole = merge(state.spans(deployment, start, end)).used
-    first, last = whole.start_latest, max(whole.start_latest, whole.end_earliest)
+    first = whole.start_earliest if start is None else max(start, whole.start_earliest)
+    last = max(first, whole.end_latest)
     middle = first + fit_share * (last - first)
     inner = [middle + i * (last - middle) / pieces for i in range(pieces)]
     series = state.series(deployment, (start, *inner, end))

@@ -107,3 +107,20 @@ def test_windows_are_those_of_a_loop(kind: str) -> None:
             found = {"unseen": layer.unseen, "unplaced": layer.unplaced, "all": not layer.missing}
             met |= {name for name, yes in found.items() if yes}
     assert met == {"unseen", "unplaced", "all"}  # else the fleets prove too little
+
+
+def test_bounds_are_those_of_the_producers_that_reported() -> None:
+    clock = [1_700_000_000.0]
+    state = LiveState(Settings(), lambda: clock[0])
+    for second in range(600):
+        for rank in (0, 1):
+            if rank == 0 or second < 10:
+                counts = {0: [2 * (second + 1)] * 4}
+                who = producer(dp_rank=rank, dp_size=2)
+                state.ingest(frame(counts, who=who, seq=second + 1, after_s=second))
+        clock[0] += 1
+    used = merge(state.spans(("prod", "tiny"), clock[0] - 60, None)).used
+    assert (used.start_earliest, used.start_latest) == (clock[0] - 60, clock[0] - 60)
+    assert (used.end_earliest, used.end_latest) == (clock[0] - 1, clock[0] - 1)
+    nobody = merge(state.spans(("prod", "tiny"), clock[0] - 0.5, None)).used
+    assert nobody.end_earliest < nobody.end_latest == clock[0] - 1

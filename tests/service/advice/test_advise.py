@@ -44,6 +44,19 @@ def test_chance_in_few_tokens_is_not_taken_for_a_gain() -> None:
     assert advice.verdict.decision in ("not_worth_it", "ages_too_fast")
 
 
+@pytest.mark.parametrize(
+    "outage",
+    [Outage(3, 60), Outage(3, 900), Outage(3, 0, 1100)],
+    ids=["gone before the window", "leaves in it", "joins in it"],
+)
+def test_a_rank_that_is_gone_leaves_advice_for_the_others(outage: Outage) -> None:
+    simulated = Simulated(plan(skew=0.8, outages=(outage,))).run(1200)
+    advice = advise(simulated.state, DEPLOYMENT, START + 600, None, wish())
+    assert advice.verdict.decision == "worth_it"
+    share = advice.evidence.fit_tokens / (advice.evidence.fit_tokens + advice.evidence.later_tokens)
+    assert share == pytest.approx(0.5, abs=0.1)
+
+
 def test_stationary_skew_is_mended_as_predicted() -> None:
     advice = _ask(Simulated(plan(skew=0.8)).run(600))
     assert advice.verdict.decision == "worth_it"
