@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
 
+from moescope.service.layout import Layout
 from moescope.service.ledger import Latest
 from moescope.service.producers import ProducerState
 
@@ -51,8 +53,8 @@ def unseen_layers(producers: Iterable[ProducerState]) -> list[int]:
     newest = [producer.latest.counted for producer in producers]
     if not any(counted.tokens for counted in newest):
         return []
-    rows: dict[int, int] = {}
+    layout = reduce(Layout.union, (counted.layout for counted in newest))
+    rows = np.zeros(len(layout.layers), dtype=np.int64)
     for counted in newest:
-        for layer, seen in zip(counted.layout.layers, counted.rows.tolist(), strict=True):
-            rows[layer.layer] = rows.get(layer.layer, 0) + seen
-    return sorted(layer for layer, seen in rows.items() if not seen)
+        rows += layout.widened_layers(counted.layout, counted.rows)
+    return sorted(layout.layers[i].layer for i in np.flatnonzero(rows == 0).tolist())

@@ -81,7 +81,9 @@ class Layout:
         return wide
 
     def widened_layers(self, smaller: Layout, values: Int64Array) -> Int64Array:
-        """[L] likewise."""
+        """[L] likewise; ``values`` themselves where the layouts are the same."""
+        if smaller == self:
+            return values
         wide = np.zeros(len(self.layers), dtype=np.int64)
         wide[[self.index[layer.layer] for layer in smaller.layers]] = values
         return wide

@@ -243,9 +243,9 @@ def _combine_stragglers(a: Totals, b: Totals, sign: int) -> Stragglers | None:
 
 def _sum(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], sign: int) -> np.ndarray[Any, Any]:
     """``a + sign * b``; ``a`` itself where there is nothing to add, so that snapshots share it."""
-    if not b.any():
-        return a
-    return np.asarray(a + b if sign > 0 else a - b)
+    if sign < 0:
+        return np.asarray(a - b)  # which takes no longer than to look for something to subtract
+    return np.asarray(a + b) if b.any() else a
 
 
 def _widen(totals: Totals, layout: Layout, ranks: int) -> Totals:

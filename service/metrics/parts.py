@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Final
 
@@ -101,9 +101,13 @@ def dp_counters(group: Group) -> Iterable[Found]:
     """Slots by layer and DP rank."""
     live = {rank for rank, _ in group.by_dp_rank()}
     rows = []
+    known: dict[tuple[int, ...], tuple[list[int], tuple[str, ...]]] = {}  # most layers have the same ranks
     for layer in group.total.layers:
-        shown = [i for i, rank in enumerate(layer.dp_ranks) if rank in live]
-        names = tuple(str(layer.dp_ranks[i]) for i in shown)
+        ranks = layer.dp_ranks
+        if ranks not in known:
+            shown = [i for i, rank in enumerate(ranks) if rank in live]
+            known[ranks] = shown, tuple(str(ranks[i]) for i in shown)
+        shown, names = known[ranks]
         rows.append(((str(layer.shape.layer), names), layer.slots[shown]))
     yield from stacked("moescope_layer_dp_rank_slots_total", group.deployment, rows)
 
@@ -118,6 +122,7 @@ def expert_counters(group: Group) -> Iterable[Found]:
     yield from stacked("moescope_layer_expert_slots_total", group.deployment, rows)
 
 
+@lru_cache(maxsize=8)
 def _numbers(size: int) -> tuple[str, ...]:
     return tuple(map(str, range(size)))
 
@@ -157,7 +162,7 @@ def capture_health(group: Group) -> Iterable[Found]:
         versions = [item.latest.placement_version for item in members]
         known = [version for version in versions if version is not None]
         yield Sample("moescope_snapshot_age_seconds", labels, max(item.age for item in members))
-        covered = {layer.layer for item in members for layer in item.latest.counted.layout.layers}
+        covered = set().union(*(item.latest.counted.layout.index for item in members))
         yield Sample("moescope_covered_layers", labels, len(covered))
         yield Sample("moescope_uncovered_layers", labels, len(uncovered))
         yield Sample("moescope_unseen_layers", labels, len(unseen_layers(members)))
