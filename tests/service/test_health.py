@@ -39,5 +39,11 @@ def test_a_layer_is_unseen_when_no_tp_rank_saw_it() -> None:
     assert unseen_layers(_producers(first, second)) == [1]
 
 
+def test_tp_ranks_need_not_have_the_same_layers() -> None:
+    first = frame({0: [4, 4], 2: [0, 0]}, tokens=4, who=producer(tp_size=2))
+    second = frame({2: [4, 4], 3: [0, 0]}, tokens=4, who=producer(tp_rank=1, tp_size=2))
+    assert unseen_layers(_producers(first, second)) == [3]
+
+
 def test_nothing_is_unseen_while_idle() -> None:
     assert unseen_layers(_producers(frame({0: [0, 0]}))) == []
