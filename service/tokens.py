@@ -43,12 +43,16 @@ class TokenError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token as it is kept: ``digest`` is SHA-256 of it, ``expires`` seconds of Unix time or None."""
+    """A token as it is kept: ``digest`` is SHA-256 of it, ``expires`` seconds of Unix time or None.
+
+    ``file`` has the token itself, where a file of tokens names one.
+    """
 
     name: str
     scopes: frozenset[Scope]
     digest: bytes = field(repr=False)
     expires: float | None = None
+    file: Path | None = None
 
     def allows(self, scope: Scope) -> bool:
         """Whether it has the scope; ``admin`` has all."""
@@ -141,14 +145,19 @@ def _token(path: Path, number: int, entry: object) -> Token:
     name = entry.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise TokenError(f"{where}: name: 1 to 64 letters, digits, dots, dashes or underscores are needed")
+    scopes, file = _scopes(where, entry.get("scopes")), entry.get("file")
     return Token(
-        name, _scopes(where, entry.get("scopes")), _digest(where, path, entry), _expiry(where, entry)
+        name,
+        scopes,
+        _digest(where, path, entry),
+        _expiry(where, entry),
+        None if file is None else path.parent / str(file),
     )
 
 
 def _scopes(where: str, given: object) -> frozenset[Scope]:
     known = {scope.value for scope in Scope}
-    if not isinstance(given, list) or not given or not all(item in known for item in given):
+    if not isinstance(given, list) or not given or not {str(item) for item in given} <= known:
         raise TokenError(f"{where}: scopes: a list of {', '.join(sorted(known))} is needed")
     return frozenset(Scope(item) for item in given)
 
@@ -195,6 +204,7 @@ class TokenBook:
     def __init__(self, fixed: Iterable[Token], sources: dict[Path, Callable[[Path], list[Token]]]) -> None:
         self._fixed = tuple(fixed)
         self._sources = dict(sources)
+        self._named: set[Path] = set()  # by entries of the files
         self._seen: dict[Path, object] = {}
         self.tokens: tuple[Token, ...] = self._read()
 
@@ -229,13 +239,17 @@ class TokenBook:
             self.reload()
 
     def _read(self) -> tuple[Token, ...]:
-        # What was looked at stays looked at, even if it can't be used: one line in the log, not one a second.
-        self._seen = self._look()
-        read = [token for path, source in self._sources.items() for token in source(path)]
-        return (*self._fixed, *read)
+        while True:
+            # What was looked at stays so even if it can't be used: one line in the log, not one a second.
+            self._seen = self._look()
+            read = [token for path, source in self._sources.items() for token in source(path)]
+            named = {token.file for token in read if token.file is not None}
+            if named == self._named:
+                return (*self._fixed, *read)
+            self._named = named  # look at these too, before they are read
 
     def _look(self) -> dict[Path, object]:
-        return {path: _stamp(path) for path in self._sources}
+        return {path: _stamp(path) for path in (*self._sources, *self._named)}
 
 
 def _stamp(path: Path) -> object:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -51,7 +50,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        right = access.needed(request.method, request.url.path)
+        # The path that is routed: Starlette before 1.0 made that of `request.url` of the Host header too.
+        right = access.needed(request.method, scope["path"])
         if right is None or (right is Right.READ and self._open_read and request.method != "POST"):
             await self._app(scope, receive, send)
             return
@@ -92,7 +92,7 @@ class Guard:
             token = self._book.find(text.strip()) if kind.lower() == "bearer" and text.strip() else None
         else:
             # A browser sends its cookie by itself, so it only ever serves for asking.
-            value = _cookie(request) if request.method in ("GET", "HEAD") else None
+            value = request.cookies.get(COOKIE) if request.method in ("GET", "HEAD") else None
             if not value:
                 return None, ""
             token = self._sessions.find(value)
@@ -104,11 +104,3 @@ class Guard:
         if token.expired(self._clock()):
             return None, "The token has expired"
         return token, ""
-
-
-def _cookie(request: Request) -> str | None:
-    try:
-        jar = SimpleCookie(request.headers.get("cookie", ""))
-    except CookieError:
-        return None
-    return jar[COOKIE].value if COOKIE in jar else None

@@ -84,7 +84,7 @@ class StoreWriter:
         try:
             item = self._waiting.get(timeout=min(NEWS_S, self._maintenance_s))
             while item is not None:
-                batch.append(item)
+                batch.append(_begun(item))
                 if len(batch) >= MAX_BATCH:
                     return batch, False
                 item = self._waiting.get_nowait()
@@ -153,6 +153,12 @@ class StoreWriter:
     def _complain(self, error: Exception) -> None:
         if self._throttle.allows(type(error).__name__):
             _log.error("the store failed (logged once a minute): %s", error)
+
+
+def _begun(item: _Item) -> _Item:
+    """The same, not to be cancelled any more; who gave up before isn't told, but what it sent is kept."""
+    records, future = item
+    return item if future.set_running_or_notify_cancel() else (records, Future())
 
 
 def _trace_of(part: TracePart) -> tuple[object, ...]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.datastructures import URL
+from starlette.requests import Request
 from starlette.routing import Route
 
 from moescope.capture import wire
@@ -139,6 +141,13 @@ def test_unknown_paths_and_methods_are_closed_too(guarded: Service) -> None:
     assert guarded.client.request("DELETE", "/v1/ranks", headers=bearer(TOKENS["grafana"])).status_code == 403
 
 
+def test_the_host_header_opens_nothing(guarded: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As Starlette 0.46 had it, which is allowed: from Host `x/page/?` it made the path `/page/`.
+    monkeypatch.setattr(Request, "url", property(lambda _: URL("http://x/page/?/metrics")))
+    for host in ("x/page/?", "x/?", "x/healthz#"):
+        assert guarded.client.get("/metrics", headers={"host": host}).status_code == 401, host
+
+
 def test_a_browser_signs_in_for_reading_only(guarded: Service) -> None:
     client = guarded.client
     assert client.post("/v1/session").status_code == 401
@@ -158,6 +167,10 @@ def test_a_browser_signs_in_for_reading_only(guarded: Service) -> None:
     for other in (value[:-8] + "AAAAAAA=", ("B" if value[0] == "A" else "A") + value[1:], value[:40]):
         assert client.get("/v1/ranks", headers={"cookie": f"{COOKIE}={other}"}).status_code == 401, other
     assert client.get("/v1/ranks", headers={"cookie": f"{COOKIE}={value}"}).status_code == 200
+    # Browsers send the cookies of other ports of a host too, and not all are written as they should be.
+    for other in ('theme={"dark": true}', "two words=1", "flag", "a:b/c=1"):
+        for cookie in (f"{other}; {COOKIE}={value}", f"{COOKIE}={value}; {other}"):
+            assert client.get("/v1/ranks", headers={"cookie": cookie}).status_code == 200, cookie
     guarded.clock.now += SESSION_S
     assert client.get("/v1/ranks", headers={"cookie": f"{COOKIE}={value}"}).status_code == 401
 
@@ -180,6 +193,19 @@ def test_tokens_are_read_again_when_the_file_changes(
         _replace(tokens_file, "[[tokens]]\nname = 7\n")
         _until(lambda: "those from before stay valid" in caplog.text)
     assert client.get("/v1/ranks", headers=bearer(new)).status_code == 200
+
+
+def test_a_token_that_an_entry_has_in_a_file_is_read_again(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    secret, tokens = tmp_path / "secret", tmp_path / "tokens.toml"
+    secret.write_text("the-first-of-the-tokens")
+    tokens.write_text('[[tokens]]\nname = "a"\nscopes = ["read"]\nfile = "secret"\n')
+    client = start_service(tokens_file=tokens).client
+    assert client.get("/v1/ranks", headers=bearer("the-first-of-the-tokens")).status_code == 200
+    _replace(secret, "the-second-of-the-tokens")
+    _until(lambda: client.get("/v1/ranks", headers=bearer("the-second-of-the-tokens")).status_code == 200)
+    assert client.get("/v1/ranks", headers=bearer("the-first-of-the-tokens")).status_code == 401
 
 
 def _replace(path: Path, text: str) -> None:
@@ -242,6 +268,7 @@ GOOD = f'sha256 = "{"ab" * 32}"'
         (f'[[tokens]]\nname = "a b"\nscopes = ["read"]\n{GOOD}', r"tokens\[1\]: name:"),
         (f'[[tokens]]\nname = "a"\nscopes = ["reed"]\n{GOOD}', r"scopes: a list of admin, ingest, read"),
         (f'[[tokens]]\nname = "a"\nscopes = []\n{GOOD}', r"scopes:"),
+        (f'[[tokens]]\nname = "a"\nscopes = [["read"]]\n{GOOD}', r"scopes: a list of admin, ingest, read"),
         ('[[tokens]]\nname = "a"\nscopes = ["read"]\n', "give sha256"),
         ('[[tokens]]\nname = "a"\nscopes = ["read"]\nsha256 = "abc"', "64 hexadecimal digits"),
         ('[[tokens]]\nname = "a"\nscopes = ["read"]\nfile = "short"', "shorter than 16"),

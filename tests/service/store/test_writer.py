@@ -93,6 +93,20 @@ def test_a_failure_is_told_and_the_next_write_goes_on(disk: Disk, writer: StoreW
     writer.submit([Forgotten(key())]).result(5)
 
 
+def test_a_sender_that_gives_up_harms_nobody(disk: Disk, writer: StoreWriter) -> None:
+    disk.free.clear()
+    first = writer.submit([Forgotten(key(0))])
+    while not writer._waiting.empty():
+        time.sleep(0.001)
+    gone, other = writer.submit([Forgotten(key(1))]), writer.submit([Forgotten(key(2))])
+    assert gone.cancel(), "it waits: a server that ends cancels its requests"
+    assert not first.cancel(), "it is being written"
+    disk.free.set()
+    first.result(5)
+    other.result(5)
+    assert disk.saved[1] == [Forgotten(key(1)), Forgotten(key(2))]
+
+
 def test_too_many_waiting_writes_are_refused(
     disk: Disk, writer: StoreWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
