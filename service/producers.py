@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from moescope.capture.wire import Producer
 from moescope.service.history import Span
 from moescope.service.ledger import Latest
 from moescope.service.totals import Totals
@@ -44,3 +46,22 @@ class ProducerSpan:
 
     producer: ProducerState
     span: Span
+
+
+def heard_last(producers: Iterable[ProducerState]) -> Producer:
+    """Of a deployment's producers, one at least, the one that knows its sizes (``dp_size``, ``ep_size``).
+
+    After a restart with fewer ranks the former ones are still known, and what they said of sizes is over.
+    """
+    newest = max(producers, key=lambda item: (item.received_at, item.latest.producer.dp_size))
+    return newest.latest.producer
+
+
+def of_same_sizes(one: Producer, other: Producer) -> bool:
+    """Whether a deployment has the same ranks by both of its producers."""
+    return (one.dp_size, one.tp_size, one.pp_size, one.ep_size) == (
+        other.dp_size,
+        other.tp_size,
+        other.pp_size,
+        other.ep_size,
+    )

@@ -123,6 +123,7 @@ def check_exact(totals: Totals) -> None:
         ("tokens", totals.tokens),
         ("steps", totals.steps),
         ("idle_steps", totals.idle_steps),
+        *((f"drops.{key}", value) for key, value in totals.drops.items()),
     ):
         if value > EXACT:
             raise RefusedError("overflow", f"{name}: {value} is more than 2**53, which can't be true")

@@ -16,7 +16,8 @@ from moescope.service.layout import Layout, Layouts
 from moescope.service.ledger import Account, Verdict
 from moescope.service.merging import merge
 from moescope.service.past import Archive, Remembered, improve
-from moescope.service.producers import Deployment, ProducerSpan, ProducerState
+from moescope.service.producers import Deployment, ProducerSpan, ProducerState, heard_last, of_same_sizes
+from moescope.service.refusals import RefusedError
 from moescope.service.roster import Roster
 from moescope.service.settings import Settings
 from moescope.service.store.records import Forgotten, Key, Posting, Record
@@ -77,6 +78,8 @@ class LiveState:
                     continue
                 at = posting.at if entry is None else max(posting.at, entry.received_at)
                 account = Account.restored(state, self._settings.max_epochs)
+                if not self._makes_way(key, state.totals.layout, at):
+                    continue
                 if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
                     self._history.forget(key)
                 self._roster.enter(key, account, at)
@@ -128,9 +131,18 @@ class LiveState:
         return sorted({item.latest.producer.key[:2] for item in self.producers() if not item.expired})
 
     def placements(self, deployment: Deployment) -> list[tuple[tuple[MoeLayer, ...], Placement]]:
-        """Of each producer of a deployment its layers and where their experts last were, parallel."""
+        """Of each producer of a deployment its layers and where their experts last were, parallel.
+
+        Those of a former start with other numbers of ranks are left out.
+        """
         with self._lock:
-            return [self._placements[key] for key in sorted(self._placements) if key[:2] == deployment]
+            states = [self._roster.state(key) for key in self._roster.members(deployment)]
+            members = [state.latest.producer for state in states]
+            return [
+                self._placements[who.key]
+                for who in members
+                if who.key in self._placements and of_same_sizes(who, heard_last(states))
+            ]
 
     def arrangements(self, deployment: Deployment) -> list[Arrangement]:
         """Where a deployment's experts have been, by pipeline stage and time."""
@@ -224,6 +236,19 @@ class LiveState:
         self._history.record(key, birth, Snapshot(now, account.totals))
         self._record(key, account, began_again=account.generation != generation)
         return verdict
+
+    def _makes_way(self, key: Key, layout: Layout, at: float) -> bool:
+        """Forget producers that another service's frame outgrew; False: one of them is newer, or lives."""
+        try:
+            leaving = self._roster.outgrown_by(key, layout)
+        except RefusedError:
+            return False
+        entries = [entry for other in leaving if (entry := self._roster.get(other)) is not None]
+        if any(entry.received_at > at for entry in entries):
+            return False
+        for other in leaving:
+            self._forget(other)
+        return True
 
     def _add_stragglers(self, key: Key, layout: Layout, more: Stragglers) -> bool:
         """Add what joined steps cost to an account; False: there is none yet."""

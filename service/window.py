@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.phases import PhaseWork, phase_work, why_unphased
-from moescope.service.producers import ProducerSpan
+from moescope.service.producers import ProducerSpan, heard_last
 from moescope.service.stack import Stack, Stacker
 from moescope.service.totals import Phase, Totals
 
@@ -108,7 +108,7 @@ class LayerWindow:
 class ModelWindow:
     """A deployment in a window.
 
-    ``dp_size`` and ``ep_size`` are the largest that its producers name; ``uncovered`` the layers that no DP
+    ``dp_size`` and ``ep_size`` are those of the producer that was heard last; ``uncovered`` the layers that no DP
     rank can see, with the reason. ``phase`` is the only one that was asked for, and ``phase_reason`` says why
     not all tokens of it are known.
     """
@@ -145,7 +145,8 @@ def merge(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindo
     by_rank: dict[int, list[ProducerSpan]] = {}
     for item in spans:
         by_rank.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
-    ep_size = max(item.producer.latest.producer.ep_size for item in spans)
+    sizes = heard_last(item.producer for item in spans)
+    ep_size = sizes.ep_size
     layouts = (layout for rank in sorted(by_rank) for item in by_rank[rank] for layout in item.span.layouts)
     stacker, found = Stacker(layouts, len(by_rank), ep_size), []
     for rank in sorted(by_rank):
@@ -160,7 +161,7 @@ def merge(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindo
         server=spans[0].producer.latest.producer.server,
         model=spans[0].producer.latest.producer.model,
         used=_used(spans),
-        dp_size=max(item.producer.latest.producer.dp_size for item in spans),
+        dp_size=sizes.dp_size,
         ep_size=ep_size,
         dp_ranks=dp_ranks,
         layers=_layers(stack, [rank.rank for rank in dp_ranks], ep_size, _reasons(dp_ranks, by_rank)),

@@ -22,7 +22,7 @@ from moescope.service.api.problems import documented
 from moescope.service.api.turns import Turns
 from moescope.service.health import mismatches, unseen_layers
 from moescope.service.phases import phase_work
-from moescope.service.producers import ProducerState
+from moescope.service.producers import ProducerState, heard_last
 from moescope.service.state import LiveState
 
 
@@ -45,15 +45,15 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
 
 
 def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> DeploymentOut:
-    dp_size = max(item.latest.producer.dp_size for item in producers)
+    sizes = heard_last(producers)
     by_rank = groupby(producers, key=lambda item: item.latest.producer.dp_rank)
     dp_ranks = [_dp_rank(rank, list(group)) for rank, group in by_rank]
     return DeploymentOut(
         server=key[0],
         model=key[1],
-        dp_size=dp_size,
-        ep_size=max(item.latest.producer.ep_size for item in producers),
-        missing_dp_ranks=sorted(set(range(dp_size)) - {rank.dp_rank for rank in dp_ranks}),
+        dp_size=sizes.dp_size,
+        ep_size=sizes.ep_size,
+        missing_dp_ranks=sorted(set(range(sizes.dp_size)) - {rank.dp_rank for rank in dp_ranks}),
         dp_ranks=dp_ranks,
     )
 

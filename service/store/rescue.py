@@ -131,6 +131,7 @@ def _rescue(path: Path, reason: str) -> Rescued:
         if other.exists():
             other.rename(aside.with_name(aside.name + suffix))
     found = Rescued(reason, aside)
+    path.touch(0o600)
     with (
         closing(sqlite3.connect(aside, isolation_level=None)) as old,
         closing(sqlite3.connect(path, isolation_level=None)) as new,

@@ -113,6 +113,8 @@ def _remove(connection: sqlite3.Connection, ids: list[tuple[int]], table: str = 
             connection.executemany(f"DELETE FROM {table} WHERE id = ?", ids[start : start + _BATCH])
 
 
+# A producer may have none, if its snapshots were lost by damage: NULL would make every NOT IN unknown.
 _NEWEST: Final = (
-    "SELECT (SELECT id FROM snapshot WHERE producer = producer.id ORDER BY at_ms DESC LIMIT 1) FROM producer"
+    "SELECT newest FROM (SELECT (SELECT id FROM snapshot WHERE producer = producer.id "
+    "ORDER BY at_ms DESC LIMIT 1) AS newest FROM producer) WHERE newest IS NOT NULL"
 )

@@ -180,6 +180,7 @@ class SqliteStore:
     def _mend_and_connect(self) -> sqlite3.Connection:
         with connections.failures(self._path):
             mend(self._path)
+            self._path.touch(0o600)  # SQLite would let others read a new one, if the folder does
             writer = connections.connect(self._path)
             try:
                 connections.prepare(writer)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moescope.capture.wire import Int64Array
 from moescope.service.layout import FloatArray
 from moescope.service.past import Remembered
 from moescope.service.producers import ProducerState
@@ -31,10 +32,11 @@ def intervals_of(
     Args:
         boundaries: all producers of one deployment, with their totals at each of the boundaries.
         layers: ids of the layers to take slots by EP rank of: those that are seen whole.
-        ep_size: R, the number of EP ranks.
+        ep_size: EP ranks there are now; further ones count where something went to them.
     """
     count = len(boundaries[0][1].found)
-    slots = np.zeros((count, len(layers), ep_size))
+    widths = (memory.found[-1].totals.ep_slots.shape[1] for _, memory in boundaries)
+    slots = np.zeros((count, len(layers), max(ep_size, *widths)))
     costs: list[list[tuple[int, Totals]]] = [[] for _ in range(count - 1)]
     truncated = [False] * (count - 1)
     for producer, memory in boundaries:
@@ -46,10 +48,17 @@ def intervals_of(
             costs[i].append((producer.latest.producer.pp_rank, span.delta))
             truncated[i] |= span.truncated
     deltas = np.diff(slots, axis=0)
-    most, mean = deltas.max(axis=2).sum(axis=1), deltas.mean(axis=2).sum(axis=1)
+    most = deltas.max(axis=2).sum(axis=1)
+    mean = (deltas.sum(axis=2) / np.maximum(ep_size, _used(deltas))).sum(axis=1)
     return [
         Interval(cost_in(costs[i]), (float(most[i]), float(mean[i])), truncated[i]) for i in range(count - 1)
     ]
+
+
+def _used(slots: FloatArray) -> Int64Array:
+    """One past the last EP rank that got something, [..., R] to [...]."""
+    got = slots != 0
+    return np.where(got.any(axis=-1), got.shape[-1] - np.argmax(got[..., ::-1], axis=-1), 0)
 
 
 def _truncated(memory: Remembered, i: int) -> bool:

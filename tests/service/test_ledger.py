@@ -242,6 +242,15 @@ def test_more_than_a_double_can_hold_is_refused() -> None:
     assert account.totals.counts.tolist() == [2**52, 2**52]
 
 
+def test_losses_that_can_not_be_true_are_refused() -> None:
+    """Sums of them over epochs would be more than any store holds, and fail all that is written with them."""
+    account = Account(max_epochs=4)
+    account.post(frame({0: [1, 1]}, drops={"ring_overwritten": 2**53}))
+    for epoch, drops in ((EPOCH, 2**63 - 1), (EPOCH + 1, 1)):
+        with pytest.raises(RefusedError, match=r"^drops\.ring_overwritten: \d+ is more than 2\*\*53"):
+            account.post(frame({0: [1, 1]}, epoch=epoch, seq=2, drops={"ring_overwritten": drops}))
+
+
 def test_a_rearrangement_never_rewrites_the_past() -> None:
     account = Account(max_epochs=4)
     swapped = placement([0, 1], [1, 0], layers=1, version=2)

@@ -6,10 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
+from moescope.capture.wire import Producer
 from moescope.service import ledger
 from moescope.service.ledger import RefusedError, Verdict
+from moescope.service.owners import owners_of
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
+from moescope.service.store.records import Posting
+from moescope.service.stragglers.series import intervals_of
+from moescope.service.window import merge
 from tests.service.frames import EPOCH, frame, halves, producer
 
 DEPLOYMENT = ("prod", "tiny")
@@ -145,3 +150,64 @@ def test_a_frame_that_is_refused_makes_no_room(
     with pytest.raises(RefusedError, match="ep_size"):
         state.ingest(frame({0: [1, 1]}, who=producer(server="c", ep_size=2), placement=halves(2, 1)))
     assert [key[0] for key in state.deployments()] == ["a", "b"]
+
+
+def _posted(state: LiveState, who: Producer) -> Posting:
+    """What a service keeps of a producer."""
+    entry = state._roster.get(who.key)
+    assert entry is not None
+    return Posting(who.key, entry.received_at - 1, entry.received_at, entry.account.state())
+
+
+def test_what_another_service_heard_of_a_new_shape_outgrows_who_is_silent_here(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    here, there = make_state(), make_state()
+    for dp_rank in range(2):
+        here.ingest(frame({0: [1, 1]}, who=producer(dp_rank=dp_rank, dp_size=2)))
+    old = _posted(here, producer(dp_rank=1))
+    clock.now += 20
+    there.ingest(frame({0: [1, 1, 2]}, epoch=EPOCH + 10**10))
+    here.adopt([_posted(there, producer())])
+    assert [item.latest.producer.dp_rank for item in here.producers()] == [0]
+    assert merge(here.spans(DEPLOYMENT, None, None)).layers[0].counts.tolist() == [[1, 1, 2]]
+    clock.now += 20  # what is older outgrows nobody, however silent
+    here.adopt([old])
+    assert [item.latest.producer.dp_rank for item in here.producers()] == [0]
+
+
+def test_who_lives_here_is_not_outgrown_by_what_another_service_heard(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    here, there = make_state(), make_state()
+    here.ingest(frame({0: [1, 1]}, who=producer(dp_rank=1, dp_size=2)))
+    there.ingest(frame({0: [1, 1, 2]}))
+    here.adopt([_posted(there, producer())])
+    assert [item.latest.producer.dp_rank for item in here.producers()] == [1]
+
+
+def test_a_restart_with_fewer_ranks_leaves_no_ranks_behind(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    state = make_state()
+
+    def start(ranks: int, epoch: int, version: int) -> None:
+        for seq, slots in ((1, 0), (2, 8)):
+            clock.now += 10
+            for rank in range(ranks):
+                who = producer(dp_rank=rank, dp_size=ranks, ep_rank=rank, ep_size=ranks)
+                placed = halves(4, 1, ranks, version)
+                state.ingest(frame({0: [slots] * 4}, who=who, epoch=epoch, seq=seq, placement=placed))
+
+    start(4, EPOCH, version=9)
+    start(2, EPOCH + 10**12, version=1)
+    window = merge(state.spans(DEPLOYMENT, clock.now - 10, None))
+    assert (window.dp_size, window.ep_size, window.missing_dp_ranks) == (2, 2, [])
+    assert window.layers[0].ep_slots.tolist() == [32, 32]  # not four of which two are idle
+    assert owners_of(window.layers[0].shape, state.placements(DEPLOYMENT)) == [0, 0, 1, 1]
+    # While there were four they count, though there are two now.
+    before = merge(state.spans(DEPLOYMENT, clock.now - 30, clock.now - 20))
+    assert before.layers[0].ep_slots.tolist() == [32, 32, 32, 32]
+    instants = [clock.now - 30, clock.now - 20, clock.now]
+    series = intervals_of(state.boundaries(DEPLOYMENT, instants), [0], window.ep_size)
+    assert [interval.windowed for interval in series] == [(32, 32), (32, 32)]

@@ -101,3 +101,20 @@ def test_the_schema_is_on_the_first_page(tmp_path: Path) -> None:
     whole = (tmp_path / FILE).read_bytes()
     leaf_of_a_table = 13
     assert whole[100] == leaf_of_a_table  # the kind of page, after the header of the file
+
+
+def test_others_can_not_read_it_whatever_the_folder_lets_them(open_store: Open, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir(0o755)
+    open_store().save([posting([1, 1], 1)])
+    assert {file.name: oct(file.stat().st_mode & 0o077) for file in (tmp_path / "store").iterdir()} == (
+        dict.fromkeys([FILE, f"{FILE}-wal", f"{FILE}-shm", "lock", "reserve"], "0o0")
+    )
+
+
+def test_a_producer_whose_history_was_lost_does_not_keep_that_of_others(open_store: Open) -> None:
+    store = open_store(coarse_s=100)
+    store.save([posting([second, 0], second) for second in range(50)])
+    store.save([posting([1, 1], 0, dp_rank=1)])
+    store._writer.execute("DELETE FROM snapshot WHERE at_ms = ? AND producer = 2", (int(BORN * 1000),))
+    store.maintain(BORN + 1000)
+    assert store.usage().snapshots == 1
