@@ -108,9 +108,9 @@ class LayerWindow:
 class ModelWindow:
     """A deployment in a window.
 
-    ``dp_size`` and ``ep_size`` are those of the producer that was heard last; ``uncovered`` the layers that no DP
-    rank can see, with the reason. ``phase`` is the only one that was asked for, and ``phase_reason`` says why
-    not all tokens of it are known.
+    ``dp_size`` and ``ep_size`` are those of the producer that was heard last; ``uncovered`` the layers that
+    no DP rank can see, with the reason. ``phase`` is the only one that was asked for, and ``phase_reason``
+    says why not all tokens of it are known.
     """
 
     server: str

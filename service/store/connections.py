@@ -43,7 +43,8 @@ class Readers:
                 connection.execute("BEGIN")
                 yield connection
             finally:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
                 try:
                     self._idle.put_nowait(connection)
                 except queue.Full:
@@ -97,7 +98,8 @@ def transaction(connection: sqlite3.Connection) -> Generator[None]:
     try:
         yield
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # on a full disk SQLite rolls back by itself
+            connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
 

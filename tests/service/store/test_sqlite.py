@@ -118,3 +118,15 @@ def test_a_producer_whose_history_was_lost_does_not_keep_that_of_others(open_sto
     store._writer.execute("DELETE FROM snapshot WHERE at_ms = ? AND producer = 2", (int(BORN * 1000),))
     store.maintain(BORN + 1000)
     assert store.usage().snapshots == 1
+
+
+def test_a_full_disk_is_said_to_be_full_and_the_store_goes_on(open_store: Open) -> None:
+    store = open_store()
+    [pages] = store._writer.execute("PRAGMA page_count").fetchone()
+    store._writer.execute(f"PRAGMA max_page_count = {pages + 2}")
+    rng = np.random.default_rng(0)
+    with pytest.raises(StoreError, match="database or disk is full"):
+        store.save([posting((2 * rng.integers(0, 10**9, 4000)).tolist(), second) for second in range(10)])
+    store._writer.execute(f"PRAGMA max_page_count = {pages + 1000}")
+    store.save([posting([1, 1], 1)])
+    assert store.usage().snapshots == 1
