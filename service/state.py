@@ -48,6 +48,7 @@ class LiveState:
         self._placements: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
         self._arrangements = Arrangements()
         self._records: list[Record] = []
+        self._to_begin_again: set[Key] = set()
         self._layouts = Layouts()
         self._joins = Joins(self._add_stragglers)
 
@@ -85,6 +86,8 @@ class LiveState:
                 self._roster.enter(key, account, at)
                 self._history.record(key, posting.birth, Snapshot(posting.at, state.totals))
                 if state is not posting.account:
+                    # Until a frame comes nobody takes the records: of this producer only the newest waits.
+                    self._records = [item for item in self._records if not _is_replaced(item, key)]
                     self._record(key, account, began_again=False)
 
     def ingest(self, frame: Frame) -> Verdict:
@@ -105,6 +108,17 @@ class LiveState:
         with self._lock:
             records, self._records = self._records, []
             return records
+
+    def not_kept(self, records: Iterable[Record]) -> None:
+        """What :meth:`take_records` gave could not be kept: say again what no later posting says."""
+        with self._lock:
+            for record in records:
+                if isinstance(record, Posting) and record.began_again:
+                    self._to_begin_again.add(record.key)
+                elif isinstance(record, Forgotten) and self._roster.get(record.key) is None:
+                    self._records.append(record)
+                elif isinstance(record, Forgotten):  # it is back, and its former history is not
+                    self._to_begin_again.add(record.key)
 
     def count_refused(self, reason: str) -> None:
         """Count a frame, or a body that should have been one, which was refused."""
@@ -262,8 +276,9 @@ class LiveState:
 
     def _record(self, key: Key, account: Account, began_again: bool) -> None:
         if self._archive is not None:
-            track = self._history.track(key)
-            self._records.append(Posting(key, track.birth, track.newest_at, account.state(), began_again))
+            track, anew = self._history.track(key), began_again or key in self._to_begin_again
+            self._to_begin_again.discard(key)
+            self._records.append(Posting(key, track.birth, track.newest_at, account.state(), anew))
 
     def _forget(self, key: Key) -> None:
         self._roster.remove(key)
@@ -272,5 +287,11 @@ class LiveState:
             self._arrangements.forget(*key[:2])
         self._history.forget(key)
         self._joins.forget(key)
+        self._to_begin_again.discard(key)
         if self._archive is not None:
             self._records.append(Forgotten(key))
+
+
+def _is_replaced(record: Record, key: Key) -> bool:
+    """Whether a later posting of this producer says all that the record does."""
+    return isinstance(record, Posting) and record.key == key and not record.began_again

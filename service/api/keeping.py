@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from moescope.service.state import LiveState
-from moescope.service.store.records import Record
+from moescope.service.store.records import Record, StoreError
 from moescope.service.store.writer import StoreWriter
 
 
@@ -30,7 +30,12 @@ class Keeper:
         Raises:
             StoreError: they could not be kept.
         """
-        await self.keep(self._state.take_records())
+        records = self._state.take_records()
+        try:
+            await self.keep(records)
+        except StoreError:
+            self._state.not_kept(records)
+            raise
 
     async def keep(self, records: Sequence[Record]) -> None:
         """Return when these are kept.

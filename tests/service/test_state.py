@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,8 @@ from moescope.service.owners import owners_of
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
 from moescope.service.store.records import Posting
+from moescope.service.store.retention import Retention
+from moescope.service.store.sqlite import SqliteStore
 from moescope.service.stragglers.series import intervals_of
 from moescope.service.window import merge
 from tests.service.frames import EPOCH, frame, halves, producer
@@ -211,3 +215,18 @@ def test_a_restart_with_fewer_ranks_leaves_no_ranks_behind(
     instants = [clock.now - 30, clock.now - 20, clock.now]
     series = intervals_of(state.boundaries(DEPLOYMENT, instants), [0], window.ep_size)
     assert [interval.windowed for interval in series] == [(32, 32), (32, 32)]
+
+
+def test_what_is_merged_while_no_frame_comes_waits_once(clock: _Clock, tmp_path: Path) -> None:
+    """Two services had the last frames of an epoch each, one of which its store did not get."""
+    with closing(SqliteStore(tmp_path, Retention())) as store:
+        here, there = (LiveState(Settings(), clock, store) for _ in range(2))
+        here.ingest(frame({0: [8, 8]}, seq=2))
+        here.take_records()
+        there.ingest(frame({0: [4, 4]}))
+        for seq in range(1, 6):
+            there.ingest(frame({0: [seq, seq]}, epoch=EPOCH + 10**10, seq=seq))
+            here.adopt([_posted(there, producer())])
+        [kept] = here.take_records()
+        assert isinstance(kept, Posting)
+        assert kept.account.totals.counts.tolist() == [13, 13]

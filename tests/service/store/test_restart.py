@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from moescope.service.store.records import StoreError
 from moescope.service.store.sqlite import SqliteStore
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, producer
@@ -145,3 +146,23 @@ def test_a_frame_that_cannot_be_kept_is_not_acknowledged(
     monkeypatch.setattr(SqliteStore, "save", save)
     assert service.push(frame({0: [2, 0]})).json()["result"] == "duplicate"
     assert counts(restart().get("/v1/histogram")) == [2, 0]  # the duplicate was kept for the first
+
+
+def test_a_new_shape_that_could_not_be_kept_at_first_still_begins_a_history_of_its_own(
+    start_service: Start, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = start_service(store=tmp_path, min_tokens=1)
+    service.push(frame({0: [4, 4]}))
+    clock.now += 100
+    new = frame({0: [2, 2, 2]}, epoch=EPOCH + 10**11, after_s=8)
+    with monkeypatch.context() as broken:
+        broken.setattr(SqliteStore, "save", _fail)
+        assert service.push(new).status_code == 503
+    assert service.push(new).json()["result"] == "duplicate"
+    # Between the new epoch's start and its first frame the store has nothing, and nothing of the old shape.
+    window = {"start": str(clock.now - 4), "end": str(clock.now)}
+    assert counts(service.get("/v1/histogram", **window)) == [0, 0, 0]
+
+
+def _fail(*_: object) -> None:
+    raise StoreError("the disk is full")
