@@ -207,8 +207,8 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
     # Parts of a request come within a day of each other: older ones need no look.
     clauses = ["stored_ms >= {start:Int64}", "stored_ms <= {end:Int64} + 86400000"]
     parameters: dict[str, object] = {
-        "start": 0 if query.start is None else int(query.start * 1000),
-        "end": _FAR if query.end is None else int(query.end * 1000),
+        "start": 0 if query.start is None else int(min(query.start * 1000, _FAR)),
+        "end": _FAR if query.end is None else int(min(query.end * 1000, _FAR)),
         "least": max(1, query.min_tokens),
         "before": _MOST if query.before is None else query.before,
         "limit": query.limit,
@@ -227,7 +227,7 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
     if query.layer is not None and query.expert is not None:
         clauses.append(
             f"({', '.join(_REQUEST)}) IN (SELECT {', '.join(_REQUEST)} FROM routing "
-            "WHERE layer = {layer:Int64} AND has(taken, {expert:UInt16}))"
+            "WHERE layer = {layer:Int64} AND has(taken, {expert:Int64}))"
         )
         parameters |= {"layer": query.layer, "expert": query.expert}
     return " AND ".join(clauses), parameters

@@ -203,3 +203,17 @@ def test_slots_of_a_trace(open_store: Open) -> None:
         np.testing.assert_array_equal(
             counts[layer.layer], np.bincount(ids.reshape(-1), minlength=layer.num_experts)
         )
+
+
+def test_a_search_by_numbers_beyond_all_that_is_kept(open_store: Open) -> None:
+    store = open_store()
+    store.save([ArrivedPart(part(1), BORN)])
+    layer, experts = LAYERS[0].layer, experts_of(1, part(1).tokens)[0]
+    taken = int(experts.max())
+    for number, query in (
+        (1, TraceQuery(layer=layer, expert=taken)),
+        (0, TraceQuery(layer=layer, expert=65536 + taken)),
+        (1, TraceQuery(end=1e300)),
+        (0, TraceQuery(start=1e300)),
+    ):
+        assert len(store.traced_requests(query)) == number, query
