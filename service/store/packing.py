@@ -29,6 +29,7 @@ BLOCK_TOKENS: Final = 2000
 MAX_LANES: Final = 64
 _MAX_SHAPES: Final = 4
 _AHEAD: Final = 4
+"""Blocks that wait, with all their ids, for the store's thread while the helper goes on."""
 
 _encoder = msgspec.msgpack.Encoder()
 
