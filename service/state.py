@@ -77,14 +77,15 @@ class LiveState:
                         continue
                 elif self._roster.is_full:
                     continue
-                at = posting.at if entry is None else max(posting.at, entry.received_at)
+                told_at = min(posting.at, self._clock())  # the other service's clock may be ahead
+                at = told_at if entry is None else max(told_at, entry.received_at)
                 account = Account.restored(state, self._settings.max_epochs)
                 if not self._makes_way(key, state.totals.layout, at):
                     continue
                 if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
                     self._history.forget(key)
                 self._roster.enter(key, account, at)
-                self._history.record(key, posting.birth, Snapshot(posting.at, state.totals))
+                self._history.record(key, posting.birth, Snapshot(told_at, state.totals))
                 if state is not posting.account:
                     # Until a frame comes nobody takes the records: of this producer only the newest waits.
                     self._records = [item for item in self._records if not _is_replaced(item, key)]

@@ -230,3 +230,19 @@ def test_what_is_merged_while_no_frame_comes_waits_once(clock: _Clock, tmp_path:
         [kept] = here.take_records()
         assert isinstance(kept, Posting)
         assert kept.account.totals.counts.tolist() == [13, 13]
+
+
+def test_the_clock_of_another_service_may_be_ahead(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    here, there = make_state(), make_state()
+    here.ingest(frame({0: [2, 2]}))
+    clock.now += 3600
+    there.ingest(frame({0: [4, 4]}, seq=2))
+    told = _posted(there, producer())
+    clock.now -= 3590
+    here.adopt([told])
+    clock.now += 30
+    assert here.producers()[0].stale, "nothing came for 30 s"
+    here.ingest(frame({0: [6, 6]}, seq=3))
+    assert here.spans(DEPLOYMENT, clock.now - 20, None)[0].span.delta.tokens == 2
