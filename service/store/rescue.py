@@ -147,6 +147,7 @@ def _rescue(path: Path, reason: str) -> Rescued:
         for table in tables:
             _copy(old, new, table, found)
         new.execute("COMMIT")
+        new.execute("PRAGMA foreign_keys = ON")  # what belongs to a row that goes, goes too
         new.executescript(f"BEGIN IMMEDIATE;{_TIDY}COMMIT;")
         for table in tables:
             [found.rows[table]] = new.execute(f'SELECT count(*) FROM "{table}"').fetchone()

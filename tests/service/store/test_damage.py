@@ -6,10 +6,12 @@ import logging
 import random
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from moescope.service.ledger import Account
 from moescope.service.store.records import ArrivedPart, Posting, StoreError, TraceQuery
@@ -189,3 +191,23 @@ def test_a_damaged_block_is_left_out_of_searches(
     expected = [n for n in range(TRACES, packed, -1) if 3 in experts_of(n, 40)[0]]
     assert [item.number for item in found] == expected
     assert "left out of searches by expert: a damaged map" in caplog.text
+
+
+def test_nothing_is_left_of_a_request_that_can_not_be_shown(tmp_path: Path) -> None:
+    """Its complete trace is lost, another worker's is incomplete: it would stay beyond its time to live."""
+    whole, half = part(1), part(1, part=0, parts=2)
+    half = replace(half, producer=replace(half.producer, tp_rank=1, tp_size=2))
+    store = SqliteStore(tmp_path, Retention())
+    store.save([ArrivedPart(item, NOW) for item in (whole, half)])
+    store._writer.execute("DELETE FROM trace WHERE complete")
+    [(page,)] = store._writer.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'document'").fetchall()
+    [size] = store._writer.execute("PRAGMA page_size").fetchone()
+    store.close()
+    data = (tmp_path / FILE).read_bytes()
+    begin = (page - 1) * size
+    (tmp_path / FILE).write_bytes(data[:begin] + b"\x99" * size + data[begin + size :])
+    SqliteStore(tmp_path, Retention()).close()
+    with closing(sqlite3.connect(tmp_path / FILE)) as rescued:
+        assert rescued.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert rescued.execute("SELECT count(*) FROM segment").fetchone() == (0,)
+    assert (tmp_path / FILE).stat().st_mode & 0o077 == 0
