@@ -60,19 +60,21 @@ class HttpTransport:
     def post(self, body: bytes) -> None:
         """Deliver one frame.
 
+        It is sent again at once if the connection had been used before and has ended meanwhile, as one does that
+        the service or a proxy closed while nothing was sent. What is posted may arrive twice, which is harmless.
+
         Raises:
             DeliveryError: the service can't be reached, or refuses.
         """
+        used_before = self._connection is not None
         try:
-            if self._connection is None:
-                self._connection = self._connect()
-            if self._connection.sock is not None:
-                self._connection.sock.settimeout(self._timeout)  # reading the last answer used it up
-            self._connection.request("POST", self._path, body, self._headers)
-            response = self._connection.getresponse()
-            reply = response.read(MAX_REPLY)
-            if response.will_close or not response.isclosed():
+            try:
+                response, reply = self._exchange(body)
+            except ConnectionError:  # http.client.RemoteDisconnected is one
+                if not used_before:
+                    raise
                 self.close()
+                response, reply = self._exchange(body)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise DeliveryError(
@@ -96,6 +98,19 @@ class HttpTransport:
                 "not_a_service",
                 permanent=True,
             )
+
+    def _exchange(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        """Send a request and read its answer, over the connection if there is one."""
+        if self._connection is None:
+            self._connection = self._connect()
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(self._timeout)  # reading the last answer used it up
+        self._connection.request("POST", self._path, body, self._headers)
+        response = self._connection.getresponse()
+        reply = response.read(MAX_REPLY)
+        if response.will_close or not response.isclosed():
+            self.close()
+        return response, reply
 
     def _set_token(self, token: str | None) -> None:
         if token:
