@@ -131,6 +131,7 @@ class SnapshotTaker:
         self._steps_begun = 0
         self._steps_ended = 0
         self._taken_after_step = -1  # so that the first snapshot, of nothing, announces the producer
+        self._read_after_step = 0
         self._told_reason: str | None = None
         self._stream: torch.cuda.Stream | None = None
         self._side: torch.cuda.Stream | None = None
@@ -185,7 +186,8 @@ class SnapshotTaker:
         newest: Snapshot | None = None
         while self._under_way and self._under_way[0].arrived():
             slot = self._under_way.popleft()
-            if not slot.torn:
+            # One taken between steps may be published after that of the step which followed: it is older.
+            if not slot.torn and slot.after_step >= self._read_after_step:
                 newest = self._read(slot)
             self._free.append(slot)
         return newest
@@ -256,12 +258,13 @@ class SnapshotTaker:
                 slot.version = None
 
     def _publish(self, slot: _Slot) -> None:
-        self._taken_after_step = slot.after_step
+        self._taken_after_step = max(self._taken_after_step, slot.after_step)
         self._told_reason = slot.disabled_reason
         self._due = self._clock() + self._interval
         self._under_way.append(slot)
 
     def _read(self, slot: _Slot) -> Snapshot:
+        self._read_after_step = slot.after_step
         if self._history is not None and slot.loads is not None:
             first, numbers = slot.steps
             loads = slot.loads.host[: len(numbers)].numpy().copy()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
+from moescope.capture.load_ring import LoadRing
 from moescope.capture.snapshot import NUM_SLOTS, Snapshot, SnapshotTaker
+from moescope.capture.step_history import StepHistory
 from moescope.capture.totals import StepTokens, Totals
+from moescope.capture.wire import unpack_step_loads
 
 
 @dataclass
@@ -20,11 +24,13 @@ class Source:
 class Bench:
     """A taker over two counters that every step raises together, with a clock that the test moves."""
 
-    def __init__(self, interval: float = 1.0) -> None:
+    def __init__(
+        self, interval: float = 1.0, ring: LoadRing | None = None, history: StepHistory | None = None
+    ) -> None:
         self.now = 100.0
         self.source = Source()
         self.flat = torch.zeros(2, dtype=torch.int64)
-        self.taker = SnapshotTaker(self.flat, self.source, interval, lambda: self.now)
+        self.taker = SnapshotTaker(self.flat, self.source, interval, lambda: self.now, ring, history)
 
     def begin(self) -> None:
         self.taker.step_begins()
@@ -142,6 +148,37 @@ def test_a_copy_that_a_step_overtakes_is_not_read() -> None:
     bench.taker.step_ends()
     bench.now += 2
     assert values(bench.collect()) == ([102, 102], 2)
+
+
+def test_a_step_that_takes_a_snapshot_while_the_reader_publishes_its_own_is_not_undone() -> None:
+    # The reader's, which is older, would follow it: totals and the steps accounted for would go back.
+    ring = LoadRing(np.zeros((1, 2), np.int32), 2, 0, torch.device("cpu"))
+    history = StepHistory(version=0)
+    bench = Bench(ring=ring, history=history)
+
+    def step() -> None:
+        bench.begin()
+        ring.begin_step(bench.source.totals.forward_passes)
+        bench.end()
+
+    bench.collect()
+    step()
+    bench.now += 2
+    looks = 0
+
+    def clock() -> float:  # a collect's second look is when it publishes the snapshot that it took
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            step()
+        return bench.now
+
+    bench.taker._clock = clock
+    assert values(bench.collect()) == ([2, 2], 2)
+    assert not bench.taker.is_behind
+    loads = history.pack()
+    steps, _ = unpack_step_loads(loads, 1, 2)
+    assert (loads.first, loads.end, steps.tolist()) == (0, 2, [0, 1])
 
 
 def test_under_a_racing_reader_every_snapshot_is_of_one_moment() -> None:
