@@ -17,6 +17,7 @@ import torch
 
 from moescope.capture.load_ring import LoadRing, RingSteps
 from moescope.capture.step_history import RingPart, StepHistory
+from moescope.capture.thread_device import use_device
 from moescope.capture.totals import Totals
 from moescope.capture.vllm_eplb import EplbWatch, PlacementMap
 from moescope.capture.wire import Int64Array
@@ -161,6 +162,7 @@ class SnapshotTaker:
         if not self._collecting.acquire(blocking=False):
             return None
         try:
+            use_device(self._flat.device)
             return self._collect()
         finally:
             self._collecting.release()

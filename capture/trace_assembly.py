@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moescope.capture.thread_device import use_device
 from moescope.capture.throttled_log import ThrottledLog
 from moescope.capture.trace_buffer import Trace, compact
 from moescope.capture.trace_staging import StagedRows, TraceStaging
@@ -96,6 +97,7 @@ class TraceAssembly:
             self.events.popleft()
 
     def _run(self) -> None:
+        use_device(self._staging.rows.device)
         while not self._stopping.wait(TICK):
             self.proceed()
         deadline = time.monotonic() + LAST_SECONDS

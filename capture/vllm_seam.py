@@ -181,6 +181,12 @@ def _unsupported(vllm_config: Any) -> str | None:
         return "micro-batching (DBO) is not supported: the callback sees slices of a step"
     if parallel.prefill_context_parallel_size > 1:
         return "prefill context parallelism is not supported: rows are split over its ranks"
+    drafts = vllm_config.speculative_config
+    if drafts is not None and (
+        drafts.method == "ngram_gpu" or getattr(drafts, "enable_adaptive_verification", False)
+    ):
+        # vLLM cuts drafts off after a step has begun: padding would count, phases would be those of other rows.
+        return "drafts that vLLM cuts within a step (ngram_gpu, adaptive verification) are not supported"
     return None
 
 

@@ -36,14 +36,15 @@ def runner(
     return made
 
 
-def config(**changes: Any) -> Any:
+def config(speculative: Any = None, **changes: Any) -> Any:
     fields = {
         "use_ubatching": False,
         "prefill_context_parallel_size": 1,
         "enable_expert_parallel": True,
         "enable_eplb": False,
     }
-    return SimpleNamespace(parallel_config=SimpleNamespace(**(fields | changes)))
+    parallel = SimpleNamespace(**(fields | changes))
+    return SimpleNamespace(parallel_config=parallel, speculative_config=speculative)
 
 
 def survey(*modules: Any, **changes: Any) -> vllm_seam.MoeSurvey:
@@ -102,6 +103,12 @@ def test_two_blocks_of_one_layer_are_not_added_up() -> None:
     [
         ({"use_ubatching": True}, "micro-batching"),
         ({"prefill_context_parallel_size": 2}, "context parallelism"),
+        # Steps of fewer rows than the scheduler said: the rest would be padding that counts.
+        ({"speculative": SimpleNamespace(method="ngram_gpu")}, "ngram_gpu"),
+        (
+            {"speculative": SimpleNamespace(method="dspark", enable_adaptive_verification=True)},
+            "adaptive verification",
+        ),
     ],
 )
 def test_what_would_be_miscounted_is_not_counted(changes: dict[str, Any], reason: str) -> None:
@@ -129,6 +136,11 @@ def test_placement_is_vllms_own(strategy: str, ep_size: int, expected: dict[int,
     ):
         placed.setdefault(int(rank), []).append(int(logical))
     assert placed == expected
+
+
+@pytest.mark.parametrize("method", ["ngram", "mtp", "eagle3"])
+def test_drafts_that_are_all_computed_are_counted(method: str) -> None:
+    assert len(survey(runner(0), speculative=SimpleNamespace(method=method)).routed) == 1
 
 
 def test_layers_placed_alike_share_a_table() -> None:

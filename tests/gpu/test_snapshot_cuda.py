@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -104,6 +106,37 @@ def test_a_first_snapshot_from_another_thread_before_any_step() -> None:
     thread.join()
     first = next(snapshot for snapshot in taken if snapshot is not None)
     assert (first.totals.tokens, first.flat.sum()) == (0, 0)
+
+
+CHILD = """
+import threading, torch
+from moescope.capture.counting import CountBuffers
+from moescope.capture.snapshot import SnapshotTaker
+from moescope.capture.trace_staging import TraceStaging
+from moescope.capture.trace_assembly import TraceAssembly
+from moescope.capture.wire import MoeLayer
+from tests.capture.test_snapshot import Source
+
+layers, device = [MoeLayer(0, 8, 2)], torch.device("cuda", 1)
+torch.cuda.set_device(device)
+taker = SnapshotTaker(CountBuffers(layers, device).flat, Source(), 60)
+assembly = TraceAssembly(TraceStaging(layers, 8, device), sharded=False)
+assembly.start()
+taken = []
+def read():
+    while not any(taken):
+        taken.append(taker.collect())
+thread = threading.Thread(target=read)
+thread.start()
+thread.join()
+assembly.stop(5)
+assert not torch._C._cuda_hasPrimaryContext(0), "a context on device 0"
+"""
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_threads_of_a_worker_on_another_device_leave_device_0_alone() -> None:
+    subprocess.run([sys.executable, "-c", CHILD], check=True, timeout=120)  # noqa: S603
 
 
 def test_graphs_can_be_captured_while_the_reader_is_paused() -> None:
