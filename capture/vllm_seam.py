@@ -185,7 +185,7 @@ def _unsupported(vllm_config: Any) -> str | None:
     if drafts is not None and (
         drafts.method == "ngram_gpu" or getattr(drafts, "enable_adaptive_verification", False)
     ):
-        # vLLM cuts drafts off after a step has begun: padding would count, phases would be those of other rows.
+        # vLLM cuts drafts off after a step has begun: padding would count, and phases be those of other rows.
         return "drafts that vLLM cuts within a step (ngram_gpu, adaptive verification) are not supported"
     return None
 

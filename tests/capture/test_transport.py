@@ -125,8 +125,8 @@ def dropping(*requests_per_connection: int) -> Iterator[tuple[str, list[bytes]]]
 
 
 def test_a_connection_that_was_dropped_while_idle_costs_no_delivery() -> None:
-    # A proxy or the service closes it after a minute or so: a trace that is the last before a shutdown, or the
-    # only one for long, would be lost or late.
+    # A proxy or the service closes it after a minute or so: a trace that is the last before a shutdown, or
+    # the only one for long, would be lost or late.
     with dropping(2, 1, 1) as (url, seen):
         transport = HttpTransport(url, None)
         for _ in range(4):

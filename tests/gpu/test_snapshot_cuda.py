@@ -136,7 +136,7 @@ assert not torch._C._cuda_hasPrimaryContext(0), "a context on device 0"
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 def test_threads_of_a_worker_on_another_device_leave_device_0_alone() -> None:
-    subprocess.run([sys.executable, "-c", CHILD], check=True, timeout=120)  # noqa: S603
+    subprocess.run([sys.executable, "-c", CHILD], check=True, timeout=120)
 
 
 def test_graphs_can_be_captured_while_the_reader_is_paused() -> None:
