@@ -60,8 +60,8 @@ class HttpTransport:
     def post(self, body: bytes) -> None:
         """Deliver one frame.
 
-        It is sent again at once if the connection had been used before and has ended meanwhile: the service or
-        a proxy closes one over which nothing is sent. What is posted may arrive twice, which is harmless.
+        It is sent again at once if the connection was used before and has ended meanwhile: the service or a
+        proxy closes one over which nothing is sent. What is posted may arrive twice, which is harmless.
 
         Raises:
             DeliveryError: the service can't be reached, or refuses.
