@@ -6,6 +6,7 @@ import re
 
 from playwright.sync_api import Route, expect
 
+from moescope.capture import wire
 from tests.browser.chrome import Watched
 from tests.browser.serving import Clock, Serving
 from tests.service.frames import frame, halves, producer
@@ -133,6 +134,39 @@ def test_an_idle_window_has_no_sample_rather_than_zeros(
     expect(page.locator(".tile", has_text="Imbalance over EP ranks").locator(".value")).to_have_text(
         "\N{EN DASH}"
     )
+
+
+def test_a_lone_sample_between_gaps_shows(empty: Serving, clock: Clock, watched: Watched) -> None:
+    epoch = int(clock.now * 1e9)
+    for seq in range(1, 61):
+        slots = 400 * (1 + (seq > 30))  # tokens in one interval only
+        counts = {1: [slots, slots // 4, slots // 8, slots // 8]}
+        placed = halves(4, 1)
+        made = frame(counts, who=producer(ep_size=2), seq=seq, epoch=epoch, placement=placed, after_s=2 * seq)
+        empty.push(made)
+        clock.now += 2
+    trend = empty.get("/v1/trend", step=5, points=12)
+    assert sum(value is not None for value in trend["worst"]) == 1
+    page = watched.open(empty.url)
+    chart = page.get_by_role("img", name="Imbalance ratio over EP ranks over the last five minutes")
+    expect(chart.locator("canvas")).to_be_visible()
+    of_the_line = """canvas => {
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      let found = 0;
+      for (let i = 0; i < data.length; i += 4)
+        found += data[i] === 213 && data[i + 1] === 94 && data[i + 2] === 0;
+      return found;
+    }"""
+    page.wait_for_timeout(300)
+    assert chart.locator("canvas").evaluate(of_the_line) > 3
+
+
+def test_a_model_without_layers_has_no_layer_to_show(empty: Serving, clock: Clock, watched: Watched) -> None:
+    hidden = [wire.UncoveredLayer(layer=1, reason="of a test")]
+    empty.push(frame({}, uncovered=hidden, tokens=5, epoch=int(clock.now * 1e9)))
+    page = watched.open(empty.url, "#/layer")
+    expect(page.get_by_text("No MoE layer can be seen.")).to_be_visible()
+    assert "undefined" not in page.locator("main").inner_text()
 
 
 def test_layers_that_are_not_there_or_not_seen(large: Serving, watched: Watched) -> None:

@@ -168,6 +168,13 @@ def test_long_traces_are_shown_a_span_at_a_time(traced: Serving, watched: Watche
     assert text.endswith(f"experts {', '.join(map(str, experts[255 + columns][2]))}")
 
 
+def test_beyond_the_end_of_a_trace_the_keyboard_finds_nothing(traced: Serving, watched: Watched) -> None:
+    long = max(traced.get("/v1/traces", limit=1000)["traces"], key=lambda t: t["tokens"])
+    page = watched.open(traced.url, f"#/trace?trace={long['request_id']}&at=100000")
+    expect(page.get_by_text("no position was computed here")).to_be_visible()
+    page.get_by_role("application", name="Experts by layer and position").press("ArrowDown")
+
+
 def test_without_a_store_the_view_says_how_to_turn_traces_on(
     empty: Serving, clock: Clock, watched: Watched
 ) -> None:

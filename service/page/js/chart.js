@@ -10,6 +10,13 @@ const ON_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e
 const ON_DARK = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442"];
 const lineColour = (i) => (dark() ? ON_DARK : ON_LIGHT)[i % ON_LIGHT.length];
 
+/** Samples between gaps, which a line alone would not show; null: none. */
+function lone(plot, series) {
+  const values = plot.data[series];
+  const found = values.flatMap((value, i) => (value !== null && (values[i - 1] ?? null) === null && (values[i + 1] ?? null) === null ? [i] : []));
+  return found.length ? found : null;
+}
+
 /**
  * @param {string} label what the chart shows, for screen readers
  * @param {(value: number) => string} format of the values
@@ -35,7 +42,7 @@ export function lineChart(label, format, least) {
         legend: { show: false },
         scales: { y: { range: (_u, _min, max) => [least, Math.max((max ?? least) * 1.08, least + 0.1)] } },
         axes: [{ ...axis, space: 90, size: 30, values: (_u, ticks) => ticks.map(minute) }, { ...axis, size: 58, values: (_u, ticks) => ticks.map(format) }],
-        series: [{}, ...series.map((_name, i) => ({ stroke: lineColour(i), width: 1.75, points: { show: false }, spanGaps: false }))],
+        series: [{}, ...series.map((_name, i) => ({ stroke: lineColour(i), width: 1.75, points: { show: false, filter: lone, size: 4, fill: lineColour(i) }, spanGaps: false }))],
       },
       data,
       place,

@@ -144,7 +144,7 @@ export function grid(label, on) {
     asked ||= requestAnimationFrame(draw);
   };
   function move(row, column) {
-    if (!data?.rows.length) return;
+    if (!data?.rows.length || !data.columns) return;
     at = { row: Math.max(0, Math.min(data.rows.length - 1, row)), column: Math.max(0, Math.min(data.columns - 1, column)) };
     on.point(at.row, at.column);
     ask();

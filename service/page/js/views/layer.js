@@ -40,7 +40,7 @@ export function create() {
       const ids = known.layers.map((layer) => layer.layer);
       const id = route.params.has("layer") ? Number(route.params.get("layer")) : ids[0];
       const at = ids.indexOf(id);
-      setText(title, `Layer ${id}`);
+      setText(title, id !== undefined ? `Layer ${id}` : "No layer");
       unphased.update(known);
       for (const [a, other] of /** @type {const} */ ([[before, ids[at - 1]], [after, ids[at + 1]]])) {
         a.hidden = at < 0 || other === undefined;
@@ -49,6 +49,10 @@ export function create() {
       body.hidden = at < 0;
       note.hidden = at >= 0 && !known.layers[at].reason;
       if (at < 0) {
+        if (id === undefined) {
+          setText(note, "No MoE layer can be seen.");
+          return;
+        }
         const reason = known.uncovered.find((item) => item.layer === id)?.reason;
         setText(note, reason ? `This layer can't be seen: ${reason}.` : `There is no MoE layer ${id}. There are ${ids.join(", ") || "none"}.`);
         return;
