@@ -368,3 +368,10 @@ def test_recorded_straggler_cost_adds_up_over_services(tmp_path: Path) -> None:
         "round(model_phase:moescope_tokens:rate5m, 0.001)": {f'{_M},phase="decode"}}': 2},
     }
     check(tmp_path, [{"series": series, "at": "30m", "expect": expect}])
+
+
+def test_one_dp_rank_alone_is_no_sample_of_balance(tmp_path: Path) -> None:
+    alone = {f'moescope_tokens_total{_M},dp_rank="0"}}': "0+100x90"}
+    check(
+        tmp_path, [{"series": alone, "at": "60m", "expect": {"model:moescope_dp_imbalance:ratio_rate5m": {}}}]
+    )
