@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from playwright.sync_api import Route, expect
 
@@ -147,7 +148,7 @@ def test_a_lone_sample_between_gaps_shows(empty: Serving, clock: Clock, watched:
         clock.now += 2
     known = [value is not None for value in empty.get("/v1/trend", step=5, points=60)["worst"]]
     assert any(known)
-    assert not any(map(all, zip(known, known[1:], strict=False)))
+    assert not any(map(all, pairwise(known)))
     page = watched.open(empty.url)
     chart = page.get_by_role("img", name="Imbalance ratio over EP ranks over the last five minutes")
     expect(chart.locator("canvas")).to_be_visible()
