@@ -15,12 +15,13 @@ from moescope.service.history import History, Snapshot
 from moescope.service.layout import Layout, Layouts
 from moescope.service.ledger import Account, Verdict
 from moescope.service.merging import merge
+from moescope.service.outbox import Outbox
 from moescope.service.past import Archive, Remembered, improve
 from moescope.service.producers import Deployment, ProducerSpan, ProducerState, heard_last, of_same_sizes
 from moescope.service.refusals import RefusedError
 from moescope.service.roster import Roster
 from moescope.service.settings import Settings
-from moescope.service.store.records import Forgotten, Key, Posting, Record
+from moescope.service.store.records import Key, Posting, Record
 from moescope.service.stragglers.joins import Joins
 from moescope.service.stragglers.stage import Status
 from moescope.service.stragglers.totals import Stragglers
@@ -47,8 +48,7 @@ class LiveState:
         self._frames: Counter[tuple[str, str]] = Counter()
         self._placements: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
         self._arrangements = Arrangements()
-        self._records: list[Record] = []
-        self._to_begin_again: set[Key] = set()
+        self._outbox = Outbox()
         self._layouts = Layouts()
         self._joins = Joins(self._add_stragglers)
 
@@ -87,9 +87,9 @@ class LiveState:
                 self._roster.enter(key, account, at)
                 self._history.record(key, posting.birth, Snapshot(told_at, state.totals))
                 if state is not posting.account:
-                    # Until a frame comes nobody takes the records: of this producer only the newest waits.
-                    self._records = [item for item in self._records if not _is_replaced(item, key)]
-                    self._record(key, account, began_again=False)
+                    self._record(
+                        key, account, self._outbox.post_newest
+                    )  # nobody takes it until a frame comes
 
     def ingest(self, frame: Frame) -> Verdict:
         """Take a checked frame; :meth:`take_records` then has what to keep of it.
@@ -107,19 +107,12 @@ class LiveState:
     def take_records(self) -> list[Record]:
         """What changed for good since the last call, in order."""
         with self._lock:
-            records, self._records = self._records, []
-            return records
+            return self._outbox.take()
 
     def not_kept(self, records: Iterable[Record]) -> None:
         """What :meth:`take_records` gave could not be kept: say again what no later posting says."""
         with self._lock:
-            for record in records:
-                if isinstance(record, Posting) and record.began_again:
-                    self._to_begin_again.add(record.key)
-                elif isinstance(record, Forgotten) and self._roster.get(record.key) is None:
-                    self._records.append(record)
-                elif isinstance(record, Forgotten):  # it is back, and its former history is not
-                    self._to_begin_again.add(record.key)
+            self._outbox.not_kept(records, lambda key: self._roster.get(key) is not None)
 
     def count_refused(self, reason: str) -> None:
         """Count a frame, or a body that should have been one, which was refused."""
@@ -152,11 +145,14 @@ class LiveState:
         """
         with self._lock:
             states = [self._roster.state(key) for key in self._roster.members(deployment)]
+            if not states:
+                return []
+            newest = heard_last(states)
             members = [state.latest.producer for state in states]
             return [
                 self._placements[who.key]
                 for who in members
-                if who.key in self._placements and of_same_sizes(who, heard_last(states))
+                if who.key in self._placements and of_same_sizes(who, newest)
             ]
 
     def arrangements(self, deployment: Deployment) -> list[Arrangement]:
@@ -234,7 +230,7 @@ class LiveState:
         verdict = account.post(frame, layout)
         if verdict is not Verdict.ACCEPTED:
             # Whether the frame that was here before could be kept isn't known here: keep it again.
-            self._record(key, account, began_again=False)
+            self._record(key, account, self._outbox.post)
             return verdict
         for other in sorted(leaving):
             self._forget(other)
@@ -249,7 +245,7 @@ class LiveState:
         self._roster.enter(key, account, now if is_newest or entry is None else entry.received_at)
         birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
         self._history.record(key, birth, Snapshot(now, account.totals))
-        self._record(key, account, began_again=account.generation != generation)
+        self._record(key, account, self._outbox.post, began_again=account.generation != generation)
         return verdict
 
     def _makes_way(self, key: Key, layout: Layout, at: float) -> bool:
@@ -272,14 +268,15 @@ class LiveState:
             return False
         if entry.account.add_stragglers(layout, more):
             self._history.amend(key, entry.account.totals)
-            self._record(key, entry.account, began_again=False)
+            self._record(key, entry.account, self._outbox.post)
         return True
 
-    def _record(self, key: Key, account: Account, began_again: bool) -> None:
+    def _record(
+        self, key: Key, account: Account, post: Callable[[Posting], None], began_again: bool = False
+    ) -> None:
         if self._archive is not None:
-            track, anew = self._history.track(key), began_again or key in self._to_begin_again
-            self._to_begin_again.discard(key)
-            self._records.append(Posting(key, track.birth, track.newest_at, account.state(), anew))
+            track = self._history.track(key)
+            post(Posting(key, track.birth, track.newest_at, account.state(), began_again))
 
     def _forget(self, key: Key) -> None:
         self._roster.remove(key)
@@ -288,11 +285,5 @@ class LiveState:
             self._arrangements.forget(*key[:2])
         self._history.forget(key)
         self._joins.forget(key)
-        self._to_begin_again.discard(key)
         if self._archive is not None:
-            self._records.append(Forgotten(key))
-
-
-def _is_replaced(record: Record, key: Key) -> bool:
-    """Whether a later posting of this producer says all that the record does."""
-    return isinstance(record, Posting) and record.key == key and not record.began_again
+            self._outbox.forget(key)
