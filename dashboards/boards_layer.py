@@ -9,9 +9,9 @@ from moescope.dashboards.spec import (
     LAYER,
     LAYER_VARIABLE,
     MODEL,
-    MODEL_VARIABLES,
     NAME,
     NEEDS_EXPERTS,
+    ONE_MODEL_VARIABLES,
     RATIO_STEPS,
     Board,
     Panel,
@@ -26,7 +26,7 @@ LAYER_BOARD: Final = Board(
     "moescope-layer",
     "moescope / Layer",
     "One MoE layer: its ranks and its experts.",
-    (*MODEL_VARIABLES, LAYER_VARIABLE),
+    (*ONE_MODEL_VARIABLES, LAYER_VARIABLE),
     (
         Row(
             "Balance of layer $layer",

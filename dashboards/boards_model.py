@@ -7,9 +7,9 @@ from typing import Final
 from moescope.dashboards.spec import (
     EXPERTS,
     MODEL,
-    MODEL_VARIABLES,
     NAME,
     NEEDS_EXPERTS,
+    ONE_MODEL_VARIABLES,
     RANK_VARIABLE,
     RATIO_STEPS,
     Board,
@@ -46,7 +46,7 @@ MODEL_BOARD: Final = Board(
     "moescope-model",
     "moescope / Model",
     "One deployment: its DP ranks side by side, its EP ranks, its layers.",
-    (*MODEL_VARIABLES, RANK_VARIABLE),
+    (*ONE_MODEL_VARIABLES, RANK_VARIABLE),
     (
         Row(
             "Balance now",

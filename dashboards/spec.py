@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 Kind = Literal["stat", "timeseries", "heatmap", "table", "matrix"]
@@ -86,6 +86,8 @@ _MODEL: Final = Variable("model", "Model", f'moescope_producers{{{SERVICE},serve
 
 SERVICE_VARIABLES: Final = (_CLUSTER, _JOB, _INSTANCE)
 MODEL_VARIABLES: Final = (*SERVICE_VARIABLES, _SERVER, _MODEL)
+ONE_MODEL_VARIABLES: Final = (*SERVICE_VARIABLES, replace(_SERVER, many=False), replace(_MODEL, many=False))
+"""For boards that add up over EP ranks, of which those of several deployments have nothing in common."""
 RANK_VARIABLE: Final = Variable("rank", "DP rank", f"moescope_tokens_total{{{MODEL}}}", "dp_rank")
 LAYER_VARIABLE: Final = Variable(
     "layer", "Layer", f"moescope_layer_dp_rank_slots_total{{{MODEL}}}", many=False

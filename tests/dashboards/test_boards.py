@@ -129,6 +129,16 @@ def test_matrices_are_in_the_order_of_numbers() -> None:
     assert matrices == [["convertFieldType", "sortBy", "sortBy", "groupingToMatrix"]] * 2
 
 
+def test_boards_that_add_up_over_ep_ranks_show_one_deployment() -> None:
+    """A's hot EP rank 0 and B's hot EP rank 1 would look balanced."""
+    many = {
+        name: {item["name"] for item in board["templating"]["list"] if item.get("multi")}
+        for name, board in BOARDS.items()
+    }
+    assert not {"server", "model"} & (many["moescope-model.json"] | many["moescope-layer.json"])
+    assert {"cluster", "job", "instance"} <= many["moescope-model.json"]
+
+
 @each_board
 def test_ids_are_unique_and_panels_do_not_overlap(board: dict[str, Any]) -> None:
     ids = [panel["id"] for panel in board["panels"]]
