@@ -132,7 +132,7 @@ class CaptureSession:
             self._guarded(self._idle)
 
     def close(self) -> None:
-        """Give the routers back and send what is left; takes two seconds at most."""
+        """Give the routers back and send what is left; takes two seconds at most, three with traces."""
         self._serving = False
         self._guarded(self._watch.close)
         self._guarded(self._binding.unbind)

@@ -82,6 +82,10 @@ class CaptureSettings:
 
 
 def _endpoint(text: str) -> str:
+    if "@" in text.partition("//")[2].partition("/")[0]:  # it would be in logs, and the service never see it
+        raise SettingsError(
+            "MOESCOPE_ENDPOINT: no user or password goes into it; a token goes into MOESCOPE_TOKEN_FILE"
+        )
     try:
         parts = urlsplit(text)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -56,7 +56,7 @@ class RoutingWorker(platform_worker()):  # type: ignore[misc]
         return result
 
     def shutdown(self, *args: Any, **kwargs: Any) -> Any:
-        """Send what is left, within two seconds, then shut down."""
+        """Send what is left, within two seconds (three with traces), then shut down."""
         if self._capture is not None:
             self._capture.close()
         return super().shutdown(*args, **kwargs)

@@ -44,6 +44,7 @@ def test_the_token_can_come_from_a_file(tmp_path: Path) -> None:
     [
         ("MOESCOPE_ENDPOINT", "localhost:9890", "no URL such as"),
         ("MOESCOPE_ENDPOINT", "http://host:port", "no URL such as"),
+        ("MOESCOPE_ENDPOINT", "http://me:s3cret@host", "no user or password"),
         ("MOESCOPE_INTERVAL", "soon", "from 0.05 to 3600"),
         ("MOESCOPE_INTERVAL", "0", "from 0.05 to 3600"),
         ("MOESCOPE_INTERVAL", "nan", "from 0.05 to 3600"),
@@ -57,3 +58,4 @@ def test_errors_name_the_variable_and_what_it_takes(name: str, value: str, messa
     with pytest.raises(SettingsError, match=message) as caught:
         CaptureSettings.from_environment({name: value})
     assert str(caught.value).startswith(name)
+    assert "s3cret" not in str(caught.value)
