@@ -62,9 +62,8 @@ class Crowd:
             client = protocol.client[0] if protocol.client else "a client"
             _log.warning("ended a connection of %s (logged once a minute): %s", client, words)
         if protocol.cycle is not None:
-            protocol.cycle.disconnected = (
-                True  # the application may be about to write; uvicorn hears of it later
-            )
+            # The application may be about to write; uvicorn hears of the end later.
+            protocol.cycle.disconnected = True
         protocol.transport.abort()
 
     def make_room(self, count: int) -> None:
