@@ -203,12 +203,14 @@ def check_counts(made: Network) -> str:
     injuries = made.proxy.injuries
     late = failures.pop("TimeoutError", 0) - injuries["silent"]
     assert late >= 0, (late, injuries)
-    assert failures.total() == injuries["reset"] + injuries["refused"], (failures, injuries)
-    assert drops["sends_failed"] == injuries.total() + refused + late
+    again = sum(worker.sent_again for worker in made.workers)
+    assert again + failures.total() == injuries["reset"] + injuries["refused"], (again, failures, injuries)
+    assert drops["sends_failed"] == injuries.total() - again + refused + late
     tokens = sum(worker.tokens for worker in made.workers)
     return (
         f"{tokens} tokens and every expert's slots equal; {drops['sends_failed']} sends failed = "
-        f"{injuries.total()} that the proxy harmed + {refused} refused connections + {late} late answers; "
+        f"{injuries.total()} that the proxy harmed - {again} sent again at once "
+        f"+ {refused} refused connections + {late} late answers; "
         f"{drops['snapshots_put_off']} snapshots put off, {drops['snapshots_superseded']} superseded"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 import time
 from collections import Counter
@@ -63,6 +64,11 @@ class _Transport(HttpTransport):
     def __init__(self, endpoint: str, timeout: float) -> None:
         super().__init__(endpoint, None, timeout)
         self.posts: list[Post] = []
+        self.exchanges = 0
+
+    def _exchange(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        self.exchanges += 1
+        return super()._exchange(body)
 
     def post(self, body: bytes) -> None:
         began, failure = time.monotonic(), ""
@@ -116,6 +122,11 @@ class WorkerSide:
     def posts(self) -> list[Post]:
         """A copy."""
         return list(self._transport.posts)
+
+    @property
+    def sent_again(self) -> int:
+        """Posts that went again at once, over a new connection, since theirs had ended."""
+        return self._transport.exchanges - len(self._transport.posts)
 
     @property
     def tokens(self) -> int:

@@ -18,7 +18,7 @@ def test_no_fault_of_the_network_loses_or_doubles_counts_and_drops_are_what_fail
     assert made.proxy.injuries["silent"] >= 4
     assert cut_off.failed >= 4
     assert len(cut_off.returns) == 4
-    assert not any(worker.failures() for worker in made.unharmed)
+    assert not any(worker.failures() or worker.sent_again for worker in made.unharmed)
 
 
 def test_a_crowd_is_the_most_within_a_time() -> None:
