@@ -212,9 +212,13 @@ class Cluster:
         self.assert_conserved(expected)
 
     def assert_conserved(self, tokens_by_rank: dict[int, int]) -> None:
-        """For each DP rank and each layer, slots are tokens x top-k."""
+        """For each DP rank and each layer, slots are tokens x top-k, once its workers have delivered."""
+        deadline = time.monotonic() + SETTLE_SECONDS
         for dp_rank, tokens in tokens_by_rank.items():
             layers = self.layers(dp_rank)
+            while {layer["tokens"] for layer in layers.values()} != {tokens} and time.monotonic() < deadline:
+                time.sleep(0.05)
+                layers = self.layers(dp_rank)
             assert sorted(layers) == [1, 2, 3, 4]  # layer 0 is dense
             for layer in layers.values():
                 assert layer["tokens"] == tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from devkit.vllm_server import MODEL_NAME
 from moescope.capture.trace_wire import decode_part
 from moescope.capture.wire import unpack_counts
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import SETTLE_SECONDS, Cluster
 from tests.e2e.conftest import DP2_EP2
 from tests.e2e.test_exact_counts import prompts, ranks
 from tests.e2e.test_traces import all_traces, npz, settled
@@ -58,9 +59,12 @@ def test_sampling_and_opt_in(tp2: Cluster) -> None:
         timeout=60,
     ).json()
     settled(tp2)
+    computed = answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"] - 1
+    deadline = time.monotonic() + SETTLE_SECONDS  # the rank's workers deliver each in its own time
+    while [entry["tokens"] for entry in all_traces(tp2)] != [computed] and time.monotonic() < deadline:
+        time.sleep(0.1)
     [entry] = all_traces(tp2)
     assert answer["id"] in entry["names"]
-    computed = answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"] - 1
     assert entry["tokens"] == computed
     assert npz(tp2, answer["id"])["times_computed"].tolist() == [1] * computed
     assert len({decode_part(body).producer.tp_rank for body in tp2.relay.trace_bodies}) == 2
