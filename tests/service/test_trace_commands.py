@@ -65,22 +65,23 @@ def test_mistakes_are_explained(service: Service, tmp_path: Path) -> None:
     assert ".npz" in bad.stderr
 
 
-def test_ids_that_look_like_markup_stand_as_they_are(service: Service) -> None:
+def listed_and_shown(service: Service, name: str) -> list[str]:
+    """What the commands print of a trace with this id."""
     headers = {"content-type": TRACE_CONTENT_TYPE}
-    made = encode_part(part(3, name="[/red]:smile:[bold]"))
+    made = encode_part(part(3, name=name))
     assert service.client.post("/v1/traces", content=made, headers=headers).status_code == 200
-    for arguments in (["list"], ["show", "[/red]:smile:[bold]"]):
+    texts = []
+    for arguments in (["list"], ["show", name]):
         done = run(service, *arguments)
         assert (done.returncode, done.stderr) == (0, "")
-        assert "[/red]:smile:[bold]" in done.stdout
+        texts.append(done.stdout)
+    return texts
+
+
+def test_ids_that_look_like_markup_stand_as_they_are(service: Service) -> None:
+    name = "[/red]:smile:[bold]"
+    assert all(name in text for text in listed_and_shown(service, name))
 
 
 def test_ids_give_a_terminal_no_orders(service: Service) -> None:
-    headers = {"content-type": TRACE_CONTENT_TYPE}
-    made = encode_part(part(3, name="a\x1b[2Jb"))
-    assert service.client.post("/v1/traces", content=made, headers=headers).status_code == 200
-    for arguments in (["list"], ["show", "a\x1b[2Jb"]):
-        done = run(service, *arguments)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "\x1b" not in done.stdout
-        assert "a\ufffd[2Jb" in done.stdout
+    assert not any("\x1b" in text for text in listed_and_shown(service, "a\x1b[2Jb"))
