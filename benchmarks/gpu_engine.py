@@ -20,7 +20,7 @@ SETS: Final = {"off": 5, "moescope": 5, "vllm": 1, "hooks": 1}
 """Modes, and how many sets of CUDA graphs are captured in each."""
 MORE: Final = {
     "default": ("off", "moescope"),
-    "references": ("off", "nothing", "references", "references of 12"),
+    "references": ("off", "nothing", "references", "moescope"),
     "traces": ("off", "moescope", "traced"),
 }
 """By experiment, the modes of which more sets are captured."""
@@ -47,6 +47,7 @@ class Engine:
         from vllm import LLM
 
         pretend_ep_ranks(EP_RANKS)
+        self._few_batches = experiment == "references"
         self.config = SHAPES[shape]()
         self.llm = LLM(
             model=str(write_model(folder, self.config)),
@@ -59,7 +60,7 @@ class Engine:
             max_num_batched_tokens=PREFILL_TOKENS,
             max_num_seqs=max(BATCHES),
             compilation_config={"cudagraph_capture_sizes": list(BATCHES)},
-            kv_cache_memory_bytes=KV_CACHE_BYTES,
+            kv_cache_memory_bytes=KV_CACHE_BYTES // (1 + self._few_batches),
             gpu_memory_utilization=0.92,
         )
         core: Any = self.llm.llm_engine.engine_core
@@ -72,11 +73,12 @@ class Engine:
         self._graphs: dict[Set, dict[Any, Any]] = {}
         self._fillers: list[Any] = []
         self._requests, self._traced = 0, False
-        for number in range(max(SETS.values())):
+        self._base_sets = 1 if self._few_batches else SETS["off"]
+        for number in range(self._base_sets):
             for mode in modes:
                 if number < SETS.get(mode, SETS["off"]):
                     self._capture_graphs(Set(mode, number))
-        for number in range(SETS["off"], SETS["off"] + more_sets):
+        for number in range(self._base_sets, SETS["off"] + more_sets):
             for mode in MORE[experiment]:
                 self._capture_graphs(Set(mode, number), only=MORE_OF)
 
@@ -89,16 +91,14 @@ class Engine:
         if mode == "nothing":
             return [lambda _: None] * len(chained)
         if mode == "references":
-            return _keepers(len(chained), len(chained))
-        if mode == "references of 12":
-            return _keepers(len(chained), 12)
+            return _keepers(len(chained))
         if mode == "hooks":
             return [_torch_hook(router) for router in self._routers]
         return [None] * len(chained)
 
     def sets(self, batch: int) -> list[Set]:
         """The sets of graphs that have graphs of their own for decode at this batch size."""
-        return [which for which in self._graphs if batch == MORE_OF or which.number < SETS["off"]]
+        return [which for which in self._graphs if batch == MORE_OF or which.number < self._base_sets]
 
     def _capture_graphs(self, which: Set, only: int | None = None) -> None:
         """Capture a set; with `only` its decode graph of one size, the rest as in the first set."""
@@ -211,14 +211,14 @@ class Engine:
         }
 
 
-def _keepers(layers: int, at_once: int) -> list[Callable[[torch.Tensor], None]]:
-    """Callbacks that keep the ids of so many layers, as capture does, and do nothing with them."""
+def _keepers(layers: int) -> list[Callable[[torch.Tensor], None]]:
+    """Callbacks that keep the ids of all layers until the last, and do nothing with them."""
     kept: list[torch.Tensor] = []
 
     def callback(ordinal: int) -> Callable[[torch.Tensor], None]:
         def keep(ids: torch.Tensor) -> None:
             kept.append(ids)
-            if (ordinal + 1) % at_once == 0 or ordinal + 1 == layers:
+            if ordinal + 1 == layers:
                 kept.clear()
 
         return keep

@@ -18,7 +18,7 @@ Modes: "moescope"; "vllm", its own `enable_return_routed_experts`; "hooks", a ma
 in every layer's callback, as peers do it. In "off" the worker is moescope's, without callbacks and marks.
 
 `--experiment references`, batch 8 only, takes apart what capture costs: "nothing", callbacks that return at
-once; "references", that keep the ids until the last layer; "references of 12", that let go of them every 12.
+once; "references", that keep the ids until the last layer. `benchmarks.gpu_parts` does so kernel by kernel.
 `--experiment traces`: "moescope" could trace and has nothing to, "traced" traces every request.
 """
 
