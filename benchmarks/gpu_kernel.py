@@ -124,7 +124,7 @@ class Case:
         for count in (self.per_step, self.torch_operations):
             assert self.buffers.ring is not None
             self.buffers.flat.zero_()
-            self.buffers.ring.zero()
+            self.buffers.ring.loads.zero_()
             count(0)
             results.append((self.buffers.flat.tolist(), self.buffers.ring.loads[0].tolist()))
         assert results[0] == results[1]

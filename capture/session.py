@@ -97,11 +97,15 @@ class CaptureSession:
         """Take back the slots that vLLM has taken since the model was loaded, chained to what is in them."""
         self._serving = False
         self._taker.pause()
+        if self._traces is not None:
+            self._traces.pause()
         self._guarded(self._binding.bind)
 
     def serving_begins(self) -> None:
         """Warm-up is over: count from now on, and send."""
         self._taker.resume()
+        if self._traces is not None:
+            self._traces.resume()
         self._serving = True
         if not self._started:
             self._started = True

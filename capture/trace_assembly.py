@@ -68,6 +68,8 @@ class TraceAssembly:
         self._sharded = sharded
         self._max_experts = max(layer.num_experts for layer in staging.layers)
         self._log = ThrottledLog(logger)
+        self._proceeding = threading.Lock()
+        self._paused = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="moescope-rows", daemon=True)
 
@@ -81,8 +83,28 @@ class TraceAssembly:
         if self._thread.is_alive():
             self._thread.join(timeout)
 
+    def pause(self) -> None:
+        """Leave the device alone until `resume`, as `SnapshotTaker.pause` does and for its reason."""
+        if not self._paused:
+            self._proceeding.acquire()
+            self._paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`; nothing to do without one."""
+        if self._paused:
+            self._paused = False
+            self._proceeding.release()
+
     def proceed(self) -> None:
-        """Take in what has arrived."""
+        """Take in what has arrived; nothing while paused."""
+        if not self._proceeding.acquire(blocking=False):
+            return
+        try:
+            self._proceed()
+        finally:
+            self._proceeding.release()
+
+    def _proceed(self) -> None:
         while self.events:
             event = self.events[0]
             try:

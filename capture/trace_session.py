@@ -67,6 +67,14 @@ class TraceSession:
             self._guarded(self._assembly.start)
             self._guarded(self._sender.start)
 
+    def pause(self) -> None:
+        """CUDA graphs may be captured until `resume`."""
+        self._assembly.pause()
+
+    def resume(self) -> None:
+        """No graph is captured any more."""
+        self._assembly.resume()
+
     def begin_step(self, step: StepRequests) -> None:
         """vLLM's worker is about to run this step, or is told that requests are done."""
         self._guarded(lambda: self._tracer.begin_step(step))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
 from moescope.capture.batch_layout import lay_out
 from moescope.capture.layout import Layout, RowSpan
+from moescope.capture.trace_assembly import Arrival
 from moescope.capture.trace_buffer import Trace, cut
 from moescope.capture.trace_sampling import TraceSampling
 from moescope.capture.trace_wire import NO_EXPERT, Run
@@ -207,3 +210,58 @@ def test_runs_are_cut_at_token_counts() -> None:
     assert cut(runs, 0, 10) == [Run(10, 4), Run(0, 6)]
     assert cut(runs, 2, 5) == [Run(12, 2), Run(0, 1)]
     assert cut(runs, 9, 20) == [Run(5, 1)]
+
+
+def test_rows_that_cannot_be_had_drop_their_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    driver.step({"a": (0, 2)}, proceed=False)
+    driver.step({"b": (0, 2)}, proceed=False)
+    [lost, _] = driver.assembly.events
+    assert isinstance(lost, Arrival)
+
+    def fails() -> np.ndarray:
+        raise RuntimeError("the device has failed")
+
+    monkeypatch.setattr(lost.staged, "view", fails)
+    driver.step({"a": (2, 1), "b": (2, 1)})
+    driver.step({}, finished=["a", "b"])
+    driver.assert_accounts(captured=2, closed=1, open_=0, **{"fault:RuntimeError": 1})
+    assert driver.closed()["b"].runs == [(0, 3)]
+    assert driver.staging.room() == driver.staging.capacity
+
+
+def test_rows_come_in_while_the_sender_hangs_in_its_connection() -> None:
+    driver = Driver()
+    driver.assembly.start()
+    driver.step({"a": (0, 2)}, finished=[], proceed=False)
+    driver.step({}, finished=["a"], proceed=False)
+    deadline = time.monotonic() + 5
+    while not driver.assembly.closed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    driver.assembly.stop(1.0)
+    assert driver.closed()["a"].runs == [(0, 2)]
+
+
+def test_nothing_is_taken_in_while_paused() -> None:
+    driver = Driver()
+    driver.assembly.pause()
+    driver.assembly.pause()
+    driver.step({"a": (0, 2)})
+    driver.step({}, finished=["a"])
+    assert not driver.assembly.closed
+    driver.assembly.resume()
+    driver.assembly.proceed()
+    assert driver.closed()["a"].runs == [(0, 2)]
+
+
+def test_giving_up_drops_what_is_open_and_copies_nothing_more() -> None:
+    driver = Driver()
+    driver.step({"a": (0, 2)})
+    step = one_request(2)
+    driver.tracer.begin_step(step)
+    driver.tracer.lay_out(lay_out(["a"], step, {"a": 2}), 1)
+    driver.tracer.give_up()
+    assert int(driver.staging.row_map[0]) == 0
+    driver.tracer.end_step()
+    driver.assembly.proceed()
+    driver.assert_accounts(captured=1, closed=0, open_=0, fault=1)

@@ -65,7 +65,7 @@ class Spy:
             return output
 
         def spied_execute(worker: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            self._now, self._told = scheduler_output, None
+            self._now = scheduler_output
             self._comparing = scheduler_output.total_num_scheduled_tokens > 0
             self._must_know = self._mixed.pop(id(scheduler_output), False)
             self._listen(getattr(worker, "_capture", None))
@@ -124,7 +124,7 @@ class Spy:
 
     def _compare(self, request_ids: Any, num_tokens: Any) -> None:
         if self._comparing:
-            told, self._comparing = self._told, False
+            told, self._told, self._comparing = self._told, None, False
             if told is None and not self._must_know:
                 return
             self.layouts.append(
