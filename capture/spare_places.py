@@ -20,13 +20,11 @@ class SparePlaces:
 
     So the first ids of a pass set aside a block for each layer to come. A layer's ids hold the next one's
     block, and free it when vLLM lets go of them, at the end of the layer: whatever is small before that can't
-    take it, and the next layer's ids fit into it exactly. All else then falls to where it was before. One
-    block more is free all the time, for the router's weights, which have the same size. If the allocator
-    decides otherwise, nothing is lost but that.
+    take it, and the next layer's ids fit into it exactly. All else then falls to where it was before. If the
+    allocator decides otherwise, nothing is lost but that.
     """
 
     def __init__(self) -> None:
-        self._wall: torch.Tensor | None = None
         self._held: deque[torch.Tensor] = deque()
 
     def __len__(self) -> int:
@@ -37,11 +35,9 @@ class SparePlaces:
         size = topk_ids.untyped_storage().nbytes()
         if not 0 < size <= SMALL:
             return
-        blocks = [torch.empty(size, dtype=torch.uint8, device=topk_ids.device) for _ in range(layers + 2)]
-        # Of blocks that fit, the allocator takes the first: the second here is for the weights. A free block
-        # beside free memory becomes part of it, so the first stays.
-        self._wall, _, *held = sorted(blocks, key=torch.Tensor.data_ptr)
-        self._held = deque(held)
+        blocks = [torch.empty(size, dtype=torch.uint8, device=topk_ids.device) for _ in range(layers)]
+        # In this order: a free block beside free memory would become part of it.
+        self._held = deque(sorted(blocks, key=torch.Tensor.data_ptr))
 
     def hand_over(self, topk_ids: torch.Tensor) -> None:
         """The next layer's block is free as soon as these ids are dropped; an alias of them may be kept."""
@@ -51,4 +47,3 @@ class SparePlaces:
     def clear(self) -> None:
         """The pass is over."""
         self._held.clear()
-        self._wall = None
