@@ -151,7 +151,7 @@ def test_a_layer_that_runs_twice_in_a_pass_counts_twice(toy: Toy) -> None:
 
 
 def small_tensors_of_layers(layers: int, rows: int) -> list[tuple[int, ...]]:
-    """Where the order of tokens by expert, the experts of blocks, and their number lie in each captured layer.
+    """Where the order of tokens by expert, the experts of blocks, and their number lie in each layer.
 
     Each layer allocates and frees what vLLM's Triton experts do at a small batch.
     """
