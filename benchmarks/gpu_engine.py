@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from unittest.mock import patch
 
 import torch
 
@@ -20,10 +22,11 @@ SETS: Final = {"off": 5, "moescope": 5, "vllm": 1, "hooks": 1}
 """Modes, and how many sets of CUDA graphs are captured in each."""
 MORE: Final = {
     "default": ("off", "moescope"),
-    "references": ("off", "nothing", "references", "moescope"),
+    "references": ("off", "nothing", "references", "no places", "moescope"),
     "traces": ("off", "moescope", "traced"),
 }
 """By experiment, the modes of which more sets are captured."""
+CAPTURING: Final = ("moescope", "traced", "no places")
 MORE_OF: Final = 8
 """The batch size for which more sets are captured."""
 EP_RANKS: Final = 8
@@ -43,12 +46,14 @@ class Set(NamedTuple):
 class Engine:
     """A vLLM engine in this process whose mode can be switched between steps."""
 
-    def __init__(self, shape: str, folder: Path, more_sets: int, experiment: str) -> None:
+    def __init__(
+        self, shape: str, folder: Path, more_sets: int, experiment: str, layers: int | None = None
+    ) -> None:
         from vllm import LLM
 
         pretend_ep_ranks(EP_RANKS)
         self._few_batches = experiment == "references"
-        self.config = SHAPES[shape]()
+        self.config = SHAPES[shape]() | ({} if layers is None else {"num_hidden_layers": layers})
         self.llm = LLM(
             model=str(write_model(folder, self.config)),
             load_format="dummy",
@@ -84,7 +89,7 @@ class Engine:
 
     def _callbacks_of(self, mode: str) -> list[Any]:
         chained = [router.capture_fn for router in self._routers]
-        if mode in ("moescope", "traced"):
+        if mode in CAPTURING:
             return [LayerCallback(i, self._session.capturer, None) for i in range(len(chained))]
         if mode == "vllm":
             return [callback.earlier for callback in chained]
@@ -118,13 +123,18 @@ class Engine:
                 for mode, all_sizes in descriptors()
                 if mode.name == "FULL" and (mine := [one for one in all_sizes if one.num_tokens == only])
             ]
-        self._runner.capture_model()
+        with self._places(which.mode != "no places"):
+            self._runner.capture_model()
         dispatcher.get_capture_descs = descriptors
         self._session._taker.resume()
         first = {} if only is None else self._graphs[Set(which.mode, 0)]
         self._graphs[which] = {
             wrapper: first.get(wrapper, {}) | wrapper.concrete_cudagraph_entries for wrapper in wrappers
         }
+
+    def _places(self, given: bool) -> contextlib.AbstractContextManager[Any]:
+        places = self._session.capturer._strategy._spare_places
+        return contextlib.nullcontext() if given else patch.object(places, "set_aside", lambda *_: None)
 
     def _set_callbacks(self, mode: str) -> None:
         for router, callback in zip(self._routers, self._callbacks[mode], strict=True):
@@ -136,7 +146,7 @@ class Engine:
         self._set_callbacks(which.mode)
         for wrapper, entries in self._graphs[which].items():
             wrapper.concrete_cudagraph_entries = entries
-        self._session._serving = which.mode in ("moescope", "traced")
+        self._session._serving = which.mode in CAPTURING
         self._traced = which.mode == "traced"
         self._runner.routed_experts_initialized = which.mode == "vllm"
         self._scheduler.enable_return_routed_experts = which.mode == "vllm"

@@ -1,6 +1,6 @@
 """Where capture's cost is in a step: the time of each of its kernels on the GPU, mode by mode.
 
-    python -m benchmarks.gpu_parts --shape qwen3 --out results.json
+    python -m benchmarks.gpu_parts --shape qwen3 --layers 16 --out results.json
 
 Decode at batch 8, by the engine of `benchmarks.gpu_overhead` with the modes of its `--experiment references`
 and its sets of CUDA graphs. The profiler's durations of kernels leave out all that the host does, and so tell
@@ -35,6 +35,8 @@ STEPS: Final = 12
 SETTLE: Final = 4
 ALL: Final = "all kernels"
 GAPS: Final = "between kernels"
+EXPERTS: Final = "fused_moe_kernel"
+"""vLLM's Triton experts launch it twice a layer: up and gate, then down."""
 LONGEST_GAP_NS: Final = 20_000
 """A longer one is between steps, where the host is busy."""
 SHOWN: Final = 8
@@ -68,9 +70,13 @@ def parts_of(events: Any) -> Parts:
         if event.device_type() == DeviceType.CUDA and event.duration_ns() > 0
     )
     parts: Parts = defaultdict(float)
-    end = ran[0][0]
+    end, expert_launches = ran[0][0], 0
     for start, duration, name in ran:
-        for part in (name, ALL):
+        kernel = name
+        if name == EXPERTS:
+            kernel = f"{EXPERTS}, {('up and gate', 'down')[expert_launches % 2]}"
+            expert_launches += 1
+        for part in (kernel, ALL):
             parts[part] += duration / STEPS / 1000
         if 0 < start - end < LONGEST_GAP_NS:
             parts[GAPS] += (start - end) / STEPS / 1000
@@ -101,6 +107,7 @@ def main() -> None:
     """Profile, print tables, write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="qwen3")
+    parser.add_argument("--layers", type=int, help="instead of the shape's own number")
     parser.add_argument("--rounds", type=int, default=3, help="in which each set is profiled once")
     parser.add_argument("--more-sets", type=int, default=5, help="of graphs, in each mode, beyond 5")
     parser.add_argument("--out", type=Path)
@@ -110,7 +117,7 @@ def main() -> None:
     if importlib.util.find_spec("flashinfer") is None:
         os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(options.shape, Path(folder), options.more_sets, "references")
+        engine = Engine(options.shape, Path(folder), options.more_sets, "references", options.layers)
         sets = engine.sets(MORE_OF)
         profile_block(engine, sets[0])
         blocks: dict[Set, list[Parts]] = {which: [] for which in sets}
@@ -124,6 +131,7 @@ def main() -> None:
         if options.out:
             report = {
                 "shape": options.shape,
+                "layers": engine.config["num_hidden_layers"],
                 "device": torch.cuda.get_device_name(0),
                 "sets of each mode": len(sets) // len(modes),
                 "modes": modes,
