@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from moescope.capture.wire import Producer
@@ -22,13 +22,15 @@ class ProducerState:
         latest: its newest frame.
         totals: over all its epochs.
         restarts: epochs after the first.
-        received_at: when its newest frame was accepted, seconds of Unix time on the service's clock.
+        started_at: when its newest epoch began, seconds of Unix time on the service's clock.
+        received_at: when its newest frame was accepted, likewise.
         age: seconds since then; ``stale`` and ``expired`` compare it with the settings.
     """
 
     latest: Latest
     totals: Totals
     restarts: int
+    started_at: float
     received_at: float
     age: float
     stale: bool
@@ -57,8 +59,23 @@ def heard_last(producers: Iterable[ProducerState]) -> Producer:
     return newest.latest.producer
 
 
-def of_same_sizes(one: Producer, other: Producer) -> bool:
-    """Whether a deployment has the same ranks by both of its producers."""
+def of_present_start(producers: Sequence[ProducerState]) -> list[ProducerState]:
+    """Of a deployment's producers those that belong to its present start, in their order.
+
+    The others are of a former one: they were not heard since the newest epoch began, or know other sizes.
+    """
+    if not producers:
+        return []
+    sizes = heard_last(producers)
+    newest_start = max(item.started_at for item in producers)
+    return [
+        item
+        for item in producers
+        if item.received_at >= newest_start and _of_same_sizes(item.latest.producer, sizes)
+    ]
+
+
+def _of_same_sizes(one: Producer, other: Producer) -> bool:
     return (one.dp_size, one.tp_size, one.pp_size, one.ep_size) == (
         other.dp_size,
         other.tp_size,

@@ -14,10 +14,16 @@ from moescope.service.store.records import Key
 
 @dataclass(slots=True)
 class Entry:
-    """A producer's account, when its newest frame was accepted (seconds of Unix time), and its layers."""
+    """A producer's account and its layers.
+
+    ``received_at`` is when its newest frame was accepted, ``started_at`` when its newest ``epoch`` began:
+    seconds of Unix time on the service's clock.
+    """
 
     account: Account
     received_at: float
+    started_at: float
+    epoch: int
     layout: Layout
 
 
@@ -55,7 +61,12 @@ class Roster:
     def enter(self, key: Key, account: Account, received_at: float) -> None:
         """Add a producer, or change its entry."""
         old, layout = self._entries.get(key), account.totals.layout
-        self._entries[key] = Entry(account, received_at, layout)
+        assert account.latest is not None, f"an account without a frame: {key}"
+        started_at = received_at - account.latest.age_at_capture
+        if old is not None and old.epoch == account.latest.epoch:
+            # An idle producer repeats what it captured long ago: the frame with the least delay tells best.
+            started_at = min(started_at, old.started_at)
+        self._entries[key] = Entry(account, received_at, started_at, account.latest.epoch, layout)
         self._shapes.change(key[:2], None if old is None else old.layout, layout)
 
     def remove(self, key: Key) -> None:
@@ -72,6 +83,7 @@ class Roster:
             latest=latest,
             totals=entry.account.totals,
             restarts=entry.account.restarts,
+            started_at=entry.started_at,
             received_at=entry.received_at,
             age=age,
             stale=age > self._settings.stale_after_s,

@@ -17,7 +17,7 @@ from moescope.service.ledger import Account, Verdict
 from moescope.service.merging import merge
 from moescope.service.outbox import Outbox
 from moescope.service.past import Archive, Remembered, improve
-from moescope.service.producers import Deployment, ProducerSpan, ProducerState, heard_last, of_same_sizes
+from moescope.service.producers import Deployment, ProducerSpan, ProducerState, of_present_start
 from moescope.service.refusals import RefusedError
 from moescope.service.roster import Roster
 from moescope.service.settings import Settings
@@ -141,19 +141,12 @@ class LiveState:
     def placements(self, deployment: Deployment) -> list[tuple[tuple[MoeLayer, ...], Placement]]:
         """Of each producer of a deployment its layers and where their experts last were, parallel.
 
-        Those of a former start with other numbers of ranks are left out.
+        Those of a former start are left out: versions begin at 0 again with each.
         """
         with self._lock:
             states = [self._roster.state(key) for key in self._roster.members(deployment)]
-            if not states:
-                return []
-            newest = heard_last(states)
-            members = [state.latest.producer for state in states]
-            return [
-                self._placements[who.key]
-                for who in members
-                if who.key in self._placements and of_same_sizes(who, newest)
-            ]
+            keys = [state.latest.producer.key for state in of_present_start(states)]
+            return [self._placements[key] for key in keys if key in self._placements]
 
     def arrangements(self, deployment: Deployment) -> list[Arrangement]:
         """Where a deployment's experts have been, by pipeline stage and time."""

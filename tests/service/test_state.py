@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from moescope.capture.wire import Producer
+from moescope.capture.wire import MoeLayer, Producer
 from moescope.service import ledger
+from moescope.service.advice.advise import present_placing
 from moescope.service.ledger import RefusedError, Verdict
 from moescope.service.owners import owners_of
 from moescope.service.settings import Settings
@@ -19,7 +20,7 @@ from moescope.service.store.retention import Retention
 from moescope.service.store.sqlite import SqliteStore
 from moescope.service.stragglers.series import intervals_of
 from moescope.service.window import merge
-from tests.service.frames import EPOCH, frame, halves, producer
+from tests.service.frames import EPOCH, frame, halves, placement, producer
 
 DEPLOYMENT = ("prod", "tiny")
 
@@ -215,6 +216,37 @@ def test_a_restart_with_fewer_ranks_leaves_no_ranks_behind(
     instants = [clock.now - 30, clock.now - 20, clock.now]
     series = intervals_of(state.boundaries(DEPLOYMENT, instants), [0], window.ep_size)
     assert [interval.windowed for interval in series] == [(32, 32), (32, 32)]
+
+
+def test_who_was_not_heard_since_the_newest_start_tells_nothing_of_where_experts_are(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    """EPLB counts its rearrangements from 0 again after a restart; of four ranks one does not come back."""
+    state = make_state()
+
+    def say(rank: int, version: int, owners: list[int], **fields: int) -> None:
+        who = producer(dp_rank=rank, dp_size=4, ep_rank=rank, ep_size=4)
+        state.ingest(
+            frame({0: [2] * 4}, who=who, placement=placement(range(4), owners, 1, version), **fields)
+        )
+
+    layer = MoeLayer(0, 4, 2)
+    for rank in range(4):
+        say(rank, 9, [3, 2, 1, 0])
+    clock.now += 3
+    for rank in range(3):
+        say(rank, 0, [0, 1, 2, 3], epoch=EPOCH + 2 * 10**9 + rank)
+    reported = state.placements(DEPLOYMENT)
+    assert owners_of(layer, reported) == [0, 1, 2, 3]
+    present = present_placing(reported, [0], 4, 4)
+    assert present is not None
+    assert present.rank.tolist() == [[0, 1, 2, 3]]
+    # Who idles repeats what it captured long ago, and has not started just because of that.
+    clock.now += 60
+    say(1, 1, [1, 0, 2, 3], epoch=EPOCH + 2 * 10**9 + 1, seq=2, after_s=60)
+    clock.now += 60
+    say(2, 0, [0, 1, 2, 3], epoch=EPOCH + 2 * 10**9 + 2, seq=2, after_s=1)
+    assert owners_of(layer, state.placements(DEPLOYMENT)) == [1, 0, 2, 3]
 
 
 def test_what_is_merged_while_no_frame_comes_waits_once(clock: _Clock, tmp_path: Path) -> None:
