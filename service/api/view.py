@@ -59,7 +59,9 @@ class ViewPhases(msgspec.Struct):
 
 
 class ViewRank(msgspec.Struct):
-    """A DP rank in the window; `seconds` is the time that its totals really span.
+    """A DP rank in the window; `seconds` is the time that its totals really span, for tokens per second.
+
+    Of a rank that fell silent in the window they go on until its end: it computed nothing any more.
 
     With a phase asked for `tokens` are its tokens and `steps` those with any; null where the phases of some
     tokens are not known, as is `phases`.
@@ -187,9 +189,10 @@ def _rank(item: ProducerSpan) -> int:
 
 def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: float) -> View:
     window = found.window
+    end = now if bounds.end is None else min(bounds.end, now)
     seconds: dict[int, float] = {}
     for item in spans:
-        seconds[_rank(item)] = max(seconds.get(_rank(item), 0.0), item.span.end - item.span.start)
+        seconds[_rank(item)] = max(seconds.get(_rank(item), 0.0), _seconds(item, end))
     return View(
         server=window.server,
         model=window.model,
@@ -211,6 +214,14 @@ def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: flo
         flows_reason=None,
         owners=None,
     )
+
+
+def _seconds(item: ProducerSpan, end: float) -> float:
+    """The time that a producer's counts in a window are of."""
+    span, producer = item.span, item.producer
+    # The last totals of who still sends may be some seconds old, or thinned; of who is silent they stay true.
+    fell_silent = producer.stale and span.start < span.end and producer.received_at <= end
+    return (end if fell_silent else span.end) - span.start
 
 
 def _rank_of(rank: DpRank, seconds: float, whole: bool) -> ViewRank:

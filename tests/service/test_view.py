@@ -72,6 +72,22 @@ def test_flows_have_a_reason_where_placement_is_not_known(service: Service) -> N
     assert view["owners"] == [None]
 
 
+def test_a_rank_that_died_within_the_window_has_the_rate_of_all_of_it(service: Service) -> None:
+    for second in range(60):
+        service.clock.now = AT + second + 1
+        for rank in range(2 if second < 20 else 1):
+            _push(service, rank, {1: [2 * (second + 1)] * EXPERTS}, seq=second + 1, after_s=second + 1)
+
+    def seconds(**query: float) -> list[float]:
+        return [rank["seconds"] for rank in service.get("/v1/view", **query)["dp_ranks"]]
+
+    assert seconds(start=AT + 10) == [50, 50]  # not 10 of the rank whose last frame came at 20
+    assert seconds(start=AT + 10, end=AT + 50) == [40, 40]
+    assert seconds() == [60, 60]
+    assert seconds(start=AT + 5, end=AT + 15) == [10, 10]
+    assert seconds(start=AT + 30, end=AT + 50) == [20, 0]  # it computed nothing any more
+
+
 def test_owners_are_the_newest_placement_s() -> None:
     layer = wire.MoeLayer(4, 4, 2)
     old = ((layer,), halves(4, 1))
