@@ -56,8 +56,11 @@ class Store(Protocol):
     def documents(self, kind: str) -> list[tuple[str, bytes]]:
         """(name, content) of all documents of a kind, by name."""
 
-    def maintain(self, now: float) -> None:
-        """Roll up and remove what is due; short, so that it can run between two writes."""
+    def maintain(self, now: float, history_now: float | None = None) -> None:
+        """Roll up and remove what is due; short, so that it can run between two writes.
+
+        ``history_now`` is ``now`` for the history of totals, where that is another (see :mod:`.ageing`).
+        """
 
     def usage(self) -> Usage:
         """What is held."""

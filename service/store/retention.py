@@ -31,11 +31,20 @@ class Retention:
     max_bytes: int = 4 << 30
 
 
-def keep(connection: sqlite3.Connection, retention: Retention, now_ms: int, size: Callable[[], int]) -> None:
-    """Roll up history that is old enough, remove what is too old, then the oldest until the size fits."""
-    _roll_up(connection, 10_000, now_ms - int(retention.fine_s * 1000))
-    _roll_up(connection, 300_000, now_ms - int(retention.middle_s * 1000))
-    removed = _remove_before(connection, now_ms - int(retention.coarse_s * 1000))
+def keep(
+    connection: sqlite3.Connection,
+    retention: Retention,
+    now_ms: int,
+    history_ms: int,
+    size: Callable[[], int],
+) -> None:
+    """Roll up history that is old enough, remove what is too old, then the oldest until the size fits.
+
+    Traces age by ``now_ms``, history by ``history_ms``, in milliseconds of Unix time.
+    """
+    _roll_up(connection, 10_000, history_ms - int(retention.fine_s * 1000))
+    _roll_up(connection, 300_000, history_ms - int(retention.middle_s * 1000))
+    removed = _remove_before(connection, history_ms - int(retention.coarse_s * 1000))
     removed += _remove_traces(connection, now_ms - int(retention.trace_s * 1000))
     if removed:
         _give_back(connection)

@@ -136,12 +136,13 @@ class SqliteStore:
                 "SELECT name, content FROM document WHERE kind = ? ORDER BY name", (kind,)
             ).fetchall()
 
-    def maintain(self, now: float) -> None:
+    def maintain(self, now: float, history_now: float | None = None) -> None:
         """Roll up and remove what is due."""
+        history_ms = account_rows.to_ms(now if history_now is None else history_now)
         with connections.failures(self._path):
             kept: set[int] = set()
             try:
-                keep(self._writer, self._retention, account_rows.to_ms(now), self._nbytes)
+                keep(self._writer, self._retention, account_rows.to_ms(now), history_ms, self._nbytes)
                 kept = traces.still_there(self._writer, self._packer.remembered)
             finally:
                 # A number may be used again: nothing may be remembered of a trace that is gone.

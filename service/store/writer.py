@@ -13,8 +13,9 @@ from typing import Final
 from moescope.capture.trace_wire import TracePart
 from moescope.service.logs import Throttle
 from moescope.service.refusals import RefusedError
+from moescope.service.store.ageing import Ageing
 from moescope.service.store.interface import Store
-from moescope.service.store.records import ArrivedPart, Posting, Record, StoreError, TraceShape
+from moescope.service.store.records import ArrivedPart, Document, Posting, Record, StoreError, TraceShape
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ MAX_WAITING: Final = 4096
 MAX_BATCH: Final = 256
 MAINTENANCE_S: Final = 10.0
 NEWS_S: Final = 1.0
+_AGED: Final = "aged"  # the document that says how far history has aged
 
 _Item = tuple[Sequence[Record], Future[None]]
 
@@ -66,6 +68,7 @@ class StoreWriter:
 
     def _run(self) -> None:
         maintained = heard = time.monotonic()
+        self._ageing = Ageing(self._aged_until(), time.monotonic)
         closing = False
         while not closing:
             batch, closing = self._take()
@@ -146,9 +149,20 @@ class StoreWriter:
 
     def _maintain(self) -> None:
         try:
-            self.store.maintain(self._clock())
+            now = self._clock()
+            history_now = self._ageing.until(now)
+            self.store.maintain(now, history_now)
+            self.store.save([Document(_AGED, _AGED, repr(history_now).encode())])
         except Exception as error:  # noqa: BLE001 - likewise
             self._complain(error)
+
+    def _aged_until(self) -> float | None:
+        """What was kept of :class:`Ageing` when the service ran before."""
+        try:
+            return next((float(content) for _, content in self.store.documents(_AGED)), None)
+        except Exception as error:  # noqa: BLE001 - likewise
+            self._complain(error)
+            return None
 
     def _complain(self, error: Exception) -> None:
         if self._throttle.allows(type(error).__name__):

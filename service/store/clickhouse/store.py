@@ -144,9 +144,10 @@ class ClickHouseStore:
             {"kind": kind},
         )
 
-    def maintain(self, now: float) -> None:
+    def maintain(self, now: float, history_now: float | None = None) -> None:
         """Roll up and remove what is due. Every service does; the second finds nothing left."""
-        history.keep(self._connection, self._retention, round(now * 1000), self._rolled_up)
+        history_ms = round((now if history_now is None else history_now) * 1000)
+        history.keep(self._connection, self._retention, history_ms, self._rolled_up)
         traces.remove_before(self._connection, round((now - self._retention.trace_s) * 1000))
         if self._max_bytes is not None:
             before, self._fits = self._fits, keep_within(self._connection, self._max_bytes)

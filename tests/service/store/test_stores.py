@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,6 +21,7 @@ from moescope.service.store.records import (
     TraceQuery,
     TraceShape,
 )
+from moescope.service.store.writer import StoreWriter
 from tests.service.frames import EPOCH
 from tests.service.store.accounts import BORN, instants, key, posting
 from tests.service.traces import LAYERS, experts_of, part
@@ -140,6 +142,38 @@ def test_history_is_rolled_up_and_ends(open_store: Open) -> None:
     assert instants(store, base + 400) == [base + 99, base + 399]
     store.maintain(BORN + base + 3600)
     assert instants(store, base + 400) == [base + 399]  # the newest stays: it is the totals themselves
+
+
+def test_a_clock_that_jumps_forward_costs_no_history(open_store: Open) -> None:
+    clock = _Clock(BORN + 200)
+    wanted = list(range(200))
+    store = open_store(keep_1s_s=1000)
+    store.save([posting([2, 0, 0, 0], second) for second in wanted])
+    for started in range(2):  # also if the service starts again meanwhile
+        writer = StoreWriter(store, clock, maintenance_s=0.02)
+        clock.wait_for(3)
+        clock.now = BORN + 365 * 86400
+        clock.wait_for(3)
+        assert instants(store, 200) == wanted, started
+        writer.close()
+        store = open_store(keep_1s_s=1000)
+
+
+class _Clock:
+    """Unix time, which counts how often it is looked at."""
+
+    def __init__(self, now: float) -> None:
+        self.now, self.looks = now, 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return self.now
+
+    def wait_for(self, more: int) -> None:
+        until, deadline = self.looks + more, time.monotonic() + 10
+        while self.looks < until:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def kept(store: Store) -> list[str]:

@@ -11,7 +11,15 @@ import pytest
 from moescope.capture.trace_wire import TracePart
 from moescope.service.refusals import RefusedError
 from moescope.service.store import writer as writing
-from moescope.service.store.records import ArrivedPart, Forgotten, Posting, Record, StoreError, TraceShape
+from moescope.service.store.records import (
+    ArrivedPart,
+    Document,
+    Forgotten,
+    Posting,
+    Record,
+    StoreError,
+    TraceShape,
+)
 from moescope.service.store.writer import StoreWriter
 from tests.service.store.accounts import BORN, key, posting
 from tests.service.traces import LAYERS, part
@@ -22,6 +30,7 @@ class Disk:
 
     def __init__(self) -> None:
         self.saved: list[list[Record]] = []
+        self.aged: list[Document] = []
         self.free = threading.Event()
         self.free.set()
         self.broken: Exception | None = None
@@ -32,12 +41,18 @@ class Disk:
         self.free.wait(5)
         if self.broken is not None:
             raise self.broken
-        self.saved.append(list(records))
+        if records and isinstance(records[0], Document):
+            self.aged.append(records[0])  # the writer's own
+        else:
+            self.saved.append(list(records))
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
         return [None] * len(parts)
 
-    def maintain(self, now: float) -> None:
+    def documents(self, kind: str) -> list[tuple[str, bytes]]:
+        return [(item.name, item.content) for item in self.aged[-1:] if item.content is not None]
+
+    def maintain(self, now: float, history_now: float | None = None) -> None:
         self.maintained.append(now)
         if self.broken is not None:
             raise self.broken
@@ -122,6 +137,10 @@ def test_maintenance_happens_and_may_fail(disk: Disk, writer: StoreWriter) -> No
     while len(disk.maintained) < 3:
         time.sleep(0.005)
     assert set(disk.maintained) == {77.0}
+    disk.broken = None
+    while not disk.aged:
+        time.sleep(0.005)
+    assert disk.aged[0].content == b"77.0"
 
 
 def test_closing_writes_what_waits(disk: Disk, writer: StoreWriter) -> None:
