@@ -194,6 +194,14 @@ _FAMILIES: Final = (
         MetricsLevel.LAYER_RANK,
     ),
     Family(
+        "moescope_layer_max_vio_limit_ratio",
+        "gauge",
+        "ratio",
+        "The most that MaxVio can be, where each token chooses the same expert: experts / top-k - 1.",
+        LAYER,
+        MetricsLevel.LAYER_RANK,
+    ),
+    Family(
         "moescope_layer_normalised_entropy_ratio",
         "gauge",
         "ratio",

@@ -142,6 +142,8 @@ def balance_gauges(deployment: Deployment, found: Assessment) -> Iterable[Found]
             yield Sample("moescope_layer_ep_imbalance_ratio", labels, over_ep["imbalance_ratio"])
         if over_experts is not None:
             yield Sample("moescope_layer_max_vio_ratio", labels, over_experts["max_vio"])
+            limit = layer.shape.num_experts / layer.shape.top_k - 1
+            yield Sample("moescope_layer_max_vio_limit_ratio", labels, limit)
             yield Sample(
                 "moescope_layer_normalised_entropy_ratio", labels, over_experts["normalised_entropy"]
             )

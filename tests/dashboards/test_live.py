@@ -17,10 +17,10 @@ from tests.dashboards.live import pin_baseline, prometheus, recorded, without_da
 from tests.dashboards.test_boards import BOARDS
 from tests.service.conftest import Service
 
-# Rank 2 is killed after 20 s; the hot expert makes its EP rank the busiest, all the time.
+# Of Mixtral's experts. Rank 2 is killed after 20 s; the hot expert makes its EP rank the busiest, all the time.
 PLAN = Plan(
     ranks=4,
-    shape=Shape(layers=3, experts=32, top_k=4),
+    shape=Shape(layers=3, experts=8, top_k=2),
     habits=Habits(skew=0.5, hot=0.9, hot_moves_s=3600.0),
     rank_imbalance=2.0,
     uncovered=(5,),

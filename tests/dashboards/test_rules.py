@@ -251,6 +251,33 @@ def test_each_alert_fires_when_it_should_and_not_otherwise(tmp_path: Path) -> No
     check(tmp_path, cases)
 
 
+# Experts, top-k, share of the tokens that choose the hottest expert, whether that is a hot expert.
+HOT = [
+    (8, 2, 0.8, True),  # Mixtral: 3.2 times a fair share of 4 at most
+    (8, 2, 0.7, False),
+    (16, 4, 0.8, True),  # DBRX
+    (16, 2, 0.65, True),  # Phi-3.5-MoE: 5.2 times a fair share
+    (16, 2, 0.6, False),
+    (128, 8, 0.32, True),  # Qwen3: 5.1 times
+    (128, 8, 0.3, False),
+    (384, 8, 0.11, True),  # Kimi K2: 5.3 times
+    (384, 8, 0.1, False),
+    (4, 4, 1.0, False),  # all experts take all tokens
+]
+
+
+def test_a_hot_expert_is_found_whatever_the_number_of_experts(tmp_path: Path) -> None:
+    firing = 'count(ALERTS{alertname="MoescopeHotExpert",alertstate="firing"})'
+    cases = []
+    for experts, top_k, share, hot in HOT:
+        series = {
+            f'moescope_layer_max_vio_ratio{_M},layer="0"}}': f"{share * experts / top_k - 1}+0x90",
+            f'moescope_layer_max_vio_limit_ratio{_M},layer="0"}}': f"{experts / top_k - 1}+0x90",
+        }
+        cases.append({"series": series, "at": "85m", "expect": {firing: {"{}": 1} if hot else {}}})
+    check(tmp_path, cases)
+
+
 def test_an_alert_that_should_fire_and_does_not_is_found(tmp_path: Path) -> None:
     firing = 'count(ALERTS{alertname="MoescopeHotExpert",alertstate="firing"})'
     series = {f'moescope_layer_max_vio_ratio{_M},layer="0"}}': "1+0x90"}

@@ -90,6 +90,7 @@ def test_counters_and_gauges_have_the_right_values(service: Service) -> None:
     assert _value(series, "moescope_dp_imbalance_ratio") == 1
     assert _value(series, "moescope_layer_dead_experts", layer="3") == 2
     assert _value(series, "moescope_layer_max_vio_ratio", layer="3") == 2
+    assert _value(series, "moescope_layer_max_vio_limit_ratio", layer="0") == 1  # 4 experts, top-2
     assert _value(series, "moescope_producers", state="counting") == 2
     assert _value(series, "moescope_uncovered_layers", dp_rank="0") == 1
     assert _value(series, "moescope_conservation_mismatched_layers", dp_rank="0") == 1
