@@ -18,10 +18,18 @@ from moescope.dashboards.spec import (
 )
 
 _DEPLOYMENT: Final = "cluster, server, model"
+# The service that answers, and the row's deployment. Grafana leaves a field that a row lacks as it is written.
 _TO_MODEL: Final = (
-    "/d/moescope-model?var-server=${__data.fields.server}"
+    "/d/moescope-model?${datasource:queryparam}&${job:queryparam}&${instance:queryparam}"
+    "&var-cluster=${__data.fields.cluster}&var-server=${__data.fields.server}"
     "&var-model=${__data.fields.model}&${__url_time_range}"
 )
+
+
+def _in_row(metric: str) -> str:
+    """A gauge with a cluster in each row: All, which Grafana takes for no choice, where it has none."""
+    return f'label_replace({most(metric, SERVICE)}, "cluster", "All", "cluster", "")'
+
 
 FLEET: Final = Board(
     "moescope-fleet",
@@ -77,9 +85,9 @@ FLEET: Final = Board(
                     "tokens over DP "
                     "ranks, all max / mean (1 is best). Click a value to open the model.",
                     (
-                        Query(most("moescope_ep_imbalance_ratio", SERVICE), "EP imbalance"),
-                        Query(most("moescope_ep_worst_layer_imbalance_ratio", SERVICE), "worst layer"),
-                        Query(most("moescope_dp_imbalance_ratio", SERVICE), "DP imbalance"),
+                        Query(_in_row("moescope_ep_imbalance_ratio"), "EP imbalance"),
+                        Query(_in_row("moescope_ep_worst_layer_imbalance_ratio"), "worst layer"),
+                        Query(_in_row("moescope_dp_imbalance_ratio"), "DP imbalance"),
                     ),
                     width=24,
                     steps=RATIO_STEPS,

@@ -106,6 +106,21 @@ def test_links_lead_to_boards_that_exist(board: dict[str, Any]) -> None:
 
 
 @each_board
+def test_links_to_boards_of_a_deployment_choose_all_that_tells_it_apart(board: dict[str, Any]) -> None:
+    for panel in panels(board):
+        for item in panel["fieldConfig"]["defaults"].get("links", []):
+            uid, _, chosen = item["url"].removeprefix("/d/").partition("?")
+            if item["url"].startswith("http"):
+                continue
+            target = next(other for other in BOARDS.values() if other["uid"] == uid)
+            given = {a or b for a, b in re.findall(r"var-(\w+)=|\$\{(\w+):queryparam\}", chosen)}
+            if "${__all_variables}" in chosen:
+                given |= {variable["name"] for variable in board["templating"]["list"]}
+            wanted = {variable["name"] for variable in target["templating"]["list"]}
+            assert wanted - {"rank"} <= given, item["url"]
+
+
+@each_board
 def test_of_coloured_tables_only_the_values_are_coloured(board: dict[str, Any]) -> None:
     for panel in panels(board):
         if "cellOptions" in panel["fieldConfig"]["defaults"].get("custom", {}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -303,6 +304,18 @@ def test_labels_and_annotations_of_a_firing_alert(tmp_path: Path) -> None:
         ],
     }
     check(tmp_path, [{"series": series, "at": "30m", "expect": {}, "alerts": [alert]}])
+
+
+def test_each_row_of_board_fleet_has_a_cluster_that_its_link_can_take(tmp_path: Path) -> None:
+    board = json.loads((ROOT / "dashboards" / "boards" / "moescope-fleet.json").read_text())
+    (table,) = (panel for panel in board["panels"] if panel["type"] == "table")
+    assert "var-cluster=${__data.fields.cluster}" in table["fieldConfig"]["defaults"]["links"][0]["url"]
+    for target in table["targets"]:
+        expr = re.sub(r'"\$\w+"', '".*"', target["expr"])
+        (metric,) = re.findall(r"moescope_\w+", expr)
+        series = {f"{metric}{_M}}}": "1+0x9", f'{metric}{_M},cluster="b"}}': "2+0x9"}
+        rows = {f'{_M},cluster="All"}}': 1, f'{_M},cluster="b"}}': 2}
+        check(tmp_path, [{"series": series, "at": "5m", "expect": {expr: rows}}])
 
 
 def test_recorded_balance_adds_up_over_services_and_layers(tmp_path: Path) -> None:
