@@ -18,7 +18,7 @@ from moescope.dashboards.spec import (
 )
 
 _DEPLOYMENT: Final = "cluster, server, model"
-# The service that answers, and the row's deployment. Grafana leaves a field that a row lacks as it is written.
+# What was chosen, and the row's deployment. Grafana leaves a field that a row lacks as it is written.
 _TO_MODEL: Final = (
     "/d/moescope-model?${datasource:queryparam}&${job:queryparam}&${instance:queryparam}"
     "&var-cluster=${__data.fields.cluster}&var-server=${__data.fields.server}"

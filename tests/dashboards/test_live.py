@@ -17,7 +17,7 @@ from tests.dashboards.live import pin_baseline, prometheus, recorded, without_da
 from tests.dashboards.test_boards import BOARDS
 from tests.service.conftest import Service
 
-# Of Mixtral's experts. Rank 2 is killed after 20 s; the hot expert makes its EP rank the busiest, all the time.
+# With Mixtral's experts. Rank 2 is killed after 20 s; the hot expert keeps its EP rank the busiest.
 PLAN = Plan(
     ranks=4,
     shape=Shape(layers=3, experts=8, top_k=2),
