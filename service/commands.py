@@ -19,6 +19,7 @@ from moescope.service.allocator import return_large_arrays
 from moescope.service.client import ServiceUnavailableError, get_json
 from moescope.service.drift_commands import DRIFT_HELP, baseline_commands, drift
 from moescope.service.logs import set_up_logging
+from moescope.service.metrics.alerts import what_is_silent
 from moescope.service.operation_commands import add_operations
 from moescope.service.report_command import REPORT_HELP, report
 from moescope.service.settings import (
@@ -184,6 +185,8 @@ def serve(
             server = make_server(app)
             at = address_of(listener, settings.tls_cert is not None)
             logging.getLogger(__name__).info("moescope serves at %s", at)
+            if silent := what_is_silent(settings.metrics_level):
+                logging.getLogger(__name__).info("metrics_level: %s", silent)
             server.run(sockets=[listener])
     except (StoreError, TokenError, TlsError) as error:
         raise _failure(str(error)) from None

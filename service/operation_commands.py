@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from moescope.service.access import open_book
+from moescope.service.metrics.alerts import what_is_silent
 from moescope.service.settings import (
     Settings,
     SettingsError,
@@ -224,6 +225,8 @@ def _warnings(settings: Settings, book: TokenBook) -> list[str]:
         for path in (settings.token_file, settings.tls_key)
         if path is not None and stat.S_IMODE(path.stat().st_mode) & 0o007
     ]
+    if silent := what_is_silent(settings.metrics_level):
+        found.append(f"metrics_level: {silent}")
     found += [f"{name}: no variable of moescope; is it misspelt?" for name in unknown_variables()]
     if settings.store is None:
         found.append("store: totals and history are in memory only")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from moescope.service.metrics.alerts import ALERT_LEVELS
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.family import Family
 from moescope.service.settings import MetricsLevel
@@ -18,6 +19,8 @@ defined in [measures.md](measures.md).
 `GET /metrics` answers in Prometheus' text format or in OpenMetrics, by the `Accept` header.
 
 - **Levels.** `--metrics-level` chooses how fine-grained it is; each level includes those before it.
+  Each level's section says which alerts need it; `moescope check-config`, and a line in the log when the
+  service starts, say which can't fire.
 - **A hard cap.** Setting `metrics_max_series` (default 200,000). A family that does not fit is left out
   whole, because half of one would add up to sums and ratios that look like data;
   `moescope_overflowed_series_total` says which, and how many series.
@@ -44,7 +47,10 @@ def markdown() -> str:
     for level, meaning in _LEVELS.items():
         rows = [_row(family) for family in CATALOGUE.values() if family.level is level]
         head = ["| metric | type | labels | |", "|---|---|---|---|"]
-        sections.append("\n".join([f"## Level `{level.value}`: {meaning}", "", *head, *rows, ""]))
+        alerts = [f"`{name}`" for name, needed in ALERT_LEVELS.items() if needed is level]
+        needing = [f"Alerts that can't fire at a coarser level: {', '.join(alerts)}.", ""] if alerts else []
+        title = f"## Level `{level.value}`: {meaning}"
+        sections.append("\n".join([title, "", *needing, *head, *rows, ""]))
     return "\n".join(sections)
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from moescope.service.metrics.alerts import ALERT_LEVELS, silent_alerts
 from moescope.service.metrics.catalogue import CATALOGUE
+from moescope.service.settings import MetricsLevel
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "rules"
@@ -71,6 +73,30 @@ def test_rules_use_only_metrics_that_exist() -> None:
         used = set(re.findall(r"\b(?:\w+:)?moescope_\w+(?::\w+)?|\bup\b", rule["expr"]))
         assert used, rule
         assert used <= known, used - known
+
+
+def level_of(expr: str) -> MetricsLevel:
+    """The coarsest level that shows all metrics of an expression, those of recorded series too."""
+    by_name = {name: family.level for family in CATALOGUE.values() for name in family.sample_names}
+    recorded = {rule["record"]: rule["expr"] for rule in rules("record")}
+    levels = list(MetricsLevel)
+    used = re.findall(r"\b(?:\w+:)?moescope_\w+(?::\w+)?", expr)
+    needed = [level_of(recorded[name]) if name in recorded else by_name[name] for name in used]
+    return max(needed, key=levels.index, default=MetricsLevel.RANK)
+
+
+def test_alerts_that_can_not_fire_at_a_level_are_told() -> None:
+    needed = {rule["alert"]: level_of(rule["expr"]) for rule in rules("alert")}
+    assert {name: level for name, level in needed.items() if level is not MetricsLevel.RANK} == ALERT_LEVELS
+    assert silent_alerts(MetricsLevel.LAYER_EXPERT) == []
+    assert silent_alerts(MetricsLevel.LAYER_RANK) == ["MoescopeExpertDrift"]
+    assert set(silent_alerts(MetricsLevel.RANK)) == set(ALERT_LEVELS)
+    for section in (ROOT / "docs" / "runbook.md").read_text().split("\n## ")[1:]:
+        name = section.split("\n")[0]
+        means = section.split("**Means**")[1].split("- **Look**")[0]
+        level = ALERT_LEVELS.get(name)
+        said = re.findall(r"Needs `--metrics-level (\w+)`", means)
+        assert said == ([] if level is None else [level.value]), name
 
 
 def test_every_alert_says_what_it_is_and_what_to_do() -> None:

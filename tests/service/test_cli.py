@@ -126,6 +126,8 @@ def test_the_log_can_be_json(start: Start) -> None:
     line = json.loads(process.stderr.readline())
     assert (line["level"], line["logger"]) == ("info", "moescope.service.commands")
     assert line["message"].startswith("moescope serves at http://127.0.0.1:")
+    line = json.loads(process.stderr.readline())
+    assert line["message"] == "metrics_level: at layer_rank these alerts can't fire: MoescopeExpertDrift"
 
 
 def test_a_taken_port_is_said_in_one_line(service: Service) -> None:

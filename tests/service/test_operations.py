@@ -70,6 +70,21 @@ def test_check_config_warns_of_a_misspelt_variable(monkeypatch: pytest.MonkeyPat
     ]
 
 
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [("rank", "MoescopeRankImbalance, MoescopeHotExpert"), ("layer_rank", "fire: MoescopeExpertDrift")],
+)
+def test_check_config_tells_which_alerts_can_not_fire(
+    monkeypatch: pytest.MonkeyPatch, level: str, told: str
+) -> None:
+    monkeypatch.setenv("MOESCOPE_METRICS_LEVEL", level)
+    (line,) = (line for line in run("check-config").stderr.splitlines() if "metrics_level" in line)
+    assert line.startswith(f"warning: metrics_level: at {level} these alerts can't fire: ")
+    assert told in line
+    monkeypatch.setenv("MOESCOPE_METRICS_LEVEL", "layer_expert")
+    assert "alerts" not in run("check-config").stderr
+
+
 def test_a_new_token_and_its_entry_fit(tmp_path: Path) -> None:
     done = run("token", "vllm", "--scope", "ingest", "--scope", "read", "--expires", "2099-01-31")
     assert done.exit_code == 0

@@ -1,0 +1,31 @@
+"""Which alerts of ``dashboards/rules`` need more of ``/metrics`` than its coarsest level."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from moescope.service.settings import MetricsLevel
+
+# Written here, as a service can be without the rules; a test compares it with what their expressions need.
+ALERT_LEVELS: Final = {
+    "MoescopeRankImbalance": MetricsLevel.LAYER_RANK,
+    "MoescopeHotExpert": MetricsLevel.LAYER_RANK,
+    "MoescopeNewDeadExperts": MetricsLevel.LAYER_RANK,
+    "MoescopeOneRankHottest": MetricsLevel.LAYER_RANK,
+    "MoescopeNewHotExperts": MetricsLevel.LAYER_RANK,
+    "MoescopeExpertsDied": MetricsLevel.LAYER_RANK,
+    "MoescopeExpertDrift": MetricsLevel.LAYER_EXPERT,
+}
+"""Alert to the coarsest level at which it can fire; all others can at each."""
+
+
+def silent_alerts(level: MetricsLevel) -> list[str]:
+    """The alerts that can't fire at a level, since a metric that they need is not shown."""
+    levels = list(MetricsLevel)
+    return [name for name, needed in ALERT_LEVELS.items() if levels.index(needed) > levels.index(level)]
+
+
+def what_is_silent(level: MetricsLevel) -> str:
+    """The same in words, for the operator; empty where all can fire."""
+    names = silent_alerts(level)
+    return f"at {level.value} these alerts can't fire: {', '.join(names)}" if names else ""
