@@ -133,7 +133,7 @@ class Account:
         Raises:
             RefusedError: the frame contradicts an earlier one, is of a forgotten epoch, or can't be kept.
         """
-        known = self._epochs.get(frame.epoch)
+        known, newer = self._epochs.get(frame.epoch), self._newer_than(frame)
         if known is None and frame.epoch <= self._forgotten_up_to:
             raise RefusedError(
                 "epoch_forgotten",
@@ -151,6 +151,8 @@ class Account:
         base = no_totals(counted.layout) if began_again else self.totals
         # With one epoch, which is as good as always, the totals' counts are the frame's.
         totals = base.plus(_placed(frame, _added(counted, known))).sharing(counted)
+        who = frame.producer if newer is None else newer.producer
+        totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size)
         check_exact(totals)
 
         if began_again:
@@ -162,12 +164,16 @@ class Account:
         self._keep_latest(frame, counted)
         return Verdict.ACCEPTED
 
+    def _newer_than(self, frame: Frame) -> Latest | None:
+        """The newest frame, if it is of a newer epoch than this late one."""
+        return self.latest if self.latest is not None and frame.epoch < self.latest.epoch else None
+
     def _is_another_model(self, frame: Frame, layout: Layout) -> bool:
         """Whether a newer epoch has other experts or another top-k in some layer than the totals so far."""
         conflict = layout.conflict(self.totals.layout)
         if conflict is None:
             return False
-        if self.latest is not None and frame.epoch < self.latest.epoch:
+        if self._newer_than(frame) is not None:
             raise RefusedError(
                 "shape", f"layers: {conflict[0]} of an older epoch, the newer one has {conflict[1]}"
             )
@@ -185,7 +191,7 @@ class Account:
             self._forgotten_up_to = max(self._forgotten_up_to, oldest)
 
     def _keep_latest(self, frame: Frame, counted: Totals) -> None:
-        if self.latest is not None and frame.epoch < self.latest.epoch:
+        if self._newer_than(frame) is not None:
             return
         self.latest = Latest(
             producer=frame.producer,

@@ -39,6 +39,7 @@ def merge(one: AccountState, other: AccountState, max_epochs: int) -> AccountSta
         epochs[item.epoch] = item
     kept = sorted(epochs)[-max_epochs:]
     forgotten = max(base.forgotten_up_to, *(epoch for epoch in epochs if epoch < kept[0]), 0)
+    totals = replace(totals, dp_size=newest.totals.dp_size, ep_size=newest.totals.ep_size)
     return AccountState(totals, tuple(epochs[epoch] for epoch in kept), forgotten, seen, newest.latest)
 
 

@@ -59,6 +59,21 @@ def heard_last(producers: Iterable[ProducerState]) -> Producer:
     return newest.latest.producer
 
 
+def sizes_of(spans: Sequence[ProducerSpan]) -> tuple[int, int]:
+    """(``dp_size``, ``ep_size``) of a deployment at the end of a window.
+
+    Args:
+        spans: its producers in the window, one at least.
+    """
+    told = [item.span for item in spans if item.span.start < item.span.end and item.span.last.ep_size]
+    if told:
+        newest = max(told, key=lambda span: (span.end, span.last.dp_size)).last
+        return newest.dp_size, newest.ep_size
+    # Nobody reported in it, or what the store kept of it is from before it kept sizes.
+    present = heard_last(item.producer for item in spans)
+    return present.dp_size, present.ep_size
+
+
 def of_present_start(producers: Sequence[ProducerState]) -> list[ProducerState]:
     """Of a deployment's producers those that belong to its present start, in their order.
 

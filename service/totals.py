@@ -64,6 +64,8 @@ class Totals:
         unphased_rows: of ``rows`` those of which the phase is not known, int64 [L]; what is neither these nor
             of ``decode`` is of prefill. ``unphased_tokens`` and ``unphased_steps`` likewise.
         stragglers: what the joined steps of the producer's pipeline stage cost; only on its first worker.
+        dp_size: DP ranks of the deployment when these totals were true, or at the later end of a difference;
+            0: not known. ``ep_size`` likewise.
     """
 
     layout: Layout
@@ -80,6 +82,8 @@ class Totals:
     unphased_tokens: int = 0
     unphased_steps: int = 0
     stragglers: Stragglers | None = None
+    dp_size: int = 0
+    ep_size: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +98,7 @@ class Totals:
         return self.counts[start:end]
 
     def plus(self, other: Totals) -> Totals:
-        """Sum of both, over the union of their layers."""
+        """Sum of both, over the union of their layers; the deployment's sizes are this one's."""
         return _combine(self, other, 1)
 
     def minus(self, earlier: Totals) -> Totals:
@@ -214,6 +218,8 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
         unphased_tokens=a.unphased_tokens + sign * b.unphased_tokens,
         unphased_steps=a.unphased_steps + sign * b.unphased_steps,
         stragglers=_combine_stragglers(a, b, sign),
+        dp_size=a.dp_size,
+        ep_size=a.ep_size,
     )
 
 

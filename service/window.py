@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.phases import PhaseWork, phase_work, why_unphased
-from moescope.service.producers import ProducerSpan, heard_last
+from moescope.service.producers import ProducerSpan, sizes_of
 from moescope.service.stack import Stack, Stacker
 from moescope.service.totals import Phase, Totals
 
@@ -108,7 +108,7 @@ class LayerWindow:
 class ModelWindow:
     """A deployment in a window.
 
-    ``dp_size`` and ``ep_size`` are those of the producer that was heard last; ``uncovered`` the layers that
+    ``dp_size`` and ``ep_size`` are those of its end (see :func:`sizes_of`); ``uncovered`` the layers that
     no DP rank can see, with the reason. ``phase`` is the only one that was asked for, and ``phase_reason``
     says why not all tokens of it are known.
     """
@@ -145,8 +145,7 @@ def merge(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindo
     by_rank: dict[int, list[ProducerSpan]] = {}
     for item in spans:
         by_rank.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
-    sizes = heard_last(item.producer for item in spans)
-    ep_size = sizes.ep_size
+    dp_size, ep_size = sizes_of(spans)
     layouts = (layout for rank in sorted(by_rank) for item in by_rank[rank] for layout in item.span.layouts)
     stacker, found = Stacker(layouts, len(by_rank), ep_size), []
     for rank in sorted(by_rank):
@@ -161,7 +160,7 @@ def merge(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindo
         server=spans[0].producer.latest.producer.server,
         model=spans[0].producer.latest.producer.model,
         used=_used(spans),
-        dp_size=sizes.dp_size,
+        dp_size=dp_size,
         ep_size=ep_size,
         dp_ranks=dp_ranks,
         layers=_layers(stack, [rank.rank for rank in dp_ranks], ep_size, _reasons(dp_ranks, by_rank)),

@@ -6,6 +6,7 @@ high bytes of counts are nearly all zero. Each blob begins with a version byte.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -61,6 +62,8 @@ class _PackedTotals(Struct, array_like=True, frozen=True):
     unphased_steps: int = 0
     decode: _PackedDecode | None = None
     stragglers: _PackedStragglers | None = None
+    dp_size: int = 0
+    ep_size: int = 0
 
 
 class _PackedEpoch(Struct, array_like=True, frozen=True):
@@ -147,7 +150,9 @@ def decode_account(blob: bytes) -> AccountState:
         traces=packed.traces,
         strategy=packed.strategy,
     )
-    return AccountState(_unpack(packed.totals), epochs, packed.forgotten_up_to, packed.epochs_seen, latest)
+    who = packed.producer  # older blobs lack the sizes in their totals
+    totals = replace(_unpack(packed.totals), dp_size=who.dp_size, ep_size=who.ep_size)
+    return AccountState(totals, epochs, packed.forgotten_up_to, packed.epochs_seen, latest)
 
 
 def _pack(totals: Totals) -> _PackedTotals:
@@ -167,6 +172,8 @@ def _pack(totals: Totals) -> _PackedTotals:
         unphased_steps=totals.unphased_steps,
         decode=None if totals.decode is None else _pack_decode(totals.decode),
         stragglers=None if totals.stragglers is None else _pack_stragglers(totals.stragglers),
+        dp_size=totals.dp_size,
+        ep_size=totals.ep_size,
     )
 
 
@@ -200,6 +207,8 @@ def _unpack(packed: _PackedTotals) -> Totals:
         unphased_steps=packed.unphased_steps if told else packed.steps,
         decode=None if packed.decode is None else _unpack_decode(packed.decode, packed.ep_ranks, layout),
         stragglers=None if packed.stragglers is None else _unpack_stragglers(packed.stragglers, layout),
+        dp_size=packed.dp_size,
+        ep_size=packed.ep_size,
     )
 
 

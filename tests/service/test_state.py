@@ -218,6 +218,35 @@ def test_a_restart_with_fewer_ranks_leaves_no_ranks_behind(
     assert [interval.windowed for interval in series] == [(32, 32), (32, 32)]
 
 
+@pytest.mark.parametrize(("then", "now"), [(4, 2), (2, 4), (4, 1), (1, 4)])
+def test_a_past_window_has_the_ranks_of_its_time(
+    make_state: Callable[..., LiveState], clock: _Clock, then: int, now: int
+) -> None:
+    """All slots are expert 0's, so that the ranks that were there can't be told by who got some."""
+    state = make_state()
+    instants = [clock.now]
+    for start, ranks in enumerate((then, now, then)):
+        for seq in (1, 2):
+            clock.now += 10
+            for rank in range(ranks):
+                who = producer(dp_rank=rank, dp_size=ranks, ep_rank=rank, ep_size=ranks)
+                placed = halves(4, 1, ranks) if ranks > 1 else None
+                epoch = EPOCH + start * 10**12
+                made = frame({0: [8 * seq, 0, 0, 0]}, who=who, epoch=epoch, seq=seq, placement=placed)
+                state.ingest(made)
+        instants.append(clock.now)
+    for start, ranks in enumerate((then, now, then)):
+        for begin in (instants[start] + 10, instants[start]):  # from its first frame on; from the restart on
+            window = merge(state.spans(DEPLOYMENT, begin, instants[start + 1]))
+            assert (window.dp_size, window.ep_size) == (ranks, ranks)
+            assert not window.missing_dp_ranks
+            [layer] = window.layers
+            assert (layer.ep_reason is None) == (ranks > 1)
+            if ranks > 1:
+                slots = 8 * ranks * (1 if begin > instants[start] else 2)
+                assert layer.ep_slots.tolist() == [slots] + [0] * (ranks - 1)
+
+
 def test_who_was_not_heard_since_the_newest_start_tells_nothing_of_where_experts_are(
     make_state: Callable[..., LiveState], clock: _Clock
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from moescope.service.store.records import StoreError
 from moescope.service.store.sqlite import SqliteStore
 from tests.service.conftest import Clock, Service
-from tests.service.frames import EPOCH, frame, producer
+from tests.service.frames import EPOCH, frame, halves, producer
 
 Start = Callable[..., Service]
 
@@ -67,6 +67,24 @@ def test_a_window_before_the_restart(restart: Callable[[], Service], clock: Cloc
     assert service.get("/v1/histogram", **window) == before
     assert counts(service.get("/v1/histogram", start=str(began + 20))) == [500 - 30, 0]
     assert counts(service.get("/v1/histogram", start=str(began + 90), end=str(began + 150))) == [0, 0]
+
+
+def test_a_window_from_when_there_were_other_ranks(restart: Callable[[], Service], clock: Clock) -> None:
+    """Measured over the EP ranks of that time, of which only one got any slots."""
+    service, began = restart(), clock.now
+    for start, ranks in enumerate((4, 2)):
+        for seq in (1, 2, 3):
+            for rank in range(ranks):
+                who = producer(dp_rank=rank, dp_size=ranks, ep_rank=rank, ep_size=ranks)
+                placed, epoch = halves(4, 1, ranks), EPOCH + start * 10**11
+                service.push(frame({0: [8 * seq, 0, 0, 0]}, who=who, epoch=epoch, seq=seq, placement=placed))
+            clock.now += 10
+    for _ in range(2):
+        for begin, end, ranks in ((0, 20, 4), (40, 50, 2)):
+            view = service.get("/v1/view", start=str(began + begin), end=str(began + end))
+            assert (view["dp_size"], view["ep_size"]) == (ranks, ranks)
+            assert view["layers"][0]["over_ep_ranks"]["imbalance_ratio"] == ranks
+        service = restart()
 
 
 def test_a_series_adds_up_over_a_restart(restart: Callable[[], Service], clock: Clock) -> None:
