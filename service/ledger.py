@@ -29,6 +29,8 @@ from moescope.service.totals import Layout, Totals, no_totals, totals_of
 
 MAX_EP_CELLS: Final = 1 << 18  # layers x EP ranks of one producer: 2 MiB of float64, from few bytes
 
+_FORGOTTEN: Final = 64  # epochs of which it is known that they are in the sum: 8 bytes each
+
 
 class Verdict(StrEnum):
     """What became of a frame that was not refused."""
@@ -71,13 +73,25 @@ class EpochState:
 
 @dataclass(frozen=True, slots=True)
 class AccountState:
-    """All that an account knows, for keeping it elsewhere; ``latest`` is of the newest of ``epochs``."""
+    """All that an account knows, for keeping it elsewhere; ``latest`` is of the newest of ``epochs``.
+
+    ``forgotten`` are the newest epochs that only the sum has, rising; all up to the first are taken as such.
+    """
 
     totals: Totals
     epochs: tuple[EpochState, ...]
-    forgotten_up_to: int
+    forgotten: tuple[int, ...]
     epochs_seen: int
     latest: Latest
+
+    def has_forgotten(self, epoch: int) -> bool:
+        """Whether an epoch is in the sum, without being remembered."""
+        return epoch <= self.forgotten[0] or epoch in self.forgotten
+
+    def covers(self, other: AccountState) -> bool:
+        """Whether all that another one of this producer has forgotten is in the sum."""
+        known = {item.epoch for item in self.epochs}
+        return all(epoch in known or self.has_forgotten(epoch) for epoch in other.forgotten)
 
 
 class Account:
@@ -86,7 +100,7 @@ class Account:
     def __init__(self, max_epochs: int) -> None:
         self._max_epochs = max_epochs
         self._epochs: dict[int, EpochState] = {}
-        self._forgotten_up_to = 0
+        self._forgotten: tuple[int, ...] = (0,)
         self.totals = no_totals(Layout(()))
         self.latest: Latest | None = None
         self._epochs_seen = 0
@@ -103,7 +117,7 @@ class Account:
         """The account that :meth:`state` was asked of."""
         account = cls(max_epochs)
         account._epochs = {item.epoch: item for item in state.epochs}
-        account._forgotten_up_to = state.forgotten_up_to
+        account._forgotten = state.forgotten
         account._epochs_seen = state.epochs_seen
         account.totals = state.totals
         account.latest = state.latest
@@ -113,7 +127,7 @@ class Account:
         """All that is known; only after a first frame."""
         assert self.latest is not None, "an account without a frame"
         epochs = tuple(self._epochs.values())
-        return AccountState(self.totals, epochs, self._forgotten_up_to, self._epochs_seen, self.latest)
+        return AccountState(self.totals, epochs, self._forgotten, self._epochs_seen, self.latest)
 
     def add_stragglers(self, layout: Layout, more: Stragglers) -> bool:
         """Add what joined steps cost, if all layers of ``layout`` are this account's; whether it did."""
@@ -134,7 +148,7 @@ class Account:
             RefusedError: the frame contradicts an earlier one, is of a forgotten epoch, or can't be kept.
         """
         known, newer = self._epochs.get(frame.epoch), self._newer_than(frame)
-        if known is None and frame.epoch <= self._forgotten_up_to:
+        if known is None and frame.epoch <= self._forgotten[-1]:
             raise RefusedError(
                 "epoch_forgotten",
                 f"epoch: {frame.epoch} is older than the {self._max_epochs} epochs that are remembered; "
@@ -181,14 +195,14 @@ class Account:
 
     def _begin_again(self, epoch: int) -> None:
         self._epochs.clear()
-        self._forgotten_up_to = epoch - 1
+        self._forgotten = (epoch - 1,)
         self.generation += 1
 
     def _forget_old_epochs(self) -> None:
         while len(self._epochs) > self._max_epochs:
             oldest = min(self._epochs)
             del self._epochs[oldest]
-            self._forgotten_up_to = max(self._forgotten_up_to, oldest)
+            self._forgotten = forget(self._forgotten, oldest)
 
     def _keep_latest(self, frame: Frame, counted: Totals) -> None:
         if self._newer_than(frame) is not None:
@@ -206,6 +220,11 @@ class Account:
             counted=counted,
             traces=dict(frame.traces),
         )
+
+
+def forget(forgotten: tuple[int, ...], *epochs: int) -> tuple[int, ...]:
+    """``AccountState.forgotten`` with more epochs."""
+    return tuple(sorted({*forgotten, *epochs})[-_FORGOTTEN:])
 
 
 def _added(counted: Totals, known: EpochState | None) -> Totals:

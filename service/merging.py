@@ -4,13 +4,15 @@ A service knows of each epoch the frame with the highest ``seq`` that came to it
 each epoch the higher of the two, and totals that fit: slots, tokens and steps are exact whichever service
 got which frame. What is derived on the way from frame to frame (EP ranks, phases, joined steps) is that of
 the account with the newest frame; the rest of the other's difference counts as unplaced and of no phase.
+Epochs that an account has only in its sum can't be taken out of it: of two such sums one counts, that which
+covers the other, else that which goes further.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from moescope.service.ledger import AccountState, EpochState
+from moescope.service.ledger import AccountState, EpochState, forget
 from moescope.service.totals import Totals, no_totals
 
 
@@ -24,11 +26,14 @@ def merge(one: AccountState, other: AccountState, max_epochs: int) -> AccountSta
     newest = max(one, other, key=_version)
     if one.totals.layout.conflict(other.totals.layout) is not None:
         return newest  # the model changed: the older totals are of another one
-    # Totals of epochs that were forgotten are in the account's sum only, so it starts from there.
-    base = max(one, other, key=lambda state: (state.forgotten_up_to, _version(state)))
-    more = other if base is one else one
+    # Epochs that were forgotten are in the account's sum only, so it starts from there.
+    base, more = max(
+        (one, other),
+        (other, one),
+        key=lambda pair: (pair[0].covers(pair[1]), pair[0].forgotten[-1], _version(pair[0])),
+    )
     epochs = {item.epoch: item for item in base.epochs}
-    missing = [item for item in more.epochs if _is_news(item, epochs.get(item.epoch), base.forgotten_up_to)]
+    missing = [item for item in more.epochs if _is_news(item, epochs.get(item.epoch), base)]
     if not missing:
         return base
     totals, seen = base.totals, base.epochs_seen
@@ -38,7 +43,7 @@ def merge(one: AccountState, other: AccountState, max_epochs: int) -> AccountSta
         totals = totals.plus(_unplaced(_difference(item, known)))
         epochs[item.epoch] = item
     kept = sorted(epochs)[-max_epochs:]
-    forgotten = max(base.forgotten_up_to, *(epoch for epoch in epochs if epoch < kept[0]), 0)
+    forgotten = forget(base.forgotten, *(epoch for epoch in epochs if epoch < kept[0]))
     totals = replace(totals, dp_size=newest.totals.dp_size, ep_size=newest.totals.ep_size)
     return AccountState(totals, tuple(epochs[epoch] for epoch in kept), forgotten, seen, newest.latest)
 
@@ -47,9 +52,9 @@ def _version(state: AccountState) -> tuple[int, int, int]:
     return state.latest.epoch, state.latest.seq, state.totals.tokens
 
 
-def _is_news(item: EpochState, known: EpochState | None, forgotten_up_to: int) -> bool:
+def _is_news(item: EpochState, known: EpochState | None, base: AccountState) -> bool:
     if known is None:
-        return item.epoch > forgotten_up_to
+        return not base.has_forgotten(item.epoch)
     return item.seq > known.seq
 
 

@@ -86,6 +86,7 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     placement_version: int | None
     traces: dict[str, int] = {}
     strategy: str = ""
+    forgotten: tuple[int, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -113,7 +114,7 @@ def encode_account(account: AccountState) -> bytes:
     packed = _PackedAccount(
         totals=_pack(account.totals),
         epochs=[_PackedEpoch(item.epoch, item.seq, _pack(item.counted)) for item in account.epochs],
-        forgotten_up_to=account.forgotten_up_to,
+        forgotten_up_to=account.forgotten[-1],
         epochs_seen=account.epochs_seen,
         producer=latest.producer,
         seq=latest.seq,
@@ -124,6 +125,7 @@ def encode_account(account: AccountState) -> bytes:
         placement_version=latest.placement_version,
         traces=dict(latest.traces),
         strategy=latest.strategy,
+        forgotten=account.forgotten,
     )
     return _compress(_encoder.encode(packed))
 
@@ -152,7 +154,8 @@ def decode_account(blob: bytes) -> AccountState:
     )
     who = packed.producer  # older blobs lack the sizes in their totals
     totals = replace(_unpack(packed.totals), dp_size=who.dp_size, ep_size=who.ep_size)
-    return AccountState(totals, epochs, packed.forgotten_up_to, packed.epochs_seen, latest)
+    forgotten = packed.forgotten or (packed.forgotten_up_to,)
+    return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest)
 
 
 def _pack(totals: Totals) -> _PackedTotals:

@@ -15,6 +15,7 @@ import pytest
 from moescope.service.ledger import Account, AccountState
 from moescope.service.merging import merge
 from moescope.service.settings import Settings, load_settings
+from moescope.service.state import LiveState
 from moescope.service.store.clickhouse.rowbinary import decode_rows, encode_rows
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.open import open_store
@@ -41,9 +42,9 @@ def replicas(url: str) -> Iterator[list[ClickHouseStore]]:
         store.close()
 
 
-def account(*frames: tuple[int, int, int]) -> Account:
+def account(*frames: tuple[int, int, int], max_epochs: int = 4) -> Account:
     """After frames of (epoch, seq, slots of expert 0)."""
-    made = Account(max_epochs=4)
+    made = Account(max_epochs)
     for epoch, seq, slots in frames:
         made.post(frame({1: [slots, 0]}, epoch=epoch, seq=seq))
     return made
@@ -171,8 +172,44 @@ def test_merging_keeps_the_better_account() -> None:
         merged = merge(merged, other, 4)
     assert merged.totals.counts[0] == 12
     assert [item.epoch - EPOCH for item in sorted(merged.epochs, key=lambda item: item.epoch)] == [2, 3, 4, 5]
-    assert merged.forgotten_up_to == EPOCH + 1
+    assert merged.forgotten == (0, EPOCH, EPOCH + 1)
     assert merge(merged, many[0], 4) is merged
+
+
+def test_merging_starts_from_the_sum_that_has_all_of_the_other_s() -> None:
+    starts = [(EPOCH + n, 1, 2) for n in range(6)]
+    whole = account(*starts[:5], max_epochs=2).state()
+    newer = account(*starts[1:], max_epochs=2).state()  # has forgotten more, but never knew the first
+    for merged in (merge(whole, newer, 2), merge(newer, whole, 2)):
+        assert merged.totals.counts[0] == 12
+        assert [item.epoch - EPOCH for item in merged.epochs] == [4, 5]
+        assert merged.latest.epoch == EPOCH + 5
+        assert merge(merged, newer, 2) is merged
+
+
+def test_an_old_start_that_only_one_service_heard_of_is_not_lost(replicas: list[ClickHouseStore]) -> None:
+    """The other one has forgotten later starts, so that it can't tell by their time alone that it is news."""
+    states = [LiveState(Settings(max_epochs=2), lambda: BORN + 60, store) for store in replicas]
+    states[0].ingest(frame({1: [10, 0]}))
+    for start in range(1, 5):
+        states[1].ingest(frame({1: [2, 0]}, epoch=EPOCH + start))
+    for store, state in zip(replicas, states, strict=True):
+        store.save(state.take_records())
+    for turn in range(3):
+        for store, state in zip(replicas, states, strict=True):
+            state.adopt(store.news())
+            [item] = state.producers()
+            assert (item.totals.counts[0], item.restarts) == (18, 4), turn
+            store.save(state.take_records())
+    assert slots(list(replicas[0].accounts())) == [18]
+    # It is in both sums now, and stays there once.
+    for state in states:
+        state.ingest(frame({1: [4, 0]}, epoch=EPOCH + 5))
+    for store, state in zip(replicas, states, strict=True):
+        store.save(state.take_records())
+        state.adopt(store.news())
+        assert state.producers()[0].totals.counts[0] == 22
+    assert slots(list(replicas[1].accounts())) == [22]
 
 
 def test_rows_as_bytes() -> None:
