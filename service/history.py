@@ -10,9 +10,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from moescope.service.layout import Layout
 from moescope.service.totals import Phase, Totals, no_totals
+
+SET_BACK_S: Final = 60.0
+"""A clock that goes back by less is as good as right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +119,20 @@ class Track:
         return self._snapshots[-1].at
 
     def add(self, snapshot: Snapshot) -> None:
-        """Append; a clock that went back does not break the order."""
+        """Append; a clock that went back a little does not break the order (see :meth:`set_back`)."""
         at = max(snapshot.at, self.newest_at)
         self._snapshots.append(Snapshot(at, snapshot.totals))
         self.nbytes += snapshot.totals.nbytes
+
+    def set_back(self, now: float) -> None:
+        """Say what the clock shows: if it was far ahead, the newest of what it saw stays, as of now.
+
+        Else the past would stand still until the clock is there again.
+        """
+        if self.newest_at > now + SET_BACK_S:
+            kept = [item for item in self._snapshots if item.at <= now]
+            self._replace([*kept, Snapshot(now, self._snapshots[-1].totals)])
+            self.complete_since = min(self.complete_since, now)
 
     def amend(self, totals: Totals) -> None:
         """Replace the newest snapshot's totals; its time stays."""
@@ -179,6 +193,14 @@ class History:
 
     def __len__(self) -> int:
         return sum(len(track) for track in self._tracks.values())
+
+    def set_back(self, key: tuple[str, str, int, int, int], now: float) -> None:
+        """See :meth:`Track.set_back`; of a producer that may be unknown."""
+        track = self._tracks.get(key)
+        if track is not None:
+            before = track.nbytes
+            track.set_back(now)
+            self._nbytes += track.nbytes - before
 
     def record(self, key: tuple[str, str, int, int, int], birth: float, snapshot: Snapshot) -> None:
         """Remember a producer's totals; :meth:`track` then says at which instant.

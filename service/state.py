@@ -236,6 +236,7 @@ class LiveState:
         if is_newest and frame.placement is not None:
             self._placements[key] = (tuple(frame.layers), frame.placement)
         self._roster.enter(key, account, now if is_newest or entry is None else entry.received_at)
+        self._history.set_back(key, now)
         birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
         self._history.record(key, birth, Snapshot(now, account.totals))
         self._record(key, account, self._outbox.post, began_again=account.generation != generation)

@@ -48,6 +48,21 @@ def test_a_window_is_the_difference_of_the_snapshots_at_or_before_its_ends(
     assert span.delta.counts.tolist() == [2 * tokens, 0]
 
 
+def test_what_a_clock_that_was_ahead_recorded_is_of_the_time_it_is_set_back_to() -> None:
+    history = History(1 << 20)
+    for at, tokens in ((110, 10), (120, 20), (3720, 30), (3730, 40)):
+        history.record(KEY, 100.0, Snapshot(float(at), _at(tokens)))
+    history.set_back(KEY, 3700.0)  # by less than is of account
+    assert len(history) == 4
+    history.set_back(KEY, 150.0)
+    assert history.nbytes == sum(_at(tokens).nbytes for tokens in (10, 20, 40))
+    history.record(KEY, 100.0, Snapshot(160.0, _at(50)))
+    spans = [history.span(KEY, 100.0, 120.0), history.span(KEY, 120.0, 155.0), history.span(KEY, 155.0, None)]
+    assert [(span.delta.tokens, span.start, span.end) for span in spans] == [
+        (20, 100, 120), (20, 120, 150), (10, 150, 160),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("phase", [None, *Phase])
 @pytest.mark.parametrize("told", [True, False])
 def test_tokens_of_a_span_are_those_of_its_difference(phase: Phase | None, told: bool) -> None:

@@ -87,6 +87,29 @@ def test_a_window_from_when_there_were_other_ranks(restart: Callable[[], Service
         service = restart()
 
 
+def test_a_clock_that_went_ahead_and_was_set_back(restart: Callable[[], Service], clock: Clock) -> None:
+    service, began = restart(), clock.now
+    for n in range(1, 31):
+        clock.now = began + 10 * n + (3600 if n in (11, 12) else 0)
+        push(service, 2 * n, seq=n)
+    for _ in range(2):  # from memory, then from the store
+        for first, last in ((1, 9), (9, 14), (14, 20), (13, 30)):
+            window = {"start": str(began + 10 * first), "end": str(began + 10 * last)}
+            answer = service.get("/v1/histogram", **window)
+            assert counts(answer) == [2 * (last - first), 0], (first, last)
+        assert counts(service.get("/v1/histogram", start=str(began + 290))) == [2, 0]
+        service = restart()
+    # When the time comes that the clock once showed, what was counted then is long surpassed.
+    clock.now = began + 10 * 12 + 3600
+    answer = service.get("/v1/histogram", start=str(began + 300), end=str(clock.now))
+    assert counts(answer) == [0, 0]
+    for n in (31, 32):
+        push(service, 2 * n, seq=n)
+        clock.now += 10
+    window = {"start": str(began + 300), "end": str(clock.now)}
+    assert counts(service.get("/v1/histogram", **window)) == [4, 0]
+
+
 def test_a_series_adds_up_over_a_restart(restart: Callable[[], Service], clock: Clock) -> None:
     service = restart()
     began = clock.now
