@@ -4,7 +4,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help env demo test packages lint types kernels tests test-gpu soak format clean
+.PHONY: help env demo test packages lint types kernels tests tests-service tests-e2e tests-rest test-gpu soak format clean
 
 # vLLM's modules are imported by every process of every test; cached bytecode makes that three times as fast.
 unexport PYTHONDONTWRITEBYTECODE
@@ -15,6 +15,8 @@ ARGS ?=
 PACKAGES := moescope.capture moescope.service moescope.dashboards
 # Debian packages that the end-to-end tests drive.
 DEBIAN := prometheus chromium
+# Generated cases are the same each time.
+PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci
 
 # $(call stage,name,command): runs the command between its name and its time.
 stage = @echo "== $(1)"; start=$$SECONDS; $(2); status=$$?; echo "== $(1): $$((SECONDS - start)) s"; exit $$status
@@ -32,7 +34,10 @@ env:  ## create or update .venv
 demo: env  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--help)
 	@$(BIN)/python -m devkit.demo $(ARGS)
 
-test: env packages lint types kernels tests  ## everything that must pass before a commit
+# What keeps one core busy runs two at a time; the end-to-end tests' servers use every core, so they come alone.
+test: env packages  ## everything that must pass before a commit
+	+@$(MAKE) --no-print-directory -j2 --output-sync=target tests-service lint types kernels tests-rest
+	+@$(MAKE) --no-print-directory tests-e2e
 
 packages:  ## Debian packages that the tests drive
 	$(call stage,packages,devkit/setup-debian.sh $(DEBIAN))
@@ -46,8 +51,18 @@ types: env  ## mypy, strict, on an installed copy (it can't follow the editable 
 kernels: env  ## the Triton kernels against their torch reference, interpreted: no GPU needed
 	$(call stage,kernels,TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels)
 
-tests: env  ## pytest (ARGS: its arguments); generated cases are the same each time
-	$(call stage,tests,$(BIN)/python -m pytest --hypothesis-profile=ci $(ARGS))
+tests: env  ## pytest (ARGS: its arguments), all in one process
+	$(call stage,tests,$(PYTEST) $(ARGS))
+
+# The parts of `tests` that `test` runs: every folder is in one of them, new ones in the last.
+tests-service: env
+	$(call stage,tests-service,$(PYTEST) $(ARGS) tests/service)
+
+tests-e2e: env
+	$(call stage,tests-e2e,$(PYTEST) $(ARGS) tests/e2e)
+
+tests-rest: env
+	$(call stage,tests-rest,$(PYTEST) $(ARGS) tests --ignore=tests/service --ignore=tests/e2e)
 
 test-gpu:  ## tests on a CUDA GPU, with the Python that has vLLM and moescope (PYTHON=python3)
 	$(call stage,test-gpu,$(PYTHON) -m pytest tests/gpu tests/kernels $(ARGS))

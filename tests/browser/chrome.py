@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 FLAGS = [
     "--no-sandbox",
@@ -21,6 +21,9 @@ FLAGS = [
 ]
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
 WIDE = {"width": 1440, "height": 900}
+PATIENCE_MS = 15_000.0
+
+expect.set_options(timeout=PATIENCE_MS)
 
 
 class ChromiumMissingError(RuntimeError):
@@ -54,7 +57,7 @@ class Watched:
     def __init__(self, browser: Browser, **options: Any) -> None:
         self.context = browser.new_context(**{"viewport": WIDE, **options})
         self.page: Page = self.context.new_page()
-        self.page.set_default_timeout(15_000)
+        self.page.set_default_timeout(PATIENCE_MS)
         self.complaints: list[str] = []
         self.expected: list[str] = []
         self.foreign: list[str] = []

@@ -105,6 +105,7 @@ class Serving:
 LARGE = Plan(
     habits=Habits(skew=0.4, hot=0.2, hot_moves_s=60, dead=2),
     rank_imbalance=1.5,
+    steps_per_s=2.0,  # what time it takes to feed goes with the steps
     uncovered=(60,),
 )
 """32 ranks of DeepSeek-V3's shape; its last layer can't be seen."""

@@ -11,6 +11,8 @@ from tests.dashboards.live import pin_baseline, prometheus, without_data
 from tests.dashboards.test_boards import BOARDS
 from tests.e2e.cluster import Cluster, Request, Service
 
+pytestmark = pytest.mark.e2e
+
 TRAFFIC = [Request(f"request {i} of some length, with words in it", 24) for i in range(8)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +10,6 @@ import pytest
 
 from devkit.vllm_server import MODEL_NAME
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
-from tests.e2e.conftest import DP2_EP2
 
 pytestmark = pytest.mark.e2e
 
@@ -98,10 +96,3 @@ def test_an_aborted_request(cluster: Cluster) -> None:
 
 def generated_tokens(cluster: Cluster) -> int:
     return int(sum(cluster.vllm_metrics()["vllm:generation_tokens_total"].values()))
-
-
-def test_without_prefix_caching(tmp_path: Path) -> None:
-    with Cluster(tmp_path, {**DP2_EP2, "prefix_caching": False}) as cluster:
-        cluster.complete_all([Request("the same prompt " * 10, 4)] * 8)
-        cluster.assert_exact()
-        assert not any(cluster.vllm_metrics()["vllm:prompt_tokens_cached_total"].values())

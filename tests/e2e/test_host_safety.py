@@ -27,7 +27,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.e2e.host.child", str(model), str(result)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return dict(json.loads(result.read_text()))
+    return {**json.loads(result.read_text()), "output": done.stdout + done.stderr}
+
+
+def test_a_bad_setting_at_the_start_turns_capture_off_and_says_so(lab: dict[str, Any]) -> None:
+    assert not lab["capture_at_start"]
+    assert len(lab["plain"]) == 8
+    assert "MOESCOPE_INTERVAL: 'soon' is no number of seconds" in lab["output"]
 
 
 @pytest.mark.parametrize("name", CASES)

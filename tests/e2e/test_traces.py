@@ -284,30 +284,6 @@ def stored_values(path: Path) -> Iterator[bytes]:
     assert unpacked > 0
 
 
-def test_preempted_requests(tmp_path: Path) -> None:
-    """Too few cache blocks for all: what is preempted is computed again, and its trace says so."""
-    options = {
-        **DP2_EP2,
-        "prefix_caching": False,
-        "max_model_len": 640,
-        "env": {"MOESCOPE_TRACE_RATE": "1"},
-        "extra_args": ("--num-gpu-blocks-override", "22"),
-    }
-    with Cluster(tmp_path, options, store=tmp_path / "store") as cluster:
-        cluster.complete_all([Request(f"{n} " + "long " * 20, 300) for n in range(8)])
-        preemptions = sum(cluster.vllm_metrics()["vllm:num_preemptions_total"].values())
-        assert preemptions > 0, "nothing was preempted"
-        assert_sums(cluster, recomputed=True)
-        traces = all_traces(cluster)
-        assert sum(trace["preemptions"] for trace in traces) == preemptions
-        for trace in traces:
-            times = npz(cluster, trace["request_id"])["times_computed"]
-            assert times.min() >= 1
-            assert int(times.max()) == 1 + trace["preemptions"]
-            assert int(times.sum()) == trace["tokens"]
-            assert len(times) == trace["prompt_tokens"] + 300 - 1
-
-
 def test_a_steps_number_is_the_same_on_all_dp_ranks(tracing: Cluster) -> None:
     """vLLM's ranks agree on their sizes in each forward pass: what they agreed on has one number on all."""
     tracing.complete_all(prompts(16, stride=3))

@@ -90,7 +90,7 @@ def test_a_head_that_trickles_has_one_deadline(start_service: Callable[..., Serv
             while time.monotonic() - began < 5:
                 connection.sendall(b"X: y\r\n")
                 time.sleep(0.05)
-        assert 0.5 < time.monotonic() - began < 2
+        assert 0.5 < time.monotonic() - began < 4
 
 
 ENDLESS = {
@@ -177,7 +177,7 @@ def test_a_kept_connection_may_idle_but_its_next_head_has_a_deadline(
         began = time.monotonic()
         connection.settimeout(5)
         assert ended(connection)
-        assert 0.3 < time.monotonic() - began < 2
+        assert 0.3 < time.monotonic() - began < 4
 
 
 def test_beyond_max_connections_those_that_ask_nothing_go_first(

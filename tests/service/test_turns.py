@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 from fastapi.routing import APIRoute
 
@@ -91,10 +92,19 @@ def test_queries_of_clients_who_gave_up_while_they_waited_are_not_computed(
             assert gate.begins.acquire(timeout=10)
         stack.close()  # all 22 give up
         patient = threads.submit(httpx.get, f"{service.url}/v1/balance", timeout=10)
-        time.sleep(0.2)  # the service sees who went
+        deadline = time.monotonic() + 10
+        while connections(parts.port) > 2:  # the service's own client's, and the patient one's
+            assert time.monotonic() < deadline, "the service did not see who went"
+            time.sleep(0.01)
         gate.open.set()
         assert patient.result().status_code == 200
     assert gate.runs == 3, "the two whose turn it was, and the patient one"
+
+
+def connections(port: int | None) -> int:
+    """Connections to this port that its server has not closed."""
+    found = psutil.net_connections("tcp")
+    return sum(item.laddr.port == port and item.status != psutil.CONN_LISTEN for item in found if item.laddr)
 
 
 def test_every_query_of_the_state_takes_a_turn() -> None:

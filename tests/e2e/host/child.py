@@ -1,7 +1,8 @@
 """One real vLLM engine that lives through every fault: ``python -m tests.e2e.host.child MODEL RESULT``.
 
-For each case the worker's capture is closed, the fault injected, capture opened anew on the loaded model, and
-the same requests served. The result is JSON: for each case the tokens, what was logged and what arrived.
+It starts with a bad setting. For each case the worker's capture is closed, the fault injected, capture opened
+anew on the loaded model, and the same requests served. The result is JSON: whether capture was open after the
+start, and for each case the tokens, what was logged and what arrived.
 """
 
 from __future__ import annotations
@@ -158,8 +159,13 @@ def main(model: str, result: str) -> None:
     from moescope.capture import transport
 
     transport.HttpTransport.__init__.__defaults__ = (1.0, *transport.HttpTransport.__init__.__defaults__[1:])  # type: ignore[index]
+    os.environ["MOESCOPE_INTERVAL"] = "soon"
     lab = Lab(model)
-    found: dict[str, Any] = {"plain": lab.plain(), "cases": {}}
+    found: dict[str, Any] = {
+        "capture_at_start": lab.worker._capture is not None,
+        "plain": lab.plain(),
+        "cases": {},
+    }
     for name, case in CASES.items():
         found["cases"][name] = lab.run(case)
         Path(result).write_text(json.dumps(found))
