@@ -4,7 +4,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help env demo test packages lint types kernels tests tests-service tests-e2e tests-rest test-gpu soak format clean
+.PHONY: help env demo test packages lint types kernels tests tests-service tests-store tests-e2e tests-rest test-gpu soak format clean
 
 # vLLM's modules are imported by every process of every test; cached bytecode makes that three times as fast.
 unexport PYTHONDONTWRITEBYTECODE
@@ -34,9 +34,10 @@ env:  ## create or update .venv
 demo: env  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--help)
 	@$(BIN)/python -m devkit.demo $(ARGS)
 
-# What keeps one core busy runs two at a time; the end-to-end tests' servers use every core, so they come alone.
+# What keeps one core busy runs two at a time, what takes longest first; the end-to-end tests' servers use every
+# core, so they come alone.
 test: env packages  ## everything that must pass before a commit
-	+@$(MAKE) --no-print-directory -j2 --output-sync=target tests-service lint types kernels tests-rest
+	+@$(MAKE) --no-print-directory -j2 --output-sync=target lint tests-service tests-rest tests-store types kernels
 	+@$(MAKE) --no-print-directory tests-e2e
 
 packages:  ## Debian packages that the tests drive
@@ -56,7 +57,10 @@ tests: env  ## pytest (ARGS: its arguments), all in one process
 
 # The parts of `tests` that `test` runs: every folder is in one of them, new ones in the last.
 tests-service: env
-	$(call stage,tests-service,$(PYTEST) $(ARGS) tests/service)
+	$(call stage,tests-service,$(PYTEST) $(ARGS) tests/service --ignore=tests/service/store)
+
+tests-store: env
+	$(call stage,tests-store,$(PYTEST) $(ARGS) tests/service/store)
 
 tests-e2e: env
 	$(call stage,tests-e2e,$(PYTEST) $(ARGS) tests/e2e)
