@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def take_request(peer: socket.socket) -> bytes:
+    """One request, which may come in pieces; nothing when there is no other."""
+    taken = b""
+    while (end := taken.find(b"\r\n\r\n")) < 0 or len(taken) < end + 4 + _content_length(taken[:end]):
+        piece = peer.recv(65536)
+        if not piece:
+            return b""
+        taken += piece
+    return taken
+
+
+def _content_length(head: bytes) -> int:
+    found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    return int(found[1]) if found else 0
 
 
 @contextmanager
@@ -29,7 +46,7 @@ def answering(*pieces: bytes, pause: float = 0.0) -> Iterator[str]:
                 while True:
                     peer, _ = server.accept()
                     with peer, contextlib.suppress(OSError):
-                        while peer.recv(65536):
+                        while take_request(peer):
                             for piece in pieces:
                                 peer.sendall(piece)
                                 time.sleep(pause)

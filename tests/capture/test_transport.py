@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from moescope.capture.transport import DeliveryError, HttpTransport
-from tests.capture.servers import answering, silent_server
+from tests.capture.servers import answering, silent_server, take_request
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: "
 
@@ -115,7 +115,7 @@ def dropping(*requests_per_connection: int) -> Iterator[tuple[str, list[bytes]]]
                     peer, _ = server.accept()
                     with peer:
                         for _ in range(requests):
-                            seen.append(peer.recv(65536))
+                            seen.append(take_request(peer))
                             peer.sendall(answer)
 
         thread = threading.Thread(target=serve)
