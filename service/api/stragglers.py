@@ -141,7 +141,11 @@ def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status]) -> str | 
     if not joins and not cost.stages:
         return _NO_LOADS
     stuck = next((status.reason for status in joins.values() if status.reason), None)
-    return stuck or "idle: no step with tokens was joined in the window"
+    if stuck:
+        return stuck
+    if any(rank.tokens for rank in window.dp_ranks):
+        return "no step of the window was joined, though tokens were computed: no loads of its steps came"
+    return "idle: no step with tokens was joined in the window"
 
 
 def _series(

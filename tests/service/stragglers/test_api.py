@@ -70,6 +70,18 @@ def test_windows_and_series_add_up(service: Service) -> None:
     assert service.client.get("/v1/stragglers", params={"layer": 7}).status_code == 404
 
 
+def test_a_window_with_tokens_and_no_joined_step_is_not_called_idle(service: Service) -> None:
+    push_two_rounds(service)
+    last = service.clock.now
+    assert "idle" in service.get("/v1/stragglers", start=last + 1, end=last + 2)["reason"]
+    service.clock.now = last + 20
+    for rank in (0, 1):  # goes on without loads of steps, as under EPLB
+        push(service, rank, 9, [90, 0, 90, 0], 2, [])
+    answer = service.get("/v1/stragglers", start=last + 1)
+    assert answer["straggler_cost"] is None
+    assert answer["reason"].startswith("no step of the window was joined, though tokens were computed")
+
+
 def test_late_and_doubled_frames_join_their_steps_once(service: Service) -> None:
     service.clock.now = AT + 10
     push(service, 0, 2, [4, 0, 4, 0], 1, [[0, 4]])
