@@ -4,6 +4,8 @@ const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 const clock = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const day = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "medium", hourCycle: "h23" });
+const date = new Intl.DateTimeFormat("en", { dateStyle: "medium" });
+const offset = new Intl.DateTimeFormat("en", { timeZoneName: "shortOffset" });
 const minutes = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
 /** 12,345 */
@@ -16,8 +18,22 @@ export const percent = (x, digits = 2) => `${(100 * x).toFixed(digits)} %`;
 export const measure = (x) => (x === null || x === undefined ? "–" : x.toFixed(3));
 /** 2.10× */
 export const times = (x) => `${x.toFixed(2)}×`;
-/** 14:03:12, local time. */
-export const time = (unixSeconds) => clock.format(new Date(unixSeconds * 1000));
+const sameDay = (a, b) => date.format(a) === date.format(b);
+/** 14:03:12, local time; with its date where that is not today's. */
+export function time(unixSeconds) {
+  const at = new Date(unixSeconds * 1000);
+  return (sameDay(at, new Date()) ? clock : day).format(at);
+}
+/** 14:03:12 to 14:04:12, local time; with dates where it spans midnight or is not of today. */
+export function span(start, end) {
+  const [from, to] = [new Date(start * 1000), new Date(end * 1000)];
+  return sameDay(from, to) ? `${time(start)} to ${clock.format(to)}` : `${day.format(from)} to ${day.format(to)}`;
+}
+/** The time zone of all of these, as Europe/Berlin (GMT+1). */
+export function timeZone() {
+  const part = offset.formatToParts(new Date()).find(({ type }) => type === "timeZoneName");
+  return `${offset.resolvedOptions().timeZone} (${part?.value})`;
+}
 /** Nov 14, 2023, 14:03:12, local time. */
 export const instant = (unixSeconds) => day.format(new Date(unixSeconds * 1000));
 /** 14:03, local time. */

@@ -3,7 +3,7 @@
 import { get, ApiError } from "./api.js";
 import { buildControls } from "./controls.js";
 import { h, setAttribute, setText } from "./dom.js";
-import { time } from "./format.js";
+import { time, timeZone } from "./format.js";
 import { follow } from "./live.js";
 import { empty, failure, loading } from "./messages.js";
 import { phaseOf } from "./phase.js";
@@ -32,6 +32,8 @@ const status = /** @type {HTMLElement} */ (document.getElementById("status"));
 const notice = /** @type {HTMLElement} */ (document.getElementById("notice"));
 const nav = /** @type {HTMLElement} */ (document.getElementById("views"));
 const controls = buildControls(/** @type {HTMLElement} */ (document.getElementById("controls")));
+
+setText(/** @type {HTMLElement} */ (document.getElementById("zone")), `Times are those of this browser's time zone, ${timeZone()}.`);
 
 let shown = { name: "", view: /** @type {View|null} */ (null), ready: false };
 let connection = "connecting";

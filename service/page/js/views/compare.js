@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { barTable } from "../bars.js";
 import { instant } from "../controls.js";
 import { choice, h, panel, scroll, setText } from "../dom.js";
-import { count, duration, percent, time } from "../format.js";
+import { count, duration, percent, span } from "../format.js";
 import { gridPanel } from "../gridpanel.js";
 import { PHASES, phaseOf } from "../phase.js";
 import { bounds, change, go, previous, seconds } from "../route.js";
@@ -98,7 +98,7 @@ function basePhase(params, mine) {
 function side({ model, window, tokens, phase }) {
   const { used_start: start, used_end: end } = window;
   const known = tokens === null ? "unknown tokens" : `${count(tokens)} tokens`;
-  return `${model}, ${time(start.earliest)} to ${time(end.latest)} (${duration(Math.max(0, end.latest - start.earliest))}, ${known}${phase ? ` of ${phase}` : ""})`;
+  return `${model}, ${span(start.earliest, end.latest)} (${duration(Math.max(0, end.latest - start.earliest))}, ${known}${phase ? ` of ${phase}` : ""})`;
 }
 
 function draw(map, table, shown) {

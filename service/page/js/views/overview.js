@@ -7,12 +7,13 @@ import { h, panel, patch, scroll, setAttribute, setText } from "../dom.js";
 import { compact, count, duration, measure, percent, plural, times } from "../format.js";
 import { findings, rankState } from "../health.js";
 import { phaseNote } from "../phase.js";
-import { link } from "../route.js";
+import { bounds, link } from "../route.js";
 import { imbalanceLevel, tiles } from "../tiles.js";
 
 const TREND_EVERY_S = 5;
 const WORST_LAYERS = 8;
 const MANY_LINES = 6;
+const OF_NOW = "of now, not of the past window";
 
 /** @returns {import("../main.js").View} */
 export function create() {
@@ -61,10 +62,14 @@ export function create() {
       }
       unphased.update(view);
       top.update(summary(view, deployment));
+      const { past } = bounds(route.params);
+      setText(parts.rates.hint, `last 5 minutes${past ? `, ${OF_NOW}` : ""}`);
+      setText(parts.imbalance.hint, `max / mean, 1 is best; last 5 minutes${past ? `, ${OF_NOW}` : ""}`);
+      setText(parts.dp.hint, `whose tokens${past ? `; states are ${OF_NOW}` : ""}`);
       drawDp(dp, view, deployment);
       drawEp(ep, view, epReason);
       worst.update(view);
-      health.update(deployment);
+      health.update(deployment, past);
       models.update(ranks, deployment);
     },
     destroy() {
@@ -174,11 +179,12 @@ function worstLayers() {
 
 function healthList() {
   const list = h("ul", { class: "health" });
-  const { element } = panel("Capture health", "", list);
+  const { element, hint } = panel("Capture health", "", list);
   const create = () => h("li", {}, h("span", { class: "tag" }), h("span"));
   return {
     element,
-    update(deployment) {
+    update(deployment, past) {
+      setText(hint, past ? OF_NOW : "");
       patch(list, findings(deployment), create, (li, item) => {
         setAttribute(li.firstChild, "data-level", item.level);
         setText(li.firstChild, item.word);
