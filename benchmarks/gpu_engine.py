@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
+import os
 import random
 import time
 from collections.abc import Callable
@@ -27,6 +30,7 @@ MORE: Final = {
 }
 """By experiment, the modes of which more sets are captured."""
 CAPTURING: Final = ("moescope", "traced", "no places")
+"""Modes in which capture counts."""
 MORE_OF: Final = 8
 """The batch size for which more sets are captured."""
 EP_RANKS: Final = 8
@@ -43,6 +47,19 @@ class Set(NamedTuple):
     number: int
 
 
+def prepare_environment(endpoint: str) -> None:
+    """What an `Engine` that sends to this endpoint needs, before vLLM is imported."""
+    os.environ.update(MOESCOPE_ENDPOINT=endpoint, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    if importlib.util.find_spec("flashinfer") is None:
+        os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Results as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
 class Engine:
     """A vLLM engine in this process whose mode can be switched between steps."""
 
@@ -52,7 +69,7 @@ class Engine:
         from vllm import LLM
 
         pretend_ep_ranks(EP_RANKS)
-        self._few_batches = experiment == "references"
+        self._one_batch = experiment == "references"
         self.config = SHAPES[shape]() | ({} if layers is None else {"num_hidden_layers": layers})
         self.llm = LLM(
             model=str(write_model(folder, self.config)),
@@ -65,7 +82,7 @@ class Engine:
             max_num_batched_tokens=PREFILL_TOKENS,
             max_num_seqs=max(BATCHES),
             compilation_config={"cudagraph_capture_sizes": list(BATCHES)},
-            kv_cache_memory_bytes=KV_CACHE_BYTES // (1 + self._few_batches),
+            kv_cache_memory_bytes=KV_CACHE_BYTES // 2 if self._one_batch else KV_CACHE_BYTES,  # for more sets
             gpu_memory_utilization=0.92,
         )
         core: Any = self.llm.llm_engine.engine_core
@@ -78,7 +95,7 @@ class Engine:
         self._graphs: dict[Set, dict[Any, Any]] = {}
         self._fillers: list[Any] = []
         self._requests, self._traced = 0, False
-        self._base_sets = 1 if self._few_batches else SETS["off"]
+        self._base_sets = 1 if self._one_batch else SETS["off"]
         for number in range(self._base_sets):
             for mode in modes:
                 if number < SETS.get(mode, SETS["off"]):

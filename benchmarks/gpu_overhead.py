@@ -26,8 +26,6 @@ allocator puts them. `benchmarks.gpu_parts` does so kernel by kernel.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
 import math
 import os
 import random
@@ -38,7 +36,15 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from benchmarks.gpu_engine import MORE, PREFILL_TOKENS, SHAPES, Engine, Set
+from benchmarks.gpu_engine import (
+    MORE,
+    PREFILL_TOKENS,
+    SHAPES,
+    Engine,
+    Set,
+    prepare_environment,
+    write_report,
+)
 from devkit.frame_sink import FrameSink
 
 PROMPT: Final = 64
@@ -98,8 +104,7 @@ def summarise(rounds: list[dict[Set, float]], mode: str) -> dict[str, Any]:
     if mode == "off":
         half = 0.0
     elif len(mine) > 1:
-        variance = (statistics.variance(mine) + statistics.variance(offs)) / 2
-        half = student(len(mine) + len(offs) - 2) * math.sqrt(variance * (1 / len(mine) + 1 / len(offs)))
+        half = half_interval(mine, offs)
     else:
         values = logs[Set(mode, 0)]
         half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
@@ -110,6 +115,13 @@ def summarise(rounds: list[dict[Set, float]], mode: str) -> dict[str, Any]:
         "high": math.exp(mean + half),
         "sets": [math.exp(value) for value in mine],
     }
+
+
+def half_interval(mine: list[float], others: list[float]) -> float:
+    """Half of the 95 % interval, Student's, of the difference of the means of two samples."""
+    variance = (statistics.variance(mine) + statistics.variance(others)) / 2
+    spread = math.sqrt(variance * (1 / len(mine) + 1 / len(others)))
+    return student(len(mine) + len(others) - 2) * spread
 
 
 def student(freedom: int) -> float:
@@ -134,11 +146,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     sink = FrameSink()
-    os.environ.update(MOESCOPE_ENDPOINT=sink.url, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    prepare_environment(sink.url)
     if options.experiment == "traces":
         os.environ["MOESCOPE_TRACE_OPT_IN"] = "1"
-    if importlib.util.find_spec("flashinfer") is None:
-        os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(options.shape, Path(folder), options.more_sets, options.experiment)
         report: dict[str, Any] = {
@@ -161,8 +171,7 @@ def main() -> None:
             _print_load(plan.name, len(rounds), summary)
             report |= {"memory": engine.memory_of_capture(), "capturer": engine.close()}
             if options.out:
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                write_report(options.out, report)
         for what, size in report["memory"].items():
             print(f"memory: {what}: {size / 2**20:.2f} MiB")
         print(report["capturer"], f"{len(sink.frames)} frames arrived", flush=True)

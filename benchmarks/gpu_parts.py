@@ -1,6 +1,6 @@
 """Where capture's cost is in a step: the time of each of its kernels on the GPU, mode by mode.
 
-    python -m benchmarks.gpu_parts --shape qwen3 --layers 16 --out results.json
+    python -m benchmarks.gpu_parts --shape qwen3 --out results.json
 
 Decode at batch 8, by the engine of `benchmarks.gpu_overhead` with the modes of its `--experiment references`
 and its sets of CUDA graphs. The profiler's durations of kernels leave out all that the host does, and so tell
@@ -11,9 +11,6 @@ of "off", with a 95 % interval: Student's, over the sets.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
-import math
 import os
 import random
 import statistics
@@ -26,8 +23,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_engine import MORE_OF, SHAPES, Engine, Set
-from benchmarks.gpu_overhead import PROMPT, student
+from benchmarks.gpu_engine import MORE_OF, SHAPES, Engine, Set, prepare_environment, write_report
+from benchmarks.gpu_overhead import PROMPT, half_interval
 from devkit.frame_sink import FrameSink
 
 STEPS: Final = 12
@@ -96,10 +93,9 @@ def against_off(blocks: dict[Set, list[Parts]], mode: str) -> dict[str, dict[str
             ]
             for wanted in (mode, "off")
         )
-        variance = (statistics.variance(mine) + statistics.variance(offs)) / 2
-        half = student(len(mine) + len(offs) - 2) * math.sqrt(variance * (1 / len(mine) + 1 / len(offs)))
         mean = statistics.fmean(mine)
-        found[part] = {"us": mean, "more": mean - statistics.fmean(offs), "half": half}
+        more = mean - statistics.fmean(offs)
+        found[part] = {"us": mean, "more": more, "half": half_interval(mine, offs)}
     return found
 
 
@@ -113,9 +109,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     sink = FrameSink()
-    os.environ.update(MOESCOPE_ENDPOINT=sink.url, VLLM_ENABLE_V1_MULTIPROCESSING="0")
-    if importlib.util.find_spec("flashinfer") is None:
-        os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    prepare_environment(sink.url)
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(options.shape, Path(folder), options.more_sets, "references", options.layers)
         sets = engine.sets(MORE_OF)
@@ -137,8 +131,7 @@ def main() -> None:
                 "modes": modes,
                 "capturer": engine.close(),
             }
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_report(options.out, report)
     os._exit(0)  # vLLM's own shutdown is not what is measured
 
 

@@ -5,7 +5,6 @@ They leave the step's path as one asynchronous copy, or a few, and nothing there
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from moescope.capture.load_ring import LoadRing, RingSteps
+from moescope.capture.pause_gate import PauseGate
 from moescope.capture.step_history import RingPart, StepHistory
 from moescope.capture.thread_device import use_device
 from moescope.capture.totals import Totals
@@ -127,8 +127,7 @@ class SnapshotTaker:
         self._free = deque(_Slot(flat, ring, eplb) for _ in range(NUM_SLOTS))
         self._under_way: deque[_Slot] = deque()
         self._due = clock()
-        self._collecting = threading.Lock()
-        self._paused = False
+        self._gate = PauseGate()
         self._steps_begun = 0
         self._steps_ended = 0
         self._taken_after_step = -1  # so that the first snapshot, of nothing, announces the producer
@@ -159,28 +158,21 @@ class SnapshotTaker:
 
     def collect(self) -> Snapshot | None:
         """The newest snapshot that has arrived, or None; for one thread, off the step's path."""
-        if not self._collecting.acquire(blocking=False):
+        if not self._gate.enter():
             return None
         try:
             use_device(self._flat.device)
             return self._collect()
         finally:
-            self._collecting.release()
+            self._gate.leave()
 
     def pause(self) -> None:
-        """Keep `collect` from the device until `resume`; waits for one under way, which waits for nothing.
-
-        While a CUDA graph is captured, a query of an event in any other thread makes the capture fail.
-        """
-        if not self._paused:
-            self._collecting.acquire()
-            self._paused = True
+        """Keep `collect` from the device until `resume`; waits for one under way."""
+        self._gate.pause()
 
     def resume(self) -> None:
         """Let `collect` go on after `pause`; nothing to do without one."""
-        if self._paused:
-            self._paused = False
-            self._collecting.release()
+        self._gate.resume()
 
     def _collect(self) -> Snapshot | None:
         if self._clock() >= self._due:

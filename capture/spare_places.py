@@ -15,8 +15,8 @@ class SparePlaces:
     """Blocks for the ids of a captured pass, which the allocator gets one by one, as it needs them.
 
     Ids that are kept take memory that the next layer would use again, so that everything small in that layer
-    moves on to another place, and so in every layer. vLLM's expert kernels then read those tensors (the order
-    of tokens by expert, say) from memory that wasn't used a moment ago: half a microsecond more a layer.
+    moves on to another place, and so in every layer. vLLM's expert kernels then take half a microsecond more
+    a layer, most likely since they read those tensors (the order of tokens by expert, say) from cold memory.
 
     So the first ids of a pass set aside a block for each layer to come. A layer's ids hold the next one's
     block, and free it when vLLM lets go of them, at the end of the layer: whatever is small before that can't

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moescope.capture.pause_gate import PauseGate
 from moescope.capture.thread_device import use_device
 from moescope.capture.throttled_log import ThrottledLog
 from moescope.capture.trace_buffer import Trace, compact
@@ -68,8 +69,7 @@ class TraceAssembly:
         self._sharded = sharded
         self._max_experts = max(layer.num_experts for layer in staging.layers)
         self._log = ThrottledLog(logger)
-        self._proceeding = threading.Lock()
-        self._paused = False
+        self._gate = PauseGate()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="moescope-rows", daemon=True)
 
@@ -84,25 +84,21 @@ class TraceAssembly:
             self._thread.join(timeout)
 
     def pause(self) -> None:
-        """Leave the device alone until `resume`, as `SnapshotTaker.pause` does and for its reason."""
-        if not self._paused:
-            self._proceeding.acquire()
-            self._paused = True
+        """Leave the device alone until `resume`."""
+        self._gate.pause()
 
     def resume(self) -> None:
         """Go on after `pause`; nothing to do without one."""
-        if self._paused:
-            self._paused = False
-            self._proceeding.release()
+        self._gate.resume()
 
     def proceed(self) -> None:
         """Take in what has arrived; nothing while paused."""
-        if not self._proceeding.acquire(blocking=False):
+        if not self._gate.enter():
             return
         try:
             self._proceed()
         finally:
-            self._proceeding.release()
+            self._gate.leave()
 
     def _proceed(self) -> None:
         while self.events:

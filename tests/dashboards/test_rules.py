@@ -1,63 +1,13 @@
-"""Recording rules and alerts, by promtool: syntax, values, and when each alert fires and when not."""
+"""Recording rules, and all rules' syntax, by promtool."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
-import pytest
-import yaml
-
-from moescope.service.metrics.alerts import ALERT_LEVELS, silent_alerts
 from moescope.service.metrics.catalogue import CATALOGUE
-from moescope.service.settings import MetricsLevel
-
-ROOT = Path(__file__).parents[2]
-RULES = ROOT / "dashboards" / "rules"
-FILES = sorted(RULES.glob("*.yml"))
-_M = '{server="s",model="m"'
-Series = dict[str, str]
-
-
-def rules(kind: str) -> list[dict[str, Any]]:
-    """All rules of a kind, ``alert`` or ``record``."""
-    groups = [group for file in FILES for group in yaml.safe_load(file.read_text())["groups"]]
-    return [rule for group in groups for rule in group["rules"] if kind in rule]
-
-
-def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    binary = shutil.which("promtool")
-    assert binary is not None, "promtool is missing: install the package prometheus"
-    return subprocess.run([binary, *arguments], capture_output=True, text=True, check=False, timeout=60)
-
-
-def check(folder: Path, cases: list[dict[str, Any]]) -> None:
-    """Run promtool's unit tests: ``series``, ``at``, and ``expect``, expression to samples."""
-    tests = [
-        {
-            "interval": "1m",
-            "input_series": [{"series": name, "values": values} for name, values in case["series"].items()],
-            "promql_expr_test": [
-                {
-                    "expr": expr,
-                    "eval_time": case["at"],
-                    "exp_samples": [{"labels": labels, "value": value} for labels, value in samples.items()],
-                }
-                for expr, samples in case["expect"].items()
-            ],
-            "alert_rule_test": case.get("alerts", []),
-        }
-        for case in cases
-    ]
-    file = folder / "tests.yml"
-    document = {"rule_files": [str(file) for file in FILES], "evaluation_interval": "1m", "tests": tests}
-    file.write_text(yaml.safe_dump(document))
-    done = promtool("test", "rules", file)
-    assert done.returncode == 0, done.stdout + done.stderr
+from tests.dashboards.promtool import FILES, OF, ROOT, check, promtool, rules
 
 
 def test_promtool_finds_nothing_wrong() -> None:
@@ -75,263 +25,6 @@ def test_rules_use_only_metrics_that_exist() -> None:
         assert used <= known, used - known
 
 
-def level_of(expr: str) -> MetricsLevel:
-    """The coarsest level that shows all metrics of an expression, those of recorded series too."""
-    by_name = {name: family.level for family in CATALOGUE.values() for name in family.sample_names}
-    recorded = {rule["record"]: rule["expr"] for rule in rules("record")}
-    levels = list(MetricsLevel)
-    used = re.findall(r"\b(?:\w+:)?moescope_\w+(?::\w+)?", expr)
-    needed = [level_of(recorded[name]) if name in recorded else by_name[name] for name in used]
-    return max(needed, key=levels.index, default=MetricsLevel.RANK)
-
-
-def test_alerts_that_can_not_fire_at_a_level_are_told() -> None:
-    needed = {rule["alert"]: level_of(rule["expr"]) for rule in rules("alert")}
-    assert {name: level for name, level in needed.items() if level is not MetricsLevel.RANK} == ALERT_LEVELS
-    assert silent_alerts(MetricsLevel.LAYER_EXPERT) == []
-    assert silent_alerts(MetricsLevel.LAYER_RANK) == ["MoescopeExpertDrift"]
-    assert set(silent_alerts(MetricsLevel.RANK)) == set(ALERT_LEVELS)
-    for section in (ROOT / "docs" / "runbook.md").read_text().split("\n## ")[1:]:
-        name = section.split("\n")[0]
-        means = section.split("**Means**")[1].split("- **Look**")[0]
-        level = ALERT_LEVELS.get(name)
-        said = re.findall(r"Needs `--metrics-level (\w+)`", means)
-        assert said == ([] if level is None else [level.value]), name
-
-
-def test_every_alert_says_what_it_is_and_what_to_do() -> None:
-    runbook = (ROOT / "docs" / "runbook.md").read_text()
-    headings = re.findall(r"^## (\w+)$", runbook, re.MULTILINE)
-    names = [rule["alert"] for rule in rules("alert")]
-    assert sorted(headings) == sorted(names)
-    for section in runbook.split("\n## ")[1:]:
-        said = re.findall(r"^- \*\*(\w+)\*\*: \S", section, re.MULTILINE)
-        assert said == ["Means", "Look", "Do"], section
-    for rule in rules("alert"):
-        annotations = rule["annotations"]
-        assert set(annotations) == {"summary", "description", "runbook_url"}
-        assert len(annotations["summary"]) < 120
-        assert annotations["description"].endswith((".", "?"))
-        assert annotations["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
-        assert rule["labels"]["severity"] in {"info", "warning", "critical"}
-        assert rule.get("for", "0m") in {"0m", "2m", "3m", "5m", "10m", "15m"}
-
-
-# Name to the series under which it fires and those under which it doesn't.
-ALERTS: dict[str, tuple[Series, Series]] = {
-    "MoescopeRankImbalance": (
-        {
-            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="0"}}': "0+300x90",
-            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="1"}}': "0+100x90",
-        },
-        {
-            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="0"}}': "0+120x90",
-            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="1"}}': "0+100x90",
-        },
-    ),
-    "MoescopeDpImbalance": (
-        {
-            f'moescope_tokens_total{_M},dp_rank="0"}}': "0+400x90",
-            f'moescope_tokens_total{_M},dp_rank="1"}}': "0+100x90",
-        },
-        {
-            f'moescope_tokens_total{_M},dp_rank="0"}}': "0+0x90",  # idle is not unbalanced
-            f'moescope_tokens_total{_M},dp_rank="1"}}': "0+0x90",
-        },
-    ),
-    "MoescopeHotExpert": (
-        {f'moescope_layer_max_vio_ratio{_M},layer="0"}}': "5+0x90"},
-        {f'moescope_layer_max_vio_ratio{_M},layer="0"}}': "3+0x70 9+0x5 3+0x20"},  # for five minutes only
-    ),
-    "MoescopeNewDeadExperts": (
-        {f'moescope_layer_dead_experts{_M},layer="0"}}': "2+0x240 4+0x60"},
-        {f'moescope_layer_dead_experts{_M},layer="0"}}': "4+0x300"},  # they always were
-    ),
-    "MoescopeOneRankHottest": (
-        {
-            f'moescope_ep_rank_slots_total{_M},ep_rank="0"}}': "0+300x90",
-            f'moescope_ep_rank_slots_total{_M},ep_rank="1"}}': "0+100x90",
-            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="0"}}': "0+300x90",
-            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="1"}}': "0+100x90",
-        },
-        {  # first one, then the other
-            f'moescope_ep_rank_slots_total{_M},ep_rank="0"}}': "0+300x60 18000+100x30",
-            f'moescope_ep_rank_slots_total{_M},ep_rank="1"}}': "0+100x60 6000+300x30",
-            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="0"}}': "0+300x60 18000+100x30",
-            f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="1"}}': "0+100x60 6000+300x30",
-        },
-    ),
-    "MoescopeExpertDrift": (
-        {
-            f'moescope_layer_expert_slots_total{_M},layer="0",expert="0"}}': "0+100x60 6000+0x30",
-            f'moescope_layer_expert_slots_total{_M},layer="0",expert="1"}}': "0+0x60 0+100x30",
-        },
-        {
-            f'moescope_layer_expert_slots_total{_M},layer="0",expert="0"}}': "0+100x90",
-            f'moescope_layer_expert_slots_total{_M},layer="0",expert="1"}}': "0+300x90",
-        },
-    ),
-    "MoescopeRoutingDrift": (
-        {
-            f'moescope_median_layer_drift_bits{_M},baseline="chat",phase="all"}}': "0.05+0x90",
-            f'moescope_drift_sampling_noise_bits{_M},baseline="chat",phase="all"}}': "0.001+0x90",
-        },
-        {  # as much, of so few tokens that it may be chance
-            f'moescope_median_layer_drift_bits{_M},baseline="chat",phase="all"}}': "0.05+0x90",
-            f'moescope_drift_sampling_noise_bits{_M},baseline="chat",phase="all"}}': "0.03+0x90",
-        },
-    ),
-    "MoescopeNewHotExperts": (
-        {f'moescope_layer_new_hot_experts{_M},layer="0",baseline="chat",phase="all"}}': "0+0x50 2+0x40"},
-        {f'moescope_layer_new_hot_experts{_M},layer="0",baseline="chat",phase="all"}}': "0+0x70 2+0x5 0+0x9"},
-    ),
-    "MoescopeExpertsDied": (
-        {f'moescope_layer_new_dead_experts{_M},layer="0",baseline="chat",phase="all"}}': "0+0x50 1+0x40"},
-        {f'moescope_layer_new_dead_experts{_M},layer="0",baseline="b",phase="all"}}': "0+0x70 1+0x5 0+0x9"},
-    ),
-    "MoescopeUncoveredLayers": (
-        {f'moescope_uncovered_layers{_M},dp_rank="0"}}': "1+0x90"},
-        {f'moescope_uncovered_layers{_M},dp_rank="0"}}': "0+0x90"},
-    ),
-    "MoescopeUnseenLayers": (
-        {f'moescope_unseen_layers{_M},dp_rank="0"}}': "1+0x90"},
-        {f'moescope_unseen_layers{_M},dp_rank="0"}}': "0+0x80 1+0x10"},
-    ),
-    "MoescopeConservationMismatch": (
-        {f'moescope_conservation_mismatched_layers{_M},dp_rank="0"}}': "2+0x90"},
-        {f'moescope_conservation_mismatched_layers{_M},dp_rank="0"}}': "0+0x90"},
-    ),
-    "MoescopeStaleProducer": (
-        {f'moescope_producers{_M},state="stale"}}': "1+0x90"},
-        {f'moescope_producers{_M},state="counting"}}': "1+0x90"},
-    ),
-    "MoescopeCaptureDisabled": (
-        {f'moescope_producers{_M},state="disabled"}}': "1+0x90"},
-        {f'moescope_producers{_M},state="stale"}}': "1+0x90"},
-    ),
-    "MoescopeMissingRanks": (
-        {f"moescope_missing_dp_ranks{_M}}}": "2+0x90"},
-        {f"moescope_missing_dp_ranks{_M}}}": "2+0x10 0+0x80"},
-    ),
-    "MoescopeStragglerCost": (
-        {
-            f"moescope_straggler_mean_slots_total{_M}}}": "0+60x90",
-            f"moescope_straggler_max_slots_total{_M}}}": "0+100x90",
-        },
-        {
-            f"moescope_straggler_mean_slots_total{_M}}}": "0+80x90",
-            f"moescope_straggler_max_slots_total{_M}}}": "0+100x90",
-        },
-    ),
-    "MoescopeStepsNotJoined": (
-        {
-            f'moescope_straggler_incomplete_steps_total{_M},pp_rank="0"}}': "0+10x90",
-            f'moescope_straggler_joined_steps_total{_M},pp_rank="0"}}': "0+90x90",
-        },
-        {
-            f'moescope_straggler_incomplete_steps_total{_M},pp_rank="0"}}': "0+1x90",
-            f'moescope_straggler_joined_steps_total{_M},pp_rank="0"}}': "0+99x90",
-        },
-    ),
-    "MoescopeProducerDrops": (
-        {f'moescope_producer_drops_total{_M},dp_rank="0",reason="sends_failed"}}': "0+2x90"},
-        {f'moescope_producer_drops_total{_M},dp_rank="0",reason="snapshots_put_off"}}': "0+50x90"},
-    ),
-    "MoescopeTracesDropped": (
-        {f'moescope_traces_dropped_total{_M},dp_rank="0",reason="buffer_full"}}': "0+1x90"},
-        {f'moescope_traces_dropped_total{_M},dp_rank="0",reason="buffer_full"}}': "7+0x90"},
-    ),
-    "MoescopeRestarts": (
-        {f'moescope_producer_restarts_total{_M},dp_rank="0"}}': "0+0x60 1+1x4 5+0x30"},
-        {f'moescope_producer_restarts_total{_M},dp_rank="0"}}': "0+0x60 1+0x30"},
-    ),
-    "MoescopeDown": (
-        {'up{job="moescope",instance="i"}': "0+0x90"},
-        {'up{job="moescope",instance="i"}': "1+0x90", 'up{job="other",instance="i"}': "0+0x90"},
-    ),
-    "MoescopeRefusedFrames": (
-        {'moescope_frames_total{instance="i",result="refused",reason="version"}': "0+1x90"},
-        {'moescope_frames_total{instance="i",result="accepted",reason=""}': "0+60x90"},
-    ),
-    "MoescopeScrapePartFailed": (
-        {'moescope_scrape_part_success{instance="i",part="ranks"}': "0+0x90"},
-        {'moescope_scrape_part_success{instance="i",part="ranks"}': "1+0x90"},
-    ),
-    "MoescopeSeriesOverflow": (
-        {'moescope_overflowed_series_total{instance="i",family="f"}': "0+5x90"},
-        {'moescope_overflowed_series_total{instance="i",family="f"}': "0+0x90"},
-    ),
-}
-
-
-def test_every_alert_is_tested() -> None:
-    assert set(ALERTS) == {rule["alert"] for rule in rules("alert")}
-
-
-def test_each_alert_fires_when_it_should_and_not_otherwise(tmp_path: Path) -> None:
-    cases = []
-    for name, (bad, good) in ALERTS.items():
-        firing = f'count(ALERTS{{alertname="{name}",alertstate="firing"}})'
-        at = "295m" if name == "MoescopeNewDeadExperts" else "85m"
-        cases.append({"series": bad, "at": at, "expect": {firing: {"{}": 1}}})
-        cases.append({"series": good, "at": at, "expect": {firing: {}}})
-    check(tmp_path, cases)
-
-
-# Experts, top-k, share of the tokens that choose the hottest expert, whether that is a hot expert.
-HOT = [
-    (8, 2, 0.8, True),  # Mixtral: 3.2 times a fair share of 4 at most
-    (8, 2, 0.7, False),
-    (16, 4, 0.8, True),  # DBRX
-    (16, 2, 0.65, True),  # Phi-3.5-MoE: 5.2 times a fair share
-    (16, 2, 0.6, False),
-    (128, 8, 0.32, True),  # Qwen3: 5.1 times
-    (128, 8, 0.3, False),
-    (384, 8, 0.11, True),  # Kimi K2: 5.3 times
-    (384, 8, 0.1, False),
-    (4, 4, 1.0, False),  # all experts take all tokens
-]
-
-
-def test_a_hot_expert_is_found_whatever_the_number_of_experts(tmp_path: Path) -> None:
-    firing = 'count(ALERTS{alertname="MoescopeHotExpert",alertstate="firing"})'
-    cases = []
-    for experts, top_k, share, hot in HOT:
-        series = {
-            f'moescope_layer_max_vio_ratio{_M},layer="0"}}': f"{share * experts / top_k - 1}+0x90",
-            f'moescope_layer_max_vio_limit_ratio{_M},layer="0"}}': f"{experts / top_k - 1}+0x90",
-        }
-        cases.append({"series": series, "at": "85m", "expect": {firing: {"{}": 1} if hot else {}}})
-    check(tmp_path, cases)
-
-
-def test_an_alert_that_should_fire_and_does_not_is_found(tmp_path: Path) -> None:
-    firing = 'count(ALERTS{alertname="MoescopeHotExpert",alertstate="firing"})'
-    series = {f'moescope_layer_max_vio_ratio{_M},layer="0"}}': "1+0x90"}
-    with pytest.raises(AssertionError, match="FAILED"):
-        check(tmp_path, [{"series": series, "at": "85m", "expect": {firing: {"{}": 1}}}])
-
-
-def test_labels_and_annotations_of_a_firing_alert(tmp_path: Path) -> None:
-    series = {f'moescope_layer_max_vio_ratio{_M},layer="7",instance="{i}"}}': "5+0x90" for i in "ab"}
-    alert = {
-        "alertname": "MoescopeHotExpert",
-        "eval_time": "30m",
-        "exp_alerts": [
-            {
-                "exp_labels": {"server": "s", "model": "m", "layer": "7", "severity": "warning"},
-                "exp_annotations": {
-                    "summary": "A hot expert in layer 7 of s (m)",
-                    "description": "One expert gets 5 times a fair share more than its own (MaxVio). Its "
-                    "rank is a bottleneck unless it is replicated.",
-                    "runbook_url": "docs/runbook.md#moescopehotexpert",
-                },
-            }
-        ],
-    }
-    check(tmp_path, [{"series": series, "at": "30m", "expect": {}, "alerts": [alert]}])
-
-
 def test_each_row_of_board_fleet_has_a_cluster_that_its_link_can_take(tmp_path: Path) -> None:
     board = json.loads((ROOT / "dashboards" / "boards" / "moescope-fleet.json").read_text())
     (table,) = (panel for panel in board["panels"] if panel["type"] == "table")
@@ -339,8 +32,8 @@ def test_each_row_of_board_fleet_has_a_cluster_that_its_link_can_take(tmp_path: 
     for target in table["targets"]:
         expr = re.sub(r'"\$\w+"', '".*"', target["expr"])
         (metric,) = re.findall(r"moescope_\w+", expr)
-        series = {f"{metric}{_M}}}": "1+0x9", f'{metric}{_M},cluster="b"}}': "2+0x9"}
-        rows = {f'{_M},cluster="All"}}': 1, f'{_M},cluster="b"}}': 2}
+        series = {f"{metric}{OF}}}": "1+0x9", f'{metric}{OF},cluster="b"}}': "2+0x9"}
+        rows = {f'{OF},cluster="All"}}': 1, f'{OF},cluster="b"}}': 2}
         check(tmp_path, [{"series": series, "at": "5m", "expect": {expr: rows}}])
 
 
@@ -350,23 +43,23 @@ def test_recorded_balance_adds_up_over_services_and_layers(tmp_path: Path) -> No
     for instance in "ab":
         for layer, per_minute in (("0", (150, 50)), ("1", (50, 150))):
             for rank, step in enumerate(per_minute):
-                labels = f'{_M},instance="{instance}",layer="{layer}",ep_rank="{rank}"}}'
+                labels = f'{OF},instance="{instance}",layer="{layer}",ep_rank="{rank}"}}'
                 series[f"moescope_layer_ep_rank_slots_total{labels}"] = f"0+{step}x90"
         for rank, step in enumerate((60, 180)):
-            series[f'moescope_tokens_total{_M},instance="{instance}",dp_rank="{rank}"}}'] = f"0+{step}x90"
-            labels = f'{_M},instance="{instance}",ep_rank="{rank}"}}'
+            series[f'moescope_tokens_total{OF},instance="{instance}",dp_rank="{rank}"}}'] = f"0+{step}x90"
+            labels = f'{OF},instance="{instance}",ep_rank="{rank}"}}'
             series[f"moescope_ep_rank_slots_total{labels}"] = f"0+{step}x90"
     expect = {
         "round(layer:moescope_ep_imbalance:ratio_rate5m, 0.001)": {
-            f'{_M},layer="0"}}': 1.5,
-            f'{_M},layer="1"}}': 1.5,
+            f'{OF},layer="0"}}': 1.5,
+            f'{OF},layer="1"}}': 1.5,
         },
-        "round(model:moescope_ep_imbalance:ratio_rate5m, 0.001)": {f"{_M}}}": 1.5},
-        "round(model:moescope_worst_layer_ep_imbalance:ratio_rate5m, 0.001)": {f"{_M}}}": 1.5},
-        "round(model:moescope_straggler_share:ratio_rate5m, 0.001)": {f"{_M}}}": 0.333},
-        "round(model:moescope_dp_imbalance:ratio_rate5m, 0.001)": {f"{_M}}}": 1.5},
-        "round(model:moescope_tokens:rate5m, 0.001)": {f"{_M}}}": 8},
-        "ep_rank:moescope_hottest:bool_rate5m": {f'{_M},ep_rank="0"}}': 0, f'{_M},ep_rank="1"}}': 1},
+        "round(model:moescope_ep_imbalance:ratio_rate5m, 0.001)": {f"{OF}}}": 1.5},
+        "round(model:moescope_worst_layer_ep_imbalance:ratio_rate5m, 0.001)": {f"{OF}}}": 1.5},
+        "round(model:moescope_straggler_share:ratio_rate5m, 0.001)": {f"{OF}}}": 0.333},
+        "round(model:moescope_dp_imbalance:ratio_rate5m, 0.001)": {f"{OF}}}": 1.5},
+        "round(model:moescope_tokens:rate5m, 0.001)": {f"{OF}}}": 8},
+        "ep_rank:moescope_hottest:bool_rate5m": {f'{OF},ep_rank="0"}}': 0, f'{OF},ep_rank="1"}}': 1},
     }
     named = {
         expr: {
@@ -385,11 +78,11 @@ def test_recorded_drift_takes_the_larger_of_two_services_and_keeps_baselines_apa
         "previous_hour": (0.02, 0.1, 0),
     }.items():
         for instance, scale in (("a", 1), ("b", 0.5)):
-            labels = f'{_M},baseline="{baseline}",phase="all",instance="{instance}"}}'
+            labels = f'{OF},baseline="{baseline}",phase="all",instance="{instance}"}}'
             series[f"moescope_median_layer_drift_bits{labels}"] = f"{median * scale}+0x30"
             series[f"moescope_worst_layer_drift_bits{labels}"] = f"{worst * scale}+0x30"
             series[f"moescope_drift_sampling_noise_bits{labels}"] = f"{noise * scale}+0x30"
-    chat, hour = (f'{_M},baseline="{name}",phase="all"}}' for name in ("chat", "previous_hour"))
+    chat, hour = (f'{OF},baseline="{name}",phase="all"}}' for name in ("chat", "previous_hour"))
     expect = {
         "round(model:moescope_worst_layer_drift:bits, 0.001)": {chat: 0.2, hour: 0.1},
         "round(model:moescope_median_layer_drift:bits, 0.001)": {chat: 0.04, hour: 0.02},
@@ -400,9 +93,9 @@ def test_recorded_drift_takes_the_larger_of_two_services_and_keeps_baselines_apa
 
 def test_idle_has_no_balance(tmp_path: Path) -> None:
     series = {
-        f'moescope_layer_ep_rank_slots_total{_M},layer="0",ep_rank="{rank}"}}': "5+0x90" for rank in (0, 1)
+        f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="{rank}"}}': "5+0x90" for rank in (0, 1)
     }
-    series |= {f'moescope_ep_rank_slots_total{_M},ep_rank="{rank}"}}': "5+0x90" for rank in (0, 1)}
+    series |= {f'moescope_ep_rank_slots_total{OF},ep_rank="{rank}"}}': "5+0x90" for rank in (0, 1)}
     names = ("model:moescope_ep_imbalance:ratio_rate5m", "ep_rank:moescope_hottest:bool_rate5m")
     check(tmp_path, [{"series": series, "at": "60m", "expect": {name: {} for name in names}}])
 
@@ -411,7 +104,7 @@ def test_recorded_straggler_cost_adds_up_over_services(tmp_path: Path) -> None:
     """One service has joined steps that cost half, the other ones that cost nothing, with fewer slots."""
     series = {}
     for instance, most, mean in (("a", 60, 30), ("b", 20, 20)):
-        labels = f'{_M},instance="{instance}"'
+        labels = f'{OF},instance="{instance}"'
         series |= {
             f"moescope_straggler_max_slots_total{labels}}}": f"0+{most}x90",
             f"moescope_straggler_mean_slots_total{labels}}}": f"0+{mean}x90",
@@ -424,20 +117,20 @@ def test_recorded_straggler_cost_adds_up_over_services(tmp_path: Path) -> None:
             f'moescope_phase_tokens_total{labels},dp_rank="0",phase="decode"}}': "0+60x90",
         }
     expect = {
-        "round(model:moescope_straggler_cost:ratio_rate5m, 0.001)": {f"{_M}}}": 0.375},
-        "round(layer:moescope_straggler_cost:ratio_rate5m, 0.001)": {f'{_M},layer="0"}}': 0.375},
+        "round(model:moescope_straggler_cost:ratio_rate5m, 0.001)": {f"{OF}}}": 0.375},
+        "round(layer:moescope_straggler_cost:ratio_rate5m, 0.001)": {f'{OF},layer="0"}}': 0.375},
         "round(ep_rank:moescope_hottest_steps:ratio_rate5m, 0.001)": {
-            f'{_M},ep_rank="0"}}': 0.75,
-            f'{_M},ep_rank="1"}}': 0.25,
+            f'{OF},ep_rank="0"}}': 0.75,
+            f'{OF},ep_rank="1"}}': 0.25,
         },
-        "round(model:moescope_incomplete_steps:ratio_rate5m, 0.001)": {f"{_M}}}": 0.1},
-        "round(model_phase:moescope_tokens:rate5m, 0.001)": {f'{_M},phase="decode"}}': 2},
+        "round(model:moescope_incomplete_steps:ratio_rate5m, 0.001)": {f"{OF}}}": 0.1},
+        "round(model_phase:moescope_tokens:rate5m, 0.001)": {f'{OF},phase="decode"}}': 2},
     }
     check(tmp_path, [{"series": series, "at": "30m", "expect": expect}])
 
 
 def test_one_dp_rank_alone_is_no_sample_of_balance(tmp_path: Path) -> None:
-    alone = {f'moescope_tokens_total{_M},dp_rank="0"}}': "0+100x90"}
+    alone = {f'moescope_tokens_total{OF},dp_rank="0"}}': "0+100x90"}
     check(
         tmp_path, [{"series": alone, "at": "60m", "expect": {"model:moescope_dp_imbalance:ratio_rate5m": {}}}]
     )

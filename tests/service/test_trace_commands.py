@@ -84,4 +84,6 @@ def test_ids_that_look_like_markup_stand_as_they_are(service: Service) -> None:
 
 
 def test_ids_give_a_terminal_no_orders(service: Service) -> None:
-    assert not any("\x1b" in text for text in listed_and_shown(service, "a\x1b[2Jb"))
+    for text in listed_and_shown(service, "a\x1b[2Jb"):
+        assert "\x1b" not in text
+        assert "a\ufffd[2Jb" in text

@@ -1,0 +1,272 @@
+"""Alerts, by promtool: when each fires and when not, and what an operator is told."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from moescope.service.metrics.alerts import ALERT_LEVELS, silent_alerts
+from moescope.service.metrics.catalogue import CATALOGUE
+from moescope.service.settings import MetricsLevel
+from tests.dashboards.promtool import OF, ROOT, check, rules
+
+Series = dict[str, str]
+
+
+def level_of(expr: str) -> MetricsLevel:
+    """The coarsest level that shows all metrics of an expression, those of recorded series too."""
+    by_name = {name: family.level for family in CATALOGUE.values() for name in family.sample_names}
+    recorded = {rule["record"]: rule["expr"] for rule in rules("record")}
+    levels = list(MetricsLevel)
+    used = re.findall(r"\b(?:\w+:)?moescope_\w+(?::\w+)?", expr)
+    needed = [level_of(recorded[name]) if name in recorded else by_name[name] for name in used]
+    return max(needed, key=levels.index, default=MetricsLevel.RANK)
+
+
+def test_alerts_that_can_not_fire_at_a_level_are_told() -> None:
+    needed = {rule["alert"]: level_of(rule["expr"]) for rule in rules("alert")}
+    assert {name: level for name, level in needed.items() if level is not MetricsLevel.RANK} == ALERT_LEVELS
+    assert silent_alerts(MetricsLevel.LAYER_EXPERT) == []
+    assert silent_alerts(MetricsLevel.LAYER_RANK) == ["MoescopeExpertDrift"]
+    assert set(silent_alerts(MetricsLevel.RANK)) == set(ALERT_LEVELS)
+    for section in (ROOT / "docs" / "runbook.md").read_text().split("\n## ")[1:]:
+        name = section.split("\n")[0]
+        means = section.split("**Means**")[1].split("- **Look**")[0]
+        level = ALERT_LEVELS.get(name)
+        said = re.findall(r"Needs `--metrics-level (\w+)`", means)
+        assert said == ([] if level is None else [level.value]), name
+
+
+def test_every_alert_says_what_it_is_and_what_to_do() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    headings = re.findall(r"^## (\w+)$", runbook, re.MULTILINE)
+    names = [rule["alert"] for rule in rules("alert")]
+    assert sorted(headings) == sorted(names)
+    for section in runbook.split("\n## ")[1:]:
+        said = re.findall(r"^- \*\*(\w+)\*\*: \S", section, re.MULTILINE)
+        assert said == ["Means", "Look", "Do"], section
+    for rule in rules("alert"):
+        annotations = rule["annotations"]
+        assert set(annotations) == {"summary", "description", "runbook_url"}
+        assert len(annotations["summary"]) < 120
+        assert annotations["description"].endswith((".", "?"))
+        assert annotations["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        assert rule["labels"]["severity"] in {"info", "warning", "critical"}
+        assert rule.get("for", "0m") in {"0m", "2m", "3m", "5m", "10m", "15m"}
+
+
+# Name to the series under which it fires and those under which it doesn't.
+ALERTS: dict[str, tuple[Series, Series]] = {
+    "MoescopeRankImbalance": (
+        {
+            f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="0"}}': "0+300x90",
+            f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="1"}}': "0+100x90",
+        },
+        {
+            f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="0"}}': "0+120x90",
+            f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="1"}}': "0+100x90",
+        },
+    ),
+    "MoescopeDpImbalance": (
+        {
+            f'moescope_tokens_total{OF},dp_rank="0"}}': "0+400x90",
+            f'moescope_tokens_total{OF},dp_rank="1"}}': "0+100x90",
+        },
+        {
+            f'moescope_tokens_total{OF},dp_rank="0"}}': "0+0x90",  # idle is not unbalanced
+            f'moescope_tokens_total{OF},dp_rank="1"}}': "0+0x90",
+        },
+    ),
+    "MoescopeHotExpert": (
+        {f'moescope_layer_max_vio_ratio{OF},layer="0"}}': "5+0x90"},
+        {f'moescope_layer_max_vio_ratio{OF},layer="0"}}': "3+0x70 9+0x5 3+0x20"},  # for five minutes only
+    ),
+    "MoescopeNewDeadExperts": (
+        {f'moescope_layer_dead_experts{OF},layer="0"}}': "2+0x240 4+0x60"},
+        {f'moescope_layer_dead_experts{OF},layer="0"}}': "4+0x300"},  # they always were
+    ),
+    "MoescopeOneRankHottest": (
+        {
+            f'moescope_ep_rank_slots_total{OF},ep_rank="0"}}': "0+300x90",
+            f'moescope_ep_rank_slots_total{OF},ep_rank="1"}}': "0+100x90",
+            f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="0"}}': "0+300x90",
+            f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="1"}}': "0+100x90",
+        },
+        {  # first one, then the other
+            f'moescope_ep_rank_slots_total{OF},ep_rank="0"}}': "0+300x60 18000+100x30",
+            f'moescope_ep_rank_slots_total{OF},ep_rank="1"}}': "0+100x60 6000+300x30",
+            f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="0"}}': "0+300x60 18000+100x30",
+            f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="1"}}': "0+100x60 6000+300x30",
+        },
+    ),
+    "MoescopeExpertDrift": (
+        {
+            f'moescope_layer_expert_slots_total{OF},layer="0",expert="0"}}': "0+100x60 6000+0x30",
+            f'moescope_layer_expert_slots_total{OF},layer="0",expert="1"}}': "0+0x60 0+100x30",
+        },
+        {
+            f'moescope_layer_expert_slots_total{OF},layer="0",expert="0"}}': "0+100x90",
+            f'moescope_layer_expert_slots_total{OF},layer="0",expert="1"}}': "0+300x90",
+        },
+    ),
+    "MoescopeRoutingDrift": (
+        {
+            f'moescope_median_layer_drift_bits{OF},baseline="chat",phase="all"}}': "0.05+0x90",
+            f'moescope_drift_sampling_noise_bits{OF},baseline="chat",phase="all"}}': "0.001+0x90",
+        },
+        {  # as much, of so few tokens that it may be chance
+            f'moescope_median_layer_drift_bits{OF},baseline="chat",phase="all"}}': "0.05+0x90",
+            f'moescope_drift_sampling_noise_bits{OF},baseline="chat",phase="all"}}': "0.03+0x90",
+        },
+    ),
+    "MoescopeNewHotExperts": (
+        {f'moescope_layer_new_hot_experts{OF},layer="0",baseline="chat",phase="all"}}': "0+0x50 2+0x40"},
+        {f'moescope_layer_new_hot_experts{OF},layer="0",baseline="chat",phase="all"}}': "0+0x70 2+0x5 0+0x9"},
+    ),
+    "MoescopeExpertsDied": (
+        {f'moescope_layer_new_dead_experts{OF},layer="0",baseline="chat",phase="all"}}': "0+0x50 1+0x40"},
+        {f'moescope_layer_new_dead_experts{OF},layer="0",baseline="b",phase="all"}}': "0+0x70 1+0x5 0+0x9"},
+    ),
+    "MoescopeUncoveredLayers": (
+        {f'moescope_uncovered_layers{OF},dp_rank="0"}}': "1+0x90"},
+        {f'moescope_uncovered_layers{OF},dp_rank="0"}}': "0+0x90"},
+    ),
+    "MoescopeUnseenLayers": (
+        {f'moescope_unseen_layers{OF},dp_rank="0"}}': "1+0x90"},
+        {f'moescope_unseen_layers{OF},dp_rank="0"}}': "0+0x80 1+0x10"},
+    ),
+    "MoescopeConservationMismatch": (
+        {f'moescope_conservation_mismatched_layers{OF},dp_rank="0"}}': "2+0x90"},
+        {f'moescope_conservation_mismatched_layers{OF},dp_rank="0"}}': "0+0x90"},
+    ),
+    "MoescopeStaleProducer": (
+        {f'moescope_producers{OF},state="stale"}}': "1+0x90"},
+        {f'moescope_producers{OF},state="counting"}}': "1+0x90"},
+    ),
+    "MoescopeCaptureDisabled": (
+        {f'moescope_producers{OF},state="disabled"}}': "1+0x90"},
+        {f'moescope_producers{OF},state="stale"}}': "1+0x90"},
+    ),
+    "MoescopeMissingRanks": (
+        {f"moescope_missing_dp_ranks{OF}}}": "2+0x90"},
+        {f"moescope_missing_dp_ranks{OF}}}": "2+0x10 0+0x80"},
+    ),
+    "MoescopeStragglerCost": (
+        {
+            f"moescope_straggler_mean_slots_total{OF}}}": "0+60x90",
+            f"moescope_straggler_max_slots_total{OF}}}": "0+100x90",
+        },
+        {
+            f"moescope_straggler_mean_slots_total{OF}}}": "0+80x90",
+            f"moescope_straggler_max_slots_total{OF}}}": "0+100x90",
+        },
+    ),
+    "MoescopeStepsNotJoined": (
+        {
+            f'moescope_straggler_incomplete_steps_total{OF},pp_rank="0"}}': "0+10x90",
+            f'moescope_straggler_joined_steps_total{OF},pp_rank="0"}}': "0+90x90",
+        },
+        {
+            f'moescope_straggler_incomplete_steps_total{OF},pp_rank="0"}}': "0+1x90",
+            f'moescope_straggler_joined_steps_total{OF},pp_rank="0"}}': "0+99x90",
+        },
+    ),
+    "MoescopeProducerDrops": (
+        {f'moescope_producer_drops_total{OF},dp_rank="0",reason="sends_failed"}}': "0+2x90"},
+        {f'moescope_producer_drops_total{OF},dp_rank="0",reason="snapshots_put_off"}}': "0+50x90"},
+    ),
+    "MoescopeTracesDropped": (
+        {f'moescope_traces_dropped_total{OF},dp_rank="0",reason="buffer_full"}}': "0+1x90"},
+        {f'moescope_traces_dropped_total{OF},dp_rank="0",reason="buffer_full"}}': "7+0x90"},
+    ),
+    "MoescopeRestarts": (
+        {f'moescope_producer_restarts_total{OF},dp_rank="0"}}': "0+0x60 1+1x4 5+0x30"},
+        {f'moescope_producer_restarts_total{OF},dp_rank="0"}}': "0+0x60 1+0x30"},
+    ),
+    "MoescopeDown": (
+        {'up{job="moescope",instance="i"}': "0+0x90"},
+        {'up{job="moescope",instance="i"}': "1+0x90", 'up{job="other",instance="i"}': "0+0x90"},
+    ),
+    "MoescopeRefusedFrames": (
+        {'moescope_frames_total{instance="i",result="refused",reason="version"}': "0+1x90"},
+        {'moescope_frames_total{instance="i",result="accepted",reason=""}': "0+60x90"},
+    ),
+    "MoescopeScrapePartFailed": (
+        {'moescope_scrape_part_success{instance="i",part="ranks"}': "0+0x90"},
+        {'moescope_scrape_part_success{instance="i",part="ranks"}': "1+0x90"},
+    ),
+    "MoescopeSeriesOverflow": (
+        {'moescope_overflowed_series_total{instance="i",family="f"}': "0+5x90"},
+        {'moescope_overflowed_series_total{instance="i",family="f"}': "0+0x90"},
+    ),
+}
+
+
+def test_every_alert_is_tested() -> None:
+    assert set(ALERTS) == {rule["alert"] for rule in rules("alert")}
+
+
+def test_each_alert_fires_when_it_should_and_not_otherwise(tmp_path: Path) -> None:
+    cases = []
+    for name, (bad, good) in ALERTS.items():
+        firing = f'count(ALERTS{{alertname="{name}",alertstate="firing"}})'
+        at = "295m" if name == "MoescopeNewDeadExperts" else "85m"
+        cases.append({"series": bad, "at": at, "expect": {firing: {"{}": 1}}})
+        cases.append({"series": good, "at": at, "expect": {firing: {}}})
+    check(tmp_path, cases)
+
+
+# Experts, top-k, share of the tokens that choose the hottest expert, whether that is a hot expert.
+HOT = [
+    (8, 2, 0.8, True),  # Mixtral: 3.2 times a fair share of 4 at most
+    (8, 2, 0.7, False),
+    (16, 4, 0.8, True),  # DBRX
+    (16, 2, 0.65, True),  # Phi-3.5-MoE: 5.2 times a fair share
+    (16, 2, 0.6, False),
+    (128, 8, 0.32, True),  # Qwen3: 5.1 times
+    (128, 8, 0.3, False),
+    (384, 8, 0.11, True),  # Kimi K2: 5.3 times
+    (384, 8, 0.1, False),
+    (4, 4, 1.0, False),  # all experts take all tokens
+]
+
+
+def test_a_hot_expert_is_found_whatever_the_number_of_experts(tmp_path: Path) -> None:
+    firing = 'count(ALERTS{alertname="MoescopeHotExpert",alertstate="firing"})'
+    cases = []
+    for experts, top_k, share, hot in HOT:
+        series = {
+            f'moescope_layer_max_vio_ratio{OF},layer="0"}}': f"{share * experts / top_k - 1}+0x90",
+            f'moescope_layer_max_vio_limit_ratio{OF},layer="0"}}': f"{experts / top_k - 1}+0x90",
+        }
+        cases.append({"series": series, "at": "85m", "expect": {firing: {"{}": 1} if hot else {}}})
+    check(tmp_path, cases)
+
+
+def test_an_alert_that_should_fire_and_does_not_is_found(tmp_path: Path) -> None:
+    firing = 'count(ALERTS{alertname="MoescopeHotExpert",alertstate="firing"})'
+    series = {f'moescope_layer_max_vio_ratio{OF},layer="0"}}': "1+0x90"}
+    with pytest.raises(AssertionError, match="FAILED"):
+        check(tmp_path, [{"series": series, "at": "85m", "expect": {firing: {"{}": 1}}}])
+
+
+def test_labels_and_annotations_of_a_firing_alert(tmp_path: Path) -> None:
+    series = {f'moescope_layer_max_vio_ratio{OF},layer="7",instance="{i}"}}': "5+0x90" for i in "ab"}
+    alert = {
+        "alertname": "MoescopeHotExpert",
+        "eval_time": "30m",
+        "exp_alerts": [
+            {
+                "exp_labels": {"server": "s", "model": "m", "layer": "7", "severity": "warning"},
+                "exp_annotations": {
+                    "summary": "A hot expert in layer 7 of s (m)",
+                    "description": "One expert gets 5 times a fair share more than its own (MaxVio). Its "
+                    "rank is a bottleneck unless it is replicated.",
+                    "runbook_url": "docs/runbook.md#moescopehotexpert",
+                },
+            }
+        ],
+    }
+    check(tmp_path, [{"series": series, "at": "30m", "expect": {}, "alerts": [alert]}])
