@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
@@ -11,10 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from unittest.mock import patch
 
 import torch
 
+from benchmarks.gpu_callbacks import holding, keepers, torch_hook
 from devkit.fake_placement import pretend_ep_ranks
 from devkit.gpu_models import deepseek_v2, qwen3_moe, write_model
 from moescope.capture.binding import LayerCallback
@@ -25,11 +24,11 @@ SETS: Final = {"off": 5, "moescope": 5, "vllm": 1, "hooks": 1}
 """Modes, and how many sets of CUDA graphs are captured in each."""
 MORE: Final = {
     "default": ("off", "moescope"),
-    "references": ("off", "nothing", "references", "no places", "moescope"),
+    "references": ("off", "nothing", "references", "moescope"),
     "traces": ("off", "moescope", "traced"),
 }
 """By experiment, the modes of which more sets are captured."""
-CAPTURING: Final = ("moescope", "traced", "no places")
+CAPTURING: Final = ("moescope", "traced")
 """Modes in which capture counts."""
 MORE_OF: Final = 8
 """The batch size for which more sets are captured."""
@@ -38,6 +37,7 @@ EP_RANKS: Final = 8
 KV_CACHE_BYTES: Final = 4 << 30
 BATCHES: Final = (1, 8, 64, 256)
 PREFILL_TOKENS: Final = 16384
+BITS_OF_HELD: Final = 7
 
 
 class Set(NamedTuple):
@@ -45,6 +45,11 @@ class Set(NamedTuple):
 
     mode: str
     number: int
+
+    @property
+    def held(self) -> int:
+        """Small blocks of memory that are held while the set is captured: 0, 64, 32, 96, ... of 128."""
+        return int(f"{self.number % (1 << BITS_OF_HELD):0{BITS_OF_HELD}b}"[::-1], 2)
 
 
 def prepare_environment(endpoint: str) -> None:
@@ -93,7 +98,6 @@ class Engine:
         modes = tuple(SETS) if experiment == "default" else MORE[experiment]
         self._callbacks = {mode: self._callbacks_of(mode) for mode in modes}
         self._graphs: dict[Set, dict[Any, Any]] = {}
-        self._fillers: list[Any] = []
         self._requests, self._traced = 0, False
         self._base_sets = 1 if self._one_batch else SETS["off"]
         for number in range(self._base_sets):
@@ -113,9 +117,9 @@ class Engine:
         if mode == "nothing":
             return [lambda _: None] * len(chained)
         if mode == "references":
-            return _keepers(len(chained))
+            return keepers(len(chained))
         if mode == "hooks":
-            return [_torch_hook(router) for router in self._routers]
+            return [torch_hook(router) for router in self._routers]
         return [None] * len(chained)
 
     def sets(self, batch: int) -> list[Set]:
@@ -123,15 +127,18 @@ class Engine:
         return [which for which in self._graphs if batch == MORE_OF or which.number < self._base_sets]
 
     def _capture_graphs(self, which: Set, only: int | None = None) -> None:
-        """Capture a set; with `only` its decode graph of one size, the rest as in the first set."""
+        """Capture a set; with `only` its decode graph of one size, the rest as in the first set.
+
+        Where tensors lie changes how fast vLLM's own kernels are. So each set holds another number of blocks
+        from a pass's first MoE layer to its last, the same in all modes, which moves all that follows.
+        """
         from vllm.compilation.cuda_graph import CUDAGraphWrapper
 
         wrappers, pool = list(CUDAGraphWrapper._all_instances), torch.cuda.graph_pool_handle()
         for wrapper in wrappers:
             wrapper.concrete_cudagraph_entries, wrapper.graph_pool = {}, pool
-        self._set_callbacks(which.mode)
+        self._set_callbacks(holding(self._callbacks[which.mode], which.held))
         self._session._taker.pause()
-        self._fillers.append(_fill(pool, seed=len(self._graphs)))
         dispatcher = self._runner.cudagraph_dispatcher
         descriptors = dispatcher.get_capture_descs
         if only is not None:
@@ -140,8 +147,7 @@ class Engine:
                 for mode, all_sizes in descriptors()
                 if mode.name == "FULL" and (mine := [one for one in all_sizes if one.num_tokens == only])
             ]
-        with self._places(which.mode != "no places"):
-            self._runner.capture_model()
+        self._runner.capture_model()
         dispatcher.get_capture_descs = descriptors
         self._session._taker.resume()
         first = {} if only is None else self._graphs[Set(which.mode, 0)]
@@ -149,18 +155,14 @@ class Engine:
             wrapper: first.get(wrapper, {}) | wrapper.concrete_cudagraph_entries for wrapper in wrappers
         }
 
-    def _places(self, given: bool) -> contextlib.AbstractContextManager[Any]:
-        places = self._session.capturer._strategy._spare_places
-        return contextlib.nullcontext() if given else patch.object(places, "set_aside", lambda *_: None)
-
-    def _set_callbacks(self, mode: str) -> None:
-        for router, callback in zip(self._routers, self._callbacks[mode], strict=True):
+    def _set_callbacks(self, callbacks: list[Any]) -> None:
+        for router, callback in zip(self._routers, callbacks, strict=True):
             router.set_capture_fn(callback)
 
     def switch(self, which: Set) -> None:
         """From the next step on, run with these graphs in their mode."""
         torch.cuda.synchronize()
-        self._set_callbacks(which.mode)
+        self._set_callbacks(self._callbacks[which.mode])
         for wrapper, entries in self._graphs[which].items():
             wrapper.concrete_cudagraph_entries = entries
         self._session._serving = which.mode in CAPTURING
@@ -236,42 +238,3 @@ class Engine:
             "strategy": capturer.strategy,
             "disabled": capturer.disabled_reason,
         }
-
-
-def _keepers(layers: int) -> list[Callable[[torch.Tensor], None]]:
-    """Callbacks that keep the ids of all layers until the last, and do nothing with them."""
-    kept: list[torch.Tensor] = []
-
-    def callback(ordinal: int) -> Callable[[torch.Tensor], None]:
-        def keep(ids: torch.Tensor) -> None:
-            kept.append(ids)
-            if ordinal + 1 == layers:
-                kept.clear()
-
-        return keep
-
-    return [callback(ordinal) for ordinal in range(layers)]
-
-
-def _torch_hook(router: Any) -> Callable[[torch.Tensor], None]:
-    counts = torch.zeros(router.global_num_experts, dtype=torch.int64, device="cuda")
-    valid = torch.full((1,), 1 << 40, dtype=torch.int64, device="cuda")
-
-    def hook(ids: torch.Tensor) -> None:
-        mask = torch.arange(ids.shape[0], device=ids.device) < valid
-        counts.scatter_add_(0, ids.flatten().long(), mask.unsqueeze(1).expand_as(ids).flatten().long())
-
-    return hook
-
-
-def _fill(pool: Any, seed: int) -> Any:
-    """Take random parts of a new graph pool, so that what is captured next lies elsewhere in each set."""
-    rng = random.Random(seed)  # noqa: S311
-    sizes = [
-        rng.choice([512, 4096, 1 << 18, 3 << 20]) * rng.randint(1, 4) for _ in range(rng.randint(10, 200))
-    ]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        tensors = [torch.empty(size, dtype=torch.uint8, device="cuda") for size in sizes]
-        tensors[0].zero_()
-    return graph, tensors

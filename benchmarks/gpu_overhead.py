@@ -9,17 +9,17 @@ start: the same tokens, the same experts, the same lengths in every block; its n
 round runs one block with each set, in a new random order, so that both sides of a ratio have the same
 weights, memory and clocks.
 
-A set's number is the median over rounds of log(its block / median of the round's "off" blocks). Graphs
-captured twice from the same code differ in time, because their memory lies elsewhere: so each set has a pool
-of its own, parts of which are taken at random before, and a mode's 95 % interval is Student's over its sets
-and those of "off", and not over rounds. A mode of one set has it over rounds.
+A set's number is the median over rounds of log(its block / median of the round's "off" blocks). Where vLLM's
+tensors lie in a graph's memory makes its own kernels faster or slower by more than capture costs, and what an
+operator gets of that is chance. So each set has a pool of its own and another layout, by empty blocks held
+while it is captured, as many in each mode; and a mode's 95 % interval is Student's over its sets and those of
+"off", and not over rounds. A mode of one set has it over rounds.
 
 Modes: "moescope"; "vllm", its own `enable_return_routed_experts`; "hooks", a mask and a scatter_add in torch
 in every layer's callback, as peers do it. In "off" the worker is moescope's, without callbacks and marks.
 
 `--experiment references`, batch 8 only, takes apart what capture costs: "nothing", callbacks that return at
-once; "references", that keep the ids until the last layer; "no places", capture whose kept ids lie where the
-allocator puts them. `benchmarks.gpu_parts` does so kernel by kernel.
+once; "references", that keep the ids until the last layer. `benchmarks.gpu_parts` does so kernel by kernel.
 `--experiment traces`: "moescope" could trace and has nothing to, "traced" traces every request.
 """
 

@@ -10,7 +10,6 @@ from moescope.capture.counting import CountBuffers
 from moescope.capture.kernel_launch import launch_layer, launch_step, supports
 from moescope.capture.layout import RowSpan
 from moescope.capture.pointer_tables import PointerTables, table_entry
-from moescope.capture.spare_places import SparePlaces
 from moescope.capture.strategies import ReferencesUnsafeError
 
 
@@ -55,7 +54,6 @@ class KernelPerStep:
         self._last = len(buffers.layers) - 1
         self._kept: dict[int, _Kept] = {}
         self._addresses: set[int] = set()
-        self._spare_places = SparePlaces()
         self._kept_while_capturing = False
         self._in_step = False
 
@@ -84,8 +82,6 @@ class KernelPerStep:
         if self._kept:
             self._make_way(ordinal, capturing, flat)
         self._refuse_shared_memory(ordinal, topk_ids)
-        if capturing:
-            topk_ids = self._give_place(ordinal, topk_ids)
         self._kept_while_capturing = capturing
         self._kept[ordinal] = _Kept(topk_ids, span)
         self._last = max(self._last, ordinal)
@@ -103,13 +99,6 @@ class KernelPerStep:
                 self._last = next(reversed(self._kept))
                 self._forget()
 
-    def _give_place(self, ordinal: int, topk_ids: torch.Tensor) -> torch.Tensor:
-        """What to keep of a captured layer's ids, and room for the next layer's."""
-        if not self._kept:
-            self._spare_places.set_aside(topk_ids, len(self._buffers.layers) - ordinal - 1)
-        self._spare_places.hand_over(topk_ids)
-        return topk_ids.detach()
-
     def _forget(self) -> None:
         """Drop what a pass has left that counts nothing; what can't be dropped is an error."""
         kept = self._take()
@@ -121,7 +110,6 @@ class KernelPerStep:
     def _take(self) -> dict[int, _Kept]:
         kept, self._kept = self._kept, {}
         self._addresses.clear()
-        self._spare_places.clear()
         return kept
 
     def _refuse_shared_memory(self, ordinal: int, topk_ids: torch.Tensor) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import weakref
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -154,28 +153,6 @@ def test_references_are_kept_until_the_launch_and_no_longer(bench: Bench) -> Non
     assert sys.getrefcount(ids) > before
     bench.call(1, 2)
     assert sys.getrefcount(ids) == before
-
-
-def test_a_captured_pass_keeps_the_memory_of_ids_and_lets_the_servers_tensors_go(bench: Bench) -> None:
-    bench.capturing = True
-    tensors = []
-    for ordinal in range(2):
-        ids = torch.zeros(4, 2, dtype=torch.int32)
-        tensors.append(weakref.ref(ids))
-        bench.call(ordinal, ids=ids)
-        places = len(bench.strategy._spare_places)
-        del ids
-        assert places == 1 - ordinal
-    assert [ids() for ids in tensors] == [None, None]
-    kept = bench.strategy._kept
-    assert [kept[ordinal].topk_ids.untyped_storage().nbytes() for ordinal in range(2)] == [32, 32]
-    bench.call(2)
-    assert len(bench.strategy._kept) == len(bench.strategy._spare_places) == 0
-
-
-def test_eager_passes_set_no_places_aside(bench: Bench) -> None:
-    bench.call(0, 1)
-    assert len(bench.strategy._spare_places) == 0
 
 
 def test_rows_that_another_worker_counts_are_not_launched(bench: Bench) -> None:
