@@ -31,7 +31,7 @@ MORE: Final = {
 CAPTURING: Final = ("moescope", "traced")
 """Modes in which capture counts."""
 MORE_OF: Final = 8
-"""The batch size for which more sets are captured."""
+"""The batch size for which more sets are captured, if no other is given."""
 EP_RANKS: Final = 8
 """So many EP ranks are pretended, so that capture does all that it does with expert parallelism."""
 KV_CACHE_BYTES: Final = 4 << 30
@@ -69,12 +69,18 @@ class Engine:
     """A vLLM engine in this process whose mode can be switched between steps."""
 
     def __init__(
-        self, shape: str, folder: Path, more_sets: int, experiment: str, layers: int | None = None
+        self,
+        shape: str,
+        folder: Path,
+        more_sets: int,
+        experiment: str,
+        layers: int | None = None,
+        more_of: int = MORE_OF,
     ) -> None:
         from vllm import LLM
 
         pretend_ep_ranks(EP_RANKS)
-        self._one_batch = experiment == "references"
+        self._one_batch, self._more_of = experiment == "references", more_of
         self.config = SHAPES[shape]() | ({} if layers is None else {"num_hidden_layers": layers})
         self.llm = LLM(
             model=str(write_model(folder, self.config)),
@@ -106,7 +112,7 @@ class Engine:
                     self._capture_graphs(Set(mode, number))
         for number in range(self._base_sets, SETS["off"] + more_sets):
             for mode in MORE[experiment]:
-                self._capture_graphs(Set(mode, number), only=MORE_OF)
+                self._capture_graphs(Set(mode, number), only=more_of)
 
     def _callbacks_of(self, mode: str) -> list[Any]:
         chained = [router.capture_fn for router in self._routers]
@@ -124,7 +130,7 @@ class Engine:
 
     def sets(self, batch: int) -> list[Set]:
         """The sets of graphs that have graphs of their own for decode at this batch size."""
-        return [which for which in self._graphs if batch == MORE_OF or which.number < self._base_sets]
+        return [which for which in self._graphs if batch == self._more_of or which.number < self._base_sets]
 
     def _capture_graphs(self, which: Set, only: int | None = None) -> None:
         """Capture a set; with `only` its decode graph of one size, the rest as in the first set.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_parts --shape qwen3 --out results.json
 
-Decode at batch 8, by the engine of `benchmarks.gpu_overhead` with the modes of its `--experiment references`
+Decode, by the engine of `benchmarks.gpu_overhead` with the modes of its `--experiment references`
 and its sets of CUDA graphs. The profiler's durations of kernels leave out all that the host does, and so tell
 microseconds in a step of milliseconds. A number is the mean over the sets of graphs of a mode, against that
 of "off", with a 95 % interval: Student's, over the sets. Then set by set: how many empty blocks of memory
@@ -25,7 +25,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_engine import MORE_OF, SHAPES, Engine, Set, prepare_environment, write_report
+from benchmarks.gpu_engine import BATCHES, MORE_OF, SHAPES, Engine, Set, prepare_environment, write_report
 from benchmarks.gpu_overhead import PROMPT, half_interval
 from devkit.frame_sink import FrameSink
 
@@ -44,11 +44,11 @@ Parts = dict[str, float]
 """Microseconds in a step, by kernel."""
 
 
-def profile_block(engine: Engine, which: Set) -> Parts:
+def profile_block(engine: Engine, which: Set, batch: int) -> Parts:
     """Run some decode steps with a set of graphs."""
     engine.switch(which)
-    engine.add(MORE_OF, PROMPT, SETTLE + STEPS + 8)
-    while not engine.prefilled(MORE_OF):
+    engine.add(batch, PROMPT, SETTLE + STEPS + 8)
+    while not engine.prefilled(batch):
         engine.step()
     for _ in range(SETTLE):
         engine.step()
@@ -114,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="qwen3")
     parser.add_argument("--layers", type=int, help="instead of the shape's own number")
+    parser.add_argument("--batch", type=int, choices=BATCHES, default=MORE_OF, help="requests that decode")
     parser.add_argument("--rounds", type=int, default=3, help="in which each set is profiled once")
     parser.add_argument("--more-sets", type=int, default=11, help="of graphs, in each mode, beyond 5")
     parser.add_argument("--out", type=Path)
@@ -121,14 +122,16 @@ def main() -> None:
     sink = FrameSink()
     prepare_environment(sink.url)
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(options.shape, Path(folder), options.more_sets, "references", options.layers)
-        sets = engine.sets(MORE_OF)
-        profile_block(engine, sets[0])
+        engine = Engine(
+            options.shape, Path(folder), options.more_sets, "references", options.layers, options.batch
+        )
+        sets = engine.sets(options.batch)
+        profile_block(engine, sets[0], options.batch)
         blocks: dict[Set, list[Parts]] = {which: [] for which in sets}
         rng = random.Random(0)  # noqa: S311
         for _ in range(options.rounds):
             for which in rng.sample(sets, len(sets)):
-                blocks[which].append(profile_block(engine, which))
+                blocks[which].append(profile_block(engine, which, options.batch))
         modes = {mode: against_off(blocks, mode) for mode in dict.fromkeys(which.mode for which in sets)}
         for mode, parts in modes.items():
             _print_mode(mode, parts)
@@ -138,6 +141,7 @@ def main() -> None:
             report = {
                 "shape": options.shape,
                 "layers": engine.config["num_hidden_layers"],
+                "batch": options.batch,
                 "device": torch.cuda.get_device_name(0),
                 "sets of each mode": len(sets) // len(modes),
                 "modes": modes,

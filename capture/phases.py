@@ -48,6 +48,8 @@ class PhaseTracker:
                     self._note(request_id, computed)
         self._num_tokens = scheduler_output.num_scheduled_tokens
         total = scheduled_tokens(scheduler_output)
+        if not self._prefilling:
+            return StepTokens(total, total)
         return StepTokens(total, total - sum(self._num_tokens.get(name, 0) for name in self._prefilling))
 
     def of_tokens(self, order: Sequence[str]) -> UInt8Array:

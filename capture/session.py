@@ -116,8 +116,10 @@ class CaptureSession:
     def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
         """A step is about to be enqueued; the scheduler's output says what it computes and what is done."""
         if self._serving:
-            self._guarded(self._taker.step_begins)
-            self._guarded(lambda: self._begin(scheduler_output))
+            try:
+                self._begin(scheduler_output)
+            except Exception as error:  # noqa: BLE001 - as in `_guarded`, in every step
+                self._fault(error)
             wanted = self._traces is not None or self.capturer.awaits_phases
             self._watch.step_begins(scheduler_output, model_runner, wanted)
 
@@ -145,6 +147,7 @@ class CaptureSession:
         self._guarded(self._sender.stop)
 
     def _begin(self, scheduler_output: Any) -> None:
+        self._taker.step_begins()
         if self._eplb is not None:
             self._eplb.look()
         self.capturer.begin_step(*self._phases.begin_step(scheduler_output))
@@ -180,7 +183,10 @@ class CaptureSession:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
-            self.capturer.disable(f"internal fault: {error!r}")
+            self._fault(error)
+
+    def _fault(self, error: Exception) -> None:
+        self.capturer.disable(f"internal fault: {error!r}")
 
 
 def _open_ring(

@@ -42,11 +42,13 @@ class Totals(NamedTuple):
 
     def with_step(self, step: StepTokens, phases_known: bool = True) -> Totals:
         """One more step that computed tokens."""
-        return self._replace(
+        phase = step.phase
+        return Totals(
             tokens=self.tokens + step.tokens,
             steps=self.steps + 1,
+            idle_steps=self.idle_steps,
             decode_tokens=self.decode_tokens + step.decode,
-            decode_steps=self.decode_steps + (step.phase is Phase.DECODE),
-            mixed_steps=self.mixed_steps + (step.phase is Phase.MIXED),
+            decode_steps=self.decode_steps + (phase is Phase.DECODE),
+            mixed_steps=self.mixed_steps + (phase is Phase.MIXED),
             phases_known=self.phases_known and phases_known,
         )
