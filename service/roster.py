@@ -78,7 +78,7 @@ class Roster:
         entry = self._entries[key]
         latest = entry.account.latest
         assert latest is not None, f"an account without a frame: {key}"
-        age = max(0.0, self._clock() - entry.received_at)
+        age = self._age(entry)
         return ProducerState(
             latest=latest,
             totals=entry.account.totals,
@@ -89,6 +89,12 @@ class Roster:
             stale=age > self._settings.stale_after_s,
             expired=age > self._settings.expire_after_s,
         )
+
+    def _age(self, entry: Entry) -> float:
+        """Seconds since the newest frame; since now, if the clock was set back meanwhile."""
+        now = self._clock()
+        entry.received_at = min(entry.received_at, now)
+        return now - entry.received_at
 
     def outgrown_by(self, key: Key, layout: Layout) -> list[Key]:
         """Silent producers of this one's deployment whose layers have another shape than its own.
@@ -105,7 +111,7 @@ class Roster:
             conflict = layout.conflict(entry.layout)
             if conflict is None or key[:2] != mine[:2] or key == mine:
                 continue
-            if self._clock() - entry.received_at <= self._settings.stale_after_s:
+            if self._age(entry) <= self._settings.stale_after_s:
                 raise RefusedError(
                     "shape",
                     f"layers: {conflict[0]}, but DP rank {key[2]} of this deployment has {conflict[1]}; "

@@ -58,6 +58,20 @@ def test_a_silent_producer_turns_stale_then_expires(
     assert state.producers()[0].state == "disabled"
 
 
+def test_a_silent_producer_turns_stale_also_after_the_clock_was_set_back(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    state = make_state(stale_after_s=15)
+    state.ingest(frame({0: [1, 1]}))
+    clock.now -= 3600
+    found = state.producers()[0]
+    assert (found.age, found.stale, found.received_at) == (0, False, clock.now)
+    clock.now += 16
+    assert state.producers()[0].stale
+    state.ingest(frame({0: [2, 2]}, seq=2))
+    assert not state.producers()[0].stale
+
+
 def test_a_late_frame_of_an_old_epoch_is_no_sign_of_life(
     make_state: Callable[..., LiveState], clock: _Clock
 ) -> None:
