@@ -74,14 +74,13 @@ class Engine:
         folder: Path,
         more_sets: int,
         experiment: str,
-        layers: int | None = None,
         more_of: int = MORE_OF,
     ) -> None:
         from vllm import LLM
 
         pretend_ep_ranks(EP_RANKS)
         self._one_batch, self._more_of = experiment == "references", more_of
-        self.config = SHAPES[shape]() | ({} if layers is None else {"num_hidden_layers": layers})
+        self.config = SHAPES[shape]()
         self.llm = LLM(
             model=str(write_model(folder, self.config)),
             load_format="dummy",

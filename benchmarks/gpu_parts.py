@@ -113,7 +113,6 @@ def main() -> None:
     """Profile, print tables, write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="qwen3")
-    parser.add_argument("--layers", type=int, help="instead of the shape's own number")
     parser.add_argument("--batch", type=int, choices=BATCHES, default=MORE_OF, help="requests that decode")
     parser.add_argument("--rounds", type=int, default=3, help="in which each set is profiled once")
     parser.add_argument("--more-sets", type=int, default=11, help="of graphs, in each mode, beyond 5")
@@ -122,9 +121,7 @@ def main() -> None:
     sink = FrameSink()
     prepare_environment(sink.url)
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(
-            options.shape, Path(folder), options.more_sets, "references", options.layers, options.batch
-        )
+        engine = Engine(options.shape, Path(folder), options.more_sets, "references", options.batch)
         sets = engine.sets(options.batch)
         profile_block(engine, sets[0], options.batch)
         blocks: dict[Set, list[Parts]] = {which: [] for which in sets}
@@ -140,7 +137,6 @@ def main() -> None:
         if options.out:
             report = {
                 "shape": options.shape,
-                "layers": engine.config["num_hidden_layers"],
                 "batch": options.batch,
                 "device": torch.cuda.get_device_name(0),
                 "sets of each mode": len(sets) // len(modes),

@@ -116,10 +116,7 @@ class CaptureSession:
     def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
         """A step is about to be enqueued; the scheduler's output says what it computes and what is done."""
         if self._serving:
-            try:
-                self._begin(scheduler_output)
-            except Exception as error:  # noqa: BLE001 - as in `_guarded`, in every step
-                self._fault(error)
+            self._guarded(lambda: self._begin(scheduler_output))
             wanted = self._traces is not None or self.capturer.awaits_phases
             self._watch.step_begins(scheduler_output, model_runner, wanted)
 
@@ -183,10 +180,7 @@ class CaptureSession:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
-            self._fault(error)
-
-    def _fault(self, error: Exception) -> None:
-        self.capturer.disable(f"internal fault: {error!r}")
+            self.capturer.disable(f"internal fault: {error!r}")
 
 
 def _open_ring(

@@ -93,7 +93,9 @@ class Roster:
     def _age(self, entry: Entry) -> float:
         """Seconds since the newest frame; since now, if the clock was set back meanwhile."""
         now = self._clock()
-        entry.received_at = min(entry.received_at, now)
+        set_back = max(0.0, entry.received_at - now)
+        entry.received_at -= set_back
+        entry.started_at -= set_back
         return now - entry.received_at
 
     def outgrown_by(self, key: Key, layout: Layout) -> list[Key]:

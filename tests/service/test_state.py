@@ -72,6 +72,18 @@ def test_a_silent_producer_turns_stale_also_after_the_clock_was_set_back(
     assert not state.producers()[0].stale
 
 
+def test_who_is_silent_and_who_is_not_stay_of_one_start_when_the_clock_is_set_back(
+    make_state: Callable[..., LiveState], clock: _Clock
+) -> None:
+    state = make_state()
+    for rank in (0, 1):
+        who = producer(dp_rank=rank, dp_size=2, ep_size=2)
+        state.ingest(frame({0: [1, 1]}, who=who, placement=halves(2, 1)))
+    clock.now -= 3600
+    state.ingest(frame({0: [2, 2]}, who=producer(dp_size=2, ep_size=2), seq=2, after_s=2))
+    assert len(state.placements(DEPLOYMENT)) == 2
+
+
 def test_a_late_frame_of_an_old_epoch_is_no_sign_of_life(
     make_state: Callable[..., LiveState], clock: _Clock
 ) -> None:
