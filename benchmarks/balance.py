@@ -27,8 +27,8 @@ from moescope.service.divergence import jensen_shannon
 from moescope.service.drift.baseline import BaselineBook
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.settings import Settings
-from moescope.service.simulate_fleet import Fleet, Plan
-from moescope.service.simulate_routing import Habits, Shape
+from moescope.service.simulation.fleet import Fleet, Plan
+from moescope.service.simulation.routing import Habits, Shape
 from moescope.service.state import LiveState
 
 LAYERS, EXPERTS, RANKS = 61, 256, 64

@@ -28,7 +28,7 @@ from moescope.service.metrics.exposition import expose, negotiate
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.writer import Writer
 from moescope.service.settings import MetricsLevel, Settings
-from moescope.service.simulate_fleet import Fleet, Plan
+from moescope.service.simulation.fleet import Fleet, Plan
 from moescope.service.state import LiveState
 
 RESULTS: Final = Path(__file__).parent / "results" / "fleet.json"

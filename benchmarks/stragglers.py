@@ -26,8 +26,8 @@ from moescope.capture import wire
 from moescope.service.assessment import assess
 from moescope.service.phase_window import merge_phase
 from moescope.service.settings import Settings
-from moescope.service.simulate_fleet import Fleet, Plan
-from moescope.service.simulate_routing import Habits, Shape
+from moescope.service.simulation.fleet import Fleet, Plan
+from moescope.service.simulation.routing import Habits, Shape
 from moescope.service.state import LiveState
 from moescope.service.stragglers.window import cost_of, straggler_cost, windowed_sums
 

@@ -11,7 +11,6 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
-from moescope.service.access import Sessions, needed, open_book
 from moescope.service.api.advice import advice_router
 from moescope.service.api.balance import balance_router
 from moescope.service.api.baselines import baselines_router
@@ -35,11 +34,12 @@ from moescope.service.api.traces import traces_router
 from moescope.service.api.trend import trend_router
 from moescope.service.api.turns import Turns
 from moescope.service.api.view import view_router
+from moescope.service.auth.sessions import Sessions, needed, open_book
 from moescope.service.drift.baseline import KIND, BaselineBook
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
-from moescope.service.running import Running
+from moescope.service.serving.running import Running
 from moescope.service.settings import Settings
 from moescope.service.state import LiveState
 from moescope.service.store.writer import StoreWriter

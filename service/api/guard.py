@@ -8,11 +8,11 @@ from collections.abc import Callable
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from moescope.service import access
-from moescope.service.access import COOKIE, Sessions
 from moescope.service.api.problems import respond
-from moescope.service.tokens import Scope as Right
-from moescope.service.tokens import Token, TokenBook
+from moescope.service.auth import sessions as access
+from moescope.service.auth.sessions import COOKIE, Sessions
+from moescope.service.auth.tokens import Scope as Right
+from moescope.service.auth.tokens import Token, TokenBook
 
 
 class Guard:

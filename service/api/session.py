@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from moescope.service.access import COOKIE, SESSION_S, Sessions
 from moescope.service.api.problems import documented
-from moescope.service.tokens import Token
+from moescope.service.auth.sessions import COOKIE, SESSION_S, Sessions
+from moescope.service.auth.tokens import Token
 
 
 def session_router(sessions: Sessions) -> APIRouter:

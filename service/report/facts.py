@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from moescope.service.client import ServiceUnavailableError, get_json
+from moescope.service.client.http import ServiceUnavailableError, get_json
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _POINTS: Final = 120

@@ -15,10 +15,10 @@ from devkit.processes import free_port
 from moescope.capture import wire
 from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, TracePart, encode_part
 from moescope.service.api.app import create_app
-from moescope.service.server import listen, make_server
+from moescope.service.serving.server import listen, make_server
 from moescope.service.settings import Settings
-from moescope.service.simulate_fleet import Fleet, Plan
-from moescope.service.simulate_routing import Habits
+from moescope.service.simulation.fleet import Fleet, Plan
+from moescope.service.simulation.routing import Habits
 from moescope.service.store.open import open_writer
 
 EPOCH = 1_700_000_000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from playwright.sync_api import expect
 
-from moescope.service.simulate_fleet import Plan
-from moescope.service.simulate_routing import Shape
+from moescope.service.simulation.fleet import Plan
+from moescope.service.simulation.routing import Shape
 from tests.browser.chrome import Watched
 from tests.browser.reading import cells, tile
 from tests.browser.serving import Clock, Serving, feed

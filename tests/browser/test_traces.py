@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from moescope.service.simulate_fleet import Plan
-from moescope.service.simulate_routing import Shape
+from moescope.service.simulation.fleet import Plan
+from moescope.service.simulation.routing import Shape
 from tests.browser.chrome import Watched
 from tests.browser.serving import Clock, Serving, feed, push_traces
 from tests.service.traces import part

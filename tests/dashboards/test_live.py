@@ -8,11 +8,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from moescope.service.client_settings import ClientSettings
+from moescope.service.client.settings import ClientSettings
 from moescope.service.settings import MetricsLevel
-from moescope.service.simulate import Poster, feed
-from moescope.service.simulate_fleet import Outage, Plan
-from moescope.service.simulate_routing import Habits, Shape
+from moescope.service.simulation.feed import Poster, feed
+from moescope.service.simulation.fleet import Outage, Plan
+from moescope.service.simulation.routing import Habits, Shape
 from tests.dashboards.live import pin_baseline, prometheus, recorded, without_data
 from tests.dashboards.test_boards import BOARDS
 from tests.service.conftest import Service

@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from moescope.dashboards.kubernetes import FOLDER, manifests
-from moescope.service.commands import command_line
+from moescope.service.cli.commands import command_line
 from moescope.service.settings import Settings
 
 DOCUMENTS: list[dict[str, Any]] = [

@@ -15,7 +15,7 @@ import yaml
 
 from moescope.capture.settings import CaptureSettings
 from moescope.service.api.app import create_app
-from moescope.service.commands import command_line
+from moescope.service.cli.commands import command_line
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.settings import OTHERS, Settings
 
@@ -205,4 +205,4 @@ def test_lines_of_the_workers_log_are_the_real_ones() -> None:
     quoted = [*rows, *re.findall(r"`([a-z' ;]+)`", later), "answered "]
     assert len(quoted) >= 7
     assert not [words for words in quoted if words not in source]
-    assert "No producer has reported yet." in (ROOT / "service/tables.py").read_text()
+    assert "No producer has reported yet." in (ROOT / "service/cli/tables.py").read_text()

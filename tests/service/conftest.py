@@ -19,7 +19,7 @@ import pytest
 
 from moescope.capture import wire
 from moescope.service.api.app import create_app
-from moescope.service.server import address_of, listen, make_server
+from moescope.service.serving.server import address_of, listen, make_server
 from moescope.service.settings import Settings
 from moescope.service.store.open import open_writer
 

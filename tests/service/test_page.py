@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from moescope.service.api.app import create_app
-from moescope.service.server import address_of, listen, make_server
+from moescope.service.serving.server import address_of, listen, make_server
 from moescope.service.settings import Settings
 from tests.service.conftest import Service
 from tests.service.frames import frame

@@ -6,8 +6,8 @@ from typing import Any
 
 from moescope.service.advice.advise import Wish
 from moescope.service.settings import Settings
-from moescope.service.simulate_fleet import Fleet, Plan
-from moescope.service.simulate_routing import Habits, Shape
+from moescope.service.simulation.fleet import Fleet, Plan
+from moescope.service.simulation.routing import Habits, Shape
 from moescope.service.state import LiveState
 
 START = 1_700_000_000.0

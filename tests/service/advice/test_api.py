@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moescope.capture import wire
-from moescope.service.simulate_fleet import Fleet
+from moescope.service.simulation.fleet import Fleet
 from tests.service.advice.fleets import plan
 from tests.service.conftest import Service
 from tests.service.test_openapi import _check

@@ -12,7 +12,7 @@ import pytest
 
 from moescope.capture import wire
 from moescope.service.drift.baseline import MAX_BASELINES
-from moescope.service.simulate_fleet import Fleet
+from moescope.service.simulation.fleet import Fleet
 from tests.service.advice.fleets import plan
 from tests.service.advice.test_api import push_fleet
 from tests.service.conftest import Service

@@ -1,0 +1,1 @@
+"""Who may do what: tokens with their scopes, and sessions of browsers."""

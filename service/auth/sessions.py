@@ -1,0 +1,94 @@
+"""Who may do what over HTTP: the rule for every route, and the sessions of browsers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from moescope.service.auth.tokens import Scope, Token, TokenBook, read_secret, read_tokens, whole_access
+from moescope.service.settings import Settings
+
+SESSION_S: Final = 12 * 3600
+"""How long a browser stays signed in, seconds."""
+COOKIE: Final = "moescope_session"
+
+_OPEN: Final = frozenset({"/", "/healthz", "/readyz"})
+_INGEST: Final = frozenset({("POST", "/v1/ingest"), ("POST", "/v1/traces")})
+_ASKING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def needed(method: str, path: str) -> Scope | None:
+    """The scope that a request needs; None: anybody may.
+
+    Open are the probes and the page's files, which hold no numbers. What is not listed here and changes
+    something needs ``admin``: a new route is closed until someone thinks about it.
+    """
+    if (method, path) in _INGEST:
+        return Scope.INGEST
+    if method in _ASKING:
+        return None if path in _OPEN or path.startswith("/page/") else Scope.READ
+    if path == "/v1/session":
+        return Scope.READ if method == "POST" else None
+    return Scope.ADMIN
+
+
+def open_book(settings: Settings) -> TokenBook:
+    """The tokens that the settings name.
+
+    Raises:
+        TokenError: a file can't be used.
+    """
+    fixed = [] if settings.token is None else [whole_access(settings.token.get_secret_value())]
+    sources: dict[Path, Callable[[Path], list[Token]]] = {}
+    if settings.token_file is not None:
+        sources[settings.token_file] = lambda path: [whole_access(read_secret(path), "token_file")]
+    if settings.tokens_file is not None:
+        sources[settings.tokens_file] = read_tokens
+    return TokenBook(fixed, sources)
+
+
+class Sessions:
+    """What a browser shows instead of a token: the page can't read it, and it is worth as little as reading.
+
+    A session is the token's digest and an end, signed with a key of this process. It ends with its token.
+    """
+
+    def __init__(self, book: TokenBook, clock: Callable[[], float] = time.time) -> None:
+        self._book = book
+        self._clock = clock
+        self._key = secrets.token_bytes(32)
+
+    def begin(self, token: Token) -> str:
+        """A value for the cookie."""
+        body = token.digest + int(self._clock() + SESSION_S).to_bytes(8, "big")
+        # The digest of the digest: a stolen cookie doesn't even tell what to look for in a file of tokens.
+        return base64.urlsafe_b64encode(self._sign(body) + body[32:] + self._hide(token)).decode()
+
+    def find(self, value: str) -> Token | None:
+        """The token of a session that is valid now."""
+        try:
+            data = base64.urlsafe_b64decode(value.encode("ascii"))
+        except ValueError:
+            return None
+        if len(data) != 72:
+            return None
+        signature, end, hidden = data[:32], data[32:40], data[40:]
+        found = None
+        for token in self._book.tokens:
+            if hmac.compare_digest(self._hide(token), hidden):
+                found = token
+        if found is None or not hmac.compare_digest(self._sign(found.digest + end), signature):
+            return None
+        return found if self._clock() < int.from_bytes(end, "big") else None
+
+    def _sign(self, body: bytes) -> bytes:
+        return hmac.new(self._key, body, hashlib.sha256).digest()
+
+    def _hide(self, token: Token) -> bytes:
+        return hmac.new(self._key, b"hidden" + token.digest, hashlib.sha256).digest()

@@ -1,0 +1,1 @@
+"""The process around the application: sockets, TLS, deadlines of connections, memory, signals."""

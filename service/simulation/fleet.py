@@ -1,0 +1,291 @@
+"""Simulated vLLM workers: real wire frames of a fleet whose tokens are routed by a model of routing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from moescope.capture import trace_wire, wire
+from moescope.service.simulation.routing import FloatArray, Habits, Int64Array, RoutingModel, Shape
+from moescope.service.simulation.steps import Router, Skew, Tokens, draw_tokens
+from moescope.service.simulation.traces import TOKENS_OF_A_REQUEST, RequestTracer
+
+RING: Final = 512
+"""Steps of which a worker remembers the loads until its next frame; the loads of older ones are lost."""
+_CHUNK: Final = 64  # steps drawn at once
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A rank that falls silent ``start`` seconds into the simulation; ``end`` is when it starts again."""
+
+    rank: int
+    start: float
+    end: float | None = None
+
+    def covers(self, elapsed: float) -> bool:
+        """Whether the rank is silent at this moment."""
+        return self.start <= elapsed and (self.end is None or elapsed < self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to simulate.
+
+    Attributes:
+        ranks: R workers, each one DP rank and one EP rank; experts are placed linearly.
+        tokens_per_s: of one rank, on average over the ranks.
+        steps_per_s: of all ranks, which step together; a step without a token of its own is a rank's dummy.
+        decode_share: share of the tokens that are of decode.
+        phases: whether phases are told; without, frames are as those of wire 1.2.
+        alternate: max / mean of slots over EP ranks in every step, by a hot rank that is the next one in the
+            next step; 1: none is hot.
+        lost_steps: share of the steps whose loads a rank loses before its frame.
+        rank_imbalance: max / mean of tokens over DP ranks, from 1 to R: rank 0 gets that many times its
+            fair share, the others share the rest.
+        outages: ranks that fail.
+        rearrange_s: seconds between rearrangements of experts, by load, as EPLB would; None: never.
+        uncovered: decoder layers that are reported as not seen.
+        trace_rate: share of the requests that are traced, by requests of 240 tokens on average.
+    """
+
+    server: str = "simulated"
+    model: str = "simulated/moe"
+    ranks: int = 32
+    shape: Shape = field(default_factory=Shape)
+    habits: Habits = field(default_factory=Habits)
+    tokens_per_s: float = 2000.0
+    steps_per_s: float = 25.0
+    decode_share: float = 0.8
+    phases: bool = True
+    alternate: float = 1.0
+    lost_steps: float = 0.0
+    rank_imbalance: float = 1.0
+    outages: tuple[Outage, ...] = ()
+    rearrange_s: float | None = None
+    uncovered: tuple[int, ...] = ()
+    trace_rate: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank_imbalance <= self.ranks:
+            raise ValueError(f"rank imbalance {self.rank_imbalance:g} is not in 1..{self.ranks} (max / mean)")
+        most = min(self.ranks, (self.shape.experts - self.habits.dead) / self.shape.top_k)
+        if not 1 <= self.alternate <= most:
+            raise ValueError(
+                f"alternate {self.alternate:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
+                f"each of which has {self.shape.experts / self.ranks:g} experts"
+            )
+        for outage in self.outages:
+            if not 0 <= outage.rank < self.ranks:
+                raise ValueError(f"rank {outage.rank} can't fail: ranks are 0..{self.ranks - 1}")
+        if not 0 <= self.trace_rate <= 1:
+            raise ValueError(f"trace rate {self.trace_rate:g} is not in 0..1")
+
+
+@dataclass(slots=True)
+class _Worker:
+    """Totals of one epoch, [L, E] and [L]; ``steps_run`` counts dummy steps too."""
+
+    counts: Int64Array
+    decode_counts: Int64Array
+    epoch: int
+    seq: int = 0
+    tokens: int = 0
+    decode_tokens: int = 0
+    steps: int = 0
+    decode_steps: int = 0
+    mixed_steps: int = 0
+    steps_run: int = 0
+    silent: bool = field(default=False)
+
+    def count_steps(self, tokens: Tokens) -> None:
+        """Add n steps."""
+        prefill, decode = tokens.prefill > 0, tokens.decode > 0
+        self.tokens += int(tokens.all.sum())
+        self.decode_tokens += int(tokens.decode.sum())
+        self.steps += int((prefill | decode).sum())
+        self.decode_steps += int((decode & ~prefill).sum())
+        self.mixed_steps += int((decode & prefill).sum())
+        self.steps_run += len(prefill)
+
+
+class Fleet:
+    """All workers of a plan. ``started_ns`` is when they start, nanoseconds of Unix time."""
+
+    def __init__(self, plan: Plan, started_ns: int) -> None:
+        self.plan = plan
+        self._model = RoutingModel(plan.shape, plan.habits, plan.seed)
+        self._rng = np.random.default_rng(plan.seed + 1)
+        self._started_ns = started_ns
+        self._elapsed = 0.0
+        self._steps_run = 0
+        self._routers: list[Router] = []
+        self._layers = [
+            wire.MoeLayer(layer, plan.shape.experts, plan.shape.top_k) for layer in _covered_layers(plan)
+        ]
+        self._rows = np.array(
+            [layer.layer - plan.shape.first_layer for layer in self._layers], dtype=np.int64
+        )
+        self._placement, self._owners = _linear(plan)
+        self._tracer = RequestTracer(self._layers, plan.seed + 3)
+        self._workers = [self._start(started_ns) for _ in range(plan.ranks)]
+
+    def advance(self, seconds: float) -> Iterator[wire.Frame]:
+        """Let time pass; a frame of each rank that is not silent."""
+        before = self._elapsed
+        self._elapsed += seconds
+        self._model.advance(seconds)
+        prefill, decode = (self._model.inclusion(decode)[self._rows] for decode in (False, True))
+        period = self.plan.rearrange_s
+        if period is not None and int(self._elapsed // period) > int(before // period):
+            mixed = prefill + self.plan.decode_share * (decode - prefill)
+            self._placement, self._owners = _by_load(self.plan, mixed, self._placement.version + 1)
+        skew = Skew(self.plan.alternate)
+        self._routers = [
+            Router(chances, self._owners, self.plan.ranks, skew) for chances in (prefill, decode)
+        ]
+        steps = max(1, round(self.plan.steps_per_s * self._elapsed) - self._steps_run)
+        for rank in range(self.plan.ranks):
+            if self._is_silent(rank):
+                continue
+            yield self._frame(rank, self._work(rank, seconds, steps))
+        self._steps_run += steps
+
+    def traces(self, seconds: float) -> Iterator[trace_wire.TracePart]:
+        """Traces of requests that ended in the last ``seconds``, of the ranks that are not silent."""
+        if not self.plan.trace_rate:
+            return
+        prefill, decode = (self._model.inclusion(decode)[self._rows] for decode in (False, True))
+        for rank, worker in enumerate(self._workers):
+            if worker.silent:
+                continue
+            tokens = self.plan.tokens_per_s * self._share(rank) * seconds
+            for _ in range(self._tracer.ended(self.plan.trace_rate * tokens / TOKENS_OF_A_REQUEST)):
+                who = self._producer(rank)
+                yield self._tracer.trace(who, worker.epoch, self._now_ns(), prefill, decode)
+
+    def _share(self, rank: int) -> float:
+        """Of a fair share of the tokens, what the rank gets."""
+        plan = self.plan
+        if rank == 0:
+            return plan.rank_imbalance
+        return (plan.ranks - plan.rank_imbalance) / max(plan.ranks - 1, 1)
+
+    def _is_silent(self, rank: int) -> bool:
+        worker = self._workers[rank]
+        silent = any(item.rank == rank and item.covers(self._elapsed) for item in self.plan.outages)
+        if worker.silent and not silent:
+            self._workers[rank] = self._start(self._now_ns())
+        worker.silent = silent
+        return silent
+
+    def _work(self, rank: int, seconds: float, steps: int) -> wire.StepLoads | None:
+        """Let a rank compute; the loads of its latest steps."""
+        plan, worker = self.plan, self._workers[rank]
+        share = self._share(rank)
+        first = worker.steps_run
+        kept: list[Int64Array] = []
+        for start in range(0, steps, _CHUNK):
+            numbers = np.arange(start, min(start + _CHUNK, steps)) + self._steps_run
+            per_step = plan.tokens_per_s * share * seconds / steps
+            tokens = draw_tokens(len(numbers), per_step, plan.decode_share, self._rng)
+            worker.count_steps(tokens)
+            loads = []
+            for router, drawn in zip(self._routers, (tokens.prefill, tokens.decode), strict=True):
+                counts, by_step = router.draw(numbers, drawn, self._rng)
+                worker.counts += counts
+                worker.decode_counts += counts if drawn is tokens.decode else 0
+                loads.append(by_step)
+            kept = [*kept[-RING // _CHUNK :], loads[0] + loads[1]]
+        lost = steps - min(RING, steps) + int(self._rng.binomial(min(RING, steps), plan.lost_steps))
+        return self._step_loads(first + lost, np.concatenate(kept), steps - lost)
+
+    def _step_loads(self, first: int, loads: Int64Array, steps: int) -> wire.StepLoads | None:
+        """Of loads, [n, L, R], those of the last ``steps`` steps, the first of which has number ``first``."""
+        if self.plan.ranks == 1 or not self.plan.phases:
+            return None
+        loads = loads[len(loads) - steps :]
+        busy = np.flatnonzero(loads.any(axis=(1, 2)))
+        version = self._placement.version
+        return wire.pack_step_loads(first, first + steps, first + busy, loads[busy], version)
+
+    def _frame(self, rank: int, step_loads: wire.StepLoads | None) -> wire.Frame:
+        plan, worker = self.plan, self._workers[rank]
+        worker.seq += 1
+        layers = len(self._layers)
+        told = plan.phases
+        return wire.Frame(
+            wire=(wire.WIRE_MAJOR, wire.WIRE_MINOR if told else 2),
+            producer=self._producer(rank),
+            epoch=worker.epoch,
+            seq=worker.seq,
+            captured_at_ns=self._now_ns(),
+            layers=self._layers,
+            uncovered=[wire.UncoveredLayer(layer, "simulated") for layer in plan.uncovered],
+            counts=wire.pack_counts(worker.counts),
+            rows=wire.pack_counts(np.full(layers, worker.tokens)),
+            tokens=worker.tokens,
+            steps=worker.steps,
+            idle_steps=worker.steps_run - worker.steps,
+            placement=self._placement,
+            strategy="simulated",
+            drops={"sends_failed": 0, "snapshots_put_off": 0, "snapshots_superseded": 0},
+            decode_counts=wire.pack_counts(worker.decode_counts) if told else b"",
+            decode_rows=wire.pack_counts(np.full(layers, worker.decode_tokens)) if told else b"",
+            decode_tokens=worker.decode_tokens if told else 0,
+            decode_steps=worker.decode_steps if told else 0,
+            mixed_steps=worker.mixed_steps if told else 0,
+            step_loads=step_loads,
+        )
+
+    def _producer(self, rank: int) -> wire.Producer:
+        size = self.plan.ranks
+        return wire.Producer(
+            server=self.plan.server,
+            model=self.plan.model,
+            dp_rank=rank,
+            dp_size=size,
+            ep_rank=rank,
+            ep_size=size,
+            host=f"simulated-{rank // 8}",
+            vllm_version="simulated",
+        )
+
+    def _start(self, epoch: int) -> _Worker:
+        counts = np.zeros((len(self._layers), self.plan.shape.experts), dtype=np.int64)
+        return _Worker(counts, counts.copy(), epoch)
+
+    def _now_ns(self) -> int:
+        return self._started_ns + int(self._elapsed * 1e9)
+
+
+def _covered_layers(plan: Plan) -> list[int]:
+    first = plan.shape.first_layer
+    return [layer for layer in range(first, first + plan.shape.layers) if layer not in plan.uncovered]
+
+
+def _linear(plan: Plan) -> tuple[wire.Placement, Int64Array]:
+    """Experts in contiguous spans, alike in all layers; with the EP rank of every expert, [L, E]."""
+    experts = np.arange(plan.shape.experts)
+    ranks = experts * plan.ranks // plan.shape.experts
+    table = wire.PlacementTable(wire.pack_ids(experts), wire.pack_ids(ranks))
+    layers = len(_covered_layers(plan))
+    placement = wire.Placement(version=1, tables=[table], table_of_layer=[0] * layers)
+    return placement, np.tile(ranks, (layers, 1))
+
+
+def _by_load(plan: Plan, inclusion: FloatArray, version: int) -> tuple[wire.Placement, Int64Array]:
+    """Each layer's experts dealt to the ranks from the most popular on, to and fro; likewise."""
+    turn = np.arange(plan.shape.experts)
+    there, lap = turn % plan.ranks, turn // plan.ranks
+    ranks = np.where(lap % 2 == 0, there, plan.ranks - 1 - there)
+    order = np.argsort(-inclusion, axis=1)
+    tables = [wire.PlacementTable(wire.pack_ids(experts), wire.pack_ids(ranks)) for experts in order]
+    owners = np.zeros_like(order)
+    np.put_along_axis(owners, order, ranks[np.newaxis].repeat(len(order), axis=0), axis=1)
+    placement = wire.Placement(version=version, tables=tables, table_of_layer=list(range(len(tables))))
+    return placement, owners
