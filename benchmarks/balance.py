@@ -22,14 +22,14 @@ import numpy as np
 
 from moescope.service.advice.advise import Wish, advise
 from moescope.service.advice.eplb import place
-from moescope.service.balance import MEASURES, measure_all
-from moescope.service.divergence import jensen_shannon
 from moescope.service.drift.baseline import BaselineBook
 from moescope.service.drift.watch import DriftWatch
+from moescope.service.live.state import LiveState
+from moescope.service.measures.balance import MEASURES, measure_all
+from moescope.service.measures.divergence import jensen_shannon
 from moescope.service.settings import Settings
 from moescope.service.simulation.fleet import Fleet, Plan
 from moescope.service.simulation.routing import Habits, Shape
-from moescope.service.state import LiveState
 
 LAYERS, EXPERTS, RANKS = 61, 256, 64
 

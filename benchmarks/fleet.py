@@ -23,13 +23,13 @@ from typing import Any, Final
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.exposition import expose, negotiate
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.writer import Writer
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.simulation.fleet import Fleet, Plan
-from moescope.service.state import LiveState
 
 RESULTS: Final = Path(__file__).parent / "results" / "fleet.json"
 ROUNDS: Final = 3

@@ -23,13 +23,13 @@ import msgspec
 import numpy as np
 
 from moescope.capture import wire
-from moescope.service.assessment import assess
-from moescope.service.phase_window import merge_phase
+from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.simulation.fleet import Fleet, Plan
 from moescope.service.simulation.routing import Habits, Shape
-from moescope.service.state import LiveState
-from moescope.service.stragglers.window import cost_of, straggler_cost, windowed_sums
+from moescope.service.windows.assessment import assess
+from moescope.service.windows.phase_window import merge_phase
+from moescope.service.windows.step_window import cost_of, straggler_cost, windowed_sums
 
 RANKS: Final = 256
 LAYERS: Final = 58

@@ -11,9 +11,9 @@ with atheris.instrument_imports(include=["moescope", "msgspec", "numpy"]):
 
     from moescope.capture.trace_wire import decode_part
     from moescope.capture.wire import WireError, decode_frame, encode_frame
-    from moescope.service.ledger import Account, RefusedError
+    from moescope.service.counts.account import Account, RefusedError
     from tests.service.frames import frame, halves, producer
-    from tests.service.traces import part
+    from tests.service.trace_parts import part
 
 
 def one(data: bytes) -> None:

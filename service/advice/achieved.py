@@ -15,11 +15,11 @@ import numpy as np
 
 from moescope.service.advice.eplb import FloatArray
 from moescope.service.advice.placing import Placing, from_tables, moves
-from moescope.service.arrangements import Arrangement
-from moescope.service.balance import max_and_mean
-from moescope.service.producers import Deployment
-from moescope.service.state import LiveState
-from moescope.service.window import ModelWindow, merge
+from moescope.service.live.arrangements import Arrangement
+from moescope.service.live.producers import Deployment
+from moescope.service.live.state import LiveState
+from moescope.service.measures.balance import max_and_mean
+from moescope.service.windows.window import ModelWindow, merge
 
 WINDOW_S: Final = 300.0
 """Longest time before and after a rearrangement that is compared."""

@@ -11,9 +11,9 @@ from moescope.service.advice.evidence import Evidence, Gone, Waiting, Windows, c
 from moescope.service.advice.placing import Placing, eplb, from_tables, linear, round_robin
 from moescope.service.advice.verdict import Drift, Scale, Verdict, decide, drift_of, no_sample
 from moescope.service.advice.what_if import Question, Strategy, WhatIf, fitting, sweep, what_if
-from moescope.service.producers import Deployment
-from moescope.service.state import LiveState
-from moescope.service.window import ModelWindow, merge
+from moescope.service.live.producers import Deployment
+from moescope.service.live.state import LiveState
+from moescope.service.windows.window import ModelWindow, merge
 
 PIECES: Final = 4
 MAX_WORK: Final = 1 << 30  # layers x ranks x physical experts, over all options: about two seconds

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from moescope.service.advice.eplb import FloatArray
-from moescope.service.producers import Deployment
-from moescope.service.state import LiveState
-from moescope.service.stragglers.window import cost_of
-from moescope.service.window import LayerWindow, ModelWindow, merge
+from moescope.service.live.producers import Deployment
+from moescope.service.live.state import LiveState
+from moescope.service.windows.step_window import cost_of
+from moescope.service.windows.window import LayerWindow, ModelWindow, merge
 
 Gone = dict[int, str]
 
@@ -35,7 +35,7 @@ class Windows:
     """Consecutive windows of one deployment: ``fit``, then K ``pieces`` of the one that checks the fit.
 
     ``max_slots`` and ``mean_slots`` are sums over the later window's single steps and layers, of the busiest
-    EP rank's slots and of the mean; ``steps`` is how many. See :mod:`moescope.service.stragglers.window`.
+    EP rank's slots and of the mean; ``steps`` is how many. See :mod:`moescope.service.windows.step_window`.
     """
 
     fit: ModelWindow

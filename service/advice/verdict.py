@@ -9,7 +9,7 @@ import numpy as np
 
 from moescope.service.advice.evidence import Evidence, Waiting
 from moescope.service.advice.what_if import Option, WhatIf, saving
-from moescope.service.divergence import jensen_shannon, sampling_noise
+from moescope.service.measures.divergence import jensen_shannon, sampling_noise
 
 Decision = Literal["worth_it", "not_worth_it", "ages_too_fast", "no_sample"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from moescope.service.advice.eplb import FloatArray
 from moescope.service.advice.evidence import Evidence
 from moescope.service.advice.placing import Placing, eplb, linear, moves, round_robin
-from moescope.service.balance import Summary, imbalance_ratio, max_and_mean, summarise
+from moescope.service.measures.balance import Summary, imbalance_ratio, max_and_mean, summarise
 
 Strategy = Literal["present", "linear", "round_robin", "eplb"]
 MAX_SWEEP: Final = 6

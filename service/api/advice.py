@@ -38,9 +38,9 @@ from moescope.service.api.params import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.turns import Turns
 from moescope.service.api.windows import window_out
+from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState
-from moescope.service.window import ModelWindow
+from moescope.service.windows.window import ModelWindow
 
 DEFAULT_START: Final = "-1h"
 MAX_RANKS: Final = 4096

@@ -37,11 +37,11 @@ from moescope.service.api.view import view_router
 from moescope.service.auth.sessions import Sessions, needed, open_book
 from moescope.service.drift.baseline import KIND, BaselineBook
 from moescope.service.drift.watch import DriftWatch
+from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.serving.running import Running
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState
 from moescope.service.store.writer import StoreWriter
 
 _DESCRIPTION: Final = (

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from moescope.service import assessment, balance
 from moescope.service.api.models import Balance, Cell, LayerBalance, Measures, Summaries, Summary
 from moescope.service.api.params import (
     LARGEST,
@@ -22,8 +21,10 @@ from moescope.service.api.params import (
 from moescope.service.api.problems import documented
 from moescope.service.api.turns import Turns
 from moescope.service.api.windows import pick_layers, read_window, uncovered_out, window_out
+from moescope.service.live.state import LiveState
+from moescope.service.measures import balance
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState
+from moescope.service.windows import assessment
 
 MinTokensParam = Annotated[
     int | None,

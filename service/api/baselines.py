@@ -15,6 +15,7 @@ from moescope.service.api.drift_models import (
 from moescope.service.api.keeping import Keeper
 from moescope.service.api.params import ModelParam, ServerParam, choose, parse_bounds
 from moescope.service.api.problems import ProblemError, documented
+from moescope.service.counts.totals import Phase
 from moescope.service.drift.baseline import (
     PREVIOUS_HOUR,
     Baseline,
@@ -23,10 +24,9 @@ from moescope.service.drift.baseline import (
     baseline_of,
     removal,
 )
-from moescope.service.phase_window import merge_phase
+from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState
-from moescope.service.totals import Phase
+from moescope.service.windows.phase_window import merge_phase
 
 
 def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, keeper: Keeper) -> APIRouter:

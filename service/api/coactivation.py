@@ -22,10 +22,10 @@ from moescope.service.api.params import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.traces import existing
 from moescope.service.api.turns import Turns
-from moescope.service.coactivation import count_together, strongest
-from moescope.service.state import LiveState
+from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TraceQuery
+from moescope.service.traces.coactivation import count_together, strongest
 
 MAX_MATRIX: Final = 512  # experts above which the answer has pairs only
 

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import Response
 
 from moescope.service.api.params import Bounds
-from moescope.service.window import ModelWindow
+from moescope.service.windows.window import ModelWindow
 
 
 class CompactSpan(msgspec.Struct):

@@ -22,11 +22,11 @@ from moescope.service.api.params import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.turns import Turns
 from moescope.service.api.windows import read_window
-from moescope.service.divergence import jensen_shannon
-from moescope.service.phases import why_unphased
-from moescope.service.state import LiveState
-from moescope.service.totals import Phase
-from moescope.service.window import LayerWindow, ModelWindow
+from moescope.service.counts.phase_split import why_unphased
+from moescope.service.counts.totals import Phase
+from moescope.service.live.state import LiveState
+from moescope.service.measures.divergence import jensen_shannon
+from moescope.service.windows.window import LayerWindow, ModelWindow
 
 BaseServerParam = Annotated[str | None, Query(description="The base's deployment; absent: the same.")]
 BaseModelParam = Annotated[str | None, Query(description="The base's model; absent: the same.")]

@@ -21,13 +21,13 @@ from moescope.service.api.params import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.turns import Turns
 from moescope.service.api.windows import window_out
+from moescope.service.counts.totals import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
 from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of
 from moescope.service.drift.watch import previous_hour
-from moescope.service.phase_window import merge_phase
+from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState
-from moescope.service.totals import Phase
+from moescope.service.windows.phase_window import merge_phase
 
 DEFAULT_START: Final = "-5m"
 

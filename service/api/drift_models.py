@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.service.api.models import Window
-from moescope.service.totals import Phase
+from moescope.service.counts.totals import Phase
 
 
 class PinBaseline(BaseModel):

@@ -22,8 +22,8 @@ from moescope.service.api.params import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.turns import Turns
 from moescope.service.api.windows import pick_layers, read_series, read_window, uncovered_out, window_out
-from moescope.service.state import LiveState
-from moescope.service.window import LayerWindow, ModelWindow
+from moescope.service.live.state import LiveState
+from moescope.service.windows.window import LayerWindow, ModelWindow
 
 MAX_NUMBERS: Final = 4_000_000
 

@@ -15,11 +15,11 @@ from moescope.service.api.keeping import Keeper
 from moescope.service.api.limits import Limits, RefusedFrameError
 from moescope.service.api.models import Receipt
 from moescope.service.api.problems import documented
-from moescope.service.ledger import RefusedError
+from moescope.service.counts.account import RefusedError
+from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState
 from moescope.service.store.records import StoreError
 
 _log = logging.getLogger(__name__)

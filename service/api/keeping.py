@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from moescope.service.state import LiveState
+from moescope.service.live.state import LiveState
 from moescope.service.store.records import Record, StoreError
 from moescope.service.store.writer import StoreWriter
 

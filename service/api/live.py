@@ -10,7 +10,7 @@ from typing import Final
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
-from moescope.service.state import LiveState
+from moescope.service.live.state import LiveState
 
 TICK_S: Final = 1.0
 """Shortest time between two events."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from moescope.service.totals import Phase
+from moescope.service.counts.totals import Phase
 
 
 class Receipt(BaseModel):
@@ -213,7 +213,7 @@ class TracePage(BaseModel):
 
 
 class Measures(BaseModel):
-    """Measures of balance over N loads; moescope.service.balance has the formulas."""
+    """Measures of balance over N loads; moescope.service.measures.balance has the formulas."""
 
     imbalance_ratio: float = Field(description="max / mean; 1 is best, N is worst.")
     balancedness: float = Field(description="mean / max; 1 is best, 1 / N is worst.")

@@ -10,9 +10,9 @@ from typing import Annotated, Final
 from fastapi import Query
 
 from moescope.service.api.problems import ProblemError
-from moescope.service.producers import Deployment
-from moescope.service.state import LiveState
-from moescope.service.totals import Phase
+from moescope.service.counts.totals import Phase
+from moescope.service.live.producers import Deployment
+from moescope.service.live.state import LiveState
 
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LENGTH: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")

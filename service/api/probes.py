@@ -9,10 +9,10 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from moescope.service.api.shared_runs import SharedRuns
+from moescope.service.live.state import LiveState
 from moescope.service.metrics.exposition import Wanted, expose, negotiate
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.writer import Writer
-from moescope.service.state import LiveState
 
 
 class Health(BaseModel):

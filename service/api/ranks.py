@@ -20,10 +20,10 @@ from moescope.service.api.models import (
 from moescope.service.api.params import ModelParam, ServerParam
 from moescope.service.api.problems import documented
 from moescope.service.api.turns import Turns
-from moescope.service.health import mismatches, unseen_layers
-from moescope.service.phases import phase_work
-from moescope.service.producers import ProducerState, heard_last
-from moescope.service.state import LiveState
+from moescope.service.counts.phase_split import phase_work
+from moescope.service.live.producers import ProducerState, heard_last
+from moescope.service.live.state import LiveState
+from moescope.service.windows.health import mismatches, unseen_layers
 
 
 def ranks_router(state: LiveState, turns: Turns) -> APIRouter:

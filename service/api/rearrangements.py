@@ -12,8 +12,8 @@ from moescope.service.api.advice_models import RearrangementOut, Rearrangements
 from moescope.service.api.params import LARGEST, ModelParam, ServerParam, choose
 from moescope.service.api.problems import documented
 from moescope.service.api.turns import Turns
+from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState
 
 
 def rearrangements_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter:

@@ -23,12 +23,12 @@ from moescope.service.api.params import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.turns import Turns
 from moescope.service.api.windows import window_out
-from moescope.service.balance import max_and_mean
-from moescope.service.producers import Deployment
-from moescope.service.state import LiveState
-from moescope.service.stragglers.series import Interval, intervals_of
-from moescope.service.stragglers.stage import Status
-from moescope.service.stragglers.window import (
+from moescope.service.live.producers import Deployment
+from moescope.service.live.state import LiveState
+from moescope.service.live.step_stage import Status
+from moescope.service.measures.balance import max_and_mean
+from moescope.service.windows.step_series import Interval, intervals_of
+from moescope.service.windows.step_window import (
     Cost,
     LayerCost,
     StageSteps,
@@ -37,7 +37,7 @@ from moescope.service.stragglers.window import (
     straggler_cost,
     windowed_sums,
 )
-from moescope.service.window import LayerWindow, ModelWindow, merge
+from moescope.service.windows.window import LayerWindow, ModelWindow, merge
 
 MAX_WORK: Final = 1 << 16  # producers x intervals of a series
 MAX_CELLS: Final = 1 << 23  # intervals x layers x EP ranks

@@ -13,7 +13,7 @@ import numpy as np
 
 from moescope.service.api.models import TraceOut
 from moescope.service.api.problems import ProblemError
-from moescope.service.routing import Int16Array, Routing
+from moescope.service.traces.routing import Int16Array, Routing
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -28,13 +28,13 @@ from moescope.service.api.params import (
 )
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.trace_formats import TraceFormat
+from moescope.service.counts.refusals import RefusedError
+from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle
-from moescope.service.refusals import RefusedError
-from moescope.service.routing import TooManyPositionsError, put_together
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import ArrivedPart, StoreError, TracedRequest, TraceQuery
+from moescope.service.traces.routing import TooManyPositionsError, put_together
 
 _log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from moescope.service.api.compact import answer, described
 from moescope.service.api.params import ModelParam, PhaseParam, ServerParam, choose
 from moescope.service.api.problems import documented
 from moescope.service.api.turns import Turns
-from moescope.service.balance import Summary, max_and_mean, summarise
-from moescope.service.phase_window import merge_phase, spans_of_phase
-from moescope.service.producers import Deployment, ProducerSpan
-from moescope.service.state import LiveState
-from moescope.service.totals import Phase
+from moescope.service.counts.totals import Phase
+from moescope.service.live.producers import Deployment, ProducerSpan
+from moescope.service.live.state import LiveState
+from moescope.service.measures.balance import Summary, max_and_mean, summarise
+from moescope.service.windows.phase_window import merge_phase, spans_of_phase
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
 PointsParam = Annotated[int, Query(ge=1, le=240, description="How many intervals, the last one until now.")]

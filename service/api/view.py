@@ -29,16 +29,16 @@ from moescope.service.api.params import (
 )
 from moescope.service.api.problems import documented
 from moescope.service.api.turns import Turns
-from moescope.service.assessment import Assessment, Axis, Cell, assess
-from moescope.service.flows import flows_of
-from moescope.service.owners import owners_of
-from moescope.service.phase_window import merge_phase, spans_of_phase
-from moescope.service.phases import why_unphased
-from moescope.service.producers import ProducerSpan
+from moescope.service.counts.phase_split import why_unphased
+from moescope.service.counts.totals import Phase
+from moescope.service.live.producers import ProducerSpan
+from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState
-from moescope.service.totals import Phase
-from moescope.service.window import DpRank, ModelWindow
+from moescope.service.windows.assessment import Assessment, Axis, Cell, assess
+from moescope.service.windows.expert_owners import owners_of
+from moescope.service.windows.flows import flows_of
+from moescope.service.windows.phase_window import merge_phase, spans_of_phase
+from moescope.service.windows.window import DpRank, ModelWindow
 
 Part = Literal["counts", "flows", "owners"]
 PartsParam = Annotated[

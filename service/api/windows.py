@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from moescope.service.api import models
 from moescope.service.api.params import Bounds, check_known, choose
-from moescope.service.phase_window import merge_phase
-from moescope.service.state import LiveState
-from moescope.service.totals import Phase
-from moescope.service.window import ModelWindow
+from moescope.service.counts.totals import Phase
+from moescope.service.live.state import LiveState
+from moescope.service.windows.phase_window import merge_phase
+from moescope.service.windows.window import ModelWindow
 
 
 def read_window(

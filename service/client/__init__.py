@@ -1,1 +1,3 @@
-"""The client of a running service: settings and HTTP. The command line, the report and the simulator use it."""
+"""The client of a running service: its settings and HTTP. The command line, the report and the
+simulator use it.
+"""

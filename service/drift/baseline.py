@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 
 from moescope.capture.wire import MoeLayer, pack_counts, unpack_counts
+from moescope.service.counts.totals import Phase
 from moescope.service.drift.measure import LayerSlots
-from moescope.service.producers import Deployment
+from moescope.service.live.producers import Deployment
 from moescope.service.store.records import Document
-from moescope.service.totals import Phase
-from moescope.service.window import LayerWindow, ModelWindow
+from moescope.service.windows.window import LayerWindow, ModelWindow
 
 KIND: Final = "baseline"
 PREVIOUS_HOUR: Final = "previous_hour"

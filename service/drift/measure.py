@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire import Int64Array
-from moescope.service.divergence import jensen_shannon, sampling_noise, total_variation
-from moescope.service.window import LayerWindow, ModelWindow
+from moescope.service.measures.divergence import jensen_shannon, sampling_noise, total_variation
+from moescope.service.windows.window import LayerWindow, ModelWindow
 
 HOT: Final = 3.0
 """An expert is hot from this multiple of a fair share on."""

@@ -11,13 +11,13 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
+from moescope.service.counts.totals import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, BaselineBook
 from moescope.service.drift.measure import LayerDrift, layer_drifts, slots_of
-from moescope.service.phase_window import merge_phase
-from moescope.service.producers import Deployment
-from moescope.service.state import LiveState
-from moescope.service.totals import Phase
-from moescope.service.window import ModelWindow
+from moescope.service.live.producers import Deployment
+from moescope.service.live.state import LiveState
+from moescope.service.windows.phase_window import merge_phase
+from moescope.service.windows.window import ModelWindow
 
 WINDOW_S: Final = 300.0
 """Length of the window that is compared."""

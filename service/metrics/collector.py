@@ -17,8 +17,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
-from moescope.service.assessment import assess
 from moescope.service.drift.watch import DriftWatch
+from moescope.service.live.state import LiveState
 from moescope.service.metrics import parts, step_parts
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.drift_part import drift_gauges
@@ -28,8 +28,8 @@ from moescope.service.metrics.limit import admit
 from moescope.service.metrics.parts import Found, Group
 from moescope.service.metrics.samples import Sample, Table, WideMetric
 from moescope.service.settings import MetricsLevel, Settings
-from moescope.service.state import LiveState
-from moescope.service.window import merge
+from moescope.service.windows.assessment import assess
+from moescope.service.windows.window import merge
 
 Part = Callable[[list[Group]], Iterable[Found]]
 

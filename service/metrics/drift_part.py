@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from moescope.service.drift.measure import summary_of
 from moescope.service.drift.watch import Drifted
+from moescope.service.live.producers import Deployment
 from moescope.service.metrics.parts import Found
 from moescope.service.metrics.samples import Sample
-from moescope.service.producers import Deployment
 
 
 def drift_gauges(deployment: Deployment, found: Iterable[Drifted]) -> Iterable[Found]:

@@ -11,12 +11,12 @@ from typing import Final
 
 import numpy as np
 
-from moescope.service.assessment import Assessment
-from moescope.service.health import mismatches, unseen_layers
+from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState
+from moescope.service.live.state import LiveState
 from moescope.service.metrics.samples import Sample, Table, stacked
-from moescope.service.producers import Deployment, ProducerSpan, ProducerState
-from moescope.service.state import LiveState
-from moescope.service.window import ModelWindow, merge
+from moescope.service.windows.assessment import Assessment
+from moescope.service.windows.health import mismatches, unseen_layers
+from moescope.service.windows.window import ModelWindow, merge
 
 Found = Sample | Table
 _DROPPED: Final = "dropped_"

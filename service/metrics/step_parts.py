@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from moescope.service.counts.phase_split import split_by_phase
+from moescope.service.live.producers import Deployment, ProducerSpan
+from moescope.service.live.state import LiveState
+from moescope.service.live.step_stage import Status
 from moescope.service.metrics.parts import Found, Group
 from moescope.service.metrics.samples import Sample
-from moescope.service.phases import split_by_phase
-from moescope.service.producers import Deployment, ProducerSpan
-from moescope.service.state import LiveState
-from moescope.service.stragglers.stage import Status
-from moescope.service.stragglers.window import cost_in, cost_of, straggler_cost
+from moescope.service.windows.step_window import cost_in, cost_of, straggler_cost
 
 
 def phase_counters(group: Group) -> Iterable[Found]:

@@ -15,10 +15,10 @@ import zstandard
 from msgspec import Struct
 
 from moescope.capture.wire import Int64Array, MoeLayer, Producer, UncoveredLayer
-from moescope.service.layout import FloatArray
-from moescope.service.ledger import AccountState, EpochState, Latest
-from moescope.service.stragglers.totals import Stragglers
-from moescope.service.totals import Decode, Layout, Totals
+from moescope.service.counts.account import AccountState, EpochState, Latest
+from moescope.service.counts.layers import FloatArray
+from moescope.service.counts.step_costs import Stragglers
+from moescope.service.counts.totals import Decode, Layout, Totals
 
 _VERSION: Final = b"\x01"
 _LEVEL: Final = 1

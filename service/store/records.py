@@ -8,9 +8,9 @@ from typing import Any
 
 from moescope.capture.trace_wire import ExpertArray, TracePart
 from moescope.capture.wire import Int64Array, MoeLayer
-from moescope.service.ledger import AccountState
-from moescope.service.refusals import RefusedError
-from moescope.service.totals import Totals
+from moescope.service.counts.account import AccountState
+from moescope.service.counts.refusals import RefusedError
+from moescope.service.counts.totals import Totals
 
 Key = tuple[str, str, int, int, int]
 """``Producer.key``: (server, model, dp_rank, pp_rank, tp_rank)."""

@@ -11,8 +11,8 @@ from concurrent.futures import Future
 from typing import Final
 
 from moescope.capture.trace_wire import TracePart
+from moescope.service.counts.refusals import RefusedError
 from moescope.service.logs import Throttle
-from moescope.service.refusals import RefusedError
 from moescope.service.store.ageing import Ageing
 from moescope.service.store.interface import Store
 from moescope.service.store.records import ArrivedPart, Document, Posting, Record, StoreError, TraceShape

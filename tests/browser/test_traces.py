@@ -15,7 +15,7 @@ from moescope.service.simulation.fleet import Plan
 from moescope.service.simulation.routing import Shape
 from tests.browser.chrome import Watched
 from tests.browser.serving import Clock, Serving, feed, push_traces
-from tests.service.traces import part
+from tests.service.trace_parts import part
 
 PLAN = Plan(ranks=2, shape=Shape(layers=6, experts=64, top_k=4), tokens_per_s=1000.0, trace_rate=0.5)
 LEFT, TOP, ROW = 40, 20, 26  # of the grid, pixels

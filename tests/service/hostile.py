@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moescope.capture import wire
 from tests.service.frames import EPOCH, frame, halves, producer
-from tests.service.traces import part
+from tests.service.trace_parts import part
 
 Change = Callable[[Any], Any]
 

@@ -17,13 +17,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from moescope.capture import wire
+from moescope.service.live.state import LiveState
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.parts import Group
 from moescope.service.metrics.samples import Sample
 from moescope.service.settings import MetricsLevel, Settings
-from moescope.service.state import LiveState
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, halves, producer
 

@@ -19,12 +19,12 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from moescope.capture import wire
 from moescope.service.drift.baseline import BaselineBook, baseline_of
 from moescope.service.drift.watch import DriftWatch
+from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.document import markdown
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.settings import MetricsLevel, Settings
-from moescope.service.state import LiveState
-from moescope.service.window import merge
+from moescope.service.windows.window import merge
 from tests.service.frames import frame, halves, producer
 
 LOADS = np.array([[[6, 2], [4, 4]], [[0, 3], [3, 0]]])

@@ -6,11 +6,11 @@ import tracemalloc
 
 from prometheus_client import CollectorRegistry
 
+from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.writer import Writer
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState
 from tests.service.frames import frame, halves, producer
 
 RANKS, LAYERS, EXPERTS = 64, 8, 1024

@@ -13,8 +13,8 @@ import pytest
 from moescope.capture.trace_wire import NO_EXPERT
 from moescope.capture.wire import MoeLayer
 from moescope.service.api.trace_formats import as_npz, as_parquet, as_raw
-from moescope.service.routing import Routing, put_together
 from moescope.service.store.records import WorkerTrace
+from moescope.service.traces.routing import Routing, put_together
 
 LAYERS = (MoeLayer(1, 300, 2), MoeLayer(4, 16, 3))
 POSITIONS = 20_000  # three chunks

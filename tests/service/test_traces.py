@@ -16,7 +16,7 @@ from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, TracePart, encode_pa
 from moescope.capture.wire import MoeLayer
 from tests.service.conftest import Service
 from tests.service.frames import frame
-from tests.service.traces import LAYERS, experts_of, part
+from tests.service.trace_parts import LAYERS, experts_of, part
 
 
 @pytest.fixture

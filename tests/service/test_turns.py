@@ -18,8 +18,8 @@ import pytest
 from fastapi.routing import APIRoute
 
 from moescope.service.api.app import create_app
+from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.state import LiveState
 from tests.service.conftest import Service
 from tests.service.frames import frame
 

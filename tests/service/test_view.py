@@ -8,7 +8,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from moescope.capture import wire
-from moescope.service.owners import SEVERAL, owners_of
+from moescope.service.windows.expert_owners import SEVERAL, owners_of
 from tests.service.conftest import Service
 from tests.service.frames import EPOCH, frame, halves, placement, producer
 

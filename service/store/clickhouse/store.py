@@ -4,8 +4,8 @@ Invariants:
 - Every write can be repeated: rows replace each other by what they are about (see :mod:`.schema`). ClickHouse
   has no transaction over tables, so a batch that failed half-way is sent again as a whole, by its senders.
 - Of a producer's epoch the account with the highest ``seq`` counts, whichever service kept it last, and
-  accounts of several epochs are merged (:mod:`moescope.service.merging`): frames of one producer may come to
-  different services, doubled and in any order.
+  accounts of several epochs are merged (:mod:`moescope.service.counts.merging`): frames of one producer
+  may come to different services, doubled and in any order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from moescope.capture.trace_wire import TracePart
-from moescope.service.merging import merge
+from moescope.service.counts.merging import merge
 from moescope.service.store.clickhouse import history, traces
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.limit import keep_within, nbytes

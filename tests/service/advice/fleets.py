@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from moescope.service.advice.advise import Wish
+from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.simulation.fleet import Fleet, Plan
 from moescope.service.simulation.routing import Habits, Shape
-from moescope.service.state import LiveState
 
 START = 1_700_000_000.0
 DEPLOYMENT = ("simulated", "simulated/moe")

@@ -13,7 +13,7 @@ import pytest
 
 from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, encode_part
 from tests.service.conftest import Service
-from tests.service.traces import experts_of, part
+from tests.service.trace_parts import experts_of, part
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moescope.service.divergence import jensen_shannon
 from moescope.service.drift.measure import LayerDrift, LayerSlots, layer_drifts, summary_of
-from moescope.service.window import ModelWindow, merge
+from moescope.service.measures.divergence import jensen_shannon
+from moescope.service.windows.window import ModelWindow, merge
 from tests.service.advice.fleets import START, Simulated, plan
 from tests.service.frames import frame
 

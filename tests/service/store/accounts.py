@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moescope.service.ledger import Account
+from moescope.service.counts.account import Account
 from moescope.service.store.interface import Store
 from moescope.service.store.records import Key, Posting
 from tests.service.frames import EPOCH, frame, halves, producer

@@ -13,7 +13,7 @@ from moescope.service.store.records import ArrivedPart
 from moescope.service.store.retention import Retention
 from moescope.service.store.sqlite import FILE, SqliteStore
 from tests.service.store.accounts import BORN
-from tests.service.traces import LAYERS, part
+from tests.service.trace_parts import LAYERS, part
 
 TOKENS = 20_000
 BYTES = TOKENS * sum(layer.top_k for layer in LAYERS)

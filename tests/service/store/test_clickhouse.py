@@ -12,10 +12,10 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 
-from moescope.service.ledger import Account, AccountState
-from moescope.service.merging import merge
+from moescope.service.counts.account import Account, AccountState
+from moescope.service.counts.merging import merge
+from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings, load_settings
-from moescope.service.state import LiveState
 from moescope.service.store.clickhouse.rowbinary import decode_rows, encode_rows
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.open import open_store
@@ -24,7 +24,7 @@ from moescope.service.store.retention import Retention
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, producer
 from tests.service.store.accounts import BORN, key, posting
-from tests.service.traces import LAYERS, part
+from tests.service.trace_parts import LAYERS, part
 
 LATER = EPOCH + 10**9
 

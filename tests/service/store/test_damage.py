@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from moescope.service.ledger import Account
+from moescope.service.counts.account import Account
 from moescope.service.store.records import ArrivedPart, Posting, StoreError, TraceQuery
 from moescope.service.store.retention import Retention
 from moescope.service.store.sqlite import FILE, SqliteStore
 from tests.service.frames import frame, producer
-from tests.service.traces import experts_of, part
+from tests.service.trace_parts import experts_of, part
 
 RANKS = 4
 SECONDS = 12

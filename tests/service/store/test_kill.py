@@ -23,7 +23,7 @@ from moescope.service.store.records import TraceQuery
 from moescope.service.store.retention import Retention
 from moescope.service.store.sqlite import SqliteStore
 from tests.service.frames import EPOCH, frame, producer
-from tests.service.traces import experts_of, part
+from tests.service.trace_parts import experts_of, part
 
 KILLS = 20
 RANKS = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moescope.service.store.packing import BLOCK_TOKENS, MAX_LANES, Piece, blocks_of, pieces_of
-from tests.service.traces import LAYERS, experts_of, part
+from tests.service.trace_parts import LAYERS, experts_of, part
 
 
 def sizes(groups: list[list[Piece]]) -> list[list[int]]:

@@ -19,7 +19,7 @@ from moescope.service.store.retention import Retention
 from moescope.service.store.segments import read_packed
 from moescope.service.store.sqlite import FILE, SqliteStore
 from tests.service.store.accounts import BORN
-from tests.service.traces import LAYERS, experts_of, part
+from tests.service.trace_parts import LAYERS, experts_of, part
 
 TOKENS = BLOCK_TOKENS // 5  # five traces fill a block
 TTL = 1000.0

@@ -11,7 +11,7 @@ from moescope.service.store.records import ArrivedPart, TraceQuery
 from moescope.service.store.retention import Retention
 from moescope.service.store.sqlite import SqliteStore
 from tests.service.store.accounts import BORN, key, posting
-from tests.service.traces import part
+from tests.service.trace_parts import part
 
 
 @pytest.fixture

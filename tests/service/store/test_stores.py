@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from moescope.capture.wire import MoeLayer
-from moescope.service.routing import slots_of
 from moescope.service.settings import Settings
 from moescope.service.store.interface import Store
 from moescope.service.store.open import open_store as open_setting
@@ -22,9 +21,10 @@ from moescope.service.store.records import (
     TraceShape,
 )
 from moescope.service.store.writer import StoreWriter
+from moescope.service.traces.routing import slots_of
 from tests.service.frames import EPOCH
 from tests.service.store.accounts import BORN, instants, key, posting
-from tests.service.traces import LAYERS, experts_of, part
+from tests.service.trace_parts import LAYERS, experts_of, part
 
 Open = Callable[..., Store]
 

@@ -20,7 +20,7 @@ from moescope.service.store.records import ArrivedPart, TraceQuery
 from moescope.service.store.retention import Retention
 from moescope.service.store.schema import MIGRATIONS
 from moescope.service.store.sqlite import FILE, SqliteStore
-from tests.service.traces import LAYERS, experts_of, part
+from tests.service.trace_parts import LAYERS, experts_of, part
 
 OLD = sorted((Path(__file__).parent / "upgrade").glob("schema*.sqlite"))
 

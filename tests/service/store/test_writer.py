@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from moescope.capture.trace_wire import TracePart
-from moescope.service.refusals import RefusedError
+from moescope.service.counts.refusals import RefusedError
 from moescope.service.store import writer as writing
 from moescope.service.store.records import (
     ArrivedPart,
@@ -22,7 +22,7 @@ from moescope.service.store.records import (
 )
 from moescope.service.store.writer import StoreWriter
 from tests.service.store.accounts import BORN, key, posting
-from tests.service.traces import LAYERS, part
+from tests.service.trace_parts import LAYERS, part
 
 
 class Disk:

@@ -1,0 +1,264 @@
+"""Exact accounting of one producer's cumulative frames.
+
+Invariants:
+- An account's totals are the sum, over the producer's epochs, of the totals of that epoch's frame with the
+  highest ``seq``. Doubled, late, reordered and lost frames and restarts change nothing about that.
+- Slots by EP rank are added when a frame arrives, through the placement which that frame carries: a later
+  rearrangement never rewrites the past.
+- What a frame adds is apart by phase if it and the epoch's frame before it tell phases; else it is unphased.
+- A refused frame leaves no trace in the account.
+- Memory is bounded: the newest ``max_epochs`` epochs are remembered, older ones are only in the sum, and
+  their late frames are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+
+from moescope.capture.wire import Frame, Producer, UncoveredLayer
+from moescope.service.counts.ep_slots import ep_slots_of
+from moescope.service.counts.refusals import RefusedError as RefusedError
+from moescope.service.counts.refusals import check_exact, check_growth, check_steps
+from moescope.service.counts.step_costs import Stragglers
+from moescope.service.counts.totals import Layout, Totals, no_totals, totals_of
+
+MAX_EP_CELLS: Final = 1 << 18  # layers x EP ranks of one producer: 2 MiB of float64, from few bytes
+
+_FORGOTTEN: Final = 64  # epochs of which it is known that they are in the sum: 8 bytes each
+
+
+class Verdict(StrEnum):
+    """What became of a frame that was not refused."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The newest frame of the newest epoch, without its arrays' bytes."""
+
+    producer: Producer
+    epoch: int
+    seq: int
+    captured_at_ns: int
+    state: str
+    state_reason: str
+    uncovered: tuple[UncoveredLayer, ...]
+    placement_version: int | None
+    counted: Totals
+    traces: Mapping[str, int] = field(default_factory=dict)
+    strategy: str = ""
+
+    @property
+    def age_at_capture(self) -> float:
+        """Seconds from the start of the epoch to this frame, by the producer's own clock; 0 at least."""
+        return max(0.0, (self.captured_at_ns - self.epoch) / 1e9)
+
+
+@dataclass(frozen=True, slots=True)
+class EpochState:
+    """An epoch's frame with the highest ``seq``: its totals."""
+
+    epoch: int
+    seq: int
+    counted: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class AccountState:
+    """All that an account knows, for keeping it elsewhere; ``latest`` is of the newest of ``epochs``.
+
+    ``forgotten`` are the newest epochs that only the sum has, rising; all up to the first are taken as such.
+    """
+
+    totals: Totals
+    epochs: tuple[EpochState, ...]
+    forgotten: tuple[int, ...]
+    epochs_seen: int
+    latest: Latest
+
+    def has_forgotten(self, epoch: int) -> bool:
+        """Whether an epoch is in the sum, without being remembered."""
+        return epoch <= self.forgotten[0] or epoch in self.forgotten
+
+    def covers(self, other: AccountState) -> bool:
+        """Whether all that another one of this producer has forgotten is in the sum."""
+        known = {item.epoch for item in self.epochs}
+        return all(epoch in known or self.has_forgotten(epoch) for epoch in other.forgotten)
+
+
+class Account:
+    """The totals of one ``producer.key`` over all its epochs."""
+
+    def __init__(self, max_epochs: int) -> None:
+        self._max_epochs = max_epochs
+        self._epochs: dict[int, EpochState] = {}
+        self._forgotten: tuple[int, ...] = (0,)
+        self.totals = no_totals(Layout(()))
+        self.latest: Latest | None = None
+        self._epochs_seen = 0
+        self.generation = 0
+        """Rises when the totals began again from zero, since the model's shape changed."""
+
+    @property
+    def restarts(self) -> int:
+        """Epochs seen, in whatever order, after the first."""
+        return max(0, self._epochs_seen - 1)
+
+    @classmethod
+    def restored(cls, state: AccountState, max_epochs: int) -> Account:
+        """The account that :meth:`state` was asked of."""
+        account = cls(max_epochs)
+        account._epochs = {item.epoch: item for item in state.epochs}
+        account._forgotten = state.forgotten
+        account._epochs_seen = state.epochs_seen
+        account.totals = state.totals
+        account.latest = state.latest
+        return account
+
+    def state(self) -> AccountState:
+        """All that is known; only after a first frame."""
+        assert self.latest is not None, "an account without a frame"
+        epochs = tuple(self._epochs.values())
+        return AccountState(self.totals, epochs, self._forgotten, self._epochs_seen, self.latest)
+
+    def add_stragglers(self, layout: Layout, more: Stragglers) -> bool:
+        """Add what joined steps cost, if all layers of ``layout`` are this account's; whether it did."""
+        mine = self.totals.layout
+        if any(mine.index.get(layer.layer) is None for layer in layout.layers) or layout.conflict(mine):
+            return False
+        self.totals = self.totals.with_stragglers(layout, more)
+        return True
+
+    def post(self, frame: Frame, layout: Layout | None = None) -> Verdict:
+        """Take a checked frame (see ``wire_checks.check_frame``) into account.
+
+        Args:
+            frame: the frame.
+            layout: that of its layers, which accounts may share; None: one of its own.
+
+        Raises:
+            RefusedError: the frame contradicts an earlier one, is of a forgotten epoch, or can't be kept.
+        """
+        known, newer = self._epochs.get(frame.epoch), self._newer_than(frame)
+        if known is None and frame.epoch <= self._forgotten[-1]:
+            raise RefusedError(
+                "epoch_forgotten",
+                f"epoch: {frame.epoch} is older than the {self._max_epochs} epochs that are remembered; "
+                "its totals as last seen stay counted",
+            )
+        if known is not None and frame.seq <= known.seq:
+            return Verdict.DUPLICATE if frame.seq == known.seq else Verdict.STALE
+        counted = totals_of(frame, layout or Layout(frame.layers))
+        check_exact(counted)
+        check_steps(frame)
+        if known is not None:
+            check_growth(frame, counted, known.counted, known.seq)
+        began_again = self._is_another_model(frame, counted.layout)
+        base = no_totals(counted.layout) if began_again else self.totals
+        # With one epoch, which is as good as always, the totals' counts are the frame's.
+        totals = base.plus(_placed(frame, _added(counted, known))).sharing(counted)
+        who = frame.producer if newer is None else newer.producer
+        totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size)
+        check_exact(totals)
+
+        if began_again:
+            self._begin_again(frame.epoch)
+        self.totals = totals
+        self._epochs_seen += known is None
+        self._epochs[frame.epoch] = EpochState(frame.epoch, frame.seq, counted)
+        self._forget_old_epochs()
+        self._keep_latest(frame, counted)
+        return Verdict.ACCEPTED
+
+    def _newer_than(self, frame: Frame) -> Latest | None:
+        """The newest frame, if it is of a newer epoch than this late one."""
+        return self.latest if self.latest is not None and frame.epoch < self.latest.epoch else None
+
+    def _is_another_model(self, frame: Frame, layout: Layout) -> bool:
+        """Whether a newer epoch has other experts or another top-k in some layer than the totals so far."""
+        conflict = layout.conflict(self.totals.layout)
+        if conflict is None:
+            return False
+        if self._newer_than(frame) is not None:
+            raise RefusedError(
+                "shape", f"layers: {conflict[0]} of an older epoch, the newer one has {conflict[1]}"
+            )
+        return True
+
+    def _begin_again(self, epoch: int) -> None:
+        self._epochs.clear()
+        self._forgotten = (epoch - 1,)
+        self.generation += 1
+
+    def _forget_old_epochs(self) -> None:
+        while len(self._epochs) > self._max_epochs:
+            oldest = min(self._epochs)
+            del self._epochs[oldest]
+            self._forgotten = forget(self._forgotten, oldest)
+
+    def _keep_latest(self, frame: Frame, counted: Totals) -> None:
+        if self._newer_than(frame) is not None:
+            return
+        self.latest = Latest(
+            producer=frame.producer,
+            epoch=frame.epoch,
+            seq=frame.seq,
+            captured_at_ns=frame.captured_at_ns,
+            state=frame.state,
+            state_reason=frame.state_reason,
+            uncovered=tuple(frame.uncovered),
+            placement_version=None if frame.placement is None else frame.placement.version,
+            strategy=frame.strategy,
+            counted=counted,
+            traces=dict(frame.traces),
+        )
+
+
+def forget(forgotten: tuple[int, ...], *epochs: int) -> tuple[int, ...]:
+    """``AccountState.forgotten`` with more epochs."""
+    return tuple(sorted({*forgotten, *epochs})[-_FORGOTTEN:])
+
+
+def _added(counted: Totals, known: EpochState | None) -> Totals:
+    """What a frame adds to the epoch's frame before it; unphased unless both tell phases."""
+    before = None if known is None else known.counted
+    delta = counted if before is None else counted.minus(before)
+    if counted.decode is not None and (before is None or before.decode is not None or not before.tokens):
+        return delta
+    return replace(
+        delta,
+        decode=None,
+        unphased_rows=delta.rows,
+        unphased_tokens=delta.tokens,
+        unphased_steps=delta.steps,
+    )
+
+
+def _placed(frame: Frame, delta: Totals) -> Totals:
+    """The difference, with its slots given to EP ranks, or counted as unplaced."""
+    placement, ep_size = frame.placement, frame.producer.ep_size
+    layout, decode = delta.layout, delta.decode
+    if ep_size == 1:
+        return delta
+    if placement is None:
+        told = decode and replace(decode, unplaced=layout.sums(decode.counts))
+        return replace(delta, unplaced=layout.sums(delta.counts), decode=told)
+    if ep_size * len(layout.layers) > MAX_EP_CELLS:
+        raise RefusedError(
+            "too_large",
+            f"producer.ep_size: {ep_size} x {len(layout.layers)} layers is above {MAX_EP_CELLS}",
+        )
+    if decode is None:
+        [whole] = ep_slots_of(delta.counts[np.newaxis], layout, placement, ep_size)
+        return replace(delta, ep_slots=whole)
+    both = np.stack([delta.counts, decode.counts])
+    whole, part = ep_slots_of(both, layout, placement, ep_size)
+    return replace(delta, ep_slots=whole, decode=replace(decode, ep_slots=part))

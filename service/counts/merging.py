@@ -1,0 +1,79 @@
+"""Accounts of one producer that several services kept apart, as one.
+
+A service knows of each epoch the frame with the highest ``seq`` that came to it. The merged account has for
+each epoch the higher of the two, and totals that fit: slots, tokens and steps are exact whichever service
+got which frame. What is derived on the way from frame to frame (EP ranks, phases, joined steps) is that of
+the account with the newest frame; the rest of the other's difference counts as unplaced and of no phase.
+Epochs that an account has only in its sum can't be taken out of it: of two such sums one counts, that which
+covers the other, else that which goes further.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moescope.service.counts.account import AccountState, EpochState, forget
+from moescope.service.counts.totals import Totals, no_totals
+
+
+def merge(one: AccountState, other: AccountState, max_epochs: int) -> AccountState:
+    """What both know; ``one`` itself if the other knows nothing newer, and the other way round.
+
+    Args:
+        one, other: accounts of the same producer key.
+        max_epochs: as many of the newest epochs are remembered.
+    """
+    newest = max(one, other, key=_version)
+    if one.totals.layout.conflict(other.totals.layout) is not None:
+        return newest  # the model changed: the older totals are of another one
+    # Epochs that were forgotten are in the account's sum only, so it starts from there.
+    base, more = max(
+        (one, other),
+        (other, one),
+        key=lambda pair: (pair[0].covers(pair[1]), pair[0].forgotten[-1], _version(pair[0])),
+    )
+    epochs = {item.epoch: item for item in base.epochs}
+    missing = [item for item in more.epochs if _is_news(item, epochs.get(item.epoch), base)]
+    if not missing:
+        return base
+    totals, seen = base.totals, base.epochs_seen
+    for item in missing:
+        known = epochs.get(item.epoch)
+        seen += known is None
+        totals = totals.plus(_unplaced(_difference(item, known)))
+        epochs[item.epoch] = item
+    kept = sorted(epochs)[-max_epochs:]
+    forgotten = forget(base.forgotten, *(epoch for epoch in epochs if epoch < kept[0]))
+    totals = replace(totals, dp_size=newest.totals.dp_size, ep_size=newest.totals.ep_size)
+    return AccountState(totals, tuple(epochs[epoch] for epoch in kept), forgotten, seen, newest.latest)
+
+
+def _version(state: AccountState) -> tuple[int, int, int]:
+    return state.latest.epoch, state.latest.seq, state.totals.tokens
+
+
+def _is_news(item: EpochState, known: EpochState | None, base: AccountState) -> bool:
+    if known is None:
+        return not base.has_forgotten(item.epoch)
+    return item.seq > known.seq
+
+
+def _difference(item: EpochState, known: EpochState | None) -> Totals:
+    return item.counted if known is None else item.counted.minus(known.counted)
+
+
+def _unplaced(delta: Totals) -> Totals:
+    layout = delta.layout
+    return replace(
+        no_totals(layout),
+        counts=delta.counts,
+        rows=delta.rows,
+        tokens=delta.tokens,
+        steps=delta.steps,
+        idle_steps=delta.idle_steps,
+        drops=delta.drops,
+        unplaced=layout.sums(delta.counts),
+        unphased_rows=delta.rows,
+        unphased_tokens=delta.tokens,
+        unphased_steps=delta.steps,
+    )

@@ -1,0 +1,106 @@
+"""Sums over joined steps of what the EP ranks had to do: cumulative, or the difference of two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moescope.capture.wire import Int64Array
+from moescope.service.counts.layers import FloatArray, Layout
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Stragglers:
+    """Steps of which the loads of all ranks are known, over L layers and R EP ranks.
+
+    A step's load of an EP rank is the slots, of all DP ranks' tokens, whose expert the rank holds.
+
+    Attributes:
+        max_slots: sum over steps of the busiest EP rank's load, int64 [L].
+        mean_slots: sum over steps of the EP ranks' mean load, float64 [L].
+        busy_steps: steps in which the layer had any slot, int64 [L].
+        hottest: of these, in how many each EP rank was the busiest, float64 [L, R]; a tie shares it.
+        joined: steps, dummy steps of all ranks included.
+        incomplete: steps that were given up since the loads of some rank didn't come.
+    """
+
+    max_slots: Int64Array
+    mean_slots: FloatArray
+    busy_steps: Int64Array
+    hottest: FloatArray
+    joined: int = 0
+    incomplete: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the arrays take."""
+        arrays = (self.max_slots, self.mean_slots, self.busy_steps, self.hottest)
+        return sum(array.nbytes for array in arrays)
+
+    def plus(self, other: Stragglers, sign: int = 1) -> Stragglers:
+        """Sum of both, of one layout; or the difference, for a sign of -1."""
+        ranks = max(self.hottest.shape[1], other.hottest.shape[1])
+        return Stragglers(
+            max_slots=self.max_slots + sign * other.max_slots,
+            mean_slots=self.mean_slots + sign * other.mean_slots,
+            busy_steps=self.busy_steps + sign * other.busy_steps,
+            hottest=_wide(self.hottest, ranks) + sign * _wide(other.hottest, ranks),
+            joined=self.joined + sign * other.joined,
+            incomplete=self.incomplete + sign * other.incomplete,
+        )
+
+    def widened(self, old: Layout, layout: Layout) -> Stragglers:
+        """The same in the arrays of a layout with all layers of the old one."""
+        if old == layout:
+            return self
+        return Stragglers(
+            max_slots=layout.widened_layers(old, self.max_slots),
+            mean_slots=layout.widened_ranks(old, self.mean_slots[:, np.newaxis], 1)[:, 0],
+            busy_steps=layout.widened_layers(old, self.busy_steps),
+            hottest=layout.widened_ranks(old, self.hottest, self.hottest.shape[1]),
+            joined=self.joined,
+            incomplete=self.incomplete,
+        )
+
+
+def no_stragglers(layers: int, ranks: int = 0) -> Stragglers:
+    """No step yet."""
+    none = np.zeros(layers, dtype=np.int64)
+    return Stragglers(none, np.zeros(layers), none, np.zeros((layers, ranks)))
+
+
+def stragglers_of(loads: Int64Array, joined: int, incomplete: int = 0) -> Stragglers:
+    """Sums over n steps.
+
+    Args:
+        loads: integers [n, L, R], of the joined steps that had any slot.
+        joined: how many steps were joined, those without a slot included.
+        incomplete: how many were given up.
+    """
+    layers, ranks = loads.shape[1:]
+    if not len(loads):
+        nothing = no_stragglers(layers, ranks)
+        return Stragglers(
+            nothing.max_slots, nothing.mean_slots, nothing.busy_steps, nothing.hottest, joined, incomplete
+        )
+    most = loads.max(axis=2)
+    busy = most > 0
+    hot = (loads == most[:, :, np.newaxis]) & busy[:, :, np.newaxis]
+    ties = np.maximum(hot.sum(axis=2), 1)
+    return Stragglers(
+        max_slots=most.sum(axis=0, dtype=np.int64),
+        mean_slots=loads.sum(axis=(0, 2), dtype=np.int64) / ranks,
+        busy_steps=busy.sum(axis=0, dtype=np.int64),
+        hottest=(hot / ties[:, :, np.newaxis]).sum(axis=0),
+        joined=joined,
+        incomplete=incomplete,
+    )
+
+
+def _wide(hottest: FloatArray, ranks: int) -> FloatArray:
+    if hottest.shape[1] == ranks:
+        return hottest
+    wide = np.zeros((hottest.shape[0], ranks))
+    wide[:, : hottest.shape[1]] = hottest
+    return wide

@@ -1,0 +1,279 @@
+"""Totals of one producer, as immutable values that add up and subtract.
+
+A :class:`Layout` says which layers the arrays hold and where; :class:`Totals` holds the arrays. Nothing
+here mutates an array that it has handed out, so readers need no lock, and totals share those that are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from moescope.capture.wire import Frame, Int64Array, unpack_counts
+from moescope.service.counts.layers import FloatArray
+from moescope.service.counts.layers import Layout as Layout
+from moescope.service.counts.step_costs import Stragglers, no_stragglers
+
+
+class Phase(StrEnum):
+    """What a token was computed for: its request's prompt, or the answer that follows."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Decode:
+    """The decode part of totals; its arrays are laid out as theirs.
+
+    ``steps`` are those with decode tokens only, ``mixed_steps`` those with tokens of both phases.
+    """
+
+    counts: Int64Array
+    rows: Int64Array
+    ep_slots: FloatArray
+    unplaced: Int64Array
+    tokens: int = 0
+    steps: int = 0
+    mixed_steps: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the arrays take."""
+        return sum(array.nbytes for array in (self.counts, self.rows, self.ep_slots, self.unplaced))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Totals:
+    """Cumulative totals, or the difference of two.
+
+    Attributes:
+        layout: what the arrays hold.
+        counts: slots per (layer, logical expert), int64 [sum of experts].
+        rows: tokens counted in each layer, int64 [L].
+        ep_slots: slots that went to each EP rank, float64 [L, R] (a replicated expert's slots are split
+            evenly over its copies); R is 0 until an EP placement was known.
+        unplaced: slots counted while no placement was known, int64 [L].
+        tokens: tokens computed by the DP rank; ``steps`` and ``idle_steps`` likewise.
+        drops: what the producer lost or put off, by reason.
+        decode: the part of it that decode tokens are; None: no phase was ever told.
+        unphased_rows: of ``rows`` those of which the phase is not known, int64 [L]; what is neither these nor
+            of ``decode`` is of prefill. ``unphased_tokens`` and ``unphased_steps`` likewise.
+        stragglers: what the joined steps of the producer's pipeline stage cost; only on its first worker.
+        dp_size: DP ranks of the deployment when these totals were true, or at the later end of a difference;
+            0: not known. ``ep_size`` likewise.
+    """
+
+    layout: Layout
+    counts: Int64Array
+    rows: Int64Array
+    ep_slots: FloatArray
+    unplaced: Int64Array
+    unphased_rows: Int64Array
+    tokens: int = 0
+    steps: int = 0
+    idle_steps: int = 0
+    drops: Mapping[str, int] = field(default_factory=dict)
+    decode: Decode | None = None
+    unphased_tokens: int = 0
+    unphased_steps: int = 0
+    stragglers: Stragglers | None = None
+    dp_size: int = 0
+    ep_size: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the arrays take, with a little for the object itself."""
+        arrays = (self.counts, self.rows, self.ep_slots, self.unplaced, self.unphased_rows)
+        parts = (part.nbytes for part in (self.decode, self.stragglers) if part is not None)
+        return 512 + sum(array.nbytes for array in arrays) + sum(parts)
+
+    def counts_of(self, index: int) -> Int64Array:
+        """Slots per logical expert of the layer at ``index`` of the layout, int64 [num_experts]."""
+        start, end = self.layout.offsets[index : index + 2]
+        return self.counts[start:end]
+
+    def plus(self, other: Totals) -> Totals:
+        """Sum of both, over the union of their layers; the deployment's sizes are this one's."""
+        return _combine(self, other, 1)
+
+    def minus(self, earlier: Totals) -> Totals:
+        """What came since ``earlier``; no check of signs."""
+        return _combine(self, earlier, -1)
+
+    def with_stragglers(self, layout: Layout, more: Stragglers) -> Totals:
+        """The same with more joined steps; ``layout`` is that of their arrays, whose layers must be here."""
+        wide = more.widened(layout, self.layout)
+        return replace(self, stragglers=wide if self.stragglers is None else self.stragglers.plus(wide))
+
+    def sharing(self, other: Totals) -> Totals:
+        """The same, with ``other``'s counts in place of equal ones: memory has them once."""
+        if self.layout != other.layout or not np.array_equal(self.counts, other.counts):
+            return self
+        mine, its = self.decode, other.decode
+        if mine is not None and its is not None and np.array_equal(mine.counts, its.counts):
+            mine = replace(mine, counts=its.counts)
+        return replace(self, counts=other.counts, decode=mine)
+
+    def of_phase(self, phase: Phase) -> Totals:
+        """What is known to be of one phase.
+
+        In layers whose ``unphased_rows`` is not zero that is not all, and the counts of prefill have slots of
+        unknown phase among them. ``steps`` are those with any token of the phase.
+        """
+        decode = self.decode or no_decode(self)
+        if phase is Phase.DECODE:
+            return replace(
+                self,
+                counts=decode.counts,
+                rows=decode.rows,
+                ep_slots=decode.ep_slots,
+                unplaced=decode.unplaced,
+                tokens=decode.tokens,
+                steps=decode.steps + decode.mixed_steps,
+            )
+        return replace(
+            self,
+            counts=_sum(self.counts, decode.counts, -1),
+            rows=self.rows - decode.rows - self.unphased_rows,
+            ep_slots=_sum(self.ep_slots, decode.ep_slots, -1),
+            unplaced=_sum(self.unplaced, decode.unplaced, -1),
+            tokens=self.tokens - decode.tokens - self.unphased_tokens,
+            steps=self.steps - decode.steps - self.unphased_steps,
+        )
+
+
+def no_totals(layout: Layout) -> Totals:
+    """Nothing counted yet."""
+    size = len(layout.layers)
+    none = np.zeros(size, dtype=np.int64)
+    return Totals(
+        layout=layout,
+        counts=np.zeros(int(layout.offsets[-1]), dtype=np.int64),
+        rows=none,
+        ep_slots=np.zeros((size, 0)),
+        unplaced=none,
+        unphased_rows=none,
+    )
+
+
+def no_decode(totals: Totals) -> Decode:
+    """No decode token yet, in arrays of the same shapes."""
+    none = np.zeros_like(totals.rows)
+    return Decode(np.zeros_like(totals.counts), none, np.zeros_like(totals.ep_slots), none)
+
+
+def totals_of(frame: Frame, layout: Layout) -> Totals:
+    """What a checked frame says, with no EP ranks yet; ``layout`` is that of ``frame.layers``.
+
+    Without phases ``decode`` is None and nothing is marked as unphased: that is for who takes differences.
+    """
+    counts, rows, nothing = unpack_counts(frame.counts), unpack_counts(frame.rows), no_totals(layout)
+    return replace(
+        nothing,
+        counts=counts,
+        rows=rows,
+        tokens=frame.tokens,
+        steps=frame.steps,
+        idle_steps=frame.idle_steps,
+        drops=dict(frame.drops),
+        decode=_decode_of(frame, nothing),
+    )
+
+
+def _decode_of(frame: Frame, nothing: Totals) -> Decode | None:
+    if not frame.decode_counts and (frame.layers or frame.wire < (1, 3)):
+        return None
+    return Decode(
+        counts=unpack_counts(frame.decode_counts),
+        rows=unpack_counts(frame.decode_rows),
+        ep_slots=nothing.ep_slots,
+        unplaced=nothing.unplaced,
+        tokens=frame.decode_tokens,
+        steps=frame.decode_steps,
+        mixed_steps=frame.mixed_steps,
+    )
+
+
+def _combine(a: Totals, b: Totals, sign: int) -> Totals:
+    layout = a.layout.union(b.layout)
+    ranks = max(a.ep_slots.shape[1], b.ep_slots.shape[1])
+    a, b = _widen(a, layout, ranks), _widen(b, layout, ranks)
+    return Totals(
+        layout=layout,
+        counts=_sum(a.counts, b.counts, sign),
+        rows=_sum(a.rows, b.rows, sign),
+        ep_slots=_sum(a.ep_slots, b.ep_slots, sign),
+        unplaced=_sum(a.unplaced, b.unplaced, sign),
+        unphased_rows=_sum(a.unphased_rows, b.unphased_rows, sign),
+        tokens=a.tokens + sign * b.tokens,
+        steps=a.steps + sign * b.steps,
+        idle_steps=a.idle_steps + sign * b.idle_steps,
+        drops={key: a.drops.get(key, 0) + sign * b.drops.get(key, 0) for key in {**a.drops, **b.drops}},
+        decode=_combine_decode(a, b, sign),
+        unphased_tokens=a.unphased_tokens + sign * b.unphased_tokens,
+        unphased_steps=a.unphased_steps + sign * b.unphased_steps,
+        stragglers=_combine_stragglers(a, b, sign),
+        dp_size=a.dp_size,
+        ep_size=a.ep_size,
+    )
+
+
+def _combine_decode(a: Totals, b: Totals, sign: int) -> Decode | None:
+    """Of totals of one layout and one number of EP ranks."""
+    if b.decode is None:
+        return a.decode
+    first, second = a.decode or no_decode(a), b.decode
+    return Decode(
+        counts=_sum(first.counts, second.counts, sign),
+        rows=_sum(first.rows, second.rows, sign),
+        ep_slots=_sum(first.ep_slots, second.ep_slots, sign),
+        unplaced=_sum(first.unplaced, second.unplaced, sign),
+        tokens=first.tokens + sign * second.tokens,
+        steps=first.steps + sign * second.steps,
+        mixed_steps=first.mixed_steps + sign * second.mixed_steps,
+    )
+
+
+def _combine_stragglers(a: Totals, b: Totals, sign: int) -> Stragglers | None:
+    """Of totals of one layout."""
+    if b.stragglers is None:
+        return a.stragglers
+    first = a.stragglers or no_stragglers(len(a.layout.layers))
+    return first.plus(b.stragglers, sign)
+
+
+def _sum(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], sign: int) -> np.ndarray[Any, Any]:
+    """``a + sign * b``; ``a`` itself where there is nothing to add, so that snapshots share it."""
+    if sign < 0:
+        return np.asarray(a - b)  # which takes no longer than to look for something to subtract
+    return np.asarray(a + b) if b.any() else a
+
+
+def _widen(totals: Totals, layout: Layout, ranks: int) -> Totals:
+    """The same totals in the arrays of a larger layout and at least as many EP ranks."""
+    if totals.layout == layout and totals.ep_slots.shape[1] == ranks:
+        return totals
+    old, decode = totals.layout, totals.decode
+    return replace(
+        totals,
+        layout=layout,
+        counts=layout.widened_experts(old, totals.counts),
+        rows=layout.widened_layers(old, totals.rows),
+        ep_slots=layout.widened_ranks(old, totals.ep_slots, ranks),
+        unplaced=layout.widened_layers(old, totals.unplaced),
+        unphased_rows=layout.widened_layers(old, totals.unphased_rows),
+        decode=decode
+        and replace(
+            decode,
+            counts=layout.widened_experts(old, decode.counts),
+            rows=layout.widened_layers(old, decode.rows),
+            ep_slots=layout.widened_ranks(old, decode.ep_slots, ranks),
+            unplaced=layout.widened_layers(old, decode.unplaced),
+        ),
+        stragglers=totals.stragglers and totals.stragglers.widened(old, layout),
+    )

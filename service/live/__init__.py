@@ -1,0 +1,3 @@
+"""What the service knows now and what changes with each frame: producers, their states, recent
+history, steps.
+"""

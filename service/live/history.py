@@ -1,0 +1,262 @@
+"""Recent cumulative snapshots in memory, bounded by bytes over all producers.
+
+Over the budget, older snapshots get thinner (every other one in the older half goes) before any past is
+lost; only when nothing can be thinned any more do the oldest ones go. Since snapshots are cumulative,
+thinning costs resolution, never counts. Times are seconds of Unix time on the service's clock.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.totals import Phase, Totals, no_totals
+
+SET_BACK_S: Final = 60.0
+"""A clock that goes back by less is as good as right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Totals that were true at ``at``."""
+
+    at: float
+    totals: Totals
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The part of one producer's past that answers a window.
+
+    Attributes:
+        first: the totals to subtract; None: nothing.
+        last: the totals to subtract them from.
+        start: when ``first`` was true; ``end`` likewise for ``last``.
+        truncated: the window began before what is remembered, so that ``start`` is later than asked.
+        phase: the only one to take; None: both.
+    """
+
+    first: Totals | None
+    last: Totals
+    start: float
+    end: float
+    truncated: bool
+    phase: Phase | None = None
+
+    @property
+    def delta(self) -> Totals:
+        """What was counted between the two instants, of the phase.
+
+        Made anew each time: the differences of hundreds of producers take more memory than all else that
+        answers a window, so take one, use it and let it go.
+        """
+        whole = self.last if self.first is None else self.last.minus(self.first)
+        return whole if self.phase is None else whole.of_phase(self.phase)
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of ``delta``, whose arrays are not made for it; None: not known how many of the phase."""
+        tokens, decode, unphased = (
+            last - first for last, first in zip(_tokens(self.last), _tokens(self.first), strict=True)
+        )
+        if self.phase is None:
+            return tokens
+        if unphased:
+            return None
+        return decode if self.phase is Phase.DECODE else tokens - decode
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Those whose layers are in ``delta``."""
+        return (self.last.layout,) if self.first is None else (self.last.layout, self.first.layout)
+
+
+def _tokens(totals: Totals | None) -> tuple[int, int, int]:
+    """All, those of decode, and those of unknown phase."""
+    if totals is None:
+        return 0, 0, 0
+    decode = 0 if totals.decode is None else totals.decode.tokens
+    return totals.tokens, decode, totals.unphased_tokens
+
+
+def between(birth: float, first: Snapshot, last: Snapshot, start: float | None) -> Span:
+    """What was counted from ``first`` to ``last``, for a window that was to begin at ``start``."""
+    truncated = start is not None and first.at > start and birth < start
+    if last.at < first.at:
+        last = first
+    since_birth = first.totals is _nothing(last.totals.layout)
+    return Span(None if since_birth else first.totals, last.totals, first.at, last.at, truncated)
+
+
+@lru_cache(maxsize=16)
+def _nothing(layout: Layout) -> Totals:
+    """Zeros, the same ones for all producers alike."""
+    return no_totals(layout)
+
+
+class Track:
+    """One producer's snapshots, rising in time; never empty.
+
+    ``birth`` is when its counting began, so when its totals were zero.
+    """
+
+    def __init__(self, birth: float, first: Snapshot) -> None:
+        self.birth = birth
+        self.complete_since = first.at
+        """No snapshot that was added at or after this instant is gone."""
+        self._snapshots = [first]
+        self.nbytes = first.totals.nbytes
+
+    def __len__(self) -> int:
+        return len(self._snapshots)
+
+    @property
+    def newest_at(self) -> float:
+        """When the newest snapshot was true."""
+        return self._snapshots[-1].at
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Append; a clock that went back a little does not break the order (see :meth:`set_back`)."""
+        at = max(snapshot.at, self.newest_at)
+        self._snapshots.append(Snapshot(at, snapshot.totals))
+        self.nbytes += snapshot.totals.nbytes
+
+    def set_back(self, now: float) -> None:
+        """Say what the clock shows: if it was far ahead, the newest of what it saw stays, as of now.
+
+        Else the past would stand still until the clock is there again.
+        """
+        if self.newest_at > now + SET_BACK_S:
+            kept = [item for item in self._snapshots if item.at <= now]
+            self._replace([*kept, Snapshot(now, self._snapshots[-1].totals)])
+            self.complete_since = min(self.complete_since, now)
+
+    def amend(self, totals: Totals) -> None:
+        """Replace the newest snapshot's totals; its time stays."""
+        newest = self._snapshots[-1]
+        self._snapshots[-1] = Snapshot(newest.at, totals)
+        self.nbytes += totals.nbytes - newest.totals.nbytes
+
+    def span(self, start: float | None, end: float | None) -> Span:
+        """The difference of the snapshots nearest at or before the boundaries; None is unbounded."""
+        return between(self.birth, self.boundary(start, self.birth), self.boundary(end, None), start)
+
+    def boundary(self, instant: float | None, absent: float | None) -> Snapshot:
+        """The snapshot nearest at or before an instant; for None that of ``absent``, where None is now."""
+        instant = absent if instant is None else instant
+        return self._snapshots[-1] if instant is None else self._at_or_before(instant)
+
+    def thin(self) -> bool:
+        """Drop every other snapshot of the older half, keeping the oldest; False if there are too few."""
+        half = len(self._snapshots) // 2
+        if half < 2:
+            return False
+        self.complete_since = max(self.complete_since, self._snapshots[half].at)
+        self._replace(self._snapshots[:half:2] + self._snapshots[half:])
+        return True
+
+    def drop_oldest(self) -> bool:
+        """Forget the oldest snapshot; False if it is the only one."""
+        if len(self._snapshots) < 2:
+            return False
+        self._replace(self._snapshots[1:])
+        self.complete_since = max(self.complete_since, self._snapshots[0].at)
+        return True
+
+    def _at_or_before(self, instant: float) -> Snapshot:
+        """Nothing before the birth; the oldest snapshot for what was forgotten."""
+        if instant <= self.birth:
+            return Snapshot(self.birth, _nothing(self._snapshots[-1].totals.layout))
+        found = bisect_right(self._snapshots, instant, key=lambda snapshot: snapshot.at)
+        return self._snapshots[max(found - 1, 0)]
+
+    def _replace(self, snapshots: list[Snapshot]) -> None:
+        self._snapshots = snapshots
+        self.nbytes = sum(snapshot.totals.nbytes for snapshot in snapshots)
+
+
+class History:
+    """Tracks by producer key, under one budget of bytes."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget = budget_bytes
+        self._tracks: dict[tuple[str, str, int, int, int], Track] = {}
+        self._nbytes = 0  # kept, not summed: every frame asks, and there may be many tracks
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all snapshots."""
+        return self._nbytes
+
+    def __len__(self) -> int:
+        return sum(len(track) for track in self._tracks.values())
+
+    def set_back(self, key: tuple[str, str, int, int, int], now: float) -> None:
+        """See :meth:`Track.set_back`; of a producer that may be unknown."""
+        track = self._tracks.get(key)
+        if track is not None:
+            before = track.nbytes
+            track.set_back(now)
+            self._nbytes += track.nbytes - before
+
+    def record(self, key: tuple[str, str, int, int, int], birth: float, snapshot: Snapshot) -> None:
+        """Remember a producer's totals; :meth:`track` then says at which instant.
+
+        Args:
+            key: ``Producer.key``.
+            birth: when the epoch that this snapshot's frame belongs to began; the earliest one counts.
+            snapshot: totals over all epochs.
+        """
+        track = self._tracks.get(key)
+        before = 0 if track is None else track.nbytes
+        if track is None:
+            track = self._tracks[key] = Track(birth, snapshot)
+        else:
+            track.birth = min(track.birth, birth)
+            track.add(snapshot)
+        self._nbytes += track.nbytes - before
+        if self._nbytes > self._budget:
+            self._make_room()
+
+    def amend(self, key: tuple[str, str, int, int, int], totals: Totals) -> None:
+        """Replace the totals of a producer's newest snapshot; see :meth:`Track.amend`.
+
+        Raises:
+            KeyError: nothing was recorded for this producer.
+        """
+        track = self._tracks[key]
+        before = track.nbytes
+        track.amend(totals)
+        self._nbytes += track.nbytes - before
+
+    def forget(self, key: tuple[str, str, int, int, int]) -> None:
+        """Drop a producer's past."""
+        track = self._tracks.pop(key, None)
+        self._nbytes -= 0 if track is None else track.nbytes
+
+    def track(self, key: tuple[str, str, int, int, int]) -> Track:
+        """A producer's past.
+
+        Raises:
+            KeyError: nothing was recorded for this producer.
+        """
+        return self._tracks[key]
+
+    def span(self, key: tuple[str, str, int, int, int], start: float | None, end: float | None) -> Span:
+        """See :meth:`Track.span`.
+
+        Raises:
+            KeyError: nothing was recorded for this producer.
+        """
+        return self._tracks[key].span(start, end)
+
+    def _make_room(self) -> None:
+        tracks = list(self._tracks.values())
+        while self._nbytes > self._budget:
+            thinned = sum(track.thin() for track in tracks)
+            if not thinned and not sum(track.drop_oldest() for track in tracks):
+                return  # one snapshot each is the totals themselves
+            self._nbytes = sum(track.nbytes for track in tracks)

@@ -1,0 +1,75 @@
+"""Boundaries of windows from memory and from the store: whichever has totals nearer to the instant.
+
+Memory has the recent past, finer than the store; the store has what was before the service started, and what
+memory thinned out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from moescope.service.live.history import Snapshot, Span, between
+from moescope.service.store.records import Key, StoredTotals
+
+
+class Archive(Protocol):
+    """What is read of a store (see ``store.interface.Store``)."""
+
+    def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
+        """For each instant the newest totals at or before it."""
+
+    def oldest(self, key: Key) -> StoredTotals | None:
+        """The oldest totals that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What memory has of one producer, for the boundaries of windows.
+
+    Attributes:
+        birth: when its counting began.
+        complete_since: from here on memory has all that the store can have.
+        instants: B boundaries, rising; None is an open end.
+        found: totals nearest at or before each, B of them.
+    """
+
+    birth: float
+    complete_since: float
+    instants: tuple[float | None, ...]
+    found: tuple[Snapshot, ...]
+
+    def spans(self) -> list[Span]:
+        """The B - 1 spans between the boundaries."""
+        return [
+            between(self.birth, first, last, start)
+            for start, first, last in zip(self.instants[:-1], self.found[:-1], self.found[1:], strict=True)
+        ]
+
+    def wants(self, instant: float | None) -> bool:
+        """Whether an archive may have totals nearer to this boundary."""
+        return instant is not None and self.birth < instant < self.complete_since
+
+
+def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:
+    """The same, each boundary's totals replaced by the archive's where those are nearer to its instant.
+
+    Raises:
+        StoreError: the archive can't be read.
+    """
+    wanted = [(i, t) for i, t in enumerate(memory.instants) if t is not None and memory.wants(t)]
+    if not wanted:
+        return memory
+    result = list(memory.found)
+    stored = archive.totals_at(key, [instant for _, instant in wanted])
+    oldest: StoredTotals | None = None
+    for (i, instant), candidate in zip(wanted, stored, strict=True):
+        if candidate is None:
+            oldest = oldest or archive.oldest(key)
+            if oldest is not None and oldest.at < result[i].at:
+                result[i] = Snapshot(oldest.at, oldest.totals)
+        elif not candidate.at <= result[i].at <= instant:
+            result[i] = Snapshot(candidate.at, candidate.totals)
+
+    return replace(memory, found=tuple(result))

@@ -1,0 +1,99 @@
+"""What is known of a producer, as readers get it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from moescope.capture.wire import Producer
+from moescope.service.counts.account import Latest
+from moescope.service.counts.totals import Totals
+from moescope.service.live.history import Span
+
+Deployment = tuple[str, str]
+"""(server, model)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerState:
+    """One producer as of now.
+
+    Attributes:
+        latest: its newest frame.
+        totals: over all its epochs.
+        restarts: epochs after the first.
+        started_at: when its newest epoch began, seconds of Unix time on the service's clock.
+        received_at: when its newest frame was accepted, likewise.
+        age: seconds since then; ``stale`` and ``expired`` compare it with the settings.
+    """
+
+    latest: Latest
+    totals: Totals
+    restarts: int
+    started_at: float
+    received_at: float
+    age: float
+    stale: bool
+    expired: bool
+
+    @property
+    def state(self) -> str:
+        """``counting``, ``disabled`` or ``stale``; a producer that fell silent is stale whatever it said."""
+        return "stale" if self.stale else self.latest.state
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerSpan:
+    """One producer and what it counted in a window."""
+
+    producer: ProducerState
+    span: Span
+
+
+def heard_last(producers: Iterable[ProducerState]) -> Producer:
+    """Of a deployment's producers, one at least, the one that knows its sizes (``dp_size``, ``ep_size``).
+
+    After a restart with fewer ranks the former ones are still known, and what they said of sizes is over.
+    """
+    newest = max(producers, key=lambda item: (item.received_at, item.latest.producer.dp_size))
+    return newest.latest.producer
+
+
+def sizes_of(spans: Sequence[ProducerSpan]) -> tuple[int, int]:
+    """(``dp_size``, ``ep_size``) of a deployment at the end of a window.
+
+    Args:
+        spans: its producers in the window, one at least.
+    """
+    told = [item.span for item in spans if item.span.start < item.span.end and item.span.last.ep_size]
+    if told:
+        newest = max(told, key=lambda span: (span.end, span.last.dp_size)).last
+        return newest.dp_size, newest.ep_size
+    # Nobody reported in it, or what the store kept of it is from before it kept sizes.
+    present = heard_last(item.producer for item in spans)
+    return present.dp_size, present.ep_size
+
+
+def of_present_start(producers: Sequence[ProducerState]) -> list[ProducerState]:
+    """Of a deployment's producers those that belong to its present start, in their order.
+
+    The others are of a former one: they were not heard since the newest epoch began, or know other sizes.
+    """
+    if not producers:
+        return []
+    sizes = heard_last(producers)
+    newest_start = max(item.started_at for item in producers)
+    return [
+        item
+        for item in producers
+        if item.received_at >= newest_start and _of_same_sizes(item.latest.producer, sizes)
+    ]
+
+
+def _of_same_sizes(one: Producer, other: Producer) -> bool:
+    return (one.dp_size, one.tp_size, one.pp_size, one.ep_size) == (
+        other.dp_size,
+        other.tp_size,
+        other.pp_size,
+        other.ep_size,
+    )

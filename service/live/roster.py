@@ -1,0 +1,139 @@
+"""Which producers there are: who may join, whose layers conflict, who has fallen silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from moescope.service.counts.account import Account, RefusedError
+from moescope.service.counts.layers import Layout, Shapes
+from moescope.service.live.producers import Deployment, ProducerState
+from moescope.service.settings import Settings
+from moescope.service.store.records import Key
+
+
+@dataclass(slots=True)
+class Entry:
+    """A producer's account and its layers.
+
+    ``received_at`` is when its newest frame was accepted, ``started_at`` when its newest ``epoch`` began:
+    seconds of Unix time on the service's clock.
+    """
+
+    account: Account
+    received_at: float
+    started_at: float
+    epoch: int
+    layout: Layout
+
+
+class Roster:
+    """The producers by key. Not safe for several threads.
+
+    Args:
+        settings: limits, and what counts as stale.
+        clock: seconds of Unix time.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._entries: dict[Key, Entry] = {}
+        self._shapes = Shapes()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many producers as the settings allow."""
+        return len(self._entries) >= self._settings.max_producers
+
+    def get(self, key: Key) -> Entry | None:
+        """A producer's entry, if it is here."""
+        return self._entries.get(key)
+
+    def members(self, deployment: Deployment | None = None) -> list[Key]:
+        """All producers, or those of one deployment, sorted."""
+        return sorted(key for key in self._entries if deployment in (None, key[:2]))
+
+    def deployments(self) -> list[Deployment]:
+        """All (server, model), sorted."""
+        return sorted({key[:2] for key in self._entries})
+
+    def enter(self, key: Key, account: Account, received_at: float) -> None:
+        """Add a producer, or change its entry."""
+        old, layout = self._entries.get(key), account.totals.layout
+        assert account.latest is not None, f"an account without a frame: {key}"
+        started_at = received_at - account.latest.age_at_capture
+        if old is not None and old.epoch == account.latest.epoch:
+            # An idle producer repeats what it captured long ago: the frame with the least delay tells best.
+            started_at = min(started_at, old.started_at)
+        self._entries[key] = Entry(account, received_at, started_at, account.latest.epoch, layout)
+        self._shapes.change(key[:2], None if old is None else old.layout, layout)
+
+    def remove(self, key: Key) -> None:
+        """Remove a producer that is here."""
+        self._shapes.change(key[:2], self._entries.pop(key).layout, None)
+
+    def state(self, key: Key) -> ProducerState:
+        """A producer that is here, as of now."""
+        entry = self._entries[key]
+        latest = entry.account.latest
+        assert latest is not None, f"an account without a frame: {key}"
+        age = self._age(entry)
+        return ProducerState(
+            latest=latest,
+            totals=entry.account.totals,
+            restarts=entry.account.restarts,
+            started_at=entry.started_at,
+            received_at=entry.received_at,
+            age=age,
+            stale=age > self._settings.stale_after_s,
+            expired=age > self._settings.expire_after_s,
+        )
+
+    def _age(self, entry: Entry) -> float:
+        """Seconds since the newest frame; since now, if the clock was set back meanwhile."""
+        now = self._clock()
+        set_back = max(0.0, entry.received_at - now)
+        entry.received_at -= set_back
+        entry.started_at -= set_back
+        return now - entry.received_at
+
+    def outgrown_by(self, key: Key, layout: Layout) -> list[Key]:
+        """Silent producers of this one's deployment whose layers have another shape than its own.
+
+        Raises:
+            RefusedError: one of them is not silent.
+        """
+        if not self._shapes.conflict(key[:2], layout):
+            return []  # as good as always, and there are many entries for each frame
+        return list(self._conflicting(key, layout))
+
+    def _conflicting(self, mine: Key, layout: Layout) -> Iterator[Key]:
+        for key, entry in self._entries.items():
+            conflict = layout.conflict(entry.layout)
+            if conflict is None or key[:2] != mine[:2] or key == mine:
+                continue
+            if self._age(entry) <= self._settings.stale_after_s:
+                raise RefusedError(
+                    "shape",
+                    f"layers: {conflict[0]}, but DP rank {key[2]} of this deployment has {conflict[1]}; "
+                    "give each deployment a server name of its own (MOESCOPE_SERVER in vLLM's environment)",
+                )
+            yield key
+
+    def to_make_room(self) -> list[Key]:
+        """Producers to remove before another can join, if it is full: of deployments that expired as a whole.
+
+        Raises:
+            RefusedError: all producers' deployments live.
+        """
+        if not self.is_full:
+            return []
+        alive = {key[:2] for key in self._entries if not self.state(key).expired}
+        expired = [key for key in self._entries if key[:2] not in alive]
+        if len(self._entries) - len(expired) >= self._settings.max_producers:
+            raise RefusedError(
+                "too_many_producers",
+                f"producer: there are max_producers ({self._settings.max_producers}) already; raise it",
+            )
+        return expired

@@ -1,0 +1,174 @@
+"""Joins the steps of M members by number: a step's loads are known when all members have accounted for it.
+
+Invariants:
+- A step is joined at most once, with what each member said of it first; what comes again changes nothing.
+- Nor is it joined where members mapped its experts to EP ranks by different placements.
+- Whatever the order in which ranges come, the same steps are joined with the same loads, as long as those of
+  one member are not further behind another's than the window.
+- Memory is bounded: the window is the most steps that wait. What falls out of it is given up, and counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from moescope.capture.wire import Int64Array
+from moescope.service.counts.step_costs import Stragglers, stragglers_of
+
+Loads = npt.NDArray[Any]
+
+MAX_WINDOW: Final = 4096
+MAX_MEMBERS: Final = 4096  # x uint16 loads is below 2**31
+MAX_CELLS: Final = 1 << 20
+_PENDING_BYTES: Final = 64 << 20
+_SEEN_BYTES: Final = 16 << 20
+
+
+def window_of(members: int, layers: int, ranks: int) -> int:
+    """Steps that may wait, so that they stay within 64 MiB, and what marks them within 16 MiB."""
+    by_loads = _PENDING_BYTES // (4 * max(1, layers * ranks))
+    return int(max(16, min(MAX_WINDOW, by_loads, _SEEN_BYTES // members)))
+
+
+class StepJoin:
+    """The steps of M members, over L layers and R EP ranks; for one thread at a time.
+
+    Args:
+        members, layers, ranks: M, L, R.
+        window: most steps that wait; :func:`window_of` by default.
+    """
+
+    def __init__(self, members: int, layers: int, ranks: int, window: int | None = None) -> None:
+        self._members, self._shape = members, (layers, ranks)
+        self._window = window_of(members, layers, ranks) if window is None else window
+        self._base = 0  # nothing before it can be joined any more
+        self._floor: int | None = None  # the first step that anybody accounted for
+        self._top = 0
+        self._seen = np.zeros((members, self._window), dtype=bool)
+        self._count = np.zeros(self._window, dtype=np.int32)
+        self._done = np.zeros(self._window, dtype=bool)
+        self._version = np.zeros(self._window, dtype=np.int64)
+        self._spoiled = np.zeros(self._window, dtype=bool)
+        self._row = np.full(self._window, -1, dtype=np.int32)
+        # Loads of the steps that wait, in whichever row is free.
+        self._loads: Loads = np.zeros((0, layers, ranks), dtype=np.int32)
+        self._free: list[int] = []
+
+    @property
+    def pending(self) -> int:
+        """Steps that wait for a member."""
+        return self._top - self._first_counted() - int(self._done.sum())
+
+    def add(
+        self, member: int, first: int, end: int, steps: Int64Array, loads: Loads, version: int = 0
+    ) -> Stragglers | None:
+        """What is joined, or given up, now that a member accounts for ``[first, end)``; None: nothing.
+
+        Args:
+            member: from 0 to M - 1.
+            first, end: the range.
+            steps: [n], rising: numbers in the range of the steps with tokens.
+            loads: unsigned integers [n, L, R], at most 4 bytes wide.
+            version: of the placement that the loads are by.
+        """
+        if end <= first:
+            return None
+        if self._floor is None:
+            self._floor, self._base = first, max(0, end - self._window)
+        given_up = self._give_up(end - self._window)
+        first = max(first, self._base)
+        if first >= end:
+            return self._result(np.zeros(0, dtype=np.int64), given_up)
+        self._floor, self._top = min(self._floor, first), max(self._top, end)
+        at = np.arange(first, end) % self._window
+        new = ~self._seen[member, at]
+        self._seen[member, at[new]] = True
+        begun = self._count[at] > 0
+        self._spoiled[at] |= new & begun & (self._version[at] != version)
+        self._version[at[~begun]] = version
+        self._count[at[new]] += 1
+        for i in np.flatnonzero(steps >= first):
+            if new[steps[i] - first]:
+                self._add_loads(int(steps[i]) % self._window, loads[i])
+        complete = new & (self._count[at] == self._members) & ~self._spoiled[at]
+        return self._result(at[complete], given_up)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what waits and of what marks it."""
+        return self._loads.nbytes + self._seen.nbytes
+
+    def close(self) -> int:
+        """Give up all that waits and free its memory; how many steps that is."""
+        given_up = self._give_up(self._top)
+        self._loads, self._free = self._loads[:0].copy(), []
+        return given_up
+
+    def _add_loads(self, at: int, loads: Loads) -> None:
+        if loads.dtype.itemsize == 4 and self._loads.dtype == np.int32:
+            self._loads = self._loads.astype(np.int64)
+        row = self._row[at]
+        if row >= 0:
+            self._loads[row] += loads
+            return
+        if not self._free:
+            self._grow()
+        self._row[at] = row = self._free.pop()
+        self._loads[row] = loads
+
+    def _grow(self) -> None:
+        size = len(self._loads)
+        more = min(max(16, size), self._window - size)
+        wider: Loads = np.zeros((size + more, *self._shape), dtype=self._loads.dtype)
+        wider[:size] = self._loads
+        self._loads = wider
+        self._free.extend(range(size, size + more))
+
+    def _result(self, complete: Int64Array, given_up: int) -> Stragglers | None:
+        if not complete.size and not given_up:
+            return None
+        rows = self._row[complete]
+        result = stragglers_of(self._loads[rows[rows >= 0]], int(complete.size), given_up)
+        self._done[complete] = True
+        self._release(complete)
+        self._advance()
+        return result
+
+    def _advance(self) -> None:
+        """Let the window begin after the steps that are joined and have none before them that waits."""
+        at = np.arange(self._base, self._top) % self._window
+        open_ = np.flatnonzero(~self._done[at])
+        self._move(self._base + (int(open_[0]) if open_.size else len(at)))
+
+    def _give_up(self, base: int) -> int:
+        """Let the window begin at a later step; how many steps before it were not joined."""
+        if base <= self._base:
+            return 0
+        before = self._first_counted()
+        joined = int(
+            self._done[np.arange(self._base, min(base, self._base + self._window)) % self._window].sum()
+        )
+        self._move(base)
+        self._top = max(self._top, base)
+        return max(0, base - before) - joined
+
+    def _move(self, base: int) -> None:
+        at = np.arange(self._base, min(base, self._base + self._window)) % self._window
+        self._release(at)
+        self._seen[:, at] = False
+        self._count[at] = 0
+        self._done[at] = False
+        self._spoiled[at] = False
+        self._base = base
+
+    def _release(self, at: Int64Array) -> None:
+        rows = self._row[at]
+        self._free.extend(rows[rows >= 0].tolist())
+        self._row[at] = -1
+
+    def _first_counted(self) -> int:
+        """The first step that is either joined, waits, or is given up when the window moves on."""
+        return self._base if self._floor is None else max(self._base, self._floor)

@@ -1,0 +1,1 @@
+"""The measures of balance and of drift: pure functions of arrays."""

@@ -1,0 +1,151 @@
+"""Balance of a deployment in a window, along three axes, with a reason wherever there is no sample.
+
+Over EP ranks: who got the slots. Over DP ranks: whose tokens they were. Over experts: which experts they
+chose. Loads are differences of cumulative counts between the window's ends, along the named axis only:
+nothing is averaged over ranks first, which would make every skew look like balance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from moescope.service.measures.balance import Summary, max_and_mean, measure_all, summarise
+from moescope.service.windows.window import LayerWindow, ModelWindow
+
+FloatArray = npt.NDArray[np.float64]
+_MASKED: Final = "no slots: the tokens of the window chose no expert here"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One layer along one axis: its loads and measures, or the reason why there is no sample.
+
+    ``loads`` are slots, float64 [N]; ``measures`` is keyed as ``balance.MEASURES``, None without a sample.
+    """
+
+    loads: FloatArray | None
+    measures: Mapping[str, float] | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """All layers along one axis; ``cells`` runs parallel to ``ModelWindow.layers``."""
+
+    cells: tuple[Cell, ...]
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """Balance of a window; ``dp_tokens`` is that of the DP ranks' tokens, whatever the layer."""
+
+    window: ModelWindow
+    min_tokens: int
+    ep_ranks: Axis
+    dp_ranks: Axis
+    experts: Axis
+    dp_tokens: Cell
+    dp_rank_ids: tuple[int, ...]
+
+
+def assess(window: ModelWindow, min_tokens: int) -> Assessment:
+    """Measure a window; layers with fewer than ``min_tokens`` tokens (or none) are no sample."""
+    # A rank that fell silent and computed nothing in the window is gone, not idle.
+    alive = tuple(rank.rank for rank in window.dp_ranks if rank.present or rank.tokens)
+    tokens = {rank.rank: rank.tokens for rank in window.dp_ranks}
+    gates = [_gate(int(layer.rows.sum()), min_tokens, layer.not_seen) for layer in window.layers]
+    whole = [_why_partial(layer) for layer in window.layers]
+    return Assessment(
+        window=window,
+        min_tokens=min_tokens,
+        ep_ranks=_axis(
+            window,
+            [
+                None if layer.ep_reason or layer.not_seen or partial else layer.ep_slots
+                for layer, partial in zip(window.layers, whole, strict=True)
+            ],
+            [
+                layer.ep_reason or gate or partial
+                for layer, gate, partial in zip(window.layers, gates, whole, strict=True)
+            ],
+        ),
+        dp_ranks=_axis(
+            window,
+            [
+                None if layer.not_seen or partial else _dp_loads(layer, alive)
+                for layer, partial in zip(window.layers, whole, strict=True)
+            ],
+            [_too_few(alive) or gate or partial for gate, partial in zip(gates, whole, strict=True)],
+        ),
+        experts=_axis(
+            window,
+            [
+                None if layer.not_seen else layer.counts.sum(axis=0).astype(np.float64)
+                for layer in window.layers
+            ],
+            gates,
+        ),
+        dp_tokens=_cells(
+            [None if window.phase_reason else np.array([float(tokens[rank]) for rank in alive])],
+            [window.phase_reason or _too_few(alive) or _gate(window.tokens, min_tokens, None)],
+        )[0],
+        dp_rank_ids=alive,
+    )
+
+
+def _axis(window: ModelWindow, loads: Sequence[FloatArray | None], reasons: Sequence[str | None]) -> Axis:
+    cells = _cells(loads, reasons)
+    most, mean = np.full(len(cells), np.nan), np.full(len(cells), np.nan)
+    for i, cell in enumerate(cells):
+        if cell.loads is not None and cell.measures is not None:
+            most[i], mean[i] = max_and_mean(cell.loads)
+    return Axis(cells, summarise([layer.shape.layer for layer in window.layers], most, mean))
+
+
+def _cells(loads: Sequence[FloatArray | None], reasons: Sequence[str | None]) -> tuple[Cell, ...]:
+    """Measure all layers that have a sample, those of one width together."""
+    whys = [
+        _MASKED if reason is None and load is not None and not load.any() else reason
+        for load, reason in zip(loads, reasons, strict=True)
+    ]
+    cells = [Cell(load, None, why) for load, why in zip(loads, whys, strict=True)]
+    by_width: dict[int, list[int]] = {}
+    for i, (load, why) in enumerate(zip(loads, whys, strict=True)):
+        if load is not None and why is None:
+            by_width.setdefault(len(load), []).append(i)
+    for members in by_width.values():
+        stacked = np.stack([load for i in members if (load := loads[i]) is not None])
+        values = measure_all(stacked)
+        for row, i in enumerate(members):
+            cells[i] = Cell(loads[i], {name: float(value[row]) for name, value in values.items()}, None)
+    return tuple(cells)
+
+
+def _dp_loads(layer: LayerWindow, alive: tuple[int, ...]) -> FloatArray:
+    """Slots of each DP rank, float64 [len(alive)]."""
+    slots = dict(zip(layer.dp_ranks, layer.slots.tolist(), strict=True))
+    return np.array([float(slots.get(rank, 0)) for rank in alive])
+
+
+def _gate(tokens: int, min_tokens: int, not_seen: str | None) -> str | None:
+    if not tokens:
+        return not_seen or "idle: no tokens in the window"
+    if tokens < min_tokens:
+        return f"too few tokens: {tokens} of at least {min_tokens}"
+    return None
+
+
+def _too_few(alive: tuple[int, ...]) -> str | None:
+    return "fewer than two DP ranks take part: nothing to balance" if len(alive) < 2 else None
+
+
+def _why_partial(layer: LayerWindow) -> str | None:
+    if layer.missing:
+        return f"partial: the tokens of DP ranks {list(layer.missing)} are not seen in this layer"
+    return None

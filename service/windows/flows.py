@@ -1,0 +1,48 @@
+"""Who sends to whom: slots by source DP rank and destination EP rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from moescope.service.live.producers import ProducerSpan
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def flows_of(
+    spans: Sequence[ProducerSpan], dp_ranks: Sequence[int], layers: Sequence[int], ep_size: int
+) -> FloatArray:
+    """Slots of each DP rank's tokens that went to each EP rank, summed over layers.
+
+    Exact over changes of placement: each frame's slots were placed as it said (see ``placement``).
+
+    Args:
+        spans: what the producers counted; several of one DP rank add up (TP ranks have rows of their own).
+        dp_ranks: C DP ranks, the rows.
+        layers: ids of the layers to sum over.
+        ep_size: R, at least; EP ranks that were there before count too.
+
+    Returns:
+        float64 [C, R or more].
+    """
+    width, found = ep_size, []
+    for item in spans:
+        delta = item.span.delta
+        width = max(width, _used(delta.ep_slots))
+        chosen = [delta.layout.index[layer] for layer in layers if layer in delta.layout.index]
+        found.append((item.producer.latest.producer.dp_rank, delta.ep_slots[chosen].sum(axis=0)))
+    flows = np.zeros((len(dp_ranks), width))
+    row = {rank: i for i, rank in enumerate(dp_ranks)}
+    for rank, sent in found:
+        kept = sent[:width]
+        flows[row[rank], : len(kept)] += kept
+    return flows
+
+
+def _used(ep_slots: FloatArray) -> int:
+    """One past the last EP rank that got something."""
+    used = np.flatnonzero(ep_slots.any(axis=0))
+    return int(used[-1]) + 1 if used.size else 0

@@ -1,0 +1,139 @@
+"""What all DP ranks of a deployment counted as arrays over ranks and layers, to reduce windows whole.
+
+With hundreds of ranks a scrape would otherwise spend its time in a loop over ranks and layers, and hold the
+arrays of all producers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import numpy.typing as npt
+
+from moescope.capture.wire import Int64Array
+from moescope.service.counts.layers import FloatArray, Layout
+from moescope.service.counts.totals import Totals
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Stack:
+    """Totals of D DP ranks over the L layers that any of their producers has.
+
+    Attributes:
+        layout: the L layers.
+        counts: slots per logical expert, int64 [D, sum of experts].
+        rows: tokens counted, int64 [D, L].
+        present: whether the DP rank has a producer with the layer, bool [D, L].
+        lost: whether the DP rank computed tokens and has the layer, which saw none of them, bool [D, L].
+        ep_slots: slots per EP rank of the DP ranks that have the layer and lost nothing there: L arrays,
+            float64 [R], where R is the ``ep_size`` asked for, or more if something went to further ranks.
+        unplaced: their slots without a placement, L numbers.
+    """
+
+    layout: Layout
+    counts: Int64Array
+    rows: Int64Array
+    present: BoolArray
+    lost: BoolArray
+    ep_slots: list[FloatArray]
+    unplaced: list[int]
+
+
+class Stacker:
+    """Builds a :class:`Stack`, one DP rank after the other, and keeps no array that it was given.
+
+    Args:
+        layouts: of all producers.
+        ranks: D, the number of DP ranks.
+        ep_size: EP ranks there are now; further ones matter only if something went to them.
+    """
+
+    def __init__(self, layouts: Iterable[Layout], ranks: int, ep_size: int) -> None:
+        self._layout = reduce(Layout.union, layouts)
+        size = (ranks, len(self._layout.layers))
+        self._counts = np.zeros((ranks, int(self._layout.offsets[-1])), dtype=np.int64)
+        self._rows, self._present = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.bool_)
+        self._lost = np.zeros(size, dtype=np.bool_)
+        self._ep_size = ep_size
+        self._ep_slots = np.zeros((size[1], ep_size))
+        self._unplaced = np.zeros(size[1], dtype=np.int64)
+        self._known: dict[Layout, tuple[Int64Array | None, Int64Array | None]] = {}
+        self._rank = 0
+
+    def add(self, producers: Sequence[Totals], computed: bool) -> None:
+        """Add the next DP rank.
+
+        Args:
+            producers: what each of its producers counted; they add up.
+            computed: whether it computed any token.
+        """
+        rank = self._rank
+        self._rank += 1
+        for totals in producers:
+            experts, layers = self._where(totals.layout)
+            if experts is None or layers is None:  # as good as always
+                self._counts[rank] += totals.counts
+                self._rows[rank] += totals.rows
+                self._present[rank] = True
+            else:
+                self._counts[rank, experts] += totals.counts
+                self._rows[rank, layers] += totals.rows
+                self._present[rank, layers] = True
+        if computed:
+            self._lost[rank] = self._present[rank] & (self._rows[rank] == 0)
+        for totals in producers:
+            self._place(totals, ~self._lost[rank])
+
+    def stack(self) -> Stack:
+        """All ranks that were added."""
+        return Stack(
+            layout=self._layout,
+            counts=self._counts,
+            rows=self._rows,
+            present=self._present,
+            lost=self._lost,
+            ep_slots=[_trimmed(row, self._ep_size) for row in self._ep_slots],
+            unplaced=self._unplaced.tolist(),
+        )
+
+    def _place(self, totals: Totals, seen: BoolArray) -> None:
+        """Add a producer's slots by EP rank in the layers where its DP rank lost nothing, bool [L]."""
+        width = totals.ep_slots.shape[1]
+        if width > self._ep_slots.shape[1]:
+            self._ep_slots = np.pad(self._ep_slots, ((0, 0), (0, width - self._ep_slots.shape[1])))
+        _, layers = self._where(totals.layout)
+        if layers is None and seen.all():
+            self._ep_slots[:, :width] += totals.ep_slots
+            self._unplaced += totals.unplaced
+            return
+        where = np.arange(len(seen)) if layers is None else layers
+        kept = seen[where]
+        self._ep_slots[where[kept], :width] += totals.ep_slots[kept]
+        self._unplaced[where[kept]] += totals.unplaced[kept]
+
+    def _where(self, part: Layout) -> tuple[Int64Array | None, Int64Array | None]:
+        found = self._known.get(part)
+        if found is None:
+            found = self._known[part] = _where(self._layout, part)
+        return found
+
+
+def _where(layout: Layout, part: Layout) -> tuple[Int64Array | None, Int64Array | None]:
+    """Where a layout's experts and layers are in a larger one; None, None if they are the same."""
+    if part == layout:
+        return None, None
+    layers = np.array([layout.index[layer.layer] for layer in part.layers], dtype=np.int64)
+    shift = np.repeat(layout.offsets[layers] - part.offsets[:-1], np.diff(part.offsets))
+    return np.arange(int(part.offsets[-1])) + shift, layers
+
+
+def _trimmed(slots: FloatArray, ep_size: int) -> FloatArray:
+    if len(slots) == ep_size:
+        return slots
+    used = np.flatnonzero(slots)
+    return slots[: max(ep_size, int(used[-1]) + 1 if used.size else 0)]

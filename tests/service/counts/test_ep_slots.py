@@ -1,0 +1,51 @@
+"""Slots by EP rank."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moescope.capture import wire
+from moescope.capture.wire import Placement
+from moescope.service.counts.ep_slots import ep_slots_of
+from moescope.service.counts.layers import FloatArray, Layout
+from tests.service.frames import frame, halves, placement
+
+
+def slots_of(counts: dict[int, list[int]], placed: Placement, ep_size: int) -> FloatArray:
+    made = frame(counts)
+    counts = wire.unpack_counts(made.counts)
+    one, twice = ep_slots_of(np.stack([counts, 2 * counts]), Layout(made.layers), placed, ep_size)
+    assert (twice == 2 * one).all()
+    return one
+
+
+def test_each_rank_gets_the_slots_of_its_experts() -> None:
+    slots = slots_of({0: [1, 2, 3, 4], 1: [8, 0, 0, 0]}, halves(4, 2), 2)
+    assert slots.tolist() == [[3, 7], [8, 0]]
+
+
+def test_a_replicated_experts_slots_are_split_evenly_over_its_copies() -> None:
+    # Expert 0 has three copies: two on rank 0, one on rank 1.
+    slots = slots_of({0: [9, 3]}, placement([0, 0, 0, 1], [0, 0, 1, 1], layers=1), 3)
+    assert slots.tolist() == [[6, 6, 0]]
+
+
+def test_layers_may_be_placed_differently() -> None:
+    tables = [*halves(2, 1).tables, *placement([1, 0], [0, 1], layers=1).tables]
+    both = Placement(version=1, tables=tables, table_of_layer=[0, 1])
+    assert slots_of({0: [5, 1], 1: [5, 1]}, both, 2).tolist() == [[5, 1], [1, 5]]
+
+
+def test_layers_of_several_shapes() -> None:
+    tables = [*halves(2, 1).tables, *placement([0, 1, 2, 0], [0, 0, 1, 1], layers=1).tables]
+    mixed = Placement(version=1, tables=tables, table_of_layer=[1, 0, 1])
+    slots = slots_of({0: [4, 1, 1], 1: [5, 1], 2: [2, 0, 4]}, mixed, 2)
+    assert slots.tolist() == [[3, 3], [5, 1], [1, 5]]
+
+
+def test_nothing_is_lost_to_rounding() -> None:
+    rng = np.random.default_rng(1)
+    counts = rng.integers(0, 2**40, 8).tolist()
+    copies = [*range(8), 0, 0, 3, 5]
+    slots = slots_of({0: counts}, placement(copies, [p % 5 for p in range(12)], 1), 5)
+    assert abs(slots.sum() - sum(counts)) < 1e-3

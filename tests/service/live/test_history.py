@@ -1,0 +1,137 @@
+"""Windows over remembered snapshots, and the bound on memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moescope.service.counts.account import Account
+from moescope.service.counts.totals import Layout, Phase, Totals, totals_of
+from moescope.service.live.history import History, Snapshot, Track
+from tests.service.frames import frame
+
+KEY = ("prod", "tiny", 0, 0, 0)
+
+
+def _at(tokens: int) -> Totals:
+    made = frame({0: [2 * tokens, 0]})
+    return totals_of(made, Layout(made.layers))
+
+
+@pytest.fixture
+def track() -> Track:
+    """Born at 100; the first frame at 110, then one every ten seconds, one token a second."""
+    track = Track(100.0, Snapshot(110.0, _at(10)))
+    for at in range(120, 200, 10):
+        track.add(Snapshot(float(at), _at(at - 100)))
+    return track
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "tokens", "used", "truncated"),
+    [
+        (None, None, 90, (100, 190), False),  # everything
+        (50.0, None, 90, (100, 190), False),  # before the birth there was nothing
+        (120.0, 150.0, 30, (120, 150), False),
+        (125.0, 159.9, 30, (120, 150), False),  # nearest at or before
+        (105.0, 150.0, 40, (110, 150), True),  # between birth and first frame nothing is known
+        (195.0, None, 0, (190, 190), False),
+        (50.0, 90.0, 0, (100, 100), False),
+    ],
+)
+def test_a_window_is_the_difference_of_the_snapshots_at_or_before_its_ends(
+    track: Track, start: float | None, end: float | None, tokens: int, used: tuple[int, int], truncated: bool
+) -> None:
+    span = track.span(start, end)
+    assert (span.delta.tokens, (span.start, span.end), span.truncated) == (tokens, used, truncated)
+    assert span.delta.counts.tolist() == [2 * tokens, 0]
+
+
+def test_what_a_clock_that_was_ahead_recorded_is_of_the_time_it_is_set_back_to() -> None:
+    history = History(1 << 20)
+    for at, tokens in ((110, 10), (120, 20), (3720, 30), (3730, 40)):
+        history.record(KEY, 100.0, Snapshot(float(at), _at(tokens)))
+    history.set_back(KEY, 3700.0)  # by less than is of account
+    assert len(history) == 4
+    history.set_back(KEY, 150.0)
+    assert history.nbytes == sum(_at(tokens).nbytes for tokens in (10, 20, 40))
+    history.record(KEY, 100.0, Snapshot(160.0, _at(50)))
+    spans = [history.span(KEY, 100.0, 120.0), history.span(KEY, 120.0, 155.0), history.span(KEY, 155.0, None)]
+    assert [(span.delta.tokens, span.start, span.end) for span in spans] == [
+        (20, 100, 120), (20, 120, 150), (10, 150, 160),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", [None, *Phase])
+@pytest.mark.parametrize("told", [True, False])
+def test_tokens_of_a_span_are_those_of_its_difference(phase: Phase | None, told: bool) -> None:
+    account = Account(max_epochs=4)
+    track: Track | None = None
+    for seq in range(1, 6):
+        phases = {"decode": {0: [seq, 0]}} if told or seq > 3 else {}
+        account.post(frame({0: [4 * seq, 2 * seq]}, seq=seq, **phases))
+        snapshot = Snapshot(100.0 + seq, account.totals)
+        if track is None:
+            track = Track(100.0, snapshot)
+        else:
+            track.add(snapshot)
+    assert track is not None
+    for start, end in ((None, None), (101.0, 103.0), (103.0, 105.0), (104.0, None)):
+        span = replace(track.span(start, end), phase=phase)
+        known = phase is None or not span.delta.unphased_tokens
+        assert span.tokens == (span.delta.tokens if known else None)
+
+
+def test_thinning_keeps_the_ends_and_the_newer_half(track: Track) -> None:
+    assert track.thin()
+    assert track.span(None, None).delta.tokens == 90
+    assert track.span(150.0, None).delta.tokens == 40
+    assert track.span(125.0, None).start == 110.0
+
+
+def test_the_budget_holds_and_totals_stay_right() -> None:
+    history = History(budget_bytes=20_000)
+    for at in range(1, 500):
+        history.record(KEY, 0.0, Snapshot(float(at), _at(at)))
+        assert history.nbytes <= 20_000
+    assert len(history) > 5
+    assert history.span(KEY, None, None).delta.tokens == 499
+    old = history.span(KEY, 100.0, None)
+    assert old.delta.tokens == 499 - old.start
+    recent = history.span(KEY, 490.0, None)
+    assert recent.start == 490.0
+
+
+def test_when_nothing_can_be_thinned_the_oldest_go_and_the_answer_says_so() -> None:
+    history = History(budget_bytes=_at(1).nbytes * 2)
+    for at in range(10, 20):
+        history.record(KEY, 0.0, Snapshot(float(at), _at(at)))
+    span = history.span(KEY, 11.0, None)
+    assert span.truncated
+    assert span.start > 11.0
+    assert span.delta.tokens == 19 - span.start
+
+
+def test_a_clock_that_goes_back_does_not_break_the_order() -> None:
+    track = Track(0.0, Snapshot(10.0, _at(1)))
+    track.add(Snapshot(5.0, _at(2)))
+    assert track.span(10.0, None).delta.tokens == 0
+    assert track.span(None, None).delta.tokens == 2
+
+
+def test_bytes_are_those_of_the_tracks_whatever_happens_to_them() -> None:
+    history, keys = History(budget_bytes=20_000), [(*KEY[:2], rank, 0, 0) for rank in range(3)]
+
+    def summed() -> int:
+        return sum(history.track(key).nbytes for key in keys)
+
+    for at in range(1, 60):
+        for key in keys:
+            history.record(key, 0.0, Snapshot(float(at), _at(at)))
+            assert at == 1 or history.nbytes == summed()
+    larger = frame({0: [1, 1], 1: [1, 1]})
+    history.amend(keys[0], totals_of(larger, Layout(larger.layers)))
+    assert history.nbytes == summed()
+    history.forget(keys.pop())
+    assert history.nbytes == summed()

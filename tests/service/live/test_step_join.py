@@ -1,0 +1,184 @@
+"""Joining steps by number: equal to a direct computation, whatever comes when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moescope.service.counts.step_costs import Stragglers, no_stragglers, stragglers_of
+from moescope.service.live.step_join import MAX_WINDOW, StepJoin, window_of
+
+LAYERS, RANKS = 2, 3
+
+
+@dataclass(frozen=True)
+class Range:
+    """What one frame accounts for: steps ``[first, end)`` of a member."""
+
+    member: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """The loads of all steps of all members, [M, S, L, R], and the ranges in the order in which they come."""
+
+    loads: np.ndarray
+    ranges: list[Range]
+
+
+def feed(join: StepJoin, run: Run, dtype: str = "<u1") -> Stragglers:
+    """Everything that the join gave."""
+    total = no_stragglers(LAYERS, RANKS)
+    for item in run.ranges:
+        loads = run.loads[item.member, item.first : item.end]
+        busy = np.flatnonzero(loads.any(axis=(1, 2)))
+        found = join.add(item.member, item.first, item.end, busy + item.first, loads[busy].astype(dtype))
+        total = total if found is None else total.plus(found)
+    return total
+
+
+def truth(run: Run) -> tuple[Stragglers, int]:
+    """By definition: over the steps that every member accounts for; and how many others there are."""
+    accounted = np.zeros(run.loads.shape[:2], dtype=bool)
+    for item in run.ranges:
+        accounted[item.member, item.first : item.end] = True
+    joined = accounted.all(axis=0)
+    some = np.flatnonzero(accounted.any(axis=0))
+    span = int(some[-1] - some[0] + 1) if some.size else 0
+    total = no_stragglers(LAYERS, RANKS)
+    for loads in run.loads.sum(axis=0)[joined]:
+        hottest = np.zeros((LAYERS, RANKS))
+        for layer, row in enumerate(loads):
+            if row.max() > 0:
+                best = np.flatnonzero(row == row.max())
+                hottest[layer, best] = 1 / len(best)
+        step = Stragglers(loads.max(axis=1), loads.sum(axis=1) / RANKS, loads.any(axis=1) * 1, hottest, 1)
+        total = total.plus(step)
+    return total, span - int(joined.sum())
+
+
+def assert_same(found: Stragglers, expected: Stragglers) -> None:
+    assert found.joined == expected.joined
+    assert found.max_slots.tolist() == expected.max_slots.tolist()
+    assert found.busy_steps.tolist() == expected.busy_steps.tolist()
+    np.testing.assert_allclose(found.mean_slots, expected.mean_slots)
+    np.testing.assert_allclose(found.hottest, expected.hottest, atol=1e-12)
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Run:
+    """Frames that overlap, are lost, doubled and reordered; dummy steps, of one member or of all."""
+    members, steps = draw(st.integers(1, 4)), draw(st.integers(1, 24))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    loads = rng.integers(0, 5, (members, steps, LAYERS, RANKS))
+    loads *= rng.random((members, steps, 1, 1)) < draw(st.sampled_from([0.2, 0.7, 1.0]))
+    ranges = []
+    for member in range(members):
+        at = 0
+        while at < steps:
+            end = min(steps, at + draw(st.integers(1, 8)))
+            ranges.append(Range(member, max(0, at - draw(st.integers(0, 3))), end))
+            at = end
+    lost = draw(st.sets(st.integers(0, len(ranges) - 1), max_size=3))
+    kept = [item for i, item in enumerate(ranges) if i not in lost] or ranges[:1]
+    again = draw(st.lists(st.sampled_from(kept), max_size=4))
+    return Run(loads, draw(st.permutations([*kept, *again])))
+
+
+@given(runs())
+def test_the_joined_result_is_a_direct_computation_s_whatever_the_order(run: Run) -> None:
+    join = StepJoin(len(run.loads), LAYERS, RANKS, window=32)
+    found, (expected, others) = feed(join, run), truth(run)
+    assert_same(found, expected)
+    assert found.incomplete == 0
+    assert join.pending == others
+    assert join.close() == others
+    assert join.pending == 0
+
+
+@given(runs(), st.integers(1, 12))
+def test_a_window_that_is_too_small_loses_steps_and_counts_them(run: Run, window: int) -> None:
+    join = StepJoin(len(run.loads), LAYERS, RANKS, window)
+    found, (expected, others) = feed(join, run), truth(run)
+    assert found.joined <= expected.joined
+    assert (found.max_slots <= expected.max_slots).all()
+    settled = found.joined + found.incomplete + join.pending
+    assert settled <= expected.joined + others
+    assert join.pending <= window
+    assert join.close() + found.incomplete + found.joined == settled
+
+
+def in_order(members: int, steps: int, at_once: int) -> list[Range]:
+    return [
+        Range(member, at, min(steps, at + at_once))
+        for at in range(0, steps, at_once)
+        for member in range(members)
+    ]
+
+
+def test_steps_that_a_member_lost_are_given_up_when_the_window_moves_on() -> None:
+    loads = np.random.default_rng(1).integers(0, 200, (3, 400, LAYERS, RANKS))
+    ranges = [item for item in in_order(3, 400, 10) if item != Range(1, 50, 60)]
+    join = StepJoin(3, LAYERS, RANKS, window=64)
+    run = Run(loads, ranges)
+    found, (expected, others) = feed(join, run), truth(run)
+    assert_same(found, expected)
+    assert (found.incomplete, join.pending, others) == (10, 0, 10)
+
+
+def test_a_member_that_vanishes_leaves_the_others_waiting_within_bounds() -> None:
+    loads = np.ones((2, 5000, LAYERS, RANKS), dtype=np.int64)
+    ranges = [item for item in in_order(2, 5000, 50) if item.member == 0 or item.end <= 1000]
+    join = StepJoin(2, LAYERS, RANKS, window=128)
+    found = feed(join, Run(loads, ranges))
+    assert found.joined == 1000
+    assert (join.pending, found.incomplete) == (128, 4000 - 128)
+    assert len(join._loads) <= 128
+
+
+def test_a_service_that_starts_late_joins_from_there_on() -> None:
+    loads = np.ones((2, 1000, LAYERS, RANKS), dtype=np.int64)
+    ranges = [item for item in in_order(2, 1000, 25) if item.first >= 700][1:]
+    join = StepJoin(2, LAYERS, RANKS, window=64)
+    found = feed(join, Run(loads, ranges))
+    assert (found.joined, found.incomplete, join.pending) == (275, 25, 0)
+
+
+@pytest.mark.parametrize("dtype", ["<u1", "<u2", "<u4"])
+def test_loads_of_every_width_add_up(dtype: str) -> None:
+    most = np.iinfo(dtype).max
+    loads = np.full((3, 2, LAYERS, RANKS), most, dtype=np.int64)
+    found = feed(StepJoin(3, LAYERS, RANKS), Run(loads, in_order(3, 2, 1)), dtype)
+    assert found.max_slots.tolist() == [6 * int(most)] * LAYERS
+
+
+def test_memory_is_bounded_whatever_the_shape() -> None:
+    assert window_of(2, 4, 2) == MAX_WINDOW
+    assert window_of(256, 58, 256) == 1129
+    assert window_of(4096, 1, 4096) * 4096 <= 1 << 24
+    assert window_of(1, 1024, 1024) == 16
+
+
+def test_a_tie_is_shared() -> None:
+    found = stragglers_of(np.array([[[2, 2, 0]], [[1, 0, 0]], [[0, 0, 0]]]), joined=5)
+    assert found.hottest.tolist() == [[1.5, 0.5, 0]]
+    assert (found.busy_steps.tolist(), found.joined) == ([2], 5)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_a_step_whose_members_knew_different_placements_is_not_joined(order: tuple[int, ...]) -> None:
+    """The rearrangement came after step 1; member 2 still maps step 2 by the placement of before."""
+    join, loads = StepJoin(3, LAYERS, RANKS, window=8), np.ones((2, LAYERS, RANKS), dtype="<u1")
+    total = no_stragglers(LAYERS, RANKS)
+    for member in order:
+        for first, end, version in ((0, 2, 1), (2, 4, 1 if member == 2 else 2), (4, 6, 2)):
+            found = join.add(member, first, end, np.arange(first, end), loads, version)
+            total = total if found is None else total.plus(found)
+    assert (total.joined, join.pending) == (4, 2)
+    assert join.close() == 2

@@ -1,0 +1,69 @@
+"""Stacked totals against a plain loop over ranks and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from moescope.capture.wire import MoeLayer
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.totals import Totals
+from moescope.service.windows.stack import Stacker
+
+EXPERTS = {3: 5, 4: 8, 5: 5, 9: 6}
+
+
+def _totals(rng: np.random.Generator, layers: Sequence[int], ranks: int) -> Totals:
+    layout = Layout(MoeLayer(layer=layer, num_experts=EXPERTS[layer], top_k=2) for layer in layers)
+    return Totals(
+        layout=layout,
+        counts=rng.integers(0, 50, int(layout.offsets[-1])),
+        rows=rng.integers(0, 3, len(layers)),
+        ep_slots=rng.integers(0, 50, (len(layers), ranks)).astype(np.float64),
+        unplaced=rng.integers(0, 2, len(layers)),
+        unphased_rows=np.zeros(len(layers), dtype=np.int64),
+    )
+
+
+# (layers, EP ranks) of each producer, by DP rank: alike, tensor parallel, pipeline stages, unlike ones.
+FLEETS: list[Mapping[int, list[tuple[tuple[int, ...], int]]]] = [
+    {rank: [((3, 4, 5), 4)] for rank in range(6)},
+    {rank: [((3, 4, 5), 4)] * 2 for rank in range(3)},
+    {rank: [((3, 4), 4), ((5, 9), 4)] for rank in range(3)},
+    {0: [((3, 4, 5, 9), 4)], 2: [((3, 9), 0)], 7: [((4,), 6)]},
+]
+
+
+@pytest.mark.parametrize("fleet", FLEETS)
+def test_stacks_are_the_sums_of_a_loop(fleet: Mapping[int, list[tuple[tuple[int, ...], int]]]) -> None:
+    rng = np.random.default_rng(7)
+    by_rank = {rank: [_totals(rng, *shape) for shape in shapes] for rank, shapes in fleet.items()}
+    computed = [bool(rng.integers(0, 2)) for _ in by_rank]
+    layouts = [totals.layout for producers in by_rank.values() for totals in producers]
+    stacker = Stacker(layouts, len(by_rank), 4)
+    for producers, any_token in zip(by_rank.values(), computed, strict=True):
+        stacker.add(producers, any_token)
+    stack = stacker.stack()
+    layers = [layer.layer for layer in stack.layout.layers]
+    assert layers == sorted({layer for shapes in fleet.values() for found, _ in shapes for layer in found})
+    for i, layer in enumerate(layers):
+        placed, unplaced = np.zeros(8), 0
+        for d, producers in enumerate(by_rank.values()):
+            counts, rows, present = np.zeros(EXPERTS[layer], dtype=np.int64), 0, False
+            having = [
+                (totals, at) for totals in producers if (at := totals.layout.index.get(layer)) is not None
+            ]
+            for totals, at in having:
+                counts, rows, present = counts + totals.counts_of(at), rows + totals.rows[at], True
+            unseen = present and computed[d] and not rows
+            for totals, at in having if not unseen else ():
+                placed[: totals.ep_slots.shape[1]] += totals.ep_slots[at]
+                unplaced += int(totals.unplaced[at])
+            start, end = stack.layout.offsets[i : i + 2]
+            assert stack.counts[d, start:end].tolist() == counts.tolist()
+            assert (stack.rows[d, i], stack.present[d, i], stack.lost[d, i]) == (rows, present, unseen)
+        assert stack.unplaced[i] == unplaced
+        assert len(stack.ep_slots[i]) == max(4, int(np.flatnonzero(placed).max(initial=-1)) + 1)
+        assert stack.ep_slots[i].tolist() == placed[: len(stack.ep_slots[i])].tolist()
