@@ -16,8 +16,8 @@ import torch
 from benchmarks.gpu_callbacks import holding, keepers, torch_hook
 from devkit.fake_placement import pretend_ep_ranks
 from devkit.gpu_models import deepseek_v2, qwen3_moe, write_model
-from moescope.capture.binding import LayerCallback
-from moescope.capture.vllm_requests import OPT_IN
+from moescope.capture.seam.binding import LayerCallback
+from moescope.capture.seam.requests import OPT_IN
 
 SHAPES: Final[dict[str, Callable[[], dict[str, Any]]]] = {"qwen3": qwen3_moe, "deepseek": deepseek_v2}
 SETS: Final = {"off": 5, "moescope": 5, "vllm": 1, "hooks": 1}

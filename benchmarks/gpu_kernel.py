@@ -20,12 +20,12 @@ import numpy as np
 import torch
 import triton
 
-from moescope.capture.counting import CountBuffers, count_rows
-from moescope.capture.kernel_launch import BLOCK, launch_layer, launch_step, num_blocks
-from moescope.capture.layout import Layout, RowSpan
-from moescope.capture.load_ring import LoadRing
-from moescope.capture.pointer_tables import PointerTables, table_entry
-from moescope.capture.step_word import Phase, pack_step
+from moescope.capture.counting.launch import BLOCK, launch_layer, launch_step, num_blocks
+from moescope.capture.counting.load_ring import LoadRing
+from moescope.capture.counting.pointer_tables import PointerTables, table_entry
+from moescope.capture.counting.reference import CountBuffers, count_rows
+from moescope.capture.seam.rows import Layout, RowSpan
+from moescope.capture.step.word import Phase, pack_step
 from moescope.capture.wire import MoeLayer
 
 TOKENS = (1, 8, 64, 256, 1024, 4096, 16384)

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moescope.capture.trace_buffer import Trace
-from moescope.capture.trace_sender import encode_trace
-from moescope.capture.trace_wire import decode_part
+from moescope.capture.tracing.buffer import Trace
+from moescope.capture.tracing.sender import encode_trace
 from moescope.capture.wire import MoeLayer, Producer
+from moescope.capture.wire.traces import decode_part
 from moescope.service.store.records import ArrivedPart, TraceQuery
 from moescope.service.store.retention import Retention
 from moescope.service.store.sqlite import SqliteStore

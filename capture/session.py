@@ -9,23 +9,23 @@ from typing import Any
 
 import torch
 
-from moescope.capture import vllm_seam
-from moescope.capture.batch_layout import BatchLayout, BatchWatch
-from moescope.capture.binding import RouterBinding
-from moescope.capture.capturer import RoutingCapturer
-from moescope.capture.counting import CountBuffers
-from moescope.capture.frames import FrameBuilder
-from moescope.capture.load_ring import LoadRing, ring_for
-from moescope.capture.phases import PhaseTracker
-from moescope.capture.sender import FrameSender
-from moescope.capture.settings import CaptureSettings
-from moescope.capture.snapshot import SnapshotTaker
-from moescope.capture.step_history import StepHistory
-from moescope.capture.strategies import TorchPerLayer
+from moescope.capture.counting.capturer import RoutingCapturer
+from moescope.capture.counting.load_ring import LoadRing, ring_for
+from moescope.capture.counting.reference import CountBuffers
+from moescope.capture.counting.strategies import TorchPerLayer
+from moescope.capture.delivery.transport import HttpTransport
+from moescope.capture.frames.builder import FrameBuilder
+from moescope.capture.frames.sender import FrameSender
+from moescope.capture.frames.step_history import StepHistory
+from moescope.capture.frames.taker import SnapshotTaker
+from moescope.capture.seam import model as vllm_seam
+from moescope.capture.seam.binding import RouterBinding
+from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
+from moescope.capture.seam.requests import StepRequests, why_not_traceable
+from moescope.capture.settings.environment import CaptureSettings
+from moescope.capture.step.batch import BatchLayout, BatchWatch
+from moescope.capture.step.phases import PhaseTracker
 from moescope.capture.trace_session import TraceSession
-from moescope.capture.transport import HttpTransport
-from moescope.capture.vllm_eplb import MovingPlacement, watch_eplb
-from moescope.capture.vllm_requests import StepRequests, why_not_traceable
 from moescope.capture.wire import MoeLayer, Producer
 
 logger = logging.getLogger("vllm.moescope")

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from moescope.capture.batch_layout import BatchLayout
-from moescope.capture.settings import TRACES_PATH, CaptureSettings
-from moescope.capture.trace_assembly import TraceAssembly
-from moescope.capture.trace_sender import TraceSender
-from moescope.capture.trace_staging import TraceStaging
-from moescope.capture.trace_wire import TRACE_CONTENT_TYPE
-from moescope.capture.tracing import Tracer
-from moescope.capture.transport import HttpTransport
-from moescope.capture.vllm_requests import StepRequests
-from moescope.capture.wire import MoeLayer, Producer
+from moescope.capture.counting.staging import TraceStaging
+from moescope.capture.delivery.transport import HttpTransport
+from moescope.capture.seam.requests import StepRequests
+from moescope.capture.settings.environment import CaptureSettings
+from moescope.capture.step.batch import BatchLayout
+from moescope.capture.tracing.assembly import TraceAssembly
+from moescope.capture.tracing.sender import TraceSender
+from moescope.capture.tracing.tracer import Tracer
+from moescope.capture.wire import TRACES_PATH, MoeLayer, Producer
+from moescope.capture.wire.traces import TRACE_CONTENT_TYPE
 
 logger = logging.getLogger("vllm.moescope")
 

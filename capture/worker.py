@@ -6,7 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from moescope.capture.vllm_platform import platform_worker
+from moescope.capture.seam.platform import platform_worker
 
 if TYPE_CHECKING:
     from moescope.capture.session import CaptureSession

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from moescope.capture import vllm_seam
+from moescope.capture.seam import model as vllm_seam
 from moescope.capture.wire import Placement, PlacementTable, Producer, pack_ids
 
 

@@ -6,9 +6,8 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from moescope.capture.settings import TRACES_PATH
-from moescope.capture.trace_wire import TracePart, decode_part
-from moescope.capture.wire import Frame, decode_frame
+from moescope.capture.wire import TRACES_PATH, Frame, decode_frame
+from moescope.capture.wire.traces import TracePart, decode_part
 
 
 class FrameSink:

@@ -9,8 +9,8 @@ import atheris
 with atheris.instrument_imports(include=["moescope", "msgspec", "numpy"]):
     import msgspec
 
-    from moescope.capture.trace_wire import decode_part
     from moescope.capture.wire import WireError, decode_frame, encode_frame
+    from moescope.capture.wire.traces import decode_part
     from moescope.service.counts.account import Account, RefusedError
     from tests.service.frames import frame, halves, producer
     from tests.service.trace_parts import part

@@ -23,7 +23,7 @@ from devkit.soak.gate import Options, Outcome
 from devkit.soak.proxy import DisorderlyRelay, TcpProxy
 from devkit.soak.serving import Serving, percentile, serving
 from devkit.soak.worker_side import STEP_S, WorkerSide
-from moescope.capture.backoff import FIRST
+from moescope.capture.delivery.backoff import FIRST
 
 SENDERS: Final = 16
 UNHARMED: Final = 4

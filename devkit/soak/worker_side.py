@@ -12,12 +12,12 @@ from typing import Final
 
 import torch
 
-from moescope.capture.backoff import FIRST, Backoff
-from moescope.capture.frames import FrameBuilder
-from moescope.capture.sender import FrameSender
-from moescope.capture.snapshot import Snapshot, SnapshotTaker
-from moescope.capture.totals import StepTokens, Totals
-from moescope.capture.transport import DeliveryError, HttpTransport
+from moescope.capture.delivery.backoff import FIRST, Backoff
+from moescope.capture.delivery.transport import DeliveryError, HttpTransport
+from moescope.capture.frames.builder import FrameBuilder
+from moescope.capture.frames.sender import FrameSender
+from moescope.capture.frames.taker import Snapshot, SnapshotTaker
+from moescope.capture.step.totals import StepTokens, Totals
 from moescope.capture.wire import Frame, MoeLayer, Producer
 
 LAYERS: Final = 16

@@ -8,8 +8,8 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from moescope.capture.trace_wire import ExpertArray
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import ExpertArray
 from moescope.service.api.params import (
     LARGEST,
     EndParam,

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, decode_part
 from moescope.capture.wire import WireError, WireVersionError
+from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, decode_part
 from moescope.service.api import trace_formats
 from moescope.service.api.ingest import REFUSALS, client_of, receive
 from moescope.service.api.keeping import Keeper
@@ -64,7 +64,7 @@ def traces_router(
 
     @router.post("/v1/traces", openapi_extra=_BODY, responses=documented(*REFUSALS))
     async def take(request: Request) -> TraceReceipt:
-        """Take a part of a trace: msgpack, as `moescope.capture.trace_wire` defines it.
+        """Take a part of a trace: msgpack, as `moescope.capture.wire.traces` defines it.
 
         It answers when the part is kept; sending it twice is harmless.
         """

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, encode_part
 from moescope.capture.wire import CONTENT_TYPE, encode_frame
+from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
 from moescope.service.client.http import ServiceUnavailableError, connection_to
 from moescope.service.client.settings import ClientSettings
 from moescope.service.simulation.fleet import Fleet, Plan

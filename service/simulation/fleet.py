@@ -8,7 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from moescope.capture import trace_wire, wire
+from moescope.capture import wire
+from moescope.capture.wire import traces as trace_wire
 from moescope.service.simulation.routing import FloatArray, Habits, Int64Array, RoutingModel, Shape
 from moescope.service.simulation.steps import Router, Skew, Tokens, draw_tokens
 from moescope.service.simulation.traces import TOKENS_OF_A_REQUEST, RequestTracer

@@ -10,7 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from moescope.capture import trace_wire, wire
+from moescope.capture import wire
+from moescope.capture.wire import traces as trace_wire
 from moescope.service.simulation.routing import FloatArray
 
 MEAN_PROMPT: Final = 160

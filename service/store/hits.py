@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from moescope.capture.trace_wire import NO_EXPERT
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import NO_EXPERT
 
 _LEVEL: Final = 3
 _MOST_PLANES: Final = 1 << 10

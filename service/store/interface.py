@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
-from moescope.capture.trace_wire import TracePart
+from moescope.capture.wire.traces import TracePart
 from moescope.service.store.records import (
     Key,
     Posting,

@@ -19,8 +19,8 @@ from typing import Final
 
 import msgspec
 
-from moescope.capture.trace_wire import TracePart
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import TracePart
 from moescope.service.store.hits import taken_by, write_hits
 from moescope.service.store.segments import SegmentWriter
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moescope.capture.trace_wire import ExpertArray, TracePart
 from moescope.capture.wire import Int64Array, MoeLayer
+from moescope.capture.wire.traces import ExpertArray, TracePart
 from moescope.service.counts.account import AccountState
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.totals import Totals

@@ -17,8 +17,8 @@ from typing import Final
 import numpy as np
 import zstandard
 
-from moescope.capture.trace_wire import ExpertArray, read_ids
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import ExpertArray, read_ids
 
 _LEVEL: Final = 1
 _QUICK_LEVEL: Final = -20

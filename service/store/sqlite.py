@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from moescope.capture.trace_wire import TracePart
+from moescope.capture.wire.traces import TracePart
 from moescope.service.store import account_rows, connections, trace_listing, traces
 from moescope.service.store.checkpoints import Checkpointer
 from moescope.service.store.connections import Readers

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from moescope.capture.trace_wire import TracePart
+from moescope.capture.wire.traces import TracePart
 from moescope.service.store.packing import Packer, Piece, Shape, Waiting, pieces_of
 from moescope.service.store.records import ArrivedPart
 

@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from moescope.capture.trace_wire import ExpertArray, Run, TracePart
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import ExpertArray, Run, TracePart
 from moescope.service.store.records import TraceShape, WorkerTrace
 from moescope.service.store.segments import read_packed, read_quick
 

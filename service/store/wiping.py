@@ -7,8 +7,8 @@ import sqlite3
 import msgspec
 import numpy as np
 
-from moescope.capture.trace_wire import ExpertArray
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import ExpertArray
 from moescope.service.store.connections import transaction
 from moescope.service.store.hits import read_lane, write_hits
 from moescope.service.store.segments import SegmentWriter, read_packed

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final
 
-from moescope.capture.trace_wire import TracePart
+from moescope.capture.wire.traces import TracePart
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.logs import Throttle
 from moescope.service.store.ageing import Ageing

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moescope.capture.trace_wire import ExpertArray
 from moescope.capture.wire import Int64Array
+from moescope.capture.wire.traces import ExpertArray
 
 _CHUNK = 4096  # tokens counted at once
 

@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from moescope.capture.trace_wire import NO_EXPERT
 from moescope.capture.wire import Int64Array, MoeLayer
+from moescope.capture.wire.traces import NO_EXPERT
 from moescope.service.store.records import WorkerTrace
 
 Int16Array = npt.NDArray[np.int16]

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from devkit.processes import free_port
 from moescope.capture import wire
-from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, TracePart, encode_part
+from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, TracePart, encode_part
 from moescope.service.api.app import create_app
 from moescope.service.serving.server import listen, make_server
 from moescope.service.settings import Settings

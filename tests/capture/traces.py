@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from moescope.capture.batch_layout import lay_out
-from moescope.capture.layout import Layout, RowSpan
-from moescope.capture.trace_assembly import TraceAssembly
-from moescope.capture.trace_buffer import Trace
-from moescope.capture.trace_sampling import TraceSampling
-from moescope.capture.trace_staging import TraceStaging, copy_traced_rows
-from moescope.capture.tracing import Tracer
-from moescope.capture.vllm_requests import NewRequest, StepRequests
+from moescope.capture.counting.staging import TraceStaging, copy_traced_rows
+from moescope.capture.seam.requests import NewRequest, StepRequests
+from moescope.capture.seam.rows import Layout, RowSpan
+from moescope.capture.settings.sampling import TraceSampling
+from moescope.capture.step.batch import lay_out
+from moescope.capture.tracing.assembly import TraceAssembly
+from moescope.capture.tracing.buffer import Trace
+from moescope.capture.tracing.tracer import Tracer
 from moescope.capture.wire import MoeLayer
 
 LAYERS = [MoeLayer(1, 16, 2), MoeLayer(3, 16, 3)]

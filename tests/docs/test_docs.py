@@ -13,7 +13,7 @@ import pytest
 import typer
 import yaml
 
-from moescope.capture.settings import CaptureSettings
+from moescope.capture.settings.environment import CaptureSettings
 from moescope.service.api.app import create_app
 from moescope.service.cli.commands import command_line
 from moescope.service.metrics.catalogue import CATALOGUE
@@ -162,7 +162,7 @@ def test_commands_and_their_flags_exist() -> None:
 
 
 def test_variables_exist() -> None:
-    source = (ROOT / "capture/settings.py").read_text()
+    source = (ROOT / "capture/settings/environment.py").read_text()
     ours = set(re.findall(r"MOESCOPE_[A-Z_]+", source)) | {
         f"MOESCOPE_{name}" for name in ("TOKEN_FILE", "CA_FILE", "CERT_FILE", "KEY_FILE")
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moescope.capture.batch_layout import BatchLayout
+from moescope.capture.step.batch import BatchLayout
 from moescope.capture.worker import RoutingWorker
 
 

@@ -7,9 +7,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
-from moescope.capture.settings import INGEST_PATH, TRACES_PATH
-from moescope.capture.trace_wire import TRACE_CONTENT_TYPE
-from moescope.capture.wire import CONTENT_TYPE, Frame, decode_frame
+from moescope.capture.wire import CONTENT_TYPE, INGEST_PATH, TRACES_PATH, Frame, decode_frame
+from moescope.capture.wire.traces import TRACE_CONTENT_TYPE
 
 
 class Relay:

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from devkit.vllm_server import MODEL_NAME
-from moescope.capture.trace_wire import decode_part
 from moescope.capture.wire import unpack_counts
+from moescope.capture.wire.traces import decode_part
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster
 from tests.e2e.conftest import DP2_EP2
 from tests.e2e.test_exact_counts import prompts, ranks

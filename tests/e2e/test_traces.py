@@ -17,8 +17,8 @@ import pytest
 import zstandard
 
 from devkit.vllm_server import MODEL_NAME
-from moescope.capture.trace_wire import decode_part
 from moescope.capture.wire import Int64Array, unpack_ids
+from moescope.capture.wire.traces import decode_part
 from moescope.service.store.sqlite import FILE
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
 from tests.e2e.conftest import DP2_EP2

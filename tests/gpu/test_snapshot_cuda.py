@@ -13,8 +13,8 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
-from moescope.capture.snapshot import Snapshot, SnapshotTaker
-from moescope.capture.step_history import StepHistory
+from moescope.capture.frames.step_history import StepHistory
+from moescope.capture.frames.taker import Snapshot, SnapshotTaker
 from moescope.capture.wire import unpack_step_loads
 from tests.gpu.toy import EP_SIZE, Toy
 
@@ -110,12 +110,12 @@ def test_a_first_snapshot_from_another_thread_before_any_step() -> None:
 
 CHILD = """
 import threading, torch
-from moescope.capture.counting import CountBuffers
-from moescope.capture.snapshot import SnapshotTaker
-from moescope.capture.trace_staging import TraceStaging
-from moescope.capture.trace_assembly import TraceAssembly
+from moescope.capture.counting.reference import CountBuffers
+from moescope.capture.frames.taker import SnapshotTaker
+from moescope.capture.counting.staging import TraceStaging
+from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.wire import MoeLayer
-from tests.capture.test_snapshot import Source
+from tests.capture.frames.test_taker import Source
 
 layers, device = [MoeLayer(0, 8, 2)], torch.device("cuda", 1)
 torch.cuda.set_device(device)

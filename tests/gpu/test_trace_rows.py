@@ -11,8 +11,8 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
-from moescope.capture.layout import Layout, RowSpan
-from moescope.capture.trace_staging import StagedRows, TraceStaging, copy_traced_rows
+from moescope.capture.counting.staging import StagedRows, TraceStaging, copy_traced_rows
+from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.wire import MoeLayer
 from tests.gpu.test_step_kernel import Replay, full_graph, piecewise_graphs
 from tests.gpu.toy import CUDA, LAYERS, Toy

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from moescope.capture.capturer import RoutingCapturer
-from moescope.capture.counting import CountBuffers
-from moescope.capture.layout import Ranks
-from moescope.capture.load_ring import LoadRing
-from moescope.capture.step_word import Phase
-from moescope.capture.vllm_seam import StepRows
+from moescope.capture.counting.capturer import RoutingCapturer
+from moescope.capture.counting.load_ring import LoadRing
+from moescope.capture.counting.reference import CountBuffers
+from moescope.capture.seam.model import StepRows
+from moescope.capture.seam.rows import Ranks
+from moescope.capture.step.word import Phase
 from moescope.capture.wire import MoeLayer
 
 CUDA = torch.device("cuda", 0)

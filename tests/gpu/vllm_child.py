@@ -20,7 +20,7 @@ import numpy as np
 
 from devkit.fake_placement import pretend_ep_ranks
 from devkit.frame_sink import FrameSink
-from moescope.capture.trace_wire import TracePart
+from moescope.capture.wire.traces import TracePart
 from tests.step_loads import placed_counts, step_loads
 
 

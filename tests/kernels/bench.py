@@ -7,12 +7,12 @@ import torch
 from tests.kernels.device import DEVICE  # skips first, where there is neither a GPU nor the interpreter
 
 # isort: split
-from moescope.capture.counting import CountBuffers, count_rows
-from moescope.capture.kernel_launch import launch_layer, launch_step
-from moescope.capture.layout import Layout, RowSpan
-from moescope.capture.load_ring import LoadRing
-from moescope.capture.pointer_tables import blank_table, table_entry
-from moescope.capture.step_word import Phase, pack_step
+from moescope.capture.counting.launch import launch_layer, launch_step
+from moescope.capture.counting.load_ring import LoadRing
+from moescope.capture.counting.pointer_tables import blank_table, table_entry
+from moescope.capture.counting.reference import CountBuffers, count_rows
+from moescope.capture.seam.rows import Layout, RowSpan
+from moescope.capture.step.word import Phase, pack_step
 from moescope.capture.wire import MoeLayer
 
 SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)

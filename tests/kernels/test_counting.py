@@ -8,10 +8,10 @@ import torch
 from tests.kernels.device import DEVICE, INTERPRETED  # skips first, where kernels can't run
 
 # isort: split
-from moescope.capture import load_ring
-from moescope.capture.kernel_launch import launch_step
-from moescope.capture.pointer_tables import table_entry
-from moescope.capture.step_word import MAX_TOKENS, Phase
+from moescope.capture.counting import load_ring
+from moescope.capture.counting.launch import launch_step
+from moescope.capture.counting.pointer_tables import table_entry
+from moescope.capture.step.word import MAX_TOKENS, Phase
 from moescope.capture.wire import MoeLayer
 from tests.kernels.bench import MODELS, Bench, make_ids, span
 

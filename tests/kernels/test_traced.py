@@ -9,7 +9,7 @@ import torch
 from tests.kernels.device import DEVICE  # skips first, where there is neither a GPU nor the interpreter
 
 # isort: split
-from moescope.capture.trace_staging import TraceStaging, copy_traced_rows
+from moescope.capture.counting.staging import TraceStaging, copy_traced_rows
 from tests.kernels.bench import Bench, make_ids, span
 
 ROWS, VALID = 120, 100

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from moescope.capture import wire
-from moescope.capture.trace_wire import TRACE_CONTENT_TYPE
+from moescope.capture.wire.traces import TRACE_CONTENT_TYPE
 from tests.service.conftest import Service
 from tests.service.frames import frame, producer
 from tests.service.hostile import BOMBS, NASTY, bodies, good_frame, good_part

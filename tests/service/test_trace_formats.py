@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from moescope.capture.trace_wire import NO_EXPERT
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import NO_EXPERT
 from moescope.service.api.trace_formats import as_npz, as_parquet, as_raw
 from moescope.service.store.records import WorkerTrace
 from moescope.service.traces.routing import Routing, put_together

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, TracePart, encode_part
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, TracePart, encode_part
 from tests.service.conftest import Service
 from tests.service.frames import frame
 from tests.service.trace_parts import LAYERS, experts_of, part

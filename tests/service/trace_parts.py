@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from moescope.capture import trace_wire
-from moescope.capture.trace_wire import Run, TracePart
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire import traces as trace_wire
+from moescope.capture.wire.traces import Run, TracePart
 from tests.service.frames import EPOCH, producer
 
 LAYERS = [MoeLayer(1, 16, 2), MoeLayer(3, 64, 4)]

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
-from moescope.capture.trace_wire import TracePart
+from moescope.capture.wire.traces import TracePart
 from moescope.service.counts.merging import merge
 from moescope.service.store.clickhouse import history, traces
 from moescope.service.store.clickhouse.connection import Connection

@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from moescope.capture.trace_wire import NO_EXPERT, Run, TracePart
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import NO_EXPERT, Run, TracePart
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.records import ArrivedPart, TracedRequest, TraceQuery, TraceShape, WorkerTrace

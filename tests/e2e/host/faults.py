@@ -21,19 +21,16 @@ from unittest import mock
 
 import torch
 
-from moescope.capture import (
-    capturer,
-    counting,
-    frames,
-    phases,
-    sender,
-    session,
-    snapshot,
-    strategies,
-    tracing,
-    vllm_requests,
-    vllm_seam,
-)
+from moescope.capture import session
+from moescope.capture.counting import capturer, strategies
+from moescope.capture.counting import reference as counting
+from moescope.capture.frames import builder as frames
+from moescope.capture.frames import sender
+from moescope.capture.frames import taker as snapshot
+from moescope.capture.seam import model as vllm_seam
+from moescope.capture.seam import requests as vllm_requests
+from moescope.capture.step import phases
+from moescope.capture.tracing import tracer as tracing
 from tests.e2e.host import endpoints
 
 Environment = Mapping[str, str]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, encode_part
+from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
 from tests.service.conftest import Service
 from tests.service.trace_parts import experts_of, part
 

@@ -13,9 +13,9 @@ import httpx
 import pytest
 import trustme
 
-from moescope.capture.access import NO_ACCESS, Access
-from moescope.capture.settings import CaptureSettings, SettingsError
-from moescope.capture.transport import DeliveryError, HttpTransport
+from moescope.capture.delivery.transport import DeliveryError, HttpTransport
+from moescope.capture.settings.access import NO_ACCESS, Access
+from moescope.capture.settings.environment import CaptureSettings, SettingsError
 from moescope.capture.wire import encode_frame
 from moescope.service.client.http import ServiceUnavailableError, get_json
 from moescope.service.serving.tls import TlsError

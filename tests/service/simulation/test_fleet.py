@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from moescope.capture import trace_wire, wire
+from moescope.capture import wire
+from moescope.capture.wire import traces as trace_wire
 from moescope.service.cli.commands import command_line
 from moescope.service.cli.simulate import outage
 from moescope.service.simulation.fleet import Fleet, Outage, Plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moescope.capture.trace_wire import NO_EXPERT
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import NO_EXPERT
 from moescope.service.store.hits import lanes_hit, read_lane, taken_by, write_hits
 
 LAYERS = [MoeLayer(1, 5, 2), MoeLayer(4, 300, 3), MoeLayer(7, 16, 2)]

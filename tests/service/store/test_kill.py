@@ -18,7 +18,7 @@ import numpy as np
 
 from devkit.processes import free_port
 from moescope.capture import wire
-from moescope.capture.trace_wire import TRACE_CONTENT_TYPE, TracePart, encode_part
+from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, TracePart, encode_part
 from moescope.service.store.records import TraceQuery
 from moescope.service.store.retention import Retention
 from moescope.service.store.sqlite import SqliteStore

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moescope.capture.trace_wire import NO_EXPERT
 from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import NO_EXPERT
 from moescope.service.store import packing
 from moescope.service.store.packing import BLOCK_TOKENS
 from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery

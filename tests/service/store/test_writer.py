@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from moescope.capture.trace_wire import TracePart
+from moescope.capture.wire.traces import TracePart
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.store import writer as writing
 from moescope.service.store.records import (

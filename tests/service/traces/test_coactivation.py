@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moescope.capture.trace_wire import NO_EXPERT, TRACE_CONTENT_TYPE, encode_part
+from moescope.capture.wire.traces import NO_EXPERT, TRACE_CONTENT_TYPE, encode_part
 from moescope.service.traces.coactivation import Pair, count_together, strongest
 from tests.service.conftest import Service
 from tests.service.frames import frame

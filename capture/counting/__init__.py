@@ -1,0 +1,1 @@
+"""From routing calls to counts on the device: strategies, kernels and their torch reference."""

@@ -1,0 +1,212 @@
+"""The capturer of one worker: from a router's callback to counts on the device."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from moescope.capture.counting.reference import CountBuffers
+from moescope.capture.counting.strategies import ReferencesUnsafeError, choose_strategy, fallback
+from moescope.capture.seam.model import StepRows
+from moescope.capture.seam.rows import Ranks, RowSpan, locate_rows
+from moescope.capture.settings.environment import OnError
+from moescope.capture.step.phases import PhaseUploads, UInt8Array
+from moescope.capture.step.totals import StepTokens, Totals
+from moescope.capture.step.word import Phase, pack_step
+
+logger = logging.getLogger("vllm.moescope")
+
+
+class RoutingCapturer:
+    """Counts the slots of every covered layer, for the tokens of this worker's DP rank.
+
+    `begin_step` and `end_step` bracket a step that computes tokens of requests; routing calls outside of one
+    (profiling, warm-up, graph capture, dummy steps) are recorded with zero valid tokens and so count nothing,
+    but their layouts are checked: an unknown one shows at start-up, before traffic.
+
+    Attributes:
+        buffers: the counts.
+        totals: tokens and steps of this DP rank so far.
+        disabled_reason: why capture has stopped for good, or None.
+    """
+
+    def __init__(
+        self,
+        buffers: CountBuffers,
+        ranks: Ranks,
+        step_rows: Callable[[], StepRows],
+        on_error: OnError = OnError.RAISE,
+    ) -> None:
+        self.buffers = buffers
+        self.totals = Totals()
+        self.disabled_reason: str | None = None
+        self._ranks = ranks
+        self._step_rows = step_rows
+        self._on_error = on_error
+        self._strategy = choose_strategy(buffers)
+        self._fallback = fallback(self._strategy, buffers)
+        self._uploads = PhaseUploads(buffers.phases)
+        self._step: StepTokens | None = None
+        self._slot = 0
+        self._awaits_phases = False
+        self._handle = next(_handles)
+        _capturers[self._handle] = self
+
+    @property
+    def strategy(self) -> str:
+        """How routing calls become counts: the name of a `Strategy`."""
+        return self._strategy.name
+
+    @property
+    def tokens(self) -> int:
+        """That this DP rank computed so far."""
+        return self.totals.tokens
+
+    @property
+    def awaits_phases(self) -> bool:
+        """Whether the step under way has tokens of both phases, and `set_phases` was not called."""
+        return self._awaits_phases
+
+    def begin_step(self, num_tokens: int, decode_tokens: int = 0) -> None:
+        """A step with this many true tokens begins; all of that reaches the device in the stream's order.
+
+        A step of both phases needs `set_phases` as well, before its forward pass is enqueued.
+        """
+        if num_tokens == 0 or self.disabled_reason is not None:
+            return
+        self._step = StepTokens(num_tokens, decode_tokens)
+        ring, phase = self.buffers.ring, self._step.phase
+        self._slot = 0 if ring is None else ring.begin_step(self.totals.forward_passes)
+        self._strategy.begin_step()
+        self._awaits_phases = phase is Phase.MIXED
+        self._announce(Phase.PREFILL if phase is Phase.MIXED else phase)
+
+    def set_phases(self, phases: UInt8Array) -> None:
+        """`Phase` of each true token of the step under way, in the order of the batch's rows: uint8 [tokens].
+
+        Raises:
+            ValueError: they are not as many as the step's tokens.
+        """
+        step = self._step
+        if step is None or not self._awaits_phases:
+            return
+        if len(phases) != step.tokens or int(np.count_nonzero(phases)) != step.decode:
+            raise ValueError(f"{len(phases)} phases, {np.count_nonzero(phases)} of decode, for {step}")
+        self._uploads.upload(phases)
+        self._announce(Phase.MIXED)
+        self._awaits_phases = False
+
+    def end_step(self) -> None:
+        """The step's forward pass is enqueued: what follows counts nothing until the next step."""
+        step, self._step = self._step, None
+        if step is not None and self.disabled_reason is None:
+            self._strategy.end_step()
+            self.buffers.step_word.zero_()
+            self.totals = self.totals.with_step(step, phases_known=not self._awaits_phases)
+        self._awaits_phases = False
+
+    def idle_step(self) -> None:
+        """A dummy step was run."""
+        self.totals = self.totals._replace(idle_steps=self.totals.idle_steps + 1)
+
+    def _announce(self, phase: Phase) -> None:
+        """Tell the kernels of the step under way. One fill, and one more in a step of both phases."""
+        assert self._step is not None
+        self.buffers.step_word.fill_(pack_step(self._step.tokens, phase, self._slot))
+
+    def record(self, ordinal: int, topk_ids: torch.Tensor) -> None:
+        """Count a routing call: logical expert ids, any integer dtype [n, top_k], of one layer.
+
+        Raises:
+            AssertionError: the batch fits no known row layout, and the settings say so.
+        """
+        if torch.compiler.is_dynamo_compiling():
+            # A traced callback would become part of the graph once and lose its Python side; an opaque op
+            # stays in it and calls back into `_record_eager` each time. The graph uses the ids' memory again.
+            torch.ops.moescope.record_routing(topk_ids, self.buffers.flat, self._handle, ordinal)
+        else:
+            self._record_eager(ordinal, topk_ids, self.buffers.flat, traced=False)
+
+    def disable(self, reason: str) -> None:
+        """Stop counting for good: graphs that were captured go on running, with zero valid tokens."""
+        if self.disabled_reason is None:
+            self.disabled_reason = reason
+            with contextlib.suppress(Exception):  # on a device that has failed this does too
+                self.buffers.step_word.zero_()
+            logger.error("moescope: capture is off for good, the server serves on: %s", reason)
+
+    def _record_eager(self, ordinal: int, topk_ids: torch.Tensor, flat: torch.Tensor, traced: bool) -> None:
+        if self.disabled_reason is not None:
+            return
+        span = self._locate(topk_ids)
+        if span is None:
+            return
+        try:
+            self._count(ordinal, topk_ids, span, flat, traced)
+        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
+            self.disable(f"counting failed in layer {self.buffers.layers[ordinal].layer}: {error!r}")
+
+    def _count(
+        self, ordinal: int, topk_ids: torch.Tensor, span: RowSpan, flat: torch.Tensor, traced: bool
+    ) -> None:
+        if traced:
+            self._fall_back("routing calls are traced into a compiled graph")
+        try:
+            self._strategy.record(ordinal, topk_ids, span, flat)
+        except ReferencesUnsafeError as error:
+            # It shows in the first pass, which vLLM runs before it serves; in a step that counts, the ids of
+            # earlier layers are gone.
+            if self._step is not None:
+                raise
+            self._fall_back(str(error))
+            self._strategy.record(ordinal, topk_ids, span, flat)
+
+    def _fall_back(self, reason: str) -> None:
+        """Keep no ids beyond a routing call from now on."""
+        if self._strategy.name != self._fallback.name:
+            logger.info("moescope: %s instead of %s: %s", self._fallback.name, self._strategy.name, reason)
+            self._strategy.end_step()
+            self._strategy = self._fallback
+
+    def _locate(self, topk_ids: torch.Tensor) -> RowSpan | None:
+        """This worker's rows, or None when capture has just ended.
+
+        Raises:
+            AssertionError: the batch fits no known row layout, and the settings say so; nothing else does.
+        """
+        try:
+            num_rows, rows = topk_ids.shape[0], self._step_rows()
+        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
+            self.disable(f"the sizes of the step are not known: {error!r}")
+            return None
+        try:
+            return locate_rows(num_rows, self._ranks, rows.tokens_across_dp, rows.shard_sizes)
+        except AssertionError as error:
+            if self._on_error is OnError.RAISE:
+                raise
+            self.disable(str(error))
+        except Exception as error:  # noqa: BLE001 - as above
+            self.disable(f"the rows of a step can't be told: {error!r}")
+        return None
+
+
+# An op's arguments are tensors and numbers only, so a traced callback names its capturer by a handle.
+_handles = itertools.count()
+_capturers: weakref.WeakValueDictionary[int, RoutingCapturer] = weakref.WeakValueDictionary()
+
+
+@torch.library.custom_op("moescope::record_routing", mutates_args=("flat",))
+def _record_routing(topk_ids: torch.Tensor, flat: torch.Tensor, handle: int, ordinal: int) -> None:
+    """`RoutingCapturer.record` as an op that `torch.compile` doesn't look into.
+
+    `flat` may be a copy that is written back after the op, so the op adds to it and not to the buffers.
+    """
+    capturer = _capturers.get(handle)
+    if capturer is not None:
+        capturer._record_eager(ordinal, topk_ids, flat, traced=True)

@@ -1,0 +1,152 @@
+"""Tables on the device that tell the counting kernel where each layer's ids are.
+
+A CUDA graph's addresses stay the same for its life, so each captured launch has a table of its own, which is
+brought to the device once, before the first step that is counted. Launches outside of graphs have new
+addresses each time: they go through a ring of pinned host tables and one device table.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final
+
+import torch
+
+from moescope.capture.seam.rows import RowSpan
+from moescope.capture.wire import Int64Array, MoeLayer
+
+TABLES_PER_CHUNK: Final = 256
+"""vLLM captures about 50 sizes, twice."""
+SPARE_TABLES: Final = 64
+RING: Final = 4
+
+
+class Field(IntEnum):
+    """The columns of a table, int64 each; a row is a covered layer, by ordinal."""
+
+    ADDRESS = 0
+    """Of this worker's first row of ids."""
+    ROWS = 1
+    """This worker's rows, padding included; 0 for a layer that has nothing to count in this launch."""
+    FIRST_TOKEN = 2
+    """The token of the DP rank's step that is in the first row."""
+    TOP_K = 3
+    ROW_STRIDE = 4
+    COLUMN_STRIDE = 5
+    """Strides in elements."""
+    COUNTS_START = 6
+    """Where the layer's counts start in `CountBuffers.flat`."""
+    NUM_EXPERTS = 7
+
+
+class _Chunk:
+    """Room for many captured launches' tables, pinned on the host and on the device: int64 [T, L, 8]."""
+
+    def __init__(self, num_layers: int, device: torch.device) -> None:
+        shape = (TABLES_PER_CHUNK, num_layers, len(Field))
+        self.host = torch.zeros(shape, dtype=torch.int64, pin_memory=True)
+        self.device = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.used = 0
+        self.uploaded = 0
+
+    def upload(self) -> None:
+        if self.uploaded < self.used:
+            fresh = slice(self.uploaded, self.used)
+            self.device[fresh].copy_(self.host[fresh], non_blocking=True)
+            self.uploaded = self.used
+
+
+class _Pinned:
+    """One host table of the ring, and the event after which the device no longer reads it."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.host = torch.zeros(num_layers, len(Field), dtype=torch.int64, pin_memory=True)
+        self.values: Int64Array = self.host.numpy()
+        self.read = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
+class PointerTables:
+    """Makes the tables; all calls come from the thread that enqueues the steps."""
+
+    def __init__(self, layers: Sequence[MoeLayer], device: torch.device) -> None:
+        self._num_layers = len(layers)
+        self._device = device
+        self._blank = blank_table(layers)
+        self._chunks = [_Chunk(self._num_layers, device)]
+        self._ring = deque(_Pinned(self._num_layers) for _ in range(RING))
+        self._now = torch.zeros(self._num_layers, len(Field), dtype=torch.int64, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Device memory held."""
+        tensors = [self._now, *(chunk.device for chunk in self._chunks)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def for_graph(self, entries: dict[int, tuple[int, ...]]) -> torch.Tensor:
+        """A table for a launch that is being captured; its contents reach the device with `upload`.
+
+        Args:
+            entries: for each layer, by ordinal, `ADDRESS` to `COLUMN_STRIDE`.
+
+        Raises:
+            RuntimeError: too many launches were captured without one outside of a graph in between.
+        """
+        chunk = self._chunks[-1]
+        if chunk.used == TABLES_PER_CHUNK:
+            raise RuntimeError(f"no room for another captured launch after {self._captured()}")
+        table = chunk.used
+        chunk.host[table].numpy()[:] = self._filled(entries)
+        chunk.used += 1
+        return chunk.device[table]
+
+    def upload(self) -> None:
+        """Bring new tables of graphs to the device, in the current stream; nothing to do in most steps."""
+        for chunk in self._chunks:
+            chunk.upload()
+
+    def for_now(self, entries: dict[int, tuple[int, ...]]) -> torch.Tensor:
+        """A table for a launch that follows at once in the current stream; `entries` as in `for_graph`."""
+        pinned = self._free_pinned()
+        pinned.values[:] = self._filled(entries)
+        self._now.copy_(pinned.host, non_blocking=True)
+        pinned.read.record()
+        self._ring.append(pinned)
+        if self._chunks[-1].used > TABLES_PER_CHUNK - SPARE_TABLES:
+            # Not while a graph is captured, when allocations would belong to the graph.
+            self._chunks.append(_Chunk(self._num_layers, self._device))
+        return self._now
+
+    def _free_pinned(self) -> _Pinned:
+        """The oldest host table if the device has read it, else a new one: never a wait."""
+        if self._ring[0].read.query():  # type: ignore[no-untyped-call]
+            return self._ring.popleft()
+        return _Pinned(self._num_layers)
+
+    def _filled(self, entries: dict[int, tuple[int, ...]]) -> Int64Array:
+        table = self._blank.copy()
+        for ordinal, entry in entries.items():
+            table[ordinal, : len(entry)] = entry
+        return table
+
+    def _captured(self) -> int:
+        return sum(chunk.used for chunk in self._chunks)
+
+
+def table_entry(topk_ids: torch.Tensor, span: RowSpan) -> tuple[int, ...]:
+    """`ADDRESS` to `COLUMN_STRIDE` for the rows `span` of ids [n, top_k]."""
+    row_stride, column_stride = topk_ids.stride()
+    address = topk_ids.data_ptr() + span.start * row_stride * topk_ids.element_size()
+    return address, span.count, span.first_token, topk_ids.shape[1], row_stride, column_stride
+
+
+def blank_table(layers: Sequence[MoeLayer]) -> Int64Array:
+    """int64 [L, 8]: where each layer's counts are, and no rows."""
+    table = torch.zeros(len(layers), len(Field), dtype=torch.int64).numpy()
+    start = 0
+    for ordinal, layer in enumerate(layers):
+        table[ordinal, Field.COUNTS_START] = start
+        table[ordinal, Field.NUM_EXPERTS] = layer.num_experts
+        start += layer.num_experts
+    return table

@@ -1,0 +1,102 @@
+"""Slots per (layer, phase, logical expert) on the device, and the torch reference that counts them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+from moescope.capture.counting.load_ring import LoadRing
+from moescope.capture.counting.staging import TraceStaging
+from moescope.capture.seam.rows import RowSpan
+from moescope.capture.step.word import MAX_TOKENS, PHASE_SHIFT, SLOT_SHIFT, Phase
+from moescope.capture.wire import MoeLayer
+
+
+class CountBuffers:
+    """The cumulative counts of one worker, in one device buffer, so that one copy takes a snapshot.
+
+    Attributes:
+        layers: the counted layers; layers may have different numbers of experts, `max_experts` at most.
+        num_slots: S.
+        starts: where each layer's counts of prefill start in `flat`.
+        flat: int64 [2 S + 2 L], S the sum of ``num_experts`` over the layers and L their number: first the
+            slots of each (layer, logical expert), layer by layer, of prefill, then those of decode; then the
+            tokens counted in each layer, of prefill, then of decode.
+        step_word: int64 [1], the step under way (see `step_word`); 0 outside of steps, so that profiling,
+            warm-up, graph capture and the dummy steps of idle DP ranks count nothing.
+        phases: uint8 [max_tokens], `Phase` of each token of the DP rank's step; read in mixed steps only.
+        ring: the loads by EP rank of single steps, or None.
+        traced: where the rows of traced requests are copied to, or None; set before the first routing call.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[MoeLayer],
+        device: torch.device,
+        max_tokens: int = 0,
+        ring: LoadRing | None = None,
+    ) -> None:
+        self.layers = tuple(layers)
+        self.num_slots = sum(layer.num_experts for layer in self.layers)
+        self.max_experts = max((layer.num_experts for layer in self.layers), default=0)
+        size = 2 * (self.num_slots + len(self.layers))
+        self.flat = torch.zeros(size, dtype=torch.int64, device=device)
+        self.step_word = torch.zeros(1, dtype=torch.int64, device=device)
+        self.phases = torch.zeros(max(1, max_tokens), dtype=torch.uint8, device=device)
+        self.ring = ring
+        self.traced: TraceStaging | None = None
+        ends = list(itertools.accumulate(layer.num_experts for layer in self.layers))
+        self.starts = tuple(end - layer.num_experts for end, layer in zip(ends, self.layers, strict=True))
+
+    def counts_of(self, ordinal: int, phase: Phase | None = None) -> torch.Tensor:
+        """Slots per logical expert of ``layers[ordinal]``, of both phases or of one: int64 [num_experts]."""
+        both = self.flat[: 2 * self.num_slots].view(2, -1)
+        mine = both.narrow(1, self.starts[ordinal], self.layers[ordinal].num_experts)
+        return mine.sum(0) if phase is None else mine[phase]
+
+    def rows_of(self, ordinal: int, phase: Phase | None = None) -> torch.Tensor:
+        """Tokens counted in ``layers[ordinal]``, of both phases or of one: int64 scalar."""
+        mine = self.flat[2 * self.num_slots :].view(2, -1)[:, ordinal]
+        return mine.sum() if phase is None else mine[phase]
+
+
+def count_rows(
+    buffers: CountBuffers, ordinal: int, topk_ids: torch.Tensor, span: RowSpan, flat: torch.Tensor
+) -> None:
+    """Add a layer's slots to its counts: the reference that every faster kernel must equal.
+
+    Reads no device value on the host, so that it neither synchronises nor breaks a CUDA graph's capture.
+
+    Args:
+        buffers: what says how many tokens are true, of which phase they are, and where loads go.
+        ordinal: the layer's, in ``buffers.layers``.
+        topk_ids: logical expert ids, any integer dtype [n, top_k]; negative ids are masked slots, and ids
+            beyond the layer's experts are no slots either.
+        span: this worker's rows; rows at or beyond the step's true number of tokens are padding.
+        flat: added to in place, laid out as ``buffers.flat``.
+
+    Raises:
+        ValueError: the ids have no rows and columns.
+    """
+    if topk_ids.dim() != 2:
+        raise ValueError(f"top-k ids must be [n, top_k], got shape {tuple(topk_ids.shape)}")
+    if span.count == 0:
+        return
+    num_experts, word = buffers.layers[ordinal].num_experts, buffers.step_word
+    ids = topk_ids[span.start : span.start + span.count].to(torch.int64)
+    tokens = torch.arange(span.first_token, span.first_token + span.count, device=ids.device)
+    valid = tokens < (word & MAX_TOKENS)
+    phase = (word >> PHASE_SHIFT) & 3
+    of_tokens = buffers.phases[tokens.clamp(max=buffers.phases.numel() - 1)]
+    decode = torch.where(phase == Phase.MIXED, of_tokens, phase)
+
+    slots = (valid.unsqueeze(1) & (ids >= 0) & (ids < num_experts)).flatten()
+    experts = ids.clamp(0, num_experts - 1)
+    at = experts + (decode * buffers.num_slots + buffers.starts[ordinal]).unsqueeze(1)
+    flat.scatter_add_(0, at.flatten(), slots.to(torch.int64))
+    rows_at = decode * len(buffers.layers) + (2 * buffers.num_slots + ordinal)
+    flat.scatter_add_(0, rows_at, valid.to(torch.int64))
+    if buffers.ring is not None:
+        buffers.ring.add(ordinal, experts.flatten(), slots, word >> SLOT_SHIFT)

@@ -1,0 +1,200 @@
+"""Where the kernel that counts puts the ids of traced rows, and how they leave the step's path.
+
+A step with traced rows gets a row map before its forward pass, which says for each of its tokens where its
+ids go in the staging buffer; the counting kernel writes them there, in CUDA graphs too, since neither address
+ever changes. After the step the rows are copied to pinned memory in a side stream, whose event is polled. A
+step without traced rows finds the map empty, and copies nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+
+from moescope.capture.seam.rows import RowSpan
+from moescope.capture.step.word import MAX_TOKENS
+from moescope.capture.wire import Int64Array, MoeLayer
+
+STAGING_BYTES: Final = 16 << 20
+RING: Final = 4
+
+
+class StagedRows:
+    """The traced rows of one step on their way to the host.
+
+    The step's path makes it, another thread asks `arrived`, takes the rows and says that it is done.
+    """
+
+    def __init__(self, host: torch.Tensor, event: torch.cuda.Event | None) -> None:
+        self._host = host
+        self._event = event
+        self.done = False
+        """Whether the reader is through; only the reader writes it."""
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the rows are on the host; never a wait."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
+    def view(self) -> np.ndarray:
+        """The rows, [n, sum of top_k] as in `TraceStaging.rows`; valid until `done`."""
+        return self._host.numpy()
+
+
+class TraceStaging:
+    """The row map and the staging buffer of one worker.
+
+    Attributes:
+        masked, unwritten: the values of a slot that the router masked, and of one that no layer wrote.
+        row_map: int32 [1 + max_tokens] on the device: the number of traced rows of the step, 0 for none; then
+            for each token of the DP rank's step its row in `rows`, or -1.
+        rows: [capacity, sum of top_k] on the device, the layers side by side, uint8 where the ids of all
+            layers leave room for two more values, else uint16.
+        columns: int64 [L] on the device, where each layer's columns begin.
+
+    Args:
+        layers: the covered layers.
+        max_tokens: no step has more.
+        staging_bytes: size of `rows`, about; the same again in pinned host memory.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[MoeLayer],
+        max_tokens: int,
+        device: torch.device,
+        staging_bytes: int = STAGING_BYTES,
+    ) -> None:
+        small = max(layer.num_experts for layer in layers) <= 254
+        self.masked = 0xFF if small else 0xFFFF
+        self.unwritten = self.masked - 1
+        self.layers = tuple(layers)
+        starts = list(itertools.accumulate((layer.top_k for layer in layers), initial=0))
+        self.width = starts.pop()
+        self.starts: tuple[int, ...] = tuple(starts)
+        dtype = torch.uint8 if small else torch.uint16
+        self.capacity = max(1, staging_bytes // (self.width * dtype.itemsize))
+        self.max_tokens = max_tokens
+        on_gpu = device.type == "cuda"
+        self.row_map = torch.zeros(1 + max_tokens, dtype=torch.int32, device=device)
+        self.rows = torch.full((self.capacity, self.width), self.unwritten, dtype=dtype, device=device)
+        self.columns = torch.tensor(starts, dtype=torch.int64, device=device)
+        self._host = torch.empty(self.rows.shape, dtype=dtype, pin_memory=on_gpu)
+        self._maps = deque(_PinnedMap(1 + max_tokens, on_gpu) for _ in range(RING))
+        self._side = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._under_way: deque[tuple[int, int, StagedRows]] = deque()
+        self._next = 0
+
+    def room(self) -> int:
+        """How many rows the next step can have."""
+        while self._under_way and self._under_way[0][2].done:
+            self._under_way.popleft()
+        if not self._under_way:
+            self._next = 0
+            return self.capacity
+        oldest = self._under_way[0][0]
+        if self._next <= oldest:
+            return oldest - self._next
+        return max(self.capacity - self._next, oldest)
+
+    def begin(self, tokens: Int64Array, total: int) -> None:
+        """Have these tokens of the step about to be enqueued copied, in their order.
+
+        Args:
+            tokens: [n], their indices among the step's tokens, rising; n is at most `room`.
+            total: the step's tokens, at most ``max_tokens``.
+        """
+        count = len(tokens)
+        if self._next + count > self.capacity:
+            self._next = 0
+        first = self._next
+        pinned = self._free_map()
+        values = pinned.values[: 1 + total]
+        values[0] = count
+        values[1:] = -1
+        values[1 + tokens] = np.arange(first, first + count)
+        self.rows[first : first + count].fill_(self.unwritten)
+        self.row_map[: 1 + total].copy_(pinned.host[: 1 + total], non_blocking=True)
+        pinned.uploaded()
+        self._maps.append(pinned)
+
+    def collect(self, count: int) -> StagedRows:
+        """The step is enqueued: no further one writes to these `count` rows, which leave for the host."""
+        first = self._next
+        self.clear()
+        here, there = self.rows[first : first + count], self._host[first : first + count]
+        event = None
+        if self._side is None:
+            there.copy_(here)
+        else:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+            self._side.wait_event(event)
+            with torch.cuda.stream(self._side):
+                there.copy_(here, non_blocking=True)
+                event.record()
+        staged = StagedRows(there, event)
+        self._under_way.append((first, count, staged))
+        self._next = first + count
+        return staged
+
+    def clear(self) -> None:
+        """Have nothing copied until the next `begin`."""
+        self.row_map[:1].zero_()
+
+    def _free_map(self) -> _PinnedMap:
+        """The oldest host map if the device has read it, else a new one: never a wait."""
+        if self._maps[0].free:
+            return self._maps.popleft()
+        return _PinnedMap(1 + self.max_tokens, self._side is not None)
+
+
+class _PinnedMap:
+    """A row map on the host, and the event after which the device no longer reads it."""
+
+    def __init__(self, size: int, pinned: bool) -> None:
+        self.host = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
+        self.values = self.host.numpy()
+        self._read = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
+
+    @property
+    def free(self) -> bool:
+        return self._read is None or bool(self._read.query())  # type: ignore[no-untyped-call]
+
+    def uploaded(self) -> None:
+        if self._read is not None:
+            self._read.record()
+
+
+def copy_traced_rows(
+    topk_ids: torch.Tensor, span: RowSpan, step_word: torch.Tensor, staging: TraceStaging, ordinal: int
+) -> None:
+    """Copy a layer's traced rows to `staging`: the reference that the kernel must equal.
+
+    Args:
+        topk_ids: logical expert ids, any integer dtype [n, top_k]; those out of the layer's range are masked.
+        span: this worker's rows.
+        step_word: int64 [1], see `step_word`; rows at or beyond the step's true number of tokens are padding.
+        ordinal: of the layer.
+    """
+    valid = int(step_word) & MAX_TOKENS
+    if valid == 0 or int(staging.row_map[0]) == 0:
+        return
+    end = min(span.first_token + span.count, valid)
+    places = staging.row_map[1 + span.first_token : 1 + end].to(torch.int64)
+    taken = (places >= 0).nonzero().flatten()
+    ids = topk_ids[taken + span.start].to(torch.int64)
+    ids = ids.masked_fill((ids < 0) | (ids >= staging.layers[ordinal].num_experts), staging.masked)
+    start = staging.starts[ordinal]
+    columns = staging.rows.numpy() if staging.rows.device.type == "cpu" else None
+    width = ids.shape[1]
+    if columns is not None:  # torch indexes no uint16
+        columns[places[taken].numpy(), start : start + width] = ids.numpy()
+    else:
+        rows = staging.rows.view(torch.int16 if staging.masked == 0xFFFF else torch.uint8)
+        rows[places[taken], start : start + width] = ids.to(rows.dtype)

@@ -1,0 +1,156 @@
+"""One kept-alive HTTP connection to the service, from the standard library: nothing for vLLM to install."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from urllib.parse import urlsplit
+
+from moescope.capture.delivery.reply import TimedResponse
+from moescope.capture.settings.access import NO_ACCESS, Access
+from moescope.capture.wire import CONTENT_TYPE, INGEST_PATH
+
+TIMEOUT = 5.0
+MAX_REPLY = 64 * 1024
+
+
+class DeliveryError(Exception):
+    """A frame that was not delivered; the message says why."""
+
+    def __init__(self, message: str, kind: str, permanent: bool) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.permanent = permanent
+
+
+class HttpTransport:
+    """Posts frames. Not for several threads at once.
+
+    Args:
+        endpoint: base URL of the service.
+        token: bearer token, or None.
+        access: where the token is read again when the service doesn't take it any more, and the certificates
+            of an HTTPS connection.
+        timeout: seconds for each of connecting, sending and receiving the whole answer.
+        path, content_type: where and as what bodies are posted.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        token: str | None,
+        timeout: float = TIMEOUT,
+        path: str = INGEST_PATH,
+        content_type: str = CONTENT_TYPE,
+        access: Access = NO_ACCESS,
+    ) -> None:
+        parts = urlsplit(endpoint)
+        self._endpoint = endpoint
+        self._access = access
+        self._secure = parts.scheme == "https"
+        self._host = parts.hostname or ""
+        self._port = parts.port
+        self._path = parts.path + path
+        self._timeout = timeout
+        self._headers = {"Content-Type": content_type}
+        self._set_token(token)
+        self._connection: http.client.HTTPConnection | None = None
+
+    def post(self, body: bytes) -> None:
+        """Deliver one frame.
+
+        It is sent again at once if the connection was used before and has ended meanwhile: the service or a
+        proxy closes one over which nothing is sent. What is posted may arrive twice, which is harmless.
+
+        Raises:
+            DeliveryError: the service can't be reached, or refuses.
+        """
+        used_before = self._connection is not None
+        try:
+            try:
+                response, reply = self._exchange(body)
+            except ConnectionError:  # http.client.RemoteDisconnected is one
+                if not used_before:
+                    raise
+                self.close()
+                response, reply = self._exchange(body)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise DeliveryError(
+                f"the service at {self._endpoint} can't be reached: {error!r}",
+                type(error).__name__,
+                permanent=False,
+            ) from error
+        if not 200 <= response.status < 300:
+            if response.status == 401:
+                self._set_token(self._access.token_now())
+            permanent = 400 <= response.status < 500 and response.status not in (408, 425, 429)
+            raise DeliveryError(
+                f"the service at {self._endpoint} answered {response.status}: {_explanation(reply)}",
+                str(response.status),
+                permanent,
+            )
+        if not _is_receipt(reply):
+            raise DeliveryError(
+                f"what answers at {self._endpoint} is no moescope service: {response.status} with "
+                f"{_explanation(reply)!r}",
+                "not_a_service",
+                permanent=True,
+            )
+
+    def _exchange(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        """Send a request and read its answer, over the connection if there is one."""
+        if self._connection is None:
+            self._connection = self._connect()
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(self._timeout)  # reading the last answer used it up
+        self._connection.request("POST", self._path, body, self._headers)
+        response = self._connection.getresponse()
+        reply = response.read(MAX_REPLY)
+        if response.will_close or not response.isclosed():
+            self.close()
+        return response, reply
+
+    def _set_token(self, token: str | None) -> None:
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def _connect(self) -> http.client.HTTPConnection:
+        """Not connected yet; certificates are read anew, since they are renewed while vLLM runs."""
+        connection: http.client.HTTPConnection
+        if self._secure:
+            context = self._access.context()
+            connection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=self._timeout, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+        connection.response_class = TimedResponse
+        return connection
+
+    def close(self) -> None:
+        """Close the connection; the next frame opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _is_receipt(reply: bytes) -> bool:
+    """Whether a service may have answered this: a JSON object, or nothing.
+
+    Anything else, such as a web server's page, must not pass for a frame that was taken.
+    """
+    try:
+        return not reply or isinstance(json.loads(reply), dict)
+    except ValueError:
+        return False
+
+
+def _explanation(reply: bytes) -> str:
+    """The detail of a problem document, or the first of whatever was answered."""
+    try:
+        problem = json.loads(reply)
+        detail = problem.get("detail") or problem.get("title")
+    except (ValueError, AttributeError):
+        detail = None
+    return str(detail or reply[:200].decode("utf-8", "replace"))[:500]

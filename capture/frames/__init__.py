@@ -1,0 +1,3 @@
+"""From counts to frames: snapshots of the device's counts, frames built from them, and the thread
+that sends them.
+"""

@@ -1,0 +1,97 @@
+"""From snapshots to frames: what a producer says of itself, with each snapshot's totals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from moescope.capture.frames.step_history import StepHistory
+from moescope.capture.frames.taker import Snapshot
+from moescope.capture.seam.eplb import MovingPlacement
+from moescope.capture.step.word import Phase
+from moescope.capture.wire import (
+    WIRE_MAJOR,
+    WIRE_MINOR,
+    Frame,
+    MoeLayer,
+    Placement,
+    Producer,
+    UncoveredLayer,
+    pack_counts,
+)
+
+MAX_REASON = 1024
+
+
+class FrameBuilder:
+    """Numbers the frames of one epoch of one producer."""
+
+    def __init__(
+        self,
+        producer: Producer,
+        epoch: int,
+        layers: Sequence[MoeLayer],
+        uncovered: Sequence[UncoveredLayer],
+        placement: Placement | None,
+        strategy: Callable[[], str] = lambda: "",
+        traces: Callable[[], Mapping[str, int]] = dict,
+        history: StepHistory | None = None,
+        moving: MovingPlacement | None = None,
+    ) -> None:
+        self._producer = producer
+        self._epoch = epoch
+        self._layers = list(layers)
+        self._uncovered = list(uncovered)
+        self._placement = placement
+        self._strategy = strategy
+        self._traces = traces
+        self._history = history
+        self._moving = moving
+        self._num_slots = sum(layer.num_experts for layer in layers)
+        self._seq = 0
+
+    def build(self, snapshot: Snapshot, drops: Mapping[str, int]) -> Frame:
+        """The next frame, with these totals, and the loads of steps that no frame has delivered."""
+        self._seq += 1
+        reason, totals, history = snapshot.disabled_reason, snapshot.totals, self._history
+        counts = snapshot.flat[: 2 * self._num_slots].reshape(2, -1)
+        rows = snapshot.flat[2 * self._num_slots :].reshape(2, -1)
+        phased = totals.phases_known
+        lost = {} if history is None else {"steps_lost": history.lost}
+        return Frame(
+            wire=(WIRE_MAJOR, WIRE_MINOR),
+            producer=self._producer,
+            epoch=self._epoch,
+            seq=self._seq,
+            captured_at_ns=snapshot.captured_at_ns,
+            state="counting" if reason is None else "disabled",
+            state_reason=(reason or "")[:MAX_REASON],
+            layers=self._layers,
+            uncovered=self._uncovered,
+            counts=pack_counts(counts.sum(axis=0)),
+            rows=pack_counts(rows.sum(axis=0)),
+            tokens=totals.tokens,
+            steps=totals.steps,
+            idle_steps=totals.idle_steps,
+            placement=self._placement_at(snapshot),
+            strategy=self._strategy(),
+            drops=dict(drops) | lost,
+            traces=dict(self._traces()),
+            decode_counts=pack_counts(counts[Phase.DECODE]) if phased else b"",
+            decode_rows=pack_counts(rows[Phase.DECODE]) if phased else b"",
+            decode_tokens=totals.decode_tokens if phased else 0,
+            decode_steps=totals.decode_steps if phased else 0,
+            mixed_steps=totals.mixed_steps if phased else 0,
+            step_loads=None if history is None else history.pack(),
+        )
+
+    def _placement_at(self, snapshot: Snapshot) -> Placement | None:
+        if self._moving is None:
+            return self._placement
+        if snapshot.placement is not None:
+            self._moving.update(snapshot.placement)
+        return self._moving.placement
+
+    def delivered(self) -> None:
+        """The last frame has arrived."""
+        if self._history is not None:
+            self._history.delivered()

@@ -1,0 +1,165 @@
+"""The daemon thread that encodes and sends snapshots; the step's path never meets it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from moescope.capture.delivery.backoff import Backoff
+from moescope.capture.delivery.transport import DeliveryError
+from moescope.capture.frames.builder import FrameBuilder
+from moescope.capture.frames.taker import Snapshot
+from moescope.capture.threads.throttled_log import ThrottledLog
+from moescope.capture.wire import encode_frame
+
+logger = logging.getLogger("vllm.moescope")
+
+HEARTBEAT = 5.0
+MAX_TICK = 0.25
+LAST_LOOKS = 50
+LAST_LOOK_SECONDS = 0.01
+
+
+class SnapshotSource(Protocol):
+    """Where snapshots come from (see `SnapshotTaker`)."""
+
+    put_off: int
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something was counted that no collected snapshot has."""
+
+    def collect(self) -> Snapshot | None:
+        """The newest snapshot that has arrived, or None."""
+
+    def flush(self) -> None:
+        """Make the next `collect` take what isn't snapshotted yet."""
+
+
+class Transport(Protocol):
+    """Where frames go (see `HttpTransport`)."""
+
+    def post(self, body: bytes) -> None:
+        """Deliver one frame or raise `DeliveryError`."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+class FrameSender:
+    """Sends the newest snapshot until one arrives: totals are cumulative, so only the newest counts.
+
+    While nothing new is there it repeats the last one now and then, so that the service knows the producer
+    lives. An unreachable service is tried at growing intervals with jitter (see `Backoff`), so that many
+    workers don't come back at once.
+    """
+
+    def __init__(
+        self,
+        source: SnapshotSource,
+        builder: FrameBuilder,
+        transport: Transport,
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._source = source
+        self._builder = builder
+        self._transport = transport
+        self._tick = min(interval, MAX_TICK)
+        self._clock = clock
+        self._log = ThrottledLog(logger)
+        self._pending: Snapshot | None = None
+        self._last: Snapshot | None = None
+        self._heartbeat_at = clock()
+        self._retry_at = clock()
+        self._backoff = backoff or Backoff()
+        self._reachable = True
+        self._drops = {"snapshots_put_off": 0, "snapshots_superseded": 0, "sends_failed": 0}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="moescope-sender", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """Send what is left, and wait for that no longer than `timeout` seconds."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.wait(self._tick):
+                self._guarded(self.tick)
+            self._guarded(self._last_tick)
+            self._transport.close()
+        except BaseException as error:
+            # Nothing is sent any more: the service sees this producer go stale, this line says why.
+            logger.error("moescope: the sender's thread has ended, vLLM serves on: %r", error)
+            raise
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - the thread must outlive whatever happens to one frame
+            self._drops["sends_failed"] += 1
+            self._log.log("sender", logging.ERROR, f"moescope: a snapshot was not sent: {error!r}")
+
+    def tick(self) -> None:
+        """Take what has arrived and send it, if it is time to."""
+        self._take_in(self._source.collect())
+        now = self._clock()
+        if self._pending is None and now >= self._heartbeat_at:
+            self._pending = self._last
+        if self._pending is not None and now >= self._retry_at:
+            self._send(self._pending)
+
+    def _last_tick(self) -> None:
+        """Send all that was counted: a copy from a GPU takes a moment, and older ones may be before it."""
+        self._source.flush()
+        for _ in range(LAST_LOOKS):
+            self._take_in(self._source.collect())
+            if not self._source.is_behind:
+                break
+            time.sleep(LAST_LOOK_SECONDS)
+        if self._pending is not None:
+            self._send(self._pending)
+
+    def _take_in(self, snapshot: Snapshot | None) -> None:
+        if snapshot is not None:
+            self._drops["snapshots_superseded"] += self._pending is not None
+            self._pending = snapshot
+
+    def _send(self, snapshot: Snapshot) -> None:
+        self._drops["snapshots_put_off"] = self._source.put_off
+        frame = self._builder.build(snapshot, self._drops)
+        try:
+            self._transport.post(encode_frame(frame))
+        except DeliveryError as error:
+            self._put_off(error)
+            return
+        self._builder.delivered()
+        if not self._reachable:
+            self._log.log(
+                "recovered",
+                logging.WARNING,
+                "moescope: the service takes snapshots again; no counts were lost",
+            )
+        self._reachable = True
+        self._backoff.succeeded()
+        self._pending = None
+        self._last = snapshot
+        self._heartbeat_at = self._clock() + HEARTBEAT
+
+    def _put_off(self, error: DeliveryError) -> None:
+        self._drops["sends_failed"] += 1
+        self._reachable = False
+        self._retry_at = self._clock() + self._backoff.failed(error.permanent)
+        self._log.log(
+            error.kind, logging.WARNING, f"moescope: {error}; vLLM serves on, counts are kept and sent later"
+        )

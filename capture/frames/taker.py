@@ -1,0 +1,279 @@
+"""Snapshots of the counts and of the ring of loads.
+
+They leave the step's path as one asynchronous copy, or a few, and nothing there waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from moescope.capture.counting.load_ring import LoadRing, RingSteps
+from moescope.capture.frames.step_history import RingPart, StepHistory
+from moescope.capture.seam.eplb import EplbWatch, PlacementMap
+from moescope.capture.step.totals import Totals
+from moescope.capture.threads.pause_gate import PauseGate
+from moescope.capture.threads.thread_device import use_device
+from moescope.capture.wire import Int64Array
+
+NUM_SLOTS = 3
+
+
+class Source(Protocol):
+    """What a snapshot is taken of, besides the counts (see `RoutingCapturer`)."""
+
+    totals: Totals
+    disabled_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The totals at one moment, all of the same moment.
+
+    ``flat`` is int64 on the host, laid out as `CountBuffers.flat`; it is the reader's own copy.
+    """
+
+    flat: Int64Array
+    totals: Totals
+    disabled_reason: str | None
+    captured_at_ns: int
+    placement: PlacementMap | None = None
+    """Where EPLB had the experts at that moment, if it was settled; the map is on the host."""
+
+
+class _Copy:
+    """Room for one tensor: device staging, and host memory, which is pinned if there is a device."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        on_device = like.device.type != "cpu"
+        self.staging = torch.empty_like(like) if on_device else None
+        self.host = torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=on_device)
+
+    @property
+    def first(self) -> torch.Tensor:
+        """Where to copy in the steps' stream."""
+        return self.host if self.staging is None else self.staging
+
+    def to_host(self, size: int) -> None:
+        """The first `size` entries go on to the host, in the current stream."""
+        if self.staging is not None and size:
+            self.host[:size].copy_(self.staging[:size], non_blocking=True)
+
+
+class _Slot:
+    """Room for one snapshot on its way to the host: device staging, pinned host memory, an event."""
+
+    def __init__(self, flat: torch.Tensor, ring: LoadRing | None, eplb: EplbWatch | None) -> None:
+        on_device = flat.device.type != "cpu"
+        self.counts = _Copy(flat)
+        self.placement = None if eplb is None else _Copy(eplb.map)
+        self.version: int | None = None
+        self.loads = None if ring is None else _Copy(ring.loads)
+        self.event = torch.cuda.Event() if on_device else None  # type: ignore[no-untyped-call]
+        self.totals = Totals()
+        self.steps = RingSteps(0, np.zeros(0, np.int64))
+        self.disabled_reason: str | None = None
+        self.captured_at_ns = 0
+        self.after_step = 0
+        self.torn = False
+
+    def arrived(self) -> bool:
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
+
+
+class SnapshotTaker:
+    """Takes snapshots at the ends of steps, and between steps when the worker idles.
+
+    The step's path calls `step_begins` and `step_ends`; the sender's thread calls `collect`. They share two
+    deques, whose ends are taken and added to atomically, and no lock; `pause` is for times without steps. On
+    a GPU a snapshot is a copy within the device in the step's stream, so that it is of one moment, then one
+    to pinned memory in a side stream, whose event is polled. With all slots under way a snapshot is put off,
+    which costs resolution only.
+
+    Args:
+        ring, history: the loads of single steps leave the ring with the snapshots, and go to the history,
+            each once, in the reader's thread; of the ring only the steps that were not read yet are copied.
+        eplb: tells where the experts are, where they move.
+
+    Attributes:
+        put_off: snapshots that found no free slot.
+    """
+
+    def __init__(
+        self,
+        flat: torch.Tensor,
+        source: Source,
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+        ring: LoadRing | None = None,
+        history: StepHistory | None = None,
+        eplb: EplbWatch | None = None,
+    ) -> None:
+        self.put_off = 0
+        self._flat = flat
+        self._source = source
+        self._ring = ring
+        self._history = history
+        self._eplb = eplb
+        self._ring_read = 0
+        self._interval = interval
+        self._clock = clock
+        self._free = deque(_Slot(flat, ring, eplb) for _ in range(NUM_SLOTS))
+        self._under_way: deque[_Slot] = deque()
+        self._due = clock()
+        self._gate = PauseGate()
+        self._steps_begun = 0
+        self._steps_ended = 0
+        self._taken_after_step = -1  # so that the first snapshot, of nothing, announces the producer
+        self._read_after_step = 0
+        self._told_reason: str | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._side: torch.cuda.Stream | None = None
+        if flat.device.type == "cuda":
+            # Known before the first step, and never the default stream of another device.
+            self._stream = torch.cuda.current_stream(flat.device)
+            self._side = torch.cuda.Stream(flat.device)  # type: ignore[no-untyped-call]
+
+    def step_begins(self) -> None:
+        """A step is about to be enqueued."""
+        self._steps_begun += 1
+
+    def step_ends(self) -> None:
+        """The step is enqueued in the current stream; takes a snapshot if one is due."""
+        if self._side is not None:
+            self._stream = torch.cuda.current_stream(self._flat.device)
+        if self._clock() >= self._due:
+            slot = self._enqueue(after_step=self._steps_begun)
+            if slot is None:
+                self.put_off += 1
+            else:
+                self._publish(slot)
+        self._steps_ended = self._steps_begun
+
+    def collect(self) -> Snapshot | None:
+        """The newest snapshot that has arrived, or None; for one thread, off the step's path."""
+        if not self._gate.enter():
+            return None
+        try:
+            use_device(self._flat.device)
+            return self._collect()
+        finally:
+            self._gate.leave()
+
+    def pause(self) -> None:
+        """Keep `collect` from the device until `resume`; waits for one under way."""
+        self._gate.pause()
+
+    def resume(self) -> None:
+        """Let `collect` go on after `pause`; nothing to do without one."""
+        self._gate.resume()
+
+    def _collect(self) -> Snapshot | None:
+        if self._clock() >= self._due:
+            self._take_between_steps()
+        newest: Snapshot | None = None
+        while self._under_way and self._under_way[0].arrived():
+            slot = self._under_way.popleft()
+            # One taken between steps may be published after that of the step which followed: it is older.
+            if not slot.torn and slot.after_step >= self._read_after_step:
+                newest = self._read(slot)
+            self._free.append(slot)
+        return newest
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something was counted that no collected snapshot has."""
+        return bool(self._under_way) or self._taken_after_step != self._steps_ended
+
+    def flush(self) -> None:
+        """Make the next `collect` take a snapshot at once if steps ran since the last."""
+        self._due = self._clock()
+
+    def _take_between_steps(self) -> None:
+        """Take a snapshot from another thread than the steps', unless a step begins meanwhile.
+
+        A step's kernels are enqueued only after `_steps_begun` has risen: if it hasn't when the copy is
+        enqueued, the copy stands between two steps in the stream. Otherwise it may be torn and is not read.
+        """
+        ended = self._steps_ended
+        is_told = ended == self._taken_after_step and self._source.disabled_reason == self._told_reason
+        if is_told or self._steps_begun != ended:
+            return
+        slot = self._enqueue(after_step=ended)
+        if slot is None:
+            return
+        slot.torn = self._steps_begun != ended
+        if slot.torn:
+            self._under_way.append(slot)
+        else:
+            self._publish(slot)
+
+    def _enqueue(self, after_step: int) -> _Slot | None:
+        """Enqueue the copy of the counts in the steps' stream, and note the totals that belong to it."""
+        try:
+            slot = self._free.popleft()
+        except IndexError:
+            return None
+        slot.totals, slot.disabled_reason = self._source.totals, self._source.disabled_reason
+        slot.captured_at_ns = time.time_ns()
+        slot.after_step, slot.torn = after_step, False
+        if slot.event is None or self._side is None:
+            self._copy(slot)
+            return slot
+        with torch.cuda.stream(self._stream):
+            self._copy(slot)
+            slot.event.record()
+        self._side.wait_event(slot.event)
+        with torch.cuda.stream(self._side):
+            slot.counts.to_host(self._flat.numel())
+            if slot.loads is not None:
+                slot.loads.to_host(len(slot.steps.numbers))
+            if slot.placement is not None:
+                slot.placement.to_host(len(slot.placement.host))
+            slot.event.record()
+        return slot
+
+    def _copy(self, slot: _Slot) -> None:
+        """Copy the counts, and the ring's steps that nobody has read, in the steps' stream."""
+        slot.counts.first.copy_(self._flat)
+        if self._ring is not None and slot.loads is not None:
+            slot.steps = self._ring.copy_since(self._ring_read, slot.loads.first)
+        if self._eplb is not None and slot.placement is not None:
+            slot.version = self._eplb.version
+            if slot.version is not None:
+                slot.placement.first.copy_(self._eplb.map)
+            if slot.version != self._eplb.version:  # moved meanwhile: this is another thread than the steps'
+                slot.version = None
+
+    def _publish(self, slot: _Slot) -> None:
+        self._taken_after_step = max(self._taken_after_step, slot.after_step)
+        self._told_reason = slot.disabled_reason
+        self._due = self._clock() + self._interval
+        self._under_way.append(slot)
+
+    def _read(self, slot: _Slot) -> Snapshot:
+        self._read_after_step = slot.after_step
+        if self._history is not None and slot.loads is not None:
+            first, numbers = slot.steps
+            loads = slot.loads.host[: len(numbers)].numpy().copy()
+            self._history.add(RingPart(first, numbers, loads, slot.totals.forward_passes))
+            self._ring_read = max(self._ring_read, first + len(numbers))
+        return Snapshot(
+            flat=slot.counts.host.numpy().copy(),
+            totals=slot.totals,
+            disabled_reason=slot.disabled_reason,
+            captured_at_ns=slot.captured_at_ns,
+            placement=self._placement(slot),
+        )
+
+    @staticmethod
+    def _placement(slot: _Slot) -> PlacementMap | None:
+        if slot.placement is None or slot.version is None:
+            return None
+        return PlacementMap(slot.version, slot.placement.host.numpy().copy())

@@ -1,0 +1,175 @@
+"""The capturer's settings, parsed once from ``MOESCOPE_*`` variables of vLLM's environment."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from moescope.capture.settings.access import NO_ACCESS, Access, printable
+from moescope.capture.settings.sampling import TraceSampling
+from moescope.capture.wire import INGEST_PATH
+
+DEFAULT_ENDPOINT = "http://127.0.0.1:9890"
+DEFAULT_TRACE_MIB = 256
+
+
+class SettingsError(ValueError):
+    """A setting that can't be used; the message names the variable and says what it takes."""
+
+
+class OnError(StrEnum):
+    """What an unknown row layout does."""
+
+    RAISE = "raise"
+    """Stop the server with an AssertionError, at start-up, where the layout first shows."""
+    DISABLE = "disable"
+    """Turn capture off for good, loudly, and serve on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSettings:
+    """How the capturer of one vLLM worker behaves.
+
+    Attributes:
+        endpoint: base URL of the service (``MOESCOPE_ENDPOINT``).
+        interval: seconds between snapshots while the worker is busy (``MOESCOPE_INTERVAL``).
+        token: bearer token for the service, or None (``MOESCOPE_TOKEN``, or the file that
+            ``MOESCOPE_TOKEN_FILE`` names). Never shown.
+        on_error: what an unknown row layout does (``MOESCOPE_ON_ERROR``).
+        server: name of this vLLM deployment; give each its own where several run on one host
+            (``MOESCOPE_SERVER``, default the host's name).
+        traces: which requests' routing is traced: a share of them (``MOESCOPE_TRACE_RATE``, 0 to 1), and
+            those that ask for it (``MOESCOPE_TRACE_OPT_IN``); none by default.
+        trace_bytes: memory for traces in each worker (``MOESCOPE_TRACE_MIB``); what doesn't fit is dropped.
+        access: files with the token and certificates, for what changes while vLLM runs.
+    """
+
+    endpoint: str = DEFAULT_ENDPOINT
+    interval: float = 1.0
+    token: str | None = field(default=None, repr=False)
+    on_error: OnError = OnError.RAISE
+    server: str = ""
+    traces: TraceSampling = field(default_factory=TraceSampling)
+    trace_bytes: int = DEFAULT_TRACE_MIB << 20
+    access: Access = NO_ACCESS
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> CaptureSettings:
+        """Parse the variables; those that are absent or empty take their defaults.
+
+        Raises:
+            SettingsError: a value that can't be used.
+        """
+        return cls(
+            endpoint=_endpoint(environment.get("MOESCOPE_ENDPOINT") or DEFAULT_ENDPOINT),
+            interval=_interval(environment.get("MOESCOPE_INTERVAL") or "1"),
+            token=_token(environment),
+            on_error=_on_error(environment.get("MOESCOPE_ON_ERROR") or OnError.RAISE.value),
+            server=_server(environment.get("MOESCOPE_SERVER") or socket.gethostname() or "localhost"),
+            traces=TraceSampling(
+                rate=_rate(environment.get("MOESCOPE_TRACE_RATE") or "0"),
+                opt_in=_flag("MOESCOPE_TRACE_OPT_IN", environment),
+            ),
+            trace_bytes=_mib(environment.get("MOESCOPE_TRACE_MIB") or str(DEFAULT_TRACE_MIB)) << 20,
+            access=_access(environment),
+        )
+
+
+def _endpoint(text: str) -> str:
+    if "@" in text.partition("//")[2].partition("/")[0]:  # it would be in logs, and the service never see it
+        raise SettingsError(
+            "MOESCOPE_ENDPOINT: no user or password goes into it; a token goes into MOESCOPE_TOKEN_FILE"
+        )
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingsError(f"MOESCOPE_ENDPOINT: {text!r} is no URL such as {DEFAULT_ENDPOINT}")
+    return text.rstrip("/").removesuffix(INGEST_PATH)
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.05 <= seconds <= 3600:
+        raise SettingsError(f"MOESCOPE_INTERVAL: {text!r} is no number of seconds from 0.05 to 3600")
+    return seconds
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 <= rate <= 1:
+        raise SettingsError(f"MOESCOPE_TRACE_RATE: {text!r} is no share of the requests from 0 to 1")
+    return rate
+
+
+def _flag(name: str, environment: Mapping[str, str]) -> bool:
+    text = (environment.get(name) or "0").strip().lower()
+    if text not in ("0", "1", "false", "true"):
+        raise SettingsError(f"{name}: {text!r} is neither 0 nor 1")
+    return text in ("1", "true")
+
+
+def _mib(text: str) -> int:
+    try:
+        mib = int(text)
+    except ValueError:
+        mib = 0
+    if not 1 <= mib <= 1 << 20:
+        raise SettingsError(f"MOESCOPE_TRACE_MIB: {text!r} is no number of MiB from 1 to {1 << 20}")
+    return mib
+
+
+def _on_error(text: str) -> OnError:
+    try:
+        return OnError(text.strip().lower())
+    except ValueError:
+        raise SettingsError(f"MOESCOPE_ON_ERROR: {text!r} is neither 'raise' nor 'disable'") from None
+
+
+def _server(text: str) -> str:
+    if len(text) > 256:
+        raise SettingsError(f"MOESCOPE_SERVER: {len(text)} characters, at most 256 are allowed")
+    return text
+
+
+def _access(environment: Mapping[str, str]) -> Access:
+    """The files, which must be there when vLLM starts: a typing error is to show then."""
+    names = ("TOKEN_FILE", "CA_FILE", "CERT_FILE", "KEY_FILE")
+    paths = {name: environment.get(f"MOESCOPE_{name}") for name in names}
+    if paths["KEY_FILE"] and not paths["CERT_FILE"]:
+        raise SettingsError("MOESCOPE_KEY_FILE: it needs MOESCOPE_CERT_FILE")
+    token_file, *others = (Path(path) if path else None for path in paths.values())
+    # A token of the environment is never replaced.
+    access = Access(None if environment.get("MOESCOPE_TOKEN") else token_file, *others)
+    try:
+        access.context()
+    except OSError as error:
+        raise SettingsError(f"MOESCOPE_CA_FILE, MOESCOPE_CERT_FILE, MOESCOPE_KEY_FILE: {error}") from error
+    return access
+
+
+def _token(environment: Mapping[str, str]) -> str | None:
+    token = environment.get("MOESCOPE_TOKEN") or ""
+    path = environment.get("MOESCOPE_TOKEN_FILE")
+    if path and not token:
+        try:
+            token = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"MOESCOPE_TOKEN_FILE: {path!r} can't be read: {error.strerror}") from error
+    token = token.strip()
+    if not printable(token):
+        raise SettingsError("MOESCOPE_TOKEN: only printable ASCII without spaces is allowed")
+    return token or None

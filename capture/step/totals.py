@@ -1,0 +1,54 @@
+"""What a worker's steps were, in numbers that the host knows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from moescope.capture.step.word import Phase
+
+
+class StepTokens(NamedTuple):
+    """True tokens of a step, and how many of them are decode tokens."""
+
+    tokens: int
+    decode: int
+
+    @property
+    def phase(self) -> Phase:
+        """Of the whole step."""
+        if self.decode == 0:
+            return Phase.PREFILL
+        return Phase.DECODE if self.decode == self.tokens else Phase.MIXED
+
+
+class Totals(NamedTuple):
+    """Of one DP rank, cumulative; see `wire.Frame` for each.
+
+    ``phases_known`` is false for good once the phases of a step's tokens could not be told.
+    """
+
+    tokens: int = 0
+    steps: int = 0
+    idle_steps: int = 0
+    decode_tokens: int = 0
+    decode_steps: int = 0
+    mixed_steps: int = 0
+    phases_known: bool = True
+
+    @property
+    def forward_passes(self) -> int:
+        """Steps so far, dummy steps included: the number of the next one, the same on all DP ranks."""
+        return self.steps + self.idle_steps
+
+    def with_step(self, step: StepTokens, phases_known: bool = True) -> Totals:
+        """One more step that computed tokens."""
+        phase = step.phase
+        return Totals(
+            tokens=self.tokens + step.tokens,
+            steps=self.steps + 1,
+            idle_steps=self.idle_steps,
+            decode_tokens=self.decode_tokens + step.decode,
+            decode_steps=self.decode_steps + (phase is Phase.DECODE),
+            mixed_steps=self.mixed_steps + (phase is Phase.MIXED),
+            phases_known=self.phases_known and phases_known,
+        )

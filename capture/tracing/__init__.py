@@ -1,0 +1,1 @@
+"""From traced rows to routing traces: assembled off the step's path, buffered within a bound, sent."""

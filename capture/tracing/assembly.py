@@ -1,0 +1,186 @@
+"""Traces off the step's path: rows that arrive on the host become closed traces, in the sender's thread.
+
+The step's path says what happens, in order, through a deque; each counter here has one writer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from moescope.capture.counting.staging import StagedRows, TraceStaging
+from moescope.capture.threads.pause_gate import PauseGate
+from moescope.capture.threads.thread_device import use_device
+from moescope.capture.threads.throttled_log import ThrottledLog
+from moescope.capture.tracing.buffer import Trace, compact
+
+logger = logging.getLogger("vllm.moescope")
+
+TICK = 0.02
+LAST_SECONDS = 0.3
+
+
+@dataclass(slots=True, frozen=True)
+class Arrival:
+    """The traced rows of a step: for each trace, in order, its first position and how many rows are its."""
+
+    staged: StagedRows
+    step: int
+    owners: list[tuple[Trace, int, int]]
+
+
+@dataclass(slots=True, frozen=True)
+class Ending:
+    """No step adds to a trace any more: it is closed, or, with a reason, dropped."""
+
+    trace: Trace
+    reason: str | None
+
+
+class TraceAssembly:
+    """Gives arriving rows to their traces, and keeps the account of traces.
+
+    Args:
+        staging: where rows come from.
+        sharded: other workers may have rows of this DP rank's tokens, which this one then doesn't.
+
+    Attributes:
+        events: what happened on the step's path, which appends.
+        closed: traces that are whole.
+        captured: traces of which this worker had rows.
+        dropped: of these, those given up, by reason.
+        released: bytes of traces that are done with here.
+        sent: bytes of traces that the sender is done with; only the sender writes it.
+    """
+
+    def __init__(self, staging: TraceStaging, sharded: bool) -> None:
+        self.events: deque[Arrival | Ending] = deque()
+        self.closed: deque[Trace] = deque()
+        self.captured = 0
+        self.dropped: Counter[str] = Counter()
+        self.released = 0
+        self.sent = 0
+        self._staging = staging
+        self._sharded = sharded
+        self._max_experts = max(layer.num_experts for layer in staging.layers)
+        self._log = ThrottledLog(logger)
+        self._gate = PauseGate()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="moescope-rows", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; the sender's won't do, since it may hang in a connection."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Take in what the device still copies, and wait for that no longer than `timeout` seconds."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def pause(self) -> None:
+        """Leave the device alone until `resume`."""
+        self._gate.pause()
+
+    def resume(self) -> None:
+        """Go on after `pause`; nothing to do without one."""
+        self._gate.resume()
+
+    def proceed(self) -> None:
+        """Take in what has arrived; nothing while paused."""
+        if not self._gate.enter():
+            return
+        try:
+            self._proceed()
+        finally:
+            self._gate.leave()
+
+    def _proceed(self) -> None:
+        while self.events:
+            event = self.events[0]
+            try:
+                if isinstance(event, Ending):
+                    self._end(event)
+                elif event.staged.arrived:
+                    self._take(event)
+                else:
+                    return
+            except Exception as error:  # noqa: BLE001 - the thread must outlive whatever happens to a step
+                self._lose(event, error)
+            self.events.popleft()
+
+    def _run(self) -> None:
+        use_device(self._staging.rows.device)
+        while not self._stopping.wait(TICK):
+            self.proceed()
+        deadline = time.monotonic() + LAST_SECONDS
+        while self.events and time.monotonic() < deadline:
+            self.proceed()
+            time.sleep(TICK / 4)
+
+    def _take(self, arrival: Arrival) -> None:
+        rows = arrival.staged.view()
+        missing = rows == self._staging.unwritten
+        at = 0
+        for trace, position, count in arrival.owners:
+            if not trace.dropped:
+                part = slice(at, at + count)
+                self._add(trace, position, rows[part], missing[part], arrival.step)
+            at += count
+        arrival.staged.done = True
+
+    def _lose(self, event: Arrival | Ending, error: Exception) -> None:
+        """Rows of a step can't be had: its traces are given up."""
+        if isinstance(event, Arrival):
+            event.staged.done = True
+            for trace, _, _ in event.owners:
+                if not trace.dropped:
+                    self._break(trace, f"fault:{type(error).__name__}")
+
+    def _add(self, trace: Trace, first: int, rows: np.ndarray, missing: np.ndarray, step: int) -> None:
+        """Give a trace its rows of a step; `missing` are the slots that no layer wrote."""
+        if missing.any():
+            ours = np.flatnonzero(~missing.all(axis=1))
+            if self._sharded and not len(ours):
+                return
+            low, high = (int(ours[0]), int(ours[-1]) + 1) if len(ours) else (0, len(rows))
+            if not self._sharded or missing[low:high].any():
+                self._break(trace, "layer_missing")
+                return
+            first, rows = first + low, rows[low:high]
+        self._count(trace)
+        trace.add(first, compact(rows, self._staging.masked, self._max_experts), step)
+
+    def _count(self, trace: Trace) -> None:
+        if trace.number == 0:
+            self.captured += 1
+            trace.number = self.captured
+
+    def _break(self, trace: Trace, reason: str) -> None:
+        """Give up a trace that the step's path goes on with until it looks."""
+        self._count(trace)
+        trace.dropped = trace.broken = True
+        trace.chunks.clear()
+        self.dropped[reason] += 1
+        self._log.log(reason, logging.ERROR, f"moescope: a trace is dropped: {reason}")
+
+    def _end(self, ending: Ending) -> None:
+        trace = ending.trace
+        if trace.broken:  # and counted
+            self.released += trace.nbytes
+        elif ending.reason is not None:
+            trace.chunks.clear()
+            self.released += trace.nbytes
+            # A worker that never had a row, since another one of its DP rank has them all, loses no trace.
+            if self.captured or not self._sharded:
+                self._count(trace)
+                self.dropped[ending.reason] += 1
+        elif trace.number == 0:  # all its rows are other workers', or none was computed
+            self.released += trace.nbytes
+        else:
+            self.closed.append(trace)

@@ -1,0 +1,87 @@
+"""Traces in the worker's memory: what each holds, and how much all together may."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moescope.capture.wire.traces import NO_EXPERT, ExpertArray, Run
+
+
+@dataclass(slots=True)
+class Trace:
+    """A request's trace while it grows.
+
+    The step's path makes and closes it; what it holds is the sender's.
+
+    Attributes:
+        number: 1, 2, ... within the epoch; 0 while no row of this worker has come.
+        nbytes: set aside for it, on the step's path.
+        dropped: it was given up on the step's path, or, if `broken`, by the sender: nothing is added.
+        chunks: one array [n, sum of top_k] a step, in the order of computing; the layers side by side.
+        runs: (first position, tokens) of the chunks, joined where they are consecutive.
+        steps: (step, tokens) of each chunk.
+    """
+
+    request_id: str
+    client_ids: list[str]
+    prompt_tokens: int
+    cached_tokens: int
+    preemptions: int = 0
+    started_at_ns: int = field(default_factory=time.time_ns)
+    ended_at_ns: int = 0
+    outcome: str = "ended"
+    nbytes: int = 0
+    dropped: bool = False
+    broken: bool = False
+    number: int = 0
+    chunks: list[ExpertArray] = field(default_factory=list)
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    steps: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, first: int, experts: ExpertArray, step: int) -> None:
+        """Add a step's tokens: consecutive positions from `first` on, their experts [n, sum of top_k]."""
+        count = len(experts)
+        self.chunks.append(experts)
+        self.steps.append((step, count))
+        if self.runs and sum(self.runs[-1]) == first:
+            self.runs[-1] = (self.runs[-1][0], self.runs[-1][1] + count)
+        else:
+            self.runs.append((first, count))
+
+    def close(self) -> None:
+        """No step will add to it any more."""
+        self.ended_at_ns = time.time_ns()
+
+
+def compact(rows: np.ndarray, masked: int, max_experts: int) -> ExpertArray:
+    """A copy of some staged rows in as few bytes as hold them.
+
+    Args:
+        rows: uint8 or uint16 [n, sum of top_k], the layers' ids side by side.
+        masked: the value of a slot that the router masked (see `TraceStaging`).
+        max_experts: no layer has more.
+
+    Returns:
+        uint8 if all experts are below 256 and no slot is masked, else uint16, where a masked slot is
+        `NO_EXPERT`.
+    """
+    holes = rows == masked
+    if holes.any():
+        return np.where(holes, np.uint16(NO_EXPERT), rows.astype(np.uint16))
+    return rows.astype(np.uint8) if max_experts <= 256 else rows.astype(np.uint16)
+
+
+def cut(runs: Sequence[tuple[int, int]], start: int, end: int) -> list[Run]:
+    """The runs of tokens ``start .. end`` of a trace, in the order of computing."""
+    found: list[Run] = []
+    at = 0
+    for first, count in runs:
+        low, high = max(start, at), min(end, at + count)
+        if low < high:
+            found.append(Run(first + low - at, high - low))
+        at += count
+    return found

@@ -1,0 +1,178 @@
+"""The daemon thread that encodes and sends closed traces; the step's path never meets it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from moescope.capture.delivery.backoff import Backoff
+from moescope.capture.delivery.transport import DeliveryError
+from moescope.capture.threads.throttled_log import ThrottledLog
+from moescope.capture.tracing.assembly import TraceAssembly
+from moescope.capture.tracing.buffer import Trace, cut
+from moescope.capture.wire import MoeLayer, Producer
+from moescope.capture.wire.traces import TRACE_MAJOR, TRACE_MINOR, TracePart, encode_part
+
+logger = logging.getLogger("vllm.moescope")
+
+TICK = 0.1
+PART_BYTES = 8 << 20
+REFUSALS = frozenset({"400", "409", "413", "415", "422"})
+"""Answers that sending again won't change."""
+
+
+class Transport(Protocol):
+    """Where parts go (see `HttpTransport`)."""
+
+    def post(self, body: bytes) -> None:
+        """Deliver one part or raise `DeliveryError`."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+class TraceSender:
+    """Sends closed traces in order, each until it is delivered or refused.
+
+    Args:
+        assembly: where traces come from; what it holds is the only buffer.
+        layers: the covered layers, as everywhere in this worker.
+        producer, epoch: as in the worker's frames.
+        transport: where to.
+        backoff: when to try again.
+    """
+
+    def __init__(
+        self,
+        assembly: TraceAssembly,
+        layers: Sequence[MoeLayer],
+        producer: Producer,
+        epoch: int,
+        transport: Transport,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._assembly = assembly
+        self._layers = layers
+        self._producer = producer
+        self._epoch = epoch
+        self._transport = transport
+        self._log = ThrottledLog(logger)
+        self._parts: list[bytes] = []
+        self._delivered = 0
+        self._dropped: Counter[str] = Counter()
+        self._backoff = backoff or Backoff()
+        self._retry_at = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="moescope-traces", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Send what is left, and wait for that no longer than `timeout` seconds."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def accounts(self) -> dict[str, int]:
+        """Traces ``captured``, ``delivered`` and ``dropped_<reason>`` so far; the rest are in flight."""
+        delivered, refused = self._delivered, dict(self._dropped)  # first: they only lag behind
+        dropped = dict(self._assembly.dropped)
+        captured = self._assembly.captured
+        for reason, number in refused.items():
+            dropped[reason] = dropped.get(reason, 0) + number
+        reasons = {f"dropped_{reason}": number for reason, number in sorted(dropped.items())}
+        return {"captured": captured, "delivered": delivered, **reasons}
+
+    def tick(self) -> None:
+        """Send the closed traces, as far as the service takes them."""
+        while self._assembly.closed and time.monotonic() >= self._retry_at:
+            trace = self._assembly.closed[0]
+            try:
+                self._parts = self._parts or list(
+                    encode_trace(trace, self._layers, self._producer, self._epoch)
+                )
+                self._send()
+            except DeliveryError as error:
+                if error.kind not in REFUSALS:
+                    self._put_off(error)
+                    return
+                self._drop("refused", error)
+            except Exception as error:  # noqa: BLE001 - the thread must outlive whatever happens to a trace
+                self._drop("fault", error)
+            else:
+                self._delivered += 1
+            self._parts = []
+            self._assembly.closed.popleft()
+            self._assembly.sent += trace.nbytes
+
+    def _run(self) -> None:
+        while not self._stopping.wait(TICK):
+            self.tick()
+        self._retry_at = 0.0
+        self.tick()
+        self._transport.close()
+
+    def _send(self) -> None:
+        """Send the parts that are left; those that were delivered are not sent again."""
+        while self._parts:
+            self._transport.post(self._parts[0])
+            self._backoff.succeeded()
+            self._parts.pop(0)
+
+    def _drop(self, reason: str, error: Exception) -> None:
+        self._dropped[reason] += 1
+        self._log.log(reason, logging.WARNING, f"moescope: a trace is dropped: {error}")
+
+    def _put_off(self, error: DeliveryError) -> None:
+        self._retry_at = time.monotonic() + self._backoff.failed()
+        self._log.log(error.kind, logging.WARNING, f"moescope: traces wait: {error}")
+
+
+def encode_trace(
+    trace: Trace, layers: Sequence[MoeLayer], producer: Producer, epoch: int, part_bytes: int = PART_BYTES
+) -> Iterator[bytes]:
+    """The encoded parts of a closed trace, of about `part_bytes` at most."""
+    experts = np.concatenate(trace.chunks)
+    tokens = max(1, part_bytes // (experts.shape[1] * experts.itemsize))
+    parts = -(-len(experts) // tokens)
+    columns = list(itertools.accumulate((layer.top_k for layer in layers), initial=0))
+    for part in range(parts):
+        rows = experts[part * tokens : (part + 1) * tokens].astype(f"<u{experts.itemsize}", copy=False)
+        yield encode_part(
+            TracePart(
+                wire=(TRACE_MAJOR, TRACE_MINOR),
+                producer=producer,
+                epoch=epoch,
+                trace=trace.number,
+                part=part,
+                parts=parts,
+                request_id=trace.request_id[:256],
+                client_ids=[name[:256] for name in trace.client_ids],
+                outcome="cut_off" if trace.outcome == "cut_off" else "ended",
+                prompt_tokens=trace.prompt_tokens,
+                cached_tokens=trace.cached_tokens,
+                preemptions=trace.preemptions,
+                started_at_ns=trace.started_at_ns,
+                ended_at_ns=trace.ended_at_ns,
+                layers=list(layers),
+                steps=_steps(trace, part * tokens, len(rows)),
+                runs=cut(trace.runs, part * tokens, part * tokens + len(rows)),
+                id_bytes=2 if experts.itemsize == 2 else 1,
+                experts=[rows[:, a:b].tobytes() for a, b in itertools.pairwise(columns)],
+            )
+        )
+
+
+def _steps(trace: Trace, start: int, count: int) -> bytes:
+    """The steps of `count` tokens of a trace from `start` on, as `TracePart.steps` has them."""
+    numbers, tokens = zip(*trace.steps, strict=True)
+    return np.repeat(np.array(numbers, "<i8"), tokens)[start : start + count].tobytes()

@@ -1,0 +1,141 @@
+"""Traces of sampled requests, on the step's path: which rows of a step are copied, and whose they are.
+
+Invariants:
+- captured = delivered + dropped + in flight, in traces, at any time (`TraceSender.accounts`).
+- A trace has every row that this worker's routers had of its request, in the order of computing, or it is
+  dropped as a whole and counted.
+- The step's path takes no lock: what happens goes to the sender through a deque, and each counter has one
+  writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from moescope.capture.counting.staging import TraceStaging
+from moescope.capture.seam.requests import StepRequests, client_ids
+from moescope.capture.settings.sampling import TraceSampling
+from moescope.capture.step.batch import BatchLayout
+from moescope.capture.tracing.assembly import Arrival, Ending, TraceAssembly
+from moescope.capture.tracing.buffer import Trace
+
+_OVERHEAD = 256  # bytes that a chunk takes besides its ids, about
+
+
+class Tracer:
+    """Traces the requests that `sampling` wants.
+
+    Args:
+        sampling: which requests.
+        staging: where their rows are copied to.
+        assembly: gets what happens.
+        max_bytes: of all traces together, those that wait to be sent included.
+    """
+
+    def __init__(
+        self, sampling: TraceSampling, staging: TraceStaging, assembly: TraceAssembly, max_bytes: int
+    ) -> None:
+        self._sampling = sampling
+        self._staging = staging
+        self._assembly = assembly
+        self._max_bytes = max_bytes
+        id_bytes = 1 if max(layer.num_experts for layer in staging.layers) <= 256 else 2
+        self._token_bytes = staging.width * id_bytes
+        self._held = 0
+        self._open: dict[str, Trace] = {}
+        self._step: StepRequests | None = None
+        self._owners: list[tuple[Trace, int, int]] = []
+        self._number = 0
+
+    def begin_step(self, step: StepRequests) -> None:
+        """A step is about to run, or a call that only says which requests are done."""
+        self._step = None
+        for request_id in step.finished:
+            self._end(request_id)
+        for new in step.new:
+            known = self._open.get(new.request_id)
+            if known is not None:
+                known.preemptions += 1
+                continue
+            names = client_ids(new.request_id)
+            if self._sampling.wants(names[0], new.opted_in):
+                self._open[new.request_id] = Trace(
+                    new.request_id, names, new.prompt_tokens, new.first_position
+                )
+        for request_id in step.resumed:
+            if request_id in self._open:
+                self._open[request_id].preemptions += 1
+        if self._open and any(name in self._open for name in step.num_tokens):
+            self._step = step
+
+    def lay_out(self, layout: BatchLayout, number: int) -> None:
+        """The step's batch is laid out, and its forward pass is not enqueued yet; `number` is the step's."""
+        if self._step is None:
+            return
+        self._step = None
+        room, chosen = self._staging.room(), []
+        ends = np.cumsum(layout.num_tokens)
+        total = int(ends[-1])
+        for i, request_id in enumerate(layout.request_ids):
+            trace = self._open.get(request_id)
+            if trace is None:
+                continue
+            count = int(layout.num_tokens[i])
+            if not self._admit(trace, count, room if total <= self._staging.max_tokens else 0):
+                continue
+            room -= count
+            chosen.append(np.arange(ends[i] - count, ends[i]))
+            self._owners.append((trace, int(layout.first_positions[i]), count))
+        if chosen:
+            self._number = number
+            self._staging.begin(np.concatenate(chosen), total)
+
+    def end_step(self) -> None:
+        """The step is enqueued: its traced rows leave, and what follows is nobody's."""
+        owners, self._owners = self._owners, []
+        if owners:
+            staged = self._staging.collect(sum(count for _, _, count in owners))
+            self._assembly.events.append(Arrival(staged, self._number, owners))
+        step, self._step = self._step, None
+        if step is not None:
+            for request_id in step.num_tokens:
+                self._end(request_id, "layout_unknown")
+
+    def close_all(self) -> None:
+        """The worker is shut down: what is open is cut off."""
+        for request_id in list(self._open):
+            self._open[request_id].outcome = "cut_off"
+            self._end(request_id)
+
+    def give_up(self) -> None:
+        """Tracing has failed: what is open is dropped."""
+        self._step, self._owners = None, []
+        with contextlib.suppress(Exception):  # on a device that has failed this does too
+            self._staging.clear()
+        for request_id in list(self._open):
+            self._end(request_id, "fault")
+
+    def _admit(self, trace: Trace, count: int, room: int) -> bool:
+        """Set memory aside for a trace's rows of a step, or drop it."""
+        nbytes = count * self._token_bytes + _OVERHEAD
+        if trace.broken:
+            self._end(trace.request_id)
+        elif self._held - self._assembly.released - self._assembly.sent + nbytes > self._max_bytes:
+            self._end(trace.request_id, "buffer_full")
+        elif count > room:
+            self._end(trace.request_id, "staging_full")
+        else:
+            self._held += nbytes
+            trace.nbytes += nbytes
+            return True
+        return False
+
+    def _end(self, request_id: str, reason: str | None = None) -> None:
+        """Close a trace, or give it up as a whole."""
+        trace = self._open.pop(request_id, None)
+        if trace is not None:
+            trace.dropped = trace.dropped or reason is not None
+            trace.close()
+            self._assembly.events.append(Ending(trace, reason))

@@ -1,0 +1,129 @@
+"""What the types of a frame can't say: array lengths, signs, order, ranks, placement, phases, steps."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Final
+
+import numpy as np
+
+from moescope.capture.wire.arrays import COUNTS_DTYPE, WireError, unpack_counts, unpack_ids
+from moescope.capture.wire.schema import Frame, MoeLayer, Placement, PlacementTable, Producer, StepLoads
+
+MAX_STEPS: Final = 1 << 16
+"""Whose loads one frame carries, at most."""
+
+
+def check_frame(frame: Frame) -> None:
+    """Check what the types alone can't say: array lengths, signs, order, ranks, placement.
+
+    Raises:
+        WireError: names the field, what it holds and what was expected.
+    """
+    _check_ranks(frame.producer)
+    layer_ids = [layer.layer for layer in frame.layers]
+    if any(a >= b for a, b in itertools.pairwise(layer_ids)):
+        raise WireError(f"layers: ids must rise strictly, got {layer_ids}")
+    for layer in frame.layers:
+        if layer.top_k > layer.num_experts:
+            raise WireError(
+                f"layers: layer {layer.layer} has top_k {layer.top_k} > {layer.num_experts} experts"
+            )
+    both = set(layer_ids) & {layer.layer for layer in frame.uncovered}
+    if both:
+        raise WireError(f"uncovered: layers {sorted(both)} are in layers too")
+    _check_array("counts", frame.counts, sum(layer.num_experts for layer in frame.layers))
+    _check_array("rows", frame.rows, len(frame.layers))
+    _check_phases(frame)
+    if frame.placement is not None:
+        _check_placement(frame.placement, frame.layers, frame.producer.ep_size)
+    if frame.step_loads is not None:
+        _check_step_loads(frame.step_loads, len(frame.layers), frame.producer.ep_size)
+
+
+def _check_ranks(producer: Producer) -> None:
+    for axis, rank, size in (
+        ("dp", producer.dp_rank, producer.dp_size),
+        ("tp", producer.tp_rank, producer.tp_size),
+        ("pp", producer.pp_rank, producer.pp_size),
+        ("ep", producer.ep_rank, producer.ep_size),
+    ):
+        if rank >= size:
+            raise WireError(f"producer.{axis}_rank: {rank} is not below {axis}_size {size}")
+
+
+def _check_array(field: str, data: bytes, length: int) -> None:
+    expected = length * COUNTS_DTYPE.itemsize
+    if len(data) != expected:
+        raise WireError(f"{field}: expected {expected} bytes ({length} int64 values), got {len(data)}")
+    values = unpack_counts(data)
+    if values.size and int(values.min()) < 0:
+        raise WireError(f"{field}: value {int(np.argmin(values))} is negative ({int(values.min())})")
+
+
+def _check_phases(frame: Frame) -> None:
+    """Decode is a part of the whole, value by value."""
+    if not frame.decode_counts and not frame.decode_rows:
+        return
+    for name in ("counts", "rows"):
+        whole, part = unpack_counts(getattr(frame, name)), getattr(frame, f"decode_{name}")
+        _check_array(f"decode_{name}", part, len(whole))
+        over = np.flatnonzero(unpack_counts(part) > whole)
+        if over.size:
+            raise WireError(f"decode_{name}: value {int(over[0])} is above that of {name}")
+    if frame.decode_tokens > frame.tokens:
+        raise WireError(f"decode_tokens: {frame.decode_tokens} is above tokens ({frame.tokens})")
+    if frame.decode_steps + frame.mixed_steps > frame.steps:
+        raise WireError(
+            f"decode_steps: {frame.decode_steps} with mixed_steps {frame.mixed_steps} is above steps "
+            f"({frame.steps})"
+        )
+
+
+def _check_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> None:
+    span = step_loads.end - step_loads.first
+    if not 0 <= span <= MAX_STEPS:
+        raise WireError(f"step_loads.end: {step_loads.end} is not within {MAX_STEPS} of first")
+    if len(step_loads.steps) % 4:
+        raise WireError(f"step_loads.steps: {len(step_loads.steps)} bytes are no uint32 values")
+    steps = np.frombuffer(step_loads.steps, dtype="<u4").astype(np.int64)
+    if steps.size and (int(steps[-1]) >= span or not bool((np.diff(steps) > 0).all())):
+        raise WireError(f"step_loads.steps: must rise strictly and stay below {span} (end - first)")
+    expected = steps.size * num_layers * ep_size * step_loads.width
+    if len(step_loads.loads) != expected:
+        raise WireError(
+            f"step_loads.loads: expected {expected} bytes ({steps.size} steps x {num_layers} layers x "
+            f"{ep_size} EP ranks x {step_loads.width}), got {len(step_loads.loads)}"
+        )
+
+
+def _check_placement(placement: Placement, layers: list[MoeLayer], ep_size: int) -> None:
+    if len(placement.table_of_layer) != len(layers):
+        raise WireError(
+            f"placement.table_of_layer: {len(placement.table_of_layer)} entries for {len(layers)} layers"
+        )
+    checked: set[tuple[int, int]] = set()  # most layers share a table: look at each once
+    for layer, index in zip(layers, placement.table_of_layer, strict=True):
+        if (index, layer.num_experts) in checked:
+            continue
+        checked.add((index, layer.num_experts))
+        if index >= len(placement.tables):
+            raise WireError(f"placement.table_of_layer: no table {index} among {len(placement.tables)}")
+        _check_table(f"placement.tables[{index}]", placement.tables[index], layer, ep_size)
+
+
+def _check_table(field: str, table: PlacementTable, layer: MoeLayer, ep_size: int) -> None:
+    if len(table.physical_to_logical) % 2 or len(table.physical_to_logical) != len(table.physical_to_ep_rank):
+        raise WireError(
+            f"{field}: {len(table.physical_to_logical)} and {len(table.physical_to_ep_rank)} bytes, expected "
+            "two uint16 arrays of one length"
+        )
+    logical, ep_ranks = unpack_ids(table.physical_to_logical), unpack_ids(table.physical_to_ep_rank)
+    placed = np.bincount(logical, minlength=layer.num_experts)
+    if len(placed) > layer.num_experts or not bool((placed > 0).all()):
+        raise WireError(
+            f"{field}: layer {layer.layer} needs each of its {layer.num_experts} logical experts placed at "
+            "least once, and no other"
+        )
+    if int(ep_ranks.max()) >= ep_size:
+        raise WireError(f"{field}: EP rank {int(ep_ranks.max())} is not below ep_size {ep_size}")

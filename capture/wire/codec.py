@@ -1,0 +1,99 @@
+"""Frames as bytes and back, and where they are sent.
+
+A frame is msgpack, sent as the body of ``POST /v1/ingest`` with the content type :data:`CONTENT_TYPE`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from moescope.capture.wire.arrays import Int64Array, WireError, WireVersionError
+from moescope.capture.wire.checks import check_frame
+from moescope.capture.wire.schema import WIRE_MAJOR, Frame, StepLoads
+
+CONTENT_TYPE: Final = "application/vnd.moescope.frame+msgpack"
+INGEST_PATH: Final = "/v1/ingest"
+TRACES_PATH: Final = "/v1/traces"
+
+T = TypeVar("T")
+
+
+class _Envelope(Struct):
+    """Just enough of a message, of whatever version, to read its version."""
+
+    wire: tuple[int, int]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_envelope_decoder = msgspec.msgpack.Decoder(_Envelope)
+_frame_decoder = msgspec.msgpack.Decoder(Frame)
+
+
+def pack_step_loads(first: int, end: int, steps: Int64Array, loads: Int64Array, version: int) -> StepLoads:
+    """Loads of steps in ``[first, end)``.
+
+    Args:
+        first, end: the steps accounted for.
+        steps: [n], rising: those that computed tokens.
+        loads: [n, L, R], their slots by layer and EP rank, none negative.
+        version: of the placement.
+
+    Raises:
+        OverflowError: a load is above 2**32 - 1.
+    """
+    most = int(loads.max(initial=0))
+    if most > 0xFFFFFFFF:
+        raise OverflowError(f"a step's load of {most} does not fit")
+    width: Literal[1, 2, 4] = 1 if most <= 0xFF else 2 if most <= 0xFFFF else 4
+    return StepLoads(
+        first=first,
+        end=end,
+        steps=(steps - first).astype("<u4").tobytes(),
+        width=width,
+        loads=loads.astype(f"<u{width}").tobytes(),
+        placement_version=version,
+    )
+
+
+def unpack_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> tuple[Int64Array, Int64Array]:
+    """The steps' numbers, int64 [n], and their loads, int64 [n, num_layers, ep_size]."""
+    steps = np.frombuffer(step_loads.steps, dtype="<u4").astype(np.int64) + step_loads.first
+    loads = np.frombuffer(step_loads.loads, dtype=f"<u{step_loads.width}").astype(np.int64)
+    return steps, loads.reshape(len(steps), num_layers, ep_size)
+
+
+def encode_frame(frame: Frame) -> bytes:
+    """The frame as msgpack."""
+    return _encoder.encode(frame)
+
+
+def decode_frame(data: bytes) -> Frame:
+    """Msgpack to a frame whose parts fit together (see :mod:`.checks`).
+
+    Raises:
+        WireVersionError: another major version.
+        WireError: not msgpack, or a field that is missing, of the wrong type or out of range.
+    """
+    frame = decode_versioned(data, _frame_decoder, WIRE_MAJOR, "frame")
+    check_frame(frame)
+    return frame
+
+
+def decode_versioned(data: bytes, decoder: msgspec.msgpack.Decoder[T], major: int, what: str) -> T:
+    """Msgpack to a struct with a field ``wire``, of this major version; `what` names it in errors.
+
+    Raises:
+        WireVersionError: another major version.
+        WireError: not msgpack, or a field that is missing, of the wrong type or out of range.
+    """
+    try:
+        envelope = _envelope_decoder.decode(data)
+        if envelope.wire[0] != major:
+            raise WireVersionError(what, envelope.wire[0], major)
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"not a {what} of wire version {major}: {error}") from error

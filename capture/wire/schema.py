@@ -1,0 +1,188 @@
+"""The schema of frames, versioned: what a worker tells the service of its counts.
+
+A frame carries *cumulative* totals since the start of the producer's epoch, identified by
+``(producer, epoch, seq)``: a lost, late, doubled or reordered frame costs resolution, never counts,
+and a restarted producer begins a new epoch.
+
+Compatibility: within a major version fields are only ever added, with defaults, and readers ignore
+fields they don't know. A change that breaks this rule raises :data:`WIRE_MAJOR`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct
+
+WIRE_MAJOR: Final = 1
+WIRE_MINOR: Final = 3
+
+# Far above every model and cluster known; they bound what one frame can make the service allocate.
+MAX_LAYERS: Final = 1024
+MAX_EXPERTS: Final = 8192
+MAX_RANKS: Final = 65536
+MAX_COUNTERS: Final = 64
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
+Size = Annotated[int, Meta(ge=1, le=MAX_RANKS)]
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Text = Annotated[str, Meta(max_length=1024)]
+LayerId = Annotated[int, Meta(ge=0, lt=1 << 20)]
+
+
+class Producer(Struct, frozen=True, kw_only=True):
+    """Who counted: one vLLM worker process.
+
+    ``server`` names the vLLM deployment (all its workers share it) and, with the model and the ranks,
+    identifies the producer over restarts.
+    """
+
+    server: Name
+    model: Name
+    dp_rank: Rank
+    dp_size: Size
+    tp_rank: Rank = 0
+    tp_size: Size = 1
+    pp_rank: Rank = 0
+    pp_size: Size = 1
+    ep_rank: Rank = 0
+    ep_size: Size = 1
+    host: Text = ""
+    pid: Count = 0
+    vllm_version: Text = ""
+    moescope_version: Text = ""
+
+    @property
+    def key(self) -> tuple[str, str, int, int, int]:
+        """What stays the same over restarts: (server, model, dp_rank, pp_rank, tp_rank)."""
+        return (self.server, self.model, self.dp_rank, self.pp_rank, self.tp_rank)
+
+
+class MoeLayer(Struct, frozen=True, array_like=True):
+    """An MoE layer that this producer counts.
+
+    ``layer`` is the decoder layer's index as in the model's config, not an ordinal among MoE layers.
+    """
+
+    layer: LayerId
+    num_experts: Annotated[int, Meta(ge=1, le=MAX_EXPERTS)]
+    top_k: Annotated[int, Meta(ge=1, le=MAX_EXPERTS)]
+
+
+class UncoveredLayer(Struct, frozen=True, array_like=True):
+    """An MoE layer whose routing can't be seen, and why. It has no counts, rather than zeros."""
+
+    layer: LayerId
+    reason: Text
+
+
+class PlacementTable(Struct, frozen=True, array_like=True):
+    """Where one layer's physical experts are, as raw little-endian uint16 arrays of one length P.
+
+    ``physical_to_logical[p]`` is the logical expert that physical expert ``p`` is a copy of, and
+    ``physical_to_ep_rank[p]`` the EP rank whose GPU holds it. Without redundant experts P is the
+    number of logical experts, each of which appears once.
+    """
+
+    physical_to_logical: bytes
+    physical_to_ep_rank: bytes
+
+
+class Placement(Struct, frozen=True, kw_only=True):
+    """Logical expert to EP ranks, for every layer of the frame.
+
+    ``version`` rises with each rearrangement. ``table_of_layer[i]`` indexes ``tables`` for
+    ``Frame.layers[i]``, so that layers placed alike share one table.
+    """
+
+    version: Count
+    tables: Annotated[list[PlacementTable], Meta(max_length=MAX_LAYERS)]
+    table_of_layer: Annotated[list[Count], Meta(max_length=MAX_LAYERS)]
+
+
+class StepLoads(Struct, frozen=True, kw_only=True):
+    """This producer's slots by destination EP rank, for each of its latest steps; not cumulative.
+
+    Steps are numbered from 0 in the epoch, dummy steps included: all DP ranks of a deployment step together,
+    so a number means the same step on each of them. Steps that are in no frame (the worker's ring was
+    overwritten before a snapshot, or a frame was lost) are unknown, which is not idle.
+
+    Attributes:
+        first: the first step that is accounted for here.
+        end: one past the last; steps of ``[first, end)`` that ``steps`` doesn't name computed no token.
+        steps: raw little-endian uint32 [n], rising: ``step - first`` of the steps that computed tokens.
+        width: bytes of one load: 1, 2 or 4, the smallest that fits.
+        loads: raw little-endian unsigned integers of ``width`` bytes [n, L, R]: slots of this producer's
+            tokens in the layers of ``Frame.layers`` whose expert is on EP rank 0 .. R - 1 (``ep_size``).
+        placement_version: of the placement that the experts were mapped to EP ranks by.
+    """
+
+    first: Count
+    end: Count
+    steps: bytes
+    width: Literal[1, 2, 4]
+    loads: bytes
+    placement_version: Count = 0
+
+
+class Frame(Struct, kw_only=True):
+    """One cumulative snapshot of a producer.
+
+    Attributes:
+        wire: (major, minor) version of this schema.
+        producer: who counted.
+        epoch: start of the producer's counting, nanoseconds of Unix time; a restart has a higher one.
+        seq: 1, 2, ... within the epoch; every later frame carries totals that are no smaller.
+        captured_at_ns: when the totals were true, nanoseconds of Unix time on the producer's clock.
+        state: ``counting``, or ``disabled`` when capture has stopped for good (``state_reason`` says why;
+            the totals are then those of the moment before).
+        layers: the covered MoE layers, in rising order of ``layer``.
+        uncovered: the MoE layers whose routing can't be seen.
+        counts: slots per (layer, logical expert), raw little-endian int64, the layers of ``layers``
+            one after the other, ``num_experts`` values each.
+        rows: tokens this producer counted in each layer, raw little-endian int64, one value a layer.
+            A layer's counts sum to ``rows * top_k``, unless the router masked slots.
+        tokens: tokens that this DP rank computed (the same on all its TP and PP workers).
+        steps: steps in which this DP rank computed at least one token.
+        idle_steps: dummy steps, run because another DP rank had work.
+        placement: where the experts are, or None when it isn't known.
+        strategy: how routing calls become counts, such as ``kernel-per-step``; empty from wire minor 0.
+        drops: what this producer lost or put off, by reason, cumulative; never counts of tokens.
+        traces: routing traces ``captured``, ``delivered`` and ``dropped_<reason>``, cumulative; the others
+            are in flight. Empty where none are asked for, and from wire minor 1.
+        decode_counts: of ``counts`` the slots of decode tokens, laid out alike; the others are of prefill. A
+            token is a decode token if its request's prompt was computed before the step. Empty: the phases
+            are not known; so are they from wire minor 2.
+        decode_rows: of ``rows`` the decode tokens, laid out alike; empty with ``decode_counts``.
+        decode_tokens: of ``tokens`` those of decode; 0 where the phases are not known.
+        decode_steps: of ``steps`` those with decode tokens only; ``mixed_steps`` those with both kinds.
+        step_loads: loads by EP rank of the latest steps, or None: with one EP rank, without a placement,
+            where experts are replicated, and from wire minor 2.
+    """
+
+    wire: tuple[int, int]
+    producer: Producer
+    epoch: Positive
+    seq: Positive
+    captured_at_ns: Count
+    state: Literal["counting", "disabled"] = "counting"
+    state_reason: Text = ""
+    layers: Annotated[list[MoeLayer], Meta(max_length=MAX_LAYERS)]
+    uncovered: Annotated[list[UncoveredLayer], Meta(max_length=MAX_LAYERS)] = []
+    counts: bytes
+    rows: bytes
+    tokens: Count
+    steps: Count
+    idle_steps: Count = 0
+    placement: Placement | None = None
+    strategy: Text = ""
+    drops: Annotated[dict[Name, Count], Meta(max_length=MAX_COUNTERS)] = {}
+    traces: Annotated[dict[Name, Count], Meta(max_length=MAX_COUNTERS)] = {}
+    decode_counts: bytes = b""
+    decode_rows: bytes = b""
+    decode_tokens: Count = 0
+    decode_steps: Count = 0
+    mixed_steps: Count = 0
+    step_loads: StepLoads | None = None

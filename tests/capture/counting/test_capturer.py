@@ -1,0 +1,212 @@
+"""Capture through vLLM's real router, under its real `ForwardContext` and `DPMetadata`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm.forward_context import DPMetadata, ForwardContext, override_forward_context
+from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
+
+from moescope.capture.counting.capturer import RoutingCapturer
+from moescope.capture.counting.reference import CountBuffers
+from moescope.capture.seam import model as vllm_seam
+from moescope.capture.seam.binding import RouterBinding
+from moescope.capture.seam.model import RoutedLayer
+from moescope.capture.seam.rows import Layout, Ranks
+from moescope.capture.settings.environment import OnError
+from moescope.capture.wire import MoeLayer
+
+LAYER = MoeLayer(3, 12, 3)
+
+
+@contextmanager
+def forward_pass(tokens_across_dp: list[int] | None, sp_size: int | None = None) -> Iterator[None]:
+    """A forward pass as vLLM sets one up, inside its sequence-parallel context if `sp_size` is given."""
+    metadata = (
+        None if tokens_across_dp is None else DPMetadata(torch.tensor(tokens_across_dp, dtype=torch.int32))
+    )
+    context = ForwardContext(no_compile_layers={}, attn_metadata={}, slot_mapping={}, dp_metadata=metadata)
+    shards = nullcontext() if metadata is None or sp_size is None else metadata.sp_local_sizes(sp_size)
+    with override_forward_context(context), shards:
+        yield
+
+
+@dataclass
+class Worker:
+    """A router with our callback, at one place of the cluster."""
+
+    ranks: Ranks
+    on_error: OnError = OnError.RAISE
+
+    def __post_init__(self) -> None:
+        self.router = CPURouter(top_k=LAYER.top_k, global_num_experts=LAYER.num_experts)
+        self.buffers = CountBuffers([LAYER], torch.device("cpu"), max_tokens=64)
+        self.capturer = RoutingCapturer(self.buffers, self.ranks, vllm_seam.step_rows, self.on_error)
+        self.binding = RouterBinding((RoutedLayer(LAYER, self.router),), self.capturer)
+        self.binding.bind()
+
+    def route(self, logits: torch.Tensor) -> np.ndarray:
+        _, ids = self.router.select_experts(torch.zeros(len(logits), 1), logits)
+        return ids.numpy()
+
+    def step(self, num_tokens: int, logits: torch.Tensor) -> None:
+        self.capturer.begin_step(num_tokens)
+        self.route(logits)
+        self.capturer.end_step()
+
+    @property
+    def counts(self) -> list[int]:
+        return self.buffers.counts_of(0).tolist()
+
+    @property
+    def rows(self) -> int:
+        return int(self.buffers.rows_of(0).item())
+
+
+def logits_for(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(rows, LAYER.num_experts, generator=torch.Generator().manual_seed(seed))
+
+
+def true_counts(logits: torch.Tensor) -> np.ndarray:
+    ids = logits.topk(LAYER.top_k, dim=-1).indices
+    return np.bincount(ids.flatten().numpy(), minlength=LAYER.num_experts)
+
+
+def pad(rows: torch.Tensor, length: int) -> torch.Tensor:
+    """Padding rows route somewhere too, which is why they must be masked."""
+    return torch.cat([rows, logits_for(length - len(rows), seed=99)])
+
+
+def batch_seen_by(layout: Layout, ranks: Ranks, padded: list[torch.Tensor]) -> torch.Tensor:
+    """The rows that the worker's router gets, built here from the layout's definition."""
+    if layout is Layout.ALL_DP:
+        return torch.cat(padded)
+    mine = padded[ranks.dp_rank]
+    if layout in (Layout.LOCAL, Layout.SINGLE_DP):
+        return mine
+    shards = [pad(rows, -(-len(rows) // ranks.tp_size) * ranks.tp_size) for rows in padded]
+    if layout is Layout.GATHERED_SHARDS:
+        return torch.cat(shards)
+    return shards[ranks.dp_rank].chunk(ranks.tp_size)[ranks.tp_rank] if len(mine) else mine
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    layout=st.sampled_from([Layout.ALL_DP, Layout.LOCAL, Layout.GATHERED_SHARDS, Layout.TP_SHARD]),
+    tokens=st.lists(st.integers(0, 9), min_size=2, max_size=4),
+    graph_padding=st.integers(0, 3),
+    tp_size=st.integers(1, 3),
+)
+def test_every_token_is_counted_exactly_once_over_all_workers(
+    layout: Layout, tokens: list[int], graph_padding: int, tp_size: int
+) -> None:
+    if layout in (Layout.GATHERED_SHARDS, Layout.TP_SHARD) and tp_size == 1:
+        tp_size = 2
+    real = [logits_for(n, seed=rank) for rank, n in enumerate(tokens)]
+    padded = [pad(rows, len(rows) + graph_padding) for rows in real]
+    for dp_rank, rows in enumerate(real):
+        total, counted = np.zeros(LAYER.num_experts, dtype=np.int64), 0
+        for tp_rank in range(tp_size):
+            ranks = Ranks(dp_rank, len(tokens), tp_rank, tp_size)
+            worker = Worker(ranks)
+            sp_size = tp_size if layout in (Layout.GATHERED_SHARDS, Layout.TP_SHARD) else 1
+            with forward_pass([len(p) for p in padded], sp_size):
+                worker.step(len(rows), batch_seen_by(layout, ranks, padded))
+            total += worker.counts
+            counted += worker.rows
+        assert total.tolist() == true_counts(rows).tolist()
+        assert counted == len(rows)
+
+
+def test_naive_dispatch_does_not_multiply_the_load_by_the_number_of_ranks() -> None:
+    # Peers' bug (vLLM #22167): each rank counted all ranks' tokens.
+    workers = [Worker(Ranks(rank, 4)) for rank in range(4)]
+    batch = logits_for(20)
+    for worker in workers:
+        with forward_pass([5, 5, 5, 5], 1):
+            worker.step(5, batch)
+    assert sum(sum(worker.counts) for worker in workers) == 20 * LAYER.top_k
+
+
+def test_local_rows_do_not_crash_while_graphs_are_captured() -> None:
+    # Peers' bug (vLLM #37857): dummy runs of graph capture, modular-kernel layout.
+    worker = Worker(Ranks(1, 2))
+    for size in (1, 2, 4, 8):
+        with forward_pass([size, size], 1):
+            worker.route(logits_for(size))
+    assert (worker.counts, worker.rows) == ([0] * LAYER.num_experts, 0)
+
+
+def test_cpus_count_with_the_reference() -> None:
+    assert Worker(Ranks()).capturer.strategy == "torch-per-layer"
+
+
+def test_single_dp_without_metadata() -> None:
+    worker = Worker(Ranks())
+    with forward_pass(None):
+        worker.step(6, pad(logits_for(6), 8))
+    assert worker.counts == true_counts(logits_for(6)).tolist()
+
+
+def test_profiling_warm_up_and_dummy_steps_count_nothing() -> None:
+    worker = Worker(Ranks(0, 2))
+    with forward_pass([4, 4], 1):
+        worker.route(logits_for(4))
+        worker.step(3, logits_for(4))
+        worker.route(logits_for(4))
+    assert worker.counts == true_counts(logits_for(4)[:3]).tolist()
+    assert worker.capturer.totals[:2] == (3, 1)
+
+
+def test_an_unknown_layout_stops_the_pass_with_all_the_numbers() -> None:
+    worker = Worker(Ranks(0, 2))
+    with (
+        forward_pass([5, 3], 1),
+        pytest.raises(AssertionError, match=r"batch of 7 rows .* expected 8 .*\[5, 3\]"),
+    ):
+        worker.route(logits_for(7))
+
+
+def test_an_unknown_layout_can_disable_capture_for_good(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker(Ranks(0, 2), OnError.DISABLE)
+    with forward_pass([5, 3], 1):
+        worker.route(logits_for(7))
+        worker.step(5, logits_for(5))
+    assert "batch of 7 rows" in str(worker.capturer.disabled_reason)
+    assert sum(worker.counts) == 0
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_a_fault_in_counting_disables_capture_and_not_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker(Ranks())
+    with forward_pass(None):
+        worker.capturer.begin_step(4)
+        worker.capturer.record(0, torch.zeros(4))  # one-dimensional: no top-k ids
+    assert "layer 3" in str(worker.capturer.disabled_reason)
+    assert len(caplog.records) == 1
+
+
+def test_the_routing_itself_is_untouched() -> None:
+    plain = CPURouter(top_k=LAYER.top_k, global_num_experts=LAYER.num_experts)
+    _, expected = plain.select_experts(torch.zeros(9, 1), logits_for(9))
+    worker = Worker(Ranks())
+    with forward_pass(None):
+        assert (worker.route(logits_for(9)) == expected.numpy()).all()
+
+
+def test_a_compiled_router_counts_each_call() -> None:
+    worker = Worker(Ranks())
+    compiled = torch.compile(worker.router.select_experts, fullgraph=True, backend="aot_eager", dynamic=True)
+    with forward_pass(None):
+        for size in (4, 7, 5):
+            worker.capturer.begin_step(size - 1)
+            compiled(torch.zeros(size, 1), logits_for(size))
+            worker.capturer.end_step()
+    assert worker.counts == sum(true_counts(logits_for(size)[: size - 1]) for size in (4, 7, 5)).tolist()

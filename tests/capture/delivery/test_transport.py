@@ -1,0 +1,149 @@
+"""The transport against real sockets: answers that drip, that are none, and connections that end."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from moescope.capture.delivery.transport import DeliveryError, HttpTransport
+from tests.capture.servers import answering, silent_server, take_request
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: "
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 60],
+        [OK + b"200\r\n\r\n", *[b" "] * 200],
+    ],
+    ids=["head", "body"],
+)
+def test_an_answer_that_drips_holds_the_sender_only_for_its_timeout(pieces: list[bytes]) -> None:
+    with answering(*pieces, pause=0.06) as url:  # for longer than the time that is asserted
+        transport = HttpTransport(url, None, timeout=0.15)
+        began = time.monotonic()
+        with pytest.raises(DeliveryError) as caught:
+            transport.post(b"x" * 100)
+        assert time.monotonic() - began < 3
+    assert caught.value.kind == "TimeoutError"
+
+
+def test_each_answer_has_the_whole_timeout() -> None:
+    with answering(OK + b"2\r\n\r\n", b"{", b"}", pause=0.04) as url:
+        transport = HttpTransport(url, None, timeout=0.6)
+        for _ in range(6):  # which take longer than that together
+            transport.post(b"x")
+            time.sleep(0.06)  # until the last pause is over
+        transport.close()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        OK + b"13\r\n\r\n<html></html>",
+        OK + b"2\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"10000\r\n" + b"{" * 0x10000,
+    ],
+    ids=["a page", "a list", "without end"],
+)
+def test_what_is_no_receipt_is_no_delivery(reply: bytes) -> None:
+    with answering(reply) as url:
+        transport = HttpTransport(url, None)
+        with pytest.raises(DeliveryError, match=r"no moescope service: 200 with") as caught:
+            transport.post(b"x")
+        transport.close()
+    assert caught.value.permanent
+    assert len(str(caught.value)) < 700
+
+
+def test_an_answer_without_a_body_is_a_receipt() -> None:
+    with answering(b"HTTP/1.1 204 No Content\r\n\r\n") as url:
+        transport = HttpTransport(url, None)
+        transport.post(b"x")
+        transport.close()
+
+
+def test_a_slow_service_holds_the_sender_only_for_its_timeout() -> None:
+    with silent_server() as port:
+        transport = HttpTransport(f"http://127.0.0.1:{port}", None, timeout=0.1)
+        with pytest.raises(DeliveryError) as caught:
+            transport.post(b"x" * 100)
+    assert caught.value.kind == "TimeoutError"
+    assert not caught.value.permanent
+
+
+def test_a_name_that_does_not_resolve_is_a_delivery_error() -> None:
+    with pytest.raises(DeliveryError, match="can't be reached"):
+        HttpTransport("http://no.such.host.invalid:1", None).post(b"")
+
+
+def test_an_answer_that_is_no_http_is_a_delivery_error() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def babble() -> None:
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(1024)
+                peer.sendall(b"220 smtp ready\r\n\r\n")
+
+        thread = threading.Thread(target=babble)
+        thread.start()
+        with pytest.raises(DeliveryError, match="can't be reached"):
+            HttpTransport(f"http://127.0.0.1:{server.getsockname()[1]}", None).post(b"")
+        thread.join()
+
+
+@contextmanager
+def dropping(*requests_per_connection: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Answers so many requests of each connection, then drops it; afterwards nobody listens."""
+    answer, seen = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", list[bytes]()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(2)
+
+        def serve() -> None:
+            with server, contextlib.suppress(OSError):
+                for requests in requests_per_connection:
+                    peer, _ = server.accept()
+                    with peer:
+                        for _ in range(requests):
+                            seen.append(take_request(peer))
+                            peer.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", seen
+        thread.join()
+
+
+def test_a_connection_that_was_dropped_while_idle_costs_no_delivery() -> None:
+    # A proxy or the service closes it after a minute or so: a trace that is the last before a shutdown, or
+    # the only one for long, would be lost or late.
+    with dropping(2, 1, 1) as (url, seen):
+        transport = HttpTransport(url, None)
+        for _ in range(4):
+            transport.post(b"x")
+            time.sleep(0.02)  # until the connection has ended
+        transport.close()
+    assert len(seen) == 4
+
+
+def test_a_service_that_has_gone_is_tried_once_more_and_not_again() -> None:
+    with dropping(1, 0) as (url, seen):
+        transport = HttpTransport(url, None)
+        transport.post(b"x")
+        time.sleep(0.02)
+        with pytest.raises(DeliveryError) as caught:
+            transport.post(b"x")  # the second connection ends without an answer
+        assert not caught.value.permanent
+        with pytest.raises(DeliveryError):
+            transport.post(b"x")  # and there is no third
+    assert len(seen) == 1

@@ -1,0 +1,198 @@
+"""Kernels and modules that route by themselves: vLLM's own code hands their ids to the capturer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm.model_executor.layers.fused_moe import modular_kernel as mk
+from vllm.model_executor.layers.fused_moe.layer import MoERunner
+from vllm.model_executor.layers.fused_moe.routed_experts_capturer import (
+    RoutedExpertsCapturer,
+    RoutedExpertsCaptureSource,
+    bind_routed_experts_capturer,
+)
+from vllm.models.deepseek_v4.nvidia.model import DeepseekV4MegaMoEExperts
+
+from moescope.capture.counting.capturer import RoutingCapturer
+from moescope.capture.counting.reference import CountBuffers
+from moescope.capture.seam import model as vllm_seam
+from moescope.capture.seam import slots as vllm_slots
+from moescope.capture.seam.binding import RouterBinding
+from moescope.capture.seam.rows import Ranks
+from moescope.capture.wire import unpack_ids
+from tests.capture.seam.test_model import config
+
+CPU = torch.device("cpu")
+EXPERTS, TOP_K = 8, 2
+
+
+class RoutesInside(mk.FusedMoEExpertsMonolithic):
+    """A monolithic kernel, as far as a CPU can run one: it routes, and writes the ids where it is told."""
+
+    can_replay = True
+
+    def __init__(self) -> None:
+        self.moe_config = SimpleNamespace(
+            max_num_tokens=16, use_ep=False, ep_size=1, dp_size=1, experts_per_token=TOP_K, device=CPU
+        )
+
+    def supports_routing_replay_capture(self) -> bool:
+        return self.can_replay
+
+    def apply(self, **arguments: Any) -> torch.Tensor:
+        out = arguments["routing_replay_out"]
+        if out is not None:
+            out[:] = arguments["router_logits"].topk(TOP_K, dim=-1).indices.to(out.dtype)
+        return arguments["hidden_states"]
+
+    expects_unquantized_inputs = True
+    activation_format = workspace_shapes = moe_problem_size = None  # type: ignore[assignment]
+
+
+class PassesOn:
+    """What gathers tokens from other ranks, of which there are none."""
+
+    def prepare(self, hidden: torch.Tensor, router_logits: torch.Tensor, **_: Any) -> Any:
+        return hidden, None, router_logits
+
+    def finalize(self, out: torch.Tensor) -> torch.Tensor:
+        return out
+
+
+def monolithic(layer: int, **kernel: Any) -> Any:
+    """A real `MoERunner` with vLLM's own driver of monolithic kernels."""
+    made = MoERunner.__new__(MoERunner)
+    torch.nn.Module.__init__(made)
+    made.layer_name = f"model.layers.{layer}.mlp.experts"
+    made.moe_config = SimpleNamespace(num_logical_experts=EXPERTS)
+    made.router = None
+    impl = mk.FusedMoEKernelMonolithicImpl.__new__(mk.FusedMoEKernelMonolithicImpl)
+    RoutesInside.__abstractmethods__ = frozenset()
+    impl.fused_experts = RoutesInside()
+    impl.fused_experts.quant_config = None
+    for name, value in kernel.items():
+        setattr(impl.fused_experts, name, value)
+    impl.prepare_finalize = PassesOn()
+    made.routed_experts = SimpleNamespace(
+        quant_method=SimpleNamespace(is_monolithic=True, moe_kernel=SimpleNamespace(impl=impl)),
+        expert_map_manager=SimpleNamespace(ep_size=2, placement_strategy="linear"),
+        routing_sink=None,
+    )
+    return made
+
+
+def forward(runner: Any, logits: torch.Tensor) -> None:
+    """What vLLM's quantised methods call."""
+    runner.routed_experts.quant_method.moe_kernel.impl.apply(
+        hidden_states=logits,
+        w1=None,
+        w2=None,
+        router_logits=logits,
+        activation=None,
+        global_num_experts=EXPERTS,
+        expert_map=None,
+        apply_router_weight_on_input=False,
+        routing_sink=runner.routed_experts.routing_sink,
+    )
+
+
+class Capture:
+    """A capturer bound to the layers of a model."""
+
+    def __init__(self, *modules: torch.nn.Module) -> None:
+        self.model = torch.nn.ModuleList(modules)
+        self.survey = vllm_seam.survey_model(self.model, config())
+        self.buffers = CountBuffers([layer.spec for layer in self.survey.routed], CPU)
+        self.capturer = RoutingCapturer(self.buffers, Ranks(), lambda: vllm_seam.StepRows(None, None))
+        self.binding = RouterBinding(self.survey.routed, self.capturer)
+        self.binding.bind()
+
+    def counts(self) -> list[list[int]]:
+        return [self.buffers.counts_of(i).tolist() for i in range(len(self.buffers.layers))]
+
+
+def expected(logits: torch.Tensor, valid: int) -> list[int]:
+    return torch.bincount(logits[:valid].topk(TOP_K).indices.flatten(), minlength=EXPERTS).tolist()
+
+
+def step(capture: Capture, logits: list[torch.Tensor], valid: int) -> None:
+    capture.capturer.begin_step(valid)
+    for module, layer in zip(capture.model, logits, strict=True):
+        forward(module, layer)
+    capture.capturer.end_step()
+
+
+def test_a_monolithic_kernel_that_writes_its_ids_is_counted() -> None:
+    capture = Capture(monolithic(3), monolithic(5))
+    assert [layer.spec for layer in capture.survey.routed] == [
+        vllm_seam.MoeLayer(3, EXPERTS, TOP_K),
+        vllm_seam.MoeLayer(5, EXPERTS, TOP_K),
+    ]
+    logits = [torch.randn(7, EXPERTS), torch.randn(7, EXPERTS)]
+    step(capture, logits, valid=5)
+    assert capture.counts() == [expected(layer, 5) for layer in logits]
+    capture.binding.unbind()
+    assert all(module.routed_experts.routing_sink is None for module in capture.model)
+
+
+def test_vllms_own_capture_takes_the_sink_and_both_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = Capture(monolithic(0))
+    theirs: list[torch.Tensor] = []
+    own = RoutedExpertsCapturer.__new__(RoutedExpertsCapturer)
+    monkeypatch.setattr(own, "capture", lambda _, ids: theirs.append(ids.clone()), raising=False)
+    bind_routed_experts_capturer(capture.model, own)
+    assert capture.binding.bind() == 1
+    logits = torch.randn(4, EXPERTS)
+    step(capture, [logits], valid=4)
+    assert capture.counts() == [expected(logits, 4)]
+    assert theirs[0].tolist() == logits.topk(TOP_K).indices.tolist()
+
+
+def test_sinks_that_would_take_much_memory_share_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_slots, "SINK_BYTES", 100)  # a sink takes 64
+    capture = Capture(*(monolithic(layer) for layer in range(4)))
+    sinks = [module.routed_experts.routing_sink.buffer.data_ptr() for module in capture.model]
+    assert len(set(sinks)) == 2
+    logits = [torch.randn(7, EXPERTS) for _ in range(4)]
+    step(capture, logits, valid=7)
+    assert capture.counts() == [expected(layer, 7) for layer in logits]
+
+
+def test_a_kernel_that_cannot_write_its_ids_and_one_under_eplb_stay_uncovered() -> None:
+    found = vllm_seam.survey_model(torch.nn.ModuleList([monolithic(0, can_replay=False)]), config())
+    assert found.routed == ()
+    assert "can't write its ids" in found.uncovered[0].reason
+    found = vllm_seam.survey_model(torch.nn.ModuleList([monolithic(0)]), config(enable_eplb=True))
+    assert "under EPLB" in found.uncovered[0].reason
+
+
+def mega_moe(layer: int) -> Any:
+    """A real module of DeepSeek V4 without its weights; its kernels need a GPU."""
+    made = DeepseekV4MegaMoEExperts.__new__(DeepseekV4MegaMoEExperts)
+    torch.nn.Module.__init__(made)
+    made.prefix = f"model.layers.{layer}.ffn.experts"
+    made.capture_fn = None
+    made.num_experts = made.num_logical_experts = EXPERTS
+    made.num_local_experts = EXPERTS // 2
+    made.top_k = TOP_K
+    return made
+
+
+def test_a_module_that_routes_by_itself_is_counted_where_it_says_over_how_many_experts() -> None:
+    module = mega_moe(4)
+    assert isinstance(module, RoutedExpertsCaptureSource)
+    capture = Capture(module)
+    assert [layer.spec for layer in capture.survey.routed] == [vllm_seam.MoeLayer(4, EXPERTS, TOP_K)]
+    assert capture.survey.placement is not None
+    [table] = capture.survey.placement.tables
+    assert unpack_ids(table.physical_to_ep_rank).tolist() == [0] * 4 + [1] * 4
+    ids = torch.tensor([[0, 3], [3, 7]])
+    capture.capturer.begin_step(2)
+    module.capture_fn(ids)
+    capture.capturer.end_step()
+    assert capture.counts() == [torch.bincount(ids.flatten(), minlength=EXPERTS).tolist()]
+    capture.binding.unbind()
+    assert module.capture_fn is None

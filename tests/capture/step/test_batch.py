@@ -1,0 +1,160 @@
+"""The layout of a step's batch: as vLLM's runners order it, in time, harmless when it fails."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from vllm.v1.sample.logits_processor import LogitsProcessors
+
+from moescope.capture.seam.requests import StepRequests
+from moescope.capture.step.batch import BatchLayout, BatchWatch
+
+
+def output(tokens: dict[str, int], new: dict[str, int], **others: Any) -> SimpleNamespace:
+    """A scheduler's output: tokens of each request, and the prompts' lengths of the new ones."""
+    cached = [name for name in tokens if name not in new]
+    fields = {
+        "scheduled_new_reqs": [
+            SimpleNamespace(
+                req_id=name,
+                prompt_token_ids=[1] * length,
+                prompt_embeds=None,
+                num_computed_tokens=0,
+                sampling_params=None,
+            )
+            for name, length in new.items()
+        ],
+        "scheduled_cached_reqs": SimpleNamespace(
+            req_ids=cached, num_computed_tokens=[10] * len(cached), resumed_req_ids=set()
+        ),
+        "finished_req_ids": set(),
+        "num_scheduled_tokens": tokens,
+        "scheduled_spec_decode_tokens": {},
+    }
+    return SimpleNamespace(**(fields | others))
+
+
+class Listening:
+    """A watch and what it told."""
+
+    def __init__(self, v2: bool = False) -> None:
+        self.told: list[BatchLayout | StepRequests] = []
+        self.failures = 0
+        config = SimpleNamespace(use_v2_model_runner=v2)
+        self.watch = BatchWatch(config, self.told.append, self.told.append, self._failed)
+
+    def _failed(self) -> None:
+        self.failures += 1
+
+
+def runner_v1() -> SimpleNamespace:
+    return SimpleNamespace(input_batch=SimpleNamespace(logitsprocs=LogitsProcessors(), req_ids=[]))
+
+
+def lays_out(runner: SimpleNamespace, order: list[str]) -> None:
+    """What `GPUModelRunner._update_states` does at its end."""
+    runner.input_batch.req_ids = order
+    for processor in runner.input_batch.logitsprocs.all:
+        processor.update_state(None)
+
+
+def test_runner_v1_tells_when_it_has_laid_out_its_batch() -> None:
+    listening, runner = Listening(), runner_v1()
+    listening.watch.step_begins(output({"a": 3, "b": 7}, {"a": 5, "b": 7}), runner)
+    assert [type(told) for told in listening.told] == [StepRequests]
+    lays_out(runner, ["b", "a"])
+    names, tokens, firsts, prompts = listening.told[1]
+    assert (list(names), tokens.tolist(), firsts.tolist(), prompts.tolist()) == (
+        ["b", "a"], [7, 3], [0, 0], [7, 5],
+    )  # fmt: skip
+    listening.watch.step_ends()
+    lays_out(runner, ["b", "a"])  # outside of a step
+    assert len(listening.told) == 2
+    listening.watch.step_begins(output({"a": 1, "b": 1}, {}), runner)
+    lays_out(runner, ["a", "b"])
+    assert listening.told[3].first_positions.tolist() == [10, 10]
+    assert listening.told[3].prompt_tokens.tolist() == [5, 7]
+    listening.watch.close()
+    assert list(runner.input_batch.logitsprocs.all) == []
+
+
+def test_the_listener_changes_no_logits() -> None:
+    listening, runner = Listening(), runner_v1()
+    listening.watch.step_begins(output({"a": 1}, {"a": 1}), runner)
+    [processor] = runner.input_batch.logitsprocs.all
+    logits = np.ones(3)
+    assert processor.is_argmax_invariant()
+    assert processor.apply(logits) is logits
+
+
+def test_a_step_without_tokens_tells_its_requests_only() -> None:
+    listening = Listening()
+    listening.watch.step_begins(output({}, {}, finished_req_ids={"a"}), None)
+    assert [type(told) for told in listening.told] == [StepRequests]
+
+
+def test_runner_v2_orders_as_told() -> None:
+    """Against the order that vLLM's runner V2 gives to random steps, with and without draft tokens."""
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    rng = random.Random(3)
+    for step in range(50):
+        names = [f"r{n}" for n in range(rng.randint(1, 12))]
+        rng.shuffle(names)
+        tokens = {name: rng.choice([1, 3, 3, 40, 2]) for name in names}
+        drafts = {name: [0] * (count - 1) for name, count in tokens.items() if count > 1} if step % 2 else {}
+        scheduled = output(
+            tokens, dict.fromkeys(names, 5), scheduled_spec_decode_tokens=drafts,
+            total_num_scheduled_tokens=sum(tokens.values()),
+        )  # fmt: skip
+        zeros = np.zeros(len(names), np.int32)
+        runner = SimpleNamespace(
+            decode_query_len=rng.choice([1, 3]),
+            req_states=SimpleNamespace(
+                req_id_to_index={name: i for i, name in enumerate(names)},
+                prefill_len=SimpleNamespace(np=zeros),
+                num_computed_prefill_tokens=zeros,
+            ),
+            use_pp=False, adaptive_verification=None, pcp_manager=None,
+        )  # fmt: skip
+        state, _ = GPUModelRunner.gather_batch_req_state(runner, scheduled, False)
+        listening = Listening(v2=True)
+        listening.watch.step_begins(scheduled, runner)
+        _, layout = listening.told
+        assert layout.request_ids == state.req_ids
+        assert layout.num_tokens.tolist() == state.num_scheduled_tokens.tolist()
+
+
+@pytest.mark.parametrize("order", [["a"], ["a", "nobody"]])
+def test_an_order_that_is_not_the_step_s_ends_the_watch(
+    order: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    listening, runner = Listening(), runner_v1()
+    listening.watch.step_begins(output({"a": 3, "b": 7}, {"a": 5, "b": 7}), runner)
+    lays_out(runner, order)
+    listening.watch.step_begins(output({"a": 3, "b": 7}, {}), runner)
+    lays_out(runner, ["a", "b"])
+    assert [type(told) for told in listening.told] == [StepRequests]
+    assert listening.failures == 1
+    assert "not known from here on" in caplog.text
+
+
+def test_an_unreadable_step_ends_the_watch() -> None:
+    listening = Listening()
+    listening.watch.step_begins(object(), runner_v1())
+    assert listening.failures == 1
+    listening.watch.step_begins(output({"a": 1}, {"a": 1}), runner_v1())
+    assert listening.told == []
+
+
+def test_requests_that_are_done_are_forgotten() -> None:
+    listening, runner = Listening(), runner_v1()
+    for n in range(5):
+        done = {f"r{n - 1}"} if n else set()
+        listening.watch.step_begins(output({f"r{n}": 1}, {f"r{n}": 4}, finished_req_ids=done), runner)
+        lays_out(runner, [f"r{n}"])
+    assert listening.watch._prompts == {"r4": 4}

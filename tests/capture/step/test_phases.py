@@ -1,0 +1,164 @@
+"""Prefill and decode, from the scheduler's outputs to the device."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moescope.capture.counting.capturer import RoutingCapturer
+from moescope.capture.counting.reference import CountBuffers
+from moescope.capture.seam.model import StepRows
+from moescope.capture.seam.rows import Ranks
+from moescope.capture.step.phases import PhaseTracker, PhaseUploads
+from moescope.capture.step.totals import StepTokens, Totals
+from moescope.capture.step.word import Phase
+from moescope.capture.wire import MoeLayer
+
+
+def output(
+    new: dict[str, tuple[int, int]] | None = None,
+    cached: dict[str, int] | None = None,
+    tokens: dict[str, int] | None = None,
+    **others: Any,
+) -> SimpleNamespace:
+    """A scheduler's output: new requests' prompt and computed tokens, other requests' computed tokens."""
+    new, cached, tokens = new or {}, cached or {}, tokens or {}
+    made = [
+        SimpleNamespace(req_id=name, prompt_token_ids=[0] * prompt, num_computed_tokens=computed)
+        for name, (prompt, computed) in new.items()
+    ]
+    known = SimpleNamespace(
+        req_ids=list(cached),
+        num_computed_tokens=list(cached.values()),
+        resumed_req_ids=others.pop("resumed", set()),
+    )
+    return SimpleNamespace(
+        scheduled_new_reqs=made,
+        scheduled_cached_reqs=known,
+        finished_req_ids=others.pop("finished", set()),
+        num_scheduled_tokens=tokens,
+        total_num_scheduled_tokens=sum(tokens.values()),
+    )
+
+
+def test_a_request_from_its_prompt_to_its_end() -> None:
+    tracker = PhaseTracker()
+    assert tracker.begin_step(output(new={"a": (10, 0)}, tokens={"a": 6})) == (6, 0)
+    assert tracker.begin_step(output(cached={"a": 6}, tokens={"a": 4})) == (
+        4,
+        0,
+    )  # the rest of a chunked prompt
+    assert tracker.begin_step(output(cached={"a": 10}, tokens={"a": 1})) == (1, 1)
+    assert tracker.begin_step(output(cached={"a": 11}, tokens={"a": 3})) == (3, 3)  # with drafts to verify
+    assert tracker.begin_step(output(finished={"a"})) == (0, 0)
+    assert not tracker._prompts
+
+
+def test_hits_of_the_prefix_cache_are_computed_before() -> None:
+    tracker = PhaseTracker()
+    assert tracker.begin_step(output(new={"a": (10, 8)}, tokens={"a": 2})) == (2, 0)
+    assert tracker.begin_step(output(new={"b": (10, 10)}, cached={"a": 10}, tokens={"a": 1, "b": 1})) == (
+        2,
+        2,
+    )
+
+
+def test_the_phases_follow_the_order_of_the_batch_and_not_the_schedulers() -> None:
+    tracker = PhaseTracker()
+    tracker.begin_step(output(new={"a": (2, 0)}, tokens={"a": 2}))
+    step = tracker.begin_step(
+        output(new={"b": (3, 0), "c": (9, 0)}, cached={"a": 2}, tokens={"a": 1, "b": 3, "c": 2})
+    )
+    assert (step, step.phase) == ((6, 1), Phase.MIXED)
+    assert tracker.of_tokens(["b", "a", "c"]).tolist() == [0, 0, 0, 1, 0, 0]
+    assert tracker.of_tokens(["a", "c", "b"]).tolist() == [1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_what_a_preempted_request_computes_again_is_prefill(runner: str) -> None:
+    tracker = PhaseTracker()
+    tracker.begin_step(output(new={"a": (4, 0)}, tokens={"a": 4}))
+    tracker.begin_step(output(cached={"a": 4}, tokens={"a": 1}))
+    tracker.begin_step(output(new={"b": (1, 0)}, tokens={"b": 1}))  # "a" was preempted
+    if runner == "V1":
+        again = output(cached={"b": 1, "a": 0}, tokens={"a": 5, "b": 1}, resumed={"a"})
+    else:  # a preempted request comes as a new one
+        again = output(new={"a": (4, 0)}, cached={"b": 1}, tokens={"a": 5, "b": 1})
+    assert tracker.begin_step(again) == (6, 1)
+    assert tracker.begin_step(output(cached={"b": 2, "a": 5}, tokens={"a": 1, "b": 1})) == (2, 2)
+
+
+def test_prompts_that_are_embeddings() -> None:
+    step = output(new={"a": (0, 0)}, tokens={"a": 5})
+    step.scheduled_new_reqs[0].prompt_token_ids = None
+    step.scheduled_new_reqs[0].prompt_embeds = torch.zeros(5, 8)
+    tracker = PhaseTracker()
+    assert tracker.begin_step(step) == (5, 0)
+    assert tracker.begin_step(output(cached={"a": 5}, tokens={"a": 1})) == (1, 1)
+
+
+class Bench:
+    """A capturer over one layer of two experts."""
+
+    def __init__(self) -> None:
+        self.buffers = CountBuffers([MoeLayer(0, 2, 1)], torch.device("cpu"), max_tokens=8)
+        self.capturer = RoutingCapturer(self.buffers, Ranks(), lambda: StepRows(None, None))
+
+    def step(self, tokens: int, decode: int, phases: list[int] | None = None) -> None:
+        self.capturer.begin_step(tokens, decode)
+        if phases is not None:
+            self.capturer.set_phases(np.array(phases, np.uint8))
+        self.capturer.record(0, torch.tensor([[1]] * 8))
+        self.capturer.end_step()
+
+    def rows(self) -> tuple[int, int]:
+        return int(self.buffers.rows_of(0, Phase.PREFILL)), int(self.buffers.rows_of(0, Phase.DECODE))
+
+
+def test_steps_of_one_phase_and_of_both() -> None:
+    bench = Bench()
+    bench.step(5, 0)
+    assert bench.rows() == (5, 0)
+    bench.step(3, 3)
+    assert bench.rows() == (5, 3)
+    bench.step(6, 2, [0, 1, 0, 0, 1, 0])
+    assert bench.rows() == (9, 5)
+    assert bench.buffers.counts_of(0, Phase.DECODE).tolist() == [0, 5]
+    assert bench.capturer.totals == Totals(14, 3, 0, 5, 1, 1, phases_known=True)
+    assert int(bench.buffers.step_word) == 0
+
+
+def test_without_the_batchs_order_the_phases_are_not_known_and_nothing_is_lost() -> None:
+    bench = Bench()
+    bench.step(6, 2)
+    bench.step(3, 3)
+    assert sum(bench.rows()) == 9
+    assert not bench.capturer.totals.phases_known
+
+
+def test_phases_that_do_not_fit_the_step_are_refused() -> None:
+    bench = Bench()
+    bench.capturer.begin_step(6, 2)
+    for wrong in ([0, 1, 1], [0, 1, 0, 0, 0, 0]):
+        with pytest.raises(ValueError, match="of decode, for StepTokens"):
+            bench.capturer.set_phases(np.array(wrong, np.uint8))
+    bench.capturer.end_step()
+    bench.capturer.set_phases(np.array([1, 1], np.uint8))  # outside of a step: nothing to say
+    assert int(bench.buffers.step_word) == 0
+
+
+def test_more_tokens_than_the_server_said_it_would_batch() -> None:
+    uploads = PhaseUploads(torch.zeros(4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="a step of 5 tokens, where 4 are the most"):
+        uploads.upload(np.zeros(5, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "decode", "phase"), [(4, 0, Phase.PREFILL), (4, 4, Phase.DECODE), (4, 1, Phase.MIXED)]
+)
+def test_the_phase_of_a_step(tokens: int, decode: int, phase: Phase) -> None:
+    assert StepTokens(tokens, decode).phase is phase

@@ -1,0 +1,114 @@
+"""Traces leave the worker: whole, in parts, once the service takes them; or they are dropped and counted."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from moescope.capture.delivery.backoff import Backoff
+from moescope.capture.delivery.transport import DeliveryError
+from moescope.capture.tracing.sender import TraceSender, encode_trace
+from moescope.capture.wire import Producer
+from moescope.capture.wire.traces import TracePart, decode_part
+from tests.capture.traces import LAYERS, Driver
+
+WHO = Producer(server="s", model="m", dp_rank=0, dp_size=1)
+
+
+class Wire:
+    """A transport that fails on demand."""
+
+    def __init__(self) -> None:
+        self.parts: list[TracePart] = []
+        self.failures: list[DeliveryError] = []
+        self.closed = False
+
+    def post(self, body: bytes) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.parts.append(decode_part(body))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def driver() -> Driver:
+    made = Driver()
+    for number in range(3):
+        made.step({f"cmpl-x{number}-0-0123abcd": (0, 5 + number)})
+    made.step({}, finished=[f"cmpl-x{number}-0-0123abcd" for number in range(3)])
+    return made
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+def refused(status: str) -> DeliveryError:
+    return DeliveryError("no", status, permanent=status.startswith("4"))
+
+
+def sender_of(driver: Driver, wire: Wire, backoff: Backoff | None = None) -> TraceSender:
+    return TraceSender(driver.assembly, driver.layers, WHO, 7, wire, backoff)
+
+
+def assert_conserved(sender: TraceSender, driver: Driver, in_flight: int) -> dict[str, int]:
+    accounts = sender.accounts()
+    settled = sum(number for name, number in accounts.items() if name != "captured")
+    assert accounts["captured"] - settled == in_flight == len(driver.assembly.closed)
+    return accounts
+
+
+def test_a_trace_arrives_as_it_was(driver: Driver, wire: Wire) -> None:
+    expected = {trace.request_id: np.concatenate(trace.chunks) for trace in driver.assembly.closed}
+    sender = sender_of(driver, wire)
+    assert_conserved(sender, driver, in_flight=3)
+    sender.tick()
+    assert assert_conserved(sender, driver, in_flight=0) == {"captured": 3, "delivered": 3}
+    assert [part.trace for part in wire.parts] == [1, 2, 3]
+    for part in wire.parts:
+        rows = np.concatenate([part.ids_of(0), part.ids_of(1)], axis=1)
+        np.testing.assert_array_equal(rows, expected[part.request_id])
+        assert part.client_ids[-1] in ("x0", "x1", "x2")
+        assert (part.epoch, part.outcome, part.layers) == (7, "ended", LAYERS)
+        assert part.started_at_ns <= part.ended_at_ns <= time.time_ns()
+
+
+def test_a_large_trace_goes_in_parts(driver: Driver) -> None:
+    trace = driver.assembly.closed[2]
+    parts = [decode_part(body) for body in encode_trace(trace, LAYERS, WHO, 7, part_bytes=15)]
+    assert [(part.part, part.parts, part.tokens) for part in parts] == [(0, 3, 3), (1, 3, 3), (2, 3, 1)]
+    assert [run.first for part in parts for run in part.runs] == [0, 3, 6]
+    rows = np.concatenate([np.concatenate([part.ids_of(0), part.ids_of(1)], axis=1) for part in parts])
+    np.testing.assert_array_equal(rows, np.concatenate(trace.chunks))
+
+
+def test_the_service_is_down_for_a_while(driver: Driver, wire: Wire) -> None:
+    sender = sender_of(driver, wire, Backoff(first=0.01))
+    wire.failures = [refused("503"), refused("ConnectionRefusedError"), refused("401")]
+    deadline = time.monotonic() + 5
+    while driver.assembly.closed and time.monotonic() < deadline:
+        sender.tick()
+        assert_conserved(sender, driver, in_flight=len(driver.assembly.closed))
+    assert sender.accounts() == {"captured": 3, "delivered": 3}
+    assert [part.trace for part in wire.parts] == [1, 2, 3]
+
+
+def test_what_is_refused_for_good_is_dropped_and_counted(driver: Driver, wire: Wire) -> None:
+    wire.failures = [refused("409")]
+    sender = sender_of(driver, wire)
+    sender.tick()
+    assert assert_conserved(sender, driver, 0) == {"captured": 3, "delivered": 2, "dropped_refused": 1}
+    assert driver.assembly.sent == driver.tracer._held
+
+
+def test_stopping_sends_what_is_left(driver: Driver, wire: Wire) -> None:
+    sender = sender_of(driver, wire)
+    sender.start()
+    sender.stop(5)
+    assert len(wire.parts) == 3
+    assert wire.closed
