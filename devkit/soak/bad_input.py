@@ -16,8 +16,8 @@ import psutil
 from devkit.soak.gate import Options, Outcome
 from devkit.soak.load import Fleet, drive
 from devkit.soak.serving import serving
+from tests.service.api.test_bad_input import check_traces, check_what_is_answered, fuzz, fuzz_queries
 from tests.service.conftest import Clock, Service
-from tests.service.test_bad_input import check_traces, check_what_is_answered, fuzz, fuzz_queries
 
 
 def generated(options: Options) -> Outcome:

@@ -11,29 +11,29 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
-from moescope.service.api.advice import advice_router
-from moescope.service.api.balance import balance_router
-from moescope.service.api.baselines import baselines_router
-from moescope.service.api.coactivation import coactivation_router
-from moescope.service.api.compare import compare_router
-from moescope.service.api.drift import drift_router
-from moescope.service.api.guard import Guard
-from moescope.service.api.histogram import histogram_router
-from moescope.service.api.home import home_router
-from moescope.service.api.ingest import ingest_router
-from moescope.service.api.keeping import Keeper
-from moescope.service.api.limits import Limits
-from moescope.service.api.live import live_router
-from moescope.service.api.probes import probes_router
+from moescope.service.api.limits.guard import Guard
+from moescope.service.api.limits.keeping import Keeper
+from moescope.service.api.limits.limits import Limits
+from moescope.service.api.limits.turns import Turns
 from moescope.service.api.problems import Problem, documented, install
-from moescope.service.api.ranks import ranks_router
-from moescope.service.api.rearrangements import rearrangements_router
-from moescope.service.api.session import session_router
-from moescope.service.api.stragglers import stragglers_router
-from moescope.service.api.traces import traces_router
-from moescope.service.api.trend import trend_router
-from moescope.service.api.turns import Turns
-from moescope.service.api.view import view_router
+from moescope.service.api.routes.advice import advice_router
+from moescope.service.api.routes.balance import balance_router
+from moescope.service.api.routes.baselines import baselines_router
+from moescope.service.api.routes.coactivation import coactivation_router
+from moescope.service.api.routes.compare import compare_router
+from moescope.service.api.routes.drift import drift_router
+from moescope.service.api.routes.histogram import histogram_router
+from moescope.service.api.routes.home import home_router
+from moescope.service.api.routes.ingest import ingest_router
+from moescope.service.api.routes.live import live_router
+from moescope.service.api.routes.probes import probes_router
+from moescope.service.api.routes.ranks import ranks_router
+from moescope.service.api.routes.rearrangements import rearrangements_router
+from moescope.service.api.routes.session import session_router
+from moescope.service.api.routes.stragglers import stragglers_router
+from moescope.service.api.routes.traces import traces_router
+from moescope.service.api.routes.trend import trend_router
+from moescope.service.api.routes.view import view_router
 from moescope.service.auth.sessions import Sessions, needed, open_book
 from moescope.service.drift.baseline import KIND, BaselineBook
 from moescope.service.drift.watch import DriftWatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.service.advice.test_api import push_fleet
+from tests.service.api.routes.test_advice import push_fleet
 from tests.service.cli.test_cli import _run
 from tests.service.conftest import Service
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from prometheus_client.parser import text_string_to_metric_families
 
 from moescope.service.drift.watch import REFRESH_S
-from tests.service.advice.test_api import push_fleet
+from tests.service.api.routes.test_advice import push_fleet
+from tests.service.api.routes.test_drift import Two
 from tests.service.conftest import Service
-from tests.service.drift.test_api import Two
 
 Series = dict[tuple[str, str, str], float]
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from fastapi import Response
 
-from moescope.service.api.params import Bounds
+from moescope.service.api.params.query import Bounds
 from moescope.service.windows.window import ModelWindow
 
 

@@ -8,10 +8,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from moescope.service.advice.achieved import rearrangements
-from moescope.service.api.advice_models import RearrangementOut, Rearrangements
-from moescope.service.api.params import LARGEST, ModelParam, ServerParam, choose
+from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.query import LARGEST, ModelParam, ServerParam, choose
 from moescope.service.api.problems import documented
-from moescope.service.api.turns import Turns
+from moescope.service.api.schemas.advice import RearrangementOut, Rearrangements
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 

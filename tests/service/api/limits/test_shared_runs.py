@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moescope.service.api.shared_runs import SharedRuns
+from moescope.service.api.limits.shared_runs import SharedRuns
 
 
 class Job:

@@ -15,18 +15,8 @@ from moescope.service.advice.eplb import FloatArray
 from moescope.service.advice.evidence import Gone
 from moescope.service.advice.verdict import name_of
 from moescope.service.advice.what_if import Option
-from moescope.service.api.advice_models import (
-    AdviceOut,
-    AscendMap,
-    DriftOut,
-    LeftOut,
-    OptionOut,
-    PlacementMap,
-    VerdictOut,
-    WaitingOut,
-)
-from moescope.service.api.models import Summary, Window
-from moescope.service.api.params import (
+from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.query import (
     LARGEST,
     Bounds,
     EndParam,
@@ -36,8 +26,18 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.turns import Turns
-from moescope.service.api.windows import window_out
+from moescope.service.api.schemas.advice import (
+    AdviceOut,
+    AscendMap,
+    DriftOut,
+    LeftOut,
+    OptionOut,
+    PlacementMap,
+    VerdictOut,
+    WaitingOut,
+)
+from moescope.service.api.schemas.common import Summary, Window
+from moescope.service.api.schemas.windows import window_out
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.windows.window import ModelWindow

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 
 from moescope.capture.wire import CONTENT_TYPE, WireError, WireVersionError, decode_frame
-from moescope.service.api.keeping import Keeper
-from moescope.service.api.limits import Limits, RefusedFrameError
-from moescope.service.api.models import Receipt
+from moescope.service.api.limits.keeping import Keeper
+from moescope.service.api.limits.limits import Limits, RefusedFrameError
 from moescope.service.api.problems import documented
+from moescope.service.api.schemas.common import Receipt
 from moescope.service.counts.account import RefusedError
 from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle

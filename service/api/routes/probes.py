@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from moescope.service.api.shared_runs import SharedRuns
+from moescope.service.api.limits.shared_runs import SharedRuns
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.exposition import Wanted, expose, negotiate
 from moescope.service.metrics.instruments import Instruments

@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from moescope.service.api.models import TraceOut
 from moescope.service.api.problems import ProblemError
+from moescope.service.api.schemas.common import TraceOut
 from moescope.service.traces.routing import Int16Array, Routing
 
 if TYPE_CHECKING:

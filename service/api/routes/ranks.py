@@ -8,7 +8,10 @@ from itertools import groupby
 
 from fastapi import APIRouter
 
-from moescope.service.api.models import (
+from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.query import ModelParam, ServerParam
+from moescope.service.api.problems import documented
+from moescope.service.api.schemas.common import (
     DeploymentOut,
     DpRankOut,
     MismatchOut,
@@ -17,9 +20,6 @@ from moescope.service.api.models import (
     Ranks,
     Uncovered,
 )
-from moescope.service.api.params import ModelParam, ServerParam
-from moescope.service.api.problems import documented
-from moescope.service.api.turns import Turns
 from moescope.service.counts.phase_split import phase_work
 from moescope.service.live.producers import ProducerState, heard_last
 from moescope.service.live.state import LiveState

@@ -7,9 +7,8 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 
-from moescope.service.api.baselines import find
-from moescope.service.api.drift_models import DriftAnswer, DriftSummaryOut, LayerDriftOut
-from moescope.service.api.params import (
+from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.query import (
     LARGEST,
     EndParam,
     ModelParam,
@@ -19,8 +18,9 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.turns import Turns
-from moescope.service.api.windows import window_out
+from moescope.service.api.routes.baselines import find
+from moescope.service.api.schemas.drift import DriftAnswer, DriftSummaryOut, LayerDriftOut
+from moescope.service.api.schemas.windows import window_out
 from moescope.service.counts.totals import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
 from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of

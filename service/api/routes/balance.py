@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from moescope.service.api.models import Balance, Cell, LayerBalance, Measures, Summaries, Summary
-from moescope.service.api.params import (
+from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.query import (
     LARGEST,
     EndParam,
     LayerParam,
@@ -19,8 +19,8 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import documented
-from moescope.service.api.turns import Turns
-from moescope.service.api.windows import pick_layers, read_window, uncovered_out, window_out
+from moescope.service.api.schemas.common import Balance, Cell, LayerBalance, Measures, Summaries, Summary
+from moescope.service.api.schemas.windows import pick_layers, read_window, uncovered_out, window_out
 from moescope.service.live.state import LiveState
 from moescope.service.measures import balance
 from moescope.service.settings import Settings

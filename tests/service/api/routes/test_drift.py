@@ -14,10 +14,10 @@ from moescope.capture import wire
 from moescope.service.drift.baseline import MAX_BASELINES
 from moescope.service.simulation.fleet import Fleet
 from tests.service.advice.fleets import plan
-from tests.service.advice.test_api import push_fleet
+from tests.service.api.routes.test_advice import push_fleet
+from tests.service.api.test_openapi import _check
 from tests.service.conftest import Service
 from tests.service.frames import frame, producer
-from tests.service.test_openapi import _check
 
 
 class Two:

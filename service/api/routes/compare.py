@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 from fastapi import APIRouter, Query, Response
 
-from moescope.service.api.compact import CompactWindow, answer, described, window_of
-from moescope.service.api.params import (
+from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.query import (
     Bounds,
     DpRankParam,
     EndParam,
@@ -20,8 +20,8 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.turns import Turns
-from moescope.service.api.windows import read_window
+from moescope.service.api.schemas.compact import CompactWindow, answer, described, window_of
+from moescope.service.api.schemas.windows import read_window
 from moescope.service.counts.phase_split import why_unphased
 from moescope.service.counts.totals import Phase
 from moescope.service.live.state import LiveState

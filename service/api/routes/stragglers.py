@@ -7,8 +7,8 @@ from typing import Final
 import numpy as np
 from fastapi import APIRouter
 
-from moescope.service.api.models_stragglers import StageOut, StragglerInterval, StragglerLayer, Stragglers
-from moescope.service.api.params import (
+from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.query import (
     EndParam,
     LayerParam,
     ModelParam,
@@ -21,8 +21,8 @@ from moescope.service.api.params import (
     parse_step,
 )
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.turns import Turns
-from moescope.service.api.windows import window_out
+from moescope.service.api.schemas.stragglers import StageOut, StragglerInterval, StragglerLayer, Stragglers
+from moescope.service.api.schemas.windows import window_out
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status

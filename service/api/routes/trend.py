@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 from fastapi import APIRouter, Query, Response
 
-from moescope.service.api.compact import answer, described
-from moescope.service.api.params import ModelParam, PhaseParam, ServerParam, choose
+from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.query import ModelParam, PhaseParam, ServerParam, choose
 from moescope.service.api.problems import documented
-from moescope.service.api.turns import Turns
+from moescope.service.api.schemas.compact import answer, described
 from moescope.service.counts.totals import Phase
 from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState

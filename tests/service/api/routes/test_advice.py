@@ -9,8 +9,8 @@ import pytest
 from moescope.capture import wire
 from moescope.service.simulation.fleet import Fleet
 from tests.service.advice.fleets import plan
+from tests.service.api.test_openapi import _check
 from tests.service.conftest import Service
-from tests.service.test_openapi import _check
 
 
 def push_fleet(service: Service, rounds: int = 10, every: float = 30.0, **fields: Any) -> None:

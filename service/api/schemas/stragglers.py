@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.models import Window
+from moescope.service.api.schemas.common import Window
 
 _COST = "Share of the time that an average EP rank waits for the busiest: 1 - sum of means / sum of maxes"
 _WINDOWED = (

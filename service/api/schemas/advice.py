@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.models import Summary, Window
+from moescope.service.api.schemas.common import Summary, Window
 
 StrategyName = Literal["present", "linear", "round_robin", "eplb"]
 

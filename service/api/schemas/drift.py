@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moescope.service.api.models import Window
+from moescope.service.api.schemas.common import Window
 from moescope.service.counts.totals import Phase
 
 

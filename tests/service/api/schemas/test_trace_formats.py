@@ -12,7 +12,7 @@ import pytest
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import NO_EXPERT
-from moescope.service.api.trace_formats import as_npz, as_parquet, as_raw
+from moescope.service.api.schemas.trace_formats import as_npz, as_parquet, as_raw
 from moescope.service.store.records import WorkerTrace
 from moescope.service.traces.routing import Routing, put_together
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import ExpertArray
-from moescope.service.api.params import (
+from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.query import (
     LARGEST,
     EndParam,
     ModelParam,
@@ -20,8 +21,7 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.traces import existing
-from moescope.service.api.turns import Turns
+from moescope.service.api.routes.traces import existing
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TraceQuery

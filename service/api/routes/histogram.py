@@ -6,8 +6,8 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from moescope.service.api.models import Histogram, Interval, LayerCounts, LayerHistogram
-from moescope.service.api.params import (
+from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.query import (
     DpRankParam,
     EndParam,
     LayerParam,
@@ -20,8 +20,14 @@ from moescope.service.api.params import (
     parse_step,
 )
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.turns import Turns
-from moescope.service.api.windows import pick_layers, read_series, read_window, uncovered_out, window_out
+from moescope.service.api.schemas.common import Histogram, Interval, LayerCounts, LayerHistogram
+from moescope.service.api.schemas.windows import (
+    pick_layers,
+    read_series,
+    read_window,
+    uncovered_out,
+    window_out,
+)
 from moescope.service.live.state import LiveState
 from moescope.service.windows.window import LayerWindow, ModelWindow
 

@@ -11,12 +11,9 @@ from fastapi.responses import StreamingResponse
 
 from moescope.capture.wire import WireError, WireVersionError
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, decode_part
-from moescope.service.api import trace_formats
-from moescope.service.api.ingest import REFUSALS, client_of, receive
-from moescope.service.api.keeping import Keeper
-from moescope.service.api.limits import Limits, RefusedFrameError
-from moescope.service.api.models import TraceOut, TracePage, TraceReceipt
-from moescope.service.api.params import (
+from moescope.service.api.limits.keeping import Keeper
+from moescope.service.api.limits.limits import Limits, RefusedFrameError
+from moescope.service.api.params.query import (
     LARGEST,
     DpRankParam,
     EndParam,
@@ -27,7 +24,10 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.trace_formats import TraceFormat
+from moescope.service.api.routes.ingest import REFUSALS, client_of, receive
+from moescope.service.api.schemas import trace_formats
+from moescope.service.api.schemas.common import TraceOut, TracePage, TraceReceipt
+from moescope.service.api.schemas.trace_formats import TraceFormat
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle

@@ -8,14 +8,8 @@ import msgspec
 import numpy as np
 from fastapi import APIRouter, Query, Response
 
-from moescope.service.api.compact import (
-    CompactUncovered,
-    CompactWindow,
-    answer,
-    described,
-    window_of,
-)
-from moescope.service.api.params import (
+from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.query import (
     Bounds,
     DpRankParam,
     EndParam,
@@ -28,7 +22,13 @@ from moescope.service.api.params import (
     parse_bounds,
 )
 from moescope.service.api.problems import documented
-from moescope.service.api.turns import Turns
+from moescope.service.api.schemas.compact import (
+    CompactUncovered,
+    CompactWindow,
+    answer,
+    described,
+    window_of,
+)
 from moescope.service.counts.phase_split import why_unphased
 from moescope.service.counts.totals import Phase
 from moescope.service.live.producers import ProducerSpan

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from moescope.service.api import models
-from moescope.service.api.params import Bounds, check_known, choose
+from moescope.service.api.params.query import Bounds, check_known, choose
+from moescope.service.api.schemas import common as models
 from moescope.service.counts.totals import Phase
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_phase

@@ -5,16 +5,16 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 
-from moescope.service.api.drift_models import (
+from moescope.service.api.limits.keeping import Keeper
+from moescope.service.api.params.query import ModelParam, ServerParam, choose, parse_bounds
+from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.schemas.drift import (
     BaselineDetail,
     BaselineLayer,
     BaselineOut,
     Baselines,
     PinBaseline,
 )
-from moescope.service.api.keeping import Keeper
-from moescope.service.api.params import ModelParam, ServerParam, choose, parse_bounds
-from moescope.service.api.problems import ProblemError, documented
 from moescope.service.counts.totals import Phase
 from moescope.service.drift.baseline import (
     PREVIOUS_HOUR,

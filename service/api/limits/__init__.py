@@ -1,0 +1,1 @@
+"""What bounds a request: access, sizes, turns, work that many share."""
