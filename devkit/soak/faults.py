@@ -20,7 +20,7 @@ from devkit.soak.gate import Options, Outcome
 from devkit.soak.load import TOKENS_A_FRAME, Fleet, Rank, drive
 from devkit.soak.serving import serving
 from moescope.capture import wire
-from tests.service.store import test_damage, test_kill
+from tests.service.store.sqlite import test_damage, test_kill
 
 READY_S: Final = 5.0
 END_S: Final = 5.0

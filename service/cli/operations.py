@@ -23,9 +23,9 @@ from moescope.service.settings import (
     load_settings,
     unknown_variables,
 )
-from moescope.service.store.backup import back_up
-from moescope.service.store.backup import restore as put_back
 from moescope.service.store.records import StoreError
+from moescope.service.store.sqlite.backup import back_up
+from moescope.service.store.sqlite.backup import restore as put_back
 
 StoreOption = Annotated[Path, typer.Option(envvar="MOESCOPE_STORE", help="Folder of the store.")]
 

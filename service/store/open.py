@@ -9,8 +9,8 @@ from pydantic import SecretStr
 
 from moescope.service.settings import Settings
 from moescope.service.store.interface import Store
-from moescope.service.store.retention import Retention
-from moescope.service.store.sqlite import SqliteStore
+from moescope.service.store.sqlite.retention import Retention
+from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.store.writer import StoreWriter
 
 

@@ -19,7 +19,7 @@ import zstandard
 from devkit.vllm_server import MODEL_NAME
 from moescope.capture.wire import Int64Array, unpack_ids
 from moescope.capture.wire.traces import decode_part
-from moescope.service.store.sqlite import FILE
+from moescope.service.store.sqlite.store import FILE
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
 from tests.e2e.conftest import DP2_EP2
 from tests.e2e.test_exact_counts import prompts

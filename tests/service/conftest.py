@@ -62,7 +62,7 @@ class Service:
 def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a ClickHouse (see clickhouse_server.py), without a database."""
     folder = tmp_path_factory.mktemp("clickhouse")
-    command = [sys.executable, "-m", "tests.service.store.clickhouse_server", str(folder)]
+    command = [sys.executable, "-m", "tests.service.store.clickhouse.server", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         yield f"clickhouse://127.0.0.1:{server.stdout.readline().strip()}"

@@ -39,7 +39,7 @@ from moescope.service.store.records import (
     Usage,
     WorkerTrace,
 )
-from moescope.service.store.retention import Retention
+from moescope.service.store.sqlite.retention import Retention
 
 _ACCOUNT: Final = (*history.KEY, "epoch", "seq", "birth_ms", "at_ms", "writer", "account")
 _MAX_EPOCHS: Final = 64

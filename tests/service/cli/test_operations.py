@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 from moescope.service.auth.tokens import digest_of, read_tokens
 from moescope.service.cli.commands import command_line
-from moescope.service.store.schema import APPLICATION_ID
-from moescope.service.store.sqlite import FILE
+from moescope.service.store.sqlite.schema import APPLICATION_ID
+from moescope.service.store.sqlite.store import FILE
 from tests.service.conftest import Service
 from tests.service.frames import frame
 

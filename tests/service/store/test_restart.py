@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from moescope.service.store.records import StoreError
-from moescope.service.store.sqlite import SqliteStore
+from moescope.service.store.sqlite.store import SqliteStore
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, halves, producer
 

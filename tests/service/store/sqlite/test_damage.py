@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from moescope.service.counts.account import Account
 from moescope.service.store.records import ArrivedPart, Posting, StoreError, TraceQuery
-from moescope.service.store.retention import Retention
-from moescope.service.store.sqlite import FILE, SqliteStore
+from moescope.service.store.sqlite.retention import Retention
+from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.frames import frame, producer
 from tests.service.trace_parts import experts_of, part
 

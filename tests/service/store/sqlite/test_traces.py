@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from moescope.service.store.records import ArrivedPart, TraceQuery
-from moescope.service.store.retention import Retention
-from moescope.service.store.sqlite import SqliteStore
+from moescope.service.store.sqlite.retention import Retention
+from moescope.service.store.sqlite.store import SqliteStore
 from tests.service.store.accounts import BORN, key, posting
 from tests.service.trace_parts import part
 

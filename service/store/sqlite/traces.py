@@ -12,7 +12,7 @@ import numpy as np
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import ExpertArray, Run, TracePart
 from moescope.service.store.records import TraceShape, WorkerTrace
-from moescope.service.store.segments import read_packed, read_quick
+from moescope.service.store.sqlite.segments import read_packed, read_quick
 
 _OLD_TOKENS: Final = 1000  # of a segment, in stores up to schema 3
 

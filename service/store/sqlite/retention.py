@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from moescope.service.store.connections import transaction
+from moescope.service.store.sqlite.connections import transaction
 
 _BATCH: Final = 200  # rows a transaction removes, so that writers and readers wait for milliseconds
 

@@ -14,10 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from moescope.capture.wire.traces import TracePart
-from moescope.service.store import account_rows, connections, trace_listing, traces
-from moescope.service.store.checkpoints import Checkpointer
-from moescope.service.store.connections import Readers
-from moescope.service.store.packing import Packer
 from moescope.service.store.records import (
     ArrivedPart,
     Document,
@@ -33,12 +29,16 @@ from moescope.service.store.records import (
     Usage,
     WorkerTrace,
 )
-from moescope.service.store.rescue import mend
-from moescope.service.store.reserve import BYTES, give_up, set_aside
-from moescope.service.store.retention import Retention, keep
-from moescope.service.store.schema import migrate
-from moescope.service.store.trace_writing import save_parts
-from moescope.service.store.wiping import wipe
+from moescope.service.store.sqlite import account_rows, connections, trace_listing, traces
+from moescope.service.store.sqlite.checkpoints import Checkpointer
+from moescope.service.store.sqlite.connections import Readers
+from moescope.service.store.sqlite.packing import Packer
+from moescope.service.store.sqlite.rescue import mend
+from moescope.service.store.sqlite.reserve import BYTES, give_up, set_aside
+from moescope.service.store.sqlite.retention import Retention, keep
+from moescope.service.store.sqlite.schema import migrate
+from moescope.service.store.sqlite.trace_writing import save_parts
+from moescope.service.store.sqlite.wiping import wipe
 
 FILE: Final = "moescope.sqlite"
 _NO_SPACE: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moescope.service.store import schema
 from moescope.service.store.records import StoreError
-from moescope.service.store.retention import Retention
-from moescope.service.store.sqlite import FILE, SqliteStore
+from moescope.service.store.sqlite import schema
+from moescope.service.store.sqlite.retention import Retention
+from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.store.accounts import BORN, instants, posting
 
 Open = Callable[..., SqliteStore]

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moescope.service.store.backup import examine
 from moescope.service.store.records import ArrivedPart, TraceQuery
-from moescope.service.store.retention import Retention
-from moescope.service.store.schema import MIGRATIONS
-from moescope.service.store.sqlite import FILE, SqliteStore
+from moescope.service.store.sqlite.backup import examine
+from moescope.service.store.sqlite.retention import Retention
+from moescope.service.store.sqlite.schema import MIGRATIONS
+from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.trace_parts import LAYERS, experts_of, part
 
 OLD = sorted((Path(__file__).parent / "upgrade").glob("schema*.sqlite"))

@@ -9,9 +9,9 @@ import numpy as np
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import ExpertArray
-from moescope.service.store.connections import transaction
-from moescope.service.store.hits import read_lane, write_hits
-from moescope.service.store.segments import SegmentWriter, read_packed
+from moescope.service.store.sqlite.connections import transaction
+from moescope.service.store.sqlite.hits import read_lane, write_hits
+from moescope.service.store.sqlite.segments import SegmentWriter, read_packed
 
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moescope.service.store.packing import BLOCK_TOKENS, MAX_LANES, Piece, blocks_of, pieces_of
+from moescope.service.store.sqlite.packing import BLOCK_TOKENS, MAX_LANES, Piece, blocks_of, pieces_of
 from tests.service.trace_parts import LAYERS, experts_of, part
 
 

@@ -12,10 +12,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from moescope.service.store.connections import lock_folder
 from moescope.service.store.records import StoreError
-from moescope.service.store.schema import APPLICATION_ID, MIGRATIONS
-from moescope.service.store.sqlite import FILE
+from moescope.service.store.sqlite.connections import lock_folder
+from moescope.service.store.sqlite.schema import APPLICATION_ID, MIGRATIONS
+from moescope.service.store.sqlite.store import FILE
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import pytest
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import NO_EXPERT
-from moescope.service.store.hits import lanes_hit, read_lane, taken_by, write_hits
+from moescope.service.store.sqlite.hits import lanes_hit, read_lane, taken_by, write_hits
 
 LAYERS = [MoeLayer(1, 5, 2), MoeLayer(4, 300, 3), MoeLayer(7, 16, 2)]
 TOKENS = [3, 1, 7, 2, 2, 1, 1, 1, 4, 1]  # ten lanes: two planes

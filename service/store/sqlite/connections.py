@@ -11,10 +11,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
-from moescope.service.store.checkpoints import MOST_BYTES
 from moescope.service.store.records import StoreError
-from moescope.service.store.rescue import is_damage, readable
-from moescope.service.store.schema import NEW_FILE
+from moescope.service.store.sqlite.checkpoints import MOST_BYTES
+from moescope.service.store.sqlite.rescue import is_damage, readable
+from moescope.service.store.sqlite.schema import NEW_FILE
 
 _READERS: Final = 8
 

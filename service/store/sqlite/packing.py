@@ -21,8 +21,8 @@ import msgspec
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import TracePart
-from moescope.service.store.hits import taken_by, write_hits
-from moescope.service.store.segments import SegmentWriter
+from moescope.service.store.sqlite.hits import taken_by, write_hits
+from moescope.service.store.sqlite.segments import SegmentWriter
 
 BLOCK_TOKENS: Final = 2000
 """A block is written as soon as it has so many; a reader of one trace unpacks all of them."""

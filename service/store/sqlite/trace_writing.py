@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 
 from moescope.capture.wire.traces import TracePart
-from moescope.service.store.packing import Packer, Piece, Shape, Waiting, pieces_of
 from moescope.service.store.records import ArrivedPart
+from moescope.service.store.sqlite.packing import Packer, Piece, Shape, Waiting, pieces_of
 
 _encoder = msgspec.msgpack.Encoder()
 

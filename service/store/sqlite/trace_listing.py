@@ -14,9 +14,9 @@ from typing import Any, Final
 import msgspec
 
 from moescope.capture.wire import MoeLayer
-from moescope.service.store.hits import lanes_hit, old_bit
 from moescope.service.store.records import TracedRequest, TraceQuery
-from moescope.service.store.segments import read_quick
+from moescope.service.store.sqlite.hits import lanes_hit, old_bit
+from moescope.service.store.sqlite.segments import read_quick
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moescope.capture.wire import MoeLayer
-from moescope.service.store.segments import SegmentWriter, read_packed, read_quick
+from moescope.service.store.sqlite.segments import SegmentWriter, read_packed, read_quick
 
 LAYERS = [MoeLayer(0, 300, 2), MoeLayer(3, 64, 4), MoeLayer(9, 8, 1)]
 TOKENS = 250

@@ -1,6 +1,6 @@
 """ClickHouse's HTTP interface, as far as a store needs it, before ClickHouse in this process (chdb).
 
-    python -m tests.service.store.clickhouse_server FOLDER
+    python -m tests.service.store.clickhouse.server FOLDER
 
 Prints its port. No current stand-alone server can be had as a package; the SQL, the engine and the client are
 the real ones, this transport is not. `POST /fail?times=3&code=503` makes the next requests fail.

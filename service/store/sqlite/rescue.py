@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from moescope.service.store.schema import NEW_FILE, migrate
+from moescope.service.store.sqlite.schema import NEW_FILE, migrate
 
 _log = logging.getLogger(__name__)
 
