@@ -28,7 +28,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from moescope.service.metrics.samples import Table, WideMetric
-from moescope.service.metrics.writer import Writer
+from moescope.service.metrics.text.writer import Writer
 
 SIZES: Final = (1_000, 20_000, 100_000, 500_000)
 EXPERTS: Final = 250

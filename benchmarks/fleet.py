@@ -25,9 +25,9 @@ from prometheus_client import CollectorRegistry
 
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector
-from moescope.service.metrics.exposition import expose, negotiate
 from moescope.service.metrics.instruments import Instruments
-from moescope.service.metrics.writer import Writer
+from moescope.service.metrics.text.exposition import expose, negotiate
+from moescope.service.metrics.text.writer import Writer
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.simulation.fleet import Fleet, Plan
 

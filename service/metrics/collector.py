@@ -19,13 +19,14 @@ from prometheus_client.registry import Collector
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.live.state import LiveState
-from moescope.service.metrics import parts, step_parts
 from moescope.service.metrics.catalogue import CATALOGUE
-from moescope.service.metrics.drift_part import drift_gauges
 from moescope.service.metrics.family import Family
 from moescope.service.metrics.instruments import Durations, Instruments
 from moescope.service.metrics.limit import admit
-from moescope.service.metrics.parts import Found, Group
+from moescope.service.metrics.parts import ranks as parts
+from moescope.service.metrics.parts import steps as step_parts
+from moescope.service.metrics.parts.drift import drift_gauges
+from moescope.service.metrics.parts.ranks import Found, Group
 from moescope.service.metrics.samples import Sample, Table, WideMetric
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.windows.assessment import assess

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from moescope.service.api.limits.shared_runs import SharedRuns
 from moescope.service.live.state import LiveState
-from moescope.service.metrics.exposition import Wanted, expose, negotiate
 from moescope.service.metrics.instruments import Instruments
-from moescope.service.metrics.writer import Writer
+from moescope.service.metrics.text.exposition import Wanted, expose, negotiate
+from moescope.service.metrics.text.writer import Writer
 
 
 class Health(BaseModel):

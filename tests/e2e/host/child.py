@@ -156,7 +156,7 @@ def describe(frame: Any) -> dict[str, Any]:
 def main(model: str, result: str) -> None:
     os.environ.update(ENVIRONMENT)
     # A silent endpoint is given up sooner than in production, so that the run stays short.
-    from moescope.capture import transport
+    from moescope.capture.delivery import transport
 
     transport.HttpTransport.__init__.__defaults__ = (1.0, *transport.HttpTransport.__init__.__defaults__[1:])  # type: ignore[index]
     os.environ["MOESCOPE_INTERVAL"] = "soon"

@@ -1,6 +1,6 @@
 """The whole exposition of one small deployment, and the document of all metrics, as files.
 
-After a wanted change: ``python -m tests.service.test_metrics_golden`` writes both anew; read the difference.
+After a wanted change: ``python -m tests.service.metrics.test_golden`` writes both anew; read the difference.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOADS = np.array([[[6, 2], [4, 4]], [[0, 3], [3, 0]]])
 """Slots of two steps' tokens, by layer and EP rank."""
 GOLDEN = Path(__file__).parent / "golden"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
-HOW = "is not what the code makes; if that is wanted, run: python -m tests.service.test_metrics_golden"
+HOW = "is not what the code makes; if that is wanted, run: python -m tests.service.metrics.test_golden"
 
 
 def registry() -> CollectorRegistry:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client.utils import floatToGoString
 
-from moescope.service.metrics.placing import place
+from moescope.service.metrics.text.places import place
 
 WIDTH: Final = 24
 """Bytes of the longest text: a sign, 17 digits, a point and ``e-308``."""

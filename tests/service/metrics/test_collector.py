@@ -21,7 +21,7 @@ from moescope.service.live.state import LiveState
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
-from moescope.service.metrics.parts import Group
+from moescope.service.metrics.parts.ranks import Group
 from moescope.service.metrics.samples import Sample
 from moescope.service.settings import MetricsLevel, Settings
 from tests.service.conftest import Clock, Service
@@ -238,7 +238,7 @@ def test_a_failing_part_never_fails_the_scrape(clock: Clock, monkeypatch: pytest
     def fail(_group: Group) -> list[Sample]:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("moescope.service.metrics.parts.capture_health", fail)
+    monkeypatch.setattr("moescope.service.metrics.parts.ranks.capture_health", fail)
     settings = Settings()
     state = LiveState(settings, clock)
     state.ingest(frame({0: [1, 1]}))

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
-from moescope.service.metrics.writer import Writer
+from moescope.service.metrics.text.writer import Writer
 from moescope.service.settings import Settings
 from tests.service.frames import frame, halves, producer
 

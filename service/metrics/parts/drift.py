@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from moescope.service.drift.measure import summary_of
 from moescope.service.drift.watch import Drifted
 from moescope.service.live.producers import Deployment
-from moescope.service.metrics.parts import Found
+from moescope.service.metrics.parts.ranks import Found
 from moescope.service.metrics.samples import Sample
 
 

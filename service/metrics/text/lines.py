@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from moescope.service.metrics.digits import Numbers
-from moescope.service.metrics.placing import place
 from moescope.service.metrics.samples import Row, Table, WideMetric
+from moescope.service.metrics.text.digits import Numbers
+from moescope.service.metrics.text.places import place
 
 # Lines written at a time, so that arrays on the way (about 100 bytes a line) stay in the processor's cache.
 _BLOCK: Final = 16_384

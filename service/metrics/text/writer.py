@@ -19,9 +19,9 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from moescope.service.metrics.digits import WIDTH, Numbers, go_number
-from moescope.service.metrics.lines import Lines, escaped
 from moescope.service.metrics.samples import Table, WideMetric
+from moescope.service.metrics.text.digits import WIDTH, Numbers, go_number
+from moescope.service.metrics.text.lines import Lines, escaped
 
 _Key = tuple[str, tuple[str, ...], tuple[str, ...]]
 _Part = bytes | tuple[Lines, list[Numbers]]

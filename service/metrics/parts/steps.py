@@ -8,7 +8,7 @@ from moescope.service.counts.phase_split import split_by_phase
 from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
-from moescope.service.metrics.parts import Found, Group
+from moescope.service.metrics.parts.ranks import Found, Group
 from moescope.service.metrics.samples import Sample
 from moescope.service.windows.step_window import cost_in, cost_of, straggler_cost
 

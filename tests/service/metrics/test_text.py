@@ -26,15 +26,15 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from moescope.service.metrics.digits import WIDTH, Numbers
-from moescope.service.metrics.exposition import expose, negotiate
-from moescope.service.metrics.placing import place
 from moescope.service.metrics.samples import Row, Table, WideMetric
-from moescope.service.metrics.writer import Writer
+from moescope.service.metrics.text.digits import WIDTH, Numbers
+from moescope.service.metrics.text.exposition import expose, negotiate
+from moescope.service.metrics.text.places import place
+from moescope.service.metrics.text.writer import Writer
 from moescope.service.settings import MetricsLevel
 from tests.service.conftest import Service
 from tests.service.frames import frame, halves, producer
-from tests.service.test_metrics_golden import registry
+from tests.service.metrics.test_golden import registry
 
 # Surrogates can't be in a label: they are not UTF-8.
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
@@ -160,7 +160,7 @@ def test_kept_labels_are_bounded() -> None:
 
 
 def test_lines_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moescope.service.metrics.lines._BLOCK", 3)
+    monkeypatch.setattr("moescope.service.metrics.text.lines._BLOCK", 3)
     values = [0, 10**15, 2**53, 1.5, 999_999, 10**6, -1e300, 7, 2.0**60, math.nan, 12_345_678]
     rows = ("1", ("a", "bcd", "e")), ("22", ()), ("3", tuple("abcdefgh"))
     metrics: list[Metric] = [wide(("x",), *rows, values=values), wide(("y",), *rows, values=values[::-1])]

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
-from moescope.service.metrics.writer import Writer
+from moescope.service.metrics.text.writer import Writer
 
 # At 100k series level 6 takes 16 times as long as level 1.
 _LEVEL: Final = 1

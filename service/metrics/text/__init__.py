@@ -1,0 +1,1 @@
+"""The exposition as text: families, samples and digits to bytes."""
