@@ -86,35 +86,34 @@ main() {
 
 # Runs `inside` in namespaces of its own, and removes the root after it.
 contain() {
-    local root=$1 suite=$2 keep=$3 again=$4
+    local suite=$2 keep=$3 again=$4
+    ROOT=$1 CHILD='' REMOVE=''
     shift 4
-    child=
-    good=
-    trap 'ended "'"$root"'" "'"$keep"'"' EXIT
+    trap ended EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
-    mkdir -p "$root"
+    mkdir -p "$ROOT"
     # A command in a script's background would ignore SIGINT, and so would all that it starts.
     env --default-signal=INT unshare --mount --propagation private --pid --fork --kill-child \
-        bash "${BASH_SOURCE[0]}" --inside "$root" "$suite" "$again" "$@" &
-    child=$!
-    wait "$child"
-    good=1
+        bash "${BASH_SOURCE[0]}" --inside "$ROOT" "$suite" "$again" "$@" &
+    CHILD=$!
+    wait "$CHILD"
+    [ "$keep" ] || REMOVE=yes
 }
 
-# Ends what still runs in the namespaces, whose mounts end with it, and removes the root.
+# Ends what still runs in the namespaces, whose mounts end with it; removes the root after success.
 ended() {
-    local root=$1 keep=$2 first
-    if [ -n "$child" ]; then
-        first=$(pgrep -P "$child" || true)
-        kill -KILL "$child" 2>/dev/null || true
-        wait "$child" 2>/dev/null || true
+    local first
+    if [ -n "$CHILD" ]; then
+        first=$(pgrep -P "$CHILD" || true)
+        kill -KILL "$CHILD" 2>/dev/null || true
+        wait "$CHILD" 2>/dev/null || true
         while [ -n "$first" ] && [ -e "/proc/$first" ]; do sleep 0.1; done
     fi
-    if [ -n "$good" ] && [ -z "$keep" ]; then
-        rm -rf --one-file-system "$root"
+    if [ "$REMOVE" ]; then
+        rm -rf --one-file-system "$ROOT"
     else
-        say "kept: $root (use it with --again, or remove it)"
+        say "kept: $ROOT (use it with --again, or remove it)"
     fi
 }
 
@@ -132,16 +131,18 @@ inside() {
     git clone --quiet --no-hardlinks . "$root$CLONE"
     say "$(. "$root/etc/os-release" && echo "$PRETTY_NAME"), $(chroot "$root" python3 --version)," \
         "commit $(git rev-parse --short HEAD)"
-    local closing=()
+    local closing=() begin
     for run in "$@"; do
         say "$run"
-        local begin=$SECONDS
+        begin=$SECONDS
         if ! in_root "$root" "$run"; then
-            fail "$run: failed after $((SECONDS - begin)) s"
+            closing+=("$run: FAILED after $((SECONDS - begin)) s")
+            break
         fi
         closing+=("$run: green after $((SECONDS - begin)) s")
     done
     for run in "${closing[@]}"; do say "$run"; done
+    [[ ${closing[-1]} == *": green after "* ]]
 }
 
 make_root() {
@@ -156,6 +157,8 @@ make_root() {
         fail "debootstrap could not make $suite"
     fi
     rm -f "$log"
+    # Nothing here has to outlive a loss of power.
+    echo force-unsafe-io >"$root/etc/dpkg/dpkg.cfg.d/unsafe-io"
     say "debootstrap ended after ${SECONDS} s"
 }
 
@@ -204,9 +207,5 @@ in_root() {
 }
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ "${1:-}" = --inside ]; then
-    shift
-    inside "$@"
-else
-    main "$@"
-fi
+if [ "${1:-}" = --inside ]; then inside "${@:2}"; else main "$@"; fi
+exit  # bash reads on where it was, even in a file that has changed
