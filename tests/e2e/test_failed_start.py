@@ -27,14 +27,6 @@ def test_a_bad_flag(tmp_path: Path) -> None:
     assert last.endswith(f"; its log: {log}")
 
 
-def test_a_worker_class_that_isn_t_there(tmp_path: Path) -> None:
-    """It is the engine's process that fails; the server's only says so."""
-    options = VllmOptions(model=ensure_checkpoint(tmp_path / "model"), worker_class="no_such_module.Worker")
-    with pytest.raises(VllmStartError) as error, VllmServer(options, log=tmp_path / "log"):
-        pass
-    assert str(error.value).splitlines()[0] == "ModuleNotFoundError: No module named 'no_such_module'"
-
-
 def test_a_shared_library_that_is_missing(tmp_path: Path) -> None:
     """vLLM's own start, without the look for libraries that comes before it here."""
     make_broken_library(tmp_path, name="libnuma.so.1", lacks="libgone.so.1")
