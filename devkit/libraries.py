@@ -1,4 +1,4 @@
-"""Parts of the system that Python packages need and don't bring: shared libraries, a compiler.
+"""Parts of the system that Python packages need and don't bring: shared libraries, a compiler, headers.
 
     python -m devkit.libraries vllm browser compiler
 
@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -54,9 +55,12 @@ def missing_for_browser() -> list[Missing]:
 
 
 def missing_compiler() -> list[Missing]:
-    """The C++ compiler that torch calls where vLLM compiles a model."""
-    compiler = os.environ.get("CXX", "g++")
-    return [] if shutil.which(compiler) else [Missing(compiler, "torch's compiler", "g++")]
+    """What torch needs where vLLM compiles a model: a C++ compiler, and the headers of this Python."""
+    compiler, headers = os.environ.get("CXX", "g++"), Path(sysconfig.get_path("include"))
+    missing = [] if shutil.which(compiler) else [Missing(compiler, "torch's compiler", "g++")]
+    if not (headers / "Python.h").exists():
+        missing.append(Missing(f"{headers}/Python.h", "torch's compiler", f"lib{headers.name}-dev"))
+    return missing
 
 
 CHECKS: Final = {"vllm": missing_for_vllm, "browser": missing_for_browser, "compiler": missing_compiler}

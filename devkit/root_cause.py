@@ -20,6 +20,7 @@ _LINKS: Final = (
 _PREFIX: Final = re.compile(r"^(?:\((?P<process>\S+ pid=\d+)\) )?(?:\w+ \d\d-\d\d [\d:]+ \[\S+\] ?)?")
 # vLLM only warns that it can't load its own library, and fails later for want of what is in it.
 _LOADER: Final = re.compile(r"(\w*Error)\W+([^'\"\n]*: cannot open shared object file[^'\"\n]*)")
+_COMPILER: Final = re.compile(r"[^\s:]+:\d+:\d+: (?:fatal )?error: .+")
 _USAGE: Final = re.compile(r"^\S[^:\n]*: error: .+", re.MULTILINE)
 _ELSEWHERE: Final = "See root cause above"
 
@@ -27,16 +28,18 @@ _ELSEWHERE: Final = "See root cause above"
 def root_cause(log: str) -> list[str]:
     """What went wrong first, without vLLM's prefixes, and what that led to; nothing if the log doesn't say.
 
-    A shared library that could not be loaded is first; then the innermost exception of the last traceback, or
-    of the log's first if the last only says that another process failed; or an error in the command line.
+    A shared library that could not be loaded, or what a compiler says, is first; then the innermost exception of
+    the last traceback, or of the log's first if the last only says that another process failed; or an error in
+    the command line.
     """
-    loader = [_short(f"{found[1]}: {found[2]}") for found in _LOADER.finditer(log)][:1]
+    below = [_short(f"{found[1]}: {found[2]}") for found in _LOADER.finditer(log)][:1]
+    below = below or [_short(found) for found in _COMPILER.findall(log)][:1]
     chains = _chains(log)
     if chains:
         refers = _ELSEWHERE in chains[-1][-1]
         chain = [_short(exception) for exception in chains[0 if refers else -1]]
-        return loader + [exception for exception in chain if exception not in loader]
-    return loader or [_short(line) for line in _USAGE.findall(log)[-1:]]
+        return below + [exception for exception in chain if exception not in below]
+    return below or [_short(line) for line in _USAGE.findall(log)[-1:]]
 
 
 def explain(log: Path, what: str) -> str:

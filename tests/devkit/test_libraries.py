@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,6 +48,13 @@ def test_programs_are_asked_too_and_have_what_they_need_here(tmp_path: Path) -> 
 
 def test_this_environment_lacks_nothing() -> None:
     assert [check() for check in libraries.CHECKS.values()] == [[], [], []]
+
+
+def test_headers_of_python_are_of_its_own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = tmp_path / "python3.11"
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(headers))
+    (missing,) = libraries.missing_compiler()
+    assert (missing.what, missing.package) == (f"{headers}/Python.h", "libpython3.11-dev")
 
 
 @pytest.mark.parametrize(

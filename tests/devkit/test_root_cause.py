@@ -60,6 +60,15 @@ def test_a_library_that_can_t_be_loaded(tmp_path: Path) -> None:
     assert root_cause(log.read_text()) == [said]
 
 
+def test_code_that_can_t_be_compiled(tmp_path: Path) -> None:
+    source = tmp_path / "code.cpp"
+    source.write_text("#include <moescope_gone.h>\n")
+    log = log_of(f"import subprocess; subprocess.run(['g++', '-c', {str(source)!r}], check=True)", tmp_path)
+    said, then = root_cause(log.read_text())
+    assert said == f"{source}:1:10: fatal error: moescope_gone.h: No such file or directory"
+    assert then.startswith("subprocess.CalledProcessError: Command ")
+
+
 CHAIN = """
 try:
     try:
