@@ -52,7 +52,7 @@ def test_this_environment_lacks_nothing() -> None:
 
 def test_headers_of_python_are_of_its_own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     headers = tmp_path / "python3.11"
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(headers))
+    monkeypatch.setattr(sysconfig, "get_path", {"include": str(headers)}.get)
     (missing,) = libraries.missing_compiler()
     assert (missing.what, missing.package) == (f"{headers}/Python.h", "libpython3.11-dev")
 
