@@ -74,12 +74,12 @@ main() {
     esac
     [ ${#runs[@]} -gt 0 ] || runs=('make demo ARGS="--requests 20 --exit"' 'make test')
     [ "$(id -u)" = 0 ] || fail "needs root: debootstrap and chroot do"
-    command -v debootstrap >/dev/null || devkit/setup-debian.sh debootstrap
     if [ "$again" ]; then
         [ -x "$root/bin/bash" ] || fail "$root holds no Debian to use again"
     else
         [ -z "$(ls -A "$root" 2>/dev/null)" ] || fail "$root isn't empty: remove it, or use it with --again"
     fi
+    command -v debootstrap >/dev/null || devkit/setup-debian.sh debootstrap
     [ -z "$(git status --porcelain)" ] || say "what isn't committed here is left out"
     contain "$root" "$suite" "$keep" "$again" "${runs[@]}"
 }

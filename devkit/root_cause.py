@@ -29,8 +29,8 @@ def root_cause(log: str) -> list[str]:
     """What went wrong first, without vLLM's prefixes, and what that led to; nothing if the log doesn't say.
 
     A shared library that could not be loaded, or what a compiler says, is first. Then comes the innermost
-    exception of the last traceback (of the log's first, if the last only says that another process failed), or
-    an error in the command line.
+    exception of the last traceback, or of the log's first if the last only says that another process failed.
+    Without any it is an error in the command line.
     """
     below = [_short(f"{found[1]}: {found[2]}") for found in _LOADER.finditer(log)][:1]
     below = below or [_short(found) for found in _COMPILER.findall(log)][:1]
