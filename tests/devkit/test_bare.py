@@ -1,4 +1,4 @@
-"""`make bare` refuses in one line what it can't do; what it does takes half an hour and is tried by itself."""
+"""`make bare` refuses in one line what it can't do. Its work takes half an hour: no test runs it."""
 
 from __future__ import annotations
 
