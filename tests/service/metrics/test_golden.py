@@ -16,7 +16,7 @@ from moescope.service.metrics.document import markdown
 from tests.service.metrics.deployment import registry
 
 GOLDEN = Path(__file__).parent / "golden"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
 HOW = "is not what the code makes; if that is wanted, run: python -m tests.service.metrics.test_golden"
 
 
