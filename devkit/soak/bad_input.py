@@ -16,7 +16,7 @@ import psutil
 from devkit.soak.gate import Options, Outcome
 from devkit.soak.load import Fleet, drive
 from devkit.soak.serving import serving
-from tests.service.api.test_bad_input import check_traces, check_what_is_answered, fuzz, fuzz_queries
+from tests.service.api.fuzzing import check_traces, check_what_is_answered, fuzz, fuzz_queries
 from tests.service.conftest import Clock, Service
 
 

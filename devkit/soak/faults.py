@@ -20,7 +20,8 @@ from devkit.soak.gate import Options, Outcome
 from devkit.soak.load import TOKENS_A_FRAME, Fleet, Rank, drive
 from devkit.soak.serving import serving
 from moescope.capture import wire
-from tests.service.store.sqlite import test_damage, test_kill
+from tests.service.store.sqlite import damage as damaging
+from tests.service.store.sqlite import kills as killing
 
 READY_S: Final = 5.0
 END_S: Final = 5.0
@@ -29,7 +30,7 @@ END_S: Final = 5.0
 def kills(options: Options) -> Outcome:
     """kill -9 at random moments while frames and traces come."""
     count = options.cases(50)
-    slowest = test_kill.kill_and_check(options.folder / "kills", count)
+    slowest = killing.kill_and_check(options.folder / "kills", count)
     return Outcome(
         slowest <= READY_S,
         f"{count} kills: every acknowledged frame and trace was there, none doubled; ready in "
@@ -40,24 +41,24 @@ def kills(options: Options) -> Outcome:
 
 def damage(options: Options) -> Outcome:
     """Bit flips, truncations and overwritten pages of a store's file, then a service on some of them."""
-    whole = test_damage.whole_store(Path(tempfile.mkdtemp(dir=options.folder)))
+    whole = damaging.whole_store(Path(tempfile.mkdtemp(dir=options.folder)))
     count, kept = options.cases(100), Counter()
     for seed in range(count):
         folder = Path(tempfile.mkdtemp(dir=options.folder))
-        accounts, traces = test_damage.damage(folder, whole, seed)
+        accounts, traces = damaging.damage(folder, whole, seed)
         kept["accounts"] += accounts
         kept["traces"] += traces
     slowest, served = 0.0, options.cases(20)
     for seed in range(served):
         folder = Path(tempfile.mkdtemp(dir=options.folder))
-        test_damage.break_file(folder, whole, seed)
+        damaging.break_file(folder, whole, seed)
         with serving(folder, store=folder) as service:
             slowest = max(slowest, service.ready_s)
     return Outcome(
         slowest <= READY_S,
         f"{count} damaged files: all opened and went on, of their accounts {kept['accounts']} of "
-        f"{count * test_damage.RANKS} and of their traces {kept['traces']} of "
-        f"{count * test_damage.TRACES} were "
+        f"{count * damaging.RANKS} and of their traces {kept['traces']} of "
+        f"{count * damaging.TRACES} were "
         f"kept; a service on {served} of them was ready in {slowest:.1f} s at most",
     )
 

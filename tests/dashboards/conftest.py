@@ -1,5 +1,5 @@
 """A real service, as in the service's own tests."""
 
-from tests.service.conftest import _no_settings_from_outside, clock, start_service
+from tests.service.conftest import clock, no_settings_from_outside, start_service
 
-__all__ = ["_no_settings_from_outside", "clock", "start_service"]
+__all__ = ["clock", "no_settings_from_outside", "start_service"]

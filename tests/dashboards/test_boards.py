@@ -12,10 +12,10 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from moescope.dashboards.build import FOLDER, documents
 from moescope.service.metrics.catalogue import CATALOGUE
+from tests.dashboards.boards import BOARDS
 from tests.dashboards.linter import expressions, panels
 from tests.dashboards.promql import selectors
 
-BOARDS = {path.name: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
 each_board = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.dashboards.boards import BOARDS
 from tests.dashboards.linter import RULES, Board, panels
 from tests.dashboards.promql import selectors
-from tests.dashboards.test_boards import BOARDS
 
 Break = Callable[[Board], object]
 

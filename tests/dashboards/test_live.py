@@ -13,8 +13,8 @@ from moescope.service.settings import MetricsLevel
 from moescope.service.simulation.feed import Poster, feed
 from moescope.service.simulation.fleet import Outage, Plan
 from moescope.service.simulation.routing import Habits, Shape
+from tests.dashboards.boards import BOARDS
 from tests.dashboards.live import pin_baseline, prometheus, recorded, without_data
-from tests.dashboards.test_boards import BOARDS
 from tests.service.conftest import Service
 
 # With Mixtral's experts. Rank 2 is killed after 20 s; the hot expert keeps its EP rank the busiest.

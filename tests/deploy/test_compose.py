@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import httpx
@@ -24,10 +23,8 @@ import pytest
 import yaml
 
 from moescope.service.settings import Settings
+from tests.deploy.compose import COMPOSE, ROOT, SERVICES
 
-ROOT = Path(__file__).parents[2]
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 MOESCOPE = Path(sys.executable).with_name("moescope")
 TOKEN = "compose-token"
 

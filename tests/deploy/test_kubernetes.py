@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-import yaml
 from typer.testing import CliRunner
 
 from moescope.dashboards.kubernetes import FOLDER, manifests
 from moescope.service.cli.commands import command_line
 from moescope.service.settings import Settings
-
-DOCUMENTS: list[dict[str, Any]] = [
-    document
-    for path in sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("*.json")])
-    for document in yaml.safe_load_all(path.read_text())
-]
-
-
-def one(kind: str, name: str = "moescope") -> dict[str, Any]:
-    (found,) = [item for item in DOCUMENTS if item["kind"] == kind and item["metadata"]["name"] == name]
-    return found
-
-
-def containers(workload: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {item["name"]: item for item in workload["spec"]["template"]["spec"]["containers"]}
+from tests.deploy.manifests import containers, one
 
 
 def test_rules_and_boards_are_what_the_code_makes() -> None:

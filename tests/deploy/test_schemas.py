@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.deploy.compose import COMPOSE
+from tests.deploy.manifests import DOCUMENTS, containers, one
 from tests.deploy.schemas import compose, kubernetes
-from tests.deploy.test_compose import COMPOSE
-from tests.deploy.test_kubernetes import DOCUMENTS, containers, one
 
 Break = Callable[[dict[str, Any]], object]
 

@@ -22,6 +22,7 @@ from devkit.vllm_server import MODEL_NAME, VllmOptions, VllmServer
 from tests.e2e.relay import Relay
 
 WORKER = "moescope.capture.worker.RoutingWorker"
+DP2_EP2 = {"data_parallel_size": 2, "expert_parallel": True, "max_num_batched_tokens": 64}
 SETTLE_SECONDS = 30.0  # twice the longest that a worker waits after a failure
 
 
@@ -223,3 +224,11 @@ class Cluster:
             for layer in layers.values():
                 assert layer["tokens"] == tokens
                 assert sum(layer["counts"]) == layer["slots"] == tokens * layer["top_k"]
+
+
+def prompts(number: int, stride: int = 7) -> list[Request]:
+    """Prompts and completions of unequal lengths, no two with a common beginning."""
+    return [
+        Request(f"{index:03d} " + "lorem ipsum " * (1 + index), 3 + index * stride % 29)
+        for index in range(number)
+    ]

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import Cluster
-
-DP2_EP2 = {"data_parallel_size": 2, "expert_parallel": True, "max_num_batched_tokens": 64}
+from tests.e2e.cluster import DP2_EP2, Cluster
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.dashboards.boards import BOARDS
 from tests.dashboards.live import pin_baseline, prometheus, without_data
-from tests.dashboards.test_boards import BOARDS
 from tests.e2e.cluster import Cluster, Request, Service
 
 pytestmark = pytest.mark.e2e

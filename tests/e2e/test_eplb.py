@@ -14,9 +14,7 @@ import pytest
 from moescope.capture.wire import Frame, unpack_counts, unpack_ids
 from moescope.service.counts.ep_slots import ep_slots_of
 from moescope.service.counts.layers import Layout
-from tests.e2e.cluster import Cluster
-from tests.e2e.conftest import DP2_EP2
-from tests.e2e.test_exact_counts import prompts
+from tests.e2e.cluster import DP2_EP2, Cluster, prompts
 
 pytestmark = pytest.mark.e2e
 

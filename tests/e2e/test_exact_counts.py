@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import httpx
 import pytest
 
 from devkit.vllm_server import MODEL_NAME
-from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
+from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request, prompts
+from tests.e2e.reading import generated_tokens, ranks
 
 pytestmark = pytest.mark.e2e
-
-
-def prompts(number: int, stride: int = 7) -> list[Request]:
-    """Prompts and completions of unequal lengths, no two with a common beginning."""
-    return [
-        Request(f"{index:03d} " + "lorem ipsum " * (1 + index), 3 + index * stride % 29)
-        for index in range(number)
-    ]
 
 
 def test_nothing_was_counted_before_the_first_request(cluster: Cluster) -> None:
@@ -41,11 +33,6 @@ def test_one_request_leaves_the_other_rank_idle(cluster: Cluster) -> None:
     cluster.assert_exact()
     after = {rank["dp_rank"]: rank["idle_steps"] for rank in ranks(cluster)}
     assert sum(after.values()) > sum(before.values())
-
-
-def ranks(cluster: Cluster) -> list[dict[str, Any]]:
-    (deployment,) = cluster.service.get("/v1/ranks")["deployments"]
-    return list(deployment["dp_ranks"])
 
 
 def test_concurrent_requests_of_unequal_length(cluster: Cluster) -> None:
@@ -92,7 +79,3 @@ def test_an_aborted_request(cluster: Cluster) -> None:
     cluster.rebase()
     cluster.complete_all(prompts(4))
     cluster.assert_exact()
-
-
-def generated_tokens(cluster: Cluster) -> int:
-    return int(sum(cluster.vllm_metrics()["vllm:generation_tokens_total"].values()))

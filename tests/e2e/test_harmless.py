@@ -7,8 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.cluster import Cluster, Request
-from tests.e2e.conftest import DP2_EP2
+from tests.e2e.cluster import DP2_EP2, Cluster, Request
 
 pytestmark = pytest.mark.e2e
 

@@ -7,22 +7,12 @@ import time
 import numpy as np
 import pytest
 
-from moescope.capture.wire import Frame, unpack_counts
-from tests.e2e.cluster import SETTLE_SECONDS, Cluster
-from tests.e2e.test_exact_counts import prompts
+from moescope.capture.wire import unpack_counts
+from tests.e2e.cluster import SETTLE_SECONDS, Cluster, prompts
+from tests.e2e.reading import forward_passes, last_frames
 from tests.step_loads import placed_counts, step_loads
 
 pytestmark = pytest.mark.e2e
-
-
-def last_frames(cluster: Cluster) -> dict[int, Frame]:
-    """The latest frame of each DP rank."""
-    return {frame.producer.dp_rank: frame for frame in cluster.relay.frames}
-
-
-def forward_passes(frame: Frame) -> int:
-    """Steps that the rank made, dummy steps included."""
-    return frame.steps + frame.idle_steps
 
 
 def test_phases_are_what_vllm_says_it_computed(cluster: Cluster) -> None:

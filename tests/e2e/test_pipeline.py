@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.e2e.cluster import SETTLE_SECONDS, Cluster
-from tests.e2e.test_exact_counts import prompts
-from tests.e2e.test_traces import all_traces, npz, wire_counts
+from tests.e2e.cluster import SETTLE_SECONDS, Cluster, prompts
+from tests.e2e.traces import all_traces, npz, wire_counts
 
 pytestmark = pytest.mark.e2e
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import Cluster, Request
-from tests.e2e.conftest import DP2_EP2
-from tests.e2e.test_traces import all_traces, assert_sums, npz
+from tests.e2e.cluster import DP2_EP2, Cluster, Request
+from tests.e2e.traces import all_traces, assert_sums, npz
 
 pytestmark = pytest.mark.e2e
 

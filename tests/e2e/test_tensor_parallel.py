@@ -13,10 +13,9 @@ from devkit.libraries import missing_compiler, require
 from devkit.vllm_server import MODEL_NAME
 from moescope.capture.wire import unpack_counts
 from moescope.capture.wire.traces import decode_part
-from tests.e2e.cluster import SETTLE_SECONDS, Cluster
-from tests.e2e.conftest import DP2_EP2
-from tests.e2e.test_exact_counts import prompts, ranks
-from tests.e2e.test_traces import all_traces, npz, settled
+from tests.e2e.cluster import DP2_EP2, SETTLE_SECONDS, Cluster, prompts
+from tests.e2e.reading import ranks
+from tests.e2e.traces import all_traces, npz, settled
 
 pytestmark = pytest.mark.e2e
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -20,11 +18,10 @@ from devkit.vllm_server import MODEL_NAME
 from moescope.capture.wire import Int64Array, unpack_ids
 from moescope.capture.wire.traces import decode_part
 from moescope.service.store.sqlite.store import FILE
-from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
-from tests.e2e.conftest import DP2_EP2
-from tests.e2e.test_exact_counts import prompts
-from tests.e2e.test_phases import forward_passes, last_frames
-from tests.e2e.test_stragglers import assert_rise, settled_stragglers, sums_of
+from tests.e2e.cluster import DP2_EP2, Cluster, Request, prompts
+from tests.e2e.reading import forward_passes, last_frames
+from tests.e2e.stragglers import assert_rise, settled_stragglers, sums_of
+from tests.e2e.traces import all_traces, assert_sums, npz, settled
 from tests.step_loads import step_loads
 
 pytestmark = pytest.mark.e2e
@@ -46,82 +43,6 @@ def tracing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     }
     with Cluster(folder, options, store=folder / "store") as running:
         yield running
-
-
-def settled(cluster: Cluster) -> list[dict[str, int]]:
-    """Each rank's account of its traces, once none is in flight."""
-    cluster.settled_when_idle()
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while True:
-        (deployment,) = cluster.service.get("/v1/ranks")["deployments"]
-        accounts = [producer["traces"] for rank in deployment["dp_ranks"] for producer in rank["producers"]]
-        if not any(account["in_flight"] for account in accounts) or time.monotonic() > deadline:
-            return accounts
-        time.sleep(0.1)
-
-
-def all_traces(cluster: Cluster) -> list[dict[str, Any]]:
-    """Every trace that is listed, page by page."""
-    found: list[dict[str, Any]] = []
-    cursor: str | None = ""
-    while cursor is not None:
-        page = cluster.service.get("/v1/traces", limit=7, cursor=cursor)
-        found += page["traces"]
-        cursor = page["next_cursor"]
-    return found
-
-
-def npz(cluster: Cluster, name: str) -> dict[str, Any]:
-    response = httpx.get(f"{cluster.service.url}/v1/traces/{name}.npz")
-    assert response.status_code == 200, response.text
-    return dict(np.load(io.BytesIO(response.content)))
-
-
-def wire_counts(cluster: Cluster) -> dict[int, dict[int, np.ndarray]]:
-    """DP rank to layer to slots by expert, of every row in every part that went over the wire.
-
-    A part counts once: what the service could not be given, since it was just ending, is sent again.
-    """
-    counts: dict[int, dict[int, np.ndarray]] = {}
-    parts = [decode_part(body) for body in cluster.relay.trace_bodies]
-    once = {(*part.producer.key, part.epoch, part.trace, part.part): part for part in parts}
-    for part in once.values():
-        of_rank = counts.setdefault(part.producer.dp_rank, {})
-        for i, layer in enumerate(part.layers):
-            found = np.bincount(part.ids_of(i).reshape(-1), minlength=layer.num_experts)
-            of_rank[layer.layer] = of_rank.get(layer.layer, 0) + found
-    return counts
-
-
-def stored_counts(cluster: Cluster, names: list[str]) -> dict[int, np.ndarray]:
-    """Layer to slots by expert, of these requests' positions as the service answers them."""
-    counts: dict[int, np.ndarray] = {}
-    for name in names:
-        trace = npz(cluster, name)
-        for i, layer in enumerate(trace["layers"].tolist()):
-            ids = trace["routed_experts"][:, i].reshape(-1)
-            found = np.bincount(ids[ids >= 0], minlength=int(trace["num_experts"][i]))
-            counts[layer] = counts.get(layer, 0) + found
-    return counts
-
-
-def assert_sums(cluster: Cluster, recomputed: bool = False) -> None:
-    """The traces' slots are the histogram's, for each DP rank, layer and expert."""
-    for account in settled(cluster):
-        assert account["captured"] == account["delivered"] > 0, account
-    traces = all_traces(cluster)
-    for dp_rank, layers in wire_counts(cluster).items():
-        truth = cluster.layers(dp_rank)
-        assert {layer: counts.tolist() for layer, counts in layers.items()} == {
-            layer: found["counts"] for layer, found in truth.items()
-        }
-        mine = [trace for trace in traces if trace["dp_rank"] == dp_rank]
-        assert sum(trace["tokens"] for trace in mine) == next(iter(truth.values()))["tokens"]
-        if not recomputed:  # a position that was computed twice is answered once
-            kept = stored_counts(cluster, [trace["request_id"] for trace in mine])
-            assert {layer: counts.tolist() for layer, counts in kept.items()} == {
-                layer: found["counts"] for layer, found in truth.items()
-            }
 
 
 def test_sum_of_traces_is_the_histogram(tracing: Cluster) -> None:

@@ -13,8 +13,8 @@ if torch.cuda.device_count() < 2:
     pytest.skip("needs two CUDA GPUs", allow_module_level=True)
 pytest.importorskip("vllm", reason="needs vLLM for CUDA")
 
-from tests.gpu.test_vllm import DEFAULT, V1, V2
-from tests.gpu.test_vllm_parallel import DP2, TP2, Runs
+from tests.gpu.deployments import DP2, TP2, Runs
+from tests.gpu.engines import DEFAULT, V1, V2
 
 
 def balancer(use_async: bool) -> dict[str, Any]:

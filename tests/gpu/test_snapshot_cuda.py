@@ -115,7 +115,7 @@ from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.wire import MoeLayer
-from tests.capture.frames.test_taker import Source
+from tests.capture.frames.bench import Source
 
 layers, device = [MoeLayer(0, 8, 2)], torch.device("cuda", 1)
 torch.cuda.set_device(device)

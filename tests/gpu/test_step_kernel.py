@@ -11,43 +11,8 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
 from moescope.capture.wire import MoeLayer
+from tests.gpu.passes import Replay, captured, full_graph, piecewise_graphs, step
 from tests.gpu.toy import CUDA, Toy
-
-Replay = Callable[[], None]
-
-
-def captured(body: Callable[[], None], pool: object = None) -> torch.cuda.CUDAGraph:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        body()
-    return graph
-
-
-def full_graph(toy: Toy, rows: int, pool: object, ordinals: list[int] | None = None) -> Replay:
-    toy.forward(rows, ordinals)  # as vLLM does before each capture
-    return captured(lambda: toy.forward(rows, ordinals), pool).replay
-
-
-def piecewise_graphs(toy: Toy, rows: int, pool: object) -> Replay:
-    toy.forward(rows)
-    pieces = []
-    for ordinal in range(len(toy.layers)):
-        pieces.append(captured(lambda ordinal=ordinal: toy.layer(ordinal, rows), pool))
-        torch.empty(rows, 64, device=CUDA).normal_()  # what runs between the pieces, outside of graphs
-
-    def replay() -> None:
-        for piece in pieces:
-            piece.replay()
-            torch.empty(rows, 64, device=CUDA).normal_()
-
-    return replay
-
-
-def step(toy: Toy, valid: int, run: Replay) -> None:
-    toy.new_input()
-    toy.begin(valid)
-    run()
-    toy.capturer.end_step()
 
 
 @pytest.fixture

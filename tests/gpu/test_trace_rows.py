@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
 from moescope.capture.counting.staging import StagedRows, TraceStaging, copy_traced_rows
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.wire import MoeLayer
-from tests.gpu.test_step_kernel import Replay, full_graph, piecewise_graphs
+from tests.gpu.passes import Replay, full_graph, piecewise_graphs
 from tests.gpu.toy import CUDA, LAYERS, Toy
 
 

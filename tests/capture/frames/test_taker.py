@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,41 +10,9 @@ import torch
 from moescope.capture.counting.load_ring import LoadRing
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.frames.taker import NUM_SLOTS, Snapshot, SnapshotTaker
-from moescope.capture.step.totals import StepTokens, Totals
+from moescope.capture.step.totals import StepTokens
 from moescope.capture.wire import unpack_step_loads
-
-
-@dataclass
-class Source:
-    totals: Totals = field(default_factory=Totals)
-    disabled_reason: str | None = None
-
-
-class Bench:
-    """A taker over two counters that every step raises together, with a clock that the test moves."""
-
-    def __init__(
-        self, interval: float = 1.0, ring: LoadRing | None = None, history: StepHistory | None = None
-    ) -> None:
-        self.now = 100.0
-        self.source = Source()
-        self.flat = torch.zeros(2, dtype=torch.int64)
-        self.taker = SnapshotTaker(self.flat, self.source, interval, lambda: self.now, ring, history)
-
-    def begin(self) -> None:
-        self.taker.step_begins()
-
-    def end(self) -> None:
-        self.flat.add_(1)
-        self.source.totals = self.source.totals.with_step(StepTokens(1, 0))
-        self.taker.step_ends()
-
-    def step(self) -> None:
-        self.begin()
-        self.end()
-
-    def collect(self) -> Snapshot | None:
-        return self.taker.collect()
+from tests.capture.frames.bench import Bench, Source
 
 
 def values(snapshot: Snapshot | None) -> tuple[list[int], int] | None:

@@ -13,6 +13,7 @@ from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMo
 
 from moescope.capture.seam import model as vllm_seam
 from moescope.capture.wire import unpack_ids
+from tests.capture.seam.configs import config
 
 
 class TrtLlmLikeKernel:
@@ -34,17 +35,6 @@ def runner(
         expert_map_manager=SimpleNamespace(**({"ep_size": 2, "placement_strategy": "linear"} | placement)),
     )
     return made
-
-
-def config(speculative: Any = None, **changes: Any) -> Any:
-    fields = {
-        "use_ubatching": False,
-        "prefill_context_parallel_size": 1,
-        "enable_expert_parallel": True,
-        "enable_eplb": False,
-    }
-    parallel = SimpleNamespace(**(fields | changes))
-    return SimpleNamespace(parallel_config=parallel, speculative_config=speculative)
 
 
 def survey(*modules: Any, **changes: Any) -> vllm_seam.MoeSurvey:

@@ -23,7 +23,7 @@ from moescope.capture.seam import slots as vllm_slots
 from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.rows import Ranks
 from moescope.capture.wire import unpack_ids
-from tests.capture.seam.test_model import config
+from tests.capture.seam.configs import config
 
 CPU = torch.device("cpu")
 EXPERTS, TOP_K = 8, 2

@@ -15,7 +15,7 @@ from moescope.capture.frames.sender import FrameSender
 from moescope.capture.threads import thread_device
 from moescope.capture.tracing import assembly as trace_assembly
 from moescope.capture.wire import Producer
-from tests.capture.frames.test_taker import Bench
+from tests.capture.frames.bench import Bench
 from tests.capture.traces import Driver
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from moescope.service.advice.achieved import rearrangements
 from tests.service.advice.fleets import DEPLOYMENT, START, Simulated, plan
-from tests.service.api.routes.test_advice import push_fleet
 from tests.service.api.test_openapi import _check
 from tests.service.conftest import Service
 from tests.service.frames import frame, halves, placement, producer
+from tests.service.traffic import push_fleet
 
 
 def test_stationary_routing_gives_what_was_promised() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.service.api.routes.test_advice import push_fleet
 from tests.service.cli.test_cli import _run
 from tests.service.conftest import Service
+from tests.service.traffic import push_fleet
 
 
 def test_the_verdict_comes_first_then_the_options(service: Service) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.service.api.routes.test_drift import Two
 from tests.service.cli.test_cli import _run
 from tests.service.conftest import Service
+from tests.service.traffic import Two
 
 
 def test_pin_then_drift_then_remove(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.live.step_joins import Joins, Key
-from tests.service.live.test_step_stage import stepped
+from tests.service.live.step_frames import stepped
 
 
 class Accounts:

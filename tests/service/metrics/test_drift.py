@@ -8,9 +8,8 @@ from collections.abc import Callable
 from prometheus_client.parser import text_string_to_metric_families
 
 from moescope.service.drift.watch import REFRESH_S
-from tests.service.api.routes.test_advice import push_fleet
-from tests.service.api.routes.test_drift import Two
 from tests.service.conftest import Service
+from tests.service.traffic import Two, push_fleet
 
 Series = dict[tuple[str, str, str], float]
 

@@ -34,7 +34,7 @@ from moescope.service.metrics.text.writer import Writer
 from moescope.service.settings import MetricsLevel
 from tests.service.conftest import Service
 from tests.service.frames import frame, halves, producer
-from tests.service.metrics.test_golden import registry
+from tests.service.metrics.deployment import registry
 
 # Surrogates can't be in a label: they are not UTF-8.
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from moescope.capture import wire
-from moescope.service.simulation.fleet import Fleet
-from tests.service.advice.fleets import plan
 from tests.service.api.test_openapi import _check
 from tests.service.conftest import Service
-
-
-def push_fleet(service: Service, rounds: int = 10, every: float = 30.0, **fields: Any) -> None:
-    """A simulated fleet's frames, the service's clock along with them."""
-    fleet = Fleet(plan(**fields), int(service.clock.now * 1e9))
-    for _ in range(rounds):
-        service.clock.now += every
-        for frame in fleet.advance(every):
-            assert service.push_bytes(wire.encode_frame(frame)).status_code == 200
+from tests.service.traffic import push_fleet
 
 
 def test_advice_on_a_skewed_fleet(service: Service) -> None:

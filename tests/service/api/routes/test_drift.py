@@ -10,52 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from moescope.capture import wire
 from moescope.service.drift.baseline import MAX_BASELINES
-from moescope.service.simulation.fleet import Fleet
-from tests.service.advice.fleets import plan
-from tests.service.api.routes.test_advice import push_fleet
 from tests.service.api.test_openapi import _check
 from tests.service.conftest import Service
 from tests.service.frames import frame, producer
-
-
-class Two:
-    """A fleet that serves one kind of traffic, then another: two models of routing, one deployment."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self._fleets = [Fleet(plan(skew=0.8, seed=seed), int(service.clock.now * 1e9)) for seed in (0, 1)]
-        self._totals: dict[int, Any] = {}
-
-    def run(self, kind: int, rounds: int, every: float = 60.0) -> None:
-        """Push frames of one kind; cumulative over both."""
-        for _ in range(rounds):
-            self.service.clock.now += every
-            new = list(self._fleets[kind].advance(every))
-            self._totals[kind] = new
-            for rank in range(len(new)):
-                self._push(rank)
-
-    def _push(self, rank: int) -> None:
-        parts = [frames[rank] for frames in self._totals.values()]
-        counts = sum(wire.unpack_counts(part.counts) for part in parts)
-        rows = sum(wire.unpack_counts(part.rows) for part in parts)
-        first = parts[0]
-        made = wire.Frame(
-            wire=first.wire,
-            producer=first.producer,
-            epoch=first.epoch,
-            seq=sum(part.seq for part in parts),
-            captured_at_ns=int(self.service.clock.now * 1e9),
-            layers=first.layers,
-            counts=wire.pack_counts(counts),
-            rows=wire.pack_counts(rows),
-            tokens=sum(part.tokens for part in parts),
-            steps=sum(part.steps for part in parts),
-            placement=first.placement,
-        )
-        assert self.service.push(made).json()["result"] == "accepted"
+from tests.service.traffic import Two, push_fleet
 
 
 def _problem(response: httpx.Response, status: int) -> str:

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import logging
-import random
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from moescope.service.counts.account import Account
-from moescope.service.store.records import ArrivedPart, Posting, StoreError, TraceQuery
+from moescope.service.store.records import ArrivedPart, TraceQuery
 from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.store import FILE, SqliteStore
-from tests.service.frames import frame, producer
+from tests.service.frames import producer
+from tests.service.store.sqlite.damage import NOW, RANKS, TRACES, check, counts_of, damage, flip, whole_store
 from tests.service.trace_parts import experts_of, part
-
-RANKS = 4
-SECONDS = 12
-TRACES = 70  # tiny ones: 64 of them share a block, the others wait
-NOW = 1_700_000_000.0
-
-
-def counts_of(dp_rank: int, second: int) -> list[int]:
-    return [2 * (second + 1) * (dp_rank + 1)] * 64
 
 
 @pytest.fixture(scope="module")
@@ -36,84 +24,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return whole_store(tmp_path_factory.mktemp("whole"))
 
 
-def whole_store(folder: Path) -> bytes:
-    """Likewise, made in this folder."""
-    store = SqliteStore(folder, Retention())
-    accounts = {rank: Account(8) for rank in range(RANKS)}
-    for second in range(SECONDS):
-        for rank, account in accounts.items():
-            who = producer(dp_rank=rank, dp_size=RANKS)
-            account.post(frame({0: counts_of(rank, second)}, seq=second + 1, who=who, after_s=second + 1))
-            store.save([Posting(who.key, NOW, NOW + second, account.state())])
-    for number in range(1, TRACES + 1):
-        store.save([ArrivedPart(part(number, tokens=40), NOW)])
-    store.close()
-    return (folder / FILE).read_bytes()
-
-
-def check(folder: Path) -> tuple[int, int]:
-    """What is there is right, whatever is left of it: accounts and traces that were read."""
-    store = SqliteStore(folder, Retention())
-    try:
-        read = 0
-        for posting in store.accounts():
-            second = posting.account.latest.seq - 1
-            np.testing.assert_array_equal(
-                posting.account.totals.counts, counts_of(posting.account.latest.producer.dp_rank, second)
-            )
-            read += 1
-            at = store.totals_at(posting.key, [NOW + 1e6])[0]
-            assert at is None or at.totals.counts[0] % (2 * (posting.key[2] + 1)) == 0
-        traces = 0
-        for found in store.traced_requests(TraceQuery(limit=1000)):
-            try:
-                workers = store.traces(found.number, None)
-            except StoreError as error:
-                assert "damaged" in str(error)  # noqa: PT017 the message is what matters
-                continue
-            for trace in workers:
-                for ids, expected in zip(trace.experts, experts_of(found.number, 40), strict=True):
-                    np.testing.assert_array_equal(ids, expected)
-            traces += bool(workers)
-        # and it goes on
-        account = Account(8)
-        who = producer(dp_rank=0, dp_size=RANKS)
-        account.post(frame({0: counts_of(0, 99)}, seq=100, who=who, after_s=100))
-        store.save([Posting(who.key, NOW, NOW + 100, account.state())])
-        return read, traces
-    finally:
-        store.close()
-
-
-def flip(data: bytes, places: Sequence[int]) -> bytes:
-    changed = bytearray(data)
-    for place in places:
-        changed[place // 8] ^= 1 << (place % 8)
-    return bytes(changed)
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_a_damaged_file_is_survived(tmp_path: Path, whole: bytes, seed: int) -> None:
     """A third bits flipped, a third truncated, a third with a page overwritten; soak does it 100 times."""
     damage(tmp_path, whole, seed)
-
-
-def damage(folder: Path, whole: bytes, seed: int) -> tuple[int, int]:
-    """Damage a file and open the store: accounts and traces that were kept."""
-    break_file(folder, whole, seed)
-    return check(folder)
-
-
-def break_file(folder: Path, whole: bytes, seed: int) -> None:
-    rng = random.Random(seed)
-    if seed % 3 == 0:
-        broken = flip(whole, [rng.randrange(len(whole) * 8) for _ in range(rng.choice((1, 1, 8, 100)))])
-    elif seed % 3 == 1:
-        broken = whole[: rng.randrange(1, len(whole))]
-    else:
-        page = rng.randrange(len(whole) // 4096) * 4096
-        broken = whole[:page] + rng.randbytes(4096) + whole[page + 4096 :]
-    (folder / FILE).write_bytes(broken)
 
 
 def test_what_was_lost_is_said_and_the_damaged_file_is_kept(

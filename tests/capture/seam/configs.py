@@ -1,0 +1,18 @@
+"""As much of vLLM's configuration as the seam reads."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+
+def config(speculative: Any = None, **changes: Any) -> Any:
+    """A configuration whose parallel part differs from the usual by ``changes``."""
+    fields = {
+        "use_ubatching": False,
+        "prefill_context_parallel_size": 1,
+        "enable_expert_parallel": True,
+        "enable_eplb": False,
+    }
+    parallel = SimpleNamespace(**(fields | changes))
+    return SimpleNamespace(parallel_config=parallel, speculative_config=speculative)
