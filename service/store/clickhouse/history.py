@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.codec import decode_totals
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import Key, StoredTotals, StoreError
-from moescope.service.store.sqlite.retention import Retention
 
 KEY: Final = ("server", "model", "dp_rank", "pp_rank", "tp_rank")
 COLUMNS: Final = (*KEY, "second", "at_ms", "epoch", "seq", "totals")

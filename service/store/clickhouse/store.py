@@ -24,6 +24,7 @@ from moescope.service.store.clickhouse.limit import keep_within, nbytes
 from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.clickhouse.schema import MIGRATIONS, VERSIONS
 from moescope.service.store.codec import decode_account, encode_account, encode_totals
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import (
     ArrivedPart,
     Document,
@@ -39,7 +40,6 @@ from moescope.service.store.records import (
     Usage,
     WorkerTrace,
 )
-from moescope.service.store.sqlite.retention import Retention
 
 _ACCOUNT: Final = (*history.KEY, "epoch", "seq", "birth_ms", "at_ms", "writer", "account")
 _MAX_EPOCHS: Final = 64

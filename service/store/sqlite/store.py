@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from moescope.capture.wire.traces import TracePart
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import (
     ArrivedPart,
     Document,
@@ -35,7 +36,7 @@ from moescope.service.store.sqlite.connections import Readers
 from moescope.service.store.sqlite.packing import Packer
 from moescope.service.store.sqlite.rescue import mend
 from moescope.service.store.sqlite.reserve import BYTES, give_up, set_aside
-from moescope.service.store.sqlite.retention import Retention, keep
+from moescope.service.store.sqlite.retention import keep
 from moescope.service.store.sqlite.schema import migrate
 from moescope.service.store.sqlite.trace_writing import save_parts
 from moescope.service.store.sqlite.wiping import wipe

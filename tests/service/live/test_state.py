@@ -14,8 +14,8 @@ from moescope.service.counts import account as ledger
 from moescope.service.counts.account import RefusedError, Verdict
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import Posting
-from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.windows.expert_owners import owners_of
 from moescope.service.windows.step_series import intervals_of

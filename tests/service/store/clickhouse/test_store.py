@@ -18,9 +18,9 @@ from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings, load_settings
 from moescope.service.store.clickhouse.rowbinary import decode_rows, encode_rows
 from moescope.service.store.clickhouse.store import ClickHouseStore
+from moescope.service.store.limits import Retention
 from moescope.service.store.open import open_store
 from moescope.service.store.records import ArrivedPart, Posting, StoreError, TraceQuery
-from moescope.service.store.sqlite.retention import Retention
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, producer
 from tests.service.store.accounts import BORN, key, posting
