@@ -16,9 +16,10 @@ from msgspec import Struct
 
 from moescope.capture.wire import Int64Array, MoeLayer, Producer, UncoveredLayer
 from moescope.service.counts.account import AccountState, EpochState, Latest
-from moescope.service.counts.layers import FloatArray
+from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers
-from moescope.service.counts.totals import Decode, Layout, Totals
+from moescope.service.counts.totals import Decode, Totals
+from moescope.service.measures.arrays import FloatArray
 
 _VERSION: Final = b"\x01"
 _LEVEL: Final = 1

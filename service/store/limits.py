@@ -10,8 +10,8 @@ class Retention:
     """Ages in seconds, and a size in bytes.
 
     Attributes:
-        fine_s: age up to which the history has a snapshot a second; of older ones the last of each 10 s stays.
-        middle_s: age up to which it has one every 10 s; of older ones the last of each 5 minutes stays.
+        fine_s: age up to which the history has a snapshot a second; of older ones each 10 s keep the last.
+        middle_s: age up to which it has one every 10 s; of older ones each 5 minutes keep the last.
         coarse_s: age up to which it has one every 5 minutes; older ones go.
         trace_s: age up to which routing traces are kept, counted from when they were stored.
         max_bytes: size on disk above which the oldest snapshots and traces go.

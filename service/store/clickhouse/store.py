@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from moescope.capture.wire.traces import TracePart
-from moescope.service.counts.merging import merge
+from moescope.service.counts.merging import merge_accounts
 from moescope.service.store.clickhouse import history, traces
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.limit import keep_within, nbytes
@@ -215,7 +215,7 @@ class ClickHouseStore:
                 ) from error
             before, birth, at = merged.get(key), birth_ms / 1000, at_ms / 1000
             if before is not None:
-                account = merge(before.account, account, _MAX_EPOCHS)
+                account = merge_accounts(before.account, account, _MAX_EPOCHS)
                 birth, at = min(birth, before.birth), max(at, before.at)
             merged[key] = Posting(key, birth, at, account)
         yield from merged.values()

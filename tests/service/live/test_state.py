@@ -11,7 +11,8 @@ import pytest
 from moescope.capture.wire import MoeLayer, Producer
 from moescope.service.advice.advise import present_placing
 from moescope.service.counts import account as ledger
-from moescope.service.counts.account import RefusedError, Verdict
+from moescope.service.counts.account import Verdict
+from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.store.limits import Retention

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moescope.service.counts.account import Account, AccountState
-from moescope.service.counts.merging import merge
+from moescope.service.counts.merging import merge_accounts
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings, load_settings
 from moescope.service.store.clickhouse.rowbinary import decode_rows, encode_rows
@@ -164,27 +164,27 @@ def test_services_show_what_came_to_the_others(
 
 def test_merging_keeps_the_better_account() -> None:
     old, new = account((EPOCH, 1, 10)).state(), account((EPOCH, 1, 10), (EPOCH, 2, 20)).state()
-    assert merge(old, new, 4) is new
-    assert merge(new, old, 4) is new
+    assert merge_accounts(old, new, 4) is new
+    assert merge_accounts(new, old, 4) is new
     many = [account((EPOCH + n, 1, 2)).state() for n in range(6)]
     merged = many[0]
     for other in many[1:]:
-        merged = merge(merged, other, 4)
+        merged = merge_accounts(merged, other, 4)
     assert merged.totals.counts[0] == 12
     assert [item.epoch - EPOCH for item in sorted(merged.epochs, key=lambda item: item.epoch)] == [2, 3, 4, 5]
     assert merged.forgotten == (0, EPOCH, EPOCH + 1)
-    assert merge(merged, many[0], 4) is merged
+    assert merge_accounts(merged, many[0], 4) is merged
 
 
 def test_merging_starts_from_the_sum_that_has_all_of_the_other_s() -> None:
     starts = [(EPOCH + n, 1, 2) for n in range(6)]
     whole = account(*starts[:5], max_epochs=2).state()
     newer = account(*starts[1:], max_epochs=2).state()  # has forgotten more, but never knew the first
-    for merged in (merge(whole, newer, 2), merge(newer, whole, 2)):
+    for merged in (merge_accounts(whole, newer, 2), merge_accounts(newer, whole, 2)):
         assert merged.totals.counts[0] == 12
         assert [item.epoch - EPOCH for item in merged.epochs] == [4, 5]
         assert merged.latest.epoch == EPOCH + 5
-        assert merge(merged, newer, 2) is merged
+        assert merge_accounts(merged, newer, 2) is merged
 
 
 def test_an_old_start_that_only_one_service_heard_of_is_not_lost(replicas: list[ClickHouseStore]) -> None:
