@@ -68,7 +68,7 @@ class StoreWriter:
 
     def _run(self) -> None:
         maintained = heard = time.monotonic()
-        self._ageing = Ageing(self._aged_until(), time.monotonic)
+        ageing = Ageing(self._aged_until(), time.monotonic)
         closing = False
         while not closing:
             batch, closing = self._take()
@@ -78,7 +78,7 @@ class StoreWriter:
                 self._hear()
                 heard = time.monotonic()
             if time.monotonic() - maintained >= self._maintenance_s:
-                self._maintain()
+                self._maintain(ageing)
                 maintained = time.monotonic()
 
     def _take(self) -> tuple[list[_Item], bool]:
@@ -147,10 +147,10 @@ class StoreWriter:
         except Exception as error:  # noqa: BLE001 - likewise
             self._complain(error)
 
-    def _maintain(self) -> None:
+    def _maintain(self, ageing: Ageing) -> None:
         try:
             now = self._clock()
-            history_now = self._ageing.until(now)
+            history_now = ageing.until(now)
             self.store.maintain(now, history_now)
             self.store.save([Document(_AGED, _AGED, repr(history_now).encode())])
         except Exception as error:  # noqa: BLE001 - likewise
