@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -157,12 +158,22 @@ class StoreWriter:
             self._complain(error)
 
     def _aged_until(self) -> float | None:
-        """What was kept of :class:`Ageing` when the service ran before."""
+        """What was kept of :class:`Ageing` when the service ran before; None: nothing that can be read."""
         try:
-            return next((float(content) for _, content in self.store.documents(_AGED)), None)
+            kept = next((content for _, content in self.store.documents(_AGED)), None)
         except Exception as error:  # noqa: BLE001 - likewise
             self._complain(error)
             return None
+        if kept is None:
+            return None
+        try:
+            instant = float(kept)
+            if not math.isfinite(instant):
+                raise ValueError(f"{instant} is no instant")
+        except ValueError as error:
+            _log.error("how far the history in the store has aged can't be read: %s; it ages from now", error)
+            return None
+        return instant
 
     def _complain(self, error: Exception) -> None:
         if self._throttle.allows(type(error).__name__):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -27,19 +26,6 @@ from tests.service.store.accounts import BORN, key, posting
 from tests.service.trace_parts import LAYERS, part
 
 LATER = EPOCH + 10**9
-
-
-@pytest.fixture
-def url(clickhouse: str) -> str:
-    return f"{clickhouse}/test_{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def replicas(url: str) -> Iterator[list[ClickHouseStore]]:
-    stores = [ClickHouseStore(url, Retention(), sleep=lambda _: None) for _ in range(2)]
-    yield stores
-    for store in stores:
-        store.close()
 
 
 def account(*frames: tuple[int, int, int], max_epochs: int = 4) -> Account:
@@ -273,6 +259,20 @@ def three_days(store: ClickHouseStore) -> None:
 
 def kept_days(store: ClickHouseStore) -> list[str]:
     return [found.names[-1] for found in store.traced_requests(TraceQuery())]
+
+
+def test_ids_of_which_some_are_gone(replicas: list[ClickHouseStore]) -> None:
+    one, _ = replicas
+    one.save([ArrivedPart(part(1), BORN), ArrivedPart(part(2), BORN + 1)])
+    for layer in (item.layer for item in LAYERS):
+        one._connection.command(
+            "ALTER TABLE routing UPDATE ids8 = arraySlice(ids8, 2), ids16 = arraySlice(ids16, 2) "
+            f"WHERE request_id = '{part(1).request_id}' AND layer = {layer} SETTINGS mutations_sync = 1"
+        )
+    whole, broken = one.traced_requests(TraceQuery())
+    with pytest.raises(StoreError, match="can't be read: a damaged segment of a trace"):
+        one.traces(broken.number, None)
+    assert len(one.traces(whole.number, None)) == 1
 
 
 def test_over_the_limit_the_oldest_days_of_traces_go(
