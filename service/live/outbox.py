@@ -54,11 +54,10 @@ class Outbox:
             is_known: whether there is such a producer now.
         """
         for record in records:
-            if isinstance(record, Forgotten) and not is_known(record.key):
-                self._records.append(record)
-                continue
-            is_end_of_history = isinstance(record, Forgotten) or (
-                isinstance(record, Posting) and record.began_again and is_known(record.key)
-            )
-            if is_end_of_history:  # the producer is here, and its former history must go
-                self._to_begin_again.add(record.key)
+            match record:
+                case Forgotten(key) if not is_known(key):
+                    self._records.append(record)
+                case Forgotten(key):  # it is back, and its former history is not
+                    self._to_begin_again.add(key)
+                case Posting(key=key, began_again=True) if is_known(key):
+                    self._to_begin_again.add(key)
