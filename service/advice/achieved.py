@@ -15,7 +15,7 @@ import numpy as np
 
 from moescope.service.advice.eplb import FloatArray
 from moescope.service.advice.placing import Placing, from_tables, moves
-from moescope.service.live.arrangements import Arrangement
+from moescope.service.live.placements import DatedPlacement
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.measures.balance import max_and_mean
@@ -67,7 +67,7 @@ def rearrangements(state: LiveState, deployment: Deployment, min_tokens: int) ->
         StoreError: the archive can't be read.
     """
     found = []
-    known = state.arrangements(deployment)
+    known = state.placement_history(deployment)
     for _, stage in groupby(known, key=lambda item: item.pp_rank):
         settled = _settled(list(stage))
         ends = [*(after[0].at for after in settled[1:]), state.now()]
@@ -76,9 +76,9 @@ def rearrangements(state: LiveState, deployment: Deployment, min_tokens: int) ->
     return sorted(found, key=lambda item: item.at, reverse=True)
 
 
-def _settled(known: list[Arrangement]) -> list[list[Arrangement]]:
+def _settled(known: list[DatedPlacement]) -> list[list[DatedPlacement]]:
     """Placements that follow each other at once, together."""
-    runs: list[list[Arrangement]] = []
+    runs: list[list[DatedPlacement]] = []
     for item in known:
         if runs and item.at - runs[-1][-1].at < SETTLE_S:
             runs[-1].append(item)
@@ -90,8 +90,8 @@ def _settled(known: list[Arrangement]) -> list[list[Arrangement]]:
 def _judge(
     state: LiveState,
     deployment: Deployment,
-    former: Sequence[Arrangement],
-    newer: Sequence[Arrangement],
+    former: Sequence[DatedPlacement],
+    newer: Sequence[DatedPlacement],
     end: float,
     min_tokens: int,
 ) -> Rearrangement:
@@ -142,7 +142,7 @@ def _why_not(before: ModelWindow, after: ModelWindow, min_tokens: int) -> str | 
     return None
 
 
-def _placing(item: Arrangement, layers: Sequence[int], ranks: int) -> Placing | None:
+def _placing(item: DatedPlacement, layers: Sequence[int], ranks: int) -> Placing | None:
     at = {layer.layer: i for i, layer in enumerate(item.layers)}
     experts = {item.layers[at[layer]].num_experts for layer in layers}
     if len(experts) != 1:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from moescope.service.cli.terminal import terminal
 from moescope.service.client.http import ServiceUnavailableError, get_json, send_json
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 
 UrlOption = Annotated[str, typer.Option(help="Address of the running service.")]
 ServerOption = Annotated[str | None, typer.Option(help="vLLM deployment, when there are several.")]

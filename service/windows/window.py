@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
-from moescope.service.counts.phase_split import PhaseWork, phase_work, why_unphased
-from moescope.service.counts.totals import Phase, Totals
+from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, why_unphased
+from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of
 from moescope.service.windows.stack import Stack, Stacker
 

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 from fastapi import Query
 
 from moescope.service.api.problems import ProblemError
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 

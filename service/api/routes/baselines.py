@@ -15,7 +15,7 @@ from moescope.service.api.schemas.drift import (
     Baselines,
     PinBaseline,
 )
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import (
     PREVIOUS_HOUR,
     Baseline,

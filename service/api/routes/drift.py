@@ -21,7 +21,7 @@ from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.routes.baselines import find
 from moescope.service.api.schemas.drift import DriftAnswer, DriftSummaryOut, LayerDriftOut
 from moescope.service.api.schemas.windows import window_out
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
 from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of
 from moescope.service.drift.watch import previous_hour

@@ -15,7 +15,7 @@ from moescope.service.api.limits.keeping import Keeper
 from moescope.service.api.limits.limits import Limits, RefusedFrameError
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.common import Receipt
-from moescope.service.counts.account import RefusedError
+from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle
 from moescope.service.metrics.instruments import Instruments

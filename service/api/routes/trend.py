@@ -16,7 +16,7 @@ from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import ModelParam, PhaseParam, ServerParam, choose
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.compact import answer, described
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.measures.balance import Summary, max_and_mean, summarise

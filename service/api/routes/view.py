@@ -29,8 +29,7 @@ from moescope.service.api.schemas.compact import (
     described,
     window_of,
 )
-from moescope.service.counts.phase_split import why_unphased
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase, why_unphased
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 
 
 class Receipt(BaseModel):

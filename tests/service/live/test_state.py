@@ -11,11 +11,12 @@ import pytest
 from moescope.capture.wire import MoeLayer, Producer
 from moescope.service.advice.advise import present_placing
 from moescope.service.counts import account as ledger
-from moescope.service.counts.account import RefusedError, Verdict
+from moescope.service.counts.account import Verdict
+from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import Posting
-from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.windows.expert_owners import owners_of
 from moescope.service.windows.step_series import intervals_of
