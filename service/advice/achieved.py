@@ -13,12 +13,12 @@ from typing import Final
 
 import numpy as np
 
-from moescope.service.advice.eplb import FloatArray
 from moescope.service.advice.placing import Placing, from_tables, moves
 from moescope.service.live.arrangements import Arrangement
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
-from moescope.service.measures.balance import max_and_mean
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.measures.loads import max_and_mean
 from moescope.service.windows.window import ModelWindow, merge
 
 WINDOW_S: Final = 300.0

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moescope.service.advice.eplb import FloatArray
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
+from moescope.service.measures.arrays import FloatArray
 from moescope.service.windows.step_window import cost_of
 from moescope.service.windows.window import LayerWindow, ModelWindow, merge
 
@@ -83,11 +83,6 @@ class Evidence:
     def later(self) -> FloatArray:
         """Slots per logical expert in the whole later window, float64 [L, E]."""
         return np.asarray(self.pieces.sum(axis=0))
-
-    @property
-    def seen_later(self) -> FloatArray | None:
-        """Slots that each EP rank really got in the whole later window, float64 [L, G]."""
-        return None if self.seen_pieces is None else np.asarray(self.seen_pieces.sum(axis=0))
 
 
 def cut(

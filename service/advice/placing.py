@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moescope.capture.wire import PlacementTable, unpack_ids
-from moescope.service.advice.eplb import FloatArray, Int64Array, Loads, place
+from moescope.capture.wire import Int64Array, PlacementTable, unpack_ids
+from moescope.service.advice.eplb import place
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.measures.loads import Loads
 
 
 @dataclass(frozen=True, slots=True, eq=False)

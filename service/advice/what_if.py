@@ -12,10 +12,11 @@ from typing import Final, Literal
 
 import numpy as np
 
-from moescope.service.advice.eplb import FloatArray
 from moescope.service.advice.evidence import Evidence
 from moescope.service.advice.placing import Placing, eplb, linear, moves, round_robin
-from moescope.service.measures.balance import Summary, imbalance_ratio, max_and_mean, summarise
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.measures.loads import max_and_mean
+from moescope.service.measures.summary import Summary, summarise
 
 Strategy = Literal["present", "linear", "round_robin", "eplb"]
 MAX_SWEEP: Final = 6
@@ -166,4 +167,5 @@ def saving(before: Outcome, after: Outcome) -> float:
 
 
 def _outcome(layers: Sequence[int], loads: FloatArray) -> Outcome:
-    return Outcome(imbalance_ratio(loads), summarise(list(layers), *max_and_mean(loads)))
+    most, mean = max_and_mean(loads)
+    return Outcome(most / mean, summarise(list(layers), most, mean))

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from moescope.service.live.producers import ProducerSpan
-
-FloatArray = npt.NDArray[np.float64]
+from moescope.service.measures.arrays import FloatArray
 
 
 def flows_of(

@@ -29,12 +29,13 @@ from moescope.service.api.schemas.compact import (
     described,
     window_of,
 )
+from moescope.service.api.schemas.measures import CompactMeasures, values_of
 from moescope.service.counts.phase_split import why_unphased
 from moescope.service.counts.totals import Phase
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.windows.assessment import Assessment, Axis, Cell, assess
+from moescope.service.windows.assessment import Assessment, AxisBalance, assess
 from moescope.service.windows.expert_owners import owners_of
 from moescope.service.windows.flows import flows_of
 from moescope.service.windows.phase_window import merge_phase, spans_of_phase
@@ -87,20 +88,6 @@ class ViewSummary(msgspec.Struct):
     layers: int
 
 
-class ViewMeasures(msgspec.Struct):
-    """Measures of one layer along one axis, as in /v1/balance."""
-
-    imbalance_ratio: float
-    balancedness: float
-    max_vio: float
-    coefficient_of_variation: float
-    normalised_entropy: float
-    gini: float
-    dead: int
-    dead_fraction: float
-    top_tenth_share: float
-
-
 class ViewLayer(msgspec.Struct):
     """One MoE layer; null is no sample, for the reason given."""
 
@@ -110,9 +97,9 @@ class ViewLayer(msgspec.Struct):
     tokens: int
     slots: int
     ep_slots: list[float] | None
-    over_ep_ranks: ViewMeasures | None
+    over_ep_ranks: CompactMeasures | None
     ep_reason: str | None
-    over_experts: ViewMeasures | None
+    over_experts: CompactMeasures | None
     reason: str | None
 
 
@@ -247,18 +234,14 @@ def _layer(found: Assessment, i: int) -> ViewLayer:
         tokens=int(layer.rows.sum()),
         slots=int(layer.counts.sum()),
         ep_slots=None if ep.loads is None else ep.loads.tolist(),
-        over_ep_ranks=_measures(ep),
+        over_ep_ranks=values_of(ep.measures),
         ep_reason=ep.reason,
-        over_experts=_measures(experts),
+        over_experts=values_of(experts.measures),
         reason=experts.reason,
     )
 
 
-def _measures(cell: Cell) -> ViewMeasures | None:
-    return None if cell.measures is None else msgspec.convert(dict(cell.measures), ViewMeasures, strict=False)
-
-
-def _summary(axis: Axis) -> ViewSummary:
+def _summary(axis: AxisBalance) -> ViewSummary:
     return msgspec.convert(axis.summary, ViewSummary, from_attributes=True)
 
 

@@ -1,0 +1,7 @@
+"""Types of arrays."""
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+"""Float64 of any shape."""
