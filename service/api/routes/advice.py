@@ -11,7 +11,6 @@ from fastapi import APIRouter, Query
 
 from moescope.service.advice import export
 from moescope.service.advice.advise import Advice, UnanswerableError, Wish, advise, whole_placing
-from moescope.service.advice.eplb import FloatArray
 from moescope.service.advice.evidence import Gone
 from moescope.service.advice.verdict import name_of
 from moescope.service.advice.what_if import Option
@@ -39,6 +38,7 @@ from moescope.service.api.schemas.advice import (
 from moescope.service.api.schemas.common import Summary, Window
 from moescope.service.api.schemas.windows import window_out
 from moescope.service.live.state import LiveState
+from moescope.service.measures.arrays import FloatArray
 from moescope.service.settings import Settings
 from moescope.service.windows.window import ModelWindow
 
