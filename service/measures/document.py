@@ -31,8 +31,8 @@ _SCRIPT_HEAD: Final = """\
  * @property {string} formula
  * @property {string} meaning
  * @property {"ratio"|"share"|"number"} unit
- * @property {string} best the value where all loads are equal
- * @property {string} worst the value where one gets all
+ * @property {string} best in terms of N, the number of loads
+ * @property {string} worst
  */
 
 """

@@ -35,24 +35,29 @@ class Spread:
         self.size: int = self.values.shape[-1]
 
     @cached_property
+    def sum(self) -> FloatArray:
+        """Sum of the loads, [...]."""
+        return np.asarray(self.values.sum(axis=-1))
+
+    @cached_property
     def idle(self) -> npt.NDArray[np.bool_]:
         """Whether nothing was routed, [...]."""
-        return np.asarray(self.values.sum(axis=-1) <= 0)
+        return np.asarray(self.sum <= 0)
 
     @cached_property
     def most(self) -> FloatArray:
         """Largest load, [...]."""
-        return self._unless_idle(self.values.max(axis=-1)) if self.size else self._nothing()
+        return self.unless_idle(self.values.max(axis=-1)) if self.size else self._nothing()
 
     @cached_property
     def mean(self) -> FloatArray:
         """Mean load, [...]."""
-        return self._unless_idle(self.values.mean(axis=-1)) if self.size else self._nothing()
+        return self.unless_idle(self.values.mean(axis=-1)) if self.size else self._nothing()
 
     @cached_property
     def zeros(self) -> FloatArray:
         """How many loads are zero, [...]."""
-        return self._unless_idle(self.size - np.count_nonzero(self.values, axis=-1))
+        return self.unless_idle(self.size - np.count_nonzero(self.values, axis=-1))
 
     @cached_property
     def relative(self) -> FloatArray:
@@ -64,7 +69,8 @@ class Spread:
         """``relative``, sorted to rise, [..., N]."""
         return np.sort(self.relative, axis=-1)
 
-    def _unless_idle(self, found: npt.ArrayLike) -> FloatArray:
+    def unless_idle(self, found: npt.ArrayLike) -> FloatArray:
+        """``found``, [...], with NaN where nothing was routed."""
         return np.where(self.idle, np.nan, found)
 
     def _nothing(self) -> FloatArray:

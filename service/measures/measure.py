@@ -69,7 +69,7 @@ class Measure:
         formula: in words or signs, of the loads; N is how many there are.
         meaning: one sentence or two.
         unit: what its values are.
-        best, worst: its value where all loads are equal, and where one gets all.
+        best, worst: the values between which it lies, in terms of N.
         compute: from loads with N > 0 to the measure, [...]; NaN where nothing was routed.
         whole: it is always a whole number.
         source: where the formula is from, or empty.

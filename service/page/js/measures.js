@@ -6,8 +6,8 @@
  * @property {string} formula
  * @property {string} meaning
  * @property {"ratio"|"share"|"number"} unit
- * @property {string} best the value where all loads are equal
- * @property {string} worst the value where one gets all
+ * @property {string} best in terms of N, the number of loads
+ * @property {string} worst
  */
 
 /** @type {Record<string, Measure>} */
