@@ -31,6 +31,11 @@ def _coefficient_of_variation(spread: Spread) -> FloatArray:
     return np.asarray(np.sqrt(np.einsum("...i,...i->...", off, off) / spread.size))
 
 
+def _hot(spread: Spread) -> FloatArray:
+    hot = spread.values * spread.size >= HOT * spread.sum[..., np.newaxis]
+    return spread.unless_idle(np.count_nonzero(hot, axis=-1))
+
+
 def _perplexity(spread: Spread) -> FloatArray:
     """exp(H), with H = ln N - sum(r ln r) / N of the loads r in units of their mean, and 0 ln 0 = 0."""
     logs = np.log(np.where(spread.relative > 0, spread.relative, 1.0))
@@ -176,6 +181,24 @@ _MEASURES: Final = (
         best="0",
         worst="1 - 1 / N",
         compute=lambda spread: spread.zeros / spread.size,
+    ),
+    Measure(
+        name="hot",
+        title="Hot",
+        formula="number of loads that are 3 means or more",
+        meaning="How many got 3 times a fair share or more: hot experts, or hot ranks.",
+        unit="number",
+        best="0",
+        worst="N / 3, rounded down",
+        compute=_hot,
+        whole=True,
+        gauge=Gauge(
+            name="moescope_layer_hot_experts",
+            axis="over_experts",
+            title="Hot experts",
+            help="Experts with 3 times a fair share of slots or more; 0 is best.",
+            notable=1,
+        ),
     ),
     Measure(
         name="top_tenth_share",

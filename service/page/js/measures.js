@@ -76,6 +76,14 @@ export const MEASURES = {
     "best": "0",
     "worst": "1 - 1 / N"
   },
+  "hot": {
+    "title": "Hot",
+    "formula": "number of loads that are 3 means or more",
+    "meaning": "How many got 3 times a fair share or more: hot experts, or hot ranks.",
+    "unit": "number",
+    "best": "0",
+    "worst": "N / 3, rounded down"
+  },
   "top_tenth_share": {
     "title": "Share of the top tenth",
     "formula": "the k largest loads / all of them, k = N / 10 rounded up",

@@ -77,6 +77,20 @@ def test_measures_agree_with_scipy_row_by_row(loads: np.ndarray) -> None:
         )
 
 
+def test_hot_is_three_times_a_fair_share() -> None:
+    # The mean is 4: 12 is hot and 11 is not; then two of eight are; then nothing was routed.
+    loads = np.array([[12, 11, 3, 2, 2, 1, 1, 0], [14, 12, 1, 1, 1, 1, 1, 1], [0] * 8])
+    assert loads[0].mean() == loads[1].mean() == 4
+    assert MEASURES["hot"](loads).tolist()[:2] == [1, 2]
+    assert np.isnan(MEASURES["hot"](loads)[2])
+
+
+@given(LOADS)
+def test_hot_experts_are_counted_as_by_hand(loads: np.ndarray) -> None:
+    for row, found in zip(loads.tolist(), MEASURES["hot"](loads).tolist(), strict=True):
+        assert np.isnan(found) if sum(row) == 0 else found == sum(x * len(row) >= 3 * sum(row) for x in row)
+
+
 def test_the_share_of_the_top_k() -> None:
     loads = np.array([[5, 1, 3, 1], [0, 0, 0, 0]])
     assert top_share(Spread(loads), 1)[0] == pytest.approx(0.5)
