@@ -36,8 +36,8 @@ from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.windows.assessment import Assessment, AxisBalance, assess
-from moescope.service.windows.expert_owners import owners_of
-from moescope.service.windows.flows import flows_of
+from moescope.service.windows.dp_to_ep_slots import dp_to_ep_slots
+from moescope.service.windows.expert_ep_ranks import ep_ranks_of_experts
 from moescope.service.windows.phase_window import merge_phase, spans_of_phase
 from moescope.service.windows.window import DpRank, ModelWindow
 
@@ -162,7 +162,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
             result.counts = _counts(found.window)
         if "owners" in wanted:
             placements = state.placements(deployment)
-            result.owners = [owners_of(layer.shape, placements) for layer in found.window.layers]
+            result.owners = [ep_ranks_of_experts(layer.shape, placements) for layer in found.window.layers]
         if "flows" in wanted:
             _add_flows(result, found.window, spans_of_phase(spans, phase), flow_layer)
         return answer(result)
@@ -258,5 +258,5 @@ def _add_flows(result: View, window: ModelWindow, spans: list[ProducerSpan], onl
     result.flows_reason = next((reason for reason in reasons if reason), None)
     if result.flows_reason is None:
         ranks = [rank.rank for rank in window.dp_ranks]
-        flows = flows_of(spans, ranks, [layer.shape.layer for layer in layers], window.ep_size)
+        flows = dp_to_ep_slots(spans, ranks, [layer.shape.layer for layer in layers], window.ep_size)
         result.flows = np.round(flows, 3).tolist()

@@ -10,7 +10,7 @@ from moescope.service.live.producers import ProducerSpan
 from moescope.service.measures.arrays import FloatArray
 
 
-def flows_of(
+def dp_to_ep_slots(
     spans: Sequence[ProducerSpan], dp_ranks: Sequence[int], layers: Sequence[int], ep_size: int
 ) -> FloatArray:
     """Slots of each DP rank's tokens that went to each EP rank, summed over layers.
