@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from moescope.dashboards.measures import RATIO_STEPS
 from moescope.dashboards.spec import (
     NAME,
-    RATIO_STEPS,
     SERVICE,
     SERVICE_VARIABLES,
     Board,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from moescope.dashboards.measures import RATIO_STEPS
 from moescope.dashboards.spec import (
     EXPERTS,
     MODEL,
@@ -11,7 +12,6 @@ from moescope.dashboards.spec import (
     NEEDS_EXPERTS,
     ONE_MODEL_VARIABLES,
     RANK_VARIABLE,
-    RATIO_STEPS,
     Board,
     Panel,
     Query,
@@ -20,9 +20,15 @@ from moescope.dashboards.spec import (
     of_fair,
     rate,
 )
+from moescope.service.measures.balance import GAUGES
 
 _TO_LAYER: Final = "/d/moescope-layer?var-layer=${__data.fields.layer}&${__all_variables}&${__url_time_range}"
 _RANKS: Final = f'{MODEL},dp_rank=~"$rank"'
+
+_IMBALANCE: Final = GAUGES["imbalance_ratio"]
+_MAX_VIO: Final = GAUGES["max_vio"]
+_ENTROPY: Final = GAUGES["normalised_entropy"]
+_DEAD: Final = GAUGES["dead"]
 
 _PHASE: Final = "DP {{dp_rank}} {{phase}}"
 
@@ -216,7 +222,7 @@ MODEL_BOARD: Final = Board(
                     "heatmap",
                     "Imbalance ratio by layer",
                     "Max / mean over EP ranks of each layer, over time.",
-                    (Query(most("moescope_layer_ep_imbalance_ratio", MODEL, "layer"), "{{layer}}"),),
+                    (Query(most(_IMBALANCE.name, MODEL, "layer"), "{{layer}}"),),
                     width=24,
                     height=10,
                 ),
@@ -228,28 +234,19 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Worst MaxVio and lowest normalised entropy",
-                    "Over experts, of the worst layer: MaxVio is (max - mean) / mean, 0 is best; "
-                    "normalised entropy is "
-                    "exp(H) / N, 1 is best.",
+                    f"Of the worst layer. {_MAX_VIO.help} {_ENTROPY.help}",
                     (
-                        Query(f"max(moescope_layer_max_vio_ratio{{{MODEL}}})", "MaxVio"),
-                        Query(
-                            f"min(moescope_layer_normalised_entropy_ratio{{{MODEL}}})", "normalised entropy"
-                        ),
+                        Query(f"max({_MAX_VIO.name}{{{MODEL}}})", _MAX_VIO.title),
+                        Query(f"min({_ENTROPY.name}{{{MODEL}}})", _ENTROPY.title),
                     ),
                     width=8,
                     height=12,
                 ),
                 Panel(
                     "timeseries",
-                    "Dead experts",
+                    _DEAD.title,
                     "Experts that no token chose in the service's window, over all layers.",
-                    (
-                        Query(
-                            f"sum({most('moescope_layer_dead_experts', MODEL, 'server, model, layer')})",
-                            "dead",
-                        ),
-                    ),
+                    (Query(f"sum({most(_DEAD.name, MODEL, 'server, model, layer')})", "dead"),),
                     width=8,
                     height=12,
                 ),

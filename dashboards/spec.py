@@ -116,6 +116,5 @@ def or_none(expr: str, label: str) -> str:
 
 
 NAME: Final = "{{server}} {{model}}"
-RATIO_STEPS: Final = ((1.3, "orange"), (2.0, "red"))
 EXPERTS: Final = "moescope_layer_expert_slots_total"
 NEEDS_EXPERTS: Final = " Needs --metrics-level layer_expert."

@@ -1,8 +1,7 @@
 """The types of arrays that the service computes with."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+"""Float64 of any shape."""

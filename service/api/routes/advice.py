@@ -10,9 +10,8 @@ import numpy as np
 from fastapi import APIRouter, Query
 
 from moescope.service.advice import export
-from moescope.service.advice.advise import Advice, UnanswerableError, Wish, advise, whole_placing
-from moescope.service.advice.eplb import FloatArray
-from moescope.service.advice.evidence import Gone
+from moescope.service.advice.advise import Advice, UnanswerableError, Wish, advise, whole_placement
+from moescope.service.advice.evidence import LayerReasons
 from moescope.service.advice.verdict import name_of
 from moescope.service.advice.what_if import Option
 from moescope.service.api.limits.turns import Turns
@@ -39,6 +38,7 @@ from moescope.service.api.schemas.advice import (
 from moescope.service.api.schemas.common import Summary, Window
 from moescope.service.api.schemas.windows import window_out
 from moescope.service.live.state import LiveState
+from moescope.service.measures.arrays import FloatArray
 from moescope.service.settings import Settings
 from moescope.service.windows.window import ModelWindow
 
@@ -145,13 +145,13 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         gate = settings.min_tokens if min_tokens is None else min_tokens
         wish = Wish(ranks, nodes, groups, (redundant,), 0.5, 0.0, 0.0, gate)
         try:
-            window, layers, left_out, placing = whole_placing(
+            window, layers, left_out, placement = whole_placement(
                 state, deployment, bounds.start, bounds.end, wish, strategy
             )
         except UnanswerableError as error:
             raise _problem(error) from None
         if form == "vllm-ascend":
-            return AscendMap(**export.ascend_map(placing))
+            return AscendMap(**export.ascend_map(placement))
         return PlacementMap(
             server=deployment[0],
             model=deployment[1],
@@ -159,7 +159,7 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
             redundant=redundant if strategy == "eplb" else 0,
             window=window_out(window, bounds),
             left_out=_left_out(left_out),
-            **export.placement_map(layers, placing),
+            **export.placement_map(layers, placement),
         )
 
     return router
@@ -235,5 +235,5 @@ def _floats(values: FloatArray) -> list[float | None]:
     return [None if math.isnan(value) else value for value in np.asarray(values).tolist()]
 
 
-def _left_out(found: Gone) -> list[LeftOut]:
+def _left_out(found: LayerReasons) -> list[LeftOut]:
     return [LeftOut(layer=layer, reason=reason) for layer, reason in found.items()]

@@ -26,7 +26,7 @@ from moescope.service.api.schemas.windows import window_out
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
-from moescope.service.measures.balance import max_and_mean
+from moescope.service.measures.loads import max_and_mean
 from moescope.service.windows.step_series import Interval, intervals_of
 from moescope.service.windows.step_window import (
     Cost,

@@ -19,7 +19,8 @@ from moescope.service.api.schemas.compact import answer, described
 from moescope.service.counts.phase_split import Phase
 from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
-from moescope.service.measures.balance import Summary, max_and_mean, summarise
+from moescope.service.measures.loads import max_and_mean
+from moescope.service.measures.summary import Summary, summarise
 from moescope.service.windows.phase_window import merge_phase, spans_of_phase
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
