@@ -91,8 +91,8 @@ def create_app(
     )
     install(app)
     for router in (
-        ingest_router(state, settings, instruments, keeper, limits),
-        traces_router(state, settings, keeper, store, limits),
+        ingest_router(state, settings, instruments, keeper, store, limits),
+        traces_router(state, store),
         coactivation_router(state, store, turns),
         ranks_router(state, turns),
         histogram_router(state, turns),

@@ -23,8 +23,7 @@ from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.family import Family
 from moescope.service.metrics.instruments import Durations, Instruments
 from moescope.service.metrics.limit import admit
-from moescope.service.metrics.parts import ranks as parts
-from moescope.service.metrics.parts import steps as step_parts
+from moescope.service.metrics.parts import ranks, steps
 from moescope.service.metrics.parts.drift import drift_gauges
 from moescope.service.metrics.parts.ranks import Found, Group
 from moescope.service.metrics.samples import Sample, Table, WideMetric
@@ -70,20 +69,20 @@ class RoutingCollector(Collector):
         self._parts: dict[str, Part] = {
             # First: its window is gone before the others need the totals, which are as large.
             "balance": self._balance,
-            "ranks": _each(parts.rank_counters),
-            "phases": _each(step_parts.phase_counters),
-            "ep_ranks": _each(parts.ep_counters),
+            "ranks": _each(ranks.rank_counters),
+            "phases": _each(steps.phase_counters),
+            "ep_ranks": _each(ranks.ep_counters),
             "stragglers": self._stragglers,
             "drift": self._drifts,
-            "capture": _each(parts.capture_health),
-            "producers": _each(parts.producer_counters),
-            "traces": _each(parts.trace_counters),
+            "capture": _each(ranks.capture_health),
+            "producers": _each(ranks.producer_counters),
+            "traces": _each(ranks.trace_counters),
             "service": self._service,
         }
         if settings.metrics_level is not MetricsLevel.RANK:
-            self._parts["dp_ranks"] = _each(parts.dp_counters)
+            self._parts["dp_ranks"] = _each(ranks.dp_counters)
         if settings.metrics_level is MetricsLevel.LAYER_EXPERT:
-            self._parts["experts"] = _each(parts.expert_counters)
+            self._parts["experts"] = _each(ranks.expert_counters)
 
     def describe(self) -> Iterable[Metric]:
         """The families, without samples, so that registering collects nothing."""
@@ -139,7 +138,7 @@ class RoutingCollector(Collector):
         found: list[Group] | None = None
         for name, part in self._parts.items():
             try:
-                found = parts.groups(self._state) if found is None else found
+                found = ranks.groups(self._state) if found is None else found
                 samples = list(part(found))
             except Exception:  # noqa: BLE001 whatever it is, the other parts must be seen
                 _log.exception("the part %s of the metrics can't be collected", name)
@@ -154,11 +153,11 @@ class RoutingCollector(Collector):
         for group in found:
             spans = self._state.spans(group.deployment, start, None)
             found_here = assess(merge(spans), self._settings.min_tokens)
-            yield from parts.balance_gauges(group.deployment, found_here)
-            yield from step_parts.straggler_gauge(group.deployment, spans)
+            yield from ranks.balance_gauges(group.deployment, found_here)
+            yield from steps.straggler_gauge(group.deployment, spans)
 
     def _stragglers(self, found: list[Group]) -> Iterator[Found]:
-        return step_parts.straggler_samples(self._state, found)
+        return steps.straggler_samples(self._state, found)
 
     def _drifts(self, found: list[Group]) -> Iterator[Found]:
         if self._drift is None:
