@@ -51,7 +51,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
-    @router.get("/v1/stragglers", responses=documented(400, 404, 422))
+    @router.get("/v1/stragglers", responses=documented(400, 404, 422, 503))
     def stragglers(
         server: ServerParam = None,
         model: ModelParam = None,

@@ -45,7 +45,11 @@ FirstParam = Annotated[int, Query(ge=0, le=LARGEST, description="First position.
 EndPositionParam = Annotated[int | None, Query(ge=0, le=LARGEST, description="Position to end before.")]
 
 _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {item.media_type: {} for item in TraceFormat}, "description": "The trace."},
+    200: {
+        "model": trace_formats.TraceDetail,
+        "content": {item.media_type: {} for item in TraceFormat},
+        "description": "The trace.",
+    },
 }
 _BINARY: Final = {
     TraceFormat.NPZ: trace_formats.as_npz,
