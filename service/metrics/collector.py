@@ -1,7 +1,7 @@
 """The prometheus-client collector: runs the parts, sorts their samples into the catalogue's families.
 
-One failing part never fails the scrape: its families are absent, ``moescope_scrape_part_success`` says so,
-and the log says why.
+One failing part never fails the scrape: ``moescope_scrape_part_success`` is 0 for it, and the log says why.
+If the part raised, its families are absent. If it gave samples that don't fit the catalogue, only these are.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.live.state import LiveState
+from moescope.service.logs import Throttle
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.family import Family
 from moescope.service.metrics.instruments import Durations, Instruments
@@ -65,6 +66,7 @@ class RoutingCollector(Collector):
         self._drift = drift
         self._lock = threading.Lock()
         self._overflow: Counter[str] = Counter()
+        self._throttle = Throttle(state.now)
         self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
         self._parts: dict[str, Part] = {
             # First: its window is gone before the others need the totals, which are as large.
@@ -100,7 +102,7 @@ class RoutingCollector(Collector):
         gathered = {family.name: _Gathered() for family in self._families}
         for item in self._samples():
             if item.family not in gathered:
-                continue
+                continue  # its family is not shown at this level
             if isinstance(item, Table):
                 gathered[item.family].tables.append(item)
             else:
@@ -141,11 +143,26 @@ class RoutingCollector(Collector):
                 found = ranks.groups(self._state) if found is None else found
                 samples = list(part(found))
             except Exception:  # noqa: BLE001 whatever it is, the other parts must be seen
-                _log.exception("the part %s of the metrics can't be collected", name)
+                if self._throttle.allows(name):
+                    _log.exception("the part %s of /metrics can't be collected (logged once a minute)", name)
                 yield Sample("moescope_scrape_part_success", (name,), 0)
                 continue
-            yield from samples
-            yield Sample("moescope_scrape_part_success", (name,), 1)
+            fitting = self._fitting(name, samples)
+            yield from fitting
+            yield Sample("moescope_scrape_part_success", (name,), len(fitting) == len(samples))
+
+    def _fitting(self, name: str, samples: list[Found]) -> list[Found]:
+        """The samples of a part that the catalogue allows; the log says what is wrong with the others."""
+        faults = [_fault(item) for item in samples]
+        wrong = dict.fromkeys(fault for fault in faults if fault is not None)
+        if wrong and self._throttle.allows(name):
+            _log.error(
+                "the part %s of /metrics breaks the catalogue, which is a bug: please report it "
+                "(logged once a minute): %s",
+                name,
+                "; ".join(wrong),
+            )
+        return [item for item, fault in zip(samples, faults, strict=True) if fault is None]
 
     def _balance(self, found: list[Group]) -> Iterator[Found]:
         yield Sample("moescope_window_seconds", (), self._settings.window_s)
@@ -183,6 +200,20 @@ def _each(part: Callable[[Group], Iterable[Found]]) -> Part:
             yield from part(group)
 
     return all_groups
+
+
+def _fault(item: Found) -> str | None:
+    """What the catalogue has against a sample or a table; None: nothing.
+
+    Numbers of labels are compared because the library drops what is too many or too few without a word.
+    """
+    family = CATALOGUE.get(item.family)
+    if family is None:
+        return f"there is no family {item.family}"
+    labels = len(item.fixed) + 2 if isinstance(item, Table) else len(item.labels)
+    if labels != len(family.labels):
+        return f"{item.family} has {len(family.labels)} labels, not {labels}"
+    return None
 
 
 def _metric(family: Family, found: _Gathered) -> Metric:

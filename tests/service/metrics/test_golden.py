@@ -30,7 +30,7 @@ from tests.service.frames import frame, halves, producer
 LOADS = np.array([[[6, 2], [4, 4]], [[0, 3], [3, 0]]])
 """Slots of two steps' tokens, by layer and EP rank."""
 GOLDEN = Path(__file__).parent / "golden"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
 HOW = "is not what the code makes; if that is wanted, run: python -m tests.service.metrics.test_golden"
 
 
