@@ -102,7 +102,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
 
 
 def _stages(cost: Cost, joins: dict[int, Status]) -> list[StageOut]:
-    nothing = StageSteps(0, 0)
+    nothing = StageSteps(joined=0, incomplete=0)
     return [
         StageOut(
             pp_rank=rank,

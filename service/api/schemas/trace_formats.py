@@ -45,7 +45,7 @@ _MEDIA_TYPES: Final = {
 
 
 class TraceDetail(TraceOut):
-    """A traced request with its routing: what :func:`as_json` writes."""
+    """A traced request with the experts that its tokens took."""
 
     first_position: int = Field(description="Position in the request of the first row of routed_experts.")
     layers: list[int] = Field(description="Decoder layers, in the order of routed_experts.")
@@ -87,7 +87,7 @@ def headers_of(routing: Routing) -> dict[str, str]:
 
 
 def as_json(request: TraceOut, routing: Routing) -> Iterator[bytes]:
-    """A JSON object, some positions at a time."""
+    """The JSON of a :class:`TraceDetail`, some positions at a time."""
     head: dict[str, Any] = {
         **request.model_dump(),
         "first_position": routing.first,
