@@ -78,8 +78,10 @@ class Settings(BaseSettings):
     tokens_file: Path | None = Field(
         None, description="TOML file of tokens with scopes (ingest, read, admin); read again when it changes."
     )
-    open_read: bool = Field(False, description="Let everybody read; sending still needs a token.")
-    insecure: bool = Field(False, description="Allow listening beyond loopback without authentication.")
+    open_read: bool = Field(default=False, description="Let everybody read; sending still needs a token.")
+    insecure: bool = Field(
+        default=False, description="Allow listening beyond loopback without authentication."
+    )
     tls_cert: Path | None = Field(None, description="PEM file with the certificate chain: serve HTTPS.")
     tls_key: Path | None = Field(None, description="PEM file with its key; absent: it is in tls_cert.")
     tls_client_ca: Path | None = Field(

@@ -43,8 +43,10 @@ StartParam = Annotated[
 EndParam = Annotated[
     str | None, Query(description="End of the window, written as `start`. Absent: now.", examples=["now"])
 ]
-
-
+MinTokensParam = Annotated[
+    int | None,
+    Query(ge=0, le=LARGEST, description="Fewer tokens are no sample; the service's setting when absent."),
+]
 StepParam = Annotated[
     str | None,
     Query(

@@ -37,7 +37,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
-    @router.get("/v1/balance", responses=documented(400, 404, 422))
+    @router.get("/v1/balance", responses=documented(400, 404, 422, 503))
     def get_balance(
         server: ServerParam = None,
         model: ModelParam = None,

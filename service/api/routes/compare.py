@@ -72,7 +72,7 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
-    @router.get("/v1/compare", responses=documented(400, 404, 422) | {200: described(Comparison)})
+    @router.get("/v1/compare", responses=documented(400, 404, 422, 503) | {200: described(Comparison)})
     def compare(
         server: ServerParam = None,
         model: ModelParam = None,

@@ -51,7 +51,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
-    @router.get("/v1/stragglers", responses=documented(400, 404, 422))
+    @router.get("/v1/stragglers", responses=documented(400, 404, 422, 503))
     def stragglers(
         server: ServerParam = None,
         model: ModelParam = None,
@@ -102,7 +102,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
 
 
 def _stages(cost: Cost, joins: dict[int, Status]) -> list[StageOut]:
-    nothing = StageSteps(0, 0)
+    nothing = StageSteps(joined=0, incomplete=0)
     return [
         StageOut(
             pp_rank=rank,

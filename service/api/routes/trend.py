@@ -95,7 +95,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
     router = APIRouter(tags=["queries"], route_class=turns.route)
     cache = _Cache()
 
-    @router.get("/v1/trend", responses=documented(400, 404, 422) | {200: described(Trend)})
+    @router.get("/v1/trend", responses=documented(400, 404, 422, 503) | {200: described(Trend)})
     def trend(
         server: ServerParam = None,
         model: ModelParam = None,

@@ -136,7 +136,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
-    @router.get("/v1/view", responses=documented(400, 404, 422) | {200: described(View)})
+    @router.get("/v1/view", responses=documented(400, 404, 422, 503) | {200: described(View)})
     def view(
         server: ServerParam = None,
         model: ModelParam = None,
