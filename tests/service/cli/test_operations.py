@@ -10,18 +10,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from moescope.service.auth.tokens import digest_of, read_tokens
-from moescope.service.cli.commands import command_line
 from moescope.service.store.sqlite.schema import APPLICATION_ID
 from moescope.service.store.sqlite.store import FILE
+from tests.service.cli.running import run
 from tests.service.conftest import Service
 from tests.service.frames import frame
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(command_line(), [str(argument) for argument in arguments])
 
 
 def test_check_config_shows_what_would_be_used_and_no_secret(
@@ -31,7 +26,7 @@ def test_check_config_shows_what_would_be_used_and_no_secret(
     config.write_text('window_s = 30\nhost = "0.0.0.0"\n')
     monkeypatch.setenv("MOESCOPE_TOKEN", "short-secret")
     done = run("check-config", "--config", config)
-    assert done.exit_code == 0, done.output
+    assert done.returncode == 0, done.output
     assert "window_s = 30.0   (default: 60.0)" in done.stdout
     assert "token token: admin" in done.stdout
     assert "short-secret" not in done.output
@@ -55,7 +50,7 @@ def test_check_config_says_what_to_mend(tmp_path: Path, text: str, message: str)
     config = tmp_path / "moescope.toml"
     config.write_text(text)
     done = run("check-config", "--config", config)
-    assert done.exit_code == 2
+    assert done.returncode == 2
     assert message in done.stderr
     assert "can be used" not in done.output
 
@@ -64,7 +59,7 @@ def test_check_config_warns_of_a_misspelt_variable(monkeypatch: pytest.MonkeyPat
     for name in ("METRIC_LEVEL", "METRICS_LEVEL", "TRACE_RATE"):
         monkeypatch.setenv(f"MOESCOPE_{name}", "rank")
     done = run("check-config")
-    assert done.exit_code == 0
+    assert done.returncode == 0
     assert [line for line in done.stderr.splitlines() if "misspelt" in line] == [
         "warning: MOESCOPE_METRIC_LEVEL: no variable of moescope; is it misspelt?"
     ]
@@ -87,19 +82,19 @@ def test_check_config_tells_which_alerts_can_not_fire(
 
 def test_a_new_token_and_its_entry_fit(tmp_path: Path) -> None:
     done = run("token", "vllm", "--scope", "ingest", "--scope", "read", "--expires", "2099-01-31")
-    assert done.exit_code == 0
+    assert done.returncode == 0
     path = tmp_path / "tokens.toml"
-    path.write_text(done.stderr * 1)
+    path.write_text(done.stderr)
     [token] = read_tokens(path)
     assert token.digest == digest_of(done.stdout.strip())
     assert sorted(token.scopes) == ["ingest", "read"]
-    assert run("token", "x", "--scope", "everything").exit_code == 2
+    assert run("token", "x", "--scope", "everything").returncode == 2
 
 
 def test_a_new_token_is_added_to_a_file_that_stays_good(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     first = run("token", "vllm", "--scope", "ingest", "--add-to", path)
-    assert (first.exit_code, first.stderr) == (0, "")
+    assert (first.returncode, first.stderr) == (0, "")
     assert path.stat().st_mode & 0o777 == 0o600
     second = run("token", "grafana", "--scope", "read", "--expires", "2099-01-31", "--add-to", path)
     made = read_tokens(path)
@@ -113,7 +108,7 @@ def test_a_new_token_is_added_to_a_file_that_stays_good(tmp_path: Path) -> None:
         (("ab", "--scope", "read", "--expires", "20990131"), "'20990131' is no date"),
     ):
         done = run("token", *arguments, "--add-to", path)
-        assert (done.exit_code, done.stdout) == (2, "")
+        assert (done.returncode, done.stdout) == (2, "")
         assert said in done.stderr
     assert path.read_text() == before
 
@@ -124,7 +119,7 @@ def test_a_clickhouse_is_no_folder_to_copy_and_its_password_stays_secret(
     monkeypatch.setenv("MOESCOPE_STORE", "clickhouse://user:hidden@127.0.0.1:1/db")
     for command in ("backup", "restore"):
         done = run(command, tmp_path / "copy.sqlite")
-        assert done.exit_code == 2
+        assert done.returncode == 2
         assert "its own BACKUP" in done.stderr
         assert "hidden" not in done.output
     checked = run("check-config")
@@ -154,18 +149,18 @@ def test_backup_while_frames_come_and_restore(start_service: Callable[..., Servi
     finally:
         stop.set()
         thread.join()
-    assert done.exit_code == 0, done.output
+    assert done.returncode == 0, done.output
     assert "1 producers" in done.stdout
-    assert run("backup", file, "--store", folder).exit_code == 2, "a file is never overwritten"
+    assert run("backup", file, "--store", folder).returncode == 2, "a file is never overwritten"
     taken = run("restore", file, "--store", folder, "--force").stderr
     assert "failed: another service has it" in taken
     start_service.end_all()  # type: ignore[attr-defined]
 
     other = tmp_path / "other"
-    assert run("restore", file, "--store", other).exit_code == 0
+    assert run("restore", file, "--store", other).returncode == 0
     assert "give --force" in run("restore", file, "--store", other).stderr
     done = run("restore", file, "--store", other, "--force")
-    assert (done.exit_code, len(list(other.glob("*.before-restore-*")))) == (0, 1)
+    assert (done.returncode, len(list(other.glob("*.before-restore-*")))) == (0, 1)
     service = start_service(store=other)
     [layer] = service.get("/v1/histogram")["layers"]
     assert before <= layer["counts"][0] <= after + 1
