@@ -38,8 +38,8 @@ class Done:
 def run(*arguments: str | Path, columns: int = 120) -> Done:
     """Run ``moescope`` in this process, through the entry point that is installed.
 
-    Its streams are no terminals, as in a pipe, and ``columns`` columns wide. An exception that the command lets
-    through reaches the test.
+    Its streams are no terminals, as in a pipe, and ``columns`` columns wide. An exception that the command
+    does not handle reaches the test.
     """
     words = ["moescope", *map(str, arguments)]
     environment = {"COLUMNS": str(columns), "NO_COLOR": "1"}

@@ -97,7 +97,7 @@ def test_the_log_can_be_json(start: Start) -> None:
     process = start("serve", "--port", "0", "--log-format", "json")
     assert process.stderr is not None
     line = json.loads(process.stderr.readline())
-    assert (line["level"], line["logger"]) == ("info", "moescope.service.cli.commands")
+    assert (line["level"], line["logger"]) == ("info", "moescope.service.cli.serve")
     assert line["message"].startswith("moescope serves at http://127.0.0.1:")
     line = json.loads(process.stderr.readline())
     assert line["message"] == "metrics_level: at layer_rank these alerts can't fire: MoescopeExpertDrift"
