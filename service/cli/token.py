@@ -29,10 +29,17 @@ Examples:
 
 
 def token(
-    name: Annotated[str, typer.Argument(help="Whose it is: letters, digits, dots, dashes.")],
+    name: Annotated[
+        str, typer.Argument(help="Whose it is: 1 to 64 letters, digits, dots, dashes or underscores.")
+    ],
     scope: Annotated[list[Scope], typer.Option(help="What it allows; may be repeated.")],
-    expires: Annotated[str | None, typer.Option(help="Last day, exclusive, as 2027-01-31.")] = None,
-    add_to: Annotated[Path | None, typer.Option(help="File of tokens to add the entry to.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="Day from which it is refused, as 2027-01-31; never when absent.")
+    ] = None,
+    add_to: Annotated[
+        Path | None,
+        typer.Option(help="File of tokens to add the entry to; standard error gets it when absent."),
+    ] = None,
 ) -> None:
     """Make a token."""
     if not NAME.fullmatch(name):
