@@ -11,7 +11,8 @@ from moescope.capture.wire import CONTENT_TYPE, encode_frame
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
 from moescope.service.client.http import Connection, ServiceUnavailableError
 from moescope.service.client.settings import ClientSettings
-from moescope.service.simulation.fleet import Fleet, Plan
+from moescope.service.simulation.fleet import Fleet
+from moescope.service.simulation.plan import Plan
 
 _TIMEOUT_S: Final = 10.0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from moescope.service.client.settings import ClientSettings
 from moescope.service.settings import MetricsLevel
 from moescope.service.simulation.feed import Pace, Poster, feed
-from moescope.service.simulation.fleet import Outage, Plan
+from moescope.service.simulation.plan import Outage, Plan
 from moescope.service.simulation.routing import Habits, Shape
 from tests.dashboards.live import pin_baseline, prometheus, recorded, without_data
 from tests.dashboards.test_boards import BOARDS

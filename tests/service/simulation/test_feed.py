@@ -17,7 +17,7 @@ from moescope.service.client.settings import ClientSettings
 from moescope.service.serving.server import listen, make_server
 from moescope.service.settings import Settings
 from moescope.service.simulation.feed import Pace, Poster, Progress, feed
-from moescope.service.simulation.fleet import Plan
+from moescope.service.simulation.plan import Plan
 from moescope.service.simulation.routing import Shape
 from tests.service.conftest import Service
 from tests.service.frames import frame

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from moescope.capture import wire
-from moescope.capture.wire import traces as trace_wire
-from moescope.service.cli.simulate import outage
-from moescope.service.simulation.fleet import Fleet, Outage, Plan
+from moescope.capture.wire.traces import decode_part, encode_part
+from moescope.service.cli.simulate_options import outage
+from moescope.service.simulation.fleet import Fleet
+from moescope.service.simulation.plan import Outage, Plan
 from moescope.service.simulation.routing import Habits, RoutingModel, Shape
 from moescope.service.simulation.traces import TOKENS_OF_A_REQUEST
 from tests.service.cli.running import run
@@ -249,7 +250,7 @@ def test_traces_are_real_wire_messages_of_requests_that_choose_by_the_fleets_pop
     plan = replace(PLAN, habits=Habits(skew=1.0, dead=3), trace_rate=1.0, outages=(Outage(2, 0.0),))
     fleet = Fleet(plan, START_NS)
     counted = sum(counts(frame) for frame in fleet.advance(20.0))
-    parts = [trace_wire.decode_part(trace_wire.encode_part(part)) for part in fleet.traces(20.0)]
+    parts = [decode_part(encode_part(part)) for part in fleet.traces(20.0)]
     assert len(parts) == pytest.approx(3 * 20 * 1000 / TOKENS_OF_A_REQUEST, rel=0.3)
     assert {part.producer.dp_rank for part in parts} == {0, 1, 3}
     assert len({(part.producer.key, part.trace) for part in parts}) == len(parts)
