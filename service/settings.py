@@ -52,7 +52,7 @@ FLAGS: Final = frozenset(_FLAGS.split())
 
 
 _OTHERS: Final = """
-    endpoint interval server on_error trace_rate trace_opt_in trace_mib ca_file cert_file key_file listen
+    endpoint interval server on_error trace_rate trace_opt_in trace_mib ca_file cert_file key_file listen url
 """
 OTHERS: Final = frozenset(_OTHERS.split())
 """Names with our prefix that vLLM's workers, the command line or the compose file take."""

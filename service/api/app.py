@@ -114,7 +114,7 @@ def create_app(
 
 
 def _restored_state(settings: Settings, clock: Callable[[], float], writer: StoreWriter | None) -> LiveState:
-    """A state that begins with what the writer's store has, and adopts what other services keep there later."""
+    """A state that begins with what the store has, and adopts what other services keep there later."""
     if writer is None:
         return LiveState(settings, clock)
     state = LiveState(settings, clock, writer.store)

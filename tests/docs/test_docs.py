@@ -16,6 +16,7 @@ import yaml
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.service.api.app import create_app
 from moescope.service.cli.commands import command_line
+from moescope.service.client.settings import ClientSettings
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.settings import OTHERS, Settings
 
@@ -172,7 +173,8 @@ def test_variables_exist() -> None:
     assert int(shown["MOESCOPE_TRACE_MIB"]) << 20 == defaults.trace_bytes
     assert shown["MOESCOPE_ON_ERROR"] == defaults.on_error.value
     compose = set(re.findall(r"\$\{(MOESCOPE_\w+)", (ROOT / "docker-compose.yml").read_text()))
-    known = ours | compose | {f"MOESCOPE_{name.upper()}" for name in Settings.model_fields}
+    client = {f"MOESCOPE_{name.upper()}" for name in ClientSettings.model_fields}
+    known = ours | compose | client | {f"MOESCOPE_{name.upper()}" for name in Settings.model_fields}
     assert {f"MOESCOPE_{name.upper()}" for name in (*OTHERS, *Settings.model_fields)} == known
     named = set(re.findall(r"MOESCOPE_[A-Z0-9_]+\b", ALL))
     assert named <= known, named - known

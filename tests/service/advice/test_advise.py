@@ -7,7 +7,7 @@ import pytest
 
 from moescope.service.advice.advise import Advice, UnanswerableError, advise
 from moescope.service.advice.what_if import Option, fitting, sweep
-from moescope.service.simulation.fleet import Outage
+from moescope.service.simulation.plan import Outage
 from tests.service.advice.fleets import DEPLOYMENT, START, Simulated, plan, wish
 from tests.service.frames import frame, halves, placement, producer
 
