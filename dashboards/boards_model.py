@@ -34,7 +34,12 @@ _PHASE: Final = "DP {{dp_rank}} {{phase}}"
 
 
 def _cost(of: str, by: str) -> str:
-    """Straggler cost from the sums of joined steps; nothing while idle."""
+    """Straggler cost from the sums over joined steps; no series while idle.
+
+    Args:
+        of: part of the metrics' names: empty for the deployment, ``layer_`` for layers.
+        by: labels to sum by.
+    """
     mean, top = (rate(f"moescope_{of}straggler_{part}_slots_total", MODEL, by) for part in ("mean", "max"))
     return f"1 - {mean} / ({top} > 0)"
 
@@ -69,8 +74,8 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "stat",
                     "Straggler share",
-                    "Share of the busiest ranks' work that an average rank waits for: 1 - 1 / "
-                    "imbalance ratio.",
+                    "1 - 1 / imbalance ratio: the share of the busiest ranks' work that an average rank "
+                    "spends waiting.",
                     (Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL)}", NAME),),
                     "percentunit",
                     width=6,
@@ -151,8 +156,8 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Straggler cost",
-                    "Share of MoE work time that an average EP rank waits for the busiest: from single "
-                    "steps, and from sums over the window, out of which changing hot ranks average.",
+                    "Share of MoE work time that an average EP rank waits for the busiest one: from single "
+                    "steps, and from sums over the window. In the sums, hot ranks that change average out.",
                     (
                         Query(_COST, "from steps"),
                         Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL, 'server')}", "from sums"),
@@ -169,7 +174,7 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Steps joined per second",
-                    "Steps of which the loads of all ranks are known, and those that were given up.",
+                    "Steps whose loads of all ranks are known, and steps that were given up.",
                     (
                         Query(rate("moescope_straggler_joined_steps_total", MODEL, "server"), "joined"),
                         Query(
@@ -180,7 +185,7 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Straggler cost by layer",
-                    "Share of the layer's work time that an average EP rank waits for the busiest, from "
+                    "Share of the layer's work time that an average EP rank waits for the busiest one, from "
                     "single steps.",
                     (Query(_LAYER_COST, "layer {{layer}}"),),
                     "percentunit",
@@ -199,8 +204,8 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Imbalance over time",
-                    "Max / mean: over EP ranks (ratio of sums), in the worst layer, and of tokens "
-                    "over DP ranks.",
+                    "Max / mean: of slots over EP ranks (ratio of sums over layers), of slots in the worst "
+                    "layer, and of tokens over DP ranks.",
                     (
                         Query(most("moescope_ep_imbalance_ratio", MODEL, "server"), "EP ranks"),
                         Query(
@@ -253,8 +258,8 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "table",
                     "Hottest experts",
-                    "The twenty experts furthest above their layer's fair share. Click to open the layer."
-                    + NEEDS_EXPERTS,
+                    "The twenty experts furthest above their layer's fair share. Click a value to open "
+                    "the layer." + NEEDS_EXPERTS,
                     (Query(f"topk(20, {of_fair(EXPERTS, MODEL, 'layer', 'expert')})", "times fair share"),),
                     width=8,
                     height=12,

@@ -12,14 +12,15 @@ from moescope.service.settings import FLAGS, Settings
 
 _INTRODUCTION: Final = """# Settings of the service
 
-Written from the code (`service/settings.py`, `service/client/settings.py`) by
-`python -m moescope.service.settings_document > docs/settings.md`; a test compares them. What is set in vLLM's
+`python -m moescope.service.settings_document > docs/settings.md` writes this document from the code
+(`service/settings.py`, `service/client/settings.py`); a test compares the two. What is set in vLLM's
 environment is in the [README](../README.md#the-capturers-settings).
 
 A setting is given as a flag of `moescope serve` where it has one, as a variable, or by its name in a TOML
-file (`moescope serve --config moescope.toml`). A flag wins over the environment, which wins over the file. A
-name in the file that is no setting is refused; a variable that is none is ignored, since vLLM's have the same
-prefix. `moescope check-config` prints what would be used, and warns of variables that nothing takes.
+file (`moescope serve --config moescope.toml`). A flag wins over the environment, and the environment wins
+over the file. A name in the file that is no setting is refused. A variable that is no setting is ignored,
+because variables of vLLM's workers have the same prefix. `moescope check-config` prints what would be used,
+and warns of variables that nothing takes.
 
 ```toml
 host = "0.0.0.0"

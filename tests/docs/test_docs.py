@@ -1,4 +1,7 @@
-"""The documents against the code: links, files, modules, metrics, routes, commands, variables, reasons."""
+"""The documents against the code: links, files, modules, metrics, routes, commands, variables, reasons.
+
+Also their width: text wraps at 120 columns.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,32 @@ def test_links_resolve(path: Path) -> None:
         found = path.parent / target if target else path
         assert found.exists(), target
         assert not anchor or anchor in anchors(found.read_text()), f"{target}#{anchor}"
+
+
+def too_wide(text: str, columns: int = 120) -> list[str]:
+    """Lines of a document that are too wide and could be broken, each with its number.
+
+    Code, rows of tables, and lines without a space that could be broken at (a long link) may be wider.
+    """
+    found, in_code = [], False
+    for number, line in enumerate(text.splitlines(), 1):
+        in_code ^= line.lstrip().startswith("```")
+        words = re.sub(r"\[[^\]]*\]\(\S*\)", "link", line).split()  # a link's text stays on its line
+        breakable = len(words) > 1 + (words[0] in {"-", ">", "1."} if words else 0)
+        if len(line) > columns and breakable and not in_code and not line.startswith("|"):
+            found.append(f"{number}: {line}")
+    return found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_text_wraps(path: Path) -> None:
+    assert not too_wide(TEXTS[path])
+
+
+def test_what_is_too_wide() -> None:
+    long, code = "word " * 25, "```\n" + "word " * 25 + "\n```"
+    assert [line[:2] for line in too_wide(f"{code}\n{long}\n- {long}")] == ["4:", "5:"]
+    assert not too_wide(f"| {long} |\n- [{long}](https://example.org/)\n{'x' * 130}\n{long[:119]}")
 
 
 def test_files_and_modules_exist() -> None:
