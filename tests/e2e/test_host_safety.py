@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from devkit.root_cause import root_cause
 from devkit.tiny_moe import ensure_checkpoint
 from tests.e2e.host.faults import CASES
 
@@ -26,8 +27,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model, result = ensure_checkpoint(folder / "model"), folder / "result.json"
     command = [sys.executable, "-m", "tests.e2e.host.child", str(model), str(result)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return {**json.loads(result.read_text()), "output": done.stdout + done.stderr}
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, "\n".join(root_cause(output)) or output[-3000:]
+    return {**json.loads(result.read_text()), "output": output}
 
 
 def test_a_bad_setting_at_the_start_turns_capture_off_and_says_so(lab: dict[str, Any]) -> None:
