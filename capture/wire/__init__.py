@@ -6,6 +6,7 @@ imports neither torch nor vLLM nor FastAPI.
 
 from moescope.capture.wire.arrays import (
     Int64Array,
+    LoadArray,
     UInt16Array,
     WireError,
     WireVersionError,
@@ -62,6 +63,7 @@ __all__ = [
     "Frame",
     "Int64Array",
     "LayerId",
+    "LoadArray",
     "MoeLayer",
     "Name",
     "Placement",
