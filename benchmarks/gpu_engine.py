@@ -220,7 +220,7 @@ class Engine:
             "counts and phases": counts + capturer.buffers.phases.numel(),
             "ring of loads": ring.num_bytes,
             "snapshots on their way": len(slots) * (counts + ring.loads.numel() * 4),
-            "tables": capturer._strategy._tables.num_bytes,
+            "tables": capturer.strategy_bytes,
             "ids kept in a step of the largest size": sum(
                 PREFILL_TOKENS * layer.top_k * 4 for layer in layers
             ),
@@ -231,11 +231,11 @@ class Engine:
         capturer = self._session.capturer
         counts = [int(capturer.buffers.counts_of(i).sum()) for i in range(len(capturer.buffers.layers))]
         exact = all(
-            total == capturer.tokens * layer.top_k
+            total == capturer.totals.tokens * layer.top_k
             for total, layer in zip(counts, capturer.buffers.layers, strict=True)
         )
         return {
-            "tokens": capturer.tokens,
+            "tokens": capturer.totals.tokens,
             "exact": exact,
             "decode tokens": capturer.totals.decode_tokens,
             "phases known": capturer.totals.phases_known,

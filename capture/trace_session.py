@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.delivery.transport import HttpTransport
-from moescope.capture.seam.requests import StepRequests
+from moescope.capture.seam.requests import read_requests
 from moescope.capture.settings.environment import CaptureSettings
-from moescope.capture.step.batch import BatchLayout
+from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.tracing.sender import TraceSender
 from moescope.capture.tracing.tracer import Tracer
@@ -75,13 +76,13 @@ class TraceSession:
         """No graph is captured any more."""
         self._assembly.resume()
 
-    def begin_step(self, step: StepRequests) -> None:
+    def begin_step(self, scheduler_output: Any) -> None:
         """vLLM's worker is about to run this step, or is told that requests are done."""
-        self._guarded(lambda: self._tracer.begin_step(step))
+        self._guarded(lambda: self._tracer.begin_step(read_requests(scheduler_output)))
 
-    def lay_out(self, layout: BatchLayout, number: int) -> None:
-        """The step's batch is laid out, its forward pass not enqueued yet; `number` is the step's."""
-        self._guarded(lambda: self._tracer.lay_out(layout, number))
+    def take_order(self, batch: BatchRequests, number: int) -> None:
+        """The order of the batch's rows is known, its forward pass not enqueued; `number` is the step's."""
+        self._guarded(lambda: self._tracer.take_order(batch, number))
 
     def end_step(self) -> None:
         """The step is enqueued."""

@@ -11,12 +11,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from moescope.capture.counting.pinned_ring import PinnedRing
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.counting.strategies import ReferencesUnsafeError, choose_strategy, fallback
+from moescope.capture.counting.strategies import choose_strategy
+from moescope.capture.counting.strategy import ReferencesUnsafeError
 from moescope.capture.seam.model import StepRows
 from moescope.capture.seam.rows import Ranks, RowSpan, locate_rows
 from moescope.capture.settings.environment import OnError
-from moescope.capture.step.phases import PhaseUploads, UInt8Array
+from moescope.capture.step.phases import UInt8Array
 from moescope.capture.step.totals import StepTokens, Totals
 from moescope.capture.step.word import Phase, pack_step
 
@@ -49,9 +51,8 @@ class RoutingCapturer:
         self._ranks = ranks
         self._step_rows = step_rows
         self._on_error = on_error
-        self._strategy = choose_strategy(buffers)
-        self._fallback = fallback(self._strategy, buffers)
-        self._uploads = PhaseUploads(buffers.phases)
+        self._strategy, self._fallback = choose_strategy(buffers)
+        self._phases = PinnedRing(buffers.phases)
         self._step: StepTokens | None = None
         self._slot = 0
         self._awaits_phases = False
@@ -64,9 +65,9 @@ class RoutingCapturer:
         return self._strategy.name
 
     @property
-    def tokens(self) -> int:
-        """That this DP rank computed so far."""
-        return self.totals.tokens
+    def strategy_bytes(self) -> int:
+        """Device memory that the strategy holds besides the counts."""
+        return self._strategy.num_bytes
 
     @property
     def awaits_phases(self) -> bool:
@@ -91,14 +92,18 @@ class RoutingCapturer:
         """`Phase` of each true token of the step under way, in the order of the batch's rows: uint8 [tokens].
 
         Raises:
-            ValueError: they are not as many as the step's tokens.
+            ValueError: they are not as many as the step's tokens, or the step has more than it may.
         """
         step = self._step
         if step is None or not self._awaits_phases:
             return
         if len(phases) != step.tokens or int(np.count_nonzero(phases)) != step.decode:
             raise ValueError(f"{len(phases)} phases, {np.count_nonzero(phases)} of decode, for {step}")
-        self._uploads.upload(phases)
+        if len(phases) > self.buffers.phases.numel():
+            most = self.buffers.phases.numel()
+            raise ValueError(f"a step of {len(phases)} tokens, where {most} are the most")
+        self._phases.buffer()[: len(phases)] = phases
+        self._phases.upload(len(phases))
         self._announce(Phase.MIXED)
         self._awaits_phases = False
 

@@ -9,7 +9,7 @@ import torch
 from moescope.capture.counting.launch import launch_layer, launch_step, supports
 from moescope.capture.counting.pointer_tables import PointerTables, table_entry
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.counting.strategies import ReferencesUnsafeError
+from moescope.capture.counting.strategy import ReferencesUnsafeError
 from moescope.capture.seam.rows import RowSpan
 
 
@@ -56,6 +56,11 @@ class KernelPerStep:
         self._addresses: set[int] = set()
         self._kept_while_capturing = False
         self._in_step = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the tables of pointers."""
+        return self._tables.num_bytes
 
     def begin_step(self) -> None:
         """Forget what a pass outside of steps has left, and make the tables of new graphs known."""
@@ -143,8 +148,13 @@ class KernelPerLayer:
     def __init__(self, buffers: CountBuffers) -> None:
         self._buffers = buffers
 
+    @property
+    def num_bytes(self) -> int:
+        """Nothing is held."""
+        return 0
+
     def begin_step(self) -> None:
-        """Empty the step's slot in the ring."""
+        """Empty the step's place in the ring of loads."""
         if self._buffers.ring is not None:
             self._buffers.ring.zero()
 

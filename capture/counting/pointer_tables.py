@@ -7,20 +7,20 @@ addresses each time: they go through a ring of pinned host tables and one device
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
 import torch
 
+from moescope.capture.counting.pinned_ring import PinnedRing
 from moescope.capture.seam.rows import RowSpan
 from moescope.capture.wire import Int64Array, MoeLayer
 
 TABLES_PER_CHUNK: Final = 256
 """vLLM captures about 50 sizes, twice."""
 SPARE_TABLES: Final = 64
-RING: Final = 4
+"""With fewer left, the next launch outside of graphs makes another chunk."""
 
 
 class Field(IntEnum):
@@ -58,15 +58,6 @@ class _Chunk:
             self.uploaded = self.used
 
 
-class _Pinned:
-    """One host table of the ring, and the event after which the device no longer reads it."""
-
-    def __init__(self, num_layers: int) -> None:
-        self.host = torch.zeros(num_layers, len(Field), dtype=torch.int64, pin_memory=True)
-        self.values: Int64Array = self.host.numpy()
-        self.read = torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-
 class PointerTables:
     """Makes the tables; all calls come from the thread that enqueues the steps."""
 
@@ -75,8 +66,8 @@ class PointerTables:
         self._device = device
         self._blank = blank_table(layers)
         self._chunks = [_Chunk(self._num_layers, device)]
-        self._ring = deque(_Pinned(self._num_layers) for _ in range(RING))
         self._now = torch.zeros(self._num_layers, len(Field), dtype=torch.int64, device=device)
+        self._uploads = PinnedRing(self._now)
 
     @property
     def num_bytes(self) -> int:
@@ -108,21 +99,12 @@ class PointerTables:
 
     def for_now(self, entries: dict[int, tuple[int, ...]]) -> torch.Tensor:
         """A table for a launch that follows at once in the current stream; `entries` as in `for_graph`."""
-        pinned = self._free_pinned()
-        pinned.values[:] = self._filled(entries)
-        self._now.copy_(pinned.host, non_blocking=True)
-        pinned.read.record()
-        self._ring.append(pinned)
+        self._uploads.buffer()[:] = self._filled(entries)
+        self._uploads.upload(self._num_layers)
         if self._chunks[-1].used > TABLES_PER_CHUNK - SPARE_TABLES:
             # Not while a graph is captured, when allocations would belong to the graph.
             self._chunks.append(_Chunk(self._num_layers, self._device))
         return self._now
-
-    def _free_pinned(self) -> _Pinned:
-        """The oldest host table if the device has read it, else a new one: never a wait."""
-        if self._ring[0].read.query():  # type: ignore[no-untyped-call]
-            return self._ring.popleft()
-        return _Pinned(self._num_layers)
 
     def _filled(self, entries: dict[int, tuple[int, ...]]) -> Int64Array:
         table = self._blank.copy()

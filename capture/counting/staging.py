@@ -16,12 +16,12 @@ from typing import Final
 import numpy as np
 import torch
 
+from moescope.capture.counting.pinned_ring import PinnedRing
 from moescope.capture.seam.rows import RowSpan
 from moescope.capture.step.word import MAX_TOKENS
 from moescope.capture.wire import Int64Array, MoeLayer
 
 STAGING_BYTES: Final = 16 << 20
-RING: Final = 4
 
 
 class StagedRows:
@@ -85,7 +85,7 @@ class TraceStaging:
         self.rows = torch.full((self.capacity, self.width), self.unwritten, dtype=dtype, device=device)
         self.columns = torch.tensor(starts, dtype=torch.int64, device=device)
         self._host = torch.empty(self.rows.shape, dtype=dtype, pin_memory=on_gpu)
-        self._maps = deque(_PinnedMap(1 + max_tokens, on_gpu) for _ in range(RING))
+        self._maps = PinnedRing(self.row_map)
         self._side = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._under_way: deque[tuple[int, int, StagedRows]] = deque()
         self._next = 0
@@ -113,15 +113,12 @@ class TraceStaging:
         if self._next + count > self.capacity:
             self._next = 0
         first = self._next
-        pinned = self._free_map()
-        values = pinned.values[: 1 + total]
+        values = self._maps.buffer()[: 1 + total]
         values[0] = count
         values[1:] = -1
         values[1 + tokens] = np.arange(first, first + count)
         self.rows[first : first + count].fill_(self.unwritten)
-        self.row_map[: 1 + total].copy_(pinned.host[: 1 + total], non_blocking=True)
-        pinned.uploaded()
-        self._maps.append(pinned)
+        self._maps.upload(1 + total)
 
     def collect(self, count: int) -> StagedRows:
         """The step is enqueued: no further one writes to these `count` rows, which leave for the host."""
@@ -146,29 +143,6 @@ class TraceStaging:
     def clear(self) -> None:
         """Have nothing copied until the next `begin`."""
         self.row_map[:1].zero_()
-
-    def _free_map(self) -> _PinnedMap:
-        """The oldest host map if the device has read it, else a new one: never a wait."""
-        if self._maps[0].free:
-            return self._maps.popleft()
-        return _PinnedMap(1 + self.max_tokens, self._side is not None)
-
-
-class _PinnedMap:
-    """A row map on the host, and the event after which the device no longer reads it."""
-
-    def __init__(self, size: int, pinned: bool) -> None:
-        self.host = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
-        self.values = self.host.numpy()
-        self._read = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
-
-    @property
-    def free(self) -> bool:
-        return self._read is None or bool(self._read.query())  # type: ignore[no-untyped-call]
-
-    def uploaded(self) -> None:
-        if self._read is not None:
-            self._read.record()
 
 
 def copy_traced_rows(
@@ -196,5 +170,5 @@ def copy_traced_rows(
     if columns is not None:  # torch indexes no uint16
         columns[places[taken].numpy(), start : start + width] = ids.numpy()
     else:
-        rows = staging.rows.view(torch.int16 if staging.masked == 0xFFFF else torch.uint8)
+        rows = staging.rows.view(torch.int16 if staging.rows.dtype is torch.uint16 else torch.uint8)
         rows[places[taken], start : start + width] = ids.to(rows.dtype)

@@ -1,36 +1,21 @@
-"""Everything that knows vLLM's insides, in one module: what is found where, a row per supported version."""
+"""What capture reads off vLLM's model, configuration and groups: MoE layers, ranks, placement, step sizes."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from moescope.capture.seam.rows import Ranks
 from moescope.capture.seam.slots import SinkBuffers, SinkSlot, SourceSlot
+from moescope.capture.seam.versions import installed_row, moescope_version, vllm_version
 from moescope.capture.wire import MoeLayer, Placement, PlacementTable, Producer, UncoveredLayer, pack_ids
 
 CaptureFn = Callable[[torch.Tensor], None]
-
-
-class SeamRow(NamedTuple):
-    """What one vLLM release series has of the things the capturer meets."""
-
-    capture_sources: bool
-    """`RoutedExpertsCaptureSource`: modules that route by themselves, without a `MoERunner`."""
-    routing_sinks: bool
-    """`RoutedExpertsSink`: a monolithic kernel may write the ids that it routes to."""
-
-
-SUPPORTED: Final[dict[tuple[int, int], SeamRow]] = {
-    (0, 26): SeamRow(capture_sources=False, routing_sinks=False),
-    (0, 32): SeamRow(capture_sources=True, routing_sinks=True),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +23,7 @@ class RoutedLayer:
     """A covered MoE layer and the callback slot that sees its logical expert ids.
 
     Attributes:
-        router: vLLM's `BaseRouter`, or what stands in for one (see `vllm_slots`).
+        router: vLLM's `BaseRouter`, or what stands in for one (see `seam.slots`).
         module: the layer's module, as in its model's ``moe_layers``.
     """
 
@@ -61,30 +46,6 @@ class StepRows(NamedTuple):
 
     tokens_across_dp: Sequence[int] | None
     shard_sizes: Sequence[int] | None
-
-
-def vllm_version() -> str:
-    """The installed vLLM's version, such as ``0.32.0+cpu``."""
-    from vllm.version import __version__
-
-    return str(__version__)
-
-
-def moescope_version() -> str:
-    """The installed moescope's version; empty when it runs from a source tree that isn't installed."""
-    try:
-        return importlib.metadata.version("moescope")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def seam_row(version: str) -> SeamRow | None:
-    """The row of a version's release series, or None for a series that moescope was not tested with."""
-    parts = version.split(".")
-    try:
-        return SUPPORTED.get((int(parts[0]), int(parts[1])))
-    except (IndexError, ValueError):
-        return None
 
 
 def read_ranks(vllm_config: Any) -> Ranks:
@@ -224,10 +185,11 @@ def _why_no_sink(runner: Any, vllm_config: Any) -> str | None:
     """Why a monolithic kernel's ids can't be had, if so."""
     kernel = _monolithic_kernel(runner)
     what = f"monolithic kernel {type(kernel).__name__}: it routes inside and never calls the router"
-    row = seam_row(vllm_version())
+    row = installed_row()
     if row is not None and not row.routing_sinks:
         return f"{what}; this vLLM has no routing sink"
-    if not getattr(kernel, "supports_routing_replay_capture", bool)():
+    can_write_ids = getattr(kernel, "supports_routing_replay_capture", None)  # a layer may have no kernel
+    if can_write_ids is None or not can_write_ids():
         return f"{what}; it can't write its ids to a routing sink"
     if vllm_config.parallel_config.enable_eplb:
         return f"{what}; under EPLB its ids may be those of physical experts"
@@ -235,7 +197,7 @@ def _why_no_sink(runner: Any, vllm_config: Any) -> str | None:
 
 
 def _is_capture_source(module: torch.nn.Module) -> bool:
-    row = seam_row(vllm_version())
+    row = installed_row()
     if row is not None and not row.capture_sources:
         return False
     from vllm.model_executor.layers.fused_moe.routed_experts_capturer import RoutedExpertsCaptureSource

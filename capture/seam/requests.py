@@ -33,8 +33,9 @@ class StepRequests(NamedTuple):
         finished: ids that vLLM is done with, finished or aborted; they come before the step's own.
         new: requests that the worker hasn't seen, in the scheduler's order.
         resumed: ids that go on after a preemption.
-        first_positions: id to the position of the first token that the step computes for it.
-        num_tokens: id to the tokens that it computes, which are consecutive.
+        first_positions: by id, the position of the first token that the step computes for the request. With
+            speculative decoding and asynchronous scheduling vLLM takes all earlier drafts for accepted here.
+        num_tokens: by id, how many tokens the step computes for the request; they are consecutive.
     """
 
     finished: Sequence[str]

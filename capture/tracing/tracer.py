@@ -17,7 +17,7 @@ import numpy as np
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.seam.requests import StepRequests, client_ids
 from moescope.capture.settings.sampling import TraceSampling
-from moescope.capture.step.batch import BatchLayout
+from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import Arrival, Ending, TraceAssembly
 from moescope.capture.tracing.buffer import Trace
 
@@ -70,24 +70,29 @@ class Tracer:
         if self._open and any(name in self._open for name in step.num_tokens):
             self._step = step
 
-    def lay_out(self, layout: BatchLayout, number: int) -> None:
-        """The step's batch is laid out, and its forward pass is not enqueued yet; `number` is the step's."""
-        if self._step is None:
+    def take_order(self, batch: BatchRequests, number: int) -> None:
+        """The order of the batch's rows is known, and its forward pass is not enqueued yet.
+
+        Args:
+            batch: the requests of the step that began last.
+            number: of the step.
+        """
+        step, self._step = self._step, None
+        if step is None:
             return
-        self._step = None
         room, chosen = self._staging.room(), []
-        ends = np.cumsum(layout.num_tokens)
+        ends = np.cumsum(batch.num_tokens)
         total = int(ends[-1])
-        for i, request_id in enumerate(layout.request_ids):
+        for i, request_id in enumerate(batch.request_ids):
             trace = self._open.get(request_id)
             if trace is None:
                 continue
-            count = int(layout.num_tokens[i])
+            count = int(batch.num_tokens[i])
             if not self._admit(trace, count, room if total <= self._staging.max_tokens else 0):
                 continue
             room -= count
             chosen.append(np.arange(ends[i] - count, ends[i]))
-            self._owners.append((trace, int(layout.first_positions[i]), count))
+            self._owners.append((trace, step.first_positions[request_id], count))
         if chosen:
             self._number = number
             self._staging.begin(np.concatenate(chosen), total)

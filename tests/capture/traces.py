@@ -11,7 +11,7 @@ from moescope.capture.counting.staging import TraceStaging, copy_traced_rows
 from moescope.capture.seam.requests import NewRequest, StepRequests
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.settings.sampling import TraceSampling
-from moescope.capture.step.batch import lay_out
+from moescope.capture.step.batch import order_requests
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.tracing.buffer import Trace
 from moescope.capture.tracing.tracer import Tracer
@@ -48,7 +48,7 @@ class Driver:
         padding: int = 0,
         layers: Sequence[int] | None = None,
         span: RowSpan | None = None,
-        laid_out: bool = True,
+        ordered: bool = True,
         proceed: bool = True,
     ) -> list[torch.Tensor]:
         """Run a step of requests with (first position, tokens); returns the ids of each layer's call."""
@@ -66,9 +66,9 @@ class Driver:
             num_tokens={name: count for name, (_, count) in tokens.items()},
         )
         self.tracer.begin_step(step)
-        if laid_out:
+        if ordered:
             names = list(tokens) if order is None else order
-            self.tracer.lay_out(lay_out(names, step, dict.fromkeys(tokens, 4)), self.steps)
+            self.tracer.take_order(order_requests(names, step.num_tokens), self.steps)
         valid = sum(count for _, count in tokens.values())
         total = valid + padding
         whole = RowSpan(Layout.SINGLE_DP, 0, total, 0)

@@ -114,13 +114,13 @@ class Spy:
         """Hear what this worker's capture is told."""
         if session is None or hasattr(session, "_spied"):
             return
-        session._spied = laid_out = session._watch._laid_out
+        session._spied = ordered = session._watch._on_order
 
-        def listen(layout: Any) -> None:
-            self._told = layout
-            laid_out(layout)
+        def listen(batch: Any) -> None:
+            self._told = batch
+            ordered(batch)
 
-        session._watch._laid_out = listen
+        session._watch._on_order = listen
 
     def _compare(self, request_ids: Any, num_tokens: Any) -> None:
         if self._comparing:

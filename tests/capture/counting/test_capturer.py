@@ -16,9 +16,8 @@ from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
 from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.seam import model as vllm_seam
 from moescope.capture.seam.binding import RouterBinding
-from moescope.capture.seam.model import RoutedLayer
+from moescope.capture.seam.model import RoutedLayer, step_rows
 from moescope.capture.seam.rows import Layout, Ranks
 from moescope.capture.settings.environment import OnError
 from moescope.capture.wire import MoeLayer
@@ -48,7 +47,7 @@ class Worker:
     def __post_init__(self) -> None:
         self.router = CPURouter(top_k=LAYER.top_k, global_num_experts=LAYER.num_experts)
         self.buffers = CountBuffers([LAYER], torch.device("cpu"), max_tokens=64)
-        self.capturer = RoutingCapturer(self.buffers, self.ranks, vllm_seam.step_rows, self.on_error)
+        self.capturer = RoutingCapturer(self.buffers, self.ranks, step_rows, self.on_error)
         self.binding = RouterBinding((RoutedLayer(LAYER, self.router),), self.capturer)
         self.binding.bind()
 

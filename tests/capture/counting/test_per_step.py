@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.counting.strategies import ReferencesUnsafeError
+from moescope.capture.counting.strategy import ReferencesUnsafeError
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.wire import MoeLayer
 
