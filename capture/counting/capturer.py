@@ -54,7 +54,7 @@ class RoutingCapturer:
         self._strategy, self._fallback = choose_strategy(buffers)
         self._phases = PinnedRing(buffers.phases)
         self._step: StepTokens | None = None
-        self._slot = 0
+        self._place = 0
         self._awaits_phases = False
         self._handle = next(_handles)
         _capturers[self._handle] = self
@@ -83,7 +83,7 @@ class RoutingCapturer:
             return
         self._step = StepTokens(num_tokens, decode_tokens)
         ring, phase = self.buffers.ring, self._step.phase
-        self._slot = 0 if ring is None else ring.begin_step(self.totals.forward_passes)
+        self._place = 0 if ring is None else ring.begin_step(self.totals.forward_passes)
         self._strategy.begin_step()
         self._awaits_phases = phase is Phase.MIXED
         self._announce(Phase.PREFILL if phase is Phase.MIXED else phase)
@@ -123,7 +123,7 @@ class RoutingCapturer:
     def _announce(self, phase: Phase) -> None:
         """Tell the kernels of the step under way. One fill, and one more in a step of both phases."""
         assert self._step is not None
-        self.buffers.step_word.fill_(pack_step(self._step.tokens, phase, self._slot))
+        self.buffers.step_word.fill_(pack_step(self._step.tokens, phase, self._place))
 
     def record(self, ordinal: int, topk_ids: torch.Tensor) -> None:
         """Count a routing call: logical expert ids, any integer dtype [n, top_k], of one layer.

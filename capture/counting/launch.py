@@ -58,10 +58,10 @@ def launch_step(
 ) -> None:
     """Count the layers of a pointer table in one launch on the current stream; never synchronises.
 
-    It also empties the slot of the next step in the ring of loads, if there is one.
+    It also empties the place of the next step in the ring of loads, if there is one.
 
     Args:
-        table: int64 [L, 8] on the device (see `pointer_tables.Field`); a layer without rows is left out.
+        table: int64 [L, len(Field)] on the device (see `pointer_tables`); layers without rows are left out.
         buffers: what says how many tokens are true, of which phase they are, and where loads go.
         flat: added to in place, laid out as ``buffers.flat``.
         ids_dtype: of all layers' ids.
@@ -76,11 +76,11 @@ def launch_step(
         buffers.step_word,
         buffers.phases,
         flat,
-        buffers.num_slots,
+        buffers.num_counts,
         ring.ep_ranks,
         ring.max_experts,
         ring.loads,
-        ring.slots,
+        ring.places,
         ring.ep_size,
         **traced_arguments(buffers.traced, buffers.step_word),
         IDS=_IDS[ids_dtype],
@@ -95,7 +95,7 @@ def launch_layer(
 ) -> None:
     """Count the rows `span` of ids [n, top_k] of one layer; everything else as for `launch_step`.
 
-    It leaves the ring's other slots alone.
+    It leaves the ring's other places alone.
 
     Raises:
         KeyError: ids of a type that `supports` refuses.
@@ -109,7 +109,7 @@ def launch_layer(
         buffers.step_word,
         buffers.phases,
         flat,
-        buffers.num_slots,
+        buffers.num_counts,
         len(buffers.layers),
         ring.ep_ranks,
         ring.max_experts,
@@ -129,7 +129,7 @@ class _Ring(NamedTuple):
     ep_ranks: torch.Tensor
     max_experts: int
     loads: torch.Tensor
-    slots: int
+    places: int
     ep_size: int
     lanes: int
 
@@ -138,6 +138,6 @@ def _ring_of(buffers: CountBuffers) -> _Ring:
     ring = buffers.ring
     if ring is None:
         return _Ring(buffers.flat, 0, buffers.flat, 0, 0, 0)
-    slots, _, ep_size = ring.loads.shape
+    places, _, ep_size = ring.loads.shape
     lanes = int(triton.next_power_of_2(ep_size))
-    return _Ring(ring.ep_ranks, ring.ep_ranks.shape[1], ring.loads, slots, ep_size, lanes)
+    return _Ring(ring.ep_ranks, ring.ep_ranks.shape[1], ring.loads, places, ep_size, lanes)

@@ -7,10 +7,11 @@ addresses each time: they go through a ring of pinned host tables and one device
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Final
 
+import numpy as np
 import torch
 
 from moescope.capture.counting.pinned_ring import PinnedRing
@@ -41,8 +42,20 @@ class Field(IntEnum):
     NUM_EXPERTS = 7
 
 
+TableEntry = tuple[int, int, int, int, int, int]
+"""What a launch says of a layer: the values of `ENTRY_COLUMNS`, in their order."""
+ENTRY_COLUMNS: Final = (
+    Field.ADDRESS,
+    Field.ROWS,
+    Field.FIRST_TOKEN,
+    Field.TOP_K,
+    Field.ROW_STRIDE,
+    Field.COLUMN_STRIDE,
+)
+
+
 class _Chunk:
-    """Room for many captured launches' tables, pinned on the host and on the device: int64 [T, L, 8]."""
+    """Room for many captured launches' tables, pinned on the host and on the device: [T, L, len(Field)]."""
 
     def __init__(self, num_layers: int, device: torch.device) -> None:
         shape = (TABLES_PER_CHUNK, num_layers, len(Field))
@@ -75,11 +88,11 @@ class PointerTables:
         tensors = [self._now, *(chunk.device for chunk in self._chunks)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def for_graph(self, entries: dict[int, tuple[int, ...]]) -> torch.Tensor:
+    def for_graph(self, entries: Mapping[int, TableEntry]) -> torch.Tensor:
         """A table for a launch that is being captured; its contents reach the device with `upload`.
 
         Args:
-            entries: for each layer, by ordinal, `ADDRESS` to `COLUMN_STRIDE`.
+            entries: of the layers that the launch counts, by ordinal.
 
         Raises:
             RuntimeError: too many launches were captured without one outside of a graph in between.
@@ -88,7 +101,7 @@ class PointerTables:
         if chunk.used == TABLES_PER_CHUNK:
             raise RuntimeError(f"no room for another captured launch after {self._captured()}")
         table = chunk.used
-        chunk.host[table].numpy()[:] = self._filled(entries)
+        chunk.host[table].numpy()[:] = filled_table(self._blank, entries)
         chunk.used += 1
         return chunk.device[table]
 
@@ -97,38 +110,39 @@ class PointerTables:
         for chunk in self._chunks:
             chunk.upload()
 
-    def for_now(self, entries: dict[int, tuple[int, ...]]) -> torch.Tensor:
+    def for_now(self, entries: Mapping[int, TableEntry]) -> torch.Tensor:
         """A table for a launch that follows at once in the current stream; `entries` as in `for_graph`."""
-        self._uploads.buffer()[:] = self._filled(entries)
+        self._uploads.buffer()[:] = filled_table(self._blank, entries)
         self._uploads.upload(self._num_layers)
         if self._chunks[-1].used > TABLES_PER_CHUNK - SPARE_TABLES:
             # Not while a graph is captured, when allocations would belong to the graph.
             self._chunks.append(_Chunk(self._num_layers, self._device))
         return self._now
 
-    def _filled(self, entries: dict[int, tuple[int, ...]]) -> Int64Array:
-        table = self._blank.copy()
-        for ordinal, entry in entries.items():
-            table[ordinal, : len(entry)] = entry
-        return table
-
     def _captured(self) -> int:
         return sum(chunk.used for chunk in self._chunks)
 
 
-def table_entry(topk_ids: torch.Tensor, span: RowSpan) -> tuple[int, ...]:
-    """`ADDRESS` to `COLUMN_STRIDE` for the rows `span` of ids [n, top_k]."""
+def table_entry(topk_ids: torch.Tensor, span: RowSpan) -> TableEntry:
+    """The entry of a layer with ids [n, top_k], of which the rows `span` are this worker's."""
     row_stride, column_stride = topk_ids.stride()
     address = topk_ids.data_ptr() + span.start * row_stride * topk_ids.element_size()
     return address, span.count, span.first_token, topk_ids.shape[1], row_stride, column_stride
 
 
 def blank_table(layers: Sequence[MoeLayer]) -> Int64Array:
-    """int64 [L, 8]: where each layer's counts are, and no rows."""
-    table = torch.zeros(len(layers), len(Field), dtype=torch.int64).numpy()
+    """A table in which no layer has rows, int64 [L, len(Field)]: it says where each layer's counts are."""
+    table = np.zeros((len(layers), len(Field)), np.int64)
     start = 0
     for ordinal, layer in enumerate(layers):
         table[ordinal, Field.COUNTS_START] = start
         table[ordinal, Field.NUM_EXPERTS] = layer.num_experts
         start += layer.num_experts
+    return table
+
+
+def filled_table(blank: Int64Array, entries: Mapping[int, TableEntry]) -> Int64Array:
+    """A copy of a blank table in which these layers, by ordinal, have rows."""
+    table = blank.copy()
+    table[np.array(list(entries))[:, None], ENTRY_COLUMNS] = list(entries.values())
     return table

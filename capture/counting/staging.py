@@ -153,22 +153,22 @@ def copy_traced_rows(
     Args:
         topk_ids: logical expert ids, any integer dtype [n, top_k]; those out of the layer's range are masked.
         span: this worker's rows.
-        step_word: int64 [1], see `step_word`; rows at or beyond the step's true number of tokens are padding.
+        step_word: int64 [1], see `step.word`; rows at or beyond the step's true number of tokens are padding.
         ordinal: of the layer.
     """
     valid = int(step_word) & MAX_TOKENS
     if valid == 0 or int(staging.row_map[0]) == 0:
         return
     end = min(span.first_token + span.count, valid)
-    places = staging.row_map[1 + span.first_token : 1 + end].to(torch.int64)
-    taken = (places >= 0).nonzero().flatten()
+    targets = staging.row_map[1 + span.first_token : 1 + end].to(torch.int64)
+    taken = (targets >= 0).nonzero().flatten()
     ids = topk_ids[taken + span.start].to(torch.int64)
     ids = ids.masked_fill((ids < 0) | (ids >= staging.layers[ordinal].num_experts), staging.masked)
     start = staging.starts[ordinal]
     columns = staging.rows.numpy() if staging.rows.device.type == "cpu" else None
     width = ids.shape[1]
     if columns is not None:  # torch indexes no uint16
-        columns[places[taken].numpy(), start : start + width] = ids.numpy()
+        columns[targets[taken].numpy(), start : start + width] = ids.numpy()
     else:
         rows = staging.rows.view(torch.int16 if staging.rows.dtype is torch.uint16 else torch.uint8)
-        rows[places[taken], start : start + width] = ids.to(rows.dtype)
+        rows[targets[taken], start : start + width] = ids.to(rows.dtype)

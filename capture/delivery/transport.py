@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from moescope.capture.delivery.reply import TimedResponse
@@ -15,7 +16,12 @@ MAX_REPLY = 64 * 1024
 
 
 class DeliveryError(Exception):
-    """A frame that was not delivered; the message says why."""
+    """A frame or a part of a trace was not delivered; the message says why.
+
+    Attributes:
+        kind: the status that the service answered with, or the name of the error that came instead.
+        permanent: whether sending it again soon would be in vain.
+    """
 
     def __init__(self, message: str, kind: str, permanent: bool) -> None:
         super().__init__(message)
@@ -23,8 +29,22 @@ class DeliveryError(Exception):
         self.permanent = permanent
 
 
+class Transport(Protocol):
+    """What senders need of a connection to the service (see `HttpTransport`)."""
+
+    def post(self, body: bytes) -> None:
+        """Deliver one frame or part of a trace.
+
+        Raises:
+            DeliveryError: it was not delivered.
+        """
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
 class HttpTransport:
-    """Posts frames. Not for several threads at once.
+    """Posts frames or parts of traces. Not for several threads at once.
 
     Args:
         endpoint: base URL of the service.
@@ -57,7 +77,7 @@ class HttpTransport:
         self._connection: http.client.HTTPConnection | None = None
 
     def post(self, body: bytes) -> None:
-        """Deliver one frame.
+        """Deliver one frame or part of a trace.
 
         It is sent again at once if the connection was used before and has ended meanwhile: the service or a
         proxy closes one over which nothing is sent. What is posted may arrive twice, which is harmless.

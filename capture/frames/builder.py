@@ -46,15 +46,15 @@ class FrameBuilder:
         self._traces = traces
         self._history = history
         self._moving = moving
-        self._num_slots = sum(layer.num_experts for layer in layers)
+        self._num_counts = sum(layer.num_experts for layer in layers)
         self._seq = 0
 
     def build(self, snapshot: Snapshot, drops: Mapping[str, int]) -> Frame:
         """The next frame, with these totals, and the loads of steps that no frame has delivered."""
         self._seq += 1
         reason, totals, history = snapshot.disabled_reason, snapshot.totals, self._history
-        counts = snapshot.flat[: 2 * self._num_slots].reshape(2, -1)
-        rows = snapshot.flat[2 * self._num_slots :].reshape(2, -1)
+        counts = snapshot.flat[: 2 * self._num_counts].reshape(2, -1)
+        rows = snapshot.flat[2 * self._num_counts :].reshape(2, -1)
         phased = totals.phases_known
         lost = {} if history is None else {"steps_lost": history.lost}
         return Frame(

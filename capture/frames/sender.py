@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from moescope.capture.delivery.backoff import Backoff
-from moescope.capture.delivery.transport import DeliveryError
+from moescope.capture.delivery.transport import DeliveryError, Transport
 from moescope.capture.frames.builder import FrameBuilder
 from moescope.capture.frames.taker import Snapshot
 from moescope.capture.threads.throttled_log import ThrottledLog
@@ -37,16 +37,6 @@ class SnapshotSource(Protocol):
 
     def flush(self) -> None:
         """Make the next `collect` take what isn't snapshotted yet."""
-
-
-class Transport(Protocol):
-    """Where frames go (see `HttpTransport`)."""
-
-    def post(self, body: bytes) -> None:
-        """Deliver one frame or raise `DeliveryError`."""
-
-    def close(self) -> None:
-        """Let go of the connection."""
 
 
 class FrameSender:

@@ -9,9 +9,10 @@ import numpy as np
 
 from moescope.capture.counting.load_ring import Int32Array
 from moescope.capture.wire import Int64Array, StepLoads, pack_step_loads
-from moescope.capture.wire.checks import MAX_STEPS as MAX_SPAN
+from moescope.capture.wire.checks import MAX_SPAN
 
-MAX_STEPS: Final = 4096
+MAX_WAITING: Final = 4096
+"""Steps that wait together, at most."""
 MAX_VALUES: Final = 1 << 20
 """Of loads, in all steps that wait together: 1 MiB of most frames."""
 
@@ -20,7 +21,7 @@ class RingPart(NamedTuple):
     """What a snapshot has of the ring.
 
     Attributes:
-        first: how many steps with a slot came before the first one here.
+        first: how many steps had a place in the ring before the first one here.
         numbers: int64 [n], the steps' numbers.
         loads: int32 [n, L, R].
         end: the number of the next step when the snapshot was taken.
@@ -46,7 +47,7 @@ class StepHistory:
         self.lost = 0
         self._version = version
         self._waiting: deque[tuple[int, Int32Array]] = deque()
-        self._taken = 0  # steps with a slot, waiting or gone
+        self._taken = 0  # steps that had a place in the ring, waiting or gone
         self._from = 0
         self._end = 0
         self._sent = 0
@@ -63,7 +64,7 @@ class StepHistory:
         self._waiting.extend(zip(part.numbers[new].tolist(), part.loads[new], strict=True))
         self._taken = max(self._taken, part.first + len(part.numbers))
         self._end = part.end
-        most = max(1, min(MAX_STEPS, MAX_VALUES // max(1, part.loads[:1].size)))
+        most = max(1, min(MAX_WAITING, MAX_VALUES // max(1, part.loads[:1].size)))
         earliest = self._end - MAX_SPAN
         while len(self._waiting) > most or (self._waiting and self._waiting[0][0] < earliest):
             self._from = self._waiting.popleft()[0] + 1

@@ -5,7 +5,7 @@ many steps, reads at each replay how many tokens are true, of which phase they a
 
     bits  0 .. 31   true tokens of the step; 0 outside of steps, so that nothing counts
     bits 32 .. 33   `Phase`
-    bits 40 .. 62   the step's slot in the ring of loads (`load_ring.LoadRing`)
+    bits 40 .. 62   the step's place in the ring of loads (`counting.load_ring.LoadRing`)
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from enum import IntEnum
 from typing import Final
 
 MAX_TOKENS: Final = (1 << 32) - 1
-MAX_SLOTS: Final = 1 << 23
+MAX_PLACES: Final = 1 << 23
 PHASE_SHIFT: Final = 32
-SLOT_SHIFT: Final = 40
+PHASE_MASK: Final = 3
+PLACE_SHIFT: Final = 40
 
 
 class Phase(IntEnum):
@@ -28,12 +29,12 @@ class Phase(IntEnum):
     """Of both: each token's phase is in `CountBuffers.phases`."""
 
 
-def pack_step(tokens: int, phase: Phase = Phase.PREFILL, slot: int = 0) -> int:
-    """The word of a step.
+def pack_step(tokens: int, phase: Phase = Phase.PREFILL, place: int = 0) -> int:
+    """The word of a step of `tokens` true tokens, whose loads go to `place` of the ring.
 
     Raises:
         ValueError: a part doesn't fit.
     """
-    if not 0 <= tokens <= MAX_TOKENS or not 0 <= slot < MAX_SLOTS:
-        raise ValueError(f"a step of {tokens} tokens with slot {slot} does not fit the step's word")
-    return tokens | phase << PHASE_SHIFT | slot << SLOT_SHIFT
+    if not 0 <= tokens <= MAX_TOKENS or not 0 <= place < MAX_PLACES:
+        raise ValueError(f"a step of {tokens} tokens with place {place} does not fit the step's word")
+    return tokens | phase << PHASE_SHIFT | place << PLACE_SHIFT

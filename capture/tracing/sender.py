@@ -8,12 +8,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from moescope.capture.delivery.backoff import Backoff
-from moescope.capture.delivery.transport import DeliveryError
+from moescope.capture.delivery.transport import DeliveryError, Transport
 from moescope.capture.threads.throttled_log import ThrottledLog
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.tracing.buffer import Trace, cut
@@ -26,16 +25,6 @@ TICK = 0.1
 PART_BYTES = 8 << 20
 REFUSALS = frozenset({"400", "409", "413", "415", "422"})
 """Answers that sending again won't change."""
-
-
-class Transport(Protocol):
-    """Where parts go (see `HttpTransport`)."""
-
-    def post(self, body: bytes) -> None:
-        """Deliver one part or raise `DeliveryError`."""
-
-    def close(self) -> None:
-        """Let go of the connection."""
 
 
 class TraceSender:

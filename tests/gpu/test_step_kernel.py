@@ -59,6 +59,8 @@ def toy() -> Toy:
 
 def test_the_strategy_is_named(toy: Toy) -> None:
     assert toy.capturer.strategy == "kernel-per-step"
+    tables = 257 * len(toy.layers) * 8 * 8  # a chunk for graphs, and one for what isn't in a graph
+    assert toy.capturer.strategy_bytes == tables
 
 
 def test_eager_steps(toy: Toy) -> None:

@@ -18,7 +18,7 @@ from tests.kernels.device import (  # skips first, where there is neither a GPU 
 import triton.language as tl
 
 from moescope.capture.counting.kernels import layer_kernel, step_kernel
-from moescope.capture.counting.pointer_tables import table_entry
+from moescope.capture.counting.pointer_tables import TableEntry, table_entry
 from moescope.capture.counting.trace_kernel import traced_arguments
 from moescope.capture.step.word import Phase, pack_step
 from tests.kernels.bench import Bench, make_ids, span
@@ -157,7 +157,7 @@ def test_a_map_of_more_experts_than_31_bits_can_say(memory: Memory) -> None:
     assert loads[0, :3].sum() == 0
 
 
-def count_step(bench: Bench, entry: tuple[int, ...], flat: torch.Tensor, num_counts: int) -> None:
+def count_step(bench: Bench, entry: TableEntry, flat: torch.Tensor, num_counts: int) -> None:
     """The step kernel over one layer, without a ring."""
     buffers = bench.step
     step_kernel[(1, 1)](
@@ -179,7 +179,7 @@ def count_step(bench: Bench, entry: tuple[int, ...], flat: torch.Tensor, num_cou
     )
 
 
-def count_layer(bench: Bench, entry: tuple[int, ...], **arguments: object) -> None:
+def count_layer(bench: Bench, entry: TableEntry, **arguments: object) -> None:
     """The layer kernel over a layer of 60 experts; `arguments` in the place of those without a ring."""
     buffers = bench.layer
     unused = buffers.flat
@@ -190,7 +190,7 @@ def count_layer(bench: Bench, entry: tuple[int, ...], **arguments: object) -> No
         "step_word": buffers.step_word,
         "phases": buffers.phases,
         "flat": buffers.flat,
-        "num_counts": buffers.num_slots,
+        "num_counts": buffers.num_counts,
         "num_layers": 1,
         "ep_ranks": unused,
         "max_experts": 0,

@@ -144,7 +144,8 @@ def test_local_rows_do_not_crash_while_graphs_are_captured() -> None:
 
 
 def test_cpus_count_with_the_reference() -> None:
-    assert Worker(Ranks()).capturer.strategy == "torch-per-layer"
+    capturer = Worker(Ranks()).capturer
+    assert (capturer.strategy, capturer.strategy_bytes) == ("torch-per-layer", 0)
 
 
 def test_single_dp_without_metadata() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from moescope.capture.counting.load_ring import LoadRing
 from moescope.capture.frames.step_history import StepHistory
-from moescope.capture.frames.taker import NUM_SLOTS, Snapshot, SnapshotTaker
+from moescope.capture.frames.taker import NUM_TRANSFERS, Snapshot, SnapshotTaker
 from moescope.capture.step.totals import StepTokens, Totals
 from moescope.capture.wire import unpack_step_loads
 
@@ -105,13 +105,13 @@ def test_flush_does_not_wait_for_the_interval() -> None:
 
 def test_a_reader_that_does_not_come_puts_snapshots_off_and_loses_no_counts() -> None:
     bench = Bench(interval=0.1)
-    for _ in range(NUM_SLOTS + 4):
+    for _ in range(NUM_TRANSFERS + 4):
         bench.now += 1
         bench.step()
     assert bench.taker.put_off == 4
-    assert values(bench.collect()) == ([NUM_SLOTS] * 2, NUM_SLOTS)
+    assert values(bench.collect()) == ([NUM_TRANSFERS] * 2, NUM_TRANSFERS)
     bench.now += 1
-    assert values(bench.collect()) == ([NUM_SLOTS + 4] * 2, NUM_SLOTS + 4)
+    assert values(bench.collect()) == ([NUM_TRANSFERS + 4] * 2, NUM_TRANSFERS + 4)
 
 
 def test_a_snapshot_is_the_readers_own_copy() -> None:
@@ -240,12 +240,15 @@ def test_that_capture_has_ended_leaves_though_no_step_follows() -> None:
 
 def test_it_is_behind_until_all_that_was_counted_is_collected() -> None:
     bench = Bench(interval=0.1)
-    for _ in range(NUM_SLOTS + 4):
+    for _ in range(NUM_TRANSFERS + 4):
         bench.now += 1
         bench.step()
     bench.taker.flush()
     assert bench.taker.is_behind
-    assert values(bench.collect()) == ([NUM_SLOTS] * 2, NUM_SLOTS)  # no slot was free for the rest
+    assert values(bench.collect()) == (
+        [NUM_TRANSFERS] * 2,
+        NUM_TRANSFERS,
+    )  # no transfer was free
     assert bench.taker.is_behind
-    assert values(bench.collect()) == ([NUM_SLOTS + 4] * 2, NUM_SLOTS + 4)
+    assert values(bench.collect()) == ([NUM_TRANSFERS + 4] * 2, NUM_TRANSFERS + 4)
     assert not bench.taker.is_behind
