@@ -18,6 +18,7 @@ from moescope.capture.wire import Placement, PlacementTable, Producer, pack_ids
 
 def pretend_ep_ranks(ep_size: int) -> None:
     """Have capture believe, in this process, that experts are placed linearly over so many EP ranks."""
+
     def producer(vllm_config: Any, server: str) -> Producer:
         return msgspec.structs.replace(model.read_producer(vllm_config, server), ep_size=ep_size)
 
