@@ -1,4 +1,4 @@
-"""A worker's capture put together: survey, counts, binding, snapshots, sender."""
+"""The capture of one worker, put together from its parts: survey, counts, binding, snapshots, sender."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ logger = logging.getLogger("vllm.moescope")
 class CaptureSession:
     """Capture in one worker, from the loaded model to its shutdown.
 
-    Everything here that vLLM's step calls is guarded: a fault turns capture off and is logged, vLLM serves
-    on. The exception is the AssertionError of an unknown row layout, which comes out of a router's callback.
+    All that vLLM's step calls here is guarded: a fault turns capture off and is logged, and vLLM serves on.
+    The exception is the AssertionError of an unknown row layout, which a router's callback raises.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class CaptureSession:
         _log_coverage(survey, settings)
 
     def warm_up_begins(self) -> None:
-        """Take back the slots that vLLM has taken since the model was loaded, chained to what is in them."""
+        """Take back the callback slots that vLLM has taken since the model was loaded, chained to its own."""
         self._serving = False
         self._taker.pause()
         if self._traces is not None:
@@ -133,7 +133,7 @@ class CaptureSession:
         if self._serving:
             self._watch.step_ends()
             self._guarded(self._end)
-            self._guarded(self._taker.step_ends)  # whatever happened: the snapshots go on, and say so
+            self._guarded(self._taker.step_ends)  # after a fault too: snapshots go on, and tell of it
             if self._traces is not None:
                 self._traces.end_step()
 
@@ -143,7 +143,7 @@ class CaptureSession:
             self._guarded(self._idle)
 
     def close(self) -> None:
-        """Give the routers back and send what is left; takes two seconds at most, three with traces."""
+        """Give the callback slots back and send what is left, within two seconds (three with traces)."""
         self._serving = False
         self._guarded(self._watch.close)
         self._guarded(self._binding.unbind)
@@ -190,7 +190,7 @@ class CaptureSession:
 def _open_ring(
     survey: MoeSurvey, producer: Producer, vllm_config: Any, device: torch.device
 ) -> LoadRing | None:
-    """The loads of single steps, where a step has the same number on all DP ranks and experts stay put."""
+    """A ring of loads, if a step has the same number on all DP ranks and experts are not moved."""
     if not steps_compare(vllm_config):
         return None
     return ring_for([layer.spec for layer in survey.routed], survey.placement, producer.ep_size, device)
@@ -205,7 +205,7 @@ def _open_traces(
     device: torch.device,
     strategy: str,
 ) -> TraceSession | None:
-    """Tracing, if it is asked for and this server's requests can be traced."""
+    """Tracing, if the settings ask for it and this server's requests can be traced; else None."""
     if not settings.traces.any or not layers:
         return None
     reason = why_not_traceable(vllm_config, device.type)

@@ -1,4 +1,4 @@
-"""A worker's tracing put together: sampling, rows, traces, sender. A fault ends tracing, never counting."""
+"""The tracing of one worker, put together from its parts. A fault in it ends tracing, never counting."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class TraceSession:
     Args:
         layers: the covered layers, in the capturer's order.
         producer, epoch: as in the worker's frames.
+        settings: which requests are traced, in how much memory, and where traces go.
         max_tokens: no step of this worker's DP rank has more.
+        device: where the counting kernels run.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class TraceSession:
         )
 
     def start(self) -> None:
-        """Start to send; further calls do nothing."""
+        """Start the threads that assemble and send traces; further calls do nothing."""
         if not self._started:
             self._started = True
             self._guarded(self._assembly.start)
@@ -77,7 +79,7 @@ class TraceSession:
         self._assembly.resume()
 
     def begin_step(self, scheduler_output: Any) -> None:
-        """vLLM's worker is about to run this step, or is told that requests are done."""
+        """A step is about to run, or a call that only says which requests are done."""
         self._guarded(lambda: self._tracer.begin_step(read_requests(scheduler_output)))
 
     def take_order(self, batch: BatchRequests, number: int) -> None:
@@ -89,20 +91,20 @@ class TraceSession:
         self._guarded(self._tracer.end_step)
 
     def give_up(self) -> None:
-        """Which rows are whose is no longer known: end tracing for good."""
+        """The order of batches is no longer known: end tracing for good."""
         if not self._failed:
             self._failed = True
             self._tracer.give_up()
 
     def stop(self) -> None:
-        """Cut off what is open and send what is left, within a second."""
+        """Cut off open traces and send what is left, within a second."""
         self._guarded(self._tracer.close_all)
         if self._started:
             self._assembly.stop(STOP_SECONDS / 2)
             self._sender.stop(STOP_SECONDS / 2)
 
     def accounts(self) -> dict[str, int]:
-        """See :meth:`TraceSender.accounts`."""
+        """How many traces were captured, delivered and dropped (see `TraceSender.accounts`)."""
         return self._sender.accounts()
 
     def _guarded(self, action: Callable[[], None]) -> None:

@@ -41,7 +41,7 @@ class RoutingWorker(platform_worker()):  # type: ignore[misc]
         return result
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run a step between the marks that tell the capturer its true number of tokens."""
+        """Run a step, and tell the capturer when it begins and ends: only then do routing calls count."""
         capture = self._capture
         if capture is None:
             return super().execute_model(scheduler_output, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The Triton kernels that count slots. Imported only where there is a GPU."""
+"""The Triton kernels that count slots: one for all layers of a step, one for a single layer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _count_step(  # type: ignore[no-untyped-def]
     RANKS: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """All layers of a table; its columns are those of `pointer_tables.Field`."""
+    """Count the layers of a table, one in each program along axis 1 (see `launch.launch_step`)."""
     num_counts, max_experts, width = in_64_bits(num_counts), in_64_bits(max_experts), in_64_bits(width)
     ring_places, ep_size = in_64_bits(ring_places), in_64_bits(ep_size)
     layer, layers = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
@@ -141,7 +141,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     RANKS: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """One layer, given by value."""
+    """Count one layer, which the arguments describe (see `launch.launch_layer`)."""
     address, num_rows, first_token = in_64_bits(address), in_64_bits(num_rows), in_64_bits(first_token)
     top_k, row_stride, column_stride = in_64_bits(top_k), in_64_bits(row_stride), in_64_bits(column_stride)
     layer, num_layers, num_experts = in_64_bits(layer), in_64_bits(num_layers), in_64_bits(num_experts)

@@ -1,7 +1,8 @@
 """Slots by destination EP rank of single steps, in a ring on the device.
 
-Windowed counts hide ranks that are hot in turn; what a straggler costs shows in single steps only. All DP
-ranks of a deployment step together, so each step's number, dummy steps included, means the same step on all.
+Counts of a window hide ranks that are hot in turn: what stragglers cost shows in single steps only. All DP
+ranks of a deployment step together. Dummy steps have numbers too, so a number means the same step on all
+ranks.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ class LoadRing:
 
     Attributes:
         loads: int32 [C, L, R], slots of this worker's tokens by place, layer and EP rank.
-        ep_ranks: int32 [L, E], the EP rank of each logical expert, E of the layer that has most; 0 beyond.
+        ep_ranks: int32 [L, E], the EP rank of each logical expert; E is that of the layer with most experts,
+            and the entries that other layers don't need are 0.
         numbers: int64 [C], the number of the step that has each place, on the host.
         computed: steps that had a place so far.
-        version: of the placement.
+        version: of the placement that `ep_ranks` is of.
     """
 
     def __init__(self, ep_ranks: Int32Array, ep_size: int, version: int, device: torch.device) -> None:
@@ -76,7 +78,7 @@ class LoadRing:
         return place
 
     def zero(self) -> None:
-        """Empty the place of the step that begins, where no kernel of the step before has done it."""
+        """Empty the place of the step that begins, for strategies whose kernels don't do it a step ahead."""
         self.loads[(self.computed - 1) % len(self.numbers)].zero_()
 
     def copy_since(self, first: int, target: torch.Tensor) -> RingSteps:
@@ -97,7 +99,7 @@ class LoadRing:
         return RingSteps(first, self.numbers[np.arange(first, end) % places])
 
     def add(self, ordinal: int, experts: torch.Tensor, slots: torch.Tensor, place: torch.Tensor) -> None:
-        """Add a layer's slots to the loads of a step: the reference.
+        """Add a layer's slots to the loads of a step, with torch: the reference of the kernels.
 
         Args:
             experts: int64 [n], logical experts of the layer at this ordinal, all in range.
@@ -113,7 +115,7 @@ class LoadRing:
 def ring_for(
     layers: Sequence[MoeLayer], placement: Placement | None, ep_size: int, device: torch.device
 ) -> LoadRing | None:
-    """A ring, or None: with one EP rank, without a placement, and where an expert is on several ranks."""
+    """A ring; None with one EP rank, without a placement, and where an expert has several copies."""
     if placement is None or ep_size < 2 or not layers:
         return None
     ep_ranks = np.zeros((len(layers), max(layer.num_experts for layer in layers)), np.int32)

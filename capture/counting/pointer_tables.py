@@ -1,8 +1,8 @@
 """Tables on the device that tell the counting kernel where each layer's ids are.
 
-A CUDA graph's addresses stay the same for its life, so each captured launch has a table of its own, which is
-brought to the device once, before the first step that is counted. Launches outside of graphs have new
-addresses each time: they go through a ring of pinned host tables and one device table.
+The addresses in a CUDA graph never change, so each captured launch has a table of its own, which is uploaded
+once, before the first step that is counted. A launch outside of graphs has new addresses each time: all such
+launches share one table on the device, which is uploaded before each of them.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from moescope.capture.seam.rows import RowSpan
 from moescope.capture.wire import Int64Array, MoeLayer
 
 TABLES_PER_CHUNK: Final = 256
-"""vLLM captures about 50 sizes, twice."""
+"""For captured launches: vLLM captures about 50 sizes, each twice."""
 SPARE_TABLES: Final = 64
 """With fewer left, the next launch outside of graphs makes another chunk."""
 
 
 class Field(IntEnum):
-    """The columns of a table, int64 each; a row is a covered layer, by ordinal."""
+    """The columns of a table, int64 each; its rows are the covered layers, by ordinal."""
 
     ADDRESS = 0
-    """Of this worker's first row of ids."""
+    """Where this worker's first row of ids is."""
     ROWS = 1
-    """This worker's rows, padding included; 0 for a layer that has nothing to count in this launch."""
+    """How many rows are this worker's, padding included; 0 for a layer that this launch does not count."""
     FIRST_TOKEN = 2
-    """The token of the DP rank's step that is in the first row."""
+    """The index, among the tokens of the DP rank's step, of the one in the first row."""
     TOP_K = 3
     ROW_STRIDE = 4
     COLUMN_STRIDE = 5
-    """Strides in elements."""
+    """Strides of the ids, in elements."""
     COUNTS_START = 6
     """Where the layer's counts start in `CountBuffers.flat`."""
     NUM_EXPERTS = 7

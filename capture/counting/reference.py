@@ -27,7 +27,7 @@ class CountBuffers:
         step_word: int64 [1], the step under way (see `step.word`); 0 outside of steps, so that profiling,
             warm-up, graph capture and the dummy steps of idle DP ranks count nothing.
         phases: uint8 [max_tokens], `Phase` of each token of the DP rank's step; read in mixed steps only.
-        ring: the loads by EP rank of single steps, or None.
+        ring: the loads of single steps by EP rank, or None.
         traced: where the rows of traced requests are copied to, or None; set before the first routing call.
     """
 
@@ -67,7 +67,8 @@ def count_rows(
 ) -> None:
     """Add a layer's slots to its counts: the reference that every faster kernel must equal.
 
-    Reads no device value on the host, so that it neither synchronises nor breaks a CUDA graph's capture.
+    It reads no value of the device on the host: it neither synchronises nor breaks the capture of a CUDA
+        graph.
 
     Args:
         buffers: what says how many tokens are true, of which phase they are, and where loads go.

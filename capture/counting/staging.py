@@ -1,9 +1,10 @@
-"""Where the kernel that counts puts the ids of traced rows, and how they leave the step's path.
+"""Where the counting kernels put the ids of traced rows, and how these rows leave the device.
 
-A step with traced rows gets a row map before its forward pass, which says for each of its tokens where its
-ids go in the staging buffer; the counting kernel writes them there, in CUDA graphs too, since neither address
-ever changes. After the step the rows are copied to pinned memory in a side stream, whose event is polled. A
-step without traced rows finds the map empty, and copies nothing.
+A step with traced rows gets a row map before its forward pass. The map says for each token of the step to
+which row of the staging buffer its ids go. The counting kernels write them there, in CUDA graphs too, since
+the addresses of the map and of the buffer never change. After the step the rows are copied to pinned memory
+in a side stream, whose event is polled. In a step without traced rows the map is empty, and nothing is
+copied.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ STAGING_BYTES: Final = 16 << 20
 class StagedRows:
     """The traced rows of one step on their way to the host.
 
-    The step's path makes it, another thread asks `arrived`, takes the rows and says that it is done.
+    The step's path makes it. Another thread asks whether the rows have `arrived`, reads them and sets `done`.
     """
 
     def __init__(self, host: torch.Tensor, event: torch.cuda.Event | None) -> None:
         self._host = host
         self._event = event
         self.done = False
-        """Whether the reader is through; only the reader writes it."""
+        """Whether the reader has read the rows; only the reader writes it."""
 
     @property
     def arrived(self) -> bool:
-        """Whether the rows are on the host; never a wait."""
+        """Whether the rows are on the host; does not wait."""
         return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def view(self) -> np.ndarray:
@@ -51,8 +52,8 @@ class TraceStaging:
 
     Attributes:
         masked, unwritten: the values of a slot that the router masked, and of one that no layer wrote.
-        row_map: int32 [1 + max_tokens] on the device: the number of traced rows of the step, 0 for none; then
-            for each token of the DP rank's step its row in `rows`, or -1.
+        row_map: int32 [1 + max_tokens] on the device: first the number of traced rows of the step, 0 for
+            none; then for each token of the DP rank's step its row in `rows`, or -1.
         rows: [capacity, sum of top_k] on the device, the layers side by side, uint8 where the ids of all
             layers leave room for two more values, else uint16.
         columns: int64 [L] on the device, where each layer's columns begin.
@@ -60,7 +61,7 @@ class TraceStaging:
     Args:
         layers: the covered layers.
         max_tokens: no step has more.
-        staging_bytes: size of `rows`, about; the same again in pinned host memory.
+        staging_bytes: size of `rows`, about; as much pinned host memory is taken too.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class TraceStaging:
         return max(self.capacity - self._next, oldest)
 
     def begin(self, tokens: Int64Array, total: int) -> None:
-        """Have these tokens of the step about to be enqueued copied, in their order.
+        """Have the ids of these tokens copied, in their order, by the step that is about to be enqueued.
 
         Args:
             tokens: [n], their indices among the step's tokens, rising; n is at most `room`.
@@ -121,7 +122,7 @@ class TraceStaging:
         self._maps.upload(1 + total)
 
     def collect(self, count: int) -> StagedRows:
-        """The step is enqueued: no further one writes to these `count` rows, which leave for the host."""
+        """The step with `count` traced rows is enqueued: enqueue the copy of these rows to the host."""
         first = self._next
         self.clear()
         here, there = self.rows[first : first + count], self._host[first : first + count]

@@ -32,7 +32,7 @@ def copy_traced(  # type: ignore[no-untyped-def]
     MASKED: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Copy every num_programs(0)-th block of the slots of these rows that the row map wants; all int64."""
+    """Copy every num_programs(0)-th block of those slots whose rows the row map wants; all int64."""
     if tl.load(row_map) > 0:
         ids = address.to(tl.pointer_type(IDS))
         slots = rows * top_k

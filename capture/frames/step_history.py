@@ -14,7 +14,7 @@ from moescope.capture.wire.checks import MAX_SPAN
 MAX_WAITING: Final = 4096
 """Steps that wait together, at most."""
 MAX_VALUES: Final = 1 << 20
-"""Of loads, in all steps that wait together: 1 MiB of most frames."""
+"""Loads of all steps that wait together, at most. In most frames a load takes a byte: 1 MiB."""
 
 
 class RingPart(NamedTuple):
@@ -34,13 +34,13 @@ class RingPart(NamedTuple):
 
 
 class StepHistory:
-    """Puts the parts of snapshots together, and says what a frame carries. For one thread.
+    """Puts together what snapshots have of the ring, and says which steps a frame carries. For one thread.
 
-    A frame accounts for all steps of a range, so where steps are missing, because the ring was overwritten or
-    too many wait, all before them are given up as well.
+    A frame accounts for all steps of a range. Where steps are missing, because the ring was overwritten or
+    too many steps wait, all steps before them are given up as well.
 
     Attributes:
-        lost: steps whose loads no frame carries.
+        lost: steps whose loads no frame carries or will carry.
     """
 
     def __init__(self, version: int) -> None:
@@ -53,7 +53,7 @@ class StepHistory:
         self._sent = 0
 
     def add(self, part: RingPart) -> None:
-        """Take the steps of a later snapshot that are not known yet."""
+        """Take those steps of a later snapshot that are not known yet."""
         skipped = part.first - self._taken
         if skipped > 0:
             self.lost += skipped + len(self._waiting)
@@ -72,7 +72,7 @@ class StepHistory:
         self._from = max(self._from, earliest)
 
     def pack(self) -> StepLoads:
-        """For the next frame."""
+        """The loads of all steps that wait, for the next frame."""
         self._sent = len(self._waiting)
         numbers = np.array([number for number, _ in self._waiting], np.int64)
         loads = np.array([loads for _, loads in self._waiting], np.int64)

@@ -1,6 +1,6 @@
 """Snapshots of the counts and of the ring of loads.
 
-They leave the step's path as one asynchronous copy, or a few, and nothing there waits.
+On the step's path a snapshot is a few asynchronous copies, for which nothing waits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The totals at one moment, all of the same moment.
+    """The counts and totals of one moment.
 
     ``flat`` is int64 on the host, laid out as `CountBuffers.flat`; it is the reader's own copy.
     """
@@ -62,7 +62,7 @@ class _Copy:
         return self.host if self.staging is None else self.staging
 
     def to_host(self, size: int) -> None:
-        """The first `size` entries go on to the host, in the current stream."""
+        """Enqueue the copy of the first `size` entries from staging to the host, in the current stream."""
         if self.staging is not None and size:
             self.host[:size].copy_(self.staging[:size], non_blocking=True)
 
@@ -91,16 +91,19 @@ class _Transfer:
 class SnapshotTaker:
     """Takes snapshots at the ends of steps, and between steps when the worker idles.
 
-    The step's path calls `step_begins` and `step_ends`; the sender's thread calls `collect`. They share two
-    deques, whose ends are taken and added to atomically, and no lock; `pause` is for times without steps. On
-    a GPU a snapshot is a copy within the device in the step's stream, so that it is of one moment, then one
-    to pinned memory in a side stream, whose event is polled. With all transfers under way a snapshot is put
-    off, which costs resolution only.
+    The step's path calls `step_begins` and `step_ends`; the sender's thread calls `collect`. They share no
+    lock, only two deques, to which entries are added and from which they are taken atomically. `pause` is for
+    times without steps. On a GPU a snapshot is first copied within the device, in the steps' stream, so that
+    it is of one moment; then to pinned memory, in a side stream, whose event is polled. With all transfers
+    under way a snapshot is put off, which costs resolution only.
 
     Args:
-        ring, history: the loads of single steps leave the ring with the snapshots, and go to the history,
-            each once, in the reader's thread; of the ring only the steps that were not read yet are copied.
-        eplb: tells where the experts are, where they move.
+        flat: the counts, as `CountBuffers.flat`.
+        source: tells the totals that belong to the counts.
+        interval: seconds between snapshots while the worker is busy.
+        ring, history: the loads of single steps, or None. A snapshot has those steps of the ring that were
+            not read yet; the reader's thread adds each step to the history once.
+        eplb: tells where the experts are, if EPLB moves them; or None.
 
     Attributes:
         put_off: snapshots that found no free transfer.
@@ -181,7 +184,8 @@ class SnapshotTaker:
         newest: Snapshot | None = None
         while self._under_way and self._under_way[0].arrived():
             transfer = self._under_way.popleft()
-            # One taken between steps may be published after that of the step which followed: it is older.
+            # A snapshot taken between steps may be published after that of the step which followed. It is
+            # the older one then, and not read.
             if not transfer.torn and transfer.after_step >= self._read_after_step:
                 newest = self._read(transfer)
             self._free.append(transfer)

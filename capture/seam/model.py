@@ -42,7 +42,7 @@ class MoeSurvey:
 
 
 class StepRows(NamedTuple):
-    """What vLLM knows, during a forward pass, of the sizes of the batch on all ranks (see `locate_rows`)."""
+    """Sizes of the batch on all ranks, as vLLM knows them during a forward pass (see `locate_rows`)."""
 
     tokens_across_dp: Sequence[int] | None
     shard_sizes: Sequence[int] | None
@@ -84,8 +84,8 @@ def read_producer(vllm_config: Any, server: str) -> Producer:
 def steps_compare(vllm_config: Any) -> bool:
     """Whether the loads of single steps can be told by EP rank and joined over DP ranks.
 
-    EPLB moves the experts. With an external launcher the runner makes dummy passes that the worker isn't
-    asked for, so that the ranks would number their steps differently.
+    They can't under EPLB, which moves the experts; nor with an external launcher, whose runner makes dummy
+    passes without asking the worker, so that the ranks would number their steps differently.
     """
     parallel = vllm_config.parallel_config
     return not parallel.enable_eplb and str(parallel.distributed_executor_backend) != "external_launcher"
@@ -102,7 +102,7 @@ def step_rows() -> StepRows:
 
 
 def survey_model(model: torch.nn.Module, vllm_config: Any) -> MoeSurvey:
-    """Find the MoE layers of the target model; a draft model is a module of its own and is not looked at."""
+    """Find the MoE layers of the target model. A draft model is a module of its own and is not searched."""
     from vllm.model_executor.layers.fused_moe.layer import MoERunner
 
     whole_model_reason = _unsupported(vllm_config)
@@ -136,7 +136,7 @@ def survey_model(model: torch.nn.Module, vllm_config: Any) -> MoeSurvey:
 
 
 def _unsupported(vllm_config: Any) -> str | None:
-    """Why no layer of this server can be counted exactly, if so."""
+    """Why no layer of this server can be counted exactly; None if layers can."""
     parallel = vllm_config.parallel_config
     if parallel.use_ubatching:
         return "micro-batching (DBO) is not supported: the callback sees slices of a step"
@@ -146,7 +146,7 @@ def _unsupported(vllm_config: Any) -> str | None:
     if drafts is not None and (
         drafts.method == "ngram_gpu" or getattr(drafts, "enable_adaptive_verification", False)
     ):
-        # vLLM cuts drafts off after a step has begun: padding would count, and phases be those of other rows.
+        # vLLM drops drafts after a step has begun: padding would count, and tokens get phases of other rows.
         return "drafts that vLLM cuts within a step (ngram_gpu, adaptive verification) are not supported"
     return None
 
@@ -182,7 +182,7 @@ def _monolithic_kernel(runner: Any) -> Any:
 
 
 def _why_no_sink(runner: Any, vllm_config: Any) -> str | None:
-    """Why a monolithic kernel's ids can't be had, if so."""
+    """Why the ids of a monolithic kernel can't be had; None if they can."""
     kernel = _monolithic_kernel(runner)
     what = f"monolithic kernel {type(kernel).__name__}: it routes inside and never calls the router"
     row = installed_row()

@@ -1,7 +1,7 @@
-"""The word on the device that tells the counting kernels what the step under way is; pure Python.
+"""The word on the device that tells the counting kernels what the step under way is.
 
-One fill of one int64 value in the steps' stream sets it, so that a CUDA graph, which is captured once for
-many steps, reads at each replay how many tokens are true, of which phase they are and where its loads go.
+It is one int64 value, set by one fill in the steps' stream. A CUDA graph is captured once for many steps: at
+each replay its kernels read here how many tokens are true, of which phase they are and where loads go.
 
     bits  0 .. 31   true tokens of the step; 0 outside of steps, so that nothing counts
     bits 32 .. 33   `Phase`
@@ -21,12 +21,12 @@ PLACE_SHIFT: Final = 40
 
 
 class Phase(IntEnum):
-    """Of which phase a step's tokens are. A token's own phase is one of the first two."""
+    """The phase of a step's tokens; that of a single token is one of the first two."""
 
     PREFILL = 0
     DECODE = 1
     MIXED = 2
-    """Of both: each token's phase is in `CountBuffers.phases`."""
+    """Tokens of both phases: that of each token is in `CountBuffers.phases`."""
 
 
 def pack_step(tokens: int, phase: Phase = Phase.PREFILL, place: int = 0) -> int:

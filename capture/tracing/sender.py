@@ -1,4 +1,4 @@
-"""The daemon thread that encodes and sends closed traces; the step's path never meets it."""
+"""The daemon thread that encodes and sends closed traces; it never holds up the step's path."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class TraceSender:
     """Sends closed traces in order, each until it is delivered or refused.
 
     Args:
-        assembly: where traces come from; what it holds is the only buffer.
-        layers: the covered layers, as everywhere in this worker.
+        assembly: where traces come from. It holds the traces that wait; the sender holds one at most.
+        layers: the covered layers, in the capturer's order.
         producer, epoch: as in the worker's frames.
         transport: where to.
         backoff: when to try again.
@@ -73,7 +73,8 @@ class TraceSender:
 
     def accounts(self) -> dict[str, int]:
         """Traces ``captured``, ``delivered`` and ``dropped_<reason>`` so far; the rest are in flight."""
-        delivered, refused = self._delivered, dict(self._dropped)  # first: they only lag behind
+        # Read before what the assembly has captured: then these numbers are never ahead of it.
+        delivered, refused = self._delivered, dict(self._dropped)
         dropped = dict(self._assembly.dropped)
         captured = self._assembly.captured
         for reason, number in refused.items():
@@ -111,7 +112,7 @@ class TraceSender:
         self._transport.close()
 
     def _send(self) -> None:
-        """Send the parts that are left; those that were delivered are not sent again."""
+        """Send the parts of the trace that were not delivered yet."""
         while self._parts:
             self._transport.post(self._parts[0])
             self._backoff.succeeded()

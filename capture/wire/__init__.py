@@ -1,7 +1,6 @@
 """The wire between the capturer and the service: the only schema, versioned.
 
-The service imports nothing else of ``moescope.capture``. This folder
-imports neither torch nor vLLM nor FastAPI.
+The service imports nothing else of ``moescope.capture``, and this folder imports neither torch nor vLLM.
 """
 
 from moescope.capture.wire.arrays import (

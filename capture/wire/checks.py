@@ -15,7 +15,7 @@ MAX_SPAN: Final = 1 << 16
 
 
 def check_frame(frame: Frame) -> None:
-    """Check what the types alone can't say: array lengths, signs, order, ranks, placement.
+    """Check what the types alone can't say: array lengths, signs, order, ranks, placement, phases, steps.
 
     Raises:
         WireError: names the field, what it holds and what was expected.
@@ -62,7 +62,7 @@ def _check_array(field: str, data: bytes, length: int) -> None:
 
 
 def _check_phases(frame: Frame) -> None:
-    """Decode is a part of the whole, value by value."""
+    """Check that no number of decode is above the same number of both phases."""
     if not frame.decode_counts and not frame.decode_rows:
         return
     for name in ("counts", "rows"):
