@@ -33,7 +33,7 @@ CAPTURING: Final = ("moescope", "traced")
 MORE_OF: Final = 8
 """The batch size for which more sets are captured, if no other is given."""
 EP_RANKS: Final = 8
-"""So many EP ranks are pretended, so that capture does all that it does with expert parallelism."""
+"""How many EP ranks are pretended, so that capture does all that it does with expert parallelism."""
 KV_CACHE_BYTES: Final = 4 << 30
 BATCHES: Final = (1, 8, 64, 256)
 PREFILL_TOKENS: Final = 16384
@@ -227,7 +227,7 @@ class Engine:
         }
 
     def close(self) -> dict[str, Any]:
-        """The capturer's last words."""
+        """What the capturer has counted, and whether it is exact."""
         capturer = self._session.capturer
         counts = [int(capturer.buffers.counts_of(i).sum()) for i in range(len(capturer.buffers.layers))]
         exact = all(

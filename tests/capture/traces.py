@@ -1,4 +1,4 @@
-"""Steps for tests of tracing: as vLLM's scheduler and routers would have them."""
+"""Steps for tests of tracing, as vLLM's scheduler and routers would make them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Driver:
         return calls
 
     def route(self, ordinal: int, topk_ids: torch.Tensor, span: RowSpan, valid: int) -> None:
-        """A layer's routing call, of a step with so many true tokens."""
+        """A layer's routing call in a step of `valid` true tokens."""
         copy_traced_rows(topk_ids, span, torch.tensor([valid]), self.staging, ordinal)
 
     def closed(self) -> dict[str, Trace]:
@@ -95,7 +95,7 @@ class Driver:
         return {trace.request_id: trace for trace in self.assembly.closed}
 
     def assert_accounts(self, captured: int, closed: int, open_: int, **dropped: int) -> None:
-        """Captured = dropped + open + closed, each as given."""
+        """Check the accounts: captured = dropped + open + closed, each as given."""
         assert (self.assembly.captured, dict(self.assembly.dropped)) == (captured, dropped)
         assert len(self.assembly.closed) == closed
         assert captured == closed + open_ + sum(dropped.values())

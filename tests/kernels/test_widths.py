@@ -1,4 +1,4 @@
-"""Integers that kernels get by value: Triton gives them 32 or 64 bits, whichever their value needs."""
+"""Integers that kernels get by value. Triton gives them 32 bits where the value fits, else 64."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def memory() -> Iterator[Memory]:
 )
 @pytest.mark.parametrize("phase", Phase)
 def test_ids_at_any_address(memory: Memory, low: int, high: int, phase: Phase) -> None:
-    """Python's own heap is below 2**31 where the interpreter is not position-independent, as Debian's."""
+    """Python's heap is below 2**31 in builds that are not position-independent, such as Debian's."""
     bench = Bench([(60, 4)], 90, phase)
     made = make_ids(100, bench.layers[0], torch.int32, 1)
     ids = memory.between(low, high, PAGE, torch.int32)[: made.numel()].view(made.shape).copy_(made)
@@ -107,11 +107,11 @@ def test_a_small_address_compiles() -> None:
 @pytest.mark.parametrize("kernel", ["step", "layer"])
 @pytest.mark.parametrize("phase", Phase)
 def test_more_counts_than_31_bits_can_say(memory: Memory, kernel: str, phase: Phase) -> None:
-    """The rows of a layer are behind two times `num_counts` counts: its place is computed in 64 bits."""
+    """The numbers of rows come after twice `num_counts` counts: their place is computed in 64 bits."""
     bench = Bench([(60, 4)], 90, phase, ep_size=0)
     ids = make_ids(100, bench.layers[0], torch.int32, 1)
     bench.count({0: ids}, {0: span(90)})
-    # What computes in 32 bits adds in front of the counts, where there is memory as well.
+    # A kernel that computes in 32 bits would add in front of the counts; there is memory there too.
     before = 2 * LARGE * 8
     flat = memory.of(before + 2 * LARGE * 8 + PAGE, torch.int64, start=before)
     bench.begin()

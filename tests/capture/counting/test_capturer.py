@@ -39,7 +39,7 @@ def forward_pass(tokens_across_dp: list[int] | None, sp_size: int | None = None)
 
 @dataclass
 class Worker:
-    """A router with our callback, at one place of the cluster."""
+    """A router with our callback, in the worker with these ranks."""
 
     ranks: Ranks
     on_error: OnError = OnError.RAISE
@@ -79,7 +79,7 @@ def true_counts(logits: torch.Tensor) -> np.ndarray:
 
 
 def pad(rows: torch.Tensor, length: int) -> torch.Tensor:
-    """Padding rows route somewhere too, which is why they must be masked."""
+    """Rows with padding up to a length. Padding rows are routed too, so the capturer must mask them."""
     return torch.cat([rows, logits_for(length - len(rows), seed=99)])
 
 

@@ -1,4 +1,4 @@
-"""Loads of single steps: from the ring through snapshots into frames, each step once, and losses counted."""
+"""Loads of single steps go from the ring through snapshots into frames: each step once, losses counted."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_all_snapshots_under_way_give_their_steps(monkeypatch: pytest.MonkeyPatc
     worker = Worker(make_ring(4, monkeypatch))
     for _ in range(3):
         worker.now += 2
-        worker.step()  # takes one each time, nobody reads
+        worker.step()  # takes a snapshot each time, which nobody reads
     worker.step()
     frame = worker.frame()
     assert sorted(loads_of(frame)) == [0, 1, 2]

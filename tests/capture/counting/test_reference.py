@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def buffers_for(layers: list[MoeLayer], valid: int, decode: list[bool] | None = None) -> CountBuffers:
-    """In a step of this many true tokens, of prefill, or of the phases given."""
+    """Buffers in a step of `valid` true tokens: all of prefill, or of the phases given."""
     buffers = CountBuffers(layers, CPU, max_tokens=0 if decode is None else len(decode))
     if decode is not None:
         buffers.phases.copy_(torch.tensor(decode))

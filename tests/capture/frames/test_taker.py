@@ -1,4 +1,4 @@
-"""Snapshots: of one moment, at the ends of steps and between them, and none lost."""
+"""Snapshots are of one moment, are taken at the ends of steps and between them, and lose no counts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_busy_worker_takes_one_an_interval_at_the_ends_of_steps() -> None:
     for _ in range(10):
         bench.now += 0.25
         bench.step()
-        bench.begin()  # the next is under way already: nothing between steps
+        bench.begin()  # the next step is under way already, so nothing is taken between steps
         taken.append(values(bench.collect()))
         bench.end()
     assert [snapshot[1] for snapshot in taken if snapshot] == [1, 9, 17]
@@ -151,7 +151,7 @@ def test_a_copy_that_a_step_overtakes_is_not_read() -> None:
 
 
 def test_a_step_that_takes_a_snapshot_while_the_reader_publishes_its_own_is_not_undone() -> None:
-    # The reader's, which is older, would follow it: totals and the steps accounted for would go back.
+    # The reader's snapshot is the older one. Read after the step's, it would take totals and steps back.
     ring = LoadRing(np.zeros((1, 2), np.int32), 2, 0, torch.device("cpu"))
     history = StepHistory(version=0)
     bench = Bench(ring=ring, history=history)
@@ -166,7 +166,7 @@ def test_a_step_that_takes_a_snapshot_while_the_reader_publishes_its_own_is_not_
     bench.now += 2
     looks = 0
 
-    def clock() -> float:  # a collect's second look is when it publishes the snapshot that it took
+    def clock() -> float:  # `collect` looks a second time when it publishes its snapshot
         nonlocal looks
         looks += 1
         if looks == 2:

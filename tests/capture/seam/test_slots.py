@@ -30,7 +30,7 @@ EXPERTS, TOP_K = 8, 2
 
 
 class RoutesInside(mk.FusedMoEExpertsMonolithic):
-    """A monolithic kernel, as far as a CPU can run one: it routes, and writes the ids where it is told."""
+    """A monolithic kernel as far as a CPU can run one: it routes, and writes the ids to the given tensor."""
 
     can_replay = True
 
@@ -53,7 +53,7 @@ class RoutesInside(mk.FusedMoEExpertsMonolithic):
 
 
 class PassesOn:
-    """What gathers tokens from other ranks, of which there are none."""
+    """Stands for what exchanges tokens with other ranks; here there are none."""
 
     def prepare(self, hidden: torch.Tensor, router_logits: torch.Tensor, **_: Any) -> Any:
         return hidden, None, router_logits
@@ -85,7 +85,7 @@ def monolithic(layer: int, **kernel: Any) -> Any:
 
 
 def forward(runner: Any, logits: torch.Tensor) -> None:
-    """What vLLM's quantised methods call."""
+    """Run a layer as vLLM's quantised methods do."""
     runner.routed_experts.quant_method.moe_kernel.impl.apply(
         hidden_states=logits,
         w1=None,

@@ -130,7 +130,7 @@ def test_runner_v2_orders_as_told() -> None:
 
 
 def test_a_request_whose_beginning_was_never_seen_is_told_as_any_other() -> None:
-    """As one that vLLM began while capture was not serving yet."""
+    """Such as a request that vLLM began while capture was not serving yet."""
     listening, runner = Listening(), runner_v1()
     for tokens in ({"early": 1}, {"early": 1, "b": 4}):
         listening.watch.step_begins(output(tokens, {"b": 4} if "b" in tokens else {}), runner)

@@ -158,7 +158,7 @@ def test_phases_that_do_not_fit_the_step_are_refused() -> None:
         with pytest.raises(ValueError, match="of decode, for StepTokens"):
             bench.capturer.set_phases(np.array(wrong, np.uint8))
     bench.capturer.end_step()
-    bench.capturer.set_phases(np.array([1, 1], np.uint8))  # outside of a step: nothing to say
+    bench.capturer.set_phases(np.array([1, 1], np.uint8))  # outside of a step: ignored
     assert int(bench.buffers.step_word) == 0
 
 

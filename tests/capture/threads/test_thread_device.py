@@ -1,4 +1,4 @@
-"""Threads of ours use the worker's device, not device 0."""
+"""The capturer's threads use the worker's device, not device 0."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Nowhere:
 
 @contextmanager
 def chosen(module: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], torch.device | None]]:
-    """The device that a thread of some name chose first, while the module's threads run."""
+    """Yields a function that tells which device the thread of a name chose first; for threads of `module`."""
     devices: dict[str, torch.device] = {}
 
     def note(device: torch.device) -> None:

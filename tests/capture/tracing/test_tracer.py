@@ -1,4 +1,4 @@
-"""Traces on the step's path: rows of the right requests, bounded memory, exact accounts."""
+"""Traces get the rows of their requests, take bounded memory, and are accounted for exactly."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_ids_take_a_byte_where_they_fit_and_masked_slots_are_told(
 
 
 def test_staging_wraps_around_while_rows_are_under_way() -> None:
-    """Rows of a step stay as they are until they were taken, and what finds no room is dropped."""
+    """Rows of a step stay as they are until they are read; a request whose rows find no room is dropped."""
     driver = Driver(staging_bytes=10 * 5)  # ten rows of five slots
     calls = []
     for step in range(40):

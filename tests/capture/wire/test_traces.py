@@ -1,4 +1,4 @@
-"""The wire of traces: what fits comes back, what doesn't is named."""
+"""The wire of traces: valid parts come back as they were, and errors name the field that is wrong."""
 
 from __future__ import annotations
 
