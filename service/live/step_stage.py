@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from moescope.capture.wire import Frame, Int64Array, MoeLayer, StepLoads
+from moescope.capture.wire import Frame, MoeLayer, unpack_step_loads
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers, no_stragglers
-from moescope.service.live.step_join import MAX_CELLS, MAX_MEMBERS, Loads, StepJoin
+from moescope.service.live.step_join import MAX_CELLS, MAX_MEMBERS, StepJoin
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ class Stage:
         if self._join is None or self._is_behind(member):
             return self._given_up(given_up)
         self._contributed.add(member)
-        steps, values = _unpacked(loads, shape)
+        steps, values = unpack_step_loads(loads, len(shape.layers), shape.ep_size)
         found = self._join.add(member, loads.first, loads.end, steps, values, loads.placement_version)
         if found is None:
             return self._given_up(given_up)
@@ -184,10 +182,3 @@ class Stage:
     def _given_up(self, steps: int) -> tuple[Layout, Stragglers] | None:
         nothing = no_stragglers(len(self._layout.layers))
         return (self._layout, replace(nothing, incomplete=steps)) if steps else None
-
-
-def _unpacked(step_loads: StepLoads, shape: Shape) -> tuple[Int64Array, Loads]:
-    """The steps' numbers, int64 [n], and their loads as they came, [n, L, R]."""
-    steps = np.frombuffer(step_loads.steps, dtype="<u4").astype(np.int64) + step_loads.first
-    loads = np.frombuffer(step_loads.loads, dtype=f"<u{step_loads.width}")
-    return steps, loads.reshape(len(steps), len(shape.layers), shape.ep_size)

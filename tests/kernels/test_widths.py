@@ -1,4 +1,4 @@
-"""Integers that kernels get by value: Triton gives them 32 or 64 bits, whichever their value needs."""
+"""Integers that kernels get by value. Triton gives them 32 bits where the value fits, else 64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.kernels.device import (  # skips first, where there is neither a GPU 
 import triton.language as tl
 
 from moescope.capture.counting.kernels import layer_kernel, step_kernel
-from moescope.capture.counting.pointer_tables import table_entry
+from moescope.capture.counting.pointer_tables import TableEntry, table_entry
 from moescope.capture.counting.trace_kernel import traced_arguments
 from moescope.capture.step.word import Phase, pack_step
 from tests.kernels.bench import Bench, make_ids, span
@@ -86,7 +86,7 @@ def memory() -> Iterator[Memory]:
 )
 @pytest.mark.parametrize("phase", Phase)
 def test_ids_at_any_address(memory: Memory, low: int, high: int, phase: Phase) -> None:
-    """Python's own heap is below 2**31 where the interpreter is not position-independent, as Debian's."""
+    """Python's heap is below 2**31 in builds that are not position-independent, such as Debian's."""
     bench = Bench([(60, 4)], 90, phase)
     made = make_ids(100, bench.layers[0], torch.int32, 1)
     ids = memory.between(low, high, PAGE, torch.int32)[: made.numel()].view(made.shape).copy_(made)
@@ -107,11 +107,11 @@ def test_a_small_address_compiles() -> None:
 @pytest.mark.parametrize("kernel", ["step", "layer"])
 @pytest.mark.parametrize("phase", Phase)
 def test_more_counts_than_31_bits_can_say(memory: Memory, kernel: str, phase: Phase) -> None:
-    """The rows of a layer are behind two times `num_counts` counts: its place is computed in 64 bits."""
+    """The numbers of rows come after twice `num_counts` counts: their place is computed in 64 bits."""
     bench = Bench([(60, 4)], 90, phase, ep_size=0)
     ids = make_ids(100, bench.layers[0], torch.int32, 1)
     bench.count({0: ids}, {0: span(90)})
-    # What computes in 32 bits adds in front of the counts, where there is memory as well.
+    # A kernel that computes in 32 bits would add in front of the counts; there is memory there too.
     before = 2 * LARGE * 8
     flat = memory.of(before + 2 * LARGE * 8 + PAGE, torch.int64, start=before)
     bench.begin()
@@ -157,7 +157,7 @@ def test_a_map_of_more_experts_than_31_bits_can_say(memory: Memory) -> None:
     assert loads[0, :3].sum() == 0
 
 
-def count_step(bench: Bench, entry: tuple[int, ...], flat: torch.Tensor, num_counts: int) -> None:
+def count_step(bench: Bench, entry: TableEntry, flat: torch.Tensor, num_counts: int) -> None:
     """The step kernel over one layer, without a ring."""
     buffers = bench.step
     step_kernel[(1, 1)](
@@ -179,7 +179,7 @@ def count_step(bench: Bench, entry: tuple[int, ...], flat: torch.Tensor, num_cou
     )
 
 
-def count_layer(bench: Bench, entry: tuple[int, ...], **arguments: object) -> None:
+def count_layer(bench: Bench, entry: TableEntry, **arguments: object) -> None:
     """The layer kernel over a layer of 60 experts; `arguments` in the place of those without a ring."""
     buffers = bench.layer
     unused = buffers.flat
@@ -190,7 +190,7 @@ def count_layer(bench: Bench, entry: tuple[int, ...], **arguments: object) -> No
         "step_word": buffers.step_word,
         "phases": buffers.phases,
         "flat": buffers.flat,
-        "num_counts": buffers.num_slots,
+        "num_counts": buffers.num_counts,
         "num_layers": 1,
         "ep_ranks": unused,
         "max_experts": 0,
