@@ -29,7 +29,7 @@ def service(start_service: Callable[..., Service], tmp_path: Path) -> Service:
 def run(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "moescope.service", "traces", *arguments, "--url", service.url]
     environment = {**os.environ, "COLUMNS": "140", "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
 
 def test_list(service: Service) -> None:

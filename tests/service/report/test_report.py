@@ -74,7 +74,7 @@ def test_the_command_writes_a_file_or_says_why_not(service: Service, tmp_path: P
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "moescope.service", "report", "--url", service.url, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     done = run("--since", "10m", "-o", str(tmp_path / "r.html"))
     assert done.returncode == 0, done.stderr
