@@ -4,7 +4,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help env demo test packages lint types kernels tests tests-service tests-store tests-e2e tests-rest test-gpu soak format clean
+.PHONY: help env demo test packages lint types kernels tests tests-service tests-store tests-e2e tests-rest test-gpu bare soak format clean
 
 # vLLM's modules are imported by every process of every test; cached bytecode makes that three times as fast.
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,6 +21,9 @@ PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci
 # $(call stage,name,command): runs the command between its name and its time.
 stage = @echo "== $(1)"; start=$$SECONDS; $(2); status=$$?; echo "== $(1): $$((SECONDS - start)) s"; exit $$status
 
+# $(call install,needs,packages): installs Debian packages, and those that have what devkit/libraries.py misses.
+install = lacking=$$($(BIN)/python -m devkit.libraries $(1)) && devkit/setup-debian.sh $(2) $$lacking
+
 help:  ## this text
 	@echo "make <target> [ARGS='...']"; echo
 	@sed -n 's/^\([a-z-]*\):.*##/  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,6 +35,7 @@ env:  ## create or update .venv
 	@devkit/setup-env.sh
 
 demo: env  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--help)
+	@$(if $(findstring --simulate,$(ARGS)),,$(call install,vllm))
 	@$(BIN)/python -m devkit.demo $(ARGS)
 
 # What keeps one core busy runs two at a time, what takes longest first; the end-to-end tests' servers use every
@@ -40,8 +44,8 @@ test: env packages  ## everything that must pass before a commit
 	+@$(MAKE) --no-print-directory -j2 --output-sync=target lint tests-service tests-rest tests-store types kernels
 	+@$(MAKE) --no-print-directory tests-e2e
 
-packages:  ## Debian packages that the tests drive
-	$(call stage,packages,devkit/setup-debian.sh $(DEBIAN))
+packages: env  ## Debian packages that the tests drive or need
+	$(call stage,packages,$(call install,vllm browser compiler,$(DEBIAN)))
 
 lint: env  ## ruff: rules and format
 	$(call stage,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
@@ -70,6 +74,9 @@ tests-rest: env
 
 test-gpu:  ## tests on a CUDA GPU, with the Python that has vLLM and moescope (PYTHON=python3)
 	$(call stage,test-gpu,$(PYTHON) -m pytest tests/gpu tests/kernels $(ARGS))
+
+bare:  ## both commands on a minimal Debian, made for it; takes root and half an hour (ARGS=--help)
+	@devkit/bare.sh $(ARGS)
 
 soak: env  ## the gates that take long: load, faults, network, bad input; a table into docs/gates.md (ARGS=--help)
 	$(call stage,soak,$(BIN)/python -m devkit.soak $(ARGS))

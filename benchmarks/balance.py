@@ -28,7 +28,8 @@ from moescope.service.live.state import LiveState
 from moescope.service.measures.balance import MEASURES, measure_all
 from moescope.service.measures.divergence import jensen_shannon
 from moescope.service.settings import Settings
-from moescope.service.simulation.fleet import Fleet, Plan
+from moescope.service.simulation.fleet import Fleet
+from moescope.service.simulation.plan import Plan
 from moescope.service.simulation.routing import Habits, Shape
 
 LAYERS, EXPERTS, RANKS = 61, 256, 64

@@ -29,7 +29,8 @@ from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.text.exposition import expose, negotiate
 from moescope.service.metrics.text.writer import Writer
 from moescope.service.settings import MetricsLevel, Settings
-from moescope.service.simulation.fleet import Fleet, Plan
+from moescope.service.simulation.fleet import Fleet
+from moescope.service.simulation.plan import Plan
 
 RESULTS: Final = Path(__file__).parent / "results" / "fleet.json"
 ROUNDS: Final = 3

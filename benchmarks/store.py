@@ -26,8 +26,8 @@ from moescope.capture.tracing.buffer import Trace
 from moescope.capture.tracing.sender import encode_trace
 from moescope.capture.wire import MoeLayer, Producer
 from moescope.capture.wire.traces import decode_part
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import ArrivedPart, TraceQuery
-from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.store.writer import StoreWriter
 

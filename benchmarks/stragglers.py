@@ -25,7 +25,8 @@ import numpy as np
 from moescope.capture import wire
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.simulation.fleet import Fleet, Plan
+from moescope.service.simulation.fleet import Fleet
+from moescope.service.simulation.plan import Plan
 from moescope.service.simulation.routing import Habits, Shape
 from moescope.service.windows.assessment import assess
 from moescope.service.windows.phase_window import merge_phase

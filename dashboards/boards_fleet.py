@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from moescope.dashboards.measures import RATIO_STEPS
 from moescope.dashboards.spec import (
     NAME,
-    RATIO_STEPS,
     SERVICE,
     SERVICE_VARIABLES,
     Board,
@@ -18,7 +18,8 @@ from moescope.dashboards.spec import (
 )
 
 _DEPLOYMENT: Final = "cluster, server, model"
-# What was chosen, and the row's deployment. Grafana leaves a field that a row lacks as it is written.
+# The link to board Model: data source, job and instance as chosen here, the deployment as in the table's row.
+# Where a row lacks a field, Grafana leaves its placeholder as it is written.
 _TO_MODEL: Final = (
     "/d/moescope-model?${datasource:queryparam}&${job:queryparam}&${instance:queryparam}"
     "&var-cluster=${__data.fields.cluster}&var-server=${__data.fields.server}"
@@ -27,7 +28,7 @@ _TO_MODEL: Final = (
 
 
 def _in_row(metric: str) -> str:
-    """A gauge with a cluster in each row: All, which Grafana takes for no choice, where it has none."""
+    """A gauge by deployment; a series without a cluster gets All, which Grafana takes for no choice."""
     return f'label_replace({most(metric, SERVICE)}, "cluster", "All", "cluster", "")'
 
 
@@ -81,9 +82,9 @@ FLEET: Final = Board(
                 Panel(
                     "table",
                     "Balance by deployment",
-                    "Over the service's window: ratio of sums over EP ranks, its worst layer, and "
-                    "tokens over DP "
-                    "ranks, all max / mean (1 is best). Click a value to open the model.",
+                    "Max / mean over the service's window (1 is best): of slots over EP ranks, as a ratio of "
+                    "sums over layers and in the worst layer, and of tokens over DP ranks. Click a value to "
+                    "open the deployment on board Model.",
                     (
                         Query(_in_row("moescope_ep_imbalance_ratio"), "EP imbalance"),
                         Query(_in_row("moescope_ep_worst_layer_imbalance_ratio"), "worst layer"),
@@ -102,7 +103,8 @@ FLEET: Final = Board(
                 Panel(
                     "timeseries",
                     "Imbalance ratio over EP ranks",
-                    "Sum over layers of the busiest EP rank's slots / sum of the means; 1 is best.",
+                    "Sum over layers of the busiest EP rank's slots / sum over layers of the EP ranks' mean; "
+                    "1 is best.",
                     (Query(most("moescope_ep_imbalance_ratio", SERVICE), NAME),),
                     steps=RATIO_STEPS,
                 ),

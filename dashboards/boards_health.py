@@ -24,12 +24,13 @@ _BAD: Final = ((1.0, "red"),)
 
 
 def _gauge(kind: Kind, title: str, text: str, metric: str, unit: str = "short") -> Panel:
-    """A gauge of each DP rank that should be 0."""
+    """A panel of a gauge by DP rank, red from 1 on: it should be 0."""
     return Panel(kind, title, text, (Query(most(metric, MODEL, _RANK), _RANK_NAME),), unit, 6, 6, _BAD)
 
 
-def _quantile(metric: str) -> str:
-    return f"histogram_quantile(0.99, {rate(f'{metric}_bucket', SERVICE, 'instance, le')})"
+def _slowest(metric: str) -> str:
+    """The 99th percentile of a histogram of seconds, by service."""
+    return f"histogram_slowest(0.99, {rate(f'{metric}_bucket', SERVICE, 'instance, le')})"
 
 
 HEALTH: Final = Board(
@@ -44,15 +45,15 @@ HEALTH: Final = Board(
                 Panel(
                     "timeseries",
                     "Workers by state",
-                    "counting; stale: silent for longer than the service's stale_after_s; disabled: "
-                    "capture is off.",
+                    "Workers that count; that are stale, silent for longer than the service's stale_after_s; "
+                    "and whose capture is disabled.",
                     (Query(f"sum by (state) (moescope_producers{{{MODEL}}})", "{{state}}"),),
                     width=8,
                 ),
                 Panel(
                     "timeseries",
                     "Snapshot age",
-                    "Time since the newest frame of each DP rank's longest silent worker.",
+                    "Time since the newest frame of the worker of each DP rank that has been silent longest.",
                     (Query(most("moescope_snapshot_age_seconds", MODEL, _RANK), _RANK_NAME),),
                     "s",
                     8,
@@ -113,7 +114,7 @@ HEALTH: Final = Board(
                 Panel(
                     "timeseries",
                     "Routing traces dropped",
-                    "Routing traces that workers lost, by reason; 0 also where nothing is traced.",
+                    "Routing traces that workers lost, by reason. It is 0, too, where nothing is traced.",
                     (
                         Query(
                             or_none(rate("moescope_traces_dropped_total", MODEL, "reason"), "reason"),
@@ -159,12 +160,12 @@ HEALTH: Final = Board(
                 ),
                 Panel(
                     "timeseries",
-                    "Slowest percent of ingest and of scrapes",
-                    "99th percentile of the time to account for a frame, and to collect and write "
-                    "the metrics.",
+                    "Time of ingest and of scrapes (p99)",
+                    "99th percentile of the time to account for a frame, and of the time to collect and "
+                    "write the metrics.",
                     (
-                        Query(_quantile("moescope_ingest_duration_seconds"), "ingest {{instance}}"),
-                        Query(_quantile("moescope_scrape_duration_seconds"), "scrape {{instance}}"),
+                        Query(_slowest("moescope_ingest_duration_seconds"), "ingest {{instance}}"),
+                        Query(_slowest("moescope_scrape_duration_seconds"), "scrape {{instance}}"),
                     ),
                     "s",
                     8,
@@ -182,7 +183,7 @@ HEALTH: Final = Board(
                 Panel(
                     "timeseries",
                     "Series left out, by family",
-                    "Series that did not fit; should be none.",
+                    "Series that did not fit under the limit; there should be none.",
                     (
                         Query(
                             or_none(
@@ -207,7 +208,7 @@ HEALTH: Final = Board(
                 Panel(
                     "table",
                     "Versions",
-                    "Versions of the services and of the wire. Click to open a service's own page.",
+                    "Versions of the services and of the wire. Click a value to open the service's own page.",
                     (
                         Query(
                             f"sum by (instance, version, wire) (moescope_build_info{{{SERVICE}}})", "services"

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from moescope.dashboards.measures import layer_ratios, layer_stats
 from moescope.dashboards.spec import (
     EXPERTS,
     LAYER,
     LAYER_VARIABLE,
     MODEL,
-    NAME,
     NEEDS_EXPERTS,
     ONE_MODEL_VARIABLES,
-    RATIO_STEPS,
     Board,
     Panel,
     Query,
@@ -30,45 +29,7 @@ LAYER_BOARD: Final = Board(
     (
         Row(
             "Balance of layer $layer",
-            (
-                Panel(
-                    "stat",
-                    "EP imbalance ratio",
-                    "Max / mean of slots over EP ranks; 1 is best.",
-                    (Query(most("moescope_layer_ep_imbalance_ratio", LAYER), NAME),),
-                    width=6,
-                    height=4,
-                    steps=RATIO_STEPS,
-                ),
-                Panel(
-                    "stat",
-                    "MaxVio",
-                    "(max - mean) / mean of slots over experts; 0 is best.",
-                    (Query(most("moescope_layer_max_vio_ratio", LAYER), NAME),),
-                    width=6,
-                    height=4,
-                    steps=((2, "orange"), (4, "red")),
-                ),
-                Panel(
-                    "stat",
-                    "Normalised entropy",
-                    "exp(H) / N of slots over experts, the share of experts that are in effect used; "
-                    "1 is best.",
-                    (Query(most("moescope_layer_normalised_entropy_ratio", LAYER), NAME),),
-                    "percentunit",
-                    width=6,
-                    height=4,
-                ),
-                Panel(
-                    "stat",
-                    "Dead experts",
-                    "Experts that no token chose in the service's window.",
-                    (Query(most("moescope_layer_dead_experts", LAYER), NAME),),
-                    width=6,
-                    height=4,
-                    steps=((1, "orange"),),
-                ),
-            ),
+            layer_stats(),
         ),
         Row(
             "Ranks",
@@ -105,16 +66,7 @@ LAYER_BOARD: Final = Board(
                     (Query(f"topk(10, {of_fair(EXPERTS, LAYER, 'layer', 'expert')})", "expert {{expert}}"),),
                     width=8,
                 ),
-                Panel(
-                    "timeseries",
-                    "Measures over time",
-                    "Imbalance ratio over EP ranks (1 is best) and MaxVio over experts (0 is best).",
-                    (
-                        Query(most("moescope_layer_ep_imbalance_ratio", LAYER, "server"), "imbalance ratio"),
-                        Query(most("moescope_layer_max_vio_ratio", LAYER, "server"), "MaxVio"),
-                    ),
-                    width=8,
-                ),
+                layer_ratios(),
                 Panel(
                     "timeseries",
                     "Drift",

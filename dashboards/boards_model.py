@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from moescope.dashboards.measures import RATIO_STEPS
 from moescope.dashboards.spec import (
     EXPERTS,
     MODEL,
@@ -11,7 +12,6 @@ from moescope.dashboards.spec import (
     NEEDS_EXPERTS,
     ONE_MODEL_VARIABLES,
     RANK_VARIABLE,
-    RATIO_STEPS,
     Board,
     Panel,
     Query,
@@ -20,15 +20,26 @@ from moescope.dashboards.spec import (
     of_fair,
     rate,
 )
+from moescope.service.measures.balance import GAUGES
 
 _TO_LAYER: Final = "/d/moescope-layer?var-layer=${__data.fields.layer}&${__all_variables}&${__url_time_range}"
 _RANKS: Final = f'{MODEL},dp_rank=~"$rank"'
+
+_IMBALANCE: Final = GAUGES["imbalance_ratio"]
+_MAX_VIO: Final = GAUGES["max_vio"]
+_ENTROPY: Final = GAUGES["normalised_entropy"]
+_DEAD: Final = GAUGES["dead"]
 
 _PHASE: Final = "DP {{dp_rank}} {{phase}}"
 
 
 def _cost(of: str, by: str) -> str:
-    """Straggler cost from the sums of joined steps; nothing while idle."""
+    """Straggler cost from the sums over joined steps; no series while idle.
+
+    Args:
+        of: part of the metrics' names: empty for the deployment, ``layer_`` for layers.
+        by: labels to sum by.
+    """
     mean, top = (rate(f"moescope_{of}straggler_{part}_slots_total", MODEL, by) for part in ("mean", "max"))
     return f"1 - {mean} / ({top} > 0)"
 
@@ -63,8 +74,8 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "stat",
                     "Straggler share",
-                    "Share of the busiest ranks' work that an average rank waits for: 1 - 1 / "
-                    "imbalance ratio.",
+                    "1 - 1 / imbalance ratio: the share of the busiest ranks' work that an average rank "
+                    "spends waiting.",
                     (Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL)}", NAME),),
                     "percentunit",
                     width=6,
@@ -145,8 +156,8 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Straggler cost",
-                    "Share of MoE work time that an average EP rank waits for the busiest: from single "
-                    "steps, and from sums over the window, out of which changing hot ranks average.",
+                    "Share of MoE work time that an average EP rank waits for the busiest one: from single "
+                    "steps, and from sums over the window. In the sums, hot ranks that change average out.",
                     (
                         Query(_COST, "from steps"),
                         Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL, 'server')}", "from sums"),
@@ -163,7 +174,7 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Steps joined per second",
-                    "Steps of which the loads of all ranks are known, and those that were given up.",
+                    "Steps whose loads of all ranks are known, and steps that were given up.",
                     (
                         Query(rate("moescope_straggler_joined_steps_total", MODEL, "server"), "joined"),
                         Query(
@@ -174,7 +185,7 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Straggler cost by layer",
-                    "Share of the layer's work time that an average EP rank waits for the busiest, from "
+                    "Share of the layer's work time that an average EP rank waits for the busiest one, from "
                     "single steps.",
                     (Query(_LAYER_COST, "layer {{layer}}"),),
                     "percentunit",
@@ -193,8 +204,8 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Imbalance over time",
-                    "Max / mean: over EP ranks (ratio of sums), in the worst layer, and of tokens "
-                    "over DP ranks.",
+                    "Max / mean: of slots over EP ranks (ratio of sums over layers), of slots in the worst "
+                    "layer, and of tokens over DP ranks.",
                     (
                         Query(most("moescope_ep_imbalance_ratio", MODEL, "server"), "EP ranks"),
                         Query(
@@ -216,7 +227,7 @@ MODEL_BOARD: Final = Board(
                     "heatmap",
                     "Imbalance ratio by layer",
                     "Max / mean over EP ranks of each layer, over time.",
-                    (Query(most("moescope_layer_ep_imbalance_ratio", MODEL, "layer"), "{{layer}}"),),
+                    (Query(most(_IMBALANCE.name, MODEL, "layer"), "{{layer}}"),),
                     width=24,
                     height=10,
                 ),
@@ -228,36 +239,27 @@ MODEL_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Worst MaxVio and lowest normalised entropy",
-                    "Over experts, of the worst layer: MaxVio is (max - mean) / mean, 0 is best; "
-                    "normalised entropy is "
-                    "exp(H) / N, 1 is best.",
+                    f"Of the worst layer. {_MAX_VIO.help} {_ENTROPY.help}",
                     (
-                        Query(f"max(moescope_layer_max_vio_ratio{{{MODEL}}})", "MaxVio"),
-                        Query(
-                            f"min(moescope_layer_normalised_entropy_ratio{{{MODEL}}})", "normalised entropy"
-                        ),
+                        Query(f"max({_MAX_VIO.name}{{{MODEL}}})", _MAX_VIO.title),
+                        Query(f"min({_ENTROPY.name}{{{MODEL}}})", _ENTROPY.title),
                     ),
                     width=8,
                     height=12,
                 ),
                 Panel(
                     "timeseries",
-                    "Dead experts",
+                    _DEAD.title,
                     "Experts that no token chose in the service's window, over all layers.",
-                    (
-                        Query(
-                            f"sum({most('moescope_layer_dead_experts', MODEL, 'server, model, layer')})",
-                            "dead",
-                        ),
-                    ),
+                    (Query(f"sum({most(_DEAD.name, MODEL, 'server, model, layer')})", "dead"),),
                     width=8,
                     height=12,
                 ),
                 Panel(
                     "table",
                     "Hottest experts",
-                    "The twenty experts furthest above their layer's fair share. Click to open the layer."
-                    + NEEDS_EXPERTS,
+                    "The twenty experts furthest above their layer's fair share. Click a value to open "
+                    "the layer." + NEEDS_EXPERTS,
                     (Query(f"topk(20, {of_fair(EXPERTS, MODEL, 'layer', 'expert')})", "times fair share"),),
                     width=8,
                     height=12,

@@ -1,7 +1,7 @@
 """Writes the boards' JSON: ``python -m moescope.dashboards.build``.
 
-The boards use the metrics themselves, not the recording rules: so they work without them, and whatever the
-scrape interval is.
+The boards use the metrics themselves and no recording rules. So they work without the rules, at any scrape
+interval.
 """
 
 from __future__ import annotations

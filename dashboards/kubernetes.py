@@ -1,7 +1,7 @@
-"""Writes what Kubernetes needs of rules and boards: ``python -m moescope.dashboards.kubernetes``.
+"""Writes rules and boards as manifests for Kubernetes: ``python -m moescope.dashboards.kubernetes``.
 
-A PrometheusRule (for the Prometheus operator) and a ConfigMap (for Grafana's dashboard sidecar), both as
-JSON, which is YAML too, so that nothing has to be quoted.
+They are a PrometheusRule (for the Prometheus operator) and a ConfigMap (for Grafana's dashboard sidecar).
+Both are JSON, which is YAML too, so nothing has to be quoted.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
 
+from moescope.dashboards.build import documents
+
 _HERE: Final = Path(__file__).resolve().parent
 FOLDER: Final = _HERE.parent / "deploy" / "kubernetes"
 _LABELS: Final = {"app.kubernetes.io/name": "moescope"}
 
 
 def manifests() -> dict[str, str]:
-    """File name to text."""
+    """File name to text; the boards are made from the code, so it doesn't matter when they were built."""
     return {
         "prometheusrule.json": _text(
             {
@@ -33,7 +35,7 @@ def manifests() -> dict[str, str]:
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
                 "metadata": {"name": "moescope-boards", "labels": {**_LABELS, "grafana_dashboard": "1"}},
-                "data": {path.name: path.read_text() for path in sorted((_HERE / "boards").glob("*.json"))},
+                "data": dict(sorted(documents().items())),
             }
         ),
     }

@@ -1,4 +1,4 @@
-"""Boards as Grafana's JSON, by Grafana's own SDK (a dependency of development, not of the package)."""
+"""Turns boards into Grafana's JSON, with Grafana's own SDK (needed for development, not by the package)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from moescope.dashboards.spec import Board, Panel, Row, Variable
 
 _SOURCE: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-# The builders share their methods by convention, not by a type.
+# The builders have the same methods by convention; they share no type.
 _KINDS: Final[dict[str, Callable[[], Any]]] = {
     "stat": stat.Panel,
     "timeseries": timeseries.Panel,
@@ -91,7 +91,7 @@ def _variable(variable: Variable) -> builders.QueryVariable:
 
 
 def _placed(rows: tuple[Row, ...]) -> Iterator[dict[str, Any]]:
-    """Panels with their ids and places, rows one below the other."""
+    """Panels with their ids and places: rows one below the other, the panels of a row from left to right."""
     number, y = 0, 0
     for row in rows:
         number += 1
@@ -129,7 +129,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
             target = target.format(PromQueryFormat.TABLE)
         made = made.with_target(target)
     document: dict[str, Any] = json.loads(json.dumps(made.build(), cls=JSONEncoder))
-    # By hand, as heatmaps lack these methods and tables need transformations of their own.
+    # Written into the JSON: the SDK's heatmaps lack these methods, and tables need transformations.
     defaults = document.setdefault("fieldConfig", {"overrides": []}).setdefault("defaults", {})
     defaults["unit"] = panel.unit
     steps = [{"value": None, "color": "green"}, *({"value": v, "color": c} for v, c in panel.steps)]
@@ -156,7 +156,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
 
 
 def _uncoloured(panel: Panel) -> dict[str, Any]:
-    """Labels are no values: Grafana would colour them too, by the number that they begin with."""
+    """The override that leaves labels uncoloured; Grafana would colour them by the number they begin with."""
     matcher = {"id": "byType", "options": "string"}
     if panel.kind == "matrix":
         matcher = {"id": "byName", "options": "\\".join(panel.axes)}

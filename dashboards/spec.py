@@ -21,12 +21,14 @@ class Panel:
     """One panel.
 
     Attributes:
-        kind: ``matrix`` is a table with one row and one column a label value, coloured by value.
+        kind: ``matrix`` is a table with a row for each value of one label and a column for each value of
+            another; its cells are coloured by value.
         unit: Grafana's id of the unit.
-        width: of 24 columns; ``height`` in Grafana's rows.
-        steps: thresholds, (from value, colour); below the first it is green.
-        axes: of a matrix: (label of the rows, label of the columns).
-        link: path and query of a board to open with a row's labels; only tables.
+        width: in columns, of which a board has 24.
+        height: in Grafana's rows.
+        steps: thresholds (from value, colour); values below the first are green.
+        axes: (label of the rows, label of the columns) of a matrix.
+        link: path and query of the board that a table's row opens, filled in with the row's labels.
     """
 
     kind: Kind
@@ -51,20 +53,20 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A template variable: the values of ``label`` in ``metric``."""
+    """A template variable: the values of ``label`` in ``metric``; the label's name is ``name`` if empty."""
 
     name: str
     title: str
     metric: str
     label: str = ""
     many: bool = True
-    # `.*` matches series without the label too.
     all_value: str = ".+"
+    """What All stands for; ``.*`` also matches series without the label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A board; ``selector`` chooses what its annotations are about."""
+    """A board; ``selector`` chooses the series of its annotations."""
 
     uid: str
     title: str
@@ -87,7 +89,7 @@ _MODEL: Final = Variable("model", "Model", f'moescope_producers{{{SERVICE},serve
 SERVICE_VARIABLES: Final = (_CLUSTER, _JOB, _INSTANCE)
 MODEL_VARIABLES: Final = (*SERVICE_VARIABLES, _SERVER, _MODEL)
 ONE_MODEL_VARIABLES: Final = (*SERVICE_VARIABLES, replace(_SERVER, many=False), replace(_MODEL, many=False))
-"""For boards that add up over EP ranks, of which those of several deployments have nothing in common."""
+"""For boards that add up over EP ranks: the EP ranks of several deployments have nothing in common."""
 RANK_VARIABLE: Final = Variable("rank", "DP rank", f"moescope_tokens_total{{{MODEL}}}", "dp_rank")
 LAYER_VARIABLE: Final = Variable(
     "layer", "Layer", f"moescope_layer_dp_rank_slots_total{{{MODEL}}}", many=False
@@ -95,27 +97,26 @@ LAYER_VARIABLE: Final = Variable(
 
 
 def rate(metric: str, selector: str, by: str) -> str:
-    """Sum of a counter's rates by some labels, over all services that counted."""
+    """The sum of a counter's rates by some labels, over all services that counted."""
     return f"sum by ({by}) (rate({metric}{{{selector}}}[$__rate_interval]))"
 
 
 def most(metric: str, selector: str, by: str = "cluster, server, model") -> str:
-    """The largest value of a gauge by some labels: several services may know of one deployment."""
+    """The largest value of a gauge by some labels, because several services may report one deployment."""
     return f"max by ({by}) ({metric}{{{selector}}})"
 
 
 def of_fair(metric: str, selector: str, row: str, column: str) -> str:
-    """Load as a multiple of the row's fair share."""
+    """A counter's rate by row and column, as a multiple of the row's mean (its fair share)."""
     load = rate(metric, selector, f"{row}, {column}")
     return f"{load} / on ({row}) group_left () (avg by ({row}) ({load}) > 0)"
 
 
 def or_none(expr: str, label: str) -> str:
-    """The expression, or a single 0 with ``none`` as label where it finds nothing."""
+    """The expression, or a single 0 with the label value ``none`` where the expression finds nothing."""
     return f'{expr} or on () label_replace(vector(0), "{label}", "none", "", "")'
 
 
 NAME: Final = "{{server}} {{model}}"
-RATIO_STEPS: Final = ((1.3, "orange"), (2.0, "red"))
 EXPERTS: Final = "moescope_layer_expert_slots_total"
 NEEDS_EXPERTS: Final = " Needs --metrics-level layer_expert."

@@ -18,7 +18,8 @@ from typing import Final
 from rich.console import Console
 
 from devkit.board import ConservationError, Readings, Service, check_conservation, render
-from devkit.processes import ProcessGroup, free_port, port_is_free, tail
+from devkit.processes import ProcessGroup, free_port, port_is_free
+from devkit.root_cause import explain
 from devkit.screen import Show, starting, watching
 from devkit.simulated import start_simulation, watch_simulation
 from devkit.tiny_moe import ensure_checkpoint
@@ -106,9 +107,7 @@ def run_simulated(options: argparse.Namespace, port: int, console: Console) -> N
         running.callback(simulation.stop)
         show_addresses(service, console)
         if not watch_simulation(service, simulation, console, seconds=10.0 if options.exit else None):
-            raise DemoError(
-                f"the simulation ended; its log, {simulation.log}, ends with:\n{simulation.tail()}"
-            )
+            raise DemoError(explain(simulation.log, "the simulation ended"))
 
 
 def start_service(stack: ExitStack, port: int, console: Console, flags: Sequence[str] = ()) -> Service:
@@ -122,7 +121,7 @@ def start_service(stack: ExitStack, port: int, console: Console, flags: Sequence
     begin = time.monotonic()
     while not service.healthy():
         if group.exit_code() is not None or time.monotonic() - begin > 30:
-            raise DemoError(f"the side service did not start; its log, {log}, ends with:\n{tail(log)}")
+            raise DemoError(explain(log, "the side service did not start"))
         time.sleep(0.1)
     console.print(f"side service ready after {time.monotonic() - begin:.1f} s")
     return service
@@ -175,9 +174,7 @@ def drive(
                 trickle(traffic, service, show)
     except TrafficError as error:
         state = "is running" if vllm.exit_code() is None else f"ended with status {vllm.exit_code()}"
-        raise DemoError(
-            f"{error}\nvLLM {state}; its log, {vllm.log}, ends with:\n{vllm.log_tail()}"
-        ) from error
+        raise DemoError(explain(vllm.log, f"{error}\nvLLM {state}")) from error
     readings = settled(service, traffic.tally().computed_tokens)
     console.print(render(readings))
     console.print(f"{options.requests} completions in {seconds:.1f} s")

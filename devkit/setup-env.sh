@@ -63,12 +63,18 @@ find_uv() {
     UV=$KIT/uv
 }
 
+has_torch() { "$UV" pip install -q --dry-run --no-deps --python "$VENV/bin/python" "$@" "$TORCH" 2>/dev/null; }
+
 # Sets TORCH_ARGS to what uv needs to find torch.
 locate_torch() {
+    local python
     TORCH_ARGS=()
-    if "$UV" pip install -q --dry-run --no-deps --python "$VENV/bin/python" "$TORCH" 2>/dev/null; then return; fi
-    say "$TORCH isn't in the package index or a folder of wheels: using PyTorch's own index"
+    if has_torch; then return; fi
+    python=$("$VENV/bin/python" -c 'import sys; print("CPython %d.%d (cp%d%d)" % (sys.version_info[:2] * 2))')
+    say "the package index and folders of wheels have no $TORCH for $python: asking PyTorch's own index"
     TORCH_ARGS=(--torch-backend cpu)
+    has_torch "${TORCH_ARGS[@]}" || fail "no wheel of $TORCH for $python can be had, not from PyTorch's own index" \
+        "either: take another Python (PYTHON=...), or name a folder that has the wheel in UV_FIND_LINKS"
 }
 
 install_all() {

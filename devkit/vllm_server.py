@@ -20,7 +20,9 @@ from typing import Final, Self
 
 import psutil  # type: ignore[import-untyped]
 
-from devkit.processes import ProcessGroup, free_port, tail
+from devkit.libraries import MissingLibraryError, missing_for_vllm, require
+from devkit.processes import ProcessGroup, free_port
+from devkit.root_cause import explain
 
 MODEL_NAME: Final = "tiny-moe"
 
@@ -41,7 +43,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 
 
 class VllmStartError(RuntimeError):
-    """vLLM did not become ready; the message ends with the tail of its log."""
+    """vLLM did not become ready; the message begins with the root cause, where its log says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +165,17 @@ class VllmServer:
         """Start and wait until ready; whatever goes wrong, nothing is left running.
 
         Raises:
-            VllmStartError: it ended by itself, or took longer than the start's time limit.
+            VllmStartError: a shared library is missing, it ended by itself, or took longer than the start's
+                time limit.
         """
         if self._group is not None:
             raise RuntimeError("already started")
-        self._group = ProcessGroup(self.options.command(self.port), self.log, self.options.environment())
+        environment = self.options.environment()
+        try:
+            require(missing_for_vllm(environment))
+        except MissingLibraryError as error:
+            raise VllmStartError(str(error)) from error
+        self._group = ProcessGroup(self.options.command(self.port), self.log, environment)
         try:
             self._wait_until_ready(self._group)
         except BaseException:
@@ -188,10 +196,6 @@ class VllmServer:
         """The exit status when the server ended by itself, else None."""
         return self._group.exit_code() if self._group else None
 
-    def log_tail(self, lines: int = 30) -> str:
-        """The log's last lines."""
-        return tail(self.log, lines)
-
     def _wait_until_ready(self, group: ProcessGroup) -> None:
         begin = time.monotonic()
         while not self._healthy():
@@ -199,10 +203,10 @@ class VllmServer:
             code = group.exit_code()
             if code is not None:
                 raise VllmStartError(
-                    f"vLLM ended with status {code} after {seconds:.0f} s; {self._where(group)}"
+                    explain(group.log, f"vLLM ended with status {code} after {seconds:.0f} s")
                 )
             if seconds > self._start_timeout:
-                raise VllmStartError(f"vLLM wasn't ready after {seconds:.0f} s; {self._where(group)}")
+                raise VllmStartError(explain(group.log, f"vLLM wasn't ready after {seconds:.0f} s"))
             if self._on_progress is not None:
                 self._on_progress(Progress(seconds, group.last_line()))
             time.sleep(0.2)
@@ -214,7 +218,3 @@ class VllmServer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
-
-    @staticmethod
-    def _where(group: ProcessGroup) -> str:
-        return f"its log, {group.log}, ends with:\n{tail(group.log)}"

@@ -52,7 +52,7 @@ FLAGS: Final = frozenset(_FLAGS.split())
 
 
 _OTHERS: Final = """
-    endpoint interval server on_error trace_rate trace_opt_in trace_mib ca_file cert_file key_file listen
+    endpoint interval server on_error trace_rate trace_opt_in trace_mib ca_file cert_file key_file listen url
 """
 OTHERS: Final = frozenset(_OTHERS.split())
 """Names with our prefix that vLLM's workers, the command line or the compose file take."""
@@ -78,8 +78,10 @@ class Settings(BaseSettings):
     tokens_file: Path | None = Field(
         None, description="TOML file of tokens with scopes (ingest, read, admin); read again when it changes."
     )
-    open_read: bool = Field(False, description="Let everybody read; sending still needs a token.")
-    insecure: bool = Field(False, description="Allow listening beyond loopback without authentication.")
+    open_read: bool = Field(default=False, description="Let everybody read; sending still needs a token.")
+    insecure: bool = Field(
+        default=False, description="Allow listening beyond loopback without authentication."
+    )
     tls_cert: Path | None = Field(None, description="PEM file with the certificate chain: serve HTTPS.")
     tls_key: Path | None = Field(None, description="PEM file with its key; absent: it is in tls_cert.")
     tls_client_ca: Path | None = Field(

@@ -7,18 +7,20 @@ from typing import Any, Final
 
 from pydantic.fields import FieldInfo
 
+from moescope.service.client.settings import ClientSettings
 from moescope.service.settings import FLAGS, Settings
 
 _INTRODUCTION: Final = """# Settings of the service
 
-Written from the code (`service/settings.py`) by
-`python -m moescope.service.settings_document > docs/settings.md`; a test compares them. What is set in vLLM's
+`python -m moescope.service.settings_document > docs/settings.md` writes this document from the code
+(`service/settings.py`, `service/client/settings.py`); a test compares the two. What is set in vLLM's
 environment is in the [README](../README.md#the-capturers-settings).
 
 A setting is given as a flag of `moescope serve` where it has one, as a variable, or by its name in a TOML
-file (`moescope serve --config moescope.toml`). A flag wins over the environment, which wins over the file. A
-name in the file that is no setting is refused; a variable that is none is ignored, since vLLM's have the same
-prefix. `moescope check-config` prints what would be used, and warns of variables that nothing takes.
+file (`moescope serve --config moescope.toml`). A flag wins over the environment, and the environment wins
+over the file. A name in the file that is no setting is refused. A variable that is no setting is ignored,
+because variables of vLLM's workers have the same prefix. `moescope check-config` prints what would be used,
+and warns of variables that nothing takes.
 
 ```toml
 host = "0.0.0.0"
@@ -32,9 +34,23 @@ keep_traces_s = 86400
 """
 
 
+_CLIENT: Final = """
+## The commands that ask a service
+
+`moescope balance`, `moescope traces list` and the other commands that ask a running service take these from
+the environment. Only the address has a flag: other users of the machine see a command's arguments, so a token
+has none.
+
+| variable | default | |
+|---|---|---|
+"""
+
+
 def markdown() -> str:
     """The whole document."""
-    return _INTRODUCTION + "".join(_row(name, field) for name, field in Settings.model_fields.items())
+    service = "".join(_row(name, field) for name, field in Settings.model_fields.items())
+    client = "".join(_client_row(name, field) for name, field in ClientSettings.model_fields.items())
+    return f"{_INTRODUCTION}{service}{_CLIENT}{client}"
 
 
 def _row(name: str, field: FieldInfo) -> str:
@@ -47,6 +63,10 @@ def _row(name: str, field: FieldInfo) -> str:
         field.description or "",
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def _client_row(name: str, field: FieldInfo) -> str:
+    return f"| `MOESCOPE_{name.upper()}` | {_default(field.default)} | {field.description} |\n"
 
 
 def _default(value: Any) -> str:

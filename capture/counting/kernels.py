@@ -7,7 +7,7 @@ from typing import Final
 import triton
 import triton.language as tl
 
-from moescope.capture.counting.row_kernel import count_rows, count_tokens
+from moescope.capture.counting.row_kernel import count_rows, count_tokens, in_64_bits
 from moescope.capture.counting.trace_kernel import copy_traced
 from moescope.capture.step.word import MAX_TOKENS, PHASE_SHIFT, SLOT_SHIFT
 
@@ -40,6 +40,8 @@ def _count_step(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """All layers of a table; its columns are those of `pointer_tables.Field`."""
+    num_counts, max_experts, width = in_64_bits(num_counts), in_64_bits(max_experts), in_64_bits(width)
+    ring_slots, ep_size = in_64_bits(ring_slots), in_64_bits(ep_size)
     layer, layers = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     entry = table + layer * 8
     word = tl.load(step_word)
@@ -129,25 +131,28 @@ def _count_layer(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """One layer, given by value."""
+    address, num_rows, first_token = in_64_bits(address), in_64_bits(num_rows), in_64_bits(first_token)
+    top_k, row_stride, column_stride = in_64_bits(top_k), in_64_bits(row_stride), in_64_bits(column_stride)
+    layer, num_layers, num_experts = in_64_bits(layer), in_64_bits(num_layers), in_64_bits(num_experts)
+    counts_start, num_counts, width = in_64_bits(counts_start), in_64_bits(num_counts), in_64_bits(width)
+    max_experts, ep_size = in_64_bits(max_experts), in_64_bits(ep_size)
     word = tl.load(step_word)
     tokens, phase, step_slot = word & _TOKENS, (word >> _PHASE_SHIFT) & 3, word >> _SLOT_SHIFT
-    rows = tl.minimum(num_rows.to(tl.int64), tokens - first_token)
+    rows = tl.minimum(num_rows, tokens - first_token)
     if rows > 0:
         if tl.program_id(0) == 0:
             of_layers = flat + 2 * num_counts + layer
-            count_tokens(
-                rows, first_token.to(tl.int64), phase, phases, of_layers, of_layers + num_layers, BLOCK
-            )
+            count_tokens(rows, first_token, phase, phases, of_layers, of_layers + num_layers, BLOCK)
         count_rows(
             address,
             rows,
-            first_token.to(tl.int64),
-            top_k.to(tl.int64),
-            row_stride.to(tl.int64),
-            column_stride.to(tl.int64),
+            first_token,
+            top_k,
+            row_stride,
+            column_stride,
             flat + counts_start,
             num_counts,
-            num_experts.to(tl.int64),
+            num_experts,
             phase,
             phases,
             ep_ranks + layer * max_experts,
@@ -161,14 +166,14 @@ def _count_layer(  # type: ignore[no-untyped-def]
             copy_traced(
                 address,
                 rows,
-                first_token.to(tl.int64),
-                top_k.to(tl.int64),
-                row_stride.to(tl.int64),
-                column_stride.to(tl.int64),
-                num_experts.to(tl.int64),
+                first_token,
+                top_k,
+                row_stride,
+                column_stride,
+                num_experts,
                 row_map,
                 staging,
-                width.to(tl.int64),
+                width,
                 tl.load(columns + layer),
                 IDS,
                 STAGED,

@@ -17,6 +17,16 @@ _MIXED: Final = tl.constexpr(Phase.MIXED.value)
 
 
 @triton.jit
+def in_64_bits(number):  # type: ignore[no-untyped-def]
+    """An integer argument of a kernel as int64; Triton gives it 32 bits where its value allows.
+
+    A sum and not a cast: the interpreter says that a value from 2**31 up to 2**32 is an int64 and holds it in
+    32 bits, which a cast would leave so.
+    """
+    return tl.zeros([], tl.int64) + number
+
+
+@triton.jit
 def count_tokens(  # type: ignore[no-untyped-def]
     rows,
     first_token,

@@ -36,6 +36,7 @@ from playwright.sync_api import TimeoutError
 from devkit.board import Service
 from devkit.board_pictures.data import Answers, View, answered, without_data
 from devkit.processes import ProcessGroup, free_port
+from devkit.root_cause import explain
 from tests.browser.chrome import Watched, chromium
 from tests.dashboards.live import pin_baseline
 from tests.prometheus import running_prometheus
@@ -85,7 +86,7 @@ def start_fleet(stack: ExitStack, logs: Path) -> str:
     deadline = time.monotonic() + 30
     while not service.healthy():
         if group.exit_code() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the service did not start:\n{group.tail()}")
+            raise SystemExit(explain(group.log, "the service did not start"))
         time.sleep(0.2)
     for server, flags in DEPLOYMENTS.items():
         feed = [MOESCOPE, "simulate", "--url", url, "--server", server, *flags.split()]

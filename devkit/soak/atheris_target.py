@@ -11,7 +11,8 @@ with atheris.instrument_imports(include=["moescope", "msgspec", "numpy"]):
 
     from moescope.capture.wire import WireError, decode_frame, encode_frame
     from moescope.capture.wire.traces import decode_part
-    from moescope.service.counts.account import Account, RefusedError
+    from moescope.service.counts.account import Account
+    from moescope.service.counts.refusals import RefusedError
     from tests.service.frames import frame, halves, producer
     from tests.service.trace_parts import part
 

@@ -13,12 +13,12 @@ from typing import Final
 
 import numpy as np
 
-from moescope.service.advice.eplb import FloatArray
-from moescope.service.advice.placing import Placing, from_tables, moves
-from moescope.service.live.arrangements import Arrangement
+from moescope.service.advice.placements import PlacementArrays, from_tables, moves
+from moescope.service.live.placements import DatedPlacement
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
-from moescope.service.measures.balance import max_and_mean
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.measures.loads import max_and_mean
 from moescope.service.windows.window import ModelWindow, merge
 
 WINDOW_S: Final = 300.0
@@ -67,7 +67,7 @@ def rearrangements(state: LiveState, deployment: Deployment, min_tokens: int) ->
         StoreError: the archive can't be read.
     """
     found = []
-    known = state.arrangements(deployment)
+    known = state.placement_history(deployment)
     for _, stage in groupby(known, key=lambda item: item.pp_rank):
         settled = _settled(list(stage))
         ends = [*(after[0].at for after in settled[1:]), state.now()]
@@ -76,9 +76,9 @@ def rearrangements(state: LiveState, deployment: Deployment, min_tokens: int) ->
     return sorted(found, key=lambda item: item.at, reverse=True)
 
 
-def _settled(known: list[Arrangement]) -> list[list[Arrangement]]:
+def _settled(known: list[DatedPlacement]) -> list[list[DatedPlacement]]:
     """Placements that follow each other at once, together."""
-    runs: list[list[Arrangement]] = []
+    runs: list[list[DatedPlacement]] = []
     for item in known:
         if runs and item.at - runs[-1][-1].at < SETTLE_S:
             runs[-1].append(item)
@@ -90,8 +90,8 @@ def _settled(known: list[Arrangement]) -> list[list[Arrangement]]:
 def _judge(
     state: LiveState,
     deployment: Deployment,
-    former: Sequence[Arrangement],
-    newer: Sequence[Arrangement],
+    former: Sequence[DatedPlacement],
+    newer: Sequence[DatedPlacement],
     end: float,
     min_tokens: int,
 ) -> Rearrangement:
@@ -103,22 +103,22 @@ def _judge(
     layers = sorted({layer.layer for layer in new.layers} & {layer.layer for layer in old.layers})
     reason = _why_not(before, after, min_tokens)
     ratios: list[float | None] = [None] * 4
-    old_placing, new_placing = (_placing(item, layers, before.ep_size) for item in (old, new))
-    if reason is None and (old_placing is None or new_placing is None):
+    old_arrays, new_arrays = (_as_arrays(item, layers, before.ep_size) for item in (old, new))
+    if reason is None and (old_arrays is None or new_arrays is None):
         reason = "the two placements can't be compared: their layers or ranks differ"
-    if reason is None and old_placing is not None and new_placing is not None:
+    if reason is None and old_arrays is not None and new_arrays is not None:
         loads = [_counts(window, layers) for window in (before, after)]
         seen = [_seen(window, layers) for window in (before, after)]
         ratios = [
             _ratio(found)
-            for found in (seen[0], new_placing.loads(loads[0]), seen[1], old_placing.loads(loads[1]))
+            for found in (seen[0], new_arrays.loads(loads[0]), seen[1], old_arrays.loads(loads[1]))
         ]
     return Rearrangement(
         at=newer[0].at,
         everywhere_at=last,
         version=new.placement.version,
         layers=len(layers) if reason is None else 0,
-        copies_moved=_moved(old_placing, new_placing),
+        copies_moved=_moved(old_arrays, new_arrays),
         before=ratios[0],
         predicted=ratios[1],
         achieved=ratios[2],
@@ -142,7 +142,7 @@ def _why_not(before: ModelWindow, after: ModelWindow, min_tokens: int) -> str | 
     return None
 
 
-def _placing(item: Arrangement, layers: Sequence[int], ranks: int) -> Placing | None:
+def _as_arrays(item: DatedPlacement, layers: Sequence[int], ranks: int) -> PlacementArrays | None:
     at = {layer.layer: i for i, layer in enumerate(item.layers)}
     experts = {item.layers[at[layer]].num_experts for layer in layers}
     if len(experts) != 1:
@@ -172,7 +172,7 @@ def _saving(without: float | None, with_it: float | None) -> float | None:
     return None if without is None or with_it is None else 1.0 - with_it / without
 
 
-def _moved(old: Placing | None, new: Placing | None) -> int | None:
+def _moved(old: PlacementArrays | None, new: PlacementArrays | None) -> int | None:
     if old is None or new is None or (old.ranks, old.experts) != (new.ranks, new.experts):
         return None
     return int(moves(old, new).sum())

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from moescope.capture.wire import MoeLayer, Placement, PlacementTable
-from moescope.service.advice.evidence import Evidence, Gone, Waiting, Windows, cut, gather
-from moescope.service.advice.placing import Placing, eplb, from_tables, linear, round_robin
+from moescope.service.advice.evidence import Evidence, LayerReasons, Waiting, Windows, cut, gather
+from moescope.service.advice.placements import PlacementArrays, eplb, from_tables, linear, round_robin
 from moescope.service.advice.verdict import Drift, Scale, Verdict, decide, drift_of, no_sample
 from moescope.service.advice.what_if import Question, Strategy, WhatIf, fitting, sweep, what_if
 from moescope.service.live.producers import Deployment
@@ -82,7 +82,7 @@ def advise(
         return Advice(windows, evidence, question, None, None, None, no_sample(evidence))
     present = None
     if windows.fit.ep_size == ranks:
-        present = present_placing(state.placements(deployment), evidence.layers, evidence.experts, ranks)
+        present = present_placement(state.placements(deployment), evidence.layers, evidence.experts, ranks)
     found, drift = what_if(evidence, question, present), drift_of(evidence)
     observed = found.base.held_out.summary.ratio_of_sums if found.base.strategy == "present" else None
     waiting = windows.waiting(observed)
@@ -133,12 +133,12 @@ def hosts_of(state: LiveState, deployment: Deployment) -> int:
     return len({item.host for item in members if item.key[:2] == deployment and item.host})
 
 
-def present_placing(
+def present_placement(
     reported: Sequence[tuple[tuple[MoeLayer, ...], Placement]],
     layers: Sequence[int],
     experts: int,
     ranks: int,
-) -> Placing | None:
+) -> PlacementArrays | None:
     """Where the experts of some layers are now, by the newest placement that a worker reported.
 
     None where that is not known of all of them, or not on these ranks.
@@ -166,14 +166,14 @@ def _ranks(wish: Wish, ep_size: int) -> int:
     return ep_size
 
 
-def whole_placing(
+def whole_placement(
     state: LiveState,
     deployment: Deployment,
     start: float | None,
     end: float | None,
     wish: Wish,
     strategy: Strategy,
-) -> tuple[ModelWindow, tuple[int, ...], Gone, Placing]:
+) -> tuple[ModelWindow, tuple[int, ...], LayerReasons, PlacementArrays]:
     """One placement, fitted on the whole window: the window, its layers, those left out, where experts go.
 
     Raises:
@@ -189,7 +189,7 @@ def whole_placing(
         raise UnanswerableError("no-sample", f"There is nothing to fit on ({reason}): give a longer window.")
     shape = len(evidence.layers), evidence.experts, ranks
     if strategy == "eplb":
-        placing = eplb(evidence.fit, question.redundant[0], question.groups, question.nodes, ranks)
+        placement = eplb(evidence.fit, question.redundant[0], question.groups, question.nodes, ranks)
     else:
-        placing = round_robin(*shape) if strategy == "round_robin" else linear(*shape)
-    return window, evidence.layers, evidence.left_out, placing
+        placement = round_robin(*shape) if strategy == "round_robin" else linear(*shape)
+    return window, evidence.layers, evidence.left_out, placement

@@ -8,14 +8,11 @@ numeric dtype, not negative.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
-Loads = npt.NDArray[Any]
+from moescope.capture.wire import Int64Array
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.measures.loads import Loads
 
 
 def place(loads: Loads, physical: int, groups: int, nodes: int, ranks: int) -> Int64Array:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moescope.service.advice.eplb import FloatArray
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
+from moescope.service.measures.arrays import FloatArray
 from moescope.service.windows.step_window import cost_of
 from moescope.service.windows.window import LayerWindow, ModelWindow, merge
 
-Gone = dict[int, str]
+LayerReasons = dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Evidence:
     seen_fit: FloatArray | None
     seen_pieces: FloatArray | None
     unseen: str | None
-    left_out: Gone
+    left_out: LayerReasons
     fit_tokens: int
     later_tokens: int
 
@@ -83,11 +83,6 @@ class Evidence:
     def later(self) -> FloatArray:
         """Slots per logical expert in the whole later window, float64 [L, E]."""
         return np.asarray(self.pieces.sum(axis=0))
-
-    @property
-    def seen_later(self) -> FloatArray | None:
-        """Slots that each EP rank really got in the whole later window, float64 [L, G]."""
-        return None if self.seen_pieces is None else np.asarray(self.seen_pieces.sum(axis=0))
 
 
 def cut(
@@ -130,7 +125,7 @@ def gather(windows: Windows, ranks: int, min_tokens: int) -> Evidence:
     widths = Counter(layer.shape.num_experts for layer in fit.layers)
     experts = widths.most_common(1)[0][0] if widths else 0
     kept: list[tuple[LayerWindow, list[LayerWindow]]] = []
-    left_out: Gone = dict(fit.uncovered)
+    left_out: LayerReasons = dict(fit.uncovered)
     for layer in fit.layers:
         later = [piece[layer.shape.layer] for piece in by_piece if layer.shape.layer in piece]
         reason = _why_not(layer, later, experts, min_tokens)

@@ -12,10 +12,11 @@ from typing import Final, Literal
 
 import numpy as np
 
-from moescope.service.advice.eplb import FloatArray
 from moescope.service.advice.evidence import Evidence
-from moescope.service.advice.placing import Placing, eplb, linear, moves, round_robin
-from moescope.service.measures.balance import Summary, imbalance_ratio, max_and_mean, summarise
+from moescope.service.advice.placements import PlacementArrays, eplb, linear, moves, round_robin
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.measures.loads import max_and_mean
+from moescope.service.measures.summary import Summary, summarise
 
 Strategy = Literal["present", "linear", "round_robin", "eplb"]
 MAX_SWEEP: Final = 6
@@ -36,7 +37,7 @@ class Option:
     Attributes:
         strategy: ``present`` is what the ranks really got, whatever placed it.
         redundant: R, copies of each layer beyond one for each expert; None for ``present``.
-        placing: where the copies are; None for ``present``.
+        placement: where the copies are; None for ``present``.
         fitted, held_out: balance in the window that it was fitted on, and in the later one.
         pieces: ratio of sums in each piece of the later window; None where nothing was routed.
         saving_fitted: share of the busiest ranks' slots, summed over layers, that it saves against the base,
@@ -46,7 +47,7 @@ class Option:
 
     strategy: Strategy
     redundant: int | None
-    placing: Placing | None
+    placement: PlacementArrays | None
     fitted: Outcome
     held_out: Outcome
     pieces: tuple[float | None, ...]
@@ -92,7 +93,7 @@ def sweep(experts: int, ranks: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def what_if(evidence: Evidence, question: Question, present: Placing | None) -> WhatIf:
+def what_if(evidence: Evidence, question: Question, present: PlacementArrays | None) -> WhatIf:
     """Try every placement.
 
     Args:
@@ -123,21 +124,21 @@ def what_if(evidence: Evidence, question: Question, present: Placing | None) -> 
 def _option(
     strategy: Strategy,
     redundant: int,
-    placing: Placing,
+    placement: PlacementArrays,
     evidence: Evidence,
     base: Option | None,
-    present: Placing | None,
+    present: PlacementArrays | None,
 ) -> Option:
-    pieces = np.stack([placing.loads(piece) for piece in evidence.pieces])
-    to_move = None if present is None else int(moves(present, placing).sum())
-    loads = placing.loads(evidence.fit), pieces
-    return _outcomes(strategy, redundant, placing, evidence, loads, base, to_move)
+    pieces = np.stack([placement.loads(piece) for piece in evidence.pieces])
+    to_move = None if present is None else int(moves(present, placement).sum())
+    loads = placement.loads(evidence.fit), pieces
+    return _outcomes(strategy, redundant, placement, evidence, loads, base, to_move)
 
 
 def _outcomes(
     strategy: Strategy,
     redundant: int | None,
-    placing: Placing | None,
+    placement: PlacementArrays | None,
     evidence: Evidence,
     loads: tuple[FloatArray, FloatArray],
     base: Option | None,
@@ -149,7 +150,7 @@ def _outcomes(
     return Option(
         strategy=strategy,
         redundant=redundant,
-        placing=placing,
+        placement=placement,
         fitted=fitted,
         held_out=held_out,
         pieces=tuple(_outcome(evidence.layers, piece).summary.ratio_of_sums for piece in pieces),
@@ -166,4 +167,5 @@ def saving(before: Outcome, after: Outcome) -> float:
 
 
 def _outcome(layers: Sequence[int], loads: FloatArray) -> Outcome:
-    return Outcome(imbalance_ratio(loads), summarise(list(layers), *max_and_mean(loads)))
+    most, mean = max_and_mean(loads)
+    return Outcome(most / mean, summarise(list(layers), most, mean))

@@ -26,6 +26,7 @@ from moescope.service.api.routes.histogram import histogram_router
 from moescope.service.api.routes.home import home_router
 from moescope.service.api.routes.ingest import ingest_router
 from moescope.service.api.routes.live import live_router
+from moescope.service.api.routes.placement import placement_router
 from moescope.service.api.routes.probes import probes_router
 from moescope.service.api.routes.ranks import ranks_router
 from moescope.service.api.routes.rearrangements import rearrangements_router
@@ -65,11 +66,7 @@ def create_app(
         TokenError: a file of tokens can't be used.
     """
     store = None if writer is None else writer.store
-    state = LiveState(settings, clock, store)
-    if store is not None:
-        state.restore(store.accounts())
-    if writer is not None:
-        writer.watch(state.adopt)
+    state = _restored_state(settings, clock, writer)
     keeper = Keeper(state, writer)
     instruments = Instruments()
     registry = CollectorRegistry()
@@ -91,8 +88,8 @@ def create_app(
     )
     install(app)
     for router in (
-        ingest_router(state, settings, instruments, keeper, limits),
-        traces_router(state, settings, keeper, store, limits),
+        ingest_router(state, settings, instruments, keeper, store, limits),
+        traces_router(state, store),
         coactivation_router(state, store, turns),
         ranks_router(state, turns),
         histogram_router(state, turns),
@@ -101,6 +98,7 @@ def create_app(
         drift_router(state, settings, book, turns),
         baselines_router(state, settings, book, keeper),
         advice_router(state, settings, turns),
+        placement_router(state, settings, turns),
         rearrangements_router(state, settings, turns),
         probes_router(state, registry, instruments),
         view_router(state, settings, turns),
@@ -113,6 +111,16 @@ def create_app(
         app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
+
+
+def _restored_state(settings: Settings, clock: Callable[[], float], writer: StoreWriter | None) -> LiveState:
+    """A state that begins with what the store has, and adopts what other services keep there later."""
+    if writer is None:
+        return LiveState(settings, clock)
+    state = LiveState(settings, clock, writer.store)
+    state.restore(writer.store.accounts())
+    writer.watch(state.adopt)
+    return state
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

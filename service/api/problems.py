@@ -46,6 +46,17 @@ class ProblemError(Exception):
         super().__init__(f"{title}: {self.detail}")
 
 
+class RefusedFrameError(ProblemError):
+    """A refused frame, or a refused part of a trace.
+
+    ``reason`` is a value of the label ``result`` of ``moescope_frames_total``.
+    """
+
+    def __init__(self, reason: str, status: int, title: str, detail: str, **headers: str) -> None:
+        self.reason = reason
+        super().__init__(status, reason.replace("_", "-"), title, detail, headers)
+
+
 def _shortened(text: str) -> str:
     return text if len(text) <= MAX_DETAIL else f"{text[:MAX_DETAIL]}... ({len(text)} characters)"
 

@@ -32,5 +32,5 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    command_line()()
+    command_line()(prog_name="moescope")
     return 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from moescope.service.cli.terminal import utc
 
 _STYLES = {
     "worth_it": "bold green",
@@ -55,7 +56,7 @@ def rearrangements_view(answer: dict[str, Any]) -> RenderableType:
     for item in answer["rearrangements"]:
         moved = item["copies_moved"]
         table.add_row(
-            datetime.fromtimestamp(item["at"], UTC).strftime("%F %T"),
+            utc(item["at"]),
             str(item["version"]),
             "-" if moved is None else f"{moved:,}",
             *(_ratio(item[name]) for name in ("before", "predicted", "achieved", "otherwise")),

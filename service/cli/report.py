@@ -7,7 +7,11 @@ from typing import Annotated, Final
 
 import typer
 
+from moescope.service.cli.options import Deployment
+from moescope.service.cli.terminal import ending_at, write_file
 from moescope.service.client.http import ServiceUnavailableError
+from moescope.service.report.document import document
+from moescope.service.report.facts import gather, parse_since
 
 REPORT_HELP: Final = """Write a window of a running service as one HTML page with plots, to keep or to send.
 
@@ -25,26 +29,13 @@ Examples:
 
 
 def report(
+    deployment: Deployment,
     since: Annotated[str, typer.Option(help="Length of the window until now: 90s, 15m, 1h, 7d.")] = "1h",
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("report.html"),
-    url: Annotated[str, typer.Option(help="Address of the running service.")] = "http://127.0.0.1:9890",
-    server: Annotated[str | None, typer.Option(help="vLLM deployment, when there are several.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model, when there are several.")] = None,
 ) -> None:
     """Ask the service, write the page."""
-    from moescope.service.report.document import document
-    from moescope.service.report.facts import gather, parse_since
-
-    try:
-        facts = gather(url, parse_since(since), server, model)
-        output.write_text(document(facts), encoding="utf-8")
-    except (ValueError, ServiceUnavailableError) as error:
-        raise _failure(str(error)) from None
-    except OSError as error:
-        raise _failure(f"can't write {output}: {error.strerror}") from None
+    with ending_at(ValueError, ServiceUnavailableError):
+        facts = gather(deployment.url, parse_since(since), deployment.server, deployment.model)
+        page = document(facts)
+    write_file(output, page.encode())
     typer.echo(f"{output}: {facts.balance['tokens']:,} tokens of {facts.balance['model']}")
-
-
-def _failure(message: str) -> typer.Exit:
-    typer.echo(f"moescope: {message}", err=True)
-    return typer.Exit(2)

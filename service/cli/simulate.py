@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import closing
-from typing import Annotated, Final
+from typing import Final
 
 import typer
 
+from moescope.service.cli.options import UrlOption
+from moescope.service.cli.simulate_options import (
+    FaultOptions,
+    FeedOptions,
+    FleetOptions,
+    RoutingOptions,
+    StepOptions,
+    plan_of,
+)
+from moescope.service.cli.terminal import ending_at
 from moescope.service.client.http import ServiceUnavailableError
 from moescope.service.client.settings import client_settings
 from moescope.service.simulation.feed import Poster, Progress, feed
-from moescope.service.simulation.fleet import Outage, Plan
-from moescope.service.simulation.routing import Habits, Shape
+from moescope.service.simulation.plan import Plan
 
 SIMULATE_HELP: Final = """Feed a running service with frames of a simulated fleet: for demos, load and tests.
 
@@ -47,104 +55,30 @@ _SECONDS_BETWEEN_LINES: Final = 10.0
 
 
 def simulate(
-    url: Annotated[str, typer.Option(help="Address of the running service.")] = "http://127.0.0.1:9890",
-    server: Annotated[str, typer.Option(help="Name of the deployment.")] = "simulated",
-    model: Annotated[str, typer.Option(help="Name of the model.")] = "simulated/moe",
-    ranks: Annotated[int, typer.Option(min=1, help="Workers, each a DP rank and an EP rank.")] = 32,
-    layers: Annotated[int, typer.Option(min=1, help="MoE layers.")] = 58,
-    first_layer: Annotated[int, typer.Option(min=0, help="Decoder layer that is the first of them.")] = 3,
-    experts: Annotated[int, typer.Option(min=1, help="Experts of a layer.")] = 256,
-    top_k: Annotated[int, typer.Option(min=1, help="Experts that a token takes.")] = 8,
-    tokens: Annotated[float, typer.Option(min=0, help="Tokens per second of a rank, on average.")] = 2000.0,
-    skew: Annotated[float, typer.Option(min=0, help="Zipf exponent over experts; 0 is uniform.")] = 0.3,
-    drift: Annotated[float, typer.Option(min=0, help="Walk of log-popularity per sqrt(second).")] = 0.005,
-    rank_imbalance: Annotated[float, typer.Option(min=1, help="Max / mean of tokens over DP ranks.")] = 1.0,
-    hot: Annotated[float, typer.Option(min=0, max=1, help="Share of tokens that take the hot expert.")] = 0.0,
-    hot_moves_s: Annotated[float, typer.Option(min=1, help="Seconds until another is the hot one.")] = 60.0,
-    steps: Annotated[
-        float,
-        typer.Option(
-            min=0, help="Steps per second, which all ranks do together; fewer for hundreds of ranks."
-        ),
-    ] = 25.0,
-    decode_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of tokens that are of decode.")
-    ] = 0.8,
-    decode_shift: Annotated[
-        float, typer.Option(min=0, help="How far decode's log-popularity of experts is off prefill's.")
-    ] = 0.5,
-    phases: Annotated[
-        bool, typer.Option("--phases/--no-phases", help="Without: frames of wire 1.2, no phases, no steps.")
-    ] = True,
-    alternate: Annotated[
-        float, typer.Option(min=1, help="Max / mean over EP ranks in a step; the hot rank changes each step.")
-    ] = 1.0,
-    lost_steps: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of steps whose loads are lost.")
-    ] = 0.0,
-    dead: Annotated[int, typer.Option(min=0, help="Experts of a layer that no token takes.")] = 0,
-    fail: Annotated[
-        list[str] | None, typer.Option(help="RANK@START or RANK@START-END: the rank is silent (seconds).")
-    ] = None,
-    rearrange_s: Annotated[
-        float | None,
-        typer.Option(min=1, help="Seconds between rearrangements of experts; never when absent."),
-    ] = None,
-    uncovered: Annotated[list[int] | None, typer.Option(help="Decoder layer that can't be seen.")] = None,
-    trace_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the requests whose routing is traced.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
-    interval_s: Annotated[float, typer.Option("--interval", min=0.05, help="Seconds between frames.")] = 1.0,
-    duration_s: Annotated[
-        float | None, typer.Option("--duration", min=0, help="Seconds to run; until Ctrl-C when absent.")
-    ] = None,
+    url: UrlOption,
+    fleet: FleetOptions,
+    routing: RoutingOptions,
+    steps: StepOptions,
+    faults: FaultOptions,
+    feeding: FeedOptions,
 ) -> None:
     """Feed the service until the duration has passed or Ctrl-C."""
-    try:
-        plan = Plan(
-            server=server,
-            model=model,
-            ranks=ranks,
-            shape=Shape(layers, experts, top_k, first_layer),
-            habits=Habits(skew, drift, hot, hot_moves_s, dead, decode_shift),
-            tokens_per_s=tokens,
-            steps_per_s=steps,
-            decode_share=decode_share,
-            phases=phases,
-            alternate=alternate,
-            lost_steps=lost_steps,
-            rank_imbalance=rank_imbalance,
-            outages=tuple(map(outage, fail or ())),
-            rearrange_s=rearrange_s,
-            uncovered=tuple(uncovered or ()),
-            trace_rate=trace_rate,
-            seed=seed,
-        )
-        with closing(Poster(url, client_settings())) as poster:
-            typer.echo(f"{ranks} ranks, {layers} layers of {experts} experts, top-{top_k}: feeding {url}")
-            last = feed(plan, poster, interval_s, duration_s, _Teller())
-    except (ValueError, ServiceUnavailableError) as error:
-        typer.echo(f"moescope: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        return
+    with ending_at(ValueError, ServiceUnavailableError):
+        plan = plan_of(fleet, routing, steps, faults, feeding)
+        try:
+            with closing(Poster(url, client_settings())) as poster:
+                typer.echo(f"{_summary(plan)}: feeding {url}")
+                last = feed(plan, poster, feeding.pace, _Teller())
+        except KeyboardInterrupt:
+            return
     typer.echo(line(last))
     if not last.frames:
         raise typer.Exit(1)
 
 
-def outage(text: str) -> Outage:
-    """``3@60`` or ``3@60-120`` as an outage.
-
-    Raises:
-        ValueError: anything else.
-    """
-    found = re.fullmatch(r"(\d+)@(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?", text)
-    if found is None:
-        raise ValueError(f"--fail {text}: write RANK@START or RANK@START-END, as 3@60 or 3@60-120")
-    rank, start, end = found.groups()
-    return Outage(int(rank), float(start), None if end is None else float(end))
+def _summary(plan: Plan) -> str:
+    shape = plan.shape
+    return f"{plan.ranks} ranks, {shape.layers} layers of {shape.experts} experts, top-{shape.top_k}"
 
 
 def line(progress: Progress) -> str:

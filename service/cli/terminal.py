@@ -1,7 +1,19 @@
-"""Where the commands print answers of the service."""
+"""What the commands print, and how they end when something is wrong.
+
+Exit codes: 0, the command did its work; 1, nothing could be delivered (``moescope simulate``), or the
+service's extra is not installed; 2, a bad option, setting or file, no service, or one that refuses.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import typer
 from rich.console import Console
 
 
@@ -13,3 +25,36 @@ def terminal(stderr: bool = False) -> Console:
 def printable(text: str) -> str:
     """A text that clients of vLLM chose, such as a request's id, with U+FFFD for what terminals obey."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def utc(instant: float) -> str:
+    """Seconds of Unix time as a date and a time of day in UTC."""
+    return datetime.fromtimestamp(instant, UTC).strftime("%F %T")
+
+
+def print_json(answer: dict[str, Any]) -> None:
+    """Print an answer of the service for programs."""
+    typer.echo(json.dumps(answer, indent=2))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a whole file; end the command where that fails."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise failure(f"{path} can't be written: {error.strerror}") from None
+
+
+def failure(message: str) -> typer.Exit:
+    """Print what is wrong. Raising the result ends the command with exit code 2."""
+    typer.echo(f"moescope: {message}", err=True)
+    return typer.Exit(2)
+
+
+@contextmanager
+def ending_at(*kinds: type[Exception]) -> Iterator[None]:
+    """End the command at an exception of these kinds, whose message tells its user what to do."""
+    try:
+        yield
+    except kinds as error:
+        raise failure(str(error)) from None

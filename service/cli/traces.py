@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Final
 from urllib.parse import quote
 
 import typer
 from rich.table import Table
 
-from moescope.service.cli.terminal import printable, terminal
-from moescope.service.client.http import ServiceUnavailableError, get_bytes, get_json
+from moescope.service.cli.asking import ask, download
+from moescope.service.cli.grouping import add_command
+from moescope.service.cli.options import LayerOption, UrlOption
+from moescope.service.cli.terminal import failure, printable, terminal, utc, write_file
 
-UrlOption = Annotated[str, typer.Option(help="Address of the running service.")]
 IdArgument = Annotated[
     str, typer.Argument(help="The completion's id, the X-Request-Id or vLLM's internal id.")
 ]
-LayerOption = Annotated[list[int] | None, typer.Option(help="Only this layer; may be repeated.")]
 
-_URL = "http://127.0.0.1:9890"
-_SUFFIXES = ("json", "npz", "parquet", "raw")
+_SUFFIXES: Final = ("json", "npz", "parquet", "raw")
 
-_LIST_HELP = """List traced requests, newest first.
+_LIST_HELP: Final = """List traced requests, newest first.
 
 Examples:
 
@@ -31,7 +29,7 @@ Examples:
 
   moescope traces list --layer 3 --expert 17
 """
-_SHOW_HELP = """Show the experts that each token of a request took.
+_SHOW_HELP: Final = """Show the experts that each token of a request took.
 
 Examples:
 
@@ -39,41 +37,48 @@ Examples:
 
   moescope traces show my-request --first 100 --end 120 --layer 3
 """
-_EXPORT_HELP = """Write a trace to a file, whose suffix is the format: .json, .npz, .parquet or .raw.
+_EXPORT_HELP: Final = """Write a trace to a file, whose suffix is the format: .json, .npz, .parquet or .raw.
 
 Examples:
 
   moescope traces export my-request my-request.npz
 """
 
-_T = TypeVar("_T")
 
-
-def trace_commands() -> typer.Typer:
+def traces_group() -> typer.Typer:
     """``list``, ``show`` and ``export``."""
     app = typer.Typer(help="Routing traces of requests.", no_args_is_help=True)
-    app.command(name="list", help=_LIST_HELP)(list_traces)
-    app.command(help=_SHOW_HELP)(show)
-    app.command(help=_EXPORT_HELP)(export)
+    add_command(app, list_traces, _LIST_HELP, name="list")
+    add_command(app, show, _SHOW_HELP)
+    add_command(app, export, _EXPORT_HELP)
     return app
 
 
-def list_traces(
-    url: UrlOption = _URL,
-    server: Annotated[str | None, typer.Option(help="Only this vLLM deployment.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
-    start: Annotated[str | None, typer.Option(help="Stored since, as -1h.")] = None,
-    end: Annotated[str | None, typer.Option(help="Stored before, as -5m.")] = None,
-    min_tokens: Annotated[int | None, typer.Option(help="Only with so many tokens computed.")] = None,
-    layer: Annotated[int | None, typer.Option(help="With --expert: the layer it was taken in.")] = None,
-    expert: Annotated[int | None, typer.Option(help="Only those that took this expert.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most to list.")] = 20,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which traces are listed."""
+
+    server: Annotated[str | None, typer.Option(help="Only this vLLM deployment; all when absent.")] = None
+    model: Annotated[str | None, typer.Option(help="Only this model; all when absent.")] = None
+    start: Annotated[
+        str | None, typer.Option(help="Stored since, as -1h; all that are kept when absent.")
+    ] = None
+    end: Annotated[str | None, typer.Option(help="Stored before, as -5m; until now when absent.")] = None
+    min_tokens: Annotated[
+        int | None, typer.Option(help="Only with so many tokens computed or more; all when absent.")
+    ] = None
+    layer: Annotated[
+        int | None, typer.Option(help="With --expert: the layer it was taken in; any when absent.")
+    ] = None
+    expert: Annotated[int | None, typer.Option(help="Only those that took this expert; all when absent.")] = (
+        None
+    )
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most to list.")] = 20
+
+
+def list_traces(url: UrlOption, wanted: Filter) -> None:
     """Print a line for each trace."""
-    numbers = {"min_tokens": min_tokens, "layer": layer, "expert": expert, "limit": limit}
-    params: dict[str, str | None] = {"server": server, "model": model, "start": start, "end": end}
-    params |= {name: None if value is None else str(value) for name, value in numbers.items()}
-    page = _ask(lambda: get_json(url, "/v1/traces", params))
+    page = ask(url, "/v1/traces", asdict(wanted))
     table = Table()
     for name in ("id", "DP", "tokens", "prompt", "cached", "preempted", "outcome", "ended (UTC)"):
         table.add_column(name, overflow="fold")
@@ -85,26 +90,25 @@ def list_traces(
                 for name in ("dp_rank", "tokens", "prompt_tokens", "cached_tokens", "preemptions")
             ),
             trace["outcome"],
-            datetime.fromtimestamp(trace["ended_at"], UTC).strftime("%F %T"),
+            utc(trace["ended_at"]),
         )
     terminal().print(table if page["traces"] else "No traces.")
     if page["next_cursor"] is not None:
-        typer.echo(f"There are more than {limit}: give --limit, or a narrower --start.")
+        typer.echo(f"There are more than {wanted.limit}: give --limit, or a narrower --start.")
 
 
 def show(
     request_id: IdArgument,
-    url: UrlOption = _URL,
+    url: UrlOption,
     layer: LayerOption = None,
-    first: Annotated[int, typer.Option(min=0, help="First position.")] = 0,
+    first: Annotated[int, typer.Option(min=0, help="First position, counted in tokens from 0.")] = 0,
     end: Annotated[
         int | None, typer.Option(min=0, help="Position to end before; first + 32 when absent.")
     ] = None,
 ) -> None:
     """Print a line for each position."""
-    params: dict[str, str | None] = {"first": str(first), "end": str(first + 32 if end is None else end)}
-    path = _path(request_id, "json", layer)
-    trace: dict[str, Any] = _ask(lambda: get_json(url, path, params))
+    params = {"layer": layer, "first": first, "end": first + 32 if end is None else end}
+    trace = ask(url, _path(request_id, "json"), params)
     table = Table(
         title=f"{printable(trace['request_id'])}: {trace['tokens']} tokens computed, {trace['outcome']}"
     )
@@ -119,34 +123,18 @@ def show(
 
 def export(
     request_id: IdArgument,
-    file: Annotated[Path, typer.Argument(help="Where to write.")],
-    url: UrlOption = _URL,
+    file: Annotated[Path, typer.Argument(help="File to write; its suffix is the format.")],
+    url: UrlOption,
     layer: LayerOption = None,
 ) -> None:
     """Write a file."""
     suffix = file.suffix.removeprefix(".")
     if suffix not in _SUFFIXES:
-        raise _failure(f"{file} has no suffix of a format: give one of .{', .'.join(_SUFFIXES)}")
-    content = _ask(lambda: get_bytes(url, _path(request_id, suffix, layer), {}, timeout_s=60))
-    try:
-        file.write_bytes(content)
-    except OSError as error:
-        raise _failure(f"{file} can't be written: {error.strerror}") from None
+        raise failure(f"{file} has no suffix of a format: give one of .{', .'.join(_SUFFIXES)}")
+    content = download(url, _path(request_id, suffix), {"layer": layer}, timeout_s=60)
+    write_file(file, content)
     typer.echo(f"{file}: {len(content)} bytes")
 
 
-def _path(request_id: str, suffix: str, layers: list[int] | None) -> str:
-    chosen = "&".join(f"layer={layer}" for layer in layers or ())
-    return f"/v1/traces/{quote(request_id)}.{suffix}{'?' if chosen else ''}{chosen}"
-
-
-def _ask(question: Callable[[], _T]) -> _T:
-    try:
-        return question()
-    except ServiceUnavailableError as error:
-        raise _failure(str(error)) from None
-
-
-def _failure(message: str) -> typer.Exit:
-    typer.echo(f"moescope: {message}", err=True)
-    return typer.Exit(2)
+def _path(request_id: str, suffix: str) -> str:
+    return f"/v1/traces/{quote(request_id)}.{suffix}"

@@ -5,19 +5,25 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
-from moescope.service.client.settings import ClientSettings, client_settings
+from moescope.service.client.settings import DEFAULT_URL, ClientSettings, client_settings
 from moescope.service.settings import SettingsError
+
+_Value = str | int | float | Sequence[int] | None
+Parameters = Mapping[str, _Value]
+"""Parameters of a query. One that is None is left out, a list gives its name once a number."""
 
 
 class ServiceUnavailableError(Exception):
     """The service can't be asked, or refuses; the message says what to do."""
 
 
-def get_json(url: str, path: str, params: dict[str, str | None], timeout_s: float = 10.0) -> dict[str, Any]:
-    """GET an object from ``path`` of the service at ``url``; parameters that are None are left out.
+def get_json(url: str, path: str, params: Parameters, timeout_s: float = 10.0) -> dict[str, Any]:
+    """GET an object from ``path`` of the service at ``url``.
 
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
@@ -31,86 +37,133 @@ def get_json(url: str, path: str, params: dict[str, str | None], timeout_s: floa
     return body
 
 
-def get_bytes(url: str, path: str, params: dict[str, str | None], timeout_s: float = 10.0) -> bytes:
-    """GET ``path`` of the service at ``url``, whatever it is; parameters that are None are left out.
+def get_bytes(url: str, path: str, params: Parameters, timeout_s: float = 10.0) -> bytes:
+    """GET the body at ``path`` of the service at ``url``, whatever its type.
 
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
     """
-    return _exchange("GET", url, path, params, None, {}, timeout_s)
+    return _exchange("GET", url, path, params, b"", None, timeout_s)
 
 
-def send_json(method: str, url: str, path: str, params: dict[str, str | None], body: Any) -> Any:
-    """Change something at the service: POST or DELETE; the answer, None if empty.
+def send_json(method: str, url: str, path: str, params: Parameters, body: Any) -> Any:
+    """Change something at the service by POST or DELETE; the answer, None if it is empty.
 
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
     """
-    headers = {"Content-Type": "application/json"}
-    content = None if body is None else json.dumps(body).encode()
-    answer = _exchange(method, url, path, params, content, headers, 60.0)
+    content = b"" if body is None else json.dumps(body).encode()
+    answer = _exchange(method, url, path, params, content, "application/json", 60.0)
     return json.loads(answer) if answer else None
+
+
+class Connection:
+    """A connection to a service, which opens with the first request and stays open between them.
+
+    Args:
+        url: address of the service.
+        settings: token and certificates.
+        timeout_s: longest time that the service may be silent, seconds.
+
+    Raises:
+        ServiceUnavailableError: ``url`` is no address of a service.
+        SettingsError: the files of the certificates can't be used.
+    """
+
+    def __init__(self, url: str, settings: ClientSettings, timeout_s: float) -> None:
+        try:
+            parts = address(url)
+        except ValueError as error:
+            raise ServiceUnavailableError(str(error)) from None
+        self._url = url
+        self._settings = settings
+        self._prefix = parts.path.rstrip("/")
+        host = parts.hostname or ""
+        if parts.scheme == "http":
+            self._connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+        else:
+            self._connection = http.client.HTTPSConnection(
+                host, parts.port, timeout=timeout_s, context=settings.context()
+            )
+
+    def exchange(self, method: str, target: str, body: bytes = b"", content_type: str | None = None) -> bytes:
+        """Send one request with the token; the body of the answer.
+
+        Args:
+            method: GET, POST or DELETE.
+            target: path below the service's address, with its query.
+            body: empty: the request has none.
+            content_type: of the body.
+
+        Raises:
+            ServiceUnavailableError: no service there, or it refuses; the next exchange connects anew.
+            SettingsError: the token's file can't be used.
+        """
+        headers = self._settings.headers()
+        if content_type is not None:
+            headers["Content-Type"] = content_type
+        try:
+            self._connection.request(method, self._prefix + target, body or None, headers)
+            response = self._connection.getresponse()
+            answer = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise ServiceUnavailableError(_why_silent(self._url, error)) from error
+        if not 200 <= response.status < 300:
+            raise ServiceUnavailableError(_detail(answer) or f"{self._url} answers {response.status}")
+        return answer
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def address(url: str) -> SplitResult:
+    """The parts of a service's address: ``http`` or ``https``, a host, and at will a port and a path.
+
+    Raises:
+        ValueError: it is no such address.
+    """
+    message = f"{url} is not an http address; give one such as {DEFAULT_URL}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:  # such as a port that is no number
+        raise ValueError(message) from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError(message)
+    return parts
 
 
 def _exchange(
     method: str,
     url: str,
     path: str,
-    params: dict[str, str | None],
-    body: bytes | None,
-    headers: dict[str, str],
+    params: Parameters,
+    body: bytes,
+    content_type: str | None,
     timeout_s: float,
 ) -> bytes:
-    query = urlencode({name: value for name, value in params.items() if value is not None})
+    """One request on a connection of its own."""
+    query = urlencode({name: value for name, value in params.items() if value is not None}, doseq=True)
     try:
-        settings = client_settings()
-        headers = {**settings.headers(), **headers}
-        connection = connection_to(url, settings, timeout_s)
-        base = urlsplit(url).path.rstrip("/")
+        with closing(Connection(url, client_settings(), timeout_s)) as connection:
+            return connection.exchange(method, f"{path}{'?' if query else ''}{query}", body, content_type)
     except SettingsError as error:
         raise ServiceUnavailableError(str(error)) from error
-    try:
-        connection.request(
-            method,
-            f"{base}{path}{('&' if '?' in path else '?') if query else ''}{query}",
-            body,
-            headers,
-        )
-        response = connection.getresponse()
-        answer = response.read()
-    except ssl.SSLCertVerificationError as error:
-        raise ServiceUnavailableError(
+
+
+def _why_silent(url: str, error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
             f"the certificate of {url} is not trusted ({error.verify_message}): name its authority's PEM "
             "file in MOESCOPE_CA_FILE, and the host in --url as the certificate does"
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise ServiceUnavailableError(
-            f"no service answers at {url} ({error}): start one with `moescope serve`, or give --url"
-        ) from error
-    finally:
-        connection.close()
-    if not 200 <= response.status < 300:
-        raise ServiceUnavailableError(_detail(answer) or f"{url} answers {response.status}")
-    return answer
-
-
-def connection_to(url: str, settings: ClientSettings, timeout_s: float) -> http.client.HTTPConnection:
-    """A connection to the service at ``url``, which opens with the first request.
-
-    Raises:
-        ServiceUnavailableError: it is no address of one.
-        SettingsError: the settings' files can't be used.
-    """
-    try:
-        parts = urlsplit(url)
-        scheme, host, port = parts.scheme, parts.hostname, parts.port
-    except ValueError:  # such as a port that is no number
-        scheme, host, port = "", None, None
-    if scheme not in ("http", "https") or not host:
-        raise ServiceUnavailableError(f"{url} is not an http address; give one such as http://127.0.0.1:9890")
-    if scheme == "http":
-        return http.client.HTTPConnection(host, port, timeout=timeout_s)
-    return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=settings.context())
+        )
+    why = str(error) or type(error).__name__
+    return (
+        f"no service answers at {url} ({why}): start one with `moescope serve`, or name another with --url "
+        "or MOESCOPE_URL"
+    )
 
 
 def _detail(body: bytes) -> str | None:

@@ -1,38 +1,49 @@
-"""How the command line reaches a service: its token and certificates, from the environment."""
+"""How the command line reaches a service: its address, token and certificates, from the environment."""
 
 from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Final
 
-from pydantic import SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from moescope.service.auth.tokens import TokenError, read_secret
 from moescope.service.settings import SettingsError
 
+DEFAULT_URL: Final = "http://127.0.0.1:9890"
+"""Where a service is that was started without settings."""
+
 
 class ClientSettings(BaseSettings):
-    """The same variables as the capturer's.
+    """Variables of the environment. All but ``MOESCOPE_URL`` are the capturer's too.
 
-    Attributes:
-        token: bearer token (``MOESCOPE_TOKEN``).
-        token_file: file with it (``MOESCOPE_TOKEN_FILE``), read at each request.
-        ca_file: PEM file of the authority that the service's certificate is checked with
-            (``MOESCOPE_CA_FILE``); the system's when absent.
-        cert_file, key_file: PEM files of our own certificate, where the service wants one
-            (``MOESCOPE_CERT_FILE``, ``MOESCOPE_KEY_FILE``).
+    ``url`` is not checked here: where a command has its flag --url, a bad variable does no harm.
     """
 
     model_config = SettingsConfigDict(
         env_prefix="MOESCOPE_", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    token: SecretStr | None = None
-    token_file: Path | None = None
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
+    url: str = Field(
+        default=DEFAULT_URL, description="Address of the running service; the flag --url wins over it."
+    )
+    token: SecretStr | None = Field(default=None, description="Bearer token, where the service asks for one.")
+    token_file: Path | None = Field(
+        default=None, description="File with the token; read again at each request."
+    )
+    ca_file: Path | None = Field(
+        default=None,
+        description="PEM file of the authority that the service's certificate is checked with; the system's "
+        "where it is not set.",
+    )
+    cert_file: Path | None = Field(
+        default=None, description="PEM file of the client's own certificate, where the service wants one."
+    )
+    key_file: Path | None = Field(
+        default=None, description="PEM file with its key, where that is a file of its own."
+    )
 
     def headers(self) -> dict[str, str]:
         """The header that a request needs, if any.
@@ -69,7 +80,7 @@ class ClientSettings(BaseSettings):
 
 
 def client_settings() -> ClientSettings:
-    """From the environment.
+    """The settings that the environment holds now.
 
     Raises:
         SettingsError: a value that can't be used.

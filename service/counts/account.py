@@ -22,10 +22,10 @@ import numpy as np
 
 from moescope.capture.wire import Frame, Producer, UncoveredLayer
 from moescope.service.counts.ep_slots import ep_slots_of
-from moescope.service.counts.refusals import RefusedError as RefusedError
-from moescope.service.counts.refusals import check_exact, check_growth, check_steps
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.refusals import RefusedError, check_exact, check_growth, check_steps
 from moescope.service.counts.step_costs import Stragglers
-from moescope.service.counts.totals import Layout, Totals, no_totals, totals_of
+from moescope.service.counts.totals import Totals, no_totals, totals_of
 
 MAX_EP_CELLS: Final = 1 << 18  # layers x EP ranks of one producer: 2 MiB of float64, from few bytes
 

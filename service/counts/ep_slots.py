@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from moescope.capture.wire import Int64Array, Placement, PlacementTable, unpack_ids
-from moescope.service.counts.layers import FloatArray, Layout
+from moescope.service.counts.layers import Layout
+from moescope.service.measures.arrays import FloatArray
 
 
 def ep_slots_of(counts: Int64Array, layout: Layout, placement: Placement, ep_size: int) -> FloatArray:

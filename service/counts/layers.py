@@ -7,11 +7,9 @@ from collections.abc import Iterable, Sequence
 from weakref import WeakValueDictionary
 
 import numpy as np
-import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
-
-FloatArray = npt.NDArray[np.float64]
+from moescope.service.measures.arrays import FloatArray
 
 
 class Layout:

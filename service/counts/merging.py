@@ -16,7 +16,7 @@ from moescope.service.counts.account import AccountState, EpochState, forget
 from moescope.service.counts.totals import Totals, no_totals
 
 
-def merge(one: AccountState, other: AccountState, max_epochs: int) -> AccountState:
+def merge_accounts(one: AccountState, other: AccountState, max_epochs: int) -> AccountState:
     """What both know; ``one`` itself if the other knows nothing newer, and the other way round.
 
     Args:

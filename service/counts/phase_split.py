@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
-from moescope.service.counts.totals import Totals
+from moescope.service.counts.totals import Totals, no_decode
+
+
+class Phase(StrEnum):
+    """What a token was computed for: its request's prompt, or the answer that follows."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,34 @@ class PhaseWork:
     decode_steps: int
     mixed_steps: int
     unknown_steps: int
+
+
+def of_phase(totals: Totals, phase: Phase) -> Totals:
+    """The part of totals that is known to be of one phase.
+
+    In layers whose ``unphased_rows`` are not zero, that is not all of the phase, and the counts of prefill
+    also hold the slots of unknown phase. ``steps`` are those with any token of the phase.
+    """
+    decode = totals.decode or no_decode(totals)
+    if phase is Phase.DECODE:
+        return replace(
+            totals,
+            counts=decode.counts,
+            rows=decode.rows,
+            ep_slots=decode.ep_slots,
+            unplaced=decode.unplaced,
+            tokens=decode.tokens,
+            steps=decode.steps + decode.mixed_steps,
+        )
+    return replace(
+        totals,
+        counts=totals.counts - decode.counts,
+        rows=totals.rows - decode.rows - totals.unphased_rows,
+        ep_slots=totals.ep_slots - decode.ep_slots,
+        unplaced=totals.unplaced - decode.unplaced,
+        tokens=totals.tokens - decode.tokens - totals.unphased_tokens,
+        steps=totals.steps - decode.steps - totals.unphased_steps,
+    )
 
 
 def split_by_phase(producers: Sequence[Totals]) -> PhaseWork:

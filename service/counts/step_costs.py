@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moescope.capture.wire import Int64Array
-from moescope.service.counts.layers import FloatArray, Layout
+from moescope.service.counts.layers import Layout
+from moescope.service.measures.arrays import FloatArray
 
 
 @dataclass(frozen=True, eq=False, slots=True)

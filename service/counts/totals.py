@@ -8,22 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
 from moescope.capture.wire import Frame, Int64Array, unpack_counts
-from moescope.service.counts.layers import FloatArray
-from moescope.service.counts.layers import Layout as Layout
+from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers, no_stragglers
-
-
-class Phase(StrEnum):
-    """What a token was computed for: its request's prompt, or the answer that follows."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
+from moescope.service.measures.arrays import FloatArray
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -118,33 +110,6 @@ class Totals:
         if mine is not None and its is not None and np.array_equal(mine.counts, its.counts):
             mine = replace(mine, counts=its.counts)
         return replace(self, counts=other.counts, decode=mine)
-
-    def of_phase(self, phase: Phase) -> Totals:
-        """What is known to be of one phase.
-
-        In layers whose ``unphased_rows`` is not zero that is not all, and the counts of prefill have slots of
-        unknown phase among them. ``steps`` are those with any token of the phase.
-        """
-        decode = self.decode or no_decode(self)
-        if phase is Phase.DECODE:
-            return replace(
-                self,
-                counts=decode.counts,
-                rows=decode.rows,
-                ep_slots=decode.ep_slots,
-                unplaced=decode.unplaced,
-                tokens=decode.tokens,
-                steps=decode.steps + decode.mixed_steps,
-            )
-        return replace(
-            self,
-            counts=_sum(self.counts, decode.counts, -1),
-            rows=self.rows - decode.rows - self.unphased_rows,
-            ep_slots=_sum(self.ep_slots, decode.ep_slots, -1),
-            unplaced=_sum(self.unplaced, decode.unplaced, -1),
-            tokens=self.tokens - decode.tokens - self.unphased_tokens,
-            steps=self.steps - decode.steps - self.unphased_steps,
-        )
 
 
 def no_totals(layout: Layout) -> Totals:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from moescope.capture.wire import MoeLayer, pack_counts, unpack_counts
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.measure import LayerSlots
 from moescope.service.live.producers import Deployment
 from moescope.service.store.records import Document

@@ -9,13 +9,12 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire import Int64Array
+from moescope.service.measures.balance import HOT
 from moescope.service.measures.divergence import jensen_shannon, sampling_noise, total_variation
 from moescope.service.windows.window import LayerWindow, ModelWindow
 
-HOT: Final = 3.0
-"""An expert is hot from this multiple of a fair share on."""
 GROWN: Final = 1.5
-"""It is newly hot if its share is also this multiple of what it was."""
+"""A hot expert is newly hot if its share is also this multiple of what it was."""
 CERTAIN: Final = 5.0
 """Standard deviations by which a share must have grown, so that chance makes none hot."""
 EXPECTED: Final = 20.0

@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import Final
 
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, BaselineBook
 from moescope.service.drift.measure import LayerDrift, layer_drifts, slots_of
 from moescope.service.live.producers import Deployment

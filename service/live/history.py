@@ -13,7 +13,8 @@ from functools import lru_cache
 from typing import Final
 
 from moescope.service.counts.layers import Layout
-from moescope.service.counts.totals import Phase, Totals, no_totals
+from moescope.service.counts.phase_split import Phase, of_phase
+from moescope.service.counts.totals import Totals, no_totals
 
 SET_BACK_S: Final = 60.0
 """A clock that goes back by less is as good as right."""
@@ -54,7 +55,7 @@ class Span:
         answers a window, so take one, use it and let it go.
         """
         whole = self.last if self.first is None else self.last.minus(self.first)
-        return whole if self.phase is None else whole.of_phase(self.phase)
+        return whole if self.phase is None else of_phase(whole, self.phase)
 
     @property
     def tokens(self) -> int | None:

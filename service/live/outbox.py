@@ -1,4 +1,4 @@
-"""What has changed for good and is not with the store yet."""
+"""Records of what has changed for good and is not with the store yet."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from moescope.service.store.records import Forgotten, Key, Posting, Record
 
 
 class Outbox:
-    """Records that wait for the store, in order. Not safe for several threads."""
+    """Records that wait for the store, in order. Not safe for several threads.
+
+    While nobody takes them, a producer that is forgotten, or only posted by :meth:`post_newest`, has few.
+    """
 
     def __init__(self) -> None:
-        self._records: list[Record] = []
+        self._records: list[Posting | Forgotten] = []
         self._to_begin_again: set[Key] = set()
 
     def post(self, posting: Posting) -> None:
@@ -23,31 +26,38 @@ class Outbox:
         self._records.append(posting)
 
     def post_newest(self, posting: Posting) -> None:
-        """The same, in place of earlier postings that say less: while nobody takes them, one waits."""
-        self._records = [item for item in self._records if not _is_replaced(item, posting.key)]
+        """Add what is known of a producer, in place of its postings that wait and say less."""
+        self._records = [
+            item
+            for item in self._records
+            if item.key != posting.key or isinstance(item, Forgotten) or item.began_again
+        ]
         self.post(posting)
 
     def forget(self, key: Key) -> None:
-        """Add that a producer is gone."""
+        """Add that a producer is gone, in place of all that waits of it."""
         self._to_begin_again.discard(key)
+        self._records = [item for item in self._records if item.key != key]
         self._records.append(Forgotten(key))
 
     def take(self) -> list[Record]:
         """What has come since the last call."""
-        records, self._records = self._records, []
+        records: list[Record] = [*self._records]
+        self._records.clear()
         return records
 
     def not_kept(self, records: Iterable[Record], is_known: Callable[[Key], bool]) -> None:
-        """What :meth:`take` gave could not be kept: say again what no later posting says."""
+        """What :meth:`take` gave could not be kept: say again what no later posting says.
+
+        Args:
+            records: as they were taken.
+            is_known: whether there is such a producer now.
+        """
         for record in records:
-            if isinstance(record, Posting) and record.began_again:
-                self._to_begin_again.add(record.key)
-            elif isinstance(record, Forgotten) and not is_known(record.key):
-                self._records.append(record)
-            elif isinstance(record, Forgotten):  # it is back, and its former history is not
-                self._to_begin_again.add(record.key)
-
-
-def _is_replaced(record: Record, key: Key) -> bool:
-    """Whether a later posting of this producer says all that the record does."""
-    return isinstance(record, Posting) and record.key == key and not record.began_again
+            match record:
+                case Forgotten(key) if not is_known(key):
+                    self._records.append(record)
+                case Forgotten(key):  # it is back, and its former history is not
+                    self._to_begin_again.add(key)
+                case Posting(key=key, began_again=True) if is_known(key):
+                    self._to_begin_again.add(key)

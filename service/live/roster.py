@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from moescope.service.counts.account import Account, RefusedError
+from moescope.service.counts.account import Account
 from moescope.service.counts.layers import Layout, Shapes
+from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.producers import Deployment, ProducerState
 from moescope.service.settings import Settings
 from moescope.service.store.records import Key

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.counts.account import Account, Verdict
 from moescope.service.counts.layers import Layout, Layouts
-from moescope.service.counts.merging import merge
+from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.step_costs import Stragglers
-from moescope.service.live.arrangements import Arrangement, Arrangements
 from moescope.service.live.history import History, Snapshot
 from moescope.service.live.outbox import Outbox
 from moescope.service.live.past import Archive, Remembered, improve
+from moescope.service.live.placements import DatedPlacement, Placements
 from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, of_present_start
 from moescope.service.live.roster import Roster
 from moescope.service.live.step_joins import Joins
@@ -46,8 +46,7 @@ class LiveState:
         self._roster = Roster(settings, clock)
         self._history = History(settings.history_mib * 1024 * 1024)
         self._frames: Counter[tuple[str, str]] = Counter()
-        self._placements: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
-        self._arrangements = Arrangements()
+        self._placements = Placements()
         self._outbox = Outbox()
         self._layouts = Layouts()
         self._joins = Joins(self._add_stragglers)
@@ -72,7 +71,7 @@ class LiveState:
                 state = posting.account
                 if entry is not None:
                     mine = entry.account.state()
-                    state = merge(mine, state, self._settings.max_epochs)
+                    state = merge_accounts(mine, state, self._settings.max_epochs)
                     if state is mine:
                         continue
                 elif self._roster.is_full:
@@ -146,17 +145,17 @@ class LiveState:
         with self._lock:
             states = [self._roster.state(key) for key in self._roster.members(deployment)]
             keys = [state.latest.producer.key for state in of_present_start(states)]
-            return [self._placements[key] for key in keys if key in self._placements]
+            return self._placements.newest(keys)
 
-    def arrangements(self, deployment: Deployment) -> list[Arrangement]:
+    def placement_history(self, deployment: Deployment) -> list[DatedPlacement]:
         """Where a deployment's experts have been, by pipeline stage and time."""
         with self._lock:
-            return self._arrangements.of(*deployment)
+            return self._placements.history(*deployment)
 
     def rearrangements(self, deployment: Deployment) -> int:
         """How often a deployment's experts were rearranged, as far as this service saw it."""
         with self._lock:
-            return self._arrangements.rearrangements(*deployment)
+            return self._placements.rearrangements(*deployment)
 
     def joins(self, deployment: Deployment) -> dict[int, Status]:
         """How the joins of a deployment's steps go, by pipeline stage."""
@@ -232,9 +231,7 @@ class LiveState:
         assert account.latest is not None
         is_newest = frame.epoch == account.latest.epoch
         if is_newest:
-            self._arrangements.note(frame, now)
-        if is_newest and frame.placement is not None:
-            self._placements[key] = (tuple(frame.layers), frame.placement)
+            self._placements.note(frame, now)
         self._roster.enter(key, account, now if is_newest or entry is None else entry.received_at)
         self._history.set_back(key, now)
         birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
@@ -274,9 +271,7 @@ class LiveState:
 
     def _forget(self, key: Key) -> None:
         self._roster.remove(key)
-        self._placements.pop(key, None)
-        if not self._roster.members(key[:2]):
-            self._arrangements.forget(*key[:2])
+        self._placements.forget(key)
         self._history.forget(key)
         self._joins.forget(key)
         if self._archive is not None:

@@ -1,234 +1,229 @@
-"""Measures of balance, each defined once: pure numpy, vectorised over every axis but the last.
+"""The measures of balance, each declared once: answers, page, metrics, boards and documents are made from it.
 
-In all of them ``loads`` has shape [..., N]: what each of N ranks (or experts) got, in slots or tokens, any
-numeric dtype, not negative; the result has shape [...], float64. Counts up to 2**53 convert exactly. Where
-nothing was routed (the loads sum to zero, or N is zero) the result is NaN, which means *no sample*: an idle
-layer is neither balanced nor unbalanced.
+To add one, add it to ``_MEASURES``, with a test of its numbers, and run ``python -m
+moescope.service.measures.document``, ``python -m moescope.dashboards.build`` and the other commands that
+failing tests name.
 
 ``imbalance_ratio`` and ``balancedness`` are each other's reciprocal, and peers mix them up: here the first
 is at least 1 (1 is best), the second at most 1 (1 is best).
+
+A measure of loads that sum to zero is NaN, which means *no sample*: an idle layer is neither balanced nor
+unbalanced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-Loads = npt.NDArray[Any]
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.measures.loads import Loads, Spread
+from moescope.service.measures.measure import Gauge, Limit, Measure
 
-
-def max_and_mean(loads: Loads) -> tuple[FloatArray, FloatArray]:
-    """Largest and mean load, each of shape [...]; NaN where nothing was routed."""
-    values = np.asarray(loads, dtype=np.float64)
-    if values.shape[-1] == 0:
-        nothing = np.full(values.shape[:-1], np.nan)
-        return nothing, nothing.copy()
-    idle = values.sum(axis=-1) <= 0
-    return (
-        np.where(idle, np.nan, values.max(axis=-1)),
-        np.where(idle, np.nan, values.mean(axis=-1)),
-    )
+HOT: Final = 3.0
+"""A rank or an expert is hot from this multiple of a fair share on."""
 
 
-def imbalance_ratio(loads: Loads) -> FloatArray:
-    """Max / mean, from 1 (best) to N. The slowest rank's load as a multiple of a fair share."""
-    most, mean = max_and_mean(loads)
-    return np.asarray(most / mean)
+def _coefficient_of_variation(spread: Spread) -> FloatArray:
+    off = spread.relative - 1.0
+    return np.asarray(np.sqrt(np.einsum("...i,...i->...", off, off) / spread.size))
 
 
-def balancedness(loads: Loads) -> FloatArray:
-    """Mean / max, from 1 / N to 1 (best). The share of the slowest rank's time in which a rank has work."""
-    most, mean = max_and_mean(loads)
-    return np.asarray(mean / most)
+def _hot(spread: Spread) -> FloatArray:
+    hot = spread.values * spread.size >= HOT * spread.sum[..., np.newaxis]
+    return spread.unless_idle(np.count_nonzero(hot, axis=-1))
 
 
-def max_vio(loads: Loads) -> FloatArray:
-    """MaxVio, (max - mean) / mean, from 0 (best) to N - 1 (arXiv 2408.15664, section 4.1; over experts)."""
-    most, mean = max_and_mean(loads)
-    return np.asarray((most - mean) / mean)
+def _perplexity(spread: Spread) -> FloatArray:
+    """exp(H), with H = ln N - sum(r ln r) / N of the loads r in units of their mean, and 0 ln 0 = 0."""
+    logs = np.log(np.where(spread.relative > 0, spread.relative, 1.0))
+    return np.asarray(spread.size * np.exp(-np.einsum("...i,...i->...", spread.relative, logs) / spread.size))
 
 
-def coefficient_of_variation(loads: Loads) -> FloatArray:
-    """Population standard deviation / mean, from 0 (best) to sqrt(N - 1)."""
-    relative = _relative(loads)
-    return np.asarray(np.sqrt(_mean((relative - 1.0) ** 2)))
+def _gini(spread: Spread) -> FloatArray:
+    """With the shares p sorted to rise: sum over i = 1..N of (2 i - N - 1) p_i, over N."""
+    size = spread.size
+    return np.asarray(spread.rising @ (2.0 * np.arange(1, size + 1) - size - 1) / size**2)
 
 
-def normalised_entropy(loads: Loads) -> FloatArray:
-    """exp(H) / N with H = -sum(p ln p), from 1 / N (one gets all) to 1 (best).
+def top_share(spread: Spread, k: int) -> FloatArray:
+    """Share of everything that the k largest of N > 0 got, from k / N (best) to 1; all of it where k >= N.
 
-    The effective number of ranks or experts (the perplexity of the shares) over their true number; not the
-    other quantity that goes by this name, H / ln N.
-    """
-    relative = _relative(loads)
-    size = relative.shape[-1]
-    if size == 0:
-        return np.full(relative.shape[:-1], np.nan)
-    return np.asarray(_perplexity(relative) / size)
-
-
-def gini(loads: Loads) -> FloatArray:
-    """Gini coefficient, from 0 (best) to 1 - 1 / N.
-
-    With the shares p sorted to rise: sum over i = 1..N of (2 i - N - 1) p_i, over N.
-    """
-    relative = _relative(loads)
-    size = relative.shape[-1]
-    if size == 0:
-        return np.full(relative.shape[:-1], np.nan)
-    return _gini(np.sort(relative, axis=-1))
-
-
-def dead(loads: Loads) -> FloatArray:
-    """How many of the N got nothing at all, from 0 to N - 1."""
-    values = np.asarray(loads)
-    none = (values == 0).sum(axis=-1).astype(np.float64)
-    return np.where(values.astype(np.float64).sum(axis=-1) <= 0, np.nan, none)
-
-
-def dead_fraction(loads: Loads) -> FloatArray:
-    """The share of the N that got nothing, from 0 (best) to 1 - 1 / N."""
-    return np.asarray(dead(loads) / max(1, np.asarray(loads).shape[-1]))
-
-
-def top_share(loads: Loads, k: int) -> FloatArray:
-    """Share of everything that the k largest got, from k / N (best) to 1; all of it where k >= N.
+    Returns:
+        float64 [...], NaN where nothing was routed.
 
     Raises:
         ValueError: k is not positive.
     """
     if k < 1:
         raise ValueError(f"the share of the top {k}: give 1 or more")
-    relative = _relative(loads)
-    size = relative.shape[-1]
-    if size == 0:
-        return np.full(relative.shape[:-1], np.nan)
-    return _largest(np.sort(relative, axis=-1), k)
+    return np.asarray(spread.rising[..., -k:].sum(axis=-1) / spread.size)
 
 
-def top_tenth_share(loads: Loads) -> FloatArray:
-    """Share of everything that the largest tenth got: the top k with k = N / 10, rounded up."""
-    return top_share(loads, _tenth(np.asarray(loads).shape[-1]))
+_MEASURES: Final = (
+    Measure(
+        name="imbalance_ratio",
+        title="Imbalance ratio",
+        formula="max / mean",
+        meaning="The busiest one's load as a multiple of a fair share.",
+        unit="ratio",
+        best="1",
+        worst="N",
+        compute=lambda spread: spread.most / spread.mean,
+        gauge=Gauge(
+            name="moescope_layer_ep_imbalance_ratio",
+            axis="over_ep_ranks",
+            title="EP imbalance ratio",
+            help="Max / mean of slots over EP ranks; 1 is best.",
+            notable=1.3,
+            bad=2.0,
+        ),
+    ),
+    Measure(
+        name="balancedness",
+        title="Balancedness",
+        formula="mean / max",
+        meaning="The share of the busiest one's time in which an average one has work.",
+        unit="share",
+        best="1",
+        worst="1 / N",
+        compute=lambda spread: spread.mean / spread.most,
+        source="inverse of the imbalance ratio",
+    ),
+    Measure(
+        name="max_vio",
+        title="MaxVio",
+        formula="(max - mean) / mean",
+        meaning="How far the busiest one is above a fair share, as a multiple of it.",
+        unit="ratio",
+        best="0",
+        worst="N - 1",
+        compute=lambda spread: (spread.most - spread.mean) / spread.mean,
+        source="arXiv 2408.15664, section 4.1, over experts",
+        gauge=Gauge(
+            name="moescope_layer_max_vio_ratio",
+            axis="over_experts",
+            title="MaxVio",
+            help="MaxVio, (max - mean) / mean of slots over experts; 0 is best.",
+            notable=2,
+            bad=4,
+            limit=Limit(
+                name="moescope_layer_max_vio_limit_ratio",
+                help="The most that MaxVio can be, where each token chooses the same expert: "
+                "experts / top-k - 1.",
+                of=lambda experts, top_k: experts / top_k - 1,
+            ),
+        ),
+    ),
+    Measure(
+        name="coefficient_of_variation",
+        title="Coefficient of variation",
+        formula="population standard deviation / mean",
+        meaning="How far a load typically is from a fair share, as a multiple of it.",
+        unit="ratio",
+        best="0",
+        worst="sqrt(N - 1)",
+        compute=_coefficient_of_variation,
+    ),
+    Measure(
+        name="normalised_entropy",
+        title="Normalised entropy",
+        formula="exp(H) / N",
+        meaning="The effective number of ranks or experts, over their number. H is the entropy of the shares "
+        "in nats. H / ln N, which others call so, is another quantity.",
+        unit="share",
+        best="1",
+        worst="1 / N",
+        compute=lambda spread: _perplexity(spread) / spread.size,
+        gauge=Gauge(
+            name="moescope_layer_normalised_entropy_ratio",
+            axis="over_experts",
+            title="Normalised entropy",
+            help="exp(H) / N of slots over experts; 1 is best.",
+        ),
+    ),
+    Measure(
+        name="gini",
+        title="Gini coefficient",
+        formula="mean absolute difference of all pairs / (2 mean)",
+        meaning="How unequal all loads are among each other.",
+        unit="share",
+        best="0",
+        worst="1 - 1 / N",
+        compute=_gini,
+    ),
+    Measure(
+        name="dead",
+        title="Dead",
+        formula="number of loads that are 0",
+        meaning="How many got nothing in the window: dead experts, or idle ranks.",
+        unit="number",
+        best="0",
+        worst="N - 1",
+        compute=lambda spread: spread.zeros,
+        whole=True,
+        gauge=Gauge(
+            name="moescope_layer_dead_experts",
+            axis="over_experts",
+            title="Dead experts",
+            help="Experts that no token chose.",
+            notable=1,
+        ),
+    ),
+    Measure(
+        name="dead_fraction",
+        title="Dead fraction",
+        formula="dead / N",
+        meaning="The share of ranks or experts that got nothing.",
+        unit="share",
+        best="0",
+        worst="1 - 1 / N",
+        compute=lambda spread: spread.zeros / spread.size,
+    ),
+    Measure(
+        name="hot",
+        title="Hot",
+        formula="number of loads that are 3 means or more",
+        meaning="How many got 3 times a fair share or more: hot experts, or hot ranks.",
+        unit="number",
+        best="0",
+        worst="N / 3, rounded down",
+        compute=_hot,
+        whole=True,
+        gauge=Gauge(
+            name="moescope_layer_hot_experts",
+            axis="over_experts",
+            title="Hot experts",
+            help="Experts with 3 times a fair share of slots or more; 0 is best.",
+            notable=1,
+        ),
+    ),
+    Measure(
+        name="top_tenth_share",
+        title="Share of the top tenth",
+        formula="the k largest loads / all of them, k = N / 10 rounded up",
+        meaning="What the busiest tenth carries.",
+        unit="share",
+        best="k / N",
+        worst="1",
+        compute=lambda spread: top_share(spread, max(1, -(-spread.size // 10))),
+    ),
+)
 
-
-MEASURES: Final[Mapping[str, Callable[[Loads], FloatArray]]] = {
-    "imbalance_ratio": imbalance_ratio,
-    "balancedness": balancedness,
-    "max_vio": max_vio,
-    "coefficient_of_variation": coefficient_of_variation,
-    "normalised_entropy": normalised_entropy,
-    "gini": gini,
-    "dead": dead,
-    "dead_fraction": dead_fraction,
-    "top_tenth_share": top_tenth_share,
+MEASURES: Final[Mapping[str, Measure]] = {measure.name: measure for measure in _MEASURES}
+"""Every measure by its name, in the order of answers."""
+GAUGES: Final[Mapping[str, Gauge]] = {
+    measure.name: measure.gauge for measure in _MEASURES if measure.gauge is not None
 }
+"""The gauges of those measures that have one, by the measure's name."""
 
 
 def measure_all(loads: Loads) -> dict[str, FloatArray]:
-    """Every one of :data:`MEASURES` at once, keyed alike; equal to each alone, and several times as fast."""
-    values = np.asarray(loads, dtype=np.float64)
-    size = values.shape[-1]
-    if size == 0:
-        return {name: np.full(values.shape[:-1], np.nan) for name in MEASURES}
-    most, mean = max_and_mean(values)
-    relative = values / mean[..., np.newaxis]
-    none = np.where(np.isnan(mean), np.nan, size - np.count_nonzero(values, axis=-1))
-    found = {
-        "imbalance_ratio": most / mean,
-        "balancedness": mean / most,
-        "max_vio": (most - mean) / mean,
-        "normalised_entropy": _perplexity(relative) / size,
-        "dead": none,
-        "dead_fraction": none / size,
-    }
-    relative.sort(axis=-1)  # its own copy
-    found["gini"] = _gini(relative)
-    found["top_tenth_share"] = _largest(relative, _tenth(size))
-    relative -= 1.0
-    found["coefficient_of_variation"] = np.sqrt(np.einsum("...i,...i->...", relative, relative) / size)
-    return {name: np.asarray(found[name]) for name in MEASURES}
+    """Every one of :data:`MEASURES` at once, by name; equal to each alone, and several times as fast.
 
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The imbalance ratio across layers; every value is None when no layer has a sample.
-
-    Attributes:
-        worst: the largest ratio; ``worst_layer`` is the id of its layer (the lowest, among equals).
-        p50: median over layers; ``p90`` the 90th percentile (both with linear interpolation).
-        ratio_of_sums: sum over layers of max / sum over layers of mean: an estimate of the straggler's
-            cost, because the ranks wait for each other in every layer. A mean of ratios would hide it.
-        layers: how many layers had a sample.
+    ``loads`` has shape [..., N]; each measure is float64 [...].
     """
-
-    worst: float | None
-    worst_layer: int | None
-    p50: float | None
-    p90: float | None
-    ratio_of_sums: float | None
-    layers: int
-
-
-def summarise(layer_ids: list[int], most: FloatArray, mean: FloatArray) -> Summary:
-    """Summarise the imbalance ratio over L layers.
-
-    Args:
-        layer_ids: L ids.
-        most: largest load of each layer, shape [L], NaN for no sample.
-        mean: mean load of each layer, shape [L], NaN for no sample.
-    """
-    sampled = np.flatnonzero(~np.isnan(most) & ~np.isnan(mean))
-    if not sampled.size:
-        return Summary(None, None, None, None, None, 0)
-    ratios = most[sampled] / mean[sampled]
-    worst = int(np.argmax(ratios))
-    p50, p90 = np.percentile(ratios, [50, 90])
-    return Summary(
-        worst=float(ratios[worst]),
-        worst_layer=layer_ids[int(sampled[worst])],
-        p50=float(p50),
-        p90=float(p90),
-        ratio_of_sums=float(most[sampled].sum() / mean[sampled].sum()),
-        layers=int(sampled.size),
-    )
-
-
-def _relative(loads: Loads) -> FloatArray:
-    """Loads / mean, shape [..., N]; NaN where nothing was routed."""
-    values = np.asarray(loads, dtype=np.float64)
-    _, mean = max_and_mean(values)
-    return np.asarray(values / mean[..., np.newaxis])
-
-
-def _perplexity(relative: FloatArray) -> FloatArray:
-    """exp(H) of loads in units of their mean: H = ln N - sum(r ln r) / N, with 0 ln 0 = 0."""
-    size = relative.shape[-1]
-    logs = np.log(np.where(relative > 0, relative, 1.0))
-    return np.asarray(size * np.exp(-np.einsum("...i,...i->...", relative, logs) / size))
-
-
-def _gini(rising: FloatArray) -> FloatArray:
-    """Of loads in units of their mean, sorted to rise."""
-    size = rising.shape[-1]
-    return np.asarray(rising @ (2.0 * np.arange(1, size + 1) - size - 1) / size**2)
-
-
-def _largest(rising: FloatArray, k: int) -> FloatArray:
-    """Share of the k largest, of loads in units of their mean, sorted to rise."""
-    return np.asarray(rising[..., -k:].sum(axis=-1) / rising.shape[-1])
-
-
-def _tenth(size: int) -> int:
-    return max(1, -(-size // 10))
-
-
-def _mean(values: FloatArray) -> FloatArray:
-    """Mean over the last axis; NaN, without a warning, where it is empty."""
-    if values.shape[-1] == 0:
-        return np.full(values.shape[:-1], np.nan)
-    return np.asarray(values.mean(axis=-1))
+    spread = Spread(loads)
+    return {measure.name: measure.of(spread) for measure in _MEASURES}

@@ -7,13 +7,11 @@ results have shape [...], float64, and are NaN where nothing was routed in one o
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-Loads = npt.NDArray[Any]
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.measures.loads import Loads
 
 
 def shares(loads: Loads) -> FloatArray:

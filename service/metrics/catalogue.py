@@ -6,11 +6,22 @@ was true over the last window (setting ``window_s``); without a sample they have
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
+from moescope.service.measures.balance import GAUGES
 from moescope.service.metrics.family import BASELINE, DEPLOYMENT, DP, EP, LAYER, STAGE, WORKER, Family
 from moescope.service.settings import MetricsLevel
+
+
+def _measure_families() -> Iterator[Family]:
+    """The measures of each layer that are gauges, and the limits of those that have one."""
+    for gauge in GAUGES.values():
+        for item in (gauge, gauge.limit):
+            if item is not None:
+                unit = item.name.rpartition("_")[2]
+                yield Family(item.name, "gauge", unit, item.help, LAYER, MetricsLevel.LAYER_RANK)
+
 
 _FAMILIES: Final = (
     # What was counted
@@ -177,46 +188,7 @@ _FAMILIES: Final = (
         "Max / mean of tokens over DP ranks; 1 is best.",
         DEPLOYMENT,
     ),
-    Family(
-        "moescope_layer_ep_imbalance_ratio",
-        "gauge",
-        "ratio",
-        "Max / mean of slots over EP ranks; 1 is best.",
-        LAYER,
-        MetricsLevel.LAYER_RANK,
-    ),
-    Family(
-        "moescope_layer_max_vio_ratio",
-        "gauge",
-        "ratio",
-        "MaxVio, (max - mean) / mean of slots over experts; 0 is best.",
-        LAYER,
-        MetricsLevel.LAYER_RANK,
-    ),
-    Family(
-        "moescope_layer_max_vio_limit_ratio",
-        "gauge",
-        "ratio",
-        "The most that MaxVio can be, where each token chooses the same expert: experts / top-k - 1.",
-        LAYER,
-        MetricsLevel.LAYER_RANK,
-    ),
-    Family(
-        "moescope_layer_normalised_entropy_ratio",
-        "gauge",
-        "ratio",
-        "exp(H) / N of slots over experts; 1 is best.",
-        LAYER,
-        MetricsLevel.LAYER_RANK,
-    ),
-    Family(
-        "moescope_layer_dead_experts",
-        "gauge",
-        "experts",
-        "Experts that no token chose.",
-        LAYER,
-        MetricsLevel.LAYER_RANK,
-    ),
+    *_measure_families(),
     # Drift of the last five minutes from the hour before, and from each pinned baseline
     Family(
         "moescope_worst_layer_drift_bits",

@@ -1,7 +1,7 @@
 """The prometheus-client collector: runs the parts, sorts their samples into the catalogue's families.
 
-One failing part never fails the scrape: its families are absent, ``moescope_scrape_part_success`` says so,
-and the log says why.
+One failing part never fails the scrape: ``moescope_scrape_part_success`` is 0 for it, and the log says why.
+If the part raised, its families are absent. If it gave samples that don't fit the catalogue, only these are.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from prometheus_client.registry import Collector
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.live.state import LiveState
+from moescope.service.logs import Throttle
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.family import Family
 from moescope.service.metrics.instruments import Durations, Instruments
 from moescope.service.metrics.limit import admit
-from moescope.service.metrics.parts import ranks as parts
-from moescope.service.metrics.parts import steps as step_parts
+from moescope.service.metrics.parts import ranks, steps
 from moescope.service.metrics.parts.drift import drift_gauges
 from moescope.service.metrics.parts.ranks import Found, Group
 from moescope.service.metrics.samples import Sample, Table, WideMetric
@@ -66,24 +66,25 @@ class RoutingCollector(Collector):
         self._drift = drift
         self._lock = threading.Lock()
         self._overflow: Counter[str] = Counter()
+        self._throttle = Throttle(state.now)
         self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
         self._parts: dict[str, Part] = {
             # First: its window is gone before the others need the totals, which are as large.
             "balance": self._balance,
-            "ranks": _each(parts.rank_counters),
-            "phases": _each(step_parts.phase_counters),
-            "ep_ranks": _each(parts.ep_counters),
+            "ranks": _each(ranks.rank_counters),
+            "phases": _each(steps.phase_counters),
+            "ep_ranks": _each(ranks.ep_counters),
             "stragglers": self._stragglers,
             "drift": self._drifts,
-            "capture": _each(parts.capture_health),
-            "producers": _each(parts.producer_counters),
-            "traces": _each(parts.trace_counters),
+            "capture": _each(ranks.capture_health),
+            "producers": _each(ranks.producer_counters),
+            "traces": _each(ranks.trace_counters),
             "service": self._service,
         }
         if settings.metrics_level is not MetricsLevel.RANK:
-            self._parts["dp_ranks"] = _each(parts.dp_counters)
+            self._parts["dp_ranks"] = _each(ranks.dp_counters)
         if settings.metrics_level is MetricsLevel.LAYER_EXPERT:
-            self._parts["experts"] = _each(parts.expert_counters)
+            self._parts["experts"] = _each(ranks.expert_counters)
 
     def describe(self) -> Iterable[Metric]:
         """The families, without samples, so that registering collects nothing."""
@@ -101,7 +102,7 @@ class RoutingCollector(Collector):
         gathered = {family.name: _Gathered() for family in self._families}
         for item in self._samples():
             if item.family not in gathered:
-                continue
+                continue  # its family is not shown at this level
             if isinstance(item, Table):
                 gathered[item.family].tables.append(item)
             else:
@@ -139,14 +140,29 @@ class RoutingCollector(Collector):
         found: list[Group] | None = None
         for name, part in self._parts.items():
             try:
-                found = parts.groups(self._state) if found is None else found
+                found = ranks.groups(self._state) if found is None else found
                 samples = list(part(found))
             except Exception:  # noqa: BLE001 whatever it is, the other parts must be seen
-                _log.exception("the part %s of the metrics can't be collected", name)
+                if self._throttle.allows(name):
+                    _log.exception("the part %s of /metrics can't be collected (logged once a minute)", name)
                 yield Sample("moescope_scrape_part_success", (name,), 0)
                 continue
-            yield from samples
-            yield Sample("moescope_scrape_part_success", (name,), 1)
+            fitting = self._fitting(name, samples)
+            yield from fitting
+            yield Sample("moescope_scrape_part_success", (name,), len(fitting) == len(samples))
+
+    def _fitting(self, name: str, samples: list[Found]) -> list[Found]:
+        """The samples of a part that the catalogue allows; the log says what is wrong with the others."""
+        faults = [_fault(item) for item in samples]
+        wrong = dict.fromkeys(fault for fault in faults if fault is not None)
+        if wrong and self._throttle.allows(name):
+            _log.error(
+                "the part %s of /metrics breaks the catalogue, which is a bug: please report it "
+                "(logged once a minute): %s",
+                name,
+                "; ".join(wrong),
+            )
+        return [item for item, fault in zip(samples, faults, strict=True) if fault is None]
 
     def _balance(self, found: list[Group]) -> Iterator[Found]:
         yield Sample("moescope_window_seconds", (), self._settings.window_s)
@@ -154,11 +170,11 @@ class RoutingCollector(Collector):
         for group in found:
             spans = self._state.spans(group.deployment, start, None)
             found_here = assess(merge(spans), self._settings.min_tokens)
-            yield from parts.balance_gauges(group.deployment, found_here)
-            yield from step_parts.straggler_gauge(group.deployment, spans)
+            yield from ranks.balance_gauges(group.deployment, found_here)
+            yield from steps.straggler_gauge(group.deployment, spans)
 
     def _stragglers(self, found: list[Group]) -> Iterator[Found]:
-        return step_parts.straggler_samples(self._state, found)
+        return steps.straggler_samples(self._state, found)
 
     def _drifts(self, found: list[Group]) -> Iterator[Found]:
         if self._drift is None:
@@ -184,6 +200,20 @@ def _each(part: Callable[[Group], Iterable[Found]]) -> Part:
             yield from part(group)
 
     return all_groups
+
+
+def _fault(item: Found) -> str | None:
+    """What the catalogue has against a sample or a table; None: nothing.
+
+    Numbers of labels are compared because the library drops what is too many or too few without a word.
+    """
+    family = CATALOGUE.get(item.family)
+    if family is None:
+        return f"there is no family {item.family}"
+    labels = len(item.fixed) + 2 if isinstance(item, Table) else len(item.labels)
+    if labels != len(family.labels):
+        return f"{item.family} has {len(family.labels)} labels, not {labels}"
+    return None
 
 
 def _metric(family: Family, found: _Gathered) -> Metric:

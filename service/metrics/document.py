@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import textwrap
+from collections.abc import Sequence
 from typing import Final
 
 from moescope.service.metrics.alerts import ALERT_LEVELS
@@ -12,30 +14,28 @@ from moescope.service.settings import MetricsLevel
 
 _INTRODUCTION: Final = """# Metrics
 
-Written from the catalogue (`service/metrics/catalogue.py`) by
-`python -m moescope.service.metrics.document > docs/metrics.md`; a test compares them. The measures are
-defined in [measures.md](measures.md).
+`python -m moescope.service.metrics.document > docs/metrics.md` writes this document from the catalogue
+(`service/metrics/catalogue.py`); a test compares the two. [measures.md](measures.md) defines the measures.
 
 `GET /metrics` answers in Prometheus' text format or in OpenMetrics, by the `Accept` header.
 
-- **Levels.** `--metrics-level` chooses how fine-grained it is; each level includes those before it.
-  Each level's section says which alerts need it; `moescope check-config`, and a line in the log when the
-  service starts, say which can't fire.
-- **A hard cap.** Setting `metrics_max_series` (default 200,000). A family that does not fit is left out
-  whole, because half of one would add up to sums and ratios that look like data;
-  `moescope_overflowed_series_total` says which, and how many series.
+- **Levels.** `--metrics-level` chooses how fine-grained the metrics are; each level includes the levels
+  before it. Each level's section says which alerts need it. `moescope check-config`, and a line in the log
+  when the service starts, say which alerts can't fire.
+- **A hard cap.** The setting `metrics_max_series` (default 200,000) bounds the series. A family that does not
+  fit is left out whole, because half of a family would add up to sums and ratios that look like data.
+  `moescope_overflowed_series_total` says which families are left out, and how many series they have.
 - **No sample, no series.** Gauges of balance have no series for a window without enough tokens: idle is
   neither 1 nor 0.
 - **Vanished ranks.** Their series leave after `expire_after_s`. Sums over sources, such as slots by EP rank,
-  keep what they counted.
-- **Rearrangements by EPLB** are counted by `moescope_rearrangements_total`; by DP rank they are changes of
-  the version: `changes(moescope_placement_version[1h])`.
-- **Prefill and decode apart, and the straggler of each step**, need capturers that tell them (wire 1.3).
-  Without, tokens are of phase `unknown`, and there are no `moescope_straggler_*` of the deployment, nor are
-  there under EPLB.
+  keep what these ranks counted.
+- **Rearrangements by EPLB.** `moescope_rearrangements_total` counts them. A DP rank's rearrangements are the
+  changes of its placement's version: `changes(moescope_placement_version[1h])`.
+- **Phases and straggler cost** need capturers that tell them (wire 1.3). Without them, tokens are of phase
+  `unknown`, and there are no `moescope_straggler_*` of the deployment. Under EPLB there are none either.
 """
 _LEVELS: Final = {
-    MetricsLevel.RANK: "series per rank; grows with the number of ranks",
+    MetricsLevel.RANK: "series per rank, whose number grows with the ranks",
     MetricsLevel.LAYER_RANK: "the default: a series per layer and rank",
     MetricsLevel.LAYER_EXPERT: "a series per layer and expert, summed over ranks",
 }
@@ -48,10 +48,15 @@ def markdown() -> str:
         rows = [_row(family) for family in CATALOGUE.values() if family.level is level]
         head = ["| metric | type | labels | |", "|---|---|---|---|"]
         alerts = [f"`{name}`" for name, needed in ALERT_LEVELS.items() if needed is level]
-        needing = [f"Alerts that can't fire at a coarser level: {', '.join(alerts)}.", ""] if alerts else []
+        needing = ["Alerts that can't fire at a coarser level:", *_list(alerts), ""] if alerts else []
         title = f"## Level `{level.value}`: {meaning}"
         sections.append("\n".join([title, "", *needing, *head, *rows, ""]))
     return "\n".join(sections)
+
+
+def _list(names: Sequence[str]) -> list[str]:
+    """The names with commas and a full stop, in lines that documents may have."""
+    return textwrap.wrap(f"{', '.join(names)}.", 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _row(family: Family) -> str:

@@ -1,8 +1,8 @@
-"""Connections that don't harm: deadlines for those who are slow, upper bounds for heads and for all of them.
+"""Connections that don't harm: deadlines for slow clients, upper bounds for heads and for all connections.
 
 uvicorn waits for a request's head, and for a client to read its answer, as long as the client likes; with
-httptools it also takes heads and trailers of any size. Bodies have their deadline and bound where they are
-read (``api.ingest``), idle connections have uvicorn's.
+httptools it also takes heads and trailers of any size. Bodies have a deadline and a bound where they are read
+(``api/params/bodies.py``), and idle connections have uvicorn's deadline.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import logging
 import resource
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -25,11 +25,6 @@ MIN_READ: Final = 64 * 1024
 MAX_HEAD: Final = 64 * 1024
 """Bytes of a head or a trailer; as much as uvicorn takes with h11."""
 _SPARE_FILES: Final = 128  # the store, its readers, the log, listeners
-
-if TYPE_CHECKING:
-    from uvicorn.protocols.http.h11_impl import H11Protocol as Base
-else:
-    Base = AutoHTTPProtocol
 
 # httptools calls the protocol back for each part of a request; h11 doesn't, and has a limit of its own.
 _CALLS_BACK: Final = hasattr(AutoHTTPProtocol, "on_headers_complete")
@@ -85,10 +80,25 @@ class Crowd:
             total -= size
 
 
-class PatientProtocol(Base):
-    """uvicorn's protocol with a deadline for the head of each request and for reading the answer."""
+class PatientProtocol(asyncio.Protocol):
+    """Adds deadlines to a protocol of uvicorn: for the head of each request, and for reading the answer.
+
+    uvicorn has two protocols for HTTP and uses the one whose parser is installed. So this is a class to mix
+    in: :func:`protocol_for` puts it before the protocol in use.
+
+    Attributes:
+        crowd: all connections of the server.
+        client: uvicorn's: address and port of the client.
+        connections: uvicorn's: all connections of the server.
+        cycle: uvicorn's: the latest request with its answer.
+        transport: uvicorn's.
+    """
 
     crowd: Crowd
+    client: tuple[str, int] | None
+    connections: set[Any]
+    cycle: Any
+    transport: asyncio.Transport
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -97,7 +107,7 @@ class PatientProtocol(Base):
         self._unread = 0
         self._head_size = 0  # bytes since the parser last got on to something that is not a head
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for a head."""
         super().connection_made(transport)
         self._wait_for_head()
@@ -152,8 +162,7 @@ class PatientProtocol(Base):
 
     def _answers(self) -> bool:
         """Whether the application is at work on a request of this connection."""
-        cycle: Any = self.cycle
-        return cycle is not None and not cycle.response_complete
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _wait_for_head(self) -> None:
         if self._head_timer is None and not self.transport.is_closing():
@@ -190,7 +199,7 @@ class PatientProtocol(Base):
 
 def protocol_for(crowd: Crowd) -> type[asyncio.Protocol]:
     """The protocol's class for one server's connections."""
-    return type("Protocol", (PatientProtocol,), {"crowd": crowd})
+    return type("Protocol", (PatientProtocol, AutoHTTPProtocol), {"crowd": crowd})
 
 
 def _possible(wanted: int) -> int:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 from moescope.capture.wire import CONTENT_TYPE, encode_frame
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
-from moescope.service.client.http import ServiceUnavailableError, connection_to
+from moescope.service.client.http import Connection, ServiceUnavailableError
 from moescope.service.client.settings import ClientSettings
-from moescope.service.simulation.fleet import Fleet, Plan
+from moescope.service.simulation.fleet import Fleet
+from moescope.service.simulation.plan import Plan
 
 _TIMEOUT_S: Final = 10.0
 
@@ -23,8 +21,14 @@ _TIMEOUT_S: Final = 10.0
 class Progress:
     """How the simulation goes, after each round of frames.
 
-    ``traces`` is how many traces were kept, ``late_s`` how much longer the round took than the interval: the
-    machine can't keep up.
+    Attributes:
+        elapsed_s: seconds since the first round could begin.
+        frames: frames that the service took since then.
+        traces: traces that the service kept since then.
+        failed: frames and traces that it did not.
+        round_s: seconds that the last round took.
+        late_s: seconds by which that is longer than the interval: the machine can't keep up.
+        problem: why something of the last round was not delivered; None if all of it was.
     """
 
     elapsed_s: float
@@ -36,19 +40,33 @@ class Progress:
     problem: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often frames are sent, and for how long.
+
+    Attributes:
+        interval_s: seconds between two frames of a rank.
+        duration_s: seconds after which the feed ends; None: it goes on.
+    """
+
+    interval_s: float = 1.0
+    duration_s: float | None = None
+
+
 class Poster:
     """One kept-alive connection that posts frames and traces.
 
     Args:
         url: base address of the service.
         settings: token and certificates.
+
+    Raises:
+        ServiceUnavailableError: ``url`` is no address of a service.
+        SettingsError: the files of the certificates can't be used.
     """
 
     def __init__(self, url: str, settings: ClientSettings) -> None:
-        self._url = url
-        self._connection = connection_to(url, settings, _TIMEOUT_S)
-        self._prefix = urlsplit(url).path.rstrip("/")
-        self._settings = settings
+        self._connection = Connection(url, settings, _TIMEOUT_S)
 
     def post(self, body: bytes) -> None:
         """Deliver one frame.
@@ -56,7 +74,7 @@ class Poster:
         Raises:
             ServiceUnavailableError: no service there, or it refuses; the message says why.
         """
-        self._post("/v1/ingest", body, CONTENT_TYPE)
+        self._connection.exchange("POST", "/v1/ingest", body, CONTENT_TYPE)
 
     def post_trace(self, body: bytes) -> None:
         """Deliver one part of a trace; it returns when the service keeps it.
@@ -64,41 +82,23 @@ class Poster:
         Raises:
             ServiceUnavailableError: no service there, or it refuses; the message says why.
         """
-        self._post("/v1/traces", body, TRACE_CONTENT_TYPE)
-
-    def _post(self, path: str, body: bytes, content_type: str) -> None:
-        headers = {"Content-Type": content_type, **self._settings.headers()}
-        try:
-            self._connection.request("POST", self._prefix + path, body, headers)
-            response = self._connection.getresponse()
-            reply = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            raise ServiceUnavailableError(f"no service answers at {self._url} ({error!r})") from error
-        if response.status != 200:
-            raise ServiceUnavailableError(f"{self._url} answers {response.status}: {_detail(reply)}")
+        self._connection.exchange("POST", "/v1/traces", body, TRACE_CONTENT_TYPE)
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
 
 
-def feed(
-    plan: Plan,
-    poster: Poster,
-    interval_s: float,
-    duration_s: float | None,
-    on_round: Callable[[Progress], None],
-) -> Progress:
+def feed(plan: Plan, poster: Poster, pace: Pace, on_round: Callable[[Progress], None]) -> Progress:
     """Post each rank's frame and the traces every interval, until the duration has passed; the last progress.
 
-    Frames that can't be delivered are not sent again: totals are cumulative, so the next ones make up.
+    A frame that can't be delivered is not sent again: totals are cumulative, so the next one has its counts.
     """
     fleet = Fleet(plan, time.time_ns())
     began = last = time.monotonic()
     frames = traces = failed = 0
     while True:
-        time.sleep(max(0.0, last + interval_s - time.monotonic()))
+        time.sleep(max(0.0, last + pace.interval_s - time.monotonic()))
         now = time.monotonic()
         problem = None
         for frame in fleet.advance(now - last):
@@ -116,16 +116,9 @@ def feed(
                 failed += 1
                 problem = str(error)
         took = time.monotonic() - now
-        late = max(0.0, took - interval_s)
+        late = max(0.0, took - pace.interval_s)
         last = now
         progress = Progress(now - began, frames, traces, failed, took, late, problem)
         on_round(progress)
-        if duration_s is not None and now - began >= duration_s:
+        if pace.duration_s is not None and now - began >= pace.duration_s:
             return progress
-
-
-def _detail(reply: bytes) -> str:
-    try:
-        return str(json.loads(reply)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return reply[:200].decode("utf-8", "replace")

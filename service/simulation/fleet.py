@@ -9,87 +9,21 @@ from typing import Final
 import numpy as np
 
 from moescope.capture import wire
-from moescope.capture.wire import traces as trace_wire
-from moescope.service.simulation.routing import FloatArray, Habits, Int64Array, RoutingModel, Shape
+from moescope.capture.wire.traces import TracePart
+from moescope.service.simulation.placement import by_load, linear
+from moescope.service.simulation.plan import Plan
+from moescope.service.simulation.routing import Int64Array, RoutingModel
 from moescope.service.simulation.steps import Router, Skew, Tokens, draw_tokens
 from moescope.service.simulation.traces import TOKENS_OF_A_REQUEST, RequestTracer
 
 RING: Final = 512
-"""Steps of which a worker remembers the loads until its next frame; the loads of older ones are lost."""
+"""Number of steps whose loads a worker remembers until its next frame; it loses the loads of older steps."""
 _CHUNK: Final = 64  # steps drawn at once
-
-
-@dataclass(frozen=True, slots=True)
-class Outage:
-    """A rank that falls silent ``start`` seconds into the simulation; ``end`` is when it starts again."""
-
-    rank: int
-    start: float
-    end: float | None = None
-
-    def covers(self, elapsed: float) -> bool:
-        """Whether the rank is silent at this moment."""
-        return self.start <= elapsed and (self.end is None or elapsed < self.end)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to simulate.
-
-    Attributes:
-        ranks: R workers, each one DP rank and one EP rank; experts are placed linearly.
-        tokens_per_s: of one rank, on average over the ranks.
-        steps_per_s: of all ranks, which step together; a step without a token of its own is a rank's dummy.
-        decode_share: share of the tokens that are of decode.
-        phases: whether phases are told; without, frames are as those of wire 1.2.
-        alternate: max / mean of slots over EP ranks in every step, by a hot rank that is the next one in the
-            next step; 1: none is hot.
-        lost_steps: share of the steps whose loads a rank loses before its frame.
-        rank_imbalance: max / mean of tokens over DP ranks, from 1 to R: rank 0 gets that many times its
-            fair share, the others share the rest.
-        outages: ranks that fail.
-        rearrange_s: seconds between rearrangements of experts, by load, as EPLB would; None: never.
-        uncovered: decoder layers that are reported as not seen.
-        trace_rate: share of the requests that are traced, by requests of 240 tokens on average.
-    """
-
-    server: str = "simulated"
-    model: str = "simulated/moe"
-    ranks: int = 32
-    shape: Shape = field(default_factory=Shape)
-    habits: Habits = field(default_factory=Habits)
-    tokens_per_s: float = 2000.0
-    steps_per_s: float = 25.0
-    decode_share: float = 0.8
-    phases: bool = True
-    alternate: float = 1.0
-    lost_steps: float = 0.0
-    rank_imbalance: float = 1.0
-    outages: tuple[Outage, ...] = ()
-    rearrange_s: float | None = None
-    uncovered: tuple[int, ...] = ()
-    trace_rate: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.rank_imbalance <= self.ranks:
-            raise ValueError(f"rank imbalance {self.rank_imbalance:g} is not in 1..{self.ranks} (max / mean)")
-        most = min(self.ranks, (self.shape.experts - self.habits.dead) / self.shape.top_k)
-        if not 1 <= self.alternate <= most:
-            raise ValueError(
-                f"alternate {self.alternate:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
-                f"each of which has {self.shape.experts / self.ranks:g} experts"
-            )
-        for outage in self.outages:
-            if not 0 <= outage.rank < self.ranks:
-                raise ValueError(f"rank {outage.rank} can't fail: ranks are 0..{self.ranks - 1}")
-        if not 0 <= self.trace_rate <= 1:
-            raise ValueError(f"trace rate {self.trace_rate:g} is not in 0..1")
 
 
 @dataclass(slots=True)
 class _Worker:
-    """Totals of one epoch, [L, E] and [L]; ``steps_run`` counts dummy steps too."""
+    """Totals of one epoch of a rank; counts are int64 [L, E], and ``steps_run`` counts dummy steps too."""
 
     counts: Int64Array
     decode_counts: Int64Array
@@ -104,7 +38,7 @@ class _Worker:
     silent: bool = field(default=False)
 
     def count_steps(self, tokens: Tokens) -> None:
-        """Add n steps."""
+        """Add the tokens of n steps."""
         prefill, decode = tokens.prefill > 0, tokens.decode > 0
         self.tokens += int(tokens.all.sum())
         self.decode_tokens += int(tokens.decode.sum())
@@ -126,17 +60,17 @@ class Fleet:
         self._steps_run = 0
         self._routers: list[Router] = []
         self._layers = [
-            wire.MoeLayer(layer, plan.shape.experts, plan.shape.top_k) for layer in _covered_layers(plan)
+            wire.MoeLayer(layer, plan.shape.experts, plan.shape.top_k) for layer in plan.covered_layers
         ]
         self._rows = np.array(
             [layer.layer - plan.shape.first_layer for layer in self._layers], dtype=np.int64
         )
-        self._placement, self._owners = _linear(plan)
+        self._placement, self._owners = linear(plan)
         self._tracer = RequestTracer(self._layers, plan.seed + 3)
         self._workers = [self._start(started_ns) for _ in range(plan.ranks)]
 
     def advance(self, seconds: float) -> Iterator[wire.Frame]:
-        """Let time pass; a frame of each rank that is not silent."""
+        """Let ``seconds`` pass; a frame of each rank that is not silent."""
         before = self._elapsed
         self._elapsed += seconds
         self._model.advance(seconds)
@@ -144,7 +78,7 @@ class Fleet:
         period = self.plan.rearrange_s
         if period is not None and int(self._elapsed // period) > int(before // period):
             mixed = prefill + self.plan.decode_share * (decode - prefill)
-            self._placement, self._owners = _by_load(self.plan, mixed, self._placement.version + 1)
+            self._placement, self._owners = by_load(self.plan, mixed, self._placement.version + 1)
         skew = Skew(self.plan.alternate)
         self._routers = [
             Router(chances, self._owners, self.plan.ranks, skew) for chances in (prefill, decode)
@@ -156,7 +90,7 @@ class Fleet:
             yield self._frame(rank, self._work(rank, seconds, steps))
         self._steps_run += steps
 
-    def traces(self, seconds: float) -> Iterator[trace_wire.TracePart]:
+    def traces(self, seconds: float) -> Iterator[TracePart]:
         """Traces of requests that ended in the last ``seconds``, of the ranks that are not silent."""
         if not self.plan.trace_rate:
             return
@@ -170,7 +104,7 @@ class Fleet:
                 yield self._tracer.trace(who, worker.epoch, self._now_ns(), prefill, decode)
 
     def _share(self, rank: int) -> float:
-        """Of a fair share of the tokens, what the rank gets."""
+        """Tokens of the rank as a multiple of a fair share."""
         plan = self.plan
         if rank == 0:
             return plan.rank_imbalance
@@ -185,7 +119,7 @@ class Fleet:
         return silent
 
     def _work(self, rank: int, seconds: float, steps: int) -> wire.StepLoads | None:
-        """Let a rank compute; the loads of its latest steps."""
+        """Let a rank compute that many steps; the loads of the latest of them."""
         plan, worker = self.plan, self._workers[rank]
         share = self._share(rank)
         first = worker.steps_run
@@ -206,7 +140,13 @@ class Fleet:
         return self._step_loads(first + lost, np.concatenate(kept), steps - lost)
 
     def _step_loads(self, first: int, loads: Int64Array, steps: int) -> wire.StepLoads | None:
-        """Of loads, [n, L, R], those of the last ``steps`` steps, the first of which has number ``first``."""
+        """The loads of the last ``steps`` steps for a frame.
+
+        Args:
+            first: number of the first of these steps.
+            loads: slots by step, layer and EP rank, int64 [n, L, R]; n is ``steps`` or more.
+            steps: how many of them the frame has.
+        """
         if self.plan.ranks == 1 or not self.plan.phases:
             return None
         loads = loads[len(loads) - steps :]
@@ -262,31 +202,3 @@ class Fleet:
 
     def _now_ns(self) -> int:
         return self._started_ns + int(self._elapsed * 1e9)
-
-
-def _covered_layers(plan: Plan) -> list[int]:
-    first = plan.shape.first_layer
-    return [layer for layer in range(first, first + plan.shape.layers) if layer not in plan.uncovered]
-
-
-def _linear(plan: Plan) -> tuple[wire.Placement, Int64Array]:
-    """Experts in contiguous spans, alike in all layers; with the EP rank of every expert, [L, E]."""
-    experts = np.arange(plan.shape.experts)
-    ranks = experts * plan.ranks // plan.shape.experts
-    table = wire.PlacementTable(wire.pack_ids(experts), wire.pack_ids(ranks))
-    layers = len(_covered_layers(plan))
-    placement = wire.Placement(version=1, tables=[table], table_of_layer=[0] * layers)
-    return placement, np.tile(ranks, (layers, 1))
-
-
-def _by_load(plan: Plan, inclusion: FloatArray, version: int) -> tuple[wire.Placement, Int64Array]:
-    """Each layer's experts dealt to the ranks from the most popular on, to and fro; likewise."""
-    turn = np.arange(plan.shape.experts)
-    there, lap = turn % plan.ranks, turn // plan.ranks
-    ranks = np.where(lap % 2 == 0, there, plan.ranks - 1 - there)
-    order = np.argsort(-inclusion, axis=1)
-    tables = [wire.PlacementTable(wire.pack_ids(experts), wire.pack_ids(ranks)) for experts in order]
-    owners = np.zeros_like(order)
-    np.put_along_axis(owners, order, ranks[np.newaxis].repeat(len(order), axis=0), axis=1)
-    placement = wire.Placement(version=version, tables=tables, table_of_layer=list(range(len(tables))))
-    return placement, owners

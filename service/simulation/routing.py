@@ -17,7 +17,17 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """L MoE layers, the first of which is decoder layer ``first_layer``; E experts, of which K a token."""
+    """Layers and experts of a model.
+
+    Attributes:
+        layers: L, the number of MoE layers.
+        experts: E, the number of experts in each layer.
+        top_k: number of experts that a token takes in each layer.
+        first_layer: index in the decoder of the first MoE layer.
+
+    Raises:
+        ValueError: a token takes more experts than there are.
+    """
 
     layers: int = 58
     experts: int = 256
@@ -34,14 +44,14 @@ class Habits:
     """How popular experts are.
 
     Attributes:
-        skew: exponent of Zipf's law over a layer's experts, in an order of its own; 0 is uniform.
+        skew: exponent of Zipf's law over a layer's experts; each layer has its own order; 0 is uniform.
         drift: standard deviation of the random walk of each expert's log-popularity, per square root of a
             second; 0 stands still.
         hot: probability that a token chooses the layer's hot expert; 0 means that there is none.
         hot_moves_s: seconds after which another expert becomes the hot one.
         dead: experts of each layer that no token chooses.
-        decode_shift: standard deviation of what an expert's log-popularity is off for decode tokens; 0: they
-            have the habit of prefill.
+        decode_shift: standard deviation of the difference between an expert's log-popularity for decode
+            tokens and for prefill tokens; 0: both phases have the same habit.
     """
 
     skew: float = 0.3
@@ -53,7 +63,11 @@ class Habits:
 
 
 class RoutingModel:
-    """Popularity of all experts in all layers, which changes with time."""
+    """Popularity of all experts in all layers, which changes with time.
+
+    Raises:
+        ValueError: too many experts are dead for a token to take top-k of them.
+    """
 
     def __init__(self, shape: Shape, habits: Habits, seed: int) -> None:
         if shape.experts - habits.dead < shape.top_k:
@@ -93,13 +107,13 @@ class RoutingModel:
     def draw(self, tokens: int, inclusion: FloatArray) -> Int64Array:
         """Slots of ``tokens`` tokens, int64 [L, E]: a normal approximation of the binomial, made exact."""
         spread = np.sqrt(tokens * inclusion * (1.0 - inclusion))
-        # A dead expert gets nothing, whatever has to be made up for.
+        # A dead expert gets nothing, even where the sum has to be corrected.
         most = np.where(inclusion > 0, tokens, 0)
         totals = np.full(len(inclusion), tokens * self.shape.top_k)
         return draw_exact(tokens * inclusion, spread, most, totals, self._rng)
 
     def _hot_experts(self) -> Int64Array:
-        """The hot expert of each layer now, int64 [L]: never a dead one."""
+        """The hot expert of each layer at this time, int64 [L]; it is never a dead one."""
         alive = self.shape.experts - self._habits.dead
         turn = int(self._time // self._habits.hot_moves_s)
         places = (np.arange(self.shape.layers) * 7 + turn * 11) % alive
@@ -111,11 +125,12 @@ def draw_exact(
 ) -> Int64Array:
     """Whole numbers around ``mean``, from 0 to ``most``, whose rows sum to ``totals``.
 
-    Normally distributed on the condition of their sum, then made exact.
+    They are drawn from normal distributions on the condition of their sum, then rounded and corrected.
 
     Args:
-        mean: [N, E], whose rows sum to ``totals``; ``spread`` [N, E] is the standard deviation.
-        most: int64 [N, E].
+        mean: float64 [N, E], whose rows sum to ``totals``.
+        spread: standard deviation, float64 [N, E].
+        most: largest value of each, int64 [N, E].
         totals: int64 [N], none above the row's sum of ``most``.
         rng: random numbers.
     """
@@ -130,11 +145,11 @@ def draw_exact(
 
 
 def _capped(weights: FloatArray, totals: FloatArray) -> FloatArray:
-    """Scale each row to its total, no value above 1: what is over goes to the others in proportion.
+    """Scale each row to its total with no value above 1; what is above 1 goes to the others in proportion.
 
     Args:
-        weights: not negative, [L, E]; each row has at least ``total`` that are not 0.
-        totals: [L].
+        weights: float64 [L, E], none negative; each row has at least as many above 0 as its total says.
+        totals: float64 [L].
     """
     chances = np.zeros_like(weights)
     full = np.zeros(weights.shape, dtype=bool)

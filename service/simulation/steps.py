@@ -1,7 +1,7 @@
 """Single steps of a simulated rank: tokens of either phase, and the slots that they send to every EP rank.
 
-Invariant: a layer's loads of a step sum to the step's tokens x top-k, and the steps' loads together are what
-the experts of each EP rank got.
+Invariant: a layer's loads in a step sum to the step's tokens x top-k. Over all steps, the loads of an EP rank
+sum to the slots of its experts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from moescope.service.simulation.routing import FloatArray, Int64Array, draw_exact
 
 PREFILL_STEPS: Final = 0.2
-"""Share of a rank's steps that have prefill tokens; all may have decode tokens."""
+"""Share of a rank's steps that may have prefill tokens; every step may have decode tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,19 @@ class Tokens:
 
     @property
     def all(self) -> Int64Array:
-        """Of both phases."""
+        """Tokens of both phases, int64 [n]."""
         return self.prefill + self.decode
 
 
 def draw_tokens(steps: int, per_step: float, decode_share: float, rng: np.random.Generator) -> Tokens:
-    """Poisson-distributed tokens of n steps: decode in all of them, prefill in some."""
+    """Poisson-distributed tokens of n steps: decode in all of them, prefill in some.
+
+    Args:
+        steps: n.
+        per_step: tokens of a step on average, both phases together.
+        decode_share: share of them that are of decode.
+        rng: random numbers.
+    """
     some = rng.random(steps) < PREFILL_STEPS
     prefill = rng.poisson(per_step * (1 - decode_share) / PREFILL_STEPS, steps) * some
     return Tokens(prefill.astype(np.int64), rng.poisson(per_step * decode_share, steps).astype(np.int64))
@@ -39,15 +46,20 @@ def draw_tokens(steps: int, per_step: float, decode_share: float, rng: np.random
 
 @dataclass(frozen=True, slots=True)
 class Skew:
-    """An EP rank that is hot for one step, then the next: in step s rank s modulo R.
+    """One EP rank is hot in each step: rank s modulo R in step s.
 
-    ``ratio`` is its load over the mean, max / mean, as long as the others stay below; 1: none is hot.
+    ``ratio`` is the hot rank's load over the mean of all EP ranks; 1: none is hot.
     """
 
     ratio: float = 1.0
 
     def apply(self, masses: FloatArray, steps: Int64Array) -> FloatArray:
-        """What each step's token sends to every EP rank on average, float64 [n, L, R], from [L, R]."""
+        """Slots that a token of each step sends to every EP rank on average, float64 [n, L, R].
+
+        Args:
+            masses: these slots without a hot rank, float64 [L, R].
+            steps: numbers of the steps, int64 [n].
+        """
         ranks = masses.shape[1]
         every = np.repeat(masses[np.newaxis], len(steps), axis=0)
         if self.ratio <= 1.0:
@@ -67,7 +79,7 @@ class Router:
         inclusion: probability that a token chooses an expert, float64 [L, E].
         owners: EP rank of every expert, int64 [L, E].
         ranks: R.
-        skew: an EP rank that is hot for a step.
+        skew: how hot the hot EP rank of a step is.
     """
 
     def __init__(self, inclusion: FloatArray, owners: Int64Array, ranks: int, skew: Skew) -> None:
@@ -91,7 +103,13 @@ class Router:
     def draw(
         self, steps: Int64Array, tokens: Int64Array, rng: np.random.Generator
     ) -> tuple[Int64Array, Int64Array]:
-        """Slots of n steps' tokens: by expert, int64 [L, E], and by step and EP rank, int64 [n, L, R]."""
+        """Slots of n steps' tokens: by expert, int64 [L, E], and by step and EP rank, int64 [n, L, R].
+
+        Args:
+            steps: numbers of the steps, int64 [n].
+            tokens: tokens of each step, int64 [n].
+            rng: random numbers.
+        """
         layers, ranks = self._masses.shape
         loads = np.zeros((len(steps), layers, ranks), dtype=np.int64)
         busy = np.flatnonzero(tokens)
@@ -110,7 +128,10 @@ class Router:
         return drawn.reshape(mean.shape)
 
     def _experts(self, slots: Int64Array, tokens: int, rng: np.random.Generator) -> Int64Array:
-        """Slots of each EP rank, int64 [L, R], dealt to its experts, to none more than there are tokens."""
+        """Deal the slots of each EP rank, int64 [L, R], to its experts; the slots by expert, int64 [L, E].
+
+        No expert gets more slots than there are tokens.
+        """
         totals = slots.ravel()
         share = self._grouped / np.maximum(self._grouped.sum(axis=1, keepdims=True), 1e-300)
         mean = totals[:, np.newaxis] * share

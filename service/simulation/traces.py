@@ -1,6 +1,6 @@
 """Traces of simulated requests: real wire messages, whose tokens choose experts by the fleet's popularity.
 
-They are requests of their own: their tokens are not those that the frames count.
+The requests exist for their traces only: their tokens are not those that the frames count.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from moescope.capture import wire
-from moescope.capture.wire import traces as trace_wire
+from moescope.capture.wire.traces import TRACE_MAJOR, Run, TracePart
 from moescope.service.simulation.routing import FloatArray
 
 MEAN_PROMPT: Final = 160
@@ -19,32 +19,34 @@ MEAN_OUTPUT: Final = 80
 TOKENS_OF_A_REQUEST: Final = MEAN_PROMPT + MEAN_OUTPUT
 _LONGEST: Final = 1024  # tokens of a prompt, and of an output
 _BLOCK: Final = 16  # prefixes are cached in whole blocks
-_CACHED_SHARE: Final = 0.25  # of the requests, whose prefix was cached
-_PREEMPTED_SHARE: Final = 0.1
-_DECODE_PER_S: Final = 40.0
+_CACHED_SHARE: Final = 0.25  # share of the requests whose prefix was cached
+_PREEMPTED_SHARE: Final = 0.1  # share of the requests that were preempted once
+_DECODE_PER_S: Final = 40.0  # tokens of a request per second, for its begin
 _TASTE: Final = 0.7
-"""How far the log-popularity of experts is off for a request, whose tokens thus resemble each other."""
+"""Standard deviation of a request's own log-popularity of experts, which makes its tokens alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
+    """Numbers of tokens; ``preempted_at`` is the position before which the request was preempted."""
+
     prompt: int
     output: int
     cached: int
     preempted_at: int | None
 
     @property
-    def runs(self) -> list[trace_wire.Run]:
-        """Positions in the order of computing; the last sampled token is never fed back."""
+    def runs(self) -> list[Run]:
+        """Positions in the order in which they were computed; the last sampled token is never fed back."""
         end = self.prompt + self.output - 1
         if self.preempted_at is None:
-            return [trace_wire.Run(self.cached, end - self.cached)]
-        before = trace_wire.Run(self.cached, self.preempted_at - self.cached)
-        return [before, trace_wire.Run(self.cached, end - self.cached)]
+            return [Run(self.cached, end - self.cached)]
+        before = Run(self.cached, self.preempted_at - self.cached)
+        return [before, Run(self.cached, end - self.cached)]
 
 
 class RequestTracer:
-    """Makes traces of the requests that ended, by a seed of its own."""
+    """Makes traces of requests that ended. It has a seed of its own, so that tracing changes no frame."""
 
     def __init__(self, layers: list[wire.MoeLayer], seed: int) -> None:
         self._layers = layers
@@ -53,7 +55,7 @@ class RequestTracer:
         self._next: dict[tuple[int, int], int] = {}
 
     def ended(self, mean: float) -> int:
-        """How many traced requests ended, Poisson-distributed."""
+        """How many traced requests ended: Poisson-distributed around ``mean``."""
         return int(self._rng.poisson(mean))
 
     def trace(
@@ -63,15 +65,15 @@ class RequestTracer:
         now_ns: int,
         prefill: FloatArray,
         decode: FloatArray,
-    ) -> trace_wire.TracePart:
+    ) -> TracePart:
         """A request that has just ended.
 
         Args:
             producer: the worker that ran it.
-            epoch: of the worker.
-            now_ns: its last step, nanoseconds of Unix time.
+            epoch: the worker's epoch.
+            now_ns: time of the request's last step, nanoseconds of Unix time.
             prefill: probability that a token of a prompt chooses an expert, float64 [L, E].
-            decode: likewise for the tokens after it.
+            decode: probability that a token after the prompt chooses an expert, float64 [L, E].
         """
         request = self._request()
         number = self._next.get((producer.dp_rank, epoch), 1)
@@ -82,8 +84,8 @@ class RequestTracer:
         experts = self._choose(positions, positions < request.prompt, prefill, decode)
         outer = f"chat-{self._rng.integers(1 << 32):08x}"
         wide = max(layer.num_experts for layer in self._layers) > 256
-        return trace_wire.TracePart(
-            wire=(trace_wire.TRACE_MAJOR, 0),  # without the numbers of steps, which minor 1 added
+        return TracePart(
+            wire=(TRACE_MAJOR, 0),  # without the numbers of steps, which minor 1 added
             producer=producer,
             epoch=epoch,
             trace=number,
@@ -118,9 +120,10 @@ class RequestTracer:
     def _choose(
         self, positions: np.ndarray, of_prompt: np.ndarray, prefill: FloatArray, decode: FloatArray
     ) -> list[np.ndarray]:
-        """Ids [T, top_k] of each layer, the most wanted first; a position computed again chooses alike.
+        """Ids of each layer, [T, top_k], the most wanted first; a position chooses alike when computed again.
 
-        An exponential race: the smallest of Exp(weight) win, which draws without replacement by weight.
+        The draw is an exponential race: each expert gets a time from Exp(weight), and the top-k smallest
+        times win. That is a draw without replacement by weight.
         """
         unique, place = np.unique(positions, return_inverse=True)
         prompt = np.zeros(len(unique), dtype=bool)

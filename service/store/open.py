@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pydantic import SecretStr
 
 from moescope.service.settings import Settings
+from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.interface import Store
-from moescope.service.store.sqlite.retention import Retention
+from moescope.service.store.limits import Retention
 from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.store.writer import StoreWriter
 
@@ -28,8 +29,6 @@ def open_store(settings: Settings) -> Store:
         max_bytes=settings.store_mib << 20,
     )
     if isinstance(settings.store, SecretStr):
-        from moescope.service.store.clickhouse.store import ClickHouseStore  # an extra: only who asks for it
-
         # The default is for a folder; a database of several services is limited by who says so.
         given = "store_mib" in settings.model_fields_set
         return ClickHouseStore(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -68,7 +69,7 @@ class StoreWriter:
 
     def _run(self) -> None:
         maintained = heard = time.monotonic()
-        self._ageing = Ageing(self._aged_until(), time.monotonic)
+        ageing = Ageing(self._aged_until(), time.monotonic)
         closing = False
         while not closing:
             batch, closing = self._take()
@@ -78,7 +79,7 @@ class StoreWriter:
                 self._hear()
                 heard = time.monotonic()
             if time.monotonic() - maintained >= self._maintenance_s:
-                self._maintain()
+                self._maintain(ageing)
                 maintained = time.monotonic()
 
     def _take(self) -> tuple[list[_Item], bool]:
@@ -147,22 +148,32 @@ class StoreWriter:
         except Exception as error:  # noqa: BLE001 - likewise
             self._complain(error)
 
-    def _maintain(self) -> None:
+    def _maintain(self, ageing: Ageing) -> None:
         try:
             now = self._clock()
-            history_now = self._ageing.until(now)
+            history_now = ageing.until(now)
             self.store.maintain(now, history_now)
             self.store.save([Document(_AGED, _AGED, repr(history_now).encode())])
         except Exception as error:  # noqa: BLE001 - likewise
             self._complain(error)
 
     def _aged_until(self) -> float | None:
-        """What was kept of :class:`Ageing` when the service ran before."""
+        """What was kept of :class:`Ageing` when the service ran before; None: nothing that can be read."""
         try:
-            return next((float(content) for _, content in self.store.documents(_AGED)), None)
+            kept = next((content for _, content in self.store.documents(_AGED)), None)
         except Exception as error:  # noqa: BLE001 - likewise
             self._complain(error)
             return None
+        if kept is None:
+            return None
+        try:
+            instant = float(kept)
+            if not math.isfinite(instant):
+                raise ValueError(f"{instant} is no instant")
+        except ValueError as error:
+            _log.error("how far the history in the store has aged can't be read: %s; it ages from now", error)
+            return None
+        return instant
 
     def _complain(self, error: Exception) -> None:
         if self._throttle.allows(type(error).__name__):

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from moescope.service.measures.balance import Summary, max_and_mean, measure_all, summarise
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.measures.balance import measure_all
+from moescope.service.measures.loads import max_and_mean
+from moescope.service.measures.measure import Axis
+from moescope.service.measures.summary import Summary, summarise
 from moescope.service.windows.window import LayerWindow, ModelWindow
 
-FloatArray = npt.NDArray[np.float64]
 _MASKED: Final = "no slots: the tokens of the window chose no expert here"
 
 
@@ -34,7 +36,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class AxisBalance:
     """All layers along one axis; ``cells`` runs parallel to ``ModelWindow.layers``."""
 
     cells: tuple[Cell, ...]
@@ -47,11 +49,19 @@ class Assessment:
 
     window: ModelWindow
     min_tokens: int
-    ep_ranks: Axis
-    dp_ranks: Axis
-    experts: Axis
+    ep_ranks: AxisBalance
+    dp_ranks: AxisBalance
+    experts: AxisBalance
     dp_tokens: Cell
     dp_rank_ids: tuple[int, ...]
+
+    def cells(self, i: int) -> Mapping[Axis, Cell]:
+        """The cells of layer ``window.layers[i]`` along every axis."""
+        return {
+            "over_ep_ranks": self.ep_ranks.cells[i],
+            "over_dp_ranks": self.dp_ranks.cells[i],
+            "over_experts": self.experts.cells[i],
+        }
 
 
 def assess(window: ModelWindow, min_tokens: int) -> Assessment:
@@ -99,13 +109,15 @@ def assess(window: ModelWindow, min_tokens: int) -> Assessment:
     )
 
 
-def _axis(window: ModelWindow, loads: Sequence[FloatArray | None], reasons: Sequence[str | None]) -> Axis:
+def _axis(
+    window: ModelWindow, loads: Sequence[FloatArray | None], reasons: Sequence[str | None]
+) -> AxisBalance:
     cells = _cells(loads, reasons)
     most, mean = np.full(len(cells), np.nan), np.full(len(cells), np.nan)
     for i, cell in enumerate(cells):
         if cell.loads is not None and cell.measures is not None:
             most[i], mean[i] = max_and_mean(cell.loads)
-    return Axis(cells, summarise([layer.shape.layer for layer in window.layers], most, mean))
+    return AxisBalance(cells, summarise([layer.shape.layer for layer in window.layers], most, mean))
 
 
 def _cells(loads: Sequence[FloatArray | None], reasons: Sequence[str | None]) -> tuple[Cell, ...]:

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from moescope.service.counts.phase_split import PhaseWork, phase_work, why_unphased
-from moescope.service.counts.totals import Phase, Totals
+from moescope.service.counts.phase_split import Phase, PhaseWork, of_phase, phase_work, why_unphased
+from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.windows.window import LayerWindow, ModelWindow, merge
 
@@ -62,7 +62,7 @@ class _Split:
             for at in np.flatnonzero(delta.unphased_rows).tolist():
                 by_rank = self.rows.setdefault(delta.layout.layers[at].layer, {})
                 by_rank[rank] = by_rank.get(rank, 0) + int(delta.unphased_rows[at])
-        return [delta.of_phase(self._phase) for delta in deltas]
+        return [of_phase(delta, self._phase) for delta in deltas]
 
 
 def _known(layer: LayerWindow, unphased: dict[int, int]) -> LayerWindow:

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array
-from moescope.service.counts.layers import FloatArray, Layout
+from moescope.service.counts.layers import Layout
 from moescope.service.counts.totals import Totals
+from moescope.service.measures.arrays import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from moescope.capture.wire import Int64Array
-from moescope.service.counts.layers import FloatArray
 from moescope.service.counts.totals import Totals
 from moescope.service.live.past import Remembered
 from moescope.service.live.producers import ProducerState
+from moescope.service.measures.arrays import FloatArray
 from moescope.service.windows.step_window import Cost, cost_in
 
 

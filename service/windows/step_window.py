@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moescope.service.counts.layers import FloatArray
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan
-from moescope.service.measures.balance import max_and_mean
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.measures.loads import max_and_mean
 from moescope.service.windows.window import LayerWindow, ModelWindow
 
 

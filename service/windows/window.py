@@ -11,15 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
-from moescope.service.counts.phase_split import PhaseWork, phase_work, why_unphased
-from moescope.service.counts.totals import Phase, Totals
+from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, why_unphased
+from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of
+from moescope.service.measures.arrays import FloatArray
 from moescope.service.windows.stack import Stack, Stacker
 
-FloatArray = npt.NDArray[np.float64]
 Part = Callable[[int, list[Totals]], list[Totals]]
 """From a DP rank and what its producers counted to what of it is wanted."""
 

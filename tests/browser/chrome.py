@@ -10,6 +10,8 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from devkit.libraries import MissingLibraryError, missing_for_browser, require
+
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -27,7 +29,7 @@ expect.set_options(timeout=PATIENCE_MS)
 
 
 class ChromiumMissingError(RuntimeError):
-    """The browser is not installed."""
+    """The browser, or what drives it, is not installed."""
 
 
 @contextmanager
@@ -35,11 +37,15 @@ def chromium() -> Iterator[Browser]:
     """A browser with a profile of its own.
 
     Raises:
-        ChromiumMissingError: there is none.
+        ChromiumMissingError: there is none, or a library that Playwright needs is missing.
     """
     path = shutil.which("chromium")
     if path is None:
         raise ChromiumMissingError("chromium is missing: `make packages` (devkit/setup-debian.sh chromium)")
+    try:
+        require(missing_for_browser())
+    except MissingLibraryError as error:
+        raise ChromiumMissingError(f"{error} (`make packages`)") from error
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         try:

@@ -17,7 +17,8 @@ from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, TracePart, encode_p
 from moescope.service.api.app import create_app
 from moescope.service.serving.server import listen, make_server
 from moescope.service.settings import Settings
-from moescope.service.simulation.fleet import Fleet, Plan
+from moescope.service.simulation.fleet import Fleet
+from moescope.service.simulation.plan import Plan
 from moescope.service.simulation.routing import Habits
 from moescope.service.store.open import open_writer
 

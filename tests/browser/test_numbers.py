@@ -7,6 +7,7 @@ from typing import Any
 
 from playwright.sync_api import Page, expect
 
+from moescope.service.measures.balance import MEASURES
 from tests.browser.chrome import Watched
 from tests.browser.reading import MINUS, TIMES, TO, cells, compact, point, tile
 from tests.browser.serving import EPOCH, Serving
@@ -126,6 +127,13 @@ def test_a_layer(large: Serving, watched: Watched) -> None:
     assert tile(page, "MaxVio over experts") == f"{experts['max_vio']:.3f}"
     assert tile(page, "Normalised entropy") == f"{experts['normalised_entropy']:.3f}"
     assert tile(page, "Dead experts") == str(experts["dead"])
+    shown = {row[0]: row[1:3] for row in cells(page, "Measures of this layer")}
+    assert shown == {
+        measure.title: [
+            str(values[name]) if measure.whole else f"{values[name]:.3f}" for values in (ranks, experts)
+        ]
+        for name, measure in MEASURES.items()
+    }
     order = sorted(range(256), key=lambda expert: (-counted["counts"][expert], expert))
     assert [row[0] for row in cells(page, "Experts with the most slots")] == [str(e) for e in order[:10]]
     columns = page.locator(".histogram i")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import expect
 
-from moescope.service.simulation.fleet import Plan
+from moescope.service.simulation.plan import Plan
 from moescope.service.simulation.routing import Shape
 from tests.browser.chrome import Watched
 from tests.browser.reading import cells, tile

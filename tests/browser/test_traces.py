@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from moescope.service.simulation.fleet import Plan
+from moescope.service.simulation.plan import Plan
 from moescope.service.simulation.routing import Shape
 from tests.browser.chrome import Watched
 from tests.browser.serving import Clock, Serving, feed, push_traces

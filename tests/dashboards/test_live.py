@@ -10,8 +10,8 @@ from pathlib import Path
 
 from moescope.service.client.settings import ClientSettings
 from moescope.service.settings import MetricsLevel
-from moescope.service.simulation.feed import Poster, feed
-from moescope.service.simulation.fleet import Outage, Plan
+from moescope.service.simulation.feed import Pace, Poster, feed
+from moescope.service.simulation.plan import Outage, Plan
 from moescope.service.simulation.routing import Habits, Shape
 from tests.dashboards.boards import BOARDS
 from tests.dashboards.live import pin_baseline, prometheus, recorded, without_data
@@ -50,7 +50,7 @@ def test_queries_have_data_imbalance_fires_and_a_killed_rank_is_stale(
     def run() -> None:
         with closing(Poster(service.url, ClientSettings())) as poster:
             try:
-                feed(PLAN, poster, 0.5, 900.0, on_round)
+                feed(PLAN, poster, Pace(0.5, 900.0), on_round)
             except KeyboardInterrupt:
                 return
 
@@ -68,4 +68,4 @@ def test_queries_have_data_imbalance_fires_and_a_killed_rank_is_stale(
             assert not quiet & running.firing()
     finally:
         end.set()
-        simulation.join(60)
+        simulation.join(20)

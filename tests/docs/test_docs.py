@@ -1,4 +1,7 @@
-"""The documents against the code: links, files, modules, metrics, routes, commands, variables, reasons."""
+"""The documents against the code: links, files, modules, metrics, routes, commands, variables, reasons.
+
+Also their width: text wraps at 120 columns.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import yaml
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.service.api.app import create_app
 from moescope.service.cli.commands import command_line
+from moescope.service.client.settings import ClientSettings
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.settings import OTHERS, Settings
 
@@ -43,6 +47,32 @@ def test_links_resolve(path: Path) -> None:
         assert not anchor or anchor in anchors(found.read_text()), f"{target}#{anchor}"
 
 
+def too_wide(text: str, columns: int = 120) -> list[str]:
+    """Lines of a document that are too wide and could be broken, each with its number.
+
+    Code, rows of tables, and lines without a space that could be broken at (a long link) may be wider.
+    """
+    found, in_code = [], False
+    for number, line in enumerate(text.splitlines(), 1):
+        in_code ^= line.lstrip().startswith("```")
+        words = re.sub(r"\[[^\]]*\]\(\S*\)", "link", line).split()  # a link's text stays on its line
+        breakable = len(words) > 1 + (words[0] in {"-", ">", "1."} if words else 0)
+        if len(line) > columns and breakable and not in_code and not line.startswith("|"):
+            found.append(f"{number}: {line}")
+    return found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_text_wraps(path: Path) -> None:
+    assert not too_wide(TEXTS[path])
+
+
+def test_what_is_too_wide() -> None:
+    long, code = "word " * 25, "```\n" + "word " * 25 + "\n```"
+    assert [line[:2] for line in too_wide(f"{code}\n{long}\n- {long}")] == ["4:", "5:"]
+    assert not too_wide(f"| {long} |\n- [{long}](https://example.org/)\n{'x' * 130}\n{long[:119]}")
+
+
 def test_files_and_modules_exist() -> None:
     folders = "capture|service|dashboards|devkit|tests|benchmarks|docs|deploy"
     named = set(re.findall(rf"`((?:{folders})/[\w./*-]*)`", ALL))
@@ -51,12 +81,6 @@ def test_files_and_modules_exist() -> None:
     modules = set(re.findall(r"python3? -m ([\w.]*\w)", ALL))
     assert len(modules) > 10
     assert not {module for module in modules if importlib.util.find_spec(module) is None}
-
-
-def test_the_table_of_captures_modules_is_whole() -> None:
-    rows = re.findall(r"^\| (`\w+\.py`.*?) \|", TEXTS[ROOT / "CONTRIBUTING.md"], re.MULTILINE)
-    listed = {name for row in rows for name in re.findall(r"`(\w+\.py)`", row)}
-    assert listed == {path.name for path in (ROOT / "capture").glob("*.py")} - {"__init__.py"}
 
 
 def test_metrics_exist() -> None:
@@ -178,7 +202,8 @@ def test_variables_exist() -> None:
     assert int(shown["MOESCOPE_TRACE_MIB"]) << 20 == defaults.trace_bytes
     assert shown["MOESCOPE_ON_ERROR"] == defaults.on_error.value
     compose = set(re.findall(r"\$\{(MOESCOPE_\w+)", (ROOT / "docker-compose.yml").read_text()))
-    known = ours | compose | {f"MOESCOPE_{name.upper()}" for name in Settings.model_fields}
+    client = {f"MOESCOPE_{name.upper()}" for name in ClientSettings.model_fields}
+    known = ours | compose | client | {f"MOESCOPE_{name.upper()}" for name in Settings.model_fields}
     assert {f"MOESCOPE_{name.upper()}" for name in (*OTHERS, *Settings.model_fields)} == known
     named = set(re.findall(r"MOESCOPE_[A-Z0-9_]+\b", ALL))
     assert named <= known, named - known
@@ -199,7 +224,7 @@ def test_the_runbook_has_every_reason_of_a_refusal() -> None:
 
 def test_lines_of_the_workers_log_are_the_real_ones() -> None:
     section = TEXTS[ROOT / "docs/deploy.md"].partition("## When nothing shows")[2].partition("\n## ")[0]
-    source = "\n".join(path.read_text() for path in (ROOT / "capture").glob("*.py"))
+    source = "\n".join(path.read_text() for path in (ROOT / "capture").rglob("*.py"))
     rows = re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
     later = section.partition("Later,")[2]
     quoted = [*rows, *re.findall(r"`([a-z' ;]+)`", later), "answered "]

@@ -16,6 +16,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from devkit.processes import ProcessGroup, free_port
+from devkit.root_cause import explain
 from devkit.tiny_moe import ensure_checkpoint
 from devkit.vllm_server import MODEL_NAME, VllmOptions, VllmServer
 from tests.e2e.relay import Relay
@@ -56,9 +57,8 @@ class Service:
             except httpx.TransportError:
                 pass
             if self._group.exit_code() is not None or time.monotonic() > deadline:
-                tail = self._group.tail()
                 self.kill()
-                raise RuntimeError(f"the service did not start:\n{tail}")
+                raise RuntimeError(explain(self._log, "the service did not start"))
             time.sleep(0.05)
 
     def __exit__(self, *args: object) -> None:

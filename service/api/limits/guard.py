@@ -9,8 +9,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moescope.service.api.problems import respond
-from moescope.service.auth import sessions as access
-from moescope.service.auth.sessions import COOKIE, Sessions
+from moescope.service.auth.sessions import COOKIE, Sessions, needed
 from moescope.service.auth.tokens import Scope as Right
 from moescope.service.auth.tokens import Token, TokenBook
 
@@ -51,7 +50,7 @@ class Guard:
             return
         request = Request(scope)
         # The path that is routed: Starlette before 1.0 made that of `request.url` of the Host header too.
-        right = access.needed(request.method, scope["path"])
+        right = needed(request.method, scope["path"])
         if right is None or (right is Right.READ and self._open_read and request.method != "POST"):
             await self._app(scope, receive, send)
             return

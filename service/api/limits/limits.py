@@ -9,19 +9,11 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final, Literal
 
-from moescope.service.api.problems import ProblemError
+from moescope.service.api.problems import RefusedFrameError
 from moescope.service.settings import Settings
 
 _BURST_S: Final = 4.0
 _TRACE_PARTS: Final = 10.0  # for each frame that a producer may send
-
-
-class RefusedFrameError(ProblemError):
-    """A refused frame or trace; ``reason`` goes to the metric."""
-
-    def __init__(self, reason: str, status: int, title: str, detail: str, **headers: str) -> None:
-        self.reason = reason
-        super().__init__(status, reason.replace("_", "-"), title, detail, headers)
 
 
 class Limits:

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 from fastapi import Query
 
 from moescope.service.api.problems import ProblemError
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 
@@ -43,8 +43,10 @@ StartParam = Annotated[
 EndParam = Annotated[
     str | None, Query(description="End of the window, written as `start`. Absent: now.", examples=["now"])
 ]
-
-
+MinTokensParam = Annotated[
+    int | None,
+    Query(ge=0, le=LARGEST, description="Fewer tokens are no sample; the service's setting when absent."),
+]
 StepParam = Annotated[
     str | None,
     Query(

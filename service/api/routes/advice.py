@@ -1,91 +1,61 @@
-"""GET /v1/advice: would another placement of experts be worth it; /v1/advice/placement: that placement."""
+"""GET /v1/advice: would another placement of experts be worth it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Annotated, Final, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
-from moescope.service.advice import export
-from moescope.service.advice.advise import Advice, UnanswerableError, Wish, advise, whole_placing
-from moescope.service.advice.eplb import FloatArray
-from moescope.service.advice.evidence import Gone
+from moescope.service.advice.advise import Advice, Wish, advise
 from moescope.service.advice.verdict import name_of
 from moescope.service.advice.what_if import Option
 from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.advice import (
+    DEFAULT_FIT_SHARE,
+    DEFAULT_MEMORY_PRICE,
+    DEFAULT_MIN_GAIN,
+    DEFAULT_START,
+    AdviceStartParam,
+    FitShareParam,
+    GroupsParam,
+    MemoryPriceParam,
+    MinGainParam,
+    NodesParam,
+    RanksParam,
+    RedundantsParam,
+    answerable,
+    parse_redundants,
+)
 from moescope.service.api.params.query import (
-    LARGEST,
     Bounds,
     EndParam,
+    MinTokensParam,
     ModelParam,
     ServerParam,
     choose,
     parse_bounds,
 )
-from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.problems import documented
 from moescope.service.api.schemas.advice import (
     AdviceOut,
-    AscendMap,
     DriftOut,
-    LeftOut,
     OptionOut,
-    PlacementMap,
     VerdictOut,
     WaitingOut,
+    left_out_of,
 )
 from moescope.service.api.schemas.common import Summary, Window
 from moescope.service.api.schemas.windows import window_out
 from moescope.service.live.state import LiveState
+from moescope.service.measures.arrays import FloatArray
 from moescope.service.settings import Settings
 from moescope.service.windows.window import ModelWindow
 
-DEFAULT_START: Final = "-1h"
-MAX_RANKS: Final = 4096
-
-AdviceStartParam = Annotated[
-    str,
-    Query(description="Begin of the whole window: Unix seconds, or relative as `-6h`.", examples=["-1h"]),
-]
-RanksParam = Annotated[
-    int | None, Query(ge=1, le=MAX_RANKS, description="EP ranks to place on; absent: as many as there are.")
-]
-NodesParam = Annotated[
-    int | None,
-    Query(ge=1, le=MAX_RANKS, description="Nodes that the ranks are on; absent: as many as report."),
-]
-GroupsParam = Annotated[
-    int, Query(ge=1, le=8192, description="Expert groups of the router: `n_group` of the model's config.")
-]
-RedundantParam = Annotated[
-    list[int] | None,
-    Query(
-        description="Redundant experts to try with EPLB (0 to 8192); may be repeated. Absent: a sweep.",
-        max_length=16,
-    ),
-]
-FitShareParam = Annotated[
-    float, Query(ge=0.05, le=0.95, description="Share of the window to fit on; the rest checks.")
-]
-MinGainParam = Annotated[
-    float, Query(ge=0, le=1, description="Least saving of the busiest ranks' slots that is worth a change.")
-]
-MemoryPriceParam = Annotated[
-    float,
-    Query(
-        ge=0, le=10, description="Saving that twice the memory for experts must bring; less in proportion."
-    ),
-]
-MinTokensParam = Annotated[
-    int | None,
-    Query(ge=0, le=LARGEST, description="Fewer tokens are no sample; the service's setting when absent."),
-]
-
 
 def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter:
-    """The routes over ``state``."""
+    """The route over ``state``."""
     router = APIRouter(tags=["advice"], route_class=turns.route)
 
     @router.get("/v1/advice", responses=documented(400, 404, 422, 503))
@@ -97,10 +67,10 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         ranks: RanksParam = None,
         nodes: NodesParam = None,
         groups: GroupsParam = 1,
-        redundant: RedundantParam = None,
-        fit_share: FitShareParam = 0.5,
-        min_gain: MinGainParam = 0.05,
-        memory_price: MemoryPriceParam = 0.1,
+        redundant: RedundantsParam = None,
+        fit_share: FitShareParam = DEFAULT_FIT_SHARE,
+        min_gain: MinGainParam = DEFAULT_MIN_GAIN,
+        memory_price: MemoryPriceParam = DEFAULT_MEMORY_PRICE,
         min_tokens: MinTokensParam = None,
     ) -> AdviceOut:
         """Is another placement of experts, or EPLB with so many redundant experts, worth it here?
@@ -110,72 +80,21 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         """
         deployment = choose(state, server, model)
         bounds = parse_bounds(start, end, state.now())
-        gate = settings.min_tokens if min_tokens is None else min_tokens
-        wish = Wish(ranks, nodes, groups, _checked(redundant), fit_share, min_gain, memory_price, gate)
-        try:
+        wish = Wish(
+            ranks=ranks,
+            nodes=nodes,
+            groups=groups,
+            redundant=parse_redundants(redundant),
+            fit_share=fit_share,
+            min_gain=min_gain,
+            memory_price=memory_price,
+            min_tokens=settings.min_tokens if min_tokens is None else min_tokens,
+        )
+        with answerable():
             found = advise(state, deployment, bounds.start, bounds.end, wish)
-        except UnanswerableError as error:
-            raise _problem(error) from None
         return _advice(found, bounds, min_gain)
 
-    @router.get("/v1/advice/placement", responses=documented(400, 404, 422, 503))
-    def get_placement(
-        server: ServerParam = None,
-        model: ModelParam = None,
-        start: AdviceStartParam = DEFAULT_START,
-        end: EndParam = None,
-        ranks: RanksParam = None,
-        nodes: NodesParam = None,
-        groups: GroupsParam = 1,
-        strategy: Annotated[
-            Literal["linear", "round_robin", "eplb"], Query(description="Which one.")
-        ] = "eplb",
-        redundant: Annotated[int, Query(ge=0, le=8192, description="Redundant experts, with eplb.")] = 0,
-        form: Annotated[
-            Literal["map", "vllm-ascend"],
-            Query(
-                description="map: as described below. vllm-ascend: the file that its expert_map_path takes."
-            ),
-        ] = "map",
-        min_tokens: MinTokensParam = None,
-    ) -> PlacementMap | AscendMap:
-        """A placement as a map to use elsewhere, fitted on the whole window."""
-        deployment = choose(state, server, model)
-        bounds = parse_bounds(start, end, state.now())
-        gate = settings.min_tokens if min_tokens is None else min_tokens
-        wish = Wish(ranks, nodes, groups, (redundant,), 0.5, 0.0, 0.0, gate)
-        try:
-            window, layers, left_out, placing = whole_placing(
-                state, deployment, bounds.start, bounds.end, wish, strategy
-            )
-        except UnanswerableError as error:
-            raise _problem(error) from None
-        if form == "vllm-ascend":
-            return AscendMap(**export.ascend_map(placing))
-        return PlacementMap(
-            server=deployment[0],
-            model=deployment[1],
-            strategy=strategy,
-            redundant=redundant if strategy == "eplb" else 0,
-            window=window_out(window, bounds),
-            left_out=_left_out(left_out),
-            **export.placement_map(layers, placing),
-        )
-
     return router
-
-
-def _checked(redundant: list[int] | None) -> tuple[int, ...]:
-    wrong = [number for number in redundant or () if not 0 <= number <= 8192]
-    if wrong:
-        raise ProblemError(
-            400, "bad-redundant", "Not a number of experts", f"redundant is {wrong[0]}: give 0 to 8192."
-        )
-    return tuple(redundant or ())
-
-
-def _problem(error: UnanswerableError) -> ProblemError:
-    return ProblemError(400, error.kind, "This can't be answered", str(error))
 
 
 def _advice(found: Advice, bounds: Bounds, min_gain: float) -> AdviceOut:
@@ -194,7 +113,7 @@ def _advice(found: Advice, bounds: Bounds, min_gain: float) -> AdviceOut:
         fit_tokens=evidence.fit_tokens,
         held_out_tokens=evidence.later_tokens,
         layers=list(evidence.layers),
-        left_out=_left_out(evidence.left_out),
+        left_out=left_out_of(evidence.left_out),
         base=None if found.found is None else _option(found.found.base),
         options=[] if found.found is None else [_option(item) for item in found.found.options],
         drift=None if found.drift is None else DriftOut(**asdict(found.drift)),
@@ -233,7 +152,3 @@ def _option(item: Option) -> OptionOut:
 
 def _floats(values: FloatArray) -> list[float | None]:
     return [None if math.isnan(value) else value for value in np.asarray(values).tolist()]
-
-
-def _left_out(found: Gone) -> list[LeftOut]:
-    return [LeftOut(layer=layer, reason=reason) for layer, reason in found.items()]

@@ -19,10 +19,11 @@ from moescope.service.api.params.query import (
     parse_bounds,
 )
 from moescope.service.api.problems import documented
-from moescope.service.api.schemas.common import Balance, Cell, LayerBalance, Measures, Summaries, Summary
+from moescope.service.api.schemas.common import Balance, Cell, LayerBalance, Summaries, Summary
+from moescope.service.api.schemas.measures import Measures, values_of
 from moescope.service.api.schemas.windows import pick_layers, read_window, uncovered_out, window_out
 from moescope.service.live.state import LiveState
-from moescope.service.measures import balance
+from moescope.service.measures import summary as across
 from moescope.service.settings import Settings
 from moescope.service.windows import assessment
 
@@ -36,7 +37,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
-    @router.get("/v1/balance", responses=documented(400, 404, 422))
+    @router.get("/v1/balance", responses=documented(400, 404, 422, 503))
     def get_balance(
         server: ServerParam = None,
         model: ModelParam = None,
@@ -89,12 +90,13 @@ def _layer(found: assessment.Assessment, i: int) -> LayerBalance:
 
 
 def _cell(cell: assessment.Cell) -> Cell:
+    measures = values_of(cell.measures)
     return Cell(
         loads=None if cell.loads is None else cell.loads.tolist(),
-        measures=None if cell.measures is None else Measures.model_validate(cell.measures),
+        measures=None if measures is None else Measures(measures),
         reason=cell.reason,
     )
 
 
-def _summary(summary: balance.Summary) -> Summary:
+def _summary(summary: across.Summary) -> Summary:
     return Summary(**asdict(summary))

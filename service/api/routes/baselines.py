@@ -7,6 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from moescope.service.api.limits.keeping import Keeper
 from moescope.service.api.params.query import ModelParam, ServerParam, choose, parse_bounds
+from moescope.service.api.params.stored import find_baseline
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.drift import (
     BaselineDetail,
@@ -15,7 +16,7 @@ from moescope.service.api.schemas.drift import (
     Baselines,
     PinBaseline,
 )
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import (
     PREVIOUS_HOUR,
     Baseline,
@@ -53,7 +54,7 @@ def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, k
     @router.get("/v1/baselines/{name}", responses=documented(400, 404, 422))
     def get_baseline(name: str, server: ServerParam = None, model: ModelParam = None) -> BaselineDetail:
         """A pinned baseline with its slots per expert."""
-        found = find(book, name, server, model)
+        found = find_baseline(book, name, server, model)
         slots = found.slots()
         assert slots is not None, "of both phases it is always known"
         return BaselineDetail(
@@ -72,36 +73,12 @@ def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, k
     @router.delete("/v1/baselines/{name}", status_code=204, responses=documented(400, 401, 404, 422, 503))
     async def remove(name: str, server: ServerParam = None, model: ModelParam = None) -> Response:
         """Remove a baseline; its metrics go with the next refresh."""
-        found = find(book, name, server, model)
+        found = find_baseline(book, name, server, model)
         await keeper.keep([removal(found.deployment, name)])
         book.remove(found.deployment, name)
         return Response(status_code=204)
 
     return router
-
-
-def find(book: BaselineBook, name: str, server: str | None, model: str | None) -> Baseline:
-    """The one baseline that is meant.
-
-    Raises:
-        ProblemError: there is none (404), or several deployments have one of this name (400).
-    """
-    known = [item for item in book.all() if server in (None, item.server) and model in (None, item.model)]
-    found = [item for item in known if item.name == name]
-    if not found:
-        names = ", ".join(sorted({item.name for item in known})) or "none"
-        raise ProblemError(
-            404,
-            "no-such-baseline",
-            "No such baseline",
-            f"There is no baseline {name!r}; there are: {names}. POST /v1/baselines pins one.",
-        )
-    if len(found) > 1:
-        listing = ", ".join(f"server={item.server} model={item.model}" for item in found)
-        raise ProblemError(
-            400, "several-baselines", "Several have this name", f"Choose one by server and model: {listing}."
-        )
-    return found[0]
 
 
 def _made(state: LiveState, book: BaselineBook, wanted: PinBaseline, min_tokens: int) -> Baseline:

@@ -20,8 +20,8 @@ from moescope.service.api.params.query import (
     choose,
     parse_bounds,
 )
+from moescope.service.api.params.stored import existing
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.routes.traces import existing
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TraceQuery

@@ -22,8 +22,7 @@ from moescope.service.api.params.query import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.compact import CompactWindow, answer, described, window_of
 from moescope.service.api.schemas.windows import read_window
-from moescope.service.counts.phase_split import why_unphased
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase, why_unphased
 from moescope.service.live.state import LiveState
 from moescope.service.measures.divergence import jensen_shannon
 from moescope.service.windows.window import LayerWindow, ModelWindow
@@ -73,7 +72,7 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
-    @router.get("/v1/compare", responses=documented(400, 404, 422) | {200: described(Comparison)})
+    @router.get("/v1/compare", responses=documented(400, 404, 422, 503) | {200: described(Comparison)})
     def compare(
         server: ServerParam = None,
         model: ModelParam = None,

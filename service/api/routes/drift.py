@@ -9,19 +9,19 @@ from fastapi import APIRouter, Query
 
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import (
-    LARGEST,
     EndParam,
+    MinTokensParam,
     ModelParam,
     PhaseParam,
     ServerParam,
     choose,
     parse_bounds,
 )
+from moescope.service.api.params.stored import find_baseline
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.routes.baselines import find
 from moescope.service.api.schemas.drift import DriftAnswer, DriftSummaryOut, LayerDriftOut
 from moescope.service.api.schemas.windows import window_out
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
 from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of
 from moescope.service.drift.watch import previous_hour
@@ -36,10 +36,6 @@ DriftStartParam = Annotated[
 ]
 BaselineParam = Annotated[
     str, Query(description="Name of a pinned baseline, or previous_hour: the hour before the window.")
-]
-MinTokensParam = Annotated[
-    int | None,
-    Query(ge=0, le=LARGEST, description="Fewer tokens are no sample; the service's setting when absent."),
 ]
 
 
@@ -67,7 +63,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
             slots = slots_of(hour)
             base = hour.used.start_earliest, hour.used.end_latest, hour.known_tokens
         else:
-            pinned = find(book, baseline, *deployment)
+            pinned = find_baseline(book, baseline, *deployment)
             window = merge_phase(state.spans(deployment, bounds.start, bounds.end), phase)
             slots = _of_phase(pinned, phase)
             base = pinned.start, pinned.end, pinned.tokens

@@ -38,7 +38,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
-    @router.get("/v1/histogram", responses=documented(400, 404, 422))
+    @router.get("/v1/histogram", responses=documented(400, 404, 422, 503))
     def histogram(
         server: ServerParam = None,
         model: ModelParam = None,

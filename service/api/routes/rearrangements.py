@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from moescope.service.advice.achieved import rearrangements
 from moescope.service.api.limits.turns import Turns
-from moescope.service.api.params.query import LARGEST, ModelParam, ServerParam, choose
+from moescope.service.api.params.query import MinTokensParam, ModelParam, ServerParam, choose
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.advice import RearrangementOut, Rearrangements
 from moescope.service.live.state import LiveState
@@ -24,12 +23,7 @@ def rearrangements_router(state: LiveState, settings: Settings, turns: Turns) ->
     def get_rearrangements(
         server: ServerParam = None,
         model: ModelParam = None,
-        min_tokens: Annotated[
-            int | None,
-            Query(
-                ge=0, le=LARGEST, description="Fewer tokens are no sample; the service's setting when absent."
-            ),
-        ] = None,
+        min_tokens: MinTokensParam = None,
     ) -> Rearrangements:
         """Predicted against achieved balance of each change of the experts' placement, newest first.
 

@@ -26,7 +26,7 @@ from moescope.service.api.schemas.windows import window_out
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
-from moescope.service.measures.balance import max_and_mean
+from moescope.service.measures.loads import max_and_mean
 from moescope.service.windows.step_series import Interval, intervals_of
 from moescope.service.windows.step_window import (
     Cost,
@@ -51,7 +51,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
-    @router.get("/v1/stragglers", responses=documented(400, 404, 422))
+    @router.get("/v1/stragglers", responses=documented(400, 404, 422, 503))
     def stragglers(
         server: ServerParam = None,
         model: ModelParam = None,
@@ -102,7 +102,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
 
 
 def _stages(cost: Cost, joins: dict[int, Status]) -> list[StageOut]:
-    nothing = StageSteps(0, 0)
+    nothing = StageSteps(joined=0, incomplete=0)
     return [
         StageOut(
             pp_rank=rank,

@@ -1,18 +1,13 @@
-"""Routing traces: POST /v1/traces takes them, GET /v1/traces lists them, GET /v1/traces/{id} is one."""
+"""Stored routing traces: GET /v1/traces lists them, GET /v1/traces/{id} is one of them."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from moescope.capture.wire import WireError, WireVersionError
-from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, decode_part
-from moescope.service.api.limits.keeping import Keeper
-from moescope.service.api.limits.limits import Limits, RefusedFrameError
 from moescope.service.api.params.query import (
     LARGEST,
     DpRankParam,
@@ -23,30 +18,38 @@ from moescope.service.api.params.query import (
     StartParam,
     parse_bounds,
 )
+from moescope.service.api.params.stored import existing, parse_cursor
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.routes.ingest import REFUSALS, client_of, receive
 from moescope.service.api.schemas import trace_formats
-from moescope.service.api.schemas.common import TraceOut, TracePage, TraceReceipt
+from moescope.service.api.schemas.common import TraceOut, TracePage
 from moescope.service.api.schemas.trace_formats import TraceFormat
-from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.state import LiveState
-from moescope.service.logs import Throttle
-from moescope.service.settings import Settings
 from moescope.service.store.interface import Store
-from moescope.service.store.records import ArrivedPart, StoreError, TracedRequest, TraceQuery
-from moescope.service.traces.routing import TooManyPositionsError, put_together
+from moescope.service.store.records import TracedRequest, TraceQuery
+from moescope.service.traces.routing import Routing, TooManyPositionsError, put_together
 
-_log = logging.getLogger(__name__)
+MAX_LISTED_IDS: Final = 10
+"""How many ids the answer names, where several requests have the wanted one."""
 
-_NO_STORE: Final = "Start the service with --store FOLDER (MOESCOPE_STORE) to keep traces."
-_BODY: Final = {
-    "requestBody": {
-        "required": True,
-        "content": {TRACE_CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
+RequestIdParam = Annotated[str | None, Query(description="Any id that finds it.")]
+MinTokensParam = Annotated[int, Query(ge=1, le=LARGEST, description="Only with so many tokens computed.")]
+HitLayerParam = Annotated[
+    int | None, Query(ge=0, le=LARGEST, description="With expert: the layer it was taken in.")
+]
+HitExpertParam = Annotated[
+    int | None, Query(ge=0, le=LARGEST, description="Only those that took this expert.")
+]
+LimitParam = Annotated[int, Query(ge=1, le=1000, description="Size of a page.")]
+CursorParam = Annotated[str | None, Query(description="next_cursor of the page before.")]
+FirstParam = Annotated[int, Query(ge=0, le=LARGEST, description="First position.")]
+EndPositionParam = Annotated[int | None, Query(ge=0, le=LARGEST, description="Position to end before.")]
+
 _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {item.media_type: {} for item in TraceFormat}, "description": "The trace."},
+    200: {
+        "model": trace_formats.TraceDetail,
+        "content": {item.media_type: {} for item in TraceFormat},
+        "description": "The trace.",
+    },
 }
 _BINARY: Final = {
     TraceFormat.NPZ: trace_formats.as_npz,
@@ -55,47 +58,23 @@ _BINARY: Final = {
 }
 
 
-def traces_router(
-    state: LiveState, settings: Settings, keeper: Keeper, store: Store | None, limits: Limits
-) -> APIRouter:
-    """The routes that take traces into ``store`` and answer from it."""
+def traces_router(state: LiveState, store: Store | None) -> APIRouter:
+    """The routes that answer from ``store``; ``state`` tells the time."""
     router = APIRouter(tags=["traces"])
-    throttle = Throttle(state.now)
-
-    @router.post("/v1/traces", openapi_extra=_BODY, responses=documented(*REFUSALS))
-    async def take(request: Request) -> TraceReceipt:
-        """Take a part of a trace: msgpack, as `moescope.capture.wire.traces` defines it.
-
-        It answers when the part is kept; sending it twice is harmless.
-        """
-        try:
-            with limits.body_of(client_of(request)) as took:
-                return await _take(request, state, settings, keeper, store, limits, took)
-        except RefusedFrameError as error:
-            state.count_refused(error.reason)
-            if throttle.allows(error.reason):
-                _log.warning("refused a trace (logged once a minute): %s", error)
-            raise
 
     @router.get("/v1/traces", responses=documented(400, 404, 422, 503))
     def traces(
         server: ServerParam = None,
         model: ModelParam = None,
         dp_rank: DpRankParam = None,
-        request_id: Annotated[str | None, Query(description="Any id that finds it.")] = None,
+        request_id: RequestIdParam = None,
         start: StartParam = None,
         end: EndParam = None,
-        min_tokens: Annotated[
-            int, Query(ge=1, le=LARGEST, description="Only with so many tokens computed.")
-        ] = 1,
-        layer: Annotated[
-            int | None, Query(ge=0, le=LARGEST, description="With expert: the layer it was taken in.")
-        ] = None,
-        expert: Annotated[
-            int | None, Query(ge=0, le=LARGEST, description="Only those that took this expert.")
-        ] = None,
-        limit: Annotated[int, Query(ge=1, le=1000, description="Size of a page.")] = 100,
-        cursor: Annotated[str | None, Query(description="next_cursor of the page before.")] = None,
+        min_tokens: MinTokensParam = 1,
+        layer: HitLayerParam = None,
+        expert: HitExpertParam = None,
+        limit: LimitParam = 100,
+        cursor: CursorParam = None,
     ) -> TracePage:
         """Traced requests, newest first, by when they were stored."""
         if (layer is None) != (expert is None):
@@ -111,12 +90,10 @@ def traces_router(
             min_tokens=min_tokens,
             layer=layer,
             expert=expert,
-            before=_parse_cursor(cursor),
-            limit=limit + 1,
+            before=parse_cursor(cursor),
+            limit=limit + 1,  # one more tells whether there is a next page
         )
-        found = existing(store).traced_requests(query)
-        more = str(found[limit - 1].number) if len(found) > limit else None
-        return TracePage(traces=[_out(item) for item in found[:limit]], next_cursor=more)
+        return _page(existing(store).traced_requests(query), limit)
 
     @router.get(
         "/v1/traces/{request_id:path}",
@@ -127,8 +104,8 @@ def traces_router(
         request: Request,
         request_id: str,
         layer: LayerParam = None,
-        first: Annotated[int, Query(ge=0, le=LARGEST, description="First position.")] = 0,
-        end: Annotated[int | None, Query(ge=0, le=LARGEST, description="Position to end before.")] = None,
+        first: FirstParam = 0,
+        end: EndPositionParam = None,
     ) -> Response:
         """The logical experts of a request's tokens: `routed_experts` [positions, layers, top_k].
 
@@ -138,69 +115,35 @@ def traces_router(
         """
         found, suffix = _find(existing(store), request_id)
         kind = suffix or trace_formats.negotiate(request.headers.get("accept", ""))
-        workers = existing(store).traces(found.number, layer)
-        if not any(worker.layers for worker in workers):
-            raise _unknown_layers(existing(store), found, layer)
-        try:
-            routing = put_together([worker for worker in workers if worker.layers], first, end)
-        except TooManyPositionsError as error:
-            raise ProblemError(400, "too-many-positions", "Too many positions", str(error)) from error
+        routing = _routing(existing(store), found, layer, first, end)
         headers = trace_formats.headers_of(routing)
-        if kind is TraceFormat.JSON:
-            body = trace_formats.as_json(_out(found), routing)
-        else:
-            body = _BINARY[kind](routing)
-        return StreamingResponse(body, media_type=kind.media_type, headers=headers)
+        return StreamingResponse(_body(kind, found, routing), media_type=kind.media_type, headers=headers)
 
     return router
 
 
-async def _take(
-    request: Request,
-    state: LiveState,
-    settings: Settings,
-    keeper: Keeper,
-    store: Store | None,
-    limits: Limits,
-    took: Callable[[int], None],
-) -> TraceReceipt:
-    body = await receive(request, settings, TRACE_CONTENT_TYPE, took)
-    if store is None:
-        raise RefusedFrameError("no_store", 409, "Traces are not kept here", _NO_STORE)
-    try:
-        part = decode_part(body)
-        limits.admit("trace", part.producer.key)
-        await keeper.keep([ArrivedPart(part, state.now())])
-    except WireVersionError as error:
-        raise RefusedFrameError("version", 415, "Another wire version", str(error)) from error
-    except WireError as error:
-        raise RefusedFrameError("malformed", 400, "Not a trace", str(error)) from error
-    except RefusedError as error:
-        raise RefusedFrameError(error.reason, 409, "The part contradicts its trace", str(error)) from error
-    except StoreError as error:
-        raise RefusedFrameError("store_failed", 503, "The trace could not be kept", str(error)) from error
-    return TraceReceipt(trace=part.trace, part=part.part, parts=part.parts)
-
-
-def existing(store: Store | None) -> Store:
-    """The store, or a problem that says how to have one."""
-    if store is None:
-        raise ProblemError(404, "no-store", "Traces are not kept here", _NO_STORE)
-    return store
+def _page(found: list[TracedRequest], limit: int) -> TracePage:
+    """The first ``limit`` of the requests found; if there are more, with a cursor to go on."""
+    more = str(found[limit - 1].number) if len(found) > limit else None
+    return TracePage(traces=[_out(item) for item in found[:limit]], next_cursor=more)
 
 
 def _find(store: Store, name: str) -> tuple[TracedRequest, TraceFormat | None]:
-    """The one request of this name, which may end with the suffix of a format."""
+    """The one request of this name, which may end with the suffix of a format.
+
+    Raises:
+        ProblemError: there is none (404), or several requests have this id (409).
+    """
     stem, dot, suffix = name.rpartition(".")
     choices: list[tuple[str, TraceFormat | None]] = [(name, None)]
     if dot and suffix in list(TraceFormat):
         choices.append((stem, TraceFormat(suffix)))
     for wanted, kind in choices:
-        found = store.traced_requests(TraceQuery(name=wanted, limit=11))
+        found = store.traced_requests(TraceQuery(name=wanted, limit=MAX_LISTED_IDS + 1))
         if len(found) == 1:
             return found[0], kind
         if found:
-            ids = ", ".join(item.request_id for item in found[:10])
+            ids = ", ".join(item.request_id for item in found[:MAX_LISTED_IDS])
             raise ProblemError(
                 409,
                 "several-traces",
@@ -217,6 +160,23 @@ def _find(store: Store, name: str) -> tuple[TracedRequest, TraceFormat | None]:
     )
 
 
+def _routing(
+    store: Store, found: TracedRequest, layers: list[int] | None, first: int, end: int | None
+) -> Routing:
+    """The routing of a request in the layers wanted (None: in all) at positions from ``first`` up to ``end``.
+
+    Raises:
+        ProblemError: it has none of these layers (404), or positions beyond what can be answered (400).
+    """
+    workers = [worker for worker in store.traces(found.number, layers) if worker.layers]
+    if not workers:
+        raise _unknown_layers(store, found, layers)
+    try:
+        return put_together(workers, first, end)
+    except TooManyPositionsError as error:
+        raise ProblemError(400, "too-many-positions", "Too many positions", str(error)) from error
+
+
 def _unknown_layers(store: Store, found: TracedRequest, wanted: list[int] | None) -> ProblemError:
     known = sorted({layer.layer for worker in store.traces(found.number, None) for layer in worker.layers})
     return ProblemError(
@@ -224,14 +184,11 @@ def _unknown_layers(store: Store, found: TracedRequest, wanted: list[int] | None
     )
 
 
-def _parse_cursor(text: str | None) -> int | None:
-    if not text:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 19 or int(text) >= 1 << 63:
-        raise ProblemError(
-            400, "bad-cursor", "Not a cursor", "Give next_cursor of the page before as it was, or none."
-        )
-    return int(text)
+def _body(kind: TraceFormat, found: TracedRequest, routing: Routing) -> Iterator[bytes]:
+    """The answer in the format wanted, piece by piece."""
+    if kind is TraceFormat.JSON:
+        return trace_formats.as_json(_out(found), routing)
+    return _BINARY[kind](routing)
 
 
 def _out(found: TracedRequest) -> TraceOut:

@@ -16,10 +16,11 @@ from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import ModelParam, PhaseParam, ServerParam, choose
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.compact import answer, described
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
-from moescope.service.measures.balance import Summary, max_and_mean, summarise
+from moescope.service.measures.loads import max_and_mean
+from moescope.service.measures.summary import Summary, summarise
 from moescope.service.windows.phase_window import merge_phase, spans_of_phase
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
@@ -94,7 +95,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
     router = APIRouter(tags=["queries"], route_class=turns.route)
     cache = _Cache()
 
-    @router.get("/v1/trend", responses=documented(400, 404, 422) | {200: described(Trend)})
+    @router.get("/v1/trend", responses=documented(400, 404, 422, 503) | {200: described(Trend)})
     def trend(
         server: ServerParam = None,
         model: ModelParam = None,

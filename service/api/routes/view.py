@@ -29,14 +29,14 @@ from moescope.service.api.schemas.compact import (
     described,
     window_of,
 )
-from moescope.service.counts.phase_split import why_unphased
-from moescope.service.counts.totals import Phase
+from moescope.service.api.schemas.measures import CompactMeasures, values_of
+from moescope.service.counts.phase_split import Phase, why_unphased
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.windows.assessment import Assessment, Axis, Cell, assess
-from moescope.service.windows.expert_owners import owners_of
-from moescope.service.windows.flows import flows_of
+from moescope.service.windows.assessment import Assessment, AxisBalance, assess
+from moescope.service.windows.dp_to_ep_slots import dp_to_ep_slots
+from moescope.service.windows.expert_ep_ranks import ep_ranks_of_experts
 from moescope.service.windows.phase_window import merge_phase, spans_of_phase
 from moescope.service.windows.window import DpRank, ModelWindow
 
@@ -87,20 +87,6 @@ class ViewSummary(msgspec.Struct):
     layers: int
 
 
-class ViewMeasures(msgspec.Struct):
-    """Measures of one layer along one axis, as in /v1/balance."""
-
-    imbalance_ratio: float
-    balancedness: float
-    max_vio: float
-    coefficient_of_variation: float
-    normalised_entropy: float
-    gini: float
-    dead: int
-    dead_fraction: float
-    top_tenth_share: float
-
-
 class ViewLayer(msgspec.Struct):
     """One MoE layer; null is no sample, for the reason given."""
 
@@ -110,9 +96,9 @@ class ViewLayer(msgspec.Struct):
     tokens: int
     slots: int
     ep_slots: list[float] | None
-    over_ep_ranks: ViewMeasures | None
+    over_ep_ranks: CompactMeasures | None
     ep_reason: str | None
-    over_experts: ViewMeasures | None
+    over_experts: CompactMeasures | None
     reason: str | None
 
 
@@ -150,7 +136,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
-    @router.get("/v1/view", responses=documented(400, 404, 422) | {200: described(View)})
+    @router.get("/v1/view", responses=documented(400, 404, 422, 503) | {200: described(View)})
     def view(
         server: ServerParam = None,
         model: ModelParam = None,
@@ -175,7 +161,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
             result.counts = _counts(found.window)
         if "owners" in wanted:
             placements = state.placements(deployment)
-            result.owners = [owners_of(layer.shape, placements) for layer in found.window.layers]
+            result.owners = [ep_ranks_of_experts(layer.shape, placements) for layer in found.window.layers]
         if "flows" in wanted:
             _add_flows(result, found.window, spans_of_phase(spans, phase), flow_layer)
         return answer(result)
@@ -247,18 +233,14 @@ def _layer(found: Assessment, i: int) -> ViewLayer:
         tokens=int(layer.rows.sum()),
         slots=int(layer.counts.sum()),
         ep_slots=None if ep.loads is None else ep.loads.tolist(),
-        over_ep_ranks=_measures(ep),
+        over_ep_ranks=values_of(ep.measures),
         ep_reason=ep.reason,
-        over_experts=_measures(experts),
+        over_experts=values_of(experts.measures),
         reason=experts.reason,
     )
 
 
-def _measures(cell: Cell) -> ViewMeasures | None:
-    return None if cell.measures is None else msgspec.convert(dict(cell.measures), ViewMeasures, strict=False)
-
-
-def _summary(axis: Axis) -> ViewSummary:
+def _summary(axis: AxisBalance) -> ViewSummary:
     return msgspec.convert(axis.summary, ViewSummary, from_attributes=True)
 
 
@@ -275,5 +257,5 @@ def _add_flows(result: View, window: ModelWindow, spans: list[ProducerSpan], onl
     result.flows_reason = next((reason for reason in reasons if reason), None)
     if result.flows_reason is None:
         ranks = [rank.rank for rank in window.dp_ranks]
-        flows = flows_of(spans, ranks, [layer.shape.layer for layer in layers], window.ep_size)
+        flows = dp_to_ep_slots(spans, ranks, [layer.shape.layer for layer in layers], window.ep_size)
         result.flows = np.round(flows, 3).tolist()

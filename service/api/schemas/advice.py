@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from moescope.service.advice.evidence import LayerReasons
 from moescope.service.api.schemas.common import Summary, Window
 
 StrategyName = Literal["present", "linear", "round_robin", "eplb"]
@@ -76,6 +77,11 @@ class LeftOut(BaseModel):
 
     layer: int
     reason: str
+
+
+def left_out_of(found: LayerReasons) -> list[LeftOut]:
+    """The layers that could not be judged, with the reason of each."""
+    return [LeftOut(layer=layer, reason=reason) for layer, reason in found.items()]
 
 
 class AdviceOut(BaseModel):

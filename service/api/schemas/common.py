@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from moescope.service.counts.totals import Phase
+from moescope.service.api.schemas.measures import Measures
+from moescope.service.counts.phase_split import Phase
 
 
 class Receipt(BaseModel):
@@ -210,20 +211,6 @@ class TracePage(BaseModel):
 
     traces: list[TraceOut]
     next_cursor: str | None = Field(description="Give it as cursor to get the next page; null: none.")
-
-
-class Measures(BaseModel):
-    """Measures of balance over N loads; moescope.service.measures.balance has the formulas."""
-
-    imbalance_ratio: float = Field(description="max / mean; 1 is best, N is worst.")
-    balancedness: float = Field(description="mean / max; 1 is best, 1 / N is worst.")
-    max_vio: float = Field(description="(max - mean) / mean; 0 is best (arXiv 2408.15664).")
-    coefficient_of_variation: float = Field(description="Population standard deviation / mean; 0 is best.")
-    normalised_entropy: float = Field(description="exp(H) / N; 1 is best, 1 / N is worst.")
-    gini: float = Field(description="Gini coefficient; 0 is best.")
-    dead: int = Field(description="How many got nothing: dead experts, or idle ranks.")
-    dead_fraction: float = Field(description="dead / N.")
-    top_tenth_share: float = Field(description="Share of the busiest N / 10, rounded up.")
 
 
 class Cell(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.service.api.schemas.common import Window
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 
 
 class PinBaseline(BaseModel):

@@ -7,16 +7,15 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import IO, TYPE_CHECKING, Any, Final, cast
+from typing import IO, Any, Final, cast
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import Buffer  # the standard library has it from Python 3.12 on
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.api.schemas.common import TraceOut
 from moescope.service.traces.routing import Int16Array, Routing
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 _JSON_CHUNK: Final = 256  # positions written at once
 _CHUNK: Final = 8192
@@ -43,6 +42,19 @@ _MEDIA_TYPES: Final = {
     TraceFormat.PARQUET: "application/vnd.apache.parquet",
     TraceFormat.RAW: "application/octet-stream",
 }
+
+
+class TraceDetail(TraceOut):
+    """A traced request with the experts that its tokens took."""
+
+    first_position: int = Field(description="Position in the request of the first row of routed_experts.")
+    layers: list[int] = Field(description="Decoder layers, in the order of routed_experts.")
+    num_experts: list[int] = Field(description="Logical experts of each layer.")
+    top_k: list[int] = Field(description="Experts that a token takes in each layer.")
+    times_computed: list[int] = Field(description="How often each position was computed; 0: not at all.")
+    routed_experts: list[list[list[int]]] = Field(
+        description="[positions][layers][largest top_k]: logical experts; -1 where there is none."
+    )
 
 
 def negotiate(accept: str) -> TraceFormat:
@@ -75,7 +87,7 @@ def headers_of(routing: Routing) -> dict[str, str]:
 
 
 def as_json(request: TraceOut, routing: Routing) -> Iterator[bytes]:
-    """A JSON object, some positions at a time."""
+    """The JSON of a :class:`TraceDetail`, some positions at a time."""
     head: dict[str, Any] = {
         **request.model_dump(),
         "first_position": routing.first,

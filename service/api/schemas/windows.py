@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moescope.service.api.params.query import Bounds, check_known, choose
 from moescope.service.api.schemas import common as models
-from moescope.service.counts.totals import Phase
+from moescope.service.counts.phase_split import Phase
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_phase
 from moescope.service.windows.window import ModelWindow

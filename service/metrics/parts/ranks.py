@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -11,10 +11,13 @@ from typing import Final
 
 import numpy as np
 
+from moescope.capture.wire import MoeLayer
 from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState
 from moescope.service.live.state import LiveState
+from moescope.service.measures.balance import GAUGES
+from moescope.service.measures.measure import Axis
 from moescope.service.metrics.samples import Sample, Table, stacked
-from moescope.service.windows.assessment import Assessment
+from moescope.service.windows.assessment import Assessment, Cell
 from moescope.service.windows.health import mismatches, unseen_layers
 from moescope.service.windows.window import ModelWindow, merge
 
@@ -136,18 +139,16 @@ def balance_gauges(deployment: Deployment, found: Assessment) -> Iterable[Found]
     if found.dp_tokens.measures is not None:
         yield Sample("moescope_dp_imbalance_ratio", deployment, found.dp_tokens.measures["imbalance_ratio"])
     for i, layer in enumerate(found.window.layers):
-        labels = (*deployment, str(layer.shape.layer))
-        over_ep, over_experts = found.ep_ranks.cells[i].measures, found.experts.cells[i].measures
-        if over_ep is not None:
-            yield Sample("moescope_layer_ep_imbalance_ratio", labels, over_ep["imbalance_ratio"])
-        if over_experts is not None:
-            yield Sample("moescope_layer_max_vio_ratio", labels, over_experts["max_vio"])
-            limit = layer.shape.num_experts / layer.shape.top_k - 1
-            yield Sample("moescope_layer_max_vio_limit_ratio", labels, limit)
-            yield Sample(
-                "moescope_layer_normalised_entropy_ratio", labels, over_experts["normalised_entropy"]
-            )
-            yield Sample("moescope_layer_dead_experts", labels, over_experts["dead"])
+        yield from _layer_gauges((*deployment, str(layer.shape.layer)), layer.shape, found.cells(i))
+
+
+def _layer_gauges(labels: tuple[str, ...], shape: MoeLayer, cells: Mapping[Axis, Cell]) -> Iterator[Sample]:
+    for measure, gauge in GAUGES.items():
+        values = cells[gauge.axis].measures
+        if values is not None:
+            yield Sample(gauge.name, labels, values[measure])
+            if gauge.limit is not None:
+                yield Sample(gauge.limit.name, labels, gauge.limit.of(shape.num_experts, shape.top_k))
 
 
 def capture_health(group: Group) -> Iterable[Found]:

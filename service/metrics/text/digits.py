@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client.utils import floatToGoString
 
-from moescope.service.metrics.text.places import place
+from moescope.service.metrics.text.scatter import scatter
 
 WIDTH: Final = 24
 """Bytes of the longest text: a sign, 17 digits, a point and ``e-308``."""
@@ -64,7 +64,7 @@ class Numbers:
         self.sizes = self._kept + _TAIL_SIZES[self._digits]
         self.sizes[self._others] = list(map(len, self._texts))
 
-    def place(self, buffer: _Bytes, starts: _Ints) -> None:
+    def write(self, buffer: _Bytes, starts: _Ints) -> None:
         """Write the texts.
 
         Args:
@@ -74,11 +74,11 @@ class Numbers:
         digits = _sixteen_digits(self._numbers * _SCALES[self._digits])
         after_point = starts.copy()
         after_point[self._exponents] += 1
-        place(buffer, after_point, digits, _DIGITS)
+        scatter(buffer, after_point, digits, _DIGITS)
         first = starts[self._exponents]
         buffer[first] = buffer[first + 1]
         buffer[first + 1] = _POINT
-        place(buffer, starts + self._kept, _TAILS[self._digits], 4)
+        scatter(buffer, starts + self._kept, _TAILS[self._digits], 4)
         for start, text in zip(starts[self._others].tolist(), self._texts, strict=True):
             buffer[start : start + len(text)] = np.frombuffer(text, dtype=np.uint8)
 

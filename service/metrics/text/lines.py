@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from moescope.service.metrics.samples import Row, Table, WideMetric
 from moescope.service.metrics.text.digits import Numbers
-from moescope.service.metrics.text.places import place
+from moescope.service.metrics.text.scatter import scatter
 
 # Lines written at a time, so that arrays on the way (about 100 bytes a line) stay in the processor's cache.
 _BLOCK: Final = 16_384
@@ -41,11 +41,11 @@ class _Block:
         ends = self.ends + np.cumsum(numbers.sizes)
         starts = ends - numbers.sizes - 1
         # In this order, as what is behind a number is lost.
-        numbers.place(buffer, starts)
+        numbers.write(buffer, starts)
         buffer[ends - 1] = ord("\n")
         for lines, labels in self.groups:
             size = labels.shape[1]
-            place(buffer, starts[lines] - size, labels, size)
+            scatter(buffer, starts[lines] - size, labels, size)
         return int(ends[-1])
 
 

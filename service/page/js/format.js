@@ -16,6 +16,8 @@ export const compact = (n) => (Math.abs(n) < 10000 ? (Math.abs(n) < 10 && n % 1 
 export const percent = (x, digits = 2) => `${(100 * x).toFixed(digits)} %`;
 /** A measure with three decimals, or a dash when there is no sample. */
 export const measure = (x) => (x === null || x === undefined ? "–" : x.toFixed(3));
+/** A measure by its unit: a whole number of ranks or experts as it is, everything else with three decimals. */
+export const measured = (x, unit) => (unit === "number" && Number.isInteger(x) ? count(x) : measure(x));
 /** 2.10× */
 export const times = (x) => `${x.toFixed(2)}×`;
 const sameDay = (a, b) => date.format(a) === date.format(b);

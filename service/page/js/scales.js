@@ -1,10 +1,7 @@
-// From counts to colours, and what makes an expert hot.
+// From counts to colours.
 
 import { percent } from "./format.js";
 import { palette } from "./palette.js";
-
-/** An expert is hot from this many times a fair share (the layer's slots / its experts) on. */
-export const HOT_FROM = 3;
 
 const OCTAVES = 2; // the deviation's scale ends at a quarter and at four times a fair share
 

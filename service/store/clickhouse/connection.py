@@ -31,6 +31,7 @@ class Connection:
     """
 
     def __init__(self, url: str, sleep: Callable[[float], None] = time.sleep) -> None:
+        # The client is an optional extra: it is imported only where a store in ClickHouse is asked for.
         try:
             from clickhouse_connect import common, get_client
             from clickhouse_connect.driver.exceptions import ClickHouseError

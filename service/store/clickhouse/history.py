@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.codec import decode_totals
-from moescope.service.store.records import Key, StoredTotals, StoreError
-from moescope.service.store.sqlite.retention import Retention
+from moescope.service.store.damage import TRIES, DamageLog
+from moescope.service.store.limits import Retention
+from moescope.service.store.records import Key, StoredTotals
 
 KEY: Final = ("server", "model", "dp_rank", "pp_rank", "tp_rank")
 COLUMNS: Final = (*KEY, "second", "at_ms", "epoch", "seq", "totals")
@@ -28,29 +29,49 @@ def by_key(key: Key) -> dict[str, Any]:
     return dict(zip(KEY, key, strict=True))
 
 
-def totals_at(connection: Connection, key: Key, instants_ms: Sequence[int]) -> list[StoredTotals | None]:
-    """See :class:`moescope.service.store.interface.Store`: times first, then only the totals wanted."""
+def totals_at(
+    connection: Connection, key: Key, instants_ms: Sequence[int], damage: DamageLog
+) -> list[StoredTotals | None]:
+    """For each instant the newest totals at or before it that can be read.
+
+    Times are read first, of some snapshots before the first instant too, then only the totals wanted.
+    """
     if not instants_ms:
         return []
     rows = connection.rows(
         f"SELECT at_ms, epoch, seq FROM snapshot WHERE {BY_KEY} AND at_ms <= {{last:Int64}} "
-        f"AND at_ms >= (SELECT max(at_ms) FROM snapshot WHERE {BY_KEY} AND at_ms <= {{first:Int64}}) "
-        f"- {_ORDER_MS} ORDER BY at_ms, epoch, seq",
+        f"AND at_ms >= (SELECT min(at_ms) FROM (SELECT at_ms FROM snapshot WHERE {BY_KEY} "
+        f"AND at_ms <= {{first:Int64}} ORDER BY at_ms DESC LIMIT {TRIES})) - {_ORDER_MS} "
+        "ORDER BY at_ms, epoch, seq",
         "iii",
         {**by_key(key), "first": min(instants_ms), "last": max(instants_ms)},
     )
-    times = [at_ms for at_ms, _, _ in rows]
-    chosen = [_newest(rows, times, instant) for instant in instants_ms]
-    found = _read(connection, key, sorted({row for row in chosen if row is not None}))
-    return [None if row is None else found.get(row) for row in chosen]
+    found: dict[int, StoredTotals] = {}
+    wanted = set(instants_ms)
+    for _ in range(TRIES):
+        times = [at_ms for at_ms, _, _ in rows]
+        chosen = {instant: _newest(rows, times, instant) for instant in wanted}
+        read = _read(connection, key, sorted({row for row in chosen.values() if row is not None}), damage)
+        found |= {instant: read[row] for instant, row in chosen.items() if row in read}
+        lost = {row for row in chosen.values() if row is not None and row not in read}
+        if not lost:
+            break
+        wanted = {instant for instant, row in chosen.items() if row in lost}
+        rows = [row for row in rows if row not in lost]
+    return [found.get(instant) for instant in instants_ms]
 
 
-def oldest(connection: Connection, key: Key) -> StoredTotals | None:
-    """See :class:`moescope.service.store.interface.Store`."""
+def oldest(connection: Connection, key: Key, damage: DamageLog) -> StoredTotals | None:
+    """The oldest totals that are kept of a producer and can be read."""
     rows = connection.rows(
-        f"SELECT at_ms, epoch, seq FROM snapshot WHERE {BY_KEY} ORDER BY at_ms LIMIT 1", "iii", by_key(key)
+        f"SELECT at_ms, epoch, seq FROM snapshot WHERE {BY_KEY} ORDER BY at_ms LIMIT {TRIES}",
+        "iii",
+        by_key(key),
     )
-    return next(iter(_read(connection, key, rows).values()), None)
+    for row in rows:
+        for totals in _read(connection, key, [row], damage).values():
+            return totals
+    return None
 
 
 def keep(connection: Connection, retention: Retention, now_ms: int, rolled_up: dict[int, int]) -> None:
@@ -102,7 +123,10 @@ def _newest(rows: Sequence[Any], times: Sequence[int], instant: int) -> Any:
     return max(rows[start:end], key=lambda row: (row[1], row[2], row[0]))
 
 
-def _read(connection: Connection, key: Key, rows: Sequence[Any]) -> dict[Any, StoredTotals]:
+def _read(
+    connection: Connection, key: Key, rows: Sequence[Any], damage: DamageLog
+) -> dict[Any, StoredTotals]:
+    """The totals of rows (at_ms, epoch, seq), without those that can't be read."""
     found: dict[Any, StoredTotals] = {}
     for start in range(0, len(rows), _AT_ONCE):
         some = rows[start : start + _AT_ONCE]
@@ -116,9 +140,9 @@ def _read(connection: Connection, key: Key, rows: Sequence[Any]) -> dict[Any, St
                 "times": sorted({row[0] for row in some}),
             },
         )
-        try:
-            for at_ms, epoch, seq, blob in blobs:
+        for at_ms, epoch, seq, blob in blobs:
+            try:
                 found[at_ms, epoch, seq] = StoredTotals(at_ms / 1000, decode_totals(blob))
-        except ValueError as error:
-            raise StoreError(f"the store {connection.name} has damaged totals of {key}: {error}") from error
+            except ValueError as error:
+                damage.totals(key, error)
     return found

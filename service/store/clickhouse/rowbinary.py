@@ -35,7 +35,7 @@ def decode_rows(data: bytes, kinds: str) -> list[tuple[Any, ...]]:
     Args:
         data: as ClickHouse answers.
         kinds: a letter a column: i Int64, t String of UTF-8, b String of bytes, T Array(String), B
-            Array(UInt8), H Array(UInt16).
+            Array(UInt8), H Array(UInt16). What is no UTF-8 in a text, by damage, becomes U+FFFD.
 
     Raises:
         ValueError: the answer ends too early.
@@ -89,7 +89,7 @@ class _Reader:
             dtype = _ARRAYS[kind]
             return np.frombuffer(self._take(length * dtype.itemsize), dtype)
         data = self._take(length)
-        return data.decode() if kind == "t" else data
+        return data.decode("utf-8", "replace") if kind == "t" else data
 
     def _take(self, size: int) -> bytes:
         data = self._data[self.at : self.at + size]

@@ -17,13 +17,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from moescope.capture.wire.traces import TracePart
-from moescope.service.counts.merging import merge
-from moescope.service.store.clickhouse import history, traces
+from moescope.service.store.clickhouse import account_rows, history, traces
+from moescope.service.store.clickhouse.account_rows import Seen
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.limit import keep_within, nbytes
 from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.clickhouse.schema import MIGRATIONS, VERSIONS
-from moescope.service.store.codec import decode_account, encode_account, encode_totals
+from moescope.service.store.damage import DamageLog, unreadable_as_error
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import (
     ArrivedPart,
     Document,
@@ -39,10 +40,7 @@ from moescope.service.store.records import (
     Usage,
     WorkerTrace,
 )
-from moescope.service.store.sqlite.retention import Retention
 
-_ACCOUNT: Final = (*history.KEY, "epoch", "seq", "birth_ms", "at_ms", "writer", "account")
-_MAX_EPOCHS: Final = 64
 _LATE_MS: Final = 60_000  # how late a batch of another service may be, or how far its clock behind
 _TOO_LARGE: Final = (
     "the store %s is larger than store_mib (%d bytes) by its history and its newest day of traces, which "
@@ -79,14 +77,15 @@ class ClickHouseStore:
         self._writer = uuid.uuid4().hex
         self._numbers = traces.Numbers()
         self._seen_ms = 0
-        self._seen: dict[tuple[Key, int], int] = {}
+        self._seen: Seen = {}
+        self._damage = DamageLog(self._connection.name)
         self._rolled_up: dict[int, int] = {}
         _migrate(self._connection)
 
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these; on an error some may be kept, and saving them again is harmless."""
         try:
-            accounts, snapshots = self._posted(records)
+            accounts, snapshots = account_rows.rows_of(records, self._writer)
             documents = list(_documents(records))
             parts = [record for record in records if isinstance(record, ArrivedPart)]
             routing, headers = traces.rows_of(parts, self._numbers)
@@ -100,29 +99,39 @@ class ClickHouseStore:
         insert = self._connection.insert
         # A part is seen by its header: last, so that all of it is there by then. So is an account's history.
         insert("snapshot", history.COLUMNS, snapshots)
-        insert("account", _ACCOUNT, accounts)
+        insert("account", account_rows.COLUMNS, accounts)
         insert("routing", traces.ROUTING_COLUMNS, routing)
         insert("trace_part", traces.PART_COLUMNS, headers)
         insert("document", ("kind", "name", "content", "version", "gone"), documents)
 
     def accounts(self) -> Iterator[Posting]:
         """The newest posting of every producer, its epochs from whichever service knew them best."""
-        return self._merged("", {}, {})
+        return account_rows.postings(self._connection, "", {}, {}, self._damage.account)
 
     def news(self) -> list[Posting]:
-        """Accounts that other services kept since the last call."""
-        sql, since_ms = "WHERE writer != {me:String} AND at_ms > {since:Int64}", self._seen_ms
-        found = list(self._merged(sql, {"me": self._writer, "since": since_ms - _LATE_MS}, self._seen))
-        self._seen_ms = max([since_ms, *(round(item.at * 1000) for item in found)])
+        """Accounts that other services kept since the last call.
+
+        What was told is remembered for as long as the query finds it: memory is bounded by the producers and
+        epochs of which other services kept an account in the last minute.
+        """
+        sql = "WHERE writer != {me:String} AND at_ms > {since:Int64}"
+        since = {"me": self._writer, "since": self._seen_ms - _LATE_MS}
+        found = list(
+            account_rows.postings(self._connection, sql, since, self._seen, self._damage.account_of_another)
+        )
+        self._seen_ms = max([self._seen_ms, *(at_ms for _, at_ms in self._seen.values())])
+        oldest_ms = self._seen_ms - _LATE_MS
+        self._seen = {row: told for row, told in self._seen.items() if told[1] > oldest_ms}
         return found
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest totals at or before it."""
-        return history.totals_at(self._connection, key, [round(instant * 1000) for instant in instants])
+        instants_ms = [round(instant * 1000) for instant in instants]
+        return history.totals_at(self._connection, key, instants_ms, self._damage)
 
     def oldest(self, key: Key) -> StoredTotals | None:
         """The oldest totals that are kept of a producer."""
-        return history.oldest(self._connection, key)
+        return history.oldest(self._connection, key, self._damage)
 
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
         """The requests that match, newest first."""
@@ -134,7 +143,8 @@ class ClickHouseStore:
 
     def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
         """What each worker traced of a request."""
-        return traces.traces(self._connection, number, layers)
+        with unreadable_as_error(self._connection.name):
+            return traces.traces(self._connection, number, layers)
 
     def documents(self, kind: str) -> list[tuple[str, bytes]]:
         """(name, content) of all documents of a kind, by name."""
@@ -162,63 +172,6 @@ class ClickHouseStore:
     def close(self) -> None:
         """Let go of the connections."""
         self._connection.close()
-
-    def _posted(self, records: Sequence[Record]) -> tuple[list[list[Value]], list[list[Value]]]:
-        """Rows of accounts and of their history, encoded before anything is written."""
-        accounts: list[list[Value]] = []
-        snapshots: list[list[Value]] = []
-        for record in records:
-            if not isinstance(record, Posting):
-                continue
-            state, at_ms = record.account, round(record.at * 1000)
-            version: list[Value] = [state.latest.epoch, state.latest.seq]
-            if not all(isinstance(value, str | int) for value in record.key):
-                raise TypeError(f"{record.key} is no key of a producer")
-            accounts.append(
-                [
-                    *record.key,
-                    *version,
-                    round(record.birth * 1000),
-                    at_ms,
-                    self._writer,
-                    encode_account(state),
-                ]
-            )
-            snapshots.append([*record.key, at_ms // 1000, at_ms, *version, encode_totals(state.totals)])
-        return accounts, snapshots
-
-    def _merged(
-        self, where: str, parameters: dict[str, object], seen: dict[tuple[Key, int], int]
-    ) -> Iterator[Posting]:
-        """Postings from rows, of which a producer has one for each of its newest epochs.
-
-        Rows that ``seen`` (producer and epoch to ``seq``) has are left out; the others are added to it.
-        """
-        rows = self._connection.rows(
-            f"SELECT {', '.join(history.KEY)}, epoch, seq, birth_ms, at_ms, account "
-            f"FROM account FINAL {where} ORDER BY {', '.join(history.KEY)}, epoch DESC "
-            f"LIMIT {_MAX_EPOCHS} BY {', '.join(history.KEY)}",
-            "ttiiiiiiib",
-            parameters,
-        )
-        merged: dict[Key, Posting] = {}
-        for *who, epoch, seq, birth_ms, at_ms, blob in rows:
-            key: Key = (who[0], who[1], who[2], who[3], who[4])
-            if seen.get((key, epoch)) == seq:
-                continue
-            seen[key, epoch] = seq
-            try:
-                account = decode_account(blob)
-            except ValueError as error:
-                raise StoreError(
-                    f"the store {self._connection.name} has a damaged account of {key}: {error}"
-                ) from error
-            before, birth, at = merged.get(key), birth_ms / 1000, at_ms / 1000
-            if before is not None:
-                account = merge(before.account, account, _MAX_EPOCHS)
-                birth, at = min(birth, before.birth), max(at, before.at)
-            merged[key] = Posting(key, birth, at, account)
-        yield from merged.values()
 
     def _forget(self, key: Key, whole: bool) -> None:
         for table in ("snapshot", "account") if whole else ("snapshot",):

@@ -10,9 +10,10 @@ import msgspec
 import numpy as np
 
 from moescope.capture.wire import MoeLayer
-from moescope.capture.wire.traces import NO_EXPERT, Run, TracePart
+from moescope.capture.wire.traces import NO_EXPERT, TracePart
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.rowbinary import Value
+from moescope.service.store.codec import positions_of
 from moescope.service.store.records import ArrivedPart, TracedRequest, TraceQuery, TraceShape, WorkerTrace
 
 _REQUEST: Final = ("server", "model", "dp_rank", "request_id")
@@ -30,7 +31,6 @@ _FAR: Final = 1 << 62
 _MOST: Final = (1 << 63) - 1
 _MS_BITS, _OWN_BITS = 21, 13
 
-_runs_decoder = msgspec.msgpack.Decoder(list[Run])
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -158,8 +158,8 @@ def traces(connection: Connection, number: int, wanted: Collection[int] | None) 
     )
     order = "pp_rank, tp_rank, epoch, number, part"
     headers = connection.rows(
-        f"SELECT {order}, parts, runs FROM trace_part FINAL WHERE {this_one} ORDER BY {order}",
-        "iiiiiib",
+        f"SELECT {order}, parts, tokens, runs FROM trace_part FINAL WHERE {this_one} ORDER BY {order}",
+        "iiiiiiib",
         this,
     )
     layers = "" if wanted is None else " AND layer IN {layers:Array(Int64)}"
@@ -240,14 +240,15 @@ def _workers(headers: Sequence[Any], routing: Sequence[Any]) -> list[WorkerTrace
         parts = [row for row in headers if tuple(row[:4]) == trace]
         if len(parts) < parts[0][5]:
             continue
-        runs = [run for row in parts for run in _runs_decoder.decode(row[6])]
+        positions = positions_of([row[7] for row in parts], sum(row[6] for row in parts))
         columns: dict[MoeLayer, list[Any]] = {}
         for row in routing:
             if tuple(row[:4]) == trace:
                 layer, num_experts, top_k, ids8, ids16 = row[5:]
                 ids = ids8 if len(ids8) else ids16
+                if top_k < 1 or len(ids) % top_k:
+                    raise ValueError("a damaged segment of a trace")
                 columns.setdefault(MoeLayer(layer, num_experts, top_k), []).append(ids.reshape(-1, top_k))
-        positions = np.concatenate([np.arange(run.first, run.first + run.count) for run in runs])
         # Contradicting parts can come to two services at once: what isn't of all tokens is left out.
         joined = {layer: np.concatenate(column) for layer, column in columns.items()}
         whole = {layer: ids for layer, ids in joined.items() if len(ids) == len(positions)}

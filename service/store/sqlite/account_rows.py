@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
+from moescope.service.store.codec import decode_posting, decode_totals, encode_account, encode_totals
+from moescope.service.store.damage import TRIES, DamageLog
 from moescope.service.store.records import Key, Posting, StoredTotals
 
 Row = tuple[str, str, int, int, int, int, int, bytes]
 """A producer's key, when it was born and when it posted, milliseconds, and its account."""
 
 _FINEST_MS: Final = 1000
-_TRIES: Final = 8  # snapshots that are looked at when the nearest one is damaged
 _BY_KEY: Final = "server = ? AND model = ? AND dp_rank = ? AND pp_rank = ? AND tp_rank = ?"
-
-_LOST: Final = (
-    "%s: the account of %s is damaged and lost: %s; its worker's totals come back with its next frame"
-)
-
-_log = logging.getLogger(__name__)
 
 
 def post(connection: sqlite3.Connection, posting: Posting) -> int:
@@ -57,24 +49,22 @@ def rows(connection: sqlite3.Connection) -> list[Row]:
     ).fetchall()
 
 
-def accounts(kept: Iterable[Row], path: str) -> Iterator[Posting]:
-    """The newest posting of every producer; one that is damaged is left out, and said so in the log."""
+def accounts(kept: Iterable[Row], damage: DamageLog) -> Iterator[Posting]:
+    """The newest posting of every producer; one that can't be read is left out and logged."""
     for server, model, dp_rank, pp_rank, tp_rank, birth_ms, at_ms, blob in kept:
         key = server, model, dp_rank, pp_rank, tp_rank
         try:
-            account = decode_account(blob)
-            if account.latest.producer.key != key:
-                raise ValueError(f"it is that of {account.latest.producer.key}")
+            posting = decode_posting(key, birth_ms, at_ms, blob)
         except ValueError as error:
-            _log.error(_LOST, path, key, error)
-            continue
-        yield Posting(key, birth_ms / 1000, at_ms / 1000, account)
+            damage.account(key, error)
+        else:
+            yield posting
 
 
 def totals_at(
-    connection: sqlite3.Connection, key: Key, instants: Sequence[float]
+    connection: sqlite3.Connection, key: Key, instants: Sequence[float], damage: DamageLog
 ) -> list[StoredTotals | None]:
-    """For each instant the newest totals at or before it."""
+    """For each instant the newest totals at or before it that can be read."""
     producer = connection.execute(f"SELECT id FROM producer WHERE {_BY_KEY}", key).fetchone()
     if producer is None:
         return [None] * len(instants)
@@ -83,21 +73,25 @@ def totals_at(
             connection.execute(
                 "SELECT at_ms, totals FROM snapshot WHERE producer = ? AND at_ms <= ? "
                 "ORDER BY at_ms DESC LIMIT ?",
-                (producer[0], to_ms(instant), _TRIES),
-            )
+                (producer[0], to_ms(instant), TRIES),
+            ),
+            key,
+            damage,
         )
         for instant in instants
     ]
 
 
-def oldest(connection: sqlite3.Connection, key: Key) -> StoredTotals | None:
-    """The oldest totals that are kept of a producer."""
+def oldest(connection: sqlite3.Connection, key: Key, damage: DamageLog) -> StoredTotals | None:
+    """The oldest totals that are kept of a producer and can be read."""
     return _totals(
         connection.execute(
             "SELECT snapshot.at_ms, totals FROM snapshot JOIN producer ON producer = producer.id "
             f"WHERE {_BY_KEY} ORDER BY snapshot.at_ms LIMIT ?",
-            (*key, _TRIES),
-        )
+            (*key, TRIES),
+        ),
+        key,
+        damage,
     )
 
 
@@ -106,9 +100,11 @@ def to_ms(instant: float) -> int:
     return round(instant * 1000)
 
 
-def _totals(rows: Iterable[tuple[int, bytes]]) -> StoredTotals | None:
-    """The first that is not damaged; a snapshot less costs resolution only."""
+def _totals(rows: Iterable[tuple[int, bytes]], key: Key, damage: DamageLog) -> StoredTotals | None:
+    """The first that can be read; a snapshot less costs resolution only."""
     for at_ms, blob in rows:
-        with contextlib.suppress(ValueError):
+        try:
             return StoredTotals(at_ms / 1000, decode_totals(blob))
+        except ValueError as error:
+            damage.totals(key, error)
     return None

@@ -11,6 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
+from moescope.service.store.damage import unreadable_as_error
 from moescope.service.store.records import StoreError
 from moescope.service.store.sqlite.checkpoints import MOST_BYTES
 from moescope.service.store.sqlite.rescue import is_damage, readable
@@ -108,12 +109,11 @@ def transaction(connection: sqlite3.Connection) -> Generator[None]:
 def failures(path: Path) -> Generator[None]:
     """SQLite's errors and damaged blobs as errors of the store."""
     try:
-        yield
+        with unreadable_as_error(str(path)):
+            yield
     except (sqlite3.Error, OSError) as error:
         if isinstance(error, sqlite3.Error) and is_damage(error):
             advice = "it is damaged: start the service again, which puts it aside and keeps what can be read"
         else:
             advice = "is its disk full or read-only?"
         raise StoreError(f"the store {path} failed: {error}; {advice}") from error
-    except ValueError as error:
-        raise StoreError(f"the store {path} can't be read: {error}") from error

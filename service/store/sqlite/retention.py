@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
+from moescope.service.store.limits import Retention
 from moescope.service.store.sqlite.connections import transaction
 
 _BATCH: Final = 200  # rows a transaction removes, so that writers and readers wait for milliseconds
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """Ages in seconds of Unix time; a snapshot older than ``fine_s`` stays if it is the last of its 10 s.
-
-    Attributes:
-        fine_s: age up to which the history has a snapshot a second.
-        middle_s: age up to which it has one every 10 seconds.
-        coarse_s: age up to which it has one every 5 minutes; older ones go.
-        trace_s: age up to which routing traces are kept, from when they were stored.
-        max_bytes: size on disk above which the oldest go.
-    """
-
-    fine_s: float = 3600.0
-    middle_s: float = 86400.0
-    coarse_s: float = 90 * 86400.0
-    trace_s: float = 7 * 86400.0
-    max_bytes: int = 4 << 30
 
 
 def keep(

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from moescope.capture.wire.traces import TracePart
+from moescope.service.store.damage import DamageLog
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import (
     ArrivedPart,
     Document,
@@ -35,7 +37,7 @@ from moescope.service.store.sqlite.connections import Readers
 from moescope.service.store.sqlite.packing import Packer
 from moescope.service.store.sqlite.rescue import mend
 from moescope.service.store.sqlite.reserve import BYTES, give_up, set_aside
-from moescope.service.store.sqlite.retention import Retention, keep
+from moescope.service.store.sqlite.retention import keep
 from moescope.service.store.sqlite.schema import migrate
 from moescope.service.store.sqlite.trace_writing import save_parts
 from moescope.service.store.sqlite.wiping import wipe
@@ -61,6 +63,7 @@ class SqliteStore:
         self._path = folder / FILE
         self._retention = retention
         self._packer = Packer()
+        self._damage = DamageLog(str(self._path))
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock: int | None = connections.lock_folder(folder)
@@ -95,10 +98,10 @@ class SqliteStore:
         self._checkpointer.wrote(written + sum(sum(map(len, item.part.experts)) for item in parts))
 
     def accounts(self) -> Iterator[Posting]:
-        """The newest posting of every producer; one that is damaged is left out, and said so in the log."""
+        """The newest posting of every producer."""
         with self._readers.one() as connection:
             kept = account_rows.rows(connection)
-        yield from account_rows.accounts(kept, str(self._path))
+        yield from account_rows.accounts(kept, self._damage)
 
     def news(self) -> Sequence[Posting]:
         """Nothing: the folder is one service's."""
@@ -107,22 +110,22 @@ class SqliteStore:
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest totals at or before it."""
         with self._readers.one() as connection:
-            return account_rows.totals_at(connection, key, instants)
+            return account_rows.totals_at(connection, key, instants, self._damage)
 
     def oldest(self, key: Key) -> StoredTotals | None:
         """The oldest totals that are kept of a producer."""
         with self._readers.one() as connection:
-            return account_rows.oldest(connection, key)
+            return account_rows.oldest(connection, key, self._damage)
 
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
         """The requests that match, newest first."""
         with self._readers.one() as connection:
-            return trace_listing.traced_requests(connection, query)
+            return trace_listing.traced_requests(connection, query, self._damage)
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
         """For each part the shape of its trace by the parts that are kept."""
         with self._readers.one() as connection:
-            return [traces.shape_of(connection, part) for part in parts]
+            return [traces.shape_of(connection, part, self._damage) for part in parts]
 
     def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
         """What each worker traced of a request."""

@@ -6,7 +6,6 @@ go of the interpreter's lock and waits for it, milliseconds each time while the 
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final
@@ -14,11 +13,10 @@ from typing import Any, Final
 import msgspec
 
 from moescope.capture.wire import MoeLayer
+from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.store.sqlite.hits import lanes_hit, old_bit
 from moescope.service.store.sqlite.segments import read_quick
-
-_log = logging.getLogger(__name__)
 
 _FIRST_LOOK: Final = 128
 _LONGEST_LOOK: Final = 4096
@@ -52,7 +50,9 @@ _OLD: Final = (
 )
 
 
-def traced_requests(connection: sqlite3.Connection, query: TraceQuery) -> list[TracedRequest]:
+def traced_requests(
+    connection: sqlite3.Connection, query: TraceQuery, damage: DamageLog
+) -> list[TracedRequest]:
     """See :class:`moescope.service.store.interface.Store`."""
     clauses, values = _conditions(query)
     if query.layer is None or query.expert is None:
@@ -64,15 +64,17 @@ def traced_requests(connection: sqlite3.Connection, query: TraceQuery) -> list[T
         looked_at = _json(connection, statement, [*values, before, look])
         if not looked_at:
             break
-        hit = _hit(connection, looked_at, query.layer, query.expert)
+        hit = _hit(connection, looked_at, query.layer, query.expert, damage)
         found += [request for request in sorted(looked_at, reverse=True) if request in hit]
         before, look = min(looked_at), min(4 * look, _LONGEST_LOOK)
     ids = msgspec.json.encode(found[: query.limit]).decode()
     return _requests(connection, "id IN (SELECT value FROM json_each(?))", [ids, query.limit])
 
 
-def _hit(connection: sqlite3.Connection, requests: Sequence[int], layer: int, expert: int) -> set[int]:
-    """Those of the requests of which a token took the expert."""
+def _hit(
+    connection: sqlite3.Connection, requests: Sequence[int], layer: int, expert: int, damage: DamageLog
+) -> set[int]:
+    """Those of the requests of which a token took the expert; what can't be read is left out."""
     ids = msgspec.json.encode(requests).decode()
     found: set[int] = set()
     known: dict[bytes, list[MoeLayer]] = {}
@@ -86,17 +88,26 @@ def _hit(connection: sqlite3.Connection, requests: Sequence[int], layer: int, ex
         try:
             taken = lanes_hit(hits, layers_of(layers), layer, expert)
         except ValueError as error:
-            _log.error("block %d of the store is left out of searches by expert: %s", block, error)
+            damage.search(f"block {block}", error)
             continue
         found |= {
             request for request, lane in msgspec.json.decode(lanes) if lane < len(taken) and taken[lane]
         }
     for request, id_bytes, layers, tokens, experts in connection.execute(_SEGMENTS, (ids,)).fetchall():
-        read = read_quick(experts, layers_of(layers), id_bytes, tokens, [layer])
+        try:
+            read = read_quick(experts, layers_of(layers), id_bytes, tokens, [layer])
+        except ValueError as error:
+            damage.search(f"a segment of request {request}", error)
+            continue
         if read and (read[0] == expert).any():
             found.add(request)
     for request, layers, hits in connection.execute(_OLD, (ids,)).fetchall():
-        if old_bit(hits, layers_of(layers), layer, expert):
+        try:
+            taken_at_all = old_bit(hits, layers_of(layers), layer, expert)
+        except ValueError as error:
+            damage.search(f"a trace of request {request}", error)
+            continue
+        if taken_at_all:
             found.add(request)
     return found
 

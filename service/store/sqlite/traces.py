@@ -10,14 +10,15 @@ import msgspec
 import numpy as np
 
 from moescope.capture.wire import MoeLayer
-from moescope.capture.wire.traces import ExpertArray, Run, TracePart
+from moescope.capture.wire.traces import ExpertArray, TracePart
+from moescope.service.store.codec import positions_of
+from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import TraceShape, WorkerTrace
 from moescope.service.store.sqlite.segments import read_packed, read_quick
 
 _OLD_TOKENS: Final = 1000  # of a segment, in stores up to schema 3
 
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
-_runs_decoder = msgspec.msgpack.Decoder(list[Run])
 
 _LAYERS: Final = "coalesce((SELECT layers FROM shape WHERE id = trace.shape), layers)"
 # Part, number, tokens, where they begin among how many, in a quick blob or not; an old segment has 1000.
@@ -30,8 +31,8 @@ _PIECES: Final = (
 )
 
 
-def shape_of(connection: sqlite3.Connection, part: TracePart) -> TraceShape | None:
-    """The shape of a part's trace by what is kept of it; None if nothing is."""
+def shape_of(connection: sqlite3.Connection, part: TracePart, damage: DamageLog) -> TraceShape | None:
+    """The shape of a part's trace by what is kept of it; None if nothing is, or it can't be read."""
     who = part.producer
     row = connection.execute(
         f"SELECT parts, id_bytes, {_LAYERS} FROM trace JOIN request ON request = request.id "
@@ -45,7 +46,11 @@ def shape_of(connection: sqlite3.Connection, part: TracePart) -> TraceShape | No
     if row is None:
         return None
     parts, id_bytes, layers = row
-    return TraceShape(parts, id_bytes, tuple(_layers_decoder.decode(layers)))
+    try:
+        return TraceShape(parts, id_bytes, tuple(_layers_decoder.decode(layers)))
+    except ValueError as error:
+        damage.shape(part.request_id, error)
+        return None
 
 
 def traces(connection: sqlite3.Connection, number: int, wanted: Collection[int] | None) -> list[WorkerTrace]:
@@ -77,20 +82,12 @@ def _worker(
     runs = connection.execute(
         "SELECT runs FROM trace_part WHERE trace = ? ORDER BY part", (trace,)
     ).fetchall()
-    positions = np.concatenate(
-        [
-            np.arange(run.first, run.first + run.count)
-            for (blob,) in runs
-            for run in _runs_decoder.decode(blob)
-        ]
-    )
-    pieces: list[list[ExpertArray]] = []
     rows = connection.execute(_PIECES, (trace, _OLD_TOKENS)).fetchall()
+    positions = positions_of([blob for (blob,) in runs], sum(row[2] for row in rows))
+    pieces: list[list[ExpertArray]] = []
     for _, _, tokens, first, of, quick, blob in sorted(rows, key=lambda row: row[:2]):
         found = (read_quick if quick else read_packed)(blob, layers, id_bytes, of, wanted)
         pieces.append([ids[first : first + tokens] for ids in found])
-    if sum(row[2] for row in rows) != len(positions):
-        raise ValueError("tokens of a trace are missing, by damage to the store")
     return WorkerTrace(
         layers=tuple(layer for layer in layers if wanted is None or layer.layer in wanted),
         positions=positions,

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, cast
 
-from devkit.processes import tail
+from devkit.root_cause import explain
 
 START_S: Final = 300.0
 FAULT_S: Final = 120.0
@@ -85,4 +85,4 @@ class Lab:
         except (EOFError, ConnectionError):
             problem = f"{what}: the child has ended"
         self.close()
-        raise AssertionError(f"{problem}\n{tail(self._log)}")
+        raise AssertionError(explain(self._log, problem))

@@ -7,7 +7,8 @@ from typing import Any
 from moescope.service.advice.advise import Wish
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.simulation.fleet import Fleet, Plan
+from moescope.service.simulation.fleet import Fleet
+from moescope.service.simulation.plan import Plan
 from moescope.service.simulation.routing import Habits, Shape
 
 START = 1_700_000_000.0

@@ -7,7 +7,7 @@ import pytest
 
 from moescope.service.advice.achieved import rearrangements
 from tests.service.advice.fleets import DEPLOYMENT, START, Simulated, plan
-from tests.service.api.test_openapi import _check
+from tests.service.api.schema_check import check
 from tests.service.conftest import Service
 from tests.service.frames import frame, halves, placement, producer
 from tests.service.traffic import push_fleet
@@ -83,9 +83,7 @@ def test_commits_layer_by_layer_are_one_rearrangement() -> None:
 
 def test_over_http(service: Service) -> None:
     push_fleet(service, rounds=20, every=10.0, skew=0.3, rearrange_s=100)
-    answer = service.get("/v1/advice/rearrangements")
-    document = service.get("/openapi.json")
-    responses = document["paths"]["/v1/advice/rearrangements"]["get"]["responses"]
-    _check(answer, responses["200"]["content"]["application/json"]["schema"], document, "rearrangements")
-    [_, first] = answer["rearrangements"]
+    response = service.client.get("/v1/advice/rearrangements")
+    check(service.get("/openapi.json"), "/v1/advice/rearrangements", response)
+    [_, first] = response.json()["rearrangements"]
     assert first["saving_achieved"] == pytest.approx(first["saving_predicted"], rel=0.2)

@@ -7,7 +7,7 @@ import pytest
 
 from moescope.service.advice.advise import Advice, UnanswerableError, advise
 from moescope.service.advice.what_if import Option, fitting, sweep
-from moescope.service.simulation.fleet import Outage
+from moescope.service.simulation.plan import Outage
 from tests.service.advice.fleets import DEPLOYMENT, START, Simulated, plan, wish
 from tests.service.frames import frame, halves, placement, producer
 
@@ -184,8 +184,8 @@ def test_groups_stay_on_their_nodes() -> None:
     simulated = Simulated(plan(skew=0.8)).run(300)
     free = _eplb(_ask(simulated, nodes=2), 4)
     bound = _eplb(_ask(simulated, nodes=2, groups=4), 4)
-    assert bound.placing is not None
-    for logical, rank in zip(bound.placing.logical, bound.placing.rank, strict=True):
+    assert bound.placement is not None
+    for logical, rank in zip(bound.placement.logical, bound.placement.rank, strict=True):
         assert len(set(zip((logical // 8).tolist(), (rank // 2).tolist(), strict=True))) == 4
     assert free.fitted.summary.ratio_of_sums <= bound.fitted.summary.ratio_of_sums + 1e-9  # type: ignore[operator]
 

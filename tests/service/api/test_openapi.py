@@ -2,82 +2,168 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 
 from moescope.capture import wire
+from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
+from moescope.service.store.records import StoreError
+from tests.service.api.schema_check import check
 from tests.service.conftest import Service
 from tests.service.frames import frame, halves, producer
+from tests.service.trace_parts import part
+
+SERIES = {"start": "-20s", "step": "10s"}
+ANSWERS: list[tuple[str, str, dict[str, Any]]] = [
+    ("/healthz", "/healthz", {}),
+    ("/readyz", "/readyz", {}),
+    ("/v1/advice", "/v1/advice", {"min_tokens": 0}),
+    ("/v1/advice", "/v1/advice", {"min_tokens": 1 << 40}),
+    ("/v1/advice/placement", "/v1/advice/placement", {"min_tokens": 0}),
+    ("/v1/advice/placement", "/v1/advice/placement", {"min_tokens": 0, "form": "vllm-ascend"}),
+    ("/v1/advice/rearrangements", "/v1/advice/rearrangements", {}),
+    ("/v1/balance", "/v1/balance", {}),
+    ("/v1/balance", "/v1/balance", {"phase": "decode"}),
+    ("/v1/baselines", "/v1/baselines", {}),
+    ("/v1/baselines/{name}", "/v1/baselines/default", {}),
+    ("/v1/coactivation", "/v1/coactivation", {"layer": 3, "min_tokens": 1}),
+    ("/v1/compare", "/v1/compare", {"base_start": "-1h", "base_end": "now"}),
+    ("/v1/drift", "/v1/drift", {"baseline": "default", "min_tokens": 0}),
+    ("/v1/histogram", "/v1/histogram", {}),
+    ("/v1/histogram", "/v1/histogram", {**SERIES, "phase": "prefill"}),
+    ("/v1/ranks", "/v1/ranks", {}),
+    ("/v1/stragglers", "/v1/stragglers", SERIES),
+    ("/v1/traces", "/v1/traces", {"limit": 1}),
+    ("/v1/traces/{request_id}", "/v1/traces/x1", {}),
+    ("/v1/trend", "/v1/trend", {"points": 3}),
+    ("/v1/view", "/v1/view", {}),
+    ("/v1/view", "/v1/view", {"parts": ["counts", "flows", "owners"], "phase": "decode"}),
+]
+"""(path in the document, path asked for, parameters), each with an answer of 200."""
 
 
 def _push_both(service: Service) -> None:
     """Two ranks; layer 1 was never seen, layer 5 can't be, and rank 1 is idle."""
+    loads = wire.pack_step_loads(0, 1, np.array([0]), np.array([[[30, 10], [0, 0]]]), 4)
     for dp_rank, slots in ((0, 40), (1, 0)):
-        who = producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2)
-        uncovered = [wire.UncoveredLayer(5, "monolithic kernel")]
-        counts = {0: [slots, slots], 1: [0, 0]}
-        made = frame(counts, who=who, placement=halves(2, 2), uncovered=uncovered, drops={"late": 1})
+        made = frame(
+            {0: [slots, slots], 1: [0, 0]},
+            who=producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2),
+            placement=halves(2, 2),
+            uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
+            drops={"late": 1},
+            decode={0: [slots // 2, slots // 2], 1: [0, 0]},
+            traces={"captured": 1},
+            step_loads=loads if slots else None,
+        )
         assert service.push(made).status_code == 200
 
 
-def _resolve(schema: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
-    if "$ref" in schema:
-        found: dict[str, Any] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-        return found
-    return schema
+def _push_part(service: Service, trace: int) -> httpx.Response:
+    return service.client.post(
+        "/v1/traces", content=encode_part(part(trace)), headers={"content-type": TRACE_CONTENT_TYPE}
+    )
 
 
-def _check(value: Any, schema: dict[str, Any], document: dict[str, Any], at: str) -> None:
-    """The value has exactly the properties that the schema names, of the types that it names."""
-    schema = _resolve(schema, document)
-    options = schema.get("anyOf", [schema])
-    if value is None:
-        assert {"type": "null"} in options, at
-        return
-    schemas = [_resolve(option, document) for option in options if option != {"type": "null"}]
-    named = [
-        item for item in schemas if isinstance(value, dict) and set(value) == set(item.get("properties", ()))
-    ]
-    schema = (named or schemas)[0]
-    if schema.get("type") == "array":
-        for i, item in enumerate(value):
-            _check(item, schema["items"], document, f"{at}[{i}]")
-    elif "properties" in schema:
-        assert set(value) == set(schema["properties"]), at
-        for name, inner in schema["properties"].items():
-            _check(value[name], inner, document, f"{at}.{name}")
-    elif schema.get("type") == "integer":
-        assert isinstance(value, int), at
-    elif schema.get("type") == "number":
-        assert isinstance(value, (int, float)), at
-    elif schema.get("type") == "string":
-        assert isinstance(value, str), at
+@pytest.fixture
+def full(start_service: Callable[..., Service], tmp_path: Path) -> Service:
+    """A service that has something to say on every path."""
+    service = start_service(min_tokens=1, store=str(tmp_path / "store"))
+    _push_both(service)
+    service.clock.now += 5
+    for trace in (1, 2):
+        assert _push_part(service, trace).status_code == 200
+    assert service.client.post("/v1/baselines", json={}).status_code == 201
+    return service
+
+
+@pytest.fixture
+def document(full: Service) -> dict[str, Any]:
+    return full.get("/openapi.json")
+
+
+@pytest.mark.parametrize(("path", "asked", "params"), ANSWERS)
+def test_answers_are_as_the_document_says(
+    full: Service, document: dict[str, Any], path: str, asked: str, params: dict[str, Any]
+) -> None:
+    response = full.client.get(asked, params=params)
+    assert response.status_code == 200, response.text
+    check(document, path, response)
+
+
+def test_a_failing_store_is_as_the_document_says(
+    full: Service, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("the disk can't be read.")
+
+    monkeypatch.setattr("moescope.service.live.state.improve", fail)
+    monkeypatch.setattr("moescope.service.store.sqlite.store.SqliteStore.traced_requests", fail)
+    failed = set()
+    for path, asked, params in ANSWERS:
+        response = full.client.get(asked, params=params)
+        check(document, path, response)
+        if response.status_code == 503:
+            failed.add(path)
+    assert {"/v1/histogram", "/v1/view", "/v1/trend", "/v1/traces"} <= failed
+
+
+def test_what_is_sent_is_answered_as_the_document_says(full: Service, document: dict[str, Any]) -> None:
+    check(document, "/v1/ingest", full.push(frame({0: [2, 2]}, who=producer(server="b"))))
+    check(document, "/v1/ingest", full.push_bytes(b"x"))
+    check(document, "/v1/traces", _push_part(full, 3))
+    check(document, "/v1/baselines", full.client.post("/v1/baselines", json={"server": "prod"}))
+    check(document, "/v1/baselines", full.client.post("/v1/baselines", json={"server": 1}))
+
+
+def test_no_json_answer_is_left_out(document: dict[str, Any]) -> None:
+    described = {
+        path
+        for path, operations in document["paths"].items()
+        if "get" in operations and "application/json" in operations["get"]["responses"]["200"]["content"]
+    }
+    assert described == {path for path, _, _ in ANSWERS}
+
+
+def test_every_error_is_a_problem_document(document: dict[str, Any]) -> None:
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for code, answer in operation["responses"].items():
+                if not code.startswith("2"):
+                    assert list(answer["content"]) == ["application/problem+json"], (method, path, code)
 
 
 @pytest.mark.parametrize(
-    ("path", "params"),
+    ("schema", "value"),
     [
-        ("/v1/ranks", {}),
-        ("/v1/histogram", {}),
-        ("/v1/balance", {}),
-        ("/v1/advice/placement", {"min_tokens": 0}),
-        ("/v1/advice/placement", {"min_tokens": 0, "form": "vllm-ascend"}),
-        ("/healthz", {}),
-        ("/readyz", {}),
+        ({"type": "boolean"}, 1),
+        ({"type": "integer"}, 1.0),
+        ({"type": "integer"}, True),
+        ({"type": "string", "enum": ["a"]}, "b"),
+        ({"type": "object", "additionalProperties": {"type": "integer"}}, {"a": "1"}),
+        ({"type": "object", "properties": {"a": {"type": "integer"}}}, {}),
+        ({"type": "object", "properties": {"a": {"type": "integer"}}}, {"a": 1, "b": 2}),
+        ({"anyOf": [{"type": "integer"}, {"type": "string"}]}, None),
     ],
 )
-def test_the_openapi_document_is_true(service: Service, path: str, params: dict[str, Any]) -> None:
-    _push_both(service)
-    document = service.get("/openapi.json")
-    responses = document["paths"][path]["get"]["responses"]
-    schema = responses["200"]["content"]["application/json"]["schema"]
-    _check(service.get(path, **params), schema, document, path)
-    assert all(
-        "application/problem+json" in answer["content"] for code, answer in responses.items() if code != "200"
+def test_the_check_finds_what_breaks_a_schema(schema: dict[str, Any], value: Any) -> None:
+    content = {"application/json": {"schema": schema}}
+    made = {"paths": {"/x": {"get": {"responses": {"200": {"content": content}}}}}, "components": {}}
+    response = httpx.Response(
+        200,
+        content=json.dumps(value),
+        headers={"content-type": "application/json"},
+        request=httpx.Request("GET", "http://x/x"),
     )
+    with pytest.raises(AssertionError, match="breaks its schema"):
+        check(made, "/x", response)
 
 
 def test_the_openapi_document_refers_to_nothing_that_is_not_there(service: Service) -> None:

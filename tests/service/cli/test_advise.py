@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.service.cli.test_cli import _run
+from tests.service.cli.running import run
 from tests.service.conftest import Service
 from tests.service.traffic import push_fleet
 
 
 def test_the_verdict_comes_first_then_the_options(service: Service) -> None:
     push_fleet(service, skew=0.8)
-    done = _run("advise", "--url", service.url, "--layers")
+    done = run("advise", "--url", service.url, "--layers")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Worth it: EPLB")
     for words in ("linear placement", "the present placement", "EPLB with 8 redundant", "copies to move"):
@@ -23,7 +23,7 @@ def test_the_verdict_comes_first_then_the_options(service: Service) -> None:
 def test_json_is_the_services_answer_and_the_export_a_map(service: Service, tmp_path: Path) -> None:
     push_fleet(service, skew=0.8)
     file = tmp_path / "placement.json"
-    done = _run(
+    done = run(
         "advise",
         "--url",
         service.url,
@@ -45,26 +45,26 @@ def test_json_is_the_services_answer_and_the_export_a_map(service: Service, tmp_
 def test_nothing_recommended_is_nothing_exported_unless_named(service: Service, tmp_path: Path) -> None:
     push_fleet(service)
     file = tmp_path / "placement.json"
-    done = _run("advise", "--url", service.url, "--export", str(file))
+    done = run("advise", "--url", service.url, "--export", str(file))
     assert done.returncode == 2
     assert "name one with a single --redundant" in done.stderr
     assert not file.exists()
     named = ("--redundant", "4", "--form", "vllm-ascend", "--export", str(file))
-    assert _run("advise", "--url", service.url, *named).returncode == 0
+    assert run("advise", "--url", service.url, *named).returncode == 0
     assert json.loads(file.read_text())["moe_layer_count"] == 3
 
 
 def test_rearrangements_are_a_table(service: Service) -> None:
     push_fleet(service, rounds=20, every=10.0, skew=0.3, rearrange_s=100)
-    done = _run("advise", "--url", service.url, "--rearrangements")
+    done = run("advise", "--url", service.url, "--rearrangements")
     assert done.returncode == 0, done.stderr
     assert "too few tokens after it" in " ".join(done.stdout.split())
-    asked = _run("advise", "--url", service.url, "--rearrangements", "--json")
+    asked = run("advise", "--url", service.url, "--rearrangements", "--json")
     assert [item["version"] for item in json.loads(asked.stdout)["rearrangements"]] == [3, 2]
 
 
 def test_what_is_wrong_is_said(service: Service) -> None:
     push_fleet(service, rounds=2)
-    done = _run("advise", "--url", service.url, "--redundant", "3")
+    done = run("advise", "--url", service.url, "--redundant", "3")
     assert done.returncode == 2
     assert "redundant=0 or 4" in done.stderr

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
+from tests.service.cli.running import Done, run
 from tests.service.conftest import Service
 from tests.service.trace_parts import experts_of, part
 
@@ -26,23 +24,21 @@ def service(start_service: Callable[..., Service], tmp_path: Path) -> Service:
     return made
 
 
-def run(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "moescope.service", "traces", *arguments, "--url", service.url]
-    environment = {**os.environ, "COLUMNS": "140", "NO_COLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+def traces(service: Service, *arguments: str) -> Done:
+    return run("traces", *arguments, "--url", service.url, columns=140)
 
 
 def test_list(service: Service) -> None:
-    done = run(service, "list")
+    done = traces(service, "list")
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "ended" in line and "x" in line.split()[1]]
     assert [line.split()[1] for line in lines] == ["x2", "x1"]
-    assert "more than 1" in run(service, "list", "--limit", "1").stdout
-    assert "No traces." in run(service, "list", "--min-tokens", "8").stdout
+    assert "more than 1" in traces(service, "list", "--limit", "1").stdout
+    assert "No traces." in traces(service, "list", "--min-tokens", "8").stdout
 
 
 def test_show(service: Service) -> None:
-    done = run(service, "show", "cmpl-x1", "--layer", "3", "--end", "4")
+    done = traces(service, "show", "cmpl-x1", "--layer", "3", "--end", "4")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("not computed") == 2
     for row in experts_of(1, 4)[1][:2]:
@@ -52,15 +48,15 @@ def test_show(service: Service) -> None:
 
 def test_export(service: Service, tmp_path: Path) -> None:
     file = tmp_path / "x2.npz"
-    assert run(service, "export", "x2", str(file), "--layer", "1").returncode == 0
+    assert traces(service, "export", "x2", str(file), "--layer", "1").returncode == 0
     np.testing.assert_array_equal(np.load(file)["routed_experts"][:, 0], experts_of(2, 7)[0])
 
 
 def test_mistakes_are_explained(service: Service, tmp_path: Path) -> None:
-    unknown = run(service, "show", "nobody")
+    unknown = traces(service, "show", "nobody")
     assert unknown.returncode == 2
     assert "'nobody': it wasn't sampled (MOESCOPE_TRACE_RATE)" in unknown.stderr
-    bad = run(service, "export", "x1", str(tmp_path / "x1.txt"))
+    bad = traces(service, "export", "x1", str(tmp_path / "x1.txt"))
     assert bad.returncode == 2
     assert ".npz" in bad.stderr
 
@@ -72,7 +68,7 @@ def listed_and_shown(service: Service, name: str) -> list[str]:
     assert service.client.post("/v1/traces", content=made, headers=headers).status_code == 200
     texts = []
     for arguments in (["list"], ["show", name]):
-        done = run(service, *arguments)
+        done = traces(service, *arguments)
         assert (done.returncode, done.stderr) == (0, "")
         texts.append(done.stdout)
     return texts

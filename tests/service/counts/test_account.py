@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moescope.capture import wire
-from moescope.service.counts.account import Account, RefusedError, Verdict
-from moescope.service.counts.totals import Phase, no_decode
+from moescope.service.counts.account import Account, Verdict
+from moescope.service.counts.phase_split import Phase, of_phase
+from moescope.service.counts.refusals import RefusedError
+from moescope.service.counts.totals import no_decode
 from tests.service.frames import EPOCH, frame, halves, pack, placement, producer
 
 TWO = producer(dp_size=2, ep_size=2)
@@ -215,7 +217,7 @@ def test_what_no_frame_told_the_phase_of_is_unphased_not_prefill() -> None:
     assert (totals.unphased_tokens, totals.unphased_steps) == (4, 1)
     assert totals.decode.counts.tolist() == [2, 2]
     assert (totals.decode.tokens, totals.decode.steps) == (2, 2)
-    assert totals.of_phase(Phase.PREFILL).rows.tolist() == [1]
+    assert of_phase(totals, Phase.PREFILL).rows.tolist() == [1]
     account.post(frame({0: [8, 8]}, seq=4, steps=3))
     account.post(frame({0: [8, 10]}, seq=5, decode={0: [6, 6]}, steps=3))
     assert account.totals.unphased_rows.tolist() == [6]
@@ -225,7 +227,7 @@ def test_phases_are_apart_by_ep_rank_too() -> None:
     account = Account(max_epochs=4)
     account.post(frame({0: [6, 4]}, who=TWO, decode={0: [4, 0]}, placement=halves(2, 1)))
     account.post(frame({0: [6, 8]}, who=TWO, decode={0: [4, 2]}, seq=2))
-    decode, prefill = (account.totals.of_phase(phase) for phase in (Phase.DECODE, Phase.PREFILL))
+    decode, prefill = (of_phase(account.totals, phase) for phase in (Phase.DECODE, Phase.PREFILL))
     assert decode.ep_slots.tolist() == [[4, 0]]
     assert prefill.ep_slots.tolist() == [[2, 4]]
     assert (decode.unplaced.tolist(), prefill.unplaced.tolist()) == ([2], [2])

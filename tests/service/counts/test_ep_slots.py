@@ -7,7 +7,8 @@ import numpy as np
 from moescope.capture import wire
 from moescope.capture.wire import Placement
 from moescope.service.counts.ep_slots import ep_slots_of
-from moescope.service.counts.layers import FloatArray, Layout
+from moescope.service.counts.layers import Layout
+from moescope.service.measures.arrays import FloatArray
 from tests.service.frames import frame, halves, placement
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moescope.service.counts.account import Account, AccountState, RefusedError
-from moescope.service.counts.merging import merge
+from moescope.service.counts.account import Account, AccountState
+from moescope.service.counts.merging import merge_accounts
+from moescope.service.counts.refusals import RefusedError
 from tests.service.frames import EPOCH, frame
 
 SERVICES = 3
@@ -38,7 +39,7 @@ class Services:
     def hear(self, one: int, other: int) -> None:
         mine, its = self.states[one], self.states[other]
         if its is not None:
-            self.states[one] = its if mine is None else merge(mine, its, self.max_epochs)
+            self.states[one] = its if mine is None else merge_accounts(mine, its, self.max_epochs)
 
     def hear_all(self) -> None:
         for one in range(SERVICES):

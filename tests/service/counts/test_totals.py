@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from moescope.capture.wire import MoeLayer
-from moescope.service.counts.totals import Layout, Phase, Totals, no_totals, totals_of
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.phase_split import Phase, of_phase
+from moescope.service.counts.totals import Totals, no_totals, totals_of
 from tests.service.frames import frame
 
 
@@ -31,7 +33,7 @@ def test_phases_add_up_over_layouts_that_differ() -> None:
     assert total.decode is not None
     assert total.decode.counts.tolist() == [2, 0, 3, 3, 0, 0]
     assert total.decode.rows.tolist() == [1, 3, 0]
-    assert total.minus(second).of_phase(Phase.PREFILL).counts.tolist() == [0, 0, 0, 2, 2, 2]
+    assert of_phase(total.minus(second), Phase.PREFILL).counts.tolist() == [0, 0, 0, 2, 2, 2]
 
 
 def test_totals_share_what_did_not_change() -> None:

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from moescope.service.counts.account import Account
-from moescope.service.counts.totals import Layout, Phase, Totals, totals_of
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.phase_split import Phase
+from moescope.service.counts.totals import Totals, totals_of
 from moescope.service.live.history import History, Snapshot, Track
 from tests.service.frames import frame
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from moescope.capture.wire import MoeLayer, Producer
-from moescope.service.advice.advise import present_placing
+from moescope.service.advice.advise import present_placement
 from moescope.service.counts import account as ledger
-from moescope.service.counts.account import RefusedError, Verdict
+from moescope.service.counts.account import Verdict
+from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import Posting
-from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.store import SqliteStore
-from moescope.service.windows.expert_owners import owners_of
+from moescope.service.windows.expert_ep_ranks import ep_ranks_of_experts
 from moescope.service.windows.step_series import intervals_of
 from moescope.service.windows.window import merge
 from tests.service.frames import EPOCH, frame, halves, placement, producer
@@ -235,7 +236,7 @@ def test_a_restart_with_fewer_ranks_leaves_no_ranks_behind(
     window = merge(state.spans(DEPLOYMENT, clock.now - 10, None))
     assert (window.dp_size, window.ep_size, window.missing_dp_ranks) == (2, 2, [])
     assert window.layers[0].ep_slots.tolist() == [32, 32]  # not four of which two are idle
-    assert owners_of(window.layers[0].shape, state.placements(DEPLOYMENT)) == [0, 0, 1, 1]
+    assert ep_ranks_of_experts(window.layers[0].shape, state.placements(DEPLOYMENT)) == [0, 0, 1, 1]
     # While there were four they count, though there are two now.
     before = merge(state.spans(DEPLOYMENT, clock.now - 30, clock.now - 20))
     assert before.layers[0].ep_slots.tolist() == [32, 32, 32, 32]
@@ -292,8 +293,8 @@ def test_who_was_not_heard_since_the_newest_start_tells_nothing_of_where_experts
     for rank in range(3):
         say(rank, 0, [0, 1, 2, 3], epoch=EPOCH + 2 * 10**9 + rank)
     reported = state.placements(DEPLOYMENT)
-    assert owners_of(layer, reported) == [0, 1, 2, 3]
-    present = present_placing(reported, [0], 4, 4)
+    assert ep_ranks_of_experts(layer, reported) == [0, 1, 2, 3]
+    present = present_placement(reported, [0], 4, 4)
     assert present is not None
     assert present.rank.tolist() == [[0, 1, 2, 3]]
     # Who idles repeats what it captured long ago, and has not started just because of that.
@@ -301,7 +302,7 @@ def test_who_was_not_heard_since_the_newest_start_tells_nothing_of_where_experts
     say(1, 1, [1, 0, 2, 3], epoch=EPOCH + 2 * 10**9 + 1, seq=2, after_s=60)
     clock.now += 60
     say(2, 0, [0, 1, 2, 3], epoch=EPOCH + 2 * 10**9 + 2, seq=2, after_s=1)
-    assert owners_of(layer, state.placements(DEPLOYMENT)) == [1, 0, 2, 3]
+    assert ep_ranks_of_experts(layer, state.placements(DEPLOYMENT)) == [1, 0, 2, 3]
 
 
 def test_what_is_merged_while_no_frame_comes_waits_once(clock: _Clock, tmp_path: Path) -> None:

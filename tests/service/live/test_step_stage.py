@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moescope.capture import wire
-from moescope.service.counts.account import Account, RefusedError
+from moescope.service.counts.account import Account
+from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.step_costs import Stragglers, no_stragglers
 from moescope.service.live.step_stage import Stage
 from tests.service.frames import EPOCH, frame

@@ -22,7 +22,7 @@ from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.parts.ranks import Group
-from moescope.service.metrics.samples import Sample
+from moescope.service.metrics.samples import Sample, Table
 from moescope.service.settings import MetricsLevel, Settings
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, halves, producer
@@ -31,6 +31,8 @@ _FAMILY_OF = {name: family for family in CATALOGUE.values() for name in family.s
 
 LOADS = np.array([[[200, 100], [150, 50]]])
 """Slots of one step's tokens, by layer and EP rank."""
+
+PART_SUCCESS = "moescope_scrape_part_success"
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -63,6 +65,8 @@ def _series(service: Service, accept: str = "text/plain") -> Series:
     samples = [sample for family in parse(response.text) for sample in family.samples]
     found = {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in samples}
     assert len(found) == len(samples), "a series occurs twice"
+    failed = [labels for (name, labels), value in found.items() if name == PART_SUCCESS and not value]
+    assert not failed, "these parts raised, or break the catalogue: the log says why"
     return found
 
 
@@ -234,6 +238,12 @@ def test_promtool_has_nothing_to_say(start_service: Callable[..., Service]) -> N
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
+def _text_of(state: LiveState, settings: Settings) -> str:
+    registry = CollectorRegistry()
+    registry.register(RoutingCollector(state, settings, Instruments()))
+    return generate_latest(registry).decode()
+
+
 def test_a_failing_part_never_fails_the_scrape(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_group: Group) -> list[Sample]:
         raise RuntimeError("broken")
@@ -242,13 +252,57 @@ def test_a_failing_part_never_fails_the_scrape(clock: Clock, monkeypatch: pytest
     settings = Settings()
     state = LiveState(settings, clock)
     state.ingest(frame({0: [1, 1]}))
-    registry = CollectorRegistry()
-    registry.register(RoutingCollector(state, settings, Instruments()))
-    text = generate_latest(registry).decode()
+    text = _text_of(state, settings)
     assert 'moescope_scrape_part_success{part="capture"} 0.0' in text
     assert 'moescope_scrape_part_success{part="ranks"} 1.0' in text
     assert 'moescope_tokens_total{dp_rank="0",model="tiny",server="prod"} 1.0' in text
     assert "moescope_snapshot_age_seconds{" not in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (Sample("moescope_no_such_thing", (), 1), "there is no family moescope_no_such_thing"),
+        (Sample("moescope_steps_total", ("a", "b"), 1), "moescope_steps_total has 3 labels, not 2"),
+        (
+            Table("moescope_steps_total", ("a", "b"), (("c", ("d",)),), np.ones(1)),
+            "moescope_steps_total has 3 labels, not 4",
+        ),
+    ],
+)
+def test_a_sample_that_breaks_the_catalogue_is_told(
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    wrong: Sample | Table,
+    words: str,
+) -> None:
+    right = Sample("moescope_steps_total", ("a", "b", "c"), 7)
+    monkeypatch.setattr("moescope.service.metrics.parts.ranks.capture_health", lambda _: [wrong, right])
+    settings = Settings()
+    state = LiveState(settings, clock)
+    state.ingest(frame({0: [1, 1]}))
+    registry = CollectorRegistry()
+    registry.register(RoutingCollector(state, settings, Instruments()))
+    for _ in range(2):
+        text = generate_latest(registry).decode()
+        assert 'moescope_scrape_part_success{part="capture"} 0.0' in text
+        assert 'moescope_scrape_part_success{part="ranks"} 1.0' in text
+        assert 'moescope_steps_total{dp_rank="c",model="b",server="a"} 7.0' in text
+        assert "moescope_no_such_thing" not in text
+    [line] = [record.getMessage() for record in caplog.records]  # not one for each scrape
+    assert line.endswith(words)
+
+
+def test_a_sample_that_the_level_hides_is_no_fault(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = Sample("moescope_layer_expert_slots_total", ("a", "b", "0", "0"), 1)
+    monkeypatch.setattr("moescope.service.metrics.parts.ranks.capture_health", lambda _: [hidden])
+    settings = Settings(metrics_level=MetricsLevel.RANK)
+    state = LiveState(settings, clock)
+    state.ingest(frame({0: [1, 1]}))
+    text = _text_of(state, settings)
+    assert 'moescope_scrape_part_success{part="capture"} 1.0' in text
+    assert "moescope_layer_expert_slots_total" not in text
 
 
 def test_phases_add_up_and_steps_of_unknown_phase_are_told_apart(service: Service) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import re
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from moescope.service.report.document import document
 from moescope.service.report.facts import gather, parse_since
 from moescope.service.report.heatmap import DIVERGING, deviation, png
 from moescope.service.report.lines import Line, chart
+from tests.service.cli.running import run
 from tests.service.conftest import Service
 from tests.service.frames import frame, halves, producer
 
@@ -71,16 +70,11 @@ def test_names_are_no_markup(service: Service) -> None:
 
 def test_the_command_writes_a_file_or_says_why_not(service: Service, tmp_path: Path) -> None:
     push(service)
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "moescope.service", "report", "--url", service.url, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-    done = run("--since", "10m", "-o", str(tmp_path / "r.html"))
+    done = run("report", "--url", service.url, "--since", "10m", "-o", tmp_path / "r.html")
     assert done.returncode == 0, done.stderr
     assert "tokens of tiny" in done.stdout
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
-    failed = run("--since", "soon")
+    failed = run("report", "--url", service.url, "--since", "soon")
     assert failed.returncode == 2
     assert "give one such as 90s" in failed.stderr
 

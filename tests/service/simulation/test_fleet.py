@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from moescope.capture import wire
-from moescope.capture.wire import traces as trace_wire
-from moescope.service.cli.commands import command_line
-from moescope.service.cli.simulate import outage
-from moescope.service.simulation.fleet import Fleet, Outage, Plan
+from moescope.capture.wire.traces import decode_part, encode_part
+from moescope.service.cli.simulate_options import outage
+from moescope.service.simulation.fleet import Fleet
+from moescope.service.simulation.plan import Outage, Plan
 from moescope.service.simulation.routing import Habits, RoutingModel, Shape
 from moescope.service.simulation.traces import TOKENS_OF_A_REQUEST
+from tests.service.cli.running import run
 from tests.service.conftest import Service
 
 SHAPE = Shape(layers=3, experts=16, top_k=4, first_layer=2)
@@ -214,32 +214,18 @@ def test_shapes_and_outages_that_make_no_sense_are_refused() -> None:
         outage("3:60")
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(command_line(), ["simulate", *arguments])
-    return result.exit_code, result.output
-
-
 def test_the_command_feeds_a_service_that_measures_what_was_asked_for(
     start_service: Callable[..., Service],
 ) -> None:
     service = start_service(use_clock=time.time, min_tokens=1)
-    code, output = run(
+    done = run(
+        "simulate",
         *("--url", service.url, "--ranks", "4", "--layers", "3", "--experts", "16", "--top-k", "4"),
-        *(
-            "--rank-imbalance",
-            "2",
-            "--uncovered",
-            "4",
-            "--dead",
-            "2",
-            "--interval",
-            "0.1",
-            "--duration",
-            "0.3",
-        ),
+        *("--rank-imbalance", "2", "--uncovered", "4", "--dead", "2"),
+        *("--interval", "0.1", "--duration", "0.3"),
     )
-    assert code == 0, output
-    assert "4 ranks, 3 layers of 16 experts" in output
+    assert done.returncode == 0, done.output
+    assert "4 ranks, 3 layers of 16 experts" in done.stdout
     (deployment,) = service.get("/v1/ranks")["deployments"]
     assert [rank["dp_rank"] for rank in deployment["dp_ranks"]] == [0, 1, 2, 3]
     balance = service.get("/v1/balance")
@@ -251,19 +237,20 @@ def test_the_command_feeds_a_service_that_measures_what_was_asked_for(
 
 
 def test_errors_say_what_to_do() -> None:
-    assert run("--rank-imbalance", "99")[0] == 2
+    assert run("simulate", "--rank-imbalance", "99").returncode == 2
     with socket.create_server(("127.0.0.1", 0)) as listener:
         free = listener.getsockname()[1]
-    code, output = run("--url", f"http://127.0.0.1:{free}", "--duration", "0", "--interval", "0.05")
-    assert code == 1
-    assert "no service answers" in output
+    url = f"http://127.0.0.1:{free}"
+    done = run("simulate", "--url", url, "--duration", "0", "--interval", "0.05")
+    assert done.returncode == 1
+    assert "no service answers" in done.stdout
 
 
 def test_traces_are_real_wire_messages_of_requests_that_choose_by_the_fleets_popularity() -> None:
     plan = replace(PLAN, habits=Habits(skew=1.0, dead=3), trace_rate=1.0, outages=(Outage(2, 0.0),))
     fleet = Fleet(plan, START_NS)
     counted = sum(counts(frame) for frame in fleet.advance(20.0))
-    parts = [trace_wire.decode_part(trace_wire.encode_part(part)) for part in fleet.traces(20.0)]
+    parts = [decode_part(encode_part(part)) for part in fleet.traces(20.0)]
     assert len(parts) == pytest.approx(3 * 20 * 1000 / TOKENS_OF_A_REQUEST, rel=0.3)
     assert {part.producer.dp_rank for part in parts} == {0, 1, 3}
     assert len({(part.producer.key, part.trace) for part in parts}) == len(parts)

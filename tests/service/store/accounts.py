@@ -13,13 +13,15 @@ from tests.service.frames import EPOCH, frame, halves, producer
 BORN = EPOCH / 1e9
 
 
-def posting(counts: Sequence[int], after_s: float, dp_rank: int = 0, **fields: Any) -> Posting:
+def posting(
+    counts: Sequence[int], after_s: float, dp_rank: int = 0, epoch: int = EPOCH, **fields: Any
+) -> Posting:
     """The posting of an account whose only frame has these counts, in layers 1 and 3."""
     account = Account(max_epochs=4)
     who = producer(dp_rank=dp_rank, dp_size=2, ep_rank=dp_rank, ep_size=2)
     placed = halves(len(counts), layers=2)
-    made = frame({1: counts, 3: counts}, who=who, seq=int(after_s * 1000) + 1, placement=placed)
-    account.post(made)
+    seq = int(after_s * 1000) + 1
+    account.post(frame({1: counts, 3: counts}, who=who, epoch=epoch, seq=seq, placement=placed))
     return Posting(who.key, BORN, BORN + after_s, account.state(), **fields)
 
 

@@ -11,8 +11,9 @@ import zstandard
 
 from moescope.capture import wire
 from moescope.service.counts.account import Account
+from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import stragglers_of
-from moescope.service.counts.totals import Layout, Totals, no_totals
+from moescope.service.counts.totals import Totals, no_totals
 from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
 from tests.service.frames import EPOCH, frame, halves, producer
 

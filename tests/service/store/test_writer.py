@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -141,6 +142,21 @@ def test_maintenance_happens_and_may_fail(disk: Disk, writer: StoreWriter) -> No
     while not disk.aged:
         time.sleep(0.005)
     assert disk.aged[0].content == b"77.0"
+
+
+@pytest.mark.parametrize("content", [b"soon", b"nan", b"inf", b""])
+def test_how_far_history_aged_may_be_damaged(
+    disk: Disk, content: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("moescope"), "propagate", True)
+    disk.aged = [Document("aged", "aged", content)]
+    writer = StoreWriter(disk, lambda: 77.0, maintenance_s=0.02)  # type: ignore[arg-type]
+    while len(disk.aged) < 2:
+        time.sleep(0.005)
+    writer.close()
+    assert disk.aged[1].content == b"77.0"
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "how far the history in the store has aged can't be read" in line
 
 
 def test_closing_writes_what_waits(disk: Disk, writer: StoreWriter) -> None:

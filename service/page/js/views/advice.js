@@ -4,6 +4,7 @@ import { get } from "../api.js";
 import { barTable, tag } from "../bars.js";
 import { choice, h, panel, patch, scroll, setText } from "../dom.js";
 import { count, percent, time } from "../format.js";
+import { plainTable } from "../plaintable.js";
 import { bounds, change } from "../route.js";
 import { tiles } from "../tiles.js";
 
@@ -122,23 +123,6 @@ function rearrangementTable() {
           percent(item.saving_achieved, 1),
         ]),
       ]));
-    },
-  };
-}
-
-function plainTable(caption, heads) {
-  const body = h("tbody");
-  const row = h("tr", {}, ...heads.map((text, i) => h(text ? "th" : "td", { scope: text ? "col" : null, class: i ? "number" : null, text })));
-  const element = h("table", {}, h("caption", { class: "unseen", text: caption }), h("thead", {}, row), body);
-  const create = () => h("tr", {}, h("th", { scope: "row" }), ...heads.slice(1).map(() => h("td", { class: "number" })));
-  return {
-    element,
-    /** @param {(string|Node)[][]} items the cells of each row */
-    rows(items) {
-      patch(body, items, create, (tr, cells) => cells.forEach((content, i) => {
-        if (content instanceof Node) tr.children[i].replaceChildren(content);
-        else setText(tr.children[i], content);
-      }));
     },
   };
 }

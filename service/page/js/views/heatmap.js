@@ -7,9 +7,10 @@ import { count, percent, plural, times } from "../format.js";
 import { DEAD, HOT, NONE } from "../grid.js";
 import { gridPanel } from "../gridpanel.js";
 import { arrange, groups, ownerText } from "../layout.js";
+import { HOT_FROM } from "../measures.js";
 import { phaseNote } from "../phase.js";
 import { change, go } from "../route.js";
-import { HOT_FROM, deviation, idTicks, quantile, roundUp, share } from "../scales.js";
+import { deviation, idTicks, quantile, roundUp, share } from "../scales.js";
 
 const HOTTEST = 10;
 

@@ -4,11 +4,12 @@ import { get } from "../api.js";
 import { barTable } from "../bars.js";
 import { choice, h, panel, patch, scroll, setAttribute, setText } from "../dom.js";
 import { epBars, flowGrid } from "../eprank.js";
-import { count, measure, percent, times } from "../format.js";
+import { count, measure, measured, percent, times } from "../format.js";
 import { ownerText } from "../layout.js";
+import { HOT_FROM, MEASURES } from "../measures.js";
 import { phaseNote } from "../phase.js";
+import { plainTable } from "../plaintable.js";
 import { change, link } from "../route.js";
-import { HOT_FROM } from "../scales.js";
 import { imbalanceLevel, tiles } from "../tiles.js";
 
 const TOP_EXPERTS = 10;
@@ -20,6 +21,7 @@ export function create() {
   const after = h("a", { text: "next" });
   const top = tiles();
   const experts = expertBars();
+  const measures = measureTable();
   const most = barTable("Experts with the most slots", ["expert", "", "slots", "of a fair share", "held by"]);
   const bars = epBars();
   const flows = flowGrid();
@@ -30,7 +32,7 @@ export function create() {
     { class: "stack" },
     top.element,
     experts.element,
-    h("div", { class: "columns" }, panel("Experts with the most slots", "", scroll("Experts with the most slots", most.element)).element, bars.element, flows.element),
+    h("div", { class: "columns" }, panel("Experts with the most slots", "", scroll("Experts with the most slots", most.element)).element, bars.element, flows.element, measures.element),
   );
   const element = h("div", { class: "stack" }, h("div", { class: "tools" }, title, before, after), unphased.element, note, body);
   return {
@@ -61,6 +63,7 @@ export function create() {
       const layer = { ...known.layers[at], counts: known.counts[at], owners: known.owners?.[at], unknown: known.phase_reason };
       setText(note, layer.reason ?? "");
       top.update(summary(layer));
+      measures.update(layer);
       experts.update(layer, route.params.get("sort") === "load");
       drawMost(most, layer);
       bars.update(known, id);
@@ -75,11 +78,27 @@ function summary(layer) {
   const over = layer.over_experts;
   return [
     { name: "Tokens", value: layer.unknown ? "–" : count(layer.tokens), hint: layer.unknown ? "" : `${count(layer.slots)} slots, top-${layer.top_k} of ${layer.num_experts}` },
-    { name: "Imbalance ratio over EP ranks", value: measure(ep?.imbalance_ratio), hint: ep ? `balancedness ${measure(ep.balancedness)}` : layer.ep_reason ?? "", level: imbalanceLevel(ep?.imbalance_ratio) },
-    { name: "MaxVio over experts", value: measure(over?.max_vio), hint: over ? `the most chosen has ${times(over.imbalance_ratio)} a fair share` : layer.reason ?? "" },
-    { name: "Normalised entropy", value: measure(over?.normalised_entropy), hint: over ? `as if ${count(over.normalised_entropy * layer.num_experts)} of ${layer.num_experts} were in use` : "" },
+    { name: `${MEASURES.imbalance_ratio.title} over EP ranks`, value: measure(ep?.imbalance_ratio), hint: ep ? `balancedness ${measure(ep.balancedness)}` : layer.ep_reason ?? "", level: imbalanceLevel(ep?.imbalance_ratio) },
+    { name: `${MEASURES.max_vio.title} over experts`, value: measure(over?.max_vio), hint: over ? `the most chosen has ${times(over.imbalance_ratio)} a fair share` : layer.reason ?? "" },
+    { name: MEASURES.normalised_entropy.title, value: measure(over?.normalised_entropy), hint: over ? `as if ${count(over.normalised_entropy * layer.num_experts)} of ${layer.num_experts} were in use` : "" },
     { name: "Dead experts", value: over ? count(over.dead) : "–", hint: `of ${layer.num_experts}` },
   ];
+}
+
+/** Every measure of the layer, over its EP ranks and over its experts. */
+function measureTable() {
+  const { element: table, rows } = plainTable("Measures of this layer", ["measure", "over EP ranks", "over experts", "best"]);
+  const { element } = panel("Measures", "point at one for its formula", scroll("Measures of this layer", table));
+  const known = Object.entries(MEASURES);
+  return {
+    element,
+    update(layer) {
+      rows(
+        known.map(([name, { title, unit, best }]) => [title, measured(layer.over_ep_ranks?.[name], unit), measured(layer.over_experts?.[name], unit), best]),
+        known.map(([, { formula, meaning }]) => `${formula}. ${meaning}`),
+      );
+    },
+  };
 }
 
 /** Columns, one an expert. */

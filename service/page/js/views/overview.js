@@ -6,6 +6,7 @@ import { lineChart } from "../chart.js";
 import { h, panel, patch, scroll, setAttribute, setText } from "../dom.js";
 import { compact, count, duration, measure, percent, plural, times } from "../format.js";
 import { findings, rankState } from "../health.js";
+import { MEASURES } from "../measures.js";
 import { phaseNote } from "../phase.js";
 import { bounds, link } from "../route.js";
 import { imbalanceLevel, tiles } from "../tiles.js";
@@ -155,17 +156,19 @@ function drawTrend(trend, rates, imbalance) {
 }
 
 function worstLayers() {
-  const heads = ["layer", "over EP ranks", "MaxVio over experts", "dead"];
+  const byEpRanks = `by ${MEASURES.imbalance_ratio.title.toLowerCase()} over EP ranks`;
+  const maxVio = `${MEASURES.max_vio.title} over experts`;
+  const heads = ["layer", "over EP ranks", maxVio, MEASURES.dead.title.toLowerCase()];
   const body = h("tbody");
   const table = h("table", {}, h("thead", {}, h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: i ? "number" : null, text })))), body);
-  const { element, hint } = panel("Worst layers", "by imbalance ratio over EP ranks", scroll("Worst layers", table));
+  const { element, hint } = panel("Worst layers", byEpRanks, scroll("Worst layers", table));
   const create = () => h("tr", {}, h("th", { scope: "row" }, h("a")), ...[1, 2, 3].map(() => h("td", { class: "number" })));
   return {
     element,
     update(view) {
       const byEp = view.layers.some((layer) => layer.over_ep_ranks);
       const value = (layer) => (byEp ? layer.over_ep_ranks?.imbalance_ratio : layer.over_experts?.max_vio) ?? -1;
-      setText(hint, byEp ? "by imbalance ratio over EP ranks" : "by MaxVio over experts");
+      setText(hint, byEp ? byEpRanks : `by ${maxVio}`);
       const layers = view.layers.filter((layer) => value(layer) >= 0).sort((a, b) => value(b) - value(a)).slice(0, WORST_LAYERS);
       patch(body, layers, create, (tr, layer) => {
         const [head, ...cells] = tr.children;

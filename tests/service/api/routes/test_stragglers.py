@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from moescope.capture import wire
-from moescope.service.simulation.fleet import Fleet, Outage, Plan
+from moescope.service.simulation.fleet import Fleet
+from moescope.service.simulation.plan import Outage, Plan
 from moescope.service.simulation.routing import Habits, Shape
 from tests.service.conftest import Service
 from tests.service.frames import EPOCH, frame, halves, producer

@@ -8,7 +8,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from moescope.capture import wire
-from moescope.service.windows.expert_owners import SEVERAL, owners_of
+from moescope.service.windows.expert_ep_ranks import SEVERAL, ep_ranks_of_experts
 from tests.service.conftest import Service
 from tests.service.frames import EPOCH, frame, halves, placement, producer
 
@@ -92,8 +92,8 @@ def test_owners_are_the_newest_placement_s() -> None:
     layer = wire.MoeLayer(4, 4, 2)
     old = ((layer,), halves(4, 1))
     new = ((layer,), placement([0, 1, 2, 3, 0, 1], [1, 1, 0, 0, 1, 0], 1, version=2))
-    assert owners_of(layer, [new, old]) == [1, SEVERAL, 0, 0]
-    assert owners_of(wire.MoeLayer(5, 4, 2), [old]) is None
+    assert ep_ranks_of_experts(layer, [new, old]) == [1, SEVERAL, 0, 0]
+    assert ep_ranks_of_experts(wire.MoeLayer(5, 4, 2), [old]) is None
 
 
 def test_the_trend_has_rates_and_imbalance_by_interval(service: Service) -> None:

@@ -21,7 +21,7 @@ from prometheus_client.core import (
     Metric,
     SummaryMetricFamily,
 )
-from prometheus_client.exposition import generate_latest
+from prometheus_client.exposition import choose_encoder, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -29,7 +29,7 @@ from prometheus_client.utils import floatToGoString
 from moescope.service.metrics.samples import Row, Table, WideMetric
 from moescope.service.metrics.text.digits import WIDTH, Numbers
 from moescope.service.metrics.text.exposition import expose, negotiate
-from moescope.service.metrics.text.places import place
+from moescope.service.metrics.text.scatter import scatter
 from moescope.service.metrics.text.writer import Writer
 from moescope.service.settings import MetricsLevel
 from tests.service.conftest import Service
@@ -62,7 +62,7 @@ def written(values: npt.NDArray[Any]) -> list[bytes]:
     numbers = Numbers(values)
     starts = np.arange(len(values)) * 2 * WIDTH
     buffer = np.zeros(len(values) * 2 * WIDTH, dtype=np.uint8)
-    numbers.place(buffer, starts)
+    numbers.write(buffer, starts)
     return [buffer[i : i + size].tobytes() for i, size in zip(starts, numbers.sizes, strict=True)]
 
 
@@ -172,10 +172,10 @@ def test_lines_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_text_beyond_the_buffer_is_refused() -> None:
     buffer = np.zeros(5, dtype=np.uint8)
     texts = np.array([b"abc", b"de"])
-    place(buffer, np.array([0, 3]), texts, 2)
+    scatter(buffer, np.array([0, 3]), texts, 2)
     assert buffer.tobytes() == b"ab\0de"
     with pytest.raises(IndexError):
-        place(buffer, np.array([0, 4]), texts, 2)
+        scatter(buffer, np.array([0, 4]), texts, 2)
 
 
 def test_a_table_of_another_size_than_its_labels_is_refused() -> None:
@@ -194,8 +194,6 @@ def test_a_table_of_another_size_than_its_labels_is_refused() -> None:
     ],
 )
 def test_whatever_is_asked_for_is_what_the_library_would_answer(accept: str) -> None:
-    from prometheus_client.exposition import choose_encoder
-
     encode, content_type = choose_encoder(accept)
     plain, zipped = negotiate(accept, ""), negotiate(accept, "deflate, gzip;q=0.8")
     bodies = expose(registry(), Writer(), [plain, zipped])

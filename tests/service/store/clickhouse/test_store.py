@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -13,33 +12,20 @@ import numpy as np
 import pytest
 
 from moescope.service.counts.account import Account, AccountState
-from moescope.service.counts.merging import merge
+from moescope.service.counts.merging import merge_accounts
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings, load_settings
 from moescope.service.store.clickhouse.rowbinary import decode_rows, encode_rows
 from moescope.service.store.clickhouse.store import ClickHouseStore
+from moescope.service.store.limits import Retention
 from moescope.service.store.open import open_store
 from moescope.service.store.records import ArrivedPart, Posting, StoreError, TraceQuery
-from moescope.service.store.sqlite.retention import Retention
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, producer
 from tests.service.store.accounts import BORN, key, posting
 from tests.service.trace_parts import LAYERS, part
 
 LATER = EPOCH + 10**9
-
-
-@pytest.fixture
-def url(clickhouse: str) -> str:
-    return f"{clickhouse}/test_{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def replicas(url: str) -> Iterator[list[ClickHouseStore]]:
-    stores = [ClickHouseStore(url, Retention(), sleep=lambda _: None) for _ in range(2)]
-    yield stores
-    for store in stores:
-        store.close()
 
 
 def account(*frames: tuple[int, int, int], max_epochs: int = 4) -> Account:
@@ -164,27 +150,27 @@ def test_services_show_what_came_to_the_others(
 
 def test_merging_keeps_the_better_account() -> None:
     old, new = account((EPOCH, 1, 10)).state(), account((EPOCH, 1, 10), (EPOCH, 2, 20)).state()
-    assert merge(old, new, 4) is new
-    assert merge(new, old, 4) is new
+    assert merge_accounts(old, new, 4) is new
+    assert merge_accounts(new, old, 4) is new
     many = [account((EPOCH + n, 1, 2)).state() for n in range(6)]
     merged = many[0]
     for other in many[1:]:
-        merged = merge(merged, other, 4)
+        merged = merge_accounts(merged, other, 4)
     assert merged.totals.counts[0] == 12
     assert [item.epoch - EPOCH for item in sorted(merged.epochs, key=lambda item: item.epoch)] == [2, 3, 4, 5]
     assert merged.forgotten == (0, EPOCH, EPOCH + 1)
-    assert merge(merged, many[0], 4) is merged
+    assert merge_accounts(merged, many[0], 4) is merged
 
 
 def test_merging_starts_from_the_sum_that_has_all_of_the_other_s() -> None:
     starts = [(EPOCH + n, 1, 2) for n in range(6)]
     whole = account(*starts[:5], max_epochs=2).state()
     newer = account(*starts[1:], max_epochs=2).state()  # has forgotten more, but never knew the first
-    for merged in (merge(whole, newer, 2), merge(newer, whole, 2)):
+    for merged in (merge_accounts(whole, newer, 2), merge_accounts(newer, whole, 2)):
         assert merged.totals.counts[0] == 12
         assert [item.epoch - EPOCH for item in merged.epochs] == [4, 5]
         assert merged.latest.epoch == EPOCH + 5
-        assert merge(merged, newer, 2) is merged
+        assert merge_accounts(merged, newer, 2) is merged
 
 
 def test_an_old_start_that_only_one_service_heard_of_is_not_lost(replicas: list[ClickHouseStore]) -> None:
@@ -273,6 +259,20 @@ def three_days(store: ClickHouseStore) -> None:
 
 def kept_days(store: ClickHouseStore) -> list[str]:
     return [found.names[-1] for found in store.traced_requests(TraceQuery())]
+
+
+def test_ids_of_which_some_are_gone(replicas: list[ClickHouseStore]) -> None:
+    one, _ = replicas
+    one.save([ArrivedPart(part(1), BORN), ArrivedPart(part(2), BORN + 1)])
+    for layer in (item.layer for item in LAYERS):
+        one._connection.command(
+            "ALTER TABLE routing UPDATE ids8 = arraySlice(ids8, 2), ids16 = arraySlice(ids16, 2) "
+            f"WHERE request_id = '{part(1).request_id}' AND layer = {layer} SETTINGS mutations_sync = 1"
+        )
+    whole, broken = one.traced_requests(TraceQuery())
+    with pytest.raises(StoreError, match="can't be read: a damaged segment of a trace"):
+        one.traces(broken.number, None)
+    assert len(one.traces(whole.number, None)) == 1
 
 
 def test_over_the_limit_the_oldest_days_of_traces_go(

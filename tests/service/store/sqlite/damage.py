@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from moescope.service.counts.account import Account
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import ArrivedPart, Posting, StoreError, TraceQuery
-from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.frames import frame, producer
 from tests.service.trace_parts import experts_of, part

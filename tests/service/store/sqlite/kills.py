@@ -19,8 +19,8 @@ import numpy as np
 from devkit.processes import free_port
 from moescope.capture import wire
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, TracePart, encode_part
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import TraceQuery
-from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.store import SqliteStore
 from tests.service.frames import EPOCH, frame, producer
 from tests.service.trace_parts import experts_of, part

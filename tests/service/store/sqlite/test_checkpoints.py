@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import ArrivedPart
 from moescope.service.store.sqlite.checkpoints import DUE_BYTES, MOST_BYTES
-from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.store.accounts import BORN
 from tests.service.trace_parts import LAYERS, part

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from moescope.service.store.records import ArrivedPart, TraceQuery
-from moescope.service.store.sqlite.retention import Retention
+from moescope.service.store.limits import Retention
+from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery
 from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.frames import producer
 from tests.service.store.sqlite.damage import NOW, RANKS, TRACES, check, counts_of, damage, flip, whole_store
-from tests.service.trace_parts import experts_of, part
+from tests.service.trace_parts import LAYERS, experts_of, part
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def test_damage_in_one_row_costs_that_row_only(
         )
     connection.close()
     assert check(tmp_path) == (RANKS - 1, TRACES)
-    assert "the account of ('prod', 'tiny', 2, 0, 0) is damaged" in caplog.text
+    told = "the account of ('prod', 'tiny', 2, 0, 0) can't be read and is left out: a damaged blob"
+    assert told in caplog.text
 
 
 def test_a_damaged_snapshot_is_passed_over(tmp_path: Path, whole: bytes) -> None:
@@ -105,6 +107,47 @@ def test_a_damaged_block_is_left_out_of_searches(
     expected = [n for n in range(TRACES, packed, -1) if 3 in experts_of(n, 40)[0]]
     assert [item.number for item in found] == expected
     assert "left out of searches by expert: a damaged map" in caplog.text
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Iterator[SqliteStore]:
+    """Two whole traces and a part of a third one, each in a segment of its own."""
+    store = SqliteStore(tmp_path, Retention())
+    store.save([ArrivedPart(item, NOW) for item in (part(1), part(2), part(3, part=0, parts=2))])
+    yield store
+    store.close()
+
+
+def test_a_damaged_segment_is_left_out_of_searches(
+    waiting: SqliteStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("moescope"), "propagate", True)
+    expert = int(experts_of(2, part(2).tokens)[0][0, 0])
+    waiting._writer.execute(
+        "UPDATE segment SET experts = randomblob(80) WHERE trace = (SELECT id FROM trace WHERE request = 1)"
+    )
+    for _ in range(2):
+        found = waiting.traced_requests(TraceQuery(layer=LAYERS[0].layer, expert=expert))
+        assert [item.number for item in found] == [2]
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "a segment of request 1 is left out of searches by expert: a damaged segment" in line
+
+
+def test_damaged_layers_of_a_trace_hold_up_nothing_else(
+    waiting: SqliteStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts of a batch are compared with those before them: what cannot be compared is kept unchecked."""
+    monkeypatch.setattr(logging.getLogger("moescope"), "propagate", True)
+    waiting._writer.execute("UPDATE shape SET layers = x'c1'")
+    rest, new = part(3, part=1, parts=2), part(4)
+    assert waiting.shapes([rest, new]) == [None, None]
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "the layers of a trace of request" in line
+    waiting.save([ArrivedPart(item, NOW + 1) for item in (rest, new)])
+    broken, whole = (waiting.traced_requests(TraceQuery(name=f"x{number}")) for number in (3, 4))
+    assert len(waiting.traces(whole[0].number, None)) == 1
+    with pytest.raises(StoreError, match="can't be read"):
+        waiting.traces(broken[0].number, None)
 
 
 def test_nothing_is_left_of_a_request_that_can_not_be_shown(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import StoreError
 from moescope.service.store.sqlite import connections
 from moescope.service.store.sqlite import store as sqlite
 from moescope.service.store.sqlite.reserve import BYTES, NAME
-from moescope.service.store.sqlite.retention import Retention
 
 
 def test_the_reserve_is_given_up_for_a_start_and_made_again(

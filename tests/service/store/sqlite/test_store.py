@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import StoreError
 from moescope.service.store.sqlite import schema
-from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.store.accounts import BORN, instants, posting
 

@@ -12,10 +12,10 @@ import pytest
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import NO_EXPERT
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery
 from moescope.service.store.sqlite import packing
 from moescope.service.store.sqlite.packing import BLOCK_TOKENS
-from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.segments import read_packed
 from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.store.accounts import BORN

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import ArrivedPart, TraceQuery
-from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.store import SqliteStore
 from tests.service.store.accounts import BORN, key, posting
 from tests.service.trace_parts import part

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moescope.service.store.limits import Retention
 from moescope.service.store.records import ArrivedPart, TraceQuery
 from moescope.service.store.sqlite.backup import examine
-from moescope.service.store.sqlite.retention import Retention
 from moescope.service.store.sqlite.schema import MIGRATIONS
 from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.trace_parts import LAYERS, experts_of, part

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moescope.capture.wire import PlacementTable, unpack_ids
-from moescope.service.advice.eplb import FloatArray, Int64Array, Loads, place
+from moescope.capture.wire import Int64Array, PlacementTable, unpack_ids
+from moescope.service.advice.eplb import place
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.measures.loads import Loads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Placing:
+class PlacementArrays:
     """Where the copies of L layers' experts are.
 
     Attributes:
@@ -48,23 +50,19 @@ class Placing:
         layer = np.arange(len(self.rank))[:, np.newaxis]
         return np.unique((layer * self.ranks + self.rank) * self.experts + self.logical)
 
-    def take(self, rows: Sequence[int] | Int64Array) -> Placing:
-        """The same for some of the layers."""
-        return Placing(self.logical[rows], self.rank[rows], self.experts, self.ranks)
 
-
-def linear(layers: int, experts: int, ranks: int) -> Placing:
+def linear(layers: int, experts: int, ranks: int) -> PlacementArrays:
     """Contiguous spans; the first E mod G ranks have one more, as vLLM's ``determine_expert_map`` has it."""
     sizes = experts // ranks + (np.arange(ranks) < experts % ranks)
     return _alike(layers, np.repeat(np.arange(ranks), sizes), experts, ranks)
 
 
-def round_robin(layers: int, experts: int, ranks: int) -> Placing:
+def round_robin(layers: int, experts: int, ranks: int) -> PlacementArrays:
     """Expert e on rank e mod G, as vLLM's ``--expert-placement-strategy round_robin``."""
     return _alike(layers, np.arange(experts) % ranks, experts, ranks)
 
 
-def eplb(fitted: Loads, redundant: int, groups: int, nodes: int, ranks: int) -> Placing:
+def eplb(fitted: Loads, redundant: int, groups: int, nodes: int, ranks: int) -> PlacementArrays:
     """Placed by load with R redundant copies; see :func:`moescope.service.advice.eplb.place`.
 
     Args:
@@ -75,10 +73,10 @@ def eplb(fitted: Loads, redundant: int, groups: int, nodes: int, ranks: int) -> 
     physical = experts + redundant
     logical = place(fitted, physical, groups, nodes, ranks)
     rank = np.tile(np.arange(physical) // (physical // ranks), (layers, 1))
-    return Placing(logical, rank, experts, ranks)
+    return PlacementArrays(logical, rank, experts, ranks)
 
 
-def from_tables(tables: Sequence[PlacementTable], experts: int, ranks: int) -> Placing | None:
+def from_tables(tables: Sequence[PlacementTable], experts: int, ranks: int) -> PlacementArrays | None:
     """What workers reported, a table for each layer.
 
     None where the layers have unlike numbers of copies, or a rank is not below ``ranks``.
@@ -87,10 +85,10 @@ def from_tables(tables: Sequence[PlacementTable], experts: int, ranks: int) -> P
     rank = [unpack_ids(table.physical_to_ep_rank).astype(np.int64) for table in tables]
     if len({len(row) for row in logical}) != 1 or max(int(row.max()) for row in rank) >= ranks:
         return None
-    return Placing(np.stack(logical), np.stack(rank), experts, ranks)
+    return PlacementArrays(np.stack(logical), np.stack(rank), experts, ranks)
 
 
-def moves(before: Placing, after: Placing) -> Int64Array:
+def moves(before: PlacementArrays, after: PlacementArrays) -> Int64Array:
     """Expert copies that have to be sent to a rank which has none of that expert yet, int64 [L].
 
     Both have the same layers, experts and ranks.
@@ -99,9 +97,9 @@ def moves(before: Placing, after: Placing) -> Int64Array:
     return np.bincount(new // (after.ranks * after.experts), minlength=len(after.rank))
 
 
-def _alike(layers: int, rank: Int64Array, experts: int, ranks: int) -> Placing:
+def _alike(layers: int, rank: Int64Array, experts: int, ranks: int) -> PlacementArrays:
     logical = np.tile(np.arange(experts), (layers, 1))
-    return Placing(logical, np.tile(rank, (layers, 1)), experts, ranks)
+    return PlacementArrays(logical, np.tile(rank, (layers, 1)), experts, ranks)
 
 
 def _count(logical: Int64Array, experts: int) -> Int64Array:

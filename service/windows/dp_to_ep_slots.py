@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from moescope.service.live.producers import ProducerSpan
+from moescope.service.measures.arrays import FloatArray
 
-FloatArray = npt.NDArray[np.float64]
 
-
-def flows_of(
+def dp_to_ep_slots(
     spans: Sequence[ProducerSpan], dp_ranks: Sequence[int], layers: Sequence[int], ep_size: int
 ) -> FloatArray:
     """Slots of each DP rank's tokens that went to each EP rank, summed over layers.

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from moescope.capture import wire
-from moescope.service.advice.placing import Placing, eplb, from_tables, linear, moves, round_robin
+from moescope.service.advice.placements import PlacementArrays, eplb, from_tables, linear, moves, round_robin
 
 
-def _of(logical: list[int], rank: list[int], experts: int, ranks: int) -> Placing:
-    return Placing(np.array([logical]), np.array([rank]), experts, ranks)
+def _of(logical: list[int], rank: list[int], experts: int, ranks: int) -> PlacementArrays:
+    return PlacementArrays(np.array([logical]), np.array([rank]), experts, ranks)
 
 
 @pytest.mark.parametrize(("experts", "ranks"), [(8, 2), (10, 4), (60, 8), (3, 4), (5, 1)])
@@ -51,6 +51,8 @@ def test_tables_of_the_wire() -> None:
     assert from_tables([table, other], 3, 2) is None
 
 
-def test_some_of_the_layers() -> None:
-    placed = eplb(np.array([[9, 1, 1, 1], [1, 1, 1, 9]]), 0, 1, 1, 2)
-    assert placed.take([1]).loads(np.array([[1, 1, 1, 9]])).max() == 10
+def test_each_layer_is_placed_by_its_own_loads() -> None:
+    loads = np.array([[9, 1, 1, 1], [1, 1, 1, 9]])
+    placed = eplb(loads, 0, 1, 1, 2)
+    assert placed.loads(loads).max(axis=1).tolist() == [10.0, 10.0]
+    assert placed.loads(loads[::-1]).shape == (2, 2)

@@ -13,7 +13,7 @@ UNKNOWN: Final = -1
 SEVERAL: Final = -2
 
 
-def owners_of(
+def ep_ranks_of_experts(
     layer: MoeLayer, placements: Iterable[tuple[tuple[MoeLayer, ...], Placement]]
 ) -> list[int] | None:
     """The EP rank of each logical expert of a layer; :data:`SEVERAL` where copies are on several ranks.

@@ -1,4 +1,4 @@
-"""Texts to their places in a buffer, many at a time."""
+"""Copying many texts of one size to where they belong in a buffer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def place(
+def scatter(
     buffer: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], texts: npt.NDArray[Any], size: int
 ) -> None:
     """Copy texts of one size into a buffer.

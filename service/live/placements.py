@@ -1,22 +1,24 @@
-"""When a deployment's experts were rearranged, and where they were before and after.
+"""Where the copies of a deployment's experts are, and since when.
 
 vLLM's EPLB gives each rearrangement a higher version, which frames carry. All workers hold the same map, so
-the first that reports a version tells of it; the last one tells when it was in force everywhere.
+the first worker that reports a version tells when it began, and the last one when it was in force everywhere.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from moescope.capture.wire import Frame, MoeLayer, Placement
+from moescope.service.store.records import Key
 
 KEPT: Final = 64  # placements remembered of each pipeline stage
 
 
 @dataclass(frozen=True, slots=True)
-class Arrangement:
+class DatedPlacement:
     """A placement and when it was in force; times are seconds of Unix time on the service's clock.
 
     Attributes:
@@ -41,10 +43,15 @@ class _Held:
     workers: set[tuple[int, int]] = field(default_factory=set)
 
 
-class Arrangements:
-    """The newest placements of every deployment. Not safe for threads: its owner has a lock."""
+class Placements:
+    """Each producer's newest placement, and those of each pipeline stage over time.
+
+    Memory is bounded: a stage remembers its newest :data:`KEPT` placements, and nothing is kept of a stage
+    whose producers are all forgotten. Not safe for threads: its owner has a lock.
+    """
 
     def __init__(self) -> None:
+        self._newest: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
         self._held: dict[tuple[str, str, int], deque[_Held]] = {}
         self._rises: Counter[tuple[str, str, int]] = Counter()
 
@@ -52,9 +59,10 @@ class Arrangements:
         """Take the placement of a producer's newest frame into account."""
         if frame.placement is None:
             return
-        who = frame.producer
-        known = self._held.setdefault((who.server, who.model, who.pp_rank), deque(maxlen=KEPT))
-        worker = (who.dp_rank, who.tp_rank)
+        who, layers = frame.producer, tuple(frame.layers)
+        self._newest[who.key] = layers, frame.placement
+        stage, worker = _stage_of(who.key), (who.dp_rank, who.tp_rank)
+        known = self._held.setdefault(stage, deque(maxlen=KEPT))
         if known and known[-1].placement == frame.placement:
             if worker not in known[-1].workers:
                 known[-1].workers.add(worker)
@@ -64,24 +72,38 @@ class Arrangements:
         late = known and frame.placement.version <= known[-1].placement.version
         if late and frame.epoch / 1e9 <= known[-1].at:
             return
-        self._rises[who.server, who.model, who.pp_rank] += bool(known) and not late
-        known.append(_Held(tuple(frame.layers), frame.placement, at, at, {worker}))
+        self._rises[stage] += bool(known) and not late
+        known.append(_Held(layers, frame.placement, at, at, {worker}))
 
-    def forget(self, server: str, model: str) -> None:
-        """Drop what is known of a deployment."""
-        for key in [key for key in self._held if key[:2] == (server, model)]:
-            del self._held[key]
-            self._rises.pop(key, None)
+    def forget(self, key: Key) -> None:
+        """Drop what is known of a producer, and of its stage if no other producer of it told a placement."""
+        self._newest.pop(key, None)
+        stage = _stage_of(key)
+        if all(_stage_of(other) != stage for other in self._newest):
+            self._held.pop(stage, None)
+            self._rises.pop(stage, None)
+
+    def newest(self, keys: Iterable[Key]) -> list[tuple[tuple[MoeLayer, ...], Placement]]:
+        """The layers of each of these producers and where their experts last were, parallel.
+
+        Producers that never told a placement are left out.
+        """
+        return [self._newest[key] for key in keys if key in self._newest]
 
     def rearrangements(self, server: str, model: str) -> int:
         """How often the placement's version rose, of the pipeline stage where it did most often."""
         return max((rises for key, rises in self._rises.items() if key[:2] == (server, model)), default=0)
 
-    def of(self, server: str, model: str) -> list[Arrangement]:
-        """All that are remembered, by pipeline stage, each stage's rising in time."""
+    def history(self, server: str, model: str) -> list[DatedPlacement]:
+        """All placements that are remembered, by pipeline stage; those of a stage rise in time."""
         return [
-            Arrangement(key[2], item.layers, item.placement, item.at, item.everywhere_at)
+            DatedPlacement(key[2], item.layers, item.placement, item.at, item.everywhere_at)
             for key in sorted(self._held)
             if key[:2] == (server, model)
             for item in self._held[key]
         ]
+
+
+def _stage_of(key: Key) -> tuple[str, str, int]:
+    """(server, model, pp_rank)."""
+    return key[0], key[1], key[3]

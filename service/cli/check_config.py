@@ -1,0 +1,99 @@
+"""The command ``moescope check-config``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from moescope.service.auth.sessions import open_book
+from moescope.service.auth.tokens import TokenBook, TokenError
+from moescope.service.cli.options import ConfigOption
+from moescope.service.cli.terminal import ending_at, failure
+from moescope.service.metrics.alerts import what_is_silent
+from moescope.service.serving.tls import Tls, TlsError
+from moescope.service.settings import (
+    Settings,
+    SettingsError,
+    is_loopback,
+    load_settings,
+    unknown_variables,
+)
+
+CHECK_HELP: Final = """Check the settings that `moescope serve` would use, without serving.
+
+Reads the file and the environment, the files of tokens and the certificate, and looks at the store's folder.
+It takes no port, opens no store and does not ask ClickHouse. Exit code 0: the settings can be used (there may
+be warnings). 2: they can't, and every line says what to mend.
+
+Examples:
+
+  moescope check-config --config /etc/moescope.toml
+
+  moescope check-config && systemctl restart moescope
+"""
+
+
+def check_config(config: ConfigOption = None) -> None:
+    """Check settings."""
+    with ending_at(SettingsError, TokenError, TlsError):
+        settings = load_settings(config, {})
+        book = open_book(settings)
+        if settings.tls_cert is not None:
+            Tls(settings)
+    if (problem := _problem(settings)) is not None:
+        raise failure(problem)
+    for name in sorted(Settings.model_fields):
+        value = getattr(settings, name)
+        default = Settings.model_fields[name].default
+        typer.echo(f"{name} = {value}{'' if value == default else '   (default: ' + str(default) + ')'}")
+    for item in book.tokens:
+        typer.echo(f"token {item.name}: {', '.join(sorted(item.scopes))}")
+    for warning in _warnings(settings, book):
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo("The settings can be used.")
+
+
+def _problem(settings: Settings) -> str | None:
+    """What would keep the service from starting, besides the settings themselves."""
+    folder = settings.store
+    if folder is None:
+        return None
+    if not isinstance(folder, Path):
+        found = importlib.util.find_spec("clickhouse_connect")
+        return None if found else "store: ClickHouse needs its client: pip install 'moescope[clickhouse]'"
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        return f"store: {there} is not a folder"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"store: {there} can't be written to"
+
+
+def _warnings(settings: Settings, book: TokenBook) -> list[str]:
+    """What works and is unwise."""
+    found = []
+    if not is_loopback(settings.host):
+        if not settings.authenticates:
+            found.append("insecure: whoever reaches the port may read and send frames")
+        if settings.tls_cert is None:
+            found.append("tls_cert: beyond loopback tokens and counts go over the network in clear text")
+    if settings.open_read and book:
+        found.append("open_read: whoever reaches the port may read, routing traces too")
+    if settings.token is not None and len(settings.token.get_secret_value()) < 16:
+        found.append("token: it is shorter than 16 characters; `moescope token` makes a good one")
+    found += [
+        f"{path}: every user of this machine may read it; chmod o-rwx"
+        for path in (settings.token_file, settings.tls_key)
+        if path is not None and stat.S_IMODE(path.stat().st_mode) & 0o007
+    ]
+    if silent := what_is_silent(settings.metrics_level):
+        found.append(f"metrics_level: {silent}")
+    found += [f"{name}: no variable of moescope; is it misspelt?" for name in unknown_variables()]
+    if settings.store is None:
+        found.append("store: totals and history are in memory only")
+    elif not isinstance(settings.store, Path):
+        found.append("store: whether ClickHouse answers was not tried")
+    return found

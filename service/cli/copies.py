@@ -1,0 +1,63 @@
+"""The commands ``moescope backup`` and ``restore``: copies of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from moescope.service.cli.options import StoreOption
+from moescope.service.cli.terminal import ending_at
+from moescope.service.store.records import StoreError
+from moescope.service.store.sqlite.backup import back_up
+from moescope.service.store.sqlite.backup import restore as put_back
+
+BACKUP_HELP: Final = """Copy the store to a file, as of one moment, while the service runs.
+
+Examples:
+
+  moescope backup /backup/moescope-monday.sqlite --store /var/lib/moescope
+"""
+RESTORE_HELP: Final = """Put a copy of the store back; the service must not run.
+
+The copy is checked first. A store that is there already stays unless --force is given, and then it is
+kept beside the new one.
+
+Examples:
+
+  moescope restore /backup/moescope-monday.sqlite --store /var/lib/moescope
+"""
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="File to write, which must not exist.")], store: StoreOption
+) -> None:
+    """Copy the store."""
+    with ending_at(StoreError):
+        contents = back_up(_folder(store), file)
+    typer.echo(f"{file}: {contents}")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="Copy that `moescope backup` made.")],
+    store: StoreOption,
+    force: Annotated[bool, typer.Option("--force", help="Also where a store is already.")] = False,
+) -> None:
+    """Put a copy back."""
+    with ending_at(StoreError):
+        contents, aside = put_back(file, _folder(store), force)
+    typer.echo(f"{store}: {contents}")
+    if aside is not None:
+        typer.echo(f"What was there before is {aside}")
+
+
+def _folder(store: Path) -> Path:
+    """A store's folder, as these commands need it.
+
+    Raises:
+        StoreError: it is a ClickHouse, whose address may hold a password.
+    """
+    if store.parts and store.parts[0] in ("clickhouse:", "clickhouses:"):
+        raise StoreError("--store or MOESCOPE_STORE is a ClickHouse: copy its database with its own BACKUP")
+    return store

@@ -1,0 +1,99 @@
+"""Options that more than one command has: each is written here once.
+
+The settings of `moescope serve` and of the client read the environment; of the options only --store does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moescope.service.cli.terminal import ending_at, failure
+from moescope.service.client.http import Parameters, address
+from moescope.service.client.settings import DEFAULT_URL, client_settings
+from moescope.service.settings import SettingsError
+
+
+def _checked(url: str, source: str) -> str:
+    """The address of a service; the command ends if it is none, and names where it came from."""
+    try:
+        address(url)
+    except ValueError as error:
+        raise failure(f"{source}: {error}") from None
+    return url
+
+
+def _from_flag(url: str) -> str:
+    return _checked(url, "--url")
+
+
+def _from_environment() -> str:
+    with ending_at(SettingsError):
+        return _checked(client_settings().url, "MOESCOPE_URL")
+
+
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        default_factory=_from_environment,  # asked only where the flag is absent
+        callback=_from_flag,
+        show_default=f"MOESCOPE_URL; without it {DEFAULT_URL}",
+        help="Address of the running service, http or https.",
+    ),
+]
+ServerOption = Annotated[
+    str | None, typer.Option(help="vLLM deployment to ask about; the only one when absent.")
+]
+ModelOption = Annotated[str | None, typer.Option(help="Model to ask about; the only one when absent.")]
+StartOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Begin of the window: so long ago, as -90s, -5m, -1h or -7d, or Unix time in seconds; all that "
+        "is remembered when absent."
+    ),
+]
+EndOption = Annotated[str | None, typer.Option(help="End of the window, as --start; now when absent.")]
+MinTokensOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Fewer tokens are no sample; the service's own setting when absent."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON, for programs.")]
+LayerOption = Annotated[
+    list[int] | None,
+    typer.Option(min=0, help="Only this decoder layer; may be repeated; all layers when absent."),
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="TOML file with settings; none when absent: docs/settings.md.")
+]
+StoreOption = Annotated[Path, typer.Option(envvar="MOESCOPE_STORE", help="Folder of the store.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A running service, and one of the deployments that report to it."""
+
+    url: UrlOption
+    server: ServerOption = None
+    model: ModelOption = None
+
+    @property
+    def params(self) -> Parameters:
+        """What a request names the deployment with."""
+        return {"server": self.server, "model": self.model}
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """Whether a command goes on, and how often it prints."""
+
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False
+    interval_s: Annotated[float, typer.Option(min=0.1, help="Time between refreshes, seconds.")] = 1.0
+
+    @property
+    def period_s(self) -> float | None:
+        """Seconds between two prints; None: one print is all."""
+        return self.interval_s if self.watch else None

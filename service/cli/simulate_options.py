@@ -1,0 +1,196 @@
+"""The options of ``moescope simulate`` in groups, and the plan that they make."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Final
+
+import typer
+
+from moescope.service.simulation.feed import Pace
+from moescope.service.simulation.plan import Outage, Plan
+from moescope.service.simulation.routing import Habits, Shape
+
+# The defaults of the command are those of the simulation.
+_PLAN: Final = Plan()
+_SHAPE: Final = _PLAN.shape
+_HABITS: Final = _PLAN.habits
+_PACE: Final = Pace()
+
+_fleet = partial(typer.Option, rich_help_panel="Fleet")
+_routing = partial(typer.Option, rich_help_panel="Routing")
+_steps = partial(typer.Option, rich_help_panel="Tokens and steps")
+_faults = partial(typer.Option, rich_help_panel="Faults and changes")
+_feeding = partial(typer.Option, rich_help_panel="Feeding")
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """Who is simulated, and the shape of its model."""
+
+    server: Annotated[str, _fleet(help="Name of the deployment.")] = _PLAN.server
+    model: Annotated[str, _fleet(help="Name of the model.")] = _PLAN.model
+    ranks: Annotated[int, _fleet(min=1, help="Workers, each a DP rank and an EP rank.")] = _PLAN.ranks
+    layers: Annotated[int, _fleet(min=1, help="MoE layers.")] = _SHAPE.layers
+    first_layer: Annotated[int, _fleet(min=0, help="Decoder layer that is the first of the MoE layers.")] = (
+        _SHAPE.first_layer
+    )
+    experts: Annotated[int, _fleet(min=1, help="Experts of a layer.")] = _SHAPE.experts
+    top_k: Annotated[int, _fleet(min=1, help="Experts that a token takes in a layer.")] = _SHAPE.top_k
+
+    @property
+    def shape(self) -> Shape:
+        """Raises ValueError where a token takes more experts than there are."""
+        return Shape(self.layers, self.experts, self.top_k, self.first_layer)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingOptions:
+    """How popular experts are."""
+
+    skew: Annotated[
+        float, _routing(min=0, help="Exponent of Zipf's law over a layer's experts; 0 is uniform.")
+    ] = _HABITS.skew
+    drift: Annotated[
+        float, _routing(min=0, help="Walk of log-popularity per sqrt(second); 0 stands still.")
+    ] = _HABITS.drift
+    hot: Annotated[
+        float,
+        _routing(min=0, max=1, help="Share of tokens that take a layer's hot expert; 0: none is hot."),
+    ] = _HABITS.hot
+    hot_moves_s: Annotated[float, _routing(min=1, help="Seconds until another expert is the hot one.")] = (
+        _HABITS.hot_moves_s
+    )
+    dead: Annotated[int, _routing(min=0, help="Experts of a layer that no token takes.")] = _HABITS.dead
+    decode_shift: Annotated[
+        float, _routing(min=0, help="How far decode's log-popularity of experts is off prefill's.")
+    ] = _HABITS.decode_shift
+    seed: Annotated[int, _routing(min=0, help="Seed of everything random.")] = _PLAN.seed
+
+    @property
+    def habits(self) -> Habits:
+        """For the model of routing."""
+        return Habits(self.skew, self.drift, self.hot, self.hot_moves_s, self.dead, self.decode_shift)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOptions:
+    """What the ranks compute."""
+
+    tokens: Annotated[float, _steps(min=0, help="Tokens per second of a rank, on average.")] = (
+        _PLAN.tokens_per_s
+    )
+    rank_imbalance: Annotated[
+        float, _steps(min=1, help="Max / mean of tokens over DP ranks; rank 0 has the most.")
+    ] = _PLAN.rank_imbalance
+    steps: Annotated[
+        float,
+        _steps(min=0, help="Steps per second, which all ranks do together; fewer for hundreds of ranks."),
+    ] = _PLAN.steps_per_s
+    decode_share: Annotated[float, _steps(min=0, max=1, help="Share of tokens that are of decode.")] = (
+        _PLAN.decode_share
+    )
+    phases: Annotated[
+        bool, _steps("--phases/--no-phases", help="Without: frames of wire 1.2, no phases, no steps.")
+    ] = _PLAN.phases
+    alternate: Annotated[
+        float,
+        _steps(min=1, help="Max / mean over EP ranks in a step; the hot rank changes each step; 1: none."),
+    ] = _PLAN.alternate
+
+
+@dataclass(frozen=True, slots=True)
+class FaultOptions:
+    """What goes wrong, and what moves."""
+
+    fail: Annotated[
+        list[str] | None,
+        _faults(
+            help="RANK@START or RANK@START-END, in seconds since the begin: the rank is silent; may be "
+            "repeated; no rank fails when absent."
+        ),
+    ] = None
+    lost_steps: Annotated[float, _faults(min=0, max=1, help="Share of steps whose loads are lost.")] = (
+        _PLAN.lost_steps
+    )
+    rearrange_s: Annotated[
+        float | None,
+        _faults(min=1, help="Seconds between rearrangements of experts; never when absent."),
+    ] = _PLAN.rearrange_s
+    uncovered: Annotated[
+        list[int] | None,
+        _faults(help="Decoder layer that can't be seen; may be repeated; all can when absent."),
+    ] = None
+
+    @property
+    def outages(self) -> tuple[Outage, ...]:
+        """Raises ValueError where one is not as ``3@60`` or ``3@60-120``."""
+        return tuple(map(outage, self.fail or ()))
+
+
+@dataclass(frozen=True, slots=True)
+class FeedOptions:
+    """What is sent, how often and for how long."""
+
+    trace_rate: Annotated[
+        float, _feeding(min=0, max=1, help="Share of the requests whose routing is traced.")
+    ] = _PLAN.trace_rate
+    interval_s: Annotated[float, _feeding("--interval", min=0.05, help="Seconds between frames.")] = (
+        _PACE.interval_s
+    )
+    duration_s: Annotated[
+        float | None, _feeding("--duration", min=0, help="Seconds to run; until Ctrl-C when absent.")
+    ] = _PACE.duration_s
+
+    @property
+    def pace(self) -> Pace:
+        """For the feed."""
+        return Pace(self.interval_s, self.duration_s)
+
+
+def plan_of(
+    fleet: FleetOptions,
+    routing: RoutingOptions,
+    steps: StepOptions,
+    faults: FaultOptions,
+    feeding: FeedOptions,
+) -> Plan:
+    """The options as the simulation takes them.
+
+    Raises:
+        ValueError: options that don't fit each other.
+    """
+    return Plan(
+        server=fleet.server,
+        model=fleet.model,
+        ranks=fleet.ranks,
+        shape=fleet.shape,
+        habits=routing.habits,
+        tokens_per_s=steps.tokens,
+        steps_per_s=steps.steps,
+        decode_share=steps.decode_share,
+        phases=steps.phases,
+        alternate=steps.alternate,
+        lost_steps=faults.lost_steps,
+        rank_imbalance=steps.rank_imbalance,
+        outages=faults.outages,
+        rearrange_s=faults.rearrange_s,
+        uncovered=tuple(faults.uncovered or ()),
+        trace_rate=feeding.trace_rate,
+        seed=routing.seed,
+    )
+
+
+def outage(text: str) -> Outage:
+    """``3@60`` or ``3@60-120`` as an outage.
+
+    Raises:
+        ValueError: anything else.
+    """
+    found = re.fullmatch(r"(\d+)@(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?", text)
+    if found is None:
+        raise ValueError(f"--fail {text}: write RANK@START or RANK@START-END, as 3@60 or 3@60-120")
+    rank, start, end = found.groups()
+    return Outage(int(rank), float(start), None if end is None else float(end))

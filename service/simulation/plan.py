@@ -1,0 +1,97 @@
+"""What is simulated: the deployment, its routing, its steps, and what goes wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from moescope.service.simulation.routing import Habits, Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A rank that sends nothing for a time.
+
+    Attributes:
+        rank: DP rank.
+        start: when it falls silent, seconds since the simulation began.
+        end: when it starts again, seconds since the simulation began; None: never.
+    """
+
+    rank: int
+    start: float
+    end: float | None = None
+
+    def covers(self, elapsed: float) -> bool:
+        """Whether the rank is silent ``elapsed`` seconds after the simulation began."""
+        return self.start <= elapsed and (self.end is None or elapsed < self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to simulate.
+
+    Attributes:
+        server: name of the deployment.
+        model: name of the model.
+        ranks: R, the number of workers; each is one DP rank and one EP rank. Experts are placed linearly.
+        shape: layers and experts of the model.
+        habits: how popular experts are.
+        tokens_per_s: tokens per second of a rank, on average over the ranks.
+        steps_per_s: steps per second. All ranks step together; a rank that has no token in a step does a
+            dummy step.
+        decode_share: share of the tokens that are of decode.
+        phases: whether frames tell prefill from decode; without phases they are frames of wire 1.2, which
+            have no loads of steps either.
+        alternate: max / mean of slots over EP ranks in every step. One EP rank is hot in a step, and the next
+            one in the next step; 1: none is hot.
+        lost_steps: share of the steps whose loads a rank loses before it sends its frame.
+        rank_imbalance: max / mean of tokens over DP ranks, from 1 to R. Rank 0 gets so many times its fair
+            share; the others share the rest.
+        outages: ranks that fail.
+        rearrange_s: seconds between rearrangements of experts by load, as EPLB would do them; None: never.
+        uncovered: decoder layers that are reported as not seen.
+        trace_rate: share of the requests that are traced. A request has 240 tokens on average.
+        seed: seed of everything random.
+
+    Raises:
+        ValueError: values that don't fit each other.
+    """
+
+    server: str = "simulated"
+    model: str = "simulated/moe"
+    ranks: int = 32
+    shape: Shape = field(default_factory=Shape)
+    habits: Habits = field(default_factory=Habits)
+    tokens_per_s: float = 2000.0
+    steps_per_s: float = 25.0
+    decode_share: float = 0.8
+    phases: bool = True
+    alternate: float = 1.0
+    lost_steps: float = 0.0
+    rank_imbalance: float = 1.0
+    outages: tuple[Outage, ...] = ()
+    rearrange_s: float | None = None
+    uncovered: tuple[int, ...] = ()
+    trace_rate: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank_imbalance <= self.ranks:
+            raise ValueError(f"rank imbalance {self.rank_imbalance:g} is not in 1..{self.ranks} (max / mean)")
+        most = min(self.ranks, (self.shape.experts - self.habits.dead) / self.shape.top_k)
+        if not 1 <= self.alternate <= most:
+            raise ValueError(
+                f"alternate {self.alternate:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
+                f"each of which has {self.shape.experts / self.ranks:g} experts"
+            )
+        for outage in self.outages:
+            if not 0 <= outage.rank < self.ranks:
+                raise ValueError(f"rank {outage.rank} can't fail: ranks are 0..{self.ranks - 1}")
+        if not 0 <= self.trace_rate <= 1:
+            raise ValueError(f"trace rate {self.trace_rate:g} is not in 0..1")
+
+    @property
+    def covered_layers(self) -> list[int]:
+        """Decoder layers that are MoE layers and are seen, in order."""
+        first = self.shape.first_layer
+        return [layer for layer in range(first, first + self.shape.layers) if layer not in self.uncovered]

@@ -1,0 +1,91 @@
+"""Arrays and messages as the compressed bytes that a store keeps.
+
+The bytes of an array are regrouped by significance before compression (all lowest bytes first), since the
+high bytes of counts are nearly all zero. Compression is zstd at level 1 with a checksum. Each blob begins
+with a version byte.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import zstandard
+
+from moescope.capture.wire import Int64Array
+from moescope.service.measures.arrays import FloatArray
+
+_VERSION: Final = b"\x01"
+_LEVEL: Final = 1
+_MAX_BYTES: Final = 1 << 30
+
+
+def compress(data: bytes) -> bytes:
+    """A message as a blob."""
+    return _VERSION + zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
+
+
+def decompress(blob: bytes) -> bytes:
+    """A blob back to its message.
+
+    Raises:
+        ValueError: the blob is damaged, or of a newer version.
+    """
+    if blob[:1] != _VERSION:
+        raise ValueError(f"a blob of version {blob[:1]!r}, this moescope reads {_VERSION!r}: upgrade it")
+    try:
+        # The size is checked first: a damaged one would be allocated, whatever it says.
+        if not 0 <= zstandard.frame_content_size(blob[1:]) <= _MAX_BYTES:
+            raise ValueError("a damaged blob: its size can't be true")
+        return zstandard.ZstdDecompressor().decompress(blob[1:])
+    except zstandard.ZstdError as error:
+        raise ValueError(f"a damaged blob: {error}") from error
+
+
+def packed_ints(values: Int64Array) -> bytes:
+    """Integers of any shape as bytes."""
+    return _shuffle(values.astype("<i8", copy=False))
+
+
+def packed_floats(values: FloatArray) -> bytes:
+    """Floats of any shape as bytes."""
+    return _shuffle(values.astype("<f8", copy=False))
+
+
+def ints(data: bytes, size: int) -> Int64Array:
+    """Bytes back to int64 [size].
+
+    Raises:
+        ValueError: they are not of so many integers.
+    """
+    return _unshuffle(data, size, "<i8").astype(np.int64)
+
+
+def floats(data: bytes, rows: int, columns: int) -> FloatArray:
+    """Bytes back to float64 [rows, columns].
+
+    Raises:
+        ValueError: they are not of so many floats.
+    """
+    if columns < 0:
+        raise ValueError(f"a damaged blob: an array of {columns} columns")
+    return _unshuffle(data, rows * columns, "<f8").astype(np.float64).reshape(rows, columns)
+
+
+def _shuffle(values: np.ndarray) -> bytes:
+    """Values of 8 bytes to planes of their bytes, lowest first; shifts are quicker than a transposed copy."""
+    words = np.ascontiguousarray(values).reshape(-1).view("<u8")
+    used = (int(words.max(initial=0)).bit_length() + 7) // 8
+    planes = [(words >> np.uint64(8 * plane)).astype(np.uint8).tobytes() for plane in range(used)]
+    return b"".join(planes) + bytes((8 - used) * len(words))
+
+
+def _unshuffle(data: bytes, size: int, dtype: str) -> np.ndarray:
+    if len(data) != 8 * size:
+        raise ValueError(f"a damaged blob: an array of {len(data)} bytes, not of {size} values")
+    planes = np.frombuffer(data, np.uint8).reshape(8, -1)
+    words = np.zeros(size, dtype="<u8")
+    for number, plane in enumerate(planes):
+        if plane.any():
+            words |= plane.astype(np.uint64) << np.uint64(8 * number)
+    return words.view(dtype)

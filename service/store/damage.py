@@ -1,0 +1,84 @@
+"""What is kept and can't be read: every engine leaves it out, logs it, and goes on with the rest.
+
+Either it is damaged, or a newer moescope that shares the store wrote it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Final
+
+from moescope.service.logs import Throttle
+from moescope.service.store.records import Key, StoreError
+
+TRIES: Final = 8
+"""Snapshots that are looked at when the nearest one can't be read."""
+
+_ACCOUNT: Final = (
+    "the store %s: the account of %s can't be read and is left out: %s; what its worker counted since its "
+    "start comes back with its next frame"
+)
+_TOTALS: Final = (
+    "the store %s: totals of %s can't be read and earlier ones take their place: %s; a window that begins or "
+    "ends there is less exact in time, its counts are exact (logged once a minute)"
+)
+_SHAPE: Final = (
+    "the store %s: the layers of a trace of request %s can't be read: %s; its new parts are kept unchecked "
+    "(logged once a minute)"
+)
+_SEARCH: Final = "the store %s: %s is left out of searches by expert: %s (logged once a minute)"
+
+_log = logging.getLogger(__name__)
+
+
+class DamageLog:
+    """Tells what of one store can't be read; for all threads.
+
+    Args:
+        store: the store's name for people.
+        clock: seconds that pass evenly.
+    """
+
+    def __init__(self, store: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._throttle = Throttle(clock)
+
+    def account(self, key: Key, error: ValueError) -> None:
+        """The account of a producer is left out; each one is told, at a start."""
+        _log.error(_ACCOUNT, self._store, key, error)
+
+    def account_of_another(self, key: Key, error: ValueError) -> None:
+        """The account that another service keeps is left out; it may keep one a second."""
+        if self._throttle.allows("account"):
+            _log.error(_ACCOUNT, self._store, key, error)
+
+    def totals(self, key: Key, error: ValueError) -> None:
+        """A snapshot of a producer is passed over."""
+        if self._throttle.allows("totals"):
+            _log.error(_TOTALS, self._store, key, error)
+
+    def shape(self, request_id: str, error: ValueError) -> None:
+        """The shape of a trace is taken as not known."""
+        if self._throttle.allows("shape"):
+            _log.error(_SHAPE, self._store, request_id, error)
+
+    def search(self, what: str, error: ValueError) -> None:
+        """Something is left out of searches by expert."""
+        if self._throttle.allows("search"):
+            _log.error(_SEARCH, self._store, what, error)
+
+
+@contextmanager
+def unreadable_as_error(store: str) -> Generator[None]:
+    """Make what can't be read, of which nothing can be left out, an error of the store.
+
+    Raises:
+        StoreError: the block raised a :class:`ValueError`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise StoreError(f"the store {store} can't be read: {error}") from error

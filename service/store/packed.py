@@ -1,0 +1,164 @@
+"""Totals as a message: the arrays are bytes, everything else is as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from moescope.capture.wire import MoeLayer
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.step_costs import Stragglers
+from moescope.service.counts.totals import Decode, Totals
+from moescope.service.store.blobs import floats, ints, packed_floats, packed_ints
+
+
+class _PackedDecode(Struct, array_like=True, frozen=True):
+    counts: bytes
+    rows: bytes
+    ep_slots: bytes
+    unplaced: bytes
+    tokens: int
+    steps: int
+    mixed_steps: int
+
+
+class _PackedStragglers(Struct, array_like=True, frozen=True):
+    max_slots: bytes
+    mean_slots: bytes
+    busy_steps: bytes
+    hottest: bytes
+    ep_ranks: int
+    joined: int
+    incomplete: int
+
+
+class PackedTotals(Struct, array_like=True, frozen=True):
+    """Totals with their arrays as bytes; see :class:`moescope.service.counts.totals.Totals`."""
+
+    layers: list[MoeLayer]
+    counts: bytes
+    rows: bytes
+    ep_slots: bytes
+    ep_ranks: int
+    unplaced: bytes
+    tokens: int
+    steps: int
+    idle_steps: int
+    drops: dict[str, int]
+    # Before phases were counted blobs ended here: then all of it is unphased.
+    unphased_rows: bytes | None = None
+    unphased_tokens: int = 0
+    unphased_steps: int = 0
+    decode: _PackedDecode | None = None
+    stragglers: _PackedStragglers | None = None
+    dp_size: int = 0
+    ep_size: int = 0
+
+
+def pack(totals: Totals) -> PackedTotals:
+    """Totals to what is kept of them."""
+    return PackedTotals(
+        layers=list(totals.layout.layers),
+        counts=packed_ints(totals.counts),
+        rows=packed_ints(totals.rows),
+        ep_slots=packed_floats(totals.ep_slots),
+        ep_ranks=totals.ep_slots.shape[1],
+        unplaced=packed_ints(totals.unplaced),
+        tokens=totals.tokens,
+        steps=totals.steps,
+        idle_steps=totals.idle_steps,
+        drops=dict(totals.drops),
+        unphased_rows=packed_ints(totals.unphased_rows),
+        unphased_tokens=totals.unphased_tokens,
+        unphased_steps=totals.unphased_steps,
+        decode=None if totals.decode is None else _pack_decode(totals.decode),
+        stragglers=None if totals.stragglers is None else _pack_stragglers(totals.stragglers),
+        dp_size=totals.dp_size,
+        ep_size=totals.ep_size,
+    )
+
+
+def _pack_decode(decode: Decode) -> _PackedDecode:
+    return _PackedDecode(
+        counts=packed_ints(decode.counts),
+        rows=packed_ints(decode.rows),
+        ep_slots=packed_floats(decode.ep_slots),
+        unplaced=packed_ints(decode.unplaced),
+        tokens=decode.tokens,
+        steps=decode.steps,
+        mixed_steps=decode.mixed_steps,
+    )
+
+
+def unpack(packed: PackedTotals) -> Totals:
+    """What is kept of totals back to totals.
+
+    Raises:
+        ValueError: its arrays don't have the shapes that its layers say.
+    """
+    layout = _layout_of(packed.layers)
+    size = len(layout.layers)
+    rows = ints(packed.rows, size)
+    told = packed.unphased_rows is not None
+    return Totals(
+        layout=layout,
+        counts=ints(packed.counts, int(layout.offsets[-1])),
+        rows=rows,
+        ep_slots=floats(packed.ep_slots, size, packed.ep_ranks),
+        unplaced=ints(packed.unplaced, size),
+        tokens=packed.tokens,
+        steps=packed.steps,
+        idle_steps=packed.idle_steps,
+        drops=packed.drops,
+        unphased_rows=rows if packed.unphased_rows is None else ints(packed.unphased_rows, size),
+        unphased_tokens=packed.unphased_tokens if told else packed.tokens,
+        unphased_steps=packed.unphased_steps if told else packed.steps,
+        decode=None if packed.decode is None else _unpack_decode(packed.decode, packed.ep_ranks, layout),
+        stragglers=None if packed.stragglers is None else _unpack_stragglers(packed.stragglers, size),
+        dp_size=packed.dp_size,
+        ep_size=packed.ep_size,
+    )
+
+
+def _layout_of(layers: Sequence[MoeLayer]) -> Layout:
+    ids = [layer.layer for layer in layers]
+    if ids != sorted(set(ids)):
+        raise ValueError(f"a damaged blob: its layers {ids} don't rise")
+    return Layout(layers)
+
+
+def _unpack_decode(packed: _PackedDecode, ep_ranks: int, layout: Layout) -> Decode:
+    size = len(layout.layers)
+    return Decode(
+        counts=ints(packed.counts, int(layout.offsets[-1])),
+        rows=ints(packed.rows, size),
+        ep_slots=floats(packed.ep_slots, size, ep_ranks),
+        unplaced=ints(packed.unplaced, size),
+        tokens=packed.tokens,
+        steps=packed.steps,
+        mixed_steps=packed.mixed_steps,
+    )
+
+
+def _pack_stragglers(stragglers: Stragglers) -> _PackedStragglers:
+    return _PackedStragglers(
+        max_slots=packed_ints(stragglers.max_slots),
+        mean_slots=packed_floats(stragglers.mean_slots),
+        busy_steps=packed_ints(stragglers.busy_steps),
+        hottest=packed_floats(stragglers.hottest),
+        ep_ranks=stragglers.hottest.shape[1],
+        joined=stragglers.joined,
+        incomplete=stragglers.incomplete,
+    )
+
+
+def _unpack_stragglers(packed: _PackedStragglers, size: int) -> Stragglers:
+    return Stragglers(
+        max_slots=ints(packed.max_slots, size),
+        mean_slots=floats(packed.mean_slots, size, 1)[:, 0],
+        busy_steps=ints(packed.busy_steps, size),
+        hottest=floats(packed.hottest, size, packed.ep_ranks),
+        joined=packed.joined,
+        incomplete=packed.incomplete,
+    )

@@ -1,0 +1,103 @@
+"""`moescope ranks`, `balance` and `stragglers`, as their users run them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moescope.capture import wire
+from tests.service.cli.running import run
+from tests.service.conftest import Service
+from tests.service.frames import frame, halves, producer
+
+
+def test_balance_and_ranks_show_tables(service: Service) -> None:
+    for dp_rank in (0, 1):
+        who = producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2)
+        uncovered = [wire.UncoveredLayer(5, "monolithic kernel")]
+        service.push(frame({3: [2000, 1000]}, who=who, placement=halves(2, 1), uncovered=uncovered))
+    balance = run("balance", "--url", service.url)
+    assert (balance.returncode, balance.stderr) == (0, "")
+    row = next(line for line in balance.stdout.splitlines() if line.startswith("│     3"))
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        *("3", "3,000", "4,000", "2,000", "1.333", "1.000", "1.333", "0")
+    ]
+    assert "worst 1.333 (layer 3)" in balance.stdout
+    assert "layer 5 can't be seen: monolithic kernel" in balance.stdout
+    ranks = run("ranks", "--url", service.url)
+    assert (ranks.returncode, ranks.stderr) == (0, "")
+    assert "tiny on prod" in ranks.stdout
+    assert "1,500" in ranks.stdout
+    assert "of decode" in ranks.stdout
+    assert "uncovered layers [5]" in ranks.stdout
+
+
+def test_a_narrow_terminal_gets_the_hottest_rank_in_place_of_empty_columns(
+    service: Service,
+) -> None:
+    for dp_rank in range(32):
+        who = producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=32, ep_size=32)
+        service.push(frame({3: [1000] * 31 + [3000]}, who=who, placement=halves(32, 1, 32)))
+    for width, heads, slots in (
+        (80, "hottest EP its slots", ["31", "96,000"]),
+        (600, "EP 31", ["32,000"]),
+    ):
+        done = run("balance", "--url", service.url, columns=width)
+        assert done.returncode == 0
+        assert all(word in done.stdout for word in heads.split()), done.stdout
+        row = next(line for line in done.stdout.splitlines() if line.startswith("│     3"))
+        cells = [cell.strip() for cell in row.strip("│").split("│")]
+        assert cells[:2] == ["3", "544,000"]
+        assert cells[2 : 2 + len(slots)] == slots
+        assert cells[-4:] == ["2.824", "1.000", "2.824", "0"]
+
+
+def test_ranks_names_who_never_reported_and_what_cant_be_seen(service: Service) -> None:
+    uncovered = [wire.UncoveredLayer(5, "monolithic kernel")]
+    service.push(frame({3: [2, 1]}, who=producer(dp_size=3), uncovered=uncovered))
+    done = run("ranks", "--url", service.url)
+    assert "- DP ranks that never reported: 1, 2" in done.stdout
+    assert "- layer 5 can't be seen: monolithic kernel" in done.stdout
+
+
+def test_stragglers_show_steps_beside_the_window(service: Service) -> None:
+    for dp_rank in (0, 1):
+        who = producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2)
+        loads = wire.pack_step_loads(0, 3, np.array([0, 1]), np.array([[[2000, 0]], [[0, 2000]]]), 1)
+        service.push(frame({3: [2000, 2000]}, who=who, placement=halves(2, 1), step_loads=loads))
+    done = run("stragglers", "--url", service.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    row = next(line for line in done.stdout.splitlines() if line.startswith("│     3"))
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "3",
+        "2",
+        "50.0 %",
+        "0.0 %",
+        "0",
+        "50.0 %",
+    ]
+    assert "straggler cost 50.0 %; of the window's sums 0.0 %" in done.stdout
+    assert "Stage 0: 3 steps joined, 0 incomplete, 0 pending" in done.stdout
+    service.push(frame({0: [1, 1]}, who=producer(model="one")))
+    alone = run("stragglers", "--url", service.url, "--model", "one")
+    assert "No straggler cost: ep_size is 1" in alone.stdout
+
+
+@pytest.mark.parametrize("command", ["ranks", "balance", "stragglers", "drift", "advise"])
+def test_names_that_look_like_markup_stand_as_they_are(service: Service, command: str) -> None:
+    who = producer(model="m[/b]:100:[v2]", ep_size=2)
+    for seq in (1, 2, 3):
+        counts = {0: [20 * seq, 0, 0, 20 * seq]}
+        made = frame(counts, who=who, seq=seq, after_s=90 + seq, placement=halves(4, 1))
+        assert service.push(made).status_code == 200
+        service.clock.now += 5
+    done = run(command, "--url", service.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "m[/b]:100:[v2] on prod" in done.stdout
+
+
+def test_balance_of_idle_ranks_says_so(service: Service) -> None:
+    service.push(frame({0: [0, 0]}))
+    done = run("balance", "--url", service.url)
+    assert "over experts: idle: no tokens in the window" in done.stdout
+    assert "over EP: ep_size is 1" in done.stdout

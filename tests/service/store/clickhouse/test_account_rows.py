@@ -1,0 +1,72 @@
+"""Accounts that several services keep: what they tell each other, and what of it can't be read."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from moescope.service.store.clickhouse import account_rows
+from moescope.service.store.clickhouse.store import ClickHouseStore
+from moescope.service.store.codec import encode_account
+from tests.service.frames import EPOCH
+from tests.service.store.accounts import BORN, key, posting
+from tests.service.store.rewriting import rewrite
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("moescope"), "propagate", True)
+    return caplog
+
+
+def test_what_was_told_is_remembered_for_a_minute_only(replicas: list[ClickHouseStore]) -> None:
+    """In ten minutes a producer starts again every five seconds."""
+    one, two = replicas
+    told = []
+    for second in range(0, 600, 5):
+        two.save([posting([2, 0], second, epoch=EPOCH + second * 10**9)])
+        told += [item.account.latest.epoch for item in one.news()]
+        assert len(one._seen) <= 60 // 5, second
+    assert told == [EPOCH + second * 10**9 for second in range(0, 600, 5)]
+    assert one.news() == []
+
+
+def test_an_account_of_a_newer_moescope_holds_no_other_news_up(
+    replicas: list[ClickHouseStore], log: pytest.LogCaptureFixture
+) -> None:
+    """Services that share a store are upgraded one by one."""
+    one, two = replicas
+    for second in range(1, 4):
+        two.save([posting([2 * second, 0], second, dp_rank=rank) for rank in (0, 1)])
+        rewrite(two, "account", "account", "dp_rank = 0", lambda blob: b"\x02" + blob[1:])
+        assert [item.key for item in one.news()] == [key(1)]
+    assert one.news() == []
+    [line] = [record.getMessage() for record in log.records]
+    assert "the account of ('prod', 'tiny', 0, 0, 0) can't be read" in line
+    assert "upgrade it" in line
+
+
+def test_unreadable_news_alone_are_not_asked_for_again_and_again(replicas: list[ClickHouseStore]) -> None:
+    one, two = replicas
+    epochs = [EPOCH + second * 10**9 for second in range(0, 300, 60)]
+    two.save([posting([2, 0], (epoch - EPOCH) / 1e9, epoch=epoch) for epoch in epochs])
+    for epoch in epochs:
+        rewrite(two, "account", "account", f"epoch = {epoch}", lambda _: b"\x02")
+    assert one.news() == []
+    assert one._seen_ms == round((BORN + 240) * 1000)
+    assert len(one._seen) == 1
+
+
+def test_a_name_that_is_no_text_costs_its_account_only(
+    replicas: list[ClickHouseStore], log: pytest.LogCaptureFixture
+) -> None:
+    one, two = replicas
+    two.save([posting([2, 0], 5)])
+    state = posting([4, 0], 5, dp_rank=1).account
+    version = [state.latest.epoch, state.latest.seq]
+    born_ms = round(BORN * 1000)
+    row = [b"pr\xffd", "tiny", 1, 0, 0, *version, born_ms, born_ms, "other", encode_account(state)]
+    one._connection.insert("account", account_rows.COLUMNS, [row])
+    assert [item.key for item in one.accounts()] == [key(0)]
+    assert "the account of ('pr\ufffdd', 'tiny', 1, 0, 0) can't be read" in log.text
