@@ -46,7 +46,7 @@ class FrameSink:
         """For ``MOESCOPE_ENDPOINT``."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
-    def wait_for(self, tokens: int, timeout: float = 15.0) -> Frame:
+    def wait_for(self, tokens: int, timeout: float = 60.0) -> Frame:
         """The first frame with at least this many tokens.
 
         Raises:
@@ -60,7 +60,7 @@ class FrameSink:
         seen = [(frame.tokens, frame.state, frame.state_reason) for frame in self.frames[-1:]]
         raise TimeoutError(f"no frame of {tokens} tokens within {timeout} s; the last: {seen}")
 
-    def wait_for_traces(self, number: int, timeout: float = 15.0) -> list[TracePart]:
+    def wait_for_traces(self, number: int, timeout: float = 60.0) -> list[TracePart]:
         """The parts that came once so many traces are whole, or all that came in time."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:

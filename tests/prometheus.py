@@ -29,8 +29,8 @@ def running_prometheus(config: str, folder: Path) -> Iterator[httpx.Client]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([binary, *arguments], stdout=log, stderr=log)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            deadline = time.monotonic() + 20
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            deadline = time.monotonic() + 60
             while not _is_ready(client):
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline, "Prometheus did not start"
@@ -38,7 +38,7 @@ def running_prometheus(config: str, folder: Path) -> Iterator[httpx.Client]:
             yield client
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def _is_ready(client: httpx.Client) -> bool:

@@ -23,7 +23,7 @@ FLAGS = [
 ]
 AXE = Path(__file__).with_name("vendor") / "axe.min.js"
 WIDE = {"width": 1440, "height": 900}
-PATIENCE_MS = 15_000.0
+PATIENCE_MS = 60_000.0
 
 expect.set_options(timeout=PATIENCE_MS)
 

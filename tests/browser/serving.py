@@ -73,13 +73,13 @@ class Serving:
         def stop() -> None:
             app.state.stopping = True
             server.should_exit = True
-            thread.join(10)
+            thread.join(60)
             listener.close()
             keeping.close()
             assert not thread.is_alive()
 
         self._stop = stop
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not server.started:
             assert time.monotonic() < deadline, "the service did not start"
             time.sleep(0.005)
@@ -92,13 +92,13 @@ class Serving:
     def push(self, *frames: wire.Frame) -> None:
         """Send frames as a capturer does."""
         headers = {"content-type": wire.CONTENT_TYPE}
-        with httpx.Client(base_url=self.url, headers=headers, timeout=10) as client:
+        with httpx.Client(base_url=self.url, headers=headers, timeout=60) as client:
             for frame in frames:
                 assert client.post("/v1/ingest", content=wire.encode_frame(frame)).status_code == 200
 
     def get(self, path: str, **params: Any) -> Any:
         """A JSON answer."""
-        response = httpx.get(f"{self.url}{path}", params=params, timeout=10)
+        response = httpx.get(f"{self.url}{path}", params=params, timeout=60)
         assert response.status_code == 200, response.text
         return response.json()
 
@@ -128,5 +128,6 @@ def push_traces(serving: Serving, *parts: TracePart) -> None:
             f"{serving.url}/v1/traces",
             content=encode_part(item),
             headers={"content-type": TRACE_CONTENT_TYPE},
+            timeout=60,
         )
         assert answer.status_code == 200, answer.text

@@ -12,7 +12,7 @@ from tests.service.advice.fleets import plan
 
 def test_advice_and_drift_are_those_of_the_api(empty: Serving, clock: Clock, watched: Watched) -> None:
     feed(empty, clock, plan(skew=0.8, rearrange_s=200), seconds=400, step=10)
-    pinned = httpx.post(f"{empty.url}/v1/baselines", json={"name": "chat", "start": "-2m"})
+    pinned = httpx.post(f"{empty.url}/v1/baselines", json={"name": "chat", "start": "-2m"}, timeout=60)
     assert pinned.status_code == 201, pinned.text
     advice = empty.get("/v1/advice")
     page = watched.open(empty.url, "#/advice")

@@ -29,7 +29,10 @@ def test_signing_in(clock: Clock, new_page: Callable[..., Watched], tmp_path: Pa
     with Serving(clock, tokens_file=path) as serving:
         body = wire.encode_frame(frame({1: [400, 100]}))
         headers = {"content-type": wire.CONTENT_TYPE, "authorization": f"Bearer {SECRETS['vllm']}"}
-        assert httpx.post(f"{serving.url}/v1/ingest", content=body, headers=headers).status_code == 200
+        assert (
+            httpx.post(f"{serving.url}/v1/ingest", content=body, headers=headers, timeout=60).status_code
+            == 200
+        )
         watched = new_page()
         watched.expected += ["401", "403"]  # a browser logs every such answer
         page = watched.open(serving.url)

@@ -122,7 +122,7 @@ def test_a_trace_can_be_downloaded_in_every_format(traced: Serving, watched: Wat
             page.get_by_role("link", name=suffix, exact=True).click()
         path = tmp_path / f"t.{suffix}"
         waiting.value.save_as(path)
-        assert path.read_bytes() == httpx.get(f"{traced.url}/v1/traces/odd/one.{suffix}").content
+        assert path.read_bytes() == httpx.get(f"{traced.url}/v1/traces/odd/one.{suffix}", timeout=60).content
     expected = traced.get("/v1/traces/odd/one")["routed_experts"]
     assert np.load(tmp_path / "t.npz")["routed_experts"].tolist() == expected
 

@@ -163,5 +163,5 @@ def test_behind_a_path_prefix_and_a_password(clock: Clock, new_page: Callable[..
             page = watched.open(serving.url + _Proxy.prefix, f"#/{view}")
             expect(page.locator("#status")).to_have_text("Live")
             expect(page.locator("main h1").first).to_be_attached()
-        assert httpx.get(f"{serving.url}{_Proxy.prefix}/").status_code == 401
+        assert httpx.get(f"{serving.url}{_Proxy.prefix}/", timeout=60).status_code == 401
         watched.page.goto("about:blank")

@@ -41,7 +41,7 @@ class Prometheus:
         result: list[dict[str, Any]] = answer["data"]["result"]
         return result
 
-    def wait(self, done: Callable[[], Any], seconds: float = 45.0) -> None:
+    def wait(self, done: Callable[[], Any], seconds: float = 120.0) -> None:
         """Wait until ``done`` returns nothing; what it returned last is the error."""
         deadline = time.monotonic() + seconds
         while missing := done():
@@ -71,9 +71,9 @@ def prometheus(service_url: str, folder: Path) -> Iterator[Prometheus]:
 
 def pin_baseline(service_url: str, server: str | None = None) -> None:
     """Pin a baseline as soon as there are tokens; the hour before, the other base, takes longer to come."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     wanted = {} if server is None else {"server": server}
-    while (answer := httpx.post(f"{service_url}/v1/baselines", json=wanted)).status_code != 201:
+    while (answer := httpx.post(f"{service_url}/v1/baselines", json=wanted, timeout=60)).status_code != 201:
         assert time.monotonic() < deadline, answer.text
         time.sleep(0.2)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "rules"
 FILES = sorted(RULES.glob("*.yml"))
+PROMTOOL_S: Final = 300.0
+"""Far more than a run takes: about a second, ten on a machine with much else to do."""
 OF = '{server="s",model="m"'
 """A series' labels as far as they are the same everywhere; to be closed."""
 
@@ -25,7 +27,9 @@ def rules(kind: str) -> list[dict[str, Any]]:
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     binary = shutil.which("promtool")
     assert binary is not None, "promtool is missing: install the package prometheus"
-    return subprocess.run([binary, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        [binary, *arguments], capture_output=True, text=True, check=False, timeout=PROMTOOL_S
+    )
 
 
 def check(folder: Path, cases: list[dict[str, Any]]) -> None:

@@ -208,14 +208,14 @@ def test_every_alert_is_tested() -> None:
     assert set(ALERTS) == {rule["alert"] for rule in rules("alert")}
 
 
-def test_each_alert_fires_when_it_should_and_not_otherwise(tmp_path: Path) -> None:
-    cases = []
-    for name, (bad, good) in ALERTS.items():
-        firing = f'count(ALERTS{{alertname="{name}",alertstate="firing"}})'
-        at = "295m" if name == "MoescopeNewDeadExperts" else "85m"
-        cases.append({"series": bad, "at": at, "expect": {firing: {"{}": 1}}})
-        cases.append({"series": good, "at": at, "expect": {firing: {}}})
-    check(tmp_path, cases)
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_fires_when_it_should_and_not_otherwise(tmp_path: Path, name: str) -> None:
+    bad, good = ALERTS[name]
+    firing = f'count(ALERTS{{alertname="{name}",alertstate="firing"}})'
+    at = "295m" if name == "MoescopeNewDeadExperts" else "85m"
+    fires = {"series": bad, "at": at, "expect": {firing: {"{}": 1}}}
+    does_not = {"series": good, "at": at, "expect": {firing: {}}}
+    check(tmp_path, [fires, does_not])
 
 
 # Experts, top-k, share of the tokens that choose the hottest expert, whether that is a hot expert.

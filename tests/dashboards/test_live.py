@@ -50,7 +50,7 @@ def test_queries_have_data_imbalance_fires_and_a_killed_rank_is_stale(
     def run() -> None:
         with closing(Poster(service.url, ClientSettings())) as poster:
             try:
-                feed(PLAN, poster, Pace(0.5, 120.0), on_round)
+                feed(PLAN, poster, Pace(0.5, 900.0), on_round)
             except KeyboardInterrupt:
                 return
 

@@ -44,6 +44,6 @@ def test_every_query_and_recording_rule_has_data(
             )
         finally:
             end.set()
-            requests.join(120)
+            requests.join(300)
             cluster.relay.target_port = cluster.service.port
     cluster.assert_exact()

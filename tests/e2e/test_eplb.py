@@ -126,7 +126,7 @@ def test_advice_and_drift_of_a_server_with_eplb(balanced: Cluster) -> None:
     assert found["physical_to_rank"] == [[0] * 9 + [1] * 9] * 4
     for item in service.get("/v1/advice/rearrangements", min_tokens=1)["rearrangements"]:
         assert (item["saving_achieved"] is None) == (item["reason"] is not None)
-    pinned = httpx.post(f"{service.url}/v1/baselines", json={"name": "all"})
+    pinned = httpx.post(f"{service.url}/v1/baselines", json={"name": "all"}, timeout=60)
     assert pinned.status_code == 201, pinned.text
     assert pinned.json()["by_phase"] is True
     same = service.get("/v1/drift", baseline="all", start="-1h", phase="decode", min_tokens=1)

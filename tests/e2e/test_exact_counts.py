@@ -66,7 +66,7 @@ def test_an_aborted_request(cluster: Cluster) -> None:
         "POST",
         f"{cluster.vllm.url}/v1/completions",
         json={"model": MODEL_NAME, "prompt": prompt, "max_tokens": 1500, "temperature": 0, "stream": True},
-        timeout=60,
+        timeout=300,
     ) as response:
         for number, _ in enumerate(response.iter_lines()):
             if number > 20:

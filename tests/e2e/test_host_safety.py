@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from devkit.root_cause import root_cause
 from devkit.tiny_moe import ensure_checkpoint
 from tests.e2e.host.faults import CASES
+from tests.e2e.host.lab import Lab
 
 pytestmark = pytest.mark.e2e
 
-CLOSE_SECONDS = 3.5
+CLOSE_SECONDS = 12.0
+"""Closing takes 3 s at most by its own clocks; the rest is for a machine with much else to do."""
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one engine did with every fault, and without capture."""
-    folder: Path = tmp_path_factory.mktemp("host")
-    model, result = ensure_checkpoint(folder / "model"), folder / "result.json"
-    command = [sys.executable, "-m", "tests.e2e.host.child", str(model), str(result)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, "\n".join(root_cause(output)) or output[-3000:]
-    return {**json.loads(result.read_text()), "output": output}
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """One engine for all faults."""
+    folder = tmp_path_factory.mktemp("host")
+    made = Lab(ensure_checkpoint(folder / "model"), folder / "log")
+    made.start()
+    yield made
+    made.close()
 
 
-def test_a_bad_setting_at_the_start_turns_capture_off_and_says_so(lab: dict[str, Any]) -> None:
-    assert not lab["capture_at_start"]
-    assert len(lab["plain"]) == 8
-    assert "MOESCOPE_INTERVAL: 'soon' is no number of seconds" in lab["output"]
+def test_a_bad_setting_at_the_start_turns_capture_off_and_says_so(lab: Lab) -> None:
+    assert not lab.capture_at_start
+    assert len(lab.plain) == 8
+    assert "MOESCOPE_INTERVAL: 'soon' is no number of seconds" in lab.output
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_vllm_serves_on_and_the_fault_shows(lab: dict[str, Any], name: str) -> None:
-    case, seen = CASES[name], lab["cases"][name]
-    assert seen["tokens"] == lab["plain"]
+def test_vllm_serves_on_and_the_fault_shows(lab: Lab, name: str) -> None:
+    case, seen = CASES[name], lab.run(name)
+    assert seen["tokens"] == lab.plain
     assert seen["close_seconds"] < CLOSE_SECONDS
     assert seen["left_bound"] == 0
     if case.shows is not None:
@@ -58,8 +53,8 @@ def test_vllm_serves_on_and_the_fault_shows(lab: dict[str, Any], name: str) -> N
         assert seen["frame"]["drops"][reason] > 0
 
 
-def test_the_requests_are_no_degenerate_text(lab: dict[str, Any]) -> None:
-    assert len({tuple(tokens) for tokens in lab["plain"]}) >= 4
+def test_the_requests_are_no_degenerate_text(lab: Lab) -> None:
+    assert len({tuple(tokens) for tokens in lab.plain}) >= 4
 
 
 def test_there_are_at_least_25_faults() -> None:

@@ -57,7 +57,7 @@ def test_sampling_and_opt_in(tp2: Cluster) -> None:
             "max_tokens": 8,
             "vllm_xargs": {"moescope_trace": 1},
         },
-        timeout=60,
+        timeout=300,
     ).json()
     settled(tp2)
     computed = answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"] - 1

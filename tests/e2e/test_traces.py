@@ -87,7 +87,7 @@ def test_computed_positions_once_each_and_both_ids_find_it(tracing: Cluster) -> 
             f"{tracing.vllm.url}/v1/completions",
             json={"model": MODEL_NAME, "prompt": f"{shared}{number}", "max_tokens": 5, "temperature": 0},
             headers={"X-Request-Id": f"mine-{number}"},
-            timeout=60,
+            timeout=300,
         ).json()
         for number in range(6)
     ]
@@ -132,7 +132,7 @@ def test_an_aborted_request_closes_its_trace(tracing: Cluster) -> None:
         f"{tracing.vllm.url}/v1/completions",
         json={"model": MODEL_NAME, "prompt": "abort", "max_tokens": 1500, "temperature": 0, "stream": True},
         headers={"X-Request-Id": "gone"},
-        timeout=60,
+        timeout=300,
     ) as response:
         for number, _ in enumerate(response.iter_lines()):
             if number > 20:
@@ -173,7 +173,7 @@ def test_no_text_anywhere(tracing: Cluster) -> None:
         "frames on the wire": b"".join(tracing.relay.frame_bodies),
         "log of vLLM and its workers": (folder / "vllm.log").read_bytes(),
         "log of the service": (folder / "service.log").read_bytes(),
-        "metrics": httpx.get(f"{tracing.service.url}/metrics").content,
+        "metrics": httpx.get(f"{tracing.service.url}/metrics", timeout=60).content,
         "values in the store": b"\n".join(stored_values(folder / "store" / FILE)),
         **{f"store {path.name}": path.read_bytes() for path in (folder / "store").iterdir()},
     }

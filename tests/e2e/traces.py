@@ -38,7 +38,7 @@ def all_traces(cluster: Cluster) -> list[dict[str, Any]]:
 
 def npz(cluster: Cluster, name: str) -> dict[str, Any]:
     """The arrays of a request's trace, as the service answers them."""
-    response = httpx.get(f"{cluster.service.url}/v1/traces/{name}.npz")
+    response = httpx.get(f"{cluster.service.url}/v1/traces/{name}.npz", timeout=60)
     assert response.status_code == 200, response.text
     return dict(np.load(io.BytesIO(response.content)))
 

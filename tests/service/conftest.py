@@ -96,16 +96,16 @@ def open_service(
         opened = stack.pop_all()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    client = httpx.Client(base_url=address_of(listener), timeout=10)
+    client = httpx.Client(base_url=address_of(listener), timeout=60)
 
     def end() -> None:
         client.close()
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         opened.close()
         assert not thread.is_alive()
 
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not server.started:
         assert time.monotonic() < deadline, "the service did not start"
         time.sleep(0.005)

@@ -107,7 +107,7 @@ def dropping(*requests_per_connection: int) -> Iterator[tuple[str, list[bytes]]]
     """Answers so many requests of each connection, then drops it; after the last one nobody listens."""
     answer, seen = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", list[bytes]()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(2)
+        server.settimeout(60)
 
         def serve() -> None:
             with server, contextlib.suppress(OSError):

@@ -90,7 +90,7 @@ def test_a_large_trace_goes_in_parts(driver: Driver) -> None:
 def test_the_service_is_down_for_a_while(driver: Driver, wire: Wire) -> None:
     sender = sender_of(driver, wire, Backoff(first=0.01))
     wire.failures = [refused("503"), refused("ConnectionRefusedError"), refused("401")]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while driver.assembly.closed and time.monotonic() < deadline:
         sender.tick()
         assert_conserved(sender, driver, in_flight=len(driver.assembly.closed))

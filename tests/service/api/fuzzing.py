@@ -34,7 +34,7 @@ ALLOWED = {200, 400, 409, 413, 415, 429}
 def connection_to(service: Service) -> Iterator[http.client.HTTPConnection]:
     """A connection that many requests share."""
     parts = urlsplit(service.url)
-    with closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)) as connection:
+    with closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)) as connection:
         yield connection
 
 

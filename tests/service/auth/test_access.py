@@ -215,7 +215,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -249,7 +249,7 @@ def test_frames_turned_away_are_counted(guarded: Service) -> None:
 
 def test_a_large_body_without_a_token_is_answered_and_the_connection_goes_on(guarded: Service) -> None:
     body = b"\0" * (2 << 20)
-    with httpx.Client(base_url=guarded.url) as client:
+    with httpx.Client(base_url=guarded.url, timeout=60) as client:
         headers = {"content-type": wire.CONTENT_TYPE}
         assert client.post("/v1/ingest", content=body, headers=headers).status_code == 401
         assert client.get("/healthz").status_code == 200

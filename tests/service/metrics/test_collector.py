@@ -233,7 +233,7 @@ def test_promtool_has_nothing_to_say(start_service: Callable[..., Service]) -> N
     _push_both(service)
     text = service.client.get("/metrics").content
     done = subprocess.run(
-        [promtool, "check", "metrics"], input=text, capture_output=True, check=False, timeout=30
+        [promtool, "check", "metrics"], input=text, capture_output=True, check=False, timeout=120
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 

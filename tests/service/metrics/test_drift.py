@@ -32,7 +32,7 @@ def _refreshed(service: Service, done: Callable[[Series], bool]) -> Series:
 
 
 def _waited(service: Service, done: Callable[[Series], bool]) -> Series:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not done(found := _drift(service)):
         assert time.monotonic() < deadline, found
         time.sleep(0.01)

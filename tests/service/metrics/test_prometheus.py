@@ -37,7 +37,7 @@ class Prometheus:
 
     def wait_for(self, text: str, wanted: Callable[[dict[str, float]], bool]) -> dict[str, float]:
         """Query until the answer is as wanted."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not wanted(found := self.query(text)):
             assert time.monotonic() < deadline, f"{text} is still {found}"
             time.sleep(0.2)

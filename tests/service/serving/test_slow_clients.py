@@ -20,6 +20,7 @@ from moescope.capture import wire
 from moescope.service.serving import connections
 from tests.service.conftest import Service
 from tests.service.frames import frame
+from tests.waiting import PATIENCE_S, wait_until
 
 HALF_OPEN = 500
 INGEST = f"POST /v1/ingest HTTP/1.1\r\nHost: x\r\nContent-Type: {wire.CONTENT_TYPE}\r\n".encode()
@@ -33,7 +34,7 @@ def half_open(service: Service, count: int, first: bytes) -> Iterator[list[socke
         made = []
         for _ in range(count):
             connection = stack.enter_context(
-                socket.create_connection((parts.hostname, parts.port), timeout=10)
+                socket.create_connection((parts.hostname, parts.port), timeout=60)
             )
             connection.sendall(first)
             made.append(connection)
@@ -55,7 +56,7 @@ def ended(connection: socket.socket) -> bool:
 def honest_scrape(service: Service) -> float:
     """Seconds that a new client's scrape takes."""
     began = time.monotonic()
-    assert httpx.get(f"{service.url}/metrics", timeout=5).status_code == 200
+    assert httpx.get(f"{service.url}/metrics", timeout=60).status_code == 200
     return time.monotonic() - began
 
 
@@ -69,12 +70,13 @@ def test_an_honest_scrape_is_answered_among_500_half_open_connections(
 ) -> None:
     service = start_service(header_timeout_s=2, body_timeout_s=2, max_bodies_per_client=HALF_OPEN + 1)
     service.push(frame({0: [1, 1]}))
+    usual = max(honest_scrape(service) for _ in range(5))  # longer where the machine has much else to do
     with half_open(service, HALF_OPEN, first) as made:
-        assert max(honest_scrape(service) for _ in range(5)) < 1
+        assert max(honest_scrape(service) for _ in range(5)) < 1 + 10 * usual
         assert service.push(frame({0: [2, 2]}, seq=2)).status_code == 200
         gone = 0
         for connection in made:
-            connection.settimeout(5)
+            connection.settimeout(60)
             data = b""
             with contextlib.suppress(ConnectionResetError):
                 data = connection.recv(65536)  # those in the body get an answer first
@@ -87,10 +89,10 @@ def test_a_head_that_trickles_has_one_deadline(start_service: Callable[..., Serv
     with half_open(service, 1, b"GET / HTTP/1.1\r\n") as [connection]:
         began = time.monotonic()
         with contextlib.suppress(ConnectionError):
-            while time.monotonic() - began < 5:
+            while time.monotonic() - began < 30:
                 connection.sendall(b"X: y\r\n")
                 time.sleep(0.05)
-        assert 0.5 < time.monotonic() - began < 4
+        assert 0.5 < time.monotonic() - began < 25
 
 
 ENDLESS = {
@@ -119,7 +121,7 @@ def test_a_head_without_end_is_cut_off_before_it_takes_memory(
                 sent += len(piece)
                 time.sleep(0.001)
         assert connections.MAX_HEAD - 8000 < sent < 1 << 20
-        connection.settimeout(5)
+        connection.settimeout(60)
         with contextlib.suppress(ConnectionError):
             assert ended(connection)
 
@@ -144,7 +146,7 @@ def test_the_other_parser_has_such_bounds_too(tmp_path: Path) -> None:
         f"sys.argv[1:] = ['serve', '--port', '{port}']; main()"
     )
     with (
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
         subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL) as process,
     ):
         try:
@@ -175,9 +177,9 @@ def test_a_kept_connection_may_idle_but_its_next_head_has_a_deadline(
         assert b"200 OK" in connection.recv(65536)
         connection.sendall(b"GET /healthz HT")
         began = time.monotonic()
-        connection.settimeout(5)
+        connection.settimeout(60)
         assert ended(connection)
-        assert 0.3 < time.monotonic() - began < 4
+        assert 0.3 < time.monotonic() - began < 25
 
 
 def test_beyond_max_connections_those_that_ask_nothing_go_first(
@@ -185,13 +187,14 @@ def test_beyond_max_connections_those_that_ask_nothing_go_first(
 ) -> None:
     service = start_service(max_connections=16)
     assert service.client.get("/healthz").status_code == 200  # a kept connection
+    usual = honest_scrape(service)
     with half_open(service, 20, b"GET") as made:
         time.sleep(0.2)
         assert service.client.get("/healthz").status_code == 200
-        assert honest_scrape(service) < 1
+        assert honest_scrape(service) < 1 + 10 * usual
         for connection in made:
             connection.settimeout(0.05)
-        assert sum(ended(connection) for connection in made) >= 5
+        wait_until(lambda: sum(ended(connection) for connection in made) >= 5, "too many are still open")
 
 
 def test_who_does_not_read_its_answer_is_cut_off(
@@ -206,13 +209,13 @@ def test_who_does_not_read_its_answer_is_cut_off(
     parts = urlsplit(service.url)
     with socket.socket() as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        reader.settimeout(5)
+        reader.settimeout(60)
         reader.connect((parts.hostname, parts.port))
         ask = b"GET /v1/histogram HTTP/1.1\r\nHost: x\r\n\r\n"
         reader.sendall(ask * 60)
         time.sleep(1.5)
         assert ended(reader)
-    assert honest_scrape(service) < 1
+    assert honest_scrape(service) < 20
 
 
 @pytest.mark.parametrize(("max_unread_mib", "some_go"), [(16, True), (256, False)])
@@ -227,7 +230,7 @@ def test_answers_that_wait_to_be_read_share_a_budget(
     assert service.push(frame(counts, top_k=512)).status_code == 200
     # More than the system takes of each: the rest waits in the service.
     with half_open(service, 12, b"GET /v1/histogram HTTP/1.1\r\nHost: x\r\n\r\n") as made:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not _all_answered(made):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -248,6 +251,7 @@ def test_bodies_that_arrive_share_a_budget(start_service: Callable[..., Service]
     service = start_service(max_waiting_mib=1, max_body_mib=8)
     with half_open(service, 4, INGEST + b"Content-Length: 400000\r\n\r\n" + b"\0" * 300_000) as made:
         answers = []
+        assert select.select(made, [], [], PATIENCE_S)[0], "none is refused"
         for connection in made:
             connection.settimeout(0.5)
             with contextlib.suppress(TimeoutError):
@@ -255,20 +259,19 @@ def test_bodies_that_arrive_share_a_budget(start_service: Callable[..., Service]
         assert len(answers) == 1, "one too many, and no more than one"
         assert b" 503 " in answers[0]
         assert b"retry-after" in answers[0].lower()
-    time.sleep(0.1)  # those went away: there is room again
-    assert service.push(frame({0: [1, 1]})).status_code == 200
+    # Once the service has seen that those went away there is room again.
+    wait_until(lambda: service.push(frame({0: [1, 1]})).status_code == 200, "there is no room")
 
 
 def test_bodies_of_one_address_have_a_limit(start_service: Callable[..., Service]) -> None:
     service = start_service(max_bodies_per_client=3)
     with half_open(service, 3, INGEST + b"Content-Length: 9\r\n\r\n"):
-        time.sleep(0.1)
+        wait_until(lambda: service.push(frame({0: [1, 1]})).status_code == 429, "there is no limit")
         answer = service.push(frame({0: [1, 1]}))
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"
         assert "max_bodies_per_client" in answer.json()["detail"]
-    time.sleep(0.1)
-    assert service.push(frame({0: [1, 1]})).status_code == 200
+    wait_until(lambda: service.push(frame({0: [1, 1]})).status_code == 200, "the limit stays reached")
 
 
 def test_a_producer_that_floods_is_told_to_wait_and_others_are_not(

@@ -170,7 +170,7 @@ class _Clock:
         return self.now
 
     def wait_for(self, more: int) -> None:
-        until, deadline = self.looks + more, time.monotonic() + 10
+        until, deadline = self.looks + more, time.monotonic() + 60
         while self.looks < until:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -39,7 +39,7 @@ class Disk:
         self.closed = False
 
     def save(self, records: Sequence[Record]) -> None:
-        self.free.wait(5)
+        self.free.wait(60)
         if self.broken is not None:
             raise self.broken
         if records and isinstance(records[0], Document):

@@ -25,7 +25,7 @@ class Job:
         self.begins.release()
         self.at_once += 1
         self.most_at_once = max(self.at_once, self.most_at_once)
-        assert self.go.acquire(timeout=10)
+        assert self.go.acquire(timeout=60)
         self.at_once -= 1
         if "fails" in forms:
             raise ValueError(forms)
@@ -41,7 +41,7 @@ def test_who_comes_during_a_run_shares_the_next_whatever_form_he_wants() -> None
         job = Job()
         shared = SharedRuns(job)
         first = _ask(shared("a"))
-        assert await asyncio.to_thread(job.begins.acquire, timeout=10)
+        assert await asyncio.to_thread(job.begins.acquire, timeout=60)
         later = [_ask(shared("a")) for _ in range(30)]
         other = _ask(shared("b"))
         await asyncio.sleep(0)
@@ -60,7 +60,7 @@ def test_a_caller_who_goes_away_leaves_the_run_to_the_others() -> None:
         job = Job()
         shared = SharedRuns(job)
         running = _ask(shared("a"))
-        assert await asyncio.to_thread(job.begins.acquire, timeout=10)
+        assert await asyncio.to_thread(job.begins.acquire, timeout=60)
         gone, stays = _ask(shared("a")), _ask(shared("a"))
         await asyncio.sleep(0)
         gone.cancel()
@@ -78,7 +78,7 @@ def test_an_error_reaches_all_callers_of_its_run_and_no_other() -> None:
         job = Job()
         shared = SharedRuns(job)
         failing = [_ask(shared(form)) for form in ("fails", "a")]
-        assert await asyncio.to_thread(job.begins.acquire, timeout=10)
+        assert await asyncio.to_thread(job.begins.acquire, timeout=60)
         fine = _ask(shared("a"))
         job.go.release(2)
         for task in failing:

@@ -76,7 +76,7 @@ def test_the_limit_holds_for_a_body_of_undeclared_length(start_service: Callable
 
     # The service may answer and hang up while we still send; then the answer is there to be read.
     parts = urlsplit(service.url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     connection.putrequest("POST", "/v1/ingest")
     connection.putheader("Content-Type", wire.CONTENT_TYPE)
     connection.putheader("Transfer-Encoding", "chunked")
@@ -104,7 +104,7 @@ def test_a_body_that_trickles_is_given_up(start_service: Callable[..., Service])
     service = start_service(body_timeout_s=0.2)
     parts = urlsplit(service.url)
     head = f"POST /v1/ingest HTTP/1.1\r\nHost: x\r\nContent-Type: {wire.CONTENT_TYPE}\r\n"
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
         connection.sendall(head.encode() + b"Content-Length: 99\r\n\r\nab")
         assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
 

@@ -85,7 +85,7 @@ def test_vendored_files_are_unchanged() -> None:
 
 
 def test_events_tell_of_frames(service: Service) -> None:
-    with httpx.stream("GET", f"{service.url}/v1/live", timeout=10) as response:
+    with httpx.stream("GET", f"{service.url}/v1/live", timeout=60) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["cache-control"] == "no-store"
         lines = response.iter_lines()
@@ -111,11 +111,11 @@ def test_a_service_ends_at_once_although_someone_follows_it() -> None:
     server = make_server(create_app(settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    with listener, httpx.stream("GET", f"{address_of(listener)}/v1/live", timeout=10) as response:
+    with listener, httpx.stream("GET", f"{address_of(listener)}/v1/live", timeout=60) as response:
         lines = response.iter_lines()
         _next(lines)
         began = time.monotonic()
         server.should_exit = True
         assert not [line for line in lines if line.startswith("data: ")]
-        thread.join(10)
+        thread.join(60)
         assert time.monotonic() - began < 2, "it waited for the stream to be cut"

@@ -77,7 +77,7 @@ class Pusher:
 
     def _run(self) -> None:
         who = producer(dp_rank=self.dp_rank, dp_size=RANKS)
-        with httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=5) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{self._port}", timeout=60) as client:
             while not self._stop.is_set():
                 seq = self.sent = self.sent + 1
                 body = wire.encode_frame(
@@ -108,7 +108,7 @@ def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     try:
         while True:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+                if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=60).status_code == 200:
                     break
             assert process.poll() is None, "the service did not start"
             time.sleep(0.02)
@@ -158,7 +158,7 @@ def kill_and_check(folder: Path, kills: int) -> float:
                 slowest = max(slowest, time.monotonic() - began)
                 pushers = pushers or [Pusher(port, rank) for rank in range(RANKS)]
                 before = [pusher.acknowledged for pusher in pushers]
-                deadline = time.monotonic() + 10
+                deadline = time.monotonic() + 60
                 while any(p.acknowledged <= was for p, was in zip(pushers, before, strict=True)):
                     assert time.monotonic() < deadline, "nothing is acknowledged"
                     time.sleep(0.005)
@@ -172,7 +172,7 @@ def kill_and_check(folder: Path, kills: int) -> float:
     with serving(folder, port):
         for pusher in pushers:
             answer = httpx.get(
-                f"http://127.0.0.1:{port}/v1/histogram", params={"dp_rank": pusher.dp_rank}
+                f"http://127.0.0.1:{port}/v1/histogram", params={"dp_rank": pusher.dp_rank}, timeout=60
             ).json()
             [layer] = answer["layers"]
             seq = layer["counts"][0] // (2 * (pusher.dp_rank + 1))
