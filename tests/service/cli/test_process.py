@@ -170,7 +170,6 @@ def test_a_process_and_a_run_within_the_tests_tell_the_same(service: Service) ->
     service.push(frame({3: [2000, 1000]}))
     for arguments in (
         ["balance", "--url", service.url],  # a table, with exit code 0
-        ["balance", "--url", "http://127.0.0.1:1"],  # an error of the command
         ["balance", "--what"],  # an error of the command line
     ):
         assert run_process(*arguments) == run(*arguments)
