@@ -37,7 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def whole_store(folder: Path) -> bytes:
-    """Likewise, made in this folder."""
+    """The file of a store that was filled in this folder, then closed in order."""
     store = SqliteStore(folder, Retention())
     accounts = {rank: Account(8) for rank in range(RANKS)}
     for second in range(SECONDS):
