@@ -18,7 +18,7 @@ from moescope.service.live.step_join import MAX_CELLS, MAX_MEMBERS, StepJoin
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What must be alike for steps to be joined."""
+    """What the workers of a stage must have alike for their steps to be joined."""
 
     layers: tuple[MoeLayer, ...]
     ep_size: int
@@ -41,9 +41,13 @@ class Status:
 
 @dataclass(slots=True)
 class _Member:
-    """A worker: the start of its counting, and by when it had done a step.
+    """A worker: when it began to count, and by when it had done a step.
 
-    On its own clock, nanoseconds of Unix time; and by the order in which frames told of it.
+    Attributes:
+        epoch: the start of its counting, nanoseconds of Unix time on its own clock.
+        started_at: how many frames the stage had taken when one told of that start.
+        stepped_ns: the earliest instant on its own clock at which it had done a step; None: none told yet.
+        stepped_at: how many frames the stage had taken when one told of a step; 0: none did yet.
     """
 
     epoch: int
@@ -65,7 +69,10 @@ class Stage:
         self._join: StepJoin | None = None
 
     def take(self, frame: Frame) -> tuple[Layout, Stragglers] | None:
-        """What a checked frame completes, or makes given up; None: nothing. Arrays are of the layout."""
+        """The cost of the steps that a checked frame completes, and how many are given up; None: nothing.
+
+        The arrays are of the layout that comes with them.
+        """
         loads, who = frame.step_loads, frame.producer
         if loads is None or not frame.layers:
             return None
@@ -103,7 +110,7 @@ class Stage:
         return self._given_up(0 if self._join is None else self._join.close())
 
     def status(self) -> Status:
-        """As of now."""
+        """How the join goes now."""
         if self._shape is None:
             return Status(0, None)
         if self._join is None:
@@ -135,7 +142,7 @@ class Stage:
         return ", ".join(names) + more
 
     def _begin(self, shape: Shape) -> int:
-        """Forget all members; how many steps are given up."""
+        """Begin anew with another shape and no member; how many steps are given up."""
         given_up = self._restart_join()
         self._shape, self._layout, self._members = shape, Layout(shape.layers), {}
         self._newest = _Member(0, 0)
@@ -171,8 +178,8 @@ class Stage:
     def _is_behind(self, member: int) -> bool:
         """Whether it had stepped before the last member started: then its numbers are not the others'.
 
-        Both by the workers' clocks, which may differ, and by the order of the frames, which is not that of
-        events where this service started in between.
+        Two things must say so: the workers' clocks, which may differ, and the order of the frames, which is
+        not that of the events if this service started in between.
         """
         known, newest = self._members[member], self._newest
         if known.stepped_ns is None:

@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from moescope.capture.kernels import layer_kernel, step_kernel
+from moescope.capture.counting.kernels import layer_kernel, step_kernel
 
 POINTERS = {
     "table": "*i64",
