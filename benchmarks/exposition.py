@@ -2,10 +2,11 @@
 
     python benchmarks/exposition.py
 
-Counters with four labels, as rank x layer families have them; numbers as after days of traffic. All of them
-rise before each run, as nothing is kept of a number: only of labels (cached_bytes). Each figure is the median
-of several runs that are interleaved. Both paths' bytes are compared in each size, before the runs and after.
-peak_bytes is what the fast path has at once, with the text itself and without what it keeps.
+The counters have four labels, like rank x layer families, and numbers as after days of traffic. All of them
+rise before each run, so that no text of a number can be used again; texts of labels are kept (cached_bytes).
+Each figure is the median of several interleaved runs. The bytes of both paths are compared in each size,
+before the runs and after. peak_bytes is the most that the fast path holds at once: with the text, without
+what it keeps.
 """
 
 from __future__ import annotations

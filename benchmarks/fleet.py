@@ -2,10 +2,10 @@
 
     python benchmarks/fleet.py
 
-256 ranks of DeepSeek-V3's shape (58 layers of 256 experts, top-8), in this process: frames go straight into
-the live state, a frame a second and rank, the scrape is what GET /metrics does without HTTP. The window of
-the balance gauges begins after the fleet, as in one that has run for long. Times are in milliseconds: medians
-unless they are called p99.
+The fleet has 256 ranks of DeepSeek-V3's shape (58 layers of 256 experts, top-8), in this process. Frames go
+straight into the live state, a frame a second and rank. A scrape is what GET /metrics does, without HTTP. The
+window of the balance gauges begins after the fleet does, as in a fleet that has run for long. Times are in
+milliseconds: medians unless they are called p99.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from moescope.service.simulation.fleet import Fleet, Plan
 RESULTS: Final = Path(__file__).parent / "results" / "fleet.json"
 ROUNDS: Final = 3
 INTERVAL_S: Final = 1.0
-WINDOW_S: Final = 1.5  # from between the first two rounds: nothing is subtracted from since a start
+WINDOW_S: Final = 1.5  # between the first two rounds, so that the window does not begin at a start
 
 
 def timed(runs: int, way: Callable[[], object]) -> list[float]:
-    """Some runs, milliseconds."""
+    """Times of some runs, milliseconds."""
     times = []
     for _ in range(runs):
         began = time.perf_counter()

@@ -3,9 +3,10 @@
     python benchmarks/prometheus_memory.py --level layer_expert
 
 256 ranks of DeepSeek-V3's shape feed a real service; Prometheus scrapes it 240 times, every 15 seconds: a
-real hour. With a shorter ``--interval`` the samples per series are the hour's too, but what depends on real
-time is not: rules look back minutes, and find more samples there. Every rank sends a frame every ``--frames``
-seconds. Few steps are simulated, as making them takes long here; the number of series does not depend on it.
+real hour. With a shorter ``--interval`` a series has as many samples as in the hour, but what depends on real
+time differs: rules look back some minutes, and find more samples there. Every rank sends a frame every
+``--frames`` seconds. Few steps are simulated, as making them takes long here; the number of series does not
+depend on it.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def configuration(interval: int, service: int, prometheus: int) -> str:
 
 
 def watch(server: psutil.Process, seconds: float) -> tuple[list[int], int]:
-    """Prometheus's resident memory, MB, at the end of each of some parts of a time; and the most of all."""
+    """Prometheus's resident memory in MB, noted several times while it runs; and the most of it."""
     began, noted, peak = time.monotonic(), [], 0
     for part in range(1, PARTS + 1):
         while time.monotonic() - began < seconds * part / PARTS:
