@@ -4,7 +4,8 @@
 
 Synthetic skewed counts. Measures: every one of `balance.MEASURES` over the experts of each (layer, rank),
 and over ranks of each layer. Placement beside the policy of the installed vLLM, if there is one. Advice: end
-to end from a live state fed with frames of 64 simulated ranks, in memory, without HTTP; drift likewise.
+to end from a live state fed with frames of 64 simulated ranks, in memory, without HTTP. Drift: from the same
+state.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def counters(cdp: CDPSession) -> dict[str, float]:
 
 
 def memory(address: str, seconds: float) -> list[int]:
-    """MiB that the renderers of a browser that only shows the page hold, ten times over the while."""
+    """MiB that the renderers of a browser that only shows the page hold, noted ten times."""
     with tempfile.TemporaryDirectory() as profile:
         browser = subprocess.Popen(
             [
@@ -100,7 +100,7 @@ def memory(address: str, seconds: float) -> list[int]:
 
 
 def renderers(pid: int) -> int:
-    """MiB that the renderers below a process hold, as the sum of their unique memory."""
+    """MiB that the renderers below a process hold: the sum of their unique memory."""
     children = psutil.Process(pid).children(recursive=True)
     return round(sum(p.memory_full_info().uss for p in children if "--type=renderer" in p.cmdline()) / 2**20)
 

@@ -2,11 +2,12 @@
 
     python -m benchmarks.store --tokens 1000000
 
-Synthetic routing: in each layer a skewed preference for experts, distinct top-k by Gumbel noise. Requests
-of equal length grow a token a step side by side, as decode does; when they end, they are encoded. That is
-the workers' part, done first and timed apart. Then the service's: `--senders` workers send one part after
-the other, each when its last one is acknowledged; parts are decoded, checked and stored by the service's own
-writing thread, while a reader asks. HTTP is left out.
+Routing is synthetic: in each layer a skewed preference for experts, distinct top-k by Gumbel noise.
+
+First comes the workers' part, which is timed apart. Requests of equal length grow a token a step side by
+side, as in decode; when they end, they are encoded. Then comes the service's part. `--senders` workers send
+one part after the other, each when its last one is acknowledged. The service's own writing thread decodes,
+checks and stores the parts, while a reader asks. HTTP is left out.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/stragglers.py
 
-First the time to take in a frame of each of 256 ranks of DeepSeek-V3's shape (58 layers of 256 experts): as
-before wire 1.3, with phases, and with the loads of 25 steps. The three are interleaved, rank by rank; memory
-is that of a process of its own after each. Then fleets of 32 ranks, 4 layers, 256 experts and top-8: nothing
-hot, one rank hot throughout, and a hot rank that changes each step.
+First it measures the time to take in a frame of each of 256 ranks of DeepSeek-V3's shape (58 layers of 256
+experts): as before wire 1.3, with phases, and with the loads of 25 steps. The three kinds are interleaved,
+rank by rank; memory is measured after each kind in a process of its own. Then it compares fleets of 32 ranks,
+4 layers, 256 experts and top-8: nothing hot, one rank hot throughout, and a hot rank that changes each step.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from moescope.dashboards.spec import (
     Row,
     most,
     rate,
+    stat,
 )
 
 _DEPLOYMENT: Final = "cluster, server, model"
@@ -41,37 +42,25 @@ FLEET: Final = Board(
         Row(
             "Now",
             (
-                Panel(
-                    "stat",
+                stat(
                     "Deployments",
                     "Deployments (server and model) that report.",
-                    (Query(f"count(count by ({_DEPLOYMENT}) (moescope_producers{{{SERVICE}}}))"),),
-                    width=6,
-                    height=4,
+                    Query(f"count(count by ({_DEPLOYMENT}) (moescope_producers{{{SERVICE}}}))"),
                 ),
-                Panel(
-                    "stat",
+                stat(
                     "Tokens per second",
                     "Tokens computed for requests, over all deployments.",
-                    (Query(f"sum(rate(moescope_tokens_total{{{SERVICE}}}[$__rate_interval]))"),),
-                    width=6,
-                    height=4,
+                    Query(f"sum(rate(moescope_tokens_total{{{SERVICE}}}[$__rate_interval]))"),
                 ),
-                Panel(
-                    "stat",
+                stat(
                     "Workers that count",
                     "vLLM workers whose capture works.",
-                    (Query(f'sum(moescope_producers{{{SERVICE},state="counting"}})'),),
-                    width=6,
-                    height=4,
+                    Query(f'sum(moescope_producers{{{SERVICE},state="counting"}})'),
                 ),
-                Panel(
-                    "stat",
+                stat(
                     "Workers that don't",
                     "Workers that are silent, or whose capture is off: see Capture health.",
-                    (Query(f'sum(moescope_producers{{{SERVICE},state!="counting"}})'),),
-                    width=6,
-                    height=4,
+                    Query(f'sum(moescope_producers{{{SERVICE},state!="counting"}})'),
                     steps=((1, "red"),),
                 ),
             ),

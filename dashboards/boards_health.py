@@ -30,7 +30,7 @@ def _gauge(kind: Kind, title: str, text: str, metric: str, unit: str = "short") 
 
 def _slowest(metric: str) -> str:
     """The 99th percentile of a histogram of seconds, by service."""
-    return f"histogram_slowest(0.99, {rate(f'{metric}_bucket', SERVICE, 'instance, le')})"
+    return f"histogram_quantile(0.99, {rate(f'{metric}_bucket', SERVICE, 'instance, le')})"
 
 
 HEALTH: Final = Board(

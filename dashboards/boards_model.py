@@ -19,6 +19,7 @@ from moescope.dashboards.spec import (
     most,
     of_fair,
     rate,
+    stat,
 )
 from moescope.service.measures.balance import GAUGES
 
@@ -50,6 +51,8 @@ _HOT: Final = "moescope_straggler_hottest_layer_steps_total"
 _HOTTEST: Final = (
     f"{rate(_HOT, MODEL, 'server, ep_rank')} / on (server) group_left () ({rate(_HOT, MODEL, 'server')} > 0)"
 )
+_FAIR_STEPS: Final = ((3, "orange"), (5, "red"))
+"""Of multiples of a fair share."""
 _BASE: Final = "baseline, phase"
 _BASE_NAME: Final = "{{baseline}}, {{phase}}"
 
@@ -62,42 +65,30 @@ MODEL_BOARD: Final = Board(
         Row(
             "Balance now",
             (
-                Panel(
-                    "stat",
+                stat(
                     "EP imbalance ratio",
                     "Sum over layers of max / sum of mean of slots over EP ranks; 1 is best.",
-                    (Query(most("moescope_ep_imbalance_ratio", MODEL), NAME),),
-                    width=6,
-                    height=4,
+                    Query(most("moescope_ep_imbalance_ratio", MODEL), NAME),
                     steps=RATIO_STEPS,
                 ),
-                Panel(
-                    "stat",
+                stat(
                     "Straggler share",
                     "1 - 1 / imbalance ratio: the share of the busiest ranks' work that an average rank "
                     "spends waiting.",
-                    (Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL)}", NAME),),
+                    Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL)}", NAME),
                     "percentunit",
-                    width=6,
-                    height=4,
                     steps=((0.2, "orange"), (0.5, "red")),
                 ),
-                Panel(
-                    "stat",
+                stat(
                     "Worst layer's imbalance ratio",
                     "Largest max / mean of slots over EP ranks among the layers; 1 is best.",
-                    (Query(most("moescope_ep_worst_layer_imbalance_ratio", MODEL), NAME),),
-                    width=6,
-                    height=4,
+                    Query(most("moescope_ep_worst_layer_imbalance_ratio", MODEL), NAME),
                     steps=RATIO_STEPS,
                 ),
-                Panel(
-                    "stat",
+                stat(
                     "DP imbalance ratio",
                     "Max / mean of tokens over DP ranks; 1 is best.",
-                    (Query(most("moescope_dp_imbalance_ratio", MODEL), NAME),),
-                    width=6,
-                    height=4,
+                    Query(most("moescope_dp_imbalance_ratio", MODEL), NAME),
                     steps=RATIO_STEPS,
                 ),
             ),
@@ -263,7 +254,7 @@ MODEL_BOARD: Final = Board(
                     (Query(f"topk(20, {of_fair(EXPERTS, MODEL, 'layer', 'expert')})", "times fair share"),),
                     width=8,
                     height=12,
-                    steps=((3, "orange"), (5, "red")),
+                    steps=_FAIR_STEPS,
                     link=_TO_LAYER,
                 ),
                 Panel(
@@ -274,7 +265,7 @@ MODEL_BOARD: Final = Board(
                     (Query(of_fair(EXPERTS, MODEL, "layer", "expert")),),
                     width=24,
                     height=14,
-                    steps=((3, "orange"), (5, "red")),
+                    steps=_FAIR_STEPS,
                     axes=("layer", "expert"),
                 ),
             ),

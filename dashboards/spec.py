@@ -117,6 +117,17 @@ def or_none(expr: str, label: str) -> str:
     return f'{expr} or on () label_replace(vector(0), "{label}", "none", "", "")'
 
 
+def stat(
+    title: str,
+    description: str,
+    query: Query,
+    unit: str = "short",
+    steps: tuple[tuple[float, str], ...] = (),
+) -> Panel:
+    """One large number, a quarter of the board wide."""
+    return Panel("stat", title, description, (query,), unit, 6, 4, steps)
+
+
 NAME: Final = "{{server}} {{model}}"
 EXPERTS: Final = "moescope_layer_expert_slots_total"
 NEEDS_EXPERTS: Final = " Needs --metrics-level layer_expert."

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Checks types: devkit/check-types.sh moescope.capture ...
 #
-# mypy follows neither the editable install's mapping of folders to packages nor finds `moescope` in the folders'
-# names, so the packages are checked in a copy installed aside; the devkit where it lies.
+# mypy can't follow the editable install's mapping of folders to packages, and no folder is named `moescope`. So the
+# packages are checked in a copy that is installed aside, and the devkit where it lies.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

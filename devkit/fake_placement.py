@@ -1,6 +1,6 @@
-"""Expert placement over EP ranks that aren't there, for engines on one GPU: tests and benchmarks only.
+"""Pretends that experts are placed over several EP ranks, for tests and benchmarks on one GPU.
 
-Capture then does all that it does with expert parallelism: it adds up loads by EP rank for each step.
+Capture then does everything that it does with expert parallelism: it adds up loads by EP rank for each step.
 """
 
 from __future__ import annotations

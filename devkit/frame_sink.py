@@ -14,7 +14,7 @@ class FrameSink:
     """An HTTP server on a free port of this machine.
 
     Attributes:
-        frames, traces: in the order of their arrival.
+        frames, traces: what came, in the order of arrival.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class FrameSink:
 
     @property
     def url(self) -> str:
-        """For ``MOESCOPE_ENDPOINT``."""
+        """The server's address, for ``MOESCOPE_ENDPOINT``."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def wait_for(self, tokens: int, timeout: float = 60.0) -> Frame:
@@ -61,7 +61,7 @@ class FrameSink:
         raise TimeoutError(f"no frame of {tokens} tokens within {timeout} s; the last: {seen}")
 
     def wait_for_traces(self, number: int, timeout: float = 60.0) -> list[TracePart]:
-        """The parts that came once so many traces are whole, or all that came in time."""
+        """The parts that have come, as soon as ``number`` traces are whole or the time is over."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if sum(part.part == part.parts - 1 for part in self.traces) >= number:

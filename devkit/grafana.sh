@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Opens the boards in a real Grafana, with a simulated fleet: devkit/grafana.sh (needs Docker with compose).
 #
-# Starts docker-compose.yml's profile `simulate`, waits until Grafana has all boards of dashboards/boards and its
-# data source answers, prints their addresses and goes on until Ctrl-C; volumes stay (docker compose down -v).
+# It starts docker-compose.yml's profile `simulate`, waits until Grafana has all boards of dashboards/boards and its
+# data source answers, and prints their addresses. It runs until Ctrl-C. Volumes stay; `docker compose down -v` removes
+# them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

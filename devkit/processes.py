@@ -1,4 +1,4 @@
-"""Starting and stopping helper processes so that none is ever left behind."""
+"""Starts and stops helper processes so that none is left behind."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Final
 
 import psutil  # type: ignore[import-untyped]
 
-# What to send, and how many seconds to wait for all processes to end before the next. vLLM ends within one,
-# except with a request under way: it kills its engines first and then waits for that answer for ever.
+# Signals to send, and how many seconds to wait for all processes to end before the next signal. vLLM ends
+# within one second, unless a request is running: then it kills its engines first and waits for its answer for
+# ever.
 STOP_STEPS: Final = ((signal.SIGINT, 6.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))
 NOISE: Final = (" - leaked ", " - ... skipped", "nanobind: ", "See https://nanobind")
 
@@ -55,7 +56,7 @@ class ProcessGroup:
         return self._process.poll()
 
     def alive(self) -> list[psutil.Process]:
-        """The command, its group and its descendants, as far as they run now; zombies don't."""
+        """Those of the command, its group and its descendants that run now; zombies don't count."""
         self._look()
         return sorted((process for process in self._seen if _runs(process)), key=lambda process: process.pid)
 
@@ -97,7 +98,7 @@ class ProcessGroup:
             time.sleep(0.05)
 
     def _look(self) -> None:
-        """Remember the group and all descendants: a child that outlives its parent is ours too."""
+        """Remember the group and all descendants, so that a child that outlives its parent is found."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
                 if os.getpgid(process.pid) == self.pid:

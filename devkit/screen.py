@@ -1,4 +1,4 @@
-"""The demo's displays: in place on a terminal, a plain line now and then elsewhere."""
+"""The demo's displays: tables in place on a terminal, a plain line now and then anywhere else."""
 
 from __future__ import annotations
 

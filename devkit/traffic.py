@@ -87,7 +87,7 @@ class Traffic:
         return len(self._futures)
 
     def close(self) -> None:
-        """Give up what is queued, and what isn't answered in a few seconds."""
+        """Give up the requests that are queued, and those that aren't answered within a few seconds."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         wait(self._futures, timeout=CLOSE_SECONDS)
         self._client.close()

@@ -21,7 +21,7 @@ class View:
     Attributes:
         start, end: the time range, seconds since 1970.
         scrape_s: Prometheus's scrape interval, and here the step of range queries.
-        values: chosen values of variables; of all others everything.
+        values: chosen values of variables; the others have All chosen.
     """
 
     start: float

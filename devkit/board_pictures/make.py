@@ -1,8 +1,8 @@
 """Draws the boards with Grafana's own components: ``python -m devkit.board_pictures.make``.
 
-Two simulated deployments feed a real service for some minutes and a real Prometheus scrapes it; each panel's
-queries are asked of it, and what they answer is drawn by ``@grafana/ui`` in a headless Chromium: PNGs in
-docs/images. There is no Grafana server in it: annotations, and panels whose code is not in Grafana's library
+Two simulated deployments feed a real service for some minutes, and a real Prometheus scrapes it. Then the
+Prometheus answers each panel's queries, and ``@grafana/ui`` in a headless Chromium draws the answers: PNGs in
+docs/images. No Grafana server takes part, so annotations, and panels whose code is not in Grafana's library
 of components (heatmaps), are not drawn.
 
 Needs the packages prometheus, chromium and npm (with Node.js); npm gets about 400 packages, into a folder
@@ -59,7 +59,7 @@ BOARDS: Final = {
     "health": {},
 }
 COLOURS: Final = 128
-"""Of a picture: flat areas and thin text need no more."""
+"""Colours of a picture; flat areas and thin text need no more."""
 FONTS: Final = {400: "Regular", 500: "Medium"}
 """Weights of Inter that Grafana's styles ask for; its packages don't have the font."""
 # Grafana's components look for icons and fonts below this path.

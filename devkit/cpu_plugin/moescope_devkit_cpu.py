@@ -10,8 +10,9 @@ depends on it. Without it, on CPUs:
 - ``--enable-eplb`` is refused, and the CPU's router, runner and communicator have no part in it;
 - with ``--pipeline-parallel-size 2`` and eager mode the second stage dies in the first forward pass.
 
-All are mended here for correctness, not for speed. The router and its callbacks, which moescope observes,
-are vLLM's own and untouched. To start in ten seconds rather than thirty, vLLM's processes are forked here.
+All of this is mended here for correctness, not for speed. The router and its callbacks, which moescope
+observes, are vLLM's own and untouched. To start in ten seconds rather than thirty, vLLM's processes are
+forked here.
 
 vLLM calls :func:`install` in each of its processes, possibly more than once in one, and lets its exceptions
 through: installing twice changes nothing, and a version that was never tried is an error, not a guess.
@@ -150,7 +151,7 @@ class _NothingEnqueued:
     """The current stream of a device that runs everything at once."""
 
     def __init__(self, *device: Any) -> None:
-        """Of any device."""
+        """Takes any device."""
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
@@ -164,7 +165,7 @@ def map_to_physical(
     record_enabled: torch.Tensor,
     num_unpadded_tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What vLLM's Triton kernel of this name does: a token takes the replica that its row's hash says.
+    """Do what vLLM's Triton kernel of this name does: a token takes the replica that its row's hash chooses.
 
     Args:
         topk_ids: logical experts [tokens, top_k].
@@ -263,7 +264,7 @@ def gather_rows(
 ) -> list[torch.Tensor]:
     """Concatenate all ranks' rows, for several tensors in one exchange.
 
-    Point to point, because gloo's collectives take equal sizes only, and three times as long.
+    It is done point to point: gloo's collectives take equal sizes only, and take three times as long.
     """
     rank, ranks = group.rank(), group.size()
     sizes = [len(tensors[0])] * ranks if sizes is None else sizes

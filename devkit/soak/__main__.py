@@ -1,6 +1,6 @@
 """Run the gates that take long: ``python -m devkit.soak``, or ``make soak``.
 
-Prints a table and writes it into docs/gates.md, whose rows of gates that were not run stay as they are.
+Prints a table and writes it into docs/gates.md. Rows of gates that were not run stay as they are.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ GATES: Final = (
 
 
 def main() -> int:
-    """Run gates; 1 if one fell short."""
+    """Run gates; returns 1 if one fell short, else 0."""
     parser = argparse.ArgumentParser(
         prog="devkit.soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -175,7 +175,7 @@ def slow_clients(options: Options) -> Outcome:
 
 @contextmanager
 def half_open(url: str, count: int, first: bytes) -> Iterator[None]:
-    """So many connections that have sent the beginning of something."""
+    """Connections, as many as asked for, each of which has sent the beginning of something."""
     parts = urlsplit(url)
     with ExitStack() as stack:
         for _ in range(count):

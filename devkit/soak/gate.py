@@ -22,7 +22,7 @@ class Options:
     folder: Path
 
     def cases(self, count: int) -> int:
-        """So many, or a tenth."""
+        """The number of cases, or a tenth of it where the gates run quickly."""
         return max(1, count // 10) if self.quick else count
 
 

@@ -58,7 +58,7 @@ def _give_up(
     while not stop.wait(0.1):
         path = "/metrics" if scrapes else QUERIES[turn % len(QUERIES)]
         turn += 1
-        # A client of httpx takes more of the machine to make than the answer.
+        # Making a client of httpx takes more of the machine than answering it.
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=patience)
         try:
             connection.request("GET", path, headers=headers)
@@ -80,7 +80,7 @@ def _scrape(service: Serving) -> float:
 
 
 def giving_up(options: Options) -> Outcome:
-    """What memory and an honest scrape are while others ask and don't wait for the answer."""
+    """Memory, and the time of an honest scrape, while other clients ask and don't wait for the answer."""
     seconds = 20 if options.quick else 180
     counts: Counter[str] = Counter()
     flags = ("--metrics-level", "layer_expert")
@@ -119,7 +119,7 @@ def giving_up(options: Options) -> Outcome:
 
 
 def _memory(service: Serving, seconds: float) -> float:
-    """The most that it takes in so many seconds, MiB."""
+    """The most memory that it takes within some seconds, MiB."""
     meter = Meter(service.process.pid)
     time.sleep(seconds)
     meter.stop()

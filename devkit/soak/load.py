@@ -88,7 +88,7 @@ class Rank:
 
 @dataclass
 class Tally:
-    """What all threads saw, seconds."""
+    """What all threads measured; times in seconds."""
 
     ingest: list[float] = field(default_factory=list)
     scrape: list[float] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Tally:
 
 
 def drive(service: Serving, fleet: Fleet, seconds: float) -> tuple[Tally, list[Rank]]:
-    """Send, scrape and ask for so long."""
+    """Send, scrape and ask for some seconds."""
     ranks = [Rank(fleet, rank, time.time_ns()) for rank in range(fleet.ranks)]
     tally, stop = Tally(), threading.Event()
     senders = min(SENDERS, fleet.ranks)
@@ -208,7 +208,7 @@ def load(options: Options) -> Outcome:
 
 
 def large(options: Options) -> Outcome:
-    """256 ranks at 1 Hz, 58 layers x 256 experts, in memory; then others, to see the cost against ranks."""
+    """256 ranks at 1 Hz, 58 layers x 256 experts, in memory; then fewer and more ranks, to compare costs."""
     rows = []
     passed = True
     for ranks in (8, 64, 256) if options.quick else (8, 32, 64, 128, 256, 512):

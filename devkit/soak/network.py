@@ -1,7 +1,7 @@
-"""Network faults between capture and service: what a step's hooks take, what is counted, who comes back when.
+"""Network faults between capture and service: how long hooks take, what is counted, who comes back when.
 
-All senders but a few reach the service through a proxy that fails; those few reach it directly at the same
-time and on the same cores: what a fault costs is the ratio of the two.
+Most senders reach the service through a proxy that fails. A few reach it directly, at the same time and on
+the same cores. What a fault costs is the ratio of the times of the two.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def network(
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong for so long."""
+    """Something that goes wrong, and for how long."""
 
     name: str
     seconds: float
@@ -135,7 +135,7 @@ class Passed:
     settled: float = 0.0
 
     def row(self) -> str:
-        """Its times in words: of those behind the proxy, against the others in brackets."""
+        """The times in words: of workers behind the proxy, with those of the others in brackets."""
         p50, p99 = (
             f"{percentile(self.hooks, share) * 1e3:.0f} us "
             f"({percentile(self.hooks, share) / percentile(self.unharmed_hooks, share):.1f} x)"
@@ -168,12 +168,12 @@ def undergo(made: Network, fault: Fault) -> Passed:
 
 
 def crowd(times: list[float], seconds: float = HERD_S) -> int:
-    """The most of some moments that lie within so many seconds."""
+    """The largest number of these moments that lie within some seconds of each other."""
     return max(sum(first <= other < first + seconds for other in times) for first in times)
 
 
 def check_counts(made: Network) -> str:
-    """All stops; then totals at the service are what was counted, and drops what was seen from outside.
+    """Stop everything; then check totals at the service by what was counted, drops by what was seen outside.
 
     Returns: the counters, in words.
 
@@ -216,7 +216,7 @@ def check_counts(made: Network) -> str:
 
 
 def resets(seconds: float, share: float) -> Fault:
-    """Of the pieces of either direction, such a share breaks its connection."""
+    """A share of the pieces, of either direction, break their connection."""
 
     def breaking(made: Network, so_many: float) -> None:
         made.proxy.reset_share = so_many

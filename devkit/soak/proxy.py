@@ -30,8 +30,8 @@ class TcpProxy:
 
     Attributes:
         injuries: connections that were broken or went silent, by the fault.
-        rate: bytes a second and connection towards the target; unlimited if 0.
-        reset_share: of the pieces of either direction, how many break their connection.
+        rate: bytes a second for each connection, towards the target; unlimited if 0.
+        reset_share: the share of the pieces, of either direction, that break their connection.
     """
 
     def __init__(self, target_port: int, seed: int = 0) -> None:
@@ -60,14 +60,14 @@ class TcpProxy:
             link.close()
 
     def partition(self) -> None:
-        """Nothing passes: connections, those to come too, are taken and never answered."""
+        """Nothing passes: connections, new ones too, are accepted and never answered."""
         with self._lock:
             self._silent = True
         for link in self._all():
             link.fall_silent()
 
     def heal(self) -> None:
-        """New connections pass; those that were cut off stay silent, as one does whose state was lost."""
+        """New connections pass; those that were cut off stay silent, like one whose state was lost."""
         with self._lock:
             self._silent = False
 
@@ -198,10 +198,10 @@ def _end(connection: socket.socket) -> None:
 
 
 class DisorderlyRelay:
-    """Passes frames on over HTTP. In disorder each goes on twice, and every other one after its successor.
+    """Passes frames on over HTTP; in disorder each of them twice, and every other one after its successor.
 
     Attributes:
-        disorder: see above; a frame that is held back is answered at once.
+        disorder: whether that happens; a frame that is held back is answered at once.
         results: what the service made of each frame that was passed on.
     """
 

@@ -29,7 +29,7 @@ class Serving:
 
     @property
     def text(self) -> str:
-        """Its log."""
+        """The service's log."""
         return self.log.read_text()
 
 
@@ -98,7 +98,7 @@ class Meter:
         return (self.cpu_s[-1] - self.cpu_s[0]) / (self.at[-1] - self.at[0])
 
     def slope(self, since: float) -> float:
-        """MiB a minute of the memory's growth from this share of the time on, by least squares."""
+        """Growth of the memory from this share of the time on, MiB a minute, by least squares."""
         first = int(len(self.at) * since)
         minutes = np.array(self.at[first:]) / 60
         return float(np.polyfit(minutes - minutes[0], self.rss_mib[first:], 1)[0])

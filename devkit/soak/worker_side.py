@@ -1,4 +1,4 @@
-"""What a vLLM worker has of moescope, without vLLM: real snapshots, frames, sender; steps of a thread."""
+"""What a vLLM worker has of moescope, without vLLM: real snapshots, frames and sender; a thread steps."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class WorkerSide:
 
     @property
     def sent_again(self) -> int:
-        """Posts that went again at once, over a new connection, since theirs had ended."""
+        """Posts that were sent again at once over a new connection, because the old one had ended."""
         return self._transport.exchanges - len(self._transport.posts)
 
     @property
@@ -153,7 +153,7 @@ class WorkerSide:
         self._sender.stop(timeout=10)
 
     def drops_seen(self) -> dict[str, int]:
-        """What a frame is to say of drops, by what was seen from outside of the sender."""
+        """The drops that a frame should report, by what was seen from outside of the sender."""
         return {
             "sends_failed": sum(bool(post.failure) for post in self.posts),
             "snapshots_put_off": self._taker.put_off,

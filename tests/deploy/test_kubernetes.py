@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
+from moescope.dashboards import build
 from moescope.dashboards.kubernetes import FOLDER, manifests
 from moescope.service.cli.commands import command_line
 from moescope.service.settings import Settings
@@ -15,6 +17,14 @@ from tests.deploy.manifests import containers, one
 def test_rules_and_boards_are_what_the_code_makes() -> None:
     same = all((FOLDER / name).read_text() == text for name, text in manifests().items())
     assert same, "run: python -m moescope.dashboards.kubernetes"
+
+
+def test_the_boards_are_the_codes_whatever_their_files_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it doesn't matter whether the files or the manifests are written first."""
+    monkeypatch.setattr(build, "BOARDS", build.BOARDS[:1])
+    boards = json.loads(manifests()["boards.json"])["data"]
+    assert boards == build.documents()
+    assert len(boards) == 1
 
 
 def test_the_config_map_fits_and_holds_the_boards() -> None:

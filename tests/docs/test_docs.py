@@ -147,6 +147,15 @@ def test_the_readme_has_every_route(routes: dict[tuple[str, str], set[str]]) -> 
     assert {re.sub(r"{\w+}", "{}", path) for _, path in routes} <= listed
 
 
+def test_the_page_document_has_every_view_of_the_menu() -> None:
+    source = (ROOT / "service/page/js/views/index.js").read_text()
+    menu = set(re.findall(r'title: "(\w+)", inMenu: true', source))
+    section = TEXTS[ROOT / "docs/page.md"].partition("\n## Views\n")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"^- \*\*(\w+)\*\*:", section, re.MULTILINE))
+    assert len(menu) > 5
+    assert menu <= listed
+
+
 def commands() -> dict[str, set[str]]:
     """The long flags of each command; those of groups are 'group command'."""
 
