@@ -67,28 +67,7 @@ class LiveState:
         """Take in what other services of the store know; see :mod:`moescope.service.counts.merging`."""
         with self._lock:
             for posting in postings:
-                key, entry = posting.key, self._roster.get(posting.key)
-                state = posting.account
-                if entry is not None:
-                    mine = entry.account.state()
-                    state = merge_accounts(mine, state, self._settings.max_epochs)
-                    if state is mine:
-                        continue
-                elif self._roster.is_full:
-                    continue
-                told_at = min(posting.at, self._clock())  # the other service's clock may be ahead
-                at = told_at if entry is None else max(told_at, entry.received_at)
-                account = Account.restored(state, self._settings.max_epochs)
-                if not self._makes_way(key, state.totals.layout, at):
-                    continue
-                if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
-                    self._history.forget(key)
-                self._roster.enter(key, account, at)
-                self._history.record(key, posting.birth, Snapshot(told_at, state.totals))
-                if state is not posting.account:
-                    self._record(
-                        key, account, self._outbox.post_newest
-                    )  # nobody takes it until a frame comes
+                self._adopt(posting)
 
     def ingest(self, frame: Frame) -> Verdict:
         """Take a checked frame; :meth:`take_records` then has what to keep of it.
@@ -238,6 +217,27 @@ class LiveState:
         self._history.record(key, birth, Snapshot(now, account.totals))
         self._record(key, account, self._outbox.post, began_again=account.generation != generation)
         return verdict
+
+    def _adopt(self, posting: Posting) -> None:
+        key, entry, state = posting.key, self._roster.get(posting.key), posting.account
+        if entry is not None:
+            mine = entry.account.state()
+            state = merge_accounts(mine, state, self._settings.max_epochs)
+            if state is mine:
+                return
+        elif self._roster.is_full:
+            return
+        told_at = min(posting.at, self._clock())  # the other service's clock may be ahead
+        at = told_at if entry is None else max(told_at, entry.received_at)
+        account = Account.restored(state, self._settings.max_epochs)
+        if not self._makes_way(key, state.totals.layout, at):
+            return
+        if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
+            self._history.forget(key)
+        self._roster.enter(key, account, at)
+        self._history.record(key, posting.birth, Snapshot(told_at, state.totals))
+        if state is not posting.account:  # nobody takes it until a frame comes
+            self._record(key, account, self._outbox.post_newest)
 
     def _makes_way(self, key: Key, layout: Layout, at: float) -> bool:
         """Forget producers whose shape is not that of another service's newer frame, as seen at ``at``.
