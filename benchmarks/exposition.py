@@ -2,10 +2,11 @@
 
     python benchmarks/exposition.py
 
-Counters with four labels, as rank x layer families have them; numbers as after days of traffic. All of them
-rise before each run, as nothing is kept of a number: only of labels (cached_bytes). Each figure is the median
-of several runs that are interleaved. Both paths' bytes are compared in each size, before the runs and after.
-peak_bytes is what the fast path has at once, with the text itself and without what it keeps.
+The counters have four labels, as the families by layer and rank do, and numbers as after days of traffic. All
+numbers rise before each run: between scrapes the fast path keeps texts of labels only (cached_bytes). Each
+figure is the median of several interleaved runs. The bytes of both writers are compared at each size, before
+the runs and after. peak_bytes is the most memory that the fast path takes during a scrape, the text included,
+the kept texts of labels not.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def measure(series: int, runs: int) -> dict[str, float]:
 
 
 def raise_all(metric: WideMetric, rng: np.random.Generator) -> None:
-    """Every counter by 1 to a million."""
+    """Raise every counter by 1 to a million."""
     metric.tables[:] = [
         replace(table, values=table.values + rng.integers(1, 10**6, len(table.values)))
         for table in metric.tables
@@ -101,7 +102,7 @@ def raise_all(metric: WideMetric, rng: np.random.Generator) -> None:
 
 
 def compared(metric: WideMetric, writer: Writer) -> bytes:
-    """The text, which both ways must agree on."""
+    """The text, on which both writers must agree."""
     body = writer.write([metric], openmetrics=False)
     if body != generate_latest(_One(metric)):
         raise SystemExit(f"the bytes differ at {len(metric)} series")
@@ -109,7 +110,7 @@ def compared(metric: WideMetric, writer: Writer) -> bytes:
 
 
 def peak(way: Callable[[], bytes]) -> int:
-    """Most bytes of memory that are taken at once."""
+    """The most bytes of memory that are taken at one time."""
     tracemalloc.start()
     try:
         way()

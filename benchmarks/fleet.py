@@ -2,10 +2,10 @@
 
     python benchmarks/fleet.py
 
-256 ranks of DeepSeek-V3's shape (58 layers of 256 experts, top-8), in this process: frames go straight into
-the live state, a frame a second and rank, the scrape is what GET /metrics does without HTTP. The window of
-the balance gauges begins after the fleet, as in one that has run for long. Times are in milliseconds: medians
-unless they are called p99.
+256 ranks of DeepSeek-V3's shape (58 layers of 256 experts, top-8) are simulated in this process. Every rank
+sends a frame a second, straight into the live state. A scrape is what GET /metrics does, without HTTP. The
+window of the balance gauges begins after the fleet's start, as in a fleet that has run for long. Times are in
+milliseconds: medians unless they are called p99.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from moescope.service.simulation.plan import Plan
 RESULTS: Final = Path(__file__).parent / "results" / "fleet.json"
 ROUNDS: Final = 3
 INTERVAL_S: Final = 1.0
-WINDOW_S: Final = 1.5  # from between the first two rounds: nothing is subtracted from since a start
+WINDOW_S: Final = 1.5  # begins between the first two rounds, so that earlier totals are subtracted
 
 
 def timed(runs: int, way: Callable[[], object]) -> list[float]:
-    """Some runs, milliseconds."""
+    """How long each of some runs takes, milliseconds."""
     times = []
     for _ in range(runs):
         began = time.perf_counter()
@@ -49,7 +49,7 @@ def timed(runs: int, way: Callable[[], object]) -> list[float]:
 
 
 def fill(ranks: int) -> tuple[LiveState, float]:
-    """A fleet's first rounds of frames, and what one took to ingest; all levels are scraped from it."""
+    """A state with a fleet's first rounds of frames, and the median time to ingest one, milliseconds."""
     now = 1_700_000_000.0
     state = LiveState(Settings(), lambda: now)
     fleet = Fleet(Plan(ranks=ranks), int(now * 1e9))
@@ -62,7 +62,7 @@ def fill(ranks: int) -> tuple[LiveState, float]:
 
 
 def measure(state: LiveState, level: MetricsLevel, runs: int) -> dict[str, Any]:
-    """One row: scrapes at a level."""
+    """One row of the results: scrapes at a level."""
     settings = Settings(metrics_level=level, window_s=WINDOW_S)
     registry, writer = CollectorRegistry(), Writer()
     registry.register(RoutingCollector(state, settings, Instruments()))

@@ -27,7 +27,7 @@ def keepers(layers: int) -> list[Callable[[torch.Tensor], None]]:
 
 
 def holding(callbacks: list[Any], blocks: int) -> list[Any]:
-    """The same callbacks, between the first and the last of which so many blocks of memory are held."""
+    """These callbacks, with so many blocks of memory held from the first callback of a pass to the last."""
     held: list[torch.Tensor] = []
 
     def first(ids: torch.Tensor) -> None:

@@ -33,7 +33,7 @@ CAPTURING: Final = ("moescope", "traced")
 MORE_OF: Final = 8
 """The batch size for which more sets are captured, if no other is given."""
 EP_RANKS: Final = 8
-"""So many EP ranks are pretended, so that capture does all that it does with expert parallelism."""
+"""How many EP ranks are pretended, so that capture does all that it does with expert parallelism."""
 KV_CACHE_BYTES: Final = 4 << 30
 BATCHES: Final = (1, 8, 64, 256)
 PREFILL_TOKENS: Final = 16384
@@ -220,22 +220,22 @@ class Engine:
             "counts and phases": counts + capturer.buffers.phases.numel(),
             "ring of loads": ring.num_bytes,
             "snapshots on their way": len(slots) * (counts + ring.loads.numel() * 4),
-            "tables": capturer._strategy._tables.num_bytes,
+            "tables": capturer.strategy_bytes,
             "ids kept in a step of the largest size": sum(
                 PREFILL_TOKENS * layer.top_k * 4 for layer in layers
             ),
         }
 
     def close(self) -> dict[str, Any]:
-        """The capturer's last words."""
+        """What the capturer has counted, and whether it is exact."""
         capturer = self._session.capturer
         counts = [int(capturer.buffers.counts_of(i).sum()) for i in range(len(capturer.buffers.layers))]
         exact = all(
-            total == capturer.tokens * layer.top_k
+            total == capturer.totals.tokens * layer.top_k
             for total, layer in zip(counts, capturer.buffers.layers, strict=True)
         )
         return {
-            "tokens": capturer.tokens,
+            "tokens": capturer.totals.tokens,
             "exact": exact,
             "decode tokens": capturer.totals.decode_tokens,
             "phases known": capturer.totals.phases_known,

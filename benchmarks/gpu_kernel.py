@@ -162,7 +162,7 @@ def bandwidth() -> float:
 
 
 def mixed(case: Case) -> float:
-    """Of a step with tokens of both phases, counted by the kernel that has looked at each token's."""
+    """Microseconds for a step of both phases, in which the kernel looks up the phase of each token."""
     case.buffers.step_word.fill_(pack_step(case.tokens, Phase.MIXED))
     case.check()
     result = microseconds(case.per_step, LAUNCHES)

@@ -2,10 +2,10 @@
 
     python benchmarks/prometheus_memory.py --level layer_expert
 
-256 ranks of DeepSeek-V3's shape feed a real service; Prometheus scrapes it 240 times, every 15 seconds: a
-real hour. With a shorter ``--interval`` the samples per series are the hour's too, but what depends on real
-time is not: rules look back minutes, and find more samples there. Every rank sends a frame every ``--frames``
-seconds. Few steps are simulated, as making them takes long here; the number of series does not depend on it.
+256 ranks of DeepSeek-V3's shape feed a real service. Prometheus scrapes it 240 times, every 15 seconds: that
+is a real hour. A shorter ``--interval`` gives as many samples per series in less time. But rules look back
+minutes of real time, and find more samples in them. Every rank sends a frame every ``--frames`` seconds. Few
+steps are simulated, because making them takes long; the number of series does not depend on it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = Path(__file__).parent / "results" / "prometheus_memory.json"
 STEPS_PER_S: Final = "0.2"
 PARTS: Final = 4
-"""How often memory is noted, evenly over the run."""
+"""How often memory is noted, at even distances in the run."""
 
 
 def free_port() -> int:
@@ -77,7 +77,7 @@ def configuration(interval: int, service: int, prometheus: int) -> str:
 
 
 def watch(server: psutil.Process, seconds: float) -> tuple[list[int], int]:
-    """Prometheus's resident memory, MB, at the end of each of some parts of a time; and the most of all."""
+    """Prometheus's resident memory, MB: at the end of each part of a time, and the largest seen."""
     began, noted, peak = time.monotonic(), [], 0
     for part in range(1, PARTS + 1):
         while time.monotonic() - began < seconds * part / PARTS:
@@ -153,7 +153,7 @@ def main() -> None:
         "--frames", type=int, default=10, help="seconds between a rank's frames (default: %(default)s)"
     )
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack ends what was started
     with tempfile.TemporaryDirectory() as folder:
         found = run(options, Path(folder))
     print(json.dumps(found, indent=1))

@@ -1,4 +1,4 @@
-"""A worker's capture put together: survey, counts, binding, snapshots, sender."""
+"""The capture of one worker, put together from its parts: survey, counts, binding, snapshots, sender."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ from moescope.capture.frames.builder import FrameBuilder
 from moescope.capture.frames.sender import FrameSender
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.frames.taker import SnapshotTaker
-from moescope.capture.seam import model as vllm_seam
 from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
-from moescope.capture.seam.requests import StepRequests, why_not_traceable
+from moescope.capture.seam.model import (
+    MoeSurvey,
+    read_producer,
+    read_ranks,
+    step_rows,
+    steps_compare,
+    survey_model,
+)
+from moescope.capture.seam.requests import why_not_traceable
+from moescope.capture.seam.versions import why_untested
 from moescope.capture.settings.environment import CaptureSettings
-from moescope.capture.step.batch import BatchLayout, BatchWatch
+from moescope.capture.step.batch import BatchRequests, BatchWatch
 from moescope.capture.step.phases import PhaseTracker
 from moescope.capture.trace_session import TraceSession
 from moescope.capture.wire import MoeLayer, Producer
@@ -34,8 +42,8 @@ logger = logging.getLogger("vllm.moescope")
 class CaptureSession:
     """Capture in one worker, from the loaded model to its shutdown.
 
-    Everything here that vLLM's step calls is guarded: a fault turns capture off and is logged, vLLM serves
-    on. The exception is the AssertionError of an unknown row layout, which comes out of a router's callback.
+    All that vLLM's step calls here is guarded: a fault turns capture off and is logged, and vLLM serves on.
+    The exception is the AssertionError of an unknown row layout, which a router's callback raises.
     """
 
     def __init__(
@@ -46,14 +54,12 @@ class CaptureSession:
         settings: CaptureSettings,
         model_runner: Any = None,
     ):
-        survey = vllm_seam.survey_model(model, vllm_config)
+        survey = survey_model(model, vllm_config)
         layers = [layer.spec for layer in survey.routed]
-        producer, epoch = vllm_seam.read_producer(vllm_config, settings.server), time.time_ns()
+        producer, epoch = read_producer(vllm_config, settings.server), time.time_ns()
         ring = _open_ring(survey, producer, vllm_config, device)
         buffers = CountBuffers(layers, device, vllm_config.scheduler_config.max_num_batched_tokens, ring)
-        self.capturer = RoutingCapturer(
-            buffers, vllm_seam.read_ranks(vllm_config), vllm_seam.step_rows, settings.on_error
-        )
+        self.capturer = RoutingCapturer(buffers, read_ranks(vllm_config), step_rows, settings.on_error)
         self._binding = RouterBinding(survey.routed, self.capturer)
         history = None if ring is None else StepHistory(ring.version)
         self._eplb = watch_eplb(model_runner, [layer.module for layer in survey.routed], vllm_config)
@@ -83,7 +89,7 @@ class CaptureSession:
             HttpTransport(settings.endpoint, settings.token, access=settings.access),
             settings.interval,
         )
-        self._watch = BatchWatch(vllm_config, self._requests_read, self._laid_out, self._watch_failed)
+        self._watch = BatchWatch(vllm_config, self._ordered, self._watch_failed)
         self._serving = False
         self._started = False
         try:
@@ -94,7 +100,7 @@ class CaptureSession:
         _log_coverage(survey, settings)
 
     def warm_up_begins(self) -> None:
-        """Take back the slots that vLLM has taken since the model was loaded, chained to what is in them."""
+        """Take back the callback slots that vLLM has taken since the model was loaded, chained to its own."""
         self._serving = False
         self._taker.pause()
         if self._traces is not None:
@@ -117,15 +123,17 @@ class CaptureSession:
         """A step is about to be enqueued; the scheduler's output says what it computes and what is done."""
         if self._serving:
             self._guarded(lambda: self._begin(scheduler_output))
-            wanted = self._traces is not None or self.capturer.awaits_phases
-            self._watch.step_begins(scheduler_output, model_runner, wanted)
+            if self._traces is not None:
+                self._traces.begin_step(scheduler_output)
+            if self._traces is not None or self.capturer.awaits_phases:
+                self._watch.step_begins(scheduler_output, model_runner)
 
     def step_ends(self) -> None:
         """The step is enqueued."""
         if self._serving:
             self._watch.step_ends()
             self._guarded(self._end)
-            self._guarded(self._taker.step_ends)  # whatever happened: the snapshots go on, and say so
+            self._guarded(self._taker.step_ends)  # after a fault too: snapshots go on, and tell of it
             if self._traces is not None:
                 self._traces.end_step()
 
@@ -135,7 +143,7 @@ class CaptureSession:
             self._guarded(self._idle)
 
     def close(self) -> None:
-        """Give the routers back and send what is left; takes two seconds at most, three with traces."""
+        """Give the callback slots back and send what is left, within two seconds (three with traces)."""
         self._serving = False
         self._guarded(self._watch.close)
         self._guarded(self._binding.unbind)
@@ -149,16 +157,12 @@ class CaptureSession:
             self._eplb.look()
         self.capturer.begin_step(*self._phases.begin_step(scheduler_output))
 
-    def _requests_read(self, step: StepRequests) -> None:
-        if self._traces is not None:
-            self._traces.begin_step(step)
-
-    def _laid_out(self, layout: BatchLayout) -> None:
-        """The step's batch is laid out and its forward pass not enqueued; not called where it isn't known."""
+    def _ordered(self, batch: BatchRequests) -> None:
+        """The order of the batch's rows is known, its forward pass not enqueued; not every step's is."""
         if self.capturer.awaits_phases:
-            self._guarded(lambda: self.capturer.set_phases(self._phases.of_tokens(layout.request_ids)))
+            self._guarded(lambda: self.capturer.set_phases(self._phases.of_tokens(batch)))
         if self._traces is not None:
-            self._traces.lay_out(layout, self.capturer.totals.forward_passes)
+            self._traces.take_order(batch, self.capturer.totals.forward_passes)
 
     def _watch_failed(self) -> None:
         if self._traces is not None:
@@ -184,10 +188,10 @@ class CaptureSession:
 
 
 def _open_ring(
-    survey: vllm_seam.MoeSurvey, producer: Producer, vllm_config: Any, device: torch.device
+    survey: MoeSurvey, producer: Producer, vllm_config: Any, device: torch.device
 ) -> LoadRing | None:
-    """The loads of single steps, where a step has the same number on all DP ranks and experts stay put."""
-    if not vllm_seam.steps_compare(vllm_config):
+    """A ring of loads, if a step has the same number on all DP ranks and experts are not moved."""
+    if not steps_compare(vllm_config):
         return None
     return ring_for([layer.spec for layer in survey.routed], survey.placement, producer.ep_size, device)
 
@@ -201,7 +205,7 @@ def _open_traces(
     device: torch.device,
     strategy: str,
 ) -> TraceSession | None:
-    """Tracing, if it is asked for and this server's requests can be traced."""
+    """Tracing, if the settings ask for it and this server's requests can be traced; else None."""
     if not settings.traces.any or not layers:
         return None
     reason = why_not_traceable(vllm_config, device.type)
@@ -230,11 +234,10 @@ def open_session(
         return None
 
 
-def _log_coverage(survey: vllm_seam.MoeSurvey, settings: CaptureSettings) -> None:
-    version = vllm_seam.vllm_version()
-    if vllm_seam.seam_row(version) is None:
-        tested = ", ".join(f"{major}.{minor}" for major, minor in sorted(vllm_seam.SUPPORTED))
-        logger.warning("moescope: not tested with vLLM %s (tested: %s)", version, tested)
+def _log_coverage(survey: MoeSurvey, settings: CaptureSettings) -> None:
+    untested = why_untested()
+    if untested is not None:
+        logger.warning("moescope: %s", untested)
     logger.info(
         "moescope: counting %d MoE layers for %r, sending to %s every %g s",
         len(survey.routed),

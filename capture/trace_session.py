@@ -1,17 +1,18 @@
-"""A worker's tracing put together: sampling, rows, traces, sender. A fault ends tracing, never counting."""
+"""The tracing of one worker, put together from its parts. A fault in it ends tracing, never counting."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.delivery.transport import HttpTransport
-from moescope.capture.seam.requests import StepRequests
+from moescope.capture.seam.requests import read_requests
 from moescope.capture.settings.environment import CaptureSettings
-from moescope.capture.step.batch import BatchLayout
+from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.tracing.sender import TraceSender
 from moescope.capture.tracing.tracer import Tracer
@@ -29,7 +30,9 @@ class TraceSession:
     Args:
         layers: the covered layers, in the capturer's order.
         producer, epoch: as in the worker's frames.
+        settings: which requests are traced, in how much memory, and where traces go.
         max_tokens: no step of this worker's DP rank has more.
+        device: where the counting kernels run.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class TraceSession:
         )
 
     def start(self) -> None:
-        """Start to send; further calls do nothing."""
+        """Start the threads that assemble and send traces; further calls do nothing."""
         if not self._started:
             self._started = True
             self._guarded(self._assembly.start)
@@ -75,33 +78,33 @@ class TraceSession:
         """No graph is captured any more."""
         self._assembly.resume()
 
-    def begin_step(self, step: StepRequests) -> None:
-        """vLLM's worker is about to run this step, or is told that requests are done."""
-        self._guarded(lambda: self._tracer.begin_step(step))
+    def begin_step(self, scheduler_output: Any) -> None:
+        """A step is about to run, or a call that only says which requests are done."""
+        self._guarded(lambda: self._tracer.begin_step(read_requests(scheduler_output)))
 
-    def lay_out(self, layout: BatchLayout, number: int) -> None:
-        """The step's batch is laid out, its forward pass not enqueued yet; `number` is the step's."""
-        self._guarded(lambda: self._tracer.lay_out(layout, number))
+    def take_order(self, batch: BatchRequests, number: int) -> None:
+        """The order of the batch's rows is known, its forward pass not enqueued; `number` is the step's."""
+        self._guarded(lambda: self._tracer.take_order(batch, number))
 
     def end_step(self) -> None:
         """The step is enqueued."""
         self._guarded(self._tracer.end_step)
 
     def give_up(self) -> None:
-        """Which rows are whose is no longer known: end tracing for good."""
+        """The order of batches is no longer known: end tracing for good."""
         if not self._failed:
             self._failed = True
             self._tracer.give_up()
 
     def stop(self) -> None:
-        """Cut off what is open and send what is left, within a second."""
+        """Cut off open traces and send what is left, within a second."""
         self._guarded(self._tracer.close_all)
         if self._started:
             self._assembly.stop(STOP_SECONDS / 2)
             self._sender.stop(STOP_SECONDS / 2)
 
     def accounts(self) -> dict[str, int]:
-        """See :meth:`TraceSender.accounts`."""
+        """How many traces were captured, delivered and dropped (see `TraceSender.accounts`)."""
         return self._sender.accounts()
 
     def _guarded(self, action: Callable[[], None]) -> None:

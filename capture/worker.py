@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moescope.capture.seam.platform import platform_worker
 
-if TYPE_CHECKING:
-    from moescope.capture.session import CaptureSession
+_import_error: Exception | None = None
+try:
+    from moescope.capture.session import CaptureSession, open_session
+except Exception as error:  # noqa: BLE001 - a dependency may be missing: the server serves on
+    _import_error = error
 
 logger = logging.getLogger("vllm.moescope")
 
@@ -38,7 +41,7 @@ class RoutingWorker(platform_worker()):  # type: ignore[misc]
         return result
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run a step between the marks that tell the capturer its true number of tokens."""
+        """Run a step, and tell the capturer when it begins and ends: only then do routing calls count."""
         capture = self._capture
         if capture is None:
             return super().execute_model(scheduler_output, *args, **kwargs)
@@ -62,10 +65,10 @@ class RoutingWorker(platform_worker()):  # type: ignore[misc]
         return super().shutdown(*args, **kwargs)
 
     def _open_capture(self) -> CaptureSession | None:
-        """Import the capturer and start it; whatever is broken, the server serves on."""
+        """Start the capturer; whatever is broken, the server serves on."""
         try:
-            from moescope.capture.session import open_session
-
+            if _import_error is not None:
+                raise _import_error
             return open_session(
                 self.get_model(), self.vllm_config, self.device, os.environ, self.model_runner
             )

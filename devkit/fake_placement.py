@@ -7,21 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import msgspec
 
-from moescope.capture.seam import model as vllm_seam
+from moescope.capture import session
+from moescope.capture.seam import model
 from moescope.capture.wire import Placement, PlacementTable, Producer, pack_ids
 
 
 def pretend_ep_ranks(ep_size: int) -> None:
     """Have capture believe, in this process, that experts are placed linearly over so many EP ranks."""
-    read_producer = vllm_seam.read_producer
 
     def producer(vllm_config: Any, server: str) -> Producer:
-        return msgspec.structs.replace(read_producer(vllm_config, server), ep_size=ep_size)
+        return msgspec.structs.replace(model.read_producer(vllm_config, server), ep_size=ep_size)
 
-    def placement(routed: Sequence[vllm_seam.RoutedLayer], vllm_config: Any) -> Placement | None:  # noqa: ARG001
+    def placement(routed: Sequence[model.RoutedLayer], vllm_config: Any) -> Placement | None:  # noqa: ARG001
         sizes = sorted({layer.spec.num_experts for layer in routed})
         tables = [
             PlacementTable(pack_ids(range(size)), pack_ids([i * ep_size // size for i in range(size)]))
@@ -30,5 +31,5 @@ def pretend_ep_ranks(ep_size: int) -> None:
         of_layer = [sizes.index(layer.spec.num_experts) for layer in routed]
         return Placement(version=0, tables=tables, table_of_layer=of_layer)
 
-    vllm_seam.read_producer = producer
-    vllm_seam._read_placement = placement
+    mock.patch.object(session, "read_producer", producer).start()  # for as long as this process lives
+    mock.patch.object(model, "_read_placement", placement).start()

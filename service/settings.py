@@ -123,11 +123,14 @@ class Settings(BaseSettings):
     store_mib: int = Field(
         4096,
         ge=16,
-        description="Most MiB of the folder on disk; the oldest goes. In ClickHouse only if it is given.",
+        description="Most MiB of the folder on disk; the oldest goes. ClickHouse has no bound unless this is "
+        "given.",
     )
-    keep_1s_s: float = Field(3600.0, gt=0, description="Age up to which the store has each second.")
-    keep_10s_s: float = Field(86400.0, gt=0, description="Likewise every 10 seconds.")
-    keep_5min_s: float = Field(90 * 86400.0, gt=0, description="Likewise every 5 minutes; older goes.")
+    keep_1s_s: float = Field(3600.0, gt=0, description="Age up to which the store has every second, seconds.")
+    keep_10s_s: float = Field(86400.0, gt=0, description="Age up to which the store has every 10 s, seconds.")
+    keep_5min_s: float = Field(
+        90 * 86400.0, gt=0, description="Age up to which it has every 5 minutes; older history is removed."
+    )
     keep_traces_s: float = Field(7 * 86400.0, gt=0, description="Time to live of routing traces, seconds.")
     max_body_mib: int = Field(32, ge=1, description="Largest body that ingest takes, MiB.")
     body_timeout_s: float = Field(
@@ -182,7 +185,7 @@ class Settings(BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``; names but ``localhost`` count as reachable."""
+    """Whether only this machine can reach ``host``; names other than ``localhost`` count as reachable."""
     if host == "localhost":
         return True
     try:
@@ -208,7 +211,7 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
             init_settings: PydanticBaseSettingsSource,
             env_settings: PydanticBaseSettingsSource,
             dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the base class asks for it
-            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 likewise
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the base class asks for it
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
 

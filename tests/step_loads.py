@@ -24,7 +24,7 @@ def step_loads(frames: Iterable[Frame], dp_rank: int | None = None) -> dict[int,
         assert frame.step_loads.first <= end, f"nothing is known of steps {end} to {frame.step_loads.first}"
         assert frame.drops["steps_lost"] == 0
         steps, loads = unpack_step_loads(frame.step_loads, len(frame.layers), frame.producer.ep_size)
-        for step, load in zip(steps.tolist(), loads, strict=True):
+        for step, load in zip(steps.tolist(), loads.astype(np.int64), strict=True):
             assert np.array_equal(found.setdefault(step, load), load), f"step {step} has two loads"
         end = frame.step_loads.end
     return found

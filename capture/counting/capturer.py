@@ -11,12 +11,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from moescope.capture.counting.pinned_ring import PinnedRing
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.counting.strategies import ReferencesUnsafeError, choose_strategy, fallback
+from moescope.capture.counting.strategies import choose_strategy
+from moescope.capture.counting.strategy import ReferencesUnsafeError
 from moescope.capture.seam.model import StepRows
 from moescope.capture.seam.rows import Ranks, RowSpan, locate_rows
 from moescope.capture.settings.environment import OnError
-from moescope.capture.step.phases import PhaseUploads, UInt8Array
+from moescope.capture.step.phases import UInt8Array
 from moescope.capture.step.totals import StepTokens, Totals
 from moescope.capture.step.word import Phase, pack_step
 
@@ -34,6 +36,11 @@ class RoutingCapturer:
         buffers: the counts.
         totals: tokens and steps of this DP rank so far.
         disabled_reason: why capture has stopped for good, or None.
+
+    Args:
+        ranks: this worker's.
+        step_rows: tells the sizes of the step under way; called in each routing call.
+        on_error: what an unknown row layout does.
     """
 
     def __init__(
@@ -49,11 +56,10 @@ class RoutingCapturer:
         self._ranks = ranks
         self._step_rows = step_rows
         self._on_error = on_error
-        self._strategy = choose_strategy(buffers)
-        self._fallback = fallback(self._strategy, buffers)
-        self._uploads = PhaseUploads(buffers.phases)
+        self._strategy, self._fallback = choose_strategy(buffers)
+        self._phases = PinnedRing(buffers.phases)
         self._step: StepTokens | None = None
-        self._slot = 0
+        self._place = 0
         self._awaits_phases = False
         self._handle = next(_handles)
         _capturers[self._handle] = self
@@ -64,46 +70,57 @@ class RoutingCapturer:
         return self._strategy.name
 
     @property
-    def tokens(self) -> int:
-        """That this DP rank computed so far."""
-        return self.totals.tokens
+    def strategy_bytes(self) -> int:
+        """Device memory that the strategy holds besides the counts."""
+        return self._strategy.num_bytes
 
     @property
     def awaits_phases(self) -> bool:
-        """Whether the step under way has tokens of both phases, and `set_phases` was not called."""
+        """Whether the step under way has tokens of both phases, and `set_phases` was not called for it."""
         return self._awaits_phases
 
     def begin_step(self, num_tokens: int, decode_tokens: int = 0) -> None:
-        """A step with this many true tokens begins; all of that reaches the device in the stream's order.
+        """A step begins. What the device must know of it reaches the device in the order of the stream.
 
-        A step of both phases needs `set_phases` as well, before its forward pass is enqueued.
+        A step with tokens of both phases needs `set_phases` as well, before its forward pass is enqueued.
+
+        Args:
+            num_tokens: true tokens of the step.
+            decode_tokens: how many of them are decode tokens.
         """
         if num_tokens == 0 or self.disabled_reason is not None:
             return
         self._step = StepTokens(num_tokens, decode_tokens)
         ring, phase = self.buffers.ring, self._step.phase
-        self._slot = 0 if ring is None else ring.begin_step(self.totals.forward_passes)
+        self._place = 0 if ring is None else ring.begin_step(self.totals.forward_passes)
         self._strategy.begin_step()
         self._awaits_phases = phase is Phase.MIXED
         self._announce(Phase.PREFILL if phase is Phase.MIXED else phase)
 
     def set_phases(self, phases: UInt8Array) -> None:
-        """`Phase` of each true token of the step under way, in the order of the batch's rows: uint8 [tokens].
+        """Tell the phases of the step under way; nothing to do in a step that doesn't await them.
+
+        Args:
+            phases: `Phase` of each true token, in the order of the batch's rows: uint8 [tokens].
 
         Raises:
-            ValueError: they are not as many as the step's tokens.
+            ValueError: they are not as many as the step's tokens, or the step has more than it may.
         """
         step = self._step
         if step is None or not self._awaits_phases:
             return
         if len(phases) != step.tokens or int(np.count_nonzero(phases)) != step.decode:
             raise ValueError(f"{len(phases)} phases, {np.count_nonzero(phases)} of decode, for {step}")
-        self._uploads.upload(phases)
+        if len(phases) > self.buffers.phases.numel():
+            most = self.buffers.phases.numel()
+            raise ValueError(f"a step of {len(phases)} tokens, where {most} are the most")
+        self._phases.buffer()[: len(phases)] = phases
+        self._phases.upload(len(phases))
         self._announce(Phase.MIXED)
         self._awaits_phases = False
 
     def end_step(self) -> None:
-        """The step's forward pass is enqueued: what follows counts nothing until the next step."""
+        """The step's forward pass is enqueued: routing calls count nothing until the next step."""
         step, self._step = self._step, None
         if step is not None and self.disabled_reason is None:
             self._strategy.end_step()
@@ -116,9 +133,9 @@ class RoutingCapturer:
         self.totals = self.totals._replace(idle_steps=self.totals.idle_steps + 1)
 
     def _announce(self, phase: Phase) -> None:
-        """Tell the kernels of the step under way. One fill, and one more in a step of both phases."""
+        """Write the word of the step under way: one fill, and a second one in a step of both phases."""
         assert self._step is not None
-        self.buffers.step_word.fill_(pack_step(self._step.tokens, phase, self._slot))
+        self.buffers.step_word.fill_(pack_step(self._step.tokens, phase, self._place))
 
     def record(self, ordinal: int, topk_ids: torch.Tensor) -> None:
         """Count a routing call: logical expert ids, any integer dtype [n, top_k], of one layer.
@@ -127,8 +144,8 @@ class RoutingCapturer:
             AssertionError: the batch fits no known row layout, and the settings say so.
         """
         if torch.compiler.is_dynamo_compiling():
-            # A traced callback would become part of the graph once and lose its Python side; an opaque op
-            # stays in it and calls back into `_record_eager` each time. The graph uses the ids' memory again.
+            # A callback that Dynamo traces becomes part of the graph: its Python code runs once, while it is
+            # traced. An opaque op stays in the graph and calls `_record_eager` each time the graph runs.
             torch.ops.moescope.record_routing(topk_ids, self.buffers.flat, self._handle, ordinal)
         else:
             self._record_eager(ordinal, topk_ids, self.buffers.flat, traced=False)
@@ -137,7 +154,7 @@ class RoutingCapturer:
         """Stop counting for good: graphs that were captured go on running, with zero valid tokens."""
         if self.disabled_reason is None:
             self.disabled_reason = reason
-            with contextlib.suppress(Exception):  # on a device that has failed this does too
+            with contextlib.suppress(Exception):  # a device that has failed refuses this too
                 self.buffers.step_word.zero_()
             logger.error("moescope: capture is off for good, the server serves on: %s", reason)
 
@@ -160,15 +177,15 @@ class RoutingCapturer:
         try:
             self._strategy.record(ordinal, topk_ids, span, flat)
         except ReferencesUnsafeError as error:
-            # It shows in the first pass, which vLLM runs before it serves; in a step that counts, the ids of
-            # earlier layers are gone.
+            # The first pass shows it, which vLLM runs before it serves. In a step that counts it would be too
+            # late: the ids of earlier layers are overwritten.
             if self._step is not None:
                 raise
             self._fall_back(str(error))
             self._strategy.record(ordinal, topk_ids, span, flat)
 
     def _fall_back(self, reason: str) -> None:
-        """Keep no ids beyond a routing call from now on."""
+        """From now on keep no ids beyond a routing call; `reason` is for the log."""
         if self._strategy.name != self._fallback.name:
             logger.info("moescope: %s instead of %s: %s", self._fallback.name, self._strategy.name, reason)
             self._strategy.end_step()
@@ -178,7 +195,7 @@ class RoutingCapturer:
         """This worker's rows, or None when capture has just ended.
 
         Raises:
-            AssertionError: the batch fits no known row layout, and the settings say so; nothing else does.
+            AssertionError: the batch fits no known row layout, and the settings say so. Nothing else raises.
         """
         try:
             num_rows, rows = topk_ids.shape[0], self._step_rows()

@@ -1,4 +1,4 @@
-"""The Triton kernels that count slots. Imported only where there is a GPU."""
+"""The Triton kernels that count slots: one for all layers of a step, one for a single layer."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from typing import Final
 import triton
 import triton.language as tl
 
+from moescope.capture.counting.pointer_tables import Field
 from moescope.capture.counting.row_kernel import count_rows, count_tokens, in_64_bits
 from moescope.capture.counting.trace_kernel import copy_traced
-from moescope.capture.step.word import MAX_TOKENS, PHASE_SHIFT, SLOT_SHIFT
+from moescope.capture.step.word import MAX_TOKENS, PHASE_MASK, PHASE_SHIFT, PLACE_SHIFT
 
-# Parts of the step's word (see `step_word`), for the kernels.
+# What kernels know by name has to be a constexpr: parts of the step's word, and the columns of a table.
 _TOKENS: Final = tl.constexpr(MAX_TOKENS)
 _PHASE_SHIFT: Final = tl.constexpr(PHASE_SHIFT)
-_SLOT_SHIFT: Final = tl.constexpr(SLOT_SHIFT)
+_PHASE_MASK: Final = tl.constexpr(PHASE_MASK)
+_PLACE_SHIFT: Final = tl.constexpr(PLACE_SHIFT)
+_FIELDS: Final = tl.constexpr(len(Field))
+_ADDRESS: Final = tl.constexpr(Field.ADDRESS.value)
+_ROWS: Final = tl.constexpr(Field.ROWS.value)
+_FIRST_TOKEN: Final = tl.constexpr(Field.FIRST_TOKEN.value)
+_TOP_K: Final = tl.constexpr(Field.TOP_K.value)
+_ROW_STRIDE: Final = tl.constexpr(Field.ROW_STRIDE.value)
+_COLUMN_STRIDE: Final = tl.constexpr(Field.COLUMN_STRIDE.value)
+_COUNTS_START: Final = tl.constexpr(Field.COUNTS_START.value)
+_NUM_EXPERTS: Final = tl.constexpr(Field.NUM_EXPERTS.value)
 
 
 def _count_step(  # type: ignore[no-untyped-def]
@@ -26,7 +37,7 @@ def _count_step(  # type: ignore[no-untyped-def]
     ep_ranks,
     max_experts,
     ring,
-    ring_slots,
+    ring_places,
     ep_size,
     row_map,
     staging,
@@ -39,38 +50,38 @@ def _count_step(  # type: ignore[no-untyped-def]
     RANKS: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """All layers of a table; its columns are those of `pointer_tables.Field`."""
+    """Count the layers of a table, one in each program along axis 1 (see `launch.launch_step`)."""
     num_counts, max_experts, width = in_64_bits(num_counts), in_64_bits(max_experts), in_64_bits(width)
-    ring_slots, ep_size = in_64_bits(ring_slots), in_64_bits(ep_size)
+    ring_places, ep_size = in_64_bits(ring_places), in_64_bits(ep_size)
     layer, layers = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
-    entry = table + layer * 8
+    entry = table + layer * _FIELDS
     word = tl.load(step_word)
-    tokens, phase, step_slot = word & _TOKENS, (word >> _PHASE_SHIFT) & 3, word >> _SLOT_SHIFT
-    loads = ring + (step_slot * layers + layer) * ep_size
+    tokens, phase, place = word & _TOKENS, (word >> _PHASE_SHIFT) & _PHASE_MASK, word >> _PLACE_SHIFT
+    loads = ring + (place * layers + layer) * ep_size
     if RANKS > 0:  # noqa: SIM102 - known when compiled
-        # Empties the next step's slot; not outside of steps, whose word names none.
+        # Empties the next step's place; not outside of steps, when the word names none.
         if (tl.program_id(0) == 0) & (tokens > 0):
-            after = tl.where(step_slot + 1 == ring_slots, 0, step_slot + 1)
+            after = tl.where(place + 1 == ring_places, 0, place + 1)
             ranks = tl.arange(0, RANKS)
             nothing = tl.zeros([RANKS], tl.int32)
             tl.store(ring + (after * layers + layer) * ep_size + ranks, nothing, mask=ranks < ep_size)
     # Outside of steps no token is valid, and the addresses may be stale: nothing is read through them then.
-    first_token = tl.load(entry + 2)
-    rows = tl.minimum(tl.load(entry + 1), tokens - first_token)
+    first_token = tl.load(entry + _FIRST_TOKEN)
+    rows = tl.minimum(tl.load(entry + _ROWS), tokens - first_token)
     if rows > 0:
         if tl.program_id(0) == 0:
             of_layers = flat + 2 * num_counts + layer
             count_tokens(rows, first_token, phase, phases, of_layers, of_layers + layers, BLOCK)
         count_rows(
-            tl.load(entry),
+            tl.load(entry + _ADDRESS),
             rows,
             first_token,
-            tl.load(entry + 3),
-            tl.load(entry + 4),
-            tl.load(entry + 5),
-            flat + tl.load(entry + 6),
+            tl.load(entry + _TOP_K),
+            tl.load(entry + _ROW_STRIDE),
+            tl.load(entry + _COLUMN_STRIDE),
+            flat + tl.load(entry + _COUNTS_START),
             num_counts,
-            tl.load(entry + 7),
+            tl.load(entry + _NUM_EXPERTS),
             phase,
             phases,
             ep_ranks + layer * max_experts,
@@ -82,13 +93,13 @@ def _count_step(  # type: ignore[no-untyped-def]
         )
         if STAGED is not None:
             copy_traced(
-                tl.load(entry),
+                tl.load(entry + _ADDRESS),
                 rows,
                 first_token,
-                tl.load(entry + 3),
-                tl.load(entry + 4),
-                tl.load(entry + 5),
-                tl.load(entry + 7),
+                tl.load(entry + _TOP_K),
+                tl.load(entry + _ROW_STRIDE),
+                tl.load(entry + _COLUMN_STRIDE),
+                tl.load(entry + _NUM_EXPERTS),
                 row_map,
                 staging,
                 width,
@@ -130,14 +141,14 @@ def _count_layer(  # type: ignore[no-untyped-def]
     RANKS: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """One layer, given by value."""
+    """Count one layer, which the arguments describe (see `launch.launch_layer`)."""
     address, num_rows, first_token = in_64_bits(address), in_64_bits(num_rows), in_64_bits(first_token)
     top_k, row_stride, column_stride = in_64_bits(top_k), in_64_bits(row_stride), in_64_bits(column_stride)
     layer, num_layers, num_experts = in_64_bits(layer), in_64_bits(num_layers), in_64_bits(num_experts)
     counts_start, num_counts, width = in_64_bits(counts_start), in_64_bits(num_counts), in_64_bits(width)
     max_experts, ep_size = in_64_bits(max_experts), in_64_bits(ep_size)
     word = tl.load(step_word)
-    tokens, phase, step_slot = word & _TOKENS, (word >> _PHASE_SHIFT) & 3, word >> _SLOT_SHIFT
+    tokens, phase, place = word & _TOKENS, (word >> _PHASE_SHIFT) & _PHASE_MASK, word >> _PLACE_SHIFT
     rows = tl.minimum(num_rows, tokens - first_token)
     if rows > 0:
         if tl.program_id(0) == 0:
@@ -156,7 +167,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
             phase,
             phases,
             ep_ranks + layer * max_experts,
-            ring + (step_slot * num_layers + layer) * ep_size,
+            ring + (place * num_layers + layer) * ep_size,
             IDS,
             BINS,
             RANKS,
@@ -184,7 +195,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
 
 _SIZES = ["num_counts", "max_experts", "ep_size", "width"]
 # A value of 1 or one that 16 divides would compile another variant of the kernel, in the middle of serving.
-step_kernel = triton.jit(_count_step, do_not_specialize=[*_SIZES, "ring_slots"])
+step_kernel = triton.jit(_count_step, do_not_specialize=[*_SIZES, "ring_places"])
 layer_kernel = triton.jit(
     _count_layer,
     do_not_specialize=[

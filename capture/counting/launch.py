@@ -1,4 +1,4 @@
-"""Launches of the counting kernels: their grids, and what they get."""
+"""Launches of the counting kernels: their grids and their arguments."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from moescope.capture.seam.rows import RowSpan
 BLOCK: Final = 1024
 """Slots that one program counts at a time."""
 MAX_BLOCKS: Final = 32
-"""Programs per layer at most; beyond that each counts several blocks, and adds to the counts once."""
+"""Programs per layer, at most. With more blocks each program counts several, and adds to the counts once."""
 MIN_BINS: Final = 128
 MAX_BINS: Final = 2048
-"""Above this number of experts a block's histogram is larger than the block: each slot is added by itself."""
+"""Above this number of experts a block's histogram would outgrow the block: slots are added one by one."""
 
 _IDS: Final[dict[torch.dtype, Any]] = {
     torch.int64: tl.int64,
@@ -58,10 +58,10 @@ def launch_step(
 ) -> None:
     """Count the layers of a pointer table in one launch on the current stream; never synchronises.
 
-    It also empties the slot of the next step in the ring of loads, if there is one.
+    It also empties the place of the next step in the ring of loads, if there is one.
 
     Args:
-        table: int64 [L, 8] on the device (see `pointer_tables.Field`); a layer without rows is left out.
+        table: int64 [L, len(Field)] on the device (see `pointer_tables`); layers without rows are left out.
         buffers: what says how many tokens are true, of which phase they are, and where loads go.
         flat: added to in place, laid out as ``buffers.flat``.
         ids_dtype: of all layers' ids.
@@ -76,11 +76,11 @@ def launch_step(
         buffers.step_word,
         buffers.phases,
         flat,
-        buffers.num_slots,
+        buffers.num_counts,
         ring.ep_ranks,
         ring.max_experts,
         ring.loads,
-        ring.slots,
+        ring.places,
         ring.ep_size,
         **traced_arguments(buffers.traced, buffers.step_word),
         IDS=_IDS[ids_dtype],
@@ -93,9 +93,16 @@ def launch_step(
 def launch_layer(
     topk_ids: torch.Tensor, span: RowSpan, buffers: CountBuffers, ordinal: int, flat: torch.Tensor
 ) -> None:
-    """Count the rows `span` of ids [n, top_k] of one layer; everything else as for `launch_step`.
+    """Count one layer in a launch on the current stream; never synchronises.
 
-    It leaves the ring's other slots alone.
+    Unlike `launch_step` it empties no place in the ring of loads.
+
+    Args:
+        topk_ids: logical expert ids [n, top_k].
+        span: the rows of `topk_ids` that this worker counts.
+        buffers: what says how many tokens are true, of which phase they are, and where loads go.
+        ordinal: of the layer, in ``buffers.layers``.
+        flat: added to in place, laid out as ``buffers.flat``.
 
     Raises:
         KeyError: ids of a type that `supports` refuses.
@@ -109,7 +116,7 @@ def launch_layer(
         buffers.step_word,
         buffers.phases,
         flat,
-        buffers.num_slots,
+        buffers.num_counts,
         len(buffers.layers),
         ring.ep_ranks,
         ring.max_experts,
@@ -124,12 +131,12 @@ def launch_layer(
 
 
 class _Ring(NamedTuple):
-    """The ring as the kernels take it; `lanes` is 0 without one, and nothing is read or written then."""
+    """The ring of loads as the kernels take it. Without one `lanes` is 0, and the kernels ignore it."""
 
     ep_ranks: torch.Tensor
     max_experts: int
     loads: torch.Tensor
-    slots: int
+    places: int
     ep_size: int
     lanes: int
 
@@ -138,6 +145,6 @@ def _ring_of(buffers: CountBuffers) -> _Ring:
     ring = buffers.ring
     if ring is None:
         return _Ring(buffers.flat, 0, buffers.flat, 0, 0, 0)
-    slots, _, ep_size = ring.loads.shape
+    places, _, ep_size = ring.loads.shape
     lanes = int(triton.next_power_of_2(ep_size))
-    return _Ring(ring.ep_ranks, ring.ep_ranks.shape[1], ring.loads, slots, ep_size, lanes)
+    return _Ring(ring.ep_ranks, ring.ep_ranks.shape[1], ring.loads, places, ep_size, lanes)

@@ -1,7 +1,8 @@
 """Slots by destination EP rank of single steps, in a ring on the device.
 
-Windowed counts hide ranks that are hot in turn; what a straggler costs shows in single steps only. All DP
-ranks of a deployment step together, so each step's number, dummy steps included, means the same step on all.
+Counts of a window hide ranks that are hot in turn: what stragglers cost shows in single steps only. All DP
+ranks of a deployment step together. Dummy steps have numbers too, so a number means the same step on all
+ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from moescope.capture.step.word import MAX_SLOTS
+from moescope.capture.step.word import MAX_PLACES
 from moescope.capture.wire import Int64Array, MoeLayer, Placement, unpack_ids
 
 RING_BYTES: Final = 4 << 20
@@ -23,7 +24,12 @@ Int32Array = npt.NDArray[np.int32]
 
 
 class RingSteps(NamedTuple):
-    """Steps that a copy of the ring has: the `numbers`, int64 [n], of those after the `first` with a slot."""
+    """Steps that a copy of the ring has.
+
+    Attributes:
+        first: how many steps had a place in the ring before the first one of the copy.
+        numbers: int64 [n], the steps' numbers.
+    """
 
     first: int
     numbers: Int64Array
@@ -32,23 +38,24 @@ class RingSteps(NamedTuple):
 class LoadRing:
     """The ring of one worker. The thread that enqueues the steps calls `begin_step`.
 
-    Only steps that compute tokens have a slot. While a step runs, the slot of the next is zeroed, so that
-    `capacity`, one less than the slots, is the number of steps whose loads can be read.
+    Only steps that compute tokens have a place. While a step runs, the place of the next is zeroed: so the
+    loads of `capacity` steps can be read, one less than there are places.
 
     Attributes:
-        loads: int32 [C, L, R], slots of this worker's tokens by layer and EP rank.
-        ep_ranks: int32 [L, E], the EP rank of each logical expert, E of the layer that has most; 0 beyond.
-        numbers: int64 [C], the number of the step that has each slot, host.
-        computed: steps that had a slot so far.
-        version: of the placement.
+        loads: int32 [C, L, R], slots of this worker's tokens by place, layer and EP rank.
+        ep_ranks: int32 [L, E], the EP rank of each logical expert; E is that of the layer with most experts,
+            and the entries that other layers don't need are 0.
+        numbers: int64 [C], the number of the step that has each place, on the host.
+        computed: steps that had a place so far.
+        version: of the placement that `ep_ranks` is of.
     """
 
     def __init__(self, ep_ranks: Int32Array, ep_size: int, version: int, device: torch.device) -> None:
         layers = len(ep_ranks)
-        slots = max(3, min(MAX_STEPS, MAX_SLOTS, RING_BYTES // (4 * layers * ep_size)))
-        self.loads = torch.zeros(slots, layers, ep_size, dtype=torch.int32, device=device)
+        places = max(3, min(MAX_STEPS, MAX_PLACES, RING_BYTES // (4 * layers * ep_size)))
+        self.loads = torch.zeros(places, layers, ep_size, dtype=torch.int32, device=device)
         self.ep_ranks = torch.from_numpy(np.ascontiguousarray(ep_ranks, dtype=np.int32)).to(device)
-        self.numbers: Int64Array = np.zeros(slots, np.int64)
+        self.numbers: Int64Array = np.zeros(places, np.int64)
         self.computed = 0
         self.version = version
         self._layer_at = torch.arange(layers, device=device) * ep_size
@@ -64,43 +71,43 @@ class LoadRing:
         return 4 * (self.loads.numel() + self.ep_ranks.numel())
 
     def begin_step(self, number: int) -> int:
-        """The slot of the step of this number, which computes tokens."""
-        slot = self.computed % len(self.numbers)
-        self.numbers[slot] = number
+        """The place of the step of this number, which computes tokens."""
+        place = self.computed % len(self.numbers)
+        self.numbers[place] = number
         self.computed += 1
-        return slot
+        return place
 
     def zero(self) -> None:
-        """Empty the slot of the step that begins, where no kernel of the step before has done it."""
+        """Empty the place of the step that begins, for strategies whose kernels don't do it a step ahead."""
         self.loads[(self.computed - 1) % len(self.numbers)].zero_()
 
     def copy_since(self, first: int, target: torch.Tensor) -> RingSteps:
-        """Copy the loads of the steps after the `first` with a slot, as far as they are there, in order.
+        """Copy the loads of the latest steps, as far as they are there, in order.
 
         Args:
-            first: steps with a slot that are not wanted.
+            first: how many steps, counted from the first that had a place, are not wanted.
             target: int32 [C, L, R], where to, from its beginning; the copies are enqueued.
         """
-        slots, end = len(self.numbers), self.computed
+        places, end = len(self.numbers), self.computed
         first = max(first, end - self.capacity)
-        at, count = first % slots, end - first
-        until_wrap = min(count, slots - at)
+        at, count = first % places, end - first
+        until_wrap = min(count, places - at)
         if until_wrap:
             target[:until_wrap].copy_(self.loads[at : at + until_wrap])
         if count > until_wrap:
             target[until_wrap:count].copy_(self.loads[: count - until_wrap])
-        return RingSteps(first, self.numbers[np.arange(first, end) % slots])
+        return RingSteps(first, self.numbers[np.arange(first, end) % places])
 
-    def add(self, ordinal: int, experts: torch.Tensor, slots: torch.Tensor, slot: torch.Tensor) -> None:
-        """Add a layer's slots to the loads of a step: the reference.
+    def add(self, ordinal: int, experts: torch.Tensor, slots: torch.Tensor, place: torch.Tensor) -> None:
+        """Add a layer's slots to the loads of a step, with torch: the reference of the kernels.
 
         Args:
             experts: int64 [n], logical experts of the layer at this ordinal, all in range.
             slots: bool [n], which of them are slots.
-            slot: int64 [1], the step's.
+            place: int64 [1], the step's.
         """
         layers, ep_size = self.loads.shape[1:]
-        at = slot * (layers * ep_size) + self._layer_at[ordinal]
+        at = place * (layers * ep_size) + self._layer_at[ordinal]
         at = at + self.ep_ranks[ordinal].index_select(0, experts)
         self.loads.view(-1).scatter_add_(0, at, slots.to(torch.int32))
 
@@ -108,7 +115,7 @@ class LoadRing:
 def ring_for(
     layers: Sequence[MoeLayer], placement: Placement | None, ep_size: int, device: torch.device
 ) -> LoadRing | None:
-    """A ring, or None: with one EP rank, without a placement, and where an expert is on several ranks."""
+    """A ring; None with one EP rank, without a placement, and where an expert has several copies."""
     if placement is None or ep_size < 2 or not layers:
         return None
     ep_ranks = np.zeros((len(layers), max(layer.num_experts for layer in layers)), np.int32)

@@ -1,4 +1,4 @@
-"""Counting on a GPU: one kernel for all layers of a step, or one a layer where ids can't be kept."""
+"""Counting on a GPU: one kernel for all layers of a step, or one for each layer where ids can't be kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from moescope.capture.counting.launch import launch_layer, launch_step, supports
 from moescope.capture.counting.pointer_tables import PointerTables, table_entry
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.counting.strategies import ReferencesUnsafeError
+from moescope.capture.counting.strategy import ReferencesUnsafeError
 from moescope.capture.seam.rows import RowSpan
 
 
@@ -35,15 +35,16 @@ def _check(topk_ids: torch.Tensor, buffers: CountBuffers) -> None:
 class KernelPerStep:
     """Keeps the ids of a pass's layers and counts them all in one kernel, launched by the last layer's call.
 
-    While a reference is kept, the ids' memory is not used again: in eager mode by the allocator's rules, in a
-    CUDA graph because its memory is laid out during capture, when the references are kept as well; that holds
-    over the pieces of a piecewise graph, which are captured one after the other from one pool. After the
-    launch the memory is free for what follows in the stream, and other graphs may share it: they replay
+    While a reference is kept, the ids' memory is not used for anything else. In eager mode the allocator sees
+    to that. The memory of a CUDA graph is laid out during capture, when the references are kept as well; the
+    pieces of a piecewise graph are captured one after the other from one pool, so it holds for them too.
+    After the launch the memory is free for what follows in the stream. Other graphs may share it: they replay
     before or after, never in between.
 
-    Which layer is the last is learnt: the one after which a pass ended, the covered layers' last at first.
-    In eager steps the end of the step launches what is left, so that no pass needs to end as expected. A
-    captured pass must: vLLM runs each size without a graph before it captures it, which teaches it.
+    The strategy learns which layer is the last: at first it takes the last covered layer, later the one after
+    which a pass ended. An eager pass may end with another layer, since the end of the step launches what is
+    left. A captured pass may not; but vLLM runs each size without a graph before it captures it, and that
+    pass shows which layer is the last.
     """
 
     name = "kernel-per-step"
@@ -57,14 +58,23 @@ class KernelPerStep:
         self._kept_while_capturing = False
         self._in_step = False
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the tables of pointers."""
+        return self._tables.num_bytes
+
     def begin_step(self) -> None:
-        """Forget what a pass outside of steps has left, and make the tables of new graphs known."""
+        """Forget the ids that a pass outside of steps has left, and upload the tables of new graphs.
+
+        Raises:
+            MissedLaunchError: a CUDA graph was captured without its launch.
+        """
         self._forget()
         self._tables.upload()
         self._in_step = True
 
     def end_step(self) -> None:
-        """Count the layers of an eager pass that ended before the layer that usually is the last."""
+        """Launch for the layers of an eager pass that ended before the layer that usually is the last."""
         if self._kept and self._kept_while_capturing:
             self._forget()
         self._launch(self._buffers.flat, capturing=False)
@@ -75,7 +85,7 @@ class KernelPerStep:
 
         Raises:
             ReferencesUnsafeError: two layers of a pass have their ids in one place.
-            MissedLaunchError: see there.
+            MissedLaunchError: a CUDA graph was captured, or a step ran, without the launch that counts it.
         """
         _check(topk_ids, self._buffers)
         capturing = torch.cuda.is_current_stream_capturing()
@@ -89,7 +99,7 @@ class KernelPerStep:
             self._launch(flat, capturing)
 
     def _make_way(self, ordinal: int, capturing: bool, flat: torch.Tensor) -> None:
-        """Settle what is kept, if this call can't belong to the same launch."""
+        """Launch for the ids that are kept, or drop them, if this call can't belong to the same launch."""
         if capturing != self._kept_while_capturing:
             self._forget()
         elif ordinal in self._kept:
@@ -100,7 +110,7 @@ class KernelPerStep:
                 self._forget()
 
     def _forget(self) -> None:
-        """Drop what a pass has left that counts nothing; what can't be dropped is an error."""
+        """Drop ids of a pass that counts nothing; to drop ids of another pass is an error."""
         kept = self._take()
         if kept and (self._kept_while_capturing or self._in_step):
             layers = [self._buffers.layers[ordinal].layer for ordinal in kept]
@@ -121,7 +131,7 @@ class KernelPerStep:
         self._addresses.add(address)
 
     def _launch(self, flat: torch.Tensor, capturing: bool) -> None:
-        """Count what is kept: one launch, or one for each type of ids if the layers' differ."""
+        """Count the ids that are kept: one launch, or one for each type of ids if layers differ in it."""
         kept = self._take()
         for dtype in {layer.topk_ids.dtype: None for layer in kept.values()}:
             mine = {ordinal: layer for ordinal, layer in kept.items() if layer.topk_ids.dtype == dtype}
@@ -134,8 +144,10 @@ class KernelPerStep:
 
 
 class KernelPerLayer:
-    """One kernel in each routing call: for routers that write their ids into one place for all layers, and
-    for calls traced into a compiled graph, which uses the ids' memory again once the call has returned.
+    """One kernel in each routing call, so that no ids are kept.
+
+    For routers that write the ids of all layers to one address, and for calls traced into a compiled graph,
+    which uses the ids' memory for something else once the call has returned.
     """
 
     name = "kernel-per-layer"
@@ -143,8 +155,13 @@ class KernelPerLayer:
     def __init__(self, buffers: CountBuffers) -> None:
         self._buffers = buffers
 
+    @property
+    def num_bytes(self) -> int:
+        """Nothing is held."""
+        return 0
+
     def begin_step(self) -> None:
-        """Empty the step's slot in the ring."""
+        """Empty the step's place in the ring of loads."""
         if self._buffers.ring is not None:
             self._buffers.ring.zero()
 

@@ -1,48 +1,61 @@
 """Tables on the device that tell the counting kernel where each layer's ids are.
 
-A CUDA graph's addresses stay the same for its life, so each captured launch has a table of its own, which is
-brought to the device once, before the first step that is counted. Launches outside of graphs have new
-addresses each time: they go through a ring of pinned host tables and one device table.
+The addresses in a CUDA graph never change, so each captured launch has a table of its own, which is uploaded
+once, before the first step that is counted. A launch outside of graphs has new addresses each time: all such
+launches share one table on the device, which is uploaded before each of them.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Final
 
+import numpy as np
 import torch
 
+from moescope.capture.counting.pinned_ring import PinnedRing
 from moescope.capture.seam.rows import RowSpan
 from moescope.capture.wire import Int64Array, MoeLayer
 
 TABLES_PER_CHUNK: Final = 256
-"""vLLM captures about 50 sizes, twice."""
+"""For captured launches: vLLM captures about 50 sizes, each twice."""
 SPARE_TABLES: Final = 64
-RING: Final = 4
+"""With fewer left, the next launch outside of graphs makes another chunk."""
 
 
 class Field(IntEnum):
-    """The columns of a table, int64 each; a row is a covered layer, by ordinal."""
+    """The columns of a table, int64 each; its rows are the covered layers, by ordinal."""
 
     ADDRESS = 0
-    """Of this worker's first row of ids."""
+    """Where this worker's first row of ids is."""
     ROWS = 1
-    """This worker's rows, padding included; 0 for a layer that has nothing to count in this launch."""
+    """How many rows are this worker's, padding included; 0 for a layer that this launch does not count."""
     FIRST_TOKEN = 2
-    """The token of the DP rank's step that is in the first row."""
+    """The index, among the tokens of the DP rank's step, of the one in the first row."""
     TOP_K = 3
     ROW_STRIDE = 4
     COLUMN_STRIDE = 5
-    """Strides in elements."""
+    """Strides of the ids, in elements."""
     COUNTS_START = 6
     """Where the layer's counts start in `CountBuffers.flat`."""
     NUM_EXPERTS = 7
 
 
+TableEntry = tuple[int, int, int, int, int, int]
+"""What a launch says of a layer: the values of `ENTRY_COLUMNS`, in their order."""
+ENTRY_COLUMNS: Final = (
+    Field.ADDRESS,
+    Field.ROWS,
+    Field.FIRST_TOKEN,
+    Field.TOP_K,
+    Field.ROW_STRIDE,
+    Field.COLUMN_STRIDE,
+)
+
+
 class _Chunk:
-    """Room for many captured launches' tables, pinned on the host and on the device: int64 [T, L, 8]."""
+    """Room for many captured launches' tables, pinned on the host and on the device: [T, L, len(Field)]."""
 
     def __init__(self, num_layers: int, device: torch.device) -> None:
         shape = (TABLES_PER_CHUNK, num_layers, len(Field))
@@ -58,15 +71,6 @@ class _Chunk:
             self.uploaded = self.used
 
 
-class _Pinned:
-    """One host table of the ring, and the event after which the device no longer reads it."""
-
-    def __init__(self, num_layers: int) -> None:
-        self.host = torch.zeros(num_layers, len(Field), dtype=torch.int64, pin_memory=True)
-        self.values: Int64Array = self.host.numpy()
-        self.read = torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-
 class PointerTables:
     """Makes the tables; all calls come from the thread that enqueues the steps."""
 
@@ -75,8 +79,8 @@ class PointerTables:
         self._device = device
         self._blank = blank_table(layers)
         self._chunks = [_Chunk(self._num_layers, device)]
-        self._ring = deque(_Pinned(self._num_layers) for _ in range(RING))
         self._now = torch.zeros(self._num_layers, len(Field), dtype=torch.int64, device=device)
+        self._uploads = PinnedRing(self._now)
 
     @property
     def num_bytes(self) -> int:
@@ -84,11 +88,11 @@ class PointerTables:
         tensors = [self._now, *(chunk.device for chunk in self._chunks)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def for_graph(self, entries: dict[int, tuple[int, ...]]) -> torch.Tensor:
+    def for_graph(self, entries: Mapping[int, TableEntry]) -> torch.Tensor:
         """A table for a launch that is being captured; its contents reach the device with `upload`.
 
         Args:
-            entries: for each layer, by ordinal, `ADDRESS` to `COLUMN_STRIDE`.
+            entries: of the layers that the launch counts, by ordinal.
 
         Raises:
             RuntimeError: too many launches were captured without one outside of a graph in between.
@@ -97,7 +101,7 @@ class PointerTables:
         if chunk.used == TABLES_PER_CHUNK:
             raise RuntimeError(f"no room for another captured launch after {self._captured()}")
         table = chunk.used
-        chunk.host[table].numpy()[:] = self._filled(entries)
+        chunk.host[table].numpy()[:] = filled_table(self._blank, entries)
         chunk.used += 1
         return chunk.device[table]
 
@@ -106,47 +110,39 @@ class PointerTables:
         for chunk in self._chunks:
             chunk.upload()
 
-    def for_now(self, entries: dict[int, tuple[int, ...]]) -> torch.Tensor:
+    def for_now(self, entries: Mapping[int, TableEntry]) -> torch.Tensor:
         """A table for a launch that follows at once in the current stream; `entries` as in `for_graph`."""
-        pinned = self._free_pinned()
-        pinned.values[:] = self._filled(entries)
-        self._now.copy_(pinned.host, non_blocking=True)
-        pinned.read.record()
-        self._ring.append(pinned)
+        self._uploads.buffer()[:] = filled_table(self._blank, entries)
+        self._uploads.upload(self._num_layers)
         if self._chunks[-1].used > TABLES_PER_CHUNK - SPARE_TABLES:
             # Not while a graph is captured, when allocations would belong to the graph.
             self._chunks.append(_Chunk(self._num_layers, self._device))
         return self._now
 
-    def _free_pinned(self) -> _Pinned:
-        """The oldest host table if the device has read it, else a new one: never a wait."""
-        if self._ring[0].read.query():  # type: ignore[no-untyped-call]
-            return self._ring.popleft()
-        return _Pinned(self._num_layers)
-
-    def _filled(self, entries: dict[int, tuple[int, ...]]) -> Int64Array:
-        table = self._blank.copy()
-        for ordinal, entry in entries.items():
-            table[ordinal, : len(entry)] = entry
-        return table
-
     def _captured(self) -> int:
         return sum(chunk.used for chunk in self._chunks)
 
 
-def table_entry(topk_ids: torch.Tensor, span: RowSpan) -> tuple[int, ...]:
-    """`ADDRESS` to `COLUMN_STRIDE` for the rows `span` of ids [n, top_k]."""
+def table_entry(topk_ids: torch.Tensor, span: RowSpan) -> TableEntry:
+    """The entry of a layer with ids [n, top_k], of which the rows `span` are this worker's."""
     row_stride, column_stride = topk_ids.stride()
     address = topk_ids.data_ptr() + span.start * row_stride * topk_ids.element_size()
     return address, span.count, span.first_token, topk_ids.shape[1], row_stride, column_stride
 
 
 def blank_table(layers: Sequence[MoeLayer]) -> Int64Array:
-    """int64 [L, 8]: where each layer's counts are, and no rows."""
-    table = torch.zeros(len(layers), len(Field), dtype=torch.int64).numpy()
+    """A table in which no layer has rows, int64 [L, len(Field)]: it says where each layer's counts are."""
+    table = np.zeros((len(layers), len(Field)), np.int64)
     start = 0
     for ordinal, layer in enumerate(layers):
         table[ordinal, Field.COUNTS_START] = start
         table[ordinal, Field.NUM_EXPERTS] = layer.num_experts
         start += layer.num_experts
+    return table
+
+
+def filled_table(blank: Int64Array, entries: Mapping[int, TableEntry]) -> Int64Array:
+    """A copy of a blank table in which these layers, by ordinal, have rows."""
+    table = blank.copy()
+    table[np.array(list(entries))[:, None], ENTRY_COLUMNS] = list(entries.values())
     return table

@@ -10,7 +10,7 @@ import torch
 from moescope.capture.counting.load_ring import LoadRing
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.seam.rows import RowSpan
-from moescope.capture.step.word import MAX_TOKENS, PHASE_SHIFT, SLOT_SHIFT, Phase
+from moescope.capture.step.word import MAX_TOKENS, PHASE_MASK, PHASE_SHIFT, PLACE_SHIFT, Phase
 from moescope.capture.wire import MoeLayer
 
 
@@ -19,15 +19,15 @@ class CountBuffers:
 
     Attributes:
         layers: the counted layers; layers may have different numbers of experts, `max_experts` at most.
-        num_slots: S.
+        num_counts: S, the counts of one phase: the sum of ``num_experts`` over the layers.
         starts: where each layer's counts of prefill start in `flat`.
-        flat: int64 [2 S + 2 L], S the sum of ``num_experts`` over the layers and L their number: first the
-            slots of each (layer, logical expert), layer by layer, of prefill, then those of decode; then the
-            tokens counted in each layer, of prefill, then of decode.
-        step_word: int64 [1], the step under way (see `step_word`); 0 outside of steps, so that profiling,
+        flat: int64 [2 S + 2 L], L the number of layers. First the slots of each (layer, logical expert) in
+            prefill, layer by layer, then those in decode; then the tokens counted in each layer in prefill,
+            then those in decode.
+        step_word: int64 [1], the step under way (see `step.word`); 0 outside of steps, so that profiling,
             warm-up, graph capture and the dummy steps of idle DP ranks count nothing.
         phases: uint8 [max_tokens], `Phase` of each token of the DP rank's step; read in mixed steps only.
-        ring: the loads by EP rank of single steps, or None.
+        ring: the loads of single steps by EP rank, or None.
         traced: where the rows of traced requests are copied to, or None; set before the first routing call.
     """
 
@@ -39,9 +39,9 @@ class CountBuffers:
         ring: LoadRing | None = None,
     ) -> None:
         self.layers = tuple(layers)
-        self.num_slots = sum(layer.num_experts for layer in self.layers)
+        self.num_counts = sum(layer.num_experts for layer in self.layers)
         self.max_experts = max((layer.num_experts for layer in self.layers), default=0)
-        size = 2 * (self.num_slots + len(self.layers))
+        size = 2 * (self.num_counts + len(self.layers))
         self.flat = torch.zeros(size, dtype=torch.int64, device=device)
         self.step_word = torch.zeros(1, dtype=torch.int64, device=device)
         self.phases = torch.zeros(max(1, max_tokens), dtype=torch.uint8, device=device)
@@ -52,13 +52,13 @@ class CountBuffers:
 
     def counts_of(self, ordinal: int, phase: Phase | None = None) -> torch.Tensor:
         """Slots per logical expert of ``layers[ordinal]``, of both phases or of one: int64 [num_experts]."""
-        both = self.flat[: 2 * self.num_slots].view(2, -1)
+        both = self.flat[: 2 * self.num_counts].view(2, -1)
         mine = both.narrow(1, self.starts[ordinal], self.layers[ordinal].num_experts)
         return mine.sum(0) if phase is None else mine[phase]
 
     def rows_of(self, ordinal: int, phase: Phase | None = None) -> torch.Tensor:
         """Tokens counted in ``layers[ordinal]``, of both phases or of one: int64 scalar."""
-        mine = self.flat[2 * self.num_slots :].view(2, -1)[:, ordinal]
+        mine = self.flat[2 * self.num_counts :].view(2, -1)[:, ordinal]
         return mine.sum() if phase is None else mine[phase]
 
 
@@ -67,7 +67,8 @@ def count_rows(
 ) -> None:
     """Add a layer's slots to its counts: the reference that every faster kernel must equal.
 
-    Reads no device value on the host, so that it neither synchronises nor breaks a CUDA graph's capture.
+    It reads no value of the device on the host: it neither synchronises nor breaks the capture of a CUDA
+        graph.
 
     Args:
         buffers: what says how many tokens are true, of which phase they are, and where loads go.
@@ -88,15 +89,15 @@ def count_rows(
     ids = topk_ids[span.start : span.start + span.count].to(torch.int64)
     tokens = torch.arange(span.first_token, span.first_token + span.count, device=ids.device)
     valid = tokens < (word & MAX_TOKENS)
-    phase = (word >> PHASE_SHIFT) & 3
+    phase = (word >> PHASE_SHIFT) & PHASE_MASK
     of_tokens = buffers.phases[tokens.clamp(max=buffers.phases.numel() - 1)]
     decode = torch.where(phase == Phase.MIXED, of_tokens, phase)
 
     slots = (valid.unsqueeze(1) & (ids >= 0) & (ids < num_experts)).flatten()
     experts = ids.clamp(0, num_experts - 1)
-    at = experts + (decode * buffers.num_slots + buffers.starts[ordinal]).unsqueeze(1)
+    at = experts + (decode * buffers.num_counts + buffers.starts[ordinal]).unsqueeze(1)
     flat.scatter_add_(0, at.flatten(), slots.to(torch.int64))
-    rows_at = decode * len(buffers.layers) + (2 * buffers.num_slots + ordinal)
+    rows_at = decode * len(buffers.layers) + (2 * buffers.num_counts + ordinal)
     flat.scatter_add_(0, rows_at, valid.to(torch.int64))
     if buffers.ring is not None:
-        buffers.ring.add(ordinal, experts.flatten(), slots, word >> SLOT_SHIFT)
+        buffers.ring.add(ordinal, experts.flatten(), slots, word >> PLACE_SHIFT)

@@ -1,4 +1,4 @@
-"""The part of the counting kernels that counts rows of one layer. Equal to `counting.count_rows`.
+"""The part of the counting kernels that counts rows of one layer. Equal to `reference.count_rows`.
 
 Every product of sizes is in 64 bits: a number of valid tokens times top-k overflows 32 bits silently.
 """
@@ -14,6 +14,8 @@ from moescope.capture.step.word import Phase
 
 _DECODE: Final = tl.constexpr(Phase.DECODE.value)
 _MIXED: Final = tl.constexpr(Phase.MIXED.value)
+# Cells of a table of bins by EP ranks, above which the loads of a block are not added up in such a table.
+_MOST_CELLS: Final = tl.constexpr(8192)
 
 
 @triton.jit
@@ -36,7 +38,7 @@ def count_tokens(  # type: ignore[no-untyped-def]
     decode_rows,
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Add these rows to the tokens counted in a layer, by phase."""
+    """Add these rows to the numbers of tokens counted in a layer, by phase."""
     decode = rows * phase
     if phase == _MIXED:
         decode = tl.zeros([], tl.int64)
@@ -70,8 +72,8 @@ def count_rows(  # type: ignore[no-untyped-def]
 ):
     """Add every num_programs(0)-th block of the slots of these rows, all arguments int64.
 
-    To the layer's counts of prefill or, `num_counts` further on, of decode; and, where there are `RANKS`, to
-    the loads of the step's slot in the ring.
+    They are added to the layer's counts of prefill or, `num_counts` further on, of decode; and, where there
+    are `RANKS`, to the loads at the step's place in the ring.
     """
     ids = address.to(tl.pointer_type(IDS))
     slots = rows * top_k
@@ -123,7 +125,7 @@ def count_rows(  # type: ignore[no-untyped-def]
         tl.atomic_add(counts + num_counts + bins, decode.to(tl.int64), mask=decode > 0, sem="relaxed")
         if RANKS > 0:
             rank = tl.load(ep_ranks + bins, mask=bins < num_experts, other=0)
-            if BINS * RANKS <= 8192:
+            if BINS * RANKS <= _MOST_CELLS:
                 # Many bins of one rank would queue for one address: they are added up here first.
                 ranks = tl.arange(0, RANKS)
                 mine = tl.where(rank[:, None] == ranks[None, :], histogram[:, None], 0)

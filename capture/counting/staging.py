@@ -1,9 +1,10 @@
-"""Where the kernel that counts puts the ids of traced rows, and how they leave the step's path.
+"""Where the counting kernels put the ids of traced rows, and how these rows leave the device.
 
-A step with traced rows gets a row map before its forward pass, which says for each of its tokens where its
-ids go in the staging buffer; the counting kernel writes them there, in CUDA graphs too, since neither address
-ever changes. After the step the rows are copied to pinned memory in a side stream, whose event is polled. A
-step without traced rows finds the map empty, and copies nothing.
+A step with traced rows gets a row map before its forward pass. The map says for each token of the step to
+which row of the staging buffer its ids go. The counting kernels write them there, in CUDA graphs too, since
+the addresses of the map and of the buffer never change. After the step the rows are copied to pinned memory
+in a side stream, whose event is polled. In a step without traced rows the map is empty, and nothing is
+copied.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ from typing import Final
 import numpy as np
 import torch
 
+from moescope.capture.counting.pinned_ring import PinnedRing
 from moescope.capture.seam.rows import RowSpan
 from moescope.capture.step.word import MAX_TOKENS
 from moescope.capture.wire import Int64Array, MoeLayer
 
 STAGING_BYTES: Final = 16 << 20
-RING: Final = 4
 
 
 class StagedRows:
     """The traced rows of one step on their way to the host.
 
-    The step's path makes it, another thread asks `arrived`, takes the rows and says that it is done.
+    The step's path makes it. Another thread asks whether the rows have `arrived`, reads them and sets `done`.
     """
 
     def __init__(self, host: torch.Tensor, event: torch.cuda.Event | None) -> None:
         self._host = host
         self._event = event
         self.done = False
-        """Whether the reader is through; only the reader writes it."""
+        """Whether the reader has read the rows; only the reader writes it."""
 
     @property
     def arrived(self) -> bool:
-        """Whether the rows are on the host; never a wait."""
+        """Whether the rows are on the host; does not wait."""
         return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def view(self) -> np.ndarray:
@@ -51,8 +52,8 @@ class TraceStaging:
 
     Attributes:
         masked, unwritten: the values of a slot that the router masked, and of one that no layer wrote.
-        row_map: int32 [1 + max_tokens] on the device: the number of traced rows of the step, 0 for none; then
-            for each token of the DP rank's step its row in `rows`, or -1.
+        row_map: int32 [1 + max_tokens] on the device: first the number of traced rows of the step, 0 for
+            none; then for each token of the DP rank's step its row in `rows`, or -1.
         rows: [capacity, sum of top_k] on the device, the layers side by side, uint8 where the ids of all
             layers leave room for two more values, else uint16.
         columns: int64 [L] on the device, where each layer's columns begin.
@@ -60,7 +61,7 @@ class TraceStaging:
     Args:
         layers: the covered layers.
         max_tokens: no step has more.
-        staging_bytes: size of `rows`, about; the same again in pinned host memory.
+        staging_bytes: size of `rows`, about; as much pinned host memory is taken too.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class TraceStaging:
         self.rows = torch.full((self.capacity, self.width), self.unwritten, dtype=dtype, device=device)
         self.columns = torch.tensor(starts, dtype=torch.int64, device=device)
         self._host = torch.empty(self.rows.shape, dtype=dtype, pin_memory=on_gpu)
-        self._maps = deque(_PinnedMap(1 + max_tokens, on_gpu) for _ in range(RING))
+        self._maps = PinnedRing(self.row_map)
         self._side = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._under_way: deque[tuple[int, int, StagedRows]] = deque()
         self._next = 0
@@ -103,7 +104,7 @@ class TraceStaging:
         return max(self.capacity - self._next, oldest)
 
     def begin(self, tokens: Int64Array, total: int) -> None:
-        """Have these tokens of the step about to be enqueued copied, in their order.
+        """Have the ids of these tokens copied, in their order, by the step that is about to be enqueued.
 
         Args:
             tokens: [n], their indices among the step's tokens, rising; n is at most `room`.
@@ -113,18 +114,15 @@ class TraceStaging:
         if self._next + count > self.capacity:
             self._next = 0
         first = self._next
-        pinned = self._free_map()
-        values = pinned.values[: 1 + total]
+        values = self._maps.buffer()[: 1 + total]
         values[0] = count
         values[1:] = -1
         values[1 + tokens] = np.arange(first, first + count)
         self.rows[first : first + count].fill_(self.unwritten)
-        self.row_map[: 1 + total].copy_(pinned.host[: 1 + total], non_blocking=True)
-        pinned.uploaded()
-        self._maps.append(pinned)
+        self._maps.upload(1 + total)
 
     def collect(self, count: int) -> StagedRows:
-        """The step is enqueued: no further one writes to these `count` rows, which leave for the host."""
+        """The step with `count` traced rows is enqueued: enqueue the copy of these rows to the host."""
         first = self._next
         self.clear()
         here, there = self.rows[first : first + count], self._host[first : first + count]
@@ -147,29 +145,6 @@ class TraceStaging:
         """Have nothing copied until the next `begin`."""
         self.row_map[:1].zero_()
 
-    def _free_map(self) -> _PinnedMap:
-        """The oldest host map if the device has read it, else a new one: never a wait."""
-        if self._maps[0].free:
-            return self._maps.popleft()
-        return _PinnedMap(1 + self.max_tokens, self._side is not None)
-
-
-class _PinnedMap:
-    """A row map on the host, and the event after which the device no longer reads it."""
-
-    def __init__(self, size: int, pinned: bool) -> None:
-        self.host = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
-        self.values = self.host.numpy()
-        self._read = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
-
-    @property
-    def free(self) -> bool:
-        return self._read is None or bool(self._read.query())  # type: ignore[no-untyped-call]
-
-    def uploaded(self) -> None:
-        if self._read is not None:
-            self._read.record()
-
 
 def copy_traced_rows(
     topk_ids: torch.Tensor, span: RowSpan, step_word: torch.Tensor, staging: TraceStaging, ordinal: int
@@ -179,22 +154,22 @@ def copy_traced_rows(
     Args:
         topk_ids: logical expert ids, any integer dtype [n, top_k]; those out of the layer's range are masked.
         span: this worker's rows.
-        step_word: int64 [1], see `step_word`; rows at or beyond the step's true number of tokens are padding.
+        step_word: int64 [1], see `step.word`; rows at or beyond the step's true number of tokens are padding.
         ordinal: of the layer.
     """
     valid = int(step_word) & MAX_TOKENS
     if valid == 0 or int(staging.row_map[0]) == 0:
         return
     end = min(span.first_token + span.count, valid)
-    places = staging.row_map[1 + span.first_token : 1 + end].to(torch.int64)
-    taken = (places >= 0).nonzero().flatten()
+    targets = staging.row_map[1 + span.first_token : 1 + end].to(torch.int64)
+    taken = (targets >= 0).nonzero().flatten()
     ids = topk_ids[taken + span.start].to(torch.int64)
     ids = ids.masked_fill((ids < 0) | (ids >= staging.layers[ordinal].num_experts), staging.masked)
     start = staging.starts[ordinal]
     columns = staging.rows.numpy() if staging.rows.device.type == "cpu" else None
     width = ids.shape[1]
     if columns is not None:  # torch indexes no uint16
-        columns[places[taken].numpy(), start : start + width] = ids.numpy()
+        columns[targets[taken].numpy(), start : start + width] = ids.numpy()
     else:
-        rows = staging.rows.view(torch.int16 if staging.masked == 0xFFFF else torch.uint8)
-        rows[places[taken], start : start + width] = ids.to(rows.dtype)
+        rows = staging.rows.view(torch.int16 if staging.rows.dtype is torch.uint16 else torch.uint8)
+        rows[targets[taken], start : start + width] = ids.to(rows.dtype)

@@ -1,4 +1,4 @@
-"""The part of the counting kernels that copies traced rows. Equal to `trace_staging.copy_traced_rows`."""
+"""The part of the counting kernels that copies traced rows. Equal to `staging.copy_traced_rows`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def copy_traced(  # type: ignore[no-untyped-def]
     MASKED: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Copy every num_programs(0)-th block of the slots of these rows that the row map wants; all int64."""
+    """Copy every num_programs(0)-th block of those slots whose rows the row map wants; all int64."""
     if tl.load(row_map) > 0:
         ids = address.to(tl.pointer_type(IDS))
         slots = rows * top_k
@@ -41,12 +41,12 @@ def copy_traced(  # type: ignore[no-untyped-def]
             slot = start + tl.arange(0, BLOCK).to(tl.int64)
             row = slot // top_k
             choice = slot % top_k
-            place = tl.load(row_map + 1 + first_token + row, mask=slot < slots, other=-1).to(tl.int64)
-            wanted = (slot < slots) & (place >= 0)
+            target = tl.load(row_map + 1 + first_token + row, mask=slot < slots, other=-1).to(tl.int64)
+            wanted = (slot < slots) & (target >= 0)
             offsets = row * row_stride + choice * column_stride
             expert = tl.load(ids + offsets, mask=wanted, other=0).to(tl.int64)
             expert = tl.where((expert >= 0) & (expert < num_experts), expert, MASKED)
-            tl.store(staging + place * width + column + choice, expert.to(STAGED), mask=wanted)
+            tl.store(staging + target * width + column + choice, expert.to(STAGED), mask=wanted)
 
 
 def traced_arguments(staging: TraceStaging | None, unused: torch.Tensor) -> dict[str, Any]:

@@ -12,15 +12,16 @@ LONGEST: Final = 15.0
 class Backoff:
     """Waits with full jitter: anything up to a limit, which doubles with each failure.
 
-    The first limit is seconds already: workers fail together when a service goes away, and a few hundred of
-    them must not come back together after a short outage either.
+    Already the first limit is several seconds: workers fail together when a service goes away, and a few
+    hundred of them must not come back together, not even after a short outage.
 
-    The generator is its own and seeded by the system. vLLM seeds Python's alike in all workers of a DP rank,
-    in some versions in all workers: with that they would wait equally long, and vLLM's draws would change.
+    The random generator is not Python's global one, and the system seeds it. vLLM seeds the global one alike
+    in all workers of a DP rank, in some versions in all workers: they would all wait equally long, and vLLM
+    would draw other numbers than without capture.
 
     Args:
         first: limit after the first failure, seconds.
-        longest: limit of limits, seconds; as long as the service waits until a silent producer is stale.
+        longest: no limit is above it, seconds. After this time the service takes a silent producer for stale.
     """
 
     def __init__(self, first: float = FIRST, longest: float = LONGEST) -> None:
@@ -30,7 +31,7 @@ class Backoff:
         self._random = random.Random()  # noqa: S311 - jitter
 
     def failed(self, permanent: bool = False) -> float:
-        """Seconds to wait; where trying again soon is in vain, the longest at least, twice that at most."""
+        """Seconds to wait. After a `permanent` failure at least `longest`, and at most twice that."""
         if permanent:
             self._limit = self._longest
             return self._random.uniform(self._longest, 2 * self._longest)

@@ -1,4 +1,4 @@
-"""Reading an answer within one deadline, however slowly it drips."""
+"""Reading an answer within one deadline, however slowly its bytes come."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class TimedResponse(http.client.HTTPResponse):
-    """An answer whose head and body must arrive within the socket's timeout, all in all.
+    """An answer whose head and body together must arrive within the socket's timeout.
 
-    The timeout of a socket alone begins again with every byte: an answer of a byte now and then would hold
-    the sender's thread for hours.
+    A socket's own timeout begins again with every byte: an answer that comes byte by byte could hold the
+    sender's thread for hours.
 
     Raises:
         TimeoutError: while reading, when the time is over.
@@ -26,7 +26,7 @@ class TimedResponse(http.client.HTTPResponse):
 
 
 class _Timed(io.RawIOBase):
-    """What is read of a socket; it closes no earlier than this, which `http.client` relies on."""
+    """Reads a socket until the deadline. It keeps the socket open, as `http.client` expects, until closed."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock

@@ -1,9 +1,10 @@
-"""One kept-alive HTTP connection to the service, from the standard library: nothing for vLLM to install."""
+"""One kept-alive HTTP connection to the service, by the standard library: vLLM needs no other package."""
 
 from __future__ import annotations
 
 import http.client
 import json
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from moescope.capture.delivery.reply import TimedResponse
@@ -15,7 +16,12 @@ MAX_REPLY = 64 * 1024
 
 
 class DeliveryError(Exception):
-    """A frame that was not delivered; the message says why."""
+    """A frame or a part of a trace was not delivered; the message says why.
+
+    Attributes:
+        kind: the status that the service answered with, or the name of the error that came instead.
+        permanent: whether sending it again soon would be in vain.
+    """
 
     def __init__(self, message: str, kind: str, permanent: bool) -> None:
         super().__init__(message)
@@ -23,16 +29,30 @@ class DeliveryError(Exception):
         self.permanent = permanent
 
 
+class Transport(Protocol):
+    """What senders need of a connection to the service (see `HttpTransport`)."""
+
+    def post(self, body: bytes) -> None:
+        """Deliver one frame or part of a trace.
+
+        Raises:
+            DeliveryError: it was not delivered.
+        """
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
 class HttpTransport:
-    """Posts frames. Not for several threads at once.
+    """Posts frames or parts of traces. Not for several threads at once.
 
     Args:
         endpoint: base URL of the service.
         token: bearer token, or None.
-        access: where the token is read again when the service doesn't take it any more, and the certificates
-            of an HTTPS connection.
+        access: files. The token is read again when the service refuses it; certificates are read for each
+            HTTPS connection.
         timeout: seconds for each of connecting, sending and receiving the whole answer.
-        path, content_type: where and as what bodies are posted.
+        path, content_type: of the requests.
     """
 
     def __init__(
@@ -57,10 +77,11 @@ class HttpTransport:
         self._connection: http.client.HTTPConnection | None = None
 
     def post(self, body: bytes) -> None:
-        """Deliver one frame.
+        """Deliver one frame or part of a trace.
 
-        It is sent again at once if the connection was used before and has ended meanwhile: the service or a
-        proxy closes one over which nothing is sent. What is posted may arrive twice, which is harmless.
+        The service or a proxy closes a connection over which nothing was sent for a while. If a connection
+        that was used before has ended, the body is sent once more at once, over a new one. It may arrive
+        twice, which is harmless.
 
         Raises:
             DeliveryError: the service can't be reached, or refuses.
@@ -103,7 +124,7 @@ class HttpTransport:
         if self._connection is None:
             self._connection = self._connect()
         if self._connection.sock is not None:
-            self._connection.sock.settimeout(self._timeout)  # reading the last answer used it up
+            self._connection.sock.settimeout(self._timeout)  # reading the last answer has reduced it
         self._connection.request("POST", self._path, body, self._headers)
         response = self._connection.getresponse()
         reply = response.read(MAX_REPLY)
@@ -116,7 +137,7 @@ class HttpTransport:
             self._headers["Authorization"] = f"Bearer {token}"
 
     def _connect(self) -> http.client.HTTPConnection:
-        """Not connected yet; certificates are read anew, since they are renewed while vLLM runs."""
+        """A connection that isn't open yet. Certificates are read anew: they are renewed while vLLM runs."""
         connection: http.client.HTTPConnection
         if self._secure:
             context = self._access.context()

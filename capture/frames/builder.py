@@ -1,4 +1,4 @@
-"""From snapshots to frames: what a producer says of itself, with each snapshot's totals."""
+"""From snapshots to frames: each has what the producer says of itself, and a snapshot's totals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,18 @@ MAX_REASON = 1024
 
 
 class FrameBuilder:
-    """Numbers the frames of one epoch of one producer."""
+    """Builds and numbers the frames of one epoch of one producer.
+
+    Args:
+        producer, epoch: see `Frame`.
+        layers: the covered layers.
+        uncovered: the MoE layers that can't be counted, with the reasons.
+        placement: where the experts are, if they don't move; or None.
+        strategy: tells the name of the strategy in use.
+        traces: tells the accounts of traces (see `TraceSender.accounts`).
+        history: the loads of steps that wait for a frame; None without a ring of loads.
+        moving: where the experts are, if EPLB moves them; or None.
+    """
 
     def __init__(
         self,
@@ -46,15 +57,15 @@ class FrameBuilder:
         self._traces = traces
         self._history = history
         self._moving = moving
-        self._num_slots = sum(layer.num_experts for layer in layers)
+        self._num_counts = sum(layer.num_experts for layer in layers)
         self._seq = 0
 
     def build(self, snapshot: Snapshot, drops: Mapping[str, int]) -> Frame:
-        """The next frame, with these totals, and the loads of steps that no frame has delivered."""
+        """The next frame: the totals of the snapshot, and the loads of steps that were not delivered yet."""
         self._seq += 1
         reason, totals, history = snapshot.disabled_reason, snapshot.totals, self._history
-        counts = snapshot.flat[: 2 * self._num_slots].reshape(2, -1)
-        rows = snapshot.flat[2 * self._num_slots :].reshape(2, -1)
+        counts = snapshot.flat[: 2 * self._num_counts].reshape(2, -1)
+        rows = snapshot.flat[2 * self._num_counts :].reshape(2, -1)
         phased = totals.phases_known
         lost = {} if history is None else {"steps_lost": history.lost}
         return Frame(
@@ -92,6 +103,6 @@ class FrameBuilder:
         return self._moving.placement
 
     def delivered(self) -> None:
-        """The last frame has arrived."""
+        """The service has taken the last frame."""
         if self._history is not None:
             self._history.delivered()

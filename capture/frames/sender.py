@@ -1,4 +1,4 @@
-"""The daemon thread that encodes and sends snapshots; the step's path never meets it."""
+"""The daemon thread that encodes snapshots as frames and sends them; it never holds up the step's path."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from moescope.capture.delivery.backoff import Backoff
-from moescope.capture.delivery.transport import DeliveryError
+from moescope.capture.delivery.transport import DeliveryError, Transport
 from moescope.capture.frames.builder import FrameBuilder
 from moescope.capture.frames.taker import Snapshot
 from moescope.capture.threads.throttled_log import ThrottledLog
@@ -36,24 +36,14 @@ class SnapshotSource(Protocol):
         """The newest snapshot that has arrived, or None."""
 
     def flush(self) -> None:
-        """Make the next `collect` take what isn't snapshotted yet."""
-
-
-class Transport(Protocol):
-    """Where frames go (see `HttpTransport`)."""
-
-    def post(self, body: bytes) -> None:
-        """Deliver one frame or raise `DeliveryError`."""
-
-    def close(self) -> None:
-        """Let go of the connection."""
+        """Have the next `collect` take a snapshot if something was counted since the last one."""
 
 
 class FrameSender:
     """Sends the newest snapshot until one arrives: totals are cumulative, so only the newest counts.
 
-    While nothing new is there it repeats the last one now and then, so that the service knows the producer
-    lives. An unreachable service is tried at growing intervals with jitter (see `Backoff`), so that many
+    While there is no new snapshot it repeats the last one now and then, so that the service knows that the
+    producer lives. After a failure it waits, ever longer and with jitter (see `Backoff`), so that many
     workers don't come back at once.
     """
 
@@ -111,7 +101,7 @@ class FrameSender:
             self._log.log("sender", logging.ERROR, f"moescope: a snapshot was not sent: {error!r}")
 
     def tick(self) -> None:
-        """Take what has arrived and send it, if it is time to."""
+        """Take a snapshot that has arrived, and send the newest one if it is time to."""
         self._take_in(self._source.collect())
         now = self._clock()
         if self._pending is None and now >= self._heartbeat_at:
@@ -120,7 +110,7 @@ class FrameSender:
             self._send(self._pending)
 
     def _last_tick(self) -> None:
-        """Send all that was counted: a copy from a GPU takes a moment, and older ones may be before it."""
+        """Send all that was counted. The copy from a GPU takes a moment, and older ones may come first."""
         self._source.flush()
         for _ in range(LAST_LOOKS):
             self._take_in(self._source.collect())

@@ -9,18 +9,19 @@ import numpy as np
 
 from moescope.capture.counting.load_ring import Int32Array
 from moescope.capture.wire import Int64Array, StepLoads, pack_step_loads
-from moescope.capture.wire.checks import MAX_STEPS as MAX_SPAN
+from moescope.capture.wire.checks import MAX_SPAN
 
-MAX_STEPS: Final = 4096
+MAX_WAITING: Final = 4096
+"""Steps that wait together, at most."""
 MAX_VALUES: Final = 1 << 20
-"""Of loads, in all steps that wait together: 1 MiB of most frames."""
+"""Loads of all steps that wait together, at most. In most frames a load takes a byte: 1 MiB."""
 
 
 class RingPart(NamedTuple):
     """What a snapshot has of the ring.
 
     Attributes:
-        first: how many steps with a slot came before the first one here.
+        first: how many steps had a place in the ring before the first one here.
         numbers: int64 [n], the steps' numbers.
         loads: int32 [n, L, R].
         end: the number of the next step when the snapshot was taken.
@@ -33,26 +34,26 @@ class RingPart(NamedTuple):
 
 
 class StepHistory:
-    """Puts the parts of snapshots together, and says what a frame carries. For one thread.
+    """Puts together what snapshots have of the ring, and says which steps a frame carries. For one thread.
 
-    A frame accounts for all steps of a range, so where steps are missing, because the ring was overwritten or
-    too many wait, all before them are given up as well.
+    A frame accounts for all steps of a range. Where steps are missing, because the ring was overwritten or
+    too many steps wait, all steps before them are given up as well.
 
     Attributes:
-        lost: steps whose loads no frame carries.
+        lost: steps whose loads no frame carries or will carry.
     """
 
     def __init__(self, version: int) -> None:
         self.lost = 0
         self._version = version
         self._waiting: deque[tuple[int, Int32Array]] = deque()
-        self._taken = 0  # steps with a slot, waiting or gone
+        self._taken = 0  # steps that had a place in the ring, waiting or gone
         self._from = 0
         self._end = 0
         self._sent = 0
 
     def add(self, part: RingPart) -> None:
-        """Take the steps of a later snapshot that are not known yet."""
+        """Take those steps of a later snapshot that are not known yet."""
         skipped = part.first - self._taken
         if skipped > 0:
             self.lost += skipped + len(self._waiting)
@@ -63,7 +64,7 @@ class StepHistory:
         self._waiting.extend(zip(part.numbers[new].tolist(), part.loads[new], strict=True))
         self._taken = max(self._taken, part.first + len(part.numbers))
         self._end = part.end
-        most = max(1, min(MAX_STEPS, MAX_VALUES // max(1, part.loads[:1].size)))
+        most = max(1, min(MAX_WAITING, MAX_VALUES // max(1, part.loads[:1].size)))
         earliest = self._end - MAX_SPAN
         while len(self._waiting) > most or (self._waiting and self._waiting[0][0] < earliest):
             self._from = self._waiting.popleft()[0] + 1
@@ -71,7 +72,7 @@ class StepHistory:
         self._from = max(self._from, earliest)
 
     def pack(self) -> StepLoads:
-        """For the next frame."""
+        """The loads of all steps that wait, for the next frame."""
         self._sent = len(self._waiting)
         numbers = np.array([number for number, _ in self._waiting], np.int64)
         loads = np.array([loads for _, loads in self._waiting], np.int64)

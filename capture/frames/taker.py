@@ -1,6 +1,6 @@
 """Snapshots of the counts and of the ring of loads.
 
-They leave the step's path as one asynchronous copy, or a few, and nothing there waits.
+On the step's path a snapshot is a few asynchronous copies, for which nothing waits.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from moescope.capture.threads.pause_gate import PauseGate
 from moescope.capture.threads.thread_device import use_device
 from moescope.capture.wire import Int64Array
 
-NUM_SLOTS = 3
+NUM_TRANSFERS: Final = 3
+"""Snapshots that can be on their way to the host at a time."""
 
 
 class Source(Protocol):
@@ -34,7 +35,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The totals at one moment, all of the same moment.
+    """The counts and totals of one moment.
 
     ``flat`` is int64 on the host, laid out as `CountBuffers.flat`; it is the reader's own copy.
     """
@@ -61,12 +62,12 @@ class _Copy:
         return self.host if self.staging is None else self.staging
 
     def to_host(self, size: int) -> None:
-        """The first `size` entries go on to the host, in the current stream."""
+        """Enqueue the copy of the first `size` entries from staging to the host, in the current stream."""
         if self.staging is not None and size:
             self.host[:size].copy_(self.staging[:size], non_blocking=True)
 
 
-class _Slot:
+class _Transfer:
     """Room for one snapshot on its way to the host: device staging, pinned host memory, an event."""
 
     def __init__(self, flat: torch.Tensor, ring: LoadRing | None, eplb: EplbWatch | None) -> None:
@@ -90,19 +91,22 @@ class _Slot:
 class SnapshotTaker:
     """Takes snapshots at the ends of steps, and between steps when the worker idles.
 
-    The step's path calls `step_begins` and `step_ends`; the sender's thread calls `collect`. They share two
-    deques, whose ends are taken and added to atomically, and no lock; `pause` is for times without steps. On
-    a GPU a snapshot is a copy within the device in the step's stream, so that it is of one moment, then one
-    to pinned memory in a side stream, whose event is polled. With all slots under way a snapshot is put off,
-    which costs resolution only.
+    The step's path calls `step_begins` and `step_ends`; the sender's thread calls `collect`. They share no
+    lock, only two deques, to which entries are added and from which they are taken atomically. `pause` is for
+    times without steps. On a GPU a snapshot is first copied within the device, in the steps' stream, so that
+    it is of one moment; then to pinned memory, in a side stream, whose event is polled. With all transfers
+    under way a snapshot is put off, which costs resolution only.
 
     Args:
-        ring, history: the loads of single steps leave the ring with the snapshots, and go to the history,
-            each once, in the reader's thread; of the ring only the steps that were not read yet are copied.
-        eplb: tells where the experts are, where they move.
+        flat: the counts, as `CountBuffers.flat`.
+        source: tells the totals that belong to the counts.
+        interval: seconds between snapshots while the worker is busy.
+        ring, history: the loads of single steps, or None. A snapshot has those steps of the ring that were
+            not read yet; the reader's thread adds each step to the history once.
+        eplb: tells where the experts are, if EPLB moves them; or None.
 
     Attributes:
-        put_off: snapshots that found no free slot.
+        put_off: snapshots that found no free transfer.
     """
 
     def __init__(
@@ -124,8 +128,8 @@ class SnapshotTaker:
         self._ring_read = 0
         self._interval = interval
         self._clock = clock
-        self._free = deque(_Slot(flat, ring, eplb) for _ in range(NUM_SLOTS))
-        self._under_way: deque[_Slot] = deque()
+        self._free = deque(_Transfer(flat, ring, eplb) for _ in range(NUM_TRANSFERS))
+        self._under_way: deque[_Transfer] = deque()
         self._due = clock()
         self._gate = PauseGate()
         self._steps_begun = 0
@@ -149,11 +153,11 @@ class SnapshotTaker:
         if self._side is not None:
             self._stream = torch.cuda.current_stream(self._flat.device)
         if self._clock() >= self._due:
-            slot = self._enqueue(after_step=self._steps_begun)
-            if slot is None:
+            transfer = self._enqueue(after_step=self._steps_begun)
+            if transfer is None:
                 self.put_off += 1
             else:
-                self._publish(slot)
+                self._publish(transfer)
         self._steps_ended = self._steps_begun
 
     def collect(self) -> Snapshot | None:
@@ -179,11 +183,12 @@ class SnapshotTaker:
             self._take_between_steps()
         newest: Snapshot | None = None
         while self._under_way and self._under_way[0].arrived():
-            slot = self._under_way.popleft()
-            # One taken between steps may be published after that of the step which followed: it is older.
-            if not slot.torn and slot.after_step >= self._read_after_step:
-                newest = self._read(slot)
-            self._free.append(slot)
+            transfer = self._under_way.popleft()
+            # A snapshot taken between steps may be published after that of the step which followed. It is
+            # the older one then, and not read.
+            if not transfer.torn and transfer.after_step >= self._read_after_step:
+                newest = self._read(transfer)
+            self._free.append(transfer)
         return newest
 
     @property
@@ -205,75 +210,77 @@ class SnapshotTaker:
         is_told = ended == self._taken_after_step and self._source.disabled_reason == self._told_reason
         if is_told or self._steps_begun != ended:
             return
-        slot = self._enqueue(after_step=ended)
-        if slot is None:
+        transfer = self._enqueue(after_step=ended)
+        if transfer is None:
             return
-        slot.torn = self._steps_begun != ended
-        if slot.torn:
-            self._under_way.append(slot)
+        transfer.torn = self._steps_begun != ended
+        if transfer.torn:
+            self._under_way.append(transfer)
         else:
-            self._publish(slot)
+            self._publish(transfer)
 
-    def _enqueue(self, after_step: int) -> _Slot | None:
+    def _enqueue(self, after_step: int) -> _Transfer | None:
         """Enqueue the copy of the counts in the steps' stream, and note the totals that belong to it."""
         try:
-            slot = self._free.popleft()
+            transfer = self._free.popleft()
         except IndexError:
             return None
-        slot.totals, slot.disabled_reason = self._source.totals, self._source.disabled_reason
-        slot.captured_at_ns = time.time_ns()
-        slot.after_step, slot.torn = after_step, False
-        if slot.event is None or self._side is None:
-            self._copy(slot)
-            return slot
+        transfer.totals, transfer.disabled_reason = self._source.totals, self._source.disabled_reason
+        transfer.captured_at_ns = time.time_ns()
+        transfer.after_step, transfer.torn = after_step, False
+        if transfer.event is None or self._side is None:
+            self._copy(transfer)
+            return transfer
         with torch.cuda.stream(self._stream):
-            self._copy(slot)
-            slot.event.record()
-        self._side.wait_event(slot.event)
+            self._copy(transfer)
+            transfer.event.record()
+        self._side.wait_event(transfer.event)
         with torch.cuda.stream(self._side):
-            slot.counts.to_host(self._flat.numel())
-            if slot.loads is not None:
-                slot.loads.to_host(len(slot.steps.numbers))
-            if slot.placement is not None:
-                slot.placement.to_host(len(slot.placement.host))
-            slot.event.record()
-        return slot
+            transfer.counts.to_host(self._flat.numel())
+            if transfer.loads is not None:
+                transfer.loads.to_host(len(transfer.steps.numbers))
+            if transfer.placement is not None:
+                transfer.placement.to_host(len(transfer.placement.host))
+            transfer.event.record()
+        return transfer
 
-    def _copy(self, slot: _Slot) -> None:
+    def _copy(self, transfer: _Transfer) -> None:
         """Copy the counts, and the ring's steps that nobody has read, in the steps' stream."""
-        slot.counts.first.copy_(self._flat)
-        if self._ring is not None and slot.loads is not None:
-            slot.steps = self._ring.copy_since(self._ring_read, slot.loads.first)
-        if self._eplb is not None and slot.placement is not None:
-            slot.version = self._eplb.version
-            if slot.version is not None:
-                slot.placement.first.copy_(self._eplb.map)
-            if slot.version != self._eplb.version:  # moved meanwhile: this is another thread than the steps'
-                slot.version = None
+        transfer.counts.first.copy_(self._flat)
+        if self._ring is not None and transfer.loads is not None:
+            transfer.steps = self._ring.copy_since(self._ring_read, transfer.loads.first)
+        if self._eplb is not None and transfer.placement is not None:
+            transfer.version = self._eplb.version
+            if transfer.version is not None:
+                transfer.placement.first.copy_(self._eplb.map)
+            if (
+                transfer.version != self._eplb.version
+            ):  # moved meanwhile: this is another thread than the steps'
+                transfer.version = None
 
-    def _publish(self, slot: _Slot) -> None:
-        self._taken_after_step = max(self._taken_after_step, slot.after_step)
-        self._told_reason = slot.disabled_reason
+    def _publish(self, transfer: _Transfer) -> None:
+        self._taken_after_step = max(self._taken_after_step, transfer.after_step)
+        self._told_reason = transfer.disabled_reason
         self._due = self._clock() + self._interval
-        self._under_way.append(slot)
+        self._under_way.append(transfer)
 
-    def _read(self, slot: _Slot) -> Snapshot:
-        self._read_after_step = slot.after_step
-        if self._history is not None and slot.loads is not None:
-            first, numbers = slot.steps
-            loads = slot.loads.host[: len(numbers)].numpy().copy()
-            self._history.add(RingPart(first, numbers, loads, slot.totals.forward_passes))
+    def _read(self, transfer: _Transfer) -> Snapshot:
+        self._read_after_step = transfer.after_step
+        if self._history is not None and transfer.loads is not None:
+            first, numbers = transfer.steps
+            loads = transfer.loads.host[: len(numbers)].numpy().copy()
+            self._history.add(RingPart(first, numbers, loads, transfer.totals.forward_passes))
             self._ring_read = max(self._ring_read, first + len(numbers))
         return Snapshot(
-            flat=slot.counts.host.numpy().copy(),
-            totals=slot.totals,
-            disabled_reason=slot.disabled_reason,
-            captured_at_ns=slot.captured_at_ns,
-            placement=self._placement(slot),
+            flat=transfer.counts.host.numpy().copy(),
+            totals=transfer.totals,
+            disabled_reason=transfer.disabled_reason,
+            captured_at_ns=transfer.captured_at_ns,
+            placement=self._placement(transfer),
         )
 
     @staticmethod
-    def _placement(slot: _Slot) -> PlacementMap | None:
-        if slot.placement is None or slot.version is None:
+    def _placement(transfer: _Transfer) -> PlacementMap | None:
+        if transfer.placement is None or transfer.version is None:
             return None
-        return PlacementMap(slot.version, slot.placement.host.numpy().copy())
+        return PlacementMap(transfer.version, transfer.placement.host.numpy().copy())

@@ -17,7 +17,7 @@ class Recorder(Protocol):
 
 
 class LayerCallback:
-    """The callback of one layer: calls the earlier callback of the slot, if there was one, then records."""
+    """The callback of one layer: calls the callback that the slot held before, if any, then records."""
 
     def __init__(self, ordinal: int, recorder: Recorder, earlier: CaptureFn | None) -> None:
         self.ordinal = ordinal
@@ -34,7 +34,7 @@ class LayerCallback:
     def retire(self) -> None:
         """Record no more, but go on calling the earlier callback.
 
-        Whoever took the slot may still call this one: recording here as well would count twice.
+        Whoever took the slot may still call this callback: if it recorded, ids would count twice.
         """
         self.recorder = None
 
@@ -42,8 +42,9 @@ class LayerCallback:
 class RouterBinding:
     """The callbacks of one recorder in the slots of the covered layers' routers.
 
-    A slot holds one callback, and vLLM's ``--enable-return-routed-experts`` takes it during KV-cache set-up,
-    after the model was loaded: so the binding is checked again before warm-up, and chained to what it finds.
+    A slot holds one callback, and vLLM's ``--enable-return-routed-experts`` takes the slot during KV-cache
+    set-up, after the model was loaded. So `bind` is called again before warm-up: it takes the slot back, and
+    chains the callback that it finds there.
     """
 
     def __init__(self, routed: tuple[RoutedLayer, ...], recorder: Recorder) -> None:
@@ -52,7 +53,7 @@ class RouterBinding:
         self._callbacks: list[LayerCallback | None] = [None] * len(routed)
 
     def bind(self) -> int:
-        """Put our callback into each slot that doesn't hold it; returns how many slots were (re)taken."""
+        """Put our callback into each slot that doesn't hold it; returns into how many."""
         taken = 0
         for ordinal, router in enumerate(self._routers):
             mine = self._callbacks[ordinal]
@@ -67,7 +68,7 @@ class RouterBinding:
         return taken
 
     def unbind(self) -> None:
-        """Give the slots back to the earlier callbacks; a slot that somebody took since is left alone."""
+        """Give the slots back to the earlier callbacks; a slot that somebody else holds now is left alone."""
         for ordinal, router in enumerate(self._routers):
             mine = self._callbacks[ordinal]
             if mine is None:

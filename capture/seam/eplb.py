@@ -1,4 +1,4 @@
-"""Where vLLM's expert-parallel load balancer (EPLB) has put the experts, by version: part of the seam.
+"""Where vLLM's expert-parallel load balancer (EPLB) has put the experts, by version of the placement.
 
 EPLB runs after each forward pass, dummy passes included, in step on all EP ranks. Every so many passes it
 rearranges the experts: at once, or, asynchronously, layer by layer over later passes. vLLM keeps the map on
@@ -29,12 +29,12 @@ class PlacementMap(NamedTuple):
 class EplbWatch:
     """Follows the placement of one worker's model.
 
-    The version is the number of rearrangements that EPLB has begun. All ranks run it in step, so that they
-    give one placement the same version.
+    A placement's version is the number of rearrangements that EPLB had begun. All ranks run EPLB in step, so
+    they give a placement the same version.
 
     Args:
-        model_runner: vLLM's; its state is asked anew each time.
-        modules: of the covered layers.
+        model_runner: vLLM's. Its EPLB state is read anew each time.
+        modules: vLLM's modules of the covered layers.
 
     Raises:
         LookupError: EPLB has no model with these layers.
@@ -45,9 +45,9 @@ class EplbWatch:
         self._modules = list(modules)
         self._begun = 0
         self._passes = self._passes_since()
-        self.moves_after_this_pass()  # so that a state that reads otherwise shows here, and not in a step
+        self.moves_after_this_pass()  # a state that can't be read must show here, and not in a step
         self.rows = self._find()[1]
-        """The row of each covered layer in the map; its rows are MoE ordinals, not decoder indices."""
+        """For each covered layer its row in the map: its ordinal among MoE layers, not its decoder index."""
 
     @property
     def map(self) -> torch.Tensor:
@@ -57,7 +57,7 @@ class EplbWatch:
 
     @property
     def version(self) -> int | None:
-        """Of the placement that is in force from the next pass on; None while experts move layer by layer.
+        """The version of the placement from the next pass on; None while experts move layer by layer.
 
         Any thread may ask.
         """
@@ -66,12 +66,12 @@ class EplbWatch:
         return self._begun + (self._passes_since() < self._passes)
 
     def look(self) -> None:
-        """Once in each forward pass, by the thread that enqueues the steps."""
+        """Notice a rearrangement; called once in each forward pass by the thread that enqueues the steps."""
         passes = self._passes_since()
         self._begun, self._passes = self._begun + (passes < self._passes), passes
 
     def moves_after_this_pass(self) -> bool:
-        """Whether EPLB rearranges right after the pass under way: what was counted so far is of before."""
+        """Whether EPLB rearranges right after the pass under way: later counts have another placement."""
         state = self._runner.eplb_state
         return not state.is_async and self._passes + 1 >= int(state.expert_rearrangement_step_interval)
 
@@ -90,7 +90,7 @@ class EplbWatch:
 
 
 class MovingPlacement:
-    """From maps to what frames carry.
+    """Turns maps of EPLB into the placements that frames carry.
 
     Args:
         layers: the covered layers.
@@ -98,7 +98,7 @@ class MovingPlacement:
         ep_size: EP ranks, which hold equally many physical experts, in their order.
 
     Attributes:
-        placement: the latest; None before the first, and when a map was none of these experts.
+        placement: the latest; None before the first map, and after one that does not fit the layers.
     """
 
     def __init__(self, layers: Sequence[MoeLayer], rows: Sequence[int], ep_size: int) -> None:
@@ -109,7 +109,7 @@ class MovingPlacement:
         self._map: Int64Array | None = None
 
     def update(self, latest: PlacementMap) -> None:
-        """Take a map; one that is as the last keeps its version."""
+        """Take a map. If it is equal to the last one, the placement keeps its version."""
         if self._map is not None and np.array_equal(latest.map, self._map):
             return
         self._map = latest.map

@@ -1,36 +1,21 @@
-"""Everything that knows vLLM's insides, in one module: what is found where, a row per supported version."""
+"""What capture reads off vLLM's model, configuration and groups: MoE layers, ranks, placement, step sizes."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from moescope.capture.seam.rows import Ranks
 from moescope.capture.seam.slots import SinkBuffers, SinkSlot, SourceSlot
+from moescope.capture.seam.versions import installed_row, moescope_version, vllm_version
 from moescope.capture.wire import MoeLayer, Placement, PlacementTable, Producer, UncoveredLayer, pack_ids
 
 CaptureFn = Callable[[torch.Tensor], None]
-
-
-class SeamRow(NamedTuple):
-    """What one vLLM release series has of the things the capturer meets."""
-
-    capture_sources: bool
-    """`RoutedExpertsCaptureSource`: modules that route by themselves, without a `MoERunner`."""
-    routing_sinks: bool
-    """`RoutedExpertsSink`: a monolithic kernel may write the ids that it routes to."""
-
-
-SUPPORTED: Final[dict[tuple[int, int], SeamRow]] = {
-    (0, 26): SeamRow(capture_sources=False, routing_sinks=False),
-    (0, 32): SeamRow(capture_sources=True, routing_sinks=True),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +23,7 @@ class RoutedLayer:
     """A covered MoE layer and the callback slot that sees its logical expert ids.
 
     Attributes:
-        router: vLLM's `BaseRouter`, or what stands in for one (see `vllm_slots`).
+        router: vLLM's `BaseRouter`, or what stands in for one (see `seam.slots`).
         module: the layer's module, as in its model's ``moe_layers``.
     """
 
@@ -57,34 +42,10 @@ class MoeSurvey:
 
 
 class StepRows(NamedTuple):
-    """What vLLM knows, during a forward pass, of the sizes of the batch on all ranks (see `locate_rows`)."""
+    """Sizes of the batch on all ranks, as vLLM knows them during a forward pass (see `locate_rows`)."""
 
     tokens_across_dp: Sequence[int] | None
     shard_sizes: Sequence[int] | None
-
-
-def vllm_version() -> str:
-    """The installed vLLM's version, such as ``0.32.0+cpu``."""
-    from vllm.version import __version__
-
-    return str(__version__)
-
-
-def moescope_version() -> str:
-    """The installed moescope's version; empty when it runs from a source tree that isn't installed."""
-    try:
-        return importlib.metadata.version("moescope")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def seam_row(version: str) -> SeamRow | None:
-    """The row of a version's release series, or None for a series that moescope was not tested with."""
-    parts = version.split(".")
-    try:
-        return SUPPORTED.get((int(parts[0]), int(parts[1])))
-    except (IndexError, ValueError):
-        return None
 
 
 def read_ranks(vllm_config: Any) -> Ranks:
@@ -123,8 +84,8 @@ def read_producer(vllm_config: Any, server: str) -> Producer:
 def steps_compare(vllm_config: Any) -> bool:
     """Whether the loads of single steps can be told by EP rank and joined over DP ranks.
 
-    EPLB moves the experts. With an external launcher the runner makes dummy passes that the worker isn't
-    asked for, so that the ranks would number their steps differently.
+    They can't under EPLB, which moves the experts; nor with an external launcher, whose runner makes dummy
+    passes without asking the worker, so that the ranks would number their steps differently.
     """
     parallel = vllm_config.parallel_config
     return not parallel.enable_eplb and str(parallel.distributed_executor_backend) != "external_launcher"
@@ -141,7 +102,7 @@ def step_rows() -> StepRows:
 
 
 def survey_model(model: torch.nn.Module, vllm_config: Any) -> MoeSurvey:
-    """Find the MoE layers of the target model; a draft model is a module of its own and is not looked at."""
+    """Find the MoE layers of the target model. A draft model is a module of its own and is not searched."""
     from vllm.model_executor.layers.fused_moe.layer import MoERunner
 
     whole_model_reason = _unsupported(vllm_config)
@@ -175,7 +136,7 @@ def survey_model(model: torch.nn.Module, vllm_config: Any) -> MoeSurvey:
 
 
 def _unsupported(vllm_config: Any) -> str | None:
-    """Why no layer of this server can be counted exactly, if so."""
+    """Why no layer of this server can be counted exactly; None if layers can."""
     parallel = vllm_config.parallel_config
     if parallel.use_ubatching:
         return "micro-batching (DBO) is not supported: the callback sees slices of a step"
@@ -185,7 +146,7 @@ def _unsupported(vllm_config: Any) -> str | None:
     if drafts is not None and (
         drafts.method == "ngram_gpu" or getattr(drafts, "enable_adaptive_verification", False)
     ):
-        # vLLM cuts drafts off after a step has begun: padding would count, and phases be those of other rows.
+        # vLLM drops drafts after a step has begun: padding would count, and tokens get phases of other rows.
         return "drafts that vLLM cuts within a step (ngram_gpu, adaptive verification) are not supported"
     return None
 
@@ -221,13 +182,14 @@ def _monolithic_kernel(runner: Any) -> Any:
 
 
 def _why_no_sink(runner: Any, vllm_config: Any) -> str | None:
-    """Why a monolithic kernel's ids can't be had, if so."""
+    """Why the ids of a monolithic kernel can't be had; None if they can."""
     kernel = _monolithic_kernel(runner)
     what = f"monolithic kernel {type(kernel).__name__}: it routes inside and never calls the router"
-    row = seam_row(vllm_version())
+    row = installed_row()
     if row is not None and not row.routing_sinks:
         return f"{what}; this vLLM has no routing sink"
-    if not getattr(kernel, "supports_routing_replay_capture", bool)():
+    can_write_ids = getattr(kernel, "supports_routing_replay_capture", None)  # a layer may have no kernel
+    if can_write_ids is None or not can_write_ids():
         return f"{what}; it can't write its ids to a routing sink"
     if vllm_config.parallel_config.enable_eplb:
         return f"{what}; under EPLB its ids may be those of physical experts"
@@ -235,7 +197,7 @@ def _why_no_sink(runner: Any, vllm_config: Any) -> str | None:
 
 
 def _is_capture_source(module: torch.nn.Module) -> bool:
-    row = seam_row(vllm_version())
+    row = installed_row()
     if row is not None and not row.capture_sources:
         return False
     from vllm.model_executor.layers.fused_moe.routed_experts_capturer import RoutedExpertsCaptureSource

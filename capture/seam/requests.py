@@ -1,4 +1,4 @@
-"""What vLLM's scheduler and model runners say of the requests of a step: the seam of phases and of traces."""
+"""What vLLM's scheduler and model runners say of the requests of a step, for phases and for traces."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class StepRequests(NamedTuple):
         finished: ids that vLLM is done with, finished or aborted; they come before the step's own.
         new: requests that the worker hasn't seen, in the scheduler's order.
         resumed: ids that go on after a preemption.
-        first_positions: id to the position of the first token that the step computes for it.
-        num_tokens: id to the tokens that it computes, which are consecutive.
+        first_positions: by id, the position of the first token that the step computes for the request. With
+            speculative decoding and asynchronous scheduling vLLM takes all earlier drafts for accepted here.
+        num_tokens: by id, how many tokens the step computes for the request; they are consecutive.
     """
 
     finished: Sequence[str]
@@ -82,14 +83,15 @@ def read_requests(scheduler_output: Any) -> StepRequests:
 class BatchOrder:
     """Tells the requests of each step in the order of the batch's rows, before its forward pass.
 
-    Runner V2 orders the scheduler's requests by a function that is asked here as well. Runner V1 reorders
-    its batch while it prepares a step; then, in each step, it tells its logits processors, so that one is
-    added that changes no logits (`argmax-invariant`, vLLM's documented interface for extensions). Pooling
-    models have no logits: with runner V1 their order is not told.
+    Runner V2 orders the requests of the scheduler by a function, which is called here as well. Runner V1
+    reorders its batch while it prepares a step, and then tells its logits processors. So a processor is added
+    that only listens and changes no logits (`argmax-invariant`, vLLM's documented interface for extensions).
+    Pooling models have no logits processors: with runner V1 their order is not told.
 
     Args:
         ordered: called with the ids, from the thread that enqueues the steps.
-        failed: called instead where the runner V1 can't be read: this is in the middle of vLLM's step.
+        failed: called instead if runner V1 can't be read. This happens in the middle of vLLM's step, where
+            nothing may be raised.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class BatchOrder:
 
 
 def batch_order(model_runner: Any) -> list[str]:
-    """The requests of runner V1's batch in the order of its rows; true once the batch is laid out."""
+    """The requests of runner V1's batch in the order of its rows; valid once the runner has laid it out."""
     return [str(request_id) for request_id in model_runner.input_batch.req_ids]
 
 
@@ -143,11 +145,11 @@ class _BatchListener:
         self._updated = updated
 
     def is_argmax_invariant(self) -> bool:
-        """It never changes which token is the likeliest, nor anything else."""
+        """True: `apply` changes nothing, so the likeliest token stays the likeliest."""
         return True
 
     def update_state(self, batch_update: Any) -> None:  # noqa: ARG002 - vLLM's interface
-        """The batch of a step is laid out; called before its forward pass, whether it changed or not."""
+        """The batch of a step is laid out. vLLM calls this before the step's forward pass, in every step."""
         self._updated()
 
     def apply(self, logits: Any) -> Any:
@@ -158,7 +160,7 @@ class _BatchListener:
 def sorter_v2() -> Callable[[Any, int], list[str]]:
     """How runner V2 orders a step's requests: a function of the scheduler's output and ``decode_query_len``.
 
-    It is vLLM's own; that of 0.32 looks at draft tokens, that of 0.26 doesn't.
+    It calls vLLM's own function, which takes the draft tokens too in vLLM 0.32, and doesn't in 0.26.
     """
     from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
 

@@ -1,8 +1,8 @@
 """Which rows of a router's batch belong to this worker: the row layouts of data parallelism.
 
-A router's callback gets ``n`` rows. Whose tokens they are depends on where the kernels dispatch and combine,
-and nothing in the tensor says so; only the sizes do. Assuming one layout is how vLLM's own capturer crashed
-(vLLM #37857) and how peers multiply every count by the number of DP ranks. Here each known layout is
+A router's callback gets ``n`` rows. Whose tokens they are depends on where the kernels dispatch and combine.
+Nothing in the tensor tells it; only the sizes do. vLLM's own capturer assumed one layout and crashed (vLLM
+#37857), and peers that assume one multiply every count by the number of DP ranks. Here each known layout is
 recognised by its size, and anything else is an AssertionError with every number needed to debug it.
 
 Pure Python, decided on the host: no tensor is read.
@@ -66,9 +66,9 @@ def locate_rows(
 ) -> RowSpan:
     """Decide the layout of a batch of ``num_rows`` rows and find this worker's rows in it.
 
-    Where sizes coincide, so do the rows that the layouts select, whichever is the true one: the sum of all
-    ranks equals one rank's tokens only if the others have none, and a shard equals the whole only for at
-    most one token, which TP rank 0 counts in both readings.
+    Two layouts may have the same size. Then both select the same rows, so it does not matter which one is
+    true: the sum of all ranks equals one rank's tokens only if the others have none, and a shard equals the
+    whole only for at most one token, which TP rank 0 counts in both layouts.
 
     Args:
         num_rows: rows of the router's top-k ids, ``n``.
@@ -115,7 +115,7 @@ def locate_rows(
 
 
 def _replicated(layout: Layout, start: int, count: int, ranks: Ranks) -> RowSpan:
-    """Rows that all TP ranks of the DP rank see alike: TP rank 0 counts them."""
+    """Rows that all TP ranks of the DP rank have: TP rank 0 counts them."""
     return RowSpan(layout, start, count if ranks.tp_rank == 0 else 0, 0)
 
 

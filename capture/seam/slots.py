@@ -1,7 +1,7 @@
-"""Where vLLM tells the experts that tokens were routed to: a router's callback, and what stands in for one.
+"""Callback slots where no router calls back: monolithic kernels, and modules that route by themselves.
 
-All have the interface of vLLM's `BaseRouter`: ``capture_fn``, and ``set_capture_fn`` which takes a callback
-or None. Part of the seam; the callback gets logical expert ids, integer [n, top_k].
+Each slot has the interface of vLLM's `BaseRouter`: ``capture_fn``, and ``set_capture_fn``, which takes a
+callback or None. The callback gets logical expert ids, integer [n, top_k].
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ SINK_BYTES: Final = 64 << 20
 
 
 class SinkSlot:
-    """A monolithic kernel's: it routes inside, and writes the ids to a sink if there is one.
+    """The slot of a monolithic kernel, which routes inside and writes the ids to a sink if there is one.
 
-    vLLM's ``--enable-return-routed-experts`` makes sinks of its own; then theirs is used.
+    With ``--enable-return-routed-experts`` vLLM makes the sinks; then these are used.
     """
 
     def __init__(self, routed_experts: Any, moe_config: Any, buffers: SinkBuffers) -> None:
@@ -45,8 +45,8 @@ class SinkSlot:
 class SinkBuffers:
     """Makes the sinks of one model, and has them share a buffer where many would take too much memory.
 
-    Ids in a shared buffer are overwritten by the next layer, so that they are counted in each call, by a
-    kernel a layer.
+    The next layer overwrites the ids in a shared buffer, so each layer is counted in its own call, by a
+    kernel of its own (`KernelPerLayer`).
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class SinkBuffers:
 
 
 class SourceSlot:
-    """A module's that routes by itself (vLLM's `RoutedExpertsCaptureSource`)."""
+    """The slot of a module that routes by itself (vLLM's `RoutedExpertsCaptureSource`)."""
 
     def __init__(self, source: Any) -> None:
         self._source = source

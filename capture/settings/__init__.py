@@ -1,1 +1,1 @@
-"""What vLLM's environment sets for the capturer, parsed once; a leaf but for the wire."""
+"""The capturer's settings, parsed once from the environment of vLLM."""

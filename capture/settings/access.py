@@ -1,4 +1,4 @@
-"""What the service asks of its producers: a token, certificates; read again while vLLM runs."""
+"""Token and certificates with which a worker reaches the service; they are read again while vLLM runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Access:
         return token if printable(token) else None
 
     def context(self) -> ssl.SSLContext:
-        """What an HTTPS connection is checked with.
+        """The TLS context of a new HTTPS connection.
 
         Raises:
             OSError: a file can't be read or used (``ssl.SSLError`` is one).
@@ -48,7 +48,7 @@ class Access:
 
 
 def printable(token: str) -> bool:
-    """Whether it can be sent in a header as it is."""
+    """Whether the token can be sent in a header as it is."""
     return all(0x21 <= ord(character) <= 0x7E for character in token)
 
 

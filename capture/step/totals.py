@@ -1,4 +1,4 @@
-"""What a worker's steps were, in numbers that the host knows."""
+"""Tokens and steps of a worker, as the host counts them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ class StepTokens(NamedTuple):
 
     @property
     def phase(self) -> Phase:
-        """Of the whole step."""
+        """The phase of the whole step."""
         if self.decode == 0:
             return Phase.PREFILL
         return Phase.DECODE if self.decode == self.tokens else Phase.MIXED
 
 
 class Totals(NamedTuple):
-    """Of one DP rank, cumulative; see `wire.Frame` for each.
+    """Cumulative tokens and steps of one DP rank; see `wire.Frame` for each number.
 
-    ``phases_known`` is false for good once the phases of a step's tokens could not be told.
+    ``phases_known`` is false for good once the phases of a step's tokens could not be told: the counts by
+    phase are wrong from then on.
     """
 
     tokens: int = 0
@@ -37,11 +38,11 @@ class Totals(NamedTuple):
 
     @property
     def forward_passes(self) -> int:
-        """Steps so far, dummy steps included: the number of the next one, the same on all DP ranks."""
+        """Steps so far, dummy steps included. It is the number of the next step, the same on all DP ranks."""
         return self.steps + self.idle_steps
 
     def with_step(self, step: StepTokens, phases_known: bool = True) -> Totals:
-        """One more step that computed tokens."""
+        """These totals and one more step that computed tokens."""
         phase = step.phase
         return Totals(
             tokens=self.tokens + step.tokens,

@@ -1,1 +1,1 @@
-"""What every thread of ours in the worker needs: its device, its pauses, its throttled log."""
+"""What the capturer's own threads in the worker need: their device, their pauses, a throttled log."""

@@ -1,4 +1,4 @@
-"""When a thread of ours may ask the device something: not while CUDA graphs are captured."""
+"""When the capturer's threads may ask the device something: not while CUDA graphs are captured."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class PauseGate:
         self._paused = False
 
     def enter(self) -> bool:
-        """Whether the caller may go on, which then must `leave`; never waits."""
+        """Whether the caller may go through; if so it must `leave` afterwards. Never waits."""
         return self._inside.acquire(blocking=False)
 
     def leave(self) -> None:
-        """After `enter`."""
+        """End what a successful `enter` began."""
         self._inside.release()
 
     def pause(self) -> None:
-        """Let nobody through; waits for who is inside, who waits for nothing. Again: nothing to do."""
+        """Let nobody through from now on, once a thread inside has left. A second call does nothing."""
         if not self._paused:
             self._inside.acquire()
             self._paused = True
 
     def resume(self) -> None:
-        """End a pause; nothing to do without one."""
+        """End a pause; without one this does nothing."""
         if self._paused:
             self._paused = False
             self._inside.release()

@@ -10,7 +10,7 @@ DEFAULT_PERIOD = 60.0
 
 
 class ThrottledLog:
-    """Writes a line of each kind at most once a period, with how many like it were left out since."""
+    """Writes a line of each kind at most once a period, and how many of its kind were left out since."""
 
     def __init__(
         self,

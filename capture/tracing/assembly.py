@@ -1,6 +1,6 @@
 """Traces off the step's path: rows that arrive on the host become closed traces, in the sender's thread.
 
-The step's path says what happens, in order, through a deque; each counter here has one writer.
+The step's path tells what happens, in order, through a deque. Each counter here has one writer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ LAST_SECONDS = 0.3
 
 @dataclass(slots=True, frozen=True)
 class Arrival:
-    """The traced rows of a step: for each trace, in order, its first position and how many rows are its."""
+    """The traced rows of a step.
+
+    Attributes:
+        staged: the rows, on their way to the host.
+        step: the step's number.
+        owners: for each trace with rows in the step, in their order: the trace, the position of its first row
+            in the request, and its number of rows.
+    """
 
     staged: StagedRows
     step: int
@@ -36,7 +43,7 @@ class Arrival:
 
 @dataclass(slots=True, frozen=True)
 class Ending:
-    """No step adds to a trace any more: it is closed, or, with a reason, dropped."""
+    """No step adds to a trace any more. Without a reason it is closed, with one it is dropped."""
 
     trace: Trace
     reason: str | None
@@ -47,15 +54,15 @@ class TraceAssembly:
 
     Args:
         staging: where rows come from.
-        sharded: other workers may have rows of this DP rank's tokens, which this one then doesn't.
+        sharded: whether rows of this DP rank's tokens may be at another worker and not at this one.
 
     Attributes:
         events: what happened on the step's path, which appends.
         closed: traces that are whole.
         captured: traces of which this worker had rows.
-        dropped: of these, those given up, by reason.
-        released: bytes of traces that are done with here.
-        sent: bytes of traces that the sender is done with; only the sender writes it.
+        dropped: how many of the captured traces were given up, by reason.
+        released: bytes set aside for traces that never get to the sender, and are free again.
+        sent: bytes set aside for traces that the sender is done with; only the sender writes it.
     """
 
     def __init__(self, staging: TraceStaging, sharded: bool) -> None:
@@ -74,7 +81,7 @@ class TraceAssembly:
         self._thread = threading.Thread(target=self._run, name="moescope-rows", daemon=True)
 
     def start(self) -> None:
-        """Start the thread; the sender's won't do, since it may hang in a connection."""
+        """Start a thread of its own: the sender's may hang in a connection."""
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
@@ -135,7 +142,7 @@ class TraceAssembly:
         arrival.staged.done = True
 
     def _lose(self, event: Arrival | Ending, error: Exception) -> None:
-        """Rows of a step can't be had: its traces are given up."""
+        """The rows of a step can't be read: give up the traces that they belong to."""
         if isinstance(event, Arrival):
             event.staged.done = True
             for trace, _, _ in event.owners:
@@ -162,7 +169,7 @@ class TraceAssembly:
             trace.number = self.captured
 
     def _break(self, trace: Trace, reason: str) -> None:
-        """Give up a trace that the step's path goes on with until it looks."""
+        """Give up a trace; the step's path adds rows to it until it sees that the trace is broken."""
         self._count(trace)
         trace.dropped = trace.broken = True
         trace.chunks.clear()
@@ -171,16 +178,16 @@ class TraceAssembly:
 
     def _end(self, ending: Ending) -> None:
         trace = ending.trace
-        if trace.broken:  # and counted
+        if trace.broken:  # counted as dropped already
             self.released += trace.nbytes
         elif ending.reason is not None:
             trace.chunks.clear()
             self.released += trace.nbytes
-            # A worker that never had a row, since another one of its DP rank has them all, loses no trace.
+            # If another worker of the DP rank has all rows, this one has no traces to lose.
             if self.captured or not self._sharded:
                 self._count(trace)
                 self.dropped[ending.reason] += 1
-        elif trace.number == 0:  # all its rows are other workers', or none was computed
+        elif trace.number == 0:  # other workers have all its rows, or none was computed
             self.released += trace.nbytes
         else:
             self.closed.append(trace)

@@ -1,4 +1,4 @@
-"""Traces in the worker's memory: what each holds, and how much all together may."""
+"""Traces in the worker's memory, and how their rows are kept."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from moescope.capture.wire.traces import NO_EXPERT, ExpertArray, Run
 class Trace:
     """A request's trace while it grows.
 
-    The step's path makes and closes it; what it holds is the sender's.
+    The step's path makes and closes it. Another thread adds the rows and sends them (see `TraceAssembly`).
 
     Attributes:
         number: 1, 2, ... within the epoch; 0 while no row of this worker has come.
-        nbytes: set aside for it, on the step's path.
-        dropped: it was given up on the step's path, or, if `broken`, by the sender: nothing is added.
-        chunks: one array [n, sum of top_k] a step, in the order of computing; the layers side by side.
+        nbytes: bytes that the step's path has set aside for it.
+        dropped: whether it was given up; nothing is added to it then.
+        broken: whether it was `TraceAssembly` that gave it up, and not the step's path.
+        chunks: for each step an array [n, sum of top_k], in the order of computing; the layers side by side.
         runs: (first position, tokens) of the chunks, joined where they are consecutive.
         steps: (step, tokens) of each chunk.
     """
@@ -76,7 +77,7 @@ def compact(rows: np.ndarray, masked: int, max_experts: int) -> ExpertArray:
 
 
 def cut(runs: Sequence[tuple[int, int]], start: int, end: int) -> list[Run]:
-    """The runs of tokens ``start .. end`` of a trace, in the order of computing."""
+    """The runs of the tokens from ``start`` up to ``end`` of a trace, in the order of computing."""
     found: list[Run] = []
     at = 0
     for first, count in runs:

@@ -1,4 +1,4 @@
-"""The daemon thread that encodes and sends closed traces; the step's path never meets it."""
+"""The daemon thread that encodes and sends closed traces; it never holds up the step's path."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from moescope.capture.delivery.backoff import Backoff
-from moescope.capture.delivery.transport import DeliveryError
+from moescope.capture.delivery.transport import DeliveryError, Transport
 from moescope.capture.threads.throttled_log import ThrottledLog
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.tracing.buffer import Trace, cut
@@ -28,22 +27,12 @@ REFUSALS = frozenset({"400", "409", "413", "415", "422"})
 """Answers that sending again won't change."""
 
 
-class Transport(Protocol):
-    """Where parts go (see `HttpTransport`)."""
-
-    def post(self, body: bytes) -> None:
-        """Deliver one part or raise `DeliveryError`."""
-
-    def close(self) -> None:
-        """Let go of the connection."""
-
-
 class TraceSender:
     """Sends closed traces in order, each until it is delivered or refused.
 
     Args:
-        assembly: where traces come from; what it holds is the only buffer.
-        layers: the covered layers, as everywhere in this worker.
+        assembly: where traces come from. It holds the traces that wait; the sender holds one at most.
+        layers: the covered layers, in the capturer's order.
         producer, epoch: as in the worker's frames.
         transport: where to.
         backoff: when to try again.
@@ -84,7 +73,8 @@ class TraceSender:
 
     def accounts(self) -> dict[str, int]:
         """Traces ``captured``, ``delivered`` and ``dropped_<reason>`` so far; the rest are in flight."""
-        delivered, refused = self._delivered, dict(self._dropped)  # first: they only lag behind
+        # Read before what the assembly has captured: then these numbers are never ahead of it.
+        delivered, refused = self._delivered, dict(self._dropped)
         dropped = dict(self._assembly.dropped)
         captured = self._assembly.captured
         for reason, number in refused.items():
@@ -122,7 +112,7 @@ class TraceSender:
         self._transport.close()
 
     def _send(self) -> None:
-        """Send the parts that are left; those that were delivered are not sent again."""
+        """Send the parts of the trace that were not delivered yet."""
         while self._parts:
             self._transport.post(self._parts[0])
             self._backoff.succeeded()

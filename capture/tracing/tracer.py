@@ -1,11 +1,11 @@
-"""Traces of sampled requests, on the step's path: which rows of a step are copied, and whose they are.
+"""Traces of sampled requests, on the step's path: which rows of a step are copied, and for which requests.
 
 Invariants:
 - captured = delivered + dropped + in flight, in traces, at any time (`TraceSender.accounts`).
-- A trace has every row that this worker's routers had of its request, in the order of computing, or it is
+- A trace has every row of its request that this worker's routers had, in the order of computing; else it is
   dropped as a whole and counted.
-- The step's path takes no lock: what happens goes to the sender through a deque, and each counter has one
-  writer.
+- The step's path takes no lock: it tells `TraceAssembly` what happens through a deque, and each counter has
+  one writer.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import numpy as np
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.seam.requests import StepRequests, client_ids
 from moescope.capture.settings.sampling import TraceSampling
-from moescope.capture.step.batch import BatchLayout
+from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import Arrival, Ending, TraceAssembly
 from moescope.capture.tracing.buffer import Trace
 
-_OVERHEAD = 256  # bytes that a chunk takes besides its ids, about
+_OVERHEAD = 256
+"""Bytes that a chunk takes besides its ids, about."""
 
 
 class Tracer:
@@ -30,8 +31,8 @@ class Tracer:
     Args:
         sampling: which requests.
         staging: where their rows are copied to.
-        assembly: gets what happens.
-        max_bytes: of all traces together, those that wait to be sent included.
+        assembly: is told what happens.
+        max_bytes: memory for all traces together, those that wait to be sent included.
     """
 
     def __init__(
@@ -70,30 +71,35 @@ class Tracer:
         if self._open and any(name in self._open for name in step.num_tokens):
             self._step = step
 
-    def lay_out(self, layout: BatchLayout, number: int) -> None:
-        """The step's batch is laid out, and its forward pass is not enqueued yet; `number` is the step's."""
-        if self._step is None:
+    def take_order(self, batch: BatchRequests, number: int) -> None:
+        """The order of the batch's rows is known, and its forward pass is not enqueued yet.
+
+        Args:
+            batch: the requests of the step that began last.
+            number: of the step.
+        """
+        step, self._step = self._step, None
+        if step is None:
             return
-        self._step = None
         room, chosen = self._staging.room(), []
-        ends = np.cumsum(layout.num_tokens)
+        ends = np.cumsum(batch.num_tokens)
         total = int(ends[-1])
-        for i, request_id in enumerate(layout.request_ids):
+        for i, request_id in enumerate(batch.request_ids):
             trace = self._open.get(request_id)
             if trace is None:
                 continue
-            count = int(layout.num_tokens[i])
+            count = int(batch.num_tokens[i])
             if not self._admit(trace, count, room if total <= self._staging.max_tokens else 0):
                 continue
             room -= count
             chosen.append(np.arange(ends[i] - count, ends[i]))
-            self._owners.append((trace, int(layout.first_positions[i]), count))
+            self._owners.append((trace, step.first_positions[request_id], count))
         if chosen:
             self._number = number
             self._staging.begin(np.concatenate(chosen), total)
 
     def end_step(self) -> None:
-        """The step is enqueued: its traced rows leave, and what follows is nobody's."""
+        """The step is enqueued: its traced rows leave the device, and later rows belong to no request."""
         owners, self._owners = self._owners, []
         if owners:
             staged = self._staging.collect(sum(count for _, _, count in owners))
@@ -104,15 +110,15 @@ class Tracer:
                 self._end(request_id, "layout_unknown")
 
     def close_all(self) -> None:
-        """The worker is shut down: what is open is cut off."""
+        """The worker is shut down: open traces are cut off."""
         for request_id in list(self._open):
             self._open[request_id].outcome = "cut_off"
             self._end(request_id)
 
     def give_up(self) -> None:
-        """Tracing has failed: what is open is dropped."""
+        """Tracing has failed: open traces are dropped."""
         self._step, self._owners = None, []
-        with contextlib.suppress(Exception):  # on a device that has failed this does too
+        with contextlib.suppress(Exception):  # a device that has failed refuses this too
             self._staging.clear()
         for request_id in list(self._open):
             self._end(request_id, "fault")
@@ -133,7 +139,7 @@ class Tracer:
         return False
 
     def _end(self, request_id: str, reason: str | None = None) -> None:
-        """Close a trace, or give it up as a whole."""
+        """Close a trace, or give it up as a whole if there is a `reason`."""
         trace = self._open.pop(request_id, None)
         if trace is not None:
             trace.dropped = trace.dropped or reason is not None

@@ -1,11 +1,11 @@
 """The wire between the capturer and the service: the only schema, versioned.
 
-The service imports nothing else of ``moescope.capture``. This folder
-imports neither torch nor vLLM nor FastAPI.
+The service imports nothing else of ``moescope.capture``, and this folder imports neither torch nor vLLM.
 """
 
 from moescope.capture.wire.arrays import (
     Int64Array,
+    LoadArray,
     UInt16Array,
     WireError,
     WireVersionError,
@@ -62,6 +62,7 @@ __all__ = [
     "Frame",
     "Int64Array",
     "LayerId",
+    "LoadArray",
     "MoeLayer",
     "Name",
     "Placement",

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 Int64Array = npt.NDArray[np.int64]
 UInt16Array = npt.NDArray[np.uint16]
+LoadArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 COUNTS_DTYPE: Final = np.dtype("<i8")
 IDS_DTYPE: Final = np.dtype("<u2")

@@ -10,12 +10,12 @@ import numpy as np
 from moescope.capture.wire.arrays import COUNTS_DTYPE, WireError, unpack_counts, unpack_ids
 from moescope.capture.wire.schema import Frame, MoeLayer, Placement, PlacementTable, Producer, StepLoads
 
-MAX_STEPS: Final = 1 << 16
-"""Whose loads one frame carries, at most."""
+MAX_SPAN: Final = 1 << 16
+"""Steps, dummy steps included, that the loads of one frame account for, at most."""
 
 
 def check_frame(frame: Frame) -> None:
-    """Check what the types alone can't say: array lengths, signs, order, ranks, placement.
+    """Check what the types alone can't say: array lengths, signs, order, ranks, placement, phases, steps.
 
     Raises:
         WireError: names the field, what it holds and what was expected.
@@ -62,7 +62,7 @@ def _check_array(field: str, data: bytes, length: int) -> None:
 
 
 def _check_phases(frame: Frame) -> None:
-    """Decode is a part of the whole, value by value."""
+    """Check that no number of decode is above the same number of both phases."""
     if not frame.decode_counts and not frame.decode_rows:
         return
     for name in ("counts", "rows"):
@@ -82,8 +82,8 @@ def _check_phases(frame: Frame) -> None:
 
 def _check_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> None:
     span = step_loads.end - step_loads.first
-    if not 0 <= span <= MAX_STEPS:
-        raise WireError(f"step_loads.end: {step_loads.end} is not within {MAX_STEPS} of first")
+    if not 0 <= span <= MAX_SPAN:
+        raise WireError(f"step_loads.end: {step_loads.end} is not within {MAX_SPAN} of first")
     if len(step_loads.steps) % 4:
         raise WireError(f"step_loads.steps: {len(step_loads.steps)} bytes are no uint32 values")
     steps = np.frombuffer(step_loads.steps, dtype="<u4").astype(np.int64)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from moescope.capture.wire.arrays import Int64Array, WireError, WireVersionError
+from moescope.capture.wire.arrays import Int64Array, LoadArray, WireError, WireVersionError
 from moescope.capture.wire.checks import check_frame
 from moescope.capture.wire.schema import WIRE_MAJOR, Frame, StepLoads
 
@@ -59,10 +59,13 @@ def pack_step_loads(first: int, end: int, steps: Int64Array, loads: Int64Array, 
     )
 
 
-def unpack_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> tuple[Int64Array, Int64Array]:
-    """The steps' numbers, int64 [n], and their loads, int64 [n, num_layers, ep_size]."""
+def unpack_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> tuple[Int64Array, LoadArray]:
+    """The steps' numbers, int64 [n], and their loads as they came: read-only [n, num_layers, ep_size].
+
+    Loads keep the unsigned type of ``step_loads.width`` bytes: give sums and differences a wider one.
+    """
     steps = np.frombuffer(step_loads.steps, dtype="<u4").astype(np.int64) + step_loads.first
-    loads = np.frombuffer(step_loads.loads, dtype=f"<u{step_loads.width}").astype(np.int64)
+    loads = np.frombuffer(step_loads.loads, dtype=f"<u{step_loads.width}")
     return steps, loads.reshape(len(steps), num_layers, ep_size)
 
 

@@ -111,7 +111,8 @@ class StepLoads(Struct, frozen=True, kw_only=True):
 
     Attributes:
         first: the first step that is accounted for here.
-        end: one past the last; steps of ``[first, end)`` that ``steps`` doesn't name computed no token.
+        end: one past the last one; those steps of ``[first, end)`` that ``steps`` doesn't name computed no
+            token.
         steps: raw little-endian uint32 [n], rising: ``step - first`` of the steps that computed tokens.
         width: bytes of one load: 1, 2 or 4, the smallest that fits.
         loads: raw little-endian unsigned integers of ``width`` bytes [n, L, R]: slots of this producer's
@@ -137,7 +138,7 @@ class Frame(Struct, kw_only=True):
         seq: 1, 2, ... within the epoch; every later frame carries totals that are no smaller.
         captured_at_ns: when the totals were true, nanoseconds of Unix time on the producer's clock.
         state: ``counting``, or ``disabled`` when capture has stopped for good (``state_reason`` says why;
-            the totals are then those of the moment before).
+            the totals are then those of the moment before it stopped).
         layers: the covered MoE layers, in rising order of ``layer``.
         uncovered: the MoE layers whose routing can't be seen.
         counts: slots per (layer, logical expert), raw little-endian int64, the layers of ``layers``
@@ -152,12 +153,13 @@ class Frame(Struct, kw_only=True):
         drops: what this producer lost or put off, by reason, cumulative; never counts of tokens.
         traces: routing traces ``captured``, ``delivered`` and ``dropped_<reason>``, cumulative; the others
             are in flight. Empty where none are asked for, and from wire minor 1.
-        decode_counts: of ``counts`` the slots of decode tokens, laid out alike; the others are of prefill. A
-            token is a decode token if its request's prompt was computed before the step. Empty: the phases
-            are not known; so are they from wire minor 2.
-        decode_rows: of ``rows`` the decode tokens, laid out alike; empty with ``decode_counts``.
-        decode_tokens: of ``tokens`` those of decode; 0 where the phases are not known.
-        decode_steps: of ``steps`` those with decode tokens only; ``mixed_steps`` those with both kinds.
+        decode_counts: the slots of decode tokens among ``counts``, laid out alike; the others are of prefill.
+            A token is a decode token if its request's prompt was computed before the step. Empty where the
+            phases are not known, and from wire minor 2.
+        decode_rows: the decode tokens among ``rows``, laid out alike; empty if ``decode_counts`` is.
+        decode_tokens: the decode tokens among ``tokens``; 0 where the phases are not known.
+        decode_steps, mixed_steps: how many of ``steps`` had decode tokens only, and how many had tokens of
+            both phases.
         step_loads: loads by EP rank of the latest steps, or None: with one EP rank, without a placement,
             where experts are replicated, and from wire minor 2.
     """

@@ -1,7 +1,7 @@
 """The wire of routing traces: which logical experts every computed token of a request took.
 
 A part is msgpack, sent as the body of ``POST /v1/traces`` with the content type :data:`TRACE_CONTENT_TYPE`.
-A trace is one part, or several where it is large; ``(producer.key, epoch, trace, part)`` names it, so that
+A trace is one part, or several if it is large. ``(producer.key, epoch, trace, part)`` identifies a part, so
 sending it twice is harmless. A trace counts as stored when all its parts are. Traces hold no text and no
 token ids, yet routing says much about a prompt: handle them like prompts.
 
@@ -30,13 +30,13 @@ MAX_PARTS: Final = 1 << 16
 MAX_RUNS: Final = 1 << 20
 MAX_POSITION: Final = 1 << 40
 NO_EXPERT: Final = 0xFFFF
-"""A masked slot; such a trace has two bytes an id."""
+"""The id of a masked slot; a trace that has one takes two bytes for each id."""
 
 ExpertArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 class Run(Struct, frozen=True, array_like=True):
-    """Tokens computed one after the other: positions ``first .. first + count`` of the request."""
+    """Tokens computed one after the other: the `count` positions of the request from `first` on."""
 
     first: Annotated[int, Meta(ge=0, lt=MAX_POSITION)]
     count: Annotated[int, Meta(ge=1, lt=MAX_POSITION)]
@@ -159,7 +159,7 @@ def _check_steps(steps: bytes, tokens: int) -> None:
 
 
 def _check_ids(part: TracePart) -> None:
-    """Layers with as many experts are looked at together: a call for each would cost more than the ids."""
+    """Check layers with equally many experts together: a call for each would cost more than the ids."""
     alike: dict[int, list[int]] = {}
     for index, layer in enumerate(part.layers):
         alike.setdefault(layer.num_experts, []).append(index)

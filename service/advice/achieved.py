@@ -1,7 +1,7 @@
-"""After each rearrangement by EPLB: what it promised on the loads before it, and what it gave on those after.
+"""What each rearrangement by EPLB promised on the loads before it, and what it gave on the loads after it.
 
-Before and after differ in load too, so the achieved saving is against what the former placement would have
-had on the same later loads, not against what it had earlier.
+The loads before and after differ too. So the achieved saving compares the new placement with the former one
+on the same later loads, not with what the former one had earlier.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class Rearrangement:
         version: the placement's, afterwards.
         layers: layers that were judged.
         copies_moved: expert copies that went to ranks without one; None: the placements can't be compared.
-        before: ratio of sums over EP ranks up to it, as observed; ``achieved`` likewise after it.
-        predicted: of the new placement on the loads before; ``otherwise`` of the former one on those after.
+        before, achieved: ratio of sums over EP ranks, as observed before and after it.
+        predicted: ratio of sums of the new placement on the loads before it.
+        otherwise: ratio of sums of the former placement on the loads after it.
         saving_predicted: 1 - predicted / before; ``saving_achieved`` 1 - achieved / otherwise.
         tokens_before, tokens_after: computed in the two windows.
         reason: why the ratios are None, or None.

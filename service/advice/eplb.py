@@ -116,7 +116,7 @@ def balanced_packing(loads: Loads, packs: int) -> tuple[Int64Array, Int64Array]:
     capacity = items // packs
     pack_of = np.empty((rows, items), dtype=np.int64)
     place_of = np.zeros((rows, items), dtype=np.int64)
-    if capacity == 1:  # whichever goes where, as vLLM leaves them
+    if capacity == 1:  # any order is equally good; vLLM leaves items in theirs
         pack_of[:] = np.arange(items)
         return pack_of, place_of
     order = np.argsort(-weights, axis=1, kind="stable")

@@ -60,9 +60,10 @@ class Evidence:
         experts: E.
         ranks: G, EP ranks to place on.
         fit: slots per logical expert in the window to fit on, float64 [L, E].
-        pieces: likewise in the K pieces of the later window, float64 [K, L, E].
-        seen_fit: slots that each EP rank really got in the first, float64 [L, G]; None: not known, for the
-            reason ``unseen`` gives. ``seen_pieces`` likewise, float64 [K, L, G].
+        pieces: slots per logical expert in the K pieces of the later window, float64 [K, L, E].
+        seen_fit: slots that each EP rank really got in the window to fit on, float64 [L, G]; None where that
+            is not known, for the reason in ``unseen``.
+        seen_pieces: slots that each EP rank really got in the K pieces, float64 [K, L, G]; None as above.
         left_out: layer to the reason why it can't be judged.
         fit_tokens, later_tokens: tokens computed in the two windows.
     """

@@ -11,8 +11,8 @@ from moescope.service.advice.placements import PlacementArrays
 def placement_map(layers: Sequence[int], placement: PlacementArrays) -> dict[str, Any]:
     """Our own form; ``physical_to_logical_map`` is laid out as vLLM's tensor of that name in its EPLB state.
 
-    Rows are MoE layers in the order of ``layers`` (decoder layer indices), columns physical experts;
-    ``physical_to_rank`` likewise has the EP rank of each.
+    Rows are MoE layers in the order of ``layers`` (decoder layer indices), columns physical experts.
+    ``physical_to_rank`` has the EP rank of each of them.
     """
     return {
         "num_logical_experts": placement.experts,

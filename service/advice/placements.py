@@ -1,4 +1,4 @@
-"""Placements of experts, the loads that ranks get under them, and what it takes to go from one to another."""
+"""Placements of experts as arrays: the loads of ranks under one, and the moves from one to another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moescope.service.measures.loads import Loads
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacementArrays:
-    """Where the copies of L layers' experts are.
+    """A placement: where the copies of the experts of L layers are.
 
     Attributes:
         logical: logical expert of each physical one, int64 [L, P].

@@ -1,4 +1,4 @@
-"""What an operator should do, in words, with the figures it rests on."""
+"""What an operator should do, in words, with the figures that the words rest on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Verdict:
 
 
 def drift_of(evidence: Evidence) -> Drift:
-    """Of at least one layer that has slots in both windows."""
+    """The drift from the first window to the later one; at least one layer has slots in both."""
     found = jensen_shannon(evidence.fit, evidence.later)
     worst = int(np.argmax(found))
     noise = float(np.median(sampling_noise(evidence.fit, evidence.later)))
@@ -98,7 +98,7 @@ def decide(evidence: Evidence, found: WhatIf, drift: Drift, waiting: Waiting | N
         words = f"Worth it: {name_of(choice)} would have saved {choice.saving_held_out:.1%} of the busiest "
         words += f"ranks' slots ({_from_to(found.base, choice)}), on loads that it was not fitted on."
     elif hoped.saving_fitted >= min_gain and saving(found.base.fitted, hoped.held_out) >= min_gain:
-        # It held what it promised; the present placement, which EPLB may have changed, caught up.
+        # The option held what it promised. The present placement, which EPLB may have changed, caught up.
         choice, decision = None, "not_worth_it"
         words = f"Not worth it: the present placement became better meanwhile; {name_of(best)} would have "
         words += f"saved {max(best.saving_held_out, 0):.1%} of the busiest ranks' slots in the later window."
@@ -120,7 +120,7 @@ def decide(evidence: Evidence, found: WhatIf, drift: Drift, waiting: Waiting | N
 
 
 def name_of(option: Option) -> str:
-    """As a person would call it."""
+    """What a person would call the option."""
     if option.strategy != "eplb":
         return {"linear": "linear placement", "round_robin": "round-robin placement"}.get(
             option.strategy, "the present placement"

@@ -57,12 +57,12 @@ def create_app(
     """A service with a state of its own.
 
     Args:
-        settings: see :class:`Settings`; host and port are the server's business, not the app's.
+        settings: see :class:`Settings`; host and port matter to the server only.
         clock: seconds of Unix time; tests inject one.
-        writer: what keeps totals and history, whose owner closes it; None: they are in memory only.
+        writer: keeps totals and history; whoever made it closes it. None: they are in memory only.
 
     Raises:
-        StoreError: what is kept can't be read.
+        StoreError: the store can't be read.
         TokenError: a file of tokens can't be used.
     """
     store = None if writer is None else writer.store

@@ -49,7 +49,7 @@ class ProblemError(Exception):
 class RefusedFrameError(ProblemError):
     """A refused frame, or a refused part of a trace.
 
-    ``reason`` is a value of the label ``result`` of ``moescope_frames_total``.
+    ``reason`` becomes the label ``reason`` of ``moescope_frames_total``.
     """
 
     def __init__(self, reason: str, status: int, title: str, detail: str, **headers: str) -> None:

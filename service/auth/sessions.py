@@ -18,6 +18,7 @@ SESSION_S: Final = 12 * 3600
 """How long a browser stays signed in, seconds."""
 COOKIE: Final = "moescope_session"
 
+_COOKIE_BYTES: Final = 32 + 8 + 32  # signature, end, hidden digest
 _OPEN: Final = frozenset({"/", "/healthz", "/readyz"})
 _INGEST: Final = frozenset({("POST", "/v1/ingest"), ("POST", "/v1/traces")})
 _ASKING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -54,9 +55,10 @@ def open_book(settings: Settings) -> TokenBook:
 
 
 class Sessions:
-    """What a browser shows instead of a token: the page can't read it, and it is worth as little as reading.
+    """Sessions of browsers, which show a cookie instead of a token. A session allows nothing but reading.
 
-    A session is the token's digest and an end, signed with a key of this process. It ends with its token.
+    The cookie holds the end of the session, the digest of the token's digest, and a signature. Both are keyed
+    with a secret of this process. A session is over at its end, and when its token is.
     """
 
     def __init__(self, book: TokenBook, clock: Callable[[], float] = time.time) -> None:
@@ -67,7 +69,7 @@ class Sessions:
     def begin(self, token: Token) -> str:
         """A value for the cookie."""
         body = token.digest + int(self._clock() + SESSION_S).to_bytes(8, "big")
-        # The digest of the digest: a stolen cookie doesn't even tell what to look for in a file of tokens.
+        # The token's digest is hidden too, so that a stolen cookie can't be compared with a file of tokens.
         return base64.urlsafe_b64encode(self._sign(body) + body[32:] + self._hide(token)).decode()
 
     def find(self, value: str) -> Token | None:
@@ -76,7 +78,7 @@ class Sessions:
             data = base64.urlsafe_b64decode(value.encode("ascii"))
         except ValueError:
             return None
-        if len(data) != 72:
+        if len(data) != _COOKIE_BYTES:
             return None
         signature, end, hidden = data[:32], data[32:40], data[40:]
         found = None

@@ -89,7 +89,7 @@ def read_secret(path: Path) -> str:
     except OSError as error:
         raise TokenError(f"the token file {path} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise TokenError(f"the token file {path} is not text") from error
+        raise TokenError(f"the token file {path} is not text: write one token into it") from error
     if not _PRINTABLE.fullmatch(text):
         raise TokenError(f"the token file {path} must hold one token of printable ASCII without spaces")
     return text
@@ -116,7 +116,7 @@ def tokens_of(path: Path, text: str) -> list[Token]:
     """The tokens of :func:`read_tokens`, of the text that ``path`` has or is to have.
 
     Raises:
-        TokenError: likewise.
+        TokenError: see :func:`read_tokens`.
     """
     try:
         document = tomllib.loads(text)
@@ -131,14 +131,14 @@ def tokens_of(path: Path, text: str) -> list[Token]:
         ("token", [token.digest for token in tokens]),
     ):
         if len(set(values)) < len(values):
-            raise TokenError(f"{path}: two entries have the same {kind}")
+            raise TokenError(f"{path}: two entries have the same {kind}: remove one of them")
     return tokens
 
 
 def _token(path: Path, number: int, entry: object) -> Token:
     where = f"{path}: tokens[{number}]"
     if not isinstance(entry, dict):
-        raise TokenError(f"{where} is not a table")
+        raise TokenError(f"{where} is not a table: begin each token with [[tokens]]")
     unknown = sorted(set(entry) - _KEYS)
     if unknown:
         raise TokenError(f"{where}: {unknown[0]}: no such key; there are {', '.join(sorted(_KEYS))}")
@@ -204,7 +204,7 @@ class TokenBook:
     def __init__(self, fixed: Iterable[Token], sources: dict[Path, Callable[[Path], list[Token]]]) -> None:
         self._fixed = tuple(fixed)
         self._sources = dict(sources)
-        self._named: set[Path] = set()  # by entries of the files
+        self._named: set[Path] = set()  # files that entries of the files name
         self._seen: dict[Path, object] = {}
         self.tokens: tuple[Token, ...] = self._read()
 
@@ -216,7 +216,7 @@ class TokenBook:
         return self.find_digest(digest_of(text))
 
     def find_digest(self, digest: bytes) -> Token | None:
-        """Likewise, by its digest."""
+        """The token with this digest, expired or not."""
         found = None
         for token in self.tokens:
             if hmac.compare_digest(token.digest, digest):
@@ -234,19 +234,19 @@ class TokenBook:
         return True
 
     def reload_if_changed(self) -> None:
-        """Read the files again if one of them is another than before."""
+        """Read the files again if one of them has changed."""
         if self._sources and self._look() != self._seen:
             self.reload()
 
     def _read(self) -> tuple[Token, ...]:
         while True:
-            # What was looked at stays so even if it can't be used: one line in the log, not one a second.
+            # Noted before it is read, so that a file that can't be used is logged once and not every second.
             self._seen = self._look()
             read = [token for path, source in self._sources.items() for token in source(path)]
             named = {token.file for token in read if token.file is not None}
             if named == self._named:
                 return (*self._fixed, *read)
-            self._named = named  # look at these too, before they are read
+            self._named = named  # these are stamped too before they are read
 
     def _look(self) -> dict[Path, object]:
         return {path: _stamp(path) for path in (*self._sources, *self._named)}

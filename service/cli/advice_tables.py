@@ -19,7 +19,7 @@ _STYLES = {
 
 
 def advice_view(answer: dict[str, Any], with_layers: bool) -> RenderableType:
-    """The verdict first, then the options, what the verdict rests on, and each layer if asked for."""
+    """The verdict, the options, each layer if ``with_layers``, and what the verdict rests on."""
     verdict = answer["verdict"]
     parts: list[RenderableType] = [Text(verdict["words"], style=_STYLES[verdict["decision"]])]
     if answer["options"]:

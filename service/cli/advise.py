@@ -18,8 +18,8 @@ from moescope.service.client.http import Parameters
 
 ADVISE_HELP: Final = """Say whether another placement of experts is worth it, by what was really routed.
 
-The first part of the window is what placements are fitted on; they are judged on the rest, which they have
-not seen, against what the EP ranks really got there. Works whether EPLB is on or off.
+Placements are fitted on the first part of the window. They are judged on the rest, which they have not seen,
+against what the EP ranks really got there. EPLB may be on or off.
 
 Examples:
 

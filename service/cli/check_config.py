@@ -28,7 +28,7 @@ CHECK_HELP: Final = """Check the settings that `moescope serve` would use, witho
 
 Reads the file and the environment, the files of tokens and the certificate, and looks at the store's folder.
 It takes no port, opens no store and does not ask ClickHouse. Exit code 0: the settings can be used (there may
-be warnings). 2: they can't, and every line says what to mend.
+be warnings). Exit code 2: they can't, and every line says what to mend.
 
 Examples:
 

@@ -18,8 +18,9 @@ _MOST_EXPERTS: Final = 8
 
 DRIFT_HELP: Final = """Show how far routing has moved from a baseline, or from the hour before.
 
-For each layer: the Jensen-Shannon divergence of the experts' shares in bits (0 alike, 1 nothing in common)
-beside what sampling alone would show, the share of the slots that moved, experts that died or became hot.
+For each layer it shows the Jensen-Shannon divergence of the experts' shares in bits (0: alike, 1: nothing in
+common) beside what sampling alone would show, the share of the slots that moved, and the experts that died or
+became hot.
 
 Examples:
 

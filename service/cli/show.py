@@ -32,7 +32,7 @@ Examples:
 """
 STRAGGLERS_HELP: Final = """Show what waiting for the busiest EP rank costs, by layer, from single steps.
 
-Beside it stands what the window's sums say: where the hot rank changes from step to step they look balanced.
+Beside it stands what the window's sums say. They look balanced where the hot rank changes from step to step.
 
 Examples:
 

@@ -26,8 +26,8 @@ from moescope.service.simulation.plan import Plan
 SIMULATE_HELP: Final = """Feed a running service with frames of a simulated fleet: for demos, load and tests.
 
 The frames are real wire frames, from a model of routing: each rank computes tokens, each token chooses top-k
-experts in every layer, slots are conserved exactly. The default is DeepSeek-V3's shape on 32 ranks. The
-same seed gives the same popularity of experts. MOESCOPE_TOKEN is the bearer token, if the service wants one.
+experts in every layer, and slots are conserved exactly. The default is DeepSeek-V3's shape on 32 ranks. The
+same seed gives the same popularity of experts.
 
 Examples:
 
@@ -82,7 +82,7 @@ def _summary(plan: Plan) -> str:
 
 
 def line(progress: Progress) -> str:
-    """One line about how it goes."""
+    """One line about how the simulation goes."""
     traces = f" and {progress.traces} traces" if progress.traces else ""
     text = f"{progress.elapsed_s:.0f} s: {progress.frames} frames{traces}, {progress.round_s:.2f} s a round"
     if progress.failed:
@@ -93,7 +93,7 @@ def line(progress: Progress) -> str:
 
 
 class _Teller:
-    """Prints a line now and then, and when something new is wrong."""
+    """Prints a line every 10 s, and one whenever the problem is another one than before."""
 
     def __init__(self) -> None:
         self._last = 0.0

@@ -38,7 +38,7 @@ def _deployment_table(deployment: dict[str, Any]) -> RenderableType:
 
 
 def _absences(deployment: dict[str, Any]) -> list[str]:
-    """Who never reported, and each layer that can't be seen, with the reason."""
+    """A line about the ranks that never reported, and one for each layer that can't be seen."""
     missing = ", ".join(str(rank) for rank in deployment["missing_dp_ranks"])
     uncovered = {
         f"layer {entry['layer']} can't be seen: {entry['reason']}": None
@@ -50,7 +50,7 @@ def _absences(deployment: dict[str, Any]) -> list[str]:
 
 
 def balance_tables(answer: dict[str, Any]) -> RenderableType:
-    """The answer of /v1/balance: a line for each layer, the DP ranks' tokens, the summary."""
+    """The answer of /v1/balance: a line for each layer, then the DP ranks' tokens and the summary."""
     layers = answer["layers"]
     loads = [layer["over_ep_ranks"]["loads"] for layer in layers]
     ep_ranks = max((len(load) for load in loads if load is not None), default=0)
@@ -69,7 +69,7 @@ class _Widest:
         self._narrow = narrow
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The one that fits."""
+        """The table that fits."""
         fits = Measurement.get(console, options.update(max_width=10_000), self._wide)
         yield self._wide if fits.maximum <= options.max_width else self._narrow
 
@@ -151,7 +151,7 @@ def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
 
 
 def stragglers_tables(answer: dict[str, Any]) -> RenderableType:
-    """The answer of /v1/stragglers: a line for each layer, the whole, the joins."""
+    """The answer of /v1/stragglers: a line for each layer, one for all layers, one for each stage's joins."""
     table = Table(title=f"{answer['model']} on {answer['server']}: share of MoE work time that EP ranks wait")
     for name in ("layer", "steps", "straggler cost", "of the window's sums", "hottest EP rank", "in"):
         table.add_column(name, justify="right")

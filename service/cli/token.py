@@ -16,7 +16,7 @@ from moescope.service.cli.terminal import ending_at, failure
 MAKE_HELP: Final = """Make a token, and the entry for the service's file of tokens.
 
 The token goes to standard output. The entry has only its digest; it goes into the file that --add-to names,
-once the whole of it was checked, else to standard error. A running service reads its file again by itself.
+once the whole file was checked, else to standard error. A running service reads its file again by itself.
 
 Examples:
 

@@ -1,3 +1,1 @@
-"""From a frame to totals: what a producer has counted, checked, added up over its starts, split by
-phase and EP rank.
-"""
+"""From a frame to totals: what a producer counted is checked, added up over its starts, and split."""

@@ -5,9 +5,10 @@ Invariants:
   highest ``seq``. Doubled, late, reordered and lost frames and restarts change nothing about that.
 - Slots by EP rank are added when a frame arrives, through the placement which that frame carries: a later
   rearrangement never rewrites the past.
-- What a frame adds is apart by phase if it and the epoch's frame before it tell phases; else it is unphased.
+- What a frame adds is split by phase if this frame and the epoch's frame before it both tell phases.
+  Otherwise it counts as unphased.
 - A refused frame leaves no trace in the account.
-- Memory is bounded: the newest ``max_epochs`` epochs are remembered, older ones are only in the sum, and
+- Memory is bounded: the newest ``max_epochs`` epochs are remembered. Older ones are only in the sum, and
   their late frames are refused.
 """
 
@@ -29,7 +30,7 @@ from moescope.service.counts.totals import Totals, no_totals, totals_of
 
 MAX_EP_CELLS: Final = 1 << 18  # layers x EP ranks of one producer: 2 MiB of float64, from few bytes
 
-_FORGOTTEN: Final = 64  # epochs of which it is known that they are in the sum: 8 bytes each
+_FORGOTTEN: Final = 64  # forgotten epochs that are remembered by number: 8 bytes each
 
 
 class Verdict(StrEnum):
@@ -42,7 +43,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """The newest frame of the newest epoch, without its arrays' bytes."""
+    """The newest frame of the newest epoch, without the bytes of its arrays."""
 
     producer: Producer
     epoch: int
@@ -64,7 +65,7 @@ class Latest:
 
 @dataclass(frozen=True, slots=True)
 class EpochState:
-    """An epoch's frame with the highest ``seq``: its totals."""
+    """The totals that an epoch's frame with the highest ``seq`` told."""
 
     epoch: int
     seq: int
@@ -73,9 +74,15 @@ class EpochState:
 
 @dataclass(frozen=True, slots=True)
 class AccountState:
-    """All that an account knows, for keeping it elsewhere; ``latest`` is of the newest of ``epochs``.
+    """All that an account knows, so that it can be kept elsewhere.
 
-    ``forgotten`` are the newest epochs that only the sum has, rising; all up to the first are taken as such.
+    Attributes:
+        totals: the sum over all epochs.
+        epochs: those that are remembered.
+        forgotten: the newest epochs that only the sum has, rising, one at least. All epochs up to the first
+            of them count as forgotten too.
+        epochs_seen: how many epochs there were in all.
+        latest: the newest frame, which is of the newest of ``epochs``.
     """
 
     totals: Totals
@@ -85,11 +92,11 @@ class AccountState:
     latest: Latest
 
     def has_forgotten(self, epoch: int) -> bool:
-        """Whether an epoch is in the sum, without being remembered."""
+        """Whether an epoch is only in the sum."""
         return epoch <= self.forgotten[0] or epoch in self.forgotten
 
     def covers(self, other: AccountState) -> bool:
-        """Whether all that another one of this producer has forgotten is in the sum."""
+        """Whether all epochs that another account of this producer has forgotten are in this one's sum."""
         known = {item.epoch for item in self.epochs}
         return all(epoch in known or self.has_forgotten(epoch) for epoch in other.forgotten)
 
@@ -105,7 +112,7 @@ class Account:
         self.latest: Latest | None = None
         self._epochs_seen = 0
         self.generation = 0
-        """Rises when the totals began again from zero, since the model's shape changed."""
+        """Rises whenever the totals begin again from zero because the model's shape changed."""
 
     @property
     def restarts(self) -> int:
@@ -114,7 +121,7 @@ class Account:
 
     @classmethod
     def restored(cls, state: AccountState, max_epochs: int) -> Account:
-        """The account that :meth:`state` was asked of."""
+        """The account whose :meth:`state` this is."""
         account = cls(max_epochs)
         account._epochs = {item.epoch: item for item in state.epochs}
         account._forgotten = state.forgotten
@@ -124,13 +131,13 @@ class Account:
         return account
 
     def state(self) -> AccountState:
-        """All that is known; only after a first frame."""
+        """All that the account knows. It must have had a frame."""
         assert self.latest is not None, "an account without a frame"
         epochs = tuple(self._epochs.values())
         return AccountState(self.totals, epochs, self._forgotten, self._epochs_seen, self.latest)
 
     def add_stragglers(self, layout: Layout, more: Stragglers) -> bool:
-        """Add what joined steps cost, if all layers of ``layout`` are this account's; whether it did."""
+        """Add what joined steps cost; False, and nothing is added, if a layer of ``layout`` is not here."""
         mine = self.totals.layout
         if any(mine.index.get(layer.layer) is None for layer in layout.layers) or layout.conflict(mine):
             return False
@@ -138,11 +145,11 @@ class Account:
         return True
 
     def post(self, frame: Frame, layout: Layout | None = None) -> Verdict:
-        """Take a checked frame (see ``wire_checks.check_frame``) into account.
+        """Take a checked frame (see :func:`moescope.capture.wire.check_frame`) into account.
 
         Args:
             frame: the frame.
-            layout: that of its layers, which accounts may share; None: one of its own.
+            layout: the layout of the frame's layers, which accounts may share; None: a new one is made.
 
         Raises:
             RefusedError: the frame contradicts an earlier one, is of a forgotten epoch, or can't be kept.
@@ -163,7 +170,7 @@ class Account:
             check_growth(frame, counted, known.counted, known.seq)
         began_again = self._is_another_model(frame, counted.layout)
         base = no_totals(counted.layout) if began_again else self.totals
-        # With one epoch, which is as good as always, the totals' counts are the frame's.
+        # There is almost always one epoch. Then the totals' counts equal the frame's: memory has them once.
         totals = base.plus(_placed(frame, _added(counted, known))).sharing(counted)
         who = frame.producer if newer is None else newer.producer
         totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size)
@@ -179,7 +186,7 @@ class Account:
         return Verdict.ACCEPTED
 
     def _newer_than(self, frame: Frame) -> Latest | None:
-        """The newest frame, if it is of a newer epoch than this late one."""
+        """The newest frame, if its epoch is newer than that of this late frame."""
         return self.latest if self.latest is not None and frame.epoch < self.latest.epoch else None
 
     def _is_another_model(self, frame: Frame, layout: Layout) -> bool:
@@ -228,7 +235,7 @@ def forget(forgotten: tuple[int, ...], *epochs: int) -> tuple[int, ...]:
 
 
 def _added(counted: Totals, known: EpochState | None) -> Totals:
-    """What a frame adds to the epoch's frame before it; unphased unless both tell phases."""
+    """What a frame adds to the epoch's frame before it. It is unphased unless both tell phases."""
     before = None if known is None else known.counted
     delta = counted if before is None else counted.minus(before)
     if counted.decode is not None and (before is None or before.decode is not None or not before.tokens):
@@ -243,7 +250,7 @@ def _added(counted: Totals, known: EpochState | None) -> Totals:
 
 
 def _placed(frame: Frame, delta: Totals) -> Totals:
-    """The difference, with its slots given to EP ranks, or counted as unplaced."""
+    """The difference with its slots given to EP ranks, or counted as unplaced where no placement is known."""
     placement, ep_size = frame.placement, frame.producer.ep_size
     layout, decode = delta.layout, delta.decode
     if ep_size == 1:

@@ -41,7 +41,7 @@ def ep_slots_of(counts: Int64Array, layout: Layout, placement: Placement, ep_siz
 
 
 def _counts_of(counts: Int64Array, layout: Layout, members: list[int]) -> Int64Array:
-    """Of N layers with E experts each, [M, N, E]."""
+    """The counts of N layers with E experts each, int64 [M, N, E]."""
     experts, start = layout.layers[members[0]].num_experts, int(layout.offsets[members[0]])
     end = int(layout.offsets[members[-1] + 1])
     if end - start == len(members) * experts:  # side by side
@@ -50,7 +50,10 @@ def _counts_of(counts: Int64Array, layout: Layout, members: list[int]) -> Int64A
 
 
 def _spread_alike(slots: FloatArray, counts: Int64Array, members: list[int], table: PlacementTable) -> None:
-    """Layers of one table, [M, N, E], into their rows; an expert with c copies gives each 1 / c of its."""
+    """Add the counts [M, N, E] of layers that share a table to their rows of ``slots``.
+
+    Each of an expert's c copies gets 1 / c of its slots.
+    """
     logical = unpack_ids(table.physical_to_logical).astype(np.int64)
     ep_ranks = unpack_ids(table.physical_to_ep_rank)
     copies = np.bincount(logical, minlength=counts.shape[2])
@@ -65,7 +68,7 @@ def _spread_alike(slots: FloatArray, counts: Int64Array, members: list[int], tab
 
 
 def _spread(counts: Int64Array, tables: list[PlacementTable], ep_size: int) -> FloatArray:
-    """N layers of one shape, each with a table of its own: [M, N, E] to [M, N, R], likewise."""
+    """Slots [M, N, R] from the counts [M, N, E] of N layers, each of which has a table of its own."""
     times, layers, experts = counts.shape
     logical = unpack_ids(b"".join(table.physical_to_logical for table in tables)).reshape(layers, -1)
     ep_ranks = unpack_ids(b"".join(table.physical_to_ep_rank for table in tables)).reshape(layers, -1)

@@ -69,7 +69,10 @@ class Layout:
         return np.asarray(np.add.reduceat(counts, self.offsets[:-1]), dtype=np.int64)
 
     def widened_experts(self, smaller: Layout, values: Int64Array) -> Int64Array:
-        """[sum of experts] of a layout whose layers are all here to that of this one, with zeros."""
+        """Values by expert of a smaller layout in the order of this one: int64 [sum of experts].
+
+        All layers of ``smaller`` must be here; experts of the others get zeros.
+        """
         wide = np.zeros(int(self.offsets[-1]), dtype=np.int64)
         for i, layer in enumerate(smaller.layers):
             at = self.index[layer.layer]
@@ -79,7 +82,10 @@ class Layout:
         return wide
 
     def widened_layers(self, smaller: Layout, values: Int64Array) -> Int64Array:
-        """[L] likewise; ``values`` themselves where the layouts are the same."""
+        """Values by layer of a smaller layout in the order of this one: int64 [L].
+
+        They are ``values`` themselves where the layouts are equal.
+        """
         if smaller == self:
             return values
         wide = np.zeros(len(self.layers), dtype=np.int64)
@@ -87,14 +93,17 @@ class Layout:
         return wide
 
     def widened_ranks(self, smaller: Layout, values: FloatArray, ranks: int) -> FloatArray:
-        """[L, R] likewise, to at least as many EP ranks."""
+        """Values by layer and EP rank of a smaller layout in the order of this one: float64 [L, ``ranks``].
+
+        ``ranks`` is at least the number of EP ranks of ``values``.
+        """
         wide = np.zeros((len(self.layers), ranks))
         wide[[self.index[layer.layer] for layer in smaller.layers], : values.shape[1]] = values
         return wide
 
 
 class Layouts:
-    """One object for all layouts that are alike, as long as anybody has it: comparing them costs nothing."""
+    """Gives equal layouts as one object, as long as anybody has it: comparing them then costs nothing."""
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[tuple[MoeLayer, ...], Layout] = WeakValueDictionary()
@@ -115,7 +124,7 @@ class Shapes:
         self._counts: dict[tuple[str, str], Counter[Layout]] = {}
 
     def change(self, deployment: tuple[str, str], old: Layout | None, new: Layout | None) -> None:
-        """A producer has another layout; None: it was not there before, or is not any more."""
+        """Note a producer's change of layout; None: the producer was not there before, or is gone now."""
         if old is new:
             return
         counts = self._counts.setdefault(deployment, Counter())

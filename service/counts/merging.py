@@ -1,11 +1,11 @@
 """Accounts of one producer that several services kept apart, as one.
 
-A service knows of each epoch the frame with the highest ``seq`` that came to it. The merged account has for
-each epoch the higher of the two, and totals that fit: slots, tokens and steps are exact whichever service
-got which frame. What is derived on the way from frame to frame (EP ranks, phases, joined steps) is that of
-the account with the newest frame; the rest of the other's difference counts as unplaced and of no phase.
-Epochs that an account has only in its sum can't be taken out of it: of two such sums one counts, that which
-covers the other, else that which goes further.
+A service knows of each epoch the frame with the highest ``seq`` that came to it. The merged account has the
+higher of the two frames for each epoch, and totals that fit them: slots, tokens and steps are exact,
+whichever service got which frame. What is derived on the way from frame to frame (EP ranks, phases, joined
+steps) comes from one account, the base of the merged one. What the other adds is unplaced and unphased.
+Epochs that an account has only in its sum can't be taken out of it. So the base is the account whose sum
+covers all forgotten epochs of the other, or else the one whose forgotten epochs go further.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from moescope.service.counts.totals import Totals, no_totals
 
 
 def merge_accounts(one: AccountState, other: AccountState, max_epochs: int) -> AccountState:
-    """What both know; ``one`` itself if the other knows nothing newer, and the other way round.
+    """What both accounts know together; it is one of them itself if the other knows nothing newer.
 
     Args:
         one, other: accounts of the same producer key.
-        max_epochs: as many of the newest epochs are remembered.
+        max_epochs: how many of the newest epochs the merged account remembers.
     """
     newest = max(one, other, key=_version)
     if one.totals.layout.conflict(other.totals.layout) is not None:
         return newest  # the model changed: the older totals are of another one
-    # Epochs that were forgotten are in the account's sum only, so it starts from there.
+    # Forgotten epochs are in a sum only: the merged account starts from the sum that has most of them.
     base, more = max(
         (one, other),
         (other, one),

@@ -62,7 +62,10 @@ def of_phase(totals: Totals, phase: Phase) -> Totals:
 
 
 def split_by_phase(producers: Sequence[Totals]) -> PhaseWork:
-    """Of one DP rank, by that of its producers which knows most: they compute the same tokens and steps."""
+    """What one DP rank computed by phase, from the totals of its producers.
+
+    All of them compute the same tokens and steps: the one counts that knows the phases of most.
+    """
     best = min(producers, key=lambda totals: (totals.unphased_tokens, -totals.tokens))
     decode = best.decode
     tokens, steps, mixed = (decode.tokens, decode.steps, decode.mixed_steps) if decode else (0, 0, 0)
@@ -78,13 +81,17 @@ def split_by_phase(producers: Sequence[Totals]) -> PhaseWork:
 
 
 def phase_work(producers: Sequence[Totals]) -> PhaseWork | None:
-    """The same, or None where the phases of some tokens are not known."""
+    """See :func:`split_by_phase`; None if the phases of some tokens or steps are not known."""
     work = split_by_phase(producers)
     return None if work.unknown_tokens or work.unknown_steps else work
 
 
 def why_unphased(tokens: Mapping[int, int]) -> str | None:
-    """Why there is no split by phase, from each DP rank's tokens of unknown phase; None: there are none."""
+    """Why a window has no split by phase; None: it has one.
+
+    Args:
+        tokens: DP rank to its tokens of unknown phase.
+    """
     unknown = {rank: count for rank, count in tokens.items() if count}
     if not unknown:
         return None

@@ -1,4 +1,4 @@
-"""What a frame is refused for when it contradicts an earlier one, or says what can't be true."""
+"""The checks of a frame against what is known: it contradicts an earlier frame, or can't be true."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ class RefusedError(Exception):
 
 
 def check_growth(frame: Frame, now: Totals, before: Totals, seq: int) -> None:
-    """Within an epoch the layers stay the same and no total shrinks, nor its decode or its prefill part.
+    """Check that within an epoch the layers stay the same and no total shrinks, in all or in one phase.
 
     Args:
-        frame: the frame, and ``now`` what it says.
-        before: what the epoch's frame ``seq`` said.
+        frame: the frame.
+        now: the totals that it tells.
+        before: the totals that an earlier frame of the epoch told.
+        seq: the number of that earlier frame.
 
     Raises:
-        RefusedError: as said.
+        RefusedError: the layers changed, or a total shrank.
     """
     if now.layout != before.layout:
         raise RefusedError(
@@ -67,7 +69,7 @@ def _parts(totals: Totals, phased: bool) -> list[tuple[str, Int64Array]]:
 
 
 def _numbers(totals: Totals, before: Totals, phased: bool) -> list[tuple[str, int]]:
-    """Likewise the plain numbers; of drops those that there were before."""
+    """The plain numbers that must not shrink, by name; of drops those that ``before`` has."""
     found = [("tokens", totals.tokens), ("steps", totals.steps), ("idle_steps", totals.idle_steps)]
     found += [(f"drops.{key}", totals.drops.get(key, 0)) for key in before.drops]
     if phased:
@@ -92,10 +94,10 @@ def _shrunk(frame: Frame, seq: int, name: str, old: int, new: int) -> RefusedErr
 
 
 def check_steps(frame: Frame) -> None:
-    """The numbers of its steps are such as a worker can reach.
+    """Check that the numbers of a frame's steps are such as a worker can reach.
 
     Raises:
-        RefusedError: they are not.
+        RefusedError: one is not.
     """
     if frame.step_loads is not None and frame.step_loads.end > EXACT:
         raise RefusedError(
@@ -104,7 +106,7 @@ def check_steps(frame: Frame) -> None:
 
 
 def check_exact(totals: Totals) -> None:
-    """No total is above :data:`EXACT`.
+    """Check that no total is above :data:`EXACT`.
 
     Raises:
         RefusedError: one is.

@@ -21,9 +21,9 @@ class Stragglers:
         max_slots: sum over steps of the busiest EP rank's load, int64 [L].
         mean_slots: sum over steps of the EP ranks' mean load, float64 [L].
         busy_steps: steps in which the layer had any slot, int64 [L].
-        hottest: of these, in how many each EP rank was the busiest, float64 [L, R]; a tie shares it.
-        joined: steps, dummy steps of all ranks included.
-        incomplete: steps that were given up since the loads of some rank didn't come.
+        hottest: busy steps in which each EP rank was busiest, float64 [L, R]; ranks that tie share a step.
+        joined: steps whose loads were known, dummy steps of all ranks included.
+        incomplete: steps that were given up because the loads of some rank didn't come.
     """
 
     max_slots: Int64Array
@@ -52,7 +52,7 @@ class Stragglers:
         )
 
     def widened(self, old: Layout, layout: Layout) -> Stragglers:
-        """The same in the arrays of a layout with all layers of the old one."""
+        """These sums in the arrays of another layout, which has all layers of the old one."""
         if old == layout:
             return self
         return Stragglers(
@@ -66,13 +66,13 @@ class Stragglers:
 
 
 def no_stragglers(layers: int, ranks: int = 0) -> Stragglers:
-    """No step yet."""
+    """The sums over no step."""
     none = np.zeros(layers, dtype=np.int64)
     return Stragglers(none, np.zeros(layers), none, np.zeros((layers, ranks)))
 
 
 def stragglers_of(loads: Int64Array, joined: int, incomplete: int = 0) -> Stragglers:
-    """Sums over n steps.
+    """The sums over n steps.
 
     Args:
         loads: integers [n, L, R], of the joined steps that had any slot.

@@ -52,10 +52,10 @@ class Totals:
         unplaced: slots counted while no placement was known, int64 [L].
         tokens: tokens computed by the DP rank; ``steps`` and ``idle_steps`` likewise.
         drops: what the producer lost or put off, by reason.
-        decode: the part of it that decode tokens are; None: no phase was ever told.
-        unphased_rows: of ``rows`` those of which the phase is not known, int64 [L]; what is neither these nor
+        decode: the part of these totals that is of decode tokens; None: no phase was ever told.
+        unphased_rows: tokens among ``rows`` whose phase is not known, int64 [L]. What is neither of these nor
             of ``decode`` is of prefill. ``unphased_tokens`` and ``unphased_steps`` likewise.
-        stragglers: what the joined steps of the producer's pipeline stage cost; only on its first worker.
+        stragglers: what the joined steps of a pipeline stage cost; only the stage's first worker has it.
         dp_size: DP ranks of the deployment when these totals were true, or at the later end of a difference;
             0: not known. ``ep_size`` likewise.
     """
@@ -98,12 +98,12 @@ class Totals:
         return _combine(self, earlier, -1)
 
     def with_stragglers(self, layout: Layout, more: Stragglers) -> Totals:
-        """The same with more joined steps; ``layout`` is that of their arrays, whose layers must be here."""
+        """These totals with more joined steps, in arrays of ``layout``; all its layers must be here."""
         wide = more.widened(layout, self.layout)
         return replace(self, stragglers=wide if self.stragglers is None else self.stragglers.plus(wide))
 
     def sharing(self, other: Totals) -> Totals:
-        """The same, with ``other``'s counts in place of equal ones: memory has them once."""
+        """These totals, with the counts of ``other`` in place of equal ones: memory has them once."""
         if self.layout != other.layout or not np.array_equal(self.counts, other.counts):
             return self
         mine, its = self.decode, other.decode
@@ -133,9 +133,14 @@ def no_decode(totals: Totals) -> Decode:
 
 
 def totals_of(frame: Frame, layout: Layout) -> Totals:
-    """What a checked frame says, with no EP ranks yet; ``layout`` is that of ``frame.layers``.
+    """The totals that a checked frame tells, without EP ranks.
 
-    Without phases ``decode`` is None and nothing is marked as unphased: that is for who takes differences.
+    Where the frame tells no phases ``decode`` is None, and nothing is marked as unphased: whoever takes the
+    difference of two frames marks it.
+
+    Args:
+        frame: the frame.
+        layout: the layout of ``frame.layers``.
     """
     counts, rows, nothing = unpack_counts(frame.counts), unpack_counts(frame.rows), no_totals(layout)
     return replace(
@@ -189,7 +194,7 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
 
 
 def _combine_decode(a: Totals, b: Totals, sign: int) -> Decode | None:
-    """Of totals of one layout and one number of EP ranks."""
+    """The decode part of ``a + sign * b``, which have one layout and one number of EP ranks."""
     if b.decode is None:
         return a.decode
     first, second = a.decode or no_decode(a), b.decode
@@ -205,7 +210,7 @@ def _combine_decode(a: Totals, b: Totals, sign: int) -> Decode | None:
 
 
 def _combine_stragglers(a: Totals, b: Totals, sign: int) -> Stragglers | None:
-    """Of totals of one layout."""
+    """The stragglers of ``a + sign * b``, which have one layout."""
     if b.stragglers is None:
         return a.stragglers
     first = a.stragglers or no_stragglers(len(a.layout.layers))
@@ -220,7 +225,7 @@ def _sum(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], sign: int) -> np.ndar
 
 
 def _widen(totals: Totals, layout: Layout, ranks: int) -> Totals:
-    """The same totals in the arrays of a larger layout and at least as many EP ranks."""
+    """These totals in the arrays of a larger layout and of at least as many EP ranks."""
     if totals.layout == layout and totals.ep_slots.shape[1] == ranks:
         return totals
     old, decode = totals.layout, totals.decode

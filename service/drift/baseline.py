@@ -44,7 +44,8 @@ class Baseline(msgspec.Struct, frozen=True):
         layers: the L layers that were seen, rising.
         counts: slots per (layer, expert), raw little-endian int64, one layer after the other.
         rows: tokens seen in each layer, raw little-endian int64 [L].
-        decode_counts, decode_rows: likewise of decode tokens only; None where the phases were not known.
+        decode_counts, decode_rows: ``counts`` and ``rows`` of decode tokens only; None where the phases were
+            not known.
     """
 
     server: str
@@ -81,7 +82,7 @@ class Baseline(msgspec.Struct, frozen=True):
                 raise ValueError(f"{len(counts)} and {len(rows)} bytes of counts and rows, not {sizes}")
 
     def slots(self, phase: Phase | None = None) -> LayerSlots | None:
-        """What it holds of a phase, or of both; None where the phases were not known when it was pinned."""
+        """Its slots of a phase, or of both; None where the phases were not known when it was pinned."""
         counts, rows = unpack_counts(self.counts), unpack_counts(self.rows)
         if phase is not None:
             if self.decode_counts is None or self.decode_rows is None:
@@ -102,7 +103,7 @@ class Baseline(msgspec.Struct, frozen=True):
 def baseline_of(
     window: ModelWindow, decode: ModelWindow, name: str, note: str, now: float, min_tokens: int
 ) -> Baseline:
-    """Pin a window; ``decode`` is the same one, of decode tokens only.
+    """Make a baseline of a window; ``decode`` is that window of decode tokens only.
 
     Raises:
         BaselineError: it has too few tokens to compare anything with.
@@ -193,20 +194,20 @@ class BaselineBook:
                 )
 
     def pin(self, baseline: Baseline) -> None:
-        """Add it, in place of one of the same name."""
+        """Add a baseline, in place of one of the same name."""
         with self._lock:
             self._known[(*baseline.deployment, baseline.name)] = baseline
             self._changes += 1
 
     def remove(self, deployment: Deployment, name: str) -> None:
-        """Remove it, if it is there."""
+        """Remove a baseline, if it is there."""
         with self._lock:
             self._known.pop((*deployment, name), None)
             self._changes += 1
 
 
 def removal(deployment: Deployment, name: str) -> Document:
-    """What tells the store that a baseline is gone."""
+    """The document that tells the store that a baseline is gone."""
     return Document(KIND, _name_of(deployment, name), None)
 
 

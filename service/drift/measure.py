@@ -18,12 +18,15 @@ GROWN: Final = 1.5
 CERTAIN: Final = 5.0
 """Standard deviations by which a share must have grown, so that chance makes none hot."""
 EXPECTED: Final = 20.0
-"""Slots that the base would have given an expert which got none: e^-20 is the odds of that by chance."""
+"""Least number of slots that an expert which got none would have got at the base's share.
+
+The probability of none by chance is then at most e^-20.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSlots:
-    """What is compared with: layer to slots per logical expert, int64 [num_experts], and to tokens."""
+    """A base: layer to slots per logical expert, int64 [num_experts], and layer to tokens."""
 
     counts: Mapping[int, Int64Array]
     rows: Mapping[int, int]
@@ -77,7 +80,7 @@ def layer_drifts(window: ModelWindow, base: LayerSlots, min_tokens: int) -> list
 
 
 def slots_of(window: ModelWindow) -> LayerSlots:
-    """A window as what others are compared with: the layers that were seen."""
+    """A window as a base, of the layers that were seen."""
     seen = [layer for layer in window.layers if layer.not_seen is None]
     return LayerSlots(
         {layer.shape.layer: layer.counts.sum(axis=0) for layer in seen},
@@ -86,7 +89,7 @@ def slots_of(window: ModelWindow) -> LayerSlots:
 
 
 def summary_of(layers: list[LayerDrift]) -> DriftSummary:
-    """The summary over layers; the noise is the median too."""
+    """The summary over layers; ``noise`` is the median over them, as ``median`` is."""
     found = [item for item in layers if item.divergence is not None and item.noise is not None]
     if not found:
         return DriftSummary(None, None, None, None, 0, 0, 0)

@@ -1,7 +1,7 @@
 """Drift of every deployment for /metrics, refreshed beside the scrapes.
 
-The hour before may have to be read from the store, which takes longer than a scrape should: all but the first
-figures of a deployment are made in a thread of their own, and a scrape gets those that are there.
+The hour before may have to be read from the store, which takes longer than a scrape should. So a thread of
+its own makes the figures of a deployment, all but the first, and a scrape gets those that are there.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class DriftWatch:
         self._busy: set[Deployment] = set()
 
     def latest(self, deployment: Deployment) -> tuple[Drifted, ...]:
-        """What is known, at most a minute and a scrape interval old; baselines a scrape interval."""
+        """The newest figures, at most a minute and a scrape interval old.
+
+        A changed baseline shows within a scrape interval.
+        """
         now, changes = self._state.now(), self._book.changes
         with self._lock:
             made = self._made.get(deployment)

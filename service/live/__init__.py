@@ -1,3 +1,1 @@
-"""What the service knows now and what changes with each frame: producers, their states, recent
-history, steps.
-"""
+"""What the service knows now, and what changes with each frame: producers, recent history, steps."""

@@ -17,7 +17,7 @@ from moescope.service.counts.phase_split import Phase, of_phase
 from moescope.service.counts.totals import Totals, no_totals
 
 SET_BACK_S: Final = 60.0
-"""A clock that goes back by less is as good as right."""
+"""A clock that is set back by less than this changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,10 @@ class Span:
     Attributes:
         first: the totals to subtract; None: nothing.
         last: the totals to subtract them from.
-        start: when ``first`` was true; ``end`` likewise for ``last``.
-        truncated: the window began before what is remembered, so that ``start`` is later than asked.
-        phase: the only one to take; None: both.
+        start: when ``first`` was true.
+        end: when ``last`` was true.
+        truncated: the window was to begin before what is remembered, so ``start`` is later than asked.
+        phase: the only phase that counts; None: both.
     """
 
     first: Totals | None
@@ -49,17 +50,17 @@ class Span:
 
     @property
     def delta(self) -> Totals:
-        """What was counted between the two instants, of the phase.
+        """What was counted of the phase between the two instants.
 
-        Made anew each time: the differences of hundreds of producers take more memory than all else that
-        answers a window, so take one, use it and let it go.
+        It is computed at each call. The differences of hundreds of producers take more memory than all else
+        that answers a window: take one, use it and let it go.
         """
         whole = self.last if self.first is None else self.last.minus(self.first)
         return whole if self.phase is None else of_phase(whole, self.phase)
 
     @property
     def tokens(self) -> int | None:
-        """Tokens of ``delta``, whose arrays are not made for it; None: not known how many of the phase."""
+        """Tokens of ``delta``, without computing its arrays; None: how many are of the phase isn't known."""
         tokens, decode, unphased = (
             last - first for last, first in zip(_tokens(self.last), _tokens(self.first), strict=True)
         )
@@ -71,12 +72,12 @@ class Span:
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
-        """Those whose layers are in ``delta``."""
+        """The layouts whose layers are in ``delta``."""
         return (self.last.layout,) if self.first is None else (self.last.layout, self.first.layout)
 
 
 def _tokens(totals: Totals | None) -> tuple[int, int, int]:
-    """All, those of decode, and those of unknown phase."""
+    """All tokens, those of decode, and those of unknown phase; zeros for None."""
     if totals is None:
         return 0, 0, 0
     decode = 0 if totals.decode is None else totals.decode.tokens
@@ -94,7 +95,7 @@ def between(birth: float, first: Snapshot, last: Snapshot, start: float | None) 
 
 @lru_cache(maxsize=16)
 def _nothing(layout: Layout) -> Totals:
-    """Zeros, the same ones for all producers alike."""
+    """Zeros, which producers of equal layouts share."""
     return no_totals(layout)
 
 
@@ -126,9 +127,10 @@ class Track:
         self.nbytes += snapshot.totals.nbytes
 
     def set_back(self, now: float) -> None:
-        """Say what the clock shows: if it was far ahead, the newest of what it saw stays, as of now.
+        """Note what the clock shows now, in case that it was far ahead before and has been set back.
 
-        Else the past would stand still until the clock is there again.
+        Snapshots that are later than now then go, but for the newest, which becomes one of now. Otherwise the
+        past would stand still until the clock reaches them.
         """
         if self.newest_at > now + SET_BACK_S:
             kept = [item for item in self._snapshots if item.at <= now]
@@ -146,7 +148,12 @@ class Track:
         return between(self.birth, self.boundary(start, self.birth), self.boundary(end, None), start)
 
     def boundary(self, instant: float | None, absent: float | None) -> Snapshot:
-        """The snapshot nearest at or before an instant; for None that of ``absent``, where None is now."""
+        """The snapshot nearest at or before an instant.
+
+        Args:
+            instant: seconds of Unix time; None: ``absent`` is taken in its place.
+            absent: seconds of Unix time; None: now.
+        """
         instant = absent if instant is None else instant
         return self._snapshots[-1] if instant is None else self._at_or_before(instant)
 
@@ -168,7 +175,7 @@ class Track:
         return True
 
     def _at_or_before(self, instant: float) -> Snapshot:
-        """Nothing before the birth; the oldest snapshot for what was forgotten."""
+        """Zeros up to the birth; the oldest snapshot for an instant before all that is remembered."""
         if instant <= self.birth:
             return Snapshot(self.birth, _nothing(self._snapshots[-1].totals.layout))
         found = bisect_right(self._snapshots, instant, key=lambda snapshot: snapshot.at)
@@ -185,7 +192,7 @@ class History:
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
         self._tracks: dict[tuple[str, str, int, int, int], Track] = {}
-        self._nbytes = 0  # kept, not summed: every frame asks, and there may be many tracks
+        self._nbytes = 0  # kept up to date: every frame asks, and there may be many tracks to sum over
 
     @property
     def nbytes(self) -> int:
@@ -196,7 +203,7 @@ class History:
         return sum(len(track) for track in self._tracks.values())
 
     def set_back(self, key: tuple[str, str, int, int, int], now: float) -> None:
-        """See :meth:`Track.set_back`; of a producer that may be unknown."""
+        """See :meth:`Track.set_back`; nothing happens if the producer is unknown."""
         track = self._tracks.get(key)
         if track is not None:
             before = track.nbytes
@@ -259,5 +266,5 @@ class History:
         while self._nbytes > self._budget:
             thinned = sum(track.thin() for track in tracks)
             if not thinned and not sum(track.drop_oldest() for track in tracks):
-                return  # one snapshot each is the totals themselves
+                return  # each track has one snapshot left, which is its totals
             self._nbytes = sum(track.nbytes for track in tracks)

@@ -1,7 +1,7 @@
-"""Boundaries of windows from memory and from the store: whichever has totals nearer to the instant.
+"""Boundaries of windows, from memory or from the store: whichever has totals nearer to the instant.
 
-Memory has the recent past, finer than the store; the store has what was before the service started, and what
-memory thinned out.
+Memory has the recent past, and finer than the store. The store has what was before the service started, and
+what memory has thinned out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from moescope.service.store.records import Key, StoredTotals
 
 
 class Archive(Protocol):
-    """What is read of a store (see ``store.interface.Store``)."""
+    """What windows read of a store; see :class:`moescope.service.store.interface.Store`."""
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest totals at or before it."""
@@ -30,9 +30,9 @@ class Remembered:
 
     Attributes:
         birth: when its counting began.
-        complete_since: from here on memory has all that the store can have.
+        complete_since: from this instant on memory has all that the store can have.
         instants: B boundaries, rising; None is an open end.
-        found: totals nearest at or before each, B of them.
+        found: for each of the B instants the totals nearest at or before it.
     """
 
     birth: float
@@ -53,7 +53,7 @@ class Remembered:
 
 
 def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:
-    """The same, each boundary's totals replaced by the archive's where those are nearer to its instant.
+    """What memory has, with the archive's totals at each boundary where those are nearer to its instant.
 
     Raises:
         StoreError: the archive can't be read.

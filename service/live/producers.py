@@ -23,8 +23,8 @@ class ProducerState:
         totals: over all its epochs.
         restarts: epochs after the first.
         started_at: when its newest epoch began, seconds of Unix time on the service's clock.
-        received_at: when its newest frame was accepted, likewise.
-        age: seconds since then; ``stale`` and ``expired`` compare it with the settings.
+        received_at: when its newest frame was accepted, seconds of Unix time on the service's clock.
+        age: seconds since ``received_at``; ``stale`` and ``expired`` compare it with the settings.
     """
 
     latest: Latest
@@ -51,9 +51,13 @@ class ProducerSpan:
 
 
 def heard_last(producers: Iterable[ProducerState]) -> Producer:
-    """Of a deployment's producers, one at least, the one that knows its sizes (``dp_size``, ``ep_size``).
+    """The producer of a deployment that was heard last, and so knows its sizes (``dp_size``, ``ep_size``).
 
-    After a restart with fewer ranks the former ones are still known, and what they said of sizes is over.
+    After a restart with fewer ranks the former ranks are still known, but the sizes that they told are out of
+    date.
+
+    Args:
+        producers: those of the deployment, one at least.
     """
     newest = max(producers, key=lambda item: (item.received_at, item.latest.producer.dp_size))
     return newest.latest.producer
@@ -69,15 +73,15 @@ def sizes_of(spans: Sequence[ProducerSpan]) -> tuple[int, int]:
     if told:
         newest = max(told, key=lambda span: (span.end, span.last.dp_size)).last
         return newest.dp_size, newest.ep_size
-    # Nobody reported in it, or what the store kept of it is from before it kept sizes.
+    # Nobody reported in the window, or the store kept these totals before it kept sizes.
     present = heard_last(item.producer for item in spans)
     return present.dp_size, present.ep_size
 
 
 def of_present_start(producers: Sequence[ProducerState]) -> list[ProducerState]:
-    """Of a deployment's producers those that belong to its present start, in their order.
+    """The producers of a deployment that belong to its present start, in their order.
 
-    The others are of a former one: they were not heard since the newest epoch began, or know other sizes.
+    The others are of a former start: they were not heard since the newest epoch began, or told other sizes.
     """
     if not producers:
         return []

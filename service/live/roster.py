@@ -92,7 +92,7 @@ class Roster:
         )
 
     def _age(self, entry: Entry) -> float:
-        """Seconds since the newest frame; since now, if the clock was set back meanwhile."""
+        """Seconds since the newest frame, or since the clock was found to be set back to before it."""
         now = self._clock()
         set_back = max(0.0, entry.received_at - now)
         entry.received_at -= set_back
@@ -100,13 +100,13 @@ class Roster:
         return now - entry.received_at
 
     def outgrown_by(self, key: Key, layout: Layout) -> list[Key]:
-        """Silent producers of this one's deployment whose layers have another shape than its own.
+        """Silent producers of this producer's deployment whose layers have another shape than ``layout``.
 
         Raises:
             RefusedError: one of them is not silent.
         """
         if not self._shapes.conflict(key[:2], layout):
-            return []  # as good as always, and there are many entries for each frame
+            return []  # almost always so: no need to look at all entries for each frame
         return list(self._conflicting(key, layout))
 
     def _conflicting(self, mine: Key, layout: Layout) -> Iterator[Key]:
@@ -123,7 +123,7 @@ class Roster:
             yield key
 
     def to_make_room(self) -> list[Key]:
-        """Producers to remove before another can join, if it is full: of deployments that expired as a whole.
+        """Producers to remove before another one can join: of deployments that expired as a whole.
 
         Raises:
             RefusedError: all producers' deployments live.

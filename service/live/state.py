@@ -56,7 +56,7 @@ class LiveState:
         return self._clock()
 
     def restore(self, postings: Iterable[Posting]) -> None:
-        """Go on from what a store has kept; only before the first frame."""
+        """Go on from what a store has kept. To be called before the first frame."""
         with self._lock:
             for posting in postings:
                 account = Account.restored(posting.account, self._settings.max_epochs)
@@ -64,7 +64,7 @@ class LiveState:
                 self._history.record(posting.key, posting.birth, Snapshot(posting.at, account.totals))
 
     def adopt(self, postings: Iterable[Posting]) -> None:
-        """Take in what other services that share the store know of producers; see :mod:`.merging`."""
+        """Take in what other services of the store know; see :mod:`moescope.service.counts.merging`."""
         with self._lock:
             for posting in postings:
                 key, entry = posting.key, self._roster.get(posting.key)
@@ -138,9 +138,9 @@ class LiveState:
         return sorted({item.latest.producer.key[:2] for item in self.producers() if not item.expired})
 
     def placements(self, deployment: Deployment) -> list[tuple[tuple[MoeLayer, ...], Placement]]:
-        """Of each producer of a deployment its layers and where their experts last were, parallel.
+        """The layers of each producer of a deployment and where their experts last were, parallel.
 
-        Those of a former start are left out: versions begin at 0 again with each.
+        Producers of a former start are left out: versions begin at 0 again with each start.
         """
         with self._lock:
             states = [self._roster.state(key) for key in self._roster.members(deployment)]
@@ -168,7 +168,7 @@ class LiveState:
             return [self._roster.state(key) for key in self._roster.members()]
 
     def spans(self, deployment: Deployment, start: float | None, end: float | None) -> list[ProducerSpan]:
-        """What each producer of a deployment counted in [start, end]; None is since the start, until now."""
+        """What each producer of a deployment counted; None: ``start`` is its birth, ``end`` is now."""
         [spans] = self.series(deployment, (start, end))
         return spans
 
@@ -240,7 +240,10 @@ class LiveState:
         return verdict
 
     def _makes_way(self, key: Key, layout: Layout, at: float) -> bool:
-        """Forget producers that another service's frame outgrew; False: one of them is newer, or lives."""
+        """Forget producers whose shape is not that of another service's newer frame, as seen at ``at``.
+
+        False, and none is forgotten: one of them still reports, or reported later.
+        """
         try:
             leaving = self._roster.outgrown_by(key, layout)
         except RefusedError:

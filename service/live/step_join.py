@@ -2,9 +2,9 @@
 
 Invariants:
 - A step is joined at most once, with what each member said of it first; what comes again changes nothing.
-- Nor is it joined where members mapped its experts to EP ranks by different placements.
-- Whatever the order in which ranges come, the same steps are joined with the same loads, as long as those of
-  one member are not further behind another's than the window.
+- A step is not joined if its members mapped the experts to EP ranks by different placements.
+- Whatever the order in which ranges come, the same steps are joined with the same loads, as long as no member
+  is further behind another one than the window is long.
 - Memory is bounded: the window is the most steps that wait. What falls out of it is given up, and counted.
 """
 
@@ -28,7 +28,7 @@ _SEEN_BYTES: Final = 16 << 20
 
 
 def window_of(members: int, layers: int, ranks: int) -> int:
-    """Steps that may wait, so that they stay within 64 MiB, and what marks them within 16 MiB."""
+    """How many steps may wait, so that their loads take 64 MiB at most, and what marks them 16 MiB."""
     by_loads = _PENDING_BYTES // (4 * max(1, layers * ranks))
     return int(max(16, min(MAX_WINDOW, by_loads, _SEEN_BYTES // members)))
 
@@ -65,11 +65,11 @@ class StepJoin:
     def add(
         self, member: int, first: int, end: int, steps: Int64Array, loads: Loads, version: int = 0
     ) -> Stragglers | None:
-        """What is joined, or given up, now that a member accounts for ``[first, end)``; None: nothing.
+        """What is joined or given up once a member accounts for the steps ``[first, end)``; None: nothing.
 
         Args:
             member: from 0 to M - 1.
-            first, end: the range.
+            first, end: the range of steps' numbers.
             steps: [n], rising: numbers in the range of the steps with tokens.
             loads: unsigned integers [n, L, R], at most 4 bytes wide.
             version: of the placement that the loads are by.
@@ -98,11 +98,11 @@ class StepJoin:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what waits and of what marks it."""
+        """Bytes of the loads that wait and of the marks."""
         return self._loads.nbytes + self._seen.nbytes
 
     def close(self) -> int:
-        """Give up all that waits and free its memory; how many steps that is."""
+        """Give up all steps that wait and free their memory; how many there were."""
         given_up = self._give_up(self._top)
         self._loads, self._free = self._loads[:0].copy(), []
         return given_up

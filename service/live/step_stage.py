@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from moescope.capture.wire import Frame, Int64Array, MoeLayer, StepLoads
+from moescope.capture.wire import Frame, MoeLayer, unpack_step_loads
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers, no_stragglers
-from moescope.service.live.step_join import MAX_CELLS, MAX_MEMBERS, Loads, StepJoin
+from moescope.service.live.step_join import MAX_CELLS, MAX_MEMBERS, StepJoin
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What must be alike for steps to be joined."""
+    """What the workers of a stage must have alike for their steps to be joined."""
 
     layers: tuple[MoeLayer, ...]
     ep_size: int
@@ -43,9 +41,13 @@ class Status:
 
 @dataclass(slots=True)
 class _Member:
-    """A worker: the start of its counting, and by when it had done a step.
+    """A worker: when it began to count, and by when it had done a step.
 
-    On its own clock, nanoseconds of Unix time; and by the order in which frames told of it.
+    Attributes:
+        epoch: the start of its counting, nanoseconds of Unix time on its own clock.
+        started_at: how many frames the stage had taken when one told of that start.
+        stepped_ns: the earliest instant on its own clock at which it had done a step; None: none told yet.
+        stepped_at: how many frames the stage had taken when one told of a step; 0: none did yet.
     """
 
     epoch: int
@@ -67,7 +69,10 @@ class Stage:
         self._join: StepJoin | None = None
 
     def take(self, frame: Frame) -> tuple[Layout, Stragglers] | None:
-        """What a checked frame completes, or makes given up; None: nothing. Arrays are of the layout."""
+        """The cost of the steps that a checked frame completes, and how many are given up; None: nothing.
+
+        The arrays are of the layout that comes with them.
+        """
         loads, who = frame.step_loads, frame.producer
         if loads is None or not frame.layers:
             return None
@@ -89,7 +94,7 @@ class Stage:
         if self._join is None or self._is_behind(member):
             return self._given_up(given_up)
         self._contributed.add(member)
-        steps, values = _unpacked(loads, shape)
+        steps, values = unpack_step_loads(loads, len(shape.layers), shape.ep_size)
         found = self._join.add(member, loads.first, loads.end, steps, values, loads.placement_version)
         if found is None:
             return self._given_up(given_up)
@@ -105,7 +110,7 @@ class Stage:
         return self._given_up(0 if self._join is None else self._join.close())
 
     def status(self) -> Status:
-        """As of now."""
+        """How the join goes now."""
         if self._shape is None:
             return Status(0, None)
         if self._join is None:
@@ -137,7 +142,7 @@ class Stage:
         return ", ".join(names) + more
 
     def _begin(self, shape: Shape) -> int:
-        """Forget all members; how many steps are given up."""
+        """Begin anew with another shape and no member; how many steps are given up."""
         given_up = self._restart_join()
         self._shape, self._layout, self._members = shape, Layout(shape.layers), {}
         self._newest = _Member(0, 0)
@@ -173,8 +178,8 @@ class Stage:
     def _is_behind(self, member: int) -> bool:
         """Whether it had stepped before the last member started: then its numbers are not the others'.
 
-        Both by the workers' clocks, which may differ, and by the order of the frames, which is not that of
-        events where this service started in between.
+        Two things must say so: the workers' clocks, which may differ, and the order of the frames, which is
+        not that of the events if this service started in between.
         """
         known, newest = self._members[member], self._newest
         if known.stepped_ns is None:
@@ -184,10 +189,3 @@ class Stage:
     def _given_up(self, steps: int) -> tuple[Layout, Stragglers] | None:
         nothing = no_stragglers(len(self._layout.layers))
         return (self._layout, replace(nothing, incomplete=steps)) if steps else None
-
-
-def _unpacked(step_loads: StepLoads, shape: Shape) -> tuple[Int64Array, Loads]:
-    """The steps' numbers, int64 [n], and their loads as they came, [n, L, R]."""
-    steps = np.frombuffer(step_loads.steps, dtype="<u4").astype(np.int64) + step_loads.first
-    loads = np.frombuffer(step_loads.loads, dtype=f"<u{step_loads.width}")
-    return steps, loads.reshape(len(steps), len(shape.layers), shape.ep_size)

@@ -32,7 +32,8 @@ def _coefficient_of_variation(spread: Spread) -> FloatArray:
 
 
 def _hot(spread: Spread) -> FloatArray:
-    hot = spread.values * spread.size >= HOT * spread.sum[..., np.newaxis]
+    enough = HOT * spread.sum / spread.size
+    hot = spread.values >= enough[..., np.newaxis]
     return spread.unless_idle(np.count_nonzero(hot, axis=-1))
 
 

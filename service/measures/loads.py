@@ -52,7 +52,7 @@ class Spread:
     @cached_property
     def mean(self) -> FloatArray:
         """Mean load, [...]."""
-        return self.unless_idle(self.values.mean(axis=-1)) if self.size else self._nothing()
+        return self.unless_idle(self.sum / self.size) if self.size else self._nothing()
 
     @cached_property
     def zeros(self) -> FloatArray:

@@ -6,7 +6,7 @@ from typing import Final
 
 from moescope.service.settings import MetricsLevel
 
-# Written here, as a service can be without the rules; a test compares it with what their expressions need.
+# Written down here because a service may run without the rules. A test compares it with their expressions.
 ALERT_LEVELS: Final = {
     "MoescopeRankImbalance": MetricsLevel.LAYER_RANK,
     "MoescopeHotExpert": MetricsLevel.LAYER_RANK,
@@ -26,6 +26,6 @@ def silent_alerts(level: MetricsLevel) -> list[str]:
 
 
 def what_is_silent(level: MetricsLevel) -> str:
-    """The same in words, for the operator; empty where all can fire."""
+    """The alerts of :func:`silent_alerts` in words for the operator; empty if all alerts can fire."""
     names = silent_alerts(level)
     return f"at {level.value} these alerts can't fire: {', '.join(names)}" if names else ""

@@ -1,7 +1,8 @@
 """The catalogue of metrics: every family that ``/metrics`` can show, as data.
 
 Per-step quantities are counters, so that a rate never loses the steps between two scrapes. Gauges are what
-was true over the last window (setting ``window_s``); without a sample they have no series at all.
+was true over the last window (setting ``window_s``); without a sample they have no series at all. The gauges
+of measures of a layer are made from the measures' declarations.
 """
 
 from __future__ import annotations

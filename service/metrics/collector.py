@@ -69,7 +69,7 @@ class RoutingCollector(Collector):
         self._throttle = Throttle(state.now)
         self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
         self._parts: dict[str, Part] = {
-            # First: its window is gone before the others need the totals, which are as large.
+            # First, so that its window is freed before the others make the totals, which are as large.
             "balance": self._balance,
             "ranks": _each(ranks.rank_counters),
             "phases": _each(steps.phase_counters),
@@ -112,7 +112,7 @@ class RoutingCollector(Collector):
         return self._within_limit({name: found for name, found in gathered.items() if len(found)})
 
     def _within_limit(self, gathered: dict[str, _Gathered]) -> dict[str, _Gathered]:
-        """The families that fit, with what tells how many that are and what did not fit."""
+        """The families that fit, and those that tell how many series are shown, may be, and were left out."""
         limit = self._settings.metrics_max_series
         admission = admit({name: len(found) for name, found in gathered.items()}, limit)
         with self._lock:
@@ -169,8 +169,8 @@ class RoutingCollector(Collector):
         start = self._state.now() - self._settings.window_s
         for group in found:
             spans = self._state.spans(group.deployment, start, None)
-            found_here = assess(merge(spans), self._settings.min_tokens)
-            yield from ranks.balance_gauges(group.deployment, found_here)
+            assessed = assess(merge(spans), self._settings.min_tokens)
+            yield from ranks.balance_gauges(group.deployment, assessed)
             yield from steps.straggler_gauge(group.deployment, spans)
 
     def _stragglers(self, found: list[Group]) -> Iterator[Found]:

@@ -14,7 +14,13 @@ from moescope.service.metrics.catalogue import CATALOGUE
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What may be shown: names of families, how many series that makes, and how many each other one has."""
+    """What may be shown.
+
+    Attributes:
+        families: names of the families that fit.
+        series: how many series these have in all.
+        overflow: series of each family that does not fit.
+    """
 
     families: frozenset[str]
     series: int

@@ -64,7 +64,7 @@ class WideMetric(Metric):
 
     @property
     def samples(self) -> list[LibrarySample]:
-        """All series, as the library's writers want them: slow, and only for them."""
+        """All series as the library's own writers want them. This is slow; our writer reads the tables."""
         return [
             LibrarySample(self.sample_name, dict(zip(self.labels, values, strict=True)), float(value))
             for table in self.tables
@@ -73,7 +73,7 @@ class WideMetric(Metric):
 
     @samples.setter
     def samples(self, _value: list[LibrarySample]) -> None:
-        """The base class sets an empty list; tables are what there is."""
+        """Ignores the empty list that the base class sets: samples come from the tables."""
 
     def __len__(self) -> int:
         return sum(len(table.values) for table in self.tables)

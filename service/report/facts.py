@@ -1,4 +1,4 @@
-"""What a report tells of, as the service's API answers it."""
+"""The answers of the service's API that a report is made of."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class Facts:
     """Answers of the API for one deployment and window.
 
     Attributes:
-        since_s: length of the window, seconds; it ends at ``at``, seconds of Unix time.
-        balance: of /v1/balance.
-        trend: of /v1/trend.
-        ranks: the deployment's entry of /v1/ranks.
-        stragglers: of /v1/stragglers.
-        advice: of /v1/advice; None where the experts are not spread over EP ranks.
+        since_s: length of the window, seconds.
+        at: end of the window, seconds of Unix time.
+        balance: answer of /v1/balance.
+        trend: answer of /v1/trend.
+        ranks: the deployment's entry in the answer of /v1/ranks.
+        stragglers: answer of /v1/stragglers.
+        advice: answer of /v1/advice; None where the experts are not spread over EP ranks.
     """
 
     since_s: float
@@ -40,7 +41,7 @@ def parse_since(text: str) -> float:
     """A length such as ``90s``, ``15m``, ``1h`` or ``7d`` in seconds.
 
     Raises:
-        ValueError: it is none, or shorter than 2 s.
+        ValueError: the text is no length, or it is under 2 s or over 366 days.
     """
     found = re.fullmatch(r"-?(\d+(?:\.\d+)?)([smhd])", text.strip())
     seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
@@ -50,7 +51,13 @@ def parse_since(text: str) -> float:
 
 
 def gather(url: str, since_s: float, server: str | None, model: str | None) -> Facts:
-    """Ask the service at ``url``.
+    """Ask the service at ``url`` about the window of ``since_s`` seconds until now.
+
+    Args:
+        url: address of the service.
+        since_s: length of the window, seconds.
+        server: deployment; None: the only one.
+        model: model; None: the only one.
 
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.

@@ -1,6 +1,6 @@
-"""A matrix as a picture in the page: an indexed PNG of a pixel a cell, in the colours of both themes.
+"""A matrix as a picture in the page: an indexed PNG with one pixel a cell, in the colours of both themes.
 
-A cell without a sample is transparent: what lies behind the picture shows, and no colour of the scale.
+A cell without a sample is transparent: the page's background shows there, and no colour of the scale.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from moescope.service.report.markup import text
 
-# Far below fair, fair, far above: as on the service's page (js/palette.js).
+# From far below a fair share over fair to far above: the colours of the service's page (js/palette.js).
 DIVERGING: Final = {
     "light": ("#123f73", "#2f72b3", "#8bb8de", "#f1f3f5", "#f3b375", "#cf6a14", "#7a3503"),
     "dark": ("#9cd0ff", "#4a93d6", "#265079", "#20262d", "#7d4a1b", "#d98032", "#ffcf9e"),
@@ -59,7 +59,10 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def deviation(loads: Any) -> npt.NDArray[np.float64]:
-    """Loads over their mean, on a scale of log2 from 1/8 (0) over fair (0.5) to 8 (1); NaN where idle."""
+    """Loads over their mean on a logarithmic scale: 1/8 of the mean is 0, the mean 0.5, 8 times the mean 1.
+
+    All are NaN where no load is above 0.
+    """
     values = np.asarray(loads, float)
     mean = values.mean() if values.size else 0.0
     if not mean:

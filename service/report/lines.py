@@ -1,4 +1,4 @@
-"""Lines over time as SVG; gaps where there was no sample."""
+"""Lines over time as SVG, with gaps where there was no sample."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ _COLOURS: Final = 8  # of the style sheet: c0 to c7
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A name and a value for each instant."""
+    """A name, and a value for each instant; None: no sample."""
 
     name: str
     values: Sequence[float | None]
 
 
 def chart(at: Sequence[float], lines: Sequence[Line], label: str, floor: float = 0.0) -> str:
-    """Lines over instants (seconds of Unix time); the scale begins at ``floor``."""
+    """An SVG of lines.
+
+    Args:
+        at: instants, seconds of Unix time.
+        lines: each has a value for every instant.
+        label: what it shows, for screen readers.
+        floor: where the scale of values begins.
+    """
     known = [value for line in lines for value in line.values if value is not None]
     if len(at) < 2 or not known:
         return "<p class=empty>No sample in this window.</p>"
-    # A scale of at least a tenth: it would blow up the rounding of what never changes.
+    # The scale spans at least a tenth. Else it would show the rounding of a value that never changes.
     ticks = _ticks(floor, max(*known, floor + 0.1))
     low, high = ticks[0], ticks[-1]
 
@@ -66,7 +73,7 @@ def chart(at: Sequence[float], lines: Sequence[Line], label: str, floor: float =
 
 
 def _runs(at: Sequence[float], values: Sequence[float | None]) -> Iterator[list[tuple[float, float]]]:
-    """The stretches without gaps; a lone sample is drawn as a dot (its round cap)."""
+    """The stretches without gaps, as (instant, value); a lone sample is a stretch too."""
     run: list[tuple[float, float]] = []
     for instant, value in zip(at, values, strict=True):
         if value is not None:

@@ -1,4 +1,4 @@
-"""Pieces of the page. What comes from outside goes through :func:`text`."""
+"""Pieces of the page. Every text that comes from outside goes through :func:`text`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Section:
 
 
 def text(value: object) -> str:
-    """Text for markup and for attributes."""
+    """A value as text that is safe in markup and in attributes."""
     return html.escape(str(value), quote=True)
 
 
@@ -32,7 +32,7 @@ def percent(value: float | None) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """A table of markup; all columns but the first ``words`` are numbers."""
+    """A table whose cells are markup; the first ``words`` columns are words, the others numbers."""
     kinds = ["" if i < words else ' class="n"' for i in range(len(head))]
     top = "".join(f"<th scope=col{kind}>{name}</th>" for kind, name in zip(kinds, head, strict=True))
     lines = (
@@ -45,13 +45,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) ->
 
 
 def bar(share: float, hot: bool = False) -> str:
-    """A bar that fills a share of its place."""
+    """A bar that fills a share of its place, from 0 to 1; ``hot`` gives it the colour of a warning."""
     width = 100 * min(max(share, 0.0), 1.0)
     return f'<span class="bar{" hot" if hot else ""}"><i style="width:{width:.1f}%"></i></span>'
 
 
 def tiles(items: Sequence[tuple[str, str, str]]) -> str:
-    """Numbers in large: (name, value, note)."""
+    """A few large numbers; each item is (name, value, note), all markup."""
     inner = (
         f"<div class=tile><dt>{name}</dt><dd>{value}</dd><p>{note}</p></div>" for name, value, note in items
     )

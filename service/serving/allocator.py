@@ -17,7 +17,7 @@ def return_large_arrays() -> bool:
     scrape of hundreds of ranks needs for a moment then stays in this process, for each thread that scraped.
 
     Returns:
-        Whether it is so now; with another C library nothing changes.
+        Whether it could be set; with another C library than glibc nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, LARGE))

@@ -44,9 +44,9 @@ class Crowd:
         self.max_connections = _possible(max_connections)
         self.max_unread = max_unread
         self.waiting: dict[PatientProtocol, None] = {}
-        """Those whose head has not arrived, in the order of their begin."""
+        """Connections that wait for a whole head, the oldest first."""
         self.reading: dict[PatientProtocol, None] = {}
-        """Those that have much of their answer to read, in the order of its begin."""
+        """Connections whose clients have much of an answer to read, the longest reading first."""
         self.ended = dict.fromkeys(("slow_head", "large_head", "slow_reader", "unread", "crowded"), 0)
         self._throttle = Throttle(time.monotonic)
 
@@ -114,7 +114,7 @@ class PatientProtocol(asyncio.Protocol):
         self.crowd.make_room(len(self.connections))
 
     def data_received(self, data: bytes) -> None:
-        """Wait on if the head is not whole."""
+        """Take bytes, and wait on if the head is not whole."""
         self._head_size += len(data) if _CALLS_BACK else 0
         super().data_received(data)
         if self._head_size > MAX_HEAD:
@@ -142,13 +142,13 @@ class PatientProtocol(asyncio.Protocol):
         super().on_message_complete()  # type: ignore[misc]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Stop the connection's timers."""
         self._stop_waiting()
         self._stop_watching()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """What waits to be read by the client is much: watch whether it is read."""
+        """Much waits to be read by the client: watch whether it reads."""
         super().pause_writing()
         self._unread = self.transport.get_write_buffer_size()
         self._read_timer = self._later(STALL_S, self._look_at_reader)
@@ -156,7 +156,7 @@ class PatientProtocol(asyncio.Protocol):
         self.crowd.bound_unread()
 
     def resume_writing(self) -> None:
-        """It was read."""
+        """The client has read: stop watching."""
         self._stop_watching()
         super().resume_writing()
 

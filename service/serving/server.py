@@ -33,7 +33,7 @@ class Reloadable(Protocol):
         """Read again."""
 
     def reload_if_changed(self) -> None:
-        """Read again what is another than before."""
+        """Read again if a file has changed."""
 
 
 class Server(uvicorn.Server):
@@ -54,7 +54,7 @@ class Server(uvicorn.Server):
         self._hang_up = False
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
+        """Read files again, if asked to or if they changed; uvicorn calls this ten times a second."""
         if self._hang_up:
             self._hang_up = False
             for item in self._reloadables:

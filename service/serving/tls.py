@@ -48,7 +48,7 @@ class Tls:
         return True
 
     def reload_if_changed(self) -> None:
-        """Likewise, if one of the files is another than before."""
+        """Read certificate and key again if one of their files has changed."""
         now = self._look()
         if now != self._seen:
             self._seen = now

@@ -1,8 +1,8 @@
-"""By which instant history ages: Unix time, but not at once where the wall clock jumps forward.
+"""The instant by which history ages: Unix time, except for a while after the wall clock jumped forward.
 
-A wall clock jumps when NTP sets it, or when a virtual machine was suspended; to history it would seem as if
-years had passed, and what it removes then is not back when the clock is. So for a day after a jump history
-ages at most twice as fast as time passes. A service that was down sees the same, and is as much in no hurry.
+A wall clock jumps when NTP sets it, or when a virtual machine was suspended. By such a clock years may seem
+to have passed, and what is removed for its age does not come back when the clock is set right. So for a day
+after a jump history ages at most twice as fast as time passes. A service that was down sees a jump too.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Final
 
 JUMP_S: Final = 60.0
-"""Less is not worth a doubt."""
+"""A jump by less than this is believed at once."""
 DOUBT_S: Final = 86400.0
-"""How long a jump is doubted; it then is the time."""
+"""For how long a jump is doubted; after that it is believed."""
 
 
 class Ageing:

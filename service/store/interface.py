@@ -22,7 +22,8 @@ from moescope.service.store.records import (
 class Store(Protocol):
     """Writes come from one thread; reads may come from any.
 
-    Every method raises :class:`StoreError` when the engine fails.
+    Every method raises :class:`StoreError` when the engine fails. What is damaged, or was written by a newer
+    moescope, is left out where it can be, and told in the log (see :mod:`moescope.service.store.damage`).
     """
 
     def save(self, records: Sequence[Record]) -> None:
@@ -33,16 +34,16 @@ class Store(Protocol):
         """
 
     def accounts(self) -> Iterable[Posting]:
-        """The newest posting of every producer."""
+        """The newest posting of every producer, without those that can't be read."""
 
     def news(self) -> Sequence[Posting]:
         """Postings that other services kept since the last call; none where a store has one service only."""
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
-        """For each instant the newest totals at or before it; None where nothing that old is kept."""
+        """For each instant the newest readable totals at or before it; None where none so old are kept."""
 
     def oldest(self, key: Key) -> StoredTotals | None:
-        """The oldest totals that are kept of a producer."""
+        """The oldest readable totals that are kept of a producer."""
 
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
         """The requests that match, newest first, ``query.limit`` at most."""
@@ -51,7 +52,10 @@ class Store(Protocol):
         """For each part the shape of its trace by the parts that are kept; None where none is."""
 
     def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
-        """What each worker traced of a request, of some layers or of all; nothing if it is gone."""
+        """What each worker traced of a request, of some layers or of all; nothing if the request is gone.
+
+        A trace that can't be read is a :class:`StoreError`.
+        """
 
     def documents(self, kind: str) -> list[tuple[str, bytes]]:
         """(name, content) of all documents of a kind, by name."""
@@ -59,7 +63,10 @@ class Store(Protocol):
     def maintain(self, now: float, history_now: float | None = None) -> None:
         """Roll up and remove what is due; short, so that it can run between two writes.
 
-        ``history_now`` is ``now`` for the history of totals, where that is another (see :mod:`.ageing`).
+        Args:
+            now: seconds of Unix time.
+            history_now: the instant by which the history of totals ages, if it is not ``now``; see
+                :mod:`moescope.service.store.ageing`.
         """
 
     def usage(self) -> Usage:

@@ -27,7 +27,7 @@ class Posting:
     Attributes:
         key: whose account.
         birth: when its counting began, seconds of Unix time on the service's clock.
-        at: when the totals were true, likewise; never before that of an earlier posting.
+        at: when the totals were true, in the same units; never before that of an earlier posting.
         account: the account with all epochs that are remembered.
         began_again: the model has another shape than before: its history goes.
     """

@@ -1,4 +1,4 @@
-"""The thread that writes: what came meanwhile goes into one transaction, then its senders are told."""
+"""The thread that writes: what came while it wrote is its next transaction, then the senders are told."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ class StoreWriter:
     def _write(self, batch: Sequence[_Item]) -> None:
         try:
             batch = self._fitting(batch)
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - the thread must outlive it
             self._fail(batch, error)
             return
         records = _newest([record for item, _ in batch for record in item])
         try:
             self.store.save(records)
-        except Exception as error:  # noqa: BLE001 - the thread must outlive whatever happens to one batch
+        except Exception as error:  # noqa: BLE001 - the thread must outlive it
             self._fail(batch, error)
             return
         for _, future in batch:
@@ -145,7 +145,7 @@ class StoreWriter:
             news = self.store.news()
             if news:
                 self._heed(news)
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - the thread must outlive it
             self._complain(error)
 
     def _maintain(self, ageing: Ageing) -> None:
@@ -154,14 +154,14 @@ class StoreWriter:
             history_now = ageing.until(now)
             self.store.maintain(now, history_now)
             self.store.save([Document(_AGED, _AGED, repr(history_now).encode())])
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - the thread must outlive it
             self._complain(error)
 
     def _aged_until(self) -> float | None:
         """What was kept of :class:`Ageing` when the service ran before; None: nothing that can be read."""
         try:
             kept = next((content for _, content in self.store.documents(_AGED)), None)
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - the thread must outlive it
             self._complain(error)
             return None
         if kept is None:
@@ -181,7 +181,10 @@ class StoreWriter:
 
 
 def _begun(item: _Item) -> _Item:
-    """The same, not to be cancelled any more; who gave up before isn't told, but what it sent is kept."""
+    """An item that is being written: its future can't be cancelled any more.
+
+    Of a future that was cancelled before, the sender is not told, but its records are written all the same.
+    """
     records, future = item
     return item if future.set_running_or_notify_cancel() else (records, Future())
 
@@ -191,7 +194,7 @@ def _trace_of(part: TracePart) -> tuple[object, ...]:
 
 
 def _newest(records: Sequence[Record]) -> list[Record]:
-    """The records without postings that a later one of the same second replaces anyway."""
+    """The records, without postings that a later posting of the same second replaces anyway."""
     kept: list[Record] = []
     replaced: set[tuple[object, int]] = set()
     for record in reversed(records):

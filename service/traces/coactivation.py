@@ -45,7 +45,7 @@ def count_together(experts: Iterable[ExpertArray], num_experts: int) -> tuple[In
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK].astype(np.int64)
             row, column = np.nonzero(chunk < num_experts)
-            # float32 holds the sums of a chunk exactly, and its product is a fast one.
+            # float32 holds the sums of a chunk exactly, and its matrix product is fast.
             taken = np.zeros((len(chunk), num_experts), np.float32)
             taken[row, chunk[row, column]] = 1
             counts += (taken.T @ taken).astype(np.int64)

@@ -17,7 +17,7 @@ Int16Array = npt.NDArray[np.int16]
 
 
 MAX_POSITIONS: Final = 1 << 22
-"""Of one answer: four million tokens, more than any model's context."""
+"""Most positions in one answer: four million, more than any model's context."""
 
 
 class TooManyPositionsError(Exception):
@@ -35,7 +35,7 @@ class _Share:
     """What one worker traced of the positions wanted, in rising order.
 
     Attributes:
-        positions: int64 [T], rising; of a position that was computed again in the order of computing.
+        positions: int64 [T], rising; a position that was computed again is there again, the last time last.
         rows: where each of them is in the worker's arrays.
         worker: whose arrays these are.
         layers: places in ``worker.experts`` by the layer's place in the whole.
@@ -66,10 +66,10 @@ class Routing:
         self.times_computed = self._times()
 
     def chunks(self, positions: int) -> Iterator[Int16Array]:
-        """Logical experts, int16 [n, L, K], of so many positions after the others; at least one array.
+        """Logical experts, int16 [n, L, K], in arrays of at most ``positions`` positions; at least one.
 
-        -1 where a position was not computed (a prefix cache had it), was masked, or the layer takes fewer
-        experts. Of a position that was computed again after a preemption, the last.
+        An expert is -1 where a position was not computed (a prefix cache had it) or was masked, and where the
+        layer takes fewer experts. A position that was computed again has the experts of the last time.
         """
         for start in range(0, max(1, self.shape[0]), positions):
             yield self._between(start, min(start + positions, self.shape[0]))
@@ -86,7 +86,10 @@ class Routing:
         return experts
 
     def _times(self) -> Int64Array:
-        """How often the layer that has most has each position; layers of the same workers have the same."""
+        """How often each position was computed: the most of any layer.
+
+        Layers that the same workers traced have the same numbers, so each set of workers is counted once.
+        """
         times = np.zeros(self.shape[0], np.int64)
         for of_same in {
             tuple(n for n, share in enumerate(self._shares) if place in share.layers)
@@ -126,13 +129,13 @@ def _share(worker: WorkerTrace, first: int, end: int, layers: Sequence[MoeLayer]
     rows = np.flatnonzero((worker.positions >= first) & (worker.positions < end))
     rows = rows[np.argsort(worker.positions[rows], kind="stable")]
     index = {layer: place for place, layer in enumerate(layers)}
-    # Workers that contradict each other about a layer: the first is believed.
+    # Where workers contradict each other about a layer, the first is believed.
     mine = {index[layer]: n for n, layer in enumerate(worker.layers) if layer in index}
     return _Share(worker.positions[rows], rows, worker, mine)
 
 
 def slots_of(workers: Sequence[WorkerTrace]) -> dict[int, Int64Array]:
-    """Layer to slots per logical expert, int64 [num_experts], of all rows computed, again or not."""
+    """Layer to slots per logical expert, int64 [num_experts]; rows that were computed again count again."""
     counts: dict[int, Int64Array] = {}
     for worker in workers:
         for layer, ids in zip(worker.layers, worker.experts, strict=True):

@@ -45,7 +45,7 @@ class AxisBalance:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """Balance of a window; ``dp_tokens`` is that of the DP ranks' tokens, whatever the layer."""
+    """Balance of a window. ``dp_tokens`` is that of the DP ranks' tokens, whatever the layer."""
 
     window: ModelWindow
     min_tokens: int

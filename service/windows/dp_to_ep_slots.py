@@ -15,16 +15,17 @@ def dp_to_ep_slots(
 ) -> FloatArray:
     """Slots of each DP rank's tokens that went to each EP rank, summed over layers.
 
-    Exact over changes of placement: each frame's slots were placed as it said (see ``placement``).
+    Exact over changes of placement: each frame's slots were placed by the placement that it names
+    (see :mod:`moescope.service.counts.ep_slots`).
 
     Args:
         spans: what the producers counted; several of one DP rank add up (TP ranks have rows of their own).
         dp_ranks: C DP ranks, the rows.
         layers: ids of the layers to sum over.
-        ep_size: R, at least; EP ranks that were there before count too.
+        ep_size: R, the EP ranks that there are now.
 
     Returns:
-        float64 [C, R or more].
+        float64 [C, R], or wider where slots went to EP ranks that are gone now.
     """
     width, found = ep_size, []
     for item in spans:

@@ -1,4 +1,4 @@
-"""Which EP rank holds an expert, as the producers last said."""
+"""On which EP rank each expert is, by the newest placement that the producers reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ep_ranks_of_experts(
 
     Args:
         layer: whose experts.
-        placements: of each producer its layers and where their experts are, parallel.
+        placements: the layers of each producer, and the placement of their experts.
 
     Returns:
         num_experts ranks; None when no producer knows.

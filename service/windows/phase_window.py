@@ -1,7 +1,7 @@
 """The window of one phase: the producers' differences, less what is of the other phase.
 
-A DP rank with tokens of unknown phase is one that the layer doesn't show, with the reason: they never count
-as either phase, nor as none.
+A layer leaves out a DP rank with tokens of unknown phase, and says why. Such tokens are counted as neither
+phase, and never as zero.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ def merge_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> ModelWind
 
 
 def spans_of_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> list[ProducerSpan]:
-    """The same, of one phase; see :meth:`Totals.of_phase`. None: all."""
+    """The spans, each with only what is of a phase (see :meth:`Totals.of_phase`); None: unchanged."""
     if phase is None:
         return list(spans)
     return [replace(item, span=replace(item.span, phase=phase)) for item in spans]
 
 
 class _Split:
-    """Takes one phase of what each DP rank counted, and notes what of the rank's tokens is known.
+    """Takes one phase of what each DP rank counted, and notes the tokens whose phase is not known.
 
     Attributes:
-        work: of each DP rank both phases.
-        tokens: of each DP rank the tokens of which the phase is not known.
-        rows: the same by layer, where there are any: layer to DP rank to tokens.
+        work: DP rank to its work by phase, None where that is not known.
+        tokens: DP rank to its tokens of unknown phase.
+        rows: layer to DP rank to its tokens of unknown phase in the layer; only where there are any.
     """
 
     def __init__(self, phase: Phase) -> None:
@@ -66,7 +66,7 @@ class _Split:
 
 
 def _known(layer: LayerWindow, unphased: dict[int, int]) -> LayerWindow:
-    """The layer without the DP ranks of which something is not known."""
+    """The layer without the DP ranks that have tokens of unknown phase in it."""
     if not unphased:
         return layer
     kept = np.array([i for i, rank in enumerate(layer.dp_ranks) if rank not in unphased], dtype=np.int64)

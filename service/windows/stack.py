@@ -1,6 +1,6 @@
-"""What all DP ranks of a deployment counted as arrays over ranks and layers, to reduce windows whole.
+"""What all DP ranks of a deployment counted, as arrays over ranks and layers.
 
-With hundreds of ranks a scrape would otherwise spend its time in a loop over ranks and layers, and hold the
+With hundreds of ranks a loop over ranks and layers would take most of a scrape's time, and it would hold the
 arrays of all producers at once.
 """
 
@@ -31,9 +31,9 @@ class Stack:
         rows: tokens counted, int64 [D, L].
         present: whether the DP rank has a producer with the layer, bool [D, L].
         lost: whether the DP rank computed tokens and has the layer, which saw none of them, bool [D, L].
-        ep_slots: slots per EP rank of the DP ranks that have the layer and lost nothing there: L arrays,
-            float64 [R], where R is the ``ep_size`` asked for, or more if something went to further ranks.
-        unplaced: their slots without a placement, L numbers.
+        ep_slots: slots per EP rank, L arrays of float64 [R]; of the DP ranks that have the layer and lost
+            nothing there. R is the ``ep_size`` asked for, or more if slots went to further ranks.
+        unplaced: slots of these DP ranks without a placement, L numbers.
     """
 
     layout: Layout
@@ -46,7 +46,7 @@ class Stack:
 
 
 class Stacker:
-    """Builds a :class:`Stack`, one DP rank after the other, and keeps no array that it was given.
+    """Builds a :class:`Stack` from one DP rank after the other. It keeps none of the arrays that it is given.
 
     Args:
         layouts: of all producers.
@@ -77,7 +77,7 @@ class Stacker:
         self._rank += 1
         for totals in producers:
             experts, layers = self._where(totals.layout)
-            if experts is None or layers is None:  # as good as always
+            if experts is None or layers is None:  # almost always
                 self._counts[rank] += totals.counts
                 self._rows[rank] += totals.rows
                 self._present[rank] = True

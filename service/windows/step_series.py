@@ -1,4 +1,4 @@
-"""Straggler cost over time, without the differences of everything else that a window has."""
+"""Straggler cost over time. Only what it needs is subtracted, not everything that a window has."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def _used(slots: FloatArray) -> Int64Array:
 
 
 def _truncated(memory: Remembered, i: int) -> bool:
-    """As ``history.between`` says of the interval after boundary ``i``."""
+    """Whether counts may be missing before the interval after boundary ``i``; see ``history.between``."""
     start = memory.instants[i]
     return start is not None and memory.found[i].at > start and memory.birth < start
 
 
 def _add_slots(slots: FloatArray, memory: Remembered, layers: Sequence[int]) -> None:
-    """Add a producer's slots by EP rank at each boundary, which never go back."""
+    """Add a producer's slots by EP rank at each boundary. From one boundary to the next they never sink."""
     last = memory.found[0]
     added = _slots(last.totals, layers, slots.shape[2])
     for i, snapshot in enumerate(memory.found):

@@ -2,8 +2,9 @@
 
 In each layer of each step the EP ranks wait for the one with most slots. If time goes with slots, an average
 rank works ``mean`` of the ``max`` that the layer takes. The **straggler cost** is the share of that time that
-is waited, ``1 - sum of means / sum of maxes``, summed over steps and, for the whole model, over layers. The
-windowed share is the same of the window's sums by rank: where other ranks are hot in other steps it is lower.
+is waited: ``1 - sum of means / sum of maxes``, summed over steps and, for the whole model, over layers. The
+**windowed share** takes the sums of the whole window by rank as if they were one step. It is lower than the
+cost where different ranks are hot in different steps.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from moescope.service.windows.window import LayerWindow, ModelWindow
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """One layer over its joined steps; see :class:`Stragglers`.
+    """One layer over its joined steps; see :class:`moescope.service.counts.step_costs.Stragglers`.
 
     Attributes:
         layer: its id.
@@ -70,13 +71,17 @@ class Cost:
 
 def cost_of(spans: Sequence[ProducerSpan]) -> Cost:
     """What the producers of one deployment were credited with in a window."""
-    # Only the first worker of each stage has any: the others' differences would be made in vain.
+    # Only the first worker of each stage is credited. Making the others' differences would cost time only.
     credited = (item for item in spans if item.span.last.stragglers is not None)
     return cost_in((item.producer.latest.producer.pp_rank, item.span.delta) for item in credited)
 
 
 def cost_in(totals: Iterable[tuple[int, Totals]]) -> Cost:
-    """The same from totals, or differences of them, with their pipeline stages."""
+    """What workers were credited with.
+
+    Args:
+        totals: the pipeline stage of each worker, and its totals, or a difference of two of them.
+    """
     layers: dict[int, LayerCost] = {}
     stages: dict[int, StageSteps] = {}
     for pp_rank, delta in totals:

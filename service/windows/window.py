@@ -1,8 +1,8 @@
 """What a deployment counted in a window: the producers' differences, merged.
 
-A DP rank may have several producers. Each row is counted by exactly one of its TP ranks, so counts and rows
-add up over TP; each PP rank has layers of its own, so layers are joined over PP; tokens and steps are the
-same on all of them, so the largest is taken.
+A DP rank may have several producers. Exactly one of its TP ranks counts each row, so counts and rows add up
+over TP. Each PP rank has layers of its own, so layers are joined over PP. All of them count the same tokens
+and steps, so the largest number is taken.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from moescope.service.measures.arrays import FloatArray
 from moescope.service.windows.stack import Stack, Stacker
 
 Part = Callable[[int, list[Totals]], list[Totals]]
-"""From a DP rank and what its producers counted to what of it is wanted."""
+"""Takes a DP rank and what each of its producers counted; returns the part of that which is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """The instants that the producers' totals were really taken at, seconds of Unix time.
+    """The instants at which the producers' totals were really taken, seconds of Unix time.
 
-    Producers report one after the other, so there is an earliest and a latest for either boundary; of
-    those that reported in the window, unless none did.
+    Producers report one after the other, so either boundary has an earliest and a latest instant. Producers
+    that did not report in the window are left out, unless none did.
     """
 
     start_earliest: float
@@ -67,7 +67,7 @@ class LayerWindow:
         ep_reason: why the load of the EP ranks isn't known, or None.
         unseen: DP ranks that computed tokens, none of which was seen here, though the layer is covered.
         uncovered: DP rank to the reason why its tokens can't be seen here.
-        unphased: in the window of one phase, DP rank to its tokens whose phase is not known; it is left out.
+        unphased: in the window of one phase, DP ranks that are left out, to their tokens of unknown phase.
     """
 
     shape: MoeLayer
@@ -107,9 +107,9 @@ class LayerWindow:
 class ModelWindow:
     """A deployment in a window.
 
-    ``dp_size`` and ``ep_size`` are those of its end (see :func:`sizes_of`); ``uncovered`` the layers that
-    no DP rank can see, with the reason. ``phase`` is the only one that was asked for, and ``phase_reason``
-    says why not all tokens of it are known.
+    ``dp_size`` and ``ep_size`` are those at the window's end (see :func:`sizes_of`). ``uncovered`` has the
+    layers that no DP rank can see, with the reason. ``phase`` is the one phase that was asked for, or None;
+    ``phase_reason`` says why not all of its tokens are known.
     """
 
     server: str
@@ -140,7 +140,10 @@ class ModelWindow:
 
 
 def merge(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindow:
-    """Merge all producers of one deployment, one at least; only ``part`` of what they counted, if given."""
+    """Merge all producers of one deployment; only ``part`` of what they counted, if given.
+
+    ``spans`` has at least one producer.
+    """
     by_rank: dict[int, list[ProducerSpan]] = {}
     for item in spans:
         by_rank.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
@@ -168,7 +171,7 @@ def merge(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindo
 
 
 def _used(spans: Sequence[ProducerSpan]) -> Used:
-    # A producer that did not report in the window, as it is long gone, tells nothing of its bounds.
+    # A producer that did not report in the window, say because it ended before, says nothing of its bounds.
     told = [item.span for item in spans if item.span.start < item.span.end] or [item.span for item in spans]
     starts, ends = [span.start for span in told], [span.end for span in told]
     return Used(min(starts), max(starts), min(ends), max(ends), any(item.span.truncated for item in spans))
@@ -188,7 +191,7 @@ def _dp_rank(rank: int, spans: list[ProducerSpan], deltas: list[Totals]) -> DpRa
 def _layers(
     stack: Stack, ids: list[int], ep_size: int, uncovered: dict[int, dict[int, str]]
 ) -> tuple[LayerWindow, ...]:
-    """All layers, of the DP ranks ``ids``."""
+    """All layers; ``ids`` are the DP ranks of the stack, in its order."""
     covering = stack.present & ~stack.lost
     offsets = stack.layout.offsets.tolist()
     everywhere: list[bool] = np.all(covering, axis=0).tolist()

@@ -1,4 +1,4 @@
-"""Servers that don't answer as a service does."""
+"""Servers that answer otherwise than the service, or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 
 def take_request(peer: socket.socket) -> bytes:
-    """One request, which may come in pieces; nothing when there is no other."""
+    """Read one request, which may come in pieces; empty once the peer sends no more."""
     taken = b""
     while (end := taken.find(b"\r\n\r\n")) < 0 or len(taken) < end + 4 + _content_length(taken[:end]):
         piece = peer.recv(65536)
@@ -29,7 +29,7 @@ def _content_length(head: bytes) -> int:
 
 @contextmanager
 def silent_server() -> Iterator[int]:
-    """Accepts connections, reads, and never answers."""
+    """Listens and never answers; yields the port."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -38,7 +38,7 @@ def silent_server() -> Iterator[int]:
 
 @contextmanager
 def answering(*pieces: bytes, pause: float = 0.0) -> Iterator[str]:
-    """Answers each request with these pieces, and a pause after each, for as long as somebody listens."""
+    """Answers each request with these pieces, with a pause after each piece; yields the URL."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:

@@ -1,4 +1,4 @@
-"""Steps for tests of tracing: as vLLM's scheduler and routers would have them."""
+"""Steps for tests of tracing, as vLLM's scheduler and routers would make them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moescope.capture.counting.staging import TraceStaging, copy_traced_rows
 from moescope.capture.seam.requests import NewRequest, StepRequests
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.settings.sampling import TraceSampling
-from moescope.capture.step.batch import lay_out
+from moescope.capture.step.batch import order_requests
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.tracing.buffer import Trace
 from moescope.capture.tracing.tracer import Tracer
@@ -48,7 +48,7 @@ class Driver:
         padding: int = 0,
         layers: Sequence[int] | None = None,
         span: RowSpan | None = None,
-        laid_out: bool = True,
+        ordered: bool = True,
         proceed: bool = True,
     ) -> list[torch.Tensor]:
         """Run a step of requests with (first position, tokens); returns the ids of each layer's call."""
@@ -66,9 +66,9 @@ class Driver:
             num_tokens={name: count for name, (_, count) in tokens.items()},
         )
         self.tracer.begin_step(step)
-        if laid_out:
+        if ordered:
             names = list(tokens) if order is None else order
-            self.tracer.lay_out(lay_out(names, step, dict.fromkeys(tokens, 4)), self.steps)
+            self.tracer.take_order(order_requests(names, step.num_tokens), self.steps)
         valid = sum(count for _, count in tokens.values())
         total = valid + padding
         whole = RowSpan(Layout.SINGLE_DP, 0, total, 0)
@@ -87,7 +87,7 @@ class Driver:
         return calls
 
     def route(self, ordinal: int, topk_ids: torch.Tensor, span: RowSpan, valid: int) -> None:
-        """A layer's routing call, of a step with so many true tokens."""
+        """A layer's routing call in a step of `valid` true tokens."""
         copy_traced_rows(topk_ids, span, torch.tensor([valid]), self.staging, ordinal)
 
     def closed(self) -> dict[str, Trace]:
@@ -95,7 +95,7 @@ class Driver:
         return {trace.request_id: trace for trace in self.assembly.closed}
 
     def assert_accounts(self, captured: int, closed: int, open_: int, **dropped: int) -> None:
-        """Captured = dropped + open + closed, each as given."""
+        """Check the accounts: captured = dropped + open + closed, each as given."""
         assert (self.assembly.captured, dict(self.assembly.dropped)) == (captured, dropped)
         assert len(self.assembly.closed) == closed
         assert captured == closed + open_ + sum(dropped.values())

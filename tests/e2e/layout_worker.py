@@ -1,4 +1,4 @@
-"""A worker that compares the layout that capture was told with the rows that vLLM's model really got."""
+"""A worker that compares the batches that capture was told of with the rows that vLLM's model really got."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from moescope.capture.step.batch import BatchLayout
+from moescope.capture.seam.requests import read_requests
+from moescope.capture.step.batch import BatchRequests
 from moescope.capture.worker import RoutingWorker
 
 
 class LayoutWorker(RoutingWorker):  # type: ignore[misc]
     """Writes a line for each step to a file in ``LAYOUT_FOLDER``, one for each forward pass to another."""
 
-    _told: BatchLayout | None = None
+    _told: BatchRequests | None = None
     _prompts: dict[str, list[int]] | None = None
     _passes: Any = None
     _across: Any = None
@@ -25,13 +26,13 @@ class LayoutWorker(RoutingWorker):  # type: ignore[misc]
         if self._prompts is None:
             self._prompts = {}
             self._log = (Path(os.environ["LAYOUT_FOLDER"]) / str(os.getpid())).open("w", buffering=1)
-            told = self._capture._laid_out
+            told = self._capture._ordered
 
-            def listen(layout: BatchLayout) -> None:
-                self._told = layout
-                told(layout)
+            def listen(batch: BatchRequests) -> None:
+                self._told = batch
+                told(batch)
 
-            self._capture._watch._laid_out = listen
+            self._capture._watch._on_order = listen
         for new in scheduler_output.scheduled_new_reqs:
             self._prompts[new.req_id] = list(new.prompt_token_ids)
         self._told = None
@@ -70,15 +71,17 @@ class LayoutWorker(RoutingWorker):  # type: ignore[misc]
         """What a test looks at; ``wrong`` names the first request whose rows aren't as told."""
         assert self._told is not None
         assert self._prompts is not None
-        names, counts, firsts, lengths = self._told
+        names, counts = self._told
+        requests = read_requests(scheduler_output)
         positions = self.model_runner.positions.numpy()
         input_ids = self.model_runner.input_ids.gpu.numpy()
         wrong, prompt_rows, row = None, 0, 0
-        for name, count, first, length in zip(names, counts, firsts, lengths, strict=True):
-            prompt = self._prompts[name]
-            known = min(int(count), max(0, len(prompt) - int(first)))
+        lengths = {new.request_id: new.prompt_tokens for new in requests.new}
+        for name, count in zip(names, counts, strict=True):
+            prompt, first = self._prompts[name], requests.first_positions[name]
+            known = min(int(count), max(0, len(prompt) - first))
             right = (
-                length == len(prompt)
+                lengths.get(name, len(prompt)) == len(prompt)
                 and np.array_equal(positions[row : row + count], np.arange(first, first + count))
                 and input_ids[row : row + known].tolist() == prompt[first : first + known]
             )

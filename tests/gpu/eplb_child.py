@@ -18,7 +18,7 @@ from tests.gpu.parallel_child import describe, generate, noted, settled
 
 
 def placements(frames: list[Frame]) -> list[list[Any]]:
-    """Version, and for each layer the logical expert of each physical one, whenever they changed."""
+    """The placements in the frames' order: version, and for each layer the logical expert of each copy."""
     found: list[list[Any]] = []
     for frame in sorted(frames, key=lambda frame: frame.seq):
         placement = frame.placement

@@ -27,7 +27,7 @@ SETTLE = 30.0
 
 
 async def generate(spec: dict[str, Any]) -> tuple[Any, list[tuple[int, int, int]]]:
-    """The engine, and of each request its DP rank, its prompt's tokens and those that it generated."""
+    """The engine; and for each request its DP rank, the tokens of its prompt and those that it generated."""
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM

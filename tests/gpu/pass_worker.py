@@ -59,11 +59,11 @@ class PassWorker(RoutingWorker):  # type: ignore[misc]
         return result
 
     def _spied(self, agree: Callable[..., Any], read: Callable[[Any], tuple[Any, int]]) -> Callable[..., Any]:
-        """A function of vLLM's by which the ranks agree on sizes and on the graph's mode, listened to."""
+        """Have noted what vLLM's ranks agree on, sizes and the graph's mode, when this function returns."""
 
         def spied(*args: Any, **kwargs: Any) -> Any:
             result = agree(*args, **kwargs)
-            if not self._agreed:  # what follows in this pass is a draft model's
+            if not self._agreed:  # later calls in this pass are for a draft model
                 across, mode = read(result)
                 self._agreed = {"across": None if across is None else across.tolist(), "mode": mode}
             return result

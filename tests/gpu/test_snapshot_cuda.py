@@ -1,4 +1,4 @@
-"""Snapshots on a GPU: of one moment, none lost, and never a wait, neither in steps nor in the reader."""
+"""Snapshots on a GPU are of one moment and lose no counts; neither steps nor the reader wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traced rows on a GPU: the kernel equals the reference, in graphs and eager steps, and nothing waits."""
+"""Traced rows on a GPU: the kernel equals the reference, in graphs and eager steps; the host never waits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Traced(Toy):
         self.forward(512)
 
     def step(self, valid: int, traced: list[int], run: Replay) -> tuple[StagedRows, torch.Tensor] | None:
-        """A step whose tokens `traced` are traced; what arrives, and what must."""
+        """Run a step whose tokens `traced` are traced; returns the rows that arrive, and those that must."""
         self.new_input()
         tokens = np.array(traced, np.int64)
         self.begin(valid)

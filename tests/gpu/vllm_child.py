@@ -31,12 +31,12 @@ class Spy:
         self.scheduled = 0
         self.preempted = 0
         self.phases: list[tuple[int, int]] = []
-        """Of each step: its tokens, and those of requests whose prompt was computed before."""
+        """For each step: its tokens, and how many are of requests whose prompt was computed before."""
         self.steps: list[tuple[str, int, int, int]] = []
-        """Mode, true tokens, padded tokens, requests."""
+        """For each step: mode of the graph, true tokens, padded tokens, requests."""
         self.layouts: list[bool] = []
-        """Of each step with tokens of both phases, and of each traced one, whether capture was told the rows'
-        order that the runner used."""
+        """For each step with tokens of both phases, and for each traced step: whether capture was told the
+        order of rows that the runner used."""
         self._now: Any = None
         self._told: Any = None
         self._comparing = False
@@ -111,16 +111,16 @@ class Spy:
         self.phases.clear()
 
     def _listen(self, session: Any) -> None:
-        """Hear what this worker's capture is told."""
+        """Listen to what this worker's capture is told of the batch."""
         if session is None or hasattr(session, "_spied"):
             return
-        session._spied = laid_out = session._watch._laid_out
+        session._spied = ordered = session._watch._on_order
 
-        def listen(layout: Any) -> None:
-            self._told = layout
-            laid_out(layout)
+        def listen(batch: Any) -> None:
+            self._told = batch
+            ordered(batch)
 
-        session._watch._laid_out = listen
+        session._watch._on_order = listen
 
     def _compare(self, request_ids: Any, num_tokens: Any) -> None:
         if self._comparing:
@@ -137,7 +137,7 @@ class Spy:
         if self._now is not None and self._now.total_num_scheduled_tokens:
             requests = self._now.num_scheduled_tokens
             self.steps.append((mode, self._now.total_num_scheduled_tokens, padded, len(requests)))
-            self._now = None  # what follows in this step is a draft model's
+            self._now = None  # later calls in this step are for a draft model
 
 
 def make_requests(
@@ -241,7 +241,7 @@ def main(spec_path: str, result_path: str) -> None:
 
 
 def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) -> dict[str, Any]:
-    """What came of the requests' traces, which vLLM ends with the step after the last."""
+    """The traces of the requests. vLLM ends them with the step after the last one."""
     from vllm import SamplingParams
 
     layers = sink.frames[-1].layers

@@ -9,7 +9,7 @@ from tests.kernels.device import DEVICE  # skips first, where there is neither a
 # isort: split
 from moescope.capture.counting.launch import launch_layer, launch_step
 from moescope.capture.counting.load_ring import LoadRing
-from moescope.capture.counting.pointer_tables import blank_table, table_entry
+from moescope.capture.counting.pointer_tables import TableEntry, blank_table, filled_table, table_entry
 from moescope.capture.counting.reference import CountBuffers, count_rows
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.step.word import Phase, pack_step
@@ -63,22 +63,19 @@ class Bench:
             self.all.append(buffers)
         self.step, self.layer, self.reference = self.all
 
-    def table(self, entries: dict[int, tuple[int, ...]]) -> torch.Tensor:
+    def table(self, entries: dict[int, TableEntry]) -> torch.Tensor:
         """A pointer table of these layers, by ordinal."""
-        table = blank_table(self.layers)
-        for ordinal, entry in entries.items():
-            table[ordinal, : len(entry)] = entry
-        return torch.from_numpy(table).to(DEVICE)
+        return torch.from_numpy(filled_table(blank_table(self.layers), entries)).to(DEVICE)
 
     def begin(self) -> None:
-        """A step begins: in each buffers' next slot, which only the step kernel empties ahead."""
+        """A step begins, with the next place of each ring, which only the step kernel has emptied before."""
         for buffers in self.all:
-            slot = 0
+            place = 0
             if buffers.ring is not None:
-                slot = buffers.ring.begin_step(0)
+                place = buffers.ring.begin_step(0)
                 if buffers is not self.step:
                     buffers.ring.zero()
-            buffers.step_word.fill_(pack_step(self.num_valid, self.phase, slot))
+            buffers.step_word.fill_(pack_step(self.num_valid, self.phase, place))
 
     def count(self, ids: dict[int, torch.Tensor], spans: dict[int, RowSpan]) -> None:
         """A step."""
@@ -104,7 +101,7 @@ class Bench:
                 ring.copy_since(0, copy)
             assert torch.equal(copies[0][:steps], copies[1][:steps])
             if rings[0].computed <= rings[0].capacity:
-                assert int(copies[0].sum()) == sum(expected[: 2 * self.reference.num_slots])
+                assert int(copies[0].sum()) == sum(expected[: 2 * self.reference.num_counts])
         return expected
 
 

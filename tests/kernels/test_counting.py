@@ -48,7 +48,7 @@ def test_loads_by_ep_rank_for_any_number_of_ranks(name: str, ep_size: int, phase
     bench.check()
 
 
-def test_the_ring_goes_round_and_each_slot_is_emptied_before_its_step(
+def test_the_ring_goes_round_and_each_place_is_emptied_before_its_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(load_ring, "RING_BYTES", 5 * 3 * 8 * 4)
@@ -68,7 +68,7 @@ def test_the_ring_goes_round_and_each_slot_is_emptied_before_its_step(
         bench.check()
 
 
-def test_a_launch_without_rows_of_this_worker_still_empties_the_next_slot() -> None:
+def test_a_launch_without_rows_of_this_worker_still_empties_the_next_place() -> None:
     bench = Bench([(60, 4)] * 2, 20)
     ring = bench.step.ring
     assert ring is not None

@@ -1,11 +1,15 @@
-"""Integers that kernels get by value: Triton gives them 32 or 64 bits, whichever their value needs."""
+"""Integers that kernels get by value. Triton gives them 32 bits where the value fits, else 64."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import mmap
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,13 +22,12 @@ from tests.kernels.device import (  # skips first, where there is neither a GPU 
 import triton.language as tl
 
 from moescope.capture.counting.kernels import layer_kernel, step_kernel
-from moescope.capture.counting.pointer_tables import table_entry
+from moescope.capture.counting.pointer_tables import TableEntry, table_entry
 from moescope.capture.counting.trace_kernel import traced_arguments
 from moescope.capture.step.word import Phase, pack_step
 from tests.kernels.bench import Bench, make_ids, span
 
 on_cpus = pytest.mark.skipif(not INTERPRETED, reason="places memory of the host where it wants it")
-on_gpus = pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile what it does not run")
 
 PAGE = mmap.PAGESIZE
 MAP_NORESERVE = 0x4000
@@ -86,7 +89,7 @@ def memory() -> Iterator[Memory]:
 )
 @pytest.mark.parametrize("phase", Phase)
 def test_ids_at_any_address(memory: Memory, low: int, high: int, phase: Phase) -> None:
-    """Python's own heap is below 2**31 where the interpreter is not position-independent, as Debian's."""
+    """Python's heap is below 2**31 in builds that are not position-independent, such as Debian's."""
     bench = Bench([(60, 4)], 90, phase)
     made = make_ids(100, bench.layers[0], torch.int32, 1)
     ids = memory.between(low, high, PAGE, torch.int32)[: made.numel()].view(made.shape).copy_(made)
@@ -95,23 +98,30 @@ def test_ids_at_any_address(memory: Memory, low: int, high: int, phase: Phase) -
     assert sum(bench.check()) > 0
 
 
-@on_gpus
-def test_a_small_address_compiles() -> None:
-    bench = Bench([(60, 4)], 0)
-    count_layer(bench, (8, 1000, 0, 4, 4, 1))
-    torch.cuda.synchronize()
-    assert sum(bench.check()) == 0
+@pytest.mark.parametrize("integers", ["i32", "i64"])
+def test_both_widths_compile_for_a_gpu(integers: str, tmp_path: Path) -> None:
+    """The compiler takes no int32 for a pointer; in a process of its own, which does not interpret."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compiled", integers],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        cwd=Path(__file__).parents[2],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @on_cpus
 @pytest.mark.parametrize("kernel", ["step", "layer"])
 @pytest.mark.parametrize("phase", Phase)
 def test_more_counts_than_31_bits_can_say(memory: Memory, kernel: str, phase: Phase) -> None:
-    """The rows of a layer are behind two times `num_counts` counts: its place is computed in 64 bits."""
+    """The numbers of rows come after twice `num_counts` counts: their place is computed in 64 bits."""
     bench = Bench([(60, 4)], 90, phase, ep_size=0)
     ids = make_ids(100, bench.layers[0], torch.int32, 1)
     bench.count({0: ids}, {0: span(90)})
-    # What computes in 32 bits adds in front of the counts, where there is memory as well.
+    # A kernel that computes in 32 bits would add in front of the counts; there is memory there too.
     before = 2 * LARGE * 8
     flat = memory.of(before + 2 * LARGE * 8 + PAGE, torch.int64, start=before)
     bench.begin()
@@ -157,7 +167,7 @@ def test_a_map_of_more_experts_than_31_bits_can_say(memory: Memory) -> None:
     assert loads[0, :3].sum() == 0
 
 
-def count_step(bench: Bench, entry: tuple[int, ...], flat: torch.Tensor, num_counts: int) -> None:
+def count_step(bench: Bench, entry: TableEntry, flat: torch.Tensor, num_counts: int) -> None:
     """The step kernel over one layer, without a ring."""
     buffers = bench.step
     step_kernel[(1, 1)](
@@ -179,7 +189,7 @@ def count_step(bench: Bench, entry: tuple[int, ...], flat: torch.Tensor, num_cou
     )
 
 
-def count_layer(bench: Bench, entry: tuple[int, ...], **arguments: object) -> None:
+def count_layer(bench: Bench, entry: TableEntry, **arguments: object) -> None:
     """The layer kernel over a layer of 60 experts; `arguments` in the place of those without a ring."""
     buffers = bench.layer
     unused = buffers.flat
@@ -190,7 +200,7 @@ def count_layer(bench: Bench, entry: tuple[int, ...], **arguments: object) -> No
         "step_word": buffers.step_word,
         "phases": buffers.phases,
         "flat": buffers.flat,
-        "num_counts": buffers.num_slots,
+        "num_counts": buffers.num_counts,
         "num_layers": 1,
         "ep_ranks": unused,
         "max_experts": 0,

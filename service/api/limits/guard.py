@@ -1,4 +1,4 @@
-"""Every request passes here first: what its route needs, and what its sender may do."""
+"""The first to see a request: it compares what the route needs with what the sender may do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Guard:
     Args:
         app: what it guards.
         book: the tokens; without any everybody may do everything.
-        sessions: of browsers; they may only ask.
+        sessions: sessions of browsers, which may only ask.
         open_read: asking needs no token.
         refused: called with ``unauthorized`` or ``forbidden`` for a frame or trace that is turned away.
         clock: seconds of Unix time, for expiry.
@@ -49,7 +49,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        # The path that is routed: Starlette before 1.0 made that of `request.url` of the Host header too.
+        # The path that is routed. Before Starlette 1.0 `request.url` was made from the Host header too.
         right = needed(request.method, scope["path"])
         if right is None or (right is Right.READ and self._open_read and request.method != "POST"):
             await self._app(scope, receive, send)
@@ -79,7 +79,8 @@ class Guard:
                 403,
                 "forbidden",
                 "The token may not do this",
-                f"{token.name!r} has {', '.join(sorted(token.scopes))}; this needs {right.value}.",
+                f"{token.name!r} has {', '.join(sorted(token.scopes))}; this needs {right.value}: "
+                "send a token that has it.",
             )
         await answer(scope, receive, send)
 

@@ -25,7 +25,7 @@ class Keeper:
     async def keep_state(self) -> None:
         """Return when the records of all frames so far are kept.
 
-        Call it without awaiting anything since the frame was taken, so that records stay in order.
+        To keep records in order, await nothing between taking the frame and this call.
 
         Raises:
             StoreError: they could not be kept.
@@ -38,7 +38,7 @@ class Keeper:
             raise
 
     async def keep(self, records: Sequence[Record]) -> None:
-        """Return when these are kept.
+        """Return when these records are kept.
 
         Raises:
             StoreError: they could not be kept.

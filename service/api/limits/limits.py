@@ -17,7 +17,7 @@ _TRACE_PARTS: Final = 10.0  # for each frame that a producer may send
 
 
 class Limits:
-    """For one event loop: nothing here is locked.
+    """Bounds on what producers and their addresses send; for one event loop, since nothing here is locked.
 
     Args:
         settings: see ``max_waiting_mib``, ``max_bodies_per_client``, ``max_frames_per_s``, ``max_producers``.
@@ -37,10 +37,14 @@ class Limits:
 
     @contextmanager
     def body_of(self, client: str) -> Generator[Callable[[int], None]]:
-        """While a body of this address arrives; call the result with the bytes of each piece.
+        """Count a body of this address until the block ends.
+
+        Yields:
+            What to call with the number of bytes of each piece that arrives. It raises RefusedFrameError when
+            the bodies of all addresses together are too large.
 
         Raises:
-            RefusedFrameError: too many at once, or too many bytes of all.
+            RefusedFrameError: too many bodies of this address arrive at once.
         """
         if self._bodies[client] >= self._max_bodies:
             raise RefusedFrameError(

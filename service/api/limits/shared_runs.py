@@ -15,9 +15,9 @@ T = TypeVar("T")
 class SharedRuns(Generic[K, T]):
     """Runs ``job`` in a thread, once at a time; for one event loop.
 
-    Callers who come while a run is under way share the next one, so each gets what was computed after it
-    came, at most one run waits, and none can pile up behind clients who gave up. Errors of the job reach all
-    callers of the run.
+    Callers who come while a run is under way share the next one. So each gets a result that was computed
+    after it came, at most one run waits, and runs can't pile up behind clients who gave up. An error of the
+    job reaches all callers of the run.
 
     Args:
         job: from the forms that a run's callers want, each once, to the results.

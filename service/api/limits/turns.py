@@ -9,7 +9,7 @@ from typing import Any, Final
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-_CLIENT_CLOSED: Final = 499  # nginx's word for it; nobody reads this answer
+_CLIENT_CLOSED: Final = 499  # nginx's status for this; nobody reads the answer
 
 
 class Turns:

@@ -19,8 +19,9 @@ _LENGTH: Final = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 _RELATIVE: Final = re.compile(r"-(\d+(?:\.\d+)?)([smhd])")
 
 MAX_STEPS: Final = 1000
+SHORTEST_STEP_S: Final = 0.001
 LARGEST: Final = 2**53
-"""Largest number that a parameter takes: more is nothing that was counted, and no database can compare it."""
+"""Largest number that a parameter takes. No count is larger, and a store compares 64-bit integers only."""
 
 ServerParam = Annotated[str | None, Query(description="vLLM deployment; needed when there are several.")]
 ModelParam = Annotated[str | None, Query(description="Model; needed when there are several.")]
@@ -83,12 +84,12 @@ def parse_bounds(start: str | None, end: str | None, now: float) -> Bounds:
 
 
 def parse_step(text: str | None, bounds: Bounds, now: float) -> list[float]:
-    """The instants, rising, that cut a window into intervals of a step; none without a step.
+    """The instants, rising, that cut a window into intervals as long as ``text`` says; none if it is empty.
 
     The last interval ends with the window and may be shorter.
 
     Raises:
-        ProblemError: it is no length, the window has no begin, or there would be too many intervals.
+        ProblemError: ``text`` is no length of time, the window has no begin, or it has too many intervals.
     """
     if not text:
         return []
@@ -113,7 +114,7 @@ def parse_step(text: str | None, bounds: Bounds, now: float) -> list[float]:
 def _length(text: str) -> float:
     found = _LENGTH.fullmatch(text)
     seconds = float(found[1]) * _SECONDS[found[2] or "s"] if found else 0.0
-    if not 0.001 <= seconds < math.inf:
+    if not SHORTEST_STEP_S <= seconds < math.inf:
         raise ProblemError(
             400,
             "bad-step",
@@ -127,11 +128,11 @@ def choose(state: LiveState, server: str | None, model: str | None) -> Deploymen
     """The one deployment that is meant.
 
     Raises:
-        ProblemError: none reported yet, none has these names (404), or several do (400).
+        ProblemError: no deployment has reported yet or none has these names (404), or several have (400).
     """
     known = state.deployments()
     found = [item for item in known if server in (None, item[0]) and model in (None, item[1])]
-    if len(found) > 1:  # what expired need not be told apart from the one that lives
+    if len(found) > 1:  # if only one of them is alive, that one is meant
         found = [item for item in state.live_deployments() if item in found] or found
     if len(found) == 1:
         return found[0]
@@ -155,10 +156,15 @@ def choose(state: LiveState, server: str | None, model: str | None) -> Deploymen
 
 
 def check_known(kind: str, wanted: list[int], known: list[int]) -> None:
-    """Raise a 404 that lists what there is when something wanted (a layer, a DP rank) isn't known.
+    """Check that everything wanted is known.
+
+    Args:
+        kind: what it is, for people: "layer", "DP rank".
+        wanted: numbers that were asked for.
+        known: numbers that there are.
 
     Raises:
-        ProblemError: as said.
+        ProblemError: a wanted number isn't known (404); it lists the known ones.
     """
     unknown = sorted(set(wanted) - set(known))
     if unknown:

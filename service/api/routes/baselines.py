@@ -40,7 +40,7 @@ def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, k
 
         Needs a token with the scope admin, if the service asks for any. Kept in the store, if there is one.
         """
-        baseline = await run_in_threadpool(_made, state, book, wanted, settings.min_tokens)
+        baseline = await run_in_threadpool(_baseline, state, book, wanted, settings.min_tokens)
         await keeper.keep([baseline.document()])
         book.pin(baseline)
         return _out(baseline)
@@ -81,7 +81,12 @@ def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, k
     return router
 
 
-def _made(state: LiveState, book: BaselineBook, wanted: PinBaseline, min_tokens: int) -> Baseline:
+def _baseline(state: LiveState, book: BaselineBook, wanted: PinBaseline, min_tokens: int) -> Baseline:
+    """The baseline of the window that is to be pinned.
+
+    Raises:
+        ProblemError: the name is reserved, the window can't be a baseline (400), or there are too many (409).
+    """
     if wanted.name == PREVIOUS_HOUR:
         raise ProblemError(
             400,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import ExpertArray
@@ -22,40 +21,11 @@ from moescope.service.api.params.query import (
 )
 from moescope.service.api.params.stored import existing
 from moescope.service.api.problems import ProblemError, documented
+from moescope.service.api.schemas.coactivation import MAX_MATRIX, Coactivation, PairOut
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TraceQuery
 from moescope.service.traces.coactivation import count_together, strongest
-
-MAX_MATRIX: Final = 512  # experts above which the answer has pairs only
-
-
-class PairOut(BaseModel):
-    """Two experts that tokens took together."""
-
-    first: int
-    second: int
-    tokens: int = Field(description="Tokens that took both.")
-    lift: float = Field(
-        description="tokens x all tokens / (tokens of first x tokens of second); 1: independent."
-    )
-
-
-class Coactivation(BaseModel):
-    """Experts of a layer that the same tokens took, over traced requests."""
-
-    server: str
-    model: str
-    layer: int
-    num_experts: int
-    traces: int = Field(description="Traced requests that were counted, the newest in the window.")
-    truncated: bool = Field(description="There were more of them than max_traces.")
-    tokens: int = Field(description="Their tokens, those computed again included.")
-    counts: list[list[int]] | None = Field(
-        description="[num_experts][num_experts], symmetric: tokens that took both; the diagonal: that took "
-        "it. null above 512 experts."
-    )
-    pairs: list[PairOut] = Field(description="Pairs of the highest lift, highest first.")
 
 
 def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> APIRouter:

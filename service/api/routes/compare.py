@@ -109,10 +109,10 @@ def _side(window: ModelWindow, bounds: Bounds) -> Side:
 
 
 def _layers(window: ModelWindow, base: ModelWindow) -> list[LayerDifference]:
-    """The layers that both have.
+    """The layers that both windows have.
 
     Raises:
-        ProblemError: they have none with the same number of experts.
+        ProblemError: no layer of both has the same number of experts.
     """
     others = {layer.shape.layer: layer for layer in base.layers}
     pairs = [(layer, others[layer.shape.layer]) for layer in window.layers if layer.shape.layer in others]

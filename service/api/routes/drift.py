@@ -87,6 +87,11 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
 
 
 def _of_phase(pinned: Baseline, phase: Phase | None) -> LayerSlots:
+    """A baseline's slots by layer, of one phase or of both.
+
+    Raises:
+        ProblemError: the baseline doesn't tell its phases apart (400).
+    """
     slots = pinned.slots(phase)
     if slots is None:
         raise ProblemError(

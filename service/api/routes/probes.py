@@ -1,36 +1,20 @@
-"""Probes and the scrape."""
+"""GET /healthz and /readyz: the probes; GET /metrics: the scrape."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel
 
 from moescope.service.api.limits.shared_runs import SharedRuns
+from moescope.service.api.schemas.probes import Health, Readiness
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.text.exposition import Wanted, expose, negotiate
 from moescope.service.metrics.text.writer import Writer
 
 
-class Health(BaseModel):
-    """The process answers."""
-
-    status: Literal["ok"] = "ok"
-
-
-class Readiness(BaseModel):
-    """The service takes frames and answers queries, whether or not someone reports yet."""
-
-    status: Literal["ready"] = "ready"
-    producers: int
-    stale_producers: int
-
-
 def probes_router(state: LiveState, registry: CollectorRegistry, instruments: Instruments) -> APIRouter:
-    """Probes over ``state``, scrape of ``registry``, which is timed."""
+    """The probes over ``state``, and the scrape of ``registry``, whose durations ``instruments`` counts."""
     router = APIRouter(tags=["operation"])
     writer = Writer()
 

@@ -62,7 +62,8 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
     ) -> Stragglers:
         """Which share of MoE work time ranks wait for the busiest one, and which rank that was how often.
 
-        From steps of which the loads of all DP ranks are known; beside it the same of the window's sums.
+        It is computed from the steps of which the loads of all DP ranks are known. Beside it stands the share
+        that the window's sums give.
         """
         now = state.now()
         bounds = parse_bounds(start, end, now)
@@ -151,7 +152,7 @@ def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status]) -> str | 
 def _series(
     state: LiveState, deployment: Deployment, window: ModelWindow, instants: list[float]
 ) -> list[StragglerInterval]:
-    """The window cut at the instants; the layers that are seen whole in it are taken as such in all of it.
+    """The window cut at the instants, each interval over the layers that are seen whole in the window.
 
     Raises:
         ProblemError: there would be too much to add up.

@@ -61,7 +61,12 @@ _BINARY: Final = {
 def traces_router(state: LiveState, store: Store | None) -> APIRouter:
     """The routes that answer from ``store``; ``state`` tells the time."""
     router = APIRouter(tags=["traces"])
+    _add_list(router, state, store)
+    _add_trace(router, store)
+    return router
 
+
+def _add_list(router: APIRouter, state: LiveState, store: Store | None) -> None:
     @router.get("/v1/traces", responses=documented(400, 404, 422, 503))
     def traces(
         server: ServerParam = None,
@@ -95,6 +100,8 @@ def traces_router(state: LiveState, store: Store | None) -> APIRouter:
         )
         return _page(existing(store).traced_requests(query), limit)
 
+
+def _add_trace(router: APIRouter, store: Store | None) -> None:
     @router.get(
         "/v1/traces/{request_id:path}",
         response_class=Response,
@@ -118,8 +125,6 @@ def traces_router(state: LiveState, store: Store | None) -> APIRouter:
         routing = _routing(existing(store), found, layer, first, end)
         headers = trace_formats.headers_of(routing)
         return StreamingResponse(_body(kind, found, routing), media_type=kind.media_type, headers=headers)
-
-    return router
 
 
 def _page(found: list[TracedRequest], limit: int) -> TracePage:

@@ -33,14 +33,15 @@ _NO_SAMPLE: Final = Summary(None, None, None, None, None, 0)
 class _Point:
     """One interval.
 
-    Memory thins its older snapshots, so that an interval may have none of a producer that was alive. What it
-    counted then is in the next interval's difference, whose mean stands for both (see :func:`_filled`).
+    Older snapshots in memory are thinned, so an interval may have none of a producer that was alive. What
+    that producer counted in it is in the next interval's difference, whose mean then stands for both
+    intervals (see :func:`_filled`).
 
     Attributes:
-        rates: tokens per second of the DP ranks that have a snapshot in the interval; of one phase, of those
-            whose tokens' phases are known.
-        waiting: DP ranks that were alive and have none.
-        imbalance: over EP ranks, from all that were alive; None while one of them is waiting.
+        rates: tokens per second of the DP ranks that have a snapshot in the interval. If it is of one phase,
+            only of those whose tokens' phases are known.
+        waiting: DP ranks that were alive and have no snapshot in the interval.
+        imbalance: over EP ranks, from all producers that were alive; None while one of them has no snapshot.
     """
 
     rates: Mapping[int, float]
@@ -52,8 +53,8 @@ class Trend(msgspec.Struct):
     """Intervals of `step` seconds that end at the instants `at` (Unix seconds), parallel.
 
     `tokens_per_second` is by DP rank of `dp_ranks`. `ratio_of_sums` and `worst` are of the imbalance ratio
-    (max / mean) over EP ranks, as in /v1/balance. With a phase all are of its tokens; null where
-    phases are not known.
+    (max / mean) over EP ranks, as in /v1/balance. If a phase was asked for, all are of its tokens only; null
+    where phases are not known.
     """
 
     server: str
@@ -69,7 +70,7 @@ class Trend(msgspec.Struct):
 
 
 class _Cache:
-    """Intervals that are over; their totals don't change any more. Bounded: the oldest goes."""
+    """Intervals that are over, so that their totals stay as they are; at most 4,096, then the oldest goes."""
 
     def __init__(self) -> None:
         self._points: dict[tuple[Deployment, Phase | None, float, float], _Point] = {}
@@ -163,7 +164,7 @@ def _imbalance(spans: list[ProducerSpan], phase: Phase | None) -> Summary:
 
 
 def _filled(points: list[_Point]) -> list[_Point]:
-    """The same, with the next interval's values wherever something was alive without a snapshot."""
+    """The points, with the next interval's values wherever something was alive without a snapshot."""
     result = points[-1:]
     for point in reversed(points[:-1]):
         following = result[-1]

@@ -59,12 +59,13 @@ class ViewPhases(msgspec.Struct):
 
 
 class ViewRank(msgspec.Struct):
-    """A DP rank in the window; `seconds` is the time that its totals really span, for tokens per second.
+    """A DP rank in the window.
 
-    Of a rank that fell silent in the window they go on until its end: it computed nothing any more.
+    `seconds` is the time that its totals really span, for tokens per second. If the rank fell silent in the
+    window, the time goes on until the window's end, since the rank computed nothing after it fell silent.
 
-    With a phase asked for `tokens` are its tokens and `steps` those with any; null where the phases of some
-    tokens are not known, as is `phases`.
+    If a phase was asked for, `tokens` are its tokens and `steps` the steps with any of them. `tokens`,
+    `steps` and `phases` are null where the phases of some tokens are not known.
     """
 
     dp_rank: int
@@ -107,8 +108,9 @@ class View(msgspec.Struct):
 
     `counts` are slots by expert, one list a layer; null for a layer that wasn't seen. `flows` are slots by DP
     rank (as in `dp_ranks`) and EP rank. `owners` are the EP ranks that hold each expert, one list a layer: -1
-    where that isn't known, -2 where several hold a copy. `phase` is the only one asked for (null: both);
-    `phase_reason` says why it isn't known which tokens are of it: then `tokens` and what needs them is null.
+    where that isn't known, -2 where several hold a copy. `phase` is the phase that was asked for (null:
+    both). `phase_reason` says why it isn't known which tokens are of that phase; then `tokens`, and what
+    needs them, is null.
     """
 
     server: str
@@ -203,9 +205,9 @@ def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: flo
 
 
 def _seconds(item: ProducerSpan, end: float) -> float:
-    """The time that a producer's counts in a window are of."""
+    """The time in which a producer counted what it has in the window."""
     span, producer = item.span, item.producer
-    # The last totals of who still sends may be some seconds old, or thinned; of who is silent they stay true.
+    # A producer that still sends may have counted since its last totals. Those of a silent one stay true.
     fell_silent = producer.stale and span.start < span.end and producer.received_at <= end
     return (end if fell_silent else span.end) - span.start
 
@@ -249,7 +251,7 @@ def _counts(window: ModelWindow) -> list[list[int] | None]:
 
 
 def _add_flows(result: View, window: ModelWindow, spans: list[ProducerSpan], only: int | None) -> None:
-    """Flows where the EP ranks of every slot are known, else the reason."""
+    """Add flows if the EP rank of every slot is known, else the reason why it is not."""
     layers = [layer for layer in window.layers if only in (None, layer.shape.layer)]
     if only is not None:
         check_known("layer", [only], [layer.shape.layer for layer in window.layers])

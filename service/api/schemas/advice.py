@@ -30,7 +30,9 @@ class OptionOut(BaseModel):
         description="Predicted: 1 - ratio of sums / the base's, in the first window. The share of the "
         "busiest ranks' slots that it would save."
     )
-    saving_held_out: float = Field(description="The same in the later window: what it is really worth.")
+    saving_held_out: float = Field(
+        description="The saving in the later window, against the base there: what it is really worth."
+    )
     pieces: list[float | None] = Field(
         description="Ratio of sums in each piece of the later window, in order: whether the placement ages."
     )
@@ -38,8 +40,12 @@ class OptionOut(BaseModel):
         description="Expert copies to send to ranks that don't hold them now, over all judged layers; null: "
         "it isn't known where the experts are now."
     )
-    fitted_by_layer: list[float | None] = Field(description="Imbalance ratio, in the order of layers.")
-    held_out_by_layer: list[float | None] = Field(description="Likewise in the later window.")
+    fitted_by_layer: list[float | None] = Field(
+        description="Imbalance ratio in the first window, in the order of layers."
+    )
+    held_out_by_layer: list[float | None] = Field(
+        description="Imbalance ratio in the later window, in the order of layers."
+    )
 
 
 class DriftOut(BaseModel):
@@ -55,7 +61,7 @@ class WaitingOut(BaseModel):
     """Straggler cost in the later window, over single steps: what /v1/stragglers says of it."""
 
     cost: float = Field(description="Share of the time in experts that an average EP rank waits.")
-    windowed: float = Field(description="The same of the window's sums: all that placement can mend.")
+    windowed: float = Field(description="That share from the window's sums: all that placement can mend.")
     steps: int = Field(description="Steps of which the loads of all ranks are known.")
 
 

@@ -1,4 +1,4 @@
-"""Large answers as msgspec structs: quick to encode, and described in OpenAPI like the others."""
+"""Large answers as msgspec structs: they are quick to encode, and OpenAPI describes them too."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def window_of(window: ModelWindow, bounds: Bounds) -> CompactWindow:
 
 
 def answer(value: msgspec.Struct) -> Response:
-    """The struct as JSON; NaN is not among its values."""
+    """The struct as JSON; none of its values may be NaN."""
     return Response(msgspec.json.encode(value), media_type="application/json")
 
 

@@ -109,7 +109,7 @@ class DriftAnswer(BaseModel):
     baseline_start: float = Field(description="The base's window as really used, Unix seconds.")
     baseline_end: float
     baseline_tokens: int | None = Field(
-        description="Tokens of the base; of a pinned one those of both phases. null: not known."
+        description="Tokens of the base; of a pinned baseline the tokens of both phases. null: not known."
     )
     min_tokens: int
     summary: DriftSummaryOut

@@ -8,8 +8,8 @@ from moescope.service.api.schemas.common import Window
 
 _COST = "Share of the time that an average EP rank waits for the busiest: 1 - sum of means / sum of maxes"
 _WINDOWED = (
-    "The same from the window's slots by EP rank, as if its steps were one: lower where hot ranks change. "
-    "null: no sample, or not all loads are known."
+    "Share of the time that an average EP rank waits for the busiest, computed from the window's slots as if "
+    "all its steps were one: lower where the busiest rank changes. null: no sample, or not all loads known."
 )
 
 
@@ -33,7 +33,9 @@ class StragglerLayer(BaseModel):
     straggler_cost: float | None = Field(description=f"{_COST}, over steps. null: no step.")
     windowed_straggler_share: float | None = Field(description=_WINDOWED)
     hottest: list[float] = Field(description="Steps in which each EP rank was the busiest; ties are shared.")
-    hottest_rank: int | None = Field(description="The EP rank that was it most often.")
+    hottest_rank: int | None = Field(
+        description="The EP rank that was the busiest most often; null: no step."
+    )
 
 
 class StragglerInterval(BaseModel):
@@ -64,7 +66,9 @@ class Stragglers(BaseModel):
     mean_slots: float = Field(description="Sum over steps and layers of the EP ranks' mean slots.")
     windowed_straggler_share: float | None = Field(description=_WINDOWED)
     hottest: list[float] = Field(description="(Layer, step) pairs in which each EP rank was the busiest.")
-    hottest_rank: int | None = Field(description="The EP rank that was it most often.")
+    hottest_rank: int | None = Field(
+        description="The EP rank that was the busiest most often; null: no step."
+    )
     layers: list[StragglerLayer]
     reason: str | None = Field(description="Why there is no straggler cost; null: there is.")
     series: list[StragglerInterval] | None = Field(None, description="In steps, when a step was asked for.")

@@ -18,7 +18,7 @@ from moescope.service.api.schemas.common import TraceOut
 from moescope.service.traces.routing import Int16Array, Routing
 
 _JSON_CHUNK: Final = 256  # positions written at once
-_CHUNK: Final = 8192
+_CHUNK: Final = 8192  # positions
 _write_header: Final[Callable[[IO[bytes], dict[str, object]], None]] = np.lib.format.write_array_header_1_0
 
 
@@ -58,10 +58,10 @@ class TraceDetail(TraceOut):
 
 
 def negotiate(accept: str) -> TraceFormat:
-    """The first format of the Accept header that there is; JSON if anything goes.
+    """The first format of the Accept header that the service has; JSON if the header takes any.
 
     Raises:
-        ProblemError: there is none of those.
+        ProblemError: the service has none of them (406).
     """
     wanted = [item.partition(";")[0].strip().lower() for item in accept.split(",") if item.strip()]
     for media_type in wanted:
@@ -77,7 +77,7 @@ def negotiate(accept: str) -> TraceFormat:
 
 
 def headers_of(routing: Routing) -> dict[str, str]:
-    """What one must know to read raw bytes: shape, type, layers and first position."""
+    """What a reader of raw bytes must know: shape, type, layers and first position."""
     return {
         "X-Moescope-Shape": ",".join(str(size) for size in routing.shape),
         "X-Moescope-Dtype": "<i2",
@@ -140,7 +140,7 @@ def as_parquet(routing: Routing) -> Iterator[bytes]:
         ProblemError: pyarrow is not installed.
     """
     try:
-        import pyarrow.parquet as pq
+        import pyarrow.parquet as pq  # here, since it is an optional extra
     except ImportError:
         raise ProblemError(
             501, "no-parquet", "Parquet is not installed", "Install moescope[parquet] here, or take .npz."
@@ -162,7 +162,7 @@ def _parquet(routing: Routing, pq: Any) -> Iterator[bytes]:
 
 
 def _table(routing: Routing, at: int, experts: Int16Array) -> Any:
-    import pyarrow as pa
+    import pyarrow as pa  # here, since it is an optional extra
 
     times = routing.times_computed[at : at + len(experts)]
     first = routing.first + at
@@ -182,7 +182,7 @@ def _raw(experts: Int16Array) -> bytes:
 
 
 class _Sink(io.RawIOBase):
-    """Takes what is written, to be taken on; it can't go back."""
+    """A file that keeps what is written until :meth:`take` gets it. It can't seek."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,10 +18,10 @@ def read_window(
     dp_rank: int | None = None,
     phase: Phase | None = None,
 ) -> ModelWindow:
-    """The merged window of the one deployment that is meant, of one DP rank or of all, of a phase or of both.
+    """The merged window of the deployment that is meant, of one DP rank or of all, of a phase or of both.
 
     Raises:
-        ProblemError: it isn't clear which one is meant, or the DP rank isn't known.
+        ProblemError: it isn't clear which deployment is meant, or the DP rank isn't known.
     """
     spans = state.spans(choose(state, server, model), bounds.start, bounds.end)
     if dp_rank is not None:
@@ -34,7 +34,7 @@ def read_window(
 def read_series(
     state: LiveState, window: ModelWindow, instants: list[float], dp_rank: int | None
 ) -> list[ModelWindow]:
-    """The merged windows between neighbours of the instants, as ``window`` of one phase or of both."""
+    """The merged windows between neighbouring instants, of the phase that ``window`` is of (or of both)."""
     series = state.series((window.server, window.model), instants)
     return [
         merge_phase(

@@ -1,4 +1,4 @@
-"""What fills the catalogue: one function a part, each from a snapshot of the state to samples."""
+"""The parts of the catalogue about ranks and layers: each is a function from a deployment to samples."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Group:
 
     Attributes:
         deployment: (server, model).
-        spans: its producers since the start, sorted by key; expired ones too, as sums over ranks must not
-            shrink.
+        spans: its producers since the start, sorted by key. Expired ones are among them, because sums over
+            ranks must not shrink.
     """
 
     deployment: Deployment
@@ -45,7 +45,7 @@ class Group:
 
     @cached_property
     def total(self) -> ModelWindow:
-        """What was counted since the start; much memory, so made when first asked for."""
+        """What was counted since the start. It takes much memory, so it is made when first asked for."""
         return merge(self.spans)
 
     def by_dp_rank(self) -> Iterator[tuple[int, list[ProducerState]]]:

@@ -1,4 +1,4 @@
-"""Parts of the catalogue about phases and steps: see ``parts``."""
+"""The parts of the catalogue about phases and steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def phase_counters(group: Group) -> Iterable[Found]:
 
 
 def straggler_samples(state: LiveState, groups: list[Group]) -> Iterator[Found]:
-    """Sums over joined steps, and how the joins go; nothing where no loads of steps ever came."""
+    """Sums over joined steps, and the state of the joins; nothing where no loads of steps ever came."""
     for group in groups:
         if group.total.ep_size > 1:
             rises = state.rearrangements(group.deployment)

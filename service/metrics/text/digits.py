@@ -68,8 +68,8 @@ class Numbers:
         """Write the texts.
 
         Args:
-            buffer: [M]; written to. What is behind a text in its first ``WIDTH`` bytes is lost.
-            starts: int64 [N], where each text begins; there are ``WIDTH`` bytes between any two.
+            buffer: [M]; written to. From each start on up to ``WIDTH`` bytes are overwritten.
+            starts: int64 [N], where each text begins; any two are at least ``WIDTH`` bytes apart.
         """
         digits = _sixteen_digits(self._numbers * _SCALES[self._digits])
         after_point = starts.copy()

@@ -22,9 +22,9 @@ _HARMLESS: Final = ("", "underscores", "allow-utf-8")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The form that a scraper wants; those that are equal get the same body.
+    """The form that a scraper wants; equal forms get the same body.
 
-    Whoever scrapes chooses the version that ``content_type`` repeats, freely: it makes no other body.
+    A scraper may name any version, and ``content_type`` repeats it. The body does not depend on it.
 
     Attributes:
         openmetrics: else Prometheus' text format.
@@ -42,13 +42,13 @@ class Wanted:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Those of the answer."""
+        """Headers of the answer."""
         headers = {"content-type": self.content_type, "vary": "accept, accept-encoding"}
         return {**headers, "content-encoding": "gzip"} if self.compressed else headers
 
 
 def negotiate(accept: str, accept_encoding: str) -> Wanted:
-    """What the headers of these names ask for."""
+    """The form that a scrape's headers Accept and Accept-Encoding ask for."""
     encode, content_type = choose_encoder(accept)
     escaping = re.search(r"escaping=([\w-]+)$", content_type)
     return Wanted(

@@ -40,7 +40,7 @@ class _Block:
         """See :meth:`Lines.write`."""
         ends = self.ends + np.cumsum(numbers.sizes)
         starts = ends - numbers.sizes - 1
-        # In this order, as what is behind a number is lost.
+        # In this order, because writing a number overwrites what follows it.
         numbers.write(buffer, starts)
         buffer[ends - 1] = ord("\n")
         for lines, labels in self.groups:
@@ -68,7 +68,7 @@ class Lines:
         self.nbytes = sum(block.nbytes for block in self._blocks)
 
     def numbers(self, values: npt.NDArray[Any]) -> list[Numbers]:
-        """The table's values, int64 or float64 [N], a block of lines in each item."""
+        """Values, int64 or float64 [N], ready to be written: one item for each block of lines."""
         stops = np.cumsum([len(block.ends) for block in self._blocks])
         return [Numbers(part) for part in np.split(values, stops[:-1])] if self._blocks else []
 
@@ -82,8 +82,8 @@ class Lines:
         """Write the lines.
 
         Args:
-            buffer: [>= size + digits.WIDTH]; written to. What is behind the lines may be lost.
-            numbers: theirs.
+            buffer: [>= size + digits.WIDTH]; written to. Up to WIDTH bytes after the lines are overwritten.
+            numbers: the lines' numbers, see :meth:`numbers`.
 
         Returns:
             Bytes that the lines take.

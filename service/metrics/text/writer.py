@@ -31,10 +31,10 @@ _KNOWN: Final = frozenset({"counter", "gauge", "histogram"})
 
 
 class Writer:
-    """Writes families; for all threads.
+    """Writes families; threads may share it.
 
     Args:
-        cache_bytes: most that is kept of label texts; the least recently used tables' go.
+        cache_bytes: most bytes of label texts that are kept; the least recently used tables' texts go.
     """
 
     def __init__(self, cache_bytes: int = 256 * 1024 * 1024) -> None:
@@ -45,7 +45,7 @@ class Writer:
 
     @property
     def cached_bytes(self) -> int:
-        """What is kept of label texts."""
+        """Bytes of label texts that are kept."""
         return self._size
 
     def write(self, metrics: Iterable[Metric], *, openmetrics: bool) -> bytes:

@@ -1,4 +1,4 @@
-// Horizontal bars in tables: HTML and CSS only.
+// Tables with horizontal bars, made of HTML and CSS only.
 
 import { h, patch, setAttribute, setText } from "./dom.js";
 
@@ -45,5 +45,5 @@ export function barTable(caption, heads) {
   };
 }
 
-/** A word with a colour that means the same. */
+/** A word in a colour that says what the word says. */
 export const tag = (level, text, title) => h("span", { class: "tag", "data-level": level, text, title });

@@ -10,7 +10,7 @@ const ON_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e
 const ON_DARK = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442"];
 const lineColour = (i) => (dark() ? ON_DARK : ON_LIGHT)[i % ON_LIGHT.length];
 
-/** Samples between gaps, which a line alone would not show; null: none. */
+/** Indices of samples with a gap on both sides, which a line would not show; null where there are none. */
 function lone(plot, series) {
   const values = plot.data[series];
   const found = values.flatMap((value, i) => (value !== null && (values[i - 1] ?? null) === null && (values[i + 1] ?? null) === null ? [i] : []));

@@ -1,4 +1,4 @@
-// Marks of whole columns of a grid, told apart without colour: hatched is missing, a bar above is "more than once".
+// Marks of whole columns of a grid, which need no colour: hatching is "missing", a bar above is "more than once".
 
 import { h } from "./dom.js";
 import { colour, onTheme } from "./theme.js";

@@ -1,4 +1,4 @@
-// Elements without markup in strings: nothing that was measured can become HTML.
+// Elements are made without markup in strings, so that nothing that was measured can become HTML.
 
 /**
  * Make an element.
@@ -19,7 +19,7 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
-/** Set a text only when it changes, so that selections and screen readers rest. */
+/** Set a text only when it changes, so that a selection stays and screen readers keep silent. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

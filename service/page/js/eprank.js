@@ -1,4 +1,4 @@
-// Loads of EP ranks: bars with placement, and where slots come from and go to.
+// Loads of EP ranks: bars, with the experts that each rank holds, and a grid of whose slots went where.
 
 import { barTable } from "./bars.js";
 import { h, panel, scroll, setText } from "./dom.js";

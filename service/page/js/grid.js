@@ -1,4 +1,4 @@
-// A grid of coloured cells on a canvas, with hover, click and arrow keys. It knows nothing of what it shows.
+// A grid of coloured cells on a canvas, with hover, click and arrow keys, whatever the cells mean.
 
 import { drawColumnMarks } from "./columnmarks.js";
 import { h } from "./dom.js";
@@ -208,7 +208,7 @@ export function grid(label, on) {
   };
 }
 
-/** A dead cell is an empty hole with a stroke through it, a hot one is framed: both without colour. */
+/** Draw a mark that needs no colour: a dead cell is empty with a stroke through it, a hot one has a frame. */
 export function drawMark(context, mark, x, y, width, height, colours) {
   if (mark === DEAD) {
     context.fillStyle = colours.surface;

@@ -97,5 +97,5 @@ function drops(d) {
 
 function restarts(d) {
   const n = producers(d).reduce((sum, p) => sum + p.restarts, 0);
-  return n ? { level: "good", word: "restarted", text: `${plural(n, "restart")} of workers; totals run on over them.` } : null;
+  return n ? { level: "good", word: "restarted", text: `${plural(n, "restart")} of workers; totals go on over them.` } : null;
 }

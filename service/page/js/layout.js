@@ -1,4 +1,4 @@
-// In which column each expert of each layer stands.
+// The order of the experts of each layer in the heatmap's columns.
 
 /**
  * @param {any} view an answer of /v1/view with counts and owners

@@ -1,4 +1,5 @@
-// Server-sent events, with reconnect: the browser gives up on some errors and never sees a silent connection.
+// Server-sent events. They reconnect by themselves, since a browser gives up after some errors, and does not notice
+// a connection that fell silent.
 
 const SILENCE_MS = 12000; // the service says something every five seconds
 const RETRY_MS = [500, 1000, 2000, 5000];

@@ -72,7 +72,7 @@ function showStatus(past) {
   }
 }
 
-/** Ask and draw once; calls while one is under way make one more afterwards. */
+/** Ask and draw once. Calls while that is under way are answered by one more refresh after it. */
 async function refresh() {
   if (running) {
     again = true;
@@ -125,7 +125,7 @@ function showNav(name) {
 
 function report(error) {
   const lost = error instanceof ApiError && error.status === 0;
-  if (lost && shown.ready) return; // the notice says so; what was last known stays
+  if (lost && shown.ready) return; // the notice tells; the last numbers stay
   if (error instanceof ApiError && error.status === 401) {
     if (!main.querySelector("[data-state=signin]")) showInstead(signIn(() => location.reload()));
     return;

@@ -1,4 +1,4 @@
-// What stands in the place of numbers, and what to do about it.
+// What a view shows when it has no numbers, and what to do about it.
 
 import { h } from "./dom.js";
 

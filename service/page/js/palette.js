@@ -1,4 +1,4 @@
-// Colours of heatmaps that colour-blind people tell apart: lightness alone orders them, hue is blue against orange.
+// Colours of heatmaps for colour-blind people too: lightness orders them, and the hues are blue and orange.
 
 import { dark } from "./theme.js";
 

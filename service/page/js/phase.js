@@ -1,4 +1,4 @@
-// Tokens of prefill, of decode, or both: what a route chooses, and why an answer doesn't know.
+// The phase that a route chooses (prefill, decode, or both), and the line that says why an answer can't tell it.
 
 import { h, setText } from "./dom.js";
 

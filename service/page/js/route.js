@@ -21,7 +21,7 @@ export function link(view, changes = {}) {
   return `#/${view}${query ? `?${query}` : ""}`;
 }
 
-/** Go there; `replace` leaves no entry in the history. */
+/** Go to a view; `replace` leaves no entry in the history. */
 export function go(view, changes = {}, replace = false) {
   const target = link(view, changes);
   if (replace) {

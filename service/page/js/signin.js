@@ -1,4 +1,4 @@
-// Signing in: the token is exchanged for a cookie that scripts can't read, and kept nowhere else.
+// Signing in: the service takes the token and sets a cookie that scripts can't read. The token is kept nowhere.
 
 import { h } from "./dom.js";
 

@@ -1,4 +1,4 @@
-// What waiting for the busiest EP rank costs, from single steps, and what the window alone would say.
+// The cost of waiting for the busiest EP rank, from single steps, beside what the sums of the window say.
 
 import { barTable } from "./bars.js";
 import { h, panel, scroll, setAttribute, setText } from "./dom.js";
@@ -10,9 +10,9 @@ const WORST_LAYERS = 10;
 const LOST = 0.05; // of the steps, from which on it is worth a warning
 const ACT_ON = 0.2;
 const EXPLAINED =
-  "All EP ranks wait for the busiest in every layer of every step. The window adds its steps up before it compares ranks, so a hot rank that " +
-  "alternates is hot in no sum. What the window shows too, another placement of the experts (EPLB) can mend; what only the steps " +
-  "show it can't: there larger or better mixed batches help. Slots stand for time.";
+  "In every layer of every step, all EP ranks wait for the busiest one. The window adds its steps up before it compares ranks, so it does not show " +
+  "a hot rank that changes from step to step. Another placement of the experts (EPLB) can mend what the window shows too. It can't mend what only " +
+  "the steps show: there, larger or better mixed batches help. Slots stand for time.";
 
 /** GET /v1/stragglers: a panel with the sums, and `details` by layer and by rank. */
 export function stragglers() {
@@ -51,7 +51,7 @@ export function stragglers() {
 
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 
-/** Why there is no cost, or why steps can't be joined now though some were. */
+/** Why there is no cost; or why no steps can be joined now, although some were joined before. */
 function notes({ reason, stages }) {
   if (reason) return `No straggler cost: ${reason}.`;
   const stuck = stages.filter((stage) => stage.reason);

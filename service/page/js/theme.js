@@ -1,4 +1,4 @@
-// Light, dark, or as the system says; charts ask for colours here.
+// The theme: light, dark, or the system's. Charts ask here for colours.
 
 const NAMES = { auto: "Theme: auto", light: "Theme: light", dark: "Theme: dark" };
 const ORDER = ["auto", "light", "dark"];

@@ -1,4 +1,4 @@
-// What stands in the place of traces when there are none, and how to have some.
+// What the view Traces shows when there are none: how to get some.
 
 import { h } from "./dom.js";
 

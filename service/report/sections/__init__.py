@@ -18,4 +18,4 @@ SECTIONS: Final[tuple[Callable[[Facts], Section | None], ...]] = (
     stragglers.section,
     advice.section,
 )
-"""Each gives its section, or None where there is nothing to say."""
+"""Each makes its section of the page, or gives None where the facts have nothing for it."""

@@ -7,7 +7,7 @@ from moescope.service.report.markup import Section, number, percent, table, text
 
 
 def section(facts: Facts) -> Section | None:
-    """The verdict, what was tried, and what the verdict rests on; nothing without EP ranks to place on."""
+    """The verdict, what was tried, and what the verdict rests on; None where there is one EP rank."""
     advice = facts.advice
     if advice is None:
         return None

@@ -10,7 +10,7 @@ from moescope.service.report.markup import Section
 
 
 def section(facts: Facts) -> Section | None:
-    """A row a layer, a column an expert."""
+    """A heatmap with a row for each layer and a column for each expert; None without a sample."""
     layers = facts.balance["layers"]
     loads = [layer["over_experts"]["loads"] or [] for layer in layers]
     width = max(map(len, loads), default=0)

@@ -1,4 +1,4 @@
-"""Who reported, and how well."""
+"""Which DP ranks reported, and the state of their workers."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ _MOST: Final = 12
 
 
 def section(facts: Facts) -> Section | None:
-    """Layers by imbalance ratio over EP ranks, worst first."""
+    """Layers by imbalance ratio over EP ranks, worst first; None without a sample."""
     layers = [item for item in facts.balance["layers"] if item["over_ep_ranks"]["measures"] is not None]
     if not layers:
         return None

@@ -78,7 +78,10 @@ class Connection:
         raise StoreError(f"{self.name} gave an answer that can't be read: is it ClickHouse?")
 
     def insert(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> None:
-        """Insert rows; when it returns they are written. Trying again is harmless: see :mod:`.schema`."""
+        """Insert rows; when it returns they are written.
+
+        Inserting them again is harmless: see :mod:`moescope.service.store.clickhouse.schema`.
+        """
         if not rows:
             return
         body = encode_rows(rows)
@@ -93,7 +96,7 @@ class Connection:
         self._client.close()
 
     def _tried(self, call: Callable[[], Any]) -> Any:
-        """The result, after a few tries where the server could not be reached or was not able."""
+        """The result of a call, which is tried again while the server can't be reached or is busy."""
         for wait_s in (*_WAITS_S, None):
             try:
                 return call()

@@ -101,7 +101,7 @@ def keep(connection: Connection, retention: Retention, now_ms: int, rolled_up: d
 
 
 def _roll_up(connection: Connection, bucket_ms: int, since_ms: int, until_ms: int) -> None:
-    """Of each producer's snapshots in a bucket keep the last."""
+    """Keep the last of each producer's snapshots in a bucket."""
     span = "at_ms >= {since:Int64} AND at_ms < {until:Int64}"
     doomed = (
         f"{span} AND ({', '.join(KEY)}, at_ms) NOT IN (SELECT {', '.join(KEY)}, max(at_ms) FROM snapshot "
@@ -115,7 +115,7 @@ def _roll_up(connection: Connection, bucket_ms: int, since_ms: int, until_ms: in
 
 
 def _newest(rows: Sequence[Any], times: Sequence[int], instant: int) -> Any:
-    """Of the rows (at_ms, epoch, seq) at or before an instant, and nearly as late, the newest frame's."""
+    """The newest frame's row (at_ms, epoch, seq) of those up to an instant and nearly as late as the last."""
     end = bisect_right(times, instant)
     if not end:
         return None

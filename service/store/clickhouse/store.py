@@ -1,11 +1,12 @@
 """The store in ClickHouse: several services may write to it and read from it at the same time.
 
 Invariants:
-- Every write can be repeated: rows replace each other by what they are about (see :mod:`.schema`). ClickHouse
-  has no transaction over tables, so a batch that failed half-way is sent again as a whole, by its senders.
-- Of a producer's epoch the account with the highest ``seq`` counts, whichever service kept it last, and
-  accounts of several epochs are merged (:mod:`moescope.service.counts.merging`): frames of one producer
-  may come to different services, doubled and in any order.
+- Every write can be repeated: rows replace each other by what they are about (see
+  :mod:`moescope.service.store.clickhouse.schema`). ClickHouse has no transaction over tables, so a batch that
+  failed half-way is sent again as a whole, by its senders.
+- Of a producer's epoch the account with the highest ``seq`` counts, whichever service kept it last. Accounts
+  of several epochs are merged (:mod:`moescope.service.counts.merging`): frames of one producer may come to
+  different services, doubled and in any order.
 """
 
 from __future__ import annotations

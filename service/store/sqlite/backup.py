@@ -58,7 +58,9 @@ def back_up(folder: Path, target: Path) -> Contents:
 
 
 def restore(file: Path, folder: Path, force: bool) -> tuple[Contents, Path | None]:
-    """Put a copy into ``folder``, which no service may have; also where the store is that was there.
+    """Put a copy into ``folder``, which no service may have.
+
+    Returns what the copy holds, and where the store is now that was there before, if there was one.
 
     Raises:
         StoreError: the copy is damaged or of a newer moescope, a service has the folder, or it has a store

@@ -88,7 +88,7 @@ def read_lane(blob: bytes, layers: Sequence[MoeLayer], lane: int) -> npt.NDArray
 
 
 def old_bit(hits: bytes, layers: Sequence[MoeLayer], layer: int, expert: int) -> bool:
-    """Likewise of the bits that stores up to schema 3 kept: every layer begins at a byte."""
+    """Whether a trace took the expert, by bits of stores up to schema 3: each layer begins at a byte."""
     begin = 0
     for item in layers:
         if item.layer == layer and expert < item.num_experts:

@@ -128,7 +128,10 @@ class Packer:
         self._waiting: Waiting = {}
 
     def write(self, connection: sqlite3.Connection, shape: Shape, pieces: Sequence[Piece]) -> Waiting:
-        """Write new pieces of a shape, within a transaction; what waits once it is committed."""
+        """Write new pieces of a shape, within a transaction.
+
+        Returns what waits once it is committed, for :meth:`committed`.
+        """
         full, rest = blocks_of([*self._waiting.get(shape, ()), *pieces])
         for block, hits in self._blocks(shape, full):
             self._write_block(connection, shape, block, hits)

@@ -48,7 +48,7 @@ def _give_back(connection: sqlite3.Connection) -> None:
 
 
 def _roll_up(connection: sqlite3.Connection, bucket_ms: int, before_ms: int) -> None:
-    """Of each producer's snapshots in a bucket keep the last, for whole buckets before an instant."""
+    """Keep the last of each producer's snapshots in a bucket, for whole buckets before an instant."""
     until_ms = before_ms // bucket_ms * bucket_ms
     row = connection.execute("SELECT until_ms FROM rolled_up WHERE bucket_ms = ?", (bucket_ms,)).fetchone()
     since_ms = 0 if row is None else row[0]

@@ -51,7 +51,7 @@ class SegmentWriter:
 def read_quick(
     blob: bytes, layers: Sequence[MoeLayer], id_bytes: int, tokens: int, wanted: Collection[int] | None
 ) -> list[ExpertArray]:
-    """As :func:`read_packed`, of a quick blob."""
+    """The ids of a quick blob; see :func:`read_packed`, which has the same arguments and errors."""
     sizes = [tokens * layer.top_k * id_bytes for layer in layers]
     try:
         if zstandard.frame_content_size(blob) != sum(sizes):

@@ -1,4 +1,4 @@
-"""Parts of traces into the embedded store: SQL only; transactions and errors are :mod:`.sqlite`'s."""
+"""Parts of traces into the embedded store: SQL only. Transactions and errors are the store's."""
 
 from __future__ import annotations
 

@@ -16,9 +16,8 @@ from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
 from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.seam import model as vllm_seam
 from moescope.capture.seam.binding import RouterBinding
-from moescope.capture.seam.model import RoutedLayer
+from moescope.capture.seam.model import RoutedLayer, step_rows
 from moescope.capture.seam.rows import Layout, Ranks
 from moescope.capture.settings.environment import OnError
 from moescope.capture.wire import MoeLayer
@@ -40,7 +39,7 @@ def forward_pass(tokens_across_dp: list[int] | None, sp_size: int | None = None)
 
 @dataclass
 class Worker:
-    """A router with our callback, at one place of the cluster."""
+    """A router with our callback, in the worker with these ranks."""
 
     ranks: Ranks
     on_error: OnError = OnError.RAISE
@@ -48,7 +47,7 @@ class Worker:
     def __post_init__(self) -> None:
         self.router = CPURouter(top_k=LAYER.top_k, global_num_experts=LAYER.num_experts)
         self.buffers = CountBuffers([LAYER], torch.device("cpu"), max_tokens=64)
-        self.capturer = RoutingCapturer(self.buffers, self.ranks, vllm_seam.step_rows, self.on_error)
+        self.capturer = RoutingCapturer(self.buffers, self.ranks, step_rows, self.on_error)
         self.binding = RouterBinding((RoutedLayer(LAYER, self.router),), self.capturer)
         self.binding.bind()
 
@@ -80,7 +79,7 @@ def true_counts(logits: torch.Tensor) -> np.ndarray:
 
 
 def pad(rows: torch.Tensor, length: int) -> torch.Tensor:
-    """Padding rows route somewhere too, which is why they must be masked."""
+    """Rows with padding up to a length. Padding rows are routed too, so the capturer must mask them."""
     return torch.cat([rows, logits_for(length - len(rows), seed=99)])
 
 
@@ -145,7 +144,8 @@ def test_local_rows_do_not_crash_while_graphs_are_captured() -> None:
 
 
 def test_cpus_count_with_the_reference() -> None:
-    assert Worker(Ranks()).capturer.strategy == "torch-per-layer"
+    capturer = Worker(Ranks()).capturer
+    assert (capturer.strategy, capturer.strategy_bytes) == ("torch-per-layer", 0)
 
 
 def test_single_dp_without_metadata() -> None:

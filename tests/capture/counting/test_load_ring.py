@@ -1,4 +1,4 @@
-"""Loads of single steps: from the ring through snapshots into frames, each step once, and losses counted."""
+"""Loads of single steps go from the ring through snapshots into frames: each step once, losses counted."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ PLACEMENT = Placement(version=4, tables=[ROUND_ROBIN, UNEVEN], table_of_layer=[0
 EP_RANKS = [[0, 1, 2, 0, 1, 2], [2, 2, 0, 1]]
 
 
-def make_ring(slots: int, monkeypatch: pytest.MonkeyPatch) -> LoadRing:
-    monkeypatch.setattr(load_ring, "RING_BYTES", slots * len(LAYERS) * EP_SIZE * 4)
+def make_ring(places: int, monkeypatch: pytest.MonkeyPatch) -> LoadRing:
+    monkeypatch.setattr(load_ring, "RING_BYTES", places * len(LAYERS) * EP_SIZE * 4)
     ring = ring_for(LAYERS, PLACEMENT, EP_SIZE, CPU)
     assert ring is not None
-    assert len(ring.numbers) == slots
+    assert len(ring.numbers) == places
     return ring
 
 
@@ -185,7 +185,7 @@ def test_all_snapshots_under_way_give_their_steps(monkeypatch: pytest.MonkeyPatc
     worker = Worker(make_ring(4, monkeypatch))
     for _ in range(3):
         worker.now += 2
-        worker.step()  # takes one each time, nobody reads
+        worker.step()  # takes a snapshot each time, which nobody reads
     worker.step()
     frame = worker.frame()
     assert sorted(loads_of(frame)) == [0, 1, 2]
@@ -220,12 +220,12 @@ def test_a_range_that_grows_too_long_while_the_worker_idles_is_cut() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     plan=st.lists(st.sampled_from(["step", "idle", "frame", "arrives", "snapshot"]), max_size=60),
-    slots=st.integers(3, 9),
+    places=st.integers(3, 9),
 )
-@example(plan=["step", "snapshot", "step", "snapshot", "step", "step"], slots=3)  # all slots are under way
-def test_every_step_is_delivered_once_or_counted_as_lost_or_waits(plan: list[str], slots: int) -> None:
+@example(plan=["step", "snapshot", "step", "snapshot", "step", "step"], places=3)  # all are under way
+def test_every_step_is_delivered_once_or_counted_as_lost_or_waits(plan: list[str], places: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        worker = Worker(make_ring(slots, patch))
+        worker = Worker(make_ring(places, patch))
     delivered: dict[int, list[list[int]]] = {}
     built: Frame | None = None
     end = 0
@@ -251,7 +251,7 @@ def test_every_step_is_delivered_once_or_counted_as_lost_or_waits(plan: list[str
                 worker.builder.delivered()
     worker.taker.flush()
     while worker.taker.is_behind:
-        worker.taker.collect()  # with all slots under way the newest steps wait for the next
+        worker.taker.collect()  # with all transfers under way the newest steps wait for the next
     history = worker.builder._history
     assert history is not None
     waiting = len(history.pack().steps) // 4

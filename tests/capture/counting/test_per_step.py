@@ -1,4 +1,4 @@
-"""What one kernel a step launches when, without a GPU: the launches are noted, not run.
+"""When the strategy of one kernel a step launches, and for which layers. Launches are noted, not run.
 
 The kernels and the graphs themselves are tested in `tests/gpu`.
 """
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.counting.strategies import ReferencesUnsafeError
+from moescope.capture.counting.strategy import ReferencesUnsafeError
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.wire import MoeLayer
 
@@ -24,7 +24,7 @@ Entries = dict[int, tuple[int, ...]]
 
 
 class NotedTables:
-    """In place of `PointerTables`: a launch's table is the dict of its entries, and where it stands."""
+    """In place of `PointerTables`: a table is the word "graph" or "now", and the entries of a launch."""
 
     def __init__(self, layers: object, device: object) -> None:
         self.uploads = 0

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from moescope.capture.counting.reference import CountBuffers, count_rows
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.step.word import (
-    MAX_SLOTS,
+    MAX_PLACES,
     MAX_TOKENS,
+    PHASE_MASK,
     PHASE_SHIFT,
-    SLOT_SHIFT,
+    PLACE_SHIFT,
     Phase,
     pack_step,
 )
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def buffers_for(layers: list[MoeLayer], valid: int, decode: list[bool] | None = None) -> CountBuffers:
-    """In a step of this many true tokens, of prefill, or of the phases given."""
+    """Buffers in a step of `valid` true tokens: all of prefill, or of the phases given."""
     buffers = CountBuffers(layers, CPU, max_tokens=0 if decode is None else len(decode))
     if decode is not None:
         buffers.phases.copy_(torch.tensor(decode))
@@ -96,16 +97,16 @@ def test_ids_without_columns_are_refused() -> None:
 
 
 @pytest.mark.parametrize("phase", Phase)
-@pytest.mark.parametrize(("tokens", "slot"), [(0, 0), (1, 4095), (MAX_TOKENS, MAX_SLOTS - 1)])
-def test_a_steps_word_keeps_its_parts_apart(phase: Phase, tokens: int, slot: int) -> None:
-    word = pack_step(tokens, phase, slot)
+@pytest.mark.parametrize(("tokens", "place"), [(0, 0), (1, 4095), (MAX_TOKENS, MAX_PLACES - 1)])
+def test_a_steps_word_keeps_its_parts_apart(phase: Phase, tokens: int, place: int) -> None:
+    word = pack_step(tokens, phase, place)
     assert 0 <= word < 2**63
-    assert (word & MAX_TOKENS, word >> PHASE_SHIFT & 3, word >> SLOT_SHIFT) == (
-        tokens, phase, slot,
+    assert (word & MAX_TOKENS, word >> PHASE_SHIFT & PHASE_MASK, word >> PLACE_SHIFT) == (
+        tokens, phase, place,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("tokens", "slot"), [(MAX_TOKENS + 1, 0), (-1, 0), (1, MAX_SLOTS), (1, -1)])
-def test_what_does_not_fit_a_steps_word_is_refused(tokens: int, slot: int) -> None:
+@pytest.mark.parametrize(("tokens", "place"), [(MAX_TOKENS + 1, 0), (-1, 0), (1, MAX_PLACES), (1, -1)])
+def test_what_does_not_fit_a_steps_word_is_refused(tokens: int, place: int) -> None:
     with pytest.raises(ValueError, match="does not fit the step's word"):
-        pack_step(tokens, slot=slot)
+        pack_step(tokens, place=place)

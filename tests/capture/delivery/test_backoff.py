@@ -1,4 +1,4 @@
-"""Waits after failures: spread from the first on, growing, and not by vLLM's random numbers."""
+"""Waits after failures: spread from the first one on, growing, and not drawn from vLLM's random numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transport against real sockets: answers that drip, that are none, and connections that end."""
+"""The transport against real sockets: answers byte by byte, what is no answer, dropped connections."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: "
     ids=["head", "body"],
 )
 def test_an_answer_that_drips_holds_the_sender_only_for_its_timeout(pieces: list[bytes]) -> None:
-    with answering(*pieces, pause=0.06) as url:  # for longer than the time that is asserted
+    with answering(*pieces, pause=0.06) as url:  # all pieces take longer than what is asserted
         transport = HttpTransport(url, None, timeout=0.15)
         began = time.monotonic()
         with pytest.raises(DeliveryError) as caught:
@@ -38,7 +38,7 @@ def test_an_answer_that_drips_holds_the_sender_only_for_its_timeout(pieces: list
 def test_each_answer_has_the_whole_timeout() -> None:
     with answering(OK + b"2\r\n\r\n", b"{", b"}", pause=0.04) as url:
         transport = HttpTransport(url, None, timeout=0.6)
-        for _ in range(6):  # which take longer than that together
+        for _ in range(6):  # six answers take longer than the timeout
             transport.post(b"x")
             time.sleep(0.06)  # until the last pause is over
         transport.close()
@@ -104,7 +104,7 @@ def test_an_answer_that_is_no_http_is_a_delivery_error() -> None:
 
 @contextmanager
 def dropping(*requests_per_connection: int) -> Iterator[tuple[str, list[bytes]]]:
-    """Answers so many requests of each connection, then drops it; afterwards nobody listens."""
+    """Answers so many requests of each connection, then drops it; after the last one nobody listens."""
     answer, seen = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", list[bytes]()
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(60)
@@ -125,8 +125,8 @@ def dropping(*requests_per_connection: int) -> Iterator[tuple[str, list[bytes]]]
 
 
 def test_a_connection_that_was_dropped_while_idle_costs_no_delivery() -> None:
-    # A proxy or the service closes it after a minute or so: a trace that is the last before a shutdown, or
-    # the only one for long, would be lost or late.
+    # A proxy or the service closes an idle connection after a minute or so. Without a second try the last
+    # trace before a shutdown would be lost, and any other late.
     with dropping(2, 1, 1) as (url, seen):
         transport = HttpTransport(url, None)
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""The sender against real sockets: a service that is absent, slow, refusing, dropping, back again."""
+"""The sender against real sockets: a service that is absent or slow, refuses, or is back after an outage."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_retries_back_off_with_jitter(service: Service, open_bench: OpenBench) -
     gaps = np.diff(attempts)
     assert gaps[0] <= 2 * FIRST + 0.06  # after the second failure
     assert gaps.max() <= LONGEST + 0.06
-    at_most = gaps[2:]  # from 0 to the longest; without jitter they would all be that
+    at_most = gaps[2:]  # with jitter from 0 to the longest; without it all would be the longest
     assert 24 < len(at_most) < 160
     assert at_most.min() < LONGEST / 2 < at_most.max()
 

@@ -1,4 +1,4 @@
-"""Snapshots: of one moment, at the ends of steps and between them, and none lost."""
+"""Snapshots are of one moment, are taken at the ends of steps and between them, and lose no counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from moescope.capture.counting.load_ring import LoadRing
 from moescope.capture.frames.step_history import StepHistory
-from moescope.capture.frames.taker import NUM_SLOTS, Snapshot, SnapshotTaker
+from moescope.capture.frames.taker import NUM_TRANSFERS, Snapshot, SnapshotTaker
 from moescope.capture.step.totals import StepTokens
 from moescope.capture.wire import unpack_step_loads
 from tests.capture.frames.bench import Bench, Source
@@ -32,7 +32,7 @@ def test_a_busy_worker_takes_one_an_interval_at_the_ends_of_steps() -> None:
     for _ in range(10):
         bench.now += 0.25
         bench.step()
-        bench.begin()  # the next is under way already: nothing between steps
+        bench.begin()  # the next step is under way already, so nothing is taken between steps
         taken.append(values(bench.collect()))
         bench.end()
     assert [snapshot[1] for snapshot in taken if snapshot] == [1, 9, 17]
@@ -72,13 +72,13 @@ def test_flush_does_not_wait_for_the_interval() -> None:
 
 def test_a_reader_that_does_not_come_puts_snapshots_off_and_loses_no_counts() -> None:
     bench = Bench(interval=0.1)
-    for _ in range(NUM_SLOTS + 4):
+    for _ in range(NUM_TRANSFERS + 4):
         bench.now += 1
         bench.step()
     assert bench.taker.put_off == 4
-    assert values(bench.collect()) == ([NUM_SLOTS] * 2, NUM_SLOTS)
+    assert values(bench.collect()) == ([NUM_TRANSFERS] * 2, NUM_TRANSFERS)
     bench.now += 1
-    assert values(bench.collect()) == ([NUM_SLOTS + 4] * 2, NUM_SLOTS + 4)
+    assert values(bench.collect()) == ([NUM_TRANSFERS + 4] * 2, NUM_TRANSFERS + 4)
 
 
 def test_a_snapshot_is_the_readers_own_copy() -> None:
@@ -118,7 +118,7 @@ def test_a_copy_that_a_step_overtakes_is_not_read() -> None:
 
 
 def test_a_step_that_takes_a_snapshot_while_the_reader_publishes_its_own_is_not_undone() -> None:
-    # The reader's, which is older, would follow it: totals and the steps accounted for would go back.
+    # The reader's snapshot is the older one. Read after the step's, it would take totals and steps back.
     ring = LoadRing(np.zeros((1, 2), np.int32), 2, 0, torch.device("cpu"))
     history = StepHistory(version=0)
     bench = Bench(ring=ring, history=history)
@@ -133,7 +133,7 @@ def test_a_step_that_takes_a_snapshot_while_the_reader_publishes_its_own_is_not_
     bench.now += 2
     looks = 0
 
-    def clock() -> float:  # a collect's second look is when it publishes the snapshot that it took
+    def clock() -> float:  # `collect` looks a second time when it publishes its snapshot
         nonlocal looks
         looks += 1
         if looks == 2:
@@ -207,12 +207,15 @@ def test_that_capture_has_ended_leaves_though_no_step_follows() -> None:
 
 def test_it_is_behind_until_all_that_was_counted_is_collected() -> None:
     bench = Bench(interval=0.1)
-    for _ in range(NUM_SLOTS + 4):
+    for _ in range(NUM_TRANSFERS + 4):
         bench.now += 1
         bench.step()
     bench.taker.flush()
     assert bench.taker.is_behind
-    assert values(bench.collect()) == ([NUM_SLOTS] * 2, NUM_SLOTS)  # no slot was free for the rest
+    assert values(bench.collect()) == (
+        [NUM_TRANSFERS] * 2,
+        NUM_TRANSFERS,
+    )  # no transfer was free
     assert bench.taker.is_behind
-    assert values(bench.collect()) == ([NUM_SLOTS + 4] * 2, NUM_SLOTS + 4)
+    assert values(bench.collect()) == ([NUM_TRANSFERS + 4] * 2, NUM_TRANSFERS + 4)
     assert not bench.taker.is_behind

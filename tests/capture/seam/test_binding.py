@@ -1,4 +1,4 @@
-"""The single callback slot: chained, taken back, given back, never counted twice."""
+"""The single callback slot of a router: callbacks are chained, taken back, given back, and count once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Placements under EPLB: read off vLLM's own state, by version, also while experts move layer by layer."""
+"""Placements under EPLB, read from vLLM's own state, by version; also while experts move layer by layer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Balancer:
         self.watch = EplbWatch(self.runner, self.modules[1:])
 
     def passes(self, number: int) -> None:
-        """That many passes of which EPLB rearranges after none."""
+        """Run so many passes; EPLB rearranges after none of them."""
         for _ in range(number):
             self.watch.look()
             self.state.expert_rearrangement_step += 1

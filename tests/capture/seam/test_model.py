@@ -11,7 +11,7 @@ from vllm.model_executor.layers.fused_moe.layer import MoERunner
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
 
-from moescope.capture.seam import model as vllm_seam
+from moescope.capture.seam.model import MoeSurvey, survey_model
 from moescope.capture.wire import unpack_ids
 from tests.capture.seam.configs import config
 
@@ -37,8 +37,8 @@ def runner(
     return made
 
 
-def survey(*modules: Any, **changes: Any) -> vllm_seam.MoeSurvey:
-    return vllm_seam.survey_model(torch.nn.ModuleList(modules), config(**changes))
+def survey(*modules: Any, **changes: Any) -> MoeSurvey:
+    return survey_model(torch.nn.ModuleList(modules), config(**changes))
 
 
 def test_layers_are_the_models_indices_in_rising_order_and_dense_layers_are_none() -> None:
@@ -144,12 +144,3 @@ def test_no_placement_is_claimed_where_none_is_known(changes: dict[str, bool]) -
     found = survey(runner(0), **changes)
     assert len(found.routed) == 1
     assert found.placement is None
-
-
-def test_the_row_of_the_installed_version_exists() -> None:
-    assert vllm_seam.seam_row(vllm_seam.vllm_version()) is not None
-
-
-@pytest.mark.parametrize("version", ["0.25.1", "1.0", "main", "dev"])
-def test_other_versions_have_no_row(version: str) -> None:
-    assert vllm_seam.seam_row(version) is None

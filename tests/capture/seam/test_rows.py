@@ -53,10 +53,10 @@ def test_an_idle_rank_has_no_rows() -> None:
 @pytest.mark.parametrize(
     ("num_rows", "dp_rank", "tokens", "tp_size"),
     [
-        (6, 0, [6, 0], 1),  # the sum of all is this rank's alone
-        (1, 0, [1, 1], 2),  # one token: the shard and the whole
+        (6, 0, [6, 0], 1),  # the sum over all ranks is this rank's tokens
+        (1, 0, [1, 1], 2),  # one token: the shard is the whole
         (1, 1, [1, 1], 2),
-        (8, 0, [4, 4], 2),  # shards without padding: gathered and concatenated
+        (8, 0, [4, 4], 2),  # shards without padding: gathered or concatenated
         (0, 0, [0, 3], 2),
     ],
 )

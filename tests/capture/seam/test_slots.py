@@ -18,11 +18,11 @@ from vllm.models.deepseek_v4.nvidia.model import DeepseekV4MegaMoEExperts
 
 from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.seam import model as vllm_seam
-from moescope.capture.seam import slots as vllm_slots
+from moescope.capture.seam import slots
 from moescope.capture.seam.binding import RouterBinding
+from moescope.capture.seam.model import StepRows, survey_model
 from moescope.capture.seam.rows import Ranks
-from moescope.capture.wire import unpack_ids
+from moescope.capture.wire import MoeLayer, unpack_ids
 from tests.capture.seam.configs import config
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ EXPERTS, TOP_K = 8, 2
 
 
 class RoutesInside(mk.FusedMoEExpertsMonolithic):
-    """A monolithic kernel, as far as a CPU can run one: it routes, and writes the ids where it is told."""
+    """A monolithic kernel as far as a CPU can run one: it routes, and writes the ids to the given tensor."""
 
     can_replay = True
 
@@ -53,7 +53,7 @@ class RoutesInside(mk.FusedMoEExpertsMonolithic):
 
 
 class PassesOn:
-    """What gathers tokens from other ranks, of which there are none."""
+    """Stands for what exchanges tokens with other ranks; here there are none."""
 
     def prepare(self, hidden: torch.Tensor, router_logits: torch.Tensor, **_: Any) -> Any:
         return hidden, None, router_logits
@@ -85,7 +85,7 @@ def monolithic(layer: int, **kernel: Any) -> Any:
 
 
 def forward(runner: Any, logits: torch.Tensor) -> None:
-    """What vLLM's quantised methods call."""
+    """Run a layer as vLLM's quantised methods do."""
     runner.routed_experts.quant_method.moe_kernel.impl.apply(
         hidden_states=logits,
         w1=None,
@@ -104,9 +104,9 @@ class Capture:
 
     def __init__(self, *modules: torch.nn.Module) -> None:
         self.model = torch.nn.ModuleList(modules)
-        self.survey = vllm_seam.survey_model(self.model, config())
+        self.survey = survey_model(self.model, config())
         self.buffers = CountBuffers([layer.spec for layer in self.survey.routed], CPU)
-        self.capturer = RoutingCapturer(self.buffers, Ranks(), lambda: vllm_seam.StepRows(None, None))
+        self.capturer = RoutingCapturer(self.buffers, Ranks(), lambda: StepRows(None, None))
         self.binding = RouterBinding(self.survey.routed, self.capturer)
         self.binding.bind()
 
@@ -128,8 +128,8 @@ def step(capture: Capture, logits: list[torch.Tensor], valid: int) -> None:
 def test_a_monolithic_kernel_that_writes_its_ids_is_counted() -> None:
     capture = Capture(monolithic(3), monolithic(5))
     assert [layer.spec for layer in capture.survey.routed] == [
-        vllm_seam.MoeLayer(3, EXPERTS, TOP_K),
-        vllm_seam.MoeLayer(5, EXPERTS, TOP_K),
+        MoeLayer(3, EXPERTS, TOP_K),
+        MoeLayer(5, EXPERTS, TOP_K),
     ]
     logits = [torch.randn(7, EXPERTS), torch.randn(7, EXPERTS)]
     step(capture, logits, valid=5)
@@ -152,7 +152,7 @@ def test_vllms_own_capture_takes_the_sink_and_both_go_on(monkeypatch: pytest.Mon
 
 
 def test_sinks_that_would_take_much_memory_share_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_slots, "SINK_BYTES", 100)  # a sink takes 64
+    monkeypatch.setattr(slots, "SINK_BYTES", 100)  # a sink takes 64
     capture = Capture(*(monolithic(layer) for layer in range(4)))
     sinks = [module.routed_experts.routing_sink.buffer.data_ptr() for module in capture.model]
     assert len(set(sinks)) == 2
@@ -162,10 +162,10 @@ def test_sinks_that_would_take_much_memory_share_a_buffer(monkeypatch: pytest.Mo
 
 
 def test_a_kernel_that_cannot_write_its_ids_and_one_under_eplb_stay_uncovered() -> None:
-    found = vllm_seam.survey_model(torch.nn.ModuleList([monolithic(0, can_replay=False)]), config())
+    found = survey_model(torch.nn.ModuleList([monolithic(0, can_replay=False)]), config())
     assert found.routed == ()
     assert "can't write its ids" in found.uncovered[0].reason
-    found = vllm_seam.survey_model(torch.nn.ModuleList([monolithic(0)]), config(enable_eplb=True))
+    found = survey_model(torch.nn.ModuleList([monolithic(0)]), config(enable_eplb=True))
     assert "under EPLB" in found.uncovered[0].reason
 
 
@@ -185,7 +185,7 @@ def test_a_module_that_routes_by_itself_is_counted_where_it_says_over_how_many_e
     module = mega_moe(4)
     assert isinstance(module, RoutedExpertsCaptureSource)
     capture = Capture(module)
-    assert [layer.spec for layer in capture.survey.routed] == [vllm_seam.MoeLayer(4, EXPERTS, TOP_K)]
+    assert [layer.spec for layer in capture.survey.routed] == [MoeLayer(4, EXPERTS, TOP_K)]
     assert capture.survey.placement is not None
     [table] = capture.survey.placement.tables
     assert unpack_ids(table.physical_to_ep_rank).tolist() == [0] * 4 + [1] * 4

@@ -13,7 +13,8 @@ from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.seam.model import StepRows
 from moescope.capture.seam.rows import Ranks
-from moescope.capture.step.phases import PhaseTracker, PhaseUploads
+from moescope.capture.step.batch import order_requests
+from moescope.capture.step.phases import PhaseTracker
 from moescope.capture.step.totals import StepTokens, Totals
 from moescope.capture.step.word import Phase
 from moescope.capture.wire import MoeLayer
@@ -74,8 +75,18 @@ def test_the_phases_follow_the_order_of_the_batch_and_not_the_schedulers() -> No
         output(new={"b": (3, 0), "c": (9, 0)}, cached={"a": 2}, tokens={"a": 1, "b": 3, "c": 2})
     )
     assert (step, step.phase) == ((6, 1), Phase.MIXED)
-    assert tracker.of_tokens(["b", "a", "c"]).tolist() == [0, 0, 0, 1, 0, 0]
-    assert tracker.of_tokens(["a", "c", "b"]).tolist() == [1, 0, 0, 0, 0, 0]
+    tokens = {"a": 1, "b": 3, "c": 2}
+    for order, phases in ((["b", "a", "c"], [0, 0, 0, 1, 0, 0]), (["a", "c", "b"], [1, 0, 0, 0, 0, 0])):
+        assert tracker.of_tokens(order_requests(order, tokens)).tolist() == phases
+
+
+def test_requests_that_are_done_are_forgotten() -> None:
+    tracker = PhaseTracker()
+    for n in range(5):
+        done = {f"r{n - 1}"} if n else set()
+        tracker.begin_step(output(new={f"r{n}": (4, 0)}, tokens={f"r{n}": 1}, finished=done))
+    assert tracker._prompts == {"r4": 4}
+    assert tracker._prefilling == {"r4"}
 
 
 @pytest.mark.parametrize("runner", ["V1", "V2"])
@@ -147,14 +158,15 @@ def test_phases_that_do_not_fit_the_step_are_refused() -> None:
         with pytest.raises(ValueError, match="of decode, for StepTokens"):
             bench.capturer.set_phases(np.array(wrong, np.uint8))
     bench.capturer.end_step()
-    bench.capturer.set_phases(np.array([1, 1], np.uint8))  # outside of a step: nothing to say
+    bench.capturer.set_phases(np.array([1, 1], np.uint8))  # outside of a step: ignored
     assert int(bench.buffers.step_word) == 0
 
 
 def test_more_tokens_than_the_server_said_it_would_batch() -> None:
-    uploads = PhaseUploads(torch.zeros(4, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="a step of 5 tokens, where 4 are the most"):
-        uploads.upload(np.zeros(5, np.uint8))
+    bench = Bench()
+    bench.capturer.begin_step(9, 1)
+    with pytest.raises(ValueError, match="a step of 9 tokens, where 8 are the most"):
+        bench.capturer.set_phases(np.array([1] + [0] * 8, np.uint8))
 
 
 @pytest.mark.parametrize(

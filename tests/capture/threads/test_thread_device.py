@@ -1,4 +1,4 @@
-"""Threads of ours use the worker's device, not device 0."""
+"""The capturer's threads use the worker's device, not device 0."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from moescope.capture.frames import taker as snapshot
+from moescope.capture.frames import taker
 from moescope.capture.frames.builder import FrameBuilder
 from moescope.capture.frames.sender import FrameSender
 from moescope.capture.threads import thread_device
-from moescope.capture.tracing import assembly as trace_assembly
+from moescope.capture.tracing import assembly
 from moescope.capture.wire import Producer
 from tests.capture.frames.bench import Bench
 from tests.capture.traces import Driver
@@ -27,7 +27,7 @@ class Nowhere:
 
 @contextmanager
 def chosen(module: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], torch.device | None]]:
-    """The device that a thread of some name chose first, while the module's threads run."""
+    """Yields a function that tells which device the thread of a name chose first; for threads of `module`."""
     devices: dict[str, torch.device] = {}
 
     def note(device: torch.device) -> None:
@@ -48,7 +48,7 @@ def test_the_device_is_set_in_the_calling_thread_if_it_is_a_cuda_device(
 
 
 def test_the_senders_thread_uses_the_device_of_the_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    with chosen(snapshot, monkeypatch) as device_of:
+    with chosen(taker, monkeypatch) as device_of:
         bench = Bench()
         builder = FrameBuilder(Producer(server="s", model="m", dp_rank=0, dp_size=1), 1, [], [], None)
         sender = FrameSender(bench.taker, builder, Nowhere(), 0.05)
@@ -58,7 +58,7 @@ def test_the_senders_thread_uses_the_device_of_the_counts(monkeypatch: pytest.Mo
 
 
 def test_the_thread_that_takes_in_rows_uses_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    with chosen(trace_assembly, monkeypatch) as device_of:
+    with chosen(assembly, monkeypatch) as device_of:
         driver = Driver()
         driver.assembly.start()
         driver.assembly.stop(5)

@@ -1,4 +1,4 @@
-"""At most one line a minute for each kind."""
+"""The throttled log writes at most one line a minute for each kind."""
 
 import logging
 

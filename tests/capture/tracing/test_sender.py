@@ -1,4 +1,4 @@
-"""Traces leave the worker: whole, in parts, once the service takes them; or they are dropped and counted."""
+"""Traces leave the worker, whole or in parts, when the service takes them. Others are dropped and counted."""
 
 from __future__ import annotations
 

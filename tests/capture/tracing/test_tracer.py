@@ -1,4 +1,4 @@
-"""Traces on the step's path: rows of the right requests, bounded memory, exact accounts."""
+"""Traces get the rows of their requests, take bounded memory, and are accounted for exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from moescope.capture.seam.requests import NewRequest, StepRequests
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.settings.sampling import TraceSampling
-from moescope.capture.step.batch import lay_out
+from moescope.capture.step.batch import order_requests
 from moescope.capture.tracing.assembly import Arrival
 from moescope.capture.tracing.buffer import Trace, cut
 from moescope.capture.wire import MoeLayer
@@ -90,15 +90,15 @@ def test_memory_is_free_again_when_the_sender_is_done() -> None:
 
 
 @pytest.mark.parametrize(
-    ("laid_out", "layers", "reason"),
+    ("ordered", "layers", "reason"),
     [(True, [0], "layer_missing"), (False, None, "layout_unknown"), (True, [], "layer_missing")],
 )
 def test_a_step_that_cannot_be_told_drops_its_requests(
-    laid_out: bool, layers: list[int] | None, reason: str
+    ordered: bool, layers: list[int] | None, reason: str
 ) -> None:
     driver = Driver()
     driver.step({"a": (0, 2)})
-    driver.step({"a": (2, 1), "b": (0, 1)}, laid_out=laid_out, layers=layers)
+    driver.step({"a": (2, 1), "b": (0, 1)}, ordered=ordered, layers=layers)
     driver.step({"c": (0, 1)}, finished=["a", "b"])
     driver.assert_accounts(captured=3, closed=0, open_=1, **{reason: 2})
 
@@ -147,7 +147,7 @@ def routed(layer: MoeLayer, ids: list[list[int]]) -> Trace:
     """A trace of one request whose tokens took these experts in its only layer."""
     driver = Driver([layer])
     driver.tracer.begin_step(step := one_request(len(ids)))
-    driver.tracer.lay_out(lay_out(["a"], step, {"a": 1}), 0)
+    driver.tracer.take_order(order_requests(["a"], step.num_tokens), 0)
     driver.route(0, torch.tensor(ids), RowSpan(Layout.SINGLE_DP, 0, len(ids), 0), len(ids))
     driver.tracer.end_step()
     driver.tracer.close_all()
@@ -178,7 +178,7 @@ def test_ids_take_a_byte_where_they_fit_and_masked_slots_are_told(
 
 
 def test_staging_wraps_around_while_rows_are_under_way() -> None:
-    """Rows of a step stay as they are until they were taken, and what finds no room is dropped."""
+    """Rows of a step stay as they are until they are read; a request whose rows find no room is dropped."""
     driver = Driver(staging_bytes=10 * 5)  # ten rows of five slots
     calls = []
     for step in range(40):
@@ -259,7 +259,7 @@ def test_giving_up_drops_what_is_open_and_copies_nothing_more() -> None:
     driver.step({"a": (0, 2)})
     step = one_request(2)
     driver.tracer.begin_step(step)
-    driver.tracer.lay_out(lay_out(["a"], step, {"a": 2}), 1)
+    driver.tracer.take_order(order_requests(["a"], step.num_tokens), 1)
     driver.tracer.give_up()
     assert int(driver.staging.row_map[0]) == 0
     driver.tracer.end_step()

@@ -90,6 +90,7 @@ def test_loads_of_steps_take_the_smallest_width_and_come_back(most: int, width: 
     steps, read = unpack_step_loads(sent, num_layers=1, ep_size=2)
     assert steps.tolist() == [2**40, 2**40 + 8]
     assert read.tolist() == loads.tolist()
+    assert (read.itemsize, read.flags.writeable) == (width, False)  # as they came: nothing is copied
 
 
 def test_a_load_that_fits_no_width_is_an_error_and_not_cut() -> None:

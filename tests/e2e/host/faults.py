@@ -8,6 +8,7 @@ what the last frame must say, where one can still come.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import os
 import sys
@@ -21,16 +22,12 @@ from unittest import mock
 
 import torch
 
-from moescope.capture import session
-from moescope.capture.counting import capturer, strategies
-from moescope.capture.counting import reference as counting
-from moescope.capture.frames import builder as frames
-from moescope.capture.frames import sender
-from moescope.capture.frames import taker as snapshot
-from moescope.capture.seam import model as vllm_seam
-from moescope.capture.seam import requests as vllm_requests
+from moescope.capture import session, worker
+from moescope.capture.counting import capturer, reference, strategies
+from moescope.capture.frames import builder, sender, taker
+from moescope.capture.seam import model, requests, versions
 from moescope.capture.step import phases
-from moescope.capture.tracing import tracer as tracing
+from moescope.capture.tracing import tracer
 from tests.e2e.host import endpoints
 
 Environment = Mapping[str, str]
@@ -118,7 +115,13 @@ def returning(target: Any, name: str, value: Any) -> Fault:
 @contextlib.contextmanager
 def broken_import() -> Iterator[Environment]:
     """A module of the capturer can't be imported, as where a dependency is missing."""
+    spec = importlib.util.find_spec(worker.__name__)
+    assert spec is not None
+    assert spec.loader is not None
+    anew = importlib.util.module_from_spec(spec)
     with mock.patch.dict(sys.modules, {"moescope.capture.session": None}):
+        spec.loader.exec_module(anew)
+    with mock.patch.object(worker, "_import_error", anew._import_error):
         yield {}
 
 
@@ -185,17 +188,17 @@ def stolen_slot() -> Iterator[Environment]:
 @contextlib.contextmanager
 def odd_router() -> Iterator[Environment]:
     """A router without the interface that is known, found after others have been bound."""
-    original = vllm_seam.survey_model
+    original = session.survey_model
 
     class Odd:
         capture_fn = None
 
-    def survey(*args: Any) -> vllm_seam.MoeSurvey:
+    def survey(*args: Any) -> model.MoeSurvey:
         found = original(*args)
-        odd = vllm_seam.RoutedLayer(found.routed[-1].spec, Odd())
-        return vllm_seam.MoeSurvey((*found.routed[:-1], odd), found.uncovered, found.placement)
+        odd = model.RoutedLayer(found.routed[-1].spec, Odd())
+        return model.MoeSurvey((*found.routed[:-1], odd), found.uncovered, found.placement)
 
-    with mock.patch.object(vllm_seam, "survey_model", survey):
+    with mock.patch.object(session, "survey_model", survey):
         yield {}
 
 
@@ -219,15 +222,15 @@ CASES: dict[str, Case] = {
         inject=setting(MOESCOPE_TOKEN_FILE="/nowhere/token"), shows="MOESCOPE_TOKEN_FILE: .* can't be read"
     ),
     "survey fails": Case(
-        inject=raising(vllm_seam, "survey_model"), shows="capture is off.*survey_model is broken"
+        inject=raising(session, "survey_model"), shows="capture is off.*survey_model is broken"
     ),
     "no memory for counts": Case(
-        inject=raising(counting.CountBuffers, "__init__", torch.OutOfMemoryError("no memory")),
+        inject=raising(reference.CountBuffers, "__init__", torch.OutOfMemoryError("no memory")),
         shows="capture is off.*OutOfMemoryError: no memory",
     ),
     "router of another kind": Case(inject=odd_router, shows="capture is off.*set_capture_fn"),
     "unknown version": Case(
-        inject=returning(vllm_seam, "vllm_version", "9.9.0"),
+        inject=returning(versions, "vllm_version", "9.9.0"),
         shows="not tested with vLLM 9.9.0",
         state="counting",
         exact=True,
@@ -270,17 +273,17 @@ CASES: dict[str, Case] = {
         state="disabled",
     ),
     "snapshot has no memory": Case(
-        inject=raising(snapshot.SnapshotTaker, "_enqueue", MemoryError(), after=2), shows="MemoryError"
+        inject=raising(taker.SnapshotTaker, "_enqueue", MemoryError(), after=2), shows="MemoryError"
     ),
     "slot stolen": Case(inject=stolen_slot, state="counting", unseen=True),
     "tracing fails": Case(
-        inject=lambda: _with(raising(tracing.Tracer, "begin_step", after=3), MOESCOPE_TRACE_RATE="1"),
+        inject=lambda: _with(raising(tracer.Tracer, "begin_step", after=3), MOESCOPE_TRACE_RATE="1"),
         shows="tracing is off for good, counting goes on",
         state="counting",
         exact=True,
     ),
     "batch can't be read": Case(
-        inject=lambda: _with(raising(vllm_requests, "batch_order", after=3), MOESCOPE_TRACE_RATE="1"),
+        inject=lambda: _with(raising(requests, "batch_order", after=3), MOESCOPE_TRACE_RATE="1"),
         shows="how batches are laid out is not known from here on: .*batch_order is broken",
         state="counting",
         exact=True,
@@ -291,11 +294,11 @@ CASES: dict[str, Case] = {
         inject=raising(sender.FrameSender, "tick", SystemExit(), after=4), shows="sender's thread has ended"
     ),
     "snapshot unreadable": Case(
-        inject=raising(snapshot.SnapshotTaker, "_read", after=1),
+        inject=raising(taker.SnapshotTaker, "_read", after=1),
         shows="a snapshot was not sent.*_read is broken",
     ),
     "unserialisable state": Case(
-        inject=raising(frames.FrameBuilder, "build", TypeError("can't serialise"), after=1),
+        inject=raising(builder.FrameBuilder, "build", TypeError("can't serialise"), after=1),
         shows="a snapshot was not sent.*can't serialise",
     ),
     "encoder fails once": Case(
@@ -357,7 +360,7 @@ def _unknown_layout(**variables: str) -> Iterator[Environment]:
 
 @contextlib.contextmanager
 def _context_fails() -> Iterator[Environment]:
-    original, calls = session.vllm_seam.step_rows, 0
+    original, calls = session.step_rows, 0
 
     def step_rows() -> Any:
         nonlocal calls
@@ -366,7 +369,7 @@ def _context_fails() -> Iterator[Environment]:
             raise LookupError("no context")
         return original()
 
-    with mock.patch.object(vllm_seam, "step_rows", step_rows):
+    with mock.patch.object(session, "step_rows", step_rows):
         yield {}
 
 

@@ -1,6 +1,6 @@
 """Whatever is sent: an answer below 500 that names what is wrong, no harm to what is counted, bounded memory.
 
-``python -m devkit.soak bad-input`` runs the same with over ten thousand cases.
+``python -m devkit.soak bad-input`` runs over ten thousand cases of it.
 """
 
 from __future__ import annotations

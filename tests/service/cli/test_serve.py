@@ -1,4 +1,4 @@
-"""`moescope serve` that does not start, as its users run it."""
+"""`moescope serve` where it can't start, as its users run it."""
 
 from __future__ import annotations
 

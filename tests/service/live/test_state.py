@@ -10,7 +10,6 @@ import pytest
 
 from moescope.capture.wire import MoeLayer, Producer
 from moescope.service.advice.advise import present_placement
-from moescope.service.counts import account as ledger
 from moescope.service.counts.account import Verdict
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.state import LiveState
@@ -174,7 +173,7 @@ def test_a_full_house_of_another_shape_makes_room_for_the_new_one(
 def test_a_frame_that_is_refused_makes_no_room(
     make_state: Callable[..., LiveState], clock: _Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "MAX_EP_CELLS", 1)
+    monkeypatch.setattr("moescope.service.counts.account.MAX_EP_CELLS", 1)
     state = make_state(max_producers=2, expire_after_s=60)
     state.ingest(frame({0: [1, 1]}, who=producer(server="a")))
     clock.now += 61

@@ -1,4 +1,4 @@
-"""Drift in /metrics: refreshed beside the scrapes, gone with what it compares with."""
+"""Drift in /metrics: refreshed beside the scrapes, removed together with its baseline."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _drift(service: Service, phase: str = "all") -> Series:
 
 
 def _refreshed(service: Service, done: Callable[[Series], bool]) -> Series:
-    """Scrape until the thread that the first scrape started is through."""
+    """Scrape until the thread that the first scrape started has finished."""
     service.clock.now += REFRESH_S
     return _waited(service, done)
 

@@ -73,7 +73,7 @@ def test_what_prometheus_stores_is_what_the_api_says(service: Service, prometheu
 
     by_layer = prometheus.wait_for("moescope_layer_ep_imbalance_ratio", lambda found: len(found) == 2)
     assert by_layer == expected
-    # The same ratio from the counters, as recording rules would compute it.
+    # The ratio from the counters, as recording rules would compute it.
     slots = "moescope_layer_ep_rank_slots_total"
     from_counters = prometheus.query(f"max by (layer) ({slots}) / avg by (layer) ({slots})")
     assert from_counters == pytest.approx(expected)

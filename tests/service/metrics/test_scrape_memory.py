@@ -21,7 +21,7 @@ def test_a_scrape_holds_one_window_at_a_time_and_no_differences() -> None:
     now = [1_700_000_100.0]
     state = LiveState(Settings(), lambda: now[0])
     for seq in (1, 2, 3):
-        now[0] += 20  # the window of the gauges begins between two frames: all ranks are subtracted from
+        now[0] += 20  # the window of the gauges begins between two frames, so all ranks are subtracted
         for rank in range(RANKS):
             who = producer(dp_rank=rank, dp_size=RANKS, ep_rank=rank % 2, ep_size=2)
             counts = {layer: [seq] * EXPERTS for layer in range(LAYERS)}

@@ -1,4 +1,4 @@
-"""The report of a window: self-contained, its numbers the API's, nothing from outside as markup."""
+"""The report of a window: it needs nothing else, its numbers are the API's, and no name becomes markup."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.service.frames import frame, halves, producer
 
 
 def push(service: Service, model: str = "tiny") -> None:
-    """Two DP ranks; EP rank 0 holds experts 0 and 1 of four."""
+    """Push three frames of each of two DP ranks; EP rank 0 holds experts 0 and 1 of four."""
     for second in range(1, 4):
         for rank, tokens in ((0, 300), (1, 100)):
             who = producer(dp_rank=rank, dp_size=2, ep_rank=rank, ep_size=2, model=model)

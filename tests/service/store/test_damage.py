@@ -168,7 +168,7 @@ def test_totals_that_cannot_be_read_are_passed_over(store: Store, log: pytest.Lo
 
 
 def test_a_boundary_that_only_totals_long_before_it_can_answer(store: Store) -> None:
-    """Of two minutes between snapshots, beyond what is otherwise looked at before an instant."""
+    """Snapshots are two minutes apart: more than ClickHouse's store looks back for the newest frame."""
     seconds = [120 * n for n in range(1, TRIES + 3)]
     store.save([posting([2 * n, 0, 0, 0], n) for n in seconds])
     for second in seconds[1:TRIES]:

@@ -11,7 +11,6 @@ import pytest
 
 from moescope.capture.wire.traces import TracePart
 from moescope.service.counts.refusals import RefusedError
-from moescope.service.store import writer as writing
 from moescope.service.store.records import (
     ArrivedPart,
     Document,
@@ -21,7 +20,7 @@ from moescope.service.store.records import (
     StoreError,
     TraceShape,
 )
-from moescope.service.store.writer import StoreWriter
+from moescope.service.store.writer import MAX_BATCH, MAX_WAITING, StoreWriter
 from tests.service.store.accounts import BORN, key, posting
 from tests.service.trace_parts import LAYERS, part
 
@@ -127,7 +126,7 @@ def test_too_many_waiting_writes_are_refused(
     disk: Disk, writer: StoreWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk.free.clear()
-    futures = [writer.submit([]) for _ in range(writing.MAX_WAITING + writing.MAX_BATCH + 1)]
+    futures = [writer.submit([]) for _ in range(MAX_WAITING + MAX_BATCH + 1)]
     assert isinstance(futures[-1].exception(0), StoreError)
     disk.free.set()
     futures[0].result(5)

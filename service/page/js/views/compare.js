@@ -49,7 +49,7 @@ export function create() {
           shown = await get("v1/compare", asked, signal);
         } catch (error) {
           if (error.status !== 400) throw error;
-          refused = `${error.title}: ${error.detail}`; // the choices stay, to choose others
+          refused = `${error.title}: ${error.detail}`; // the controls stay, to choose something else
         }
       }
       const known = refused ? [] : shown.layers.filter((layer) => layer.divergence !== null);

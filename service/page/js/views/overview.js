@@ -80,7 +80,7 @@ export function create() {
   };
 }
 
-/** Tokens per second of each DP rank of a view, by rank; its own span of time, since ranks report one by one. */
+/** Tokens per second of a DP rank, over the time that its own reports span, since ranks report one by one. */
 const rateOf = (rank) => (rank.seconds > 0 ? (rank.tokens ?? 0) / rank.seconds : 0);
 
 function summary(view, deployment) {
@@ -100,7 +100,7 @@ function summary(view, deployment) {
   ];
 }
 
-/** How much of the work is prefill, where all DP ranks tell. */
+/** The share of prefill tokens; a dash unless every DP rank tells phases apart. */
 function phaseTile(view) {
   const name = "Prefill";
   const phases = view.dp_ranks.map((rank) => rank.phases);

@@ -100,7 +100,7 @@ export function create() {
   };
 }
 
-/** A span of a trace, with `more` when positions follow. */
+/** A span of a trace; `more` says whether positions follow. */
 async function ask(id, at, signal) {
   const trace = await get(`v1/traces/${encodeURIComponent(id)}`, { first: at, end: at + SPAN + 1 }, signal);
   trace.more = trace.times_computed.length > SPAN;
@@ -157,7 +157,7 @@ function drawBoth(both, table, { trace, other }) {
   table.update(rows.map((item) => ({ head: `${item.layer}`, value: item.share, text: percent(item.share), mark: item.chance, cells: [percent(item.chance)] })), Math.max(...rows.map((item) => item.share), 1e-9));
 }
 
-/** The share of a layer's slots in which both took the same experts, over positions that both computed; null of none. */
+/** The share of a layer's slots that both gave to the same experts, over positions that both computed; null without any. */
 function shareInCommon(trace, other, row) {
   const match = other.layers.indexOf(trace.layers[row]);
   if (match < 0) return null;

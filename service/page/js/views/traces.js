@@ -77,7 +77,7 @@ export function create() {
 const noFilters = () => Object.fromEntries(FILTERS.map((name) => [name, null]));
 const whole = (text) => (/^\d{1,15}$/.test(text ?? "") ? Number(text) : null);
 
-/** The API's parameters of the filters; half a hit is none. */
+/** The API's parameters for the filters; a hit needs both its layer and its expert. */
 function wantedOf(params) {
   const [layer, expert] = [whole(params.get("hit_layer")), whole(params.get("hit_expert"))];
   const hit = layer !== null && expert !== null;

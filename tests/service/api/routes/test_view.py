@@ -85,7 +85,7 @@ def test_a_rank_that_died_within_the_window_has_the_rate_of_all_of_it(service: S
     assert seconds(start=AT + 10, end=AT + 50) == [40, 40]
     assert seconds() == [60, 60]
     assert seconds(start=AT + 5, end=AT + 15) == [10, 10]
-    assert seconds(start=AT + 30, end=AT + 50) == [20, 0]  # it computed nothing any more
+    assert seconds(start=AT + 30, end=AT + 50) == [20, 0]  # rank 1 computed nothing from then on
 
 
 def test_owners_are_the_newest_placement_s() -> None:

@@ -109,7 +109,7 @@ def wide_metrics(draw: st.DrawFn) -> WideMetric:
 def test_random_wide_families_are_the_same(metrics: list[Metric]) -> None:
     writer = Writer()
     assert_same(metrics, writer)
-    assert_same(metrics, writer)  # from the templates that were kept
+    assert_same(metrics, writer)  # from the label texts that were kept
 
 
 @given(unit=st.sampled_from(["", "seconds"]), text=TEXTS, values=st.lists(st.tuples(TEXTS, FLOATS)))

@@ -36,7 +36,7 @@ def test_each_lane_has_the_experts_of_its_tokens() -> None:
             assert not found[len(TOKENS) :].any()
 
 
-def test_one_byte_ids_likewise() -> None:
+def test_a_map_of_one_byte_ids() -> None:
     layers = [MoeLayer(0, 256, 2), MoeLayer(1, 4, 1)]
     experts = [bytes([255, 0, 7, 255]), bytes([3, 0])]
     blob = write_hits(taken_by(experts, [1, 1], layers, id_bytes=1))

@@ -10,14 +10,14 @@ import pytest
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import StoreError
 from moescope.service.store.sqlite import connections
-from moescope.service.store.sqlite import store as sqlite
 from moescope.service.store.sqlite.reserve import BYTES, NAME
+from moescope.service.store.sqlite.store import FILE, SqliteStore
 
 
 def test_the_reserve_is_given_up_for_a_start_and_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sqlite.SqliteStore(tmp_path, Retention()).close()
+    SqliteStore(tmp_path, Retention()).close()
     reserve = tmp_path / NAME
     assert reserve.stat().st_blocks * 512 >= BYTES, "it must take the space, not only name it"
     prepare = connections.prepare
@@ -30,17 +30,17 @@ def test_the_reserve_is_given_up_for_a_start_and_made_again(
         prepare(writer)
 
     monkeypatch.setattr(connections, "prepare", full_while_reserved)
-    store = sqlite.SqliteStore(tmp_path, Retention())
+    store = SqliteStore(tmp_path, Retention())
     store.maintain(0)
     assert reserve.exists()
     store.close()
 
 
 def test_another_fault_keeps_it(tmp_path: Path) -> None:
-    sqlite.SqliteStore(tmp_path, Retention()).close()
-    with sqlite3.connect(tmp_path / sqlite.FILE) as connection:
+    SqliteStore(tmp_path, Retention()).close()
+    with sqlite3.connect(tmp_path / FILE) as connection:
         connection.execute("PRAGMA user_version = 999")
     connection.close()
     with pytest.raises(StoreError, match="schema 999"):
-        sqlite.SqliteStore(tmp_path, Retention())
+        SqliteStore(tmp_path, Retention())
     assert (tmp_path / NAME).exists()

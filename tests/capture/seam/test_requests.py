@@ -1,0 +1,55 @@
+"""What the scheduler's output says of a step's requests, and by which names clients know them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from moescope.capture.seam.requests import OPT_IN, NewRequest, client_ids, read_requests
+
+
+def new_request(name: str, prompt: int, computed: int = 0, extra: dict[str, Any] | None = None) -> Any:
+    return SimpleNamespace(
+        req_id=name,
+        prompt_token_ids=[1] * prompt,
+        prompt_embeds=None,
+        num_computed_tokens=computed,
+        sampling_params=SimpleNamespace(extra_args=extra),
+    )
+
+
+def test_the_requests_of_a_step() -> None:
+    embedded = new_request("c", 0)
+    embedded.prompt_token_ids, embedded.prompt_embeds = None, torch.zeros(6, 2)
+    step = read_requests(
+        SimpleNamespace(
+            scheduled_new_reqs=[new_request("b", 5, 2, {OPT_IN: 1}), embedded],
+            scheduled_cached_reqs=SimpleNamespace(
+                req_ids=["a", "d"], num_computed_tokens=[10, 0], resumed_req_ids={"d"}
+            ),
+            finished_req_ids={"e"},
+            num_scheduled_tokens={"a": 1, "b": 3, "c": 6, "d": 4},
+        )
+    )
+    assert step.new == [NewRequest("b", 5, 2, True), NewRequest("c", 6, 0, False)]
+    assert step.first_positions == {"a": 10, "b": 2, "c": 0, "d": 0}
+    assert (step.finished, step.resumed) == (("e",), {"d"})
+    assert step.num_tokens == {"a": 1, "b": 3, "c": 6, "d": 4}
+
+
+@pytest.mark.parametrize(
+    ("internal", "names"),
+    [
+        ("cmpl-abc-0-0123abcd", ["cmpl-abc-0", "cmpl-abc", "abc"]),
+        ("chatcmpl-my-1-0123abcd", ["chatcmpl-my-1", "my-1"]),
+        ("2_cmpl-abc-1-0123abcd", ["cmpl-abc-1", "cmpl-abc", "abc"]),
+        ("resp_77-0123abcd", ["resp_77", "77"]),
+        ("5", ["5"]),
+        ("cmpl-abc-0", ["cmpl-abc-0", "cmpl-abc", "abc"]),
+    ],
+)
+def test_ids_by_which_a_client_knows_a_request(internal: str, names: list[str]) -> None:
+    assert client_ids(internal) == names
