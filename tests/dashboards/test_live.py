@@ -68,4 +68,4 @@ def test_queries_have_data_imbalance_fires_and_a_killed_rank_is_stale(
             assert not quiet & running.firing()
     finally:
         end.set()
-        simulation.join(20)
+        simulation.join(60)

@@ -266,7 +266,7 @@ def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) 
         steps_rise.append(len(steps) == len(ids[0]) and bool((np.diff(steps) >= 0).all()))
         if getattr(output.outputs[0], "routed_experts", None) is not None:
             like_vllm.append(bool(np.array_equal(np.stack(ids, axis=1), _routed(output))))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while sink.frames[-1].traces.get("delivered") != len(once) and time.monotonic() < deadline:
         time.sleep(0.1)
     return {

@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from moescope.capture import wire
-from moescope.service.advice.placements import PlacementArrays, eplb, from_tables, linear, moves, round_robin
+from moescope.service.advice.placements import PlacementArrays, eplb, from_tables, linear, moves
 
 
 def _of(logical: list[int], rank: list[int], experts: int, ranks: int) -> PlacementArrays:
     return PlacementArrays(np.array([logical]), np.array([rank]), experts, ranks)
-
-
-@pytest.mark.parametrize(("experts", "ranks"), [(8, 2), (10, 4), (60, 8), (3, 4), (5, 1)])
-def test_linear_and_round_robin_are_vllms_expert_map(experts: int, ranks: int) -> None:
-    manager = pytest.importorskip("vllm.model_executor.layers.fused_moe.expert_map_manager")
-    for name, placed in (
-        ("linear", linear(1, experts, ranks)),
-        ("round_robin", round_robin(1, experts, ranks)),
-    ):
-        for rank in range(ranks):
-            count, expert_map, _ = manager.determine_expert_map(ranks, rank, experts, name)
-            mine = placed.logical[0][placed.rank[0] == rank]
-            assert len(mine) == count
-            if expert_map is not None:
-                assert mine.tolist() == np.flatnonzero(expert_map.numpy() >= 0).tolist()
 
 
 def test_an_experts_slots_are_split_evenly_over_its_copies() -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from moescope.service.client.settings import DEFAULT_URL, client_settings
 from moescope.service.settings import Settings
-from tests.service.api.routes.test_advice import push_fleet
 from tests.service.cli.running import run
 from tests.service.conftest import Service
 from tests.service.frames import frame
+from tests.service.traffic import push_fleet
 
 
 def test_the_commands_send_the_token_of_the_environment(
