@@ -11,6 +11,14 @@ from typing import Any
 from moescope.capture.worker import RoutingWorker
 
 
+def tokens_across_dp(agreed: Any) -> Any:
+    """The tokens of each DP rank, a tensor or None, of what runner V2's ranks agreed on.
+
+    vLLM 0.26 agrees on the tensor itself, later versions on a `DPSyncState`, which has it.
+    """
+    return getattr(agreed, "num_tokens_across_dp", agreed)
+
+
 class PassWorker(RoutingWorker):  # type: ignore[misc]
     """Writes a line for each forward pass, and one for each row layout met, to files in ``PASS_FOLDER``."""
 
@@ -25,7 +33,8 @@ class PassWorker(RoutingWorker):  # type: ignore[misc]
             from vllm.v1.worker.gpu import model_runner as runner_v2
 
             runner_v2.dispatch_cg_and_sync_dp = self._spied(
-                runner_v2.dispatch_cg_and_sync_dp, lambda result: (result[1], result[0].cg_mode.value)
+                runner_v2.dispatch_cg_and_sync_dp,
+                lambda result: (tokens_across_dp(result[1]), result[0].cg_mode.value),
             )
         else:
             from vllm.v1.worker import gpu_model_runner
