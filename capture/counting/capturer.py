@@ -15,8 +15,7 @@ from moescope.capture.counting.pinned_ring import PinnedRing
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.counting.strategies import choose_strategy
 from moescope.capture.counting.strategy import ReferencesUnsafeError
-from moescope.capture.seam.model import StepRows
-from moescope.capture.seam.rows import Ranks, RowSpan, locate_rows
+from moescope.capture.seam.rows import Ranks, RowSpan, StepRows, locate_rows
 from moescope.capture.settings.environment import OnError
 from moescope.capture.step.phases import UInt8Array
 from moescope.capture.step.totals import StepTokens, Totals

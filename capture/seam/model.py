@@ -6,11 +6,11 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from moescope.capture.seam.rows import Ranks
+from moescope.capture.seam.rows import Ranks, StepRows
 from moescope.capture.seam.slots import SinkBuffers, SinkSlot, SourceSlot
 from moescope.capture.seam.versions import installed_row, moescope_version, vllm_version
 from moescope.capture.wire import MoeLayer, Placement, PlacementTable, Producer, UncoveredLayer, pack_ids
@@ -39,13 +39,6 @@ class MoeSurvey:
     routed: tuple[RoutedLayer, ...]
     uncovered: tuple[UncoveredLayer, ...]
     placement: Placement | None
-
-
-class StepRows(NamedTuple):
-    """Sizes of the batch on all ranks, as vLLM knows them during a forward pass (see `locate_rows`)."""
-
-    tokens_across_dp: Sequence[int] | None
-    shard_sizes: Sequence[int] | None
 
 
 def read_ranks(vllm_config: Any) -> Ranks:

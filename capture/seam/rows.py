@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Layout(StrEnum):
@@ -56,6 +57,13 @@ class RowSpan:
     start: int
     count: int
     first_token: int
+
+
+class StepRows(NamedTuple):
+    """Sizes of the batch on all ranks, as vLLM knows them during a forward pass (see `locate_rows`)."""
+
+    tokens_across_dp: Sequence[int] | None
+    shard_sizes: Sequence[int] | None
 
 
 def locate_rows(

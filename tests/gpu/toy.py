@@ -10,8 +10,7 @@ import torch
 from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.load_ring import LoadRing
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.seam.model import StepRows
-from moescope.capture.seam.rows import Ranks
+from moescope.capture.seam.rows import Ranks, StepRows
 from moescope.capture.step.word import Phase
 from moescope.capture.wire import MoeLayer
 

@@ -18,8 +18,7 @@ from moescope.capture.frames import step_history
 from moescope.capture.frames.builder import FrameBuilder
 from moescope.capture.frames.step_history import RingPart, StepHistory
 from moescope.capture.frames.taker import SnapshotTaker
-from moescope.capture.seam.model import StepRows
-from moescope.capture.seam.rows import Ranks
+from moescope.capture.seam.rows import Ranks, StepRows
 from moescope.capture.wire import (
     Frame,
     MoeLayer,

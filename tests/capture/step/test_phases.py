@@ -11,8 +11,7 @@ import torch
 
 from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.seam.model import StepRows
-from moescope.capture.seam.rows import Ranks
+from moescope.capture.seam.rows import Ranks, StepRows
 from moescope.capture.step.batch import order_requests
 from moescope.capture.step.phases import PhaseTracker
 from moescope.capture.step.totals import StepTokens, Totals
