@@ -213,13 +213,13 @@ class Engine:
 
     def memory_of_capture(self) -> dict[str, int]:
         """Bytes on the device: counts, tables, ring, snapshots, and the ids kept in the largest step."""
-        capturer, slots = self._session.capturer, self._session._taker._free
+        capturer, transfers = self._session.capturer, self._session._taker._free
         layers, ring = capturer.buffers.layers, capturer.buffers.ring
         counts = capturer.buffers.flat.numel() * 8
         return {
             "counts and phases": counts + capturer.buffers.phases.numel(),
             "ring of loads": ring.num_bytes,
-            "snapshots on their way": len(slots) * (counts + ring.loads.numel() * 4),
+            "snapshots on their way": len(transfers) * (counts + ring.loads.numel() * 4),
             "tables": capturer.strategy_bytes,
             "ids kept in a step of the largest size": sum(
                 PREFILL_TOKENS * layer.top_k * 4 for layer in layers

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.frames.step_history import StepHistory
-from moescope.capture.frames.taker import Snapshot
 from moescope.capture.seam.eplb import MovingPlacement
 from moescope.capture.step.word import Phase
 from moescope.capture.wire import (

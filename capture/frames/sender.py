@@ -11,7 +11,7 @@ from typing import Protocol
 from moescope.capture.delivery.backoff import Backoff
 from moescope.capture.delivery.transport import DeliveryError, Transport
 from moescope.capture.frames.builder import FrameBuilder
-from moescope.capture.frames.taker import Snapshot
+from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.threads.throttled_log import ThrottledLog
 from moescope.capture.wire import encode_frame
 

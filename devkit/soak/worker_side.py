@@ -16,7 +16,8 @@ from moescope.capture.delivery.backoff import FIRST, Backoff
 from moescope.capture.delivery.transport import DeliveryError, HttpTransport
 from moescope.capture.frames.builder import FrameBuilder
 from moescope.capture.frames.sender import FrameSender
-from moescope.capture.frames.taker import Snapshot, SnapshotTaker
+from moescope.capture.frames.snapshot import Snapshot
+from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.step.totals import StepTokens, Totals
 from moescope.capture.wire import Frame, MoeLayer, Producer
 

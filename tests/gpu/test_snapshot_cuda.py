@@ -13,8 +13,9 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
+from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.frames.step_history import StepHistory
-from moescope.capture.frames.taker import Snapshot, SnapshotTaker
+from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.wire import unpack_step_loads
 from tests.gpu.toy import EP_SIZE, Toy
 

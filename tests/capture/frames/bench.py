@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from moescope.capture.counting.load_ring import LoadRing
+from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.frames.step_history import StepHistory
-from moescope.capture.frames.taker import Snapshot, SnapshotTaker
+from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.step.totals import StepTokens, Totals
 
 

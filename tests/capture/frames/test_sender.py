@@ -17,7 +17,7 @@ from moescope.capture.delivery.backoff import FIRST, LONGEST
 from moescope.capture.delivery.transport import HttpTransport
 from moescope.capture.frames.builder import FrameBuilder
 from moescope.capture.frames.sender import FrameSender
-from moescope.capture.frames.taker import Snapshot
+from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.step.totals import Totals
 from moescope.capture.wire import CONTENT_TYPE, Frame, MoeLayer, Producer, decode_frame
 from tests.capture.servers import silent_server

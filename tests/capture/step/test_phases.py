@@ -48,10 +48,8 @@ def output(
 def test_a_request_from_its_prompt_to_its_end() -> None:
     tracker = PhaseTracker()
     assert tracker.begin_step(output(new={"a": (10, 0)}, tokens={"a": 6})) == (6, 0)
-    assert tracker.begin_step(output(cached={"a": 6}, tokens={"a": 4})) == (
-        4,
-        0,
-    )  # the rest of a chunked prompt
+    rest_of_the_prompt = output(cached={"a": 6}, tokens={"a": 4})
+    assert tracker.begin_step(rest_of_the_prompt) == (4, 0)
     assert tracker.begin_step(output(cached={"a": 10}, tokens={"a": 1})) == (1, 1)
     assert tracker.begin_step(output(cached={"a": 11}, tokens={"a": 3})) == (3, 3)  # with drafts to verify
     assert tracker.begin_step(output(finished={"a"})) == (0, 0)
@@ -61,10 +59,8 @@ def test_a_request_from_its_prompt_to_its_end() -> None:
 def test_hits_of_the_prefix_cache_are_computed_before() -> None:
     tracker = PhaseTracker()
     assert tracker.begin_step(output(new={"a": (10, 8)}, tokens={"a": 2})) == (2, 0)
-    assert tracker.begin_step(output(new={"b": (10, 10)}, cached={"a": 10}, tokens={"a": 1, "b": 1})) == (
-        2,
-        2,
-    )
+    both = output(new={"b": (10, 10)}, cached={"a": 10}, tokens={"a": 1, "b": 1})
+    assert tracker.begin_step(both) == (2, 2)
 
 
 def test_the_phases_follow_the_order_of_the_batch_and_not_the_schedulers() -> None:
