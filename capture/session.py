@@ -100,7 +100,7 @@ class CaptureSession:
         _log_coverage(survey, settings)
 
     def warm_up_begins(self) -> None:
-        """Take back the callback slots that vLLM has taken since the model was loaded, chained to its own."""
+        """Take back the callback slots that vLLM took after the load; its callbacks are called as well."""
         self._serving = False
         self._taker.pause()
         if self._traces is not None:
@@ -158,7 +158,7 @@ class CaptureSession:
         self.capturer.begin_step(*self._phases.begin_step(scheduler_output))
 
     def _ordered(self, batch: BatchRequests) -> None:
-        """The order of the batch's rows is known, its forward pass not enqueued; not every step's is."""
+        """The order of the batch's rows is known, and its forward pass is not enqueued yet."""
         if self.capturer.awaits_phases:
             self._guarded(lambda: self.capturer.set_phases(self._phases.of_tokens(batch)))
         if self._traces is not None:

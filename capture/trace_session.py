@@ -83,7 +83,7 @@ class TraceSession:
         self._guarded(lambda: self._tracer.begin_step(read_requests(scheduler_output)))
 
     def take_order(self, batch: BatchRequests, number: int) -> None:
-        """The order of the batch's rows is known, its forward pass not enqueued; `number` is the step's."""
+        """See `Tracer.take_order`."""
         self._guarded(lambda: self._tracer.take_order(batch, number))
 
     def end_step(self) -> None:

@@ -41,7 +41,7 @@ class RoutingWorker(platform_worker()):  # type: ignore[misc]
         return result
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run a step, and tell the capturer when it begins and ends: only then do routing calls count."""
+        """Run a step, and tell the capturer when it begins and ends: routing calls count only in between."""
         capture = self._capture
         if capture is None:
             return super().execute_model(scheduler_output, *args, **kwargs)
@@ -65,7 +65,7 @@ class RoutingWorker(platform_worker()):  # type: ignore[misc]
         return super().shutdown(*args, **kwargs)
 
     def _open_capture(self) -> CaptureSession | None:
-        """Start the capturer; whatever is broken, the server serves on."""
+        """Start the capturer. Whatever is broken, one line in the log says so and the server serves on."""
         try:
             if _import_error is not None:
                 raise _import_error

@@ -14,7 +14,7 @@ from moescope.capture.seam.rows import RowSpan
 
 
 class MissedLaunchError(RuntimeError):
-    """A CUDA graph was captured without the launch that counts what it routes."""
+    """A CUDA graph was captured, or a step ran, without the launch that counts it."""
 
 
 class _Kept(NamedTuple):
@@ -60,7 +60,7 @@ class KernelPerStep:
 
     @property
     def num_bytes(self) -> int:
-        """Of the tables of pointers."""
+        """Device memory of the tables of pointers."""
         return self._tables.num_bytes
 
     def begin_step(self) -> None:
@@ -157,7 +157,7 @@ class KernelPerLayer:
 
     @property
     def num_bytes(self) -> int:
-        """Nothing is held."""
+        """0: nothing is held."""
         return 0
 
     def begin_step(self) -> None:

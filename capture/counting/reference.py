@@ -68,7 +68,7 @@ def count_rows(
     """Add a layer's slots to its counts: the reference that every faster kernel must equal.
 
     It reads no value of the device on the host: it neither synchronises nor breaks the capture of a CUDA
-        graph.
+    graph.
 
     Args:
         buffers: what says how many tokens are true, of which phase they are, and where loads go.

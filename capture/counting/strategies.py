@@ -24,7 +24,7 @@ class TorchPerLayer:
 
     @property
     def num_bytes(self) -> int:
-        """Nothing is held."""
+        """0: nothing is held."""
         return 0
 
     def begin_step(self) -> None:
@@ -51,7 +51,7 @@ def choose_strategy(buffers: CountBuffers) -> tuple[Strategy, Strategy]:
     if buffers.flat.device.type != "cuda" or not buffers.layers:
         return torch_only, torch_only
     try:
-        # Not at the top: the kernels need Triton, which is absent where no GPU is, and on some that have one.
+        # Not at the top: the kernels need Triton, which some machines with a GPU lack, and all without one.
         from moescope.capture.counting.per_step import KernelPerLayer, KernelPerStep
     except ImportError as error:
         logger.warning("moescope: no Triton (%s), counting with torch operations, which costs more", error)

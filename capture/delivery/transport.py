@@ -1,4 +1,4 @@
-"""One kept-alive HTTP connection to the service, by the standard library: vLLM needs no other package."""
+"""One kept-alive HTTP connection to the service, with nothing but the standard library."""
 
 from __future__ import annotations
 

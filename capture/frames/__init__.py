@@ -1,3 +1,1 @@
-"""From counts to frames: snapshots of the device's counts, frames built from them, and the thread
-that sends them.
-"""
+"""From counts to frames: snapshots of the device's counts, frames built from them, and their sender."""

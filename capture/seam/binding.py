@@ -53,7 +53,7 @@ class RouterBinding:
         self._callbacks: list[LayerCallback | None] = [None] * len(routed)
 
     def bind(self) -> int:
-        """Put our callback into each slot that doesn't hold it; returns into how many."""
+        """Put our callback into each slot that doesn't hold it, and return how many these were."""
         taken = 0
         for ordinal, router in enumerate(self._routers):
             mine = self._callbacks[ordinal]

@@ -15,7 +15,8 @@ from moescope.capture.wire.traces import NO_EXPERT, ExpertArray, Run
 class Trace:
     """A request's trace while it grows.
 
-    The step's path makes and closes it. Another thread adds the rows and sends them (see `TraceAssembly`).
+    The step's path makes and closes it. Other threads add its rows and send it (see
+    `TraceAssembly` and `TraceSender`).
 
     Attributes:
         number: 1, 2, ... within the epoch; 0 while no row of this worker has come.

@@ -16,11 +16,11 @@ IDS_DTYPE: Final = np.dtype("<u2")
 
 
 class WireError(ValueError):
-    """A frame that can't be understood; the message names the field and what was expected of it."""
+    """A frame or a part of a trace that can't be read; the message names the field and what was expected."""
 
 
 class WireVersionError(WireError):
-    """A frame of another major version; the message names both versions."""
+    """A frame or a part of a trace of another major version; the message names both versions."""
 
     def __init__(self, what: str, got: int, read: int) -> None:
         self.got = got

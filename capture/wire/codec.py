@@ -62,7 +62,7 @@ def pack_step_loads(first: int, end: int, steps: Int64Array, loads: Int64Array, 
 def unpack_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> tuple[Int64Array, LoadArray]:
     """The steps' numbers, int64 [n], and their loads as they came: read-only [n, num_layers, ep_size].
 
-    Loads keep the unsigned type of ``step_loads.width`` bytes: give sums and differences a wider one.
+    Loads keep the unsigned type of ``step_loads.width`` bytes. Sums and differences need a wider type.
     """
     steps = np.frombuffer(step_loads.steps, dtype="<u4").astype(np.int64) + step_loads.first
     loads = np.frombuffer(step_loads.loads, dtype=f"<u{step_loads.width}")

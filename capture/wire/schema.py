@@ -117,7 +117,7 @@ class StepLoads(Struct, frozen=True, kw_only=True):
         width: bytes of one load: 1, 2 or 4, the smallest that fits.
         loads: raw little-endian unsigned integers of ``width`` bytes [n, L, R]: slots of this producer's
             tokens in the layers of ``Frame.layers`` whose expert is on EP rank 0 .. R - 1 (``ep_size``).
-        placement_version: of the placement that the experts were mapped to EP ranks by.
+        placement_version: the version of the placement that says on which EP rank each expert is.
     """
 
     first: Count
@@ -149,19 +149,20 @@ class Frame(Struct, kw_only=True):
         steps: steps in which this DP rank computed at least one token.
         idle_steps: dummy steps, run because another DP rank had work.
         placement: where the experts are, or None when it isn't known.
-        strategy: how routing calls become counts, such as ``kernel-per-step``; empty from wire minor 0.
+        strategy: how routing calls become counts, such as ``kernel-per-step``. Empty in frames of wire
+            minor 0.
         drops: what this producer lost or put off, by reason, cumulative; never counts of tokens.
         traces: routing traces ``captured``, ``delivered`` and ``dropped_<reason>``, cumulative; the others
-            are in flight. Empty where none are asked for, and from wire minor 1.
+            are in flight. Empty where none are asked for, and in frames of wire minor 1 or below.
         decode_counts: the slots of decode tokens among ``counts``, laid out alike; the others are of prefill.
             A token is a decode token if its request's prompt was computed before the step. Empty where the
-            phases are not known, and from wire minor 2.
+            phases are not known, and in frames of wire minor 2 or below.
         decode_rows: the decode tokens among ``rows``, laid out alike; empty if ``decode_counts`` is.
         decode_tokens: the decode tokens among ``tokens``; 0 where the phases are not known.
         decode_steps, mixed_steps: how many of ``steps`` had decode tokens only, and how many had tokens of
             both phases.
-        step_loads: loads by EP rank of the latest steps, or None: with one EP rank, without a placement,
-            where experts are replicated, and from wire minor 2.
+        step_loads: loads by EP rank of the latest steps. None with one EP rank, without a placement, where
+            experts are replicated, and in frames of wire minor 2 or below.
     """
 
     wire: tuple[int, int]

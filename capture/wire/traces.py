@@ -62,7 +62,7 @@ class TracePart(Struct, kw_only=True):
         layers: the traced MoE layers, in rising order of ``layer``.
         runs: positions of the part's T tokens, in the order of computing.
         steps: raw little-endian int64 [T], the number of the step that computed each token, as in the
-            worker's frames (`StepLoads`); empty from wire minor 0.
+            worker's frames (`StepLoads`). Empty in parts of wire minor 0.
         id_bytes: 1 or 2 bytes an expert's id.
         experts: for each of ``layers`` raw little-endian ids [T, top_k] of that layer, logical experts.
     """
