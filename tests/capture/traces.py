@@ -99,3 +99,8 @@ class Driver:
         assert (self.assembly.captured, dict(self.assembly.dropped)) == (captured, dropped)
         assert len(self.assembly.closed) == closed
         assert captured == closed + open_ + sum(dropped.values())
+
+
+def side_by_side(calls: list[torch.Tensor], rows: slice) -> np.ndarray:
+    """The ids that the layers' calls had for these rows: [rows, sum of top_k]."""
+    return torch.cat([call[rows] for call in calls], dim=1).numpy()

@@ -16,7 +16,7 @@ from moescope.capture.counting.load_ring import LoadRing, ring_for
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.frames import step_history
 from moescope.capture.frames.builder import FrameBuilder
-from moescope.capture.frames.step_history import RingPart, StepHistory
+from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.seam.rows import Ranks, StepRows
 from moescope.capture.wire import (
@@ -203,17 +203,6 @@ def test_an_unreachable_service_costs_bounded_memory(monkeypatch: pytest.MonkeyP
     assert frame.step_loads is not None
     assert frame.step_loads.first == 30
     assert frame.drops["steps_lost"] == 30
-
-
-def test_a_range_that_grows_too_long_while_the_worker_idles_is_cut() -> None:
-    history = StepHistory(version=0)
-    one = np.ones((1, 1, 2), np.int32)
-    history.add(RingPart(0, np.array([3]), one, 10))
-    history.add(RingPart(1, np.zeros(0, np.int64), one[:0], 3 + 65536))
-    assert (history.pack().first, history.lost) == (0 + 3, 0)
-    history.add(RingPart(1, np.zeros(0, np.int64), one[:0], 4 + 65536))
-    packed = history.pack()
-    assert (packed.first, packed.end, packed.steps, history.lost) == (4, 4 + 65536, b"", 1)
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,15 +8,7 @@ from hypothesis import strategies as st
 
 from moescope.capture.counting.reference import CountBuffers, count_rows
 from moescope.capture.seam.rows import Layout, RowSpan
-from moescope.capture.step.word import (
-    MAX_PLACES,
-    MAX_TOKENS,
-    PHASE_MASK,
-    PHASE_SHIFT,
-    PLACE_SHIFT,
-    Phase,
-    pack_step,
-)
+from moescope.capture.step.word import MAX_TOKENS, Phase, pack_step
 from moescope.capture.wire import MoeLayer
 
 CPU = torch.device("cpu")
@@ -94,19 +86,3 @@ def test_ids_without_columns_are_refused() -> None:
     buffers = buffers_for([MoeLayer(0, 4, 1)], 4)
     with pytest.raises(ValueError, match=r"\[n, top_k\], got shape \(4,\)"):
         count_rows(buffers, 0, torch.zeros(4), RowSpan(Layout.SINGLE_DP, 0, 4, 0), buffers.flat)
-
-
-@pytest.mark.parametrize("phase", Phase)
-@pytest.mark.parametrize(("tokens", "place"), [(0, 0), (1, 4095), (MAX_TOKENS, MAX_PLACES - 1)])
-def test_a_steps_word_keeps_its_parts_apart(phase: Phase, tokens: int, place: int) -> None:
-    word = pack_step(tokens, phase, place)
-    assert 0 <= word < 2**63
-    assert (word & MAX_TOKENS, word >> PHASE_SHIFT & PHASE_MASK, word >> PLACE_SHIFT) == (
-        tokens, phase, place,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(("tokens", "place"), [(MAX_TOKENS + 1, 0), (-1, 0), (1, MAX_PLACES), (1, -1)])
-def test_what_does_not_fit_a_steps_word_is_refused(tokens: int, place: int) -> None:
-    with pytest.raises(ValueError, match="does not fit the step's word"):
-        pack_step(tokens, place=place)

@@ -14,7 +14,7 @@ from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.seam.rows import Ranks, StepRows
 from moescope.capture.step.batch import order_requests
 from moescope.capture.step.phases import PhaseTracker
-from moescope.capture.step.totals import StepTokens, Totals
+from moescope.capture.step.totals import Totals
 from moescope.capture.step.word import Phase
 from moescope.capture.wire import MoeLayer
 
@@ -162,10 +162,3 @@ def test_more_tokens_than_the_server_said_it_would_batch() -> None:
     bench.capturer.begin_step(9, 1)
     with pytest.raises(ValueError, match="a step of 9 tokens, where 8 are the most"):
         bench.capturer.set_phases(np.array([1] + [0] * 8, np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "decode", "phase"), [(4, 0, Phase.PREFILL), (4, 4, Phase.DECODE), (4, 1, Phase.MIXED)]
-)
-def test_the_phase_of_a_step(tokens: int, decode: int, phase: Phase) -> None:
-    assert StepTokens(tokens, decode).phase is phase

@@ -48,11 +48,14 @@ def test_ids_take_a_byte_where_one_holds_them(experts: int, masked_slot: bool, d
     ("start", "end", "expected"),
     [
         (0, 9, [Run(10, 4), Run(0, 5)]),
+        (0, 10, [Run(10, 4), Run(0, 6)]),
+        (2, 5, [Run(12, 2), Run(0, 1)]),
+        (9, 20, [Run(5, 1)]),
         (0, 4, [Run(10, 4)]),
         (3, 6, [Run(13, 1), Run(0, 2)]),
         (4, 4, []),
-        (6, 100, [Run(2, 3)]),
+        (6, 100, [Run(2, 4)]),
     ],
 )
 def test_a_part_has_the_runs_of_its_tokens(start: int, end: int, expected: list[Run]) -> None:
-    assert cut([(10, 4), (0, 5)], start, end) == expected
+    assert cut([(10, 4), (0, 6)], start, end) == expected

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -12,15 +10,10 @@ from moescope.capture.seam.requests import NewRequest, StepRequests
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.settings.sampling import TraceSampling
 from moescope.capture.step.batch import order_requests
-from moescope.capture.tracing.assembly import Arrival
-from moescope.capture.tracing.buffer import Trace, cut
+from moescope.capture.tracing.buffer import Trace
 from moescope.capture.wire import MoeLayer
-from moescope.capture.wire.traces import NO_EXPERT, Run
-from tests.capture.traces import Driver
-
-
-def side_by_side(calls: list[torch.Tensor], rows: slice) -> np.ndarray:
-    return torch.cat([call[rows] for call in calls], dim=1).numpy()
+from moescope.capture.wire.traces import NO_EXPERT
+from tests.capture.traces import Driver, side_by_side
 
 
 def test_rows_go_to_their_requests_in_the_batch_s_order() -> None:
@@ -60,15 +53,6 @@ def test_only_what_is_sampled_is_traced() -> None:
     asked_without_leave.assert_accounts(captured=0, closed=0, open_=0)
 
 
-def test_the_rate_is_a_share_and_the_same_everywhere() -> None:
-    names = [f"request-{n}" for n in range(4000)]
-    chosen = [name for name in names if TraceSampling(rate=0.1).wants(name, False)]
-    assert 300 < len(chosen) < 500
-    assert chosen == [name for name in names if TraceSampling(rate=0.1).wants(name, False)]
-    assert set(chosen) <= {name for name in names if TraceSampling(rate=0.2).wants(name, False)}
-    assert all(TraceSampling(rate=1.0).wants(name, False) for name in names)
-
-
 def test_overflow_drops_whole_requests_and_counts_them() -> None:
     driver = Driver(max_bytes=25 * 261)  # a chunk of one token takes 261
     for position in range(20):
@@ -101,23 +85,6 @@ def test_a_step_that_cannot_be_told_drops_its_requests(
     driver.step({"a": (2, 1), "b": (0, 1)}, ordered=ordered, layers=layers)
     driver.step({"c": (0, 1)}, finished=["a", "b"])
     driver.assert_accounts(captured=3, closed=0, open_=1, **{reason: 2})
-
-
-def test_a_shard_has_its_tokens_only() -> None:
-    """The second of two tensor-parallel workers: rows 0..2 of its calls are tokens 3..5 of the step."""
-    driver = Driver(sharded=True)
-    calls = driver.step({"a": (10, 2), "b": (0, 3)}, padding=1, span=RowSpan(Layout.TP_SHARD, 0, 3, 3))
-    driver.step({}, finished=["a", "b"])
-    [trace] = driver.closed().values()
-    assert (trace.request_id, trace.runs) == ("b", [(1, 2)])
-    np.testing.assert_array_equal(trace.chunks[0], side_by_side(calls, slice(0, 2)))
-
-
-def test_rows_that_another_worker_has_make_no_trace() -> None:
-    driver = Driver(sharded=True)
-    driver.step({"a": (0, 2)}, span=RowSpan(Layout.LOCAL, 0, 0, 0))
-    driver.step({}, finished=["a"])
-    driver.assert_accounts(captured=0, closed=0, open_=0)
 
 
 def test_rows_of_all_dp_ranks_are_cut_to_ours() -> None:
@@ -203,55 +170,6 @@ def test_each_token_has_its_step_s_number() -> None:
     driver.step({}, finished=["a"])
     assert driver.closed()["a"].steps == [(1, 3), (3, 1)]
     assert driver.closed()["b"].steps == [(0, 4), (1, 1), (2, 1)]
-
-
-def test_runs_are_cut_at_token_counts() -> None:
-    runs = [(10, 4), (0, 6)]
-    assert cut(runs, 0, 10) == [Run(10, 4), Run(0, 6)]
-    assert cut(runs, 2, 5) == [Run(12, 2), Run(0, 1)]
-    assert cut(runs, 9, 20) == [Run(5, 1)]
-
-
-def test_rows_that_cannot_be_had_drop_their_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Driver()
-    driver.step({"a": (0, 2)}, proceed=False)
-    driver.step({"b": (0, 2)}, proceed=False)
-    [lost, _] = driver.assembly.events
-    assert isinstance(lost, Arrival)
-
-    def fails() -> np.ndarray:
-        raise RuntimeError("the device has failed")
-
-    monkeypatch.setattr(lost.staged, "view", fails)
-    driver.step({"a": (2, 1), "b": (2, 1)})
-    driver.step({}, finished=["a", "b"])
-    driver.assert_accounts(captured=2, closed=1, open_=0, **{"fault:RuntimeError": 1})
-    assert driver.closed()["b"].runs == [(0, 3)]
-    assert driver.staging.room() == driver.staging.capacity
-
-
-def test_rows_come_in_while_the_sender_hangs_in_its_connection() -> None:
-    driver = Driver()
-    driver.assembly.start()
-    driver.step({"a": (0, 2)}, finished=[], proceed=False)
-    driver.step({}, finished=["a"], proceed=False)
-    deadline = time.monotonic() + 60
-    while not driver.assembly.closed and time.monotonic() < deadline:
-        time.sleep(0.01)
-    driver.assembly.stop(1.0)
-    assert driver.closed()["a"].runs == [(0, 2)]
-
-
-def test_nothing_is_taken_in_while_paused() -> None:
-    driver = Driver()
-    driver.assembly.pause()
-    driver.assembly.pause()
-    driver.step({"a": (0, 2)})
-    driver.step({}, finished=["a"])
-    assert not driver.assembly.closed
-    driver.assembly.resume()
-    driver.assembly.proceed()
-    assert driver.closed()["a"].runs == [(0, 2)]
 
 
 def test_giving_up_drops_what_is_open_and_copies_nothing_more() -> None:

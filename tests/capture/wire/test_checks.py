@@ -108,9 +108,9 @@ def test_layers_of_unlike_sizes_cannot_share_a_table() -> None:
 
 @pytest.mark.parametrize("axis", ["dp", "tp", "pp", "ep"])
 def test_a_rank_is_below_the_size_of_its_group(axis: str) -> None:
-    producer = Producer(**{"server": "a", "model": "m", "dp_rank": 0, "dp_size": 1, f"{axis}_rank": 3})
+    who: dict[str, Any] = {"server": "a", "model": "m", "dp_rank": 0, "dp_size": 1, f"{axis}_rank": 3}
     with pytest.raises(WireError, match=f"producer.{axis}_rank: 3 is not below {axis}_size 1"):
-        check_frame(frame(producer=producer, placement=None))
+        check_frame(frame(producer=Producer(**who), placement=None))
 
 
 def test_what_fits_is_accepted() -> None:

@@ -1,0 +1,84 @@
+"""Which steps a frame carries: each once it is known until it has arrived, and how many are lost.
+
+The way of the loads from the ring into frames is tested in `tests/capture/counting/test_load_ring.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moescope.capture.frames import step_history
+from moescope.capture.frames.step_history import RingPart, StepHistory
+from moescope.capture.wire import unpack_step_loads
+from moescope.capture.wire.checks import MAX_SPAN
+
+
+def part(first: int, numbers: list[int], end: int) -> RingPart:
+    """Steps of one layer and two EP ranks; the loads of step n are n and 1."""
+    loads = np.array([[[number, 1]] for number in numbers], np.int32).reshape(-1, 1, 2)
+    return RingPart(first, np.array(numbers, np.int64), loads, end)
+
+
+def carried(history: StepHistory) -> tuple[int, int, dict[int, list[int]]]:
+    """What the next frame carries: the range of steps, and the loads of those that computed tokens."""
+    packed = history.pack()
+    steps, loads = unpack_step_loads(packed, 1, 2)
+    return packed.first, packed.end, dict(zip(steps.tolist(), loads[:, 0].tolist(), strict=True))
+
+
+def test_steps_wait_until_a_frame_with_them_has_arrived() -> None:
+    history = StepHistory(version=7)
+    history.add(part(0, [0, 2], 3))
+    assert carried(history) == (0, 3, {0: [0, 1], 2: [2, 1]})
+    history.add(part(2, [4], 6))
+    assert carried(history) == (0, 6, {0: [0, 1], 2: [2, 1], 4: [4, 1]})
+    history.delivered()
+    assert carried(history) == (6, 6, {})
+    assert history.pack().placement_version == 7
+
+
+def test_steps_that_come_after_the_frame_was_built_are_in_the_next_one() -> None:
+    history = StepHistory(version=0)
+    history.add(part(0, [0], 1))
+    history.pack()
+    history.delivered()
+    history.add(part(1, [1], 2))
+    assert carried(history) == (1, 2, {1: [1, 1]})
+
+
+def test_steps_that_two_snapshots_have_are_taken_once() -> None:
+    history = StepHistory(version=0)
+    history.add(part(0, [0, 1, 2], 3))
+    history.add(part(1, [1, 2, 3], 4))
+    history.add(part(1, [1, 2], 4))
+    assert carried(history) == (0, 4, {step: [step, 1] for step in range(4)})
+    assert history.lost == 0
+
+
+@pytest.mark.parametrize(("numbers", "first"), [([8, 9], 8), ([], 10)])
+def test_where_steps_are_missing_all_before_them_are_given_up(numbers: list[int], first: int) -> None:
+    history = StepHistory(version=0)
+    history.add(part(0, [0, 1], 2))
+    history.add(part(7, numbers, 10))  # steps 2 .. 6 are overwritten
+    assert carried(history) == (first, 10, {step: [step, 1] for step in numbers})
+    assert history.lost == 2 + 5
+
+
+def test_the_oldest_steps_are_lost_where_too_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_history, "MAX_WAITING", 3)
+    history = StepHistory(version=0)
+    history.add(part(0, [0, 1, 4, 6, 7], 8))
+    assert carried(history) == (2, 8, {step: [step, 1] for step in (4, 6, 7)})
+    assert history.lost == 2
+
+
+def test_a_range_that_grows_too_long_while_the_worker_idles_is_cut() -> None:
+    history = StepHistory(version=0)
+    one = np.ones((1, 1, 2), np.int32)
+    history.add(RingPart(0, np.array([3]), one, 10))
+    history.add(RingPart(1, np.zeros(0, np.int64), one[:0], 3 + MAX_SPAN))
+    assert (history.pack().first, history.lost) == (3, 0)
+    history.add(RingPart(1, np.zeros(0, np.int64), one[:0], 4 + MAX_SPAN))
+    packed = history.pack()
+    assert (packed.first, packed.end, packed.steps, history.lost) == (4, 4 + MAX_SPAN, b"", 1)
