@@ -1,4 +1,4 @@
-"""Traces off the step's path: rows that arrive on the host become closed traces, in a thread for it.
+"""Traces off the step's path: rows that arrive on the host become closed traces, in a thread of their own.
 
 The step's path tells what happens, in order, through a deque. Each counter here has one writer.
 """
