@@ -44,10 +44,10 @@ def rooms() -> dict[str, list[str]]:
     for part in section.split("\n### ")[1:]:
         heading, _, table = part.partition("\n")
         package = heading.strip("/ ")
-        for name, imported in re.findall(r"^\| `([a-z_/.]+)` \| ([^|]*) \| [^|]+ \|$", table, re.MULTILINE):
+        for name, column in re.findall(r"^\| `([a-z_/.]+)` \| ([^|]*) \| [^|]+ \|$", table, re.MULTILINE):
             full = f"{package}/{name}"
             assert full not in found, f"{full} has two rows"
-            named = re.findall(r"`([a-z_/.]+)`", imported)
+            named = re.findall(r"`([a-z_/.]+)`", column)
             found[full] = [each if each.split("/")[0] in PACKAGES else f"{package}/{each}" for each in named]
     return found
 

@@ -60,7 +60,7 @@ def test_a_polite_process_is_asked_once_and_ends_by_itself(start: Start) -> None
     wait_for(lambda: group.last_line() == "up")
     group.stop()
     assert group.exit_code() == 0
-    assert tail(group.log) == "up\nbye"
+    assert tail(group.log.read_text()) == "up\nbye"
 
 
 def test_stop_after_the_end_does_nothing(start: Start) -> None:
@@ -76,7 +76,7 @@ def test_last_line_skips_empty_ones(start: Start) -> None:
     wait_for(lambda: group.exit_code() is not None)
     group.stop()
     assert group.last_line() == "two"
-    assert tail(group.log, lines=3) == "two\n\n"
+    assert tail(group.log.read_text(), lines=3) == "two\n\n"
 
 
 def test_port_is_free_until_somebody_listens() -> None:

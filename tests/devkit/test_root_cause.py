@@ -109,6 +109,14 @@ def test_a_message_without_end_is_cut(tmp_path: Path) -> None:
     assert len(cause) < LONGEST + 10
 
 
+def test_what_was_survived_can_be_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    survived = "Traceback (most recent call last):\n  at the start\nKeyError: 'survived'\n"
+    log.write_text(f"{survived}it hangs\n")
+    assert explain(log, "no answer").startswith("KeyError: 'survived'\n")
+    assert explain(log, "no answer", since=len(survived)).endswith("ends with:\nit hangs")
+
+
 @pytest.mark.parametrize("program", ["print('one'); print('two')", "import os; os.abort()"])
 def test_a_log_that_doesn_t_say_it_is_shown_from_its_end(program: str, tmp_path: Path) -> None:
     log = log_of(program, tmp_path)
