@@ -26,7 +26,7 @@ DEBIAN_HEADERS: Final = Path("/usr/include")
 
 
 class MissingLibraryError(RuntimeError):
-    """What can't start for want of which libraries; one line."""
+    """Something can't start because libraries are missing; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def missing_for_vllm(env: Mapping[str, str] | None = None) -> list[Missing]:
 
 
 def missing_for_browser() -> list[Missing]:
-    """Libraries that the program needs by which Playwright drives a browser."""
+    """Libraries that Playwright's node needs: the program that drives a browser."""
     return missing_libraries("Playwright's node", [_folder("playwright") / "driver" / "node"])
 
 
@@ -78,7 +78,7 @@ CHECKS: Final = {"vllm": missing_for_vllm, "browser": missing_for_browser, "comp
 def missing_libraries(
     needed_by: str, files: Sequence[Path], env: Mapping[str, str] | None = None
 ) -> list[Missing]:
-    """What the loader does not find of what these libraries or programs need.
+    """What these libraries or programs need and the loader does not find.
 
     Libraries that are among the files are left out: whoever loads them loads those first.
 

@@ -1,4 +1,4 @@
-"""``make demo ARGS=--simulate``: a large shape without vLLM."""
+"""``make demo ARGS=--simulate``: a large fleet without vLLM."""
 
 from __future__ import annotations
 
