@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from devkit.processes import ProcessGroup
 from devkit.root_cause import LONGEST, explain, root_cause
+from tests.waiting import wait_until
 
 LOGS = Path(__file__).with_name("logs")
 """Of `vllm serve` 0.32 with two data-parallel ranks, folders' names replaced."""
@@ -20,10 +20,7 @@ def log_of(program: str, folder: Path) -> Path:
     """What a Python that runs this writes until it ends."""
     group = ProcessGroup([sys.executable, "-c", program], folder / "log", os.environ)
     try:
-        deadline = time.monotonic() + 60
-        while group.exit_code() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: group.exit_code() is not None, "it did not end")
     finally:
         group.stop()
     return group.log
