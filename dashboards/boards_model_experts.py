@@ -11,7 +11,7 @@ _TO_LAYER: Final = "/d/moescope-layer?var-layer=${__data.fields.layer}&${__all_v
 _MAX_VIO: Final = GAUGES["max_vio"]
 _ENTROPY: Final = GAUGES["normalised_entropy"]
 _DEAD: Final = GAUGES["dead"]
-_FAIR_STEPS: Final = ((3, "orange"), (5, "red"))
+_FAIR_THRESHOLDS: Final = ((3, "orange"), (5, "red"))
 """Of multiples of a fair share."""
 _BASE: Final = "baseline, phase"
 _BASE_NAME: Final = "{{baseline}}, {{phase}}"
@@ -46,7 +46,7 @@ BALANCE: Final = Row(
             (Query(f"topk(20, {of_fair(EXPERTS, MODEL, 'layer', 'expert')})", "times fair share"),),
             width=8,
             height=12,
-            steps=_FAIR_STEPS,
+            thresholds=_FAIR_THRESHOLDS,
             link=_TO_LAYER,
         ),
         Panel(
@@ -56,7 +56,7 @@ BALANCE: Final = Row(
             (Query(of_fair(EXPERTS, MODEL, "layer", "expert")),),
             width=24,
             height=14,
-            steps=_FAIR_STEPS,
+            thresholds=_FAIR_THRESHOLDS,
             axes=("layer", "expert"),
         ),
     ),

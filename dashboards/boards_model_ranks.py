@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from moescope.dashboards.measures import RATIO_STEPS
+from moescope.dashboards.measures import RATIO_THRESHOLDS
 from moescope.dashboards.spec import MODEL, NAME, Panel, Query, Row, most, of_fair, rate, stat
 from moescope.service.measures.balance import GAUGES
 
@@ -37,7 +37,7 @@ BALANCE_NOW: Final = Row(
             "EP imbalance ratio",
             "Sum over layers of max / sum of mean of slots over EP ranks; 1 is best.",
             Query(most("moescope_ep_imbalance_ratio", MODEL), NAME),
-            steps=RATIO_STEPS,
+            thresholds=RATIO_THRESHOLDS,
         ),
         stat(
             "Straggler share",
@@ -45,19 +45,19 @@ BALANCE_NOW: Final = Row(
             "spends waiting.",
             Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL)}", NAME),
             "percentunit",
-            steps=((0.2, "orange"), (0.5, "red")),
+            thresholds=((0.2, "orange"), (0.5, "red")),
         ),
         stat(
             "Worst layer's imbalance ratio",
             "Largest max / mean of slots over EP ranks among the layers; 1 is best.",
             Query(most("moescope_ep_worst_layer_imbalance_ratio", MODEL), NAME),
-            steps=RATIO_STEPS,
+            thresholds=RATIO_THRESHOLDS,
         ),
         stat(
             "DP imbalance ratio",
             "Max / mean of tokens over DP ranks; 1 is best.",
             Query(most("moescope_dp_imbalance_ratio", MODEL), NAME),
-            steps=RATIO_STEPS,
+            thresholds=RATIO_THRESHOLDS,
         ),
     ),
 )
@@ -180,7 +180,7 @@ EP_RANKS: Final = Row(
             (Query(of_fair("moescope_layer_ep_rank_slots_total", MODEL, "layer", "ep_rank")),),
             width=24,
             height=14,
-            steps=RATIO_STEPS,
+            thresholds=RATIO_THRESHOLDS,
         ),
         Panel(
             "heatmap",

@@ -56,7 +56,7 @@ def test_nothing_is_imported_from_test_modules_and_nothing_private(name: str) ->
         ("from tests.service.frames import _hidden", ["tests.service.frames._hidden"]),
         ("def f():\n    from tests._x import y", ["tests._x.y"]),
         ("CHILD = 'from tests.test_a import b'", ["tests.test_a.b"]),
-        ("from tests.service.frames import frame\nfrom devkit.board import _x", []),
+        ("from tests.service.frames import frame\nfrom devkit.demo_tables import _x", []),
         ("'''What tests.test_a can import is prose.'''", []),
     ],
 )
