@@ -35,7 +35,7 @@ env:  ## create or update .venv
 	@devkit/setup-env.sh
 
 demo: env  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--help)
-	@$(if $(findstring --simulate,$(ARGS)),,$(call install,vllm))
+	@$(if $(filter --simulate --help -h,$(ARGS)),,$(call install,vllm))
 	@$(BIN)/python -m devkit.demo $(ARGS)
 
 # What keeps one core busy runs two at a time, what takes longest first; the end-to-end tests' servers use every

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from moescope.dashboards.measures import RATIO_STEPS
+from moescope.dashboards.measures import RATIO_THRESHOLDS
 from moescope.dashboards.spec import (
     NAME,
     SERVICE,
@@ -33,7 +33,7 @@ def _in_row(metric: str) -> str:
     return f'label_replace({most(metric, SERVICE)}, "cluster", "All", "cluster", "")'
 
 
-FLEET: Final = Board(
+FLEET_BOARD: Final = Board(
     "moescope-fleet",
     "moescope / Fleet",
     "All deployments of all clusters: who serves how much, and how evenly.",
@@ -61,7 +61,7 @@ FLEET: Final = Board(
                     "Workers that don't",
                     "Workers that are silent, or whose capture is off: see Capture health.",
                     Query(f'sum(moescope_producers{{{SERVICE},state!="counting"}})'),
-                    steps=((1, "red"),),
+                    thresholds=((1, "red"),),
                 ),
             ),
         ),
@@ -80,7 +80,7 @@ FLEET: Final = Board(
                         Query(_in_row("moescope_dp_imbalance_ratio"), "DP imbalance"),
                     ),
                     width=24,
-                    steps=RATIO_STEPS,
+                    thresholds=RATIO_THRESHOLDS,
                     link=_TO_MODEL,
                 ),
                 Panel(
@@ -95,7 +95,7 @@ FLEET: Final = Board(
                     "Sum over layers of the busiest EP rank's slots / sum over layers of the EP ranks' mean; "
                     "1 is best.",
                     (Query(most("moescope_ep_imbalance_ratio", SERVICE), NAME),),
-                    steps=RATIO_STEPS,
+                    thresholds=RATIO_THRESHOLDS,
                 ),
             ),
         ),

@@ -33,7 +33,7 @@ def _slowest(metric: str) -> str:
     return f"histogram_quantile(0.99, {rate(f'{metric}_bucket', SERVICE, 'instance, le')})"
 
 
-HEALTH: Final = Board(
+HEALTH_BOARD: Final = Board(
     "moescope-health",
     "moescope / Capture health",
     "Whether every token is seen and counted once, and how the service does.",
@@ -57,7 +57,7 @@ HEALTH: Final = Board(
                     (Query(most("moescope_snapshot_age_seconds", MODEL, _RANK), _RANK_NAME),),
                     "s",
                     8,
-                    steps=((15, "red"),),
+                    thresholds=((15, "red"),),
                 ),
                 Panel(
                     "timeseries",
@@ -102,7 +102,7 @@ HEALTH: Final = Board(
                     (Query(most("moescope_missing_dp_ranks", MODEL), "{{server}}"),),
                     width=6,
                     height=6,
-                    steps=_BAD,
+                    thresholds=_BAD,
                 ),
                 Panel(
                     "timeseries",
@@ -195,7 +195,7 @@ HEALTH: Final = Board(
                         ),
                     ),
                     width=8,
-                    steps=_BAD,
+                    thresholds=_BAD,
                 ),
                 Panel(
                     "timeseries",

@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from moescope.dashboards.boards_fleet import FLEET
-from moescope.dashboards.boards_health import HEALTH
+from moescope.dashboards.boards_fleet import FLEET_BOARD
+from moescope.dashboards.boards_health import HEALTH_BOARD
 from moescope.dashboards.boards_layer import LAYER_BOARD
 from moescope.dashboards.boards_model import MODEL_BOARD
 from moescope.dashboards.render import render
 
-BOARDS: Final = (FLEET, MODEL_BOARD, LAYER_BOARD, HEALTH)
+BOARDS: Final = (FLEET_BOARD, MODEL_BOARD, LAYER_BOARD, HEALTH_BOARD)
 FOLDER: Final = Path(__file__).parent / "boards"
 
 

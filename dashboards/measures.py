@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from moescope.dashboards.spec import LAYER, NAME, Panel, Query, most
+from moescope.dashboards.spec import LAYER, NAME, Panel, Query, Thresholds, most
 from moescope.service.measures.balance import GAUGES, MEASURES
 from moescope.service.measures.measure import AXES, Gauge
 
@@ -12,13 +12,13 @@ _UNITS: Final = {"ratio": "short", "share": "percentunit", "number": "short"}
 _COLUMNS: Final = 24
 
 
-def thresholds(gauge: Gauge) -> tuple[tuple[float, str], ...]:
+def thresholds(gauge: Gauge) -> Thresholds:
     """From which values on a panel is orange and red."""
     known = ((gauge.notable, "orange"), (gauge.bad, "red"))
     return tuple((value, colour) for value, colour in known if value is not None)
 
 
-RATIO_STEPS: Final = thresholds(GAUGES["imbalance_ratio"])
+RATIO_THRESHOLDS: Final = thresholds(GAUGES["imbalance_ratio"])
 """Of every imbalance ratio, whatever it is summed over."""
 
 
@@ -33,7 +33,7 @@ def layer_stats() -> tuple[Panel, ...]:
             _UNITS[MEASURES[name].unit],
             width=max(4, _COLUMNS // len(GAUGES)),
             height=4,
-            steps=thresholds(gauge),
+            thresholds=thresholds(gauge),
         )
         for name, gauge in GAUGES.items()
     )

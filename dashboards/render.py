@@ -132,7 +132,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
     # Written into the JSON: the SDK's heatmaps lack these methods, and tables need transformations.
     defaults = document.setdefault("fieldConfig", {"overrides": []}).setdefault("defaults", {})
     defaults["unit"] = panel.unit
-    steps = [{"value": None, "color": "green"}, *({"value": v, "color": c} for v, c in panel.steps)]
+    steps = [{"value": None, "color": "green"}, *({"value": v, "color": c} for v, c in panel.thresholds)]
     defaults["thresholds"] = {"mode": "absolute", "steps": steps}
     if panel.kind == "heatmap":
         options = document.setdefault("options", {})
@@ -145,7 +145,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         options["cellValues"] = {"unit": panel.unit}
     if panel.kind in ("table", "matrix"):
         document["transformations"] = _transformations(panel)
-        if panel.kind == "matrix" or panel.steps:
+        if panel.kind == "matrix" or panel.thresholds:
             cells = {"cellOptions": {"type": "color-background", "mode": "basic"}}
             defaults["custom"] = cells | ({"minWidth": _MATRIX_CELL} if panel.kind == "matrix" else {})
             document["fieldConfig"]["overrides"] = [_uncoloured(panel)]

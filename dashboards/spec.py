@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 Kind = Literal["stat", "timeseries", "heatmap", "table", "matrix"]
+Thresholds = tuple[tuple[float, str], ...]
+"""(from value, colour) pairs, the smallest value first; values below the first are green."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Panel:
         unit: Grafana's id of the unit.
         width: in columns, of which a board has 24.
         height: in Grafana's rows.
-        steps: thresholds (from value, colour); values below the first are green.
+        thresholds: colours by value.
         axes: (label of the rows, label of the columns) of a matrix.
         link: path and query of the board that a table's row opens, filled in with the row's labels.
     """
@@ -38,7 +40,7 @@ class Panel:
     unit: str = "short"
     width: int = 12
     height: int = 8
-    steps: tuple[tuple[float, str], ...] = ()
+    thresholds: Thresholds = ()
     axes: tuple[str, str] = ("layer", "ep_rank")
     link: str = ""
 
@@ -122,10 +124,10 @@ def stat(
     description: str,
     query: Query,
     unit: str = "short",
-    steps: tuple[tuple[float, str], ...] = (),
+    thresholds: Thresholds = (),
 ) -> Panel:
     """One large number, a quarter of the board wide."""
-    return Panel("stat", title, description, (query,), unit, 6, 4, steps)
+    return Panel("stat", title, description, (query,), unit, 6, 4, thresholds)
 
 
 NAME: Final = "{{server}} {{model}}"

@@ -36,8 +36,8 @@ CARRIED=(
 )
 VARIABLES='^(PIP_|UV_|SSL_CERT_|CURL_CA_BUNDLE=|REQUESTS_CA_BUNDLE=|NODE_EXTRA_CA_CERTS=|(http|https|ftp|all|no)_proxy=|(HTTP|HTTPS|FTP|ALL|NO)_PROXY=)'
 
-# The environment in the root, a line a variable.
-carried_variables() { env | grep -E "$VARIABLES" || true; }
+# The environment in the root, a line a variable; no caches, since it begins from nothing.
+carried_variables() { env | grep -E "$VARIABLES" | grep -vE '^(PIP|UV)_CACHE_DIR=' || true; }
 
 # Files and folders that settings of pip and uv name and that exist here; of an index in a folder, what holds its files.
 named_paths() {
@@ -187,16 +187,16 @@ carry_over() {
 
 # apt's ways of fetching, and its sources of Debian, for the root's release.
 carry_apt() {
-    local root=$1 suite=$2 here file
+    local root=$1 suite=$2 here file files=()
     apt-config dump 2>/dev/null | grep -E '^Acquire::' >"$root/etc/apt/apt.conf.d/90host" || true
     here=$(. /etc/os-release && [ "$ID" = debian ] && echo "$VERSION_CODENAME" || true)
     [ -n "$here" ] || return 0
-    rm -f "$root/etc/apt/sources.list"
     for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
-        if [ -f "$file" ] && grep -q "$here" "$file"; then
-            sed "s/\b$here\b/$suite/g" "$file" >"$root$file"
-        fi
+        if [ -f "$file" ] && grep -q "$here" "$file"; then files+=("$file"); fi
     done
+    [ ${#files[@]} -gt 0 ] || return 0  # debootstrap's own source stays
+    rm -f "$root/etc/apt/sources.list"
+    for file in "${files[@]}"; do sed "s/\b$here\b/$suite/g" "$file" >"$root$file"; done
 }
 
 in_root() {

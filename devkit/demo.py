@@ -17,7 +17,7 @@ from typing import Final
 
 from rich.console import Console
 
-from devkit.board import ConservationError, Readings, Service, check_conservation, render
+from devkit.demo_tables import ConservationError, Readings, Service, check_conservation, render
 from devkit.processes import ProcessGroup, free_port, port_is_free
 from devkit.root_cause import explain
 from devkit.screen import Show, starting, watching

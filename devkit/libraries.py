@@ -21,9 +21,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+DEBIAN_HEADERS: Final = Path("/usr/include")
+"""Where Debian's packages put the headers of its Pythons."""
+
 
 class MissingLibraryError(RuntimeError):
-    """What can't start for want of which libraries; one line."""
+    """Something can't start because libraries are missing; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,18 @@ class Missing:
     Attributes:
         what: such as "libnuma.so.1".
         needed_by: who can't do without it.
-        package: Debian's package that has it.
+        package: Debian's package that has it, or None if none does.
+        remedy: what to do instead, where there is no package.
     """
 
     what: str
     needed_by: str
-    package: str
+    package: str | None
+    remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.needed_by} needs {self.what}, which is not installed: Debian's package {self.package}"
+        found_in = self.remedy if self.package is None else f"Debian's package {self.package}"
+        return f"{self.needed_by} needs {self.what}, which is not installed: {found_in}"
 
 
 def missing_for_vllm(env: Mapping[str, str] | None = None) -> list[Missing]:
@@ -50,7 +56,7 @@ def missing_for_vllm(env: Mapping[str, str] | None = None) -> list[Missing]:
 
 
 def missing_for_browser() -> list[Missing]:
-    """Libraries that the program needs by which Playwright drives a browser."""
+    """Libraries that Playwright's node needs: the program that drives a browser."""
     return missing_libraries("Playwright's node", [_folder("playwright") / "driver" / "node"])
 
 
@@ -59,7 +65,10 @@ def missing_compiler() -> list[Missing]:
     compiler, headers = os.environ.get("CXX", "g++"), Path(sysconfig.get_path("include"))
     missing = [] if shutil.which(compiler) else [Missing(compiler, "torch's compiler", "g++")]
     if not (headers / "Python.h").exists():
-        missing.append(Missing(f"{headers}/Python.h", "torch's compiler", f"lib{headers.name}-dev"))
+        # A Python of pyenv, uv or conda looks for its headers in its own folder, where no package puts any.
+        package = f"lib{headers.name}-dev" if headers.parent == DEBIAN_HEADERS else None
+        remedy = "install this Python again with its headers, or take another (PYTHON=...)"
+        missing.append(Missing(f"{headers}/Python.h", "torch's compiler", package, remedy))
     return missing
 
 
@@ -69,7 +78,7 @@ CHECKS: Final = {"vllm": missing_for_vllm, "browser": missing_for_browser, "comp
 def missing_libraries(
     needed_by: str, files: Sequence[Path], env: Mapping[str, str] | None = None
 ) -> list[Missing]:
-    """What the loader does not find of what these libraries or programs need.
+    """What these libraries or programs need and the loader does not find.
 
     Libraries that are among the files are left out: whoever loads them loads those first.
 
@@ -132,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [one for name in parser.parse_args(arguments).for_ for one in CHECKS[name]()]
     for one in missing:
         print(f"[libraries] {one}", file=sys.stderr)
-    for package in dict.fromkeys(one.package for one in missing):
+    for package in dict.fromkeys(one.package for one in missing if one.package is not None):
         print(package)
     return 0
 

@@ -60,10 +60,6 @@ class ProcessGroup:
         self._look()
         return sorted((process for process in self._seen if _runs(process)), key=lambda process: process.pid)
 
-    def tail(self, lines: int = 30) -> str:
-        """The log's last lines."""
-        return tail(self.log, lines)
-
     def last_line(self) -> str:
         """The log's last line that isn't empty, or nothing."""
         with self.log.open("rb") as file:
@@ -115,10 +111,9 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def tail(log: Path, lines: int = 30) -> str:
-    """The log's last lines, without those in which libraries complain of their leaks at exit."""
-    text = log.read_text(errors="replace").splitlines()
-    return "\n".join([line for line in text if not line.startswith(NOISE)][-lines:])
+def tail(log: str, lines: int = 30) -> str:
+    """The last lines of a log's text, without those in which libraries complain of their leaks at exit."""
+    return "\n".join([line for line in log.splitlines() if not line.startswith(NOISE)][-lines:])
 
 
 def free_port() -> int:

@@ -42,16 +42,18 @@ def root_cause(log: str) -> list[str]:
     return below or [_short(line) for line in _USAGE.findall(log)[-1:]]
 
 
-def explain(log: Path, what: str) -> str:
+def explain(log: Path, what: str, since: int = 0) -> str:
     """A message about a process that failed: its root cause first, or what its log ends with.
 
     Args:
         log: its output.
         what: what became of it, such as "vLLM ended with status 1".
+        since: how many bytes of the log to leave out, because the process has survived what they tell.
     """
-    first, *then = root_cause(log.read_text(errors="replace")) or [""]
+    text = log.read_bytes()[since:].decode(errors="replace")
+    first, *then = root_cause(text) or [""]
     if not first:
-        return f"{what}; its log, {log}, ends with:\n{tail(log)}"
+        return f"{what}; its log, {log}, ends with:\n{tail(text)}"
     return "\n".join([first, *(f"then {exception}" for exception in then), f"{what}; its log: {log}"])
 
 
@@ -60,7 +62,7 @@ def _short(text: str) -> str:
 
 
 def _chains(log: str) -> list[list[str]]:
-    """Of each traceback the exceptions, the innermost first, in the order in which they begin."""
+    """The exceptions of each traceback, the innermost first; the tracebacks in the order of their begins."""
     by_process: dict[str, list[tuple[int, str]]] = {}
     for number, line in enumerate(log.splitlines()):
         prefix = _PREFIX.match(line)
@@ -71,7 +73,7 @@ def _chains(log: str) -> list[list[str]]:
 
 
 def _chains_of(lines: Iterable[tuple[int, str]]) -> list[tuple[int, list[str]]]:
-    """The same for one process's numbered lines, each chain with its first line's number."""
+    """The number of each traceback's first line, and its exceptions, from one process's numbered lines."""
     chains: list[tuple[int, list[str]]] = []
     in_frames = in_message = linked = False
     for number, line in lines:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from devkit import vllm_server
-from devkit.board import Readings, render
+from devkit.demo_tables import Readings, render
 
 SECONDS_BETWEEN_LINES: Final = 10.0
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs Debian packages that are missing: devkit/setup-debian.sh prometheus chromium
 #
-# Only `make test` and the environment's set-up call it. Quick when nothing is missing; needs apt-get and root
-# (or sudo without a password) otherwise, and says what to install by hand when it has neither.
+# A command of a package's name counts as the package, wherever it comes from. Quick when nothing is missing; needs
+# apt-get and root (or sudo without a password) otherwise, and says what to install by hand when it has neither.
 set -euo pipefail
 
 say() { printf '[debian] %s\n' "$*"; }
@@ -10,7 +10,7 @@ say() { printf '[debian] %s\n' "$*"; }
 missing=()
 for package in "$@"; do
     status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
-    [ "$status" = installed ] || missing+=("$package")
+    [ "$status" = installed ] || command -v "$package" >/dev/null || missing+=("$package")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
@@ -34,6 +34,9 @@ say "installing ${missing[*]}"
 apt update >"$log" 2>&1 || { tail -n 5 "$log" >&2; say "apt-get update failed, trying with the lists there are"; }
 apt install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1 || {
     tail -n 20 "$log" >&2
+    if grep -qs '^ID=ubuntu$' /etc/os-release && [[ " ${missing[*]} " == *" chromium "* ]]; then
+        say "Ubuntu's apt has no chromium, its snap is called so: snap install chromium" >&2
+    fi
     by_hand "apt-get could not install them"
 }
 say "installed after ${SECONDS}s"

@@ -33,6 +33,7 @@ find_python() {
         fi
         [ "$candidate" != "${PYTHON:-}" ] || break
     done
+    [ -z "${PYTHON:-}" ] || fail "PYTHON=$PYTHON is no Python 3.11 or newer that runs"
     fail "no Python 3.11 or newer found; install one, or set PYTHON=/path/to/python"
 }
 

@@ -1,4 +1,4 @@
-"""``make demo ARGS=--simulate``: a large shape without vLLM."""
+"""``make demo ARGS=--simulate``: a large fleet without vLLM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from devkit.board import Readings, Service
+from devkit.demo_tables import Readings, Service
 from devkit.processes import ProcessGroup
 
 LAYERS_SHOWN: Final = 12

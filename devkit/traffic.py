@@ -28,8 +28,10 @@ class Tally:
 
     @property
     def computed_tokens(self) -> int:
-        """Tokens that went through the model's layers: of a request's tokens all but the cached ones, which
-        were computed before, and the last generated one, which nobody asked to continue.
+        """Tokens that went through the model's layers.
+
+        Cached tokens did not, since they were computed before. Nor did the last token that each request
+        generated, since nothing was to follow it.
         """
         return self.prompt_tokens - self.cached_tokens + self.generated_tokens - self.requests
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.imports import imported
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("tests", "devkit", "benchmarks")
 SOURCES = {
@@ -19,27 +21,24 @@ SOURCES = {
 }
 
 
-def imported(text: str) -> Iterator[str]:
+def all_imported(text: str) -> Iterator[str]:
     """Dotted names of all that a source imports, also in programs that it holds as text."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+    tree = ast.parse(text)
+    yield from (name for _, name in imported(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from _of_a_program(node.value)
 
 
 def _of_a_program(text: str) -> Iterator[str]:
     if "import" in text:
         with contextlib.suppress(SyntaxError):  # prose
-            yield from imported(text)
+            yield from all_imported(text)
 
 
 def wrong(text: str) -> list[str]:
     """What a source imports from a test module, or from a helper of tests although it is private there."""
-    names = [name for name in imported(text) if name.startswith("tests.")]
+    names = [name for name in all_imported(text) if name.startswith("tests.")]
     return [name for name in names if any(part.startswith(("test_", "_")) for part in name.split(".")[1:])]
 
 
@@ -57,7 +56,7 @@ def test_nothing_is_imported_from_test_modules_and_nothing_private(name: str) ->
         ("from tests.service.frames import _hidden", ["tests.service.frames._hidden"]),
         ("def f():\n    from tests._x import y", ["tests._x.y"]),
         ("CHILD = 'from tests.test_a import b'", ["tests.test_a.b"]),
-        ("from tests.service.frames import frame\nfrom devkit.board import _x", []),
+        ("from tests.service.frames import frame\nfrom devkit.demo_tables import _x", []),
         ("'''What tests.test_a can import is prose.'''", []),
     ],
 )

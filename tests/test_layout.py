@@ -2,6 +2,7 @@
 
 Those tables are the rule and their rows are in order: a row imports from rows above it only, so there can be
 no circle. The test reads the imports of every module, those within functions and under TYPE_CHECKING too.
+Where tests are is the matter of `test_folders.py`, what they import from each other of `test_helpers.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests.imports import imported
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("capture", "service", "dashboards")
@@ -41,10 +44,10 @@ def rooms() -> dict[str, list[str]]:
     for part in section.split("\n### ")[1:]:
         heading, _, table = part.partition("\n")
         package = heading.strip("/ ")
-        for name, imported in re.findall(r"^\| `([a-z_/.]+)` \| ([^|]*) \| [^|]+ \|$", table, re.MULTILINE):
+        for name, column in re.findall(r"^\| `([a-z_/.]+)` \| ([^|]*) \| [^|]+ \|$", table, re.MULTILINE):
             full = f"{package}/{name}"
             assert full not in found, f"{full} has two rows"
-            named = re.findall(r"`([a-z_/.]+)`", imported)
+            named = re.findall(r"`([a-z_/.]+)`", column)
             found[full] = [each if each.split("/")[0] in PACKAGES else f"{package}/{each}" for each in named]
     return found
 
@@ -74,20 +77,13 @@ def tree_of(path: Path) -> ast.Module:
 
 
 @functools.cache
-def imports(path: Path) -> list[tuple[ast.AST, Path]]:
+def imports(path: Path) -> list[tuple[ast.Import | ast.ImportFrom, Path]]:
     """Each import of a module of moescope in the file at `path`: the statement and the imported file."""
     found = []
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: imports are absolute"
-            # A name may be a module of the package or something that the package's __init__ defines.
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if file_of(name) else str(node.module) for name in names]
-        else:
-            continue
-        found += [(node, target) for name in names if (target := file_of(name))]
+    for statement, name in imported(tree_of(path)):
+        # The name may be a module, or something that a module defines.
+        if target := file_of(name) or file_of(name.rpartition(".")[0]):
+            found.append((statement, target))
     return found
 
 
@@ -134,7 +130,7 @@ def test_imports_are_at_the_top_of_their_module() -> None:
         str(path)
         for path in modules()
         for node, _ in imports(path)
-        if getattr(node, "col_offset", 0) > 0  # within a function, a class, or an `if`
+        if node.col_offset > 0  # within a function, a class, or an `if`
     }
     assert late == set(LATE)
 

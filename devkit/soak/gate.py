@@ -9,11 +9,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How long and how hard.
+    """How long gates run, and how hard they press.
 
     Attributes:
-        seconds: of the gate of load; the others' lengths follow from ``quick``.
-        quick: a tenth of everything, to see that it works.
+        seconds: how long the gate of load runs; the length of the others follows from ``quick``.
+        quick: a tenth of everything, to see that the gates work.
         folder: where gates may write.
     """
 

@@ -173,12 +173,12 @@ def crowd(times: list[float], seconds: float = HERD_S) -> int:
 
 
 def check_counts(made: Network) -> str:
-    """Stop everything; then check totals at the service by what was counted, drops by what was seen outside.
+    """Stop everything, then compare: totals with what was counted, drops with what was seen from outside.
 
     Returns: the counters, in words.
 
     Raises:
-        AssertionError: they are not.
+        AssertionError: they differ.
     """
     for worker in made.workers:
         worker.stop_steps()

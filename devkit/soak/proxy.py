@@ -25,8 +25,8 @@ RESET: Final = struct.pack("ii", 1, 0)
 class TcpProxy:
     """Passes bytes on to a port of loopback, and fails when told to.
 
-    Whoever keeps a connection and asks again and again meets each injury exactly once: as a request without
-    an answer, or with half of one.
+    A client that keeps one connection open for all its requests meets each injury exactly once: one request
+    gets no answer, or half of one.
 
     Attributes:
         injuries: connections that were broken or went silent, by the fault.
@@ -91,7 +91,7 @@ class TcpProxy:
             self.injuries[fault] += 1
 
     def forget(self, link: _Link) -> None:
-        """It has ended."""
+        """Drop a link that has ended."""
         with self._lock:
             self._links.discard(link)
 

@@ -1,4 +1,4 @@
-"""What a vLLM worker has of moescope, without vLLM: real snapshots, frames and sender; a thread steps."""
+"""moescope's part of a vLLM worker, without vLLM: real snapshots, frames and sender; a thread makes steps."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class WorkerSide:
     Attributes:
         posts: the attempts to deliver a frame so far.
         hooks: seconds that `step_begins` and `step_ends` took together, of each step.
-        steps: so far.
+        steps: how many were made so far.
 
     ``first_wait`` is the limit of the wait after a first failure, seconds.
     """
@@ -121,7 +121,7 @@ class WorkerSide:
 
     @property
     def posts(self) -> list[Post]:
-        """A copy."""
+        """A copy of the attempts so far."""
         return list(self._transport.posts)
 
     @property
@@ -131,7 +131,7 @@ class WorkerSide:
 
     @property
     def tokens(self) -> int:
-        """Counted so far."""
+        """Tokens counted so far."""
         return self._source.totals.tokens
 
     @property
@@ -140,21 +140,21 @@ class WorkerSide:
         return self._flat[: 2 * LAYERS * EXPERTS].view(2, LAYERS, EXPERTS).sum(0)
 
     def start(self) -> None:
-        """Steps and sender."""
+        """Start the steps and the sender."""
         self._sender.start()
         self._thread.start()
 
     def stop_steps(self) -> None:
-        """No more steps; the sender goes on."""
+        """End the steps; the sender goes on."""
         self._stop.set()
         self._thread.join()
 
     def stop_sender(self) -> None:
-        """Send what is left."""
+        """End the sender, which sends what is left."""
         self._sender.stop(timeout=10)
 
     def drops_seen(self) -> dict[str, int]:
-        """The drops that a frame should report, by what was seen from outside of the sender."""
+        """The drops that a frame should report, judged by what was seen from outside of the sender."""
         return {
             "sends_failed": sum(bool(post.failure) for post in self.posts),
             "snapshots_put_off": self._taker.put_off,

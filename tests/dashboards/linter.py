@@ -109,7 +109,7 @@ def panel_no_targets(board: Board) -> list[str]:
 
 
 def target_logql(board: Board) -> list[str]:
-    """The two rules about LogQL need nothing else where nobody asks Loki: only Prometheus is asked."""
+    """The boards ask Prometheus only, so the two rules about LogQL have nothing to check."""
     kinds = {item["datasource"]["type"] for panel in panels(board) for item in panel.get("targets", [])}
     kinds |= {item["query"] for item in _variables(board, "datasource")}
     return sorted(kinds - {"prometheus"})

@@ -1,4 +1,4 @@
-"""What of PromQL the boards' rules need: an expression's selectors, and whether promtool can parse it."""
+"""The parts of PromQL that tests of the boards need: selectors, and whether promtool parses an expression."""
 
 from __future__ import annotations
 

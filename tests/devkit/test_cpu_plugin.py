@@ -82,7 +82,7 @@ def test_experts_of_other_ranks_get_weight_zero_and_the_router_s_tensors_stay() 
 
 
 class Experts:
-    """Takes what vLLM's kernel takes, as far as the plugin minds."""
+    """Takes those arguments of vLLM's kernel that matter to the plugin."""
 
     def apply(
         self, topk_weights: torch.Tensor, topk_ids: torch.Tensor, expert_map: torch.Tensor | None

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from devkit.board import ConservationError, Readings, check_conservation, render
 from devkit.demo import DemoError, choose_port, parse
+from devkit.demo_tables import ConservationError, Readings, check_conservation, render
 from devkit.processes import free_port
 from devkit.traffic import Tally
 from devkit.vllm_server import Progress, VllmOptions

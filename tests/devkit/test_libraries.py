@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -50,11 +51,24 @@ def test_this_environment_lacks_nothing() -> None:
     assert [check() for check in libraries.CHECKS.values()] == [[], [], []]
 
 
-def test_headers_of_python_are_of_its_own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_of_debians_python_are_of_its_own_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_path", {"include": "/usr/include/python3.99"}.get)
+    (missing,) = libraries.missing_compiler()
+    assert (missing.what, missing.package) == ("/usr/include/python3.99/Python.h", "libpython3.99-dev")
+
+
+def test_no_package_has_the_headers_of_another_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     headers = tmp_path / "python3.11"
     monkeypatch.setattr(sysconfig, "get_path", {"include": str(headers)}.get)
-    (missing,) = libraries.missing_compiler()
-    assert (missing.what, missing.package) == (f"{headers}/Python.h", "libpython3.11-dev")
+    assert libraries.main(["compiler"]) == 0
+    out, said = capsys.readouterr()
+    assert out == ""
+    assert said == (
+        f"[libraries] torch's compiler needs {headers}/Python.h, which is not installed: "
+        "install this Python again with its headers, or take another (PYTHON=...)\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,14 +108,16 @@ def test_the_command_prints_packages_and_says_what_for() -> None:
     assert "moescope-no-such-compiler" in lacking.stderr
 
 
-def test_without_root_and_sudo_one_line_says_what_to_install() -> None:
-    """The script with a PATH that has no sudo, as nobody if the tests are run by root."""
+def set_up(*packages: str, commands: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run setup-debian.sh with these commands and no sudo; as nobody if the tests are run by root."""
     with TemporaryDirectory() as path, (ROOT / "devkit" / "setup-debian.sh").open() as script:
         Path(path).chmod(0o755)
         for program in ("id", "dpkg-query", "apt-get"):
             Path(path, program).symlink_to(shutil.which(program) or "missing")
-        asked = subprocess.run(
-            ["/bin/bash", "-s", "--", "dpkg", "moescope-no-such-package", "moescope-nor-this"],
+        for command in commands:
+            Path(path, command).symlink_to("/bin/true")
+        return subprocess.run(
+            ["/bin/bash", "-s", "--", *packages],
             stdin=script,
             env={"PATH": path},
             user=NOBODY if os.getuid() == 0 else None,
@@ -110,9 +126,19 @@ def test_without_root_and_sudo_one_line_says_what_to_install() -> None:
             capture_output=True,
             text=True,
         )
+
+
+def test_without_root_and_sudo_one_line_says_what_to_install() -> None:
+    asked = set_up("dpkg", "moescope-no-such-package", "moescope-nor-this")
     assert asked.returncode == 1
     assert asked.stdout == ""
     assert asked.stderr == (
         "[debian] error: neither root nor sudo without a password; "
         "install these by hand: moescope-no-such-package moescope-nor-this\n"
     )
+
+
+def test_a_command_that_no_package_brought_is_not_installed_again() -> None:
+    """Such as Ubuntu's chromium, which is a snap."""
+    asked = set_up("dpkg", "moescope-a-snap", commands=["moescope-a-snap"])
+    assert (asked.returncode, asked.stdout, asked.stderr) == (0, "", "")

@@ -2,13 +2,13 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from devkit.processes import ProcessGroup, free_port, port_is_free, tail
+from tests.waiting import wait_until
 
 Start = Callable[[str], ProcessGroup]
 
@@ -33,18 +33,11 @@ def start(tmp_path: Path) -> Start:
     return run
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_stop_ends_a_child_that_ignores_requests_and_left_the_group(
     start: Callable[[str], ProcessGroup],
 ) -> None:
     group = start(STUBBORN_CHILD)
-    wait_for(lambda: group.last_line() == "ready")
+    wait_until(lambda: group.last_line() == "ready", "it did not say ready")
     running = group.alive()
     assert len(running) == 2
     group.stop(QUICK)
@@ -57,15 +50,15 @@ def test_a_polite_process_is_asked_once_and_ends_by_itself(start: Start) -> None
     group = start(
         "import time\nprint('up', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('bye')"
     )
-    wait_for(lambda: group.last_line() == "up")
+    wait_until(lambda: group.last_line() == "up", "it did not say up")
     group.stop()
     assert group.exit_code() == 0
-    assert tail(group.log) == "up\nbye"
+    assert tail(group.log.read_text()) == "up\nbye"
 
 
 def test_stop_after_the_end_does_nothing(start: Start) -> None:
     group = start("raise SystemExit(3)")
-    wait_for(lambda: group.exit_code() is not None)
+    wait_until(lambda: group.exit_code() is not None, "it did not end")
     group.stop()
     group.stop()
     assert group.exit_code() == 3
@@ -73,10 +66,10 @@ def test_stop_after_the_end_does_nothing(start: Start) -> None:
 
 def test_last_line_skips_empty_ones(start: Start) -> None:
     group = start("print('one\\ntwo\\n\\n')")
-    wait_for(lambda: group.exit_code() is not None)
+    wait_until(lambda: group.exit_code() is not None, "it did not end")
     group.stop()
     assert group.last_line() == "two"
-    assert tail(group.log, lines=3) == "two\n\n"
+    assert tail(group.log.read_text(), lines=3) == "two\n\n"
 
 
 def test_port_is_free_until_somebody_listens() -> None:

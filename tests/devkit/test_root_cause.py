@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from devkit.processes import ProcessGroup
 from devkit.root_cause import LONGEST, explain, root_cause
+from tests.waiting import wait_until
 
 LOGS = Path(__file__).with_name("logs")
 """Of `vllm serve` 0.32 with two data-parallel ranks, folders' names replaced."""
@@ -20,10 +20,7 @@ def log_of(program: str, folder: Path) -> Path:
     """What a Python that runs this writes until it ends."""
     group = ProcessGroup([sys.executable, "-c", program], folder / "log", os.environ)
     try:
-        deadline = time.monotonic() + 60
-        while group.exit_code() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: group.exit_code() is not None, "it did not end")
     finally:
         group.stop()
     return group.log
@@ -107,6 +104,14 @@ def test_a_message_without_end_is_cut(tmp_path: Path) -> None:
     (cause,) = root_cause(log_of("raise ValueError('x' * 10000)", tmp_path).read_text())
     assert cause.startswith("ValueError: xxx")
     assert len(cause) < LONGEST + 10
+
+
+def test_what_was_survived_can_be_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    survived = "Traceback (most recent call last):\n  at the start\nKeyError: 'survived'\n"
+    log.write_text(f"{survived}it hangs\n")
+    assert explain(log, "no answer").startswith("KeyError: 'survived'\n")
+    assert explain(log, "no answer", since=len(survived)).endswith("ends with:\nit hangs")
 
 
 @pytest.mark.parametrize("program", ["print('one'); print('two')", "import os; os.abort()"])

@@ -19,7 +19,7 @@ class Relay:
         disorder: while set, each frame goes on twice, and every other one only after its successor.
         down: while set, connections are answered with 503.
         frames: every frame that came in, in order.
-        frame_bodies: likewise, as it came.
+        frame_bodies: the bytes of each of these frames.
         trace_bodies: every part of a trace that came in, in order.
         replies: the status and body of each answer of the service.
     """

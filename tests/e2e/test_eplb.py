@@ -113,7 +113,7 @@ def test_slots_by_ep_rank_are_those_of_the_placements_they_were_routed_under(bal
 
 
 def test_advice_and_drift_of_a_server_with_eplb(balanced: Cluster) -> None:
-    """Judged against what the ranks really got; where the experts are now is known."""
+    """Advice compares with what the ranks really got, and the service knows where the experts are now."""
     service = balanced.service
     advice = service.get("/v1/advice", redundant=2, min_tokens=1)
     assert (advice["ranks"], advice["num_experts"], advice["layers"]) == (2, 16, [1, 2, 3, 4])

@@ -42,7 +42,7 @@ def still_runs(process: psutil.Process) -> bool:
 
 
 def test_the_last_counts_leave_before_the_server_ends(tmp_path: Path) -> None:
-    """With an interval of an hour only the flush of a shutdown that vLLM gives time to can bring them."""
+    """The interval is an hour: only the flush at a shutdown can bring them, and vLLM has to give it time."""
     options = {**DP2_EP2, "data_parallel_size": 1, "expert_parallel": False}
     options |= {"env": {"MOESCOPE_INTERVAL": "3600"}, "extra_args": ("--shutdown-timeout", "10")}
     with Cluster(tmp_path, options) as cluster:

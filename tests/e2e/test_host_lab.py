@@ -25,7 +25,10 @@ def test_faults_share_a_process(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "words"),
-    [("hangs", "hangs: no answer in 5 s"), ("dies", "(?s)dies: the child has ended.*dying")],
+    [
+        ("hangs", r"(?s)hangs: no answer in 5 s.*threading.py.* in wait.*stand_in.py.* in main"),
+        ("dies", r"(?s)dies: the child has ended.*dying"),
+    ],
 )
 def test_a_fault_that_is_not_survived_fails_alone(lab: Lab, fault: str, words: str) -> None:
     before = lab.run("fine")["pid"]
@@ -33,3 +36,10 @@ def test_a_fault_that_is_not_survived_fails_alone(lab: Lab, fault: str, words: s
         lab.run(fault)
     assert not psutil.pid_exists(before)
     assert lab.run("fine")["pid"] != before
+
+
+def test_a_failure_does_not_show_what_an_earlier_fault_has_logged(lab: Lab) -> None:
+    lab.run("survives")
+    with pytest.raises(AssertionError, match="dying") as failure:
+        lab.run("dies")
+    assert "survived" not in str(failure.value)

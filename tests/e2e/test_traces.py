@@ -206,7 +206,7 @@ def stored_values(path: Path) -> Iterator[bytes]:
 
 
 def test_a_steps_number_is_the_same_on_all_dp_ranks(tracing: Cluster) -> None:
-    """vLLM's ranks agree on their sizes in each forward pass: what they agreed on has one number on all."""
+    """vLLM's ranks agree on their sizes in each forward pass, which has one number on all of them."""
     tracing.complete_all(prompts(16, stride=3))
     tracing.assert_exact()
     folder = tracing._folder / "steps"

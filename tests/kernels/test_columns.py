@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from enum import IntEnum
-from types import ModuleType
 
 import pytest
 import torch
@@ -16,19 +14,10 @@ from tests.kernels.device import DEVICE  # skips first, where there is neither a
 from moescope.capture.counting import kernels, launch, pointer_tables
 from moescope.capture.counting.pointer_tables import ENTRY_COLUMNS, Field
 from moescope.capture.step.word import Phase
+from tests.anew import executed_anew
 from tests.kernels.bench import Bench, make_ids, span
 
 NAMES = [field.name for field in Field]
-
-
-def anew(module: ModuleType) -> ModuleType:
-    """The module once more, with the constants that it makes of its imports as they are now."""
-    spec = importlib.util.find_spec(module.__name__)
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
 
 
 @pytest.mark.parametrize("names", [NAMES[::-1], NAMES[3:] + NAMES[:3], ["SPARE", *NAMES]], ids=str)
@@ -36,7 +25,7 @@ def test_columns_may_be_in_any_order(names: list[str], monkeypatch: pytest.Monke
     changed = IntEnum("Field", {name: column for column, name in enumerate(names)})  # type: ignore[misc]
     monkeypatch.setattr(pointer_tables, "Field", changed)
     monkeypatch.setattr(pointer_tables, "ENTRY_COLUMNS", [changed[field.name] for field in ENTRY_COLUMNS])
-    monkeypatch.setattr(launch, "step_kernel", anew(kernels).step_kernel)
+    monkeypatch.setattr(launch, "step_kernel", executed_anew(kernels).step_kernel)
     bench = Bench([(60, 4), (7, 3), (128, 8)], 90, Phase.MIXED)
     assert pointer_tables.blank_table(bench.layers).shape == (3, len(names))
     wide = torch.cat([make_ids(100, bench.layers[0], torch.int32, seed) for seed in (1, 2)], 1)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -94,7 +97,7 @@ class Engine:
             tokens, computed = self.serve()
             wait_for(case, sink, self.lines.lines, computed)
             bound = sum(router.capture_fn is not None for router in self._routers())
-            seconds = self._close()
+            seconds, patience = self._close()
         for name in variables:
             os.environ.pop(name, None)
         return {
@@ -106,6 +109,7 @@ class Engine:
             "bound": bound,
             "left_bound": sum(router.capture_fn is not None for router in self._routers()),
             "close_seconds": seconds,
+            "close_patience": patience,
         }
 
     def plain(self) -> list[list[int]]:
@@ -114,11 +118,21 @@ class Engine:
         self.worker._capture = None
         return self.serve()[0]
 
-    def _close(self) -> float:
+    def _close(self) -> tuple[float, float]:
+        """Seconds that closing capture took, and those that it was ready to wait for its threads."""
+        joined: list[float | None] = []
+        original = threading.Thread.join
+
+        def join(thread: threading.Thread, timeout: float | None = None) -> None:
+            joined.append(timeout)
+            original(thread, timeout)
+
         begin = time.monotonic()
         if self.worker._capture is not None:
-            self.worker._capture.close()
-        return time.monotonic() - begin
+            with mock.patch.object(threading.Thread, "join", join):
+                self.worker._capture.close()
+        patience = sum(math.inf if timeout is None else timeout for timeout in joined)
+        return time.monotonic() - begin, patience
 
     def _routers(self) -> list[Any]:
         from vllm.model_executor.layers.fused_moe.layer import MoERunner

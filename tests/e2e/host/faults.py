@@ -8,7 +8,6 @@ what the last frame must say, where one can still come.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -28,6 +27,7 @@ from moescope.capture.frames import builder, sender, taker
 from moescope.capture.seam import model, requests, versions
 from moescope.capture.step import phases
 from moescope.capture.tracing import tracer
+from tests.anew import executed_anew
 from tests.e2e.host import endpoints
 
 Environment = Mapping[str, str]
@@ -115,12 +115,8 @@ def returning(target: Any, name: str, value: Any) -> Fault:
 @contextlib.contextmanager
 def broken_import() -> Iterator[Environment]:
     """A module of the capturer can't be imported, as where a dependency is missing."""
-    spec = importlib.util.find_spec(worker.__name__)
-    assert spec is not None
-    assert spec.loader is not None
-    anew = importlib.util.module_from_spec(spec)
     with mock.patch.dict(sys.modules, {"moescope.capture.session": None}):
-        spec.loader.exec_module(anew)
+        anew = executed_anew(worker)
     with mock.patch.object(worker, "_import_error", anew._import_error):
         yield {}
 

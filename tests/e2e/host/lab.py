@@ -16,12 +16,15 @@ from devkit.root_cause import explain
 
 START_S: Final = 300.0
 FAULT_S: Final = 120.0
+LAST_WORDS_S: Final = 10.0
+"""How long a child that hangs may take to say where."""
 
 
 class Lab:
     """Runs faults in a child process (see ``child.py``), each with a deadline of its own.
 
-    A fault that hangs, or ends the child, fails alone: the next one gets a new child.
+    A fault that hangs, or ends the child, fails alone: the next one gets a new child. The failure shows what
+    the child has printed since that fault began, and where its threads were if it hung.
 
     Attributes:
         capture_at_start: whether capture was open after the start with a bad setting.
@@ -35,6 +38,7 @@ class Lab:
         self._model, self._log = model, log
         self._module, self._fault_s = child, fault_s
         self._child: subprocess.Popen[bytes] | None = None
+        self._printed = 0  # bytes of the log from before this fault
         self._connection: Connection
         self.capture_at_start: bool
         self.plain: list[list[int]]
@@ -43,15 +47,16 @@ class Lab:
     def start(self) -> None:
         """Start the child and serve the requests without capture."""
         ours, theirs = Pipe()
+        python = [sys.executable, "-X", "faulthandler"]
         with theirs, self._log.open("wb") as output:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", self._module, str(self._model), str(theirs.fileno())],
+                [*python, "-m", self._module, str(self._model), str(theirs.fileno())],
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self._connection = ours
+        self._connection, self._printed = ours, 0
         started = self._answer(START_S, "the start")
         self.capture_at_start, self.plain = started["capture_at_start"], started["plain"]
         self.output = self._log.read_text(errors="replace")
@@ -64,6 +69,7 @@ class Lab:
         """
         if self._child is None:
             self.start()
+        self._printed = self._log.stat().st_size
         with contextlib.suppress(ConnectionError):  # an ended child is told by the answer
             self._connection.send(name)
         return self._answer(self._fault_s, name)
@@ -82,7 +88,15 @@ class Lab:
             if self._connection.poll(seconds):
                 return cast(dict[str, Any], self._connection.recv())
             problem = f"{what}: no answer in {seconds:g} s"
+            self._ask_where()
         except (EOFError, ConnectionError):
             problem = f"{what}: the child has ended"
         self.close()
-        raise AssertionError(explain(self._log, problem))
+        raise AssertionError(explain(self._log, problem, self._printed))
+
+    def _ask_where(self) -> None:
+        """Have the child print the stack of each of its threads, which ends it."""
+        assert self._child is not None
+        self._child.send_signal(signal.SIGABRT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(LAST_WORDS_S)

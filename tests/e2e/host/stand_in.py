@@ -1,11 +1,13 @@
 """Answers like ``child.py``, without an engine: for tests of ``lab.py``.
 
-The fault "hangs" gets no answer, "dies" ends the process, every other one is answered with the process's id.
+The fault "hangs" gets no answer and "dies" ends the process. Every other one is answered with the process's
+id; "survives" is logged with a traceback before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -22,6 +24,12 @@ def main(_model: str, connection: str) -> None:
                 case "dies":
                     print("dying", flush=True)
                     os._exit(1)
+                case "survives":
+                    try:
+                        raise ValueError("survived")
+                    except ValueError:
+                        logging.exception("going on")
+                    tests.send({"pid": os.getpid()})
                 case _:
                     tests.send({"pid": os.getpid()})
 

@@ -1,0 +1,194 @@
+"""Rows of the board Model about ranks: whose tokens, which phase, where the slots go, who waits for whom."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from moescope.dashboards.measures import RATIO_THRESHOLDS
+from moescope.dashboards.spec import MODEL, NAME, Panel, Query, Row, most, of_fair, rate, stat
+from moescope.service.measures.balance import GAUGES
+
+_RANKS: Final = f'{MODEL},dp_rank=~"$rank"'
+_PHASE: Final = "DP {{dp_rank}} {{phase}}"
+
+
+def _cost(of: str, by: str) -> str:
+    """Straggler cost from the sums over joined steps; no series while idle.
+
+    Args:
+        of: part of the metrics' names: empty for the deployment, ``layer_`` for layers.
+        by: labels to sum by.
+    """
+    mean, top = (rate(f"moescope_{of}straggler_{part}_slots_total", MODEL, by) for part in ("mean", "max"))
+    return f"1 - {mean} / ({top} > 0)"
+
+
+_COST: Final = _cost("", "server")
+_LAYER_COST: Final = _cost("layer_", "layer")
+_HOT: Final = "moescope_straggler_hottest_layer_steps_total"
+_HOTTEST: Final = (
+    f"{rate(_HOT, MODEL, 'server, ep_rank')} / on (server) group_left () ({rate(_HOT, MODEL, 'server')} > 0)"
+)
+
+BALANCE_NOW: Final = Row(
+    "Balance now",
+    (
+        stat(
+            "EP imbalance ratio",
+            "Sum over layers of max / sum of mean of slots over EP ranks; 1 is best.",
+            Query(most("moescope_ep_imbalance_ratio", MODEL), NAME),
+            thresholds=RATIO_THRESHOLDS,
+        ),
+        stat(
+            "Straggler share",
+            "1 - 1 / imbalance ratio: the share of the busiest ranks' work that an average rank "
+            "spends waiting.",
+            Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL)}", NAME),
+            "percentunit",
+            thresholds=((0.2, "orange"), (0.5, "red")),
+        ),
+        stat(
+            "Worst layer's imbalance ratio",
+            "Largest max / mean of slots over EP ranks among the layers; 1 is best.",
+            Query(most("moescope_ep_worst_layer_imbalance_ratio", MODEL), NAME),
+            thresholds=RATIO_THRESHOLDS,
+        ),
+        stat(
+            "DP imbalance ratio",
+            "Max / mean of tokens over DP ranks; 1 is best.",
+            Query(most("moescope_dp_imbalance_ratio", MODEL), NAME),
+            thresholds=RATIO_THRESHOLDS,
+        ),
+    ),
+)
+
+DP_RANKS: Final = Row(
+    "DP ranks: whose tokens",
+    (
+        Panel(
+            "timeseries",
+            "Tokens per second by DP rank",
+            "Tokens that each DP rank computed for requests.",
+            (
+                Query(
+                    rate("moescope_tokens_total", _RANKS, "dp_rank"),
+                    "DP {{dp_rank}}",
+                ),
+            ),
+        ),
+        Panel(
+            "timeseries",
+            "Steps per second by DP rank",
+            "Steps with tokens, and dummy steps that are run because another DP rank has work.",
+            (
+                Query(
+                    rate("moescope_steps_total", _RANKS, "dp_rank"),
+                    "DP {{dp_rank}}",
+                ),
+                Query(
+                    rate("moescope_idle_steps_total", _RANKS, "dp_rank"),
+                    "DP {{dp_rank}} dummy",
+                ),
+            ),
+        ),
+    ),
+)
+
+PHASES: Final = Row(
+    "Prefill and decode",
+    (
+        Panel(
+            "timeseries",
+            "Tokens per second by phase",
+            "Tokens of prompts (prefill) and of what follows them (decode), of each DP rank.",
+            (Query(rate("moescope_phase_tokens_total", _RANKS, "dp_rank, phase"), _PHASE),),
+        ),
+        Panel(
+            "timeseries",
+            "Steps per second by phase",
+            "Steps of each DP rank with tokens of one phase only, or of both (mixed).",
+            (Query(rate("moescope_phase_steps_total", _RANKS, "dp_rank, phase"), _PHASE),),
+        ),
+    ),
+)
+
+STRAGGLERS: Final = Row(
+    "Stragglers, step by step",
+    (
+        Panel(
+            "timeseries",
+            "Straggler cost",
+            "Share of MoE work time that an average EP rank waits for the busiest one: from single "
+            "steps, and from sums over the window. In the sums, hot ranks that change average out.",
+            (
+                Query(_COST, "from steps"),
+                Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL, 'server')}", "from sums"),
+            ),
+            "percentunit",
+        ),
+        Panel(
+            "timeseries",
+            "Which EP rank is the hottest",
+            "Share of (layer, step) pairs in which each EP rank had the most slots.",
+            (Query(_HOTTEST, "EP {{ep_rank}}"),),
+            "percentunit",
+        ),
+        Panel(
+            "timeseries",
+            "Steps joined per second",
+            "Steps whose loads of all ranks are known, and steps that were given up.",
+            (
+                Query(rate("moescope_straggler_joined_steps_total", MODEL, "server"), "joined"),
+                Query(rate("moescope_straggler_incomplete_steps_total", MODEL, "server"), "incomplete"),
+            ),
+        ),
+        Panel(
+            "timeseries",
+            "Straggler cost by layer",
+            "Share of the layer's work time that an average EP rank waits for the busiest one, from "
+            "single steps.",
+            (Query(_LAYER_COST, "layer {{layer}}"),),
+            "percentunit",
+        ),
+    ),
+)
+
+EP_RANKS: Final = Row(
+    "EP ranks: where the slots go",
+    (
+        Panel(
+            "timeseries",
+            "Slots per second by EP rank",
+            "Slots (token, chosen expert) that went to experts on each EP rank, over all layers.",
+            (Query(rate("moescope_ep_rank_slots_total", MODEL, "ep_rank"), "EP {{ep_rank}}"),),
+        ),
+        Panel(
+            "timeseries",
+            "Imbalance over time",
+            "Max / mean: of slots over EP ranks (ratio of sums over layers), of slots in the worst "
+            "layer, and of tokens over DP ranks.",
+            (
+                Query(most("moescope_ep_imbalance_ratio", MODEL, "server"), "EP ranks"),
+                Query(most("moescope_ep_worst_layer_imbalance_ratio", MODEL, "server"), "worst layer"),
+                Query(most("moescope_dp_imbalance_ratio", MODEL, "server"), "DP ranks"),
+            ),
+        ),
+        Panel(
+            "matrix",
+            "Layer x EP rank",
+            "Slots of each EP rank in each layer, as a multiple of the layer's fair share.",
+            (Query(of_fair("moescope_layer_ep_rank_slots_total", MODEL, "layer", "ep_rank")),),
+            width=24,
+            height=14,
+            thresholds=RATIO_THRESHOLDS,
+        ),
+        Panel(
+            "heatmap",
+            "Imbalance ratio by layer",
+            "Max / mean over EP ranks of each layer, over time.",
+            (Query(most(GAUGES["imbalance_ratio"].name, MODEL, "layer"), "{{layer}}"),),
+            width=24,
+            height=10,
+        ),
+    ),
+)
