@@ -43,23 +43,53 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-_FLAGS: Final = """
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+SERVE_FLAGS: Final = _names(
+    """
     host port token_file tokens_file open_read insecure tls_cert tls_key tls_client_ca window_s min_tokens
     stale_after_s expire_after_s history_mib store store_mib max_body_mib metrics_level log_level log_format
-"""
-FLAGS: Final = frozenset(_FLAGS.split())
+    """
+)
 """Settings that `moescope serve` has a flag for."""
 
-
-_OTHERS: Final = """
+OTHER_VARIABLES: Final = _names(
+    """
     endpoint interval server on_error trace_rate trace_opt_in trace_mib ca_file cert_file key_file listen url
-"""
-OTHERS: Final = frozenset(_OTHERS.split())
-"""Names with our prefix that vLLM's workers, the command line or the compose file take."""
+    """
+)
+"""Names that vLLM's workers, the command line or the compose file take from variables with our prefix."""
+
+_CLICKHOUSE: Final = "clickhouse"  # scheme of its URLs
+_CLICKHOUSE_TLS: Final = "clickhouses"
+_CLICKHOUSE_URL: Final = f"{_CLICKHOUSE}://user:password@host:8123/database"
 
 
 class SettingsError(ValueError):
     """Settings that can't be used; the message says which and what to do."""
+
+
+class ClickHouseUrl(SecretStr):
+    """The URL of a store in ClickHouse. It is secret because it has a password."""
+
+
+def store_named(text: str) -> Path | ClickHouseUrl:
+    """The store that a text names: a folder, or a ClickHouse.
+
+    Raises:
+        ValueError: it is the URL of something else.
+    """
+    scheme, found, _ = text.partition("://")
+    if not found:
+        return Path(text)
+    if scheme in (_CLICKHOUSE, _CLICKHOUSE_TLS):
+        return ClickHouseUrl(text)
+    raise ValueError(
+        f"a store at {scheme}:// is not known: give a folder, or {_CLICKHOUSE_URL} ({_CLICKHOUSE_TLS}:// for "
+        "TLS)"
+    )
 
 
 class Settings(BaseSettings):
@@ -115,10 +145,10 @@ class Settings(BaseSettings):
         3600.0, gt=0, description="Counters of a rank that is silent for longer leave /metrics, seconds."
     )
     history_mib: int = Field(256, ge=1, description="Memory for past snapshots, MiB.")
-    store: Path | SecretStr | None = Field(
+    store: Path | ClickHouseUrl | None = Field(
         None,
-        description="Folder that keeps totals, history and traces over restarts, or "
-        "clickhouse://user:password@host:8123/database for several services; absent: memory only.",
+        description=f"Folder that keeps totals, history and traces over restarts, or {_CLICKHOUSE_URL} for "
+        "several services; absent: memory only.",
     )
     store_mib: int = Field(
         4096,
@@ -149,18 +179,8 @@ class Settings(BaseSettings):
 
     @field_validator("store", mode="before")
     @classmethod
-    def _folder_or_url(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        scheme, found, _ = value.partition("://")
-        if not found:
-            return Path(value)
-        if scheme not in ("clickhouse", "clickhouses"):
-            raise ValueError(
-                f"a store at {scheme}:// is not known: give a folder, or "
-                "clickhouse://user:password@host:8123/database (clickhouses:// for TLS)"
-            )
-        return SecretStr(value)  # it has a password
+    def _name_store(cls, value: object) -> object:
+        return store_named(value) if isinstance(value, str) else value
 
     @property
     def authenticates(self) -> bool:
@@ -223,7 +243,7 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
 
 def unknown_variables() -> list[str]:
     """Variables with our prefix that nothing of moescope takes, such as misspelt ones."""
-    known = {f"MOESCOPE_{name.upper()}" for name in (*Settings.model_fields, *OTHERS)}
+    known = {f"MOESCOPE_{name.upper()}" for name in (*Settings.model_fields, *OTHER_VARIABLES)}
     return sorted(name for name in os.environ if name.startswith("MOESCOPE_") and name not in known)
 
 
@@ -248,6 +268,6 @@ def _explain(error: ValidationError) -> str:
         elif item["type"] == "extra_forbidden":
             lines.append(f"{name}: no such setting; there are {', '.join(sorted(Settings.model_fields))}")
         else:
-            flag = f"--{name.replace('_', '-')}, " if name in FLAGS else ""
+            flag = f"--{name.replace('_', '-')}, " if name in SERVE_FLAGS else ""
             lines.append(f"{name}: {message}; set {flag}MOESCOPE_{name.upper()} or the file")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from moescope.service.cli.commands import command_line
-from moescope.service.settings import FLAGS
+from moescope.service.settings import SERVE_FLAGS
 from tests.service.cli.running import run
 
 
@@ -39,7 +39,7 @@ def test_no_word_of_the_help_is_taken_for_markup() -> None:
             said = getattr(parameter, "help", None) or ""
             assert Text.from_markup(said).plain == said.replace("\\[", "["), (command.name, parameter.name)
     flags = {parameter.name for parameter in commands["serve"].params}
-    assert flags == FLAGS | {"config"}
+    assert flags == SERVE_FLAGS | {"config"}
 
 
 def names(group: typer.core.TyperGroup, before: str = "") -> Iterator[str]:
