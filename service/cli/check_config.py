@@ -16,14 +16,8 @@ from moescope.service.cli.options import ConfigOption
 from moescope.service.cli.terminal import ending_at, failure
 from moescope.service.metrics.alerts import what_is_silent
 from moescope.service.serving.tls import Tls, TlsError
-from moescope.service.settings import (
-    ClickHouseUrl,
-    Settings,
-    SettingsError,
-    is_loopback,
-    load_settings,
-    unknown_variables,
-)
+from moescope.service.settings import ClickHouseUrl, Settings, SettingsError, is_loopback
+from moescope.service.settings_sources import load_settings, unknown_variables
 
 CHECK_HELP: Final = """Check the settings that `moescope serve` would use, without serving.
 

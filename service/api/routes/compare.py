@@ -27,8 +27,12 @@ from moescope.service.live.state import LiveState
 from moescope.service.measures.divergence import jensen_shannon
 from moescope.service.windows.window import LayerWindow, ModelWindow
 
-BaseServerParam = Annotated[str | None, Query(description="The base's deployment; absent: the same.")]
-BaseModelParam = Annotated[str | None, Query(description="The base's model; absent: the same.")]
+BaseServerParam = Annotated[
+    str | None, Query(description="The base's deployment; without it and base_model: the window's.")
+]
+BaseModelParam = Annotated[
+    str | None, Query(description="The base's model; without it and base_server: the window's.")
+]
 BasePhaseParam = Annotated[Phase | None, Query(description="The base's phase; absent: that of `phase`.")]
 BaseStartParam = Annotated[str | None, Query(description="Begin of the base's window, written as `start`.")]
 BaseEndParam = Annotated[str | None, Query(description="End of the base's window, written as `start`.")]
