@@ -10,8 +10,9 @@ from typing import Final
 
 import typer
 
+from moescope.service.auth.book import TokenBook
 from moescope.service.auth.sessions import open_book
-from moescope.service.auth.tokens import TokenBook, TokenError
+from moescope.service.auth.tokens import TokenError
 from moescope.service.cli.options import ConfigOption
 from moescope.service.cli.terminal import ending_at, failure
 from moescope.service.metrics.alerts import what_is_silent
