@@ -1,4 +1,4 @@
-"""Bearer tokens: what one allows, and the files that hold them. Of a token only its SHA-256 digest is kept."""
+"""Bearer tokens: what one allows, and the files that hold them. Of a token only its SHA-256 is kept."""
 
 from __future__ import annotations
 
