@@ -74,8 +74,13 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
 
 
 def _side(window: ModelWindow, bounds: Bounds) -> Side:
-    used = window_of(window, bounds)
-    return Side(window.server, window.model, used, window.phase, window.known_tokens)
+    return Side(
+        server=window.server,
+        model=window.model,
+        window=window_of(window, bounds),
+        phase=window.phase,
+        tokens=window.known_tokens,
+    )
 
 
 def _layers(window: ModelWindow, base: ModelWindow) -> list[LayerDifference]:
