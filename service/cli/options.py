@@ -70,7 +70,7 @@ ConfigOption = Annotated[
     Path | None, typer.Option(help="TOML file with settings; none when absent: docs/settings.md.")
 ]
 StoreOption = Annotated[
-    str, typer.Option(envvar="MOESCOPE_STORE", metavar="PATH", help="Folder of the store.")
+    str, typer.Option(envvar="MOESCOPE_STORE", metavar="<path>", help="Folder of the store.")
 ]
 
 
