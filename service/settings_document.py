@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic.fields import FieldInfo
 
 from moescope.service.client.settings import ClientSettings
-from moescope.service.settings import FLAGS, Settings
+from moescope.service.settings import SERVE_FLAGS, Settings
 
 _INTRODUCTION: Final = """# Settings of the service
 
@@ -54,7 +54,7 @@ def markdown() -> str:
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    flag = f"`--{name.replace('_', '-')}`" if name in FLAGS else ""
+    flag = f"`--{name.replace('_', '-')}`" if name in SERVE_FLAGS else ""
     cells = (
         f"`{name}`",
         flag,

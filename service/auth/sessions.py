@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from moescope.service.auth.tokens import Scope, Token, TokenBook, read_secret, read_tokens, whole_access
+from moescope.service.auth.book import TokenBook
+from moescope.service.auth.tokens import Scope, Token, read_secret, read_tokens, whole_access
 from moescope.service.settings import Settings
 
 SESSION_S: Final = 12 * 3600

@@ -10,19 +10,15 @@ from typing import Final
 
 import typer
 
+from moescope.service.auth.book import TokenBook
 from moescope.service.auth.sessions import open_book
-from moescope.service.auth.tokens import TokenBook, TokenError
+from moescope.service.auth.tokens import TokenError
 from moescope.service.cli.options import ConfigOption
 from moescope.service.cli.terminal import ending_at, failure
 from moescope.service.metrics.alerts import what_is_silent
 from moescope.service.serving.tls import Tls, TlsError
-from moescope.service.settings import (
-    Settings,
-    SettingsError,
-    is_loopback,
-    load_settings,
-    unknown_variables,
-)
+from moescope.service.settings import ClickHouseUrl, Settings, SettingsError, is_loopback
+from moescope.service.settings_sources import load_settings, unknown_variables
 
 CHECK_HELP: Final = """Check the settings that `moescope serve` would use, without serving.
 
@@ -60,12 +56,17 @@ def check_config(config: ConfigOption = None) -> None:
 
 def _problem(settings: Settings) -> str | None:
     """What would keep the service from starting, besides the settings themselves."""
-    folder = settings.store
-    if folder is None:
-        return None
-    if not isinstance(folder, Path):
-        found = importlib.util.find_spec("clickhouse_connect")
-        return None if found else "store: ClickHouse needs its client: pip install 'moescope[clickhouse]'"
+    match settings.store:
+        case None:
+            return None
+        case ClickHouseUrl():
+            found = importlib.util.find_spec("clickhouse_connect")
+            return None if found else "store: ClickHouse needs its client: pip install 'moescope[clickhouse]'"
+        case Path() as folder:
+            return _folder_problem(folder)
+
+
+def _folder_problem(folder: Path) -> str | None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         return f"store: {there} is not a folder"
@@ -92,8 +93,11 @@ def _warnings(settings: Settings, book: TokenBook) -> list[str]:
     if silent := what_is_silent(settings.metrics_level):
         found.append(f"metrics_level: {silent}")
     found += [f"{name}: no variable of moescope; is it misspelt?" for name in unknown_variables()]
-    if settings.store is None:
-        found.append("store: totals and history are in memory only")
-    elif not isinstance(settings.store, Path):
-        found.append("store: whether ClickHouse answers was not tried")
+    match settings.store:
+        case None:
+            found.append("store: totals and history are in memory only")
+        case ClickHouseUrl():
+            found.append("store: whether ClickHouse answers was not tried")
+        case Path():
+            pass
     return found

@@ -8,7 +8,8 @@ from typing import Annotated, Final
 import typer
 
 from moescope.service.cli.options import StoreOption
-from moescope.service.cli.terminal import ending_at
+from moescope.service.cli.terminal import ending_at, failure
+from moescope.service.settings import ClickHouseUrl, store_named
 from moescope.service.store.records import StoreError
 from moescope.service.store.sqlite.backup import back_up
 from moescope.service.store.sqlite.backup import restore as put_back
@@ -34,8 +35,9 @@ def backup(
     file: Annotated[Path, typer.Argument(help="File to write, which must not exist.")], store: StoreOption
 ) -> None:
     """Copy the store."""
+    folder = _folder(store)
     with ending_at(StoreError):
-        contents = back_up(_folder(store), file)
+        contents = back_up(folder, file)
     typer.echo(f"{file}: {contents}")
 
 
@@ -45,19 +47,26 @@ def restore(
     force: Annotated[bool, typer.Option("--force", help="Also where a store is already.")] = False,
 ) -> None:
     """Put a copy back."""
+    folder = _folder(store)
     with ending_at(StoreError):
-        contents, aside = put_back(file, _folder(store), force)
-    typer.echo(f"{store}: {contents}")
+        contents, aside = put_back(file, folder, force)
+    typer.echo(f"{folder}: {contents}")
     if aside is not None:
         typer.echo(f"What was there before is {aside}")
 
 
-def _folder(store: Path) -> Path:
-    """A store's folder, as these commands need it.
+def _folder(store: str) -> Path:
+    """The folder that --store or its variable names. Where it names none, the command ends.
 
-    Raises:
-        StoreError: it is a ClickHouse, whose address may hold a password.
+    The message does not quote the setting, because the URL of a ClickHouse may hold a password.
     """
-    if store.parts and store.parts[0] in ("clickhouse:", "clickhouses:"):
-        raise StoreError("--store or MOESCOPE_STORE is a ClickHouse: copy its database with its own BACKUP")
-    return store
+    name = "--store or MOESCOPE_STORE"
+    try:
+        named = store_named(store)
+    except ValueError as error:
+        raise failure(f"{name}: {error}") from None
+    match named:
+        case Path():
+            return named
+        case ClickHouseUrl():
+            raise failure(f"{name} is a ClickHouse: copy its database with its own BACKUP")

@@ -69,7 +69,9 @@ LayerOption = Annotated[
 ConfigOption = Annotated[
     Path | None, typer.Option(help="TOML file with settings; none when absent: docs/settings.md.")
 ]
-StoreOption = Annotated[Path, typer.Option(envvar="MOESCOPE_STORE", help="Folder of the store.")]
+StoreOption = Annotated[
+    str, typer.Option(envvar="MOESCOPE_STORE", metavar="<path>", help="Folder of the store.")
+]
 
 
 @dataclass(frozen=True, slots=True)

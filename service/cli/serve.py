@@ -21,8 +21,8 @@ from moescope.service.settings import (
     MetricsLevel,
     Settings,
     SettingsError,
-    load_settings,
 )
+from moescope.service.settings_sources import load_settings
 
 SERVE_HELP: Final = """Run the side service: frames from vLLM's workers in; /metrics, /v1 and /docs out.
 

@@ -43,7 +43,7 @@ class FleetOptions:
     @property
     def shape(self) -> Shape:
         """Raises ValueError where a token takes more experts than there are."""
-        return Shape(self.layers, self.experts, self.top_k, self.first_layer)
+        return Shape(layers=self.layers, experts=self.experts, top_k=self.top_k, first_layer=self.first_layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,14 @@ class RoutingOptions:
     @property
     def habits(self) -> Habits:
         """For the model of routing."""
-        return Habits(self.skew, self.drift, self.hot, self.hot_moves_s, self.dead, self.decode_shift)
+        return Habits(
+            skew=self.skew,
+            drift=self.drift,
+            hot=self.hot,
+            hot_moves_s=self.hot_moves_s,
+            dead=self.dead,
+            decode_shift=self.decode_shift,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +154,7 @@ class FeedOptions:
     @property
     def pace(self) -> Pace:
         """For the feed."""
-        return Pace(self.interval_s, self.duration_s)
+        return Pace(interval_s=self.interval_s, duration_s=self.duration_s)
 
 
 def plan_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moescope.service.auth.tokens import TokenBook
+from moescope.service.auth.book import TokenBook
 from moescope.service.settings import Settings
 
 

@@ -118,7 +118,15 @@ def feed(plan: Plan, poster: Poster, pace: Pace, on_round: Callable[[Progress], 
         took = time.monotonic() - now
         late = max(0.0, took - pace.interval_s)
         last = now
-        progress = Progress(now - began, frames, traces, failed, took, late, problem)
+        progress = Progress(
+            elapsed_s=now - began,
+            frames=frames,
+            traces=traces,
+            failed=failed,
+            round_s=took,
+            late_s=late,
+            problem=problem,
+        )
         on_round(progress)
         if pace.duration_s is not None and now - began >= pace.duration_s:
             return progress

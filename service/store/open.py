@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 
-from pydantic import SecretStr
-
-from moescope.service.settings import Settings
+from moescope.service.settings import ClickHouseUrl, Settings
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.interface import Store
 from moescope.service.store.limits import Retention
@@ -28,14 +27,15 @@ def open_store(settings: Settings) -> Store:
         trace_s=settings.keep_traces_s,
         max_bytes=settings.store_mib << 20,
     )
-    if isinstance(settings.store, SecretStr):
-        # The default is for a folder; a database of several services is limited by who says so.
-        given = "store_mib" in settings.model_fields_set
-        return ClickHouseStore(
-            settings.store.get_secret_value(), retention, settings.store_mib << 20 if given else None
-        )
-    assert settings.store is not None, "no store is set"
-    return SqliteStore(settings.store, retention)
+    match settings.store:
+        case None:
+            raise AssertionError("no store is set")
+        case Path() as folder:
+            return SqliteStore(folder, retention)
+        case ClickHouseUrl() as url:
+            # The default bounds a folder. A database that several services share is bounded only on request.
+            limit = retention.max_bytes if "store_mib" in settings.model_fields_set else None
+            return ClickHouseStore(url.get_secret_value(), retention, limit)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.browser.chrome import Watched, chromium
-from tests.browser.serving import LARGE, Clock, Serving, feed
+from tests.browser.serving import Clock, Serving, feed_large
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def empty(clock: Clock) -> Iterator[Serving]:
 
 
 @pytest.fixture(scope="session")
-def large() -> Iterator[Serving]:
-    """32 ranks, 57 layers of 256 experts that can be seen, two minutes of past; time stands still."""
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """32 ranks, 57 layers of 256 experts in sight, two minutes of past, and a trace; time stands still."""
     clock = Clock()
-    with Serving(clock) as serving:
-        feed(serving, clock, LARGE, seconds=120)
+    with Serving(clock, store=tmp_path_factory.mktemp("store")) as serving:
+        feed_large(serving, clock, seconds=120)
         yield serving

@@ -21,6 +21,7 @@ from moescope.service.simulation.fleet import Fleet
 from moescope.service.simulation.plan import Plan
 from moescope.service.simulation.routing import Habits
 from moescope.service.store.open import open_writer
+from tests.service.trace_parts import part
 
 EPOCH = 1_700_000_000
 
@@ -111,6 +112,9 @@ LARGE = Plan(
 )
 """32 ranks of DeepSeek-V3's shape; its last layer can't be seen."""
 
+TRACE = "traced-request"
+"""An id of the request that :func:`feed_large` sends a trace of."""
+
 
 def feed(serving: Serving, clock: Clock, plan: Plan, seconds: int, step: int = 10) -> Fleet:
     """Let a simulated fleet run for a while, a frame of each rank every ``step`` seconds."""
@@ -119,6 +123,12 @@ def feed(serving: Serving, clock: Clock, plan: Plan, seconds: int, step: int = 1
         clock.now += step
         serving.push(*fleet.advance(step))
     return fleet
+
+
+def feed_large(serving: Serving, clock: Clock, seconds: int) -> None:
+    """Let the fleet of ``LARGE`` run for a while, and send a trace; the service needs a store."""
+    feed(serving, clock, LARGE, seconds)
+    push_traces(serving, part(1, 30, name=TRACE, who={"server": LARGE.server, "model": LARGE.model}))
 
 
 def push_traces(serving: Serving, *parts: TracePart) -> None:

@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.chrome import Watched
-from tests.browser.serving import LARGE, Clock, Serving, feed
+from tests.browser.serving import TRACE, Clock, Serving, feed_large
 from tests.service.frames import frame, halves, producer
 
-VIEWS = ["overview", "heatmap", "ranks", "compare", "advice", "layer?layer=12"]
+PARAMETERS = {"layer": "?layer=12", "trace": f"?trace={TRACE}"}
+"""What a view needs in its address to show something; the others need nothing."""
+
+
+def _views() -> dict[str, str]:
+    """The page's views with their titles, as the page itself lists them."""
+    text = (resources.files("moescope.service") / "page/js/views/index.js").read_text()
+    views = dict(re.findall(r'^ +(\w+): \{ title: "([^"]+)",', text, re.MULTILINE))
+    assert list(views.values()), "index.js is written in another way: this test must read it anew"
+    assert sorted(views) == sorted(re.findall(r'from "\./(\w+)\.js"', text))
+    return views
+
+
+def _open(watched: Watched, url: str, view: str, title: str) -> Page:
+    page = watched.open(url, f"#/{view}{PARAMETERS.get(view, '')}")
+    expect(page.locator("main h1").first).to_contain_text(title)  # not the view before, nor a notice
+    return page
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_view_is_accessible(large: Serving, new_page: Callable[..., Watched], scheme: str) -> None:
     watched = new_page(color_scheme=scheme)
-    for view in VIEWS:
-        page = watched.open(large.url, f"#/{view}")
+    for view, title in _views().items():
+        page = _open(watched, large.url, view, title)
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert background == ("rgb(246, 247, 249)" if scheme == "light" else "rgb(15, 19, 23)")
         assert watched.axe() == [], view
@@ -30,8 +49,8 @@ def test_every_view_is_accessible(large: Serving, new_page: Callable[..., Watche
 
 def test_nothing_is_wider_than_a_small_screen(large: Serving, new_page: Callable[..., Watched]) -> None:
     watched = new_page(viewport={"width": 390, "height": 800})
-    for view in VIEWS:
-        page = watched.open(large.url, f"#/{view}")
+    for view, title in _views().items():
+        page = _open(watched, large.url, view, title)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, view
 
 
@@ -145,8 +164,8 @@ class _Proxy:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         headers = dict(scope["headers"])
-        allowed = headers.get(b"authorization") == self._password or scope["path"] == "/v1/ingest"
-        if allowed:
+        from_workers = scope["method"] == "POST"
+        if from_workers or headers.get(b"authorization") == self._password:
             path = scope["path"].removeprefix(self.prefix)
             await self._app({**scope, "path": path, "raw_path": path.encode()}, receive, send)
             return
@@ -155,13 +174,14 @@ class _Proxy:
         await send({"type": "http.response.body", "body": b""})
 
 
-def test_behind_a_path_prefix_and_a_password(clock: Clock, new_page: Callable[..., Watched]) -> None:
-    with Serving(clock, wrap=_Proxy) as serving:
-        feed(serving, clock, LARGE, seconds=10)
+def test_behind_a_path_prefix_and_a_password(
+    clock: Clock, new_page: Callable[..., Watched], tmp_path: Path
+) -> None:
+    with Serving(clock, wrap=_Proxy, store=tmp_path) as serving:
+        feed_large(serving, clock, seconds=10)
         watched = new_page(http_credentials={"username": "ann", "password": "secret"})
-        for view in VIEWS:
-            page = watched.open(serving.url + _Proxy.prefix, f"#/{view}")
+        for view, title in _views().items():
+            page = _open(watched, serving.url + _Proxy.prefix, view, title)
             expect(page.locator("#status")).to_have_text("Live")
-            expect(page.locator("main h1").first).to_be_attached()
         assert httpx.get(f"{serving.url}{_Proxy.prefix}/", timeout=60).status_code == 401
         watched.page.goto("about:blank")

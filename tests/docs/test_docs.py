@@ -21,7 +21,7 @@ from moescope.service.api.app import create_app
 from moescope.service.cli.commands import command_line
 from moescope.service.client.settings import ClientSettings
 from moescope.service.metrics.catalogue import CATALOGUE
-from moescope.service.settings import OTHERS, Settings
+from moescope.service.settings import OTHER_VARIABLES, Settings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -213,7 +213,7 @@ def test_variables_exist() -> None:
     compose = set(re.findall(r"\$\{(MOESCOPE_\w+)", (ROOT / "docker-compose.yml").read_text()))
     client = {f"MOESCOPE_{name.upper()}" for name in ClientSettings.model_fields}
     known = ours | compose | client | {f"MOESCOPE_{name.upper()}" for name in Settings.model_fields}
-    assert {f"MOESCOPE_{name.upper()}" for name in (*OTHERS, *Settings.model_fields)} == known
+    assert {f"MOESCOPE_{name.upper()}" for name in (*OTHER_VARIABLES, *Settings.model_fields)} == known
     named = set(re.findall(r"MOESCOPE_[A-Z0-9_]+\b", ALL))
     assert named <= known, named - known
 

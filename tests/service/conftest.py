@@ -60,7 +60,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a ClickHouse (see clickhouse_server.py), without a database."""
+    """The URL of a ClickHouse (see store/clickhouse/server.py), without a database."""
     folder = tmp_path_factory.mktemp("clickhouse")
     command = [sys.executable, "-m", "tests.service.store.clickhouse.server", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

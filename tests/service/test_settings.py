@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moescope.service.settings import MetricsLevel, Settings, SettingsError, is_loopback, load_settings
+from moescope.service.settings import ClickHouseUrl, MetricsLevel, Settings, SettingsError, is_loopback
 from moescope.service.settings_document import markdown
+from moescope.service.settings_sources import load_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +84,11 @@ def test_loopback(host: str, expected: bool) -> None:
 
 def test_a_store_is_a_folder_or_clickhouse() -> None:
     assert load_settings(None, {"store": "traces"}).store == Path("traces")
+    for scheme in ("clickhouse", "clickhouses"):
+        store = load_settings(None, {"store": f"{scheme}://user:hidden@host/db"}).store
+        assert isinstance(store, ClickHouseUrl)
+        assert store.get_secret_value() == f"{scheme}://user:hidden@host/db"
+        assert "hidden" not in f"{store} {store!r}"
     with pytest.raises(SettingsError, match="store: a store at postgres:// is not known"):
         load_settings(None, {"store": "postgres://host"})
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from moescope.capture.wire import MoeLayer
-from moescope.capture.wire import traces as trace_wire
-from moescope.capture.wire.traces import Run, TracePart
+from moescope.capture.wire.traces import TRACE_MAJOR, TRACE_MINOR, Run, TracePart, check_part
 from tests.service.frames import EPOCH, producer
 
 LAYERS = [MoeLayer(1, 16, 2), MoeLayer(3, 64, 4)]
@@ -39,7 +38,7 @@ def part(
     outer = f"x{trace}" if name is None else name
     made = TracePart(
         **{
-            "wire": (trace_wire.TRACE_MAJOR, trace_wire.TRACE_MINOR),
+            "wire": (TRACE_MAJOR, TRACE_MINOR),
             "producer": producer(**(who or {})),
             "epoch": EPOCH,
             "trace": trace,
@@ -60,5 +59,5 @@ def part(
             **fields,
         }
     )
-    trace_wire.check_part(made)
+    check_part(made)
     return made

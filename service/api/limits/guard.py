@@ -9,9 +9,10 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moescope.service.api.problems import respond
+from moescope.service.auth.book import TokenBook
 from moescope.service.auth.sessions import COOKIE, Sessions, needed
 from moescope.service.auth.tokens import Scope as Right
-from moescope.service.auth.tokens import Token, TokenBook
+from moescope.service.auth.tokens import Token
 
 
 class Guard:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import (
-    LARGEST,
     EndParam,
     LayerParam,
+    MinTokensParam,
     ModelParam,
     PhaseParam,
     ServerParam,
@@ -19,18 +18,14 @@ from moescope.service.api.params.query import (
     parse_bounds,
 )
 from moescope.service.api.problems import documented
-from moescope.service.api.schemas.common import Balance, Cell, LayerBalance, Summaries, Summary
+from moescope.service.api.schemas.balance import Balance, Cell, LayerBalance, Summaries
+from moescope.service.api.schemas.common import Summary
 from moescope.service.api.schemas.measures import Measures, values_of
 from moescope.service.api.schemas.windows import pick_layers, read_window, uncovered_out, window_out
 from moescope.service.live.state import LiveState
 from moescope.service.measures import summary as across
 from moescope.service.settings import Settings
 from moescope.service.windows import assessment
-
-MinTokensParam = Annotated[
-    int | None,
-    Query(ge=0, le=LARGEST, description="Fewer tokens are no sample; the service's setting when absent."),
-]
 
 
 def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 import numpy as np
 from fastapi import APIRouter, Query, Response
 
@@ -20,52 +19,23 @@ from moescope.service.api.params.query import (
     parse_bounds,
 )
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.schemas.compact import CompactWindow, answer, described, window_of
+from moescope.service.api.schemas.compact import answer, described, window_of
+from moescope.service.api.schemas.compare import Comparison, LayerDifference, Side
 from moescope.service.api.schemas.windows import read_window
 from moescope.service.counts.phase_split import Phase, why_unphased
 from moescope.service.live.state import LiveState
 from moescope.service.measures.divergence import jensen_shannon
 from moescope.service.windows.window import LayerWindow, ModelWindow
 
-BaseServerParam = Annotated[str | None, Query(description="The base's deployment; absent: the same.")]
-BaseModelParam = Annotated[str | None, Query(description="The base's model; absent: the same.")]
+BaseServerParam = Annotated[
+    str | None, Query(description="The base's deployment; without it and base_model: the window's.")
+]
+BaseModelParam = Annotated[
+    str | None, Query(description="The base's model; without it and base_server: the window's.")
+]
 BasePhaseParam = Annotated[Phase | None, Query(description="The base's phase; absent: that of `phase`.")]
 BaseStartParam = Annotated[str | None, Query(description="Begin of the base's window, written as `start`.")]
 BaseEndParam = Annotated[str | None, Query(description="End of the base's window, written as `start`.")]
-
-
-class Side(msgspec.Struct):
-    """One of the two windows."""
-
-    server: str
-    model: str
-    window: CompactWindow
-    phase: Phase | None
-    tokens: int | None
-
-
-class LayerDifference(msgspec.Struct):
-    """One layer in both.
-
-    `divergence` is the Jensen-Shannon divergence of the shares in bits, from 0 to 1; null, for the reason
-    given, where one of them has no slots. `difference` is share minus the base's share, by logical expert.
-    """
-
-    layer: int
-    num_experts: int
-    tokens: int
-    base_tokens: int
-    divergence: float | None
-    difference: list[float] | None
-    reason: str | None
-
-
-class Comparison(msgspec.Struct):
-    """The window asked for against the base."""
-
-    side: Side
-    base: Side
-    layers: list[LayerDifference]
 
 
 def compare_router(state: LiveState, turns: Turns) -> APIRouter:
@@ -104,8 +74,13 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
 
 
 def _side(window: ModelWindow, bounds: Bounds) -> Side:
-    used = window_of(window, bounds)
-    return Side(window.server, window.model, used, window.phase, window.known_tokens)
+    return Side(
+        server=window.server,
+        model=window.model,
+        window=window_of(window, bounds),
+        phase=window.phase,
+        tokens=window.known_tokens,
+    )
 
 
 def _layers(window: ModelWindow, base: ModelWindow) -> list[LayerDifference]:

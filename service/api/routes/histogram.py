@@ -20,7 +20,7 @@ from moescope.service.api.params.query import (
     parse_step,
 )
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.schemas.common import Histogram, Interval, LayerCounts, LayerHistogram
+from moescope.service.api.schemas.histogram import Histogram, Interval, LayerCounts, LayerHistogram
 from moescope.service.api.schemas.windows import (
     pick_layers,
     read_series,

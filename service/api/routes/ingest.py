@@ -12,7 +12,7 @@ from moescope.service.api.limits.limits import Limits
 from moescope.service.api.params.bodies import REFUSALS, described_body
 from moescope.service.api.params.stored import NO_STORE
 from moescope.service.api.problems import RefusedFrameError, documented
-from moescope.service.api.schemas.common import Receipt, TraceReceipt
+from moescope.service.api.schemas.receipts import Receipt, TraceReceipt
 from moescope.service.counts.account import Verdict
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.state import LiveState

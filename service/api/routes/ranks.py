@@ -11,14 +11,14 @@ from fastapi import APIRouter
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import ModelParam, ServerParam
 from moescope.service.api.problems import documented
-from moescope.service.api.schemas.common import (
+from moescope.service.api.schemas.common import Uncovered
+from moescope.service.api.schemas.ranks import (
     DeploymentOut,
     DpRankOut,
     MismatchOut,
     PhasesOut,
     ProducerOut,
     Ranks,
-    Uncovered,
 )
 from moescope.service.counts.phase_split import phase_work
 from moescope.service.live.producers import ProducerState, heard_last

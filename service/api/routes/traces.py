@@ -21,8 +21,8 @@ from moescope.service.api.params.query import (
 from moescope.service.api.params.stored import existing, parse_cursor
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas import trace_formats
-from moescope.service.api.schemas.common import TraceOut, TracePage
 from moescope.service.api.schemas.trace_formats import TraceFormat
+from moescope.service.api.schemas.traces import TraceDetail, TraceOut, TracePage
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TracedRequest, TraceQuery
@@ -46,7 +46,7 @@ EndPositionParam = Annotated[int | None, Query(ge=0, le=LARGEST, description="Po
 
 _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
     200: {
-        "model": trace_formats.TraceDetail,
+        "model": TraceDetail,
         "content": {item.media_type: {} for item in TraceFormat},
         "description": "The trace.",
     },

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-import msgspec
 import numpy as np
 from fastapi import APIRouter, Query, Response
 
@@ -16,6 +15,7 @@ from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import ModelParam, PhaseParam, ServerParam, choose
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.compact import answer, described
+from moescope.service.api.schemas.trend import Trend
 from moescope.service.counts.phase_split import Phase
 from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
@@ -26,7 +26,7 @@ from moescope.service.windows.phase_window import merge_phase, spans_of_phase
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
 PointsParam = Annotated[int, Query(ge=1, le=240, description="How many intervals, the last one until now.")]
 _REMEMBERED: Final = 4096
-_NO_SAMPLE: Final = Summary(None, None, None, None, None, 0)
+_NO_SAMPLE: Final = summarise([], np.empty(0), np.empty(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +47,6 @@ class _Point:
     rates: Mapping[int, float]
     waiting: frozenset[int]
     imbalance: Summary | None
-
-
-class Trend(msgspec.Struct):
-    """Intervals of `step` seconds that end at the instants `at` (Unix seconds), parallel.
-
-    `tokens_per_second` is by DP rank of `dp_ranks`. `ratio_of_sums` and `worst` are of the imbalance ratio
-    (max / mean) over EP ranks, as in /v1/balance. If a phase was asked for, all are of its tokens only; null
-    where phases are not known.
-    """
-
-    server: str
-    model: str
-    step: float
-    phase: Phase | None
-    dp_ranks: list[int]
-    at: list[float]
-    tokens_per_second: list[list[float | None]]
-    ratio_of_sums: list[float | None]
-    worst: list[float | None]
-    worst_layer: list[int | None]
 
 
 class _Cache:

@@ -62,7 +62,11 @@ def _inline(schema: Any, components: dict[str, Any]) -> Any:
     if isinstance(schema, dict):
         if "$ref" in schema:
             return _inline(components[schema["$ref"].rpartition("/")[2]], components)
-        return {name: _inline(value, components) for name, value in schema.items()}
+        written = {name: _inline(value, components) for name, value in schema.items()}
+        if "properties" in written:
+            # msgspec adds what a dict's values may be. A dict whose keys are described has no others.
+            written.pop("additionalProperties", None)
+        return written
     if isinstance(schema, list):
         return [_inline(value, components) for value in schema]
     return schema

@@ -61,7 +61,8 @@ class Measures(RootModel[Values]):
 CompactMeasures = Annotated[
     Values,
     msgspec.Meta(
+        title="Measures",
         description="Measures of one layer along one axis, as in /v1/balance.",
-        extra_json_schema={**_SCHEMA, "additionalProperties": False},
+        extra_json_schema=dict(_SCHEMA),
     ),
 ]

@@ -10,11 +10,10 @@ from enum import StrEnum
 from typing import IO, Any, Final, cast
 
 import numpy as np
-from pydantic import Field
 from typing_extensions import Buffer  # the standard library has it from Python 3.12 on
 
 from moescope.service.api.problems import ProblemError
-from moescope.service.api.schemas.common import TraceOut
+from moescope.service.api.schemas.traces import TraceOut
 from moescope.service.traces.routing import Int16Array, Routing
 
 _JSON_CHUNK: Final = 256  # positions written at once
@@ -42,19 +41,6 @@ _MEDIA_TYPES: Final = {
     TraceFormat.PARQUET: "application/vnd.apache.parquet",
     TraceFormat.RAW: "application/octet-stream",
 }
-
-
-class TraceDetail(TraceOut):
-    """A traced request with the experts that its tokens took."""
-
-    first_position: int = Field(description="Position in the request of the first row of routed_experts.")
-    layers: list[int] = Field(description="Decoder layers, in the order of routed_experts.")
-    num_experts: list[int] = Field(description="Logical experts of each layer.")
-    top_k: list[int] = Field(description="Experts that a token takes in each layer.")
-    times_computed: list[int] = Field(description="How often each position was computed; 0: not at all.")
-    routed_experts: list[list[list[int]]] = Field(
-        description="[positions][layers][largest top_k]: logical experts; -1 where there is none."
-    )
 
 
 def negotiate(accept: str) -> TraceFormat:

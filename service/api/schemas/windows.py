@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moescope.service.api.params.query import Bounds, check_known, choose
-from moescope.service.api.schemas import common as models
+from moescope.service.api.schemas.common import Span, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_phase
@@ -57,18 +57,18 @@ def pick_layers(window: ModelWindow, wanted: list[int] | None) -> list[int]:
     return [index[layer] for layer in sorted(set(wanted)) if layer in index]
 
 
-def window_out(window: ModelWindow, bounds: Bounds) -> models.Window:
+def window_out(window: ModelWindow, bounds: Bounds) -> Window:
     """What was asked and what was used."""
     used = window.used
-    return models.Window(
+    return Window(
         start=bounds.start,
         end=bounds.end,
-        used_start=models.Span(earliest=used.start_earliest, latest=used.start_latest),
-        used_end=models.Span(earliest=used.end_earliest, latest=used.end_latest),
+        used_start=Span(earliest=used.start_earliest, latest=used.start_latest),
+        used_end=Span(earliest=used.end_earliest, latest=used.end_latest),
         truncated=used.truncated,
     )
 
 
-def uncovered_out(window: ModelWindow) -> list[models.Uncovered]:
+def uncovered_out(window: ModelWindow) -> list[Uncovered]:
     """Layers that no DP rank can see."""
-    return [models.Uncovered(layer=layer, reason=reason) for layer, reason in window.uncovered.items()]
+    return [Uncovered(layer=layer, reason=reason) for layer, reason in window.uncovered.items()]

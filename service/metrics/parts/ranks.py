@@ -27,7 +27,7 @@ _DROPPED: Final = "dropped_"
 
 @dataclass(frozen=True)
 class Group:
-    """One deployment, all of whose producers have not expired.
+    """One deployment with a producer that has not expired.
 
     Attributes:
         deployment: (server, model).

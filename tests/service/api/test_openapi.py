@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,19 @@ def test_every_error_is_a_problem_document(document: dict[str, Any]) -> None:
             for code, answer in operation["responses"].items():
                 if not code.startswith("2"):
                     assert list(answer["content"]) == ["application/problem+json"], (method, path, code)
+
+
+def test_objects_whose_properties_are_named_allow_no_others(document: dict[str, Any]) -> None:
+    objects = [item for item in _nodes(document) if isinstance(item.get("properties"), dict)]
+    assert len(objects) > 40
+    assert [item for item in objects if item.get("additionalProperties", False)] == []
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _nodes(item)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from moescope.service.client.settings import DEFAULT_URL, client_settings
 from moescope.service.settings import Settings
+from tests.service.cli.listing import every_command
 from tests.service.cli.running import run
 from tests.service.conftest import Service
 from tests.service.frames import frame
@@ -88,6 +89,17 @@ COMMANDS = [
     ["traces", "export", "one", "one.json"],
     ["simulate", "--duration", "0", "--interval", "0.05", "--ranks", "1"],
 ]
+
+
+def test_no_command_that_asks_a_service_is_left_out() -> None:
+    asking = {
+        name
+        for name, command in every_command().items()
+        if any("--url" in parameter.opts for parameter in command.params)
+    }
+    known = {" ".join(command[:count]) for command in COMMANDS for count in (1, 2)}
+    assert len(asking) > 10
+    assert asking <= known, f"COMMANDS lacks {asking - known}"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

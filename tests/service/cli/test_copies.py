@@ -18,7 +18,7 @@ from tests.service.conftest import Service
 from tests.service.frames import frame
 
 
-def test_a_clickhouse_is_no_folder_to_copy_and_its_password_stays_secret(
+def test_a_url_is_no_folder_to_copy_and_its_password_stays_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOESCOPE_STORE", "clickhouse://user:hidden@127.0.0.1:1/db")
@@ -27,6 +27,10 @@ def test_a_clickhouse_is_no_folder_to_copy_and_its_password_stays_secret(
         assert done.returncode == 2
         assert "its own BACKUP" in done.stderr
         assert "hidden" not in done.output
+    done = run("backup", tmp_path / "copy.sqlite", "--store", "postgres://user:hidden@127.0.0.1/db")
+    assert done.returncode == 2
+    assert "a store at postgres:// is not known: give a folder" in done.stderr
+    assert "hidden" not in done.output
     checked = run("check-config")
     assert "whether ClickHouse answers was not tried" in checked.stderr
     assert "hidden" not in checked.output

@@ -3,54 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 import typer
 from rich.text import Text
 
-from moescope.service.cli.commands import command_line
-from moescope.service.settings import FLAGS
+from moescope.service.settings import SERVE_FLAGS
+from tests.service.cli.listing import every_command
 from tests.service.cli.running import run
 
 
-def root() -> typer.core.TyperGroup:
-    group = typer.main.get_command(command_line())
-    assert isinstance(group, typer.core.TyperGroup)
-    return group
-
-
-def every_command(group: typer.core.TyperGroup) -> Iterator[typer.core.TyperCommand]:
-    """The commands of a group and of the groups in it."""
-    for command in group.commands.values():
-        if isinstance(command, typer.core.TyperGroup):
-            yield from every_command(command)
-        else:
-            assert isinstance(command, typer.core.TyperCommand)
-            yield command
-
-
 def test_no_word_of_the_help_is_taken_for_markup() -> None:
-    commands = {command.name: command for command in every_command(root())}
-    assert set(commands) >= {"serve", "advise", "simulate", "pin", "export"}
+    commands = every_command()
+    assert set(commands) >= {"serve", "advise", "simulate", "baseline pin", "traces export"}
     for command in commands.values():
         assert Text.from_markup(command.help or "").plain == command.help, command.name
         for parameter in command.params:
             said = getattr(parameter, "help", None) or ""
             assert Text.from_markup(said).plain == said.replace("\\[", "["), (command.name, parameter.name)
     flags = {parameter.name for parameter in commands["serve"].params}
-    assert flags == FLAGS | {"config"}
+    assert flags == SERVE_FLAGS | {"config"}
 
 
-def names(group: typer.core.TyperGroup, before: str = "") -> Iterator[str]:
-    for name, command in group.commands.items():
-        if isinstance(command, typer.core.TyperGroup):
-            yield from names(command, f"{before}{name} ")
-        else:
-            yield f"{before}{name}"
-
-
-@pytest.mark.parametrize("name", list(names(root())))
+@pytest.mark.parametrize("name", list(every_command()))
 def test_help_teaches_with_a_sentence_and_an_example(name: str) -> None:
     done = run(*name.split(), "--help", columns=200)
     assert (done.returncode, done.stderr) == (0, "")
@@ -62,7 +37,7 @@ def test_help_teaches_with_a_sentence_and_an_example(name: str) -> None:
 
 
 def test_every_option_has_a_sentence_and_a_default() -> None:
-    for command in every_command(root()):
+    for command in every_command().values():
         for parameter in command.params:
             said = getattr(parameter, "help", None) or ""
             assert re.match(r"([A-Z`]|vLLM).*[.\]]$", said), (command.name, parameter.name, said)

@@ -52,7 +52,7 @@ def _wait_until_it_answers(url: str) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while True:
         try:
-            assert httpx.get(f"{url}/readyz").status_code == 200
+            assert httpx.get(f"{url}/readyz", timeout=DEADLINE_S).status_code == 200
         except httpx.TransportError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -67,7 +67,7 @@ def test_serve_ends_cleanly_when_asked_to_with_a_client_connected(
     process = start("serve", "--port", "0")
     url = _url_of(process)
     _wait_until_it_answers(url)
-    with httpx.Client(base_url=url) as client:
+    with httpx.Client(base_url=url, timeout=DEADLINE_S) as client:
         body = wire.encode_frame(frame({0: [2, 2]}))
         assert (
             client.post("/v1/ingest", content=body, headers={"content-type": wire.CONTENT_TYPE}).status_code
@@ -89,8 +89,8 @@ def test_a_hang_up_reads_files_again_and_ends_nothing(start: Start, tmp_path: Pa
     assert process.stderr is not None
     assert any("read 1 tokens: token_file" in process.stderr.readline() for _ in range(4))
     headers = {"authorization": "Bearer the-first-token-of-all"}
-    assert httpx.get(f"{url}/v1/ranks", headers=headers).status_code == 200
-    assert httpx.get(f"{url}/v1/ranks").status_code == 401
+    assert httpx.get(f"{url}/v1/ranks", headers=headers, timeout=DEADLINE_S).status_code == 200
+    assert httpx.get(f"{url}/v1/ranks", timeout=DEADLINE_S).status_code == 401
 
 
 def test_the_log_can_be_json(start: Start) -> None:

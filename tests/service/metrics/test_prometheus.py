@@ -16,7 +16,7 @@ from tests.service.conftest import Service
 from tests.service.frames import frame, halves, producer
 
 _CONFIG = """
-global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+global: {{scrape_interval: 2s, scrape_timeout: 2s}}
 scrape_configs:
   - job_name: moescope
     static_configs: [{{targets: ["{target}"]}}]
@@ -75,10 +75,11 @@ def test_what_prometheus_stores_is_what_the_api_says(service: Service, prometheu
     assert by_layer == expected
     # The ratio from the counters, as recording rules would compute it.
     slots = "moescope_layer_ep_rank_slots_total"
-    from_counters = prometheus.query(f"max by (layer) ({slots}) / avg by (layer) ({slots})")
+    ratio = f"max by (layer) ({slots}) / avg by (layer) ({slots})"
+    from_counters = prometheus.wait_for(ratio, lambda found: len(found) == 2)
     assert from_counters == pytest.approx(expected)
     assert prometheus.query("sum(moescope_tokens_total)") == {"": balance["tokens"]}
     assert prometheus.query("moescope_ep_imbalance_ratio") == {
         "": balance["summary"]["over_ep_ranks"]["ratio_of_sums"]
     }
-    assert prometheus.query("up") == {"": 1}
+    prometheus.wait_for("up", lambda found: found == {"": 1})

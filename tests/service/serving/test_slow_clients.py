@@ -106,6 +106,10 @@ ENDLESS = {
 }
 
 
+# Far above the bound: what is sent waits in the system's buffers while the service gets no processor.
+_TOO_MUCH = 1 << 24
+
+
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_a_head_without_end_is_cut_off_before_it_takes_memory(
     start_service: Callable[..., Service], kind: str
@@ -115,12 +119,12 @@ def test_a_head_without_end_is_cut_off_before_it_takes_memory(
     sent = 0
     with half_open(service, 1, first) as [connection]:
         with contextlib.suppress(ConnectionError):
-            while sent < 1 << 20:
+            while sent < _TOO_MUCH:
                 piece = more.replace(b"%d", str(sent).encode())
                 connection.sendall(piece)
                 sent += len(piece)
                 time.sleep(0.001)
-        assert connections.MAX_HEAD - 8000 < sent < 1 << 20
+        assert connections.MAX_HEAD - 8000 < sent < _TOO_MUCH
         connection.settimeout(60)
         with contextlib.suppress(ConnectionError):
             assert ended(connection)
@@ -169,10 +173,10 @@ def test_the_other_parser_has_such_bounds_too(tmp_path: Path) -> None:
 def test_a_kept_connection_may_idle_but_its_next_head_has_a_deadline(
     start_service: Callable[..., Service],
 ) -> None:
-    service = start_service(header_timeout_s=0.5)
+    service = start_service(header_timeout_s=1.5)  # a busy machine takes a while from connecting to sending
     with half_open(service, 1, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as [connection]:
         assert b"200 OK" in connection.recv(65536)
-        time.sleep(1)
+        time.sleep(2)
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in connection.recv(65536)
         connection.sendall(b"GET /healthz HT")
@@ -277,10 +281,10 @@ def test_bodies_of_one_address_have_a_limit(start_service: Callable[..., Service
 def test_a_producer_that_floods_is_told_to_wait_and_others_are_not(
     start_service: Callable[..., Service],
 ) -> None:
-    service = start_service(max_frames_per_s=0.5)
+    service = start_service(max_frames_per_s=0.01)  # two at once, then one in 100 s
     answers = [service.push(frame({0: [n, n]}, seq=n)) for n in range(1, 5)]
     assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
-    assert answers[-1].headers["retry-after"] == "2"
+    assert 30 < int(answers[-1].headers["retry-after"]) <= 100
     assert "MOESCOPE_INTERVAL" in answers[-1].json()["detail"]
     who = wire.Producer(server="prod", model="tiny", dp_rank=1, dp_size=2)
     assert service.push(frame({0: [1, 1]}, who=who)).status_code == 200

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from importlib import resources
 
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from moescope.service.api.app import create_app
+from moescope.service.api.routes import live
 from moescope.service.serving.server import address_of, listen, make_server
 from moescope.service.settings import Settings
 from tests.service.conftest import Service
@@ -84,17 +84,17 @@ def test_vendored_files_are_unchanged() -> None:
         assert hashlib.sha256((PAGE / "vendor" / name).read_bytes()).hexdigest() == digest
 
 
-def test_events_tell_of_frames(service: Service) -> None:
+def test_events_tell_of_frames(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No heartbeat comes before the stream's deadline, so the second event is there because of the frame.
+    monkeypatch.setattr(live, "HEARTBEAT_S", 600.0)
     with httpx.stream("GET", f"{service.url}/v1/live", timeout=60) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["cache-control"] == "no-store"
         lines = response.iter_lines()
         assert _next(lines) == {"now": service.clock.now, "frames": 0}
-        began = time.monotonic()
-        service.push(frame({0: [1, 1]}))
         service.clock.now += 1
+        service.push(frame({0: [1, 1]}))
         assert _next(lines) == {"now": service.clock.now, "frames": 1}
-        assert time.monotonic() - began < 4, "later than a heartbeat would have come by itself"
 
 
 def _next(lines: Iterator[str]) -> dict[str, float]:
@@ -109,13 +109,13 @@ def test_a_service_ends_at_once_although_someone_follows_it() -> None:
     settings = Settings(port=0)
     listener = listen(settings)
     server = make_server(create_app(settings))
+    server.config.timeout_graceful_shutdown = 600  # the stream must end itself: nothing cuts it before
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     with listener, httpx.stream("GET", f"{address_of(listener)}/v1/live", timeout=60) as response:
         lines = response.iter_lines()
         _next(lines)
-        began = time.monotonic()
         server.should_exit = True
         assert not [line for line in lines if line.startswith("data: ")]
         thread.join(60)
-        assert time.monotonic() - began < 2, "it waited for the stream to be cut"
+        assert not thread.is_alive(), "it waits for the stream to be cut"

@@ -14,7 +14,8 @@ import pytest
 from moescope.service.counts.account import Account, AccountState
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.live.state import LiveState
-from moescope.service.settings import Settings, load_settings
+from moescope.service.settings import Settings
+from moescope.service.settings_sources import load_settings
 from moescope.service.store.clickhouse.rowbinary import decode_rows, encode_rows
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.limits import Retention

@@ -1,0 +1,47 @@
+"""What GET /v1/traces and /v1/traces/{id} answer, as types."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class TraceOut(BaseModel):
+    """A traced request."""
+
+    request_id: str = Field(description="vLLM's internal id, which is unique.")
+    names: list[str] = Field(description="All ids that find it: the completion's id and X-Request-Id too.")
+    server: str
+    model: str
+    dp_rank: int
+    outcome: Literal["ended", "cut_off"] = Field(
+        description="ended: vLLM was done with it, finished or aborted. cut_off: its worker was shut down."
+    )
+    tokens: int = Field(description="Tokens computed for it, those computed again after a preemption too.")
+    prompt_tokens: int
+    cached_tokens: int = Field(description="Leading positions that a prefix cache had: not computed.")
+    preemptions: int
+    started_at: float = Field(description="First step, Unix seconds, on its worker's clock.")
+    ended_at: float
+    stored_at: float = Field(description="When the service got it, Unix seconds.")
+
+
+class TracePage(BaseModel):
+    """Traced requests, newest first."""
+
+    traces: list[TraceOut]
+    next_cursor: str | None = Field(description="Give it as cursor to get the next page; null: none.")
+
+
+class TraceDetail(TraceOut):
+    """A traced request with the experts that its tokens took."""
+
+    first_position: int = Field(description="Position in the request of the first row of routed_experts.")
+    layers: list[int] = Field(description="Decoder layers, in the order of routed_experts.")
+    num_experts: list[int] = Field(description="Logical experts of each layer.")
+    top_k: list[int] = Field(description="Experts that a token takes in each layer.")
+    times_computed: list[int] = Field(description="How often each position was computed; 0: not at all.")
+    routed_experts: list[list[list[int]]] = Field(
+        description="[positions][layers][largest top_k]: logical experts; -1 where there is none."
+    )

@@ -1,0 +1,27 @@
+"""What /v1/trend answers, as a type."""
+
+from __future__ import annotations
+
+import msgspec
+
+from moescope.service.counts.phase_split import Phase
+
+
+class Trend(msgspec.Struct):
+    """Intervals of `step` seconds that end at the instants `at` (Unix seconds), parallel.
+
+    `tokens_per_second` is by DP rank of `dp_ranks`. `ratio_of_sums` and `worst` are of the imbalance ratio
+    (max / mean) over EP ranks, as in /v1/balance. If a phase was asked for, all are of its tokens only; null
+    where phases are not known.
+    """
+
+    server: str
+    model: str
+    step: float
+    phase: Phase | None
+    dp_ranks: list[int]
+    at: list[float]
+    tokens_per_second: list[list[float | None]]
+    ratio_of_sums: list[float | None]
+    worst: list[float | None]
+    worst_layer: list[int | None]

@@ -1,0 +1,73 @@
+"""Where settings come from: flags, the environment and a TOML file; the first of them that has one wins."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
+
+from moescope.service.settings import OTHER_VARIABLES, SERVE_FLAGS, Settings, SettingsError
+
+
+def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """Settings from flags (None means not given), environment, and the TOML file, in this order.
+
+    Raises:
+        SettingsError: the file can't be read, or a value is unknown or not allowed.
+    """
+    from_file = {} if config is None else _read(config)
+    given = {name: value for name, value in flags.items() if value is not None}
+
+    class Sources(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the base class asks for it
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the base class asks for it
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
+
+    try:
+        return Sources(**given)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+def unknown_variables() -> list[str]:
+    """Variables with our prefix that nothing of moescope takes, such as misspelt ones."""
+    known = {f"MOESCOPE_{name.upper()}" for name in (*Settings.model_fields, *OTHER_VARIABLES)}
+    return sorted(name for name in os.environ if name.startswith("MOESCOPE_") and name not in known)
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        with config.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"can't read the settings file {config}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{config} is not valid TOML: {error}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for each bad setting, naming its flag and its variable."""
+    lines = []
+    for item in error.errors(include_url=False, include_input=False):
+        name = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if not name:
+            lines.append(message)
+        elif item["type"] == "extra_forbidden":
+            lines.append(f"{name}: no such setting; there are {', '.join(sorted(Settings.model_fields))}")
+        else:
+            flag = f"--{name.replace('_', '-')}, " if name in SERVE_FLAGS else ""
+            lines.append(f"{name}: {message}; set {flag}MOESCOPE_{name.upper()} or the file")
+    return "\n".join(lines)
