@@ -13,7 +13,7 @@ from moescope.service.advice.verdict import Drift, Scale, Verdict, decide, drift
 from moescope.service.advice.what_if import Question, Strategy, WhatIf, fitting, sweep, what_if
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
-from moescope.service.windows.window import ModelWindow, merge
+from moescope.service.windows.window import ModelWindow, merge_spans
 
 PIECES: Final = 4
 MAX_WORK: Final = 1 << 30  # layers x ranks x physical experts, over all options: about two seconds
@@ -180,7 +180,7 @@ def whole_placement(
         UnanswerableError: see :func:`advise`; also when no layer has enough tokens.
         StoreError: the archive can't be read.
     """
-    window = merge(state.spans(deployment, start, end))
+    window = merge_spans(state.spans(deployment, start, end))
     ranks = _ranks(wish, window.ep_size)
     evidence = gather(Windows(window, (window,)), ranks, wish.min_tokens)
     question = ask(evidence, wish, ranks, hosts_of(state, deployment))

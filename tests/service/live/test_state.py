@@ -19,7 +19,7 @@ from moescope.service.store.records import Posting
 from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.windows.expert_ep_ranks import ep_ranks_of_experts
 from moescope.service.windows.step_series import intervals_of
-from moescope.service.windows.window import merge
+from moescope.service.windows.window import merge_spans
 from tests.service.frames import EPOCH, frame, halves, placement, producer
 
 DEPLOYMENT = ("prod", "tiny")
@@ -201,7 +201,7 @@ def test_what_another_service_heard_of_a_new_shape_outgrows_who_is_silent_here(
     there.ingest(frame({0: [1, 1, 2]}, epoch=EPOCH + 10**10))
     here.adopt([_posted(there, producer())])
     assert [item.latest.producer.dp_rank for item in here.producers()] == [0]
-    assert merge(here.spans(DEPLOYMENT, None, None)).layers[0].counts.tolist() == [[1, 1, 2]]
+    assert merge_spans(here.spans(DEPLOYMENT, None, None)).layers[0].counts.tolist() == [[1, 1, 2]]
     clock.now += 20  # what is older outgrows nobody, however silent
     here.adopt([old])
     assert [item.latest.producer.dp_rank for item in here.producers()] == [0]
@@ -232,12 +232,12 @@ def test_a_restart_with_fewer_ranks_leaves_no_ranks_behind(
 
     start(4, EPOCH, version=9)
     start(2, EPOCH + 10**12, version=1)
-    window = merge(state.spans(DEPLOYMENT, clock.now - 10, None))
+    window = merge_spans(state.spans(DEPLOYMENT, clock.now - 10, None))
     assert (window.dp_size, window.ep_size, window.missing_dp_ranks) == (2, 2, [])
     assert window.layers[0].ep_slots.tolist() == [32, 32]  # not four of which two are idle
     assert ep_ranks_of_experts(window.layers[0].shape, state.placements(DEPLOYMENT)) == [0, 0, 1, 1]
     # While there were four they count, though there are two now.
-    before = merge(state.spans(DEPLOYMENT, clock.now - 30, clock.now - 20))
+    before = merge_spans(state.spans(DEPLOYMENT, clock.now - 30, clock.now - 20))
     assert before.layers[0].ep_slots.tolist() == [32, 32, 32, 32]
     instants = [clock.now - 30, clock.now - 20, clock.now]
     series = intervals_of(state.boundaries(DEPLOYMENT, instants), [0], window.ep_size)
@@ -263,7 +263,7 @@ def test_a_past_window_has_the_ranks_of_its_time(
         instants.append(clock.now)
     for start, ranks in enumerate((then, now, then)):
         for begin in (instants[start] + 10, instants[start]):  # from its first frame on; from the restart on
-            window = merge(state.spans(DEPLOYMENT, begin, instants[start + 1]))
+            window = merge_spans(state.spans(DEPLOYMENT, begin, instants[start + 1]))
             assert (window.dp_size, window.ep_size) == (ranks, ranks)
             assert not window.missing_dp_ranks
             [layer] = window.layers
