@@ -91,6 +91,7 @@ def cut(
     deployment: Deployment,
     start: float | None,
     end: float | None,
+    *,
     fit_share: float,
     pieces: int,
 ) -> Windows:

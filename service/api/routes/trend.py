@@ -26,7 +26,7 @@ from moescope.service.windows.phase_window import merge_spans_of_phase, spans_of
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
 PointsParam = Annotated[int, Query(ge=1, le=240, description="How many intervals, the last one until now.")]
 _REMEMBERED: Final = 4096
-_NO_SAMPLE: Final = Summary(None, None, None, None, None, 0)
+_NO_SAMPLE: Final = Summary()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moescope.service.advice.advise import Wish
+from moescope.service.advice.advise import AdviceWish
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.simulation.fleet import Fleet
@@ -43,9 +43,9 @@ def plan(
     )
 
 
-def wish(**fields: Any) -> Wish:
+def wish(**fields: Any) -> AdviceWish:
     """As the API asks by default."""
-    return Wish(
+    return AdviceWish(
         **{
             "ranks": None,
             "nodes": None,
