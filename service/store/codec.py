@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
 from moescope.capture.wire.traces import Run
-from moescope.service.counts.account import AccountState, EpochState, Latest
+from moescope.service.counts.account_state import AccountState, EpochState, Latest
 from moescope.service.counts.totals import Totals
 from moescope.service.store.blobs import compress, decompress
 from moescope.service.store.packed import PackedTotals, pack, unpack

@@ -19,8 +19,8 @@ def section(facts: Facts) -> Section:
     ]
     return Section(
         "Balance over time",
-        f"Intervals of {trend['step']:g} s, UTC. An {ratio.title.lower()} of {ratio.best} is perfect; a gap is an interval "
-        "without a sample.",
+        f"Intervals of {trend['step']:g} s, UTC. {ratio.title}: {ratio.best} is best. "
+        "A gap is an interval without a sample.",
         f"<h3>{over_ranks}</h3>"
         + chart(trend["at"], imbalance, f"{over_ranks}, over time", floor=1.0)
         + "<h3>Tokens per second by DP rank</h3>"

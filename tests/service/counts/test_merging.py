@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moescope.service.counts.account import Account, AccountState
+from moescope.service.counts.account import Account
+from moescope.service.counts.account_state import AccountState
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.refusals import RefusedError
 from tests.service.frames import EPOCH, frame

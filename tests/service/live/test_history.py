@@ -10,7 +10,8 @@ from moescope.service.counts.account import Account
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.phase_split import Phase
 from moescope.service.counts.totals import Totals, totals_of
-from moescope.service.live.history import History, Snapshot, Track
+from moescope.service.live.history import History, Track
+from moescope.service.live.spans import Snapshot
 from tests.service.frames import frame
 
 KEY = ("prod", "tiny", 0, 0, 0)

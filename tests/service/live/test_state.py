@@ -185,7 +185,7 @@ def test_a_frame_that_is_refused_makes_no_room(
 
 def _posted(state: LiveState, who: Producer) -> Posting:
     """What a service keeps of a producer."""
-    entry = state._roster.get(who.key)
+    entry = state._ledger.roster.get(who.key)
     assert entry is not None
     return Posting(who.key, entry.received_at - 1, entry.received_at, entry.account.state())
 

@@ -11,7 +11,8 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 
-from moescope.service.counts.account import Account, AccountState
+from moescope.service.counts.account import Account
+from moescope.service.counts.account_state import AccountState
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings, load_settings
