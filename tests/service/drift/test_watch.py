@@ -21,6 +21,7 @@ from tests.service.conftest import Clock
 from tests.service.frames import EPOCH, frame
 
 PROD = ("prod", "tiny")
+BEGUN = EPOCH - 7200 * 10**9
 
 
 class Archive:
@@ -52,7 +53,10 @@ class Archive:
 
 
 class Traffic:
-    """A deployment of one rank; each call of `run` is a minute in which its layer gets these slots."""
+    """A deployment of one rank that had counted for two hours before the service started.
+
+    So what was an hour ago is not in memory, and the archive is asked for it.
+    """
 
     def __init__(self, clock: Clock, archive: Archive) -> None:
         self.state = LiveState(Settings(), clock, archive)
@@ -61,12 +65,13 @@ class Traffic:
         self._seq = 0
 
     def run(self, slots: list[int], minutes: int) -> None:
+        """In each minute its layer gets these slots."""
         for _ in range(minutes):
             self._clock.now += 60
             self._seq += 1
             self._total += slots
-            after = self._clock.now - EPOCH / 1e9
-            self.state.ingest(frame({3: self._total.tolist()}, seq=self._seq, after_s=after))
+            after = self._clock.now - BEGUN / 1e9
+            self.state.ingest(frame({3: self._total.tolist()}, epoch=BEGUN, seq=self._seq, after_s=after))
 
 
 @pytest.fixture
@@ -77,7 +82,7 @@ def archive() -> Archive:
 @pytest.fixture
 def traffic(clock: Clock, archive: Archive) -> Traffic:
     made = Traffic(clock, archive)
-    made.run([40, 40, 40, 40], minutes=70)
+    made.run([40, 40, 40, 40], minutes=20)
     return made
 
 
@@ -161,6 +166,6 @@ def test_a_clock_that_is_set_back_is_no_reason_to_wait(traffic: Traffic, clock: 
 def test_the_hour_before_a_window(traffic: Traffic, clock: Clock) -> None:
     start = clock.now - 300
     hour, window = previous_hour(traffic.state, PROD, start, None, None)
-    assert (hour.tokens, window.tokens) == (60 * 80, 5 * 80)
+    assert (hour.tokens, window.tokens) == (14 * 80, 5 * 80)
     assert hour.used.end_latest == window.used.start_earliest == start
-    assert not hour.used.truncated
+    assert (hour.used.truncated, window.used.truncated) == (True, False)

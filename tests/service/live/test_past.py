@@ -12,7 +12,7 @@ from moescope.service.live.past import Remembered, improve
 from moescope.service.live.spans import Snapshot
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import StoreError
-from moescope.service.store.sqlite.store import SqliteStore
+from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.store.accounts import BORN, key, posting
 
 
@@ -69,8 +69,9 @@ def test_spans_lie_between_the_boundaries(archive: SqliteStore) -> None:
     assert (beyond.start - BORN, beyond.truncated) == (3, True)
 
 
-def test_the_store_is_not_asked_for_what_memory_has(archive: SqliteStore) -> None:
+def test_the_store_is_not_asked_for_what_memory_has(archive: SqliteStore, tmp_path: Path) -> None:
     archive.close()
+    (tmp_path / FILE).write_bytes(b"no database" * 100)
     memory = _memory([8, None], [8, 10])
     assert improve(archive, key(), memory) is memory
     with pytest.raises(StoreError):
