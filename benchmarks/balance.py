@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from moescope.service.advice.advise import Wish, advise
+from moescope.service.advice.advise import AdviceWish, advise
 from moescope.service.advice.eplb import place
 from moescope.service.drift.baseline import BaselineBook
 from moescope.service.drift.watch import DriftWatch
@@ -113,7 +113,16 @@ def advice(times: int) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """Advice and drift from a live state; and what the advice was."""
     state = fed()
     [deployment] = state.deployments()
-    wish = Wish(None, 8, 8, (), 0.5, 0.05, 0.1, 100)
+    wish = AdviceWish(
+        ranks=None,
+        nodes=8,
+        groups=8,
+        redundant=(),
+        min_tokens=100,
+        fit_share=0.5,
+        min_gain=0.05,
+        memory_price=0.1,
+    )
     found = advise(state, deployment, None, None, wish)
     assert found.found is not None
     figures = {

@@ -29,7 +29,7 @@ from moescope.service.simulation.fleet import Fleet
 from moescope.service.simulation.plan import Plan
 from moescope.service.simulation.routing import Habits, Shape
 from moescope.service.windows.assessment import assess
-from moescope.service.windows.phase_window import merge_phase
+from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.step_window import cost_of, straggler_cost, windowed_sums
 
 RANKS: Final = 256
@@ -151,7 +151,7 @@ def fleets(seconds: int) -> list[dict[str, float | str]]:
             for frame in fleet.advance(1.0):
                 state.ingest(frame)
         spans = state.spans((plan.server, plan.model), None, None)
-        window = merge_phase(spans, None)
+        window = merge_spans_of_phase(spans, None)
         summary = assess(window, 1).ep_ranks.summary
         cost = straggler_cost(*cost_of(spans).sums)
         share = straggler_cost(*windowed_sums(window))

@@ -6,7 +6,7 @@ from typing import Final
 
 from moescope.dashboards.spec import LAYER, NAME, Panel, Query, Thresholds, most
 from moescope.service.measures.balance import GAUGES, MEASURES
-from moescope.service.measures.measure import AXES, Gauge
+from moescope.service.measures.measure import Gauge
 
 _UNITS: Final = {"ratio": "short", "share": "percentunit", "number": "short"}
 _COLUMNS: Final = 24
@@ -42,6 +42,6 @@ def layer_stats() -> tuple[Panel, ...]:
 def layer_ratios() -> Panel:
     """Over time, the measures of a layer that are multiples of a fair share."""
     shown = [(MEASURES[name], gauge) for name, gauge in GAUGES.items() if MEASURES[name].unit == "ratio"]
-    words = ", ".join(f"{item.title} over {AXES[gauge.axis]} ({item.best} is best)" for item, gauge in shown)
+    words = ", ".join(f"{item.over(gauge.axis)} ({item.best} is best)" for item, gauge in shown)
     queries = tuple(Query(most(gauge.name, LAYER, "server"), item.title) for item, gauge in shown)
     return Panel("timeseries", "Measures over time", f"{words}.", queries, width=8)

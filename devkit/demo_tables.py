@@ -9,7 +9,12 @@ import httpx
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from moescope.service.measures.balance import MEASURES
+
 BAR: Final = 12
+IMBALANCE: Final = f"imbalance\n{MEASURES['imbalance_ratio'].formula}"
+DEAD: Final = f"{MEASURES['dead'].title.lower()}\nexperts"
+"""Headings of columns."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def layer_table(readings: Readings) -> Table:
     table = Table(title="MoE layers", title_justify="left")
     for name in ("layer", "tokens", *(f"EP rank {rank}" for rank in range(ep_ranks))):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("imbalance\nmax/mean", "hottest expert", "dead\nexperts"):
+    for name in (IMBALANCE, "hottest expert", DEAD):
         table.add_column(name, justify="right")
     for layer in layers:
         table.add_row(*_layer_row(layer, ep_ranks))

@@ -12,8 +12,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from devkit.demo_tables import Readings, Service
+from devkit.demo_tables import DEAD, IMBALANCE, Readings, Service
 from devkit.processes import ProcessGroup
+from moescope.service.measures.balance import MEASURES
 
 LAYERS_SHOWN: Final = 12
 REFRESH: Final = 2.0
@@ -62,7 +63,8 @@ def summary(readings: Readings) -> RenderableType:
     layers = [layer for layer in readings.balance["layers"] if layer["over_ep_ranks"]["measures"]]
     layers.sort(key=lambda layer: -_ratio(layer))
     table = Table(title=f"The {min(LAYERS_SHOWN, len(layers))} worst layers", title_justify="left")
-    for name in ("layer", "imbalance\nmax/mean", "busiest\nEP rank", "MaxVio\nover experts", "dead\nexperts"):
+    max_vio = f"{MEASURES['max_vio'].title}\nover experts"
+    for name in ("layer", IMBALANCE, "busiest\nEP rank", max_vio, DEAD):
         table.add_column(name, justify="right")
     for layer in layers[:LAYERS_SHOWN]:
         table.add_row(*_row(layer))

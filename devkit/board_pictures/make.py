@@ -33,8 +33,8 @@ import yaml
 from PIL import Image
 from playwright.sync_api import TimeoutError
 
-from devkit.board import Service
 from devkit.board_pictures.data import Answers, View, answered, without_data
+from devkit.demo_tables import Service
 from devkit.processes import ProcessGroup, free_port
 from devkit.root_cause import explain
 from tests.browser.chrome import Watched, chromium

@@ -19,7 +19,7 @@ from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.measures.loads import max_and_mean
-from moescope.service.windows.window import ModelWindow, merge
+from moescope.service.windows.window import ModelWindow, merge_spans
 
 WINDOW_S: Final = 300.0
 """Longest time before and after a rearrangement that is compared."""
@@ -99,8 +99,8 @@ def _judge(
     old, new = former[-1], newer[-1]
     first, last = newer[0].at - _JUST_BEFORE_S, new.everywhere_at
     earlier = max(first - WINDOW_S, old.everywhere_at)
-    before = merge(state.spans(deployment, min(earlier, first), first))
-    after = merge(state.spans(deployment, last, max(last, min(end - _JUST_BEFORE_S, last + WINDOW_S))))
+    before = merge_spans(state.spans(deployment, min(earlier, first), first))
+    after = merge_spans(state.spans(deployment, last, max(last, min(end - _JUST_BEFORE_S, last + WINDOW_S))))
     layers = sorted({layer.layer for layer in new.layers} & {layer.layer for layer in old.layers})
     reason = _why_not(before, after, min_tokens)
     ratios: list[float | None] = [None] * 4

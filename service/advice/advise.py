@@ -13,7 +13,7 @@ from moescope.service.advice.verdict import Drift, Scale, Verdict, decide, drift
 from moescope.service.advice.what_if import Question, Strategy, WhatIf, fitting, sweep, what_if
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
-from moescope.service.windows.window import ModelWindow, merge
+from moescope.service.windows.window import ModelWindow, merge_spans
 
 PIECES: Final = 4
 MAX_WORK: Final = 1 << 30  # layers x ranks x physical experts, over all options: about two seconds
@@ -27,18 +27,15 @@ class UnanswerableError(ValueError):
         super().__init__(message)
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What was asked for; None: as the deployment has it, or what is worth trying.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementWish:
+    """Which placements are asked for.
 
     Attributes:
-        ranks: EP ranks.
-        nodes: nodes; they matter only where ``groups`` is a multiple of them.
+        ranks: EP ranks; None: as many as the deployment has.
+        nodes: nodes; they matter only where ``groups`` is a multiple of them. None: as many as its hosts.
         groups: expert groups of the model's router.
-        redundant: numbers of redundant experts.
-        fit_share: share of the window to fit on; the rest checks.
-        min_gain: least saving that is worth a change.
-        memory_price: saving that twice the memory for experts must bring.
+        redundant: numbers of redundant experts; none: those worth trying.
         min_tokens: fewer tokens are no sample.
     """
 
@@ -46,10 +43,22 @@ class Wish:
     nodes: int | None
     groups: int
     redundant: tuple[int, ...]
+    min_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdviceWish(PlacementWish):
+    """Which placements are asked for, and what they are judged by.
+
+    Attributes:
+        fit_share: share of the window to fit on; the rest checks.
+        min_gain: least saving that is worth a change.
+        memory_price: saving that twice the memory for experts must bring.
+    """
+
     fit_share: float
     min_gain: float
     memory_price: float
-    min_tokens: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +75,7 @@ class Advice:
 
 
 def advise(
-    state: LiveState, deployment: Deployment, start: float | None, end: float | None, wish: Wish
+    state: LiveState, deployment: Deployment, start: float | None, end: float | None, wish: AdviceWish
 ) -> Advice:
     """Judge the placements that come into question for a deployment.
 
@@ -74,24 +83,39 @@ def advise(
         UnanswerableError: the numbers don't fit together, or there are no ranks to place on.
         StoreError: the archive can't be read.
     """
-    windows = cut(state, deployment, start, end, wish.fit_share, PIECES)
+    windows = cut(state, deployment, start, end, fit_share=wish.fit_share, pieces=PIECES)
     ranks = _ranks(wish, windows.fit.ep_size)
     evidence = gather(windows, ranks, wish.min_tokens)
     question = ask(evidence, wish, ranks, hosts_of(state, deployment))
     if not evidence.layers:
-        return Advice(windows, evidence, question, None, None, None, no_sample(evidence))
+        return Advice(
+            windows=windows,
+            evidence=evidence,
+            question=question,
+            found=None,
+            drift=None,
+            waiting=None,
+            verdict=no_sample(evidence),
+        )
     present = None
     if windows.fit.ep_size == ranks:
         present = present_placement(state.placements(deployment), evidence.layers, evidence.experts, ranks)
     found, drift = what_if(evidence, question, present), drift_of(evidence)
     observed = found.base.held_out.summary.ratio_of_sums if found.base.strategy == "present" else None
     waiting = windows.waiting(observed)
-    scale = Scale(wish.groups, wish.min_gain, wish.memory_price)
-    verdict = decide(evidence, found, drift, waiting, scale)
-    return Advice(windows, evidence, question, found, drift, waiting, verdict)
+    scale = Scale(groups=wish.groups, min_gain=wish.min_gain, memory_price=wish.memory_price)
+    return Advice(
+        windows=windows,
+        evidence=evidence,
+        question=question,
+        found=found,
+        drift=drift,
+        waiting=waiting,
+        verdict=decide(evidence, found, drift, waiting, scale),
+    )
 
 
-def ask(evidence: Evidence, wish: Wish, ranks: int, hosts: int) -> Question:
+def ask(evidence: Evidence, wish: PlacementWish, ranks: int, hosts: int) -> Question:
     """The question with its blanks filled in, checked.
 
     Raises:
@@ -124,7 +148,7 @@ def ask(evidence: Evidence, wish: Wish, ranks: int, hosts: int) -> Question:
             f"{len(evidence.layers)} layers of {experts} experts with {max(redundant)} redundant ones on "
             f"{ranks} ranks would take too long: ask for fewer ranks or redundant experts.",
         )
-    return Question(ranks, nodes, wish.groups, tuple(sorted(set(redundant))))
+    return Question(ranks=ranks, nodes=nodes, groups=wish.groups, redundant=tuple(sorted(set(redundant))))
 
 
 def hosts_of(state: LiveState, deployment: Deployment) -> int:
@@ -154,7 +178,7 @@ def present_placement(
     return from_tables([newest[layer][1] for layer in layers], experts, ranks)
 
 
-def _ranks(wish: Wish, ep_size: int) -> int:
+def _ranks(wish: PlacementWish, ep_size: int) -> int:
     if wish.ranks is not None:
         return wish.ranks
     if ep_size == 1:
@@ -171,7 +195,7 @@ def whole_placement(
     deployment: Deployment,
     start: float | None,
     end: float | None,
-    wish: Wish,
+    wish: PlacementWish,
     strategy: Strategy,
 ) -> tuple[ModelWindow, tuple[int, ...], LayerReasons, PlacementArrays]:
     """One placement, fitted on the whole window: the window, its layers, those left out, where experts go.
@@ -180,9 +204,9 @@ def whole_placement(
         UnanswerableError: see :func:`advise`; also when no layer has enough tokens.
         StoreError: the archive can't be read.
     """
-    window = merge(state.spans(deployment, start, end))
+    window = merge_spans(state.spans(deployment, start, end))
     ranks = _ranks(wish, window.ep_size)
-    evidence = gather(Windows(window, (window,)), ranks, wish.min_tokens)
+    evidence = gather(Windows(fit=window, pieces=(window,)), ranks, wish.min_tokens)
     question = ask(evidence, wish, ranks, hosts_of(state, deployment))
     if not evidence.layers:
         reason = next(iter(evidence.left_out.values()), "it has no layers")

@@ -12,7 +12,7 @@ from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.windows.step_window import cost_of
-from moescope.service.windows.window import LayerWindow, ModelWindow, merge
+from moescope.service.windows.window import LayerWindow, ModelWindow, merge_spans
 
 LayerReasons = dict[int, str]
 
@@ -91,6 +91,7 @@ def cut(
     deployment: Deployment,
     start: float | None,
     end: float | None,
+    *,
     fit_share: float,
     pieces: int,
 ) -> Windows:
@@ -102,14 +103,14 @@ def cut(
     Raises:
         StoreError: the archive can't be read.
     """
-    whole = merge(state.spans(deployment, start, end)).used
+    whole = merge_spans(state.spans(deployment, start, end)).used
     first = whole.start_earliest if start is None else max(start, whole.start_earliest)
     last = max(first, whole.end_latest)
     middle = first + fit_share * (last - first)
     inner = [middle + i * (last - middle) / pieces for i in range(pieces)]
     series = state.series(deployment, (start, *inner, end))
     costs = [cost_of(spans) for spans in series[1:]]
-    found = [merge(spans) for spans in series]
+    found = [merge_spans(spans) for spans in series]
     return Windows(
         fit=found[0],
         pieces=tuple(found[1:]),

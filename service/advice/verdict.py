@@ -49,7 +49,12 @@ def drift_of(evidence: Evidence) -> Drift:
     found = jensen_shannon(evidence.fit, evidence.later)
     worst = int(np.argmax(found))
     noise = float(np.median(sampling_noise(evidence.fit, evidence.later)))
-    return Drift(float(np.median(found)), float(found[worst]), evidence.layers[worst], noise)
+    return Drift(
+        median=float(np.median(found)),
+        worst=float(found[worst]),
+        worst_layer=evidence.layers[worst],
+        noise=noise,
+    )
 
 
 def no_sample(evidence: Evidence) -> Verdict:
@@ -58,7 +63,7 @@ def no_sample(evidence: Evidence) -> Verdict:
     words = (
         "No sample: no layer has enough tokens in both windows. Give a longer window, or wait for traffic."
     )
-    return Verdict("no_sample", None, words, tuple(reasons[:5]))
+    return Verdict(decision="no_sample", choice=None, words=words, evidence=tuple(reasons[:5]))
 
 
 @dataclass(frozen=True, slots=True)

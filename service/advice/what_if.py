@@ -104,21 +104,33 @@ def what_if(evidence: Evidence, question: Question, present: PlacementArrays | N
     Raises:
         ValueError: the numbers don't fit together.
     """
-    layers, experts, ranks = len(evidence.layers), evidence.experts, question.ranks
-    static = _option("linear", 0, linear(layers, experts, ranks), evidence, None, present)
-    base = static
-    if evidence.seen_fit is not None and evidence.seen_pieces is not None:
-        base = _outcomes(
-            "present", None, None, evidence, (evidence.seen_fit, evidence.seen_pieces), None, None
-        )
-    options = [
-        _option("linear", 0, linear(layers, experts, ranks), evidence, base, present),
-        _option("round_robin", 0, round_robin(layers, experts, ranks), evidence, base, present),
+    shape = len(evidence.layers), evidence.experts, question.ranks
+    tries: list[tuple[Strategy, int, PlacementArrays]] = [
+        ("linear", 0, linear(*shape)),
+        ("round_robin", 0, round_robin(*shape)),
     ]
     for redundant in question.redundant:
-        placed = eplb(evidence.fit, redundant, question.groups, question.nodes, ranks)
-        options.append(_option("eplb", redundant, placed, evidence, base, present))
+        placed = eplb(evidence.fit, redundant, question.groups, question.nodes, question.ranks)
+        tries.append(("eplb", redundant, placed))
+    base = _seen(evidence) or _option(*tries[0], evidence, base=None, present=present)
+    options = (_option(*one, evidence, base=base, present=present) for one in tries)
     return WhatIf(base, tuple(options))
+
+
+def _seen(evidence: Evidence) -> Option | None:
+    """What the ranks really got; None where that is not known."""
+    if evidence.seen_fit is None or evidence.seen_pieces is None:
+        return None
+    loads = evidence.seen_fit, evidence.seen_pieces
+    return _outcomes(
+        strategy="present",
+        redundant=None,
+        placement=None,
+        evidence=evidence,
+        loads=loads,
+        base=None,
+        to_move=None,
+    )
 
 
 def _option(
@@ -126,16 +138,25 @@ def _option(
     redundant: int,
     placement: PlacementArrays,
     evidence: Evidence,
+    *,
     base: Option | None,
     present: PlacementArrays | None,
 ) -> Option:
+    """What a placement does, against a base; ``present`` is where the experts are now, if that is known."""
     pieces = np.stack([placement.loads(piece) for piece in evidence.pieces])
-    to_move = None if present is None else int(moves(present, placement).sum())
-    loads = placement.loads(evidence.fit), pieces
-    return _outcomes(strategy, redundant, placement, evidence, loads, base, to_move)
+    return _outcomes(
+        strategy=strategy,
+        redundant=redundant,
+        placement=placement,
+        evidence=evidence,
+        loads=(placement.loads(evidence.fit), pieces),
+        base=base,
+        to_move=None if present is None else int(moves(present, placement).sum()),
+    )
 
 
 def _outcomes(
+    *,
     strategy: Strategy,
     redundant: int | None,
     placement: PlacementArrays | None,

@@ -9,6 +9,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from moescope.service.measures.balance import MEASURES
+
 
 def ranks_table(answer: dict[str, Any]) -> RenderableType:
     """The answer of /v1/ranks: a table for each deployment, a line for each producer."""
@@ -54,7 +56,8 @@ def balance_tables(answer: dict[str, Any]) -> RenderableType:
     layers = answer["layers"]
     loads = [layer["over_ep_ranks"]["loads"] for layer in layers]
     ep_ranks = max((len(load) for load in loads if load is not None), default=0)
-    title = f"{answer['model']} on {answer['server']}: slots by EP rank, imbalance = max / mean"
+    imbalance = f"imbalance = {MEASURES['imbalance_ratio'].formula}"
+    title = f"{answer['model']} on {answer['server']}: slots by EP rank, {imbalance}"
     ranks = [f"EP {rank}" for rank in range(ep_ranks)]
     wide = _balance_table(title, ranks, layers, [_each(load, ep_ranks) for load in loads])
     narrow = _balance_table(title, ["hottest EP", "its slots"], layers, [_hottest(load) for load in loads])
@@ -78,7 +81,8 @@ def _balance_table(
     title: str, names: list[str], layers: list[dict[str, Any]], cells: list[list[str]]
 ) -> Table:
     table = Table(title=title)
-    for name in ("layer", "tokens", *names, "over EP", "over DP", "over experts", "dead experts"):
+    dead = f"{MEASURES['dead'].title.lower()} experts"
+    for name in ("layer", "tokens", *names, "over EP", "over DP", "over experts", dead):
         table.add_column(name, justify="right", overflow="fold")
     for layer, loads in zip(layers, cells, strict=True):
         experts = layer["over_experts"]["measures"]

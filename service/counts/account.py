@@ -14,14 +14,14 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Final
 
 import numpy as np
 
-from moescope.capture.wire import Frame, Producer, UncoveredLayer
+from moescope.capture.wire import Frame
+from moescope.service.counts.account_state import AccountState, EpochState, Latest, forget
 from moescope.service.counts.ep_slots import ep_slots_of
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.refusals import RefusedError, check_exact, check_growth, check_steps
@@ -30,8 +30,6 @@ from moescope.service.counts.totals import Totals, no_totals, totals_of
 
 MAX_EP_CELLS: Final = 1 << 18  # layers x EP ranks of one producer: 2 MiB of float64, from few bytes
 
-_FORGOTTEN: Final = 64  # forgotten epochs that are remembered by number: 8 bytes each
-
 
 class Verdict(StrEnum):
     """What became of a frame that was not refused."""
@@ -39,66 +37,6 @@ class Verdict(StrEnum):
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
     STALE = "stale"
-
-
-@dataclass(frozen=True, slots=True)
-class Latest:
-    """The newest frame of the newest epoch, without the bytes of its arrays."""
-
-    producer: Producer
-    epoch: int
-    seq: int
-    captured_at_ns: int
-    state: str
-    state_reason: str
-    uncovered: tuple[UncoveredLayer, ...]
-    placement_version: int | None
-    counted: Totals
-    traces: Mapping[str, int] = field(default_factory=dict)
-    strategy: str = ""
-
-    @property
-    def age_at_capture(self) -> float:
-        """Seconds from the start of the epoch to this frame, by the producer's own clock; 0 at least."""
-        return max(0.0, (self.captured_at_ns - self.epoch) / 1e9)
-
-
-@dataclass(frozen=True, slots=True)
-class EpochState:
-    """The totals that an epoch's frame with the highest ``seq`` told."""
-
-    epoch: int
-    seq: int
-    counted: Totals
-
-
-@dataclass(frozen=True, slots=True)
-class AccountState:
-    """All that an account knows, so that it can be kept elsewhere.
-
-    Attributes:
-        totals: the sum over all epochs.
-        epochs: those that are remembered.
-        forgotten: the newest epochs that only the sum has, rising, one at least. All epochs up to the first
-            of them count as forgotten too.
-        epochs_seen: how many epochs there were in all.
-        latest: the newest frame, which is of the newest of ``epochs``.
-    """
-
-    totals: Totals
-    epochs: tuple[EpochState, ...]
-    forgotten: tuple[int, ...]
-    epochs_seen: int
-    latest: Latest
-
-    def has_forgotten(self, epoch: int) -> bool:
-        """Whether an epoch is only in the sum."""
-        return epoch <= self.forgotten[0] or epoch in self.forgotten
-
-    def covers(self, other: AccountState) -> bool:
-        """Whether all epochs that another account of this producer has forgotten are in this one's sum."""
-        known = {item.epoch for item in self.epochs}
-        return all(epoch in known or self.has_forgotten(epoch) for epoch in other.forgotten)
 
 
 class Account:
@@ -227,11 +165,6 @@ class Account:
             counted=counted,
             traces=dict(frame.traces),
         )
-
-
-def forget(forgotten: tuple[int, ...], *epochs: int) -> tuple[int, ...]:
-    """``AccountState.forgotten`` with more epochs."""
-    return tuple(sorted({*forgotten, *epochs})[-_FORGOTTEN:])
 
 
 def _added(counted: Totals, known: EpochState | None) -> Totals:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moescope.service.counts.account import AccountState, EpochState, forget
+from moescope.service.counts.account_state import AccountState, EpochState, forget
 from moescope.service.counts.totals import Totals, no_totals
 
 

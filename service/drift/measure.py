@@ -49,26 +49,26 @@ class LayerDrift:
     layer: int
     tokens: int
     base_tokens: int
-    divergence: float | None
-    noise: float | None
-    moved: float | None
-    new_dead: tuple[int, ...]
-    new_hot: tuple[int, ...]
-    hot: tuple[int, ...]
-    reason: str | None
+    divergence: float | None = None
+    noise: float | None = None
+    moved: float | None = None
+    new_dead: tuple[int, ...] = ()
+    new_hot: tuple[int, ...] = ()
+    hot: tuple[int, ...] = ()
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DriftSummary:
     """Over the layers that have a sample; None where none has."""
 
-    worst: float | None
-    worst_layer: int | None
-    median: float | None
-    noise: float | None
-    new_dead: int
-    new_hot: int
-    layers: int
+    worst: float | None = None
+    worst_layer: int | None = None
+    median: float | None = None
+    noise: float | None = None
+    new_dead: int = 0
+    new_hot: int = 0
+    layers: int = 0
 
 
 def layer_drifts(window: ModelWindow, base: LayerSlots, min_tokens: int) -> list[LayerDrift]:
@@ -83,8 +83,8 @@ def slots_of(window: ModelWindow) -> LayerSlots:
     """A window as a base, of the layers that were seen."""
     seen = [layer for layer in window.layers if layer.not_seen is None]
     return LayerSlots(
-        {layer.shape.layer: layer.counts.sum(axis=0) for layer in seen},
-        {layer.shape.layer: int(layer.rows.sum()) for layer in seen},
+        counts={layer.shape.layer: layer.counts.sum(axis=0) for layer in seen},
+        rows={layer.shape.layer: int(layer.rows.sum()) for layer in seen},
     )
 
 
@@ -92,7 +92,7 @@ def summary_of(layers: list[LayerDrift]) -> DriftSummary:
     """The summary over layers; ``noise`` is the median over them, as ``median`` is."""
     found = [item for item in layers if item.divergence is not None and item.noise is not None]
     if not found:
-        return DriftSummary(None, None, None, None, 0, 0, 0)
+        return DriftSummary()
     values = np.array([item.divergence for item in found], dtype=np.float64)
     worst = int(np.argmax(values))
     return DriftSummary(
@@ -110,7 +110,7 @@ def _layer(layer: LayerWindow, base: Int64Array | None, base_rows: int, min_toke
     counts, tokens = layer.counts.sum(axis=0), int(layer.rows.sum())
     reason = layer.not_seen or _why_not(counts, tokens, base, base_rows, min_tokens)
     if reason is not None or base is None:
-        return LayerDrift(layer.shape.layer, tokens, base_rows, None, None, None, (), (), (), reason)
+        return LayerDrift(layer=layer.shape.layer, tokens=tokens, base_tokens=base_rows, reason=reason)
     share, before = counts / counts.sum(), base / base.sum()
     hot = share >= HOT / len(share)
     chance = np.sqrt(before * (1 - before) * (1 / counts.sum() + 1 / base.sum()))

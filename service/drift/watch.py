@@ -16,7 +16,7 @@ from moescope.service.drift.baseline import PREVIOUS_HOUR, BaselineBook
 from moescope.service.drift.measure import LayerDrift, layer_drifts, slots_of
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
-from moescope.service.windows.phase_window import merge_phase
+from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.window import ModelWindow
 
 WINDOW_S: Final = 300.0
@@ -94,7 +94,7 @@ class DriftWatch:
         spans = self._state.series(deployment, _instants(now - WINDOW_S, None))
         found = []
         for phase in (None, *Phase):
-            hour, window = (merge_phase(part, phase) for part in spans)
+            hour, window = (merge_spans_of_phase(part, phase) for part in spans)
             bases = [(PREVIOUS_HOUR, slots_of(hour))]
             bases += [
                 (item.name, slots)
@@ -117,7 +117,7 @@ def previous_hour(
         StoreError: the archive can't be read.
     """
     spans = state.series(deployment, _instants(start, end))
-    hour, window = (merge_phase(part, phase) for part in spans)
+    hour, window = (merge_spans_of_phase(part, phase) for part in spans)
     return hour, window
 
 

@@ -8,95 +8,13 @@ thinning costs resolution, never counts. Times are seconds of Unix time on the s
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
-from moescope.service.counts.layers import Layout
-from moescope.service.counts.phase_split import Phase, of_phase
-from moescope.service.counts.totals import Totals, no_totals
+from moescope.service.counts.totals import Totals
+from moescope.service.live.spans import Snapshot, Span, between, shared_zeros
 
 SET_BACK_S: Final = 60.0
 """A clock that is set back by less than this changes nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Totals that were true at ``at``."""
-
-    at: float
-    totals: Totals
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The part of one producer's past that answers a window.
-
-    Attributes:
-        first: the totals to subtract; None: nothing.
-        last: the totals to subtract them from.
-        start: when ``first`` was true.
-        end: when ``last`` was true.
-        truncated: the window was to begin before what is remembered, so ``start`` is later than asked.
-        phase: the only phase that counts; None: both.
-    """
-
-    first: Totals | None
-    last: Totals
-    start: float
-    end: float
-    truncated: bool
-    phase: Phase | None = None
-
-    @property
-    def delta(self) -> Totals:
-        """What was counted of the phase between the two instants.
-
-        It is computed at each call. The differences of hundreds of producers take more memory than all else
-        that answers a window: take one, use it and let it go.
-        """
-        whole = self.last if self.first is None else self.last.minus(self.first)
-        return whole if self.phase is None else of_phase(whole, self.phase)
-
-    @property
-    def tokens(self) -> int | None:
-        """Tokens of ``delta``, without computing its arrays; None: how many are of the phase isn't known."""
-        tokens, decode, unphased = (
-            last - first for last, first in zip(_tokens(self.last), _tokens(self.first), strict=True)
-        )
-        if self.phase is None:
-            return tokens
-        if unphased:
-            return None
-        return decode if self.phase is Phase.DECODE else tokens - decode
-
-    @property
-    def layouts(self) -> tuple[Layout, ...]:
-        """The layouts whose layers are in ``delta``."""
-        return (self.last.layout,) if self.first is None else (self.last.layout, self.first.layout)
-
-
-def _tokens(totals: Totals | None) -> tuple[int, int, int]:
-    """All tokens, those of decode, and those of unknown phase; zeros for None."""
-    if totals is None:
-        return 0, 0, 0
-    decode = 0 if totals.decode is None else totals.decode.tokens
-    return totals.tokens, decode, totals.unphased_tokens
-
-
-def between(birth: float, first: Snapshot, last: Snapshot, start: float | None) -> Span:
-    """What was counted from ``first`` to ``last``, for a window that was to begin at ``start``."""
-    truncated = start is not None and first.at > start and birth < start
-    if last.at < first.at:
-        last = first
-    since_birth = first.totals is _nothing(last.totals.layout)
-    return Span(None if since_birth else first.totals, last.totals, first.at, last.at, truncated)
-
-
-@lru_cache(maxsize=16)
-def _nothing(layout: Layout) -> Totals:
-    """Zeros, which producers of equal layouts share."""
-    return no_totals(layout)
 
 
 class Track:
@@ -177,7 +95,7 @@ class Track:
     def _at_or_before(self, instant: float) -> Snapshot:
         """Zeros up to the birth; the oldest snapshot for an instant before all that is remembered."""
         if instant <= self.birth:
-            return Snapshot(self.birth, _nothing(self._snapshots[-1].totals.layout))
+            return Snapshot(self.birth, shared_zeros(self._snapshots[-1].totals.layout))
         found = bisect_right(self._snapshots, instant, key=lambda snapshot: snapshot.at)
         return self._snapshots[max(found - 1, 0)]
 

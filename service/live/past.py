@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from moescope.service.live.history import Snapshot, Span, between
+from moescope.service.live.spans import Snapshot, Span, between
 from moescope.service.store.records import Key, StoredTotals
 
 

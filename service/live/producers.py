@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from moescope.capture.wire import Producer
-from moescope.service.counts.account import Latest
+from moescope.service.counts.account_state import Latest
 from moescope.service.counts.totals import Totals
-from moescope.service.live.history import Span
+from moescope.service.live.spans import Span
 
 Deployment = tuple[str, str]
 """(server, model)."""

@@ -64,7 +64,7 @@ class Stage:
         self._layout = Layout(())
         self._members: dict[int, _Member] = {}
         self._contributed: set[int] = set()
-        self._newest = _Member(0, 0)
+        self._newest = _Member(epoch=0, started_at=0)
         self._taken = 0
         self._join: StepJoin | None = None
 
@@ -77,7 +77,9 @@ class Stage:
         if loads is None or not frame.layers:
             return None
         self._taken += 1
-        shape = Shape(tuple(frame.layers), who.ep_size, who.dp_size, who.tp_size)
+        shape = Shape(
+            layers=tuple(frame.layers), ep_size=who.ep_size, dp_size=who.dp_size, tp_size=who.tp_size
+        )
         given_up = 0
         if shape != self._shape:
             if frame.epoch < self._newest.epoch:
@@ -112,11 +114,11 @@ class Stage:
     def status(self) -> Status:
         """How the join goes now."""
         if self._shape is None:
-            return Status(0, None)
+            return Status(pending=0, reason=None)
         if self._join is None:
             return Status(
-                0,
-                f"{self._shape.members} workers with {len(self._shape.layers)} layers and "
+                pending=0,
+                reason=f"{self._shape.members} workers with {len(self._shape.layers)} layers and "
                 f"{self._shape.ep_size} EP ranks are too many to join their steps",
             )
         behind = [member for member in self._members if self._is_behind(member)]
@@ -129,7 +131,7 @@ class Stage:
             )
         elif missing:
             reason = f"no loads of steps have come from {self._names(missing)} since the start"
-        return Status(self._join.pending, reason)
+        return Status(pending=self._join.pending, reason=reason)
 
     def _names(self, members: list[int]) -> str:
         assert self._shape is not None, "members without a shape"
@@ -145,13 +147,13 @@ class Stage:
         """Begin anew with another shape and no member; how many steps are given up."""
         given_up = self._restart_join()
         self._shape, self._layout, self._members = shape, Layout(shape.layers), {}
-        self._newest = _Member(0, 0)
+        self._newest = _Member(epoch=0, started_at=0)
         self._join = self._new_join()
         return given_up
 
     def _start(self, member: int, epoch: int) -> int:
         """A member began to count; how many steps are given up because their numbers mean others now."""
-        started = self._members[member] = _Member(epoch, self._taken)
+        started = self._members[member] = _Member(epoch=epoch, started_at=self._taken)
         if epoch > self._newest.epoch:
             self._newest = started
         if member in self._contributed or any(self._is_behind(other) for other in self._contributed):

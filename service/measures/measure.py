@@ -98,6 +98,10 @@ class Measure:
             return np.full(spread.values.shape[:-1], np.nan)
         return np.asarray(self.compute(spread))
 
+    def over(self, axis: Axis) -> str:
+        """Its title along an axis, such as "MaxVio over experts"."""
+        return f"{self.title} over {AXES[axis]}"
+
     @property
     def description(self) -> str:
         """All that there is to say, in one line."""

@@ -21,12 +21,12 @@ class Summary:
         layers: how many layers had a sample.
     """
 
-    worst: float | None
-    worst_layer: int | None
-    p50: float | None
-    p90: float | None
-    ratio_of_sums: float | None
-    layers: int
+    worst: float | None = None
+    worst_layer: int | None = None
+    p50: float | None = None
+    p90: float | None = None
+    ratio_of_sums: float | None = None
+    layers: int = 0
 
 
 def summarise(layer_ids: list[int], most: FloatArray, mean: FloatArray) -> Summary:
@@ -39,7 +39,7 @@ def summarise(layer_ids: list[int], most: FloatArray, mean: FloatArray) -> Summa
     """
     sampled = np.flatnonzero(~np.isnan(most) & ~np.isnan(mean))
     if not sampled.size:
-        return Summary(None, None, None, None, None, 0)
+        return Summary()
     ratios = most[sampled] / mean[sampled]
     worst = int(np.argmax(ratios))
     p50, p90 = np.percentile(ratios, [50, 90])

@@ -30,7 +30,7 @@ from moescope.service.metrics.parts.ranks import Found, Group
 from moescope.service.metrics.samples import Sample, Table, WideMetric
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.windows.assessment import assess
-from moescope.service.windows.window import merge
+from moescope.service.windows.window import merge_spans
 
 Part = Callable[[list[Group]], Iterable[Found]]
 
@@ -169,7 +169,7 @@ class RoutingCollector(Collector):
         start = self._state.now() - self._settings.window_s
         for group in found:
             spans = self._state.spans(group.deployment, start, None)
-            assessed = assess(merge(spans), self._settings.min_tokens)
+            assessed = assess(merge_spans(spans), self._settings.min_tokens)
             yield from ranks.balance_gauges(group.deployment, assessed)
             yield from steps.straggler_gauge(group.deployment, spans)
 

@@ -38,13 +38,6 @@ class Family:
     labels: tuple[str, ...] = ()
     level: MetricsLevel = MetricsLevel.RANK
 
-    @property
-    def sample_names(self) -> tuple[str, ...]:
-        """Names of its series in the exposition."""
-        if self.kind == "histogram":
-            return tuple(f"{self.name}{suffix}" for suffix in ("_bucket", "_count", "_sum"))
-        return (self.name,)
-
     def shown(self, level: MetricsLevel) -> bool:
         """Whether it is shown at a level."""
         return self.rank <= _LEVELS.index(level)

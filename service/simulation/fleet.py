@@ -9,10 +9,11 @@ from typing import Final
 import numpy as np
 
 from moescope.capture import wire
+from moescope.capture.wire import Int64Array
 from moescope.capture.wire.traces import TracePart
 from moescope.service.simulation.placement import by_load, linear
 from moescope.service.simulation.plan import Plan
-from moescope.service.simulation.routing import Int64Array, RoutingModel
+from moescope.service.simulation.routing import RoutingModel
 from moescope.service.simulation.steps import Router, Skew, Tokens, draw_tokens
 from moescope.service.simulation.traces import TOKENS_OF_A_REQUEST, RequestTracer
 

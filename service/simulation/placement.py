@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from moescope.capture import wire
+from moescope.capture.wire import Int64Array
+from moescope.service.measures.arrays import FloatArray
 from moescope.service.simulation.plan import Plan
-from moescope.service.simulation.routing import FloatArray, Int64Array
 
 
 def linear(plan: Plan) -> tuple[wire.Placement, Int64Array]:

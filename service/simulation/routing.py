@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
+from moescope.capture.wire import Int64Array
+from moescope.service.measures.arrays import FloatArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from moescope.service.simulation.routing import FloatArray, Int64Array, draw_exact
+from moescope.capture.wire import Int64Array
+from moescope.service.measures.arrays import FloatArray
+from moescope.service.simulation.routing import draw_exact
 
 PREFILL_STEPS: Final = 0.2
 """Share of a rank's steps that may have prefill tokens; every step may have decode tokens."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from moescope.capture import wire
 from moescope.capture.wire.traces import TRACE_MAJOR, Run, TracePart
-from moescope.service.simulation.routing import FloatArray
+from moescope.service.measures.arrays import FloatArray
 
 MEAN_PROMPT: Final = 160
 MEAN_OUTPUT: Final = 80

@@ -25,12 +25,17 @@ def compress(data: bytes) -> bytes:
     return _VERSION + zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
 
 
-def decompress(blob: bytes) -> bytes:
+def decompress(blob: object) -> bytes:
     """A blob back to its message.
+
+    Args:
+        blob: what an engine has in its place: damage may have made a text or a number of it.
 
     Raises:
         ValueError: the blob is damaged, or of a newer version.
     """
+    if not isinstance(blob, bytes):
+        raise ValueError(f"a damaged blob: a {type(blob).__name__} is in its place")
     if blob[:1] != _VERSION:
         raise ValueError(f"a blob of version {blob[:1]!r}, this moescope reads {_VERSION!r}: upgrade it")
     try:

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
 from moescope.capture.wire.traces import Run
-from moescope.service.counts.account import AccountState, EpochState, Latest
+from moescope.service.counts.account_state import AccountState, EpochState, Latest
 from moescope.service.counts.totals import Totals
 from moescope.service.store.blobs import compress, decompress
 from moescope.service.store.packed import PackedTotals, pack, unpack
@@ -57,8 +57,8 @@ def encode_totals(totals: Totals) -> bytes:
     return compress(_encoder.encode(pack(totals)))
 
 
-def decode_totals(blob: bytes) -> Totals:
-    """A blob back to totals.
+def decode_totals(blob: object) -> Totals:
+    """A blob back to totals; see :func:`moescope.service.store.blobs.decompress`.
 
     Raises:
         ValueError: the blob is damaged, or of a newer version.
@@ -88,8 +88,8 @@ def encode_account(account: AccountState) -> bytes:
     return compress(_encoder.encode(packed))
 
 
-def decode_account(blob: bytes) -> AccountState:
-    """A blob back to an account.
+def decode_account(blob: object) -> AccountState:
+    """A blob back to an account; see :func:`moescope.service.store.blobs.decompress`.
 
     Raises:
         ValueError: the blob is damaged, or of a newer version.
@@ -118,8 +118,13 @@ def decode_account(blob: bytes) -> AccountState:
     return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest)
 
 
-def decode_posting(key: Key, birth_ms: int, at_ms: int, blob: bytes) -> Posting:
-    """A row of accounts back to a posting; instants are milliseconds of Unix time.
+def decode_posting(key: Key, birth_ms: object, at_ms: object, blob: object) -> Posting:
+    """A row of accounts back to a posting.
+
+    Args:
+        key: whose row it is.
+        birth_ms, at_ms: integers, milliseconds of Unix time. Damage may have made something else of them.
+        blob: the account.
 
     Raises:
         ValueError: the account is damaged, of a newer version, or another producer's.
@@ -127,6 +132,8 @@ def decode_posting(key: Key, birth_ms: int, at_ms: int, blob: bytes) -> Posting:
     account = decode_account(blob)
     if account.latest.producer.key != key:
         raise ValueError(f"a damaged row: its account is that of {account.latest.producer.key}")
+    if not isinstance(birth_ms, int) or not isinstance(at_ms, int):
+        raise ValueError(f"a damaged row: from {birth_ms!r} to {at_ms!r} ms")
     return Posting(key, birth_ms / 1000, at_ms / 1000, account)
 
 

@@ -22,8 +22,9 @@ from moescope.service.store.records import (
 class Store(Protocol):
     """Writes come from one thread; reads may come from any.
 
-    Every method raises :class:`StoreError` when the engine fails. What is damaged, or was written by a newer
-    moescope, is left out where it can be, and told in the log (see :mod:`moescope.service.store.damage`).
+    Every method raises :class:`moescope.service.store.records.StoreError` when the engine fails. What is
+    damaged, or was written by a newer moescope, is left out where it can be, and told in the log (see
+    :mod:`moescope.service.store.damage`).
     """
 
     def save(self, records: Sequence[Record]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.capture.wire.traces import ExpertArray, TracePart
-from moescope.service.counts.account import AccountState
+from moescope.service.counts.account_state import AccountState
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.totals import Totals
 

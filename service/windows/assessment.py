@@ -126,7 +126,7 @@ def _cells(loads: Sequence[FloatArray | None], reasons: Sequence[str | None]) ->
         _MASKED if reason is None and load is not None and not load.any() else reason
         for load, reason in zip(loads, reasons, strict=True)
     ]
-    cells = [Cell(load, None, why) for load, why in zip(loads, whys, strict=True)]
+    cells = [Cell(loads=load, measures=None, reason=why) for load, why in zip(loads, whys, strict=True)]
     by_width: dict[int, list[int]] = {}
     for i, (load, why) in enumerate(zip(loads, whys, strict=True)):
         if load is not None and why is None:
@@ -135,7 +135,8 @@ def _cells(loads: Sequence[FloatArray | None], reasons: Sequence[str | None]) ->
         stacked = np.stack([load for i in members if (load := loads[i]) is not None])
         values = measure_all(stacked)
         for row, i in enumerate(members):
-            cells[i] = Cell(loads[i], {name: float(value[row]) for name, value in values.items()}, None)
+            measures = {name: float(value[row]) for name, value in values.items()}
+            cells[i] = Cell(loads=loads[i], measures=measures, reason=None)
     return tuple(cells)
 
 

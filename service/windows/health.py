@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from moescope.service.counts.account import Latest
+from moescope.service.counts.account_state import Latest
 from moescope.service.counts.layers import Layout
 from moescope.service.live.producers import ProducerState
 

@@ -14,15 +14,18 @@ import numpy as np
 from moescope.service.counts.phase_split import Phase, PhaseWork, of_phase, phase_work, why_unphased
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan
-from moescope.service.windows.window import LayerWindow, ModelWindow, merge
+from moescope.service.windows.window import LayerWindow, ModelWindow, merge_spans
 
 
-def merge_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> ModelWindow:
-    """Merge all producers of one deployment as :func:`merge` does, but only what is of a phase; None: all."""
+def merge_spans_of_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> ModelWindow:
+    """What all producers of one deployment counted of a phase, as one window; None: of both phases.
+
+    See :func:`moescope.service.windows.window.merge_spans`.
+    """
     if phase is None:
-        return merge(spans)
+        return merge_spans(spans)
     split = _Split(phase)
-    window = merge(spans, split)
+    window = merge_spans(spans, split)
     return replace(
         window,
         dp_ranks=tuple(replace(rank, phases=split.work[rank.rank]) for rank in window.dp_ranks),
@@ -33,7 +36,7 @@ def merge_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> ModelWind
 
 
 def spans_of_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> list[ProducerSpan]:
-    """The spans, each with only what is of a phase (see :meth:`Totals.of_phase`); None: unchanged."""
+    """The spans, each with only what is of a phase (see :func:`of_phase`); None: unchanged."""
     if phase is None:
         return list(spans)
     return [replace(item, span=replace(item.span, phase=phase)) for item in spans]

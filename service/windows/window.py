@@ -139,10 +139,12 @@ class ModelWindow:
         return sorted(set(range(self.dp_size)) - {rank.rank for rank in self.dp_ranks})
 
 
-def merge(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindow:
-    """Merge all producers of one deployment; only ``part`` of what they counted, if given.
+def merge_spans(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindow:
+    """What all producers of one deployment counted, as one window.
 
-    ``spans`` has at least one producer.
+    Args:
+        spans: what each of them counted; one producer at least.
+        part: takes the part of what a DP rank counted that is wanted; None: all of it.
     """
     by_rank: dict[int, list[ProducerSpan]] = {}
     for item in spans:

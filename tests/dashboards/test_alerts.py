@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from moescope.service.metrics.alerts import ALERT_LEVELS, silent_alerts
-from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.settings import MetricsLevel
 from tests.dashboards.promtool import OF, ROOT, check, rules
+from tests.service.metrics.families import FAMILY_OF
 
 Series = dict[str, str]
 
 
 def level_of(expr: str) -> MetricsLevel:
     """The coarsest level that shows all metrics of an expression, those of recorded series too."""
-    by_name = {name: family.level for family in CATALOGUE.values() for name in family.sample_names}
+    by_name = {name: family.level for name, family in FAMILY_OF.items()}
     recorded = {rule["record"]: rule["expr"] for rule in rules("record")}
     levels = list(MetricsLevel)
     used = re.findall(r"\b(?:\w+:)?moescope_\w+(?::\w+)?", expr)

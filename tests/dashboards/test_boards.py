@@ -15,6 +15,7 @@ from moescope.service.metrics.catalogue import CATALOGUE
 from tests.dashboards.boards import BOARDS
 from tests.dashboards.linter import expressions, panels
 from tests.dashboards.promql import selectors
+from tests.service.metrics.families import FAMILY_OF
 
 each_board = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
 
@@ -78,11 +79,10 @@ def test_every_selector_chooses_a_cluster(board: dict[str, Any]) -> None:
 
 @each_board
 def test_metrics_and_labels_are_those_of_the_catalogue(board: dict[str, Any]) -> None:
-    known = {name: family for family in CATALOGUE.values() for name in family.sample_names}
     for expr in expressions(board):
         for name, selector in re.findall(r"(moescope_\w+)\{([^}]*)\}", expr):
             labels = set(re.findall(r"(\w+)=~?\"", selector))
-            assert labels <= {*known[name].labels, "cluster", "job", "instance"}, expr
+            assert labels <= {*FAMILY_OF[name].labels, "cluster", "job", "instance"}, expr
 
 
 @each_board

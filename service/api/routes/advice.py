@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 from fastapi import APIRouter
 
-from moescope.service.advice.advise import Advice, Wish, advise
+from moescope.service.advice.advise import Advice, AdviceWish, advise
 from moescope.service.advice.verdict import name_of
 from moescope.service.advice.what_if import Option
 from moescope.service.api.limits.turns import Turns
@@ -80,7 +80,7 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         """
         deployment = choose(state, server, model)
         bounds = parse_bounds(start, end, state.now())
-        wish = Wish(
+        wish = AdviceWish(
             ranks=ranks,
             nodes=nodes,
             groups=groups,

@@ -27,7 +27,7 @@ from moescope.service.drift.baseline import (
 )
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.windows.phase_window import merge_phase
+from moescope.service.windows.phase_window import merge_spans_of_phase
 
 
 def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, keeper: Keeper) -> APIRouter:
@@ -97,7 +97,7 @@ def _baseline(state: LiveState, book: BaselineBook, wanted: PinBaseline, min_tok
     deployment = choose(state, wanted.server, wanted.model)
     bounds = parse_bounds(wanted.start, wanted.end, state.now())
     spans = state.spans(deployment, bounds.start, bounds.end)
-    window, decode = merge_phase(spans, None), merge_phase(spans, Phase.DECODE)
+    window, decode = merge_spans_of_phase(spans, None), merge_spans_of_phase(spans, Phase.DECODE)
     try:
         book.check_room(deployment, wanted.name)
         return baseline_of(window, decode, wanted.name, wanted.note, state.now(), min_tokens)

@@ -27,7 +27,7 @@ from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, s
 from moescope.service.drift.watch import previous_hour
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.windows.phase_window import merge_phase
+from moescope.service.windows.phase_window import merge_spans_of_phase
 
 DEFAULT_START: Final = "-5m"
 
@@ -64,7 +64,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
             base = hour.used.start_earliest, hour.used.end_latest, hour.known_tokens
         else:
             pinned = find_baseline(book, baseline, *deployment)
-            window = merge_phase(state.spans(deployment, bounds.start, bounds.end), phase)
+            window = merge_spans_of_phase(state.spans(deployment, bounds.start, bounds.end), phase)
             slots = _of_phase(pinned, phase)
             base = pinned.start, pinned.end, pinned.tokens
         found = layer_drifts(window, slots, gate)

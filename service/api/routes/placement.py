@@ -5,12 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from moescope.service.advice import export
-from moescope.service.advice.advise import Wish, whole_placement
+from moescope.service.advice.advise import PlacementWish, whole_placement
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.advice import (
-    DEFAULT_FIT_SHARE,
-    DEFAULT_MEMORY_PRICE,
-    DEFAULT_MIN_GAIN,
     DEFAULT_START,
     AdviceStartParam,
     FormParam,
@@ -57,16 +54,12 @@ def placement_router(state: LiveState, settings: Settings, turns: Turns) -> APIR
         """A placement as a map to use elsewhere, fitted on the whole window."""
         deployment = choose(state, server, model)
         bounds = parse_bounds(start, end, state.now())
-        wish = Wish(
+        wish = PlacementWish(
             ranks=ranks,
             nodes=nodes,
             groups=groups,
             redundant=(redundant,),
             min_tokens=settings.min_tokens if min_tokens is None else min_tokens,
-            # These three are for judging a placement. Here one is only made.
-            fit_share=DEFAULT_FIT_SHARE,
-            min_gain=DEFAULT_MIN_GAIN,
-            memory_price=DEFAULT_MEMORY_PRICE,
         )
         with answerable():
             window, layers, left_out, placement = whole_placement(

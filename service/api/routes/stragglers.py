@@ -37,7 +37,7 @@ from moescope.service.windows.step_window import (
     straggler_cost,
     windowed_sums,
 )
-from moescope.service.windows.window import LayerWindow, ModelWindow, merge
+from moescope.service.windows.window import LayerWindow, ModelWindow, merge_spans
 
 MAX_WORK: Final = 1 << 16  # producers x intervals of a series
 MAX_CELLS: Final = 1 << 23  # intervals x layers x EP ranks
@@ -70,7 +70,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
         instants = parse_step(step, bounds, now)
         deployment = choose(state, server, model)
         spans = state.spans(deployment, bounds.start, bounds.end)
-        window, cost = merge(spans), cost_of(spans)
+        window, cost = merge_spans(spans), cost_of(spans)
         known = {item.shape.layer: item for item in window.layers}
         if layer:
             check_known("layer", layer, sorted({*known, *window.uncovered}))

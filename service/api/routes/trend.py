@@ -21,12 +21,12 @@ from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.summary import Summary, summarise
-from moescope.service.windows.phase_window import merge_phase, spans_of_phase
+from moescope.service.windows.phase_window import merge_spans_of_phase, spans_of_phase
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
 PointsParam = Annotated[int, Query(ge=1, le=240, description="How many intervals, the last one until now.")]
 _REMEMBERED: Final = 4096
-_NO_SAMPLE: Final = summarise([], np.empty(0), np.empty(0))
+_NO_SAMPLE: Final = Summary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def _rank(item: ProducerSpan) -> int:
 
 def _imbalance(spans: list[ProducerSpan], phase: Phase | None) -> Summary:
     """The imbalance ratio over EP ranks, across the layers that were seen whole."""
-    window = merge_phase(spans, phase)
+    window = merge_spans_of_phase(spans, phase)
     layers = [layer for layer in window.layers if not (layer.ep_reason or layer.not_seen or layer.missing)]
     loads = [max_and_mean(layer.ep_slots) for layer in layers]
     return summarise(

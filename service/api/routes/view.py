@@ -32,7 +32,7 @@ from moescope.service.settings import Settings
 from moescope.service.windows.assessment import Assessment, AxisBalance, assess
 from moescope.service.windows.dp_to_ep_slots import dp_to_ep_slots
 from moescope.service.windows.expert_ep_ranks import ep_ranks_of_experts
-from moescope.service.windows.phase_window import merge_phase, spans_of_phase
+from moescope.service.windows.phase_window import merge_spans_of_phase, spans_of_phase
 from moescope.service.windows.window import DpRank, ModelWindow
 
 Part = Literal["counts", "flows", "owners"]
@@ -65,7 +65,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
         if dp_rank is not None:
             check_known("DP rank", [dp_rank], sorted({_rank(item) for item in spans}))
             spans = [item for item in spans if _rank(item) == dp_rank]
-        found = assess(merge_phase(spans, phase), settings.min_tokens)
+        found = assess(merge_spans_of_phase(spans, phase), settings.min_tokens)
         result = _view(found, spans, bounds, state.now())
         wanted = set(parts or ())
         if "counts" in wanted:

@@ -6,7 +6,7 @@ from moescope.service.api.params.query import Bounds, check_known, choose
 from moescope.service.api.schemas.common import Span, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
 from moescope.service.live.state import LiveState
-from moescope.service.windows.phase_window import merge_phase
+from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.window import ModelWindow
 
 
@@ -28,7 +28,7 @@ def read_window(
         known = sorted({item.producer.latest.producer.dp_rank for item in spans})
         check_known("DP rank", [dp_rank], known)
         spans = [item for item in spans if item.producer.latest.producer.dp_rank == dp_rank]
-    return merge_phase(spans, phase)
+    return merge_spans_of_phase(spans, phase)
 
 
 def read_series(
@@ -37,7 +37,7 @@ def read_series(
     """The merged windows between neighbouring instants, of the phase that ``window`` is of (or of both)."""
     series = state.series((window.server, window.model), instants)
     return [
-        merge_phase(
+        merge_spans_of_phase(
             [item for item in spans if dp_rank in (None, item.producer.latest.producer.dp_rank)], window.phase
         )
         for spans in series

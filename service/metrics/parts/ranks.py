@@ -19,7 +19,7 @@ from moescope.service.measures.measure import Axis
 from moescope.service.metrics.samples import Sample, Table, stacked
 from moescope.service.windows.assessment import Assessment, Cell
 from moescope.service.windows.health import mismatches, unseen_layers
-from moescope.service.windows.window import ModelWindow, merge
+from moescope.service.windows.window import ModelWindow, merge_spans
 
 Found = Sample | Table
 _DROPPED: Final = "dropped_"
@@ -46,7 +46,7 @@ class Group:
     @cached_property
     def total(self) -> ModelWindow:
         """What was counted since the start. It takes much memory, so it is made when first asked for."""
-        return merge(self.spans)
+        return merge_spans(self.spans)
 
     def by_dp_rank(self) -> Iterator[tuple[int, list[ProducerState]]]:
         """The producers of each DP rank that has not expired."""

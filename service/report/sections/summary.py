@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from moescope.service.measures.balance import MEASURES
 from moescope.service.report.facts import Facts
 from moescope.service.report.markup import Section, number, percent, tiles
 
 
 def section(facts: Facts) -> Section:
     """Tokens, imbalance, straggler cost, and who is missing."""
+    imbalance, max_vio = MEASURES["imbalance_ratio"], MEASURES["max_vio"]
     over_ranks = facts.balance["summary"]["over_ep_ranks"]
     over_experts = facts.balance["summary"]["over_experts"]
     missing = facts.balance["missing_dp_ranks"]
@@ -15,9 +17,9 @@ def section(facts: Facts) -> Section:
     items = [
         ("Tokens", f"{facts.balance['tokens']:,}", f"{len(facts.balance['dp_ranks'])} DP ranks"),
         (
-            "Imbalance over EP ranks",
+            imbalance.over("over_ep_ranks"),
             number(over_ranks["ratio_of_sums"]),
-            f"max / mean, sum over layers; worst {number(over_ranks['worst'])} in layer "
+            f"{imbalance.formula}, sum over layers; worst {number(over_ranks['worst'])} in layer "
             f"{_layer(over_ranks['worst_layer'])}",
         ),
         (
@@ -28,7 +30,7 @@ def section(facts: Facts) -> Section:
             else "no single steps were joined",
         ),
         (
-            "MaxVio over experts",
+            max_vio.over("over_experts"),
             number(_max_vio(over_experts["ratio_of_sums"])),
             f"sum over layers; worst {number(_max_vio(over_experts['worst']))} in layer "
             f"{_layer(over_experts['worst_layer'])}",

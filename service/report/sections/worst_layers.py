@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from moescope.service.measures.balance import MEASURES
 from moescope.service.report.facts import Facts
 from moescope.service.report.markup import Section, bar, number, percent, table
 
@@ -17,13 +18,13 @@ def section(facts: Facts) -> Section | None:
         return None
     layers.sort(key=_ratio, reverse=True)
     costs = {item["layer"]: item["straggler_cost"] for item in facts.stragglers["layers"]}
+    ratio, dead = MEASURES["imbalance_ratio"], MEASURES["dead"]
+    heads = ["Layer", "", ratio.formula, "Busiest EP rank", "Straggler cost", f"{dead.title} experts"]
     rows = [_row(item, costs.get(item["layer"]), _ratio(layers[0])) for item in layers[:_MOST]]
     return Section(
         "Worst layers",
-        f"The {len(rows)} of {len(layers)} layers with the highest imbalance ratio over EP ranks.",
-        table(
-            ["Layer", "", "max / mean", "Busiest EP rank", "Straggler cost", "Dead experts"], rows, words=2
-        ),
+        f"The {len(rows)} of {len(layers)} layers with the highest {ratio.title.lower()} over EP ranks.",
+        table(heads, rows, words=2),
     )
 
 

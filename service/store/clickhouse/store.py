@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from moescope.capture.wire.traces import TracePart
-from moescope.service.store.clickhouse import account_rows, history, traces
+from moescope.service.store.clickhouse import account_rows, history, trace_rows, traces
 from moescope.service.store.clickhouse.account_rows import Seen
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.limit import keep_within, nbytes
@@ -76,7 +76,7 @@ class ClickHouseStore:
         self._fits = True
         self._retention = retention
         self._writer = uuid.uuid4().hex
-        self._numbers = traces.Numbers()
+        self._numbers = trace_rows.Numbers()
         self._seen_ms = 0
         self._seen: Seen = {}
         self._damage = DamageLog(self._connection.name)
@@ -89,7 +89,7 @@ class ClickHouseStore:
             accounts, snapshots = account_rows.rows_of(records, self._writer)
             documents = list(_documents(records))
             parts = [record for record in records if isinstance(record, ArrivedPart)]
-            routing, headers = traces.rows_of(parts, self._numbers)
+            routing, headers = trace_rows.rows_of(parts, self._numbers)
         except (TypeError, ValueError, OverflowError) as error:
             raise StoreError(f"a record can't be kept: {error}") from error
         for record in records:
@@ -101,8 +101,8 @@ class ClickHouseStore:
         # A part is seen by its header: last, so that all of it is there by then. So is an account's history.
         insert("snapshot", history.COLUMNS, snapshots)
         insert("account", account_rows.COLUMNS, accounts)
-        insert("routing", traces.ROUTING_COLUMNS, routing)
-        insert("trace_part", traces.PART_COLUMNS, headers)
+        insert("routing", trace_rows.ROUTING_COLUMNS, routing)
+        insert("trace_part", trace_rows.PART_COLUMNS, headers)
         insert("document", ("kind", "name", "content", "version", "gone"), documents)
 
     def accounts(self) -> Iterator[Posting]:

@@ -1,95 +1,34 @@
-"""Traces in ClickHouse: a header for each part, a row for each of its layers."""
+"""Traces in ClickHouse: which there are, what they are of, and how they go."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from moescope.capture.wire import MoeLayer
-from moescope.capture.wire.traces import NO_EXPERT, TracePart
+from moescope.capture.wire.traces import TracePart
 from moescope.service.store.clickhouse.connection import Connection
-from moescope.service.store.clickhouse.rowbinary import Value
+from moescope.service.store.clickhouse.trace_rows import MOST, REQUEST, TRACE, trace_of
 from moescope.service.store.codec import positions_of
-from moescope.service.store.records import ArrivedPart, TracedRequest, TraceQuery, TraceShape, WorkerTrace
+from moescope.service.store.records import TracedRequest, TraceQuery, TraceShape, WorkerTrace
 
-_REQUEST: Final = ("server", "model", "dp_rank", "request_id")
-_TRACE: Final = (*_REQUEST, "pp_rank", "tp_rank", "epoch", "number")
-PART_COLUMNS: Final = (
-    *_TRACE,
-    *("part", "parts", "names", "outcome", "prompt_tokens", "cached_tokens", "preemptions"),
-    *("started_ms", "ended_ms", "stored_ms", "come", "earlier", "tokens", "runs"),
-)
-ROUTING_COLUMNS: Final = (
-    *_TRACE,
-    *("part", "started_ms", "layer", "num_experts", "top_k", "taken", "ids8", "ids16"),
-)
 _FAR: Final = 1 << 62
-_MOST: Final = (1 << 63) - 1
-_MS_BITS, _OWN_BITS = 21, 13
-
-_encoder = msgspec.msgpack.Encoder()
-
-
-class Numbers:
-    """Numbers that rise with each part and that no other service gives: ms, a count, its own bits."""
-
-    def __init__(self) -> None:
-        self._own = secrets.randbits(_OWN_BITS)
-        self._last = 0
-
-    def next(self, stored_ms: int) -> int:
-        """The number of a part that is stored at this millisecond of Unix time."""
-        self._last = max(self._last + (1 << _OWN_BITS), (stored_ms << _MS_BITS) + self._own)
-        return self._last
-
-
-def rows_of(parts: Sequence[ArrivedPart], numbers: Numbers) -> tuple[list[list[Value]], list[list[Value]]]:
-    """Rows of ``routing`` and of ``trace_part``."""
-    routing: list[list[Value]] = []
-    headers: list[list[Value]] = []
-    for arrived in parts:
-        part, stored_ms = arrived.part, round(arrived.at * 1000)
-        trace, started_ms, come = _trace_of(part), part.started_at_ns // 1_000_000, numbers.next(stored_ms)
-        headers.append(
-            [
-                *trace,
-                *(part.part, part.parts, list(dict.fromkeys([part.request_id, *part.client_ids]))),
-                *(part.outcome, part.prompt_tokens, part.cached_tokens, part.preemptions),
-                *(started_ms, part.ended_at_ns // 1_000_000, stored_ms, come, _MOST - come),
-                *(part.tokens, _encoder.encode(part.runs)),
-            ]
-        )
-        nothing8, nothing16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
-        for i, layer in enumerate(part.layers):
-            ids = part.ids_of(i)
-            taken = np.flatnonzero(np.bincount(ids.reshape(-1), minlength=1)).astype(np.uint16)
-            both = (ids, nothing16) if part.id_bytes == 1 else (nothing8, ids)
-            taken = taken[taken != NO_EXPERT] if part.id_bytes == 2 else taken
-            routing.append(
-                [
-                    *trace,
-                    *(part.part, started_ms, layer.layer, layer.num_experts, layer.top_k, taken, *both),
-                ]
-            )
-    return routing, headers
 
 
 def shapes(connection: Connection, parts: Sequence[TracePart]) -> list[TraceShape | None]:
     """See :class:`moescope.service.store.interface.Store`; two queries, however many parts."""
     if not parts:
         return []
-    wanted = [tuple(_trace_of(part)) for part in parts]
+    wanted = [tuple(trace_of(part)) for part in parts]
     # A set for each column of the key's begin: ClickHouse skips what is in none.
-    columns = zip(_REQUEST, ("String", "String", "Int64", "String"), zip(*wanted, strict=True), strict=False)
+    columns = zip(REQUEST, ("String", "String", "Int64", "String"), zip(*wanted, strict=True), strict=False)
     clauses, parameters = [], dict[str, object]()
     for name, kind, values in columns:
         clauses.append(f"{name} IN {{{name}:Array({kind})}}")
         parameters[name] = list(dict.fromkeys(values))
-    where, trace = " AND ".join(clauses), ", ".join(_TRACE)
+    where, trace = " AND ".join(clauses), ", ".join(TRACE)
     kept = connection.rows(
         f"SELECT {trace}, any(parts) FROM trace_part WHERE {where} GROUP BY {trace}", "ttitiiiii", parameters
     )
@@ -118,17 +57,17 @@ def traced_requests(connection: Connection, query: TraceQuery) -> list[TracedReq
     # Parts to traces, of which complete ones count; tensor-parallel workers share a request's tokens out,
     # pipeline-parallel ones have all of them each.
     rows = connection.rows(
-        f"SELECT {', '.join(_REQUEST)}, arrayDistinct(arrayFlatten(groupArray(who))), any(how), "
+        f"SELECT {', '.join(REQUEST)}, arrayDistinct(arrayFlatten(groupArray(who))), any(how), "
         "any(prompt), any(cached), any(again), min(started), max(ended), min(stored) AS stored_first, "
         "toInt64(max(shared)) AS tokens_of_it, min(first) AS number_of_it FROM ("
-        f"SELECT {', '.join(_REQUEST)}, pp_rank, arrayFlatten(groupArray(who)) AS who, any(how) AS how, "
+        f"SELECT {', '.join(REQUEST)}, pp_rank, arrayFlatten(groupArray(who)) AS who, any(how) AS how, "
         "any(prompt) AS prompt, any(cached) AS cached, any(again) AS again, min(started) AS started, "
         "max(ended) AS ended, min(stored) AS stored, sum(computed) AS shared, min(first) AS first FROM ("
-        f"SELECT {', '.join(_TRACE)}, any(names) AS who, any(outcome) AS how, any(prompt_tokens) AS prompt, "
+        f"SELECT {', '.join(TRACE)}, any(names) AS who, any(outcome) AS how, any(prompt_tokens) AS prompt, "
         "any(cached_tokens) AS cached, any(preemptions) AS again, min(started_ms) AS started, "
         "max(ended_ms) AS ended, min(stored_ms) AS stored, sum(tokens) AS computed, min(come) AS first "
-        f"FROM trace_part FINAL WHERE {where} GROUP BY {', '.join(_TRACE)} HAVING count() = any(parts)) "
-        f"GROUP BY {', '.join(_REQUEST)}, pp_rank) GROUP BY {', '.join(_REQUEST)} "
+        f"FROM trace_part FINAL WHERE {where} GROUP BY {', '.join(TRACE)} HAVING count() = any(parts)) "
+        f"GROUP BY {', '.join(REQUEST)}, pp_rank) GROUP BY {', '.join(REQUEST)} "
         "HAVING tokens_of_it >= {least:Int64} AND stored_first >= {start:Int64} "
         "AND stored_first <= {end:Int64} AND number_of_it < {before:Int64} "
         "ORDER BY number_of_it DESC LIMIT {limit:Int64}",
@@ -141,17 +80,17 @@ def traced_requests(connection: Connection, query: TraceQuery) -> list[TracedReq
 def traces(connection: Connection, number: int, wanted: Collection[int] | None) -> list[WorkerTrace]:
     """See :class:`moescope.service.store.interface.Store`."""
     request = connection.rows(
-        f"SELECT {', '.join(_REQUEST)}, min(started_ms), max(started_ms) FROM trace_part FINAL WHERE "
-        f"({', '.join(_REQUEST)}) IN "
-        f"(SELECT {', '.join(_REQUEST)} FROM trace_part WHERE come = {{come:Int64}}) "
-        f"GROUP BY {', '.join(_REQUEST)}",
+        f"SELECT {', '.join(REQUEST)}, min(started_ms), max(started_ms) FROM trace_part FINAL WHERE "
+        f"({', '.join(REQUEST)}) IN "
+        f"(SELECT {', '.join(REQUEST)} FROM trace_part WHERE come = {{come:Int64}}) "
+        f"GROUP BY {', '.join(REQUEST)}",
         "ttitii",
         {"come": number},
     )
     if not request:
         return []
     *names, first, last = request[0]
-    this = dict(zip(_REQUEST, names, strict=True)) | {"first": first, "last": last}
+    this = dict(zip(REQUEST, names, strict=True)) | {"first": first, "last": last}
     this_one = (
         "server = {server:String} AND model = {model:String} AND dp_rank = {dp_rank:Int64} AND "
         "request_id = {request_id:String} AND started_ms >= {first:Int64} AND started_ms <= {last:Int64}"
@@ -175,8 +114,8 @@ def traces(connection: Connection, number: int, wanted: Collection[int] | None) 
 def count(connection: Connection) -> int:
     """Requests with a complete trace."""
     [(found,)] = connection.rows(
-        f"SELECT toInt64(uniqExact({', '.join(_REQUEST)})) FROM (SELECT {', '.join(_REQUEST)} "
-        f"FROM trace_part FINAL GROUP BY {', '.join(_TRACE)} "
+        f"SELECT toInt64(uniqExact({', '.join(REQUEST)})) FROM (SELECT {', '.join(REQUEST)} "
+        f"FROM trace_part FINAL GROUP BY {', '.join(TRACE)} "
         "HAVING count() = any(parts) AND sum(tokens) > 0)",
         "i",
     )
@@ -185,7 +124,7 @@ def count(connection: Connection) -> int:
 
 def remove_before(connection: Connection, before_ms: int) -> None:
     """Remove requests that were stored before an instant."""
-    request, bound = ", ".join(_REQUEST), {"before": before_ms}
+    request, bound = ", ".join(REQUEST), {"before": before_ms}
     old = (
         f"(SELECT {request} FROM trace_part FINAL GROUP BY {request} "
         "HAVING min(stored_ms) < {before:Int64})"
@@ -197,12 +136,6 @@ def remove_before(connection: Connection, before_ms: int) -> None:
             connection.command(f"DELETE FROM {table} WHERE ({request}) IN {old}", bound)
 
 
-def _trace_of(part: TracePart) -> list[Value]:
-    who = part.producer
-    request: list[Value] = [who.server, who.model, who.dp_rank, part.request_id]
-    return [*request, who.pp_rank, who.tp_rank, part.epoch, part.trace]
-
-
 def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
     # Parts of a request come within a day of each other: older ones need no look.
     clauses = ["stored_ms >= {start:Int64}", "stored_ms <= {end:Int64} + 86400000"]
@@ -210,7 +143,7 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
         "start": 0 if query.start is None else int(min(query.start * 1000, _FAR)),
         "end": _FAR if query.end is None else int(min(query.end * 1000, _FAR)),
         "least": max(1, query.min_tokens),
-        "before": _MOST if query.before is None else query.before,
+        "before": MOST if query.before is None else query.before,
         "limit": query.limit,
     }
     for name, kind, value in (
@@ -226,7 +159,7 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
         parameters["name"] = query.name
     if query.layer is not None and query.expert is not None:
         clauses.append(
-            f"({', '.join(_REQUEST)}) IN (SELECT {', '.join(_REQUEST)} FROM routing "
+            f"({', '.join(REQUEST)}) IN (SELECT {', '.join(REQUEST)} FROM routing "
             "WHERE layer = {layer:Int64} AND has(taken, {expert:Int64}))"
         )
         parameters |= {"layer": query.layer, "expert": query.expert}

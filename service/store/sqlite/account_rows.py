@@ -10,7 +10,7 @@ from moescope.service.store.codec import decode_posting, decode_totals, encode_a
 from moescope.service.store.damage import TRIES, DamageLog
 from moescope.service.store.records import Key, Posting, StoredTotals
 
-Row = tuple[str, str, int, int, int, int, int, bytes]
+Row = tuple[str, str, int, int, int, object, object, object]
 """A producer's key, when it was born and when it posted, milliseconds, and its account."""
 
 _FINEST_MS: Final = 1000
@@ -100,7 +100,7 @@ def to_ms(instant: float) -> int:
     return round(instant * 1000)
 
 
-def _totals(rows: Iterable[tuple[int, bytes]], key: Key, damage: DamageLog) -> StoredTotals | None:
+def _totals(rows: Iterable[tuple[int, object]], key: Key, damage: DamageLog) -> StoredTotals | None:
     """The first that can be read; a snapshot less costs resolution only."""
     for at_ms, blob in rows:
         try:

@@ -92,12 +92,15 @@ Waiting = dict[Shape, tuple[Piece, ...]]
 def pieces_of(trace: int, part: TracePart) -> list[Piece]:
     """A part in pieces of a block's size, and the rest."""
     if part.tokens <= BLOCK_TOKENS:
-        return [Piece(trace, part.part, 0, part.tokens, part.experts)]
+        return [Piece(trace=trace, part=part.part, number=0, tokens=part.tokens, experts=part.experts)]
     widths = [layer.top_k * part.id_bytes for layer in part.layers]
     return [
         Piece(
-            *(trace, part.part, number, min(BLOCK_TOKENS, part.tokens - at)),
-            [
+            trace=trace,
+            part=part.part,
+            number=number,
+            tokens=min(BLOCK_TOKENS, part.tokens - at),
+            experts=[
                 data[at * width : (at + BLOCK_TOKENS) * width]
                 for data, width in zip(part.experts, widths, strict=True)
             ],

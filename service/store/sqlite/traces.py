@@ -88,8 +88,11 @@ def _worker(
     for _, _, tokens, first, of, quick, blob in sorted(rows, key=lambda row: row[:2]):
         found = (read_quick if quick else read_packed)(blob, layers, id_bytes, of, wanted)
         pieces.append([ids[first : first + tokens] for ids in found])
+    experts = tuple(np.concatenate(column) for column in zip(*pieces, strict=True))
+    if any(len(ids) != len(positions) for ids in experts):
+        raise ValueError("a damaged trace: some of its tokens are not where they should be")
     return WorkerTrace(
         layers=tuple(layer for layer in layers if wanted is None or layer.layer in wanted),
         positions=positions,
-        experts=tuple(np.concatenate(column) for column in zip(*pieces, strict=True)),
+        experts=experts,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from moescope.service.advice.advise import Wish
+from moescope.service.advice.advise import Advice, AdviceWish, advise
+from moescope.service.advice.what_if import Option
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.simulation.fleet import Fleet
@@ -43,9 +44,9 @@ def plan(
     )
 
 
-def wish(**fields: Any) -> Wish:
+def wish(**fields: Any) -> AdviceWish:
     """As the API asks by default."""
-    return Wish(
+    return AdviceWish(
         **{
             "ranks": None,
             "nodes": None,
@@ -58,3 +59,17 @@ def wish(**fields: Any) -> Wish:
             **fields,
         }
     )
+
+
+def ask(simulated: Simulated, **wanted: object) -> Advice:
+    """Advice on all that a fleet has done."""
+    return advise(simulated.state, DEPLOYMENT, None, None, wish(**wanted))
+
+
+def eplb_of(advice: Advice, redundant: int) -> Option:
+    """What EPLB with so many redundant experts would do."""
+    assert advice.found is not None
+    [option] = [
+        item for item in advice.found.options if (item.strategy, item.redundant) == ("eplb", redundant)
+    ]
+    return option

@@ -5,10 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moescope.service.counts.account import Account, AccountState
+from moescope.service.counts.account import Account
+from moescope.service.counts.account_state import AccountState
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.refusals import RefusedError
 from tests.service.frames import EPOCH, frame
+from tests.service.store.accounts import account_of
 
 SERVICES = 3
 STEPS = st.one_of(
@@ -64,3 +66,28 @@ def test_any_order_of_hearing_of_each_other(steps: list[tuple[str, int, int]], m
     assert len(set(services.counted())) == 1
     if max_epochs == 6:
         assert services.counted()[0] == sum(services.truth.values())
+
+
+def test_merging_keeps_the_better_account() -> None:
+    old, new = account_of((EPOCH, 1, 10)).state(), account_of((EPOCH, 1, 10), (EPOCH, 2, 20)).state()
+    assert merge_accounts(old, new, 4) is new
+    assert merge_accounts(new, old, 4) is new
+    many = [account_of((EPOCH + n, 1, 2)).state() for n in range(6)]
+    merged = many[0]
+    for other in many[1:]:
+        merged = merge_accounts(merged, other, 4)
+    assert merged.totals.counts[0] == 12
+    assert [item.epoch - EPOCH for item in sorted(merged.epochs, key=lambda item: item.epoch)] == [2, 3, 4, 5]
+    assert merged.forgotten == (0, EPOCH, EPOCH + 1)
+    assert merge_accounts(merged, many[0], 4) is merged
+
+
+def test_merging_starts_from_the_sum_that_has_all_of_the_other_s() -> None:
+    starts = [(EPOCH + n, 1, 2) for n in range(6)]
+    whole = account_of(*starts[:5], max_epochs=2).state()
+    newer = account_of(*starts[1:], max_epochs=2).state()  # has forgotten more, but never knew the first
+    for merged in (merge_accounts(whole, newer, 2), merge_accounts(newer, whole, 2)):
+        assert merged.totals.counts[0] == 12
+        assert [item.epoch - EPOCH for item in merged.epochs] == [4, 5]
+        assert merged.latest.epoch == EPOCH + 5
+        assert merge_accounts(merged, newer, 2) is merged

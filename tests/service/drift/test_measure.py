@@ -7,7 +7,7 @@ import pytest
 
 from moescope.service.drift.measure import LayerDrift, LayerSlots, layer_drifts, summary_of
 from moescope.service.measures.divergence import jensen_shannon
-from moescope.service.windows.window import ModelWindow, merge
+from moescope.service.windows.window import ModelWindow, merge_spans
 from tests.service.advice.fleets import START, Simulated, plan
 from tests.service.frames import frame
 
@@ -16,7 +16,7 @@ def _window(counts: dict[int, list[int]], **fields: object) -> ModelWindow:
     simulated = Simulated(plan())
     simulated.now = START + 1
     simulated.state.ingest(frame(counts, epoch=int(START * 1e9), **fields))  # type: ignore[arg-type]
-    return merge(simulated.state.spans(("prod", "tiny"), None, None))
+    return merge_spans(simulated.state.spans(("prod", "tiny"), None, None))
 
 
 def _drift(now: list[int], base: list[int], min_tokens: int = 1) -> LayerDrift:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
-from moescope.service.counts.account import Account
 from moescope.service.counts.layers import Layout
-from moescope.service.counts.phase_split import Phase
 from moescope.service.counts.totals import Totals, totals_of
-from moescope.service.live.history import History, Snapshot, Track
+from moescope.service.live.history import History, Track
+from moescope.service.live.spans import Snapshot
 from tests.service.frames import frame
 
 KEY = ("prod", "tiny", 0, 0, 0)
@@ -63,26 +60,6 @@ def test_what_a_clock_that_was_ahead_recorded_is_of_the_time_it_is_set_back_to()
     assert [(span.delta.tokens, span.start, span.end) for span in spans] == [
         (20, 100, 120), (20, 120, 150), (10, 150, 160),
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("phase", [None, *Phase])
-@pytest.mark.parametrize("told", [True, False])
-def test_tokens_of_a_span_are_those_of_its_difference(phase: Phase | None, told: bool) -> None:
-    account = Account(max_epochs=4)
-    track: Track | None = None
-    for seq in range(1, 6):
-        phases = {"decode": {0: [seq, 0]}} if told or seq > 3 else {}
-        account.post(frame({0: [4 * seq, 2 * seq]}, seq=seq, **phases))
-        snapshot = Snapshot(100.0 + seq, account.totals)
-        if track is None:
-            track = Track(100.0, snapshot)
-        else:
-            track.add(snapshot)
-    assert track is not None
-    for start, end in ((None, None), (101.0, 103.0), (103.0, 105.0), (104.0, None)):
-        span = replace(track.span(start, end), phase=phase)
-        known = phase is None or not span.delta.unphased_tokens
-        assert span.tokens == (span.delta.tokens if known else None)
 
 
 def test_thinning_keeps_the_ends_and_the_newer_half(track: Track) -> None:

@@ -15,7 +15,7 @@ from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.settings import MetricsLevel, Settings
-from moescope.service.windows.window import merge
+from moescope.service.windows.window import merge_spans
 from tests.service.frames import frame, halves, producer
 
 LOADS = np.array([[[6, 2], [4, 4]], [[0, 3], [3, 0]]])
@@ -54,7 +54,7 @@ def registry() -> CollectorRegistry:
         pass
     result = CollectorRegistry()
     book = BaselineBook()
-    window = merge(state.spans(("prod", "tiny"), None, None))
+    window = merge_spans(state.spans(("prod", "tiny"), None, None))
     even = window.layers[1].counts + 50
     changed = replace(window, layers=(window.layers[0], replace(window.layers[1], counts=even)))
     book.pin(baseline_of(changed, replace(changed, phase_reason="not told"), "release-1", "", state.now(), 1))

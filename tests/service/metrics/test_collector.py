@@ -26,8 +26,7 @@ from moescope.service.metrics.samples import Sample, Table
 from moescope.service.settings import MetricsLevel, Settings
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, halves, producer
-
-_FAMILY_OF = {name: family for family in CATALOGUE.values() for name in family.sample_names}
+from tests.service.metrics.families import FAMILY_OF, series_names
 
 LOADS = np.array([[[200, 100], [150, 50]]])
 """Slots of one step's tokens, by layer and EP rank."""
@@ -198,7 +197,7 @@ def test_each_level_shows_its_families_and_no_others(
     assert service.client.post("/v1/baselines", json={}).status_code == 201
     service.push(frame({0: [1, 1]}, who=producer(server="b"), epoch=EPOCH + 1))
     families = [family for family in CATALOGUE.values() if family.shown(level)]
-    assert _names(_series(service)) == {name for family in families for name in family.sample_names}
+    assert _names(_series(service)) == {name for family in families for name in series_names(family)}
 
 
 def test_labels_and_types_are_those_of_the_catalogue(start_service: Callable[..., Service]) -> None:
@@ -207,7 +206,7 @@ def test_labels_and_types_are_those_of_the_catalogue(start_service: Callable[...
     assert service.client.post("/v1/baselines", json={}).status_code == 201
     text = service.client.get("/metrics").text
     for name, labels in _series(service):
-        family = _FAMILY_OF[name]
+        family = FAMILY_OF[name]
         assert {label for label, _ in labels} - {"le"} == set(family.labels), name
     for family in CATALOGUE.values():
         assert f"# TYPE {family.name} {family.kind}\n" in text

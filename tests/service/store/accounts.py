@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from moescope.service.counts.account import Account
+from moescope.service.counts.account_state import AccountState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import Key, Posting
 from tests.service.frames import EPOCH, frame, halves, producer
 
 BORN = EPOCH / 1e9
+LATER = EPOCH + 10**9
+"""Another epoch."""
 
 
 def posting(
@@ -33,3 +36,21 @@ def instants(store: Store, upto_s: int, dp_rank: int = 0) -> list[int]:
     """Seconds after the birth at which a producer has totals."""
     found = store.totals_at(key(dp_rank), [BORN + second for second in range(upto_s + 1)])
     return sorted({round(item.at - BORN) for item in found if item is not None})
+
+
+def account_of(*frames: tuple[int, int, int], max_epochs: int = 4) -> Account:
+    """An account after frames of (epoch, seq, slots of expert 0)."""
+    made = Account(max_epochs)
+    for epoch, seq, slots in frames:
+        made.post(frame({1: [slots, 0]}, epoch=epoch, seq=seq))
+    return made
+
+
+def posted(state: AccountState, after_s: float) -> Posting:
+    """The posting of an account, so long after the birth."""
+    return Posting(state.latest.producer.key, BORN, BORN + after_s, state)
+
+
+def slots(postings: Sequence[Posting]) -> list[int]:
+    """The slots of expert 0 of each account."""
+    return [int(item.account.totals.counts[0]) for item in postings]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -29,12 +28,6 @@ from tests.service.trace_parts import part
 def store(store_setting: str) -> Iterator[Store]:
     with closing(open_store(Settings(store=store_setting))) as opened:
         yield opened
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("moescope"), "propagate", True)
-    return caplog
 
 
 def repacked(change: Callable[[list[object]], None]) -> Callable[[bytes], bytes]:

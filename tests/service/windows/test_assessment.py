@@ -8,7 +8,7 @@ from moescope.capture import wire
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.windows.assessment import Assessment, assess
-from moescope.service.windows.window import ModelWindow, merge
+from moescope.service.windows.window import ModelWindow, merge_spans
 from tests.service.frames import frame, halves, producer
 
 
@@ -16,7 +16,7 @@ def _window(*frames: wire.Frame) -> ModelWindow:
     state = LiveState(Settings(), lambda: 1_700_000_100.0)
     for made in frames:
         state.ingest(made)
-    return merge(state.spans(("prod", "tiny"), None, None))
+    return merge_spans(state.spans(("prod", "tiny"), None, None))
 
 
 def _assess(*frames: wire.Frame, min_tokens: int = 1) -> Assessment:

@@ -9,7 +9,7 @@ from moescope.capture import wire
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.windows.window import LayerWindow, merge
+from moescope.service.windows.window import LayerWindow, merge_spans
 from tests.service.frames import frame, producer
 
 EXPERTS = {0: 4, 1: 6, 3: 4, 7: 5}
@@ -99,7 +99,7 @@ def test_windows_are_those_of_a_loop(kind: str) -> None:
     met: set[str] = set()
     for seed in range(25):
         spans = _fleet(kind, seed)
-        window = merge(spans)
+        window = merge_spans(spans)
         ids = sorted({layer.layer for item in spans for layer in item.span.delta.layout.layers})
         assert [layer.shape.layer for layer in window.layers] == ids
         for layer in window.layers:
@@ -119,8 +119,8 @@ def test_bounds_are_those_of_the_producers_that_reported() -> None:
                 who = producer(dp_rank=rank, dp_size=2)
                 state.ingest(frame(counts, who=who, seq=second + 1, after_s=second))
         clock[0] += 1
-    used = merge(state.spans(("prod", "tiny"), clock[0] - 60, None)).used
+    used = merge_spans(state.spans(("prod", "tiny"), clock[0] - 60, None)).used
     assert (used.start_earliest, used.start_latest) == (clock[0] - 60, clock[0] - 60)
     assert (used.end_earliest, used.end_latest) == (clock[0] - 1, clock[0] - 1)
-    nobody = merge(state.spans(("prod", "tiny"), clock[0] - 0.5, None)).used
+    nobody = merge_spans(state.spans(("prod", "tiny"), clock[0] - 0.5, None)).used
     assert nobody.end_earliest < nobody.end_latest == clock[0] - 1

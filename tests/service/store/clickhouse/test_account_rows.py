@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from moescope.service.store.clickhouse import account_rows
@@ -12,12 +10,6 @@ from moescope.service.store.codec import encode_account
 from tests.service.frames import EPOCH
 from tests.service.store.accounts import BORN, key, posting
 from tests.service.store.rewriting import rewrite
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("moescope"), "propagate", True)
-    return caplog
 
 
 def test_what_was_told_is_remembered_for_a_minute_only(replicas: list[ClickHouseStore]) -> None:

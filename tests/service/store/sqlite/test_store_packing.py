@@ -1,4 +1,4 @@
-"""Short traces share blocks in the embedded store, and are read, found, removed and kept apart as before."""
+"""Short traces share blocks in the embedded store, and are read and kept apart as before."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ from moescope.service.store.limits import Retention
 from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery
 from moescope.service.store.sqlite import packing
 from moescope.service.store.sqlite.packing import BLOCK_TOKENS
-from moescope.service.store.sqlite.segments import read_packed
 from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.store.accounts import BORN
+from tests.service.store.sqlite.packed_traces import TOKENS, TTL, arrived, check, rows
 from tests.service.trace_parts import LAYERS, experts_of, part
-
-TOKENS = BLOCK_TOKENS // 5  # five traces fill a block
-TTL = 1000.0
 
 
 @pytest.fixture
@@ -30,28 +27,6 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
     made = SqliteStore(tmp_path, Retention(trace_s=TTL))
     yield made
     made.close()
-
-
-def arrived(number: int, at: float = BORN) -> ArrivedPart:
-    return ArrivedPart(part(number, tokens=TOKENS), at)
-
-
-def rows(folder: Path, table: str) -> int:
-    with closing(sqlite3.connect(folder / FILE)) as connection:
-        [found] = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
-    return int(found)
-
-
-def check(store: SqliteStore, numbers: list[int], tokens: int = TOKENS) -> None:
-    """These traces are there, each as it came, and no other; and each is found by what it took."""
-    found = store.traced_requests(TraceQuery(limit=10_000))
-    assert [int(item.names[-1].removeprefix("x")) for item in found] == numbers[::-1]
-    for item, number in zip(found, numbers[::-1], strict=True):
-        [trace] = store.traces(item.number, None)
-        for ids, expected in zip(trace.experts, experts_of(number, tokens), strict=True):
-            np.testing.assert_array_equal(ids, expected)
-        [one] = store.traces(item.number, [LAYERS[1].layer])
-        np.testing.assert_array_equal(one.experts[0], experts_of(number, tokens)[1])
 
 
 def test_traces_that_come_one_by_one_are_packed_when_there_are_enough(
@@ -156,31 +131,6 @@ def test_traces_of_other_shapes_wait_apart(store: SqliteStore, tmp_path: Path) -
     assert [found.number for found in hit] == [9, 7, 5, 3, 1]
 
 
-def test_traces_that_are_gone_are_wiped_from_their_block(store: SqliteStore, tmp_path: Path) -> None:
-    """What a removed trace held is nowhere, not even where another trace of its block stays."""
-    for number in range(1, 6):
-        store.save([arrived(number, BORN + number)])
-    assert rows(tmp_path, "block") == 1
-    store.maintain(BORN + TTL + 3.5)
-    check(store, [4, 5])
-    block = store_block(tmp_path)
-    assert not block[0, : 3 * TOKENS].any()
-    assert block[0, 3 * TOKENS :].any()
-    gone = store.traced_requests(TraceQuery(layer=3, expert=int(experts_of(1, TOKENS)[1][0, 0])))
-    assert {item.names[-1] for item in gone} <= {"x4", "x5"}
-    assert rows(tmp_path, "to_wipe") == 0
-    store.maintain(BORN + TTL + 5.5)
-    check(store, [])
-    assert (rows(tmp_path, "block"), rows(tmp_path, "piece"), rows(tmp_path, "to_wipe")) == (0, 0, 0)
-
-
-def store_block(folder: Path) -> np.ndarray:
-    """Ids of the first layer of the only block: [1, tokens, top_k]."""
-    with closing(sqlite3.connect(folder / FILE)) as connection:
-        [(tokens, blob)] = connection.execute("SELECT tokens, experts FROM block").fetchall()
-    return np.stack(read_packed(blob, LAYERS, 1, tokens, [LAYERS[0].layer]))
-
-
 def test_a_trace_that_goes_while_it_waits_is_not_packed(store: SqliteStore, tmp_path: Path) -> None:
     """SQLite gives the number of the last trace again: a new trace must not get the old one's tokens."""
     store.save([arrived(1)])
@@ -191,19 +141,3 @@ def test_a_trace_that_goes_while_it_waits_is_not_packed(store: SqliteStore, tmp_
         store.save([arrived(number, later)])
     check(store, [2, 3, 4, 5, 6])
     assert (rows(tmp_path, "block"), rows(tmp_path, "segment")) == (1, 0)
-
-
-def test_hits_are_found_in_blocks_and_in_what_waits(store: SqliteStore) -> None:
-    """Three tokens a trace, so that most experts are in few of them; more than one look at the newest."""
-    for number in range(1, 301):
-        store.save([ArrivedPart(part(number, tokens=3), BORN)])
-    for index, layer in enumerate(LAYERS):
-        for expert in range(0, layer.num_experts, 5):
-            expected = [n for n in range(300, 0, -1) if expert in experts_of(n, 3)[index]]
-            found = store.traced_requests(TraceQuery(layer=layer.layer, expert=expert, limit=1000))
-            assert [item.number for item in found] == expected
-            page = store.traced_requests(TraceQuery(layer=layer.layer, expert=expert, limit=3))
-            assert [item.number for item in page] == expected[:3]
-            if len(expected) > 3:
-                rest = TraceQuery(layer=layer.layer, expert=expert, limit=2, before=page[-1].number)
-                assert [item.number for item in store.traced_requests(rest)] == expected[3:5]

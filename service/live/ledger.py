@@ -1,0 +1,164 @@
+"""The accounts of all producers, and with them their history, their placements and the joins of their steps.
+
+Here everything changes together. Nothing here is safe for several threads: the live state has the lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from moescope.capture.wire import Frame
+from moescope.service.counts.account import Account, Verdict
+from moescope.service.counts.layers import Layout, Layouts
+from moescope.service.counts.merging import merge_accounts
+from moescope.service.counts.refusals import RefusedError
+from moescope.service.counts.step_costs import Stragglers
+from moescope.service.live.history import History
+from moescope.service.live.outbox import Outbox
+from moescope.service.live.past import Remembered
+from moescope.service.live.placements import Placements
+from moescope.service.live.roster import Roster
+from moescope.service.live.spans import Snapshot
+from moescope.service.live.step_joins import Joins
+from moescope.service.settings import Settings
+from moescope.service.store.records import Key, Posting
+
+
+class Ledger:
+    """Takes frames, and what a store kept of them.
+
+    Args:
+        settings: limits, and what counts as stale.
+        clock: seconds of Unix time.
+        keeps: there is a store, so that what changes is put into the outbox.
+
+    Attributes:
+        roster, history, placements, joins, outbox: to read from; the outbox is also to be emptied.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float], keeps: bool) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._keeps = keeps
+        self._layouts = Layouts()
+        self.roster = Roster(settings, clock)
+        self.history = History(settings.history_mib * 1024 * 1024)
+        self.placements = Placements()
+        self.joins = Joins(self._add_stragglers)
+        self.outbox = Outbox()
+
+    def restore(self, posting: Posting) -> None:
+        """Go on from what a store has kept of a producer. To be called before its first frame."""
+        account = Account.restored(posting.account, self._settings.max_epochs)
+        self.roster.enter(posting.key, account, posting.at)
+        self.history.record(posting.key, posting.birth, Snapshot(posting.at, account.totals))
+
+    def take(self, frame: Frame) -> Verdict:
+        """Take a checked frame.
+
+        Raises:
+            RefusedError: see :meth:`Account.post`; also when another deployment under the same name has
+                another shape, or when there are too many producers.
+        """
+        verdict = self._post(frame)
+        self.joins.take(frame)
+        return verdict
+
+    def adopt(self, posting: Posting) -> None:
+        """Take in what another service of the store knows of a producer."""
+        key, entry, state = posting.key, self.roster.get(posting.key), posting.account
+        if entry is not None:
+            mine = entry.account.state()
+            state = merge_accounts(mine, state, self._settings.max_epochs)
+            if state is mine:
+                return
+        elif self.roster.is_full:
+            return
+        told_at = min(posting.at, self._clock())  # the other service's clock may be ahead
+        at = told_at if entry is None else max(told_at, entry.received_at)
+        account = Account.restored(state, self._settings.max_epochs)
+        if not self._makes_way(key, state.totals.layout, at):
+            return
+        if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
+            self.history.forget(key)
+        self.roster.enter(key, account, at)
+        self.history.record(key, posting.birth, Snapshot(told_at, state.totals))
+        if state is not posting.account:  # nobody takes it until a frame comes
+            self._record(key, account, self.outbox.post_newest)
+
+    def remembered(self, key: Key, instants: Sequence[float | None]) -> Remembered:
+        """A producer's totals at rising instants, as far as memory has them; None is an open end."""
+        track = self.history.track(key)
+        first = track.boundary(instants[0], track.birth)
+        later = [track.boundary(instant, None) for instant in instants[1:]]
+        return Remembered(track.birth, track.complete_since, tuple(instants), (first, *later))
+
+    def _post(self, frame: Frame) -> Verdict:
+        now, key = self._clock(), frame.producer.key
+        entry = self.roster.get(key)
+        account = Account(self._settings.max_epochs) if entry is None else entry.account
+        layout = self._layouts.of(frame.layers)
+        leaving = set(self.roster.outgrown_by(key, layout))
+        if entry is None:
+            leaving.update(self.roster.to_make_room())
+        generation = account.generation
+        verdict = account.post(frame, layout)
+        if verdict is not Verdict.ACCEPTED:
+            # Whether the frame that was here before could be kept isn't known here: keep it again.
+            self._record(key, account, self.outbox.post)
+            return verdict
+        for other in sorted(leaving):
+            self._forget(other)
+        if account.generation != generation:
+            self.history.forget(key)
+        assert account.latest is not None
+        is_newest = frame.epoch == account.latest.epoch
+        if is_newest:
+            self.placements.note(frame, now)
+        self.roster.enter(key, account, now if is_newest or entry is None else entry.received_at)
+        self.history.set_back(key, now)
+        birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
+        self.history.record(key, birth, Snapshot(now, account.totals))
+        self._record(key, account, self.outbox.post, began_again=account.generation != generation)
+        return verdict
+
+    def _makes_way(self, key: Key, layout: Layout, at: float) -> bool:
+        """Forget producers whose shape is not that of another service's newer frame, as seen at ``at``.
+
+        False, and none is forgotten: one of them still reports, or reported later.
+        """
+        try:
+            leaving = self.roster.outgrown_by(key, layout)
+        except RefusedError:
+            return False
+        entries = [entry for other in leaving if (entry := self.roster.get(other)) is not None]
+        if any(entry.received_at > at for entry in entries):
+            return False
+        for other in leaving:
+            self._forget(other)
+        return True
+
+    def _add_stragglers(self, key: Key, layout: Layout, more: Stragglers) -> bool:
+        """Add what joined steps cost to an account; False: there is none yet."""
+        entry = self.roster.get(key)
+        if entry is None:
+            return False
+        if entry.account.add_stragglers(layout, more):
+            self.history.amend(key, entry.account.totals)
+            self._record(key, entry.account, self.outbox.post)
+        return True
+
+    def _record(
+        self, key: Key, account: Account, post: Callable[[Posting], None], began_again: bool = False
+    ) -> None:
+        if self._keeps:
+            track = self.history.track(key)
+            post(Posting(key, track.birth, track.newest_at, account.state(), began_again))
+
+    def _forget(self, key: Key) -> None:
+        self.roster.remove(key)
+        self.placements.forget(key)
+        self.history.forget(key)
+        self.joins.forget(key)
+        if self._keeps:
+            self.outbox.forget(key)

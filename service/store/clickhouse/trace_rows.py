@@ -1,0 +1,81 @@
+"""Parts of traces as rows of ClickHouse: a header for each part, a row for each of its layers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from moescope.capture.wire.traces import NO_EXPERT, TracePart
+from moescope.service.store.clickhouse.rowbinary import Value
+from moescope.service.store.records import ArrivedPart
+
+REQUEST: Final = ("server", "model", "dp_rank", "request_id")
+TRACE: Final = (*REQUEST, "pp_rank", "tp_rank", "epoch", "number")
+PART_COLUMNS: Final = (
+    *TRACE,
+    *("part", "parts", "names", "outcome", "prompt_tokens", "cached_tokens", "preemptions"),
+    *("started_ms", "ended_ms", "stored_ms", "come", "earlier", "tokens", "runs"),
+)
+ROUTING_COLUMNS: Final = (
+    *TRACE,
+    *("part", "started_ms", "layer", "num_experts", "top_k", "taken", "ids8", "ids16"),
+)
+MOST: Final = (1 << 63) - 1
+_MS_BITS, _OWN_BITS = 21, 13
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Numbers:
+    """Numbers that rise with each part and that no other service gives: ms, a count, its own bits."""
+
+    def __init__(self) -> None:
+        self._own = secrets.randbits(_OWN_BITS)
+        self._last = 0
+
+    def next(self, stored_ms: int) -> int:
+        """The number of a part that is stored at this millisecond of Unix time."""
+        self._last = max(self._last + (1 << _OWN_BITS), (stored_ms << _MS_BITS) + self._own)
+        return self._last
+
+
+def rows_of(parts: Sequence[ArrivedPart], numbers: Numbers) -> tuple[list[list[Value]], list[list[Value]]]:
+    """Rows of ``routing`` and of ``trace_part``."""
+    routing: list[list[Value]] = []
+    headers: list[list[Value]] = []
+    for arrived in parts:
+        part, stored_ms = arrived.part, round(arrived.at * 1000)
+        trace, started_ms, come = trace_of(part), part.started_at_ns // 1_000_000, numbers.next(stored_ms)
+        headers.append(
+            [
+                *trace,
+                *(part.part, part.parts, list(dict.fromkeys([part.request_id, *part.client_ids]))),
+                *(part.outcome, part.prompt_tokens, part.cached_tokens, part.preemptions),
+                *(started_ms, part.ended_at_ns // 1_000_000, stored_ms, come, MOST - come),
+                *(part.tokens, _encoder.encode(part.runs)),
+            ]
+        )
+        nothing8, nothing16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
+        for i, layer in enumerate(part.layers):
+            ids = part.ids_of(i)
+            taken = np.flatnonzero(np.bincount(ids.reshape(-1), minlength=1)).astype(np.uint16)
+            both = (ids, nothing16) if part.id_bytes == 1 else (nothing8, ids)
+            taken = taken[taken != NO_EXPERT] if part.id_bytes == 2 else taken
+            routing.append(
+                [
+                    *trace,
+                    *(part.part, started_ms, layer.layer, layer.num_experts, layer.top_k, taken, *both),
+                ]
+            )
+    return routing, headers
+
+
+def trace_of(part: TracePart) -> list[Value]:
+    """The values of :data:`TRACE`."""
+    who = part.producer
+    request: list[Value] = [who.server, who.model, who.dp_rank, part.request_id]
+    return [*request, who.pp_rank, who.tp_rank, part.epoch, part.trace]

@@ -1,0 +1,63 @@
+"""Traces whose parts came to several services, and what of them can be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moescope.service.store.clickhouse.store import ClickHouseStore
+from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery
+from tests.service.store.accounts import BORN
+from tests.service.trace_parts import LAYERS, part
+
+
+def test_a_trace_whose_parts_came_to_two_services(replicas: list[ClickHouseStore]) -> None:
+    one, two = replicas
+    whole = part(1, tokens=8)
+    halves = [
+        part(1, runs=[(4 * n, 4)], experts=[ids[4 * n : 4 * n + 4] for ids in _ids(whole)], part=n, parts=2)
+        for n in range(2)
+    ]
+    two.save([ArrivedPart(halves[1], BORN + 1)])
+    assert one.traced_requests(TraceQuery()) == []
+    for store, at in ((one, 2), (two, 3)):
+        store.save([ArrivedPart(halves[0], BORN + at)])
+    [found] = one.traced_requests(TraceQuery())
+    assert (found.tokens, found.stored_at) == (8, BORN + 1)
+    [worker] = two.traces(found.number, None)
+    np.testing.assert_array_equal(worker.positions, np.arange(8))
+    for mine, ids in zip(worker.experts, _ids(whole), strict=True):
+        np.testing.assert_array_equal(mine, ids)
+
+
+def _ids(made: Any) -> list[np.ndarray]:
+    return [made.ids_of(i) for i in range(len(made.layers))]
+
+
+def test_of_contradicting_parts_to_two_services_at_once_what_is_whole_is_read(
+    replicas: list[ClickHouseStore],
+) -> None:
+    one, two = replicas
+    one.save([ArrivedPart(part(1, part=0, parts=2), BORN)])
+    two.save([ArrivedPart(part(1, part=1, parts=2, layers=LAYERS[:1], runs=[(10, 10)]), BORN)])
+    [found] = one.traced_requests(TraceQuery())
+    [worker] = one.traces(found.number, None)
+    assert worker.layers == (LAYERS[0],)
+    np.testing.assert_array_equal(worker.positions, np.arange(20))
+    assert len(worker.experts[0]) == 20
+
+
+def test_ids_of_which_some_are_gone(replicas: list[ClickHouseStore]) -> None:
+    one, _ = replicas
+    one.save([ArrivedPart(part(1), BORN), ArrivedPart(part(2), BORN + 1)])
+    for layer in (item.layer for item in LAYERS):
+        one._connection.command(
+            "ALTER TABLE routing UPDATE ids8 = arraySlice(ids8, 2), ids16 = arraySlice(ids16, 2) "
+            f"WHERE request_id = '{part(1).request_id}' AND layer = {layer} SETTINGS mutations_sync = 1"
+        )
+    whole, broken = one.traced_requests(TraceQuery())
+    with pytest.raises(StoreError, match="can't be read: a damaged segment of a trace"):
+        one.traces(broken.number, None)
+    assert len(one.traces(whole.number, None)) == 1
