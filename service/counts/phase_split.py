@@ -1,4 +1,4 @@
-"""Prefill and decode apart: what ranks computed of each, and windows of one of them."""
+"""Prefill and decode apart: what was computed of each, and why that may not be known."""
 
 from __future__ import annotations
 

@@ -50,14 +50,16 @@ class Totals:
         ep_slots: slots that went to each EP rank, float64 [L, R] (a replicated expert's slots are split
             evenly over its copies); R is 0 until an EP placement was known.
         unplaced: slots counted while no placement was known, int64 [L].
-        tokens: tokens computed by the DP rank; ``steps`` and ``idle_steps`` likewise.
+        tokens: tokens computed by the DP rank.
+        steps, idle_steps: its steps with tokens, and its dummy steps.
         drops: what the producer lost or put off, by reason.
         decode: the part of these totals that is of decode tokens; None: no phase was ever told.
         unphased_rows: tokens among ``rows`` whose phase is not known, int64 [L]. What is neither of these nor
-            of ``decode`` is of prefill. ``unphased_tokens`` and ``unphased_steps`` likewise.
+            of ``decode`` is of prefill.
+        unphased_tokens, unphased_steps: those of ``tokens`` and ``steps`` whose phase is not known.
         stragglers: what the joined steps of a pipeline stage cost; only the stage's first worker has it.
-        dp_size: DP ranks of the deployment when these totals were true, or at the later end of a difference;
-            0: not known. ``ep_size`` likewise.
+        dp_size, ep_size: DP and EP ranks of the deployment when these totals were true, or at the later end
+            of a difference; 0: not known.
     """
 
     layout: Layout

@@ -12,6 +12,7 @@ from typing import Final
 
 from moescope.service.counts.totals import Totals
 from moescope.service.live.spans import Snapshot, Span, between, shared_zeros
+from moescope.service.store.records import Key
 
 SET_BACK_S: Final = 60.0
 """A clock that is set back by less than this changes nothing."""
@@ -109,7 +110,7 @@ class History:
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
-        self._tracks: dict[tuple[str, str, int, int, int], Track] = {}
+        self._tracks: dict[Key, Track] = {}
         self._nbytes = 0  # kept up to date: every frame asks, and there may be many tracks to sum over
 
     @property
@@ -120,7 +121,7 @@ class History:
     def __len__(self) -> int:
         return sum(len(track) for track in self._tracks.values())
 
-    def set_back(self, key: tuple[str, str, int, int, int], now: float) -> None:
+    def set_back(self, key: Key, now: float) -> None:
         """See :meth:`Track.set_back`; nothing happens if the producer is unknown."""
         track = self._tracks.get(key)
         if track is not None:
@@ -128,7 +129,7 @@ class History:
             track.set_back(now)
             self._nbytes += track.nbytes - before
 
-    def record(self, key: tuple[str, str, int, int, int], birth: float, snapshot: Snapshot) -> None:
+    def record(self, key: Key, birth: float, snapshot: Snapshot) -> None:
         """Remember a producer's totals; :meth:`track` then says at which instant.
 
         Args:
@@ -147,7 +148,7 @@ class History:
         if self._nbytes > self._budget:
             self._make_room()
 
-    def amend(self, key: tuple[str, str, int, int, int], totals: Totals) -> None:
+    def amend(self, key: Key, totals: Totals) -> None:
         """Replace the totals of a producer's newest snapshot; see :meth:`Track.amend`.
 
         Raises:
@@ -158,12 +159,12 @@ class History:
         track.amend(totals)
         self._nbytes += track.nbytes - before
 
-    def forget(self, key: tuple[str, str, int, int, int]) -> None:
+    def forget(self, key: Key) -> None:
         """Drop a producer's past."""
         track = self._tracks.pop(key, None)
         self._nbytes -= 0 if track is None else track.nbytes
 
-    def track(self, key: tuple[str, str, int, int, int]) -> Track:
+    def track(self, key: Key) -> Track:
         """A producer's past.
 
         Raises:
@@ -171,7 +172,7 @@ class History:
         """
         return self._tracks[key]
 
-    def span(self, key: tuple[str, str, int, int, int], start: float | None, end: float | None) -> Span:
+    def span(self, key: Key, start: float | None, end: float | None) -> Span:
         """See :meth:`Track.span`.
 
         Raises:

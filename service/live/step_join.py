@@ -28,7 +28,7 @@ _SEEN_BYTES: Final = 16 << 20
 
 
 def window_of(members: int, layers: int, ranks: int) -> int:
-    """How many steps may wait, so that their loads take 64 MiB at most, and what marks them 16 MiB."""
+    """How many steps may wait, so that their loads take 64 MiB at most, and their marks 16 MiB."""
     by_loads = _PENDING_BYTES // (4 * max(1, layers * ranks))
     return int(max(16, min(MAX_WINDOW, by_loads, _SEEN_BYTES // members)))
 

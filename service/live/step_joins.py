@@ -14,8 +14,8 @@ from moescope.capture.wire import Frame
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.live.step_stage import Stage, Status
+from moescope.service.store.records import Key
 
-Key = tuple[str, str, int, int, int]
 Credit = Callable[[Key, Layout, Stragglers], bool]
 """Adds to the account of a key; False: there is none yet."""
 

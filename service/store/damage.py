@@ -73,7 +73,7 @@ class DamageLog:
 
 @contextmanager
 def unreadable_as_error(store: str) -> Generator[None]:
-    """Make what can't be read, of which nothing can be left out, an error of the store.
+    """Make damage an error of the store, for a read that can leave nothing out.
 
     Raises:
         StoreError: the block raised a :class:`ValueError`.

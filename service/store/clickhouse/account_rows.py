@@ -23,7 +23,7 @@ def rows_of(records: Sequence[Record], writer: str) -> tuple[list[list[Value]], 
     """Rows of ``account`` and of ``snapshot``, encoded before anything is written.
 
     Args:
-        records: of which the postings are taken.
+        records: the postings among them are taken.
         writer: the service that keeps them.
 
     Raises:

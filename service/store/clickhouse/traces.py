@@ -1,4 +1,4 @@
-"""Traces in ClickHouse: which there are, what they are of, and how they go."""
+"""Traces in ClickHouse: searched, read and removed."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Rescued:
         reason: what is wrong with it, in SQLite's words.
         put_aside: where it is now.
         rows: rows that could be read, by table.
-        incomplete: tables of which some could not, in their order.
+        incomplete: tables of which some rows could not be read, in the order of the schema.
     """
 
     reason: str

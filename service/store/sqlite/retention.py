@@ -1,4 +1,4 @@
-"""What the embedded store keeps how long, and what goes first when the disk's share is full."""
+"""How long the embedded store keeps what, and what goes first when its share of the disk is full."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers
-from moescope.service.live.step_joins import Joins, Key
+from moescope.service.live.step_joins import Joins
+from moescope.service.store.records import Key
 from tests.service.live.step_frames import stepped
 
 

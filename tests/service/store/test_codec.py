@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, fields
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,8 +14,10 @@ import zstandard
 from moescope.capture import wire
 from moescope.service.counts.account import Account
 from moescope.service.counts.layers import Layout
+from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.step_costs import stragglers_of
 from moescope.service.counts.totals import Totals, no_totals
+from moescope.service.store.blobs import compress, decompress
 from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
 from tests.service.frames import EPOCH, frame, halves, producer
 
@@ -112,3 +116,36 @@ def test_damage_is_refused() -> None:
     blob = encode_totals(account().totals)
     with pytest.raises(ValueError, match="damaged"):
         decode_totals(blob[:1] + b"\0" * 20)
+
+
+PLACED = [None, 0, -1, 2**31, 2**63 - 1, 2**64 - 1, b"", b"\xff" * 8, "", [], {}, [[0, 1, 1]], 0.5]
+
+
+def _places(message: object, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in a message something is, as the keys that lead there."""
+    keys = range(len(message)) if isinstance(message, list) else message if isinstance(message, dict) else ()
+    for key in keys:
+        yield (*before, key)
+        yield from _places(message[key], (*before, key))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("value", PLACED, ids=repr)
+def test_whatever_is_in_one_place_of_an_account_it_comes_back_whole_or_not_at_all(value: object) -> None:
+    """Damage that no checksum notices, and what a newer moescope may write."""
+    original = account().state()
+    message = msgspec.msgpack.decode(decompress(encode_account(original)))
+    refused = 0
+    for place in _places(message):
+        changed = msgspec.msgpack.decode(msgspec.msgpack.encode(message))
+        inner = changed
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        try:
+            found = decode_account(compress(msgspec.msgpack.encode(changed)))
+        except ValueError:
+            refused += 1
+        else:
+            merge_accounts(found, original, 3)
+            found.totals.minus(original.totals)
+    assert refused > 20
