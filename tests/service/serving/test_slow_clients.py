@@ -210,6 +210,7 @@ def test_who_does_not_read_its_answer_is_cut_off(
         counts = {layer: [1] * 512 for layer in range(40)}
         who = wire.Producer(server="prod", model="tiny", dp_rank=layer_ranks, dp_size=4)
         assert service.push(frame(counts, top_k=512, who=who)).status_code == 200
+    usual = honest_scrape(service)
     parts = urlsplit(service.url)
     with socket.socket() as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -219,7 +220,7 @@ def test_who_does_not_read_its_answer_is_cut_off(
         reader.sendall(ask * 60)
         time.sleep(1.5)
         assert ended(reader)
-    assert honest_scrape(service) < 20
+    assert honest_scrape(service) < 1 + 10 * usual
 
 
 @pytest.mark.parametrize(("max_unread_mib", "some_go"), [(16, True), (256, False)])
