@@ -20,15 +20,10 @@ from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
-from moescope.capture.seam.model import (
-    MoeSurvey,
-    read_producer,
-    read_ranks,
-    step_rows,
-    steps_compare,
-    survey_model,
-)
+from moescope.capture.seam.forward import step_rows
+from moescope.capture.seam.ranks import read_producer, read_ranks, steps_compare
 from moescope.capture.seam.requests import why_not_traceable
+from moescope.capture.seam.survey import MoeSurvey, survey_model
 from moescope.capture.seam.versions import why_untested
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests, BatchWatch

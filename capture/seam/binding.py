@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from moescope.capture.seam.model import CaptureFn, RoutedLayer
+from moescope.capture.seam.coverage import CaptureFn, RoutedLayer
 
 
 class Recorder(Protocol):

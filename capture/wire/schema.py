@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Struct
 
 WIRE_MAJOR: Final = 1
-WIRE_MINOR: Final = 3
+WIRE_MINOR: Final = 4
 
 # Far above every model and cluster known; they bound what one frame can make the service allocate.
 MAX_LAYERS: Final = 1024
@@ -141,6 +141,10 @@ class Frame(Struct, kw_only=True):
             the totals are then those of the moment before it stopped).
         layers: the covered MoE layers, in rising order of ``layer``.
         uncovered: the MoE layers whose routing can't be seen.
+        absent: the MoE layers that the model's config has and that were not found in the model, with the
+            reasons. Empty in frames of wire minor 3 or below.
+        unavailable: what this producer can't tell, and why: ``phases``, ``traces``, ``placement`` or
+            ``steps`` to the reason. Empty in frames of wire minor 3 or below.
         counts: slots per (layer, logical expert), raw little-endian int64, the layers of ``layers``
             one after the other, ``num_experts`` values each.
         rows: tokens this producer counted in each layer, raw little-endian int64, one value a layer.
@@ -189,3 +193,5 @@ class Frame(Struct, kw_only=True):
     decode_steps: Count = 0
     mixed_steps: Count = 0
     step_loads: StepLoads | None = None
+    absent: Annotated[list[UncoveredLayer], Meta(max_length=MAX_LAYERS)] = []
+    unavailable: Annotated[dict[Name, Text], Meta(max_length=MAX_COUNTERS)] = {}

@@ -17,7 +17,8 @@ from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.seam.binding import RouterBinding
-from moescope.capture.seam.model import RoutedLayer, step_rows
+from moescope.capture.seam.coverage import RoutedLayer
+from moescope.capture.seam.forward import step_rows
 from moescope.capture.seam.rows import Layout, Ranks
 from moescope.capture.settings.environment import OnError
 from moescope.capture.wire import MoeLayer

@@ -6,7 +6,7 @@ import torch
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
 from moescope.capture.seam.binding import RouterBinding
-from moescope.capture.seam.model import CaptureFn, RoutedLayer
+from moescope.capture.seam.coverage import CaptureFn, RoutedLayer
 from moescope.capture.wire import MoeLayer
 
 

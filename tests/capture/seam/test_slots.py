@@ -20,8 +20,8 @@ from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.seam import slots
 from moescope.capture.seam.binding import RouterBinding
-from moescope.capture.seam.model import survey_model
 from moescope.capture.seam.rows import Ranks, StepRows
+from moescope.capture.seam.survey import survey_model
 from moescope.capture.wire import MoeLayer, unpack_ids
 from tests.capture.seam.configs import config
 

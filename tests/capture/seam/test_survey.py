@@ -11,7 +11,7 @@ from vllm.model_executor.layers.fused_moe.layer import MoERunner
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
 
-from moescope.capture.seam.model import MoeSurvey, survey_model
+from moescope.capture.seam.survey import MoeSurvey, survey_model
 from moescope.capture.wire import unpack_ids
 from tests.capture.seam.configs import config
 

@@ -1,0 +1,92 @@
+"""Where one MoE layer's ids can be had: its callback slot, or why it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moescope.capture.seam.slots import SinkBuffers, SinkSlot, SourceSlot
+from moescope.capture.seam.versions import installed_row
+from moescope.capture.wire import MoeLayer
+
+CaptureFn = Callable[[torch.Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedLayer:
+    """A covered MoE layer and the callback slot that sees its logical expert ids.
+
+    Attributes:
+        router: vLLM's `BaseRouter`, or what stands in for one (see `seam.slots`).
+        module: the layer's module, as in its model's ``moe_layers``.
+    """
+
+    spec: MoeLayer
+    router: Any
+    module: Any = None
+
+
+def routed_runner(runner: Any, sinks: SinkBuffers, vllm_config: Any) -> RoutedLayer | str:
+    """The layer of a runner and its slot, or why it can't be counted."""
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+    from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter
+
+    slot = runner.router
+    if runner.is_monolithic:
+        reason = _why_no_sink(runner, vllm_config)
+        if reason is not None:
+            return reason
+        slot = SinkSlot(runner.routed_experts, _monolithic_kernel(runner).moe_config, sinks)
+    elif not isinstance(slot, BaseRouter):
+        return f"router {type(slot).__name__} has no callback"
+    elif isinstance(slot, ZeroExpertRouter):
+        return "ZeroExpertRouter reports its zero experts as expert 0"
+    experts = int(runner.moe_config.num_logical_experts)
+    return RoutedLayer(MoeLayer(int(runner.layer_id), experts, _top_k(runner)), slot, runner)
+
+
+def _top_k(runner: Any) -> int:
+    if runner.is_monolithic:
+        return int(_monolithic_kernel(runner).moe_config.experts_per_token)
+    return int(runner.router.top_k)
+
+
+def _monolithic_kernel(runner: Any) -> Any:
+    kernel = getattr(getattr(runner.routed_experts, "quant_method", None), "moe_kernel", None)
+    return getattr(getattr(kernel, "impl", None), "fused_experts", None)
+
+
+def _why_no_sink(runner: Any, vllm_config: Any) -> str | None:
+    """Why the ids of a monolithic kernel can't be had; None if they can."""
+    kernel = _monolithic_kernel(runner)
+    what = f"monolithic kernel {type(kernel).__name__}: it routes inside and never calls the router"
+    row = installed_row()
+    if row is not None and not row.routing_sinks:
+        return f"{what}; this vLLM has no routing sink"
+    can_write_ids = getattr(kernel, "supports_routing_replay_capture", None)  # a layer may have no kernel
+    if can_write_ids is None or not can_write_ids():
+        return f"{what}; it can't write its ids to a routing sink"
+    if vllm_config.parallel_config.enable_eplb:
+        return f"{what}; under EPLB its ids may be those of physical experts"
+    return None
+
+
+def is_capture_source(module: torch.nn.Module) -> bool:
+    """Whether a module routes by itself and hands its ids over."""
+    row = installed_row()
+    if row is not None and not row.capture_sources:
+        return False
+    from vllm.model_executor.layers.fused_moe.routed_experts_capturer import RoutedExpertsCaptureSource
+
+    return isinstance(module, RoutedExpertsCaptureSource)
+
+
+def routed_source(source: Any) -> RoutedLayer | str:
+    """The layer of a module that routes by itself, or why it can't be counted."""
+    experts, top_k = getattr(source, "num_logical_experts", None), getattr(source, "top_k", None)
+    if not isinstance(experts, int) or not isinstance(top_k, int):
+        return f"{type(source).__name__} routes by itself and doesn't say over how many experts"
+    return RoutedLayer(MoeLayer(int(source.layer_id), experts, top_k), SourceSlot(source), source)
