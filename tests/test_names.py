@@ -57,9 +57,8 @@ def missing(text: str) -> Iterator[str]:
         if not ours or file_of(parts) is not None:
             continue
         module = file_of(parts[:-1])
-        if module is None or module.is_dir() or isinstance(node, ast.Import):
-            yield name
-        elif parts[-1] not in top_names(module):
+        in_a_module = module is not None and module.is_file() and isinstance(node, ast.ImportFrom)
+        if module is None or not in_a_module or parts[-1] not in top_names(module):
             yield name
 
 
