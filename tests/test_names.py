@@ -23,7 +23,7 @@ SOURCES = {
 }
 ON_GPUS = [name for name in SOURCES if name.startswith(("tests/gpu/", "benchmarks/gpu_"))]
 # Private attributes of others that are meant: torch's, vLLM's, Python's.
-OF_OTHERS = {"_sleep", "_all_instances", "_prepare_inputs", "_exit", "_replace", "_asdict"}
+OF_OTHERS = {"_sleep", "_all_instances", "_prepare_inputs", "_capture_descs", "_exit", "_replace", "_asdict"}
 
 
 def file_of(module: tuple[str, ...]) -> Path | None:

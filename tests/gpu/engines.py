@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from devkit.gpu_models import deepseek_v2, qwen3_moe
+from devkit.vllm_features import vllm_has
 from tests.gpu.scenario import (
     DEFAULT,
     MAIN,
@@ -16,7 +17,6 @@ from tests.gpu.scenario import (
     Runner,
     Scenario,
     graphs,
-    vllm_has,
 )
 
 CHILD = [sys.executable, "-m", "tests.gpu.vllm_child"]

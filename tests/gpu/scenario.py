@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytest
 
 from devkit.gpu_models import qwen3_moe
+from devkit.vllm_features import routed_experts_need_v2
 
 Runner = Literal["V1", "V2", ""]
 
@@ -29,19 +29,7 @@ LLM = {
     "gpu_memory_utilization": 0.06,
 }
 RUNNERS: tuple[Runner, ...] = ("V2", "V1")
-
-
-def vllm_has(module: str) -> bool:
-    """Whether the installed vLLM has a module, such as ``v1/worker/gpu``; it is not imported."""
-    vllm = importlib.util.find_spec("vllm")
-    folders = [] if vllm is None else vllm.submodule_search_locations or []
-    return any(
-        (Path(folder) / f"{module}.py").exists() or (Path(folder) / module).is_dir() for folder in folders
-    )
-
-
-# Since this module is there, V2 is vLLM's default runner, and the only one that returns routed experts.
-V2_IS_DEFAULT = vllm_has("config/aux_output")
+V2_IS_DEFAULT = routed_experts_need_v2()
 MAIN: Runner = "V2" if V2_IS_DEFAULT else "V1"
 
 
