@@ -40,20 +40,22 @@ class Group(NamedTuple):
 
     what: str
     paths: tuple[str, ...]
-    takes_runner: bool = True
-    """Whether its tests know ``--runner``."""
+    of_vllm: bool = True
+    """Whether its tests run scenarios of vLLM, so that some of them can be chosen."""
 
 
 GROUPS: Final[dict[str, Group]] = {
-    "kernels": Group("each kernel against its torch reference", ("tests/kernels",), takes_runner=False),
+    "kernels": Group("each kernel against its torch reference", ("tests/kernels",), of_vllm=False),
     "steps": Group(
         "steps, snapshots and traced rows in CUDA graphs, without vLLM",
         (
             "tests/gpu/test_pinned_ring.py",
+            "tests/gpu/test_scenarios.py",
             "tests/gpu/test_snapshot_cuda.py",
             "tests/gpu/test_step_kernel.py",
             "tests/gpu/test_trace_rows.py",
         ),
+        of_vllm=False,
     ),
     "engines": Group("real engines on one GPU", ("tests/gpu/test_vllm.py",)),
     "deployments": Group("real deployments on two GPUs", ("tests/gpu/test_vllm_parallel.py",)),
@@ -62,13 +64,12 @@ GROUPS: Final[dict[str, Group]] = {
 }
 
 
-def command(group: Group, junit: Path, runner: str | None, select: str | None) -> list[str]:
-    """The pytest of a group."""
+def command(group: Group, junit: Path, runner: str | None = None, scenarios: Sequence[str] = ()) -> list[str]:
+    """The pytest of a group; with a runner, or scenarios, only of the tests that have to do with them."""
     options = ["-q", "-p", "no:cacheprovider", f"--junitxml={junit}", "-o", "junit_logging=system-out"]
-    if runner is not None and group.takes_runner:
-        options += ["--runner", runner]
-    if select is not None:
-        options += ["-k", select]
+    if group.of_vllm:
+        options += [] if runner is None else ["--runner", runner]
+        options += [f"--scenario={name}" for name in scenarios]
     return [sys.executable, "-m", "pytest", *group.paths, *options]
 
 
@@ -122,7 +123,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="default: all")
     parser.add_argument("--runner", choices=("V1", "V2"), help="leave out what names the other model runner")
-    parser.add_argument("--select", help="pytest's -k, for some of the tests again")
+    parser.add_argument(
+        "--scenarios", nargs="+", default=[], help="only the tests of these, to run them again"
+    )
     parser.add_argument("--limit", type=float, default=1200, help="seconds until groups are stopped")
     parser.add_argument("--work", type=Path, help="folder that stays between calls (default: in --out)")
     parser.add_argument("--commit", default="", help="what is tested")
@@ -131,7 +134,7 @@ def main() -> int:
     (work / "junit").mkdir(parents=True, exist_ok=True)
     began = time.time_ns()
     commands = {
-        name: command(GROUPS[name], work / "junit" / f"{name}.{began}.xml", options.runner, options.select)
+        name: command(GROUPS[name], work / "junit" / f"{name}.{began}.xml", options.runner, options.scenarios)
         for name in options.groups
     }
     started = time.monotonic()

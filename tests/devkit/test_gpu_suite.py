@@ -48,7 +48,7 @@ def results(
     if mended:
         monkeypatch.setenv("MENDED", "1")
     group = GROUPS["kernels"]._replace(paths=(str(folder / "test_suite.py"),))
-    each = [*command(group, junit, None, None), "-c", "/dev/null", f"--rootdir={folder}", *more]
+    each = [*command(group, junit), "-c", "/dev/null", f"--rootdir={folder}", *more]
     ended = note_ends(run({"kernels": each}, work, 60), work)
     return collect(work, folder / "out", FACTS, ended)
 

@@ -17,7 +17,7 @@ from devkit.gpu_models import write_model
 from devkit.processes import ProcessGroup
 from tests.gpu.scenario import LLM, Scenario
 
-TIMEOUT = 450
+TIMEOUT = 360
 BETWEEN = 1.0
 """Seconds from one start to the next: each vLLM looks for free ports."""
 
@@ -96,6 +96,14 @@ class Runs:
             thread.join()
 
     def _run(self, name: str, scenario: Scenario, folder: Path) -> None:
+        began = time.monotonic()
+        try:
+            self._results[name] = self._outcome(scenario, folder)
+        except Exception as error:  # noqa: BLE001 - shown by every test of the scenario
+            self._results[name] = failure(folder, repr(error))
+        print(f"{name}: {time.monotonic() - began:.0f} s")
+
+    def _outcome(self, scenario: Scenario, folder: Path) -> dict[str, Any] | str:
         group = start(folder, scenario, self._child, **self._spec)
         began = time.monotonic()
         try:
@@ -103,11 +111,9 @@ class Runs:
                 time.sleep(0.2)
         finally:
             group.stop()
-        print(f"{name}: {time.monotonic() - began:.0f} s")
-        if code == 0:
-            self._results[name] = json.loads((folder / "result.json").read_text())
-        else:
-            self._results[name] = failure(folder, f"status {code}")
+        if code != 0:
+            return failure(folder, f"status {code}")
+        return dict(json.loads((folder / "result.json").read_text()))
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         if self._known[name].lacking:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pytest
@@ -95,3 +95,14 @@ def needed(items: Iterable[pytest.Item], scenarios: Mapping[str, Scenario]) -> d
     """Those of the scenarios that tests name and that can run, in their order."""
     named = {name for item in items for name in of(item)}
     return {name: one for name, one in scenarios.items() if name in named and not one.lacking}
+
+
+def is_wanted(mine: Mapping[str, Scenario], runner: str | None, names: Sequence[str]) -> bool:
+    """Whether a test of these scenarios runs.
+
+    Args:
+        runner: that of all of them, where they name one.
+        names: one of them must be among these, unless these are none.
+    """
+    fits = runner is None or all(one.runner in ("", runner) for one in mine.values())
+    return fits and (not names or any(name in names for name in mine))
