@@ -44,23 +44,25 @@ class Group(NamedTuple):
     """Whether its tests run scenarios of vLLM, so that some of them can be chosen."""
 
 
-GROUPS: Final[dict[str, Group]] = {
-    "kernels": Group("each kernel against its torch reference", ("tests/kernels",), of_vllm=False),
-    "steps": Group(
-        "steps, snapshots and traced rows in CUDA graphs, without vLLM",
-        (
-            "tests/gpu/test_pinned_ring.py",
-            "tests/gpu/test_scenarios.py",
-            "tests/gpu/test_snapshot_cuda.py",
-            "tests/gpu/test_step_kernel.py",
-            "tests/gpu/test_trace_rows.py",
-        ),
-        of_vllm=False,
-    ),
+OF_VLLM: Final[dict[str, Group]] = {
     "engines": Group("real engines on one GPU", ("tests/gpu/test_vllm.py",)),
     "deployments": Group("real deployments on two GPUs", ("tests/gpu/test_vllm_parallel.py",)),
     "eplb": Group("real deployments with EPLB on two GPUs", ("tests/gpu/test_eplb.py",)),
     "two deployments": Group("two deployments at once", ("tests/gpu/test_two_deployments.py",)),
+}
+
+
+def without_vllm() -> tuple[str, ...]:
+    """The modules of tests on a GPU that are in no group of vLLM's."""
+    taken = {path for group in OF_VLLM.values() for path in group.paths}
+    modules = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/gpu").glob("test_*.py"))
+    return tuple(module for module in modules if module not in taken)
+
+
+GROUPS: Final[dict[str, Group]] = {
+    "kernels": Group("each kernel against its torch reference", ("tests/kernels",), of_vllm=False),
+    "steps": Group("steps, snapshots and traced rows in CUDA graphs", without_vllm(), of_vllm=False),
+    **OF_VLLM,
 }
 
 

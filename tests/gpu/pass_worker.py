@@ -51,7 +51,7 @@ class PassWorker(RoutingWorker):  # type: ignore[misc]
 
         def spied_locate(*args: Any) -> Any:
             span = locate(*args)
-            if span.layout.value not in self._layouts:
+            if span is not None and span.layout.value not in self._layouts:
                 self._layouts.add(span.layout.value)
                 self._write({"layout": span.layout.value})
             return span

@@ -24,9 +24,7 @@ import torch
 from moescope.capture import session, worker
 from moescope.capture.counting import capturer, reference, strategies
 from moescope.capture.frames import builder, sender, taker
-from moescope.capture.seam import requests, versions
-from moescope.capture.seam.coverage import RoutedLayer
-from moescope.capture.seam.survey import MoeSurvey
+from moescope.capture.seam import model, requests, versions
 from moescope.capture.step import phases
 from moescope.capture.tracing import tracer
 from tests.anew import executed_anew
@@ -191,10 +189,10 @@ def odd_router() -> Iterator[Environment]:
     class Odd:
         capture_fn = None
 
-    def survey(*args: Any) -> MoeSurvey:
+    def survey(*args: Any) -> model.MoeSurvey:
         found = original(*args)
-        odd = RoutedLayer(found.routed[-1].spec, Odd())
-        return MoeSurvey((*found.routed[:-1], odd), found.uncovered, found.placement)
+        odd = model.RoutedLayer(found.routed[-1].spec, Odd())
+        return model.MoeSurvey((*found.routed[:-1], odd), found.uncovered, found.placement)
 
     with mock.patch.object(session, "survey_model", survey):
         yield {}
