@@ -195,8 +195,8 @@ class KernelPerStep:
     def _launch_early(self, flat: torch.Tensor, capturing: bool) -> None:
         """Count what is kept and let it go, in the middle of a pass.
 
-        A later layer may get the memory that this frees. If it gets memory that is not free, its router writes
-        to one place for several layers.
+        A later layer may get the memory that this frees. If it gets memory that is not free, routers write to
+        one place for several layers.
         """
         for layer in self._kept.values():
             if layer.ids is not None:
