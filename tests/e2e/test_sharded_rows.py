@@ -43,6 +43,7 @@ def test_shards_without_dp_metadata_add_up(tmp_path: Path, compiled: bool) -> No
         ),
     }
     with Cluster(tmp_path, options, store=tmp_path / "store") as cluster:
+        assert ("DYNAMO_TRACE_ONCE" in cluster.vllm.log.read_text()) is compiled
         cluster.complete_all(prompts(REQUESTS, stride=5))
         settled(cluster)
         cluster.assert_exact()

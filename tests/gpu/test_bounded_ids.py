@@ -113,7 +113,7 @@ def test_routers_that_write_into_one_place_show_in_a_pass_whose_layers_launch_at
 
 @pytest.mark.parametrize("eager", [[2, 3, 4], [18, 19], [0], []], ids=str)
 def test_a_capture_that_vllm_interrupts_for_layers_that_run_eagerly(eager: list[int]) -> None:
-    """Through vLLM's own breakable capture: these layers run eagerly in each replay, the others in a graph."""
+    """Through vLLM's own breakable capture: these layers run eagerly in each replay, others in a graph."""
     breakable = pytest.importorskip("vllm.compilation.breakable_cudagraph")
     toy = Toy(LAYERS)
     captures = []
