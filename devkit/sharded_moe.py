@@ -85,7 +85,8 @@ class ShardedExperts(torch.nn.Module):
         inner = torch.einsum("nh,esih->nesi", rows, self.w13_weight)
         outputs = torch.einsum("nei,ehi,ne->nh", silu(inner[:, :, 0]) * inner[:, :, 1], self.w2_weight, mine)
         summed = tensor_model_parallel_all_reduce(outputs)
-        return summed.view(-1, shard.shape[0], shard.shape[1])[self._tp_rank]
+        of_shard: torch.Tensor = summed.view(-1, shard.shape[0], shard.shape[1])[self._tp_rank]
+        return of_shard
 
 
 class ShardedMoeBlock(torch.nn.Module):
@@ -110,7 +111,8 @@ class ShardedMoeBlock(torch.nn.Module):
         logits, _ = self.gate(shard)
         weights, ids = torch.topk(torch.softmax(logits, -1), self.experts.top_k, dim=-1)
         outputs = self.experts(shard, weights / weights.sum(-1, keepdim=True), ids)
-        return tensor_model_parallel_all_gather(outputs, 0)[: hidden_states.shape[0]]
+        whole: torch.Tensor = tensor_model_parallel_all_gather(outputs, 0)
+        return whole[: hidden_states.shape[0]]
 
 
 def _parameter(*sizes: int) -> torch.nn.Parameter:

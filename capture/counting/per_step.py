@@ -185,7 +185,7 @@ class KernelPerStep:
         if not address or address not in self._addresses:
             return
         launched = self._addresses[address]
-        if launched is not None and launched.expired():
+        if launched is not None and launched.expired():  # type: ignore[no-untyped-call]
             return  # counted before, and the memory was freed since
         self._take()
         self._end_pass()
@@ -200,7 +200,8 @@ class KernelPerStep:
         """
         for layer in self._kept.values():
             if layer.ids is not None:
-                self._addresses[layer.ids.data_ptr()] = StorageWeakRef(layer.ids.untyped_storage())
+                storage = StorageWeakRef(layer.ids.untyped_storage())  # type: ignore[no-untyped-call]
+                self._addresses[layer.ids.data_ptr()] = storage
         self._launch(flat, capturing)
 
     def _launch(self, flat: torch.Tensor, capturing: bool) -> None:
