@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from moescope.capture.seam.rows import StepRows
@@ -46,10 +47,15 @@ def capture_breaks() -> bool:
     """Whether a CUDA graph is being captured that vLLM may interrupt to run a part of the model eagerly.
 
     Such a part runs eagerly in each replay as well, and its routing calls call back then: vLLM's breakable
-    CUDA graphs, of which DeepSeek-V4.1's decoder replay is a user.
+    CUDA graphs, of which DeepSeek-V4.1's decoder replay is a user. vLLM never interrupts full graphs.
     """
-    try:
-        from vllm.compilation.breakable_cudagraph import BreakableCUDAGraphCapture
-    except ImportError:  # an older vLLM, which interrupts no capture
+    # vLLM imports this module where it may capture so; what was not imported captures nothing.
+    module: Any = sys.modules.get("vllm.compilation.breakable_cudagraph")
+    if module is None or not module.BreakableCUDAGraphCapture.is_active():
         return False
-    return bool(BreakableCUDAGraphCapture.is_active())
+    from vllm.config import CUDAGraphMode
+    from vllm.forward_context import get_forward_context, is_forward_context_available
+
+    if not is_forward_context_available():
+        return True
+    return bool(get_forward_context().cudagraph_runtime_mode != CUDAGraphMode.FULL)

@@ -47,7 +47,16 @@ def test_a_mask_of_padding_rows_that_a_model_replaced_is_no_size(config: VllmCon
         assert step_rows().num_tokens is None
 
 
-def test_a_capture_that_vllm_may_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not capture_breaks()
+def test_a_capture_that_vllm_may_interrupt(config: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    piecewise, full = (
+        {"num_tokens": 4, "cudagraph_runtime_mode": mode}
+        for mode in (CUDAGraphMode.PIECEWISE, CUDAGraphMode.FULL)
+    )
+    with set_forward_context(None, config, **piecewise):
+        assert not capture_breaks()
     monkeypatch.setattr(BreakableCUDAGraphCapture._tls, "active", object(), raising=False)
     assert capture_breaks()
+    with set_forward_context(None, config, **piecewise):
+        assert capture_breaks()
+    with set_forward_context(None, config, **full):
+        assert not capture_breaks()

@@ -188,12 +188,19 @@ def assert_each_token_once(
 @pytest.mark.parametrize("tp_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("dp_size", [2, 3])
 def test_every_small_batch_with_metadata_counts_each_token_once(dp_size: int, tp_size: int) -> None:
-    """Each layout with each combination of sizes: where two have one size, they select the same tokens."""
-    layouts = (Layout.ALL_DP, Layout.LOCAL, Layout.GATHERED_SHARDS, Layout.TP_SHARD)
-    for tokens in itertools.product(range(6), repeat=dp_size):
-        step = StepRows(tokens, sp_shards(list(tokens), tp_size))
-        for layout, dp_rank in itertools.product(layouts, range(dp_size)):
-            assert_each_token_once(layout, list(tokens), dp_rank, tp_size, step)
+    """Each layout with each combination of sizes: where two have one size, they select the same tokens.
+
+    Shard sizes are those of vLLM's sequence-parallel context with shards, of one without, and none outside.
+    """
+    anywhere = (Layout.ALL_DP, Layout.LOCAL, Layout.TP_SHARD)
+    for tokens in map(list, itertools.product(range(6), repeat=dp_size)):
+        for shards, layouts in (
+            (sp_shards(tokens, tp_size), (*anywhere, Layout.GATHERED_SHARDS)),
+            (sp_shards(tokens, 1), anywhere),
+            (None, anywhere),
+        ):
+            for layout, dp_rank in itertools.product(layouts, range(dp_size)):
+                assert_each_token_once(layout, tokens, dp_rank, tp_size, StepRows(tokens, shards))
 
 
 @pytest.mark.parametrize("tp_size", [1, 2, 3, 4, 8])
