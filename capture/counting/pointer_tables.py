@@ -64,7 +64,7 @@ class _Chunk:
         self.size = max(TABLES_PER_CHUNK, 2 * num_layers)
         self.spare = max(SPARE_TABLES, num_layers)
         shape = (self.size, num_layers, len(Field))
-        self.host = torch.zeros(shape, dtype=torch.int64, pin_memory=True)
+        self.host = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.device = torch.zeros(shape, dtype=torch.int64, device=device)
         self.used = 0
         self.uploaded = 0
