@@ -12,7 +12,7 @@ def test_defaults() -> None:
     assert settings.endpoint == "http://127.0.0.1:9890"
     assert settings.interval == 1.0
     assert settings.token is None
-    assert settings.on_error is OnError.RAISE
+    assert settings.on_error is OnError.RAISE_AT_START
     assert settings.server
 
 
@@ -48,7 +48,7 @@ def test_the_token_can_come_from_a_file(tmp_path: Path) -> None:
         ("MOESCOPE_INTERVAL", "soon", "from 0.05 to 3600"),
         ("MOESCOPE_INTERVAL", "0", "from 0.05 to 3600"),
         ("MOESCOPE_INTERVAL", "nan", "from 0.05 to 3600"),
-        ("MOESCOPE_ON_ERROR", "ignore", "neither 'raise' nor 'disable'"),
+        ("MOESCOPE_ON_ERROR", "ignore", "none of raise-at-start, raise, disable"),
         ("MOESCOPE_TOKEN", "two words", "printable ASCII"),
         ("MOESCOPE_TOKEN_FILE", "/does/not/exist", "can't be read"),
         ("MOESCOPE_SERVER", "x" * 257, "at most 256"),
