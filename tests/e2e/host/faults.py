@@ -8,6 +8,7 @@ what the last frame must say, where one can still come.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import os
 import sys
@@ -25,7 +26,7 @@ from moescope.capture import session
 from moescope.capture.attach import mixin
 from moescope.capture.counting import capturer, reference, strategies
 from moescope.capture.frames import builder, sender, taker
-from moescope.capture.seam import model, requests, versions
+from moescope.capture.seam import requests, survey, versions
 from moescope.capture.step import phases
 from moescope.capture.tracing import tracer
 from tests.anew import executed_anew
@@ -190,12 +191,12 @@ def odd_router() -> Iterator[Environment]:
     class Odd:
         capture_fn = None
 
-    def survey(*args: Any) -> model.MoeSurvey:
+    def with_odd(*args: Any) -> survey.MoeSurvey:
         found = original(*args)
-        odd = model.RoutedLayer(found.routed[-1].spec, Odd())
-        return model.MoeSurvey((*found.routed[:-1], odd), found.uncovered, found.placement)
+        odd = dataclasses.replace(found.routed[-1], router=Odd())
+        return dataclasses.replace(found, routed=(*found.routed[:-1], odd))
 
-    with mock.patch.object(session, "survey_model", survey):
+    with mock.patch.object(session, "survey_model", with_odd):
         yield {}
 
 
