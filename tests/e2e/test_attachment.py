@@ -17,7 +17,8 @@ OFF = {
     "runner called directly": "vLLM runs steps without asking its worker",
     "no relation": "Borrowed, which doesn't extend vllm.v1.worker.gpu_worker.Worker",
 }
-EXACT = sorted(CASES.keys() - OFF)
+UNKNOWN = "fits no known row layout"
+EXACT = sorted(name for name in CASES.keys() - OFF if "odd" not in name and "bad" not in name)
 
 
 class Once(Lab):
@@ -80,3 +81,33 @@ def test_what_cannot_be_counted_is_off_with_the_reason(lab: Lab, name: str) -> N
     assert seen["state"] == "disabled"
     assert OFF[name] in seen["reason"]
     assert seen["counted"] == 0
+
+
+def test_an_unknown_layout_at_the_start_stops_the_server_and_its_last_word_is_why(lab: Lab) -> None:
+    seen = lab.run("odd at the start")
+    assert UNKNOWN in seen["ended"]
+    assert seen["state"] == "disabled"
+    assert UNKNOWN in seen["reason"]
+
+
+@pytest.mark.parametrize("name", ["odd in traffic", "odd at the start, disable"])
+def test_an_unknown_layout_in_traffic_ends_capture_and_not_the_server(lab: Lab, name: str) -> None:
+    seen = lab.run(name)
+    assert seen["ended"] is None
+    assert seen["tokens"] == lab.plain
+    assert (seen["state"], seen["counted"], seen["rows"]) == ("disabled", 0, [0] * 4)
+    assert UNKNOWN in seen["reason"]
+
+
+def test_an_unknown_layout_in_traffic_stops_a_server_that_would_have_it_so(lab: Lab) -> None:
+    seen = lab.run("odd in traffic, raise")
+    assert UNKNOWN in seen["ended"]
+    assert (seen["state"], UNKNOWN in seen["reason"]) == ("disabled", True)
+
+
+def test_all_settings_that_cannot_be_used_are_told(lab: Lab) -> None:
+    seen = lab.run("bad settings")
+    assert seen["tokens"] == lab.plain
+    assert (seen["state"], seen["counted"]) == ("disabled", 0)
+    assert "MOESCOPE_INTERVAL: 'soon'" in seen["reason"]
+    assert "MOESCOPE_TRACE_RATE: 'lots'" in seen["reason"]

@@ -1,8 +1,8 @@
 """Engines with one worker class after another: ``python -m tests.e2e.attachment.child MODEL CONNECTION``.
 
-The first engine runs without ``MOESCOPE``. Then vLLM's plugins are loaded anew with ``MOESCOPE=1``. Each name that
-comes over the connection, a file descriptor, is a case: an engine with its worker class and its extension, which
-serves the same requests.
+The first engine runs without ``MOESCOPE``. Then vLLM's plugins are loaded anew with ``MOESCOPE=1``. Each name
+that comes over the connection, a file descriptor, is a case: an engine with its worker class and extension,
+which serves the same requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import contextlib
 import gc
 import os
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,11 +28,12 @@ FOREIGN = "tests.e2e.attachment.foreign"
 
 @dataclass(frozen=True)
 class Case:
-    """A worker class and an extension by name, and how often vLLM's plugins are loaded before."""
+    """A worker class and an extension by name, how often vLLM's plugins are loaded before, and variables."""
 
     worker: str = "auto"
     extension: str = ""
     loads: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 CASES = {
@@ -46,6 +49,11 @@ CASES = {
     "warm-up of its own": Case(f"{FOREIGN}.OwnWarmUp"),
     "runner called directly": Case(f"{FOREIGN}.Direct"),
     "no relation": Case(f"{FOREIGN}.Borrowed"),
+    "odd at the start": Case(f"{FOREIGN}.OddAtStart"),
+    "odd at the start, disable": Case(f"{FOREIGN}.OddAtStart", env={"MOESCOPE_ON_ERROR": "disable"}),
+    "odd in traffic": Case(f"{FOREIGN}.Odd"),
+    "odd in traffic, raise": Case(f"{FOREIGN}.Odd", env={"MOESCOPE_ON_ERROR": "raise"}),
+    "bad settings": Case(env={"MOESCOPE_INTERVAL": "soon", "MOESCOPE_TRACE_RATE": "lots"}),
 }
 
 
@@ -98,20 +106,37 @@ class Engine:
 
     def close(self) -> None:
         """End it, so that another can start in this process."""
-        from vllm.distributed import cleanup_dist_env_and_memory
-
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
+
+
+def clean_up() -> None:
+    """Leave nothing of an engine, also of one that failed."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    gc.collect()
+    cleanup_dist_env_and_memory()
 
 
 def run(model: str, case: Case) -> dict[str, Any]:
     """One case, from the engine's start to its end."""
     sink = FrameSink()
-    os.environ.update({"MOESCOPE_ENDPOINT": sink.url, "MOESCOPE_INTERVAL": "0.05"})
+    os.environ.update({"MOESCOPE_ENDPOINT": sink.url, "MOESCOPE_INTERVAL": "0.05", **case.env})
     for _ in range(case.loads):
         load_plugins()
+    try:
+        return _run(model, case, sink)
+    except AssertionError as error:
+        time.sleep(0.5)  # nothing more comes
+        last = sink.frames[-1]
+        return {"ended": str(error), "state": last.state, "reason": last.state_reason}
+    finally:
+        for name in case.env:
+            del os.environ[name]
+        clean_up()
+
+
+def _run(model: str, case: Case, sink: FrameSink) -> dict[str, Any]:
     engine = Engine(model, case)
     tokens, computed = engine.serve()
 
@@ -123,6 +148,7 @@ def run(model: str, case: Case) -> dict[str, Any]:
     frame = sink.frames[-1] if sink.frames else None
     worker = engine.worker
     seen = {
+        "ended": None,
         "tokens": tokens,
         "computed": computed,
         "classes": [base.__name__ for base in type(worker).__mro__],
@@ -146,6 +172,7 @@ def main(model: str, connection: str) -> None:
     classes = [base.__name__ for base in type(engine.worker).__mro__]
     plain = engine.serve()[0]
     engine.close()
+    clean_up()
     os.environ["MOESCOPE"] = "1"
     with Connection(int(connection)) as tests:
         tests.send({"capture_at_start": "CapturingWorker" in classes, "plain": plain})

@@ -57,6 +57,23 @@ class Direct(RoutingWorker):  # type: ignore[misc]
         return self.model_runner.execute_model(scheduler_output, None)
 
 
+class Odd(RoutingWorker):  # type: ignore[misc]
+    """What vLLM says of a step's rows fits none of them."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        asked = self._capture.capturer._step_rows
+        self._capture.capturer._step_rows = lambda: asked()._replace(tokens_across_dp=[10**6])
+
+
+class OddAtStart(Odd):
+    """It shows before vLLM serves: a CPU runs no pass of its own then, other platforms do."""
+
+    def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
+        self.model_runner._dummy_run(8)
+        return super().compile_or_warm_up_model(*args, **kwargs)
+
+
 class Borrowed(WorkerBase):  # type: ignore[misc]
     """No relation of vLLM's GPU worker: it has one inside."""
 
