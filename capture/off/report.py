@@ -83,6 +83,8 @@ class OffReport:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self._transport.close()
 
     def send(self) -> float:
         """Send a frame from this thread; returns the seconds to wait before the next one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,12 +16,24 @@ from tests.service.frames import frame, halves, producer
 REASON = "SettingsError: MOESCOPE_INTERVAL: 'soon' is no number of seconds from 0.05 to 3600"
 
 
-def report(service: Service, dp_rank: int = 0, dp_size: int = 1, **sizes: int) -> OffReport:
-    """The report of a worker, as it ships, which has told once."""
-    who: dict[str, str | int] = {"server": "prod", "model": "tiny", "dp_rank": dp_rank, "dp_size": dp_size}
-    made = OffReport({**who, **sizes}, REASON, HttpTransport(service.url, None))
-    made.send()
-    return made
+Report = Callable[..., OffReport]
+
+
+@pytest.fixture
+def report(service: Service) -> Iterator[Report]:
+    """Makes the report of a worker, as it ships, which has told once."""
+    transports = []
+
+    def make(dp_rank: int = 0, dp_size: int = 1, **sizes: int) -> OffReport:
+        who: dict[str, str | int] = {"server": "prod", "model": "tiny", "dp_rank": dp_rank}
+        transports.append(HttpTransport(service.url, None))
+        made = OffReport({**who, "dp_size": dp_size, **sizes}, REASON, transports[-1])
+        made.send()
+        return made
+
+    yield make
+    for transport in transports:
+        transport.close()
 
 
 def rank_of(service: Service, dp_rank: int) -> dict[str, Any]:
@@ -34,16 +47,16 @@ def samples(service: Service, family: str) -> dict[str, str]:
     return dict(line.rsplit(" ", 1) for line in lines if line.startswith(f"{family}{{"))  # type: ignore[misc]
 
 
-def test_ranks_name_the_worker_the_state_and_the_reason(service: Service) -> None:
-    report(service)
+def test_ranks_name_the_worker_the_state_and_the_reason(service: Service, report: Report) -> None:
+    report()
     rank = rank_of(service, 0)
     assert [rank[name] for name in ("tokens", "steps", "idle_steps", "phases")] == [None] * 4
     (worker,) = rank["producers"]
     assert (worker["state"], worker["state_reason"]) == ("disabled", REASON)
 
 
-def test_a_metric_says_it_and_no_counter_says_zero(service: Service) -> None:
-    report(service)
+def test_a_metric_says_it_and_no_counter_says_zero(service: Service, report: Report) -> None:
+    report()
     states = samples(service, "moescope_producers")
     assert [value for name, value in states.items() if 'state="disabled"' in name] == ["1.0"]
     for family in ("moescope_tokens_total", "moescope_steps_total", "moescope_idle_steps_total"):
@@ -51,8 +64,8 @@ def test_a_metric_says_it_and_no_counter_says_zero(service: Service) -> None:
     assert not samples(service, "moescope_phase_tokens_total")
 
 
-def test_it_is_never_said_that_nobody_has_reported(service: Service) -> None:
-    report(service)
+def test_it_is_never_said_that_nobody_has_reported(service: Service, report: Report) -> None:
+    report()
     for path in ("/v1/balance", "/v1/histogram", "/v1/view?start=-5m", "/v1/drift", "/v1/stragglers"):
         assert service.client.get(path).status_code == 200, path
     said = run("ranks", "--url", service.url, columns=200).stdout
@@ -60,8 +73,8 @@ def test_it_is_never_said_that_nobody_has_reported(service: Service) -> None:
     assert "capture is off: SettingsError: MOESCOPE_INTERVAL" in " ".join(said.replace("│", " ").split())
 
 
-def test_it_is_not_silent_as_long_as_it_repeats_it(service: Service) -> None:
-    made = report(service)
+def test_it_is_not_silent_as_long_as_it_repeats_it(service: Service, report: Report) -> None:
+    made = report()
     for _ in range(4):
         service.clock.now += 10
         assert rank_of(service, 0)["producers"][0]["state"] == "disabled"
@@ -72,10 +85,10 @@ def test_it_is_not_silent_as_long_as_it_repeats_it(service: Service) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_beside_a_rank_that_counts(service: Service, first: int) -> None:
+def test_beside_a_rank_that_counts(service: Service, report: Report, first: int) -> None:
     who = producer(dp_rank=0, dp_size=2, ep_size=2)
     counts = frame({0: [400, 100, 50, 50]}, who=who, placement=halves(4, 1))
-    tells = [lambda: service.push(counts), lambda: report(service, 1, 2, ep_rank=1, ep_size=2)]
+    tells = [lambda: service.push(counts), lambda: report(1, 2, ep_rank=1, ep_size=2)]
     tells[first]()
     tells[1 - first]()
     assert rank_of(service, 0)["tokens"] == 300
@@ -83,9 +96,11 @@ def test_beside_a_rank_that_counts(service: Service, first: int) -> None:
     assert [name for name in samples(service, "moescope_tokens_total") if 'dp_rank="1"' in name] == []
 
 
-def test_what_a_worker_counted_before_it_began_again_without_capture_stays(service: Service) -> None:
+def test_what_a_worker_counted_before_it_began_again_without_capture_stays(
+    service: Service, report: Report
+) -> None:
     service.push(frame({0: [400, 100, 50, 50]}))
-    report(service)
+    report()
     rank = rank_of(service, 0)
     assert rank["tokens"] == 300
     assert rank["producers"][0]["state"] == "disabled"
