@@ -38,6 +38,8 @@ class ReportingWorker:
         _capture: the session, or None where capture is off, which `_moescope_off` reports then.
     """
 
+    _capture: CaptureSession | None
+    _moescope_off: OffReport | None
     _moescope_why_not: str | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -53,18 +55,22 @@ class ReportingWorker:
 
     def _moescope_open(self) -> None:
         """Start the capturer. Whatever is broken, the log and the service hear of it, and vLLM serves on."""
+        settings = CaptureSettings()
         try:
             _log_versions()
             settings, wrong = CaptureSettings.read(os.environ)
-            try:
-                self._capture = self._moescope_session(settings, wrong)
-            except Exception as error:  # noqa: BLE001 - an observer must not harm the server
-                reason = f"{type(error).__name__}: {error}"
-                logger.error("moescope: capture is off, the server serves on: %s", reason)
-                self._moescope_off = off_report(self._moescope_identity(settings), reason, settings)
-                self._moescope_off.start()
+            self._capture = self._moescope_session(settings, wrong)
+        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
+            reason = f"{type(error).__name__}: {error}"
+            logger.error("moescope: capture is off, the server serves on: %s", reason)
+            self._moescope_report(reason, settings)
+
+    def _moescope_report(self, reason: str, settings: CaptureSettings) -> None:
+        try:
+            self._moescope_off = off_report(self._moescope_identity(settings), reason, settings)
+            self._moescope_off.start()
         except Exception as error:  # noqa: BLE001 - as above
-            logger.error("moescope: capture is off, and nothing is reported: %r", error)
+            logger.error("moescope: nothing is reported: %r", error)
 
     def _moescope_session(self, settings: CaptureSettings, wrong: list[str]) -> CaptureSession:
         """A session, if nothing speaks against it; what does is raised."""
@@ -95,8 +101,7 @@ class ReportingWorker:
             opened = self.__dict__.get(part)
             if opened is not None:
                 opened.close()
-        self._capture: CaptureSession | None = None
-        self._moescope_off: OffReport | None = None
+        self._capture = self._moescope_off = None
 
 
 class CapturingWorker(ReportingWorker):
@@ -133,10 +138,14 @@ class CapturingWorker(ReportingWorker):
 
 def _log_versions() -> None:
     """The first line of all, before anything can fail that isn't vLLM's."""
-    logger.info("moescope %s in a worker of vLLM %s", moescope_version() or "(not installed)", vllm_version())
-    untested = why_untested()
-    if untested is not None:
-        logger.warning("moescope: %s", untested)
+    try:
+        versions = moescope_version() or "(not installed)", vllm_version()
+        logger.info("moescope %s in a worker of vLLM %s", *versions)
+        untested = why_untested()
+        if untested is not None:
+            logger.warning("moescope: %s", untested)
+    except Exception as error:  # noqa: BLE001 - whoever needs the version says so
+        logger.warning("moescope in a worker of an unknown version of vLLM: %r", error)
 
 
 def extended(worker_class: type[Any]) -> type[Any]:
@@ -151,7 +160,8 @@ def extended(worker_class: type[Any]) -> type[Any]:
     front = CapturingWorker if why_not is None else ReportingWorker
     bases = (front, worker_class, *(base for base in worker_class.__bases__ if base is not object))
     # By its metaclass, which may not be `type`.
-    made: type[Any] = type(worker_class)(
+    metaclass: Any = type(worker_class)
+    made: type[Any] = metaclass(
         f"Routing{worker_class.__name__}",
         bases,
         {"__module__": __name__, "__doc__": worker_class.__doc__, "_moescope_why_not": why_not},

@@ -128,7 +128,7 @@ def test_a_worker_that_never_counted_is_there_with_the_reason(
     page = watched.open(empty.url)
     expect(page.locator(".health")).to_contain_text("Capture is off on DP rank 0: ImportError: no msgspec")
     expect(page.get_by_text("No model has reported yet")).to_have_count(0)
-    models = page.get_by_role("table", name="Models").locator("tbody tr")
+    models = page.get_by_role("region", name="Models").locator("tbody tr")
     assert models.locator("td").nth(3).inner_text() == "\u2013"
     for view in ("heatmap", "ranks", "layer", "advice", "compare", "traces"):
         watched.open(empty.url, f"#/{view}")

@@ -26,7 +26,7 @@ from moescope.capture import session
 from moescope.capture.attach import mixin
 from moescope.capture.counting import capturer, reference, strategies
 from moescope.capture.frames import builder, sender, taker
-from moescope.capture.seam import requests, survey, versions
+from moescope.capture.seam import identity, requests, survey, versions
 from moescope.capture.step import phases
 from moescope.capture.tracing import tracer
 from tests.anew import executed_anew
@@ -243,6 +243,11 @@ CASES: dict[str, Case] = {
     "ranks unknown": Case(
         inject=raising(session, "read_producer"),
         shows="capture is off.*read_producer is broken",
+        state="disabled",
+    ),
+    "version can't be told": Case(
+        inject=raising(identity, "vllm_version"),
+        shows="capture is off.*vllm_version is broken",
         state="disabled",
     ),
     "unknown version": Case(
