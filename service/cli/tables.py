@@ -30,13 +30,17 @@ def _deployment_table(deployment: dict[str, Any]) -> RenderableType:
             table.add_row(
                 str(rank["dp_rank"]),
                 *(str(producer[name]) for name in ("tp_rank", "pp_rank", "ep_rank")),
-                f"{rank['tokens']:,}",
-                f"{rank['phases']['decode_tokens']:,}" if rank["phases"] else "-",
-                *(f"{rank[name]:,}" for name in ("steps", "idle_steps")),
+                _count(rank["tokens"]),
+                _count((rank["phases"] or {}).get("decode_tokens")),
+                *(_count(rank[name]) for name in ("steps", "idle_steps")),
                 f"{producer['state']}, {producer['age_seconds']:.0f} s ago",
                 _capture(rank, producer),
             )
     return Group(table, *(Text(f"- {note}") for note in _absences(deployment)))
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
 
 
 def _absences(deployment: dict[str, Any]) -> list[str]:
@@ -144,7 +148,7 @@ def _notes(answer: dict[str, Any]) -> list[Text]:
 def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
     faults = []
     if producer["state_reason"]:
-        faults.append(producer["state_reason"])
+        faults.append(f"capture is off: {producer['state_reason']}")
     if producer["uncovered"]:
         faults.append(f"uncovered layers {[entry['layer'] for entry in producer['uncovered']]}")
     if rank["unseen_layers"]:

@@ -23,8 +23,7 @@ def test_empty_until_the_first_frame(empty: Serving, clock: Clock, watched: Watc
     page = watched.open(empty.url)
     expect(page.get_by_role("heading", name="No model has reported yet")).to_be_visible()
     command = page.locator("pre").inner_text()
-    assert f"MOESCOPE_ENDPOINT={empty.url} " in command
-    assert "--worker-cls moescope.capture.worker.RoutingWorker" in command
+    assert command.startswith(f"MOESCOPE=1 MOESCOPE_ENDPOINT={empty.url} ")
     assert watched.axe() == []
     empty.push(_frame(clock))
     expect(page.locator(".tile").first).to_be_visible()
@@ -118,6 +117,22 @@ def test_ranks_say_whether_they_are_live_stale_restarted_or_disabled(
     assert re.search(r"DP rank 4 never reported", health)
     assert re.search(r"DP rank 1, 3 fell silent|DP rank 1,3 fell silent", health)
     assert "1 restart of workers" in health
+    assert watched.axe() == []
+
+
+def test_a_worker_that_never_counted_is_there_with_the_reason(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    told = {"state": "disabled", "state_reason": "ImportError: no msgspec", "tokens": 0, "steps": 0}
+    empty.push(frame({}, epoch=int(clock.now * 1e9), **told))
+    page = watched.open(empty.url)
+    expect(page.locator(".health")).to_contain_text("Capture is off on DP rank 0: ImportError: no msgspec")
+    expect(page.get_by_text("No model has reported yet")).to_have_count(0)
+    models = page.get_by_role("region", name="Models").locator("tbody tr")
+    assert models.locator("td").nth(3).inner_text() == "\u2013"
+    for view in ("heatmap", "ranks", "layer", "advice", "compare", "traces"):
+        watched.open(empty.url, f"#/{view}")
+        expect(page.locator("main")).not_to_contain_text("This page failed")
     assert watched.axe() == []
 
 

@@ -47,7 +47,8 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
 def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> DeploymentOut:
     sizes = heard_last(producers)
     by_rank = groupby(producers, key=lambda item: item.latest.producer.dp_rank)
-    dp_ranks = [_dp_rank(rank, list(group)) for rank, group in by_rank]
+    members = [(rank, list(group)) for rank, group in by_rank]
+    dp_ranks = [_known(_dp_rank(rank, group), group) for rank, group in members]
     return DeploymentOut(
         server=key[0],
         model=key[1],
@@ -56,6 +57,13 @@ def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> Deploym
         missing_dp_ranks=sorted(set(range(sizes.dp_size)) - {rank.dp_rank for rank in dp_ranks}),
         dp_ranks=dp_ranks,
     )
+
+
+def _known(rank: DpRankOut, producers: list[ProducerState]) -> DpRankOut:
+    """The rank, without numbers if none of its workers ever counted."""
+    if not all(item.never_counted for item in producers):
+        return rank
+    return rank.model_copy(update={"tokens": None, "steps": None, "idle_steps": None, "phases": None})
 
 
 def _dp_rank(rank: int, producers: list[ProducerState]) -> DpRankOut:

@@ -29,7 +29,8 @@ class ProducerOut(BaseModel):
     vllm_version: str
     moescope_version: str
     state: Literal["counting", "disabled", "stale"] = Field(
-        description="disabled: it stopped counting for good, see state_reason. stale: it fell silent."
+        description="disabled: it stopped counting for good or never began, see state_reason. "
+        "stale: it fell silent."
     )
     state_reason: str
     age_seconds: float = Field(description="Time since its newest frame was accepted.")
@@ -63,9 +64,12 @@ class DpRankOut(BaseModel):
     """One data-parallel rank, over all epochs of its producers."""
 
     dp_rank: int
-    tokens: int = Field(description="Tokens computed for requests: no padding, no dummy steps.")
-    steps: int
-    idle_steps: int = Field(description="Dummy steps, run because another DP rank had work.")
+    tokens: int | None = Field(
+        description="Tokens computed for requests: no padding, no dummy steps. null, like all numbers here: "
+        "none of its workers ever counted."
+    )
+    steps: int | None
+    idle_steps: int | None = Field(description="Dummy steps, run because another DP rank had work.")
     phases: PhasesOut | None = Field(description="null: the phases of some of its tokens are not known.")
     unseen_layers: list[int] = Field(
         description="Layers that it claims to cover and never saw a token in, although it computed some."

@@ -68,7 +68,7 @@ def groups(state: LiveState) -> list[Group]:
 
 def rank_counters(group: Group) -> Iterable[Found]:
     """Tokens and steps of each DP rank."""
-    live = {rank for rank, _ in group.by_dp_rank()}
+    live = {rank for rank, members in group.by_dp_rank() if not all(item.never_counted for item in members)}
     for rank in group.total.dp_ranks:
         if rank.rank in live:
             labels = (*group.deployment, str(rank.rank))

@@ -16,10 +16,13 @@ export function rankState(rank) {
   const stale = of("stale");
   const restarts = Math.max(...rank.producers.map((p) => p.restarts));
   if (disabled) return { level: "bad", word: "disabled", text: disabled.state_reason || "capture was turned off" };
-  if (stale) return { level: "warn", word: "stale", text: `silent for ${duration(stale.age_seconds)}` };
+  if (stale) return { level: "warn", word: "stale", text: `silent for ${duration(stale.age_seconds)}${lastWord(stale)}` };
   if (restarts) return { level: "good", word: "live, restarted", text: plural(restarts, "restart") };
   return { level: "good", word: "live", text: "" };
 }
+
+/** What a worker said before it fell silent, if it was that it doesn't count. */
+const lastWord = (producer) => (producer.state_reason ? `; capture was off: ${producer.state_reason}` : "");
 
 /** Everything worth saying about a deployment, worst first. @returns {Finding[]} */
 export function findings(deployment) {
@@ -51,13 +54,14 @@ function silent(d) {
   const list = producers(d).filter((p) => p.state === "stale");
   if (!list.length) return [{ level: "good", word: "reporting", text: "Every worker reports." }];
   const longest = Math.max(...list.map((p) => p.age_seconds));
-  return [{ level: "warn", word: "stale", text: `DP rank ${ranksOf(list)} fell silent, up to ${duration(longest)} ago: did vLLM stop, or is the network down?` }];
+  const why = list.find((p) => p.state_reason);
+  return [{ level: "warn", word: "stale", text: `DP rank ${ranksOf(list)} fell silent, up to ${duration(longest)} ago: did vLLM stop, or is the network down?${why ? ` Its last word: ${why.state_reason}.` : ""}` }];
 }
 
 function disabled(d) {
   const list = producers(d).filter((p) => p.state === "disabled");
   return list.length
-    ? [{ level: "bad", word: "disabled", text: `Capture turned itself off on DP rank ${ranksOf(list)}: ${list[0].state_reason}. Restart vLLM once it is mended.` }]
+    ? [{ level: "bad", word: "disabled", text: `Capture is off on DP rank ${ranksOf(list)}: ${list[0].state_reason}. vLLM serves on, uncounted; restart it once this is mended.` }]
     : [];
 }
 

@@ -15,7 +15,7 @@ def section(facts: Facts) -> Section:
     missing = facts.balance["missing_dp_ranks"]
     cost = facts.stragglers["straggler_cost"]
     items = [
-        ("Tokens", f"{facts.balance['tokens']:,}", f"{len(facts.balance['dp_ranks'])} DP ranks"),
+        ("Tokens", _tokens(facts.balance["tokens"]), f"{len(facts.balance['dp_ranks'])} DP ranks"),
         (
             imbalance.over("over_ep_ranks"),
             number(over_ranks["ratio_of_sums"]),
@@ -40,6 +40,10 @@ def section(facts: Facts) -> Section:
     if facts.balance["window"]["truncated"]:
         note += " The window began before what is remembered, so that it is shorter than asked for."
     return Section("Summary", note, tiles(items))
+
+
+def _tokens(number: int | None) -> str:
+    return "not known" if number is None else f"{number:,}"
 
 
 def _layer(layer: int | None) -> str:
