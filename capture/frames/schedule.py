@@ -2,9 +2,9 @@
 
 The service adds up the rows of a DP rank's TP workers and compares the sum with the rank's tokens. That is
 exact only for snapshots that were taken after the same step. The workers run the same steps and number them
-alike, but they started their intervals at moments of their own. So a snapshot is taken where the step's number
-is a multiple of a power of two: the largest one that is not above the number of steps in an interval. Workers
-that find different powers still meet, because every multiple of the larger one is a multiple of the smaller.
+alike, but they started their intervals at moments of their own. So a snapshot is taken where the step's
+number is a multiple of a power of two: the largest one that is not above the number of steps in an interval.
+Workers that find different powers still meet, because a multiple of the larger one is one of the smaller.
 """
 
 from __future__ import annotations

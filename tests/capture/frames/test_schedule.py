@@ -44,7 +44,7 @@ def test_two_workers_have_a_common_snapshot_in_each_interval(
 def test_snapshots_of_a_busy_worker_are_an_interval_apart_at_most(per_interval: float) -> None:
     ends = [(n, 1000 + n / per_interval) for n in range(1, int(20 * per_interval) + 2)]
     times = [now for _, now in _taken(SnapshotSchedule(1.0), ends)]
-    gaps = [b - a for a, b in zip(times[1:], times[2:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times[1:])]
     assert max(gaps, default=0.0) <= max(1.0, 1 / per_interval) + 1e-6
     assert min(gaps, default=1.0) >= 0.5 - 1e-6
 

@@ -1,0 +1,232 @@
+"""The law of rows: in each layer, the rows of a DP rank's TP workers add up to the rank's tokens.
+
+Exactly one TP worker counts each row, whichever layout the rows have. So the sum over the workers of a pipeline
+stage is the number of tokens after the same step, in each phase too. Rows and tokens never shrink. So the sum
+over snapshots of different steps is still within the smallest and the largest of the workers' tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from moescope.capture.wire import Int64Array
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.totals import Totals
+
+Kind = Literal["rows", "prefill_rows", "decode_rows"]
+KINDS: Final[tuple[Kind, Kind, Kind]] = ("rows", "prefill_rows", "decode_rows")
+"""The law holds for all rows and for those of each phase; arrays ``[3, L]`` are in this order."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Mark:
+    """What one worker had counted after a step of its newest start.
+
+    ``step`` is (steps, idle_steps). ``decode_tokens`` and ``decode_rows`` are None where phases are not known.
+    ``at`` is when the service took it, seconds of Unix time.
+    """
+
+    step: tuple[int, int]
+    tokens: int
+    decode_tokens: int | None
+    layout: Layout
+    rows: Int64Array
+    decode_rows: Int64Array | None
+    at: float
+
+
+def mark_of(counted: Totals, at: float) -> Mark:
+    """The mark of a frame's totals, which arrived at ``at``."""
+    decode = counted.decode
+    return Mark(
+        step=(counted.steps, counted.idle_steps),
+        tokens=counted.tokens,
+        decode_tokens=None if decode is None else decode.tokens,
+        layout=counted.layout,
+        rows=counted.rows,
+        decode_rows=None if decode is None else decode.rows,
+        at=at,
+    )
+
+
+def same_step(marks: Sequence[Mark]) -> bool:
+    """Whether all workers' totals are those after one step. Then they also tell the same tokens."""
+    first = marks[0]
+    return all(
+        mark.step == first.step
+        and mark.tokens == first.tokens
+        and (None in (mark.decode_tokens, first.decode_tokens) or mark.decode_tokens == first.decode_tokens)
+        for mark in marks
+    )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Comparison:
+    """Rows of L layers, added up over a stage's TP workers, beside the tokens.
+
+    Attributes:
+        at: when the last of the snapshots arrived, seconds of Unix time.
+        steps: steps, dummy steps included, after which the snapshots were taken; the fewest of them.
+        tokens: tokens of each kind, int64 [3]; the fewest that any worker told.
+        rows: int64 [3, L].
+        off: tokens less rows, int64 [3, L]: above zero rows were lost, below zero there are too many. Where
+            the snapshots are of different steps, by how much at least.
+        partly: layers that not all TP workers cover and that are short of rows: not known whether any are
+            lost, bool [L]. Their ``off`` is 0.
+        phased: whether the phases are known; if not, only the first of the three rows says something.
+    """
+
+    at: float
+    steps: int
+    tokens: Int64Array
+    layout: Layout
+    rows: Int64Array
+    off: Int64Array
+    partly: npt.NDArray[np.bool_]
+    phased: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether every layer's rows are the tokens, as far as it is known."""
+        return not self.off.any()
+
+
+def compare(marks: Sequence[Mark], before: Comparison | None = None) -> Comparison:
+    """Add up the rows of all TP workers of a stage, one mark each.
+
+    Args:
+        marks: of the same start; of one step, or of several.
+        before: an exact comparison of earlier steps: what was off by then is off now, and is not lost again.
+    """
+    layout = reduce(Layout.union, (mark.layout for mark in marks))
+    phased = all(mark.decode_rows is not None for mark in marks)
+    rows, workers = np.zeros((3, len(layout.layers)), np.int64), np.zeros(len(layout.layers), np.int64)
+    for mark in marks:
+        rows[0] += layout.widened_layers(mark.layout, mark.rows)
+        workers += layout.widened_layers(mark.layout, np.ones(len(mark.rows), np.int64))
+        if phased and mark.decode_rows is not None:
+            rows[2] += layout.widened_layers(mark.layout, mark.decode_rows)
+    rows[1] = rows[0] - rows[2] if phased else 0
+    told = np.array([_tokens(mark, phased) for mark in marks], np.int64)
+    known = off_before(before, layout)
+    off = known + off_by(rows + known, told.min(axis=0), told.max(axis=0))
+    partly = (workers < len(marks)) & (off > 0).any(axis=0)
+    return Comparison(
+        at=max(mark.at for mark in marks),
+        steps=min(sum(mark.step) for mark in marks),
+        tokens=told.min(axis=0),
+        layout=layout,
+        rows=rows,
+        off=np.where(partly, np.minimum(off, 0), off),
+        partly=partly,
+        phased=phased,
+    )
+
+
+def off_before(before: Comparison | None, layout: Layout) -> Int64Array:
+    """What was off by an earlier comparison, int64 [3, L]; zeros if there was none of these layers."""
+    if before is None or before.layout != layout:
+        return np.zeros((3, len(layout.layers)), np.int64)
+    return before.off
+
+
+def off_by(rows: Int64Array, fewest: Int64Array, most: Int64Array) -> Int64Array:
+    """By how much rows are not within tokens, signed as `Comparison.off`.
+
+    Args:
+        rows: int64 [K, L].
+        fewest, most: bounds of the tokens, int64 [K].
+    """
+    short, over = fewest[:, np.newaxis] - rows, most[:, np.newaxis] - rows
+    return np.maximum(short, 0) + np.minimum(over, 0)
+
+
+def _tokens(mark: Mark, phased: bool) -> tuple[int, int, int]:
+    decode = mark.decode_tokens
+    return (mark.tokens, mark.tokens - decode, decode) if phased and decode is not None else (mark.tokens, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """A time in which a layer's rows and the tokens drew apart, on the service's clock.
+
+    ``kinds`` says which rows did, in the order of :data:`KINDS`.
+    """
+
+    since: float
+    until: float
+    kinds: tuple[bool, bool, bool]
+
+
+MAX_BREACHES: Final = 16
+"""Breaches that are remembered of a layer; beyond that the two oldest become one, with the time between."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RowLaw:
+    """What is known of the law at one pipeline stage of one DP rank.
+
+    Attributes:
+        compared: the newest comparison of one step, or None.
+        doubted: what the newest snapshots of different steps show beyond ``compared``; None: nothing.
+        breaches: layer to its breaches, oldest first, over all starts that this service saw.
+    """
+
+    compared: Comparison | None = None
+    doubted: Comparison | None = None
+    breaches: Mapping[int, tuple[Breach, ...]] = field(default_factory=dict)
+
+    @property
+    def newest(self) -> Comparison | None:
+        """The comparison that shows most."""
+        return self.doubted or self.compared
+
+    def with_compared(self, found: Comparison, since: float) -> RowLaw:
+        """Add a comparison of one step; ``since``: the start of the workers, if there was none before."""
+        return replace(self._noted(found, since), compared=found, doubted=None)
+
+    def with_newest(self, found: Comparison, since: float) -> RowLaw:
+        """Take note of a comparison of different steps, made with ``before=self.compared``."""
+        if np.array_equal(found.off, off_before(self.compared, found.layout)):
+            return self if self.doubted is None else replace(self, doubted=None)
+        return replace(self._noted(found, since), doubted=found)
+
+    def started_again(self) -> RowLaw:
+        """The workers began anew from zero; what was broken before is remembered."""
+        return RowLaw(breaches=self.breaches)
+
+    def _noted(self, found: Comparison, since: float) -> RowLaw:
+        """With the breaches of the time since the last exact comparison."""
+        changed = found.off != off_before(self.compared, found.layout)
+        changed[1:] &= found.phased
+        if not changed.any():
+            return self
+        since = since if self.compared is None else self.compared.at
+        breaches = dict(self.breaches)
+        for at in np.flatnonzero(changed.any(axis=0)).tolist():
+            layer = found.layout.layers[at].layer
+            all_rows, prefill, decode = changed[:, at].tolist()
+            new = Breach(since, found.at, (all_rows, prefill, decode))
+            breaches[layer] = _joined([*breaches.get(layer, ()), new])
+        return replace(self, breaches=breaches)
+
+
+def _joined(breaches: list[Breach]) -> tuple[Breach, ...]:
+    """The breaches, with the last one joined to the one before if they touch, and not too many."""
+    if len(breaches) > 1 and breaches[-1].since <= breaches[-2].until:
+        breaches[-2:] = [_both(*breaches[-2:])]
+    if len(breaches) > MAX_BREACHES:
+        breaches[:2] = [_both(*breaches[:2])]
+    return tuple(breaches)
+
+
+def _both(first: Breach, second: Breach) -> Breach:
+    a, b = first.kinds, second.kinds
+    kinds = (a[0] or b[0], a[1] or b[1], a[2] or b[2])
+    return Breach(min(first.since, second.since), max(first.until, second.until), kinds)
