@@ -1,8 +1,8 @@
 """The law of rows: in each layer, the rows of a DP rank's TP workers add up to the rank's tokens.
 
-Exactly one TP worker counts each row, whichever layout the rows have. So the sum over the workers of a pipeline
-stage is the number of tokens after the same step, in each phase too. Rows and tokens never shrink. So the sum
-over snapshots of different steps is still within the smallest and the largest of the workers' tokens.
+Exactly one TP worker counts each row, whichever layout the rows have. So the sum over the workers of a
+pipeline stage is the number of tokens after the same step, in each phase too. Rows and tokens never shrink.
+So the sum over snapshots of different steps is within the fewest and the most tokens of the workers.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ KINDS: Final[tuple[Kind, Kind, Kind]] = ("rows", "prefill_rows", "decode_rows")
 class Mark:
     """What one worker had counted after a step of its newest start.
 
-    ``step`` is (steps, idle_steps). ``decode_tokens`` and ``decode_rows`` are None where phases are not known.
-    ``at`` is when the service took it, seconds of Unix time.
+    ``step`` is (steps, idle_steps). ``decode_tokens`` and ``decode_rows`` are None where phases are not
+    known. ``at`` is when the service took it, seconds of Unix time.
     """
 
     step: tuple[int, int]
@@ -149,7 +149,9 @@ def off_by(rows: Int64Array, fewest: Int64Array, most: Int64Array) -> Int64Array
 
 def _tokens(mark: Mark, phased: bool) -> tuple[int, int, int]:
     decode = mark.decode_tokens
-    return (mark.tokens, mark.tokens - decode, decode) if phased and decode is not None else (mark.tokens, 0, 0)
+    return (
+        (mark.tokens, mark.tokens - decode, decode) if phased and decode is not None else (mark.tokens, 0, 0)
+    )
 
 
 @dataclass(frozen=True, slots=True)

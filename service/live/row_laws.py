@@ -1,4 +1,4 @@
-"""The law of rows at all pipeline stages: finds snapshots of one step among those that the TP workers send."""
+"""The law of rows at all pipeline stages: finds snapshots of one step among those that TP workers send."""
 
 from __future__ import annotations
 
