@@ -59,7 +59,11 @@ def cluster(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     require(missing_compiler())
     options = {
         **DP2_EP2,
-        "env": {"BREAK_FOLDER": str(folder), "MOESCOPE_INTERVAL": str(INTERVAL)},
+        "env": {
+            "BREAK_FOLDER": str(folder),
+            "MOESCOPE_INTERVAL": str(INTERVAL),
+            "PYTHONPATH": str(Path.cwd()),
+        },
         "worker_class": "tests.e2e.breaking_worker.BreakingWorker",
         "extra_args": ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp"),
     }
