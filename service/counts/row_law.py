@@ -144,7 +144,7 @@ def off_by(rows: Int64Array, fewest: Int64Array, most: Int64Array) -> Int64Array
         fewest, most: bounds of the tokens, int64 [K].
     """
     short, over = fewest[:, np.newaxis] - rows, most[:, np.newaxis] - rows
-    return np.maximum(short, 0) + np.minimum(over, 0)
+    return np.asarray(np.maximum(short, 0) + np.minimum(over, 0), np.int64)
 
 
 def _tokens(mark: Mark, phased: bool) -> tuple[int, int, int]:

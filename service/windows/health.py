@@ -118,13 +118,13 @@ def _stage(pp_rank: int, tp_size: int, workers: Sequence[ProducerState]) -> Stag
         return StageHealth(pp_rank, "unknown", reason, None, None, None, ())
     law = workers[0].law
     broken = tuple(_broken(law.newest))
-    reason = None if broken else next(_unknown(tp_size, workers), None)
+    why = None if broken else next(_unknown(tp_size, workers), None)
     last = law.compared
     now = workers[0].received_at + workers[0].age
     return StageHealth(
         pp_rank=pp_rank,
-        state="broken" if broken else "holds" if reason is None else "unknown",
-        reason=reason,
+        state="broken" if broken else "holds" if why is None else "unknown",
+        reason=why,
         compared_steps=None if last is None else last.steps,
         compared_tokens=None if last is None else int(last.tokens[0]),
         compared_age=None if last is None else max(0.0, now - last.at),

@@ -18,7 +18,7 @@ BYPASSED_LAYER: Final = 3
 
 
 class BreakingWorker(RoutingWorker):  # type: ignore[misc]
-    """Counts as `RoutingWorker` does, but for the routing calls that a file in ``BREAK_FOLDER`` keeps away."""
+    """Counts as `RoutingWorker` does, without the routing calls that a file in ``BREAK_FOLDER`` names."""
 
     _broken = frozenset[str]()
 

@@ -1,7 +1,7 @@
 """The law of rows under traffic, DP=2 TP=2 EP=4: it holds, and each way of breaking capture shows at once.
 
-A test-only worker breaks capture in one layer while the server runs: one TP worker drops the layer, or steps of
-decode go round its callback. Everything else is the real thing.
+A test-only worker breaks capture in one layer while the server runs: one TP worker drops the layer, or steps
+of decode go round its callback. Everything else is the real thing.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _mismatches(dp_ranks: list[dict[str, Any]]) -> set[tuple[int, str]]:
 
 
 def _snapshots_until_it_shows(cluster: Cluster, file: Path, layer: int, law: str) -> int:
-    """Break capture; the most snapshots that any worker has sent by the time that the layer's rows show it."""
+    """Break capture; the most snapshots that any worker has sent by the time that it shows in the layer."""
     before = time.time_ns()
     file.touch()
     _until(cluster, lambda found: (layer, law) in _mismatches(found))

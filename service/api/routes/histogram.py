@@ -108,7 +108,7 @@ def _series(
 
 def _counts(layer: LayerWindow) -> LayerCounts:
     if layer.not_seen:
-        return LayerCounts(layer=layer.shape.layer, tokens=None, counts=None)
+        return LayerCounts(layer=layer.shape.layer, tokens=None, counts=None, not_conserved=None)
     counts = layer.counts.sum(axis=0)
     return LayerCounts(
         layer=layer.shape.layer,

@@ -90,9 +90,11 @@ export function brokenLaw(d) {
   const none = d.dp_ranks.flatMap((rank) => rank.unseen_layers.map((layer) => ({ rank: rank.dp_rank, layer, law: "rows", got: 0, expected: rank.tokens })));
   const [first] = [...lost, ...none];
   if (!first) return "";
-  const layers = sorted(new Set([...lost, ...none].map((m) => m.layer)));
-  const where = `${layers.length === 1 ? "layer" : "layers"} ${ranges(layers)} of DP rank ${ranksOf([...lost, ...none])}`;
-  return `Counts don't add up in ${where}: layer ${first.layer} of DP rank ${first.rank} has ${count(first.got)} of ${count(first.expected)} ${ROWS[first.law]}. What rests on these counts is wrong or left out.`;
+  const all = [...lost, ...none];
+  const places = new Set(all.map((m) => `${m.layer} ${m.rank}`)).size;
+  const example = `layer ${first.layer} of DP rank ${first.rank} has ${count(first.got)} of ${count(first.expected)} ${ROWS[first.law]}`;
+  const where = places > 1 ? ` in layers ${ranges(sorted(new Set(all.map((m) => m.layer))))} of DP rank ${ranksOf(all)}; first` : "";
+  return `Counts don't add up${where}: ${example}. What rests on these counts is wrong or left out.`;
 }
 
 function conservation(d) {

@@ -1,11 +1,10 @@
-"""Real capturers of all workers, whose frames a real live state takes: a break of capture shows in two intervals.
+"""Real capturers of all workers, whose frames a real live state takes: a break shows within two intervals.
 
 Each mutation takes away a part of what capture does, in mid-traffic, in one layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,7 +47,10 @@ class Worker:
     pp_rank: int
     layers: list[MoeLayer]
     clock: Clock
-    skips: Callable[[int, bool], bool] = lambda layer, decode: False
+    dropped: frozenset[int] = frozenset()
+    """Layers whose routing calls capture does not hear of."""
+    bypassed: frozenset[int] = frozenset()
+    """Layers of which it does not hear in steps of decode only."""
     sizes: StepRows = field(default_factory=lambda: StepRows(None, None))
 
     def __post_init__(self) -> None:
@@ -76,7 +78,8 @@ class Worker:
         self.capturer.begin_step(tokens, decode)
         shard = -(-tokens // 2)
         for ordinal, layer in enumerate(self.layers):
-            if not self.skips(layer.layer, decode == tokens):
+            lost = self.dropped | (self.bypassed if decode == tokens else frozenset())
+            if layer.layer not in lost:
                 ids = torch.randint(EXPERTS, (shard, layer.top_k), dtype=torch.int32)
                 self.capturer.record(ordinal, ids)
         self.capturer.end_step()
@@ -160,17 +163,17 @@ def test_it_holds_and_is_compared_in_each_interval_under_steady_traffic(rank: Ra
 
 def test_one_tp_worker_that_drops_a_layer(rank: Rank) -> None:
     for worker in rank.of(tp_rank=1, pp_rank=0):
-        worker.skips = lambda layer, decode: layer == 2
+        worker.dropped = frozenset({2})
     rank.run(2 * INTERVAL)
     assert rank.broken() == {(2, "rows"), (2, "prefill_rows"), (2, "decode_rows")}
 
 
 def test_one_or_two_steps_that_one_tp_worker_loses(rank: Rank) -> None:
     for worker in rank.of(tp_rank=1, pp_rank=0):
-        worker.skips = lambda layer, decode: layer == 2
+        worker.dropped = frozenset({2})
     rank.run(1.5 * STEP)  # one of two steps may be a dummy
     for worker in rank.workers:
-        worker.skips = lambda layer, decode: False
+        worker.dropped = frozenset()
     rank.run(2 * INTERVAL)
     [lost] = [found for stage in rank.law() for found in stage.broken if found.law == "rows"]
     assert lost.layer == 2
@@ -179,14 +182,14 @@ def test_one_or_two_steps_that_one_tp_worker_loses(rank: Rank) -> None:
 
 def test_decode_that_bypasses_the_callback(rank: Rank) -> None:
     for worker in rank.of(tp_rank=None, pp_rank=1):
-        worker.skips = lambda layer, decode: layer == 3 and decode
+        worker.bypassed = frozenset({3})
     rank.run(2 * INTERVAL)
     assert rank.broken() == {(3, "rows"), (3, "decode_rows")}
 
 
 def test_the_layer_of_a_pipeline_stage_that_stops(rank: Rank) -> None:
     for worker in rank.of(tp_rank=None, pp_rank=1):
-        worker.skips = lambda layer, decode: layer == 4
+        worker.dropped = frozenset({4})
     rank.run(2 * INTERVAL)
     assert {layer for layer, _ in rank.broken()} == {4}
     assert [stage.state for stage in rank.law()] == ["holds", "broken"]
