@@ -104,6 +104,9 @@ class Rank:
             for tp in range(2)
         ]
         self._steps = 0
+        for worker in self.workers:  # each announces itself, and its intervals begin then
+            self.clock.now += 0.23 * INTERVAL
+            self._deliver(worker)
 
     def run(self, seconds: float) -> None:
         """Steps without a pause: mostly of decode; now and then with a prompt; sometimes a dummy step."""
