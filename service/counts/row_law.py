@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Final, Literal
 
 import numpy as np
@@ -104,29 +104,77 @@ def compare(marks: Sequence[Mark], before: Comparison | None = None) -> Comparis
         marks: of the same start; of one step, or of several.
         before: an exact comparison of earlier steps: what was off by then is off now, and is not lost again.
     """
+    if before is None and (found := _adding_up(marks)) is not None:
+        return found
     layout = reduce(Layout.union, (mark.layout for mark in marks))
     phased = all(mark.decode_rows is not None for mark in marks)
-    rows, workers = np.zeros((3, len(layout.layers)), np.int64), np.zeros(len(layout.layers), np.int64)
+    rows = np.zeros((3, len(layout.layers)), np.int64)
     for mark in marks:
         rows[0] += layout.widened_layers(mark.layout, mark.rows)
-        workers += layout.widened_layers(mark.layout, np.ones(len(mark.rows), np.int64))
         if phased and mark.decode_rows is not None:
             rows[2] += layout.widened_layers(mark.layout, mark.decode_rows)
-    rows[1] = rows[0] - rows[2] if phased else 0
-    told = np.array([_tokens(mark, phased) for mark in marks], np.int64)
+    if phased:
+        np.subtract(rows[0], rows[2], out=rows[1])
+    told = [_tokens(mark, phased) for mark in marks]
+    fewest, most = np.array(min(told), np.int64), np.array(max(told), np.int64)
+    if len(marks) > 1:
+        fewest, most = np.min(told, axis=0), np.max(told, axis=0)
     known = off_before(before, layout)
-    off = known + off_by(rows + known, told.min(axis=0), told.max(axis=0))
-    partly = (workers < len(marks)) & (off > 0).any(axis=0)
+    off = known + off_by(rows + known, fewest, most)
+    partly = np.zeros(len(layout.layers), np.bool_)
+    if off.any():
+        workers = sum(layout.widened_layers(mark.layout, np.ones_like(mark.rows)) for mark in marks)
+        partly = (np.asarray(workers) < len(marks)) & (off > 0).any(axis=0)
+        off[:, partly] = np.minimum(off[:, partly], 0)
     return Comparison(
         at=max(mark.at for mark in marks),
         steps=min(sum(mark.step) for mark in marks),
-        tokens=told.min(axis=0),
+        tokens=fewest,
         layout=layout,
         rows=rows,
-        off=np.where(partly, np.minimum(off, 0), off),
+        off=off,
         partly=partly,
         phased=phased,
     )
+
+
+def _adding_up(marks: Sequence[Mark]) -> Comparison | None:
+    """The comparison, if the marks are of one step and the same layers and add up, as almost always."""
+    first = marks[0]
+    layout, tokens = first.layout, first.tokens
+    if len(marks) > 1 and not (same_step(marks) and all(mark.layout == layout for mark in marks)):
+        return None
+    if not (_added([mark.rows for mark in marks]) == tokens).all():
+        return None
+    of_decode = [mark.decode_rows for mark in marks if mark.decode_rows is not None]
+    phased = len(of_decode) == len(marks)
+    if phased and not (_added(of_decode) == first.decode_tokens).all():
+        return None
+    told = np.array(_tokens(first, phased), np.int64)
+    off, partly = _nothing(len(layout.layers))
+    return Comparison(
+        at=max(mark.at for mark in marks),
+        steps=sum(first.step),
+        tokens=told,
+        layout=layout,
+        rows=np.broadcast_to(told[:, np.newaxis], off.shape),
+        off=off,
+        partly=partly,
+        phased=phased,
+    )
+
+
+def _added(rows: list[Int64Array]) -> Int64Array:
+    total = rows[0]
+    for more in rows[1:]:
+        total = total + more
+    return total
+
+
+@lru_cache(maxsize=16)
+def _nothing(layers: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
+    """Nothing is off in any layer, and none is covered in part; comparisons share these."""
+    return np.zeros((3, layers), np.int64), np.zeros(layers, np.bool_)
 
 
 def off_before(before: Comparison | None, layout: Layout) -> Int64Array:
@@ -205,6 +253,8 @@ class RowLaw:
 
     def _noted(self, found: Comparison, since: float) -> RowLaw:
         """With the breaches of the time since the last exact comparison."""
+        if found.holds and (self.compared is None or self.compared.holds):
+            return self
         changed = found.off != off_before(self.compared, found.layout)
         changed[1:] &= found.phased
         if not changed.any():

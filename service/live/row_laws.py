@@ -13,6 +13,9 @@ from moescope.service.store.records import Key
 MAX_MARKS: Final = 16
 """Snapshots of a worker that wait for those of the others; 16 bytes a layer each."""
 
+BOUND_AFTER_S: Final = 5.0
+"""Snapshots of different steps are looked at only if there was no comparison of one step for so long."""
+
 
 @dataclass(slots=True)
 class _Worker:
@@ -74,8 +77,10 @@ class _Stage:
             for worker in workers:
                 while worker.marks[0].step != mark.step:
                     worker.marks.popleft()
+            return
+        compared_at = started_at if self.law.compared is None else self.law.compared.at
         newest = [worker.marks[-1] for worker in workers]
-        if not same_step(newest):
+        if mark.at - compared_at >= BOUND_AFTER_S and not same_step(newest):
             self.law = self.law.with_newest(compare(newest, self.law.compared), started_at)
 
 
