@@ -193,7 +193,13 @@ def stragglers_tables(answer: dict[str, Any]) -> RenderableType:
         f"Over layers: straggler cost {_share(answer['straggler_cost'])}; of the window's sums "
         f"{_share(answer['windowed_straggler_share'])}"
     )
-    return Group(table, whole, *(_stage_line(stage) for stage in answer["stages"]), *_reason_of(answer))
+    broken = [
+        Text(f"- layer {layer['layer']}: {layer['not_conserved']}", style="dim")
+        for layer in answer["layers"]
+        if layer["not_conserved"]
+    ]
+    stages = (_stage_line(stage) for stage in answer["stages"])
+    return Group(table, whole, *stages, *_reason_of(answer), *broken)
 
 
 def _stage_line(stage: dict[str, Any]) -> Text:
