@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from moescope.service.counts.account_state import Latest
-from moescope.service.counts.row_law import Mark, RowLaw, compare, mark_of, same_step
+from moescope.service.counts.row_comparison import Mark, compare, mark_of, same_step
+from moescope.service.counts.row_law import RowLaw
 from moescope.service.store.records import Key
 
 MAX_MARKS: Final = 16

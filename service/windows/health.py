@@ -12,7 +12,7 @@ import numpy as np
 
 from moescope.service.counts.account_state import Latest
 from moescope.service.counts.layers import Layout
-from moescope.service.counts.row_law import KINDS, Comparison, Kind
+from moescope.service.counts.row_comparison import KINDS, Comparison, Kind
 from moescope.service.live.producers import ProducerState, heard_last, of_present_start
 
 UNCOMPARED_S: Final = 60.0

@@ -1,6 +1,6 @@
 """Where a window's rows don't add up to the tokens, so that what rests on them is not known.
 
-Two things say so: the comparisons of the workers' snapshots (:mod:`moescope.service.counts.row_law`), whose
+Two things say so: the comparisons of the workers' snapshots (:mod:`moescope.service.counts.row_comparison`), whose
 breaches overlap the window, and the window's own sums. The sums need no snapshots of one step, and tell of
 windows from before this service started. They are exact with one TP worker. With several they are bounds,
 because the workers report one after the other.
@@ -16,7 +16,8 @@ import numpy as np
 from moescope.capture.wire import Int64Array
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.phase_split import Phase
-from moescope.service.counts.row_law import KINDS, Breach
+from moescope.service.counts.row_comparison import KINDS
+from moescope.service.counts.row_law import Breach
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, heard_last
 
