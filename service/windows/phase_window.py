@@ -25,7 +25,7 @@ def merge_spans_of_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> 
     if phase is None:
         return merge_spans(spans)
     split = _Split(phase)
-    window = merge_spans(spans, split)
+    window = merge_spans(spans, split, phase)
     return replace(
         window,
         dp_ranks=tuple(replace(rank, phases=split.work[rank.rank]) for rank in window.dp_ranks),
@@ -79,4 +79,5 @@ def _known(layer: LayerWindow, unphased: dict[int, int]) -> LayerWindow:
         counts=layer.counts[kept],
         rows=layer.rows[kept],
         unphased=unphased,
+        broken={rank: why for rank, why in layer.broken.items() if rank not in unphased},
     )
