@@ -2,7 +2,7 @@
 
 For each release an environment is made under .matrix (two gigabytes, less what uv's cache shares), a real
 vLLM serves a tiny model without and with capture, and what moescope says is compared with vLLM's own counters.
-Prints a table, and writes docs/versions.md: rows of releases that were not run stay as they are.
+Prints a table, and writes docs/versions.md after each release: rows of others stay as they are.
 """
 
 from __future__ import annotations
@@ -54,11 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             missing[version] = str(error)
             _say(version, f"can't be installed: {error}")
             continue
-        records += _run(environment, logs)
+        found = _run(environment, logs)
+        records += found
+        if not asked.dry:
+            write(CPU_RESULTS, merge(read(CPU_RESULTS), found))
+            document.main()
         if not asked.keep:
             environment.remove()
         _say(version, f"took {time.monotonic() - began:.0f} s")
-    _report(records, missing, asked.dry)
+    _report(records, missing)
     return 1 if missing or any(record.failed for record in records) else 0
 
 
@@ -92,7 +96,7 @@ def _run(environment: Environment, logs: Path) -> list[Record]:
     return records
 
 
-def _report(records: Sequence[Record], missing: dict[str, str], dry: bool) -> None:
+def _report(records: Sequence[Record], missing: dict[str, str]) -> None:
     print()
     for record in records:
         result = f"fails: {', '.join(record.failed)}" if record.failed else "passes"
@@ -100,10 +104,6 @@ def _report(records: Sequence[Record], missing: dict[str, str], dry: bool) -> No
         print(f"{record.version:8} {record.layout:10} {result}{lacks}")
     for version, reason in missing.items():
         print(f"{version:8} {'':10} not run: {reason}")
-    if not dry and records:
-        write(CPU_RESULTS, merge(read(CPU_RESULTS), records))
-        document.main()
-        print(f"wrote {document.PAGE}")
 
 
 def _say(what: str, text: str) -> None:

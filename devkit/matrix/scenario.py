@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import httpx
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from devkit.matrix.environment import Environment
+from devkit.matrix.environment import ROOT, Environment
 from devkit.matrix.record import Record
 from devkit.processes import ProcessGroup, free_port
 from devkit.root_cause import explain
@@ -99,10 +100,14 @@ def run(environment: Environment, layout: Layout, model: Path, folder: Path, say
                     except FellShortError as error:
                         checks[name] = str(error)
                         failed.append(name)
+        if layout.ranks == 1:
+            checks["monolithic kernels"] = _kernels(environment)
     except (VllmStartError, FellShortError, httpx.HTTPError) as error:
         name = "counts" if "starts" in checks else "starts"
         checks[name] = " ".join(str(error).split())[:300]
         failed.append(name)
+    if "WRONG" in checks.get("monolithic kernels", ""):
+        failed.append("monolithic kernels")
     return Record(
         version=environment.version,
         layout=layout.name,
@@ -303,3 +308,19 @@ def _texts(found: list[list[int]], expected: list[list[int]]) -> str:
         differ = sum(one != other for one, other in zip(found, expected, strict=True))
         raise FellShortError(f"{differ} of {len(expected)} differ")
     return "equal"
+
+
+def _kernels(environment: Environment) -> str:
+    """What becomes of monolithic kernels (see `kernel_probe`)."""
+    done = subprocess.run(
+        [str(environment.python), "-m", "devkit.matrix.kernel_probe"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS * 5,
+    )
+    said = (done.stdout.strip().splitlines() or [""])[-1]
+    if done.returncode:
+        return f"WRONG: {(done.stderr.strip().splitlines() or ['it ended'])[-1][:200]}"
+    return "not covered, with the reason" if said.startswith("not covered: monolithic kernel") else said

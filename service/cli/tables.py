@@ -40,7 +40,7 @@ def _deployment_table(deployment: dict[str, Any]) -> RenderableType:
 
 
 def _absences(deployment: dict[str, Any]) -> list[str]:
-    """A line about the ranks that never reported, and one for each layer that can't be seen."""
+    """Lines about ranks that never reported, layers that can't be seen, and what workers can't tell."""
     missing = ", ".join(str(rank) for rank in deployment["missing_dp_ranks"])
     uncovered = {
         f"layer {entry['layer']} can't be seen: {entry['reason']}": None
@@ -48,7 +48,13 @@ def _absences(deployment: dict[str, Any]) -> list[str]:
         for producer in rank["producers"]
         for entry in producer["uncovered"]
     }
-    return [*([f"DP ranks that never reported: {missing}"] if missing else []), *uncovered]
+    unavailable = {
+        f"{part} can't be told: {reason}": None
+        for rank in deployment["dp_ranks"]
+        for producer in rank["producers"]
+        for part, reason in producer["unavailable"].items()
+    }
+    return [*([f"DP ranks that never reported: {missing}"] if missing else []), *uncovered, *unavailable]
 
 
 def balance_tables(answer: dict[str, Any]) -> RenderableType:

@@ -102,6 +102,7 @@ def _producer(item: ProducerState) -> ProducerOut:
             "traces": _traces(latest.traces),
             "uncovered": [Uncovered(layer=entry.layer, reason=entry.reason) for entry in latest.uncovered],
             "mismatches": _mismatches(item),
+            "unavailable": dict(latest.unavailable),
             "drops": dict(item.totals.drops),
         }
     )
