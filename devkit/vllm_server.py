@@ -51,8 +51,8 @@ class VllmOptions:
     """What to serve and how; each field is one of ``vllm serve``'s options.
 
     ``worker_class`` None is vLLM's own. ``port`` 0 takes a free one. ``env`` is added to this process's
-    environment and to :data:`ENVIRONMENT`, ``extra_args`` to the command line. ``python`` is the interpreter of
-    the environment that has the vLLM, this one's if None.
+    environment and to :data:`ENVIRONMENT`, ``extra_args`` to the command line. ``python`` is the interpreter
+    of the environment that has the vLLM, this one's if None.
     """
 
     model: Path

@@ -11,10 +11,10 @@ capture never depends on it. Without it, on CPUs:
 - with ``--pipeline-parallel-size 2`` and eager mode the second stage dies in the first forward pass;
 - before vLLM 0.30 the CPU kernel routes inside and never calls the router.
 
-All of this is mended here for correctness, not for speed. :data:`MENDED` says what of it in which release. The
-router and its callbacks, which moescope observes, are vLLM's own and untouched (before 0.30 the CPU's routing
-function stands in for its CUDA kernel). To start in ten seconds rather than thirty, vLLM's processes are
-forked here.
+All of this is mended here for correctness, not for speed. :data:`MENDED` says what of it in which release.
+The router and its callbacks, which moescope observes, are vLLM's own and untouched (before 0.30 the CPU's
+routing function stands in for its CUDA kernel). To start in ten seconds rather than thirty, vLLM's processes
+are forked here.
 
 vLLM calls :func:`install` in each of its processes, possibly more than once in one, and lets its exceptions
 through: installing twice changes nothing, and a version that was never tried is an error, not a guess.

@@ -1,9 +1,9 @@
 """Sends the CPU's experts of vLLM before 0.30 through vLLM's own router, as every other device's go.
 
-There the CPU kernel routes inside (it is monolithic) and never calls the router, so moescope can't see what it
-chose, and rightly says that such layers are not covered. Here the method says that it is modular: then vLLM's
-runner asks the router first, whose callbacks run, and hands its choice to the method. The method runs the same
-kernel with that choice in place of the kernel's own.
+There the CPU kernel routes inside (it is monolithic) and never calls the router, so moescope can't see what
+it chose, and rightly says that such layers are not covered. Here the method says that it is modular: then
+vLLM's runner asks the router first, whose callbacks run, and hands its choice to the method. The method runs
+the same kernel with that choice in place of the kernel's own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Choice = tuple[torch.Tensor, torch.Tensor]
 
 
 class _Kernel:
-    """The module that has the CPU kernel, whose function for routing gives the router's choice while it runs."""
+    """The CPU kernel's module: its function for routing gives the router's choice while the kernel runs."""
 
     def __init__(self) -> None:
         name = f"{_LAYERS}.cpu_fused_moe"  # up to 0.27
@@ -96,6 +96,6 @@ def route_in_the_router() -> None:
 
     router._compute_routing = compute_routing
     method.apply = apply
-    method.is_monolithic = property(lambda self: kernel.runs)
-    method.supports_internal_mk = property(lambda self: True)  # else vLLM makes a modular kernel for it
+    method.is_monolithic = property(lambda _: kernel.runs)
+    method.supports_internal_mk = property(lambda _: True)  # else vLLM makes a modular kernel for it
     setattr(method, _MARK, True)

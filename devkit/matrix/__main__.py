@@ -1,8 +1,8 @@
 """Run each supported release of vLLM on this machine's CPUs: ``python -m devkit.matrix``, or ``make matrix``.
 
 For each release an environment is made under .matrix (two gigabytes, less what uv's cache shares), a real
-vLLM serves a tiny model without and with capture, and what moescope says is compared with vLLM's own counters.
-Prints a table, and writes docs/versions.md after each release: rows of others stay as they are.
+vLLM serves a tiny model without and with capture, and what moescope says is compared with vLLM's own
+counters. Prints a table, and writes docs/versions.md after each release: rows of others stay as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from devkit.matrix import document
-from devkit.matrix.environment import FOLDER, Environment, InstallError, Installer
+from devkit.matrix.environment import FOLDER, Environment, Installer, InstallError
 from devkit.matrix.record import CPU_RESULTS, Record, merge, read, write
 from devkit.matrix.scenario import layouts_of, run
 from devkit.tiny_moe import ensure_checkpoint

