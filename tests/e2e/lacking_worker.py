@@ -26,11 +26,12 @@ class LackingWorker(RoutingWorker):  # type: ignore[misc]
     """Takes them away when capture asks for the model, which vLLM has loaded by then."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        placed = expert_map_manager.determine_expert_map
+        placed, variables = expert_map_manager.determine_expert_map, dict(envs.environment_variables)
         try:
             super().load_model(*args, **kwargs)
         finally:
             expert_map_manager.determine_expert_map = placed
+            envs.environment_variables.update(variables)
             self.vllm_config = self.vllm_config._config
 
     def get_model(self) -> Any:

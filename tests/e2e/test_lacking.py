@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -21,7 +22,7 @@ def lacking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("lacking")
     options = DP2_EP2 | {
         "worker_class": "tests.e2e.lacking_worker.LackingWorker",
-        "env": {"MOESCOPE_TRACE_RATE": "1"},
+        "env": {"MOESCOPE_TRACE_RATE": "1", "PYTHONPATH": str(Path.cwd())},
     }
     with Cluster(folder, options, store=folder / "store") as running:
         running.complete_all(prompts(12))
