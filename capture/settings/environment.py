@@ -16,6 +16,7 @@ from moescope.capture.wire import INGEST_PATH
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:9890"
 DEFAULT_TRACE_MIB = 256
+DEFAULT_KEPT_IDS_MIB = 32
 
 
 class SettingsError(ValueError):
@@ -46,6 +47,8 @@ class CaptureSettings:
         traces: which requests' routing is traced: a share of them (``MOESCOPE_TRACE_RATE``, 0 to 1), and
             those that ask for it (``MOESCOPE_TRACE_OPT_IN``); none by default.
         trace_bytes: memory for traces in each worker (``MOESCOPE_TRACE_MIB``); what doesn't fit is dropped.
+        kept_ids_bytes: on a GPU, the most that a step's expert ids may take until one kernel counts them
+            (``MOESCOPE_KEPT_IDS_MIB``); beyond it there are several launches a step, with the same counts.
         access: files with the token and certificates, for what changes while vLLM runs.
     """
 
@@ -56,6 +59,7 @@ class CaptureSettings:
     server: str = ""
     traces: TraceSampling = field(default_factory=TraceSampling)
     trace_bytes: int = DEFAULT_TRACE_MIB << 20
+    kept_ids_bytes: int = DEFAULT_KEPT_IDS_MIB << 20
     access: Access = NO_ACCESS
 
     @classmethod
@@ -75,7 +79,8 @@ class CaptureSettings:
                 rate=_rate(environment.get("MOESCOPE_TRACE_RATE") or "0"),
                 opt_in=_flag("MOESCOPE_TRACE_OPT_IN", environment),
             ),
-            trace_bytes=_mib(environment.get("MOESCOPE_TRACE_MIB") or str(DEFAULT_TRACE_MIB)) << 20,
+            trace_bytes=_mib("MOESCOPE_TRACE_MIB", environment, DEFAULT_TRACE_MIB, least=1) << 20,
+            kept_ids_bytes=_mib("MOESCOPE_KEPT_IDS_MIB", environment, DEFAULT_KEPT_IDS_MIB, least=0) << 20,
             access=_access(environment),
         )
 
@@ -122,13 +127,14 @@ def _flag(name: str, environment: Mapping[str, str]) -> bool:
     return text in ("1", "true")
 
 
-def _mib(text: str) -> int:
+def _mib(name: str, environment: Mapping[str, str], default: int, *, least: int) -> int:
+    text = environment.get(name) or str(default)
     try:
         mib = int(text)
     except ValueError:
-        mib = 0
-    if not 1 <= mib <= 1 << 20:
-        raise SettingsError(f"MOESCOPE_TRACE_MIB: {text!r} is no number of MiB from 1 to {1 << 20}")
+        mib = -1
+    if not least <= mib <= 1 << 20:
+        raise SettingsError(f"{name}: {text!r} is no number of MiB from {least} to {1 << 20}")
     return mib
 
 
