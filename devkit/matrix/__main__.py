@@ -1,6 +1,6 @@
 """Run each supported release of vLLM on this machine's CPUs: ``python -m devkit.matrix``, or ``make matrix``.
 
-For each release an environment is made under .matrix (two gigabytes, less what uv's cache shares), a real
+For each release an environment is made under .matrix (three gigabytes, less what uv's cache shares), a real
 vLLM serves a tiny model without and with capture, and what moescope says is compared with vLLM's own
 counters. Prints a table, and writes docs/versions.md after each release: rows of others stay as they are.
 """
