@@ -44,7 +44,9 @@ def _count(number: int | None) -> str:
 
 
 def _absences(deployment: dict[str, Any]) -> list[str]:
-    """Lines about ranks that never reported, layers that can't be seen, rows that are not the tokens."""
+    """Lines about ranks that never reported, layers that can't be seen, rows that are not the tokens, and
+    what workers can't tell.
+    """
     missing = ", ".join(str(rank) for rank in deployment["missing_dp_ranks"])
     uncovered = {
         f"layer {entry['layer']} can't be seen: {entry['reason']}": None
@@ -58,7 +60,18 @@ def _absences(deployment: dict[str, Any]) -> list[str]:
         for stage in rank["stages"]
         for line in _law(stage)
     ]
-    return [*([f"DP ranks that never reported: {missing}"] if missing else []), *uncovered, *laws]
+    unavailable = {
+        f"{part} can't be told: {reason}": None
+        for rank in deployment["dp_ranks"]
+        for producer in rank["producers"]
+        for part, reason in producer["unavailable"].items()
+    }
+    return [
+        *([f"DP ranks that never reported: {missing}"] if missing else []),
+        *uncovered,
+        *unavailable,
+        *laws,
+    ]
 
 
 def _law(stage: dict[str, Any]) -> list[str]:

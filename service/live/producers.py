@@ -58,6 +58,12 @@ class ProducerSpan:
     span: Span
 
 
+def why_unavailable(producers: Iterable[ProducerState], part: str) -> str | None:
+    """Why a worker can't tell a part, such as "phases" (see `Frame.unavailable`); None if each can."""
+    reasons = (item.latest.unavailable.get(part) for item in producers)
+    return next((reason for reason in reasons if reason), None)
+
+
 def heard_last(producers: Iterable[ProducerState]) -> Producer:
     """The producer of a deployment that was heard last, and so knows its sizes (``dp_size``, ``ep_size``).
 

@@ -112,6 +112,7 @@ def _producer(item: ProducerState) -> ProducerOut:
             "traces": _traces(latest.traces),
             "uncovered": [Uncovered(layer=entry.layer, reason=entry.reason) for entry in latest.uncovered],
             "mismatches": _mismatches(mismatches(item.latest)),
+            "unavailable": dict(latest.unavailable),
             "drops": dict(item.totals.drops),
         }
     )

@@ -70,6 +70,9 @@ class ProducerOut(BaseModel):
     traces: dict[str, int] | None = Field(
         description="Traces: captured = delivered + dropped_<reason> + in_flight; null: none asked for."
     )
+    unavailable: dict[str, str] = Field(
+        description="What it can't tell, and why: phases, traces, placement or steps (loads of single steps)."
+    )
     drops: dict[str, int] = Field(description="What it lost or put off, by reason; never counts of tokens.")
 
 

@@ -54,10 +54,12 @@ def test_a_narrow_terminal_gets_the_hottest_rank_in_place_of_empty_columns(
 
 def test_ranks_names_who_never_reported_and_what_cant_be_seen(service: Service) -> None:
     uncovered = [wire.UncoveredLayer(5, "monolithic kernel")]
-    service.push(frame({3: [2, 1]}, who=producer(dp_size=3), uncovered=uncovered))
+    unavailable = {"phases": "no order"}
+    service.push(frame({3: [2, 1]}, who=producer(dp_size=3), uncovered=uncovered, unavailable=unavailable))
     done = run("ranks", "--url", service.url)
     assert "- DP ranks that never reported: 1, 2" in done.stdout
     assert "- layer 5 can't be seen: monolithic kernel" in done.stdout
+    assert "- phases can't be told: no order" in done.stdout
 
 
 def test_rows_that_are_not_the_tokens_are_said(service: Service) -> None:
