@@ -1,9 +1,9 @@
 """Where a window's rows don't add up to the tokens, so that what rests on them is not known.
 
 Two things say so: the comparisons of the workers' snapshots, of which a breach overlaps the window (see
-:mod:`moescope.service.counts.row_law`), and the window's own sums. The sums need no snapshots of one step, and tell of
-windows from before this service started. They are exact with one TP worker. With several they are bounds,
-because the workers report one after the other.
+:mod:`moescope.service.counts.row_law`), and the window's own sums. The sums need no snapshots of one step,
+and tell of windows from before this service started. They are exact with one TP worker. With several they are
+bounds, because the workers report one after the other.
 """
 
 from __future__ import annotations
