@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -98,6 +99,13 @@ class CaptureSession:
             self._binding.unbind()  # no router may go on calling a capturer that nobody reads
             raise
         _log_coverage(survey, settings)
+
+    def before_raise(self, unheard: Callable[[str], None]) -> None:
+        """Have this called with the reason before an unknown layout stops a worker that sends no frame yet.
+
+        Later the frames say it: the next one, or the last one while the worker shuts down.
+        """
+        self.capturer.before_raise = lambda reason: None if self._started else unheard(reason)
 
     def warm_up_begins(self) -> None:
         """Take back the callback slots that vLLM took after the load; its callbacks are called as well."""

@@ -215,7 +215,8 @@ class RoutingCapturer:
             return locate_rows(num_rows, self._ranks, rows.tokens_across_dp, rows.shard_sizes)
         except AssertionError as error:
             if self._raises:
-                self.before_raise(str(error))
+                self.disabled_reason = str(error)  # frames say so, should any go out
+                self.before_raise(self.disabled_reason)
                 raise
             self.disable(str(error))
         except Exception as error:  # noqa: BLE001 - as above
