@@ -71,7 +71,7 @@ def test_a_report_of_a_deployment_that_never_counted(service: Service) -> None:
     service.push(frame({}, epoch=int(service.clock.now * 1e9), **off))
     page = document(gather(service.url, 3600, None, None))
     assert "capture is off: no msgspec" in page
-    assert '<td class="number">-</td>' in page or "<td>-</td>" in page
+    assert re.search(r"<td[^>]*>-</td>", page)
 
 
 def test_a_report_needs_nothing_else(service: Service) -> None:
