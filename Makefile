@@ -4,7 +4,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help env demo test packages lint types kernels tests tests-service tests-store tests-e2e tests-rest test-gpu bare soak format clean
+.PHONY: help env demo test packages lint types kernels tests tests-service tests-store tests-e2e tests-rest test-gpu bare soak matrix format clean
 
 # vLLM's modules are imported by every process of every test; cached bytecode makes that three times as fast.
 unexport PYTHONDONTWRITEBYTECODE
@@ -30,6 +30,7 @@ help:  ## this text
 	@echo; echo "examples:"
 	@echo "  make demo ARGS='--requests 50 --exit'    a demo that ends by itself; --help lists its flags"
 	@echo "  make tests ARGS='-m \"not e2e\" -x'        only the quick tests, up to the first failure"
+	@echo "  make matrix ARGS='0.26.0 0.31.0'          two releases of vLLM; the others' rows stay"
 
 env:  ## create or update .venv
 	@devkit/setup-env.sh
@@ -81,9 +82,12 @@ bare:  ## both commands on a minimal Debian, made for it; takes root and half an
 soak: env  ## the gates that take long: load, faults, network, bad input; a table into docs/gates.md (ARGS=--help)
 	$(call stage,soak,$(BIN)/python -m devkit.soak $(ARGS))
 
+matrix: env  ## each supported release of vLLM, run on CPUs; a table into docs/versions.md (ARGS=--help)
+	$(call stage,matrix,$(call install,vllm) && $(BIN)/python -m devkit.matrix $(ARGS))
+
 format: env  ## rewrite the code in its format, with the fixes that ruff can make
 	@$(BIN)/ruff check --fix-only -q .; $(BIN)/ruff format .
 
 clean:  ## remove what these targets made, .venv too
-	rm -rf .venv .kit .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .kit .demo .matrix build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -path ./.git -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -print0 | xargs -0 rm -rf

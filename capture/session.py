@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,24 +13,26 @@ import torch
 from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.load_ring import LoadRing, ring_for
 from moescope.capture.counting.reference import CountBuffers
-from moescope.capture.counting.strategies import TorchPerLayer
 from moescope.capture.delivery.transport import HttpTransport
 from moescope.capture.frames.builder import FrameBuilder
 from moescope.capture.frames.sender import FrameSender
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.frames.taker import SnapshotTaker
+from moescope.capture.frames.unavailable import Unavailable
 from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
 from moescope.capture.seam.forward import step_rows
-from moescope.capture.seam.ranks import read_producer, read_ranks, steps_compare
-from moescope.capture.seam.requests import why_not_traceable
+from moescope.capture.seam.ranks import read_producer, read_ranks, why_no_steps
+from moescope.capture.seam.requests import scheduled_tokens
 from moescope.capture.seam.runner import holds_requests
 from moescope.capture.seam.survey import MoeSurvey, survey_model
+from moescope.capture.seam.versions import vllm_version
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests, BatchWatch
 from moescope.capture.step.phases import PhaseTracker
-from moescope.capture.trace_session import TraceSession
-from moescope.capture.wire import MoeLayer, Producer
+from moescope.capture.step.totals import StepTokens
+from moescope.capture.trace_session import TraceSession, open_traces, why_no_traces
+from moescope.capture.wire import Producer
 
 logger = logging.getLogger("vllm.moescope")
 
@@ -42,6 +45,7 @@ UNASKED = (
 class CaptureSession:
     """Capture in one worker, from the loaded model to its shutdown.
 
+    What this vLLM lacks of what phases, traces, placement and loads of steps need costs only these.
     All that vLLM's step calls here is guarded: a fault turns capture off and is logged, and vLLM serves on.
     The exception is the AssertionError of an unknown row layout, which a router's callback raises.
     """
@@ -55,21 +59,29 @@ class CaptureSession:
         model_runner: Any = None,
     ):
         survey = survey_model(model, vllm_config)
+        self._unavailable = unavailable = Unavailable()
+        if survey.why_no_placement is not None:
+            unavailable.note("placement", survey.why_no_placement)
         layers = [layer.spec for layer in survey.routed]
         producer, epoch = read_producer(vllm_config, settings.server), time.time_ns()
-        ring = _open_ring(survey, producer, vllm_config, device)
+        ring = _open_ring(survey, producer, vllm_config, device, unavailable)
         buffers = CountBuffers(layers, device, vllm_config.scheduler_config.max_num_batched_tokens, ring)
-        self.capturer = RoutingCapturer(buffers, read_ranks(vllm_config), step_rows, settings.on_error)
+        self.capturer = RoutingCapturer(
+            buffers, read_ranks(vllm_config), step_rows, settings.on_error, settings.kept_ids_bytes
+        )
         self._binding = RouterBinding(survey.routed, self.capturer)
         history = None if ring is None else StepHistory(ring.version)
-        self._eplb = watch_eplb(model_runner, [layer.module for layer in survey.routed], vllm_config)
+        modules = [layer.module for layer in survey.routed]
+        self._eplb = watch_eplb(model_runner, modules, vllm_config, partial(unavailable.note, "placement"))
         self._taker = SnapshotTaker(
             buffers.flat, self.capturer, settings.interval, ring=ring, history=history, eplb=self._eplb
         )
         self._phases = PhaseTracker()
-        self._traces = _open_traces(
-            layers, producer, epoch, settings, vllm_config, device, self.capturer.strategy
-        )
+        self._traces: TraceSession | None = None
+        self._watch = BatchWatch(vllm_config, self._ordered, self._watch_failed)
+        reason = self._watch.reason or why_no_traces(vllm_config, device, self.capturer.strategy)
+        no_traces = partial(unavailable.note, "traces")
+        self._traces = open_traces(layers, producer, epoch, settings, vllm_config, device, reason, no_traces)
         if self._traces is not None:
             buffers.traced = self._traces.staging
         builder = FrameBuilder(
@@ -82,6 +94,7 @@ class CaptureSession:
             traces=dict if self._traces is None else self._traces.accounts,
             history=history,
             moving=None if self._eplb is None else MovingPlacement(layers, self._eplb.rows, producer.ep_size),
+            unavailable=unavailable.reasons,
         )
         self._sender = FrameSender(
             self._taker,
@@ -91,7 +104,6 @@ class CaptureSession:
             look=self._look_for_unasked_steps,
         )
         self._runner = model_runner
-        self._watch = BatchWatch(vllm_config, self._ordered, self._watch_failed)
         self._serving = self._warming_up = self._started = self._asked = False
         try:
             self._binding.bind()
@@ -99,6 +111,7 @@ class CaptureSession:
             self._binding.unbind()  # no router may go on calling a capturer that nobody reads
             raise
         _log_coverage(survey, settings)
+        unavailable.announce(vllm_version())
 
     def before_raise(self, unheard: Callable[[str], None]) -> None:
         """Have this called with the reason before an unknown layout stops a worker that sends no frame yet.
@@ -166,18 +179,31 @@ class CaptureSession:
         self._taker.step_begins()
         if self._eplb is not None:
             self._eplb.look()
-        self.capturer.begin_step(*self._phases.begin_step(scheduler_output))
+        self.capturer.begin_step(*self._step_tokens(scheduler_output))
+
+    def _step_tokens(self, scheduler_output: Any) -> StepTokens:
+        """The step's tokens; all are of one phase once the phases can't be told: frames leave them out."""
+        if "phases" not in self._unavailable.reasons():
+            try:
+                return self._phases.begin_step(scheduler_output)
+            except Exception as error:  # noqa: BLE001 - counts don't need them
+                self._unavailable.note("phases", f"the requests of a step can't be read: {error!r}")
+        return StepTokens(scheduled_tokens(scheduler_output), 0)
 
     def _ordered(self, batch: BatchRequests) -> None:
         """The order of the batch's rows is known, and its forward pass is not enqueued yet."""
         if self.capturer.awaits_phases:
-            self._guarded(lambda: self.capturer.set_phases(self._phases.of_tokens(batch)))
+            try:
+                self.capturer.set_phases(self._phases.of_tokens(batch))
+            except Exception as error:  # noqa: BLE001 - counts don't need them
+                self._unavailable.note("phases", f"the phases of a step can't be told: {error!r}")
         if self._traces is not None:
             self._traces.take_order(batch, self.capturer.totals.forward_passes)
 
-    def _watch_failed(self) -> None:
+    def _watch_failed(self, reason: str) -> None:
+        self._unavailable.note("phases", reason)
         if self._traces is not None:
-            self._traces.give_up()
+            self._traces.give_up(reason)
 
     def _look_for_unasked_steps(self) -> None:
         """Turn capture off where steps run that this worker isn't asked for; the sender's thread looks.
@@ -207,34 +233,15 @@ class CaptureSession:
 
 
 def _open_ring(
-    survey: MoeSurvey, producer: Producer, vllm_config: Any, device: torch.device
+    survey: MoeSurvey, producer: Producer, vllm_config: Any, device: torch.device, unavailable: Unavailable
 ) -> LoadRing | None:
     """A ring of loads, if a step has the same number on all DP ranks and experts are not moved."""
-    if not steps_compare(vllm_config):
-        return None
-    return ring_for([layer.spec for layer in survey.routed], survey.placement, producer.ep_size, device)
-
-
-def _open_traces(
-    layers: list[MoeLayer],
-    producer: Producer,
-    epoch: int,
-    settings: CaptureSettings,
-    vllm_config: Any,
-    device: torch.device,
-    strategy: str,
-) -> TraceSession | None:
-    """Tracing, if the settings ask for it and this server's requests can be traced; else None."""
-    if not settings.traces.any or not layers:
-        return None
-    reason = why_not_traceable(vllm_config, device.type)
-    if device.type == "cuda" and strategy == TorchPerLayer.name:
-        reason = "routing traces need Triton on a GPU"
-    if reason is not None:
-        logger.warning("moescope: %s", reason)
-        return None
-    max_tokens = int(vllm_config.scheduler_config.max_num_batched_tokens)
-    return TraceSession(layers, producer, epoch, settings, max_tokens, device)
+    reason = why_no_steps(vllm_config) or survey.why_no_placement
+    if reason is None:
+        return ring_for([layer.spec for layer in survey.routed], survey.placement, producer.ep_size, device)
+    if producer.ep_size > 1:
+        unavailable.note("steps", reason)
+    return None
 
 
 def _log_coverage(survey: MoeSurvey, settings: CaptureSettings) -> None:

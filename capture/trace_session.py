@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from moescope.capture.counting.staging import TraceStaging
+from moescope.capture.counting.strategies import TorchPerLayer
 from moescope.capture.delivery.transport import HttpTransport
-from moescope.capture.seam.requests import read_requests
+from moescope.capture.seam.requests import read_requests, why_not_traceable
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import TraceAssembly
@@ -33,6 +34,7 @@ class TraceSession:
         settings: which requests are traced, in how much memory, and where traces go.
         max_tokens: no step of this worker's DP rank has more.
         device: where the counting kernels run.
+        failed: called once, with the reason, if tracing ends by a fault.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TraceSession:
         settings: CaptureSettings,
         max_tokens: int,
         device: torch.device,
+        failed: Callable[[str], None],
     ) -> None:
         self.staging = TraceStaging(layers, max_tokens, device)
         self._assembly = TraceAssembly(self.staging, sharded=producer.tp_size > 1)
@@ -57,6 +60,7 @@ class TraceSession:
         self._sender = TraceSender(self._assembly, layers, producer, epoch, transport)
         self._started = False
         self._failed = False
+        self._on_failure = failed
         logger.warning(
             "moescope: tracing the routing of %g of all requests%s; handle traces like prompts",
             settings.traces.rate,
@@ -90,11 +94,12 @@ class TraceSession:
         """The step is enqueued."""
         self._guarded(self._tracer.end_step)
 
-    def give_up(self) -> None:
-        """The order of batches is no longer known: end tracing for good."""
+    def give_up(self, reason: str) -> None:
+        """End tracing for good, for example because the order of batches is no longer known."""
         if not self._failed:
             self._failed = True
             self._tracer.give_up()
+            self._on_failure(reason)
 
     def stop(self) -> None:
         """Cut off open traces and send what is left, within a second."""
@@ -113,5 +118,42 @@ class TraceSession:
         try:
             action()
         except Exception as error:  # an observer must not harm the server
-            self.give_up()
-            logger.exception("moescope: tracing is off for good, counting goes on: %r", error)
+            logger.exception("moescope: tracing has failed")
+            self.give_up(f"internal fault: {error!r}")
+
+
+def why_no_traces(vllm_config: Any, device: torch.device, strategy: str) -> str | None:
+    """Why this server's requests can't be traced, or None; `strategy` is the capturer's."""
+    if device.type == "cuda" and strategy == TorchPerLayer.name:
+        return "routing traces need Triton on a GPU"
+    return why_not_traceable(vllm_config, device.type)
+
+
+def open_traces(
+    layers: Sequence[MoeLayer],
+    producer: Producer,
+    epoch: int,
+    settings: CaptureSettings,
+    vllm_config: Any,
+    device: torch.device,
+    reason: str | None,
+    failed: Callable[[str], None],
+) -> TraceSession | None:
+    """Tracing, if the settings ask for it and this server's requests can be traced; else None.
+
+    Args:
+        layers, producer, epoch, settings, device: see `TraceSession`.
+        reason: why the requests can't be traced, or None.
+        failed: called once, with the reason, if the settings ask for traces and there are none, or no more.
+    """
+    if not settings.traces.any or not layers:
+        return None
+    if reason is not None:
+        failed(reason)
+        return None
+    max_tokens = int(vllm_config.scheduler_config.max_num_batched_tokens)
+    try:
+        return TraceSession(layers, producer, epoch, settings, max_tokens, device, failed)
+    except Exception as error:  # noqa: BLE001 - counts don't need it
+        failed(f"tracing could not start: {error!r}")
+        return None

@@ -51,7 +51,8 @@ class VllmOptions:
     """What to serve and how; each field is one of ``vllm serve``'s options.
 
     ``worker_class`` None is vLLM's own. ``port`` 0 takes a free one. ``env`` is added to this process's
-    environment and to :data:`ENVIRONMENT`, ``extra_args`` to the command line.
+    environment and to :data:`ENVIRONMENT`, ``extra_args`` to the command line. ``python`` is the interpreter
+    of the environment that has the vLLM, this one's if None.
     """
 
     model: Path
@@ -68,6 +69,7 @@ class VllmOptions:
     seed: int = 0
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    python: Path | None = None
 
     def command(self, port: int) -> list[str]:
         """The command line."""
@@ -90,7 +92,7 @@ class VllmOptions:
         if self.max_num_batched_tokens is not None:
             arguments["--max-num-batched-tokens"] = str(self.max_num_batched_tokens)
         return [
-            str(Path(sys.executable).with_name("vllm")),
+            str((self.python or Path(sys.executable)).with_name("vllm")),
             "serve",
             str(self.model),
             *(part for pair in arguments.items() for part in pair),

@@ -34,6 +34,7 @@ class FrameBuilder:
         traces: tells the accounts of traces (see `TraceSender.accounts`).
         history: the loads of steps that wait for a frame; None without a ring of loads.
         moving: where the experts are, if EPLB moves them; or None.
+        unavailable: tells what can't be told, and why (see `Frame.unavailable`).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class FrameBuilder:
         traces: Callable[[], Mapping[str, int]] = dict,
         history: StepHistory | None = None,
         moving: MovingPlacement | None = None,
+        unavailable: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._producer = producer
         self._epoch = epoch
@@ -57,6 +59,7 @@ class FrameBuilder:
         self._traces = traces
         self._history = history
         self._moving = moving
+        self._unavailable = unavailable
         self._num_counts = sum(layer.num_experts for layer in layers)
         self._seq = 0
 
@@ -66,7 +69,8 @@ class FrameBuilder:
         reason, totals, history = snapshot.disabled_reason, snapshot.totals, self._history
         counts = snapshot.flat[: 2 * self._num_counts].reshape(2, -1)
         rows = snapshot.flat[2 * self._num_counts :].reshape(2, -1)
-        phased = totals.phases_known
+        unavailable = dict(self._unavailable())
+        phased = totals.phases_known and "phases" not in unavailable
         lost = {} if history is None else {"steps_lost": history.lost}
         return Frame(
             wire=(WIRE_MAJOR, WIRE_MINOR),
@@ -83,7 +87,7 @@ class FrameBuilder:
             tokens=totals.tokens,
             steps=totals.steps,
             idle_steps=totals.idle_steps,
-            placement=self._placement_at(snapshot),
+            placement=None if "placement" in unavailable else self._placement_at(snapshot),
             strategy=self._strategy(),
             drops=dict(drops) | lost,
             traces=dict(self._traces()),
@@ -93,6 +97,7 @@ class FrameBuilder:
             decode_steps=totals.decode_steps if phased else 0,
             mixed_steps=totals.mixed_steps if phased else 0,
             step_loads=None if history is None else history.pack(),
+            unavailable={what: reason[:MAX_REASON] for what, reason in unavailable.items()},
         )
 
     def _placement_at(self, snapshot: Snapshot) -> Placement | None:

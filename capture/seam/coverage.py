@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from moescope.capture.seam.slots import SinkBuffers, SinkSlot, SourceSlot
-from moescope.capture.seam.versions import installed_row
+from moescope.capture.seam.features import is_monolithic, monolithic_kernel, sink_class, source_class
+from moescope.capture.seam.slots import KernelSlot, SinkBuffers, SinkSlot, SourceSlot
 from moescope.capture.wire import MoeLayer
 
 CaptureFn = Callable[[torch.Tensor], None]
@@ -35,11 +35,11 @@ def routed_runner(runner: Any, sinks: SinkBuffers, vllm_config: Any) -> RoutedLa
     from vllm.model_executor.layers.fused_moe.router.zero_expert_router import ZeroExpertRouter
 
     slot = runner.router
-    if runner.is_monolithic:
-        reason = _why_no_sink(runner, vllm_config)
+    if is_monolithic(runner):
+        reason = _why_no_ids(runner, vllm_config)
         if reason is not None:
             return reason
-        slot = SinkSlot(runner.routed_experts, _monolithic_kernel(runner).moe_config, sinks)
+        slot = _slot_of_kernel(runner, sinks)
     elif not isinstance(slot, BaseRouter):
         return f"router {type(slot).__name__} has no callback"
     elif isinstance(slot, ZeroExpertRouter):
@@ -49,26 +49,30 @@ def routed_runner(runner: Any, sinks: SinkBuffers, vllm_config: Any) -> RoutedLa
 
 
 def _top_k(runner: Any) -> int:
-    if runner.is_monolithic:
-        return int(_monolithic_kernel(runner).moe_config.experts_per_token)
+    if is_monolithic(runner):
+        return int(monolithic_kernel(runner).moe_config.experts_per_token)
     return int(runner.router.top_k)
 
 
-def _monolithic_kernel(runner: Any) -> Any:
-    kernel = getattr(getattr(runner.routed_experts, "quant_method", None), "moe_kernel", None)
-    return getattr(getattr(kernel, "impl", None), "fused_experts", None)
+def _slot_of_kernel(runner: Any, sinks: SinkBuffers) -> SinkSlot | KernelSlot | None:
+    """The slot of a monolithic kernel that can write its ids; None if this vLLM has no slot for them."""
+    experts, kernel = getattr(runner, "routed_experts", None), monolithic_kernel(runner)
+    if hasattr(experts, "routing_sink") and sink_class() is not None:
+        return SinkSlot(experts, kernel.moe_config, sinks)
+    if hasattr(kernel, "set_capture_fn") and hasattr(kernel, "routing_replay_capture_fn"):
+        return KernelSlot(kernel, sinks)
+    return None
 
 
-def _why_no_sink(runner: Any, vllm_config: Any) -> str | None:
+def _why_no_ids(runner: Any, vllm_config: Any) -> str | None:
     """Why the ids of a monolithic kernel can't be had; None if they can."""
-    kernel = _monolithic_kernel(runner)
+    kernel = monolithic_kernel(runner)
     what = f"monolithic kernel {type(kernel).__name__}: it routes inside and never calls the router"
-    row = installed_row()
-    if row is not None and not row.routing_sinks:
-        return f"{what}; this vLLM has no routing sink"
     can_write_ids = getattr(kernel, "supports_routing_replay_capture", None)  # a layer may have no kernel
     if can_write_ids is None or not can_write_ids():
         return f"{what}; it can't write its ids to a routing sink"
+    if _slot_of_kernel(runner, SinkBuffers()) is None:
+        return f"{what}; this vLLM has no routing sink"
     if vllm_config.parallel_config.enable_eplb:
         return f"{what}; under EPLB its ids may be those of physical experts"
     return None
@@ -76,12 +80,8 @@ def _why_no_sink(runner: Any, vllm_config: Any) -> str | None:
 
 def is_capture_source(module: torch.nn.Module) -> bool:
     """Whether a module routes by itself and hands its ids over."""
-    row = installed_row()
-    if row is not None and not row.capture_sources:
-        return False
-    from vllm.model_executor.layers.fused_moe.routed_experts_capturer import RoutedExpertsCaptureSource
-
-    return isinstance(module, RoutedExpertsCaptureSource)
+    found = source_class()
+    return found is not None and isinstance(module, found)
 
 
 def routed_source(source: Any) -> RoutedLayer | str:

@@ -8,8 +8,8 @@ the device only; here it is copied with the snapshots of the counts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import torch
 from moescope.capture.wire import Int64Array, MoeLayer, Placement, PlacementTable, pack_ids
 
 logger = logging.getLogger("vllm.moescope")
+T = TypeVar("T")
 
 
 class PlacementMap(NamedTuple):
@@ -35,17 +36,20 @@ class EplbWatch:
     Args:
         model_runner: vLLM's. Its EPLB state is read anew each time.
         modules: vLLM's modules of the covered layers.
+        lost: called once, with the reason, when the state can no longer be read. No version is told then.
 
     Raises:
         LookupError: EPLB has no model with these layers.
     """
 
-    def __init__(self, model_runner: Any, modules: Sequence[Any]) -> None:
+    def __init__(self, model_runner: Any, modules: Sequence[Any], lost: Callable[[str], None]) -> None:
         self._runner = model_runner
         self._modules = list(modules)
+        self._on_loss = lost
+        self._is_lost = False
         self._begun = 0
         self._passes = self._passes_since()
-        self.moves_after_this_pass()  # a state that can't be read must show here, and not in a step
+        self._moves(), self._version()  # a state that can't be read must show here, and not in a step
         self.rows = self._find()[1]
         """For each covered layer its row in the map: its ordinal among MoE layers, not its decoder index."""
 
@@ -61,19 +65,39 @@ class EplbWatch:
 
         Any thread may ask.
         """
+        return self._guarded(self._version, None)
+
+    def look(self) -> None:
+        """Notice a rearrangement; called once in each forward pass by the thread that enqueues the steps."""
+        self._guarded(self._look, None)
+
+    def moves_after_this_pass(self) -> bool:
+        """Whether EPLB rearranges right after the pass under way: later counts have another placement."""
+        return self._guarded(self._moves, False)
+
+    def _version(self) -> int | None:
         if self._find()[0].rebalanced:
             return None
         return self._begun + (self._passes_since() < self._passes)
 
-    def look(self) -> None:
-        """Notice a rearrangement; called once in each forward pass by the thread that enqueues the steps."""
+    def _look(self) -> None:
         passes = self._passes_since()
         self._begun, self._passes = self._begun + (passes < self._passes), passes
 
-    def moves_after_this_pass(self) -> bool:
-        """Whether EPLB rearranges right after the pass under way: later counts have another placement."""
+    def _moves(self) -> bool:
         state = self._runner.eplb_state
         return not state.is_async and self._passes + 1 >= int(state.expert_rearrangement_step_interval)
+
+    def _guarded(self, read: Callable[[], T], otherwise: T) -> T:
+        """What is read of the state; once it can't be read, the placement is lost for good, and no more."""
+        if self._is_lost:
+            return otherwise
+        try:
+            return read()
+        except Exception as error:  # noqa: BLE001 - counts don't need it
+            self._is_lost = True
+            self._on_loss(_unreadable(error))
+            return otherwise
 
     def _passes_since(self) -> int:
         """Forward passes since the last rearrangement."""
@@ -136,13 +160,26 @@ class MovingPlacement:
         return Placement(version=version, tables=tables, table_of_layer=table_of_layer)
 
 
-def watch_eplb(model_runner: Any, modules: Sequence[Any], vllm_config: Any) -> EplbWatch | None:
-    """A watch where EPLB moves experts among a fixed number of EP ranks, else None."""
+def watch_eplb(
+    model_runner: Any, modules: Sequence[Any], vllm_config: Any, lost: Callable[[str], None]
+) -> EplbWatch | None:
+    """A watch where EPLB moves experts among a fixed number of EP ranks, else None.
+
+    Args:
+        lost: called with the reason if EPLB moves experts and it can't be told where they are.
+    """
     parallel = vllm_config.parallel_config
-    if not parallel.enable_eplb or not modules or getattr(parallel, "enable_elastic_ep", False):
+    if not parallel.enable_eplb or not modules:
+        return None
+    if getattr(parallel, "enable_elastic_ep", False):
+        lost("elastic expert parallelism changes the number of EP ranks while it serves")
         return None
     try:
-        return EplbWatch(model_runner, modules)
+        return EplbWatch(model_runner, modules, lost)
     except Exception as error:  # noqa: BLE001 - counts don't need it
-        logger.warning("moescope: where EPLB puts the experts is not known: %r", error)
+        lost(_unreadable(error))
         return None
+
+
+def _unreadable(error: Exception) -> str:
+    return f"where EPLB puts the experts can't be read: {error!r}"

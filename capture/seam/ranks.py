@@ -25,11 +25,13 @@ def read_producer(vllm_config: Any, server: str) -> Producer:
     return msgspec.convert(read_identity(vllm_config, server), Producer)
 
 
-def steps_compare(vllm_config: Any) -> bool:
-    """Whether the loads of single steps can be told by EP rank and joined over DP ranks.
-
-    They can't under EPLB, which moves the experts; nor with an external launcher, whose runner makes dummy
-    passes without asking the worker, so that the ranks would number their steps differently.
-    """
+def why_no_steps(vllm_config: Any) -> str | None:
+    """Why the loads of single steps can't be told by EP rank and joined over DP ranks, or None."""
     parallel = vllm_config.parallel_config
-    return not parallel.enable_eplb and str(parallel.distributed_executor_backend) != "external_launcher"
+    if parallel.enable_eplb:
+        return "EPLB moves the experts from step to step"
+    if str(getattr(parallel, "distributed_executor_backend", None)) == "external_launcher":
+        return (
+            "an external launcher makes dummy passes without the worker: ranks would number steps differently"
+        )
+    return None

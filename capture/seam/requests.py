@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
+
+from moescope.capture.seam.features import runs_v2, sorter_v2
 
 OPT_IN: Final = "moescope_trace"
 """Key of a request's ``vllm_xargs`` (``SamplingParams.extra_args``) that asks for its trace."""
@@ -86,12 +87,15 @@ class BatchOrder:
     Runner V2 orders the requests of the scheduler by a function, which is called here as well. Runner V1
     reorders its batch while it prepares a step, and then tells its logits processors. So a processor is added
     that only listens and changes no logits (`argmax-invariant`, vLLM's documented interface for extensions).
-    Pooling models have no logits processors: with runner V1 their order is not told.
+    Pooling models have no logits processors: with runner V1 their order can't be told.
 
     Args:
         ordered: called with the ids, from the thread that enqueues the steps.
         failed: called instead if runner V1 can't be read. This happens in the middle of vLLM's step, where
             nothing may be raised.
+
+    Raises:
+        LookupError: the order can't be told in this server.
     """
 
     def __init__(
@@ -100,7 +104,10 @@ class BatchOrder:
         ordered: Callable[[Sequence[str]], None],
         failed: Callable[[Exception], None],
     ) -> None:
-        self._sort = sorter_v2() if vllm_config.use_v2_model_runner else None
+        v2 = runs_v2(vllm_config)
+        if not v2 and vllm_config.model_config.runner_type == "pooling":
+            raise LookupError("model runner V1 doesn't tell the order of a batch of a pooling model")
+        self._sort = sorter_v2() if v2 else None
         self._ordered = ordered
         self._failed = failed
         self._processors: list[Any] | None = None
@@ -109,7 +116,7 @@ class BatchOrder:
     def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
         """A step with tokens is about to run."""
         if self._sort is not None:
-            self._ordered(self._sort(scheduler_output, model_runner.decode_query_len))
+            self._ordered(self._sort(scheduler_output, model_runner))
             return
         processors = model_runner.input_batch.logitsprocs.argmax_invariant
         if processors is not self._processors:
@@ -157,26 +164,10 @@ class _BatchListener:
         return logits
 
 
-def sorter_v2() -> Callable[[Any, int], list[str]]:
-    """How runner V2 orders a step's requests: a function of the scheduler's output and ``decode_query_len``.
-
-    It calls vLLM's own function, which takes the draft tokens too in vLLM 0.32, and doesn't in 0.26.
-    """
-    from vllm.v1.worker.gpu.model_runner import sort_batch_req_ids
-
-    if "draft_tokens" in inspect.signature(sort_batch_req_ids).parameters:
-        return lambda output, length: sort_batch_req_ids(
-            output.num_scheduled_tokens, output.scheduled_spec_decode_tokens, length
-        )
-    return lambda output, length: sort_batch_req_ids(output.num_scheduled_tokens, length)
-
-
 def why_not_traceable(vllm_config: Any, device_type: str) -> str | None:
     """Why the requests' rows can't be told in this server, or None."""
     if device_type not in ("cpu", "cuda"):
         return f"routing traces are not supported on {device_type}"
-    if vllm_config.model_config.runner_type == "pooling" and not vllm_config.use_v2_model_runner:
-        return "routing traces are not supported for pooling models with model runner V1"
     if vllm_config.speculative_config is not None:
         return "routing traces are not supported with speculative decoding: rejected drafts are rows too"
     if vllm_config.parallel_config.decode_context_parallel_size > 1:

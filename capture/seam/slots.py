@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import torch
 
+from moescope.capture.seam.features import sink_class
+
 SINK_BYTES: Final = 64 << 20
 """Memory for the ids of all monolithic kernels together; above it the layers share one buffer."""
 
@@ -24,6 +26,7 @@ class SinkSlot:
         self._routed_experts = routed_experts
         self._moe_config = moe_config
         self._buffers = buffers
+        self._made: Any = None
 
     @property
     def capture_fn(self) -> Any:
@@ -37,9 +40,36 @@ class SinkSlot:
         if capture_fn is None:
             self._routed_experts.routing_sink = None
         elif sink is None:
-            self._routed_experts.routing_sink = self._buffers.make_sink(self._moe_config, capture_fn)
+            if self._made is None:
+                self._made = self._buffers.make_sink(self._moe_config, capture_fn)
+            self._made.capture_fn = capture_fn
+            self._routed_experts.routing_sink = self._made
         else:
             sink.capture_fn = capture_fn
+
+
+class KernelSlot:
+    """The slot of a monolithic kernel that holds its callback and a buffer (vLLM 0.27 to 0.31)."""
+
+    def __init__(self, kernel: Any, buffers: SinkBuffers) -> None:
+        self._kernel = kernel
+        self._buffers = buffers
+
+    @property
+    def capture_fn(self) -> Any:
+        """The callback that the kernel's ids go to, or None."""
+        return self._kernel.routing_replay_capture_fn
+
+    def set_capture_fn(self, capture_fn: Any) -> None:
+        """Have the kernel's ids go to this callback, and the kernel make its buffer; None takes both away."""
+        had_buffer = getattr(self._kernel, "_routing_replay_buffer", None)
+        self._kernel.set_capture_fn(capture_fn)
+        if capture_fn is None:
+            self._buffers.release(had_buffer)
+        elif had_buffer is None:
+            self._kernel._routing_replay_buffer = self._buffers.hold(self._kernel._routing_replay_buffer)
+        else:
+            self._kernel._routing_replay_buffer = had_buffer  # captured graphs write to it
 
 
 class SinkBuffers:
@@ -55,15 +85,21 @@ class SinkBuffers:
 
     def make_sink(self, moe_config: Any, capture_fn: Any) -> Any:
         """vLLM's own sink for a kernel with this configuration."""
-        from vllm.model_executor.layers.fused_moe.routed_experts_capturer import RoutedExpertsSink
-
-        sink = RoutedExpertsSink(moe_config, capture_fn)
-        nbytes = sink.buffer.numel() * sink.buffer.element_size()
-        if self._held + nbytes > SINK_BYTES:
-            sink.buffer = self._shared.setdefault(sink.buffer.shape, sink.buffer)
-        else:
-            self._held += nbytes
+        sink = sink_class()(moe_config, capture_fn)
+        sink.buffer = self.hold(sink.buffer)
         return sink
+
+    def hold(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The buffer, or one of its shape that several kernels share."""
+        if self._held + buffer.nbytes > SINK_BYTES:
+            return self._shared.setdefault(buffer.shape, buffer)
+        self._held += buffer.nbytes
+        return buffer
+
+    def release(self, buffer: torch.Tensor | None) -> None:
+        """A kernel no longer has this buffer."""
+        if buffer is not None and buffer is not self._shared.get(buffer.shape):
+            self._held -= buffer.nbytes
 
 
 class SourceSlot:

@@ -1,24 +1,15 @@
-"""What capture relies on in each release series of vLLM: a row for each supported one."""
+"""Which releases of vLLM moescope was tested with, and which one is installed.
+
+Nothing is decided by the version: `features` looks for each thing by itself. The list is for the log.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Final, NamedTuple
+from typing import Final
 
-
-class SeamRow(NamedTuple):
-    """What one vLLM release series has of the things the capturer meets."""
-
-    capture_sources: bool
-    """`RoutedExpertsCaptureSource`: modules that route by themselves, without a `MoERunner`."""
-    routing_sinks: bool
-    """`RoutedExpertsSink`: a monolithic kernel may write the ids that it routes to."""
-
-
-SUPPORTED: Final[dict[tuple[int, int], SeamRow]] = {
-    (0, 26): SeamRow(capture_sources=False, routing_sinks=False),
-    (0, 32): SeamRow(capture_sources=True, routing_sinks=True),
-}
+TESTED: Final = tuple((0, minor) for minor in range(24, 33))
+"""The release series (major, minor) that pass in docs/versions.md."""
 
 
 def vllm_version() -> str:
@@ -36,23 +27,19 @@ def moescope_version() -> str:
         return ""
 
 
-def seam_row(version: str) -> SeamRow | None:
-    """The row of a version's release series, or None for a series that moescope was not tested with."""
+def series(version: str) -> tuple[int, int] | None:
+    """The release series of a version: (0, 32) for ``0.32.0+cpu``; None for one that names no release."""
     parts = version.split(".")
     try:
-        return SUPPORTED.get((int(parts[0]), int(parts[1])))
+        return int(parts[0]), int(parts[1])
     except (IndexError, ValueError):
         return None
 
 
-def installed_row() -> SeamRow | None:
-    """The row of the installed vLLM's release series, or None for one that moescope was not tested with."""
-    return seam_row(vllm_version())
-
-
 def why_untested() -> str | None:
     """A warning that moescope was not tested with the installed vLLM, or None."""
-    if installed_row() is not None:
+    version = vllm_version()
+    if series(version) in TESTED:
         return None
-    tested = ", ".join(f"{major}.{minor}" for major, minor in sorted(SUPPORTED))
-    return f"not tested with vLLM {vllm_version()} (tested: {tested})"
+    first, last = (".".join(map(str, found)) for found in (TESTED[0], TESTED[-1]))
+    return f"not tested with vLLM {version} (tested: {first} to {last})"

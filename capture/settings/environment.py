@@ -18,6 +18,7 @@ from moescope.capture.settings.sampling import TraceSampling
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:9890"
 DEFAULT_TRACE_MIB = 256
+DEFAULT_KEPT_IDS_MIB = 32
 
 T = TypeVar("T")
 
@@ -58,6 +59,8 @@ class CaptureSettings:
         traces: which requests' routing is traced: a share of them (``MOESCOPE_TRACE_RATE``, 0 to 1), and
             those that ask for it (``MOESCOPE_TRACE_OPT_IN``); none by default.
         trace_bytes: memory for traces in each worker (``MOESCOPE_TRACE_MIB``); what doesn't fit is dropped.
+        kept_ids_bytes: on a GPU, the most that a step's expert ids may take until one kernel counts them
+            (``MOESCOPE_KEPT_IDS_MIB``); beyond it there are several launches a step, with the same counts.
         access: files with the token and certificates, for what changes while vLLM runs.
     """
 
@@ -68,6 +71,7 @@ class CaptureSettings:
     server: str = ""
     traces: TraceSampling = field(default_factory=TraceSampling)
     trace_bytes: int = DEFAULT_TRACE_MIB << 20
+    kept_ids_bytes: int = DEFAULT_KEPT_IDS_MIB << 20
     access: Access = NO_ACCESS
 
     @classmethod
@@ -94,6 +98,9 @@ class CaptureSettings:
         def value(parse: Callable[[str], T], name: str, default: str) -> T:
             return _or_else(wrong, lambda: parse(environment.get(name) or default), lambda: parse(default))
 
+        def mib(name: str, default: int, least: int) -> int:
+            return value(lambda text: _mib(name, text, least=least), name, str(default))
+
         endpoint = value(_endpoint, "MOESCOPE_ENDPOINT", DEFAULT_ENDPOINT)
         is_meant = not wrong
         _or_else(wrong, lambda: _flag(ATTACHMENT, environment), lambda: True)
@@ -107,7 +114,8 @@ class CaptureSettings:
                 rate=value(_rate, "MOESCOPE_TRACE_RATE", "0"),
                 opt_in=_or_else(wrong, lambda: _flag("MOESCOPE_TRACE_OPT_IN", environment), lambda: False),
             ),
-            trace_bytes=value(_mib, "MOESCOPE_TRACE_MIB", str(DEFAULT_TRACE_MIB)) << 20,
+            trace_bytes=mib("MOESCOPE_TRACE_MIB", DEFAULT_TRACE_MIB, 1) << 20,
+            kept_ids_bytes=mib("MOESCOPE_KEPT_IDS_MIB", DEFAULT_KEPT_IDS_MIB, 0) << 20,
             access=_or_else(wrong, lambda: _access(environment), lambda: NO_ACCESS),
         )
         return settings if is_meant else replace(settings, token=None, access=NO_ACCESS), wrong
@@ -164,13 +172,13 @@ def _flag(name: str, environment: Mapping[str, str]) -> bool:
         raise SettingsError(f"{name}: {error}") from None
 
 
-def _mib(text: str) -> int:
+def _mib(name: str, text: str, *, least: int) -> int:
     try:
         mib = int(text)
     except ValueError:
-        mib = 0
-    if not 1 <= mib <= 1 << 20:
-        raise SettingsError(f"MOESCOPE_TRACE_MIB: {text!r} is no number of MiB from 1 to {1 << 20}")
+        mib = -1
+    if not least <= mib <= 1 << 20:
+        raise SettingsError(f"{name}: {text!r} is no number of MiB from {least} to {1 << 20}")
     return mib
 
 

@@ -39,22 +39,30 @@ class BatchWatch:
     Args:
         ordered: called within `step_begins` (runner V2) or while vLLM prepares the step's inputs (V1), from
             the thread that enqueues the steps; never for a step whose order can't be told.
-        failed: called once when the watch ends.
+        failed: called once, with the reason, when the watch ends; within the constructor if this vLLM can't
+            be read at all.
+
+    Attributes:
+        reason: why the watch has ended, or None.
     """
 
     def __init__(
-        self, vllm_config: Any, ordered: Callable[[BatchRequests], None], failed: Callable[[], None]
+        self, vllm_config: Any, ordered: Callable[[BatchRequests], None], failed: Callable[[str], None]
     ) -> None:
         self._on_order = ordered
         self._on_failure = failed
+        self.reason: str | None = None
         self._num_tokens: Mapping[str, int] | None = None
-        self._order = BatchOrder(vllm_config, self._ordered, self._fail)
         self._log = ThrottledLog(logger)
-        self._failed = False
+        self._order: BatchOrder | None = None
+        try:
+            self._order = BatchOrder(vllm_config, self._ordered, self._fail)
+        except Exception as error:  # noqa: BLE001 - counts don't need it
+            self._fail(error)
 
     def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
         """A step is about to run; one without tokens has no order."""
-        if self._failed:
+        if self._order is None or self.reason is not None:
             return
         try:
             self._num_tokens = scheduler_output.num_scheduled_tokens or None
@@ -70,7 +78,8 @@ class BatchWatch:
     def close(self) -> None:
         """Leave the runner as it was."""
         self._num_tokens = None
-        self._order.close()
+        if self._order is not None:
+            self._order.close()
 
     def _ordered(self, order: Sequence[str]) -> None:
         num_tokens, self._num_tokens = self._num_tokens, None
@@ -84,11 +93,11 @@ class BatchWatch:
         self._on_order(requests)
 
     def _fail(self, error: Exception) -> None:
-        if self._failed:
+        if self.reason is not None:
             return
-        self._failed, self._num_tokens = True, None
-        logger.error("moescope: how batches are laid out is not known from here on: %r", error)
-        self._on_failure()
+        what = str(error) if isinstance(error, LookupError) else repr(error)
+        self.reason, self._num_tokens = f"the order of a batch's rows is not known: {what}", None
+        self._on_failure(self.reason)
 
 
 def order_requests(order: Sequence[str], num_tokens: Mapping[str, int]) -> BatchRequests:

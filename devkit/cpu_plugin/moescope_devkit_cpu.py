@@ -1,18 +1,20 @@
-"""What vLLM 0.32 lacks to run data and expert parallelism on CPUs, supplied as a vLLM general plugin.
+"""What vLLM lacks to run data and expert parallelism on CPUs, supplied as a vLLM general plugin.
 
-Test support for moescope's demo and end-to-end tests: no shipped package knows of it, and capture never
-depends on it. Without it, on CPUs:
+Test support for moescope's demo, its end-to-end tests and `make matrix`: no shipped package knows of it, and
+capture never depends on it. Without it, on CPUs:
 
 - ``--data-parallel-size 2`` dies in the first forward pass: MoE layers exchange tokens of unequal numbers
   between ranks with ``all_gatherv`` and ``reduce_scatterv``, which the CPU communicator does not have;
 - ``--enable-expert-parallel`` dies in the CPU expert kernel, which ignores the expert map and indexes its
   weights with ids of experts that live on another rank;
 - ``--enable-eplb`` is refused, and the CPU's router, runner and communicator have no part in it;
-- with ``--pipeline-parallel-size 2`` and eager mode the second stage dies in the first forward pass.
+- with ``--pipeline-parallel-size 2`` and eager mode the second stage dies in the first forward pass;
+- before vLLM 0.30 the CPU kernel routes inside and never calls the router.
 
-All of this is mended here for correctness, not for speed. The router and its callbacks, which moescope
-observes, are vLLM's own and untouched. To start in ten seconds rather than thirty, vLLM's processes are
-forked here.
+All of this is mended here for correctness, not for speed. :data:`MENDED` says what of it in which release.
+The router and its callbacks, which moescope observes, are vLLM's own and untouched (before 0.30 the CPU's
+routing function stands in for its CUDA kernel). To start in ten seconds rather than thirty, vLLM's processes
+are forked here.
 
 vLLM calls :func:`install` in each of its processes, possibly more than once in one, and lets its exceptions
 through: installing twice changes nothing, and a version that was never tried is an error, not a guess.
@@ -29,8 +31,16 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
+from moescope_devkit_cpu_routing import route_in_the_router
 
-SUPPORTED_VERSION: Final = "0.32."
+COLLECTIVES, LOAD_BALANCER, PIPELINE, ROUTING = "collectives", "load balancer", "pipeline", "routing"
+MENDED: Final[dict[tuple[int, int], tuple[str, ...]]] = {
+    **{(0, minor): (ROUTING,) for minor in range(20, 30)},
+    (0, 30): (COLLECTIVES,),
+    (0, 31): (COLLECTIVES,),
+    (0, 32): (COLLECTIVES, LOAD_BALANCER, PIPELINE),
+}
+"""What is mended in each release series of vLLM (major, minor); another is an error."""
 _MARK: Final = "_moescope_devkit"
 
 
@@ -49,20 +59,27 @@ def install() -> None:
     if not current_platform.is_cpu():
         return
     version = importlib.metadata.version("vllm")
-    if not version.startswith(SUPPORTED_VERSION):
+    mended = MENDED.get(tuple(int(part) for part in version.split(".")[:2]))  # type: ignore[arg-type]
+    if mended is None:
         raise UnsupportedVllmError(
-            f"the devkit's CPU plugin was tried with vLLM {SUPPORTED_VERSION}*, this is {version}: "
-            f"check what that version still lacks, then raise SUPPORTED_VERSION"
+            f"the devkit's CPU plugin was not tried with vLLM {version}: check what that version lacks, then "
+            f"add its row to MENDED"
         )
-    from vllm.distributed.device_communicators.base_device_communicator import DeviceCommunicatorBase
-    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
-    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+    if COLLECTIVES in mended:
+        from vllm.distributed.device_communicators.base_device_communicator import DeviceCommunicatorBase
+        from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+        from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+
+        add_collectives(CpuCommunicator, DeviceCommunicatorBase)
+        add_expert_map(CPUUnquantizedExperts)
+    if LOAD_BALANCER in mended:
+        add_load_balancer()
+    if PIPELINE in mended:
+        add_pipeline()
+    if ROUTING in mended:
+        route_in_the_router()
     from vllm.platforms.cpu import CpuPlatform
 
-    add_collectives(CpuCommunicator, DeviceCommunicatorBase)
-    add_expert_map(CPUUnquantizedExperts)
-    add_load_balancer()
-    add_pipeline()
     fork_engines(CpuPlatform)
 
 

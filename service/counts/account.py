@@ -164,6 +164,7 @@ class Account:
             strategy=frame.strategy,
             counted=counted,
             traces=dict(frame.traces),
+            unavailable=dict(frame.unavailable),
         )
 
 

@@ -27,6 +27,7 @@ class Latest:
     counted: Totals
     traces: Mapping[str, int] = field(default_factory=dict)
     strategy: str = ""
+    unavailable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def age_at_capture(self) -> float:

@@ -86,16 +86,17 @@ def phase_work(producers: Sequence[Totals]) -> PhaseWork | None:
     return None if work.unknown_tokens or work.unknown_steps else work
 
 
-def why_unphased(tokens: Mapping[int, int]) -> str | None:
+def why_unphased(tokens: Mapping[int, int], told: str | None = None) -> str | None:
     """Why a window has no split by phase; None: it has one.
 
     Args:
         tokens: DP rank to its tokens of unknown phase.
+        told: the reason that a worker told, or None.
     """
     unknown = {rank: count for rank, count in tokens.items() if count}
     if not unknown:
         return None
     return (
         f"the phases of {sum(unknown.values())} tokens of DP ranks {sorted(unknown)} are not known: "
-        "their capturer did not tell them"
+        f"{told or 'their capturer did not tell them'}"
     )

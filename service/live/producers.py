@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moescope.capture.wire import Producer
 from moescope.service.counts.account_state import Latest
+from moescope.service.counts.row_law import RowLaw
 from moescope.service.counts.totals import Totals
 from moescope.service.live.spans import Span
 
@@ -25,6 +26,7 @@ class ProducerState:
         started_at: when its newest epoch began, seconds of Unix time on the service's clock.
         received_at: when its newest frame was accepted, seconds of Unix time on the service's clock.
         age: seconds since ``received_at``; ``stale`` and ``expired`` compare it with the settings.
+        law: the law of rows at its pipeline stage; all TP workers of the stage have the same.
     """
 
     latest: Latest
@@ -35,6 +37,7 @@ class ProducerState:
     age: float
     stale: bool
     expired: bool
+    law: RowLaw = field(default_factory=RowLaw)
 
     @property
     def never_counted(self) -> bool:
@@ -53,6 +56,12 @@ class ProducerSpan:
 
     producer: ProducerState
     span: Span
+
+
+def why_unavailable(producers: Iterable[ProducerState], part: str) -> str | None:
+    """Why a worker can't tell a part, such as "phases" (see `Frame.unavailable`); None if each can."""
+    reasons = (item.latest.unavailable.get(part) for item in producers)
+    return next((reason for reason in reasons if reason), None)
 
 
 def heard_last(producers: Iterable[ProducerState]) -> Producer:

@@ -44,6 +44,7 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     traces: dict[str, int] = {}
     strategy: str = ""
     forgotten: tuple[int, ...] = ()
+    unavailable: dict[str, str] = {}
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -84,6 +85,7 @@ def encode_account(account: AccountState) -> bytes:
         traces=dict(latest.traces),
         strategy=latest.strategy,
         forgotten=account.forgotten,
+        unavailable=dict(latest.unavailable),
     )
     return compress(_encoder.encode(packed))
 
@@ -111,6 +113,7 @@ def decode_account(blob: object) -> AccountState:
         counted=newest.counted,
         traces=packed.traces,
         strategy=packed.strategy,
+        unavailable=packed.unavailable,
     )
     who = packed.producer  # older blobs lack the sizes in their totals
     totals = replace(unpack(packed.totals), dp_size=who.dp_size, ep_size=who.ep_size)

@@ -13,7 +13,7 @@ import numpy as np
 
 from moescope.service.counts.phase_split import Phase, PhaseWork, of_phase, phase_work, why_unphased
 from moescope.service.counts.totals import Totals
-from moescope.service.live.producers import ProducerSpan
+from moescope.service.live.producers import ProducerSpan, why_unavailable
 from moescope.service.windows.window import LayerWindow, ModelWindow, merge_spans
 
 
@@ -25,13 +25,14 @@ def merge_spans_of_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> 
     if phase is None:
         return merge_spans(spans)
     split = _Split(phase)
-    window = merge_spans(spans, split)
+    told = why_unavailable((item.producer for item in spans), "phases")
+    window = merge_spans(spans, split, phase)
     return replace(
         window,
         dp_ranks=tuple(replace(rank, phases=split.work[rank.rank]) for rank in window.dp_ranks),
-        layers=tuple(_known(layer, split.rows.get(layer.shape.layer, {})) for layer in window.layers),
+        layers=tuple(_known(layer, split.rows.get(layer.shape.layer, {}), told) for layer in window.layers),
         phase=phase,
-        phase_reason=why_unphased(split.tokens),
+        phase_reason=why_unphased(split.tokens, told),
     )
 
 
@@ -68,7 +69,7 @@ class _Split:
         return [of_phase(delta, self._phase) for delta in deltas]
 
 
-def _known(layer: LayerWindow, unphased: dict[int, int]) -> LayerWindow:
+def _known(layer: LayerWindow, unphased: dict[int, int], told: str | None) -> LayerWindow:
     """The layer without the DP ranks that have tokens of unknown phase in it."""
     if not unphased:
         return layer
@@ -79,4 +80,6 @@ def _known(layer: LayerWindow, unphased: dict[int, int]) -> LayerWindow:
         counts=layer.counts[kept],
         rows=layer.rows[kept],
         unphased=unphased,
+        broken={rank: why for rank, why in layer.broken.items() if rank not in unphased},
+        phase_reason=why_unphased(unphased, told),
     )

@@ -205,3 +205,37 @@ def test_scripts_off(browser, large: Serving) -> None:  # type: ignore[no-untype
     page.goto(large.url)
     assert "needs JavaScript" in page.locator("main").inner_text()
     context.close()
+
+
+def test_counts_that_do_not_add_up_are_a_banner_above_every_view(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    # TP rank 1 drops layer 3: over both workers it has half of the rows.
+    for tp_rank in range(2):
+        who = producer(tp_rank=tp_rank, tp_size=2, ep_rank=tp_rank, ep_size=2)
+        counts = {1: [40, 40, 10, 10], 3: [40, 40, 10, 10] if tp_rank == 0 else [0, 0, 0, 0]}
+        empty.push(frame(counts, who=who, tokens=100, placement=halves(4, 2)))
+    page = watched.open(empty.url, "#/overview?window=all")
+    banner = page.locator("#broken")
+    expect(banner).to_have_text(
+        "Counts don't add up: layer 3 of DP rank 0 has 50 of 100 tokens. What rests on "
+        "these counts is wrong or left out."
+    )
+    expect(page.locator(".health")).to_contain_text("Counts don't add up in 1 place")
+    assert watched.axe() == []
+    watched.route("#/heatmap?window=all")
+    expect(banner).to_be_visible()
+
+
+def test_what_cannot_be_compared_is_not_called_healthy(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    who = producer(tp_rank=0, tp_size=2, ep_size=2)
+    empty.push(frame({1: [40, 40, 10, 10]}, who=who, tokens=100, placement=halves(4, 1)))
+    page = watched.open(empty.url, "#/overview?window=all")
+    health = page.locator(".health")
+    expect(health).to_contain_text(
+        "It is not known whether the counts of DP rank 0 add up: TP rank 1 has not reported"
+    )
+    expect(health).not_to_contain_text("Counts add up")
+    expect(page.locator("#broken")).to_be_hidden()

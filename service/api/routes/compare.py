@@ -22,7 +22,7 @@ from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.compact import answer, described, window_of
 from moescope.service.api.schemas.compare import Comparison, LayerDifference, Side
 from moescope.service.api.schemas.windows import read_window
-from moescope.service.counts.phase_split import Phase, why_unphased
+from moescope.service.counts.phase_split import Phase
 from moescope.service.live.state import LiveState
 from moescope.service.measures.divergence import jensen_shannon
 from moescope.service.windows.window import LayerWindow, ModelWindow
@@ -105,12 +105,13 @@ def _layers(window: ModelWindow, base: ModelWindow) -> list[LayerDifference]:
 
 def _layer(layer: LayerWindow, base: LayerWindow) -> LayerDifference:
     counts, others = layer.counts.sum(axis=0), base.counts.sum(axis=0)
-    unknown = why_unphased(layer.unphased) or why_unphased(base.unphased)
+    unknown = layer.phase_reason or base.phase_reason
     reason = unknown or layer.not_seen or base.not_seen
     if reason is None and not counts.sum():
         reason = "idle: no tokens in the window"
     if reason is None and not others.sum():
         reason = "idle: no tokens in the base's window"
+    reason = reason or layer.not_conserved or base.not_conserved
     result = LayerDifference(
         layer=layer.shape.layer,
         num_experts=layer.shape.num_experts,

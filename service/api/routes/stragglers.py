@@ -23,7 +23,7 @@ from moescope.service.api.params.query import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.stragglers import StageOut, StragglerInterval, StragglerLayer, Stragglers
 from moescope.service.api.schemas.windows import window_out
-from moescope.service.live.producers import Deployment
+from moescope.service.live.producers import Deployment, why_unavailable
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
 from moescope.service.measures.loads import max_and_mean
@@ -95,7 +95,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
                 for number, item in known.items()
                 if not layer or number in layer
             ],
-            reason=_reason(window, cost, joins),
+            reason=_reason(window, cost, joins, why_unavailable((item.producer for item in spans), "steps")),
             series=_series(state, deployment, window, instants) if instants else None,
         )
 
@@ -130,17 +130,18 @@ def _layer(layer: LayerWindow, cost: LayerCost | None) -> StragglerLayer:
         windowed_straggler_share=windowed,
         hottest=[] if cost is None else cost.hottest.tolist(),
         hottest_rank=int(np.argmax(cost.hottest)) if cost is not None and cost.busy_steps else None,
+        not_conserved=layer.not_conserved,
     )
 
 
-def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status]) -> str | None:
-    """Why there is no cost, or None."""
+def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status], told: str | None) -> str | None:
+    """Why there is no cost, or None; `told`: why a worker can't tell the loads of its steps."""
     if cost.sums[0]:
         return None
     if window.ep_size == 1:
         return "ep_size is 1: the experts are not spread over ranks, so nobody waits"
     if not joins and not cost.stages:
-        return _NO_LOADS
+        return _NO_LOADS if told is None else f"no loads of single steps: {told}"
     stuck = next((status.reason for status in joins.values() if status.reason), None)
     if stuck:
         return stuck

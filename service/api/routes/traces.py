@@ -23,6 +23,7 @@ from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas import trace_formats
 from moescope.service.api.schemas.trace_formats import TraceFormat
 from moescope.service.api.schemas.traces import TraceDetail, TraceOut, TracePage
+from moescope.service.live.producers import why_unavailable
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TracedRequest, TraceQuery
@@ -59,10 +60,10 @@ _BINARY: Final = {
 
 
 def traces_router(state: LiveState, store: Store | None) -> APIRouter:
-    """The routes that answer from ``store``; ``state`` tells the time."""
+    """The routes that answer from ``store``; ``state`` tells the time, and which workers can't trace."""
     router = APIRouter(tags=["traces"])
     _add_list(router, state, store)
-    _add_trace(router, store)
+    _add_trace(router, state, store)
     return router
 
 
@@ -101,7 +102,7 @@ def _add_list(router: APIRouter, state: LiveState, store: Store | None) -> None:
         return _page(existing(store).traced_requests(query), limit)
 
 
-def _add_trace(router: APIRouter, store: Store | None) -> None:
+def _add_trace(router: APIRouter, state: LiveState, store: Store | None) -> None:
     @router.get(
         "/v1/traces/{request_id:path}",
         response_class=Response,
@@ -120,7 +121,8 @@ def _add_trace(router: APIRouter, store: Store | None) -> None:
         the completion's, the client's X-Request-Id or vLLM's internal one. Choose the format by Accept or by
         a suffix: .json, .npz, .parquet, or .raw with its shape in X-Moescope-Shape.
         """
-        found, suffix = _find(existing(store), request_id)
+        untold = why_unavailable(state.producers(), "traces")
+        found, suffix = _find(existing(store), request_id, untold)
         kind = suffix or trace_formats.negotiate(request.headers.get("accept", ""))
         routing = _routing(existing(store), found, layer, first, end)
         headers = trace_formats.headers_of(routing)
@@ -133,8 +135,10 @@ def _page(found: list[TracedRequest], limit: int) -> TracePage:
     return TracePage(traces=[_out(item) for item in found[:limit]], next_cursor=more)
 
 
-def _find(store: Store, name: str) -> tuple[TracedRequest, TraceFormat | None]:
+def _find(store: Store, name: str, untold: str | None) -> tuple[TracedRequest, TraceFormat | None]:
     """The one request of this name, which may end with the suffix of a format.
+
+    ``untold`` is the reason why a worker can't trace, or None.
 
     Raises:
         ProblemError: there is none (404), or several requests have this id (409).
@@ -161,7 +165,8 @@ def _find(store: Store, name: str) -> tuple[TracedRequest, TraceFormat | None]:
         "no-such-trace",
         "No such trace",
         f"There is none of {last!r}: it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or was removed "
-        "by its time to live. GET /v1/traces lists what there is.",
+        "by its time to live. GET /v1/traces lists what there is."
+        + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
 
 

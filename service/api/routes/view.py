@@ -25,7 +25,6 @@ from moescope.service.api.problems import documented
 from moescope.service.api.schemas.compact import CompactUncovered, answer, described, window_of
 from moescope.service.api.schemas.measures import values_of
 from moescope.service.api.schemas.view import View, ViewLayer, ViewPhases, ViewRank, ViewSummary
-from moescope.service.counts.phase_split import why_unphased
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
@@ -164,7 +163,7 @@ def _add_flows(result: View, window: ModelWindow, spans: list[ProducerSpan], onl
     layers = [layer for layer in window.layers if only in (None, layer.shape.layer)]
     if only is not None:
         check_known("layer", [only], [layer.shape.layer for layer in window.layers])
-    reasons = (layer.ep_reason or why_unphased(layer.unphased) for layer in layers)
+    reasons = (layer.ep_reason or layer.phase_reason or layer.not_conserved for layer in layers)
     result.flows_reason = next((reason for reason in reasons if reason), None)
     if result.flows_reason is None:
         ranks = [rank.rank for rank in window.dp_ranks]

@@ -39,7 +39,19 @@ def section(facts: Facts) -> Section:
     note = f"DP ranks that did not report: {', '.join(map(str, missing))}." if missing else ""
     if facts.balance["window"]["truncated"]:
         note += " The window began before what is remembered, so that it is shorter than asked for."
-    return Section("Summary", note, tiles(items))
+    return Section("Summary", note + _not_conserved(facts), tiles(items))
+
+
+def _not_conserved(facts: Facts) -> str:
+    """What is said of layers whose rows don't add up to the window's tokens."""
+    broken = [layer for layer in facts.stragglers["layers"] if layer["not_conserved"]]
+    if not broken:
+        return ""
+    layers = ", ".join(str(layer["layer"]) for layer in broken)
+    return (
+        f" Sums over layers leave these out, because their counts don't add up: {layers} "
+        f"(layer {broken[0]['layer']}: {broken[0]['not_conserved']})."
+    )
 
 
 def _tokens(number: int | None) -> str:

@@ -107,3 +107,24 @@ def test_a_placement_that_moves_is_the_latest_that_was_settled(later: PlacementM
     after = builder.build(snapshot(placement=later), {}).placement
     # Three physical experts don't fit two EP ranks: where the experts are is not known then.
     assert after == (placed if later is None else None)
+
+
+def test_what_cannot_be_told_is_left_out_and_said() -> None:
+    reasons: dict[str, str] = {}
+    builder = FrameBuilder(
+        WHO, 5, LAYERS, [], None, moving=MovingPlacement(LAYERS, [0, 1], 2), unavailable=lambda: reasons
+    )
+    moved = snapshot(placement=PlacementMap(3, np.array([[0, 1, 0, 1], [2, 0, 1, 2]])))
+    before = sent(builder.build(moved, {}))
+    assert before.placement is not None
+    assert (before.unavailable, before.decode_tokens) == ({}, 2)
+    reasons |= {"phases": "because", "placement": "x" * 2000}
+    after = sent(builder.build(moved, {}))
+    assert after.unavailable == {"phases": "because", "placement": "x" * MAX_REASON}
+    assert (after.placement, after.decode_counts, after.decode_rows, after.decode_tokens) == (
+        None,
+        b"",
+        b"",
+        0,
+    )
+    assert (after.counts, after.rows, after.tokens) == (before.counts, before.rows, before.tokens)

@@ -46,7 +46,8 @@ class Balancer:
         self.state.expert_rearrangement_step = 7
         self.state.expert_rearrangement_step_interval = 10
         self.runner = SimpleNamespace(eplb_state=self.state)
-        self.watch = EplbWatch(self.runner, self.modules[1:])
+        self.losses: list[str] = []
+        self.watch = EplbWatch(self.runner, self.modules[1:], self.losses.append)
 
     def passes(self, number: int) -> None:
         """Run so many passes; EPLB rearranges after none of them."""
@@ -60,7 +61,7 @@ def test_rows_are_those_of_the_covered_layers_in_the_target_model() -> None:
     assert balancer.watch.rows == [1, 2]
     assert balancer.watch.map is balancer.model.physical_to_logical_map
     with pytest.raises(LookupError):
-        EplbWatch(balancer.runner, [SimpleNamespace(layer_id=1)])
+        EplbWatch(balancer.runner, [SimpleNamespace(layer_id=1)], balancer.losses.append)
 
 
 def test_the_version_rises_with_each_rearrangement() -> None:
@@ -136,12 +137,34 @@ def test_a_map_that_is_none_of_these_experts_is_no_placement(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"enable_eplb": False}, {"enable_elastic_ep": True}, {"enable_eplb": True, "broken": True}]
+    ("changes", "reason"),
+    [
+        ({"enable_eplb": False}, None),
+        ({"enable_elastic_ep": True}, "number of EP ranks"),
+        ({"enable_eplb": True, "broken": True}, "expert_rearrangement_step_interval"),
+    ],
 )
-def test_without_a_balancer_that_can_be_followed_there_is_no_watch(changes: dict[str, bool]) -> None:
+def test_without_a_balancer_that_can_be_followed_there_is_no_watch_but_a_reason(
+    changes: dict[str, bool], reason: str | None
+) -> None:
     balancer = Balancer(is_async=False)
     if changes.pop("broken", False):
         del balancer.state.expert_rearrangement_step_interval
     parallel = SimpleNamespace(**({"enable_eplb": True, "enable_elastic_ep": False} | changes))
     config = SimpleNamespace(parallel_config=parallel)
-    assert watch_eplb(balancer.runner, balancer.modules, config) is None
+    lost: list[str] = []
+    assert watch_eplb(balancer.runner, balancer.modules, config, lost.append) is None
+    assert [reason in said for said in lost if reason] == ([True] if reason else lost)
+
+
+@pytest.mark.parametrize("gone", ["expert_rearrangement_step", "model_states"])
+def test_a_balancer_that_can_no_longer_be_read_costs_the_placement_only(gone: str) -> None:
+    balancer = Balancer(is_async=False)
+    balancer.passes(2)
+    delattr(balancer.state, gone)
+    for _ in range(3):
+        balancer.watch.look()
+        balancer.watch.moves_after_this_pass()
+        assert balancer.watch.version is None
+    assert len(balancer.losses) == 1
+    assert gone in balancer.losses[0]

@@ -196,3 +196,104 @@ def test_a_module_that_routes_by_itself_is_counted_where_it_says_over_how_many_e
     assert capture.counts() == [torch.bincount(ids.flatten(), minlength=EXPERTS).tolist()]
     capture.binding.unbind()
     assert module.capture_fn is None
+
+
+class HoldsItsCallback:
+    """A monolithic kernel's way of handing over ids in vLLM 0.27 to 0.31, which 0.32 no longer has.
+
+    `make matrix` runs the real one (`devkit.matrix.old_kernel`).
+    """
+
+    routing_replay_capture_fn: Any = None
+    _routing_replay_buffer: torch.Tensor | None = None
+    moe_config = SimpleNamespace(experts_per_token=TOP_K)
+
+    def supports_routing_replay_capture(self) -> bool:
+        return True
+
+    def set_capture_fn(self, capture_fn: Any) -> None:
+        self.routing_replay_capture_fn = capture_fn
+        self._routing_replay_buffer = (
+            None if capture_fn is None else torch.empty(16, TOP_K, dtype=torch.int16)
+        )
+
+    def runs(self, logits: torch.Tensor) -> None:
+        if self.routing_replay_capture_fn is not None:
+            assert self._routing_replay_buffer is not None
+            rows = self._routing_replay_buffer[: len(logits)]
+            rows.copy_(logits.topk(TOP_K, dim=-1).indices)
+            self.routing_replay_capture_fn(rows)
+
+
+def holding(layer: int) -> Any:
+    made = monolithic(layer)
+    del made.routed_experts.routing_sink
+    made.routed_experts.quant_method.moe_kernel.impl.fused_experts = HoldsItsCallback()
+    return made
+
+
+def kernel_of(module: Any) -> HoldsItsCallback:
+    found: HoldsItsCallback = module.routed_experts.quant_method.moe_kernel.impl.fused_experts
+    return found
+
+
+def test_a_kernel_that_holds_its_callback_is_counted_and_vllms_own_callback_is_called() -> None:
+    seen: list[torch.Tensor] = []
+    modules = [holding(3), holding(5)]
+    kernel_of(modules[0]).set_capture_fn(seen.append)
+    buffer = kernel_of(modules[0])._routing_replay_buffer
+    capture = Capture(*modules)
+    assert [layer.spec.layer for layer in capture.survey.routed] == [3, 5]
+    logits = [torch.randn(6, EXPERTS) for _ in range(2)]
+    capture.capturer.begin_step(5)
+    for module, layer in zip(modules, logits, strict=True):
+        kernel_of(module).runs(layer)
+    capture.capturer.end_step()
+    assert capture.counts() == [expected(layer, 5) for layer in logits]
+    assert len(seen) == 1
+    assert kernel_of(modules[0])._routing_replay_buffer is buffer  # a captured graph writes to it
+    capture.binding.unbind()
+    assert kernel_of(modules[0]).routing_replay_capture_fn == seen.append
+    assert kernel_of(modules[1]).routing_replay_capture_fn is None
+
+
+def test_kernels_that_hold_their_callbacks_share_a_buffer_where_many_would_take_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slots, "SINK_BYTES", 16 * TOP_K * 2)
+    modules = [holding(layer) for layer in (1, 2, 3)]
+    capture = Capture(*modules)
+    first, second, third = (kernel_of(module)._routing_replay_buffer for module in modules)
+    assert first is not second
+    assert second is third
+    logits = [torch.randn(4, EXPERTS) for _ in modules]
+    for tokens in (0, 3):  # the first pass, which counts nothing, shows that references are not safe
+        capture.capturer.begin_step(tokens)
+        for module, layer in zip(modules, logits, strict=True):
+            kernel_of(module).runs(layer)
+        capture.capturer.end_step()
+    assert capture.counts() == [expected(layer, 3) for layer in logits]
+
+
+@pytest.mark.parametrize("broken", ["supports_routing_replay_capture", "set_capture_fn"])
+def test_a_layer_that_raises_costs_that_layer_only(broken: str) -> None:
+    def raises(*_: Any) -> None:
+        raise RuntimeError("not as it was")
+
+    modules = [holding(3), holding(5)]
+    setattr(kernel_of(modules[1]), broken, raises)
+    capture = Capture(*modules)
+    assert [layer.spec.layer for layer in capture.survey.routed] == [3]
+    [uncovered] = capture.survey.uncovered
+    assert uncovered.layer == 5
+    assert "RuntimeError('not as it was')" in uncovered.reason
+
+
+def test_a_placement_that_cannot_be_read_costs_the_placement_only() -> None:
+    module = monolithic(3)
+    module.routed_experts.expert_map_manager = SimpleNamespace(ep_size=2)
+    survey = survey_model(torch.nn.ModuleList([module]), config())
+    assert [layer.spec.layer for layer in survey.routed] == [3]
+    assert survey.placement is None
+    assert survey.why_no_placement is not None
+    assert "placement_strategy" in survey.why_no_placement

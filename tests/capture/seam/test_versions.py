@@ -1,4 +1,4 @@
-"""The rows of vLLM's release series, and what is said of a version that has none."""
+"""Which versions were tested, and what is said of another."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import pytest
 from moescope.capture.seam import versions
 
 
-def test_the_row_of_the_installed_version_exists() -> None:
-    assert versions.installed_row() is not None
+def test_the_installed_version_is_one_that_was_tested() -> None:
     assert versions.why_untested() is None
 
 
-@pytest.mark.parametrize("version", ["0.25.1", "1.0", "main", "dev"])
-def test_other_versions_have_no_row(version: str) -> None:
-    assert versions.seam_row(version) is None
+@pytest.mark.parametrize("version", ["0.19.1", "0.34.0", "1.0", "main", "dev"])
+def test_another_version_is_named_with_those_that_were_tested(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "vllm_version", lambda: version)
+    assert versions.why_untested() == f"not tested with vLLM {version} (tested: 0.24 to 0.32)"
 
 
-def test_a_version_without_a_row_is_named_with_those_that_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "vllm_version", lambda: "9.9.0")
-    assert versions.why_untested() == "not tested with vLLM 9.9.0 (tested: 0.26, 0.32)"
+@pytest.mark.parametrize("version", ["0.24.0", "0.26.0+cpu", "0.32.1rc2.dev5+g0123abc"])
+def test_a_release_belongs_to_its_series(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "vllm_version", lambda: version)
+    assert versions.why_untested() is None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from vllm.v1.sample.logits_processor import LogitsProcessors
+from vllm.v1.worker.gpu import model_runner
 
 from moescope.capture.step.batch import BatchRequests, BatchWatch
 
@@ -40,14 +41,20 @@ def output(tokens: dict[str, int], new: dict[str, int], **others: Any) -> Simple
 class Listening:
     """A watch and what it told."""
 
-    def __init__(self, v2: bool = False) -> None:
+    def __init__(self, v2: bool = False, runner_type: str = "generate") -> None:
         self.told: list[BatchRequests] = []
-        self.failures = 0
-        config = SimpleNamespace(use_v2_model_runner=v2)
+        self.reasons: list[str] = []
+        config = SimpleNamespace(
+            use_v2_model_runner=v2, model_config=SimpleNamespace(runner_type=runner_type)
+        )
         self.watch = BatchWatch(config, self.told.append, self._failed)
 
-    def _failed(self) -> None:
-        self.failures += 1
+    def _failed(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+    @property
+    def failures(self) -> int:
+        return len(self.reasons)
 
 
 def runner_v1() -> SimpleNamespace:
@@ -157,13 +164,25 @@ def test_an_order_that_is_not_the_steps_costs_that_step_only(
     assert listening.failures == 0
 
 
-def test_an_unreadable_step_ends_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_step_ends_the_watch() -> None:
     listening = Listening()
     listening.watch.step_begins(object(), runner_v1())
     assert listening.failures == 1
-    assert "not known from here on" in caplog.text
+    assert "'num_scheduled_tokens'" in listening.reasons[0]
     listening.watch.step_begins(output({"a": 1}, {"a": 1}), runner_v1())
     assert (listening.told, listening.failures) == ([], 1)
+
+
+def test_an_order_that_vllm_does_not_tell_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pooling = Listening(runner_type="pooling")
+    assert pooling.watch.reason == pooling.reasons[0]
+    assert "pooling" in pooling.reasons[0]
+    monkeypatch.delattr(model_runner, "sort_batch_req_ids")
+    v2 = Listening(v2=True)
+    assert "no sort_batch_req_ids" in v2.reasons[0]
+    v2.watch.step_begins(output({"a": 1}, {"a": 1}), runner_v1())
+    v2.watch.close()
+    assert (v2.told, v2.failures) == ([], 1)
 
 
 def test_a_runner_that_cannot_be_read_ends_the_watch() -> None:

@@ -54,10 +54,23 @@ def test_a_narrow_terminal_gets_the_hottest_rank_in_place_of_empty_columns(
 
 def test_ranks_names_who_never_reported_and_what_cant_be_seen(service: Service) -> None:
     uncovered = [wire.UncoveredLayer(5, "monolithic kernel")]
-    service.push(frame({3: [2, 1]}, who=producer(dp_size=3), uncovered=uncovered))
+    unavailable = {"phases": "no order"}
+    service.push(frame({3: [2, 1]}, who=producer(dp_size=3), uncovered=uncovered, unavailable=unavailable))
     done = run("ranks", "--url", service.url)
     assert "- DP ranks that never reported: 1, 2" in done.stdout
     assert "- layer 5 can't be seen: monolithic kernel" in done.stdout
+    assert "- phases can't be told: no order" in done.stdout
+
+
+def test_rows_that_are_not_the_tokens_are_said(service: Service) -> None:
+    service.push(frame({3: [900, 900], 4: [1000, 1000]}, who=producer(dp_size=2), tokens=1000))
+    service.push(frame({3: [1, 1], 4: [1, 1]}, who=producer(dp_rank=1, dp_size=2, tp_size=2)))
+    done = run("ranks", "--url", service.url)
+    assert "mismatched layers [3]" in " ".join(done.stdout.replace("│", " ").split())
+    assert "- DP rank 0, pipeline stage 0: layer 3: 900 rows of 1,000 tokens" in done.stdout
+    assert "not known whether rows add up to tokens: TP rank 1 has not reported" in done.stdout
+    assert "add up to the tokens of DP rank 0: 900 of 1000" in run("stragglers", "--url", service.url).stdout
+    assert "add up to the tokens of DP rank 0: 900 of 1000" in run("balance", "--url", service.url).stdout
 
 
 def test_stragglers_show_steps_beside_the_window(service: Service) -> None:

@@ -49,6 +49,25 @@ def test_the_work_by_phase_is_that_of_the_whole_whichever_phase_is_asked_for() -
         assert [rank.phases for rank in merge_spans_of_phase(spans, phase).dp_ranks] == wanted
 
 
+def test_a_workers_reason_is_in_the_windows_reasons() -> None:
+    state = LiveState(Settings(), lambda: 1_700_000_100.0)
+    who = producer(dp_size=1, ep_size=2)
+    unavailable = {"phases": "no order of rows", "placement": "no map of experts"}
+    state.ingest(frame(WHOLE, who=who, steps=9, unavailable=unavailable))
+    spans = state.spans(("prod", "tiny"), None, None)
+    window = merge_spans_of_phase(spans, Phase.DECODE)
+    assert window.phase_reason is not None
+    assert window.phase_reason.endswith("are not known: no order of rows")
+    for layer in window.layers:
+        assert layer.phase_reason == layer.not_seen
+        assert layer.not_seen is not None
+        assert layer.not_seen.endswith(": no order of rows")
+    for layer in merge_spans(spans).layers:
+        assert layer.ep_reason is not None
+        assert layer.ep_reason.endswith("which ranks they went to: no map of experts")
+        assert layer.phase_reason is None
+
+
 @pytest.mark.parametrize("phase", Phase)
 def test_a_rank_whose_phases_are_not_known_is_left_out_with_the_reason(phase: Phase) -> None:
     window = merge_spans_of_phase(_spans((True, False)), phase)

