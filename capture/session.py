@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -111,6 +112,13 @@ class CaptureSession:
             raise
         _log_coverage(survey, settings)
         unavailable.announce(vllm_version())
+
+    def before_raise(self, unheard: Callable[[str], None]) -> None:
+        """Have this called with the reason before an unknown layout stops a worker that sends no frame yet.
+
+        Later the frames say it: the next one, or the last one while the worker shuts down.
+        """
+        self.capturer.before_raise = lambda reason: None if self._started else unheard(reason)
 
     def warm_up_begins(self) -> None:
         """Take back the callback slots that vLLM took after the load; its callbacks are called as well."""

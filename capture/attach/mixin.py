@@ -88,9 +88,7 @@ class ReportingWorker:
         session = CaptureSession(
             worker.get_model(), worker.vllm_config, worker.device, settings, worker.model_runner
         )
-        session.capturer.before_raise = lambda reason: last_word(
-            self._moescope_identity(settings), reason, settings
-        )
+        session.before_raise(lambda reason: last_word(self._moescope_identity(settings), reason, settings))
         return session
 
     def _moescope_identity(self, settings: CaptureSettings) -> dict[str, str | int]:

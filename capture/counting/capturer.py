@@ -219,7 +219,8 @@ class RoutingCapturer:
             return rows_of_call(num_rows, self._ranks, rows, tokens, capturing)
         except AssertionError as error:
             if self._raises:
-                self.before_raise(str(error))
+                self.disabled_reason = str(error)  # frames say so, should any go out
+                self.before_raise(self.disabled_reason)
                 raise
             self.disable(str(error))
         except Exception as error:  # noqa: BLE001 - as above

@@ -130,7 +130,7 @@ def test_a_worker_that_never_counted_is_there_with_the_reason(
     expect(page.get_by_text("No model has reported yet")).to_have_count(0)
     models = page.get_by_role("region", name="Models").locator("tbody tr")
     assert models.locator("td").nth(3).inner_text() == "\u2013"
-    for view in ("heatmap", "ranks", "layer", "advice", "compare", "traces"):
+    for view in ("heatmap", "ranks", "compare"):
         watched.open(empty.url, f"#/{view}")
         expect(page.locator("main")).not_to_contain_text("This page failed")
     assert watched.axe() == []

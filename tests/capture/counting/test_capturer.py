@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -194,6 +195,27 @@ def test_an_unknown_layout_can_disable_capture_for_good(caplog: pytest.LogCaptur
     assert "batch of 7 rows" in str(worker.capturer.disabled_reason)
     assert sum(worker.counts) == 0
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@pytest.mark.parametrize(
+    ("on_error", "served", "raises"),
+    [
+        (OnError.RAISE_AT_START, False, True),
+        (OnError.RAISE_AT_START, True, False),
+        (OnError.RAISE, False, True),
+        (OnError.RAISE, True, True),
+        (OnError.DISABLE, False, False),
+    ],
+)
+def test_whether_an_unknown_layout_stops_the_server(on_error: OnError, served: bool, raises: bool) -> None:
+    worker = Worker(Ranks(0, 2), on_error)
+    told: list[str] = []
+    worker.capturer.before_raise, worker.capturer.has_served = told.append, served
+    stops = pytest.raises(AssertionError) if raises else contextlib.nullcontext()
+    with forward_pass([5, 3], 1), stops:
+        worker.route(logits_for(7))
+    assert "batch of 7 rows" in str(worker.capturer.disabled_reason)
+    assert told == [worker.capturer.disabled_reason] * raises
 
 
 def test_a_fault_in_counting_disables_capture_and_not_the_server(caplog: pytest.LogCaptureFixture) -> None:

@@ -53,6 +53,27 @@ def test_a_report_says_what_the_api_says(service: Service) -> None:
     assert all(item["name"] in page for item in advice["options"])
 
 
+def test_a_rank_whose_capture_is_off_has_no_tokens_but_the_reason(service: Service) -> None:
+    push(service)
+    off = {"state": "disabled", "state_reason": "no such <thing>", "tokens": 0, "steps": 0}
+    later = int(service.clock.now * 1e9)
+    for rank in range(2):
+        who = producer(dp_rank=rank, dp_size=2, ep_rank=rank, ep_size=2)
+        service.push(
+            frame({}, epoch=later, who=who, **off) if rank else frame({1: [8, 8, 8, 8]}, who=who, epoch=later)
+        )
+    page = document(gather(service.url, 3600, None, None))
+    assert "disabled; capture is off: no such &lt;thing&gt;" in page
+
+
+def test_a_report_of_a_deployment_that_never_counted(service: Service) -> None:
+    off = {"state": "disabled", "state_reason": "no msgspec", "tokens": 0, "steps": 0}
+    service.push(frame({}, epoch=int(service.clock.now * 1e9), **off))
+    page = document(gather(service.url, 3600, None, None))
+    assert "capture is off: no msgspec" in page
+    assert re.search(r"<td[^>]*>-</td>", page)
+
+
 def test_a_report_says_which_layers_do_not_add_up(service: Service) -> None:
     push(service)
     assert "add up" not in document(gather(service.url, 3600, None, None))
