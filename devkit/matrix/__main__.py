@@ -23,6 +23,7 @@ from devkit.matrix.scenario import layouts_of, run
 from devkit.tiny_moe import ensure_checkpoint
 
 VERSIONS: Final = (
+    "0.23.0",
     "0.24.0",
     "0.25.1",
     "0.26.0",
