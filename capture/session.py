@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -24,8 +23,9 @@ from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
 from moescope.capture.seam.forward import step_rows
 from moescope.capture.seam.ranks import read_producer, read_ranks, why_no_steps
 from moescope.capture.seam.requests import scheduled_tokens
+from moescope.capture.seam.runner import holds_requests
 from moescope.capture.seam.survey import MoeSurvey, survey_model
-from moescope.capture.seam.versions import vllm_version, why_untested
+from moescope.capture.seam.versions import vllm_version
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests, BatchWatch
 from moescope.capture.step.phases import PhaseTracker
@@ -34,6 +34,11 @@ from moescope.capture.trace_session import TraceSession, open_traces, why_no_tra
 from moescope.capture.wire import Producer
 
 logger = logging.getLogger("vllm.moescope")
+
+UNASKED = (
+    "vLLM runs steps without asking its worker (worker.execute_model), so none of them can be counted. Ray's "
+    "old executor does that: set VLLM_USE_RAY_V2_EXECUTOR_BACKEND=1, or use the mp executor"
+)
 
 
 class CaptureSession:
@@ -95,9 +100,10 @@ class CaptureSession:
             builder,
             HttpTransport(settings.endpoint, settings.token, access=settings.access),
             settings.interval,
+            look=self._look_for_unasked_steps,
         )
-        self._serving = False
-        self._started = False
+        self._runner = model_runner
+        self._serving = self._warming_up = self._started = self._asked = False
         try:
             self._binding.bind()
         except Exception:
@@ -108,7 +114,7 @@ class CaptureSession:
 
     def warm_up_begins(self) -> None:
         """Take back the callback slots that vLLM took after the load; its callbacks are called as well."""
-        self._serving = False
+        self._serving, self._warming_up = False, True
         self._taker.pause()
         if self._traces is not None:
             self._traces.pause()
@@ -119,16 +125,19 @@ class CaptureSession:
         self._taker.resume()
         if self._traces is not None:
             self._traces.resume()
-        self._serving = True
+        self._serving, self._warming_up = True, False
         if not self._started:
-            self._started = True
+            self._started = self.capturer.has_served = True
             self._guarded(self._sender.start)
             if self._traces is not None:
                 self._traces.start()
 
     def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
         """A step is about to be enqueued; the scheduler's output says what it computes and what is done."""
+        if not (self._serving or self._warming_up):
+            self.serving_begins()  # this worker class warms up without `compile_or_warm_up_model`
         if self._serving:
+            self._asked = True
             self._guarded(lambda: self._begin(scheduler_output))
             if self._traces is not None:
                 self._traces.begin_step(scheduler_output)
@@ -188,6 +197,14 @@ class CaptureSession:
         if self._traces is not None:
             self._traces.give_up(reason)
 
+    def _look_for_unasked_steps(self) -> None:
+        """Turn capture off where steps run that this worker isn't asked for; the sender's thread looks.
+
+        The requests of a step are in the runner only after `step_begins`, so `_asked` is read after them.
+        """
+        if self._serving and not self._asked and holds_requests(self._runner) and not self._asked:
+            self.capturer.disable(UNASKED)
+
     def _end(self) -> None:
         self.capturer.end_step()
         if self._eplb is not None and self._eplb.moves_after_this_pass():
@@ -219,26 +236,7 @@ def _open_ring(
     return None
 
 
-def open_session(
-    model: torch.nn.Module,
-    vllm_config: Any,
-    device: torch.device,
-    environment: Mapping[str, str],
-    model_runner: Any = None,
-) -> CaptureSession | None:
-    """Start capture for a loaded model; on any fault log it and return None, so that vLLM serves on."""
-    try:
-        settings = CaptureSettings.from_environment(environment)
-        return CaptureSession(model, vllm_config, device, settings, model_runner)
-    except Exception as error:  # noqa: BLE001 - an observer must not harm the server
-        logger.error("moescope: capture is off, the server serves on: %s: %s", type(error).__name__, error)
-        return None
-
-
 def _log_coverage(survey: MoeSurvey, settings: CaptureSettings) -> None:
-    untested = why_untested()
-    if untested is not None:
-        logger.warning("moescope: %s", untested)
     logger.info(
         "moescope: counting %d MoE layers for %r, sending to %s every %g s",
         len(survey.routed),

@@ -92,8 +92,15 @@ HEALTH_BOARD: Final = Board(
                 _gauge(
                     "stat",
                     "Layers that break conservation",
-                    "Layers whose slots are not rows x top-k, or whose rows are not the tokens computed.",
+                    "Layers whose slots are not rows x top-k, or whose rows over all TP workers are not the "
+                    "tokens computed.",
                     "moescope_conservation_mismatched_layers",
+                ),
+                _gauge(
+                    "stat",
+                    "Stages not compared",
+                    "Pipeline stages of which it isn't known whether rows add up to the tokens computed.",
+                    "moescope_conservation_unknown_stages",
                 ),
                 Panel(
                     "stat",

@@ -22,7 +22,8 @@ PACKAGES = ("capture", "service", "dashboards")
 MOST_AT_THE_TOP = {"capture": 6, "service": 8}
 # Modules that import a part of moescope in a function, and why they may.
 LATE = {
-    "capture/worker.py": "vLLM serves on where the rest of moescope can't be imported",
+    "capture/attach/mixin.py": "vLLM serves on where the rest of moescope can't be imported",
+    "capture/attach/plugin.py": "vLLM loads it in every process: the others import nothing",
     "capture/counting/strategies.py": "Triton is there on GPUs only",
     "service/cli/__init__.py": "says in one line which extra is missing, before anything of it is imported",
     "service/cli/serve.py": "the other commands don't wait for FastAPI and numpy",

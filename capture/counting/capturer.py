@@ -35,6 +35,8 @@ class RoutingCapturer:
         buffers: the counts.
         totals: tokens and steps of this DP rank so far.
         disabled_reason: why capture has stopped for good, or None.
+        has_served: whether vLLM has begun to serve, as whoever owns the capturer says.
+        before_raise: called with the message before the AssertionError of an unknown row layout is raised.
 
     Args:
         ranks: this worker's.
@@ -48,12 +50,14 @@ class RoutingCapturer:
         buffers: CountBuffers,
         ranks: Ranks,
         step_rows: Callable[[], StepRows],
-        on_error: OnError = OnError.RAISE,
+        on_error: OnError = OnError.RAISE_AT_START,
         kept_ids_bytes: int = DEFAULT_KEPT_IDS_MIB << 20,
     ) -> None:
         self.buffers = buffers
         self.totals = Totals()
         self.disabled_reason: str | None = None
+        self.has_served = False
+        self.before_raise: Callable[[str], None] = lambda _: None
         self._ranks = ranks
         self._step_rows = step_rows
         self._on_error = on_error
@@ -192,6 +196,12 @@ class RoutingCapturer:
             self._strategy.end_step()
             self._strategy = self._fallback
 
+    @property
+    def _raises(self) -> bool:
+        """Whether an unknown row layout stops the server now."""
+        at_start = self._on_error is OnError.RAISE_AT_START and not self.has_served
+        return at_start or self._on_error is OnError.RAISE
+
     def _locate(self, topk_ids: torch.Tensor) -> RowSpan | None:
         """This worker's rows, or None when capture has just ended.
 
@@ -208,7 +218,8 @@ class RoutingCapturer:
             capturing = self.buffers.flat.is_cuda and torch.cuda.is_current_stream_capturing()
             return rows_of_call(num_rows, self._ranks, rows, tokens, capturing)
         except AssertionError as error:
-            if self._on_error is OnError.RAISE:
+            if self._raises:
+                self.before_raise(str(error))
                 raise
             self.disable(str(error))
         except Exception as error:  # noqa: BLE001 - as above

@@ -8,8 +8,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from moescope.capture.delivery.reply import TimedResponse
+from moescope.capture.protocol import CONTENT_TYPE, INGEST_PATH
 from moescope.capture.settings.access import NO_ACCESS, Access
-from moescope.capture.wire import CONTENT_TYPE, INGEST_PATH
 
 TIMEOUT = 5.0
 MAX_REPLY = 64 * 1024

@@ -45,6 +45,12 @@ class FrameSender:
     While there is no new snapshot it repeats the last one now and then, so that the service knows that the
     producer lives. After a failure it waits, ever longer and with jitter (see `Backoff`), so that many
     workers don't come back at once.
+
+    Args:
+        source, builder, transport: where snapshots come from, what makes frames of them, where these go.
+        interval: seconds between snapshots while the worker is busy.
+        clock, backoff: of the times at which it sends.
+        look: called at each tick, four times a second or more often, before the newest snapshot is taken.
     """
 
     def __init__(
@@ -55,10 +61,12 @@ class FrameSender:
         interval: float,
         clock: Callable[[], float] = time.monotonic,
         backoff: Backoff | None = None,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         self._source = source
         self._builder = builder
         self._transport = transport
+        self._look = look
         self._tick = min(interval, MAX_TICK)
         self._clock = clock
         self._log = ThrottledLog(logger)
@@ -102,6 +110,7 @@ class FrameSender:
 
     def tick(self) -> None:
         """Take a snapshot that has arrived, and send the newest one if it is time to."""
+        self._look()
         self._take_in(self._source.collect())
         now = self._clock()
         if self._pending is None and now >= self._heartbeat_at:

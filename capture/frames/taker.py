@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import torch
 
 from moescope.capture.counting.load_ring import LoadRing
+from moescope.capture.frames.schedule import SnapshotSchedule
 from moescope.capture.frames.snapshot import Snapshot, Transfer
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.seam.eplb import EplbWatch
@@ -43,7 +44,7 @@ class SnapshotTaker:
     Args:
         flat: the counts, as `CountBuffers.flat`.
         source: tells the totals that belong to the counts.
-        interval: seconds between snapshots while the worker is busy.
+        interval: seconds between snapshots while the worker is busy, at most (see `SnapshotSchedule`).
         ring, history: the loads of single steps, or None. A snapshot has those steps of the ring that were
             not read yet; the reader's thread adds each step to the history once.
         eplb: tells where the experts are, if EPLB moves them; or None.
@@ -67,14 +68,14 @@ class SnapshotTaker:
         self._source = source
         self._history = history
         self._ring_read = 0
-        self._interval = interval
+        self._schedule = SnapshotSchedule(interval)
         self._clock = clock
         self._free = deque(Transfer(flat, ring, eplb) for _ in range(NUM_TRANSFERS))
         self._under_way: deque[Transfer] = deque()
-        self._due = clock()
         self._gate = PauseGate()
         self._steps_begun = 0
         self._steps_ended = 0
+        self._begun_at_look = 0
         self._taken_after_step = -1  # so that the first snapshot, of nothing, announces the producer
         self._read_after_step = 0
         self._told_reason: str | None = None
@@ -93,7 +94,7 @@ class SnapshotTaker:
         """The step is enqueued in the current stream; takes a snapshot if one is due."""
         if self._side is not None:
             self._stream = torch.cuda.current_stream(self._flat.device)
-        if self._clock() >= self._due:
+        if self._schedule.due_after(self._source.totals.forward_passes, self._clock()):
             transfer = self._enqueue(after_step=self._steps_begun)
             if transfer is None:
                 self.put_off += 1
@@ -120,7 +121,9 @@ class SnapshotTaker:
         self._gate.resume()
 
     def _collect(self) -> Snapshot | None:
-        if self._clock() >= self._due:
+        begun = self._steps_begun
+        idle, self._begun_at_look = begun == self._begun_at_look, begun
+        if self._schedule.due_between(idle, self._clock()):
             self._take_between_steps()
         newest: Snapshot | None = None
         while self._under_way and self._under_way[0].arrived:
@@ -139,7 +142,7 @@ class SnapshotTaker:
 
     def flush(self) -> None:
         """Make the next `collect` take a snapshot at once if steps ran since the last."""
-        self._due = self._clock()
+        self._schedule.force()
 
     def _take_between_steps(self) -> None:
         """Take a snapshot from another thread than the steps', unless a step begins meanwhile.
@@ -184,7 +187,7 @@ class SnapshotTaker:
     def _publish(self, transfer: Transfer) -> None:
         self._taken_after_step = max(self._taken_after_step, transfer.after_step)
         self._told_reason = transfer.disabled_reason
-        self._due = self._clock() + self._interval
+        self._schedule.taken(self._clock(), transfer.totals.forward_passes)
         self._under_way.append(transfer)
 
     def _read(self, transfer: Transfer) -> Snapshot:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
+from moescope.capture.protocol import INGEST_PATH, MAX_NAME
 from moescope.capture.settings.access import NO_ACCESS, Access, printable
+from moescope.capture.settings.attachment import ATTACHMENT, parse_flag
 from moescope.capture.settings.sampling import TraceSampling
-from moescope.capture.wire import INGEST_PATH
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:9890"
 DEFAULT_TRACE_MIB = 256
 DEFAULT_KEPT_IDS_MIB = 32
+
+T = TypeVar("T")
 
 
 class SettingsError(ValueError):
@@ -24,10 +28,18 @@ class SettingsError(ValueError):
 
 
 class OnError(StrEnum):
-    """What an unknown row layout does."""
+    """What an unknown row layout does.
 
+    At start-up nobody is served yet and somebody watches: stopping there is the loudest word, and costs
+    nothing. In traffic it would cost requests, while capture that has ended says so in each frame, in a
+    metric and in an alert, and its totals stay those of the moment before. So `RAISE_AT_START` is the
+    default.
+    """
+
+    RAISE_AT_START = "raise-at-start"
+    """Until the worker first serves, as `RAISE`; from then on, as `DISABLE`."""
     RAISE = "raise"
-    """Stop the server with an AssertionError, at start-up, where the layout first shows."""
+    """Stop the server with an AssertionError, whenever the layout shows."""
     DISABLE = "disable"
     """Turn capture off for good, loudly, and serve on."""
 
@@ -55,7 +67,7 @@ class CaptureSettings:
     endpoint: str = DEFAULT_ENDPOINT
     interval: float = 1.0
     token: str | None = field(default=None, repr=False)
-    on_error: OnError = OnError.RAISE
+    on_error: OnError = OnError.RAISE_AT_START
     server: str = ""
     traces: TraceSampling = field(default_factory=TraceSampling)
     trace_bytes: int = DEFAULT_TRACE_MIB << 20
@@ -67,22 +79,55 @@ class CaptureSettings:
         """Parse the variables; those that are absent or empty take their defaults.
 
         Raises:
-            SettingsError: a value that can't be used.
+            SettingsError: values that can't be used; the message has a sentence for each of them.
         """
-        return cls(
-            endpoint=_endpoint(environment.get("MOESCOPE_ENDPOINT") or DEFAULT_ENDPOINT),
-            interval=_interval(environment.get("MOESCOPE_INTERVAL") or "1"),
-            token=_token(environment),
-            on_error=_on_error(environment.get("MOESCOPE_ON_ERROR") or OnError.RAISE.value),
-            server=_server(environment.get("MOESCOPE_SERVER") or socket.gethostname() or "localhost"),
+        settings, wrong = cls.read(environment)
+        if wrong:
+            raise SettingsError("; ".join(wrong))
+        return settings
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> tuple[CaptureSettings, list[str]]:
+        """The settings, and what is wrong with the values that can't be used: those take their defaults.
+
+        A worker that can't count for a bad value reports that with all the others. Without a usable endpoint
+        it reports to the default one, and shows it no token.
+        """
+        wrong: list[str] = []
+
+        def value(parse: Callable[[str], T], name: str, default: str) -> T:
+            return _or_else(wrong, lambda: parse(environment.get(name) or default), lambda: parse(default))
+
+        def mib(name: str, default: int, least: int) -> int:
+            return value(lambda text: _mib(name, text, least=least), name, str(default))
+
+        endpoint = value(_endpoint, "MOESCOPE_ENDPOINT", DEFAULT_ENDPOINT)
+        is_meant = not wrong
+        _or_else(wrong, lambda: _flag(ATTACHMENT, environment), lambda: True)
+        settings = cls(
+            endpoint=endpoint,
+            interval=value(_interval, "MOESCOPE_INTERVAL", "1"),
+            token=_or_else(wrong, lambda: _token(environment), lambda: None),
+            on_error=value(_on_error, "MOESCOPE_ON_ERROR", OnError.RAISE_AT_START.value),
+            server=value(_server, "MOESCOPE_SERVER", socket.gethostname() or "localhost"),
             traces=TraceSampling(
-                rate=_rate(environment.get("MOESCOPE_TRACE_RATE") or "0"),
-                opt_in=_flag("MOESCOPE_TRACE_OPT_IN", environment),
+                rate=value(_rate, "MOESCOPE_TRACE_RATE", "0"),
+                opt_in=_or_else(wrong, lambda: _flag("MOESCOPE_TRACE_OPT_IN", environment), lambda: False),
             ),
-            trace_bytes=_mib("MOESCOPE_TRACE_MIB", environment, DEFAULT_TRACE_MIB, least=1) << 20,
-            kept_ids_bytes=_mib("MOESCOPE_KEPT_IDS_MIB", environment, DEFAULT_KEPT_IDS_MIB, least=0) << 20,
-            access=_access(environment),
+            trace_bytes=mib("MOESCOPE_TRACE_MIB", DEFAULT_TRACE_MIB, 1) << 20,
+            kept_ids_bytes=mib("MOESCOPE_KEPT_IDS_MIB", DEFAULT_KEPT_IDS_MIB, 0) << 20,
+            access=_or_else(wrong, lambda: _access(environment), lambda: NO_ACCESS),
         )
+        return settings if is_meant else replace(settings, token=None, access=NO_ACCESS), wrong
+
+
+def _or_else(wrong: list[str], value: Callable[[], T], default: Callable[[], T]) -> T:
+    """The value, or the default where it can't be used; `wrong` then gets the reason."""
+    try:
+        return value()
+    except SettingsError as error:
+        wrong.append(str(error))
+        return default()
 
 
 def _endpoint(text: str) -> str:
@@ -121,14 +166,13 @@ def _rate(text: str) -> float:
 
 
 def _flag(name: str, environment: Mapping[str, str]) -> bool:
-    text = (environment.get(name) or "0").strip().lower()
-    if text not in ("0", "1", "false", "true"):
-        raise SettingsError(f"{name}: {text!r} is neither 0 nor 1")
-    return text in ("1", "true")
+    try:
+        return parse_flag(environment.get(name) or "0")
+    except ValueError as error:
+        raise SettingsError(f"{name}: {error}") from None
 
 
-def _mib(name: str, environment: Mapping[str, str], default: int, *, least: int) -> int:
-    text = environment.get(name) or str(default)
+def _mib(name: str, text: str, *, least: int) -> int:
     try:
         mib = int(text)
     except ValueError:
@@ -142,12 +186,12 @@ def _on_error(text: str) -> OnError:
     try:
         return OnError(text.strip().lower())
     except ValueError:
-        raise SettingsError(f"MOESCOPE_ON_ERROR: {text!r} is neither 'raise' nor 'disable'") from None
+        raise SettingsError(f"MOESCOPE_ON_ERROR: {text!r} is none of {', '.join(OnError)}") from None
 
 
 def _server(text: str) -> str:
-    if len(text) > 256:
-        raise SettingsError(f"MOESCOPE_SERVER: {len(text)} characters, at most 256 are allowed")
+    if len(text) > MAX_NAME:
+        raise SettingsError(f"MOESCOPE_SERVER: {len(text)} characters, at most {MAX_NAME} are allowed")
     return text
 
 
@@ -173,8 +217,9 @@ def _token(environment: Mapping[str, str]) -> str | None:
     if path and not token:
         try:
             token = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise SettingsError(f"MOESCOPE_TOKEN_FILE: {path!r} can't be read: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            said = getattr(error, "strerror", None) or "it is no text"
+            raise SettingsError(f"MOESCOPE_TOKEN_FILE: {path!r} can't be read: {said}") from error
     token = token.strip()
     if not printable(token):
         raise SettingsError("MOESCOPE_TOKEN: only printable ASCII without spaces is allowed")

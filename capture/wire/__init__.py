@@ -3,6 +3,7 @@
 The service imports nothing else of ``moescope.capture``, and this folder imports neither torch nor vLLM.
 """
 
+from moescope.capture.protocol import CONTENT_TYPE, INGEST_PATH, TRACES_PATH, WIRE_MAJOR, WIRE_MINOR
 from moescope.capture.wire.arrays import (
     Int64Array,
     LoadArray,
@@ -16,9 +17,6 @@ from moescope.capture.wire.arrays import (
 )
 from moescope.capture.wire.checks import check_frame
 from moescope.capture.wire.codec import (
-    CONTENT_TYPE,
-    INGEST_PATH,
-    TRACES_PATH,
     decode_frame,
     decode_versioned,
     encode_frame,
@@ -30,8 +28,6 @@ from moescope.capture.wire.schema import (
     MAX_EXPERTS,
     MAX_LAYERS,
     MAX_RANKS,
-    WIRE_MAJOR,
-    WIRE_MINOR,
     Count,
     Frame,
     LayerId,

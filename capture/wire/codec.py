@@ -1,23 +1,21 @@
 """Frames as bytes and back, and where they are sent.
 
-A frame is msgpack, sent as the body of ``POST /v1/ingest`` with the content type :data:`CONTENT_TYPE`.
+A frame is msgpack, sent as the body of ``POST /v1/ingest`` with the content type
+``CONTENT_TYPE`` of :mod:`moescope.capture.protocol`.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
+from moescope.capture.protocol import WIRE_MAJOR
 from moescope.capture.wire.arrays import Int64Array, LoadArray, WireError, WireVersionError
 from moescope.capture.wire.checks import check_frame
-from moescope.capture.wire.schema import WIRE_MAJOR, Frame, StepLoads
-
-CONTENT_TYPE: Final = "application/vnd.moescope.frame+msgpack"
-INGEST_PATH: Final = "/v1/ingest"
-TRACES_PATH: Final = "/v1/traces"
+from moescope.capture.wire.schema import Frame, StepLoads
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ A frame carries *cumulative* totals since the start of the producer's epoch, ide
 and a restarted producer begins a new epoch.
 
 Compatibility: within a major version fields are only ever added, with defaults, and readers ignore
-fields they don't know. A change that breaks this rule raises :data:`WIRE_MAJOR`.
+fields they don't know. A change that breaks this rule raises ``WIRE_MAJOR``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
-WIRE_MAJOR: Final = 1
-WIRE_MINOR: Final = 4
+from moescope.capture.protocol import MAX_NAME, MAX_TEXT
 
 # Far above every model and cluster known; they bound what one frame can make the service allocate.
 MAX_LAYERS: Final = 1024
@@ -27,8 +26,8 @@ Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
 Size = Annotated[int, Meta(ge=1, le=MAX_RANKS)]
-Name = Annotated[str, Meta(min_length=1, max_length=256)]
-Text = Annotated[str, Meta(max_length=1024)]
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 LayerId = Annotated[int, Meta(ge=0, lt=1 << 20)]
 
 
@@ -137,8 +136,8 @@ class Frame(Struct, kw_only=True):
         epoch: start of the producer's counting, nanoseconds of Unix time; a restart has a higher one.
         seq: 1, 2, ... within the epoch; every later frame carries totals that are no smaller.
         captured_at_ns: when the totals were true, nanoseconds of Unix time on the producer's clock.
-        state: ``counting``, or ``disabled`` when capture has stopped for good (``state_reason`` says why;
-            the totals are then those of the moment before it stopped).
+        state: ``counting``, or ``disabled`` when capture has stopped for good or never began
+            (``state_reason`` says why; the totals are then those of the moment before it stopped).
         layers: the covered MoE layers, in rising order of ``layer``.
         uncovered: the MoE layers whose routing can't be seen.
         absent: the MoE layers that the model's config has and that were not found in the model, with the

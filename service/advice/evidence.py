@@ -173,6 +173,9 @@ def _why_not(layer: LayerWindow, later: Sequence[LayerWindow], experts: int, min
         missing = sorted({rank for part in parts for rank in part.missing})
         if missing:
             return f"partial: the tokens of DP ranks {missing} are not seen in this layer"
+        broken = next((part.not_conserved for part in parts if part.not_conserved), None)
+        if broken:
+            return broken
     return None
 
 

@@ -40,7 +40,7 @@ Examples:
 
 Then start vLLM with it:
 
-  MOESCOPE_ENDPOINT=http://127.0.0.1:9890 vllm serve MODEL --worker-cls moescope.capture.worker.RoutingWorker
+  MOESCOPE=1 MOESCOPE_ENDPOINT=http://127.0.0.1:9890 vllm serve MODEL
 """
 
 

@@ -30,17 +30,23 @@ def _deployment_table(deployment: dict[str, Any]) -> RenderableType:
             table.add_row(
                 str(rank["dp_rank"]),
                 *(str(producer[name]) for name in ("tp_rank", "pp_rank", "ep_rank")),
-                f"{rank['tokens']:,}",
-                f"{rank['phases']['decode_tokens']:,}" if rank["phases"] else "-",
-                *(f"{rank[name]:,}" for name in ("steps", "idle_steps")),
+                _count(rank["tokens"]),
+                _count((rank["phases"] or {}).get("decode_tokens")),
+                *(_count(rank[name]) for name in ("steps", "idle_steps")),
                 f"{producer['state']}, {producer['age_seconds']:.0f} s ago",
                 _capture(rank, producer),
             )
     return Group(table, *(Text(f"- {note}") for note in _absences(deployment)))
 
 
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
 def _absences(deployment: dict[str, Any]) -> list[str]:
-    """Lines about ranks that never reported, layers that can't be seen, and what workers can't tell."""
+    """Lines about ranks that never reported, layers that can't be seen, rows that are not the tokens, and
+    what workers can't tell.
+    """
     missing = ", ".join(str(rank) for rank in deployment["missing_dp_ranks"])
     uncovered = {
         f"layer {entry['layer']} can't be seen: {entry['reason']}": None
@@ -48,13 +54,34 @@ def _absences(deployment: dict[str, Any]) -> list[str]:
         for producer in rank["producers"]
         for entry in producer["uncovered"]
     }
+    laws = [
+        f"DP rank {rank['dp_rank']}, pipeline stage {stage['pp_rank']}: {line}"
+        for rank in deployment["dp_ranks"]
+        for stage in rank["stages"]
+        for line in _law(stage)
+    ]
     unavailable = {
         f"{part} can't be told: {reason}": None
         for rank in deployment["dp_ranks"]
         for producer in rank["producers"]
         for part, reason in producer["unavailable"].items()
     }
-    return [*([f"DP ranks that never reported: {missing}"] if missing else []), *uncovered, *unavailable]
+    return [
+        *([f"DP ranks that never reported: {missing}"] if missing else []),
+        *uncovered,
+        *unavailable,
+        *laws,
+    ]
+
+
+def _law(stage: dict[str, Any]) -> list[str]:
+    """Lines about rows that are not the tokens, or why that isn't known; none if they are."""
+    if stage["state"] == "unknown":
+        return [f"not known whether rows add up to tokens: {stage['reason']}"]
+    return [
+        f"layer {found['layer']}: {found['got']:,} {found['law']} of {found['expected']:,} tokens"
+        for found in stage["mismatches"]
+    ]
 
 
 def balance_tables(answer: dict[str, Any]) -> RenderableType:
@@ -150,13 +177,17 @@ def _notes(answer: dict[str, Any]) -> list[Text]:
 def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
     faults = []
     if producer["state_reason"]:
-        faults.append(producer["state_reason"])
+        faults.append(f"capture is off: {producer['state_reason']}")
     if producer["uncovered"]:
         faults.append(f"uncovered layers {[entry['layer'] for entry in producer['uncovered']]}")
     if rank["unseen_layers"]:
         faults.append(f"unseen layers {rank['unseen_layers']}")
-    if producer["mismatches"]:
-        faults.append(f"mismatched layers {sorted({entry['layer'] for entry in producer['mismatches']})}")
+    broken = [found["layer"] for found in producer["mismatches"]]
+    for stage in rank["stages"]:
+        if stage["pp_rank"] == producer["pp_rank"]:
+            broken += [found["layer"] for found in stage["mismatches"]]
+    if broken:
+        faults.append(f"mismatched layers {sorted(set(broken))}")
     return "; ".join(faults) or f"{len(producer['layers'])} layers, exact"
 
 
@@ -179,7 +210,13 @@ def stragglers_tables(answer: dict[str, Any]) -> RenderableType:
         f"Over layers: straggler cost {_share(answer['straggler_cost'])}; of the window's sums "
         f"{_share(answer['windowed_straggler_share'])}"
     )
-    return Group(table, whole, *(_stage_line(stage) for stage in answer["stages"]), *_reason_of(answer))
+    broken = [
+        Text(f"- layer {layer['layer']}: {layer['not_conserved']}", style="dim")
+        for layer in answer["layers"]
+        if layer["not_conserved"]
+    ]
+    stages = (_stage_line(stage) for stage in answer["stages"])
+    return Group(table, whole, *stages, *_reason_of(answer), *broken)
 
 
 def _stage_line(stage: dict[str, Any]) -> Text:

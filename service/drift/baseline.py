@@ -106,9 +106,13 @@ def baseline_of(
     """Make a baseline of a window; ``decode`` is that window of decode tokens only.
 
     Raises:
-        BaselineError: it has too few tokens to compare anything with.
+        BaselineError: it has too few tokens to compare anything with, or no layer whose rows add up.
     """
     seen = [layer for layer in window.layers if layer.not_seen is None and layer.counts.any()]
+    broken = next((layer.not_conserved for layer in seen if layer.not_conserved), None)
+    seen = [layer for layer in seen if not layer.not_conserved]
+    if broken is not None and not seen:
+        raise BaselineError("not-conserved", f"No layer can be compared with: {broken}.")
     if window.tokens < max(min_tokens, 1) or not seen:
         raise BaselineError(
             "too-few-tokens",

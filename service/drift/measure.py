@@ -80,8 +80,8 @@ def layer_drifts(window: ModelWindow, base: LayerSlots, min_tokens: int) -> list
 
 
 def slots_of(window: ModelWindow) -> LayerSlots:
-    """A window as a base, of the layers that were seen."""
-    seen = [layer for layer in window.layers if layer.not_seen is None]
+    """A window as a base, of the layers that were seen and whose rows add up."""
+    seen = [layer for layer in window.layers if not (layer.not_seen or layer.not_conserved)]
     return LayerSlots(
         counts={layer.shape.layer: layer.counts.sum(axis=0) for layer in seen},
         rows={layer.shape.layer: int(layer.rows.sum()) for layer in seen},
@@ -108,7 +108,7 @@ def summary_of(layers: list[LayerDrift]) -> DriftSummary:
 
 def _layer(layer: LayerWindow, base: Int64Array | None, base_rows: int, min_tokens: int) -> LayerDrift:
     counts, tokens = layer.counts.sum(axis=0), int(layer.rows.sum())
-    reason = layer.not_seen or _why_not(counts, tokens, base, base_rows, min_tokens)
+    reason = layer.not_seen or layer.not_conserved or _why_not(counts, tokens, base, base_rows, min_tokens)
     if reason is not None or base is None:
         return LayerDrift(layer=layer.shape.layer, tokens=tokens, base_tokens=base_rows, reason=reason)
     share, before = counts / counts.sum(), base / base.sum()
@@ -134,7 +134,7 @@ def _why_not(
     counts: Int64Array, tokens: int, base: Int64Array | None, base_rows: int, min_tokens: int
 ) -> str | None:
     if base is None:
-        return "the base has not seen this layer"
+        return "the base has not seen this layer, or not all of its tokens"
     if len(base) != len(counts):
         return f"the base has {len(base)} experts here, the window {len(counts)}"
     for name, found, slots in (("window", tokens, counts), ("base", base_rows, base)):

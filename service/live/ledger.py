@@ -6,6 +6,7 @@ Here everything changes together. Nothing here is safe for several threads: the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from moescope.capture.wire import Frame
 from moescope.service.counts.account import Account, Verdict
@@ -17,7 +18,9 @@ from moescope.service.live.history import History
 from moescope.service.live.outbox import Outbox
 from moescope.service.live.past import Remembered
 from moescope.service.live.placements import Placements
+from moescope.service.live.producers import ProducerState
 from moescope.service.live.roster import Roster
+from moescope.service.live.row_laws import RowLaws
 from moescope.service.live.spans import Snapshot
 from moescope.service.live.step_joins import Joins
 from moescope.service.settings import Settings
@@ -45,12 +48,13 @@ class Ledger:
         self.history = History(settings.history_mib * 1024 * 1024)
         self.placements = Placements()
         self.joins = Joins(self._add_stragglers)
+        self._laws = RowLaws()
         self.outbox = Outbox()
 
     def restore(self, posting: Posting) -> None:
         """Go on from what a store has kept of a producer. To be called before its first frame."""
         account = Account.restored(posting.account, self._settings.max_epochs)
-        self.roster.enter(posting.key, account, posting.at)
+        self._enter(posting.key, account, posting.at)
         self.history.record(posting.key, posting.birth, Snapshot(posting.at, account.totals))
 
     def take(self, frame: Frame) -> Verdict:
@@ -81,10 +85,14 @@ class Ledger:
             return
         if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
             self.history.forget(key)
-        self.roster.enter(key, account, at)
+        self._enter(key, account, at)
         self.history.record(key, posting.birth, Snapshot(told_at, state.totals))
         if state is not posting.account:  # nobody takes it until a frame comes
             self._record(key, account, self.outbox.post_newest)
+
+    def state(self, key: Key) -> ProducerState:
+        """A producer that is here, as of now."""
+        return replace(self.roster.state(key), law=self._laws.of(key))
 
     def remembered(self, key: Key, instants: Sequence[float | None]) -> Remembered:
         """A producer's totals at rising instants, as far as memory has them; None is an open end."""
@@ -115,12 +123,23 @@ class Ledger:
         is_newest = frame.epoch == account.latest.epoch
         if is_newest:
             self.placements.note(frame, now)
-        self.roster.enter(key, account, now if is_newest or entry is None else entry.received_at)
+        if is_newest or entry is None:
+            self._enter(key, account, now)
+        else:
+            self.roster.enter(key, account, entry.received_at)
         self.history.set_back(key, now)
         birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
         self.history.record(key, birth, Snapshot(now, account.totals))
         self._record(key, account, self.outbox.post, began_again=account.generation != generation)
         return verdict
+
+    def _enter(self, key: Key, account: Account, at: float) -> None:
+        """Note a producer's newest frame, which was accepted at ``at``."""
+        self.roster.enter(key, account, at)
+        entry = self.roster.get(key)
+        assert entry is not None
+        assert account.latest is not None
+        self._laws.note(account.latest, entry.started_at, at)
 
     def _makes_way(self, key: Key, layout: Layout, at: float) -> bool:
         """Forget producers whose shape is not that of another service's newer frame, as seen at ``at``.
@@ -160,5 +179,6 @@ class Ledger:
         self.placements.forget(key)
         self.history.forget(key)
         self.joins.forget(key)
+        self._laws.forget(key)
         if self._keeps:
             self.outbox.forget(key)

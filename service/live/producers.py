@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moescope.capture.wire import Producer
 from moescope.service.counts.account_state import Latest
+from moescope.service.counts.row_law import RowLaw
 from moescope.service.counts.totals import Totals
 from moescope.service.live.spans import Span
 
@@ -25,6 +26,7 @@ class ProducerState:
         started_at: when its newest epoch began, seconds of Unix time on the service's clock.
         received_at: when its newest frame was accepted, seconds of Unix time on the service's clock.
         age: seconds since ``received_at``; ``stale`` and ``expired`` compare it with the settings.
+        law: the law of rows at its pipeline stage; all TP workers of the stage have the same.
     """
 
     latest: Latest
@@ -35,6 +37,12 @@ class ProducerState:
     age: float
     stale: bool
     expired: bool
+    law: RowLaw = field(default_factory=RowLaw)
+
+    @property
+    def never_counted(self) -> bool:
+        """Whether capture was off from the start, so that its totals say nothing: they are not zero."""
+        return self.latest.state == "disabled" and not self.totals.layout.layers and not self.totals.tokens
 
     @property
     def state(self) -> str:

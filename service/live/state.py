@@ -105,7 +105,7 @@ class LiveState:
         Producers of a former start are left out: versions begin at 0 again with each start.
         """
         with self._lock:
-            states = [self._ledger.roster.state(key) for key in self._ledger.roster.members(deployment)]
+            states = [self._ledger.state(key) for key in self._ledger.roster.members(deployment)]
             keys = [state.latest.producer.key for state in of_present_start(states)]
             return self._ledger.placements.newest(keys)
 
@@ -127,7 +127,7 @@ class LiveState:
     def producers(self) -> list[ProducerState]:
         """All producers, sorted by key."""
         with self._lock:
-            return [self._ledger.roster.state(key) for key in self._ledger.roster.members()]
+            return [self._ledger.state(key) for key in self._ledger.roster.members()]
 
     def spans(self, deployment: Deployment, start: float | None, end: float | None) -> list[ProducerSpan]:
         """What each producer of a deployment counted; None: ``start`` is its birth, ``end`` is now."""
@@ -158,7 +158,7 @@ class LiveState:
         """
         with self._lock:
             found = [
-                (self._ledger.roster.state(key), self._ledger.remembered(key, instants))
+                (self._ledger.state(key), self._ledger.remembered(key, instants))
                 for key in self._ledger.roster.members(deployment)
             ]
         if self._archive is None:

@@ -279,7 +279,15 @@ _FAMILIES: Final = (
         "moescope_conservation_mismatched_layers",
         "gauge",
         "layers",
-        "MoE layers whose slots are not rows x top-k, or whose rows are not the tokens computed.",
+        "MoE layers whose slots are not rows x top-k, or whose rows, added up over TP workers, are not the "
+        "tokens computed, in all or in one phase.",
+        DP,
+    ),
+    Family(
+        "moescope_conservation_unknown_stages",
+        "gauge",
+        "stages",
+        "Pipeline stages of which it isn't known whether rows add up to the tokens computed.",
         DP,
     ),
     Family(

@@ -69,7 +69,10 @@ def assess(window: ModelWindow, min_tokens: int) -> Assessment:
     # A rank that fell silent and computed nothing in the window is gone, not idle.
     alive = tuple(rank.rank for rank in window.dp_ranks if rank.present or rank.tokens)
     tokens = {rank.rank: rank.tokens for rank in window.dp_ranks}
-    gates = [_gate(int(layer.rows.sum()), min_tokens, layer.not_seen) for layer in window.layers]
+    gates = [
+        _gate(int(layer.rows.sum()), min_tokens, layer.not_seen) or layer.not_conserved
+        for layer in window.layers
+    ]
     whole = [_why_partial(layer) for layer in window.layers]
     return Assessment(
         window=window,
@@ -161,4 +164,4 @@ def _too_few(alive: tuple[int, ...]) -> str | None:
 def _why_partial(layer: LayerWindow) -> str | None:
     if layer.missing:
         return f"partial: the tokens of DP ranks {list(layer.missing)} are not seen in this layer"
-    return None
+    return layer.not_conserved

@@ -1,60 +1,171 @@
-"""What is wrong with capture: unseen layers and counts that don't add up."""
+"""What is wrong with capture: unseen layers, counts that don't add up, and what can't be told."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from itertools import groupby
+from typing import Final, Literal
 
 import numpy as np
 
 from moescope.service.counts.account_state import Latest
 from moescope.service.counts.layers import Layout
-from moescope.service.live.producers import ProducerState
+from moescope.service.counts.row_comparison import KINDS, Comparison, Kind
+from moescope.service.live.producers import ProducerState, heard_last, of_present_start
+
+UNCOMPARED_S: Final = 60.0
+"""For so long tokens may be computed without a comparison before it is said; they usually take a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """A law of conservation that one layer of a producer's newest frame breaks.
+    """A law of conservation that one layer breaks.
 
-    ``slots``: the counts of its experts must sum to rows x top-k (a router that masks slots breaks this).
-    ``rows``: with one TP rank, every token that the DP rank computed must be a row of the layer.
+    ``slots``: the counts of a worker's experts must sum to its rows x top-k (a router that masks slots breaks
+    this). ``rows``: rows added up over a DP rank's TP workers must be the tokens that the rank computed;
+    ``prefill_rows`` and ``decode_rows``: in each phase too.
     """
 
     layer: int
-    law: Literal["slots", "rows"]
+    law: Literal["slots"] | Kind
     expected: int
     got: int
 
 
 def mismatches(latest: Latest) -> list[Mismatch]:
-    """All broken laws of a producer's newest frame; layers never seen are :func:`unseen_layers`'s."""
+    """The layers of a producer's newest frame whose slots are not rows x top-k."""
     counted = latest.counted
-    rows, slots = counted.rows, counted.layout.sums(counted.counts)
-    expected = rows * counted.layout.top_k
-    short = (rows != 0) & (rows != counted.tokens) & (latest.producer.tp_size == 1)
-    found = []
-    for i in np.flatnonzero((slots != expected) | short).tolist():
-        layer = counted.layout.layers[i].layer
-        if slots[i] != expected[i]:
-            found.append(Mismatch(layer, "slots", int(expected[i]), int(slots[i])))
-        if short[i]:
-            found.append(Mismatch(layer, "rows", counted.tokens, int(rows[i])))
-    return found
+    slots, expected = counted.layout.sums(counted.counts), counted.rows * counted.layout.top_k
+    return [
+        Mismatch(counted.layout.layers[i].layer, "slots", int(expected[i]), int(slots[i]))
+        for i in np.flatnonzero(slots != expected).tolist()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class StageHealth:
+    """Whether the law of rows holds at one pipeline stage of a DP rank, over its TP workers.
+
+    Attributes:
+        pp_rank: the stage.
+        state: ``holds`` as of the last comparison, ``broken`` in some layer since the workers started, or
+            ``unknown`` for ``reason``.
+        compared_steps, compared_tokens: after which steps and of how many tokens the workers were compared
+            last; None: never yet.
+        compared_age: seconds since then.
+        broken: the layers that break it. Layers without any row are :func:`unseen_layers`'s.
+    """
+
+    pp_rank: int
+    state: Literal["holds", "broken", "unknown"]
+    reason: str | None
+    compared_steps: int | None
+    compared_tokens: int | None
+    compared_age: float | None
+    broken: tuple[Mismatch, ...]
+
+
+def stages(producers: Iterable[ProducerState]) -> list[StageHealth]:
+    """The law of rows at each pipeline stage of a DP rank.
+
+    Args:
+        producers: all producers of one DP rank, sorted by key; one at least.
+    """
+    present = of_present_start(list(producers))
+    sizes = heard_last(present)
+    by_stage = {rank: list(group) for rank, group in groupby(present, key=_pp_rank)}
+    return [_stage(rank, sizes.tp_size, by_stage.get(rank, [])) for rank in range(sizes.pp_size)]
 
 
 def unseen_layers(producers: Iterable[ProducerState]) -> list[int]:
     """Layers that a DP rank claims to cover and never saw a row of, although it computed tokens.
 
+    A layer is unseen only if all TP workers of its pipeline stage have counted tokens and none has a row.
+
     Args:
-        producers: all producers of one DP rank; rows add up over its TP ranks.
+        producers: all producers of one DP rank, sorted by key; rows add up over its TP ranks.
     """
-    newest = [producer.latest.counted for producer in producers]
-    if not any(counted.tokens for counted in newest):
-        return []
-    layout = reduce(Layout.union, (counted.layout for counted in newest))
-    rows = np.zeros(len(layout.layers), dtype=np.int64)
-    for counted in newest:
-        rows += layout.widened_layers(counted.layout, counted.rows)
-    return sorted(layout.layers[i].layer for i in np.flatnonzero(rows == 0).tolist())
+    found: list[int] = []
+    for _, group in groupby(of_present_start(list(producers)), key=_pp_rank):
+        workers = list(group)
+        newest = [worker.latest.counted for worker in workers]
+        if _silent_ranks(workers[0].latest.producer.tp_size, workers) or not all(c.tokens for c in newest):
+            continue
+        layout = reduce(Layout.union, (counted.layout for counted in newest))
+        rows = sum(layout.widened_layers(counted.layout, counted.rows) for counted in newest)
+        found += [layout.layers[i].layer for i in np.flatnonzero(np.asarray(rows) == 0).tolist()]
+    return sorted(found)
+
+
+def _pp_rank(item: ProducerState) -> int:
+    return item.latest.producer.pp_rank
+
+
+def _tp_rank(item: ProducerState) -> int:
+    return item.latest.producer.tp_rank
+
+
+def _silent_ranks(tp_size: int, workers: Sequence[ProducerState]) -> list[int]:
+    """TP ranks that have not reported since the start."""
+    return sorted(set(range(tp_size)) - {_tp_rank(item) for item in workers})
+
+
+def _stage(pp_rank: int, tp_size: int, workers: Sequence[ProducerState]) -> StageHealth:
+    if not workers:
+        reason = f"no worker of pipeline stage {pp_rank} has reported"
+        return StageHealth(pp_rank, "unknown", reason, None, None, None, ())
+    law = workers[0].law
+    broken = tuple(_broken(law.newest))
+    why = None if broken else next(_unknown(tp_size, workers), None)
+    last = law.compared
+    now = workers[0].received_at + workers[0].age
+    return StageHealth(
+        pp_rank=pp_rank,
+        state="broken" if broken else "holds" if why is None else "unknown",
+        reason=why,
+        compared_steps=None if last is None else last.steps,
+        compared_tokens=None if last is None else int(last.tokens[0]),
+        compared_age=None if last is None else max(0.0, now - last.at),
+        broken=broken,
+    )
+
+
+def _broken(found: Comparison | None) -> Iterator[Mismatch]:
+    if found is None or found.holds:
+        return
+    seen = found.rows[0] != 0
+    for at in np.flatnonzero(found.off.any(axis=0) & seen).tolist():
+        for kind, rows, off in zip(KINDS, found.rows[:, at].tolist(), found.off[:, at].tolist(), strict=True):
+            if off:
+                yield Mismatch(found.layout.layers[at].layer, kind, expected=rows + off, got=rows)
+
+
+def _unknown(tp_size: int, workers: Sequence[ProducerState]) -> Iterator[str]:
+    """Why it is not known whether the law holds, the gravest reason first."""
+    law, now = workers[0].law, workers[0].received_at + workers[0].age
+    silent = _silent_ranks(tp_size, workers)
+    if silent:
+        yield f"{_names(silent)} not reported since the start (TP size {tp_size})"
+    for item in workers:
+        if item.latest.state != "counting":
+            yield f"TP rank {_tp_rank(item)} does not count: {item.latest.state_reason}"
+        if item.stale:
+            yield f"TP rank {_tp_rank(item)} has been silent for {item.age:.0f} s"
+    tokens = max(item.latest.counted.tokens for item in workers)
+    compared = 0 if law.compared is None else int(law.compared.tokens[0])
+    since = max(item.started_at for item in workers) if law.compared is None else law.compared.at
+    if law.compared is None and tokens:
+        yield "the TP ranks have not yet sent snapshots of one step"
+    if tokens > compared and now - since > UNCOMPARED_S:
+        yield f"the TP ranks have sent no snapshots of one step for {now - since:.0f} s"
+    if law.compared is not None and law.compared.partly.any():
+        layers = [law.compared.layout.layers[i].layer for i in np.flatnonzero(law.compared.partly).tolist()]
+        yield f"layers {layers} are covered on some of the TP ranks only, and not all tokens are seen there"
+
+
+def _names(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"TP rank {ranks[0]} has"
+    return f"TP ranks {', '.join(map(str, ranks))} have"

@@ -26,7 +26,7 @@ def merge_spans_of_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> 
         return merge_spans(spans)
     split = _Split(phase)
     told = why_unavailable((item.producer for item in spans), "phases")
-    window = merge_spans(spans, split)
+    window = merge_spans(spans, split, phase)
     return replace(
         window,
         dp_ranks=tuple(replace(rank, phases=split.work[rank.rank]) for rank in window.dp_ranks),
@@ -80,5 +80,6 @@ def _known(layer: LayerWindow, unphased: dict[int, int], told: str | None) -> La
         counts=layer.counts[kept],
         rows=layer.rows[kept],
         unphased=unphased,
+        broken={rank: why for rank, why in layer.broken.items() if rank not in unphased},
         phase_reason=why_unphased(unphased, told),
     )

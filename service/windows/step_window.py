@@ -120,4 +120,4 @@ def windowed_sums(window: ModelWindow, only: set[int] | None = None) -> tuple[fl
 
 def is_whole(layer: LayerWindow) -> bool:
     """Whether the load of every EP rank is known."""
-    return not (layer.ep_reason or layer.not_seen or layer.missing)
+    return not (layer.ep_reason or layer.not_seen or layer.missing or layer.broken)

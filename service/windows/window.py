@@ -18,6 +18,7 @@ from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of, why_unavailable
 from moescope.service.measures.arrays import FloatArray
+from moescope.service.windows.law import not_conserved, told
 from moescope.service.windows.stack import Stack, Stacker
 
 Part = Callable[[int, list[Totals]], list[Totals]]
@@ -70,6 +71,7 @@ class LayerWindow:
         uncovered: DP rank to the reason why its tokens can't be seen here.
         unphased: in the window of one phase, DP ranks that are left out, to their tokens of unknown phase.
         phase_reason: why the phases of these are not known; None: there are none.
+        broken: DP ranks that are in the counts, to why their rows are not the tokens that they computed.
     """
 
     shape: MoeLayer
@@ -83,6 +85,12 @@ class LayerWindow:
     uncovered: dict[int, str]
     unphased: Mapping[int, int] = field(default_factory=dict)
     phase_reason: str | None = None
+    broken: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def not_conserved(self) -> str | None:
+        """Why the counts are not those of all tokens, though no DP rank is missing; None: they are."""
+        return told(self.broken)
 
     @property
     def slots(self) -> Int64Array:
@@ -142,12 +150,15 @@ class ModelWindow:
         return sorted(set(range(self.dp_size)) - {rank.rank for rank in self.dp_ranks})
 
 
-def merge_spans(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindow:
+def merge_spans(
+    spans: Sequence[ProducerSpan], part: Part | None = None, phase: Phase | None = None
+) -> ModelWindow:
     """What all producers of one deployment counted, as one window.
 
     Args:
         spans: what each of them counted; one producer at least.
         part: takes the part of what a DP rank counted that is wanted; None: all of it.
+        phase: the phase of that part; None: both.
     """
     by_rank: dict[int, list[ProducerSpan]] = {}
     for item in spans:
@@ -155,10 +166,13 @@ def merge_spans(spans: Sequence[ProducerSpan], part: Part | None = None) -> Mode
     dp_size, ep_size = sizes_of(spans)
     layouts = (layout for rank in sorted(by_rank) for item in by_rank[rank] for layout in item.span.layouts)
     stacker, found = Stacker(layouts, len(by_rank), ep_size), []
+    broken: dict[int, dict[int, str]] = {}
     for rank in sorted(by_rank):
         deltas = [item.span.delta for item in by_rank[rank]]
         deltas = deltas if part is None else part(rank, deltas)
         found.append(_dp_rank(rank, by_rank[rank], deltas))
+        for layer, why in not_conserved(rank, by_rank[rank], deltas, phase).items():
+            broken.setdefault(layer, {})[rank] = why
         stacker.add(deltas, found[-1].tokens != 0)
     dp_ranks, stack = tuple(found), stacker.stack()
     seen = {layer.layer for layer in stack.layout.layers}
@@ -175,6 +189,7 @@ def merge_spans(spans: Sequence[ProducerSpan], part: Part | None = None) -> Mode
             [rank.rank for rank in dp_ranks],
             partial(_ep_reason, ep_size, why_unavailable((item.producer for item in spans), "placement")),
             _reasons(dp_ranks, by_rank),
+            broken,
         ),
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
     )
@@ -203,6 +218,7 @@ def _layers(
     ids: list[int],
     ep_reason: Callable[[int], str | None],
     uncovered: dict[int, dict[int, str]],
+    broken: dict[int, dict[int, str]],
 ) -> tuple[LayerWindow, ...]:
     """All layers; ``ids`` are the DP ranks of the stack, in its order. ``ep_reason``: see `_ep_reason`."""
     covering = stack.present & ~stack.lost
@@ -229,6 +245,7 @@ def _layers(
                 ep_reason=ep_reason(stack.unplaced[i]),
                 unseen=tuple(rank for rank in unseen if rank not in reasons),
                 uncovered=reasons,
+                broken={rank: why for rank, why in broken.get(shape.layer, {}).items() if rank in shown},
             )
         )
     return tuple(found)

@@ -23,8 +23,7 @@ def test_empty_until_the_first_frame(empty: Serving, clock: Clock, watched: Watc
     page = watched.open(empty.url)
     expect(page.get_by_role("heading", name="No model has reported yet")).to_be_visible()
     command = page.locator("pre").inner_text()
-    assert f"MOESCOPE_ENDPOINT={empty.url} " in command
-    assert "--worker-cls moescope.capture.worker.RoutingWorker" in command
+    assert command.startswith(f"MOESCOPE=1 MOESCOPE_ENDPOINT={empty.url} ")
     assert watched.axe() == []
     empty.push(_frame(clock))
     expect(page.locator(".tile").first).to_be_visible()
@@ -121,6 +120,22 @@ def test_ranks_say_whether_they_are_live_stale_restarted_or_disabled(
     assert watched.axe() == []
 
 
+def test_a_worker_that_never_counted_is_there_with_the_reason(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    told = {"state": "disabled", "state_reason": "ImportError: no msgspec", "tokens": 0, "steps": 0}
+    empty.push(frame({}, epoch=int(clock.now * 1e9), **told))
+    page = watched.open(empty.url)
+    expect(page.locator(".health")).to_contain_text("Capture is off on DP rank 0: ImportError: no msgspec")
+    expect(page.get_by_text("No model has reported yet")).to_have_count(0)
+    models = page.get_by_role("region", name="Models").locator("tbody tr")
+    assert models.locator("td").nth(3).inner_text() == "\u2013"
+    for view in ("heatmap", "ranks", "layer", "advice", "compare", "traces"):
+        watched.open(empty.url, f"#/{view}")
+        expect(page.locator("main")).not_to_contain_text("This page failed")
+    assert watched.axe() == []
+
+
 def test_an_idle_window_has_no_sample_rather_than_zeros(
     empty: Serving, clock: Clock, watched: Watched
 ) -> None:
@@ -190,3 +205,37 @@ def test_scripts_off(browser, large: Serving) -> None:  # type: ignore[no-untype
     page.goto(large.url)
     assert "needs JavaScript" in page.locator("main").inner_text()
     context.close()
+
+
+def test_counts_that_do_not_add_up_are_a_banner_above_every_view(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    # TP rank 1 drops layer 3: over both workers it has half of the rows.
+    for tp_rank in range(2):
+        who = producer(tp_rank=tp_rank, tp_size=2, ep_rank=tp_rank, ep_size=2)
+        counts = {1: [40, 40, 10, 10], 3: [40, 40, 10, 10] if tp_rank == 0 else [0, 0, 0, 0]}
+        empty.push(frame(counts, who=who, tokens=100, placement=halves(4, 2)))
+    page = watched.open(empty.url, "#/overview?window=all")
+    banner = page.locator("#broken")
+    expect(banner).to_have_text(
+        "Counts don't add up: layer 3 of DP rank 0 has 50 of 100 tokens. What rests on "
+        "these counts is wrong or left out."
+    )
+    expect(page.locator(".health")).to_contain_text("Counts don't add up in 1 place")
+    assert watched.axe() == []
+    watched.route("#/heatmap?window=all")
+    expect(banner).to_be_visible()
+
+
+def test_what_cannot_be_compared_is_not_called_healthy(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    who = producer(tp_rank=0, tp_size=2, ep_size=2)
+    empty.push(frame({1: [40, 40, 10, 10]}, who=who, tokens=100, placement=halves(4, 1)))
+    page = watched.open(empty.url, "#/overview?window=all")
+    health = page.locator(".health")
+    expect(health).to_contain_text(
+        "It is not known whether the counts of DP rank 0 add up: TP rank 1 has not reported"
+    )
+    expect(health).not_to_contain_text("Counts add up")
+    expect(page.locator("#broken")).to_be_hidden()

@@ -141,6 +141,10 @@ ALERTS: dict[str, tuple[Series, Series]] = {
         {f'moescope_conservation_mismatched_layers{OF},dp_rank="0"}}': "2+0x90"},
         {f'moescope_conservation_mismatched_layers{OF},dp_rank="0"}}': "0+0x90"},
     ),
+    "MoescopeConservationUnknown": (
+        {f'moescope_conservation_unknown_stages{OF},dp_rank="0"}}': "1+0x90"},
+        {f'moescope_conservation_unknown_stages{OF},dp_rank="0"}}': "0+0x85 1+0x5"},
+    ),
     "MoescopeStaleProducer": (
         {f'moescope_producers{OF},state="stale"}}': "1+0x90"},
         {f'moescope_producers{OF},state="counting"}}': "1+0x90"},

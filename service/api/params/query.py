@@ -150,8 +150,8 @@ def choose(state: LiveState, server: str | None, model: str | None) -> Deploymen
         404,
         "no-deployments",
         "No deployment has reported yet",
-        "Start vLLM with --worker-cls moescope.capture.worker.RoutingWorker and MOESCOPE_ENDPOINT set to "
-        "this service's address.",
+        "Start vLLM with moescope installed beside it, MOESCOPE=1 and MOESCOPE_ENDPOINT set to the address "
+        "of this service. A worker that can't count reports that too: so none of them reaches this service.",
     )
 
 

@@ -12,6 +12,7 @@ from moescope.capture.wire.traces import ExpertArray
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import (
     LARGEST,
+    Bounds,
     EndParam,
     ModelParam,
     ServerParam,
@@ -22,6 +23,8 @@ from moescope.service.api.params.query import (
 from moescope.service.api.params.stored import existing
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.coactivation import MAX_MATRIX, Coactivation, PairOut
+from moescope.service.api.schemas.windows import read_window
+from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TraceQuery
@@ -68,6 +71,7 @@ def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> 
             truncated=len(numbers) > max_traces,
             tokens=tokens,
             counts=counts.tolist() if len(counts) <= MAX_MATRIX else None,
+            not_conserved=_not_conserved(state, deployment, bounds, layer),
             pairs=[
                 PairOut(first=item.first, second=item.second, tokens=item.tokens, lift=item.lift)
                 for item in found
@@ -75,6 +79,11 @@ def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> 
         )
 
     return router
+
+
+def _not_conserved(state: LiveState, deployment: Deployment, bounds: Bounds, layer: int) -> str | None:
+    window = read_window(state, *deployment, bounds)
+    return next((item.not_conserved for item in window.layers if item.shape.layer == layer), None)
 
 
 class _Rows:

@@ -111,6 +111,7 @@ def _layer(layer: LayerWindow, base: LayerWindow) -> LayerDifference:
         reason = "idle: no tokens in the window"
     if reason is None and not others.sum():
         reason = "idle: no tokens in the base's window"
+    reason = reason or layer.not_conserved or base.not_conserved
     result = LayerDifference(
         layer=layer.shape.layer,
         num_experts=layer.shape.num_experts,

@@ -108,9 +108,14 @@ def _series(
 
 def _counts(layer: LayerWindow) -> LayerCounts:
     if layer.not_seen:
-        return LayerCounts(layer=layer.shape.layer, tokens=None, counts=None)
+        return LayerCounts(layer=layer.shape.layer, tokens=None, counts=None, not_conserved=None)
     counts = layer.counts.sum(axis=0)
-    return LayerCounts(layer=layer.shape.layer, tokens=int(layer.rows.sum()), counts=counts.tolist())
+    return LayerCounts(
+        layer=layer.shape.layer,
+        tokens=int(layer.rows.sum()),
+        counts=counts.tolist(),
+        not_conserved=layer.not_conserved,
+    )
 
 
 def _layer(layer: LayerWindow) -> LayerHistogram:
@@ -127,4 +132,5 @@ def _layer(layer: LayerWindow) -> LayerHistogram:
         counts=None if reason else counts.tolist(),
         shares=(counts / slots).tolist() if slots else None,
         reason=reason or (None if slots else "idle: no tokens in the window"),
+        not_conserved=layer.not_conserved,
     )

@@ -19,11 +19,12 @@ from moescope.service.api.schemas.ranks import (
     PhasesOut,
     ProducerOut,
     Ranks,
+    StageOut,
 )
 from moescope.service.counts.phase_split import phase_work
 from moescope.service.live.producers import ProducerState, heard_last
 from moescope.service.live.state import LiveState
-from moescope.service.windows.health import mismatches, unseen_layers
+from moescope.service.windows.health import Mismatch, StageHealth, mismatches, stages, unseen_layers
 
 
 def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
@@ -47,7 +48,8 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
 def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> DeploymentOut:
     sizes = heard_last(producers)
     by_rank = groupby(producers, key=lambda item: item.latest.producer.dp_rank)
-    dp_ranks = [_dp_rank(rank, list(group)) for rank, group in by_rank]
+    members = [(rank, list(group)) for rank, group in by_rank]
+    dp_ranks = [_known(_dp_rank(rank, group), group) for rank, group in members]
     return DeploymentOut(
         server=key[0],
         model=key[1],
@@ -56,6 +58,13 @@ def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> Deploym
         missing_dp_ranks=sorted(set(range(sizes.dp_size)) - {rank.dp_rank for rank in dp_ranks}),
         dp_ranks=dp_ranks,
     )
+
+
+def _known(rank: DpRankOut, producers: list[ProducerState]) -> DpRankOut:
+    """The rank, without numbers if none of its workers ever counted."""
+    if not all(item.never_counted for item in producers):
+        return rank
+    return rank.model_copy(update={"tokens": None, "steps": None, "idle_steps": None, "phases": None})
 
 
 def _dp_rank(rank: int, producers: list[ProducerState]) -> DpRankOut:
@@ -67,6 +76,7 @@ def _dp_rank(rank: int, producers: list[ProducerState]) -> DpRankOut:
         idle_steps=max(item.totals.idle_steps for item in producers),
         phases=None if phases is None else PhasesOut.model_validate(asdict(phases)),
         unseen_layers=unseen_layers(producers),
+        stages=[_stage(item) for item in stages(producers)],
         producers=[_producer(item) for item in producers],
     )
 
@@ -101,15 +111,26 @@ def _producer(item: ProducerState) -> ProducerOut:
             "layers": [layer.layer for layer in latest.counted.layout.layers],
             "traces": _traces(latest.traces),
             "uncovered": [Uncovered(layer=entry.layer, reason=entry.reason) for entry in latest.uncovered],
-            "mismatches": _mismatches(item),
+            "mismatches": _mismatches(mismatches(item.latest)),
             "unavailable": dict(latest.unavailable),
             "drops": dict(item.totals.drops),
         }
     )
 
 
-def _mismatches(item: ProducerState) -> Iterable[MismatchOut]:
+def _stage(item: StageHealth) -> StageOut:
+    return StageOut(
+        pp_rank=item.pp_rank,
+        state=item.state,
+        reason=item.reason,
+        compared_steps=item.compared_steps,
+        compared_tokens=item.compared_tokens,
+        compared_age_seconds=item.compared_age,
+        mismatches=_mismatches(item.broken),
+    )
+
+
+def _mismatches(found: Iterable[Mismatch]) -> list[MismatchOut]:
     return [
-        MismatchOut(layer=found.layer, law=found.law, expected=found.expected, got=found.got)
-        for found in mismatches(item.latest)
+        MismatchOut(layer=item.layer, law=item.law, expected=item.expected, got=item.got) for item in found
     ]

@@ -130,6 +130,7 @@ def _layer(layer: LayerWindow, cost: LayerCost | None) -> StragglerLayer:
         windowed_straggler_share=windowed,
         hottest=[] if cost is None else cost.hottest.tolist(),
         hottest_rank=int(np.argmax(cost.hottest)) if cost is not None and cost.busy_steps else None,
+        not_conserved=layer.not_conserved,
     )
 
 

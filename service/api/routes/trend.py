@@ -22,6 +22,7 @@ from moescope.service.live.state import LiveState
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.summary import Summary, summarise
 from moescope.service.windows.phase_window import merge_spans_of_phase, spans_of_phase
+from moescope.service.windows.step_window import is_whole
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
 PointsParam = Annotated[int, Query(ge=1, le=240, description="How many intervals, the last one until now.")]
@@ -42,11 +43,13 @@ class _Point:
             only of those whose tokens' phases are known.
         waiting: DP ranks that were alive and have no snapshot in the interval.
         imbalance: over EP ranks, from all producers that were alive; None while one of them has no snapshot.
+        broken: layers that it leaves out because their rows don't add up to the tokens.
     """
 
     rates: Mapping[int, float]
     waiting: frozenset[int]
     imbalance: Summary | None
+    broken: frozenset[int] = frozenset()
 
 
 class _Cache:
@@ -102,6 +105,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             ratio_of_sums=[item.ratio_of_sums for item in summaries],
             worst=[item.worst for item in summaries],
             worst_layer=[item.worst_layer for item in summaries],
+            not_conserved=sorted(frozenset().union(*(point.broken for point in found))),
         )
         return answer(result)
 
@@ -124,23 +128,26 @@ def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: fl
         rate = tokens / (item.span.end - item.span.start)
         rates[_rank(item)] = max(rates.get(_rank(item), 0.0), rate)
     waiting = frozenset(map(_rank, alive)) - frozenset(map(_rank, moved))
-    return _Point(rates, waiting, _imbalance(moved, phase) if moved and len(moved) == len(alive) else None)
+    if not moved or len(moved) < len(alive):
+        return _Point(rates, waiting, None)
+    return _Point(rates, waiting, *_imbalance(moved, phase))
 
 
 def _rank(item: ProducerSpan) -> int:
     return item.producer.latest.producer.dp_rank
 
 
-def _imbalance(spans: list[ProducerSpan], phase: Phase | None) -> Summary:
-    """The imbalance ratio over EP ranks, across the layers that were seen whole."""
+def _imbalance(spans: list[ProducerSpan], phase: Phase | None) -> tuple[Summary, frozenset[int]]:
+    """The imbalance ratio over EP ranks, across the layers that were seen whole; those that don't add up."""
     window = merge_spans_of_phase(spans, phase)
-    layers = [layer for layer in window.layers if not (layer.ep_reason or layer.not_seen or layer.missing)]
+    layers = [layer for layer in window.layers if is_whole(layer)]
     loads = [max_and_mean(layer.ep_slots) for layer in layers]
-    return summarise(
+    summary = summarise(
         [layer.shape.layer for layer in layers],
         np.array([float(most) for most, _ in loads]),
         np.array([float(mean) for _, mean in loads]),
     )
+    return summary, frozenset(layer.shape.layer for layer in window.layers if layer.not_conserved)
 
 
 def _filled(points: list[_Point]) -> list[_Point]:
@@ -152,5 +159,7 @@ def _filled(points: list[_Point]) -> list[_Point]:
         imbalance = point.imbalance
         if imbalance is None and (point.waiting or point.rates):
             imbalance = following.imbalance
-        result.append(_Point({**borrowed, **point.rates}, point.waiting - borrowed.keys(), imbalance))
+        result.append(
+            _Point({**borrowed, **point.rates}, point.waiting - borrowed.keys(), imbalance, point.broken)
+        )
     return result[::-1]

@@ -163,7 +163,7 @@ def _add_flows(result: View, window: ModelWindow, spans: list[ProducerSpan], onl
     layers = [layer for layer in window.layers if only in (None, layer.shape.layer)]
     if only is not None:
         check_known("layer", [only], [layer.shape.layer for layer in window.layers])
-    reasons = (layer.ep_reason or layer.phase_reason for layer in layers)
+    reasons = (layer.ep_reason or layer.phase_reason or layer.not_conserved for layer in layers)
     result.flows_reason = next((reason for reason in reasons if reason), None)
     if result.flows_reason is None:
         ranks = [rank.rank for rank in window.dp_ranks]

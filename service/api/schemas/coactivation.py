@@ -35,4 +35,9 @@ class Coactivation(BaseModel):
         description="[num_experts][num_experts], symmetric: tokens that took both; on the diagonal tokens "
         f"that took the one. null if there are more than {MAX_MATRIX} experts."
     )
+    not_conserved: str | None = Field(
+        None,
+        description="Why the traces may not have all tokens: in the window the layer's "
+        "rows don't add up to the tokens. null: they do, as far as it is known (see /v1/ranks).",
+    )
     pairs: list[PairOut] = Field(description="Pairs of the highest lift, highest first.")

@@ -23,6 +23,11 @@ class LayerHistogram(BaseModel):
     counts: list[int] | None = Field(description="Slots per logical expert; null when the layer wasn't seen.")
     shares: list[float] | None = Field(description="counts / slots; null when there are no slots.")
     reason: str | None = Field(description="Why counts or shares are null.")
+    not_conserved: str | None = Field(
+        None,
+        description="Why the counts are not those of all tokens, though no DP rank is missing: the layer's "
+        "rows don't add up to them. null: they do, as far as it is known (see /v1/ranks).",
+    )
 
 
 class LayerCounts(BaseModel):
@@ -31,6 +36,7 @@ class LayerCounts(BaseModel):
     layer: int
     tokens: int | None = Field(description="Tokens seen in this layer; null with counts.")
     counts: list[int] | None = Field(description="Slots per logical expert; null when the layer wasn't seen.")
+    not_conserved: str | None = Field(None, description="As of a layer of the whole window.")
 
 
 class Interval(BaseModel):

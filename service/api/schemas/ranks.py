@@ -10,12 +10,35 @@ from moescope.service.api.schemas.common import Uncovered
 
 
 class MismatchOut(BaseModel):
-    """A law of conservation that a layer breaks: ``slots`` = rows x top-k, ``rows`` = tokens."""
+    """A law of conservation that a layer breaks.
+
+    ``slots``: a worker's slots are its rows x top-k. ``rows``: the rows of a DP rank's TP workers add up to
+    its tokens; ``prefill_rows`` and ``decode_rows``: so do those of each phase.
+    """
 
     layer: int
-    law: Literal["slots", "rows"]
+    law: Literal["slots", "rows", "prefill_rows", "decode_rows"]
     expected: int
     got: int
+
+
+class StageOut(BaseModel):
+    """Whether rows add up to tokens in each layer of one pipeline stage, over its TP workers."""
+
+    pp_rank: int
+    state: Literal["holds", "broken", "unknown"] = Field(
+        description="holds: in each layer, as of the last comparison. broken: not in those of `mismatches`, "
+        "since the workers started. unknown: for `reason`."
+    )
+    reason: str | None = Field(description="Why it is unknown.")
+    compared_steps: int | None = Field(
+        description="Steps, dummy steps included, after which the workers were compared last; null: never."
+    )
+    compared_tokens: int | None = Field(description="Tokens that the DP rank had computed by then.")
+    compared_age_seconds: float | None = Field(description="Time since that comparison.")
+    mismatches: list[MismatchOut] = Field(
+        description="Layers whose rows aren't the tokens; of unlike steps, how far off at least."
+    )
 
 
 class ProducerOut(BaseModel):
@@ -29,7 +52,8 @@ class ProducerOut(BaseModel):
     vllm_version: str
     moescope_version: str
     state: Literal["counting", "disabled", "stale"] = Field(
-        description="disabled: it stopped counting for good, see state_reason. stale: it fell silent."
+        description="disabled: it stopped counting for good or never began, see state_reason. "
+        "stale: it fell silent."
     )
     state_reason: str
     age_seconds: float = Field(description="Time since its newest frame was accepted.")
@@ -42,7 +66,7 @@ class ProducerOut(BaseModel):
     )
     layers: list[int] = Field(description="MoE layers that it counts.")
     uncovered: list[Uncovered]
-    mismatches: list[MismatchOut] = Field(description="Layers whose counts don't add up.")
+    mismatches: list[MismatchOut] = Field(description="Layers whose slots are not rows x top-k.")
     traces: dict[str, int] | None = Field(
         description="Traces: captured = delivered + dropped_<reason> + in_flight; null: none asked for."
     )
@@ -66,13 +90,17 @@ class DpRankOut(BaseModel):
     """One data-parallel rank, over all epochs of its producers."""
 
     dp_rank: int
-    tokens: int = Field(description="Tokens computed for requests: no padding, no dummy steps.")
-    steps: int
-    idle_steps: int = Field(description="Dummy steps, run because another DP rank had work.")
+    tokens: int | None = Field(
+        description="Tokens computed for requests: no padding, no dummy steps. null, like all numbers here: "
+        "none of its workers ever counted."
+    )
+    steps: int | None
+    idle_steps: int | None = Field(description="Dummy steps, run because another DP rank had work.")
     phases: PhasesOut | None = Field(description="null: the phases of some of its tokens are not known.")
     unseen_layers: list[int] = Field(
         description="Layers that it claims to cover and never saw a token in, although it computed some."
     )
+    stages: list[StageOut] = Field(description="Whether rows add up to tokens, by pipeline stage.")
     producers: list[ProducerOut]
 
 

@@ -36,6 +36,11 @@ class StragglerLayer(BaseModel):
     hottest_rank: int | None = Field(
         description="The EP rank that was the busiest most often; null: no step."
     )
+    not_conserved: str | None = Field(
+        None,
+        description="Why the loads are not those of all tokens, though no DP rank is missing: the layer's "
+        "rows don't add up to them. null: they do, as far as it is known (see /v1/ranks).",
+    )
 
 
 class StragglerInterval(BaseModel):

@@ -12,7 +12,8 @@ class Trend(msgspec.Struct):
 
     `tokens_per_second` is by DP rank of `dp_ranks`. `ratio_of_sums` and `worst` are of the imbalance ratio
     (max / mean) over EP ranks, as in /v1/balance. If a phase was asked for, all are of its tokens only; null
-    where phases are not known.
+    where phases are not known. `not_conserved` are layers that some interval's imbalance leaves out because
+    their rows don't add up to its tokens.
     """
 
     server: str
@@ -25,3 +26,4 @@ class Trend(msgspec.Struct):
     ratio_of_sums: list[float | None]
     worst: list[float | None]
     worst_layer: list[int | None]
+    not_conserved: list[int] = []

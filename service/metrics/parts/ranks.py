@@ -18,7 +18,7 @@ from moescope.service.measures.balance import GAUGES
 from moescope.service.measures.measure import Axis
 from moescope.service.metrics.samples import Sample, Table, stacked
 from moescope.service.windows.assessment import Assessment, Cell
-from moescope.service.windows.health import mismatches, unseen_layers
+from moescope.service.windows.health import mismatches, stages, unseen_layers
 from moescope.service.windows.window import ModelWindow, merge_spans
 
 Found = Sample | Table
@@ -68,7 +68,7 @@ def groups(state: LiveState) -> list[Group]:
 
 def rank_counters(group: Group) -> Iterable[Found]:
     """Tokens and steps of each DP rank."""
-    live = {rank for rank, _ in group.by_dp_rank()}
+    live = {rank for rank, members in group.by_dp_rank() if not all(item.never_counted for item in members)}
     for rank in group.total.dp_ranks:
         if rank.rank in live:
             labels = (*group.deployment, str(rank.rank))
@@ -161,7 +161,9 @@ def capture_health(group: Group) -> Iterable[Found]:
     for rank, members in group.by_dp_rank():
         labels = (*group.deployment, str(rank))
         uncovered = {entry.layer for item in members for entry in item.latest.uncovered}
+        law = stages(members)
         broken = {found.layer for item in members for found in mismatches(item.latest)}
+        broken |= {found.layer for stage in law for found in stage.broken}
         versions = [item.latest.placement_version for item in members]
         known = [version for version in versions if version is not None]
         yield Sample("moescope_snapshot_age_seconds", labels, max(item.age for item in members))
@@ -170,6 +172,8 @@ def capture_health(group: Group) -> Iterable[Found]:
         yield Sample("moescope_uncovered_layers", labels, len(uncovered))
         yield Sample("moescope_unseen_layers", labels, len(unseen_layers(members)))
         yield Sample("moescope_conservation_mismatched_layers", labels, len(broken))
+        unknown = sum(stage.state == "unknown" for stage in law)
+        yield Sample("moescope_conservation_unknown_stages", labels, unknown)
         if known:
             yield Sample("moescope_placement_version", labels, max(known))
 

@@ -16,6 +16,8 @@ from moescope.service.windows.step_window import cost_in, cost_of, straggler_cos
 def phase_counters(group: Group) -> Iterable[Found]:
     """Tokens and steps of each DP rank by phase; they add up to those of both."""
     for rank, members in group.by_dp_rank():
+        if all(item.never_counted for item in members):
+            continue
         work = split_by_phase([item.totals for item in members])
         labels = (*group.deployment, str(rank))
         told = work.prefill_tokens or work.decode_tokens or not work.unknown_tokens

@@ -16,10 +16,13 @@ export function rankState(rank) {
   const stale = of("stale");
   const restarts = Math.max(...rank.producers.map((p) => p.restarts));
   if (disabled) return { level: "bad", word: "disabled", text: disabled.state_reason || "capture was turned off" };
-  if (stale) return { level: "warn", word: "stale", text: `silent for ${duration(stale.age_seconds)}` };
+  if (stale) return { level: "warn", word: "stale", text: `silent for ${duration(stale.age_seconds)}${lastWord(stale)}` };
   if (restarts) return { level: "good", word: "live, restarted", text: plural(restarts, "restart") };
   return { level: "good", word: "live", text: "" };
 }
+
+/** What a worker said before it fell silent, if it was that it doesn't count. */
+const lastWord = (producer) => (producer.state_reason ? `; capture was off: ${producer.state_reason}` : "");
 
 /** Everything worth saying about a deployment, worst first. @returns {Finding[]} */
 export function findings(deployment) {
@@ -51,13 +54,14 @@ function silent(d) {
   const list = producers(d).filter((p) => p.state === "stale");
   if (!list.length) return [{ level: "good", word: "reporting", text: "Every worker reports." }];
   const longest = Math.max(...list.map((p) => p.age_seconds));
-  return [{ level: "warn", word: "stale", text: `DP rank ${ranksOf(list)} fell silent, up to ${duration(longest)} ago: did vLLM stop, or is the network down?` }];
+  const why = list.find((p) => p.state_reason);
+  return [{ level: "warn", word: "stale", text: `DP rank ${ranksOf(list)} fell silent, up to ${duration(longest)} ago: did vLLM stop, or is the network down?${why ? ` Its last word: ${why.state_reason}.` : ""}` }];
 }
 
 function disabled(d) {
   const list = producers(d).filter((p) => p.state === "disabled");
   return list.length
-    ? [{ level: "bad", word: "disabled", text: `Capture turned itself off on DP rank ${ranksOf(list)}: ${list[0].state_reason}. Restart vLLM once it is mended.` }]
+    ? [{ level: "bad", word: "disabled", text: `Capture is off on DP rank ${ranksOf(list)}: ${list[0].state_reason}. vLLM serves on, uncounted; restart it once this is mended.` }]
     : [];
 }
 
@@ -78,11 +82,39 @@ function unseen(d) {
     : [];
 }
 
+const stages = (d) => d.dp_ranks.flatMap((rank) => rank.stages.map((s) => ({ rank: rank.dp_rank, ...s })));
+const ROWS = { rows: "tokens", prefill_rows: "tokens of prefill", decode_rows: "tokens of decode" };
+
+/** Rows that are not the tokens, by layer and DP rank. */
+const lostRows = (d) => stages(d).flatMap((s) => s.mismatches.map((m) => ({ rank: s.rank, ...m })));
+
+/** What a banner says if rows don't add up to tokens, or layers see none at all; else an empty text. */
+export function brokenLaw(d) {
+  const lost = lostRows(d);
+  const none = d.dp_ranks.flatMap((rank) => rank.unseen_layers.map((layer) => ({ rank: rank.dp_rank, layer, law: "rows", got: 0, expected: rank.tokens })));
+  const [first] = [...lost, ...none];
+  if (!first) return "";
+  const all = [...lost, ...none];
+  const places = new Set(all.map((m) => `${m.layer} ${m.rank}`)).size;
+  const example = `layer ${first.layer} of DP rank ${first.rank} has ${count(first.got)} of ${count(first.expected)} ${ROWS[first.law]}`;
+  const where = places > 1 ? ` in layers ${ranges(sorted(new Set(all.map((m) => m.layer))))} of DP rank ${ranksOf(all)}; first` : "";
+  return `Counts don't add up${where}: ${example}. What rests on these counts is wrong or left out.`;
+}
+
 function conservation(d) {
-  const broken = producers(d).flatMap((p) => p.mismatches.map((m) => ({ rank: p.rank, ...m })));
-  if (!broken.length) return [{ level: "good", word: "exact", text: "Counts add up: in every layer, slots are tokens × top-k." }];
-  const { rank, layer, expected, got } = broken[0];
-  return [{ level: "bad", word: "mismatch", text: `Counts don't add up in ${plural(broken.length, "place")}; first: layer ${layer} of DP rank ${rank} has ${count(got)} where ${count(expected)} were expected.` }];
+  const slots = producers(d).flatMap((p) => p.mismatches.map((m) => ({ rank: p.rank, ...m })));
+  const unknown = stages(d).filter((s) => s.state === "unknown");
+  const found = [...lostRows(d), ...slots];
+  const said = unknown.map((s) => ({
+    level: "warn", word: "not compared", text: `It is not known whether the counts of DP rank ${s.rank}${d.dp_ranks[0].stages.length > 1 ? `, pipeline stage ${s.pp_rank},` : ""} add up: ${s.reason}.`,
+  }));
+  if (found.length) {
+    const { rank, layer, law, expected, got } = found[0];
+    const what = law === "slots" ? "slots (tokens × top-k)" : ROWS[law];
+    return [{ level: "bad", word: "mismatch", text: `Counts don't add up in ${plural(found.length, "place")}; first: layer ${layer} of DP rank ${rank} has ${count(got)} of ${count(expected)} ${what}.` }, ...said];
+  }
+  if (said.length) return said;
+  return [{ level: "good", word: "exact", text: "Counts add up: in every layer, rows are tokens, over all workers, and slots are rows × top-k." }];
 }
 
 function drops(d) {

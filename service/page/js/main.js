@@ -4,6 +4,7 @@ import { get, ApiError } from "./api.js";
 import { buildControls } from "./controls.js";
 import { h, setAttribute, setText } from "./dom.js";
 import { time, timeZone } from "./format.js";
+import { brokenLaw } from "./health.js";
 import { follow } from "./live.js";
 import { empty, failure, loading } from "./messages.js";
 import { phaseOf } from "./phase.js";
@@ -30,6 +31,7 @@ import { VIEWS } from "./views/index.js";
 const main = /** @type {HTMLElement} */ (document.getElementById("main"));
 const status = /** @type {HTMLElement} */ (document.getElementById("status"));
 const notice = /** @type {HTMLElement} */ (document.getElementById("notice"));
+const broken = /** @type {HTMLElement} */ (document.getElementById("broken"));
 const nav = /** @type {HTMLElement} */ (document.getElementById("views"));
 const controls = buildControls(/** @type {HTMLElement} */ (document.getElementById("controls")));
 
@@ -100,6 +102,7 @@ async function draw(signal) {
   const ranks = await get("v1/ranks", {}, signal);
   const deployment = controls.update(route, ranks, VIEWS[name].phases ?? false);
   showNav(name);
+  showBroken(deployment);
   if (!deployment) {
     freshAt = now;
     showInstead(ranks.deployments.length ? failure(new ApiError(404, "No such deployment", "Choose one above."), refresh) : empty());
@@ -114,6 +117,13 @@ async function draw(signal) {
     main.replaceChildren(shown.view.element);
     shown.ready = true;
   }
+}
+
+/** Counts that don't add up are said above every view: what it shows rests on them. */
+function showBroken(deployment) {
+  const text = deployment ? brokenLaw(deployment) : "";
+  broken.hidden = !text;
+  setText(broken, text);
 }
 
 function showNav(name) {

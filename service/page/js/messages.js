@@ -28,9 +28,9 @@ export function empty() {
       h("li", {}, "Start vLLM with it:"),
     ),
     h("pre", { tabindex: "0" }, h("code", {
-      text: `MOESCOPE_ENDPOINT=${endpoint} \\\nvllm serve MODEL --enable-expert-parallel \\\n    --worker-cls moescope.capture.worker.RoutingWorker`,
+      text: `MOESCOPE=1 MOESCOPE_ENDPOINT=${endpoint} \\\nvllm serve MODEL --enable-expert-parallel`,
     })),
-    h("p", { class: "muted", text: "Already started? Look for a line that begins with moescope in vLLM's log: it says why frames don't arrive." }),
+    h("p", { class: "muted", text: "Already started? A worker that can't count says so here. If none does, its frames don't arrive: look for lines that begin with moescope in vLLM's log. Without any, moescope isn't installed there, or MOESCOPE isn't 1." }),
   );
 }
 

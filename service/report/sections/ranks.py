@@ -26,11 +26,13 @@ def _row(rank: dict[str, Any], tokens: float, most: float) -> list[str]:
     producers = rank["producers"]
     states = sorted({item["state"] for item in producers})
     lost = sum(sum(item["drops"].values()) for item in producers)
+    reasons = sorted({item["state_reason"] for item in producers if item["state_reason"]})
+    said = ", ".join(states) + "".join(f"; capture is off: {reason}" for reason in reasons)
     return [
         str(rank["dp_rank"]),
-        f'<span class="{"ok" if states == ["counting"] else "bad"}">{text(", ".join(states))}</span>',
+        f'<span class="{"ok" if states == ["counting"] else "bad"}">{text(said)}</span>',
         bar(tokens / most),
-        f"{tokens:,.0f}",
+        "-" if rank["tokens"] is None else f"{tokens:,.0f}",
         str(max((item["restarts"] for item in producers), default=0)),
         f"{lost:,}",
     ]

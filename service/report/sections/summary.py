@@ -15,7 +15,7 @@ def section(facts: Facts) -> Section:
     missing = facts.balance["missing_dp_ranks"]
     cost = facts.stragglers["straggler_cost"]
     items = [
-        ("Tokens", f"{facts.balance['tokens']:,}", f"{len(facts.balance['dp_ranks'])} DP ranks"),
+        ("Tokens", _tokens(facts.balance["tokens"]), f"{len(facts.balance['dp_ranks'])} DP ranks"),
         (
             imbalance.over("over_ep_ranks"),
             number(over_ranks["ratio_of_sums"]),
@@ -39,7 +39,23 @@ def section(facts: Facts) -> Section:
     note = f"DP ranks that did not report: {', '.join(map(str, missing))}." if missing else ""
     if facts.balance["window"]["truncated"]:
         note += " The window began before what is remembered, so that it is shorter than asked for."
-    return Section("Summary", note, tiles(items))
+    return Section("Summary", note + _not_conserved(facts), tiles(items))
+
+
+def _not_conserved(facts: Facts) -> str:
+    """What is said of layers whose rows don't add up to the window's tokens."""
+    broken = [layer for layer in facts.stragglers["layers"] if layer["not_conserved"]]
+    if not broken:
+        return ""
+    layers = ", ".join(str(layer["layer"]) for layer in broken)
+    return (
+        f" Sums over layers leave these out, because their counts don't add up: {layers} "
+        f"(layer {broken[0]['layer']}: {broken[0]['not_conserved']})."
+    )
+
+
+def _tokens(number: int | None) -> str:
+    return "not known" if number is None else f"{number:,}"
 
 
 def _layer(layer: int | None) -> str:

@@ -12,7 +12,7 @@ def test_defaults() -> None:
     assert settings.endpoint == "http://127.0.0.1:9890"
     assert settings.interval == 1.0
     assert settings.token is None
-    assert settings.on_error is OnError.RAISE
+    assert settings.on_error is OnError.RAISE_AT_START
     assert settings.kept_ids_bytes == 32 << 20
     assert settings.server
 
@@ -50,7 +50,7 @@ def test_the_token_can_come_from_a_file(tmp_path: Path) -> None:
         ("MOESCOPE_INTERVAL", "soon", "from 0.05 to 3600"),
         ("MOESCOPE_INTERVAL", "0", "from 0.05 to 3600"),
         ("MOESCOPE_INTERVAL", "nan", "from 0.05 to 3600"),
-        ("MOESCOPE_ON_ERROR", "ignore", "neither 'raise' nor 'disable'"),
+        ("MOESCOPE_ON_ERROR", "ignore", "none of raise-at-start, raise, disable"),
         ("MOESCOPE_TRACE_MIB", "0", "no number of MiB from 1 to"),
         ("MOESCOPE_KEPT_IDS_MIB", "-1", "no number of MiB from 0 to"),
         ("MOESCOPE_KEPT_IDS_MIB", "32M", "no number of MiB from 0 to"),
@@ -64,3 +64,42 @@ def test_errors_name_the_variable_and_what_it_takes(name: str, value: str, messa
         CaptureSettings.from_environment({name: value})
     assert str(caught.value).startswith(name)
     assert "s3cret" not in str(caught.value)
+
+
+def test_one_bad_value_hides_no_other() -> None:
+    settings, wrong = CaptureSettings.read(
+        {
+            "MOESCOPE": "yes",
+            "MOESCOPE_ENDPOINT": "https://scope:9890",
+            "MOESCOPE_INTERVAL": "soon",
+            "MOESCOPE_SERVER": "prod",
+            "MOESCOPE_TOKEN": "s3cret",
+            "MOESCOPE_TRACE_RATE": "2",
+            "MOESCOPE_TRACE_OPT_IN": "maybe",
+        }
+    )
+    assert (settings.endpoint, settings.server, settings.token) == ("https://scope:9890", "prod", "s3cret")
+    assert (settings.interval, settings.traces.any) == (1.0, False)
+    named = [message.partition(":")[0] for message in wrong]
+    assert named == ["MOESCOPE", "MOESCOPE_INTERVAL", "MOESCOPE_TRACE_RATE", "MOESCOPE_TRACE_OPT_IN"]
+    with pytest.raises(SettingsError, match=r"INTERVAL.*; MOESCOPE_TRACE_RATE.*; MOESCOPE_TRACE_OPT_IN"):
+        CaptureSettings.from_environment(
+            {"MOESCOPE_INTERVAL": "x", "MOESCOPE_TRACE_RATE": "x", "MOESCOPE_TRACE_OPT_IN": "x"}
+        )
+
+
+def test_without_a_usable_endpoint_no_token_goes_to_the_default_one(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("s3cret")
+    for variables in ({"MOESCOPE_TOKEN": "s3cret"}, {"MOESCOPE_TOKEN_FILE": str(token)}):
+        settings, wrong = CaptureSettings.read({"MOESCOPE_ENDPOINT": "scope:9890", **variables})
+        assert (settings.endpoint, settings.token) == ("http://127.0.0.1:9890", None)
+        assert settings.access.token_now() is None
+        assert len(wrong) == 1
+
+
+def test_a_token_file_that_is_no_text_is_a_bad_setting(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(b"\xff\xfe")
+    _, wrong = CaptureSettings.read({"MOESCOPE_TOKEN_FILE": str(path)})
+    assert "can't be read: it is no text" in wrong[0]

@@ -90,7 +90,7 @@ class Engine:
         self.lines.lines.clear()
         with case.inject() as variables:
             os.environ.update({"MOESCOPE_ENDPOINT": sink.url, "MOESCOPE_INTERVAL": "0.05", **variables})
-            self.worker._capture = self.worker._open_capture()
+            self.worker._moescope_open()
             if self.worker._capture is not None:
                 self.worker._capture.warm_up_begins()
                 self.worker._capture.serving_begins()
@@ -115,7 +115,6 @@ class Engine:
     def plain(self) -> list[list[int]]:
         """The tokens without any capture."""
         self._close()
-        self.worker._capture = None
         return self.serve()[0]
 
     def _close(self) -> tuple[float, float]:
@@ -128,9 +127,8 @@ class Engine:
             original(thread, timeout)
 
         begin = time.monotonic()
-        if self.worker._capture is not None:
-            with mock.patch.object(threading.Thread, "join", join):
-                self.worker._capture.close()
+        with mock.patch.object(threading.Thread, "join", join):
+            self.worker._moescope_close()
         patience = sum(math.inf if timeout is None else timeout for timeout in joined)
         return time.monotonic() - begin, patience
 

@@ -62,7 +62,7 @@ def test_a_token_that_no_header_can_hold_is_named(service: Service, monkeypatch:
 def test_a_problem_of_the_service_is_passed_on(service: Service) -> None:
     done = run("balance", "--url", service.url)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--worker-cls" in done.stderr
+    assert "MOESCOPE=1" in done.stderr
 
 
 @pytest.fixture

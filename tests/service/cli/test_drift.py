@@ -43,7 +43,7 @@ def test_the_token_comes_from_the_environment(
     service = start_service(token="secret")
     assert "MOESCOPE_TOKEN" in run("baseline", "pin", "x", "--url", service.url).stderr
     monkeypatch.setenv("MOESCOPE_TOKEN", "secret")
-    assert "--worker-cls" in run("baseline", "pin", "x", "--url", service.url).stderr
+    assert "MOESCOPE=1" in run("baseline", "pin", "x", "--url", service.url).stderr
 
 
 def test_notes_of_baselines_stand_as_they_are(service: Service) -> None:

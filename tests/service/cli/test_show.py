@@ -62,6 +62,17 @@ def test_ranks_names_who_never_reported_and_what_cant_be_seen(service: Service) 
     assert "- phases can't be told: no order" in done.stdout
 
 
+def test_rows_that_are_not_the_tokens_are_said(service: Service) -> None:
+    service.push(frame({3: [900, 900], 4: [1000, 1000]}, who=producer(dp_size=2), tokens=1000))
+    service.push(frame({3: [1, 1], 4: [1, 1]}, who=producer(dp_rank=1, dp_size=2, tp_size=2)))
+    done = run("ranks", "--url", service.url)
+    assert "mismatched layers [3]" in " ".join(done.stdout.replace("│", " ").split())
+    assert "- DP rank 0, pipeline stage 0: layer 3: 900 rows of 1,000 tokens" in done.stdout
+    assert "not known whether rows add up to tokens: TP rank 1 has not reported" in done.stdout
+    assert "add up to the tokens of DP rank 0: 900 of 1000" in run("stragglers", "--url", service.url).stdout
+    assert "add up to the tokens of DP rank 0: 900 of 1000" in run("balance", "--url", service.url).stdout
+
+
 def test_stragglers_show_steps_beside_the_window(service: Service) -> None:
     for dp_rank in (0, 1):
         who = producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2)

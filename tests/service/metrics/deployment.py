@@ -29,17 +29,19 @@ def registry() -> CollectorRegistry:
     instruments = Instruments(lambda: next(ticks) * 0.004)
     state = LiveState(settings, lambda: 1_700_000_100.0)
     for dp_rank in (0, 1):
+        tokens = 500_150 + dp_rank
         made = frame(
             {0: [1_000_100, 100, 60, 40], 3: [150, 0, 50, 0]},
             who=producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2),
-            rows=[500_150, 100],
-            tokens=500_150 + dp_rank,
+            rows=[tokens, tokens],  # layer 3 masks slots
+            tokens=tokens,
             placement=halves(4, 2, version=4),
             uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
             idle_steps=7,
             drops={"late": 2},
             traces={"captured": 5, "delivered": 3, "dropped_fault": 1},
             decode={0: [1_000_000, 100, 0, 0], 3: [100, 0, 0, 0]},
+            decode_rows=wire.pack_counts(np.array([500_050, 500_050])),
             steps=90,
             decode_steps=80,
             mixed_steps=7,

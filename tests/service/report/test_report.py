@@ -53,6 +53,19 @@ def test_a_report_says_what_the_api_says(service: Service) -> None:
     assert all(item["name"] in page for item in advice["options"])
 
 
+def test_a_report_says_which_layers_do_not_add_up(service: Service) -> None:
+    push(service)
+    assert "add up" not in document(gather(service.url, 3600, None, None))
+    who = producer(dp_rank=0, dp_size=2, ep_size=2)
+    counts = [2000, 1000, 1000, 0]
+    lost = frame(
+        {1: counts, 3: counts}, rows=[2000, 2000], tokens=2100, seq=4, who=who, placement=halves(4, 2)
+    )
+    assert service.push(lost).status_code == 200
+    page = document(gather(service.url, 3600, None, None))
+    assert "their counts don&#x27;t add up: 1, 3 (layer 1: its rows" in page
+
+
 def test_a_report_needs_nothing_else(service: Service) -> None:
     push(service)
     page = document(gather(service.url, 3600, None, None))

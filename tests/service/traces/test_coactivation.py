@@ -48,7 +48,7 @@ def test_the_strongest_pairs_by_lift() -> None:
 
 def test_over_traces(start_service: Callable[..., Service], tmp_path: Path) -> None:
     service = start_service(store=tmp_path)
-    service.push(frame({1: [2] * 16}))
+    service.push(frame({1: [2] * 16, 3: [1] * 16 + [0] * 48}))  # layer 3 counted half of the tokens
     for number in range(1, 4):
         body = encode_part(part(number, tokens=20))
         assert service.client.post(
@@ -58,6 +58,7 @@ def test_over_traces(start_service: Callable[..., Service], tmp_path: Path) -> N
     ids = np.concatenate([experts_of(3, 20)[1], experts_of(2, 20)[1]])
     np.testing.assert_array_equal(answer["counts"], one_by_one(ids, 64))
     assert (answer["traces"], answer["truncated"], answer["tokens"]) == (2, True, 40)
+    assert answer["not_conserved"] == "its rows don't add up to the tokens of DP rank 0: 8 of 16"
     assert not service.get("/v1/coactivation", layer=3)["truncated"]
     response = service.client.get("/v1/coactivation", params={"layer": 2})
     assert response.status_code == 404

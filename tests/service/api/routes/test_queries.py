@@ -161,7 +161,7 @@ def test_problems_say_what_to_do(service: Service, path: str, status: int, words
 
 
 def test_which_deployment_must_be_said_when_there_are_several(service: Service) -> None:
-    assert "--worker-cls" in _problem(service.client.get("/v1/balance"), 404)
+    assert "MOESCOPE=1" in _problem(service.client.get("/v1/balance"), 404)
     service.push(frame({0: [1, 1]}))
     service.push(frame({0: [1, 1]}, who=producer(server="canary")))
     detail = _problem(service.client.get("/v1/histogram"), 400)

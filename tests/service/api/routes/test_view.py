@@ -136,7 +136,7 @@ def test_compare_gives_differences_and_divergence(service: Service) -> None:
     service.clock.now = AT + 10
     _push(service, 0, {1: [100] * EXPERTS, 3: [100] * EXPERTS})
     service.clock.now = AT + 20
-    _push(service, 0, {1: [300] * EXPERTS, 3: [900] + [100] * 7}, seq=2, rows=[1200, 800])
+    _push(service, 0, {1: [200] * EXPERTS, 3: [900] + [100] * 7}, seq=2)
     window = {"start": AT + 10, "base_end": AT + 10}
     answer = service.get("/v1/compare", **window)
     same, other = answer["layers"]

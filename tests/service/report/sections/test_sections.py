@@ -58,7 +58,7 @@ def facts(**changes: Any) -> Facts:
             "straggler_cost": 0.2,
             "hottest": [30.0, 10.0],
             "stages": [stage, stage],
-            "layers": [{"layer": 3, "straggler_cost": 0.4}],
+            "layers": [{"layer": 3, "straggler_cost": 0.4, "not_conserved": None}],
         },
         "advice": None,
     }

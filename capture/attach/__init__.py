@@ -1,0 +1,1 @@
+"""How capture gets into vLLM's worker: as the class that vLLM is told, or into the one that it has."""

@@ -1,0 +1,1 @@
+"""What a worker without capture reports, with nothing but the standard library."""

@@ -1,0 +1,57 @@
+"""Who a worker is, from whatever can be asked."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from moescope.capture.seam.identity import guess_identity, read_identity
+from moescope.capture.wire import Producer
+
+
+def config(**parallel: Any) -> SimpleNamespace:
+    sizes = {
+        "data_parallel_rank": 1,
+        "data_parallel_size": 2,
+        "tensor_parallel_size": 2,
+        "pipeline_parallel_size": 3,
+        "prefill_context_parallel_size": 1,
+        "enable_expert_parallel": False,
+    }
+    return SimpleNamespace(
+        model_config=SimpleNamespace(served_model_name="tiny"),
+        parallel_config=SimpleNamespace(**{**sizes, **parallel}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("rank", "pcp", "pp_rank", "tp_rank"),
+    [(0, 1, 0, 0), (3, 1, 1, 1), (5, 1, 2, 1), (7, 2, 1, 1), (6 + 4, 1, 2, 0)],
+)
+def test_ranks_follow_from_the_workers_number_where_there_are_no_groups(
+    rank: int, pcp: int, pp_rank: int, tp_rank: int
+) -> None:
+    """vLLM numbers workers TP first; with an external launcher the number begins with the DP rank."""
+    worker = SimpleNamespace(vllm_config=config(prefill_context_parallel_size=pcp), rank=rank)
+    found = guess_identity(worker, "prod")
+    assert (found["dp_rank"], found["dp_size"]) == (1, 2)
+    assert (found["pp_rank"], found["pp_size"]) == (pp_rank, 3)
+    assert (found["tp_rank"], found["tp_size"]) == (tp_rank, 2)
+
+
+@pytest.mark.parametrize(
+    "worker", [object(), SimpleNamespace(vllm_config=None), SimpleNamespace(vllm_config=config())]
+)
+def test_whatever_is_missing_a_producer_comes_out(worker: object) -> None:
+    who = msgspec.convert(guess_identity(worker, ""), Producer)
+    assert who.server == "unknown"
+    assert who.vllm_version
+    assert who.pid
+
+
+def test_what_frames_with_counts_say_is_never_guessed() -> None:
+    with pytest.raises(AssertionError):  # vLLM's: there are no groups
+        read_identity(config(), "prod")

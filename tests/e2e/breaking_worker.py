@@ -1,0 +1,43 @@
+"""A worker that breaks capture when a test asks for it: a file in ``BREAK_FOLDER`` names what to break."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from moescope.capture.step.word import Phase
+from moescope.capture.worker import RoutingWorker
+
+DROPPED_LAYER: Final = 2
+"""TP rank 1 drops this layer's rows while there is a file ``drop``."""
+BYPASSED_LAYER: Final = 3
+"""Steps of decode tokens only go round this layer's callback while there is a file ``bypass``."""
+
+
+class BreakingWorker(RoutingWorker):  # type: ignore[misc]
+    """Counts as `RoutingWorker` does, without the routing calls that a file in ``BREAK_FOLDER`` names."""
+
+    _broken = frozenset[str]()
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        capturer = self._capture.capturer
+        layers = [layer.layer for layer in capturer.buffers.layers]
+        record, tp_rank = capturer._record_eager, capturer._ranks.tp_rank
+
+        def listen(ordinal: int, topk_ids: torch.Tensor, flat: torch.Tensor, traced: bool) -> None:
+            layer, step = layers[ordinal], capturer._step
+            dropped = "drop" in self._broken and layer == DROPPED_LAYER and tp_rank == 1
+            decode = step is not None and step.phase is Phase.DECODE
+            bypassed = "bypass" in self._broken and layer == BYPASSED_LAYER and decode
+            if not dropped and not bypassed:
+                record(ordinal, topk_ids, flat, traced)
+
+        capturer._record_eager = listen
+
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        self._broken = frozenset(path.name for path in Path(os.environ["BREAK_FOLDER"]).iterdir())
+        return super().execute_model(scheduler_output, *args, **kwargs)
