@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -88,7 +89,7 @@ def _run(environment: Environment, logs: Path) -> list[Record]:
     for layout in layouts_of(environment.version):
         folder = logs / f"{environment.version}-{layout.name.replace(' ', '-').replace('=', '')}"
         where = f"{environment.version} {layout.name}"
-        record = run(environment, layout, model, folder, lambda text, where=where: _say(where, text))
+        record = run(environment, layout, model, folder, partial(_say, where))
         for name, found in record.checks.items():
             _say(where, f"{'FAILS' if name in record.failed else 'ok'}: {name}: {found}")
         if record.failed:

