@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from devkit.matrix.scenario import layouts_of, run
 from devkit.tiny_moe import ensure_checkpoint
 
 VERSIONS: Final = (
+    "0.23.0",
     "0.24.0",
     "0.25.1",
     "0.26.0",
@@ -87,7 +89,7 @@ def _run(environment: Environment, logs: Path) -> list[Record]:
     for layout in layouts_of(environment.version):
         folder = logs / f"{environment.version}-{layout.name.replace(' ', '-').replace('=', '')}"
         where = f"{environment.version} {layout.name}"
-        record = run(environment, layout, model, folder, lambda text, where=where: _say(where, text))
+        record = run(environment, layout, model, folder, partial(_say, where))
         for name, found in record.checks.items():
             _say(where, f"{'FAILS' if name in record.failed else 'ok'}: {name}: {found}")
         if record.failed:

@@ -16,7 +16,7 @@ moescope looks for each thing that it needs of vLLM by itself, whatever the vers
 costs only what rests on it: phases, traces, the placement of experts, or the loads of single steps. The
 worker's log says so in one line, `/v1/ranks` shows it (`unavailable`), and answers that lack it give the
 reason. A version that is not in the tables is looked at in the same way, and the log says that it was not
-tested.
+tested. Up to 0.23 the MoE layers are of another class, which is looked at as well; 0.20 to 0.22 were not run.
 
 `make matrix` writes the table of CPUs, and `make matrix ARGS="0.26.0"` runs one version again.
 `python -m devkit.matrix.document` makes this page from the results in `benchmarks/results/`.

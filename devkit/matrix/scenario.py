@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,12 +92,13 @@ def run(environment: Environment, layout: Layout, model: Path, folder: Path, say
             say("comparing")
             deployment = _settled(url, tokens)
             unavailable = _unavailable(deployment)
-            for name, check in (
-                ("counts", lambda: _counts(url, deployment, tokens)),
-                ("phases", lambda: _phases(deployment, tokens)),
-                ("traces", lambda: _traces(url, tokens)),
-                ("texts", lambda: _texts(found, expected)),
-            ):
+            comparisons: dict[str, Callable[[], str]] = {
+                "counts": partial(_counts, url, deployment, tokens),
+                "phases": partial(_phases, deployment, tokens),
+                "traces": partial(_traces, url, tokens),
+                "texts": partial(_texts, found, expected),
+            }
+            for name, check in comparisons.items():
                 try:
                     checks[name] = check()
                 except FellShortError as error:
