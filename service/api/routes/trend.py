@@ -27,7 +27,14 @@ from moescope.service.windows.doubts import doubts_of
 from moescope.service.windows.phase_window import merge_spans_of_phase
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
-PointsParam = Annotated[int, Query(ge=1, le=240, description="How many intervals, the last one until now.")]
+PointsParam = Annotated[
+    int,
+    Query(
+        ge=1,
+        le=240,
+        description="How many intervals; the last one ends at the last whole multiple of `step`.",
+    ),
+]
 _REMEMBERED: Final = 4096
 _NO_SAMPLE: Final = Summary()
 
