@@ -10,6 +10,9 @@ RELATIVE: Final = 1e-9
 """Largest relative error of a float; measures near 0 come from differences of numbers near 1."""
 ABSOLUTE: Final = 1e-9
 
+KINDS: Final = ("idle", "too few", "partial")
+"""How reasons begin that are told apart; all the others are alike."""
+
 
 def mismatches(expected: Any, got: Any, path: str = "") -> Iterator[str]:
     """A line for each difference. What the expected answer does not name is not looked at."""
@@ -47,8 +50,8 @@ def alike(expected: Any, got: Any) -> bool:
 
 
 def _reason(expected: str | None, got: str | None, path: str) -> Iterator[str]:
-    """Reasons by kind: "idle", "too few", or any other."""
-    kind = None if got is None else next((k for k in ("idle", "too few") if got.startswith(k)), "other")
+    """Reasons by kind, as the documents do not give all their words."""
+    kind = None if got is None else next((word for word in KINDS if got.startswith(word)), "other")
     if kind != expected:
         yield f"{path}: expected {expected}, got {got!r}"
 

@@ -28,6 +28,11 @@ class State(NamedTuple):
     at: float
     guessed: bool
 
+    @property
+    def tokens(self) -> Number:
+        """All tokens of the worker."""
+        return sum(self.numbers.get(("tokens", phase), 0) for phase in ("prefill", "decode", "unknown"))
+
 
 def plus(first: Numbers, second: Numbers, sign: int = 1) -> dict[tuple[object, ...], Number]:
     """The sum by name, or with ``sign`` -1 the difference."""

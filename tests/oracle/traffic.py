@@ -128,7 +128,7 @@ class Traffic:
         more = {layer.index: [0] * layer.experts for layer in layers}
         none = dict.fromkeys(zeros, 0)
         epoch = BEGIN_S * 10**9 + (at - self._rng.randint(0, 16)) * TICK_NS
-        every = self._rng.choice([5, 10, 20]) * 64
+        every = self._rng.choice([5, 8, 12]) * 64
         return Running(worker, epoch, Totals(zeros, more, none, dict(none)), every)
 
     def _step(self) -> None:

@@ -1,57 +1,19 @@
-"""A window over a deployment, by the definitions of docs/measures.md."""
+"""A window over a deployment, by the section "Windows" of docs/measures.md."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Final, Literal
 
-from tests.oracle.delivery import Arrival
-from tests.oracle.layout import Fleet, Layer, Worker
-from tests.oracle.ledger import Ledger, Number, Numbers, Result, State, combined, plus
+from tests.oracle.deployment import Deployment
+from tests.oracle.layout import Layer, Worker
+from tests.oracle.ledger import Ledger, Number, Numbers, State, combined, plus
 
 PHASES: Final = ("prefill", "decode", "unknown")
-STALE_AFTER_S: Final = 15
 Phase = Literal["prefill", "decode"] | None
-
-
-class Deployment:
-    """All that the service has been told of a fleet so far."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self.fleet = fleet
-        self.ledgers: dict[Worker, Ledger] = {}
-        self.now = 0.0
-
-    def take(self, arrival: Arrival) -> Result:
-        """Account for a frame: what the service should answer to it."""
-        self.now = max(self.now, arrival.at)
-        return self.ledgers.setdefault(arrival.snapshot.worker, Ledger()).take(arrival)
-
-    def workers_of(self, dp: int) -> list[Worker]:
-        """Those of a DP rank that reported."""
-        return [worker for worker in sorted(self.ledgers) if worker.dp == dp]
-
-    @property
-    def dp_ranks(self) -> list[int]:
-        """Those of which a worker reported."""
-        return sorted({worker.dp for worker in self.ledgers})
-
-    @property
-    def layers(self) -> list[Layer]:
-        """The layers that somebody counts, by index."""
-        known = {layer for ledger in self.ledgers.values() for layer in ledger.newest.layers}
-        return sorted(known, key=lambda layer: layer.index)
-
-    def covers(self, dp: int, layer: Layer) -> bool:
-        """Whether a worker of the DP rank that reported counts the layer."""
-        return any(layer in self.ledgers[worker].newest.layers for worker in self.workers_of(dp))
-
-    def is_silent(self, dp: int, stage: int) -> bool:
-        """Whether a worker of the DP rank's pipeline stage never reported."""
-        return any(Worker(dp, stage, tp) not in self.ledgers for tp in range(self.fleet.tp))
 
 
 @dataclass(frozen=True)
@@ -59,115 +21,147 @@ class Seen:
     """What one layer shows of the tokens of a window, of the phase asked for.
 
     Attributes:
-        shows: DP rank to slots by expert, of those whose tokens are all in them.
-        missing: DP ranks that computed tokens which the layer can't show, to why.
+        missing: DP ranks that computed tokens of which not all are known to be in the counts.
         rows: tokens seen.
+        slots: by expert.
+        by_dp: slots by DP rank.
         ep: slots by EP rank; None: it isn't known where all experts were.
     """
 
-    shows: dict[int, list[int]]
-    missing: dict[int, str]
+    missing: list[int]
     rows: int
+    slots: list[int]
+    by_dp: dict[int, int]
     ep: list[Fraction] | None
 
     @property
-    def slots(self) -> list[int]:
-        return [sum(column) for column in zip(*self.shows.values(), strict=True)]
+    def known(self) -> bool:
+        """Whether there are counts: not where every token that was computed is missing."""
+        return self.rows > 0 or not self.missing
 
 
 class Window:
     """The figures of a deployment between two instants; None: since everything began, until now."""
 
-    def __init__(self, deployment: Deployment, start: float | None, end: float | None, phase: Phase = None) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        start: float | None,
+        end: float | None,
+        phase: Phase = None,
+        dp_rank: int | None = None,
+    ) -> None:
         self.deployment, self.phase = deployment, phase
         self.start, self.end = start, deployment.now if end is None else end
-        self._begin = {w: self._at(ledger, start) for w, ledger in deployment.ledgers.items()}
-        self._close = {w: ledger.state(self.end) for w, ledger in deployment.ledgers.items()}
-        self.numbers = {w: plus(self._close[w].numbers, self._begin[w].numbers, -1) for w in self._close}
+        self.ranks = deployment.dp_ranks if dp_rank is None else [dp_rank]
+        mine = {w: ledger for w, ledger in deployment.ledgers.items() if w.dp in self.ranks}
+        self._begin = {worker: self._at(ledger) for worker, ledger in mine.items()}
+        self._close = {worker: ledger.state(self.end) for worker, ledger in mine.items()}
+        self.numbers = {w: plus(self._close[w].numbers, self._begin[w].numbers, -1) for w in mine}
 
-    def _at(self, ledger: Ledger, start: float | None) -> State:
-        return State({}, ledger.begin, False) if start is None else ledger.state(start)
-
-    @cached_property
-    def used(self) -> tuple[list[float], list[float]]:
-        """The instants of the totals that were subtracted, and of those that they were subtracted from."""
-        return [s.at for s in self._begin.values()], [s.at for s in self._close.values()]
+    def _at(self, ledger: Ledger) -> State:
+        return State({}, ledger.begin, False) if self.start is None else ledger.state(self.start)
 
     @property
     def truncated(self) -> bool:
-        """Whether some worker's totals at the begin are those of its first frame."""
-        return any(state.guessed for state in self._begin.values())
+        """Whether a boundary is between some worker's begin and its first frame."""
+        return any(state.guessed for states in (self._begin, self._close) for state in states.values())
+
+    @cached_property
+    def used(self) -> tuple[list[float], list[float]]:
+        """From when the totals are that were subtracted, and those that they were subtracted from."""
+        pairs = [(self._begin[worker].at, self._close[worker].at) for worker in self._begin]
+        grown = [pair for pair in pairs if pair[0] < pair[1]] or pairs
+        return [begin for begin, _ in grown], [close for _, close in grown]
 
     @cached_property
     def dp_ranks(self) -> list[int]:
-        """DP ranks that take part: a frame of one of their workers came in the window or shortly before its end."""
-        first = self.end - STALE_AFTER_S - 1 / 128  # a frame of exactly that age is not stale
-        since = 0.0 if self.start is None else min(self.start, first)
-        ledgers = self.deployment.ledgers
-        return [
-            dp
-            for dp in self.deployment.dp_ranks
-            if any(ledgers[worker].reported(since, self.end) for worker in self.deployment.workers_of(dp))
-        ]
+        """DP ranks that take part: they computed tokens in the window, or report at present."""
+        fresh = {worker.dp for worker in self.deployment.ledgers if not self.deployment.is_stale(worker)}
+        return [dp for dp in self.ranks if dp in fresh or self.figures(dp, "tokens")["all"]]
 
-    def of_rank(self, dp: int, name: str, kind: str) -> int:
-        """A DP rank's figure: that of the worker that knows of most, at the end less at the begin."""
-        workers = self.deployment.workers_of(dp)
-        most = [
-            max(int(states[w].numbers.get((name, kind), 0)) for w in workers) for states in (self._close, self._begin)
-        ]
-        return most[0] - most[1]
+    def figures(self, dp: int, name: str) -> dict[str, int]:
+        """Tokens or steps of a DP rank by kind; ``all`` of them."""
+        close, begin = self._told(dp, name, self._close), self._told(dp, name, self._begin)
+        return {kind: close[kind] - begin[kind] for kind in close}
+
+    def _told(self, dp: int, name: str, states: dict[Worker, State]) -> dict[str, int]:
+        """The most that any worker tells at an instant, for each kind; the rest is unknown."""
+        told = [states[worker].numbers for worker in self.deployment.workers_of(dp)]
+        kinds = ("prefill", "decode", "mixed") if name == "steps" else ("prefill", "decode")
+        most = {kind: max(int(numbers.get((name, kind), 0)) for numbers in told) for kind in kinds}
+        whole = max(sum(int(numbers.get((name, kind), 0)) for kind in (*kinds, "unknown")) for numbers in told)
+        whole = max(whole, sum(most.values()))
+        return {**most, "unknown": whole - sum(most.values()), "all": whole}
+
+    def idle_steps(self, dp: int) -> int:
+        """Dummy steps of a DP rank."""
+        close, begin = (
+            max(int(states[worker].numbers.get(("idle",), 0)) for worker in self.deployment.workers_of(dp))
+            for states in (self._close, self._begin)
+        )
+        return close - begin
 
     def tokens(self, dp: int) -> int | None:
         """Tokens of a DP rank and the phase; None: the phases of some are not known."""
-        return self._of_phase({phase: self.of_rank(dp, "tokens", phase) for phase in PHASES})
-
-    def _of_phase(self, parts: dict[str, int]) -> int | None:
+        parts = self.figures(dp, "tokens")
         if self.phase is None:
-            return sum(parts.values())
+            return parts["all"]
         return None if parts["unknown"] else parts[self.phase]
 
-    def all_tokens(self, dp: int) -> int:
-        """Tokens of a DP rank of whatever phase."""
-        return sum(self.of_rank(dp, "tokens", phase) for phase in PHASES)
+    @cached_property
+    def all_tokens(self) -> int | None:
+        """Tokens of all DP ranks; None where the phases of some are not known."""
+        parts = [self.tokens(dp) for dp in self.ranks]
+        return None if None in parts else sum(part or 0 for part in parts)
 
-    def layer(self, layer: Layer, ranks: Iterable[int] | None = None) -> Seen:
-        """What the layer shows of these DP ranks' tokens, or of all."""
-        shows: dict[int, list[int]] = {}
-        missing: dict[int, str] = {}
-        figures: dict[int, Numbers] = {}
-        for dp in self.deployment.dp_ranks if ranks is None else ranks:
-            workers = [w for w in self.deployment.workers_of(dp) if w.pp == layer.stage]
-            figures[dp] = combined(self.numbers[w] for w in workers)
-            why = self._why_missing(dp, layer, workers, figures[dp])
-            if why is None:
-                shows[dp] = [self._sum(figures[dp], "slots", layer.index, e) for e in range(layer.experts)]
-            elif self.all_tokens(dp):
-                missing[dp] = why
-        rows = sum(self._sum(figures[dp], "rows", layer.index) for dp in shows)
+    def layer(self, layer: Layer) -> Seen:
+        """What the layer shows."""
+        of = {
+            dp: combined(self.numbers[w] for w in self.deployment.workers_of(dp) if w.pp == layer.stage)
+            for dp in self.ranks
+        }
+        whole = combined(of.values())
         ep = None
-        if not any(self._sum(figures[dp], "unplaced", layer.index) for dp in shows):
-            ep = [
-                sum((Fraction(self._sum(figures[dp], "ep", layer.index, r)) for dp in shows), Fraction(0))
-                for r in range(self.deployment.fleet.ep)
-            ]
-        return Seen(shows, missing, rows, ep)
-
-    def _why_missing(self, dp: int, layer: Layer, workers: list[Worker], figures: Numbers) -> str | None:
-        """Why a DP rank's tokens are not in the layer; None: they are."""
-        if not self.deployment.covers(dp, layer):
-            return "silent" if self.deployment.is_silent(dp, layer.stage) else "uncovered"
-        if self.deployment.is_silent(dp, layer.stage):
-            return "silent"
-        rows = {phase: figures.get(("rows", phase, layer.index), 0) for phase in PHASES}
-        if not any(rows.values()):
-            computed = [sum(self.numbers[w].get(("tokens", p), 0) for p in PHASES) for w in workers]
-            return "not seen" if all(computed) else None
-        unknown = rows["unknown"] or any(
-            figures.get(("slots", "unknown", layer.index, e), 0) for e in range(layer.experts)
+        if not self._sum(whole, "unplaced", layer.index):
+            ranks = range(self.deployment.fleet.ep)
+            ep = [Fraction(self._sum(whole, "ep", layer.index, rank)) for rank in ranks]
+        return Seen(
+            missing=[dp for dp in self.ranks if self._is_missing(dp, layer, of[dp])],
+            rows=int(self._sum(whole, "rows", layer.index)),
+            slots=self._slots(whole, layer),
+            by_dp={dp: sum(self._slots(of[dp], layer)) for dp in self.ranks},
+            ep=ep,
         )
-        return "phase" if self.phase and unknown else None
 
-    def _sum(self, figures: Numbers, name: str, *of: int) -> Number:  # type: ignore[misc]
-        phases = PHASES if self.phase is None else (self.phase,)
+    def _slots(self, figures: Numbers, layer: Layer) -> list[int]:
+        return [int(self._sum(figures, "slots", layer.index, expert)) for expert in range(layer.experts)]
+
+    def _is_missing(self, dp: int, layer: Layer, figures: Numbers) -> bool:
+        tokens = self.figures(dp, "tokens")
+        if not (tokens["all"] if self.phase is None else tokens[self.phase] + tokens["unknown"]):
+            return False
+        covers_not = any(
+            layer in self.deployment.fleet.not_covered(worker) for worker in self.deployment.workers_of(dp)
+        )
+        if covers_not or not self._sum(figures, "rows", layer.index):
+            return True
+        if self.phase and figures.get(("rows", "unknown", layer.index), 0):
+            return True
+        stage = [Worker(dp, layer.stage, tp) for tp in range(self.deployment.fleet.tp)]
+        counting = [worker for worker in stage if self._counts(worker)]
+        return len(counting) < len(stage) and not any(self._is_whole(worker, layer) for worker in counting)
+
+    def _counts(self, worker: Worker) -> bool:
+        reported = worker in self.deployment.ledgers
+        return reported and not self.deployment.fell_silent(worker, self.end)
+
+    def _is_whole(self, worker: Worker, layer: Layer) -> bool:
+        """Whether a worker's rows are all of its own tokens: nothing is left for its TP siblings."""
+        mine = self.numbers[worker]
+        rows = sum(mine.get(("rows", phase, layer.index), 0) for phase in PHASES)
+        return rows == sum(mine.get(("tokens", phase), 0) for phase in PHASES)
+
+    def _sum(self, figures: Numbers, name: str, *of: int) -> Number:
+        phases: Sequence[str] = PHASES if self.phase is None else (self.phase,)
         return sum(figures.get((name, phase, *of), 0) for phase in phases)
