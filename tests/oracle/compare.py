@@ -23,7 +23,7 @@ def mismatches(expected: Any, got: Any, path: str = "") -> Iterator[str]:
         for key, value in expected.items():
             if key not in got:
                 yield f"{path}.{key}: missing"
-            elif key.endswith("reason"):
+            elif str(key).endswith("reason"):
                 yield from _reason(value, got[key], f"{path}.{key}")
             else:
                 yield from mismatches(value, got[key], f"{path}.{key}")

@@ -14,26 +14,28 @@ HOT = 3
 
 def measures(loads: Sequence[Number]) -> dict[str, Number | float] | None:
     """Each measure by its name; None where all loads are 0."""
-    total, count = Fraction(sum(loads)), len(loads)
+    total, count = sum(loads), len(loads)
     if total == 0:
         return None
-    mean, most = total / count, max(loads)
-    shares = [float(Fraction(x) / total) for x in loads]
-    entropy = -math.fsum(p * math.log(p) for p in shares if p)
-    pairs = sum(abs(Fraction(a) - b) for a in loads for b in loads) / (count * count)
+    mean, most = Fraction(total) / count, max(loads)
+    shares = [float(Fraction(x) / total) for x in loads if x]
+    entropy = -math.fsum(p * math.log(p) for p in shares)
+    pairs = Fraction(sum(abs(a - b) for a in loads for b in loads)) / (count * count)
     dead = sum(x == 0 for x in loads)
     tenth = -(-count // 10)
     return {
         "imbalance_ratio": most / mean,
         "balancedness": mean / most,
         "max_vio": (most - mean) / mean,
-        "coefficient_of_variation": math.sqrt(sum((x - mean) ** 2 for x in loads) / count / mean**2),
+        "coefficient_of_variation": math.sqrt(
+            Fraction(sum((x * count - total) ** 2 for x in loads)) / count / total**2
+        ),
         "normalised_entropy": math.exp(entropy) / count,
         "gini": pairs / (2 * mean),
         "dead": dead,
         "dead_fraction": Fraction(dead, count),
-        "hot": sum(x >= HOT * mean for x in loads),
-        "top_tenth_share": sum(sorted(loads, reverse=True)[:tenth]) / total,
+        "hot": sum(x * count >= HOT * total for x in loads),
+        "top_tenth_share": Fraction(sum(sorted(loads, reverse=True)[:tenth])) / total,
     }
 
 

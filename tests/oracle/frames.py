@@ -17,7 +17,9 @@ def frame_of(fleet: Fleet, snapshot: Snapshot) -> wire.Frame:
     decode = {}
     if snapshot.phased:
         decode = {
-            "decode_counts": _pack(value for layer in snapshot.layers for value in totals.decode_slots[layer.index]),
+            "decode_counts": _pack(
+                value for layer in snapshot.layers for value in totals.decode_slots[layer.index]
+            ),
             "decode_rows": _pack(totals.decode_rows[layer.index] for layer in snapshot.layers),
             "decode_tokens": totals.decode_tokens,
             "decode_steps": totals.decode_steps,
@@ -70,7 +72,9 @@ def _loads(fleet: Fleet, snapshot: Snapshot, loads: Loads) -> wire.StepLoads:
     steps = sorted(loads.steps)
     values = [[loads.steps[step][layer.index] for layer in snapshot.layers] for step in steps]
     array = np.array(values, dtype=np.int64).reshape(len(steps), len(snapshot.layers), fleet.ep)
-    return wire.pack_step_loads(loads.first, loads.end, np.array(steps, dtype=np.int64), array, snapshot.version)
+    return wire.pack_step_loads(
+        loads.first, loads.end, np.array(steps, dtype=np.int64), array, snapshot.version
+    )
 
 
 def layer_of(fleet: Fleet, index: int) -> Layer:

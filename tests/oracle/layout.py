@@ -100,7 +100,9 @@ def make_fleet(seed: int) -> Fleet:
         fleet.phases_end = {rng.randrange(dp): rng.randint(64 * 20, 64 * 100)}
     if rng.random() < 0.9:
         fleet.placements = _make_placements(rng, fleet)
-    single = len(fleet.placements) == 1 and all(len(fleet.placements[0][a.index]) == a.experts for a in layers)
+    single = len(fleet.placements) == 1 and all(
+        len(fleet.placements[0][a.index]) == a.experts for a in layers
+    )
     fleet.steps_told = single and ep > 1 and rng.random() < 0.8
     _break(rng, fleet)
     return fleet
@@ -125,7 +127,9 @@ def _make_placements(rng: random.Random, fleet: Fleet) -> list[dict[int, Copies]
     """One placement, or several versions of it with redundant experts."""
     kind = rng.choice(["linear", "linear", "round_robin", "any", "replicas", "replicas", "eplb"])
     versions = rng.randint(2, 3) if kind == "eplb" else 1
-    return [{layer.index: _place(rng, layer, fleet.ep, kind) for layer in fleet.layers} for _ in range(versions)]
+    return [
+        {layer.index: _place(rng, layer, fleet.ep, kind) for layer in fleet.layers} for _ in range(versions)
+    ]
 
 
 def _place(rng: random.Random, layer: Layer, ep: int, kind: str) -> Copies:

@@ -100,7 +100,9 @@ def grown_by(old: Snapshot | None, new: Snapshot) -> Numbers:
     """What was counted between two frames of one epoch; ``old`` None: since its start."""
     told = new.phased and (old is None or old.phased)
     now, before = new.totals, old.totals if old else None
-    grown: dict[tuple[object, ...], Number] = {("idle",): now.idle_steps - (before.idle_steps if before else 0)}
+    grown: dict[tuple[object, ...], Number] = {
+        ("idle",): now.idle_steps - (before.idle_steps if before else 0)
+    }
 
     def split(name: tuple[object, ...], whole: int, decode: int) -> None:
         parts = {"prefill": whole - decode, "decode": decode} if told else {"unknown": whole}
@@ -134,7 +136,7 @@ def _decode(now: object, before: object, name: str) -> int:
 
 
 def _placed(grown: Numbers, placement: Mapping[int, Copies] | None) -> Numbers:
-    """Slots by EP rank: an expert's are split evenly over its copies; where there is no placement, unplaced."""
+    """Slots by EP rank, an expert's split evenly over its copies; unplaced where there is no placement."""
     placed: dict[tuple[object, ...], Number] = {}
     for name, value in grown.items():
         if name[0] != "slots":
@@ -147,5 +149,5 @@ def _placed(grown: Numbers, placement: Mapping[int, Copies] | None) -> Numbers:
         ranks = [rank for logical, rank in placement[layer] if logical == expert]  # type: ignore[index]
         for rank in ranks:
             share = ("ep", phase, layer, rank)
-            placed[share] = placed.get(share, 0) + Fraction(value, len(ranks))
+            placed[share] = placed.get(share, 0) + (Fraction(value, len(ranks)) if len(ranks) > 1 else value)
     return placed

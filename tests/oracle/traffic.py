@@ -32,7 +32,14 @@ class Totals:
     def copy(self) -> Totals:
         slots = {index: list(values) for index, values in self.slots.items()}
         decode = {index: list(values) for index, values in self.decode_slots.items()}
-        figures = (self.tokens, self.decode_tokens, self.steps, self.decode_steps, self.mixed_steps, self.idle_steps)
+        figures = (
+            self.tokens,
+            self.decode_tokens,
+            self.steps,
+            self.decode_steps,
+            self.mixed_steps,
+            self.idle_steps,
+        )
         return Totals(slots, decode, dict(self.rows), dict(self.decode_rows), *figures)
 
 
@@ -84,7 +91,9 @@ class Traffic:
         big = not fleet.steps_told and self._rng.random() < 0.3
         self._most = self._rng.choice([1 << 36, 1 << 38]) if big else self._rng.choice([4, 40, 400])
         self._idle = self._rng.choice([0.0, 0.1, 0.5])
-        self._skew = {layer.index: self._rng.sample(range(layer.experts), layer.experts) for layer in fleet.layers}
+        self._skew = {
+            layer.index: self._rng.sample(range(layer.experts), layer.experts) for layer in fleet.layers
+        }
         self._version = 0
         self._running = {worker: self._start(worker, 0) for worker in fleet.workers()}
         self.length = self._rng.randint(60, 240) * 64  # ticks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from typing import Final, Literal
 
@@ -32,7 +31,7 @@ class Seen:
     rows: int
     slots: list[int]
     by_dp: dict[int, int]
-    ep: list[Fraction] | None
+    ep: list[Number] | None
 
     @property
     def known(self) -> bool:
@@ -90,7 +89,9 @@ class Window:
         told = [states[worker].numbers for worker in self.deployment.workers_of(dp)]
         kinds = ("prefill", "decode", "mixed") if name == "steps" else ("prefill", "decode")
         most = {kind: max(int(numbers.get((name, kind), 0)) for numbers in told) for kind in kinds}
-        whole = max(sum(int(numbers.get((name, kind), 0)) for kind in (*kinds, "unknown")) for numbers in told)
+        whole = max(
+            sum(int(numbers.get((name, kind), 0)) for kind in (*kinds, "unknown")) for numbers in told
+        )
         whole = max(whole, sum(most.values()))
         return {**most, "unknown": whole - sum(most.values()), "all": whole}
 
@@ -125,7 +126,7 @@ class Window:
         ep = None
         if not self._sum(whole, "unplaced", layer.index):
             ranks = range(self.deployment.fleet.ep)
-            ep = [Fraction(self._sum(whole, "ep", layer.index, rank)) for rank in ranks]
+            ep = [self._sum(whole, "ep", layer.index, rank) for rank in ranks]
         return Seen(
             missing=[dp for dp in self.ranks if self._is_missing(dp, layer, of[dp])],
             rows=int(self._sum(whole, "rows", layer.index)),
