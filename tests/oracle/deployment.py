@@ -53,7 +53,7 @@ class Deployment:
 
     def is_stale(self, worker: Worker) -> bool:
         """Whether a worker is silent at present."""
-        return self.now - self.ledgers[worker].times[-1] > STALE_AFTER_S
+        return self.now - self.ledgers[worker].newest_at > STALE_AFTER_S
 
     def fell_silent(self, worker: Worker, end: float) -> bool:
         """Whether a worker was silent at an instant while others of its DP rank told of more tokens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -58,7 +59,8 @@ class Ledger:
         self.latest: dict[int, Snapshot] = {}
         self.times: list[float] = []
         self._numbers: list[Numbers] = []
-        self.begin = 0.0
+        self.begin = math.inf
+        self.newest_at = 0.0
 
     def take(self, arrival: Arrival) -> Result:
         """Account for a frame: what the service should answer to it."""
@@ -66,10 +68,11 @@ class Ledger:
         old = self.latest.get(new.epoch)
         if old is not None and new.seq <= old.seq:
             return "duplicate" if new.seq == old.seq else "stale"
-        if not self.latest:
-            self.begin = arrival.at - (new.captured - new.epoch) / 1e9
+        self.begin = min(self.begin, arrival.at - (new.captured - new.epoch) / 1e9)
         grown = plus(self._numbers[-1] if self._numbers else {}, grown_by(old, new))
         self.latest[new.epoch] = new
+        if self.newest is new:
+            self.newest_at = arrival.at
         if self.times and self.times[-1] == arrival.at:
             self._numbers[-1] = grown
         else:

@@ -79,7 +79,7 @@ def _of_ranks(deployment: Deployment) -> Iterator[tuple[str, dict[str, str], Num
         yield (
             "moescope_snapshot_age_seconds",
             where,
-            deployment.now - min(ledger.times[-1] for ledger in ledgers),
+            deployment.now - min(ledger.newest_at for ledger in ledgers),
         )
         yield "moescope_covered_layers", where, len(covered_layers(deployment, dp))
         yield "moescope_unseen_layers", where, len(unseen_layers(deployment, window, dp))
@@ -96,7 +96,8 @@ def _of_layers(deployment: Deployment) -> Iterator[tuple[str, dict[str, str], Nu
         seen = window.layer(layer)
         whole = combined(window.numbers.values())
         unplaced = sum(v for name, v in whole.items() if name[0] == "unplaced" and name[2] == layer.index)
-        yield "moescope_layer_unplaced_slots_total", where, unplaced
+        if deployment.fleet.ep > 1:
+            yield "moescope_layer_unplaced_slots_total", where, unplaced
         for expert, slots in enumerate(seen.slots):
             yield "moescope_layer_expert_slots_total", {**where, "expert": str(expert)}, slots
         for dp, slots in seen.by_dp.items():

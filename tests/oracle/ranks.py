@@ -79,7 +79,7 @@ def _producer(deployment: Deployment, worker: Worker) -> dict[str, Any]:
         "pp_rank": worker.pp,
         "ep_rank": (worker.dp * fleet.tp + worker.tp) % fleet.ep,
         "state": "stale" if deployment.is_stale(worker) else "counting",
-        "age_seconds": deployment.now - ledger.times[-1],
+        "age_seconds": deployment.now - ledger.newest_at,
         "epoch": newest.epoch,
         "seq": newest.seq,
         "restarts": len(ledger.latest) - 1,
