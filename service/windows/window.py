@@ -2,25 +2,38 @@
 
 A DP rank may have several producers. Exactly one of its TP ranks counts each row, so counts and rows add up
 over TP. Each PP rank has layers of its own, so layers are joined over PP. All of them count the same tokens
-and steps, so the largest number is taken.
+and steps: see :mod:`moescope.service.counts.rank_work`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
-
-from moescope.capture.wire import Int64Array, MoeLayer
-from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, why_unphased
+from moescope.service.counts.phase_split import (
+    Phase,
+    PhaseWork,
+    phase_work,
+    tokens_and_steps,
+)
+from moescope.service.counts.rank_work import RankWork, work_of
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of
-from moescope.service.measures.arrays import FloatArray
-from moescope.service.windows.stack import Stack, Stacker
+from moescope.service.windows.doubts import RankDoubt, doubtful, doubts_of, stages_of
+from moescope.service.windows.layer_window import LayerWindow, layers_of, uncovered_in
+from moescope.service.windows.stack import BoolArray, Doubt, Stacker
 
-Part = Callable[[int, list[Totals]], list[Totals]]
-"""Takes a DP rank and what each of its producers counted; returns the part of that which is wanted."""
+
+class Part(Protocol):
+    """Takes the part of what a DP rank counted that is wanted."""
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that is wanted."""
+
+    def __call__(self, rank: int, deltas: list[Totals], work: RankWork) -> list[Totals]:
+        """From what each of the producers of a DP rank counted to the part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +41,8 @@ class Used:
     """The instants at which the producers' totals were really taken, seconds of Unix time.
 
     Producers report one after the other, so either boundary has an earliest and a latest instant. Producers
-    that did not report in the window are left out, unless none did.
+    that did not report in the window are left out, unless none did. ``truncated`` if one of them is from
+    later than was asked, because nothing that is remembered is as old.
     """
 
     start_earliest: float
@@ -42,7 +56,8 @@ class Used:
 class DpRank:
     """What one DP rank computed in the window; ``present`` unless all its producers fell silent.
 
-    ``phases`` is None where the phases of some of its tokens are not known.
+    ``phases`` is None where the phases of some of its tokens are not known. ``reason`` says why not even the
+    tokens are known, or is None.
     """
 
     rank: int
@@ -51,56 +66,7 @@ class DpRank:
     idle_steps: int
     present: bool
     phases: PhaseWork | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWindow:
-    """One MoE layer in the window.
-
-    Attributes:
-        shape: its id, experts and top-k.
-        dp_ranks: C DP ranks whose tokens were seen here, rising.
-        counts: slots per (DP rank, logical expert), int64 [C, num_experts].
-        rows: tokens seen, int64 [C].
-        ep_slots: slots per EP rank, float64 [R]; only meaningful without ``ep_reason``.
-        unplaced: slots of which the EP rank isn't known.
-        ep_reason: why the load of the EP ranks isn't known, or None.
-        unseen: DP ranks that computed tokens, none of which was seen here, though the layer is covered.
-        uncovered: DP rank to the reason why its tokens can't be seen here.
-        unphased: in the window of one phase, DP ranks that are left out, to their tokens of unknown phase.
-    """
-
-    shape: MoeLayer
-    dp_ranks: tuple[int, ...]
-    counts: Int64Array
-    rows: Int64Array
-    ep_slots: FloatArray
-    unplaced: int
-    ep_reason: str | None
-    unseen: tuple[int, ...]
-    uncovered: dict[int, str]
-    unphased: Mapping[int, int] = field(default_factory=dict)
-
-    @property
-    def slots(self) -> Int64Array:
-        """Slots per DP rank, int64 [C]."""
-        return np.asarray(self.counts.sum(axis=1))
-
-    @property
-    def missing(self) -> tuple[int, ...]:
-        """DP ranks with tokens that are not in the counts."""
-        return tuple(sorted({*self.unseen, *self.uncovered, *self.unphased} - set(self.dp_ranks)))
-
-    @property
-    def not_seen(self) -> str | None:
-        """Why there are no counts at all, or None."""
-        if self.dp_ranks:
-            return None
-        if self.unphased:
-            return why_unphased(self.unphased)
-        if self.uncovered:
-            return f"not covered: {next(iter(self.uncovered.values()))}"
-        return f"not seen: DP ranks {list(self.unseen)} computed tokens, the layer's router reported none"
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +90,17 @@ class ModelWindow:
     phase_reason: str | None = None
 
     @property
+    def reason(self) -> str | None:
+        """Why the tokens of some DP rank are not known, or None."""
+        unknown = [rank for rank in self.dp_ranks if rank.reason]
+        if not unknown:
+            return self.phase_reason
+        return f"partial: DP ranks {[rank.rank for rank in unknown]} don't count ({unknown[0].reason})"
+
+    @property
     def known_tokens(self) -> int | None:
-        """Tokens over all DP ranks; None where it isn't known how many are of the phase."""
-        return None if self.phase_reason else self.tokens
+        """Tokens over all DP ranks; None where they aren't known, or not how many are of the phase."""
+        return None if self.reason else self.tokens
 
     @property
     def tokens(self) -> int:
@@ -139,35 +113,58 @@ class ModelWindow:
         return sorted(set(range(self.dp_size)) - {rank.rank for rank in self.dp_ranks})
 
 
-def merge_spans(spans: Sequence[ProducerSpan], part: Part | None = None) -> ModelWindow:
-    """What all producers of one deployment counted, as one window.
+def merge_spans(
+    spans: Sequence[ProducerSpan], part: Part | None = None, only: int | None = None
+) -> ModelWindow:
+    """What the producers of one deployment counted, as one window.
 
     Args:
         spans: what each of them counted; one producer at least.
         part: takes the part of what a DP rank counted that is wanted; None: all of it.
+        only: the DP rank that is wanted; None: all of them.
     """
     by_rank: dict[int, list[ProducerSpan]] = {}
     for item in spans:
         by_rank.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
+    by_rank = {rank: by_rank[rank] for rank in sorted(by_rank)}
     dp_size, ep_size = sizes_of(spans)
-    layouts = (layout for rank in sorted(by_rank) for item in by_rank[rank] for layout in item.span.layouts)
-    stacker, found = Stacker(layouts, len(by_rank), ep_size), []
-    for rank in sorted(by_rank):
-        deltas = [item.span.delta for item in by_rank[rank]]
-        deltas = deltas if part is None else part(rank, deltas)
-        found.append(_dp_rank(rank, by_rank[rank], deltas))
-        stacker.add(deltas, found[-1].tokens != 0)
+    layouts = (layout for members in by_rank.values() for item in members for layout in item.span.layouts)
+    ended = {rank: work_of(item.span.last for item in members) for rank, members in by_rank.items()}
+    doubts = doubts_of(by_rank, ended)
+    stages = stages_of(spans) if doubts else {}
+    shown = by_rank if only is None else {only: by_rank[only]}
+    stacker, found = Stacker(layouts, len(shown), ep_size), []
+    in_doubt: dict[int, dict[int, str]] = {}
+    told_tokens: list[int] = []
+    for rank, members in shown.items():
+        work = ended[rank].minus(work_of(item.span.first for item in members))
+        told, deltas = doubts.get(rank), [item.span.delta for item in members]
+        found.append(_dp_rank(rank, members, work, None if part is None else part.phase, told))
+        computed: bool | BoolArray = found[-1].tokens != 0 or found[-1].reason is not None
+        if part is not None:
+            if work.unknown_tokens and not computed:  # where nothing at all was seen of it, it isn't idle
+                computed = stacker.rows_of(deltas) == 0
+            deltas = part(rank, deltas, work)
+        doubt = None
+        if told is not None:
+            in_doubt[rank] = told.of_layers(stacker.layout, stages)
+            counting = [told.counts(item) for item in members]
+            doubt = Doubt(doubtful(stacker.layout, in_doubt[rank]), counting, told.reason is None)
+        stacker.add(deltas, computed, doubt)
+        if work.tokens or found[-1].reason:
+            told_tokens.append(rank)
     dp_ranks, stack = tuple(found), stacker.stack()
+    reasons = uncovered_in({rank: by_rank[rank] for rank in told_tokens})
     seen = {layer.layer for layer in stack.layout.layers}
     uncovered = {layer.layer: layer.reason for item in spans for layer in item.producer.latest.uncovered}
     return ModelWindow(
         server=spans[0].producer.latest.producer.server,
         model=spans[0].producer.latest.producer.model,
-        used=_used(spans),
+        used=_used([item for members in shown.values() for item in members]),
         dp_size=dp_size,
         ep_size=ep_size,
         dp_ranks=dp_ranks,
-        layers=_layers(stack, [rank.rank for rank in dp_ranks], ep_size, _reasons(dp_ranks, by_rank)),
+        layers=layers_of(stack, [rank.rank for rank in dp_ranks], ep_size, reasons, in_doubt),
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
     )
 
@@ -175,69 +172,21 @@ def merge_spans(spans: Sequence[ProducerSpan], part: Part | None = None) -> Mode
 def _used(spans: Sequence[ProducerSpan]) -> Used:
     # A producer that did not report in the window, say because it ended before, says nothing of its bounds.
     told = [item.span for item in spans if item.span.start < item.span.end] or [item.span for item in spans]
+    truncated = any(item.span.truncated or item.span.late for item in spans)
     starts, ends = [span.start for span in told], [span.end for span in told]
-    return Used(min(starts), max(starts), min(ends), max(ends), any(item.span.truncated for item in spans))
+    return Used(min(starts), max(starts), min(ends), max(ends), truncated)
 
 
-def _dp_rank(rank: int, spans: list[ProducerSpan], deltas: list[Totals]) -> DpRank:
+def _dp_rank(
+    rank: int, spans: list[ProducerSpan], work: RankWork, phase: Phase | None, doubt: RankDoubt | None
+) -> DpRank:
+    tokens, steps = tokens_and_steps(work, phase)
     return DpRank(
         rank=rank,
-        tokens=max(delta.tokens for delta in deltas),
-        steps=max(delta.steps for delta in deltas),
-        idle_steps=max(delta.idle_steps for delta in deltas),
+        tokens=tokens,
+        steps=steps,
+        idle_steps=work.idle_steps,
         present=not all(item.producer.stale for item in spans),
-        phases=phase_work(deltas),
+        phases=phase_work(work),
+        reason=None if doubt is None else doubt.reason,
     )
-
-
-def _layers(
-    stack: Stack, ids: list[int], ep_size: int, uncovered: dict[int, dict[int, str]]
-) -> tuple[LayerWindow, ...]:
-    """All layers; ``ids`` are the DP ranks of the stack, in its order."""
-    covering = stack.present & ~stack.lost
-    offsets = stack.layout.offsets.tolist()
-    everywhere: list[bool] = np.all(covering, axis=0).tolist()
-    anywhere: list[bool] = np.any(stack.lost, axis=0).tolist()
-    everybody, rows_by_layer = tuple(ids), np.ascontiguousarray(stack.rows.T)
-    found = []
-    for i, shape in enumerate(stack.layout.layers):
-        counts, rows, shown = stack.counts[:, offsets[i] : offsets[i + 1]], rows_by_layer[i], everybody
-        if not everywhere[i]:
-            kept = np.flatnonzero(covering[:, i])
-            counts, rows, shown = counts[kept], rows[kept], tuple(ids[at] for at in kept)
-        reasons = uncovered.get(shape.layer, {})
-        unseen = [ids[at] for at in np.flatnonzero(stack.lost[:, i])] if anywhere[i] else []
-        found.append(
-            LayerWindow(
-                shape=shape,
-                dp_ranks=shown,
-                counts=counts,
-                rows=rows,
-                ep_slots=stack.ep_slots[i],
-                unplaced=stack.unplaced[i],
-                ep_reason=_ep_reason(ep_size, stack.unplaced[i]),
-                unseen=tuple(rank for rank in unseen if rank not in reasons),
-                uncovered=reasons,
-            )
-        )
-    return tuple(found)
-
-
-def _reasons(
-    dp_ranks: tuple[DpRank, ...], by_rank: dict[int, list[ProducerSpan]]
-) -> dict[int, dict[int, str]]:
-    """Layer to DP rank to the reason why the tokens that the rank computed can't be seen there."""
-    found: dict[int, dict[int, str]] = {}
-    for rank in dp_ranks:
-        entries = (entry for item in by_rank[rank.rank] for entry in item.producer.latest.uncovered)
-        for entry in entries if rank.tokens else ():
-            found.setdefault(entry.layer, {}).setdefault(rank.rank, entry.reason)
-    return found
-
-
-def _ep_reason(ep_size: int, unplaced: int) -> str | None:
-    if ep_size == 1:
-        return "ep_size is 1: the experts are not spread over ranks"
-    if unplaced:
-        return f"no placement was known for {unplaced} slots, so it is not known which ranks they went to"
-    return None

@@ -16,12 +16,14 @@ from moescope.service.api.params.query import ModelParam, PhaseParam, ServerPara
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.compact import answer, described
 from moescope.service.api.schemas.trend import Trend
-from moescope.service.counts.phase_split import Phase
+from moescope.service.counts.phase_split import Phase, phase_work, tokens_and_steps
+from moescope.service.counts.rank_work import work_of
 from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.summary import Summary, summarise
-from moescope.service.windows.phase_window import merge_spans_of_phase, spans_of_phase
+from moescope.service.windows.doubts import doubts_of
+from moescope.service.windows.phase_window import merge_spans_of_phase
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
 PointsParam = Annotated[int, Query(ge=1, le=240, description="How many intervals, the last one until now.")]
@@ -34,12 +36,13 @@ class _Point:
     """One interval.
 
     Older snapshots in memory are thinned, so an interval may have none of a producer that was alive. What
-    that producer counted in it is in the next interval's difference, whose mean then stands for both
+    that producer counted in it is in the next interval's difference, which is shared evenly over both
     intervals (see :func:`_filled`).
 
     Attributes:
-        rates: tokens per second of the DP ranks that have a snapshot in the interval. If it is of one phase,
-            only of those whose tokens' phases are known.
+        rates: tokens per second of the DP ranks that have a snapshot in the interval: its tokens over the
+            interval's length, so that intervals add up. If it is of one phase, only of those whose tokens'
+            phases are known.
         waiting: DP ranks that were alive and have no snapshot in the interval.
         imbalance: over EP ranks, from all producers that were alive; None while one of them has no snapshot.
     """
@@ -116,15 +119,26 @@ def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: fl
         if item.producer.received_at > start and item.span.start < end and not item.span.truncated
     ]
     moved = [item for item in alive if item.span.end > item.span.start]
+    by_rank: dict[int, list[ProducerSpan]] = {}
+    for item in spans:
+        by_rank.setdefault(_rank(item), []).append(item)
+    ended = {rank: work_of(item.span.last for item in members) for rank, members in by_rank.items()}
+    doubts = doubts_of(by_rank, ended)
     rates: dict[int, float] = {}
-    for item in spans_of_phase(moved, phase):
-        tokens = item.span.tokens
-        if tokens is None:
-            continue
-        rate = tokens / (item.span.end - item.span.start)
-        rates[_rank(item)] = max(rates.get(_rank(item), 0.0), rate)
+    for rank in sorted(set(map(_rank, moved))):
+        work = ended[rank].minus(work_of(item.span.first for item in by_rank[rank]))
+        known = phase is None or phase_work(work) is not None
+        if known and not (rank in doubts and doubts[rank].reason):
+            tokens, _ = tokens_and_steps(work, phase)
+            rates[rank] = tokens / (_intervals(by_rank[rank], start, end) * (end - start))
     waiting = frozenset(map(_rank, alive)) - frozenset(map(_rank, moved))
     return _Point(rates, waiting, _imbalance(moved, phase) if moved and len(moved) == len(alive) else None)
+
+
+def _intervals(workers: list[ProducerSpan], start: float, end: float) -> int:
+    """How many intervals the tokens of this one are of: those before it without an arrival count too."""
+    heard = max(item.span.start for item in workers)
+    return max(1, math.ceil((end - heard) / (end - start) - 1e-9))
 
 
 def _rank(item: ProducerSpan) -> int:

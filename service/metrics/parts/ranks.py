@@ -78,7 +78,11 @@ def rank_counters(group: Group) -> Iterable[Found]:
 
 
 def ep_counters(group: Group) -> Iterable[Found]:
-    """Slots by EP rank, by layer and over layers; nothing where the experts are not spread over ranks."""
+    """Slots by EP rank, by layer and over layers; nothing where the experts are not spread over ranks.
+
+    A layer of which some DP rank's tokens are not seen has no loads: ratios of what is left would be wrong.
+    Its slots stay in the sums over layers, which must not shrink.
+    """
     if group.total.ep_size == 1:
         return
     sums = np.zeros(0)
@@ -94,7 +98,8 @@ def ep_counters(group: Group) -> Iterable[Found]:
         size = len(layer.ep_slots)
         sums = np.pad(sums, (0, max(0, size - len(sums))))
         sums[:size] += layer.ep_slots
-        rows.append(((name, names if size == len(names) else _numbers(size)), layer.ep_slots))
+        if not layer.missing:
+            rows.append(((name, names if size == len(names) else _numbers(size)), layer.ep_slots))
     yield from stacked("moescope_layer_ep_rank_slots_total", group.deployment, rows)
     for ep_rank, slots in enumerate(sums.tolist()):
         yield Sample("moescope_ep_rank_slots_total", (*group.deployment, str(ep_rank)), slots)

@@ -1,0 +1,156 @@
+"""Workers that don't count in a window, so that their DP rank's tokens may not be in the counts.
+
+A worker that never reported, whose capture was disabled, or that fell silent while others of its DP rank went
+on: what it would have counted is not zero, it is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moescope.capture.wire import Producer
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.rank_work import RankWork
+from moescope.service.live.producers import ProducerSpan, heard_last
+from moescope.service.windows.stack import BoolArray
+
+Place = tuple[int, int]
+"""(PP rank, TP rank) of a worker of a DP rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankDoubt:
+    """What is doubtful about one DP rank in a window.
+
+    Attributes:
+        silent: workers that don't count, to the reason.
+        blind: layers that some worker doesn't cover though another one has them, to its reason.
+        reason: why the tokens of the DP rank aren't known at all, or None.
+    """
+
+    silent: Mapping[Place, str] = field(default_factory=dict)
+    blind: Mapping[int, str] = field(default_factory=dict)
+    reason: str | None = None
+
+    def counts(self, item: ProducerSpan) -> bool:
+        """Whether a worker counts."""
+        return _place(item.producer.latest.producer) not in self.silent
+
+    def of_layers(self, layout: Layout, stages: Mapping[int, int]) -> dict[int, str]:
+        """Layers that are in doubt, to the reason.
+
+        Args:
+            layout: all layers.
+            stages: layer to the PP rank that has it.
+        """
+        if not self.silent and not self.blind and self.reason is None:
+            return {}
+        by_stage = {pp_rank: why for (pp_rank, _), why in sorted(self.silent.items(), reverse=True)}
+        found = {}
+        for layer in layout.layers:
+            stage = stages.get(layer.layer)
+            reason = self.reason or self.blind.get(layer.layer)
+            reason = reason or (None if stage is None else by_stage.get(stage))
+            if reason:
+                found[layer.layer] = reason
+        return found
+
+
+def doubts_of(
+    by_rank: Mapping[int, Sequence[ProducerSpan]], ended: Mapping[int, RankWork]
+) -> dict[int, RankDoubt]:
+    """What is doubtful, by DP rank; a DP rank of which nothing is doubtful is left out.
+
+    Args:
+        by_rank: all producers of a deployment in a window, by DP rank.
+        ended: what each DP rank had computed at the window's end.
+    """
+    sizes = heard_last(item.producer for members in by_rank.values() for item in members)
+    found = {}
+    for rank, members in by_rank.items():
+        silent = _silent(members, ended[rank], sizes) if rank < sizes.dp_size else {}
+        reporting = [item for item in members if not item.producer.stale]
+        stopped = [_stopped(item) for item in reporting]
+        reason = stopped[0] if stopped and all(stopped) else None
+        blind = _blind(members)
+        if silent or blind or reason:
+            found[rank] = RankDoubt(silent, blind, reason)
+    return found
+
+
+def stages_of(spans: Sequence[ProducerSpan]) -> dict[int, int]:
+    """Layer to the PP rank that has it now."""
+    newest = sorted(spans, key=lambda item: item.producer.received_at)
+    layouts = {
+        (item.producer.latest.counted.layout, item.producer.latest.producer.pp_rank) for item in newest
+    }
+    if len({pp_rank for _, pp_rank in layouts}) == 1:  # almost always
+        return {layer.layer: pp_rank for layout, pp_rank in layouts for layer in layout.layers}
+    return {
+        layer.layer: item.producer.latest.producer.pp_rank
+        for item in newest
+        for layer in item.producer.latest.counted.layout.layers
+    }
+
+
+def doubtful(layout: Layout, layers: Mapping[int, str]) -> BoolArray:
+    """Layers as a mask over a layout, bool [L]."""
+    return np.array([layer.layer in layers for layer in layout.layers], dtype=np.bool_)
+
+
+def _silent(members: Sequence[ProducerSpan], ended: RankWork, sizes: Producer) -> dict[Place, str]:
+    found = {}
+    here = {_place(item.producer.latest.producer): item for item in members}
+    began = max(item.producer.started_at for item in members)
+    until = [item.span.until for item in members]
+    reaches = any(end is None or end > began for end in until)
+    heard = max(item.producer.received_at for item in members)
+    for pp_rank in range(sizes.pp_size):
+        for tp_rank in range(sizes.tp_size):
+            item = here.get((pp_rank, tp_rank))
+            if item is None:
+                why = "never reported" if reaches else None
+            elif (stopped := _stopped(item)) is not None:
+                why = stopped if item.span.last.tokens < ended.tokens else None
+            else:
+                why = "fell silent" if _fell_silent(item, heard, ended) else None
+            if why:
+                found[pp_rank, tp_rank] = f"its worker of PP rank {pp_rank}, TP rank {tp_rank}: {why}"
+    return found
+
+
+def _stopped(item: ProducerSpan) -> str | None:
+    """Why a worker's capture was disabled before the window's end, or None."""
+    producer, until = item.producer, item.span.until
+    if producer.stopped_at is None or (until is not None and until <= producer.stopped_at):
+        return None
+    return f"capture is disabled: {producer.latest.state_reason or 'no reason was given'}"
+
+
+def _fell_silent(item: ProducerSpan, heard: float, ended: RankWork) -> bool:
+    """Whether a worker stopped to report while others of its DP rank went on, which were last heard then."""
+    producer, until = item.producer, item.span.until
+    if heard - producer.received_at <= producer.stale_after:
+        return False
+    past_it = until is None or until > producer.received_at
+    return past_it and item.span.last.tokens < ended.tokens
+
+
+def _blind(members: Sequence[ProducerSpan]) -> dict[int, str]:
+    """Layers that some worker of a DP rank doesn't cover though another one has them, to its reason."""
+    if len(members) < 2 or not any(item.producer.latest.uncovered for item in members):
+        return {}
+    had = {layer for item in members for layer in item.span.last.layout.index}
+    return {
+        entry.layer: f"not covered by one of its TP ranks: {entry.reason}"
+        for item in members
+        for entry in item.producer.latest.uncovered
+        if entry.layer in had
+    }
+
+
+def _place(who: Producer) -> Place:
+    return who.pp_rank, who.tp_rank
