@@ -56,10 +56,10 @@ class Deployment:
         return self.now - self.ledgers[worker].newest_at > STALE_AFTER_S
 
     def fell_silent(self, worker: Worker, end: float) -> bool:
-        """Whether a worker was silent at an instant while others of its DP rank told of more tokens."""
-        mine = self.ledgers[worker].state(end)
-        for other in self.workers_of(worker.dp):
-            told = self.ledgers[other].state(end)
-            if told.at - mine.at > STALE_AFTER_S and told.tokens > mine.tokens:
-                return True
-        return False
+        """Whether a worker fell silent before an instant at which others of its DP rank tell of more tokens."""
+        mine = self.ledgers[worker]
+        return mine.newest_at < end and any(
+            other.newest_at - mine.newest_at > STALE_AFTER_S
+            and other.state(end).tokens > mine.state(end).tokens
+            for other in (self.ledgers[name] for name in self.workers_of(worker.dp))
+        )

@@ -102,6 +102,6 @@ def _cost(steps: list[list[int]], ep: int) -> dict[str, Any]:
         "max_slots": most,
         "mean_slots": mean,
         "straggler_cost": 1 - mean / most if most else None,
-        "hottest": hottest,
+        "hottest": hottest if steps else [],
         "hottest_rank": hottest.index(max(hottest)) if steps else None,
     }

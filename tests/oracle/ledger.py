@@ -60,7 +60,7 @@ class Ledger:
         self.times: list[float] = []
         self._numbers: list[Numbers] = []
         self.begin = math.inf
-        self.newest_at = 0.0
+        self.newest_at = 0.0  # a late frame of a former epoch is no sign of life
 
     def take(self, arrival: Arrival) -> Result:
         """Account for a frame: what the service should answer to it."""

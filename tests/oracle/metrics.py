@@ -105,7 +105,7 @@ def _of_layers(deployment: Deployment) -> Iterator[tuple[str, dict[str, str], Nu
         for rank in range(deployment.fleet.ep):
             slots = sum(v for name, v in whole.items() if name[0] == "ep" and name[2:] == (layer.index, rank))
             of_ep[rank] = of_ep.get(rank, 0) + slots
-            if deployment.fleet.ep > 1:
+            if deployment.fleet.ep > 1 and not seen.missing:
                 yield "moescope_layer_ep_rank_slots_total", {**where, "ep_rank": str(rank)}, slots
     for rank, slots in of_ep.items() if deployment.fleet.ep > 1 else ():
         yield "moescope_ep_rank_slots_total", {"ep_rank": str(rank)}, slots

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.oracle.deployment import Deployment
 from tests.oracle.layout import Layer, Worker
-from tests.oracle.window import Window
+from tests.oracle.window import PHASES, Window
 
 
 def ranks(deployment: Deployment) -> dict[str, Any]:
@@ -56,19 +56,14 @@ def covered_layers(deployment: Deployment, dp: int) -> list[Layer]:
 
 
 def unseen_layers(deployment: Deployment, window: Window, dp: int) -> list[Layer]:
-    """Covered layers that never saw a token of the DP rank, although it computed some."""
-    if not window.figures(dp, "tokens")["all"]:
-        return []
-    return [
-        layer
-        for layer in covered_layers(deployment, dp)
-        if not any(
-            value
-            for worker in deployment.workers_of(dp)
-            for name, value in window.numbers[worker].items()
-            if name[0] == "rows" and name[2] == layer.index
-        )
-    ]
+    """Covered layers that never saw a token of the DP rank, although each of their workers computed some."""
+    return [layer for layer in covered_layers(deployment, dp) if _is_unseen(deployment, window, dp, layer)]
+
+
+def _is_unseen(deployment: Deployment, window: Window, dp: int, layer: Layer) -> bool:
+    workers = [w for w in deployment.workers_of(dp) if layer in deployment.ledgers[w].newest.layers]
+    rows = [window.numbers[w].get(("rows", phase, layer.index), 0) for w in workers for phase in PHASES]
+    return not any(rows) and all(deployment.ledgers[w].state(window.end).tokens for w in workers)
 
 
 def _producer(deployment: Deployment, worker: Worker) -> dict[str, Any]:

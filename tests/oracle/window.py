@@ -139,15 +139,15 @@ class Window:
         return [int(self._sum(figures, "slots", layer.index, expert)) for expert in range(layer.experts)]
 
     def _is_missing(self, dp: int, layer: Layer, figures: Numbers) -> bool:
-        tokens = self.figures(dp, "tokens")
-        if not (tokens["all"] if self.phase is None else tokens[self.phase] + tokens["unknown"]):
+        if self.phase and figures.get(("rows", "unknown", layer.index), 0):
+            return True
+        tokens, rows = self.figures(dp, "tokens"), self._sum(figures, "rows", layer.index)
+        if not rows and not (tokens["all"] if self.phase is None else tokens[self.phase] + tokens["unknown"]):
             return False
         covers_not = any(
             layer in self.deployment.fleet.not_covered(worker) for worker in self.deployment.workers_of(dp)
         )
-        if covers_not or not self._sum(figures, "rows", layer.index):
-            return True
-        if self.phase and figures.get(("rows", "unknown", layer.index), 0):
+        if covers_not or not rows:
             return True
         stage = [Worker(dp, layer.stage, tp) for tp in range(self.deployment.fleet.tp)]
         counting = [worker for worker in stage if self._counts(worker)]
@@ -158,10 +158,10 @@ class Window:
         return reported and not self.deployment.fell_silent(worker, self.end)
 
     def _is_whole(self, worker: Worker, layer: Layer) -> bool:
-        """Whether a worker's rows are all of its own tokens: nothing is left for its TP siblings."""
+        """Whether a worker's rows are all of its own tokens, and some: nothing is left for its TP siblings."""
         mine = self.numbers[worker]
         rows = sum(mine.get(("rows", phase, layer.index), 0) for phase in PHASES)
-        return rows == sum(mine.get(("tokens", phase), 0) for phase in PHASES)
+        return 0 < rows == sum(mine.get(("tokens", phase), 0) for phase in PHASES)
 
     def _sum(self, figures: Numbers, name: str, *of: int) -> Number:
         phases: Sequence[str] = PHASES if self.phase is None else (self.phase,)
