@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Final
 
 import numpy as np
@@ -44,11 +45,13 @@ class _Point:
             interval's length, so that intervals add up. If it is of one phase, only of those whose tokens'
             phases are known.
         waiting: DP ranks that were alive and have no snapshot in the interval.
+        unknown: DP ranks whose tokens are not known, or not those of the phase.
         imbalance: over EP ranks, from all producers that were alive; None while one of them has no snapshot.
     """
 
     rates: Mapping[int, float]
     waiting: frozenset[int]
+    unknown: frozenset[int]
     imbalance: Summary | None
 
 
@@ -90,9 +93,9 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
         """Tokens per second of each DP rank and the imbalance over EP ranks, interval by interval."""
         deployment = choose(state, server, model)
         last = math.floor(state.now() / step) * step
-        ends = [last - step * i for i in reversed(range(points))]
-        found = _filled([cache.point(state, deployment, phase, end - step, end) for end in ends])
-        ranks = sorted({rank for point in found for rank in point.rates})
+        cuts = [last - step * i for i in reversed(range(points + 1))]
+        found = _filled([cache.point(state, deployment, phase, *ends) for ends in pairwise(cuts)])
+        ranks = sorted({rank for point in found for rank in (*point.rates, *point.unknown)})
         summaries = [point.imbalance or _NO_SAMPLE for point in found]
         result = Trend(
             server=deployment[0],
@@ -100,7 +103,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             step=step,
             phase=phase,
             dp_ranks=ranks,
-            at=ends,
+            at=cuts[1:],
             tokens_per_second=[[point.rates.get(rank) for point in found] for rank in ranks],
             ratio_of_sums=[item.ratio_of_sums for item in summaries],
             worst=[item.worst for item in summaries],
@@ -125,20 +128,31 @@ def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: fl
     ended = {rank: work_of(item.span.last for item in members) for rank, members in by_rank.items()}
     doubts = doubts_of(by_rank, ended)
     rates: dict[int, float] = {}
-    for rank in sorted(set(map(_rank, moved))):
+    unknown: set[int] = set()
+    here = set(map(_rank, alive))
+    heard = {_rank(item) for item in spans if _arrived(item, end)} & here
+    for rank in sorted(heard):
         work = ended[rank].minus(work_of(item.span.first for item in by_rank[rank]))
         known = phase is None or phase_work(work) is not None
-        if known and not (rank in doubts and doubts[rank].reason):
-            tokens, _ = tokens_and_steps(work, phase)
-            rates[rank] = tokens / (_intervals(by_rank[rank], start, end) * (end - start))
-    waiting = frozenset(map(_rank, alive)) - frozenset(map(_rank, moved))
-    return _Point(rates, waiting, _imbalance(moved, phase) if moved and len(moved) == len(alive) else None)
+        if not known or (rank in doubts and doubts[rank].reason):
+            unknown.add(rank)
+            continue
+        tokens, _ = tokens_and_steps(work, phase)
+        rates[rank] = tokens / (_intervals(by_rank[rank], start, end) * (end - start))
+    imbalance = _imbalance(moved, phase) if moved and len(moved) == len(alive) else None
+    return _Point(rates, frozenset(here - heard), frozenset(unknown), imbalance)
+
+
+def _arrived(item: ProducerSpan, end: float) -> bool:
+    """Whether a frame of a worker arrived in the interval; the first that is remembered moves no boundary."""
+    span = item.span
+    return span.end > span.start or (span.truncated and span.end <= end)
 
 
 def _intervals(workers: list[ProducerSpan], start: float, end: float) -> int:
     """How many intervals the tokens of this one are of: those before it without an arrival count too."""
-    heard = max(item.span.start for item in workers)
-    return max(1, math.ceil((end - heard) / (end - start) - 1e-9))
+    before = [item.span.start for item in workers if item.span.start <= start]
+    return 1 + (math.floor((start - max(before)) / (end - start) + 1e-9) if before else 0)
 
 
 def _rank(item: ProducerSpan) -> int:
@@ -166,5 +180,12 @@ def _filled(points: list[_Point]) -> list[_Point]:
         imbalance = point.imbalance
         if imbalance is None and (point.waiting or point.rates):
             imbalance = following.imbalance
-        result.append(_Point({**borrowed, **point.rates}, point.waiting - borrowed.keys(), imbalance))
+        result.append(
+            _Point(
+                rates={**borrowed, **point.rates},
+                waiting=point.waiting - borrowed.keys(),
+                unknown=point.unknown,
+                imbalance=imbalance,
+            )
+        )
     return result[::-1]
