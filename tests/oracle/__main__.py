@@ -8,11 +8,10 @@ import time
 from collections import Counter
 
 from tests.oracle.checking import Check
-from tests.oracle.delivery import Story, make_story
+from tests.oracle.delivery import make_story
 from tests.oracle.driving import running_box
+from tests.oracle.report import repro
 from tests.oracle.traffic import BEGIN_S
-
-SHOWN = 12
 
 
 def main() -> int:
@@ -42,20 +41,6 @@ def main() -> int:
     print(f"{arguments.fleets} fleets, {compared} answers compared in {time.monotonic() - begun:.0f} s")
     print(f"fleets that differ: {dict(wrong)}")
     return 1 if wrong else 0
-
-
-def repro(story: Story, found: list[str]) -> str:
-    """What one needs to see a difference again."""
-    fleet = story.fleet
-    lines = [
-        f"fleet {fleet.seed}: DP {fleet.dp}, PP {fleet.pp}, TP {fleet.tp}, EP {fleet.ep}, {len(story.arrivals)} frames;"
-        f" again with: python -m tests.oracle --fleets 1 --seed {fleet.seed}",
-        f"  layers {[tuple(layer.__dict__.values()) for layer in fleet.layers]}",
-        f"  uncovered {fleet.uncovered}, blind {fleet.blind}, masking {fleet.masking}, sharded {fleet.sharded}",
-        f"  silent {[tuple(worker) for worker in fleet.silent]}, phases of {fleet.phased}, end {fleet.phases_end}",
-        *(f"  {line[:400]}" for line in found[:SHOWN]),
-    ]
-    return "\n".join([*lines, f"  ... {len(found)} differences"] if len(found) > SHOWN else lines)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from tests.oracle.compare import mismatches
 from tests.oracle.delivery import Story
 from tests.oracle.deployment import Deployment
 from tests.oracle.drift import drift
-from tests.oracle.driving import Box
+from tests.oracle.driving import Box, Series
 from tests.oracle.frames import frame_of
 from tests.oracle.joins import Stage, stragglers
-from tests.oracle.metrics import Samples, counters, gauges
+from tests.oracle.metrics import counters, gauges
 from tests.oracle.ranks import broken_slots, ranks
 from tests.oracle.traffic import TICK_NS
 from tests.oracle.trend import trend
@@ -31,14 +31,14 @@ class Check:
     Attributes:
         found: a line for each difference.
         compared: how many answers were compared.
-        scrapes: the counters at the checkpoints: instant and samples.
+        scrapes: the service's samples in the middle and at the end.
     """
 
     story: Story
     box: Box
     found: list[str] = field(default_factory=list)
     compared: int = 0
-    scrapes: list[tuple[float, Samples]] = field(default_factory=list)
+    scrapes: list[Series] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._rng = random.Random(f"check {self.story.fleet.seed}")
@@ -160,7 +160,7 @@ class Check:
     def _scrape(self) -> None:
         got = self.box.metrics(self.story.fleet.server)
         expected = counters(self._deployment)
-        self.scrapes.append((self._deployment.now, expected))
+        self.scrapes.append(got)
         self._compare(expected, {**dict.fromkeys(expected, 0), **got}, f"/metrics at {self._deployment.now}")
         balanced = gauges(self._deployment, MIN_TOKENS)
         shown = {

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
+EXACT: Final = 1 << 53
+"""Integers below it are exact as floats too."""
 RELATIVE: Final = 1e-9
 """Largest relative error of a float; measures near 0 come from differences of numbers near 1."""
 ABSOLUTE: Final = 1e-9
@@ -43,9 +45,8 @@ def alike(expected: Any, got: Any) -> bool:
         return bool(expected == got) and (expected is None) == (got is None)
     if got is None or isinstance(got, (str, bool)):
         return False
-    if isinstance(expected, int) or (isinstance(expected, Fraction) and expected.denominator == 1):
-        if float(got).is_integer() and abs(expected) < 1 << 53:
-            return int(got) == expected
+    if isinstance(expected, int) and abs(expected) < EXACT:
+        return bool(got == expected)
     return abs(float(expected) - got) <= max(ABSOLUTE, RELATIVE * abs(float(expected)))
 
 

@@ -56,7 +56,7 @@ class Deployment:
         return self.now - self.ledgers[worker].newest_at > STALE_AFTER_S
 
     def fell_silent(self, worker: Worker, end: float) -> bool:
-        """Whether a worker fell silent before an instant at which others of its DP rank tell of more tokens."""
+        """Whether a worker fell silent before an instant, and others of its DP rank tell of more tokens."""
         mine = self.ledgers[worker]
         return mine.newest_at < end and any(
             other.newest_at - mine.newest_at > STALE_AFTER_S

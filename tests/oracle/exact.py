@@ -1,4 +1,4 @@
-"""The measures of docs/measures.md over loads, by their definitions; exact but for roots, logarithms and e."""
+"""The measures of docs/measures.md over loads, exact but for roots, logarithms and e."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def percentile(values: Sequence[Number], percent: int) -> Number:
 
 
 def summary(layers: Sequence[tuple[int, Sequence[Number]]]) -> dict[str, Number | None]:
-    """Over the layers with a sample, (index, loads): the imbalance ratio's worst, p50, p90 and ratio of sums."""
+    """The imbalance ratio over the layers with a sample, each as index and loads."""
     if not layers:
         return {**dict.fromkeys(("worst", "worst_layer", "p50", "p90", "ratio_of_sums")), "layers": 0}
     ratios = [Fraction(max(loads) * len(loads)) / sum(loads) for _, loads in layers]

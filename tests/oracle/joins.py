@@ -47,8 +47,8 @@ class Stage:
 
     @property
     def pending(self) -> int:
-        """Steps that some workers told of and others did not."""
-        return len(self._told) - len(self._complete)
+        """Steps up to the last that a worker told of, less those joined; of some perhaps nobody told."""
+        return max(self._told) - min(self._told) + 1 - len(self._complete) if self._told else 0
 
     def joined(self) -> list[Joined]:
         """The joined steps, with the instants at which they count."""

@@ -18,7 +18,7 @@ class Worker(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """An MoE layer: the decoder layer's index, its logical experts, experts a token takes, its pipeline stage."""
+    """An MoE layer: index in the model, logical experts, experts that a token takes, pipeline stage."""
 
     index: int
     experts: int

@@ -23,7 +23,7 @@ Result = Literal["accepted", "duplicate", "stale"]
 
 
 class State(NamedTuple):
-    """What is known of a worker at an instant: the figures, when they were true, and whether they are a guess."""
+    """What is known of a worker at an instant: figures, when they came, and whether they are a guess."""
 
     numbers: Numbers
     at: float

@@ -85,7 +85,7 @@ def _producer(deployment: Deployment, worker: Worker) -> dict[str, Any]:
 
 
 def broken_slots(deployment: Deployment, worker: Worker) -> list[dict[str, Any]]:
-    """The worker's layers whose slots are not rows x top-k, as ``mismatches`` lists them, in its newest epoch."""
+    """Layers whose slots are not rows x top-k in the worker's newest epoch, as ``mismatches`` has them."""
     newest = deployment.ledgers[worker].newest
     broken = []
     for layer in newest.layers:

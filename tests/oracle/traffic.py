@@ -16,7 +16,7 @@ TICK_NS: Final = 10**9 // 64
 
 @dataclass
 class Totals:
-    """What a worker counted since the start of its epoch; of each pair or list the part of decode is apart."""
+    """What a worker counted since the start of its epoch; of each the part of decode by itself."""
 
     slots: dict[int, list[int]]
     decode_slots: dict[int, list[int]]
@@ -200,7 +200,7 @@ class Traffic:
                 running.loads[running.step][layer.index][rank] += slots
 
     def _spread(self, layer: Layer, rows: int) -> list[int]:
-        """Slots by expert: rows x top-k in all, and no more than rows for any, as a token takes an expert once."""
+        """Slots by expert: rows x top-k in all, and for none more than rows."""
         left, chosen = rows * layer.top_k, [0] * layer.experts
         if layer.index in self._fleet.masking and left:
             left -= self._rng.randint(1, left)

@@ -16,8 +16,8 @@ from tests.oracle.window import Phase, Window
 def trend(deployment: Deployment, step: int, points: int, phase: Phase, min_tokens: int) -> dict[str, Any]:
     """/v1/trend: rates by DP rank, and the imbalance over EP ranks.
 
-    Intervals end at ``at``, which are whole multiples of ``step``; the last one is the last that is over. What is
-    asked for is a part of all intervals from before the first begin to after the present.
+    Intervals end at ``at``, at whole multiples of ``step``; the last one is the last that is over. What is asked
+    for is a part of all intervals from before the first begin to after the present.
     """
     last = math.floor(deployment.now / step) * step
     first = math.floor(min(ledger.begin for ledger in deployment.ledgers.values()) / step) * step
@@ -57,14 +57,17 @@ def _spread(ledgers: list[Ledger], windows: list[Window], values: list[Any], *, 
     spread: list[Any] = [None] * len(windows)
     waiting: list[int] = []
     for place, (window, value) in enumerate(zip(windows, values, strict=True)):
+        if _is_unknown(ledgers, window):
+            continue
         waiting.append(place)
         if any(ledger.reported(window.start or 0.0, window.end) for ledger in ledgers):
             for one in waiting:
                 spread[one] = value / len(waiting) if shared and value is not None else value
             waiting = []
-    return [None if _is_unknown(ledgers, w) else value for w, value in zip(windows, spread, strict=True)]
+    return spread
 
 
 def _is_unknown(ledgers: list[Ledger], window: Window) -> bool:
-    """Whether an interval begins between the begin of a worker and its first frame."""
-    return any(ledger.begin < (window.start or 0.0) < ledger.times[0] for ledger in ledgers)
+    """Whether an interval is over before the workers' begin, or begins between it and the first frame."""
+    over = window.end <= max(ledger.begin for ledger in ledgers)
+    return over or all(ledger.begin < (window.start or 0.0) < ledger.times[0] for ledger in ledgers)

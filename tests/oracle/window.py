@@ -158,7 +158,7 @@ class Window:
         return reported and not self.deployment.fell_silent(worker, self.end)
 
     def _is_whole(self, worker: Worker, layer: Layer) -> bool:
-        """Whether a worker's rows are all of its own tokens, and some: nothing is left for its TP siblings."""
+        """Whether a worker's rows are all of its own tokens, so that none is left for its TP siblings."""
         mine = self.numbers[worker]
         rows = sum(mine.get(("rows", phase, layer.index), 0) for phase in PHASES)
         return 0 < rows == sum(mine.get(("tokens", phase), 0) for phase in PHASES)
