@@ -38,6 +38,15 @@ class EpSlots:
     whole: Int64Array
     parts: Int64Array | None = None
 
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, EpSlots)
+            and self.whole.shape == other.whole.shape
+            and not self.minus(other).any()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
     @property
     def ranks(self) -> int:
         """R."""

@@ -8,7 +8,7 @@ ever falls, and a window's are the differences of those at its two ends: windows
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from moescope.service.counts.totals import Totals
 
@@ -42,39 +42,42 @@ class RankWork:
 
     def minus(self, earlier: RankWork) -> RankWork:
         """What was computed since ``earlier``."""
-        return RankWork(*(getattr(self, name) - getattr(earlier, name) for name in _NAMES))
-
-
-_NAMES = tuple(field.name for field in fields(RankWork))
+        return RankWork(
+            tokens=self.tokens - earlier.tokens,
+            steps=self.steps - earlier.steps,
+            idle_steps=self.idle_steps - earlier.idle_steps,
+            prefill_tokens=self.prefill_tokens - earlier.prefill_tokens,
+            decode_tokens=self.decode_tokens - earlier.decode_tokens,
+            prefill_steps=self.prefill_steps - earlier.prefill_steps,
+            decode_steps=self.decode_steps - earlier.decode_steps,
+            mixed_steps=self.mixed_steps - earlier.mixed_steps,
+        )
 
 
 def work_of(workers: Iterable[Totals | None]) -> RankWork:
     """What one DP rank has computed, from the totals of its workers; None: that worker counts nothing yet."""
     told = [_told(totals) for totals in workers if totals is not None]
-    most = RankWork(*(max(getattr(one, name) for one in told) for name in _NAMES)) if told else RankWork()
+    if not told:
+        return RankWork()
+    if len(told) == 1:  # with hundreds of ranks almost always
+        return RankWork(*told[0])
+    tokens, steps, idle_steps, prefill, decode, *kinds = map(max, zip(*told, strict=True))
     return RankWork(
-        tokens=max(most.tokens, most.prefill_tokens + most.decode_tokens),
-        steps=max(most.steps, most.prefill_steps + most.decode_steps + most.mixed_steps),
-        idle_steps=most.idle_steps,
-        prefill_tokens=most.prefill_tokens,
-        decode_tokens=most.decode_tokens,
-        prefill_steps=most.prefill_steps,
-        decode_steps=most.decode_steps,
-        mixed_steps=most.mixed_steps,
+        max(tokens, prefill + decode), max(steps, sum(kinds)), idle_steps, prefill, decode, *kinds
     )
 
 
-def _told(totals: Totals) -> RankWork:
-    """What one worker tells."""
+def _told(totals: Totals) -> tuple[int, int, int, int, int, int, int, int]:
+    """What one worker tells, in the order of the fields of :class:`RankWork`."""
     decode = totals.decode
     tokens, steps, mixed = (decode.tokens, decode.steps, decode.mixed_steps) if decode else (0, 0, 0)
-    return RankWork(
-        tokens=totals.tokens,
-        steps=totals.steps,
-        idle_steps=totals.idle_steps,
-        prefill_tokens=totals.tokens - tokens - totals.unphased_tokens,
-        decode_tokens=tokens,
-        prefill_steps=totals.steps - steps - mixed - totals.unphased_steps,
-        decode_steps=steps,
-        mixed_steps=mixed,
+    return (
+        totals.tokens,
+        totals.steps,
+        totals.idle_steps,
+        totals.tokens - tokens - totals.unphased_tokens,
+        tokens,
+        totals.steps - steps - mixed - totals.unphased_steps,
+        steps,
+        mixed,
     )

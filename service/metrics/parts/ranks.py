@@ -67,10 +67,10 @@ def groups(state: LiveState) -> list[Group]:
 
 
 def rank_counters(group: Group) -> Iterable[Found]:
-    """Tokens and steps of each DP rank."""
+    """Tokens and steps of each DP rank that counts: a counter that stands still would look idle."""
     live = {rank for rank, _ in group.by_dp_rank()}
     for rank in group.total.dp_ranks:
-        if rank.rank in live:
+        if rank.rank in live and rank.reason is None:
             labels = (*group.deployment, str(rank.rank))
             yield Sample("moescope_tokens_total", labels, rank.tokens)
             yield Sample("moescope_steps_total", labels, rank.steps)
@@ -106,12 +106,18 @@ def ep_counters(group: Group) -> Iterable[Found]:
 
 
 def dp_counters(group: Group) -> Iterable[Found]:
-    """Slots by layer and DP rank."""
+    """Slots by layer and DP rank, of the DP ranks whose tokens are all seen there."""
     live = {rank for rank, _ in group.by_dp_rank()}
     rows = []
     known: dict[tuple[int, ...], tuple[list[int], tuple[str, ...]]] = {}  # most layers have the same ranks
     for layer in group.total.layers:
         ranks = layer.dp_ranks
+        if layer.partial:
+            live_here = live - set(layer.partial)
+            shown = [i for i, rank in enumerate(ranks) if rank in live_here]
+            names = tuple(str(ranks[i]) for i in shown)
+            rows.append(((str(layer.shape.layer), names), layer.slots[shown]))
+            continue
         if ranks not in known:
             shown = [i for i, rank in enumerate(ranks) if rank in live]
             known[ranks] = shown, tuple(str(ranks[i]) for i in shown)

@@ -15,7 +15,10 @@ from moescope.service.windows.step_window import cost_in, cost_of, straggler_cos
 
 def phase_counters(group: Group) -> Iterable[Found]:
     """Tokens and steps of each DP rank by phase; they add up to those of both."""
+    unknown_ranks = {rank.rank for rank in group.total.dp_ranks if rank.reason is not None}
     for rank, members in group.by_dp_rank():
+        if rank in unknown_ranks:
+            continue
         work = work_of(item.totals for item in members)
         labels = (*group.deployment, str(rank))
         told = work.prefill_tokens or work.decode_tokens or not work.unknown_tokens

@@ -144,7 +144,7 @@ def test_too_few_tokens_come_before_partial_and_one_rank_before_idle(service: Se
     service.push(made)
     cells = service.get("/v1/balance", layer=0, min_tokens=11)["layers"][0]
     assert cells["over_dp_ranks"]["reason"] == "too few tokens: 10 of at least 11"
-    assert service.get("/v1/balance", layer=0, dp_rank=0)["layers"][0]["over_ep_ranks"]["loads"] is None
+    assert (cells["over_ep_ranks"]["loads"], cells["over_experts"]["loads"]) == (None, [5] * 4)
 
 
 def test_one_dp_rank_has_nothing_to_balance_whatever_else(service: Service) -> None:
