@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.oracle.advice import advice
 from tests.oracle.balance import balance, histogram, series
 from tests.oracle.compare import mismatches
 from tests.oracle.delivery import Story
@@ -74,6 +75,7 @@ class Check:
             self._stragglers(start, end)
         self._series()
         self._drift()
+        self._advice()
 
     def _windows(self) -> Iterator[tuple[float | None, float | None]]:
         """Everything, and windows whose boundaries are at, beside or between arrivals, or outside of all."""
@@ -156,6 +158,16 @@ class Check:
         self._get(
             "/v1/drift", drift(self._deployment, middle, None, phase, MIN_TOKENS), start=middle, phase=phase
         )
+
+    def _advice(self) -> None:
+        fleet = self.story.fleet
+        if fleet.ep == 1:
+            return
+        start = self._instant(self.story.arrivals[0].at - 5, self._deployment.now)
+        share = self._rng.choice([0.25, 0.5, 0.7])
+        got = self.box.get("/v1/advice", server=fleet.server, start=start, fit_share=share)
+        expected = advice(self._deployment, start, share, got)
+        self._compare(expected, got, f"/v1/advice start={start} fit_share={share}")
 
     def _scrape(self) -> None:
         got = self.box.metrics(self.story.fleet.server)

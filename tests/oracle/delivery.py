@@ -46,4 +46,4 @@ def make_story(seed: int) -> Story:
 
 def _arrival(rng: random.Random, snapshot: Snapshot, late: float) -> Arrival:
     ticks = rng.randint(64, 64 * 60) if rng.random() < late else rng.randint(0, 16)
-    return Arrival((snapshot.captured + ticks * TICK_NS) / 1e9, snapshot)
+    return Arrival((snapshot.captured // TICK_NS + ticks) / 64, snapshot)

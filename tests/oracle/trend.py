@@ -16,8 +16,8 @@ from tests.oracle.window import Phase, Window
 def trend(deployment: Deployment, step: int, points: int, phase: Phase, min_tokens: int) -> dict[str, Any]:
     """/v1/trend: rates by DP rank, and the imbalance over EP ranks.
 
-    Intervals end at ``at``, at whole multiples of ``step``; the last one is the last that is over. What is asked
-    for is a part of all intervals from before the first begin to after the present.
+    Intervals end at ``at``, at whole multiples of ``step``; the last one is the last that is over. What is
+    asked for is a part of all intervals from before the first begin to after the present.
     """
     last = math.floor(deployment.now / step) * step
     first = math.floor(min(ledger.begin for ledger in deployment.ledgers.values()) / step) * step
