@@ -72,13 +72,19 @@ def doubts_of(
     found = {}
     for rank, members in by_rank.items():
         silent = _silent(members, ended[rank], sizes) if rank < sizes.dp_size else {}
-        reporting = [item for item in members if not item.producer.stale]
-        stopped = [_stopped(item) for item in reporting]
-        reason = stopped[0] if stopped and all(stopped) else None
+        reason = _why_unknown(members)
         blind = _blind(members)
         if silent or blind or reason:
             found[rank] = RankDoubt(silent, blind, reason)
     return found
+
+
+def _why_unknown(members: Sequence[ProducerSpan]) -> str | None:
+    """Why the tokens of a DP rank aren't known at all, or None."""
+    if all(item.span.truncated and item.span.late for item in members):
+        return "the window is before what the service remembers"
+    stopped = [_stopped(item) for item in members if not item.producer.stale]
+    return stopped[0] if stopped and all(stopped) else None
 
 
 def stages_of(spans: Sequence[ProducerSpan]) -> dict[int, int]:

@@ -95,7 +95,8 @@ class ModelWindow:
         unknown = [rank for rank in self.dp_ranks if rank.reason]
         if not unknown:
             return self.phase_reason
-        return f"partial: DP ranks {[rank.rank for rank in unknown]} don't count ({unknown[0].reason})"
+        ranks = [rank.rank for rank in unknown]
+        return f"partial: the tokens of DP ranks {ranks} are not known ({unknown[0].reason})"
 
     @property
     def known_tokens(self) -> int | None:

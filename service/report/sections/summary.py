@@ -15,7 +15,7 @@ def section(facts: Facts) -> Section:
     missing = facts.balance["missing_dp_ranks"]
     cost = facts.stragglers["straggler_cost"]
     items = [
-        ("Tokens", f"{facts.balance['tokens']:,}", f"{len(facts.balance['dp_ranks'])} DP ranks"),
+        ("Tokens", facts.tokens, f"{len(facts.balance['dp_ranks'])} DP ranks"),
         (
             imbalance.over("over_ep_ranks"),
             number(over_ranks["ratio_of_sums"]),
@@ -37,6 +37,8 @@ def section(facts: Facts) -> Section:
         ),
     ]
     note = f"DP ranks that did not report: {', '.join(map(str, missing))}." if missing else ""
+    if facts.balance.get("tokens_reason"):
+        note += f" Tokens: {facts.balance['tokens_reason']}."
     if facts.balance["window"]["truncated"]:
         note += " The window began before what is remembered, so that it is shorter than asked for."
     return Section("Summary", note, tiles(items))

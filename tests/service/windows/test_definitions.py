@@ -23,8 +23,8 @@ def push(service: Service, at: float, tokens: int, **fields: Any) -> None:
     assert service.push(made).json()["result"] == "accepted"
 
 
-def tokens(service: Service, start: float | None, end: float | None) -> tuple[int, bool]:
-    """Tokens of a window, and whether it is truncated."""
+def tokens(service: Service, start: float | None, end: float | None) -> tuple[int | None, bool]:
+    """Tokens of a window (None: not known), and whether it is truncated."""
     bounds = {"start": start, "end": end}
     answer = service.get("/v1/histogram", **{name: AT + at for name, at in bounds.items() if at is not None})
     return answer["tokens"], answer["window"]["truncated"]
@@ -48,7 +48,10 @@ def test_before_the_first_frame_a_boundary_takes_the_first_and_says_so(service: 
     assert tokens(service, -9, 0) == (0, False)  # nothing had begun
     assert tokens(service, -9, 3) == (50, True)
     assert tokens(service, 3, 7) == (20, True)
-    assert tokens(service, 3, 4) == (0, True)
+    assert tokens(service, 3, 4) == (None, True)
+    [layer] = service.get("/v1/histogram", start=AT + 3, end=AT + 4)["layers"]
+    assert layer["counts"] is None
+    assert "the window is before what the service remembers" in layer["reason"]
     window = service.get("/v1/histogram", start=AT - 9, end=AT + 3)["window"]
     assert window["used_start"] == {"earliest": AT, "latest": AT}
     assert window["used_end"] == {"earliest": AT + 5, "latest": AT + 5}

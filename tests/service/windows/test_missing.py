@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moescope.capture import wire
+from moescope.service.report.document import document
+from moescope.service.report.facts import gather
+from tests.service.cli.running import run
 from tests.service.conftest import Service
 from tests.service.frames import EPOCH, frame, halves, producer
 
@@ -158,7 +162,8 @@ def test_tokens_of_a_disabled_worker_are_not_known_from_then_on(service: Service
     for params in ({}, {"start": AT + 15}):
         answer = service.get("/v1/balance", **params)
         reason = answer["tokens_reason"]
-        assert reason.startswith("partial: DP ranks [1] don't count (capture is disabled: a row layout)")
+        why = "capture is disabled: a row layout"
+        assert reason == f"partial: the tokens of DP ranks [1] are not known ({why})"
         assert (answer["tokens"], answer["dp_tokens"]["loads"]) == (None, None)
         assert answer["dp_tokens"]["reason"] == reason
         hold_partial(service, why="capture is disabled: a row layout", **params)
@@ -256,3 +261,15 @@ def test_a_silent_stage_is_missing_in_a_phase_that_others_do_not_tell(service: S
     push(service, 0, {1: EVEN}, decode={1: [50] * 4}, pp_rank=1, sizes=sizes)
     push(service, 1, {1: EVEN}, pp_rank=1, sizes=sizes)
     hold_partial(service, 0, phase=phase)
+
+
+def test_people_are_told_that_tokens_are_not_known(service: Service, tmp_path: Path) -> None:
+    push(service, 0, {0: EVEN})
+    push(service, 1, {0: EVEN}, state="disabled", state_reason="a row layout")
+    done = run("balance", "--url", service.url)
+    assert "Tokens by DP rank: not known: partial: the tokens of DP ranks [1]" in done.stdout, done.stderr
+    page = document(gather(service.url, 3600, None, None))
+    assert "<dd>unknown</dd>" in page
+    assert "Tokens: partial: the tokens of DP ranks [1] are not known (capture is disabled" in page
+    done = run("report", "--url", service.url, "-o", tmp_path / "report.html")
+    assert "unknown tokens of tiny" in done.stdout, done.stderr
