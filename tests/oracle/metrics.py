@@ -82,7 +82,7 @@ def _of_ranks(deployment: Deployment) -> Iterator[tuple[str, dict[str, str], Num
             deployment.now - min(ledger.newest_at for ledger in ledgers),
         )
         yield "moescope_covered_layers", where, len(covered_layers(deployment, dp))
-        yield "moescope_unseen_layers", where, len(unseen_layers(deployment, window, dp))
+        yield "moescope_unseen_layers", where, len(unseen_layers(deployment, dp))
         cant = {a.index for w in deployment.workers_of(dp) for a in deployment.fleet.not_covered(w)}
         yield "moescope_uncovered_layers", where, len(cant)
 
@@ -100,7 +100,7 @@ def _of_layers(deployment: Deployment) -> Iterator[tuple[str, dict[str, str], Nu
             yield "moescope_layer_unplaced_slots_total", where, unplaced
         for expert, slots in enumerate(seen.slots):
             yield "moescope_layer_expert_slots_total", {**where, "expert": str(expert)}, slots
-        for dp, slots in seen.by_dp.items():
+        for dp, slots in seen.by_dp.items() if not seen.missing else ():
             yield "moescope_layer_dp_rank_slots_total", {**where, "dp_rank": str(dp)}, slots
         for rank in range(deployment.fleet.ep):
             slots = sum(v for name, v in whole.items() if name[0] == "ep" and name[2:] == (layer.index, rank))

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.oracle.deployment import Deployment
 from tests.oracle.layout import Layer, Worker
-from tests.oracle.window import PHASES, Window
+from tests.oracle.window import Window
 
 
 def ranks(deployment: Deployment) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _rank(deployment: Deployment, window: Window, dp: int) -> dict[str, Any]:
         "steps": steps["all"],
         "idle_steps": window.idle_steps(dp),
         "phases": None if tokens["unknown"] or steps["unknown"] else phases,
-        "unseen_layers": [layer.index for layer in unseen_layers(deployment, window, dp)],
+        "unseen_layers": [layer.index for layer in unseen_layers(deployment, dp)],
         "producers": [_producer(deployment, worker) for worker in deployment.workers_of(dp)],
     }
 
@@ -55,15 +55,17 @@ def covered_layers(deployment: Deployment, dp: int) -> list[Layer]:
     return sorted(found, key=lambda layer: layer.index)
 
 
-def unseen_layers(deployment: Deployment, window: Window, dp: int) -> list[Layer]:
-    """Covered layers that never saw a token of the DP rank, although each of their workers computed some."""
-    return [layer for layer in covered_layers(deployment, dp) if _is_unseen(deployment, window, dp, layer)]
+def unseen_layers(deployment: Deployment, dp: int) -> list[Layer]:
+    """Covered layers that show no row in the newest frames of all TP workers, which all tell of tokens."""
+    return [layer for layer in covered_layers(deployment, dp) if _is_unseen(deployment, dp, layer)]
 
 
-def _is_unseen(deployment: Deployment, window: Window, dp: int, layer: Layer) -> bool:
-    workers = [w for w in deployment.workers_of(dp) if layer in deployment.ledgers[w].newest.layers]
-    rows = [window.numbers[w].get(("rows", phase, layer.index), 0) for w in workers for phase in PHASES]
-    return not any(rows) and all(deployment.ledgers[w].state(window.end).tokens for w in workers)
+def _is_unseen(deployment: Deployment, dp: int, layer: Layer) -> bool:
+    stage = [Worker(dp, layer.stage, tp) for tp in range(deployment.fleet.tp)]
+    if any(worker not in deployment.ledgers for worker in stage):
+        return False
+    newest = [deployment.ledgers[worker].newest.totals for worker in stage]
+    return all(totals.tokens and not totals.rows.get(layer.index) for totals in newest)
 
 
 def _producer(deployment: Deployment, worker: Worker) -> dict[str, Any]:
