@@ -61,6 +61,8 @@ class Totals:
         stragglers: what the joined steps of a pipeline stage cost; only the stage's first worker has it.
         dp_size, ep_size: DP and EP ranks of the deployment when these totals were true, or at the later end
             of a difference; 0: not known.
+        switches: how often capture has been disabled, or has begun again after that: odd while it is
+            disabled. Also at the later end of a difference.
     """
 
     layout: Layout
@@ -79,6 +81,7 @@ class Totals:
     stragglers: Stragglers | None = None
     dp_size: int = 0
     ep_size: int = 0
+    switches: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -93,7 +96,7 @@ class Totals:
         return self.counts[start:end]
 
     def plus(self, other: Totals) -> Totals:
-        """Sum of both, over the union of their layers; the deployment's sizes are this one's."""
+        """Sum of both, over the union of their layers; sizes and switches are this one's."""
         return _combine(self, other, 1)
 
     def minus(self, earlier: Totals) -> Totals:
@@ -193,6 +196,7 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
         stragglers=_combine_stragglers(a, b, sign),
         dp_size=a.dp_size,
         ep_size=a.ep_size,
+        switches=a.switches,
     )
 
 

@@ -25,8 +25,6 @@ class ProducerState:
         started_at: when its newest epoch began, seconds of Unix time on the service's clock.
         received_at: when its newest frame was accepted, seconds of Unix time on the service's clock.
         age: seconds since ``received_at``; ``stale`` and ``expired`` compare it with the settings.
-        stopped_at: when its capture was disabled, as far as is known, seconds of Unix time on the service's
-            clock; None: it was not.
         stale_after: seconds without a frame after which a producer is silent.
     """
 
@@ -38,7 +36,6 @@ class ProducerState:
     age: float
     stale: bool
     expired: bool
-    stopped_at: float | None = None
     stale_after: float = 10.0
 
     @property

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from moescope.service.counts.account import Account
-from moescope.service.counts.account_state import Latest
 from moescope.service.counts.layers import Layout, Shapes
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.producers import Deployment, ProducerState
@@ -18,8 +17,7 @@ from moescope.service.store.records import Key
 class Entry:
     """A producer's account and its layers.
 
-    ``received_at`` is when its newest frame was accepted, ``started_at`` when its newest ``epoch`` began, and
-    ``stopped_at`` when a frame of that epoch first said that capture is disabled (None: none said so):
+    ``received_at`` is when its newest frame was accepted, ``started_at`` when its newest ``epoch`` began:
     seconds of Unix time on the service's clock.
     """
 
@@ -28,7 +26,6 @@ class Entry:
     started_at: float
     epoch: int
     layout: Layout
-    stopped_at: float | None = None
 
 
 class Roster:
@@ -70,17 +67,8 @@ class Roster:
         if old is not None and old.epoch == account.latest.epoch:
             # An idle producer repeats what it captured long ago: the frame with the least delay tells best.
             started_at = min(started_at, old.started_at)
-        stopped_at = self._stopped_at(old, account.latest, received_at, started_at)
-        self._entries[key] = Entry(account, received_at, started_at, account.latest.epoch, layout, stopped_at)
+        self._entries[key] = Entry(account, received_at, started_at, account.latest.epoch, layout)
         self._shapes.change(key[:2], None if old is None else old.layout, layout)
-
-    @staticmethod
-    def _stopped_at(old: Entry | None, latest: Latest, received_at: float, started_at: float) -> float | None:
-        if latest.state != "disabled":
-            return None
-        if old is None or old.epoch != latest.epoch:
-            return started_at  # when in the epoch it was is not known: say that none of it is
-        return received_at if old.stopped_at is None else old.stopped_at
 
     def remove(self, key: Key) -> None:
         """Remove a producer that is here."""
@@ -101,7 +89,6 @@ class Roster:
             age=age,
             stale=age > self._settings.stale_after_s,
             expired=age > self._settings.expire_after_s,
-            stopped_at=entry.stopped_at,
             stale_after=self._settings.stale_after_s,
         )
 
@@ -111,8 +98,6 @@ class Roster:
         set_back = max(0.0, entry.received_at - now)
         entry.received_at -= set_back
         entry.started_at -= set_back
-        if entry.stopped_at is not None:
-            entry.stopped_at -= set_back
         return now - entry.received_at
 
     def outgrown_by(self, key: Key, layout: Layout) -> list[Key]:

@@ -59,6 +59,7 @@ class PackedTotals(Struct, array_like=True, frozen=True):
     ep_size: int = 0
     # Parts of a slot, where there are any. Before they were kept the floats had all that was known.
     ep_parts: bytes | None = None
+    switches: int = 0
 
 
 def pack(totals: Totals) -> PackedTotals:
@@ -82,6 +83,7 @@ def pack(totals: Totals) -> PackedTotals:
         dp_size=totals.dp_size,
         ep_size=totals.ep_size,
         ep_parts=_packed_parts(totals.ep_slots),
+        switches=totals.switches,
     )
 
 
@@ -125,6 +127,7 @@ def unpack(packed: PackedTotals) -> Totals:
         stragglers=None if packed.stragglers is None else _unpack_stragglers(packed.stragglers, size),
         dp_size=packed.dp_size,
         ep_size=packed.ep_size,
+        switches=packed.switches,
     )
 
 

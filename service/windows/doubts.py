@@ -27,7 +27,7 @@ class RankDoubt:
 
     Attributes:
         silent: workers that don't count, to the reason.
-        blind: layers that some worker doesn't cover though another one has them, to its reason.
+        blind: layers that some worker doesn't cover though there are counts of them, to its reason.
         reason: why the tokens of the DP rank aren't known at all, or None.
     """
 
@@ -83,7 +83,8 @@ def _why_unknown(members: Sequence[ProducerSpan]) -> str | None:
     """Why the tokens of a DP rank aren't known at all, or None."""
     if all(item.span.truncated and item.span.late for item in members):
         return "the window is before what the service remembers"
-    stopped = [_stopped(item) for item in members if not item.producer.stale]
+    reporting = [item for item in members if not item.producer.stale or item.span.end > item.span.start]
+    stopped = [_stopped(item) for item in reporting]
     return stopped[0] if stopped and all(stopped) else None
 
 
@@ -110,48 +111,48 @@ def doubtful(layout: Layout, layers: Mapping[int, str]) -> BoolArray:
 def _silent(members: Sequence[ProducerSpan], ended: RankWork, sizes: Producer) -> dict[Place, str]:
     found = {}
     here = {_place(item.producer.latest.producer): item for item in members}
-    began = max(item.producer.started_at for item in members)
-    until = [item.span.until for item in members]
-    reaches = any(end is None or end > began for end in until)
     heard = max(item.producer.received_at for item in members)
     for pp_rank in range(sizes.pp_size):
         for tp_rank in range(sizes.tp_size):
-            item = here.get((pp_rank, tp_rank))
-            if item is None:
-                why = "never reported" if reaches else None
-            elif (stopped := _stopped(item)) is not None:
-                why = stopped if item.span.last.tokens < ended.tokens else None
-            else:
-                why = "fell silent" if _fell_silent(item, heard, ended) else None
+            why = _why_silent(here.get((pp_rank, tp_rank)), heard, ended)
             if why:
                 found[pp_rank, tp_rank] = f"its worker of PP rank {pp_rank}, TP rank {tp_rank}: {why}"
     return found
 
 
+def _why_silent(item: ProducerSpan | None, heard: float, ended: RankWork) -> str | None:
+    """Why a worker of a DP rank, which was last heard at ``heard``, doesn't count; None: it does."""
+    if item is None:
+        return "never reported"
+    if item.span.last.tokens >= ended.tokens:
+        return None  # nothing is missing that another one has
+    return _stopped(item) or ("fell silent" if _fell_silent(item, heard) else None)
+
+
 def _stopped(item: ProducerSpan) -> str | None:
-    """Why a worker's capture was disabled before the window's end, or None."""
-    producer, until = item.producer, item.span.until
-    if producer.stopped_at is None or (until is not None and until <= producer.stopped_at):
+    """Why a worker's capture was disabled in some part of the window, or None."""
+    before = 0 if item.span.first is None else item.span.first.switches
+    switches, latest = item.span.last.switches, item.producer.latest
+    if switches == before and switches % 2 == 0:
         return None
-    return f"capture is disabled: {producer.latest.state_reason or 'no reason was given'}"
+    told = latest.state_reason or "no reason was given"
+    return f"capture is disabled: {told}" if latest.state == "disabled" else "capture was disabled in it"
 
 
-def _fell_silent(item: ProducerSpan, heard: float, ended: RankWork) -> bool:
-    """Whether a worker stopped to report while others of its DP rank went on, which were last heard then."""
+def _fell_silent(item: ProducerSpan, heard: float) -> bool:
+    """Whether a worker stopped to report before the window's end, while its DP rank was heard until later."""
     producer, until = item.producer, item.span.until
-    if heard - producer.received_at <= producer.stale_after:
-        return False
     past_it = until is None or until > producer.received_at
-    return past_it and item.span.last.tokens < ended.tokens
+    return past_it and heard - producer.received_at > producer.stale_after
 
 
 def _blind(members: Sequence[ProducerSpan]) -> dict[int, str]:
-    """Layers that some worker of a DP rank doesn't cover though another one has them, to its reason."""
-    if len(members) < 2 or not any(item.producer.latest.uncovered for item in members):
+    """Layers that a worker of a DP rank doesn't cover though it did, or another one does, to its reason."""
+    if not any(item.producer.latest.uncovered for item in members):
         return {}
     had = {layer for item in members for layer in item.span.last.layout.index}
     return {
-        entry.layer: f"not covered by one of its TP ranks: {entry.reason}"
+        entry.layer: f"not covered by all of its workers: {entry.reason}"
         for item in members
         for entry in item.producer.latest.uncovered
         if entry.layer in had

@@ -67,9 +67,11 @@ def test_parts_of_slots_come_back_exactly() -> None:
     for seq in range(1, 8):
         counts = {0: [2**40 * seq + 1, 2**40 * seq + 1]}
         made.post(frame(counts, decode={0: [seq] * 2}, who=producer(ep_size=3), seq=seq, placement=placed))
+    made.post(frame({}, seq=1, epoch=EPOCH + 9, tokens=0, who=producer(ep_size=3), state="disabled"))
     found = decode_totals(encode_totals(made.totals))
     assert_same(found, made.totals)
     assert made.totals.ep_slots.parts is not None
+    assert found.switches == 1
     assert of_phase(found, Phase.PREFILL).ep_slots == of_phase(made.totals, Phase.PREFILL).ep_slots
 
 

@@ -175,6 +175,17 @@ def test_tokens_of_a_disabled_worker_are_not_known_from_then_on(service: Service
     assert [(rank["tokens"], rank["reason"] is None) for rank in ranks] == [(80, True), (None, False)]
     hold_whole(service, [40, 40], start=AT + 5, end=AT + 10)
     assert service.get("/v1/balance", start=AT + 5, end=AT + 10)["dp_tokens"]["loads"] == [20, 20]
+    # It starts again and counts: what came in between stays unknown.
+    for second in range(21, 31):
+        service.clock.now = AT + second
+        push(service, 0, {0: [2 * second] * 4}, seq=second, after_s=second)
+        counts = {0: [2 * (second - 20)] * 4}
+        push(service, 1, counts, seq=second, after_s=second - 20, epoch=EPOCH + 20 * 10**9)
+    hold_whole(service, [40, 40], start=AT + 25)
+    for start, end in ((12, 18), (15, 25), (5, 15)):
+        hold_partial(service, why="capture was disabled in it", start=AT + start, end=AT + end)
+    hold_partial(service, why="capture was disabled in it")
+    assert service.get("/v1/view")["dp_ranks"][1]["tokens"] is None
 
 
 def test_a_stage_whose_worker_never_counted_is_missing(service: Service) -> None:
@@ -194,8 +205,23 @@ def test_a_layer_that_only_one_tp_worker_covers_is_missing(service: Service) -> 
     push(service, 1, {0: [50] * 4, 1: EVEN}, tokens=200, rows=[100, 200], sizes=sizes)
     blind = [wire.UncoveredLayer(0, "a kernel of its own")]
     push(service, 1, {1: [0] * 4}, tp_rank=1, tokens=200, rows=[0], uncovered=blind, sizes=sizes)
-    hold_partial(service, 0, why="not covered by one of its TP ranks: a kernel of its own")
+    hold_partial(service, 0, why="not covered by all of its workers: a kernel of its own")
     hold_whole(service, [800, 400], 1)
+
+
+def test_a_layer_that_is_no_longer_covered_after_a_restart_is_missing_from_then_on(service: Service) -> None:
+    blind = {"uncovered": [wire.UncoveredLayer(0, "another kernel")], "epoch": EPOCH + 15 * 10**9}
+    for second in (10, 20):
+        service.clock.now = AT + second
+        push(service, 0, {0: [10 * second] * 4, 1: [10 * second] * 4}, seq=second, after_s=second)
+        if second == 10:
+            push(service, 1, {0: EVEN, 1: EVEN}, after_s=second)
+        else:
+            push(service, 1, {1: EVEN}, after_s=5, **blind)
+    hold_partial(service, 0, why="not covered by all of its workers: another kernel")
+    hold_whole(service, [800, 800], 1)
+    hold_whole(service, [400, 400], 0, end=AT + 10)
+    hold_partial(service, 0, start=AT + 10)
 
 
 def test_a_layer_that_only_one_dp_rank_has_is_missing_on_the_others(service: Service) -> None:
