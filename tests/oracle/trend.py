@@ -17,21 +17,22 @@ def trend(deployment: Deployment, step: int, points: int, phase: Phase, min_toke
     """/v1/trend: rates by DP rank, and the imbalance over EP ranks.
 
     Intervals end at ``at``, at whole multiples of ``step``; the last one is the last that is over. What is
-    asked for is a part of all intervals from before the first begin to after the present.
+    asked for is a part of all intervals since before the first begin. Two things are left open by the
+    documents, and are not compared: rates before all workers of the DP rank have reported, and the imbalance
+    of intervals in which only some workers reported.
     """
     last = math.floor(deployment.now / step) * step
     first = math.floor(min(ledger.begin for ledger in deployment.ledgers.values()) / step) * step
-    ends = range(min(first, last - step * (points - 1)), last + 2 * step, step)
+    ends = range(min(first, last - step * (points - 1)), last + step, step)
     windows = [Window(deployment, end - step, end, phase) for end in ends]
-    asked = slice(len(ends) - 1 - points, len(ends) - 1)
+    asked = slice(len(ends) - points, len(ends))
     everyone = list(deployment.ledgers.values())
-    ratios = _spread(everyone, windows, [_imbalance(window, min_tokens) for window in windows], shared=False)
+    ratios = [_imbalance(window, min_tokens) if _is_of_all(everyone, window) else ... for window in windows]
     rates = {
         dp: _spread(
             [deployment.ledgers[worker] for worker in deployment.workers_of(dp)],
             windows,
             [_per_second(window.tokens(dp), step) for window in windows],
-            shared=True,
         )[asked]
         for dp in deployment.dp_ranks
     }
@@ -39,7 +40,7 @@ def trend(deployment: Deployment, step: int, points: int, phase: Phase, min_toke
     return {
         "at": list(ends)[asked],
         "tokens_per_second": rates,
-        **{name: [ratio and ratio[name] for ratio in ratios[asked]] for name in names},
+        **{name: [... if ratio is ... else ratio[name] for ratio in ratios[asked]] for name in names},
     }
 
 
@@ -52,22 +53,25 @@ def _imbalance(window: Window, min_tokens: int) -> dict[str, Any]:
     return summary(samples(layers, "over_ep_ranks"))
 
 
-def _spread(ledgers: list[Ledger], windows: list[Window], values: list[Any], *, shared: bool) -> list[Any]:
-    """The next interval's value for those without an arrival of these workers; shared evenly, or the same."""
+def _is_of_all(ledgers: list[Ledger], window: Window) -> bool:
+    """Whether all workers that go on reporting had done so before the interval, and did so in it."""
+    start = window.start or 0.0
+    alive = [ledger for ledger in ledgers if ledger.times[-1] > start]
+    return bool(alive) and all(one.times[0] <= start and one.reported(start, window.end) for one in alive)
+
+
+def _spread(ledgers: list[Ledger], windows: list[Window], rates: list[Any]) -> list[Any]:
+    """Each interval's rate; the next one's is shared evenly with those before it without an arrival."""
     spread: list[Any] = [None] * len(windows)
     waiting: list[int] = []
-    for place, (window, value) in enumerate(zip(windows, values, strict=True)):
-        if _is_unknown(ledgers, window):
+    known = max(ledger.times[0] for ledger in ledgers)
+    for place, (window, rate) in enumerate(zip(windows, rates, strict=True)):
+        if (window.start or 0.0) < known:
+            spread[place] = ...
             continue
         waiting.append(place)
         if any(ledger.reported(window.start or 0.0, window.end) for ledger in ledgers):
             for one in waiting:
-                spread[one] = value / len(waiting) if shared and value is not None else value
+                spread[one] = None if rate is None else rate / len(waiting)
             waiting = []
     return spread
-
-
-def _is_unknown(ledgers: list[Ledger], window: Window) -> bool:
-    """Whether an interval is over before the workers' begin, or begins between it and the first frame."""
-    over = window.end <= max(ledger.begin for ledger in ledgers)
-    return over or all(ledger.begin < (window.start or 0.0) < ledger.times[0] for ledger in ledgers)
