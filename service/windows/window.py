@@ -7,16 +7,12 @@ and steps: see :mod:`moescope.service.counts.rank_work`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from moescope.service.counts.phase_split import (
-    Phase,
-    PhaseWork,
-    phase_work,
-    tokens_and_steps,
-)
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, tokens_and_steps
 from moescope.service.counts.rank_work import RankWork, work_of
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of
@@ -73,9 +69,9 @@ class DpRank:
 class ModelWindow:
     """A deployment in a window.
 
-    ``dp_size`` and ``ep_size`` are those at the window's end (see :func:`sizes_of`). ``uncovered`` has the
-    layers that no DP rank can see, with the reason. ``phase`` is the one phase that was asked for, or None;
-    ``phase_reason`` says why not all of its tokens are known.
+    ``dp_size`` and ``ep_size`` are those at the window's end (see :func:`sizes_of`). ``reporting`` are all DP
+    ranks that ever reported. ``uncovered`` has the layers that no DP rank can see, with the reason. ``phase``
+    is the one phase that was asked for, or None; ``phase_reason`` says why not all of its tokens are known.
     """
 
     server: str
@@ -84,6 +80,7 @@ class ModelWindow:
     dp_size: int
     ep_size: int
     dp_ranks: tuple[DpRank, ...]
+    reporting: frozenset[int]
     layers: tuple[LayerWindow, ...]
     uncovered: dict[int, str]
     phase: Phase | None = None
@@ -111,7 +108,7 @@ class ModelWindow:
     @property
     def missing_dp_ranks(self) -> list[int]:
         """DP ranks that should exist and never reported."""
-        return sorted(set(range(self.dp_size)) - {rank.rank for rank in self.dp_ranks})
+        return sorted(set(range(self.dp_size)) - self.reporting)
 
 
 def merge_spans(
@@ -124,10 +121,7 @@ def merge_spans(
         part: takes the part of what a DP rank counted that is wanted; None: all of it.
         only: the DP rank that is wanted; None: all of them.
     """
-    by_rank: dict[int, list[ProducerSpan]] = {}
-    for item in spans:
-        by_rank.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
-    by_rank = {rank: by_rank[rank] for rank in sorted(by_rank)}
+    by_rank = _by_dp_rank(spans)
     dp_size, ep_size = sizes_of(spans)
     layouts = (layout for members in by_rank.values() for item in members for layout in item.span.layouts)
     ended = {rank: work_of(item.span.last for item in members) for rank, members in by_rank.items()}
@@ -140,19 +134,17 @@ def merge_spans(
     for rank, members in shown.items():
         work = ended[rank].minus(work_of(item.span.first for item in members))
         told, deltas = doubts.get(rank), [item.span.delta for item in members]
-        found.append(_dp_rank(rank, members, work, None if part is None else part.phase, told))
-        computed: bool | BoolArray = found[-1].tokens != 0 or found[-1].reason is not None
+        mine = _dp_rank(rank, members, work, None if part is None else part.phase, told)
+        found.append(mine)
+        computed: bool | BoolArray = mine.tokens != 0 or mine.reason is not None
         if part is not None:
             if work.unknown_tokens and not computed:  # where nothing at all was seen of it, it isn't idle
                 computed = stacker.rows_of(deltas) == 0
             deltas = part(rank, deltas, work)
-        doubt = None
-        if told is not None:
-            in_doubt[rank] = told.of_layers(stacker.layout, stages)
-            counting = [told.counts(item) for item in members]
-            doubt = Doubt(doubtful(stacker.layout, in_doubt[rank]), counting, told.reason is None)
+        in_doubt[rank] = {} if told is None else told.of_layers(stacker.layout, stages)
+        doubt = None if told is None else _doubt(told, members, stacker.layout, in_doubt[rank])
         stacker.add(deltas, computed, doubt)
-        if work.tokens or found[-1].reason:
+        if work.tokens or mine.reason:
             told_tokens.append(rank)
     dp_ranks, stack = tuple(found), stacker.stack()
     reasons = uncovered_in({rank: by_rank[rank] for rank in told_tokens})
@@ -165,9 +157,26 @@ def merge_spans(
         dp_size=dp_size,
         ep_size=ep_size,
         dp_ranks=dp_ranks,
+        reporting=frozenset(by_rank),
         layers=layers_of(stack, [rank.rank for rank in dp_ranks], ep_size, reasons, in_doubt),
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
     )
+
+
+def _by_dp_rank(spans: Sequence[ProducerSpan]) -> dict[int, list[ProducerSpan]]:
+    """The producers of each DP rank, by rising rank."""
+    found: dict[int, list[ProducerSpan]] = {}
+    for item in spans:
+        found.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
+    return {rank: found[rank] for rank in sorted(found)}
+
+
+def _doubt(
+    told: RankDoubt, members: Sequence[ProducerSpan], layout: Layout, layers: Mapping[int, str]
+) -> Doubt:
+    """What the stack needs to know of a doubtful DP rank; ``layers`` are those in doubt."""
+    counting = [told.counts(item) for item in members]
+    return Doubt(doubtful(layout, layers), counting, may_be_whole=told.reason is None)
 
 
 def _used(spans: Sequence[ProducerSpan]) -> Used:
