@@ -38,7 +38,7 @@ def histogram(
     window = Window(deployment, start, end, phase, dp_rank)
     return {
         "window": window_answer(window, start, end),
-        "phase_reason": OTHER if window.all_tokens is None else None,
+        "phase_reason": OTHER if window.unphased else None,
         "tokens": window.all_tokens,
         "layers": [_layer_histogram(window, layer) for layer in deployment.layers],
         "uncovered": [{"layer": index} for index in deployment.uncovered],

@@ -57,9 +57,7 @@ class Deployment:
 
     def fell_silent(self, worker: Worker, end: float) -> bool:
         """Whether a worker fell silent before an instant, and others of its DP rank tell of more tokens."""
-        mine = self.ledgers[worker]
-        return mine.newest_at < end and any(
-            other.newest_at - mine.newest_at > STALE_AFTER_S
-            and other.state(end).tokens > mine.state(end).tokens
-            for other in (self.ledgers[name] for name in self.workers_of(worker.dp))
-        )
+        mine, told = self.ledgers[worker], [self.ledgers[other] for other in self.workers_of(worker.dp)]
+        later = any(other.newest_at - mine.newest_at > STALE_AFTER_S for other in told)
+        most = max(other.state(end).tokens for other in told)
+        return later and mine.newest_at < end and mine.state(end).tokens < most

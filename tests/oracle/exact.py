@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 from tests.oracle.ledger import Number
 
@@ -48,7 +49,7 @@ def percentile(values: Sequence[Number], percent: int) -> Number:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def summary(layers: Sequence[tuple[int, Sequence[Number]]]) -> dict[str, Number | None]:
+def summary(layers: Sequence[tuple[int, Sequence[Number]]]) -> dict[str, Any]:
     """The imbalance ratio over the layers with a sample, each as index and loads."""
     if not layers:
         return {**dict.fromkeys(("worst", "worst_layer", "p50", "p90", "ratio_of_sums")), "layers": 0}
@@ -56,7 +57,7 @@ def summary(layers: Sequence[tuple[int, Sequence[Number]]]) -> dict[str, Number 
     worst = max(range(len(ratios)), key=lambda place: (ratios[place], -place))
     return {
         "worst": ratios[worst],
-        "worst_layer": layers[worst][0],
+        "worst_layer": ... if ratios.count(ratios[worst]) > 1 else layers[worst][0],  # equal but for rounding
         "p50": percentile(ratios, 50),
         "p90": percentile(ratios, 90),
         "ratio_of_sums": sum(max(loads) for _, loads in layers)

@@ -17,9 +17,9 @@ def trend(deployment: Deployment, step: int, points: int, phase: Phase, min_toke
     """/v1/trend: rates by DP rank, and the imbalance over EP ranks.
 
     Intervals end at ``at``, at whole multiples of ``step``; the last one is the last that is over. What is
-    asked for is a part of all intervals since before the first begin. Two things are left open by the
+    asked for is a part of all intervals since before the first begin. Some things are left open by the
     documents, and are not compared: rates before all workers of the DP rank have reported, and the imbalance
-    of intervals in which only some workers reported.
+    of intervals in which only some workers reported. Nor is what comes of late frames of a former start.
     """
     last = math.floor(deployment.now / step) * step
     first = math.floor(min(ledger.begin for ledger in deployment.ledgers.values()) / step) * step
@@ -56,8 +56,15 @@ def _imbalance(window: Window, min_tokens: int) -> dict[str, Any]:
 def _is_of_all(ledgers: list[Ledger], window: Window) -> bool:
     """Whether all workers that go on reporting had done so before the interval, and did so in it."""
     start = window.start or 0.0
+    if any(map(_is_followed, ledgers)):
+        return False
     alive = [ledger for ledger in ledgers if ledger.times[-1] > start]
     return bool(alive) and all(one.times[0] <= start and one.reported(start, window.end) for one in alive)
+
+
+def _is_followed(ledger: Ledger) -> bool:
+    """Whether late frames of a former start came after the worker's newest frame."""
+    return ledger.times[-1] > ledger.newest_at
 
 
 def _spread(ledgers: list[Ledger], windows: list[Window], rates: list[Any]) -> list[Any]:
@@ -66,7 +73,7 @@ def _spread(ledgers: list[Ledger], windows: list[Window], rates: list[Any]) -> l
     waiting: list[int] = []
     known = max(ledger.times[0] for ledger in ledgers)
     for place, (window, rate) in enumerate(zip(windows, rates, strict=True)):
-        if (window.start or 0.0) < known:
+        if (window.start or 0.0) < known or any(map(_is_followed, ledgers)):
             spread[place] = ...
             continue
         waiting.append(place)

@@ -106,6 +106,8 @@ class Window:
     def tokens(self, dp: int) -> int | None:
         """Tokens of a DP rank and the phase; None: the phases of some are not known."""
         parts = self.figures(dp, "tokens")
+        if self._is_unknown(dp):
+            return None
         if self.phase is None:
             return parts["all"]
         return None if parts["unknown"] else parts[self.phase]
@@ -122,13 +124,16 @@ class Window:
             dp: combined(self.numbers[w] for w in self.deployment.workers_of(dp) if w.pp == layer.stage)
             for dp in self.ranks
         }
+        missing = [dp for dp in self.ranks if self._is_missing(dp, layer, of[dp])]
+        if self.phase:
+            of = {dp: {} if _is_unphased(figures, layer) else figures for dp, figures in of.items()}
         whole = combined(of.values())
         ep = None
         if not self._sum(whole, "unplaced", layer.index):
             ranks = range(self.deployment.fleet.ep)
             ep = [self._sum(whole, "ep", layer.index, rank) for rank in ranks]
         return Seen(
-            missing=[dp for dp in self.ranks if self._is_missing(dp, layer, of[dp])],
+            missing=missing,
             rows=int(self._sum(whole, "rows", layer.index)),
             slots=self._slots(whole, layer),
             by_dp={dp: sum(self._slots(of[dp], layer)) for dp in self.ranks},
@@ -138,8 +143,20 @@ class Window:
     def _slots(self, figures: Numbers, layer: Layer) -> list[int]:
         return [int(self._sum(figures, "slots", layer.index, expert)) for expert in range(layer.experts)]
 
+    def _is_unknown(self, dp: int) -> bool:
+        """Whether both boundaries are between the begin of the DP rank's workers and their first frames."""
+        mine = self.deployment.workers_of(dp)
+        return all(self._begin[worker].guessed and self._close[worker].guessed for worker in mine)
+
+    @property
+    def unphased(self) -> bool:
+        """Whether a phase is asked for and some tokens are of unknown phase."""
+        return bool(self.phase) and any(self.figures(dp, "tokens")["unknown"] for dp in self.ranks)
+
     def _is_missing(self, dp: int, layer: Layer, figures: Numbers) -> bool:
-        if self.phase and figures.get(("rows", "unknown", layer.index), 0):
+        if self._is_unknown(dp):
+            return True
+        if self.phase and _is_unphased(figures, layer):
             return True
         tokens, rows = self.figures(dp, "tokens"), self._sum(figures, "rows", layer.index)
         if not rows and not (tokens["all"] if self.phase is None else tokens[self.phase] + tokens["unknown"]):
@@ -166,3 +183,8 @@ class Window:
     def _sum(self, figures: Numbers, name: str, *of: int) -> Number:
         phases: Sequence[str] = PHASES if self.phase is None else (self.phase,)
         return sum(figures.get((name, phase, *of), 0) for phase in phases)
+
+
+def _is_unphased(figures: Numbers, layer: Layer) -> bool:
+    """Whether some rows of the layer are of unknown phase."""
+    return figures.get(("rows", "unknown", layer.index), 0) != 0
