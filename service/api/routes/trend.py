@@ -46,7 +46,7 @@ class _Point:
             phases are known.
         waiting: DP ranks that were alive and have no snapshot in the interval.
         unknown: DP ranks whose tokens are not known, or not those of the phase.
-        imbalance: over EP ranks, from all producers that were alive; None while one of them has no snapshot.
+        imbalance: over EP ranks; None while a producer that was alive has no snapshot.
     """
 
     rates: Mapping[int, float]
@@ -139,7 +139,7 @@ def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: fl
             continue
         tokens, _ = tokens_and_steps(work, phase)
         rates[rank] = tokens / (_intervals(by_rank[rank], start, end) * (end - start))
-    imbalance = _imbalance(moved, phase) if moved and len(moved) == len(alive) else None
+    imbalance = _imbalance(spans, phase) if moved and len(moved) == len(alive) else None
     return _Point(rates, frozenset(here - heard), frozenset(unknown), imbalance)
 
 
