@@ -17,9 +17,9 @@ def trend(deployment: Deployment, step: int, points: int, phase: Phase, min_toke
     """/v1/trend: rates by DP rank, and the imbalance over EP ranks.
 
     Intervals end at ``at``, at whole multiples of ``step``; the last one is the last that is over. What is
-    asked for is a part of all intervals since before the first begin. Some things are left open by the
-    documents, and are not compared: rates before all workers of the DP rank have reported, and the imbalance
-    of intervals in which only some workers reported. Nor is what comes of late frames of a former start.
+    asked for is a part of all intervals since before the first begin. What was before all workers (of the DP
+    rank, or of the deployment for the imbalance) had reported is not compared, nor what comes of late frames
+    of a former start: the documents leave it open.
     """
     last = math.floor(deployment.now / step) * step
     first = math.floor(min(ledger.begin for ledger in deployment.ledgers.values()) / step) * step
@@ -27,12 +27,13 @@ def trend(deployment: Deployment, step: int, points: int, phase: Phase, min_toke
     windows = [Window(deployment, end - step, end, phase) for end in ends]
     asked = slice(len(ends) - points, len(ends))
     everyone = list(deployment.ledgers.values())
-    ratios = [_imbalance(window, min_tokens) if _is_of_all(everyone, window) else ... for window in windows]
+    ratios = _spread(everyone, windows, [_imbalance(window, min_tokens) for window in windows], shared=False)
     rates = {
         dp: _spread(
             [deployment.ledgers[worker] for worker in deployment.workers_of(dp)],
             windows,
             [_per_second(window.tokens(dp), step) for window in windows],
+            shared=True,
         )[asked]
         for dp in deployment.dp_ranks
     }
@@ -40,7 +41,10 @@ def trend(deployment: Deployment, step: int, points: int, phase: Phase, min_toke
     return {
         "at": list(ends)[asked],
         "tokens_per_second": rates,
-        **{name: [... if ratio is ... else ratio[name] for ratio in ratios[asked]] for name in names},
+        **{
+            name: [ratio[name] if isinstance(ratio, dict) else ratio for ratio in ratios[asked]]
+            for name in names
+        },
     }
 
 
@@ -53,32 +57,23 @@ def _imbalance(window: Window, min_tokens: int) -> dict[str, Any]:
     return summary(samples(layers, "over_ep_ranks"))
 
 
-def _is_of_all(ledgers: list[Ledger], window: Window) -> bool:
-    """Whether all workers that go on reporting had done so before the interval, and did so in it."""
-    start = window.start or 0.0
-    if any(map(_is_followed, ledgers)):
-        return False
-    alive = [ledger for ledger in ledgers if ledger.times[-1] > start]
-    return bool(alive) and all(one.times[0] <= start and one.reported(start, window.end) for one in alive)
-
-
 def _is_followed(ledger: Ledger) -> bool:
     """Whether late frames of a former start came after the worker's newest frame."""
     return ledger.times[-1] > ledger.newest_at
 
 
-def _spread(ledgers: list[Ledger], windows: list[Window], rates: list[Any]) -> list[Any]:
-    """Each interval's rate; the next one's is shared evenly with those before it without an arrival."""
+def _spread(ledgers: list[Ledger], windows: list[Window], values: list[Any], *, shared: bool) -> list[Any]:
+    """Each interval's value. Those without an arrival of these workers have the next one's, or share it."""
     spread: list[Any] = [None] * len(windows)
     waiting: list[int] = []
     known = max(ledger.times[0] for ledger in ledgers)
-    for place, (window, rate) in enumerate(zip(windows, rates, strict=True)):
+    for place, (window, value) in enumerate(zip(windows, values, strict=True)):
         if (window.start or 0.0) < known or any(map(_is_followed, ledgers)):
             spread[place] = ...
             continue
         waiting.append(place)
         if any(ledger.reported(window.start or 0.0, window.end) for ledger in ledgers):
             for one in waiting:
-                spread[one] = None if rate is None else rate / len(waiting)
+                spread[one] = value / len(waiting) if shared and value is not None else value
             waiting = []
     return spread

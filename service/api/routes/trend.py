@@ -27,7 +27,14 @@ from moescope.service.windows.doubts import doubts_of
 from moescope.service.windows.phase_window import merge_spans_of_phase
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
-PointsParam = Annotated[int, Query(ge=1, le=240, description="How many intervals, the last one until now.")]
+PointsParam = Annotated[
+    int,
+    Query(
+        ge=1,
+        le=240,
+        description="How many intervals; the last one ends at the last whole multiple of `step`.",
+    ),
+]
 _REMEMBERED: Final = 4096
 _NO_SAMPLE: Final = Summary()
 
@@ -46,7 +53,7 @@ class _Point:
             phases are known.
         waiting: DP ranks that were alive and have no snapshot in the interval.
         unknown: DP ranks whose tokens are not known, or not those of the phase.
-        imbalance: over EP ranks; None while a producer that was alive has no snapshot.
+        imbalance: over EP ranks, of all producers; None where none has a snapshot in the interval.
     """
 
     rates: Mapping[int, float]
@@ -121,7 +128,6 @@ def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: fl
         for item in spans
         if item.producer.received_at > start and item.span.start < end and not item.span.truncated
     ]
-    moved = [item for item in alive if item.span.end > item.span.start]
     by_rank: dict[int, list[ProducerSpan]] = {}
     for item in spans:
         by_rank.setdefault(_rank(item), []).append(item)
@@ -139,7 +145,7 @@ def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: fl
             continue
         tokens, _ = tokens_and_steps(work, phase)
         rates[rank] = tokens / (_intervals(by_rank[rank], start, end) * (end - start))
-    imbalance = _imbalance(spans, phase) if moved and len(moved) == len(alive) else None
+    imbalance = _imbalance(spans, phase) if any(_arrived(item, end) for item in alive) else None
     return _Point(rates, frozenset(here - heard), frozenset(unknown), imbalance)
 
 
