@@ -68,7 +68,7 @@ class Assessment:
 def assess(window: ModelWindow, min_tokens: int) -> Assessment:
     """Measure a window; layers with fewer than ``min_tokens`` tokens (or none) are no sample."""
     # A rank that fell silent and computed nothing in the window is gone, not idle.
-    alive = tuple(rank.rank for rank in window.dp_ranks if rank.present or rank.tokens)
+    alive = tuple(rank.rank for rank in window.dp_ranks if rank.present or rank.worked)
     tokens = {rank.rank: rank.tokens for rank in window.dp_ranks}
     gates = [_gate(int(layer.rows.sum()), min_tokens, layer.not_seen) for layer in window.layers]
     whole = [layer.why_partial or layer.not_conserved for layer in window.layers]

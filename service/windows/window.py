@@ -53,6 +53,7 @@ class Used:
 class DpRank:
     """What one DP rank computed in the window; ``present`` unless all its producers fell silent.
 
+    ``worked`` says whether it computed tokens in the window, of whichever phase.
     ``phases`` is None where the phases of some of its tokens are not known. ``reason`` says why not even the
     tokens are known, or is None.
     """
@@ -62,6 +63,7 @@ class DpRank:
     steps: int
     idle_steps: int
     present: bool
+    worked: bool
     phases: PhaseWork | None = None
     reason: str | None = None
 
@@ -205,6 +207,7 @@ def _dp_rank(
         steps=steps,
         idle_steps=work.idle_steps,
         present=not all(item.producer.stale for item in spans),
+        worked=tokens_and_steps(work, None)[0] > 0,
         phases=phase_work(work),
         reason=None if doubt is None else doubt.reason,
     )

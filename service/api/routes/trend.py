@@ -54,7 +54,7 @@ class _Point:
             phases are known.
         waiting: DP ranks that were alive and have no snapshot in the interval.
         unknown: DP ranks whose tokens are not known, or not those of the phase.
-        imbalance: over EP ranks, from all producers that were alive; None while one of them has no snapshot.
+        imbalance: over EP ranks, of all producers; None where none has a snapshot in the interval.
         broken: layers that it leaves out because their rows don't add up to the tokens.
     """
 
@@ -132,7 +132,6 @@ def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: fl
         for item in spans
         if item.producer.received_at > start and item.span.start < end and not item.span.truncated
     ]
-    moved = [item for item in alive if item.span.end > item.span.start]
     by_rank: dict[int, list[ProducerSpan]] = {}
     for item in spans:
         by_rank.setdefault(_rank(item), []).append(item)
@@ -151,8 +150,8 @@ def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: fl
         tokens, _ = tokens_and_steps(work, phase)
         rates[rank] = tokens / (_intervals(by_rank[rank], start, end) * (end - start))
     imbalance, broken = None, frozenset[int]()
-    if moved and len(moved) == len(alive):
-        imbalance, broken = _imbalance(moved, phase)
+    if any(_arrived(item, end) for item in alive):
+        imbalance, broken = _imbalance(spans, phase)
     return _Point(rates, frozenset(here - heard), frozenset(unknown), imbalance, broken)
 
 
