@@ -137,8 +137,7 @@ def _why_not(before: ModelWindow, after: ModelWindow, min_tokens: int) -> str | 
         if window.tokens < max(min_tokens, 1):
             return f"too few tokens {name} it: {window.tokens} of at least {min_tokens}"
         for layer in window.layers:
-            reason = layer.not_seen or layer.ep_reason or ("partial" if layer.missing else None)
-            reason = reason or layer.not_conserved
+            reason = layer.not_seen or layer.ep_reason or layer.why_partial or layer.not_conserved
             if reason is not None:
                 return f"layer {layer.shape.layer}, {name} it: {reason}"
     return None

@@ -11,8 +11,9 @@ import numpy as np
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.measures.arrays import FloatArray
+from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.step_window import cost_of
-from moescope.service.windows.window import LayerWindow, ModelWindow, merge_spans
+from moescope.service.windows.window import ModelWindow, merge_spans
 
 LayerReasons = dict[int, str]
 
@@ -170,12 +171,10 @@ def _why_not(layer: LayerWindow, later: Sequence[LayerWindow], experts: int, min
             return f"too few tokens in the window it would be {name} on: {tokens} of at least {min_tokens}"
         if not any(part.counts.any() for part in parts):
             return f"no slots: the tokens of the window it would be {name} on chose no expert here"
-        missing = sorted({rank for part in parts for rank in part.missing})
-        if missing:
-            return f"partial: the tokens of DP ranks {missing} are not seen in this layer"
+        partial = next((part.why_partial for part in parts if part.missing), None)
         broken = next((part.not_conserved for part in parts if part.not_conserved), None)
-        if broken:
-            return broken
+        if partial or broken:
+            return partial or broken
     return None
 
 

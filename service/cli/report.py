@@ -38,4 +38,4 @@ def report(
         facts = gather(deployment.url, parse_since(since), deployment.server, deployment.model)
         page = document(facts)
     write_file(output, page.encode())
-    typer.echo(f"{output}: {facts.balance['tokens']:,} tokens of {facts.balance['model']}")
+    typer.echo(f"{output}: {facts.tokens} tokens of {facts.balance['model']}")

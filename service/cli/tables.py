@@ -145,7 +145,9 @@ def _ratio(cell: dict[str, Any]) -> str:
 
 
 def _dp_line(answer: dict[str, Any]) -> Text:
-    loads = answer["dp_tokens"]["loads"] or []
+    loads = answer["dp_tokens"]["loads"]
+    if loads is None:
+        return Text(f"Tokens by DP rank: not known: {answer['dp_tokens']['reason']}")
     ranks = ", ".join(
         f"DP {rank}: {tokens:,.0f}" for rank, tokens in zip(answer["dp_ranks"], loads, strict=True)
     )

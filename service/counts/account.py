@@ -111,7 +111,8 @@ class Account:
         # There is almost always one epoch. Then the totals' counts equal the frame's: memory has them once.
         totals = base.plus(_placed(frame, _added(counted, known))).sharing(counted)
         who = frame.producer if newer is None else newer.producer
-        totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size)
+        switches = base.switches if newer is not None else _switched(base.switches, frame)
+        totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches)
         check_exact(totals)
 
         if began_again:
@@ -166,6 +167,11 @@ class Account:
             traces=dict(frame.traces),
             unavailable=dict(frame.unavailable),
         )
+
+
+def _switched(switches: int, frame: Frame) -> int:
+    """``Totals.switches`` after the newest frame."""
+    return switches + (switches % 2 != (frame.state == "disabled"))
 
 
 def _added(counted: Totals, known: EpochState | None) -> Totals:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.measures.arrays import FloatArray
+
+Numbers = TypeVar("Numbers", FloatArray, Int64Array)
 
 
 class Layout:
@@ -92,12 +95,12 @@ class Layout:
         wide[[self.index[layer.layer] for layer in smaller.layers]] = values
         return wide
 
-    def widened_ranks(self, smaller: Layout, values: FloatArray, ranks: int) -> FloatArray:
-        """Values by layer and EP rank of a smaller layout in the order of this one: float64 [L, ``ranks``].
+    def widened_ranks(self, smaller: Layout, values: Numbers, ranks: int) -> Numbers:
+        """Values by layer and EP rank of a smaller layout in the order of this one: [L, ``ranks``].
 
         ``ranks`` is at least the number of EP ranks of ``values``.
         """
-        wide = np.zeros((len(self.layers), ranks))
+        wide = np.zeros((len(self.layers), ranks), dtype=values.dtype)
         wide[[self.index[layer.layer] for layer in smaller.layers], : values.shape[1]] = values
         return wide
 

@@ -44,7 +44,8 @@ def merge_accounts(one: AccountState, other: AccountState, max_epochs: int) -> A
         epochs[item.epoch] = item
     kept = sorted(epochs)[-max_epochs:]
     forgotten = forget(base.forgotten, *(epoch for epoch in epochs if epoch < kept[0]))
-    totals = replace(totals, dp_size=newest.totals.dp_size, ep_size=newest.totals.ep_size)
+    told = newest.totals
+    totals = replace(totals, dp_size=told.dp_size, ep_size=told.ep_size, switches=told.switches)
     return AccountState(totals, tuple(epochs[epoch] for epoch in kept), forgotten, seen, newest.latest)
 
 

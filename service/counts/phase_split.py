@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from moescope.service.counts.rank_work import RankWork
 from moescope.service.counts.totals import Totals, no_decode
 
 
@@ -20,17 +21,14 @@ class Phase(StrEnum):
 class PhaseWork:
     """What a DP rank computed by phase.
 
-    ``prefill_steps`` and ``decode_steps`` have tokens of one phase only, ``mixed_steps`` of both. The phases
-    of ``unknown_tokens`` in ``unknown_steps`` were not told.
+    ``prefill_steps`` and ``decode_steps`` have tokens of one phase only, ``mixed_steps`` of both.
     """
 
     prefill_tokens: int
     decode_tokens: int
-    unknown_tokens: int
     prefill_steps: int
     decode_steps: int
     mixed_steps: int
-    unknown_steps: int
 
 
 def of_phase(totals: Totals, phase: Phase) -> Totals:
@@ -54,36 +52,33 @@ def of_phase(totals: Totals, phase: Phase) -> Totals:
         totals,
         counts=totals.counts - decode.counts,
         rows=totals.rows - decode.rows - totals.unphased_rows,
-        ep_slots=totals.ep_slots - decode.ep_slots,
+        ep_slots=totals.ep_slots.minus(decode.ep_slots),
         unplaced=totals.unplaced - decode.unplaced,
         tokens=totals.tokens - decode.tokens - totals.unphased_tokens,
         steps=totals.steps - decode.steps - totals.unphased_steps,
     )
 
 
-def split_by_phase(producers: Sequence[Totals]) -> PhaseWork:
-    """What one DP rank computed by phase, from the totals of its producers.
-
-    All of them compute the same tokens and steps: the one counts that knows the phases of most.
-    """
-    best = min(producers, key=lambda totals: (totals.unphased_tokens, -totals.tokens))
-    decode = best.decode
-    tokens, steps, mixed = (decode.tokens, decode.steps, decode.mixed_steps) if decode else (0, 0, 0)
+def phase_work(work: RankWork) -> PhaseWork | None:
+    """What a DP rank computed, by phase; None if the phases of some tokens or steps are not known."""
+    if work.unknown_tokens or work.unknown_steps:
+        return None
     return PhaseWork(
-        prefill_tokens=best.tokens - tokens - best.unphased_tokens,
-        decode_tokens=tokens,
-        unknown_tokens=best.unphased_tokens,
-        prefill_steps=best.steps - steps - mixed - best.unphased_steps,
-        decode_steps=steps,
-        mixed_steps=mixed,
-        unknown_steps=best.unphased_steps,
+        prefill_tokens=work.prefill_tokens,
+        decode_tokens=work.decode_tokens,
+        prefill_steps=work.prefill_steps,
+        decode_steps=work.decode_steps,
+        mixed_steps=work.mixed_steps,
     )
 
 
-def phase_work(producers: Sequence[Totals]) -> PhaseWork | None:
-    """See :func:`split_by_phase`; None if the phases of some tokens or steps are not known."""
-    work = split_by_phase(producers)
-    return None if work.unknown_tokens or work.unknown_steps else work
+def tokens_and_steps(work: RankWork, phase: Phase | None) -> tuple[int, int]:
+    """Tokens of a phase, and steps with any token of it; None: of both phases."""
+    if phase is None:
+        return work.tokens, work.steps
+    if phase is Phase.DECODE:
+        return work.decode_tokens, work.decode_steps + work.mixed_steps
+    return work.prefill_tokens, work.prefill_steps + work.mixed_steps
 
 
 def why_unphased(tokens: Mapping[int, int], told: str | None = None) -> str | None:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from moescope.capture.wire import Frame, Int64Array, unpack_counts
+from moescope.service.counts.ep_slots import EpSlots, no_ep_slots
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers, no_stragglers
-from moescope.service.measures.arrays import FloatArray
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -27,7 +27,7 @@ class Decode:
 
     counts: Int64Array
     rows: Int64Array
-    ep_slots: FloatArray
+    ep_slots: EpSlots
     unplaced: Int64Array
     tokens: int = 0
     steps: int = 0
@@ -36,7 +36,8 @@ class Decode:
     @property
     def nbytes(self) -> int:
         """Bytes that the arrays take."""
-        return sum(array.nbytes for array in (self.counts, self.rows, self.ep_slots, self.unplaced))
+        arrays = (self.counts, self.rows, self.ep_slots, self.unplaced)
+        return sum(array.nbytes for array in arrays)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -47,8 +48,8 @@ class Totals:
         layout: what the arrays hold.
         counts: slots per (layer, logical expert), int64 [sum of experts].
         rows: tokens counted in each layer, int64 [L].
-        ep_slots: slots that went to each EP rank, float64 [L, R] (a replicated expert's slots are split
-            evenly over its copies); R is 0 until an EP placement was known.
+        ep_slots: slots that went to each EP rank, [L, R] (a replicated expert's slots are split evenly over
+            its copies); R is 0 until an EP placement was known.
         unplaced: slots counted while no placement was known, int64 [L].
         tokens: tokens computed by the DP rank.
         steps, idle_steps: its steps with tokens, and its dummy steps.
@@ -60,12 +61,14 @@ class Totals:
         stragglers: what the joined steps of a pipeline stage cost; only the stage's first worker has it.
         dp_size, ep_size: DP and EP ranks of the deployment when these totals were true, or at the later end
             of a difference; 0: not known.
+        switches: how often capture has been disabled, or has begun again after that: odd while it is
+            disabled. Also at the later end of a difference.
     """
 
     layout: Layout
     counts: Int64Array
     rows: Int64Array
-    ep_slots: FloatArray
+    ep_slots: EpSlots
     unplaced: Int64Array
     unphased_rows: Int64Array
     tokens: int = 0
@@ -78,6 +81,7 @@ class Totals:
     stragglers: Stragglers | None = None
     dp_size: int = 0
     ep_size: int = 0
+    switches: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +96,7 @@ class Totals:
         return self.counts[start:end]
 
     def plus(self, other: Totals) -> Totals:
-        """Sum of both, over the union of their layers; the deployment's sizes are this one's."""
+        """Sum of both, over the union of their layers; sizes and switches are this one's."""
         return _combine(self, other, 1)
 
     def minus(self, earlier: Totals) -> Totals:
@@ -122,7 +126,7 @@ def no_totals(layout: Layout) -> Totals:
         layout=layout,
         counts=np.zeros(int(layout.offsets[-1]), dtype=np.int64),
         rows=none,
-        ep_slots=np.zeros((size, 0)),
+        ep_slots=no_ep_slots(size),
         unplaced=none,
         unphased_rows=none,
     )
@@ -131,7 +135,7 @@ def no_totals(layout: Layout) -> Totals:
 def no_decode(totals: Totals) -> Decode:
     """No decode token yet, in arrays of the same shapes."""
     none = np.zeros_like(totals.rows)
-    return Decode(np.zeros_like(totals.counts), none, np.zeros_like(totals.ep_slots), none)
+    return Decode(np.zeros_like(totals.counts), none, no_ep_slots(len(none), totals.ep_slots.ranks), none)
 
 
 def totals_of(frame: Frame, layout: Layout) -> Totals:
@@ -173,13 +177,13 @@ def _decode_of(frame: Frame, nothing: Totals) -> Decode | None:
 
 def _combine(a: Totals, b: Totals, sign: int) -> Totals:
     layout = a.layout.union(b.layout)
-    ranks = max(a.ep_slots.shape[1], b.ep_slots.shape[1])
+    ranks = max(a.ep_slots.ranks, b.ep_slots.ranks)
     a, b = _widen(a, layout, ranks), _widen(b, layout, ranks)
     return Totals(
         layout=layout,
         counts=_sum(a.counts, b.counts, sign),
         rows=_sum(a.rows, b.rows, sign),
-        ep_slots=_sum(a.ep_slots, b.ep_slots, sign),
+        ep_slots=a.ep_slots.plus(b.ep_slots, sign),
         unplaced=_sum(a.unplaced, b.unplaced, sign),
         unphased_rows=_sum(a.unphased_rows, b.unphased_rows, sign),
         tokens=a.tokens + sign * b.tokens,
@@ -192,6 +196,7 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
         stragglers=_combine_stragglers(a, b, sign),
         dp_size=a.dp_size,
         ep_size=a.ep_size,
+        switches=a.switches,
     )
 
 
@@ -203,7 +208,7 @@ def _combine_decode(a: Totals, b: Totals, sign: int) -> Decode | None:
     return Decode(
         counts=_sum(first.counts, second.counts, sign),
         rows=_sum(first.rows, second.rows, sign),
-        ep_slots=_sum(first.ep_slots, second.ep_slots, sign),
+        ep_slots=first.ep_slots.plus(second.ep_slots, sign),
         unplaced=_sum(first.unplaced, second.unplaced, sign),
         tokens=first.tokens + sign * second.tokens,
         steps=first.steps + sign * second.steps,
@@ -228,7 +233,7 @@ def _sum(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], sign: int) -> np.ndar
 
 def _widen(totals: Totals, layout: Layout, ranks: int) -> Totals:
     """These totals in the arrays of a larger layout and of at least as many EP ranks."""
-    if totals.layout == layout and totals.ep_slots.shape[1] == ranks:
+    if totals.layout == layout and totals.ep_slots.ranks == ranks:
         return totals
     old, decode = totals.layout, totals.decode
     return replace(
@@ -236,7 +241,7 @@ def _widen(totals: Totals, layout: Layout, ranks: int) -> Totals:
         layout=layout,
         counts=layout.widened_experts(old, totals.counts),
         rows=layout.widened_layers(old, totals.rows),
-        ep_slots=layout.widened_ranks(old, totals.ep_slots, ranks),
+        ep_slots=totals.ep_slots.widened(old, layout, ranks),
         unplaced=layout.widened_layers(old, totals.unplaced),
         unphased_rows=layout.widened_layers(old, totals.unphased_rows),
         decode=decode
@@ -244,7 +249,7 @@ def _widen(totals: Totals, layout: Layout, ranks: int) -> Totals:
             decode,
             counts=layout.widened_experts(old, decode.counts),
             rows=layout.widened_layers(old, decode.rows),
-            ep_slots=layout.widened_ranks(old, decode.ep_slots, ranks),
+            ep_slots=decode.ep_slots.widened(old, layout, ranks),
             unplaced=layout.widened_layers(old, decode.unplaced),
         ),
         stragglers=totals.stragglers and totals.stragglers.widened(old, layout),

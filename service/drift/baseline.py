@@ -16,7 +16,8 @@ from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.measure import LayerSlots
 from moescope.service.live.producers import Deployment
 from moescope.service.store.records import Document
-from moescope.service.windows.window import LayerWindow, ModelWindow
+from moescope.service.windows.layer_window import LayerWindow
+from moescope.service.windows.window import ModelWindow
 
 KIND: Final = "baseline"
 PREVIOUS_HOUR: Final = "previous_hour"

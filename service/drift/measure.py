@@ -11,7 +11,8 @@ import numpy as np
 from moescope.capture.wire import Int64Array
 from moescope.service.measures.balance import HOT
 from moescope.service.measures.divergence import jensen_shannon, sampling_noise, total_variation
-from moescope.service.windows.window import LayerWindow, ModelWindow
+from moescope.service.windows.layer_window import LayerWindow
+from moescope.service.windows.window import ModelWindow
 
 GROWN: Final = 1.5
 """A hot expert is newly hot if its share is also this multiple of what it was."""

@@ -64,7 +64,7 @@ class Track:
 
     def span(self, start: float | None, end: float | None) -> Span:
         """The difference of the snapshots nearest at or before the boundaries; None is unbounded."""
-        return between(self.birth, self.boundary(start, self.birth), self.boundary(end, None), start)
+        return between(self.birth, self.boundary(start, self.birth), self.boundary(end, None), start, end)
 
     def boundary(self, instant: float | None, absent: float | None) -> Snapshot:
         """The snapshot nearest at or before an instant.

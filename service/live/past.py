@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol
 
 from moescope.service.live.spans import Snapshot, Span, between
@@ -42,14 +43,25 @@ class Remembered:
 
     def spans(self) -> list[Span]:
         """The B - 1 spans between the boundaries."""
+        rising = list(accumulate(self.found, _later))
         return [
-            between(self.birth, first, last, start)
-            for start, first, last in zip(self.instants[:-1], self.found[:-1], self.found[1:], strict=True)
+            between(self.birth, rising[i], rising[i + 1], self.instants[i], self.instants[i + 1])
+            for i in range(len(rising) - 1)
         ]
+
+    def whole(self) -> Span:
+        """The span from the first boundary to the last one: the sum of all spans."""
+        rising = list(accumulate(self.found, _later))
+        return between(self.birth, rising[0], rising[-1], self.instants[0], self.instants[-1])
 
     def wants(self, instant: float | None) -> bool:
         """Whether an archive may have totals nearer to this boundary."""
         return instant is not None and self.birth < instant < self.complete_since
+
+
+def _later(before: Snapshot, after: Snapshot) -> Snapshot:
+    """The later of two; from one boundary to the next totals never go back."""
+    return after if after.at >= before.at else before
 
 
 def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:

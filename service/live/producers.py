@@ -27,6 +27,7 @@ class ProducerState:
         received_at: when its newest frame was accepted, seconds of Unix time on the service's clock.
         age: seconds since ``received_at``; ``stale`` and ``expired`` compare it with the settings.
         law: the law of rows at its pipeline stage; all TP workers of the stage have the same.
+        stale_after: seconds without a frame after which a producer is silent.
     """
 
     latest: Latest
@@ -38,6 +39,7 @@ class ProducerState:
     stale: bool
     expired: bool
     law: RowLaw = field(default_factory=RowLaw)
+    stale_after: float = 10.0
 
     @property
     def never_counted(self) -> bool:

@@ -89,6 +89,7 @@ class Roster:
             age=age,
             stale=age > self._settings.stale_after_s,
             expired=age > self._settings.expire_after_s,
+            stale_after=self._settings.stale_after_s,
         )
 
     def _age(self, entry: Entry) -> float:

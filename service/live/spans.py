@@ -28,6 +28,8 @@ class Span:
         start: when ``first`` was true.
         end: when ``last`` was true.
         truncated: the window was to begin before what is remembered, so ``start`` is later than asked.
+        late: the window was to end before what is remembered, so ``end`` is later than asked.
+        until: when the window was to end; None: now.
         phase: the only phase that counts; None: both.
     """
 
@@ -37,6 +39,8 @@ class Span:
     end: float
     truncated: bool
     phase: Phase | None = None
+    late: bool = False
+    until: float | None = None
 
     @property
     def delta(self) -> Totals:
@@ -49,38 +53,22 @@ class Span:
         return whole if self.phase is None else of_phase(whole, self.phase)
 
     @property
-    def tokens(self) -> int | None:
-        """Tokens of ``delta``, without computing its arrays; None: how many are of the phase isn't known."""
-        tokens, decode, unphased = (
-            last - first for last, first in zip(_tokens(self.last), _tokens(self.first), strict=True)
-        )
-        if self.phase is None:
-            return tokens
-        if unphased:
-            return None
-        return decode if self.phase is Phase.DECODE else tokens - decode
-
-    @property
     def layouts(self) -> tuple[Layout, ...]:
         """The layouts whose layers are in ``delta``."""
         return (self.last.layout,) if self.first is None else (self.last.layout, self.first.layout)
 
 
-def _tokens(totals: Totals | None) -> tuple[int, int, int]:
-    """All tokens, those of decode, and those of unknown phase; zeros for None."""
-    if totals is None:
-        return 0, 0, 0
-    decode = 0 if totals.decode is None else totals.decode.tokens
-    return totals.tokens, decode, totals.unphased_tokens
-
-
-def between(birth: float, first: Snapshot, last: Snapshot, start: float | None) -> Span:
-    """What was counted from ``first`` to ``last``, for a window that was to begin at ``start``."""
+def between(
+    birth: float, first: Snapshot, last: Snapshot, start: float | None, end: float | None = None
+) -> Span:
+    """What was counted from ``first`` to ``last``, for a window that was to go from ``start`` to ``end``."""
     truncated = start is not None and first.at > start and birth < start
+    late = end is not None and last.at > end and birth < end
     if last.at < first.at:
         last = first
     since_birth = first.totals is shared_zeros(last.totals.layout)
-    return Span(None if since_birth else first.totals, last.totals, first.at, last.at, truncated)
+    earlier = None if since_birth else first.totals
+    return Span(earlier, last.totals, first.at, last.at, truncated, late=late, until=end)
 
 
 @lru_cache(maxsize=16)

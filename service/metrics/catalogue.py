@@ -30,7 +30,7 @@ _FAMILIES: Final = (
         "moescope_tokens_total",
         "counter",
         "tokens",
-        "Tokens computed for requests: no padding, no dummy steps.",
+        "Tokens computed for requests: no padding, no dummy steps. Nothing where capture is disabled.",
         DP,
     ),
     Family(
@@ -72,7 +72,8 @@ _FAMILIES: Final = (
         "moescope_layer_ep_rank_slots_total",
         "counter",
         "slots",
-        "Slots that went to experts on the EP rank; a replicated expert's are split evenly over its copies.",
+        "Slots that went to experts on the EP rank; a replicated expert's are split evenly over its copies. "
+        "Nothing where some DP rank's tokens are not all seen in the layer.",
         (*LAYER, "ep_rank"),
         MetricsLevel.LAYER_RANK,
     ),
@@ -88,7 +89,7 @@ _FAMILIES: Final = (
         "moescope_layer_dp_rank_slots_total",
         "counter",
         "slots",
-        "Slots of the DP rank's tokens in the layer.",
+        "Slots of the DP rank's tokens in the layer, where all of them are seen.",
         (*LAYER, "dp_rank"),
         MetricsLevel.LAYER_RANK,
     ),

@@ -36,6 +36,12 @@ class Facts:
     stragglers: dict[str, Any]
     advice: dict[str, Any] | None
 
+    @property
+    def tokens(self) -> str:
+        """Tokens of the window, for people."""
+        found = self.balance["tokens"]
+        return "unknown" if found is None else f"{found:,}"
+
 
 def parse_since(text: str) -> float:
     """A length such as ``90s``, ``15m``, ``1h`` or ``7d`` in seconds.

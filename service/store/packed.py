@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from msgspec import Struct
 
 from moescope.capture.wire import MoeLayer
+from moescope.service.counts.ep_slots import PARTS, EpSlots, of_floats
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Decode, Totals
@@ -21,6 +23,7 @@ class _PackedDecode(Struct, array_like=True, frozen=True):
     tokens: int
     steps: int
     mixed_steps: int
+    ep_parts: bytes | None = None
 
 
 class _PackedStragglers(Struct, array_like=True, frozen=True):
@@ -54,6 +57,9 @@ class PackedTotals(Struct, array_like=True, frozen=True):
     stragglers: _PackedStragglers | None = None
     dp_size: int = 0
     ep_size: int = 0
+    # Parts of a slot, where there are any. Before they were kept the floats had all that was known.
+    ep_parts: bytes | None = None
+    switches: int = 0
 
 
 def pack(totals: Totals) -> PackedTotals:
@@ -62,8 +68,8 @@ def pack(totals: Totals) -> PackedTotals:
         layers=list(totals.layout.layers),
         counts=packed_ints(totals.counts),
         rows=packed_ints(totals.rows),
-        ep_slots=packed_floats(totals.ep_slots),
-        ep_ranks=totals.ep_slots.shape[1],
+        ep_slots=packed_floats(totals.ep_slots.floats()),
+        ep_ranks=totals.ep_slots.ranks,
         unplaced=packed_ints(totals.unplaced),
         tokens=totals.tokens,
         steps=totals.steps,
@@ -76,6 +82,8 @@ def pack(totals: Totals) -> PackedTotals:
         stragglers=None if totals.stragglers is None else _pack_stragglers(totals.stragglers),
         dp_size=totals.dp_size,
         ep_size=totals.ep_size,
+        ep_parts=_packed_parts(totals.ep_slots),
+        switches=totals.switches,
     )
 
 
@@ -83,11 +91,12 @@ def _pack_decode(decode: Decode) -> _PackedDecode:
     return _PackedDecode(
         counts=packed_ints(decode.counts),
         rows=packed_ints(decode.rows),
-        ep_slots=packed_floats(decode.ep_slots),
+        ep_slots=packed_floats(decode.ep_slots.floats()),
         unplaced=packed_ints(decode.unplaced),
         tokens=decode.tokens,
         steps=decode.steps,
         mixed_steps=decode.mixed_steps,
+        ep_parts=_packed_parts(decode.ep_slots),
     )
 
 
@@ -105,7 +114,7 @@ def unpack(packed: PackedTotals) -> Totals:
         layout=layout,
         counts=ints(packed.counts, int(layout.offsets[-1])),
         rows=rows,
-        ep_slots=floats(packed.ep_slots, size, packed.ep_ranks),
+        ep_slots=_ep_slots(packed, size, packed.ep_ranks),
         unplaced=ints(packed.unplaced, size),
         tokens=packed.tokens,
         steps=packed.steps,
@@ -118,7 +127,21 @@ def unpack(packed: PackedTotals) -> Totals:
         stragglers=None if packed.stragglers is None else _unpack_stragglers(packed.stragglers, size),
         dp_size=packed.dp_size,
         ep_size=packed.ep_size,
+        switches=packed.switches,
     )
+
+
+def _packed_parts(slots: EpSlots) -> bytes | None:
+    return None if slots.parts is None else packed_ints(slots.parts.ravel())
+
+
+def _ep_slots(packed: PackedTotals | _PackedDecode, layers: int, ranks: int) -> EpSlots:
+    """Slots by EP rank: the floats are as they always were, so that older readers find what they know."""
+    slots = floats(packed.ep_slots, layers, ranks)
+    if packed.ep_parts is None:
+        return of_floats(slots)
+    parts = ints(packed.ep_parts, layers * ranks).reshape(layers, ranks)
+    return EpSlots(np.rint(slots - parts / PARTS).astype(np.int64), parts)
 
 
 def _layout_of(layers: Sequence[MoeLayer]) -> Layout:
@@ -133,7 +156,7 @@ def _unpack_decode(packed: _PackedDecode, ep_ranks: int, layout: Layout) -> Deco
     return Decode(
         counts=ints(packed.counts, int(layout.offsets[-1])),
         rows=ints(packed.rows, size),
-        ep_slots=floats(packed.ep_slots, size, ep_ranks),
+        ep_slots=_ep_slots(packed, size, ep_ranks),
         unplaced=ints(packed.unplaced, size),
         tokens=packed.tokens,
         steps=packed.steps,

@@ -18,7 +18,8 @@ from moescope.service.measures.balance import measure_all
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.measure import Axis
 from moescope.service.measures.summary import Summary, summarise
-from moescope.service.windows.window import LayerWindow, ModelWindow
+from moescope.service.windows.layer_window import LayerWindow
+from moescope.service.windows.window import ModelWindow
 
 _MASKED: Final = "no slots: the tokens of the window chose no expert here"
 
@@ -67,13 +68,10 @@ class Assessment:
 def assess(window: ModelWindow, min_tokens: int) -> Assessment:
     """Measure a window; layers with fewer than ``min_tokens`` tokens (or none) are no sample."""
     # A rank that fell silent and computed nothing in the window is gone, not idle.
-    alive = tuple(rank.rank for rank in window.dp_ranks if rank.present or rank.tokens)
+    alive = tuple(rank.rank for rank in window.dp_ranks if rank.present or rank.worked)
     tokens = {rank.rank: rank.tokens for rank in window.dp_ranks}
-    gates = [
-        _gate(int(layer.rows.sum()), min_tokens, layer.not_seen) or layer.not_conserved
-        for layer in window.layers
-    ]
-    whole = [_why_partial(layer) for layer in window.layers]
+    gates = [_gate(int(layer.rows.sum()), min_tokens, layer.not_seen) for layer in window.layers]
+    whole = [layer.why_partial or layer.not_conserved for layer in window.layers]
     return Assessment(
         window=window,
         min_tokens=min_tokens,
@@ -102,11 +100,11 @@ def assess(window: ModelWindow, min_tokens: int) -> Assessment:
                 None if layer.not_seen else layer.counts.sum(axis=0).astype(np.float64)
                 for layer in window.layers
             ],
-            gates,
+            [gate or layer.not_conserved for gate, layer in zip(gates, window.layers, strict=True)],
         ),
         dp_tokens=_cells(
-            [None if window.phase_reason else np.array([float(tokens[rank]) for rank in alive])],
-            [window.phase_reason or _too_few(alive) or _gate(window.tokens, min_tokens, None)],
+            [None if window.reason else np.array([float(tokens[rank]) for rank in alive])],
+            [window.reason or _too_few(alive) or _gate(window.tokens, min_tokens, None)],
         )[0],
         dp_rank_ids=alive,
     )
@@ -159,9 +157,3 @@ def _gate(tokens: int, min_tokens: int, not_seen: str | None) -> str | None:
 
 def _too_few(alive: tuple[int, ...]) -> str | None:
     return "fewer than two DP ranks take part: nothing to balance" if len(alive) < 2 else None
-
-
-def _why_partial(layer: LayerWindow) -> str | None:
-    if layer.missing:
-        return f"partial: the tokens of DP ranks {list(layer.missing)} are not seen in this layer"
-    return layer.not_conserved

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moescope.capture.wire import Int64Array
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.measures.arrays import FloatArray
 
@@ -30,9 +31,10 @@ def dp_to_ep_slots(
     width, found = ep_size, []
     for item in spans:
         delta = item.span.delta
-        width = max(width, _used(delta.ep_slots))
+        width = max(width, _used(delta.ep_slots.whole, delta.ep_slots.parts))
         chosen = [delta.layout.index[layer] for layer in layers if layer in delta.layout.index]
-        found.append((item.producer.latest.producer.dp_rank, delta.ep_slots[chosen].sum(axis=0)))
+        sent = delta.ep_slots.at(chosen).over_layers().floats()
+        found.append((item.producer.latest.producer.dp_rank, sent))
     flows = np.zeros((len(dp_ranks), width))
     row = {rank: i for i, rank in enumerate(dp_ranks)}
     for rank, sent in found:
@@ -41,7 +43,7 @@ def dp_to_ep_slots(
     return flows
 
 
-def _used(ep_slots: FloatArray) -> int:
+def _used(whole: Int64Array, parts: Int64Array | None) -> int:
     """One past the last EP rank that got something."""
-    used = np.flatnonzero(ep_slots.any(axis=0))
+    used = np.flatnonzero(whole.any(axis=0) if parts is None else (whole | parts).any(axis=0))
     return int(used[-1]) + 1 if used.size else 0

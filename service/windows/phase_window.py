@@ -11,25 +11,28 @@ from dataclasses import replace
 
 import numpy as np
 
-from moescope.service.counts.phase_split import Phase, PhaseWork, of_phase, phase_work, why_unphased
+from moescope.service.counts.phase_split import Phase, of_phase, why_unphased
+from moescope.service.counts.rank_work import RankWork
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, why_unavailable
-from moescope.service.windows.window import LayerWindow, ModelWindow, merge_spans
+from moescope.service.windows.layer_window import LayerWindow
+from moescope.service.windows.window import ModelWindow, merge_spans
 
 
-def merge_spans_of_phase(spans: Sequence[ProducerSpan], phase: Phase | None) -> ModelWindow:
+def merge_spans_of_phase(
+    spans: Sequence[ProducerSpan], phase: Phase | None, only: int | None = None
+) -> ModelWindow:
     """What all producers of one deployment counted of a phase, as one window; None: of both phases.
 
     See :func:`moescope.service.windows.window.merge_spans`.
     """
     if phase is None:
-        return merge_spans(spans)
+        return merge_spans(spans, only=only)
     split = _Split(phase)
     told = why_unavailable((item.producer for item in spans), "phases")
-    window = merge_spans(spans, split, phase)
+    window = merge_spans(spans, split, only)
     return replace(
         window,
-        dp_ranks=tuple(replace(rank, phases=split.work[rank.rank]) for rank in window.dp_ranks),
         layers=tuple(_known(layer, split.rows.get(layer.shape.layer, {}), told) for layer in window.layers),
         phase=phase,
         phase_reason=why_unphased(split.tokens, told),
@@ -47,26 +50,24 @@ class _Split:
     """Takes one phase of what each DP rank counted, and notes the tokens whose phase is not known.
 
     Attributes:
-        work: DP rank to its work by phase, None where that is not known.
+        phase: the phase.
         tokens: DP rank to its tokens of unknown phase.
         rows: layer to DP rank to its tokens of unknown phase in the layer; only where there are any.
     """
 
     def __init__(self, phase: Phase) -> None:
-        self._phase = phase
-        self.work: dict[int, PhaseWork | None] = {}
+        self.phase = phase
         self.tokens: dict[int, int] = {}
         self.rows: dict[int, dict[int, int]] = {}
 
-    def __call__(self, rank: int, deltas: list[Totals]) -> list[Totals]:
+    def __call__(self, rank: int, deltas: list[Totals], work: RankWork) -> list[Totals]:
         """What is of the phase."""
-        self.work[rank] = phase_work(deltas)
-        self.tokens[rank] = min(delta.unphased_tokens for delta in deltas)
+        self.tokens[rank] = work.unknown_tokens
         for delta in deltas:
             for at in np.flatnonzero(delta.unphased_rows).tolist():
                 by_rank = self.rows.setdefault(delta.layout.layers[at].layer, {})
                 by_rank[rank] = by_rank.get(rank, 0) + int(delta.unphased_rows[at])
-        return [of_phase(delta, self._phase) for delta in deltas]
+        return [of_phase(delta, self.phase) for delta in deltas]
 
 
 def _known(layer: LayerWindow, unphased: dict[int, int], told: str | None) -> LayerWindow:

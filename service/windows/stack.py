@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array
+from moescope.service.counts.ep_slots import carried
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.totals import Totals
 from moescope.service.measures.arrays import FloatArray
@@ -30,7 +31,8 @@ class Stack:
         counts: slots per logical expert, int64 [D, sum of experts].
         rows: tokens counted, int64 [D, L].
         present: whether the DP rank has a producer with the layer, bool [D, L].
-        lost: whether the DP rank computed tokens and has the layer, which saw none of them, bool [D, L].
+        lost: whether the DP rank computed tokens, none of which was seen in the layer, bool [D, L].
+        partial: whether some were seen and it isn't known that these are all, bool [D, L].
         ep_slots: slots per EP rank, L arrays of float64 [R]; of the DP ranks that have the layer and lost
             nothing there. R is the ``ep_size`` asked for, or more if slots went to further ranks.
         unplaced: slots of these DP ranks without a placement, L numbers.
@@ -41,8 +43,24 @@ class Stack:
     rows: Int64Array
     present: BoolArray
     lost: BoolArray
+    partial: BoolArray
     ep_slots: list[FloatArray]
     unplaced: list[int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Doubt:
+    """Which workers of a DP rank don't count.
+
+    Attributes:
+        layers: layers that they have, bool [L].
+        counting: of each producer that is added, whether it counts.
+        may_be_whole: whether another worker may have counted all tokens all the same.
+    """
+
+    layers: BoolArray
+    counting: Sequence[bool]
+    may_be_whole: bool = True
 
 
 class Stacker:
@@ -59,19 +77,37 @@ class Stacker:
         size = (ranks, len(self._layout.layers))
         self._counts = np.zeros((ranks, int(self._layout.offsets[-1])), dtype=np.int64)
         self._rows, self._present = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.bool_)
-        self._lost = np.zeros(size, dtype=np.bool_)
+        self._lost, self._partial = np.zeros(size, dtype=np.bool_), np.zeros(size, dtype=np.bool_)
         self._ep_size = ep_size
-        self._ep_slots = np.zeros((size[1], ep_size))
+        self._ep_slots = np.zeros((size[1], ep_size), dtype=np.int64)
+        self._ep_parts = np.zeros((size[1], ep_size), dtype=np.int64)
         self._unplaced = np.zeros(size[1], dtype=np.int64)
         self._known: dict[Layout, tuple[Int64Array | None, Int64Array | None]] = {}
         self._rank = 0
 
-    def add(self, producers: Sequence[Totals], computed: bool) -> None:
+    @property
+    def layout(self) -> Layout:
+        """The layers of the stack."""
+        return self._layout
+
+    def rows_of(self, producers: Sequence[Totals]) -> Int64Array:
+        """The rows of producers, summed in the layers of the stack, int64 [L]."""
+        found = np.zeros(len(self._layout.layers), dtype=np.int64)
+        for totals in producers:
+            _, layers = self._where(totals.layout)
+            found[slice(None) if layers is None else layers] += totals.rows
+        return found
+
+    def add(
+        self, producers: Sequence[Totals], computed: bool | BoolArray, doubt: Doubt | None = None
+    ) -> None:
         """Add the next DP rank.
 
         Args:
             producers: what each of its producers counted; they add up.
-            computed: whether it computed any token.
+            computed: whether it computed any token, or may have; bool [L] where that is not the same for all
+                layers.
+            doubt: which of them don't count; None: all that there are count.
         """
         rank = self._rank
         self._rank += 1
@@ -85,10 +121,21 @@ class Stacker:
                 self._counts[rank, experts] += totals.counts
                 self._rows[rank, layers] += totals.rows
                 self._present[rank, layers] = True
-        if computed:
-            self._lost[rank] = self._present[rank] & (self._rows[rank] == 0)
+        self._lost[rank] = (self._rows[rank] == 0) & computed
+        if doubt is not None:
+            self._partial[rank] = doubt.layers & (self._rows[rank] != 0) & ~self._whole(producers, doubt)
         for totals in producers:
             self._place(totals, ~self._lost[rank])
+
+    def _whole(self, producers: Sequence[Totals], doubt: Doubt) -> BoolArray:
+        """Layers in which one worker alone counted all tokens, so nothing is left for others; bool [L]."""
+        found = np.zeros(len(self._layout.layers), dtype=np.bool_)
+        for totals, counts in zip(producers, doubt.counting, strict=True):
+            if not counts or not totals.tokens:
+                continue
+            _, layers = self._where(totals.layout)
+            found[slice(None) if layers is None else layers] |= totals.rows >= totals.tokens
+        return found if doubt.may_be_whole else np.zeros_like(found)
 
     def stack(self) -> Stack:
         """All ranks that were added."""
@@ -98,24 +145,32 @@ class Stacker:
             rows=self._rows,
             present=self._present,
             lost=self._lost,
-            ep_slots=[_trimmed(row, self._ep_size) for row in self._ep_slots],
+            partial=self._partial,
+            ep_slots=[
+                _trimmed(row, self._ep_size) for row in carried(self._ep_slots, self._ep_parts).floats()
+            ],
             unplaced=self._unplaced.tolist(),
         )
 
     def _place(self, totals: Totals, seen: BoolArray) -> None:
         """Add a producer's slots by EP rank in the layers where its DP rank lost nothing, bool [L]."""
-        width = totals.ep_slots.shape[1]
+        width = totals.ep_slots.ranks
         if width > self._ep_slots.shape[1]:
-            self._ep_slots = np.pad(self._ep_slots, ((0, 0), (0, width - self._ep_slots.shape[1])))
+            more = ((0, 0), (0, width - self._ep_slots.shape[1]))
+            self._ep_slots, self._ep_parts = np.pad(self._ep_slots, more), np.pad(self._ep_parts, more)
         _, layers = self._where(totals.layout)
         if layers is None and seen.all():
-            self._ep_slots[:, :width] += totals.ep_slots
+            self._ep_slots[:, :width] += totals.ep_slots.whole
             self._unplaced += totals.unplaced
+            if totals.ep_slots.parts is not None:
+                self._ep_parts[:, :width] += totals.ep_slots.parts
             return
         where = np.arange(len(seen)) if layers is None else layers
         kept = seen[where]
-        self._ep_slots[where[kept], :width] += totals.ep_slots[kept]
+        self._ep_slots[where[kept], :width] += totals.ep_slots.whole[kept]
         self._unplaced[where[kept]] += totals.unplaced[kept]
+        if totals.ep_slots.parts is not None:
+            self._ep_parts[where[kept], :width] += totals.ep_slots.parts[kept]
 
     def _where(self, part: Layout) -> tuple[Int64Array | None, Int64Array | None]:
         found = self._known.get(part)

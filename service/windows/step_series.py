@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moescope.capture.wire import Int64Array
+from moescope.service.counts.ep_slots import EpSlots, carried
 from moescope.service.counts.totals import Totals
 from moescope.service.live.past import Remembered
 from moescope.service.live.producers import ProducerState
@@ -35,19 +36,19 @@ def intervals_of(
         ep_size: EP ranks there are now; further ones count where something went to them.
     """
     count = len(boundaries[0][1].found)
-    widths = (memory.found[-1].totals.ep_slots.shape[1] for _, memory in boundaries)
-    slots = np.zeros((count, len(layers), max(ep_size, *widths)))
+    widths = (memory.found[-1].totals.ep_slots.ranks for _, memory in boundaries)
+    slots = _Slots(count, layers, max(ep_size, *widths))
     costs: list[list[tuple[int, Totals]]] = [[] for _ in range(count - 1)]
     truncated = [False] * (count - 1)
     for producer, memory in boundaries:
-        _add_slots(slots, memory, layers)
+        slots.add(memory)
         if memory.found[-1].totals.stragglers is None:
             truncated = [was or _truncated(memory, i) for i, was in enumerate(truncated)]
             continue
         for i, span in enumerate(memory.spans()):
             costs[i].append((producer.latest.producer.pp_rank, span.delta))
             truncated[i] |= span.truncated
-    deltas = np.diff(slots, axis=0)
+    deltas = slots.differences()
     most = deltas.max(axis=2).sum(axis=1)
     mean = (deltas.sum(axis=2) / np.maximum(ep_size, _used(deltas))).sum(axis=1)
     return [
@@ -67,25 +68,52 @@ def _truncated(memory: Remembered, i: int) -> bool:
     return start is not None and memory.found[i].at > start and memory.birth < start
 
 
-def _add_slots(slots: FloatArray, memory: Remembered, layers: Sequence[int]) -> None:
-    """Add a producer's slots by EP rank at each boundary. From one boundary to the next they never sink."""
-    last = memory.found[0]
-    added = _slots(last.totals, layers, slots.shape[2])
-    for i, snapshot in enumerate(memory.found):
-        if snapshot.totals is not last.totals and snapshot.at >= last.at:
-            last = snapshot
-            added = _slots(last.totals, layers, slots.shape[2])
-        slots[i] += added
+class _Slots:
+    """Slots by EP rank at B boundaries, of some layers, summed over producers."""
 
+    def __init__(self, boundaries: int, layers: Sequence[int], ranks: int) -> None:
+        self._layers, self._ranks = layers, ranks
+        self._whole = np.zeros((boundaries, len(layers), ranks), dtype=np.int64)
+        self._parts: Int64Array | None = None
 
-def _slots(totals: Totals, layers: Sequence[int], ranks: int) -> FloatArray:
-    """[len(layers), R]; zeros for layers that the producer doesn't have."""
-    index, width = totals.layout.index, min(ranks, totals.ep_slots.shape[1])
-    if len(layers) == len(totals.ep_slots) and width == ranks and all(map(index.__contains__, layers)):
-        return totals.ep_slots
-    result = np.zeros((len(layers), ranks))
-    for i, layer in enumerate(layers):
-        at = index.get(layer)
-        if at is not None:
-            result[i, :width] = totals.ep_slots[at, :width]
-    return result
+    def add(self, memory: Remembered) -> None:
+        """Add a producer's. From one boundary to the next they never sink."""
+        last = memory.found[0]
+        added = self._of(last.totals)
+        for i, snapshot in enumerate(memory.found):
+            if snapshot.totals is not last.totals and snapshot.at >= last.at:
+                last = snapshot
+                added = self._of(last.totals)
+            self._whole[i] += added.whole
+            if added.parts is not None:
+                if self._parts is None:
+                    self._parts = np.zeros_like(self._whole)
+                self._parts[i] += added.parts
+
+    def differences(self) -> FloatArray:
+        """What came between neighbouring boundaries, float64 [B - 1, layers, ranks]."""
+        whole = np.diff(self._whole, axis=0)
+        if self._parts is None:
+            return EpSlots(whole).floats()
+        return carried(whole, np.diff(self._parts, axis=0)).floats()
+
+    def _of(self, totals: Totals) -> EpSlots:
+        """[layers, ranks]; zeros for layers that the producer doesn't have."""
+        index, slots = totals.layout.index, totals.ep_slots
+        width = min(self._ranks, slots.ranks)
+        if (
+            len(self._layers) == len(slots.whole)
+            and width == self._ranks
+            and all(map(index.__contains__, self._layers))
+        ):
+            return slots
+        mine = [i for i, layer in enumerate(self._layers) if layer in index]
+        theirs = [index[self._layers[i]] for i in mine]
+        size = (len(self._layers), self._ranks)
+        whole = np.zeros(size, dtype=np.int64)
+        whole[mine, :width] = slots.whole[theirs, :width]
+        if slots.parts is None:
+            return EpSlots(whole)
+        parts = np.zeros(size, dtype=np.int64)
+        parts[mine, :width] = slots.parts[theirs, :width]
+        return EpSlots(whole, parts)

@@ -18,7 +18,8 @@ from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.measures.loads import max_and_mean
-from moescope.service.windows.window import LayerWindow, ModelWindow
+from moescope.service.windows.layer_window import LayerWindow
+from moescope.service.windows.window import ModelWindow
 
 
 @dataclass(frozen=True, slots=True)

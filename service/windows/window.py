@@ -2,27 +2,35 @@
 
 A DP rank may have several producers. Exactly one of its TP ranks counts each row, so counts and rows add up
 over TP. Each PP rank has layers of its own, so layers are joined over PP. All of them count the same tokens
-and steps, so the largest number is taken.
+and steps: see :mod:`moescope.service.counts.rank_work`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
-
-from moescope.capture.wire import Int64Array, MoeLayer
-from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, tokens_and_steps
+from moescope.service.counts.rank_work import RankWork, work_of
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of, why_unavailable
-from moescope.service.measures.arrays import FloatArray
-from moescope.service.windows.law import not_conserved, told
-from moescope.service.windows.stack import Stack, Stacker
+from moescope.service.windows.doubts import RankDoubt, doubtful, doubts_of, stages_of
+from moescope.service.windows.law import not_conserved
+from moescope.service.windows.layer_window import LayerWindow, Reasons, layers_of, uncovered_in
+from moescope.service.windows.stack import BoolArray, Doubt, Stacker
 
-Part = Callable[[int, list[Totals]], list[Totals]]
-"""Takes a DP rank and what each of its producers counted; returns the part of that which is wanted."""
+
+class Part(Protocol):
+    """Takes the part of what a DP rank counted that is wanted."""
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that is wanted."""
+
+    def __call__(self, rank: int, deltas: list[Totals], work: RankWork) -> list[Totals]:
+        """From what each of the producers of a DP rank counted to the part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,8 @@ class Used:
     """The instants at which the producers' totals were really taken, seconds of Unix time.
 
     Producers report one after the other, so either boundary has an earliest and a latest instant. Producers
-    that did not report in the window are left out, unless none did.
+    that did not report in the window are left out, unless none did. ``truncated`` if one of them is from
+    later than was asked, because nothing that is remembered is as old.
     """
 
     start_earliest: float
@@ -44,7 +53,9 @@ class Used:
 class DpRank:
     """What one DP rank computed in the window; ``present`` unless all its producers fell silent.
 
-    ``phases`` is None where the phases of some of its tokens are not known.
+    ``worked`` says whether it computed tokens in the window, of whichever phase.
+    ``phases`` is None where the phases of some of its tokens are not known. ``reason`` says why not even the
+    tokens are known, or is None.
     """
 
     rank: int
@@ -52,75 +63,18 @@ class DpRank:
     steps: int
     idle_steps: int
     present: bool
+    worked: bool
     phases: PhaseWork | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWindow:
-    """One MoE layer in the window.
-
-    Attributes:
-        shape: its id, experts and top-k.
-        dp_ranks: C DP ranks whose tokens were seen here, rising.
-        counts: slots per (DP rank, logical expert), int64 [C, num_experts].
-        rows: tokens seen, int64 [C].
-        ep_slots: slots per EP rank, float64 [R]; only meaningful without ``ep_reason``.
-        unplaced: slots of which the EP rank isn't known.
-        ep_reason: why the load of the EP ranks isn't known, or None.
-        unseen: DP ranks that computed tokens, none of which was seen here, though the layer is covered.
-        uncovered: DP rank to the reason why its tokens can't be seen here.
-        unphased: in the window of one phase, DP ranks that are left out, to their tokens of unknown phase.
-        phase_reason: why the phases of these are not known; None: there are none.
-        broken: DP ranks that are in the counts, to why their rows are not the tokens that they computed.
-    """
-
-    shape: MoeLayer
-    dp_ranks: tuple[int, ...]
-    counts: Int64Array
-    rows: Int64Array
-    ep_slots: FloatArray
-    unplaced: int
-    ep_reason: str | None
-    unseen: tuple[int, ...]
-    uncovered: dict[int, str]
-    unphased: Mapping[int, int] = field(default_factory=dict)
-    phase_reason: str | None = None
-    broken: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def not_conserved(self) -> str | None:
-        """Why the counts are not those of all tokens, though no DP rank is missing; None: they are."""
-        return told(self.broken)
-
-    @property
-    def slots(self) -> Int64Array:
-        """Slots per DP rank, int64 [C]."""
-        return np.asarray(self.counts.sum(axis=1))
-
-    @property
-    def missing(self) -> tuple[int, ...]:
-        """DP ranks with tokens that are not in the counts."""
-        return tuple(sorted({*self.unseen, *self.uncovered, *self.unphased} - set(self.dp_ranks)))
-
-    @property
-    def not_seen(self) -> str | None:
-        """Why there are no counts at all, or None."""
-        if self.dp_ranks:
-            return None
-        if self.unphased:
-            return self.phase_reason
-        if self.uncovered:
-            return f"not covered: {next(iter(self.uncovered.values()))}"
-        return f"not seen: DP ranks {list(self.unseen)} computed tokens, the layer's router reported none"
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelWindow:
     """A deployment in a window.
 
-    ``dp_size`` and ``ep_size`` are those at the window's end (see :func:`sizes_of`). ``uncovered`` has the
-    layers that no DP rank can see, with the reason. ``phase`` is the one phase that was asked for, or None;
-    ``phase_reason`` says why not all of its tokens are known.
+    ``dp_size`` and ``ep_size`` are those at the window's end (see :func:`sizes_of`). ``reporting`` are all DP
+    ranks that ever reported. ``uncovered`` has the layers that no DP rank can see, with the reason. ``phase``
+    is the one phase that was asked for, or None; ``phase_reason`` says why not all of its tokens are known.
     """
 
     server: str
@@ -129,15 +83,25 @@ class ModelWindow:
     dp_size: int
     ep_size: int
     dp_ranks: tuple[DpRank, ...]
+    reporting: frozenset[int]
     layers: tuple[LayerWindow, ...]
     uncovered: dict[int, str]
     phase: Phase | None = None
     phase_reason: str | None = None
 
     @property
+    def reason(self) -> str | None:
+        """Why the tokens of some DP rank are not known, or None."""
+        unknown = [rank for rank in self.dp_ranks if rank.reason]
+        if not unknown:
+            return self.phase_reason
+        ranks = [rank.rank for rank in unknown]
+        return f"partial: the tokens of DP ranks {ranks} are not known ({unknown[0].reason})"
+
+    @property
     def known_tokens(self) -> int | None:
-        """Tokens over all DP ranks; None where it isn't known how many are of the phase."""
-        return None if self.phase_reason else self.tokens
+        """Tokens over all DP ranks; None where they aren't known, or not how many are of the phase."""
+        return None if self.reason else self.tokens
 
     @property
     def tokens(self) -> int:
@@ -147,126 +111,103 @@ class ModelWindow:
     @property
     def missing_dp_ranks(self) -> list[int]:
         """DP ranks that should exist and never reported."""
-        return sorted(set(range(self.dp_size)) - {rank.rank for rank in self.dp_ranks})
+        return sorted(set(range(self.dp_size)) - self.reporting)
 
 
 def merge_spans(
-    spans: Sequence[ProducerSpan], part: Part | None = None, phase: Phase | None = None
+    spans: Sequence[ProducerSpan], part: Part | None = None, only: int | None = None
 ) -> ModelWindow:
-    """What all producers of one deployment counted, as one window.
+    """What the producers of one deployment counted, as one window.
 
     Args:
         spans: what each of them counted; one producer at least.
         part: takes the part of what a DP rank counted that is wanted; None: all of it.
-        phase: the phase of that part; None: both.
+        only: the DP rank that is wanted; None: all of them.
     """
-    by_rank: dict[int, list[ProducerSpan]] = {}
-    for item in spans:
-        by_rank.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
+    by_rank = _by_dp_rank(spans)
     dp_size, ep_size = sizes_of(spans)
-    layouts = (layout for rank in sorted(by_rank) for item in by_rank[rank] for layout in item.span.layouts)
-    stacker, found = Stacker(layouts, len(by_rank), ep_size), []
+    layouts = (layout for members in by_rank.values() for item in members for layout in item.span.layouts)
+    ended = {rank: work_of(item.span.last for item in members) for rank, members in by_rank.items()}
+    doubts = doubts_of(by_rank, ended)
+    stages = stages_of(spans) if doubts else {}
+    shown = by_rank if only is None else {only: by_rank[only]}
+    stacker, found = Stacker(layouts, len(shown), ep_size), []
+    in_doubt: dict[int, dict[int, str]] = {}
     broken: dict[int, dict[int, str]] = {}
-    for rank in sorted(by_rank):
-        deltas = [item.span.delta for item in by_rank[rank]]
-        deltas = deltas if part is None else part(rank, deltas)
-        found.append(_dp_rank(rank, by_rank[rank], deltas))
-        for layer, why in not_conserved(rank, by_rank[rank], deltas, phase).items():
-            broken.setdefault(layer, {})[rank] = why
-        stacker.add(deltas, found[-1].tokens != 0)
+    told_tokens: list[int] = []
+    for rank, members in shown.items():
+        work = ended[rank].minus(work_of(item.span.first for item in members))
+        told, deltas = doubts.get(rank), [item.span.delta for item in members]
+        mine = _dp_rank(rank, members, work, None if part is None else part.phase, told)
+        found.append(mine)
+        computed: bool | BoolArray = mine.tokens != 0 or mine.reason is not None
+        if part is not None:
+            if work.unknown_tokens and not computed:  # where nothing at all was seen of it, it isn't idle
+                computed = stacker.rows_of(deltas) == 0
+            deltas = part(rank, deltas, work)
+        broken[rank] = not_conserved(rank, members, deltas, None if part is None else part.phase)
+        in_doubt[rank] = {} if told is None else told.of_layers(stacker.layout, stages)
+        doubt = None if told is None else _doubt(told, members, stacker.layout, in_doubt[rank])
+        stacker.add(deltas, computed, doubt)
+        if work.tokens or mine.reason:
+            told_tokens.append(rank)
     dp_ranks, stack = tuple(found), stacker.stack()
+    reasons = Reasons(
+        uncovered=uncovered_in({rank: by_rank[rank] for rank in told_tokens}),
+        doubts=in_doubt,
+        broken=broken,
+        placement=why_unavailable((item.producer for item in spans), "placement"),
+    )
     seen = {layer.layer for layer in stack.layout.layers}
     uncovered = {layer.layer: layer.reason for item in spans for layer in item.producer.latest.uncovered}
     return ModelWindow(
         server=spans[0].producer.latest.producer.server,
         model=spans[0].producer.latest.producer.model,
-        used=_used(spans),
+        used=_used([item for members in shown.values() for item in members]),
         dp_size=dp_size,
         ep_size=ep_size,
         dp_ranks=dp_ranks,
-        layers=_layers(
-            stack,
-            [rank.rank for rank in dp_ranks],
-            partial(_ep_reason, ep_size, why_unavailable((item.producer for item in spans), "placement")),
-            _reasons(dp_ranks, by_rank),
-            broken,
-        ),
+        reporting=frozenset(by_rank),
+        layers=layers_of(stack, [rank.rank for rank in dp_ranks], ep_size, reasons),
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
     )
+
+
+def _by_dp_rank(spans: Sequence[ProducerSpan]) -> dict[int, list[ProducerSpan]]:
+    """The producers of each DP rank, by rising rank."""
+    found: dict[int, list[ProducerSpan]] = {}
+    for item in spans:
+        found.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
+    return {rank: found[rank] for rank in sorted(found)}
+
+
+def _doubt(
+    told: RankDoubt, members: Sequence[ProducerSpan], layout: Layout, layers: Mapping[int, str]
+) -> Doubt:
+    """What the stack needs to know of a doubtful DP rank; ``layers`` are those in doubt."""
+    counting = [told.counts(item) for item in members]
+    return Doubt(doubtful(layout, layers), counting, may_be_whole=told.reason is None)
 
 
 def _used(spans: Sequence[ProducerSpan]) -> Used:
     # A producer that did not report in the window, say because it ended before, says nothing of its bounds.
     told = [item.span for item in spans if item.span.start < item.span.end] or [item.span for item in spans]
+    truncated = any(item.span.truncated or item.span.late for item in spans)
     starts, ends = [span.start for span in told], [span.end for span in told]
-    return Used(min(starts), max(starts), min(ends), max(ends), any(item.span.truncated for item in spans))
+    return Used(min(starts), max(starts), min(ends), max(ends), truncated)
 
 
-def _dp_rank(rank: int, spans: list[ProducerSpan], deltas: list[Totals]) -> DpRank:
+def _dp_rank(
+    rank: int, spans: list[ProducerSpan], work: RankWork, phase: Phase | None, doubt: RankDoubt | None
+) -> DpRank:
+    tokens, steps = tokens_and_steps(work, phase)
     return DpRank(
         rank=rank,
-        tokens=max(delta.tokens for delta in deltas),
-        steps=max(delta.steps for delta in deltas),
-        idle_steps=max(delta.idle_steps for delta in deltas),
+        tokens=tokens,
+        steps=steps,
+        idle_steps=work.idle_steps,
         present=not all(item.producer.stale for item in spans),
-        phases=phase_work(deltas),
+        worked=tokens_and_steps(work, None)[0] > 0,
+        phases=phase_work(work),
+        reason=None if doubt is None else doubt.reason,
     )
-
-
-def _layers(
-    stack: Stack,
-    ids: list[int],
-    ep_reason: Callable[[int], str | None],
-    uncovered: dict[int, dict[int, str]],
-    broken: dict[int, dict[int, str]],
-) -> tuple[LayerWindow, ...]:
-    """All layers; ``ids`` are the DP ranks of the stack, in its order. ``ep_reason``: see `_ep_reason`."""
-    covering = stack.present & ~stack.lost
-    offsets = stack.layout.offsets.tolist()
-    everywhere: list[bool] = np.all(covering, axis=0).tolist()
-    anywhere: list[bool] = np.any(stack.lost, axis=0).tolist()
-    everybody, rows_by_layer = tuple(ids), np.ascontiguousarray(stack.rows.T)
-    found = []
-    for i, shape in enumerate(stack.layout.layers):
-        counts, rows, shown = stack.counts[:, offsets[i] : offsets[i + 1]], rows_by_layer[i], everybody
-        if not everywhere[i]:
-            kept = np.flatnonzero(covering[:, i])
-            counts, rows, shown = counts[kept], rows[kept], tuple(ids[at] for at in kept)
-        reasons = uncovered.get(shape.layer, {})
-        unseen = [ids[at] for at in np.flatnonzero(stack.lost[:, i])] if anywhere[i] else []
-        found.append(
-            LayerWindow(
-                shape=shape,
-                dp_ranks=shown,
-                counts=counts,
-                rows=rows,
-                ep_slots=stack.ep_slots[i],
-                unplaced=stack.unplaced[i],
-                ep_reason=ep_reason(stack.unplaced[i]),
-                unseen=tuple(rank for rank in unseen if rank not in reasons),
-                uncovered=reasons,
-                broken={rank: why for rank, why in broken.get(shape.layer, {}).items() if rank in shown},
-            )
-        )
-    return tuple(found)
-
-
-def _reasons(
-    dp_ranks: tuple[DpRank, ...], by_rank: dict[int, list[ProducerSpan]]
-) -> dict[int, dict[int, str]]:
-    """Layer to DP rank to the reason why the tokens that the rank computed can't be seen there."""
-    found: dict[int, dict[int, str]] = {}
-    for rank in dp_ranks:
-        entries = (entry for item in by_rank[rank.rank] for entry in item.producer.latest.uncovered)
-        for entry in entries if rank.tokens else ():
-            found.setdefault(entry.layer, {}).setdefault(rank.rank, entry.reason)
-    return found
-
-
-def _ep_reason(ep_size: int, told: str | None, unplaced: int) -> str | None:
-    if ep_size == 1:
-        return "ep_size is 1: the experts are not spread over ranks"
-    if unplaced:
-        what = f"no placement was known for {unplaced} slots, so it is not known which ranks they went to"
-        return what if told is None else f"{what}: {told}"
-    return None

@@ -37,6 +37,17 @@ def test_each_row_of_board_fleet_has_a_cluster_that_its_link_can_take(tmp_path: 
         check(tmp_path, [{"series": series, "at": "5m", "expect": {expr: rows}}])
 
 
+def test_a_dp_rank_that_fell_silent_is_no_idle_one(tmp_path: Path) -> None:
+    series, ages = {}, {"0": "1x90", "1": "1x90", "2": "1x30 60+60x60"}
+    for rank, tokens in (("0", "0+60x90"), ("1", "0+0x90"), ("2", "0+60x30 1800x60")):
+        labels = f'{OF},dp_rank="{rank}"}}'
+        series[f"moescope_tokens_total{labels}"] = tokens
+        series[f"moescope_snapshot_age_seconds{labels}"] = ages[rank]
+    ratio = "round(model:moescope_dp_imbalance:ratio_rate5m, 0.001)"
+    check(tmp_path, [{"series": series, "at": "25m", "expect": {ratio: {f"{OF}}}": 1.5}}}])
+    check(tmp_path, [{"series": series, "at": "60m", "expect": {ratio: {f"{OF}}}": 2}}}])  # of 0 and 1
+
+
 def test_recorded_balance_adds_up_over_services_and_layers(tmp_path: Path) -> None:
     # Two services have half the counts each. Layer 0: 300 and 100 slots a minute; layer 1: 100 and 300.
     series = {}

@@ -106,7 +106,7 @@ def test_slots_by_ep_rank_are_those_of_the_placements_they_were_routed_under(bal
         for frame in taken:
             counts = unpack_counts(frame.counts)
             assert frame.placement is not None
-            found += ep_slots_of((counts - before)[np.newaxis], layout, frame.placement, 2)[0]
+            found += ep_slots_of((counts - before)[np.newaxis], layout, frame.placement, 2)[0].floats()
             before = counts
         # A snapshot that the sender was too late for leaves its slots to the next one and its placement.
         np.testing.assert_allclose(found, truth, rtol=0.02)

@@ -25,7 +25,8 @@ from moescope.service.api.schemas.windows import read_window
 from moescope.service.counts.phase_split import Phase
 from moescope.service.live.state import LiveState
 from moescope.service.measures.divergence import jensen_shannon
-from moescope.service.windows.window import LayerWindow, ModelWindow
+from moescope.service.windows.layer_window import LayerWindow
+from moescope.service.windows.window import ModelWindow
 
 BaseServerParam = Annotated[
     str | None, Query(description="The base's deployment; without it and base_model: the window's.")

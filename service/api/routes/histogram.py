@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from fastapi import APIRouter
@@ -24,12 +25,12 @@ from moescope.service.api.schemas.histogram import Histogram, Interval, LayerCou
 from moescope.service.api.schemas.windows import (
     pick_layers,
     read_series,
-    read_window,
     uncovered_out,
     window_out,
 )
 from moescope.service.live.state import LiveState
-from moescope.service.windows.window import LayerWindow, ModelWindow
+from moescope.service.windows.layer_window import LayerWindow
+from moescope.service.windows.window import ModelWindow
 
 MAX_NUMBERS: Final = 4_000_000
 
@@ -56,7 +57,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
         now = state.now()
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
-        window = read_window(state, server, model, bounds, dp_rank, phase)
+        window, parts = read_series(state, server, model, bounds, instants, dp_rank, phase)
         return Histogram(
             server=window.server,
             model=window.model,
@@ -65,20 +66,17 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
             phase=phase,
             phase_reason=window.phase_reason,
             tokens=window.known_tokens,
+            tokens_reason=window.reason,
             layers=[_layer(window.layers[i]) for i in pick_layers(window, layer)],
             uncovered=uncovered_out(window),
-            series=_series(state, window, instants, layer, dp_rank) if instants else None,
+            series=_series(window, parts, instants, layer) if instants else None,
         )
 
     return router
 
 
 def _series(
-    state: LiveState,
-    whole: ModelWindow,
-    instants: list[float],
-    wanted: list[int] | None,
-    dp_rank: int | None,
+    whole: ModelWindow, parts: Iterable[ModelWindow], instants: list[float], wanted: list[int] | None
 ) -> list[Interval]:
     """The window cut at the instants.
 
@@ -93,7 +91,6 @@ def _series(
             "The series would be too large",
             f"It would have {numbers} counts, {MAX_NUMBERS} are allowed: ask for fewer layers or steps.",
         )
-    windows = read_series(state, whole, instants, dp_rank)
     return [
         Interval(
             start=start,
@@ -102,7 +99,7 @@ def _series(
             tokens=window.known_tokens,
             layers=[_counts(window.layers[i]) for i in pick_layers(window, wanted)],
         )
-        for start, end, window in zip(instants[:-1], instants[1:], windows, strict=True)
+        for start, end, window in zip(instants[:-1], instants[1:], parts, strict=True)
     ]
 
 

@@ -22,6 +22,7 @@ from moescope.service.api.schemas.ranks import (
     StageOut,
 )
 from moescope.service.counts.phase_split import phase_work
+from moescope.service.counts.rank_work import work_of
 from moescope.service.live.producers import ProducerState, heard_last
 from moescope.service.live.state import LiveState
 from moescope.service.windows.health import Mismatch, StageHealth, mismatches, stages, unseen_layers
@@ -68,12 +69,13 @@ def _known(rank: DpRankOut, producers: list[ProducerState]) -> DpRankOut:
 
 
 def _dp_rank(rank: int, producers: list[ProducerState]) -> DpRankOut:
-    phases = phase_work([item.totals for item in producers])
+    work = work_of(item.totals for item in producers)
+    phases = phase_work(work)
     return DpRankOut(
         dp_rank=rank,
-        tokens=max(item.totals.tokens for item in producers),
-        steps=max(item.totals.steps for item in producers),
-        idle_steps=max(item.totals.idle_steps for item in producers),
+        tokens=work.tokens,
+        steps=work.steps,
+        idle_steps=work.idle_steps,
         phases=None if phases is None else PhasesOut.model_validate(asdict(phases)),
         unseen_layers=unseen_layers(producers),
         stages=[_stage(item) for item in stages(producers)],

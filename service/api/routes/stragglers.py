@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -23,10 +24,12 @@ from moescope.service.api.params.query import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.stragglers import StageOut, StragglerInterval, StragglerLayer, Stragglers
 from moescope.service.api.schemas.windows import window_out
-from moescope.service.live.producers import Deployment, why_unavailable
+from moescope.service.live.past import Remembered
+from moescope.service.live.producers import ProducerSpan, ProducerState, why_unavailable
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
 from moescope.service.measures.loads import max_and_mean
+from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.step_series import Interval, intervals_of
 from moescope.service.windows.step_window import (
     Cost,
@@ -37,7 +40,7 @@ from moescope.service.windows.step_window import (
     straggler_cost,
     windowed_sums,
 )
-from moescope.service.windows.window import LayerWindow, ModelWindow, merge_spans
+from moescope.service.windows.window import ModelWindow, merge_spans
 
 MAX_WORK: Final = 1 << 16  # producers x intervals of a series
 MAX_CELLS: Final = 1 << 23  # intervals x layers x EP ranks
@@ -69,7 +72,8 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
         deployment = choose(state, server, model)
-        spans = state.spans(deployment, bounds.start, bounds.end)
+        boundaries = state.boundaries(deployment, (bounds.start, *instants[1:-1], bounds.end))
+        spans = [ProducerSpan(item, memory.whole()) for item, memory in boundaries]
         window, cost = merge_spans(spans), cost_of(spans)
         known = {item.shape.layer: item for item in window.layers}
         if layer:
@@ -96,7 +100,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
                 if not layer or number in layer
             ],
             reason=_reason(window, cost, joins, why_unavailable((item.producer for item in spans), "steps")),
-            series=_series(state, deployment, window, instants) if instants else None,
+            series=_series(boundaries, window, instants) if instants else None,
         )
 
     return router
@@ -151,14 +155,13 @@ def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status], told: str
 
 
 def _series(
-    state: LiveState, deployment: Deployment, window: ModelWindow, instants: list[float]
+    boundaries: Sequence[tuple[ProducerState, Remembered]], window: ModelWindow, instants: list[float]
 ) -> list[StragglerInterval]:
     """The window cut at the instants, each interval over the layers that are seen whole in the window.
 
     Raises:
         ProblemError: there would be too much to add up.
     """
-    boundaries = state.boundaries(deployment, instants)
     whole = [layer.shape.layer for layer in window.layers if is_whole(layer)]
     at_most = min(MAX_WORK // len(boundaries), MAX_CELLS // max(1, len(whole) * window.ep_size))
     if len(instants) - 1 > at_most:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, Final
 
 import numpy as np
@@ -16,16 +17,25 @@ from moescope.service.api.params.query import ModelParam, PhaseParam, ServerPara
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.compact import answer, described
 from moescope.service.api.schemas.trend import Trend
-from moescope.service.counts.phase_split import Phase
+from moescope.service.counts.phase_split import Phase, phase_work, tokens_and_steps
+from moescope.service.counts.rank_work import work_of
 from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.summary import Summary, summarise
-from moescope.service.windows.phase_window import merge_spans_of_phase, spans_of_phase
+from moescope.service.windows.doubts import doubts_of
+from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.step_window import is_whole
 
 StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
-PointsParam = Annotated[int, Query(ge=1, le=240, description="How many intervals, the last one until now.")]
+PointsParam = Annotated[
+    int,
+    Query(
+        ge=1,
+        le=240,
+        description="How many intervals; the last one ends at the last whole multiple of `step`.",
+    ),
+]
 _REMEMBERED: Final = 4096
 _NO_SAMPLE: Final = Summary()
 
@@ -35,19 +45,22 @@ class _Point:
     """One interval.
 
     Older snapshots in memory are thinned, so an interval may have none of a producer that was alive. What
-    that producer counted in it is in the next interval's difference, whose mean then stands for both
+    that producer counted in it is in the next interval's difference, which is shared evenly over both
     intervals (see :func:`_filled`).
 
     Attributes:
-        rates: tokens per second of the DP ranks that have a snapshot in the interval. If it is of one phase,
-            only of those whose tokens' phases are known.
+        rates: tokens per second of the DP ranks that have a snapshot in the interval: its tokens over the
+            interval's length, so that intervals add up. If it is of one phase, only of those whose tokens'
+            phases are known.
         waiting: DP ranks that were alive and have no snapshot in the interval.
-        imbalance: over EP ranks, from all producers that were alive; None while one of them has no snapshot.
+        unknown: DP ranks whose tokens are not known, or not those of the phase.
+        imbalance: over EP ranks, of all producers; None where none has a snapshot in the interval.
         broken: layers that it leaves out because their rows don't add up to the tokens.
     """
 
     rates: Mapping[int, float]
     waiting: frozenset[int]
+    unknown: frozenset[int]
     imbalance: Summary | None
     broken: frozenset[int] = frozenset()
 
@@ -90,9 +103,9 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
         """Tokens per second of each DP rank and the imbalance over EP ranks, interval by interval."""
         deployment = choose(state, server, model)
         last = math.floor(state.now() / step) * step
-        ends = [last - step * i for i in reversed(range(points))]
-        found = _filled([cache.point(state, deployment, phase, end - step, end) for end in ends])
-        ranks = sorted({rank for point in found for rank in point.rates})
+        cuts = [last - step * i for i in reversed(range(points + 1))]
+        found = _filled([cache.point(state, deployment, phase, *ends) for ends in pairwise(cuts)])
+        ranks = sorted({rank for point in found for rank in (*point.rates, *point.unknown)})
         summaries = [point.imbalance or _NO_SAMPLE for point in found]
         result = Trend(
             server=deployment[0],
@@ -100,7 +113,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             step=step,
             phase=phase,
             dp_ranks=ranks,
-            at=ends,
+            at=cuts[1:],
             tokens_per_second=[[point.rates.get(rank) for point in found] for rank in ranks],
             ratio_of_sums=[item.ratio_of_sums for item in summaries],
             worst=[item.worst for item in summaries],
@@ -119,18 +132,39 @@ def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: fl
         for item in spans
         if item.producer.received_at > start and item.span.start < end and not item.span.truncated
     ]
-    moved = [item for item in alive if item.span.end > item.span.start]
+    by_rank: dict[int, list[ProducerSpan]] = {}
+    for item in spans:
+        by_rank.setdefault(_rank(item), []).append(item)
+    ended = {rank: work_of(item.span.last for item in members) for rank, members in by_rank.items()}
+    doubts = doubts_of(by_rank, ended)
     rates: dict[int, float] = {}
-    for item in spans_of_phase(moved, phase):
-        tokens = item.span.tokens
-        if tokens is None:
+    unknown: set[int] = set()
+    here = set(map(_rank, alive))
+    heard = {_rank(item) for item in spans if _arrived(item, end)} & here
+    for rank in sorted(heard):
+        work = ended[rank].minus(work_of(item.span.first for item in by_rank[rank]))
+        known = phase is None or phase_work(work) is not None
+        if not known or (rank in doubts and doubts[rank].reason):
+            unknown.add(rank)
             continue
-        rate = tokens / (item.span.end - item.span.start)
-        rates[_rank(item)] = max(rates.get(_rank(item), 0.0), rate)
-    waiting = frozenset(map(_rank, alive)) - frozenset(map(_rank, moved))
-    if not moved or len(moved) < len(alive):
-        return _Point(rates, waiting, None)
-    return _Point(rates, waiting, *_imbalance(moved, phase))
+        tokens, _ = tokens_and_steps(work, phase)
+        rates[rank] = tokens / (_intervals(by_rank[rank], start, end) * (end - start))
+    imbalance, broken = None, frozenset[int]()
+    if any(_arrived(item, end) for item in alive):
+        imbalance, broken = _imbalance(spans, phase)
+    return _Point(rates, frozenset(here - heard), frozenset(unknown), imbalance, broken)
+
+
+def _arrived(item: ProducerSpan, end: float) -> bool:
+    """Whether a frame of a worker arrived in the interval; the first that is remembered moves no boundary."""
+    span = item.span
+    return span.end > span.start or (span.truncated and span.end <= end)
+
+
+def _intervals(workers: list[ProducerSpan], start: float, end: float) -> int:
+    """How many intervals the tokens of this one are of: those before it without an arrival count too."""
+    before = [item.span.start for item in workers if item.span.start <= start]
+    return 1 + (math.floor((start - max(before)) / (end - start) + 1e-9) if before else 0)
 
 
 def _rank(item: ProducerSpan) -> int:
@@ -160,6 +194,11 @@ def _filled(points: list[_Point]) -> list[_Point]:
         if imbalance is None and (point.waiting or point.rates):
             imbalance = following.imbalance
         result.append(
-            _Point({**borrowed, **point.rates}, point.waiting - borrowed.keys(), imbalance, point.broken)
+            replace(
+                point,
+                rates={**borrowed, **point.rates},
+                waiting=point.waiting - borrowed.keys(),
+                imbalance=imbalance,
+            )
         )
     return result[::-1]

@@ -63,8 +63,8 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
         spans = state.spans(deployment, bounds.start, bounds.end)
         if dp_rank is not None:
             check_known("DP rank", [dp_rank], sorted({_rank(item) for item in spans}))
-            spans = [item for item in spans if _rank(item) == dp_rank]
-        found = assess(merge_spans_of_phase(spans, phase), settings.min_tokens)
+        found = assess(merge_spans_of_phase(spans, phase, dp_rank), settings.min_tokens)
+        spans = [item for item in spans if dp_rank in (None, _rank(item))]
         result = _view(found, spans, bounds, state.now())
         wanted = set(parts or ())
         if "counts" in wanted:
@@ -97,6 +97,7 @@ def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: flo
         phase=window.phase,
         phase_reason=window.phase_reason,
         tokens=window.known_tokens,
+        tokens_reason=window.reason,
         min_tokens=found.min_tokens,
         dp_size=window.dp_size,
         ep_size=window.ep_size,
@@ -122,7 +123,7 @@ def _seconds(item: ProducerSpan, end: float) -> float:
 
 def _rank_of(rank: DpRank, seconds: float, whole: bool) -> ViewRank:
     phases = None if rank.phases is None else msgspec.convert(rank.phases, ViewPhases, from_attributes=True)
-    known = whole or phases is not None
+    known = rank.reason is None and (whole or phases is not None)
     return ViewRank(
         dp_rank=rank.rank,
         tokens=rank.tokens if known else None,
@@ -131,6 +132,7 @@ def _rank_of(rank: DpRank, seconds: float, whole: bool) -> ViewRank:
         present=rank.present,
         seconds=seconds,
         phases=phases,
+        reason=rank.reason,
     )
 
 
@@ -163,7 +165,10 @@ def _add_flows(result: View, window: ModelWindow, spans: list[ProducerSpan], onl
     layers = [layer for layer in window.layers if only in (None, layer.shape.layer)]
     if only is not None:
         check_known("layer", [only], [layer.shape.layer for layer in window.layers])
-    reasons = (layer.ep_reason or layer.phase_reason or layer.not_conserved for layer in layers)
+    reasons = (
+        layer.ep_reason or layer.phase_reason or layer.not_seen or layer.why_partial or layer.not_conserved
+        for layer in layers
+    )
     result.flows_reason = next((reason for reason in reasons if reason), None)
     if result.flows_reason is None:
         ranks = [rank.rank for rank in window.dp_ranks]

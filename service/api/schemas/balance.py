@@ -46,7 +46,10 @@ class Balance(BaseModel):
     phase_reason: str | None = Field(
         description="Why it isn't known which tokens are of the phase; null: it is, or none was asked for."
     )
-    tokens: int | None = Field(description="Tokens computed in the window; null for phase_reason.")
+    tokens: int | None = Field(description="Tokens computed in the window; null for tokens_reason.")
+    tokens_reason: str | None = Field(
+        description="Why the tokens of some DP rank aren't known (or not those of the phase), or null."
+    )
     dp_ranks: list[int] = Field(description="DP ranks that took part.")
     missing_dp_ranks: list[int] = Field(description="DP ranks that should exist and never reported.")
     dp_tokens: Cell = Field(description="Tokens of each DP rank, in the order of dp_ranks.")

@@ -60,7 +60,10 @@ class Histogram(BaseModel):
     phase_reason: str | None = Field(
         description="Why it isn't known which tokens are of the phase; null: it is, or none was asked for."
     )
-    tokens: int | None = Field(description="Tokens computed in the window; null for phase_reason.")
+    tokens: int | None = Field(description="Tokens computed in the window; null for tokens_reason.")
+    tokens_reason: str | None = Field(
+        description="Why the tokens of some DP rank aren't known (or not those of the phase), or null."
+    )
     layers: list[LayerHistogram]
     uncovered: list[Uncovered]
     series: list[Interval] | None = Field(None, description="The window in steps, when a step was asked for.")

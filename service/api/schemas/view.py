@@ -26,7 +26,8 @@ class ViewRank(msgspec.Struct):
     window, the time goes on until the window's end, since the rank computed nothing after it fell silent.
 
     If a phase was asked for, `tokens` are its tokens and `steps` the steps with any of them. `tokens`,
-    `steps` and `phases` are null where the phases of some tokens are not known.
+    `steps` and `phases` are null where the phases of some tokens are not known. `reason` says why not even
+    all tokens are known; then `tokens` and `steps` are null.
     """
 
     dp_rank: int
@@ -36,6 +37,7 @@ class ViewRank(msgspec.Struct):
     present: bool
     seconds: float
     phases: ViewPhases | None
+    reason: str | None
 
 
 class ViewSummary(msgspec.Struct):
@@ -71,7 +73,7 @@ class View(msgspec.Struct):
     rank (as in `dp_ranks`) and EP rank. `owners` are the EP ranks that hold each expert, one list a layer: -1
     where that isn't known, -2 where several hold a copy. `phase` is the phase that was asked for (null:
     both). `phase_reason` says why it isn't known which tokens are of that phase; then `tokens`, and what
-    needs them, is null.
+    needs them, is null. `tokens_reason` is the reason why `tokens` is null, whatever was asked for.
     """
 
     server: str
@@ -81,6 +83,7 @@ class View(msgspec.Struct):
     phase: Phase | None
     phase_reason: str | None
     tokens: int | None
+    tokens_reason: str | None
     min_tokens: int
     dp_size: int
     ep_size: int

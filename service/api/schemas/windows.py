@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from moescope.service.api.params.query import Bounds, check_known, choose
 from moescope.service.api.schemas.common import Span, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
+from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.window import ModelWindow
@@ -27,21 +30,36 @@ def read_window(
     if dp_rank is not None:
         known = sorted({item.producer.latest.producer.dp_rank for item in spans})
         check_known("DP rank", [dp_rank], known)
-        spans = [item for item in spans if item.producer.latest.producer.dp_rank == dp_rank]
-    return merge_spans_of_phase(spans, phase)
+    return merge_spans_of_phase(spans, phase, dp_rank)
 
 
 def read_series(
-    state: LiveState, window: ModelWindow, instants: list[float], dp_rank: int | None
-) -> list[ModelWindow]:
-    """The merged windows between neighbouring instants, of the phase that ``window`` is of (or of both)."""
-    series = state.series((window.server, window.model), instants)
-    return [
-        merge_spans_of_phase(
-            [item for item in spans if dp_rank in (None, item.producer.latest.producer.dp_rank)], window.phase
-        )
-        for spans in series
-    ]
+    state: LiveState,
+    server: str | None,
+    model: str | None,
+    bounds: Bounds,
+    instants: Sequence[float],
+    dp_rank: int | None = None,
+    phase: Phase | None = None,
+) -> tuple[ModelWindow, Iterator[ModelWindow]]:
+    """The merged window, and those between neighbours of rising instants that cut it (none without instants).
+
+    All are from one look at the totals, so the parts add up to the whole. They are merged when asked for.
+
+    Raises:
+        ProblemError: see :func:`read_window`.
+    """
+    inner = instants[1:-1]
+    found = state.boundaries(choose(state, server, model), (bounds.start, *inner, bounds.end))
+    if dp_rank is not None:
+        check_known("DP rank", [dp_rank], sorted({item.latest.producer.dp_rank for item, _ in found}))
+    whole = [ProducerSpan(item, memory.whole()) for item, memory in found]
+    series = [[ProducerSpan(item, span) for span in memory.spans()] for item, memory in found]
+    parts = zip(*series, strict=True) if instants else ()
+    return (
+        merge_spans_of_phase(whole, phase, dp_rank),
+        (merge_spans_of_phase(spans, phase, dp_rank) for spans in parts),
+    )
 
 
 def pick_layers(window: ModelWindow, wanted: list[int] | None) -> list[int]:

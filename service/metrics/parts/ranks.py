@@ -67,10 +67,10 @@ def groups(state: LiveState) -> list[Group]:
 
 
 def rank_counters(group: Group) -> Iterable[Found]:
-    """Tokens and steps of each DP rank."""
-    live = {rank for rank, members in group.by_dp_rank() if not all(item.never_counted for item in members)}
+    """Tokens and steps of each DP rank that counts: a counter that stands still would look idle."""
+    live = {rank for rank, _ in group.by_dp_rank()}
     for rank in group.total.dp_ranks:
-        if rank.rank in live:
+        if rank.rank in live and rank.reason is None:
             labels = (*group.deployment, str(rank.rank))
             yield Sample("moescope_tokens_total", labels, rank.tokens)
             yield Sample("moescope_steps_total", labels, rank.steps)
@@ -78,7 +78,11 @@ def rank_counters(group: Group) -> Iterable[Found]:
 
 
 def ep_counters(group: Group) -> Iterable[Found]:
-    """Slots by EP rank, by layer and over layers; nothing where the experts are not spread over ranks."""
+    """Slots by EP rank, by layer and over layers; nothing where the experts are not spread over ranks.
+
+    A layer of which some DP rank's tokens are not seen has no loads: ratios of what is left would be wrong.
+    Its slots stay in the sums over layers, which must not shrink.
+    """
     if group.total.ep_size == 1:
         return
     sums = np.zeros(0)
@@ -94,19 +98,26 @@ def ep_counters(group: Group) -> Iterable[Found]:
         size = len(layer.ep_slots)
         sums = np.pad(sums, (0, max(0, size - len(sums))))
         sums[:size] += layer.ep_slots
-        rows.append(((name, names if size == len(names) else _numbers(size)), layer.ep_slots))
+        if not layer.missing:
+            rows.append(((name, names if size == len(names) else _numbers(size)), layer.ep_slots))
     yield from stacked("moescope_layer_ep_rank_slots_total", group.deployment, rows)
     for ep_rank, slots in enumerate(sums.tolist()):
         yield Sample("moescope_ep_rank_slots_total", (*group.deployment, str(ep_rank)), slots)
 
 
 def dp_counters(group: Group) -> Iterable[Found]:
-    """Slots by layer and DP rank."""
+    """Slots by layer and DP rank, of the DP ranks whose tokens are all seen there."""
     live = {rank for rank, _ in group.by_dp_rank()}
     rows = []
     known: dict[tuple[int, ...], tuple[list[int], tuple[str, ...]]] = {}  # most layers have the same ranks
     for layer in group.total.layers:
         ranks = layer.dp_ranks
+        if layer.partial:
+            live_here = live - set(layer.partial)
+            shown = [i for i, rank in enumerate(ranks) if rank in live_here]
+            names = tuple(str(ranks[i]) for i in shown)
+            rows.append(((str(layer.shape.layer), names), layer.slots[shown]))
+            continue
         if ranks not in known:
             shown = [i for i, rank in enumerate(ranks) if rank in live]
             known[ranks] = shown, tuple(str(ranks[i]) for i in shown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from moescope.service.counts.phase_split import split_by_phase
+from moescope.service.counts.rank_work import work_of
 from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
@@ -15,10 +15,11 @@ from moescope.service.windows.step_window import cost_in, cost_of, straggler_cos
 
 def phase_counters(group: Group) -> Iterable[Found]:
     """Tokens and steps of each DP rank by phase; they add up to those of both."""
+    unknown_ranks = {rank.rank for rank in group.total.dp_ranks if rank.reason is not None}
     for rank, members in group.by_dp_rank():
-        if all(item.never_counted for item in members):
+        if rank in unknown_ranks:
             continue
-        work = split_by_phase([item.totals for item in members])
+        work = work_of(item.totals for item in members)
         labels = (*group.deployment, str(rank))
         told = work.prefill_tokens or work.decode_tokens or not work.unknown_tokens
         unknown = {"unknown": (work.unknown_tokens, work.unknown_steps)} if work.unknown_tokens else {}

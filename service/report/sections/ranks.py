@@ -10,11 +10,10 @@ from moescope.service.report.markup import Section, bar, table, text
 
 def section(facts: Facts) -> Section:
     """DP ranks with their tokens in the window and the state of their workers."""
-    loads = dict(
-        zip(facts.balance["dp_ranks"], (facts.balance["dp_tokens"] or {}).get("loads", []), strict=False)
-    )
+    known = facts.balance["dp_tokens"]["loads"]
+    loads = {} if known is None else dict(zip(facts.balance["dp_ranks"], known, strict=True))
     most = max(loads.values(), default=0.0) or 1.0
-    rows = [_row(item, loads.get(item["dp_rank"], 0.0), most) for item in facts.ranks["dp_ranks"]]
+    rows = [_row(item, loads.get(item["dp_rank"]), most) for item in facts.ranks["dp_ranks"]]
     return Section(
         "DP ranks",
         "Tokens in the window; the state is that of when the report was made.",
@@ -22,7 +21,7 @@ def section(facts: Facts) -> Section:
     )
 
 
-def _row(rank: dict[str, Any], tokens: float, most: float) -> list[str]:
+def _row(rank: dict[str, Any], tokens: float | None, most: float) -> list[str]:
     producers = rank["producers"]
     states = sorted({item["state"] for item in producers})
     lost = sum(sum(item["drops"].values()) for item in producers)
@@ -31,8 +30,8 @@ def _row(rank: dict[str, Any], tokens: float, most: float) -> list[str]:
     return [
         str(rank["dp_rank"]),
         f'<span class="{"ok" if states == ["counting"] else "bad"}">{text(said)}</span>',
-        bar(tokens / most),
-        "-" if rank["tokens"] is None else f"{tokens:,.0f}",
+        "" if tokens is None else bar(tokens / most),
+        "-" if tokens is None else f"{tokens:,.0f}",
         str(max((item["restarts"] for item in producers), default=0)),
         f"{lost:,}",
     ]

@@ -15,7 +15,7 @@ def section(facts: Facts) -> Section:
     missing = facts.balance["missing_dp_ranks"]
     cost = facts.stragglers["straggler_cost"]
     items = [
-        ("Tokens", _tokens(facts.balance["tokens"]), f"{len(facts.balance['dp_ranks'])} DP ranks"),
+        ("Tokens", facts.tokens, f"{len(facts.balance['dp_ranks'])} DP ranks"),
         (
             imbalance.over("over_ep_ranks"),
             number(over_ranks["ratio_of_sums"]),
@@ -37,6 +37,8 @@ def section(facts: Facts) -> Section:
         ),
     ]
     note = f"DP ranks that did not report: {', '.join(map(str, missing))}." if missing else ""
+    if facts.balance.get("tokens_reason"):
+        note += f" Tokens: {facts.balance['tokens_reason']}."
     if facts.balance["window"]["truncated"]:
         note += " The window began before what is remembered, so that it is shorter than asked for."
     return Section("Summary", note + _not_conserved(facts), tiles(items))
@@ -52,10 +54,6 @@ def _not_conserved(facts: Facts) -> str:
         f" Sums over layers leave these out, because their counts don't add up: {layers} "
         f"(layer {broken[0]['layer']}: {broken[0]['not_conserved']})."
     )
-
-
-def _tokens(number: int | None) -> str:
-    return "not known" if number is None else f"{number:,}"
 
 
 def _layer(layer: int | None) -> str:

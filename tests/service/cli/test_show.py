@@ -101,7 +101,7 @@ def test_names_that_look_like_markup_stand_as_they_are(service: Service, command
     who = producer(model="m[/b]:100:[v2]", ep_size=2)
     for seq in (1, 2, 3):
         counts = {0: [20 * seq, 0, 0, 20 * seq]}
-        made = frame(counts, who=who, seq=seq, after_s=90 + seq, placement=halves(4, 1))
+        made = frame(counts, who=who, seq=seq, after_s=5 * seq, placement=halves(4, 1))
         assert service.push(made).status_code == 200
         service.clock.now += 5
     done = run(command, "--url", service.url)

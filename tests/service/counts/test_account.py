@@ -136,9 +136,9 @@ def test_any_order_doubling_loss_and_restart_leaves_the_truth(history: History) 
     unphased = sum((wire.unpack_counts(made.rows) for made in untold), nothing[: len(last[0].layers)])
     assert account.totals.unphased_rows.tolist() == unphased.tolist()
     assert account.totals.unphased_tokens == sum(made.tokens for made in untold)
-    assert part.ep_slots.sum(axis=1).tolist() == account.totals.layout.sums(part.counts).tolist()
+    assert part.ep_slots.floats().sum(axis=1).tolist() == account.totals.layout.sums(part.counts).tolist()
     slots = account.totals.layout.sums(account.totals.counts)
-    assert account.totals.ep_slots.sum(axis=1).tolist() == slots.tolist()
+    assert account.totals.ep_slots.floats().sum(axis=1).tolist() == slots.tolist()
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ def test_phases_are_apart_by_ep_rank_too() -> None:
     account.post(frame({0: [6, 4]}, who=TWO, decode={0: [4, 0]}, placement=halves(2, 1)))
     account.post(frame({0: [6, 8]}, who=TWO, decode={0: [4, 2]}, seq=2))
     decode, prefill = (of_phase(account.totals, phase) for phase in (Phase.DECODE, Phase.PREFILL))
-    assert decode.ep_slots.tolist() == [[4, 0]]
-    assert prefill.ep_slots.tolist() == [[2, 4]]
+    assert decode.ep_slots.floats().tolist() == [[4, 0]]
+    assert prefill.ep_slots.floats().tolist() == [[2, 4]]
     assert (decode.unplaced.tolist(), prefill.unplaced.tolist()) == ([2], [2])
     assert (decode.tokens, prefill.tokens) == (3, 4)
 
@@ -258,7 +258,7 @@ def test_a_rearrangement_never_rewrites_the_past() -> None:
     swapped = placement([0, 1], [1, 0], layers=1, version=2)
     account.post(frame({0: [10, 4]}, who=TWO, seq=1, placement=halves(2, 1)))
     account.post(frame({0: [16, 4]}, who=TWO, seq=2, placement=swapped))
-    assert account.totals.ep_slots.tolist() == [[10, 10]]
+    assert account.totals.ep_slots.floats().tolist() == [[10, 10]]
     assert account.latest is not None
     assert account.latest.placement_version == 2
 
@@ -268,7 +268,7 @@ def test_slots_without_a_placement_are_unplaced_not_zero_load() -> None:
     account.post(frame({0: [3, 1]}, who=TWO, seq=1))
     account.post(frame({0: [5, 1]}, who=TWO, seq=2, placement=halves(2, 1)))
     assert account.totals.unplaced.tolist() == [4]
-    assert account.totals.ep_slots.tolist() == [[2, 0]]
+    assert account.totals.ep_slots.floats().tolist() == [[2, 0]]
 
 
 def test_another_model_under_the_same_name_begins_again() -> None:

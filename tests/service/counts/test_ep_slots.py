@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from moescope.capture import wire
 from moescope.capture.wire import Placement
-from moescope.service.counts.ep_slots import ep_slots_of
+from moescope.service.counts.ep_slots import PARTS, ep_slots_of, no_ep_slots, of_floats
 from moescope.service.counts.layers import Layout
 from moescope.service.measures.arrays import FloatArray
 from tests.service.frames import frame, halves, placement
@@ -16,8 +17,8 @@ def slots_of(counts: dict[int, list[int]], placed: Placement, ep_size: int) -> F
     made = frame(counts)
     counts = wire.unpack_counts(made.counts)
     one, twice = ep_slots_of(np.stack([counts, 2 * counts]), Layout(made.layers), placed, ep_size)
-    assert (twice == 2 * one).all()
-    return one
+    assert (twice.floats() == 2 * one.floats()).all()
+    return one.floats()
 
 
 def test_each_rank_gets_the_slots_of_its_experts() -> None:
@@ -50,3 +51,47 @@ def test_nothing_is_lost_to_rounding() -> None:
     copies = [*range(8), 0, 0, 3, 5]
     slots = slots_of({0: counts}, placement(copies, [p % 5 for p in range(12)], 1), 5)
     assert abs(slots.sum() - sum(counts)) < 1e-3
+
+
+@pytest.mark.parametrize("copies", [*range(1, 41), 64, 320])
+def test_copies_get_equal_parts_and_their_sum_is_whole(copies: int) -> None:
+    placed = placement([*[0] * copies, 1], [*range(copies), 0], 1)
+    layout = Layout(frame({0: [1, 1]}).layers)
+    for slots in (1, 7, copies - 1, 2**40 + 1, 2**53 - 1):
+        [found] = ep_slots_of(np.array([[slots, 0]]), layout, placed, copies)
+        parts = np.zeros_like(found.whole) if found.parts is None else found.parts
+        assert int(found.whole.sum()) * PARTS + int(parts.sum()) == slots * PARTS
+        exact = [int(whole) * PARTS + int(part) for whole, part in zip(found.whole[0], parts[0], strict=True)]
+        assert max(exact) - min(exact) <= (copies > 30)
+
+
+def test_sums_and_differences_of_parts_are_exact() -> None:
+    placed = placement([0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 1, 2], 1)
+    layout = Layout(frame({0: [1, 1, 1]}).layers)
+    rng = np.random.default_rng(5)
+    total, counts = no_ep_slots(1, 3), np.zeros(3, dtype=np.int64)
+    seen = []
+    for _ in range(200):
+        new = rng.integers(0, 2**44, 3)
+        counts = counts + new
+        [slots] = ep_slots_of(new[np.newaxis], layout, placed, 3)
+        total = total.plus(slots)
+        seen.append(slots)
+    [at_once] = ep_slots_of(counts[np.newaxis], layout, placed, 3)
+    assert not total.minus(at_once).any()
+    for slots in seen:
+        total = total.minus(slots)
+    assert (total.any(), total.floats().tolist()) == (False, [[0, 0, 0]])
+
+
+def test_slots_that_were_kept_as_floats_come_back_exactly() -> None:
+    placed = placement([0, 0, 0, 1], [0, 1, 2, 0], 1)
+    layout = Layout(frame({0: [1, 1]}).layers)
+    kept = np.zeros((1, 3))
+    for _ in range(1000):
+        [slots] = ep_slots_of(np.array([[123_457, 3]]), layout, placed, 3)
+        kept += slots.floats()
+    [exact] = ep_slots_of(np.array([[123_457_000, 3_000]]), layout, placed, 3)
+    assert not of_floats(kept).minus(exact).any()
+    with pytest.raises(ValueError, match="far too large"):
+        of_floats(np.array([[np.nan]]))

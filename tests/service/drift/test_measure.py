@@ -40,6 +40,11 @@ def test_divergence_and_what_moved() -> None:
     assert (found.tokens, found.base_tokens) == (200, 200)
 
 
+def test_the_noise_is_over_the_experts_with_a_slot_in_either_window() -> None:
+    found = _drift([30, 0, 10, 0, 0], [30, 50, 0, 0, 0])  # two experts have none in both
+    assert found.noise == pytest.approx((3 - 1) * (1 / 40 + 1 / 80) / (8 * np.log(2)))
+
+
 def test_an_expert_is_newly_dead_only_where_it_would_have_got_something() -> None:
     # At the base's share 0 would have got 30 of 300 slots, 1 some 15, 2 none.
     found = _drift([0, 0, 0, 300], [100, 50, 0, 850])

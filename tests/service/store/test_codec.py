@@ -15,11 +15,12 @@ from moescope.capture import wire
 from moescope.service.counts.account import Account
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.merging import merge_accounts
+from moescope.service.counts.phase_split import Phase, of_phase
 from moescope.service.counts.step_costs import stragglers_of
 from moescope.service.counts.totals import Totals, no_totals
 from moescope.service.store.blobs import compress, decompress
 from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
-from tests.service.frames import EPOCH, frame, halves, producer
+from tests.service.frames import EPOCH, frame, halves, placement, producer
 
 
 def assert_same(a: Totals, b: Totals) -> None:
@@ -67,6 +68,19 @@ def account(phased: bool = True) -> Account:
 def test_totals_come_back() -> None:
     totals = account().totals
     assert_same(decode_totals(encode_totals(totals)), totals)
+
+
+def test_parts_of_slots_come_back_exactly() -> None:
+    made, placed = Account(max_epochs=3), placement([0, 1, 0, 0], [0, 0, 1, 2], 1)
+    for seq in range(1, 8):
+        counts = {0: [2**40 * seq + 1, 2**40 * seq + 1]}
+        made.post(frame(counts, decode={0: [seq] * 2}, who=producer(ep_size=3), seq=seq, placement=placed))
+    made.post(frame({}, seq=1, epoch=EPOCH + 9, tokens=0, who=producer(ep_size=3), state="disabled"))
+    found = decode_totals(encode_totals(made.totals))
+    assert_same(found, made.totals)
+    assert made.totals.ep_slots.parts is not None
+    assert found.switches == 1
+    assert of_phase(found, Phase.PREFILL).ep_slots == of_phase(made.totals, Phase.PREFILL).ep_slots
 
 
 def test_totals_without_layers_come_back() -> None:

@@ -85,6 +85,6 @@ def test_a_rank_whose_phases_are_not_known_is_left_out_with_the_reason(phase: Ph
 
 def test_spans_are_cut_to_a_phase() -> None:
     spans = _spans()
-    assert [item.span.tokens for item in spans_of_phase(spans, Phase.DECODE)] == [15, 15]
-    assert [item.span.tokens for item in spans_of_phase(spans, Phase.PREFILL)] == [25, 25]
+    assert [item.span.delta.tokens for item in spans_of_phase(spans, Phase.DECODE)] == [15, 15]
+    assert [item.span.delta.tokens for item in spans_of_phase(spans, Phase.PREFILL)] == [25, 25]
     assert spans_of_phase(spans, None) == spans

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moescope.capture.wire import MoeLayer
+from moescope.service.counts.ep_slots import PARTS, carried
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.totals import Totals
 from moescope.service.windows.stack import Stacker
@@ -21,7 +22,9 @@ def _totals(rng: np.random.Generator, layers: Sequence[int], ranks: int) -> Tota
         layout=layout,
         counts=rng.integers(0, 50, int(layout.offsets[-1])),
         rows=rng.integers(0, 3, len(layers)),
-        ep_slots=rng.integers(0, 50, (len(layers), ranks)).astype(np.float64),
+        ep_slots=carried(
+            rng.integers(0, 50, (len(layers), ranks)), rng.integers(0, 5, (len(layers), ranks)) * (PARTS // 4)
+        ),
         unplaced=rng.integers(0, 2, len(layers)),
         unphased_rows=np.zeros(len(layers), dtype=np.int64),
     )
@@ -57,9 +60,9 @@ def test_stacks_are_the_sums_of_a_loop(fleet: Mapping[int, list[tuple[tuple[int,
             ]
             for totals, at in having:
                 counts, rows, present = counts + totals.counts_of(at), rows + totals.rows[at], True
-            unseen = present and computed[d] and not rows
+            unseen = computed[d] and not rows
             for totals, at in having if not unseen else ():
-                placed[: totals.ep_slots.shape[1]] += totals.ep_slots[at]
+                placed[: totals.ep_slots.ranks] += totals.ep_slots.floats()[at]
                 unplaced += int(totals.unplaced[at])
             start, end = stack.layout.offsets[i : i + 2]
             assert stack.counts[d, start:end].tolist() == counts.tolist()

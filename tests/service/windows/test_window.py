@@ -9,7 +9,8 @@ from moescope.capture import wire
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.windows.window import LayerWindow, merge_spans
+from moescope.service.windows.layer_window import LayerWindow
+from moescope.service.windows.window import merge_spans
 from tests.service.frames import frame, producer
 
 EXPERTS = {0: 4, 1: 6, 3: 4, 7: 5}
@@ -79,14 +80,14 @@ def _hold(layer: LayerWindow, spans: list[ProducerSpan], ep_size: int) -> None:
             uncovered[rank] = reasons[0]
         parts = [(delta, delta.layout.index[at]) for delta in deltas if at in delta.layout.index]
         rows = sum(int(delta.rows[i]) for delta, i in parts)
-        if parts and computed and not rows and rank not in uncovered:
+        if computed and not rows and rank not in uncovered:
             unseen.append(rank)
         if not parts or (computed and not rows):
             continue
         shown.append((rank, rows, sum(delta.counts_of(i) for delta, i in parts).tolist()))
         for delta, i in parts:
             unplaced += int(delta.unplaced[i])
-            ep_slots[: delta.ep_slots.shape[1]] += delta.ep_slots[i]
+            ep_slots[: delta.ep_slots.ranks] += delta.ep_slots.floats()[i]
     assert list(zip(layer.dp_ranks, layer.rows.tolist(), layer.counts.tolist(), strict=True)) == shown
     assert layer.counts.shape == (len(shown), EXPERTS[at])
     assert (layer.unseen, layer.uncovered, layer.unplaced) == (tuple(unseen), uncovered, unplaced)

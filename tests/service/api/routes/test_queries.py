@@ -211,3 +211,12 @@ def test_an_unexpected_failure_is_a_problem_too(start_service: Callable[..., Ser
 def test_probes(service: Service) -> None:
     assert service.get("/healthz") == {"status": "ok"}
     assert service.get("/readyz") == {"status": "ready", "producers": 0, "stale_producers": 0}
+
+
+def test_a_rank_that_computed_nothing_of_a_phase_takes_part_in_it(service: Service) -> None:
+    counts = {0: [4, 4, 4, 4]}
+    service.push(frame(counts, who=_rank(0), decode=counts))
+    service.push(frame(counts, who=_rank(1), decode={0: [0, 0, 0, 0]}))
+    service.clock.now += 60
+    answer = service.get("/v1/balance", phase="decode")
+    assert (answer["dp_ranks"], answer["dp_tokens"]["loads"]) == ([0, 1], [8, 0])

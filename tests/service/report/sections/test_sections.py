@@ -39,7 +39,8 @@ def facts(**changes: Any) -> Facts:
         "window": {"truncated": False},
         "layers": [layer(1, 1.2, [6, 4]), layer(3, 2.0, [0, 9], dead=1), layer(4, None, [])],
     }
-    workers = [{"state": "counting", "drops": {"sends_failed": 2, "late": 1}, "restarts": 4}]
+    drops = {"sends_failed": 2, "late": 1}
+    workers = [{"state": "counting", "state_reason": None, "drops": drops, "restarts": 4}]
     stage = {"joined": 1_000}
     made: dict[str, Any] = {
         "since_s": 3600.0,
@@ -101,10 +102,9 @@ def test_ranks_have_their_tokens_and_what_their_workers_lost() -> None:
     made = ranks.section(facts())
     for part in ("counting", "12,000", "345", ">4</td>", ">3</td>"):
         assert part in made.body, part
-    lost = facts(
-        ranks={"dp_ranks": [{"dp_rank": 0, "producers": [{"state": "<b>", "drops": {}, "restarts": 0}]}]}
-    )
-    assert "&lt;b&gt;" in ranks.section(lost).body
+    worker = {"state": "<b>", "state_reason": "<i>", "drops": {}, "restarts": 0}
+    lost = ranks.section(facts(ranks={"dp_ranks": [{"dp_rank": 0, "producers": [worker]}]}))
+    assert "&lt;b&gt;; capture is off: &lt;i&gt;" in lost.body
 
 
 def test_the_busiest_ranks_in_shares_of_steps() -> None:

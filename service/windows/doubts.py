@@ -1,0 +1,163 @@
+"""Workers that don't count in a window, so that their DP rank's tokens may not be in the counts.
+
+A worker that never reported, whose capture was disabled, or that fell silent while others of its DP rank went
+on: what it would have counted is not zero, it is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moescope.capture.wire import Producer
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.rank_work import RankWork
+from moescope.service.live.producers import ProducerSpan, heard_last
+from moescope.service.windows.stack import BoolArray
+
+Place = tuple[int, int]
+"""(PP rank, TP rank) of a worker of a DP rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankDoubt:
+    """What is doubtful about one DP rank in a window.
+
+    Attributes:
+        silent: workers that don't count, to the reason.
+        blind: layers that some worker doesn't cover though there are counts of them, to its reason.
+        reason: why the tokens of the DP rank aren't known at all, or None.
+    """
+
+    silent: Mapping[Place, str] = field(default_factory=dict)
+    blind: Mapping[int, str] = field(default_factory=dict)
+    reason: str | None = None
+
+    def counts(self, item: ProducerSpan) -> bool:
+        """Whether a worker counts."""
+        return _place(item.producer.latest.producer) not in self.silent
+
+    def of_layers(self, layout: Layout, stages: Mapping[int, int]) -> dict[int, str]:
+        """Layers that are in doubt, to the reason.
+
+        Args:
+            layout: all layers.
+            stages: layer to the PP rank that has it.
+        """
+        if not self.silent and not self.blind and self.reason is None:
+            return {}
+        by_stage = {pp_rank: why for (pp_rank, _), why in sorted(self.silent.items(), reverse=True)}
+        found = {}
+        for layer in layout.layers:
+            stage = stages.get(layer.layer)
+            reason = self.reason or self.blind.get(layer.layer)
+            reason = reason or (None if stage is None else by_stage.get(stage))
+            if reason:
+                found[layer.layer] = reason
+        return found
+
+
+def doubts_of(
+    by_rank: Mapping[int, Sequence[ProducerSpan]], ended: Mapping[int, RankWork]
+) -> dict[int, RankDoubt]:
+    """What is doubtful, by DP rank; a DP rank of which nothing is doubtful is left out.
+
+    Args:
+        by_rank: all producers of a deployment in a window, by DP rank.
+        ended: what each DP rank had computed at the window's end.
+    """
+    sizes = heard_last(item.producer for members in by_rank.values() for item in members)
+    found = {}
+    for rank, members in by_rank.items():
+        silent = _silent(members, ended[rank], sizes) if rank < sizes.dp_size else {}
+        reason = _why_unknown(members)
+        blind = _blind(members)
+        if silent or blind or reason:
+            found[rank] = RankDoubt(silent, blind, reason)
+    return found
+
+
+def _why_unknown(members: Sequence[ProducerSpan]) -> str | None:
+    """Why the tokens of a DP rank aren't known at all, or None."""
+    if all(item.span.truncated and item.span.late for item in members):
+        return "the window is before what the service remembers"
+    reporting = [item for item in members if not item.producer.stale or item.span.end > item.span.start]
+    stopped = [_stopped(item) for item in reporting]
+    return stopped[0] if stopped and all(stopped) else None
+
+
+def stages_of(spans: Sequence[ProducerSpan]) -> dict[int, int]:
+    """Layer to the PP rank that has it now."""
+    newest = sorted(spans, key=lambda item: item.producer.received_at)
+    layouts = {
+        (item.producer.latest.counted.layout, item.producer.latest.producer.pp_rank) for item in newest
+    }
+    if len({pp_rank for _, pp_rank in layouts}) == 1:  # almost always
+        return {layer.layer: pp_rank for layout, pp_rank in layouts for layer in layout.layers}
+    return {
+        layer.layer: item.producer.latest.producer.pp_rank
+        for item in newest
+        for layer in item.producer.latest.counted.layout.layers
+    }
+
+
+def doubtful(layout: Layout, layers: Mapping[int, str]) -> BoolArray:
+    """Layers as a mask over a layout, bool [L]."""
+    return np.array([layer.layer in layers for layer in layout.layers], dtype=np.bool_)
+
+
+def _silent(members: Sequence[ProducerSpan], ended: RankWork, sizes: Producer) -> dict[Place, str]:
+    found = {}
+    here = {_place(item.producer.latest.producer): item for item in members}
+    heard = max(item.producer.received_at for item in members)
+    for pp_rank in range(sizes.pp_size):
+        for tp_rank in range(sizes.tp_size):
+            why = _why_silent(here.get((pp_rank, tp_rank)), heard, ended)
+            if why:
+                found[pp_rank, tp_rank] = f"its worker of PP rank {pp_rank}, TP rank {tp_rank}: {why}"
+    return found
+
+
+def _why_silent(item: ProducerSpan | None, heard: float, ended: RankWork) -> str | None:
+    """Why a worker of a DP rank, which was last heard at ``heard``, doesn't count; None: it does."""
+    if item is None:
+        return "never reported"
+    if item.span.last.tokens >= ended.tokens:
+        return None  # nothing is missing that another one has
+    return _stopped(item) or ("fell silent" if _fell_silent(item, heard) else None)
+
+
+def _stopped(item: ProducerSpan) -> str | None:
+    """Why a worker's capture was disabled in some part of the window, or None."""
+    before = 0 if item.span.first is None else item.span.first.switches
+    switches, latest = item.span.last.switches, item.producer.latest
+    if switches == before and switches % 2 == 0:
+        return None
+    told = latest.state_reason or "no reason was given"
+    return f"capture is disabled: {told}" if latest.state == "disabled" else "capture was disabled in it"
+
+
+def _fell_silent(item: ProducerSpan, heard: float) -> bool:
+    """Whether a worker stopped to report before the window's end, while its DP rank was heard until later."""
+    producer, until = item.producer, item.span.until
+    past_it = until is None or until > producer.received_at
+    return past_it and heard - producer.received_at > producer.stale_after
+
+
+def _blind(members: Sequence[ProducerSpan]) -> dict[int, str]:
+    """Layers that a worker of a DP rank doesn't cover though it did, or another one does, to its reason."""
+    if not any(item.producer.latest.uncovered for item in members):
+        return {}
+    had = {layer for item in members for layer in item.span.last.layout.index}
+    return {
+        entry.layer: f"not covered by all of its workers: {entry.reason}"
+        for item in members
+        for entry in item.producer.latest.uncovered
+        if entry.layer in had
+    }
+
+
+def _place(who: Producer) -> Place:
+    return who.pp_rank, who.tp_rank
