@@ -49,7 +49,7 @@ class CaptureSession:
         settings: CaptureSettings,
         model_runner: Any = None,
     ):
-        survey = survey_model(model, vllm_config)
+        survey = survey_model(model, vllm_config, leave_fast_kernels=settings.leave_fast_kernels)
         layers = [layer.spec for layer in survey.routed]
         producer, epoch = read_producer(vllm_config, settings.server), time.time_ns()
         ring = _open_ring(survey, producer, vllm_config, device)
@@ -77,6 +77,8 @@ class CaptureSession:
             traces=dict if self._traces is None else self._traces.accounts,
             history=history,
             moving=None if self._eplb is None else MovingPlacement(layers, self._eplb.rows, producer.ep_size),
+            absent=survey.absent,
+            absent_unnamed=survey.absent_unnamed,
         )
         self._sender = FrameSender(
             self._taker,
@@ -242,3 +244,13 @@ def _log_coverage(survey: MoeSurvey, settings: CaptureSettings) -> None:
     )
     for layer in survey.uncovered:
         logger.warning("moescope: layer %d is not covered: %s", layer.layer, layer.reason)
+    for layer in survey.absent:
+        logger.error("moescope: layer %d is absent: %s", layer.layer, layer.reason)
+    if survey.absent_unnamed:
+        logger.error("moescope: MoE layers are absent: %s", survey.absent_unnamed)
+    if survey.slower is not None:
+        logger.warning(
+            "moescope: decode is slower than without capture: %s; MOESCOPE_LEAVE_FAST_KERNELS=1 leaves these "
+            "layers alone",
+            survey.slower,
+        )

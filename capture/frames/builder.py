@@ -34,6 +34,7 @@ class FrameBuilder:
         traces: tells the accounts of traces (see `TraceSender.accounts`).
         history: the loads of steps that wait for a frame; None without a ring of loads.
         moving: where the experts are, if EPLB moves them; or None.
+        absent, absent_unnamed: see `Frame`.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class FrameBuilder:
         traces: Callable[[], Mapping[str, int]] = dict,
         history: StepHistory | None = None,
         moving: MovingPlacement | None = None,
+        absent: Sequence[UncoveredLayer] = (),
+        absent_unnamed: str = "",
     ) -> None:
         self._producer = producer
         self._epoch = epoch
@@ -57,6 +60,8 @@ class FrameBuilder:
         self._traces = traces
         self._history = history
         self._moving = moving
+        self._absent = list(absent)
+        self._absent_unnamed = absent_unnamed
         self._num_counts = sum(layer.num_experts for layer in layers)
         self._seq = 0
 
@@ -93,6 +98,8 @@ class FrameBuilder:
             decode_steps=totals.decode_steps if phased else 0,
             mixed_steps=totals.mixed_steps if phased else 0,
             step_loads=None if history is None else history.pack(),
+            absent=self._absent,
+            absent_unnamed=self._absent_unnamed,
         )
 
     def _placement_at(self, snapshot: Snapshot) -> Placement | None:

@@ -46,6 +46,8 @@ class CaptureSettings:
         traces: which requests' routing is traced: a share of them (``MOESCOPE_TRACE_RATE``, 0 to 1), and
             those that ask for it (``MOESCOPE_TRACE_OPT_IN``); none by default.
         trace_bytes: memory for traces in each worker (``MOESCOPE_TRACE_MIB``); what doesn't fit is dropped.
+        leave_fast_kernels: leave layers alone where a callback makes vLLM take a slower kernel: they are
+            uncovered then (``MOESCOPE_LEAVE_FAST_KERNELS``).
         access: files with the token and certificates, for what changes while vLLM runs.
     """
 
@@ -57,6 +59,7 @@ class CaptureSettings:
     traces: TraceSampling = field(default_factory=TraceSampling)
     trace_bytes: int = DEFAULT_TRACE_MIB << 20
     access: Access = NO_ACCESS
+    leave_fast_kernels: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> CaptureSettings:
@@ -77,6 +80,7 @@ class CaptureSettings:
             ),
             trace_bytes=_mib(environment.get("MOESCOPE_TRACE_MIB") or str(DEFAULT_TRACE_MIB)) << 20,
             access=_access(environment),
+            leave_fast_kernels=_flag("MOESCOPE_LEAVE_FAST_KERNELS", environment),
         )
 
 

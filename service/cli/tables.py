@@ -40,7 +40,7 @@ def _deployment_table(deployment: dict[str, Any]) -> RenderableType:
 
 
 def _absences(deployment: dict[str, Any]) -> list[str]:
-    """A line about the ranks that never reported, and one for each layer that can't be seen."""
+    """A line about the ranks that never reported, and one for each layer that is absent or can't be seen."""
     missing = ", ".join(str(rank) for rank in deployment["missing_dp_ranks"])
     uncovered = {
         f"layer {entry['layer']} can't be seen: {entry['reason']}": None
@@ -48,7 +48,18 @@ def _absences(deployment: dict[str, Any]) -> list[str]:
         for producer in rank["producers"]
         for entry in producer["uncovered"]
     }
-    return [*([f"DP ranks that never reported: {missing}"] if missing else []), *uncovered]
+    absent = {
+        _absent_note(entry): None
+        for rank in deployment["dp_ranks"]
+        for producer in rank["producers"]
+        for entry in producer["absent"]
+    }
+    return [*([f"DP ranks that never reported: {missing}"] if missing else []), *absent, *uncovered]
+
+
+def _absent_note(entry: dict[str, Any]) -> str:
+    which = "MoE layers are" if entry["layer"] is None else f"layer {entry['layer']} is"
+    return f"{which} absent: {entry['reason']}"
 
 
 def balance_tables(answer: dict[str, Any]) -> RenderableType:
@@ -130,7 +141,7 @@ def _summary_line(answer: dict[str, Any]) -> Text:
 
 
 def _notes(answer: dict[str, Any]) -> list[Text]:
-    """Each reason for a missing sample once, and the layers that can't be seen."""
+    """Each reason for a missing sample once, and the layers that are absent or can't be seen."""
     reasons = {
         f"over {name}: {reason}"
         for layer in answer["layers"]
@@ -138,7 +149,8 @@ def _notes(answer: dict[str, Any]) -> list[Text]:
         if (reason := layer[axis]["reason"]) is not None
     }
     uncovered = [f"layer {entry['layer']} can't be seen: {entry['reason']}" for entry in answer["uncovered"]]
-    return [Text(f"- {note}", style="dim") for note in [*sorted(reasons), *uncovered]]
+    absent = [_absent_note(entry) for entry in answer["absent"]]
+    return [Text(f"- {note}", style="dim") for note in [*sorted(reasons), *absent, *uncovered]]
 
 
 def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
@@ -147,6 +159,9 @@ def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
         faults.append(producer["state_reason"])
     if producer["uncovered"]:
         faults.append(f"uncovered layers {[entry['layer'] for entry in producer['uncovered']]}")
+    if producer["absent"]:
+        known = [entry["layer"] for entry in producer["absent"] if entry["layer"] is not None]
+        faults.append(f"absent layers {known}" if known else "absent layers, not known which")
     if rank["unseen_layers"]:
         faults.append(f"unseen layers {rank['unseen_layers']}")
     if producer["mismatches"]:

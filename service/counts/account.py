@@ -164,6 +164,8 @@ class Account:
             strategy=frame.strategy,
             counted=counted,
             traces=dict(frame.traces),
+            absent=tuple(frame.absent),
+            absent_unnamed=frame.absent_unnamed,
         )
 
 

@@ -27,6 +27,14 @@ class Latest:
     counted: Totals
     traces: Mapping[str, int] = field(default_factory=dict)
     strategy: str = ""
+    absent: tuple[UncoveredLayer, ...] = ()
+    absent_unnamed: str = ""
+
+    @property
+    def absences(self) -> list[tuple[int | None, str]]:
+        """Layers that the model's config has and that were not found, with reasons; None: not known which."""
+        named: list[tuple[int | None, str]] = [(entry.layer, entry.reason) for entry in self.absent]
+        return [*named, (None, self.absent_unnamed)] if self.absent_unnamed else named
 
     @property
     def age_at_capture(self) -> float:

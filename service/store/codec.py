@@ -44,6 +44,8 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     traces: dict[str, int] = {}
     strategy: str = ""
     forgotten: tuple[int, ...] = ()
+    absent: list[UncoveredLayer] = []
+    absent_unnamed: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -84,6 +86,8 @@ def encode_account(account: AccountState) -> bytes:
         traces=dict(latest.traces),
         strategy=latest.strategy,
         forgotten=account.forgotten,
+        absent=list(latest.absent),
+        absent_unnamed=latest.absent_unnamed,
     )
     return compress(_encoder.encode(packed))
 
@@ -111,6 +115,8 @@ def decode_account(blob: object) -> AccountState:
         counted=newest.counted,
         traces=packed.traces,
         strategy=packed.strategy,
+        absent=tuple(packed.absent),
+        absent_unnamed=packed.absent_unnamed,
     )
     who = packed.producer  # older blobs lack the sizes in their totals
     totals = replace(unpack(packed.totals), dp_size=who.dp_size, ep_size=who.ep_size)

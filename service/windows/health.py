@@ -1,8 +1,8 @@
-"""What is wrong with capture: unseen layers and counts that don't add up."""
+"""What is wrong with capture: absent and unseen layers, and counts that don't add up."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
@@ -42,6 +42,24 @@ def mismatches(latest: Latest) -> list[Mismatch]:
         if short[i]:
             found.append(Mismatch(layer, "rows", counted.tokens, int(rows[i])))
     return found
+
+
+def absent_layers(newest: Iterable[Latest], found: Container[int] = ()) -> dict[int | None, str]:
+    """Layers that a model's config has and that were not found, to the reason; rising, None comes last.
+
+    Args:
+        newest: the newest frames of some producers.
+        found: layers that are known all the same, from other producers.
+
+    Returns:
+        None stands for layers of which it isn't known which they are.
+    """
+    reasons: dict[int | None, str] = {}
+    for latest in newest:
+        for layer, reason in latest.absences:
+            if layer is None or layer not in found:
+                reasons.setdefault(layer, reason)
+    return {layer: reasons[layer] for layer in sorted(reasons, key=lambda at: (at is None, at or 0))}
 
 
 def unseen_layers(producers: Iterable[ProducerState]) -> list[int]:

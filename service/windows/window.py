@@ -17,6 +17,7 @@ from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, wh
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of
 from moescope.service.measures.arrays import FloatArray
+from moescope.service.windows.health import absent_layers
 from moescope.service.windows.stack import Stack, Stacker
 
 Part = Callable[[int, list[Totals]], list[Totals]]
@@ -108,7 +109,8 @@ class ModelWindow:
     """A deployment in a window.
 
     ``dp_size`` and ``ep_size`` are those at the window's end (see :func:`sizes_of`). ``uncovered`` has the
-    layers that no DP rank can see, with the reason. ``phase`` is the one phase that was asked for, or None;
+    layers that no DP rank can see, with the reason, and ``absent`` those that the model's config has and that
+    were not found; layer None: it isn't known which. ``phase`` is the one phase that was asked for, or None;
     ``phase_reason`` says why not all of its tokens are known.
     """
 
@@ -122,6 +124,7 @@ class ModelWindow:
     uncovered: dict[int, str]
     phase: Phase | None = None
     phase_reason: str | None = None
+    absent: Mapping[int | None, str] = field(default_factory=dict)
 
     @property
     def known_tokens(self) -> int | None:
@@ -169,6 +172,7 @@ def merge_spans(spans: Sequence[ProducerSpan], part: Part | None = None) -> Mode
         dp_ranks=dp_ranks,
         layers=_layers(stack, [rank.rank for rank in dp_ranks], ep_size, _reasons(dp_ranks, by_rank)),
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
+        absent=absent_layers([item.producer.latest for item in spans], seen.union(uncovered)),
     )
 
 
@@ -229,7 +233,8 @@ def _reasons(
     """Layer to DP rank to the reason why the tokens that the rank computed can't be seen there."""
     found: dict[int, dict[int, str]] = {}
     for rank in dp_ranks:
-        entries = (entry for item in by_rank[rank.rank] for entry in item.producer.latest.uncovered)
+        newest = (item.producer.latest for item in by_rank[rank.rank])
+        entries = (entry for latest in newest for entry in (*latest.uncovered, *latest.absent))
         for entry in entries if rank.tokens else ():
             found.setdefault(entry.layer, {}).setdefault(rank.rank, entry.reason)
     return found

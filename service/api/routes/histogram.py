@@ -22,6 +22,7 @@ from moescope.service.api.params.query import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.histogram import Histogram, Interval, LayerCounts, LayerHistogram
 from moescope.service.api.schemas.windows import (
+    absent_out,
     pick_layers,
     read_series,
     read_window,
@@ -67,6 +68,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
             tokens=window.known_tokens,
             layers=[_layer(window.layers[i]) for i in pick_layers(window, layer)],
             uncovered=uncovered_out(window),
+            absent=absent_out(window),
             series=_series(state, window, instants, layer, dp_rank) if instants else None,
         )
 

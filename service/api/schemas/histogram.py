@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.schemas.common import Uncovered, Window
+from moescope.service.api.schemas.common import Absent, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
 
 
@@ -57,4 +57,5 @@ class Histogram(BaseModel):
     tokens: int | None = Field(description="Tokens computed in the window; null for phase_reason.")
     layers: list[LayerHistogram]
     uncovered: list[Uncovered]
+    absent: list[Absent]
     series: list[Interval] | None = Field(None, description="The window in steps, when a step was asked for.")
