@@ -76,12 +76,13 @@ def moe_layers(text: Any, depth: int) -> tuple[frozenset[int] | None, str]:
     for reading in _READINGS:
         try:
             found = reading(_Config(text, depth))
+            if found is None:
+                continue
+            chosen = frozenset(layer for layer in found[0] if 0 <= layer < depth)
         except (TypeError, ValueError, IndexError, KeyError, ZeroDivisionError):
             continue  # an attribute of this name that means something else
-        if found is not None:
-            chosen, rule = found
-            said.append(frozenset(layer for layer in chosen if 0 <= layer < depth))
-            rules.append(rule)
+        said.append(chosen)
+        rules.append(found[1])
     if said:
         return frozenset.intersection(*said), ", ".join(rules)
     kind = _value(text, "model_type")

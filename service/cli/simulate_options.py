@@ -133,7 +133,7 @@ class FaultOptions:
 
     absent: Annotated[
         list[int] | None,
-        _faults(help="Decoder layer that was not found in the model; may be repeated; none by default."),
+        _faults(help="Decoder layer that was not found in the model; may be repeated; all are when absent."),
     ] = None
 
     @property
