@@ -12,7 +12,9 @@ from unittest import mock
 import msgspec
 
 from moescope.capture import session
-from moescope.capture.seam import model
+from moescope.capture.seam import survey
+from moescope.capture.seam.coverage import RoutedLayer
+from moescope.capture.seam.ranks import read_producer
 from moescope.capture.wire import Placement, PlacementTable, Producer, pack_ids
 
 
@@ -20,9 +22,9 @@ def pretend_ep_ranks(ep_size: int) -> None:
     """Have capture believe, in this process, that experts are placed linearly over so many EP ranks."""
 
     def producer(vllm_config: Any, server: str) -> Producer:
-        return msgspec.structs.replace(model.read_producer(vllm_config, server), ep_size=ep_size)
+        return msgspec.structs.replace(read_producer(vllm_config, server), ep_size=ep_size)
 
-    def placement(routed: Sequence[model.RoutedLayer], vllm_config: Any) -> Placement | None:  # noqa: ARG001
+    def placement(routed: Sequence[RoutedLayer], vllm_config: Any) -> Placement | None:  # noqa: ARG001
         sizes = sorted({layer.spec.num_experts for layer in routed})
         tables = [
             PlacementTable(pack_ids(range(size)), pack_ids([i * ep_size // size for i in range(size)]))
@@ -32,4 +34,4 @@ def pretend_ep_ranks(ep_size: int) -> None:
         return Placement(version=0, tables=tables, table_of_layer=of_layer)
 
     mock.patch.object(session, "read_producer", producer).start()  # for as long as this process lives
-    mock.patch.object(model, "_read_placement", placement).start()
+    mock.patch.object(survey, "read_placement", placement).start()

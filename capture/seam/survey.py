@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -20,8 +20,6 @@ from moescope.capture.wire import Placement, UncoveredLayer
 
 MAX_REASON = 1024
 
-logger = logging.getLogger("vllm.moescope")
-
 
 @dataclass(frozen=True, slots=True)
 class MoeSurvey:
@@ -34,6 +32,8 @@ class MoeSurvey:
         absent: the layers that the model's config has and that were not found.
         absent_unnamed: that layers are absent, where it isn't known which; else empty.
         slower: why vLLM takes a slower kernel in layers that are observed; None if it doesn't.
+        why_no_placement: why ``placement`` is None, unless there is none to tell: without expert parallelism,
+            and under EPLB.
     """
 
     routed: tuple[RoutedLayer, ...]
@@ -42,6 +42,7 @@ class MoeSurvey:
     absent: tuple[UncoveredLayer, ...] = ()
     absent_unnamed: str = ""
     slower: str | None = None
+    why_no_placement: str | None = None
 
 
 def survey_model(model: nn.Module, vllm_config: Any, *, leave_fast_kernels: bool = False) -> MoeSurvey:
@@ -60,13 +61,15 @@ def survey_model(model: nn.Module, vllm_config: Any, *, leave_fast_kernels: bool
         search.look_at(path, module)
     absence = _absence(search, model, vllm_config)
     covered = tuple(search.routed[layer] for layer in sorted(search.routed))
+    placement, why_no_placement = _placement(covered, vllm_config)
     return MoeSurvey(
         routed=covered,
         uncovered=_listed(search.uncovered),
-        placement=_placement(covered, vllm_config),
+        placement=placement,
         absent=absence.layers,
         absent_unnamed="; ".join(filter(None, (*search.unplaced, absence.unnamed)))[:MAX_REASON],
         slower=bypasses.slower if covered else None,
+        why_no_placement=why_no_placement,
     )
 
 
@@ -81,12 +84,20 @@ def _absence(search: _Search, model: nn.Module, vllm_config: Any) -> Absence:
         return Absence(unnamed=f"whether MoE layers are absent can't be told: {error!r}")
 
 
-def _placement(covered: tuple[RoutedLayer, ...], vllm_config: Any) -> Placement | None:
+def _usable(look: Callable[[Any], RoutedLayer | str], module: Any) -> RoutedLayer | str:
+    """A module's layer, or why it can't be counted."""
     try:
-        return read_placement(covered, vllm_config)
-    except Exception as error:  # noqa: BLE001 - counts by expert don't need it
-        logger.warning("moescope: where the experts are can't be told: %r", error)
-        return None
+        return look(module)
+    except Exception as error:  # noqa: BLE001 - the other layers can be counted
+        return f"{type(module).__name__} is not as moescope knows it: {error!r}"[:MAX_REASON]
+
+
+def _placement(covered: Sequence[RoutedLayer], vllm_config: Any) -> tuple[Placement | None, str | None]:
+    """Where the experts are, or why that can't be told."""
+    try:
+        return read_placement(covered, vllm_config), None
+    except Exception as error:  # noqa: BLE001 - counts don't need it
+        return None, f"where vLLM placed the experts can't be read: {error!r}"
 
 
 class _Search:
@@ -111,11 +122,11 @@ class _Search:
         """Take a module into account if vLLM knows it as one that routes."""
         from vllm.model_executor.layers.fused_moe.layer import MoERunner
 
-        find: Callable[[], RoutedLayer | str]
+        look: Callable[[Any], RoutedLayer | str]
         if isinstance(module, MoERunner):
-            find = lambda: routed_runner(module, self._sinks, self._vllm_config)  # noqa: E731
+            look = partial(routed_runner, sinks=self._sinks, vllm_config=self._vllm_config)
         elif is_capture_source(module):
-            find = lambda: routed_source(module)  # noqa: E731
+            look = routed_source
         else:
             return
         self.known.append(module)
@@ -124,7 +135,7 @@ class _Search:
         except Exception as error:  # noqa: BLE001 - a module of somebody else
             self._refuse(layer_of_path(path), f"{_name(module)} can't say which layer it is: {error!r}")
             return
-        self._take(layer, self._judged(layer, module, find))
+        self._take(layer, self._judged(layer, module, look))
 
     def take_stray(self, path: str, module: nn.Module) -> None:
         """Take a module into account that routes by itself, unless its layer was found already."""
@@ -134,14 +145,8 @@ class _Search:
                 layer, f"{_name(module)} routes by itself, without vLLM's MoERunner or a source of its ids"
             )
 
-    def _judged(self, layer: int, module: Any, find: Callable[[], RoutedLayer | str]) -> RoutedLayer | str:
-        reason = self._whole_model or self._bypasses.reason(layer)
-        if reason is not None:
-            return reason
-        try:
-            return find()
-        except Exception as error:  # noqa: BLE001 - it costs this layer only
-            return f"{_name(module)} can't be looked into: {error!r}"
+    def _judged(self, layer: int, module: Any, look: Callable[[Any], RoutedLayer | str]) -> RoutedLayer | str:
+        return self._whole_model or self._bypasses.reason(layer) or _usable(look, module)
 
     def _take(self, layer: int, found: RoutedLayer | str) -> None:
         if layer in self.uncovered:

@@ -278,7 +278,7 @@ def test_a_runner_that_can_not_be_looked_into_costs_its_own_layer_only() -> None
     found = survey_model(model, config())
     assert [layer.spec.layer for layer in found.routed] == [0, 3]
     assert [layer.layer for layer in found.uncovered] == [1, 2]
-    assert found.uncovered[0].reason.startswith("MoERunner can't be looked into: AttributeError")
+    assert found.uncovered[0].reason.startswith("MoERunner is not as moescope knows it: AttributeError")
     assert found.uncovered[1].reason.startswith("MoERunner can't say which layer it is")
 
 
@@ -301,11 +301,12 @@ def test_a_config_that_can_not_be_read_costs_the_comparison_only() -> None:
     assert "can't be told: RuntimeError('no config')" in found.absent_unnamed
 
 
-def test_a_placement_that_can_not_be_read_costs_no_layer(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_placement_that_can_not_be_read_costs_no_layer() -> None:
     found = survey_model(in_layers(runner(0, placement_strategy="never heard of")), config())
     assert len(found.routed) == 1
     assert found.placement is None
-    assert "where the experts are can't be told" in caplog.text
+    assert found.why_no_placement is not None
+    assert found.why_no_placement.startswith("where vLLM placed the experts can't be read")
 
 
 def test_a_kernel_of_gpt_oss_names_the_backends_that_would_be_counted() -> None:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -24,7 +24,8 @@ import torch
 from moescope.capture import session, worker
 from moescope.capture.counting import capturer, reference, strategies
 from moescope.capture.frames import builder, sender, taker
-from moescope.capture.seam import model, requests, versions
+from moescope.capture.seam import coverage, requests, versions
+from moescope.capture.seam.survey import MoeSurvey
 from moescope.capture.step import phases
 from moescope.capture.tracing import tracer
 from tests.anew import executed_anew
@@ -189,10 +190,10 @@ def odd_router() -> Iterator[Environment]:
     class Odd:
         capture_fn = None
 
-    def survey(*args: Any) -> model.MoeSurvey:
-        found = original(*args)
-        odd = model.RoutedLayer(found.routed[-1].spec, Odd())
-        return model.MoeSurvey((*found.routed[:-1], odd), found.uncovered, found.placement)
+    def survey(*args: Any, **kwargs: Any) -> MoeSurvey:
+        found = original(*args, **kwargs)
+        odd = coverage.RoutedLayer(found.routed[-1].spec, Odd())
+        return replace(found, routed=(*found.routed[:-1], odd))
 
     with mock.patch.object(session, "survey_model", survey):
         yield {}
