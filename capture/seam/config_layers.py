@@ -43,7 +43,7 @@ class ConfiguredExperts:
 
 def read_config(vllm_config: Any) -> ConfiguredExperts:
     """What the target model's config says of its experts. Draft and MTP layers are not among its layers."""
-    model_config = getattr(vllm_config, "model_config", None)
+    model_config: Any = getattr(vllm_config, "model_config", None)
     text = getattr(model_config, "hf_text_config", None)
     if text is None:
         return ConfiguredExperts(0, None, 0)
