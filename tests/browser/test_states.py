@@ -202,7 +202,8 @@ def test_absent_layers_are_said_first(empty: Serving, clock: Clock, watched: Wat
     said = (
         "Layers 2, 4 of the model's config were not found, and nothing here counts them: nothing that routes"
     )
-    expect(page.get_by_text(said)).to_be_visible()
+    expect(page.get_by_role("definition").filter(has_text=said)).to_be_visible()  # the tile Capture
+    expect(page.get_by_role("listitem").filter(has_text=said)).to_be_visible()
     expect(page.get_by_text("MoE layers of the model's config were not found")).to_be_visible()
     watched.route("#/layer?layer=4&window=all")
     expect(page.get_by_text("This layer can't be seen: nothing that routes was found in it.")).to_be_visible()
