@@ -14,8 +14,10 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from benchmarks.gpu_callbacks import holding, keepers, torch_hook
+from benchmarks.gpu_graphs import Graphs, RoutedExperts, capture, install
 from devkit.fake_placement import pretend_ep_ranks
 from devkit.gpu_models import deepseek_v2, qwen3_moe, write_model
+from devkit.vllm_features import routed_experts_need_v2
 from moescope.capture.seam.binding import LayerCallback
 from moescope.capture.seam.requests import OPT_IN
 
@@ -80,14 +82,14 @@ class Engine:
 
         pretend_ep_ranks(EP_RANKS)
         self._one_batch, self._more_of = experiment == "references", more_of
-        self.config = SHAPES[shape]()
+        self.config, self._cached = SHAPES[shape](), routed_experts_need_v2()
         self.llm = LLM(
             model=str(write_model(folder, self.config)),
             load_format="dummy",
             skip_tokenizer_init=True,
             worker_cls="moescope.capture.worker.RoutingWorker",
             enable_return_routed_experts=True,
-            enable_prefix_caching=False,
+            enable_prefix_caching=self._cached,
             max_model_len=16384,
             max_num_batched_tokens=PREFILL_TOKENS,
             max_num_seqs=max(BATCHES),
@@ -99,10 +101,11 @@ class Engine:
         self._scheduler = core.engine_core.scheduler
         worker = core.engine_core.model_executor.driver_worker.worker
         self._runner, self._session = worker.model_runner, worker._capture
+        self._own = RoutedExperts(self._runner, self._scheduler)
         self._routers = self._session._binding._routers
         modes = tuple(SETS) if experiment == "default" else MORE[experiment]
         self._callbacks = {mode: self._callbacks_of(mode) for mode in modes}
-        self._graphs: dict[Set, dict[Any, Any]] = {}
+        self._graphs: dict[Set, Graphs] = {}
         self._requests, self._traced = 0, False
         self._base_sets = 1 if self._one_batch else SETS["off"]
         for number in range(self._base_sets):
@@ -137,43 +140,26 @@ class Engine:
         Where tensors lie changes how fast vLLM's own kernels are. So each set holds another number of blocks
         from a pass's first MoE layer to its last, the same in all modes, which moves all that follows.
         """
-        from vllm.compilation.cuda_graph import CUDAGraphWrapper
-
-        wrappers, pool = list(CUDAGraphWrapper._all_instances), torch.cuda.graph_pool_handle()
-        for wrapper in wrappers:
-            wrapper.concrete_cudagraph_entries, wrapper.graph_pool = {}, pool
         self._set_callbacks(holding(self._callbacks[which.mode], which.held))
         self._session._taker.pause()
-        dispatcher = self._runner.cudagraph_dispatcher
-        descriptors = dispatcher.get_capture_descs
-        if only is not None:
-            dispatcher.get_capture_descs = lambda: [
-                (mode, mine)
-                for mode, all_sizes in descriptors()
-                if mode.name == "FULL" and (mine := [one for one in all_sizes if one.num_tokens == only])
-            ]
-        self._runner.capture_model()
-        dispatcher.get_capture_descs = descriptors
+        first = None if only is None else self._graphs[Set(which.mode, 0)]
+        self._graphs[which] = capture(self._runner, only, first)
         self._session._taker.resume()
-        first = {} if only is None else self._graphs[Set(which.mode, 0)]
-        self._graphs[which] = {
-            wrapper: first.get(wrapper, {}) | wrapper.concrete_cudagraph_entries for wrapper in wrappers
-        }
 
     def _set_callbacks(self, callbacks: list[Any]) -> None:
         for router, callback in zip(self._routers, callbacks, strict=True):
             router.set_capture_fn(callback)
 
     def switch(self, which: Set) -> None:
-        """From the next step on, run with these graphs in their mode."""
+        """From the next step on, run with these graphs in their mode; no request may be under way."""
         torch.cuda.synchronize()
         self._set_callbacks(self._callbacks[which.mode])
-        for wrapper, entries in self._graphs[which].items():
-            wrapper.concrete_cudagraph_entries = entries
+        install(self._runner, self._graphs[which])
         self._session._serving = which.mode in CAPTURING
         self._traced = which.mode == "traced"
-        self._runner.routed_experts_initialized = which.mode == "vllm"
-        self._scheduler.enable_return_routed_experts = which.mode == "vllm"
+        self._own.switch(which.mode == "vllm")
+        if self._cached and not self.llm.reset_prefix_cache():  # each block has the same prompts
+            raise RuntimeError("the prefix cache can't be emptied: a request is under way")
 
     def add(self, number: int, length: int, max_tokens: int) -> None:
         """Add requests with prompts of this length, the same in every call."""

@@ -54,7 +54,9 @@ class CaptureSession:
         producer, epoch = read_producer(vllm_config, settings.server), time.time_ns()
         ring = _open_ring(survey, producer, vllm_config, device)
         buffers = CountBuffers(layers, device, vllm_config.scheduler_config.max_num_batched_tokens, ring)
-        self.capturer = RoutingCapturer(buffers, read_ranks(vllm_config), step_rows, settings.on_error)
+        self.capturer = RoutingCapturer(
+            buffers, read_ranks(vllm_config), step_rows, settings.on_error, settings.kept_ids_bytes
+        )
         self._binding = RouterBinding(survey.routed, self.capturer)
         history = None if ring is None else StepHistory(ring.version)
         self._eplb = watch_eplb(model_runner, [layer.module for layer in survey.routed], vllm_config)

@@ -15,8 +15,8 @@ from moescope.capture.counting.pinned_ring import PinnedRing
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.counting.strategies import choose_strategy
 from moescope.capture.counting.strategy import ReferencesUnsafeError
-from moescope.capture.seam.rows import Ranks, RowSpan, StepRows, locate_rows
-from moescope.capture.settings.environment import OnError
+from moescope.capture.seam.rows import Ranks, RowSpan, StepRows, rows_of_call
+from moescope.capture.settings.environment import DEFAULT_KEPT_IDS_MIB, OnError
 from moescope.capture.step.phases import UInt8Array
 from moescope.capture.step.totals import StepTokens, Totals
 from moescope.capture.step.word import Phase, pack_step
@@ -40,6 +40,7 @@ class RoutingCapturer:
         ranks: this worker's.
         step_rows: tells the sizes of the step under way; called in each routing call.
         on_error: what an unknown row layout does.
+        kept_ids_bytes: the most that ids which are kept for a later launch may take on the device.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class RoutingCapturer:
         ranks: Ranks,
         step_rows: Callable[[], StepRows],
         on_error: OnError = OnError.RAISE,
+        kept_ids_bytes: int = DEFAULT_KEPT_IDS_MIB << 20,
     ) -> None:
         self.buffers = buffers
         self.totals = Totals()
@@ -55,7 +57,7 @@ class RoutingCapturer:
         self._ranks = ranks
         self._step_rows = step_rows
         self._on_error = on_error
-        self._strategy, self._fallback = choose_strategy(buffers)
+        self._strategy, self._fallback = choose_strategy(buffers, kept_ids_bytes)
         self._phases = PinnedRing(buffers.phases)
         self._step: StepTokens | None = None
         self._place = 0
@@ -202,7 +204,9 @@ class RoutingCapturer:
             self.disable(f"the sizes of the step are not known: {error!r}")
             return None
         try:
-            return locate_rows(num_rows, self._ranks, rows.tokens_across_dp, rows.shard_sizes)
+            tokens = None if self._step is None else self._step.tokens
+            capturing = self.buffers.flat.is_cuda and torch.cuda.is_current_stream_capturing()
+            return rows_of_call(num_rows, self._ranks, rows, tokens, capturing)
         except AssertionError as error:
             if self._on_error is OnError.RAISE:
                 raise

@@ -19,9 +19,12 @@ from moescope.capture.seam.rows import RowSpan
 from moescope.capture.wire import Int64Array, MoeLayer
 
 TABLES_PER_CHUNK: Final = 256
-"""For captured launches: vLLM captures about 50 sizes, each twice."""
+"""For captured launches, at least: vLLM captures about 50 sizes, each twice."""
 SPARE_TABLES: Final = 64
-"""With fewer left, the next launch outside of graphs makes another chunk."""
+"""With fewer left, or fewer than there are layers, the next launch outside of graphs makes another chunk.
+
+A graph has one launch or few, and never more than layers; vLLM runs each size before it captures it.
+"""
 
 
 class Field(IntEnum):
@@ -58,8 +61,10 @@ class _Chunk:
     """Room for many captured launches' tables, pinned on the host and on the device: [T, L, len(Field)]."""
 
     def __init__(self, num_layers: int, device: torch.device) -> None:
-        shape = (TABLES_PER_CHUNK, num_layers, len(Field))
-        self.host = torch.zeros(shape, dtype=torch.int64, pin_memory=True)
+        self.size = max(TABLES_PER_CHUNK, 2 * num_layers)
+        self.spare = max(SPARE_TABLES, num_layers)
+        shape = (self.size, num_layers, len(Field))
+        self.host = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.device = torch.zeros(shape, dtype=torch.int64, device=device)
         self.used = 0
         self.uploaded = 0
@@ -98,7 +103,7 @@ class PointerTables:
             RuntimeError: too many launches were captured without one outside of a graph in between.
         """
         chunk = self._chunks[-1]
-        if chunk.used == TABLES_PER_CHUNK:
+        if chunk.used == chunk.size:
             raise RuntimeError(f"no room for another captured launch after {self._captured()}")
         table = chunk.used
         chunk.host[table].numpy()[:] = filled_table(self._blank, entries)
@@ -114,7 +119,7 @@ class PointerTables:
         """A table for a launch that follows at once in the current stream; `entries` as in `for_graph`."""
         self._uploads.buffer()[:] = filled_table(self._blank, entries)
         self._uploads.upload(self._num_layers)
-        if self._chunks[-1].used > TABLES_PER_CHUNK - SPARE_TABLES:
+        if self._chunks[-1].used > self._chunks[-1].size - self._chunks[-1].spare:
             # Not while a graph is captured, when allocations would belong to the graph.
             self._chunks.append(_Chunk(self._num_layers, self._device))
         return self._now

@@ -42,10 +42,14 @@ class TorchPerLayer:
         """Nothing is kept between routing calls."""
 
 
-def choose_strategy(buffers: CountBuffers) -> tuple[Strategy, Strategy]:
+def choose_strategy(buffers: CountBuffers, kept_ids_bytes: int) -> tuple[Strategy, Strategy]:
     """The strategy for these buffers, and the one for where ids can't be kept until the end of the step.
 
     One kernel a step and one kernel a layer, on a GPU that Triton serves; elsewhere `TorchPerLayer` is both.
+
+    Args:
+        buffers: where to count.
+        kept_ids_bytes: see `KernelPerStep`.
     """
     torch_only = TorchPerLayer(buffers)
     if buffers.flat.device.type != "cuda" or not buffers.layers:
@@ -56,4 +60,4 @@ def choose_strategy(buffers: CountBuffers) -> tuple[Strategy, Strategy]:
     except ImportError as error:
         logger.warning("moescope: no Triton (%s), counting with torch operations, which costs more", error)
         return torch_only, torch_only
-    return KernelPerStep(buffers), KernelPerLayer(buffers)
+    return KernelPerStep(buffers, kept_ids_bytes), KernelPerLayer(buffers)

@@ -1,9 +1,11 @@
-"""Which rows of a router's batch belong to this worker: the row layouts of data parallelism.
+"""Which rows of a router's batch belong to this worker: the row layouts of data and tensor parallelism.
 
-A router's callback gets ``n`` rows. Whose tokens they are depends on where the kernels dispatch and combine.
-Nothing in the tensor tells it; only the sizes do. vLLM's own capturer assumed one layout and crashed (vLLM
-#37857), and peers that assume one multiply every count by the number of DP ranks. Here each known layout is
-recognised by its size, and anything else is an AssertionError with every number needed to debug it.
+A router's callback gets ``n`` rows. Whose tokens they are depends on where the kernels dispatch and combine,
+and on whether the model shards its rows over the TP ranks by itself (DeepSeek-V4 and Kimi-K3 do, for their
+mega MoE kernels). Nothing in the tensor tells it; only the sizes do. vLLM's own capturer assumed one layout
+and crashed (vLLM #37857), and peers that assume one multiply every count by the number of DP ranks. Here each
+known layout is recognised by its size, and anything else is an AssertionError with every number needed to
+debug it.
 
 Pure Python, decided on the host: no tensor is read.
 """
@@ -13,14 +15,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Layout(StrEnum):
     """How the rows of one routing call are laid out."""
 
     SINGLE_DP = "single_dp"
-    """No data parallelism: all rows are this replica's tokens."""
+    """No DP metadata: all rows are this replica's tokens, on every TP rank."""
+    SINGLE_DP_PADDED = "single_dp_padded"
+    """As `SINGLE_DP`, padded to a multiple of the TP ranks, as after gathering shards."""
     ALL_DP = "all_dp"
     """Naive dispatch: the tokens of all DP ranks, concatenated in the order of the ranks."""
     LOCAL = "local"
@@ -28,7 +32,10 @@ class Layout(StrEnum):
     GATHERED_SHARDS = "gathered_shards"
     """Naive dispatch of sequence-parallel shards: padded, DP-major, TP-minor."""
     TP_SHARD = "tp_shard"
-    """Modular kernel under sequence parallelism: this TP rank's padded shard of the DP rank's tokens."""
+    """This TP rank's padded shard of the DP rank's tokens: a modular kernel under sequence parallelism, or a
+    model that shards its rows by itself."""
+    NOT_TOLD = "not_told"
+    """Outside of steps, where nothing counts, in a batch whose size vLLM doesn't say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +67,52 @@ class RowSpan:
 
 
 class StepRows(NamedTuple):
-    """Sizes of the batch on all ranks, as vLLM knows them during a forward pass (see `locate_rows`)."""
+    """Sizes of the batch, as vLLM knows them during a forward pass: `locate_rows` explains each."""
 
     tokens_across_dp: Sequence[int] | None
     shard_sizes: Sequence[int] | None
+    num_tokens: int | None = None
+
+
+_NOTHING: Final = RowSpan(Layout.NOT_TOLD, 0, 0, 0)
+_WAY_OUT: Final = "MOESCOPE_ON_ERROR=disable turns capture off instead of stopping the server."
+
+
+def rows_of_call(
+    num_rows: int, ranks: Ranks, step: StepRows, true_tokens: int | None, capturing: bool = False
+) -> RowSpan:
+    """This worker's rows in a routing call of ``num_rows`` rows, by all that is known of its forward pass.
+
+    Where vLLM says no size of the batch, the step's true number of tokens stands for it: a batch that is
+    larger for its padding then fits no layout. A CUDA graph is replayed for other numbers of tokens, so while
+    one is captured there is no such stand-in. Outside of steps nothing counts, so there the call has no rows.
+
+    Args:
+        num_rows: rows of the router's top-k ids.
+        ranks: this worker's ranks.
+        step: what the forward pass under way says of its sizes.
+        true_tokens: of the step under way, on this DP rank; None outside of steps.
+        capturing: whether the call becomes part of a CUDA graph.
+
+    Raises:
+        AssertionError: no known layout has this many rows; or the pass has fewer rows than the step has
+            tokens: a model may run some layers in a pass of their own over a part of the rows, where row i is
+            not token i.
+    """
+    across, size = step.tokens_across_dp, step.num_tokens
+    if across is not None:
+        size = across[ranks.dp_rank]
+    elif size is None and ranks.dp_size == 1 and ranks.tp_size > 1 and not capturing:
+        if true_tokens is None:
+            return _NOTHING
+        size = true_tokens
+    if size is not None and true_tokens is not None and size < true_tokens:
+        raise AssertionError(
+            f"moescope: a forward pass of {size} rows in a step of {true_tokens} tokens: which tokens they "
+            f"are can't be known; a batch of {num_rows} rows, tokens_across_dp={_as_list(across)}, {ranks}. "
+            f"{_WAY_OUT}"
+        )
+    return locate_rows(num_rows, ranks, across, step.shard_sizes, size)
 
 
 def locate_rows(
@@ -71,8 +120,13 @@ def locate_rows(
     ranks: Ranks,
     tokens_across_dp: Sequence[int] | None,
     shard_sizes: Sequence[int] | None = None,
+    num_tokens: int | None = None,
 ) -> RowSpan:
     """Decide the layout of a batch of ``num_rows`` rows and find this worker's rows in it.
+
+    With DP metadata the sizes of all ranks tell the layout. Without it (``tokens_across_dp`` None) no rows of
+    other DP ranks can be in the batch, because vLLM's exchange between DP ranks needs the metadata. Then the
+    step's own size N (``num_tokens``) tells whether the rows are whole on every TP rank, or a shard.
 
     Two layouts may have the same size. Then both select the same rows, so it does not matter which one is
     true: the sum of all ranks equals one rank's tokens only if the others have none, and a shard equals the
@@ -85,17 +139,14 @@ def locate_rows(
             has them; None without data parallelism.
         shard_sizes: ``DPMetadata.local_sizes``: rows of each sequence-parallel shard, padding included,
             DP-major and TP-minor; None outside vLLM's sequence-parallel context.
+        num_tokens: N, rows of the step before the model shards them, padding included; read only without DP
+            metadata. It may be None with one DP rank and one TP rank, where no other layout exists.
 
     Raises:
-        AssertionError: no known layout has this many rows.
+        AssertionError: no known layout has this many rows, or the step's size is needed and not known.
     """
     if tokens_across_dp is None:
-        if ranks.dp_size > 1:
-            raise AssertionError(
-                f"moescope: no DP metadata for a batch of {num_rows} rows, though {ranks}; "
-                f"whose tokens they are can't be known"
-            )
-        return _replicated(Layout.SINGLE_DP, 0, num_rows, ranks)
+        return _locate_by_size(num_rows, ranks, num_tokens)
 
     local = tokens_across_dp[ranks.dp_rank]
     total = sum(tokens_across_dp)
@@ -111,15 +162,43 @@ def locate_rows(
         start = sum(shard_sizes[: ranks.dp_rank * shards_per_dp_rank])
         return _replicated(Layout.GATHERED_SHARDS, start, local, ranks)
     if ranks.tp_size > 1 and num_rows == shard:
-        first_token = ranks.tp_rank * shard
-        return RowSpan(Layout.TP_SHARD, 0, max(0, min(shard, local - first_token)), first_token)
+        return _shard(shard, local, ranks)
 
     raise AssertionError(
         f"moescope: a batch of {num_rows} rows fits no known row layout: expected {total} (all DP ranks' "
         f"tokens), {local} (this DP rank's), {gathered} (gathered shards {_as_list(shard_sizes)}) or {shard} "
-        f"(one TP rank's shard); tokens_across_dp={_as_list(tokens_across_dp)}, {ranks}. "
-        f"MOESCOPE_ON_ERROR=disable turns capture off instead of stopping the server."
+        f"(one TP rank's shard); tokens_across_dp={_as_list(tokens_across_dp)}, {ranks}. {_WAY_OUT}"
     )
+
+
+def _locate_by_size(num_rows: int, ranks: Ranks, num_tokens: int | None) -> RowSpan:
+    """The layout of a batch without DP metadata: by the size N of this DP rank's step."""
+    if num_tokens is None:
+        if ranks.dp_size > 1 or ranks.tp_size > 1:
+            raise AssertionError(
+                f"moescope: no DP metadata and no batch descriptor for a batch of {num_rows} rows, though "
+                f"{ranks}; whose tokens they are can't be known. {_WAY_OUT}"
+            )
+        return _replicated(Layout.SINGLE_DP, 0, num_rows, ranks)
+    shard = -(-num_tokens // ranks.tp_size)
+    padded = shard * ranks.tp_size
+    if num_rows == num_tokens:
+        return _replicated(Layout.SINGLE_DP, 0, num_tokens, ranks)
+    if num_rows == padded:
+        return _replicated(Layout.SINGLE_DP_PADDED, 0, num_tokens, ranks)
+    if num_rows == shard:
+        return _shard(shard, num_tokens, ranks)
+    raise AssertionError(
+        f"moescope: a batch of {num_rows} rows fits no known row layout without DP metadata: expected "
+        f"{num_tokens} (the step's tokens), {padded} (padded to whole shards) or {shard} (one TP rank's "
+        f"shard); num_tokens={num_tokens}, {ranks}. {_WAY_OUT}"
+    )
+
+
+def _shard(rows: int, tokens: int, ranks: Ranks) -> RowSpan:
+    """This TP rank's shard of `rows` rows of a DP rank's tokens, both padded as the batch is."""
+    first_token = ranks.tp_rank * rows
+    return RowSpan(Layout.TP_SHARD, 0, max(0, min(rows, tokens - first_token)), first_token)
 
 
 def _replicated(layout: Layout, start: int, count: int, ranks: Ranks) -> RowSpan:

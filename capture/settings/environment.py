@@ -16,6 +16,7 @@ from moescope.capture.wire import INGEST_PATH
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:9890"
 DEFAULT_TRACE_MIB = 256
+DEFAULT_KEPT_IDS_MIB = 32
 
 
 class SettingsError(ValueError):
@@ -48,6 +49,8 @@ class CaptureSettings:
         trace_bytes: memory for traces in each worker (``MOESCOPE_TRACE_MIB``); what doesn't fit is dropped.
         leave_fast_kernels: leave layers alone where a callback makes vLLM take a slower kernel: they are
             uncovered then (``MOESCOPE_LEAVE_FAST_KERNELS``).
+        kept_ids_bytes: on a GPU, the most that a step's expert ids may take until one kernel counts them
+            (``MOESCOPE_KEPT_IDS_MIB``); beyond it there are several launches a step, with the same counts.
         access: files with the token and certificates, for what changes while vLLM runs.
     """
 
@@ -58,6 +61,7 @@ class CaptureSettings:
     server: str = ""
     traces: TraceSampling = field(default_factory=TraceSampling)
     trace_bytes: int = DEFAULT_TRACE_MIB << 20
+    kept_ids_bytes: int = DEFAULT_KEPT_IDS_MIB << 20
     access: Access = NO_ACCESS
     leave_fast_kernels: bool = False
 
@@ -78,7 +82,8 @@ class CaptureSettings:
                 rate=_rate(environment.get("MOESCOPE_TRACE_RATE") or "0"),
                 opt_in=_flag("MOESCOPE_TRACE_OPT_IN", environment),
             ),
-            trace_bytes=_mib(environment.get("MOESCOPE_TRACE_MIB") or str(DEFAULT_TRACE_MIB)) << 20,
+            trace_bytes=_mib("MOESCOPE_TRACE_MIB", environment, DEFAULT_TRACE_MIB, least=1) << 20,
+            kept_ids_bytes=_mib("MOESCOPE_KEPT_IDS_MIB", environment, DEFAULT_KEPT_IDS_MIB, least=0) << 20,
             access=_access(environment),
             leave_fast_kernels=_flag("MOESCOPE_LEAVE_FAST_KERNELS", environment),
         )
@@ -126,13 +131,14 @@ def _flag(name: str, environment: Mapping[str, str]) -> bool:
     return text in ("1", "true")
 
 
-def _mib(text: str) -> int:
+def _mib(name: str, environment: Mapping[str, str], default: int, *, least: int) -> int:
+    text = environment.get(name) or str(default)
     try:
         mib = int(text)
     except ValueError:
-        mib = 0
-    if not 1 <= mib <= 1 << 20:
-        raise SettingsError(f"MOESCOPE_TRACE_MIB: {text!r} is no number of MiB from 1 to {1 << 20}")
+        mib = -1
+    if not least <= mib <= 1 << 20:
+        raise SettingsError(f"{name}: {text!r} is no number of MiB from {least} to {1 << 20}")
     return mib
 
 

@@ -208,6 +208,7 @@ def test_variables_exist() -> None:
     assert float(shown["MOESCOPE_INTERVAL"]) == defaults.interval
     assert float(shown["MOESCOPE_TRACE_RATE"]) == defaults.traces.rate
     assert int(shown["MOESCOPE_TRACE_MIB"]) << 20 == defaults.trace_bytes
+    assert int(shown["MOESCOPE_KEPT_IDS_MIB"]) << 20 == defaults.kept_ids_bytes
     assert shown["MOESCOPE_ON_ERROR"] == defaults.on_error.value
     compose = set(re.findall(r"\$\{(MOESCOPE_\w+)", (ROOT / "docker-compose.yml").read_text()))
     client = {f"MOESCOPE_{name.upper()}" for name in ClientSettings.model_fields}

@@ -1,84 +1,65 @@
-"""Deployments on two GPUs, and their processes."""
+"""The scenarios of deployments on two GPUs."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import sys
-import threading
-import time
-from pathlib import Path
 from typing import Any
 
-import pytest
+from devkit.gpu_models import deepseek_v2
+from tests.gpu.scenario import DEFAULT, MAIN, REQUESTS, VOCABULARY, Runner, Scenario
 
-from devkit.gpu_models import write_model
-from devkit.processes import ProcessGroup
-from tests.gpu.engines import DEFAULT, LLM, QWEN, REQUESTS, V1, V2
-
-TIMEOUT = 300
-DP2 = {"data_parallel_size": 2, "enable_expert_parallel": True}
-TP2 = {"tensor_parallel_size": 2, "enable_expert_parallel": True}
-SCENARIOS: dict[str, dict[str, Any]] = {
-    "DP=2 EP=2": {"llm": DP2 | DEFAULT, "env": V1},
-    "DP=2 EP=2, runner V2": {"llm": DP2 | DEFAULT, "env": V2},
-    "DP=2 EP=2, eager": {"llm": DP2 | {"enforce_eager": True}, "env": V1},
-    "TP=2 EP=2": {"llm": TP2 | DEFAULT, "env": V1},
+CHILD = [sys.executable, "-m", "tests.gpu.parallel_child"]
+PASS_WORKER = "tests.gpu.pass_worker.PassWorker"
+EP = {"enable_expert_parallel": True}
+DP2, TP2, PP2 = ({f"{kind}_parallel_size": 2} for kind in ("data", "tensor", "pipeline"))
+# DeepSeek's widths, few layers, block FP8: the kernels of a DeepSeek-V3 deployment.
+DEEPSEEK_FP8 = deepseek_v2(layers=4, vocabulary=VOCABULARY) | {
+    "quantization_config": {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "weight_block_size": [128, 128],
+    }
 }
-GRAPHS = [name for name in SCENARIOS if "eager" not in name]
-IN_DP = [name for name in SCENARIOS if "DP" in name]
+# DeepGEMM compiles its kernels for the sizes that come, not for all that may come.
+COMPILE_LATE = {"VLLM_DEEP_GEMM_WARMUP": "skip"}
+OF_EACH_RUNNER: dict[str, Scenario] = {
+    "DP=2 EP=2": Scenario(DP2 | EP | DEFAULT),
+    "DP=2 EP=2, eager": Scenario(DP2 | EP | {"enforce_eager": True}),
+    "TP=2 EP=2": Scenario(TP2 | EP | DEFAULT),
+    "PP=2": Scenario(PP2 | DEFAULT),
+    "DeepSeek, block FP8, DP=2 EP=2": Scenario(DP2 | EP | DEFAULT, env=COMPILE_LATE, config=DEEPSEEK_FP8),
+}
 
 
-class Runs:
-    """The deployments, all at once, and what came of them."""
+def on(runner: Runner, scenarios: dict[str, Scenario]) -> dict[str, Scenario]:
+    """The scenarios with a runner. V1 schedules pipeline stages synchronously only, since vLLM 0.33."""
+    found: dict[str, Scenario] = {}
+    for name, scenario in scenarios.items():
+        synchronous: dict[str, Any] = (
+            {"async_scheduling": False} if runner == "V1" and PP2.items() <= scenario.llm.items() else {}
+        )
+        found[f"{name}, {runner}"] = scenario._replace(llm=scenario.llm | synchronous, runner=runner)
+    return found
 
-    def __init__(
-        self,
-        folder: Path,
-        scenarios: dict[str, dict[str, Any]] = SCENARIOS,
-        child: str = "tests.gpu.parallel_child",
-        worker: str = "tests.gpu.pass_worker.PassWorker",
-    ) -> None:
-        self._folder = folder
-        self._scenarios, self._child, self._worker = scenarios, child, worker
-        self._results: dict[str, dict[str, Any] | str] = {}
-        threads = [
-            threading.Thread(target=self._run, args=(name, index)) for index, name in enumerate(scenarios)
-        ]
-        for thread in threads:
-            thread.start()
-            time.sleep(2)  # each looks for free ports
-        for thread in threads:
-            thread.join()
 
-    def _run(self, name: str, index: int) -> None:
-        scenario, folder = self._scenarios[name], self._folder / str(index)
-        spec = {
-            "llm": LLM | scenario["llm"] | {"model": str(write_model(folder, QWEN))},
-            "requests": REQUESTS,
-            "worker": self._worker,
-        }
-        (folder / "spec.json").write_text(json.dumps(spec))
-        environment = os.environ | scenario["env"] | {"PASS_FOLDER": str(folder)}
-        if importlib.util.find_spec("flashinfer") is None:
-            environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
-        files = [str(folder / "spec.json"), str(folder / "result.json")]
-        command = [sys.executable, "-m", self._child, *files]
-        group = ProcessGroup(command, folder / "log", environment)
-        try:
-            deadline = time.monotonic() + TIMEOUT
-            while (code := group.exit_code()) is None and time.monotonic() < deadline:
-                time.sleep(0.2)
-        finally:
-            group.stop()
-        if code == 0:
-            self._results[name] = json.loads((folder / "result.json").read_text())
-        else:
-            self._results[name] = f"status {code}\n{(folder / 'log').read_text()[-6000:]}"
+SCENARIOS: dict[str, Scenario] = {
+    **on("V2", OF_EACH_RUNNER),
+    **on(MAIN, {"DP=2": Scenario(DP2 | DEFAULT), "TP=2": Scenario(TP2 | DEFAULT)}),
+    **on("V1", OF_EACH_RUNNER),
+}
+PAIR: dict[str, Scenario] = {
+    "first of two, DP=2 EP=2": Scenario(DP2 | EP | DEFAULT | {"served_model_name": "pair"}, MAIN),
+    "second of two, TP=2 EP=2": Scenario(
+        TP2 | EP | DEFAULT | {"served_model_name": "pair"}, MAIN, requests=REQUESTS | {"short": 30, "seed": 1}
+    ),
+}
 
-    def __getitem__(self, name: str) -> dict[str, Any]:
-        result = self._results[name]
-        if isinstance(result, str):
-            pytest.fail(f"{name}: {result}", pytrace=False)
-        return result
+
+def has(option: dict[str, Any], scenarios: dict[str, Scenario] = SCENARIOS) -> list[str]:
+    """The names of the scenarios that have an option."""
+    return [name for name, scenario in scenarios.items() if option.items() <= scenario.llm.items()]
+
+
+IN_DP, WITH_EP = has(DP2), has(EP)
+GRAPHS = [name for name in SCENARIOS if name not in has({"enforce_eager": True})]

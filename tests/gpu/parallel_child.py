@@ -1,9 +1,11 @@
 """One vLLM deployment on several GPUs: `python -m tests.gpu.parallel_child SPEC RESULT`.
 
 SPEC is a JSON file: ``llm`` (arguments of `AsyncEngineArgs`), ``worker`` (a class), and ``requests`` (see
-`make_requests`), which go to the DP ranks unevenly. The result is JSON too: for each worker its last frame
-and the loads of its steps, for each DP rank the tokens it must have computed, and what its workers noted of
-each forward pass.
+`make_requests`), which go to the DP ranks unevenly. The result is JSON too: for each DP rank the tokens that
+it must have computed, for each worker its last frame and the loads of its steps, and what the workers noted.
+
+With an ``endpoint`` in SPEC the frames go there, under the name ``server``. The result then has no frames,
+and the deployment stays up until it is stopped.
 """
 
 from __future__ import annotations
@@ -12,18 +14,12 @@ import asyncio
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from devkit.frame_sink import FrameSink
-from moescope.capture.wire import Frame, unpack_counts
+from tests.gpu.accounts import describe, settled
 from tests.gpu.vllm_child import make_requests
-from tests.step_loads import placed_counts, step_loads
-
-SETTLE = 30.0
 
 
 async def generate(spec: dict[str, Any]) -> tuple[Any, list[tuple[int, int, int]]]:
@@ -60,68 +56,38 @@ async def generate(spec: dict[str, Any]) -> tuple[Any, list[tuple[int, int, int]
     return engine, list(done)
 
 
-def by_worker(frames: list[Frame]) -> dict[tuple[int, int], list[Frame]]:
-    """All frames by DP and TP rank."""
-    found: dict[tuple[int, int], list[Frame]] = {}
-    for frame in list(frames):
-        found.setdefault((frame.producer.dp_rank, frame.producer.tp_rank), []).append(frame)
-    return found
-
-
-def settled(sink: FrameSink, expected: dict[int, int], workers: int) -> dict[tuple[int, int], list[Frame]]:
-    """The frames once all workers have sent all, or as they are when time is up."""
-    deadline = time.monotonic() + SETTLE
-    passes: set[int] = set()
-    while time.monotonic() < deadline:
-        time.sleep(1)
-        found = by_worker(sink.frames)
-        last = [frames[-1] for frames in found.values()]
-        before, passes = passes, {frame.steps + frame.idle_steps for frame in last}
-        complete = all(frame.tokens >= expected[frame.producer.dp_rank] for frame in last)
-        if len(found) == workers and complete and len(passes) == 1 and passes == before:
-            break
-    return by_worker(sink.frames)
-
-
-def describe(frames: list[Frame]) -> dict[str, Any]:
-    """One worker's account."""
-    frame = frames[-1]
-    ends = np.cumsum([layer.num_experts for layer in frame.layers])[:-1]
-    has_loads = frame.step_loads is not None
+def must_have(spec: dict[str, Any], done: list[tuple[int, int, int]]) -> dict[str, list[int]]:
+    """By DP rank, the tokens that it computed for these requests, and those of decode."""
+    ranks = range(spec["llm"].get("data_parallel_size", 1))
     return {
-        "state": [frame.state, frame.state_reason],
-        "strategy": frame.strategy,
-        "ranks": [frame.producer.dp_rank, frame.producer.tp_rank, frame.producer.ep_rank],
-        "ep_size": frame.producer.ep_size,
-        "layers": [[layer.layer, layer.num_experts, layer.top_k] for layer in frame.layers],
-        "uncovered": [[layer.layer, layer.reason] for layer in frame.uncovered],
-        "tokens": frame.tokens,
-        "rows": unpack_counts(frame.rows).tolist(),
-        "counts": [part.tolist() for part in np.split(unpack_counts(frame.counts), ends)],
-        "decode_tokens": frame.decode_tokens,
-        "decode_rows": unpack_counts(frame.decode_rows).tolist(),
-        "steps": [frame.steps, frame.decode_steps, frame.mixed_steps, frame.idle_steps],
-        "drops": frame.drops,
-        "loads": {step: load.tolist() for step, load in step_loads(frames).items()} if has_loads else None,
-        "placed": placed_counts(frame) if has_loads else None,
+        "computed": [sum(p + g - 1 for r, p, g in done if r == rank) for rank in ranks],
+        "decode": [sum(g - 1 for r, _, g in done if r == rank) for rank in ranks],
     }
 
 
 async def run(spec: dict[str, Any], sink: FrameSink) -> dict[str, Any]:
-    """The result."""
+    """The result, with the frames of the deployment's workers."""
     engine, done = await generate(spec)
-    ranks = range(spec["llm"].get("data_parallel_size", 1))
-    computed = {rank: sum(p + g - 1 for r, p, g in done if r == rank) for rank in ranks}
-    decode = {rank: sum(g - 1 for r, _, g in done if r == rank) for rank in ranks}
-    workers = len(ranks) * spec["llm"].get("tensor_parallel_size", 1)
-    frames = await asyncio.to_thread(settled, sink, computed, workers)
+    expected = must_have(spec, done)
+    frames = await asyncio.to_thread(settled, sink, expected["computed"], spec["workers"])
     engine.shutdown()
     return {
-        "computed": list(computed.values()),
-        "decode": list(decode.values()),
+        **expected,
         "workers": [describe(mine) for _, mine in sorted(frames.items())],
         "noted": await asyncio.to_thread(noted),
     }
+
+
+async def stay_up(spec: dict[str, Any], result: Path) -> None:
+    """Write what the workers must have computed, and stay up."""
+    engine, done = await generate(spec)
+    part = result.with_suffix(".part")
+    await asyncio.to_thread(part.write_text, json.dumps(must_have(spec, done)))
+    await asyncio.to_thread(part.rename, result)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        engine.shutdown()
 
 
 def noted() -> list[dict[str, Any]]:
@@ -132,11 +98,14 @@ def noted() -> list[dict[str, Any]]:
 
 def main(spec_path: str, result_path: str) -> None:
     spec = json.loads(Path(spec_path).read_text())
+    os.environ.update(MOESCOPE_INTERVAL="0.1", MOESCOPE_SERVER=spec.get("server", "gpu"))
+    if "endpoint" in spec:
+        os.environ["MOESCOPE_ENDPOINT"] = spec["endpoint"]
+        asyncio.run(stay_up(spec, Path(result_path)))
+        return
     sink = FrameSink()
-    os.environ.update(MOESCOPE_ENDPOINT=sink.url, MOESCOPE_INTERVAL="0.2", MOESCOPE_SERVER="gpu")
-
-    result = asyncio.run(run(spec, sink))
-    Path(result_path).write_text(json.dumps(result))
+    os.environ["MOESCOPE_ENDPOINT"] = sink.url
+    Path(result_path).write_text(json.dumps(asyncio.run(run(spec, sink))))
     sys.stdout.flush()
     os._exit(0)  # vLLM's own shutdown is not what is tested here
 

@@ -14,7 +14,7 @@ from moescope.capture.worker import RoutingWorker
 def tokens_across_dp(agreed: Any) -> Any:
     """The tokens of each DP rank, a tensor or None, of what runner V2's ranks agreed on.
 
-    vLLM 0.26 agrees on the tensor itself, later versions on a `DPSyncState`, which has it.
+    An older vLLM agrees on the tensor itself, a newer one on a `DPSyncState`, which has it.
     """
     return getattr(agreed, "num_tokens_across_dp", agreed)
 
@@ -25,7 +25,11 @@ class PassWorker(RoutingWorker):  # type: ignore[misc]
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         ranks = self.vllm_config.parallel_config
-        self._rank = {"dp": ranks.data_parallel_rank, "tp": self.rank % ranks.tensor_parallel_size}
+        self._rank = {
+            "dp": ranks.data_parallel_rank,
+            "pp": self.rank // ranks.tensor_parallel_size % ranks.pipeline_parallel_size,
+            "tp": self.rank % ranks.tensor_parallel_size,
+        }
         self._log = (Path(os.environ["PASS_FOLDER"]) / f"passes-{os.getpid()}").open("w", buffering=1)
         self._agreed: dict[str, Any] = {}
         self._layouts: set[str] = set()
@@ -47,7 +51,7 @@ class PassWorker(RoutingWorker):  # type: ignore[misc]
 
         def spied_locate(*args: Any) -> Any:
             span = locate(*args)
-            if span.layout.value not in self._layouts:
+            if span is not None and span.layout.value not in self._layouts:
                 self._layouts.add(span.layout.value)
                 self._write({"layout": span.layout.value})
             return span

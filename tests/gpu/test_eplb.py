@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,43 +11,46 @@ if torch.cuda.device_count() < 2:
     pytest.skip("needs two CUDA GPUs", allow_module_level=True)
 pytest.importorskip("vllm", reason="needs vLLM for CUDA")
 
-from tests.gpu.deployments import DP2, TP2, Runs
-from tests.gpu.engines import DEFAULT, V1, V2
+from tests.gpu.accounts import by_layer
+from tests.gpu.deployments import CHILD, DP2, EP, TP2
+from tests.gpu.runs import Runs
+from tests.gpu.scenario import DEFAULT, Scenario, needed
 
 
 def balancer(use_async: bool) -> dict[str, Any]:
     """Two more experts on each rank, moved about every 24 passes."""
     config = {"window_size": 16, "step_interval": 24, "num_redundant_experts": 4, "use_async": use_async}
-    return {"enable_eplb": True, "eplb_config": config}
+    return EP | DEFAULT | {"enable_eplb": True, "eplb_config": config}
 
 
-SCENARIOS: dict[str, dict[str, Any]] = {
-    "DP=2, at once": {"llm": DP2 | DEFAULT | balancer(False), "env": V1},
-    "DP=2, async": {"llm": DP2 | DEFAULT | balancer(True), "env": V1},
-    "TP=2, async, runner V2": {"llm": TP2 | DEFAULT | balancer(True), "env": V2},
+SCENARIOS: dict[str, Scenario] = {
+    "EPLB, DP=2, async, V2": Scenario(DP2 | balancer(True), "V2"),
+    "EPLB, DP=2, at once, V2": Scenario(DP2 | balancer(False), "V2"),
+    "EPLB, TP=2, async, V2": Scenario(TP2 | balancer(True), "V2"),
+    "EPLB, DP=2, async, V1": Scenario(DP2 | balancer(True), "V1"),
+    "EPLB, DP=2, at once, V1": Scenario(DP2 | balancer(False), "V1"),
 }
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder: Path = tmp_path_factory.mktemp("eplb")
-    return Runs(folder, SCENARIOS, "tests.gpu.eplb_child", "tests.gpu.eplb_worker.EplbWorker")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    wanted = needed(request.session.items, SCENARIOS)
+    worker = "tests.gpu.eplb_worker.EplbWorker"
+    return Runs(tmp_path_factory.mktemp("eplb"), wanted, SCENARIOS, CHILD, worker=worker)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_each_token_is_counted_once_by_logical_expert(runs: Runs, name: str) -> None:
     run = runs[name]
     assert len(run["workers"]) == 2
+    for worker in run["workers"]:
+        assert worker["state"] == ["counting", ""]
+        assert worker["uncovered"] == []
+        assert worker["layers"] == [[layer, 60, 4] for layer in range(4)]
     for dp, computed in enumerate(run["computed"]):
-        workers = [worker for worker in run["workers"] if worker["ranks"][0] == dp]
-        for worker in workers:
-            assert worker["state"] == ["counting", ""]
-            assert worker["uncovered"] == []
-            assert worker["layers"] == [[layer, 60, 4] for layer in range(4)]
-        rows = np.sum([worker["rows"] for worker in workers], axis=0)
-        assert rows.tolist() == [computed] * 4
-        counts = np.sum([worker["counts"] for worker in workers], axis=0)
-        assert counts.sum(axis=1).tolist() == [4 * computed] * 4
+        assert by_layer(run["workers"], dp, "rows") == dict.fromkeys(range(4), computed)
+        slots = {layer: sum(counts) for layer, counts in by_layer(run["workers"], dp, "counts").items()}
+        assert slots == dict.fromkeys(range(4), 4 * computed)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -57,7 +58,7 @@ def test_frames_carry_the_settled_placements_in_their_order(runs: Runs, name: st
     run = runs[name]
     by_version: dict[int, Any] = {}
     for worker in run["workers"]:
-        dp, tp, _ = worker["ranks"]
+        dp, tp = worker["ranks"]["dp"], worker["ranks"]["tp"]
         notes = [note for note in run["noted"] if (note["dp"], note["tp"]) == (dp, tp)]
         settled = [note["map"] for note in notes if not note["moving"]]
         order = [settled.index(table) for _, table in worker["placements"]]

@@ -16,17 +16,26 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 pytest.importorskip("vllm", reason="needs vLLM for CUDA")
 
-from tests.gpu.engines import COUNTED, RATE, REQUESTS, ROUTED_BY_V2, SCENARIOS, Runs
+from tests.gpu.engines import CHILD, COUNTED, RATE, ROUTED, SCENARIOS
+from tests.gpu.runs import Runs
+from tests.gpu.scenario import REQUESTS, RUNNERS, needed
 from tests.gpu.vllm_child import make_requests
 
-# The scenarios that differ from "with vLLM's routed experts" in nothing that changes a token.
-NOT_ROUTED = "runner V2" if ROUTED_BY_V2 else "default"
-NOT_ROUTED_OFF = "runner V2 off" if ROUTED_BY_V2 else "capture off"
+GRAPHS = [f"graphs, {runner}" for runner in RUNNERS]
+DRAFTS = [f"draft model, {runner}" for runner in RUNNERS]
+PREEMPTION = [f"preemption, {runner}" for runner in RUNNERS]
+A_THIRD = [f"full, {runner}" for runner in RUNNERS]
+RETURN_ROUTED = ["vLLM's routed experts", f"eager, {ROUTED}"]
+ON_AND_OFF = [
+    *((f"{what}, {runner}", f"capture off, {runner}") for runner in RUNNERS for what in ("graphs", "traced")),
+    ("vLLM's routed experts", f"capture off, {ROUTED}"),
+]
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    return Runs(tmp_path_factory.mktemp("engines"))
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    wanted = needed(request.session.items, SCENARIOS)
+    return Runs(tmp_path_factory.mktemp("engines"), wanted, SCENARIOS, CHILD)
 
 
 def steps(run: dict[str, Any], mode: str) -> list[list[Any]]:
@@ -48,12 +57,12 @@ def test_each_layer_counts_each_computed_token_once(runs: Runs, name: str) -> No
         assert sum(counts) == computed * top_k
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTED if name not in ("preemption", "draft model")])
+@pytest.mark.parametrize("name", [name for name in COUNTED if name not in PREEMPTION + DRAFTS])
 def test_the_scheduler_computed_what_the_requests_need(runs: Runs, name: str) -> None:
     assert runs[name]["frame"]["tokens"] == runs[name]["computed"]
 
 
-@pytest.mark.parametrize("name", ["default", "runner V2", "DeepSeek"])
+@pytest.mark.parametrize("name", [*GRAPHS, "DeepSeek"])
 def test_all_ways_to_run_a_step_were_met(runs: Runs, name: str) -> None:
     run = runs[name]
     full, piecewise, eager = (steps(run, mode) for mode in ("FULL", "PIECEWISE", "NONE"))
@@ -66,19 +75,27 @@ def test_all_ways_to_run_a_step_were_met(runs: Runs, name: str) -> None:
     assert longest == 512
 
 
-@pytest.mark.parametrize(("name", "mode"), [("piecewise", "PIECEWISE"), ("full", "FULL"), ("eager", "NONE")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        (f"{what}, {runner}", mode)
+        for runner in RUNNERS
+        for what, mode in (("piecewise", "PIECEWISE"), ("full", "FULL"), ("eager", "NONE"))
+    ],
+)
 def test_the_mode_asked_for_was_used_for_decode(runs: Runs, name: str, mode: str) -> None:
     decode = [step for step in runs[name]["steps"] if step[1] == step[3]]
     assert decode
     assert {step[0] for step in decode} == {mode}
 
 
-def test_requests_were_preempted_and_computed_again(runs: Runs) -> None:
-    assert runs["preemption"]["preempted"] > 0
-    assert runs["preemption"]["frame"]["tokens"] > runs["preemption"]["computed"]
+@pytest.mark.parametrize("name", PREEMPTION)
+def test_requests_were_preempted_and_computed_again(runs: Runs, name: str) -> None:
+    assert runs[name]["preempted"] > 0
+    assert runs[name]["frame"]["tokens"] > runs[name]["computed"]
 
 
-@pytest.mark.parametrize("name", ["with vLLM's routed experts", "eager"])
+@pytest.mark.parametrize("name", RETURN_ROUTED)
 def test_equals_vllms_own_routed_experts_expert_by_expert(runs: Runs, name: str) -> None:
     run = runs[name]
     assert run["routed_rows"] == run["computed"]
@@ -87,15 +104,7 @@ def test_equals_vllms_own_routed_experts_expert_by_expert(runs: Runs, name: str)
     assert len(set(run["routed"][0])) > 10  # not all experts alike, so that equality says something
 
 
-@pytest.mark.parametrize(
-    ("on", "off"),
-    [
-        ("default", "capture off"),
-        ("with vLLM's routed experts", NOT_ROUTED_OFF),
-        ("runner V2", "runner V2 off"),
-        ("runner V2 traced", "runner V2 off"),
-    ],
-)
+@pytest.mark.parametrize(("on", "off"), ON_AND_OFF)
 def test_generated_tokens_are_the_same_with_capture_on_and_off(runs: Runs, on: str, off: str) -> None:
     assert runs[on]["generated"] == runs[off]["generated"]
     assert runs[on]["steps"] == runs[off]["steps"]
@@ -127,7 +136,7 @@ def test_prefill_and_decode_are_what_the_scheduler_meant(runs: Runs, name: str) 
         assert sum(counts) == decode * top_k
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTED if "ep_ranks" in SCENARIOS[name]])
+@pytest.mark.parametrize("name", [name for name in COUNTED if SCENARIOS[name].ep_ranks])
 def test_loads_by_ep_rank_of_each_step(runs: Runs, name: str) -> None:
     run = runs[name]
     frame, loads = run["frame"], run["loads"]
@@ -137,51 +146,67 @@ def test_loads_by_ep_rank_of_each_step(runs: Runs, name: str) -> None:
     assert of_steps == [[tokens * k for k in top_k] for tokens, _ in run["phases"]]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in COUNTED if SCENARIOS[name].get("env", {}).get(RATE) == "1"]
-)
+@pytest.mark.parametrize("name", [name for name in COUNTED if SCENARIOS[name].env.get(RATE) == "1"])
 def test_sum_of_traces_is_the_histogram(runs: Runs, name: str) -> None:
     traced = runs[name]["traced"]
     assert traced["traces"] == traced["requests"]
     assert traced["counts"] == runs[name]["frame"]["counts"]
     assert all(traced["steps_rise"])
-    assert name == "preemption" or all(traced["computed_once"])
+    assert name in PREEMPTION or all(traced["computed_once"])
     # The one request that vLLM isn't told to be done is open.
     assert traced["accounts"] == {"captured": traced["requests"] + 1, "delivered": traced["requests"]}
 
 
-@pytest.mark.parametrize("name", ["with vLLM's routed experts", "eager"])
+@pytest.mark.parametrize("name", RETURN_ROUTED)
 def test_traces_equal_vllms_own_routed_experts_token_by_token(runs: Runs, name: str) -> None:
     traced = runs[name]["traced"]
     assert len(traced["like_vllm"]) == traced["requests"]
     assert all(traced["like_vllm"])
 
 
-def test_a_share_of_the_requests_is_traced(runs: Runs) -> None:
-    traced = runs["full"]["traced"]
+@pytest.mark.parametrize("name", A_THIRD)
+def test_a_share_of_the_requests_is_traced(runs: Runs, name: str) -> None:
+    traced = runs[name]["traced"]
     assert 0.1 * traced["requests"] < traced["traces"] < 0.6 * traced["requests"]
     assert all(traced["computed_once"])
     sums = [sum(counts) for counts in traced["counts"]]
-    assert 0 < sums[0] < sum(runs["full"]["frame"]["counts"][0])
+    assert 0 < sums[0] < sum(runs[name]["frame"]["counts"][0])
     assert len(set(sums)) == 1
 
 
-def test_counts_of_two_engines_are_the_same(runs: Runs) -> None:
-    assert runs[NOT_ROUTED]["frame"]["counts"] == runs["with vLLM's routed experts"]["frame"]["counts"]
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        *((f"graphs, {runner}", f"traced, {runner}") for runner in RUNNERS),
+        ("the same cache", "vLLM's routed experts"),
+    ],
+)
+def test_counts_of_two_engines_are_the_same(runs: Runs, one: str, other: str) -> None:
+    """They differ in nothing that changes a token: the same runner, the same setting of the prefix cache."""
+    assert runs[one]["steps"] == runs[other]["steps"]
+    assert runs[one]["frame"]["counts"] == runs[other]["frame"]["counts"]
 
 
-def test_the_layers_are_the_targets_as_in_its_config(runs: Runs) -> None:
-    assert runs["default"]["frame"]["layers"] == [[layer, 60, 4] for layer in range(4)]
-    assert runs["draft model"]["frame"]["layers"] == [[layer, 60, 4] for layer in range(4)]
-    assert runs["DeepSeek"]["frame"]["layers"] == [[layer, 64, 6] for layer in (1, 2, 3)]
+@pytest.mark.parametrize("name", [*GRAPHS, *DRAFTS])
+def test_the_layers_are_the_targets_as_in_its_config(runs: Runs, name: str) -> None:
+    assert runs[name]["frame"]["layers"] == [[layer, 60, 4] for layer in range(4)]
 
 
-def test_drafts_were_verified_by_the_target(runs: Runs) -> None:
-    verified = [step for step in runs["draft model"]["steps"] if step[1] == 3 * step[3]]
+@pytest.mark.parametrize("name", ["DeepSeek"])
+def test_a_dense_first_layer_is_no_moe_layer(runs: Runs, name: str) -> None:
+    assert runs[name]["frame"]["layers"] == [[layer, 64, 6] for layer in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("name", DRAFTS)
+def test_drafts_were_verified_by_the_target(runs: Runs, name: str) -> None:
+    verified = [step for step in runs[name]["steps"] if step[1] == 3 * step[3]]
     assert len(verified) > 10  # each request has two drafts to verify, which are the target's tokens then
 
 
-def test_memory_that_capture_takes_with_vllms_own_graph_sizes(runs: Runs) -> None:
-    on, off = (runs[name]["memory_reserved"] / 2**20 for name in ("48 layers", "48 layers off"))
+@pytest.mark.parametrize(("with_capture", "without"), [("48 layers", "48 layers, capture off")])
+def test_memory_that_capture_takes_with_vllms_own_graph_sizes(
+    runs: Runs, with_capture: str, without: str
+) -> None:
+    on, off = (runs[name]["memory_reserved"] / 2**20 for name in (with_capture, without))
     print(f"reserved after start-up: {on:.0f} MiB with capture, {off:.0f} MiB without")
     assert on - off < 64

@@ -11,6 +11,7 @@ from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.load_ring import LoadRing
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.seam.rows import Ranks, StepRows
+from moescope.capture.settings.environment import DEFAULT_KEPT_IDS_MIB
 from moescope.capture.step.word import Phase
 from moescope.capture.wire import MoeLayer
 
@@ -30,7 +31,12 @@ class Toy:
         loads: int32 [L, EP_SIZE] of each step that was expected.
     """
 
-    def __init__(self, layers: list[MoeLayer] = LAYERS, max_tokens: int = 512) -> None:
+    def __init__(
+        self,
+        layers: list[MoeLayer] = LAYERS,
+        max_tokens: int = 512,
+        kept_ids_bytes: int = DEFAULT_KEPT_IDS_MIB << 20,
+    ) -> None:
         self.layers = layers
         self._rng = np.random.default_rng(0)
         most = max(layer.num_experts for layer in layers)
@@ -40,7 +46,9 @@ class Toy:
         self.steps = 0
         self.decode = np.zeros(0, np.uint8)
         self.loads: list[torch.Tensor] = []
-        self.capturer = RoutingCapturer(self.buffers, Ranks(), lambda: StepRows(None, None))
+        self.capturer = RoutingCapturer(
+            self.buffers, Ranks(), lambda: StepRows(None, None), kept_ids_bytes=kept_ids_bytes
+        )
         self.input = torch.zeros(max_tokens, 16, device=CUDA)
         generator = torch.Generator(CUDA).manual_seed(1)
         self.weights = [

@@ -79,10 +79,17 @@ class Bench:
 
     def count(self, ids: dict[int, torch.Tensor], spans: dict[int, RowSpan]) -> None:
         """A step."""
+        self.count_in_parts(ids, spans, [tuple(ids)])
+
+    def count_in_parts(
+        self, ids: dict[int, torch.Tensor], spans: dict[int, RowSpan], parts: list[tuple[int, ...]]
+    ) -> None:
+        """A step whose step kernel is launched for each part of the layers, by ordinal."""
         self.begin()
-        slots = max(spans[i].count * ids[i].shape[1] for i in ids)
-        table = self.table({i: table_entry(ids[i], spans[i]) for i in ids})
-        launch_step(table, self.step, self.step.flat, next(iter(ids.values())).dtype, slots)
+        for part in parts:
+            slots = max(spans[i].count * ids[i].shape[1] for i in part)
+            table = self.table({i: table_entry(ids[i], spans[i]) for i in part})
+            launch_step(table, self.step, self.step.flat, ids[part[0]].dtype, slots)
         for i, tensor in ids.items():
             launch_layer(tensor, spans[i], self.layer, i, self.layer.flat)
             count_rows(self.reference, i, tensor, spans[i], self.reference.flat)

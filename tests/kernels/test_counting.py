@@ -68,6 +68,17 @@ def test_the_ring_goes_round_and_each_place_is_emptied_before_its_step(
         bench.check()
 
 
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("parts", [[(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)], [(0, 1, 2), (3,)]], ids=str)
+def test_launches_that_come_early_in_a_step_count_as_one(parts: list[tuple[int, ...]], phase: Phase) -> None:
+    """Each launch of a step counts some of its layers, and each empties the next step's place in the ring."""
+    bench = Bench([(60, 4)] * 4, 70, phase)
+    for repeat in range(3):
+        ids = {i: make_ids(90, layer, torch.int32, 7 * repeat + i) for i, layer in enumerate(bench.layers)}
+        bench.count_in_parts(ids, {i: span(90) for i in ids}, parts)
+        bench.check()
+
+
 def test_a_launch_without_rows_of_this_worker_still_empties_the_next_place() -> None:
     bench = Bench([(60, 4)] * 2, 20)
     ring = bench.step.ring

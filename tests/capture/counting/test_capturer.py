@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vllm.forward_context import DPMetadata, ForwardContext, override_forward_context
+from vllm.config import ParallelConfig, VllmConfig
+from vllm.forward_context import (
+    BatchDescriptor,
+    DPMetadata,
+    ForwardContext,
+    override_forward_context,
+    set_forward_context,
+)
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
 from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.reference import CountBuffers
+from moescope.capture.seam import rows as seam_rows
 from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.coverage import RoutedLayer
 from moescope.capture.seam.forward import step_rows
-from moescope.capture.seam.rows import Layout, Ranks
+from moescope.capture.seam.rows import Layout, Ranks, RowSpan
 from moescope.capture.settings.environment import OnError
 from moescope.capture.wire import MoeLayer
 
@@ -91,6 +100,8 @@ def batch_seen_by(layout: Layout, ranks: Ranks, padded: list[torch.Tensor]) -> t
     mine = padded[ranks.dp_rank]
     if layout in (Layout.LOCAL, Layout.SINGLE_DP):
         return mine
+    if layout is Layout.SINGLE_DP_PADDED:
+        return pad(mine, -(-len(mine) // ranks.tp_size) * ranks.tp_size)
     shards = [pad(rows, -(-len(rows) // ranks.tp_size) * ranks.tp_size) for rows in padded]
     if layout is Layout.GATHERED_SHARDS:
         return torch.cat(shards)
@@ -211,3 +222,101 @@ def test_a_compiled_router_counts_each_call() -> None:
             compiled(torch.zeros(size, 1), logits_for(size))
             worker.capturer.end_step()
     assert worker.counts == sum(true_counts(logits_for(size)[: size - 1]) for size in (4, 7, 5)).tolist()
+
+
+@pytest.fixture(scope="module")
+def one_dp_rank() -> VllmConfig:
+    """vLLM's own configuration of TP=2 EP=2 without data parallelism."""
+    return VllmConfig(parallel_config=ParallelConfig(tensor_parallel_size=2, enable_expert_parallel=True))
+
+
+def described(config: VllmConfig, size: int) -> AbstractContextManager[None]:
+    """A pass as both runners set one up for a step of `size` rows, padding included."""
+    return set_forward_context(
+        None, config, num_tokens=size, batch_descriptor=BatchDescriptor(num_tokens=size)
+    )
+
+
+def full_capture(config: VllmConfig, size: int) -> AbstractContextManager[None]:
+    """A pass as runner V2 sets one up, up to 0.32, to capture a full CUDA graph: without a descriptor."""
+    slots = {f"layer.{index}": torch.zeros(size, dtype=torch.int64) for index in range(3)}
+    return set_forward_context({}, config, num_tokens=size, slot_mapping=slots)
+
+
+def counted_by(
+    tp_size: int, layout: Layout, padded: torch.Tensor, true: int, context: AbstractContextManager[None]
+) -> tuple[list[int], list[int]]:
+    """Counts summed over the TP ranks, and each one's rows, of a step with `true` tokens."""
+    workers = [Worker(Ranks(0, 1, tp, tp_size)) for tp in range(tp_size)]
+    with context:
+        for worker in workers:
+            worker.step(true, batch_seen_by(layout, worker.capturer._ranks, [padded]))
+    return np.sum([worker.counts for worker in workers], 0).tolist(), [worker.rows for worker in workers]
+
+
+@pytest.mark.parametrize("context", [described, full_capture])
+@pytest.mark.parametrize("layout", [Layout.SINGLE_DP, Layout.SINGLE_DP_PADDED, Layout.TP_SHARD])
+@pytest.mark.parametrize(("true", "size", "tp_size"), [(5, 5, 2), (5, 8, 2), (1, 1, 2), (3, 8, 4), (7, 9, 4)])
+def test_without_metadata_tp_workers_count_each_token_once(
+    one_dp_rank: VllmConfig, context: Any, layout: Layout, true: int, size: int, tp_size: int
+) -> None:
+    real = logits_for(true)
+    counts, rows = counted_by(tp_size, layout, pad(real, size), true, context(one_dp_rank, size))
+    assert (counts, sum(rows)) == (true_counts(real).tolist(), true)
+
+
+def test_without_the_rule_of_the_steps_size_a_half_of_the_tokens_is_missing(
+    one_dp_rank: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule before: without metadata all rows are the replica's, and TP rank 0 counts them."""
+
+    def before(num_rows: int, ranks: Ranks, num_tokens: int | None) -> RowSpan:
+        return RowSpan(Layout.SINGLE_DP, 0, num_rows if ranks.tp_rank == 0 else 0, 0)
+
+    real = logits_for(8)
+    _, rows = counted_by(2, Layout.TP_SHARD, real, 8, described(one_dp_rank, 8))
+    assert rows == [4, 4]
+    monkeypatch.setattr(seam_rows, "_locate_by_size", before)
+    _, rows = counted_by(2, Layout.TP_SHARD, real, 8, described(one_dp_rank, 8))
+    assert rows == [4, 0]
+
+
+@pytest.mark.parametrize("layout", [Layout.SINGLE_DP, Layout.SINGLE_DP_PADDED, Layout.TP_SHARD])
+def test_a_step_whose_size_nobody_says_has_its_own(one_dp_rank: VllmConfig, layout: Layout) -> None:
+    real = logits_for(7)
+    counts, rows = counted_by(2, layout, real, 7, set_forward_context(None, one_dp_rank))
+    assert (counts, sum(rows)) == (true_counts(real).tolist(), 7)
+
+
+def test_a_size_that_vllm_refuses_is_refused_here(one_dp_rank: VllmConfig) -> None:
+    worker = Worker(Ranks(0, 1, 0, 2))
+    with described(one_dp_rank, 5), pytest.raises(AssertionError, match=r"batch of 1 rows .* expected 5 .*6"):
+        worker.step(5, logits_for(1))
+
+
+def test_a_dp_rank_of_its_own_counts_its_rows() -> None:
+    """vLLM gives no metadata to DP ranks of a model in which it sees no experts: they exchange no rows."""
+    parallel = ParallelConfig(data_parallel_size=2, data_parallel_rank=1, tensor_parallel_size=2)
+    config = VllmConfig(parallel_config=parallel)
+    config.parallel_config.is_moe_model = False
+    for size, rows in ((4, [4, 0]), (2, [2, 2])):  # N = 4: whole on both TP ranks, or a shard on each
+        workers = [Worker(Ranks(1, 2, tp, 2)) for tp in (0, 1)]
+        with described(config, 4):
+            for worker in workers:
+                worker.step(4, logits_for(size))
+        assert [worker.rows for worker in workers] == rows
+    with described(config, 4), pytest.raises(AssertionError, match="batch of 8 rows"):
+        Worker(Ranks(1, 2, 0, 2)).step(4, logits_for(8))
+    with set_forward_context(None, config), pytest.raises(AssertionError, match="can't be known"):
+        Worker(Ranks(1, 2, 0, 2)).step(4, logits_for(4))
+
+
+def test_layers_that_run_on_a_part_of_the_steps_rows_are_refused(one_dp_rank: VllmConfig) -> None:
+    """In vLLM's way of running them: a forward context of their own within the step's."""
+    worker = Worker(Ranks())
+    with (
+        described(one_dp_rank, 9),
+        described(one_dp_rank, 4),
+        pytest.raises(AssertionError, match="a forward pass of 4 rows in a step of 9 tokens"),
+    ):
+        worker.step(9, logits_for(4))

@@ -13,6 +13,7 @@ def test_defaults() -> None:
     assert settings.interval == 1.0
     assert settings.token is None
     assert settings.on_error is OnError.RAISE
+    assert settings.kept_ids_bytes == 32 << 20
     assert settings.server
 
 
@@ -24,11 +25,12 @@ def test_values() -> None:
             "MOESCOPE_TOKEN": "s3cret",
             "MOESCOPE_ON_ERROR": "Disable",
             "MOESCOPE_SERVER": "prefill-a",
+            "MOESCOPE_KEPT_IDS_MIB": "0",
             "MOESCOPE_PORT": "9890",
         }
     )
     assert settings == CaptureSettings(
-        "https://scope.internal:9890/base", 0.25, "s3cret", OnError.DISABLE, "prefill-a"
+        "https://scope.internal:9890/base", 0.25, "s3cret", OnError.DISABLE, "prefill-a", kept_ids_bytes=0
     )
     assert "s3cret" not in repr(settings)
 
@@ -54,6 +56,9 @@ def test_the_token_can_come_from_a_file(tmp_path: Path) -> None:
         ("MOESCOPE_INTERVAL", "0", "from 0.05 to 3600"),
         ("MOESCOPE_INTERVAL", "nan", "from 0.05 to 3600"),
         ("MOESCOPE_ON_ERROR", "ignore", "neither 'raise' nor 'disable'"),
+        ("MOESCOPE_TRACE_MIB", "0", "no number of MiB from 1 to"),
+        ("MOESCOPE_KEPT_IDS_MIB", "-1", "no number of MiB from 0 to"),
+        ("MOESCOPE_KEPT_IDS_MIB", "32M", "no number of MiB from 0 to"),
         ("MOESCOPE_TOKEN", "two words", "printable ASCII"),
         ("MOESCOPE_TOKEN_FILE", "/does/not/exist", "can't be read"),
         ("MOESCOPE_SERVER", "x" * 257, "at most 256"),

@@ -351,7 +351,7 @@ def _with(fault: Fault, **variables: str) -> Iterator[Environment]:
 @contextlib.contextmanager
 def _unknown_layout(**variables: str) -> Iterator[Environment]:
     error = AssertionError("rows fit no known layout")
-    with raising(capturer, "locate_rows", error, after=9)():
+    with raising(capturer, "rows_of_call", error, after=9)():
         yield variables
 
 
