@@ -276,6 +276,8 @@ MODELS: Final[dict[str, dict[str, Any]]] = {
         moe_layers_enum="2,3",
         share_expert_dim=64,
         num_attention_groups=2,
+        use_moe_router_bias=True,
+        need_fp32_gate=True,
         layer_types=_FULL,
     ),
     "Exaone": _model(
