@@ -58,7 +58,7 @@ class CaptureSession:
         settings: CaptureSettings,
         model_runner: Any = None,
     ):
-        survey = survey_model(model, vllm_config)
+        survey = survey_model(model, vllm_config, leave_fast_kernels=settings.leave_fast_kernels)
         self._unavailable = unavailable = Unavailable()
         if survey.why_no_placement is not None:
             unavailable.note("placement", survey.why_no_placement)
@@ -95,6 +95,8 @@ class CaptureSession:
             history=history,
             moving=None if self._eplb is None else MovingPlacement(layers, self._eplb.rows, producer.ep_size),
             unavailable=unavailable.reasons,
+            absent=survey.absent,
+            absent_unnamed=survey.absent_unnamed,
         )
         self._sender = FrameSender(
             self._taker,
@@ -254,3 +256,15 @@ def _log_coverage(survey: MoeSurvey, settings: CaptureSettings) -> None:
     )
     for layer in survey.uncovered:
         logger.warning("moescope: layer %d is not covered: %s", layer.layer, layer.reason)
+    for layer in survey.absent:
+        logger.error("moescope: layer %d is absent: %s", layer.layer, layer.reason)
+    if survey.absent_unnamed:
+        logger.error("moescope: MoE layers are absent: %s", survey.absent_unnamed)
+    if survey.why_no_placement is not None:
+        logger.warning("moescope: %s", survey.why_no_placement)
+    if survey.slower is not None:
+        logger.warning(
+            "moescope: decode is slower than without capture: %s; MOESCOPE_LEAVE_FAST_KERNELS=1 leaves these "
+            "layers alone",
+            survey.slower,
+        )

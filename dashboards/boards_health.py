@@ -85,6 +85,12 @@ HEALTH_BOARD: Final = Board(
                 ),
                 _gauge(
                     "stat",
+                    "Absent layers",
+                    "MoE layers that the model's config has and that were not found.",
+                    "moescope_absent_layers",
+                ),
+                _gauge(
+                    "stat",
                     "Unseen layers",
                     "Covered layers that never saw a token, although tokens were computed.",
                     "moescope_unseen_layers",

@@ -35,6 +35,7 @@ class FrameBuilder:
         history: the loads of steps that wait for a frame; None without a ring of loads.
         moving: where the experts are, if EPLB moves them; or None.
         unavailable: tells what can't be told, and why (see `Frame.unavailable`).
+        absent, absent_unnamed: see `Frame`.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class FrameBuilder:
         history: StepHistory | None = None,
         moving: MovingPlacement | None = None,
         unavailable: Callable[[], Mapping[str, str]] = dict,
+        absent: Sequence[UncoveredLayer] = (),
+        absent_unnamed: str = "",
     ) -> None:
         self._producer = producer
         self._epoch = epoch
@@ -60,6 +63,8 @@ class FrameBuilder:
         self._history = history
         self._moving = moving
         self._unavailable = unavailable
+        self._absent = list(absent)
+        self._absent_unnamed = absent_unnamed
         self._num_counts = sum(layer.num_experts for layer in layers)
         self._seq = 0
 
@@ -98,6 +103,8 @@ class FrameBuilder:
             mixed_steps=totals.mixed_steps if phased else 0,
             step_loads=None if history is None else history.pack(),
             unavailable={what: reason[:MAX_REASON] for what, reason in unavailable.items()},
+            absent=self._absent,
+            absent_unnamed=self._absent_unnamed,
         )
 
     def _placement_at(self, snapshot: Snapshot) -> Placement | None:

@@ -70,12 +70,19 @@ def _why_no_ids(runner: Any, vllm_config: Any) -> str | None:
     what = f"monolithic kernel {type(kernel).__name__}: it routes inside and never calls the router"
     can_write_ids = getattr(kernel, "supports_routing_replay_capture", None)  # a layer may have no kernel
     if can_write_ids is None or not can_write_ids():
-        return f"{what}; it can't write its ids to a routing sink"
+        return f"{what}; it can't write its ids to a routing sink{_modular_backends(kernel)}"
     if _slot_of_kernel(runner, SinkBuffers()) is None:
         return f"{what}; this vLLM has no routing sink"
     if vllm_config.parallel_config.enable_eplb:
         return f"{what}; under EPLB its ids may be those of physical experts"
     return None
+
+
+def _modular_backends(kernel: Any) -> str:
+    """What would have the router called, for kernels of which it is known (gpt-oss on Hopper with DP=1)."""
+    if type(kernel).__name__ == "OAITritonMxfp4ExpertsMonolithic":
+        return "; --moe-backend marlin and --moe-backend flashinfer_cutlass are modular and would be counted"
+    return "; a modular --moe-backend would be counted"
 
 
 def is_capture_source(module: torch.nn.Module) -> bool:

@@ -8,65 +8,82 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
+from moescope.capture.seam.absence import Absence, find_absent
+from moescope.capture.seam.bypasses import Bypasses, find_bypasses
+from moescope.capture.seam.config_layers import read_config
 from moescope.capture.seam.coverage import RoutedLayer, is_capture_source, routed_runner, routed_source
+from moescope.capture.seam.decoder import language_part, layer_of_path, routing_modules
 from moescope.capture.seam.features import moe_class, uses_microbatches
 from moescope.capture.seam.placement import read_placement
 from moescope.capture.seam.slots import SinkBuffers
 from moescope.capture.wire import Placement, UncoveredLayer
 
-MAX_REASON = 512
+MAX_REASON = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class MoeSurvey:
     """The MoE layers of a model: those that can be counted and those that can't, in rising order of layer.
 
-    ``why_no_placement`` says why ``placement`` is None, unless there is none to tell: without expert
-    parallelism, and under EPLB.
+    Attributes:
+        routed: the covered layers.
+        uncovered: the layers that were found and can't be counted, with the reasons.
+        placement: where the experts are, if they don't move; None: not known.
+        absent: the layers that the model's config has and that were not found.
+        absent_unnamed: that layers are absent, where it isn't known which; else empty.
+        slower: why vLLM takes a slower kernel in layers that are observed; None if it doesn't.
+        why_no_placement: why ``placement`` is None, unless there is none to tell: without expert parallelism,
+            and under EPLB.
     """
 
     routed: tuple[RoutedLayer, ...]
     uncovered: tuple[UncoveredLayer, ...]
     placement: Placement | None
+    absent: tuple[UncoveredLayer, ...] = ()
+    absent_unnamed: str = ""
+    slower: str | None = None
     why_no_placement: str | None = None
 
 
-def survey_model(model: torch.nn.Module, vllm_config: Any) -> MoeSurvey:
-    """Find the MoE layers of the target model. A draft model is a module of its own and is not searched."""
-    moe_modules = moe_class()
-    whole_model_reason = _unsupported(vllm_config)
-    routed: dict[int, RoutedLayer] = {}
-    uncovered: dict[int, str] = {}
-    sinks = SinkBuffers()
-    module: Any
-    for module in model.modules():
-        look: Callable[[Any], RoutedLayer | str]
-        if isinstance(module, moe_modules):
-            look = partial(routed_runner, sinks=sinks, vllm_config=vllm_config)
-        elif is_capture_source(module):
-            look = routed_source
-        else:
-            continue
-        layer = int(module.layer_id)
-        found = _usable(look, module)
-        if whole_model_reason is not None:
-            found = whole_model_reason
-        elif layer in routed:
-            found = "two MoE blocks share this layer's index"
-            del routed[layer]
-        if isinstance(found, str):
-            uncovered[layer] = found
-        elif layer not in uncovered:
-            routed[layer] = found
-    covered = tuple(routed[layer] for layer in sorted(routed))
+def survey_model(model: nn.Module, vllm_config: Any, *, leave_fast_kernels: bool = False) -> MoeSurvey:
+    """Find the MoE layers of the target model. A draft model is a module of its own and is not searched.
+
+    A module that can't be looked into costs its own layer only, which is uncovered then.
+
+    Args:
+        model: the loaded model.
+        vllm_config: vLLM's configuration.
+        leave_fast_kernels: leave layers alone where a callback would make vLLM take a slower kernel.
+    """
+    bypasses = find_bypasses(model, vllm_config, leave_fast_kernels=leave_fast_kernels)
+    search = _Search(vllm_config, bypasses)
+    for path, module in model.named_modules():
+        search.look_at(path, module)
+    absence = _absence(search, model, vllm_config)
+    covered = tuple(search.routed[layer] for layer in sorted(search.routed))
     placement, why_no_placement = _placement(covered, vllm_config)
     return MoeSurvey(
         routed=covered,
-        uncovered=tuple(UncoveredLayer(layer, uncovered[layer]) for layer in sorted(uncovered)),
+        uncovered=_listed(search.uncovered),
         placement=placement,
+        absent=absence.layers,
+        absent_unnamed="; ".join(filter(None, (*search.unplaced, absence.unnamed)))[:MAX_REASON],
+        slower=bypasses.slower if covered else None,
         why_no_placement=why_no_placement,
     )
+
+
+def _absence(search: _Search, model: nn.Module, vllm_config: Any) -> Absence:
+    """Take what routes by itself into account, and compare what was found then with the config."""
+    try:
+        decoder, configured = language_part(model), read_config(vllm_config)
+        for path, module in routing_modules(decoder, search.known, configured.experts):
+            search.take_stray(path, module)
+        return find_absent(decoder, search.layers, configured, vllm_config)
+    except Exception as error:  # noqa: BLE001 - the layers that were found are counted all the same
+        return Absence(unnamed=f"whether MoE layers are absent can't be told: {error!r}")
 
 
 def _usable(look: Callable[[Any], RoutedLayer | str], module: Any) -> RoutedLayer | str:
@@ -92,6 +109,80 @@ def _placement(covered: Sequence[RoutedLayer], vllm_config: Any) -> tuple[Placem
         return read_placement(covered, vllm_config), None
     except Exception as error:  # noqa: BLE001 - counts don't need it
         return None, f"where vLLM placed the experts can't be read: {error!r}"
+
+
+class _Search:
+    """What was found so far."""
+
+    def __init__(self, vllm_config: Any, bypasses: Bypasses) -> None:
+        self.routed: dict[int, RoutedLayer] = {}
+        self.uncovered: dict[int, str] = {}
+        self.unplaced: list[str] = []
+        self.known: list[nn.Module] = []
+        self._vllm_config = vllm_config
+        self._bypasses = bypasses
+        self._whole_model = _unsupported(vllm_config)
+        self._sinks = SinkBuffers()
+        self._moe_modules = moe_class()
+
+    @property
+    def layers(self) -> set[int]:
+        """The layers found, covered or not."""
+        return {*self.routed, *self.uncovered}
+
+    def look_at(self, path: str, module: Any) -> None:
+        """Take a module into account if vLLM knows it as one that routes."""
+        look: Callable[[Any], RoutedLayer | str]
+        if isinstance(module, self._moe_modules):
+            look = partial(routed_runner, sinks=self._sinks, vllm_config=self._vllm_config)
+        elif is_capture_source(module):
+            look = routed_source
+        else:
+            return
+        self.known.append(module)
+        try:
+            layer = int(module.layer_id)
+        except Exception as error:  # noqa: BLE001 - a module of somebody else
+            self._refuse(layer_of_path(path), f"{_name(module)} can't say which layer it is: {error!r}")
+            return
+        self._take(layer, self._judged(layer, module, look))
+
+    def take_stray(self, path: str, module: nn.Module) -> None:
+        """Take a module into account that routes by itself, unless its layer was found already."""
+        layer = layer_of_path(path)
+        if layer not in self.layers:
+            self._refuse(
+                layer, f"{_name(module)} routes by itself, without vLLM's MoERunner or a source of its ids"
+            )
+
+    def _judged(self, layer: int, module: Any, look: Callable[[Any], RoutedLayer | str]) -> RoutedLayer | str:
+        return self._whole_model or self._bypasses.reason(layer) or _usable(look, module)
+
+    def _take(self, layer: int, found: RoutedLayer | str) -> None:
+        if layer in self.uncovered:
+            return
+        if layer in self.routed:
+            del self.routed[layer]
+            self.uncovered[layer] = "two MoE blocks share this layer's index"
+        elif isinstance(found, str):
+            self.uncovered[layer] = found[:MAX_REASON]
+        else:
+            self.routed[layer] = found
+
+    def _refuse(self, layer: int | None, reason: str) -> None:
+        """Note that a layer can't be counted; what has no layer's number is told without one."""
+        if layer is not None:
+            self._take(layer, reason)
+        elif reason not in self.unplaced:
+            self.unplaced.append(reason)
+
+
+def _name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _listed(reasons: dict[int, str]) -> tuple[UncoveredLayer, ...]:
+    return tuple(UncoveredLayer(layer, reasons[layer]) for layer in sorted(reasons))
 
 
 def _unsupported(vllm_config: Any) -> str | None:

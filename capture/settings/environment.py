@@ -59,6 +59,8 @@ class CaptureSettings:
         traces: which requests' routing is traced: a share of them (``MOESCOPE_TRACE_RATE``, 0 to 1), and
             those that ask for it (``MOESCOPE_TRACE_OPT_IN``); none by default.
         trace_bytes: memory for traces in each worker (``MOESCOPE_TRACE_MIB``); what doesn't fit is dropped.
+        leave_fast_kernels: leave layers alone where a callback makes vLLM take a slower kernel: they are
+            uncovered then (``MOESCOPE_LEAVE_FAST_KERNELS``).
         kept_ids_bytes: on a GPU, the most that a step's expert ids may take until one kernel counts them
             (``MOESCOPE_KEPT_IDS_MIB``); beyond it there are several launches a step, with the same counts.
         access: files with the token and certificates, for what changes while vLLM runs.
@@ -73,6 +75,7 @@ class CaptureSettings:
     trace_bytes: int = DEFAULT_TRACE_MIB << 20
     kept_ids_bytes: int = DEFAULT_KEPT_IDS_MIB << 20
     access: Access = NO_ACCESS
+    leave_fast_kernels: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> CaptureSettings:
@@ -117,6 +120,9 @@ class CaptureSettings:
             trace_bytes=mib("MOESCOPE_TRACE_MIB", DEFAULT_TRACE_MIB, 1) << 20,
             kept_ids_bytes=mib("MOESCOPE_KEPT_IDS_MIB", DEFAULT_KEPT_IDS_MIB, 0) << 20,
             access=_or_else(wrong, lambda: _access(environment), lambda: NO_ACCESS),
+            leave_fast_kernels=_or_else(
+                wrong, lambda: _flag("MOESCOPE_LEAVE_FAST_KERNELS", environment), lambda: False
+            ),
         )
         return settings if is_meant else replace(settings, token=None, access=NO_ACCESS), wrong
 

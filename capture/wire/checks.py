@@ -32,6 +32,9 @@ def check_frame(frame: Frame) -> None:
     both = set(layer_ids) & {layer.layer for layer in frame.uncovered}
     if both:
         raise WireError(f"uncovered: layers {sorted(both)} are in layers too")
+    found = {*layer_ids, *(layer.layer for layer in frame.uncovered)} & {item.layer for item in frame.absent}
+    if found:
+        raise WireError(f"absent: layers {sorted(found)} are in layers or uncovered too")
     _check_array("counts", frame.counts, sum(layer.num_experts for layer in frame.layers))
     _check_array("rows", frame.rows, len(frame.layers))
     _check_phases(frame)

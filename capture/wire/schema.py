@@ -142,6 +142,8 @@ class Frame(Struct, kw_only=True):
         uncovered: the MoE layers whose routing can't be seen.
         absent: the MoE layers that the model's config has and that were not found in the model, with the
             reasons. Empty in frames of wire minor 3 or below.
+        absent_unnamed: that MoE layers are absent of which it isn't known which they are, and why: the config
+            has experts and doesn't say in which layers, and none was found. Else empty.
         unavailable: what this producer can't tell, and why: ``phases``, ``traces``, ``placement`` or
             ``steps`` to the reason. Empty in frames of wire minor 3 or below.
         counts: slots per (layer, logical expert), raw little-endian int64, the layers of ``layers``
@@ -193,4 +195,5 @@ class Frame(Struct, kw_only=True):
     mixed_steps: Count = 0
     step_loads: StepLoads | None = None
     absent: Annotated[list[UncoveredLayer], Meta(max_length=MAX_LAYERS)] = []
+    absent_unnamed: Text = ""
     unavailable: Annotated[dict[Name, Text], Meta(max_length=MAX_COUNTERS)] = {}

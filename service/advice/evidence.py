@@ -129,6 +129,7 @@ def gather(windows: Windows, ranks: int, min_tokens: int) -> Evidence:
     experts = widths.most_common(1)[0][0] if widths else 0
     kept: list[tuple[LayerWindow, list[LayerWindow]]] = []
     left_out: LayerReasons = dict(fit.uncovered)
+    left_out |= {layer: f"absent: {reason}" for layer, reason in fit.absent.items() if layer is not None}
     for layer in fit.layers:
         later = [piece[layer.shape.layer] for piece in by_piece if layer.shape.layer in piece]
         reason = _why_not(layer, later, experts, min_tokens)

@@ -131,6 +131,11 @@ class FaultOptions:
         _faults(help="Decoder layer that can't be seen; may be repeated; all can when absent."),
     ] = None
 
+    absent: Annotated[
+        list[int] | None,
+        _faults(help="Decoder layer that was not found in the model; may be repeated; all are when absent."),
+    ] = None
+
     @property
     def outages(self) -> tuple[Outage, ...]:
         """Raises ValueError where one is not as ``3@60`` or ``3@60-120``."""
@@ -185,6 +190,7 @@ def plan_of(
         outages=faults.outages,
         rearrange_s=faults.rearrange_s,
         uncovered=tuple(faults.uncovered or ()),
+        absent=tuple(faults.absent or ()),
         trace_rate=feeding.trace_rate,
         seed=routing.seed,
     )

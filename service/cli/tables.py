@@ -44,8 +44,8 @@ def _count(number: int | None) -> str:
 
 
 def _absences(deployment: dict[str, Any]) -> list[str]:
-    """Lines about ranks that never reported, layers that can't be seen, rows that are not the tokens, and
-    what workers can't tell.
+    """Lines about ranks that never reported, layers that are absent or can't be seen, rows that are not the
+    tokens, and what workers can't tell.
     """
     missing = ", ".join(str(rank) for rank in deployment["missing_dp_ranks"])
     uncovered = {
@@ -53,6 +53,12 @@ def _absences(deployment: dict[str, Any]) -> list[str]:
         for rank in deployment["dp_ranks"]
         for producer in rank["producers"]
         for entry in producer["uncovered"]
+    }
+    absent = {
+        _absent_note(entry): None
+        for rank in deployment["dp_ranks"]
+        for producer in rank["producers"]
+        for entry in producer["absent"]
     }
     laws = [
         f"DP rank {rank['dp_rank']}, pipeline stage {stage['pp_rank']}: {line}"
@@ -68,6 +74,7 @@ def _absences(deployment: dict[str, Any]) -> list[str]:
     }
     return [
         *([f"DP ranks that never reported: {missing}"] if missing else []),
+        *absent,
         *uncovered,
         *unavailable,
         *laws,
@@ -82,6 +89,11 @@ def _law(stage: dict[str, Any]) -> list[str]:
         f"layer {found['layer']}: {found['got']:,} {found['law']} of {found['expected']:,} tokens"
         for found in stage["mismatches"]
     ]
+
+
+def _absent_note(entry: dict[str, Any]) -> str:
+    which = "MoE layers are" if entry["layer"] is None else f"layer {entry['layer']} is"
+    return f"{which} absent: {entry['reason']}"
 
 
 def balance_tables(answer: dict[str, Any]) -> RenderableType:
@@ -165,7 +177,7 @@ def _summary_line(answer: dict[str, Any]) -> Text:
 
 
 def _notes(answer: dict[str, Any]) -> list[Text]:
-    """Each reason for a missing sample once, and the layers that can't be seen."""
+    """Each reason for a missing sample once, and the layers that are absent or can't be seen."""
     reasons = {
         f"over {name}: {reason}"
         for layer in answer["layers"]
@@ -173,7 +185,8 @@ def _notes(answer: dict[str, Any]) -> list[Text]:
         if (reason := layer[axis]["reason"]) is not None
     }
     uncovered = [f"layer {entry['layer']} can't be seen: {entry['reason']}" for entry in answer["uncovered"]]
-    return [Text(f"- {note}", style="dim") for note in [*sorted(reasons), *uncovered]]
+    absent = [_absent_note(entry) for entry in answer["absent"]]
+    return [Text(f"- {note}", style="dim") for note in [*sorted(reasons), *absent, *uncovered]]
 
 
 def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
@@ -182,6 +195,9 @@ def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
         faults.append(f"capture is off: {producer['state_reason']}")
     if producer["uncovered"]:
         faults.append(f"uncovered layers {[entry['layer'] for entry in producer['uncovered']]}")
+    if producer["absent"]:
+        known = [entry["layer"] for entry in producer["absent"] if entry["layer"] is not None]
+        faults.append(f"absent layers {known}" if known else "absent layers, not known which")
     if rank["unseen_layers"]:
         faults.append(f"unseen layers {rank['unseen_layers']}")
     broken = [found["layer"] for found in producer["mismatches"]]

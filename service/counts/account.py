@@ -166,6 +166,8 @@ class Account:
             counted=counted,
             traces=dict(frame.traces),
             unavailable=dict(frame.unavailable),
+            absent=tuple(frame.absent),
+            absent_unnamed=frame.absent_unnamed,
         )
 
 

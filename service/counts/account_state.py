@@ -28,6 +28,19 @@ class Latest:
     traces: Mapping[str, int] = field(default_factory=dict)
     strategy: str = ""
     unavailable: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[UncoveredLayer, ...] = ()
+    absent_unnamed: str = ""
+
+    @property
+    def not_counted(self) -> tuple[UncoveredLayer, ...]:
+        """The MoE layers that this producer doesn't count and names: uncovered ones, then absent ones."""
+        return self.uncovered + self.absent
+
+    @property
+    def absences(self) -> list[tuple[int | None, str]]:
+        """Layers that the model's config has and that were not found, with reasons; None: not known which."""
+        named: list[tuple[int | None, str]] = [(entry.layer, entry.reason) for entry in self.absent]
+        return [*named, (None, self.absent_unnamed)] if self.absent_unnamed else named
 
     @property
     def age_at_capture(self) -> float:

@@ -270,6 +270,13 @@ _FAMILIES: Final = (
     Family("moescope_covered_layers", "gauge", "layers", "MoE layers whose routing is counted.", DP),
     Family("moescope_uncovered_layers", "gauge", "layers", "MoE layers whose routing can't be seen.", DP),
     Family(
+        "moescope_absent_layers",
+        "gauge",
+        "layers",
+        "MoE layers that the model's config has and that were not found; 1 where it isn't known which.",
+        DP,
+    ),
+    Family(
         "moescope_unseen_layers",
         "gauge",
         "layers",

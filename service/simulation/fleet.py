@@ -182,6 +182,7 @@ class Fleet:
             decode_steps=worker.decode_steps if told else 0,
             mixed_steps=worker.mixed_steps if told else 0,
             step_loads=step_loads,
+            absent=[wire.UncoveredLayer(layer, "simulated") for layer in plan.absent],
         )
 
     def _producer(self, rank: int) -> wire.Producer:

@@ -50,6 +50,7 @@ class Plan:
         outages: ranks that fail.
         rearrange_s: seconds between rearrangements of experts by load, as EPLB would do them; None: never.
         uncovered: decoder layers that are reported as not seen.
+        absent: decoder layers that are reported as not found in the model.
         trace_rate: share of the requests that are traced. A request has 240 tokens on average.
         seed: seed of everything random.
 
@@ -72,6 +73,7 @@ class Plan:
     outages: tuple[Outage, ...] = ()
     rearrange_s: float | None = None
     uncovered: tuple[int, ...] = ()
+    absent: tuple[int, ...] = ()
     trace_rate: float = 0.0
     seed: int = 0
 
@@ -93,5 +95,5 @@ class Plan:
     @property
     def covered_layers(self) -> list[int]:
         """Decoder layers that are MoE layers and are seen, in order."""
-        first = self.shape.first_layer
-        return [layer for layer in range(first, first + self.shape.layers) if layer not in self.uncovered]
+        first, hidden = self.shape.first_layer, {*self.uncovered, *self.absent}
+        return [layer for layer in range(first, first + self.shape.layers) if layer not in hidden]

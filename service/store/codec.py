@@ -45,6 +45,8 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     strategy: str = ""
     forgotten: tuple[int, ...] = ()
     unavailable: dict[str, str] = {}
+    absent: list[UncoveredLayer] = []
+    absent_unnamed: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -86,6 +88,8 @@ def encode_account(account: AccountState) -> bytes:
         strategy=latest.strategy,
         forgotten=account.forgotten,
         unavailable=dict(latest.unavailable),
+        absent=list(latest.absent),
+        absent_unnamed=latest.absent_unnamed,
     )
     return compress(_encoder.encode(packed))
 
@@ -114,6 +118,8 @@ def decode_account(blob: object) -> AccountState:
         traces=packed.traces,
         strategy=packed.strategy,
         unavailable=packed.unavailable,
+        absent=tuple(packed.absent),
+        absent_unnamed=packed.absent_unnamed,
     )
     who = packed.producer  # older blobs lack the sizes in their totals
     totals = replace(unpack(packed.totals), dp_size=who.dp_size, ep_size=who.ep_size)

@@ -148,13 +148,13 @@ def _fell_silent(item: ProducerSpan, heard: float) -> bool:
 
 def _blind(members: Sequence[ProducerSpan]) -> dict[int, str]:
     """Layers that a worker of a DP rank doesn't cover though it did, or another one does, to its reason."""
-    if not any(item.producer.latest.uncovered for item in members):
+    if not any(item.producer.latest.not_counted for item in members):
         return {}
     had = {layer for item in members for layer in item.span.last.layout.index}
     return {
         entry.layer: f"not covered by all of its workers: {entry.reason}"
         for item in members
-        for entry in item.producer.latest.uncovered
+        for entry in item.producer.latest.not_counted
         if entry.layer in had
     }
 

@@ -1,8 +1,8 @@
-"""What is wrong with capture: unseen layers, counts that don't add up, and what can't be told."""
+"""What is wrong with capture: absent and unseen layers, counts that don't add up, and what can't be told."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
@@ -77,6 +77,24 @@ def stages(producers: Iterable[ProducerState]) -> list[StageHealth]:
     sizes = heard_last(present)
     by_stage = {rank: list(group) for rank, group in groupby(present, key=_pp_rank)}
     return [_stage(rank, sizes.tp_size, by_stage.get(rank, [])) for rank in range(sizes.pp_size)]
+
+
+def absent_layers(newest: Iterable[Latest], found: Container[int] = ()) -> dict[int | None, str]:
+    """Layers that a model's config has and that were not found, to the reason; rising, None comes last.
+
+    Args:
+        newest: the newest frames of some producers.
+        found: layers that are known all the same, from other producers.
+
+    Returns:
+        None stands for layers of which it isn't known which they are.
+    """
+    reasons: dict[int | None, str] = {}
+    for latest in newest:
+        for layer, reason in latest.absences:
+            if layer is None or layer not in found:
+                reasons.setdefault(layer, reason)
+    return {layer: reasons[layer] for layer in sorted(reasons, key=lambda at: (at is None, at or 0))}
 
 
 def unseen_layers(producers: Iterable[ProducerState]) -> list[int]:

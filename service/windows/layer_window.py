@@ -156,7 +156,7 @@ def uncovered_in(computed: Mapping[int, list[ProducerSpan]]) -> dict[int, dict[i
     """
     found: dict[int, dict[int, str]] = {}
     for rank, members in computed.items():
-        for entry in (entry for item in members for entry in item.producer.latest.uncovered):
+        for entry in (entry for item in members for entry in item.producer.latest.not_counted):
             found.setdefault(entry.layer, {}).setdefault(rank, entry.reason)
     return found
 

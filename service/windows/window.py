@@ -8,7 +8,7 @@ and steps: see :mod:`moescope.service.counts.rank_work`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from moescope.service.counts.layers import Layout
@@ -17,6 +17,7 @@ from moescope.service.counts.rank_work import RankWork, work_of
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of, why_unavailable
 from moescope.service.windows.doubts import RankDoubt, doubtful, doubts_of, stages_of
+from moescope.service.windows.health import absent_layers
 from moescope.service.windows.law import not_conserved
 from moescope.service.windows.layer_window import LayerWindow, Reasons, layers_of, uncovered_in
 from moescope.service.windows.stack import BoolArray, Doubt, Stacker
@@ -73,8 +74,10 @@ class ModelWindow:
     """A deployment in a window.
 
     ``dp_size`` and ``ep_size`` are those at the window's end (see :func:`sizes_of`). ``reporting`` are all DP
-    ranks that ever reported. ``uncovered`` has the layers that no DP rank can see, with the reason. ``phase``
-    is the one phase that was asked for, or None; ``phase_reason`` says why not all of its tokens are known.
+    ranks that ever reported. ``uncovered`` has the layers that no DP rank can see, with the reason, and
+    ``absent`` those that the model's config has and that were not found; layer None: it isn't known which.
+    ``phase`` is the one phase that was asked for, or None; ``phase_reason`` says why not all of its tokens
+    are known.
     """
 
     server: str
@@ -88,6 +91,7 @@ class ModelWindow:
     uncovered: dict[int, str]
     phase: Phase | None = None
     phase_reason: str | None = None
+    absent: Mapping[int | None, str] = field(default_factory=dict)
 
     @property
     def reason(self) -> str | None:
@@ -170,6 +174,7 @@ def merge_spans(
         reporting=frozenset(by_rank),
         layers=layers_of(stack, [rank.rank for rank in dp_ranks], ep_size, reasons),
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
+        absent=absent_layers([item.producer.latest for item in spans], seen.union(uncovered)),
     )
 
 

@@ -239,3 +239,20 @@ def test_what_cannot_be_compared_is_not_called_healthy(
     )
     expect(health).not_to_contain_text("Counts add up")
     expect(page.locator("#broken")).to_be_hidden()
+
+
+def test_absent_layers_are_said_first(empty: Serving, clock: Clock, watched: Watched) -> None:
+    lacks = [
+        wire.UncoveredLayer(layer=layer, reason="nothing that routes was found in it") for layer in (2, 4)
+    ]
+    epoch = int(clock.now * 1e9)
+    empty.push(frame({1: [4, 4]}, absent=lacks, absent_unnamed="others are not found", epoch=epoch))
+    page = watched.open(empty.url)
+    said = (
+        "Layers 2, 4 of the model's config were not found, and nothing here counts them: nothing that routes"
+    )
+    expect(page.get_by_role("definition").filter(has_text=said)).to_be_visible()  # the tile Capture
+    expect(page.get_by_role("listitem").filter(has_text=said)).to_be_visible()
+    expect(page.get_by_text("MoE layers of the model's config were not found")).to_be_visible()
+    watched.route("#/layer?layer=4&window=all")
+    expect(page.get_by_text("This layer can't be seen: nothing that routes was found in it.")).to_be_visible()

@@ -133,6 +133,10 @@ ALERTS: dict[str, tuple[Series, Series]] = {
         {f'moescope_uncovered_layers{OF},dp_rank="0"}}': "1+0x90"},
         {f'moescope_uncovered_layers{OF},dp_rank="0"}}': "0+0x90"},
     ),
+    "MoescopeAbsentLayers": (
+        {f'moescope_absent_layers{OF},dp_rank="0"}}': "1+0x90"},
+        {f'moescope_absent_layers{OF},dp_rank="0"}}': "0+0x90"},
+    ),
     "MoescopeUnseenLayers": (
         {f'moescope_unseen_layers{OF},dp_rank="0"}}': "1+0x90"},
         {f'moescope_unseen_layers{OF},dp_rank="0"}}': "0+0x80 1+0x10"},

@@ -24,7 +24,7 @@ def test_nothing_was_counted_before_the_first_request(cluster: Cluster) -> None:
         assert (frame.tokens, frame.steps) == (0, 0)
         assert not any(frame.counts)
         assert [layer.layer for layer in frame.layers] == [1, 2, 3, 4]
-        assert frame.uncovered == []
+        assert (frame.uncovered, frame.absent, frame.absent_unnamed) == ([], [], "")
 
 
 def test_one_request_leaves_the_other_rank_idle(cluster: Cluster) -> None:

@@ -40,6 +40,7 @@ def test_stages_report_their_own_layers_and_traces_join(tmp_path: Path) -> None:
         [rank] = cluster.service.get("/v1/ranks")["deployments"][0]["dp_ranks"]
         stages = {producer["pp_rank"]: producer["layers"] for producer in rank["producers"]}
         assert stages == {0: [1, 2], 1: [3, 4]}
+        assert not any(producer["absent"] for producer in rank["producers"])  # nor the other stage's layers
         traces = all_traces(cluster)
         assert len(traces) == 12
         counts = {layer: np.zeros(16, np.int64) for layer in (1, 2, 3, 4)}

@@ -47,7 +47,7 @@ from moescope.service.api.schemas.advice import (
     left_out_of,
 )
 from moescope.service.api.schemas.common import Summary, Window
-from moescope.service.api.schemas.windows import window_out
+from moescope.service.api.schemas.windows import absent_out, window_out
 from moescope.service.live.state import LiveState
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.settings import Settings
@@ -114,6 +114,7 @@ def _advice(found: Advice, bounds: Bounds, min_gain: float) -> AdviceOut:
         held_out_tokens=evidence.later_tokens,
         layers=list(evidence.layers),
         left_out=left_out_of(evidence.left_out),
+        absent=absent_out(fit),
         base=None if found.found is None else _option(found.found.base),
         options=[] if found.found is None else [_option(item) for item in found.found.options],
         drift=None if found.drift is None else DriftOut(**asdict(found.drift)),

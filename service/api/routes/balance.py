@@ -21,7 +21,13 @@ from moescope.service.api.problems import documented
 from moescope.service.api.schemas.balance import Balance, Cell, LayerBalance, Summaries
 from moescope.service.api.schemas.common import Summary
 from moescope.service.api.schemas.measures import Measures, values_of
-from moescope.service.api.schemas.windows import pick_layers, read_window, uncovered_out, window_out
+from moescope.service.api.schemas.windows import (
+    absent_out,
+    pick_layers,
+    read_window,
+    uncovered_out,
+    window_out,
+)
 from moescope.service.live.state import LiveState
 from moescope.service.measures import summary as across
 from moescope.service.settings import Settings
@@ -69,6 +75,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
             ),
             layers=[_layer(found, i) for i in pick_layers(window, layer)],
             uncovered=uncovered_out(window),
+            absent=absent_out(window),
         )
 
     return router

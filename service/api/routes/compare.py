@@ -19,7 +19,7 @@ from moescope.service.api.params.query import (
     parse_bounds,
 )
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.schemas.compact import answer, described, window_of
+from moescope.service.api.schemas.compact import answer, compact_absent, described, window_of
 from moescope.service.api.schemas.compare import Comparison, LayerDifference, Side
 from moescope.service.api.schemas.windows import read_window
 from moescope.service.counts.phase_split import Phase
@@ -81,6 +81,7 @@ def _side(window: ModelWindow, bounds: Bounds) -> Side:
         window=window_of(window, bounds),
         phase=window.phase,
         tokens=window.known_tokens,
+        absent=compact_absent(window.absent),
     )
 
 

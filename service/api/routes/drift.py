@@ -20,7 +20,7 @@ from moescope.service.api.params.query import (
 from moescope.service.api.params.stored import find_baseline
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.drift import DriftAnswer, DriftSummaryOut, LayerDriftOut
-from moescope.service.api.schemas.windows import window_out
+from moescope.service.api.schemas.windows import absent_out, window_out
 from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
 from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of
@@ -81,6 +81,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
             min_tokens=gate,
             summary=DriftSummaryOut(**asdict(summary_of(found))),
             layers=[LayerDriftOut.model_validate(asdict(item)) for item in found],
+            absent=absent_out(window),
         )
 
     return router

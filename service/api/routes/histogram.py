@@ -23,6 +23,7 @@ from moescope.service.api.params.query import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.histogram import Histogram, Interval, LayerCounts, LayerHistogram
 from moescope.service.api.schemas.windows import (
+    absent_out,
     pick_layers,
     read_series,
     uncovered_out,
@@ -69,6 +70,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
             tokens_reason=window.reason,
             layers=[_layer(window.layers[i]) for i in pick_layers(window, layer)],
             uncovered=uncovered_out(window),
+            absent=absent_out(window),
             series=_series(window, parts, instants, layer) if instants else None,
         )
 

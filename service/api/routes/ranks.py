@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import ModelParam, ServerParam
 from moescope.service.api.problems import documented
-from moescope.service.api.schemas.common import Uncovered
+from moescope.service.api.schemas.common import Absent, Uncovered
 from moescope.service.api.schemas.ranks import (
     DeploymentOut,
     DpRankOut,
@@ -113,6 +113,7 @@ def _producer(item: ProducerState) -> ProducerOut:
             "layers": [layer.layer for layer in latest.counted.layout.layers],
             "traces": _traces(latest.traces),
             "uncovered": [Uncovered(layer=entry.layer, reason=entry.reason) for entry in latest.uncovered],
+            "absent": [Absent(layer=layer, reason=reason) for layer, reason in latest.absences],
             "mismatches": _mismatches(mismatches(item.latest)),
             "unavailable": dict(latest.unavailable),
             "drops": dict(item.totals.drops),

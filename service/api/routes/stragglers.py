@@ -23,7 +23,7 @@ from moescope.service.api.params.query import (
 )
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.stragglers import StageOut, StragglerInterval, StragglerLayer, Stragglers
-from moescope.service.api.schemas.windows import window_out
+from moescope.service.api.schemas.windows import absent_out, known_layers, window_out
 from moescope.service.live.past import Remembered
 from moescope.service.live.producers import ProducerSpan, ProducerState, why_unavailable
 from moescope.service.live.state import LiveState
@@ -77,7 +77,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
         window, cost = merge_spans(spans), cost_of(spans)
         known = {item.shape.layer: item for item in window.layers}
         if layer:
-            check_known("layer", layer, sorted({*known, *window.uncovered}))
+            check_known("layer", layer, known_layers(window))
         costs = {item.layer: item for item in cost.layers}
         joins = state.joins(deployment)
         most, mean = cost.sums
@@ -99,6 +99,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
                 for number, item in known.items()
                 if not layer or number in layer
             ],
+            absent=absent_out(window),
             reason=_reason(window, cost, joins, why_unavailable((item.producer for item in spans), "steps")),
             series=_series(boundaries, window, instants) if instants else None,
         )

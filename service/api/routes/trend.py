@@ -15,7 +15,7 @@ from fastapi import APIRouter, Query, Response
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import ModelParam, PhaseParam, ServerParam, choose
 from moescope.service.api.problems import documented
-from moescope.service.api.schemas.compact import answer, described
+from moescope.service.api.schemas.compact import answer, compact_absent, described
 from moescope.service.api.schemas.trend import Trend
 from moescope.service.counts.phase_split import Phase, phase_work, tokens_and_steps
 from moescope.service.counts.rank_work import work_of
@@ -24,6 +24,7 @@ from moescope.service.live.state import LiveState
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.summary import Summary, summarise
 from moescope.service.windows.doubts import doubts_of
+from moescope.service.windows.health import absent_layers
 from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.step_window import is_whole
 
@@ -87,6 +88,13 @@ class _Cache:
         return found
 
 
+def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:
+    """The deployment's absent layers, by the newest frames."""
+    return absent_layers(
+        item.latest for item in state.producers() if item.latest.producer.key[:2] == deployment
+    )
+
+
 def trend_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
@@ -119,6 +127,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             worst=[item.worst for item in summaries],
             worst_layer=[item.worst_layer for item in summaries],
             not_conserved=sorted(frozenset().union(*(point.broken for point in found))),
+            absent=compact_absent(_absent(state, deployment)),
         )
         return answer(result)
 

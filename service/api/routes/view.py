@@ -22,7 +22,13 @@ from moescope.service.api.params.query import (
     parse_bounds,
 )
 from moescope.service.api.problems import documented
-from moescope.service.api.schemas.compact import CompactUncovered, answer, described, window_of
+from moescope.service.api.schemas.compact import (
+    CompactUncovered,
+    answer,
+    compact_absent,
+    described,
+    window_of,
+)
 from moescope.service.api.schemas.measures import values_of
 from moescope.service.api.schemas.view import View, ViewLayer, ViewPhases, ViewRank, ViewSummary
 from moescope.service.live.producers import ProducerSpan
@@ -106,6 +112,7 @@ def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: flo
         over_experts=_summary(found.experts),
         layers=[_layer(found, i) for i in range(len(window.layers))],
         uncovered=[CompactUncovered(layer, reason) for layer, reason in window.uncovered.items()],
+        absent=compact_absent(window.absent),
         counts=None,
         flows=None,
         flows_reason=None,

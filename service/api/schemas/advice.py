@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from moescope.service.advice.evidence import LayerReasons
-from moescope.service.api.schemas.common import Summary, Window
+from moescope.service.api.schemas.common import Absent, Summary, Window
 
 StrategyName = Literal["present", "linear", "round_robin", "eplb"]
 
@@ -108,6 +108,7 @@ class AdviceOut(BaseModel):
     held_out_tokens: int
     layers: list[int] = Field(description="Layers that were judged.")
     left_out: list[LeftOut]
+    absent: list[Absent]
     base: OptionOut | None = Field(
         description="What savings are against: present where known, else linear; null without a sample."
     )

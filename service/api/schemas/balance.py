@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.schemas.common import Summary, Uncovered, Window
+from moescope.service.api.schemas.common import Absent, Summary, Uncovered, Window
 from moescope.service.api.schemas.measures import Measures
 from moescope.service.counts.phase_split import Phase
 
@@ -56,3 +56,4 @@ class Balance(BaseModel):
     summary: Summaries
     layers: list[LayerBalance]
     uncovered: list[Uncovered]
+    absent: list[Absent]

@@ -29,6 +29,13 @@ class Uncovered(BaseModel):
     reason: str
 
 
+class Absent(BaseModel):
+    """MoE layers that the model's config has and that were not found in the model; they have no counts."""
+
+    layer: int | None = Field(description="null: it isn't known which layers, nor how many.")
+    reason: str
+
+
 class Summary(BaseModel):
     """The imbalance ratio across layers; null when no layer has a sample."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -28,11 +29,23 @@ class CompactWindow(msgspec.Struct):
     truncated: bool
 
 
+class CompactAbsent(msgspec.Struct):
+    """MoE layers that the model's config has and that were not found; layer null: it isn't known which."""
+
+    layer: int | None
+    reason: str
+
+
 class CompactUncovered(msgspec.Struct):
     """An MoE layer whose routing can't be seen."""
 
     layer: int
     reason: str
+
+
+def compact_absent(absent: Mapping[int | None, str]) -> list[CompactAbsent]:
+    """Layers that the model's config has and that were not found, to the reason."""
+    return [CompactAbsent(layer, reason) for layer, reason in absent.items()]
 
 
 def window_of(window: ModelWindow, bounds: Bounds) -> CompactWindow:

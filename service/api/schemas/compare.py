@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from moescope.service.api.schemas.compact import CompactWindow
+from moescope.service.api.schemas.compact import CompactAbsent, CompactWindow
 from moescope.service.counts.phase_split import Phase
 
 
@@ -16,6 +16,7 @@ class Side(msgspec.Struct):
     window: CompactWindow
     phase: Phase | None
     tokens: int | None
+    absent: list[CompactAbsent]
 
 
 class LayerDifference(msgspec.Struct):

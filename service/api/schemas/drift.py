@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moescope.service.api.schemas.common import Window
+from moescope.service.api.schemas.common import Absent, Window
 from moescope.service.counts.phase_split import Phase
 
 
@@ -114,3 +114,4 @@ class DriftAnswer(BaseModel):
     min_tokens: int
     summary: DriftSummaryOut
     layers: list[LayerDriftOut]
+    absent: list[Absent]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.schemas.common import Uncovered, Window
+from moescope.service.api.schemas.common import Absent, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
 
 
@@ -66,4 +66,5 @@ class Histogram(BaseModel):
     )
     layers: list[LayerHistogram]
     uncovered: list[Uncovered]
+    absent: list[Absent]
     series: list[Interval] | None = Field(None, description="The window in steps, when a step was asked for.")

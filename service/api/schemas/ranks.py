@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.schemas.common import Uncovered
+from moescope.service.api.schemas.common import Absent, Uncovered
 
 
 class MismatchOut(BaseModel):
@@ -66,6 +66,9 @@ class ProducerOut(BaseModel):
     )
     layers: list[int] = Field(description="MoE layers that it counts.")
     uncovered: list[Uncovered]
+    absent: list[Absent] = Field(
+        description="MoE layers that the model's config has and that were not found in the model."
+    )
     mismatches: list[MismatchOut] = Field(description="Layers whose slots are not rows x top-k.")
     traces: dict[str, int] | None = Field(
         description="Traces: captured = delivered + dropped_<reason> + in_flight; null: none asked for."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.schemas.common import Window
+from moescope.service.api.schemas.common import Absent, Window
 
 _COST = "Share of the time that an average EP rank waits for the busiest: 1 - sum of means / sum of maxes"
 _WINDOWED = (
@@ -75,5 +75,6 @@ class Stragglers(BaseModel):
         description="The EP rank that was the busiest most often; null: no step."
     )
     layers: list[StragglerLayer]
+    absent: list[Absent]
     reason: str | None = Field(description="Why there is no straggler cost; null: there is.")
     series: list[StragglerInterval] | None = Field(None, description="In steps, when a step was asked for.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from moescope.service.api.schemas.compact import CompactAbsent
 from moescope.service.counts.phase_split import Phase
 
 
@@ -13,7 +14,8 @@ class Trend(msgspec.Struct):
     `tokens_per_second` is by DP rank of `dp_ranks`. `ratio_of_sums` and `worst` are of the imbalance ratio
     (max / mean) over EP ranks, as in /v1/balance. If a phase was asked for, all are of its tokens only; null
     where phases are not known. `not_conserved` are layers that some interval's imbalance leaves out because
-    their rows don't add up to its tokens.
+    their rows don't add up to its tokens. `absent` are MoE layers that nothing
+    counts.
     """
 
     server: str
@@ -26,4 +28,5 @@ class Trend(msgspec.Struct):
     ratio_of_sums: list[float | None]
     worst: list[float | None]
     worst_layer: list[int | None]
+    absent: list[CompactAbsent]
     not_conserved: list[int] = []

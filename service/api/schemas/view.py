@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from moescope.service.api.schemas.compact import CompactUncovered, CompactWindow
+from moescope.service.api.schemas.compact import CompactAbsent, CompactUncovered, CompactWindow
 from moescope.service.api.schemas.measures import CompactMeasures
 from moescope.service.counts.phase_split import Phase
 
@@ -92,6 +92,7 @@ class View(msgspec.Struct):
     over_experts: ViewSummary
     layers: list[ViewLayer]
     uncovered: list[CompactUncovered]
+    absent: list[CompactAbsent]
     counts: list[list[int] | None] | None
     flows: list[list[float]] | None
     flows_reason: str | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from moescope.service.api.params.query import Bounds, check_known, choose
-from moescope.service.api.schemas.common import Span, Uncovered, Window
+from moescope.service.api.schemas.common import Absent, Span, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
@@ -66,13 +66,20 @@ def pick_layers(window: ModelWindow, wanted: list[int] | None) -> list[int]:
     """Indices into ``window.layers`` of the layers wanted, all when none is named.
 
     Raises:
-        ProblemError: a layer isn't known (an uncovered one is known, and has no index).
+        ProblemError: a layer isn't known (uncovered and absent ones are known, and have no index).
     """
     index = {layer.shape.layer: i for i, layer in enumerate(window.layers)}
     if not wanted:
         return list(index.values())
-    check_known("layer", wanted, sorted({*index, *window.uncovered}))
+    check_known("layer", wanted, known_layers(window))
     return [index[layer] for layer in sorted(set(wanted)) if layer in index]
+
+
+def known_layers(window: ModelWindow) -> list[int]:
+    """All layers that somebody has said a word of: counted, uncovered and absent ones; rising."""
+    counted = (layer.shape.layer for layer in window.layers)
+    absent = (layer for layer in window.absent if layer is not None)
+    return sorted({*counted, *window.uncovered, *absent})
 
 
 def window_out(window: ModelWindow, bounds: Bounds) -> Window:
@@ -90,3 +97,8 @@ def window_out(window: ModelWindow, bounds: Bounds) -> Window:
 def uncovered_out(window: ModelWindow) -> list[Uncovered]:
     """Layers that no DP rank can see."""
     return [Uncovered(layer=layer, reason=reason) for layer, reason in window.uncovered.items()]
+
+
+def absent_out(window: ModelWindow) -> list[Absent]:
+    """Layers that the model's config has and that were not found."""
+    return [Absent(layer=layer, reason=reason) for layer, reason in window.absent.items()]

@@ -18,7 +18,7 @@ from moescope.service.measures.balance import GAUGES
 from moescope.service.measures.measure import Axis
 from moescope.service.metrics.samples import Sample, Table, stacked
 from moescope.service.windows.assessment import Assessment, Cell
-from moescope.service.windows.health import mismatches, stages, unseen_layers
+from moescope.service.windows.health import absent_layers, mismatches, stages, unseen_layers
 from moescope.service.windows.window import ModelWindow, merge_spans
 
 Found = Sample | Table
@@ -181,6 +181,7 @@ def capture_health(group: Group) -> Iterable[Found]:
         covered = set().union(*(item.latest.counted.layout.index for item in members))
         yield Sample("moescope_covered_layers", labels, len(covered))
         yield Sample("moescope_uncovered_layers", labels, len(uncovered))
+        yield Sample("moescope_absent_layers", labels, len(absent_layers(item.latest for item in members)))
         yield Sample("moescope_unseen_layers", labels, len(unseen_layers(members)))
         yield Sample("moescope_conservation_mismatched_layers", labels, len(broken))
         unknown = sum(stage.state == "unknown" for stage in law)

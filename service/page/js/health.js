@@ -30,6 +30,7 @@ export function findings(deployment) {
     missing(deployment),
     ...silent(deployment),
     ...disabled(deployment),
+    ...absent(deployment),
     ...uncovered(deployment),
     ...unseen(deployment),
     ...conservation(deployment),
@@ -63,6 +64,16 @@ function disabled(d) {
   return list.length
     ? [{ level: "bad", word: "disabled", text: `Capture is off on DP rank ${ranksOf(list)}: ${list[0].state_reason}. vLLM serves on, uncounted; restart it once this is mended.` }]
     : [];
+}
+
+function absent(d) {
+  const reasons = new Map();
+  for (const p of producers(d)) {
+    for (const { layer, reason } of p.absent) reasons.set(reason, (reasons.get(reason) ?? new Set()).add(layer));
+  }
+  return [...reasons].map(([reason, layers]) => ({
+    level: "bad", word: "absent", text: `${layers.has(null) ? "MoE layers" : `${layers.size === 1 ? "Layer" : "Layers"} ${ranges(sorted(layers))}`} of the model's config ${layers.size === 1 && !layers.has(null) ? "was" : "were"} not found, and nothing here counts them: ${reason}.`,
+  }));
 }
 
 function uncovered(d) {

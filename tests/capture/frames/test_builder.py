@@ -42,7 +42,15 @@ def sent(frame: Frame) -> Frame:
 
 def test_a_frame_has_the_totals_of_both_phases_and_those_of_decode() -> None:
     builder = FrameBuilder(
-        WHO, 5, LAYERS, [UncoveredLayer(6, "why")], None, lambda: "one", lambda: {"captured": 1}
+        WHO,
+        5,
+        LAYERS,
+        [UncoveredLayer(6, "why")],
+        None,
+        lambda: "one",
+        lambda: {"captured": 1},
+        absent=[UncoveredLayer(7, "where")],
+        absent_unnamed="others",
     )
     frame = sent(builder.build(snapshot(), {"sends_failed": 2}))
     assert unpack_counts(frame.counts).tolist() == [4, 3, 1, 7, 6]
@@ -53,6 +61,7 @@ def test_a_frame_has_the_totals_of_both_phases_and_those_of_decode() -> None:
     assert (frame.decode_tokens, frame.decode_steps, frame.mixed_steps) == (2, 1, 1)
     assert (frame.producer, frame.epoch, frame.captured_at_ns) == (WHO, 5, 10**18)
     assert (frame.layers, frame.uncovered) == (LAYERS, [UncoveredLayer(6, "why")])
+    assert (frame.absent, frame.absent_unnamed) == ([UncoveredLayer(7, "where")], "others")
     assert (frame.strategy, frame.traces, frame.drops) == ("one", {"captured": 1}, {"sends_failed": 2})
     assert (frame.state, frame.placement, frame.step_loads) == ("counting", None, None)
 

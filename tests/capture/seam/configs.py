@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 
-def config(speculative: Any = None, **changes: Any) -> Any:
-    """A configuration whose parallel part differs from the usual by ``changes``."""
+def config(speculative: Any = None, model: Any = None, **changes: Any) -> Any:
+    """A configuration whose parallel part differs from the usual by ``changes``; perhaps with a model's."""
     fields = {
         "use_ubatching": False,
         "prefill_context_parallel_size": 1,
@@ -15,4 +15,6 @@ def config(speculative: Any = None, **changes: Any) -> Any:
         "enable_eplb": False,
     }
     parallel = SimpleNamespace(**(fields | changes))
-    return SimpleNamespace(parallel_config=parallel, speculative_config=speculative)
+    return SimpleNamespace(
+        parallel_config=parallel, speculative_config=speculative, **({"model_config": model} if model else {})
+    )

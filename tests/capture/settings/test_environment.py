@@ -35,6 +35,11 @@ def test_values() -> None:
     assert "s3cret" not in repr(settings)
 
 
+def test_fast_kernels_are_left_alone_where_that_is_asked_for() -> None:
+    assert not CaptureSettings.from_environment({}).leave_fast_kernels
+    assert CaptureSettings.from_environment({"MOESCOPE_LEAVE_FAST_KERNELS": "1"}).leave_fast_kernels
+
+
 def test_the_token_can_come_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("from-file\n")
@@ -57,6 +62,7 @@ def test_the_token_can_come_from_a_file(tmp_path: Path) -> None:
         ("MOESCOPE_TOKEN", "two words", "printable ASCII"),
         ("MOESCOPE_TOKEN_FILE", "/does/not/exist", "can't be read"),
         ("MOESCOPE_SERVER", "x" * 257, "at most 256"),
+        ("MOESCOPE_LEAVE_FAST_KERNELS", "yes", "neither 0 nor 1"),
     ],
 )
 def test_errors_name_the_variable_and_what_it_takes(name: str, value: str, message: str) -> None:

@@ -32,6 +32,8 @@ from tests.capture.wire.frames import PHASES, frame, step_loads
         ({"layers": [MoeLayer(3, 4, 2), MoeLayer(1, 2, 1)]}, r"layers: ids must rise strictly, got \[3, 1\]"),
         ({"layers": [MoeLayer(1, 4, 5), MoeLayer(3, 2, 1)]}, "layers: layer 1 has top_k 5 > 4"),
         ({"uncovered": [UncoveredLayer(3, "x")]}, r"uncovered: layers \[3\] are in layers too"),
+        ({"absent": [UncoveredLayer(3, "x")]}, r"absent: layers \[3\] are in layers or uncovered too"),
+        ({"absent": [UncoveredLayer(5, "x")]}, r"absent: layers \[5\] are in layers or uncovered too"),
         (
             {"producer": Producer(server="a", model="m", dp_rank=2, dp_size=2)},
             "producer.dp_rank: 2 is not below",

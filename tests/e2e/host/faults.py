@@ -191,8 +191,8 @@ def odd_router() -> Iterator[Environment]:
     class Odd:
         capture_fn = None
 
-    def with_odd(*args: Any) -> survey.MoeSurvey:
-        found = original(*args)
+    def with_odd(*args: Any, **kwargs: Any) -> survey.MoeSurvey:
+        found = original(*args, **kwargs)
         odd = dataclasses.replace(found.routed[-1], router=Odd())
         return dataclasses.replace(found, routed=(*found.routed[:-1], odd))
 

@@ -58,6 +58,8 @@ def _push_both(service: Service) -> None:
             who=producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2),
             placement=halves(2, 2),
             uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
+            absent=[wire.UncoveredLayer(7, "not found")],
+            absent_unnamed="others are not found",
             drops={"late": 1},
             decode={0: [slots // 2, slots // 2], 1: [0, 0]},
             traces={"captured": 1},

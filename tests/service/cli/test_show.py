@@ -55,8 +55,19 @@ def test_a_narrow_terminal_gets_the_hottest_rank_in_place_of_empty_columns(
 def test_ranks_names_who_never_reported_and_what_cant_be_seen(service: Service) -> None:
     uncovered = [wire.UncoveredLayer(5, "monolithic kernel")]
     unavailable = {"phases": "no order"}
-    service.push(frame({3: [2, 1]}, who=producer(dp_size=3), uncovered=uncovered, unavailable=unavailable))
+    absent = [wire.UncoveredLayer(7, "not found (FooBlock)")]
+    service.push(
+        frame(
+            {3: [2, 1]},
+            who=producer(dp_size=3),
+            uncovered=uncovered,
+            absent=absent,
+            unavailable=unavailable,
+        )
+    )
     done = run("ranks", "--url", service.url)
+    assert "- layer 7 is absent: not found (FooBlock)" in done.stdout
+    assert "absent layers [7]" in done.stdout
     assert "- DP ranks that never reported: 1, 2" in done.stdout
     assert "- layer 5 can't be seen: monolithic kernel" in done.stdout
     assert "- phases can't be told: no order" in done.stdout
@@ -71,6 +82,17 @@ def test_rows_that_are_not_the_tokens_are_said(service: Service) -> None:
     assert "not known whether rows add up to tokens: TP rank 1 has not reported" in done.stdout
     assert "add up to the tokens of DP rank 0: 900 of 1000" in run("stragglers", "--url", service.url).stdout
     assert "add up to the tokens of DP rank 0: 900 of 1000" in run("balance", "--url", service.url).stdout
+
+
+def test_absent_layers_of_unknown_number_are_said_in_ranks_and_balance(service: Service) -> None:
+    service.push(
+        frame({}, tokens=3, absent_unnamed="the model's config has 8 experts, and nothing was found")
+    )
+    ranks, balance = run("ranks", "--url", service.url), run("balance", "--url", service.url)
+    for done in (ranks, balance):
+        said = " ".join(done.stdout.split())
+        assert "- MoE layers are absent: the model's config has 8 experts, and nothing was found" in said
+    assert "absent layers, not known which" in " ".join(ranks.stdout.replace("│", " ").split())
 
 
 def test_stragglers_show_steps_beside_the_window(service: Service) -> None:

@@ -37,6 +37,7 @@ def registry() -> CollectorRegistry:
             tokens=tokens,
             placement=halves(4, 2, version=4),
             uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
+            absent=[wire.UncoveredLayer(7, "not found")],
             idle_steps=7,
             drops={"late": 2},
             traces={"captured": 5, "delivered": 3, "dropped_fault": 1},

@@ -105,6 +105,17 @@ def test_counters_and_gauges_have_the_right_values(service: Service) -> None:
     assert _value(series, "moescope_traces_dropped_total", reason="buffer_full", **worker) == 1
 
 
+def test_absent_layers_are_counted_and_those_without_a_number_are_one(service: Service) -> None:
+    absent = [wire.UncoveredLayer(layer, "not found") for layer in (5, 6)]
+    service.push(frame({0: [1, 1]}, who=_rank(0), absent=absent))
+    service.push(frame({0: [1, 1]}, who=_rank(1), absent_unnamed="not known which"))
+    service.push(frame({0: [1, 1]}, who=producer(server="whole")))
+    series = _series(service)
+    assert _value(series, "moescope_absent_layers", dp_rank="0") == 2
+    assert _value(series, "moescope_absent_layers", dp_rank="1") == 1
+    assert _value(series, "moescope_absent_layers", server="whole", model="tiny", dp_rank="0") == 0
+
+
 def test_no_steps_are_lost_between_two_scrapes(service: Service) -> None:
     # Peers set a gauge at each step and lose all steps but the last before a scrape.
     _push_both(service)

@@ -40,21 +40,15 @@ def assert_same_fields(a: object, b: object, skip: tuple[str, ...] = ()) -> None
 
 
 def account(phased: bool = True) -> Account:
-    """Two epochs, EP ranks, an uncovered layer, drops, a count beyond 32 bits; then one with phases."""
+    """Two epochs, EP ranks, uncovered and absent layers, drops, a count beyond 32 bits; one with phases."""
     made = Account(max_epochs=3)
     who = producer(ep_size=2)
     common = {"who": who, "placement": halves(4, 2), "drops": {"sends_failed": 3}}
     made.post(frame({1: [2**40, 0, 2, 0], 3: [2, 0, 0, 0]}, rows=[2**39 + 1, 1], steps=7, **common))
     uncovered = [wire.UncoveredLayer(7, "monolithic")]
-    made.post(
-        frame(
-            {1: [0, 0, 1, 1], 3: [1, 0, 1, 0]},
-            epoch=EPOCH + 9,
-            uncovered=uncovered,
-            unavailable={"traces": "no Triton"},
-            **common,
-        )
-    )
+    absent = {"absent": [wire.UncoveredLayer(8, "not found")], "absent_unnamed": "others neither"}
+    common |= {"uncovered": uncovered, "unavailable": {"traces": "no Triton"}, **absent}
+    made.post(frame({1: [0, 0, 1, 1], 3: [1, 0, 1, 0]}, epoch=EPOCH + 9, **common))
     if phased:
         decode = {1: [2, 0, 0, 0], 3: [0, 0, 2, 0]}
         steps = {"steps": 9, "decode_steps": 4, "mixed_steps": 2}

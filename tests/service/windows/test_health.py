@@ -9,7 +9,7 @@ from moescope.service.live.producers import ProducerState
 from moescope.service.live.row_laws import BOUND_AFTER_S
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.windows.health import Mismatch, mismatches, stages, unseen_layers
+from moescope.service.windows.health import Mismatch, absent_layers, mismatches, stages, unseen_layers
 from tests.service.frames import frame, producer
 from tests.service.windows.fleet import Fleet
 
@@ -217,3 +217,16 @@ def test_tp_ranks_need_not_have_the_same_layers() -> None:
 
 def test_nothing_is_unseen_while_idle() -> None:
     assert unseen_layers(_producers(frame({0: [0, 0]}))) == []
+
+
+def test_absent_layers_are_merged_over_producers_and_those_without_a_number_come_last() -> None:
+    first = frame({0: [1, 1]}, absent=[wire.UncoveredLayer(7, "a"), wire.UncoveredLayer(3, "b")])
+    second = frame(
+        {3: [1, 1]},
+        who=producer(dp_rank=1, dp_size=2),
+        absent=[wire.UncoveredLayer(7, "c")],
+        absent_unnamed="others",
+    )
+    newest = [item.latest for item in _producers(first, second)]
+    assert list(absent_layers(newest).items()) == [(3, "b"), (7, "a"), (None, "others")]
+    assert list(absent_layers(newest, {0, 3})) == [7, None]

@@ -125,3 +125,14 @@ def test_bounds_are_those_of_the_producers_that_reported() -> None:
     assert (used.end_earliest, used.end_latest) == (clock[0] - 1, clock[0] - 1)
     nobody = merge_spans(state.spans(("prod", "tiny"), clock[0] - 0.5, None)).used
     assert nobody.end_earliest < nobody.end_latest == clock[0] - 1
+
+
+def test_a_layer_that_only_one_dp_rank_lacks_says_so_and_is_not_absent_in_the_whole() -> None:
+    state = LiveState(Settings(), lambda: 1_700_000_100.0)
+    state.ingest(frame({0: [4, 4], 1: [4, 4]}, who=producer(dp_size=2)))
+    lacks = [wire.UncoveredLayer(1, "not found"), wire.UncoveredLayer(2, "nor that")]
+    state.ingest(frame({0: [4, 4]}, who=producer(dp_rank=1, dp_size=2), absent=lacks))
+    window = merge_spans(state.spans(("prod", "tiny"), None, None))
+    layer = next(item for item in window.layers if item.shape.layer == 1)
+    assert (layer.dp_ranks, layer.missing, layer.uncovered) == ((0,), (1,), {1: "not found"})
+    assert window.absent == {2: "nor that"}

@@ -135,7 +135,8 @@ function describe(shown, row, column) {
 }
 
 function note(view) {
-  const hidden = view.uncovered.length ? `; ${plural(view.uncovered.length, "layer")} can't be seen` : "";
+  const absent = view.absent.some((item) => item.layer === null) ? "; MoE layers are absent, it isn't known which" : view.absent.length ? `; ${plural(view.absent.length, "layer")} of the model's config absent` : "";
+  const hidden = (view.uncovered.length ? `; ${plural(view.uncovered.length, "layer")} can't be seen` : "") + absent;
   return `${view.tokens === null ? "unknown" : count(view.tokens)} tokens${view.phase ? ` of ${view.phase}` : ""}, ${plural(view.layers.length, "MoE layer")}${hidden}${view.window.truncated ? "; the window begins before what is remembered" : ""}`;
 }
 

@@ -55,7 +55,7 @@ export function create() {
           setText(note, "No MoE layer can be seen.");
           return;
         }
-        const reason = known.uncovered.find((item) => item.layer === id)?.reason;
+        const reason = [...known.uncovered, ...known.absent].find((item) => item.layer === id)?.reason;
         setText(note, reason ? `This layer can't be seen: ${reason}.` : `There is no MoE layer ${id}. There are ${ids.join(", ") || "none"}.`);
         return;
       }
