@@ -8,7 +8,7 @@ are bounds, because the workers report one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -25,7 +25,11 @@ _KIND_OF = {None: KINDS.index("rows"), Phase.PREFILL: KINDS.index("prefill_rows"
 
 
 def not_conserved(
-    rank: int, spans: Sequence[ProducerSpan], deltas: Sequence[Totals], phase: Phase | None
+    rank: int,
+    spans: Sequence[ProducerSpan],
+    deltas: Sequence[Totals],
+    phase: Phase | None,
+    in_doubt: Container[int] = (),
 ) -> dict[int, str]:
     """Layer to why its rows are not the tokens that a DP rank computed in the window.
 
@@ -34,13 +38,15 @@ def not_conserved(
         spans: what its producers counted, sorted by key; one at least.
         deltas: their differences, parallel; of one phase, if one is asked for.
         phase: the phase that is asked for, or None.
+        in_doubt: layers of which a worker doesn't count (see :mod:`moescope.service.windows.doubts`). Too few
+            rows are no breach there: the layer is partial.
     """
     found: dict[int, str] = {}
     pairs = zip(spans, deltas, strict=True)
     for _, group in groupby(pairs, key=lambda pair: pair[0].producer.latest.producer.pp_rank):
         workers = list(group)
         stage, parts = [span for span, _ in workers], [delta for _, delta in workers]
-        found |= _by_comparisons(rank, stage, phase) | _by_sums(rank, stage, parts, phase)
+        found |= _by_comparisons(rank, stage, phase) | _by_sums(rank, stage, parts, phase, in_doubt)
     return found
 
 
@@ -63,29 +69,32 @@ def _overlap(breaches: Iterable[Breach], start: float, end: float, kind: int) ->
 
 
 def _by_sums(
-    rank: int, stage: Sequence[ProducerSpan], parts: Sequence[Totals], phase: Phase | None
+    rank: int,
+    stage: Sequence[ProducerSpan],
+    parts: Sequence[Totals],
+    phase: Phase | None,
+    in_doubt: Container[int],
 ) -> dict[int, str]:
     """Layers whose rows of the window are more or fewer than its tokens can be."""
     who = heard_last(item.producer for item in stage).tp_size
     if who == 1 and len(parts) == 1:
         [part] = parts
         bounds = (part.tokens, part.tokens)
-        layout, rows, absent = part.layout, part.rows, None
+        layout, rows = part.layout, part.rows
     else:
         within = _bounds(stage, phase)
         if within is None:
             return {}
-        bounds, absent = within, _absent(who, stage)
-        if absent:  # of those that report; what the others counted can only be added
-            bounds = _bounds([item for item in stage if not item.producer.stale], phase) or bounds
+        bounds = within
         layout, rows = _summed(parts)
     if any(part.unphased_tokens for part in parts) and phase is not None:
         return {}
     fewest, most = bounds
     wrong = (rows != 0) & ((rows < fewest) | (rows > most))
     return {
-        layout.layers[i].layer: _why(rank, int(rows[i]), fewest, most, absent)
+        layout.layers[i].layer: _why(rank, int(rows[i]), fewest, most)
         for i in np.flatnonzero(wrong).tolist()
+        if rows[i] > most or layout.layers[i].layer not in in_doubt
     }
 
 
@@ -103,8 +112,6 @@ def _bounds(stage: Sequence[ProducerSpan], phase: Phase | None) -> tuple[int, in
             return None
         starts.append(first - base)
         ends.append(_tokens(item.span.last, phase) - base)
-    if not starts:
-        return None
     return max(0, min(ends) - max(starts)), max(ends) - min(starts)
 
 
@@ -113,12 +120,6 @@ def _tokens(totals: Totals, phase: Phase | None) -> int:
     if phase is None:
         return totals.tokens
     return decode if phase is Phase.DECODE else totals.tokens - decode - totals.unphased_tokens
-
-
-def _absent(tp_size: int, stage: Sequence[ProducerSpan]) -> list[int]:
-    """TP ranks that have not reported, or fell silent."""
-    live = {item.producer.latest.producer.tp_rank for item in stage if not item.producer.stale}
-    return sorted(set(range(tp_size)) - live) if live else []
 
 
 def _summed(parts: Sequence[Totals]) -> tuple[Layout, Int64Array]:
@@ -131,12 +132,7 @@ def _summed(parts: Sequence[Totals]) -> tuple[Layout, Int64Array]:
     return layout, rows
 
 
-def _why(rank: int, rows: int, fewest: int, most: int, absent: Sequence[int] | None) -> str:
-    if absent and rows < fewest:
-        return (
-            f"partial: TP ranks {list(absent)} of DP rank {rank} don't report, and the others have {rows} "
-            f"rows of at least {fewest} tokens"
-        )
+def _why(rank: int, rows: int, fewest: int, most: int) -> str:
     tokens = str(fewest) if fewest == most else f"{fewest} to {most}"
     return f"its rows don't add up to the tokens of DP rank {rank}: {rows} of {tokens}"
 

@@ -139,18 +139,19 @@ def merge_spans(
     in_doubt: dict[int, dict[int, str]] = {}
     broken: dict[int, dict[int, str]] = {}
     told_tokens: list[int] = []
+    phase = None if part is None else part.phase
     for rank, members in shown.items():
         work = ended[rank].minus(work_of(item.span.first for item in members))
         told, deltas = doubts.get(rank), [item.span.delta for item in members]
-        mine = _dp_rank(rank, members, work, None if part is None else part.phase, told)
+        mine = _dp_rank(rank, members, work, phase, told)
         found.append(mine)
         computed: bool | BoolArray = mine.tokens != 0 or mine.reason is not None
         if part is not None:
             if work.unknown_tokens and not computed:  # where nothing at all was seen of it, it isn't idle
                 computed = stacker.rows_of(deltas) == 0
             deltas = part(rank, deltas, work)
-        broken[rank] = not_conserved(rank, members, deltas, None if part is None else part.phase)
         in_doubt[rank] = {} if told is None else told.of_layers(stacker.layout, stages)
+        broken[rank] = not_conserved(rank, members, deltas, phase, in_doubt[rank])
         doubt = None if told is None else _doubt(told, members, stacker.layout, in_doubt[rank])
         stacker.add(deltas, computed, doubt)
         if work.tokens or mine.reason:

@@ -29,6 +29,12 @@ def _told(spans: list[ProducerSpan], phase: Phase | None = None) -> dict[int, st
     return {layer.shape.layer: layer.not_conserved for layer in window.layers if layer.not_conserved}
 
 
+def _partial(spans: list[ProducerSpan]) -> dict[int, str]:
+    """Layer to why it is partial."""
+    window = merge_spans_of_phase(spans, None)
+    return {layer.shape.layer: layer.why_partial for layer in window.layers if layer.why_partial}
+
+
 def _without_comparisons(spans: list[ProducerSpan]) -> list[ProducerSpan]:
     """As a service has them that has started since: with totals only."""
     return [replace(item, producer=replace(item.producer, law=RowLaw())) for item in spans]
@@ -95,9 +101,10 @@ def test_a_restart_in_the_window_raises_no_alarm(fleet: Fleet) -> None:
 
 def test_a_tp_worker_that_never_reported_makes_its_layers_partial(fleet: Fleet) -> None:
     fleet.tell(0, 1, {0: 50, 1: 100}, tokens=100)
-    told = _told(_spans(fleet))
-    assert list(told) == [0]  # layer 1 is whole without it
-    assert told[0].startswith("partial: TP ranks [1] of DP rank 0 don't report, and the others have 50 rows")
+    partial = _partial(_spans(fleet))
+    assert list(partial) == [0]  # layer 1 is whole without it
+    assert "its worker of PP rank 0, TP rank 1: never reported" in partial[0]
+    assert _told(_spans(fleet)) == {}  # it is said once
 
 
 def test_a_tp_worker_that_fell_silent_makes_later_windows_partial(fleet: Fleet) -> None:
@@ -106,10 +113,17 @@ def test_a_tp_worker_that_fell_silent_makes_later_windows_partial(fleet: Fleet) 
     silent_since = fleet.clock.now
     fleet.clock.now += 30
     fleet.tell(0, 9, {0: 450, 1: 900}, tokens=900)
-    told = _told(_spans(fleet, silent_since, None))
-    assert list(told) == [0]
-    assert told[0].startswith("partial: TP ranks [1] of DP rank 0 don't report")
-    assert _told(_spans(fleet, None, silent_since)) == {}
+    partial = _partial(_spans(fleet, silent_since, None))
+    assert list(partial) == [0]
+    assert "its worker of PP rank 0, TP rank 1: fell silent" in partial[0]
+    assert _partial(_spans(fleet, None, silent_since)) == {}
+    for start, end in ((silent_since, None), (None, silent_since)):
+        assert _told(_spans(fleet, start, end)) == {}
+
+
+def test_more_rows_than_tokens_are_no_less_wrong_where_a_worker_is_missing(fleet: Fleet) -> None:
+    fleet.tell(0, 1, {0: 150, 1: 100}, tokens=100)
+    assert _told(_spans(fleet)) == {0: "its rows don't add up to the tokens of DP rank 0: 150 of 100"}
 
 
 def test_a_phase_says_so_only_if_its_rows_are_lost(fleet: Fleet) -> None:
