@@ -99,6 +99,9 @@ def routing_modules(
 ) -> Iterator[tuple[str, nn.Module]]:
     """Modules that route by themselves: they own expert weights, or say over how many experts they choose.
 
+    Attention and what takes its place may have stacks of matrices too, one for each head (MLA's projections).
+    So a module there counts only if its class has the name of an MoE block.
+
     Args:
         model: the decoder.
         known: the modules whose ids can be had. What is inside one of them, or around one, doesn't count.
@@ -109,6 +112,8 @@ def routing_modules(
     """
     taken = set(map(id, known))
     inside = {id(module) for runner in known for module in runner.modules()}
+    mixers = (module for module in model.modules() if _MIXER.search(type(module).__name__))
+    inside |= {id(part) for mixer in mixers for part in mixer.modules() if not _is_named_moe(part)}
     found = [
         (path, module)
         for path, module in model.named_modules()
@@ -128,10 +133,14 @@ def _owns_experts(module: nn.Module, experts: int) -> bool:
     """Whether the module's own tensors are stacks of matrices, one for each expert that it holds."""
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     stacks = [int(tensor.shape[0]) for tensor in tensors if tensor.dim() >= 3]
-    if _NAMED_MOE.search(type(module).__name__):
+    if _is_named_moe(module):
         return any(number > 1 for number in stacks)
     held = {number for number in stacks if number > 1 and experts and experts % number == 0}
     return any(stacks.count(number) > 1 for number in held)
+
+
+def _is_named_moe(module: nn.Module) -> bool:
+    return _NAMED_MOE.search(type(module).__name__) is not None
 
 
 def _has_expert_list(module: nn.Module) -> bool:

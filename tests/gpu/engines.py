@@ -43,7 +43,7 @@ def of_runner(runner: Runner) -> dict[str, Scenario]:
     eager = {"enforce_eager": True} | (ROUTED_LLM if runner == ROUTED else {})
     drafts = runner == "V1" or DRAFTS_IN_V2
     lacking = "" if drafts else "runner V2 of this vLLM has no draft models"
-    # V2's drafts of a full step have more rows than vLLM profiled: vLLM 0.33 dies of its "Workspace is locked".
+    # V2's drafts of a full step have more rows than vLLM profiled: 0.33 dies of its "Workspace is locked".
     piecewise = graphs("PIECEWISE")
     drafting = piecewise | ({"max_num_batched_tokens": 8192} if runner == "V2" else {})
     # Two sizes of the kernel's table of EP ranks.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.model_executor.layers.attention.mla_attention import MLAAttention
 
 from moescope.capture.seam.survey import survey_model
 from tests.capture.seam.configs import config
@@ -77,3 +78,38 @@ def test_it_is_uncovered_with_its_class(make: Any) -> None:
         (1, type(block).__name__)
     ]
     assert "routes by itself" in found.uncovered[0].reason
+
+
+EIGHT_EXPERTS = SimpleNamespace(
+    hf_text_config=SimpleNamespace(num_experts=8), get_total_num_hidden_layers=lambda: 2
+)
+
+
+class MixtureOfValues(torch.nn.Module):
+    """Experts inside attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.zeros(8, 4, 4))
+
+
+def latent_attention() -> torch.nn.Module:
+    """MLA as it is once its weights are loaded: two stacks of matrices, one for each of its 8 heads."""
+    made = MLAAttention.__new__(MLAAttention)
+    torch.nn.Module.__init__(made)
+    made.W_UK_T = torch.nn.Parameter(torch.zeros(8, 4, 6))
+    made.W_UV = torch.nn.Parameter(torch.zeros(8, 6, 4))
+    return made
+
+
+def test_heads_of_attention_are_no_experts() -> None:
+    decoder = in_layers(torch.nn.Sequential(latent_attention()), aiter_mega_moe())
+    found = survey_model(decoder, config(model=EIGHT_EXPERTS))
+    assert [layer.layer for layer in found.uncovered] == [1]
+
+
+def test_experts_inside_attention_are_found() -> None:
+    attention = latent_attention()
+    attention.values = MixtureOfValues()
+    found = survey_model(in_layers(attention), config(model=EIGHT_EXPERTS))
+    assert [layer.reason.partition(" ")[0] for layer in found.uncovered] == ["MixtureOfValues"]
