@@ -146,7 +146,7 @@ def merge_spans(
         in_doubt[rank] = {} if told is None else told.of_layers(stacker.layout, stages)
         doubt = None if told is None else _doubt(told, members, stacker.layout, in_doubt[rank])
         stacker.add(deltas, computed, doubt)
-        if work.tokens or mine.reason:
+        if mine.tokens or mine.reason or (part is not None and work.unknown_tokens):
             told_tokens.append(rank)
     dp_ranks, stack = tuple(found), stacker.stack()
     reasons = uncovered_in({rank: by_rank[rank] for rank in told_tokens})
