@@ -154,7 +154,7 @@ def merge_spans(
         broken[rank] = not_conserved(rank, members, deltas, phase, in_doubt[rank])
         doubt = None if told is None else _doubt(told, members, stacker.layout, in_doubt[rank])
         stacker.add(deltas, computed, doubt)
-        if work.tokens or mine.reason:
+        if mine.tokens or mine.reason or (part is not None and work.unknown_tokens):
             told_tokens.append(rank)
     dp_ranks, stack = tuple(found), stacker.stack()
     reasons = Reasons(

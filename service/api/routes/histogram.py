@@ -120,6 +120,9 @@ def _counts(layer: LayerWindow) -> LayerCounts:
 def _layer(layer: LayerWindow) -> LayerHistogram:
     reason = layer.not_seen
     counts, slots = layer.counts.sum(axis=0), int(layer.counts.sum())
+    nothing = "no slots: the tokens of the window chose no expert here"
+    if not layer.rows.any():
+        nothing = "idle: no tokens in the window"
     return LayerHistogram(
         layer=layer.shape.layer,
         num_experts=layer.shape.num_experts,
@@ -130,6 +133,6 @@ def _layer(layer: LayerWindow) -> LayerHistogram:
         slots=None if reason else slots,
         counts=None if reason else counts.tolist(),
         shares=(counts / slots).tolist() if slots else None,
-        reason=reason or (None if slots else "idle: no tokens in the window"),
+        reason=reason or (None if slots else nothing),
         not_conserved=layer.not_conserved,
     )

@@ -220,3 +220,31 @@ def test_a_rank_that_computed_nothing_of_a_phase_takes_part_in_it(service: Servi
     service.clock.now += 60
     answer = service.get("/v1/balance", phase="decode")
     assert (answer["dp_ranks"], answer["dp_tokens"]["loads"]) == ([0, 1], [8, 0])
+
+
+def test_the_trend_has_the_imbalance_of_each_interval(service: Service) -> None:
+    begin, totals = 1_700_000_100, [[0, 0, 0, 0], [0, 0, 0, 0]]
+
+    def push(rank: int, round_: int) -> None:
+        service.clock.now = begin + 5 * round_
+        after_s = service.clock.now - 1_700_000_000.0
+        counts = {0: totals[rank]}
+        made = frame(counts, who=_rank(rank), seq=round_ + 1, after_s=after_s, placement=halves(4, 1))
+        assert service.push(made).json()["result"] == "accepted"
+
+    push(0, 0)
+    push(1, 0)
+    for i, slots in enumerate(([8, 0, 0, 0], [4, 0, 4, 0], [6, 0, 2, 0], [2, 0, 2, 0])):
+        rank = i % 2  # the ranks report by turns, so no interval has frames of both
+        totals[rank] = [a + b for a, b in zip(totals[rank], slots, strict=True)]
+        push(rank, i + 1)
+    answer = service.get("/v1/trend", step=5, points=4)
+    assert answer["at"] == [begin + 5 * i for i in range(1, 5)]
+    assert answer["ratio_of_sums"] == [2, 1, 1.5, 1]
+
+
+def test_tokens_that_chose_no_expert_are_not_idle(service: Service) -> None:
+    service.push(frame({0: [0, 0, 0, 0]}, rows=[5], tokens=5))
+    layer = service.get("/v1/histogram")["layers"][0]
+    assert (layer["tokens"], layer["slots"], layer["shares"]) == (5, 0, None)
+    assert layer["reason"].startswith("no slots")
