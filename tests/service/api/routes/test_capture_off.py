@@ -106,6 +106,4 @@ def test_what_a_worker_counted_before_it_began_again_without_capture_stays(
     assert (rank["tokens"], rank["tokens_reason"]) == (300, f"capture is disabled: {REASON}")
     assert rank["producers"][0]["state"] == "disabled"
     said = " ".join(run("ranks", "--url", service.url, columns=200).stdout.split())
-    assert (
-        f"the numbers of DP rank 0 are of what was counted, not of all: capture is disabled: {REASON}" in said
-    )
+    assert f"- DP rank 0: these are what was counted, not all: capture is disabled: {REASON}" in said
