@@ -44,8 +44,8 @@ def _count(number: int | None) -> str:
 
 
 def _absences(deployment: dict[str, Any]) -> list[str]:
-    """Lines about ranks that never reported, layers that are absent or can't be seen, rows that are not the
-    tokens, and what workers can't tell.
+    """Lines about ranks that never reported, numbers that are not of all tokens, layers that are absent or
+    can't be seen, rows that are not the tokens, and what workers can't tell.
     """
     missing = ", ".join(str(rank) for rank in deployment["missing_dp_ranks"])
     uncovered = {
@@ -66,6 +66,11 @@ def _absences(deployment: dict[str, Any]) -> list[str]:
         for stage in rank["stages"]
         for line in _law(stage)
     ]
+    counted = [
+        f"DP rank {rank['dp_rank']}: these are what was counted, not all: {rank['tokens_reason']}"
+        for rank in deployment["dp_ranks"]
+        if rank["tokens"] is not None and rank["tokens_reason"]
+    ]
     unavailable = {
         f"{part} can't be told: {reason}": None
         for rank in deployment["dp_ranks"]
@@ -74,6 +79,7 @@ def _absences(deployment: dict[str, Any]) -> list[str]:
     }
     return [
         *([f"DP ranks that never reported: {missing}"] if missing else []),
+        *counted,
         *absent,
         *uncovered,
         *unavailable,

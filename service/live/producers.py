@@ -42,11 +42,6 @@ class ProducerState:
     stale_after: float = 10.0
 
     @property
-    def never_counted(self) -> bool:
-        """Whether capture was off from the start, so that its totals say nothing: they are not zero."""
-        return self.latest.state == "disabled" and not self.totals.layout.layers and not self.totals.tokens
-
-    @property
     def state(self) -> str:
         """``counting``, ``disabled`` or ``stale``; a producer that fell silent is stale whatever it said."""
         return "stale" if self.stale else self.latest.state

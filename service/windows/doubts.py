@@ -14,7 +14,8 @@ import numpy as np
 from moescope.capture.wire import Producer
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.rank_work import RankWork
-from moescope.service.live.producers import ProducerSpan, heard_last
+from moescope.service.counts.totals import Totals
+from moescope.service.live.producers import ProducerSpan, ProducerState, heard_last
 from moescope.service.windows.stack import BoolArray
 
 Place = tuple[int, int]
@@ -79,6 +80,24 @@ def doubts_of(
     return found
 
 
+def why_off(producer: ProducerState, first: Totals | None, last: Totals) -> str | None:
+    """Why a worker's capture was disabled in some part of a window, or None: it wasn't.
+
+    What it computed meanwhile is not known, and not zero, also where it never counted.
+
+    Args:
+        producer: the worker.
+        first: its totals at the window's start; None: the window is since its begin.
+        last: its totals at the window's end.
+    """
+    before = 0 if first is None else first.switches
+    if last.switches == before and last.switches % 2 == 0:
+        return None
+    if producer.latest.state != "disabled":
+        return "capture was disabled in it"
+    return f"capture is disabled: {producer.latest.state_reason or 'no reason was given'}"
+
+
 def _why_unknown(members: Sequence[ProducerSpan]) -> str | None:
     """Why the tokens of a DP rank aren't known at all, or None."""
     if all(item.span.truncated and item.span.late for item in members):
@@ -131,12 +150,7 @@ def _why_silent(item: ProducerSpan | None, heard: float, ended: RankWork) -> str
 
 def _stopped(item: ProducerSpan) -> str | None:
     """Why a worker's capture was disabled in some part of the window, or None."""
-    before = 0 if item.span.first is None else item.span.first.switches
-    switches, latest = item.span.last.switches, item.producer.latest
-    if switches == before and switches % 2 == 0:
-        return None
-    told = latest.state_reason or "no reason was given"
-    return f"capture is disabled: {told}" if latest.state == "disabled" else "capture was disabled in it"
+    return why_off(item.producer, item.span.first, item.span.last)
 
 
 def _fell_silent(item: ProducerSpan, heard: float) -> bool:

@@ -25,6 +25,7 @@ from moescope.service.counts.phase_split import phase_work
 from moescope.service.counts.rank_work import work_of
 from moescope.service.live.producers import ProducerState, heard_last
 from moescope.service.live.state import LiveState
+from moescope.service.windows.doubts import why_off
 from moescope.service.windows.health import Mismatch, StageHealth, mismatches, stages, unseen_layers
 
 
@@ -62,10 +63,14 @@ def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> Deploym
 
 
 def _known(rank: DpRankOut, producers: list[ProducerState]) -> DpRankOut:
-    """The rank, without numbers if none of its workers ever counted."""
-    if not all(item.never_counted for item in producers):
+    """The rank, with the reason why its numbers are not all, and without those that nobody ever counted."""
+    reasons = [why_off(item, None, item.totals) for item in producers]
+    if not all(reasons):
         return rank
-    return rank.model_copy(update={"tokens": None, "steps": None, "idle_steps": None, "phases": None})
+    if rank.tokens:
+        return rank.model_copy(update={"tokens_reason": reasons[0]})
+    nothing = {"tokens": None, "steps": None, "idle_steps": None, "phases": None}
+    return rank.model_copy(update={**nothing, "tokens_reason": reasons[0]})
 
 
 def _dp_rank(rank: int, producers: list[ProducerState]) -> DpRankOut:
@@ -76,6 +81,7 @@ def _dp_rank(rank: int, producers: list[ProducerState]) -> DpRankOut:
         tokens=work.tokens,
         steps=work.steps,
         idle_steps=work.idle_steps,
+        tokens_reason=None,
         phases=None if phases is None else PhasesOut.model_validate(asdict(phases)),
         unseen_layers=unseen_layers(producers),
         stages=[_stage(item) for item in stages(producers)],

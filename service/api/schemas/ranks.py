@@ -97,6 +97,10 @@ class DpRankOut(BaseModel):
         description="Tokens computed for requests: no padding, no dummy steps. null, like all numbers here: "
         "none of its workers ever counted."
     )
+    tokens_reason: str | None = Field(
+        description="Why these numbers are not those of all that it computed, but of what was counted; null: "
+        "they are of all."
+    )
     steps: int | None
     idle_steps: int | None = Field(description="Dummy steps, run because another DP rank had work.")
     phases: PhasesOut | None = Field(description="null: the phases of some of its tokens are not known.")

@@ -51,6 +51,7 @@ def test_ranks_name_the_worker_the_state_and_the_reason(service: Service, report
     report()
     rank = rank_of(service, 0)
     assert [rank[name] for name in ("tokens", "steps", "idle_steps", "phases")] == [None] * 4
+    assert rank["tokens_reason"] == f"capture is disabled: {REASON}"
     (worker,) = rank["producers"]
     assert (worker["state"], worker["state_reason"]) == ("disabled", REASON)
 
@@ -91,7 +92,7 @@ def test_beside_a_rank_that_counts(service: Service, report: Report, first: int)
     tells = [lambda: service.push(counts), lambda: report(1, 2, ep_rank=1, ep_size=2)]
     tells[first]()
     tells[1 - first]()
-    assert rank_of(service, 0)["tokens"] == 300
+    assert (rank_of(service, 0)["tokens"], rank_of(service, 0)["tokens_reason"]) == (300, None)
     assert rank_of(service, 1)["tokens"] is None
     assert [name for name in samples(service, "moescope_tokens_total") if 'dp_rank="1"' in name] == []
 
@@ -102,5 +103,7 @@ def test_what_a_worker_counted_before_it_began_again_without_capture_stays(
     service.push(frame({0: [400, 100, 50, 50]}))
     report()
     rank = rank_of(service, 0)
-    assert rank["tokens"] == 300
+    assert (rank["tokens"], rank["tokens_reason"]) == (300, f"capture is disabled: {REASON}")
     assert rank["producers"][0]["state"] == "disabled"
+    said = " ".join(run("ranks", "--url", service.url, columns=200).stdout.split())
+    assert f"- DP rank 0: these are what was counted, not all: capture is disabled: {REASON}" in said
