@@ -82,8 +82,7 @@ def _of_ranks(deployment: Deployment) -> Iterator[tuple[str, dict[str, str], Num
             deployment.now - min(ledger.newest_at for ledger in ledgers),
         )
         yield "moescope_covered_layers", where, len(covered_layers(deployment, dp))
-        if deployment.fleet.pp * deployment.fleet.tp == 1:
-            yield "moescope_unseen_layers", where, len(unseen_layers(deployment, dp))
+        yield "moescope_unseen_layers", where, len(unseen_layers(deployment, dp))
         cant = {a.index for w in deployment.workers_of(dp) for a in deployment.fleet.not_covered(w)}
         yield "moescope_uncovered_layers", where, len(cant)
 

@@ -28,7 +28,6 @@ def ranks(deployment: Deployment) -> dict[str, Any]:
 
 
 def _rank(deployment: Deployment, window: Window, dp: int) -> dict[str, Any]:
-    several = deployment.fleet.pp * deployment.fleet.tp > 1  # which frames are compared then isn't documented
     tokens, steps = window.figures(dp, "tokens"), window.figures(dp, "steps")
     phases = {
         "prefill_tokens": tokens["prefill"],
@@ -43,7 +42,7 @@ def _rank(deployment: Deployment, window: Window, dp: int) -> dict[str, Any]:
         "steps": steps["all"],
         "idle_steps": window.idle_steps(dp),
         "phases": None if tokens["unknown"] or steps["unknown"] else phases,
-        "unseen_layers": ... if several else [layer.index for layer in unseen_layers(deployment, dp)],
+        "unseen_layers": [layer.index for layer in unseen_layers(deployment, dp)],
         "producers": [_producer(deployment, worker) for worker in deployment.workers_of(dp)],
     }
 
