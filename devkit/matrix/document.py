@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from devkit.matrix.environment import ROOT
-from devkit.matrix.record import CPU_RESULTS, GPU_RESULTS, Record, read
+from devkit.matrix.record import CPU_RESULTS, Record, read
 
 PAGE: Final = ROOT / "docs" / "versions.md"
+RESULTS: Final = ROOT / "benchmarks" / "results"
+GpuRun = Mapping[str, Any]
+"""What `devkit.gpu_suite` wrote of one version of vLLM: a file gpu-<series>.json."""
 
 HEAD: Final = """# Versions of vLLM
 
@@ -41,14 +45,44 @@ CPUs is possible from 0.30 on, again with that plugin. Where torch has no `+cpu`
 computed on CPUs.
 """
 GPUS: Final = """## On GPUs
+
+Each row is a real vLLM of `tests/gpu`, with CUDA graphs unless it says eager, whose counts, phases, row
+layouts and placement are compared with what its own model runner did. `python -m devkit.gpu_suite` runs them
+and writes `benchmarks/results/gpu-<series>.json`. The models have random weights.
 """
 NOTHING: Final = "No results yet."
 
 
-def render(cpu: Sequence[Record], gpu: Sequence[Record]) -> str:
+def gpu_runs() -> list[GpuRun]:
+    """The results that are checked in, the oldest version first."""
+    runs = [json.loads(path.read_text()) for path in RESULTS.glob("gpu-*.json")]
+    return sorted(runs, key=lambda run: [int(part) for part in run["vllm"].split(".")])
+
+
+def render(cpu: Sequence[Record], gpu: Sequence[GpuRun]) -> str:
     """The page."""
-    parts = [HEAD, CPUS, _table(cpu), "", GPUS, _table(gpu) if gpu else NOTHING, ""]
-    return "\n".join(parts)
+    return "\n".join([HEAD, CPUS, _table(cpu), "", GPUS, *(_gpu_lines(gpu) if gpu else [NOTHING]), ""])
+
+
+def _gpu_lines(runs: Sequence[GpuRun]) -> Iterator[str]:
+    for run in runs:
+        tests = f"{run['passed']} tests passed, {run['failed']} failed, {run['skipped']} were skipped"
+        names = " and ".join(f"{run['gpus'].count(name)} x {name}" for name in dict.fromkeys(run["gpus"]))
+        yield f"- vLLM {run['vllm']}, torch {run['torch']}, {names}, {run['date']}: {tests}."
+    yield ""
+    yield _row(["vLLM", "scenario", "runner", "GPUs", "result"])
+    yield _row(["---"] * 5)
+    for run in runs:
+        for one in run["scenarios"]:
+            yield _row([run["vllm"], one["name"], one["runner"], str(one["gpus"]), _result(one)])
+
+
+def _result(scenario: Mapping[str, Any]) -> str:
+    if scenario["not_run"]:
+        return f"not run: {scenario['not_run']}"
+    if scenario["failed"]:
+        return f"**{scenario['failed']} of {scenario['failed'] + scenario['passed']} tests fail**"
+    return f"passes ({scenario['passed']} tests)"
 
 
 def _table(records: Sequence[Record]) -> str:
@@ -71,7 +105,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def main() -> None:
     """Write the page."""
-    PAGE.write_text(render(read(CPU_RESULTS), read(GPU_RESULTS)))
+    PAGE.write_text(render(read(CPU_RESULTS), gpu_runs()))
 
 
 if __name__ == "__main__":

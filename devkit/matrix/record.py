@@ -12,8 +12,6 @@ from devkit.matrix.environment import ROOT
 
 CPU_RESULTS: Final = ROOT / "benchmarks" / "results" / "versions_cpu.json"
 """What `make matrix` has run; the command replaces the records of what it runs."""
-GPU_RESULTS: Final = ROOT / "benchmarks" / "results" / "versions_gpu.json"
-"""What was run on GPUs; written by whoever ran it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ def test_another_version_is_named_with_those_that_were_tested(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions, "vllm_version", lambda: version)
-    assert versions.why_untested() == f"not tested with vLLM {version} (tested: 0.23 to 0.32)"
+    assert versions.why_untested() == f"not tested with vLLM {version} (tested: 0.23 to 0.33)"
 
 
 @pytest.mark.parametrize("version", ["0.24.0", "0.26.0+cpu", "0.32.1rc2.dev5+g0123abc"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from devkit.matrix.document import NOTHING, PAGE, render
-from devkit.matrix.record import CPU_RESULTS, GPU_RESULTS, Record, merge, read, write
+from devkit.matrix.document import NOTHING, PAGE, gpu_runs, render
+from devkit.matrix.record import CPU_RESULTS, Record, merge, read, write
 from moescope.capture.seam.versions import TESTED, series
 
 
@@ -15,14 +15,15 @@ def record(version: str, layout: str = "one rank", **fields: object) -> Record:
 
 
 def test_the_page_is_up_to_date() -> None:
-    page = render(read(CPU_RESULTS), read(GPU_RESULTS))
+    page = render(read(CPU_RESULTS), gpu_runs())
     assert page == PAGE.read_text(), "run `python -m devkit.matrix.document`"
 
 
 def test_the_series_that_the_log_calls_tested_are_those_of_which_all_rows_pass() -> None:
-    records = [*read(CPU_RESULTS), *read(GPU_RESULTS)]
-    failed = {series(one.version) for one in records if one.failed}
-    assert {series(one.version) for one in records} - failed == set(TESTED)
+    ended = [(series(one.version), bool(one.failed)) for one in read(CPU_RESULTS)]
+    ended += [(series(run["vllm"]), bool(run["failed"])) for run in gpu_runs()]
+    failed = {release for release, fails in ended if fails}
+    assert {release for release, _ in ended} - failed == set(TESTED)
 
 
 def test_a_run_replaces_the_rows_of_its_versions() -> None:
@@ -61,3 +62,18 @@ def test_a_row_says_what_failed_and_what_cannot_be_told() -> None:
     )
     assert "| equal | traces: no order | 12 requests |" in lines[head + 3]
     assert NOTHING in lines
+
+
+def test_a_run_on_gpus_says_what_passed_what_failed_and_what_was_not_run() -> None:
+    common = {"runner": "V2", "gpus": 2, "skipped": 0}
+    scenarios = [
+        {"name": "DP=2", "passed": 6, "failed": 0, "not_run": "", **common},
+        {"name": "TP=2", "passed": 3, "failed": 1, "not_run": "", **common},
+        {"name": "PP=2", "passed": 0, "failed": 0, "not_run": "no such kernel", **common},
+    ]
+    facts = {"vllm": "0.40.1", "torch": "3.0", "gpus": ["H200", "H200"], "date": "2027-01-01"}
+    page = render([], [facts | {"passed": 9, "failed": 1, "skipped": 2, "scenarios": scenarios}])
+    assert "- vLLM 0.40.1, torch 3.0, 2 x H200, 2027-01-01: 9 tests passed, 1 failed, 2 were skipped." in page
+    assert "| 0.40.1 | DP=2 | V2 | 2 | passes (6 tests) |" in page
+    assert "| 0.40.1 | TP=2 | V2 | 2 | **1 of 4 tests fail** |" in page
+    assert "| 0.40.1 | PP=2 | V2 | 2 | not run: no such kernel |" in page
