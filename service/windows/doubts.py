@@ -61,19 +61,21 @@ class RankDoubt:
 
 
 def doubts_of(
-    by_rank: Mapping[int, Sequence[ProducerSpan]], ended: Mapping[int, RankWork]
+    by_rank: Mapping[int, Sequence[ProducerSpan]], ended: Mapping[int, RankWork], at_end: bool = False
 ) -> dict[int, RankDoubt]:
     """What is doubtful, by DP rank; a DP rank of which nothing is doubtful is left out.
 
     Args:
         by_rank: all producers of a deployment in a window, by DP rank.
         ended: what each DP rank had computed at the window's end.
+        at_end: whether a worker counts is judged at the window's end, not in all of it. For counters, whose
+            rates are of the time since the last scrape.
     """
     sizes = heard_last(item.producer for members in by_rank.values() for item in members)
     found = {}
     for rank, members in by_rank.items():
-        silent = _silent(members, ended[rank], sizes) if rank < sizes.dp_size else {}
-        reason = _why_unknown(members)
+        silent = _silent(members, ended[rank], sizes, at_end) if rank < sizes.dp_size else {}
+        reason = _why_unknown(members, at_end)
         blind = _blind(members)
         if silent or blind or reason:
             found[rank] = RankDoubt(silent, blind, reason)
@@ -98,12 +100,12 @@ def why_off(producer: ProducerState, first: Totals | None, last: Totals) -> str 
     return f"capture is disabled: {producer.latest.state_reason or 'no reason was given'}"
 
 
-def _why_unknown(members: Sequence[ProducerSpan]) -> str | None:
+def _why_unknown(members: Sequence[ProducerSpan], at_end: bool) -> str | None:
     """Why the tokens of a DP rank aren't known at all, or None."""
     if all(item.span.truncated and item.span.late for item in members):
         return "the window is before what the service remembers"
     reporting = [item for item in members if not item.producer.stale or item.span.end > item.span.start]
-    stopped = [_stopped(item) for item in reporting]
+    stopped = [_stopped(item, at_end) for item in reporting]
     return stopped[0] if stopped and all(stopped) else None
 
 
@@ -127,30 +129,32 @@ def doubtful(layout: Layout, layers: Mapping[int, str]) -> BoolArray:
     return np.array([layer.layer in layers for layer in layout.layers], dtype=np.bool_)
 
 
-def _silent(members: Sequence[ProducerSpan], ended: RankWork, sizes: Producer) -> dict[Place, str]:
+def _silent(
+    members: Sequence[ProducerSpan], ended: RankWork, sizes: Producer, at_end: bool
+) -> dict[Place, str]:
     found = {}
     here = {_place(item.producer.latest.producer): item for item in members}
     heard = max(item.producer.received_at for item in members)
     for pp_rank in range(sizes.pp_size):
         for tp_rank in range(sizes.tp_size):
-            why = _why_silent(here.get((pp_rank, tp_rank)), heard, ended)
+            why = _why_silent(here.get((pp_rank, tp_rank)), heard, ended, at_end)
             if why:
                 found[pp_rank, tp_rank] = f"its worker of PP rank {pp_rank}, TP rank {tp_rank}: {why}"
     return found
 
 
-def _why_silent(item: ProducerSpan | None, heard: float, ended: RankWork) -> str | None:
+def _why_silent(item: ProducerSpan | None, heard: float, ended: RankWork, at_end: bool) -> str | None:
     """Why a worker of a DP rank, which was last heard at ``heard``, doesn't count; None: it does."""
     if item is None:
         return "never reported"
     if item.span.last.tokens >= ended.tokens:
         return None  # nothing is missing that another one has
-    return _stopped(item) or ("fell silent" if _fell_silent(item, heard) else None)
+    return _stopped(item, at_end) or ("fell silent" if _fell_silent(item, heard) else None)
 
 
-def _stopped(item: ProducerSpan) -> str | None:
-    """Why a worker's capture was disabled in some part of the window, or None."""
-    return why_off(item.producer, item.span.first, item.span.last)
+def _stopped(item: ProducerSpan, at_end: bool) -> str | None:
+    """Why a worker's capture was disabled in some part of the window, or at its end, or None."""
+    return why_off(item.producer, item.span.last if at_end else item.span.first, item.span.last)
 
 
 def _fell_silent(item: ProducerSpan, heard: float) -> bool:

@@ -119,7 +119,10 @@ class ModelWindow:
 
 
 def merge_spans(
-    spans: Sequence[ProducerSpan], part: Part | None = None, only: int | None = None
+    spans: Sequence[ProducerSpan],
+    part: Part | None = None,
+    only: int | None = None,
+    doubt_at_end: bool = False,
 ) -> ModelWindow:
     """What the producers of one deployment counted, as one window.
 
@@ -127,12 +130,13 @@ def merge_spans(
         spans: what each of them counted; one producer at least.
         part: takes the part of what a DP rank counted that is wanted; None: all of it.
         only: the DP rank that is wanted; None: all of them.
+        doubt_at_end: see ``at_end`` of :func:`doubts_of`.
     """
     by_rank = _by_dp_rank(spans)
     dp_size, ep_size = sizes_of(spans)
     layouts = (layout for members in by_rank.values() for item in members for layout in item.span.layouts)
     ended = {rank: work_of(item.span.last for item in members) for rank, members in by_rank.items()}
-    doubts = doubts_of(by_rank, ended)
+    doubts = doubts_of(by_rank, ended, doubt_at_end)
     stages = stages_of(spans) if doubts else {}
     shown = by_rank if only is None else {only: by_rank[only]}
     stacker, found = Stacker(layouts, len(shown), ep_size), []

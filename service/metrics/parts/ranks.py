@@ -45,8 +45,11 @@ class Group:
 
     @cached_property
     def total(self) -> ModelWindow:
-        """What was counted since the start. It takes much memory, so it is made when first asked for."""
-        return merge_spans(self.spans)
+        """What was counted since the start. It takes much memory, so it is made when first asked for.
+
+        A worker whose capture was off once and that counts again is no reason to withhold counters for ever.
+        """
+        return merge_spans(self.spans, doubt_at_end=True)
 
     def by_dp_rank(self) -> Iterator[tuple[int, list[ProducerState]]]:
         """The producers of each DP rank that has not expired."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ def test_tokens_of_a_disabled_worker_are_not_known_from_then_on(service: Service
     assert [(rank["tokens"], rank["reason"] is None) for rank in ranks] == [(80, True), (None, False)]
     hold_whole(service, [40, 40], start=AT + 5, end=AT + 10)
     assert service.get("/v1/balance", start=AT + 5, end=AT + 10)["dp_tokens"]["loads"] == [20, 20]
+    assert series(service) == {0}
     # It starts again and counts: what came in between stays unknown.
     for second in range(21, 31):
         service.clock.now = AT + second
@@ -186,6 +188,24 @@ def test_tokens_of_a_disabled_worker_are_not_known_from_then_on(service: Service
         hold_partial(service, why="capture was disabled in it", start=AT + start, end=AT + end)
     hold_partial(service, why="capture was disabled in it")
     assert service.get("/v1/view")["dp_ranks"][1]["tokens"] is None
+    assert series(service) == {0, 1}  # a counter's rate is of the time since, so it comes back
+
+
+def series(service: Service) -> set[int]:
+    """DP ranks of which /metrics has tokens, steps by phase and slots by layer."""
+    text = service.client.get("/metrics").text
+    found = [
+        {int(rank) for rank in re.findall(rf'^{name}{{.*dp_rank="(\d+)"', text, re.MULTILINE)}
+        for name in (
+            "moescope_tokens_total",
+            "moescope_phase_tokens_total",
+            "moescope_layer_dp_rank_slots_total",
+        )
+    ]
+    assert found[0] == found[1] == found[2], found
+    whole = "moescope_layer_ep_rank_slots_total{" in text
+    assert whole is (found[0] == {0, 1})
+    return found[0]
 
 
 def test_a_stage_whose_worker_never_counted_is_missing(service: Service) -> None:
