@@ -260,8 +260,6 @@ def _log_coverage(survey: MoeSurvey, settings: CaptureSettings) -> None:
         logger.error("moescope: layer %d is absent: %s", layer.layer, layer.reason)
     if survey.absent_unnamed:
         logger.error("moescope: MoE layers are absent: %s", survey.absent_unnamed)
-    if survey.why_no_placement is not None:
-        logger.warning("moescope: %s", survey.why_no_placement)
     if survey.slower is not None:
         logger.warning(
             "moescope: decode is slower than without capture: %s; MOESCOPE_LEAVE_FAST_KERNELS=1 leaves these "

@@ -48,6 +48,8 @@ class SnapshotSchedule:
             return False
         if self._forced or elapsed >= 2 * self._interval:
             return True
+        if step == last:  # nothing was computed since: capture is off, or steps have no tokens
+            return elapsed >= self._interval
         steps_per_interval = max(1, int((step - last) * self._interval / elapsed))
         return step % (1 << (steps_per_interval.bit_length() - 1)) == 0
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from moescope.capture.seam.config_layers import ConfiguredExperts
-from moescope.capture.seam.decoder import decoder_layers, describe, holds_no_experts
+from moescope.capture.seam.decoder import decoder_layers, describe, holds_no_experts, is_placeholder
 from moescope.capture.wire import UncoveredLayer
 
 
@@ -26,6 +26,11 @@ class Absence:
     unnamed: str = ""
 
 
+def _encodes_only(decoder: nn.Module, vllm_config: Any) -> bool:
+    """Whether vLLM loaded no language model, because this instance only encodes images for others."""
+    return getattr(vllm_config, "is_mm_encoder_only", False) is True or is_placeholder(decoder)
+
+
 def find_absent(
     decoder: nn.Module, found: Collection[int], configured: ConfiguredExperts, vllm_config: Any
 ) -> Absence:
@@ -37,7 +42,7 @@ def find_absent(
         configured: what the config says.
         vllm_config: vLLM's configuration, for the layers of this pipeline stage.
     """
-    if not configured.experts:
+    if not configured.experts or _encodes_only(decoder, vllm_config):
         return Absence()
     held = decoder_layers(decoder, configured.depth)
     stage = sorted(held) if held else _stage(vllm_config, configured.depth)

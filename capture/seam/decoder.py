@@ -49,11 +49,11 @@ def decoder_layers(model: nn.Module, depth: int) -> dict[int, nn.Module]:
     named = sorted(lists, key=lambda item: (not item[0].endswith("layers"), item[0].count(".")))
     if not named:
         return {}
-    return {i: layer for i, layer in enumerate(named[0][1]) if not _is_placeholder(layer)}
+    return {i: layer for i, layer in enumerate(named[0][1]) if not is_placeholder(layer)}
 
 
-def _is_placeholder(layer: nn.Module) -> bool:
-    """Whether a layer is another pipeline stage's; vLLM puts a `PPMissingLayer` there."""
+def is_placeholder(layer: nn.Module) -> bool:
+    """Whether a module is another instance's or pipeline stage's; vLLM puts a `PPMissingLayer` there."""
     return type(layer).__name__ in ("PPMissingLayer", "StageMissingLayer")
 
 

@@ -15,7 +15,7 @@ from moescope.capture.wire import Producer
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.rank_work import RankWork
 from moescope.service.counts.totals import Totals
-from moescope.service.live.producers import ProducerSpan, ProducerState, heard_last
+from moescope.service.live.producers import ProducerSpan, ProducerState, heard_last, of_present_start
 from moescope.service.windows.stack import BoolArray
 
 Place = tuple[int, int]
@@ -73,10 +73,11 @@ def doubts_of(
     """
     sizes = heard_last(item.producer for members in by_rank.values() for item in members)
     found = {}
+    heard = {id(item) for item in speaking([item for of in by_rank.values() for item in of], at_end)}
     for rank, members in by_rank.items():
         silent = _silent(members, ended[rank], sizes, at_end) if rank < sizes.dp_size else {}
         reason = _why_unknown(members, at_end)
-        blind = _blind(members)
+        blind = _blind(members, [item for item in members if id(item) in heard])
         if silent or blind or reason:
             found[rank] = RankDoubt(silent, blind, reason)
     return found
@@ -110,18 +111,28 @@ def _why_unknown(members: Sequence[ProducerSpan], at_end: bool) -> str | None:
 
 
 def stages_of(spans: Sequence[ProducerSpan]) -> dict[int, int]:
-    """Layer to the PP rank that has it now."""
+    """Layer to the PP rank that has it, or had it last: a worker whose capture is off names no layers."""
     newest = sorted(spans, key=lambda item: item.producer.received_at)
-    layouts = {
-        (item.producer.latest.counted.layout, item.producer.latest.producer.pp_rank) for item in newest
+    before = {(item.span.last.layout, _place(item.producer.latest.producer)[0]): None for item in newest}
+    now = {
+        (item.producer.latest.counted.layout, item.producer.latest.producer.pp_rank): None for item in newest
     }
-    if len({pp_rank for _, pp_rank in layouts}) == 1:  # almost always
-        return {layer.layer: pp_rank for layout, pp_rank in layouts for layer in layout.layers}
-    return {
-        layer.layer: item.producer.latest.producer.pp_rank
-        for item in newest
-        for layer in item.producer.latest.counted.layout.layers
-    }
+    return {layer.layer: pp_rank for layout, pp_rank in [*before, *now] for layer in layout.layers}
+
+
+def speaking(spans: Sequence[ProducerSpan], at_end: bool = False) -> list[ProducerSpan]:
+    """The workers whose word on layers holds in a window: those of the present start, and those heard in it.
+
+    Args:
+        spans: all producers of a deployment.
+        at_end: only those of the present start.
+    """
+    present = set(map(id, of_present_start([item.producer for item in spans])))
+    return [
+        item
+        for item in spans
+        if id(item.producer) in present or (not at_end and item.span.end > item.span.start)
+    ]
 
 
 def doubtful(layout: Layout, layers: Mapping[int, str]) -> BoolArray:
@@ -164,14 +175,14 @@ def _fell_silent(item: ProducerSpan, heard: float) -> bool:
     return past_it and heard - producer.received_at > producer.stale_after
 
 
-def _blind(members: Sequence[ProducerSpan]) -> dict[int, str]:
+def _blind(members: Sequence[ProducerSpan], heard: Sequence[ProducerSpan]) -> dict[int, str]:
     """Layers that a worker of a DP rank doesn't cover though it did, or another one does, to its reason."""
-    if not any(item.producer.latest.not_counted for item in members):
+    if not any(item.producer.latest.not_counted for item in heard):
         return {}
     had = {layer for item in members for layer in item.span.last.layout.index}
     return {
         entry.layer: f"not covered by all of its workers: {entry.reason}"
-        for item in members
+        for item in heard
         for entry in item.producer.latest.not_counted
         if entry.layer in had
     }

@@ -73,7 +73,8 @@ class LayerWindow:
         missing = self.missing
         if not missing:
             return None
-        why = next((f" ({self.doubts[rank]})" for rank in missing if rank in self.doubts), "")
+        told = {**dict.fromkeys(self.unphased, self.phase_reason), **self.uncovered, **self.doubts}
+        why = next((f" ({told[rank]})" for rank in missing if told.get(rank)), "")
         return f"partial: the tokens of DP ranks {list(missing)} are not seen in this layer{why}"
 
     @property

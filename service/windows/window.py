@@ -16,7 +16,7 @@ from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, to
 from moescope.service.counts.rank_work import RankWork, work_of
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of, why_unavailable
-from moescope.service.windows.doubts import RankDoubt, doubtful, doubts_of, stages_of
+from moescope.service.windows.doubts import RankDoubt, doubtful, doubts_of, speaking, stages_of
 from moescope.service.windows.health import absent_layers
 from moescope.service.windows.law import not_conserved
 from moescope.service.windows.layer_window import LayerWindow, Reasons, layers_of, uncovered_in
@@ -161,14 +161,16 @@ def merge_spans(
         if mine.tokens or mine.reason or (part is not None and work.unknown_tokens):
             told_tokens.append(rank)
     dp_ranks, stack = tuple(found), stacker.stack()
+    heard = speaking(spans, doubt_at_end)
+    heard_of = _by_dp_rank(heard)
     reasons = Reasons(
-        uncovered=uncovered_in({rank: by_rank[rank] for rank in told_tokens}),
+        uncovered=uncovered_in({rank: heard_of.get(rank, []) for rank in told_tokens}),
         doubts=in_doubt,
         broken=broken,
         placement=why_unavailable((item.producer for item in spans), "placement"),
     )
     seen = {layer.layer for layer in stack.layout.layers}
-    uncovered = {layer.layer: layer.reason for item in spans for layer in item.producer.latest.uncovered}
+    uncovered = {layer.layer: layer.reason for item in heard for layer in item.producer.latest.uncovered}
     return ModelWindow(
         server=spans[0].producer.latest.producer.server,
         model=spans[0].producer.latest.producer.model,
@@ -179,7 +181,7 @@ def merge_spans(
         reporting=frozenset(by_rank),
         layers=layers_of(stack, [rank.rank for rank in dp_ranks], ep_size, reasons),
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
-        absent=absent_layers([item.producer.latest for item in spans], seen.union(uncovered)),
+        absent=absent_layers([item.producer.latest for item in heard], seen.union(uncovered)),
     )
 
 

@@ -38,6 +38,8 @@ PointsParam = Annotated[
     ),
 ]
 _REMEMBERED: Final = 4096
+_SETTLED_S: Final = 60.0
+"""Seconds after an interval's end until later frames change nothing in it: who fell silent, a broken law."""
 _NO_SAMPLE: Final = Summary()
 
 
@@ -67,7 +69,7 @@ class _Point:
 
 
 class _Cache:
-    """Intervals that are over, so that their totals stay as they are; at most 4,096, then the oldest goes."""
+    """Intervals that are long over, so that they stay as they are; at most 4,096, then the oldest goes."""
 
     def __init__(self) -> None:
         self._points: dict[tuple[Deployment, Phase | None, float, float], _Point] = {}
@@ -81,7 +83,7 @@ class _Cache:
         if found is None:
             found = _point(state.spans(deployment, start, end), phase, start, end)
             with self._lock:
-                if end < state.now():
+                if end + _SETTLED_S < state.now():
                     self._points[key] = found
                 while len(self._points) > _REMEMBERED:
                     del self._points[next(iter(self._points))]

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire import MoeLayer
-from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState
+from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, of_present_start
 from moescope.service.live.state import LiveState
 from moescope.service.measures.balance import GAUGES
 from moescope.service.measures.measure import Axis
@@ -174,17 +174,18 @@ def capture_health(group: Group) -> Iterable[Found]:
     yield Sample("moescope_missing_dp_ranks", group.deployment, len(group.total.missing_dp_ranks))
     for rank, members in group.by_dp_rank():
         labels = (*group.deployment, str(rank))
-        uncovered = {entry.layer for item in members for entry in item.latest.uncovered}
+        present = of_present_start(members)
+        uncovered = {entry.layer for item in present for entry in item.latest.uncovered}
         law = stages(members)
         broken = {found.layer for item in members for found in mismatches(item.latest)}
         broken |= {found.layer for stage in law for found in stage.broken}
         versions = [item.latest.placement_version for item in members]
         known = [version for version in versions if version is not None]
-        yield Sample("moescope_snapshot_age_seconds", labels, max(item.age for item in members))
-        covered = set().union(*(item.latest.counted.layout.index for item in members))
+        yield Sample("moescope_snapshot_age_seconds", labels, max(item.age for item in present))
+        covered = set().union(*(item.latest.counted.layout.index for item in present))
         yield Sample("moescope_covered_layers", labels, len(covered))
         yield Sample("moescope_uncovered_layers", labels, len(uncovered))
-        yield Sample("moescope_absent_layers", labels, len(absent_layers(item.latest for item in members)))
+        yield Sample("moescope_absent_layers", labels, len(absent_layers(item.latest for item in present)))
         yield Sample("moescope_unseen_layers", labels, len(unseen_layers(members)))
         yield Sample("moescope_conservation_mismatched_layers", labels, len(broken))
         unknown = sum(stage.state == "unknown" for stage in law)

@@ -78,3 +78,14 @@ def test_without_an_interval_every_step_is_due() -> None:
     schedule = SnapshotSchedule(0.0)
     schedule.taken(10.0, 3)
     assert all(schedule.due_after(step, 10.0) for step in range(4, 10))
+
+
+def test_a_worker_whose_steps_compute_nothing_takes_one_an_interval() -> None:
+    # Capture that was turned off keeps its totals; vLLM's steps without tokens do too.
+    schedule, taken = SnapshotSchedule(1.0), 0
+    schedule.taken(0.0, 5000)
+    for tick in range(1, 2501):
+        if schedule.due_after(5000, tick / 250):
+            schedule.taken(tick / 250, 5000)
+            taken += 1
+    assert taken == 10

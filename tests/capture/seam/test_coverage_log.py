@@ -32,13 +32,11 @@ def test_absent_layers_are_errors_and_the_others_warnings(caplog: pytest.LogCapt
         absent=(UncoveredLayer(7, "nothing that routes was found in it"),),
         absent_unnamed="others are not found",
         slower="a front",
-        why_no_placement="where vLLM placed the experts can't be read",
     )
     assert said(survey, caplog) == [
         ("WARNING", "moescope: layer 5 is not covered: monolithic kernel"),
         ("ERROR", "moescope: layer 7 is absent: nothing that routes was found in it"),
         ("ERROR", "moescope: MoE layers are absent: others are not found"),
-        ("WARNING", "moescope: where vLLM placed the experts can't be read"),
         (
             "WARNING",
             "moescope: decode is slower than without capture: a front; MOESCOPE_LEAVE_FAST_KERNELS=1 leaves "

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
+from vllm.model_executor.models.utils import StageMissingLayer
 
 from moescope.capture.seam.survey import MoeSurvey, survey_model
 from moescope.capture.wire import unpack_ids
@@ -315,3 +316,17 @@ def test_a_kernel_of_gpt_oss_names_the_backends_that_would_be_counted() -> None:
     reason = survey(runner(0, monolithic=True, kernel=kernel)).uncovered[0].reason
     assert "monolithic kernel OAITritonMxfp4ExpertsMonolithic" in reason
     assert "--moe-backend marlin and --moe-backend flashinfer_cutlass" in reason
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_instance_that_only_encodes_lacks_no_layers(told: bool) -> None:
+    text = SimpleNamespace(model_type="qwen3_moe", num_experts=8, num_hidden_layers=2)
+    settings = config(model=SimpleNamespace(hf_text_config=text, get_total_num_hidden_layers=lambda: 2))
+    decoder: torch.nn.Module = StageMissingLayer("language_model")
+    if told:  # a real language model, whose layers are placeholders
+        settings.is_mm_encoder_only = True
+        decoder = in_layers(StageMissingLayer("layer"), StageMissingLayer("layer"))
+    model = torch.nn.Module()
+    model.get_language_model = lambda: decoder
+    found = survey_model(model, settings)
+    assert (found.routed, found.uncovered, found.absent, found.absent_unnamed) == ((), (), (), "")

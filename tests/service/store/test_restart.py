@@ -140,8 +140,8 @@ def test_a_series_of_one_dp_rank_and_some_layers(service: Service) -> None:
     now = service.clock.now
     answer = service.get("/v1/histogram", start=str(now - 300), step="150", dp_rank=1, layer=4)
     assert [item["layers"] for item in answer["series"]] == [
-        [{"layer": 4, "tokens": 0, "counts": [0, 0]}],
-        [{"layer": 4, "tokens": 2, "counts": [0, 4]}],
+        [{"layer": 4, "tokens": 0, "counts": [0, 0], "not_conserved": None}],
+        [{"layer": 4, "tokens": 2, "counts": [0, 4], "not_conserved": None}],
     ]
 
 

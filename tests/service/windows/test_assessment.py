@@ -93,7 +93,8 @@ def test_a_layer_that_one_dp_rank_cannot_see_has_no_ep_load() -> None:
         frame({}, who=_rank(1), tokens=4, uncovered=[wire.UncoveredLayer(0, "monolithic")]),
     )
     assert found.ep_ranks.cells[0].loads is None
-    assert found.ep_ranks.cells[0].reason == "partial: the tokens of DP ranks [1] are not seen in this layer"
+    partial = "partial: the tokens of DP ranks [1] are not seen in this layer (monolithic)"
+    assert found.ep_ranks.cells[0].reason == partial
     assert found.experts.cells[0].measures is not None
 
 

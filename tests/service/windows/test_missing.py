@@ -319,3 +319,56 @@ def test_people_are_told_that_tokens_are_not_known(service: Service, tmp_path: P
     assert "Tokens: partial: the tokens of DP ranks [1] are not known (capture is disabled" in page
     done = run("report", "--url", service.url, "-o", tmp_path / "report.html")
     assert "unknown tokens of tiny" in done.stdout, done.stderr
+
+
+def test_a_stage_that_starts_again_with_capture_off_is_missing(service: Service) -> None:
+    sizes = (2, 2, 1)
+    off = {"state": "disabled", "state_reason": "a bad setting", "placement": None}
+    again = {"epoch": EPOCH + 15 * 10**9, "after_s": 5}
+    for dp_rank in (0, 1):
+        push(service, dp_rank, {0: EVEN}, pp_rank=0, sizes=sizes)
+        push(service, dp_rank, {1: EVEN}, pp_rank=1, sizes=sizes)
+    service.clock.now += 20
+    for dp_rank in (0, 1):
+        push(service, dp_rank, {0: EVEN}, pp_rank=0, sizes=sizes, **again)
+    push(service, 0, {1: EVEN}, pp_rank=1, sizes=sizes, **again)
+    push(service, 1, {}, pp_rank=1, sizes=sizes, tokens=0, steps=0, **again, **off)
+    hold_whole(service, [800, 800], 0)
+    hold_partial(service, 1, why="capture is disabled: a bad setting")
+
+
+def test_words_of_a_former_start_with_more_tp_workers_are_gone(service: Service) -> None:
+    lacks = {
+        "uncovered": [wire.UncoveredLayer(1, "another kernel")],
+        "absent": [wire.UncoveredLayer(2, "not found")],
+    }
+    for tp_rank in range(4):
+        counts = {0: EVEN if tp_rank == 0 else [0] * 4}
+        push(
+            service,
+            0,
+            counts,
+            tp_rank=tp_rank,
+            sizes=(1, 1, 4),
+            tokens=200,
+            rows=[200 * (tp_rank == 0)],
+            **lacks,
+        )
+    begun = service.clock.now = service.clock.now + 60
+    epoch = int((begun - 1) * 1e9)
+    for tp_rank in range(2):
+        counts = {layer: EVEN if tp_rank == 0 else [0] * 4 for layer in range(3)}
+        rows = [200 * (tp_rank == 0)] * 3
+        fields = {"tokens": 200, "rows": rows, "epoch": epoch, "after_s": 1}
+        push(service, 0, counts, tp_rank=tp_rank, sizes=(1, 1, 2), **fields)
+    text = service.client.get("/metrics").text
+    for name in ("absent", "uncovered"):
+        assert re.search(rf"^moescope_{name}_layers{{.*}} 0.0$", text, re.MULTILINE), name
+    for layer in range(3):
+        assert balance(service, layer, start=begun - 30)["over_ep_ranks"]["loads"] == [200, 200]
+
+
+def test_a_dp_rank_that_does_not_cover_a_layer_is_named_with_its_reason(service: Service) -> None:
+    push(service, 0, {0: EVEN, 1: EVEN})
+    push(service, 1, {0: EVEN}, uncovered=[wire.UncoveredLayer(1, "another kernel")])
+    hold_partial(service, 1, why="(another kernel)")
