@@ -105,6 +105,18 @@ def of_present_start(producers: Sequence[ProducerState]) -> list[ProducerState]:
     ]
 
 
+def within_sizes(producers: Sequence[ProducerState]) -> list[ProducerState]:
+    """Without the producers whose ranks the deployment no longer has, since it started again with fewer."""
+    if not producers:
+        return []
+    sizes = heard_last(producers)
+    return [item for item in producers if _is_within(item.latest.producer, sizes)]
+
+
+def _is_within(one: Producer, sizes: Producer) -> bool:
+    return one.dp_rank < sizes.dp_size and one.tp_rank < sizes.tp_size and one.pp_rank < sizes.pp_size
+
+
 def _of_same_sizes(one: Producer, other: Producer) -> bool:
     return (one.dp_size, one.tp_size, one.pp_size, one.ep_size) == (
         other.dp_size,

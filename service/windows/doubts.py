@@ -15,7 +15,7 @@ from moescope.capture.wire import Producer
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.rank_work import RankWork
 from moescope.service.counts.totals import Totals
-from moescope.service.live.producers import ProducerSpan, ProducerState, heard_last, of_present_start
+from moescope.service.live.producers import ProducerSpan, ProducerState, heard_last, within_sizes
 from moescope.service.windows.stack import BoolArray
 
 Place = tuple[int, int]
@@ -121,13 +121,13 @@ def stages_of(spans: Sequence[ProducerSpan]) -> dict[int, int]:
 
 
 def speaking(spans: Sequence[ProducerSpan], at_end: bool = False) -> list[ProducerSpan]:
-    """The workers whose word on layers holds in a window: those of the present start, and those heard in it.
+    """The workers whose word on layers holds in a window: those the deployment has, and those heard in it.
 
     Args:
         spans: all producers of a deployment.
-        at_end: only those of the present start.
+        at_end: only those that it has.
     """
-    present = set(map(id, of_present_start([item.producer for item in spans])))
+    present = set(map(id, within_sizes([item.producer for item in spans])))
     return [
         item
         for item in spans

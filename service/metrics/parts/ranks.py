@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire import MoeLayer
-from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, of_present_start
+from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, within_sizes
 from moescope.service.live.state import LiveState
 from moescope.service.measures.balance import GAUGES
 from moescope.service.measures.measure import Axis
@@ -174,7 +174,7 @@ def capture_health(group: Group) -> Iterable[Found]:
     yield Sample("moescope_missing_dp_ranks", group.deployment, len(group.total.missing_dp_ranks))
     for rank, members in group.by_dp_rank():
         labels = (*group.deployment, str(rank))
-        present = of_present_start(members)
+        present = within_sizes(members)
         uncovered = {entry.layer for item in present for entry in item.latest.uncovered}
         law = stages(members)
         broken = {found.layer for item in members for found in mismatches(item.latest)}
