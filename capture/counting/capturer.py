@@ -215,7 +215,9 @@ class RoutingCapturer:
             return None
         try:
             tokens = None if self._step is None else self._step.tokens
-            capturing = self.buffers.flat.is_cuda and torch.cuda.is_current_stream_capturing()
+            # Asked for only where it matters: this runs in each routing call of an eager step.
+            sized = rows.num_tokens is not None or rows.tokens_across_dp is not None
+            capturing = not sized and self.buffers.flat.is_cuda and torch.cuda.is_current_stream_capturing()
             return rows_of_call(num_rows, self._ranks, rows, tokens, capturing)
         except AssertionError as error:
             if self._raises:

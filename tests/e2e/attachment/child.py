@@ -21,6 +21,7 @@ import numpy as np
 
 from devkit.frame_sink import FrameSink
 from devkit.vllm_server import ENVIRONMENT
+from tests.e2e.small_engine import SMALL_ENGINE
 from tests.waiting import wait_until
 
 FOREIGN = "tests.e2e.attachment.foreign"
@@ -75,15 +76,7 @@ class Engine:
             model=model,
             worker_cls=case.worker,
             worker_extension_cls=case.extension,
-            enforce_eager=True,
-            dtype="float32",
-            max_model_len=512,
-            max_num_seqs=4,
-            max_num_batched_tokens=64,
-            kv_cache_memory_bytes=16 << 20,
-            distributed_executor_backend="uni",
-            enable_prefix_caching=False,
-            seed=0,
+            **SMALL_ENGINE,
         )
 
     @property

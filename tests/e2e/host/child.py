@@ -26,6 +26,7 @@ from devkit.frame_sink import FrameSink
 from devkit.vllm_server import ENVIRONMENT
 from moescope.capture.worker import RoutingWorker
 from tests.e2e.host.faults import CASES, Case
+from tests.e2e.small_engine import SMALL_ENGINE
 from tests.waiting import wait_until
 
 WORKERS: list[Worker] = []
@@ -59,15 +60,7 @@ class Engine:
         self._llm = LLM(
             model=model,
             worker_cls=f"{Worker.__module__}.{Worker.__name__}",
-            enforce_eager=True,
-            dtype="float32",
-            max_model_len=512,
-            max_num_seqs=4,
-            max_num_batched_tokens=64,
-            kv_cache_memory_bytes=16 << 20,
-            distributed_executor_backend="uni",
-            enable_prefix_caching=False,
-            seed=0,
+            **SMALL_ENGINE,
         )
         self._prompts = [f"{index} is the number of this prompt " * (1 + index % 3) for index in range(8)]
         self._parameters = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
