@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Final
 
 WIRE_MAJOR: Final = 1
-WIRE_MINOR: Final = 4
+WIRE_MINOR: Final = 5
 
 CONTENT_TYPE: Final = "application/vnd.moescope.frame+msgpack"
 INGEST_PATH: Final = "/v1/ingest"
 TRACES_PATH: Final = "/v1/traces"
 
 MAX_NAME: Final = 256
-"""Characters of a deployment's or a model's name, at most."""
+"""Characters of a deployment's, a pool's or a model's name, at most."""
 MAX_TEXT: Final = 1024
 """Characters of a reason or of a host's name, at most."""

@@ -27,6 +27,7 @@ Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]
 Size = Annotated[int, Meta(ge=1, le=MAX_RANKS)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+PoolName = Annotated[str, Meta(max_length=MAX_NAME)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 LayerId = Annotated[int, Meta(ge=0, lt=1 << 20)]
 
@@ -36,6 +37,13 @@ class Producer(Struct, frozen=True, kw_only=True):
 
     ``server`` names the vLLM deployment (all its workers share it) and, with the model and the ranks,
     identifies the producer over restarts.
+
+    Since wire minor 5; empty in older frames, and where it isn't known:
+
+    - ``pool``: the operator's name for the deployments of one model that are regarded as one.
+    - ``role``: ``prefill`` or ``decode`` where prefill and decode are computed by different deployments.
+    - ``start``: vLLM's random id of one start of ``vllm serve``: the same in all workers that it started, so
+      in those of other nodes another one.
     """
 
     server: Name
@@ -52,6 +60,9 @@ class Producer(Struct, frozen=True, kw_only=True):
     pid: Count = 0
     vllm_version: Text = ""
     moescope_version: Text = ""
+    pool: PoolName = ""
+    role: Literal["", "prefill", "decode"] = ""
+    start: Text = ""
 
     @property
     def key(self) -> tuple[str, str, int, int, int]:
