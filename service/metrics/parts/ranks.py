@@ -63,7 +63,7 @@ def groups(state: LiveState) -> list[Group]:
     """All deployments with a producer that has not expired."""
     found = []
     for deployment in state.deployments():
-        spans = state.spans(deployment, None, None)
+        spans = state.totals(deployment)
         if spans and not all(item.producer.expired for item in spans):
             found.append(Group(deployment, tuple(spans)))
     return found
