@@ -32,6 +32,7 @@ from moescope.service.counts.totals import Totals, no_totals, totals_of
 
 MAX_EP_CELLS: Final = 1 << 18  # layers x EP ranks of one producer: 2 MiB of float64, from few bytes
 
+
 class Verdict(StrEnum):
     """What became of a frame that was not refused."""
 

@@ -62,6 +62,7 @@ class EpochState:
             been up if it tells that (`Frame.uptime_ns`).
         started_at: when its counting began, as well as the service can tell.
         came_at: when its first frame was accepted; ``heard_at``: its newest one.
+        made_at: when its newest totals were true, as well as the service can tell; ``heard_at`` at the latest.
         captured_at_ns: when its newest totals were true, on the worker's own clock.
         lag: the least seconds from capture on the worker's clock to acceptance on the service's.
         overlaps: see :mod:`moescope.service.counts.lives`.
@@ -75,6 +76,7 @@ class EpochState:
     started_at: float = 0.0
     came_at: float = 0.0
     heard_at: float = 0.0
+    made_at: float = 0.0
     captured_at_ns: int = 0
     lag: float = 0.0
     overlaps: int = 0
@@ -92,6 +94,7 @@ class EpochState:
             started_at=self.started_at + seconds,
             came_at=self.came_at + seconds,
             heard_at=self.heard_at + seconds,
+            made_at=self.made_at + seconds,
             lag=self.lag + seconds,
         )
 
@@ -134,7 +137,7 @@ class AccountState:
             return self
         began = at - self.latest.age_at_capture
         lives = tuple(
-            replace(item, began_at=began, started_at=began, came_at=began, heard_at=began)
+            replace(item, began_at=began, started_at=began, came_at=began, heard_at=began, made_at=began)
             if item.epoch != self.latest.epoch
             else replace(
                 item,
@@ -143,6 +146,7 @@ class AccountState:
                 started_at=began,
                 came_at=began,
                 heard_at=at,
+                made_at=at,
                 captured_at_ns=self.latest.captured_at_ns,
                 lag=at - self.latest.captured_at_ns / 1e9,
             )

@@ -158,10 +158,10 @@ class Lives:
         self._set_back(at)
         known = self._known.get(frame.epoch)
         made_at = _made_at(frame, known, at)
-        life = _heard(frame, counted, known, at, self._overlaps(known, counted, made_at, at))
+        life = _heard(frame, counted, known, at, made_at, self._overlaps(known, counted, made_at, at))
         self._known[frame.epoch] = life
         self._last = frame.epoch
-        if self._takes_place(life, made_at, at):
+        if self._takes_place(life, at):
             life = self._known[frame.epoch] = replace(life, overlaps=0) if life.overlaps else life
             self.current = life
         elif self.current is not None and life.epoch == self.current.epoch:
@@ -175,10 +175,14 @@ class Lives:
         current = self.current
         if len(self._known) < 2 or current is None or self.is_heard(current, now):
             return False
-        heard = [item for item in self if self.is_heard(item, now) and item.producer is not None]
-        if not heard:
+        going_on = [
+            item
+            for item in self
+            if self.is_heard(item, now) and item.producer is not None and item.made_at >= current.came_at
+        ]
+        if not going_on:
             return False
-        newest = replace(max(heard, key=lambda item: item.order), overlaps=0)
+        newest = replace(max(going_on, key=lambda item: item.order), overlaps=0)
         self.current = self._known[newest.epoch] = newest
         return True
 
@@ -200,11 +204,12 @@ class Lives:
             del self._known[epoch]
         return gone
 
-    def _takes_place(self, life: EpochState, made_at: float, at: float) -> bool:
+    def _takes_place(self, life: EpochState, at: float) -> bool:
         current = self.current
         if current is None or life.order > current.order:
             return True
-        return life.epoch != current.epoch and not self.is_heard(current, at) and made_at >= current.came_at
+        goes_on = life.epoch != current.epoch and life.made_at >= current.came_at
+        return goes_on and not self.is_heard(current, at)
 
     def _overlaps(self, known: EpochState | None, counted: Totals, made_at: float, at: float) -> int:
         """How often a life has overlapped newer ones, with what it tells now."""
@@ -263,7 +268,9 @@ def joined(conflicts: list[tuple[float, float]]) -> tuple[tuple[float, float], .
     return tuple(found)
 
 
-def _heard(frame: Frame, counted: Totals, known: EpochState | None, at: float, overlaps: int) -> EpochState:
+def _heard(
+    frame: Frame, counted: Totals, known: EpochState | None, at: float, made_at: float, overlaps: int
+) -> EpochState:
     """A life once one more of its frames was accepted."""
     began, started = _began(frame, at), _started(frame, at)
     lag = at - frame.captured_at_ns / 1e9
@@ -280,6 +287,7 @@ def _heard(frame: Frame, counted: Totals, known: EpochState | None, at: float, o
         started_at=started,
         came_at=came,
         heard_at=at,
+        made_at=made_at,
         captured_at_ns=frame.captured_at_ns,
         lag=lag,
         overlaps=overlaps,

@@ -7,8 +7,8 @@ steps) comes from one account, the base of the merged one. What the other adds i
 Epochs that an account has only in its sum can't be taken out of it. So the base is the account whose sum
 covers all forgotten epochs of the other, or else the one that has forgotten more of them.
 
-Of a life both services may have heard: it came when the first of them heard it, and is heard as long as one of
-them does. So lives have one order on all services, whose own clocks must agree within seconds.
+Of a life both services may have heard: it came when the first of them heard it, and is heard as long as one
+of them does. So lives have one order on all services, whose own clocks must agree within seconds.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def _both(mine: EpochState, its: EpochState) -> EpochState:
         started_at=min(mine.started_at, its.started_at),
         came_at=min(mine.came_at, its.came_at),
         heard_at=max(mine.heard_at, its.heard_at),
+        made_at=max(mine.made_at, its.made_at),
         lag=min(mine.lag, its.lag),
         overlaps=max(mine.overlaps, its.overlaps),
     )

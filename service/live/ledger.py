@@ -81,12 +81,15 @@ class Ledger:
         """Take in what another service of the store knows of a producer."""
         now = self._clock()  # the other service's clock may be ahead
         key, entry, state = posting.key, self.roster.get(posting.key), posting.account.heard_by(now)
+        merged = False
         if entry is not None:
             mine = entry.account.state()
             limits = self._settings.max_epochs, self._settings.stale_after_s
-            state = merge_accounts(mine, state, *limits)
+            told = state
+            state = merge_accounts(mine, told, *limits)
             if state is mine:
                 return
+            merged = state is not told
         elif self.roster.is_full:
             return
         told_at = min(posting.at, now)
@@ -99,7 +102,7 @@ class Ledger:
         self._enter(key, account, at)
         self.history.record(key, posting.birth, Snapshot(told_at, state.totals))
         self._note_conflict(key, account, now)
-        if entry is not None and state.epochs != posting.account.epochs:  # nobody takes it until a frame comes
+        if merged:  # nobody takes it until a frame comes
             self._record(key, account, self.outbox.post_newest)
 
     def state(self, key: Key) -> ProducerState:

@@ -135,7 +135,7 @@ class LiveState:
             return [self._ledger.state(key) for key in self._ledger.roster.members()]
 
     def spans(self, deployment: Deployment, start: float | None, end: float | None) -> list[ProducerSpan]:
-        """What each producer of a deployment counted; None: ``start`` as in :meth:`boundaries`, ``end`` now."""
+        """What each producer of a deployment counted from ``start`` to ``end``; see :meth:`boundaries`."""
         [spans] = self.series(deployment, (start, end))
         return spans
 
@@ -163,7 +163,7 @@ class LiveState:
     ) -> list[tuple[ProducerState, Remembered]]:
         """Each producer of a deployment with its totals at B rising instants.
 
-        A window without a begin (None) begins with each producer's birth. If lives were in conflict since, it
+        None as the last one is now. A window without a begin (None) begins with each producer's birth. If lives were in conflict since, it
         begins after that: what was counted before can't be told apart.
 
         Reads the archive where memory is too short, in the caller's thread and without holding up frames.

@@ -46,7 +46,7 @@ class Joins:
         self._entries: dict[tuple[str, str, int], _Entry] = {}
 
     def take(self, frame: Frame, life: EpochState | None = None) -> None:
-        """Join the steps of a checked frame, and credit what that yields; ``life``: see :meth:`Stage.take`."""
+        """Join the steps of a checked frame, and credit what that yields; see :meth:`Stage.take`."""
         if frame.step_loads is None:
             return
         who = frame.producer

@@ -33,6 +33,7 @@ class _PackedEpoch(Struct, array_like=True, frozen=True):
     started_at: float = 0.0
     came_at: float = 0.0
     heard_at: float = 0.0
+    made_at: float = 0.0
     captured_at_ns: int = 0
     lag: float = 0.0
     overlaps: int = 0
@@ -158,6 +159,7 @@ def _pack_epoch(item: EpochState) -> _PackedEpoch:
         started_at=item.started_at,
         came_at=item.came_at,
         heard_at=item.heard_at,
+        made_at=item.made_at,
         captured_at_ns=item.captured_at_ns,
         lag=item.lag,
         overlaps=item.overlaps,
@@ -174,6 +176,7 @@ def _unpack_epoch(item: _PackedEpoch) -> EpochState:
         started_at=item.started_at,
         came_at=item.came_at,
         heard_at=item.heard_at,
+        made_at=item.made_at,
         captured_at_ns=item.captured_at_ns,
         lag=item.lag,
         overlaps=item.overlaps,

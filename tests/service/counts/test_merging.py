@@ -87,7 +87,7 @@ def test_merging_keeps_the_better_account() -> None:
 def test_merging_starts_from_the_sum_that_has_all_of_the_other_s() -> None:
     starts = [(EPOCH + n, 1, 2) for n in range(6)]
     whole = account_of(*starts[:5], max_epochs=2).state()
-    newer = account_of(*starts[1:], max_epochs=2, after_s=61).state()  # has forgotten more, but never knew the first
+    newer = account_of(*starts[1:], max_epochs=2, after_s=61).state()  # never knew the first
     for merged in (merge_accounts(whole, newer, 2), merge_accounts(newer, whole, 2)):
         assert merged.totals.counts[0] == 12
         assert sorted(item.epoch - EPOCH for item in merged.epochs) == [4, 5]

@@ -39,7 +39,7 @@ def instants(store: Store, upto_s: int, dp_rank: int = 0) -> list[int]:
 
 
 def account_of(*frames: tuple[int, int, int], max_epochs: int = 4, after_s: float = 1.0) -> Account:
-    """An account after frames of (epoch, seq, slots of expert 0), a minute apart, the first after ``after_s``."""
+    """An account after frames of (epoch, seq, slots of expert 0) that came a minute apart."""
     made = Account(max_epochs)
     for n, (epoch, seq, slots) in enumerate(frames):
         made.post(frame({1: [slots, 0]}, epoch=epoch, seq=seq), at=BORN + after_s + 60 * n)
