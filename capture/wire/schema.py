@@ -180,7 +180,7 @@ class Frame(Struct, kw_only=True):
         step_loads: loads by EP rank of the latest steps. None with one EP rank, without a placement, where
             experts are replicated, and in frames of wire minor 2 or below.
         uptime_ns: nanoseconds from the epoch to when this frame was made, on a clock that nobody sets, so
-            that hosts whose clocks differ can be compared. 0 in frames of wire minor 4 or below.
+            that hosts whose clocks differ can be compared. 0: not told, as in wire minor 4 or below.
     """
 
     wire: tuple[int, int]

@@ -62,7 +62,7 @@ class EpochState:
             been up if it tells that (`Frame.uptime_ns`).
         started_at: when its counting began, as well as the service can tell.
         came_at: when its first frame was accepted; ``heard_at``: its newest one.
-        made_at: when its newest totals were true, as well as the service can tell; ``heard_at`` at the latest.
+        made_at: when its newest totals were true, as well as the service can tell.
         captured_at_ns: when its newest totals were true, on the worker's own clock.
         lag: the least seconds from capture on the worker's clock to acceptance on the service's.
         overlaps: see :mod:`moescope.service.counts.lives`.

@@ -163,8 +163,8 @@ class LiveState:
     ) -> list[tuple[ProducerState, Remembered]]:
         """Each producer of a deployment with its totals at B rising instants.
 
-        None as the last one is now. A window without a begin (None) begins with each producer's birth. If lives were in conflict since, it
-        begins after that: what was counted before can't be told apart.
+        None as the last one is now. A window without a begin (None) begins with each producer's birth. If
+        lives were in conflict since, it begins after that: what was counted before can't be told apart.
 
         Reads the archive where memory is too short, in the caller's thread and without holding up frames.
 
