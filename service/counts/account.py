@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from moescope.capture.wire import Frame
+from moescope.capture.wire import Frame, MoeLayer
 from moescope.service.counts.account_state import AccountState, EpochState, Latest, forget
 from moescope.service.counts.ep_slots import ep_slots_of
 from moescope.service.counts.layers import Layout
@@ -209,7 +209,7 @@ class Account:
             raise self._another_shape(frame, conflict)
         return True
 
-    def _another_shape(self, frame: Frame, conflict: tuple[str, str]) -> RefusedError:
+    def _another_shape(self, frame: Frame, conflict: tuple[MoeLayer, MoeLayer]) -> RefusedError:
         mine = "" if self._lives.current is None else f" ({named([self._lives.current])})"
         who = frame.producer
         return RefusedError(
