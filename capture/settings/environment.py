@@ -12,7 +12,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from moescope.capture.protocol import INGEST_PATH, MAX_NAME
-from moescope.capture.settings.access import NO_ACCESS, Access, printable
+from moescope.capture.settings.access import NO_ACCESS, Access, printable, read_text
 from moescope.capture.settings.attachment import ATTACHMENT, parse_flag
 from moescope.capture.settings.sampling import TraceSampling
 
@@ -222,8 +222,8 @@ def _token(environment: Mapping[str, str]) -> str | None:
     path = environment.get("MOESCOPE_TOKEN_FILE")
     if path and not token:
         try:
-            token = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            token = read_text(Path(path))
+        except (OSError, ValueError) as error:
             said = getattr(error, "strerror", None) or "it is no text"
             raise SettingsError(f"MOESCOPE_TOKEN_FILE: {path!r} can't be read: {said}") from error
     token = token.strip()
