@@ -17,20 +17,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
-from typing import Final
 
 import numpy as np
 
 from moescope.capture.wire import Frame, MoeLayer
 from moescope.service.counts.account_state import AccountState, EpochState, Latest, forget
+from moescope.service.counts.conflict import REMEDY, Conflict, named
 from moescope.service.counts.ep_slots import ep_slots_of
+from moescope.service.counts.latest import latest_of, latest_of_kept
 from moescope.service.counts.layers import Layout
-from moescope.service.counts.lives import REMEDY, STALE_AFTER_S, Conflict, Lives, named
+from moescope.service.counts.lives import STALE_AFTER_S, Lives
 from moescope.service.counts.refusals import RefusedError, check_exact, check_growth, check_steps
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals, no_totals, totals_of
-
-MAX_EP_CELLS: Final = 1 << 18  # layers x EP ranks of one producer: 2 MiB of float64, from few bytes
 
 
 class Verdict(StrEnum):
@@ -103,7 +102,7 @@ class Account:
         account._lives.restore(state.epochs, state.latest.epoch, state.conflicts)
         # Of the other lives nothing but their totals is kept. What else they say comes with their next frame.
         account._latest = {
-            item.epoch: _latest_of_kept(item, state.latest)
+            item.epoch: latest_of_kept(item, state.latest)
             for item in state.epochs
             if item.epoch == state.latest.epoch or item.producer is not None
         }
@@ -168,7 +167,7 @@ class Account:
             self._begin_again()
         self._epochs_seen += known is None
         is_current = self._lives.hear(frame, counted, at)
-        self._latest[frame.epoch] = _latest_of(frame, counted)
+        self._latest[frame.epoch] = latest_of(frame, counted)
         self._forget_old_epochs(at)
         who = frame.producer if is_current or self.latest is None else self.latest.producer
         switches = _switched(base.switches, frame) if is_current else base.switches
@@ -229,40 +228,6 @@ class Account:
             self._forgotten = forget(self._forgotten, epoch)
 
 
-def _latest_of(frame: Frame, counted: Totals) -> Latest:
-    return Latest(
-        producer=frame.producer,
-        epoch=frame.epoch,
-        seq=frame.seq,
-        captured_at_ns=frame.captured_at_ns,
-        state=frame.state,
-        state_reason=frame.state_reason,
-        uncovered=tuple(frame.uncovered),
-        placement_version=None if frame.placement is None else frame.placement.version,
-        strategy=frame.strategy,
-        counted=counted,
-        traces=dict(frame.traces),
-        unavailable=dict(frame.unavailable),
-        absent=tuple(frame.absent),
-        absent_unnamed=frame.absent_unnamed,
-    )
-
-
-def _latest_of_kept(life: EpochState, latest: Latest) -> Latest:
-    """What is known of the newest frame of a life that was kept."""
-    if life.epoch == latest.epoch:
-        return latest
-    return replace(
-        latest,
-        producer=life.producer or latest.producer,
-        epoch=life.epoch,
-        seq=life.seq,
-        captured_at_ns=life.captured_at_ns,
-        counted=life.counted,
-        traces={},
-    )
-
-
 def _switched(switches: int, frame: Frame) -> int:
     """``Totals.switches`` after the newest frame."""
     return switches + (switches % 2 != (frame.state == "disabled"))
@@ -292,11 +257,6 @@ def _placed(frame: Frame, delta: Totals) -> Totals:
     if placement is None:
         told = decode and replace(decode, unplaced=layout.sums(decode.counts))
         return replace(delta, unplaced=layout.sums(delta.counts), decode=told)
-    if ep_size * len(layout.layers) > MAX_EP_CELLS:
-        raise RefusedError(
-            "too_large",
-            f"producer.ep_size: {ep_size} x {len(layout.layers)} layers is above {MAX_EP_CELLS}",
-        )
     if decode is None:
         [whole] = ep_slots_of(delta.counts[np.newaxis], layout, placement, ep_size)
         return replace(delta, ep_slots=whole)

@@ -23,11 +23,12 @@ the difference between the clocks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from moescope.capture.wire import Frame, Producer
 from moescope.service.counts.account_state import EpochState
+from moescope.service.counts.conflict import REMEDY, Conflict, joined, name_of, named, rank_of
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.totals import Totals
 
@@ -37,47 +38,6 @@ MAX_LIVES: Final = 64
 """Lives of one producer that are heard at once, at most: an array of all its counts each."""
 STALE_AFTER_S: Final = 15.0
 """Seconds without a frame after which a life is silent, as the service's setting is by default."""
-MAX_CONFLICTS: Final = 16
-"""Conflicts that are remembered; beyond that the two oldest become one, with the time between."""
-REMEDY: Final = "give each deployment a server name of its own (MOESCOPE_SERVER in vLLM's environment)"
-_NAMED: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """Several live processes that claim one rank.
-
-    Attributes:
-        lives: they, oldest first; two at least.
-        since: when the second of them began to be heard, seconds of Unix time on the service's clock.
-    """
-
-    lives: tuple[EpochState, ...]
-    since: float
-
-    @property
-    def reason(self) -> str:
-        """What is wrong, who they are, and what to do."""
-        who = self.lives[-1].producer
-        rank = "one rank" if who is None else _rank(who)
-        return f"conflict: {len(self.lives)} live processes claim {rank}: {named(self.lives)}; {REMEDY}"
-
-
-def named(lives: Iterable[EpochState]) -> str:
-    """Lives by pid and host, the newest ones last."""
-    names = [_name(item.producer) for item in lives]
-    more = f"{len(names) - _NAMED} more, " if len(names) > _NAMED else ""
-    return more + ", ".join(names[-_NAMED:])
-
-
-def _name(who: Producer | None) -> str:
-    return "one of unknown host" if who is None else f"pid {who.pid} on host {who.host or 'unknown'}"
-
-
-def _rank(who: Producer) -> str:
-    stage = f" PP rank {who.pp_rank}" if who.pp_size > 1 else ""
-    shard = f" TP rank {who.tp_rank}" if who.tp_size > 1 else ""
-    return f"DP rank {who.dp_rank}{stage}{shard} of {who.server}"
 
 
 class Lives:
@@ -136,13 +96,13 @@ class Lives:
             if len(self._known) >= MAX_LIVES and sum(self.is_heard(item, at) for item in self) >= MAX_LIVES:
                 raise RefusedError(
                     "too_many_lives",
-                    f"producer: {MAX_LIVES} live processes claim {_rank(who)} already, among them "
+                    f"producer: {MAX_LIVES} live processes claim {rank_of(who)} already, among them "
                     f"{named(self)}; {REMEDY}",
                 )
         elif known.producer is not None and _is_other(known.producer, who):
             raise RefusedError(
                 "epoch_claimed",
-                f"epoch: {frame.epoch} is that of {_name(known.producer)}, this is {_name(who)}; {REMEDY}",
+                f"epoch: {frame.epoch} is that of {name_of(known.producer)}, this is {name_of(who)}; {REMEDY}",
             )
 
     def is_older(self, frame: Frame, at: float) -> bool:
@@ -253,19 +213,6 @@ def surplus(
     known = sorted(lives, key=lambda item: (item.heard_at, item.order))
     silent = [item.epoch for item in known if item.epoch != current and at - item.heard_at > stale_after]
     return silent[: max(0, len(known) - max_epochs)]
-
-
-def joined(conflicts: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """Intervals of time, sorted, with those that touch as one, and not too many."""
-    found: list[tuple[float, float]] = []
-    for since, until in sorted(conflicts):
-        if found and since <= found[-1][1]:
-            found[-1] = found[-1][0], max(found[-1][1], until)
-        else:
-            found.append((since, until))
-    while len(found) > MAX_CONFLICTS:
-        found[:2] = [(found[0][0], found[1][1])]
-    return tuple(found)
 
 
 def _heard(

@@ -16,7 +16,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moescope.service.counts.account_state import AccountState, EpochState, forget
-from moescope.service.counts.lives import STALE_AFTER_S, joined, surplus
+from moescope.service.counts.conflict import joined
+from moescope.service.counts.lives import STALE_AFTER_S, surplus
 from moescope.service.counts.totals import Totals, no_totals
 
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from moescope.capture.wire import Frame
 from moescope.service.counts.account import Account, Verdict
 from moescope.service.counts.account_state import AccountState
+from moescope.service.counts.conflict import Conflict, named
 from moescope.service.counts.layers import Layout, Layouts
-from moescope.service.counts.lives import Conflict, named
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.step_costs import Stragglers

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from moescope.capture.wire import Producer
 from moescope.service.counts.account_state import Latest
-from moescope.service.counts.lives import Conflict
+from moescope.service.counts.conflict import Conflict
 from moescope.service.counts.row_law import RowLaw
 from moescope.service.counts.totals import Totals
 from moescope.service.live.spans import Span

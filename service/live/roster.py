@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from moescope.service.counts.account import Account
+from moescope.service.counts.conflict import REMEDY, named
 from moescope.service.counts.layers import Layout, Shapes
-from moescope.service.counts.lives import REMEDY, named
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.producers import Deployment, ProducerState
 from moescope.service.settings import Settings

@@ -22,7 +22,7 @@ from moescope.service.api.schemas.ranks import (
     Ranks,
     StageOut,
 )
-from moescope.service.counts.lives import Conflict
+from moescope.service.counts.conflict import Conflict
 from moescope.service.counts.phase_split import phase_work
 from moescope.service.counts.rank_work import work_of
 from moescope.service.live.producers import ProducerState, heard_last

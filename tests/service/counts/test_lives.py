@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from moescope.capture import wire
 from moescope.service.counts.account import Account
-from moescope.service.counts.lives import MAX_CONFLICTS, MAX_LIVES, joined
+from moescope.service.counts.conflict import MAX_CONFLICTS, joined
+from moescope.service.counts.lives import MAX_LIVES
 from moescope.service.counts.refusals import RefusedError
 from tests.service.frames import EPOCH, frame, producer
 
