@@ -102,7 +102,8 @@ class Lives:
         elif known.producer is not None and _is_other(known.producer, who):
             raise RefusedError(
                 "epoch_claimed",
-                f"epoch: {frame.epoch} is that of {name_of(known.producer)}, this is {name_of(who)}; {REMEDY}",
+                f"epoch: {frame.epoch} is that of {name_of(known.producer)}, this is {name_of(who)}; "
+                f"{REMEDY}",
             )
 
     def is_older(self, frame: Frame, at: float) -> bool:

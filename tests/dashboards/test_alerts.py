@@ -143,7 +143,7 @@ ALERTS: dict[str, tuple[Series, Series]] = {
     ),
     "MoescopeConflictingLives": (
         {f'moescope_conflicting_lives{OF},dp_rank="0"}}': "0+0x10 2+0x80"},
-        {f'moescope_conflicting_lives{OF},dp_rank="0"}}': "0+0x89 2+0x1"},  # the former process is shutting down
+        {f'moescope_conflicting_lives{OF},dp_rank="0"}}': "0+0x89 2+0x1"},  # it is shutting down
     ),
     "MoescopeConservationMismatch": (
         {f'moescope_conservation_mismatched_layers{OF},dp_rank="0"}}': "2+0x90"},

@@ -280,10 +280,3 @@ def test_another_model_under_the_same_name_begins_again() -> None:
     with pytest.raises(RefusedError, match=r"^layers: .*pid 7 on host a\b.*MOESCOPE_SERVER") as refused:
         account.post(frame({0: [4, 4]}, seq=2, who=producer(host="a", pid=7)))
     assert refused.value.reason == "shape"
-
-
-def test_too_many_ep_ranks_are_refused_before_memory_is_taken() -> None:
-    many = producer(dp_size=65536, ep_size=65536)
-    counts = {layer: [1, 1] for layer in range(100)}
-    with pytest.raises(RefusedError, match=r"^producer\.ep_size: "):
-        Account(max_epochs=4).post(frame(counts, who=many, placement=halves(2, 100)))
