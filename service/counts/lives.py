@@ -22,6 +22,7 @@ the difference between the clocks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
@@ -53,6 +54,7 @@ class Lives:
         self._stale_after = stale_after
         self._known: dict[int, EpochState] = {}
         self._last: int | None = None
+        self._heard_at = -math.inf
         self.current: EpochState | None = None
         self.conflicts: tuple[tuple[float, float], ...] = ()
         """When several lives counted at once: (since, until), oldest first."""
@@ -69,7 +71,8 @@ class Lives:
     ) -> None:
         """Go on from what was kept; ``current`` is one of the lives."""
         self._known = {item.epoch: item for item in lives}
-        self._last = max(self, key=lambda item: item.heard_at).epoch
+        newest = max(self, key=lambda item: item.heard_at)
+        self._last, self._heard_at = newest.epoch, newest.heard_at
         self.current = self._known[current]
         self.conflicts = conflicts
 
@@ -116,7 +119,9 @@ class Lives:
 
     def hear(self, frame: Frame, counted: Totals, at: float) -> bool:
         """Take a frame that tells something new; whether its life is the one that counts at present."""
-        self._set_back(at)
+        if at < self._heard_at:
+            self._set_back(at)
+        self._heard_at = at
         known = self._known.get(frame.epoch)
         made_at = _made_at(frame, known, at)
         life = _heard(frame, counted, known, at, made_at, self._overlaps(known, counted, made_at, at))
@@ -193,11 +198,9 @@ class Lives:
 
     def _set_back(self, at: float) -> None:
         """The service's clock was set back: all lives are on that clock."""
-        newest = max((item.heard_at for item in self), default=at)
-        if newest > at:
-            self._known = {item.epoch: item.shifted(at - newest) for item in self}
-            if self.current is not None:
-                self.current = self._known[self.current.epoch]
+        self._known = {item.epoch: item.shifted(at - self._heard_at) for item in self}
+        if self.current is not None:
+            self.current = self._known[self.current.epoch]
 
 
 def surplus(

@@ -24,7 +24,8 @@ def posting(
     who = producer(dp_rank=dp_rank, dp_size=2, ep_rank=dp_rank, ep_size=2)
     placed = halves(len(counts), layers=2)
     seq = int(after_s * 1000) + 1
-    account.post(frame({1: counts, 3: counts}, who=who, epoch=epoch, seq=seq, placement=placed))
+    made = frame({1: counts, 3: counts}, who=who, epoch=epoch, seq=seq, placement=placed)
+    account.post(made, at=BORN + after_s)
     return Posting(who.key, BORN, BORN + after_s, account.state(), **fields)
 
 
