@@ -169,7 +169,9 @@ def _explanation(reply: bytes) -> str:
     """The detail of a problem document, or the first of whatever was answered."""
     problem = _parsed(reply)
     detail = problem.get("detail") or problem.get("title") if isinstance(problem, dict) else None
-    return str(detail or reply[:200].decode("utf-8", "replace"))[:500]
+    said = str(detail or reply[:200].decode("utf-8", "replace"))[:500]
+    # It goes into vLLM's log, and a terminal obeys control characters.
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in said)
 
 
 def _parsed(reply: bytes) -> object:
