@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import pytest
 
-from devkit.libraries import missing_compiler, require
 from moescope.capture.wire import unpack_counts
 from tests.e2e.breaking_worker import BYPASSED_LAYER, DROPPED_LAYER
 from tests.e2e.cluster import DP2_EP2, SETTLE_SECONDS, Cluster, prompts
@@ -55,7 +54,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    require(missing_compiler())
     options = {
         **DP2_EP2,
         "env": {
