@@ -40,13 +40,26 @@ class DeploymentName(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a worker runs: its host's name, and the process that vLLM was started as, where it can be found."""
+    """Where a worker runs: its host's name, and the process that vLLM was started as, or None."""
 
     host: str
     launch: Launch | None
 
 
-Maker = Callable[[Any, CaptureSettings, Place], DeploymentName | None]
+class Facts(NamedTuple):
+    """What a name is made of: vLLM's configuration, which may be broken, the settings, the place."""
+
+    vllm_config: Any
+    settings: CaptureSettings
+    place: Place
+
+    @property
+    def parallel(self) -> Any:
+        """The configuration's parallel part."""
+        return self.vllm_config.parallel_config
+
+
+Maker = Callable[[Facts], DeploymentName | None]
 
 
 def name_deployment(
@@ -61,13 +74,13 @@ def name_deployment(
     """
     if settings.server:
         return DeploymentName(settings.server[:MAX_NAME], "MOESCOPE_SERVER")
-    place = place or this_place()
+    facts = Facts(vllm_config, settings, place or this_place())
     for make in (_of_address, _of_launch):
         with contextlib.suppress(Exception):
-            found = make(vllm_config, settings, place)
+            found = make(facts)
             if found is not None and found.name:
                 return DeploymentName(found.name[:MAX_NAME], found.origin)
-    return DeploymentName(place.host[:MAX_NAME], "the host's name")
+    return DeploymentName(facts.place.host[:MAX_NAME], "the host's name")
 
 
 def this_place() -> Place:
@@ -94,67 +107,76 @@ def name_of_server(place: Place) -> str | None:
     return None if address is None else f"{place.host}:{address}"[:MAX_NAME]
 
 
-def _of_address(vllm_config: Any, settings: CaptureSettings, place: Place) -> DeploymentName | None:
+def _of_address(facts: Facts) -> DeploymentName | None:
     """Of the address by which processes find each other, where vLLM was started more than once."""
+    launched_as = facts.settings.surroundings.launched_as
+    if launched_as and _through_ray(facts.parallel):
+        return DeploymentName(launched_as, "the host and the API's port, through Ray")
     makers: tuple[Maker, ...] = (_of_ray, _of_torchrun, _of_nodes, _of_data_parallel)
     for make in makers:
-        found = make(vllm_config.parallel_config, settings, place)
+        found = make(facts)
         if found is not None:
-            role = settings.role or read_role(vllm_config)
+            role = facts.settings.role or read_role(facts.vllm_config)
             return DeploymentName(f"{found.name}:{role}", f"{found.origin}, and the role") if role else found
     return None
 
 
-def _of_ray(parallel: Any, settings: CaptureSettings, place: Place) -> DeploymentName | None:
-    """Ray's workers are no children of vLLM's, and Ray chooses their devices."""
+def _through_ray(parallel: Any) -> bool:
     through = (parallel.distributed_executor_backend, getattr(parallel, "data_parallel_backend", None))
-    if "ray" not in map(str, through) and not getattr(parallel, "use_ray", False):
+    return "ray" in map(str, through) or bool(getattr(parallel, "use_ray", False))
+
+
+def _of_ray(facts: Facts) -> DeploymentName | None:
+    """Ray's workers are no children of vLLM's, and Ray chooses their devices."""
+    if not _through_ray(facts.parallel):
         return None
-    if settings.surroundings.launched_as:
-        return DeploymentName(settings.surroundings.launched_as, "the host and the API's port, through Ray")
-    if parallel.data_parallel_size > 1:
-        return _data_parallel_address(parallel, place)
+    if facts.parallel.data_parallel_size > 1:
+        return _data_parallel_address(facts)
     with contextlib.suppress(Exception):
         import ray  # type: ignore[import-not-found]
 
         return DeploymentName(str(ray.get_runtime_context().gcs_address), "the address of Ray's head")
-    return DeploymentName(place.host, "the host's name")
+    return DeploymentName(facts.place.host, "the host's name")
 
 
-def _of_torchrun(parallel: Any, settings: CaptureSettings, place: Place) -> DeploymentName | None:
+def _of_torchrun(facts: Facts) -> DeploymentName | None:
     """An external launcher's processes: those of one engine have consecutive numbers."""
-    address, port = settings.surroundings.master
-    if str(parallel.distributed_executor_backend) != "external_launcher" or not port:
+    address, port = facts.settings.surroundings.master
+    if str(facts.parallel.distributed_executor_backend) != "external_launcher" or not port:
         return None
-    engine = settings.surroundings.rank // parallel.world_size  # that over DP, with this launcher
-    name = _joined(address, port, place)
+    # With this launcher vLLM's world size is that over DP.
+    engine = facts.settings.surroundings.rank // facts.parallel.world_size
+    name = _joined(address, port, facts.place)
     return DeploymentName(f"{name}#{engine}" if engine else name, "torchrun's MASTER_ADDR and MASTER_PORT")
 
 
-def _of_nodes(parallel: Any, settings: CaptureSettings, place: Place) -> DeploymentName | None:
-    if getattr(parallel, "nnodes", 1) == 1:
+def _of_nodes(facts: Facts) -> DeploymentName | None:
+    if getattr(facts.parallel, "nnodes", 1) == 1:
         return None
-    name = _joined(parallel.master_addr, parallel.master_port, place)
+    name = _joined(facts.parallel.master_addr, facts.parallel.master_port, facts.place)
     return DeploymentName(name, "vLLM's master address")
 
 
-def _of_data_parallel(parallel: Any, settings: CaptureSettings, place: Place) -> DeploymentName | None:
+def _of_data_parallel(facts: Facts) -> DeploymentName | None:
     """DP ranks of several starts: external and hybrid load balancing, headless nodes, offline scripts."""
+    parallel = facts.parallel
     if parallel.data_parallel_size == 1:
         return None
-    import vllm.envs as envs
+    with contextlib.suppress(Exception):
+        import vllm.envs as envs
 
-    if envs.VLLM_DP_SIZE == parallel.data_parallel_size and envs.VLLM_DP_MASTER_PORT:
-        name = _joined(envs.VLLM_DP_MASTER_IP, envs.VLLM_DP_MASTER_PORT, place)
-        return DeploymentName(name, "VLLM_DP_MASTER_IP and VLLM_DP_MASTER_PORT")
+        if parallel.data_parallel_size == envs.VLLM_DP_SIZE and envs.VLLM_DP_MASTER_PORT:
+            name = _joined(envs.VLLM_DP_MASTER_IP, envs.VLLM_DP_MASTER_PORT, facts.place)
+            return DeploymentName(name, "VLLM_DP_MASTER_IP and VLLM_DP_MASTER_PORT")
     whole = parallel.data_parallel_size_local == parallel.data_parallel_size
-    if whole and not getattr(parallel, "enable_elastic_ep", False) and not _is_headless(place.launch):
+    if whole and not getattr(parallel, "enable_elastic_ep", False) and not _is_headless(facts.place.launch):
         return None  # all ranks are of this start, which then listens on no such port
-    return _data_parallel_address(parallel, place)
+    return _data_parallel_address(facts)
 
 
-def _data_parallel_address(parallel: Any, place: Place) -> DeploymentName:
-    name = _joined(parallel.data_parallel_master_ip, parallel.data_parallel_rpc_port, place)
+def _data_parallel_address(facts: Facts) -> DeploymentName:
+    parallel = facts.parallel
+    name = _joined(parallel.data_parallel_master_ip, parallel.data_parallel_rpc_port, facts.place)
     return DeploymentName(name, "vLLM's data parallel address")
 
 
@@ -163,27 +185,27 @@ def _is_headless(launch: Launch | None) -> bool:
     return launch is not None and launch.is_server and "headless" in launch.options()
 
 
-def _of_launch(vllm_config: Any, settings: CaptureSettings, place: Place) -> DeploymentName | None:
+def _of_launch(facts: Facts) -> DeploymentName | None:
     """Of the one process that started all workers, which are on this host."""
+    place = facts.place
     name = name_of_server(place)
     if name is not None:
-        return DeploymentName(_alone(name, vllm_config), "the host and the API's port")
+        return DeploymentName(_alone(name, facts), "the host and the API's port")
     # Another program may have several engines, and say nothing of a port.
     port = None if place.launch is None else place.launch.address()
     device = None
     with contextlib.suppress(Exception):
-        device = _first_device(vllm_config.parallel_config, place.launch)
+        device = _first_device(facts.parallel, place.launch)
     parts = {"the host's name": place.host, "port": port, "first device": device}
     known = {word: part for word, part in parts.items() if part}
-    return DeploymentName(_alone(":".join(known.values()), vllm_config), ", ".join(known))
+    return DeploymentName(_alone(":".join(known.values()), facts), ", ".join(known))
 
 
-def _alone(name: str, vllm_config: Any) -> str:
+def _alone(name: str, facts: Facts) -> str:
     """The DP ranks of a model without experts compute alone: vLLM makes each of them one of one."""
     with contextlib.suppress(Exception):
-        parallel = vllm_config.parallel_config
-        if parallel.data_parallel_index != parallel.data_parallel_rank:
-            return f"{name}#{parallel.data_parallel_index}"
+        if facts.parallel.data_parallel_index != facts.parallel.data_parallel_rank:
+            return f"{name}#{facts.parallel.data_parallel_index}"
     return name
 
 

@@ -1,12 +1,13 @@
 """The process that vLLM was started as, found from one of its workers: its command line tells servers apart.
 
-It imports the standard library only, and a plugin may look before vLLM has begun. Linux only: elsewhere nothing
+It needs the standard library only: a plugin looks before vLLM has begun. It works on Linux; elsewhere nothing
 is found.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,8 +129,7 @@ def _is_vllms(arguments: Sequence[str]) -> bool:
 
 
 def _serves(arguments: Sequence[str]) -> bool:
-    pairs = zip(arguments, arguments[1:], strict=False)
-    if any(first == "-m" and second in _SERVERS for first, second in pairs):
+    if any(first == "-m" and second in _SERVERS for first, second in itertools.pairwise(arguments)):
         return True
     if any(PurePath(argument).name == "api_server.py" for argument in arguments[:3]):
         return True

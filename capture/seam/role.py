@@ -1,4 +1,4 @@
-"""Which part of a request's work an instance computes, where prefill and decode have instances of their own."""
+"""Which part of a request's work an instance computes, where prefill and decode have their own instances."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ROLES: Final = {"kv_producer": "prefill", "kv_consumer": "decode"}
 def read_role(vllm_config: Any) -> str:
     """``prefill``, ``decode``, or nothing: both, or vLLM's configuration doesn't say. Nothing raises.
 
-    vLLM's ``kv_role`` tells it, but for ``kv_both``, with which both kinds run where a connector such as NIXL
-    takes it. A connector made of several (``MultiConnector``) may say ``kv_both`` and its parts more; parts that
-    disagree tell nothing.
+    vLLM's ``kv_role`` tells it. ``kv_both`` tells nothing: with NIXL both kinds are run with it. A connector
+    made of several (``MultiConnector``) may say ``kv_both``, and its parts more; parts that disagree tell
+    nothing.
     """
     with contextlib.suppress(Exception):
         config = vllm_config.kv_transfer_config

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-SPAWNED = ("python", "-c", "from multiprocessing.spawn import spawn_main; spawn_main()", "--multiprocessing-fork")
+SPAWNED = (
+    "python",
+    "-c",
+    "from multiprocessing.spawn import spawn_main; spawn_main()",
+    "--multiprocessing-fork",
+)
 ENGINE, WORKER = ("VLLM::EngineCore_DP1", ""), ("VLLM::Worker_TP0_EP0", "")
 
 
