@@ -49,7 +49,7 @@ SERVE_FLAGS: Final = _names(
 
 OTHER_VARIABLES: Final = _names(
     """
-    endpoint interval server on_error leave_fast_kernels trace_rate trace_opt_in trace_mib kept_ids_mib
+    endpoint interval server pool role on_error leave_fast_kernels trace_rate trace_opt_in trace_mib kept_ids_mib
     ca_file cert_file key_file listen url
     """
 )

@@ -48,6 +48,25 @@ _AT_HEAD = f"--data-parallel-address {HEAD}"
 _NODES = f"--tensor-parallel-size 2 --nnodes 2 --master-addr {HEAD} --distributed-executor-backend mp"
 _CONNECTOR = '{"kv_connector":"ExampleConnector","kv_role":"%s"}'
 
+TEST: Final = Layout(
+    "external LB over two hosts, one rank without capture, beside a prefill server",
+    (
+        _start("gpu-0", f"{_DP2} {_AT_HEAD} --data-parallel-rank 0", f"{HEAD}:29550", 0),
+        Start(
+            "gpu-1",
+            tuple(f"{_DP2} {_AT_HEAD} --data-parallel-rank 1".split()),
+            {f"{HEAD}:29550": ((1, 0),)},
+            {"MOESCOPE_TRACE_RATE": "lots"},
+        ),
+        Start(
+            "gpu-1",
+            ("--port", "8001", "--kv-transfer-config", _CONNECTOR % "kv_producer"),
+            {"gpu-1:8001": ((0, 0),)},
+            {"MOESCOPE_POOL": "tiny"},
+        ),
+    ),
+)
+"""What `make test` runs."""
 LAYOUTS: Final = (
     Layout(
         "two servers on one host, one on another",
@@ -94,13 +113,6 @@ LAYOUTS: Final = (
                 1,
                 port=None,
             ),
-        ),
-    ),
-    Layout(
-        "headless, the head without ranks",
-        (
-            _start("gpu-0", f"{_DP2} {_AT_HEAD} --data-parallel-size-local 0", f"{HEAD}:29550"),
-            _start("gpu-1", f"{_DP2} {_AT_HEAD} --headless", f"{HEAD}:29550", 0, 1, port=None),
         ),
     ),
     Layout(

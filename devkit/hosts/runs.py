@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from devkit.hosts.network import Network
 from devkit.processes import ProcessGroup
 from devkit.root_cause import explain
 from devkit.vllm_server import ENVIRONMENT
-from moescope.capture.wire import Producer
+from moescope.capture.wire import Frame
 
 HOSTS: Final = ("gpu-0", "gpu-1")
 _SMALL: Final = (
@@ -36,17 +36,19 @@ class NoFramesError(RuntimeError):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a layout's workers said of themselves."""
+    """What a layout's workers said: the latest frame of each, and how long it took to have them."""
 
-    producers: tuple[Producer, ...]
+    frames: tuple[Frame, ...]
     seconds: float
 
     @property
     def workers(self) -> Workers:
         """By the name that they gave their deployment."""
         found: Workers = {}
-        for producer in self.producers:
-            found.setdefault(producer.server, set()).add((producer.dp_rank, producer.tp_rank))
+        for frame in self.frames:
+            found.setdefault(frame.producer.server, set()).add(
+                (frame.producer.dp_rank, frame.producer.tp_rank)
+            )
         return found
 
 
@@ -77,14 +79,14 @@ def run(layout: Layout, network: Network, model: Path, folder: Path, timeout: fl
         ]
         for group in groups:
             stack.callback(group.stop)
-        while len(producers := _distinct(frame.producer for frame in sink.frames)) < number:
+        while len(frames := _latest(sink.frames)) < number:
             for group in groups:
                 if group.exit_code() is not None:
                     raise NoFramesError(explain(group.log, f"{layout.name}: status {group.exit_code()}"))
             if time.monotonic() - begin > timeout:
-                raise NoFramesError(f"{layout.name}: {len(producers)} of {number} workers after {timeout} s")
+                raise NoFramesError(f"{layout.name}: {len(frames)} of {number} workers after {timeout} s")
             time.sleep(0.1)
-    return Seen(producers, time.monotonic() - begin)
+    return Seen(frames, time.monotonic() - begin)
 
 
 def _serve(start: Start, network: Network, model: Path, log: Path, url: str) -> ProcessGroup:
@@ -112,6 +114,6 @@ def _addressed(text: str, network: Network) -> str:
     return text
 
 
-def _distinct(producers: Iterable[Producer]) -> tuple[Producer, ...]:
-    """Each process once."""
-    return tuple({(producer.host, producer.pid): producer for producer in producers}.values())
+def _latest(frames: Sequence[Frame]) -> tuple[Frame, ...]:
+    """That of each process."""
+    return tuple({(frame.producer.host, frame.producer.pid): frame for frame in tuple(frames)}.values())
