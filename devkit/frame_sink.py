@@ -41,13 +41,14 @@ class FrameSink:
             def log_message(self, format: str, *args: object) -> None:
                 """Stay quiet."""
 
+        self._host = host
         self._server = ThreadingHTTPServer((host, 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
     def url(self) -> str:
         """The server's address, for ``MOESCOPE_ENDPOINT``."""
-        return f"http://{self._server.server_address[0]}:{self._server.server_port}"
+        return f"http://{self._host}:{self._server.server_port}"
 
     def close(self) -> None:
         """Listen no more."""
