@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 from moescope.capture.protocol import MAX_NAME
 from moescope.capture.seam.launch import Launch, find_launch, started_with
 from moescope.capture.seam.role import read_role
+from moescope.capture.settings.access import read_text
 from moescope.capture.settings.environment import CaptureSettings
 
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -94,8 +95,8 @@ def this_host(namespace_file: Path = NAMESPACE_FILE) -> str:
     with contextlib.suppress(OSError):
         host = socket.gethostname()
     host = host or "localhost"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        namespace = namespace_file.read_text(encoding="utf-8").strip()
+    with contextlib.suppress(OSError, ValueError):
+        namespace = read_text(namespace_file).strip()
         return f"{host}.{namespace}" if namespace else host
     return host
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Final
 
+from moescope.capture.settings.access import read_text
+
 PROC: Final = Path("/proc")
 DEFAULT_PORT: Final = "8000"
 """Where ``vllm serve`` listens without ``--port``."""
@@ -22,6 +24,8 @@ _TITLE: Final = re.compile(r"\S*::(EngineCore|Worker|APIServer)")
 _SPAWNED: Final = ("--multiprocessing-fork", "multiprocessing.forkserver")
 _SERVERS: Final = ("vllm.entrypoints.openai.api_server", "vllm.entrypoints.api_server")
 _PARENT: Final = re.compile(r"^PPid:\s*(\d+)", re.MULTILINE)
+_OWN_TO_EACH: Final = (("/", "dev"), ("/", "proc"))
+"""Folders in which a path, such as that of a pipe, means something else in each process."""
 _MOST_ANCESTORS: Final = 32
 
 
@@ -65,11 +69,13 @@ class Launch:
 
     def _configured(self, path: str) -> dict[str, str]:
         """The options of a YAML file; none where it can't be read."""
+        if PurePath(path).parts[:2] in _OWN_TO_EACH:
+            return {}
         with contextlib.suppress(Exception):
             import yaml  # type: ignore[import-untyped]
 
             # A relative path begins in the folder that the process works in.
-            found: Any = yaml.safe_load((self.folder / "cwd" / path).read_text(encoding="utf-8"))
+            found: Any = yaml.safe_load(read_text(self.folder / "cwd" / path))
             if isinstance(found, Mapping):
                 return {
                     str(name).replace("_", "-"): "" if value is True else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,18 @@ def test_a_file_with_options_is_read_and_the_command_line_is_over_it(tmp_path: P
     assert found.address() == "8124"
     found = launch_of(tmp_path / "c", (*SERVE, f"--config={absolute}", "--port", "8125"), ENGINE)
     assert found.address() == "8125"
+
+
+def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
+    found = launch_of(tmp_path, (*SERVE, "--config", "vllm.yaml"), ENGINE)
+    os.mkfifo(tmp_path / "100/cwd/vllm.yaml")
+    assert found.address() == "8000"
+    with (tmp_path / "file").open("w+") as file:  # another one in each process
+        file.write("port: 8001")
+        file.flush()
+        for folder in ("/dev/fd", "/proc/self/fd"):
+            found = launch_of(tmp_path / folder[1:], (*SERVE, f"--config={folder}/{file.fileno()}"), ENGINE)
+            assert found.address() == "8000"
 
 
 @pytest.mark.parametrize("text", ["- a list", "port: [", "\0"])
