@@ -31,8 +31,10 @@ def main() -> int:
         return 2
     folder = options.keep or Path(tempfile.mkdtemp(prefix="hosts-"))
     model = ensure_checkpoint(folder / "model")
-    print("| layout | servers | names, each with its workers (DP rank, TP rank) | seconds | |")
-    print("|---|---|---|---|---|")
+    print(
+        "| layout | servers | vLLM's ids of starts | names, each with its workers (DP rank, TP rank) | seconds | |"
+    )
+    print("|---|---|---|---|---|---|")
     chosen = [layout for layout in LAYOUTS if options.part in layout.name]
     results = [_row(layout, model, folder / str(number)) for number, layout in enumerate(chosen)]
     return 0 if all(results) and results else 1
@@ -44,15 +46,17 @@ def _row(layout: Layout, model: Path, folder: Path) -> bool:
         try:
             seen = run(layout, network, model, folder)
         except NoFramesError as error:
-            print(f"| {layout.name} | {len(layout.starts)} | {error} | | fails |", flush=True)
+            _print(layout, "", str(error), "", "fails")
             return False
     good = seen.workers == wanted
     said = _text(seen.workers) if good else f"{_text(seen.workers)}, not {_text(wanted)}"
-    print(
-        f"| {layout.name} | {len(layout.starts)} | {said} | {seen.seconds:.0f} | {'' if good else 'fails'} |",
-        flush=True,
-    )
+    starts = {frame.producer.start for frame in seen.frames}
+    _print(layout, str(len(starts)), said, f"{seen.seconds:.0f}", "" if good else "fails")
     return good
+
+
+def _print(layout: Layout, *cells: str) -> None:
+    print("|", " | ".join((layout.name, str(len(layout.starts)), *cells)), "|", flush=True)
 
 
 def _text(workers: Workers) -> str:

@@ -78,6 +78,16 @@ LAYOUTS: Final = (
     ),
     Layout("internal LB", (_start("gpu-0", f"{_DP2} --api-server-count 1", "gpu-0:8000", 0, 1),)),
     Layout(
+        "TP on one host",
+        (
+            Start(
+                "gpu-0",
+                tuple("--tensor-parallel-size 2 --distributed-executor-backend mp --port 8003".split()),
+                {"gpu-0:8003": ((0, 0), (0, 1))},
+            ),
+        ),
+    ),
+    Layout(
         "external LB over two hosts",
         tuple(
             _start(f"gpu-{rank}", f"{_DP2} {_AT_HEAD} --data-parallel-rank {rank}", f"{HEAD}:29550", rank)
