@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from moescope.service.nearest import hint
 from moescope.service.store.records import StoreError
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -109,18 +110,28 @@ async def _answer_store_failed(request: Request, error: Exception) -> JSONRespon
 
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    faults = "; ".join(
-        f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()
-    )
+    faults = "; ".join(_fault(request, fault) for fault in error.errors())
     detail = f"{faults}. The parameters are described at /docs."
     return respond(request, 422, "invalid-parameters", "The parameters are not valid", detail)
+
+
+def _fault(request: Request, fault: Mapping[str, Any]) -> str:
+    """What is wrong with one value; of a field that the body doesn't have, which one may be meant."""
+    where = [str(part) for part in fault["loc"]]
+    if fault["type"] != "extra_forbidden" or len(where) != 2:  # all bodies are flat
+        return f"{'.'.join(where)}: {fault['msg']}"
+    field = getattr(request.scope.get("route"), "body_field", None)
+    known = list(getattr(getattr(field, "field_info", None), "annotation", BaseModel).model_fields)
+    return f"There is no field {where[1][:100]!r} in the body.{hint(where[1], known)} It takes {', '.join(known)}"
 
 
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = error.headers or {}
     if error.status_code == 404:
-        detail = f"There is nothing at {request.url.path}; what there is stands at /docs."
+        paths = [path for route in request.app.routes if (path := getattr(route, "path", None))]
+        near = hint(request.url.path, paths)
+        detail = f"There is nothing at {request.url.path[:200]}.{near} What there is stands at /docs."
         return respond(request, 404, "not-found", "No such path", detail, headers)
     if error.status_code == 405:
         detail = f"{request.url.path} takes {headers.get('Allow', 'other methods')}, not {request.method}."

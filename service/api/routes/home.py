@@ -15,6 +15,8 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
+from moescope.service.api.params.checked import CheckedRoute
+
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -42,7 +44,7 @@ class _Asset:
 
 def home_router() -> APIRouter:
     """The page; its files are read once."""
-    router = APIRouter()
+    router = APIRouter(route_class=CheckedRoute)
     page = resources.files("moescope.service") / "page"
     assets = dict(_assets(page, ""))
 

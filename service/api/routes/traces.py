@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.query import (
     LARGEST,
     DpRankParam,
@@ -61,7 +62,7 @@ _BINARY: Final = {
 
 def traces_router(state: LiveState, store: Store | None) -> APIRouter:
     """The routes that answer from ``store``; ``state`` tells the time, and which workers can't trace."""
-    router = APIRouter(tags=["traces"])
+    router = APIRouter(tags=["traces"], route_class=CheckedRoute)
     _add_list(router, state, store)
     _add_trace(router, state, store)
     return router
