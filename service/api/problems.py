@@ -122,7 +122,8 @@ def _fault(request: Request, fault: Mapping[str, Any]) -> str:
         return f"{'.'.join(where)}: {fault['msg']}"
     field = getattr(request.scope.get("route"), "body_field", None)
     known = list(getattr(getattr(field, "field_info", None), "annotation", BaseModel).model_fields)
-    return f"There is no field {where[1][:100]!r} in the body.{hint(where[1], known)} It takes {', '.join(known)}"
+    name = where[1]
+    return f"There is no field {name[:100]!r} in the body.{hint(name, known)} It takes {', '.join(known)}"
 
 
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:

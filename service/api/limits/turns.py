@@ -29,9 +29,10 @@ class Turns:
 
     @property
     def route(self) -> type[APIRoute]:
-        """For ``APIRouter(route_class=...)``: its routes are checked, then take a turn until their answer is made.
+        """For ``APIRouter(route_class=...)``: its routes are checked, then take a turn.
 
-        Sending the answer is not part of the turn, since a client may read slowly.
+        A turn lasts until the answer is made. Sending it is not part of the turn, since a client may read
+        slowly.
         """
         answer = self._answer
 

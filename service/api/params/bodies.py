@@ -1,4 +1,4 @@
-"""The bodies of requests, read up to a limit of size and time: msgpack of producers, JSON of others, or none."""
+"""The bodies of requests, read up to a limit of size and time: msgpack of producers, JSON of others."""
 
 from __future__ import annotations
 

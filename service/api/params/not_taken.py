@@ -15,10 +15,10 @@ _ALL_LAYERS: Final = (
 _ALL_TOKENS: Final = "a placement serves the tokens of all DP ranks and both phases at once"
 _NOW: Final = "the placement is that of now; GET /v1/advice/rearrangements tells when it changed"
 _WHERE: Final = "where an expert is does not depend on whose tokens, or tokens of which phase, go to it"
-_SINCE_START: Final = "this route tells what is so now, and totals since the start; GET /v1/view and /v1/histogram take a window"
-_TRACE_PHASE: Final = (
-    "a trace is of a whole request: its positions below prompt_tokens are prefill, the others decode"
+_SINCE_START: Final = (
+    "this route tells what is so now, and totals since the start; /v1/view and /v1/histogram take a window"
 )
+_TRACE_PHASE: Final = "a trace is of a whole request, whose prompt_tokens tell where its decoding begins"
 _ONE_TRACE: Final = "a trace is whole; first and end choose positions of it"
 _PINNED: Final = "a baseline is of a deployment and pinned whole; GET /v1/drift?phase= compares one phase"
 
