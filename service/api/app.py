@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
+from moescope.service.api.limits.answers import Answers
 from moescope.service.api.limits.guard import Guard
 from moescope.service.api.limits.keeping import Keeper
 from moescope.service.api.limits.limits import Limits
@@ -27,6 +28,7 @@ from moescope.service.api.routes.home import home_router
 from moescope.service.api.routes.ingest import ingest_router
 from moescope.service.api.routes.live import live_router
 from moescope.service.api.routes.placement import placement_router
+from moescope.service.api.routes.placement_now import placement_now_router
 from moescope.service.api.routes.probes import probes_router
 from moescope.service.api.routes.ranks import ranks_router
 from moescope.service.api.routes.rearrangements import rearrangements_router
@@ -76,7 +78,12 @@ def create_app(
     limits, turns = Limits(settings), Turns(settings.max_queries)
     tokens = open_book(settings)
     sessions = Sessions(tokens, clock)
-    app = FastAPI(title="moescope", version=version("moescope"), description=_DESCRIPTION)
+    app = FastAPI(
+        title="moescope",
+        version=version("moescope"),
+        description=_DESCRIPTION,
+        redirect_slashes=False,  # the redirect's address would be made of the client's Host header
+    )
     app.state.running = Running(settings, tokens)
     app.add_middleware(
         Guard,
@@ -86,6 +93,7 @@ def create_app(
         refused=state.count_refused,
         clock=clock,
     )
+    app.add_middleware(Answers, max_body=settings.max_body_mib << 20)
     install(app)
     for router in (
         ingest_router(state, settings, instruments, keeper, store, limits),
@@ -99,6 +107,7 @@ def create_app(
         baselines_router(state, settings, book, keeper),
         advice_router(state, settings, turns),
         placement_router(state, settings, turns),
+        placement_now_router(state, turns),
         rearrangements_router(state, settings, turns),
         probes_router(state, registry, instruments),
         view_router(state, settings, turns),

@@ -96,7 +96,10 @@ def respond(
         detail=_shortened(detail),
         instance=request.url.path,
     )
-    return JSONResponse(problem.model_dump(), status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+    always = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return JSONResponse(
+        problem.model_dump(), status, headers={**always, **(headers or {})}, media_type=MEDIA_TYPE
+    )
 
 
 async def _answer_problem(request: Request, error: Exception) -> JSONResponse:

@@ -77,6 +77,7 @@ COMMANDS = [
     ["ranks"],
     ["balance"],
     ["stragglers"],
+    ["placement"],
     ["advise"],
     ["advise", "--rearrangements"],
     ["drift"],
