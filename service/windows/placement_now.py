@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from moescope.capture.wire import MoeLayer, Placement, PlacementTable
 from moescope.service.live.placements import DatedPlacement
-from moescope.service.live.producers import Deployment, ProducerState, heard_last, why_unavailable
+from moescope.service.live.producers import (
+    Deployment,
+    ProducerState,
+    heard_last,
+    of_present_start,
+    why_unavailable,
+)
 from moescope.service.live.state import LiveState
 
 
@@ -38,9 +44,13 @@ Told = tuple[tuple[MoeLayer, ...], Placement]
 
 
 def placement_now(state: LiveState, deployment: Deployment) -> list[PlacedLayer]:
-    """All layers that the deployment's workers count, rising by id; one producer at least has reported."""
+    """All layers that the workers of the deployment's present start count, rising by id.
+
+    One producer at least has reported.
+    """
     told, history = state.placements(deployment), state.placement_history(deployment)
-    mine = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
+    known = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
+    mine = of_present_start(known)
     newest: dict[MoeLayer, Told] = {}
     for layers, placement in told:
         for layer in layers:

@@ -185,13 +185,9 @@ def _endless(service: Service, head: str) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("path", ["/v1/baselines", "/v1/session", "/v1/nothing", "/healthz"])
 def test_a_body_without_an_end_is_ended(shared: Service, path: str) -> None:
-    lines = [
-        f"POST {path} HTTP/1.1",
-        "host: x",
-        "content-type: application/json",
-        "transfer-encoding: chunked",
-    ]
-    head = "".join(f"{line}\r\n" for line in [*lines, ""])
+    kind = "content-type: application/json"
+    lines = [f"POST {path} HTTP/1.1", "host: x", kind, "transfer-encoding: chunked", ""]
+    head = "".join(f"{line}\r\n" for line in lines)
     begun = time.monotonic()
     answer = b"".join(_endless(shared, head))
     assert re.match(rb"HTTP/1.1 (413|422|404|405) ", answer), answer[:200]

@@ -55,11 +55,8 @@ def test_layers_placed_alike_share_a_table_in_the_compact_form(service: Service)
     made = wire.Placement(version=1, tables=[one, other], table_of_layer=[1, 0, 1])
     _push(service, 0, layers=3, placement=made)
     answer = service.get("/v1/placement", form="tables")
-    assert [(layer["table"], layer["copies"]) for layer in answer["layers"]] == [
-        (0, None),
-        (1, None),
-        (0, None),
-    ]
+    assert [layer["table"] for layer in answer["layers"]] == [0, 1, 0]
+    assert [layer["copies"] for layer in answer["layers"]] == [None] * 3
     assert answer["tables"] == [
         {"physical_to_logical": [3, 2, 1, 0], "physical_to_ep_rank": [0, 0, 1, 1]},
         {"physical_to_logical": [0, 1, 2, 3], "physical_to_ep_rank": [0, 0, 1, 1]},
