@@ -27,6 +27,7 @@ from moescope.service.api.params.query import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.compact import answer, compact_absent, described
 from moescope.service.api.schemas.trend import Trend
+from moescope.service.api.schemas.windows import layers_now
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.measures.summary import Summary
@@ -171,8 +172,8 @@ def _check_named(
     Raises:
         ProblemError: one isn't known (404).
     """
-    mine = [item.latest for item in state.producers() if item.latest.producer.key[:2] == deployment]
+    who = (item.latest.producer for item in state.producers())
     if dp_rank is not None:
-        check_known("DP rank", [dp_rank], sorted({item.producer.dp_rank for item in mine}))
-    known = {layer.layer for item in mine for layer in item.counted.layout.layers}
-    check_known("layer", layers or [], sorted(known))
+        known = sorted({item.dp_rank for item in who if item.key[:2] == deployment})
+        check_known("DP rank", [dp_rank], known)
+    check_known("layer", layers or [], sorted(layers_now(state, deployment)))
