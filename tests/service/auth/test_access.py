@@ -195,6 +195,21 @@ def test_tokens_are_read_again_when_the_file_changes(
     assert client.get("/v1/ranks", headers=bearer(new)).status_code == 200
 
 
+def test_a_stream_ends_when_its_token_may_no_longer_read(guarded: Service, tokens_file: Path) -> None:
+    client, token = guarded.client, bearer(TOKENS["grafana"])
+    with client.stream("GET", "/v1/live", headers=token) as live:
+        assert live.status_code == 200
+        _replace(
+            tokens_file,
+            TOKENS_FILE.replace("\"grafana\"\nscopes = ['read']", '"grafana"\nscopes = ["ingest"]'),
+        )
+        _until(lambda: client.get("/v1/ranks", headers=token).status_code == 403)
+        lost = time.monotonic()
+        for _ in live.iter_lines():
+            pass
+        assert time.monotonic() - lost < 30
+
+
 def test_a_token_that_an_entry_has_in_a_file_is_read_again(
     start_service: Callable[..., Service], tmp_path: Path
 ) -> None:
