@@ -199,15 +199,13 @@ def test_a_stream_ends_when_its_token_may_no_longer_read(guarded: Service, token
     client, token = guarded.client, bearer(TOKENS["grafana"])
     with client.stream("GET", "/v1/live", headers=token) as live:
         assert live.status_code == 200
-        _replace(
-            tokens_file,
-            TOKENS_FILE.replace("\"grafana\"\nscopes = ['read']", '"grafana"\nscopes = ["ingest"]'),
-        )
+        granted, less = (f'"grafana"\nscopes = {scopes}' for scopes in (["read"], ["ingest"]))
+        assert granted in TOKENS_FILE
+        _replace(tokens_file, TOKENS_FILE.replace(granted, less))
         _until(lambda: client.get("/v1/ranks", headers=token).status_code == 403)
-        lost = time.monotonic()
-        for _ in live.iter_lines():
-            pass
-        assert time.monotonic() - lost < 30
+        at = time.monotonic()
+        for _ in live.iter_lines():  # a second is what is promised, and a busy machine may take more
+            assert time.monotonic() - at < 30, "it goes on"
 
 
 def test_a_token_that_an_entry_has_in_a_file_is_read_again(

@@ -13,17 +13,8 @@ from moescope.service.settings import Settings
 from tests.service.conftest import Service
 from tests.service.frames import frame
 
-PATHS = [
-    "/",
-    "/docs",
-    "/openapi.json",
-    "/healthz",
-    "/readyz",
-    "/metrics",
-    "/v1/ranks",
-    "/v1/balance",
-    "/v1/x",
-]
+PROBES = ["/healthz", "/readyz", "/metrics"]
+PATHS = ["/", "/docs", "/openapi.json", *PROBES, "/v1/ranks", "/v1/balance", "/v1/x"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -77,9 +68,8 @@ def test_no_redirect_leads_where_the_client_says(service: Service, path: str) ->
 def test_a_declared_length_that_nobody_reads_ends_the_connection(service: Service, length: str) -> None:
     parts = urlsplit(service.url)
     with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=60) as connection:
-        connection.sendall(
-            f"POST /v1/nothing HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\nxx".encode()
-        )
+        head = f"POST /v1/nothing HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\nxx"
+        connection.sendall(head.encode())
         answer = b""
         while piece := connection.recv(65536):
             answer += piece

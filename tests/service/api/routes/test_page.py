@@ -51,8 +51,9 @@ def test_every_file_that_the_page_names_is_there_and_relative(service: Service) 
         assert response.headers["x-content-type-options"] == "nosniff"
         if path.endswith(".js"):
             assert response.headers["content-type"].startswith("text/javascript")
-            for name in re.findall(r'^(?:import|export)[^;]*?from "([^"]+)";', response.text, re.MULTILINE):
-                wanted.append(str(httpx.URL(f"http://h/{path}").join(name).path).lstrip("/"))
+            names = re.findall(r'^(?:import|export)[^;]*?from "([^"]+)";', response.text, re.MULTILINE)
+            here = httpx.URL(f"http://h/{path}")
+            wanted += [str(here.join(name).path).lstrip("/") for name in names]
     scripts = {f"page/js/{name}" for name in _scripts("")}
     assert scripts <= seen, "scripts that nothing imports"
 
