@@ -17,9 +17,8 @@ def unread(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
     """A service whose past must not be read; every answer has more than what is allowed."""
     for seq in (1, 2):
         service.clock.now += 1
-        made = frame(
-            {3: [10 * seq] * 8, 4: [10 * seq] * 8}, who=producer(ep_size=2), seq=seq, placement=halves(8, 2)
-        )
+        counts = {layer: [10 * seq] * 8 for layer in (3, 4)}
+        made = frame(counts, who=producer(ep_size=2), seq=seq, placement=halves(8, 2))
         assert service.push(made).status_code == 200
     assert service.client.get("/v1/histogram", params=SERIES).status_code == 200
     assert service.client.get("/v1/stragglers", params=SERIES).status_code == 200
