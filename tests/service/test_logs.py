@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from moescope.service.logs import JsonFormatter, Throttle, set_up_logging
+from moescope.service.logs import JsonFormatter, TextFormatter, Throttle, printable, set_up_logging
 from moescope.service.settings import LogFormat, LogLevel
 
 
@@ -56,3 +56,18 @@ def test_bad_requests_fill_no_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum("Invalid HTTP request received. (logged once a minute)" in line for line in lines) == 1
     assert sum("is told each time" in line for line in lines) == 100
     assert sum("a bug" in line for line in lines) == 1
+
+
+def test_nothing_in_a_line_moves_the_terminals_cursor() -> None:
+    hostile = "\x1b[2J\r\x9b31m\u202e\u2066x\ny"
+    record = logging.LogRecord("moescope.x", logging.ERROR, "f", 1, "name %s", (hostile,), None)
+    for formatter in (JsonFormatter(), TextFormatter()):
+        line = formatter.format(record)
+        assert line.isprintable()
+    assert json.loads(JsonFormatter().format(record))["message"] == f"name {hostile}"
+    try:
+        raise ValueError(hostile)
+    except ValueError:
+        record = logging.LogRecord("moescope.x", logging.ERROR, "f", 1, "bad", (), sys.exc_info())
+    assert all(line.isprintable() for line in TextFormatter().format(record).splitlines())
+    assert printable("a\nb\u00e4 \u65e5") == "a\nb\u00e4 \u65e5"
