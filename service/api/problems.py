@@ -94,7 +94,7 @@ def respond(
         title=title,
         status=status,
         detail=_shortened(detail),
-        instance=request.url.path,
+        instance=request.scope["path"],
     )
     always = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     return JSONResponse(
@@ -134,11 +134,13 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     headers = error.headers or {}
     if error.status_code == 404:
         paths = [path for route in request.app.routes if (path := getattr(route, "path", None))]
-        near = hint(request.url.path, paths)
-        detail = f"There is nothing at {request.url.path[:200]}.{near} What there is stands at /docs."
+        near = hint(request.scope["path"], paths)
+        detail = f"There is nothing at {request.scope['path'][:200]}.{near} What there is stands at /docs."
         return respond(request, 404, "not-found", "No such path", detail, headers)
     if error.status_code == 405:
-        detail = f"{request.url.path} takes {headers.get('Allow', 'other methods')}, not {request.method}."
+        detail = (
+            f"{request.scope['path']} takes {headers.get('Allow', 'other methods')}, not {request.method}."
+        )
         return respond(request, 405, "method-not-allowed", "Wrong method", detail, headers)
     title = HTTPStatus(error.status_code).phrase
     return respond(request, error.status_code, "http", title, f"{error.detail}. See /docs.", headers)
