@@ -9,7 +9,7 @@ from itertools import groupby
 from fastapi import APIRouter
 
 from moescope.service.api.limits.turns import Turns
-from moescope.service.api.params.query import ModelParam, ServerParam
+from moescope.service.api.params.query import DpRankParam, ModelParam, ServerParam
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.common import Absent, Uncovered
 from moescope.service.api.schemas.ranks import (
@@ -36,7 +36,7 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/ranks", responses=documented(422))
-    def ranks(server: ServerParam = None, model: ModelParam = None) -> Ranks:
+    def ranks(server: ServerParam = None, model: ModelParam = None, dp_rank: DpRankParam = None) -> Ranks:
         """All DP ranks and their producers: state, totals since the start, coverage, conservation."""
         chosen = [
             item
@@ -44,7 +44,11 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
             if server in (None, item.latest.producer.server) and model in (None, item.latest.producer.model)
         ]
         groups = groupby(chosen, key=lambda item: item.latest.producer.key[:2])
-        return Ranks(deployments=[_deployment(key, list(group)) for key, group in groups])
+        found = [_deployment(key, list(group)) for key, group in groups]
+        if dp_rank is not None:
+            for item in found:
+                item.dp_ranks = [rank for rank in item.dp_ranks if rank.dp_rank == dp_rank]
+        return Ranks(deployments=found)
 
     return router
 
