@@ -156,10 +156,9 @@ def _endpoint(text: str) -> str:
     try:
         parts = urlsplit(text)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        usable = usable and text.isascii() and text.isprintable() and " " not in text
     except ValueError:
-        usable = False
-    if not usable:
+        parts, usable = urlsplit(""), False
+    if not (usable and text.isascii() and text.isprintable() and " " not in text):
         raise SettingsError(f"MOESCOPE_ENDPOINT: {text!r} is no URL such as {DEFAULT_ENDPOINT}")
     if parts.query or parts.fragment or text[-1] in "?#":  # paths are appended, so it would get lost
         raise SettingsError("MOESCOPE_ENDPOINT: no query (?) or fragment (#) goes into it, only a path")
