@@ -13,6 +13,7 @@ from moescope.service.counts.rank_work import work_of
 from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.summary import Summary, summarise
+from moescope.service.windows.conflicts import why_conflicting
 from moescope.service.windows.doubts import doubts_of
 from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.step_window import is_whole
@@ -44,6 +45,7 @@ class TrendPoint:
         unknown: DP ranks whose tokens are not known, or not those of the phase.
         imbalance: over EP ranks, of all producers; None where none has a snapshot in the interval.
         broken: layers that it leaves out because their rows don't add up to the tokens.
+        conflict: why it has no imbalance because lives were in conflict, or None.
     """
 
     rates: Mapping[int, float]
@@ -51,6 +53,7 @@ class TrendPoint:
     unknown: frozenset[int]
     imbalance: Summary | None
     broken: frozenset[int] = frozenset()
+    conflict: str | None = None
 
 
 def point_of(spans: list[ProducerSpan], wanted: TrendWish, start: float, end: float) -> TrendPoint:
@@ -81,7 +84,8 @@ def point_of(spans: list[ProducerSpan], wanted: TrendWish, start: float, end: fl
     imbalance, broken = None, frozenset[int]()
     if any(_arrived(item, end) for item in alive):
         imbalance, broken = _imbalance(spans, wanted)
-    return TrendPoint(rates, frozenset(here - heard), frozenset(unknown), imbalance, broken)
+    conflict = why_conflicting(spans)
+    return TrendPoint(rates, frozenset(here - heard), frozenset(unknown), imbalance, broken, conflict)
 
 
 def _arrived(item: ProducerSpan, end: float) -> bool:

@@ -128,6 +128,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             worst_layer=[item.worst_layer for item in summaries],
             not_conserved=sorted(frozenset().union(*(point.broken for point in found))),
             absent=compact_absent(_absent(state, deployment)),
+            conflict=next((point.conflict for point in reversed(found) if point.conflict), None),
         )
         return answer(result)
 

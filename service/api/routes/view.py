@@ -120,6 +120,7 @@ def _view(
         phase_reason=window.phase_reason,
         tokens=window.known_tokens,
         tokens_reason=window.reason,
+        conflict=window.conflict,
         min_tokens=found.min_tokens,
         dp_size=window.dp_size,
         ep_size=window.ep_size,
