@@ -51,16 +51,22 @@ class _Member:
         began: when it began to count, seconds of Unix time on the service's clock.
         told: how many frames the stage had taken when one told of that start.
         stepped: the earliest instant on the service's clock at which it had done a step; None: none told yet.
+        stepped_ns: the same instant, nanoseconds on the worker's clock.
         stepped_told: how many frames the stage had taken when one told of a step; 0: none did yet.
+        lag: seconds from the worker's clock to the service's, with the least delay of its frames.
     """
 
     epoch: int
     began: float
     told: int
     stepped: float | None = None
+    stepped_ns: int = 0
     stepped_told: int = 0
+    lag: float = 0.0
 
 
+CLOCKS_DIFFER_S: Final = 60.0
+"""Clocks of two workers that seem to differ by more than this do; by less, it may be the delay of frames."""
 _NOBODY: Final = _Member(epoch=0, began=-math.inf, told=0)
 
 
@@ -106,8 +112,9 @@ class Stage:
             given_up += self._start(member, frame.epoch, began)
         else:
             known.began = min(known.began, began)
+        self._members[member].lag = 0.0 if life is None else life.lag
         if loads.end:
-            self._stepped(member, frame.captured_at_ns / 1e9 + (0.0 if life is None else life.lag))
+            self._stepped(member, frame.captured_at_ns)
         if self._join is None or self._is_behind(member):
             return self._given_up(given_up)
         self._contributed.add(member)
@@ -187,21 +194,24 @@ class Stage:
             return None
         return StepJoin(shape.members, len(shape.layers), shape.ep_size)
 
-    def _stepped(self, member: int, at: float) -> None:
+    def _stepped(self, member: int, at_ns: int) -> None:
         known = self._members[member]
+        at = at_ns / 1e9 + known.lag
+        known.stepped_ns = min(at_ns, known.stepped_ns) if known.stepped_told else at_ns
         known.stepped_told = known.stepped_told or self._taken
         known.stepped = at if known.stepped is None else min(known.stepped, at)
 
     def _is_behind(self, member: int) -> bool:
         """Whether it had stepped before the last member started: then its numbers are not the others'.
 
-        Two things must say so: the instants, which are off by the delays of frames, and the order of the
-        frames, which is not that of the events if this service started in between.
+        Several things must say so: the instants on the service's clock, which are off by the delays of
+        frames, the order of the frames, which is not that of the events if this service started in between,
+        and the workers' clocks, unless they differ by more than delays explain.
         """
         known, newest = self._members[member], self._newest
-        if known.stepped is None:
+        if known.stepped is None or known.stepped >= newest.began or known.stepped_told >= newest.told:
             return False
-        return known.stepped < newest.began and known.stepped_told < newest.told
+        return abs(known.lag - newest.lag) > CLOCKS_DIFFER_S or known.stepped_ns < newest.epoch
 
     def _given_up(self, steps: int) -> tuple[Layout, Stragglers] | None:
         nothing = no_stragglers(len(self._layout.layers))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from moescope.capture import wire
 from moescope.service.counts.account import Account
@@ -166,3 +167,20 @@ def test_a_rank_that_lies_about_its_steps_takes_no_memory() -> None:
     assert stage.status().pending <= 4096
     with pytest.raises(RefusedError, match=r"^step_loads\.end: "):
         Account(max_epochs=1).post(stepped(1, 2**53, [[1, 0]]))
+
+
+def test_a_first_frame_that_comes_late_is_no_start_after_the_steps_of_others() -> None:
+    """Rank 1 began with rank 0, but its first frame took ten seconds."""
+    stage = Stage()
+    account = [Account(max_epochs=2) for _ in range(2)]
+    found = no_stragglers(2, 2)
+    for rank, made, at in (
+        (0, stepped(0, 0, [[1, 0]] * 3, at=8.0), 8.5),
+        (1, stepped(1, 0, [], at=0.5), 10.5),
+        (0, replace(stepped(0, 0, [[1, 0]] * 3, at=8.0), seq=2), 11.0),
+        (1, replace(stepped(1, 0, [[1, 0]] * 3, at=8.0), seq=2), 12.0),
+    ):
+        account[rank].post(made, at=EPOCH / S + at)
+        told = stage.take(made, account[rank].life)
+        found = found if told is None else found.plus(told[1])
+    assert (found.joined, found.incomplete, stage.status().reason) == (3, 0, None)
