@@ -110,9 +110,10 @@ class Account:
         base = no_totals(counted.layout) if began_again else self.totals
         # There is almost always one epoch. Then the totals' counts equal the frame's: memory has them once.
         totals = base.plus(_placed(frame, _added(counted, known))).sharing(counted)
-        who = frame.producer if newer is None else newer.producer
-        switches = base.switches if newer is not None else _switched(base.switches, frame)
-        totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches)
+        if newer is None:
+            totals = _as_told(totals, base, frame, known)
+        elif (frame.producer.dp_size, frame.producer.ep_size) != _sizes(totals):
+            totals = replace(totals, former_tokens=totals.tokens)
         check_exact(totals)
 
         if began_again:
@@ -169,6 +170,32 @@ class Account:
             absent=tuple(frame.absent),
             absent_unnamed=frame.absent_unnamed,
         )
+
+
+def _as_told(totals: Totals, before: Totals, frame: Frame, known: EpochState | None) -> Totals:
+    """The totals with the sizes that the newest frame tells, and whether it counts.
+
+    Args:
+        totals: with what the frame adds.
+        before: without.
+        frame: the frame.
+        known: what its epoch had told before it; None: nothing.
+    """
+    who, former = frame.producer, before.former_tokens
+    if before.ep_size and _sizes(before) != (who.dp_size, who.ep_size):
+        # Within an epoch it is not known which of the tokens that it adds were counted after the change.
+        former = before.tokens if known is None else totals.tokens
+    return replace(
+        totals,
+        dp_size=who.dp_size,
+        ep_size=who.ep_size,
+        switches=_switched(before.switches, frame),
+        former_tokens=former,
+    )
+
+
+def _sizes(totals: Totals) -> tuple[int, int]:
+    return totals.dp_size, totals.ep_size
 
 
 def _switched(switches: int, frame: Frame) -> int:

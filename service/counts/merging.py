@@ -45,7 +45,12 @@ def merge_accounts(one: AccountState, other: AccountState, max_epochs: int) -> A
     kept = sorted(epochs)[-max_epochs:]
     forgotten = forget(base.forgotten, *(epoch for epoch in epochs if epoch < kept[0]))
     told = newest.totals
-    totals = replace(totals, dp_size=told.dp_size, ep_size=told.ep_size, switches=told.switches)
+    former = max(one.totals.former_tokens, other.totals.former_tokens)
+    if former:  # what the base lacked may be of former starts
+        former += max(0, totals.tokens - max(one.totals.tokens, other.totals.tokens))
+    totals = replace(
+        totals, dp_size=told.dp_size, ep_size=told.ep_size, switches=told.switches, former_tokens=former
+    )
     return AccountState(totals, tuple(epochs[epoch] for epoch in kept), forgotten, seen, newest.latest)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from moescope.capture.wire import Producer
 from moescope.service.counts.account_state import Latest
@@ -28,6 +29,10 @@ class ProducerState:
         age: seconds since ``received_at``; ``stale`` and ``expired`` compare it with the settings.
         law: the law of rows at its pipeline stage; all TP workers of the stage have the same.
         stale_after: seconds without a frame after which a producer is silent.
+        told_at: when the first frame of its newest epoch came, or the first with other sizes within it;
+            seconds of Unix time on the service's clock.
+        resized_at: when it last told other sizes than before, likewise; 0: never.
+        gone: why the deployment no longer has this rank, or None; see :func:`with_gone`.
     """
 
     latest: Latest
@@ -40,10 +45,19 @@ class ProducerState:
     expired: bool
     law: RowLaw = field(default_factory=RowLaw)
     stale_after: float = 10.0
+    told_at: float = 0.0
+    resized_at: float = 0.0
+    gone: str | None = None
 
     @property
     def state(self) -> str:
-        """``counting``, ``disabled`` or ``stale``; a producer that fell silent is stale whatever it said."""
+        """``counting``, ``disabled``, ``stale`` or ``gone``.
+
+        A producer that fell silent is stale whatever it said, or gone if the deployment no longer has its
+        rank.
+        """
+        if self.gone is not None:
+            return "gone"
         return "stale" if self.stale else self.latest.state
 
 
@@ -62,16 +76,19 @@ def why_unavailable(producers: Iterable[ProducerState], part: str) -> str | None
 
 
 def heard_last(producers: Iterable[ProducerState]) -> Producer:
-    """The producer of a deployment that was heard last, and so knows its sizes (``dp_size``, ``ep_size``).
+    """The producer of a deployment whose word on its sizes (``dp_size``, ``ep_size``) is the newest.
 
-    After a restart with fewer ranks the former ranks are still known, but the sizes that they told are out of
-    date.
+    That is the one that started last, or told other sizes last. After a change of the sizes the former ranks
+    are still known, and some may send for a while, but the sizes that they told are out of date.
 
     Args:
         producers: those of the deployment, one at least.
     """
-    newest = max(producers, key=lambda item: (item.received_at, item.latest.producer.dp_size))
-    return newest.latest.producer
+    return _newest_word(producers).latest.producer
+
+
+def _newest_word(producers: Iterable[ProducerState]) -> ProducerState:
+    return max(producers, key=lambda item: (item.told_at, item.received_at, item.latest.producer.dp_size))
 
 
 def sizes_of(spans: Sequence[ProducerSpan]) -> tuple[int, int]:
@@ -80,13 +97,15 @@ def sizes_of(spans: Sequence[ProducerSpan]) -> tuple[int, int]:
     Args:
         spans: its producers in the window, one at least.
     """
+    newest_word = _newest_word(item.producer for item in spans)
+    present = newest_word.latest.producer
     told = [item.span for item in spans if item.span.start < item.span.end and item.span.last.ep_size]
-    if told:
-        newest = max(told, key=lambda span: (span.end, span.last.dp_size)).last
-        return newest.dp_size, newest.ep_size
-    # Nobody reported in the window, or the store kept these totals before it kept sizes.
-    present = heard_last(item.producer for item in spans)
-    return present.dp_size, present.ep_size
+    # Nobody reported in the window, or the store kept these totals before it kept sizes. Or the window ends
+    # in the time of the present sizes, of which a former rank that still sends knows nothing.
+    if not told or max(span.end for span in told) >= newest_word.told_at:
+        return present.dp_size, present.ep_size
+    newest = max(told, key=lambda span: (span.end, span.last.dp_size)).last
+    return newest.dp_size, newest.ep_size
 
 
 def of_present_start(producers: Sequence[ProducerState]) -> list[ProducerState]:
@@ -106,11 +125,81 @@ def of_present_start(producers: Sequence[ProducerState]) -> list[ProducerState]:
 
 
 def within_sizes(producers: Sequence[ProducerState]) -> list[ProducerState]:
-    """Without the producers whose ranks the deployment no longer has, since it started again with fewer."""
+    """Without the producers whose ranks the deployment no longer has, since it has fewer now."""
     if not producers:
         return []
     sizes = heard_last(producers)
     return [item for item in producers if _is_within(item.latest.producer, sizes)]
+
+
+def with_gone(producers: Sequence[ProducerState]) -> list[ProducerState]:
+    """The producers of a deployment in their order, with the reason at those that are gone.
+
+    A producer is gone if its rank is beyond the present sizes and it has said nothing since these were told,
+    or has fallen silent. A gone rank is no fault: nobody waits for its frames.
+    """
+    if not producers:
+        return []
+    newest_word = _newest_word(producers)
+    sizes = newest_word.latest.producer
+    return [_marked(item, sizes, newest_word.told_at) for item in producers]
+
+
+def _marked(item: ProducerState, sizes: Producer, told_at: float) -> ProducerState:
+    who = item.latest.producer
+    if _is_within(who, sizes) or not (item.stale or item.received_at < told_at):
+        return item
+    pairs = (
+        ("DP", who.dp_rank, sizes.dp_size),
+        ("PP", who.pp_rank, sizes.pp_size),
+        ("TP", who.tp_rank, sizes.tp_size),
+    )
+    kind, size = next((kind, size) for kind, rank, size in pairs if rank >= size)
+    ranks = f"{size} {kind} rank" + ("" if size == 1 else "s")
+    return replace(item, gone=f"the deployment has {ranks} now")
+
+
+def resized_at(producers: Iterable[ProducerState]) -> float:
+    """When the last of a deployment's producers told other sizes than before; 0: never.
+
+    It is by the service's clock. A window that begins then, or later, has nothing that was counted at other
+    sizes, unless a former rank still sends.
+    """
+    return max((item.resized_at for item in producers if item.gone is None), default=0.0)
+
+
+def why_sizes_differ(spans: Sequence[ProducerSpan]) -> str | None:
+    """Why loads of ranks can't be compared in a window: the number of ranks changed in it. None: it didn't.
+
+    Args:
+        spans: the producers of a deployment in the window, one at least.
+    """
+    sizes = sizes_of(spans)
+    mixed = [item for item in spans if _has_former(item.span, sizes)]
+    if not mixed:
+        return None
+    former = {told for item in mixed for told in _told_in(item.span) if told != sizes}
+    end, at = max(item.span.end for item in spans), resized_at(item.producer for item in spans)
+    since = f"; ask for start={math.ceil(at)} or later" if 0 < at < end else ""
+    was = " and ".join(f"{dp} DP and {ep} EP ranks" for dp, ep in sorted(former)) or "another number of ranks"
+    now = f"{sizes[0]} DP and {sizes[1]} EP ranks at its end"
+    return f"the deployment had {was} in a part of the window, and {now}{since}"
+
+
+def _has_former(span: Span, sizes: tuple[int, int]) -> bool:
+    """Whether some tokens of a span were counted while the deployment had other sizes."""
+    before = 0 if span.first is None else span.first.tokens
+    if before < span.last.former_tokens:
+        return True
+    told = (span.last.dp_size, span.last.ep_size)
+    return before < span.last.tokens and span.last.ep_size != 0 and told != sizes
+
+
+def _told_in(span: Span) -> Iterator[tuple[int, int]]:
+    """The sizes at both ends of a span, as far as they are known."""
+    for totals in (span.first, span.last):
+        if totals is not None and totals.ep_size:
+            yield totals.dp_size, totals.ep_size
 
 
 def _is_within(one: Producer, sizes: Producer) -> bool:

@@ -18,7 +18,8 @@ class Entry:
     """A producer's account and its layers.
 
     ``received_at`` is when its newest frame was accepted, ``started_at`` when its newest ``epoch`` began:
-    seconds of Unix time on the service's clock.
+    seconds of Unix time on the service's clock. ``told_at`` and ``resized_at`` are of its word on ``sizes``,
+    (DP, TP, PP, EP), as in :class:`ProducerState`.
     """
 
     account: Account
@@ -26,6 +27,9 @@ class Entry:
     started_at: float
     epoch: int
     layout: Layout
+    sizes: tuple[int, int, int, int]
+    told_at: float
+    resized_at: float
 
 
 class Roster:
@@ -67,7 +71,16 @@ class Roster:
         if old is not None and old.epoch == account.latest.epoch:
             # An idle producer repeats what it captured long ago: the frame with the least delay tells best.
             started_at = min(started_at, old.started_at)
-        self._entries[key] = Entry(account, received_at, started_at, account.latest.epoch, layout)
+        who = account.latest.producer
+        sizes = (who.dp_size, who.tp_size, who.pp_size, who.ep_size)
+        told_at, resized_at = received_at, 0.0
+        if old is not None:
+            same = old.sizes == sizes
+            told_at = old.told_at if same and old.epoch == account.latest.epoch else received_at
+            resized_at = old.resized_at if same else received_at
+        self._entries[key] = Entry(
+            account, received_at, started_at, account.latest.epoch, layout, sizes, told_at, resized_at
+        )
         self._shapes.change(key[:2], None if old is None else old.layout, layout)
 
     def remove(self, key: Key) -> None:
@@ -90,6 +103,8 @@ class Roster:
             stale=age > self._settings.stale_after_s,
             expired=age > self._settings.expire_after_s,
             stale_after=self._settings.stale_after_s,
+            told_at=entry.told_at,
+            resized_at=entry.resized_at,
         )
 
     def _age(self, entry: Entry) -> float:
@@ -98,6 +113,7 @@ class Roster:
         set_back = max(0.0, entry.received_at - now)
         entry.received_at -= set_back
         entry.started_at -= set_back
+        entry.told_at = min(entry.told_at, now)
         return now - entry.received_at
 
     def outgrown_by(self, key: Key, layout: Layout) -> list[Key]:

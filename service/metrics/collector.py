@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.drift.watch import DriftWatch
+from moescope.service.live.producers import resized_at
 from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle
 from moescope.service.metrics.catalogue import CATALOGUE
@@ -168,7 +169,9 @@ class RoutingCollector(Collector):
         yield Sample("moescope_window_seconds", (), self._settings.window_s)
         start = self._state.now() - self._settings.window_s
         for group in found:
-            spans = self._state.spans(group.deployment, start, None)
+            # What was counted at other sizes has no balance with what was counted at these.
+            begin = max(start, resized_at(group.producers))
+            spans = self._state.spans(group.deployment, begin, None)
             assessed = assess(merge_spans(spans), self._settings.min_tokens)
             yield from ranks.balance_gauges(group.deployment, assessed)
             yield from steps.straggler_gauge(group.deployment, spans)

@@ -15,7 +15,7 @@ from moescope.service.counts.layers import Layout
 from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, tokens_and_steps
 from moescope.service.counts.rank_work import RankWork, work_of
 from moescope.service.counts.totals import Totals
-from moescope.service.live.producers import ProducerSpan, sizes_of, why_unavailable
+from moescope.service.live.producers import ProducerSpan, sizes_of, why_sizes_differ, why_unavailable
 from moescope.service.windows.doubts import RankDoubt, doubtful, doubts_of, speaking, stages_of
 from moescope.service.windows.health import absent_layers
 from moescope.service.windows.law import not_conserved
@@ -76,6 +76,7 @@ class ModelWindow:
     ``dp_size`` and ``ep_size`` are those at the window's end (see :func:`sizes_of`). ``reporting`` are all DP
     ranks that ever reported. ``uncovered`` has the layers that no DP rank can see, with the reason, and
     ``absent`` those that the model's config has and that were not found; layer None: it isn't known which.
+    ``sizes_reason`` says why the loads of ranks can't be compared: their number changed in the window.
     ``phase`` is the one phase that was asked for, or None; ``phase_reason`` says why not all of its tokens
     are known.
     """
@@ -92,6 +93,7 @@ class ModelWindow:
     phase: Phase | None = None
     phase_reason: str | None = None
     absent: Mapping[int | None, str] = field(default_factory=dict)
+    sizes_reason: str | None = None
 
     @property
     def reason(self) -> str | None:
@@ -168,6 +170,7 @@ def merge_spans(
         doubts=in_doubt,
         broken=broken,
         placement=why_unavailable((item.producer for item in spans), "placement"),
+        sizes=why_sizes_differ(spans),
     )
     seen = {layer.layer for layer in stack.layout.layers}
     uncovered = {layer.layer: layer.reason for item in heard for layer in item.producer.latest.uncovered}
@@ -182,6 +185,7 @@ def merge_spans(
         layers=layers_of(stack, [rank.rank for rank in dp_ranks], ep_size, reasons),
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
         absent=absent_layers([item.producer.latest for item in heard], seen.union(uncovered)),
+        sizes_reason=reasons.sizes,
     )
 
 

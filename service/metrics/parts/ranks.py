@@ -27,12 +27,12 @@ _DROPPED: Final = "dropped_"
 
 @dataclass(frozen=True)
 class Group:
-    """One deployment with a producer that has not expired.
+    """One deployment with a producer that has neither expired nor gone.
 
     Attributes:
         deployment: (server, model).
-        spans: its producers since the start, sorted by key. Expired ones are among them, because sums over
-            ranks must not shrink.
+        spans: its producers since the start, sorted by key. Expired and gone ones are among them, because
+            sums over ranks must not shrink.
     """
 
     deployment: Deployment
@@ -52,19 +52,19 @@ class Group:
         return merge_spans(self.spans, doubt_at_end=True)
 
     def by_dp_rank(self) -> Iterator[tuple[int, list[ProducerState]]]:
-        """The producers of each DP rank that has not expired."""
+        """The producers of each DP rank that has not expired; none of those that are gone."""
         for rank, group in groupby(self.producers, key=lambda item: item.latest.producer.dp_rank):
-            members = list(group)
+            members = [item for item in group if item.gone is None]
             if not all(item.expired for item in members):
                 yield rank, members
 
 
 def groups(state: LiveState) -> list[Group]:
-    """All deployments with a producer that has not expired."""
+    """All deployments with a producer that has neither expired nor gone."""
     found = []
     for deployment in state.deployments():
         spans = state.spans(deployment, None, None)
-        if spans and not all(item.producer.expired for item in spans):
+        if any(not item.producer.expired and item.producer.gone is None for item in spans):
             found.append(Group(deployment, tuple(spans)))
     return found
 
@@ -84,13 +84,16 @@ def ep_counters(group: Group) -> Iterable[Found]:
     """Slots by EP rank, by layer and over layers; nothing where the experts are not spread over ranks.
 
     A layer of which some DP rank's tokens are not seen has no loads: ratios of what is left would be wrong.
-    Its slots stay in the sums over layers, which must not shrink.
+    Its slots stay in the sums over layers, which must not shrink. EP ranks that the deployment no longer has
+    leave with what they got: a counter that stands still would look like an idle rank.
     """
-    if group.total.ep_size == 1:
+    size = group.total.ep_size
+    if size == 1:
         return
-    sums = np.zeros(0)
+    sums = np.zeros(size)
     rows = []
-    names = _numbers(group.total.ep_size)
+    names = _numbers(size)
+    counted = False
     for layer in group.total.layers:
         if layer.not_seen:
             continue
@@ -98,13 +101,12 @@ def ep_counters(group: Group) -> Iterable[Found]:
         yield Sample("moescope_layer_unplaced_slots_total", (*group.deployment, name), layer.unplaced)
         if layer.unplaced and not layer.ep_slots.any():
             continue
-        size = len(layer.ep_slots)
-        sums = np.pad(sums, (0, max(0, size - len(sums))))
-        sums[:size] += layer.ep_slots
+        sums += layer.ep_slots[:size]
+        counted = True
         if not layer.missing:
-            rows.append(((name, names if size == len(names) else _numbers(size)), layer.ep_slots))
+            rows.append(((name, names), layer.ep_slots[:size]))
     yield from stacked("moescope_layer_ep_rank_slots_total", group.deployment, rows)
-    for ep_rank, slots in enumerate(sums.tolist()):
+    for ep_rank, slots in enumerate(sums.tolist() if counted else ()):
         yield Sample("moescope_ep_rank_slots_total", (*group.deployment, str(ep_rank)), slots)
 
 
@@ -167,7 +169,7 @@ def _layer_gauges(labels: tuple[str, ...], shape: MoeLayer, cells: Mapping[Axis,
 
 def capture_health(group: Group) -> Iterable[Found]:
     """States, ages, coverage and conservation of the producers."""
-    alive = [item for item in group.producers if not item.expired]
+    alive = [item for item in group.producers if not item.expired and item.gone is None]
     states = Counter(item.state for item in alive)
     for state in ("counting", "disabled", "stale"):
         yield Sample("moescope_producers", (*group.deployment, state), states[state])
