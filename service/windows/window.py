@@ -52,7 +52,7 @@ class Used:
 
 @dataclass(frozen=True, slots=True)
 class DpRank:
-    """What one DP rank computed in the window; ``present`` unless all its producers fell silent.
+    """What one DP rank computed in the window; ``present`` unless all its producers fell silent or are gone.
 
     ``worked`` says whether it computed tokens in the window, of whichever phase.
     ``phases`` is None where the phases of some of its tokens are not known. ``reason`` says why not even the
@@ -222,7 +222,7 @@ def _dp_rank(
         tokens=tokens,
         steps=steps,
         idle_steps=work.idle_steps,
-        present=not all(item.producer.stale for item in spans),
+        present=not all(item.producer.stale or item.producer.gone for item in spans),
         worked=tokens_and_steps(work, None)[0] > 0,
         phases=phase_work(work),
         reason=None if doubt is None else doubt.reason,
