@@ -36,6 +36,9 @@ class FrameBuilder:
         moving: where the experts are, if EPLB moves them; or None.
         unavailable: tells what can't be told, and why (see `Frame.unavailable`).
         absent, absent_unnamed: see `Frame`.
+
+    Attributes:
+        producer: may be replaced by one with other sizes, by another thread than the one that builds.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class FrameBuilder:
         absent: Sequence[UncoveredLayer] = (),
         absent_unnamed: str = "",
     ) -> None:
-        self._producer = producer
+        self.producer = producer
         self._epoch = epoch
         self._layers = list(layers)
         self._uncovered = list(uncovered)
@@ -79,7 +82,7 @@ class FrameBuilder:
         lost = {} if history is None else {"steps_lost": history.lost}
         return Frame(
             wire=(WIRE_MAJOR, WIRE_MINOR),
-            producer=self._producer,
+            producer=self.producer,
             epoch=self._epoch,
             seq=self._seq,
             captured_at_ns=snapshot.captured_at_ns,
@@ -101,7 +104,7 @@ class FrameBuilder:
             decode_tokens=totals.decode_tokens if phased else 0,
             decode_steps=totals.decode_steps if phased else 0,
             mixed_steps=totals.mixed_steps if phased else 0,
-            step_loads=None if history is None else history.pack(),
+            step_loads=None if history is None or "steps" in unavailable else history.pack(),
             unavailable={what: reason[:MAX_REASON] for what, reason in unavailable.items()},
             absent=self._absent,
             absent_unnamed=self._absent_unnamed,

@@ -145,8 +145,10 @@ def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status], told: str
         return None
     if window.ep_size == 1:
         return "ep_size is 1: the experts are not spread over ranks, so nobody waits"
+    if told is not None:
+        return f"no loads of single steps: {told}"
     if not joins and not cost.stages:
-        return _NO_LOADS if told is None else f"no loads of single steps: {told}"
+        return _NO_LOADS
     stuck = next((status.reason for status in joins.values() if status.reason), None)
     if stuck:
         return stuck
