@@ -38,15 +38,20 @@ class Verdict(StrEnum):
 
 
 class Account:
-    """The totals of one ``producer.key`` over all its epochs."""
+    """The totals of one ``producer.key`` over all its epochs.
 
-    def __init__(self, max_epochs: int) -> None:
+    Args:
+        max_epochs: how many of the newest epochs are remembered.
+        epochs_seen: epochs of the key that are in no account any more.
+    """
+
+    def __init__(self, max_epochs: int, epochs_seen: int = 0) -> None:
         self._max_epochs = max_epochs
         self._epochs: dict[int, EpochState] = {}
         self._forgotten: tuple[int, ...] = (0,)
         self.totals = no_totals(Layout(()))
         self.latest: Latest | None = None
-        self._epochs_seen = 0
+        self._epochs_seen = epochs_seen
         self.generation = 0
         """Rises whenever the totals begin again from zero because the model's shape changed."""
 

@@ -50,6 +50,7 @@ class Ledger:
         self.joins = Joins(self._add_stragglers)
         self._laws = RowLaws()
         self.outbox = Outbox()
+        self._starts: dict[Key, int] = {}  # of the producers that another shape of their model has pushed out
 
     def restore(self, posting: Posting) -> None:
         """Go on from what a store has kept of a producer. To be called before its first frame."""
@@ -104,7 +105,10 @@ class Ledger:
     def _post(self, frame: Frame) -> Verdict:
         now, key = self._clock(), frame.producer.key
         entry = self.roster.get(key)
-        account = Account(self._settings.max_epochs) if entry is None else entry.account
+        if entry is None:
+            account = Account(self._settings.max_epochs, self._starts.get(key, 0))
+        else:
+            account = entry.account
         layout = self._layouts.of(frame.layers)
         leaving = set(self.roster.outgrown_by(key, layout))
         if entry is None:
@@ -117,6 +121,7 @@ class Ledger:
             return verdict
         for other in sorted(leaving):
             self._forget(other)
+        self._starts.pop(key, None)
         if account.generation != generation:
             self.history.forget(key)
         assert account.latest is not None
@@ -175,6 +180,9 @@ class Ledger:
             post(Posting(key, track.birth, track.newest_at, account.state(), began_again))
 
     def _forget(self, key: Key) -> None:
+        entry = self.roster.get(key)
+        if entry is not None and len(self._starts) < self._settings.max_producers:
+            self._starts[key] = entry.account.restarts + 1
         self.roster.remove(key)
         self.placements.forget(key)
         self.history.forget(key)

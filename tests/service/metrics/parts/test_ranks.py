@@ -129,3 +129,14 @@ def test_sizes_that_come_back_come_back_with_all_ranks(clock: Clock) -> None:
     assert fleet.values("moescope_producer_restarts_total", "dp_rank") == {"0": 2, "1": 2, "2": 1, "3": 1}
     assert fleet.series("moescope_ep_imbalance_ratio") == [({}, 1.0)]
     assert fleet.values("moescope_ep_rank_slots_total", "ep_rank").keys() == {"0", "1", "2", "3"}
+
+
+def test_restarts_count_every_rank_that_started_again_also_with_another_model(clock: Clock) -> None:
+    """The first rank of the new shape pushes out the silent ones, which start again as well."""
+    fleet = redeployed(clock, before=2, after=2)
+    clock.now += 30
+    for rank in (0, 1):
+        who = producer(dp_rank=rank, dp_size=2, ep_rank=rank, ep_size=2)
+        made = frame({0: [6] * 8}, who=who, epoch=EPOCH + 9 * 10**12, placement=halves(8, 1))
+        fleet.state.ingest(made)
+    assert fleet.values("moescope_producer_restarts_total", "dp_rank") == {"0": 2, "1": 2}
