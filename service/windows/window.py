@@ -115,6 +115,16 @@ class ModelWindow:
         return sum(rank.tokens for rank in self.dp_ranks)
 
     @property
+    def absent_dp_ranks(self) -> list[int]:
+        """DP ranks that should be in the window and are not, so that it shows a part of the deployment.
+
+        They never reported, or computed nothing in it and fell silent while others report.
+        """
+        here = {rank.rank for rank in self.dp_ranks if rank.present or rank.worked or rank.reason}
+        alive = any(rank.present for rank in self.dp_ranks)
+        return sorted(set(range(self.dp_size)) - (here if alive else self.reporting))
+
+    @property
     def missing_dp_ranks(self) -> list[int]:
         """DP ranks that should exist and never reported."""
         return sorted(set(range(self.dp_size)) - self.reporting)

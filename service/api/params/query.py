@@ -11,6 +11,7 @@ from fastapi import Query
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.counts.phase_split import Phase
+from moescope.service.live.parts import other_parts, told
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 
@@ -142,10 +143,11 @@ def choose(state: LiveState, server: str | None, model: str | None) -> Deploymen
             400,
             "several-deployments",
             "Several deployments report",
-            f"Choose one by server and model: {listing}.",
+            f"Choose one by server and model: {listing}.{told(other_parts(state.producers()), found)}",
         )
     if known:
-        raise ProblemError(404, "no-such-deployment", "No such deployment", f"There are: {listing}.")
+        parts = told(other_parts(state.producers()), known)
+        raise ProblemError(404, "no-such-deployment", "No such deployment", f"There are: {listing}.{parts}")
     raise ProblemError(
         404,
         "no-deployments",

@@ -47,7 +47,7 @@ from moescope.service.api.schemas.advice import (
     left_out_of,
 )
 from moescope.service.api.schemas.common import Summary, Window
-from moescope.service.api.schemas.windows import absent_out, window_out
+from moescope.service.api.schemas.windows import absent_out, partial_of, window_out
 from moescope.service.live.state import LiveState
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.settings import Settings
@@ -92,12 +92,12 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         )
         with answerable():
             found = advise(state, deployment, bounds.start, bounds.end, wish)
-        return _advice(found, bounds, min_gain)
+        return _advice(found, bounds, min_gain, partial_of(state, found.windows.pieces[-1]))
 
     return router
 
 
-def _advice(found: Advice, bounds: Bounds, min_gain: float) -> AdviceOut:
+def _advice(found: Advice, bounds: Bounds, min_gain: float, partial: str | None) -> AdviceOut:
     evidence, question, verdict = found.evidence, found.question, found.verdict
     fit, pieces = found.windows.fit, found.windows.pieces
     return AdviceOut(
@@ -112,6 +112,7 @@ def _advice(found: Advice, bounds: Bounds, min_gain: float) -> AdviceOut:
         held_out=_window(pieces[0], pieces[-1], fit.used.end_latest, bounds.end),
         fit_tokens=evidence.fit_tokens,
         held_out_tokens=evidence.later_tokens,
+        partial=partial,
         layers=list(evidence.layers),
         left_out=left_out_of(evidence.left_out),
         absent=absent_out(fit),

@@ -23,6 +23,7 @@ from moescope.service.api.schemas.common import Summary
 from moescope.service.api.schemas.measures import Measures, values_of
 from moescope.service.api.schemas.windows import (
     absent_out,
+    partial_of,
     pick_layers,
     read_window,
     uncovered_out,
@@ -67,6 +68,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
             tokens_reason=window.reason,
             dp_ranks=list(found.dp_rank_ids),
             missing_dp_ranks=window.missing_dp_ranks,
+            partial=partial_of(state, window),
             dp_tokens=_cell(found.dp_tokens),
             summary=Summaries(
                 over_ep_ranks=_summary(found.ep_ranks.summary),

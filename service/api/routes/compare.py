@@ -21,7 +21,7 @@ from moescope.service.api.params.query import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.compact import answer, compact_absent, described, window_of
 from moescope.service.api.schemas.compare import Comparison, LayerDifference, Side
-from moescope.service.api.schemas.windows import read_window
+from moescope.service.api.schemas.windows import partial_of, read_window
 from moescope.service.counts.phase_split import Phase
 from moescope.service.live.state import LiveState
 from moescope.service.measures.divergence import jensen_shannon
@@ -65,8 +65,8 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
         server, model = (window.server, window.model) if other == (None, None) else other
         base = read_window(state, server, model, base_bounds, dp_rank, base_phase or phase)
         result = Comparison(
-            side=_side(window, bounds),
-            base=_side(base, base_bounds),
+            side=_side(window, bounds, partial_of(state, window, dp_rank)),
+            base=_side(base, base_bounds, partial_of(state, base, dp_rank)),
             layers=_layers(window, base),
         )
         return answer(result)
@@ -74,13 +74,14 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
     return router
 
 
-def _side(window: ModelWindow, bounds: Bounds) -> Side:
+def _side(window: ModelWindow, bounds: Bounds, partial: str | None) -> Side:
     return Side(
         server=window.server,
         model=window.model,
         window=window_of(window, bounds),
         phase=window.phase,
         tokens=window.known_tokens,
+        partial=partial,
         absent=compact_absent(window.absent),
     )
 

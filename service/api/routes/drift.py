@@ -20,7 +20,7 @@ from moescope.service.api.params.query import (
 from moescope.service.api.params.stored import find_baseline
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.drift import DriftAnswer, DriftSummaryOut, LayerDriftOut
-from moescope.service.api.schemas.windows import absent_out, window_out
+from moescope.service.api.schemas.windows import absent_out, partial_of, window_out
 from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
 from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of
@@ -79,6 +79,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
             baseline_end=base[1],
             baseline_tokens=base[2],
             min_tokens=gate,
+            partial=partial_of(state, window),
             summary=DriftSummaryOut(**asdict(summary_of(found))),
             layers=[LayerDriftOut.model_validate(asdict(item)) for item in found],
             absent=absent_out(window),

@@ -24,6 +24,7 @@ from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.histogram import Histogram, Interval, LayerCounts, LayerHistogram
 from moescope.service.api.schemas.windows import (
     absent_out,
+    partial_of,
     pick_layers,
     read_series,
     uncovered_out,
@@ -68,6 +69,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
             phase_reason=window.phase_reason,
             tokens=window.known_tokens,
             tokens_reason=window.reason,
+            partial=partial_of(state, window, dp_rank),
             layers=[_layer(window.layers[i]) for i in pick_layers(window, layer)],
             uncovered=uncovered_out(window),
             absent=absent_out(window),

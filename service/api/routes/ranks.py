@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 
@@ -16,13 +16,16 @@ from moescope.service.api.schemas.ranks import (
     DeploymentOut,
     DpRankOut,
     MismatchOut,
+    PartOut,
     PhasesOut,
     ProducerOut,
     Ranks,
     StageOut,
 )
+from moescope.service.api.schemas.windows import partial_of_members
 from moescope.service.counts.phase_split import phase_work
 from moescope.service.counts.rank_work import work_of
+from moescope.service.live.parts import Part, other_parts
 from moescope.service.live.producers import ProducerState, heard_last
 from moescope.service.live.state import LiveState
 from moescope.service.windows.doubts import why_off
@@ -36,18 +39,22 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
     @router.get("/v1/ranks", responses=documented(422))
     def ranks(server: ServerParam = None, model: ModelParam = None) -> Ranks:
         """All DP ranks and their producers: state, totals since the start, coverage, conservation."""
+        known = state.producers()
         chosen = [
             item
-            for item in state.producers()
+            for item in known
             if server in (None, item.latest.producer.server) and model in (None, item.latest.producer.model)
         ]
         groups = groupby(chosen, key=lambda item: item.latest.producer.key[:2])
-        return Ranks(deployments=[_deployment(key, list(group)) for key, group in groups])
+        parts = other_parts(known)
+        return Ranks(deployments=[_deployment(key, list(group), parts.get(key, ())) for key, group in groups])
 
     return router
 
 
-def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> DeploymentOut:
+def _deployment(
+    key: tuple[str, str], producers: list[ProducerState], others: Sequence[Part]
+) -> DeploymentOut:
     sizes = heard_last(producers)
     by_rank = groupby(producers, key=lambda item: item.latest.producer.dp_rank)
     members = [(rank, list(group)) for rank, group in by_rank]
@@ -58,6 +65,8 @@ def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> Deploym
         dp_size=sizes.dp_size,
         ep_size=sizes.ep_size,
         missing_dp_ranks=sorted(set(range(sizes.dp_size)) - {rank.dp_rank for rank in dp_ranks}),
+        other_parts=[PartOut(server=part.server, dp_ranks=list(part.dp_ranks)) for part in others],
+        partial=partial_of_members(producers, others),
         dp_ranks=dp_ranks,
     )
 
@@ -110,6 +119,7 @@ def _producer(item: ProducerState) -> ProducerOut:
             "moescope_version": who.moescope_version,
             "state": item.state,
             "state_reason": latest.state_reason,
+            "gone_reason": item.gone,
             "age_seconds": item.age,
             "epoch": latest.epoch,
             "seq": latest.seq,

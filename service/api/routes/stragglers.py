@@ -23,7 +23,7 @@ from moescope.service.api.params.query import (
 )
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.stragglers import StageOut, StragglerInterval, StragglerLayer, Stragglers
-from moescope.service.api.schemas.windows import absent_out, known_layers, window_out
+from moescope.service.api.schemas.windows import absent_out, known_layers, partial_of, window_out
 from moescope.service.live.past import Remembered
 from moescope.service.live.producers import ProducerSpan, ProducerState, why_unavailable
 from moescope.service.live.state import LiveState
@@ -87,6 +87,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
             model=window.model,
             window=window_out(window, bounds),
             ep_size=window.ep_size,
+            partial=partial_of(state, window),
             stages=_stages(cost, joins),
             straggler_cost=straggler_cost(most, mean),
             max_slots=most,

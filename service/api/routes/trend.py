@@ -17,6 +17,7 @@ from moescope.service.api.params.query import ModelParam, PhaseParam, ServerPara
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.compact import answer, compact_absent, described
 from moescope.service.api.schemas.trend import Trend
+from moescope.service.api.schemas.windows import partial_now
 from moescope.service.counts.phase_split import Phase, phase_work, tokens_and_steps
 from moescope.service.counts.rank_work import work_of
 from moescope.service.live.producers import Deployment, ProducerSpan
@@ -130,6 +131,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             worst_layer=[item.worst_layer for item in summaries],
             not_conserved=sorted(frozenset().union(*(point.broken for point in found))),
             absent=compact_absent(_absent(state, deployment)),
+            partial=partial_now(state, deployment),
         )
         return answer(result)
 

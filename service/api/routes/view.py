@@ -31,6 +31,7 @@ from moescope.service.api.schemas.compact import (
 )
 from moescope.service.api.schemas.measures import values_of
 from moescope.service.api.schemas.view import View, ViewLayer, ViewPhases, ViewRank, ViewSummary
+from moescope.service.api.schemas.windows import partial_of
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
@@ -71,7 +72,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
             check_known("DP rank", [dp_rank], sorted({_rank(item) for item in spans}))
         found = assess(merge_spans_of_phase(spans, phase, dp_rank), settings.min_tokens)
         spans = [item for item in spans if dp_rank in (None, _rank(item))]
-        result = _view(found, spans, bounds, state.now())
+        result = _view(found, spans, bounds, state.now(), partial_of(state, found.window, dp_rank))
         wanted = set(parts or ())
         if "counts" in wanted:
             result.counts = _counts(found.window)
@@ -89,7 +90,9 @@ def _rank(item: ProducerSpan) -> int:
     return item.producer.latest.producer.dp_rank
 
 
-def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: float) -> View:
+def _view(
+    found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: float, partial: str | None
+) -> View:
     window = found.window
     end = now if bounds.end is None else min(bounds.end, now)
     seconds: dict[int, float] = {}
@@ -104,6 +107,7 @@ def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: flo
         phase_reason=window.phase_reason,
         tokens=window.known_tokens,
         tokens_reason=window.reason,
+        partial=partial,
         min_tokens=found.min_tokens,
         dp_size=window.dp_size,
         ep_size=window.ep_size,

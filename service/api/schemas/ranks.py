@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.schemas.common import Absent, Uncovered
+from moescope.service.api.schemas.common import Absent, Partial, Uncovered
 
 
 class MismatchOut(BaseModel):
@@ -51,10 +51,11 @@ class ProducerOut(BaseModel):
     pid: int
     vllm_version: str
     moescope_version: str
-    state: Literal["counting", "disabled", "stale"] = Field(
+    state: Literal["counting", "disabled", "stale", "gone"] = Field(
         description="disabled: it stopped counting for good or never began, see state_reason. "
-        "stale: it fell silent."
+        "stale: it fell silent. gone: the deployment no longer has it, see gone_reason."
     )
+    gone_reason: str | None = Field(description="Why nobody waits for its frames any more, or null.")
     state_reason: str
     age_seconds: float = Field(description="Time since its newest frame was accepted.")
     epoch: int = Field(description="Start of its counting, nanoseconds of Unix time on its own clock.")
@@ -111,6 +112,13 @@ class DpRankOut(BaseModel):
     producers: list[ProducerOut]
 
 
+class PartOut(BaseModel):
+    """Another name of the model, of the same sizes, that has some of the DP ranks which are missing here."""
+
+    server: str
+    dp_ranks: list[int]
+
+
 class DeploymentOut(BaseModel):
     """All ranks of one vLLM deployment and model."""
 
@@ -119,6 +127,10 @@ class DeploymentOut(BaseModel):
     dp_size: int
     ep_size: int
     missing_dp_ranks: list[int] = Field(description="DP ranks that should exist and never reported.")
+    other_parts: list[PartOut] = Field(
+        description="Names that have DP ranks which are missing here: they look like parts of one deployment."
+    )
+    partial: Partial
     dp_ranks: list[DpRankOut]
 
 

@@ -16,6 +16,7 @@ class Trend(msgspec.Struct):
     where phases are not known. `not_conserved` are layers that some interval's imbalance leaves out because
     their rows don't add up to its tokens. `absent` are MoE layers that nothing
     counts.
+    `partial` says why it is of a part of the deployment only at present; null: all its DP ranks report.
     """
 
     server: str
@@ -30,3 +31,4 @@ class Trend(msgspec.Struct):
     worst_layer: list[int | None]
     absent: list[CompactAbsent]
     not_conserved: list[int] = []
+    partial: str | None = None
