@@ -71,8 +71,13 @@ class FrameBuilder:
         self._num_counts = sum(layer.num_experts for layer in layers)
         self._seq = 0
 
-    def build(self, snapshot: Snapshot, drops: Mapping[str, int]) -> Frame:
-        """The next frame: the totals of the snapshot, and the loads of steps that were not delivered yet."""
+    def build(self, snapshot: Snapshot, drops: Mapping[str, int], ended: bool = False) -> Frame:
+        """The next frame: the totals of the snapshot, and the loads of steps that were not delivered yet.
+
+        Args:
+            snapshot, drops: of counts, and of what was lost or put off.
+            ended: no frame follows this one, as the worker shuts down.
+        """
         self._seq += 1
         reason, totals, history = snapshot.disabled_reason, snapshot.totals, self._history
         counts = snapshot.flat[: 2 * self._num_counts].reshape(2, -1)
@@ -108,6 +113,7 @@ class FrameBuilder:
             unavailable={what: reason[:MAX_REASON] for what, reason in unavailable.items()},
             absent=self._absent,
             absent_unnamed=self._absent_unnamed,
+            ended=ended,
         )
 
     def _placement_at(self, snapshot: Snapshot) -> Placement | None:

@@ -172,6 +172,7 @@ class Account:
             unavailable=dict(frame.unavailable),
             absent=tuple(frame.absent),
             absent_unnamed=frame.absent_unnamed,
+            ended=frame.ended,
         )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from moescope.capture.wire import Producer
 from moescope.service.counts.account_state import Latest
 from moescope.service.counts.row_law import RowLaw
 from moescope.service.counts.totals import Totals
 from moescope.service.live.spans import Span
+
+_ENDED: Final = "all workers of the deployment have shut down in order"
 
 Deployment = tuple[str, str]
 """(server, model)."""
@@ -32,7 +35,8 @@ class ProducerState:
         told_at: when the first frame of its newest epoch came, or the first with other sizes within it;
             seconds of Unix time on the service's clock.
         resized_at: when it last told other sizes than before, likewise; 0: never.
-        gone: why the deployment no longer has this rank, or None; see :func:`with_gone`.
+        outgrown: why the deployment no longer has this rank, or None; see :func:`with_gone`.
+        ended: why nobody waits for a frame of it though the deployment has its rank, or None; likewise.
     """
 
     latest: Latest
@@ -47,14 +51,19 @@ class ProducerState:
     stale_after: float = 10.0
     told_at: float = 0.0
     resized_at: float = 0.0
-    gone: str | None = None
+    outgrown: str | None = None
+    ended: str | None = None
+
+    @property
+    def gone(self) -> str | None:
+        """Why nobody waits for its frames any more, or None."""
+        return self.outgrown or self.ended
 
     @property
     def state(self) -> str:
         """``counting``, ``disabled``, ``stale`` or ``gone``.
 
-        A producer that fell silent is stale whatever it said, or gone if the deployment no longer has its
-        rank.
+        A producer that fell silent is stale whatever it said, or gone if nobody waits for its frames.
         """
         if self.gone is not None:
             return "gone"
@@ -136,13 +145,17 @@ def with_gone(producers: Sequence[ProducerState]) -> list[ProducerState]:
     """The producers of a deployment in their order, with the reason at those that are gone.
 
     A producer is gone if its rank is beyond the present sizes and it has said nothing since these were told,
-    or has fallen silent. A gone rank is no fault: nobody waits for its frames.
+    or has fallen silent. All of a deployment are gone once each of them has said that it shuts down. A gone
+    rank is no fault: nobody waits for its frames.
     """
     if not producers:
         return []
     newest_word = _newest_word(producers)
     sizes = newest_word.latest.producer
-    return [_marked(item, sizes, newest_word.told_at) for item in producers]
+    marked = [_marked(item, sizes, newest_word.told_at) for item in producers]
+    if all(item.outgrown or item.latest.ended for item in marked):
+        return [item if item.outgrown else replace(item, ended=_ENDED) for item in marked]
+    return marked
 
 
 def _marked(item: ProducerState, sizes: Producer, told_at: float) -> ProducerState:
@@ -156,7 +169,7 @@ def _marked(item: ProducerState, sizes: Producer, told_at: float) -> ProducerSta
     )
     kind, size = next((kind, size) for kind, rank, size in pairs if rank >= size)
     ranks = f"{size} {kind} rank" + ("" if size == 1 else "s")
-    return replace(item, gone=f"the deployment has {ranks} now")
+    return replace(item, outgrown=f"the deployment has {ranks} now")
 
 
 def resized_at(producers: Iterable[ProducerState]) -> float:
@@ -165,7 +178,7 @@ def resized_at(producers: Iterable[ProducerState]) -> float:
     It is by the service's clock. A window that begins then, or later, has nothing that was counted at other
     sizes, unless a former rank still sends.
     """
-    return max((item.resized_at for item in producers if item.gone is None), default=0.0)
+    return max((item.resized_at for item in producers if item.outgrown is None), default=0.0)
 
 
 def why_sizes_differ(spans: Sequence[ProducerSpan]) -> str | None:

@@ -48,6 +48,7 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     unavailable: dict[str, str] = {}
     absent: list[UncoveredLayer] = []
     absent_unnamed: str = ""
+    ended: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -91,6 +92,7 @@ def encode_account(account: AccountState) -> bytes:
         unavailable=dict(latest.unavailable),
         absent=list(latest.absent),
         absent_unnamed=latest.absent_unnamed,
+        ended=latest.ended,
     )
     return compress(_encoder.encode(packed))
 
@@ -121,6 +123,7 @@ def decode_account(blob: object) -> AccountState:
         unavailable=packed.unavailable,
         absent=tuple(packed.absent),
         absent_unnamed=packed.absent_unnamed,
+        ended=packed.ended,
     )
     who = packed.producer  # older blobs lack the sizes in their totals
     totals = replace(unpack(packed.totals), dp_size=who.dp_size, ep_size=who.ep_size)

@@ -27,7 +27,7 @@ _DROPPED: Final = "dropped_"
 
 @dataclass(frozen=True)
 class Group:
-    """One deployment with a producer that has neither expired nor gone.
+    """One deployment with a producer that has not expired and is not beyond its sizes.
 
     Attributes:
         deployment: (server, model).
@@ -52,19 +52,22 @@ class Group:
         return merge_spans(self.spans, doubt_at_end=True)
 
     def by_dp_rank(self) -> Iterator[tuple[int, list[ProducerState]]]:
-        """The producers of each DP rank that has not expired; none of those that are gone."""
+        """The producers of each DP rank that has not expired; none of those that are beyond its sizes.
+
+        Those that have shut down with their deployment stay: their last counts may not have been scraped yet.
+        """
         for rank, group in groupby(self.producers, key=lambda item: item.latest.producer.dp_rank):
-            members = [item for item in group if item.gone is None]
+            members = [item for item in group if item.outgrown is None]
             if not all(item.expired for item in members):
                 yield rank, members
 
 
 def groups(state: LiveState) -> list[Group]:
-    """All deployments with a producer that has neither expired nor gone."""
+    """All deployments with a producer that has not expired and is not beyond their sizes."""
     found = []
     for deployment in state.deployments():
         spans = state.spans(deployment, None, None)
-        if any(not item.producer.expired and item.producer.gone is None for item in spans):
+        if any(not item.producer.expired and item.producer.outgrown is None for item in spans):
             found.append(Group(deployment, tuple(spans)))
     return found
 
@@ -168,13 +171,16 @@ def _layer_gauges(labels: tuple[str, ...], shape: MoeLayer, cells: Mapping[Axis,
 
 
 def capture_health(group: Group) -> Iterable[Found]:
-    """States, ages, coverage and conservation of the producers."""
+    """States, ages, coverage and conservation of the producers that are not gone."""
     alive = [item for item in group.producers if not item.expired and item.gone is None]
     states = Counter(item.state for item in alive)
     for state in ("counting", "disabled", "stale"):
         yield Sample("moescope_producers", (*group.deployment, state), states[state])
     yield Sample("moescope_missing_dp_ranks", group.deployment, len(group.total.missing_dp_ranks))
-    for rank, members in group.by_dp_rank():
+    for rank, everyone in group.by_dp_rank():
+        members = [item for item in everyone if item.gone is None]
+        if not members:
+            continue
         labels = (*group.deployment, str(rank))
         present = within_sizes(members)
         uncovered = {entry.layer for item in present for entry in item.latest.uncovered}

@@ -33,21 +33,22 @@ class Fleet:
         self.epochs.append(EPOCH + len(self.epochs) * 10**12)
         self._seq = 0
 
-    def say(self, ranks: list[int], size: int, tokens: int, seconds: float = 1.0, **who: object) -> None:
+    def say(self, ranks: list[int], size: int, tokens: int, ended: bool = False) -> None:
         """Each of the ranks tells of so many tokens since its start, spread evenly over four experts."""
-        self.clock.now += seconds
+        self.clock.now += 1
         self._seq += 1
         for rank in ranks:
             loads = np.full((1, 1, size), 1)
             told = frame(
                 {0: [tokens // 2] * 4},
-                who=producer(dp_rank=rank, dp_size=size, ep_rank=rank, ep_size=size, **who),
+                who=producer(dp_rank=rank, dp_size=size, ep_rank=rank, ep_size=size),
                 epoch=self.epochs[-1],
                 seq=self._seq,
                 after_s=self._seq,
                 tokens=tokens,
                 rows=[tokens],
                 placement=halves(4, 1, size) if size > 1 else None,
+                ended=ended,
                 step_loads=wire.pack_step_loads(self._seq - 1, self._seq, np.array([self._seq - 1]), loads, 1)
                 if size > 1
                 else None,
@@ -140,3 +141,35 @@ def test_restarts_count_every_rank_that_started_again_also_with_another_model(cl
         made = frame({0: [6] * 8}, who=who, epoch=EPOCH + 9 * 10**12, placement=halves(8, 1))
         fleet.state.ingest(made)
     assert fleet.values("moescope_producer_restarts_total", "dp_rank") == {"0": 2, "1": 2}
+
+
+def test_a_deployment_that_shut_down_in_order_is_gone_and_its_last_counts_are_there(clock: Clock) -> None:
+    """As the replicas of a rolling update, or a pod that comes back under another name."""
+    fleet = Fleet(clock, expire_after_s=600)
+    fleet.start()
+    fleet.say([0, 1], 2, 8)
+    fleet.say([0], 2, 16, ended=True)
+    assert fleet.values("moescope_producers", "state") == {"counting": 2, "disabled": 0, "stale": 0}
+    clock.now += 20  # one rank has not said so: it may hang
+    assert fleet.values("moescope_producers", "state") == {"counting": 0, "disabled": 0, "stale": 2}
+    fleet.say([1], 2, 16, ended=True)
+    clock.now += 20
+    assert fleet.values("moescope_producers", "state") == {"counting": 0, "disabled": 0, "stale": 0}
+    assert fleet.values("moescope_tokens_total", "dp_rank") == {"0": 16, "1": 16}
+    assert fleet.series("moescope_conservation_unknown_stages") == []
+    assert fleet.state.live_deployments() == []
+    clock.now += 600
+    assert fleet.series("moescope_tokens_total") == []
+    fleet.start()
+    fleet.say([0, 1], 2, 8)
+    assert fleet.values("moescope_producers", "state") == {"counting": 2, "disabled": 0, "stale": 0}
+    assert fleet.values("moescope_tokens_total", "dp_rank") == {"0": 24, "1": 24}
+
+
+def test_a_deployment_of_which_a_worker_was_killed_is_stale(clock: Clock) -> None:
+    fleet = Fleet(clock)
+    fleet.start()
+    fleet.say([0, 1], 2, 8)
+    fleet.say([0], 2, 16, ended=True)
+    clock.now += 60
+    assert fleet.values("moescope_producers", "state") == {"counting": 0, "disabled": 0, "stale": 2}
