@@ -94,7 +94,9 @@ class _Cache:
 def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:
     """The deployment's absent layers, by the newest frames."""
     return absent_layers(
-        item.latest for item in state.producers() if item.latest.producer.key[:2] == deployment
+        item.latest
+        for item in state.producers()
+        if item.latest.producer.key[:2] == deployment and item.outgrown is None
     )
 
 
