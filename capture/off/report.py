@@ -62,6 +62,7 @@ class OffReport:
             "tokens": 0,
             "steps": 0,
         }
+        self._began_ns = time.monotonic_ns()
         self._seq = 0
         self._transport = transport
         self._repeat = repeat
@@ -93,7 +94,13 @@ class OffReport:
             ended: no frame follows this one, as the worker shuts down.
         """
         self._seq += 1
-        body = pack(self._frame | {"seq": self._seq, "captured_at_ns": time.time_ns(), "ended": ended})
+        told: dict[str, Packable] = {
+            "seq": self._seq,
+            "captured_at_ns": time.time_ns(),
+            "uptime_ns": max(1, time.monotonic_ns() - self._began_ns),
+            "ended": ended,
+        }
+        body = pack(self._frame | told)
         try:
             self._transport.post(body)
         except DeliveryError as error:

@@ -9,6 +9,7 @@ from typing import Final
 
 from moescope.capture.wire import Producer
 from moescope.service.counts.account_state import Latest
+from moescope.service.counts.conflict import Conflict
 from moescope.service.counts.row_law import RowLaw
 from moescope.service.counts.totals import Totals
 from moescope.service.live.spans import Span
@@ -32,6 +33,9 @@ class ProducerState:
         age: seconds since ``received_at``; ``stale`` and ``expired`` compare it with the settings.
         law: the law of rows at its pipeline stage; all TP workers of the stage have the same.
         stale_after: seconds without a frame after which a producer is silent.
+        conflict: the live processes that claim this rank at present, if there are several; else None.
+        conflicts: when there were several, as far as it is remembered: (since, until) on the service's clock,
+            oldest first, the present one included.
         told_at: when the first frame of its newest epoch came, or the first with other sizes within it;
             seconds of Unix time on the service's clock.
         resized_at: when it last told other sizes than before, likewise; 0: never.
@@ -49,6 +53,8 @@ class ProducerState:
     expired: bool
     law: RowLaw = field(default_factory=RowLaw)
     stale_after: float = 10.0
+    conflict: Conflict | None = None
+    conflicts: tuple[tuple[float, float], ...] = ()
     told_at: float = 0.0
     resized_at: float = 0.0
     outgrown: str | None = None
@@ -61,10 +67,13 @@ class ProducerState:
 
     @property
     def state(self) -> str:
-        """``counting``, ``disabled``, ``stale`` or ``gone``.
+        """``counting``, ``disabled``, ``stale``, ``gone`` or ``conflict``.
 
-        A producer that fell silent is stale whatever it said, or gone if nobody waits for its frames.
+        A producer that fell silent is stale whatever it said, or gone if nobody waits for its frames. One
+        that is several is in conflict.
         """
+        if self.conflict is not None:
+            return "conflict"
         if self.gone is not None:
             return "gone"
         return "stale" if self.stale else self.latest.state

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from moescope.service.counts.account import Account
+from moescope.service.counts.conflict import REMEDY, named
 from moescope.service.counts.layers import Layout, Shapes
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.producers import Deployment, ProducerState
@@ -17,17 +18,17 @@ from moescope.service.store.records import Key
 class Entry:
     """A producer's account and its layers.
 
-    ``received_at`` is when its newest frame was accepted, ``started_at`` when its newest ``epoch`` began:
-    seconds of Unix time on the service's clock. ``told_at`` and ``resized_at`` are of its word on ``sizes``,
-    (DP, TP, PP, EP), as in :class:`ProducerState`.
+    ``received_at`` is when the newest frame of the life that counts at present was accepted, ``started_at``
+    when that life began: seconds of Unix time on the service's clock. ``told_at`` and ``resized_at`` are of
+    its word on ``sizes``, (DP, TP, PP, EP), as in :class:`ProducerState`; ``told_epoch`` is that life.
     """
 
     account: Account
     received_at: float
     started_at: float
-    epoch: int
     layout: Layout
     sizes: tuple[int, int, int, int]
+    told_epoch: int
     told_at: float
     resized_at: float
 
@@ -67,19 +68,15 @@ class Roster:
         """Add a producer, or change its entry."""
         old, layout = self._entries.get(key), account.totals.layout
         assert account.latest is not None, f"an account without a frame: {key}"
-        started_at = received_at - account.latest.age_at_capture
-        if old is not None and old.epoch == account.latest.epoch:
-            # An idle producer repeats what it captured long ago: the frame with the least delay tells best.
-            started_at = min(started_at, old.started_at)
-        who = account.latest.producer
+        life, who = account.life, account.latest.producer
         sizes = (who.dp_size, who.tp_size, who.pp_size, who.ep_size)
         told_at, resized_at = received_at, 0.0
         if old is not None:
             same = old.sizes == sizes
-            told_at = old.told_at if same and old.epoch == account.latest.epoch else received_at
+            told_at = old.told_at if same and old.told_epoch == life.epoch else received_at
             resized_at = old.resized_at if same else received_at
         self._entries[key] = Entry(
-            account, received_at, started_at, account.latest.epoch, layout, sizes, told_at, resized_at
+            account, received_at, life.started_at, layout, sizes, life.epoch, told_at, resized_at
         )
         self._shapes.change(key[:2], None if old is None else old.layout, layout)
 
@@ -90,6 +87,10 @@ class Roster:
     def state(self, key: Key) -> ProducerState:
         """A producer that is here, as of now."""
         entry = self._entries[key]
+        now = self._clock()
+        if entry.account.settle(now):
+            self.enter(key, entry.account, entry.account.life.heard_at)
+            entry = self._entries[key]
         latest = entry.account.latest
         assert latest is not None, f"an account without a frame: {key}"
         age = self._age(entry)
@@ -105,6 +106,8 @@ class Roster:
             stale_after=self._settings.stale_after_s,
             told_at=entry.told_at,
             resized_at=entry.resized_at,
+            conflict=entry.account.conflict(now),
+            conflicts=entry.account.conflicts,
         )
 
     def _age(self, entry: Entry) -> float:
@@ -134,8 +137,8 @@ class Roster:
             if self._age(entry) <= self._settings.stale_after_s:
                 raise RefusedError(
                     "shape",
-                    f"layers: {conflict[0]}, but DP rank {key[2]} of this deployment has {conflict[1]}; "
-                    "give each deployment a server name of its own (MOESCOPE_SERVER in vLLM's environment)",
+                    f"layers: {conflict[0]}, but DP rank {key[2]} of this deployment "
+                    f"({named([entry.account.life])}) has {conflict[1]}; {REMEDY}",
                 )
             yield key
 

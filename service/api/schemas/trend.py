@@ -15,13 +15,15 @@ class Trend(msgspec.Struct):
     (max / mean) over EP ranks, as in /v1/balance. If a phase was asked for, all are of its tokens only; null
     where phases are not known. `not_conserved` are layers that some interval's imbalance leaves out because
     their rows don't add up to its tokens. `absent` are MoE layers that nothing
-    counts.
-    `partial` says why it is of a part of the deployment only at present; null: all its DP ranks report.
+    counts. `conflict` says why intervals have no imbalance because several live processes claimed one rank.
+    `dp_rank` is the one that was asked for (null: all of them); then the imbalance is of where its tokens
+    went. `partial` says why it is of a part of the deployment only at present; null: all its DP ranks report.
     """
 
     server: str
     model: str
     step: float
+    dp_rank: int | None
     phase: Phase | None
     dp_ranks: list[int]
     at: list[float]
@@ -32,3 +34,4 @@ class Trend(msgspec.Struct):
     absent: list[CompactAbsent]
     not_conserved: list[int] = []
     partial: str | None = None
+    conflict: str | None = None

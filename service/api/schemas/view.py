@@ -74,6 +74,8 @@ class View(msgspec.Struct):
     where that isn't known, -2 where several hold a copy. `phase` is the phase that was asked for (null:
     both). `phase_reason` says why it isn't known which tokens are of that phase; then `tokens`, and what
     needs them, is null. `tokens_reason` is the reason why `tokens` is null, whatever was asked for.
+    `conflict` says why there is no balance because several live processes claim one rank, or did in the
+    window.
     `partial` says why all this is of a part of the deployment only, and which other name may have the rest;
     null: all its DP ranks are in it.
     """
@@ -87,6 +89,7 @@ class View(msgspec.Struct):
     tokens: int | None
     tokens_reason: str | None
     partial: str | None
+    conflict: str | None
     min_tokens: int
     dp_size: int
     ep_size: int

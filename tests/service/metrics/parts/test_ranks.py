@@ -96,7 +96,7 @@ def test_ranks_beyond_the_present_sizes_leave_and_are_not_stale(clock: Clock) ->
         for name in ("ep_rank_slots", "layer_ep_rank_slots", "straggler_hottest_layer_steps"):
             assert fleet.values(f"moescope_{name}_total", "ep_rank").keys() == {"0", "1"}, name
         states = fleet.values("moescope_producers", "state")
-        assert states == {"counting": 2, "disabled": 0, "stale": 0}
+        assert states == {"counting": 2, "disabled": 0, "stale": 0, "conflict": 0}
         assert fleet.series("moescope_missing_dp_ranks") == [({}, 0)]
         clock.now += 600
         fleet.say([0, 1], 2, 32)
@@ -111,7 +111,12 @@ def test_a_rank_that_still_sends_is_not_gone(clock: Clock) -> None:
     fleet.state.ingest(frame({0: [8] * 4}, who=late, epoch=fleet.epochs[0], seq=9, after_s=9))
     assert fleet.values("moescope_producers", "state")["counting"] == 3
     clock.now += 16
-    assert fleet.values("moescope_producers", "state") == {"counting": 0, "disabled": 0, "stale": 2}
+    assert fleet.values("moescope_producers", "state") == {
+        "counting": 0,
+        "disabled": 0,
+        "stale": 2,
+        "conflict": 0,
+    }
 
 
 def test_gauges_begin_at_the_change_of_sizes(clock: Clock) -> None:
@@ -149,12 +154,27 @@ def test_a_deployment_that_shut_down_in_order_is_gone_and_its_last_counts_are_th
     fleet.start()
     fleet.say([0, 1], 2, 8)
     fleet.say([0], 2, 16, ended=True)
-    assert fleet.values("moescope_producers", "state") == {"counting": 2, "disabled": 0, "stale": 0}
+    assert fleet.values("moescope_producers", "state") == {
+        "counting": 2,
+        "disabled": 0,
+        "stale": 0,
+        "conflict": 0,
+    }
     clock.now += 20  # one rank has not said so: it may hang
-    assert fleet.values("moescope_producers", "state") == {"counting": 0, "disabled": 0, "stale": 2}
+    assert fleet.values("moescope_producers", "state") == {
+        "counting": 0,
+        "disabled": 0,
+        "stale": 2,
+        "conflict": 0,
+    }
     fleet.say([1], 2, 16, ended=True)
     clock.now += 20
-    assert fleet.values("moescope_producers", "state") == {"counting": 0, "disabled": 0, "stale": 0}
+    assert fleet.values("moescope_producers", "state") == {
+        "counting": 0,
+        "disabled": 0,
+        "stale": 0,
+        "conflict": 0,
+    }
     assert fleet.values("moescope_tokens_total", "dp_rank") == {"0": 16, "1": 16}
     assert fleet.series("moescope_conservation_unknown_stages") == []
     assert fleet.state.live_deployments() == []
@@ -162,7 +182,12 @@ def test_a_deployment_that_shut_down_in_order_is_gone_and_its_last_counts_are_th
     assert fleet.series("moescope_tokens_total") == []
     fleet.start()
     fleet.say([0, 1], 2, 8)
-    assert fleet.values("moescope_producers", "state") == {"counting": 2, "disabled": 0, "stale": 0}
+    assert fleet.values("moescope_producers", "state") == {
+        "counting": 2,
+        "disabled": 0,
+        "stale": 0,
+        "conflict": 0,
+    }
     assert fleet.values("moescope_tokens_total", "dp_rank") == {"0": 24, "1": 24}
 
 
@@ -172,4 +197,9 @@ def test_a_deployment_of_which_a_worker_was_killed_is_stale(clock: Clock) -> Non
     fleet.say([0, 1], 2, 8)
     fleet.say([0], 2, 16, ended=True)
     clock.now += 60
-    assert fleet.values("moescope_producers", "state") == {"counting": 0, "disabled": 0, "stale": 2}
+    assert fleet.values("moescope_producers", "state") == {
+        "counting": 0,
+        "disabled": 0,
+        "stale": 2,
+        "conflict": 0,
+    }
