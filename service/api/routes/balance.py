@@ -13,6 +13,7 @@ from moescope.service.api.params.query import (
     MinTokensParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     parse_bounds,
@@ -42,6 +43,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
     def get_balance(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         phase: PhaseParam = None,
         start: StartParam = None,
@@ -53,7 +55,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
         The summaries cover all layers, also when only some are asked for.
         """
         bounds = parse_bounds(start, end, state.now())
-        window = read_window(state, server, model, bounds, phase=phase)
+        window = read_window(state, server, model, bounds, phase=phase, pool=pool)
         gate = settings.min_tokens if min_tokens is None else min_tokens
         found = assessment.assess(window, gate)
         return Balance(

@@ -14,6 +14,7 @@ from moescope.service.api.params.query import (
     LayerParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     StepParam,
@@ -44,6 +45,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
     def histogram(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
@@ -58,7 +60,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
         now = state.now()
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
-        window, parts = read_series(state, server, model, bounds, instants, dp_rank, phase)
+        window, parts = read_series(state, server, model, bounds, instants, dp_rank, phase, pool)
         return Histogram(
             server=window.server,
             model=window.model,

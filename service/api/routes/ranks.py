@@ -9,7 +9,7 @@ from itertools import groupby
 from fastapi import APIRouter
 
 from moescope.service.api.limits.turns import Turns
-from moescope.service.api.params.query import ModelParam, ServerParam
+from moescope.service.api.params.query import ModelParam, PoolParam, ServerParam
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.common import Absent, Uncovered
 from moescope.service.api.schemas.ranks import (
@@ -23,6 +23,7 @@ from moescope.service.api.schemas.ranks import (
 )
 from moescope.service.counts.phase_split import phase_work
 from moescope.service.counts.rank_work import work_of
+from moescope.service.live.pools import Replica, replica_of
 from moescope.service.live.producers import ProducerState, heard_last
 from moescope.service.live.state import LiveState
 from moescope.service.windows.doubts import why_off
@@ -34,7 +35,7 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/ranks", responses=documented(422))
-    def ranks(server: ServerParam = None, model: ModelParam = None) -> Ranks:
+    def ranks(server: ServerParam = None, model: ModelParam = None, pool: PoolParam = None) -> Ranks:
         """All DP ranks and their producers: state, totals since the start, coverage, conservation."""
         chosen = [
             item
@@ -42,19 +43,23 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
             if server in (None, item.latest.producer.server) and model in (None, item.latest.producer.model)
         ]
         groups = groupby(chosen, key=lambda item: item.latest.producer.key[:2])
-        return Ranks(deployments=[_deployment(key, list(group)) for key, group in groups])
+        found = [replica_of(list(group)) for _, group in groups]
+        return Ranks(deployments=[_deployment(item) for item in found if pool in (None, item.pool)])
 
     return router
 
 
-def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> DeploymentOut:
+def _deployment(replica: Replica) -> DeploymentOut:
+    producers = replica.producers
     sizes = heard_last(producers)
     by_rank = groupby(producers, key=lambda item: item.latest.producer.dp_rank)
     members = [(rank, list(group)) for rank, group in by_rank]
     dp_ranks = [_known(_dp_rank(rank, group), group) for rank, group in members]
     return DeploymentOut(
-        server=key[0],
-        model=key[1],
+        server=replica.deployment[0],
+        model=replica.deployment[1],
+        pool=replica.pool or None,
+        role=replica.role or None,
         dp_size=sizes.dp_size,
         ep_size=sizes.ep_size,
         missing_dp_ranks=sorted(set(range(sizes.dp_size)) - {rank.dp_rank for rank in dp_ranks}),

@@ -13,6 +13,7 @@ from moescope.service.api.params.query import (
     EndParam,
     LayerParam,
     ModelParam,
+    PoolParam,
     ServerParam,
     StartParam,
     StepParam,
@@ -58,6 +59,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
     def stragglers(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         start: StartParam = None,
         end: EndParam = None,
@@ -71,7 +73,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
         now = state.now()
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         boundaries = state.boundaries(deployment, (bounds.start, *instants[1:-1], bounds.end))
         spans = [ProducerSpan(item, memory.whole()) for item, memory in boundaries]
         window, cost = merge_spans(spans), cost_of(spans)

@@ -15,6 +15,7 @@ from moescope.service.api.params.query import (
     EndParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     check_known,
@@ -38,6 +39,7 @@ from moescope.service.windows.assessment import Assessment, AxisBalance, assess
 from moescope.service.windows.dp_to_ep_slots import dp_to_ep_slots
 from moescope.service.windows.expert_ep_ranks import ep_ranks_of_experts
 from moescope.service.windows.phase_window import merge_spans_of_phase, spans_of_phase
+from moescope.service.windows.seconds import seconds_of
 from moescope.service.windows.window import DpRank, ModelWindow
 
 Part = Literal["counts", "flows", "owners"]
@@ -56,6 +58,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
     def view(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
         start: StartParam = None,
@@ -65,7 +68,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
     ) -> Response:
         """What the page shows of a window: the numbers of /v1/balance and /v1/histogram, each once."""
         bounds = parse_bounds(start, end, state.now())
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         spans = state.spans(deployment, bounds.start, bounds.end)
         if dp_rank is not None:
             check_known("DP rank", [dp_rank], sorted({_rank(item) for item in spans}))
@@ -94,7 +97,7 @@ def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: flo
     end = now if bounds.end is None else min(bounds.end, now)
     seconds: dict[int, float] = {}
     for item in spans:
-        seconds[_rank(item)] = max(seconds.get(_rank(item), 0.0), _seconds(item, end))
+        seconds[_rank(item)] = max(seconds.get(_rank(item), 0.0), seconds_of(item, end))
     return View(
         server=window.server,
         model=window.model,
@@ -118,14 +121,6 @@ def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: flo
         flows_reason=None,
         owners=None,
     )
-
-
-def _seconds(item: ProducerSpan, end: float) -> float:
-    """The time in which a producer counted what it has in the window."""
-    span, producer = item.span, item.producer
-    # A producer that still sends may have counted since its last totals. Those of a silent one stay true.
-    fell_silent = producer.stale and span.start < span.end and producer.received_at <= end
-    return (end if fell_silent else span.end) - span.start
 
 
 def _rank_of(rank: DpRank, seconds: float, whole: bool) -> ViewRank:
