@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
-from rich.console import RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 
 from moescope.service.cli.asking import ask
-from moescope.service.cli.options import Deployment, EndOption, MinTokensOption, StartOption, Watching
+from moescope.service.cli.options import (
+    Deployment,
+    EndOption,
+    MinTokensOption,
+    PoolOption,
+    StartOption,
+    Watching,
+)
+from moescope.service.cli.pools import path_of
 from moescope.service.cli.tables import balance_tables, ranks_table, stragglers_tables
-from moescope.service.cli.terminal import terminal
+from moescope.service.cli.terminal import printing
+from moescope.service.client.http import Parameters
 
 RANKS_HELP: Final = """Show who reports: ranks, totals, state, coverage.
 
@@ -21,6 +29,8 @@ Examples:
   moescope ranks
 
   moescope ranks --url http://gpu-7:9890 --model my-model
+
+  moescope ranks --pool chat                            the replicas of a pool: see moescope pools
 """
 BALANCE_HELP: Final = """Show the balance of every layer over EP ranks, DP ranks and experts.
 
@@ -29,6 +39,8 @@ Examples:
   moescope balance
 
   moescope balance --start=-5m --watch
+
+  moescope balance --pool chat                          each replica of a pool: see moescope pools
 """
 STRAGGLERS_HELP: Final = """Show what waiting for the busiest EP rank costs, by layer, from single steps.
 
@@ -42,9 +54,10 @@ Examples:
 """
 
 
-def ranks(deployment: Deployment) -> None:
+def ranks(deployment: Deployment, pool: PoolOption = None) -> None:
     """Print the ranks of a running service."""
-    _show(lambda: ranks_table(ask(deployment.url, "/v1/ranks", deployment.params)), None)
+    params = {**deployment.params, "pool": pool}
+    printing(lambda: ranks_table(ask(deployment.url, "/v1/ranks", params)), None)
 
 
 def balance(
@@ -53,33 +66,44 @@ def balance(
     start: StartOption = None,
     end: EndOption = None,
     min_tokens: MinTokensOption = None,
+    pool: PoolOption = None,
 ) -> None:
     """Print the balance of a running service, once or until Ctrl-C."""
     params = {**deployment.params, "start": start, "end": end, "min_tokens": min_tokens}
-    _show(lambda: balance_tables(ask(deployment.url, "/v1/balance", params)), watching.period_s)
+    tables = _Asking(deployment, "/v1/balance", params, pool, balance_tables)
+    printing(tables, watching.period_s)
 
 
 def stragglers(
-    deployment: Deployment, watching: Watching, start: StartOption = None, end: EndOption = None
+    deployment: Deployment,
+    watching: Watching,
+    start: StartOption = None,
+    end: EndOption = None,
+    pool: PoolOption = None,
 ) -> None:
     """Print the straggler cost of a running service, once or until Ctrl-C."""
     params = {**deployment.params, "start": start, "end": end}
-    _show(lambda: stragglers_tables(ask(deployment.url, "/v1/stragglers", params)), watching.period_s)
+    tables = _Asking(deployment, "/v1/stragglers", params, pool, stragglers_tables)
+    printing(tables, watching.period_s)
 
 
-def _show(render: Callable[[], RenderableType], interval_s: float | None) -> None:
-    """Print what ``render`` gives, once or every ``interval_s`` seconds until Ctrl-C."""
-    console = terminal()
-    if interval_s is None:
-        console.print(render())
-        return
-    try:
-        while not console.is_terminal:  # a file or a pipe gets one after the other, Live only the last
-            console.print(render())
-            time.sleep(interval_s)
-        with Live(render(), console=console, auto_refresh=False) as live:
-            while True:
-                time.sleep(interval_s)
-                live.update(render(), refresh=True)
-    except KeyboardInterrupt:
-        return
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Asks about one deployment, or about each live one of a pool, at each call."""
+
+    deployment: Deployment
+    path: str
+    params: Parameters
+    pool: str | None
+    table: Callable[[dict[str, Any]], RenderableType]
+
+    def __call__(self) -> RenderableType:
+        url = self.deployment.url
+        if self.pool is None or self.deployment.server is not None:
+            return self.table(ask(url, self.path, {**self.params, "pool": self.pool}))
+        found = ask(url, path_of(self.pool), {"model": self.deployment.model})
+        members = [
+            {**self.params, "server": item["server"], "model": found["model"]}
+            for item in found["deployments"]
+        ]
+        return Group(*(self.table(ask(url, self.path, params)) for params in members))
