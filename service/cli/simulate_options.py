@@ -35,7 +35,7 @@ class FleetOptions:
     replicas: Annotated[int, _fleet(min=1, help="Deployments of the model, each of so many ranks.")] = (
         _PLAN.replicas
     )
-    pool: Annotated[str, _fleet(help="Name of their pool; none when empty.")] = _PLAN.pool
+    pool: Annotated[str, _fleet(help="Name of their pool; none when absent.")] = _PLAN.pool
     roles: Annotated[
         bool, _fleet("--roles", help="The first half of the replicas computes prefill only, the rest decode.")
     ] = _PLAN.roles

@@ -326,7 +326,7 @@ def test_prefill_and_decode_are_computed_apart() -> None:
 def test_replicas_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="2 replicas or more"):
         replace(PLAN, roles=True)
-    with pytest.raises(ValueError, match="replica imbalance 3 is not in 1..2"):
+    with pytest.raises(ValueError, match=r"replica imbalance 3 is not in 1\.\.2"):
         replace(PLAN, replicas=2, replica_imbalance=3.0)
 
 
