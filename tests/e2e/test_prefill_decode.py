@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -97,7 +96,7 @@ def test_the_last_prompt_token_that_is_computed_again_is_of_decode(pair: Pair) -
     pair.settled({"prefill": prefilled, "decode": nothing})
     for prompt in prompts:
         pair.complete(pair.decode, prompt, GENERATED)
-    # Two blocks are loaded. The last prompt token is computed again, and so is each generated token but the last.
+    # Two blocks are loaded. The last prompt token is computed again, then each generated one but the last.
     decoded = {"prefill": 0, "decode": PROMPTS * GENERATED}
     answer = pair.settled({"prefill": prefilled, "decode": decoded})
     assert answer["phases"] == {"prefill": tokens, "decode": PROMPTS * GENERATED}
