@@ -19,6 +19,8 @@ from tests.service.conftest import Service
 
 # With Mixtral's experts. Rank 2 is killed after 20 s; the hot expert keeps its EP rank the busiest.
 PLAN = Plan(
+    replicas=2,
+    pool="chat",
     ranks=4,
     shape=Shape(layers=3, experts=8, top_k=2),
     habits=Habits(skew=0.5, hot=0.9, hot_moves_s=3600.0),
