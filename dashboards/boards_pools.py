@@ -61,7 +61,7 @@ POOLS_BOARD: Final = Board(
                 ),
                 stat(
                     "Least share of the tokens",
-                    "The least tokens per second of a replica / the mean of the replicas of its role; 1 is fair.",
+                    "The least tokens per second of a replica / the mean of its role's replicas; 1 is fair.",
                     Query(f"min({_of_mean(_TOKENS)})"),
                 ),
                 stat(

@@ -59,10 +59,11 @@ def test_queries_have_data_imbalance_fires_and_a_killed_rank_is_stale(
     simulation = threading.Thread(target=run)
     simulation.start()
     try:
-        pin_baseline(service.url)
+        for server in ("simulated-0", "simulated-1"):
+            pin_baseline(service.url, server)
         with prometheus(service.url, tmp_path) as running:
-            drift = recorded("moescope-drift.yml")
-            running.wait(lambda: [name for name in drift if not running.query(name)])
+            other = [*recorded("moescope-drift.yml"), *recorded("moescope-pools.yml")]
+            running.wait(lambda: [name for name in other if not running.query(name)])
             running.wait(lambda: without_data(running, list(BOARDS.values()), "3"))
             running.wait(lambda: INDUCED - running.firing())
             running.wait(lambda: {"MoescopeStaleProducer"} - running.firing())
