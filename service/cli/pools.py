@@ -19,6 +19,7 @@ from moescope.service.cli.options import (
 )
 from moescope.service.cli.pool_tables import pool_tables, pools_table
 from moescope.service.cli.terminal import print_json, printing
+from moescope.service.client.http import Parameters
 
 POOLS_HELP: Final = """Compare the replicas of a model, to see which of them is the problem.
 
@@ -52,7 +53,7 @@ def pools(
     as_json: JsonOption = False,
 ) -> None:
     """Print the pools of a running service, or one of them, once or until Ctrl-C."""
-    params = {"model": model, "start": start, "end": end}
+    params: Parameters = {"model": model, "start": start, "end": end}
     path = "/v1/pools"
     if pool is not None:
         path, params = path_of(pool), {**params, "min_tokens": min_tokens}
