@@ -60,7 +60,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
         def start(role: str) -> VllmServer:
             transfer = {
-                "kv_connector": "ExampleConnector",
+                "kv_connector": "WholeBlockConnector",
+                "kv_connector_module_path": "tests.e2e.whole_block_connector",
                 "kv_role": role,
                 "kv_connector_extra_config": {"shared_storage_path": str(folder / "kv")},
             }
