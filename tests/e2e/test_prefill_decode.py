@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -76,6 +77,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
                     "MOESCOPE_INTERVAL": "0.1",
                     "MOESCOPE_SERVER": role,
                     "MOESCOPE_POOL": "pd",
+                    "PYTHONPATH": str(Path(__file__).parents[2]),
                 },
             )
             return VllmServer(options, log=folder / f"{role}.log")

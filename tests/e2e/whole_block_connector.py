@@ -1,7 +1,7 @@
 """vLLM's example of a KV connector, but for the last prompt token: all before it are loaded, in whole blocks.
 
-The example expects a decode instance to be given the first generated token in its prompt, and leaves two tokens
-to compute at least. Connectors that are used leave one.
+The example expects a decode instance to be given the first generated token in its prompt, and leaves two
+tokens to compute at least. Connectors that are used leave one.
 """
 
 from __future__ import annotations
