@@ -84,7 +84,7 @@ def test_replicas_roles_and_who_stands_out(empty: Serving, clock: Clock, watched
     assert watched.axe() == []
     link = page.get_by_role("table", name="Replicas").get_by_role("link", name="simulated-3")
     link.focus()
-    clock.now += 1
+    clock.now += 6
     with page.expect_response("**/v1/pools/**"):
         empty.push(frame({3: [1] * 16}, who=producer(server="other")))
     expect(link).to_be_focused()  # whatever is drawn anew

@@ -9,6 +9,7 @@ import { plainTable } from "../plaintable.js";
 import { change, link } from "../route.js";
 import { imbalanceLevel, tiles } from "../tiles.js";
 
+const EVERY_S = 5; // a pool of hundreds of ranks takes the service a second
 const LEVELS = { counting: "good", partial: "warn", disabled: "bad", stale: "bad" };
 const HEADS = ["Replica", "role", "state", "tokens/s", "of the mean", "over EP ranks", "worst layer", "over DP ranks", "MaxVio", "hot experts", "straggler cost", "divergence"];
 const EXPLAINED =
@@ -17,6 +18,7 @@ const EXPLAINED =
 
 /** @returns {import("../main.js").View} */
 export function create() {
+  let asked = { key: "", at: 0 };
   const pool = choice("Pool", (value) => change({ pool: value }));
   const top = tiles();
   const standing = h("ul", { class: "health" });
@@ -32,7 +34,7 @@ export function create() {
   const element = h("div", { class: "stack" }, h("h1", { class: "unseen", text: "Pools" }), none, parts);
   return {
     element,
-    async refresh({ route, ranks, deployment, query, signal }) {
+    async refresh({ route, ranks, deployment, query, now, signal }) {
       const { params } = route;
       const known = poolsOf(ranks);
       const chosen = known.find(([name, model]) => name === params.get("pool") && (!params.has("model") || params.get("model") === model))
@@ -41,6 +43,8 @@ export function create() {
       parts.hidden = !chosen;
       setText(none, "No deployment names a pool. Set MOESCOPE_POOL in the environment of vLLM to one name for all replicas of a model.");
       if (!chosen) return;
+      const key = JSON.stringify([chosen, query, known]);
+      if (key === asked.key && Math.abs(now - asked.at) < EVERY_S) return;
       pool.set(known.map(([name, model]) => [name, `${name} (${model})`]), chosen[0]);
       const answer = await get(`v1/pools/${encodeURIComponent(chosen[0])}`, { model: chosen[1], start: query.start, end: query.end }, signal);
       top.update(summary(answer));
@@ -50,6 +54,7 @@ export function create() {
       reasons.hidden = !reasons.children.length;
       phases.element.hidden = !answer.layers.length;
       drawLayers(layers, answer.layers);
+      asked = { key, at: now };
     },
   };
 }
