@@ -113,7 +113,9 @@ class Settings(BaseSettings):
         None, description="PEM file with the authority whose clients alone may connect (mutual TLS)."
     )
     header_timeout_s: float = Field(
-        10.0, gt=0, description="Longest time that a request's head may take to arrive, seconds."
+        10.0,
+        gt=0,
+        description="Longest time that a handshake of TLS, or a request's head, may take to arrive, seconds.",
     )
     max_connections: int = Field(
         2048, ge=16, description="Most connections; beyond it those without a whole request go first."

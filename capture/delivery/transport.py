@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -69,7 +70,8 @@ class HttpTransport:
         self._access = access
         self._secure = parts.scheme == "https"
         self._host = parts.hostname or ""
-        self._port = parts.port
+        # Always given: without a port http.client would take the last part of an IPv6 address for one.
+        self._port = parts.port or (443 if self._secure else 80)
         self._path = parts.path + path
         self._timeout = timeout
         self._headers = {"Content-Type": content_type}
@@ -95,10 +97,10 @@ class HttpTransport:
                     raise
                 self.close()
                 response, reply = self._exchange(body)
-        except (OSError, http.client.HTTPException) as error:
+        except Exception as error:  # such as UnicodeError of a host's name: whatever it is, it is tried again
             self.close()
             raise DeliveryError(
-                f"the service at {self._endpoint} can't be reached: {error!r}",
+                f"the service at {self._endpoint} can't be reached: {error!r}{self._advice(error)}",
                 type(error).__name__,
                 permanent=False,
             ) from error
@@ -132,6 +134,19 @@ class HttpTransport:
             self.close()
         return response, reply
 
+    def _advice(self, error: Exception) -> str:
+        """What may be wrong with TLS where the connection ends without an answer."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return "; name the authority of its certificate in MOESCOPE_CA_FILE, and the host as it does"
+        if not isinstance(error, ConnectionError | ssl.SSLError) or isinstance(error, ConnectionRefusedError):
+            return ""
+        if self._secure:
+            return (
+                "; if it asks for certificates (tls_client_ca), MOESCOPE_CERT_FILE needs a valid one of its "
+                "authority"
+            )
+        return "; if it speaks HTTPS, MOESCOPE_ENDPOINT needs https://"
+
     def _set_token(self, token: str | None) -> None:
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -161,17 +176,21 @@ def _is_receipt(reply: bytes) -> bool:
 
     Anything else, such as a web server's page, must not pass for a frame that was taken.
     """
-    try:
-        return not reply or isinstance(json.loads(reply), dict)
-    except ValueError:
-        return False
+    return not reply or isinstance(_parsed(reply), dict)
 
 
 def _explanation(reply: bytes) -> str:
     """The detail of a problem document, or the first of whatever was answered."""
+    problem = _parsed(reply)
+    detail = problem.get("detail") or problem.get("title") if isinstance(problem, dict) else None
+    said = str(detail or reply[:200].decode("utf-8", "replace"))[:500]
+    # It goes into vLLM's log, and a terminal obeys control characters.
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in said)
+
+
+def _parsed(reply: bytes) -> object:
+    """The JSON of an answer; None if it is none, or nested too deeply."""
     try:
-        problem = json.loads(reply)
-        detail = problem.get("detail") or problem.get("title")
-    except (ValueError, AttributeError):
-        detail = None
-    return str(detail or reply[:200].decode("utf-8", "replace"))[:500]
+        return json.loads(reply)
+    except (ValueError, RecursionError):
+        return None

@@ -8,13 +8,11 @@ import stat
 from pathlib import Path
 from typing import Final
 
-import typer
-
 from moescope.service.auth.book import TokenBook
 from moescope.service.auth.sessions import open_book
 from moescope.service.auth.tokens import TokenError
 from moescope.service.cli.options import ConfigOption
-from moescope.service.cli.terminal import ending_at, failure
+from moescope.service.cli.terminal import ending_at, failure, say
 from moescope.service.metrics.alerts import what_is_silent
 from moescope.service.serving.tls import Tls, TlsError
 from moescope.service.settings import ClickHouseUrl, Settings, SettingsError, is_loopback
@@ -46,12 +44,12 @@ def check_config(config: ConfigOption = None) -> None:
     for name in sorted(Settings.model_fields):
         value = getattr(settings, name)
         default = Settings.model_fields[name].default
-        typer.echo(f"{name} = {value}{'' if value == default else '   (default: ' + str(default) + ')'}")
+        say(f"{name} = {value}{'' if value == default else '   (default: ' + str(default) + ')'}")
     for item in book.tokens:
-        typer.echo(f"token {item.name}: {', '.join(sorted(item.scopes))}")
+        say(f"token {item.name}: {', '.join(sorted(item.scopes))}")
     for warning in _warnings(settings, book):
-        typer.echo(f"warning: {warning}", err=True)
-    typer.echo("The settings can be used.")
+        say(f"warning: {warning}", err=True)
+    say("The settings can be used.")
 
 
 def _problem(settings: Settings) -> str | None:

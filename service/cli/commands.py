@@ -26,6 +26,7 @@ from moescope.service.cli.show import (
     stragglers,
 )
 from moescope.service.cli.simulate import SIMULATE_HELP, simulate
+from moescope.service.cli.terminal import say
 from moescope.service.cli.token import MAKE_HELP, token
 from moescope.service.cli.traces import traces_group
 
@@ -73,4 +74,4 @@ def command_line() -> typer.Typer:
 
 def version() -> None:
     """Print the versions."""
-    typer.echo(f"moescope {version_of('moescope')} (wire {WIRE_MAJOR}.{WIRE_MINOR})")
+    say(f"moescope {version_of('moescope')} (wire {WIRE_MAJOR}.{WIRE_MINOR})")

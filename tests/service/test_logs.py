@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 
-from moescope.service.logs import JsonFormatter, Throttle
+from moescope.service.logs import JsonFormatter, TextFormatter, Throttle, printable
 
 
 def test_json_lines_hold_the_exception_too() -> None:
@@ -28,3 +28,18 @@ def test_a_kind_of_message_passes_once_in_a_period() -> None:
     assert [throttle.allows("a"), throttle.allows("a"), throttle.allows("b")] == [True, False, True]
     now[0] = 60
     assert throttle.allows("a")
+
+
+def test_nothing_in_a_line_moves_the_terminals_cursor() -> None:
+    hostile = "\x1b[2J\r\x9b31m\u202e\u2066x\ny"
+    record = logging.LogRecord("moescope.x", logging.ERROR, "f", 1, "name %s", (hostile,), None)
+    for formatter in (JsonFormatter(), TextFormatter()):
+        line = formatter.format(record)
+        assert line.isprintable()
+    assert json.loads(JsonFormatter().format(record))["message"] == f"name {hostile}"
+    try:
+        raise ValueError(hostile)
+    except ValueError:
+        record = logging.LogRecord("moescope.x", logging.ERROR, "f", 1, "bad", (), sys.exc_info())
+    assert all(line.isprintable() for line in TextFormatter().format(record).splitlines())
+    assert printable("a\nb\u00e4 \u65e5") == "a\nb\u00e4 \u65e5"
