@@ -49,8 +49,8 @@ SERVE_FLAGS: Final = _names(
 
 OTHER_VARIABLES: Final = _names(
     """
-    endpoint interval server on_error leave_fast_kernels trace_rate trace_opt_in trace_mib kept_ids_mib
-    ca_file cert_file key_file listen url
+    endpoint interval server pool role on_error leave_fast_kernels trace_rate trace_opt_in trace_mib
+    kept_ids_mib ca_file cert_file key_file listen url
     """
 )
 """Names that vLLM's workers, the command line or the compose file take from variables with our prefix."""

@@ -110,7 +110,11 @@ def _tokens(item: dict[str, Any]) -> str:
 
 
 def _states(pool: dict[str, Any]) -> list[str]:
-    return [f"{name}: {', '.join(pool[name])}" for name in ("silent", "partial", "disabled") if pool[name]]
+    return [
+        f"{name}: {', '.join(pool[name])}"
+        for name in ("silent", "partial", "disabled", "conflict")
+        if pool[name]
+    ]
 
 
 def _stand_out(answer: dict[str, Any]) -> list[Text]:

@@ -205,7 +205,9 @@ def _notes(answer: dict[str, Any]) -> list[Text]:
 
 def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
     faults = []
-    if producer["state_reason"]:
+    if producer["state"] == "conflict":
+        faults.append(producer["state_reason"])
+    elif producer["state_reason"]:
         faults.append(f"capture is off: {producer['state_reason']}")
     if producer["uncovered"]:
         faults.append(f"uncovered layers {[entry['layer'] for entry in producer['uncovered']]}")

@@ -15,7 +15,7 @@ from moescope.service.live.producers import Deployment, ProducerState, of_presen
 
 Role = Literal["", "prefill", "decode"]
 """What a deployment computes where prefill and decode are computed apart; empty: both, or it isn't known."""
-ReplicaState = Literal["counting", "partial", "disabled", "stale"]
+ReplicaState = Literal["counting", "partial", "disabled", "stale", "conflict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,13 @@ class Replica:
     @property
     def state(self) -> ReplicaState:
         """``counting``; ``partial``: some of its ranks don't count; ``disabled``, ``stale``: none does.
+        ``conflict``: several live processes claim one of its ranks.
 
         Workers of a former start are left out.
         """
         states = [item.state for item in of_present_start(self.producers)]
+        if any(item.conflict is not None for item in self.producers):
+            return "conflict"
         if all(state == "stale" for state in states):
             return "stale"
         if "counting" not in states:

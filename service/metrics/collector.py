@@ -184,7 +184,8 @@ class RoutingCollector(Collector):
             if group.replica.pool:
                 routings.append((group.replica, routing_of(assessed.window)))
             yield from ranks.balance_gauges(group.deployment, assessed)
-            yield from steps.straggler_gauge(group.deployment, spans)
+            if assessed.window.conflict is None:
+                yield from steps.straggler_gauge(group.deployment, spans)
         yield from replica_gauges(routings)
 
     def _stragglers(self, found: list[Group]) -> Iterator[Found]:

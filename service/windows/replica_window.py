@@ -178,6 +178,8 @@ def _experts(found: Assessment) -> tuple[Known, int | None, Known]:
 def _straggler_cost(spans: Sequence[ProducerSpan], window: ModelWindow) -> Known:
     if window.ep_size == 1:
         return Known(None, "ep_size is 1: the experts are not spread over ranks, so nobody waits")
+    if window.conflict is not None:
+        return Known(None, window.conflict)
     told = why_unavailable((item.producer for item in spans), "steps")
     why = f"no loads of single steps: {told}" if told else "no step with tokens was joined in the window"
     return _known(straggler_cost(*cost_of(spans).sums), why)

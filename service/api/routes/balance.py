@@ -67,6 +67,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
             phase_reason=window.phase_reason,
             tokens=window.known_tokens,
             tokens_reason=window.reason,
+            conflict=window.conflict,
             dp_ranks=list(found.dp_rank_ids),
             missing_dp_ranks=window.missing_dp_ranks,
             dp_tokens=_cell(found.dp_tokens),

@@ -28,7 +28,7 @@ from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TraceQuery
-from moescope.service.traces.coactivation import count_together, strongest
+from moescope.service.traces.coactivation import MAX_EXPERTS, count_together, strongest
 
 
 def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> APIRouter:
@@ -60,6 +60,14 @@ def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> 
         )
         numbers = [found.number for found in kept.traced_requests(query)]
         rows = _Rows(kept, numbers[:max_traces], layer)
+        if rows.shape.num_experts > MAX_EXPERTS:
+            raise ProblemError(
+                400,
+                "too-many-experts",
+                "Too many experts",
+                f"Layer {layer} has {rows.shape.num_experts} experts; pairs are counted of {MAX_EXPERTS} at "
+                "most. GET /v1/traces/{id} has the routing of a request.",
+            )
         counts, tokens = count_together(rows, rows.shape.num_experts)
         found = strongest(counts, tokens, pairs, min_tokens)
         return Coactivation(

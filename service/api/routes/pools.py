@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter
 
@@ -157,11 +157,18 @@ def _server(item: ReplicaWindow) -> str:
     return item.replica.deployment[0]
 
 
+_STATES: Final = (
+    ("silent", "stale"),
+    ("partial", "partial"),
+    ("disabled", "disabled"),
+    ("conflict", "conflict"),
+)
+
+
 def _states(windows: Sequence[ReplicaWindow]) -> dict[str, Any]:
     """The deployments that don't count whole."""
     return {
-        name: [_server(item) for item in windows if item.replica.state == state]
-        for name, state in (("silent", "stale"), ("partial", "partial"), ("disabled", "disabled"))
+        name: [_server(item) for item in windows if item.replica.state == state] for name, state in _STATES
     }
 
 

@@ -15,12 +15,14 @@ from moescope.service.api.schemas.common import Absent, Uncovered
 from moescope.service.api.schemas.ranks import (
     DeploymentOut,
     DpRankOut,
+    LifeOut,
     MismatchOut,
     PhasesOut,
     ProducerOut,
     Ranks,
     StageOut,
 )
+from moescope.service.counts.conflict import Conflict
 from moescope.service.counts.phase_split import phase_work
 from moescope.service.counts.rank_work import work_of
 from moescope.service.live.pools import Replica, replica_of
@@ -62,6 +64,7 @@ def _deployment(replica: Replica) -> DeploymentOut:
         role=replica.role or None,
         dp_size=sizes.dp_size,
         ep_size=sizes.ep_size,
+        conflict=next((item.conflict.reason for item in producers if item.conflict is not None), None),
         missing_dp_ranks=sorted(set(range(sizes.dp_size)) - {rank.dp_rank for rank in dp_ranks}),
         dp_ranks=dp_ranks,
     )
@@ -114,7 +117,8 @@ def _producer(item: ProducerState) -> ProducerOut:
             "vllm_version": who.vllm_version,
             "moescope_version": who.moescope_version,
             "state": item.state,
-            "state_reason": latest.state_reason,
+            "state_reason": latest.state_reason if item.conflict is None else item.conflict.reason,
+            "lives": [] if item.conflict is None else _lives(item.conflict, item.received_at + item.age),
             "age_seconds": item.age,
             "epoch": latest.epoch,
             "seq": latest.seq,
@@ -130,6 +134,22 @@ def _producer(item: ProducerState) -> ProducerOut:
             "drops": dict(item.totals.drops),
         }
     )
+
+
+def _lives(conflict: Conflict, now: float) -> list[LifeOut]:
+    return [
+        LifeOut(
+            host="" if life.producer is None else life.producer.host,
+            pid=0 if life.producer is None else life.producer.pid,
+            start="" if life.producer is None else life.producer.start,
+            epoch=life.epoch,
+            seq=life.seq,
+            age_seconds=max(0.0, now - life.heard_at),
+            tokens=life.counted.tokens,
+            steps=life.counted.steps,
+        )
+        for life in conflict.lives
+    ]
 
 
 def _stage(item: StageHealth) -> StageOut:

@@ -30,6 +30,7 @@ from moescope.service.live.producers import ProducerSpan, ProducerState, why_una
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
 from moescope.service.measures.loads import max_and_mean
+from moescope.service.windows.conflicts import why_conflicting
 from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.step_series import Interval, intervals_of
 from moescope.service.windows.step_window import (
@@ -45,6 +46,7 @@ from moescope.service.windows.window import ModelWindow, merge_spans
 
 MAX_WORK: Final = 1 << 16  # producers x intervals of a series
 MAX_CELLS: Final = 1 << 23  # intervals x layers x EP ranks
+_NO_COST: Final = Cost((), {})
 _NO_LOADS: Final = (
     "no capturer tells the loads of single steps: they need expert parallelism over ranks, a known placement "
     "that stays (no EPLB), and moescope with wire 1.3 in vLLM's environment"
@@ -80,8 +82,11 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
         known = {item.shape.layer: item for item in window.layers}
         if layer:
             check_known("layer", layer, known_layers(window))
-        costs = {item.layer: item for item in cost.layers}
         joins = state.joins(deployment)
+        stages = _stages(cost, joins)
+        if window.conflict is not None:
+            cost = _NO_COST
+        costs = {item.layer: item for item in cost.layers}
         most, mean = cost.sums
         hottest = cost.hottest
         return Stragglers(
@@ -89,7 +94,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
             model=window.model,
             window=window_out(window, bounds),
             ep_size=window.ep_size,
-            stages=_stages(cost, joins),
+            stages=stages,
             straggler_cost=straggler_cost(most, mean),
             max_slots=most,
             mean_slots=mean,
@@ -143,6 +148,8 @@ def _layer(layer: LayerWindow, cost: LayerCost | None) -> StragglerLayer:
 
 def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status], told: str | None) -> str | None:
     """Why there is no cost, or None; `told`: why a worker can't tell the loads of its steps."""
+    if window.conflict is not None:
+        return window.conflict
     if cost.sums[0]:
         return None
     if window.ep_size == 1:
@@ -176,20 +183,28 @@ def _series(
             f"{at_most} intervals at most.",
         )
     found = intervals_of(boundaries, whole, window.ep_size)
+    conflicts = [None] * len(found) if window.conflict is None else _conflicts(boundaries)
     return [
-        _interval(start, end, item)
-        for start, end, item in zip(instants[:-1], instants[1:], found, strict=True)
+        _interval(start, end, item, conflict)
+        for start, end, item, conflict in zip(instants[:-1], instants[1:], found, conflicts, strict=True)
     ]
 
 
-def _interval(start: float, end: float, found: Interval) -> StragglerInterval:
-    cost, hottest = found.cost, found.cost.hottest
+def _conflicts(boundaries: Sequence[tuple[ProducerState, Remembered]]) -> list[str | None]:
+    """For each interval why it has no cost because lives were in conflict, or None."""
+    spans = [[ProducerSpan(item, span) for span in memory.spans()] for item, memory in boundaries]
+    return [why_conflicting(interval) for interval in zip(*spans, strict=True)]
+
+
+def _interval(start: float, end: float, found: Interval, conflict: str | None) -> StragglerInterval:
+    cost = found.cost if conflict is None else _NO_COST
+    hottest = cost.hottest
     return StragglerInterval(
         start=start,
         end=end,
         truncated=found.truncated,
-        joined=sum(stage.joined for stage in cost.stages.values()),
-        incomplete=sum(stage.incomplete for stage in cost.stages.values()),
+        joined=sum(stage.joined for stage in found.cost.stages.values()),
+        incomplete=sum(stage.incomplete for stage in found.cost.stages.values()),
         straggler_cost=straggler_cost(*cost.sums),
         windowed_straggler_share=straggler_cost(*found.windowed),
         hottest_rank=int(np.argmax(hottest)) if hottest.any() else None,

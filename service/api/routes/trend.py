@@ -23,6 +23,7 @@ from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.summary import Summary, summarise
+from moescope.service.windows.conflicts import why_conflicting
 from moescope.service.windows.doubts import doubts_of
 from moescope.service.windows.health import absent_layers
 from moescope.service.windows.phase_window import merge_spans_of_phase
@@ -59,6 +60,7 @@ class _Point:
         unknown: DP ranks whose tokens are not known, or not those of the phase.
         imbalance: over EP ranks, of all producers; None where none has a snapshot in the interval.
         broken: layers that it leaves out because their rows don't add up to the tokens.
+        conflict: why it has no imbalance because lives were in conflict, or None.
     """
 
     rates: Mapping[int, float]
@@ -66,6 +68,7 @@ class _Point:
     unknown: frozenset[int]
     imbalance: Summary | None
     broken: frozenset[int] = frozenset()
+    conflict: str | None = None
 
 
 class _Cache:
@@ -130,6 +133,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             worst_layer=[item.worst_layer for item in summaries],
             not_conserved=sorted(frozenset().union(*(point.broken for point in found))),
             absent=compact_absent(_absent(state, deployment)),
+            conflict=next((point.conflict for point in reversed(found) if point.conflict), None),
         )
         return answer(result)
 
@@ -163,7 +167,8 @@ def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: fl
     imbalance, broken = None, frozenset[int]()
     if any(_arrived(item, end) for item in alive):
         imbalance, broken = _imbalance(spans, phase)
-    return _Point(rates, frozenset(here - heard), frozenset(unknown), imbalance, broken)
+    conflict = why_conflicting(spans)
+    return _Point(rates, frozenset(here - heard), frozenset(unknown), imbalance, broken, conflict)
 
 
 def _arrived(item: ProducerSpan, end: float) -> bool:

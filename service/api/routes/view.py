@@ -107,6 +107,7 @@ def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: flo
         phase_reason=window.phase_reason,
         tokens=window.known_tokens,
         tokens_reason=window.reason,
+        conflict=window.conflict,
         min_tokens=found.min_tokens,
         dp_size=window.dp_size,
         ep_size=window.ep_size,

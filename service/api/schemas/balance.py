@@ -50,6 +50,11 @@ class Balance(BaseModel):
     tokens_reason: str | None = Field(
         description="Why the tokens of some DP rank aren't known (or not those of the phase), or null."
     )
+    conflict: str | None = Field(
+        None,
+        description="Why all this is not of one deployment alone, so that there is no balance: several live "
+        "processes claim one rank, or did in the window; with the remedy. null: none did.",
+    )
     dp_ranks: list[int] = Field(description="DP ranks that took part.")
     missing_dp_ranks: list[int] = Field(description="DP ranks that should exist and never reported.")
     dp_tokens: Cell = Field(description="Tokens of each DP rank, in the order of dp_ranks.")

@@ -12,7 +12,7 @@ RoleName = Literal["prefill", "decode"] | None
 _ROLE = "What it computes where prefill and decode are computed apart; null: both, or it isn't known."
 _STATE = (
     "counting: all its ranks do. partial: some of them don't count, or never reported. disabled, stale: none "
-    "counts."
+    "counts. conflict: several live processes claim one of its ranks (see /v1/ranks)."
 )
 
 
@@ -53,7 +53,7 @@ class Member(BaseModel):
 
     server: str
     role: RoleName = Field(description=_ROLE)
-    state: Literal["counting", "partial", "disabled", "stale"] = Field(description=_STATE)
+    state: Literal["counting", "partial", "disabled", "stale", "conflict"] = Field(description=_STATE)
     dp_size: int
     ep_size: int
     missing_dp_ranks: list[int] = Field(description="DP ranks that should exist and never reported.")
@@ -134,6 +134,9 @@ class PoolOut(SumOut):
     silent: list[str] = Field(description="Deployments that fell silent.")
     partial: list[str] = Field(description="Deployments some of whose ranks don't count or never reported.")
     disabled: list[str] = Field(description="Deployments whose capture is off.")
+    conflict: list[str] = Field(
+        description="Deployments with a rank that several live processes claim (see /v1/ranks)."
+    )
     deployments: list[Member]
 
 
@@ -156,6 +159,9 @@ class PoolDetail(SumOut):
     silent: list[str] = Field(description="Deployments that fell silent.")
     partial: list[str] = Field(description="Deployments some of whose ranks don't count or never reported.")
     disabled: list[str] = Field(description="Deployments whose capture is off.")
+    conflict: list[str] = Field(
+        description="Deployments with a rank that several live processes claim (see /v1/ranks)."
+    )
     roles: list[RoleSum]
     deployments: list[ReplicaOut]
     stand_out: list[StandsOutOut] = Field(

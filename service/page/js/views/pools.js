@@ -10,7 +10,7 @@ import { change, link } from "../route.js";
 import { imbalanceLevel, tiles } from "../tiles.js";
 
 const EVERY_S = 5; // a pool of hundreds of ranks takes the service a second
-const LEVELS = { counting: "good", partial: "warn", disabled: "bad", stale: "bad" };
+const LEVELS = { counting: "good", partial: "warn", disabled: "bad", stale: "bad", conflict: "bad" };
 const HEADS = ["Replica", "role", "state", "tokens/s", "of the mean", "over EP ranks", "worst layer", "over DP ranks", "MaxVio", "hot experts", "straggler cost", "divergence"];
 const EXPLAINED =
   "Siblings are the replicas of one role. Each is compared with the others: what they have in common is no replica's own problem. " +
@@ -70,7 +70,7 @@ const shown = ({ value }, write) => (value === null ? "–" : write(value));
 const bits = (x) => (x === null ? "–" : x.toFixed(4));
 
 function summary(answer) {
-  const broken = [...answer.silent, ...answer.partial, ...answer.disabled];
+  const broken = [...answer.silent, ...answer.partial, ...answer.disabled, ...answer.conflict];
   const rate = (item) => shown(item.tokens_per_second, compact);
   const split = answer.phases ? `${compact(answer.phases.prefill)} of prefill, ${compact(answer.phases.decode)} of decode` : answer.phases_reason;
   return [
