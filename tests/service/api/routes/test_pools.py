@@ -297,3 +297,29 @@ def test_all_of_it_is_as_the_document_says(service: Service) -> None:
     assert response.json()["layers"]
     check(document, "/v1/pools/{pool}", response)
     check(document, "/v1/pools", service.client.get("/v1/pools"))
+
+
+def test_a_deployment_in_conflict_has_no_measures_and_counts_in_the_sum(service: Service) -> None:
+    """Two live processes under one name: what they counted is known, and how even it was is not."""
+    push_both(service, "a")
+    for seq in range(1, 21):
+        for pid, epoch, counts in ((1, EPOCH, [900, 0, 50, 50]), (2, EPOCH + 10**9, [50, 50, 0, 900])):
+            for dp_rank in (0, 1):
+                sizes = {"dp_size": 2, "ep_size": 2, "ep_rank": dp_rank, "pool": "chat"}
+                who = producer(
+                    server="twice", dp_rank=dp_rank, pid=pid, host=f"h{pid}", start=f"s{pid}", **sizes
+                )
+                after = service.clock.now - epoch / 1e9
+                slots = [seq * slot for slot in counts]
+                made = frame({0: slots}, who=who, seq=seq, epoch=epoch, after_s=after, placement=halves(4, 1))
+                assert service.push(made).status_code == 200
+        service.clock.now += 1
+    answer = service.get("/v1/pools/chat")
+    assert answer["conflict"] == ["twice"]
+    found = by_server(answer)["twice"]
+    assert (found["state"], found["tokens"]) == ("conflict", 4 * 20 * 500)
+    for measure in ("ep_imbalance_ratio", "dp_imbalance_ratio", "straggler_cost", "max_vio"):
+        assert found[measure]["value"] is None
+        assert "conflict" in found[measure]["reason"] or "claim" in found[measure]["reason"], measure
+    assert found["divergence"]["median"] is None
+    assert {item["server"] for item in answer["stand_out"]} <= {"a", "twice"}
