@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -74,6 +75,27 @@ class Throttle:
         return True
 
 
+class OnceAMinute(logging.Filter):
+    """Lets each warning of a logger through once a minute, for loggers that have a line for each bad request.
+
+    uvicorn has one for each request that is no HTTP, or that asks for a WebSocket: whoever reaches the port
+    could fill the disk.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._throttle = Throttle(clock)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log it."""
+        if record.levelno != logging.WARNING:
+            return True
+        if not self._throttle.allows(str(record.msg)):
+            return False
+        record.msg = f"{record.msg} (logged once a minute)"
+        return True
+
+
 def set_up_logging(level: LogLevel, style: LogFormat) -> None:
     """Send moescope's and uvicorn's log to stderr."""
     handler = logging.StreamHandler(sys.stderr)
@@ -83,5 +105,6 @@ def set_up_logging(level: LogLevel, style: LogFormat) -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level.value.upper())
+    logging.getLogger("uvicorn.error").filters = [OnceAMinute()]
     # A frame a second from each worker would drown everything else.
     logging.getLogger("uvicorn.access").setLevel(logging.INFO if level is LogLevel.DEBUG else logging.WARNING)

@@ -90,7 +90,7 @@ def _warnings(settings: Settings, book: TokenBook) -> list[str]:
     ]
     if silent := what_is_silent(settings.metrics_level):
         found.append(f"metrics_level: {silent}")
-    found += [f"{name}: no variable of moescope; is it misspelt?" for name in unknown_variables()]
+    found += unknown_variables()
     match settings.store:
         case None:
             found.append("store: totals and history are in memory only")

@@ -14,6 +14,7 @@ from moescope.service.cli.check_config import CHECK_HELP, check_config
 from moescope.service.cli.copies import BACKUP_HELP, RESTORE_HELP, backup, restore
 from moescope.service.cli.drift import DRIFT_HELP, drift
 from moescope.service.cli.grouping import add_command
+from moescope.service.cli.placement import PLACEMENT_HELP, placement
 from moescope.service.cli.pools import POOLS_HELP, pools
 from moescope.service.cli.report import REPORT_HELP, report
 from moescope.service.cli.serve import SERVE_HELP, serve
@@ -58,6 +59,7 @@ def command_line() -> typer.Typer:
     add_command(app, pools, POOLS_HELP)
     add_command(app, balance, BALANCE_HELP)
     add_command(app, stragglers, STRAGGLERS_HELP)
+    add_command(app, placement, PLACEMENT_HELP)
     add_command(app, advise, ADVISE_HELP)
     add_command(app, drift, DRIFT_HELP)
     app.add_typer(baseline_group(), name="baseline")

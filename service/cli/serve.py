@@ -22,7 +22,7 @@ from moescope.service.settings import (
     Settings,
     SettingsError,
 )
-from moescope.service.settings_sources import load_settings
+from moescope.service.settings_sources import load_settings, unknown_variables
 
 SERVE_HELP: Final = """Run the side service: frames from vLLM's workers in; /metrics, /v1 and /docs out.
 
@@ -97,6 +97,8 @@ def serve(flags: Flags, config: ConfigOption = None) -> None:
     with ending_at(StoreError, TokenError, TlsError), listener, open_writer(settings, time.time) as writer:
         server = make_server(create_app(settings, writer=writer))
         log.info("moescope serves at %s", address_of(listener, settings.tls_cert is not None))
+        for warning in unknown_variables():
+            log.warning("%s", warning)
         if silent := what_is_silent(settings.metrics_level):
             log.info("metrics_level: %s", silent)
         server.run(sockets=[listener])

@@ -11,8 +11,11 @@ from rich.console import Group, RenderableType
 from moescope.service.cli.asking import ask
 from moescope.service.cli.options import (
     Deployment,
+    DpRankOption,
     EndOption,
+    LayerOption,
     MinTokensOption,
+    PhaseOption,
     PoolOption,
     StartOption,
     Watching,
@@ -40,6 +43,7 @@ Examples:
 
   moescope balance --start=-5m --watch
 
+  moescope balance --dp-rank 0 --phase decode --layer 3
   moescope balance --pool chat                          each replica of a pool: see moescope pools
 """
 STRAGGLERS_HELP: Final = """Show what waiting for the busiest EP rank costs, by layer, from single steps.
@@ -66,10 +70,14 @@ def balance(
     start: StartOption = None,
     end: EndOption = None,
     min_tokens: MinTokensOption = None,
+    layer: LayerOption = None,
+    dp_rank: DpRankOption = None,
+    phase: PhaseOption = None,
     pool: PoolOption = None,
 ) -> None:
     """Print the balance of a running service, once or until Ctrl-C."""
-    params = {**deployment.params, "start": start, "end": end, "min_tokens": min_tokens}
+    filters = {"layer": layer, "dp_rank": dp_rank, "phase": phase, "start": start, "end": end}
+    params = {**deployment.params, **filters, "min_tokens": min_tokens}
     tables = _Asking(deployment, "/v1/balance", params, pool, balance_tables)
     printing(tables, watching.period_s)
 
@@ -79,10 +87,11 @@ def stragglers(
     watching: Watching,
     start: StartOption = None,
     end: EndOption = None,
+    layer: LayerOption = None,
     pool: PoolOption = None,
 ) -> None:
     """Print the straggler cost of a running service, once or until Ctrl-C."""
-    params = {**deployment.params, "start": start, "end": end}
+    params = {**deployment.params, "layer": layer, "start": start, "end": end}
     tables = _Asking(deployment, "/v1/stragglers", params, pool, stragglers_tables)
     printing(tables, watching.period_s)
 

@@ -97,9 +97,20 @@ def list_traces(url: UrlOption, wanted: Filter) -> None:
         say(f"There are more than {wanted.limit}: give --limit, or a narrower --start.")
 
 
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Which of several traces of one request: a prefill and a decode deployment have one each."""
+
+    server: Annotated[
+        str | None, typer.Option(help="Of this vLLM deployment; needed where several have one.")
+    ] = None
+    model: Annotated[str | None, typer.Option(help="Of this model; needed where several have one.")] = None
+
+
 def show(
     request_id: IdArgument,
     url: UrlOption,
+    whose: Whose,
     layer: LayerOption = None,
     first: Annotated[int, typer.Option(min=0, help="First position, counted in tokens from 0.")] = 0,
     end: Annotated[
@@ -107,7 +118,7 @@ def show(
     ] = None,
 ) -> None:
     """Print a line for each position."""
-    params = {"layer": layer, "first": first, "end": first + 32 if end is None else end}
+    params = {**asdict(whose), "layer": layer, "first": first, "end": first + 32 if end is None else end}
     trace = ask(url, _path(request_id, "json"), params)
     table = Table(title=f"{trace['request_id']}: {trace['tokens']} tokens computed, {trace['outcome']}")
     table.add_column("position", justify="right")
@@ -123,13 +134,14 @@ def export(
     request_id: IdArgument,
     file: Annotated[Path, typer.Argument(help="File to write; its suffix is the format.")],
     url: UrlOption,
+    whose: Whose,
     layer: LayerOption = None,
 ) -> None:
     """Write a file."""
     suffix = file.suffix.removeprefix(".")
     if suffix not in _SUFFIXES:
         raise failure(f"{file} has no suffix of a format: give one of .{', .'.join(_SUFFIXES)}")
-    content = download(url, _path(request_id, suffix), {"layer": layer}, timeout_s=60)
+    content = download(url, _path(request_id, suffix), {**asdict(whose), "layer": layer}, timeout_s=60)
     write_file(file, content)
     say(f"{file}: {len(content)} bytes")
 

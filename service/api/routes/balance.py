@@ -8,6 +8,7 @@ from fastapi import APIRouter
 
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import (
+    DpRankParam,
     EndParam,
     LayerParam,
     MinTokensParam,
@@ -45,6 +46,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
         model: ModelParam = None,
         pool: PoolParam = None,
         layer: LayerParam = None,
+        dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
         start: StartParam = None,
         end: EndParam = None,
@@ -52,10 +54,11 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
     ) -> Balance:
         """Balance of every layer over EP ranks, DP ranks and experts, and its summary across all layers.
 
-        The summaries cover all layers, also when only some are asked for.
+        The summaries cover all layers, also when only some are asked for. Of one DP rank it tells where that
+        rank's tokens went; over DP ranks there is nothing to balance then.
         """
         bounds = parse_bounds(start, end, state.now())
-        window = read_window(state, server, model, bounds, phase=phase, pool=pool)
+        window = read_window(state, server, model, bounds, dp_rank, phase, pool)
         gate = settings.min_tokens if min_tokens is None else min_tokens
         found = assessment.assess(window, gate)
         return Balance(
@@ -63,6 +66,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
             model=window.model,
             window=window_out(window, bounds),
             min_tokens=gate,
+            dp_rank=dp_rank,
             phase=phase,
             phase_reason=window.phase_reason,
             tokens=window.known_tokens,

@@ -13,6 +13,7 @@ from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import (
     LARGEST,
     Bounds,
+    DpRankParam,
     EndParam,
     ModelParam,
     ServerParam,
@@ -40,6 +41,7 @@ def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> 
         layer: Annotated[int, Query(ge=0, le=LARGEST, description="Decoder layer.")],
         server: ServerParam = None,
         model: ModelParam = None,
+        dp_rank: DpRankParam = None,
         start: StartParam = None,
         end: EndParam = None,
         max_traces: Annotated[int, Query(ge=1, le=10_000, description="Newest traces counted.")] = 1000,
@@ -54,6 +56,7 @@ def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> 
         query = TraceQuery(
             server=deployment[0],
             model=deployment[1],
+            dp_rank=dp_rank,
             start=bounds.start,
             end=bounds.end,
             limit=max_traces + 1,

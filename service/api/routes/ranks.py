@@ -9,7 +9,7 @@ from itertools import groupby
 from fastapi import APIRouter
 
 from moescope.service.api.limits.turns import Turns
-from moescope.service.api.params.query import ModelParam, PoolParam, ServerParam
+from moescope.service.api.params.query import DpRankParam, ModelParam, PoolParam, ServerParam
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.common import Absent, Uncovered
 from moescope.service.api.schemas.ranks import (
@@ -37,7 +37,12 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/ranks", responses=documented(422))
-    def ranks(server: ServerParam = None, model: ModelParam = None, pool: PoolParam = None) -> Ranks:
+    def ranks(
+        server: ServerParam = None,
+        model: ModelParam = None,
+        pool: PoolParam = None,
+        dp_rank: DpRankParam = None,
+    ) -> Ranks:
         """All DP ranks and their producers: state, totals since the start, coverage, conservation."""
         chosen = [
             item
@@ -45,8 +50,12 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
             if server in (None, item.latest.producer.server) and model in (None, item.latest.producer.model)
         ]
         groups = groupby(chosen, key=lambda item: item.latest.producer.key[:2])
-        found = [replica_of(list(group)) for _, group in groups]
-        return Ranks(deployments=[_deployment(item) for item in found if pool in (None, item.pool)])
+        replicas = [replica_of(list(group)) for _, group in groups]
+        found = [_deployment(item) for item in replicas if pool in (None, item.pool)]
+        if dp_rank is not None:
+            for item in found:
+                item.dp_ranks = [rank for rank in item.dp_ranks if rank.dp_rank == dp_rank]
+        return Ranks(deployments=found)
 
     return router
 

@@ -24,9 +24,9 @@ from moescope.service.api.params.query import (
 )
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.stragglers import StageOut, StragglerInterval, StragglerLayer, Stragglers
-from moescope.service.api.schemas.windows import absent_out, known_layers, window_out
+from moescope.service.api.schemas.windows import absent_out, known_layers, layers_now, window_out
 from moescope.service.live.past import Remembered
-from moescope.service.live.producers import ProducerSpan, ProducerState, why_unavailable
+from moescope.service.live.producers import ProducerSpan, ProducerState, heard_last, why_unavailable
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
 from moescope.service.measures.loads import max_and_mean
@@ -76,6 +76,10 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
         deployment = choose(state, server, model, pool)
+        if instants:
+            mine = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
+            layers, ep_size = len(layers_now(state, deployment)), heard_last(mine).ep_size
+            _check_size(len(mine), layers, ep_size, len(instants) - 1)
         boundaries = state.boundaries(deployment, (bounds.start, *instants[1:-1], bounds.end))
         spans = [ProducerSpan(item, memory.whole()) for item, memory in boundaries]
         window, cost = merge_spans(spans), cost_of(spans)
@@ -170,18 +174,10 @@ def _series(
     """The window cut at the instants, each interval over the layers that are seen whole in the window.
 
     Raises:
-        ProblemError: there would be too much to add up.
+        ProblemError: there would be too much to add up, with layers that only its past has.
     """
     whole = [layer.shape.layer for layer in window.layers if is_whole(layer)]
-    at_most = min(MAX_WORK // len(boundaries), MAX_CELLS // max(1, len(whole) * window.ep_size))
-    if len(instants) - 1 > at_most:
-        raise ProblemError(
-            400,
-            "too-many-steps",
-            "The series would take too long",
-            f"{len(boundaries)} producers, {window.ep_size} EP ranks, {len(instants) - 1} intervals: ask for "
-            f"{at_most} intervals at most.",
-        )
+    _check_size(len(boundaries), len(whole), window.ep_size, len(instants) - 1)
     found = intervals_of(boundaries, whole, window.ep_size)
     conflicts = [None] * len(found) if window.conflict is None else _conflicts(boundaries)
     return [
@@ -194,6 +190,23 @@ def _conflicts(boundaries: Sequence[tuple[ProducerState, Remembered]]) -> list[s
     """For each interval why it has no cost because lives were in conflict, or None."""
     spans = [[ProducerSpan(item, span) for span in memory.spans()] for item, memory in boundaries]
     return [why_conflicting(interval) for interval in zip(*spans, strict=True)]
+
+
+def _check_size(producers: int, layers: int, ep_size: int, intervals: int) -> None:
+    """Check that there is not too much to add up.
+
+    Raises:
+        ProblemError: there is (400).
+    """
+    at_most = min(MAX_WORK // producers, MAX_CELLS // max(1, layers * ep_size))
+    if intervals > at_most:
+        raise ProblemError(
+            400,
+            "too-many-steps",
+            "The series would take too long",
+            f"{producers} producers, {ep_size} EP ranks, {intervals} intervals: ask for {at_most} intervals "
+            "at most.",
+        )
 
 
 def _interval(start: float, end: float, found: Interval, conflict: str | None) -> StragglerInterval:

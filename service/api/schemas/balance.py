@@ -42,6 +42,7 @@ class Balance(BaseModel):
     model: str
     window: Window
     min_tokens: int = Field(description="Fewer tokens than this are no sample.")
+    dp_rank: int | None = Field(description="The DP rank asked for; null: all of them.")
     phase: Phase | None = Field(description="The phase asked for; null: tokens of both.")
     phase_reason: str | None = Field(
         description="Why it isn't known which tokens are of the phase; null: it is, or none was asked for."

@@ -16,11 +16,14 @@ class Trend(msgspec.Struct):
     where phases are not known. `not_conserved` are layers that some interval's imbalance leaves out because
     their rows don't add up to its tokens. `absent` are MoE layers that nothing
     counts. `conflict` says why intervals have no imbalance because several live processes claimed one rank.
+    `dp_rank` is the one that was asked for (null: all of them); then the imbalance is of where its tokens
+    went.
     """
 
     server: str
     model: str
     step: float
+    dp_rank: int | None
     phase: Phase | None
     dp_ranks: list[int]
     at: list[float]
