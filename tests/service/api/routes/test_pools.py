@@ -248,6 +248,29 @@ def test_queries_filter_by_pool(service: Service, path: str) -> None:
     assert service.get(path, pool="other", server="d")["server"] == "d"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/advice",
+        "/v1/advice/placement",
+        "/v1/advice/rearrangements",
+        "/v1/compare",
+        "/v1/drift",
+        "/v1/placement",
+        "/v1/trend",
+    ],
+)
+def test_all_routes_of_one_deployment_choose_by_pool(service: Service, path: str) -> None:
+    push_both(service, "a")
+    push_both(service, "b", pool="other")
+    assert "server=b model=tiny pool=other" in detail(service, path, 400)
+    assert service.client.get(path, params={"pool": "other"}).status_code == 200
+    push_both(service, "d", pool="other")
+    assert detail(service, path, 400, pool="other") == (
+        "Choose one by server and model: server=b model=tiny pool=other, server=d model=tiny pool=other."
+    )
+
+
 def test_ranks_show_and_filter_by_pool(service: Service) -> None:
     push_both(service, "a", role="prefill")
     push_both(service, "b", pool="")
