@@ -77,7 +77,7 @@ class CaptureSession:
         self._taker = SnapshotTaker(
             buffers.flat, self.capturer, settings.interval, ring=ring, history=history, eplb=self._eplb
         )
-        self._phases = PhaseTracker()
+        self._phases = PhaseTracker(decodes_only=producer.role == "decode")
         self._traces: TraceSession | None = None
         self._watch = BatchWatch(vllm_config, self._ordered, self._watch_failed)
         reason = self._watch.reason or why_no_traces(vllm_config, device, self.capturer.strategy)

@@ -20,7 +20,8 @@ def ranks_table(answer: dict[str, Any]) -> RenderableType:
 
 
 def _deployment_table(deployment: dict[str, Any]) -> RenderableType:
-    table = Table(title=f"{deployment['model']} on {deployment['server']}: totals since the start")
+    named = f"{deployment['model']} on {deployment['server']}{_place(deployment)}"
+    table = Table(title=f"{named}: totals since the start")
     for name in ("DP", "TP", "PP", "EP", "tokens", "of decode", "steps", "idle"):
         table.add_column(name, justify="right")
     for name in ("state", "capture"):
@@ -37,6 +38,13 @@ def _deployment_table(deployment: dict[str, Any]) -> RenderableType:
                 _capture(rank, producer),
             )
     return Group(table, *(Text(f"- {note}") for note in _absences(deployment)))
+
+
+def _place(deployment: dict[str, Any]) -> str:
+    """Its pool and its role, as far as it has them."""
+    found = [f"pool {deployment['pool']}" if deployment["pool"] else "", deployment["role"] or ""]
+    told = ", ".join(word for word in found if word)
+    return f" ({told})" if told else ""
 
 
 def _count(number: int | None) -> str:

@@ -13,7 +13,7 @@ from tests.service.metrics.families import FAMILY_OF
 def test_promtool_finds_nothing_wrong() -> None:
     done = promtool("check", "rules", *FILES)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(FILES) == 3
+    assert len(FILES) == 4
 
 
 def test_rules_use_only_metrics_that_exist() -> None:

@@ -33,6 +33,7 @@ from moescope.service.api.params.query import (
     EndParam,
     MinTokensParam,
     ModelParam,
+    PoolParam,
     ServerParam,
     choose,
     parse_bounds,
@@ -62,6 +63,7 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
     def get_advice(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         start: AdviceStartParam = DEFAULT_START,
         end: EndParam = None,
         ranks: RanksParam = None,
@@ -78,7 +80,7 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         Placements are fitted on the first part of the window and judged on the rest, which they have not
         seen, against what the EP ranks really got there. Works whether EPLB is on or off.
         """
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         bounds = parse_bounds(start, end, state.now())
         wish = AdviceWish(
             ranks=ranks,

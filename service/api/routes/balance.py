@@ -14,6 +14,7 @@ from moescope.service.api.params.query import (
     MinTokensParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     parse_bounds,
@@ -44,6 +45,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
     def get_balance(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
@@ -57,7 +59,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
         rank's tokens went; over DP ranks there is nothing to balance then.
         """
         bounds = parse_bounds(start, end, state.now())
-        window = read_window(state, server, model, bounds, dp_rank, phase)
+        window = read_window(state, server, model, bounds, dp_rank, phase, pool)
         gate = settings.min_tokens if min_tokens is None else min_tokens
         found = assessment.assess(window, gate)
         return Balance(

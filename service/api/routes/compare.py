@@ -16,6 +16,7 @@ from moescope.service.api.params.query import (
     LayerParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     check_known,
@@ -53,6 +54,7 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
     def compare(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
@@ -68,7 +70,7 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
         """Shares of every expert in a window, less those in a base window; how far apart each layer is."""
         now = state.now()
         bounds, base_bounds = parse_bounds(start, end, now), parse_bounds(base_start, base_end, now)
-        window = read_window(state, server, model, bounds, dp_rank, phase)
+        window = read_window(state, server, model, bounds, dp_rank, phase, pool)
         other = (base_server, base_model)
         server, model = (window.server, window.model) if other == (None, None) else other
         base_rank = dp_rank if base_dp_rank is None else base_dp_rank

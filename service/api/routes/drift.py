@@ -15,6 +15,7 @@ from moescope.service.api.params.query import (
     MinTokensParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     check_known,
     choose,
@@ -51,6 +52,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
     def get_drift(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         baseline: BaselineParam = PREVIOUS_HOUR,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
@@ -64,7 +66,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
         The summary covers all layers, also when only some are asked for. One DP rank is compared with its own
         hour before; a pinned baseline is of all DP ranks.
         """
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         if dp_rank is not None:
             _check_rank(state, deployment, baseline, dp_rank)
         bounds = parse_bounds(start, end, state.now())

@@ -14,6 +14,7 @@ from moescope.service.api.params.query import (
     LayerParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     StepParam,
@@ -47,6 +48,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
     def histogram(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
@@ -61,7 +63,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
         now = state.now()
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         known = layers_now(state, deployment).values()
         _check_size((item.num_experts for item in known if not layer or item.layer in layer), instants)
         window, parts = read_series(state, *deployment, bounds, instants, dp_rank, phase)

@@ -13,6 +13,7 @@ from moescope.service.api.params.query import (
     EndParam,
     LayerParam,
     ModelParam,
+    PoolParam,
     ServerParam,
     StartParam,
     StepParam,
@@ -66,6 +67,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
     def stragglers(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         start: StartParam = None,
         end: EndParam = None,
@@ -79,7 +81,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
         now = state.now()
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         if instants:
             mine = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
             layers, ep_size = len(layers_now(state, deployment)), heard_last(mine).ep_size

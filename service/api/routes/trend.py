@@ -17,6 +17,7 @@ from moescope.service.api.params.query import (
     LayerParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     check_known,
@@ -95,6 +96,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
     def trend(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
@@ -107,7 +109,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
 
         `layer` bounds the imbalance: tokens pass all layers.
         """
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         if layer or dp_rank is not None:
             _check_named(state, deployment, layer, dp_rank)
         now = state.now()

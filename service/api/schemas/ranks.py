@@ -141,6 +141,10 @@ class DeploymentOut(BaseModel):
 
     server: str
     model: str
+    pool: str | None = Field(description="Its pool (see /v1/pools); null: none was named.")
+    role: Literal["prefill", "decode"] | None = Field(
+        description="What it computes where prefill and decode are computed apart; null: both."
+    )
     dp_size: int
     ep_size: int
     conflict: str | None = Field(

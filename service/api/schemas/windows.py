@@ -22,13 +22,14 @@ def read_window(
     bounds: Bounds,
     dp_rank: int | None = None,
     phase: Phase | None = None,
+    pool: str | None = None,
 ) -> ModelWindow:
     """The merged window of the deployment that is meant, of one DP rank or of all, of a phase or of both.
 
     Raises:
         ProblemError: it isn't clear which deployment is meant, or the DP rank isn't known.
     """
-    spans = state.spans(choose(state, server, model), bounds.start, bounds.end)
+    spans = state.spans(choose(state, server, model, pool), bounds.start, bounds.end)
     if dp_rank is not None:
         known = sorted({item.producer.latest.producer.dp_rank for item in spans})
         check_known("DP rank", [dp_rank], known)
@@ -43,6 +44,7 @@ def read_series(
     instants: Sequence[float],
     dp_rank: int | None = None,
     phase: Phase | None = None,
+    pool: str | None = None,
 ) -> tuple[ModelWindow, Iterator[ModelWindow]]:
     """The merged window, and those between neighbours of rising instants that cut it (none without instants).
 
@@ -52,7 +54,7 @@ def read_series(
         ProblemError: see :func:`read_window`.
     """
     inner = instants[1:-1]
-    found = state.boundaries(choose(state, server, model), (bounds.start, *inner, bounds.end))
+    found = state.boundaries(choose(state, server, model, pool), (bounds.start, *inner, bounds.end))
     if dp_rank is not None:
         check_known("DP rank", [dp_rank], sorted({item.latest.producer.dp_rank for item, _ in found}))
     whole = [ProducerSpan(item, memory.whole()) for item, memory in found]

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire import MoeLayer
+from moescope.service.live.pools import Replica, replica_of
 from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, within_sizes
 from moescope.service.live.state import LiveState
 from moescope.service.measures.balance import GAUGES
@@ -42,6 +43,11 @@ class Group:
     def producers(self) -> tuple[ProducerState, ...]:
         """The producers."""
         return tuple(item.producer for item in self.spans)
+
+    @cached_property
+    def replica(self) -> Replica:
+        """Its pool, its role and its state."""
+        return replica_of(self.producers)
 
     @cached_property
     def total(self) -> ModelWindow:
