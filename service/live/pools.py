@@ -41,7 +41,8 @@ class Replica:
 
         Workers of a former start are left out.
         """
-        states = [item.state for item in of_present_start(self.producers)]
+        present = [item for item in self.producers if item.gone is None] or self.producers
+        states = ["stale" if item.gone else item.state for item in of_present_start(present)]
         if any(item.conflict is not None for item in self.producers):
             return "conflict"
         if all(state == "stale" for state in states):
@@ -80,14 +81,14 @@ def replica_of(producers: Sequence[ProducerState]) -> Replica:
 
 
 def live_replicas(producers: Iterable[ProducerState]) -> list[Replica]:
-    """The deployments with a worker that has not expired.
+    """The deployments with a worker that has neither expired nor gone: one that shut down in order is gone.
 
     Args:
         producers: those of all deployments, sorted by key.
     """
     groups = groupby(producers, key=lambda item: item.latest.producer.key[:2])
     found = (list(group) for _, group in groups)
-    return [replica_of(group) for group in found if not all(item.expired for item in group)]
+    return [replica_of(group) for group in found if not all(item.expired or item.gone for item in group)]
 
 
 def pools_of(replicas: Iterable[Replica]) -> dict[tuple[str, str], list[Replica]]:

@@ -81,3 +81,15 @@ def test_the_state_of_a_replica_is_that_of_its_present_start(
     assert now() == "stale"
     tell(0, 1, epoch=int(clock.now * S))  # started again with one rank
     assert now() == "counting"
+
+
+def test_a_replica_that_shut_down_in_order_is_in_no_pool(
+    make_state: Callable[..., LiveState], clock: Clock
+) -> None:
+    state = make_state()
+    for server in ("a", "b"):
+        state.ingest(frame({0: [1, 1]}, who=producer(server=server, pool="p"), after_s=100))
+    state.ingest(frame({0: [1, 1]}, who=producer(server="a", pool="p"), seq=2, after_s=101, ended=True))
+    clock.now += 1
+    assert members(state) == {("p", "tiny"): ["b"]}
+    assert replica_of([item for item in state.producers() if item.gone]).state == "stale"
