@@ -60,6 +60,7 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     absent_unnamed: str = ""
     current: int | None = None
     conflicts: list[tuple[float, float]] = []
+    ended: bool = False
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -105,6 +106,7 @@ def encode_account(account: AccountState) -> bytes:
         absent_unnamed=latest.absent_unnamed,
         current=latest.epoch,
         conflicts=list(account.conflicts),
+        ended=latest.ended,
     )
     return compress(_encoder.encode(packed))
 
@@ -140,6 +142,7 @@ def decode_account(blob: object) -> AccountState:
         unavailable=packed.unavailable,
         absent=tuple(packed.absent),
         absent_unnamed=packed.absent_unnamed,
+        ended=packed.ended,
     )
     who = packed.producer  # older blobs lack the sizes in their totals
     totals = unpack(packed.totals)

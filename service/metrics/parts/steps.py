@@ -64,7 +64,7 @@ def _sums(group: Group, joins: dict[int, Status]) -> Iterator[Found]:
     most, mean = cost.sums
     yield Sample("moescope_straggler_max_slots_total", deployment, most)
     yield Sample("moescope_straggler_mean_slots_total", deployment, mean)
-    for rank, steps in enumerate(cost.hottest.tolist()):
+    for rank, steps in enumerate(cost.hottest.tolist()[: group.total.ep_size]):
         yield Sample("moescope_straggler_hottest_layer_steps_total", (*deployment, str(rank)), steps)
     for layer in cost.layers:
         labels = (*deployment, str(layer.layer))
