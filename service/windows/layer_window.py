@@ -64,7 +64,9 @@ class LayerWindow:
     @property
     def missing(self) -> tuple[int, ...]:
         """DP ranks with tokens that are not in the counts, or of which it isn't known whether all are."""
-        nowhere = {*self.unseen, *self.uncovered, *self.unphased} - set(self.dp_ranks)
+        nowhere = {*self.unseen, *self.uncovered, *self.unphased}
+        if nowhere:
+            nowhere.difference_update(self.dp_ranks)
         return tuple(sorted(nowhere | set(self.partial)))
 
     @property
@@ -118,6 +120,7 @@ def layers_of(stack: Stack, ids: list[int], ep_size: int, why: Reasons) -> tuple
     everywhere: list[bool] = np.all(covering, axis=0).tolist()
     anywhere: list[bool] = np.any(stack.lost | stack.partial, axis=0).tolist()
     everybody, rows_by_layer = tuple(ids), np.ascontiguousarray(stack.rows.T)
+    doubts, broken = _some(why.doubts), _some(why.broken)
     found = []
     for i, shape in enumerate(stack.layout.layers):
         counts, rows, shown = stack.counts[:, offsets[i] : offsets[i + 1]], rows_by_layer[i], everybody
@@ -140,15 +143,22 @@ def layers_of(stack: Stack, ids: list[int], ep_size: int, why: Reasons) -> tuple
                 unseen=tuple(rank for rank in unseen if rank not in reasons),
                 uncovered=reasons,
                 partial=tuple(partial),
-                doubts=_of_layer(why.doubts, shape.layer, (*unseen, *partial)),
-                broken=_of_layer(why.broken, shape.layer, shown),
+                doubts=_of_layer(doubts, shape.layer, (*unseen, *partial)),
+                broken=_of_layer(broken, shape.layer, shown),
             )
         )
     return tuple(found)
 
 
+def _some(reasons: Mapping[int, Mapping[int, str]]) -> dict[int, Mapping[int, str]]:
+    """Without the DP ranks that have none: almost always nothing is left, and each layer asks."""
+    return {rank: of_layers for rank, of_layers in reasons.items() if of_layers}
+
+
 def _of_layer(reasons: Mapping[int, Mapping[int, str]], layer: int, ranks: Iterable[int]) -> dict[int, str]:
     """Of a layer, the reasons of some DP ranks."""
+    if not reasons:
+        return {}
     return {rank: reasons[rank][layer] for rank in ranks if layer in reasons.get(rank, {})}
 
 
