@@ -27,6 +27,8 @@ Answers have a number for each cell: 2 MiB of float64. A model of 64 layers may 
 """
 MAX_COPIES: Final = 1 << 20
 """Physical experts over all layers of a frame, at most: a model of 64 layers may have 16,384 in each."""
+FEW_COPIES: Final = 256
+"""Physical experts that any layer may have. Beyond them each logical one is twice on each EP rank at most."""
 
 
 def check_frame(frame: Frame) -> None:
@@ -152,11 +154,12 @@ def _check_table(field: str, table: PlacementTable, layer: MoeLayer, ep_size: in
             f"{field}: {len(table.physical_to_logical)} and {len(table.physical_to_ep_rank)} bytes, expected "
             "two uint16 arrays of one length"
         )
-    copies, most = len(table.physical_to_logical) // 2, 2 * layer.num_experts * ep_size
+    copies = len(table.physical_to_logical) // 2
+    most = max(FEW_COPIES, 2 * layer.num_experts * ep_size)
     if copies > most:
         raise WireError(
-            f"{field}: {copies} physical experts, above {most}: {layer.num_experts} logical experts, each "
-            f"twice on each of {ep_size} EP ranks"
+            f"{field}: {copies} physical experts, above {most}, for {layer.num_experts} logical experts on "
+            f"{ep_size} EP ranks"
         )
     logical, ep_ranks = unpack_ids(table.physical_to_logical), unpack_ids(table.physical_to_ep_rank)
     placed = np.bincount(logical, minlength=layer.num_experts)

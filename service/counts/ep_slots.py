@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -25,6 +26,8 @@ Up to 30 copies of an expert get exactly equal parts, more copies (31, 32, 34, .
 """
 _AT_ONCE: Final = 1 << 18
 """Pairs of an EP rank and an expert, over layers, that are computed at once: 2 MiB an array."""
+_REMEMBERED: Final = 1 << 15
+"""Copies of a placement whose pairs are remembered, at most: 32 placements of some 2 MiB."""
 _COARSE: Final = 720_720  # the least common multiple of 1 .. 16
 
 
@@ -182,7 +185,9 @@ def _spread(counts: Int64Array, tables: Sequence[PlacementTable], ep_size: int) 
     Each of an expert's c copies gets 1 / c of its slots.
     """
     times, layers, experts = counts.shape
-    holders = _holders(tables, experts, ep_size)
+    copies = sum(len(table.physical_to_logical) // 2 for table in tables)
+    found = _remembered if copies <= _REMEMBERED else _holders
+    holders = found(tuple(tables), experts, ep_size)
     flat = counts.reshape(-1, len(holders.of_expert))
     shape = (len(flat), len(tables) * ep_size)
     whole, parts = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -230,6 +235,12 @@ class _Holders:
 
     def _sums(self, of_pairs: Int64Array) -> Int64Array:
         return np.asarray(np.add.reduceat(of_pairs, self.starts, axis=1))
+
+
+@lru_cache(maxsize=32)
+def _remembered(tables: tuple[PlacementTable, ...], experts: int, ep_size: int) -> _Holders:
+    """Those of a placement that is in many frames."""
+    return _holders(tables, experts, ep_size)
 
 
 def _holders(tables: Sequence[PlacementTable], experts: int, ep_size: int) -> _Holders:

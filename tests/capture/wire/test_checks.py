@@ -170,8 +170,11 @@ def _placed(copies: int, layers: int, experts: int, ep_size: int) -> bytes:
 
 def test_physical_experts_are_bounded_by_the_shape_and_over_all_layers() -> None:
     """512 layers of 2 experts that shared a table of 2,000,000 copies took 18 s and 8 GiB."""
-    decode_frame(_placed(copies=8, layers=512, experts=2, ep_size=2))
-    with pytest.raises(WireError, match=r"tables\[0\]: 9 physical experts, above 8"):
-        decode_frame(_placed(copies=9, layers=512, experts=2, ep_size=2))
+    decode_frame(_placed(copies=256, layers=512, experts=2, ep_size=2))
+    with pytest.raises(WireError, match=r"tables\[0\]: 257 physical experts, above 256"):
+        decode_frame(_placed(copies=257, layers=512, experts=2, ep_size=2))
+    decode_frame(_placed(copies=512, layers=4, experts=16, ep_size=16))
+    with pytest.raises(WireError, match=r"tables\[0\]: 513 physical experts, above 512"):
+        decode_frame(_placed(copies=513, layers=4, experts=16, ep_size=16))
     with pytest.raises(WireError, match="placement: 1049600 physical experts over all layers, above 1048576"):
         decode_frame(_placed(copies=2050, layers=512, experts=64, ep_size=64))
