@@ -45,6 +45,7 @@ def test_the_openapi_document_is_true(service: Service) -> None:
             "401",
             "403",
             "404",
+            "408",
             "422",
             "503",
         }
