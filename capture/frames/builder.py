@@ -67,6 +67,7 @@ class FrameBuilder:
         self._absent_unnamed = absent_unnamed
         self._num_counts = sum(layer.num_experts for layer in layers)
         self._seq = 0
+        self._acknowledged = 0
 
     def build(self, snapshot: Snapshot, drops: Mapping[str, int]) -> Frame:
         """The next frame: the totals of the snapshot, and the loads of steps that were not delivered yet."""
@@ -82,6 +83,7 @@ class FrameBuilder:
             producer=self._producer,
             epoch=self._epoch,
             seq=self._seq,
+            acknowledged=self._acknowledged,
             captured_at_ns=snapshot.captured_at_ns,
             state="counting" if reason is None else "disabled",
             state_reason=(reason or "")[:MAX_REASON],
@@ -116,5 +118,6 @@ class FrameBuilder:
 
     def delivered(self) -> None:
         """The service has taken the last frame."""
+        self._acknowledged = self._seq
         if self._history is not None:
             self._history.delivered()

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire import Frame
-from moescope.service.counts.account_state import AccountState, EpochState, Latest, forget
+from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest, forget
 from moescope.service.counts.ep_slots import ep_slots_of
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.refusals import RefusedError, check_exact, check_growth, check_steps
@@ -48,6 +48,7 @@ class Account:
         self._forgotten: tuple[int, ...] = (0,)
         self.totals = no_totals(Layout(()))
         self.latest: Latest | None = None
+        self.base: Base | None = None
         self._epochs_seen = 0
         self.generation = 0
         """Rises whenever the totals begin again from zero because the model's shape changed."""
@@ -66,13 +67,30 @@ class Account:
         account._epochs_seen = state.epochs_seen
         account.totals = state.totals
         account.latest = state.latest
+        account.base = state.base
         return account
 
     def state(self) -> AccountState:
         """All that the account knows. It must have had a frame."""
         assert self.latest is not None, "an account without a frame"
         epochs = tuple(self._epochs.values())
-        return AccountState(self.totals, epochs, self._forgotten, self._epochs_seen, self.latest)
+        return AccountState(self.totals, epochs, self._forgotten, self._epochs_seen, self.latest, self.base)
+
+    def seq_of(self, epoch: int) -> int | None:
+        """The highest ``seq`` of an epoch that was taken; None: the epoch isn't remembered."""
+        known = self._epochs.get(epoch)
+        return None if known is None else known.seq
+
+    def leave_out(self, part: Totals, at: float) -> None:
+        """Leave a part of the totals out of the counters; they were zero at ``at`` if nothing was before."""
+        if self.base is None:
+            self.base = Base(part, 0, at)
+        else:
+            self.base = replace(self.base, totals=self.base.totals.plus(part))
+
+    def leave_all_out(self, at: float) -> None:
+        """Let the counters begin at zero."""
+        self.base = Base(self.totals, self.restarts, at)
 
     def add_stragglers(self, layout: Layout, more: Stragglers) -> bool:
         """Add what joined steps cost; False, and nothing is added, if a layer of ``layout`` is not here."""
@@ -141,6 +159,7 @@ class Account:
 
     def _begin_again(self, epoch: int) -> None:
         self._epochs.clear()
+        self.base = None
         self._forgotten = (epoch - 1,)
         self.generation += 1
 

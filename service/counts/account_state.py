@@ -58,6 +58,24 @@ class EpochState:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """What counters in ``/metrics`` leave out of an account: what was counted before this service knew.
+
+    Prometheus takes a counter that falls for one that began again at zero, and all that it then shows for
+    new. So counters may only show what is known to be new.
+
+    Attributes:
+        totals: what is left out of the account's totals.
+        restarts: what is left out of its restarts.
+        at: when the counters of this account were zero, seconds of Unix time on the service's clock.
+    """
+
+    totals: Totals
+    restarts: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class AccountState:
     """All that an account knows, so that it can be kept elsewhere.
 
@@ -68,6 +86,7 @@ class AccountState:
             of them count as forgotten too.
         epochs_seen: how many epochs there were in all.
         latest: the newest frame, which is of the newest of ``epochs``.
+        base: what counters leave out; None: nothing.
     """
 
     totals: Totals
@@ -75,6 +94,7 @@ class AccountState:
     forgotten: tuple[int, ...]
     epochs_seen: int
     latest: Latest
+    base: Base | None = None
 
     def has_forgotten(self, epoch: int) -> bool:
         """Whether an epoch is only in the sum."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moescope.service.counts.account_state import AccountState, EpochState, forget
+from moescope.service.counts.account_state import AccountState, Base, EpochState, forget
 from moescope.service.counts.totals import Totals, no_totals
 
 
@@ -34,8 +34,9 @@ def merge_accounts(one: AccountState, other: AccountState, max_epochs: int) -> A
     )
     epochs = {item.epoch: item for item in base.epochs}
     missing = [item for item in more.epochs if _is_news(item, epochs.get(item.epoch), base)]
+    left_out = min((base.base, more.base), key=_size_of)
     if not missing:
-        return base
+        return base if left_out is base.base else replace(base, base=left_out)
     totals, seen = base.totals, base.epochs_seen
     for item in missing:
         known = epochs.get(item.epoch)
@@ -46,7 +47,14 @@ def merge_accounts(one: AccountState, other: AccountState, max_epochs: int) -> A
     forgotten = forget(base.forgotten, *(epoch for epoch in epochs if epoch < kept[0]))
     told = newest.totals
     totals = replace(totals, dp_size=told.dp_size, ep_size=told.ep_size, switches=told.switches)
-    return AccountState(totals, tuple(epochs[epoch] for epoch in kept), forgotten, seen, newest.latest)
+    return AccountState(
+        totals, tuple(epochs[epoch] for epoch in kept), forgotten, seen, newest.latest, left_out
+    )
+
+
+def _size_of(base: Base | None) -> int:
+    """What one service leaves out of the counters and the other doesn't is new: the smaller base holds."""
+    return 0 if base is None else 1 + base.totals.tokens
 
 
 def _version(state: AccountState) -> tuple[int, int, int]:

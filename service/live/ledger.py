@@ -14,6 +14,8 @@ from moescope.service.counts.layers import Layout, Layouts
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.step_costs import Stragglers
+from moescope.service.counts.totals import Totals
+from moescope.service.live.continuity import Continuity
 from moescope.service.live.history import History
 from moescope.service.live.outbox import Outbox
 from moescope.service.live.past import Remembered
@@ -23,7 +25,7 @@ from moescope.service.live.roster import Roster
 from moescope.service.live.row_laws import RowLaws
 from moescope.service.live.spans import Snapshot
 from moescope.service.live.step_joins import Joins
-from moescope.service.settings import Settings
+from moescope.service.settings import ClickHouseUrl, Settings
 from moescope.service.store.records import Key, Posting
 
 
@@ -37,6 +39,7 @@ class Ledger:
 
     Attributes:
         roster, history, placements, joins, outbox: to read from; the outbox is also to be emptied.
+        continuity: says which deployments' counters may be shown.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float], keeps: bool) -> None:
@@ -50,12 +53,21 @@ class Ledger:
         self.joins = Joins(self._add_stragglers)
         self._laws = RowLaws()
         self.outbox = Outbox()
+        alone = not isinstance(settings.store, ClickHouseUrl)
+        self.continuity = Continuity(clock, settings.stale_after_s, alone)
 
-    def restore(self, posting: Posting) -> None:
-        """Go on from what a store has kept of a producer. To be called before its first frame."""
+    def restore(self, posting: Posting, unbroken: bool = True) -> None:
+        """Go on from what a store has kept of a producer. To be called before its first frame.
+
+        Unless the store is ``unbroken``, counters begin at zero.
+        """
         account = Account.restored(posting.account, self._settings.max_epochs)
         self._enter(posting.key, account, posting.at)
         self.history.record(posting.key, posting.birth, Snapshot(posting.at, account.totals))
+        self.continuity.restored(posting.key, posting.at, unbroken)
+        if not unbroken:
+            account.leave_all_out(self._clock())
+            self._record(posting.key, account, self.outbox.post)
 
     def take(self, frame: Frame) -> Verdict:
         """Take a checked frame.
@@ -109,7 +121,8 @@ class Ledger:
         leaving = set(self.roster.outgrown_by(key, layout))
         if entry is None:
             leaving.update(self.roster.to_make_room())
-        generation = account.generation
+        generation, before = account.generation, account.totals
+        is_old = self.continuity.is_old(account, frame)
         verdict = account.post(frame, layout)
         if verdict is not Verdict.ACCEPTED:
             # Whether the frame that was here before could be kept isn't known here: keep it again.
@@ -130,6 +143,9 @@ class Ledger:
         self.history.set_back(key, now)
         birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
         self.history.record(key, birth, Snapshot(now, account.totals))
+        if is_old:
+            self._leave_out(key, account, None if account.generation != generation else before)
+        self.continuity.heard(key)
         self._record(key, account, self.outbox.post, began_again=account.generation != generation)
         return verdict
 
@@ -140,6 +156,23 @@ class Ledger:
         assert entry is not None
         assert account.latest is not None
         self._laws.note(account.latest, entry.started_at, at)
+
+    def _leave_out(self, key: Key, account: Account, before: Totals | None) -> None:
+        """Leave out of the counters what a frame has added to ``before``, as it was counted elsewhere.
+
+        Then the store lacks what workers know to be kept. While nothing of it is shown, the counters of the
+        whole deployment begin at zero.
+        """
+        now = self._clock()
+        if not self.continuity.holds(key[:2]):
+            account.leave_out(account.totals if before is None else account.totals.minus(before), now)
+            return
+        for member in self.roster.members(key[:2]):
+            entry = self.roster.get(member)
+            assert entry is not None
+            entry.account.leave_all_out(now)
+            if member != key:
+                self._record(member, entry.account, self.outbox.post)
 
     def _makes_way(self, key: Key, layout: Layout, at: float) -> bool:
         """Forget producers whose shape is not that of another service's newer frame, as seen at ``at``.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from moescope.capture.wire import Producer
-from moescope.service.counts.account_state import Latest
+from moescope.service.counts.account_state import Base, Latest
 from moescope.service.counts.row_law import RowLaw
 from moescope.service.counts.totals import Totals
 from moescope.service.live.spans import Span
@@ -28,6 +28,7 @@ class ProducerState:
         age: seconds since ``received_at``; ``stale`` and ``expired`` compare it with the settings.
         law: the law of rows at its pipeline stage; all TP workers of the stage have the same.
         stale_after: seconds without a frame after which a producer is silent.
+        base: what counters in ``/metrics`` leave out; None: nothing.
     """
 
     latest: Latest
@@ -40,6 +41,7 @@ class ProducerState:
     expired: bool
     law: RowLaw = field(default_factory=RowLaw)
     stale_after: float = 10.0
+    base: Base | None = None
 
     @property
     def state(self) -> str:

@@ -90,6 +90,7 @@ class Roster:
             stale=age > self._settings.stale_after_s,
             expired=age > self._settings.expire_after_s,
             stale_after=self._settings.stale_after_s,
+            base=entry.account.base,
         )
 
     def _age(self, entry: Entry) -> float:

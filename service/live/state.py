@@ -33,6 +33,8 @@ class LiveState:
         self, settings: Settings, clock: Callable[[], float], archive: Archive | None = None
     ) -> None:
         self._clock = clock
+        self.begun = clock()
+        """When this state began to be, seconds of Unix time."""
         self._archive = archive
         self._lock = threading.Lock()
         self._ledger = Ledger(settings, clock, keeps=archive is not None)
@@ -42,11 +44,22 @@ class LiveState:
         """Seconds of Unix time, by the service's clock."""
         return self._clock()
 
-    def restore(self, postings: Iterable[Posting]) -> None:
-        """Go on from what a store has kept. To be called before the first frame."""
+    def restore(self, postings: Iterable[Posting], unbroken: bool = True) -> None:
+        """Go on from what a store has kept. To be called before the first frame.
+
+        Args:
+            postings: all accounts of the store.
+            unbroken: the store had everything that it was ever given; else counters begin at zero, and
+                :meth:`take_records` has what to keep of that.
+        """
         with self._lock:
             for posting in postings:
-                self._ledger.restore(posting)
+                self._ledger.restore(posting, unbroken)
+
+    def shows_counters(self, deployment: Deployment) -> bool:
+        """Whether the counters of a deployment may be shown; see :mod:`moescope.service.live.continuity`."""
+        with self._lock:
+            return self._ledger.continuity.show(deployment)
 
     def adopt(self, postings: Iterable[Posting]) -> None:
         """Take in what other services of the store know; see :mod:`moescope.service.counts.merging`."""

@@ -71,9 +71,9 @@ class RoutingCollector(Collector):
         self._parts: dict[str, Part] = {
             # First, so that its window is freed before the others make the totals, which are as large.
             "balance": self._balance,
-            "ranks": _each(ranks.rank_counters),
-            "phases": _each(steps.phase_counters),
-            "ep_ranks": _each(ranks.ep_counters),
+            "ranks": _each(ranks.rank_counters, counters=True),
+            "phases": _each(steps.phase_counters, counters=True),
+            "ep_ranks": _each(ranks.ep_counters, counters=True),
             "stragglers": self._stragglers,
             "drift": self._drifts,
             "capture": _each(ranks.capture_health),
@@ -82,9 +82,9 @@ class RoutingCollector(Collector):
             "service": self._service,
         }
         if settings.metrics_level is not MetricsLevel.RANK:
-            self._parts["dp_ranks"] = _each(ranks.dp_counters)
+            self._parts["dp_ranks"] = _each(ranks.dp_counters, counters=True)
         if settings.metrics_level is MetricsLevel.LAYER_EXPERT:
-            self._parts["experts"] = _each(ranks.expert_counters)
+            self._parts["experts"] = _each(ranks.expert_counters, counters=True)
 
     def describe(self) -> Iterable[Metric]:
         """The families, without samples, so that registering collects nothing."""
@@ -127,7 +127,11 @@ class RoutingCollector(Collector):
                 limit,
             )
         kept = {name: found for name, found in gathered.items() if name in admission.families}
-        told = [Sample("moescope_overflowed_series_total", (name,), lost) for name, lost in overflow.items()]
+        begun = self._state.begun
+        told = [
+            Sample("moescope_overflowed_series_total", (name,), lost, begun)
+            for name, lost in overflow.items()
+        ]
         kept["moescope_overflowed_series_total"] = _Gathered(told)
         for name, value in (
             ("moescope_exposed_series", admission.series + len(told) + 2),
@@ -184,20 +188,21 @@ class RoutingCollector(Collector):
 
     def _service(self, _found: list[Group]) -> Iterator[Found]:
         for labels, count in sorted(self._state.frames().items()):
-            yield Sample("moescope_frames_total", labels, count)
+            yield Sample("moescope_frames_total", labels, count, self._state.begun)
         snapshots, nbytes = self._state.history_size()
-        yield Sample("moescope_ingest_bytes_total", (), self._instruments.ingest_bytes)
+        yield Sample("moescope_ingest_bytes_total", (), self._instruments.ingest_bytes, self._state.begun)
         yield Sample("moescope_history_snapshots", (), snapshots)
         yield Sample("moescope_history_bytes", (), nbytes)
         yield Sample("moescope_build_info", (version("moescope"), f"{WIRE_MAJOR}.{WIRE_MINOR}"), 1)
 
 
-def _each(part: Callable[[Group], Iterable[Found]]) -> Part:
-    """A part of one deployment as a part of them all."""
+def _each(part: Callable[[Group], Iterable[Found]], counters: bool = False) -> Part:
+    """A part of one deployment as a part of them all; ``counters``: it has nothing but counters."""
 
     def all_groups(found: list[Group]) -> Iterator[Found]:
         for group in found:
-            yield from part(group)
+            if group.counters or not counters:
+                yield from part(group)
 
     return all_groups
 
@@ -228,6 +233,10 @@ def _metric(family: Family, found: _Gathered) -> Metric:
         return histogram
     make = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
     metric = make(family.name, family.help, labels=family.labels, unit=family.unit)
+    told = family.rank == 0  # a layer's would be as many again
     for sample in found.samples:
-        metric.add_metric(sample.labels, sample.value)
+        if sample.created is None or not told:
+            metric.add_metric(sample.labels, sample.value)
+        else:
+            metric.add_metric(sample.labels, sample.value, created=sample.created)
     return metric

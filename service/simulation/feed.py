@@ -104,6 +104,7 @@ def feed(plan: Plan, poster: Poster, pace: Pace, on_round: Callable[[Progress], 
         for frame in fleet.advance(now - last):
             try:
                 poster.post(encode_frame(frame))
+                fleet.delivered(frame)
                 frames += 1
             except ServiceUnavailableError as error:
                 failed += 1

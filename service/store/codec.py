@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
 from moescope.capture.wire.traces import Run
-from moescope.service.counts.account_state import AccountState, EpochState, Latest
+from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest
 from moescope.service.counts.totals import Totals
 from moescope.service.store.blobs import compress, decompress
 from moescope.service.store.packed import PackedTotals, pack, unpack
@@ -27,6 +27,12 @@ class _PackedEpoch(Struct, array_like=True, frozen=True):
     epoch: int
     seq: int
     counted: PackedTotals
+
+
+class _PackedBase(Struct, array_like=True, frozen=True):
+    totals: PackedTotals
+    restarts: int
+    at: float
 
 
 class _PackedAccount(Struct, array_like=True, frozen=True):
@@ -47,6 +53,7 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     unavailable: dict[str, str] = {}
     absent: list[UncoveredLayer] = []
     absent_unnamed: str = ""
+    base: _PackedBase | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -71,7 +78,7 @@ def decode_totals(blob: object) -> Totals:
 
 def encode_account(account: AccountState) -> bytes:
     """An account as a blob."""
-    latest = account.latest
+    latest, base = account.latest, account.base
     packed = _PackedAccount(
         totals=pack(account.totals),
         epochs=[_PackedEpoch(item.epoch, item.seq, pack(item.counted)) for item in account.epochs],
@@ -90,6 +97,7 @@ def encode_account(account: AccountState) -> bytes:
         unavailable=dict(latest.unavailable),
         absent=list(latest.absent),
         absent_unnamed=latest.absent_unnamed,
+        base=None if base is None else _PackedBase(pack(base.totals), base.restarts, base.at),
     )
     return compress(_encoder.encode(packed))
 
@@ -124,7 +132,8 @@ def decode_account(blob: object) -> AccountState:
     who = packed.producer  # older blobs lack the sizes in their totals
     totals = replace(unpack(packed.totals), dp_size=who.dp_size, ep_size=who.ep_size)
     forgotten = packed.forgotten or (packed.forgotten_up_to,)
-    return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest)
+    base = packed.base and Base(unpack(packed.base.totals), packed.base.restarts, packed.base.at)
+    return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest, base)
 
 
 def decode_posting(key: Key, birth_ms: object, at_ms: object, blob: object) -> Posting:

@@ -27,6 +27,13 @@ class Store(Protocol):
     :mod:`moescope.service.store.damage`).
     """
 
+    @property
+    def unbroken(self) -> bool:
+        """Whether it has all that it was ever given, once :meth:`accounts` has been read to its end.
+
+        It has not after damage, after a power cut, or when an older copy was put back.
+        """
+
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these; when it returns they outlive the process.
 

@@ -145,8 +145,8 @@ def merge_spans(
     told_tokens: list[int] = []
     phase = None if part is None else part.phase
     for rank, members in shown.items():
-        work = ended[rank].minus(work_of(item.span.first for item in members))
         told, deltas = doubts.get(rank), [item.span.delta for item in members]
+        work = _work_of(members, deltas, ended[rank], doubt_at_end)
         mine = _dp_rank(rank, members, work, phase, told)
         found.append(mine)
         computed: bool | BoolArray = mine.tokens != 0 or mine.reason is not None
@@ -183,6 +183,17 @@ def merge_spans(
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
         absent=absent_layers([item.producer.latest for item in heard], seen.union(uncovered)),
     )
+
+
+def _work_of(
+    members: Sequence[ProducerSpan], deltas: Sequence[Totals], ended: RankWork, for_counters: bool
+) -> RankWork:
+    """What a DP rank computed in a window.
+
+    A counter's begin is each worker's own, and none of them may make it fall: it is the most that any of them
+    tells since its own begin.
+    """
+    return work_of(deltas) if for_counters else ended.minus(work_of(item.span.first for item in members))
 
 
 def _by_dp_rank(spans: Sequence[ProducerSpan]) -> dict[int, list[ProducerSpan]]:

@@ -109,7 +109,7 @@ def _write(view: memoryview, parts: list[_Part]) -> None:
 
 
 def _narrow(metric: Metric, openmetrics: bool) -> bytes:
-    samples = metric.samples
+    samples = metric.samples if openmetrics else [s for s in metric.samples if not _is_created(metric, s)]
     if metric.type not in _KNOWN or not all(map(_is_plain, samples)):
         return _by_the_library(metric, openmetrics)
     return (_head(metric, openmetrics) + "".join(map(_line, samples))).encode()
@@ -134,12 +134,12 @@ def _by_the_library(metric: Metric, openmetrics: bool) -> bytes:
 
 def _is_plain(sample: Sample) -> bool:
     """Whether a sample is a name, labels and a value, and none that the text format moves elsewhere."""
-    return (
-        sample.timestamp is None
-        and not sample.exemplar
-        and not sample.native_histogram
-        and not sample.name.endswith("_created")
-    )
+    return sample.timestamp is None and not sample.exemplar and not sample.native_histogram
+
+
+def _is_created(metric: Metric, sample: Sample) -> bool:
+    """Whether a sample says when a counter was zero. Only OpenMetrics has a place for that."""
+    return metric.type == "counter" and sample.name == f"{metric.name}_created"
 
 
 def _head(metric: Metric, openmetrics: bool) -> str:

@@ -31,7 +31,7 @@ from moescope.service.store.records import (
     Usage,
     WorkerTrace,
 )
-from moescope.service.store.sqlite import account_rows, connections, trace_listing, traces
+from moescope.service.store.sqlite import account_rows, connections, continuation, trace_listing, traces
 from moescope.service.store.sqlite.checkpoints import Checkpointer
 from moescope.service.store.sqlite.connections import Readers
 from moescope.service.store.sqlite.packing import Packer
@@ -77,6 +77,11 @@ class SqliteStore:
             raise
         self._checkpointer = Checkpointer(lambda: connections.connect(self._path))
         set_aside(folder)
+
+    @property
+    def unbroken(self) -> bool:
+        """Whether nothing of what the last service gave it is missing."""
+        return self._continues and not self._damage.lost_accounts
 
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these or none."""
@@ -162,6 +167,11 @@ class SqliteStore:
 
     def close(self) -> None:
         """Let go of the files."""
+        try:
+            with connections.failures(self._path):
+                continuation.end(self._writer)
+        except StoreError as error:
+            _log.error("%s", error)
         self._checkpointer.close()
         self._packer.close()
         self._readers.close()
@@ -183,12 +193,13 @@ class SqliteStore:
 
     def _mend_and_connect(self) -> sqlite3.Connection:
         with connections.failures(self._path):
-            mend(self._path)
+            rescued = mend(self._path)
             self._path.touch(0o600)  # SQLite would let others read a new one, if the folder does
             writer = connections.connect(self._path)
             try:
                 connections.prepare(writer)
                 migrate(writer, str(self._path))
+                self._continues = continuation.begin(writer) and rescued is None
             except BaseException:
                 writer.close()
                 raise
