@@ -121,7 +121,7 @@ class Ledger:
         leaving = set(self.roster.outgrown_by(key, layout))
         if entry is None:
             leaving.update(self.roster.to_make_room())
-        generation, before = account.generation, account.totals
+        generation, before, is_new = account.generation, account.totals, entry is None
         is_old = self.continuity.is_old(account, frame)
         verdict = account.post(frame, layout)
         if verdict is not Verdict.ACCEPTED:
@@ -144,7 +144,7 @@ class Ledger:
         birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
         self.history.record(key, birth, Snapshot(now, account.totals))
         if is_old:
-            self._leave_out(key, account, None if account.generation != generation else before)
+            self._leave_out(key, account, None if is_new or account.generation != generation else before)
         self.continuity.heard(key)
         self._record(key, account, self.outbox.post, began_again=account.generation != generation)
         return verdict
@@ -165,7 +165,10 @@ class Ledger:
         """
         now = self._clock()
         if not self.continuity.holds(key[:2]):
-            account.leave_out(account.totals if before is None else account.totals.minus(before), now)
+            if before is None:
+                account.leave_out(account.totals, now)
+            else:  # counters that were there before go on
+                account.leave_out(account.totals.minus(before), self.history.track(key).birth)
             return
         for member in self.roster.members(key[:2]):
             entry = self.roster.get(member)

@@ -68,7 +68,10 @@ class SqliteStore:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock: int | None = connections.lock_folder(folder)
         except OSError as error:
-            raise StoreError(f"{folder} can't be used as a store: {error.strerror or error}") from error
+            raise StoreError(
+                f"{folder} can't be used as a store: {error.strerror or error}. Choose another folder with --store "
+                "(MOESCOPE_STORE), or give --no-store: then totals and history are in memory only"
+            ) from error
         self._readers = Readers(self._path)
         try:
             self._writer = self._open()
