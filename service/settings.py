@@ -166,11 +166,16 @@ class Settings(BaseSettings):
     expire_after_s: float = Field(
         3600.0, gt=0, description="Counters of a rank that is silent for longer leave /metrics, seconds."
     )
-    history_mib: int = Field(256, ge=1, description="Memory for past snapshots, MiB.")
+    history_mib: int | None = Field(
+        None,
+        ge=1,
+        description="Memory for past snapshots, MiB. Absent: 256; without a store as much as 8 snapshots of "
+        "each producer take, if that is more, up to a quarter of the memory.",
+    )
     store: Path | ClickHouseUrl | None = Field(
         default_factory=_store_of,
-        description=f"Folder that keeps totals, history and traces over restarts, {_CLICKHOUSE_URL} for several "
-        f"services, or {NO_STORE}: memory only, as with port 0.",
+        description=f"Folder that keeps totals, history and traces over restarts, {_CLICKHOUSE_URL} for "
+        f"several services, or {NO_STORE}: memory only, as with port 0.",
         json_schema_extra={"default": "moescope/HOST-PORT in the user's data folder"},
     )
     store_mib: int = Field(

@@ -16,11 +16,11 @@ from moescope.service.logs import set_up_logging
 from moescope.service.metrics.alerts import what_is_silent
 from moescope.service.serving.allocator import return_large_arrays
 from moescope.service.settings import (
+    NO_STORE,
     ClickHouseUrl,
     LogFormat,
     LogLevel,
     MetricsLevel,
-    NO_STORE,
     Settings,
     SettingsError,
     default_of,

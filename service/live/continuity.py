@@ -46,7 +46,7 @@ class Continuity:
     Args:
         clock: seconds of Unix time.
         wait_s: seconds that workers which reported last may take to report again after a restart.
-        alone: no other service writes to the store: what was acknowledged is in it, or it was taken elsewhere.
+        alone: no other service writes to the store: what was acknowledged is there, or was taken elsewhere.
     """
 
     def __init__(self, clock: Callable[[], float], wait_s: float, alone: bool) -> None:
@@ -89,7 +89,7 @@ class Continuity:
         return True
 
     def is_old(self, account: Account, frame: Frame) -> bool:
-        """Whether what a frame adds to an account was taken elsewhere before, and may be in counters there."""
+        """Whether what a frame adds to an account was taken elsewhere before: counters may have it there."""
         known, told = account.seq_of(frame.epoch), frame.acknowledged
         if known is None:
             return told > 0 if told is not None else (frame.captured_at_ns - frame.epoch) / 1e9 > LATE_S

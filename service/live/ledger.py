@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 from moescope.capture.wire import Frame
 from moescope.service.counts.account import Account, Verdict
@@ -17,6 +18,7 @@ from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals
 from moescope.service.live.continuity import Continuity
 from moescope.service.live.history import History
+from moescope.service.live.memory import available_bytes
 from moescope.service.live.outbox import Outbox
 from moescope.service.live.past import Remembered
 from moescope.service.live.placements import Placements
@@ -27,6 +29,8 @@ from moescope.service.live.spans import Snapshot
 from moescope.service.live.step_joins import Joins
 from moescope.service.settings import ClickHouseUrl, Settings
 from moescope.service.store.records import Key, Posting
+
+_HISTORY_BYTES: Final = 256 << 20
 
 
 class Ledger:
@@ -48,7 +52,7 @@ class Ledger:
         self._keeps = keeps
         self._layouts = Layouts()
         self.roster = Roster(settings, clock)
-        self.history = History(settings.history_mib * 1024 * 1024)
+        self.history = _history(settings, keeps)
         self.placements = Placements()
         self.joins = Joins(self._add_stragglers)
         self._laws = RowLaws()
@@ -218,3 +222,10 @@ class Ledger:
         self._laws.forget(key)
         if self._keeps:
             self.outbox.forget(key)
+
+
+def _history(settings: Settings, keeps: bool) -> History:
+    """Memory for the past: what a store keeps is in memory for speed only."""
+    if settings.history_mib is not None:
+        return History(settings.history_mib << 20)
+    return History(_HISTORY_BYTES, None if keeps else available_bytes() // 4)

@@ -5,6 +5,7 @@ What leaves this module is immutable, so that readers compute in their own threa
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -102,6 +103,33 @@ class LiveState:
         """Snapshots remembered, and their bytes."""
         with self._lock:
             return len(self._ledger.history), self._ledger.history.nbytes
+
+    def reaches(self) -> dict[Deployment, float]:
+        """The instant back to which the windows of each deployment can begin, seconds of Unix time.
+
+        It is the begin of counting where nothing has been forgotten. Expired producers don't matter.
+
+        Raises:
+            StoreError: the archive can't be read.
+        """
+        kept = {} if self._archive is None else self._archive.begins()
+        with self._lock:
+            states = [self._ledger.state(key) for key in self._ledger.roster.members()]
+            keys = [item.latest.producer.key for item in states if not item.expired]
+            tracks = [(key, self._ledger.history.track(key)) for key in keys]
+            births = {key: track.birth for key, track in tracks}
+            cut = {key: track.reaches for key, track in tracks if track.reaches is not None}
+        found: dict[Deployment, float] = {}
+        for key in keys:
+            found[key[:2]] = min(found.get(key[:2], math.inf), births[key])
+        for key, memory in cut.items():
+            found[key[:2]] = max(found[key[:2]], min(memory, kept.get(key, memory)))
+        return found
+
+    def history_wanted(self) -> int:
+        """Bytes of history with which windows reach back far without a store."""
+        with self._lock:
+            return self._ledger.history.enough_bytes
 
     def deployments(self) -> list[Deployment]:
         """All (server, model), sorted."""

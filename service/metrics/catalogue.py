@@ -355,6 +355,13 @@ _FAMILIES: Final = (
     Family("moescope_history_bytes", "gauge", "bytes", "Memory that past snapshots take."),
     Family("moescope_history_snapshots", "gauge", "", "Past snapshots in memory."),
     Family(
+        "moescope_history_span_seconds",
+        "gauge",
+        "seconds",
+        "How far back the windows of the deployment can begin; its whole life, while nothing is forgotten.",
+        DEPLOYMENT,
+    ),
+    Family(
         "moescope_scrape_duration_seconds",
         "histogram",
         "seconds",

@@ -7,6 +7,7 @@ If the part raised, its families are absent. If it gave samples that don't fit t
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -80,6 +81,7 @@ class RoutingCollector(Collector):
             "producers": _each(ranks.producer_counters),
             "traces": _each(ranks.trace_counters),
             "service": self._service,
+            "history": self._history,
         }
         if settings.metrics_level is not MetricsLevel.RANK:
             self._parts["dp_ranks"] = _each(ranks.dp_counters, counters=True)
@@ -194,6 +196,21 @@ class RoutingCollector(Collector):
         yield Sample("moescope_history_snapshots", (), snapshots)
         yield Sample("moescope_history_bytes", (), nbytes)
         yield Sample("moescope_build_info", (version("moescope"), f"{WIRE_MAJOR}.{WIRE_MINOR}"), 1)
+
+    def _history(self, found: list[Group]) -> Iterator[Found]:
+        now, reaches = self._state.now(), self._state.reaches()
+        for group in found:
+            span = max(0.0, now - reaches.get(group.deployment, now))
+            yield Sample("moescope_history_span_seconds", group.deployment, span)
+            if span < min(self._settings.window_s, now - group.created) and self._throttle.allows("span"):
+                _log.warning(
+                    "windows of %s (%s) reach back %.0f s only, where the gauges want %.0f s: the memory for "
+                    "past snapshots is too small. Set history_mib to %d, or keep a store (logged once a minute)",
+                    *group.deployment,
+                    span,
+                    self._settings.window_s,
+                    math.ceil(self._state.history_wanted() / 2**20),
+                )
 
 
 def _each(part: Callable[[Group], Iterable[Found]], counters: bool = False) -> Part:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from moescope.capture.wire.traces import TracePart
@@ -49,6 +49,9 @@ class Store(Protocol):
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest readable totals at or before it; None where none so old are kept."""
+
+    def begins(self) -> Mapping[Key, float]:
+        """When the oldest totals that are kept of each producer were true, seconds of Unix time."""
 
     def oldest(self, key: Key) -> StoredTotals | None:
         """The oldest readable totals that are kept of a producer."""

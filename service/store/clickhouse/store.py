@@ -135,6 +135,10 @@ class ClickHouseStore:
         instants_ms = [round(instant * 1000) for instant in instants]
         return history.totals_at(self._connection, key, instants_ms, self._damage)
 
+    def begins(self) -> dict[Key, float]:
+        """When the oldest totals that are kept of each producer were true."""
+        return history.begins(self._connection)
+
     def oldest(self, key: Key) -> StoredTotals | None:
         """The oldest totals that are kept of a producer."""
         return history.oldest(self._connection, key, self._damage)

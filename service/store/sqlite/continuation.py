@@ -1,8 +1,8 @@
 """Whether a database has all that the last service gave it: said by a mark which each service leaves in it.
 
-What was acknowledged survives the end of the process. But a power cut may take the last moments, a copy that is
-put back lacks what came after it, and damage may take anything. Counters must not go on from less than was
-shown before, so whoever shows them has to know.
+What was acknowledged survives the end of the process. But a power cut may take the last moments, a copy that
+is put back lacks what came after it, and damage may take anything. Counters must not go on from less than
+was shown before, so whoever shows them has to know.
 """
 
 from __future__ import annotations

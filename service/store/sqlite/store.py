@@ -69,8 +69,8 @@ class SqliteStore:
             self._lock: int | None = connections.lock_folder(folder)
         except OSError as error:
             raise StoreError(
-                f"{folder} can't be used as a store: {error.strerror or error}. Choose another folder with --store "
-                "(MOESCOPE_STORE), or give --no-store: then totals and history are in memory only"
+                f"{folder} can't be used as a store: {error.strerror or error}. Choose another folder with "
+                "--store (MOESCOPE_STORE), or give --no-store: then totals and history are in memory only"
             ) from error
         self._readers = Readers(self._path)
         try:
@@ -119,6 +119,11 @@ class SqliteStore:
         """For each instant the newest totals at or before it."""
         with self._readers.one() as connection:
             return account_rows.totals_at(connection, key, instants, self._damage)
+
+    def begins(self) -> dict[Key, float]:
+        """When the oldest totals that are kept of each producer were true."""
+        with self._readers.one() as connection:
+            return account_rows.begins(connection)
 
     def oldest(self, key: Key) -> StoredTotals | None:
         """The oldest totals that are kept of a producer."""

@@ -52,7 +52,7 @@ class Worker:
 class Prometheus:
     """What `increase` over all time says of each family, by the rules of Prometheus.
 
-    A series that falls began again at zero. With ``created`` also one whose zero lies after its last sample did.
+    A series that falls began again at zero. With ``created`` also one whose zero lies after its last sample.
     """
 
     use_created: bool
