@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
+from moescope.service.files.text import FileError, parse_toml, read_text
 from moescope.service.settings import OTHER_VARIABLES, SERVE_FLAGS, Settings, SettingsError
 
 
@@ -49,12 +49,9 @@ def unknown_variables() -> list[str]:
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        with config.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise SettingsError(f"can't read the settings file {config}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{config} is not valid TOML: {error}") from error
+        return parse_toml(read_text(config))
+    except FileError as error:
+        raise SettingsError(f"the settings file {config}: {error}") from error
 
 
 def _explain(error: ValidationError) -> str:

@@ -69,7 +69,8 @@ class HttpTransport:
         self._access = access
         self._secure = parts.scheme == "https"
         self._host = parts.hostname or ""
-        self._port = parts.port
+        # Always given: without a port http.client would take the last part of an IPv6 address for one.
+        self._port = parts.port or (443 if self._secure else 80)
         self._path = parts.path + path
         self._timeout = timeout
         self._headers = {"Content-Type": content_type}
@@ -95,7 +96,7 @@ class HttpTransport:
                     raise
                 self.close()
                 response, reply = self._exchange(body)
-        except (OSError, http.client.HTTPException) as error:
+        except Exception as error:  # such as UnicodeError of a host's name: whatever it is, it is tried again
             self.close()
             raise DeliveryError(
                 f"the service at {self._endpoint} can't be reached: {error!r}",
@@ -161,17 +162,19 @@ def _is_receipt(reply: bytes) -> bool:
 
     Anything else, such as a web server's page, must not pass for a frame that was taken.
     """
-    try:
-        return not reply or isinstance(json.loads(reply), dict)
-    except ValueError:
-        return False
+    return not reply or isinstance(_parsed(reply), dict)
 
 
 def _explanation(reply: bytes) -> str:
     """The detail of a problem document, or the first of whatever was answered."""
-    try:
-        problem = json.loads(reply)
-        detail = problem.get("detail") or problem.get("title")
-    except (ValueError, AttributeError):
-        detail = None
+    problem = _parsed(reply)
+    detail = problem.get("detail") or problem.get("title") if isinstance(problem, dict) else None
     return str(detail or reply[:200].decode("utf-8", "replace"))[:500]
+
+
+def _parsed(reply: bytes) -> object:
+    """The JSON of an answer; None if it is none, or nested too deeply."""
+    try:
+        return json.loads(reply)
+    except (ValueError, RecursionError):
+        return None

@@ -12,7 +12,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from moescope.capture.protocol import INGEST_PATH, MAX_NAME
-from moescope.capture.settings.access import NO_ACCESS, Access, printable
+from moescope.capture.settings.access import NO_ACCESS, Access, printable, read_text
 from moescope.capture.settings.attachment import ATTACHMENT, parse_flag
 from moescope.capture.settings.sampling import TraceSampling
 
@@ -144,10 +144,13 @@ def _endpoint(text: str) -> str:
     try:
         parts = urlsplit(text)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = usable and text.isascii() and text.isprintable() and " " not in text
     except ValueError:
         usable = False
     if not usable:
         raise SettingsError(f"MOESCOPE_ENDPOINT: {text!r} is no URL such as {DEFAULT_ENDPOINT}")
+    if parts.query or parts.fragment or text[-1] in "?#":  # paths are appended, so it would get lost
+        raise SettingsError("MOESCOPE_ENDPOINT: no query (?) or fragment (#) goes into it, only a path")
     return text.rstrip("/").removesuffix(INGEST_PATH)
 
 
@@ -222,8 +225,8 @@ def _token(environment: Mapping[str, str]) -> str | None:
     path = environment.get("MOESCOPE_TOKEN_FILE")
     if path and not token:
         try:
-            token = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            token = read_text(Path(path))
+        except (OSError, ValueError) as error:
             said = getattr(error, "strerror", None) or "it is no text"
             raise SettingsError(f"MOESCOPE_TOKEN_FILE: {path!r} can't be read: {said}") from error
     token = token.strip()

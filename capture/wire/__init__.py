@@ -24,10 +24,13 @@ from moescope.capture.wire.codec import (
     unpack_step_loads,
 )
 from moescope.capture.wire.schema import (
+    DROPS,
     MAX_COUNTERS,
     MAX_EXPERTS,
     MAX_LAYERS,
     MAX_RANKS,
+    OTHER,
+    TRACE_DROPS,
     Count,
     Frame,
     LayerId,
@@ -46,12 +49,15 @@ from moescope.capture.wire.schema import (
 
 __all__ = [
     "CONTENT_TYPE",
+    "DROPS",
     "INGEST_PATH",
     "MAX_COUNTERS",
     "MAX_EXPERTS",
     "MAX_LAYERS",
     "MAX_RANKS",
+    "OTHER",
     "TRACES_PATH",
+    "TRACE_DROPS",
     "WIRE_MAJOR",
     "WIRE_MINOR",
     "Count",

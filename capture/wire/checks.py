@@ -8,10 +8,25 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire.arrays import COUNTS_DTYPE, WireError, unpack_counts, unpack_ids
-from moescope.capture.wire.schema import Frame, MoeLayer, Placement, PlacementTable, Producer, StepLoads
+from moescope.capture.wire.schema import (
+    MAX_RANKS,
+    Frame,
+    MoeLayer,
+    Placement,
+    PlacementTable,
+    Producer,
+    StepLoads,
+)
 
 MAX_SPAN: Final = 1 << 16
 """Steps, dummy steps included, that the loads of one frame account for, at most."""
+MAX_CELLS: Final = 1 << 18
+"""Layers x DP ranks, and layers x EP ranks, that a frame tells of, at most.
+
+Answers have a number for each cell: 2 MiB of float64. A model of 64 layers may have 4,096 ranks.
+"""
+MAX_COPIES: Final = 1 << 20
+"""Physical experts over all layers of a frame, at most: a model of 64 layers may have 16,384 in each."""
 
 
 def check_frame(frame: Frame) -> None:
@@ -21,6 +36,7 @@ def check_frame(frame: Frame) -> None:
         WireError: names the field, what it holds and what was expected.
     """
     _check_ranks(frame.producer)
+    _check_sizes(frame)
     layer_ids = [layer.layer for layer in frame.layers]
     if any(a >= b for a, b in itertools.pairwise(layer_ids)):
         raise WireError(f"layers: ids must rise strictly, got {layer_ids}")
@@ -55,6 +71,17 @@ def _check_ranks(producer: Producer) -> None:
     ):
         if rank >= size:
             raise WireError(f"producer.{axis}_rank: {rank} is not below {axis}_size {size}")
+
+
+def _check_sizes(frame: Frame) -> None:
+    """Check that what answers are made of has a bound, whatever few bytes a frame has."""
+    who, layers = frame.producer, len(frame.layers) + len(frame.uncovered) + len(frame.absent)
+    workers = who.dp_size * who.tp_size * who.pp_size
+    if workers > MAX_RANKS:
+        raise WireError(f"producer.dp_size: dp_size x tp_size x pp_size is {workers}, above {MAX_RANKS}")
+    for axis, size in (("dp", who.dp_size), ("ep", who.ep_size)):
+        if size * layers > MAX_CELLS:
+            raise WireError(f"producer.{axis}_size: {size} x {layers} layers is above {MAX_CELLS}")
 
 
 def _check_array(field: str, data: bytes, length: int) -> None:
@@ -107,6 +134,10 @@ def _check_placement(placement: Placement, layers: list[MoeLayer], ep_size: int)
         raise WireError(
             f"placement.table_of_layer: {len(placement.table_of_layer)} entries for {len(layers)} layers"
         )
+    used = [placement.tables[i] for i in placement.table_of_layer if i < len(placement.tables)]
+    copies = sum(len(table.physical_to_logical) // 2 for table in used)
+    if copies > MAX_COPIES:
+        raise WireError(f"placement: {copies} physical experts over all layers, above {MAX_COPIES}")
     checked: set[tuple[int, int]] = set()  # most layers share a table: look at each once
     for layer, index in zip(layers, placement.table_of_layer, strict=True):
         if (index, layer.num_experts) in checked:
@@ -122,6 +153,12 @@ def _check_table(field: str, table: PlacementTable, layer: MoeLayer, ep_size: in
         raise WireError(
             f"{field}: {len(table.physical_to_logical)} and {len(table.physical_to_ep_rank)} bytes, expected "
             "two uint16 arrays of one length"
+        )
+    copies, most = len(table.physical_to_logical) // 2, 2 * layer.num_experts * ep_size
+    if copies > most:
+        raise WireError(
+            f"{field}: {copies} physical experts, above {most}: {layer.num_experts} logical experts, each "
+            f"twice on each of {ep_size} EP ranks"
         )
     logical, ep_ranks = unpack_ids(table.physical_to_logical), unpack_ids(table.physical_to_ep_rank)
     placed = np.bincount(logical, minlength=layer.num_experts)

@@ -22,6 +22,16 @@ MAX_EXPERTS: Final = 8192
 MAX_RANKS: Final = 65536
 MAX_COUNTERS: Final = 64
 
+DROPS: Final = frozenset({"snapshots_put_off", "snapshots_superseded", "sends_failed", "steps_lost"})
+"""The reasons in `Frame.drops`. The service counts whatever else comes as `OTHER`, so that nobody makes
+series without end."""
+TRACE_DROPS: Final = frozenset(
+    {"buffer_full", "fault", "layer_missing", "layout_unknown", "refused", "staging_full"}
+)
+"""The reasons after ``dropped_`` in `Frame.traces`; ``fault`` may be followed by a colon and the error."""
+OTHER: Final = "other"
+"""What the service calls a reason that it doesn't know."""
+
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Positive = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Rank = Annotated[int, Meta(ge=0, lt=MAX_RANKS)]

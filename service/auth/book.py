@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from moescope.service.auth.tokens import Token, TokenError, digest_of
+from moescope.service.files.text import stamp
 
 _log = logging.getLogger(__name__)
 
@@ -75,12 +76,4 @@ class TokenBook:
             self._named = named  # these are stamped too before they are read
 
     def _look(self) -> dict[Path, object]:
-        return {path: _stamp(path) for path in (*self._sources, *self._named)}
-
-
-def _stamp(path: Path) -> object:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return (status.st_mtime_ns, status.st_ino, status.st_size)
+        return {path: stamp(path) for path in (*self._sources, *self._named)}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-import tomllib
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
+
+from moescope.service.files.text import FileError, parse_toml, read_text
 
 MIN_LENGTH: Final = 16
 """Shortest token in a file of tokens; ``moescope token`` makes them longer."""
@@ -76,11 +77,9 @@ def read_secret(path: Path) -> str:
         TokenError: it can't be read, is empty, or holds more than one token.
     """
     try:
-        text = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise TokenError(f"the token file {path} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TokenError(f"the token file {path} is not text: write one token into it") from error
+        text = read_text(path).strip()
+    except FileError as error:
+        raise TokenError(f"the token file {path}: {error}; write one token into it") from error
     if not _PRINTABLE.fullmatch(text):
         raise TokenError(f"the token file {path} must hold one token of printable ASCII without spaces")
     return text
@@ -96,11 +95,10 @@ def read_tokens(path: Path) -> list[Token]:
         TokenError: names the file, the entry and the key.
     """
     try:
-        return tokens_of(path, path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TokenError(f"the file of tokens {path} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TokenError(f"{path} is not valid TOML: {error}") from error
+        text = read_text(path)
+    except FileError as error:
+        raise TokenError(f"the file of tokens {path}: {error}") from error
+    return tokens_of(path, text)
 
 
 def tokens_of(path: Path, text: str) -> list[Token]:
@@ -110,9 +108,9 @@ def tokens_of(path: Path, text: str) -> list[Token]:
         TokenError: see :func:`read_tokens`.
     """
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise TokenError(f"{path} is not valid TOML: {error}") from error
+        document = parse_toml(text)
+    except FileError as error:
+        raise TokenError(f"the file of tokens {path}: {error}") from error
     entries = document.pop("tokens", None)
     if document or not isinstance(entries, list) or not entries:
         raise TokenError(f"{path} must hold [[tokens]] tables and nothing else; `moescope token` prints one")

@@ -46,7 +46,8 @@ def check_config(config: ConfigOption = None) -> None:
     for name in sorted(Settings.model_fields):
         value = getattr(settings, name)
         default = default_of(Settings.model_fields[name])
-        typer.echo(f"{name} = {value}{'' if value == default else '   (default: ' + str(default) + ')'}")
+        chosen = value != default and (name != "store" or not settings.store_is_default)
+        typer.echo(f"{name} = {value}{f'   (default: {default})' if chosen else ''}")
     for item in book.tokens:
         typer.echo(f"token {item.name}: {', '.join(sorted(item.scopes))}")
     for warning in _warnings(settings, book):

@@ -12,6 +12,7 @@ import typer
 
 from moescope.service.auth.tokens import NAME, Scope, TokenError, new_token, tokens_of
 from moescope.service.cli.terminal import ending_at, failure
+from moescope.service.files.text import FileError, read_text
 
 MAKE_HELP: Final = """Make a token, and the entry for the service's file of tokens.
 
@@ -78,10 +79,10 @@ def _add_entry(path: Path, entry: str) -> None:
         TokenError: the file can't be read or written, or would not be good.
     """
     try:
-        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        old = read_text(path) if path.exists() else ""
         more = f"{chr(10) if old and not old.endswith(chr(10)) else ''}{entry}\n"
         tokens_of(path, old + more)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as file:
             file.write(more)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, FileError) as error:
         raise TokenError(f"{path} can't be added to: {error}") from error

@@ -28,10 +28,7 @@ def get_json(url: str, path: str, params: Parameters, timeout_s: float = 10.0) -
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
     """
-    try:
-        body = json.loads(get_bytes(url, path, params, timeout_s))
-    except ValueError:
-        body = None
+    body = _parsed(get_bytes(url, path, params, timeout_s))
     if not isinstance(body, dict):
         raise ServiceUnavailableError(f"what answers at {url} is not a moescope service")
     return body
@@ -54,7 +51,12 @@ def send_json(method: str, url: str, path: str, params: Parameters, body: Any) -
     """
     content = b"" if body is None else json.dumps(body).encode()
     answer = _exchange(method, url, path, params, content, "application/json", 60.0)
-    return json.loads(answer) if answer else None
+    if not answer:
+        return None
+    parsed = _parsed(answer)
+    if parsed is None:
+        raise ServiceUnavailableError(f"what answers at {url} is not a moescope service")
+    return parsed
 
 
 class Connection:
@@ -79,11 +81,12 @@ class Connection:
         self._settings = settings
         self._prefix = parts.path.rstrip("/")
         host = parts.hostname or ""
+        # A port is always given: without one http.client would take the end of an IPv6 address for it.
         if parts.scheme == "http":
-            self._connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+            self._connection = http.client.HTTPConnection(host, parts.port or 80, timeout=timeout_s)
         else:
             self._connection = http.client.HTTPSConnection(
-                host, parts.port, timeout=timeout_s, context=settings.context()
+                host, parts.port or 443, timeout=timeout_s, context=settings.context()
             )
 
     def exchange(self, method: str, target: str, body: bytes = b"", content_type: str | None = None) -> bytes:
@@ -106,7 +109,7 @@ class Connection:
             self._connection.request(method, self._prefix + target, body or None, headers)
             response = self._connection.getresponse()
             answer = response.read()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
             self._connection.close()
             raise ServiceUnavailableError(_why_silent(self._url, error)) from error
         if not 200 <= response.status < 300:
@@ -130,8 +133,15 @@ def address(url: str) -> SplitResult:
         port = parts.port
     except ValueError as error:  # such as a port that is no number
         raise ValueError(message) from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+    printable = url.isascii() and url.isprintable() and " " not in url
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not printable:
         raise ValueError(message)
+    if parts.username is not None:
+        raise ValueError(
+            f"{parts.hostname}: no user or password goes into the address: use MOESCOPE_TOKEN_FILE"
+        )
+    if parts.query or parts.fragment or url[-1] in "?#":
+        raise ValueError(f"{url}: no query (?) or fragment (#) goes into the address, only a path")
     return parts
 
 
@@ -168,7 +178,13 @@ def _why_silent(url: str, error: Exception) -> str:
 
 def _detail(body: bytes) -> str | None:
     """What a problem document says, if it is one."""
+    problem = _parsed(body)
+    return str(problem["detail"]) if isinstance(problem, dict) and "detail" in problem else None
+
+
+def _parsed(body: bytes) -> Any:
+    """The JSON of an answer; None if it is none, or nested too deeply."""
     try:
-        return str(json.loads(body)["detail"])
-    except (ValueError, KeyError, TypeError):
+        return json.loads(body)
+    except (ValueError, RecursionError):
         return None

@@ -10,6 +10,8 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from moescope.service.auth.tokens import TokenError, read_secret
+from moescope.service.files.certificates import load_chain, trusting
+from moescope.service.files.text import FileError
 from moescope.service.settings import SettingsError
 
 DEFAULT_URL: Final = "http://127.0.0.1:9890"
@@ -70,12 +72,12 @@ class ClientSettings(BaseSettings):
             SettingsError: a file can't be used.
         """
         try:
-            context = ssl.create_default_context(cafile=self.ca_file)
+            context = trusting(self.ca_file)
             if self.cert_file is not None:
-                context.load_cert_chain(self.cert_file, self.key_file)
-        except OSError as error:
+                load_chain(context, self.cert_file, self.key_file)
+        except FileError as error:
             names = "MOESCOPE_CA_FILE, MOESCOPE_CERT_FILE, MOESCOPE_KEY_FILE"
-            raise SettingsError(f"{names}: a file can't be used: {error}") from error
+            raise SettingsError(f"{names}: {error}") from error
         return context
 
 

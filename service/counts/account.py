@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
-from typing import Final
 
 import numpy as np
 
@@ -24,11 +23,10 @@ from moescope.capture.wire import Frame
 from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest, forget
 from moescope.service.counts.ep_slots import ep_slots_of
 from moescope.service.counts.layers import Layout
+from moescope.service.counts.reasons import known_traces
 from moescope.service.counts.refusals import RefusedError, check_exact, check_growth, check_steps
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals, no_totals, totals_of
-
-MAX_EP_CELLS: Final = 1 << 18  # layers x EP ranks of one producer: 2 MiB of float64, from few bytes
 
 
 class Verdict(StrEnum):
@@ -183,7 +181,7 @@ class Account:
             placement_version=None if frame.placement is None else frame.placement.version,
             strategy=frame.strategy,
             counted=counted,
-            traces=dict(frame.traces),
+            traces=known_traces(frame.traces),
             unavailable=dict(frame.unavailable),
             absent=tuple(frame.absent),
             absent_unnamed=frame.absent_unnamed,
@@ -219,11 +217,6 @@ def _placed(frame: Frame, delta: Totals) -> Totals:
     if placement is None:
         told = decode and replace(decode, unplaced=layout.sums(decode.counts))
         return replace(delta, unplaced=layout.sums(delta.counts), decode=told)
-    if ep_size * len(layout.layers) > MAX_EP_CELLS:
-        raise RefusedError(
-            "too_large",
-            f"producer.ep_size: {ep_size} x {len(layout.layers)} layers is above {MAX_EP_CELLS}",
-        )
     if decode is None:
         [whole] = ep_slots_of(delta.counts[np.newaxis], layout, placement, ep_size)
         return replace(delta, ep_slots=whole)

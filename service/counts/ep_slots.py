@@ -23,6 +23,8 @@ PARTS: Final = 2_329_089_562_800
 Up to 30 copies of an expert get exactly equal parts, more copies (31, 32, 34, ...) up to 1 / PARTS.
 65,535 parts of a slot, the most that one table can give to a rank, are far below 2**63.
 """
+_AT_ONCE: Final = 1 << 18
+"""Pairs of an EP rank and an expert, over layers, that are computed at once: 2 MiB an array."""
 _COARSE: Final = 720_720  # the least common multiple of 1 .. 16
 
 
@@ -180,35 +182,67 @@ def _spread(counts: Int64Array, tables: Sequence[PlacementTable], ep_size: int) 
     Each of an expert's c copies gets 1 / c of its slots.
     """
     times, layers, experts = counts.shape
+    holders = _holders(tables, experts, ep_size)
+    flat = counts.reshape(-1, len(holders.of_expert))
+    shape = (len(flat), len(tables) * ep_size)
+    whole, parts = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    at_once = max(1, _AT_ONCE // len(holders.expert))
+    for start in range(0, len(flat), at_once):
+        some = slice(start, start + at_once)
+        holders.give(flat[some], whole[some], parts[some])
+    shown = (times, layers, ep_size)
+    return EpSlots(whole.reshape(shown), parts.reshape(shown) if parts.any() else None)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Holders:
+    """The K pairs of an EP rank and an expert of which it holds copies, rising by rank.
+
+    However many copies a table lists, there are no more pairs than experts x ranks. Ranks and experts of
+    several tables are numbered one table after the other.
+
+    Attributes:
+        ranks: EP ranks that hold something, int64; the pairs of each begin at ``starts``, int64.
+        expert: of each pair, int64 [K].
+        copies: how many the rank holds, int64 [K].
+        before: how many copies of the expert lower ranks hold, int64 [K].
+        of_expert: copies of each expert on all ranks, int64 [E].
+    """
+
+    ranks: Int64Array
+    starts: Int64Array
+    expert: Int64Array
+    copies: Int64Array
+    before: Int64Array
+    of_expert: Int64Array
+
+    def give(self, counts: Int64Array, whole: Int64Array, parts: Int64Array) -> None:
+        """Write what the ranks get of B counts [B, E] into ``whole`` and ``parts``, int64 [B, R]."""
+        if int(self.of_expert.max()) == 1:
+            whole[:, self.ranks] = self._sums(counts[:, self.expert])
+            return
+        quotient, rest = np.divmod(counts, self.of_expert)
+        share, left = np.divmod(rest * PARTS, self.of_expert)
+        whole[:, self.ranks] = self._sums(quotient[:, self.expert] * self.copies)
+        # What is left over goes to the first copies, one each.
+        more = np.clip(left[:, self.expert] - self.before, 0, self.copies)
+        parts[:, self.ranks] = self._sums(share[:, self.expert] * self.copies + more)
+
+    def _sums(self, of_pairs: Int64Array) -> Int64Array:
+        return np.asarray(np.add.reduceat(of_pairs, self.starts, axis=1))
+
+
+def _holders(tables: Sequence[PlacementTable], experts: int, ep_size: int) -> _Holders:
     logical = unpack_ids(b"".join(table.physical_to_logical for table in tables)).astype(np.int64)
     ep_ranks = unpack_ids(b"".join(table.physical_to_ep_rank for table in tables)).astype(np.int64)
-    row = np.arange(len(tables)).repeat(len(logical) // len(tables))
-    expert, rank = row * experts + logical, row * ep_size + ep_ranks
-    if len(tables) > 1 or layers == 1:
-        counts = counts.reshape(times, -1)
-    order = np.argsort(rank, kind="stable")
-    present, starts = np.unique(rank[order], return_index=True)
-
-    def by_rank(of_copies: Int64Array) -> Int64Array:
-        """Sums over the copies of each rank."""
-        found = np.zeros((*of_copies.shape[:-1], len(tables) * ep_size), dtype=np.int64)
-        found[..., present] = np.add.reduceat(of_copies[..., order], starts, axis=-1)
-        return found.reshape(times, layers, ep_size)
-
-    if len(logical) == len(tables) * experts:  # no replicas: each expert appears once
-        return EpSlots(by_rank(counts[..., expert]))
-    copies = np.bincount(expert, minlength=len(tables) * experts)
-    whole, rest = np.divmod(counts, copies)
-    parts, left = np.divmod(rest * PARTS, copies)
-    of_copies = parts[..., expert] + (_number_of_copy(expert) < left[..., expert])
-    return EpSlots(by_rank(whole[..., expert]), by_rank(of_copies))
-
-
-def _number_of_copy(expert: Int64Array) -> Int64Array:
-    """Which copy of its expert each physical expert is, from 0: int64 [P]."""
-    order = np.argsort(expert, kind="stable")
-    ordered = expert[order]
-    first = np.searchsorted(ordered, ordered)
-    numbers = np.empty_like(expert)
-    numbers[order] = np.arange(len(expert)) - first
-    return numbers
+    table = np.arange(len(tables)).repeat(len(logical) // len(tables))
+    pairs, copies = np.unique((table * ep_size + ep_ranks) * experts + logical, return_counts=True)
+    rank, expert = np.divmod(pairs, experts)
+    expert += rank // ep_size * experts
+    ranks, starts = np.unique(rank, return_index=True)
+    of_expert = np.bincount(table * experts + logical, minlength=len(tables) * experts)
+    order = np.argsort(expert, kind="stable")  # by expert, then by rank
+    in_order = copies[order]
+    before = np.empty_like(copies)
+    before[order] = np.cumsum(in_order) - in_order - (np.cumsum(of_expert) - of_expert)[expert[order]]
+    return _Holders(ranks, starts, expert, copies, before, of_expert)

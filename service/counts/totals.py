@@ -15,6 +15,7 @@ import numpy as np
 from moescope.capture.wire import Frame, Int64Array, unpack_counts
 from moescope.service.counts.ep_slots import EpSlots, no_ep_slots
 from moescope.service.counts.layers import Layout
+from moescope.service.counts.reasons import known_drops
 from moescope.service.counts.step_costs import Stragglers, no_stragglers
 
 
@@ -156,7 +157,7 @@ def totals_of(frame: Frame, layout: Layout) -> Totals:
         tokens=frame.tokens,
         steps=frame.steps,
         idle_steps=frame.idle_steps,
-        drops=dict(frame.drops),
+        drops=known_drops(frame.drops),
         decode=_decode_of(frame, nothing),
     )
 

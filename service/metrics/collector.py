@@ -205,7 +205,8 @@ class RoutingCollector(Collector):
             if span < min(self._settings.window_s, now - group.created) and self._throttle.allows("span"):
                 _log.warning(
                     "windows of %s (%s) reach back %.0f s only, where the gauges want %.0f s: the memory for "
-                    "past snapshots is too small. Set history_mib to %d, or keep a store (logged once a minute)",
+                    "past snapshots is too small. Set history_mib to %d, or keep a store (logged once a "
+                    "minute)",
                     *group.deployment,
                     span,
                     self._settings.window_s,

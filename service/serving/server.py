@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Final, Protocol
 
 import uvicorn
@@ -17,6 +18,7 @@ from moescope.service.serving.running import Running
 from moescope.service.serving.tls import Tls
 from moescope.service.settings import Settings
 
+_log = logging.getLogger(__name__)
 # Capturers and scrapers keep their connection between two requests.
 _KEEP_ALIVE_S: Final = 75
 _SHUTDOWN_S: Final = 3
@@ -57,12 +59,17 @@ class Server(uvicorn.Server):
         """Read files again, if asked to or if they changed; uvicorn calls this ten times a second."""
         if self._hang_up:
             self._hang_up = False
-            for item in self._reloadables:
-                item.reload()
+            self._look_at_files(lambda item: item.reload())
         elif counter % 10 == 0:
-            for item in self._reloadables:
-                item.reload_if_changed()
+            self._look_at_files(lambda item: item.reload_if_changed())
         return await super().on_tick(counter)
+
+    def _look_at_files(self, look: Callable[[Reloadable], object]) -> None:
+        for item in self._reloadables:
+            try:
+                look(item)
+            except Exception:  # noqa: BLE001 - whatever is in a file, the service goes on with what it had
+                _log.exception("a file was not read again, what was read before stays valid")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell the application first, so that answers without an end (/v1/live) end themselves."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import ssl
 
+from moescope.service.files.certificates import load_authority, load_chain
+from moescope.service.files.text import FileError, stamp
 from moescope.service.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -33,9 +35,9 @@ class Tls:
         if settings.tls_client_ca is not None:
             self.context.verify_mode = ssl.CERT_REQUIRED
             try:
-                self.context.load_verify_locations(settings.tls_client_ca)
-            except OSError as error:
-                raise TlsError(f"tls_client_ca: {settings.tls_client_ca} can't be used: {error}") from error
+                load_authority(self.context, settings.tls_client_ca)
+            except FileError as error:
+                raise TlsError(f"tls_client_ca: {error}") from error
 
     def reload(self) -> bool:
         """Read certificate and key again, for connections from now on; on a fault keep those from before."""
@@ -58,17 +60,9 @@ class Tls:
         # First on a context that nobody uses: files that don't fit each other harm nobody there.
         for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
             try:
-                context.load_cert_chain(self._cert, self._key)
-            except OSError as error:
-                raise TlsError(
-                    f"tls_cert {self._cert}, tls_key {self._key} can't be used: {error}"
-                ) from error
+                load_chain(context, self._cert, self._key)
+            except FileError as error:
+                raise TlsError(f"tls_cert {self._cert}, tls_key {self._key}: {error}") from error
 
-    def _look(self) -> list[tuple[int, int] | None]:
-        found: list[tuple[int, int] | None] = []
-        for path in (self._cert, self._key):
-            try:
-                found.append(None if path is None else (path.stat().st_mtime_ns, path.stat().st_ino))
-            except OSError:
-                found.append(None)
-        return found
+    def _look(self) -> list[object]:
+        return [None if path is None else stamp(path) for path in (self._cert, self._key)]

@@ -17,6 +17,7 @@ from msgspec import Struct
 from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
 from moescope.capture.wire.traces import Run
 from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest
+from moescope.service.counts.reasons import known_traces
 from moescope.service.counts.totals import Totals
 from moescope.service.store.blobs import compress, decompress
 from moescope.service.store.packed import PackedTotals, pack, unpack
@@ -123,7 +124,7 @@ def decode_account(blob: object) -> AccountState:
         uncovered=tuple(packed.uncovered),
         placement_version=packed.placement_version,
         counted=newest.counted,
-        traces=packed.traces,
+        traces=known_traces(packed.traces),
         strategy=packed.strategy,
         unavailable=packed.unavailable,
         absent=tuple(packed.absent),

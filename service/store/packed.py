@@ -10,6 +10,7 @@ from msgspec import Struct
 from moescope.capture.wire import MoeLayer
 from moescope.service.counts.ep_slots import PARTS, EpSlots, of_floats
 from moescope.service.counts.layers import Layout
+from moescope.service.counts.reasons import known_drops
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Decode, Totals
 from moescope.service.store.blobs import floats, ints, packed_floats, packed_ints
@@ -119,7 +120,7 @@ def unpack(packed: PackedTotals) -> Totals:
         tokens=packed.tokens,
         steps=packed.steps,
         idle_steps=packed.idle_steps,
-        drops=packed.drops,
+        drops=known_drops(packed.drops),
         unphased_rows=rows if packed.unphased_rows is None else ints(packed.unphased_rows, size),
         unphased_tokens=packed.unphased_tokens if told else packed.tokens,
         unphased_steps=packed.unphased_steps if told else packed.steps,

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -50,8 +50,9 @@ def test_each_answer_has_the_whole_timeout() -> None:
         OK + b"13\r\n\r\n<html></html>",
         OK + b"2\r\n\r\n[]",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"10000\r\n" + b"{" * 0x10000,
+        OK + b"20000\r\n\r\n" + b"[" * 20_000,  # it was a RecursionError, after which nobody backed off
     ],
-    ids=["a page", "a list", "without end"],
+    ids=["a page", "a list", "without end", "nested"],
 )
 def test_what_is_no_receipt_is_no_delivery(reply: bytes) -> None:
     with answering(reply) as url:
@@ -147,3 +148,36 @@ def test_a_service_that_has_gone_is_tried_once_more_and_not_again() -> None:
         with pytest.raises(DeliveryError):
             transport.post(b"x")  # and there is no third
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host", "port"),
+    [
+        ("http://[::1:4321]", "::1:4321", 80),
+        ("https://[fd00::10]", "fd00::10", 443),
+        ("http://[::1]:4321", "::1", 4321),
+        ("http://scope", "scope", 80),
+    ],
+)
+def test_the_end_of_an_ipv6_address_is_no_port(endpoint: str, host: str, port: int) -> None:
+    """http.client takes it for one, and then the token goes to another host or port."""
+    connection = HttpTransport(endpoint, "secret")._connect()
+    assert (connection.host, connection.port) == (host, port)
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "\u00e4" * 70, "."])
+def test_a_name_that_can_not_be_asked_for_is_a_delivery_error(host: str) -> None:
+    with pytest.raises(DeliveryError, match="can't be reached") as caught:
+        HttpTransport(f"http://{host}:1", None).post(b"x")
+    assert not caught.value.permanent
+
+
+def test_a_refusal_that_is_nested_without_end_is_a_refusal() -> None:
+    reply = b"HTTP/1.1 503 Busy\r\nContent-Length: 20000\r\n\r\n" + b"[" * 20_000
+    with (
+        answering(reply) as url,
+        closing(HttpTransport(url, None)) as transport,
+        pytest.raises(DeliveryError, match="answered 503") as caught,
+    ):
+        transport.post(b"x")
+    assert (caught.value.kind, caught.value.permanent) == ("503", False)

@@ -11,6 +11,7 @@ from moescope.capture.frames.step_history import RingPart, StepHistory
 from moescope.capture.seam.eplb import MovingPlacement, PlacementMap
 from moescope.capture.step.totals import Totals
 from moescope.capture.wire import (
+    DROPS,
     Frame,
     MoeLayer,
     Producer,
@@ -98,6 +99,7 @@ def test_loads_of_steps_are_in_each_frame_until_one_is_delivered() -> None:
     assert frame.step_loads is not None
     assert (frame.step_loads.first, frame.step_loads.steps) == (5, b"")
     assert frame.drops == {"sends_failed": 1, "steps_lost": 0}
+    assert set(frame.drops) <= DROPS
 
 
 @pytest.mark.parametrize("later", [None, PlacementMap(4, np.array([[0, 1, 1], [0, 1, 2]]))])

@@ -19,7 +19,7 @@ from moescope.capture.frames.builder import FrameBuilder
 from moescope.capture.frames.sender import FrameSender
 from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.step.totals import Totals
-from moescope.capture.wire import CONTENT_TYPE, Frame, MoeLayer, Producer, decode_frame
+from moescope.capture.wire import CONTENT_TYPE, DROPS, Frame, MoeLayer, Producer, decode_frame
 from tests.capture.servers import silent_server
 
 Answer = Callable[[], tuple[int, bytes]]
@@ -184,6 +184,7 @@ def test_after_an_outage_the_newest_totals_arrive_and_failures_are_counted(
     assert frame.tokens == 50
     assert frame.drops["sends_failed"] == frame.seq - 1 > 0
     assert frame.drops["snapshots_superseded"] == 49
+    assert set(frame.drops) <= DROPS
 
 
 def test_retries_back_off_with_jitter(service: Service, open_bench: OpenBench) -> None:

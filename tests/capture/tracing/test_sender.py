@@ -10,7 +10,7 @@ import pytest
 from moescope.capture.delivery.backoff import Backoff
 from moescope.capture.delivery.transport import DeliveryError
 from moescope.capture.tracing.sender import TraceSender, encode_trace
-from moescope.capture.wire import Producer
+from moescope.capture.wire import TRACE_DROPS, Producer
 from moescope.capture.wire.traces import TracePart, decode_part
 from tests.capture.traces import LAYERS, Driver
 
@@ -60,6 +60,8 @@ def assert_conserved(sender: TraceSender, driver: Driver, in_flight: int) -> dic
     accounts = sender.accounts()
     settled = sum(number for name, number in accounts.items() if name != "captured")
     assert accounts["captured"] - settled == in_flight == len(driver.assembly.closed)
+    reasons = {name.removeprefix("dropped_").partition(":")[0] for name in accounts}
+    assert reasons - {"captured", "delivered"} <= TRACE_DROPS
     return accounts
 
 

@@ -65,6 +65,10 @@ from tests.capture.wire.frames import PHASES, frame, step_loads
         ({"tokens": -1}, r"Expected `int` >= 0 - at `\$.tokens`"),
         ({"state": "asleep"}, r"Invalid enum value 'asleep' - at `\$.state`"),
         ({"drops": {f"r{i}": 1 for i in range(65)}}, r"length <= 64 - at `\$.drops`"),
+        (
+            {"producer": Producer(server="a", model="m", dp_rank=0, dp_size=65536, tp_size=2)},
+            "producer.dp_size: dp_size x tp_size x pp_size is 131072, above 65536",
+        ),
     ],
 )
 def test_refusals_name_the_field(changes: dict[str, Any], message: str) -> None:
@@ -121,3 +125,53 @@ def test_what_fits_is_accepted() -> None:
     check_frame(frame(step_loads=step_loads(end=10 + MAX_SPAN)))
     nothing = pack_counts(np.zeros(0, np.int64))
     check_frame(frame(layers=[], uncovered=[], counts=nothing, rows=nothing, placement=None))
+
+
+@pytest.mark.parametrize("axis", ["dp", "ep"])
+@pytest.mark.parametrize("where", ["layers", "uncovered", "absent"])
+def test_cells_of_layers_and_ranks_have_a_bound_whatever_the_frame_says_of_the_layers(
+    axis: str, where: str
+) -> None:
+    """A frame of 22 KB with 1,024 layers and ep_size 65,536 made one answer of 269 MB."""
+    numbers = range(1024)
+    none: dict[str, Any] = {"layers": [], "counts": b"", "rows": b"", "uncovered": [], "absent": []}
+    none["placement"] = None
+    layers = [MoeLayer(i, 1, 1) for i in numbers]
+    changes: dict[str, Any] = {
+        "layers": {**none, "layers": layers, "counts": bytes(8192), "rows": bytes(8192)},
+        "uncovered": {**none, "uncovered": [UncoveredLayer(i, "x") for i in numbers]},
+        "absent": {**none, "absent": [UncoveredLayer(i, "x") for i in numbers]},
+    }[where]
+
+    def of(size: int) -> bytes:
+        sizes: dict[str, Any] = {"dp_size": 1, f"{axis}_size": size}
+        return encode_frame(frame(producer=Producer(server="a", model="m", dp_rank=0, **sizes), **changes))
+
+    decode_frame(of(256))
+    with pytest.raises(WireError, match=f"producer.{axis}_size: 257 x 1024 layers is above 262144"):
+        decode_frame(of(257))
+
+
+def _placed(copies: int, layers: int, experts: int, ep_size: int) -> bytes:
+    """A frame of layers that share a table with so many physical experts."""
+    physical = np.arange(copies)
+    table = PlacementTable(pack_ids(physical % experts), pack_ids(physical % ep_size))
+    return encode_frame(
+        frame(
+            producer=Producer(server="a", model="m", dp_rank=0, dp_size=1, ep_size=ep_size),
+            layers=[MoeLayer(i, experts, 1) for i in range(layers)],
+            counts=bytes(8 * layers * experts),
+            rows=bytes(8 * layers),
+            uncovered=[],
+            placement=Placement(version=1, tables=[table], table_of_layer=[0] * layers),
+        )
+    )
+
+
+def test_physical_experts_are_bounded_by_the_shape_and_over_all_layers() -> None:
+    """512 layers of 2 experts that shared a table of 2,000,000 copies took 18 s and 8 GiB."""
+    decode_frame(_placed(copies=8, layers=512, experts=2, ep_size=2))
+    with pytest.raises(WireError, match=r"tables\[0\]: 9 physical experts, above 8"):
+        decode_frame(_placed(copies=9, layers=512, experts=2, ep_size=2))
+    with pytest.raises(WireError, match="placement: 1049600 physical experts over all layers, above 1048576"):
+        decode_frame(_placed(copies=2050, layers=512, experts=64, ep_size=64))

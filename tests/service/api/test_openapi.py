@@ -60,7 +60,7 @@ def _push_both(service: Service) -> None:
             uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
             absent=[wire.UncoveredLayer(7, "not found")],
             absent_unnamed="others are not found",
-            drops={"late": 1},
+            drops={"steps_lost": 1},
             decode={0: [slots // 2, slots // 2], 1: [0, 0]},
             traces={"captured": 1},
             step_loads=loads if slots else None,

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from moescope.capture import wire
 from moescope.service.api.app import create_app
+from moescope.service.auth.book import TokenBook
 from moescope.service.auth.sessions import COOKIE, SESSION_S
 from moescope.service.auth.tokens import TokenError, new_token, read_tokens
 from moescope.service.settings import Settings
@@ -277,6 +278,9 @@ GOOD = f'sha256 = "{"ab" * 32}"'
         (f'[[tokens]]\nname = "a"\nscopes = ["read"]\n{GOOD}\nexpires = 2027-01-01T00:00:00', "expires: "),
         (f'[[tokens]]\nname = "a"\nscopes = ["read"]\n{GOOD}\ntoken = "x"', "token: no such key"),
         (f'[[tokens]]\nname = "a"\nscopes = ["read"]\n{GOOD}\n' * 2, "the same name"),
+        ("tokens = " + "[" * 10_000, "nested too deeply"),
+        ("[[tokens]]\nname = '\0'", "not valid TOML"),
+        ('[[tokens]]\nname = "a"\nscopes = ["read"]\nfile = "a\\u0000b"', "can't be read: embedded null"),
     ],
 )
 def test_a_bad_file_of_tokens_says_what_to_do(tmp_path: Path, text: str, message: str) -> None:
@@ -292,3 +296,20 @@ def test_tokens_never_show(tokens_file: Path) -> None:
     shown = repr(read_tokens(tokens_file))
     assert "digest" not in shown
     assert "grafana" in shown
+
+
+@pytest.mark.parametrize("bad", ["tokens = " + "[" * 10_000, 'x = "\0"', '[[tokens]]\nfile = "a\\u0000b"'])
+def test_bad_tokens_leave_those_from_before_valid(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: str
+) -> None:
+    """Each of them ended the service when it read the file again."""
+    path = tmp_path / "tokens.toml"
+    path.write_text(f'[[tokens]]\nname = "a"\nscopes = ["read"]\n{GOOD}')
+    book = TokenBook([], {path: read_tokens})
+    path.write_text(bad)
+    book.reload_if_changed()
+    assert [token.name for token in book.tokens] == ["a"]
+    assert "those from before stay valid" in caplog.text
+    path.write_bytes(b"\xef\xbb\xbf" + f'[[tokens]]\nname = "b"\nscopes = ["read"]\n{GOOD}'.encode())
+    book.reload_if_changed()
+    assert [token.name for token in book.tokens] == ["b"]

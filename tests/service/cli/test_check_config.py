@@ -30,7 +30,7 @@ def test_check_config_shows_what_would_be_used_and_no_secret(
         ('store = "/etc/hostname/below"', "store: /etc/hostname is not a folder"),
         ("port = 70000", "port: "),
         ('host = "0.0.0.0"', "MOESCOPE_TOKEN_FILE"),
-        ('tokens_file = "/none.toml"', "the file of tokens /none.toml can't be read"),
+        ('tokens_file = "/none.toml"', "the file of tokens /none.toml: it can't be read"),
         ('tls_key = "/k.pem"', "need tls_cert"),
         ('tls_cert = "/c.pem"', "tls_cert /c.pem"),
         ('store = "/etc/hostname"', "is not a folder"),

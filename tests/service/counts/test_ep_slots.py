@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -95,3 +98,31 @@ def test_slots_that_were_kept_as_floats_come_back_exactly() -> None:
     assert not of_floats(kept).minus(exact).any()
     with pytest.raises(ValueError, match="far too large"):
         of_floats(np.array([[np.nan]]))
+
+
+def test_copies_that_are_interleaved_over_ranks_get_what_fractions_say() -> None:
+    rng = np.random.default_rng(3)
+    experts, ranks = 5, 4
+    copies = [*range(experts), *rng.integers(0, experts, 60).tolist()]
+    where = rng.integers(0, ranks, len(copies)).tolist()
+    counts = rng.integers(0, 2**40, experts).tolist()
+    expected = [Fraction(0)] * ranks
+    for expert, rank in zip(copies, where, strict=True):
+        expected[rank] += Fraction(counts[expert], copies.count(expert))
+    slots = slots_of({0: counts}, placement(copies, where, 1), ranks)
+    assert slots.tolist() == [pytest.approx([float(value) for value in expected], rel=1e-15)]
+
+
+def test_memory_follows_the_ranks_and_not_the_copies() -> None:
+    """Layers x copies would be 128 MiB an array here, and copies listed twice 256."""
+    experts, ranks, layers = 64, 512, 256
+    physical = np.arange(2 * experts * ranks)
+    placed = placement((physical % experts).tolist(), (physical // experts % ranks).tolist(), layers)
+    counts = np.ones((2, layers * experts), dtype=np.int64)
+    layout = Layout(frame({layer: [1] * experts for layer in range(layers)}).layers)
+    tracemalloc.start()
+    one, _ = ep_slots_of(counts, layout, placed, ranks)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert one.floats() == pytest.approx(experts / ranks)
+    assert peak < 64 << 20, peak

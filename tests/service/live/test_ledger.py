@@ -17,21 +17,18 @@ from moescope.service.store.records import Posting
 from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.windows.window import merge_spans
 from tests.service.conftest import Clock
-from tests.service.frames import EPOCH, frame, halves, producer
+from tests.service.frames import EPOCH, frame, producer
 
 DEPLOYMENT = ("prod", "tiny")
 
 
-def test_a_frame_that_is_refused_makes_no_room(
-    make_state: Callable[..., LiveState], clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("moescope.service.counts.account.MAX_EP_CELLS", 1)
+def test_a_frame_that_is_refused_makes_no_room(make_state: Callable[..., LiveState], clock: Clock) -> None:
     state = make_state(max_producers=2, expire_after_s=60)
     state.ingest(frame({0: [1, 1]}, who=producer(server="a")))
     clock.now += 61
     state.ingest(frame({0: [1, 1]}, who=producer(server="b")))
-    with pytest.raises(RefusedError, match="ep_size"):
-        state.ingest(frame({0: [1, 1]}, who=producer(server="c", ep_size=2), placement=halves(2, 1)))
+    with pytest.raises(RefusedError, match="more than 2"):
+        state.ingest(frame({0: [2**53, 3]}, who=producer(server="c")))
     assert [key[0] for key in state.deployments()] == ["a", "b"]
 
 

@@ -39,7 +39,7 @@ def registry() -> CollectorRegistry:
             uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
             absent=[wire.UncoveredLayer(7, "not found")],
             idle_steps=7,
-            drops={"late": 2},
+            drops={"steps_lost": 2},
             traces={"captured": 5, "delivered": 3, "dropped_fault": 1},
             decode={0: [1_000_000, 100, 0, 0], 3: [100, 0, 0, 0]},
             decode_rows=wire.pack_counts(np.array([500_050, 500_050])),

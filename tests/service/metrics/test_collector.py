@@ -51,7 +51,7 @@ def _push_both(service: Service, scale: int = 1, seq: int = 1) -> None:
             placement=halves(4, 2, version=4),
             uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
             idle_steps=7,
-            drops={"late": 2},
+            drops={"steps_lost": 2},
             traces={"captured": 5, "delivered": 3, "dropped_buffer_full": 1},
             step_loads=wire.pack_step_loads(seq - 1, seq, np.array([seq - 1]), LOADS, 4),
         )
@@ -98,7 +98,7 @@ def test_counters_and_gauges_have_the_right_values(service: Service) -> None:
     assert _value(series, "moescope_uncovered_layers", dp_rank="0") == 1
     assert _value(series, "moescope_conservation_mismatched_layers", dp_rank="0") == 1
     assert _value(series, "moescope_placement_version", dp_rank="0") == 4
-    assert _value(series, "moescope_producer_drops_total", dp_rank="0", reason="late") == 2
+    assert _value(series, "moescope_producer_drops_total", dp_rank="0", reason="steps_lost") == 2
     worker = {"dp_rank": "1", "pp_rank": "0", "tp_rank": "0"}
     assert _value(series, "moescope_traces_captured_total", **worker) == 5
     assert _value(series, "moescope_traces_delivered_total", **worker) == 3
@@ -145,7 +145,7 @@ def test_idle_has_no_series_while_counters_stay(service: Service) -> None:
                 rows=[150, 150],
                 placement=halves(4, 2),
                 idle_steps=99,
-                drops={"late": 2},
+                drops={"steps_lost": 2},
             )
         )
     series = _series(service)
@@ -186,7 +186,7 @@ def test_a_vanished_rank_expires_and_sums_never_shrink(start_service: Callable[.
             rows=[150, 150],
             placement=halves(4, 2),
             idle_steps=8,
-            drops={"late": 2},
+            drops={"steps_lost": 2},
         )
     )
     series = _series(service)

@@ -39,7 +39,7 @@ def facts(**changes: Any) -> Facts:
         "window": {"truncated": False},
         "layers": [layer(1, 1.2, [6, 4]), layer(3, 2.0, [0, 9], dead=1), layer(4, None, [])],
     }
-    drops = {"sends_failed": 2, "late": 1}
+    drops = {"sends_failed": 2, "steps_lost": 1}
     workers = [{"state": "counting", "state_reason": None, "drops": drops, "restarts": 4}]
     stage = {"joined": 1_000}
     made: dict[str, Any] = {
