@@ -30,8 +30,8 @@ _FAMILIES: Final = (
         "moescope_tokens_total",
         "counter",
         "tokens",
-        "Tokens computed for requests: no padding, no dummy steps. Nothing where capture is disabled. Counted "
-        "since the service knows the worker, as all counters of deployments are.",
+        "Tokens computed for requests: no padding, no dummy steps. Nothing where capture is disabled. "
+        "Counted since the service knows the worker, as all counters of deployments are.",
         DP,
     ),
     Family(

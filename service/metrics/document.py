@@ -30,9 +30,9 @@ _INTRODUCTION: Final = """# Metrics
   report tokens that were not computed, whatever becomes of the service and its store. Absolute values are no
   totals since the start of vLLM; `/v1/histogram` has those. After a start from a store, the counters of a
   deployment appear when its workers have reported, `stale_after_s` later at most.
-- **When a counter was zero** is in OpenMetrics only: each counter of level `rank` has a `_created` sample, but
-  for the accounts of traces. Prometheus keeps these samples as series of their own, or uses them as zeros with
-  `--enable-feature=created-timestamp-zero-ingestion` (in the versions that read them from text).
+- **When a counter was zero** is in OpenMetrics only: each counter of level `rank` has a `_created` sample,
+  but for the accounts of traces. Prometheus keeps these samples as series of their own, or takes them for
+  zeros with `--enable-feature=created-timestamp-zero-ingestion`, in versions that read them from text.
 - **No sample, no series.** Gauges of balance have no series for a window without enough tokens: idle is
   neither 1 nor 0.
 - **Vanished ranks.** Their series leave after `expire_after_s`. Sums over sources, such as slots by EP rank,

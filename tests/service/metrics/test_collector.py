@@ -383,3 +383,20 @@ def test_scrapes_at_once_share_runs(service: Service, monkeypatch: pytest.Monkey
     assert all(answer.text.count("moescope_tokens_total{") == 2 for answer in answers)
     made = _series(service)["moescope_scrape_duration_seconds_count", ()]
     assert 2 <= made < 10
+
+
+def test_how_far_back_windows_reach_and_what_would_help(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    settings = Settings(port=0, history_mib=1, window_s=60)
+    state = LiveState(settings, clock)
+    large = {layer: [2 * layer + 2] * 1000 for layer in range(60)}
+    for second in range(1, 8):
+        clock.now += 10
+        state.ingest(
+            frame(large, epoch=int(clock.now - 10 * second) * 10**9, after_s=10 * second, seq=second)
+        )
+    text = _text_of(state, settings)
+    [line] = [item for item in text.splitlines() if item.startswith("moescope_history_span_seconds{")]
+    assert float(line.rpartition(" ")[2]) < 20
+    assert "reach back" in caplog.text
+    assert "Set history_mib to" in caplog.text
