@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.state import LiveState
@@ -22,7 +21,6 @@ from moescope.service.store.sqlite.backup import back_up, restore
 from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.frames import frame, halves, producer
 
-Series = tuple[str, tuple[tuple[str, str], ...]]
 RANKS = 3
 COUNTERS = (
     "moescope_tokens_total",
@@ -56,27 +54,25 @@ class Prometheus:
     """
 
     use_created: bool
-    last: dict[Series, tuple[float, float]] = field(default_factory=dict)
+    last: dict[str, tuple[float, float]] = field(default_factory=dict)
     increase: Counter[str] = field(default_factory=Counter)
 
     def take(self, instance: int, text: str, now: float) -> None:
-        samples = [sample for family in parsed(text) for sample in family.samples]
-        created = {
-            (item.name.removesuffix("_created"), tuple(sorted(item.labels.items()))): item.value
-            for item in samples
-            if item.name.endswith("_created")
-        }
-        for item in samples:
-            if item.name not in COUNTERS:
+        samples = {}
+        for line in text.splitlines():
+            if not line.startswith("#"):
+                series, _, number = line.rpartition(" ")
+                samples[series] = float(number)
+        for series, value in samples.items():
+            name, _, labels = series.partition("{")
+            if name not in COUNTERS:
                 continue
-            labels = tuple(sorted(item.labels.items()))
-            series = (f"{instance} {item.name}", labels)
-            at, before = self.last.get(series, (None, item.value))
-            zero = created.get((item.name.removesuffix("_total"), labels))
+            at, before = self.last.get(f"{instance} {series}", (None, value))
+            zero = samples.get(f"{name.removesuffix('_total')}_created{{{labels}")
             began_again = self.use_created and zero is not None and (at is None or zero > at)
-            fell = item.value < before
-            self.increase[item.name] += item.value if fell or began_again else item.value - before
-            self.last[series] = (now, item.value)
+            fell = value < before
+            self.increase[name] += value if fell or began_again else value - before
+            self.last[f"{instance} {series}"] = (now, value)
 
 
 class Service:
