@@ -20,6 +20,7 @@ from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.frames.unavailable import Unavailable
 from moescope.capture.seam.binding import RouterBinding
+from moescope.capture.seam.deployment import DeploymentName, name_deployment
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
 from moescope.capture.seam.forward import step_rows
 from moescope.capture.seam.ranks import read_producer, read_ranks, why_no_steps
@@ -63,7 +64,7 @@ class CaptureSession:
         if survey.why_no_placement is not None:
             unavailable.note("placement", survey.why_no_placement)
         layers = [layer.spec for layer in survey.routed]
-        producer, epoch = read_producer(vllm_config, settings.server), time.time_ns()
+        producer, epoch = read_producer(vllm_config, settings), time.time_ns()
         ring = _open_ring(survey, producer, vllm_config, device, unavailable)
         buffers = CountBuffers(layers, device, vllm_config.scheduler_config.max_num_batched_tokens, ring)
         self.capturer = RoutingCapturer(
@@ -112,7 +113,7 @@ class CaptureSession:
         except Exception:
             self._binding.unbind()  # no router may go on calling a capturer that nobody reads
             raise
-        _log_coverage(survey, settings)
+        _log_coverage(survey, settings, name_deployment(vllm_config, settings))
         unavailable.announce(vllm_version())
 
     def before_raise(self, unheard: Callable[[str], None]) -> None:
@@ -246,11 +247,11 @@ def _open_ring(
     return None
 
 
-def _log_coverage(survey: MoeSurvey, settings: CaptureSettings) -> None:
+def _log_coverage(survey: MoeSurvey, settings: CaptureSettings, deployment: DeploymentName) -> None:
     logger.info(
-        "moescope: counting %d MoE layers for %r, sending to %s every %g s",
+        "moescope: counting %d MoE layers for the deployment %r (from %s), sending to %s every %g s",
         len(survey.routed),
-        settings.server,
+        *deployment,
         settings.endpoint,
         settings.interval,
     )

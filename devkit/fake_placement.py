@@ -15,14 +15,15 @@ from moescope.capture import session
 from moescope.capture.seam import survey
 from moescope.capture.seam.coverage import RoutedLayer
 from moescope.capture.seam.ranks import read_producer
+from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.wire import Placement, PlacementTable, Producer, pack_ids
 
 
 def pretend_ep_ranks(ep_size: int) -> None:
     """Have capture believe, in this process, that experts are placed linearly over so many EP ranks."""
 
-    def producer(vllm_config: Any, server: str) -> Producer:
-        return msgspec.structs.replace(read_producer(vllm_config, server), ep_size=ep_size)
+    def producer(vllm_config: Any, settings: CaptureSettings) -> Producer:
+        return msgspec.structs.replace(read_producer(vllm_config, settings), ep_size=ep_size)
 
     def placement(routed: Sequence[RoutedLayer], vllm_config: Any) -> Placement | None:  # noqa: ARG001
         sizes = sorted({layer.spec.num_experts for layer in routed})

@@ -13,11 +13,14 @@ from moescope.capture.wire.traces import TracePart, decode_part
 class FrameSink:
     """An HTTP server on a free port of this machine.
 
+    Args:
+        host: the address that it listens on.
+
     Attributes:
         frames, traces: what came, in the order of arrival.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.frames: list[Frame] = []
         self.traces: list[TracePart] = []
         frames, traces = self.frames, self.traces
@@ -38,13 +41,19 @@ class FrameSink:
             def log_message(self, format: str, *args: object) -> None:
                 """Stay quiet."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._host = host
+        self._server = ThreadingHTTPServer((host, 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
     def url(self) -> str:
         """The server's address, for ``MOESCOPE_ENDPOINT``."""
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"http://{self._host}:{self._server.server_port}"
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._server.shutdown()
+        self._server.server_close()
 
     def wait_for(self, tokens: int, timeout: float = 60.0) -> Frame:
         """The first frame with at least this many tokens.

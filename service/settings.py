@@ -53,8 +53,8 @@ SERVE_FLAGS: Final = _names(
 
 OTHER_VARIABLES: Final = _names(
     """
-    endpoint interval server on_error leave_fast_kernels trace_rate trace_opt_in trace_mib kept_ids_mib
-    ca_file cert_file key_file listen url
+    endpoint interval server pool role on_error leave_fast_kernels trace_rate trace_opt_in trace_mib
+    kept_ids_mib ca_file cert_file key_file listen url
     """
 )
 """Names that vLLM's workers, the command line or the compose file take from variables with our prefix."""
@@ -138,7 +138,9 @@ class Settings(BaseSettings):
         None, description="PEM file with the authority whose clients alone may connect (mutual TLS)."
     )
     header_timeout_s: float = Field(
-        10.0, gt=0, description="Longest time that a request's head may take to arrive, seconds."
+        10.0,
+        gt=0,
+        description="Longest time that a handshake of TLS, or a request's head, may take to arrive, seconds.",
     )
     max_connections: int = Field(
         2048, ge=16, description="Most connections; beyond it those without a whole request go first."

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from moescope.service.files.text import FileError, parse_toml, read_text
+from moescope.service.nearest import hint
 from moescope.service.settings import OTHER_VARIABLES, SERVE_FLAGS, Settings, SettingsError
 
 
@@ -42,9 +43,10 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
 
 
 def unknown_variables() -> list[str]:
-    """Variables with our prefix that nothing of moescope takes, such as misspelt ones."""
-    known = {f"MOESCOPE_{name.upper()}" for name in (*Settings.model_fields, *OTHER_VARIABLES)}
-    return sorted(name for name in os.environ if name.startswith("MOESCOPE_") and name not in known)
+    """What to say of each variable with our prefix that nothing of moescope takes, such as misspelt ones."""
+    names = sorted(f"MOESCOPE_{name.upper()}" for name in (*Settings.model_fields, *OTHER_VARIABLES))
+    wrong = sorted(name for name in os.environ if name.startswith("MOESCOPE_") and name not in names)
+    return [f"{name}: no variable of moescope.{hint(name, names) or ' Is it misspelt?'}" for name in wrong]
 
 
 def _read(config: Path) -> dict[str, Any]:
@@ -63,7 +65,8 @@ def _explain(error: ValidationError) -> str:
         if not name:
             lines.append(message)
         elif item["type"] == "extra_forbidden":
-            lines.append(f"{name}: no such setting; there are {', '.join(sorted(Settings.model_fields))}")
+            known = sorted(Settings.model_fields)
+            lines.append(f"{name}: no such setting.{hint(name, known)} There are {', '.join(known)}")
         else:
             flag = f"--{name.replace('_', '-')}, " if name in SERVE_FLAGS else ""
             lines.append(f"{name}: {message}; set {flag}MOESCOPE_{name.upper()} or the file")

@@ -92,7 +92,7 @@ class ReportingWorker:
         return session
 
     def _moescope_identity(self, settings: CaptureSettings) -> dict[str, str | int]:
-        return guess_identity(self, settings.server)
+        return guess_identity(self, settings)
 
     def _moescope_close(self) -> None:
         for part in ("_capture", "_moescope_off"):

@@ -27,7 +27,21 @@ def _attach() -> None:
     from moescope.capture.seam.resolver import extend_workers
 
     carry_through_ray(os.environ)
+    _pass_on_launch()
     extend_workers(_extended)
+
+
+def _pass_on_launch() -> None:
+    """Tell the workers which API server started them: Ray's are no children of it."""
+    from moescope.capture.seam.deployment import name_of_server, this_place
+    from moescope.capture.settings.surroundings import pass_on_launch
+
+    try:
+        name = name_of_server(this_place())
+        if name is not None:
+            pass_on_launch(os.environ, name)
+    except Exception as error:  # noqa: BLE001 - names are plainer then
+        logger.warning("moescope: what started this process can't be told: %r", error)
 
 
 def _extended(worker_class: type[Any]) -> type[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -99,7 +100,7 @@ class HttpTransport:
         except Exception as error:  # such as UnicodeError of a host's name: whatever it is, it is tried again
             self.close()
             raise DeliveryError(
-                f"the service at {self._endpoint} can't be reached: {error!r}",
+                f"the service at {self._endpoint} can't be reached: {error!r}{self._advice(error)}",
                 type(error).__name__,
                 permanent=False,
             ) from error
@@ -132,6 +133,19 @@ class HttpTransport:
         if response.will_close or not response.isclosed():
             self.close()
         return response, reply
+
+    def _advice(self, error: Exception) -> str:
+        """What may be wrong with TLS where the connection ends without an answer."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return "; name the authority of its certificate in MOESCOPE_CA_FILE, and the host as it does"
+        if not isinstance(error, ConnectionError | ssl.SSLError) or isinstance(error, ConnectionRefusedError):
+            return ""
+        if self._secure:
+            return (
+                "; if it asks for certificates (tls_client_ca), MOESCOPE_CERT_FILE needs a valid one of its "
+                "authority"
+            )
+        return "; if it speaks HTTPS, MOESCOPE_ENDPOINT needs https://"
 
     def _set_token(self, token: str | None) -> None:
         if token:
@@ -169,7 +183,9 @@ def _explanation(reply: bytes) -> str:
     """The detail of a problem document, or the first of whatever was answered."""
     problem = _parsed(reply)
     detail = problem.get("detail") or problem.get("title") if isinstance(problem, dict) else None
-    return str(detail or reply[:200].decode("utf-8", "replace"))[:500]
+    said = str(detail or reply[:200].decode("utf-8", "replace"))[:500]
+    # It goes into vLLM's log, and a terminal obeys control characters.
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in said)
 
 
 def _parsed(reply: bytes) -> object:

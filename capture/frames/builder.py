@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from moescope.capture.frames.snapshot import Snapshot
@@ -36,6 +37,7 @@ class FrameBuilder:
         moving: where the experts are, if EPLB moves them; or None.
         unavailable: tells what can't be told, and why (see `Frame.unavailable`).
         absent, absent_unnamed: see `Frame`.
+        clock: nanoseconds on a clock that nobody sets. The epoch begins when the builder is made.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class FrameBuilder:
         unavailable: Callable[[], Mapping[str, str]] = dict,
         absent: Sequence[UncoveredLayer] = (),
         absent_unnamed: str = "",
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._producer = producer
         self._epoch = epoch
@@ -68,6 +71,8 @@ class FrameBuilder:
         self._num_counts = sum(layer.num_experts for layer in layers)
         self._seq = 0
         self._acknowledged = 0
+        self._clock = clock
+        self._began_ns = clock()
 
     def build(self, snapshot: Snapshot, drops: Mapping[str, int]) -> Frame:
         """The next frame: the totals of the snapshot, and the loads of steps that were not delivered yet."""
@@ -107,6 +112,7 @@ class FrameBuilder:
             unavailable={what: reason[:MAX_REASON] for what, reason in unavailable.items()},
             absent=self._absent,
             absent_unnamed=self._absent_unnamed,
+            uptime_ns=max(1, self._clock() - self._began_ns),
         )
 
     def _placement_at(self, snapshot: Snapshot) -> Placement | None:

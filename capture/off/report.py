@@ -62,6 +62,7 @@ class OffReport:
             "tokens": 0,
             "steps": 0,
         }
+        self._began_ns = time.monotonic_ns()
         self._seq = 0
         self._transport = transport
         self._repeat = repeat
@@ -89,7 +90,12 @@ class OffReport:
     def send(self) -> float:
         """Send a frame from this thread; returns the seconds to wait before the next one."""
         self._seq += 1
-        body = pack(self._frame | {"seq": self._seq, "captured_at_ns": time.time_ns()})
+        told: dict[str, Packable] = {
+            "seq": self._seq,
+            "captured_at_ns": time.time_ns(),
+            "uptime_ns": max(1, time.monotonic_ns() - self._began_ns),
+        }
+        body = pack(self._frame | told)
         try:
             self._transport.post(body)
         except DeliveryError as error:

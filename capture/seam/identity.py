@@ -12,16 +12,22 @@ from collections.abc import Iterator
 from typing import Any
 
 from moescope.capture.protocol import MAX_NAME, MAX_TEXT
+from moescope.capture.seam.deployment import name_deployment
+from moescope.capture.seam.role import read_role
 from moescope.capture.seam.versions import moescope_version, vllm_version
+from moescope.capture.settings.environment import CaptureSettings
 
 Identity = dict[str, str | int]
 """The fields of a `Producer`, by name."""
 
 
-def read_identity(vllm_config: Any, server: str) -> Identity:
-    """Who this worker is; call it once vLLM's groups exist. Whatever vLLM doesn't tell raises."""
+def read_identity(vllm_config: Any, settings: CaptureSettings) -> Identity:
+    """Who this worker is; call it once vLLM's groups exist. Whatever vLLM doesn't tell raises.
+
+    Only its deployment's name, its role and its start are what can be told of them.
+    """
     return {
-        "server": server,
+        **read_belonging(vllm_config, settings),
         "model": read_model(vllm_config),
         **read_sizes_and_ranks(vllm_config),
         "host": socket.gethostname(),
@@ -29,6 +35,21 @@ def read_identity(vllm_config: Any, server: str) -> Identity:
         "vllm_version": vllm_version(),
         "moescope_version": moescope_version(),
     }
+
+
+def read_belonging(vllm_config: Any, settings: CaptureSettings) -> Identity:
+    """What the worker belongs to: deployment, pool, role, start; nothing raises.
+
+    A worker that doesn't count says the same of these as it would if it counted.
+    """
+    found: Identity = {
+        "server": name_deployment(vllm_config, settings).name,
+        "pool": settings.pool,
+        "role": settings.role or read_role(vllm_config),
+    }
+    with contextlib.suppress(Exception):
+        found["start"] = str(vllm_config.instance_id)[:MAX_TEXT]
+    return found
 
 
 def read_model(vllm_config: Any) -> str:
@@ -55,14 +76,14 @@ def read_sizes_and_ranks(vllm_config: Any) -> Identity:
     }
 
 
-def guess_identity(worker: Any, server: str) -> Identity:
+def guess_identity(worker: Any, settings: CaptureSettings) -> Identity:
     """Who a worker is whose capture is off, as far as it can be told: nothing raises.
 
     Where vLLM's groups can't be asked, the ranks follow from the worker's number and the sizes in vLLM's
     config; without those it is the only one. A producer must have a name: an unknown model is called so.
     """
-    known: Identity = {"server": server[:MAX_NAME] or "unknown", "model": "unknown"}
     config = getattr(worker, "vllm_config", None)
+    known: Identity = {**read_belonging(config, settings), "model": "unknown"}
     with contextlib.suppress(Exception):
         known["model"] = read_model(config) or "unknown"
     known |= {"dp_rank": 0, "dp_size": 1}

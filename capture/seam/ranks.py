@@ -8,6 +8,7 @@ import msgspec
 
 from moescope.capture.seam.identity import read_identity
 from moescope.capture.seam.rows import Ranks
+from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.wire import Producer
 
 
@@ -20,9 +21,9 @@ def read_ranks(vllm_config: Any) -> Ranks:
     return Ranks(parallel.data_parallel_rank, parallel.data_parallel_size, tp.rank_in_group, tp.world_size)
 
 
-def read_producer(vllm_config: Any, server: str) -> Producer:
+def read_producer(vllm_config: Any, settings: CaptureSettings) -> Producer:
     """Who this worker is, for the frames it sends; call it once vLLM's groups exist."""
-    return msgspec.convert(read_identity(vllm_config, server), Producer)
+    return msgspec.convert(read_identity(vllm_config, settings), Producer)
 
 
 def why_no_steps(vllm_config: Any) -> str | None:

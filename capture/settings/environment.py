@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -15,8 +15,10 @@ from moescope.capture.protocol import INGEST_PATH, MAX_NAME
 from moescope.capture.settings.access import NO_ACCESS, Access, printable, read_text
 from moescope.capture.settings.attachment import ATTACHMENT, parse_flag
 from moescope.capture.settings.sampling import TraceSampling
+from moescope.capture.settings.surroundings import Surroundings
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:9890"
+ROLES = ("prefill", "decode")
 DEFAULT_TRACE_MIB = 256
 DEFAULT_KEPT_IDS_MIB = 32
 
@@ -54,8 +56,12 @@ class CaptureSettings:
         token: bearer token for the service, or None (``MOESCOPE_TOKEN``, or the file that
             ``MOESCOPE_TOKEN_FILE`` names). Never shown.
         on_error: what an unknown row layout does (``MOESCOPE_ON_ERROR``).
-        server: name of this vLLM deployment; give each its own where several run on one host
-            (``MOESCOPE_SERVER``, default the host's name).
+        server: name of this vLLM deployment (``MOESCOPE_SERVER``); without one, empty, it gets that of
+            `capture.seam.deployment`.
+        pool: the operator's name for the deployments of one model that are regarded as one
+            (``MOESCOPE_POOL``).
+        role: ``prefill`` or ``decode``, where vLLM's configuration doesn't tell it (``MOESCOPE_ROLE``).
+        surroundings: what launchers put into the environment.
         traces: which requests' routing is traced: a share of them (``MOESCOPE_TRACE_RATE``, 0 to 1), and
             those that ask for it (``MOESCOPE_TRACE_OPT_IN``); none by default.
         trace_bytes: memory for traces in each worker (``MOESCOPE_TRACE_MIB``); what doesn't fit is dropped.
@@ -76,6 +82,9 @@ class CaptureSettings:
     kept_ids_bytes: int = DEFAULT_KEPT_IDS_MIB << 20
     access: Access = NO_ACCESS
     leave_fast_kernels: bool = False
+    pool: str = ""
+    role: str = ""
+    surroundings: Surroundings = field(default_factory=Surroundings)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> CaptureSettings:
@@ -112,7 +121,10 @@ class CaptureSettings:
             interval=value(_interval, "MOESCOPE_INTERVAL", "1"),
             token=_or_else(wrong, lambda: _token(environment), lambda: None),
             on_error=value(_on_error, "MOESCOPE_ON_ERROR", OnError.RAISE_AT_START.value),
-            server=value(_server, "MOESCOPE_SERVER", socket.gethostname() or "localhost"),
+            server=value(partial(_name, "MOESCOPE_SERVER"), "MOESCOPE_SERVER", ""),
+            pool=value(partial(_name, "MOESCOPE_POOL"), "MOESCOPE_POOL", ""),
+            role=value(_role, "MOESCOPE_ROLE", ""),
+            surroundings=Surroundings.from_environment(environment),
             traces=TraceSampling(
                 rate=value(_rate, "MOESCOPE_TRACE_RATE", "0"),
                 opt_in=_or_else(wrong, lambda: _flag("MOESCOPE_TRACE_OPT_IN", environment), lambda: False),
@@ -144,10 +156,9 @@ def _endpoint(text: str) -> str:
     try:
         parts = urlsplit(text)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        usable = usable and text.isascii() and text.isprintable() and " " not in text
     except ValueError:
-        usable = False
-    if not usable:
+        parts, usable = urlsplit(""), False
+    if not (usable and text.isascii() and text.isprintable() and " " not in text):
         raise SettingsError(f"MOESCOPE_ENDPOINT: {text!r} is no URL such as {DEFAULT_ENDPOINT}")
     if parts.query or parts.fragment or text[-1] in "?#":  # paths are appended, so it would get lost
         raise SettingsError("MOESCOPE_ENDPOINT: no query (?) or fragment (#) goes into it, only a path")
@@ -198,10 +209,18 @@ def _on_error(text: str) -> OnError:
         raise SettingsError(f"MOESCOPE_ON_ERROR: {text!r} is none of {', '.join(OnError)}") from None
 
 
-def _server(text: str) -> str:
+def _name(variable: str, text: str) -> str:
+    text = text.strip()
     if len(text) > MAX_NAME:
-        raise SettingsError(f"MOESCOPE_SERVER: {len(text)} characters, at most {MAX_NAME} are allowed")
+        raise SettingsError(f"{variable}: {len(text)} characters, at most {MAX_NAME} are allowed")
     return text
+
+
+def _role(text: str) -> str:
+    role = text.strip().lower()
+    if role not in ("", *ROLES):
+        raise SettingsError(f"MOESCOPE_ROLE: {text!r} is none of {', '.join(ROLES)}")
+    return role
 
 
 def _access(environment: Mapping[str, str]) -> Access:

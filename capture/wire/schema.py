@@ -192,6 +192,8 @@ class Frame(Struct, kw_only=True):
             both phases.
         step_loads: loads by EP rank of the latest steps. None with one EP rank, without a placement, where
             experts are replicated, and in frames of wire minor 2 or below.
+        uptime_ns: nanoseconds from the epoch to when this frame was made, on a clock that nobody sets, so
+            that hosts whose clocks differ can be compared. 0: not told, as in wire minor 4 or below.
     """
 
     wire: tuple[int, int]
@@ -222,3 +224,4 @@ class Frame(Struct, kw_only=True):
     absent_unnamed: Text = ""
     acknowledged: Count | None = None
     unavailable: Annotated[dict[Name, Text], Meta(max_length=MAX_COUNTERS)] = {}
+    uptime_ns: Count = 0

@@ -32,7 +32,7 @@ QUERIES: Final = (
     "/v1/view?start=-60s",
     "/v1/balance?start=-60s",
     "/v1/histogram",
-    "/v1/trend?start=-60s",
+    "/v1/trend?points=60",
 )
 
 

@@ -26,7 +26,7 @@ QUERIES: Final = (
     "/v1/balance?start=-60s",
     "/v1/ranks",
     "/v1/histogram?start=-60s",
-    "/v1/trend?start=-60s",
+    "/v1/trend?points=60",
 )
 
 

@@ -11,10 +11,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
+from moescope.service.api.limits.answers import Answers
 from moescope.service.api.limits.guard import Guard
 from moescope.service.api.limits.keeping import Keeper
 from moescope.service.api.limits.limits import Limits
 from moescope.service.api.limits.turns import Turns
+from moescope.service.api.params.bodies import JSON_TYPE
+from moescope.service.api.params.checked import ALL_CHECKED
 from moescope.service.api.problems import Problem, documented, install
 from moescope.service.api.routes.advice import advice_router
 from moescope.service.api.routes.balance import balance_router
@@ -27,6 +30,7 @@ from moescope.service.api.routes.home import home_router
 from moescope.service.api.routes.ingest import ingest_router
 from moescope.service.api.routes.live import live_router
 from moescope.service.api.routes.placement import placement_router
+from moescope.service.api.routes.placement_now import placement_now_router
 from moescope.service.api.routes.probes import probes_router
 from moescope.service.api.routes.ranks import ranks_router
 from moescope.service.api.routes.rearrangements import rearrangements_router
@@ -35,7 +39,14 @@ from moescope.service.api.routes.stragglers import stragglers_router
 from moescope.service.api.routes.traces import traces_router
 from moescope.service.api.routes.trend import trend_router
 from moescope.service.api.routes.view import view_router
-from moescope.service.auth.sessions import Sessions, needed, open_book
+from moescope.service.auth.sessions import (
+    SECURITY_SCHEMES,
+    Sessions,
+    needed,
+    open_book,
+    security_of,
+    tokens_needed,
+)
 from moescope.service.drift.baseline import KIND, BaselineBook
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.live.state import LiveState
@@ -76,7 +87,14 @@ def create_app(
     limits, turns = Limits(settings), Turns(settings.max_queries)
     tokens = open_book(settings)
     sessions = Sessions(tokens, clock)
-    app = FastAPI(title="moescope", version=version("moescope"), description=_DESCRIPTION)
+    app = FastAPI(
+        title="moescope",
+        version=version("moescope"),
+        description=_DESCRIPTION,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere; see routes/home.py
+        redoc_url=None,
+        redirect_slashes=False,  # the redirect's address would be made of the client's Host header
+    )
     app.state.running = Running(settings, tokens)
     app.add_middleware(
         Guard,
@@ -86,6 +104,7 @@ def create_app(
         refused=state.count_refused,
         clock=clock,
     )
+    app.add_middleware(Answers, max_body=settings.max_body_mib << 20)
     install(app)
     for router in (
         ingest_router(state, settings, instruments, keeper, store, limits),
@@ -99,6 +118,7 @@ def create_app(
         baselines_router(state, settings, book, keeper),
         advice_router(state, settings, turns),
         placement_router(state, settings, turns),
+        placement_now_router(state, turns),
         rearrangements_router(state, settings, turns),
         probes_router(state, registry, instruments),
         view_router(state, settings, turns),
@@ -109,7 +129,8 @@ def create_app(
         session_router(sessions),
     ):
         app.include_router(router)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    needs_token = tokens_needed(tokens, settings)
+    app.openapi = lambda: _openapi(app, needs_token)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
@@ -126,20 +147,38 @@ def _restored_state(settings: Settings, clock: Callable[[], float], writer: Stor
     return state
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The schema, with the problem document and the guard's answers, which no route names."""
+def _before_the_route(path: str, operation: dict[str, Any], guarded: bool) -> list[int]:
+    """Statuses of a refusal that a request may get before its route sees it."""
+    found = [401, 403] if guarded else []
+    if path.startswith(ALL_CHECKED):
+        found += [408, 422]  # a body that doesn't come, or that isn't taken; parameters that aren't
+    if JSON_TYPE in operation.get("requestBody", {}).get("content", {}):
+        found += [400, 413, 415]
+    return found
+
+
+def _openapi(app: FastAPI, needs_token: Callable[[str, str], bool]) -> dict[str, Any]:
+    """The schema, with what no route names: the problem document, and what is answered before the route.
+
+    Args:
+        app: whose routes to describe.
+        needs_token: whether a request of this method and path needs a token.
+    """
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
         components = schema.setdefault("components", {}).setdefault("schemas", {})
         components["Problem"] = Problem.model_json_schema()
+        schema["components"]["securitySchemes"] = SECURITY_SCHEMES
         for unused in ("HTTPValidationError", "ValidationError"):
             components.pop(unused, None)
         for path, operations in schema["paths"].items():
             for method, operation in operations.items():
-                if needed(method.upper(), path) is not None:  # the guard answers before the route
-                    for status, answer in documented(401, 403).items():
-                        operation["responses"].setdefault(str(status), answer)
+                guarded = needed(method.upper(), path) is not None
+                for status, answer in documented(*_before_the_route(path, operation, guarded)).items():
+                    operation["responses"].setdefault(str(status), answer)
+                if needs_token(method.upper(), path):
+                    operation["security"] = security_of(method.upper())
         app.openapi_schema = schema
     return app.openapi_schema

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from moescope.service.nearest import hint
 from moescope.service.store.records import StoreError
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -93,9 +94,12 @@ def respond(
         title=title,
         status=status,
         detail=_shortened(detail),
-        instance=request.url.path,
+        instance=request.scope["path"],
     )
-    return JSONResponse(problem.model_dump(), status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
+    always = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return JSONResponse(
+        problem.model_dump(), status, headers={**always, **(headers or {})}, media_type=MEDIA_TYPE
+    )
 
 
 async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
@@ -109,21 +113,34 @@ async def _answer_store_failed(request: Request, error: Exception) -> JSONRespon
 
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    faults = "; ".join(
-        f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()
-    )
+    faults = "; ".join(_fault(request, fault) for fault in error.errors())
     detail = f"{faults}. The parameters are described at /docs."
     return respond(request, 422, "invalid-parameters", "The parameters are not valid", detail)
+
+
+def _fault(request: Request, fault: Mapping[str, Any]) -> str:
+    """What is wrong with one value; of a field that the body doesn't have, which one may be meant."""
+    where = [str(part) for part in fault["loc"]]
+    if fault["type"] != "extra_forbidden" or len(where) != 2:  # all bodies are flat
+        return f"{'.'.join(where)}: {fault['msg']}"
+    field = getattr(request.scope.get("route"), "body_field", None)
+    known = list(getattr(getattr(field, "field_info", None), "annotation", BaseModel).model_fields)
+    name = where[1]
+    return f"There is no field {name[:100]!r} in the body.{hint(name, known)} It takes {', '.join(known)}"
 
 
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = error.headers or {}
     if error.status_code == 404:
-        detail = f"There is nothing at {request.url.path}; what there is stands at /docs."
+        paths = [path for route in request.app.routes if (path := getattr(route, "path", None))]
+        near = hint(request.scope["path"], paths)
+        detail = f"There is nothing at {request.scope['path'][:200]}.{near} What there is stands at /docs."
         return respond(request, 404, "not-found", "No such path", detail, headers)
     if error.status_code == 405:
-        detail = f"{request.url.path} takes {headers.get('Allow', 'other methods')}, not {request.method}."
+        detail = (
+            f"{request.scope['path']} takes {headers.get('Allow', 'other methods')}, not {request.method}."
+        )
         return respond(request, 405, "method-not-allowed", "Wrong method", detail, headers)
     title = HTTPStatus(error.status_code).phrase
     return respond(request, error.status_code, "http", title, f"{error.detail}. See /docs.", headers)

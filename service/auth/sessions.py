@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from moescope.service.auth.book import TokenBook
 from moescope.service.auth.tokens import Scope, Token, read_secret, read_tokens, whole_access
@@ -38,6 +38,35 @@ def needed(method: str, path: str) -> Scope | None:
     if path == "/v1/session":
         return Scope.READ if method == "POST" else None
     return Scope.ADMIN
+
+
+SECURITY_SCHEMES: Final[dict[str, Any]] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "A token of the service's."},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": COOKIE,
+        "description": "What POST /v1/session gives for a token; for asking only.",
+    },
+}
+"""OpenAPI's names for the ways to show who one is."""
+
+
+def security_of(method: str) -> list[dict[str, list[str]]]:
+    """OpenAPI's ``security`` of an operation that needs a token: any one of these will do."""
+    return [{"bearer": []}, {"session": []}] if method in _ASKING else [{"bearer": []}]
+
+
+def tokens_needed(book: TokenBook, settings: Settings) -> Callable[[str, str], bool]:
+    """Whether a request of a method and path needs a token, at a service with these settings."""
+
+    def needs(method: str, path: str) -> bool:
+        right = needed(method, path)
+        if right is None or not book:
+            return False
+        return not (right is Scope.READ and settings.open_read and method != "POST")
+
+    return needs
 
 
 def open_book(settings: Settings) -> TokenBook:

@@ -13,7 +13,7 @@ from rich.text import Text
 from moescope.service.cli.advice_tables import advice_view, rearrangements_view
 from moescope.service.cli.asking import ask, download
 from moescope.service.cli.options import Deployment, EndOption, JsonOption, MinTokensOption, StartOption
-from moescope.service.cli.terminal import failure, print_json, terminal, write_file
+from moescope.service.cli.terminal import failure, print_json, say, terminal, write_file
 from moescope.service.client.http import Parameters
 
 ADVISE_HELP: Final = """Say whether another placement of experts is worth it, by what was really routed.
@@ -154,7 +154,7 @@ def advise(
     params = {**deployment.params, **question.params, **choice, "form": output.form.value}
     content = download(deployment.url, "/v1/advice/placement", params, _TIMEOUT_S)
     write_file(output.export, content)
-    typer.echo(f"{output.export}: {len(content)} bytes, {choice['strategy']}", err=output.as_json)
+    say(f"{output.export}: {len(content)} bytes, {choice['strategy']}", err=output.as_json)
 
 
 def _show_rearrangements(deployment: Deployment, min_tokens: int | None, as_json: bool) -> None:

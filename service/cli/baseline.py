@@ -11,7 +11,7 @@ from rich.table import Table
 from moescope.service.cli.asking import ask, change
 from moescope.service.cli.grouping import add_command
 from moescope.service.cli.options import Deployment, EndOption, JsonOption, StartOption, UrlOption
-from moescope.service.cli.terminal import print_json, terminal, utc
+from moescope.service.cli.terminal import print_json, say, terminal, utc
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the baseline.")]
 
@@ -64,7 +64,7 @@ def pin(
     """Pin a baseline."""
     body = {**deployment.params, "name": name, "start": start, "end": end, "note": note}
     made = change("POST", deployment.url, "/v1/baselines", {}, body)
-    typer.echo(
+    say(
         f"{made['name']}: {made['tokens']:,} tokens of {made['model']} on {made['server']}, "
         f"{utc(made['start'])} to {utc(made['end'])} UTC"
     )
@@ -77,7 +77,7 @@ def list_baselines(url: UrlOption, as_json: JsonOption = False) -> None:
         print_json(answer)
         return
     if not answer["baselines"]:
-        typer.echo("No baselines: `moescope baseline pin NAME` pins one.")
+        say("No baselines: `moescope baseline pin NAME` pins one.")
         return
     table = Table()
     for column in ("name", "deployment", "tokens", "window (UTC)", "note"):
@@ -96,4 +96,4 @@ def list_baselines(url: UrlOption, as_json: JsonOption = False) -> None:
 def remove(name: NameArgument, deployment: Deployment) -> None:
     """Remove a baseline."""
     change("DELETE", deployment.url, f"/v1/baselines/{quote(name, safe='')}", deployment.params, None)
-    typer.echo(f"{name} is removed")
+    say(f"{name} is removed")

@@ -8,13 +8,11 @@ import stat
 from pathlib import Path
 from typing import Final
 
-import typer
-
 from moescope.service.auth.book import TokenBook
 from moescope.service.auth.sessions import open_book
 from moescope.service.auth.tokens import TokenError
 from moescope.service.cli.options import ConfigOption
-from moescope.service.cli.terminal import ending_at, failure
+from moescope.service.cli.terminal import ending_at, failure, say
 from moescope.service.metrics.alerts import what_is_silent
 from moescope.service.serving.tls import Tls, TlsError
 from moescope.service.settings import ClickHouseUrl, Settings, SettingsError, default_of, is_loopback
@@ -47,12 +45,12 @@ def check_config(config: ConfigOption = None) -> None:
         value = getattr(settings, name)
         default = default_of(Settings.model_fields[name])
         chosen = value != default and (name != "store" or not settings.store_is_default)
-        typer.echo(f"{name} = {value}{f'   (default: {default})' if chosen else ''}")
+        say(f"{name} = {value}{f'   (default: {default})' if chosen else ''}")
     for item in book.tokens:
-        typer.echo(f"token {item.name}: {', '.join(sorted(item.scopes))}")
+        say(f"token {item.name}: {', '.join(sorted(item.scopes))}")
     for warning in _warnings(settings, book):
-        typer.echo(f"warning: {warning}", err=True)
-    typer.echo("The settings can be used.")
+        say(f"warning: {warning}", err=True)
+    say("The settings can be used.")
 
 
 def _problem(settings: Settings) -> str | None:
@@ -93,7 +91,7 @@ def _warnings(settings: Settings, book: TokenBook) -> list[str]:
     ]
     if silent := what_is_silent(settings.metrics_level):
         found.append(f"metrics_level: {silent}")
-    found += [f"{name}: no variable of moescope; is it misspelt?" for name in unknown_variables()]
+    found += unknown_variables()
     match settings.store:
         case None:
             found.append("store: totals and history are in memory only: after a restart they begin again")

@@ -14,6 +14,7 @@ from moescope.service.cli.check_config import CHECK_HELP, check_config
 from moescope.service.cli.copies import BACKUP_HELP, RESTORE_HELP, backup, restore
 from moescope.service.cli.drift import DRIFT_HELP, drift
 from moescope.service.cli.grouping import add_command
+from moescope.service.cli.placement import PLACEMENT_HELP, placement
 from moescope.service.cli.report import REPORT_HELP, report
 from moescope.service.cli.serve import SERVE_HELP, serve
 from moescope.service.cli.show import (
@@ -25,6 +26,7 @@ from moescope.service.cli.show import (
     stragglers,
 )
 from moescope.service.cli.simulate import SIMULATE_HELP, simulate
+from moescope.service.cli.terminal import say
 from moescope.service.cli.token import MAKE_HELP, token
 from moescope.service.cli.traces import traces_group
 
@@ -55,6 +57,7 @@ def command_line() -> typer.Typer:
     add_command(app, ranks, RANKS_HELP)
     add_command(app, balance, BALANCE_HELP)
     add_command(app, stragglers, STRAGGLERS_HELP)
+    add_command(app, placement, PLACEMENT_HELP)
     add_command(app, advise, ADVISE_HELP)
     add_command(app, drift, DRIFT_HELP)
     app.add_typer(baseline_group(), name="baseline")
@@ -71,4 +74,4 @@ def command_line() -> typer.Typer:
 
 def version() -> None:
     """Print the versions."""
-    typer.echo(f"moescope {version_of('moescope')} (wire {WIRE_MAJOR}.{WIRE_MINOR})")
+    say(f"moescope {version_of('moescope')} (wire {WIRE_MAJOR}.{WIRE_MINOR})")

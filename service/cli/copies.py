@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from moescope.service.cli.options import StoreOption
-from moescope.service.cli.terminal import ending_at, failure
+from moescope.service.cli.terminal import ending_at, failure, say
 from moescope.service.settings import ClickHouseUrl, store_named
 from moescope.service.store.records import StoreError
 from moescope.service.store.sqlite.backup import back_up
@@ -38,7 +38,7 @@ def backup(
     folder = _folder(store)
     with ending_at(StoreError):
         contents = back_up(folder, file)
-    typer.echo(f"{file}: {contents}")
+    say(f"{file}: {contents}")
 
 
 def restore(
@@ -50,9 +50,9 @@ def restore(
     folder = _folder(store)
     with ending_at(StoreError):
         contents, aside = put_back(file, folder, force)
-    typer.echo(f"{folder}: {contents}")
+    say(f"{folder}: {contents}")
     if aside is not None:
-        typer.echo(f"What was there before is {aside}")
+        say(f"What was there before is {aside}")
 
 
 def _folder(store: str) -> Path:

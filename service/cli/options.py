@@ -14,6 +14,7 @@ import typer
 from moescope.service.cli.terminal import ending_at, failure
 from moescope.service.client.http import Parameters, address
 from moescope.service.client.settings import DEFAULT_URL, client_settings
+from moescope.service.counts.phase_split import Phase
 from moescope.service.settings import SettingsError
 
 
@@ -65,6 +66,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the service's an
 LayerOption = Annotated[
     list[int] | None,
     typer.Option(min=0, help="Only this decoder layer; may be repeated; all layers when absent."),
+]
+DpRankOption = Annotated[
+    int | None, typer.Option(min=0, help="Only the tokens of this DP rank; of all when absent.")
+]
+PhaseOption = Annotated[
+    Phase | None, typer.Option(help="Only tokens of this phase, prefill or decode; of both when absent.")
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option(help="TOML file with settings; none when absent: docs/settings.md.")

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from moescope.service.cli.options import Deployment
-from moescope.service.cli.terminal import ending_at, write_file
+from moescope.service.cli.terminal import ending_at, say, write_file
 from moescope.service.client.http import ServiceUnavailableError
 from moescope.service.report.document import document
 from moescope.service.report.facts import gather, parse_since
@@ -38,4 +38,4 @@ def report(
         facts = gather(deployment.url, parse_since(since), deployment.server, deployment.model)
         page = document(facts)
     write_file(output, page.encode())
-    typer.echo(f"{output}: {facts.tokens} tokens of {facts.balance['model']}")
+    say(f"{output}: {facts.tokens} tokens of {facts.balance['model']}")

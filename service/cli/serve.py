@@ -25,7 +25,7 @@ from moescope.service.settings import (
     SettingsError,
     default_of,
 )
-from moescope.service.settings_sources import load_settings
+from moescope.service.settings_sources import load_settings, unknown_variables
 
 SERVE_HELP: Final = """Run the side service: frames from vLLM's workers in; /metrics, /v1 and /docs out.
 
@@ -105,6 +105,8 @@ def serve(flags: Flags, config: ConfigOption = None) -> None:
         server = make_server(create_app(settings, writer=writer))
         log.info("moescope serves at %s", address_of(listener, settings.tls_cert is not None))
         log.info("%s", _where_it_keeps(settings))
+        for warning in unknown_variables():
+            log.warning("%s", warning)
         if silent := what_is_silent(settings.metrics_level):
             log.info("metrics_level: %s", silent)
         server.run(sockets=[listener])

@@ -10,7 +10,16 @@ from rich.console import RenderableType
 from rich.live import Live
 
 from moescope.service.cli.asking import ask
-from moescope.service.cli.options import Deployment, EndOption, MinTokensOption, StartOption, Watching
+from moescope.service.cli.options import (
+    Deployment,
+    DpRankOption,
+    EndOption,
+    LayerOption,
+    MinTokensOption,
+    PhaseOption,
+    StartOption,
+    Watching,
+)
 from moescope.service.cli.tables import balance_tables, ranks_table, stragglers_tables
 from moescope.service.cli.terminal import terminal
 
@@ -29,6 +38,8 @@ Examples:
   moescope balance
 
   moescope balance --start=-5m --watch
+
+  moescope balance --dp-rank 0 --phase decode --layer 3
 """
 STRAGGLERS_HELP: Final = """Show what waiting for the busiest EP rank costs, by layer, from single steps.
 
@@ -53,17 +64,25 @@ def balance(
     start: StartOption = None,
     end: EndOption = None,
     min_tokens: MinTokensOption = None,
+    layer: LayerOption = None,
+    dp_rank: DpRankOption = None,
+    phase: PhaseOption = None,
 ) -> None:
     """Print the balance of a running service, once or until Ctrl-C."""
-    params = {**deployment.params, "start": start, "end": end, "min_tokens": min_tokens}
+    filters = {"layer": layer, "dp_rank": dp_rank, "phase": phase, "start": start, "end": end}
+    params = {**deployment.params, **filters, "min_tokens": min_tokens}
     _show(lambda: balance_tables(ask(deployment.url, "/v1/balance", params)), watching.period_s)
 
 
 def stragglers(
-    deployment: Deployment, watching: Watching, start: StartOption = None, end: EndOption = None
+    deployment: Deployment,
+    watching: Watching,
+    start: StartOption = None,
+    end: EndOption = None,
+    layer: LayerOption = None,
 ) -> None:
     """Print the straggler cost of a running service, once or until Ctrl-C."""
-    params = {**deployment.params, "start": start, "end": end}
+    params = {**deployment.params, "layer": layer, "start": start, "end": end}
     _show(lambda: stragglers_tables(ask(deployment.url, "/v1/stragglers", params)), watching.period_s)
 
 

@@ -17,7 +17,7 @@ from moescope.service.cli.simulate_options import (
     StepOptions,
     plan_of,
 )
-from moescope.service.cli.terminal import ending_at
+from moescope.service.cli.terminal import ending_at, say
 from moescope.service.client.http import ServiceUnavailableError
 from moescope.service.client.settings import client_settings
 from moescope.service.simulation.feed import Poster, Progress, feed
@@ -67,11 +67,11 @@ def simulate(
         plan = plan_of(fleet, routing, steps, faults, feeding)
         try:
             with closing(Poster(url, client_settings())) as poster:
-                typer.echo(f"{_summary(plan)}: feeding {url}")
+                say(f"{_summary(plan)}: feeding {url}")
                 last = feed(plan, poster, feeding.pace, _Teller())
         except KeyboardInterrupt:
             return
-    typer.echo(line(last))
+    say(line(last))
     if not last.frames:
         raise typer.Exit(1)
 
@@ -104,4 +104,4 @@ class _Teller:
         if now - self._last < _SECONDS_BETWEEN_LINES and progress.problem == self._problem:
             return
         self._last, self._problem = now, progress.problem
-        typer.echo(line(progress))
+        say(line(progress))

@@ -108,7 +108,7 @@ def balance_tables(answer: dict[str, Any]) -> RenderableType:
     loads = [layer["over_ep_ranks"]["loads"] for layer in layers]
     ep_ranks = max((len(load) for load in loads if load is not None), default=0)
     imbalance = f"imbalance = {MEASURES['imbalance_ratio'].formula}"
-    title = f"{answer['model']} on {answer['server']}: slots by EP rank, {imbalance}"
+    title = f"{answer['model']} on {answer['server']}: slots by EP rank{_part_of(answer)}, {imbalance}"
     ranks = [f"EP {rank}" for rank in range(ep_ranks)]
     wide = _balance_table(title, ranks, layers, [_each(load, ep_ranks) for load in loads])
     narrow = _balance_table(title, ["hottest EP", "its slots"], layers, [_hottest(load) for load in loads])
@@ -126,6 +126,13 @@ class _Widest:
         """The table that fits."""
         fits = Measurement.get(console, options.update(max_width=10_000), self._wide)
         yield self._wide if fits.maximum <= options.max_width else self._narrow
+
+
+def _part_of(answer: dict[str, Any]) -> str:
+    """Of which tokens the answer is, with a blank before it; empty: of all."""
+    rank, phase = answer.get("dp_rank"), answer["phase"]
+    words = ([] if rank is None else [f"of DP rank {rank}"]) + ([] if phase is None else [f"of {phase}"])
+    return f" {' '.join(words)}" if words else ""
 
 
 def _balance_table(
@@ -197,7 +204,9 @@ def _notes(answer: dict[str, Any]) -> list[Text]:
 
 def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
     faults = []
-    if producer["state_reason"]:
+    if producer["state"] == "conflict":
+        faults.append(producer["state_reason"])
+    elif producer["state_reason"]:
         faults.append(f"capture is off: {producer['state_reason']}")
     if producer["uncovered"]:
         faults.append(f"uncovered layers {[entry['layer'] for entry in producer['uncovered']]}")

@@ -7,24 +7,44 @@ service's extra is not installed; 2, a bad option, setting or file, no service, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from moescope.service.logs import printable
+
+
+class _Terminal(Console):
+    """A console on which what others chose, such as a deployment's name, is only shown and never obeyed."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text as it is measured and shown."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The pieces of what is shown; rich's own styles and controls are no part of their texts."""
+        for segment in super().render(renderable, options):
+            if segment.control is None:
+                yield Segment(printable(segment.text), segment.style)
+            else:
+                yield segment
 
 
 def terminal(stderr: bool = False) -> Console:
     """A console that prints names and notes as they are, which may look like rich's markup: ``m[/v2]``."""
-    return Console(stderr=stderr, markup=False, emoji=False)
+    return _Terminal(stderr=stderr, markup=False, emoji=False)
 
 
-def printable(text: str) -> str:
-    """A text that clients of vLLM chose, such as a request's id, with U+FFFD for what terminals obey."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+def say(text: str, err: bool = False) -> None:
+    """Print a line to stdout, or to stderr; see :func:`moescope.service.logs.printable`."""
+    typer.echo(printable(text), err=err)
 
 
 def utc(instant: float) -> str:
@@ -34,7 +54,7 @@ def utc(instant: float) -> str:
 
 def print_json(answer: dict[str, Any]) -> None:
     """Print an answer of the service for programs."""
-    typer.echo(json.dumps(answer, indent=2))
+    say(json.dumps(answer, indent=2))
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -47,7 +67,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 def failure(message: str) -> typer.Exit:
     """Print what is wrong. Raising the result ends the command with exit code 2."""
-    typer.echo(f"moescope: {message}", err=True)
+    say(f"moescope: {message}", err=True)
     return typer.Exit(2)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from moescope.service.auth.tokens import NAME, Scope, TokenError, new_token, tokens_of
-from moescope.service.cli.terminal import ending_at, failure
+from moescope.service.cli.terminal import ending_at, failure, say
 from moescope.service.files.text import FileError, read_text
 
 MAKE_HELP: Final = """Make a token, and the entry for the service's file of tokens.
@@ -57,12 +57,12 @@ def token(
     ]
     entry = "\n".join(lines) + "\n"
     if add_to is None:
-        typer.echo(made)
-        typer.echo(entry, err=True)
+        say(made)
+        say(entry, err=True)
         return
     with ending_at(TokenError):
         _add_entry(add_to, entry)
-    typer.echo(made)
+    say(made)
 
 
 def _is_date(text: str) -> bool:

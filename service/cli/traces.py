@@ -13,7 +13,7 @@ from rich.table import Table
 from moescope.service.cli.asking import ask, download
 from moescope.service.cli.grouping import add_command
 from moescope.service.cli.options import LayerOption, UrlOption
-from moescope.service.cli.terminal import failure, printable, terminal, utc, write_file
+from moescope.service.cli.terminal import failure, say, terminal, utc, write_file
 
 IdArgument = Annotated[
     str, typer.Argument(help="The completion's id, the X-Request-Id or vLLM's internal id.")
@@ -84,7 +84,7 @@ def list_traces(url: UrlOption, wanted: Filter) -> None:
         table.add_column(name, overflow="fold")
     for trace in page["traces"]:
         table.add_row(
-            printable(trace["names"][-1]),
+            trace["names"][-1],
             *(
                 str(trace[name])
                 for name in ("dp_rank", "tokens", "prompt_tokens", "cached_tokens", "preemptions")
@@ -94,12 +94,23 @@ def list_traces(url: UrlOption, wanted: Filter) -> None:
         )
     terminal().print(table if page["traces"] else "No traces.")
     if page["next_cursor"] is not None:
-        typer.echo(f"There are more than {wanted.limit}: give --limit, or a narrower --start.")
+        say(f"There are more than {wanted.limit}: give --limit, or a narrower --start.")
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Which of several traces of one request: a prefill and a decode deployment have one each."""
+
+    server: Annotated[
+        str | None, typer.Option(help="Of this vLLM deployment; needed where several have one.")
+    ] = None
+    model: Annotated[str | None, typer.Option(help="Of this model; needed where several have one.")] = None
 
 
 def show(
     request_id: IdArgument,
     url: UrlOption,
+    whose: Whose,
     layer: LayerOption = None,
     first: Annotated[int, typer.Option(min=0, help="First position, counted in tokens from 0.")] = 0,
     end: Annotated[
@@ -107,11 +118,9 @@ def show(
     ] = None,
 ) -> None:
     """Print a line for each position."""
-    params = {"layer": layer, "first": first, "end": first + 32 if end is None else end}
+    params = {**asdict(whose), "layer": layer, "first": first, "end": first + 32 if end is None else end}
     trace = ask(url, _path(request_id, "json"), params)
-    table = Table(
-        title=f"{printable(trace['request_id'])}: {trace['tokens']} tokens computed, {trace['outcome']}"
-    )
+    table = Table(title=f"{trace['request_id']}: {trace['tokens']} tokens computed, {trace['outcome']}")
     table.add_column("position", justify="right")
     for number in trace["layers"]:
         table.add_column(f"layer {number}")
@@ -125,15 +134,16 @@ def export(
     request_id: IdArgument,
     file: Annotated[Path, typer.Argument(help="File to write; its suffix is the format.")],
     url: UrlOption,
+    whose: Whose,
     layer: LayerOption = None,
 ) -> None:
     """Write a file."""
     suffix = file.suffix.removeprefix(".")
     if suffix not in _SUFFIXES:
         raise failure(f"{file} has no suffix of a format: give one of .{', .'.join(_SUFFIXES)}")
-    content = download(url, _path(request_id, suffix), {"layer": layer}, timeout_s=60)
+    content = download(url, _path(request_id, suffix), {**asdict(whose), "layer": layer}, timeout_s=60)
     write_file(file, content)
-    typer.echo(f"{file}: {len(content)} bytes")
+    say(f"{file}: {len(content)} bytes")
 
 
 def _path(request_id: str, suffix: str) -> str:

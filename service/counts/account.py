@@ -8,8 +8,9 @@ Invariants:
 - What a frame adds is split by phase if this frame and the epoch's frame before it both tell phases.
   Otherwise it counts as unphased.
 - A refused frame leaves no trace in the account.
-- Memory is bounded: the newest ``max_epochs`` epochs are remembered. Older ones are only in the sum, and
-  their late frames are refused.
+- Which epoch counts at present, and whether several do, is for :mod:`moescope.service.counts.lives`.
+- Memory is bounded: the ``max_epochs`` epochs heard last are remembered, and all that are still heard. Others
+  are only in the sum, and their late frames are refused.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from enum import StrEnum
 
 import numpy as np
 
-from moescope.capture.wire import Frame
+from moescope.capture.wire import Frame, MoeLayer
 from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest, forget
+from moescope.service.counts.conflict import REMEDY, Conflict, named
 from moescope.service.counts.ep_slots import ep_slots_of
+from moescope.service.counts.latest import latest_of, latest_of_kept
 from moescope.service.counts.layers import Layout
-from moescope.service.counts.reasons import known_traces
+from moescope.service.counts.lives import STALE_AFTER_S, Lives
 from moescope.service.counts.refusals import RefusedError, check_exact, check_growth, check_steps
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals, no_totals, totals_of
@@ -40,43 +43,92 @@ class Verdict(StrEnum):
 class Account:
     """The totals of one ``producer.key`` over all its epochs."""
 
-    def __init__(self, max_epochs: int) -> None:
+    def __init__(self, max_epochs: int, stale_after: float = STALE_AFTER_S) -> None:
+        """Begin without a frame.
+
+        Args:
+            max_epochs: see above.
+            stale_after: seconds without a frame after which an epoch's worker is silent.
+        """
         self._max_epochs = max_epochs
-        self._epochs: dict[int, EpochState] = {}
-        self._forgotten: tuple[int, ...] = (0,)
+        self._lives = Lives(max_epochs, stale_after)
+        self._latest: dict[int, Latest] = {}
+        self._forgotten: tuple[int, ...] = ()
         self.totals = no_totals(Layout(()))
-        self.latest: Latest | None = None
         self.base: Base | None = None
         self._epochs_seen = 0
         self.generation = 0
         """Rises whenever the totals begin again from zero because the model's shape changed."""
 
     @property
+    def latest(self) -> Latest | None:
+        """The newest frame of the life that counts at present; None: no frame came yet."""
+        current = self._lives.current
+        return None if current is None else self._latest[current.epoch]
+
+    @property
+    def life(self) -> EpochState:
+        """The life that counts at present. There must have been a frame."""
+        assert self._lives.current is not None, "an account without a frame"
+        return self._lives.current
+
+    @property
     def restarts(self) -> int:
         """Epochs seen, in whatever order, after the first."""
         return max(0, self._epochs_seen - 1)
 
+    def started_at(self, epoch: int) -> float:
+        """When the counting of an epoch that is remembered began, by the service's clock."""
+        life = self._lives.get(epoch)
+        assert life is not None, f"epoch {epoch} isn't remembered"
+        return life.started_at
+
+    @property
+    def conflicts(self) -> tuple[tuple[float, float], ...]:
+        """When several lives counted at once, as far as it is remembered: (since, until), oldest first."""
+        return self._lives.conflicts
+
+    def conflict(self, now: float) -> Conflict | None:
+        """The live processes that claim this rank at present, if there are several."""
+        return self._lives.conflict(now)
+
+    def settle(self, now: float) -> bool:
+        """Let a life that is heard take the place of one that fell silent; whether one did."""
+        return self._lives.settle(now)
+
     @classmethod
-    def restored(cls, state: AccountState, max_epochs: int) -> Account:
+    def restored(cls, state: AccountState, max_epochs: int, stale_after: float = STALE_AFTER_S) -> Account:
         """The account whose :meth:`state` this is."""
-        account = cls(max_epochs)
-        account._epochs = {item.epoch: item for item in state.epochs}
+        account = cls(max_epochs, stale_after)
+        account._lives.restore(state.epochs, state.latest.epoch, state.conflicts)
+        # Of the other lives nothing but their totals is kept. What else they say comes with their next frame.
+        account._latest = {
+            item.epoch: latest_of_kept(item, state.latest)
+            for item in state.epochs
+            if item.epoch == state.latest.epoch or item.producer is not None
+        }
         account._forgotten = state.forgotten
         account._epochs_seen = state.epochs_seen
         account.totals = state.totals
-        account.latest = state.latest
         account.base = state.base
         return account
 
     def state(self) -> AccountState:
         """All that the account knows. It must have had a frame."""
         assert self.latest is not None, "an account without a frame"
-        epochs = tuple(self._epochs.values())
-        return AccountState(self.totals, epochs, self._forgotten, self._epochs_seen, self.latest, self.base)
+        return AccountState(
+            totals=self.totals,
+            epochs=tuple(self._lives),
+            forgotten=self._forgotten,
+            epochs_seen=self._epochs_seen,
+            latest=self.latest,
+            conflicts=self.conflicts,
+            base=self.base,
+        )
 
     def seq_of(self, epoch: int) -> int | None:
         """The highest ``seq`` of an epoch that was taken; None: the epoch isn't remembered."""
-        known = self._epochs.get(epoch)
+        known = self._lives.get(epoch)
         return None if known is None else known.seq
 
     def leave_out(self, part: Totals, at: float) -> None:
@@ -98,94 +150,102 @@ class Account:
         self.totals = self.totals.with_stragglers(layout, more)
         return True
 
-    def post(self, frame: Frame, layout: Layout | None = None) -> Verdict:
+    def post(self, frame: Frame, layout: Layout | None = None, at: float | None = None) -> Verdict:
         """Take a checked frame (see :func:`moescope.capture.wire.check_frame`) into account.
 
         Args:
             frame: the frame.
             layout: the layout of the frame's layers, which accounts may share; None: a new one is made.
+            at: when it came, seconds of Unix time on the service's clock; None: at the instant of capture,
+                as if the worker's clock were the service's.
 
         Raises:
             RefusedError: the frame contradicts an earlier one, is of a forgotten epoch, or can't be kept.
         """
-        known, newer = self._epochs.get(frame.epoch), self._newer_than(frame)
-        if known is None and frame.epoch <= self._forgotten[-1]:
-            raise RefusedError(
-                "epoch_forgotten",
-                f"epoch: {frame.epoch} is older than the {self._max_epochs} epochs that are remembered; "
-                "its totals as last seen stay counted",
-            )
+        at = frame.captured_at_ns / 1e9 if at is None else at
+        known = self._lives.get(frame.epoch)
         if known is not None and frame.seq <= known.seq:
+            self._lives.check(frame, at)
             return Verdict.DUPLICATE if frame.seq == known.seq else Verdict.STALE
-        counted = totals_of(frame, layout or Layout(frame.layers))
+        layout = layout or Layout(frame.layers)
+        if known is None:
+            self._check_remembered(frame, layout)
+        self._lives.check(frame, at)
+        counted = totals_of(frame, layout)
         check_exact(counted)
         check_steps(frame)
         if known is not None:
             check_growth(frame, counted, known.counted, known.seq)
-        began_again = self._is_another_model(frame, counted.layout)
+        began_again = self._is_another_model(frame, counted.layout, at)
         base = no_totals(counted.layout) if began_again else self.totals
         # There is almost always one epoch. Then the totals' counts equal the frame's: memory has them once.
         totals = base.plus(_placed(frame, _added(counted, known))).sharing(counted)
-        who = frame.producer if newer is None else newer.producer
-        switches = base.switches if newer is not None else _switched(base.switches, frame)
-        totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches)
         check_exact(totals)
 
         if began_again:
-            self._begin_again(frame.epoch)
-        self.totals = totals
+            self._begin_again()
         self._epochs_seen += known is None
-        self._epochs[frame.epoch] = EpochState(frame.epoch, frame.seq, counted)
-        self._forget_old_epochs()
-        self._keep_latest(frame, counted)
+        is_current = self._lives.hear(frame, counted, at)
+        self._latest[frame.epoch] = latest_of(frame, counted)
+        self._forget_old_epochs(at)
+        who = frame.producer if is_current or self.latest is None else self.latest.producer
+        switches = _switched(base.switches, frame) if is_current else base.switches
+        self.totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches)
         return Verdict.ACCEPTED
 
-    def _newer_than(self, frame: Frame) -> Latest | None:
-        """The newest frame, if its epoch is newer than that of this late frame."""
-        return self.latest if self.latest is not None and frame.epoch < self.latest.epoch else None
+    def _check_remembered(self, frame: Frame, layout: Layout) -> None:
+        """An epoch that isn't known may be a new one: it has not been forgotten.
 
-    def _is_another_model(self, frame: Frame, layout: Layout) -> bool:
+        Raises:
+            RefusedError: it has been.
+        """
+        if frame.epoch not in self._forgotten:
+            return
+        conflict = layout.conflict(self.totals.layout)
+        if conflict is not None:
+            raise self._another_shape(frame, conflict)
+        raise RefusedError(
+            "epoch_forgotten",
+            f"epoch: {frame.epoch} is none of the {self._max_epochs} epochs that are remembered any more; "
+            "its totals as last seen stay counted",
+        )
+
+    def _is_another_model(self, frame: Frame, layout: Layout, at: float) -> bool:
         """Whether a newer epoch has other experts or another top-k in some layer than the totals so far."""
         conflict = layout.conflict(self.totals.layout)
         if conflict is None:
             return False
-        if self._newer_than(frame) is not None:
-            raise RefusedError(
-                "shape", f"layers: {conflict[0]} of an older epoch, the newer one has {conflict[1]}"
-            )
+        current, known = self._lives.current, self._lives.get(frame.epoch)
+        # A worker that doesn't tell how long it has been up may be one whose last frame came late.
+        may_be_late = (
+            current is not None
+            and not frame.uptime_ns
+            and frame.epoch < current.epoch
+            and self._lives.is_heard(current, at)
+        )
+        if known is not None or may_be_late or self._lives.is_older(frame, at):
+            raise self._another_shape(frame, conflict)
         return True
 
-    def _begin_again(self, epoch: int) -> None:
-        self._epochs.clear()
+    def _another_shape(self, frame: Frame, conflict: tuple[MoeLayer, MoeLayer]) -> RefusedError:
+        mine = "" if self._lives.current is None else f" ({named([self._lives.current])})"
+        who = frame.producer
+        return RefusedError(
+            "shape",
+            f"layers: {conflict[0]} of an older start (pid {who.pid} on host {who.host or 'unknown'}), the "
+            f"newer one{mine} has {conflict[1]}; if both live, {REMEDY}",
+        )
+
+    def _begin_again(self) -> None:
+        self._forgotten = forget(self._forgotten, *self._lives.clear())
+        self._latest.clear()
         self.base = None
-        self._forgotten = (epoch - 1,)
         self.generation += 1
 
-    def _forget_old_epochs(self) -> None:
-        while len(self._epochs) > self._max_epochs:
-            oldest = min(self._epochs)
-            del self._epochs[oldest]
-            self._forgotten = forget(self._forgotten, oldest)
-
-    def _keep_latest(self, frame: Frame, counted: Totals) -> None:
-        if self._newer_than(frame) is not None:
-            return
-        self.latest = Latest(
-            producer=frame.producer,
-            epoch=frame.epoch,
-            seq=frame.seq,
-            captured_at_ns=frame.captured_at_ns,
-            state=frame.state,
-            state_reason=frame.state_reason,
-            uncovered=tuple(frame.uncovered),
-            placement_version=None if frame.placement is None else frame.placement.version,
-            strategy=frame.strategy,
-            counted=counted,
-            traces=known_traces(frame.traces),
-            unavailable=dict(frame.unavailable),
-            absent=tuple(frame.absent),
-            absent_unnamed=frame.absent_unnamed,
-        )
+    def _forget_old_epochs(self, at: float) -> None:
+        for epoch in self._lives.forget_old(at):
+            self._latest.pop(epoch, None)
+            self._forgotten = forget(self._forgotten, epoch)
 
 
 def _switched(switches: int, frame: Frame) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from moescope.capture.wire import Producer, UncoveredLayer
@@ -50,11 +50,53 @@ class Latest:
 
 @dataclass(frozen=True, slots=True)
 class EpochState:
-    """The totals that an epoch's frame with the highest ``seq`` told."""
+    """One life of a producer, and the totals that its frame with the highest ``seq`` told.
+
+    All instants are seconds of Unix time on the service's clock: the clocks of hosts differ. An earlier
+    moescope kept none, see :meth:`AccountState.dated`.
+
+    Attributes:
+        epoch: its number; the start of the worker's counting, nanoseconds on the worker's own clock.
+        producer: who counted; None: an earlier moescope kept this.
+        began_at: what lives are ordered by: when its first frame came, less the time that the worker had
+            been up if it tells that (`Frame.uptime_ns`).
+        started_at: when its counting began, as well as the service can tell.
+        came_at: when its first frame was accepted; ``heard_at``: its newest one.
+        made_at: when its newest totals were true, as well as the service can tell.
+        captured_at_ns: when its newest totals were true, on the worker's own clock.
+        lag: the least seconds from capture on the worker's clock to acceptance on the service's.
+        overlaps: see :mod:`moescope.service.counts.lives`.
+    """
 
     epoch: int
     seq: int
     counted: Totals
+    producer: Producer | None = None
+    began_at: float = 0.0
+    started_at: float = 0.0
+    came_at: float = 0.0
+    heard_at: float = 0.0
+    made_at: float = 0.0
+    captured_at_ns: int = 0
+    lag: float = 0.0
+    overlaps: int = 0
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """Lives rise by this."""
+        return self.began_at, self.epoch
+
+    def shifted(self, seconds: float) -> EpochState:
+        """The same life on a clock that was set forward by so much."""
+        return replace(
+            self,
+            began_at=self.began_at + seconds,
+            started_at=self.started_at + seconds,
+            came_at=self.came_at + seconds,
+            heard_at=self.heard_at + seconds,
+            made_at=self.made_at + seconds,
+            lag=self.lag + seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +124,10 @@ class AccountState:
     Attributes:
         totals: the sum over all epochs.
         epochs: those that are remembered.
-        forgotten: the newest epochs that only the sum has, rising, one at least. All epochs up to the first
-            of them count as forgotten too.
+        forgotten: numbers of epochs that only the sum has, the last forgotten one last.
         epochs_seen: how many epochs there were in all.
-        latest: the newest frame, which is of the newest of ``epochs``.
+        latest: the newest frame of the life that counts at present, one of ``epochs``.
+        conflicts: when several lives counted at once: (since, until), oldest first.
         base: what counters leave out; None: nothing.
     """
 
@@ -94,18 +136,52 @@ class AccountState:
     forgotten: tuple[int, ...]
     epochs_seen: int
     latest: Latest
+    conflicts: tuple[tuple[float, float], ...] = ()
     base: Base | None = None
 
     def has_forgotten(self, epoch: int) -> bool:
         """Whether an epoch is only in the sum."""
-        return epoch <= self.forgotten[0] or epoch in self.forgotten
+        return epoch in self.forgotten
 
     def covers(self, other: AccountState) -> bool:
         """Whether all epochs that another account of this producer has forgotten are in this one's sum."""
         known = {item.epoch for item in self.epochs}
         return all(epoch in known or self.has_forgotten(epoch) for epoch in other.forgotten)
 
+    def dated(self, at: float) -> AccountState:
+        """With instants where an earlier moescope kept none; ``at`` is when its newest frame had come.
+
+        Lives were ordered by their epochs then, and still are among themselves.
+        """
+        if any(item.heard_at for item in self.epochs):
+            return self
+        began = at - self.latest.age_at_capture
+        lives = tuple(
+            replace(item, began_at=began, started_at=began, came_at=began, heard_at=began, made_at=began)
+            if item.epoch != self.latest.epoch
+            else replace(
+                item,
+                producer=self.latest.producer,
+                began_at=began,
+                started_at=began,
+                came_at=began,
+                heard_at=at,
+                made_at=at,
+                captured_at_ns=self.latest.captured_at_ns,
+                lag=at - self.latest.captured_at_ns / 1e9,
+            )
+            for item in self.epochs
+        )
+        return replace(self, epochs=lives)
+
+    def heard_by(self, now: float) -> AccountState:
+        """With no instant after ``now``: the clock of whoever kept this may be ahead."""
+        ahead = max(item.heard_at for item in self.epochs) - now
+        if ahead <= 0:
+            return self
+        return replace(self, epochs=tuple(item.shifted(-ahead) for item in self.epochs))
+
 
 def forget(forgotten: tuple[int, ...], *epochs: int) -> tuple[int, ...]:
     """``AccountState.forgotten`` with more epochs."""
-    return tuple(sorted({*forgotten, *epochs})[-_FORGOTTEN:])
+    return (*forgotten, *(epoch for epoch in epochs if epoch not in forgotten))[-_FORGOTTEN:]

@@ -5,7 +5,10 @@ higher of the two frames for each epoch, and totals that fit them: slots, tokens
 whichever service got which frame. What is derived on the way from frame to frame (EP ranks, phases, joined
 steps) comes from one account, the base of the merged one. What the other adds is unplaced and unphased.
 Epochs that an account has only in its sum can't be taken out of it. So the base is the account whose sum
-covers all forgotten epochs of the other, or else the one whose forgotten epochs go further.
+covers all forgotten epochs of the other, or else the one that has forgotten more of them.
+
+Of a life both services may have heard: it came when the first of them heard it, and is heard as long as one
+of them does. So lives have one order on all services, whose own clocks must agree within seconds.
 """
 
 from __future__ import annotations
@@ -13,42 +16,62 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moescope.service.counts.account_state import AccountState, Base, EpochState, forget
+from moescope.service.counts.conflict import joined
+from moescope.service.counts.lives import STALE_AFTER_S, surplus
 from moescope.service.counts.totals import Totals, no_totals
 
 
-def merge_accounts(one: AccountState, other: AccountState, max_epochs: int) -> AccountState:
+def merge_accounts(
+    one: AccountState, other: AccountState, max_epochs: int, stale_after: float = STALE_AFTER_S
+) -> AccountState:
     """What both accounts know together; it is one of them itself if the other knows nothing newer.
 
     Args:
         one, other: accounts of the same producer key.
-        max_epochs: how many of the newest epochs the merged account remembers.
+        max_epochs: how many epochs the merged account remembers, and all that are still heard.
+        stale_after: seconds without a frame after which a life is silent.
     """
-    newest = max(one, other, key=_version)
+    newest = _newest(one, other, stale_after)
     if one.totals.layout.conflict(other.totals.layout) is not None:
         return newest  # the model changed: the older totals are of another one
     # Forgotten epochs are in a sum only: the merged account starts from the sum that has most of them.
     base, more = max(
         (one, other),
         (other, one),
-        key=lambda pair: (pair[0].covers(pair[1]), pair[0].forgotten[-1], _version(pair[0])),
+        key=lambda pair: (pair[0].covers(pair[1]), _only_in_sum(pair[0]), _version(pair[0])),
     )
-    epochs = {item.epoch: item for item in base.epochs}
-    missing = [item for item in more.epochs if _is_news(item, epochs.get(item.epoch), base)]
     left_out = min((base.base, more.base), key=_size_of)
-    if not missing:
-        return base if left_out is base.base else replace(base, base=left_out)
+    known = {item.epoch: item for item in base.epochs}
+    lives = dict(known)
     totals, seen = base.totals, base.epochs_seen
-    for item in missing:
-        known = epochs.get(item.epoch)
-        seen += known is None
-        totals = totals.plus(_unplaced(_difference(item, known)))
-        epochs[item.epoch] = item
-    kept = sorted(epochs)[-max_epochs:]
-    forgotten = forget(base.forgotten, *(epoch for epoch in epochs if epoch < kept[0]))
+    for item in more.epochs:
+        mine = known.get(item.epoch)
+        if mine is None and base.has_forgotten(item.epoch):
+            continue
+        lives[item.epoch] = item if mine is None else _both(mine, item)
+        if _is_news(item, mine):
+            seen += mine is None
+            totals = totals.plus(_unplaced(_difference(item, mine)))
+    if newest.latest.epoch not in lives:
+        newest = base  # of what the other tells of it, only the sum was kept
+    conflicts = joined([*base.conflicts, *more.conflicts])
+    if lives == known and conflicts == base.conflicts and newest.latest.epoch == base.latest.epoch:
+        return base if left_out is base.base else replace(base, base=left_out)
+    at = max(item.heard_at for item in lives.values())
+    gone = surplus(lives.values(), newest.latest.epoch, at, max_epochs, stale_after)
     told = newest.totals
-    totals = replace(totals, dp_size=told.dp_size, ep_size=told.ep_size, switches=told.switches)
+    # Each switch of capture is counted by the services that saw it: the sum must not sink below either.
+    switches = max(base.totals.switches, more.totals.switches)
+    switches += switches % 2 != told.switches % 2
+    totals = replace(totals, dp_size=told.dp_size, ep_size=told.ep_size, switches=switches)
     return AccountState(
-        totals, tuple(epochs[epoch] for epoch in kept), forgotten, seen, newest.latest, left_out
+        totals=totals,
+        epochs=tuple(item for epoch, item in lives.items() if epoch not in gone),
+        forgotten=forget(base.forgotten, *gone),
+        epochs_seen=seen,
+        latest=newest.latest,
+        conflicts=conflicts,
+        base=left_out,
     )
 
 
@@ -57,14 +80,47 @@ def _size_of(base: Base | None) -> int:
     return 0 if base is None else 1 + base.totals.tokens
 
 
-def _version(state: AccountState) -> tuple[int, int, int]:
-    return state.latest.epoch, state.latest.seq, state.totals.tokens
+def _newest(one: AccountState, other: AccountState, stale_after: float) -> AccountState:
+    """The account whose latest frame is of the life that counts at present."""
+    first, last = sorted((one, other), key=_version)
+    if first.latest.epoch == last.latest.epoch:
+        return last
+    heard = _current(first).heard_at
+    return first if heard - _heard_at(last.latest.epoch, one, other) > stale_after else last
 
 
-def _is_news(item: EpochState, known: EpochState | None, base: AccountState) -> bool:
-    if known is None:
-        return not base.has_forgotten(item.epoch)
-    return item.seq > known.seq
+def _heard_at(epoch: int, *states: AccountState) -> float:
+    return max(item.heard_at for state in states for item in state.epochs if item.epoch == epoch)
+
+
+def _current(state: AccountState) -> EpochState:
+    return next(item for item in state.epochs if item.epoch == state.latest.epoch)
+
+
+def _version(state: AccountState) -> tuple[tuple[float, int], int, int]:
+    return _current(state).order, state.latest.seq, state.totals.tokens
+
+
+def _only_in_sum(state: AccountState) -> int:
+    return state.epochs_seen - len(state.epochs)
+
+
+def _both(mine: EpochState, its: EpochState) -> EpochState:
+    """One life, of which two services heard."""
+    return replace(
+        its if its.seq > mine.seq else mine,
+        began_at=min(mine.began_at, its.began_at),
+        started_at=min(mine.started_at, its.started_at),
+        came_at=min(mine.came_at, its.came_at),
+        heard_at=max(mine.heard_at, its.heard_at),
+        made_at=max(mine.made_at, its.made_at),
+        lag=min(mine.lag, its.lag),
+        overlaps=max(mine.overlaps, its.overlaps),
+    )
+
+
+def _is_news(item: EpochState, known: EpochState | None) -> bool:
+    return known is None or item.seq > known.seq
 
 
 def _difference(item: EpochState, known: EpochState | None) -> Totals:

@@ -109,15 +109,22 @@ class DriftWatch:
 
 
 def previous_hour(
-    state: LiveState, deployment: Deployment, start: float, end: float | None, phase: Phase | None
+    state: LiveState,
+    deployment: Deployment,
+    start: float,
+    end: float | None,
+    phase: Phase | None,
+    dp_rank: int | None = None,
 ) -> tuple[ModelWindow, ModelWindow]:
-    """The hour before ``start``, and the window that begins there; of a phase, or of both.
+    """The hour before ``start``, and the window that begins there; of a phase or of both.
+
+    With ``dp_rank`` both are of that DP rank.
 
     Raises:
         StoreError: the archive can't be read.
     """
     spans = state.series(deployment, _instants(start, end))
-    hour, window = (merge_spans_of_phase(part, phase) for part in spans)
+    hour, window = (merge_spans_of_phase(part, phase, dp_rank) for part in spans)
     return hour, window
 
 

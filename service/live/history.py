@@ -7,7 +7,7 @@ thinning costs resolution, never counts. Times are seconds of Unix time on the s
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import Final
 
 from moescope.service.counts.totals import Totals
@@ -94,6 +94,11 @@ class Track:
         """
         instant = absent if instant is None else instant
         return self._snapshots[-1] if instant is None else self._at_or_before(instant)
+
+    def at_or_after(self, instant: float) -> Snapshot:
+        """The first snapshot at or after an instant; the newest one if there is none."""
+        found = bisect_left(self._snapshots, instant, key=lambda snapshot: snapshot.at)
+        return self._snapshots[min(found, len(self._snapshots) - 1)]
 
     def thin(self) -> bool:
         """Drop every other snapshot of the older half, keeping the oldest; False if there are too few."""

@@ -5,12 +5,15 @@ Here everything changes together. Nothing here is safe for several threads: the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from moescope.capture.wire import Frame
 from moescope.service.counts.account import Account, Verdict
+from moescope.service.counts.account_state import AccountState
+from moescope.service.counts.conflict import Conflict, named
 from moescope.service.counts.layers import Layout, Layouts
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.refusals import RefusedError
@@ -31,6 +34,7 @@ from moescope.service.settings import ClickHouseUrl, Settings
 from moescope.service.store.records import Key, Posting
 
 _HISTORY_BYTES: Final = 256 << 20
+_log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -56,6 +60,7 @@ class Ledger:
         self.placements = Placements()
         self.joins = Joins(self._add_stragglers)
         self._laws = RowLaws()
+        self._conflicts: dict[Key, Conflict] = {}
         self.outbox = Outbox()
         alone = not isinstance(settings.store, ClickHouseUrl)
         self.continuity = Continuity(clock, settings.stale_after_s, alone)
@@ -65,9 +70,9 @@ class Ledger:
 
         Unless the store is ``unbroken``, counters begin at zero.
         """
-        account = Account.restored(posting.account, self._settings.max_epochs)
+        account = self._restored(posting.account)
         self._enter(posting.key, account, posting.at)
-        self.history.record(posting.key, posting.birth, Snapshot(posting.at, account.totals))
+        self.history.record(posting.key, posting.birth, Snapshot(posting.at, posting.account.totals))
         self.continuity.restored(posting.key, posting.at, unbroken)
         if not unbroken:
             account.leave_all_out(self._clock())
@@ -81,53 +86,102 @@ class Ledger:
                 another shape, or when there are too many producers.
         """
         verdict = self._post(frame)
-        self.joins.take(frame)
+        entry = self.roster.get(frame.producer.key)
+        assert entry is not None, "a frame that was taken has an account"
+        life = entry.account.life
+        if frame.epoch == life.epoch and frame.producer.key not in self._conflicts:
+            self.joins.take(frame, life)
         return verdict
 
     def adopt(self, posting: Posting) -> None:
         """Take in what another service of the store knows of a producer."""
-        key, entry, state = posting.key, self.roster.get(posting.key), posting.account
+        now = self._clock()  # the other service's clock may be ahead
+        key, entry, state = posting.key, self.roster.get(posting.key), posting.account.heard_by(now)
+        merged = False
         if entry is not None:
             mine = entry.account.state()
-            state = merge_accounts(mine, state, self._settings.max_epochs)
+            limits = self._settings.max_epochs, self._settings.stale_after_s
+            told = state
+            state = merge_accounts(mine, told, *limits)
             if state is mine:
                 return
+            merged = state is not told
         elif self.roster.is_full:
             return
-        told_at = min(posting.at, self._clock())  # the other service's clock may be ahead
+        told_at = min(posting.at, now)
         at = told_at if entry is None else max(told_at, entry.received_at)
-        account = Account.restored(state, self._settings.max_epochs)
+        account = self._restored(state)
         if not self._makes_way(key, state.totals.layout, at):
             return
         if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
             self.history.forget(key)
         self._enter(key, account, at)
         self.history.record(key, posting.birth, Snapshot(told_at, state.totals))
-        if state is not posting.account:  # nobody takes it until a frame comes
+        self._note_conflict(key, account, now)
+        if merged:  # nobody takes it until a frame comes
             self._record(key, account, self.outbox.post_newest)
 
     def state(self, key: Key) -> ProducerState:
         """A producer that is here, as of now."""
         return replace(self.roster.state(key), law=self._laws.of(key))
 
-    def remembered(self, key: Key, instants: Sequence[float | None]) -> Remembered:
-        """A producer's totals at rising instants, as far as memory has them; None is an open end."""
+    def mended_at(self, keys: Sequence[Key]) -> float | None:
+        """When the last conflict of lives of some producers ended; None: there was none, or one goes on."""
+        now, ended = self._clock(), []
+        for key in keys:
+            entry = self.roster.get(key)
+            if entry is not None and entry.account.conflicts:
+                if entry.account.conflict(now) is not None:
+                    return None
+                ended.append(entry.account.conflicts[-1][1])
+        return max(ended, default=None)
+
+    def remembered(
+        self, key: Key, instants: Sequence[float | None], mended_at: float | None = None
+    ) -> Remembered:
+        """A producer's totals at rising instants, as far as memory has them; None is an open end.
+
+        Args:
+            key: the producer.
+            instants: the instants.
+            mended_at: a window without a begin begins with the first totals from then on.
+        """
         track = self.history.track(key)
         first = track.boundary(instants[0], track.birth)
+        if mended_at is not None and instants[0] is None:
+            first = track.at_or_after(mended_at)
         later = [track.boundary(instant, None) for instant in instants[1:]]
         return Remembered(track.birth, track.complete_since, tuple(instants), (first, *later))
+
+    def _restored(self, state: AccountState) -> Account:
+        return Account.restored(state, self._settings.max_epochs, self._settings.stale_after_s)
+
+    def _note_conflict(self, key: Key, account: Account, now: float) -> None:
+        """Say in the log when lives begin to be in conflict and when that is over; join no steps of them."""
+        found, before = account.conflict(now), self._conflicts.get(key)
+        if found is None:
+            if before is not None:
+                del self._conflicts[key]
+                _log.warning("the conflict of %s is over: %s goes on alone", key, named([account.life]))
+        elif before is None or len(before.lives) != len(found.lives):
+            self._conflicts[key] = found
+            self.joins.break_off(key)
+            _log.error(
+                "%s; their totals are kept, and what rests on them together is not answered", found.reason
+            )
 
     def _post(self, frame: Frame) -> Verdict:
         now, key = self._clock(), frame.producer.key
         entry = self.roster.get(key)
-        account = Account(self._settings.max_epochs) if entry is None else entry.account
+        limits = self._settings
+        account = Account(limits.max_epochs, limits.stale_after_s) if entry is None else entry.account
         layout = self._layouts.of(frame.layers)
         leaving = set(self.roster.outgrown_by(key, layout))
         if entry is None:
             leaving.update(self.roster.to_make_room())
         generation, before, is_new = account.generation, account.totals, entry is None
         is_old = self.continuity.is_old(account, frame)
-        verdict = account.post(frame, layout)
+        verdict = account.post(frame, layout, now)
         if verdict is not Verdict.ACCEPTED:
             # Whether the frame that was here before could be kept isn't known here: keep it again.
             self._record(key, account, self.outbox.post)
@@ -139,14 +193,14 @@ class Ledger:
         assert account.latest is not None
         is_newest = frame.epoch == account.latest.epoch
         if is_newest:
-            self.placements.note(frame, now)
+            self.placements.note(frame, now, account.life.started_at)
         if is_newest or entry is None:
             self._enter(key, account, now)
         else:
             self.roster.enter(key, account, entry.received_at)
         self.history.set_back(key, now)
-        birth = now - max(0.0, (frame.captured_at_ns - frame.epoch) / 1e9)
-        self.history.record(key, birth, Snapshot(now, account.totals))
+        self.history.record(key, account.started_at(frame.epoch), Snapshot(now, account.totals))
+        self._note_conflict(key, account, now)
         if is_old:
             self._leave_out(key, account, None if is_new or account.generation != generation else before)
         self.continuity.heard(key)
@@ -220,6 +274,7 @@ class Ledger:
         self.history.forget(key)
         self.joins.forget(key)
         self._laws.forget(key)
+        self._conflicts.pop(key, None)
         if self._keeps:
             self.outbox.forget(key)
 

@@ -55,8 +55,14 @@ class Placements:
         self._held: dict[tuple[str, str, int], deque[_Held]] = {}
         self._rises: Counter[tuple[str, str, int]] = Counter()
 
-    def note(self, frame: Frame, at: float) -> None:
-        """Take the placement of a producer's newest frame into account."""
+    def note(self, frame: Frame, at: float, started_at: float | None = None) -> None:
+        """Take the placement of a producer's newest frame into account.
+
+        Args:
+            frame: the frame.
+            at: when it came, seconds of Unix time on the service's clock.
+            started_at: when its worker began to count, on the same clock; None: the worker's clock agrees.
+        """
         if frame.placement is None:
             return
         who, layers = frame.producer, tuple(frame.layers)
@@ -70,7 +76,7 @@ class Placements:
             return
         # A worker that still reports an earlier version is late; one that started since counts anew.
         late = known and frame.placement.version <= known[-1].placement.version
-        if late and frame.epoch / 1e9 <= known[-1].at:
+        if late and (frame.epoch / 1e9 if started_at is None else started_at) <= known[-1].at:
             return
         self._rises[stage] += bool(known) and not late
         known.append(_Held(layers, frame.placement, at, at, {worker}))

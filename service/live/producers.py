@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from moescope.capture.wire import Producer
 from moescope.service.counts.account_state import Base, Latest
+from moescope.service.counts.conflict import Conflict
 from moescope.service.counts.row_law import RowLaw
 from moescope.service.counts.totals import Totals
 from moescope.service.live.spans import Span
@@ -28,6 +29,9 @@ class ProducerState:
         age: seconds since ``received_at``; ``stale`` and ``expired`` compare it with the settings.
         law: the law of rows at its pipeline stage; all TP workers of the stage have the same.
         stale_after: seconds without a frame after which a producer is silent.
+        conflict: the live processes that claim this rank at present, if there are several; else None.
+        conflicts: when there were several, as far as it is remembered: (since, until) on the service's clock,
+            oldest first, the present one included.
         base: what counters in ``/metrics`` leave out; None: nothing.
     """
 
@@ -41,11 +45,18 @@ class ProducerState:
     expired: bool
     law: RowLaw = field(default_factory=RowLaw)
     stale_after: float = 10.0
+    conflict: Conflict | None = None
+    conflicts: tuple[tuple[float, float], ...] = ()
     base: Base | None = None
 
     @property
     def state(self) -> str:
-        """``counting``, ``disabled`` or ``stale``; a producer that fell silent is stale whatever it said."""
+        """``counting``, ``disabled``, ``stale`` or ``conflict``.
+
+        A producer that fell silent is stale whatever it said, and one that is several is in conflict.
+        """
+        if self.conflict is not None:
+            return "conflict"
         return "stale" if self.stale else self.latest.state
 
 

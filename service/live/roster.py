@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from moescope.service.counts.account import Account
+from moescope.service.counts.conflict import REMEDY, named
 from moescope.service.counts.layers import Layout, Shapes
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.producers import Deployment, ProducerState
@@ -17,14 +18,13 @@ from moescope.service.store.records import Key
 class Entry:
     """A producer's account and its layers.
 
-    ``received_at`` is when its newest frame was accepted, ``started_at`` when its newest ``epoch`` began:
-    seconds of Unix time on the service's clock.
+    ``received_at`` is when the newest frame of the life that counts at present was accepted, ``started_at``
+    when that life began: seconds of Unix time on the service's clock.
     """
 
     account: Account
     received_at: float
     started_at: float
-    epoch: int
     layout: Layout
 
 
@@ -63,11 +63,7 @@ class Roster:
         """Add a producer, or change its entry."""
         old, layout = self._entries.get(key), account.totals.layout
         assert account.latest is not None, f"an account without a frame: {key}"
-        started_at = received_at - account.latest.age_at_capture
-        if old is not None and old.epoch == account.latest.epoch:
-            # An idle producer repeats what it captured long ago: the frame with the least delay tells best.
-            started_at = min(started_at, old.started_at)
-        self._entries[key] = Entry(account, received_at, started_at, account.latest.epoch, layout)
+        self._entries[key] = Entry(account, received_at, account.life.started_at, layout)
         self._shapes.change(key[:2], None if old is None else old.layout, layout)
 
     def remove(self, key: Key) -> None:
@@ -77,6 +73,10 @@ class Roster:
     def state(self, key: Key) -> ProducerState:
         """A producer that is here, as of now."""
         entry = self._entries[key]
+        now = self._clock()
+        if entry.account.settle(now):
+            self.enter(key, entry.account, entry.account.life.heard_at)
+            entry = self._entries[key]
         latest = entry.account.latest
         assert latest is not None, f"an account without a frame: {key}"
         age = self._age(entry)
@@ -90,6 +90,8 @@ class Roster:
             stale=age > self._settings.stale_after_s,
             expired=age > self._settings.expire_after_s,
             stale_after=self._settings.stale_after_s,
+            conflict=entry.account.conflict(now),
+            conflicts=entry.account.conflicts,
             base=entry.account.base,
         )
 
@@ -119,8 +121,8 @@ class Roster:
             if self._age(entry) <= self._settings.stale_after_s:
                 raise RefusedError(
                     "shape",
-                    f"layers: {conflict[0]}, but DP rank {key[2]} of this deployment has {conflict[1]}; "
-                    "give each deployment a server name of its own (MOESCOPE_SERVER in vLLM's environment)",
+                    f"layers: {conflict[0]}, but DP rank {key[2]} of this deployment "
+                    f"({named([entry.account.life])}) has {conflict[1]}; {REMEDY}",
                 )
             yield key
 

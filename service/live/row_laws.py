@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -32,6 +33,7 @@ class _Stage:
 
     def __init__(self, tp_size: int) -> None:
         self.tp_size = tp_size
+        self.began_at = -math.inf
         self.workers: dict[int, _Worker] = {}
         self.law = RowLaw()
 
@@ -40,13 +42,12 @@ class _Stage:
         who = latest.producer
         worker = self.workers.get(who.tp_rank)
         if who.tp_size != self.tp_size:
-            if worker is not None and latest.epoch <= worker.epoch:
-                return
+            if started_at < self.began_at or (worker is not None and latest.epoch == worker.epoch):
+                return  # a worker of the former start
+            self.began_at = started_at
             self.tp_size, self.workers, worker = who.tp_size, {}, None
             self.law = self.law.started_again()
-        if worker is not None and latest.epoch < worker.epoch:
-            return
-        if worker is None or latest.epoch > worker.epoch:
+        if worker is None or latest.epoch != worker.epoch:
             worker = self.workers[who.tp_rank] = _Worker(latest.epoch, started_at)
             self._begin(started_at)
         worker.started_at = min(worker.started_at, started_at)
@@ -99,8 +100,8 @@ class RowLaws:
         """Take what a producer told last.
 
         Args:
-            latest: its newest frame.
-            started_at: when its newest epoch began, seconds of Unix time on the service's clock.
+            latest: the newest frame of the life that counts at present.
+            started_at: when that life began, seconds of Unix time on the service's clock.
             at: when the frame was accepted, on the same clock.
         """
         key = latest.producer.key

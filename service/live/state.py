@@ -163,7 +163,12 @@ class LiveState:
     def joins(self, deployment: Deployment) -> dict[int, Status]:
         """How the joins of a deployment's steps go, by pipeline stage."""
         with self._lock:
-            return self._ledger.joins.status(*deployment)
+            states = [self._ledger.state(key) for key in self._ledger.roster.members(deployment)]
+            found = self._ledger.joins.status(*deployment)
+        conflict = next((item.conflict.reason for item in states if item.conflict is not None), None)
+        if conflict is None:
+            return found
+        return {rank: Status(pending=item.pending, reason=conflict) for rank, item in found.items()}
 
     def producers(self) -> list[ProducerState]:
         """All producers, sorted by key."""
@@ -171,9 +176,16 @@ class LiveState:
             return [self._ledger.state(key) for key in self._ledger.roster.members()]
 
     def spans(self, deployment: Deployment, start: float | None, end: float | None) -> list[ProducerSpan]:
-        """What each producer of a deployment counted; None: ``start`` is its birth, ``end`` is now."""
+        """What each producer of a deployment counted from ``start`` to ``end``; see :meth:`boundaries`."""
         [spans] = self.series(deployment, (start, end))
         return spans
+
+    def totals(self, deployment: Deployment) -> list[ProducerSpan]:
+        """What each producer of a deployment has counted since its birth, whatever has been in between."""
+        with self._lock:
+            members = self._ledger.roster.members(deployment)
+            found = [(self._ledger.state(key), self._ledger.remembered(key, (None, None))) for key in members]
+        return [ProducerSpan(item, memory.whole()) for item, memory in found]
 
     def series(self, deployment: Deployment, instants: Sequence[float | None]) -> list[list[ProducerSpan]]:
         """What each producer of a deployment counted between neighbours of B rising instants: B - 1 lists.
@@ -192,15 +204,23 @@ class LiveState:
     ) -> list[tuple[ProducerState, Remembered]]:
         """Each producer of a deployment with its totals at B rising instants.
 
+        None as the last one is now. A window without a begin (None) begins with each producer's birth. If
+        lives were in conflict since, it begins after that: what was counted before can't be told apart.
+
         Reads the archive where memory is too short, in the caller's thread and without holding up frames.
 
         Raises:
             StoreError: the archive can't be read.
         """
         with self._lock:
+            keys = self._ledger.roster.members(deployment)
+            states = [self._ledger.state(key) for key in keys]
+            mended_at = self._ledger.mended_at(keys) if instants[0] is None else None
+            if mended_at is not None and any(at is not None and at < mended_at for at in instants[1:]):
+                mended_at = None
             found = [
-                (self._ledger.state(key), self._ledger.remembered(key, instants))
-                for key in self._ledger.roster.members(deployment)
+                (state, self._ledger.remembered(key, instants, mended_at))
+                for key, state in zip(keys, states, strict=True)
             ]
         if self._archive is None:
             return found

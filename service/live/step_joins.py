@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from moescope.capture.wire import Frame
+from moescope.service.counts.account_state import EpochState
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.live.step_stage import Stage, Status
@@ -44,20 +45,29 @@ class Joins:
         self._nbytes = 0
         self._entries: dict[tuple[str, str, int], _Entry] = {}
 
-    def take(self, frame: Frame) -> None:
-        """Join the steps of a checked frame, and credit what that yields."""
+    def take(self, frame: Frame, life: EpochState | None = None) -> None:
+        """Join the steps of a checked frame, and credit what that yields; see :meth:`Stage.take`."""
         if frame.step_loads is None:
             return
         who = frame.producer
         key = (who.server, who.model, who.pp_rank)
         entry = self._entries.setdefault(key, _Entry(Stage()))
-        self._settle(key, entry, entry.stage.take(frame))
+        self._settle(key, entry, entry.stage.take(frame, life))
         while self._nbytes > self._budget:
             key, entry = max(self._entries.items(), key=lambda item: item[1].nbytes)
             before = entry.nbytes
             self._settle(key, entry, entry.stage.give_up())
             if entry.nbytes >= before:
                 return  # what is left is marks, which are bounded by themselves
+
+    def break_off(self, key: Key) -> None:
+        """Give up what waits at a producer's stage, and begin it anew."""
+        name = (key[0], key[1], key[3])
+        entry = self._entries.get(name)
+        if entry is not None:
+            given_up = entry.stage.give_up()
+            entry.stage = Stage()
+            self._settle(name, entry, given_up)
 
     def forget(self, key: Key) -> None:
         """Drop the stage of a producer that is forgotten."""

@@ -8,9 +8,12 @@ the status says so.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from typing import Final
 
 from moescope.capture.wire import Frame, MoeLayer, unpack_step_loads
+from moescope.service.counts.account_state import EpochState
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers, no_stragglers
 from moescope.service.live.step_join import MAX_CELLS, MAX_MEMBERS, StepJoin
@@ -44,16 +47,21 @@ class _Member:
     """A worker: when it began to count, and by when it had done a step.
 
     Attributes:
-        epoch: the start of its counting, nanoseconds of Unix time on its own clock.
-        started_at: how many frames the stage had taken when one told of that start.
-        stepped_ns: the earliest instant on its own clock at which it had done a step; None: none told yet.
-        stepped_at: how many frames the stage had taken when one told of a step; 0: none did yet.
+        epoch: the number of its life.
+        began: when it began to count, seconds of Unix time on the service's clock.
+        told: how many frames the stage had taken when one told of that start.
+        stepped: the earliest instant on the service's clock at which it had done a step; None: none told yet.
+        stepped_told: how many frames the stage had taken when one told of a step; 0: none did yet.
     """
 
     epoch: int
-    started_at: int
-    stepped_ns: int | None = None
-    stepped_at: int = 0
+    began: float
+    told: int
+    stepped: float | None = None
+    stepped_told: int = 0
+
+
+_NOBODY: Final = _Member(epoch=0, began=-math.inf, told=0)
 
 
 class Stage:
@@ -64,14 +72,18 @@ class Stage:
         self._layout = Layout(())
         self._members: dict[int, _Member] = {}
         self._contributed: set[int] = set()
-        self._newest = _Member(epoch=0, started_at=0)
+        self._newest = _NOBODY
         self._taken = 0
         self._join: StepJoin | None = None
 
-    def take(self, frame: Frame) -> tuple[Layout, Stragglers] | None:
+    def take(self, frame: Frame, life: EpochState | None = None) -> tuple[Layout, Stragglers] | None:
         """The cost of the steps that a checked frame completes, and how many are given up; None: nothing.
 
         The arrays are of the layout that comes with them.
+
+        Args:
+            frame: the frame; of an account with several lives, one of the life that counts at present.
+            life: that life; None: the worker's clock is taken for the service's.
         """
         loads, who = frame.step_loads, frame.producer
         if loads is None or not frame.layers:
@@ -81,18 +93,21 @@ class Stage:
             layers=tuple(frame.layers), ep_size=who.ep_size, dp_size=who.dp_size, tp_size=who.tp_size
         )
         given_up = 0
+        began = frame.epoch / 1e9 if life is None else life.started_at
         if shape != self._shape:
-            if frame.epoch < self._newest.epoch:
+            if began < self._newest.began:
                 return None
             given_up = self._begin(shape)
         member = who.dp_rank * who.tp_size + who.tp_rank
         known = self._members.get(member)
-        if known is not None and frame.epoch < known.epoch:
+        if known is not None and life is None and frame.epoch < known.epoch:
             return self._given_up(given_up)
-        if known is None or frame.epoch > known.epoch:
-            given_up += self._start(member, frame.epoch)
+        if known is None or frame.epoch != known.epoch:
+            given_up += self._start(member, frame.epoch, began)
+        else:
+            known.began = min(known.began, began)
         if loads.end:
-            self._stepped(member, frame.captured_at_ns)
+            self._stepped(member, frame.captured_at_ns / 1e9 + (0.0 if life is None else life.lag))
         if self._join is None or self._is_behind(member):
             return self._given_up(given_up)
         self._contributed.add(member)
@@ -147,14 +162,14 @@ class Stage:
         """Begin anew with another shape and no member; how many steps are given up."""
         given_up = self._restart_join()
         self._shape, self._layout, self._members = shape, Layout(shape.layers), {}
-        self._newest = _Member(epoch=0, started_at=0)
+        self._newest = _NOBODY
         self._join = self._new_join()
         return given_up
 
-    def _start(self, member: int, epoch: int) -> int:
+    def _start(self, member: int, epoch: int, began: float) -> int:
         """A member began to count; how many steps are given up because their numbers mean others now."""
-        started = self._members[member] = _Member(epoch=epoch, started_at=self._taken)
-        if epoch > self._newest.epoch:
+        started = self._members[member] = _Member(epoch=epoch, began=began, told=self._taken)
+        if began > self._newest.began:
             self._newest = started
         if member in self._contributed or any(self._is_behind(other) for other in self._contributed):
             return self._restart_join()
@@ -172,21 +187,21 @@ class Stage:
             return None
         return StepJoin(shape.members, len(shape.layers), shape.ep_size)
 
-    def _stepped(self, member: int, at_ns: int) -> None:
+    def _stepped(self, member: int, at: float) -> None:
         known = self._members[member]
-        known.stepped_at = known.stepped_at or self._taken
-        known.stepped_ns = at_ns if known.stepped_ns is None else min(known.stepped_ns, at_ns)
+        known.stepped_told = known.stepped_told or self._taken
+        known.stepped = at if known.stepped is None else min(known.stepped, at)
 
     def _is_behind(self, member: int) -> bool:
         """Whether it had stepped before the last member started: then its numbers are not the others'.
 
-        Two things must say so: the workers' clocks, which may differ, and the order of the frames, which is
-        not that of the events if this service started in between.
+        Two things must say so: the instants, which are off by the delays of frames, and the order of the
+        frames, which is not that of the events if this service started in between.
         """
         known, newest = self._members[member], self._newest
-        if known.stepped_ns is None:
+        if known.stepped is None:
             return False
-        return known.stepped_ns < newest.epoch and known.stepped_at < newest.started_at
+        return known.stepped < newest.began and known.stepped_told < newest.told
 
     def _given_up(self, steps: int) -> tuple[Layout, Stragglers] | None:
         nothing = no_stragglers(len(self._layout.layers))

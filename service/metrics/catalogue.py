@@ -262,6 +262,13 @@ _FAMILIES: Final = (
         DEPLOYMENT,
     ),
     Family(
+        "moescope_conflicting_lives",
+        "gauge",
+        "",
+        "Live processes that claim the DP rank, where several do; 0: no conflict.",
+        DP,
+    ),
+    Family(
         "moescope_snapshot_age_seconds",
         "gauge",
         "seconds",
@@ -317,7 +324,7 @@ _FAMILIES: Final = (
         "moescope_producer_start_time_seconds",
         "gauge",
         "seconds",
-        "When the DP rank's newest producer began to count, Unix time on its clock.",
+        "When the DP rank's newest producer began to count, Unix time on the service's clock.",
         DP,
     ),
     Family(

@@ -177,7 +177,8 @@ class RoutingCollector(Collector):
             spans = self._state.spans(group.deployment, start, None)
             assessed = assess(merge_spans(spans), self._settings.min_tokens)
             yield from ranks.balance_gauges(group.deployment, assessed)
-            yield from steps.straggler_gauge(group.deployment, spans)
+            if assessed.window.conflict is None:
+                yield from steps.straggler_gauge(group.deployment, spans)
 
     def _stragglers(self, found: list[Group]) -> Iterator[Found]:
         return steps.straggler_samples(self._state, found)

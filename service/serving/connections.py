@@ -11,7 +11,7 @@ import asyncio
 import logging
 import resource
 import time
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -30,6 +30,33 @@ _SPARE_FILES: Final = 128  # the store, its readers, the log, listeners
 _CALLS_BACK: Final = hasattr(AutoHTTPProtocol, "on_headers_complete")
 
 
+_REASONS: Final = ("slow_tls", "tls", "slow_head", "large_head", "slow_reader", "unread", "crowded")
+
+
+class Endable(Protocol):
+    """What ends a connection."""
+
+    def abort(self) -> None:
+        """End it at once."""
+
+
+class Connected(Protocol):
+    """A connection, as far as it is ended."""
+
+    cycle: Any
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        """Address and port of the client."""
+
+    @property
+    def transport(self) -> Endable:
+        """What ends it."""
+
+    def __hash__(self) -> int:
+        """By identity."""
+
+
 class Crowd:
     """All connections of one server.
 
@@ -43,27 +70,38 @@ class Crowd:
         self.header_timeout_s = header_timeout_s
         self.max_connections = _possible(max_connections)
         self.max_unread = max_unread
-        self.waiting: dict[PatientProtocol, None] = {}
-        """Connections that wait for a whole head, the oldest first."""
+        self.waiting: dict[Connected, None] = {}
+        """Connections that wait for a handshake of TLS or for a whole head, the oldest first."""
+        self.handshakes: set[Connected] = set()
+        """Connections that don't talk HTTP yet."""
         self.reading: dict[PatientProtocol, None] = {}
         """Connections whose clients have much of an answer to read, the longest reading first."""
-        self.ended = dict.fromkeys(("slow_head", "large_head", "slow_reader", "unread", "crowded"), 0)
+        self.ended = dict.fromkeys(_REASONS, 0)
         self._throttle = Throttle(time.monotonic)
 
-    def end(self, protocol: PatientProtocol, reason: str, words: str) -> None:
+    def end(self, protocol: Connected, reason: str, words: str) -> None:
         """Cut a connection off."""
-        self.ended[reason] += 1
-        if self._throttle.allows(reason):
-            client = protocol.client[0] if protocol.client else "a client"
-            _log.warning("ended a connection of %s (logged once a minute): %s", client, words)
+        self.count(reason, protocol.client, words)
         if protocol.cycle is not None:
             # The application may be about to write; uvicorn hears of the end later.
             protocol.cycle.disconnected = True
         protocol.transport.abort()
 
-    def make_room(self, count: int) -> None:
-        """End one connection if there are too many, which may be the new one."""
-        if count > self.max_connections and self.waiting:
+    def count(self, reason: str, client: tuple[str, int] | None, words: str) -> None:
+        """Count a connection that was cut off, and say so in the log."""
+        self.ended[reason] += 1
+        self.warn(
+            f"{reason} {words}", f"ended a connection of {client[0] if client else 'a client'}: {words}"
+        )
+
+    def warn(self, kind: str, words: str) -> None:
+        """Say something in the log, once a minute of each kind."""
+        if self._throttle.allows(kind):
+            _log.warning("%s (logged once a minute)", words)
+
+    def make_room(self, talking: int) -> None:
+        """End one connection if there are too many with the ``talking`` ones, which may be the new one."""
+        if talking + len(self.handshakes) > self.max_connections and self.waiting:
             oldest = next(iter(self.waiting))
             self.waiting.pop(oldest)
             self.end(oldest, "crowded", f"there are over max_connections ({self.max_connections})")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import Final, Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
 from moescope.service.serving.connections import Crowd, protocol_for
+from moescope.service.serving.handshakes import Acceptor
 from moescope.service.serving.running import Running
 from moescope.service.serving.tls import Tls
 from moescope.service.settings import Settings
@@ -46,14 +48,34 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's.
         crowd: the connections.
-        reloadables: what is looked at once a second, and read again on SIGHUP.
+        book: the tokens.
+        tls: the service's certificate, or None for plain HTTP.
     """
 
-    def __init__(self, config: uvicorn.Config, crowd: Crowd, reloadables: Sequence[Reloadable]) -> None:
+    def __init__(self, config: uvicorn.Config, crowd: Crowd, book: Reloadable, tls: Tls | None) -> None:
         super().__init__(config)
         self.crowd = crowd
-        self._reloadables = tuple(reloadables)
+        self._tls = tls
+        self._acceptor: Acceptor | None = None
+        self._reloadables: list[Reloadable] = [book] if tls is None else [book, tls]
         self._hang_up = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections; those of TLS are not uvicorn's before their handshake is over."""
+        if self._tls is None or sockets is None:
+            await super().startup(sockets)
+            return
+        self._acceptor = Acceptor(
+            self.crowd, self._tls.context, self._new_protocol, self.server_state.connections
+        )
+        self._acceptor.start(sockets)
+        await super().startup([])
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
     async def on_tick(self, counter: int) -> bool:
         """Read files again, if asked to or if they changed; uvicorn calls this ten times a second."""
@@ -77,6 +99,8 @@ class Server(uvicorn.Server):
             self.config.app.state.stopping = True
         for connection in list(self.crowd.waiting):
             connection.transport.abort()  # nobody asked anything there yet
+        if self._acceptor is not None:
+            self._acceptor.stop()
         await super().shutdown(sockets)
 
     def reload(self, *_: object) -> None:
@@ -143,6 +167,5 @@ def make_server(app: FastAPI) -> Server:
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,
-        ssl_context_factory=None if tls is None else lambda *_: tls.context,
     )
-    return Server(config, crowd, [running.book, *([] if tls is None else [tls])])
+    return Server(config, crowd, running.book, tls)

@@ -28,6 +28,16 @@ class _PackedEpoch(Struct, array_like=True, frozen=True):
     epoch: int
     seq: int
     counted: PackedTotals
+    # Before lives were ordered by the service's clock blobs ended here.
+    producer: Producer | None = None
+    began_at: float = 0.0
+    started_at: float = 0.0
+    came_at: float = 0.0
+    heard_at: float = 0.0
+    made_at: float = 0.0
+    captured_at_ns: int = 0
+    lag: float = 0.0
+    overlaps: int = 0
 
 
 class _PackedBase(Struct, array_like=True, frozen=True):
@@ -54,6 +64,8 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     unavailable: dict[str, str] = {}
     absent: list[UncoveredLayer] = []
     absent_unnamed: str = ""
+    current: int | None = None
+    conflicts: list[tuple[float, float]] = []
     base: _PackedBase | None = None
 
 
@@ -82,8 +94,8 @@ def encode_account(account: AccountState) -> bytes:
     latest, base = account.latest, account.base
     packed = _PackedAccount(
         totals=pack(account.totals),
-        epochs=[_PackedEpoch(item.epoch, item.seq, pack(item.counted)) for item in account.epochs],
-        forgotten_up_to=account.forgotten[-1],
+        epochs=[_pack_epoch(item) for item in account.epochs],
+        forgotten_up_to=max(account.forgotten, default=0),
         epochs_seen=account.epochs_seen,
         producer=latest.producer,
         seq=latest.seq,
@@ -98,6 +110,8 @@ def encode_account(account: AccountState) -> bytes:
         unavailable=dict(latest.unavailable),
         absent=list(latest.absent),
         absent_unnamed=latest.absent_unnamed,
+        current=latest.epoch,
+        conflicts=list(account.conflicts),
         base=None if base is None else _PackedBase(pack(base.totals), base.restarts, base.at),
     )
     return compress(_encoder.encode(packed))
@@ -112,8 +126,13 @@ def decode_account(blob: object) -> AccountState:
     packed: _PackedAccount = _decoded(_account_decoder, decompress(blob))
     if not packed.epochs:
         raise ValueError("a damaged blob: an account without a frame")
-    epochs = tuple(EpochState(item.epoch, item.seq, unpack(item.counted)) for item in packed.epochs)
-    newest = max(epochs, key=lambda item: item.epoch)
+    epochs = tuple(_unpack_epoch(item) for item in packed.epochs)
+    newest = max(epochs, key=lambda item: item.epoch)  # as older blobs had it
+    if packed.current is not None:
+        found = next((item for item in epochs if item.epoch == packed.current), None)
+        if found is None:
+            raise ValueError(f"a damaged blob: its epoch {packed.current} isn't there")
+        newest = found
     latest = Latest(
         producer=packed.producer,
         epoch=newest.epoch,
@@ -131,10 +150,47 @@ def decode_account(blob: object) -> AccountState:
         absent_unnamed=packed.absent_unnamed,
     )
     who = packed.producer  # older blobs lack the sizes in their totals
-    totals = replace(unpack(packed.totals), dp_size=who.dp_size, ep_size=who.ep_size)
+    totals = unpack(packed.totals)
+    # They also lack the switches of capture, of which a worker that is disabled had one at least.
+    switches = totals.switches + (totals.switches % 2 != (packed.state == "disabled"))
+    totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches)
     forgotten = packed.forgotten or (packed.forgotten_up_to,)
     base = packed.base and Base(unpack(packed.base.totals), packed.base.restarts, packed.base.at)
-    return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest, base)
+    return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest, tuple(packed.conflicts), base)
+
+
+def _pack_epoch(item: EpochState) -> _PackedEpoch:
+    return _PackedEpoch(
+        epoch=item.epoch,
+        seq=item.seq,
+        counted=pack(item.counted),
+        producer=item.producer,
+        began_at=item.began_at,
+        started_at=item.started_at,
+        came_at=item.came_at,
+        heard_at=item.heard_at,
+        made_at=item.made_at,
+        captured_at_ns=item.captured_at_ns,
+        lag=item.lag,
+        overlaps=item.overlaps,
+    )
+
+
+def _unpack_epoch(item: _PackedEpoch) -> EpochState:
+    return EpochState(
+        epoch=item.epoch,
+        seq=item.seq,
+        counted=unpack(item.counted),
+        producer=item.producer,
+        began_at=item.began_at,
+        started_at=item.started_at,
+        came_at=item.came_at,
+        heard_at=item.heard_at,
+        made_at=item.made_at,
+        captured_at_ns=item.captured_at_ns,
+        lag=item.lag,
+        overlaps=item.overlaps,
+    )
 
 
 def decode_posting(key: Key, birth_ms: object, at_ms: object, blob: object) -> Posting:
@@ -153,7 +209,7 @@ def decode_posting(key: Key, birth_ms: object, at_ms: object, blob: object) -> P
         raise ValueError(f"a damaged row: its account is that of {account.latest.producer.key}")
     if not isinstance(birth_ms, int) or not isinstance(at_ms, int):
         raise ValueError(f"a damaged row: from {birth_ms!r} to {at_ms!r} ms")
-    return Posting(key, birth_ms / 1000, at_ms / 1000, account)
+    return Posting(key, birth_ms / 1000, at_ms / 1000, account.dated(at_ms / 1000))
 
 
 def positions_of(blobs: Sequence[bytes], tokens: int) -> Int64Array:

@@ -104,7 +104,7 @@ def assess(window: ModelWindow, min_tokens: int) -> Assessment:
         ),
         dp_tokens=_cells(
             [None if window.reason else np.array([float(tokens[rank]) for rank in alive])],
-            [window.reason or _too_few(alive) or _gate(window.tokens, min_tokens, None)],
+            [window.conflict or window.reason or _too_few(alive) or _gate(window.tokens, min_tokens, None)],
         )[0],
         dp_rank_ids=alive,
     )

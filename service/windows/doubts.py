@@ -6,6 +6,7 @@ on: what it would have counted is not zero, it is not known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from moescope.capture.wire import Producer
 from moescope.service.counts.layers import Layout
-from moescope.service.counts.rank_work import RankWork
+from moescope.service.counts.rank_work import RankWork, work_of
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, ProducerState, heard_last, within_sizes
 from moescope.service.windows.stack import BoolArray
@@ -76,7 +77,7 @@ def doubts_of(
     heard = {id(item) for item in speaking([item for of in by_rank.values() for item in of], at_end)}
     for rank, members in by_rank.items():
         silent = _silent(members, ended[rank], sizes, at_end) if rank < sizes.dp_size else {}
-        reason = _why_unknown(members, at_end)
+        reason = _why_unknown(members, at_end) or _why_apart(members, ended[rank], at_end)
         blind = _blind(members, [item for item in members if id(item) in heard])
         if silent or blind or reason:
             found[rank] = RankDoubt(silent, blind, reason)
@@ -108,6 +109,32 @@ def _why_unknown(members: Sequence[ProducerSpan], at_end: bool) -> str | None:
     reporting = [item for item in members if not item.producer.stale or item.span.end > item.span.start]
     stopped = [_stopped(item, at_end) for item in reporting]
     return stopped[0] if stopped and all(stopped) else None
+
+
+def _why_apart(members: Sequence[ProducerSpan], ended: RankWork, at_end: bool) -> str | None:
+    """Why a DP rank's total misses what a worker counts, or None: it doesn't.
+
+    The rank's total is the most that a worker tells. A worker whose capture was off for a while, perhaps in a
+    former life, has less for good. If those that have most stop, the total stands still until it overtakes.
+    """
+    behind = [item for item in members if item.span.last.tokens < ended.tokens]
+    if not behind:
+        return None  # almost always
+    heard = max(item.producer.received_at for item in members)
+    leading = [item for item in members if item.span.last.tokens >= ended.tokens]
+    if not all(_stopped(item, at_end) or _fell_silent(item, heard) for item in leading):
+        return None
+    risen = ended.tokens - work_of(item.span.first for item in members).tokens
+    if any(not _stopped(item, at_end) and _rise_of(item, at_end) > risen for item in behind):
+        return "its workers' totals drew apart while capture was off in one of them"
+    return None
+
+
+def _rise_of(item: ProducerSpan, at_end: bool) -> float:
+    """Tokens that a worker counted in a window. What it will count at its end, if it is heard: any number."""
+    if at_end:
+        return 0.0 if item.producer.stale else math.inf
+    return item.span.last.tokens - (0 if item.span.first is None else item.span.first.tokens)
 
 
 def stages_of(spans: Sequence[ProducerSpan]) -> dict[int, int]:

@@ -16,6 +16,7 @@ from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, to
 from moescope.service.counts.rank_work import RankWork, work_of
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of, why_unavailable
+from moescope.service.windows.conflicts import why_conflicting
 from moescope.service.windows.doubts import RankDoubt, doubtful, doubts_of, speaking, stages_of
 from moescope.service.windows.health import absent_layers
 from moescope.service.windows.law import not_conserved
@@ -77,7 +78,7 @@ class ModelWindow:
     ranks that ever reported. ``uncovered`` has the layers that no DP rank can see, with the reason, and
     ``absent`` those that the model's config has and that were not found; layer None: it isn't known which.
     ``phase`` is the one phase that was asked for, or None; ``phase_reason`` says why not all of its tokens
-    are known.
+    are known. ``conflict`` says why all this may be of several deployments together, or is None.
     """
 
     server: str
@@ -92,6 +93,7 @@ class ModelWindow:
     phase: Phase | None = None
     phase_reason: str | None = None
     absent: Mapping[int | None, str] = field(default_factory=dict)
+    conflict: str | None = None
 
     @property
     def reason(self) -> str | None:
@@ -143,6 +145,7 @@ def merge_spans(
     in_doubt: dict[int, dict[int, str]] = {}
     broken: dict[int, dict[int, str]] = {}
     told_tokens: list[int] = []
+    conflict = why_conflicting(spans)
     phase = None if part is None else part.phase
     for rank, members in shown.items():
         told, deltas = doubts.get(rank), [item.span.delta for item in members]
@@ -156,6 +159,8 @@ def merge_spans(
             deltas = part(rank, deltas, work)
         in_doubt[rank] = {} if told is None else told.of_layers(stacker.layout, stages)
         broken[rank] = not_conserved(rank, members, deltas, phase, in_doubt[rank])
+        if conflict is not None:
+            broken[rank] = {layer.layer: conflict for layer in stacker.layout.layers}
         doubt = None if told is None else _doubt(told, members, stacker.layout, in_doubt[rank])
         stacker.add(deltas, computed, doubt)
         if mine.tokens or mine.reason or (part is not None and work.unknown_tokens):
@@ -182,6 +187,7 @@ def merge_spans(
         layers=layers_of(stack, [rank.rank for rank in dp_ranks], ep_size, reasons),
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
         absent=absent_layers([item.producer.latest for item in heard], seen.union(uncovered)),
+        conflict=conflict,
     )
 
 

@@ -183,5 +183,7 @@ def test_behind_a_path_prefix_and_a_password(
         for view, title in _views().items():
             page = _open(watched, serving.url + _Proxy.prefix, view, title)
             expect(page.locator("#status")).to_have_text("Live")
+        watched.page.goto(f"{serving.url}{_Proxy.prefix}/docs")
+        expect(watched.page.locator("h2 code").first).to_contain_text("POST /v1/ingest")
         assert httpx.get(f"{serving.url}{_Proxy.prefix}/", timeout=60).status_code == 401
         watched.page.goto("about:blank")

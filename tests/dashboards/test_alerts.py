@@ -141,6 +141,10 @@ ALERTS: dict[str, tuple[Series, Series]] = {
         {f'moescope_unseen_layers{OF},dp_rank="0"}}': "1+0x90"},
         {f'moescope_unseen_layers{OF},dp_rank="0"}}': "0+0x80 1+0x10"},
     ),
+    "MoescopeConflictingLives": (
+        {f'moescope_conflicting_lives{OF},dp_rank="0"}}': "0+0x10 2+0x80"},
+        {f'moescope_conflicting_lives{OF},dp_rank="0"}}': "0+0x89 2+0x1"},  # it is shutting down
+    ),
     "MoescopeConservationMismatch": (
         {f'moescope_conservation_mismatched_layers{OF},dp_rank="0"}}': "2+0x90"},
         {f'moescope_conservation_mismatched_layers{OF},dp_rank="0"}}': "0+0x90"},

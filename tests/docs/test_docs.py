@@ -146,6 +146,18 @@ def test_the_readme_has_every_route(routes: dict[tuple[str, str], set[str]]) -> 
     assert {re.sub(r"{\w+}", "{}", path) for _, path in routes} <= listed
 
 
+def test_the_table_of_filters_is_that_of_the_routes(routes: dict[tuple[str, str], set[str]]) -> None:
+    section = TEXTS[ROOT / "docs/http.md"].partition("\n## Filters\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    assert len(rows) > 12
+    for paths, *cells in rows:
+        for path in re.findall(r"`(/[^`]*)`", paths):
+            takes = routes["GET", path.replace("{id}", "{request_id}")]
+            for name, cell in zip(("layer", "dp_rank", "phase", "start"), cells, strict=False):
+                # Positions of a trace are no time.
+                assert (name in takes) == (cell != "no" and "positions" not in cell), (path, name)
+
+
 def test_the_page_document_has_every_view_of_the_menu() -> None:
     source = (ROOT / "service/page/js/views/index.js").read_text()
     menu = set(re.findall(r'title: "(\w+)", inMenu: true', source))

@@ -97,7 +97,13 @@ class Cluster:
         with ExitStack() as stack:
             self.service = stack.enter_context(Service(self._folder / "service.log", store=self._store))
             self.relay = stack.enter_context(Relay(self.service.port))
-            env = {"MOESCOPE_ENDPOINT": self.relay.url, "MOESCOPE_INTERVAL": "0.1", "MOESCOPE_SERVER": "e2e"}
+            env = {
+                "MOESCOPE_ENDPOINT": self.relay.url,
+                "MOESCOPE_INTERVAL": "0.1",
+                "MOESCOPE_SERVER": "e2e",
+                # With TP vLLM has one small function of an eager model compiled, for a minute of all cores.
+                "TORCH_COMPILE_DISABLE": "1",
+            }
             worker = {"worker_class": WORKER if self._capture else None}
             options = VllmOptions(
                 model=ensure_checkpoint(self._folder / "model"),
@@ -190,16 +196,22 @@ class Cluster:
         return {layer["layer"]: layer for layer in histogram["layers"]}
 
     def settled_when_idle(self) -> dict[int, int]:
-        """The service's tokens once no request runs and they have stopped rising."""
+        """The service's tokens once no request runs, all workers told the same passes, and no more come."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while any(self.vllm_metrics()["vllm:num_requests_running"].values()):
             assert time.monotonic() < deadline, "a request still runs"
             time.sleep(0.1)
         reported: dict[int, int] = {}
-        while (latest := self.reported_tokens()) != reported:
+        while (latest := self.reported_tokens()) != reported or len(self._passes()) > 1:
+            assert time.monotonic() < deadline, (latest, self._passes())
             reported = latest
             time.sleep(1.0)
         return reported
+
+    def _passes(self) -> set[int]:
+        """Forward passes, dummy ones included, by the workers' latest frames."""
+        latest = {frame.producer.key: frame for frame in self.relay.frames}
+        return {frame.steps + frame.idle_steps for frame in latest.values()}
 
     def rebase(self) -> None:
         """Take the service's tokens for true from here on: vLLM doesn't count those of aborted requests."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,15 @@ from typing import Any
 import httpx
 import pytest
 
-from devkit.libraries import missing_compiler, require
+from moescope.capture.wire import unpack_counts
 from tests.e2e.breaking_worker import BYPASSED_LAYER, DROPPED_LAYER
 from tests.e2e.cluster import DP2_EP2, SETTLE_SECONDS, Cluster, prompts
 from tests.e2e.reading import ranks
+from tests.e2e.replay import Meeting, has_to_show, shows
 
 pytestmark = pytest.mark.e2e
 
 INTERVAL = 1.0
-SNAPSHOTS = 4
-"""A busy worker takes two snapshots in an interval at most, so these are of two intervals."""
 
 
 class Traffic:
@@ -56,7 +54,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    require(missing_compiler())
     options = {
         **DP2_EP2,
         "env": {
@@ -71,60 +68,70 @@ def cluster(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield running
 
 
-def _until(cluster: Cluster, found: Callable[[list[dict[str, Any]]], Any]) -> Any:
-    """What `found` finds in the DP ranks of /v1/ranks, once it is true."""
+def _until(cluster: Cluster, found: Callable[[], Any]) -> Any:
+    """What `found` finds, once it is true."""
     deadline = time.monotonic() + SETTLE_SECONDS
-    while not (result := found(ranks(cluster))) and time.monotonic() < deadline:
+    while not (result := found()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert result, ranks(cluster)
     return result
 
 
-def _mismatches(dp_ranks: list[dict[str, Any]]) -> set[tuple[int, str]]:
-    return {
-        (found["layer"], found["law"])
-        for rank in dp_ranks
-        for stage in rank["stages"]
-        for found in stage["mismatches"]
-    }
+def _stages(cluster: Cluster) -> list[dict[str, Any]]:
+    """The only pipeline stage of each DP rank, as /v1/ranks has it."""
+    return [stage for rank in ranks(cluster) for stage in rank["stages"]]
 
 
-def _snapshots_until_it_shows(cluster: Cluster, file: Path, layer: int, law: str) -> int:
-    """Break capture; the most snapshots that any worker has sent by the time that it shows in the layer."""
-    before = time.time_ns()
+def _mismatches(cluster: Cluster) -> set[tuple[int, str]]:
+    return {(found["layer"], found["law"]) for stage in _stages(cluster) for found in stage["mismatches"]}
+
+
+def _assert_it_shows_in_time(
+    cluster: Cluster, file: Path, layer: int, law: str, grown: Callable[[Meeting], int]
+) -> None:
+    """Break capture. The service says so, with the first frames at which it can, whatever the hour."""
     file.touch()
-    _until(cluster, lambda found: (layer, law) in _mismatches(found))
-    frames = {
-        (frame.producer.key, frame.captured_at_ns)
-        for frame in cluster.relay.frames
-        if frame.captured_at_ns > before
-    }
-    return max(Counter(key for key, _ in frames).values())
+    broken_at = time.time_ns()
+    _until(cluster, lambda: (layer, law) in _mismatches(cluster))
+    latest = _until(cluster, lambda: has_to_show(list(cluster.relay.frames), broken_at, grown))
+    assert shows(list(cluster.relay.frames), layer, law) <= latest
+
+
+def _rows(meeting: Meeting, tp_rank: int, layer: int) -> int:
+    """Rows of a layer that one TP worker counted."""
+    frame = meeting.snapshots[tp_rank]
+    return int(unpack_counts(frame.rows)[[found.layer for found in frame.layers].index(layer)])
 
 
 def test_it_holds_while_requests_run_and_is_compared_again_and_again(cluster: Cluster) -> None:
     with Traffic(cluster):
-        compared = set()
+        compared: dict[int, set[int | None]] = {0: set(), 1: set()}
 
-        def often(found: list[dict[str, Any]]) -> bool:
-            compared.update(
-                (rank["dp_rank"], stage["compared_steps"]) for rank in found for stage in rank["stages"]
-            )
-            return min(Counter(rank for rank, _ in compared).values(), default=0) >= 5
+        def often() -> bool:
+            for dp_rank, stage in enumerate(_stages(cluster)):
+                compared[dp_rank].add(stage["compared_steps"])
+            return all(len(steps) >= 5 for steps in compared.values())
 
         _until(cluster, often)
-        stages = [stage for rank in ranks(cluster) for stage in rank["stages"]]
-    assert _mismatches(ranks(cluster)) == set()
+        stages = _stages(cluster)
+    assert _mismatches(cluster) == set()
     assert [stage["state"] for stage in stages] == ["holds", "holds"], stages
     assert all(layer["not_conserved"] is None for layer in cluster.layers(0).values())
 
 
 def test_a_tp_worker_that_drops_a_layer_shows_within_two_intervals(cluster: Cluster, folder: Path) -> None:
     with Traffic(cluster):
-        _until(cluster, lambda found: all(s["state"] == "holds" for rank in found for s in rank["stages"]))
-        taken = _snapshots_until_it_shows(cluster, folder / "drop", DROPPED_LAYER, "rows")
-    assert taken <= SNAPSHOTS
-    assert {layer for layer, _ in _mismatches(ranks(cluster))} == {DROPPED_LAYER}
+        _until(cluster, lambda: all(stage["state"] == "holds" for stage in _stages(cluster)))
+        _assert_it_shows_in_time(
+            cluster,
+            folder / "drop",
+            DROPPED_LAYER,
+            "rows",
+            grown=lambda meeting: _rows(
+                meeting, 1, DROPPED_LAYER - 1
+            ),  # TP rank 1 gets as many in each layer
+        )
+    assert {layer for layer, _ in _mismatches(cluster)} == {DROPPED_LAYER}
     told = {layer: item["not_conserved"] for layer, item in cluster.layers(0).items()}
     assert [layer for layer, why in told.items() if why] == [DROPPED_LAYER], told
     balance = cluster.service.get("/v1/balance")["layers"]
@@ -138,9 +145,14 @@ def test_decode_that_goes_round_the_callback_shows_within_two_intervals(
     cluster: Cluster, folder: Path
 ) -> None:
     with Traffic(cluster):
-        taken = _snapshots_until_it_shows(cluster, folder / "bypass", BYPASSED_LAYER, "decode_rows")
-    assert taken <= SNAPSHOTS
-    laws = {law for layer, law in _mismatches(ranks(cluster)) if layer == BYPASSED_LAYER}
+        _assert_it_shows_in_time(
+            cluster,
+            folder / "bypass",
+            BYPASSED_LAYER,
+            "decode_rows",
+            grown=lambda meeting: meeting.snapshots[0].decode_steps,
+        )
+    laws = {law for layer, law in _mismatches(cluster) if layer == BYPASSED_LAYER}
     assert laws == {"rows", "decode_rows"}
     told = re.findall(
         r"^moescope_conservation_mismatched_layers\{.*\} (\S+)$",

@@ -17,7 +17,7 @@ from tests.e2e.traces import all_traces, npz, settled
 pytestmark = pytest.mark.e2e
 
 REQUESTS = 12
-COMPILED = {"VLLM_CPU_CI_ENV": "1"}
+COMPILED = {"VLLM_CPU_CI_ENV": "1", "TORCH_COMPILE_DISABLE": "0"}
 """vLLM then compiles the model with Dynamo and without the compiler of C++, which takes minutes."""
 
 

@@ -47,7 +47,7 @@ def test_the_capturers_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) ->
     [
         ("port = 70000", r"^port: .*65535.*--port, MOESCOPE_PORT or the file"),
         ("max_epochs = 0", r"^max_epochs: .*; set MOESCOPE_MAX_EPOCHS or the file$"),  # which has no flag
-        ("prot = 1", r"^prot: no such setting; there are .*port"),
+        ("prot = 1", r"^prot: no such setting. Did you mean port\? There are .*port"),
         ('metrics_level = "all"', r"^metrics_level: .*'layer_rank'"),
         ("port = ", r"moescope\.toml is not valid TOML"),
     ],

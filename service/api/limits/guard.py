@@ -58,7 +58,7 @@ class Guard:
         token, wrong = self._who(request)
         if token is not None and token.allows(right):
             scope["moescope.token"] = token
-            scope["moescope.still_allowed"] = lambda: self._who(request)[0] is not None
+            scope["moescope.still_allowed"] = lambda: self._may(request, right)
             await self._app(scope, receive, send)
             return
         kind = "unauthorized" if token is None else "forbidden"
@@ -84,6 +84,11 @@ class Guard:
                 "send a token that has it.",
             )
         await answer(scope, receive, send)
+
+    def _may(self, request: Request, right: Right) -> bool:
+        """Whether the sender may still do what it was allowed to do."""
+        token, _ = self._who(request)
+        return token is not None and token.allows(right)
 
     def _who(self, request: Request) -> tuple[Token | None, str]:
         """The sender's token, or what is wrong with it; empty if there is none at all."""

@@ -9,6 +9,8 @@ from typing import Any, Final
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from moescope.service.api.params.checked import CheckedRoute
+
 _CLIENT_CLOSED: Final = 499  # nginx's status for this; nobody reads the answer
 
 
@@ -27,15 +29,16 @@ class Turns:
 
     @property
     def route(self) -> type[APIRoute]:
-        """For ``APIRouter(route_class=...)``: its routes take a turn, until their answer is made.
+        """For ``APIRouter(route_class=...)``: its routes are checked, then take a turn.
 
-        Sending the answer is not part of the turn, since a client may read slowly.
+        A turn lasts until the answer is made. Sending it is not part of the turn, since a client may read
+        slowly.
         """
         answer = self._answer
 
-        class TurnRoute(APIRoute):
-            def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-                handler = super().get_route_handler()
+        class TurnRoute(CheckedRoute):
+            def answering(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+                handler = super().answering()
 
                 async def in_turn(request: Request) -> Response:
                     return await answer(handler, request)

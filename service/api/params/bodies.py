@@ -1,17 +1,23 @@
-"""The bodies that producers send: msgpack, read up to a limit of size and time."""
+"""The bodies of requests, read up to a limit of size and time: msgpack of producers, JSON of others."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
-from moescope.service.api.problems import RefusedFrameError
+from moescope.service.api.problems import ProblemError, RefusedFrameError
 from moescope.service.settings import Settings
 
+MAX_JSON: Final = 64 << 10
+"""Most bytes of a JSON body. The largest that any route takes has a note of 500 characters and four names."""
+JSON_TYPE: Final = "application/json"
 REFUSALS: Final = (400, 401, 403, 408, 409, 413, 415, 429, 503)
 """HTTP statuses with which a route that takes such a body may refuse it."""
 
@@ -54,28 +60,46 @@ def _check_content_type(request: Request, expected: str) -> None:
 
 
 async def _read_body(request: Request, settings: Settings, took: Callable[[int], None]) -> bytes:
-    """The body. It is read no further than the limit, whatever length the client declared."""
     limit = settings.max_body_mib * 1024 * 1024
+    much = f"It is over {limit} bytes: raise max_body_mib if the model is really that large."
+    return await read_body(request, limit, settings.body_timeout_s, much, took)
+
+
+async def read_body(
+    request: Request,
+    limit: int,
+    timeout_s: float,
+    too_large: str,
+    took: Callable[[int], None] = lambda _: None,
+) -> bytes:
+    """The body. It is read no further than the limit, whatever length the client declared.
+
+    Args:
+        request: the request.
+        limit: most bytes.
+        timeout_s: longest time that it may take to arrive, seconds.
+        too_large: what to say of a body that is larger.
+        took: called with the number of bytes of each piece that arrives; it may raise.
+
+    Raises:
+        RefusedFrameError: the body is too large (413) or too slow (408), or its client went (400).
+    """
     body = bytearray()
     try:
-        async with asyncio.timeout(settings.body_timeout_s):
+        async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
                 took(len(chunk))
-                body += chunk
-                if len(body) > limit:
+                if len(body) + len(chunk) > limit:
                     raise RefusedFrameError(
-                        "too_large",
-                        413,
-                        "The body is too large",
-                        f"It is over {limit} bytes: raise max_body_mib if the model is really that large.",
-                        Connection="close",
+                        "too_large", 413, "The body is too large", too_large, Connection="close"
                     )
+                body += chunk
     except TimeoutError as error:
         raise RefusedFrameError(
             "slow_body",
             408,
             "The body came too slowly",
-            f"It took over {settings.body_timeout_s:g} s: send it again.",
+            f"It took over {timeout_s:g} s: send it again.",
             Connection="close",
         ) from error
     except ClientDisconnect as error:
@@ -83,3 +107,76 @@ async def _read_body(request: Request, settings: Settings, took: Callable[[int],
             "disconnected", 400, "The client went away", "Send the body again."
         ) from error
     return bytes(body)
+
+
+async def take_none(request: Request, timeout_s: float) -> None:
+    """Check that a request has no body, where none is taken: what it says would be ignored.
+
+    Raises:
+        ProblemError: it has one (422), or says so and sends nothing (408).
+    """
+    if not has_body(request):
+        return
+    try:
+        await read_body(request, 0, timeout_s, "")
+    except RefusedFrameError as error:
+        if error.status != 413:
+            raise
+        detail = f"{request.method} {request.scope['path']} takes no body: its parameters are in the query, see /docs."
+        raise ProblemError(
+            422, "unexpected-body", "No body is taken here", detail, {"Connection": "close"}
+        ) from None
+
+
+async def take_json(request: Request, timeout_s: float) -> bytes:
+    """The body of a request that must be JSON. Nothing of it is read if it doesn't say that it is.
+
+    A browser sends other types to a service of another origin without asking; so the type is no formality.
+
+    Raises:
+        ProblemError: it is of another type (415), too large (413), too slow (408) or no JSON (400), or it
+            names a field twice (422).
+    """
+    given = request.headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() != JSON_TYPE:
+        raise ProblemError(
+            415, "content-type", "Wrong content type", f"It is {given or 'absent'!r}: send {JSON_TYPE}."
+        )
+    much = f"It is over {MAX_JSON} bytes, more than anything that can be said here."
+    body = await read_body(request, MAX_JSON, timeout_s, much)
+    try:
+        json.loads(body, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ProblemError(400, "malformed", "Not JSON", f"The body is no JSON: {error}.") from None
+    return body
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose fields must differ: which of two is meant can't be known."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ProblemError(
+            422,
+            "repeated-field",
+            "A field is given twice",
+            f"{name[:100]!r} is in the body twice: give it once.",
+        )
+    return found
+
+
+def has_body(request: Request) -> bool:
+    """Whether a request says that a body follows, even an empty one of unknown length."""
+    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+
+
+def replayed(request: Request, body: bytes) -> Request:
+    """The request, for a reader who wants its body once more."""
+    waiting = [body]
+
+    async def receive() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await request.receive()
+
+    return Request(request.scope, receive)

@@ -93,7 +93,7 @@ def parse_step(text: str | None, bounds: Bounds, now: float) -> list[float]:
     """
     if not text:
         return []
-    step = _length(text)
+    step = parse_length(text)
     if bounds.start is None:
         raise ProblemError(
             400, "step-without-start", "A series needs a begin", "Give start, such as start=-1h, or no step."
@@ -111,7 +111,12 @@ def parse_step(text: str | None, bounds: Bounds, now: float) -> list[float]:
     return [bounds.start + i * step for i in range(count)] + [end]
 
 
-def _length(text: str) -> float:
+def parse_length(text: str) -> float:
+    """A length of time, seconds: ``10s``, ``5m``, ``1h``, ``1d``, or a number of seconds.
+
+    Raises:
+        ProblemError: it is none, or shorter than :data:`SHORTEST_STEP_S` (400).
+    """
     found = _LENGTH.fullmatch(text)
     seconds = float(found[1]) * _SECONDS[found[2] or "s"] if found else 0.0
     if not SHORTEST_STEP_S <= seconds < math.inf:
@@ -173,15 +178,13 @@ def check_known(kind: str, wanted: list[int], known: list[int]) -> None:
 
 
 def _instant(name: str, text: str | None, now: float) -> float | None:
-    if text is None or text == "":
+    if not text:
         return None
     if text == "now":
         return now
     relative = _RELATIVE.fullmatch(text)
-    if relative:
-        return now - float(relative[1]) * _SECONDS[relative[2]]
     try:
-        value = float(text)
+        value = now - float(relative[1]) * _SECONDS[relative[2]] if relative else float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0:
@@ -189,6 +192,7 @@ def _instant(name: str, text: str | None, now: float) -> float | None:
             400,
             "bad-instant",
             "Not an instant",
-            f"{name} is {text!r}: give Unix seconds (1700000000), now, or a time ago (-90s, -5m, -2h, -1d).",
+            f"{name} is {text[:100]!r}: give Unix seconds (1700000000), now, or a time ago (-90s, -5m, -2h, "
+            "-1d), from 1970 on.",
         )
     return value

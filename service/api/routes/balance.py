@@ -8,6 +8,7 @@ from fastapi import APIRouter
 
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import (
+    DpRankParam,
     EndParam,
     LayerParam,
     MinTokensParam,
@@ -43,6 +44,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
         server: ServerParam = None,
         model: ModelParam = None,
         layer: LayerParam = None,
+        dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
         start: StartParam = None,
         end: EndParam = None,
@@ -50,10 +52,11 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
     ) -> Balance:
         """Balance of every layer over EP ranks, DP ranks and experts, and its summary across all layers.
 
-        The summaries cover all layers, also when only some are asked for.
+        The summaries cover all layers, also when only some are asked for. Of one DP rank it tells where that
+        rank's tokens went; over DP ranks there is nothing to balance then.
         """
         bounds = parse_bounds(start, end, state.now())
-        window = read_window(state, server, model, bounds, phase=phase)
+        window = read_window(state, server, model, bounds, dp_rank, phase)
         gate = settings.min_tokens if min_tokens is None else min_tokens
         found = assessment.assess(window, gate)
         return Balance(
@@ -61,10 +64,12 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
             model=window.model,
             window=window_out(window, bounds),
             min_tokens=gate,
+            dp_rank=dp_rank,
             phase=phase,
             phase_reason=window.phase_reason,
             tokens=window.known_tokens,
             tokens_reason=window.reason,
+            conflict=window.conflict,
             dp_ranks=list(found.dp_rank_ids),
             missing_dp_ranks=window.missing_dp_ranks,
             dp_tokens=_cell(found.dp_tokens),

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 
 from moescope.service.api.limits.keeping import Keeper
+from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.query import ModelParam, ServerParam, choose, parse_bounds
 from moescope.service.api.params.stored import find_baseline
 from moescope.service.api.problems import ProblemError, documented
@@ -32,7 +33,7 @@ from moescope.service.windows.phase_window import merge_spans_of_phase
 
 def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, keeper: Keeper) -> APIRouter:
     """The routes over ``book``, which pin windows of ``state`` and keep them with ``keeper``."""
-    router = APIRouter(tags=["drift"])
+    router = APIRouter(tags=["drift"], route_class=CheckedRoute)
 
     @router.post("/v1/baselines", status_code=201, responses=documented(400, 401, 404, 409, 422, 503))
     async def pin(wanted: PinBaseline) -> BaselineOut:

@@ -13,6 +13,7 @@ from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import (
     LARGEST,
     Bounds,
+    DpRankParam,
     EndParam,
     ModelParam,
     ServerParam,
@@ -28,7 +29,7 @@ from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TraceQuery
-from moescope.service.traces.coactivation import count_together, strongest
+from moescope.service.traces.coactivation import MAX_EXPERTS, count_together, strongest
 
 
 def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> APIRouter:
@@ -40,6 +41,7 @@ def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> 
         layer: Annotated[int, Query(ge=0, le=LARGEST, description="Decoder layer.")],
         server: ServerParam = None,
         model: ModelParam = None,
+        dp_rank: DpRankParam = None,
         start: StartParam = None,
         end: EndParam = None,
         max_traces: Annotated[int, Query(ge=1, le=10_000, description="Newest traces counted.")] = 1000,
@@ -54,12 +56,21 @@ def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> 
         query = TraceQuery(
             server=deployment[0],
             model=deployment[1],
+            dp_rank=dp_rank,
             start=bounds.start,
             end=bounds.end,
             limit=max_traces + 1,
         )
         numbers = [found.number for found in kept.traced_requests(query)]
         rows = _Rows(kept, numbers[:max_traces], layer)
+        if rows.shape.num_experts > MAX_EXPERTS:
+            raise ProblemError(
+                400,
+                "too-many-experts",
+                "Too many experts",
+                f"Layer {layer} has {rows.shape.num_experts} experts; pairs are counted of {MAX_EXPERTS} at "
+                "most. GET /v1/traces/{id} has the routing of a request.",
+            )
         counts, tokens = count_together(rows, rows.shape.num_experts)
         found = strongest(counts, tokens, pairs, min_tokens)
         return Coactivation(

@@ -9,13 +9,16 @@ from fastapi import APIRouter, Query, Response
 
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import (
+    LARGEST,
     Bounds,
     DpRankParam,
     EndParam,
+    LayerParam,
     ModelParam,
     PhaseParam,
     ServerParam,
     StartParam,
+    check_known,
     parse_bounds,
 )
 from moescope.service.api.problems import ProblemError, documented
@@ -34,6 +37,9 @@ BaseServerParam = Annotated[
 BaseModelParam = Annotated[
     str | None, Query(description="The base's model; without it and base_server: the window's.")
 ]
+BaseDpRankParam = Annotated[
+    int | None, Query(ge=0, le=LARGEST, description="The base's DP rank; absent: that of `dp_rank`.")
+]
 BasePhaseParam = Annotated[Phase | None, Query(description="The base's phase; absent: that of `phase`.")]
 BaseStartParam = Annotated[str | None, Query(description="Begin of the base's window, written as `start`.")]
 BaseEndParam = Annotated[str | None, Query(description="End of the base's window, written as `start`.")]
@@ -47,12 +53,14 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
     def compare(
         server: ServerParam = None,
         model: ModelParam = None,
+        layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
         start: StartParam = None,
         end: EndParam = None,
         base_server: BaseServerParam = None,
         base_model: BaseModelParam = None,
+        base_dp_rank: BaseDpRankParam = None,
         base_phase: BasePhaseParam = None,
         base_start: BaseStartParam = None,
         base_end: BaseEndParam = None,
@@ -63,11 +71,16 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
         window = read_window(state, server, model, bounds, dp_rank, phase)
         other = (base_server, base_model)
         server, model = (window.server, window.model) if other == (None, None) else other
-        base = read_window(state, server, model, base_bounds, dp_rank, base_phase or phase)
+        base_rank = dp_rank if base_dp_rank is None else base_dp_rank
+        base = read_window(state, server, model, base_bounds, base_rank, base_phase or phase)
+        differences = _layers(window, base)
+        if layer:
+            check_known("layer", layer, [item.layer for item in differences])
+            differences = [item for item in differences if item.layer in layer]
         result = Comparison(
             side=_side(window, bounds),
             base=_side(base, base_bounds),
-            layers=_layers(window, base),
+            layers=differences,
         )
         return answer(result)
 

@@ -9,22 +9,26 @@ from fastapi import APIRouter, Query
 
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import (
+    DpRankParam,
     EndParam,
+    LayerParam,
     MinTokensParam,
     ModelParam,
     PhaseParam,
     ServerParam,
+    check_known,
     choose,
     parse_bounds,
 )
 from moescope.service.api.params.stored import find_baseline
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.drift import DriftAnswer, DriftSummaryOut, LayerDriftOut
-from moescope.service.api.schemas.windows import absent_out, window_out
+from moescope.service.api.schemas.windows import absent_out, known_layers, window_out
 from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
 from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of
 from moescope.service.drift.watch import previous_hour
+from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.windows.phase_window import merge_spans_of_phase
@@ -48,18 +52,26 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
         server: ServerParam = None,
         model: ModelParam = None,
         baseline: BaselineParam = PREVIOUS_HOUR,
+        layer: LayerParam = None,
+        dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
         start: DriftStartParam = DEFAULT_START,
         end: EndParam = None,
         min_tokens: MinTokensParam = None,
     ) -> DriftAnswer:
-        """Divergence of each layer from the base; experts that died or became hot since."""
+        """Divergence of each layer from the base; experts that died or became hot since.
+
+        The summary covers all layers, also when only some are asked for. One DP rank is compared with its own
+        hour before; a pinned baseline is of all DP ranks.
+        """
         deployment = choose(state, server, model)
+        if dp_rank is not None:
+            _check_rank(state, deployment, baseline, dp_rank)
         bounds = parse_bounds(start, end, state.now())
         gate = settings.min_tokens if min_tokens is None else min_tokens
         if baseline == PREVIOUS_HOUR:
             begin = state.now() if bounds.start is None else bounds.start
-            hour, window = previous_hour(state, deployment, begin, bounds.end, phase)
+            hour, window = previous_hour(state, deployment, begin, bounds.end, phase, dp_rank)
             slots = slots_of(hour)
             base = hour.used.start_earliest, hour.used.end_latest, hour.known_tokens
         else:
@@ -68,10 +80,13 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
             slots = _of_phase(pinned, phase)
             base = pinned.start, pinned.end, pinned.tokens
         found = layer_drifts(window, slots, gate)
+        if layer:
+            check_known("layer", layer, known_layers(window))
         return DriftAnswer(
             server=deployment[0],
             model=deployment[1],
             window=window_out(window, bounds),
+            dp_rank=dp_rank,
             phase=phase,
             tokens=window.known_tokens,
             baseline=baseline,
@@ -80,11 +95,33 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
             baseline_tokens=base[2],
             min_tokens=gate,
             summary=DriftSummaryOut(**asdict(summary_of(found))),
-            layers=[LayerDriftOut.model_validate(asdict(item)) for item in found],
+            layers=[
+                LayerDriftOut.model_validate(asdict(item))
+                for item in found
+                if not layer or item.layer in layer
+            ],
             absent=absent_out(window),
         )
 
     return router
+
+
+def _check_rank(state: LiveState, deployment: Deployment, baseline: str, dp_rank: int) -> None:
+    """Check that a DP rank can be compared with this baseline.
+
+    Raises:
+        ProblemError: the baseline is of all DP ranks (422), or there is no such DP rank (404).
+    """
+    if baseline != PREVIOUS_HOUR:
+        raise ProblemError(
+            422,
+            "no-dp-ranks",
+            "A baseline is of all DP ranks",
+            f"dp_rank: {baseline} was pinned of the whole deployment. Leave dp_rank out, or leave baseline "
+            "out to compare the DP rank with its own hour before.",
+        )
+    who = (item.latest.producer for item in state.producers())
+    check_known("DP rank", [dp_rank], sorted({item.dp_rank for item in who if item.key[:2] == deployment}))
 
 
 def _of_phase(pinned: Baseline, phase: Phase | None) -> LayerSlots:

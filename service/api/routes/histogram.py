@@ -17,6 +17,7 @@ from moescope.service.api.params.query import (
     ServerParam,
     StartParam,
     StepParam,
+    choose,
     parse_bounds,
     parse_step,
 )
@@ -24,6 +25,7 @@ from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.histogram import Histogram, Interval, LayerCounts, LayerHistogram
 from moescope.service.api.schemas.windows import (
     absent_out,
+    layers_now,
     pick_layers,
     read_series,
     uncovered_out,
@@ -58,7 +60,10 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
         now = state.now()
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
-        window, parts = read_series(state, server, model, bounds, instants, dp_rank, phase)
+        deployment = choose(state, server, model)
+        known = layers_now(state, deployment).values()
+        _check_size((item.num_experts for item in known if not layer or item.layer in layer), instants)
+        window, parts = read_series(state, *deployment, bounds, instants, dp_rank, phase)
         return Histogram(
             server=window.server,
             model=window.model,
@@ -83,16 +88,9 @@ def _series(
     """The window cut at the instants.
 
     Raises:
-        ProblemError: the answer would have too many numbers.
+        ProblemError: the answer would have too many numbers, with layers that only its past has.
     """
-    numbers = sum(whole.layers[i].shape.num_experts for i in pick_layers(whole, wanted)) * (len(instants) - 1)
-    if numbers > MAX_NUMBERS:
-        raise ProblemError(
-            400,
-            "too-many-numbers",
-            "The series would be too large",
-            f"It would have {numbers} counts, {MAX_NUMBERS} are allowed: ask for fewer layers or steps.",
-        )
+    _check_size((whole.layers[i].shape.num_experts for i in pick_layers(whole, wanted)), instants)
     return [
         Interval(
             start=start,
@@ -103,6 +101,26 @@ def _series(
         )
         for start, end, window in zip(instants[:-1], instants[1:], parts, strict=True)
     ]
+
+
+def _check_size(experts: Iterable[int], instants: list[float]) -> None:
+    """Check that a series has not too many numbers.
+
+    Args:
+        experts: of each layer that is in it.
+        instants: between its intervals; empty: there is no series.
+
+    Raises:
+        ProblemError: it has too many (400).
+    """
+    numbers = sum(experts) * max(0, len(instants) - 1)
+    if numbers > MAX_NUMBERS:
+        raise ProblemError(
+            400,
+            "too-many-numbers",
+            "The series would be too large",
+            f"It would have {numbers} counts, {MAX_NUMBERS} are allowed: ask for fewer layers or steps.",
+        )
 
 
 def _counts(layer: LayerWindow) -> LayerCounts:

@@ -1,4 +1,6 @@
-"""GET / and its assets: the built-in page, from files of the package.
+"""GET / and its assets: the built-in page, and /docs, the reference of the HTTP interface.
+
+Both are files of the package.
 
 All URLs in it are relative, so that it works behind a proxy's path prefix.
 """
@@ -14,6 +16,8 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
+
+from moescope.service.api.params.checked import CheckedRoute
 
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -42,7 +46,7 @@ class _Asset:
 
 def home_router() -> APIRouter:
     """The page; its files are read once."""
-    router = APIRouter()
+    router = APIRouter(route_class=CheckedRoute)
     page = resources.files("moescope.service") / "page"
     assets = dict(_assets(page, ""))
 
@@ -50,6 +54,12 @@ def home_router() -> APIRouter:
     async def home(request: Request) -> Response:
         """The page."""
         return _answer(request, assets["index.html"])
+
+    @router.get("/redoc", include_in_schema=False)
+    @router.get("/docs", include_in_schema=False)
+    async def reference(request: Request) -> Response:
+        """The reference of the HTTP interface; it reads /openapi.json."""
+        return _answer(request, assets["reference.html"])
 
     @router.get("/page/{path:path}", include_in_schema=False)
     async def asset(request: Request, path: str) -> Response:

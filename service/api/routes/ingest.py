@@ -10,6 +10,7 @@ from moescope.service.api.limits.intake import Intake
 from moescope.service.api.limits.keeping import Keeper
 from moescope.service.api.limits.limits import Limits
 from moescope.service.api.params.bodies import REFUSALS, described_body
+from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.stored import NO_STORE
 from moescope.service.api.problems import RefusedFrameError, documented
 from moescope.service.api.schemas.receipts import Receipt, TraceReceipt
@@ -34,7 +35,7 @@ def ingest_router(
 
     Without ``store`` frames change ``state`` only, and traces are refused.
     """
-    router = APIRouter()
+    router = APIRouter(route_class=CheckedRoute)
     intake = Intake(state, settings, limits)
 
     @router.post(

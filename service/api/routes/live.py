@@ -10,6 +10,7 @@ from typing import Final
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
+from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.live.state import LiveState
 
 TICK_S: Final = 1.0
@@ -21,7 +22,7 @@ _POLL_S: Final = 0.1
 
 def live_router(state: LiveState) -> APIRouter:
     """The route over ``state``."""
-    router = APIRouter(tags=["queries"])
+    router = APIRouter(tags=["queries"], route_class=CheckedRoute)
 
     @router.get(
         "/v1/live",

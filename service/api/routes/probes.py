@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
 
 from moescope.service.api.limits.shared_runs import SharedRuns
+from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.schemas.probes import Health, Readiness
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.instruments import Instruments
@@ -15,7 +16,7 @@ from moescope.service.metrics.text.writer import Writer
 
 def probes_router(state: LiveState, registry: CollectorRegistry, instruments: Instruments) -> APIRouter:
     """The probes over ``state``, and the scrape of ``registry``, whose durations ``instruments`` counts."""
-    router = APIRouter(tags=["operation"])
+    router = APIRouter(tags=["operation"], route_class=CheckedRoute)
     writer = Writer()
 
     def scrape(forms: frozenset[Wanted]) -> dict[Wanted, bytes]:

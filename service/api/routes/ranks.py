@@ -9,18 +9,20 @@ from itertools import groupby
 from fastapi import APIRouter
 
 from moescope.service.api.limits.turns import Turns
-from moescope.service.api.params.query import ModelParam, ServerParam
+from moescope.service.api.params.query import DpRankParam, ModelParam, ServerParam
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.common import Absent, Uncovered
 from moescope.service.api.schemas.ranks import (
     DeploymentOut,
     DpRankOut,
+    LifeOut,
     MismatchOut,
     PhasesOut,
     ProducerOut,
     Ranks,
     StageOut,
 )
+from moescope.service.counts.conflict import Conflict
 from moescope.service.counts.phase_split import phase_work
 from moescope.service.counts.rank_work import work_of
 from moescope.service.live.producers import ProducerState, heard_last
@@ -34,7 +36,7 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/ranks", responses=documented(422))
-    def ranks(server: ServerParam = None, model: ModelParam = None) -> Ranks:
+    def ranks(server: ServerParam = None, model: ModelParam = None, dp_rank: DpRankParam = None) -> Ranks:
         """All DP ranks and their producers: state, totals since the start, coverage, conservation."""
         chosen = [
             item
@@ -42,7 +44,11 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
             if server in (None, item.latest.producer.server) and model in (None, item.latest.producer.model)
         ]
         groups = groupby(chosen, key=lambda item: item.latest.producer.key[:2])
-        return Ranks(deployments=[_deployment(key, list(group)) for key, group in groups])
+        found = [_deployment(key, list(group)) for key, group in groups]
+        if dp_rank is not None:
+            for item in found:
+                item.dp_ranks = [rank for rank in item.dp_ranks if rank.dp_rank == dp_rank]
+        return Ranks(deployments=found)
 
     return router
 
@@ -57,6 +63,7 @@ def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> Deploym
         model=key[1],
         dp_size=sizes.dp_size,
         ep_size=sizes.ep_size,
+        conflict=next((item.conflict.reason for item in producers if item.conflict is not None), None),
         missing_dp_ranks=sorted(set(range(sizes.dp_size)) - {rank.dp_rank for rank in dp_ranks}),
         dp_ranks=dp_ranks,
     )
@@ -109,7 +116,8 @@ def _producer(item: ProducerState) -> ProducerOut:
             "vllm_version": who.vllm_version,
             "moescope_version": who.moescope_version,
             "state": item.state,
-            "state_reason": latest.state_reason,
+            "state_reason": latest.state_reason if item.conflict is None else item.conflict.reason,
+            "lives": [] if item.conflict is None else _lives(item.conflict, item.received_at + item.age),
             "age_seconds": item.age,
             "epoch": latest.epoch,
             "seq": latest.seq,
@@ -125,6 +133,22 @@ def _producer(item: ProducerState) -> ProducerOut:
             "drops": dict(item.totals.drops),
         }
     )
+
+
+def _lives(conflict: Conflict, now: float) -> list[LifeOut]:
+    return [
+        LifeOut(
+            host="" if life.producer is None else life.producer.host,
+            pid=0 if life.producer is None else life.producer.pid,
+            start="" if life.producer is None else life.producer.start,
+            epoch=life.epoch,
+            seq=life.seq,
+            age_seconds=max(0.0, now - life.heard_at),
+            tokens=life.counted.tokens,
+            steps=life.counted.steps,
+        )
+        for life in conflict.lives
+    ]
 
 
 def _stage(item: StageHealth) -> StageOut:

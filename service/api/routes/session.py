@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.problems import documented
 from moescope.service.auth.sessions import COOKIE, SESSION_S, Sessions
 from moescope.service.auth.tokens import Token
@@ -11,7 +12,7 @@ from moescope.service.auth.tokens import Token
 
 def session_router(sessions: Sessions) -> APIRouter:
     """The routes that begin and end a session."""
-    router = APIRouter(tags=["operation"])
+    router = APIRouter(tags=["operation"], route_class=CheckedRoute)
 
     @router.post("/v1/session", status_code=204, responses=documented(401, 403))
     async def sign_in(request: Request) -> Response:

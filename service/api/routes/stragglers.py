@@ -23,12 +23,13 @@ from moescope.service.api.params.query import (
 )
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.stragglers import StageOut, StragglerInterval, StragglerLayer, Stragglers
-from moescope.service.api.schemas.windows import absent_out, known_layers, window_out
+from moescope.service.api.schemas.windows import absent_out, known_layers, layers_now, window_out
 from moescope.service.live.past import Remembered
-from moescope.service.live.producers import ProducerSpan, ProducerState, why_unavailable
+from moescope.service.live.producers import ProducerSpan, ProducerState, heard_last, why_unavailable
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
 from moescope.service.measures.loads import max_and_mean
+from moescope.service.windows.conflicts import why_conflicting
 from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.step_series import Interval, intervals_of
 from moescope.service.windows.step_window import (
@@ -44,6 +45,7 @@ from moescope.service.windows.window import ModelWindow, merge_spans
 
 MAX_WORK: Final = 1 << 16  # producers x intervals of a series
 MAX_CELLS: Final = 1 << 23  # intervals x layers x EP ranks
+_NO_COST: Final = Cost((), {})
 _NO_LOADS: Final = (
     "no capturer tells the loads of single steps: they need expert parallelism over ranks, a known placement "
     "that stays (no EPLB), and moescope with wire 1.3 in vLLM's environment"
@@ -72,14 +74,21 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
         deployment = choose(state, server, model)
+        if instants:
+            mine = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
+            layers, ep_size = len(layers_now(state, deployment)), heard_last(mine).ep_size
+            _check_size(len(mine), layers, ep_size, len(instants) - 1)
         boundaries = state.boundaries(deployment, (bounds.start, *instants[1:-1], bounds.end))
         spans = [ProducerSpan(item, memory.whole()) for item, memory in boundaries]
         window, cost = merge_spans(spans), cost_of(spans)
         known = {item.shape.layer: item for item in window.layers}
         if layer:
             check_known("layer", layer, known_layers(window))
-        costs = {item.layer: item for item in cost.layers}
         joins = state.joins(deployment)
+        stages = _stages(cost, joins)
+        if window.conflict is not None:
+            cost = _NO_COST
+        costs = {item.layer: item for item in cost.layers}
         most, mean = cost.sums
         hottest = cost.hottest
         return Stragglers(
@@ -87,7 +96,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
             model=window.model,
             window=window_out(window, bounds),
             ep_size=window.ep_size,
-            stages=_stages(cost, joins),
+            stages=stages,
             straggler_cost=straggler_cost(most, mean),
             max_slots=most,
             mean_slots=mean,
@@ -141,6 +150,8 @@ def _layer(layer: LayerWindow, cost: LayerCost | None) -> StragglerLayer:
 
 def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status], told: str | None) -> str | None:
     """Why there is no cost, or None; `told`: why a worker can't tell the loads of its steps."""
+    if window.conflict is not None:
+        return window.conflict
     if cost.sums[0]:
         return None
     if window.ep_size == 1:
@@ -161,33 +172,50 @@ def _series(
     """The window cut at the instants, each interval over the layers that are seen whole in the window.
 
     Raises:
-        ProblemError: there would be too much to add up.
+        ProblemError: there would be too much to add up, with layers that only its past has.
     """
     whole = [layer.shape.layer for layer in window.layers if is_whole(layer)]
-    at_most = min(MAX_WORK // len(boundaries), MAX_CELLS // max(1, len(whole) * window.ep_size))
-    if len(instants) - 1 > at_most:
+    _check_size(len(boundaries), len(whole), window.ep_size, len(instants) - 1)
+    found = intervals_of(boundaries, whole, window.ep_size)
+    conflicts = [None] * len(found) if window.conflict is None else _conflicts(boundaries)
+    return [
+        _interval(start, end, item, conflict)
+        for start, end, item, conflict in zip(instants[:-1], instants[1:], found, conflicts, strict=True)
+    ]
+
+
+def _conflicts(boundaries: Sequence[tuple[ProducerState, Remembered]]) -> list[str | None]:
+    """For each interval why it has no cost because lives were in conflict, or None."""
+    spans = [[ProducerSpan(item, span) for span in memory.spans()] for item, memory in boundaries]
+    return [why_conflicting(interval) for interval in zip(*spans, strict=True)]
+
+
+def _check_size(producers: int, layers: int, ep_size: int, intervals: int) -> None:
+    """Check that there is not too much to add up.
+
+    Raises:
+        ProblemError: there is (400).
+    """
+    at_most = min(MAX_WORK // producers, MAX_CELLS // max(1, layers * ep_size))
+    if intervals > at_most:
         raise ProblemError(
             400,
             "too-many-steps",
             "The series would take too long",
-            f"{len(boundaries)} producers, {window.ep_size} EP ranks, {len(instants) - 1} intervals: ask for "
-            f"{at_most} intervals at most.",
+            f"{producers} producers, {ep_size} EP ranks, {intervals} intervals: ask for {at_most} intervals "
+            "at most.",
         )
-    found = intervals_of(boundaries, whole, window.ep_size)
-    return [
-        _interval(start, end, item)
-        for start, end, item in zip(instants[:-1], instants[1:], found, strict=True)
-    ]
 
 
-def _interval(start: float, end: float, found: Interval) -> StragglerInterval:
-    cost, hottest = found.cost, found.cost.hottest
+def _interval(start: float, end: float, found: Interval, conflict: str | None) -> StragglerInterval:
+    cost = found.cost if conflict is None else _NO_COST
+    hottest = cost.hottest
     return StragglerInterval(
         start=start,
         end=end,
         truncated=found.truncated,
-        joined=sum(stage.joined for stage in cost.stages.values()),
-        incomplete=sum(stage.incomplete for stage in cost.stages.values()),
+        joined=sum(stage.joined for stage in found.cost.stages.values()),
+        incomplete=sum(stage.incomplete for stage in found.cost.stages.values()),
         straggler_cost=straggler_cost(*cost.sums),
         windowed_straggler_share=straggler_cost(*found.windowed),
         hottest_rank=int(np.argmax(hottest)) if hottest.any() else None,

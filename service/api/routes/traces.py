@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.query import (
     LARGEST,
     DpRankParam,
@@ -42,6 +44,12 @@ HitExpertParam = Annotated[
 ]
 LimitParam = Annotated[int, Query(ge=1, le=1000, description="Size of a page.")]
 CursorParam = Annotated[str | None, Query(description="next_cursor of the page before.")]
+TraceServerParam = Annotated[
+    str | None, Query(description="vLLM deployment; needed when several have a request of this id.")
+]
+TraceModelParam = Annotated[
+    str | None, Query(description="Model; needed when several have a request of this id.")
+]
 FirstParam = Annotated[int, Query(ge=0, le=LARGEST, description="First position.")]
 EndPositionParam = Annotated[int | None, Query(ge=0, le=LARGEST, description="Position to end before.")]
 
@@ -61,7 +69,7 @@ _BINARY: Final = {
 
 def traces_router(state: LiveState, store: Store | None) -> APIRouter:
     """The routes that answer from ``store``; ``state`` tells the time, and which workers can't trace."""
-    router = APIRouter(tags=["traces"])
+    router = APIRouter(tags=["traces"], route_class=CheckedRoute)
     _add_list(router, state, store)
     _add_trace(router, state, store)
     return router
@@ -111,6 +119,9 @@ def _add_trace(router: APIRouter, state: LiveState, store: Store | None) -> None
     def trace(
         request: Request,
         request_id: str,
+        server: TraceServerParam = None,
+        model: TraceModelParam = None,
+        dp_rank: DpRankParam = None,
         layer: LayerParam = None,
         first: FirstParam = 0,
         end: EndPositionParam = None,
@@ -119,10 +130,12 @@ def _add_trace(router: APIRouter, state: LiveState, store: Store | None) -> None
 
         -1 where a position was not computed, since a prefix cache had it; `times_computed` tells. The id is
         the completion's, the client's X-Request-Id or vLLM's internal one. Choose the format by Accept or by
-        a suffix: .json, .npz, .parquet, or .raw with its shape in X-Moescope-Shape.
+        a suffix: .json, .npz, .parquet, or .raw with its shape in X-Moescope-Shape. A prefill and a decode
+        deployment each have a trace of the same request: choose by server.
         """
         untold = why_unavailable(state.producers(), "traces")
-        found, suffix = _find(existing(store), request_id, untold)
+        among = TraceQuery(server=server, model=model, dp_rank=dp_rank, limit=MAX_LISTED_IDS + 1)
+        found, suffix = _find(existing(store), request_id, among, untold)
         kind = suffix or trace_formats.negotiate(request.headers.get("accept", ""))
         routing = _routing(existing(store), found, layer, first, end)
         headers = trace_formats.headers_of(routing)
@@ -135,10 +148,12 @@ def _page(found: list[TracedRequest], limit: int) -> TracePage:
     return TracePage(traces=[_out(item) for item in found[:limit]], next_cursor=more)
 
 
-def _find(store: Store, name: str, untold: str | None) -> tuple[TracedRequest, TraceFormat | None]:
+def _find(
+    store: Store, name: str, among: TraceQuery, untold: str | None
+) -> tuple[TracedRequest, TraceFormat | None]:
     """The one request of this name, which may end with the suffix of a format.
 
-    ``untold`` is the reason why a worker can't trace, or None.
+    ``among`` bounds whose traces are looked at; ``untold`` is why a worker can't trace, or None.
 
     Raises:
         ProblemError: there is none (404), or several requests have this id (409).
@@ -148,26 +163,42 @@ def _find(store: Store, name: str, untold: str | None) -> tuple[TracedRequest, T
     if dot and suffix in list(TraceFormat):
         choices.append((stem, TraceFormat(suffix)))
     for wanted, kind in choices:
-        found = store.traced_requests(TraceQuery(name=wanted, limit=MAX_LISTED_IDS + 1))
+        found = store.traced_requests(replace(among, name=wanted))
         if len(found) == 1:
             return found[0], kind
         if found:
-            ids = ", ".join(item.request_id for item in found[:MAX_LISTED_IDS])
-            raise ProblemError(
-                409,
-                "several-traces",
-                "Several requests have this id",
-                f"Ask for one of {ids}, and maybe more.",
-            )
+            raise _several(found)
     last, _ = choices[-1]
     raise ProblemError(
         404,
         "no-such-trace",
         "No such trace",
-        f"There is none of {last!r}: it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or was removed "
-        "by its time to live. GET /v1/traces lists what there is."
+        f"There is none of {last!r}{_where(among)}: it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or "
+        "was removed by its time to live. GET /v1/traces lists what there is."
         + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
+
+
+def _several(found: list[TracedRequest]) -> ProblemError:
+    """Several requests have the wanted id: what tells them apart, which is what a question must name."""
+    shown = found[:MAX_LISTED_IDS]
+    more = ", and more" if len(found) > len(shown) else ""
+    places = sorted({(item.server, item.model, item.dp_rank) for item in found})
+    named = [("server", 0), ("model", 1), ("dp_rank", 2)]
+    told_apart = [name for name, at in named if len({place[at] for place in places}) > 1]
+    if told_apart:
+        listing = ", ".join(f"server={server} model={model} dp_rank={rank}" for server, model, rank in places)
+        detail = f"Choose one by {' and '.join(told_apart)}: {listing}{more}."
+    else:
+        detail = f"Ask for one of {', '.join(item.request_id for item in shown)}{more}."
+    return ProblemError(409, "several-traces", "Several requests have this id", detail)
+
+
+def _where(among: TraceQuery) -> str:
+    """Where a trace was looked for, with a blank before it; empty: everywhere."""
+    parts = (("server", among.server), ("model", among.model), ("DP rank", among.dp_rank))
+    named = [f"{name} {value!r}" for name, value in parts if value is not None]
+    return f" of {', '.join(named)}" if named else ""
 
 
 def _routing(

@@ -4,37 +4,51 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Final
 
-import numpy as np
 from fastapi import APIRouter, Query, Response
 
 from moescope.service.api.limits.turns import Turns
-from moescope.service.api.params.query import ModelParam, PhaseParam, ServerParam, choose
-from moescope.service.api.problems import documented
+from moescope.service.api.params.query import (
+    Bounds,
+    DpRankParam,
+    EndParam,
+    LayerParam,
+    ModelParam,
+    PhaseParam,
+    ServerParam,
+    StartParam,
+    check_known,
+    choose,
+    parse_bounds,
+    parse_length,
+)
+from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.compact import answer, compact_absent, described
 from moescope.service.api.schemas.trend import Trend
-from moescope.service.counts.phase_split import Phase, phase_work, tokens_and_steps
-from moescope.service.counts.rank_work import work_of
-from moescope.service.live.producers import Deployment, ProducerSpan
+from moescope.service.api.schemas.windows import layers_now
+from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
-from moescope.service.measures.loads import max_and_mean
-from moescope.service.measures.summary import Summary, summarise
-from moescope.service.windows.doubts import doubts_of
+from moescope.service.measures.summary import Summary
 from moescope.service.windows.health import absent_layers
-from moescope.service.windows.phase_window import merge_spans_of_phase
-from moescope.service.windows.step_window import is_whole
+from moescope.service.windows.trend_points import TrendPoint, TrendWish, filled, point_of
 
-StepParam = Annotated[float, Query(ge=1, le=86400, description="Length of an interval, seconds.")]
+MAX_POINTS: Final = 240
+DEFAULT_POINTS: Final = 60
+SHORTEST_S: Final = 1.0
+LONGEST_S: Final = 86400.0
+StepParam = Annotated[
+    str,
+    Query(description="Length of an interval: `5s`, `1m`, or seconds; a second to a day.", examples=["5s"]),
+]
 PointsParam = Annotated[
-    int,
+    int | None,
     Query(
         ge=1,
-        le=240,
-        description="How many intervals; the last one ends at the last whole multiple of `step`.",
+        le=MAX_POINTS,
+        description="How many intervals, instead of `start`; the last one ends at the last whole multiple of "
+        f"`step` before `end`. Absent, without `start`: {DEFAULT_POINTS}.",
     ),
 ]
 _REMEMBERED: Final = 4096
@@ -43,45 +57,18 @@ _SETTLED_S: Final = 60.0
 _NO_SAMPLE: Final = Summary()
 
 
-@dataclass(frozen=True, slots=True)
-class _Point:
-    """One interval.
-
-    Older snapshots in memory are thinned, so an interval may have none of a producer that was alive. What
-    that producer counted in it is in the next interval's difference, which is shared evenly over both
-    intervals (see :func:`_filled`).
-
-    Attributes:
-        rates: tokens per second of the DP ranks that have a snapshot in the interval: its tokens over the
-            interval's length, so that intervals add up. If it is of one phase, only of those whose tokens'
-            phases are known.
-        waiting: DP ranks that were alive and have no snapshot in the interval.
-        unknown: DP ranks whose tokens are not known, or not those of the phase.
-        imbalance: over EP ranks, of all producers; None where none has a snapshot in the interval.
-        broken: layers that it leaves out because their rows don't add up to the tokens.
-    """
-
-    rates: Mapping[int, float]
-    waiting: frozenset[int]
-    unknown: frozenset[int]
-    imbalance: Summary | None
-    broken: frozenset[int] = frozenset()
-
-
 class _Cache:
     """Intervals that are long over, so that they stay as they are; at most 4,096, then the oldest goes."""
 
     def __init__(self) -> None:
-        self._points: dict[tuple[Deployment, Phase | None, float, float], _Point] = {}
+        self._points: dict[tuple[TrendWish, float, float], TrendPoint] = {}
         self._lock = threading.Lock()
 
-    def point(
-        self, state: LiveState, deployment: Deployment, phase: Phase | None, start: float, end: float
-    ) -> _Point:
-        key = (deployment, phase, start, end)
+    def point(self, state: LiveState, wanted: TrendWish, start: float, end: float) -> TrendPoint:
+        key = (wanted, start, end)
         found = self._points.get(key)
         if found is None:
-            found = _point(state.spans(deployment, start, end), phase, start, end)
+            found = point_of(state.spans(wanted.deployment, start, end), wanted, start, end)
             with self._lock:
                 if end + _SETTLED_S < state.now():
                     self._points[key] = found
@@ -106,21 +93,32 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
     def trend(
         server: ServerParam = None,
         model: ModelParam = None,
+        layer: LayerParam = None,
+        dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
-        step: StepParam = 5.0,
-        points: PointsParam = 60,
+        start: StartParam = None,
+        end: EndParam = None,
+        step: StepParam = "5s",
+        points: PointsParam = None,
     ) -> Response:
-        """Tokens per second of each DP rank and the imbalance over EP ranks, interval by interval."""
+        """Tokens per second of each DP rank and the imbalance over EP ranks, interval by interval.
+
+        `layer` bounds the imbalance: tokens pass all layers.
+        """
         deployment = choose(state, server, model)
-        last = math.floor(state.now() / step) * step
-        cuts = [last - step * i for i in reversed(range(points + 1))]
-        found = _filled([cache.point(state, deployment, phase, *ends) for ends in pairwise(cuts)])
+        if layer or dp_rank is not None:
+            _check_named(state, deployment, layer, dp_rank)
+        now = state.now()
+        length, cuts = _cuts(parse_bounds(start, end, now), step, points, now)
+        wanted = TrendWish(deployment, phase, dp_rank, frozenset(layer) if layer else None)
+        found = filled([cache.point(state, wanted, *ends) for ends in pairwise(cuts)])
         ranks = sorted({rank for point in found for rank in (*point.rates, *point.unknown)})
         summaries = [point.imbalance or _NO_SAMPLE for point in found]
         result = Trend(
             server=deployment[0],
             model=deployment[1],
-            step=step,
+            step=length,
+            dp_rank=dp_rank,
             phase=phase,
             dp_ranks=ranks,
             at=cuts[1:],
@@ -130,86 +128,53 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             worst_layer=[item.worst_layer for item in summaries],
             not_conserved=sorted(frozenset().union(*(point.broken for point in found))),
             absent=compact_absent(_absent(state, deployment)),
+            conflict=next((point.conflict for point in reversed(found) if point.conflict), None),
         )
         return answer(result)
 
     return router
 
 
-def _point(spans: list[ProducerSpan], phase: Phase | None, start: float, end: float) -> _Point:
-    """One interval, of the producers that were alive in it and whose past reaches it."""
-    alive = [
-        item
-        for item in spans
-        if item.producer.received_at > start and item.span.start < end and not item.span.truncated
-    ]
-    by_rank: dict[int, list[ProducerSpan]] = {}
-    for item in spans:
-        by_rank.setdefault(_rank(item), []).append(item)
-    ended = {rank: work_of(item.span.last for item in members) for rank, members in by_rank.items()}
-    doubts = doubts_of(by_rank, ended)
-    rates: dict[int, float] = {}
-    unknown: set[int] = set()
-    here = set(map(_rank, alive))
-    heard = {_rank(item) for item in spans if _arrived(item, end)} & here
-    for rank in sorted(heard):
-        work = ended[rank].minus(work_of(item.span.first for item in by_rank[rank]))
-        known = phase is None or phase_work(work) is not None
-        if not known or (rank in doubts and doubts[rank].reason):
-            unknown.add(rank)
-            continue
-        tokens, _ = tokens_and_steps(work, phase)
-        rates[rank] = tokens / (_intervals(by_rank[rank], start, end) * (end - start))
-    imbalance, broken = None, frozenset[int]()
-    if any(_arrived(item, end) for item in alive):
-        imbalance, broken = _imbalance(spans, phase)
-    return _Point(rates, frozenset(here - heard), frozenset(unknown), imbalance, broken)
+def _cuts(bounds: Bounds, step: str, points: int | None, now: float) -> tuple[float, list[float]]:
+    """The length of the intervals, seconds, and the instants between them, rising.
 
-
-def _arrived(item: ProducerSpan, end: float) -> bool:
-    """Whether a frame of a worker arrived in the interval; the first that is remembered moves no boundary."""
-    span = item.span
-    return span.end > span.start or (span.truncated and span.end <= end)
-
-
-def _intervals(workers: list[ProducerSpan], start: float, end: float) -> int:
-    """How many intervals the tokens of this one are of: those before it without an arrival count too."""
-    before = [item.span.start for item in workers if item.span.start <= start]
-    return 1 + (math.floor((start - max(before)) / (end - start) + 1e-9) if before else 0)
-
-
-def _rank(item: ProducerSpan) -> int:
-    return item.producer.latest.producer.dp_rank
-
-
-def _imbalance(spans: list[ProducerSpan], phase: Phase | None) -> tuple[Summary, frozenset[int]]:
-    """The imbalance ratio over EP ranks, across the layers that were seen whole; those that don't add up."""
-    window = merge_spans_of_phase(spans, phase)
-    layers = [layer for layer in window.layers if is_whole(layer)]
-    loads = [max_and_mean(layer.ep_slots) for layer in layers]
-    summary = summarise(
-        [layer.shape.layer for layer in layers],
-        np.array([float(most) for most, _ in loads]),
-        np.array([float(mean) for _, mean in loads]),
-    )
-    return summary, frozenset(layer.shape.layer for layer in window.layers if layer.not_conserved)
-
-
-def _filled(points: list[_Point]) -> list[_Point]:
-    """The points, with the next interval's values wherever something was alive without a snapshot."""
-    result = points[-1:]
-    for point in reversed(points[:-1]):
-        following = result[-1]
-        borrowed = {rank: following.rates[rank] for rank in point.waiting if rank in following.rates}
-        imbalance = point.imbalance
-        if imbalance is None and (point.waiting or point.rates):
-            imbalance = following.imbalance
-        result.append(
-            replace(
-                point,
-                rates={**borrowed, **point.rates},
-                waiting=point.waiting - borrowed.keys(),
-                imbalance=imbalance,
-            )
+    Raises:
+        ProblemError: the length is none, or too short or long; there would be too many intervals (400); both
+            a begin and a number of intervals were given (422).
+    """
+    length = parse_length(step)
+    if not SHORTEST_S <= length <= LONGEST_S:
+        raise ProblemError(
+            400, "bad-step", "Not a length of time", f"step is {step!r}: give a second to a day, such as 5s."
         )
-    return result[::-1]
+    if bounds.start is not None and points is not None:
+        raise ProblemError(
+            422, "start-and-points", "Two beginnings", "Give start or points: either says where it begins."
+        )
+    last = math.floor((now if bounds.end is None else min(bounds.end, now)) / length) * length
+    count = points or DEFAULT_POINTS
+    if bounds.start is not None:
+        count = max(1, math.ceil((last - bounds.start) / length - 1e-9))
+    if count > MAX_POINTS:
+        raise ProblemError(
+            400,
+            "too-many-steps",
+            "The trend would be too long",
+            f"It would have {count} intervals, {MAX_POINTS} are allowed: give a longer step, or less.",
+        )
+    return length, [last - length * i for i in reversed(range(count + 1))]
+
+
+def _check_named(
+    state: LiveState, deployment: Deployment, layers: list[int] | None, dp_rank: int | None
+) -> None:
+    """Check that the layers and the DP rank are those of somebody who reported.
+
+    Raises:
+        ProblemError: one isn't known (404).
+    """
+    who = (item.latest.producer for item in state.producers())
+    if dp_rank is not None:
+        known = sorted({item.dp_rank for item in who if item.key[:2] == deployment})
+        check_known("DP rank", [dp_rank], known)
+    check_known("layer", layers or [], sorted(layers_now(state, deployment)))

@@ -13,6 +13,8 @@ from moescope.service.api.params.query import (
     Bounds,
     DpRankParam,
     EndParam,
+    LayerParam,
+    MinTokensParam,
     ModelParam,
     PhaseParam,
     ServerParam,
@@ -31,12 +33,14 @@ from moescope.service.api.schemas.compact import (
 )
 from moescope.service.api.schemas.measures import values_of
 from moescope.service.api.schemas.view import View, ViewLayer, ViewPhases, ViewRank, ViewSummary
+from moescope.service.api.schemas.windows import pick_layers
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.windows.assessment import Assessment, AxisBalance, assess
 from moescope.service.windows.dp_to_ep_slots import dp_to_ep_slots
 from moescope.service.windows.expert_ep_ranks import ep_ranks_of_experts
+from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.phase_window import merge_spans_of_phase, spans_of_phase
 from moescope.service.windows.window import DpRank, ModelWindow
 
@@ -45,7 +49,9 @@ PartsParam = Annotated[
     list[Part] | None,
     Query(description="What to add: `counts` by expert, `flows` from DP to EP ranks, `owners` of experts."),
 ]
-FlowLayerParam = Annotated[int | None, Query(description="`flows` of this layer only; all when absent.")]
+FlowLayerParam = Annotated[
+    int | None, Query(description="`flows` of this layer only; absent: of those that `layer` names.")
+]
 
 
 def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter:
@@ -56,30 +62,38 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
     def view(
         server: ServerParam = None,
         model: ModelParam = None,
+        layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
         start: StartParam = None,
         end: EndParam = None,
         parts: PartsParam = None,
         flow_layer: FlowLayerParam = None,
+        min_tokens: MinTokensParam = None,
     ) -> Response:
-        """What the page shows of a window: the numbers of /v1/balance and /v1/histogram, each once."""
+        """What the page shows of a window: the numbers of /v1/balance and /v1/histogram, each once.
+
+        The summaries cover all layers, also when only some are asked for.
+        """
         bounds = parse_bounds(start, end, state.now())
         deployment = choose(state, server, model)
         spans = state.spans(deployment, bounds.start, bounds.end)
         if dp_rank is not None:
             check_known("DP rank", [dp_rank], sorted({_rank(item) for item in spans}))
-        found = assess(merge_spans_of_phase(spans, phase, dp_rank), settings.min_tokens)
+        gate = settings.min_tokens if min_tokens is None else min_tokens
+        found = assess(merge_spans_of_phase(spans, phase, dp_rank), gate)
+        picked = pick_layers(found.window, layer)
         spans = [item for item in spans if dp_rank in (None, _rank(item))]
-        result = _view(found, spans, bounds, state.now())
+        result = _view(found, picked, spans, bounds, state.now())
+        layers = [found.window.layers[i] for i in picked]
         wanted = set(parts or ())
         if "counts" in wanted:
-            result.counts = _counts(found.window)
+            result.counts = _counts(layers)
         if "owners" in wanted:
             placements = state.placements(deployment)
-            result.owners = [ep_ranks_of_experts(layer.shape, placements) for layer in found.window.layers]
+            result.owners = [ep_ranks_of_experts(item.shape, placements) for item in layers]
         if "flows" in wanted:
-            _add_flows(result, found.window, spans_of_phase(spans, phase), flow_layer)
+            _add_flows(result, found.window, spans_of_phase(spans, phase), layer, flow_layer)
         return answer(result)
 
     return router
@@ -89,7 +103,9 @@ def _rank(item: ProducerSpan) -> int:
     return item.producer.latest.producer.dp_rank
 
 
-def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: float) -> View:
+def _view(
+    found: Assessment, picked: list[int], spans: list[ProducerSpan], bounds: Bounds, now: float
+) -> View:
     window = found.window
     end = now if bounds.end is None else min(bounds.end, now)
     seconds: dict[int, float] = {}
@@ -104,13 +120,14 @@ def _view(found: Assessment, spans: list[ProducerSpan], bounds: Bounds, now: flo
         phase_reason=window.phase_reason,
         tokens=window.known_tokens,
         tokens_reason=window.reason,
+        conflict=window.conflict,
         min_tokens=found.min_tokens,
         dp_size=window.dp_size,
         ep_size=window.ep_size,
         dp_ranks=[_rank_of(rank, seconds[rank.rank], whole=window.phase is None) for rank in window.dp_ranks],
         over_ep_ranks=_summary(found.ep_ranks),
         over_experts=_summary(found.experts),
-        layers=[_layer(found, i) for i in range(len(window.layers))],
+        layers=[_layer(found, i) for i in picked],
         uncovered=[CompactUncovered(layer, reason) for layer, reason in window.uncovered.items()],
         absent=compact_absent(window.absent),
         counts=None,
@@ -163,15 +180,22 @@ def _summary(axis: AxisBalance) -> ViewSummary:
     return msgspec.convert(axis.summary, ViewSummary, from_attributes=True)
 
 
-def _counts(window: ModelWindow) -> list[list[int] | None]:
-    return [None if layer.not_seen else layer.counts.sum(axis=0).tolist() for layer in window.layers]
+def _counts(layers: list[LayerWindow]) -> list[list[int] | None]:
+    return [None if layer.not_seen else layer.counts.sum(axis=0).tolist() for layer in layers]
 
 
-def _add_flows(result: View, window: ModelWindow, spans: list[ProducerSpan], only: int | None) -> None:
+def _add_flows(
+    result: View,
+    window: ModelWindow,
+    spans: list[ProducerSpan],
+    asked: list[int] | None,
+    only: int | None,
+) -> None:
     """Add flows if the EP rank of every slot is known, else the reason why it is not."""
-    layers = [layer for layer in window.layers if only in (None, layer.shape.layer)]
     if only is not None:
         check_known("layer", [only], [layer.shape.layer for layer in window.layers])
+        asked = [only]
+    layers = [window.layers[i] for i in pick_layers(window, asked)]
     reasons = (
         layer.ep_reason or layer.phase_reason or layer.not_seen or layer.why_partial or layer.not_conserved
         for layer in layers

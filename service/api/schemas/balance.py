@@ -42,6 +42,7 @@ class Balance(BaseModel):
     model: str
     window: Window
     min_tokens: int = Field(description="Fewer tokens than this are no sample.")
+    dp_rank: int | None = Field(description="The DP rank asked for; null: all of them.")
     phase: Phase | None = Field(description="The phase asked for; null: tokens of both.")
     phase_reason: str | None = Field(
         description="Why it isn't known which tokens are of the phase; null: it is, or none was asked for."
@@ -49,6 +50,11 @@ class Balance(BaseModel):
     tokens: int | None = Field(description="Tokens computed in the window; null for tokens_reason.")
     tokens_reason: str | None = Field(
         description="Why the tokens of some DP rank aren't known (or not those of the phase), or null."
+    )
+    conflict: str | None = Field(
+        None,
+        description="Why all this is not of one deployment alone, so that there is no balance: several live "
+        "processes claim one rank, or did in the window; with the remedy. null: none did.",
     )
     dp_ranks: list[int] = Field(description="DP ranks that took part.")
     missing_dp_ranks: list[int] = Field(description="DP ranks that should exist and never reported.")

@@ -103,6 +103,7 @@ class DriftAnswer(BaseModel):
     server: str
     model: str
     window: Window
+    dp_rank: int | None = Field(description="The DP rank asked for; null: all of them.")
     phase: Phase | None = Field(description="The phase asked for; null: tokens of both.")
     tokens: int | None = Field(description="Tokens computed in the window; null: not known by phase.")
     baseline: str = Field(description="Its name, or previous_hour.")

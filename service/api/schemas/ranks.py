@@ -41,6 +41,19 @@ class StageOut(BaseModel):
     )
 
 
+class LifeOut(BaseModel):
+    """One of several live processes that claim one rank; its totals are its own."""
+
+    host: str
+    pid: int
+    start: str = Field(description="vLLM's id of the start of its server; empty: it doesn't tell.")
+    epoch: int
+    seq: int
+    age_seconds: float = Field(description="Time since its newest frame was accepted.")
+    tokens: int = Field(description="Tokens that it counted since its start.")
+    steps: int
+
+
 class ProducerOut(BaseModel):
     """One vLLM worker process that counts."""
 
@@ -51,11 +64,14 @@ class ProducerOut(BaseModel):
     pid: int
     vllm_version: str
     moescope_version: str
-    state: Literal["counting", "disabled", "stale"] = Field(
+    state: Literal["counting", "disabled", "stale", "conflict"] = Field(
         description="disabled: it stopped counting for good or never began, see state_reason. "
-        "stale: it fell silent."
+        "stale: it fell silent. conflict: several live processes claim this rank, see state_reason and lives."
     )
     state_reason: str
+    lives: list[LifeOut] = Field(
+        description="Live processes that claim this rank, oldest first; empty: there is no conflict."
+    )
     age_seconds: float = Field(description="Time since its newest frame was accepted.")
     epoch: int = Field(description="Start of its counting, nanoseconds of Unix time on its own clock.")
     seq: int
@@ -118,6 +134,9 @@ class DeploymentOut(BaseModel):
     model: str
     dp_size: int
     ep_size: int
+    conflict: str | None = Field(
+        description="Which live processes claim one rank, and what to do; null: each rank has one."
+    )
     missing_dp_ranks: list[int] = Field(description="DP ranks that should exist and never reported.")
     dp_ranks: list[DpRankOut]
 

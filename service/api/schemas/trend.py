@@ -15,12 +15,15 @@ class Trend(msgspec.Struct):
     (max / mean) over EP ranks, as in /v1/balance. If a phase was asked for, all are of its tokens only; null
     where phases are not known. `not_conserved` are layers that some interval's imbalance leaves out because
     their rows don't add up to its tokens. `absent` are MoE layers that nothing
-    counts.
+    counts. `conflict` says why intervals have no imbalance because several live processes claimed one rank.
+    `dp_rank` is the one that was asked for (null: all of them); then the imbalance is of where its tokens
+    went.
     """
 
     server: str
     model: str
     step: float
+    dp_rank: int | None
     phase: Phase | None
     dp_ranks: list[int]
     at: list[float]
@@ -30,3 +33,4 @@ class Trend(msgspec.Struct):
     worst_layer: list[int | None]
     absent: list[CompactAbsent]
     not_conserved: list[int] = []
+    conflict: str | None = None

@@ -74,6 +74,8 @@ class View(msgspec.Struct):
     where that isn't known, -2 where several hold a copy. `phase` is the phase that was asked for (null:
     both). `phase_reason` says why it isn't known which tokens are of that phase; then `tokens`, and what
     needs them, is null. `tokens_reason` is the reason why `tokens` is null, whatever was asked for.
+    `conflict` says why there is no balance because several live processes claim one rank, or did in the
+    window.
     """
 
     server: str
@@ -84,6 +86,7 @@ class View(msgspec.Struct):
     phase_reason: str | None
     tokens: int | None
     tokens_reason: str | None
+    conflict: str | None
     min_tokens: int
     dp_size: int
     ep_size: int

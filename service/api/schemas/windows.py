@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from moescope.capture.wire import MoeLayer
 from moescope.service.api.params.query import Bounds, check_known, choose
 from moescope.service.api.schemas.common import Absent, Span, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
-from moescope.service.live.producers import ProducerSpan
+from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.window import ModelWindow
@@ -60,6 +61,12 @@ def read_series(
         merge_spans_of_phase(whole, phase, dp_rank),
         (merge_spans_of_phase(spans, phase, dp_rank) for spans in parts),
     )
+
+
+def layers_now(state: LiveState, deployment: Deployment) -> dict[int, MoeLayer]:
+    """The layers that the workers of a deployment count now, by id; no totals are read for it."""
+    mine = (item.latest for item in state.producers() if item.latest.producer.key[:2] == deployment)
+    return {layer.layer: layer for latest in mine for layer in latest.counted.layout.layers}
 
 
 def pick_layers(window: ModelWindow, wanted: list[int] | None) -> list[int]:

@@ -84,7 +84,7 @@ def groups(state: LiveState) -> list[Group]:
     """All deployments with a producer that has not expired."""
     found = []
     for deployment in state.deployments():
-        spans = state.spans(deployment, None, None)
+        spans = state.totals(deployment)
         if spans and not all(item.producer.expired for item in spans):
             begun = tuple(map(_since_counters_began, spans))
             found.append(Group(deployment, begun, state.shows_counters(deployment)))
@@ -203,7 +203,7 @@ def capture_health(group: Group) -> Iterable[Found]:
     """States, ages, coverage and conservation of the producers."""
     alive = [item for item in group.producers if not item.expired]
     states = Counter(item.state for item in alive)
-    for state in ("counting", "disabled", "stale"):
+    for state in ("counting", "disabled", "stale", "conflict"):
         yield Sample("moescope_producers", (*group.deployment, state), states[state])
     yield Sample("moescope_missing_dp_ranks", group.deployment, len(group.total.missing_dp_ranks))
     for rank, members in group.by_dp_rank():
@@ -217,6 +217,8 @@ def capture_health(group: Group) -> Iterable[Found]:
         known = [version for version in versions if version is not None]
         yield Sample("moescope_snapshot_age_seconds", labels, max(item.age for item in present))
         covered = set().union(*(item.latest.counted.layout.index for item in present))
+        claims = [len(item.conflict.lives) for item in members if item.conflict is not None]
+        yield Sample("moescope_conflicting_lives", labels, max(claims, default=0))
         yield Sample("moescope_covered_layers", labels, len(covered))
         yield Sample("moescope_uncovered_layers", labels, len(uncovered))
         yield Sample("moescope_absent_layers", labels, len(absent_layers(item.latest for item in present)))
@@ -232,8 +234,8 @@ def producer_counters(group: Group) -> Iterable[Found]:
     """Starts and drops of the producers of each DP rank."""
     for rank, members in group.by_dp_rank():
         labels = (*group.deployment, str(rank))
-        newest = max(item.latest.epoch for item in members)
-        yield Sample("moescope_producer_start_time_seconds", labels, newest / 1e9)
+        newest = max(item.started_at for item in members)
+        yield Sample("moescope_producer_start_time_seconds", labels, newest)
         if not group.counters:
             continue
         restarts, created = max(map(_restarts, members)), group.created_by_dp_rank[rank]

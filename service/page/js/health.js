@@ -12,9 +12,11 @@ const WORST = ["bad", "warn", "good"];
  */
 export function rankState(rank) {
   const of = (state) => rank.producers.find((p) => p.state === state);
+  const conflict = of("conflict");
   const disabled = of("disabled");
   const stale = of("stale");
   const restarts = Math.max(...rank.producers.map((p) => p.restarts));
+  if (conflict) return { level: "bad", word: "conflict", text: conflict.state_reason };
   if (disabled) return { level: "bad", word: "disabled", text: disabled.state_reason || "capture was turned off" };
   if (stale) return { level: "warn", word: "stale", text: `silent for ${duration(stale.age_seconds)}${lastWord(stale)}` };
   if (restarts) return { level: "good", word: "live, restarted", text: plural(restarts, "restart") };
@@ -27,6 +29,7 @@ const lastWord = (producer) => (producer.state_reason ? `; capture was off: ${pr
 /** Everything worth saying about a deployment, worst first. @returns {Finding[]} */
 export function findings(deployment) {
   const found = [
+    conflict(deployment),
     missing(deployment),
     ...silent(deployment),
     ...disabled(deployment),
@@ -49,6 +52,10 @@ function missing(d) {
   return n
     ? { level: "bad", word: "missing", text: `DP ${n === 1 ? "rank" : "ranks"} ${ranges(d.missing_dp_ranks)} never reported: check that each has MOESCOPE_ENDPOINT set.` }
     : { level: "good", word: "complete", text: `All ${plural(d.dp_size, "DP rank")} have reported.` };
+}
+
+function conflict(d) {
+  return d.conflict ? { level: "bad", word: "conflict", text: `${d.conflict}. Until then nothing that rests on their counts together is shown.` } : null;
 }
 
 function silent(d) {

@@ -25,8 +25,8 @@ def _row(rank: dict[str, Any], tokens: float | None, most: float) -> list[str]:
     producers = rank["producers"]
     states = sorted({item["state"] for item in producers})
     lost = sum(sum(item["drops"].values()) for item in producers)
-    reasons = sorted({item["state_reason"] for item in producers if item["state_reason"]})
-    said = ", ".join(states) + "".join(f"; capture is off: {reason}" for reason in reasons)
+    reasons = sorted({_reason(item) for item in producers if item["state_reason"]})
+    said = ", ".join(states) + "".join(f"; {reason}" for reason in reasons)
     return [
         str(rank["dp_rank"]),
         f'<span class="{"ok" if states == ["counting"] else "bad"}">{text(said)}</span>',
@@ -35,3 +35,8 @@ def _row(rank: dict[str, Any], tokens: float | None, most: float) -> list[str]:
         str(max((item["restarts"] for item in producers), default=0)),
         f"{lost:,}",
     ]
+
+
+def _reason(producer: dict[str, Any]) -> str:
+    why = str(producer["state_reason"])
+    return why if producer["state"] == "conflict" else f"capture is off: {why}"

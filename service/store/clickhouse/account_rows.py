@@ -69,7 +69,7 @@ def postings(
     """
     rows = connection.rows(
         f"SELECT {', '.join(KEY)}, epoch, seq, birth_ms, at_ms, account "
-        f"FROM account FINAL {where} ORDER BY {', '.join(KEY)}, epoch DESC "
+        f"FROM account FINAL {where} ORDER BY {', '.join(KEY)}, at_ms DESC "
         f"LIMIT {_MAX_EPOCHS} BY {', '.join(KEY)}",
         "ttiiiiiiib",
         parameters,

@@ -97,9 +97,9 @@ def keep(connection: Connection, retention: Retention, now_ms: int, rolled_up: d
             rolled_up[bucket_ms] = until_ms
     before_ms = now_ms - int(retention.coarse_s * 1000)
     key = ", ".join(KEY)
-    for table, ordered in (("snapshot", "at_ms"), ("account", "epoch")):
-        doomed = f"at_ms < {{before:Int64}} AND ({key}, {ordered}) NOT IN "
-        newest = f"(SELECT {key}, max({ordered}) FROM {table} GROUP BY {key})"
+    for table in ("snapshot", "account"):  # epochs are no order: they are of the clocks of hosts
+        doomed = f"at_ms < {{before:Int64}} AND ({key}, at_ms) NOT IN "
+        newest = f"(SELECT {key}, max(at_ms) FROM {table} GROUP BY {key})"
         [(count,)] = connection.rows(
             f"SELECT toInt64(count()) FROM {table} WHERE {doomed}{newest}", "i", {"before": before_ms}
         )

@@ -17,7 +17,10 @@ from moescope.service.store.sqlite.checkpoints import MOST_BYTES
 from moescope.service.store.sqlite.rescue import is_damage, readable
 from moescope.service.store.sqlite.schema import NEW_FILE
 
+LOCK: Final = "lock"
 _READERS: Final = 8
+_WAIT_S: Final = 2.0
+"""How long a connection waits for others; the writer's senders wait as long."""
 
 
 class Readers:
@@ -63,7 +66,7 @@ def lock_folder(folder: Path) -> int:
     Raises:
         OSError: another process has it, or the folder can't be written.
     """
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -74,7 +77,7 @@ def lock_folder(folder: Path) -> int:
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection with no transaction of its own making, whose texts may be damaged."""
-    connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
     connection.text_factory = readable
     return connection
 

@@ -9,6 +9,7 @@ from typing import Final
 from moescope.service.store.limits import Retention
 from moescope.service.store.sqlite.connections import transaction
 
+_PATIENCE_MS: Final = 200  # for readers; the senders of frames wait as long
 _BATCH: Final = 200  # rows a transaction removes, so that writers and readers wait for milliseconds
 
 
@@ -18,10 +19,11 @@ def keep(
     now_ms: int,
     history_ms: int,
     size: Callable[[], int],
-) -> None:
+) -> bool:
     """Roll up history that is old enough, remove what is too old, then the oldest until the size fits.
 
-    Traces age by ``now_ms``, history by ``history_ms``, in milliseconds of Unix time.
+    False: see :func:`keep_within`. Traces age by ``now_ms``, history by ``history_ms``, milliseconds of Unix
+    time.
     """
     _roll_up(connection, 10_000, history_ms - int(retention.fine_s * 1000))
     _roll_up(connection, 300_000, history_ms - int(retention.middle_s * 1000))
@@ -29,17 +31,33 @@ def keep(
     removed += _remove_traces(connection, now_ms - int(retention.trace_s * 1000))
     if removed:
         _give_back(connection)
-    keep_within(connection, retention.max_bytes, size)
+    return keep_within(connection, retention.max_bytes, size)
 
 
-def keep_within(connection: sqlite3.Connection, max_bytes: int, size: Callable[[], int]) -> None:
-    """Remove the oldest snapshots and traces until the files fit; each producer's newest snapshot stays."""
+def keep_within(connection: sqlite3.Connection, max_bytes: int, size: Callable[[], int]) -> bool:
+    """Remove the oldest snapshots and traces until the files fit; each producer's newest snapshot stays.
+
+    False, and nothing more is removed: somebody has been reading since before, so that the log, which counts
+    too, can't be emptied. What is removed would only make it longer.
+    """
     while size() > max_bytes:
-        # The log counts too: what it holds goes into the database, where it may well fit.
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if not _empty_log(connection):
+            return False
         if size() <= max_bytes or not _remove_oldest(connection):
-            return
+            return True
         _give_back(connection)
+    return True
+
+
+def _empty_log(connection: sqlite3.Connection) -> bool:
+    """Copy the log into the database, where it may well fit, and truncate it; False: a reader hinders it."""
+    [wait_ms] = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
+    try:
+        [busy, _, _] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {wait_ms}")
+    return not busy
 
 
 def _give_back(connection: sqlite3.Connection) -> None:

@@ -35,6 +35,7 @@ from moescope.service.store.sqlite import account_rows, connections, continuatio
 from moescope.service.store.sqlite.checkpoints import Checkpointer
 from moescope.service.store.sqlite.connections import Readers
 from moescope.service.store.sqlite.packing import Packer
+from moescope.service.store.sqlite.presence import Presence
 from moescope.service.store.sqlite.rescue import mend
 from moescope.service.store.sqlite.reserve import BYTES, give_up, set_aside
 from moescope.service.store.sqlite.retention import keep
@@ -64,6 +65,7 @@ class SqliteStore:
         self._retention = retention
         self._packer = Packer()
         self._damage = DamageLog(str(self._path))
+        self._fits = True
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock: int | None = connections.lock_folder(folder)
@@ -79,6 +81,8 @@ class SqliteStore:
             os.close(self._lock)
             raise
         self._checkpointer = Checkpointer(lambda: connections.connect(self._path))
+        names = (FILE, f"{FILE}-wal", f"{FILE}-shm", connections.LOCK)
+        self._presence = Presence(folder / name for name in names)
         set_aside(folder)
 
     @property
@@ -88,6 +92,7 @@ class SqliteStore:
 
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these or none."""
+        self._presence.check()
         parts: list[ArrivedPart] = []
         written = 0
         with connections.failures(self._path), connections.transaction(self._writer):
@@ -102,6 +107,7 @@ class SqliteStore:
                     case Document():
                         self._document(record)
             waiting = save_parts(self._writer, parts, self._packer)
+        self._presence.check()  # what went to a file without a name is not kept
         self._packer.committed(waiting)
         self._checkpointer.wrote(written + sum(sum(map(len, item.part.experts)) for item in parts))
 
@@ -112,7 +118,8 @@ class SqliteStore:
         yield from account_rows.accounts(kept, self._damage)
 
     def news(self) -> Sequence[Posting]:
-        """Nothing: the folder is one service's."""
+        """Nothing: the folder is one service's. But it is looked whether the files are still there."""
+        self._presence.check()
         return ()
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
@@ -154,11 +161,13 @@ class SqliteStore:
 
     def maintain(self, now: float, history_now: float | None = None) -> None:
         """Roll up and remove what is due."""
+        self._presence.check()
         history_ms = account_rows.to_ms(now if history_now is None else history_now)
         with connections.failures(self._path):
             kept: set[int] = set()
             try:
-                keep(self._writer, self._retention, account_rows.to_ms(now), history_ms, self._nbytes)
+                fits = keep(self._writer, self._retention, account_rows.to_ms(now), history_ms, self._nbytes)
+                self._say_whether_it_fits(fits)
                 kept = traces.still_there(self._writer, self._packer.remembered)
             finally:
                 # A number may be used again: nothing may be remembered of a trace that is gone.
@@ -224,6 +233,19 @@ class SqliteStore:
             "ON CONFLICT (kind, name) DO UPDATE SET content = excluded.content",
             (document.kind, document.name, document.content),
         )
+
+    def _say_whether_it_fits(self, fits: bool) -> None:
+        """Once when it begins not to, and once when it does again."""
+        if self._fits and not fits:
+            _log.warning(
+                "the store %s takes over %d MiB, and can't shrink while something reads it that began long "
+                "ago, here or in another process: nothing is removed",
+                self._path,
+                self._retention.max_bytes >> 20,
+            )
+        if fits and not self._fits:
+            _log.info("the store %s is within its size again", self._path)
+        self._fits = fits
 
     def _nbytes(self) -> int:
         """Bytes of the database and its log."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
@@ -12,6 +14,9 @@ import pytest
 
 from moescope.capture.attach import plugin
 from moescope.capture.seam import resolver
+from moescope.capture.seam.deployment import Place
+from moescope.capture.seam.launch import Launch
+from moescope.capture.settings.surroundings import LAUNCHED_AS
 
 PREFIXES = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY"
 
@@ -112,6 +117,28 @@ def test_it_never_raises(worker_base: ModuleType, caplog: pytest.LogCaptureFixtu
     with mock.patch.object(resolver, "extend_workers", side_effect=RuntimeError("broken")):
         plugin.attach()
     assert "capture is off, the server serves on: RuntimeError('broken')" in caplog.text
+
+
+def test_processes_are_told_which_server_started_them_and_ray_carries_it(
+    worker_base: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each server says it anew: one may have been started by a program that another server started."""
+    from vllm.ray.ray_env import get_env_vars_to_copy
+
+    monkeypatch.setenv(LAUNCHED_AS, "another:8000")
+    for arguments, expected in (
+        (("vllm", "serve", "m", "--port", "8001"), "gpu-17:8001"),
+        (("ray::RayWorkerProc",), "gpu-17:8001"),  # this isn't one: what came from the server stays
+    ):
+        place = Place("gpu-17", Launch(1, arguments, tmp_path))
+        monkeypatch.setattr("moescope.capture.seam.deployment.this_place", lambda place=place: place)
+        plugin.attach()
+        assert os.environ[LAUNCHED_AS] == expected
+    assert LAUNCHED_AS in get_env_vars_to_copy()
+    with mock.patch("moescope.capture.seam.deployment.this_place", side_effect=OSError("no /proc")):
+        plugin.attach()
+    assert "what started this process can't be told: OSError('no /proc')" in caplog.text
+    assert issubclass(worker_base.resolve_obj_by_qualname("w"), Worker)
 
 
 LATER = """

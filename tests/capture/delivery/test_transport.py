@@ -26,13 +26,11 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: "
     ids=["head", "body"],
 )
 def test_an_answer_that_drips_holds_the_sender_only_for_its_timeout(pieces: list[bytes]) -> None:
-    with answering(*pieces, pause=0.06) as url:  # all pieces take longer than what is asserted
+    with answering(*pieces, pause=0.06) as url:
         transport = HttpTransport(url, None, timeout=0.15)
-        began = time.monotonic()
         with pytest.raises(DeliveryError) as caught:
             transport.post(b"x" * 100)
-        assert time.monotonic() - began < 3
-    assert caught.value.kind == "TimeoutError"
+    assert caught.value.kind == "TimeoutError"  # after all pieces it would be another one
 
 
 def test_each_answer_has_the_whole_timeout() -> None:

@@ -90,6 +90,12 @@ def test_a_frame_says_which_one_before_it_was_taken() -> None:
     assert told == [0, 0, 2, 2, 4]
 
 
+def test_a_frame_tells_how_long_the_worker_has_been_up_by_a_clock_that_nobody_sets() -> None:
+    clock = iter([50, 50, 57]).__next__
+    builder = FrameBuilder(WHO, 5, LAYERS, [], None, clock=clock)
+    assert [sent(builder.build(snapshot(), {})).uptime_ns for _ in range(2)] == [1, 7]
+
+
 def test_a_frame_says_why_capture_has_stopped_however_long_the_reason_is() -> None:
     builder = FrameBuilder(WHO, 5, LAYERS, [], None)
     frame = sent(builder.build(snapshot(reason="x" * 2000), {}))

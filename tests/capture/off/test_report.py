@@ -108,7 +108,7 @@ from moescope.capture.off.report import last_word
 from moescope.capture.seam.identity import guess_identity
 from moescope.capture.settings.environment import CaptureSettings
 settings = CaptureSettings.from_environment({"MOESCOPE_ENDPOINT": sys.argv[1], "MOESCOPE_SERVER": "prod"})
-last_word(guess_identity(SimpleNamespace(), settings.server), "ImportError: msgspec", settings)
+last_word(guess_identity(SimpleNamespace(), settings), "ImportError: msgspec", settings)
 """
 
 

@@ -7,9 +7,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from vllm.config.kv_transfer import KVTransferConfig
 
-from moescope.capture.seam.identity import guess_identity, read_identity
+from moescope.capture.seam.deployment import this_host
+from moescope.capture.seam.identity import guess_identity, read_belonging, read_identity
+from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.wire import Producer
+
+PROD = CaptureSettings(server="prod", pool="deepseek")
 
 
 def config(**parallel: Any) -> SimpleNamespace:
@@ -36,7 +41,7 @@ def test_ranks_follow_from_the_workers_number_where_there_are_no_groups(
 ) -> None:
     """vLLM numbers workers TP first; with an external launcher the number begins with the DP rank."""
     worker = SimpleNamespace(vllm_config=config(prefill_context_parallel_size=pcp), rank=rank)
-    found = guess_identity(worker, "prod")
+    found = guess_identity(worker, PROD)
     assert (found["dp_rank"], found["dp_size"]) == (1, 2)
     assert (found["pp_rank"], found["pp_size"]) == (pp_rank, 3)
     assert (found["tp_rank"], found["tp_size"]) == (tp_rank, 2)
@@ -46,12 +51,36 @@ def test_ranks_follow_from_the_workers_number_where_there_are_no_groups(
     "worker", [object(), SimpleNamespace(vllm_config=None), SimpleNamespace(vllm_config=config())]
 )
 def test_whatever_is_missing_a_producer_comes_out(worker: object) -> None:
-    who = msgspec.convert(guess_identity(worker, ""), Producer)
-    assert who.server == "unknown"
+    who = msgspec.convert(guess_identity(worker, CaptureSettings()), Producer)
+    assert who.server == this_host()  # this process is no server of vLLM's, and CPUs have no devices
+    assert (who.pool, who.role, who.start) == ("", "", "")
     assert who.vllm_version
     assert who.pid
 
 
 def test_what_frames_with_counts_say_is_never_guessed() -> None:
     with pytest.raises(AssertionError):  # vLLM's: there are no groups
-        read_identity(config(), "prod")
+        read_identity(config(), PROD)
+
+
+@pytest.mark.parametrize(
+    ("kv_role", "said", "role"),
+    [
+        ("kv_producer", "", "prefill"),
+        ("kv_consumer", "", "decode"),
+        ("kv_both", "", ""),
+        ("kv_both", "decode", "decode"),
+        ("kv_producer", "decode", "decode"),
+    ],
+)
+def test_pool_role_and_start_are_the_same_whether_a_worker_counts_or_not(
+    kv_role: str, said: str, role: str
+) -> None:
+    whole = config()
+    whole.kv_transfer_config = KVTransferConfig(kv_connector="NixlConnector", kv_role=kv_role)
+    whole.instance_id = "1795899031716505076"
+    settings = CaptureSettings(server="prod", pool="deepseek", role=said)
+    counts = read_belonging(whole, settings)
+    assert counts == {"server": "prod", "pool": "deepseek", "role": role, "start": "1795899031716505076"}
+    off = guess_identity(SimpleNamespace(vllm_config=whole, rank=0), settings)
+    assert {name: off[name] for name in counts} == counts

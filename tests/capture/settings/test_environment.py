@@ -14,7 +14,7 @@ def test_defaults() -> None:
     assert settings.token is None
     assert settings.on_error is OnError.RAISE_AT_START
     assert settings.kept_ids_bytes == 32 << 20
-    assert settings.server
+    assert (settings.server, settings.pool, settings.role) == ("", "", "")
 
 
 def test_values() -> None:
@@ -25,12 +25,21 @@ def test_values() -> None:
             "MOESCOPE_TOKEN": "s3cret",
             "MOESCOPE_ON_ERROR": "Disable",
             "MOESCOPE_SERVER": "prefill-a",
+            "MOESCOPE_POOL": " deepseek ",
+            "MOESCOPE_ROLE": "Decode",
             "MOESCOPE_KEPT_IDS_MIB": "0",
             "MOESCOPE_PORT": "9890",
         }
     )
     assert settings == CaptureSettings(
-        "https://scope.internal:9890/base", 0.25, "s3cret", OnError.DISABLE, "prefill-a", kept_ids_bytes=0
+        "https://scope.internal:9890/base",
+        0.25,
+        "s3cret",
+        OnError.DISABLE,
+        "prefill-a",
+        kept_ids_bytes=0,
+        pool="deepseek",
+        role="decode",
     )
     assert "s3cret" not in repr(settings)
 
@@ -68,6 +77,8 @@ def test_the_token_can_come_from_a_file(tmp_path: Path) -> None:
         ("MOESCOPE_TOKEN", "two words", "printable ASCII"),
         ("MOESCOPE_TOKEN_FILE", "/does/not/exist", "can't be read"),
         ("MOESCOPE_SERVER", "x" * 257, "at most 256"),
+        ("MOESCOPE_POOL", "x" * 257, "at most 256"),
+        ("MOESCOPE_ROLE", "kv_both", "none of prefill, decode"),
         ("MOESCOPE_LEAVE_FAST_KERNELS", "yes", "neither 0 nor 1"),
     ],
 )

@@ -8,10 +8,10 @@ from devkit.soak import network
 
 
 def test_no_fault_of_the_network_loses_or_doubles_counts_and_drops_are_what_failed(tmp_path: Path) -> None:
-    with network.network(tmp_path, senders=4, unharmed=1, interval=0.1, timeout=1.5, first_wait=0.5) as made:
+    with network.network(tmp_path, senders=4, unharmed=1, interval=0.1, timeout=4.0, first_wait=0.5) as made:
         network.undergo(made, network.disorder(0.6))
-        network.undergo(made, network.resets(0.8, share=0.2))
-        cut_off = network.undergo(made, network.partition(0.4))
+        network.undergo(made, network.resets(0.8, share=0.4))
+        cut_off = network.undergo(made, network.partition(0.8))
         network.check_counts(made)
     assert {"accepted", "duplicate", "stale"} <= set(made.relay.results)
     assert made.proxy.injuries["reset"] > 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from devkit.root_cause import explain
+from devkit.vllm_server import ENVIRONMENT
 
 START_S: Final = 300.0
 FAULT_S: Final = 120.0
@@ -55,6 +56,7 @@ class Lab:
                 stderr=output,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
+                env=os.environ | ENVIRONMENT,  # the threads of OpenMP are numbered when torch is imported
             )
         self._connection, self._printed = ours, 0
         started = self._answer(START_S, "the start")

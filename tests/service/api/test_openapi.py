@@ -38,6 +38,8 @@ ANSWERS: list[tuple[str, str, dict[str, Any]]] = [
     ("/v1/drift", "/v1/drift", {"baseline": "default", "min_tokens": 0}),
     ("/v1/histogram", "/v1/histogram", {}),
     ("/v1/histogram", "/v1/histogram", {**SERIES, "phase": "prefill"}),
+    ("/v1/placement", "/v1/placement", {}),
+    ("/v1/placement", "/v1/placement", {"form": "tables"}),
     ("/v1/ranks", "/v1/ranks", {}),
     ("/v1/stragglers", "/v1/stragglers", SERIES),
     ("/v1/traces", "/v1/traces", {"limit": 1}),
@@ -201,4 +203,39 @@ def test_the_openapi_document_has_the_guards_answers(start_service: Callable[...
             answer = service.client.request(method, re.sub(r"{\w+}", "x", path))
             turned_away += answer.status_code == 401
             assert answer.status_code != 401 or {"401", "403"} <= set(operation["responses"]), (method, path)
+            # What the document says of tokens is what the service does without one.
+            assert (answer.status_code == 401) == bool(operation.get("security")), (method, path)
     assert turned_away > 20
+
+
+def test_the_openapi_document_names_the_ways_to_show_a_token(start_service: Callable[..., Service]) -> None:
+    service = start_service(token="a-token-of-this-test", open_read=True)
+    document = service.get("/openapi.json")
+    assert sorted(document["components"]["securitySchemes"]) == ["bearer", "session"]
+    assert "security" not in document["paths"]["/v1/balance"]["get"]
+    assert document["paths"]["/v1/ingest"]["post"]["security"] == [{"bearer": []}]
+    known = start_service(token="a-token-of-this-test")
+    headers = {"Authorization": "Bearer a-token-of-this-test"}
+    paths = known.client.get("/openapi.json", headers=headers).json()["paths"]
+    assert paths["/v1/balance"]["get"]["security"] == [{"bearer": []}, {"session": []}]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent"),
+    [
+        ("GET", "/v1/balance?windw=1", {}),
+        ("GET", "/v1/live?x=1", {}),
+        ("GET", "/v1/ranks", {"json": {}}),
+        ("POST", "/v1/session", {"json": {}}),
+        ("POST", "/v1/baselines", {"content": b"{}"}),
+        ("POST", "/v1/baselines", {"content": b"{", "headers": {"content-type": "application/json"}}),
+        ("POST", "/v1/ingest?x=1", {}),
+    ],
+)
+def test_what_is_refused_before_the_route_is_in_the_document(
+    service: Service, method: str, path: str, sent: dict[str, Any]
+) -> None:
+    answer = service.client.request(method, path, **sent)
+    assert answer.status_code >= 400
+    operation = service.get("/openapi.json")["paths"][path.partition("?")[0]][method.lower()]
+    assert str(answer.status_code) in operation["responses"]

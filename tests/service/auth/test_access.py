@@ -196,6 +196,19 @@ def test_tokens_are_read_again_when_the_file_changes(
     assert client.get("/v1/ranks", headers=bearer(new)).status_code == 200
 
 
+def test_a_stream_ends_when_its_token_may_no_longer_read(guarded: Service, tokens_file: Path) -> None:
+    client, token = guarded.client, bearer(TOKENS["grafana"])
+    with client.stream("GET", "/v1/live", headers=token) as live:
+        assert live.status_code == 200
+        granted, less = (f'"grafana"\nscopes = {scopes}' for scopes in (["read"], ["ingest"]))
+        assert granted in TOKENS_FILE
+        _replace(tokens_file, TOKENS_FILE.replace(granted, less))
+        _until(lambda: client.get("/v1/ranks", headers=token).status_code == 403)
+        at = time.monotonic()
+        for _ in live.iter_lines():  # a second is what is promised, and a busy machine may take more
+            assert time.monotonic() - at < 30, "it goes on"
+
+
 def test_a_token_that_an_entry_has_in_a_file_is_read_again(
     start_service: Callable[..., Service], tmp_path: Path
 ) -> None:

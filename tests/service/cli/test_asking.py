@@ -77,6 +77,7 @@ COMMANDS = [
     ["ranks"],
     ["balance"],
     ["stragglers"],
+    ["placement"],
     ["advise"],
     ["advise", "--rearrangements"],
     ["drift"],
@@ -143,7 +144,7 @@ def test_a_bad_address_names_where_it_came_from(bad: str, monkeypatch: pytest.Mo
 
 def test_the_variable_is_known_to_the_check_of_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOESCOPE_URL", DEFAULT_URL)
-    assert "misspelt" not in run("check-config").stderr
+    assert "no variable" not in run("check-config").stderr
 
 
 def test_files_that_cant_be_written_are_named(service: Service, tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def test_check_config_warns_of_a_misspelt_variable(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(f"MOESCOPE_{name}", "rank")
     done = run("check-config")
     assert done.returncode == 0
-    assert [line for line in done.stderr.splitlines() if "misspelt" in line] == [
-        "warning: MOESCOPE_METRIC_LEVEL: no variable of moescope; is it misspelt?"
+    assert [line for line in done.stderr.splitlines() if "no variable" in line] == [
+        "warning: MOESCOPE_METRIC_LEVEL: no variable of moescope. Did you mean MOESCOPE_METRICS_LEVEL?"
     ]
 
 

@@ -24,6 +24,10 @@ def test_balance_and_ranks_show_tables(service: Service) -> None:
     ]
     assert "worst 1.333 (layer 3)" in balance.stdout
     assert "layer 5 can't be seen: monolithic kernel" in balance.stdout
+    one = run("balance", "--dp-rank", "1", "--layer", "3", "--url", service.url)
+    assert "slots by EP rank of DP rank 1" in " ".join(one.stdout.split())
+    assert "1,500" in one.stdout
+    assert run("balance", "--layer", "9", "--url", service.url).returncode == 2
     ranks = run("ranks", "--url", service.url)
     assert (ranks.returncode, ranks.stderr) == (0, "")
     assert "tiny on prod" in ranks.stdout

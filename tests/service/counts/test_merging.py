@@ -26,13 +26,15 @@ class Services:
         self.max_epochs = max_epochs
         self.states: list[AccountState | None] = [None] * SERVICES
         self.truth: dict[int, int] = {}
+        self.now = 0.0
 
     def frame(self, at: int, epoch: int) -> None:
+        self.now += 20
         state = self.states[at]
         account = Account(self.max_epochs) if state is None else Account.restored(state, self.max_epochs)
         slots = self.truth.get(epoch, 0) + 2
         try:
-            account.post(frame({1: [slots, 0]}, epoch=EPOCH + epoch, seq=slots))
+            account.post(frame({1: [slots, 0]}, epoch=EPOCH + epoch, seq=slots), at=self.now)
         except RefusedError:
             return
         self.truth[epoch] = slots
@@ -72,23 +74,23 @@ def test_merging_keeps_the_better_account() -> None:
     old, new = account_of((EPOCH, 1, 10)).state(), account_of((EPOCH, 1, 10), (EPOCH, 2, 20)).state()
     assert merge_accounts(old, new, 4) is new
     assert merge_accounts(new, old, 4) is new
-    many = [account_of((EPOCH + n, 1, 2)).state() for n in range(6)]
+    many = [account_of((EPOCH + n, 1, 2), after_s=60 * n).state() for n in range(6)]
     merged = many[0]
     for other in many[1:]:
         merged = merge_accounts(merged, other, 4)
     assert merged.totals.counts[0] == 12
     assert [item.epoch - EPOCH for item in sorted(merged.epochs, key=lambda item: item.epoch)] == [2, 3, 4, 5]
-    assert merged.forgotten == (0, EPOCH, EPOCH + 1)
+    assert merged.forgotten == (EPOCH, EPOCH + 1)
     assert merge_accounts(merged, many[0], 4) is merged
 
 
 def test_merging_starts_from_the_sum_that_has_all_of_the_other_s() -> None:
     starts = [(EPOCH + n, 1, 2) for n in range(6)]
     whole = account_of(*starts[:5], max_epochs=2).state()
-    newer = account_of(*starts[1:], max_epochs=2).state()  # has forgotten more, but never knew the first
+    newer = account_of(*starts[1:], max_epochs=2, after_s=61).state()  # never knew the first
     for merged in (merge_accounts(whole, newer, 2), merge_accounts(newer, whole, 2)):
         assert merged.totals.counts[0] == 12
-        assert [item.epoch - EPOCH for item in merged.epochs] == [4, 5]
+        assert sorted(item.epoch - EPOCH for item in merged.epochs) == [4, 5]
         assert merged.latest.epoch == EPOCH + 5
         assert merge_accounts(merged, newer, 2) is merged
 

@@ -26,7 +26,7 @@ def _track() -> Track:
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "tokens", "truncated", "steps_lost"),
+    ("start", "end", "tokens", "truncated", "late"),
     [
         (None, None, 30, False, False),
         (90.0, 100.0, 0, False, False),

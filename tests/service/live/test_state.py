@@ -18,9 +18,11 @@ def test_a_late_frame_of_an_old_epoch_is_no_sign_of_life(
     make_state: Callable[..., LiveState], clock: Clock
 ) -> None:
     state = make_state()
+    state.ingest(frame({0: [1, 1]}))
+    clock.now += 5
     state.ingest(frame({0: [1, 1]}, epoch=EPOCH + 9))
     clock.now += 20
-    assert state.ingest(frame({0: [1, 1]})) is Verdict.ACCEPTED
+    assert state.ingest(frame({0: [2, 2]}, seq=2, after_s=2)) is Verdict.ACCEPTED
     assert state.producers()[0].stale
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from moescope.capture import wire
+from moescope.service.api.limits.shared_runs import SharedRuns
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.collector import RoutingCollector
@@ -27,6 +27,7 @@ from moescope.service.settings import MetricsLevel, Settings
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, halves, producer
 from tests.service.metrics.families import FAMILY_OF, series_names
+from tests.waiting import wait_until
 
 LOADS = np.array([[[200, 100], [150, 50]]])
 """Slots of one step's tokens, by layer and EP rank."""
@@ -371,18 +372,23 @@ def test_a_restart_of_a_dp_rank_is_one_whatever_its_workers(service: Service) ->
 def test_scrapes_at_once_share_runs(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a scraper that gives up and comes again, runs would pile up."""
     _push_both(service)
-    gather = RoutingCollector._gather
+    gather, call, asked = RoutingCollector._gather, SharedRuns.__call__, []
+
+    async def asking(runs: SharedRuns[Any, Any], form: Any) -> Any:
+        asked.append(form)
+        return await call(runs, form)
 
     def slow(collector: RoutingCollector) -> Any:
-        time.sleep(0.2)
+        wait_until(lambda: len(asked) >= 20, "not all have come")
         return gather(collector)
 
+    monkeypatch.setattr(SharedRuns, "__call__", asking)
     monkeypatch.setattr(RoutingCollector, "_gather", slow)
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: service.client.get("/metrics"), range(20)))
     assert all(answer.text.count("moescope_tokens_total{") == 2 for answer in answers)
     made = _series(service)["moescope_scrape_duration_seconds_count", ()]
-    assert 2 <= made < 10
+    assert made == 2, "the first one's, and that of all who came during it"
 
 
 def test_how_far_back_windows_reach_and_what_would_help(caplog: pytest.LogCaptureFixture) -> None:

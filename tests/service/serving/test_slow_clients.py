@@ -23,6 +23,7 @@ from tests.service.frames import frame
 from tests.waiting import PATIENCE_S, wait_until
 
 HALF_OPEN = 500
+NEVER_S = 10 * PATIENCE_S
 INGEST = f"POST /v1/ingest HTTP/1.1\r\nHost: x\r\nContent-Type: {wire.CONTENT_TYPE}\r\n".encode()
 
 
@@ -53,11 +54,9 @@ def ended(connection: socket.socket) -> bool:
         return False
 
 
-def honest_scrape(service: Service) -> float:
-    """Seconds that a new client's scrape takes."""
-    began = time.monotonic()
-    assert httpx.get(f"{service.url}/metrics", timeout=60).status_code == 200
-    return time.monotonic() - began
+def assert_answers_a_scrape(service: Service) -> None:
+    """A new client's scrape is answered before anything below that takes a minute has ended."""
+    assert httpx.get(f"{service.url}/metrics", timeout=PATIENCE_S).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -68,12 +67,15 @@ def honest_scrape(service: Service) -> float:
 def test_an_honest_scrape_is_answered_among_500_half_open_connections(
     start_service: Callable[..., Service], first: bytes
 ) -> None:
-    service = start_service(header_timeout_s=2, body_timeout_s=2, max_bodies_per_client=HALF_OPEN + 1)
+    settings = {"max_bodies_per_client": HALF_OPEN + 1}
+    service = start_service(header_timeout_s=NEVER_S, body_timeout_s=NEVER_S, **settings)
     service.push(frame({0: [1, 1]}))
-    usual = max(honest_scrape(service) for _ in range(5))  # longer where the machine has much else to do
-    with half_open(service, HALF_OPEN, first) as made:
-        assert max(honest_scrape(service) for _ in range(5)) < 1 + 10 * usual
+    with half_open(service, HALF_OPEN, first):
+        for _ in range(5):
+            assert_answers_a_scrape(service)
         assert service.push(frame({0: [2, 2]}, seq=2)).status_code == 200
+    service = start_service(header_timeout_s=1, body_timeout_s=1, **settings)
+    with half_open(service, HALF_OPEN, first) as made:
         gone = 0
         for connection in made:
             connection.settimeout(60)
@@ -86,13 +88,15 @@ def test_an_honest_scrape_is_answered_among_500_half_open_connections(
 
 def test_a_head_that_trickles_has_one_deadline(start_service: Callable[..., Service]) -> None:
     service = start_service(header_timeout_s=0.6)
-    with half_open(service, 1, b"GET / HTTP/1.1\r\n") as [connection]:
-        began = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            while time.monotonic() - began < 30:
-                connection.sendall(b"X: y\r\n")
-                time.sleep(0.05)
-        assert 0.5 < time.monotonic() - began < 25
+    began = time.monotonic()
+    with (
+        half_open(service, 1, b"GET / HTTP/1.1\r\n") as [connection],
+        contextlib.suppress(ConnectionError),
+    ):
+        while time.monotonic() - began < 30:
+            connection.sendall(b"X: y\r\n")
+            time.sleep(0.05)
+    assert 0.5 < time.monotonic() - began < 25
 
 
 ENDLESS = {
@@ -179,8 +183,8 @@ def test_a_kept_connection_may_idle_but_its_next_head_has_a_deadline(
         time.sleep(2)
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in connection.recv(65536)
-        connection.sendall(b"GET /healthz HT")
         began = time.monotonic()
+        connection.sendall(b"GET /healthz HT")
         connection.settimeout(60)
         assert ended(connection)
         assert 0.3 < time.monotonic() - began < 25
@@ -189,13 +193,12 @@ def test_a_kept_connection_may_idle_but_its_next_head_has_a_deadline(
 def test_beyond_max_connections_those_that_ask_nothing_go_first(
     start_service: Callable[..., Service],
 ) -> None:
-    service = start_service(max_connections=16)
+    service = start_service(max_connections=16, header_timeout_s=NEVER_S)
     assert service.client.get("/healthz").status_code == 200  # a kept connection
-    usual = honest_scrape(service)
     with half_open(service, 20, b"GET") as made:
         time.sleep(0.2)
         assert service.client.get("/healthz").status_code == 200
-        assert honest_scrape(service) < 1 + 10 * usual
+        assert_answers_a_scrape(service)
         for connection in made:
             connection.settimeout(0.05)
         wait_until(lambda: sum(ended(connection) for connection in made) >= 5, "too many are still open")
@@ -210,7 +213,6 @@ def test_who_does_not_read_its_answer_is_cut_off(
         counts = {layer: [1] * 512 for layer in range(40)}
         who = wire.Producer(server="prod", model="tiny", dp_rank=layer_ranks, dp_size=4)
         assert service.push(frame(counts, top_k=512, who=who)).status_code == 200
-    usual = honest_scrape(service)
     parts = urlsplit(service.url)
     with socket.socket() as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -220,7 +222,7 @@ def test_who_does_not_read_its_answer_is_cut_off(
         reader.sendall(ask * 60)
         time.sleep(1.5)
         assert ended(reader)
-    assert honest_scrape(service) < 1 + 10 * usual
+    assert_answers_a_scrape(service)
 
 
 @pytest.mark.parametrize(("max_unread_mib", "some_go"), [(16, True), (256, False)])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -21,6 +24,7 @@ from moescope.service.client.http import ServiceUnavailableError, get_json
 from moescope.service.serving.tls import TlsError
 from tests.service.conftest import Service
 from tests.service.frames import frame
+from tests.waiting import wait_until
 
 
 @dataclass
@@ -133,3 +137,61 @@ def test_a_worker_reads_a_replaced_token(start_service: Callable[..., Service], 
         transport.post(body)
     transport.post(body)
     transport.close()
+
+
+def _said(caplog: pytest.LogCaptureFixture, words: str) -> None:
+    wait_until(lambda: words in caplog.text, lambda: caplog.text)
+
+
+def test_each_handshake_that_fails_is_told_on_both_sides(
+    start_service: Callable[..., Service], files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = {"ca_file": files.path("ca")}
+    mutual = {"tls_cert": files.path("server"), "tls_client_ca": files.path("ca")}
+    service = start_service(**mutual)
+    with pytest.raises(DeliveryError, match="MOESCOPE_CERT_FILE"):
+        send(secure(service), Access(**authority))
+    _said(caplog, "it has no certificate of its own, which tls_client_ca asks for: give it one with")
+
+    made = trustme.CA().issue_cert("vllm@example.org")
+    made.private_key_and_cert_chain_pem.write_to_path(str(files.path("foreign")))
+    service = start_service(**mutual)
+    with pytest.raises(DeliveryError, match="MOESCOPE_CERT_FILE"):
+        send(secure(service), Access(**authority, cert_file=files.path("foreign")))
+    _said(caplog, "its certificate is not taken (")
+
+    expired = files.authority.issue_cert("vllm@example.org", not_after=datetime(2020, 1, 1, tzinfo=UTC))
+    expired.private_key_and_cert_chain_pem.write_to_path(str(files.path("expired")))
+    service = start_service(**mutual)
+    with pytest.raises(DeliveryError, match="MOESCOPE_CERT_FILE"):
+        send(secure(service), Access(**authority, cert_file=files.path("expired")))
+    _said(caplog, "certificate has expired): tls_client_ca names who may issue one")
+
+    service = start_service(tls_cert=files.path("server"))
+    with pytest.raises(DeliveryError, match="https://"):
+        send(service.url)
+    _said(caplog, "it sent plain HTTP to the port of HTTPS: give it an address with https://")
+    with pytest.raises(DeliveryError, match="MOESCOPE_CA_FILE"):
+        send(secure(service))
+    _said(caplog, "it doesn't trust the certificate of this service: give it the authority with")
+
+
+def test_connections_that_send_nothing_are_counted_and_ended_from_accept_on(
+    start_service: Callable[..., Service], files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    """2,200 of them, with 1,024 files, kept everybody waiting for 60 s, without a line."""
+    service = start_service(tls_cert=files.path("server"), max_connections=64, header_timeout_s=2)
+    parts = urlsplit(service.url)
+    context = ssl.create_default_context(cafile=files.path("ca"))
+    with ExitStack() as stack:
+        made = [
+            stack.enter_context(socket.create_connection((parts.hostname, parts.port), timeout=60))
+            for _ in range(300)
+        ]
+        with httpx.Client(verify=context, timeout=60) as client:
+            assert client.get(f"{secure(service)}/healthz").status_code == 200
+        for connection in made:
+            with suppress(ConnectionResetError):
+                assert connection.recv(100) == b""
+    assert "over max_connections (64)" in caplog.text
+    assert "no whole TLS handshake in 2 s" in caplog.text

@@ -24,7 +24,8 @@ def posting(
     who = producer(dp_rank=dp_rank, dp_size=2, ep_rank=dp_rank, ep_size=2)
     placed = halves(len(counts), layers=2)
     seq = int(after_s * 1000) + 1
-    account.post(frame({1: counts, 3: counts}, who=who, epoch=epoch, seq=seq, placement=placed))
+    made = frame({1: counts, 3: counts}, who=who, epoch=epoch, seq=seq, placement=placed)
+    account.post(made, at=BORN + after_s)
     return Posting(who.key, BORN, BORN + after_s, account.state(), **fields)
 
 
@@ -38,11 +39,11 @@ def instants(store: Store, upto_s: int, dp_rank: int = 0) -> list[int]:
     return sorted({round(item.at - BORN) for item in found if item is not None})
 
 
-def account_of(*frames: tuple[int, int, int], max_epochs: int = 4) -> Account:
-    """An account after frames of (epoch, seq, slots of expert 0)."""
+def account_of(*frames: tuple[int, int, int], max_epochs: int = 4, after_s: float = 1.0) -> Account:
+    """An account after frames of (epoch, seq, slots of expert 0) that came a minute apart."""
     made = Account(max_epochs)
-    for epoch, seq, slots in frames:
-        made.post(frame({1: [slots, 0]}, epoch=epoch, seq=seq))
+    for n, (epoch, seq, slots) in enumerate(frames):
+        made.post(frame({1: [slots, 0]}, epoch=epoch, seq=seq), at=BORN + after_s + 60 * n)
     return made
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from contextlib import closing
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,8 +22,16 @@ from moescope.service.counts.phase_split import Phase, of_phase
 from moescope.service.counts.step_costs import stragglers_of
 from moescope.service.counts.totals import Totals, no_totals
 from moescope.service.store.blobs import compress, decompress
-from moescope.service.store.codec import decode_account, decode_totals, encode_account, encode_totals
+from moescope.service.store.codec import (
+    decode_account,
+    decode_posting,
+    decode_totals,
+    encode_account,
+    encode_totals,
+)
 from tests.service.frames import EPOCH, frame, halves, placement, producer
+
+OLD = Path(__file__).parent / "sqlite" / "upgrade" / "schema3.sqlite"
 
 
 def assert_same(a: Totals, b: Totals) -> None:
@@ -177,3 +188,58 @@ def test_what_counters_leave_out_survives() -> None:
     assert account.base is not None
     assert (base.at, base.restarts, base.totals.tokens) == (12.5, 0, 2)
     assert_same(base.totals, account.base.totals)
+
+
+def test_lives_and_conflicts_survive_and_so_does_which_one_counts() -> None:
+    made = Account(max_epochs=4)
+    for n in range(1, 5):
+        made.post(frame({0: [2 * n, 0]}, who=producer(host="a", pid=1), seq=n, after_s=n), at=100.0 + n)
+        behind = frame(
+            {0: [0, 2 * n]},
+            who=producer(host="b", pid=2),
+            epoch=EPOCH - 10**15,
+            seq=n,
+            after_s=n,
+            uptime_ns=n,
+        )
+        made.post(behind, at=100.5 + n)
+    state = made.state()
+    again = decode_account(encode_account(state))
+    assert again.latest.epoch == EPOCH - 10**15
+    assert again.conflicts == state.conflicts != ()
+    for mine, theirs in zip(again.epochs, state.epochs, strict=True):
+        assert_same(mine.counted, theirs.counted)
+        assert replace(mine, counted=theirs.counted) == theirs
+    assert Account.restored(again, 4).conflict(105.0) is not None
+
+
+def test_an_account_that_was_kept_before_lives_were_dated_goes_on() -> None:
+    """The blob is of an account row that the code of commit 6ef10e3 wrote."""
+    with closing(sqlite3.connect(f"file:{OLD}?mode=ro", uri=True)) as kept:
+        row = kept.execute(
+            "SELECT server, model, dp_rank, pp_rank, tp_rank, birth_ms, at_ms, account FROM producer"
+        ).fetchone()
+    *who, birth_ms, at_ms, blob = row
+    posting = decode_posting((who[0], who[1], who[2], who[3], who[4]), birth_ms, at_ms, blob)
+    [life] = posting.account.epochs
+    assert (life.heard_at, life.producer) == (posting.at, posting.account.latest.producer)
+    assert life.began_at == life.came_at == posting.at - posting.account.latest.age_at_capture
+    tokens = posting.account.totals.tokens
+    account = Account.restored(posting.account, 4)
+    layers = {
+        layer.layer: [layer.top_k, *[0] * (layer.num_experts - 1)] for layer in life.counted.layout.layers
+    }
+    top_k = life.counted.layout.layers[0].top_k
+    new = frame(layers, top_k=top_k, who=posting.account.latest.producer, epoch=life.epoch - 10**15)
+    account.post(new, at=posting.at + 30)
+    assert account.latest is not None
+    assert (account.latest.epoch, account.totals.tokens) == (new.epoch, tokens + 1)
+
+
+def test_an_account_of_a_disabled_worker_that_was_kept_before_switches_were_has_one() -> None:
+    made = Account(max_epochs=4)
+    made.post(frame({0: [2, 0]}, state="disabled", state_reason="why"))
+    state = made.state()
+    old = replace(state, totals=replace(state.totals, switches=0))
+    assert decode_account(encode_account(old)).totals.switches == 1
+    assert decode_account(encode_account(state)).totals.switches == 1

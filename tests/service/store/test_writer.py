@@ -23,6 +23,7 @@ from moescope.service.store.records import (
 from moescope.service.store.writer import MAX_BATCH, MAX_WAITING, StoreWriter
 from tests.service.store.accounts import BORN, key, posting
 from tests.service.trace_parts import LAYERS, part
+from tests.waiting import PATIENCE_S, wait_until
 
 
 class Disk:
@@ -81,19 +82,18 @@ def test_the_future_ends_after_the_write(disk: Disk, writer: StoreWriter) -> Non
     time.sleep(0.02)
     assert not future.done()
     disk.free.set()
-    future.result(5)
+    future.result(PATIENCE_S)
     assert disk.saved == [[Forgotten(key())]]
 
 
 def test_what_waits_goes_into_one_transaction(disk: Disk, writer: StoreWriter) -> None:
     disk.free.clear()
     first = writer.submit([Forgotten(key(0))])
-    while not writer._waiting.empty():
-        time.sleep(0.001)
+    wait_until(writer._waiting.empty, "it is not being written", every=0.001)
     futures = [writer.submit([posting([2, 0], second)]) for second in (1.0, 1.5, 2.0)]
     disk.free.set()
     for future in (first, *futures):
-        future.result(5)
+        future.result(PATIENCE_S)
     assert len(disk.saved) == 2
     # 1.5 replaces 1.0, which is of the same second
     assert [item.at - BORN for item in disk.saved[1] if isinstance(item, Posting)] == [1.5, 2.0]
@@ -103,22 +103,21 @@ def test_a_failure_is_told_and_the_next_write_goes_on(disk: Disk, writer: StoreW
     for broken in (StoreError("disk full"), RuntimeError("bug")):
         disk.broken = broken
         with pytest.raises(StoreError, match=r"disk full|bug"):
-            writer.submit([Forgotten(key())]).result(5)
+            writer.submit([Forgotten(key())]).result(PATIENCE_S)
     disk.broken = None
-    writer.submit([Forgotten(key())]).result(5)
+    writer.submit([Forgotten(key())]).result(PATIENCE_S)
 
 
 def test_a_sender_that_gives_up_harms_nobody(disk: Disk, writer: StoreWriter) -> None:
     disk.free.clear()
     first = writer.submit([Forgotten(key(0))])
-    while not writer._waiting.empty():
-        time.sleep(0.001)
+    wait_until(writer._waiting.empty, "it is not being written", every=0.001)
     gone, other = writer.submit([Forgotten(key(1))]), writer.submit([Forgotten(key(2))])
     assert gone.cancel(), "it waits: a server that ends cancels its requests"
     assert not first.cancel(), "it is being written"
     disk.free.set()
-    first.result(5)
-    other.result(5)
+    first.result(PATIENCE_S)
+    other.result(PATIENCE_S)
     assert disk.saved[1] == [Forgotten(key(1)), Forgotten(key(2))]
 
 
@@ -129,17 +128,15 @@ def test_too_many_waiting_writes_are_refused(
     futures = [writer.submit([]) for _ in range(MAX_WAITING + MAX_BATCH + 1)]
     assert isinstance(futures[-1].exception(0), StoreError)
     disk.free.set()
-    futures[0].result(5)
+    futures[0].result(PATIENCE_S)
 
 
 def test_maintenance_happens_and_may_fail(disk: Disk, writer: StoreWriter) -> None:
     disk.broken = RuntimeError("bug")
-    while len(disk.maintained) < 3:
-        time.sleep(0.005)
+    wait_until(lambda: len(disk.maintained) >= 3, "no maintenance", every=0.005)
     assert set(disk.maintained) == {77.0}
     disk.broken = None
-    while not disk.aged:
-        time.sleep(0.005)
+    wait_until(lambda: disk.aged, "it did not age", every=0.005)
     assert disk.aged[0].content == b"77.0"
 
 
@@ -150,8 +147,7 @@ def test_how_far_history_aged_may_be_damaged(
     monkeypatch.setattr(logging.getLogger("moescope"), "propagate", True)
     disk.aged = [Document("aged", "aged", content)]
     writer = StoreWriter(disk, lambda: 77.0, maintenance_s=0.02)  # type: ignore[arg-type]
-    while len(disk.aged) < 2:
-        time.sleep(0.005)
+    wait_until(lambda: len(disk.aged) >= 2, "it did not age", every=0.005)
     writer.close()
     assert disk.aged[1].content == b"77.0"
     [line] = [record.getMessage() for record in caplog.records]
@@ -170,15 +166,15 @@ def test_closing_writes_what_waits(disk: Disk, writer: StoreWriter) -> None:
 
 def test_a_part_that_contradicts_one_of_its_batch_fails_alone(disk: Disk, writer: StoreWriter) -> None:
     disk.free.clear()
-    first = writer.submit([Forgotten(key())])  # what follows waits and becomes one batch
-    time.sleep(0.05)
+    first = writer.submit([Forgotten(key())])
+    wait_until(writer._waiting.empty, "it is not being written")  # what follows waits and becomes one batch
     good = [ArrivedPart(part(1, part=0, parts=2), BORN), posting([1, 1, 1, 1], 5)]
     wrong = ArrivedPart(part(1, part=1, parts=2, layers=LAYERS[:1]), BORN)
     futures = [writer.submit([record]) for record in (good[0], wrong, good[1])]
     disk.free.set()
-    first.result(5)
-    futures[0].result(5)
-    futures[2].result(5)
+    first.result(PATIENCE_S)
+    futures[0].result(PATIENCE_S)
+    futures[2].result(PATIENCE_S)
     with pytest.raises(RefusedError, match=r"^layers\[1\]: no more layer, but earlier parts of trace 1 "):
-        futures[1].result(5)
+        futures[1].result(PATIENCE_S)
     assert disk.saved[1] == good

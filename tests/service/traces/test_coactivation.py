@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import NO_EXPERT, TRACE_CONTENT_TYPE, encode_part
 from moescope.service.traces.coactivation import Pair, count_together, strongest
 from tests.service.conftest import Service
@@ -38,6 +39,11 @@ def test_masked_slots_are_no_experts() -> None:
     assert counts.tolist() == [[2, 1], [1, 1]]
 
 
+def test_an_expert_counts_once_for_a_token() -> None:
+    counts, tokens = count_together([np.array([[2, 0, 2], [1, 1, 1]], np.uint8)], 3)
+    assert (counts.tolist(), tokens) == ([[1, 0, 1], [0, 1, 0], [1, 0, 1]], 2)
+
+
 def test_the_strongest_pairs_by_lift() -> None:
     ids = np.array([[0, 1]] * 4 + [[0, 2]] * 2 + [[2, 3]] * 2 + [[3, 1]], np.uint8)
     counts, tokens = count_together([ids], 4)
@@ -63,3 +69,17 @@ def test_over_traces(start_service: Callable[..., Service], tmp_path: Path) -> N
     response = service.client.get("/v1/coactivation", params={"layer": 2})
     assert response.status_code == 404
     assert response.json()["type"] == "urn:moescope:problem:no-traces"
+
+
+def test_a_layer_of_too_many_experts_is_refused_before_it_is_counted(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    """The counts of 8,192 experts would take 512 MiB."""
+    service = start_service(store=tmp_path)
+    made = part(1, 2, [np.array([[0, 1]] * 2, "<u2")], layers=[MoeLayer(1, 8192, 2)], id_bytes=2)
+    service.push(frame({1: [1, 1]}))
+    headers = {"content-type": TRACE_CONTENT_TYPE}
+    assert service.client.post("/v1/traces", content=encode_part(made), headers=headers).status_code == 200
+    answer = service.client.get("/v1/coactivation", params={"layer": 1})
+    assert answer.status_code == 400
+    assert "8192 experts; pairs are counted of 2048 at most" in answer.json()["detail"]

@@ -372,3 +372,36 @@ def test_a_dp_rank_that_does_not_cover_a_layer_is_named_with_its_reason(service:
     push(service, 0, {0: EVEN, 1: EVEN})
     push(service, 1, {0: EVEN}, uncovered=[wire.UncoveredLayer(1, "another kernel")])
     hold_partial(service, 1, why="(another kernel)")
+
+
+def test_a_rank_whose_workers_drew_apart_is_not_idle_once_the_one_ahead_stops(service: Service) -> None:
+    """TP rank 1 was off in its former life, so TP rank 0 is ahead of it for good; then that one stops."""
+    tp = {"sizes": (1, 1, 2)}
+    off = {"state": "disabled", "state_reason": "a fault"}
+    push(service, 0, {0: EVEN}, tp_rank=0, tokens=400, **tp)
+    push(service, 0, {0: [0, 0, 0, 0]}, tp_rank=1, tokens=0, **off, **tp)
+    service.clock.now += 60
+    for seq in (1, 2, 3):
+        for tp_rank in (0, 1):
+            told = off if (seq, tp_rank) == (3, 0) else {}
+            tokens = 100 * min(seq, 2) if tp_rank == 0 else 100 * seq
+            counts = {0: [tokens // 4] * 4}
+            push(
+                service,
+                0,
+                counts,
+                tp_rank=tp_rank,
+                epoch=EPOCH + 60 * 10**9,
+                seq=seq,
+                tokens=tokens,
+                **told,
+                **tp,
+            )
+        service.clock.now += 10
+    answer = service.get("/v1/balance", start="-11s")
+    assert answer["tokens"] is None
+    assert "drew apart while capture was off in one of them" in answer["tokens_reason"]
+    whole = service.get("/v1/balance", start="-25s", end="-11s")
+    assert (whole["tokens"], whole["tokens_reason"]) == (100, None)
+    lines = service.client.get("/metrics").text.splitlines()
+    assert not any(line.startswith("moescope_tokens_total{") for line in lines)

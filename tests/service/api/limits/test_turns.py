@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
-from fastapi.routing import APIRoute
 
 from moescope.service.api.app import create_app
+from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from tests.service.conftest import Service
@@ -111,7 +111,7 @@ def test_every_query_of_the_state_takes_a_turn() -> None:
     without = {
         route.path
         for route in create_app(Settings()).routes
-        if type(route) is APIRoute and not inspect.iscoroutinefunction(route.endpoint)
+        if type(route) is CheckedRoute and not inspect.iscoroutinefunction(route.endpoint)
     }
     # Traces go out in pieces, and what a baseline is was computed when it was pinned.
     assert without == {"/v1/traces", "/v1/traces/{request_id:path}", "/v1/baselines", "/v1/baselines/{name}"}

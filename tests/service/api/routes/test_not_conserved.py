@@ -85,7 +85,7 @@ def test_balance(broken: Service) -> None:
 
 
 def test_view(broken: Service) -> None:
-    whole, lost = broken.get("/v1/view", flows=True)["layers"]
+    whole, lost = broken.get("/v1/view", parts="flows")["layers"]
     assert (whole["reason"], lost["reason"], lost["ep_reason"]) == (None, WHY, WHY)
 
 

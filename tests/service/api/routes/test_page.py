@@ -22,8 +22,9 @@ from tests.service.frames import frame
 PAGE = resources.files("moescope.service") / "page"
 
 
-def test_the_page_is_served_under_a_strict_policy(service: Service) -> None:
-    response = service.client.get("/")
+@pytest.mark.parametrize("path", ["/", "/docs", "/redoc"])
+def test_the_page_is_served_under_a_strict_policy(service: Service, path: str) -> None:
+    response = service.client.get(path)
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'none'"
@@ -37,7 +38,8 @@ def test_the_page_is_served_under_a_strict_policy(service: Service) -> None:
 
 def test_every_file_that_the_page_names_is_there_and_relative(service: Service) -> None:
     seen: set[str] = set()
-    wanted = re.findall(r'(?:src|href)="([^"#]+)"', service.client.get("/").text)
+    pages = (service.client.get(path).text for path in ("/", "/docs", "/redoc"))
+    wanted = [name for page in pages for name in re.findall(r'(?:src|href)="([^"#]+)"', page)]
     while wanted:
         path = wanted.pop()
         assert not path.startswith(("/", "http:", "https:")), path
@@ -49,8 +51,9 @@ def test_every_file_that_the_page_names_is_there_and_relative(service: Service) 
         assert response.headers["x-content-type-options"] == "nosniff"
         if path.endswith(".js"):
             assert response.headers["content-type"].startswith("text/javascript")
-            for name in re.findall(r'^(?:import|export)[^;]*?from "([^"]+)";', response.text, re.MULTILINE):
-                wanted.append(str(httpx.URL(f"http://h/{path}").join(name).path).lstrip("/"))
+            names = re.findall(r'^(?:import|export)[^;]*?from "([^"]+)";', response.text, re.MULTILINE)
+            here = httpx.URL(f"http://h/{path}")
+            wanted += [str(here.join(name).path).lstrip("/") for name in names]
     scripts = {f"page/js/{name}" for name in _scripts("")}
     assert scripts <= seen, "scripts that nothing imports"
 

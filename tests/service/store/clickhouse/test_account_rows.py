@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from moescope.service.store.clickhouse import account_rows
+from moescope.service.store.clickhouse import account_rows, history
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.codec import encode_account
+from moescope.service.store.limits import Retention
 from tests.service.frames import EPOCH
 from tests.service.store.accounts import BORN, key, posting
 from tests.service.store.rewriting import rewrite
@@ -62,3 +63,16 @@ def test_a_name_that_is_no_text_costs_its_account_only(
     one._connection.insert("account", account_rows.COLUMNS, [row])
     assert [item.key for item in one.accounts()] == [key(0)]
     assert "the account of ('pr\ufffdd', 'tiny', 1, 0, 0) can't be read" in log.text
+
+
+def test_a_life_whose_clock_is_behind_is_kept_as_the_newest(replicas: list[ClickHouseStore]) -> None:
+    """After more lives than are read at once, and when all of them are older than history is kept."""
+    one, two = replicas
+    for second in range(70):
+        one.save([posting([2, 0], second, epoch=EPOCH + (second + 1) * 10**9)])
+    one.save([posting([6, 0], 100, epoch=EPOCH - 10**15)])
+    kept = [item for item in two.accounts() if item.account.latest.epoch == EPOCH - 10**15]
+    assert [item.at - BORN for item in kept] == [100]
+    history.keep(one._connection, Retention(), int((BORN + 10**9) * 1000), {})
+    [left] = two.accounts()
+    assert left.account.latest.epoch == EPOCH - 10**15

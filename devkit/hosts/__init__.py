@@ -1,0 +1,1 @@
+"""Several hosts on this one, and vLLM in each layout that spreads over them."""
