@@ -250,12 +250,13 @@ def _metric(family: Family, found: _Gathered) -> Metric:
         if found.histogram is not None:
             histogram.add_metric((), *found.histogram.read())
         return histogram
-    make = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-    metric = make(family.name, family.help, labels=family.labels, unit=family.unit)
+    if family.kind == "gauge":
+        gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels, unit=family.unit)
+        for sample in found.samples:
+            gauge.add_metric(sample.labels, sample.value)
+        return gauge
+    counter = CounterMetricFamily(family.name, family.help, labels=family.labels, unit=family.unit)
     told = family.rank == 0  # a layer's would be as many again
     for sample in found.samples:
-        if sample.created is None or not told:
-            metric.add_metric(sample.labels, sample.value)
-        else:
-            metric.add_metric(sample.labels, sample.value, created=sample.created)
-    return metric
+        counter.add_metric(sample.labels, sample.value, created=sample.created if told else None)
+    return counter

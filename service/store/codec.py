@@ -155,7 +155,8 @@ def decode_account(blob: object) -> AccountState:
     switches = totals.switches + (totals.switches % 2 != (packed.state == "disabled"))
     totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches)
     forgotten = packed.forgotten or (packed.forgotten_up_to,)
-    base = packed.base and Base(unpack(packed.base.totals), packed.base.restarts, packed.base.at)
+    out = packed.base
+    base = None if out is None else Base(unpack(out.totals), out.restarts, out.at)
     return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest, tuple(packed.conflicts), base)
 
 
