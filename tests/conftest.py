@@ -1,6 +1,7 @@
 """For all tests."""
 
 import os
+import shutil
 import signal
 import tempfile
 
@@ -10,3 +11,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A service that is told no store keeps one in the user's data folder: no test may write there.
 _DATA = tempfile.TemporaryDirectory(prefix="moescope-test-data-")
 os.environ["XDG_DATA_HOME"] = _DATA.name
+
+# Torch's threads of one operation wait for each other by spinning, on cores that others need: two parts of
+# `make test` run at a time, and servers beside them. It is read when torch is imported, which is later.
+# Machines with GPUs have cores enough.
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -32,7 +32,7 @@ def main() -> int:
     folder = options.keep or Path(tempfile.mkdtemp(prefix="hosts-"))
     model = ensure_checkpoint(folder / "model")
     print(
-        "| layout | servers | vLLM's ids of starts | names, each with its workers (DP rank, TP rank) | seconds | |"
+        "| layout | servers | ids of starts | names, each with its workers (DP rank, TP rank) | seconds | |"
     )
     print("|---|---|---|---|---|---|")
     chosen = [layout for layout in LAYOUTS if options.part in layout.name]

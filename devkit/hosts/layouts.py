@@ -82,7 +82,7 @@ LAYOUTS: Final = (
         (
             Start(
                 "gpu-0",
-                tuple("--tensor-parallel-size 2 --distributed-executor-backend mp --port 8003".split()),
+                ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp", "--port", "8003"),
                 {"gpu-0:8003": ((0, 0), (0, 1))},
             ),
         ),

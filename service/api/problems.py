@@ -131,16 +131,14 @@ def _fault(request: Request, fault: Mapping[str, Any]) -> str:
 
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    headers = error.headers or {}
+    headers, path = error.headers or {}, request.scope["path"]
     if error.status_code == 404:
-        paths = [path for route in request.app.routes if (path := getattr(route, "path", None))]
-        near = hint(request.scope["path"], paths)
-        detail = f"There is nothing at {request.scope['path'][:200]}.{near} What there is stands at /docs."
+        known = [there for route in request.app.routes if (there := getattr(route, "path", None))]
+        near = hint(path, known)
+        detail = f"There is nothing at {path[:200]}.{near} What there is stands at /docs."
         return respond(request, 404, "not-found", "No such path", detail, headers)
     if error.status_code == 405:
-        detail = (
-            f"{request.scope['path']} takes {headers.get('Allow', 'other methods')}, not {request.method}."
-        )
+        detail = f"{path} takes {headers.get('Allow', 'other methods')}, not {request.method}."
         return respond(request, 405, "method-not-allowed", "Wrong method", detail, headers)
     title = HTTPStatus(error.status_code).phrase
     return respond(request, error.status_code, "http", title, f"{error.detail}. See /docs.", headers)

@@ -11,7 +11,8 @@ from rich.text import Text
 
 from moescope.service.cli.asking import ask
 from moescope.service.cli.options import Deployment, JsonOption, LayerOption
-from moescope.service.cli.terminal import print_json, printable, terminal, utc
+from moescope.service.cli.terminal import print_json, terminal, utc
+from moescope.service.logs import printable
 
 PLACEMENT_HELP: Final = """Show where the copies of each expert are now, layer by layer, and since when.
 

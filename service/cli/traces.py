@@ -102,9 +102,11 @@ class Whose:
     """Which of several traces of one request: a prefill and a decode deployment have one each."""
 
     server: Annotated[
-        str | None, typer.Option(help="Of this vLLM deployment; needed where several have one.")
+        str | None, typer.Option(help="Of this vLLM deployment; when absent, the only one that has it.")
     ] = None
-    model: Annotated[str | None, typer.Option(help="Of this model; needed where several have one.")] = None
+    model: Annotated[
+        str | None, typer.Option(help="Of this model; when absent, the only one that has it.")
+    ] = None
 
 
 def show(

@@ -122,7 +122,8 @@ def _why_apart(members: Sequence[ProducerSpan], ended: RankWork, at_end: bool) -
         return None  # almost always
     heard = max(item.producer.received_at for item in members)
     leading = [item for item in members if item.span.last.tokens >= ended.tokens]
-    if not all(_stopped(item, at_end) or _fell_silent(item, heard) for item in leading):
+    # There may be none that leads: the total is of prefill and decode, each the most that a worker tells.
+    if not leading or not all(_stopped(item, at_end) or _fell_silent(item, heard) for item in leading):
         return None
     risen = ended.tokens - work_of(item.span.first for item in members).tokens
     if any(not _stopped(item, at_end) and _rise_of(item, at_end) > risen for item in behind):

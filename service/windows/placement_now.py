@@ -48,9 +48,12 @@ def placement_now(state: LiveState, deployment: Deployment) -> list[PlacedLayer]
 
     One producer at least has reported.
     """
-    told, history = state.placements(deployment), state.placement_history(deployment)
     known = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
-    mine = of_present_start(known)
+    conflict = next((item.conflict.reason for item in known if item.conflict is not None), None)
+    mine = known if conflict else of_present_start(known)
+    # Of several deployments under one name it can't be known which one's placement is meant.
+    told = [] if conflict else state.placements(deployment)
+    history = state.placement_history(deployment)
     newest: dict[MoeLayer, Told] = {}
     for layers, placement in told:
         for layer in layers:
@@ -59,7 +62,7 @@ def placement_now(state: LiveState, deployment: Deployment) -> list[PlacedLayer]
     dated = {id(placement): _dated(layers, placement, told, history) for layers, placement in newest.values()}
     shapes = {layer.layer: layer for item in mine for layer in item.latest.counted.layout.layers}
     shapes |= {layer.layer: layer for layer in newest}
-    reason = _why_unknown(mine)
+    reason = conflict or _why_unknown(mine)
     return [_placed(shapes[number], newest, dated, reason) for number in sorted(shapes)]
 
 

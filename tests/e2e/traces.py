@@ -28,11 +28,11 @@ def settled(cluster: Cluster) -> list[dict[str, int]]:
 def all_traces(cluster: Cluster) -> list[dict[str, Any]]:
     """Every trace that is listed, page by page."""
     found: list[dict[str, Any]] = []
-    cursor: str | None = ""
-    while cursor is not None:
-        page = cluster.service.get("/v1/traces", limit=7, cursor=cursor)
+    page = cluster.service.get("/v1/traces", limit=7)
+    found += page["traces"]
+    while page["next_cursor"] is not None:
+        page = cluster.service.get("/v1/traces", limit=7, cursor=page["next_cursor"])
         found += page["traces"]
-        cursor = page["next_cursor"]
     return found
 
 

@@ -122,7 +122,8 @@ async def take_none(request: Request, timeout_s: float) -> None:
     except RefusedFrameError as error:
         if error.status != 413:
             raise
-        detail = f"{request.method} {request.scope['path']} takes no body: its parameters are in the query, see /docs."
+        path = request.scope["path"]
+        detail = f"{request.method} {path} takes no body: its parameters are in the query, see /docs."
         raise ProblemError(
             422, "unexpected-body", "No body is taken here", detail, {"Connection": "close"}
         ) from None

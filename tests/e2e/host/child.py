@@ -25,7 +25,8 @@ import numpy as np
 from devkit.frame_sink import FrameSink
 from devkit.vllm_server import ENVIRONMENT
 from moescope.capture.worker import RoutingWorker
-from tests.e2e.host.faults import CASES, Case
+from tests.e2e.host.faults import CASES
+from tests.e2e.host.injecting import Case
 from tests.e2e.small_engine import SMALL_ENGINE
 from tests.waiting import wait_until
 

@@ -12,7 +12,7 @@ from tests.service.frames import frame, halves, producer
 
 PATHS = (
     "/v1/balance",
-    "/v1/balance?start=-60s&step=10s",
+    "/v1/balance?start=-60s",
     "/v1/view?parts=counts&parts=owners&parts=flows",
     "/v1/trend",
     "/v1/histogram",

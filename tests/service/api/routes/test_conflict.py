@@ -169,3 +169,12 @@ def test_a_conflict_outlives_the_service(start_service: Callable[..., Service], 
     worker = _worker(again)
     assert (worker["state"], [life["host"] for life in worker["lives"]]) == ("conflict", ["left", "right"])
     assert again.get("/v1/balance")["conflict"] == worker["state_reason"]
+
+
+def test_where_the_experts_are_is_not_known_of_two_deployments(both: Service) -> None:
+    [layer] = both.get("/v1/placement")["layers"]
+    assert layer["copies"] is None
+    assert layer["reason"].startswith("conflict: 2 live processes claim")
+    _alone(both, "right")
+    [layer] = both.get("/v1/placement")["layers"]
+    assert [copies[0]["ep_rank"] for copies in layer["copies"]] == [0] * 8 + [1] * 8

@@ -1,0 +1,153 @@
+"""Tiny models of Qwen's kind: `num_experts` says how many experts there are."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from tests.capture.seam.tiny_fields import FULL, MLA, SMALL, model
+
+QWEN: Final = {
+    "num_experts": 8,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [0],
+    "norm_topk_prob": True,
+    "shared_expert_intermediate_size": 64,
+    **SMALL,
+}
+NEXT: Final = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 4,
+}
+
+QWEN_LIKE: Final[dict[str, dict[str, Any]]] = {
+    "Qwen2-MoE": model("Qwen2MoeForCausalLM", "qwen2_moe", **QWEN),
+    "Qwen3-MoE": model("Qwen3MoeForCausalLM", "qwen3_moe", **QWEN),
+    "Qwen3-MoE, every second": model(
+        "Qwen3MoeForCausalLM", "qwen3_moe", **{**QWEN, "decoder_sparse_step": 2, "mlp_only_layers": []}
+    ),
+    "Qwen3-Next": model("Qwen3NextForCausalLM", "qwen3_next", **{**QWEN, "mlp_only_layers": []}, **NEXT),
+    "Jamba": model(
+        "JambaForCausalLM",
+        "jamba",
+        num_experts=8,
+        num_experts_per_tok=2,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        attn_layer_period=4,
+        attn_layer_offset=2,
+        mamba_d_state=16,
+        mamba_d_conv=4,
+        mamba_expand=2,
+        mamba_dt_rank=8,
+    ),
+    "Hunyuan": model("HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe", num_experts=8, moe_topk=2),
+    "OLMoE": model("OlmoeForCausalLM", "olmoe", num_experts=8, num_experts_per_tok=2),
+    "FlexOlmo": model("FlexOlmoForCausalLM", "flex_olmo", num_experts=8, num_experts_per_tok=2),
+    "AFMoE": model(
+        "AfmoeForCausalLM",
+        "afmoe",
+        num_experts=8,
+        num_shared_experts=1,
+        num_dense_layers=2,
+        n_group=1,
+        topk_group=1,
+        score_func="sigmoid",
+        route_norm=True,
+        route_scale=1.0,
+        layer_types=FULL,
+        **SMALL,
+    ),
+    "Exaone": model(
+        "ExaoneMoeForCausalLM",
+        "exaone_moe",
+        num_experts=8,
+        num_shared_experts=1,
+        first_k_dense_replace=1,
+        sliding_window=64,
+        layer_types=FULL,
+        **SMALL,
+    ),
+    "LFM2-MoE": model(
+        "Lfm2MoeForCausalLM",
+        "lfm2_moe",
+        num_experts=8,
+        num_dense_layers=2,
+        layer_types=["conv", "full_attention", "conv", "full_attention"],
+        **SMALL,
+    ),
+    "Hy-V3": model(
+        "HYV3ForCausalLM",
+        "hy_v3",
+        num_experts=8,
+        num_shared_experts=1,
+        first_k_dense_replace=1,
+        expert_hidden_dim=64,
+        route_norm=True,
+        **SMALL,
+    ),
+    "Laguna": model(
+        "LagunaForCausalLM",
+        "laguna",
+        num_experts=8,
+        shared_expert_intermediate_size=64,
+        mlp_layer_types=["dense", "sparse", "sparse", "sparse"],
+        **SMALL,
+    ),
+    "Cohere2-MoE": model(
+        "Cohere2MoeForCausalLM", "cohere2_moe", num_experts=8, first_k_dense_replace=1, **SMALL
+    ),
+    "Gemma 4": model(
+        "Gemma4ForCausalLM",
+        "gemma4_text",
+        num_experts=8,
+        top_k_experts=2,
+        moe_intermediate_size=64,
+        enable_moe_block=True,
+        hidden_size_per_layer_input=0,
+        num_kv_shared_layers=0,
+    ),
+    "Ling": model(
+        "BailingMoeV2ForCausalLM",
+        "bailing_moe",
+        num_experts=8,
+        num_shared_experts=1,
+        first_k_dense_replace=1,
+        rope_theta=1e4,
+        use_bias=False,
+        use_qkv_bias=False,
+        norm_topk_prob=True,
+        n_group=1,
+        topk_group=1,
+        score_function="sigmoid",
+        moe_router_enable_expert_bias=True,
+        use_qk_norm=True,
+        embedding_dropout=0.0,
+        tie_word_embeddings=False,
+        **SMALL,
+    ),
+    "Sarvam": model(
+        "SarvamMLAForCausalLM",
+        "sarvam_mla",
+        **MLA,
+        num_experts=8,
+        num_shared_experts=1,
+        first_k_dense_replace=1,
+        moe_shared_expert_intermediate_size=64,
+        **SMALL,
+    ),
+    "MiniCPM-MoE": model(
+        "MiniCPMForCausalLM",
+        "minicpm",
+        num_experts=8,
+        num_experts_per_tok=2,
+        scale_emb=1,
+        dim_model_base=128,
+        scale_depth=1.0,
+        rope_theta=1e4,
+        tie_word_embeddings=True,
+    ),
+}
