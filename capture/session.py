@@ -23,7 +23,7 @@ from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.deployment import DeploymentName, name_deployment
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
 from moescope.capture.seam.forward import step_rows
-from moescope.capture.seam.ranks import read_producer, read_ranks, why_no_steps
+from moescope.capture.seam.ranks import read_producer, read_ranks, resized, why_no_steps
 from moescope.capture.seam.requests import scheduled_tokens
 from moescope.capture.seam.runner import holds_requests
 from moescope.capture.seam.survey import MoeSurvey, survey_model
@@ -77,7 +77,7 @@ class CaptureSession:
         self._taker = SnapshotTaker(
             buffers.flat, self.capturer, settings.interval, ring=ring, history=history, eplb=self._eplb
         )
-        self._phases = PhaseTracker()
+        self._phases = PhaseTracker(decodes_only=producer.role == "decode")
         self._traces: TraceSession | None = None
         self._watch = BatchWatch(vllm_config, self._ordered, self._watch_failed)
         reason = self._watch.reason or why_no_traces(vllm_config, device, self.capturer.strategy)
@@ -85,7 +85,7 @@ class CaptureSession:
         self._traces = open_traces(layers, producer, epoch, settings, vllm_config, device, reason, no_traces)
         if self._traces is not None:
             buffers.traced = self._traces.staging
-        builder = FrameBuilder(
+        self._builder = FrameBuilder(
             producer=producer,
             epoch=epoch,
             layers=layers,
@@ -101,12 +101,12 @@ class CaptureSession:
         )
         self._sender = FrameSender(
             self._taker,
-            builder,
+            self._builder,
             HttpTransport(settings.endpoint, settings.token, access=settings.access),
             settings.interval,
             look=self._look_for_unasked_steps,
         )
-        self._runner = model_runner
+        self._runner, self._vllm_config = model_runner, vllm_config
         self._serving = self._warming_up = self._started = self._asked = False
         try:
             self._binding.bind()
@@ -168,6 +168,26 @@ class CaptureSession:
         """A dummy step was run because another DP rank has work."""
         if self._serving:
             self._guarded(self._idle)
+
+    def sizes_may_differ(self) -> None:
+        """Tell the numbers of DP and EP ranks anew: vLLM may have changed them, in between two steps."""
+        try:
+            producer, ranks = (
+                resized(self._builder.producer, self._vllm_config),
+                read_ranks(self._vllm_config),
+            )
+        except LookupError as error:
+            self.capturer.disable(str(error))
+        except Exception as error:  # noqa: BLE001 - a worker that is removed has no groups any more
+            logger.info("moescope: vLLM tells no numbers of ranks any more: %r", error)
+        else:
+            if producer != self._builder.producer:
+                logger.info("moescope: %d DP and %d EP ranks from now on", producer.dp_size, producer.ep_size)
+            self._builder.producer, self.capturer.ranks = producer, ranks
+
+    def steps_differ(self, reason: str) -> None:
+        """From now on a step may have another number on each rank: loads of single steps are told no more."""
+        self._unavailable.note("steps", reason)
 
     def close(self) -> None:
         """Give the callback slots back and send what is left, within two seconds (three with traces)."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from moescope.dashboards.measures import RATIO_THRESHOLDS
 from moescope.dashboards.spec import (
     NAME,
-    SERVICE,
+    POOL,
+    POOL_VARIABLE,
     SERVICE_VARIABLES,
     Board,
     Panel,
@@ -30,14 +32,14 @@ _TO_MODEL: Final = (
 
 def _in_row(metric: str) -> str:
     """A gauge by deployment; a series without a cluster gets All, which Grafana takes for no choice."""
-    return f'label_replace({most(metric, SERVICE)}, "cluster", "All", "cluster", "")'
+    return f'label_replace({most(metric, POOL)}, "cluster", "All", "cluster", "")'
 
 
 FLEET_BOARD: Final = Board(
     "moescope-fleet",
     "moescope / Fleet",
     "All deployments of all clusters: who serves how much, and how evenly.",
-    SERVICE_VARIABLES,
+    (*SERVICE_VARIABLES, replace(POOL_VARIABLE, all_value=".*")),  # those of no pool too
     (
         Row(
             "Now",
@@ -45,22 +47,22 @@ FLEET_BOARD: Final = Board(
                 stat(
                     "Deployments",
                     "Deployments (server and model) that report.",
-                    Query(f"count(count by ({_DEPLOYMENT}) (moescope_producers{{{SERVICE}}}))"),
+                    Query(f"count(count by ({_DEPLOYMENT}) (moescope_producers{{{POOL}}}))"),
                 ),
                 stat(
                     "Tokens per second",
                     "Tokens computed for requests, over all deployments.",
-                    Query(f"sum(rate(moescope_tokens_total{{{SERVICE}}}[$__rate_interval]))"),
+                    Query(f"sum(rate(moescope_tokens_total{{{POOL}}}[$__rate_interval]))"),
                 ),
                 stat(
                     "Workers that count",
                     "vLLM workers whose capture works.",
-                    Query(f'sum(moescope_producers{{{SERVICE},state="counting"}})'),
+                    Query(f'sum(moescope_producers{{{POOL},state="counting"}})'),
                 ),
                 stat(
                     "Workers that don't",
                     "Workers that are silent, or whose capture is off: see Capture health.",
-                    Query(f'sum(moescope_producers{{{SERVICE},state!="counting"}})'),
+                    Query(f'sum(moescope_producers{{{POOL},state!="counting"}})'),
                     thresholds=((1, "red"),),
                 ),
             ),
@@ -87,18 +89,18 @@ FLEET_BOARD: Final = Board(
                     "timeseries",
                     "Tokens per second",
                     "Tokens computed for requests: no padding, no dummy steps.",
-                    (Query(rate("moescope_tokens_total", SERVICE, _DEPLOYMENT), NAME),),
+                    (Query(rate("moescope_tokens_total", POOL, _DEPLOYMENT), NAME),),
                 ),
                 Panel(
                     "timeseries",
                     "Imbalance ratio over EP ranks",
                     "Sum over layers of the busiest EP rank's slots / sum over layers of the EP ranks' mean; "
                     "1 is best.",
-                    (Query(most("moescope_ep_imbalance_ratio", SERVICE), NAME),),
+                    (Query(most("moescope_ep_imbalance_ratio", POOL), NAME),),
                     thresholds=RATIO_THRESHOLDS,
                 ),
             ),
         ),
     ),
-    SERVICE,
+    POOL,
 )

@@ -13,9 +13,10 @@ from moescope.dashboards.boards_fleet import FLEET_BOARD
 from moescope.dashboards.boards_health import HEALTH_BOARD
 from moescope.dashboards.boards_layer import LAYER_BOARD
 from moescope.dashboards.boards_model import MODEL_BOARD
+from moescope.dashboards.boards_pools import POOLS_BOARD
 from moescope.dashboards.render import render
 
-BOARDS: Final = (FLEET_BOARD, MODEL_BOARD, LAYER_BOARD, HEALTH_BOARD)
+BOARDS: Final = (FLEET_BOARD, POOLS_BOARD, MODEL_BOARD, LAYER_BOARD, HEALTH_BOARD)
 FOLDER: Final = Path(__file__).parent / "boards"
 
 

@@ -82,6 +82,8 @@ SERVICE: Final = 'cluster=~"$cluster",job=~"$job",instance=~"$instance"'
 MODEL: Final = f'{SERVICE},server=~"$server",model=~"$model"'
 LAYER: Final = f'{MODEL},layer=~"$layer"'
 
+POOL: Final = f'{SERVICE},pool=~"$pool"'
+
 _CLUSTER: Final = Variable("cluster", "Cluster", "moescope_build_info", all_value=".*")
 _JOB: Final = Variable("job", "Job", 'moescope_build_info{cluster=~"$cluster"}')
 _INSTANCE: Final = Variable("instance", "Instance", 'moescope_build_info{cluster=~"$cluster",job=~"$job"}')
@@ -96,6 +98,9 @@ RANK_VARIABLE: Final = Variable("rank", "DP rank", f"moescope_tokens_total{{{MOD
 LAYER_VARIABLE: Final = Variable(
     "layer", "Layer", f"moescope_layer_dp_rank_slots_total{{{MODEL}}}", many=False
 )
+
+
+POOL_VARIABLE: Final = Variable("pool", "Pool", f"moescope_producers{{{SERVICE}}}")
 
 
 def rate(metric: str, selector: str, by: str) -> str:

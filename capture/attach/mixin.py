@@ -126,6 +126,22 @@ class CapturingWorker(ReportingWorker):
         finally:
             capture.step_ends()
 
+    def elastic_ep_execute(self, *args: Any, **kwargs: Any) -> Any:
+        """Let vLLM prepare or commit other numbers of DP and EP ranks, and tell them from then on."""
+        try:
+            return super().elastic_ep_execute(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if self._capture is not None:
+                self._capture.sizes_may_differ()
+
+    def handle_ft_command(self, *args: Any, **kwargs: Any) -> Any:
+        """Let vLLM go on after a step that failed on some rank."""
+        if self._capture is not None:
+            self._capture.steps_differ(
+                "vLLM went on after a step that failed, which some ranks may have numbered"
+            )
+        return super().handle_ft_command(*args, **kwargs)  # type: ignore[misc]
+
     def execute_dummy_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Run a dummy step, which computes no token of any request."""
         result = super().execute_dummy_batch(*args, **kwargs)  # type: ignore[misc]

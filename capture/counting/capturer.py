@@ -36,6 +36,7 @@ class RoutingCapturer:
         totals: tokens and steps of this DP rank so far.
         disabled_reason: why capture has stopped for good, or None.
         has_served: whether vLLM has begun to serve, as whoever owns the capturer says.
+        ranks: this worker's; may be replaced between steps.
         before_raise: called with the message before the AssertionError of an unknown row layout is raised.
 
     Args:
@@ -58,7 +59,7 @@ class RoutingCapturer:
         self.disabled_reason: str | None = None
         self.has_served = False
         self.before_raise: Callable[[str], None] = lambda _: None
-        self._ranks = ranks
+        self.ranks = ranks
         self._step_rows = step_rows
         self._on_error = on_error
         self._strategy, self._fallback = choose_strategy(buffers, kept_ids_bytes)
@@ -218,7 +219,7 @@ class RoutingCapturer:
             # Asked for only where it matters: this runs in each routing call of an eager step.
             sized = rows.num_tokens is not None or rows.tokens_across_dp is not None
             capturing = not sized and self.buffers.flat.is_cuda and torch.cuda.is_current_stream_capturing()
-            return rows_of_call(num_rows, self._ranks, rows, tokens, capturing)
+            return rows_of_call(num_rows, self.ranks, rows, tokens, capturing)
         except AssertionError as error:
             if self._raises:
                 self.disabled_reason = str(error)  # frames say so, should any go out

@@ -38,6 +38,9 @@ class FrameBuilder:
         unavailable: tells what can't be told, and why (see `Frame.unavailable`).
         absent, absent_unnamed: see `Frame`.
         clock: nanoseconds on a clock that nobody sets. The epoch begins when the builder is made.
+
+    Attributes:
+        producer: may be replaced by one with other sizes, by another thread than the one that builds.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class FrameBuilder:
         absent_unnamed: str = "",
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._producer = producer
+        self.producer = producer
         self._epoch = epoch
         self._layers = list(layers)
         self._uncovered = list(uncovered)
@@ -74,8 +77,13 @@ class FrameBuilder:
         self._clock = clock
         self._began_ns = clock()
 
-    def build(self, snapshot: Snapshot, drops: Mapping[str, int]) -> Frame:
-        """The next frame: the totals of the snapshot, and the loads of steps that were not delivered yet."""
+    def build(self, snapshot: Snapshot, drops: Mapping[str, int], ended: bool = False) -> Frame:
+        """The next frame: the totals of the snapshot, and the loads of steps that were not delivered yet.
+
+        Args:
+            snapshot, drops: of counts, and of what was lost or put off.
+            ended: no frame follows this one, as the worker shuts down.
+        """
         self._seq += 1
         reason, totals, history = snapshot.disabled_reason, snapshot.totals, self._history
         counts = snapshot.flat[: 2 * self._num_counts].reshape(2, -1)
@@ -85,7 +93,7 @@ class FrameBuilder:
         lost = {} if history is None else {"steps_lost": history.lost}
         return Frame(
             wire=(WIRE_MAJOR, WIRE_MINOR),
-            producer=self._producer,
+            producer=self.producer,
             epoch=self._epoch,
             seq=self._seq,
             acknowledged=self._acknowledged,
@@ -108,10 +116,11 @@ class FrameBuilder:
             decode_tokens=totals.decode_tokens if phased else 0,
             decode_steps=totals.decode_steps if phased else 0,
             mixed_steps=totals.mixed_steps if phased else 0,
-            step_loads=None if history is None else history.pack(),
+            step_loads=None if history is None or "steps" in unavailable else history.pack(),
             unavailable={what: reason[:MAX_REASON] for what, reason in unavailable.items()},
             absent=self._absent,
             absent_unnamed=self._absent_unnamed,
+            ended=ended,
             uptime_ns=max(1, self._clock() - self._began_ns),
         )
 

@@ -119,24 +119,28 @@ class FrameSender:
             self._send(self._pending)
 
     def _last_tick(self) -> None:
-        """Send all that was counted. The copy from a GPU takes a moment, and older ones may come first."""
+        """Send all that was counted, and that no more follows.
+
+        The copy from a GPU takes a moment, and older ones may come first.
+        """
         self._source.flush()
         for _ in range(LAST_LOOKS):
             self._take_in(self._source.collect())
             if not self._source.is_behind:
                 break
             time.sleep(LAST_LOOK_SECONDS)
-        if self._pending is not None:
-            self._send(self._pending)
+        last = self._last if self._pending is None else self._pending
+        if last is not None:
+            self._send(last, ended=True)
 
     def _take_in(self, snapshot: Snapshot | None) -> None:
         if snapshot is not None:
             self._drops["snapshots_superseded"] += self._pending is not None
             self._pending = snapshot
 
-    def _send(self, snapshot: Snapshot) -> None:
+    def _send(self, snapshot: Snapshot, ended: bool = False) -> None:
         self._drops["snapshots_put_off"] = self._source.put_off
-        frame = self._builder.build(snapshot, self._drops)
+        frame = self._builder.build(snapshot, self._drops, ended)
         try:
             self._transport.post(encode_frame(frame))
         except DeliveryError as error:

@@ -25,6 +25,8 @@ def pack(value: Packable) -> bytes:
         return struct.pack(">BI", 0xDB, len(text)) + text
     if isinstance(value, bytes):
         return struct.pack(">BI", 0xC6, len(value)) + value
+    if isinstance(value, bool):
+        return b"\xc3" if value else b"\xc2"
     if isinstance(value, int):
         return struct.pack(">BQ", 0xCF, value)
     if isinstance(value, Mapping):

@@ -87,13 +87,18 @@ class OffReport:
         if not self._thread.is_alive():
             self._transport.close()
 
-    def send(self) -> float:
-        """Send a frame from this thread; returns the seconds to wait before the next one."""
+    def send(self, ended: bool = False) -> float:
+        """Send a frame from this thread; returns the seconds to wait before the next one.
+
+        Args:
+            ended: no frame follows this one, as the worker shuts down.
+        """
         self._seq += 1
         told: dict[str, Packable] = {
             "seq": self._seq,
             "captured_at_ns": time.time_ns(),
             "uptime_ns": max(1, time.monotonic_ns() - self._began_ns),
+            "ended": ended,
         }
         body = pack(self._frame | told)
         try:
@@ -114,6 +119,7 @@ class OffReport:
         try:
             while not self._stopping.is_set():
                 self._stopping.wait(self.send())
+            self.send(ended=True)
             self._transport.close()
         except BaseException as error:
             logger.error("moescope: nothing is reported any more, vLLM serves on: %r", error)

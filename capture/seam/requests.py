@@ -58,6 +58,20 @@ def prompt_length(new_request: Any) -> int:
     return 0 if new_request.prompt_embeds is None else len(new_request.prompt_embeds)
 
 
+def is_of_remote_prefill(new_request: Any) -> bool:
+    """Whether the client of one of the scheduler's new requests said that another instance prefilled it.
+
+    Requests tell their KV connector in ``kv_transfer_params``. Connectors take ``do_remote_prefill`` back
+    once they load, and leave where the prompt's keys and values were (``remote_engine_id`` and others).
+    """
+    extra = getattr(new_request.sampling_params, "extra_args", None) or {}
+    told = extra.get("kv_transfer_params")
+    if not isinstance(told, Mapping) or told.get("do_remote_decode"):
+        return False
+    where = any(value for name, value in told.items() if str(name).startswith("remote_"))
+    return bool(told.get("do_remote_prefill")) or where
+
+
 def read_requests(scheduler_output: Any) -> StepRequests:
     """The requests of a step about to run, from the scheduler's output."""
     cached = scheduler_output.scheduled_cached_reqs

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moescope.capture.seam.requests import prompt_length, scheduled_tokens
+from moescope.capture.seam.requests import is_of_remote_prefill, prompt_length, scheduled_tokens
 from moescope.capture.step.batch import BatchRequests
 from moescope.capture.step.totals import StepTokens
 from moescope.capture.step.word import Phase
@@ -21,26 +21,40 @@ class PhaseTracker:
     A token is a decode token if the whole prompt of its request was computed before the step. A preempted
     request starts over: its tokens are prefill until its prompt is computed again. In a step of decode tokens
     only, the usual one, no request is looked at.
+
+    Where another instance computed the prompt, vLLM loads it and computes its last token again, because no
+    token can be sampled otherwise. That token is a decode token: its prefill was elsewhere. A request is of
+    that kind on an instance that only decodes, or if its client said so; and all of its prompt but the last
+    token must have been there when it started. Elsewhere that is a hit of the local prefix cache, and the
+    token is prefill. What is computed again of a prompt beyond the last token is prefill, too.
+
+    Args:
+        decodes_only: the instance's role is decode.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, decodes_only: bool = False) -> None:
+        self._decodes_only = decodes_only
         self._prompts: dict[str, int] = {}
         self._prefilling: set[str] = set()
+        self._elsewhere: set[str] = set()
 
     def begin_step(self, scheduler_output: Any) -> StepTokens:
         """A step is about to run, or a call that only says which requests are done."""
         for request_id in scheduler_output.finished_req_ids:
             self._prompts.pop(request_id, None)
             self._prefilling.discard(request_id)
+            self._elsewhere.discard(request_id)
         for new in scheduler_output.scheduled_new_reqs:
             self._prompts[new.req_id] = prompt_length(new)
-            self._note(new.req_id, new.num_computed_tokens)
+            if self._decodes_only or is_of_remote_prefill(new):
+                self._elsewhere.add(new.req_id)
+            self._note(new.req_id, new.num_computed_tokens, starts=True)
         cached = scheduler_output.scheduled_cached_reqs
         self._prefilling.update(cached.resumed_req_ids)
         if self._prefilling:
             for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
                 if request_id in self._prefilling:
-                    self._note(request_id, computed)
+                    self._note(request_id, computed, starts=request_id in cached.resumed_req_ids)
         total = scheduled_tokens(scheduler_output)
         if not self._prefilling:
             return StepTokens(total, total)
@@ -52,8 +66,10 @@ class PhaseTracker:
         phases = [Phase.PREFILL if name in self._prefilling else Phase.DECODE for name in batch.request_ids]
         return np.repeat(np.array(phases, np.uint8), batch.num_tokens)
 
-    def _note(self, request_id: str, computed: int) -> None:
-        if computed < self._prompts.get(request_id, 0):
+    def _note(self, request_id: str, computed: int, starts: bool) -> None:
+        prompt = self._prompts.get(request_id, 0)
+        loaded = starts and 0 < computed == prompt - 1 and request_id in self._elsewhere
+        if computed < prompt and not loaded:
             self._prefilling.add(request_id)
         else:
             self._prefilling.discard(request_id)

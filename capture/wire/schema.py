@@ -170,6 +170,8 @@ class Frame(Struct, kw_only=True):
             has experts and doesn't say in which layers, and none was found. Else empty.
         unavailable: what this producer can't tell, and why: ``phases``, ``traces``, ``placement`` or
             ``steps`` to the reason. Empty in frames of wire minor 3 or below.
+        ended: this is the last frame of the epoch, as the worker shuts down in order. Never in frames of wire
+            minor 4 or below; a worker that is killed says nothing either.
         counts: slots per (layer, logical expert), raw little-endian int64, the layers of ``layers``
             one after the other, ``num_experts`` values each.
         rows: tokens this producer counted in each layer, raw little-endian int64, one value a layer.
@@ -225,3 +227,4 @@ class Frame(Struct, kw_only=True):
     acknowledged: Count | None = None
     unavailable: Annotated[dict[Name, Text], Meta(max_length=MAX_COUNTERS)] = {}
     uptime_ns: Count = 0
+    ended: bool = False

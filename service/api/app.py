@@ -31,6 +31,7 @@ from moescope.service.api.routes.ingest import ingest_router
 from moescope.service.api.routes.live import live_router
 from moescope.service.api.routes.placement import placement_router
 from moescope.service.api.routes.placement_now import placement_now_router
+from moescope.service.api.routes.pools import pools_router
 from moescope.service.api.routes.probes import probes_router
 from moescope.service.api.routes.ranks import ranks_router
 from moescope.service.api.routes.rearrangements import rearrangements_router
@@ -111,6 +112,7 @@ def create_app(
         traces_router(state, store),
         coactivation_router(state, store, turns),
         ranks_router(state, turns),
+        pools_router(state, settings, turns),
         histogram_router(state, turns),
         balance_router(state, settings, turns),
         stragglers_router(state, turns),

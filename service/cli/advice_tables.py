@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moescope.service.cli.tables import part_note
 from moescope.service.cli.terminal import utc
 
 _STYLES = {
@@ -32,7 +33,7 @@ def advice_view(answer: dict[str, Any], with_layers: bool) -> RenderableType:
             Text(f"- layer {item['layer']} was not judged: {item['reason']}", style="dim")
             for item in answer["left_out"]
         ]
-    return Group(*parts)
+    return Group(*parts, *part_note(answer))
 
 
 def rearrangements_view(answer: dict[str, Any]) -> RenderableType:

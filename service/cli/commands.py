@@ -15,6 +15,7 @@ from moescope.service.cli.copies import BACKUP_HELP, RESTORE_HELP, backup, resto
 from moescope.service.cli.drift import DRIFT_HELP, drift
 from moescope.service.cli.grouping import add_command
 from moescope.service.cli.placement import PLACEMENT_HELP, placement
+from moescope.service.cli.pools import POOLS_HELP, pools
 from moescope.service.cli.report import REPORT_HELP, report
 from moescope.service.cli.serve import SERVE_HELP, serve
 from moescope.service.cli.show import (
@@ -55,6 +56,7 @@ def command_line() -> typer.Typer:
     )
     add_command(app, serve, SERVE_HELP)
     add_command(app, ranks, RANKS_HELP)
+    add_command(app, pools, POOLS_HELP)
     add_command(app, balance, BALANCE_HELP)
     add_command(app, stragglers, STRAGGLERS_HELP)
     add_command(app, placement, PLACEMENT_HELP)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from moescope.service.cli.asking import ask
 from moescope.service.cli.options import Deployment, EndOption, JsonOption, MinTokensOption, StartOption
+from moescope.service.cli.tables import part_note
 from moescope.service.cli.terminal import print_json, terminal
 from moescope.service.counts.phase_split import Phase
 
@@ -83,7 +84,8 @@ def _drift_view(answer: dict[str, Any]) -> RenderableType:
             _some(layer["new_hot"]),
         )
     reasons = sorted({layer["reason"] for layer in answer["layers"] if layer["reason"]})
-    return Group(table, _summary(answer), *(Text(f"- {reason}", style="dim") for reason in reasons))
+    notes = (Text(f"- {reason}", style="dim") for reason in reasons)
+    return Group(table, _summary(answer), *notes, *part_note(answer))
 
 
 def _summary(answer: dict[str, Any]) -> Text:

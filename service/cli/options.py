@@ -50,6 +50,7 @@ ServerOption = Annotated[
     str | None, typer.Option(help="vLLM deployment to ask about; the only one when absent.")
 ]
 ModelOption = Annotated[str | None, typer.Option(help="Model to ask about; the only one when absent.")]
+PoolOption = Annotated[str | None, typer.Option(help="Only deployments of this pool; all when absent.")]
 StartOption = Annotated[
     str | None,
     typer.Option(

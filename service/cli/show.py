@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
-from rich.console import RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 
 from moescope.service.cli.asking import ask
 from moescope.service.cli.options import (
@@ -17,11 +16,14 @@ from moescope.service.cli.options import (
     LayerOption,
     MinTokensOption,
     PhaseOption,
+    PoolOption,
     StartOption,
     Watching,
 )
+from moescope.service.cli.pools import path_of
 from moescope.service.cli.tables import balance_tables, ranks_table, stragglers_tables
-from moescope.service.cli.terminal import terminal
+from moescope.service.cli.terminal import printing
+from moescope.service.client.http import Parameters
 
 RANKS_HELP: Final = """Show who reports: ranks, totals, state, coverage.
 
@@ -30,6 +32,8 @@ Examples:
   moescope ranks
 
   moescope ranks --url http://gpu-7:9890 --model my-model
+
+  moescope ranks --pool chat                            the replicas of a pool: see moescope pools
 """
 BALANCE_HELP: Final = """Show the balance of every layer over EP ranks, DP ranks and experts.
 
@@ -40,6 +44,7 @@ Examples:
   moescope balance --start=-5m --watch
 
   moescope balance --dp-rank 0 --phase decode --layer 3
+  moescope balance --pool chat                          each replica of a pool: see moescope pools
 """
 STRAGGLERS_HELP: Final = """Show what waiting for the busiest EP rank costs, by layer, from single steps.
 
@@ -53,9 +58,10 @@ Examples:
 """
 
 
-def ranks(deployment: Deployment) -> None:
+def ranks(deployment: Deployment, pool: PoolOption = None) -> None:
     """Print the ranks of a running service."""
-    _show(lambda: ranks_table(ask(deployment.url, "/v1/ranks", deployment.params)), None)
+    params = {**deployment.params, "pool": pool}
+    printing(lambda: ranks_table(ask(deployment.url, "/v1/ranks", params)), None)
 
 
 def balance(
@@ -67,11 +73,13 @@ def balance(
     layer: LayerOption = None,
     dp_rank: DpRankOption = None,
     phase: PhaseOption = None,
+    pool: PoolOption = None,
 ) -> None:
     """Print the balance of a running service, once or until Ctrl-C."""
     filters = {"layer": layer, "dp_rank": dp_rank, "phase": phase, "start": start, "end": end}
     params = {**deployment.params, **filters, "min_tokens": min_tokens}
-    _show(lambda: balance_tables(ask(deployment.url, "/v1/balance", params)), watching.period_s)
+    tables = _Asking(deployment, "/v1/balance", params, pool, balance_tables)
+    printing(tables, watching.period_s)
 
 
 def stragglers(
@@ -80,25 +88,31 @@ def stragglers(
     start: StartOption = None,
     end: EndOption = None,
     layer: LayerOption = None,
+    pool: PoolOption = None,
 ) -> None:
     """Print the straggler cost of a running service, once or until Ctrl-C."""
     params = {**deployment.params, "layer": layer, "start": start, "end": end}
-    _show(lambda: stragglers_tables(ask(deployment.url, "/v1/stragglers", params)), watching.period_s)
+    tables = _Asking(deployment, "/v1/stragglers", params, pool, stragglers_tables)
+    printing(tables, watching.period_s)
 
 
-def _show(render: Callable[[], RenderableType], interval_s: float | None) -> None:
-    """Print what ``render`` gives, once or every ``interval_s`` seconds until Ctrl-C."""
-    console = terminal()
-    if interval_s is None:
-        console.print(render())
-        return
-    try:
-        while not console.is_terminal:  # a file or a pipe gets one after the other, Live only the last
-            console.print(render())
-            time.sleep(interval_s)
-        with Live(render(), console=console, auto_refresh=False) as live:
-            while True:
-                time.sleep(interval_s)
-                live.update(render(), refresh=True)
-    except KeyboardInterrupt:
-        return
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Asks about one deployment, or about each live one of a pool, at each call."""
+
+    deployment: Deployment
+    path: str
+    params: Parameters
+    pool: str | None
+    table: Callable[[dict[str, Any]], RenderableType]
+
+    def __call__(self) -> RenderableType:
+        url = self.deployment.url
+        if self.pool is None or self.deployment.server is not None:
+            return self.table(ask(url, self.path, {**self.params, "pool": self.pool}))
+        found = ask(url, path_of(self.pool), {"model": self.deployment.model})
+        members = [
+            {**self.params, "server": item["server"], "model": found["model"]}
+            for item in found["deployments"]
+        ]
+        return Group(*(self.table(ask(url, self.path, params)) for params in members))

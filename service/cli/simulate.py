@@ -47,6 +47,11 @@ Examples:
 
   moescope simulate --decode-share 0.5 --decode-shift 1 half the tokens are of decode and choose other experts
 
+  moescope simulate --replicas 3 --pool chat            three replicas of 32 ranks; --replica-shift 1 makes
+                                                        the last one's tokens choose other experts
+
+  moescope simulate --replicas 4 --pool chat --roles    two compute prefill, two decode; see moescope pools
+
   moescope simulate --lost-steps 0.1                    ranks lose the loads of a tenth of their steps
 
   moescope simulate --trace-rate 0.002                  of 2 requests in 1000 the trace; wants serve --store
@@ -78,7 +83,10 @@ def simulate(
 
 def _summary(plan: Plan) -> str:
     shape = plan.shape
-    return f"{plan.ranks} ranks, {shape.layers} layers of {shape.experts} experts, top-{shape.top_k}"
+    replicas = "" if plan.replicas == 1 else f"{plan.replicas} replicas of "
+    return (
+        f"{replicas}{plan.ranks} ranks, {shape.layers} layers of {shape.experts} experts, top-{shape.top_k}"
+    )
 
 
 def line(progress: Progress) -> str:

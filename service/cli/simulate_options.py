@@ -32,6 +32,20 @@ class FleetOptions:
 
     server: Annotated[str, _fleet(help="Name of the deployment.")] = _PLAN.server
     model: Annotated[str, _fleet(help="Name of the model.")] = _PLAN.model
+    replicas: Annotated[int, _fleet(min=1, help="Deployments of the model, each of so many ranks.")] = (
+        _PLAN.replicas
+    )
+    pool: Annotated[str, _fleet(help="Name of their pool; none when absent.")] = _PLAN.pool
+    roles: Annotated[
+        bool, _fleet("--roles", help="The first half of the replicas computes prefill only, the rest decode.")
+    ] = _PLAN.roles
+    replica_imbalance: Annotated[
+        float, _fleet(min=1, help="Max / mean of tokens over replicas; replica 0 has the most.")
+    ] = _PLAN.replica_imbalance
+    replica_shift: Annotated[
+        float,
+        _fleet(min=0, help="How far the last replica's log-popularity of experts is off its siblings'."),
+    ] = _PLAN.replica_shift
     ranks: Annotated[int, _fleet(min=1, help="Workers, each a DP rank and an EP rank.")] = _PLAN.ranks
     layers: Annotated[int, _fleet(min=1, help="MoE layers.")] = _SHAPE.layers
     first_layer: Annotated[int, _fleet(min=0, help="Decoder layer that is the first of the MoE layers.")] = (
@@ -176,6 +190,11 @@ def plan_of(
     """
     return Plan(
         server=fleet.server,
+        replicas=fleet.replicas,
+        pool=fleet.pool,
+        roles=fleet.roles,
+        replica_imbalance=fleet.replica_imbalance,
+        replica_shift=fleet.replica_shift,
         model=fleet.model,
         ranks=fleet.ranks,
         shape=fleet.shape,

@@ -20,7 +20,8 @@ def ranks_table(answer: dict[str, Any]) -> RenderableType:
 
 
 def _deployment_table(deployment: dict[str, Any]) -> RenderableType:
-    table = Table(title=f"{deployment['model']} on {deployment['server']}: totals since the start")
+    named = f"{deployment['model']} on {deployment['server']}{_place(deployment)}"
+    table = Table(title=f"{named}: totals since the start")
     for name in ("DP", "TP", "PP", "EP", "tokens", "of decode", "steps", "idle"):
         table.add_column(name, justify="right")
     for name in ("state", "capture"):
@@ -39,15 +40,23 @@ def _deployment_table(deployment: dict[str, Any]) -> RenderableType:
     return Group(table, *(Text(f"- {note}") for note in _absences(deployment)))
 
 
+def _place(deployment: dict[str, Any]) -> str:
+    """Its pool and its role, as far as it has them."""
+    found = [f"pool {deployment['pool']}" if deployment["pool"] else "", deployment["role"] or ""]
+    told = ", ".join(word for word in found if word)
+    return f" ({told})" if told else ""
+
+
 def _count(number: int | None) -> str:
     return "-" if number is None else f"{number:,}"
 
 
 def _absences(deployment: dict[str, Any]) -> list[str]:
     """Lines about ranks that never reported, numbers that are not of all tokens, layers that are absent or
-    can't be seen, rows that are not the tokens, and what workers can't tell.
+    can't be seen, rows that are not the tokens, and what workers can't tell; not of ranks that are gone.
     """
-    missing = ", ".join(str(rank) for rank in deployment["missing_dp_ranks"])
+    here = [rank for rank in deployment["dp_ranks"] if not _is_gone(rank)]
+    deployment = {**deployment, "dp_ranks": here}
     uncovered = {
         f"layer {entry['layer']} can't be seen: {entry['reason']}": None
         for rank in deployment["dp_ranks"]
@@ -78,13 +87,17 @@ def _absences(deployment: dict[str, Any]) -> list[str]:
         for part, reason in producer["unavailable"].items()
     }
     return [
-        *([f"DP ranks that never reported: {missing}"] if missing else []),
+        *([f"this is {deployment['partial']}"] if deployment.get("partial") else []),
         *counted,
         *absent,
         *uncovered,
         *unavailable,
         *laws,
     ]
+
+
+def _is_gone(rank: dict[str, Any]) -> bool:
+    return all(producer["state"] == "gone" for producer in rank["producers"])
 
 
 def _law(stage: dict[str, Any]) -> list[str]:
@@ -199,10 +212,18 @@ def _notes(answer: dict[str, Any]) -> list[Text]:
     }
     uncovered = [f"layer {entry['layer']} can't be seen: {entry['reason']}" for entry in answer["uncovered"]]
     absent = [_absent_note(entry) for entry in answer["absent"]]
-    return [Text(f"- {note}", style="dim") for note in [*sorted(reasons), *absent, *uncovered]]
+    notes = [Text(f"- {note}", style="dim") for note in [*sorted(reasons), *absent, *uncovered]]
+    return [*part_note(answer), *notes]
+
+
+def part_note(answer: dict[str, Any]) -> list[Text]:
+    """A line that an answer is of a part of a deployment only; none if it is of all of it."""
+    return [Text(f"- this is {answer['partial']}", style="bold yellow")] if answer.get("partial") else []
 
 
 def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:
+    if producer.get("gone_reason"):
+        return str(producer["gone_reason"])
     faults = []
     if producer["state"] == "conflict":
         faults.append(producer["state_reason"])
@@ -249,7 +270,7 @@ def stragglers_tables(answer: dict[str, Any]) -> RenderableType:
         if layer["not_conserved"]
     ]
     stages = (_stage_line(stage) for stage in answer["stages"])
-    return Group(table, whole, *stages, *_reason_of(answer), *broken)
+    return Group(table, whole, *stages, *_reason_of(answer), *broken, *part_note(answer))
 
 
 def _stage_line(stage: dict[str, Any]) -> Text:

@@ -7,7 +7,8 @@ service's extra is not installed; 2, a bad option, setting or file, no service, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
@@ -50,6 +52,24 @@ def say(text: str, err: bool = False) -> None:
 def utc(instant: float) -> str:
     """Seconds of Unix time as a date and a time of day in UTC."""
     return datetime.fromtimestamp(instant, UTC).strftime("%F %T")
+
+
+def printing(render: Callable[[], RenderableType], interval_s: float | None) -> None:
+    """Print what ``render`` gives, once or every ``interval_s`` seconds until Ctrl-C."""
+    console = terminal()
+    if interval_s is None:
+        console.print(render())
+        return
+    try:
+        while not console.is_terminal:  # a file or a pipe gets one after the other, Live only the last
+            console.print(render())
+            time.sleep(interval_s)
+        with Live(render(), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(interval_s)
+                live.update(render(), refresh=True)
+    except KeyboardInterrupt:
+        return
 
 
 def print_json(answer: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from moescope.capture.wire import Frame, MoeLayer
+from moescope.capture.wire import Frame, MoeLayer, Producer
 from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest, forget
 from moescope.service.counts.conflict import REMEDY, Conflict, named
 from moescope.service.counts.ep_slots import ep_slots_of
@@ -43,12 +43,13 @@ class Verdict(StrEnum):
 class Account:
     """The totals of one ``producer.key`` over all its epochs."""
 
-    def __init__(self, max_epochs: int, stale_after: float = STALE_AFTER_S) -> None:
+    def __init__(self, max_epochs: int, stale_after: float = STALE_AFTER_S, epochs_seen: int = 0) -> None:
         """Begin without a frame.
 
         Args:
             max_epochs: see above.
             stale_after: seconds without a frame after which an epoch's worker is silent.
+            epochs_seen: epochs of the key that are in no account any more.
         """
         self._max_epochs = max_epochs
         self._lives = Lives(max_epochs, stale_after)
@@ -56,7 +57,7 @@ class Account:
         self._forgotten: tuple[int, ...] = ()
         self.totals = no_totals(Layout(()))
         self.base: Base | None = None
-        self._epochs_seen = 0
+        self._epochs_seen = epochs_seen
         self.generation = 0
         """Rises whenever the totals begin again from zero because the model's shape changed."""
 
@@ -190,7 +191,10 @@ class Account:
         self._forget_old_epochs(at)
         who = frame.producer if is_current or self.latest is None else self.latest.producer
         switches = _switched(base.switches, frame) if is_current else base.switches
-        self.totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches)
+        former = _former_tokens(totals, base, who, frame, known)
+        self.totals = replace(
+            totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches, former_tokens=former
+        )
         return Verdict.ACCEPTED
 
     def _check_remembered(self, frame: Frame, layout: Layout) -> None:
@@ -246,6 +250,28 @@ class Account:
         for epoch in self._lives.forget_old(at):
             self._latest.pop(epoch, None)
             self._forgotten = forget(self._forgotten, epoch)
+
+
+def _former_tokens(
+    totals: Totals, before: Totals, told: Producer, frame: Frame, known: EpochState | None
+) -> int:
+    """``Totals.former_tokens`` once the totals have what a frame adds.
+
+    Args:
+        totals: with what the frame adds.
+        before: without.
+        told: the worker that tells the present sizes.
+        frame: the frame.
+        known: what its epoch had told before it; None: nothing.
+    """
+    if before.ep_size and (before.dp_size, before.ep_size) != _sizes(told):
+        # Within an epoch it is not known which of the tokens that it adds were counted after the change.
+        return before.tokens if known is None else totals.tokens
+    return before.former_tokens if _sizes(frame.producer) == _sizes(told) else totals.tokens
+
+
+def _sizes(who: Producer) -> tuple[int, int]:
+    return who.dp_size, who.ep_size
 
 
 def _switched(switches: int, frame: Frame) -> int:

@@ -30,6 +30,7 @@ class Latest:
     unavailable: Mapping[str, str] = field(default_factory=dict)
     absent: tuple[UncoveredLayer, ...] = ()
     absent_unnamed: str = ""
+    ended: bool = False
 
     @property
     def not_counted(self) -> tuple[UncoveredLayer, ...]:

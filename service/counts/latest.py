@@ -27,6 +27,7 @@ def latest_of(frame: Frame, counted: Totals) -> Latest:
         unavailable=dict(frame.unavailable),
         absent=tuple(frame.absent),
         absent_unnamed=frame.absent_unnamed,
+        ended=frame.ended,
     )
 
 

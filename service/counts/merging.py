@@ -63,7 +63,12 @@ def merge_accounts(
     # Each switch of capture is counted by the services that saw it: the sum must not sink below either.
     switches = max(base.totals.switches, more.totals.switches)
     switches += switches % 2 != told.switches % 2
-    totals = replace(totals, dp_size=told.dp_size, ep_size=told.ep_size, switches=switches)
+    former = max(base.totals.former_tokens, more.totals.former_tokens)
+    if former:  # what the base lacked may be of former starts
+        former += max(0, totals.tokens - max(base.totals.tokens, more.totals.tokens))
+    totals = replace(
+        totals, dp_size=told.dp_size, ep_size=told.ep_size, switches=switches, former_tokens=former
+    )
     return AccountState(
         totals=totals,
         epochs=tuple(item for epoch, item in lives.items() if epoch not in gone),

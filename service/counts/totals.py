@@ -62,6 +62,8 @@ class Totals:
         stragglers: what the joined steps of a pipeline stage cost; only the stage's first worker has it.
         dp_size, ep_size: DP and EP ranks of the deployment when these totals were true, or at the later end
             of a difference; 0: not known.
+        former_tokens: of ``tokens``, how many were counted before the present sizes; 0: these never changed.
+            Also at the later end of a difference.
         switches: how often capture has been disabled, or has begun again after that: odd while it is
             disabled. Also at the later end of a difference.
     """
@@ -83,6 +85,7 @@ class Totals:
     dp_size: int = 0
     ep_size: int = 0
     switches: int = 0
+    former_tokens: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -198,6 +201,7 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
         dp_size=a.dp_size,
         ep_size=a.ep_size,
         switches=a.switches,
+        former_tokens=a.former_tokens,
     )
 
 

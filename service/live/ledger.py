@@ -64,6 +64,7 @@ class Ledger:
         self.outbox = Outbox()
         alone = not isinstance(settings.store, ClickHouseUrl)
         self.continuity = Continuity(clock, settings.stale_after_s, alone)
+        self._starts: dict[Key, int] = {}  # of the producers that another shape of their model has pushed out
 
     def restore(self, posting: Posting, unbroken: bool = True) -> None:
         """Go on from what a store has kept of a producer. To be called before its first frame.
@@ -174,7 +175,10 @@ class Ledger:
         now, key = self._clock(), frame.producer.key
         entry = self.roster.get(key)
         limits = self._settings
-        account = Account(limits.max_epochs, limits.stale_after_s) if entry is None else entry.account
+        if entry is None:
+            account = Account(limits.max_epochs, limits.stale_after_s, self._starts.get(key, 0))
+        else:
+            account = entry.account
         layout = self._layouts.of(frame.layers)
         leaving = set(self.roster.outgrown_by(key, layout))
         if entry is None:
@@ -188,6 +192,7 @@ class Ledger:
             return verdict
         for other in sorted(leaving):
             self._forget(other)
+        self._starts.pop(key, None)
         if account.generation != generation:
             self.history.forget(key)
         assert account.latest is not None
@@ -269,6 +274,9 @@ class Ledger:
             post(Posting(key, track.birth, track.newest_at, account.state(), began_again))
 
     def _forget(self, key: Key) -> None:
+        entry = self.roster.get(key)
+        if entry is not None and len(self._starts) < self._settings.max_producers:
+            self._starts[key] = entry.account.restarts + 1
         self.roster.remove(key)
         self.placements.forget(key)
         self.history.forget(key)

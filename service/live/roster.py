@@ -19,13 +19,18 @@ class Entry:
     """A producer's account and its layers.
 
     ``received_at`` is when the newest frame of the life that counts at present was accepted, ``started_at``
-    when that life began: seconds of Unix time on the service's clock.
+    when that life began: seconds of Unix time on the service's clock. ``told_at`` and ``resized_at`` are of
+    its word on ``sizes``, (DP, TP, PP, EP), as in :class:`ProducerState`; ``told_epoch`` is that life.
     """
 
     account: Account
     received_at: float
     started_at: float
     layout: Layout
+    sizes: tuple[int, int, int, int]
+    told_epoch: int
+    told_at: float
+    resized_at: float
 
 
 class Roster:
@@ -63,7 +68,16 @@ class Roster:
         """Add a producer, or change its entry."""
         old, layout = self._entries.get(key), account.totals.layout
         assert account.latest is not None, f"an account without a frame: {key}"
-        self._entries[key] = Entry(account, received_at, account.life.started_at, layout)
+        life, who = account.life, account.latest.producer
+        sizes = (who.dp_size, who.tp_size, who.pp_size, who.ep_size)
+        told_at, resized_at = received_at, 0.0
+        if old is not None:
+            same = old.sizes == sizes
+            told_at = old.told_at if same and old.told_epoch == life.epoch else received_at
+            resized_at = old.resized_at if same else received_at
+        self._entries[key] = Entry(
+            account, received_at, life.started_at, layout, sizes, life.epoch, told_at, resized_at
+        )
         self._shapes.change(key[:2], None if old is None else old.layout, layout)
 
     def remove(self, key: Key) -> None:
@@ -90,6 +104,8 @@ class Roster:
             stale=age > self._settings.stale_after_s,
             expired=age > self._settings.expire_after_s,
             stale_after=self._settings.stale_after_s,
+            told_at=entry.told_at,
+            resized_at=entry.resized_at,
             conflict=entry.account.conflict(now),
             conflicts=entry.account.conflicts,
             base=entry.account.base,
@@ -101,6 +117,7 @@ class Roster:
         set_back = max(0.0, entry.received_at - now)
         entry.received_at -= set_back
         entry.started_at -= set_back
+        entry.told_at = min(entry.told_at, now)
         return now - entry.received_at
 
     def outgrown_by(self, key: Key, layout: Layout) -> list[Key]:

@@ -9,13 +9,20 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.counts.account import Verdict
 from moescope.service.live.ledger import Ledger
 from moescope.service.live.past import Archive, Remembered, improve
 from moescope.service.live.placements import DatedPlacement
-from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, of_present_start
+from moescope.service.live.producers import (
+    Deployment,
+    ProducerSpan,
+    ProducerState,
+    of_present_start,
+    with_gone,
+)
 from moescope.service.live.step_stage import Status
 from moescope.service.settings import Settings
 from moescope.service.store.records import Posting, Record
@@ -137,8 +144,9 @@ class LiveState:
             return self._ledger.roster.deployments()
 
     def live_deployments(self) -> list[Deployment]:
-        """All (server, model) with a producer that has not expired, sorted."""
-        return sorted({item.latest.producer.key[:2] for item in self.producers() if not item.expired})
+        """All (server, model) with a producer that has neither expired nor gone, sorted."""
+        alive = (item for item in self.producers() if not item.expired and item.gone is None)
+        return sorted({item.latest.producer.key[:2] for item in alive})
 
     def placements(self, deployment: Deployment) -> list[tuple[tuple[MoeLayer, ...], Placement]]:
         """The layers of each producer of a deployment and where their experts last were, parallel.
@@ -173,7 +181,9 @@ class LiveState:
     def producers(self) -> list[ProducerState]:
         """All producers, sorted by key."""
         with self._lock:
-            return [self._ledger.state(key) for key in self._ledger.roster.members()]
+            states = [self._ledger.state(key) for key in self._ledger.roster.members()]
+        groups = groupby(states, key=lambda item: item.latest.producer.key[:2])
+        return [item for _, group in groups for item in with_gone(list(group))]
 
     def spans(self, deployment: Deployment, start: float | None, end: float | None) -> list[ProducerSpan]:
         """What each producer of a deployment counted from ``start`` to ``end``; see :meth:`boundaries`."""
@@ -184,8 +194,10 @@ class LiveState:
         """What each producer of a deployment has counted since its birth, whatever has been in between."""
         with self._lock:
             members = self._ledger.roster.members(deployment)
-            found = [(self._ledger.state(key), self._ledger.remembered(key, (None, None))) for key in members]
-        return [ProducerSpan(item, memory.whole()) for item, memory in found]
+            states = [self._ledger.state(key) for key in members]
+            found = [self._ledger.remembered(key, (None, None)) for key in members]
+        pairs = zip(with_gone(states), found, strict=True)
+        return [ProducerSpan(item, memory.whole()) for item, memory in pairs]
 
     def series(self, deployment: Deployment, instants: Sequence[float | None]) -> list[list[ProducerSpan]]:
         """What each producer of a deployment counted between neighbours of B rising instants: B - 1 lists.
@@ -214,7 +226,7 @@ class LiveState:
         """
         with self._lock:
             keys = self._ledger.roster.members(deployment)
-            states = [self._ledger.state(key) for key in keys]
+            states = with_gone([self._ledger.state(key) for key in keys])
             mended_at = self._ledger.mended_at(keys) if instants[0] is None else None
             if mended_at is not None and any(at is not None and at < mended_at for at in instants[1:]):
                 mended_at = None

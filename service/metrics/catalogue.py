@@ -192,6 +192,22 @@ _FAMILIES: Final = (
         DEPLOYMENT,
     ),
     *_measure_families(),
+    # Replicas of a pool over the last window: nothing without a sibling
+    Family(
+        "moescope_replica_divergence_bits",
+        "gauge",
+        "bits",
+        "Median over layers of the Jensen-Shannon divergence of experts' shares from those of the other "
+        "deployments of the pool with its role; 0 is alike.",
+        DEPLOYMENT,
+    ),
+    Family(
+        "moescope_replica_sampling_noise_bits",
+        "gauge",
+        "bits",
+        "Median over layers of the divergence from its siblings that sampling alone would show.",
+        DEPLOYMENT,
+    ),
     # Drift of the last five minutes from the hour before, and from each pinned baseline
     Family(
         "moescope_worst_layer_drift_bits",

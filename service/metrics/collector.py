@@ -11,7 +11,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -19,6 +19,8 @@ from prometheus_client.registry import Collector
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.drift.watch import DriftWatch
+from moescope.service.live.pools import Replica
+from moescope.service.live.producers import Deployment, resized_at
 from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle
 from moescope.service.metrics.catalogue import CATALOGUE
@@ -27,13 +29,17 @@ from moescope.service.metrics.instruments import Durations, Instruments
 from moescope.service.metrics.limit import admit
 from moescope.service.metrics.parts import ranks, steps
 from moescope.service.metrics.parts.drift import drift_gauges
+from moescope.service.metrics.parts.pools import labels_of, replica_gauges
 from moescope.service.metrics.parts.ranks import Found, Group
 from moescope.service.metrics.samples import Sample, Table, WideMetric
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.windows.assessment import assess
+from moescope.service.windows.replica_window import LayerRouting, routing_of
 from moescope.service.windows.window import merge_spans
 
 Part = Callable[[list[Group]], Iterable[Found]]
+Places = dict[Deployment, dict[str, str]]
+"""The labels of each deployment that its families don't name: see :func:`labels_of`."""
 
 _log = logging.getLogger(__name__)
 
@@ -90,19 +96,20 @@ class RoutingCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """The families, without samples, so that registering collects nothing."""
-        return [_metric(family, _Gathered()) for family in self._families]
+        return [_metric(family, _Gathered(), {}) for family in self._families]
 
     def collect(self) -> Iterator[Metric]:
         """All families that have a sample and fit under the limit."""
-        gathered = self._gather()
+        places: Places = {}
+        gathered = self._gather(places)
         for family in self._families:
             found = gathered.get(family.name)
             if found is not None:
-                yield _metric(family, found)
+                yield _metric(family, found, places)
 
-    def _gather(self) -> dict[str, _Gathered]:
+    def _gather(self, places: Places) -> dict[str, _Gathered]:
         gathered = {family.name: _Gathered() for family in self._families}
-        for item in self._samples():
+        for item in self._samples(places):
             if item.family not in gathered:
                 continue  # its family is not shown at this level
             if isinstance(item, Table):
@@ -142,11 +149,14 @@ class RoutingCollector(Collector):
             kept[name] = _Gathered([Sample(name, (), value)])
         return kept
 
-    def _samples(self) -> Iterator[Found]:
+    def _samples(self, places: Places) -> Iterator[Found]:
+        """All samples; the labels of deployments are noted in ``places``."""
         found: list[Group] | None = None
         for name, part in self._parts.items():
             try:
-                found = ranks.groups(self._state) if found is None else found
+                if found is None:
+                    found = ranks.groups(self._state)
+                    places.update({group.deployment: labels_of(group.replica) for group in found})
                 samples = list(part(found))
             except Exception:  # noqa: BLE001 whatever it is, the other parts must be seen
                 if self._throttle.allows(name):
@@ -173,12 +183,18 @@ class RoutingCollector(Collector):
     def _balance(self, found: list[Group]) -> Iterator[Found]:
         yield Sample("moescope_window_seconds", (), self._settings.window_s)
         start = self._state.now() - self._settings.window_s
+        routings: list[tuple[Replica, dict[int, LayerRouting]]] = []
         for group in found:
-            spans = self._state.spans(group.deployment, start, None)
+            # What was counted at other sizes has no balance with what was counted at these.
+            begin = max(start, resized_at(group.producers))
+            spans = self._state.spans(group.deployment, begin, None)
             assessed = assess(merge_spans(spans), self._settings.min_tokens)
+            if group.replica.pool:
+                routings.append((group.replica, routing_of(assessed.window)))
             yield from ranks.balance_gauges(group.deployment, assessed)
             if assessed.window.conflict is None:
                 yield from steps.straggler_gauge(group.deployment, spans)
+        yield from replica_gauges(routings)
 
     def _stragglers(self, found: list[Group]) -> Iterator[Found]:
         return steps.straggler_samples(self._state, found)
@@ -240,10 +256,21 @@ def _fault(item: Found) -> str | None:
     return None
 
 
-def _metric(family: Family, found: _Gathered) -> Metric:
+def _deployment(labels: tuple[str, ...]) -> Deployment:
+    """The deployment that the first labels of a series name."""
+    return labels[0], labels[1]
+
+
+def _metric(family: Family, found: _Gathered, places: Places) -> Metric:
+    """A family as the library has it, with the labels of each deployment's place."""
+    told = places if family.by_deployment else {}
     if found.tables:
         wide = WideMetric(family.name, family.help, family.kind, family.unit, family.labels)
-        wide.tables = found.tables
+        wide.tables = [
+            replace(table, more=tuple(told[deployment].items())) if told.get(deployment) else table
+            for table in found.tables
+            for deployment in [_deployment(table.fixed)]
+        ]
         return wide
     if family.kind == "histogram":
         histogram = HistogramMetricFamily(family.name, family.help, labels=(), unit=family.unit)
@@ -254,9 +281,14 @@ def _metric(family: Family, found: _Gathered) -> Metric:
         gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels, unit=family.unit)
         for sample in found.samples:
             gauge.add_metric(sample.labels, sample.value)
+            if told:
+                gauge.samples[-1].labels.update(told.get(_deployment(sample.labels), {}))
         return gauge
     counter = CounterMetricFamily(family.name, family.help, labels=family.labels, unit=family.unit)
-    told = family.rank == 0  # a layer's would be as many again
     for sample in found.samples:
-        counter.add_metric(sample.labels, sample.value, created=sample.created if told else None)
+        created = sample.created if family.rank == 0 else None  # a layer's would be as many again
+        counter.add_metric(sample.labels, sample.value, created=created)
+        place = told.get(_deployment(sample.labels), {}) if told else {}
+        for made in counter.samples[-1 if created is None else -2 :]:
+            made.labels.update(place)
     return counter

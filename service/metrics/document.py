@@ -33,10 +33,16 @@ _INTRODUCTION: Final = """# Metrics
 - **When a counter was zero** is in OpenMetrics only: each counter of level `rank` has a `_created` sample,
   but for the accounts of traces. Prometheus keeps these samples as series of their own, or takes them for
   zeros with `--enable-feature=created-timestamp-zero-ingestion`, in versions that read them from text.
+- **Pool and role.** Each series of a deployment also has the label `pool` if its workers name one
+  (`MOESCOPE_POOL`), and `role` if they compute only prefill or only decode. Other deployments' series have
+  no such labels. All series of a deployment have the same, so these labels add none. A deployment that starts
+  again in another pool begins new series.
 - **No sample, no series.** Gauges of balance have no series for a window without enough tokens: idle is
   neither 1 nor 0.
-- **Vanished ranks.** Their series leave after `expire_after_s`. Sums over sources, such as slots by EP rank,
-  keep what these ranks counted.
+- **Vanished ranks.** Their series leave after `expire_after_s`, and at once where the deployment has fewer
+  ranks now: DP ranks beyond `dp_size`, EP ranks beyond `ep_size`. Sums over sources, such as slots by EP
+  rank, keep what these ranks counted, and ranks that come back go on where they were.
+- **Parts.** Where `moescope_missing_dp_ranks` is above 0, all balance of the deployment is that of a part.
 - **Rearrangements by EPLB.** `moescope_rearrangements_total` counts them. A DP rank's rearrangements are the
   changes of its placement's version: `changes(moescope_placement_version[1h])`.
 - **Phases and straggler cost** need capturers that tell them (wire 1.3). Without them, tokens are of phase

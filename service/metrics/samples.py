@@ -37,12 +37,14 @@ class Table:
         fixed: values of the family's first labels.
         rows: layers, say, each with its ranks or experts; they need not have equally many.
         values: int64 or float64 [sum of the rows' lengths], row after row.
+        more: names and values of labels that all these series have besides the family's.
     """
 
     family: str
     fixed: tuple[str, ...]
     rows: tuple[Row, ...]
     values: npt.NDArray[Any]
+    more: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         expected = sum(len(columns) for _, columns in self.rows)
@@ -70,7 +72,9 @@ class WideMetric(Metric):
     def samples(self) -> list[LibrarySample]:
         """All series as the library's own writers want them. This is slow; our writer reads the tables."""
         return [
-            LibrarySample(self.sample_name, dict(zip(self.labels, values, strict=True)), float(value))
+            LibrarySample(
+                self.sample_name, dict(zip(self.labels, values, strict=True)) | dict(table.more), float(value)
+            )
             for table in self.tables
             for values, value in zip(table.label_values(), table.values.tolist(), strict=True)
         ]

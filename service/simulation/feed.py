@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from moescope.capture.wire import CONTENT_TYPE, encode_frame
@@ -94,14 +95,15 @@ def feed(plan: Plan, poster: Poster, pace: Pace, on_round: Callable[[Progress], 
 
     A frame that can't be delivered is not sent again: totals are cumulative, so the next one has its counts.
     """
-    fleet = Fleet(plan, time.time_ns())
+    started = time.time_ns()
+    fleets = [Fleet(deployment, started) for deployment in plan.deployments]
     began = last = time.monotonic()
     frames = traces = failed = 0
     while True:
         time.sleep(max(0.0, last + pace.interval_s - time.monotonic()))
         now = time.monotonic()
         problem = None
-        for frame in fleet.advance(now - last):
+        for frame in chain.from_iterable(fleet.advance(now - last) for fleet in fleets):
             try:
                 poster.post(encode_frame(frame))
                 fleet.delivered(frame)
@@ -109,7 +111,7 @@ def feed(plan: Plan, poster: Poster, pace: Pace, on_round: Callable[[Progress], 
             except ServiceUnavailableError as error:
                 failed += 1
                 problem = str(error)
-        for part in fleet.traces(now - last):
+        for part in chain.from_iterable(fleet.traces(now - last) for fleet in fleets):
             try:
                 poster.post_trace(encode_part(part))
                 traces += 1

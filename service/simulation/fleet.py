@@ -12,7 +12,7 @@ from moescope.capture import wire
 from moescope.capture.wire import Int64Array
 from moescope.capture.wire.traces import TracePart
 from moescope.service.simulation.placement import by_load, linear
-from moescope.service.simulation.plan import Plan
+from moescope.service.simulation.plan import Deployment, Plan
 from moescope.service.simulation.routing import RoutingModel
 from moescope.service.simulation.steps import Router, Skew, Tokens, draw_tokens
 from moescope.service.simulation.traces import TOKENS_OF_A_REQUEST, RequestTracer
@@ -51,12 +51,18 @@ class _Worker:
 
 
 class Fleet:
-    """All workers of a plan. ``started_ns`` is when they start, nanoseconds of Unix time."""
+    """All workers of one deployment.
 
-    def __init__(self, plan: Plan, started_ns: int) -> None:
-        self.plan = plan
+    Args:
+        deployment: it, or a plan of one deployment.
+        started_ns: when they start, nanoseconds of Unix time.
+    """
+
+    def __init__(self, deployment: Plan | Deployment, started_ns: int) -> None:
+        self._deployment = Deployment(deployment) if isinstance(deployment, Plan) else deployment
+        self.plan = plan = self._deployment.plan
         self._model = RoutingModel(plan.shape, plan.habits, plan.seed)
-        self._rng = np.random.default_rng(plan.seed + 1)
+        self._rng = np.random.default_rng(plan.seed + 1 + 1000 * self._deployment.number)
         self._started_ns = started_ns
         self._elapsed = 0.0
         self._steps_run = 0
@@ -68,7 +74,7 @@ class Fleet:
             [layer.layer - plan.shape.first_layer for layer in self._layers], dtype=np.int64
         )
         self._placement, self._owners = linear(plan)
-        self._tracer = RequestTracer(self._layers, plan.seed + 3)
+        self._tracer = RequestTracer(self._layers, plan.seed + 3 + 1000 * self._deployment.number)
         self._workers = [self._start(started_ns) for _ in range(plan.ranks)]
 
     def advance(self, seconds: float) -> Iterator[wire.Frame]:
@@ -202,9 +208,15 @@ class Fleet:
             dp_size=size,
             ep_rank=rank,
             ep_size=size,
-            host=f"simulated-{rank // 8}",
+            host=self._host(rank),
             vllm_version="simulated",
+            pool=self.plan.pool,
+            role=self._deployment.role,
         )
+
+    def _host(self, rank: int) -> str:
+        node = f"simulated-{rank // 8}"
+        return node if self.plan.replicas == 1 else f"{node}-{self._deployment.number}"
 
     def _start(self, epoch: int) -> _Worker:
         counts = np.zeros((len(self._layers), self.plan.shape.experts), dtype=np.int64)

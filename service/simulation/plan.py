@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from moescope.service.simulation.routing import Habits, Shape
+
+Role = Literal["", "prefill", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,13 @@ class Plan:
     """What to simulate.
 
     Attributes:
-        server: name of the deployment.
+        server: name of the deployment; that of each replica ends with its number.
+        replicas: deployments of the model, each of so many ranks; they serve the same traffic.
+        pool: name of their pool; empty: none.
+        roles: whether the first half of the replicas computes prefill only, and the others decode only.
+        replica_imbalance: max / mean of tokens over replicas, from 1 to their number. Replica 0 gets so many
+            times its fair share; the others share the rest.
+        replica_shift: how far the last replica's log-popularity of experts is off its siblings'.
         model: name of the model.
         ranks: R, the number of workers; each is one DP rank and one EP rank. Experts are placed linearly.
         shape: layers and experts of the model.
@@ -59,6 +68,11 @@ class Plan:
     """
 
     server: str = "simulated"
+    replicas: int = 1
+    pool: str = ""
+    roles: bool = False
+    replica_imbalance: float = 1.0
+    replica_shift: float = 0.0
     model: str = "simulated/moe"
     ranks: int = 32
     shape: Shape = field(default_factory=Shape)
@@ -78,6 +92,12 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 1 <= self.replica_imbalance <= self.replicas:
+            raise ValueError(
+                f"replica imbalance {self.replica_imbalance:g} is not in 1..{self.replicas} (max / mean)"
+            )
+        if self.roles and self.replicas < 2:
+            raise ValueError("prefill and decode are computed apart by 2 replicas or more")
         if not 1 <= self.rank_imbalance <= self.ranks:
             raise ValueError(f"rank imbalance {self.rank_imbalance:g} is not in 1..{self.ranks} (max / mean)")
         most = min(self.ranks, (self.shape.experts - self.habits.dead) / self.shape.top_k)
@@ -97,3 +117,42 @@ class Plan:
         """Decoder layers that are MoE layers and are seen, in order."""
         first, hidden = self.shape.first_layer, {*self.uncovered, *self.absent}
         return [layer for layer in range(first, first + self.shape.layers) if layer not in hidden]
+
+    @property
+    def deployments(self) -> list[Deployment]:
+        """The replicas, one after the other."""
+        return [self._replica(number) for number in range(self.replicas)]
+
+    def _replica(self, number: int) -> Deployment:
+        if self.replicas == 1:
+            return Deployment(self)
+        others = (self.replicas - self.replica_imbalance) / (self.replicas - 1)
+        share = others if number else self.replica_imbalance
+        role: Role = ""
+        if self.roles:
+            role = "prefill" if number < self.replicas // 2 else "decode"
+        last = number == self.replicas - 1
+        plan = replace(
+            self,
+            server=f"{self.server}-{number}",
+            tokens_per_s=self.tokens_per_s * share,
+            decode_share={"": self.decode_share, "prefill": 0.0, "decode": 1.0}[role],
+            habits=replace(self.habits, shift=self.replica_shift if last else self.habits.shift),
+        )
+        return Deployment(plan, role, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One of a plan's deployments.
+
+    Attributes:
+        plan: what it does.
+        role: what it computes, if prefill and decode are computed apart.
+        number: of the replica. Replicas with one seed have the same popularity of experts, and draw tokens of
+            their own.
+    """
+
+    plan: Plan
+    role: Role = ""
+    number: int = 0

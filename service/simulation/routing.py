@@ -51,6 +51,7 @@ class Habits:
         dead: experts of each layer that no token chooses.
         decode_shift: standard deviation of the difference between an expert's log-popularity for decode
             tokens and for prefill tokens; 0: both phases have the same habit.
+        shift: standard deviation of the difference from the popularity that the seed alone makes.
     """
 
     skew: float = 0.3
@@ -59,6 +60,7 @@ class Habits:
     hot_moves_s: float = 60.0
     dead: int = 0
     decode_shift: float = 0.5
+    shift: float = 0.0
 
 
 class RoutingModel:
@@ -80,6 +82,9 @@ class RoutingModel:
         self._order = np.argsort(self._rng.random((shape.layers, shape.experts)), axis=1)
         self._logits = np.take_along_axis(np.tile(zipf, (shape.layers, 1)), self._order, axis=1)
         self._dead = self._order >= shape.experts - habits.dead
+        if habits.shift:
+            off = np.random.default_rng(seed + 4).standard_normal(self._logits.shape)
+            self._logits = self._logits + habits.shift * off
         aside = np.random.default_rng(seed + 2)
         self._shift = habits.decode_shift * aside.standard_normal(self._logits.shape)
         self._time = 0.0

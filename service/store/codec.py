@@ -66,6 +66,7 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     absent_unnamed: str = ""
     current: int | None = None
     conflicts: list[tuple[float, float]] = []
+    ended: bool = False
     base: _PackedBase | None = None
 
 
@@ -112,6 +113,7 @@ def encode_account(account: AccountState) -> bytes:
         absent_unnamed=latest.absent_unnamed,
         current=latest.epoch,
         conflicts=list(account.conflicts),
+        ended=latest.ended,
         base=None if base is None else _PackedBase(pack(base.totals), base.restarts, base.at),
     )
     return compress(_encoder.encode(packed))
@@ -148,6 +150,7 @@ def decode_account(blob: object) -> AccountState:
         unavailable=packed.unavailable,
         absent=tuple(packed.absent),
         absent_unnamed=packed.absent_unnamed,
+        ended=packed.ended,
     )
     who = packed.producer  # older blobs lack the sizes in their totals
     totals = unpack(packed.totals)

@@ -61,6 +61,7 @@ class PackedTotals(Struct, array_like=True, frozen=True):
     # Parts of a slot, where there are any. Before they were kept the floats had all that was known.
     ep_parts: bytes | None = None
     switches: int = 0
+    former_tokens: int = 0
 
 
 def pack(totals: Totals) -> PackedTotals:
@@ -85,6 +86,7 @@ def pack(totals: Totals) -> PackedTotals:
         ep_size=totals.ep_size,
         ep_parts=_packed_parts(totals.ep_slots),
         switches=totals.switches,
+        former_tokens=totals.former_tokens,
     )
 
 
@@ -129,6 +131,7 @@ def unpack(packed: PackedTotals) -> Totals:
         dp_size=packed.dp_size,
         ep_size=packed.ep_size,
         switches=packed.switches,
+        former_tokens=packed.former_tokens,
     )
 
 

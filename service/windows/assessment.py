@@ -70,6 +70,7 @@ def assess(window: ModelWindow, min_tokens: int) -> Assessment:
     # A rank that fell silent and computed nothing in the window is gone, not idle.
     alive = tuple(rank.rank for rank in window.dp_ranks if rank.present or rank.worked)
     tokens = {rank.rank: rank.tokens for rank in window.dp_ranks}
+    no_dp = window.sizes_reason or _too_few(alive)
     gates = [_gate(int(layer.rows.sum()), min_tokens, layer.not_seen) for layer in window.layers]
     whole = [layer.why_partial or layer.not_conserved for layer in window.layers]
     return Assessment(
@@ -89,10 +90,10 @@ def assess(window: ModelWindow, min_tokens: int) -> Assessment:
         dp_ranks=_axis(
             window,
             [
-                None if layer.not_seen or partial else _dp_loads(layer, alive)
+                None if window.sizes_reason or layer.not_seen or partial else _dp_loads(layer, alive)
                 for layer, partial in zip(window.layers, whole, strict=True)
             ],
-            [_too_few(alive) or gate or partial for gate, partial in zip(gates, whole, strict=True)],
+            [no_dp or gate or partial for gate, partial in zip(gates, whole, strict=True)],
         ),
         experts=_axis(
             window,
@@ -104,7 +105,7 @@ def assess(window: ModelWindow, min_tokens: int) -> Assessment:
         ),
         dp_tokens=_cells(
             [None if window.reason else np.array([float(tokens[rank]) for rank in alive])],
-            [window.conflict or window.reason or _too_few(alive) or _gate(window.tokens, min_tokens, None)],
+            [window.conflict or window.reason or no_dp or _gate(window.tokens, min_tokens, None)],
         )[0],
         dp_rank_ids=alive,
     )

@@ -117,7 +117,7 @@ def _why_apart(members: Sequence[ProducerSpan], ended: RankWork, at_end: bool) -
     The rank's total is the most that a worker tells. A worker whose capture was off for a while, perhaps in a
     former life, has less for good. If those that have most stop, the total stands still until it overtakes.
     """
-    behind = [item for item in members if item.span.last.tokens < ended.tokens]
+    behind = [item for item in members if item.span.last.switches and item.span.last.tokens < ended.tokens]
     if not behind:
         return None  # almost always
     heard = max(item.producer.received_at for item in members)

@@ -101,12 +101,14 @@ class Reasons:
         doubts: DP rank to layer to why its tokens may not all be there.
         broken: DP rank to layer to why its rows are not the tokens that it computed.
         placement: why a worker can't tell the placement of the experts, or None.
+        sizes: why the loads of ranks can't be compared in the window, or None.
     """
 
     uncovered: Mapping[int, dict[int, str]]
     doubts: Mapping[int, Mapping[int, str]]
     broken: Mapping[int, Mapping[int, str]]
     placement: str | None
+    sizes: str | None = None
 
 
 def layers_of(stack: Stack, ids: list[int], ep_size: int, why: Reasons) -> tuple[LayerWindow, ...]:
@@ -133,7 +135,8 @@ def layers_of(stack: Stack, ids: list[int], ep_size: int, why: Reasons) -> tuple
                 rows=rows,
                 ep_slots=stack.ep_slots[i],
                 unplaced=stack.unplaced[i],
-                ep_reason=_ep_reason(ep_size, stack.unplaced[i], why.placement),
+                ep_reason=why.sizes
+                or _ep_reason(ep_size, len(stack.ep_slots[i]), stack.unplaced[i], why.placement),
                 unseen=tuple(rank for rank in unseen if rank not in reasons),
                 uncovered=reasons,
                 partial=tuple(partial),
@@ -162,7 +165,12 @@ def uncovered_in(computed: Mapping[int, list[ProducerSpan]]) -> dict[int, dict[i
     return found
 
 
-def _ep_reason(ep_size: int, unplaced: int, told: str | None) -> str | None:
+def _ep_reason(ep_size: int, used: int, unplaced: int, told: str | None) -> str | None:
+    """Why the loads of EP ranks are not known; ``used`` is one past the last EP rank that got slots."""
+    if ep_size < used:
+        return (
+            f"frames of a former start with {used} EP ranks or more came in the window; there are {ep_size}"
+        )
     if ep_size == 1:
         return "ep_size is 1: the experts are not spread over ranks"
     if unplaced:

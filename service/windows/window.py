@@ -15,7 +15,7 @@ from moescope.service.counts.layers import Layout
 from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, tokens_and_steps
 from moescope.service.counts.rank_work import RankWork, work_of
 from moescope.service.counts.totals import Totals
-from moescope.service.live.producers import ProducerSpan, sizes_of, why_unavailable
+from moescope.service.live.producers import ProducerSpan, sizes_of, why_sizes_differ, why_unavailable
 from moescope.service.windows.conflicts import why_conflicting
 from moescope.service.windows.doubts import RankDoubt, doubtful, doubts_of, speaking, stages_of
 from moescope.service.windows.health import absent_layers
@@ -53,7 +53,7 @@ class Used:
 
 @dataclass(frozen=True, slots=True)
 class DpRank:
-    """What one DP rank computed in the window; ``present`` unless all its producers fell silent.
+    """What one DP rank computed in the window; ``present`` unless all its producers fell silent or are gone.
 
     ``worked`` says whether it computed tokens in the window, of whichever phase.
     ``phases`` is None where the phases of some of its tokens are not known. ``reason`` says why not even the
@@ -77,6 +77,7 @@ class ModelWindow:
     ``dp_size`` and ``ep_size`` are those at the window's end (see :func:`sizes_of`). ``reporting`` are all DP
     ranks that ever reported. ``uncovered`` has the layers that no DP rank can see, with the reason, and
     ``absent`` those that the model's config has and that were not found; layer None: it isn't known which.
+    ``sizes_reason`` says why the loads of ranks can't be compared: their number changed in the window.
     ``phase`` is the one phase that was asked for, or None; ``phase_reason`` says why not all of its tokens
     are known. ``conflict`` says why all this may be of several deployments together, or is None.
     """
@@ -93,6 +94,7 @@ class ModelWindow:
     phase: Phase | None = None
     phase_reason: str | None = None
     absent: Mapping[int | None, str] = field(default_factory=dict)
+    sizes_reason: str | None = None
     conflict: str | None = None
 
     @property
@@ -113,6 +115,16 @@ class ModelWindow:
     def tokens(self) -> int:
         """Tokens over all DP ranks, as far as they are known to be of the phase."""
         return sum(rank.tokens for rank in self.dp_ranks)
+
+    @property
+    def absent_dp_ranks(self) -> list[int]:
+        """DP ranks that should be in the window and are not, so that it shows a part of the deployment.
+
+        They never reported, or computed nothing in it and fell silent while others report.
+        """
+        here = {rank.rank for rank in self.dp_ranks if rank.present or rank.worked or rank.reason}
+        alive = any(rank.present for rank in self.dp_ranks)
+        return sorted(set(range(self.dp_size)) - (here if alive else self.reporting))
 
     @property
     def missing_dp_ranks(self) -> list[int]:
@@ -173,6 +185,7 @@ def merge_spans(
         doubts=in_doubt,
         broken=broken,
         placement=why_unavailable((item.producer for item in spans), "placement"),
+        sizes=why_sizes_differ(spans),
     )
     seen = {layer.layer for layer in stack.layout.layers}
     uncovered = {layer.layer: layer.reason for item in heard for layer in item.producer.latest.uncovered}
@@ -187,6 +200,7 @@ def merge_spans(
         layers=layers_of(stack, [rank.rank for rank in dp_ranks], ep_size, reasons),
         uncovered={layer: uncovered[layer] for layer in sorted(uncovered) if layer not in seen},
         absent=absent_layers([item.producer.latest for item in heard], seen.union(uncovered)),
+        sizes_reason=reasons.sizes,
         conflict=conflict,
     )
 
@@ -235,7 +249,7 @@ def _dp_rank(
         tokens=tokens,
         steps=steps,
         idle_steps=work.idle_steps,
-        present=not all(item.producer.stale for item in spans),
+        present=not all(item.producer.stale or item.producer.gone for item in spans),
         worked=tokens_and_steps(work, None)[0] > 0,
         phases=phase_work(work),
         reason=None if doubt is None else doubt.reason,

@@ -227,6 +227,30 @@ def test_counts_that_do_not_add_up_are_a_banner_above_every_view(
     expect(banner).to_be_visible()
 
 
+def test_a_part_of_a_deployment_is_a_banner_and_gone_ranks_are_no_fault(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    for name, ranks in (("a", (0, 1)), ("b", (2, 3))):
+        for rank in ranks:
+            who = producer(server=name, dp_rank=rank, dp_size=4, ep_rank=rank, ep_size=4)
+            empty.push(frame({1: [40, 40, 40, 40]}, who=who, placement=halves(4, 1, 4)))
+    page = watched.open(empty.url, "#/overview?window=all&server=a")
+    banner = page.locator("#part")
+    expect(banner).to_contain_text(
+        "This is a part: of 4 DP ranks [2, 3] never reported; server=b has DP ranks 2, 3"
+    )
+    expect(page.locator(".health")).to_contain_text("server=b has DP ranks 2, 3")
+    assert watched.axe() == []
+    clock.now += 3
+    who = producer(server="a")
+    empty.push(frame({1: [40, 40, 40, 40]}, who=who, epoch=int(clock.now * 1e9)))
+    page.reload()
+    expect(banner).to_be_hidden()
+    rows = page.get_by_role("table", name="Tokens per second of each DP rank").locator("tbody tr")
+    expect(rows.nth(1).locator(".tag")).to_have_text("gone")
+    expect(page.locator(".health")).to_contain_text("Every worker reports.")
+
+
 def test_what_cannot_be_compared_is_not_called_healthy(
     empty: Serving, clock: Clock, watched: Watched
 ) -> None:

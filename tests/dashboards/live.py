@@ -18,7 +18,7 @@ from tests.prometheus import running_prometheus
 
 RULES = Path(__file__).parents[2] / "dashboards" / "rules"
 # Ranges, offsets and `for` of the rules, at one scrape a second.
-QUICK = {"1d": "12s", "3h": "6s", "1h": "12s", "30m": "4s", "15m": "5s", "10m": "5s", "5m": "5s"}
+QUICK = {"1d": "12s", "3h": "6s", "1h": "12s", "30m": "4s", "15m": "5s", "10m": "5s", "5m": "5s", "2m": "3s"}
 
 
 def quickened(text: str) -> str:

@@ -57,6 +57,28 @@ def test_every_alert_says_what_it_is_and_what_to_do() -> None:
         assert rule.get("for", "0m") in {"0m", "2m", "3m", "5m", "10m", "15m"}
 
 
+def replica(
+    server: str,
+    tokens: str = "0+60000x90",
+    age: str = "1x90",
+    *,
+    ep: tuple[int, ...] = (),
+    pool: str = "chat",
+    role: str = "",
+) -> Series:
+    """Series of a deployment of one DP rank in a pool; ``ep`` are slots a minute by EP rank."""
+    place = f'server="{server}",model="m",pool="{pool}"' + (f',role="{role}"' if role else "")
+    slots = {
+        f'moescope_layer_ep_rank_slots_total{{{place},layer="0",ep_rank="{rank}"}}': f"0+{step}x90"
+        for rank, step in enumerate(ep)
+    }
+    return {
+        f'moescope_tokens_total{{{place},dp_rank="0"}}': tokens,
+        f'moescope_snapshot_age_seconds{{{place},dp_rank="0"}}': age,
+        **slots,
+    }
+
+
 # Name to the series under which it fires and those under which it doesn't.
 ALERTS: dict[str, tuple[Series, Series]] = {
     "MoescopeRankImbalance": (
@@ -196,6 +218,39 @@ ALERTS: dict[str, tuple[Series, Series]] = {
     "MoescopeRestarts": (
         {f'moescope_producer_restarts_total{OF},dp_rank="0"}}': "0+0x60 1+1x4 5+0x30"},
         {f'moescope_producer_restarts_total{OF},dp_rank="0"}}': "0+0x60 1+0x30"},
+    ),
+    "MoescopeReplicaTokens": (
+        {
+            **replica("a", "0+60000x90"),
+            **replica("b", "0+60000x90"),
+            **replica("c", "0+10000x90"),
+        },
+        {
+            **replica("a", "0+60000x90"),
+            **replica("b", "0+40000x90"),
+            **replica("gone", "0+60000x30 1800000+0x60", "1x30 60+60x60"),
+            **replica("prefill", "0+600000x90", role="prefill"),  # no sibling of its role
+            **replica("few", "0+600x90", pool="small"),
+            **replica("fewer", "0+60x90", pool="small"),  # too few tokens to tell
+        },
+    ),
+    "MoescopeReplicaImbalance": (
+        {**replica("a", ep=(100, 100)), **replica("b", ep=(100, 110)), **replica("c", ep=(100, 200))},
+        {
+            **replica("a", ep=(100, 200)),
+            **replica("b", ep=(200, 100)),
+            **replica("alone", ep=(1, 9), pool="p"),
+        },
+    ),
+    "MoescopeReplicaRouting": (
+        {
+            f'moescope_replica_divergence_bits{OF},pool="chat"}}': "0.2+0x90",
+            f'moescope_replica_sampling_noise_bits{OF},pool="chat"}}': "0.01+0x90",
+        },
+        {  # as much, of so few tokens that it may be chance
+            f'moescope_replica_divergence_bits{OF},pool="chat"}}': "0.2+0x90",
+            f'moescope_replica_sampling_noise_bits{OF},pool="chat"}}': "0.1+0x90",
+        },
     ),
     "MoescopeDown": (
         {'up{job="moescope",instance="i"}': "0+0x90"},

@@ -19,6 +19,8 @@ from tests.service.conftest import Service
 
 # With Mixtral's experts. Rank 2 is killed after 20 s; the hot expert keeps its EP rank the busiest.
 PLAN = Plan(
+    replicas=2,
+    pool="chat",
     ranks=4,
     shape=Shape(layers=3, experts=8, top_k=2),
     habits=Habits(skew=0.5, hot=0.9, hot_moves_s=3600.0),
@@ -57,10 +59,11 @@ def test_queries_have_data_imbalance_fires_and_a_killed_rank_is_stale(
     simulation = threading.Thread(target=run)
     simulation.start()
     try:
-        pin_baseline(service.url)
+        for server in ("simulated-0", "simulated-1"):
+            pin_baseline(service.url, server)
         with prometheus(service.url, tmp_path) as running:
-            drift = recorded("moescope-drift.yml")
-            running.wait(lambda: [name for name in drift if not running.query(name)])
+            other = [*recorded("moescope-drift.yml"), *recorded("moescope-pools.yml")]
+            running.wait(lambda: [name for name in other if not running.query(name)])
             running.wait(lambda: without_data(running, list(BOARDS.values()), "3"))
             running.wait(lambda: INDUCED - running.firing())
             running.wait(lambda: {"MoescopeStaleProducer"} - running.firing())

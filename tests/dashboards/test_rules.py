@@ -13,7 +13,7 @@ from tests.service.metrics.families import FAMILY_OF
 def test_promtool_finds_nothing_wrong() -> None:
     done = promtool("check", "rules", *FILES)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(FILES) == 3
+    assert len(FILES) == 4
 
 
 def test_rules_use_only_metrics_that_exist() -> None:
@@ -145,3 +145,40 @@ def test_one_dp_rank_alone_is_no_sample_of_balance(tmp_path: Path) -> None:
     check(
         tmp_path, [{"series": alone, "at": "60m", "expect": {"model:moescope_dp_imbalance:ratio_rate5m": {}}}]
     )
+
+
+def test_ranks_that_left_are_in_no_rate_of_ranks(tmp_path: Path) -> None:
+    """A deployment of four ranks starts again with two: the others' series end, and two do all the work."""
+    series = {}
+    for rank in range(4):
+        stays = rank < 2
+        for name, labels in (
+            ("tokens_total", f'dp_rank="{rank}"'),
+            ("ep_rank_slots_total", f'ep_rank="{rank}"'),
+            ("layer_ep_rank_slots_total", f'layer="0",ep_rank="{rank}"'),
+            ("straggler_hottest_layer_steps_total", f'ep_rank="{rank}"'),
+        ):
+            series[f"moescope_{name}{OF},{labels}}}"] = "0+60x30 1920+120x60" if stays else "0+60x30 stale"
+    ratios = ("model:moescope_ep_imbalance:ratio_rate5m", "model:moescope_dp_imbalance:ratio_rate5m")
+    one = {f"round({name}, 0.001)": {f"{OF}}}": 1} for name in ratios}
+    hottest = {
+        "ep_rank:moescope_hottest_steps:ratio_rate5m": {
+            f'ep_rank:moescope_hottest_steps:ratio_rate5m{OF},ep_rank="{rank}"}}': 0.5 for rank in (0, 1)
+        }
+    }
+    check(
+        tmp_path,
+        [
+            {"series": series, "at": "34m", "expect": one},  # three minutes after the change
+            {"series": series, "at": "60m", "expect": one | hottest},
+        ],
+    )
+
+
+def test_one_scrape_that_failed_takes_no_rate_away(tmp_path: Path) -> None:
+    series = {
+        f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="{rank}"}}': f"0+{slots}x30 stale"
+        for rank, slots in ((0, 60), (1, 120))
+    }
+    ratio = "round(model:moescope_ep_imbalance:ratio_rate5m, 0.001)"
+    check(tmp_path, [{"series": series, "at": "31m", "expect": {ratio: {f"{OF}}}": 1.333}}}])

@@ -26,7 +26,7 @@ class BreakingWorker(RoutingWorker):  # type: ignore[misc]
         super().load_model(*args, **kwargs)
         capturer = self._capture.capturer
         layers = [layer.layer for layer in capturer.buffers.layers]
-        record, tp_rank = capturer._record_eager, capturer._ranks.tp_rank
+        record, tp_rank = capturer._record_eager, capturer.ranks.tp_rank
 
         def listen(ordinal: int, topk_ids: torch.Tensor, flat: torch.Tensor, traced: bool) -> None:
             layer, step = layers[ordinal], capturer._step

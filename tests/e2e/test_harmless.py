@@ -50,3 +50,6 @@ def test_the_last_counts_leave_before_the_server_ends(tmp_path: Path) -> None:
         expected = cluster.computed_tokens()
         cluster.vllm.stop()
         assert cluster.settled(expected) == expected
+        [deployment] = cluster.service.get("/v1/ranks")["deployments"]
+        [worker] = deployment["dp_ranks"][0]["producers"]
+        assert worker["gone_reason"] == "all workers of the deployment have shut down in order"

@@ -20,6 +20,8 @@ _SINCE_START: Final = (
 )
 _TRACE_PHASE: Final = "a trace is of a whole request, whose prompt_tokens tell where its decoding begins"
 _ONE_TRACE: Final = "a trace is whole; first and end choose positions of it"
+_POOL: Final = "a pool is compared over whole deployments; /v1/compare and /v1/balance take this of one"
+_ALL_POOLS: Final = "this route lists all pools; /v1/pools/{pool} tells of one, /v1/ranks?pool= of its ranks"
 _PINNED: Final = "a baseline is of a deployment and pinned whole; GET /v1/drift?phase= compares one phase"
 
 WHY: Final[Mapping[str, Mapping[str, str]]] = {
@@ -38,6 +40,11 @@ WHY: Final[Mapping[str, Mapping[str, str]]] = {
     "/v1/baselines/{name}": dict.fromkeys(("layer", "dp_rank", "phase", "start", "end"), _PINNED),
     "/v1/coactivation": {"phase": _TRACE_PHASE},
     "/v1/placement": {"dp_rank": _WHERE, "phase": _WHERE, "start": _NOW, "end": _NOW},
+    "/v1/pools": {
+        **dict.fromkeys(("layer", "dp_rank", "phase"), _POOL),
+        **dict.fromkeys(("pool", "server"), _ALL_POOLS),
+    },
+    "/v1/pools/{pool}": dict.fromkeys(("server", "layer", "dp_rank", "phase"), _POOL),
     "/v1/ranks": dict.fromkeys(("layer", "phase", "start", "end"), _SINCE_START),
     "/v1/stragglers": {"dp_rank": _STEPS, "phase": _STEPS},
     "/v1/traces": {"phase": _TRACE_PHASE},

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Annotated, Final
 
 from fastapi import Query
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.counts.phase_split import Phase
+from moescope.service.live.parts import other_parts, told
+from moescope.service.live.pools import told_last
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 
@@ -25,6 +28,9 @@ LARGEST: Final = 2**53
 
 ServerParam = Annotated[str | None, Query(description="vLLM deployment; needed when there are several.")]
 ModelParam = Annotated[str | None, Query(description="Model; needed when there are several.")]
+PoolParam = Annotated[
+    str | None, Query(description="Only deployments of this pool (MOESCOPE_POOL in vLLM's environment).")
+]
 DpRankParam = Annotated[int | None, Query(ge=0, le=LARGEST, description="Only the tokens of this DP rank.")]
 LayerParam = Annotated[
     list[int] | None, Query(description="Only this decoder layer; may be repeated. All when absent.")
@@ -129,7 +135,7 @@ def parse_length(text: str) -> float:
     return seconds
 
 
-def choose(state: LiveState, server: str | None, model: str | None) -> Deployment:
+def choose(state: LiveState, server: str | None, model: str | None, pool: str | None = None) -> Deployment:
     """The one deployment that is meant.
 
     Raises:
@@ -137,20 +143,23 @@ def choose(state: LiveState, server: str | None, model: str | None) -> Deploymen
     """
     known = state.deployments()
     found = [item for item in known if server in (None, item[0]) and model in (None, item[1])]
+    pools = _pools(state) if pool is not None or len(found) != 1 else {}
+    found = [item for item in found if pool in (None, pools.get(item))]
     if len(found) > 1:  # if only one of them is alive, that one is meant
         found = [item for item in state.live_deployments() if item in found] or found
     if len(found) == 1:
         return found[0]
-    listing = ", ".join(f"server={item[0]} model={item[1]}" for item in found or known)
+    listing = ", ".join(_named(item, pools.get(item, "")) for item in found or known)
     if found:
         raise ProblemError(
             400,
             "several-deployments",
             "Several deployments report",
-            f"Choose one by server and model: {listing}.",
+            f"Choose one by server and model: {listing}.{told(other_parts(state.producers()), found)}",
         )
     if known:
-        raise ProblemError(404, "no-such-deployment", "No such deployment", f"There are: {listing}.")
+        parts = told(other_parts(state.producers()), known)
+        raise ProblemError(404, "no-such-deployment", "No such deployment", f"There are: {listing}.{parts}")
     raise ProblemError(
         404,
         "no-deployments",
@@ -158,6 +167,18 @@ def choose(state: LiveState, server: str | None, model: str | None) -> Deploymen
         "Start vLLM with moescope installed beside it, MOESCOPE=1 and MOESCOPE_ENDPOINT set to the address "
         "of this service. A worker that can't count reports that too: so none of them reaches this service.",
     )
+
+
+def _pools(state: LiveState) -> dict[Deployment, str]:
+    """Each deployment's pool; empty: none."""
+    groups = groupby(state.producers(), key=lambda item: item.latest.producer.key[:2])
+    return {key: told_last(list(group)).pool for key, group in groups}
+
+
+def _named(deployment: Deployment, pool: str) -> str:
+    """A deployment as parameters name it."""
+    told = f"server={deployment[0]} model={deployment[1]}"
+    return f"{told} pool={pool}" if pool else told
 
 
 def check_known(kind: str, wanted: list[int], known: list[int]) -> None:

@@ -33,6 +33,7 @@ from moescope.service.api.params.query import (
     EndParam,
     MinTokensParam,
     ModelParam,
+    PoolParam,
     ServerParam,
     choose,
     parse_bounds,
@@ -47,7 +48,7 @@ from moescope.service.api.schemas.advice import (
     left_out_of,
 )
 from moescope.service.api.schemas.common import Summary, Window
-from moescope.service.api.schemas.windows import absent_out, window_out
+from moescope.service.api.schemas.windows import absent_out, partial_of, window_out
 from moescope.service.live.state import LiveState
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.settings import Settings
@@ -62,6 +63,7 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
     def get_advice(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         start: AdviceStartParam = DEFAULT_START,
         end: EndParam = None,
         ranks: RanksParam = None,
@@ -78,7 +80,7 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         Placements are fitted on the first part of the window and judged on the rest, which they have not
         seen, against what the EP ranks really got there. Works whether EPLB is on or off.
         """
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         bounds = parse_bounds(start, end, state.now())
         wish = AdviceWish(
             ranks=ranks,
@@ -92,12 +94,12 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         )
         with answerable():
             found = advise(state, deployment, bounds.start, bounds.end, wish)
-        return _advice(found, bounds, min_gain)
+        return _advice(found, bounds, min_gain, partial_of(state, found.windows.pieces[-1]))
 
     return router
 
 
-def _advice(found: Advice, bounds: Bounds, min_gain: float) -> AdviceOut:
+def _advice(found: Advice, bounds: Bounds, min_gain: float, partial: str | None) -> AdviceOut:
     evidence, question, verdict = found.evidence, found.question, found.verdict
     fit, pieces = found.windows.fit, found.windows.pieces
     return AdviceOut(
@@ -112,6 +114,7 @@ def _advice(found: Advice, bounds: Bounds, min_gain: float) -> AdviceOut:
         held_out=_window(pieces[0], pieces[-1], fit.used.end_latest, bounds.end),
         fit_tokens=evidence.fit_tokens,
         held_out_tokens=evidence.later_tokens,
+        partial=partial,
         layers=list(evidence.layers),
         left_out=left_out_of(evidence.left_out),
         absent=absent_out(fit),

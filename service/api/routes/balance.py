@@ -14,6 +14,7 @@ from moescope.service.api.params.query import (
     MinTokensParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     parse_bounds,
@@ -24,6 +25,7 @@ from moescope.service.api.schemas.common import Summary
 from moescope.service.api.schemas.measures import Measures, values_of
 from moescope.service.api.schemas.windows import (
     absent_out,
+    partial_of,
     pick_layers,
     read_window,
     uncovered_out,
@@ -43,6 +45,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
     def get_balance(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
@@ -56,7 +59,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
         rank's tokens went; over DP ranks there is nothing to balance then.
         """
         bounds = parse_bounds(start, end, state.now())
-        window = read_window(state, server, model, bounds, dp_rank, phase)
+        window = read_window(state, server, model, bounds, dp_rank, phase, pool)
         gate = settings.min_tokens if min_tokens is None else min_tokens
         found = assessment.assess(window, gate)
         return Balance(
@@ -72,6 +75,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
             conflict=window.conflict,
             dp_ranks=list(found.dp_rank_ids),
             missing_dp_ranks=window.missing_dp_ranks,
+            partial=partial_of(state, window),
             dp_tokens=_cell(found.dp_tokens),
             summary=Summaries(
                 over_ep_ranks=_summary(found.ep_ranks.summary),

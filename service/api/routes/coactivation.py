@@ -16,6 +16,7 @@ from moescope.service.api.params.query import (
     DpRankParam,
     EndParam,
     ModelParam,
+    PoolParam,
     ServerParam,
     StartParam,
     choose,
@@ -41,6 +42,7 @@ def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> 
         layer: Annotated[int, Query(ge=0, le=LARGEST, description="Decoder layer.")],
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         dp_rank: DpRankParam = None,
         start: StartParam = None,
         end: EndParam = None,
@@ -52,7 +54,7 @@ def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> 
     ) -> Coactivation:
         """Which experts the same tokens took together: counts, and the pairs that do most above chance."""
         kept, bounds = existing(store), parse_bounds(start, end, state.now())
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         query = TraceQuery(
             server=deployment[0],
             model=deployment[1],

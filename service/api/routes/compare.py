@@ -16,6 +16,7 @@ from moescope.service.api.params.query import (
     LayerParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     check_known,
@@ -24,7 +25,7 @@ from moescope.service.api.params.query import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.compact import answer, compact_absent, described, window_of
 from moescope.service.api.schemas.compare import Comparison, LayerDifference, Side
-from moescope.service.api.schemas.windows import read_window
+from moescope.service.api.schemas.windows import partial_of, read_window
 from moescope.service.counts.phase_split import Phase
 from moescope.service.live.state import LiveState
 from moescope.service.measures.divergence import jensen_shannon
@@ -53,6 +54,7 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
     def compare(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
@@ -68,7 +70,7 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
         """Shares of every expert in a window, less those in a base window; how far apart each layer is."""
         now = state.now()
         bounds, base_bounds = parse_bounds(start, end, now), parse_bounds(base_start, base_end, now)
-        window = read_window(state, server, model, bounds, dp_rank, phase)
+        window = read_window(state, server, model, bounds, dp_rank, phase, pool)
         other = (base_server, base_model)
         server, model = (window.server, window.model) if other == (None, None) else other
         base_rank = dp_rank if base_dp_rank is None else base_dp_rank
@@ -78,8 +80,8 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
             check_known("layer", layer, [item.layer for item in differences])
             differences = [item for item in differences if item.layer in layer]
         result = Comparison(
-            side=_side(window, bounds),
-            base=_side(base, base_bounds),
+            side=_side(window, bounds, partial_of(state, window, dp_rank)),
+            base=_side(base, base_bounds, partial_of(state, base, dp_rank)),
             layers=differences,
         )
         return answer(result)
@@ -87,13 +89,14 @@ def compare_router(state: LiveState, turns: Turns) -> APIRouter:
     return router
 
 
-def _side(window: ModelWindow, bounds: Bounds) -> Side:
+def _side(window: ModelWindow, bounds: Bounds, partial: str | None) -> Side:
     return Side(
         server=window.server,
         model=window.model,
         window=window_of(window, bounds),
         phase=window.phase,
         tokens=window.known_tokens,
+        partial=partial,
         absent=compact_absent(window.absent),
     )
 

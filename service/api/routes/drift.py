@@ -15,6 +15,7 @@ from moescope.service.api.params.query import (
     MinTokensParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     check_known,
     choose,
@@ -23,7 +24,7 @@ from moescope.service.api.params.query import (
 from moescope.service.api.params.stored import find_baseline
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.drift import DriftAnswer, DriftSummaryOut, LayerDriftOut
-from moescope.service.api.schemas.windows import absent_out, known_layers, window_out
+from moescope.service.api.schemas.windows import absent_out, known_layers, partial_of, window_out
 from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
 from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of
@@ -51,6 +52,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
     def get_drift(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         baseline: BaselineParam = PREVIOUS_HOUR,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
@@ -64,7 +66,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
         The summary covers all layers, also when only some are asked for. One DP rank is compared with its own
         hour before; a pinned baseline is of all DP ranks.
         """
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         if dp_rank is not None:
             _check_rank(state, deployment, baseline, dp_rank)
         bounds = parse_bounds(start, end, state.now())
@@ -94,6 +96,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
             baseline_end=base[1],
             baseline_tokens=base[2],
             min_tokens=gate,
+            partial=partial_of(state, window),
             summary=DriftSummaryOut(**asdict(summary_of(found))),
             layers=[
                 LayerDriftOut.model_validate(asdict(item))

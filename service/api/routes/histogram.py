@@ -14,6 +14,7 @@ from moescope.service.api.params.query import (
     LayerParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     StepParam,
@@ -26,6 +27,7 @@ from moescope.service.api.schemas.histogram import Histogram, Interval, LayerCou
 from moescope.service.api.schemas.windows import (
     absent_out,
     layers_now,
+    partial_of,
     pick_layers,
     read_series,
     uncovered_out,
@@ -46,6 +48,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
     def histogram(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
@@ -60,7 +63,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
         now = state.now()
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         known = layers_now(state, deployment).values()
         _check_size((item.num_experts for item in known if not layer or item.layer in layer), instants)
         window, parts = read_series(state, *deployment, bounds, instants, dp_rank, phase)
@@ -73,6 +76,7 @@ def histogram_router(state: LiveState, turns: Turns) -> APIRouter:
             phase_reason=window.phase_reason,
             tokens=window.known_tokens,
             tokens_reason=window.reason,
+            partial=partial_of(state, window, dp_rank),
             layers=[_layer(window.layers[i]) for i in pick_layers(window, layer)],
             uncovered=uncovered_out(window),
             absent=absent_out(window),

@@ -22,6 +22,7 @@ from moescope.service.api.params.query import (
     EndParam,
     MinTokensParam,
     ModelParam,
+    PoolParam,
     ServerParam,
     choose,
     parse_bounds,
@@ -41,6 +42,7 @@ def placement_router(state: LiveState, settings: Settings, turns: Turns) -> APIR
     def get_placement(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         start: AdviceStartParam = DEFAULT_START,
         end: EndParam = None,
         ranks: RanksParam = None,
@@ -52,7 +54,7 @@ def placement_router(state: LiveState, settings: Settings, turns: Turns) -> APIR
         min_tokens: MinTokensParam = None,
     ) -> PlacementMap | AscendMap:
         """A placement as a map to use elsewhere, fitted on the whole window."""
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         bounds = parse_bounds(start, end, state.now())
         wish = PlacementWish(
             ranks=ranks,

@@ -9,7 +9,14 @@ from fastapi import APIRouter, Query, Response
 
 from moescope.capture.wire import PlacementTable, unpack_ids
 from moescope.service.api.limits.turns import Turns
-from moescope.service.api.params.query import LayerParam, ModelParam, ServerParam, check_known, choose
+from moescope.service.api.params.query import (
+    LayerParam,
+    ModelParam,
+    PoolParam,
+    ServerParam,
+    check_known,
+    choose,
+)
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.compact import answer, described
 from moescope.service.api.schemas.placement import Copy, LayerPlacement, PlacementNow, Table
@@ -40,6 +47,7 @@ def placement_now_router(state: LiveState, turns: Turns) -> APIRouter:
     def placement(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         form: PlacementFormParam = "copies",
     ) -> Response:
@@ -47,7 +55,7 @@ def placement_now_router(state: LiveState, turns: Turns) -> APIRouter:
 
         It is what the workers told last. EPLB that commits layer by layer may have gone on since.
         """
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         found = placement_now(state, deployment)
         check_known("layer", layer or [], [item.shape.layer for item in found])
         found = [item for item in found if not layer or item.shape.layer in layer]

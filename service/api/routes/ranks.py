@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 
 from fastapi import APIRouter
 
 from moescope.service.api.limits.turns import Turns
-from moescope.service.api.params.query import DpRankParam, ModelParam, ServerParam
+from moescope.service.api.params.query import DpRankParam, ModelParam, PoolParam, ServerParam
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.common import Absent, Uncovered
 from moescope.service.api.schemas.ranks import (
@@ -17,14 +17,18 @@ from moescope.service.api.schemas.ranks import (
     DpRankOut,
     LifeOut,
     MismatchOut,
+    PartOut,
     PhasesOut,
     ProducerOut,
     Ranks,
     StageOut,
 )
+from moescope.service.api.schemas.windows import partial_of_members
 from moescope.service.counts.conflict import Conflict
 from moescope.service.counts.phase_split import phase_work
 from moescope.service.counts.rank_work import work_of
+from moescope.service.live.parts import Part, other_parts
+from moescope.service.live.pools import Replica, replica_of
 from moescope.service.live.producers import ProducerState, heard_last
 from moescope.service.live.state import LiveState
 from moescope.service.windows.doubts import why_off
@@ -36,15 +40,27 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/ranks", responses=documented(422))
-    def ranks(server: ServerParam = None, model: ModelParam = None, dp_rank: DpRankParam = None) -> Ranks:
+    def ranks(
+        server: ServerParam = None,
+        model: ModelParam = None,
+        pool: PoolParam = None,
+        dp_rank: DpRankParam = None,
+    ) -> Ranks:
         """All DP ranks and their producers: state, totals since the start, coverage, conservation."""
+        known = state.producers()
         chosen = [
             item
-            for item in state.producers()
+            for item in known
             if server in (None, item.latest.producer.server) and model in (None, item.latest.producer.model)
         ]
         groups = groupby(chosen, key=lambda item: item.latest.producer.key[:2])
-        found = [_deployment(key, list(group)) for key, group in groups]
+        parts = other_parts(known)
+        replicas = [replica_of(list(group)) for _, group in groups]
+        found = [
+            _deployment(item, parts.get(item.deployment, ()))
+            for item in replicas
+            if pool in (None, item.pool)
+        ]
         if dp_rank is not None:
             for item in found:
                 item.dp_ranks = [rank for rank in item.dp_ranks if rank.dp_rank == dp_rank]
@@ -53,18 +69,23 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
     return router
 
 
-def _deployment(key: tuple[str, str], producers: list[ProducerState]) -> DeploymentOut:
+def _deployment(replica: Replica, others: Sequence[Part]) -> DeploymentOut:
+    producers = replica.producers
     sizes = heard_last(producers)
     by_rank = groupby(producers, key=lambda item: item.latest.producer.dp_rank)
     members = [(rank, list(group)) for rank, group in by_rank]
     dp_ranks = [_known(_dp_rank(rank, group), group) for rank, group in members]
     return DeploymentOut(
-        server=key[0],
-        model=key[1],
+        server=replica.deployment[0],
+        model=replica.deployment[1],
+        pool=replica.pool or None,
+        role=replica.role or None,
         dp_size=sizes.dp_size,
         ep_size=sizes.ep_size,
         conflict=next((item.conflict.reason for item in producers if item.conflict is not None), None),
         missing_dp_ranks=sorted(set(range(sizes.dp_size)) - {rank.dp_rank for rank in dp_ranks}),
+        other_parts=[PartOut(server=part.server, dp_ranks=list(part.dp_ranks)) for part in others],
+        partial=partial_of_members(producers, others),
         dp_ranks=dp_ranks,
     )
 
@@ -117,6 +138,7 @@ def _producer(item: ProducerState) -> ProducerOut:
             "moescope_version": who.moescope_version,
             "state": item.state,
             "state_reason": latest.state_reason if item.conflict is None else item.conflict.reason,
+            "gone_reason": item.gone,
             "lives": [] if item.conflict is None else _lives(item.conflict, item.received_at + item.age),
             "age_seconds": item.age,
             "epoch": latest.epoch,

@@ -13,6 +13,7 @@ from moescope.service.api.params.query import (
     EndParam,
     MinTokensParam,
     ModelParam,
+    PoolParam,
     ServerParam,
     StartParam,
     choose,
@@ -32,6 +33,7 @@ def rearrangements_router(state: LiveState, settings: Settings, turns: Turns) ->
     def get_rearrangements(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         start: StartParam = None,
         end: EndParam = None,
         min_tokens: MinTokensParam = None,
@@ -41,7 +43,7 @@ def rearrangements_router(state: LiveState, settings: Settings, turns: Turns) ->
         A window chooses those that the first worker reported in it. The service remembers the last 64
         placements since its own start.
         """
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         bounds = parse_bounds(start, end, state.now())
         first, last = bounds.start or 0.0, math.inf if bounds.end is None else bounds.end
         gate = settings.min_tokens if min_tokens is None else min_tokens

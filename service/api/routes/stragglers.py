@@ -13,6 +13,7 @@ from moescope.service.api.params.query import (
     EndParam,
     LayerParam,
     ModelParam,
+    PoolParam,
     ServerParam,
     StartParam,
     StepParam,
@@ -23,7 +24,13 @@ from moescope.service.api.params.query import (
 )
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.stragglers import StageOut, StragglerInterval, StragglerLayer, Stragglers
-from moescope.service.api.schemas.windows import absent_out, known_layers, layers_now, window_out
+from moescope.service.api.schemas.windows import (
+    absent_out,
+    known_layers,
+    layers_now,
+    partial_of,
+    window_out,
+)
 from moescope.service.live.past import Remembered
 from moescope.service.live.producers import ProducerSpan, ProducerState, heard_last, why_unavailable
 from moescope.service.live.state import LiveState
@@ -60,6 +67,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
     def stragglers(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         start: StartParam = None,
         end: EndParam = None,
@@ -73,7 +81,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
         now = state.now()
         bounds = parse_bounds(start, end, now)
         instants = parse_step(step, bounds, now)
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         if instants:
             mine = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
             layers, ep_size = len(layers_now(state, deployment)), heard_last(mine).ep_size
@@ -96,6 +104,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
             model=window.model,
             window=window_out(window, bounds),
             ep_size=window.ep_size,
+            partial=partial_of(state, window),
             stages=stages,
             straggler_cost=straggler_cost(most, mean),
             max_slots=most,
@@ -156,8 +165,10 @@ def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status], told: str
         return None
     if window.ep_size == 1:
         return "ep_size is 1: the experts are not spread over ranks, so nobody waits"
+    if told is not None:
+        return f"no loads of single steps: {told}"
     if not joins and not cost.stages:
-        return _NO_LOADS if told is None else f"no loads of single steps: {told}"
+        return _NO_LOADS
     stuck = next((status.reason for status in joins.values() if status.reason), None)
     if stuck:
         return stuck

@@ -17,6 +17,7 @@ from moescope.service.api.params.query import (
     LayerParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     check_known,
@@ -27,7 +28,7 @@ from moescope.service.api.params.query import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.compact import answer, compact_absent, described
 from moescope.service.api.schemas.trend import Trend
-from moescope.service.api.schemas.windows import layers_now
+from moescope.service.api.schemas.windows import layers_now, partial_now
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.measures.summary import Summary
@@ -80,7 +81,9 @@ class _Cache:
 def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:
     """The deployment's absent layers, by the newest frames."""
     return absent_layers(
-        item.latest for item in state.producers() if item.latest.producer.key[:2] == deployment
+        item.latest
+        for item in state.producers()
+        if item.latest.producer.key[:2] == deployment and item.outgrown is None
     )
 
 
@@ -93,6 +96,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
     def trend(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
@@ -105,7 +109,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
 
         `layer` bounds the imbalance: tokens pass all layers.
         """
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         if layer or dp_rank is not None:
             _check_named(state, deployment, layer, dp_rank)
         now = state.now()
@@ -128,6 +132,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             worst_layer=[item.worst_layer for item in summaries],
             not_conserved=sorted(frozenset().union(*(point.broken for point in found))),
             absent=compact_absent(_absent(state, deployment)),
+            partial=partial_now(state, deployment),
             conflict=next((point.conflict for point in reversed(found) if point.conflict), None),
         )
         return answer(result)

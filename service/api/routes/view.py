@@ -17,6 +17,7 @@ from moescope.service.api.params.query import (
     MinTokensParam,
     ModelParam,
     PhaseParam,
+    PoolParam,
     ServerParam,
     StartParam,
     check_known,
@@ -33,7 +34,7 @@ from moescope.service.api.schemas.compact import (
 )
 from moescope.service.api.schemas.measures import values_of
 from moescope.service.api.schemas.view import View, ViewLayer, ViewPhases, ViewRank, ViewSummary
-from moescope.service.api.schemas.windows import pick_layers
+from moescope.service.api.schemas.windows import partial_of, pick_layers
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
@@ -42,6 +43,7 @@ from moescope.service.windows.dp_to_ep_slots import dp_to_ep_slots
 from moescope.service.windows.expert_ep_ranks import ep_ranks_of_experts
 from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.phase_window import merge_spans_of_phase, spans_of_phase
+from moescope.service.windows.seconds import seconds_of
 from moescope.service.windows.window import DpRank, ModelWindow
 
 Part = Literal["counts", "flows", "owners"]
@@ -62,6 +64,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
     def view(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: PoolParam = None,
         layer: LayerParam = None,
         dp_rank: DpRankParam = None,
         phase: PhaseParam = None,
@@ -76,7 +79,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
         The summaries cover all layers, also when only some are asked for.
         """
         bounds = parse_bounds(start, end, state.now())
-        deployment = choose(state, server, model)
+        deployment = choose(state, server, model, pool)
         spans = state.spans(deployment, bounds.start, bounds.end)
         if dp_rank is not None:
             check_known("DP rank", [dp_rank], sorted({_rank(item) for item in spans}))
@@ -84,7 +87,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
         found = assess(merge_spans_of_phase(spans, phase, dp_rank), gate)
         picked = pick_layers(found.window, layer)
         spans = [item for item in spans if dp_rank in (None, _rank(item))]
-        result = _view(found, picked, spans, bounds, state.now())
+        result = _view(found, picked, spans, bounds, state.now(), partial_of(state, found.window, dp_rank))
         layers = [found.window.layers[i] for i in picked]
         wanted = set(parts or ())
         if "counts" in wanted:
@@ -104,13 +107,18 @@ def _rank(item: ProducerSpan) -> int:
 
 
 def _view(
-    found: Assessment, picked: list[int], spans: list[ProducerSpan], bounds: Bounds, now: float
+    found: Assessment,
+    picked: list[int],
+    spans: list[ProducerSpan],
+    bounds: Bounds,
+    now: float,
+    partial: str | None,
 ) -> View:
     window = found.window
     end = now if bounds.end is None else min(bounds.end, now)
     seconds: dict[int, float] = {}
     for item in spans:
-        seconds[_rank(item)] = max(seconds.get(_rank(item), 0.0), _seconds(item, end))
+        seconds[_rank(item)] = max(seconds.get(_rank(item), 0.0), seconds_of(item, end))
     return View(
         server=window.server,
         model=window.model,
@@ -120,6 +128,7 @@ def _view(
         phase_reason=window.phase_reason,
         tokens=window.known_tokens,
         tokens_reason=window.reason,
+        partial=partial,
         conflict=window.conflict,
         min_tokens=found.min_tokens,
         dp_size=window.dp_size,
@@ -135,14 +144,6 @@ def _view(
         flows_reason=None,
         owners=None,
     )
-
-
-def _seconds(item: ProducerSpan, end: float) -> float:
-    """The time in which a producer counted what it has in the window."""
-    span, producer = item.span, item.producer
-    # A producer that still sends may have counted since its last totals. Those of a silent one stay true.
-    fell_silent = producer.stale and span.start < span.end and producer.received_at <= end
-    return (end if fell_silent else span.end) - span.start
 
 
 def _rank_of(rank: DpRank, seconds: float, whole: bool) -> ViewRank:

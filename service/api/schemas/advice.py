@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from moescope.service.advice.evidence import LayerReasons
-from moescope.service.api.schemas.common import Absent, Summary, Window
+from moescope.service.api.schemas.common import Absent, Partial, Summary, Window
 
 StrategyName = Literal["present", "linear", "round_robin", "eplb"]
 
@@ -106,6 +106,7 @@ class AdviceOut(BaseModel):
     held_out: Window = Field(description="The later window that they were checked on.")
     fit_tokens: int
     held_out_tokens: int
+    partial: Partial
     layers: list[int] = Field(description="Layers that were judged.")
     left_out: list[LeftOut]
     absent: list[Absent]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.schemas.common import Absent, Summary, Uncovered, Window
+from moescope.service.api.schemas.common import Absent, Partial, Summary, Uncovered, Window
 from moescope.service.api.schemas.measures import Measures
 from moescope.service.counts.phase_split import Phase
 
@@ -58,6 +58,7 @@ class Balance(BaseModel):
     )
     dp_ranks: list[int] = Field(description="DP ranks that took part.")
     missing_dp_ranks: list[int] = Field(description="DP ranks that should exist and never reported.")
+    partial: Partial
     dp_tokens: Cell = Field(description="Tokens of each DP rank, in the order of dp_ranks.")
     summary: Summaries
     layers: list[LayerBalance]

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, Field
+
+Partial = Annotated[
+    str | None,
+    Field(
+        description="Why this is of a part of the deployment only, and which other name may have the rest; "
+        "null: all its DP ranks are in it."
+    ),
+]
 
 
 class Span(BaseModel):

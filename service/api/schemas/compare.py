@@ -9,13 +9,14 @@ from moescope.service.counts.phase_split import Phase
 
 
 class Side(msgspec.Struct):
-    """One of the two windows."""
+    """One of the two windows; `partial` says why it is of a part of the deployment only, or is null."""
 
     server: str
     model: str
     window: CompactWindow
     phase: Phase | None
     tokens: int | None
+    partial: str | None
     absent: list[CompactAbsent]
 
 

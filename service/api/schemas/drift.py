@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moescope.service.api.schemas.common import Absent, Window
+from moescope.service.api.schemas.common import Absent, Partial, Window
 from moescope.service.counts.phase_split import Phase
 
 
@@ -113,6 +113,7 @@ class DriftAnswer(BaseModel):
         description="Tokens of the base; of a pinned baseline the tokens of both phases. null: not known."
     )
     min_tokens: int
+    partial: Partial
     summary: DriftSummaryOut
     layers: list[LayerDriftOut]
     absent: list[Absent]

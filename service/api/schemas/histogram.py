@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.schemas.common import Absent, Uncovered, Window
+from moescope.service.api.schemas.common import Absent, Partial, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
 
 
@@ -64,6 +64,7 @@ class Histogram(BaseModel):
     tokens_reason: str | None = Field(
         description="Why the tokens of some DP rank aren't known (or not those of the phase), or null."
     )
+    partial: Partial
     layers: list[LayerHistogram]
     uncovered: list[Uncovered]
     absent: list[Absent]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.schemas.common import Absent, Uncovered
+from moescope.service.api.schemas.common import Absent, Partial, Uncovered
 
 
 class MismatchOut(BaseModel):
@@ -64,10 +64,12 @@ class ProducerOut(BaseModel):
     pid: int
     vllm_version: str
     moescope_version: str
-    state: Literal["counting", "disabled", "stale", "conflict"] = Field(
+    state: Literal["counting", "disabled", "stale", "conflict", "gone"] = Field(
         description="disabled: it stopped counting for good or never began, see state_reason. "
-        "stale: it fell silent. conflict: several live processes claim this rank, see state_reason and lives."
+        "stale: it fell silent. gone: nobody waits for its frames, see gone_reason. "
+        "conflict: several live processes claim this rank, see state_reason and lives."
     )
+    gone_reason: str | None = Field(description="Why nobody waits for its frames any more, or null.")
     state_reason: str
     lives: list[LifeOut] = Field(
         description="Live processes that claim this rank, oldest first; empty: there is no conflict."
@@ -127,17 +129,32 @@ class DpRankOut(BaseModel):
     producers: list[ProducerOut]
 
 
+class PartOut(BaseModel):
+    """Another name of the model, of the same sizes, that has some of the DP ranks which are missing here."""
+
+    server: str
+    dp_ranks: list[int]
+
+
 class DeploymentOut(BaseModel):
     """All ranks of one vLLM deployment and model."""
 
     server: str
     model: str
+    pool: str | None = Field(description="Its pool (see /v1/pools); null: none was named.")
+    role: Literal["prefill", "decode"] | None = Field(
+        description="What it computes where prefill and decode are computed apart; null: both."
+    )
     dp_size: int
     ep_size: int
     conflict: str | None = Field(
         description="Which live processes claim one rank, and what to do; null: each rank has one."
     )
     missing_dp_ranks: list[int] = Field(description="DP ranks that should exist and never reported.")
+    other_parts: list[PartOut] = Field(
+        description="Names that have DP ranks which are missing here: they look like parts of one deployment."
+    )
+    partial: Partial
     dp_ranks: list[DpRankOut]
 
 

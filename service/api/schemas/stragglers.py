@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from moescope.service.api.schemas.common import Absent, Window
+from moescope.service.api.schemas.common import Absent, Partial, Window
 
 _COST = "Share of the time that an average EP rank waits for the busiest: 1 - sum of means / sum of maxes"
 _WINDOWED = (
@@ -63,6 +63,7 @@ class Stragglers(BaseModel):
     model: str
     window: Window
     ep_size: int
+    partial: Partial
     stages: list[StageOut] = Field(description="By pipeline stage; empty: no loads of steps ever came.")
     straggler_cost: float | None = Field(
         description=f"{_COST}, over steps and layers: a ratio of sums. null for reason."

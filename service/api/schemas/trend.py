@@ -17,7 +17,7 @@ class Trend(msgspec.Struct):
     their rows don't add up to its tokens. `absent` are MoE layers that nothing
     counts. `conflict` says why intervals have no imbalance because several live processes claimed one rank.
     `dp_rank` is the one that was asked for (null: all of them); then the imbalance is of where its tokens
-    went.
+    went. `partial` says why it is of a part of the deployment only at present; null: all its DP ranks report.
     """
 
     server: str
@@ -33,4 +33,5 @@ class Trend(msgspec.Struct):
     worst_layer: list[int | None]
     absent: list[CompactAbsent]
     not_conserved: list[int] = []
+    partial: str | None = None
     conflict: str | None = None

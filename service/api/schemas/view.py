@@ -76,6 +76,8 @@ class View(msgspec.Struct):
     needs them, is null. `tokens_reason` is the reason why `tokens` is null, whatever was asked for.
     `conflict` says why there is no balance because several live processes claim one rank, or did in the
     window.
+    `partial` says why all this is of a part of the deployment only, and which other name may have the rest;
+    null: all its DP ranks are in it.
     """
 
     server: str
@@ -86,6 +88,7 @@ class View(msgspec.Struct):
     phase_reason: str | None
     tokens: int | None
     tokens_reason: str | None
+    partial: str | None
     conflict: str | None
     min_tokens: int
     dp_size: int

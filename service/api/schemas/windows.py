@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from moescope.capture.wire import MoeLayer
 from moescope.service.api.params.query import Bounds, check_known, choose
 from moescope.service.api.schemas.common import Absent, Span, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
-from moescope.service.live.producers import Deployment, ProducerSpan
+from moescope.service.live.parts import REMEDY, Part, other_parts
+from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, heard_last
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.window import ModelWindow
@@ -21,13 +22,14 @@ def read_window(
     bounds: Bounds,
     dp_rank: int | None = None,
     phase: Phase | None = None,
+    pool: str | None = None,
 ) -> ModelWindow:
     """The merged window of the deployment that is meant, of one DP rank or of all, of a phase or of both.
 
     Raises:
         ProblemError: it isn't clear which deployment is meant, or the DP rank isn't known.
     """
-    spans = state.spans(choose(state, server, model), bounds.start, bounds.end)
+    spans = state.spans(choose(state, server, model, pool), bounds.start, bounds.end)
     if dp_rank is not None:
         known = sorted({item.producer.latest.producer.dp_rank for item in spans})
         check_known("DP rank", [dp_rank], known)
@@ -42,6 +44,7 @@ def read_series(
     instants: Sequence[float],
     dp_rank: int | None = None,
     phase: Phase | None = None,
+    pool: str | None = None,
 ) -> tuple[ModelWindow, Iterator[ModelWindow]]:
     """The merged window, and those between neighbours of rising instants that cut it (none without instants).
 
@@ -51,7 +54,7 @@ def read_series(
         ProblemError: see :func:`read_window`.
     """
     inner = instants[1:-1]
-    found = state.boundaries(choose(state, server, model), (bounds.start, *inner, bounds.end))
+    found = state.boundaries(choose(state, server, model, pool), (bounds.start, *inner, bounds.end))
     if dp_rank is not None:
         check_known("DP rank", [dp_rank], sorted({item.latest.producer.dp_rank for item, _ in found}))
     whole = [ProducerSpan(item, memory.whole()) for item, memory in found]
@@ -99,6 +102,54 @@ def window_out(window: ModelWindow, bounds: Bounds) -> Window:
         used_end=Span(earliest=used.end_earliest, latest=used.end_latest),
         truncated=used.truncated,
     )
+
+
+def partial_of(state: LiveState, window: ModelWindow, dp_rank: int | None = None) -> str | None:
+    """Why a window shows a part of its deployment only; None: it has all DP ranks, or the one asked for."""
+    absent = window.absent_dp_ranks
+    if not absent or dp_rank is not None:
+        return None
+    others = other_parts(state.producers()).get((window.server, window.model), ())
+    return partial_text(window.dp_size, absent, window.reporting, others)
+
+
+def partial_now(state: LiveState, deployment: Deployment) -> str | None:
+    """Why a deployment is a part at present, or None: all its DP ranks report."""
+    known = state.producers()
+    members = [item for item in known if item.latest.producer.key[:2] == deployment]
+    return partial_of_members(members, other_parts(known).get(deployment, ()))
+
+
+def partial_of_members(members: Sequence[ProducerState], others: Sequence[Part]) -> str | None:
+    """Why a deployment is a part at present, or None.
+
+    Args:
+        members: its producers, one at least.
+        others: other names that have DP ranks which it lacks.
+    """
+    reporting = {item.latest.producer.dp_rank for item in members}
+    alive = {item.latest.producer.dp_rank for item in members if not item.stale and item.gone is None}
+    dp_size = heard_last(members).dp_size
+    absent = sorted(set(range(dp_size)) - (alive or reporting))
+    return partial_text(dp_size, absent, reporting, others) if absent else None
+
+
+def partial_text(
+    dp_size: int, absent: Sequence[int], reporting: Container[int], others: Sequence[Part]
+) -> str:
+    """Why numbers are of a part of a deployment.
+
+    Args:
+        dp_size: DP ranks that it should have.
+        absent: those that are not in the numbers, one at least.
+        reporting: those that ever reported.
+        others: other names that have some of them.
+    """
+    never = [rank for rank in absent if rank not in reporting]
+    silent = [rank for rank in absent if rank in reporting]
+    said = ([f"{never} never reported"] if never else []) + ([f"{silent} fell silent"] if silent else [])
+    text = f"a part: of {dp_size} DP ranks {' and '.join(said)}"
+    return f"{text}; {'; '.join(map(str, others))}: {REMEDY}" if others else text
 
 
 def uncovered_out(window: ModelWindow) -> list[Uncovered]:

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire import MoeLayer
+from moescope.service.live.pools import Replica, replica_of
 from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, within_sizes
 from moescope.service.live.state import LiveState
 from moescope.service.measures.balance import GAUGES
@@ -28,12 +29,12 @@ _DROPPED: Final = "dropped_"
 
 @dataclass(frozen=True)
 class Group:
-    """One deployment with a producer that has not expired.
+    """One deployment with a producer that has not expired and is not beyond its sizes.
 
     Attributes:
         deployment: (server, model).
-        spans: its producers, sorted by key, since their counters began. Expired ones are among them, because
-            sums over ranks must not shrink.
+        spans: its producers, sorted by key, since their counters began. Expired and gone ones are among them,
+            because sums over ranks must not shrink.
         counters: whether counters can be shown; see :mod:`moescope.service.live.continuity`.
     """
 
@@ -45,6 +46,11 @@ class Group:
     def producers(self) -> tuple[ProducerState, ...]:
         """The producers."""
         return tuple(item.producer for item in self.spans)
+
+    @cached_property
+    def replica(self) -> Replica:
+        """Its pool, its role and its state."""
+        return replica_of(self.producers)
 
     @cached_property
     def total(self) -> ModelWindow:
@@ -73,19 +79,22 @@ class Group:
         return [item for item in self.spans if item.producer.latest.producer.dp_rank == dp_rank]
 
     def by_dp_rank(self) -> Iterator[tuple[int, list[ProducerState]]]:
-        """The producers of each DP rank that has not expired."""
+        """The producers of each DP rank that has not expired; none of those that are beyond its sizes.
+
+        Those that have shut down with their deployment stay: their last counts may not have been scraped yet.
+        """
         for rank, group in groupby(self.producers, key=lambda item: item.latest.producer.dp_rank):
-            members = list(group)
+            members = [item for item in group if item.outgrown is None]
             if not all(item.expired for item in members):
                 yield rank, members
 
 
 def groups(state: LiveState) -> list[Group]:
-    """All deployments with a producer that has not expired."""
+    """All deployments with a producer that has not expired and is not beyond their sizes."""
     found = []
     for deployment in state.deployments():
         spans = state.totals(deployment)
-        if spans and not all(item.producer.expired for item in spans):
+        if any(not item.producer.expired and item.producer.outgrown is None for item in spans):
             begun = tuple(map(_since_counters_began, spans))
             found.append(Group(deployment, begun, state.shows_counters(deployment)))
     return found
@@ -117,13 +126,16 @@ def ep_counters(group: Group) -> Iterable[Found]:
     """Slots by EP rank, by layer and over layers; nothing where the experts are not spread over ranks.
 
     A layer of which some DP rank's tokens are not seen has no loads: ratios of what is left would be wrong.
-    Its slots stay in the sums over layers, which must not shrink.
+    Its slots stay in the sums over layers, which must not shrink. EP ranks that the deployment no longer has
+    leave with what they got: a counter that stands still would look like an idle rank.
     """
-    if group.total.ep_size == 1:
+    size = group.total.ep_size
+    if size == 1:
         return
-    sums = np.zeros(0)
+    sums = np.zeros(size)
     rows = []
-    names = _numbers(group.total.ep_size)
+    names = _numbers(size)
+    counted = False
     for layer in group.total.layers:
         if layer.not_seen:
             continue
@@ -132,13 +144,12 @@ def ep_counters(group: Group) -> Iterable[Found]:
         yield Sample(unplaced, (*group.deployment, name), layer.unplaced, group.created)
         if layer.unplaced and not layer.ep_slots.any():
             continue
-        size = len(layer.ep_slots)
-        sums = np.pad(sums, (0, max(0, size - len(sums))))
-        sums[:size] += layer.ep_slots
+        sums += layer.ep_slots[:size]
+        counted = True
         if not layer.missing:
-            rows.append(((name, names if size == len(names) else _numbers(size)), layer.ep_slots))
+            rows.append(((name, names), layer.ep_slots[:size]))
     yield from stacked("moescope_layer_ep_rank_slots_total", group.deployment, rows)
-    for ep_rank, slots in enumerate(sums.tolist()):
+    for ep_rank, slots in enumerate(sums.tolist() if counted else ()):
         yield Sample("moescope_ep_rank_slots_total", (*group.deployment, str(ep_rank)), slots, group.created)
 
 
@@ -200,13 +211,16 @@ def _layer_gauges(labels: tuple[str, ...], shape: MoeLayer, cells: Mapping[Axis,
 
 
 def capture_health(group: Group) -> Iterable[Found]:
-    """States, ages, coverage and conservation of the producers."""
-    alive = [item for item in group.producers if not item.expired]
+    """States, ages, coverage and conservation of the producers that are not gone."""
+    alive = [item for item in group.producers if not item.expired and item.gone is None]
     states = Counter(item.state for item in alive)
     for state in ("counting", "disabled", "stale", "conflict"):
         yield Sample("moescope_producers", (*group.deployment, state), states[state])
     yield Sample("moescope_missing_dp_ranks", group.deployment, len(group.total.missing_dp_ranks))
-    for rank, members in group.by_dp_rank():
+    for rank, everyone in group.by_dp_rank():
+        members = [item for item in everyone if item.gone is None]
+        if not members:
+            continue
         labels = (*group.deployment, str(rank))
         present = within_sizes(members)
         uncovered = {entry.layer for item in present for entry in item.latest.uncovered}

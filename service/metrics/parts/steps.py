@@ -67,7 +67,7 @@ def _sums(group: Group, joins: dict[int, Status]) -> Iterator[Found]:
     most, mean = cost.sums
     yield Sample("moescope_straggler_max_slots_total", deployment, most, created)
     yield Sample("moescope_straggler_mean_slots_total", deployment, mean, created)
-    for rank, steps in enumerate(cost.hottest.tolist()):
+    for rank, steps in enumerate(cost.hottest.tolist()[: group.total.ep_size]):
         labels = (*deployment, str(rank))
         yield Sample("moescope_straggler_hottest_layer_steps_total", labels, steps, created)
     for layer in cost.layers:

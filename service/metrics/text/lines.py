@@ -106,12 +106,15 @@ def _block(labels: list[bytes]) -> _Block:
 
 def _labels(metric: WideMetric, table: Table) -> Iterator[bytes]:
     """What is before each number; only the last two labels differ within a table."""
-    order = sorted(range(len(metric.labels)), key=metric.labels.__getitem__)
+    names = [*metric.labels, *(name for name, _ in table.more)]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    last = order.index(len(metric.labels) - 1)
+    more = [escaped(value) for _, value in table.more]
     known_columns: dict[tuple[str, ...], list[str]] = {}  # most rows have the same
     for row, columns in table.rows:
-        known = [*map(escaped, (*table.fixed, row)), ""]
-        pairs = [f'{metric.labels[i]}="{known[i]}' for i in order]
-        at = order.index(len(known) - 1) + 1
+        known = [*map(escaped, (*table.fixed, row)), "", *more]
+        pairs = [f'{names[i]}="{known[i]}' for i in order]
+        at = last + 1
         before = metric.sample_name + "{" + '",'.join(pairs[:at])
         after = '",'.join(["", *pairs[at:]]) if at < len(pairs) else ""
         if columns not in known_columns:

@@ -24,7 +24,7 @@ from moescope.service.metrics.samples import Table, WideMetric
 from moescope.service.metrics.text.digits import WIDTH, Numbers, go_number
 from moescope.service.metrics.text.lines import Lines, escaped
 
-_Key = tuple[str, tuple[str, ...], tuple[str, ...]]
+_Key = tuple[str, tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...]]
 _Part = bytes | tuple[Lines, list[Numbers]]
 
 _EOF: Final = b"# EOF\n"
@@ -65,7 +65,7 @@ class Writer:
         return _together(parts)
 
     def _lines_of(self, metric: WideMetric, table: Table) -> Lines:
-        key = (metric.sample_name, metric.labels, table.fixed)
+        key = (metric.sample_name, metric.labels, table.fixed, table.more)
         with self._lock:
             known = self._lines.get(key)
         if known is not None and known.rows == table.rows:

@@ -12,6 +12,7 @@ const WORST = ["bad", "warn", "good"];
  */
 export function rankState(rank) {
   const of = (state) => rank.producers.find((p) => p.state === state);
+  if (isGone(rank)) return { level: "good", word: "gone", text: of("gone").gone_reason };
   const conflict = of("conflict");
   const disabled = of("disabled");
   const stale = of("stale");
@@ -23,11 +24,14 @@ export function rankState(rank) {
   return { level: "good", word: "live", text: "" };
 }
 
+const isGone = (rank) => rank.producers.every((p) => p.state === "gone");
+
 /** What a worker said before it fell silent, if it was that it doesn't count. */
 const lastWord = (producer) => (producer.state_reason ? `; capture was off: ${producer.state_reason}` : "");
 
 /** Everything worth saying about a deployment, worst first. @returns {Finding[]} */
-export function findings(deployment) {
+export function findings(known) {
+  const deployment = { ...known, dp_ranks: known.dp_ranks.filter((rank) => !isGone(rank)) };
   const found = [
     conflict(deployment),
     missing(deployment),
@@ -49,8 +53,9 @@ const ranksOf = (list) => ranges(sorted(new Set(list.map((p) => p.rank))));
 
 function missing(d) {
   const n = d.missing_dp_ranks.length;
+  const others = d.other_parts.length ? ` ${d.partial}.` : "";
   return n
-    ? { level: "bad", word: "missing", text: `DP ${n === 1 ? "rank" : "ranks"} ${ranges(d.missing_dp_ranks)} never reported: check that each has MOESCOPE_ENDPOINT set.` }
+    ? { level: "bad", word: "missing", text: `DP ${n === 1 ? "rank" : "ranks"} ${ranges(d.missing_dp_ranks)} never reported: check that each has MOESCOPE_ENDPOINT set.${others}` }
     : { level: "good", word: "complete", text: `All ${plural(d.dp_size, "DP rank")} have reported.` };
 }
 
@@ -118,6 +123,9 @@ export function brokenLaw(d) {
   const where = places > 1 ? ` in layers ${ranges(sorted(new Set(all.map((m) => m.layer))))} of DP rank ${ranksOf(all)}; first` : "";
   return `Counts don't add up${where}: ${example}. What rests on these counts is wrong or left out.`;
 }
+
+/** What a banner says if only a part of the deployment is here; else an empty text. */
+export const partText = (deployment) => (deployment.partial ? `This is ${deployment.partial}.` : "");
 
 function conservation(d) {
   const slots = producers(d).flatMap((p) => p.mismatches.map((m) => ({ rank: p.rank, ...m })));

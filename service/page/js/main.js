@@ -4,7 +4,7 @@ import { get, ApiError, windowCutAt } from "./api.js";
 import { buildControls } from "./controls.js";
 import { h, setAttribute, setText } from "./dom.js";
 import { time, timeZone } from "./format.js";
-import { brokenLaw } from "./health.js";
+import { brokenLaw, partText } from "./health.js";
 import { follow } from "./live.js";
 import { empty, failure, loading } from "./messages.js";
 import { phaseOf } from "./phase.js";
@@ -32,6 +32,7 @@ const main = /** @type {HTMLElement} */ (document.getElementById("main"));
 const status = /** @type {HTMLElement} */ (document.getElementById("status"));
 const notice = /** @type {HTMLElement} */ (document.getElementById("notice"));
 const broken = /** @type {HTMLElement} */ (document.getElementById("broken"));
+const part = /** @type {HTMLElement} */ (document.getElementById("part"));
 const short = /** @type {HTMLElement} */ (document.getElementById("short"));
 const nav = /** @type {HTMLElement} */ (document.getElementById("views"));
 const controls = buildControls(/** @type {HTMLElement} */ (document.getElementById("controls")));
@@ -121,11 +122,13 @@ async function draw(signal) {
   }
 }
 
-/** Counts that don't add up are said above every view: what it shows rests on them. */
+/** Counts that don't add up, and ranks that are not here, are said above every view: what it shows rests on them. */
 function showBroken(deployment) {
-  const text = deployment ? brokenLaw(deployment) : "";
-  broken.hidden = !text;
-  setText(broken, text);
+  for (const [element, said] of /** @type {const} */ ([[broken, brokenLaw], [part, partText]])) {
+    const text = deployment ? said(deployment) : "";
+    element.hidden = !text;
+    setText(element, text);
+  }
 }
 
 /** A window of which the begin is forgotten is shorter than its name. */

@@ -22,8 +22,9 @@ export function plainTable(caption, heads) {
       patch(body, items, create, (tr, cells, row) => {
         setAttribute(tr, "title", titles[row]);
         cells.forEach((content, i) => {
-          if (content instanceof Node) tr.children[i].replaceChildren(content);
-          else setText(tr.children[i], content);
+          if (content instanceof Node) {
+            if (tr.children[i].firstChild !== content) tr.children[i].replaceChildren(content); // one that stays keeps its focus
+          } else setText(tr.children[i], content);
         });
       });
     },

@@ -13,7 +13,11 @@ def section(facts: Facts) -> Section:
     known = facts.balance["dp_tokens"]["loads"]
     loads = {} if known is None else dict(zip(facts.balance["dp_ranks"], known, strict=True))
     most = max(loads.values(), default=0.0) or 1.0
-    rows = [_row(item, loads.get(item["dp_rank"]), most) for item in facts.ranks["dp_ranks"]]
+    rows = [
+        _row(item, loads.get(item["dp_rank"]), most)
+        for item in facts.ranks["dp_ranks"]
+        if item["dp_rank"] in loads or any(worker["state"] != "gone" for worker in item["producers"])
+    ]
     return Section(
         "DP ranks",
         "Tokens in the window; the state is that of when the report was made.",

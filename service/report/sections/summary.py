@@ -12,7 +12,6 @@ def section(facts: Facts) -> Section:
     imbalance, max_vio = MEASURES["imbalance_ratio"], MEASURES["max_vio"]
     over_ranks = facts.balance["summary"]["over_ep_ranks"]
     over_experts = facts.balance["summary"]["over_experts"]
-    missing = facts.balance["missing_dp_ranks"]
     cost = facts.stragglers["straggler_cost"]
     items = [
         ("Tokens", facts.tokens, f"{len(facts.balance['dp_ranks'])} DP ranks"),
@@ -36,7 +35,7 @@ def section(facts: Facts) -> Section:
             f"{_layer(over_experts['worst_layer'])}",
         ),
     ]
-    note = f"DP ranks that did not report: {', '.join(map(str, missing))}." if missing else ""
+    note = f"This is {facts.balance['partial']}." if facts.balance.get("partial") else ""
     if facts.balance.get("tokens_reason"):
         note += f" Tokens: {facts.balance['tokens_reason']}."
     if facts.balance["window"]["truncated"]:

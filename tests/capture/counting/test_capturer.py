@@ -272,7 +272,7 @@ def counted_by(
     workers = [Worker(Ranks(0, 1, tp, tp_size)) for tp in range(tp_size)]
     with context:
         for worker in workers:
-            worker.step(true, batch_seen_by(layout, worker.capturer._ranks, [padded]))
+            worker.step(true, batch_seen_by(layout, worker.capturer.ranks, [padded]))
     return np.sum([worker.counts for worker in workers], 0).tolist(), [worker.rows for worker in workers]
 
 

@@ -226,7 +226,7 @@ def test_the_thread_sends_and_stop_flushes_what_is_left(service: Service, open_b
     bench.source.left_at_flush = snapshot(9)
     bench.sender.start()
     bench.sender.stop(timeout=60)
-    assert [frame.tokens for frame in service.frames] == [9]
+    assert [(frame.tokens, frame.ended) for frame in service.frames] == [(9, True)]
     assert not any(thread.name == "moescope-sender" for thread in threading.enumerate())
 
 
@@ -270,5 +270,5 @@ def test_the_thread_survives_a_source_that_fails(
     while not service.frames and time.monotonic() < deadline:
         time.sleep(0.01)
     bench.sender.stop()
-    assert [frame.tokens for frame in service.frames] == [5]
+    assert [(frame.tokens, frame.ended) for frame in service.frames] == [(5, False), (5, True)]
     assert "device lost" in caplog.text

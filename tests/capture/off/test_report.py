@@ -51,6 +51,7 @@ def test_it_is_repeated_in_one_epoch_until_it_is_closed() -> None:
     frames = list(sink.frames)
     assert [frame.seq for frame in frames] == list(range(1, len(frames) + 1))
     assert len({frame.epoch for frame in frames}) == 1
+    assert [frame.ended for frame in frames] == [False] * (len(frames) - 1) + [True]
     time.sleep(0.1)
     assert len(sink.frames) == len(frames)
     assert not [thread for thread in threading.enumerate() if thread.name == "moescope-off"]

@@ -27,8 +27,14 @@ def output(
 ) -> SimpleNamespace:
     """A scheduler's output: new requests' prompt and computed tokens, other requests' computed tokens."""
     new, cached, tokens = new or {}, cached or {}, tokens or {}
+    extra = others.pop("extra", {})
     made = [
-        SimpleNamespace(req_id=name, prompt_token_ids=[0] * prompt, num_computed_tokens=computed)
+        SimpleNamespace(
+            req_id=name,
+            prompt_token_ids=[0] * prompt,
+            num_computed_tokens=computed,
+            sampling_params=SimpleNamespace(extra_args=extra.get(name)),
+        )
         for name, (prompt, computed) in new.items()
     ]
     known = SimpleNamespace(
@@ -73,6 +79,61 @@ def test_the_phases_follow_the_order_of_the_batch_and_not_the_schedulers() -> No
     tokens = {"a": 1, "b": 3, "c": 2}
     for order, phases in ((["b", "a", "c"], [0, 0, 0, 1, 0, 0]), (["a", "c", "b"], [1, 0, 0, 0, 0, 0])):
         assert tracker.of_tokens(order_requests(order, tokens)).tolist() == phases
+
+
+REMOTE = {"do_remote_decode": False, "do_remote_prefill": False, "remote_engine_id": "p", "remote_port": 1}
+"""What a connector leaves of `kv_transfer_params` once it loads a prompt that another instance computed."""
+
+
+@pytest.mark.parametrize("computed", [8, 9])
+def test_the_last_prompt_token_of_a_decode_instance_is_decode(computed: int) -> None:
+    """Only if it alone is left: what else of a prompt is computed again is a prefill."""
+    tracker = PhaseTracker(decodes_only=True)
+    step = tracker.begin_step(output(new={"a": (10, computed)}, tokens={"a": 10 - computed}))
+    assert step == ((1, 1) if computed == 9 else (2, 0))
+    assert tracker.begin_step(output(cached={"a": 10}, tokens={"a": 1})) == (1, 1)
+
+
+def test_a_prompt_that_a_decode_instance_computes_itself_is_prefill_to_its_end() -> None:
+    tracker = PhaseTracker(decodes_only=True)
+    assert tracker.begin_step(output(new={"a": (10, 0), "b": (1, 0)}, tokens={"a": 9, "b": 1})) == (10, 0)
+    # Its last token is left alone for the second step, and was not loaded.
+    assert tracker.begin_step(output(cached={"a": 9, "b": 1}, tokens={"a": 1, "b": 1})) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("told", "decode"),
+    [
+        (None, 0),
+        ({}, 0),
+        ({"do_remote_prefill": True}, 1),
+        (REMOTE, 1),
+        ({"transfer_id": "x", "do_remote_prefill": False, "remote_bootstrap_addr": "http://p:1"}, 1),
+        ({"do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None}, 0),
+        ({"do_remote_decode": True, "remote_engine_id": "d"}, 0),  # this instance prefills for another one
+        ({"do_remote_prefill": False, "remote_engine_id": None}, 0),
+        ("nonsense", 0),
+    ],
+)
+def test_elsewhere_a_request_says_where_its_prompt_was_computed(told: Any, decode: int) -> None:
+    """A hit of the local prefix cache looks alike, and there the last token is prefill."""
+    tracker = PhaseTracker()
+    extra = {"a": {"kv_transfer_params": told}} if told is not None else {}
+    assert tracker.begin_step(output(new={"a": (10, 9)}, tokens={"a": 1}, extra=extra)) == (1, decode)
+    tracker.begin_step(output(finished={"a"}))
+    assert not tracker._elsewhere
+
+
+@pytest.mark.parametrize("runner", ["V1", "V2"])
+def test_a_preempted_request_of_a_decode_instance_is_loaded_again(runner: str) -> None:
+    tracker = PhaseTracker(decodes_only=True)
+    tracker.begin_step(output(new={"a": (4, 3)}, tokens={"a": 1}))
+    for computed, decode in ((3, 3), (0, 0)):  # loaded again, or not: then it computes all of it
+        if runner == "V1":
+            again = output(cached={"a": computed}, tokens={"a": 3}, resumed={"a"})
+        else:
+            again = output(new={"a": (4, computed)}, tokens={"a": 3})
+        assert tracker.begin_step(again) == (3, decode)
 
 
 def test_requests_that_are_done_are_forgotten() -> None:

@@ -40,6 +40,8 @@ ANSWERS: list[tuple[str, str, dict[str, Any]]] = [
     ("/v1/histogram", "/v1/histogram", {**SERIES, "phase": "prefill"}),
     ("/v1/placement", "/v1/placement", {}),
     ("/v1/placement", "/v1/placement", {"form": "tables"}),
+    ("/v1/pools", "/v1/pools", {}),
+    ("/v1/pools/{pool}", "/v1/pools/chat", {}),
     ("/v1/ranks", "/v1/ranks", {}),
     ("/v1/stragglers", "/v1/stragglers", SERIES),
     ("/v1/traces", "/v1/traces", {"limit": 1}),
@@ -57,7 +59,7 @@ def _push_both(service: Service) -> None:
     for dp_rank, slots in ((0, 40), (1, 0)):
         made = frame(
             {0: [slots, slots], 1: [0, 0]},
-            who=producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2),
+            who=producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2, pool="chat"),
             placement=halves(2, 2),
             uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
             absent=[wire.UncoveredLayer(7, "not found")],

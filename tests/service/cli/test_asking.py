@@ -76,6 +76,9 @@ def nowhere() -> str:
 COMMANDS = [
     ["ranks"],
     ["balance"],
+    ["balance", "--pool", "one"],
+    ["pools"],
+    ["pools", "one"],
     ["stragglers"],
     ["placement"],
     ["advise"],

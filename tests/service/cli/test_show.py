@@ -8,7 +8,7 @@ import pytest
 from moescope.capture import wire
 from tests.service.cli.running import run
 from tests.service.conftest import Service
-from tests.service.frames import frame, halves, producer
+from tests.service.frames import EPOCH, frame, halves, producer
 
 
 def test_balance_and_ranks_show_tables(service: Service) -> None:
@@ -72,9 +72,23 @@ def test_ranks_names_who_never_reported_and_what_cant_be_seen(service: Service) 
     done = run("ranks", "--url", service.url)
     assert "- layer 7 is absent: not found (FooBlock)" in done.stdout
     assert "absent layers [7]" in done.stdout
-    assert "- DP ranks that never reported: 1, 2" in done.stdout
+    assert "- this is a part: of 3 DP ranks [1, 2] never reported" in done.stdout
+    for command in ("balance", "stragglers", "advise", "drift"):
+        answer = run(command, "--url", service.url, *(["--ranks", "2"] if command == "advise" else []))
+        assert "- this is a part: of 3 DP ranks [1, 2] never reported" in answer.stdout, command
     assert "- layer 5 can't be seen: monolithic kernel" in done.stdout
     assert "- phases can't be told: no order" in done.stdout
+
+
+def test_ranks_that_a_deployment_no_longer_has_are_gone_and_no_fault(service: Service) -> None:
+    for rank in (0, 1):
+        service.push(frame({3: [2, 2]}, who=producer(dp_rank=rank, dp_size=2)))
+    service.clock.now += 3
+    service.push(frame({3: [2, 2]}, who=producer(), epoch=EPOCH + 10**10))
+    done = run("ranks", "--url", service.url)
+    assert "gone, 3 s ago" in done.stdout
+    assert "the deployment has 1 DP rank now" in " ".join(done.stdout.replace("│", " ").split())
+    assert not [line for line in done.stdout.splitlines() if line.startswith("- ")]
 
 
 def test_rows_that_are_not_the_tokens_are_said(service: Service) -> None:

@@ -23,7 +23,7 @@ OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 @pytest.fixture
 def hostile(service: Service) -> Service:
-    who = producer(server=HOSTILE, host=HOSTILE, dp_size=2)
+    who = producer(server=HOSTILE, host=HOSTILE, pool=HOSTILE, dp_size=2)
     for seq in (1, 2):
         service.push(
             frame(
@@ -42,6 +42,9 @@ def hostile(service: Service) -> Service:
 def test_commands_obey_nothing(hostile: Service) -> None:
     for command in (
         ("ranks",),
+        ("pools",),
+        ("pools", HOSTILE),
+        ("pools", "none"),
         ("balance",),
         ("stragglers",),
         ("advise",),

@@ -23,7 +23,7 @@ LOADS = np.array([[[6, 2], [4, 4]], [[0, 3], [3, 0]]])
 
 
 def registry() -> CollectorRegistry:
-    """Two DP ranks of one deployment, one of another without EP, all of whose numbers are fixed."""
+    """Two DP ranks of one deployment, its sibling, and one of another without EP; all numbers are fixed."""
     settings = Settings(min_tokens=1, metrics_level=MetricsLevel.LAYER_EXPERT)
     ticks = itertools.count()
     instruments = Instruments(lambda: next(ticks) * 0.004)
@@ -32,7 +32,7 @@ def registry() -> CollectorRegistry:
         tokens = 500_150 + dp_rank
         made = frame(
             {0: [1_000_100, 100, 60, 40], 3: [150, 0, 50, 0]},
-            who=producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2),
+            who=producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=2, ep_size=2, pool="chat", role="decode"),
             rows=[tokens, tokens],  # layer 3 masks slots
             tokens=tokens,
             placement=halves(4, 2, version=4),
@@ -52,6 +52,7 @@ def registry() -> CollectorRegistry:
             state.ingest(made)
         instruments.took_in(1000)
     state.ingest(frame({0: [4, 2]}, who=producer(server='quo"te', model="back\\slash\nline")))
+    state.ingest(frame({0: [8, 2, 0, 2]}, who=producer(server="second", pool="chat", role="decode")))
     state.count_refused("malformed")
     with instruments.scrape.timed():
         pass

@@ -207,7 +207,8 @@ def test_each_level_shows_its_families_and_no_others(
     service = start_service(min_tokens=1, metrics_level=level)
     _push_both(service)
     assert service.client.post("/v1/baselines", json={}).status_code == 201
-    service.push(frame({0: [1, 1]}, who=producer(server="b"), epoch=EPOCH + 1))
+    for server in ("b", "c"):
+        service.push(frame({0: [1, 1]}, who=producer(server=server, pool="p"), epoch=EPOCH + 1))
     families = [family for family in CATALOGUE.values() if family.shown(level)]
     assert _names(_series(service)) == {name for family in families for name in series_names(family)}
 
@@ -216,10 +217,13 @@ def test_labels_and_types_are_those_of_the_catalogue(start_service: Callable[...
     service = start_service(min_tokens=1, metrics_level=MetricsLevel.LAYER_EXPERT)
     _push_both(service)
     assert service.client.post("/v1/baselines", json={}).status_code == 201
+    for server in ("b", "c"):
+        service.push(frame({0: [1, 1]}, who=producer(server=server, pool="p")))
     text = service.client.get("/metrics").text
     for name, labels in _series(service):
         family = FAMILY_OF[name]
-        assert {label for label, _ in labels} - {"le"} == set(family.labels), name
+        found = {label for label, _ in labels} - {"le"}
+        assert set(family.labels) <= found <= set(family.possible_labels), name
     for family in CATALOGUE.values():
         assert f"# TYPE {family.name} {family.kind}\n" in text
         assert (family.kind == "counter") == family.name.endswith("_total")
@@ -378,9 +382,9 @@ def test_scrapes_at_once_share_runs(service: Service, monkeypatch: pytest.Monkey
         asked.append(form)
         return await call(runs, form)
 
-    def slow(collector: RoutingCollector) -> Any:
+    def slow(collector: RoutingCollector, *places: Any) -> Any:
         wait_until(lambda: len(asked) >= 20, "not all have come")
-        return gather(collector)
+        return gather(collector, *places)
 
     monkeypatch.setattr(SharedRuns, "__call__", asking)
     monkeypatch.setattr(RoutingCollector, "_gather", slow)
@@ -389,6 +393,53 @@ def test_scrapes_at_once_share_runs(service: Service, monkeypatch: pytest.Monkey
     assert all(answer.text.count("moescope_tokens_total{") == 2 for answer in answers)
     made = _series(service)["moescope_scrape_duration_seconds_count", ()]
     assert made == 2, "the first one's, and that of all who came during it"
+
+
+def test_the_place_of_a_deployment_is_on_all_its_series_and_nowhere_else(
+    start_service: Callable[..., Service],
+) -> None:
+    service = start_service(min_tokens=1, metrics_level=MetricsLevel.LAYER_EXPERT)
+    _push_both(service)
+    service.push(
+        frame(
+            {0: [4, 0, 2, 0]},
+            who=producer(server="b", pool='c"hat', role="decode", dp_size=2, ep_size=2),
+            placement=halves(4, 1),
+        )
+    )
+    of_b = 0
+    for name, labels in _series(service):
+        known = dict(labels)
+        expected = {}
+        if known.get("server") == "b":
+            expected, of_b = {"pool": 'c"hat', "role": "decode"}, of_b + 1
+        assert {key: known[key] for key in ("pool", "role") if key in known} == expected, name
+    assert of_b > 20
+
+
+def test_replicas_of_a_pool_tell_how_far_their_routing_is_apart(service: Service) -> None:
+    for server, counts in (("a", [100, 0, 0, 0]), ("b", [0, 50, 0, 50]), ("c", [0, 50, 0, 50])):
+        service.push(frame({0: counts}, who=producer(server=server, pool="chat")))
+    service.push(frame({0: [0, 0, 9, 0]}, who=producer(server="d", pool="chat", role="decode")))
+    service.push(frame({0: [0, 0, 9, 0]}, who=producer(server="e")))
+    series = _series(service)
+    found = {
+        dict(labels)["server"]: value
+        for (name, labels), value in series.items()
+        if name == "moescope_replica_divergence_bits"
+    }
+    assert found == {"a": 1.0, "b": pytest.approx(0.3112781), "c": pytest.approx(0.3112781)}
+    answer = service.get("/v1/pools/chat")["deployments"]
+    medians = {item["server"]: item["divergence"]["median"] for item in answer}
+    assert medians == {**found, "d": None}
+
+
+def test_a_deployment_that_moves_to_another_pool_has_one_place(service: Service) -> None:
+    service.push(frame({0: [4, 2]}, who=producer(pool="old")))
+    service.clock.now += 1
+    service.push(frame({0: [4, 2]}, who=producer(pool="new"), epoch=EPOCH + 100 * 10**9))
+    pools = {value for _, labels in _series(service) for key, value in labels if key == "pool"}
+    assert pools == {"new"}
 
 
 def test_how_far_back_windows_reach_and_what_would_help(caplog: pytest.LogCaptureFixture) -> None:

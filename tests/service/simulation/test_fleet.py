@@ -274,3 +274,70 @@ def test_tracing_changes_no_frame_and_none_is_made_unless_asked_for() -> None:
     assert list(fleet.traces(10.0)) == []
     with pytest.raises(ValueError, match="trace rate 2"):
         replace(PLAN, trace_rate=2.0)
+
+
+def routed(plan: Plan) -> list[tuple[wire.Producer, np.ndarray[tuple[int, int], np.dtype[np.float64]]]]:
+    """Each replica's producer of rank 0, and the shares of the experts over its ranks, [L, E]."""
+    found = []
+    for deployment in plan.deployments:
+        made = list(Fleet(deployment, START_NS).advance(20.0))
+        for frame in made:
+            wire.check_frame(frame)
+        slots = np.sum([counts(frame) for frame in made], axis=0)
+        found.append((made[0].producer, slots / slots.sum(axis=1, keepdims=True)))
+    return found
+
+
+def test_replicas_have_one_habit_and_tokens_of_their_own() -> None:
+    plan = replace(PLAN, replicas=3, pool="chat", habits=Habits(skew=1.0, drift=0.1))
+    (a, of_a), (b, of_b), (c, of_c) = routed(plan)
+    assert [who.server for who in (a, b, c)] == ["simulated-0", "simulated-1", "simulated-2"]
+    assert {(who.pool, who.role) for who in (a, b, c)} == {("chat", "")}
+    assert np.abs(of_a - of_b).max() < 0.01
+    assert (of_a != of_b).any()
+    shifted = routed(replace(plan, replica_shift=1.0))
+    assert np.abs(shifted[0][1] - shifted[1][1]).max() < 0.01
+    assert np.abs(shifted[0][1] - shifted[2][1]).max() > 0.05
+    assert np.abs(of_b - of_c).max() < 0.01
+
+
+def test_one_replica_has_more_tokens() -> None:
+    plan = replace(PLAN, replicas=4, replica_imbalance=2.5)
+    tokens = [
+        sum(frame.tokens for frame in Fleet(deployment, START_NS).advance(20.0))
+        for deployment in plan.deployments
+    ]
+    assert np.array(tokens) / np.mean(tokens) == pytest.approx([2.5, 0.5, 0.5, 0.5], rel=0.05)
+
+
+def test_prefill_and_decode_are_computed_apart() -> None:
+    made = {
+        deployment.role: list(Fleet(deployment, START_NS).advance(10.0))
+        for deployment in replace(PLAN, replicas=2, roles=True).deployments
+    }
+    assert {role: frames[0].producer.role for role, frames in made.items()} == {
+        "prefill": "prefill",
+        "decode": "decode",
+    }
+    assert all(frame.decode_tokens == 0 < frame.tokens for frame in made["prefill"])
+    assert all(frame.decode_tokens == frame.tokens > 0 for frame in made["decode"])
+
+
+def test_replicas_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 replicas or more"):
+        replace(PLAN, roles=True)
+    with pytest.raises(ValueError, match=r"replica imbalance 3 is not in 1\.\.2"):
+        replace(PLAN, replicas=2, replica_imbalance=3.0)
+
+
+def test_the_command_feeds_all_replicas(start_service: Callable[..., Service]) -> None:
+    service = start_service(use_clock=time.time, min_tokens=1)
+    options = ["--replicas", "2", "--pool", "chat", "--roles", "--ranks", "2", "--layers", "2"]
+    done = run("simulate", "--url", service.url, "--duration", "0", "--interval", "0.05", *options)
+    assert done.returncode == 0, done.output
+    assert done.stdout.startswith("2 replicas of 2 ranks, ")
+    [pool] = service.get("/v1/pools")["pools"]
+    assert [(item["server"], item["role"]) for item in pool["deployments"]] == [
+        ("simulated-0", "prefill"),
+        ("simulated-1", "decode"),
+    ]

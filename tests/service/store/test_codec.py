@@ -133,6 +133,21 @@ def test_a_blob_from_before_phases_is_unphased_and_goes_on() -> None:
     assert restored.totals.decode.rows.tolist() == [1, 1]
 
 
+def test_pool_and_role_come_back_and_older_accounts_have_none() -> None:
+    made = Account(max_epochs=3)
+    made.post(frame({0: [4, 2]}, who=producer(pool="chat", role="decode", start="x1")))
+    blob = encode_account(made.state())
+    found = decode_account(blob).latest.producer
+    assert (found.pool, found.role, found.start) == ("chat", "decode", "x1")
+    packed = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(blob[1:]))
+    for name in ("pool", "role", "start"):  # before wire minor 5 a producer had none of them
+        del packed[4][name]
+    old = blob[:1] + zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(packed))
+    found = decode_account(old).latest.producer
+    assert (found.pool, found.role, found.start) == ("", "", "")
+    assert found.key == ("prod", "tiny", 0, 0, 0)
+
+
 def test_another_version_is_refused() -> None:
     blob = encode_totals(account().totals)
     with pytest.raises(ValueError, match="upgrade"):

@@ -5,6 +5,7 @@ import * as compare from "./compare.js";
 import * as heatmap from "./heatmap.js";
 import * as layer from "./layer.js";
 import * as overview from "./overview.js";
+import * as pools from "./pools.js";
 import * as ranks from "./ranks.js";
 import * as trace from "./trace.js";
 import * as traces from "./traces.js";
@@ -17,6 +18,7 @@ export const VIEWS = {
   overview: { title: "Overview", inMenu: true, phases: true, create: overview.create },
   heatmap: { title: "Heatmap", inMenu: true, phases: true, create: heatmap.create },
   ranks: { title: "Ranks", inMenu: true, phases: true, create: ranks.create },
+  pools: { title: "Pools", inMenu: true, create: pools.create },
   traces: { title: "Traces", inMenu: true, create: traces.create },
   compare: { title: "Compare", inMenu: true, phases: true, create: compare.create },
   advice: { title: "Advice", inMenu: true, create: advice.create },

@@ -79,11 +79,14 @@ def test_the_summary_has_the_numbers_in_large() -> None:
 def test_the_summary_says_who_is_missing_and_what_is_not_known() -> None:
     made = summary.section(
         facts(
-            balance={"missing_dp_ranks": [2, 5], "window": {"truncated": True}},
+            balance={
+                "partial": "a part: of 6 DP ranks [2, 5] never reported",
+                "window": {"truncated": True},
+            },
             stragglers={"straggler_cost": None},
         )
     )
-    assert "DP ranks that did not report: 2, 5." in made.lead
+    assert "This is a part: of 6 DP ranks [2, 5] never reported." in made.lead
     assert "shorter than asked for" in made.lead
     assert "no single steps were joined" in made.body
 

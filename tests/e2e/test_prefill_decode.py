@@ -1,0 +1,123 @@
+"""Two real vLLM servers, one of which prefills and one decodes: their roles, their phases, their pool."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from devkit.tiny_moe import ensure_checkpoint
+from devkit.vllm_server import MODEL_NAME, VllmOptions, VllmServer
+from tests.e2e.cluster import SETTLE_SECONDS, WORKER, Service
+
+pytestmark = pytest.mark.e2e
+
+BLOCK = 32  # tokens; the connector loads whole blocks
+PROMPTS = 5
+GENERATED = 6
+
+
+@dataclass
+class Pair:
+    """A prefill instance, a decode instance that loads what it computed, and their service."""
+
+    service: Service
+    prefill: VllmServer
+    decode: VllmServer
+
+    def complete(self, server: VllmServer, prompt: list[int], max_tokens: int) -> None:
+        body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True}
+        response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=300)
+        assert response.status_code == 200, response.text
+
+    def settled(self, expected: dict[str, dict[str, int]]) -> dict[str, Any]:
+        """The pool once its deployments' tokens by phase are what is expected, or when time is up."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            response = httpx.get(f"{self.service.url}/v1/pools/pd", timeout=60)
+            answer: dict[str, Any] = response.json()
+            found = {item["role"]: item["phases"] for item in answer.get("deployments", [])}
+            if found == expected or time.monotonic() > deadline:
+                assert found == expected, answer
+                return answer
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Both start side by side. No prefix cache, so that all that isn't computed was loaded."""
+    folder = tmp_path_factory.mktemp("pd")
+    model = ensure_checkpoint(folder / "model")
+    with ExitStack() as stack:
+        service = stack.enter_context(Service(folder / "service.log"))
+
+        def start(role: str) -> VllmServer:
+            transfer = {
+                "kv_connector": "WholeBlockConnector",
+                "kv_connector_module_path": "tests.e2e.whole_block_connector",
+                "kv_role": role,
+                "kv_connector_extra_config": {"shared_storage_path": str(folder / "kv")},
+            }
+            options = VllmOptions(
+                model=model,
+                worker_class=WORKER,
+                prefix_caching=False,
+                block_size=BLOCK,
+                extra_args=("--kv-transfer-config", json.dumps(transfer)),
+                env={
+                    "MOESCOPE_ENDPOINT": service.url,
+                    "MOESCOPE_INTERVAL": "0.1",
+                    "MOESCOPE_SERVER": role,
+                    "MOESCOPE_POOL": "pd",
+                    "PYTHONPATH": str(Path(__file__).parents[2]),
+                },
+            )
+            return VllmServer(options, log=folder / f"{role}.log")
+
+        with ThreadPoolExecutor(2) as pool:
+            servers = list(pool.map(lambda role: start(role).__enter__(), ["kv_producer", "kv_consumer"]))
+        for server in servers:
+            stack.push(server.__exit__)
+        yield Pair(service, *servers)
+
+
+def test_the_last_prompt_token_that_is_computed_again_is_of_decode(pair: Pair) -> None:
+    prompts = [[1 + n] * (2 * BLOCK + 1) for n in range(PROMPTS)]
+    for prompt in prompts:
+        pair.complete(pair.prefill, prompt, 1)
+    tokens = PROMPTS * len(prompts[0])
+    prefilled = {"prefill": tokens, "decode": 0}
+    nothing = {"prefill": 0, "decode": 0}
+    pair.settled({"prefill": prefilled, "decode": nothing})
+    for prompt in prompts:
+        pair.complete(pair.decode, prompt, GENERATED)
+    # Two blocks are loaded. The last prompt token is computed again, then each generated one but the last.
+    decoded = {"prefill": 0, "decode": PROMPTS * GENERATED}
+    answer = pair.settled({"prefill": prefilled, "decode": decoded})
+    assert answer["phases"] == {"prefill": tokens, "decode": PROMPTS * GENERATED}
+    assert {item["server"] for item in answer["deployments"]} == {"kv_producer", "kv_consumer"}
+    assert {item["state"] for item in answer["deployments"]} == {"counting"}
+    assert len(answer["layers"]) > 1
+    for layer in answer["layers"]:
+        assert (layer["prefill_tokens"], layer["decode_tokens"]) == (tokens, PROMPTS * GENERATED)
+        assert 0 <= layer["divergence"] <= 1
+
+
+def test_a_prompt_that_the_decode_instance_computes_itself_is_prefill(pair: Pair) -> None:
+    def phases() -> dict[str, dict[str, int]]:
+        found = httpx.get(f"{pair.service.url}/v1/pools/pd", timeout=60).json()["deployments"]
+        return {item["role"]: item["phases"] for item in found}
+
+    before = phases()
+    pair.complete(pair.decode, [99] * 21, GENERATED)  # nobody computed it before
+    decode = before["decode"]
+    expected = {"prefill": decode["prefill"] + 21, "decode": decode["decode"] + GENERATED - 1}
+    pair.settled({**before, "decode": expected})
