@@ -103,7 +103,7 @@ def feed(plan: Plan, poster: Poster, pace: Pace, on_round: Callable[[Progress], 
         time.sleep(max(0.0, last + pace.interval_s - time.monotonic()))
         now = time.monotonic()
         problem = None
-        for frame in chain.from_iterable(fleet.advance(now - last) for fleet in fleets):
+        for fleet, frame in ((fleet, frame) for fleet in fleets for frame in fleet.advance(now - last)):
             try:
                 poster.post(encode_frame(frame))
                 fleet.delivered(frame)
