@@ -14,9 +14,11 @@ RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin moescope \
     && install -d -o moescope -g moescope /data
 USER 10001:10001
+# Whatever the arguments: without a volume here, counts end with the container. MOESCOPE_STORE=none keeps none.
+ENV MOESCOPE_STORE=/data
 VOLUME /data
 EXPOSE 9890
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9890/readyz', timeout=2)"]
 ENTRYPOINT ["moescope"]
-CMD ["serve", "--host", "0.0.0.0", "--store", "/data"]
+CMD ["serve", "--host", "0.0.0.0"]

@@ -150,7 +150,7 @@ def main() -> None:
     args = parser.parse_args()
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with running("serve", "--port", str(port)):
+    with running("serve", "--port", str(port), "--no-store"):
         wait_for(f"{url}/readyz")
         with running("simulate", "--url", url, "--hot", "0.2", "--dead", "2"):
             time.sleep(3)

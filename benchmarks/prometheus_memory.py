@@ -103,7 +103,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if prometheus is None:
         raise SystemExit("Prometheus is missing: install the package prometheus")
     with ExitStack() as stack:
-        serve = [moescope, "serve", "--port", str(port), "--metrics-level", options.level]
+        serve = [moescope, "serve", "--port", str(port), "--metrics-level", options.level, "--no-store"]
         service = start(stack, serve, folder / "serve.log")
         time.sleep(2)
         feed = ["simulate", "--url", f"http://127.0.0.1:{port}", "--ranks", str(options.ranks)]

@@ -110,7 +110,9 @@ def run_simulated(options: argparse.Namespace, port: int, console: Console) -> N
             raise DemoError(explain(simulation.log, "the simulation ended"))
 
 
-def start_service(stack: ExitStack, port: int, console: Console, flags: Sequence[str] = ()) -> Service:
+def start_service(
+    stack: ExitStack, port: int, console: Console, flags: Sequence[str] = ("--no-store",)
+) -> Service:
     """``moescope serve`` as a process of its own, ready."""
     log = FOLDER / "service.log"
     command = [str(Path(sys.executable).with_name("moescope")), "serve", "--port", str(port), *flags]

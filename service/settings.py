@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
+import platformdirs
 from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -68,12 +72,33 @@ class ClickHouseUrl(SecretStr):
     """The URL of a store in ClickHouse. It is secret because it has a password."""
 
 
-def store_named(text: str) -> Path | ClickHouseUrl:
-    """The store that a text names: a folder, or a ClickHouse.
+NO_STORE: Final = "none"
+"""What the setting ``store`` is for memory only."""
+
+
+def default_store(port: int) -> Path | None:
+    """The folder of a service that is told none: in the user's data folder, by host and port.
+
+    So services of one user don't meet, on one host or with one home folder on several. None: without a port
+    of its own (0) a service would never find its folder again.
+    """
+    if port == 0:
+        return None
+    return platformdirs.user_data_path("moescope") / f"{socket.gethostname()}-{port}"
+
+
+def _store_of(others: dict[str, Any]) -> Path | None:
+    return default_store(others.get("port", 0))  # absent: it was refused
+
+
+def store_named(text: str) -> Path | ClickHouseUrl | None:
+    """The store that a text names: a folder, a ClickHouse, or none.
 
     Raises:
         ValueError: it is the URL of something else.
     """
+    if text == NO_STORE:
+        return None
     scheme, found, _ = text.partition("://")
     if not found:
         return Path(text)
@@ -143,11 +168,17 @@ class Settings(BaseSettings):
     expire_after_s: float = Field(
         3600.0, gt=0, description="Counters of a rank that is silent for longer leave /metrics, seconds."
     )
-    history_mib: int = Field(256, ge=1, description="Memory for past snapshots, MiB.")
-    store: Path | ClickHouseUrl | None = Field(
+    history_mib: int | None = Field(
         None,
-        description=f"Folder that keeps totals, history and traces over restarts, or {_CLICKHOUSE_URL} for "
-        "several services; absent: memory only.",
+        ge=1,
+        description="Memory for past snapshots, MiB. Absent: 256; without a store as much as 8 snapshots of "
+        "each producer take, if that is more, up to a quarter of the memory.",
+    )
+    store: Path | ClickHouseUrl | None = Field(
+        default_factory=_store_of,
+        description=f"Folder that keeps totals, history and traces over restarts, {_CLICKHOUSE_URL} for "
+        f"several services, or {NO_STORE}: memory only, as with port 0.",
+        json_schema_extra={"default": "moescope/HOST-PORT in the user's data folder"},
     )
     store_mib: int = Field(
         4096,
@@ -181,6 +212,11 @@ class Settings(BaseSettings):
         return store_named(value) if isinstance(value, str) else value
 
     @property
+    def store_is_default(self) -> bool:
+        """Whether nobody has named the store."""
+        return "store" not in self.model_fields_set
+
+    @property
     def authenticates(self) -> bool:
         """Whether anything is asked of clients: a token, or a certificate."""
         return any((self.token, self.token_file, self.tokens_file, self.tls_client_ca))
@@ -200,6 +236,14 @@ class Settings(BaseSettings):
         if self.tls_cert is None and (self.tls_key is not None or self.tls_client_ca is not None):
             raise ValueError("tls_key and tls_client_ca need tls_cert: set --tls-cert or MOESCOPE_TLS_CERT")
         return self
+
+
+def default_of(field: FieldInfo) -> object:
+    """The default of a setting, in words where it depends on others."""
+    if field.default is not PydanticUndefined:
+        return field.default
+    extra = field.json_schema_extra
+    return extra["default"] if isinstance(extra, dict) else None
 
 
 def is_loopback(host: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic.fields import FieldInfo
 
 from moescope.service.client.settings import ClientSettings
-from moescope.service.settings import SERVE_FLAGS, Settings
+from moescope.service.settings import SERVE_FLAGS, Settings, default_of
 
 _INTRODUCTION: Final = """# Settings of the service
 
@@ -59,7 +59,7 @@ def _row(name: str, field: FieldInfo) -> str:
         f"`{name}`",
         flag,
         f"`MOESCOPE_{name.upper()}`",
-        _default(field.default),
+        _default(default_of(field)),
         field.description or "",
     )
     return f"| {' | '.join(cells)} |\n"

@@ -3,9 +3,14 @@
 import os
 import shutil
 import signal
+import tempfile
 
 # A shell that starts tests in the background ignores SIGINT for them and for all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A service that is told no store keeps one in the user's data folder: no test may write there.
+_DATA = tempfile.TemporaryDirectory(prefix="moescope-test-data-")
+os.environ["XDG_DATA_HOME"] = _DATA.name
 
 # Torch's threads of one operation wait for each other by spinning, on cores that others need: two parts of
 # `make test` run at a time, and servers beside them. It is read when torch is imported, which is later.

@@ -73,6 +73,7 @@ class FrameBuilder:
         self._absent_unnamed = absent_unnamed
         self._num_counts = sum(layer.num_experts for layer in layers)
         self._seq = 0
+        self._acknowledged = 0
         self._clock = clock
         self._began_ns = clock()
 
@@ -95,6 +96,7 @@ class FrameBuilder:
             producer=self.producer,
             epoch=self._epoch,
             seq=self._seq,
+            acknowledged=self._acknowledged,
             captured_at_ns=snapshot.captured_at_ns,
             state="counting" if reason is None else "disabled",
             state_reason=(reason or "")[:MAX_REASON],
@@ -131,5 +133,6 @@ class FrameBuilder:
 
     def delivered(self) -> None:
         """The service has taken the last frame."""
+        self._acknowledged = self._seq
         if self._history is not None:
             self._history.delivered()

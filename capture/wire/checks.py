@@ -53,6 +53,8 @@ def check_frame(frame: Frame) -> None:
     found = {*layer_ids, *(layer.layer for layer in frame.uncovered)} & {item.layer for item in frame.absent}
     if found:
         raise WireError(f"absent: layers {sorted(found)} are in layers or uncovered too")
+    if frame.acknowledged is not None and frame.acknowledged >= frame.seq:
+        raise WireError(f"acknowledged: {frame.acknowledged} is not below seq ({frame.seq})")
     _check_array("counts", frame.counts, sum(layer.num_experts for layer in frame.layers))
     _check_array("rows", frame.rows, len(frame.layers))
     _check_phases(frame)

@@ -156,6 +156,9 @@ class Frame(Struct, kw_only=True):
         producer: who counted.
         epoch: start of the producer's counting, nanoseconds of Unix time; a restart has a higher one.
         seq: 1, 2, ... within the epoch; every later frame carries totals that are no smaller.
+        acknowledged: ``seq`` of the newest earlier frame of this epoch that a service has taken; 0: none yet.
+            So a service that doesn't know that frame sees that its counts were taken elsewhere, or before it
+            lost what it knew. None in frames of wire minor 4 or below.
         captured_at_ns: when the totals were true, nanoseconds of Unix time on the producer's clock.
         state: ``counting``, or ``disabled`` when capture has stopped for good or never began
             (``state_reason`` says why; the totals are then those of the moment before it stopped).
@@ -221,6 +224,7 @@ class Frame(Struct, kw_only=True):
     step_loads: StepLoads | None = None
     absent: Annotated[list[UncoveredLayer], Meta(max_length=MAX_LAYERS)] = []
     absent_unnamed: Text = ""
+    acknowledged: Count | None = None
     unavailable: Annotated[dict[Name, Text], Meta(max_length=MAX_COUNTERS)] = {}
     uptime_ns: Count = 0
     ended: bool = False

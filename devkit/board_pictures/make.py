@@ -78,7 +78,7 @@ def start_fleet(stack: ExitStack, logs: Path) -> str:
     """A service that two simulated deployments feed; its address."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    serve = [MOESCOPE, "serve", "--port", str(port), "--metrics-level", "layer_expert"]
+    serve = [MOESCOPE, "serve", "--port", str(port), "--metrics-level", "layer_expert", "--no-store"]
     group = ProcessGroup(serve, logs / "serve.log", os.environ)
     stack.callback(group.stop)
     service = Service(url, CHAT)

@@ -42,7 +42,7 @@ def serving(
     log = folder / f"serve-{time.time_ns()}.log"
     port = free_port() if port is None else port
     command = [sys.executable, "-m", "moescope.service", "serve", "--port", str(port), *flags]
-    command += [] if store is None else ["--store", str(store)]
+    command += ["--no-store"] if store is None else ["--store", str(store)]
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)

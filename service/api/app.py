@@ -141,7 +141,10 @@ def _restored_state(settings: Settings, clock: Callable[[], float], writer: Stor
     if writer is None:
         return LiveState(settings, clock)
     state = LiveState(settings, clock, writer.store)
-    state.restore(writer.store.accounts())
+    kept = list(writer.store.accounts())
+    state.restore(kept, writer.store.unbroken)
+    if records := state.take_records():
+        writer.submit(records)  # what counters leave out must be kept before they are shown
     writer.watch(state.adopt)
     return state
 

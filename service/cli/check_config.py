@@ -15,7 +15,7 @@ from moescope.service.cli.options import ConfigOption
 from moescope.service.cli.terminal import ending_at, failure, say
 from moescope.service.metrics.alerts import what_is_silent
 from moescope.service.serving.tls import Tls, TlsError
-from moescope.service.settings import ClickHouseUrl, Settings, SettingsError, is_loopback
+from moescope.service.settings import ClickHouseUrl, Settings, SettingsError, default_of, is_loopback
 from moescope.service.settings_sources import load_settings, unknown_variables
 
 CHECK_HELP: Final = """Check the settings that `moescope serve` would use, without serving.
@@ -43,8 +43,9 @@ def check_config(config: ConfigOption = None) -> None:
         raise failure(problem)
     for name in sorted(Settings.model_fields):
         value = getattr(settings, name)
-        default = Settings.model_fields[name].default
-        say(f"{name} = {value}{'' if value == default else '   (default: ' + str(default) + ')'}")
+        default = default_of(Settings.model_fields[name])
+        chosen = value != default and (name != "store" or not settings.store_is_default)
+        say(f"{name} = {value}{f'   (default: {default})' if chosen else ''}")
     for item in book.tokens:
         say(f"token {item.name}: {', '.join(sorted(item.scopes))}")
     for warning in _warnings(settings, book):
@@ -93,7 +94,7 @@ def _warnings(settings: Settings, book: TokenBook) -> list[str]:
     found += unknown_variables()
     match settings.store:
         case None:
-            found.append("store: totals and history are in memory only")
+            found.append("store: totals and history are in memory only: after a restart they begin again")
         case ClickHouseUrl():
             found.append("store: whether ClickHouse answers was not tried")
         case Path():

@@ -68,5 +68,7 @@ def _folder(store: str) -> Path:
     match named:
         case Path():
             return named
+        case None:
+            raise failure(f"{name} says that there is no store")
         case ClickHouseUrl():
             raise failure(f"{name} is a ClickHouse: copy its database with its own BACKUP")

@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -16,11 +16,14 @@ from moescope.service.logs import set_up_logging
 from moescope.service.metrics.alerts import what_is_silent
 from moescope.service.serving.allocator import return_large_arrays
 from moescope.service.settings import (
+    NO_STORE,
+    ClickHouseUrl,
     LogFormat,
     LogLevel,
     MetricsLevel,
     Settings,
     SettingsError,
+    default_of,
 )
 from moescope.service.settings_sources import load_settings, unknown_variables
 
@@ -47,7 +50,8 @@ Then start vLLM with it:
 def _said(name: str) -> str:
     """What a setting means, its variable and its default, as the help shows it."""
     field = Settings.model_fields[name]
-    default = "off" if field.default is False else "none" if field.default is None else field.default
+    default = default_of(field)
+    default = "off" if default is False else "none" if default is None else default
     return f"{field.description} \\[MOESCOPE_{name.upper()}; default: {default}]"
 
 
@@ -70,6 +74,9 @@ class Flags:
     expire_after_s: Annotated[float | None, typer.Option(help=_said("expire_after_s"))] = None
     history_mib: Annotated[int | None, typer.Option(help=_said("history_mib"))] = None
     store: Annotated[str | None, typer.Option(help=_said("store"))] = None
+    no_store: Annotated[
+        bool | None, typer.Option("--no-store", help="Keep all in memory: the same as --store none.")
+    ] = None
     store_mib: Annotated[int | None, typer.Option(help=_said("store_mib"))] = None
     max_body_mib: Annotated[int | None, typer.Option(help=_said("max_body_mib"))] = None
     metrics_level: Annotated[MetricsLevel | None, typer.Option(help=_said("metrics_level"))] = None
@@ -89,7 +96,7 @@ def serve(flags: Flags, config: ConfigOption = None) -> None:
     from moescope.service.store.records import StoreError
 
     with ending_at(SettingsError, ListenError):
-        settings = load_settings(config, asdict(flags))
+        settings = load_settings(config, _chosen(flags))
         listener = listen(settings)
     set_up_logging(settings.log_level, settings.log_format)
     return_large_arrays()
@@ -97,8 +104,34 @@ def serve(flags: Flags, config: ConfigOption = None) -> None:
     with ending_at(StoreError, TokenError, TlsError), listener, open_writer(settings, time.time) as writer:
         server = make_server(create_app(settings, writer=writer))
         log.info("moescope serves at %s", address_of(listener, settings.tls_cert is not None))
+        log.info("%s", _where_it_keeps(settings))
         for warning in unknown_variables():
             log.warning("%s", warning)
         if silent := what_is_silent(settings.metrics_level):
             log.info("metrics_level: %s", silent)
         server.run(sockets=[listener])
+
+
+def _chosen(flags: Flags) -> dict[str, Any]:
+    """The flags as settings.
+
+    Raises:
+        SettingsError: two of them contradict each other.
+    """
+    chosen = asdict(flags)
+    if chosen.pop("no_store"):
+        if chosen["store"] not in (None, NO_STORE):
+            raise SettingsError("--store and --no-store contradict each other: give one of them")
+        chosen["store"] = NO_STORE
+    return chosen
+
+
+def _where_it_keeps(settings: Settings) -> str:
+    """What the log says of the store at the start."""
+    match settings.store:
+        case None:
+            return "keeps totals and history in memory only, so that they begin again with each start"
+        case ClickHouseUrl():
+            return "keeps totals and history in ClickHouse"
+        case Path() as folder:
+            return f"keeps totals and history in {folder}, {settings.store_mib} MiB at most"

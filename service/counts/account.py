@@ -21,7 +21,7 @@ from enum import StrEnum
 import numpy as np
 
 from moescope.capture.wire import Frame, MoeLayer, Producer
-from moescope.service.counts.account_state import AccountState, EpochState, Latest, forget
+from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest, forget
 from moescope.service.counts.conflict import REMEDY, Conflict, named
 from moescope.service.counts.ep_slots import ep_slots_of
 from moescope.service.counts.latest import latest_of, latest_of_kept
@@ -56,6 +56,7 @@ class Account:
         self._latest: dict[int, Latest] = {}
         self._forgotten: tuple[int, ...] = ()
         self.totals = no_totals(Layout(()))
+        self.base: Base | None = None
         self._epochs_seen = epochs_seen
         self.generation = 0
         """Rises whenever the totals begin again from zero because the model's shape changed."""
@@ -110,6 +111,7 @@ class Account:
         account._forgotten = state.forgotten
         account._epochs_seen = state.epochs_seen
         account.totals = state.totals
+        account.base = state.base
         return account
 
     def state(self) -> AccountState:
@@ -122,7 +124,24 @@ class Account:
             epochs_seen=self._epochs_seen,
             latest=self.latest,
             conflicts=self.conflicts,
+            base=self.base,
         )
+
+    def seq_of(self, epoch: int) -> int | None:
+        """The highest ``seq`` of an epoch that was taken; None: the epoch isn't remembered."""
+        known = self._lives.get(epoch)
+        return None if known is None else known.seq
+
+    def leave_out(self, part: Totals, at: float) -> None:
+        """Leave a part of the totals out of the counters; they were zero at ``at`` if nothing was before."""
+        if self.base is None:
+            self.base = Base(part, 0, at)
+        else:
+            self.base = replace(self.base, totals=self.base.totals.plus(part))
+
+    def leave_all_out(self, at: float) -> None:
+        """Let the counters begin at zero."""
+        self.base = Base(self.totals, self.restarts, at)
 
     def add_stragglers(self, layout: Layout, more: Stragglers) -> bool:
         """Add what joined steps cost; False, and nothing is added, if a layer of ``layout`` is not here."""
@@ -224,6 +243,7 @@ class Account:
     def _begin_again(self) -> None:
         self._forgotten = forget(self._forgotten, *self._lives.clear())
         self._latest.clear()
+        self.base = None
         self.generation += 1
 
     def _forget_old_epochs(self, at: float) -> None:

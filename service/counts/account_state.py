@@ -101,6 +101,24 @@ class EpochState:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """What counters in ``/metrics`` leave out of an account: what was counted before this service knew.
+
+    Prometheus takes a counter that falls for one that began again at zero, and all that it then shows for
+    new. So counters may only show what is known to be new.
+
+    Attributes:
+        totals: what is left out of the account's totals.
+        restarts: what is left out of its restarts.
+        at: when the counters of this account were zero, seconds of Unix time on the service's clock.
+    """
+
+    totals: Totals
+    restarts: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class AccountState:
     """All that an account knows, so that it can be kept elsewhere.
 
@@ -111,6 +129,7 @@ class AccountState:
         epochs_seen: how many epochs there were in all.
         latest: the newest frame of the life that counts at present, one of ``epochs``.
         conflicts: when several lives counted at once: (since, until), oldest first.
+        base: what counters leave out; None: nothing.
     """
 
     totals: Totals
@@ -119,6 +138,7 @@ class AccountState:
     epochs_seen: int
     latest: Latest
     conflicts: tuple[tuple[float, float], ...] = ()
+    base: Base | None = None
 
     def has_forgotten(self, epoch: int) -> bool:
         """Whether an epoch is only in the sum."""

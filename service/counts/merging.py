@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moescope.service.counts.account_state import AccountState, EpochState, forget
+from moescope.service.counts.account_state import AccountState, Base, EpochState, forget
 from moescope.service.counts.conflict import joined
 from moescope.service.counts.lives import STALE_AFTER_S, surplus
 from moescope.service.counts.totals import Totals, no_totals
@@ -40,6 +40,7 @@ def merge_accounts(
         (other, one),
         key=lambda pair: (pair[0].covers(pair[1]), _only_in_sum(pair[0]), _version(pair[0])),
     )
+    left_out = min((base.base, more.base), key=_size_of)
     known = {item.epoch: item for item in base.epochs}
     lives = dict(known)
     totals, seen = base.totals, base.epochs_seen
@@ -55,7 +56,7 @@ def merge_accounts(
         newest = base  # of what the other tells of it, only the sum was kept
     conflicts = joined([*base.conflicts, *more.conflicts])
     if lives == known and conflicts == base.conflicts and newest.latest.epoch == base.latest.epoch:
-        return base
+        return base if left_out is base.base else replace(base, base=left_out)
     at = max(item.heard_at for item in lives.values())
     gone = surplus(lives.values(), newest.latest.epoch, at, max_epochs, stale_after)
     told = newest.totals
@@ -75,7 +76,13 @@ def merge_accounts(
         epochs_seen=seen,
         latest=newest.latest,
         conflicts=conflicts,
+        base=left_out,
     )
+
+
+def _size_of(base: Base | None) -> int:
+    """What one service leaves out of the counters and the other doesn't is new: the smaller base holds."""
+    return 0 if base is None else 1 + base.totals.tokens
 
 
 def _newest(one: AccountState, other: AccountState, stale_after: float) -> AccountState:

@@ -17,6 +17,13 @@ from moescope.service.store.records import Key
 SET_BACK_S: Final = 60.0
 """A clock that is set back by less than this changes nothing."""
 
+SOON_S: Final = 60.0
+"""A producer that is known from so soon after its birth on is known from its birth on."""
+
+ENOUGH: Final = 8
+"""Snapshots of each producer, on average, with which thinning reaches back far: each time that the older half
+is thinned, the newer half is half of the past."""
+
 
 class Track:
     """One producer's snapshots, rising in time; never empty.
@@ -29,6 +36,7 @@ class Track:
         self.complete_since = first.at
         """No snapshot that was added at or after this instant is gone."""
         self._snapshots = [first]
+        self._is_cut = False
         self.nbytes = first.totals.nbytes
 
     def __len__(self) -> int:
@@ -38,6 +46,17 @@ class Track:
     def newest_at(self) -> float:
         """When the newest snapshot was true."""
         return self._snapshots[-1].at
+
+    @property
+    def newest_nbytes(self) -> int:
+        """Bytes of the newest snapshot."""
+        return self._snapshots[-1].totals.nbytes
+
+    @property
+    def reaches(self) -> float | None:
+        """The instant back to which windows can begin; None: all of the producer's life is remembered."""
+        first = self._snapshots[0].at
+        return first if self._is_cut or first - self.birth > SOON_S else None
 
     def add(self, snapshot: Snapshot) -> None:
         """Append; a clock that went back a little does not break the order (see :meth:`set_back`)."""
@@ -95,6 +114,7 @@ class Track:
         if len(self._snapshots) < 2:
             return False
         self._replace(self._snapshots[1:])
+        self._is_cut = True
         self.complete_since = max(self.complete_since, self._snapshots[0].at)
         return True
 
@@ -111,10 +131,17 @@ class Track:
 
 
 class History:
-    """Tracks by producer key, under one budget of bytes."""
+    """Tracks by producer key, under one budget of bytes.
 
-    def __init__(self, budget_bytes: int) -> None:
+    Args:
+        budget_bytes: for all snapshots.
+        most_bytes: up to which the budget grows while producers have fewer than ``ENOUGH`` snapshots each;
+            None: it does not.
+    """
+
+    def __init__(self, budget_bytes: int, most_bytes: int | None = None) -> None:
         self._budget = budget_bytes
+        self._most = budget_bytes if most_bytes is None else max(budget_bytes, most_bytes)
         self._tracks: dict[Key, Track] = {}
         self._nbytes = 0  # kept up to date: every frame asks, and there may be many tracks to sum over
 
@@ -125,6 +152,11 @@ class History:
 
     def __len__(self) -> int:
         return sum(len(track) for track in self._tracks.values())
+
+    @property
+    def enough_bytes(self) -> int:
+        """The budget with which each producer has ``ENOUGH`` snapshots."""
+        return ENOUGH * sum(track.newest_nbytes for track in self._tracks.values())
 
     def set_back(self, key: Key, now: float) -> None:
         """See :meth:`Track.set_back`; nothing happens if the producer is unknown."""
@@ -187,7 +219,8 @@ class History:
 
     def _make_room(self) -> None:
         tracks = list(self._tracks.values())
-        while self._nbytes > self._budget:
+        budget = min(max(self._budget, self.enough_bytes), self._most)
+        while self._nbytes > budget:
             thinned = sum(track.thin() for track in tracks)
             if not thinned and not sum(track.drop_oldest() for track in tracks):
                 return  # each track has one snapshot left, which is its totals

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 from moescope.capture.wire import Frame
 from moescope.service.counts.account import Account, Verdict
@@ -17,7 +18,10 @@ from moescope.service.counts.layers import Layout, Layouts
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.step_costs import Stragglers
+from moescope.service.counts.totals import Totals
+from moescope.service.live.continuity import Continuity
 from moescope.service.live.history import History
+from moescope.service.live.memory import available_bytes
 from moescope.service.live.outbox import Outbox
 from moescope.service.live.past import Remembered
 from moescope.service.live.placements import Placements
@@ -26,9 +30,10 @@ from moescope.service.live.roster import Roster
 from moescope.service.live.row_laws import RowLaws
 from moescope.service.live.spans import Snapshot
 from moescope.service.live.step_joins import Joins
-from moescope.service.settings import Settings
+from moescope.service.settings import ClickHouseUrl, Settings
 from moescope.service.store.records import Key, Posting
 
+_HISTORY_BYTES: Final = 256 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -42,6 +47,7 @@ class Ledger:
 
     Attributes:
         roster, history, placements, joins, outbox: to read from; the outbox is also to be emptied.
+        continuity: says which deployments' counters may be shown.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float], keeps: bool) -> None:
@@ -50,18 +56,28 @@ class Ledger:
         self._keeps = keeps
         self._layouts = Layouts()
         self.roster = Roster(settings, clock)
-        self.history = History(settings.history_mib * 1024 * 1024)
+        self.history = _history(settings, keeps)
         self.placements = Placements()
         self.joins = Joins(self._add_stragglers)
         self._laws = RowLaws()
         self._conflicts: dict[Key, Conflict] = {}
         self.outbox = Outbox()
+        alone = not isinstance(settings.store, ClickHouseUrl)
+        self.continuity = Continuity(clock, settings.stale_after_s, alone)
         self._starts: dict[Key, int] = {}  # of the producers that another shape of their model has pushed out
 
-    def restore(self, posting: Posting) -> None:
-        """Go on from what a store has kept of a producer. To be called before its first frame."""
-        self._enter(posting.key, self._restored(posting.account), posting.at)
+    def restore(self, posting: Posting, unbroken: bool = True) -> None:
+        """Go on from what a store has kept of a producer. To be called before its first frame.
+
+        Unless the store is ``unbroken``, counters begin at zero.
+        """
+        account = self._restored(posting.account)
+        self._enter(posting.key, account, posting.at)
         self.history.record(posting.key, posting.birth, Snapshot(posting.at, posting.account.totals))
+        self.continuity.restored(posting.key, posting.at, unbroken)
+        if not unbroken:
+            account.leave_all_out(self._clock())
+            self._record(posting.key, account, self.outbox.post)
 
     def take(self, frame: Frame) -> Verdict:
         """Take a checked frame.
@@ -167,7 +183,8 @@ class Ledger:
         leaving = set(self.roster.outgrown_by(key, layout))
         if entry is None:
             leaving.update(self.roster.to_make_room())
-        generation = account.generation
+        generation, before, is_new = account.generation, account.totals, entry is None
+        is_old = self.continuity.is_old(account, frame)
         verdict = account.post(frame, layout, now)
         if verdict is not Verdict.ACCEPTED:
             # Whether the frame that was here before could be kept isn't known here: keep it again.
@@ -189,6 +206,9 @@ class Ledger:
         self.history.set_back(key, now)
         self.history.record(key, account.started_at(frame.epoch), Snapshot(now, account.totals))
         self._note_conflict(key, account, now)
+        if is_old:
+            self._leave_out(key, account, None if is_new or account.generation != generation else before)
+        self.continuity.heard(key)
         self._record(key, account, self.outbox.post, began_again=account.generation != generation)
         return verdict
 
@@ -199,6 +219,26 @@ class Ledger:
         assert entry is not None
         assert account.latest is not None
         self._laws.note(account.latest, entry.started_at, at)
+
+    def _leave_out(self, key: Key, account: Account, before: Totals | None) -> None:
+        """Leave out of the counters what a frame has added to ``before``, as it was counted elsewhere.
+
+        Then the store lacks what workers know to be kept. While nothing of it is shown, the counters of the
+        whole deployment begin at zero.
+        """
+        now = self._clock()
+        if not self.continuity.holds(key[:2]):
+            if before is None:
+                account.leave_out(account.totals, now)
+            else:  # counters that were there before go on
+                account.leave_out(account.totals.minus(before), self.history.track(key).birth)
+            return
+        for member in self.roster.members(key[:2]):
+            entry = self.roster.get(member)
+            assert entry is not None
+            entry.account.leave_all_out(now)
+            if member != key:
+                self._record(member, entry.account, self.outbox.post)
 
     def _makes_way(self, key: Key, layout: Layout, at: float) -> bool:
         """Forget producers whose shape is not that of another service's newer frame, as seen at ``at``.
@@ -245,3 +285,10 @@ class Ledger:
         self._conflicts.pop(key, None)
         if self._keeps:
             self.outbox.forget(key)
+
+
+def _history(settings: Settings, keeps: bool) -> History:
+    """Memory for the past: what a store keeps is in memory for speed only."""
+    if settings.history_mib is not None:
+        return History(settings.history_mib << 20)
+    return History(_HISTORY_BYTES, None if keeps else available_bytes() // 4)

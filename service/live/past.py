@@ -6,7 +6,7 @@ what memory has thinned out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol
@@ -20,6 +20,9 @@ class Archive(Protocol):
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest totals at or before it."""
+
+    def begins(self) -> Mapping[Key, float]:
+        """When the oldest totals of each producer were true, seconds of Unix time."""
 
     def oldest(self, key: Key) -> StoredTotals | None:
         """The oldest totals that are kept."""

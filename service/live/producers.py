@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from moescope.capture.wire import Producer
-from moescope.service.counts.account_state import Latest
+from moescope.service.counts.account_state import Base, Latest
 from moescope.service.counts.conflict import Conflict
 from moescope.service.counts.row_law import RowLaw
 from moescope.service.counts.totals import Totals
@@ -36,6 +36,7 @@ class ProducerState:
         conflict: the live processes that claim this rank at present, if there are several; else None.
         conflicts: when there were several, as far as it is remembered: (since, until) on the service's clock,
             oldest first, the present one included.
+        base: what counters in ``/metrics`` leave out; None: nothing.
         told_at: when the first frame of its newest epoch came, or the first with other sizes within it;
             seconds of Unix time on the service's clock.
         resized_at: when it last told other sizes than before, likewise; 0: never.
@@ -55,6 +56,7 @@ class ProducerState:
     stale_after: float = 10.0
     conflict: Conflict | None = None
     conflicts: tuple[tuple[float, float], ...] = ()
+    base: Base | None = None
     told_at: float = 0.0
     resized_at: float = 0.0
     outgrown: str | None = None

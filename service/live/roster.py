@@ -108,6 +108,7 @@ class Roster:
             resized_at=entry.resized_at,
             conflict=entry.account.conflict(now),
             conflicts=entry.account.conflicts,
+            base=entry.account.base,
         )
 
     def _age(self, entry: Entry) -> float:

@@ -5,6 +5,7 @@ What leaves this module is immutable, so that readers compute in their own threa
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,6 +41,8 @@ class LiveState:
         self, settings: Settings, clock: Callable[[], float], archive: Archive | None = None
     ) -> None:
         self._clock = clock
+        self.begun = clock()
+        """When this state began to be, seconds of Unix time."""
         self._archive = archive
         self._lock = threading.Lock()
         self._ledger = Ledger(settings, clock, keeps=archive is not None)
@@ -49,11 +52,22 @@ class LiveState:
         """Seconds of Unix time, by the service's clock."""
         return self._clock()
 
-    def restore(self, postings: Iterable[Posting]) -> None:
-        """Go on from what a store has kept. To be called before the first frame."""
+    def restore(self, postings: Iterable[Posting], unbroken: bool = True) -> None:
+        """Go on from what a store has kept. To be called before the first frame.
+
+        Args:
+            postings: all accounts of the store.
+            unbroken: the store had everything that it was ever given; else counters begin at zero, and
+                :meth:`take_records` has what to keep of that.
+        """
         with self._lock:
             for posting in postings:
-                self._ledger.restore(posting)
+                self._ledger.restore(posting, unbroken)
+
+    def shows_counters(self, deployment: Deployment) -> bool:
+        """Whether the counters of a deployment may be shown; see :mod:`moescope.service.live.continuity`."""
+        with self._lock:
+            return self._ledger.continuity.show(deployment)
 
     def adopt(self, postings: Iterable[Posting]) -> None:
         """Take in what other services of the store know; see :mod:`moescope.service.counts.merging`."""
@@ -96,6 +110,33 @@ class LiveState:
         """Snapshots remembered, and their bytes."""
         with self._lock:
             return len(self._ledger.history), self._ledger.history.nbytes
+
+    def reaches(self) -> dict[Deployment, float]:
+        """The instant back to which the windows of each deployment can begin, seconds of Unix time.
+
+        It is the begin of counting where nothing has been forgotten. Expired producers don't matter.
+
+        Raises:
+            StoreError: the archive can't be read.
+        """
+        kept = {} if self._archive is None else self._archive.begins()
+        with self._lock:
+            states = [self._ledger.state(key) for key in self._ledger.roster.members()]
+            keys = [item.latest.producer.key for item in states if not item.expired]
+            tracks = [(key, self._ledger.history.track(key)) for key in keys]
+            births = {key: track.birth for key, track in tracks}
+            cut = {key: track.reaches for key, track in tracks if track.reaches is not None}
+        found: dict[Deployment, float] = {}
+        for key in keys:
+            found[key[:2]] = min(found.get(key[:2], math.inf), births[key])
+        for key, memory in cut.items():
+            found[key[:2]] = max(found[key[:2]], min(memory, kept.get(key, memory)))
+        return found
+
+    def history_wanted(self) -> int:
+        """Bytes of history with which windows reach back far without a store."""
+        with self._lock:
+            return self._ledger.history.enough_bytes
 
     def deployments(self) -> list[Deployment]:
         """All (server, model), sorted."""

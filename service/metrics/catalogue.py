@@ -30,7 +30,8 @@ _FAMILIES: Final = (
         "moescope_tokens_total",
         "counter",
         "tokens",
-        "Tokens computed for requests: no padding, no dummy steps. Nothing where capture is disabled.",
+        "Tokens computed for requests: no padding, no dummy steps. Nothing where capture is disabled. "
+        "Counted since the service knows the worker, as all counters of deployments are.",
         DP,
     ),
     Family(
@@ -377,6 +378,13 @@ _FAMILIES: Final = (
     ),
     Family("moescope_history_bytes", "gauge", "bytes", "Memory that past snapshots take."),
     Family("moescope_history_snapshots", "gauge", "", "Past snapshots in memory."),
+    Family(
+        "moescope_history_span_seconds",
+        "gauge",
+        "seconds",
+        "How far back the windows of the deployment can begin; its whole life, while nothing is forgotten.",
+        DEPLOYMENT,
+    ),
     Family(
         "moescope_scrape_duration_seconds",
         "histogram",

@@ -7,6 +7,7 @@ If the part raised, its families are absent. If it gave samples that don't fit t
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -77,20 +78,21 @@ class RoutingCollector(Collector):
         self._parts: dict[str, Part] = {
             # First, so that its window is freed before the others make the totals, which are as large.
             "balance": self._balance,
-            "ranks": _each(ranks.rank_counters),
-            "phases": _each(steps.phase_counters),
-            "ep_ranks": _each(ranks.ep_counters),
+            "ranks": _each(ranks.rank_counters, counters=True),
+            "phases": _each(steps.phase_counters, counters=True),
+            "ep_ranks": _each(ranks.ep_counters, counters=True),
             "stragglers": self._stragglers,
             "drift": self._drifts,
             "capture": _each(ranks.capture_health),
             "producers": _each(ranks.producer_counters),
             "traces": _each(ranks.trace_counters),
             "service": self._service,
+            "history": self._history,
         }
         if settings.metrics_level is not MetricsLevel.RANK:
-            self._parts["dp_ranks"] = _each(ranks.dp_counters)
+            self._parts["dp_ranks"] = _each(ranks.dp_counters, counters=True)
         if settings.metrics_level is MetricsLevel.LAYER_EXPERT:
-            self._parts["experts"] = _each(ranks.expert_counters)
+            self._parts["experts"] = _each(ranks.expert_counters, counters=True)
 
     def describe(self) -> Iterable[Metric]:
         """The families, without samples, so that registering collects nothing."""
@@ -134,7 +136,11 @@ class RoutingCollector(Collector):
                 limit,
             )
         kept = {name: found for name, found in gathered.items() if name in admission.families}
-        told = [Sample("moescope_overflowed_series_total", (name,), lost) for name, lost in overflow.items()]
+        begun = self._state.begun
+        told = [
+            Sample("moescope_overflowed_series_total", (name,), lost, begun)
+            for name, lost in overflow.items()
+        ]
         kept["moescope_overflowed_series_total"] = _Gathered(told)
         for name, value in (
             ("moescope_exposed_series", admission.series + len(told) + 2),
@@ -201,20 +207,37 @@ class RoutingCollector(Collector):
 
     def _service(self, _found: list[Group]) -> Iterator[Found]:
         for labels, count in sorted(self._state.frames().items()):
-            yield Sample("moescope_frames_total", labels, count)
+            yield Sample("moescope_frames_total", labels, count, self._state.begun)
         snapshots, nbytes = self._state.history_size()
-        yield Sample("moescope_ingest_bytes_total", (), self._instruments.ingest_bytes)
+        yield Sample("moescope_ingest_bytes_total", (), self._instruments.ingest_bytes, self._state.begun)
         yield Sample("moescope_history_snapshots", (), snapshots)
         yield Sample("moescope_history_bytes", (), nbytes)
         yield Sample("moescope_build_info", (version("moescope"), f"{WIRE_MAJOR}.{WIRE_MINOR}"), 1)
 
+    def _history(self, found: list[Group]) -> Iterator[Found]:
+        now, reaches = self._state.now(), self._state.reaches()
+        for group in found:
+            span = max(0.0, now - reaches.get(group.deployment, now))
+            yield Sample("moescope_history_span_seconds", group.deployment, span)
+            if span < min(self._settings.window_s, now - group.created) and self._throttle.allows("span"):
+                _log.warning(
+                    "windows of %s (%s) reach back %.0f s only, where the gauges want %.0f s: the memory for "
+                    "past snapshots is too small. Set history_mib to %d, or keep a store (logged once a "
+                    "minute)",
+                    *group.deployment,
+                    span,
+                    self._settings.window_s,
+                    math.ceil(self._state.history_wanted() / 2**20),
+                )
 
-def _each(part: Callable[[Group], Iterable[Found]]) -> Part:
-    """A part of one deployment as a part of them all."""
+
+def _each(part: Callable[[Group], Iterable[Found]], counters: bool = False) -> Part:
+    """A part of one deployment as a part of them all; ``counters``: it has nothing but counters."""
 
     def all_groups(found: list[Group]) -> Iterator[Found]:
         for group in found:
-            yield from part(group)
+            if group.counters or not counters:
+                yield from part(group)
 
     return all_groups
 
@@ -254,10 +277,18 @@ def _metric(family: Family, found: _Gathered, places: Places) -> Metric:
         if found.histogram is not None:
             histogram.add_metric((), *found.histogram.read())
         return histogram
-    make = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-    metric = make(family.name, family.help, labels=family.labels, unit=family.unit)
+    if family.kind == "gauge":
+        gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels, unit=family.unit)
+        for sample in found.samples:
+            gauge.add_metric(sample.labels, sample.value)
+            if told:
+                gauge.samples[-1].labels.update(told.get(_deployment(sample.labels), {}))
+        return gauge
+    counter = CounterMetricFamily(family.name, family.help, labels=family.labels, unit=family.unit)
     for sample in found.samples:
-        metric.add_metric(sample.labels, sample.value)
-        if told:
-            metric.samples[-1].labels.update(told.get(_deployment(sample.labels), {}))
-    return metric
+        created = sample.created if family.rank == 0 else None  # a layer's would be as many again
+        counter.add_metric(sample.labels, sample.value, created=created)
+        place = told.get(_deployment(sample.labels), {}) if told else {}
+        for made in counter.samples[-1 if created is None else -2 :]:
+            made.labels.update(place)
+    return counter

@@ -25,6 +25,14 @@ _INTRODUCTION: Final = """# Metrics
 - **A hard cap.** The setting `metrics_max_series` (default 200,000) bounds the series. A family that does not
   fit is left out whole, because half of a family would add up to sums and ratios that look like data.
   `moescope_overflowed_series_total` says which families are left out, and how many series they have.
+- **Counters show what is new.** They count since the service, or its store, knows the worker: what a worker
+  counted before is left out, and so is what it delivered to another service. So `rate` and `increase` never
+  report tokens that were not computed, whatever becomes of the service and its store. Absolute values are no
+  totals since the start of vLLM; `/v1/histogram` has those. After a start from a store, the counters of a
+  deployment appear when its workers have reported, `stale_after_s` later at most.
+- **When a counter was zero** is in OpenMetrics only: each counter of level `rank` has a `_created` sample,
+  but for the accounts of traces. Prometheus keeps these samples as series of their own, or takes them for
+  zeros with `--enable-feature=created-timestamp-zero-ingestion`, in versions that read them from text.
 - **Pool and role.** Each series of a deployment also has the label `pool` if its workers name one
   (`MOESCOPE_POOL`), and `role` if they compute only prefill or only decode. Other deployments' series have
   no such labels. All series of a deployment have the same, so these labels add none. A deployment that starts

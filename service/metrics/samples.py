@@ -17,11 +17,15 @@ Row = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One series: its family, the values of the family's labels, its value."""
+    """One series: its family, the values of the family's labels, its value.
+
+    ``created`` is when the value was zero, seconds of Unix time; None: not said.
+    """
 
     family: str
     labels: tuple[str, ...]
     value: float
+    created: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

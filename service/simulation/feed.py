@@ -103,9 +103,10 @@ def feed(plan: Plan, poster: Poster, pace: Pace, on_round: Callable[[Progress], 
         time.sleep(max(0.0, last + pace.interval_s - time.monotonic()))
         now = time.monotonic()
         problem = None
-        for frame in chain.from_iterable(fleet.advance(now - last) for fleet in fleets):
+        for sender, frame in ((fleet, frame) for fleet in fleets for frame in fleet.advance(now - last)):
             try:
                 poster.post(encode_frame(frame))
+                sender.delivered(frame)
                 frames += 1
             except ServiceUnavailableError as error:
                 failed += 1

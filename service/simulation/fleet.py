@@ -30,6 +30,7 @@ class _Worker:
     decode_counts: Int64Array
     epoch: int
     seq: int = 0
+    acknowledged: int = 0
     tokens: int = 0
     decode_tokens: int = 0
     steps: int = 0
@@ -96,6 +97,12 @@ class Fleet:
                 continue
             yield self._frame(rank, self._work(rank, seconds, steps))
         self._steps_run += steps
+
+    def delivered(self, frame: wire.Frame) -> None:
+        """A service has taken this frame, which later ones then say."""
+        worker = self._workers[frame.producer.dp_rank]
+        if worker.epoch == frame.epoch:
+            worker.acknowledged = frame.seq
 
     def traces(self, seconds: float) -> Iterator[TracePart]:
         """Traces of requests that ended in the last ``seconds``, of the ranks that are not silent."""
@@ -171,6 +178,7 @@ class Fleet:
             producer=self._producer(rank),
             epoch=worker.epoch,
             seq=worker.seq,
+            acknowledged=worker.acknowledged if told else None,
             captured_at_ns=self._now_ns(),
             layers=self._layers,
             uncovered=[wire.UncoveredLayer(layer, "simulated") for layer in plan.uncovered],

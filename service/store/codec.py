@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
 from moescope.capture.wire.traces import Run
-from moescope.service.counts.account_state import AccountState, EpochState, Latest
+from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest
 from moescope.service.counts.reasons import known_traces
 from moescope.service.counts.totals import Totals
 from moescope.service.store.blobs import compress, decompress
@@ -40,6 +40,12 @@ class _PackedEpoch(Struct, array_like=True, frozen=True):
     overlaps: int = 0
 
 
+class _PackedBase(Struct, array_like=True, frozen=True):
+    totals: PackedTotals
+    restarts: int
+    at: float
+
+
 class _PackedAccount(Struct, array_like=True, frozen=True):
     totals: PackedTotals
     epochs: list[_PackedEpoch]
@@ -61,6 +67,7 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     current: int | None = None
     conflicts: list[tuple[float, float]] = []
     ended: bool = False
+    base: _PackedBase | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -85,7 +92,7 @@ def decode_totals(blob: object) -> Totals:
 
 def encode_account(account: AccountState) -> bytes:
     """An account as a blob."""
-    latest = account.latest
+    latest, base = account.latest, account.base
     packed = _PackedAccount(
         totals=pack(account.totals),
         epochs=[_pack_epoch(item) for item in account.epochs],
@@ -107,6 +114,7 @@ def encode_account(account: AccountState) -> bytes:
         current=latest.epoch,
         conflicts=list(account.conflicts),
         ended=latest.ended,
+        base=None if base is None else _PackedBase(pack(base.totals), base.restarts, base.at),
     )
     return compress(_encoder.encode(packed))
 
@@ -150,7 +158,9 @@ def decode_account(blob: object) -> AccountState:
     switches = totals.switches + (totals.switches % 2 != (packed.state == "disabled"))
     totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches)
     forgotten = packed.forgotten or (packed.forgotten_up_to,)
-    return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest, tuple(packed.conflicts))
+    out = packed.base
+    base = None if out is None else Base(unpack(out.totals), out.restarts, out.at)
+    return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest, tuple(packed.conflicts), base)
 
 
 def _pack_epoch(item: EpochState) -> _PackedEpoch:

@@ -40,14 +40,19 @@ class DamageLog:
     Args:
         store: the store's name for people.
         clock: seconds that pass evenly.
+
+    Attributes:
+        lost_accounts: some producer's account was left out.
     """
 
     def __init__(self, store: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lost_accounts = False
         self._store = store
         self._throttle = Throttle(clock)
 
     def account(self, key: Key, error: ValueError) -> None:
         """The account of a producer is left out; each one is told, at a start."""
+        self.lost_accounts = True
         _log.error(_ACCOUNT, self._store, key, error)
 
     def account_of_another(self, key: Key, error: ValueError) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from moescope.capture.wire.traces import TracePart
@@ -27,6 +27,13 @@ class Store(Protocol):
     :mod:`moescope.service.store.damage`).
     """
 
+    @property
+    def unbroken(self) -> bool:
+        """Whether it has all that it was ever given, once :meth:`accounts` has been read to its end.
+
+        It has not after damage, after a power cut, or when an older copy was put back.
+        """
+
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these; when it returns they outlive the process.
 
@@ -42,6 +49,9 @@ class Store(Protocol):
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest readable totals at or before it; None where none so old are kept."""
+
+    def begins(self) -> Mapping[Key, float]:
+        """When the oldest totals that are kept of each producer were true, seconds of Unix time."""
 
     def oldest(self, key: Key) -> StoredTotals | None:
         """The oldest readable totals that are kept of a producer."""

@@ -160,8 +160,8 @@ def merge_spans(
     conflict = why_conflicting(spans)
     phase = None if part is None else part.phase
     for rank, members in shown.items():
-        work = ended[rank].minus(work_of(item.span.first for item in members))
         told, deltas = doubts.get(rank), [item.span.delta for item in members]
+        work = _work_of(members, deltas, ended[rank], doubt_at_end)
         mine = _dp_rank(rank, members, work, phase, told)
         found.append(mine)
         computed: bool | BoolArray = mine.tokens != 0 or mine.reason is not None
@@ -203,6 +203,17 @@ def merge_spans(
         sizes_reason=reasons.sizes,
         conflict=conflict,
     )
+
+
+def _work_of(
+    members: Sequence[ProducerSpan], deltas: Sequence[Totals], ended: RankWork, for_counters: bool
+) -> RankWork:
+    """What a DP rank computed in a window.
+
+    A counter's begin is each worker's own, and none of them may make it fall: it is the most that any of them
+    tells since its own begin.
+    """
+    return work_of(deltas) if for_counters else ended.minus(work_of(item.span.first for item in members))
 
 
 def _by_dp_rank(spans: Sequence[ProducerSpan]) -> dict[int, list[ProducerSpan]]:

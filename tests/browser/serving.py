@@ -46,7 +46,7 @@ class Serving:
     def __init__(
         self, clock: Callable[[], float], wrap: Callable[[FastAPI], Any] | None = None, **settings: Any
     ) -> None:
-        self.settings = Settings(port=free_port(), min_tokens=1, **settings)
+        self.settings = Settings(**{"port": free_port(), "min_tokens": 1, "store": "none", **settings})
         self.url = f"http://127.0.0.1:{self.settings.port}"
         self._clock = clock
         self._wrap = wrap or (lambda app: app)

@@ -280,3 +280,22 @@ def test_absent_layers_are_said_first(empty: Serving, clock: Clock, watched: Wat
     expect(page.get_by_text("MoE layers of the model's config were not found")).to_be_visible()
     watched.route("#/layer?layer=4&window=all")
     expect(page.get_by_text("This layer can't be seen: nothing that routes was found in it.")).to_be_visible()
+
+
+def test_a_window_of_which_the_begin_is_forgotten_says_since_when_it_is(
+    clock: Clock, watched: Watched
+) -> None:
+    with Serving(clock, history_mib=1) as serving:
+        epoch = int(clock.now * 1e9)
+        for seq in range(1, 10):
+            clock.now += 10
+            counts = {layer: [10 * seq] * 1024 for layer in range(64)}
+            serving.push(frame(counts, top_k=2, epoch=epoch, seq=seq, after_s=10.0 * seq))
+        assert serving.get("/v1/view", start="-60s")["window"]["truncated"] is True
+        page = watched.open(serving.url, "#/overview?window=1m")
+        badge = page.locator("#short")
+        expect(badge).to_be_visible()
+        expect(badge).to_contain_text("nothing older is remembered")
+        assert watched.axe() == []
+        watched.route("#/overview?window=all")
+        expect(badge).to_be_hidden()

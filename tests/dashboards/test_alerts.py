@@ -264,6 +264,18 @@ ALERTS: dict[str, tuple[Series, Series]] = {
         {'moescope_scrape_part_success{instance="i",part="ranks"}': "0+0x90"},
         {'moescope_scrape_part_success{instance="i",part="ranks"}': "1+0x90"},
     ),
+    "MoescopeShortHistory": (
+        {
+            f"moescope_history_span_seconds{OF}}}": "400+2x90",
+            "moescope_window_seconds": "3600x90",
+            f'moescope_producer_start_time_seconds{OF},dp_rank="0"}}': "-3600x90",
+        },
+        {
+            f"moescope_history_span_seconds{OF}}}": "60+60x90",
+            "moescope_window_seconds": "60x90",
+            f'moescope_producer_start_time_seconds{OF},dp_rank="0"}}': "-3600x90",
+        },
+    ),
     "MoescopeSeriesOverflow": (
         {'moescope_overflowed_series_total{instance="i",family="f"}': "0+5x90"},
         {'moescope_overflowed_series_total{instance="i",family="f"}': "0+0x90"},

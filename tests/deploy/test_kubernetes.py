@@ -65,3 +65,14 @@ def test_the_arguments_are_flags_that_exist() -> None:
         assert args[0] == "serve"
         for flag in args:
             assert not flag.startswith("--") or flag in text
+
+
+def test_counts_outlive_the_container_of_the_service() -> None:
+    for workload in (one("StatefulSet"), one("Deployment", "vllm")):
+        service = containers(workload)["moescope"]
+        folder = service["args"][service["args"].index("--store") + 1]
+        [mount] = [item for item in service["volumeMounts"] if item["mountPath"] == folder]
+        pod = workload["spec"]["template"]["spec"]
+        kept = {item["metadata"]["name"] for item in workload["spec"].get("volumeClaimTemplates", [])}
+        kept |= {item["name"] for item in pod["volumes"] if "emptyDir" in item}
+        assert mount["name"] in kept

@@ -42,7 +42,7 @@ class Service:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
-        self._store = [] if store is None else ["--store", str(store)]
+        self._store = ["--no-store"] if store is None else ["--store", str(store)]
         self._group: ProcessGroup | None = None
 
     def __enter__(self) -> Self:

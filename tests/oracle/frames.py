@@ -41,6 +41,7 @@ def frame_of(fleet: Fleet, snapshot: Snapshot) -> wire.Frame:
         ),
         epoch=snapshot.epoch,
         seq=snapshot.seq,
+        acknowledged=0,  # no service had frames of these workers before
         captured_at_ns=snapshot.captured,
         layers=[wire.MoeLayer(layer.index, layer.experts, layer.top_k) for layer in snapshot.layers],
         uncovered=[wire.UncoveredLayer(layer.index, "no router") for layer in fleet.not_covered(worker)],

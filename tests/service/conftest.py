@@ -87,7 +87,7 @@ def open_service(
     clock: Clock, use_clock: Callable[[], float], **settings: Any
 ) -> tuple[Service, Callable[[], None]]:
     """A running service, and what ends it."""
-    chosen = Settings(port=0, **settings)
+    chosen = Settings(**{"port": 0, **settings})
     listener = listen(chosen)
     with ExitStack() as stack:
         stack.enter_context(listener)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Final
@@ -32,12 +33,14 @@ class Group:
 
     Attributes:
         deployment: (server, model).
-        spans: its producers since the start, sorted by key. Expired and gone ones are among them, because
-            sums over ranks must not shrink.
+        spans: its producers, sorted by key, since their counters began. Expired and gone ones are among them,
+            because sums over ranks must not shrink.
+        counters: whether counters can be shown; see :mod:`moescope.service.live.continuity`.
     """
 
     deployment: Deployment
     spans: tuple[ProducerSpan, ...]
+    counters: bool = True
 
     @cached_property
     def producers(self) -> tuple[ProducerState, ...]:
@@ -57,6 +60,24 @@ class Group:
         """
         return merge_spans(self.spans, doubt_at_end=True)
 
+    @cached_property
+    def created(self) -> float:
+        """When counters over all ranks were zero, seconds of Unix time."""
+        return min(map(zero_at, self.spans))
+
+    @cached_property
+    def created_by_dp_rank(self) -> dict[int, float]:
+        """When the counters of each DP rank were zero, seconds of Unix time."""
+        found: dict[int, float] = {}
+        for item in self.spans:
+            rank = item.producer.latest.producer.dp_rank
+            found[rank] = min(found.get(rank, math.inf), zero_at(item))
+        return found
+
+    def spans_of(self, dp_rank: int) -> list[ProducerSpan]:
+        """What the producers of a DP rank counted."""
+        return [item for item in self.spans if item.producer.latest.producer.dp_rank == dp_rank]
+
     def by_dp_rank(self) -> Iterator[tuple[int, list[ProducerState]]]:
         """The producers of each DP rank that has not expired; none of those that are beyond its sizes.
 
@@ -74,8 +95,20 @@ def groups(state: LiveState) -> list[Group]:
     for deployment in state.deployments():
         spans = state.totals(deployment)
         if any(not item.producer.expired and item.producer.outgrown is None for item in spans):
-            found.append(Group(deployment, tuple(spans)))
+            begun = tuple(map(_since_counters_began, spans))
+            found.append(Group(deployment, begun, state.shows_counters(deployment)))
     return found
+
+
+def _since_counters_began(item: ProducerSpan) -> ProducerSpan:
+    base = item.producer.base
+    return item if base is None else replace(item, span=replace(item.span, first=base.totals))
+
+
+def zero_at(item: ProducerSpan) -> float:
+    """When the counters of a producer were zero, seconds of Unix time."""
+    base = item.producer.base
+    return item.span.start if base is None else base.at
 
 
 def rank_counters(group: Group) -> Iterable[Found]:
@@ -83,10 +116,10 @@ def rank_counters(group: Group) -> Iterable[Found]:
     live = {rank for rank, _ in group.by_dp_rank()}
     for rank in group.total.dp_ranks:
         if rank.rank in live and rank.reason is None:
-            labels = (*group.deployment, str(rank.rank))
-            yield Sample("moescope_tokens_total", labels, rank.tokens)
-            yield Sample("moescope_steps_total", labels, rank.steps)
-            yield Sample("moescope_idle_steps_total", labels, rank.idle_steps)
+            labels, created = (*group.deployment, str(rank.rank)), group.created_by_dp_rank[rank.rank]
+            yield Sample("moescope_tokens_total", labels, rank.tokens, created)
+            yield Sample("moescope_steps_total", labels, rank.steps, created)
+            yield Sample("moescope_idle_steps_total", labels, rank.idle_steps, created)
 
 
 def ep_counters(group: Group) -> Iterable[Found]:
@@ -107,7 +140,8 @@ def ep_counters(group: Group) -> Iterable[Found]:
         if layer.not_seen:
             continue
         name = str(layer.shape.layer)
-        yield Sample("moescope_layer_unplaced_slots_total", (*group.deployment, name), layer.unplaced)
+        unplaced = "moescope_layer_unplaced_slots_total"
+        yield Sample(unplaced, (*group.deployment, name), layer.unplaced, group.created)
         if layer.unplaced and not layer.ep_slots.any():
             continue
         sums += layer.ep_slots[:size]
@@ -116,7 +150,7 @@ def ep_counters(group: Group) -> Iterable[Found]:
             rows.append(((name, names), layer.ep_slots[:size]))
     yield from stacked("moescope_layer_ep_rank_slots_total", group.deployment, rows)
     for ep_rank, slots in enumerate(sums.tolist() if counted else ()):
-        yield Sample("moescope_ep_rank_slots_total", (*group.deployment, str(ep_rank)), slots)
+        yield Sample("moescope_ep_rank_slots_total", (*group.deployment, str(ep_rank)), slots, group.created)
 
 
 def dp_counters(group: Group) -> Iterable[Found]:
@@ -216,12 +250,19 @@ def producer_counters(group: Group) -> Iterable[Found]:
         labels = (*group.deployment, str(rank))
         newest = max(item.started_at for item in members)
         yield Sample("moescope_producer_start_time_seconds", labels, newest)
-        yield Sample("moescope_producer_restarts_total", labels, max(item.restarts for item in members))
+        if not group.counters:
+            continue
+        restarts, created = max(map(_restarts, members)), group.created_by_dp_rank[rank]
+        yield Sample("moescope_producer_restarts_total", labels, restarts, created)
         drops: Counter[str] = Counter()
-        for item in members:
-            drops.update(item.totals.drops)
+        for span in group.spans_of(rank):
+            drops.update(span.span.delta.drops)
         for reason in sorted(drops):
-            yield Sample("moescope_producer_drops_total", (*labels, reason), drops[reason])
+            yield Sample("moescope_producer_drops_total", (*labels, reason), drops[reason], created)
+
+
+def _restarts(item: ProducerState) -> int:
+    return item.restarts - (0 if item.base is None else item.base.restarts)
 
 
 def trace_counters(group: Group) -> Iterable[Found]:

@@ -10,17 +10,17 @@ from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
 from moescope.service.metrics.parts.ranks import Found, Group
 from moescope.service.metrics.samples import Sample
-from moescope.service.windows.step_window import cost_in, cost_of, straggler_cost
+from moescope.service.windows.step_window import cost_of, straggler_cost
 
 
 def phase_counters(group: Group) -> Iterable[Found]:
     """Tokens and steps of each DP rank by phase; they add up to those of both."""
     unknown_ranks = {rank.rank for rank in group.total.dp_ranks if rank.reason is not None}
-    for rank, members in group.by_dp_rank():
+    for rank, _ in group.by_dp_rank():
         if rank in unknown_ranks:
             continue
-        work = work_of(item.totals for item in members)
-        labels = (*group.deployment, str(rank))
+        work = work_of(item.span.delta for item in group.spans_of(rank))
+        labels, created = (*group.deployment, str(rank)), group.created_by_dp_rank[rank]
         told = work.prefill_tokens or work.decode_tokens or not work.unknown_tokens
         unknown = {"unknown": (work.unknown_tokens, work.unknown_steps)} if work.unknown_tokens else {}
         known = {
@@ -28,10 +28,10 @@ def phase_counters(group: Group) -> Iterable[Found]:
             "decode": (work.decode_tokens, work.decode_steps),
         }
         for phase, (tokens, steps) in ({**known, **unknown} if told else unknown).items():
-            yield Sample("moescope_phase_tokens_total", (*labels, phase), tokens)
-            yield Sample("moescope_phase_steps_total", (*labels, phase), steps)
+            yield Sample("moescope_phase_tokens_total", (*labels, phase), tokens, created)
+            yield Sample("moescope_phase_steps_total", (*labels, phase), steps, created)
         if told:
-            yield Sample("moescope_phase_steps_total", (*labels, "mixed"), work.mixed_steps)
+            yield Sample("moescope_phase_steps_total", (*labels, "mixed"), work.mixed_steps, created)
 
 
 def straggler_samples(state: LiveState, groups: list[Group]) -> Iterator[Found]:
@@ -39,7 +39,8 @@ def straggler_samples(state: LiveState, groups: list[Group]) -> Iterator[Found]:
     for group in groups:
         if group.total.ep_size > 1:
             rises = state.rearrangements(group.deployment)
-            yield Sample("moescope_rearrangements_total", group.deployment, rises)
+            created = max(group.created, state.begun)
+            yield Sample("moescope_rearrangements_total", group.deployment, rises, created)
         yield from _sums(group, state.joins(group.deployment))
 
 
@@ -51,22 +52,25 @@ def straggler_gauge(deployment: Deployment, spans: list[ProducerSpan]) -> Iterab
 
 
 def _sums(group: Group, joins: dict[int, Status]) -> Iterator[Found]:
-    deployment = group.deployment
-    cost = cost_in((item.latest.producer.pp_rank, item.totals) for item in group.producers)
+    deployment, created = group.deployment, group.created
     for rank, status in joins.items():
         yield Sample("moescope_straggler_pending_steps", (*deployment, str(rank)), status.pending)
+    if not group.counters:
+        return
+    cost = cost_of(group.spans)
     for rank, stage in cost.stages.items():
         labels = (*deployment, str(rank))
-        yield Sample("moescope_straggler_joined_steps_total", labels, stage.joined)
-        yield Sample("moescope_straggler_incomplete_steps_total", labels, stage.incomplete)
+        yield Sample("moescope_straggler_joined_steps_total", labels, stage.joined, created)
+        yield Sample("moescope_straggler_incomplete_steps_total", labels, stage.incomplete, created)
     if not cost.layers:
         return
     most, mean = cost.sums
-    yield Sample("moescope_straggler_max_slots_total", deployment, most)
-    yield Sample("moescope_straggler_mean_slots_total", deployment, mean)
+    yield Sample("moescope_straggler_max_slots_total", deployment, most, created)
+    yield Sample("moescope_straggler_mean_slots_total", deployment, mean, created)
     for rank, steps in enumerate(cost.hottest.tolist()[: group.total.ep_size]):
-        yield Sample("moescope_straggler_hottest_layer_steps_total", (*deployment, str(rank)), steps)
+        labels = (*deployment, str(rank))
+        yield Sample("moescope_straggler_hottest_layer_steps_total", labels, steps, created)
     for layer in cost.layers:
         labels = (*deployment, str(layer.layer))
-        yield Sample("moescope_layer_straggler_max_slots_total", labels, layer.max_slots)
-        yield Sample("moescope_layer_straggler_mean_slots_total", labels, layer.mean_slots)
+        yield Sample("moescope_layer_straggler_max_slots_total", labels, layer.max_slots, created)
+        yield Sample("moescope_layer_straggler_mean_slots_total", labels, layer.mean_slots, created)

@@ -10,6 +10,7 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from copy import copy
 from typing import Final
 
 import numpy as np
@@ -49,7 +50,7 @@ class Writer:
         return self._size
 
     def write(self, metrics: Iterable[Metric], *, openmetrics: bool) -> bytes:
-        """All families, in their order."""
+        """All families, in their order; `_created` samples in OpenMetrics only."""
         parts: list[_Part] = []
         for metric in metrics:
             if isinstance(metric, WideMetric) and _is_long(metric):
@@ -58,7 +59,7 @@ class Writer:
                     lines = self._lines_of(metric, table)
                     parts.append((lines, lines.numbers(table.values)))
             else:
-                parts.append(_narrow(metric, openmetrics))
+                parts.append(_narrow(metric if openmetrics else without_created(metric), openmetrics))
         if openmetrics:
             parts.append(_EOF)
         return _together(parts)
@@ -115,31 +116,40 @@ def _narrow(metric: Metric, openmetrics: bool) -> bytes:
     return (_head(metric, openmetrics) + "".join(map(_line, samples))).encode()
 
 
-class _One(Collector):
-    """A registry of one family."""
+class Families(Collector):
+    """A registry of some families, for the library's writers."""
 
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
+    def __init__(self, *metrics: Metric) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterable[Metric]:
-        return [self._metric]
+        """The families."""
+        return self._metrics
 
 
 def _by_the_library(metric: Metric, openmetrics: bool) -> bytes:
     if openmetrics:
-        text: bytes = generate_openmetrics(_One(metric))  # type: ignore[no-untyped-call]
+        text: bytes = generate_openmetrics(Families(metric))  # type: ignore[no-untyped-call]
         return text.removesuffix(_EOF)
-    return generate_latest(_One(metric))
+    return generate_latest(Families(metric))
 
 
 def _is_plain(sample: Sample) -> bool:
     """Whether a sample is a name, labels and a value, and none that the text format moves elsewhere."""
-    return (
-        sample.timestamp is None
-        and not sample.exemplar
-        and not sample.native_histogram
-        and not sample.name.endswith("_created")
-    )
+    return sample.timestamp is None and not sample.exemplar and not sample.native_histogram
+
+
+def without_created(metric: Metric) -> Metric:
+    """A family as the text format has it: only OpenMetrics has a place for when a counter was zero."""
+    name = f"{metric.name}_created"
+    if metric.type != "counter" or isinstance(metric, WideMetric):
+        return metric
+    kept = [sample for sample in metric.samples if sample.name != name]
+    if len(kept) == len(metric.samples):
+        return metric
+    shown = copy(metric)
+    shown.samples = kept
+    return shown
 
 
 def _head(metric: Metric, openmetrics: bool) -> str:

@@ -11,6 +11,15 @@ export class ApiError extends Error {
   }
 }
 
+/** @type {WeakMap<AbortSignal, number>} of answers to requests with a signal: the latest begin of a window that is later than asked */
+const cutAt = new WeakMap();
+
+/**
+ * Since when the windows of answers are known, if that is later than asked: Unix seconds, else undefined.
+ * @param {AbortSignal} signal of the requests
+ */
+export const windowCutAt = (signal) => cutAt.get(signal);
+
 /**
  * GET a JSON answer.
  * @param {string} path relative, such as "v1/view"
@@ -33,7 +42,10 @@ export async function get(path, params = {}, signal) {
     throw new ApiError(0, "The service does not answer", "Check that moescope serve runs and that this address reaches it.");
   }
   const body = await response.json().catch(() => null);
-  if (response.ok && body) return body;
+  if (response.ok && body) {
+    if (signal && body.window?.truncated) cutAt.set(signal, Math.max(body.window.used_start?.latest ?? 0, cutAt.get(signal) ?? 0));
+    return body;
+  }
   if (response.status === 401 || response.status === 403)
     throw new ApiError(response.status, "Not allowed", "Sign in where the service is published, then load this page again.");
   throw new ApiError(response.status, body?.title ?? `The service answered ${response.status}`, body?.detail ?? "Look into the log of moescope serve.", body?.type);

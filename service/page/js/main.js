@@ -1,6 +1,6 @@
 // The shell: header, controls, live updates, and one view at a time.
 
-import { get, ApiError } from "./api.js";
+import { get, ApiError, windowCutAt } from "./api.js";
 import { buildControls } from "./controls.js";
 import { h, setAttribute, setText } from "./dom.js";
 import { time, timeZone } from "./format.js";
@@ -33,6 +33,7 @@ const status = /** @type {HTMLElement} */ (document.getElementById("status"));
 const notice = /** @type {HTMLElement} */ (document.getElementById("notice"));
 const broken = /** @type {HTMLElement} */ (document.getElementById("broken"));
 const part = /** @type {HTMLElement} */ (document.getElementById("part"));
+const short = /** @type {HTMLElement} */ (document.getElementById("short"));
 const nav = /** @type {HTMLElement} */ (document.getElementById("views"));
 const controls = buildControls(/** @type {HTMLElement} */ (document.getElementById("controls")));
 
@@ -113,6 +114,7 @@ async function draw(signal) {
   const query = { server: deployment.server, model: deployment.model, start, end, phase: VIEWS[name].phases ? phaseOf(route.params) : null };
   await shown.view.refresh({ route, ranks, deployment, query, now, signal });
   freshAt = now;
+  showCut(windowCutAt(signal));
   showStatus(bounds(route.params).past);
   if (!shown.ready) {
     main.replaceChildren(shown.view.element);
@@ -127,6 +129,12 @@ function showBroken(deployment) {
     element.hidden = !text;
     setText(element, text);
   }
+}
+
+/** A window of which the begin is forgotten is shorter than its name. */
+function showCut(since) {
+  short.hidden = since === undefined;
+  if (since !== undefined) setText(short, `Only since ${time(since)}: nothing older is remembered, so this window is shorter than asked.`);
 }
 
 function showNav(name) {

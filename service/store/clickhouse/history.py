@@ -74,6 +74,13 @@ def oldest(connection: Connection, key: Key, damage: DamageLog) -> StoredTotals 
     return None
 
 
+def begins(connection: Connection) -> dict[Key, float]:
+    """When the oldest totals that are kept of each producer were true, seconds of Unix time."""
+    names = ", ".join(KEY)
+    rows = connection.rows(f"SELECT {names}, min(at_ms) FROM snapshot GROUP BY {names}", "ttiiii", {})
+    return {(row[0], row[1], row[2], row[3], row[4]): row[5] / 1000 for row in rows}
+
+
 def keep(connection: Connection, retention: Retention, now_ms: int, rolled_up: dict[int, int]) -> None:
     """Roll up history that is old enough and remove what is too old.
 

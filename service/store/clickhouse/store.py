@@ -83,6 +83,11 @@ class ClickHouseStore:
         self._rolled_up: dict[int, int] = {}
         _migrate(self._connection)
 
+    @property
+    def unbroken(self) -> bool:
+        """Taken for granted: copies and damage are ClickHouse's own business."""
+        return True
+
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these; on an error some may be kept, and saving them again is harmless."""
         try:
@@ -129,6 +134,10 @@ class ClickHouseStore:
         """For each instant the newest totals at or before it."""
         instants_ms = [round(instant * 1000) for instant in instants]
         return history.totals_at(self._connection, key, instants_ms, self._damage)
+
+    def begins(self) -> dict[Key, float]:
+        """When the oldest totals that are kept of each producer were true."""
+        return history.begins(self._connection)
 
     def oldest(self, key: Key) -> StoredTotals | None:
         """The oldest totals that are kept of a producer."""

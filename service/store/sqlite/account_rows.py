@@ -95,6 +95,15 @@ def oldest(connection: sqlite3.Connection, key: Key, damage: DamageLog) -> Store
     )
 
 
+def begins(connection: sqlite3.Connection) -> dict[Key, float]:
+    """When the oldest totals that are kept of each producer were true, seconds of Unix time."""
+    found = connection.execute(
+        "SELECT server, model, dp_rank, pp_rank, tp_rank, "
+        "(SELECT min(at_ms) FROM snapshot WHERE producer = producer.id) FROM producer"
+    )
+    return {(row[0], row[1], row[2], row[3], row[4]): row[5] / 1000 for row in found if row[5] is not None}
+
+
 def to_ms(instant: float) -> int:
     """Seconds of Unix time as the database has them."""
     return round(instant * 1000)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from moescope.service.store.records import StoreError
 from moescope.service.store.sqlite.connections import lock_folder
+from moescope.service.store.sqlite.continuation import unmark
 from moescope.service.store.sqlite.schema import APPLICATION_ID, MIGRATIONS
 from moescope.service.store.sqlite.store import FILE
 
@@ -50,6 +51,7 @@ def back_up(folder: Path, target: Path) -> Contents:
         with closing(sqlite3.connect(source, timeout=10)) as old, closing(sqlite3.connect(part)) as new:
             old.backup(new)  # all pages in one step: the writer goes on, into its log
             new.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
+            unmark(new)
         contents = examine(part)
         _sync(part)
         part.rename(target)
@@ -79,6 +81,8 @@ def restore(file: Path, folder: Path, force: bool) -> tuple[Contents, Path | Non
                 aside = target.with_name(f"{FILE}.before-restore-{time.time_ns() // 1_000_000}")
             with _beside(target) as part:
                 shutil.copyfile(file, part)
+                with closing(sqlite3.connect(part)) as copy:
+                    unmark(copy)
                 _sync(part)
                 if aside is not None:
                     for suffix in ("-wal", "-shm", ""):

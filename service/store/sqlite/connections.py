@@ -71,7 +71,7 @@ def lock_folder(folder: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
-        raise OSError(0, "another service has it; give each a folder of its own") from None
+        raise OSError(0, "another service has it, and each needs a folder of its own") from None
     return handle
 
 

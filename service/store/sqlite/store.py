@@ -31,7 +31,7 @@ from moescope.service.store.records import (
     Usage,
     WorkerTrace,
 )
-from moescope.service.store.sqlite import account_rows, connections, trace_listing, traces
+from moescope.service.store.sqlite import account_rows, connections, continuation, trace_listing, traces
 from moescope.service.store.sqlite.checkpoints import Checkpointer
 from moescope.service.store.sqlite.connections import Readers
 from moescope.service.store.sqlite.packing import Packer
@@ -70,7 +70,10 @@ class SqliteStore:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock: int | None = connections.lock_folder(folder)
         except OSError as error:
-            raise StoreError(f"{folder} can't be used as a store: {error.strerror or error}") from error
+            raise StoreError(
+                f"{folder} can't be used as a store: {error.strerror or error}. Choose another folder with "
+                "--store (MOESCOPE_STORE), or give --no-store: then totals and history are in memory only"
+            ) from error
         self._readers = Readers(self._path)
         try:
             self._writer = self._open()
@@ -81,6 +84,11 @@ class SqliteStore:
         names = (FILE, f"{FILE}-wal", f"{FILE}-shm", connections.LOCK)
         self._presence = Presence(folder / name for name in names)
         set_aside(folder)
+
+    @property
+    def unbroken(self) -> bool:
+        """Whether nothing of what the last service gave it is missing."""
+        return self._continues and not self._damage.lost_accounts
 
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these or none."""
@@ -118,6 +126,11 @@ class SqliteStore:
         """For each instant the newest totals at or before it."""
         with self._readers.one() as connection:
             return account_rows.totals_at(connection, key, instants, self._damage)
+
+    def begins(self) -> dict[Key, float]:
+        """When the oldest totals that are kept of each producer were true."""
+        with self._readers.one() as connection:
+            return account_rows.begins(connection)
 
     def oldest(self, key: Key) -> StoredTotals | None:
         """The oldest totals that are kept of a producer."""
@@ -171,6 +184,11 @@ class SqliteStore:
 
     def close(self) -> None:
         """Let go of the files."""
+        try:
+            with connections.failures(self._path):
+                continuation.end(self._writer)
+        except StoreError as error:
+            _log.error("%s", error)
         self._checkpointer.close()
         self._packer.close()
         self._readers.close()
@@ -192,12 +210,13 @@ class SqliteStore:
 
     def _mend_and_connect(self) -> sqlite3.Connection:
         with connections.failures(self._path):
-            mend(self._path)
+            rescued = mend(self._path)
             self._path.touch(0o600)  # SQLite would let others read a new one, if the folder does
             writer = connections.connect(self._path)
             try:
                 connections.prepare(writer)
                 migrate(writer, str(self._path))
+                self._continues = continuation.begin(writer) and rescued is None
             except BaseException:
                 writer.close()
                 raise

@@ -80,6 +80,16 @@ def test_frames_of_an_epoch_are_numbered_from_1() -> None:
     assert [builder.build(snapshot(), {}).seq for _ in range(3)] == [1, 2, 3]
 
 
+def test_a_frame_says_which_one_before_it_was_taken() -> None:
+    builder = FrameBuilder(WHO, 5, LAYERS, [], None)
+    told = []
+    for delivered in (False, True, False, True, True):
+        told.append(sent(builder.build(snapshot(), {})).acknowledged)
+        if delivered:
+            builder.delivered()
+    assert told == [0, 0, 2, 2, 4]
+
+
 def test_a_frame_tells_how_long_the_worker_has_been_up_by_a_clock_that_nobody_sets() -> None:
     clock = iter([50, 50, 57]).__next__
     builder = FrameBuilder(WHO, 5, LAYERS, [], None, clock=clock)

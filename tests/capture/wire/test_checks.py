@@ -29,6 +29,7 @@ from tests.capture.wire.frames import PHASES, frame, step_loads
         ({"counts": b"\0" * 40}, r"counts: expected 48 bytes \(6 int64 values\), got 40"),
         ({"counts": pack_counts(np.array([1, 2, -3, 4, 5, 0]))}, r"counts: value 2 is negative \(-3\)"),
         ({"rows": b""}, "rows: expected 16 bytes"),
+        ({"seq": 4, "acknowledged": 4}, r"acknowledged: 4 is not below seq \(4\)"),
         ({"layers": [MoeLayer(3, 4, 2), MoeLayer(1, 2, 1)]}, r"layers: ids must rise strictly, got \[3, 1\]"),
         ({"layers": [MoeLayer(1, 4, 5), MoeLayer(3, 2, 1)]}, "layers: layer 1 has top_k 5 > 4"),
         ({"uncovered": [UncoveredLayer(3, "x")]}, r"uncovered: layers \[3\] are in layers too"),

@@ -13,7 +13,7 @@ def test_check_config_shows_what_would_be_used_and_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "moescope.toml"
-    config.write_text('window_s = 30\nhost = "0.0.0.0"\n')
+    config.write_text('window_s = 30\nhost = "0.0.0.0"\nstore = "none"\n')
     monkeypatch.setenv("MOESCOPE_TOKEN", "short-secret")
     done = run("check-config", "--config", config)
     assert done.returncode == 0, done.output

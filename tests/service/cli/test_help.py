@@ -22,7 +22,7 @@ def test_no_word_of_the_help_is_taken_for_markup() -> None:
             said = getattr(parameter, "help", None) or ""
             assert Text.from_markup(said).plain == said.replace("\\[", "["), (command.name, parameter.name)
     flags = {parameter.name for parameter in commands["serve"].params}
-    assert flags == SERVE_FLAGS | {"config"}
+    assert flags == SERVE_FLAGS | {"config", "no_store"}
 
 
 @pytest.mark.parametrize("name", list(every_command()))

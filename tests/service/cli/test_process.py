@@ -88,7 +88,7 @@ def test_a_hang_up_reads_files_again_and_ends_nothing(start: Start, tmp_path: Pa
     _wait_until_it_answers(url)
     process.send_signal(signal.SIGHUP)
     assert process.stderr is not None
-    assert any("read 1 tokens: token_file" in process.stderr.readline() for _ in range(4))
+    assert any("read 1 tokens: token_file" in process.stderr.readline() for _ in range(5))
     headers = {"authorization": "Bearer the-first-token-of-all"}
     assert httpx.get(f"{url}/v1/ranks", headers=headers, timeout=DEADLINE_S).status_code == 200
     assert httpx.get(f"{url}/v1/ranks", timeout=DEADLINE_S).status_code == 401

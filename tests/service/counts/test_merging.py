@@ -93,3 +93,16 @@ def test_merging_starts_from_the_sum_that_has_all_of_the_other_s() -> None:
         assert sorted(item.epoch - EPOCH for item in merged.epochs) == [4, 5]
         assert merged.latest.epoch == EPOCH + 5
         assert merge_accounts(merged, newer, 2) is merged
+
+
+def test_what_one_service_counts_from_zero_the_other_does_not_leave_out() -> None:
+    whole, late = account_of((EPOCH, 1, 10)), account_of((EPOCH, 2, 30))
+    late.leave_all_out(at=7.0)
+    for pair in ((whole.state(), late.state()), (late.state(), whole.state())):
+        merged = merge_accounts(*pair, max_epochs=4)
+        assert (merged.totals.tokens, merged.base) == (15, None)
+    later = account_of((EPOCH, 3, 40))
+    later.leave_all_out(at=9.0)
+    merged = merge_accounts(later.state(), late.state(), max_epochs=4)
+    assert merged.base is not None
+    assert (merged.totals.tokens, merged.base.totals.tokens, merged.base.at) == (20, 15, 7.0)

@@ -114,3 +114,29 @@ def test_bytes_are_those_of_the_tracks_whatever_happens_to_them() -> None:
     assert history.nbytes == summed()
     history.forget(keys.pop())
     assert history.nbytes == summed()
+
+
+@pytest.mark.parametrize(("most", "kept"), [(None, 2), (1 << 30, 8)])
+def test_without_a_store_the_budget_grows_with_the_producers(most: int | None, kept: int) -> None:
+    size = _at(1).nbytes
+    history = History(16 * size, most)
+    for at in range(400):
+        for rank in range(8):
+            key = ("prod", "tiny", rank, 0, 0)
+            history.record(key, 100.0, Snapshot(100.0 + at, _at(at)))
+    assert len(history) == pytest.approx(8 * kept, rel=0.4)
+    assert history.enough_bytes == 8 * 8 * size
+    spans = [
+        499.0 - (reaches or 100.0)
+        for rank in range(8)
+        for reaches in [history.track(("prod", "tiny", rank, 0, 0)).reaches]
+    ]
+    assert (min(spans) < 10) == (most is None)
+
+
+def test_how_far_back_a_track_reaches() -> None:
+    young, old = Track(100.0, Snapshot(110.0, _at(1))), Track(100.0, Snapshot(5000.0, _at(1)))
+    assert (young.reaches, old.reaches) == (None, 5000.0)  # the old one was known late
+    young.add(Snapshot(120.0, _at(2)))
+    assert young.drop_oldest()
+    assert young.reaches == 120.0

@@ -237,7 +237,9 @@ def test_openmetrics_says_the_same(service: Service) -> None:
     assert response.headers["content-type"].startswith("application/openmetrics-text")
     plain, open_metrics = _series(service), _series(service, accept)
     assert {key: value for key, value in plain.items() if "duration" not in key[0]} == {
-        key: value for key, value in open_metrics.items() if "duration" not in key[0]
+        key: value
+        for key, value in open_metrics.items()
+        if "duration" not in key[0] and not key[0].endswith("_created")
     }
 
 
@@ -438,3 +440,20 @@ def test_a_deployment_that_moves_to_another_pool_has_one_place(service: Service)
     service.push(frame({0: [4, 2]}, who=producer(pool="new"), epoch=EPOCH + 100 * 10**9))
     pools = {value for _, labels in _series(service) for key, value in labels if key == "pool"}
     assert pools == {"new"}
+
+
+def test_how_far_back_windows_reach_and_what_would_help(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    settings = Settings(port=0, history_mib=1, window_s=60)
+    state = LiveState(settings, clock)
+    large = {layer: [2 * layer + 2] * 1000 for layer in range(60)}
+    for second in range(1, 8):
+        clock.now += 10
+        state.ingest(
+            frame(large, epoch=int(clock.now - 10 * second) * 10**9, after_s=10 * second, seq=second)
+        )
+    text = _text_of(state, settings)
+    [line] = [item for item in text.splitlines() if item.startswith("moescope_history_span_seconds{")]
+    assert float(line.rpartition(" ")[2]) < 20
+    assert "reach back" in caplog.text
+    assert "Set history_mib to" in caplog.text

@@ -9,10 +9,9 @@ import re
 from pathlib import Path
 
 import pytest
-from prometheus_client.exposition import generate_latest
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from moescope.service.metrics.document import markdown
+from moescope.service.metrics.text.writer import Writer
 from tests.service.metrics.deployment import registry
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -22,7 +21,11 @@ HOW = "is not what the code makes; if that is wanted, run: python -m tests.servi
 
 def expositions() -> dict[str, str]:
     """File name to text; versions, which change for other reasons, are left out."""
-    texts = {"metrics.txt": generate_latest(registry()), "openmetrics.txt": generate_openmetrics(registry())}
+    writer, families = Writer(), list(registry().collect())
+    texts = {
+        "metrics.txt": writer.write(families, openmetrics=False),
+        "openmetrics.txt": writer.write(families, openmetrics=True),
+    }
     return {
         name: re.sub(r'version="[^"]+",wire="[^"]+"', 'version="...",wire="..."', text.decode())
         for name, text in texts.items()

@@ -193,6 +193,18 @@ def test_whatever_is_in_one_place_of_an_account_it_comes_back_whole_or_not_at_al
     assert refused > 20
 
 
+def test_what_counters_leave_out_survives() -> None:
+    account = Account(4)
+    account.post(frame({1: [4, 0]}))
+    account.leave_all_out(at=12.5)
+    account.post(frame({1: [6, 2]}, seq=2))
+    base = decode_account(encode_account(account.state())).base
+    assert base is not None
+    assert account.base is not None
+    assert (base.at, base.restarts, base.totals.tokens) == (12.5, 0, 2)
+    assert_same(base.totals, account.base.totals)
+
+
 def test_lives_and_conflicts_survive_and_so_does_which_one_counts() -> None:
     made = Account(max_epochs=4)
     for n in range(1, 5):

@@ -85,6 +85,13 @@ def test_totals_are_the_newest_at_or_before_an_instant(open_store: Open) -> None
     assert store.oldest(key(1)) is None
 
 
+def test_the_begin_of_what_is_kept_of_each_producer(open_store: Open) -> None:
+    store = open_store()
+    assert store.begins() == {}
+    store.save([posting([2, 4], after_s=second, dp_rank=rank) for rank, second in ((0, 5), (0, 9), (1, 7))])
+    assert store.begins() == {key(0): BORN + 5, key(1): BORN + 7}
+
+
 def test_a_second_keeps_its_last_totals(open_store: Open) -> None:
     store = open_store()
     for tenth in range(25):
