@@ -49,7 +49,7 @@ def test_the_capturers_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) ->
         ("max_epochs = 0", r"^max_epochs: .*; set MOESCOPE_MAX_EPOCHS or the file$"),  # which has no flag
         ("prot = 1", r"^prot: no such setting. Did you mean port\? There are .*port"),
         ('metrics_level = "all"', r"^metrics_level: .*'layer_rank'"),
-        ("port = ", r"moescope\.toml is not valid TOML"),
+        ("port = ", r"moescope\.toml: it is not valid TOML"),
     ],
 )
 def test_a_bad_value_says_what_to_do(tmp_path: Path, text: str, message: str) -> None:
@@ -60,7 +60,7 @@ def test_a_bad_value_says_what_to_do(tmp_path: Path, text: str, message: str) ->
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"can't read the settings file .*none\.toml"):
+    with pytest.raises(SettingsError, match=r"the settings file .*none\.toml: it can't be read"):
         load_settings(tmp_path / "none.toml", {})
 
 
