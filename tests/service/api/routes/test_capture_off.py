@@ -101,6 +101,7 @@ def test_what_a_worker_counted_before_it_began_again_without_capture_stays(
     service: Service, report: Report
 ) -> None:
     service.push(frame({0: [400, 100, 50, 50]}))
+    service.clock.now += 1
     report()
     rank = rank_of(service, 0)
     assert (rank["tokens"], rank["tokens_reason"]) == (300, f"capture is disabled: {REASON}")

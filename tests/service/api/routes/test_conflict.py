@@ -36,6 +36,7 @@ def _frame(host: str, step: int, skew_ns: int = 0) -> wire.Frame:
         after_s=100.0 + step,
         tokens=tokens,
         steps=step,
+        acknowledged=step - 1,
         placement=halves(16, 1),
         step_loads=wire.pack_step_loads(step, step + 1, np.array([step]), loads, 1),
     )
