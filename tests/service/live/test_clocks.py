@@ -29,7 +29,8 @@ def test_a_rank_that_is_replaced_on_another_host_is_live_at_once(
 ) -> None:
     state = make_state()
     old = producer(host="old", dp_size=2, ep_size=2)
-    state.ingest(frame({0: [4, 4]}, who=old, seq=9, after_s=3600, placement=halves(2, 1)))
+    told = {"placement": halves(2, 1), "acknowledged": 0}  # no other service has these counts
+    state.ingest(frame({0: [4, 4]}, who=old, seq=9, after_s=3600, **told))
     clock.now += 30
     moved = placement([0, 1], [1, 0], 1, version=0)
     new = producer(host="new", dp_size=1, ep_size=2)
