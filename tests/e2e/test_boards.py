@@ -16,6 +16,11 @@ pytestmark = pytest.mark.e2e
 TRAFFIC = [Request(f"request {i} of some length, with words in it", 24) for i in range(8)]
 
 
+def alone(missing: object) -> bool:
+    """Whether a query needs a sibling in the pool, which one server has not; `tests/dashboards` has one."""
+    return isinstance(missing, tuple) and missing[:2] == ("moescope / Pools", "Divergence from the siblings")
+
+
 def test_every_query_and_recording_rule_has_data(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -33,7 +38,8 @@ def test_every_query_and_recording_rule_has_data(
         requests.start()
         try:
             pin_baseline(service.url)
-            running.wait(lambda: without_data(running, list(BOARDS.values()), "1"))
+            boards = list(BOARDS.values())
+            running.wait(lambda: [item for item in without_data(running, boards, "1") if not alone(item)])
             ratios = running.query('moescope_layer_ep_imbalance_ratio{server="e2e"}')
             assert {item["metric"]["layer"] for item in ratios} == {"1", "2", "3", "4"}
             # The checkpoint's routers are skewed: the alerts on that fire, by the rules' own evaluation.
