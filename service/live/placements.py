@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from moescope.capture.wire import Frame, MoeLayer, Placement
+from moescope.service.live.producers import Deployment
 from moescope.service.store.records import Key
 
 KEPT: Final = 64  # placements remembered of each pipeline stage
@@ -54,6 +55,8 @@ class Placements:
         self._newest: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
         self._held: dict[tuple[str, str, int], deque[_Held]] = {}
         self._rises: Counter[tuple[str, str, int]] = Counter()
+        self._tellers: dict[Deployment, dict[int, set[Key]]] = {}
+        """By deployment and pipeline stage: the producers that told a placement."""
 
     def note(self, frame: Frame, at: float, started_at: float | None = None) -> None:
         """Take the placement of a producer's newest frame into account.
@@ -68,6 +71,7 @@ class Placements:
         who, layers = frame.producer, tuple(frame.layers)
         self._newest[who.key] = layers, frame.placement
         stage, worker = _stage_of(who.key), (who.dp_rank, who.tp_rank)
+        self._tellers.setdefault(stage[:2], {}).setdefault(stage[2], set()).add(who.key)
         known = self._held.setdefault(stage, deque(maxlen=KEPT))
         if known and known[-1].placement == frame.placement:
             if worker not in known[-1].workers:
@@ -83,11 +87,18 @@ class Placements:
 
     def forget(self, key: Key) -> None:
         """Drop what is known of a producer, and of its stage if no other producer of it told a placement."""
-        self._newest.pop(key, None)
+        if self._newest.pop(key, None) is None:
+            return
         stage = _stage_of(key)
-        if all(_stage_of(other) != stage for other in self._newest):
-            self._held.pop(stage, None)
-            self._rises.pop(stage, None)
+        stages = self._tellers[stage[:2]]
+        stages[stage[2]].remove(key)
+        if stages[stage[2]]:
+            return
+        self._held.pop(stage, None)
+        self._rises.pop(stage, None)
+        del stages[stage[2]]
+        if not stages:
+            del self._tellers[stage[:2]]
 
     def newest(self, keys: Iterable[Key]) -> list[tuple[tuple[MoeLayer, ...], Placement]]:
         """The layers of each of these producers and where their experts last were, parallel.
@@ -98,15 +109,15 @@ class Placements:
 
     def rearrangements(self, server: str, model: str) -> int:
         """How often the placement's version rose, of the pipeline stage where it did most often."""
-        return max((rises for key, rises in self._rises.items() if key[:2] == (server, model)), default=0)
+        stages = self._tellers.get((server, model), ())
+        return max((self._rises[server, model, pp_rank] for pp_rank in stages), default=0)
 
     def history(self, server: str, model: str) -> list[DatedPlacement]:
         """All placements that are remembered, by pipeline stage; those of a stage rise in time."""
         return [
-            DatedPlacement(key[2], item.layers, item.placement, item.at, item.everywhere_at)
-            for key in sorted(self._held)
-            if key[:2] == (server, model)
-            for item in self._held[key]
+            DatedPlacement(pp_rank, item.layers, item.placement, item.at, item.everywhere_at)
+            for pp_rank in sorted(self._tellers.get((server, model), ()))
+            for item in self._held[server, model, pp_rank]
         ]
 
 

@@ -45,6 +45,7 @@ class Roster:
         self._settings = settings
         self._clock = clock
         self._entries: dict[Key, Entry] = {}
+        self._members: dict[Deployment, set[Key]] = {}
         self._shapes = Shapes()
 
     @property
@@ -58,11 +59,11 @@ class Roster:
 
     def members(self, deployment: Deployment | None = None) -> list[Key]:
         """All producers, or those of one deployment, sorted."""
-        return sorted(key for key in self._entries if deployment in (None, key[:2]))
+        return sorted(self._entries if deployment is None else self._members.get(deployment, ()))
 
     def deployments(self) -> list[Deployment]:
         """All (server, model), sorted."""
-        return sorted({key[:2] for key in self._entries})
+        return sorted(self._members)
 
     def enter(self, key: Key, account: Account, received_at: float) -> None:
         """Add a producer, or change its entry."""
@@ -75,6 +76,7 @@ class Roster:
             same = old.sizes == sizes
             told_at = old.told_at if same and old.told_epoch == life.epoch else received_at
             resized_at = old.resized_at if same else received_at
+        self._members.setdefault(key[:2], set()).add(key)
         self._entries[key] = Entry(
             account, received_at, life.started_at, layout, sizes, life.epoch, told_at, resized_at
         )
@@ -83,6 +85,10 @@ class Roster:
     def remove(self, key: Key) -> None:
         """Remove a producer that is here."""
         self._shapes.change(key[:2], self._entries.pop(key).layout, None)
+        members = self._members[key[:2]]
+        members.remove(key)
+        if not members:
+            del self._members[key[:2]]
 
     def state(self, key: Key) -> ProducerState:
         """A producer that is here, as of now."""

@@ -47,7 +47,9 @@ class StepJoin:
         self._base = 0  # nothing before it can be joined any more
         self._floor: int | None = None  # the first step that anybody accounted for
         self._top = 0
-        self._seen = np.zeros((members, self._window), dtype=bool)
+        # A row for each member that was heard: claiming many costs nothing.
+        self._seen = np.zeros((0, self._window), dtype=bool)
+        self._row_of: dict[int, int] = {}
         self._count = np.zeros(self._window, dtype=np.int32)
         self._done = np.zeros(self._window, dtype=bool)
         self._version = np.zeros(self._window, dtype=np.int64)
@@ -84,8 +86,10 @@ class StepJoin:
             return self._result(np.zeros(0, dtype=np.int64), given_up)
         self._floor, self._top = min(self._floor, first), max(self._top, end)
         at = np.arange(first, end) % self._window
-        new = ~self._seen[member, at]
-        self._seen[member, at[new]] = True
+        row = self._row_of_member(member)
+        seen = self._seen[row]
+        new = ~seen[at]
+        seen[at[new]] = True
         begun = self._count[at] > 0
         self._spoiled[at] |= new & begun & (self._version[at] != version)
         self._version[at[~begun]] = version
@@ -99,13 +103,24 @@ class StepJoin:
     @property
     def nbytes(self) -> int:
         """Bytes of the loads that wait and of the marks."""
-        return self._loads.nbytes + self._seen.nbytes
+        marks = (self._seen, self._count, self._done, self._version, self._spoiled, self._row)
+        return self._loads.nbytes + sum(array.nbytes for array in marks)
 
     def close(self) -> int:
         """Give up all steps that wait and free their memory; how many there were."""
         given_up = self._give_up(self._top)
         self._loads, self._free = self._loads[:0].copy(), []
         return given_up
+
+    def _row_of_member(self, member: int) -> int:
+        """The member's row of marks; there is one from now on."""
+        row = self._row_of.setdefault(member, len(self._row_of))
+        if row >= len(self._seen):
+            size = min(self._members, max(4, 2 * len(self._seen)))
+            wider = np.zeros((size, self._window), dtype=bool)
+            wider[: len(self._seen)] = self._seen
+            self._seen = wider
+        return row
 
     def _add_loads(self, at: int, loads: Loads) -> None:
         if loads.dtype.itemsize == 4 and self._loads.dtype == np.int32:

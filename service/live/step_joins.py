@@ -14,6 +14,7 @@ from moescope.capture.wire import Frame
 from moescope.service.counts.account_state import EpochState
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers
+from moescope.service.live.producers import Deployment
 from moescope.service.live.step_stage import Stage, Status
 from moescope.service.store.records import Key
 
@@ -44,6 +45,7 @@ class Joins:
         self._budget = budget
         self._nbytes = 0
         self._entries: dict[tuple[str, str, int], _Entry] = {}
+        self._stages: dict[Deployment, set[int]] = {}
 
     def take(self, frame: Frame, life: EpochState | None = None) -> None:
         """Join the steps of a checked frame, and credit what that yields; see :meth:`Stage.take`."""
@@ -52,6 +54,7 @@ class Joins:
         who = frame.producer
         key = (who.server, who.model, who.pp_rank)
         entry = self._entries.setdefault(key, _Entry(Stage()))
+        self._stages.setdefault(key[:2], set()).add(who.pp_rank)
         self._settle(key, entry, entry.stage.take(frame, life))
         while self._nbytes > self._budget:
             key, entry = max(self._entries.items(), key=lambda item: item[1].nbytes)
@@ -72,7 +75,12 @@ class Joins:
     def forget(self, key: Key) -> None:
         """Drop the stage of a producer that is forgotten."""
         entry = self._entries.pop((key[0], key[1], key[3]), None)
-        self._nbytes -= 0 if entry is None else entry.nbytes
+        if entry is None:
+            return
+        self._nbytes -= entry.nbytes
+        self._stages[key[:2]].remove(key[3])
+        if not self._stages[key[:2]]:
+            del self._stages[key[:2]]
 
     def _settle(
         self, key: tuple[str, str, int], entry: _Entry, found: tuple[Layout, Stragglers] | None
@@ -88,9 +96,8 @@ class Joins:
     def status(self, server: str, model: str) -> dict[int, Status]:
         """How the joins of a deployment go, by pipeline stage; none where no frame told loads of steps."""
         return {
-            key[2]: entry.stage.status()
-            for key, entry in sorted(self._entries.items())
-            if key[:2] == (server, model)
+            pp_rank: self._entries[server, model, pp_rank].stage.status()
+            for pp_rank in sorted(self._stages.get((server, model), ()))
         }
 
 

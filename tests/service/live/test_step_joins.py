@@ -25,11 +25,11 @@ class Accounts:
 
 def test_over_the_budget_the_largest_gives_up_and_counts_its_steps() -> None:
     accounts = Accounts()
-    joins = Joins(accounts.credit, budget=50_000)
+    joins = Joins(accounts.credit, budget=190_000)
     joins.take(stepped(0, 0, [[1, 1]] * 50, model="small"))
     for first in range(0, 4000, 500):
         joins.take(stepped(0, first, [[1, 1]] * 500, model="large"))
-    assert joins._nbytes <= 50_000
+    assert joins._nbytes <= 190_000
     given_up = sum(item.incomplete for item in accounts.credited["prod", "large", 0, 0, 0])
     assert given_up + joins.status("prod", "large")[0].pending == 4000
     assert joins.status("prod", "small")[0].pending == 50
