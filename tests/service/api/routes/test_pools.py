@@ -159,6 +159,10 @@ def test_a_silent_replica_is_not_part_of_the_mean(service: Service) -> None:
     assert answer["a"]["tokens_over_mean"]["value"] == 1.0
     assert answer["gone"]["tokens_over_mean"]["value"] is None
     assert "silent" in answer["gone"]["tokens_over_mean"]["reason"]
+    since_start = service.get("/v1/pools/chat")
+    assert by_server(since_start)["gone"]["tokens"] == 400  # it computed them, and then fell silent
+    assert "silent" in by_server(since_start)["gone"]["tokens_over_mean"]["reason"]
+    assert {item["server"] for item in since_start["stand_out"]} == set()
 
 
 def test_prefill_and_decode_are_compared_layer_by_layer(service: Service) -> None:
