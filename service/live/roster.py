@@ -124,6 +124,7 @@ class Roster:
         entry.received_at -= set_back
         entry.started_at -= set_back
         entry.told_at = min(entry.told_at, now)
+        entry.resized_at = min(entry.resized_at, now)
         return now - entry.received_at
 
     def outgrown_by(self, key: Key, layout: Layout) -> list[Key]:
