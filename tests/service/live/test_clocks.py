@@ -152,9 +152,11 @@ def test_two_lives_are_named_whatever_the_order_in_which_services_hear_of_each_o
 ) -> None:
     here, there = make_state(), make_state()
     for n in range(1, 9):
-        there.ingest(frame({0: [0, 2 * n]}, who=producer(host="b"), epoch=EPOCH + 9 * S, seq=n, after_s=n))
+        new = producer(host="b")
+        there.ingest(frame({0: [0, 2 * n]}, who=new, epoch=EPOCH + 9 * S, seq=n, uptime_ns=n * S))
         clock.now += 0.5
-        here.ingest(frame({0: [2 * n, 0]}, who=producer(host="a"), seq=n, after_s=n))
+        old = producer(host="a")
+        here.ingest(frame({0: [2 * n, 0]}, who=old, seq=n, after_s=9 + n, uptime_ns=(9 + n) * S))
         clock.now += 0.5
         here.adopt([_posting(there)])
         there.adopt([_posting(here)])
