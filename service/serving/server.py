@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Generator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -71,7 +71,8 @@ class Server(uvicorn.Server):
         await super().startup([])
 
     def _new_protocol(self) -> PatientProtocol:
-        made: PatientProtocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+        make: Callable[..., Any] = self.config.http_protocol_class
+        made: PatientProtocol = make(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return made
