@@ -22,7 +22,11 @@ _REPLICA: Final = "cluster, pool, role, server, model"
 _ROLE: Final = "cluster, pool, role, model"
 _NAME: Final = "{{pool}} {{role}} {{server}}"
 _ROLE_NAME: Final = "{{pool}} {{role}} {{model}}"
-_TOKENS: Final = rate("moescope_tokens_total", POOL, _REPLICA)
+_REPORTING: Final = f"on ({_REPLICA}) (moescope_snapshot_age_seconds{{{POOL}}} < 60)"
+_TOKENS: Final = f"({rate('moescope_tokens_total', POOL, _REPLICA)} and {_REPORTING})"
+"""Tokens per second of the replicas that report: one that is gone has series for a while."""
+_COMPARED: Final = f"({_TOKENS} unless on ({_REPLICA}) (moescope_conflicting_lives{{{POOL}}} > 0))"
+"""Without those whose ranks several live processes claim: each of these is several deployments."""
 _TO_MODEL: Final = (
     "/d/moescope-model?${datasource:queryparam}&${job:queryparam}&${instance:queryparam}"
     "&var-cluster=${__data.fields.cluster}&var-server=${__data.fields.server}"
@@ -51,8 +55,10 @@ POOLS_BOARD: Final = Board(
             (
                 stat(
                     "Replicas",
-                    "Deployments of the pools that report.",
-                    Query(f"count(count by ({_REPLICA}) (moescope_producers{{{POOL}}}))"),
+                    "Deployments of the pools with a worker that counts.",
+                    Query(
+                        f'count(count by ({_REPLICA}) (moescope_producers{{{POOL},state="counting"}} > 0))'
+                    ),
                 ),
                 stat(
                     "Tokens per second",
@@ -62,7 +68,7 @@ POOLS_BOARD: Final = Board(
                 stat(
                     "Least share of the tokens",
                     "The least tokens per second of a replica / the mean of its role's replicas; 1 is fair.",
-                    Query(f"min({_of_mean(_TOKENS)})"),
+                    Query(f"min({_of_mean(_COMPARED)})"),
                 ),
                 stat(
                     "Workers that don't count",
@@ -103,7 +109,7 @@ POOLS_BOARD: Final = Board(
                     "timeseries",
                     "Share of the tokens",
                     "Tokens per second of a replica / the mean of the replicas of its role; 1 is fair.",
-                    (Query(_of_mean(_TOKENS), _NAME),),
+                    (Query(_of_mean(_COMPARED), _NAME),),
                 ),
                 Panel(
                     "timeseries",

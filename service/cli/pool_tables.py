@@ -112,7 +112,7 @@ def _tokens(item: dict[str, Any]) -> str:
 def _states(pool: dict[str, Any]) -> list[str]:
     return [
         f"{name}: {', '.join(pool[name])}"
-        for name in ("silent", "partial", "disabled", "conflict")
+        for name in ("silent", "partial", "disabled", "conflict", "gone")
         if pool[name]
     ]
 

@@ -11,11 +11,11 @@ from itertools import groupby
 from typing import Literal
 
 from moescope.capture.wire import Producer
-from moescope.service.live.producers import Deployment, ProducerState, of_present_start
+from moescope.service.live.producers import Deployment, ProducerState, heard_last, of_present_start
 
 Role = Literal["", "prefill", "decode"]
 """What a deployment computes where prefill and decode are computed apart; empty: both, or it isn't known."""
-ReplicaState = Literal["counting", "partial", "disabled", "stale", "conflict"]
+ReplicaState = Literal["counting", "partial", "disabled", "stale", "conflict", "gone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +37,42 @@ class Replica:
     @property
     def state(self) -> ReplicaState:
         """``counting``; ``partial``: some of its ranks don't count; ``disabled``, ``stale``: none does.
-        ``conflict``: several live processes claim one of its ranks.
+        ``conflict``: several live processes claim one of its ranks. ``gone``: it has shut down in order.
 
-        Workers of a former start are left out.
+        Workers of a former start are left out, so a DP rank that has no other doesn't count.
         """
-        present = [item for item in self.producers if item.gone is None] or self.producers
-        states = ["stale" if item.gone else item.state for item in of_present_start(present)]
         if any(item.conflict is not None for item in self.producers):
             return "conflict"
-        if all(state == "stale" for state in states):
+        if all(item.gone for item in self.producers):
+            return "gone"
+        present = of_present_start([item for item in self.producers if item.gone is None])
+        if all(item.state == "stale" for item in present):
             return "stale"
-        if "counting" not in states:
+        counting = {item.latest.producer.dp_rank for item in present if item.state == "counting"}
+        if not counting:
             return "disabled"
-        whole = set(states) == {"counting"} and not self.missing_dp_ranks
+        whole = all(item.state == "counting" for item in present) and self._dp_ranks <= counting
         return "counting" if whole else "partial"
+
+    @property
+    def live(self) -> bool:
+        """Whether it has a worker that has neither expired nor gone: one that shut down in order is gone."""
+        return not all(item.expired or item.gone for item in self.producers)
 
     @property
     def missing_dp_ranks(self) -> list[int]:
         """DP ranks that should exist and never reported."""
-        reported = {item.latest.producer.dp_rank for item in self.producers}
-        size = told_last(self.producers).dp_size
-        return sorted(set(range(size)) - reported)
+        return sorted(self._dp_ranks - {item.latest.producer.dp_rank for item in self.producers})
+
+    @property
+    def _dp_ranks(self) -> set[int]:
+        """The DP ranks that should exist."""
+        return set(range(heard_last(self.producers).dp_size))
+
+    @property
+    def heard_at(self) -> float:
+        """When the newest frame of its workers came, seconds of Unix time on the service's clock."""
+        return max(item.received_at for item in self.producers)
 
 
 def told_last(producers: Sequence[ProducerState]) -> Producer:
@@ -80,15 +95,19 @@ def replica_of(producers: Sequence[ProducerState]) -> Replica:
     return Replica(who.key[:2], who.pool, who.role, tuple(producers))
 
 
-def live_replicas(producers: Iterable[ProducerState]) -> list[Replica]:
-    """The deployments with a worker that has neither expired nor gone: one that shut down in order is gone.
+def known_replicas(producers: Iterable[ProducerState]) -> list[Replica]:
+    """All deployments, those that are no longer live too.
 
     Args:
         producers: those of all deployments, sorted by key.
     """
     groups = groupby(producers, key=lambda item: item.latest.producer.key[:2])
-    found = (list(group) for _, group in groups)
-    return [replica_of(group) for group in found if not all(item.expired or item.gone for item in group)]
+    return [replica_of(list(group)) for _, group in groups]
+
+
+def live_replicas(producers: Iterable[ProducerState]) -> list[Replica]:
+    """The deployments that are live; see :func:`known_replicas`."""
+    return [item for item in known_replicas(producers) if item.live]
 
 
 def pools_of(replicas: Iterable[Replica]) -> dict[tuple[str, str], list[Replica]]:

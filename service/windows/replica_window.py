@@ -63,6 +63,7 @@ class ReplicaWindow:
         hot_experts: experts with 3 times a fair share or more, summed over layers.
         straggler_cost: from its joined steps.
         routing: what its tokens chose, by layer.
+        left_out: why it is not compared with its siblings though its tokens are known, or None.
     """
 
     replica: Replica
@@ -83,6 +84,7 @@ class ReplicaWindow:
     hot_experts: Known
     straggler_cost: Known
     routing: Mapping[int, LayerRouting]
+    left_out: str | None
 
     @property
     def tokens_per_second(self) -> Known:
@@ -92,11 +94,6 @@ class ReplicaWindow:
         if self.seconds <= 0:
             return Known(None, "no time: it reported once, or not in the window")
         return Known(self.tokens / self.seconds)
-
-    @property
-    def takes_part(self) -> bool:
-        """Not so if it fell silent and computed nothing in the window: it is gone, not idle."""
-        return bool(self.tokens or self.reason) or self.replica.state != "stale"
 
 
 def replica_window(
@@ -135,7 +132,19 @@ def replica_window(
         hot_experts=hot,
         straggler_cost=_straggler_cost(spans, window),
         routing=routing_of(window),
+        left_out=window.conflict or _why_absent(replica, end),
     )
+
+
+def _why_absent(replica: Replica, end: float) -> str | None:
+    """Why a deployment was not there until the window's end, or None: it was."""
+    state = replica.state
+    if state == "gone" and replica.heard_at < end:
+        return "it ended before the window's end"
+    waited = max(item.stale_after for item in replica.producers)
+    if state == "stale" and replica.heard_at + waited < end:
+        return "it fell silent before the window's end"
+    return None
 
 
 def routing_of(window: ModelWindow) -> dict[int, LayerRouting]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -22,6 +23,8 @@ FAR_COST: Final = 0.1
 """A straggler cost this much above its siblings' median stands out."""
 FAR_BITS: Final = 0.05
 """A median divergence from its siblings of so many bits stands out, if it is also beyond chance."""
+CHANCE: Final = 2.0
+"""Loads are enough to compare if so many times what chance makes of them is below the threshold."""
 BEYOND_CHANCE: Final = 4.0
 """Multiple of the sampling noise from which a divergence is beyond chance."""
 
@@ -53,7 +56,8 @@ class StandsOut:
 
 
 def stand_out_of(standings: Sequence[Standing]) -> list[StandsOut]:
-    """Who is far from its siblings, in which measure."""
+    """Who is far from its siblings, in which measure; those that are left out are no siblings."""
+    standings = [item for item in standings if item.own.left_out is None]
     found: list[StandsOut] = []
     shares = [(item, item.share.value) for item in standings if item.share.value is not None]
     for item, share in sorted(shares, key=lambda pair: abs(pair[1] - 1), reverse=True):
@@ -77,8 +81,8 @@ def _server(item: Standing) -> str:
 
 
 def _far(standings: Sequence[Standing], measure: _Measure) -> list[StandsOut]:
-    """Who is far above its siblings in a measure; the furthest first."""
-    values = [(item, measure.of(item.own).value) for item in standings]
+    """Who is far above its siblings in a measure, the furthest first; not with too few loads."""
+    values = [(item, measure.of(item.own).value) for item in standings if measure.enough(item)]
     known = [(item, value) for item, value in values if value is not None]
     found = []
     for item, value in sorted(known, key=lambda pair: -pair[1]):
@@ -91,12 +95,50 @@ def _far(standings: Sequence[Standing], measure: _Measure) -> list[StandsOut]:
 
 @dataclass(frozen=True, slots=True)
 class _Measure:
-    """A measure of a replica, and from which value on it stands out, given its siblings' median."""
+    """A measure of a replica, and from which value on it stands out, given its siblings' median.
+
+    ``enough`` says whether a replica has loads enough, so that it is not chance that makes it stand out.
+    """
 
     name: str
     title: str
     of: Callable[[ReplicaWindow], Known]
     far: Callable[[float], float]
+    enough: Callable[[Standing], bool]
+
+
+def _by_chance(loads: float, number: int) -> float:
+    """How far above their mean the largest of ``number`` sums is by chance, as a multiple of the mean.
+
+    ``loads`` single loads, each of which falls anywhere, are in these sums.
+    """
+    mean = loads / number
+    return math.sqrt(2 * math.log(number) / mean) if mean > 0 else math.inf
+
+
+def _enough_over_ep(item: Standing) -> bool:
+    """In a layer of mean load: the measure is a ratio of sums of what chance makes of each layer."""
+    by_layer = [int(layer.counts.sum()) for layer in item.own.routing.values()]
+    layers = [slots for slots in by_layer if slots]
+    slots = sum(layers) / len(layers) if layers else 0.0
+    return CHANCE * _by_chance(slots, item.own.ep_size) <= FAR_RATIO - 1
+
+
+def _enough_over_dp(item: Standing) -> bool:
+    return CHANCE * _by_chance(item.own.tokens, item.own.dp_size) <= FAR_RATIO - 1
+
+
+def _enough_over_experts(item: Standing) -> bool:
+    worst = item.own.max_vio_layer
+    if worst is None:
+        return False
+    slots = item.own.routing[worst].counts
+    return CHANCE * _by_chance(int(slots.sum()), len(slots)) <= FAR_MAX_VIO
+
+
+def _enough_in_steps(item: Standing) -> bool:
+    """With far fewer tokens than its siblings its steps are small, which is what makes them uneven."""
+    return item.share.value is not None and item.share.value > LEAST_SHARE
 
 
 _MEASURES: Final = (
@@ -105,23 +147,27 @@ _MEASURES: Final = (
         "imbalance over EP ranks",
         lambda item: item.ep_imbalance,
         lambda siblings: FAR_RATIO * siblings,
+        _enough_over_ep,
     ),
     _Measure(
         "dp_imbalance_ratio",
         "imbalance over DP ranks",
         lambda item: item.dp_imbalance,
         lambda siblings: FAR_RATIO * siblings,
+        _enough_over_dp,
     ),
     _Measure(
         "max_vio",
         "MaxVio of its worst layer",
         lambda item: item.max_vio,
         lambda siblings: siblings + FAR_MAX_VIO,
+        _enough_over_experts,
     ),
     _Measure(
         "straggler_cost",
         "straggler cost",
         lambda item: item.straggler_cost,
         lambda siblings: siblings + FAR_COST,
+        _enough_in_steps,
     ),
 )

@@ -65,8 +65,12 @@ def replica(
     ep: tuple[int, ...] = (),
     pool: str = "chat",
     role: str = "",
+    lives: int = 0,
 ) -> Series:
-    """Series of a deployment of one DP rank in a pool; ``ep`` are slots a minute by EP rank."""
+    """Series of a deployment of one DP rank in a pool; ``ep`` are slots a minute by EP rank.
+
+    ``lives`` are the live processes that claim the DP rank, if there are several.
+    """
     place = f'server="{server}",model="m",pool="{pool}"' + (f',role="{role}"' if role else "")
     slots = {
         f'moescope_layer_ep_rank_slots_total{{{place},layer="0",ep_rank="{rank}"}}': f"0+{step}x90"
@@ -75,6 +79,7 @@ def replica(
     return {
         f'moescope_tokens_total{{{place},dp_rank="0"}}': tokens,
         f'moescope_snapshot_age_seconds{{{place},dp_rank="0"}}': age,
+        f'moescope_conflicting_lives{{{place},dp_rank="0"}}': f"{lives}x90",
         **slots,
     }
 
@@ -232,6 +237,9 @@ ALERTS: dict[str, tuple[Series, Series]] = {
             **replica("prefill", "0+600000x90", role="prefill"),  # no sibling of its role
             **replica("few", "0+600x90", pool="small"),
             **replica("fewer", "0+60x90", pool="small"),  # too few tokens to tell
+            **replica("once", pool="twice"),
+            **replica("innocent", pool="twice"),
+            **replica("several", "0+600000x90", pool="twice", lives=2),  # nobody knows whose tokens they are
         },
     ),
     "MoescopeReplicaImbalance": (
@@ -240,6 +248,10 @@ ALERTS: dict[str, tuple[Series, Series]] = {
             **replica("a", ep=(100, 200)),
             **replica("b", ep=(200, 100)),
             **replica("alone", ep=(1, 9), pool="p"),
+            **replica("busy", ep=(100, 100), pool="q"),
+            **replica("nearly idle", "0+60x90", ep=(10, 90), pool="q"),
+            **replica("even", ep=(100, 100), pool="twice"),
+            **replica("several", ep=(100, 300), pool="twice", lives=2),
         },
     ),
     "MoescopeReplicaRouting": (

@@ -182,3 +182,106 @@ def test_one_scrape_that_failed_takes_no_rate_away(tmp_path: Path) -> None:
     }
     ratio = "round(model:moescope_ep_imbalance:ratio_rate5m, 0.001)"
     check(tmp_path, [{"series": series, "at": "31m", "expect": {ratio: {f"{OF}}}": 1.333}}}])
+
+
+def test_a_deployment_that_is_several_has_no_balance(tmp_path: Path) -> None:
+    """Two live processes under one name: their sums may be even where each is uneven."""
+    series: dict[str, str] = {}
+    for server, lives in (("one", "0x90"), ("several", "0x30 2x30 0x30")):
+        of = f'{{server="{server}",model="m"'
+        series[f'moescope_conflicting_lives{of},dp_rank="1"}}'] = lives
+        for name in ("max_slots", "mean_slots", "incomplete_steps", "joined_steps"):
+            series[f"moescope_straggler_{name}_total{of}}}"] = "0+60x90"
+            series[f'moescope_layer_straggler_{name}_total{of},layer="0"}}'] = "0+60x90"
+        for rank in "01":
+            series[f'moescope_tokens_total{of},dp_rank="{rank}"}}'] = "0+60x90"
+            series[f'moescope_ep_rank_slots_total{of},ep_rank="{rank}"}}'] = "0+60x90"
+            series[f'moescope_layer_ep_rank_slots_total{of},layer="0",ep_rank="{rank}"}}'] = "0+60x90"
+            series[f'moescope_straggler_hottest_layer_steps_total{of},ep_rank="{rank}"}}'] = "0+60x90"
+    balance = {
+        rule["record"]
+        for rule in rules("record")
+        if re.match(r"(model|layer|ep_rank):.*_rate5m$", rule["record"])
+    } - {
+        "model:moescope_tokens:rate5m",
+        "ep_rank:moescope_slots:rate5m",
+        "layer_ep_rank:moescope_slots:rate5m",
+    }
+    assert len(balance) == 10
+    both = {f"count by (server) ({name})": {'{server="one"}': 0, '{server="several"}': 0} for name in balance}
+    for expr, samples in both.items():
+        number = 2 if "ep_rank:" in expr else 1
+        samples |= dict.fromkeys(samples, number)
+    one = {expr: {'{server="one"}': samples['{server="one"}']} for expr, samples in both.items()}
+    tokens = {
+        "round(sum by (server) (model:moescope_tokens:rate5m))": {
+            '{server="one"}': 2,
+            '{server="several"}': 2,
+        }
+    }
+    check(
+        tmp_path,
+        [
+            {"series": series, "at": "25m", "expect": both},
+            {"series": series, "at": "45m", "expect": one | tokens},
+            {"series": series, "at": "63m", "expect": one},  # the rates are still of both
+            {"series": series, "at": "75m", "expect": both},
+        ],
+    )
+
+
+def test_the_tokens_of_a_replica_that_is_several_are_in_the_pool_and_in_no_mean(tmp_path: Path) -> None:
+    series = {}
+    for server, tokens, lives, age in (
+        ("a", 60, 0, "1x90"),
+        ("b", 60, 0, "1x90"),
+        ("several", 600, 2, "1x90"),
+        ("gone", 600, 0, "100x90"),
+    ):
+        of = f'{{pool="p",server="{server}",model="m",dp_rank="0"}}'
+        series[f"moescope_tokens_total{of}"] = f"0+{tokens}x90"
+        series[f"moescope_conflicting_lives{of}"] = f"{lives}x90"
+        series[f"moescope_snapshot_age_seconds{of}"] = age
+    expect = {
+        "round(pool:moescope_tokens:rate5m)": {'{pool="p",model="m"}': 12},
+        "round(replica:moescope_tokens_over_mean:ratio_rate5m, 0.01)": {
+            f'{{pool="p",server="{server}",model="m"}}': 1 for server in "ab"
+        },
+    }
+    check(tmp_path, [{"series": series, "at": "60m", "expect": expect}])
+
+
+def test_board_pools_compares_only_replicas_that_report(tmp_path: Path) -> None:
+    board = json.loads((ROOT / "dashboards" / "boards" / "moescope-pools.json").read_text())
+    found = {
+        panel["title"]: [re.sub(r'"\$\w+"', '".*"', target["expr"]) for target in panel["targets"]]
+        for panel in board["panels"]
+        if "targets" in panel
+    }
+    series = {}
+    for server, state, lives, age in (
+        ("a", "counting", 0, "1x90"),
+        ("b", "counting", 0, "1x90"),
+        ("several", "conflict", 2, "1x90"),
+        ("silent", "stale", 0, "1x30 60+60x60"),
+    ):
+        of = f'pool="p",server="{server}",model="m"'
+        series[f'moescope_producers{{{of},state="counting"}}'] = f"{int(state == 'counting')}x90"
+        series[f'moescope_producers{{{of},state="{state}"}}'] = "1x90"
+        series[f'moescope_tokens_total{{{of},dp_rank="0"}}'] = "0+600x90" if lives else "0+60x90"
+        series[f'moescope_conflicting_lives{{{of},dp_rank="0"}}'] = f"{lives}x90"
+        series[f'moescope_snapshot_age_seconds{{{of},dp_rank="0"}}'] = age
+    expected = {
+        "Replicas": {"{}": 2},
+        "Least share of the tokens": {"{}": 1},
+        "Tokens per second by replica": {
+            f'{{pool="p",server="{server}",model="m"}}': value
+            for server, value in (("a", 1), ("b", 1), ("several", 10))
+        },
+        "Share of the tokens": {f'{{pool="p",server="{server}",model="m"}}': 1 for server in "ab"},
+    }
+    expect = {
+        f"round({found[title][0].replace('$__rate_interval', '5m')}, 0.01)": samples
+        for title, samples in expected.items()
+    }
+    check(tmp_path, [{"series": series, "at": "60m", "expect": expect}])

@@ -31,7 +31,7 @@ from moescope.service.api.schemas.pools import (
     RoleSum,
     StandsOutOut,
 )
-from moescope.service.live.pools import Replica, live_replicas, pools_of
+from moescope.service.live.pools import Replica, known_replicas, pools_of
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.windows.pool_window import PoolWindow, TokenSum, pool_window, sum_of
@@ -45,15 +45,15 @@ def pools_router(state: LiveState, settings: Settings, turns: Turns) -> APIRoute
 
     @router.get("/v1/pools", responses=documented(400, 422, 503))
     def pools(model: ModelParam = None, start: StartParam = None, end: EndParam = None) -> Pools:
-        """All pools: the sums of their live deployments, and who is in them."""
+        """All pools: the sums of their deployments, and who is in them."""
         bounds = parse_bounds(start, end, state.now())
-        live = live_replicas(state.producers())
+        known = _in_window(state, bounds)
         found = []
-        for (pool, named), members in pools_of(live).items():
+        for (pool, named), members in pools_of(known).items():
             if model in (None, named):
                 windows = _windows(state, members, bounds, settings.min_tokens)
                 found.append(_pool(pool, named, windows))
-        without = [item for item in live if not item.pool and model in (None, item.deployment[1])]
+        without = [item for item in known if not item.pool and model in (None, item.deployment[1])]
         return Pools(
             start=bounds.start,
             end=bounds.end,
@@ -71,7 +71,7 @@ def pools_router(state: LiveState, settings: Settings, turns: Turns) -> APIRoute
     ) -> PoolDetail:
         """One pool: its deployments beside each other, and its phases where instances compute only one."""
         bounds = parse_bounds(start, end, state.now())
-        named, members = _chosen(state, pool, model)
+        named, members = _chosen(state, pool, model, bounds)
         gate = settings.min_tokens if min_tokens is None else min_tokens
         windows = _windows(state, members, bounds, gate)
         return _detail(pool, named, windows, bounds, gate)
@@ -79,13 +79,31 @@ def pools_router(state: LiveState, settings: Settings, turns: Turns) -> APIRoute
     return router
 
 
-def _chosen(state: LiveState, pool: str, model: str | None) -> tuple[str, list[Replica]]:
+def _in_window(state: LiveState, bounds: Bounds) -> list[Replica]:
+    """The live deployments; in a window with a begin or an end also the others of a pool that counted in it.
+
+    So a past window stays as it is when one of them ends.
+    """
+    unbounded = bounds.start is None and bounds.end is None
+    return [
+        item
+        for item in known_replicas(state.producers())
+        if item.live or (item.pool and not unbounded and _has_counted(state, item, bounds))
+    ]
+
+
+def _has_counted(state: LiveState, replica: Replica, bounds: Bounds) -> bool:
+    spans = [item.span for item in state.spans(replica.deployment, bounds.start, bounds.end)]
+    return any(span.last.tokens > (0 if span.first is None else span.first.tokens) for span in spans)
+
+
+def _chosen(state: LiveState, pool: str, model: str | None, bounds: Bounds) -> tuple[str, list[Replica]]:
     """The model and the deployments of the pool that is meant.
 
     Raises:
         ProblemError: there is no such pool (404), or it has several models (400).
     """
-    known = pools_of(live_replicas(state.producers()))
+    known = pools_of(_in_window(state, bounds))
     found = {key: members for key, members in known.items() if key[0] == pool and model in (None, key[1])}
     if len(found) == 1:
         [((_, named), members)] = found.items()
@@ -162,6 +180,7 @@ _STATES: Final = (
     ("partial", "partial"),
     ("disabled", "disabled"),
     ("conflict", "conflict"),
+    ("gone", "gone"),
 )
 
 

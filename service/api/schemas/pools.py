@@ -12,7 +12,7 @@ RoleName = Literal["prefill", "decode"] | None
 _ROLE = "What it computes where prefill and decode are computed apart; null: both, or it isn't known."
 _STATE = (
     "counting: all its ranks do. partial: some of them don't count, or never reported. disabled, stale: none "
-    "counts. conflict: several live processes claim one of its ranks (see /v1/ranks)."
+    "counts. conflict: several live processes claim one of its ranks (see /v1/ranks). gone: it has ended."
 )
 
 
@@ -53,7 +53,7 @@ class Member(BaseModel):
 
     server: str
     role: RoleName = Field(description=_ROLE)
-    state: Literal["counting", "partial", "disabled", "stale", "conflict"] = Field(description=_STATE)
+    state: Literal["counting", "partial", "disabled", "stale", "conflict", "gone"] = Field(description=_STATE)
     dp_size: int
     ep_size: int
     missing_dp_ranks: list[int] = Field(description="DP ranks that should exist and never reported.")
@@ -127,7 +127,7 @@ class PhaseLayerOut(BaseModel):
 
 
 class PoolOut(SumOut):
-    """A pool in a window: the sum of its live deployments."""
+    """A pool in a window: the sum of its live deployments and of those that counted in it."""
 
     pool: str
     model: str
@@ -137,11 +137,12 @@ class PoolOut(SumOut):
     conflict: list[str] = Field(
         description="Deployments with a rank that several live processes claim (see /v1/ranks)."
     )
+    gone: list[str] = Field(description="Deployments that counted in the window and have shut down in order.")
     deployments: list[Member]
 
 
 class Pools(BaseModel):
-    """All pools that live deployments name."""
+    """All pools that deployments name: live ones, and those that counted in the window that was asked."""
 
     start: float | None = Field(description="Asked begin of the window, Unix seconds; null: since the start.")
     end: float | None = Field(description="Asked end; null: now.")
@@ -162,6 +163,7 @@ class PoolDetail(SumOut):
     conflict: list[str] = Field(
         description="Deployments with a rank that several live processes claim (see /v1/ranks)."
     )
+    gone: list[str] = Field(description="Deployments that counted in the window and have shut down in order.")
     roles: list[RoleSum]
     deployments: list[ReplicaOut]
     stand_out: list[StandsOutOut] = Field(

@@ -92,4 +92,47 @@ def test_a_replica_that_shut_down_in_order_is_in_no_pool(
     state.ingest(frame({0: [1, 1]}, who=producer(server="a", pool="p"), seq=2, after_s=101, ended=True))
     clock.now += 1
     assert members(state) == {("p", "tiny"): ["b"]}
-    assert replica_of([item for item in state.producers() if item.gone]).state == "stale"
+    assert replica_of([item for item in state.producers() if item.gone]).state == "gone"
+
+
+def test_a_dp_rank_that_did_not_come_back_makes_its_replica_partial(
+    make_state: Callable[..., LiveState], clock: Clock
+) -> None:
+    state = make_state()
+
+    def tell(dp_rank: int, epoch: int, seq: int = 1) -> None:
+        clock.now += 1
+        after = clock.now - epoch / S
+        state.ingest(
+            frame({0: [1, 1]}, who=producer(dp_rank=dp_rank, dp_size=2), seq=seq, epoch=epoch, after_s=after)
+        )
+
+    for dp_rank in (0, 1):
+        tell(dp_rank, EPOCH)
+    clock.now += 1
+    restarted = int(clock.now * S)
+    tell(0, restarted)
+    replica = replica_of(state.producers())
+    assert (replica.state, replica.missing_dp_ranks) == ("partial", [])
+    tell(1, restarted)
+    tell(0, restarted, 2)
+    assert replica_of(state.producers()).state == "counting"
+
+
+def test_missing_dp_ranks_are_of_the_sizes_that_were_told_last(
+    make_state: Callable[..., LiveState], clock: Clock
+) -> None:
+    """Elastic expert parallelism: rank 0 began last, and rank 1 is the first to tell that there are three."""
+    state = make_state()
+
+    def tell(dp_rank: int, dp_size: int, seq: int) -> None:
+        clock.now += 1
+        epoch = EPOCH + (1 - dp_rank) * S
+        who = producer(dp_rank=dp_rank, dp_size=dp_size)
+        state.ingest(frame({0: [1, 1]}, who=who, epoch=epoch, seq=seq, after_s=clock.now - epoch / S))
+
+    for dp_rank in (0, 1):
+        tell(dp_rank, 2, 1)
+    assert replica_of(state.producers()).missing_dp_ranks == []
+    tell(1, 3, 2)
+    assert replica_of(state.producers()).missing_dp_ranks == [2]

@@ -94,3 +94,46 @@ def test_layers_of_other_shapes_or_unknown_ones_are_not_compared() -> None:
         "no sibling has known slots in a layer of the same number of experts",
         "idle: no slots in the window",
     ]
+
+
+def test_the_rate_of_a_pool_is_its_tokens_over_its_longest_time() -> None:
+    """One deployment began five seconds ago: what it counted in them is not what it counts in a hundred."""
+    made = windows([[1000] * 4] * 3)
+    made[2] = replace(made[2], seconds=5.0)
+    longest = made[0].seconds
+    found = pool_window(made)
+    assert found.sum.per_second.value == pytest.approx(12_000 / longest)
+    assert found.roles[""].per_second == found.sum.per_second
+
+
+def test_who_is_left_out_is_in_no_mean_and_does_not_stand_out() -> None:
+    made = windows([[1000] * 4] * 2 + [[9000, 100, 100, 100]])
+    assert {server for server, _ in outstanding(pool_window(made))} >= {"s002"}
+    made[2] = replace(made[2], left_out="conflict: two processes")
+    found = pool_window(made)
+    assert found.stand_out == ()
+    assert [item.share.value for item in found.standings] == [1, 1, None]
+    assert found.standings[2].share.reason == "conflict: two processes"
+    assert found.standings[2].divergence.reason == "conflict: two processes"
+    assert found.sum.tokens == 17_300
+
+
+@pytest.mark.parametrize("measure", ["ep_imbalance_ratio", "max_vio"])
+def test_a_nearly_idle_replica_stands_out_by_its_tokens_only(measure: str) -> None:
+    """Six tokens fall where chance has them: in no measure of evenness is that a fault."""
+    even = [[1000] * 4] * 2
+    idle = outstanding(pool_window(windows([*even, [3, 2, 1, 0]])))
+    assert {item for item in idle if item[0] == "s002"} == {("s002", "tokens_over_mean")}
+    assert ("s002", measure) in outstanding(pool_window(windows([*even, [3000, 2000, 1000, 0]])))
+
+
+def test_a_nearly_idle_replica_does_not_stand_out_over_dp_ranks_or_in_steps() -> None:
+    made = windows([[1000] * 4, [1000] * 4, [2, 1, 2, 1]])
+    numbers = {"dp_imbalance": Known(1.0), "straggler_cost": Known(0.1)}
+    made = [replace(item, dp_size=2, **numbers) for item in made]
+    made[2] = replace(made[2], dp_imbalance=Known(1.6), straggler_cost=Known(0.6))
+    assert outstanding(pool_window(made)) >= {("s002", "tokens_over_mean")}
+    assert not {"dp_imbalance_ratio", "straggler_cost"} & {name for _, name in outstanding(pool_window(made))}
+    made[1] = replace(made[1], dp_imbalance=Known(1.6), straggler_cost=Known(0.6))
+    found = outstanding(pool_window(made))
+    assert {("s001", "dp_imbalance_ratio"), ("s001", "straggler_cost")} <= found

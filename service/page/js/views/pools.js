@@ -10,7 +10,7 @@ import { change, link } from "../route.js";
 import { imbalanceLevel, tiles } from "../tiles.js";
 
 const EVERY_S = 5; // a pool of hundreds of ranks takes the service a second
-const LEVELS = { counting: "good", partial: "warn", disabled: "bad", stale: "bad", conflict: "bad" };
+const LEVELS = { counting: "good", partial: "warn", disabled: "bad", stale: "bad", conflict: "bad", gone: "warn" };
 const HEADS = ["Replica", "role", "state", "tokens/s", "of the mean", "over EP ranks", "worst layer", "over DP ranks", "MaxVio", "hot experts", "straggler cost", "divergence"];
 const EXPLAINED =
   "Siblings are the replicas of one role. Each is compared with the others: what they have in common is no replica's own problem. " +

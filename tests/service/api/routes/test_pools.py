@@ -337,6 +337,7 @@ def test_a_deployment_in_conflict_has_no_measures_and_counts_in_the_sum(service:
                 made = frame({0: slots}, who=who, seq=seq, epoch=epoch, after_s=after, placement=halves(4, 1))
                 assert service.push(made).status_code == 200
         service.clock.now += 1
+    push_both(service, "a", [2 * n for n in EVEN], seq=2)
     answer = service.get("/v1/pools/chat")
     assert answer["conflict"] == ["twice"]
     found = by_server(answer)["twice"]
@@ -345,4 +346,45 @@ def test_a_deployment_in_conflict_has_no_measures_and_counts_in_the_sum(service:
         assert found[measure]["value"] is None
         assert "conflict" in found[measure]["reason"] or "claim" in found[measure]["reason"], measure
     assert found["divergence"]["median"] is None
-    assert {item["server"] for item in answer["stand_out"]} <= {"a", "twice"}
+    assert found["tokens_over_mean"]["value"] is None
+    assert "claim" in found["tokens_over_mean"]["reason"]
+    assert by_server(answer)["a"]["tokens_over_mean"]["reason"].startswith("no sibling")
+    assert answer["stand_out"] == []
+
+
+def test_a_past_window_stays_as_it_is_when_a_replica_ends(service: Service) -> None:
+    for server in ("a", "b"):
+        push_both(service, server)
+    for seq in (2, 3, 4):
+        service.clock.now += 10
+        push_both(service, "a", [seq * n for n in EVEN], seq=seq)
+        push_both(service, "b", [seq * n for n in (900, 100, 100, 100)], seq=seq)
+    end = service.clock.now - 10
+    window = {"start": end - 15, "end": end}
+    before = service.get("/v1/pools/chat", **window)
+    assert before["tokens"] > 0
+    push_both(service, "b", [5 * n for n in (900, 100, 100, 100)], seq=5, ended=True)
+    service.clock.now += 1
+    after = service.get("/v1/pools/chat", **window)
+    assert (after.pop("gone"), before.pop("gone")) == (["b"], [])
+    states = [[item.pop("state") for item in answer["deployments"]] for answer in (before, after)]
+    assert states == [["counting", "counting"], ["counting", "gone"]]
+    assert after == before
+    [listed] = service.get("/v1/pools", **window)["pools"]
+    assert (listed["gone"], listed["tokens"]) == (["b"], before["tokens"])
+
+
+def test_a_replica_that_ended_in_the_window_is_in_the_sum_and_in_no_mean(service: Service) -> None:
+    for server in ("a", "b", "c"):
+        push_both(service, server)
+    service.clock.now += 20
+    start = service.clock.now - 10
+    for server, ended in (("a", False), ("b", False), ("c", True)):
+        push_both(service, server, [3 * n for n in EVEN], seq=2, ended=ended)
+    service.clock.now += 5
+    answer = service.get("/v1/pools/chat", start=start - 20)
+    assert (answer["tokens"], answer["gone"], answer["stand_out"]) == (3 * 800, ["c"], [])
+    assert by_server(answer)["c"]["tokens_over_mean"]["reason"] == "it ended before the window's end"
+    assert by_server(answer)["a"]["tokens_over_mean"]["value"] == 1
+    assert list(by_server(service.get("/v1/pools/chat"))) == ["a", "b"]  # live ones, since their starts
+    assert list(by_server(service.get("/v1/pools/chat", start="-1s"))) == ["a", "b"]
