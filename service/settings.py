@@ -81,10 +81,20 @@ def default_store(port: int) -> Path | None:
 
     So services of one user don't meet, on one host or with one home folder on several. None: without a port
     of its own (0) a service would never find its folder again.
+
+    Raises:
+        SettingsError: the user has no home folder, neither by HOME nor in the system's list of users.
     """
     if port == 0:
         return None
-    return platformdirs.user_data_path("moescope") / f"{socket.gethostname()}-{port}"
+    try:
+        data = platformdirs.user_data_path("moescope").expanduser()
+    except RuntimeError:
+        raise SettingsError(
+            "store: the user of this service has no home folder to keep it in: name a folder with --store or "
+            "MOESCOPE_STORE, or keep all in memory with --no-store or MOESCOPE_STORE=none"
+        ) from None
+    return data / f"{socket.gethostname()}-{port}"
 
 
 def _store_of(others: dict[str, Any]) -> Path | None:

@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 from moescope.capture.protocol import MAX_NAME
 from moescope.capture.seam.launch import Launch, find_launch, started_with
 from moescope.capture.seam.role import read_role
-from moescope.capture.settings.access import read_text
+from moescope.capture.settings.access import encodable, read_text
 from moescope.capture.settings.environment import CaptureSettings
 
 NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -80,7 +80,7 @@ def name_deployment(
         with contextlib.suppress(Exception):
             found = make(facts)
             if found is not None and found.name:
-                return DeploymentName(found.name[:MAX_NAME], found.origin)
+                return DeploymentName(encodable(found.name)[:MAX_NAME], found.origin)
     return DeploymentName(facts.place.host[:MAX_NAME], "the host's name")
 
 
@@ -93,7 +93,7 @@ def this_host(namespace_file: Path = NAMESPACE_FILE) -> str:
     """This host's name; in a pod of Kubernetes, that and the namespace."""
     host = ""
     with contextlib.suppress(OSError):
-        host = socket.gethostname()
+        host = encodable(socket.gethostname())
     host = host or "localhost"
     with contextlib.suppress(OSError, ValueError):
         namespace = read_text(namespace_file).strip()
@@ -111,7 +111,7 @@ def name_of_server(place: Place) -> str | None:
 def _of_address(facts: Facts) -> DeploymentName | None:
     """Of the address by which processes find each other, where vLLM was started more than once."""
     launched_as = facts.settings.surroundings.launched_as
-    if launched_as and _through_ray(facts.parallel):
+    if launched_as and _through_ray(facts.parallel) and not _is_part(facts.parallel):
         return DeploymentName(launched_as, "the host and the API's port, through Ray")
     makers: tuple[Maker, ...] = (_of_ray, _of_torchrun, _of_nodes, _of_data_parallel)
     for make in makers:
@@ -125,6 +125,17 @@ def _of_address(facts: Facts) -> DeploymentName | None:
 def _through_ray(parallel: Any) -> bool:
     through = (parallel.distributed_executor_backend, getattr(parallel, "data_parallel_backend", None))
     return "ray" in map(str, through) or bool(getattr(parallel, "use_ray", False))
+
+
+def _is_part(parallel: Any) -> bool:
+    """Whether DP ranks of other starts step with these, so that where this one was started means nothing."""
+    if parallel.data_parallel_size == 1:
+        return False
+    balanced = (f"data_parallel_{mode}_lb" for mode in ("external", "hybrid"))
+    if any(getattr(parallel, name, False) for name in balanced):
+        return True
+    whole = parallel.data_parallel_size_local == parallel.data_parallel_size
+    return not whole and str(getattr(parallel, "data_parallel_backend", None)) != "ray"  # that has one start
 
 
 def _of_ray(facts: Facts) -> DeploymentName | None:

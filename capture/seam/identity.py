@@ -15,6 +15,7 @@ from moescope.capture.protocol import MAX_NAME, MAX_TEXT
 from moescope.capture.seam.deployment import name_deployment
 from moescope.capture.seam.role import read_role
 from moescope.capture.seam.versions import moescope_version, vllm_version
+from moescope.capture.settings.access import encodable
 from moescope.capture.settings.environment import CaptureSettings
 
 Identity = dict[str, str | int]
@@ -30,7 +31,7 @@ def read_identity(vllm_config: Any, settings: CaptureSettings) -> Identity:
         **read_belonging(vllm_config, settings),
         "model": read_model(vllm_config),
         **read_sizes_and_ranks(vllm_config),
-        "host": socket.gethostname(),
+        "host": encodable(socket.gethostname()),
         "pid": os.getpid(),
         "vllm_version": vllm_version(),
         "moescope_version": moescope_version(),
@@ -48,13 +49,13 @@ def read_belonging(vllm_config: Any, settings: CaptureSettings) -> Identity:
         "role": settings.role or read_role(vllm_config),
     }
     with contextlib.suppress(Exception):
-        found["start"] = str(vllm_config.instance_id)[:MAX_TEXT]
+        found["start"] = encodable(str(vllm_config.instance_id))[:MAX_TEXT]
     return found
 
 
 def read_model(vllm_config: Any) -> str:
     """The name under which vLLM serves the model."""
-    return str(vllm_config.model_config.served_model_name)[:MAX_NAME]
+    return encodable(str(vllm_config.model_config.served_model_name))[:MAX_NAME]
 
 
 def read_sizes_and_ranks(vllm_config: Any) -> Identity:
@@ -119,4 +120,4 @@ def _facts() -> Iterator[tuple[str, str | int]]:
     ):
         with contextlib.suppress(Exception):
             found: str | int = read()
-            yield name, found[:MAX_TEXT] if isinstance(found, str) else found
+            yield name, encodable(found)[:MAX_TEXT] if isinstance(found, str) else found

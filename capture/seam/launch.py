@@ -7,7 +7,9 @@ is found.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,14 +60,28 @@ class Launch:
         return (self._configured(given["config"]) if has_file else {}) | given
 
     def address(self) -> str | None:
-        """The port of its API, or its Unix socket's path; None where it isn't known to listen."""
+        """The port of its API, or its Unix socket's path; None where it isn't known to listen.
+
+        Before the port is the address that it listens at, such as ``10.0.0.4:8000``, if it was given one:
+        at another address of the host another server may have the port.
+        """
         options = self.options()
         if options.get("uds"):
-            return options["uds"]
+            return self._absolute(options["uds"])
         port = options.get("port", "")
-        if port.isdecimal() and port != "0":
-            return port
-        return DEFAULT_PORT if self.is_server and not port else None
+        if not port and self.is_server:
+            port = DEFAULT_PORT
+        if not port.isdecimal() or port == "0":
+            return None
+        host = _literal(options.get("host", ""))
+        return f"{host}:{port}" if host else port
+
+    def _absolute(self, path: str) -> str:
+        """A path that begins in the folder that the process works in, as one that begins at the root."""
+        with contextlib.suppress(OSError):
+            folder = os.fsencode((self.folder / "cwd").readlink()).decode(errors="replace")
+            return os.path.normpath(PurePath(folder) / path)
+        return path
 
     def _configured(self, path: str) -> dict[str, str]:
         """The options of a YAML file; none where it can't be read."""
@@ -83,6 +99,15 @@ class Launch:
                     if value is not False
                 }
         return {}
+
+
+def _literal(host: str) -> str:
+    """An address of one interface; empty for a name, for loopback, and for all interfaces."""
+    with contextlib.suppress(ValueError):
+        number = ipaddress.ip_address(host.strip().strip("[]"))
+        if not (number.is_loopback or number.is_unspecified):
+            return f"[{number}]" if number.version == 6 else str(number)
+    return ""
 
 
 def find_launch(pid: int, proc: Path = PROC) -> Launch | None:

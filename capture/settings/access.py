@@ -81,3 +81,11 @@ def printable(token: str) -> bool:
 
 
 NO_ACCESS: Final = Access()
+
+
+def encodable(text: str) -> str:
+    """The text with a question mark for each byte that was not UTF-8.
+
+    Python reads such a byte as a surrogate, and no frame with one can be encoded.
+    """
+    return text.encode(errors="replace").decode()

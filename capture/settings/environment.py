@@ -12,7 +12,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from moescope.capture.protocol import INGEST_PATH, MAX_NAME
-from moescope.capture.settings.access import NO_ACCESS, Access, printable, read_text
+from moescope.capture.settings.access import NO_ACCESS, Access, encodable, printable, read_text
 from moescope.capture.settings.attachment import ATTACHMENT, parse_flag
 from moescope.capture.settings.sampling import TraceSampling
 from moescope.capture.settings.surroundings import Surroundings
@@ -211,6 +211,8 @@ def _on_error(text: str) -> OnError:
 
 def _name(variable: str, text: str) -> str:
     text = text.strip()
+    if encodable(text) != text:  # what isn't UTF-8 comes as surrogates, and no frame can have those
+        raise SettingsError(f"{variable}: it is not UTF-8")
     if len(text) > MAX_NAME:
         raise SettingsError(f"{variable}: {len(text)} characters, at most {MAX_NAME} are allowed")
     return text

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 LAUNCHED_AS: Final = "MOESCOPE_LAUNCHED_AS"
+_MOST_DIGITS: Final = 9
+"""Of a rank; Python refuses to read a number of over 4,300."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Surroundings:
         return cls(
             environment.get(LAUNCHED_AS, ""),
             (environment.get("MASTER_ADDR", ""), environment.get("MASTER_PORT", "")),
-            int(rank) if rank.isdecimal() else 0,
+            int(rank) if rank.isdecimal() and len(rank) <= _MOST_DIGITS else 0,
         )
 
 

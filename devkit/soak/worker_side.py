@@ -43,9 +43,9 @@ class _Builder(FrameBuilder):
         self.arrived: set[int] = set()
         self._under_way = 0
 
-    def build(self, snapshot: Snapshot, drops: Mapping[str, int]) -> Frame:
+    def build(self, snapshot: Snapshot, drops: Mapping[str, int], ended: bool = False) -> Frame:
         self._under_way = snapshot.captured_at_ns
-        return super().build(snapshot, drops)
+        return super().build(snapshot, drops, ended)
 
     def delivered(self) -> None:
         self.arrived.add(self._under_way)

@@ -67,6 +67,8 @@ class EpochState:
         captured_at_ns: when its newest totals were true, on the worker's own clock.
         lag: the least seconds from capture on the worker's clock to acceptance on the service's.
         overlaps: see :mod:`moescope.service.counts.lives`.
+        spoken_at: when newer lives had been heard last, as it overlapped them last; 0: it never did.
+        ended: its newest frame says that the worker shuts down.
     """
 
     epoch: int
@@ -81,6 +83,8 @@ class EpochState:
     captured_at_ns: int = 0
     lag: float = 0.0
     overlaps: int = 0
+    spoken_at: float = 0.0
+    ended: bool = False
 
     @property
     def order(self) -> tuple[float, int]:
@@ -97,6 +101,7 @@ class EpochState:
             heard_at=self.heard_at + seconds,
             made_at=self.made_at + seconds,
             lag=self.lag + seconds,
+            spoken_at=self.spoken_at + seconds if self.spoken_at else 0.0,
         )
 
 
@@ -180,7 +185,13 @@ class AccountState:
         ahead = max(item.heard_at for item in self.epochs) - now
         if ahead <= 0:
             return self
-        return replace(self, epochs=tuple(item.shifted(-ahead) for item in self.epochs))
+        # What began before now may be of a clock that is right, and comes again and again: it must not drift.
+        conflicts = tuple(
+            (since - ahead, until - ahead) if since > now else (since, min(until, now))
+            for since, until in self.conflicts
+        )
+        epochs = tuple(item.shifted(-ahead) for item in self.epochs)
+        return replace(self, epochs=epochs, conflicts=tuple(sorted(conflicts)))
 
 
 def forget(forgotten: tuple[int, ...], *epochs: int) -> tuple[int, ...]:

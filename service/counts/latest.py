@@ -47,4 +47,5 @@ def latest_of_kept(life: EpochState, latest: Latest) -> Latest:
         captured_at_ns=life.captured_at_ns,
         counted=life.counted,
         traces={},
+        ended=life.ended,
     )

@@ -143,3 +143,10 @@ class Shapes:
     def conflict(self, deployment: tuple[str, str], layout: Layout) -> bool:
         """Whether a layer of some producer has another number of experts or another top-k."""
         return any(map(layout.conflict, self._counts.get(deployment, ())))
+
+    def layers_with(self, deployment: tuple[str, str], layout: Layout) -> int:
+        """How many layers the producers have together, once one has this layout."""
+        known = self._counts.get(deployment, Counter())
+        if layout in known or not known:
+            return len(layout.layers)  # almost always: no need to look at all
+        return len(set().union(layout.index, *(other.index for other in known)))

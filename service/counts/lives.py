@@ -9,15 +9,16 @@ The rules, all by the service's clock, because the clocks of hosts differ:
 - Lives are ordered by when they began: when the first frame came, less the time that the worker had been up
   if it tells that. Epochs, which are of the workers' clocks, decide only between lives that began at once.
 - The newest life counts at present. Once it has been silent for ``stale_after`` seconds, an older one that
-  goes on takes its place.
+  goes on takes its place: it was in conflict with it, or was heard after that. What a life says as it shuts
+  down is no going on.
 - A life overlaps a newer one each time that it sends newly counted totals which it captured after the newer
   one's first frame had come, if the newer one has spoken since the time before. What was captured earlier
   and comes late is no overlap, nor is a frame that repeats what is known.
 - A life that overlapped newer ones :data:`OVERLAPS` times is in conflict with them, for as long as both are
   heard. So a former process that sends its last frame after the new one has begun is none.
 
-When a life captured something is known from its own clock: the least delay of its frames so far is taken for
-the difference between the clocks.
+When a life captured something is known from how long it had been up. If it doesn't tell, it is known from its
+own clock: the least delay of its frames so far is taken for the difference between the clocks.
 """
 
 from __future__ import annotations
@@ -53,7 +54,6 @@ class Lives:
         self._max_epochs = max_epochs
         self._stale_after = stale_after
         self._known: dict[int, EpochState] = {}
-        self._last: int | None = None
         self._heard_at = -math.inf
         self.current: EpochState | None = None
         self.conflicts: tuple[tuple[float, float], ...] = ()
@@ -71,8 +71,7 @@ class Lives:
     ) -> None:
         """Go on from what was kept; ``current`` is one of the lives."""
         self._known = {item.epoch: item for item in lives}
-        newest = max(self, key=lambda item: item.heard_at)
-        self._last, self._heard_at = newest.epoch, newest.heard_at
+        self._heard_at = max(item.heard_at for item in self)
         self.current = self._known[current]
         self.conflicts = conflicts
 
@@ -80,13 +79,13 @@ class Lives:
         """Begin anew without any life; the epochs of those that there were."""
         gone = list(self._known)
         self._known.clear()
-        self._last = self.current = None
+        self.current = None
         self.conflicts = ()
         return gone
 
     def is_heard(self, life: EpochState, now: float) -> bool:
         """Whether a life was heard lately."""
-        return now - life.heard_at <= self._stale_after
+        return abs(now - life.heard_at) <= self._stale_after  # the service's clock may have been set back
 
     def check(self, frame: Frame, at: float) -> None:
         """A frame can be taken.
@@ -124,9 +123,10 @@ class Lives:
         self._heard_at = at
         known = self._known.get(frame.epoch)
         made_at = _made_at(frame, known, at)
-        life = _heard(frame, counted, known, at, made_at, self._overlaps(known, counted, made_at, at))
+        life = _heard(frame, counted, known, at, made_at)
+        if known is not None and len(self._known) > 1 and _is_news(counted, known.counted):
+            life = self._overlapping(life)
         self._known[frame.epoch] = life
-        self._last = frame.epoch
         if self._takes_place(life, at):
             life = self._known[frame.epoch] = replace(life, overlaps=0) if life.overlaps else life
             self.current = life
@@ -141,11 +141,7 @@ class Lives:
         current = self.current
         if len(self._known) < 2 or current is None or self.is_heard(current, now):
             return False
-        going_on = [
-            item
-            for item in self
-            if self.is_heard(item, now) and item.producer is not None and item.made_at >= current.came_at
-        ]
+        going_on = [item for item in self if self.is_heard(item, now) and self._outlives(item, current)]
         if not going_on:
             return False
         newest = replace(max(going_on, key=lambda item: item.order), overlaps=0)
@@ -174,22 +170,26 @@ class Lives:
         current = self.current
         if current is None or life.order > current.order:
             return True
-        goes_on = life.epoch != current.epoch and life.made_at >= current.came_at
-        return goes_on and not self.is_heard(current, at)
+        return (
+            life.epoch != current.epoch and not self.is_heard(current, at) and self._outlives(life, current)
+        )
 
-    def _overlaps(self, known: EpochState | None, counted: Totals, made_at: float, at: float) -> int:
-        """How often a life has overlapped newer ones, with what it tells now."""
-        if known is None or self._last == known.epoch or len(self._known) < 2:
-            return 0 if known is None else known.overlaps
-        newer = [item for item in self if item.order > known.order and self.is_heard(item, at)]
-        if (
-            not newer
-            or all(item.epoch != self._last for item in newer)
-            or not _is_news(counted, known.counted)
-            or made_at < min(item.came_at for item in newer)
-        ):
-            return known.overlaps
-        return min(known.overlaps + 1, OVERLAPS)
+    def _outlives(self, life: EpochState, current: EpochState) -> bool:
+        """Whether a life goes on though the one that counts at present fell silent."""
+        if life.producer is None or life.ended or life.made_at < current.came_at:
+            return False
+        return life.overlaps >= OVERLAPS or life.heard_at - current.heard_at > self._stale_after
+
+    def _overlapping(self, life: EpochState) -> EpochState:
+        """A life that has just told something new, with one more overlap of newer ones if that is one."""
+        others = (item for item in self if item.epoch != life.epoch and self.is_heard(item, life.heard_at))
+        newer = [item for item in others if item.order > life.order]
+        if not newer or life.made_at < min(item.came_at for item in newer):
+            return life
+        spoken_at = max(item.heard_at for item in newer)
+        if spoken_at <= life.spoken_at:
+            return life
+        return replace(life, overlaps=min(life.overlaps + 1, OVERLAPS), spoken_at=spoken_at)
 
     def _note_conflict(self, at: float) -> None:
         found = self.conflict(at)
@@ -197,8 +197,10 @@ class Lives:
             self.conflicts = joined([*self.conflicts, (found.since, at)])
 
     def _set_back(self, at: float) -> None:
-        """The service's clock was set back: all lives are on that clock."""
-        self._known = {item.epoch: item.shifted(at - self._heard_at) for item in self}
+        """The service's clock was set back: all lives are on that clock, and so are their conflicts."""
+        by = at - self._heard_at
+        self._known = {item.epoch: item.shifted(by) for item in self}
+        self.conflicts = tuple((since + by, until + by) for since, until in self.conflicts)
         if self.current is not None:
             self.current = self._known[self.current.epoch]
 
@@ -219,9 +221,7 @@ def surplus(
     return silent[: max(0, len(known) - max_epochs)]
 
 
-def _heard(
-    frame: Frame, counted: Totals, known: EpochState | None, at: float, made_at: float, overlaps: int
-) -> EpochState:
+def _heard(frame: Frame, counted: Totals, known: EpochState | None, at: float, made_at: float) -> EpochState:
     """A life once one more of its frames was accepted."""
     began, started = _began(frame, at), _started(frame, at)
     lag = at - frame.captured_at_ns / 1e9
@@ -241,7 +241,9 @@ def _heard(
         made_at=made_at,
         captured_at_ns=frame.captured_at_ns,
         lag=lag,
-        overlaps=overlaps,
+        overlaps=0 if known is None else known.overlaps,
+        spoken_at=0.0 if known is None else known.spoken_at,
+        ended=frame.ended,
     )
 
 
@@ -255,6 +257,8 @@ def _started(frame: Frame, at: float) -> float:
 
 def _made_at(frame: Frame, known: EpochState | None, at: float) -> float:
     """When the totals of a frame were true, by the service's clock; ``at`` where the frame doesn't say."""
+    if known is not None and frame.uptime_ns:  # nobody sets this clock
+        return min(at, known.began_at + frame.uptime_ns / 1e9)
     if known is None or frame.captured_at_ns <= known.captured_at_ns:
         return at
     captured = frame.captured_at_ns / 1e9

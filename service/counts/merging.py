@@ -38,7 +38,7 @@ def merge_accounts(
     base, more = max(
         (one, other),
         (other, one),
-        key=lambda pair: (pair[0].covers(pair[1]), _only_in_sum(pair[0]), _version(pair[0])),
+        key=lambda pair: (pair[0].covers(pair[1]), _only_in_sum(pair[0]), _version(*pair)),
     )
     left_out = min((base.base, more.base), key=_size_of)
     known = {item.epoch: item for item in base.epochs}
@@ -87,7 +87,7 @@ def _size_of(base: Base | None) -> int:
 
 def _newest(one: AccountState, other: AccountState, stale_after: float) -> AccountState:
     """The account whose latest frame is of the life that counts at present."""
-    first, last = sorted((one, other), key=_version)
+    first, last = sorted((one, other), key=lambda state: _version(state, one, other))
     if first.latest.epoch == last.latest.epoch:
         return last
     heard = _current(first).heard_at
@@ -102,8 +102,11 @@ def _current(state: AccountState) -> EpochState:
     return next(item for item in state.epochs if item.epoch == state.latest.epoch)
 
 
-def _version(state: AccountState) -> tuple[tuple[float, int], int, int]:
-    return _current(state).order, state.latest.seq, state.totals.tokens
+def _version(state: AccountState, *others: AccountState) -> tuple[tuple[float, int], int, int]:
+    """Accounts rise by this. A life began when the service says that puts it earliest."""
+    epoch = state.latest.epoch
+    order = min(item.order for known in (state, *others) for item in known.epochs if item.epoch == epoch)
+    return order, state.latest.seq, state.totals.tokens
 
 
 def _only_in_sum(state: AccountState) -> int:
@@ -121,6 +124,7 @@ def _both(mine: EpochState, its: EpochState) -> EpochState:
         made_at=max(mine.made_at, its.made_at),
         lag=min(mine.lag, its.lag),
         overlaps=max(mine.overlaps, its.overlaps),
+        spoken_at=max(mine.spoken_at, its.spoken_at),
     )
 
 

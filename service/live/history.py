@@ -143,7 +143,9 @@ class History:
         self._budget = budget_bytes
         self._most = budget_bytes if most_bytes is None else max(budget_bytes, most_bytes)
         self._tracks: dict[Key, Track] = {}
-        self._nbytes = 0  # kept up to date: every frame asks, and there may be many tracks to sum over
+        # Kept up to date: every frame asks, and there may be many tracks to sum over.
+        self._nbytes = 0
+        self._newest_nbytes = 0
 
     @property
     def nbytes(self) -> int:
@@ -156,15 +158,15 @@ class History:
     @property
     def enough_bytes(self) -> int:
         """The budget with which each producer has ``ENOUGH`` snapshots."""
-        return ENOUGH * sum(track.newest_nbytes for track in self._tracks.values())
+        return ENOUGH * self._newest_nbytes
 
     def set_back(self, key: Key, now: float) -> None:
         """See :meth:`Track.set_back`; nothing happens if the producer is unknown."""
         track = self._tracks.get(key)
         if track is not None:
-            before = track.nbytes
+            before, newest = track.nbytes, track.newest_nbytes
             track.set_back(now)
-            self._nbytes += track.nbytes - before
+            self._count(track, before, newest)
 
     def record(self, key: Key, birth: float, snapshot: Snapshot) -> None:
         """Remember a producer's totals; :meth:`track` then says at which instant.
@@ -175,14 +177,14 @@ class History:
             snapshot: totals over all epochs.
         """
         track = self._tracks.get(key)
-        before = 0 if track is None else track.nbytes
+        before, newest = (0, 0) if track is None else (track.nbytes, track.newest_nbytes)
         if track is None:
             track = self._tracks[key] = Track(birth, snapshot)
         else:
             track.birth = min(track.birth, birth)
             track.add(snapshot)
-        self._nbytes += track.nbytes - before
-        if self._nbytes > self._budget:
+        self._count(track, before, newest)
+        if self._nbytes > self._allowed:
             self._make_room()
 
     def amend(self, key: Key, totals: Totals) -> None:
@@ -192,14 +194,16 @@ class History:
             KeyError: nothing was recorded for this producer.
         """
         track = self._tracks[key]
-        before = track.nbytes
+        before, newest = track.nbytes, track.newest_nbytes
         track.amend(totals)
-        self._nbytes += track.nbytes - before
+        self._count(track, before, newest)
 
     def forget(self, key: Key) -> None:
         """Drop a producer's past."""
         track = self._tracks.pop(key, None)
-        self._nbytes -= 0 if track is None else track.nbytes
+        if track is not None:
+            self._nbytes -= track.nbytes
+            self._newest_nbytes -= track.newest_nbytes
 
     def track(self, key: Key) -> Track:
         """A producer's past.
@@ -217,10 +221,19 @@ class History:
         """
         return self._tracks[key].span(start, end)
 
+    @property
+    def _allowed(self) -> int:
+        """The bytes that all snapshots may take now."""
+        return min(max(self._budget, self.enough_bytes), self._most)
+
+    def _count(self, track: Track, before: int, newest: int) -> None:
+        """Note what a track takes now, after it took ``before`` and its newest snapshot ``newest``."""
+        self._nbytes += track.nbytes - before
+        self._newest_nbytes += track.newest_nbytes - newest
+
     def _make_room(self) -> None:
-        tracks = list(self._tracks.values())
-        budget = min(max(self._budget, self.enough_bytes), self._most)
-        while self._nbytes > budget:
+        tracks, allowed = list(self._tracks.values()), self._allowed
+        while self._nbytes > allowed:
             thinned = sum(track.thin() for track in tracks)
             if not thinned and not sum(track.drop_oldest() for track in tracks):
                 return  # each track has one snapshot left, which is its totals

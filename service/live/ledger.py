@@ -134,7 +134,7 @@ class Ledger:
             if entry is not None and entry.account.conflicts:
                 if entry.account.conflict(now) is not None:
                     return None
-                ended.append(entry.account.conflicts[-1][1])
+                ended.append(min(entry.account.conflicts[-1][1], now))
         return max(ended, default=None)
 
     def remembered(

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from moescope.service.live.producers import Deployment, ProducerState, heard_last
 
+MOST_PARTS: Final = 64
+"""Other parts of one deployment that are named, at most: so many pods of one rank each have told alone."""
 REMEDY: Final = "if they are parts of one deployment, give all its workers the same MOESCOPE_SERVER"
 
 
@@ -45,18 +48,25 @@ def other_parts(producers: Sequence[ProducerState]) -> dict[Deployment, tuple[Pa
             members.setdefault(item.latest.producer.key[:2], []).append(item)
     parts = {deployment: _part(group) for deployment, group in members.items()}
     lacking = {deployment: part for deployment, part in parts.items() if part.missing}
-    sizes = {deployment: _sizes(members[deployment]) for deployment in lacking}
+    alike: dict[tuple[object, ...], list[Deployment]] = {}
+    for deployment in lacking:
+        alike.setdefault((deployment[1], _sizes(members[deployment])), []).append(deployment)
     found: dict[Deployment, tuple[Part, ...]] = {}
-    for mine, part in lacking.items():
-        others = tuple(
-            other
-            for its, other in lacking.items()
-            if its != mine
-            and (its[1], sizes[its]) == (mine[1], sizes[mine])
-            and part.missing.issuperset(other.dp_ranks)
-        )
-        if others:
-            found[mine] = others
+    for names in alike.values():
+        if len(names) > 1:
+            found.update(_fitting({name: lacking[name] for name in names}))
+    return found
+
+
+def _fitting(parts: Mapping[Deployment, Part]) -> dict[Deployment, tuple[Part, ...]]:
+    """To each of the parts of one model and size those whose DP ranks it lacks, MOST_PARTS at most."""
+    found: dict[Deployment, tuple[Part, ...]] = {}
+    for mine, part in parts.items():
+        missing = part.missing
+        others = (other for its, other in parts.items() if its != mine and missing.issuperset(other.dp_ranks))
+        some = tuple(islice(others, MOST_PARTS))
+        if some:
+            found[mine] = some
     return found
 
 

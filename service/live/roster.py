@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from moescope.capture.wire import MAX_LAYERS
 from moescope.service.counts.account import Account
 from moescope.service.counts.conflict import REMEDY, named
 from moescope.service.counts.layers import Layout, Shapes
@@ -124,14 +125,21 @@ class Roster:
         entry.received_at -= set_back
         entry.started_at -= set_back
         entry.told_at = min(entry.told_at, now)
+        entry.resized_at = min(entry.resized_at, now)
         return now - entry.received_at
 
     def outgrown_by(self, key: Key, layout: Layout) -> list[Key]:
         """Silent producers of this producer's deployment whose layers have another shape than ``layout``.
 
         Raises:
-            RefusedError: one of them is not silent.
+            RefusedError: one of them is not silent, or the deployment would have over `MAX_LAYERS` layers,
+                which is what its answers are made of.
         """
+        layers = self._shapes.layers_with(key[:2], layout)
+        if layers > MAX_LAYERS:
+            raise RefusedError(
+                "shape", f"layers: the workers of this deployment have {layers} layers, above {MAX_LAYERS}"
+            )
         if not self._shapes.conflict(key[:2], layout):
             return []  # almost always so: no need to look at all entries for each frame
         return list(self._conflicting(key, layout))

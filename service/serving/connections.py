@@ -103,8 +103,13 @@ class Crowd:
         """End one connection if there are too many with the ``talking`` ones, which may be the new one."""
         if talking + len(self.handshakes) > self.max_connections and self.waiting:
             oldest = next(iter(self.waiting))
-            self.waiting.pop(oldest)
+            self.forget(oldest)
             self.end(oldest, "crowded", f"there are over max_connections ({self.max_connections})")
+
+    def forget(self, connection: Connected) -> None:
+        """A connection's wait, for its handshake or for a head, is over."""
+        self.waiting.pop(connection, None)
+        self.handshakes.discard(connection)
 
     def bound_unread(self) -> None:
         """End those that have been reading longest until what waits to be read fits."""
@@ -129,6 +134,7 @@ class PatientProtocol(asyncio.Protocol):
         client: uvicorn's: address and port of the client.
         connections: uvicorn's: all connections of the server.
         cycle: uvicorn's: the latest request with its answer.
+        handshake: what the connection was before, with TLS.
         transport: uvicorn's.
     """
 
@@ -136,6 +142,7 @@ class PatientProtocol(asyncio.Protocol):
     client: tuple[str, int] | None
     connections: set[Any]
     cycle: Any
+    handshake: Connected | None = None
     transport: asyncio.Transport
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -147,6 +154,8 @@ class PatientProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for a head."""
+        if self.handshake is not None:
+            self.crowd.forget(self.handshake)  # otherwise it would count twice
         super().connection_made(transport)
         self._wait_for_head()
         self.crowd.make_room(len(self.connections))

@@ -10,9 +10,10 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-from moescope.service.serving.connections import Crowd
+from moescope.service.serving.connections import Crowd, PatientProtocol
 
 _WORDS: Final = {
     "HTTP_REQUEST": "it sent plain HTTP to the port of HTTPS: give it an address with https://",
@@ -32,11 +33,13 @@ class Handshake:
     Attributes:
         client: address and port of the client.
         task: waits for the handshake.
+        began: whether the task has run; from then on the loop closes the connection.
         cycle: no request, ever.
     """
 
     client: tuple[str, int]
     task: asyncio.Task[None] | None = None
+    began: bool = False
     cycle: None = None
 
     @property
@@ -64,7 +67,7 @@ class Acceptor:
         self,
         crowd: Crowd,
         context: ssl.SSLContext,
-        make: Callable[[], asyncio.Protocol],
+        make: Callable[[], PatientProtocol],
         connections: set[Any],
     ) -> None:
         self._crowd = crowd
@@ -99,22 +102,34 @@ class Acceptor:
             self._crowd.waiting[handshake] = None
             self._crowd.handshakes.add(handshake)
             handshake.task = loop.create_task(self._shake(handshake, connection))
+            handshake.task.add_done_callback(partial(self._end, handshake, connection))
             self._crowd.make_room(len(self._connections))
+            await asyncio.sleep(0)  # asyncio's sock_accept doesn't let others run while connections wait
 
     async def _shake(self, handshake: Handshake, connection: socket.socket) -> None:
         loop, seconds = asyncio.get_running_loop(), self._crowd.header_timeout_s
+        handshake.began = True
+
+        def make() -> asyncio.Protocol:  # the loop asks for it before the handshake
+            protocol = self._make()
+            protocol.handshake = handshake
+            return protocol
+
         try:
             await loop.connect_accepted_socket(
-                self._make, connection, ssl=self._context, ssl_handshake_timeout=seconds
+                make, connection, ssl=self._context, ssl_handshake_timeout=seconds
             )
         except ssl.SSLError as error:
             self._crowd.count("tls", handshake.client, _why(error))
         except OSError as error:
             if "taking longer" in str(error):  # otherwise it hung up
                 self._crowd.count("slow_tls", handshake.client, f"no whole TLS handshake in {seconds:g} s")
-        finally:
-            self._crowd.waiting.pop(handshake, None)
-            self._crowd.handshakes.discard(handshake)
+
+    def _end(self, handshake: Handshake, connection: socket.socket, _: asyncio.Task[None]) -> None:
+        """The handshake is over; a task that was cancelled before it began has run no line."""
+        self._crowd.forget(handshake)
+        if not handshake.began:
+            connection.close()
 
 
 def _why(error: ssl.SSLError) -> str:

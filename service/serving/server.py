@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import signal
 import socket
 import threading
 from collections.abc import Callable, Generator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
-from moescope.service.serving.connections import Crowd, protocol_for
+from moescope.service.serving.connections import Crowd, PatientProtocol, protocol_for
 from moescope.service.serving.handshakes import Acceptor
 from moescope.service.serving.running import Running
 from moescope.service.serving.tls import Tls
@@ -71,8 +70,9 @@ class Server(uvicorn.Server):
         self._acceptor.start(sockets)
         await super().startup([])
 
-    def _new_protocol(self) -> asyncio.Protocol:
-        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+    def _new_protocol(self) -> PatientProtocol:
+        make: Callable[..., Any] = self.config.http_protocol_class
+        made: PatientProtocol = make(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return made

@@ -38,6 +38,8 @@ class _PackedEpoch(Struct, array_like=True, frozen=True):
     captured_at_ns: int = 0
     lag: float = 0.0
     overlaps: int = 0
+    spoken_at: float = 0.0
+    ended: bool = False
 
 
 class _PackedBase(Struct, array_like=True, frozen=True):
@@ -177,6 +179,8 @@ def _pack_epoch(item: EpochState) -> _PackedEpoch:
         captured_at_ns=item.captured_at_ns,
         lag=item.lag,
         overlaps=item.overlaps,
+        spoken_at=item.spoken_at,
+        ended=item.ended,
     )
 
 
@@ -194,6 +198,8 @@ def _unpack_epoch(item: _PackedEpoch) -> EpochState:
         captured_at_ns=item.captured_at_ns,
         lag=item.lag,
         overlaps=item.overlaps,
+        spoken_at=item.spoken_at,
+        ended=item.ended,
     )
 
 

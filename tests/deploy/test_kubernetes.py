@@ -29,7 +29,7 @@ def test_the_boards_are_the_codes_whatever_their_files_hold(monkeypatch: pytest.
 
 def test_the_config_map_fits_and_holds_the_boards() -> None:
     boards = one("ConfigMap", "moescope-boards")["data"]
-    assert len(boards) == 4
+    assert len(boards) == 5
     assert {json.loads(text)["uid"] + ".json" for text in boards.values()} == set(boards)
     assert len((FOLDER / "boards.json").read_bytes()) < 1024 * 1024  # the most that a ConfigMap may have
 

@@ -93,6 +93,20 @@ def test_a_store_is_a_folder_or_clickhouse() -> None:
         load_settings(None, {"store": "postgres://host"})
 
 
+def test_without_a_home_folder_only_the_default_store_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: (1 << 31) - 7)  # as in a container with --user
+    for words in ("^store: [^\n]*--store", "--no-store"):
+        with pytest.raises(SettingsError, match=words):
+            load_settings(None, {})
+    assert load_settings(None, {"store": "traces"}).store == Path("traces")
+    assert load_settings(None, {"store": "none"}).store is None
+    assert load_settings(None, {"port": 0}).store is None
+    monkeypatch.setenv("MOESCOPE_STORE", "/data")
+    assert load_settings(None, {}).store == Path("/data")
+
+
 def test_the_document_is_of_these_settings() -> None:
     how = "is out of date: python -m moescope.service.settings_document > docs/settings.md"
     assert (ROOT / "docs/settings.md").read_text() == markdown(), f"docs/settings.md {how}"

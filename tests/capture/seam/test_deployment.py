@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,7 @@ def test_what_steps_together_has_one_name(configure: Configure, case: str) -> No
 
 APART = {
     "ports on one host": [("a", "--port 8000"), ("a", "--port 8001")],
+    "addresses of one host, with one port": [("a", "--host 10.0.0.1"), ("a", "--host 10.0.0.2")],
     "hosts, as pods are": [("vllm-7d9f-x2x4", ""), ("vllm-7d9f-b7kq", "")],
     "internal LB on one host, with the same address": [
         ("a", f"{DP2} {HEAD}"),
@@ -166,6 +168,8 @@ def test_a_pods_namespace_is_in_its_hosts_name(tmp_path: Path, monkeypatch: pyte
     assert this_host(tmp_path / "namespace") == "vllm-0.prod"
     (tmp_path / "namespace").write_text("")
     assert this_host(tmp_path / "namespace") == "vllm-0"
+    monkeypatch.setattr("socket.gethostname", lambda: os.fsdecode(b"vllm-\xff"))
+    assert this_host(tmp_path / "none") == "vllm-?"
     monkeypatch.setattr("socket.gethostname", lambda: "")
     assert this_host(tmp_path / "none") == "localhost"
 

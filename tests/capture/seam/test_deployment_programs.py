@@ -74,6 +74,20 @@ def test_rays_workers_are_named_by_where_vllm_was_started() -> None:
     assert name_deployment(ray(), NAMELESS, worker).name == "10.0.0.4:29550"
 
 
+def test_ranks_of_several_starts_have_one_name_whatever_ray_starts_for_each() -> None:
+    """What the plugin passes on is another name in each start."""
+    starts = [CaptureSettings(surroundings=Surroundings(launched_as=f"{host}:8000")) for host in "ab"]
+    worker = launched("node-7", "", ("ray::RayWorkerWrapper.execute",))
+    for told in starts:
+        for changes in (
+            {"data_parallel_external_lb": True},
+            {"data_parallel_hybrid_lb": True},
+            {"data_parallel_size_local": 1, "data_parallel_backend": "mp"},  # --headless
+        ):
+            assert name_deployment(ray(**changes), told, worker).name == "10.0.0.4:29550"
+        assert name_deployment(ray(data_parallel_size_local=1), told, worker).name.endswith(":8000")
+
+
 def test_rays_own_address_is_what_is_left_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(get_runtime_context=lambda: SimpleNamespace(gcs_address="10.0.0.9:6379"))
     worker = launched("node-7", "", ("ray::RayWorkerWrapper.execute",))

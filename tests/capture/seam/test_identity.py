@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from vllm.config.kv_transfer import KVTransferConfig
 from moescope.capture.seam.deployment import this_host
 from moescope.capture.seam.identity import guess_identity, read_belonging, read_identity
 from moescope.capture.settings.environment import CaptureSettings
+from moescope.capture.settings.surroundings import Surroundings
 from moescope.capture.wire import Producer
 
 PROD = CaptureSettings(server="prod", pool="deepseek")
@@ -56,6 +58,21 @@ def test_whatever_is_missing_a_producer_comes_out(worker: object) -> None:
     assert (who.pool, who.role, who.start) == ("", "", "")
     assert who.vllm_version
     assert who.pid
+
+
+def test_whatever_is_not_utf_8_can_be_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = os.fsdecode(b"\xfc")
+    monkeypatch.setattr("socket.gethostname", lambda: odd)
+    whole = config()
+    whole.model_config.served_model_name = whole.instance_id = odd
+    surroundings = Surroundings(launched_as=odd)
+    whole.parallel_config.distributed_executor_backend = "ray"
+    whole.parallel_config.data_parallel_size = 1
+    found = guess_identity(
+        SimpleNamespace(vllm_config=whole, rank=0), CaptureSettings(surroundings=surroundings)
+    )
+    assert [found[name] for name in ("server", "model", "host", "start")] == ["?"] * 4
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(found)) == found
 
 
 def test_what_frames_with_counts_say_is_never_guessed() -> None:

@@ -49,6 +49,14 @@ def test_vllms_own_processes_are_passed_over(tmp_path: Path, between: tuple[tupl
         (SERVE, "8000"),
         ((*SERVE, "--headless"), "8000"),
         ((*SERVE, "--uds", "/run/vllm/a.sock", "--port", "8001"), "/run/vllm/a.sock"),
+        ((*SERVE, "--host", "10.0.0.4"), "10.0.0.4:8000"),
+        ((*SERVE, "--host=10.0.0.5", "--port", "8001"), "10.0.0.5:8001"),
+        ((*SERVE, "--host", "fd00:0::4", "--port", "8001"), "[fd00::4]:8001"),
+        *(
+            ((*SERVE, "--host", host), "8000")
+            for host in ("0.0.0.0", "::", "127.0.0.1", "127.0.0.2", "::1", "localhost", "gpu-17", "")
+        ),
+        ((*SERVE, "--host", "10.0.0.4", "--port", "0"), None),
         (("python", "-m", "vllm.entrypoints.openai.api_server", "--port", "8004"), "8004"),
         (("python", "-m", "vllm.entrypoints.openai.api_server"), "8000"),
         (("python", "-m", "vllm.entrypoints.cli.main", "serve", "m"), "8000"),
@@ -63,6 +71,22 @@ def test_vllms_own_processes_are_passed_over(tmp_path: Path, between: tuple[tupl
 )
 def test_where_it_listens(tmp_path: Path, arguments: tuple[str, ...], address: str | None) -> None:
     assert launch_of(tmp_path, arguments, ENGINE).address() == address
+
+
+def test_sockets_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    line = (*SERVE, "--uds", "./s.sock")
+    for name in ("a", "b"):
+        found = launch_of(tmp_path / name, line, ENGINE)
+        (tmp_path / name / "100/cwd").rmdir()
+        (tmp_path / name / "100/cwd").symlink_to(f"/srv/{name}")
+        assert found.address() == f"/srv/{name}/s.sock"
+    absolute = launch_of(tmp_path / "c", (*SERVE, "--uds", "/run/s.sock"), ENGINE)
+    assert absolute.address() == "/run/s.sock"
+    (tmp_path / "b/100/cwd").unlink()
+    (tmp_path / "b/100/cwd").symlink_to(b"/srv/\xff")
+    assert found.address() == "/srv/\ufffd/s.sock"
+    (tmp_path / "b/100/cwd").unlink()
+    assert found.address() == "./s.sock"  # the folder can't be told
 
 
 def test_a_file_with_options_is_read_and_the_command_line_is_over_it(tmp_path: Path) -> None:

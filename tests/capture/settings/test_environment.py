@@ -1,5 +1,6 @@
 """Settings: defaults, values, and errors that say what to do."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,8 @@ def test_the_token_can_come_from_a_file(tmp_path: Path) -> None:
         ("MOESCOPE_TOKEN_FILE", "/does/not/exist", "can't be read"),
         ("MOESCOPE_SERVER", "x" * 257, "at most 256"),
         ("MOESCOPE_POOL", "x" * 257, "at most 256"),
+        ("MOESCOPE_SERVER", os.fsdecode(b"m\xfcnchen"), "MOESCOPE_SERVER: it is not UTF-8"),
+        ("MOESCOPE_POOL", os.fsdecode(b"\xff"), "MOESCOPE_POOL: it is not UTF-8"),
         ("MOESCOPE_ROLE", "kv_both", "none of prefill, decode"),
         ("MOESCOPE_LEAVE_FAST_KERNELS", "yes", "neither 0 nor 1"),
     ],

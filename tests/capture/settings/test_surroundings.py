@@ -18,7 +18,9 @@ def test_what_launchers_say() -> None:
     assert Surroundings.from_environment(environment) == expected
 
 
-@pytest.mark.parametrize("rank", ["", "-1", "x", "1.5", "\u00b2"])
+@pytest.mark.parametrize("rank", ["", "-1", "x", "1.5", "\u00b2", "1" * 5000, "9" * 4000])
 def test_a_rank_that_is_none_is_the_first(rank: str) -> None:
-    """Nobody here can mend it, and it must not end capture. A superscript is a digit, but no decimal."""
+    """Nobody here can mend it, and it must not end capture. A superscript is a digit, but no decimal,
+    and Python refuses to read a number of over 4,300 digits.
+    """
     assert Surroundings.from_environment({"RANK": rank}).rank == 0

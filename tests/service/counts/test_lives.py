@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,6 +133,62 @@ def test_the_survivor_takes_over_without_a_frame_at_that_very_moment() -> None:
     assert account.life.heard_at == 24.0
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_last_frame_of_a_former_worker_never_hides_that_the_new_one_hangs(ended: bool) -> None:
+    account = Account(max_epochs=4, stale_after=15)
+    a, b = Life("a", 0, 31), Life("bb", 30, 99)
+    for seq in range(1, 31):
+        post(account, a, seq, seq)
+    post(account, b, 30.5, 1)
+    account.post(msgspec.structs.replace(a.frame(31, 31.2, 31), ended=ended), at=31.2)
+    for one in (account, Account.restored(account.state(), 4)):
+        for now in (31.2, 45.4, 45.8, 46.1, 60.0):
+            assert (current(one, now), one.life.heard_at) == ("bb", 30.5)
+
+
+@pytest.mark.parametrize(("ended", "counts"), [(True, "bb"), (False, "a")])
+def test_a_former_worker_that_shuts_down_late_does_not_take_the_place_of_a_silent_one(
+    ended: bool, counts: str
+) -> None:
+    account = Account(max_epochs=4, stale_after=15)
+    a, b = Life("a", 0, 50), Life("bb", 30, 99)
+    post(account, a, 30.0, 1)
+    post(account, b, 30.5, 1)
+    account.post(msgspec.structs.replace(a.frame(2, 50.0, 2), ended=ended), at=50.0)
+    assert current(account, 50.0) == counts
+
+
+def test_what_a_life_said_as_it_shut_down_is_not_taken_for_the_word_of_another() -> None:
+    account = Account(max_epochs=4)
+    a, b = Life("a", 0, 99), Life("bb", 5, 99)
+    post(account, a, 5.0, 1)
+    account.post(msgspec.structs.replace(b.frame(1, 6.0, 1), ended=True), at=6.0)
+    again = Account.restored(account.state(), 4)
+    assert again.latest is not None
+    assert again.latest.ended
+    for life in again.state().epochs:
+        assert life.ended == (life.epoch == again.latest.epoch)
+    again._lives.current = again._lives.get(a.frame(1, 5.0, 1).epoch)
+    assert again.latest is not None
+    assert not again.latest.ended
+
+
+@pytest.mark.parametrize("step", [-600.0, 600.0])
+def test_a_worker_whose_own_clock_is_set_is_in_conflict_and_survives_like_any_other(step: float) -> None:
+    account = Account(max_epochs=4, stale_after=15)
+    a, b = Life("a", 0, 99, tells_uptime=True), Life("bb", 30, 99, tells_uptime=True)
+    for n in range(1, 100):
+        made = a.frame(n, float(n), n)
+        if n >= 20:
+            made = msgspec.structs.replace(made, captured_at_ns=made.captured_at_ns + int(step * S))
+        account.post(made, at=float(n))
+        if 30 < n <= 60:
+            post(account, b, n + 0.5, n - 30)
+    assert (current(account, 99.0), account.life.heard_at) == ("a", 99.0)
+    [(since, until)] = account.conflicts
+    assert (since, until >= 60.0) == (31.5, True)
+
+
 def test_idle_processes_that_only_repeat_themselves_are_no_conflict_of_counts() -> None:
     account = Account(max_epochs=4)
     a, b = Life("a", 0, 99), Life("bb", 5, 99)
@@ -204,6 +261,43 @@ def test_the_clock_of_the_service_is_set_back() -> None:
     account.post(b.frame(3, 3663.0, 3), at=90.0)
     assert (current(account, 90.0), account.life.heard_at) == ("bb", 90.0)
     assert account.life.came_at == 62.0
+
+
+def in_conflict(begin: float) -> Account:
+    """Of the lives a and bb, which went on at once for seconds from ``begin`` on."""
+    account = Account(max_epochs=4)
+    a, b = Life("a", begin, begin + 99), Life("bb", begin + 1, begin + 99)
+    for n in range(1, 7):
+        post(account, a, begin + n, n)
+        post(account, b, begin + 0.5 + n, n)
+    return account
+
+
+def test_conflicts_are_set_back_with_the_clock_of_the_service() -> None:
+    account = in_conflict(3600.0)
+    assert account.conflicts == ((3601.5, 3606.5),)
+    b = Life("bb", 3601, 3699)
+    account.post(b.frame(7, 3608.0, 7), at=8.0)
+    [(since, until)] = account.conflicts
+    assert (since, until) == (3.0, 8.0)  # it still goes on
+    account.post(b.frame(8, 3610.0, 8), at=10.0)
+    assert account.conflicts == ((since, 10.0),)
+
+
+def test_what_was_heard_on_a_clock_that_was_ahead_is_not_heard_for_ever() -> None:
+    account = in_conflict(3600.0)
+    assert hosts(account, 3600.0) == ["a", "bb"]  # within what clocks may differ
+    assert hosts(account, 6.0) == []
+
+
+def test_conflicts_that_a_clock_ahead_told_are_not_in_the_future_and_do_not_drift() -> None:
+    state = in_conflict(100.0).state()
+    assert state.conflicts == ((101.5, 106.5),)
+    assert state.heard_by(50.0).conflicts == ((45.0, 50.0),)
+    told = state
+    for now in (106.0, 105.0, 104.0):
+        told = told.heard_by(now)
+        assert told.conflicts == ((101.5, now),)
 
 
 def test_conflicts_that_are_remembered_are_bounded() -> None:

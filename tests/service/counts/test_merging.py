@@ -84,6 +84,17 @@ def test_merging_keeps_the_better_account() -> None:
     assert merge_accounts(merged, many[0], 4) is merged
 
 
+def test_of_one_life_the_later_frame_is_the_newest_whichever_service_heard_it_begin_earlier() -> None:
+    first, then = Account(4), Account(4)
+    first.post(frame({1: [2, 0]}, seq=1, uptime_ns=10**9), at=1.006)
+    then.post(frame({1: [4, 0]}, seq=2, uptime_ns=2 * 10**9), at=2.001)
+    then.post(frame({1: [6, 0]}, seq=3, uptime_ns=3 * 10**9, ended=True), at=3.001)
+    for pair in ((first.state(), then.state()), (then.state(), first.state())):
+        merged = merge_accounts(*pair, max_epochs=4)
+        assert (merged.latest.seq, merged.latest.ended, merged.totals.counts[0]) == (3, True, 6)
+        assert [item.seq for item in merged.epochs] == [3]
+
+
 def test_merging_starts_from_the_sum_that_has_all_of_the_other_s() -> None:
     starts = [(EPOCH + n, 1, 2) for n in range(6)]
     whole = account_of(*starts[:5], max_epochs=2).state()

@@ -147,6 +147,48 @@ def test_two_lives_that_each_report_to_a_service_of_their_own_are_named(
         assert (found.state, found.totals.counts.tolist()) == ("conflict", [16, 16])
 
 
+def test_two_lives_are_named_whatever_the_order_in_which_services_hear_of_each_other(
+    make_state: Callable[..., LiveState], clock: Clock
+) -> None:
+    here, there = make_state(), make_state()
+    for n in range(1, 9):
+        new = producer(host="b")
+        there.ingest(frame({0: [0, 2 * n]}, who=new, epoch=EPOCH + 9 * S, seq=n, uptime_ns=n * S))
+        clock.now += 0.5
+        old = producer(host="a")
+        here.ingest(frame({0: [2 * n, 0]}, who=old, seq=n, after_s=9 + n, uptime_ns=(9 + n) * S))
+        clock.now += 0.5
+        here.adopt([_posting(there)])
+        there.adopt([_posting(here)])
+    for state in (here, there):
+        [found] = state.producers()
+        assert (found.state, found.totals.counts.tolist()) == ("conflict", [16, 16])
+
+
+def test_a_conflict_that_is_over_stays_so_when_the_clock_of_the_service_is_set_back(
+    make_state: Callable[..., LiveState], clock: Clock
+) -> None:
+    state = make_state()
+    for n in range(1, 100):
+        if n == 60:
+            clock.now -= 3600
+            mended_at = state._ledger.mended_at([producer().key])
+            assert mended_at == clock.now  # not in an hour
+        state.ingest(frame({0: [2 * n, 0]}, who=producer(host="a"), seq=n, after_s=n, uptime_ns=n * S))
+        if 10 < n < 20:
+            made = frame(
+                {0: [0, 2 * n]}, who=producer(host="b"), epoch=EPOCH + 9 * S, seq=n, uptime_ns=(n - 9) * S
+            )
+            state.ingest(made)
+        clock.now += 1
+    [found] = state.producers()
+    [(_, until)] = found.conflicts
+    assert (found.state, until < clock.now - 60) == ("counting", True)
+    window = merge_spans(state.spans(DEPLOYMENT, None, None))
+    assert window.conflict is None
+    assert window.tokens > 0
+
+
 def test_switches_of_capture_never_sink_where_services_share_a_store(
     make_state: Callable[..., LiveState], clock: Clock
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.totals import Totals, totals_of
-from moescope.service.live.history import History, Track
+from moescope.service.live.history import ENOUGH, History, Track
 from moescope.service.live.spans import Snapshot
 from tests.service.frames import frame
 
@@ -103,7 +103,9 @@ def test_bytes_are_those_of_the_tracks_whatever_happens_to_them() -> None:
     history, keys = History(budget_bytes=20_000), [(*KEY[:2], rank, 0, 0) for rank in range(3)]
 
     def summed() -> int:
-        return sum(history.track(key).nbytes for key in keys)
+        tracks = [history.track(key) for key in keys]
+        assert history.enough_bytes == ENOUGH * sum(track.newest_nbytes for track in tracks)
+        return sum(track.nbytes for track in tracks)
 
     for at in range(1, 60):
         for key in keys:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from moescope.service.counts.refusals import RefusedError
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_joins import Joins
 from tests.service.frames import frame, producer
@@ -52,3 +53,16 @@ def test_a_question_about_one_deployment_does_not_go_through_all(
     wanted = (("s1", "tiny"), [None, None]) if ask == "boundaries" else (("s1", "tiny"),)
     getattr(state, ask)(*wanted)
     assert Counting.walks == 0
+
+
+def test_layers_of_a_deployment_are_bounded_over_all_of_its_workers(
+    make_state: Callable[..., LiveState],
+) -> None:
+    """Each of many small frames may have 1,024 layers of its own: answers are made of all of them."""
+    state = make_state()
+    for pp_rank in range(2):
+        counts = {layer: [1, 1] for layer in range(512 * pp_rank, 512 * (pp_rank + 1))}
+        state.ingest(frame(counts, who=producer(pp_rank=pp_rank, pp_size=3)))
+    with pytest.raises(RefusedError, match="have 1025 layers, above 1024"):
+        state.ingest(frame({1024: [1, 1]}, who=producer(pp_rank=2, pp_size=3)))
+    state.ingest(frame({1023: [1, 1]}, who=producer(pp_rank=2, pp_size=3)))

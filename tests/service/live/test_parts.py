@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest import mock
 
-from moescope.service.live.parts import other_parts, told
+from moescope.service.live.parts import MOST_PARTS, Part, other_parts, told
 from moescope.service.live.state import LiveState
 from tests.service.conftest import Clock
 from tests.service.frames import EPOCH, frame, halves, producer
@@ -63,3 +64,15 @@ def test_who_left_is_no_part(make_state: Callable[..., LiveState], clock: Clock)
         who = producer(server="b", dp_rank=rank, dp_size=2, ep_rank=rank, ep_size=2)
         state.ingest(frame({0: [8] * 4}, who=who, epoch=EPOCH + 10**12, placement=halves(4, 1)))
     assert found(state) == {}
+
+
+def test_many_parts_are_named_up_to_a_bound_and_in_linear_time(make_state: Callable[..., LiveState]) -> None:
+    """300 names of 1,024 DP ranks took 4 s in each answer that names them."""
+    state = make_state()
+    for rank in range(200):
+        state.ingest(frame({0: [1, 1]}, who=producer(server=f"s{rank:03d}", dp_rank=rank, dp_size=512)))
+    with mock.patch.object(Part, "missing", new_callable=mock.PropertyMock) as missing:
+        missing.return_value = frozenset(range(512))
+        found = other_parts(state.producers())
+    assert missing.call_count <= 400
+    assert {len(parts) for parts in found.values()} == {MOST_PARTS}

@@ -216,6 +216,7 @@ def test_lives_and_conflicts_survive_and_so_does_which_one_counts() -> None:
             seq=n,
             after_s=n,
             uptime_ns=n,
+            ended=n == 4,
         )
         made.post(behind, at=100.5 + n)
     state = made.state()
