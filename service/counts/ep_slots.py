@@ -22,7 +22,7 @@ PARTS: Final = 2_329_089_562_800
 """Parts of a slot: the least common multiple of 1 .. 30.
 
 Up to 30 copies of an expert get exactly equal parts, more copies (31, 32, 34, ...) up to 1 / PARTS.
-65,535 parts of a slot, the most that one table can give to a rank, are far below 2**63.
+2**20 whole slots in parts, as many as the wire lets copies be in a frame, are below 2**63.
 """
 _AT_ONCE: Final = 1 << 18
 """Pairs of an EP rank and an expert, over layers, that are computed at once: 2 MiB an array."""
