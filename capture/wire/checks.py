@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from moescope.capture.wire.arrays import COUNTS_DTYPE, WireError, unpack_counts, unpack_ids
+from moescope.capture.wire.arrays import COUNTS_DTYPE, Int64Array, WireError, unpack_counts, unpack_ids
 from moescope.capture.wire.schema import (
     MAX_RANKS,
     Frame,
@@ -60,6 +60,8 @@ def check_frame(frame: Frame) -> None:
     _check_phases(frame)
     if frame.placement is not None:
         _check_placement(frame.placement, frame.layers, frame.producer.ep_size)
+    if frame.ep_slots:
+        _check_array("ep_slots", frame.ep_slots, len(frame.layers) * frame.producer.ep_size)
     if frame.step_loads is not None:
         _check_step_loads(frame.step_loads, len(frame.layers), frame.producer.ep_size)
 
@@ -121,7 +123,8 @@ def _check_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> N
     if len(step_loads.steps) % 4:
         raise WireError(f"step_loads.steps: {len(step_loads.steps)} bytes are no uint32 values")
     steps = np.frombuffer(step_loads.steps, dtype="<u4").astype(np.int64)
-    if steps.size and (int(steps[-1]) >= span or not bool((np.diff(steps) > 0).all())):
+    entries = _entries_in_order(step_loads, steps)
+    if steps.size and (int(steps[-1]) >= span or not bool((np.diff(entries) > 0).all())):
         raise WireError(f"step_loads.steps: must rise strictly and stay below {span} (end - first)")
     expected = steps.size * num_layers * ep_size * step_loads.width
     if len(step_loads.loads) != expected:
@@ -129,6 +132,16 @@ def _check_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> N
             f"step_loads.loads: expected {expected} bytes ({steps.size} steps x {num_layers} layers x "
             f"{ep_size} EP ranks x {step_loads.width}), got {len(step_loads.loads)}"
         )
+
+
+def _entries_in_order(step_loads: StepLoads, steps: Int64Array) -> Int64Array:
+    """int64 [n], a number of each entry that rises if its step does, or else its microbatch."""
+    parts = np.frombuffer(step_loads.microbatches, np.uint8)
+    if not parts.size:
+        return steps
+    if parts.size != steps.size:
+        raise WireError(f"step_loads.microbatches: {parts.size} for {steps.size} steps")
+    return steps * 256 + parts
 
 
 def _check_placement(placement: Placement, layers: list[MoeLayer], ep_size: int) -> None:

@@ -137,7 +137,11 @@ class StepLoads(Struct, frozen=True, kw_only=True):
         width: bytes of one load: 1, 2 or 4, the smallest that fits.
         loads: raw little-endian unsigned integers of ``width`` bytes [n, L, R]: slots of this producer's
             tokens in the layers of ``Frame.layers`` whose expert is on EP rank 0 .. R - 1 (``ep_size``).
-        placement_version: the version of the placement that says on which EP rank each expert is.
+        placement_version: the version of the placement that was in force in the last of the steps.
+        microbatches: raw uint8 [n], which part of its step each entry of ``steps`` is, 0, 1, ...: a step
+            that vLLM splits (``--enable-dbo``, ``--ubatch-size``) has an entry for each of its microbatches,
+            and the ranks wait for each other in each. Empty where no step is split, and in frames of wire
+            minor 5 or below.
     """
 
     first: Count
@@ -146,6 +150,7 @@ class StepLoads(Struct, frozen=True, kw_only=True):
     width: Literal[1, 2, 4]
     loads: bytes
     placement_version: Count = 0
+    microbatches: bytes = b""
 
 
 class Frame(Struct, kw_only=True):
@@ -196,6 +201,16 @@ class Frame(Struct, kw_only=True):
             experts are replicated, and in frames of wire minor 2 or below.
         uptime_ns: nanoseconds from the epoch to when this frame was made, on a clock that nobody sets, so
             that hosts whose clocks differ can be compared. 0: not told, as in wire minor 4 or below.
+        ep_slots: slots by destination EP rank since the epoch began, raw little-endian int64 [L, R]
+            (``ep_size``), each counted under the placement that was in force in its step and, where an expert
+            has several copies, on the copy that vLLM took. Empty where that isn't counted, and in frames of
+            wire minor 5 or below.
+        accepted_drafts, rejected_drafts: draft tokens of speculative decoding among ``tokens``, by what
+            became of them, as far as that is known when the frame is made. 0 in frames of wire minor 5 or
+            below.
+        weights_version: how often the model's weights were changed since the epoch began. 0 in frames of wire
+            minor 5 or below.
+        weights_label: the name of the weights in use, where vLLM was told one; else empty.
     """
 
     wire: tuple[int, int]
@@ -228,3 +243,8 @@ class Frame(Struct, kw_only=True):
     unavailable: Annotated[dict[Name, Text], Meta(max_length=MAX_COUNTERS)] = {}
     uptime_ns: Count = 0
     ended: bool = False
+    ep_slots: bytes = b""
+    accepted_drafts: Count = 0
+    rejected_drafts: Count = 0
+    weights_version: Count = 0
+    weights_label: Text = ""

@@ -23,7 +23,7 @@ from moescope.capture.wire.codec import decode_versioned
 from moescope.capture.wire.schema import MAX_LAYERS, Count, MoeLayer, Name, Positive, Producer
 
 TRACE_MAJOR: Final = 1
-TRACE_MINOR: Final = 1
+TRACE_MINOR: Final = 2
 TRACE_CONTENT_TYPE: Final = "application/vnd.moescope.trace+msgpack"
 
 MAX_PARTS: Final = 1 << 16
@@ -65,6 +65,10 @@ class TracePart(Struct, kw_only=True):
             worker's frames (`StepLoads`). Empty in parts of wire minor 0.
         id_bytes: 1 or 2 bytes an expert's id.
         experts: for each of ``layers`` raw little-endian ids [T, top_k] of that layer, logical experts.
+        weights_version: of the worker's frames, when the part's first token was computed. 0 in parts of wire
+            minor 1 or below.
+        rejected_drafts: how many computed draft tokens were rejected and are in no ``runs``. 0 in parts of
+            wire minor 1 or below.
     """
 
     wire: tuple[int, int]
@@ -86,6 +90,8 @@ class TracePart(Struct, kw_only=True):
     id_bytes: Literal[1, 2]
     experts: Annotated[list[bytes], Meta(max_length=MAX_LAYERS)]
     steps: bytes = b""
+    weights_version: Count = 0
+    rejected_drafts: Count = 0
 
     @property
     def tokens(self) -> int:

@@ -61,6 +61,8 @@ from tests.capture.wire.frames import PHASES, frame, step_loads
             {"step_loads": step_loads(loads=b"\0" * 7)},
             r"step_loads.loads: expected 8 bytes \(2 steps x 2 layers",
         ),
+        ({"step_loads": step_loads(microbatches=b"\0")}, "step_loads.microbatches: 1 for 2 steps"),
+        ({"ep_slots": b"\0" * 8}, r"ep_slots: expected 32 bytes \(4 int64 values\), got 8"),
         ({"step_loads": step_loads(width=3)}, r"Invalid enum value 3 - at `\$.step_loads.width`"),
         ({"seq": 0}, r"Expected `int` >= 1 - at `\$.seq`"),
         ({"tokens": -1}, r"Expected `int` >= 0 - at `\$.tokens`"),
@@ -122,10 +124,19 @@ def test_a_rank_is_below_the_size_of_its_group(axis: str) -> None:
 
 def test_what_fits_is_accepted() -> None:
     check_frame(frame())
+    halves = np.array([3, 3], "<u4").tobytes()
+    check_frame(frame(step_loads=step_loads(steps=halves, microbatches=b"\0\1")))
     check_frame(frame(placement=None, **PHASES))
     check_frame(frame(step_loads=step_loads(end=10 + MAX_SPAN)))
     nothing = pack_counts(np.zeros(0, np.int64))
     check_frame(frame(layers=[], uncovered=[], counts=nothing, rows=nothing, placement=None))
+
+
+def test_a_step_has_its_microbatches_in_order() -> None:
+    halves = np.array([3, 3], "<u4").tobytes()
+    for wrong in (b"\0\0", b"\1\0", b""):
+        with pytest.raises(WireError, match=r"step_loads.steps: must rise strictly"):
+            check_frame(frame(step_loads=step_loads(steps=halves, microbatches=wrong)))
 
 
 @pytest.mark.parametrize("axis", ["dp", "ep"])
