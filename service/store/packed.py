@@ -62,6 +62,7 @@ class PackedTotals(Struct, array_like=True, frozen=True):
     ep_parts: bytes | None = None
     switches: int = 0
     former_tokens: int = 0
+    estimated: bytes | None = None
 
 
 def pack(totals: Totals) -> PackedTotals:
@@ -87,6 +88,7 @@ def pack(totals: Totals) -> PackedTotals:
         ep_parts=_packed_parts(totals.ep_slots),
         switches=totals.switches,
         former_tokens=totals.former_tokens,
+        estimated=packed_ints(totals.estimated) if totals.estimated.any() else None,
     )
 
 
@@ -132,6 +134,8 @@ def unpack(packed: PackedTotals) -> Totals:
         ep_size=packed.ep_size,
         switches=packed.switches,
         former_tokens=packed.former_tokens,
+        # Before they were counted nobody knows which of the slots by EP rank are estimates.
+        estimated=np.zeros_like(rows) if packed.estimated is None else ints(packed.estimated, size),
     )
 
 
