@@ -15,7 +15,7 @@ from moescope.capture.seam.requests import read_requests, why_not_traceable
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import TraceAssembly
-from moescope.capture.tracing.sender import TraceSender
+from moescope.capture.tracing.sender import TraceSender, Versions
 from moescope.capture.tracing.tracer import Tracer
 from moescope.capture.wire import TRACES_PATH, MoeLayer, Producer
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE
@@ -35,6 +35,7 @@ class TraceSession:
         max_tokens: no step of this worker's DP rank has more.
         device: where the counting kernels run.
         failed: called once, with the reason, if tracing ends by a fault.
+        versions: see `WeightsWatch.versions`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class TraceSession:
         max_tokens: int,
         device: torch.device,
         failed: Callable[[str], None],
+        versions: Versions,
     ) -> None:
         self.staging = TraceStaging(layers, max_tokens, device)
         self._assembly = TraceAssembly(self.staging, sharded=producer.tp_size > 1)
@@ -57,7 +59,7 @@ class TraceSession:
             content_type=TRACE_CONTENT_TYPE,
             access=settings.access,
         )
-        self._sender = TraceSender(self._assembly, layers, producer, epoch, transport)
+        self._sender = TraceSender(self._assembly, layers, producer, epoch, transport, versions=versions)
         self._started = False
         self._failed = False
         self._on_failure = failed
@@ -138,11 +140,12 @@ def open_traces(
     device: torch.device,
     reason: str | None,
     failed: Callable[[str], None],
+    versions: Versions,
 ) -> TraceSession | None:
     """Tracing, if the settings ask for it and this server's requests can be traced; else None.
 
     Args:
-        layers, producer, epoch, settings, device: see `TraceSession`.
+        layers, producer, epoch, settings, device, versions: see `TraceSession`.
         reason: why the requests can't be traced, or None.
         failed: called once, with the reason, if the settings ask for traces and there are none, or no more.
     """
@@ -153,7 +156,7 @@ def open_traces(
         return None
     max_tokens = int(vllm_config.scheduler_config.max_num_batched_tokens)
     try:
-        return TraceSession(layers, producer, epoch, settings, max_tokens, device, failed)
+        return TraceSession(layers, producer, epoch, settings, max_tokens, device, failed, versions)
     except Exception as error:  # noqa: BLE001 - counts don't need it
         failed(f"tracing could not start: {error!r}")
         return None

@@ -122,6 +122,8 @@ class FrameBuilder:
             absent_unnamed=self._absent_unnamed,
             ended=ended,
             uptime_ns=max(1, self._clock() - self._began_ns),
+            weights_version=snapshot.weights.version,
+            weights_label=snapshot.weights.label,
         )
 
     def _placement_at(self, snapshot: Snapshot) -> Placement | None:
