@@ -35,6 +35,8 @@ def pack_apart(per_copy: FloatArray, copies: Int64Array, ranks: int, room: int) 
     order = np.argsort(-per_copy, axis=1, kind="stable")
     times = np.take_along_axis(copies, order, axis=1)
     turns = np.repeat(order.reshape(-1), times.reshape(-1)).reshape(rows, ranks * room)
+    if room == 1:  # any order is equally good
+        return turns[:, :, np.newaxis]
     placed = np.full((rows, ranks, room), -1, dtype=np.int64)
     carried, held = np.zeros((rows, ranks)), np.zeros((rows, ranks), dtype=np.int64)
     taken = np.zeros((rows, ranks), dtype=np.bool_)
@@ -91,7 +93,7 @@ def even_out(placed: Int64Array, per_copy: FloatArray) -> None:
     """
     rows, ranks, room = placed.shape
     at_once = _MAX_PAIRS // (ranks * room * room)
-    if not at_once:
+    if not at_once or room == 1:
         return
     for first in range(0, rows, at_once):
         active = np.arange(first, min(first + at_once, rows))
