@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from moescope.capture import wire
-from moescope.capture.wire.traces import TRACE_MAJOR, TRACE_MINOR, Run, TracePart, encode_part
+from moescope.capture.wire.traces import MAX_RUNS, TRACE_MAJOR, TRACE_MINOR, Run, TracePart, encode_part
 
 EPOCH: Final = 1_700_000_000_000_000_000
 STEPS: Final = 65_536
@@ -164,12 +164,12 @@ def _long(number: int) -> bytes:
 
 def _runs(number: int) -> bytes:
     """As many runs as a part may have, of one token each, with gaps in between."""
-    return _part("runs", number, _layers(1, 2), [Run(3 * i, 1) for i in range(1 << 20)], 1)
+    return _part("runs", number, _layers(1, 2), [Run(3 * i, 1) for i in range(MAX_RUNS)], 1)
 
 
 def _runs_again(number: int) -> bytes:
-    """The same position computed a million times."""
-    return _part("again", number, _layers(1, 2), [Run(0, 1)] * (1 << 20), 1)
+    """The same position computed again and again."""
+    return _part("again", number, _layers(1, 2), [Run(0, 1)] * MAX_RUNS, 1)
 
 
 def _wide(number: int) -> bytes:

@@ -19,7 +19,7 @@ HEALTH_MS: Final = 250.0
 INGEST_MS: Final = 500.0
 REST_S: Final = 0.3
 EACH: Final = 3
-_PATIENCE_S: Final = 120.0
+_PATIENCE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def stall(options: Options) -> Outcome:
             time.sleep(5)
             quiet_until = time.monotonic()
             asked = [_send(service, kind) for kind in costly.BODIES]
-            asked += [_ask(service, path) for path in questions.QUESTIONS]
+            asked += [_ask(service, path) for path in questions.questions_about()]
             seen = end()
         assert "Traceback" not in service.text, service.text[-3000:]
     return _judged(asked, seen, quiet_until)
@@ -80,6 +80,7 @@ def _each(service: Serving, name: str, requests: list[tuple[str, str, bytes | No
             connection.close()
         slowest = max(slowest, time.monotonic() - sent)
         time.sleep(REST_S)
+    print(f"   {name}: {'/'.join(statuses)} in {slowest * 1e3:.0f} ms", flush=True)
     return Asked(name, began, time.monotonic(), "/".join(dict.fromkeys(statuses)), slowest)
 
 
