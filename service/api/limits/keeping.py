@@ -10,7 +10,6 @@ from moescope.service.live.state import LiveState
 from moescope.service.store.records import Record, StoreError
 from moescope.service.store.writer import StoreWriter
 
-
 Kept = tuple[Sequence[Record], Future[None] | None]
 """Records, and what comes when they are kept for good; None: nothing is waited for."""
 
