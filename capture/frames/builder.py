@@ -10,6 +10,7 @@ import numpy as np
 from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.seam.eplb import MovingPlacement
+from moescope.capture.step.drafts import Drafts
 from moescope.capture.step.word import Phase
 from moescope.capture.wire import (
     WIRE_MAJOR,
@@ -39,6 +40,7 @@ class FrameBuilder:
         moving: where the experts are, if EPLB moves them; or None.
         unavailable: tells what can't be told, and why (see `Frame.unavailable`).
         absent, absent_unnamed: see `Frame`.
+        drafts: tells the draft tokens so far, by what became of them.
         clock: nanoseconds on a clock that nobody sets. The epoch begins when the builder is made.
 
     Attributes:
@@ -60,6 +62,7 @@ class FrameBuilder:
         absent: Sequence[UncoveredLayer] = (),
         absent_unnamed: str = "",
         clock: Callable[[], int] = time.monotonic_ns,
+        drafts: Callable[[], Drafts] = Drafts,
     ) -> None:
         self.producer = producer
         self._epoch = epoch
@@ -77,6 +80,7 @@ class FrameBuilder:
         self._seq = 0
         self._acknowledged = 0
         self._clock = clock
+        self._drafts = drafts
         self._began_ns = clock()
 
     def build(self, snapshot: Snapshot, drops: Mapping[str, int], ended: bool = False) -> Frame:
@@ -91,7 +95,7 @@ class FrameBuilder:
         counts = snapshot.flat[: 2 * self._num_counts].reshape(2, -1)
         rows, ep_slots = np.split(snapshot.flat[2 * self._num_counts :], [2 * len(self._layers)])
         rows, ep_slots = rows.reshape(2, -1), ep_slots.reshape(2, -1)
-        unavailable = dict(self._unavailable())
+        drafts, unavailable = self._drafts(), dict(self._unavailable())
         by_rank = bool(ep_slots.size) and "ep_slots" not in unavailable
         phased = totals.phases_known and "phases" not in unavailable
         lost = {} if history is None else {"steps_lost": history.lost}
@@ -127,7 +131,11 @@ class FrameBuilder:
             ep_slots=pack_counts(ep_slots.sum(axis=0)) if by_rank else b"",
             decode_ep_slots=pack_counts(ep_slots[Phase.DECODE]) if by_rank and phased else b"",
             ended=ended,
+            accepted_drafts=drafts.accepted,
+            rejected_drafts=drafts.rejected,
             uptime_ns=max(1, self._clock() - self._began_ns),
+            weights_version=snapshot.weights.version,
+            weights_label=snapshot.weights.label,
         )
 
     def _placement_at(self, snapshot: Snapshot) -> Placement | None:
