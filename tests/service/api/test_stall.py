@@ -1,4 +1,6 @@
-"""Whatever one request brings, the event loop is free meanwhile; `python -m devkit.soak stall` measures waits.
+"""Whatever one request brings, the event loop is free meanwhile.
+
+`python -m devkit.soak stall` measures what others wait.
 
 What is measured here is CPU time of threads, which a busy machine does not make longer.
 """
@@ -35,7 +37,7 @@ HEAVY = {"phases", "steps x cells", "long trace"}  # of 30 MB, and like others
 
 @pytest.fixture
 def served(start_service: Callable[..., Service], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
-    """A service in asyncio's loop, with two ranks of 58 layers x 256 experts and all that can be asked for."""
+    """A service in asyncio's loop with two ranks of 58 layers x 256 experts, traces and a baseline."""
     monkeypatch.setattr(uvicorn.Config, "get_loop_factory", lambda _: asyncio.new_event_loop)
     service = start_service(time.time, store=tmp_path, min_tokens=1, metrics_level="layer_expert")
     ranks = [Rank(Fleet(2, questions.LAYERS, questions.EXPERTS, 1), rank, time.time_ns()) for rank in (0, 1)]
