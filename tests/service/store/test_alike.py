@@ -1,4 +1,4 @@
-"""Both stores answer alike: the same frames and traces, every route, before and after damage and a restart."""
+"""Both stores answer alike: the same frames and traces, every route, before and after damage."""
 
 from __future__ import annotations
 
