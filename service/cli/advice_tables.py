@@ -122,8 +122,8 @@ def _layers(answer: dict[str, Any]) -> Table:
 
 def _caption() -> str:
     return (
-        "saves: share of the busiest ranks' slots; held out: on loads that it was not fitted on; in vain: copies "
-        "on a rank that has that expert already"
+        "saves: share of the busiest ranks' slots; held out: on loads that it was not fitted on; "
+        "in vain: copies on a rank that has that expert already"
     )
 
 

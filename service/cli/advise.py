@@ -137,8 +137,8 @@ class Output:
     policy: Annotated[
         MapPolicy,
         typer.Option(
-            help="Whose placement by load is written: our own, or what vLLM's EPLB would make, which may have "
-            "several copies of an expert on one rank."
+            help="Whose placement by load is written: our own, or what vLLM's EPLB would make, which may "
+            "have several copies of an expert on one rank."
         ),
     ] = MapPolicy.MOESCOPE
     pp_rank: Annotated[
