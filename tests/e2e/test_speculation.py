@@ -56,13 +56,20 @@ def truth(cluster: Cluster, name: str, choice: dict[str, Any]) -> np.ndarray:
     return np.sort(npz(cluster, f"truth-{name}")["routed_experts"])
 
 
-def assert_as_undrafted(cluster: Cluster, name: str, choice: dict[str, Any], key: str = "") -> None:
+def assert_as_undrafted(
+    cluster: Cluster, name: str, choice: dict[str, Any], key: str = "", cached: int = 0
+) -> None:
     """A request's trace has all its tokens but the last, which is never fed back, each with its experts."""
-    expected = truth(cluster, name, choice)[:-1]
+    expected = truth(cluster, name, choice)[cached:-1]
     trace = npz(cluster, key or name)
-    assert len(trace["routed_experts"]) == len(expected)
-    assert set(trace["times_computed"].tolist()) == {1}
-    np.testing.assert_array_equal(np.sort(trace["routed_experts"]), expected)
+    assert trace["times_computed"].tolist() == [0] * cached + [1] * len(expected)
+    np.testing.assert_array_equal(np.sort(trace["routed_experts"][cached:]), expected)
+
+
+def cached_of(cluster: Cluster, request_id: str) -> int:
+    """Leading positions that a prefix cache had: samples of one prompt may share blocks."""
+    [found] = [trace for trace in all_traces(cluster) if trace["request_id"] == request_id]
+    return int(found["cached_tokens"])
 
 
 def drafts(cluster: Cluster) -> tuple[int, int]:
@@ -96,6 +103,14 @@ def test_traces_are_those_of_the_same_tokens_without_drafts(drafting: Cluster) -
         assert_as_undrafted(drafting, name, choice)
 
 
+def test_a_prompt_whose_last_token_is_padded_with_drafts(drafting: Cluster) -> None:
+    """All but one token of it are in the prefix cache; vLLM adds drafts that it rejects."""
+    prompt = "x" * 32 + "y"
+    for name in ("padded-1", "padded-2"):
+        [choice] = complete(drafting, name, prompt, 8, cache_salt="the same")
+    assert_as_undrafted(drafting, "padded-2", choice, cached=32)
+
+
 def test_a_stop_token_within_accepted_drafts_ends_the_trace(drafting: Cluster) -> None:
     prompt = "four five four five " * 3
     [whole] = complete(drafting, "whole", prompt, 40)
@@ -112,10 +127,11 @@ def test_several_samples_and_structured_outputs(drafting: Cluster) -> None:
         drafting, "shaped", "a" * 40, 30, structured_outputs={"regex": "(ab|ac){15}"}, temperature=1.0
     )
     settled(drafting)
-    of_many = [trace for trace in all_traces(drafting) if "many" in trace["client_ids"]]
-    ids = {int(trace["request_id"].split("_", 1)[0]): trace["request_id"] for trace in of_many}
+    names = [trace["request_id"] for trace in all_traces(drafting) if "cmpl-many-0" in trace["request_id"]]
+    ids = {int(name.split("_", 1)[0]): name for name in names}
     for choice in answers:
-        assert_as_undrafted(drafting, f"many-{choice['index']}", choice, ids[choice["index"]])
+        key = ids[choice["index"]]
+        assert_as_undrafted(drafting, f"many-{choice['index']}", choice, key, cached_of(drafting, key))
     assert_as_undrafted(drafting, "shaped", shaped)
 
 
