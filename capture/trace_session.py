@@ -17,7 +17,7 @@ from moescope.capture.seam.requests import read_requests, why_not_traceable
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import TraceAssembly
-from moescope.capture.tracing.sender import TraceSender
+from moescope.capture.tracing.sender import TraceSender, Versions
 from moescope.capture.tracing.tracer import Tracer
 from moescope.capture.wire import TRACES_PATH, MoeLayer, Producer
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE
@@ -37,6 +37,7 @@ class TraceSession:
         max_tokens: no step of this worker's DP rank has more.
         device: where the counting kernels run.
         failed: called once, with the reason, if tracing ends by a fault.
+        versions: see `WeightsWatch.versions`.
         positions: tells the model's own positions, where tokens are drafted (see `TraceStaging`).
     """
 
@@ -49,6 +50,7 @@ class TraceSession:
         max_tokens: int,
         device: torch.device,
         failed: Callable[[str], None],
+        versions: Versions,
         positions: Callable[[], torch.Tensor] | None = None,
     ) -> None:
         self.staging = TraceStaging(layers, max_tokens, device, positions=positions)
@@ -61,7 +63,7 @@ class TraceSession:
             content_type=TRACE_CONTENT_TYPE,
             access=settings.access,
         )
-        self._sender = TraceSender(self._assembly, layers, producer, epoch, transport)
+        self._sender = TraceSender(self._assembly, layers, producer, epoch, transport, versions=versions)
         self._started = False
         self._failed = False
         self._on_failure = failed
@@ -142,12 +144,13 @@ def open_traces(
     device: torch.device,
     reason: str | None,
     failed: Callable[[str], None],
+    versions: Versions,
     model_runner: Any = None,
 ) -> TraceSession | None:
     """Tracing, if the settings ask for it and this server's requests can be traced; else None.
 
     Args:
-        layers, producer, epoch, settings, device: see `TraceSession`.
+        layers, producer, epoch, settings, device, versions: see `TraceSession`.
         reason: why the requests can't be traced, or None.
         failed: called once, with the reason, if the settings ask for traces and there are none, or no more.
         model_runner: knows the positions of rows where tokens are drafted.
@@ -163,7 +166,9 @@ def open_traces(
         if vllm_config.speculative_config is not None:
             positions_of(model_runner)
             positions = partial(positions_of, model_runner)
-        return TraceSession(layers, producer, epoch, settings, max_tokens, device, failed, positions)
+        return TraceSession(
+            layers, producer, epoch, settings, max_tokens, device, failed, versions, positions
+        )
     except LookupError as error:
         failed(f"routing traces with speculative decoding: {error}")
         return None

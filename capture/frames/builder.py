@@ -128,6 +128,8 @@ class FrameBuilder:
             accepted_drafts=drafts.accepted,
             rejected_drafts=drafts.rejected,
             uptime_ns=max(1, self._clock() - self._began_ns),
+            weights_version=snapshot.weights.version,
+            weights_label=snapshot.weights.label,
         )
 
     def _placement_at(self, snapshot: Snapshot) -> Placement | None:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from devkit.vllm_server import MODEL_NAME
-from moescope.capture.wire.traces import decode_part
 from tests.e2e.cluster import DP2_EP2, Cluster
 from tests.e2e.traces import all_traces, npz, settled
 
