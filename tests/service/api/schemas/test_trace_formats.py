@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,8 +13,8 @@ import pytest
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import NO_EXPERT
 from moescope.service.api.schemas.trace_formats import as_npz, as_parquet, as_raw
-from moescope.service.store.records import WorkerTrace
-from moescope.service.traces.routing import Routing, put_together
+from moescope.service.store.worker_trace import WorkerTrace
+from moescope.service.traces.routing import Routing, Rows, put_together
 
 LAYERS = (MoeLayer(1, 300, 2), MoeLayer(4, 16, 3))
 POSITIONS = 20_000  # three chunks
@@ -26,7 +26,19 @@ def worker(positions: np.ndarray, layers: tuple[MoeLayer, ...], seed: int) -> Wo
         rng.integers(0, layer.num_experts, (len(positions), layer.top_k), np.uint16) for layer in layers
     ]
     experts[0][rng.random(experts[0].shape) < 0.1] = NO_EXPERT
-    return WorkerTrace(layers, positions.astype(np.int64), tuple(experts))
+    return trace_of(layers, positions, experts)
+
+
+def trace_of(
+    layers: tuple[MoeLayer, ...], positions: np.ndarray, experts: Sequence[np.ndarray]
+) -> WorkerTrace:
+    """A trace that is read from memory."""
+    runs = np.stack([positions, np.ones_like(positions)], axis=1).astype(np.int64)
+
+    def read(start: int, end: int) -> tuple[np.ndarray, ...]:
+        return tuple(ids[start:end].copy() for ids in experts)
+
+    return WorkerTrace(layers, experts[0].itemsize, len(positions), (3, 3), lambda: runs, read)
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +70,22 @@ def expected(workers: list[WorkerTrace], first: int, end: int) -> tuple[np.ndarr
     return experts, times.max(axis=0)
 
 
+def whole(routing: Routing, positions: int = POSITIONS) -> Rows:
+    """All of it at once."""
+    chunks = list(routing.chunks(positions))
+    return Rows(
+        np.concatenate([rows.experts for rows in chunks]), np.concatenate([rows.times for rows in chunks])
+    )
+
+
 @pytest.mark.parametrize(("first", "end"), [(0, POSITIONS), (8190, 8200), (17, 17)])
 def test_chunks_are_the_whole(workers: list[WorkerTrace], first: int, end: int) -> None:
     routing = put_together(workers, first, end)
     experts, times = expected(workers, first, end)
     assert routing.shape == experts.shape
-    np.testing.assert_array_equal(np.concatenate(list(routing.chunks(999))), experts)
-    np.testing.assert_array_equal(routing.times_computed, times)
+    np.testing.assert_array_equal(whole(routing, 999).experts, experts)
+    np.testing.assert_array_equal(whole(routing, 999).times, times)
+    np.testing.assert_array_equal(np.concatenate(list(routing.times(77))), times)
 
 
 def read_raw(content: bytes, routing: Routing) -> np.ndarray:
@@ -77,18 +98,19 @@ def read_npz(content: bytes, routing: Routing) -> np.ndarray:
     assert loaded["layers"].tolist() == [1, 4]
     assert loaded["num_experts"].tolist() == [300, 16]
     assert loaded["top_k"].tolist() == [2, 3]
-    np.testing.assert_array_equal(loaded["times_computed"], routing.times_computed)
+    np.testing.assert_array_equal(loaded["times_computed"], whole(routing).times)
     return np.asarray(loaded["routed_experts"])
 
 
 def read_parquet(content: bytes, routing: Routing) -> np.ndarray:
     table = pq.read_table(io.BytesIO(content))
     assert table["position"].to_pylist() == list(range(3, POSITIONS))
-    assert table["times_computed"].to_pylist() == routing.times_computed.tolist()
+    times = whole(routing).times
+    assert table["times_computed"].to_pylist() == times.tolist()
     found = np.full(routing.shape, -1, np.int16)
     for place, layer in enumerate(routing.layers):
         for row, ids in enumerate(table[f"layer_{layer.layer}"].to_pylist()):
-            assert (ids is None) == (routing.times_computed[row] == 0)
+            assert (ids is None) == (times[row] == 0)
             if ids is not None:
                 found[row, place, : layer.top_k] = ids
     return found
@@ -107,7 +129,7 @@ def test_a_large_trace_goes_out_in_pieces(
     assert len(pieces) >= 3
     assert max(map(len, pieces)) < 0.6 * sum(map(len, pieces))
     found = read(b"".join(pieces), routing)
-    np.testing.assert_array_equal(found, np.concatenate(list(routing.chunks(POSITIONS))))
+    np.testing.assert_array_equal(found, whole(routing).experts)
 
 
 @pytest.mark.parametrize("write", [as_raw, as_npz, as_parquet])
