@@ -126,8 +126,8 @@ class Blocks(Response):
         while self._block is not None:
             for start in range(0, len(self._block), PIECE_BYTES):
                 piece = self._block[start : start + PIECE_BYTES]
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                self._place.sent += len(piece)
+                with self._downloads.sending(self._place, len(piece)):
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
                 if await request.is_disconnected():
                     return
             self._block = None  # before the next one is made

@@ -13,12 +13,12 @@ from typing import Final
 from moescope.service.api.problems import ProblemError
 from moescope.service.logs import Throttle
 
-WAIT_S: Final = 30.0
+WAIT_S: Final = 60.0
 """How long a download waits for room before it is told to ask again."""
-PATIENCE_S: Final = 5.0
-"""How long it waits before slow ones are looked for."""
+PATIENCE_S: Final = 3.0
+"""While others wait, how long a client may take for one piece; and for how long it is a beginner."""
 LEAST_RATE: Final = 256 << 10
-"""Bytes a second on average that a client must take while others wait; beginners have PATIENCE_S."""
+"""Bytes a second on average that the slowest client must take while others wait, once it is no beginner."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class Place:
         self.begun = begun
         self.sent = 0
         """Bytes that its client was sent, except the last ones, which may wait in the socket."""
+        self.sending_since: float | None = None
+        """Since when its client has been given a piece that it does not take; None: it waits for one."""
         self.ending = False
         self._timeout: asyncio.Timeout | None = None
 
@@ -60,9 +62,9 @@ class Place:
 class Downloads:
     """All downloads; for one event loop.
 
-    Those that find no room wait in the order they came. Whoever has waited for a while may push out the
-    slowest one, if that is slow: so clients that don't read, or read a byte now and then, can't keep all
-    room for themselves.
+    Those that find no room wait in the order they came. Whoever has waited for a while ends those that don't
+    read, and the slowest one, if that is slow: so clients that don't read, or read a byte now and then, can't
+    keep all room for themselves.
 
     Args:
         most: bytes for all together.
@@ -117,11 +119,12 @@ class Downloads:
 
     async def _patiently(self, waits: asyncio.Future[Place]) -> Place:
         until = self._timer() + WAIT_S
-        while self._timer() < until:
-            done, _ = await asyncio.wait([waits], timeout=PATIENCE_S)
-            if done:
-                return waits.result()
-            self._end_slowest()
+        while not waits.done() and self._timer() < until:
+            await asyncio.wait([waits], timeout=PATIENCE_S)
+            if not waits.done():
+                self._end_slow()
+        if waits.done():
+            return waits.result()
         raise ProblemError(
             503,
             "busy",
@@ -146,19 +149,29 @@ class Downloads:
             self._taken += nbytes
             waits.set_result(place)
 
-    def _end_slowest(self) -> None:
+    @contextmanager
+    def sending(self, place: Place, nbytes: int) -> Generator[None]:
+        """In the block a piece of so many bytes is given to a client."""
+        place.sending_since = self._timer()
+        yield
+        place.sending_since = None
+        place.sent += nbytes
+
+    def _end_slow(self) -> None:
         now = self._timer()
+        going = [place for place in self._open if not place.ending]
+        slow = [place for place in going if now - (place.sending_since or now) >= PATIENCE_S]
         rates = {
-            place: place.sent / (now - place.begun)
-            for place in self._open
-            if not place.ending and now - place.begun >= PATIENCE_S
+            place: place.sent / (now - place.begun) for place in going if now - place.begun >= PATIENCE_S
         }
         slowest = min(rates, key=rates.__getitem__, default=None)
-        if slowest is not None and rates[slowest] < LEAST_RATE:
-            if self._throttle.allows("slow"):
-                _log.warning(
-                    "ended a download whose client took %d bytes a second while others wait (logged once a "
-                    "minute)",
-                    rates[slowest],
-                )
-            slowest.end()
+        if not slow and slowest is not None and rates[slowest] < LEAST_RATE:
+            slow.append(slowest)
+        for place in slow:
+            place.end()
+        if slow and self._throttle.allows("slow"):
+            _log.warning(
+                "ended %d downloads, since their clients take next to nothing and others wait (logged once a "
+                "minute)",
+                len(slow),
+            )

@@ -7,17 +7,45 @@ import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import NO_EXPERT
-from moescope.service.api.schemas.trace_formats import as_npz, as_parquet, as_raw
+from moescope.service.api.schemas.trace_formats import (
+    TraceFormat,
+    as_json,
+    as_npz,
+    as_parquet,
+    as_raw,
+    memory_of,
+)
+from moescope.service.api.schemas.traces import TraceOut
+from moescope.service.store.limits import Retention
+from moescope.service.store.records import ArrivedPart, TraceQuery
+from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.store.worker_trace import WorkerTrace
-from moescope.service.traces.routing import Routing, Rows, put_together
+from moescope.service.traces.routing import Extent, Routing, Rows, put_together
+from tests.service.trace_parts import part
 
 LAYERS = (MoeLayer(1, 300, 2), MoeLayer(4, 16, 3))
 POSITIONS = 20_000  # three chunks
+REQUEST = TraceOut(
+    request_id="r",
+    names=["r"],
+    server="s",
+    model="m",
+    dp_rank=0,
+    outcome="ended",
+    tokens=1,
+    prompt_tokens=1,
+    cached_tokens=0,
+    preemptions=0,
+    started_at=0.0,
+    ended_at=0.0,
+    stored_at=0.0,
+)
 
 
 def worker(positions: np.ndarray, layers: tuple[MoeLayer, ...], seed: int) -> WorkerTrace:
@@ -143,15 +171,43 @@ def test_no_position_at_all(workers: list[WorkerTrace], write: Callable[[Routing
         assert content == b""
 
 
-@pytest.mark.parametrize("write", [as_raw, as_npz])
-def test_memory_is_a_chunk_s_not_the_answer_s(write: Callable[[Routing], Iterator[bytes]]) -> None:
-    wide = tuple(MoeLayer(number, 256, 8) for number in range(12))
-    routing = put_together([worker(np.arange(60_000), wide, 1)])
+WRITERS: dict[TraceFormat, Callable[[Routing], Iterator[bytes]]] = {
+    TraceFormat.RAW: as_raw,
+    TraceFormat.NPZ: as_npz,
+    TraceFormat.PARQUET: as_parquet,
+    TraceFormat.JSON: lambda routing: as_json(REQUEST, routing),
+}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[WorkerTrace]]:
+    """12,000 tokens of 24 layers, top-8, in the embedded store."""
+    wide = [MoeLayer(number, 256, 8) for number in range(24)]
+    experts = [np.random.default_rng(n).integers(0, 256, (12_000, 8), np.uint8) for n in range(24)]
+    store = SqliteStore(tmp_path_factory.mktemp("store"), Retention())
+    store.save([ArrivedPart(part(1, experts=experts, layers=wide, tokens=12_000), 1.0)])
+    [found] = store.traced_requests(TraceQuery())
+    yield store.traces(found.number, None)
+    store.close()
+
+
+@pytest.mark.parametrize("kind", TraceFormat)
+def test_an_answer_takes_no_more_memory_than_was_said_before(
+    stored: list[WorkerTrace], kind: TraceFormat
+) -> None:
+    said = memory_of(kind, Extent.of(stored), 12_000)
+    assert said <= {TraceFormat.PARQUET: 40 << 20}.get(kind, 16 << 20)
+    if kind is not TraceFormat.PARQUET:  # its footer grows with the rows
+        assert said == memory_of(kind, Extent.of(stored), 1 << 22)
+    first, *_ = WRITERS[kind](put_together(stored, 0, 10))  # imports, and what is made once
+    assert first
+    before, out = pa.total_allocated_bytes(), 0
     tracemalloc.start()
     try:
-        nbytes = sum(map(len, write(routing)))
+        for block in WRITERS[kind](put_together(stored)):
+            out += len(block)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert nbytes >= 60_000 * 12 * 8 * 2
-    assert peak < nbytes / 2
+    assert peak + pa.total_allocated_bytes() - before <= said
+    assert out > 2 << 20
