@@ -72,7 +72,10 @@ class WorkerTrace:
     @property
     def positions(self) -> Int64Array:
         """int64 [T]; a position that was computed again is there again. For short traces: all at once."""
-        return np.concatenate([np.arange(first, first + count) for first, count in self.runs.tolist()])
+        firsts, counts = self.runs.T
+        # Each token's place in its run is its place in all, less those of the runs before.
+        within = np.arange(self.tokens) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(firsts, counts) + within
 
     @property
     def experts(self) -> tuple[ExpertArray, ...]:

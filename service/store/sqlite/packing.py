@@ -99,22 +99,23 @@ Waiting = dict[Shape, tuple[Piece, ...]]
 
 def pieces_of(trace: int, part: TracePart) -> list[Piece]:
     """A part in pieces of a block's size, and the rest."""
+    total = part.tokens  # a sum over all runs
     widths = [layer.top_k * part.id_bytes for layer in part.layers]
     most = min(BLOCK_TOKENS, max(1, _BLOCK_BYTES // sum(widths)))
-    if part.tokens <= most:
-        return [Piece(trace=trace, part=part.part, number=0, tokens=part.tokens, experts=part.experts)]
+    if total <= most:
+        return [Piece(trace=trace, part=part.part, number=0, tokens=total, experts=part.experts)]
     return [
         Piece(
             trace=trace,
             part=part.part,
             number=number,
-            tokens=min(most, part.tokens - at),
+            tokens=min(most, total - at),
             experts=[
                 data[at * width : (at + most) * width]
                 for data, width in zip(part.experts, widths, strict=True)
             ],
         )
-        for number, at in enumerate(range(0, part.tokens, most))
+        for number, at in enumerate(range(0, total, most))
     ]
 
 
