@@ -22,7 +22,7 @@ from moescope.service.traces.routing import Extent, Int16Array, Routing, Rows
 BLOCK_BYTES: Final = 1 << 20
 """Bytes of experts, int16, that are made at once; a single position may have more."""
 _JSON_BYTES: Final = BLOCK_BYTES // 8  # as JSON: as Python's numbers they take 20 times as many
-_GROUP_BYTES: Final = 8 << 20  # of a row group of Parquet, which is always made whole
+_GROUP_BYTES: Final = 2 << 20  # of a row group of Parquet, which is always made whole
 _CHUNK: Final = 8192  # positions made at once at most
 _TIMES: Final = 1 << 15  # positions whose times_computed are made at once
 _NUMBER_BYTES: Final = 48  # of a number on its way to JSON: an object, its place in a list, its digits
