@@ -14,7 +14,7 @@ from itertools import groupby
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.counts.account import Verdict
 from moescope.service.live.ledger import Ledger
-from moescope.service.live.past import Archive, Remembered, improve
+from moescope.service.live.past import Archive, Remembered
 from moescope.service.live.placements import DatedPlacement
 from moescope.service.live.producers import (
     Deployment,
@@ -232,12 +232,10 @@ class LiveState:
 
         Raises:
             StoreError: the archive can't be read.
+            UnwantedError: nobody waits for it any more.
         """
         found = self.look(deployment, instants)
-        if self._archive is None:
-            return found
-        archive = self._archive
-        return [(item, improve(archive, item.latest.producer.key, memory)) for item, memory in found]
+        return list(all_of(self._archive, found))
 
     def whole_and_parts(
         self, deployment: Deployment, instants: Sequence[float | None]

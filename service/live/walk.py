@@ -13,6 +13,7 @@ from typing import Final
 from moescope.service.live.past import Archive, Remembered, improve
 from moescope.service.live.producers import ProducerSpan, ProducerState
 from moescope.service.live.spans import Snapshot, between
+from moescope.service.wanted import check_wanted
 
 HELD_BYTES: Final = 64 << 20
 """Stored totals that one question reads ahead; beyond that it holds those of two or three boundaries."""
@@ -28,9 +29,11 @@ def ends_of(archive: Archive | None, found: Looked) -> list[tuple[ProducerState,
 
     Raises:
         StoreError: the archive can't be read.
+        UnwantedError: nobody waits for it any more.
     """
     ends = []
     for state, memory in found:
+        check_wanted()
         instants, at = (memory.instants[0], memory.instants[-1]), (memory.found[0], memory.found[-1])
         only = replace(memory, instants=instants, found=at)
         ends.append((state, only if archive is None else improve(archive, state.latest.producer.key, only)))
@@ -42,8 +45,10 @@ def all_of(archive: Archive | None, found: Looked) -> Iterator[tuple[ProducerSta
 
     Raises:
         StoreError: the archive can't be read.
+        UnwantedError: nobody waits for it any more.
     """
     for state, memory in found:
+        check_wanted()
         key = state.latest.producer.key
         yield state, memory if archive is None else improve(archive, key, memory)
 
@@ -61,6 +66,7 @@ def walk(archive: Archive | None, found: Looked, ends: Looked | None = None) -> 
 
     Raises:
         StoreError: the archive can't be read.
+        UnwantedError: nobody waits for it any more.
     """
     before: list[Snapshot] = []
     for i, row in enumerate(_rows(archive, found, ends)):
@@ -97,6 +103,7 @@ def _improved(
     archive: Archive | None, state: ProducerState, memory: Remembered, some: slice
 ) -> tuple[Snapshot, ...]:
     """A producer's totals at some boundaries, which the archive is asked for at once."""
+    check_wanted()
     part = replace(memory, instants=memory.instants[some], found=memory.found[some])
     return (part if archive is None else improve(archive, state.latest.producer.key, part)).found
 
