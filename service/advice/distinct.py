@@ -59,7 +59,7 @@ def _place_node(weights: FloatArray, room: int, ranks: int) -> Int64Array:
     """Fill the ranks of a node, int64 [X, ranks * room]; ``weights`` is [X, E]."""
     rows, experts = weights.shape
     sets, rest = divmod(room, experts)
-    whole = np.tile(np.arange(experts), (rows, ranks, sets))
+    whole: Int64Array = np.tile(np.arange(experts, dtype=np.int64), (rows, ranks, sets))
     if not rest:
         return whole.reshape(rows, ranks * room)
     copies = copies_of(weights, ranks, sets, rest)
