@@ -67,7 +67,7 @@ def _place_node(weights: FloatArray, room: int, ranks: int) -> Int64Array:
     packed = pack_apart(per_copy, copies - sets * ranks, ranks, rest)
     even_out(packed, per_copy)
     _compare(packed, weights, sets)
-    return np.concatenate([whole, packed], axis=2).reshape(rows, ranks * room)
+    return np.asarray(np.concatenate([whole, packed], axis=2).reshape(rows, ranks * room))
 
 
 def copies_of(weights: FloatArray, ranks: int, sets: int, rest: int) -> Int64Array:
