@@ -52,6 +52,8 @@ def rearrangements_view(answer: dict[str, Any]) -> RenderableType:
         "otherwise",
         "saves: predicted",
         "achieved",
+        "steps wait: before",
+        "after it",
     ):
         table.add_column(name, justify="right")
     for item in answer["rearrangements"]:
@@ -62,6 +64,7 @@ def rearrangements_view(answer: dict[str, Any]) -> RenderableType:
             "-" if moved is None else f"{moved:,}",
             *(_ratio(item[name]) for name in ("before", "predicted", "achieved", "otherwise")),
             *(_percent(item[name]) for name in ("saving_predicted", "saving_achieved")),
+            *("-" if item[name] is None else f"{item[name]:.1%}" for name in ("cost_before", "cost_after")),
         )
     reasons = [
         f"- version {item['version']}: {item['reason']}"

@@ -106,7 +106,7 @@ function optionTable() {
 }
 
 function rearrangementTable() {
-  const { element: table, rows } = plainTable("Rearrangements", ["at", "version", "copies moved", "before", "predicted", "after", "otherwise", "saves: predicted", "achieved"]);
+  const { element: table, rows } = plainTable("Rearrangements", ["at", "version", "copies moved", "before", "predicted", "after", "otherwise", "saves: predicted", "achieved", "steps wait: before", "after it"]);
   const none = h("p", { class: "nodata", text: "None since the service started: EPLB is off, or has not had its turn yet." });
   const part = scroll("Rearrangements", table);
   return {
@@ -123,6 +123,7 @@ function rearrangementTable() {
           percent(item.saving_predicted, 1),
           percent(item.saving_achieved, 1),
         ]),
+        ...[item.cost_before, item.cost_after].map((cost) => cost === null ? "–" : percent(cost, 1)),
       ]));
     },
   };
