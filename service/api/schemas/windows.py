@@ -151,6 +151,19 @@ def partial_text(
     return f"{text}; {'; '.join(map(str, others))}: {REMEDY}" if others else text
 
 
+def partial_over_stages(ranks: str | None, silent: Sequence[int]) -> str | None:
+    """Why an answer about layers is of a part of a deployment, or None.
+
+    Args:
+        ranks: why it has not all DP ranks, or None.
+        silent: pipeline stages of which no worker has reported.
+    """
+    if not silent:
+        return ranks
+    stages = f"no worker of pipeline stages {list(silent)} has reported, so their layers are missing"
+    return stages if ranks is None else f"{ranks}; {stages}"
+
+
 def uncovered_out(window: ModelWindow) -> list[Uncovered]:
     """Layers that no DP rank can see."""
     return [Uncovered(layer=layer, reason=reason) for layer, reason in window.uncovered.items()]
