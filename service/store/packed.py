@@ -64,6 +64,7 @@ class PackedTotals(Struct, array_like=True, frozen=True):
     former_tokens: int = 0
     accepted_drafts: int = 0
     rejected_drafts: int = 0
+    estimated: bytes | None = None
 
 
 def pack(totals: Totals) -> PackedTotals:
@@ -91,6 +92,7 @@ def pack(totals: Totals) -> PackedTotals:
         former_tokens=totals.former_tokens,
         accepted_drafts=totals.accepted_drafts,
         rejected_drafts=totals.rejected_drafts,
+        estimated=packed_ints(totals.estimated) if totals.estimated.any() else None,
     )
 
 
@@ -138,6 +140,8 @@ def unpack(packed: PackedTotals) -> Totals:
         former_tokens=packed.former_tokens,
         accepted_drafts=packed.accepted_drafts,
         rejected_drafts=packed.rejected_drafts,
+        # Before they were counted nobody knows which of the slots by EP rank are estimates.
+        estimated=np.zeros_like(rows) if packed.estimated is None else ints(packed.estimated, size),
     )
 
 
