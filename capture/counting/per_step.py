@@ -124,6 +124,7 @@ class KernelPerStep:
             self._eager_parts_route = True  # it is called again in each replay; nothing counts now
             return
         if self._called:
+            self._refuse_overwritten(ordinal, topk_ids)
             self._make_way(ordinal, capturing, flat)
         self._refuse_shared_memory(ordinal, topk_ids)
         self._kept_while_capturing = capturing
@@ -161,6 +162,17 @@ class KernelPerStep:
             else:  # a new pass: the one before ended here
                 self._last = next(reversed(self._called))
                 self._forget()
+
+    def _refuse_overwritten(self, ordinal: int, topk_ids: torch.Tensor) -> None:
+        """In a step, a layer that runs again has not written over its own ids, which wait for a launch."""
+        kept = self._kept.get(ordinal)
+        if not self._in_step or kept is None or kept.ids is None or not topk_ids.numel():
+            return
+        if kept.ids.data_ptr() == topk_ids.data_ptr():
+            self._take()
+            self._end_pass()
+            layer = self._buffers.layers[ordinal].layer
+            raise ReferencesUnsafeError(f"layer {layer} runs twice in a step and writes its ids in place")
 
     def _forget(self) -> None:
         """Drop ids of a pass that counts nothing; to drop ids of another pass is an error."""

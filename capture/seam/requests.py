@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from moescope.capture.seam.features import runs_v2, sorter_v2
+from moescope.capture.seam.outcomes import (
+    NO_END,
+    RequestEnd,
+    draft_counts,
+    prompt_length,
+    request_end,
+    why_no_outcomes,
+)
 
 OPT_IN: Final = "moescope_trace"
 """Key of a request's ``vllm_xargs`` (``SamplingParams.extra_args``) that asks for its trace."""
@@ -25,6 +34,7 @@ class NewRequest(NamedTuple):
     prompt_tokens: int
     first_position: int
     opted_in: bool
+    end: RequestEnd = NO_END
 
 
 class StepRequests(NamedTuple):
@@ -37,6 +47,7 @@ class StepRequests(NamedTuple):
         first_positions: by id, the position of the first token that the step computes for the request. With
             speculative decoding and asynchronous scheduling vLLM takes all earlier drafts for accepted here.
         num_tokens: by id, how many tokens the step computes for the request; they are consecutive.
+        drafts: by id, how many of these, the last ones, are draft tokens.
     """
 
     finished: Sequence[str]
@@ -44,18 +55,12 @@ class StepRequests(NamedTuple):
     resumed: frozenset[str]
     first_positions: Mapping[str, int]
     num_tokens: Mapping[str, int]
+    drafts: Mapping[str, int] = MappingProxyType({})
 
 
 def scheduled_tokens(scheduler_output: Any) -> int:
     """The true number of tokens of a step about to run."""
     return int(scheduler_output.total_num_scheduled_tokens)
-
-
-def prompt_length(new_request: Any) -> int:
-    """Tokens of the prompt, which may be embeddings, of one of the scheduler's new requests."""
-    if new_request.prompt_token_ids is not None:
-        return len(new_request.prompt_token_ids)
-    return 0 if new_request.prompt_embeds is None else len(new_request.prompt_embeds)
 
 
 def is_of_remote_prefill(new_request: Any) -> bool:
@@ -81,6 +86,7 @@ def read_requests(scheduler_output: Any) -> StepRequests:
             prompt_length(item),
             int(item.num_computed_tokens),
             _opted_in(item.sampling_params),
+            request_end(item),
         )
         for item in scheduler_output.scheduled_new_reqs
     ]
@@ -92,6 +98,7 @@ def read_requests(scheduler_output: Any) -> StepRequests:
         resumed=frozenset(cached.resumed_req_ids),
         first_positions=positions,
         num_tokens=scheduler_output.num_scheduled_tokens,
+        drafts=draft_counts(scheduler_output),
     )
 
 
@@ -182,8 +189,11 @@ def why_not_traceable(vllm_config: Any, device_type: str) -> str | None:
     """Why the requests' rows can't be told in this server, or None."""
     if device_type not in ("cpu", "cuda"):
         return f"routing traces are not supported on {device_type}"
-    if vllm_config.speculative_config is not None:
-        return "routing traces are not supported with speculative decoding: rejected drafts are rows too"
+    if getattr(vllm_config.model_config, "is_diffusion", False):
+        return "routing traces are not supported for diffusion models, which compute their tokens many times"
+    lacking = why_no_outcomes(vllm_config)
+    if lacking is not None:
+        return f"routing traces of accepted drafts can't be told: {lacking}"
     if vllm_config.parallel_config.decode_context_parallel_size > 1:
         return "routing traces are not supported with decode context parallelism"
     return None

@@ -71,6 +71,7 @@ def _parts(totals: Totals, phased: bool) -> list[tuple[str, Int64Array]]:
 def _numbers(totals: Totals, before: Totals, phased: bool) -> list[tuple[str, int]]:
     """The plain numbers that must not shrink, by name; of drops those that ``before`` has."""
     found = [("tokens", totals.tokens), ("steps", totals.steps), ("idle_steps", totals.idle_steps)]
+    found += [("accepted_drafts", totals.accepted_drafts), ("rejected_drafts", totals.rejected_drafts)]
     found += [(f"drops.{key}", totals.drops.get(key, 0)) for key in before.drops]
     if phased:
         decode = totals.decode or no_decode(totals)
@@ -125,6 +126,8 @@ def check_exact(totals: Totals) -> None:
         ("tokens", totals.tokens),
         ("steps", totals.steps),
         ("idle_steps", totals.idle_steps),
+        ("accepted_drafts", totals.accepted_drafts),
+        ("rejected_drafts", totals.rejected_drafts),
         *((f"drops.{key}", value) for key, value in totals.drops.items()),
     ):
         if value > EXACT:

@@ -1,0 +1,237 @@
+"""What sampling made of a step's draft tokens, from what vLLM's runners return; never a wait.
+
+vLLM copies the sampled tokens to the host anyway. Their host memory and the event of that copy are kept until
+somebody reads them, and none of vLLM's device tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+
+from moescope.capture.wire import Int64Array
+
+_REJECTED: Final = -1
+"""What runner V1 has in place of a token that was not sampled."""
+
+
+class Sampled(NamedTuple):
+    """The tokens that a step sampled.
+
+    Attributes:
+        request_ids: of the n requests, in the order of the batch.
+        tokens: n rows of token ids, of which the first ``counts`` are sampled.
+        counts: int64 [n]; 0 for a chunk of a prompt that does not end it.
+    """
+
+    request_ids: Sequence[str]
+    tokens: Sequence[Sequence[int]] | np.ndarray
+    counts: Int64Array
+
+    def by_request(self) -> dict[str, Sequence[int]]:
+        """Each request's sampled tokens."""
+        tokens = self.tokens.tolist() if isinstance(self.tokens, np.ndarray) else self.tokens
+        rows = zip(self.request_ids, tokens, self.counts.tolist(), strict=True)
+        return {name: row[:count] for name, row, count in rows}
+
+
+class RequestEnd(NamedTuple):
+    """Where vLLM's scheduler ends a request (``check_stop``), as far as its parameters say.
+
+    Attributes:
+        max_length: with this many tokens, prompt included; None: not bounded.
+        stop_tokens: with the first of these that is sampled.
+    """
+
+    max_length: int | None = None
+    stop_tokens: frozenset[int] = frozenset()
+
+    def index(self, sampled: Sequence[int], length: int) -> int | None:
+        """Which of the sampled tokens is the last of a request that had `length` tokens before, if any is."""
+        for index, token in enumerate(sampled):
+            at_most = self.max_length is not None and length + index + 1 >= self.max_length
+            if at_most or token in self.stop_tokens:
+                return index
+        return None
+
+
+NO_END: Final = RequestEnd()
+"""Of a request whose end isn't known."""
+
+
+class Start(NamedTuple):
+    """A request begins, or starts over, with `length` tokens, of which `prompt` are its prompt."""
+
+    request_id: str
+    prompt: int
+    length: int
+    end: RequestEnd
+
+
+class StepOutcome:
+    """What a step sampled, known some time after the step's forward pass.
+
+    The step's path makes it before the forward pass, and then says what the runner returned, or that nothing
+    was sampled. Any thread may ask.
+
+    Attributes:
+        drafts: how many draft tokens the step verifies, by request.
+        finished: requests that were done before the step.
+        starts: requests that the worker hasn't seen, or that start over in runner V2.
+        resumed: tokens generated so far of the requests that go on after a preemption in runner V1.
+        lost: whether what was sampled will never be known.
+
+    Args:
+        scheduler_output: of the step about to run.
+    """
+
+    def __init__(self, scheduler_output: Any) -> None:
+        self.drafts: Mapping[str, int] = draft_counts(scheduler_output)
+        self.finished = tuple(scheduler_output.finished_req_ids)
+        self.starts = [_start(item) for item in scheduler_output.scheduled_new_reqs]
+        self.resumed = _resumed(scheduler_output.scheduled_cached_reqs)
+        self.lost = False
+        self._source: _Source | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether the step's path has said what it can."""
+        return self.lost or self._source is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the tokens are on the host, or lost; does not wait."""
+        source = self._source
+        return self.lost or (source is not None and (source.event is None or bool(source.event.query())))
+
+    def tell(self, output: Any) -> None:
+        """The step has been sampled.
+
+        Raises:
+            LookupError: the runner's output is none that we know; the outcome is lost then.
+        """
+        try:
+            self._source = _source_of(output)
+        except Exception:
+            self.lost = True
+            raise
+
+    def lose(self) -> None:
+        """Nothing will be told, unless it was already."""
+        self.lost = self.lost or self._source is None
+
+    def read(self) -> Sampled | None:
+        """What was sampled, once `settled`; None if that is lost."""
+        return None if self._source is None else self._source.read()
+
+
+class _Source(NamedTuple):
+    """An event after which `read` finds the tokens on the host; None: they are there."""
+
+    event: torch.cuda.Event | None
+    read: Callable[[], Sampled]
+
+
+def draft_counts(scheduler_output: Any) -> dict[str, int]:
+    """How many draft tokens a step verifies, by request, as the scheduler has them."""
+    return {name: len(tokens) for name, tokens in scheduler_output.scheduled_spec_decode_tokens.items()}
+
+
+def prompt_length(new_request: Any) -> int:
+    """Tokens of the prompt, which may be embeddings, of one of the scheduler's new requests."""
+    if new_request.prompt_token_ids is not None:
+        return len(new_request.prompt_token_ids)
+    return 0 if new_request.prompt_embeds is None else len(new_request.prompt_embeds)
+
+
+def request_end(new_request: Any) -> RequestEnd:
+    """Where one of the scheduler's new requests ends."""
+    params = new_request.sampling_params
+    most = getattr(params, "max_tokens", None)
+    stops = {*(getattr(params, "stop_token_ids", None) or ()), getattr(params, "_eos_token_id", None)}
+    return RequestEnd(
+        None if most is None else prompt_length(new_request) + int(most),
+        frozenset(stop for stop in stops if stop is not None),
+    )
+
+
+def _start(new_request: Any) -> Start:
+    prompt = prompt_length(new_request)
+    known = getattr(
+        new_request, "prefill_token_ids", None
+    )  # runner V2: after a preemption, those generated too
+    length = prompt if known is None else max(prompt, len(known))
+    return Start(str(new_request.req_id), prompt, length, request_end(new_request))
+
+
+def _resumed(cached: Any) -> dict[str, int]:
+    if not cached.resumed_req_ids:
+        return {}
+    generated = zip(cached.req_ids, cached.num_output_tokens, strict=True)
+    return {name: int(number) for name, number in generated if name in cached.resumed_req_ids}
+
+
+def _source_of(output: Any) -> _Source:
+    if hasattr(output, "num_sampled_tokens_np"):
+        return _of_v2(output)
+    if hasattr(output, "sampled_token_ids_cpu"):
+        return _of_v1(output)
+    tokens = getattr(output, "sampled_token_ids", None)
+    if not tokens or len(tokens) != len(output.req_ids):
+        raise LookupError(f"what was sampled is not in vLLM's {type(output).__name__}")
+    kept = [tuple(row) for row in tokens]  # the scheduler, in this process, may cut the lists
+    sampled = Sampled(list(output.req_ids), kept, np.array([len(row) for row in kept], np.int64))
+    return _Source(None, lambda: sampled)
+
+
+def _of_v2(output: Any) -> _Source:
+    """Runner V2 gives tokens [n, k + 1] and how many of each row were sampled."""
+    names, tokens, counts = (
+        list(output.model_runner_output.req_ids),
+        output.sampled_token_ids,
+        output.num_sampled_tokens_np,
+    )
+    return _Source(output.copy_event, lambda: Sampled(names, tokens, counts.astype(np.int64)))
+
+
+def _of_v1(output: Any) -> _Source:
+    """Runner V1, asynchronous: tokens [n, k + 1], -1 from the first one on that was not sampled."""
+    names, invalid = list(output._model_runner_output.req_ids), list(output._invalid_req_indices)
+    tokens, vocabulary = output.sampled_token_ids_cpu.numpy(), int(output.vocab_size)
+
+    def read() -> Sampled:
+        valid = (tokens != _REJECTED) & (tokens < vocabulary)
+        valid[invalid] = False
+        return Sampled(names, tokens, valid.sum(axis=1, dtype=np.int64))
+
+    return _Source(output.async_copy_ready_event, read)
+
+
+def why_no_outcomes(vllm_config: Any) -> str | None:
+    """Why this worker can't tell accepted drafts from rejected ones, or None; None without speculation."""
+    if vllm_config.speculative_config is None:
+        return None
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        return "with several pipeline stages, the earlier ones aren't told which drafts were accepted"
+    return None
+
+
+def positions_of(model_runner: Any) -> torch.Tensor:
+    """The position in its request of each row of the step under way: int64 [max_tokens] on the device.
+
+    The runner writes them before each forward pass, from what was really accepted. They count tokens also
+    where the model itself takes positions in several dimensions (M-RoPE), which the runner keeps elsewhere.
+    Runner V2 has them in ``input_buffers``, V1 in ``positions``.
+
+    Raises:
+        LookupError: this runner has no such buffer.
+    """
+    holder = getattr(model_runner, "input_buffers", model_runner)
+    found = getattr(holder, "positions", None)
+    found = getattr(found, "gpu", found)
+    if not isinstance(found, torch.Tensor) or found.dim() != 1 or found.dtype is not torch.int64:
+        raise LookupError(f"{type(model_runner).__name__} has no positions of the rows that moescope knows")
+    return found
