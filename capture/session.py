@@ -269,7 +269,7 @@ class CaptureSession:
     def _begin_drafts(self, scheduler_output: Any) -> None:
         """Ask for what the step samples, where tokens are drafted."""
         self._outcome = None
-        if self._drafts is not None and scheduled_tokens(scheduler_output):
+        if self._drafts is not None:
             self._outcome = self._drafts.begin_step(scheduler_output)
 
     def _follow_maps(self) -> None:

@@ -19,8 +19,8 @@ from moescope.capture.wire.schema import (
 )
 
 MAX_SPAN: Final = 1 << 16
-"""Steps, dummy steps included, that the loads of one frame account for, at most; and entries, where steps have
-several microbatches: the service takes each entry on its own."""
+"""Steps, dummy steps included, that the loads of one frame account for, at most, and entries of them, where
+steps have several microbatches: the service takes each entry on its own."""
 MAX_CELLS: Final = 1 << 18
 """Layers x DP ranks, and layers x EP ranks, that a frame tells of, at most.
 

@@ -80,6 +80,7 @@ def _parts(totals: Totals, phased: bool, placed: bool) -> list[tuple[str, Int64A
 def _numbers(totals: Totals, before: Totals, phased: bool) -> list[tuple[str, int]]:
     """The plain numbers that must not shrink, by name; of drops those that ``before`` has."""
     found = [("tokens", totals.tokens), ("steps", totals.steps), ("idle_steps", totals.idle_steps)]
+    found += [("accepted_drafts", totals.accepted_drafts), ("rejected_drafts", totals.rejected_drafts)]
     found += [(f"drops.{key}", totals.drops.get(key, 0)) for key in before.drops]
     if phased:
         decode = totals.decode or no_decode(totals)
@@ -134,6 +135,8 @@ def check_exact(totals: Totals) -> None:
         ("tokens", totals.tokens),
         ("steps", totals.steps),
         ("idle_steps", totals.idle_steps),
+        ("accepted_drafts", totals.accepted_drafts),
+        ("rejected_drafts", totals.rejected_drafts),
         *((f"drops.{key}", value) for key, value in totals.drops.items()),
     ):
         if value > EXACT:

@@ -64,6 +64,8 @@ class Totals:
         stragglers: what the joined steps of a pipeline stage cost; only the stage's first worker has it.
         dp_size, ep_size: DP and EP ranks of the deployment when these totals were true, or at the later end
             of a difference; 0: not known.
+        accepted_drafts, rejected_drafts: draft tokens of speculative decoding among ``tokens``: those
+            that are in answers, and those computed in vain.
         former_tokens: of ``tokens``, how many were counted before the present sizes; 0: these never changed.
             Also at the later end of a difference.
         switches: how often capture has been disabled, or has begun again after that: odd while it is
@@ -89,6 +91,8 @@ class Totals:
     ep_size: int = 0
     switches: int = 0
     former_tokens: int = 0
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -167,6 +171,8 @@ def totals_of(frame: Frame, layout: Layout) -> Totals:
         drops=known_drops(frame.drops),
         ep_slots=_ep_slots_of(frame.ep_slots, frame),
         decode=_decode_of(frame, nothing),
+        accepted_drafts=frame.accepted_drafts,
+        rejected_drafts=frame.rejected_drafts,
     )
 
 
@@ -211,6 +217,8 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
         unphased_tokens=a.unphased_tokens + sign * b.unphased_tokens,
         unphased_steps=a.unphased_steps + sign * b.unphased_steps,
         stragglers=_combine_stragglers(a, b, sign),
+        accepted_drafts=a.accepted_drafts + sign * b.accepted_drafts,
+        rejected_drafts=a.rejected_drafts + sign * b.rejected_drafts,
         dp_size=a.dp_size,
         ep_size=a.ep_size,
         switches=a.switches,

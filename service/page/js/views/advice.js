@@ -84,7 +84,7 @@ function summary(advice) {
 const isChoice = (item, verdict) => item.strategy === verdict.strategy && item.redundant === verdict.redundant;
 
 function optionTable() {
-  const heads = ["placement", "fitted", "later", "saves: predicted", "held out", "worst layer", "copies to move", ""];
+  const heads = ["placement", "fitted", "later", "saves: predicted", "held out", "worst layer", "copies to move", "copies in vain", ""];
   const { element, rows } = plainTable("Placements and the balance to expect of each", heads);
   return {
     element,
@@ -98,6 +98,7 @@ function optionTable() {
         item.strategy === "present" ? "" : percent(item.saving_held_out, 1),
         item.held_out.worst === null ? "–" : `${item.held_out.worst.toFixed(3)} (layer ${item.held_out.worst_layer})`,
         item.copies_to_move === null ? "" : count(item.copies_to_move),
+        item.copies_in_vain === null ? "" : count(item.copies_in_vain),
         isChoice(item, advice.verdict) ? tag("good", "recommended", "saves most for least") : "",
       ]));
     },
