@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 from msgspec import Struct
@@ -13,6 +14,7 @@ from moescope.service.counts.layers import Layout
 from moescope.service.counts.reasons import known_drops
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Decode, Totals
+from moescope.service.counts.weights import WeightsTold
 from moescope.service.store.blobs import floats, ints, packed_floats, packed_ints
 
 
@@ -62,6 +64,7 @@ class PackedTotals(Struct, array_like=True, frozen=True):
     ep_parts: bytes | None = None
     switches: int = 0
     former_tokens: int = 0
+    weights: tuple[int, str, float, int] = (0, "", 0.0, 0)
 
 
 def pack(totals: Totals) -> PackedTotals:
@@ -87,6 +90,7 @@ def pack(totals: Totals) -> PackedTotals:
         ep_parts=_packed_parts(totals.ep_slots),
         switches=totals.switches,
         former_tokens=totals.former_tokens,
+        weights=astuple(totals.weights),
     )
 
 
@@ -132,6 +136,7 @@ def unpack(packed: PackedTotals) -> Totals:
         ep_size=packed.ep_size,
         switches=packed.switches,
         former_tokens=packed.former_tokens,
+        weights=WeightsTold(*packed.weights),
     )
 
 

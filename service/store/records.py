@@ -123,7 +123,8 @@ class TraceQuery:
     """Which traces to list; None is any.
 
     ``start`` and ``end`` bound when a trace was stored, seconds of Unix time; ``expert`` needs ``layer``;
-    ``before`` is the number of the last trace on the page before.
+    ``before`` is the number of the last trace on the page before. ``weights_version``: that version of the
+    weights computed some of its tokens.
     """
 
     server: str | None = None
@@ -137,6 +138,7 @@ class TraceQuery:
     expert: int | None = None
     before: int | None = None
     limit: int = 100
+    weights_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +197,13 @@ class WorkerTrace:
         layers: the layers that are in ``experts``.
         positions: int64 [T]; a position that was computed again is there again.
         experts: for each layer logical experts, uint8 or uint16 [T, top_k]; uint16 may have ``NO_EXPERT``.
+        weights: (tokens, version of the weights) in the order of computing; the tokens add up to T.
     """
 
     layers: tuple[MoeLayer, ...]
     positions: Int64Array
     experts: tuple[ExpertArray, ...]
+    weights: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ class Routing:
         layers: L layers, rising.
         shape: (T, L, K), K the largest top-k.
         times_computed: int64 [T]; 0: not computed, more than 1: again after preemptions.
+        weights_versions: int64 [T], the version of the weights that computed each position, the last time if
+            it was computed again; -1: not computed.
     """
 
     def __init__(self, first: int, end: int, layers: Sequence[MoeLayer], shares: Sequence[_Share]) -> None:
@@ -64,6 +66,7 @@ class Routing:
         self.shape = (end - first, len(layers), top_k)
         self._shares = shares
         self.times_computed = self._times()
+        self.weights_versions = self._weights()
 
     def chunks(self, positions: int) -> Iterator[Int16Array]:
         """Logical experts, int16 [n, L, K], in arrays of at most ``positions`` positions; at least one.
@@ -85,6 +88,12 @@ class Routing:
                 experts[at, place, : mine.shape[1]] = np.where(mine == NO_EXPERT, -1, mine)
         return experts
 
+    def _weights(self) -> Int64Array:
+        found = np.full(self.shape[0], -1, np.int64)
+        for share in self._shares:
+            found[share.positions - self.first] = versions_of(share.worker)[share.rows]
+        return found
+
     def _times(self) -> Int64Array:
         """How often each position was computed: the most of any layer.
 
@@ -100,6 +109,14 @@ class Routing:
                 counted += np.bincount(self._shares[n].positions - self.first, minlength=len(times))
             np.maximum(times, counted, out=times)
         return times
+
+
+def versions_of(worker: WorkerTrace) -> Int64Array:
+    """The version of the weights that computed each token of a worker's trace, int64 [T]."""
+    if not worker.weights:
+        return np.zeros(len(worker.positions), np.int64)
+    tokens, versions = zip(*worker.weights, strict=True)
+    return np.repeat(np.array(versions, np.int64), tokens)
 
 
 def put_together(workers: Sequence[WorkerTrace], first: int = 0, end: int | None = None) -> Routing:

@@ -81,6 +81,7 @@ def as_json(request: TraceOut, routing: Routing) -> Iterator[bytes]:
         "num_experts": [layer.num_experts for layer in routing.layers],
         "top_k": [layer.top_k for layer in routing.layers],
         "times_computed": routing.times_computed.tolist(),
+        "weights_versions": routing.weights_versions.tolist(),
     }
     yield json.dumps(head)[:-1].encode() + b', "routed_experts": ['
     begun = False
@@ -92,7 +93,7 @@ def as_json(request: TraceOut, routing: Routing) -> Iterator[bytes]:
 
 
 def as_npz(routing: Routing) -> Iterator[bytes]:
-    """``numpy.load`` gives routed_experts, first_position, layers, num_experts, top_k, times_computed."""
+    """``numpy.load`` gives routed_experts, weights_versions and all else of the JSON that is an array."""
     sink = _Sink()
     with zipfile.ZipFile(cast(IO[bytes], sink), "w") as file:
         with file.open("routed_experts.npy", "w", force_zip64=True) as entry:
@@ -107,6 +108,7 @@ def as_npz(routing: Routing) -> Iterator[bytes]:
             ("num_experts", np.array([layer.num_experts for layer in routing.layers], np.int64)),
             ("top_k", np.array([layer.top_k for layer in routing.layers], np.int64)),
             ("times_computed", routing.times_computed),
+            ("weights_versions", routing.weights_versions),
         ):
             with file.open(f"{name}.npy", "w") as entry:
                 np.save(entry, array)
@@ -120,7 +122,9 @@ def as_raw(routing: Routing) -> Iterator[bytes]:
 
 
 def as_parquet(routing: Routing) -> Iterator[bytes]:
-    """A row a position: position, times_computed, and for each layer a list of experts, null if not computed.
+    """A row a position: position, times_computed, weights_version, and for each layer a list of experts.
+
+    The list is null where the position was not computed.
 
     Raises:
         ProblemError: pyarrow is not installed.
@@ -156,6 +160,7 @@ def _table(routing: Routing, at: int, experts: Int16Array) -> Any:
     columns = {
         "position": pa.array(np.arange(first, first + len(experts))),
         "times_computed": pa.array(times),
+        "weights_version": pa.array(routing.weights_versions[at : at + len(experts)]),
     }
     for i, layer in enumerate(routing.layers):
         flat = pa.array(np.ascontiguousarray(experts[:, i, : layer.top_k]).reshape(-1))

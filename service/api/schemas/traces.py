@@ -42,6 +42,10 @@ class TraceDetail(TraceOut):
     num_experts: list[int] = Field(description="Logical experts of each layer.")
     top_k: list[int] = Field(description="Experts that a token takes in each layer.")
     times_computed: list[int] = Field(description="How often each position was computed; 0: not at all.")
+    weights_versions: list[int] = Field(
+        description="The version of the model's weights that computed each position, as its worker counts "
+        "them; -1: not computed. More than one version: the weights were changed meanwhile."
+    )
     routed_experts: list[list[list[int]]] = Field(
         description="[positions][layers][largest top_k]: logical experts; -1 where there is none."
     )

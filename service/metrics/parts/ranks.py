@@ -240,6 +240,8 @@ def capture_health(group: Group) -> Iterable[Found]:
         yield Sample("moescope_conservation_mismatched_layers", labels, len(broken))
         unknown = sum(stage.state == "unknown" for stage in law)
         yield Sample("moescope_conservation_unknown_stages", labels, unknown)
+        told = max(item.totals.weights.version for item in present)
+        yield Sample("moescope_weights_version", labels, told)
         if known:
             yield Sample("moescope_placement_version", labels, max(known))
 

@@ -97,8 +97,9 @@ def traces(connection: Connection, number: int, wanted: Collection[int] | None) 
     )
     order = "pp_rank, tp_rank, epoch, number, part"
     headers = connection.rows(
-        f"SELECT {order}, parts, tokens, runs FROM trace_part FINAL WHERE {this_one} ORDER BY {order}",
-        "iiiiiiib",
+        f"SELECT {order}, parts, tokens, runs, weights_version FROM trace_part FINAL WHERE {this_one} "
+        f"ORDER BY {order}",
+        "iiiiiiibi",
         this,
     )
     layers = "" if wanted is None else " AND layer IN {layers:Array(Int64)}"
@@ -157,6 +158,12 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
     if query.name is not None:
         clauses.append("has(names, {name:String})")
         parameters["name"] = query.name
+    if query.weights_version is not None:
+        clauses.append(
+            f"({', '.join(REQUEST)}) IN (SELECT {', '.join(REQUEST)} FROM trace_part "
+            "WHERE weights_version = {weights_version:Int64})"
+        )
+        parameters["weights_version"] = query.weights_version
     if query.layer is not None and query.expert is not None:
         clauses.append(
             f"({', '.join(REQUEST)}) IN (SELECT {', '.join(REQUEST)} FROM routing "
@@ -185,5 +192,6 @@ def _workers(headers: Sequence[Any], routing: Sequence[Any]) -> list[WorkerTrace
         # Contradicting parts can come to two services at once: what isn't of all tokens is left out.
         joined = {layer: np.concatenate(column) for layer, column in columns.items()}
         whole = {layer: ids for layer, ids in joined.items() if len(ids) == len(positions)}
-        found.append(WorkerTrace(tuple(whole), positions, tuple(whole.values())))
+        weights = tuple((row[6], row[8]) for row in parts)
+        found.append(WorkerTrace(tuple(whole), positions, tuple(whole.values()), weights))
     return found

@@ -79,11 +79,11 @@ def _worker(
     id_bytes: int,
     wanted: Collection[int] | None,
 ) -> WorkerTrace:
-    runs = connection.execute(
-        "SELECT runs FROM trace_part WHERE trace = ? ORDER BY part", (trace,)
+    parts = connection.execute(
+        "SELECT runs, tokens, weights_version FROM trace_part WHERE trace = ? ORDER BY part", (trace,)
     ).fetchall()
     rows = connection.execute(_PIECES, (trace, _OLD_TOKENS)).fetchall()
-    positions = positions_of([blob for (blob,) in runs], sum(row[2] for row in rows))
+    positions = positions_of([runs for runs, _, _ in parts], sum(row[2] for row in rows))
     pieces: list[list[ExpertArray]] = []
     for _, _, tokens, first, of, quick, blob in sorted(rows, key=lambda row: row[:2]):
         found = (read_quick if quick else read_packed)(blob, layers, id_bytes, of, wanted)
@@ -95,4 +95,5 @@ def _worker(
         layers=tuple(layer for layer in layers if wanted is None or layer.layer in wanted),
         positions=positions,
         experts=experts,
+        weights=tuple((tokens, version) for _, tokens, version in parts),
     )
