@@ -24,6 +24,7 @@ from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.deployment import DeploymentName, name_deployment
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
 from moescope.capture.seam.forward import step_rows
+from moescope.capture.seam.outcomes import StepOutcome, why_no_outcomes
 from moescope.capture.seam.ranks import read_producer, read_ranks, resized, why_no_steps
 from moescope.capture.seam.requests import scheduled_tokens
 from moescope.capture.seam.runner import holds_requests
@@ -32,6 +33,7 @@ from moescope.capture.seam.versions import vllm_version
 from moescope.capture.seam.weights import WeightsWatch
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests, BatchWatch
+from moescope.capture.step.drafts import Drafts, DraftTally
 from moescope.capture.step.phases import PhaseTracker
 from moescope.capture.step.totals import StepTokens
 from moescope.capture.trace_session import TraceSession, open_traces, why_no_traces
@@ -108,7 +110,10 @@ class CaptureSession:
             reason,
             no_traces,
             self._weights.versions,
+            model_runner,
         )
+        self._drafts = _open_tally(vllm_config, unavailable)
+        self._outcome: StepOutcome | None = None
         if self._traces is not None:
             buffers.traced = self._traces.staging
         self._builder = FrameBuilder(
@@ -124,6 +129,7 @@ class CaptureSession:
             unavailable=unavailable.reasons,
             absent=survey.absent,
             absent_unnamed=survey.absent_unnamed,
+            drafts=Drafts if self._drafts is None else self._drafts.read,
         )
         self._sender = FrameSender(
             self._taker,
@@ -177,6 +183,7 @@ class CaptureSession:
         if self._serving:
             self._asked = True
             self._guarded(lambda: self._begin(scheduler_output))
+            self._guarded(lambda: self._begin_drafts(scheduler_output))
             if self._traces is not None:
                 self._traces.begin_step(scheduler_output)
             if self._traces is not None or self.capturer.awaits_phases:
@@ -189,7 +196,12 @@ class CaptureSession:
             self._guarded(self._end)
             self._guarded(self._taker.step_ends)  # after a fault too: snapshots go on, and tell of it
             if self._traces is not None:
-                self._traces.end_step()
+                self._traces.end_step(self._outcome)
+
+    def step_sampled(self, output: Any) -> None:
+        """The step has been sampled, or its sampling is enqueued; `output` is what vLLM's runner returned."""
+        if self._drafts is not None:
+            self._drafts.sampled(output)
 
     def idle_step(self) -> None:
         """A dummy step was run because another DP rank has work."""
@@ -234,6 +246,8 @@ class CaptureSession:
         self._guarded(self._watch.close)
         self._guarded(self._weights.close)
         self._guarded(self._binding.unbind)
+        if self._drafts is not None:
+            self._drafts.close()
         if self._traces is not None:
             self._traces.stop()
         self._guarded(self._sender.stop)
@@ -246,6 +260,12 @@ class CaptureSession:
         if tokens.tokens:
             self._weights.step_begins()
         self.capturer.begin_step(*tokens)
+
+    def _begin_drafts(self, scheduler_output: Any) -> None:
+        """Ask for what the step samples, where tokens are drafted."""
+        self._outcome = None
+        if self._drafts is not None and scheduled_tokens(scheduler_output):
+            self._outcome = self._drafts.begin_step(scheduler_output)
 
     def _step_tokens(self, scheduler_output: Any) -> StepTokens:
         """The step's tokens; all are of one phase once the phases can't be told: frames leave them out."""
@@ -331,6 +351,17 @@ def _open_ring(
         return ring_for([layer.spec for layer in survey.routed], survey.placement, producer.ep_size, device)
     if producer.ep_size > 1:
         unavailable.note("steps", reason)
+    return None
+
+
+def _open_tally(vllm_config: Any, unavailable: Unavailable) -> DraftTally | None:
+    """What counts drafts by what became of them, if vLLM drafts tokens and this worker is told."""
+    if vllm_config.speculative_config is None:
+        return None
+    no_drafts, reason = partial(unavailable.note, "drafts"), why_no_outcomes(vllm_config)
+    if reason is None:
+        return DraftTally(no_drafts)
+    no_drafts(reason)
     return None
 
 

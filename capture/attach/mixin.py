@@ -127,6 +127,13 @@ class CapturingWorker(ReportingWorker):
         finally:
             capture.step_ends()
 
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample a step's tokens, and show the capturer what came of it; it waits for nothing."""
+        output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
+        if self._capture is not None:
+            self._capture.step_sampled(output)
+        return output
+
     def elastic_ep_execute(self, *args: Any, **kwargs: Any) -> Any:
         """Let vLLM prepare or commit other numbers of DP and EP ranks, and tell them from then on."""
         try:

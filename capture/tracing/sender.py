@@ -163,6 +163,7 @@ def encode_trace(
                 prompt_tokens=trace.prompt_tokens,
                 cached_tokens=trace.cached_tokens,
                 preemptions=trace.preemptions,
+                rejected_drafts=trace.rejected,
                 started_at_ns=trace.started_at_ns,
                 ended_at_ns=trace.ended_at_ns,
                 layers=list(layers),

@@ -104,7 +104,7 @@ def test_a_baseline_is_of_one_version_and_is_not_compared_with_another_unless_as
     assert asked["layers"][0]["divergence"] > 0.02
     metrics = service.client.get("/metrics").text.splitlines()
     versions = [line for line in metrics if line.startswith("moescope_weights_version{")]
-    assert [line.split()[-1] for line in versions] == ["1", "1"]
+    assert [line.split()[-1] for line in versions] == ["1.0", "1.0"]
     distances = [line for line in metrics if "divergence" in line and 'baseline="' in line]
     assert not any('baseline="first"' in line for line in distances)
     pinned = service.client.post("/v1/baselines", json={"name": "second"}).json()
@@ -123,7 +123,7 @@ def test_ranks_say_their_weights_and_ranks_that_disagree_are_told(service: Servi
     trained.run(2)
     word = service.get("/v1/histogram", start="-30s")["window"]["weights"]
     assert "0 on DP ranks [0], 1 (step-1) on DP ranks [1]" in word
-    ranks = service.get("/v1/ranks")["ranks"]
+    ranks = service.get("/v1/ranks")["deployments"][0]["dp_ranks"]
     found = [rank["producers"][0] for rank in ranks]
     assert [(item["weights_version"], item["weights_label"]) for item in found] == [(0, ""), (1, "step-1")]
     assert [item["weights_changed_at"] for item in found] == [None, changed]
