@@ -95,7 +95,7 @@ def test_weights_that_change_are_told_and_counts_and_tokens_stay_exact(lab: Lab)
     assert seen["first_of_version"] == [0, *ends[:3]]
     assert seen["ends"][3] == ends[3]
     assert seen["label"] == ""  # the path is the one that it was loaded from
-    assert seen["spanning"] == [(seen["computed"][2] - seen["computed"][1], 2), (seen["computed"][3], 3)]
+    assert seen["spanning"] == [(seen["computed"][2] - seen["computed"][1], 2), (seen["computed"][3] - 1, 3)]
     assert seen["versions"] == [0, 1, 2, 3]
 
 

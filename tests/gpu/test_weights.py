@@ -29,10 +29,8 @@ CHANGING = {
     "eager": Scenario({"enforce_eager": True} | ROUTED_LLM | ASLEEP, ROUTED, IN_PROCESS),
 }
 GPT_OSS = {
-    "gpt-oss": Scenario(DEFAULT, config=MODEL, env=IN_PROCESS, requests=FEW),
-    "gpt-oss, marlin": Scenario(
-        DEFAULT | {"moe_backend": "marlin"}, config=MODEL, env=IN_PROCESS, requests=FEW
-    ),
+    name: Scenario(DEFAULT | llm, config=MODEL, env=IN_PROCESS, requests=FEW)
+    for name, llm in {"gpt-oss": {}, "gpt-oss, marlin": {"moe_backend": "marlin"}}.items()
 }
 SCENARIOS = CHANGING | GPT_OSS
 

@@ -65,9 +65,8 @@ def main(spec_path: str, result_path: str) -> None:
     from vllm import LLM, SamplingParams
 
     worker = {"worker_cls": "moescope.capture.worker.RoutingWorker"}
-    llm = LLM(
-        skip_tokenizer_init=True, seed=0, **worker, **spec["llm"] | {"model": str(first), "dtype": "bfloat16"}
-    )
+    arguments = spec["llm"] | worker | {"model": str(first), "dtype": "bfloat16"}
+    llm = LLM(skip_tokenizer_init=True, seed=0, **arguments)
     requests = make_requests(long=8, short=12, longest=600, vocabulary=250)
     parameters = [
         SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)

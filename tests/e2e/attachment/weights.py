@@ -69,7 +69,10 @@ def _spanning_request(llm: Any, model: str) -> tuple[int, int, list[int]]:
     while engine.has_unfinished_requests():
         [output] = engine.step()
     tokens = list(output.outputs[0].token_ids)
-    return before, len(output.prompt_token_ids) + len(tokens) - 1 - before, tokens
+    last = SamplingParams(max_tokens=1)
+    [another] = llm.generate("x", last, use_tqdm=False)  # only its step says that the other has ended
+    after = len(output.prompt_token_ids) + len(tokens) - 1 - before
+    return before, after + len(another.prompt_token_ids), tokens
 
 
 def _first_tokens(sink: FrameSink) -> list[int]:
