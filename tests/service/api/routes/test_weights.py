@@ -145,7 +145,10 @@ def test_a_trace_says_which_weights_computed_which_position(
     send(trace=2, tokens=5, weights_version=4)
     send(trace=3, tokens=5)
     detail = service.get("/v1/traces/x1")
-    assert detail["weights_versions"] == [-1, -1, 3, 3, 3, 3, 3, 4, 4, 4, 4]  # position 7 was computed again
+    assert detail["weights"] == [
+        {"version": 3, "first": 2, "end": 8},
+        {"version": 4, "first": 7, "end": 11},  # position 7 was computed again
+    ]
     listed = {
         version: [item["names"][-1] for item in service.get("/v1/traces", weights_version=version)["traces"]]
         for version in (0, 3, 4, 5)
