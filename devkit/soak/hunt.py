@@ -84,9 +84,7 @@ def hunt(tries: int, seed: int) -> list[Found]:
     """The bodies that took most, of frames and traces: by memory for a byte, by time, by what is kept."""
     with tempfile.TemporaryDirectory(prefix="moescope-hunt-") as folder:
         frames = _evolve("frame", FRAME, frame_of, _take_frames, tries, seed)
-        traces = _evolve(
-            "trace", TRACE, part_of, lambda bodies: _take_traces(bodies, Path(folder)), tries, seed
-        )
+        traces = _evolve("trace", TRACE, part_of, lambda bodies: _take_traces(bodies, Path(folder)), tries, seed)
     return frames + traces
 
 

@@ -35,9 +35,7 @@ def memory(options: Options) -> Outcome:
         for path in questions.questions_about():
             _ask(service, path, 0, Counter())  # what is made once is there
         idle = _resident(service)
-        rows = [
-            _mix(service, name, rng, options.quick) for name in ("read", "never read", "leave", "downloads")
-        ]
+        rows = [_mix(service, name, rng, options.quick) for name in ("read", "never read", "leave", "downloads")]
         with probing(service.url) as end:
             time.sleep(2)
             seen = end()
