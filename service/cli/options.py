@@ -77,7 +77,7 @@ PhaseOption = Annotated[
 ]
 WeightsOption = Annotated[
     WeightsWish,
-    typer.Option(help="latest: only since the model's weights were changed last. all: whatever was in use."),
+    typer.Option(help="Only what was counted since the weights were changed last (latest), or all of it."),
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option(help="TOML file with settings; none when absent: docs/settings.md.")
