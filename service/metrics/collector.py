@@ -10,35 +10,37 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from itertools import chain
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.live.pools import Replica
-from moescope.service.live.producers import Deployment, resized_at
+from moescope.service.live.producers import Deployment, ProducerSpan, resized_at
 from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.family import Family
 from moescope.service.metrics.instruments import Durations, Instruments
 from moescope.service.metrics.limit import admit
+from moescope.service.metrics.memo import Fingerprint
 from moescope.service.metrics.parts import ranks, steps
 from moescope.service.metrics.parts.drift import drift_gauges
 from moescope.service.metrics.parts.pools import labels_of, replica_gauges
 from moescope.service.metrics.parts.ranks import Found, Group
-from moescope.service.metrics.samples import Sample, Table, WideMetric
+from moescope.service.metrics.samples import NarrowMetric, Pairs, Sample, Table, WideMetric
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.windows.assessment import assess
 from moescope.service.windows.replica_window import LayerRouting, routing_of
 from moescope.service.windows.window import merge_spans
 
 Part = Callable[[list[Group]], Iterable[Found]]
-Places = dict[Deployment, dict[str, str]]
+Places = dict[Deployment, Pairs]
 """The labels of each deployment that its families don't name: see :func:`labels_of`."""
 
 _log = logging.getLogger(__name__)
@@ -57,6 +59,14 @@ class _Gathered:
         return len(self.samples) + sum(len(table.values) for table in self.tables) + histogram
 
 
+@dataclass(slots=True)
+class _Made:
+    """What was made of a deployment: by whether its counters are shown, and the part's name."""
+
+    of: Fingerprint
+    parts: dict[bool, dict[str, list[Found]]] = field(default_factory=dict)
+
+
 class RoutingCollector(Collector):
     """Collects from a :class:`LiveState` and the service's own instruments at each scrape."""
 
@@ -73,26 +83,28 @@ class RoutingCollector(Collector):
         self._drift = drift
         self._lock = threading.Lock()
         self._overflow: Counter[str] = Counter()
+        self._known: dict[Deployment, _Made] = {}
+        self._windows: dict[Deployment, _Made] = {}
         self._throttle = Throttle(state.now)
         self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
         self._parts: dict[str, Part] = {
             # First, so that its window is freed before the others make the totals, which are as large.
             "balance": self._balance,
-            "ranks": _each(ranks.rank_counters, counters=True),
-            "phases": _each(steps.phase_counters, counters=True),
-            "ep_ranks": _each(ranks.ep_counters, counters=True),
+            "ranks": _each("ranks", ranks.rank_counters, counters=True),
+            "phases": _each("phases", steps.phase_counters, counters=True),
+            "ep_ranks": _each("ep_ranks", ranks.ep_counters, counters=True),
             "stragglers": self._stragglers,
             "drift": self._drifts,
-            "capture": _each(ranks.capture_health),
-            "producers": _each(ranks.producer_counters),
-            "traces": _each(ranks.trace_counters),
+            "capture": _both(_each("", ranks.snapshot_ages), _each("capture", ranks.capture_health)),
+            "producers": _each("producers", ranks.producer_counters),
+            "traces": _each("traces", ranks.trace_counters),
             "service": self._service,
             "history": self._history,
         }
         if settings.metrics_level is not MetricsLevel.RANK:
-            self._parts["dp_ranks"] = _each(ranks.dp_counters, counters=True)
+            self._parts["dp_ranks"] = _each("dp_ranks", ranks.dp_counters, counters=True)
         if settings.metrics_level is MetricsLevel.LAYER_EXPERT:
-            self._parts["experts"] = _each(ranks.expert_counters, counters=True)
+            self._parts["experts"] = _each("experts", ranks.expert_counters, counters=True)
 
     def describe(self) -> Iterable[Metric]:
         """The families, without samples, so that registering collects nothing."""
@@ -155,8 +167,10 @@ class RoutingCollector(Collector):
         for name, part in self._parts.items():
             try:
                 if found is None:
-                    found = ranks.groups(self._state)
-                    places.update({group.deployment: labels_of(group.replica) for group in found})
+                    found = self._groups()
+                    places.update(
+                        {group.deployment: tuple(labels_of(group.replica).items()) for group in found}
+                    )
                 samples = list(part(found))
             except Exception:  # noqa: BLE001 whatever it is, the other parts must be seen
                 if self._throttle.allows(name):
@@ -166,6 +180,22 @@ class RoutingCollector(Collector):
             fitting = self._fitting(name, samples)
             yield from fitting
             yield Sample("moescope_scrape_part_success", (name,), len(fitting) == len(samples))
+
+    def _groups(self) -> list[Group]:
+        """All deployments; those of which nothing but the age changed have what was made of them before."""
+        known, self._known = self._known, {}
+        found = []
+        for group in ranks.groups(self._state):
+            made = self._made_of(known.get(group.deployment), group.spans)
+            self._known[group.deployment] = made
+            by_part = made.parts.setdefault(group.counters, {})
+            found.append(replace(group, made=by_part))
+        return found
+
+    @staticmethod
+    def _made_of(before: _Made | None, spans: Sequence[ProducerSpan]) -> _Made:
+        now = Fingerprint(spans)
+        return before if before is not None and before.of.same(now) else _Made(now)
 
     def _fitting(self, name: str, samples: list[Found]) -> list[Found]:
         """The samples of a part that the catalogue allows; the log says what is wrong with the others."""
@@ -184,16 +214,23 @@ class RoutingCollector(Collector):
         yield Sample("moescope_window_seconds", (), self._settings.window_s)
         start = self._state.now() - self._settings.window_s
         routings: list[tuple[Replica, dict[int, LayerRouting]]] = []
+        known, self._windows = self._windows, {}
         for group in found:
             # What was counted at other sizes has no balance with what was counted at these.
             begin = max(start, resized_at(group.producers))
             spans = self._state.spans(group.deployment, begin, None)
-            assessed = assess(merge_spans(spans), self._settings.min_tokens)
-            if group.replica.pool:
-                routings.append((group.replica, routing_of(assessed.window)))
-            yield from ranks.balance_gauges(group.deployment, assessed)
-            if assessed.window.conflict is None:
-                yield from steps.straggler_gauge(group.deployment, spans)
+            made = self._made_of(known.get(group.deployment), spans)
+            self._windows[group.deployment] = made
+            gauges = made.parts.get(True, {}).get("balance")
+            if gauges is None or group.replica.pool:
+                assessed = assess(merge_spans(spans), self._settings.min_tokens)
+                if group.replica.pool:
+                    routings.append((group.replica, routing_of(assessed.window)))
+                gauges = list(ranks.balance_gauges(group.deployment, assessed))
+                if assessed.window.conflict is None:
+                    gauges += steps.straggler_gauge(group.deployment, spans)
+                made.parts[True] = {"balance": gauges}
+            yield from gauges
         yield from replica_gauges(routings)
 
     def _stragglers(self, found: list[Group]) -> Iterator[Found]:
@@ -231,15 +268,34 @@ class RoutingCollector(Collector):
                 )
 
 
-def _each(part: Callable[[Group], Iterable[Found]], counters: bool = False) -> Part:
-    """A part of one deployment as a part of them all; ``counters``: it has nothing but counters."""
+def _each(name: str, part: Callable[[Group], Iterable[Found]], counters: bool = False) -> Part:
+    """A part of one deployment as a part of them all.
+
+    Args:
+        name: what it made is kept under; empty: it changes by itself, with time, so nothing is kept.
+        part: the part of one deployment.
+        counters: it has nothing but counters.
+    """
+
+    def of(group: Group) -> Iterable[Found]:
+        if not name:
+            return part(group)
+        made = group.made.get(name)
+        if made is None:
+            made = group.made[name] = list(part(group))
+        return made
 
     def all_groups(found: list[Group]) -> Iterator[Found]:
         for group in found:
             if group.counters or not counters:
-                yield from part(group)
+                yield from of(group)
 
     return all_groups
+
+
+def _both(one: Part, other: Part) -> Part:
+    """Two parts as one."""
+    return lambda found: chain(one(found), other(found))
 
 
 def _fault(item: Found) -> str | None:
@@ -263,11 +319,11 @@ def _deployment(labels: tuple[str, ...]) -> Deployment:
 
 def _metric(family: Family, found: _Gathered, places: Places) -> Metric:
     """A family as the library has it, with the labels of each deployment's place."""
-    told = places if family.by_deployment else {}
+    told = {name: pairs for name, pairs in places.items() if pairs} if family.by_deployment else {}
     if found.tables:
         wide = WideMetric(family.name, family.help, family.kind, family.unit, family.labels)
         wide.tables = [
-            replace(table, more=tuple(told[deployment].items())) if told.get(deployment) else table
+            replace(table, more=told[deployment]) if deployment in told else table
             for table in found.tables
             for deployment in [_deployment(table.fixed)]
         ]
@@ -277,18 +333,8 @@ def _metric(family: Family, found: _Gathered, places: Places) -> Metric:
         if found.histogram is not None:
             histogram.add_metric((), *found.histogram.read())
         return histogram
-    if family.kind == "gauge":
-        gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels, unit=family.unit)
-        for sample in found.samples:
-            gauge.add_metric(sample.labels, sample.value)
-            if told:
-                gauge.samples[-1].labels.update(told.get(_deployment(sample.labels), {}))
-        return gauge
-    counter = CounterMetricFamily(family.name, family.help, labels=family.labels, unit=family.unit)
-    for sample in found.samples:
-        created = sample.created if family.rank == 0 else None  # a layer's would be as many again
-        counter.add_metric(sample.labels, sample.value, created=created)
-        place = told.get(_deployment(sample.labels), {}) if told else {}
-        for made in counter.samples[-1 if created is None else -2 :]:
-            made.labels.update(place)
-    return counter
+    samples = found.samples
+    if family.rank:  # a layer's `created` would be as many series again
+        samples = [Sample(item.family, item.labels, item.value) for item in samples]
+    more = [told.get(_deployment(item.labels), ()) for item in samples] if told else [()] * len(samples)
+    return NarrowMetric(family.name, family.help, family.kind, family.unit, family.labels, samples, more)
