@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from prometheus_client import CollectorRegistry
 
+from moescope.service.counts.account_state import Latest
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
@@ -110,18 +111,15 @@ def test_what_did_not_change_is_not_made_again(monkeypatch: pytest.MonkeyPatch) 
     assert b'moescope_snapshot_age_seconds{dp_rank="0",model="tiny",server="a"} 1.0' in text
 
 
-def test_nothing_of_a_former_scrape_keeps_totals_alive() -> None:
+def test_nothing_of_a_former_scrape_keeps_what_was_replaced() -> None:
     world = World()
     world.push(0, 1, 4, size=1)
     world.text()
-    [item] = world.state.totals(("prod", "tiny"))
-    [known] = world.kept._collector_to_names  # the library has no better way to the collector
-    assert isinstance(known, RoutingCollector)
-    objects = known._known["prod", "tiny"].of._objects
-    known_by = sum(ref() is item.span.last for ref in objects)
-    assert known_by
-    del item
-    world.state = LiveState(SETTINGS, lambda: world.now)
-    known._state = world.state
+    [collector] = world.kept._collector_to_names  # the library has no better way to it
+    assert isinstance(collector, RoutingCollector)
+    newest_frame, *_ = collector._known["prod", "tiny"].of._objects
+    assert isinstance(newest_frame(), Latest)
+    world.push(0, 2, 8, size=1)
     gc.collect()
-    assert sum(ref() is not None for ref in objects) == 0
+    gone = newest_frame() is None
+    assert gone
