@@ -7,6 +7,7 @@ from typing import Final
 import triton
 import triton.language as tl
 
+from moescope.capture.counting.device_maps import MapField
 from moescope.capture.counting.pointer_tables import Field
 from moescope.capture.counting.row_kernel import count_rows, count_tokens, in_64_bits
 from moescope.capture.counting.trace_kernel import copy_traced
@@ -26,6 +27,8 @@ _ROW_STRIDE: Final = tl.constexpr(Field.ROW_STRIDE.value)
 _COLUMN_STRIDE: Final = tl.constexpr(Field.COLUMN_STRIDE.value)
 _COUNTS_START: Final = tl.constexpr(Field.COUNTS_START.value)
 _NUM_EXPERTS: Final = tl.constexpr(Field.NUM_EXPERTS.value)
+_FIRST_ROW: Final = tl.constexpr(Field.FIRST_ROW.value)
+_MAP_FIELDS: Final = tl.constexpr(len(MapField))
 
 
 def _count_step(  # type: ignore[no-untyped-def]
@@ -36,6 +39,7 @@ def _count_step(  # type: ignore[no-untyped-def]
     num_counts,
     ep_ranks,
     max_experts,
+    maps,
     ring,
     ring_places,
     ep_size,
@@ -48,6 +52,7 @@ def _count_step(  # type: ignore[no-untyped-def]
     MASKED: tl.constexpr,  # noqa: N803
     BINS: tl.constexpr,  # noqa: N803
     RANKS: tl.constexpr,  # noqa: N803
+    RULE: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """Count the layers of a table, one in each program along axis 1 (see `launch.launch_step`)."""
@@ -76,6 +81,7 @@ def _count_step(  # type: ignore[no-untyped-def]
             tl.load(entry + _ADDRESS),
             rows,
             first_token,
+            tl.load(entry + _FIRST_ROW),
             tl.load(entry + _TOP_K),
             tl.load(entry + _ROW_STRIDE),
             tl.load(entry + _COLUMN_STRIDE),
@@ -85,10 +91,15 @@ def _count_step(  # type: ignore[no-untyped-def]
             phase,
             phases,
             ep_ranks + layer * max_experts,
+            maps + layer * _MAP_FIELDS,
             loads,
+            flat + 2 * (num_counts + layers) + layer * ep_size,
+            layers * ep_size,
+            ep_size,
             IDS,
             BINS,
             RANKS,
+            RULE,
             BLOCK,
         )
         if STAGED is not None:
@@ -118,6 +129,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     top_k,
     row_stride,
     column_stride,
+    first_row,
     layer,
     counts_start,
     num_experts,
@@ -128,6 +140,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     num_layers,
     ep_ranks,
     max_experts,
+    maps,
     ring,
     ep_size,
     row_map,
@@ -139,6 +152,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     MASKED: tl.constexpr,  # noqa: N803
     BINS: tl.constexpr,  # noqa: N803
     RANKS: tl.constexpr,  # noqa: N803
+    RULE: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """Count one layer, which the arguments describe (see `launch.launch_layer`)."""
@@ -146,7 +160,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     top_k, row_stride, column_stride = in_64_bits(top_k), in_64_bits(row_stride), in_64_bits(column_stride)
     layer, num_layers, num_experts = in_64_bits(layer), in_64_bits(num_layers), in_64_bits(num_experts)
     counts_start, num_counts, width = in_64_bits(counts_start), in_64_bits(num_counts), in_64_bits(width)
-    max_experts, ep_size = in_64_bits(max_experts), in_64_bits(ep_size)
+    max_experts, ep_size, first_row = in_64_bits(max_experts), in_64_bits(ep_size), in_64_bits(first_row)
     word = tl.load(step_word)
     tokens, phase, place = word & _TOKENS, (word >> _PHASE_SHIFT) & _PHASE_MASK, word >> _PLACE_SHIFT
     rows = tl.minimum(num_rows, tokens - first_token)
@@ -158,6 +172,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
             address,
             rows,
             first_token,
+            first_row,
             top_k,
             row_stride,
             column_stride,
@@ -167,10 +182,15 @@ def _count_layer(  # type: ignore[no-untyped-def]
             phase,
             phases,
             ep_ranks + layer * max_experts,
+            maps + layer * _MAP_FIELDS,
             ring + (place * num_layers + layer) * ep_size,
+            flat + 2 * (num_counts + num_layers) + layer * ep_size,
+            num_layers * ep_size,
+            ep_size,
             IDS,
             BINS,
             RANKS,
+            RULE,
             BLOCK,
         )
         if STAGED is not None:
@@ -206,6 +226,7 @@ layer_kernel = triton.jit(
         "top_k",
         "row_stride",
         "column_stride",
+        "first_row",
         "layer",
         "counts_start",
         "num_experts",

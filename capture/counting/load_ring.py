@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moescope.capture.counting.device_maps import DeviceMaps
 from moescope.capture.step.word import MAX_PLACES
 from moescope.capture.wire import Int64Array, MoeLayer, Placement, unpack_ids
 
@@ -44,13 +45,21 @@ class LoadRing:
     Attributes:
         loads: int32 [C, L, R], slots of this worker's tokens by place, layer and EP rank.
         ep_ranks: int32 [L, E], the EP rank of each logical expert; E is that of the layer with most experts,
-            and the entries that other layers don't need are 0.
+            and the entries that other layers don't need are 0. Not read where there are `maps`.
+        maps: vLLM's own maps, by which the EP rank of a slot is told where EPLB moves experts; or None.
         numbers: int64 [C], the number of the step that has each place, on the host.
         computed: steps that had a place so far.
-        version: of the placement that `ep_ranks` is of.
+        version: of the placement that `ep_ranks` is of; 0 where there are `maps`.
     """
 
-    def __init__(self, ep_ranks: Int32Array, ep_size: int, version: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        ep_ranks: Int32Array,
+        ep_size: int,
+        version: int,
+        device: torch.device,
+        maps: DeviceMaps | None = None,
+    ) -> None:
         layers = len(ep_ranks)
         places = max(3, min(MAX_STEPS, MAX_PLACES, RING_BYTES // (4 * layers * ep_size)))
         self.loads = torch.zeros(places, layers, ep_size, dtype=torch.int32, device=device)
@@ -58,6 +67,7 @@ class LoadRing:
         self.numbers: Int64Array = np.zeros(places, np.int64)
         self.computed = 0
         self.version = version
+        self.maps = maps
         self._layer_at = torch.arange(layers, device=device) * ep_size
 
     @property
@@ -68,7 +78,13 @@ class LoadRing:
     @property
     def num_bytes(self) -> int:
         """Device memory held."""
-        return 4 * (self.loads.numel() + self.ep_ranks.numel())
+        maps = 0 if self.maps is None else self.maps.num_bytes
+        return 4 * (self.loads.numel() + self.ep_ranks.numel()) + maps
+
+    @property
+    def ep_size(self) -> int:
+        """R, the number of EP ranks."""
+        return int(self.loads.shape[2])
 
     def begin_step(self, number: int) -> int:
         """The place of the step of this number, which computes tokens."""
@@ -98,18 +114,40 @@ class LoadRing:
             target[until_wrap:count].copy_(self.loads[: count - until_wrap])
         return RingSteps(first, self.numbers[np.arange(first, end) % places])
 
-    def add(self, ordinal: int, experts: torch.Tensor, slots: torch.Tensor, place: torch.Tensor) -> None:
+    def ranks_of(
+        self, ordinal: int, experts: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The EP ranks that hold the copies which slots go to, with torch: the reference of the kernels.
+
+        Args:
+            ordinal: the layer's.
+            experts: int64 [n, top_k], logical experts of the layer, all in range.
+            rows: int64 [n], where in the router's tensor the rows are.
+
+        Returns:
+            int64 [n, top_k], from 0 to R - 1; and bool [n, top_k], false where the map names no EP rank.
+        """
+        if self.maps is None:
+            found = self.ep_ranks[ordinal][experts].to(torch.int64)
+            return found, torch.ones_like(found, dtype=torch.bool)
+        return self.maps.ranks_of(ordinal, experts, rows, self.ep_size)
+
+    def add(self, ordinal: int, ranks: torch.Tensor, slots: torch.Tensor, place: torch.Tensor) -> None:
         """Add a layer's slots to the loads of a step, with torch: the reference of the kernels.
 
         Args:
-            experts: int64 [n], logical experts of the layer at this ordinal, all in range.
+            ordinal: the layer's.
+            ranks: int64 [n], the EP ranks of slots (see `ranks_of`).
             slots: bool [n], which of them are slots.
             place: int64 [1], the step's.
         """
-        layers, ep_size = self.loads.shape[1:]
-        at = place * (layers * ep_size) + self._layer_at[ordinal]
-        at = at + self.ep_ranks[ordinal].index_select(0, experts)
+        at = place * (self.loads.shape[1] * self.ep_size) + self._layer_at[ordinal] + ranks
         self.loads.view(-1).scatter_add_(0, at, slots.to(torch.int32))
+
+
+def ring_by_maps(maps: DeviceMaps, ep_size: int, device: torch.device) -> LoadRing:
+    """A ring whose loads follow vLLM's own maps, from step to step."""
+    return LoadRing(np.zeros((maps.num_layers, 1), np.int32), ep_size, 0, device, maps)
 
 
 def ring_for(

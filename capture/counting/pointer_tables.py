@@ -43,9 +43,11 @@ class Field(IntEnum):
     COUNTS_START = 6
     """Where the layer's counts start in `CountBuffers.flat`."""
     NUM_EXPERTS = 7
+    FIRST_ROW = 8
+    """Where in the router's tensor this worker's first row is: some of vLLM's rules go by that."""
 
 
-TableEntry = tuple[int, int, int, int, int, int]
+TableEntry = tuple[int, int, int, int, int, int, int]
 """What a launch says of a layer: the values of `ENTRY_COLUMNS`, in their order."""
 ENTRY_COLUMNS: Final = (
     Field.ADDRESS,
@@ -54,6 +56,7 @@ ENTRY_COLUMNS: Final = (
     Field.TOP_K,
     Field.ROW_STRIDE,
     Field.COLUMN_STRIDE,
+    Field.FIRST_ROW,
 )
 
 
@@ -132,7 +135,7 @@ def table_entry(topk_ids: torch.Tensor, span: RowSpan) -> TableEntry:
     """The entry of a layer with ids [n, top_k], of which the rows `span` are this worker's."""
     row_stride, column_stride = topk_ids.stride()
     address = topk_ids.data_ptr() + span.start * row_stride * topk_ids.element_size()
-    return address, span.count, span.first_token, topk_ids.shape[1], row_stride, column_stride
+    return address, span.count, span.first_token, topk_ids.shape[1], row_stride, column_stride, span.start
 
 
 def blank_table(layers: Sequence[MoeLayer]) -> Int64Array:

@@ -68,8 +68,7 @@ class Tracer:
                     names,
                     new.prompt_tokens,
                     new.first_position,
-                    max_length=new.max_length,
-                    stop_tokens=new.stop_tokens,
+                    end=new.end,
                 )
         for request_id in step.resumed:
             if request_id in self._open:
@@ -113,7 +112,7 @@ class Tracer:
         """
         owners, self._owners = self._owners, []
         if owners:
-            staged = self._staging.collect(sum(owner.count for owner in owners))
+            staged = self._staging.collect(sum(owner.rows for owner in owners))
             self._assembly.events.append(Arrival(staged, self._number, owners, outcome))
         step, self._step = self._step, None
         if step is not None:

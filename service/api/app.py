@@ -94,7 +94,8 @@ def create_app(
         title="moescope",
         version=version("moescope"),
         description=_DESCRIPTION,
-        docs_url=None,  # FastAPI's pages load scripts from elsewhere; see routes/home.py
+        openapi_url=None,  # FastAPI makes the schema in the event loop; see routes/home.py
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # the redirect's address would be made of the client's Host header
     )
@@ -132,7 +133,7 @@ def create_app(
         home_router(),
         session_router(sessions),
     ):
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # `include_router` would make each route a second time
     needs_token = tokens_needed(tokens, settings)
     app.openapi = lambda: _openapi(app, needs_token)  # type: ignore[method-assign]  # FastAPI's documented way
     return app

@@ -92,6 +92,7 @@ class RoutingCollector(Collector):
             "balance": self._balance,
             "ranks": _each("ranks", ranks.rank_counters, counters=True),
             "phases": _each("phases", steps.phase_counters, counters=True),
+            "drafts": _each("drafts", steps.draft_counters, counters=True),
             "ep_ranks": _each("ep_ranks", ranks.ep_counters, counters=True),
             "stragglers": self._stragglers,
             "drift": self._drifts,

@@ -184,3 +184,17 @@ def test_a_first_frame_that_comes_late_is_no_start_after_the_steps_of_others() -
         told = stage.take(made, account[rank].life)
         found = found if told is None else found.plus(told[1])
     assert (found.joined, found.incomplete, stage.status().reason) == (3, 0, None)
+
+
+def test_loads_counted_by_the_placement_of_each_step_are_joined_whatever_version_is_named() -> None:
+    """Ranks whose snapshots were taken before and after a rearrangement name two versions."""
+
+    def of_version(rank: int, version: int, counted: bool) -> wire.Frame:
+        made = stepped(rank, 0, [[3, 1], [0, 4]])
+        assert made.step_loads is not None
+        loads = replace(made.step_loads, placement_version=version)
+        return replace(made, step_loads=loads, ep_slots=bytes(2 * 2 * 8) if counted else b"")
+
+    found = feed(Stage(), of_version(0, 3, counted=True), of_version(1, 4, counted=True))
+    assert (found.joined, found.max_slots.tolist()) == (2, [14, 14])
+    assert feed(Stage(), of_version(0, 3, counted=False), of_version(1, 4, counted=False)).joined == 0
