@@ -10,61 +10,37 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
 
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.live.pools import Replica
-from moescope.service.live.producers import Deployment, ProducerSpan, resized_at
+from moescope.service.live.producers import Deployment, resized_at
 from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle
 from moescope.service.metrics.catalogue import CATALOGUE
-from moescope.service.metrics.family import Family
-from moescope.service.metrics.instruments import Durations, Instruments
+from moescope.service.metrics.families import Gathered, fault_of, metric_of
+from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.limit import admit
-from moescope.service.metrics.memo import Fingerprint
 from moescope.service.metrics.parts import ranks, steps
 from moescope.service.metrics.parts.drift import drift_gauges
+from moescope.service.metrics.parts.memo import Made, made_of
 from moescope.service.metrics.parts.pools import labels_of, replica_gauges
 from moescope.service.metrics.parts.ranks import Found, Group
-from moescope.service.metrics.samples import NarrowMetric, Pairs, Sample, Table, WideMetric
+from moescope.service.metrics.samples import Pairs, Sample, Table
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.windows.assessment import assess
 from moescope.service.windows.replica_window import LayerRouting, routing_of
 from moescope.service.windows.window import merge_spans
 
 Part = Callable[[list[Group]], Iterable[Found]]
-Places = dict[Deployment, Pairs]
-"""The labels of each deployment that its families don't name: see :func:`labels_of`."""
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Gathered:
-    """What a family has in one scrape: tables, or single samples, or a histogram."""
-
-    samples: list[Sample] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    histogram: Durations | None = None
-
-    def __len__(self) -> int:
-        histogram = 0 if self.histogram is None else len(self.histogram.read()[0]) + 2
-        return len(self.samples) + sum(len(table.values) for table in self.tables) + histogram
-
-
-@dataclass(slots=True)
-class _Made:
-    """What was made of a deployment: by whether its counters are shown, and the part's name."""
-
-    of: Fingerprint
-    parts: dict[bool, dict[str, list[Found]]] = field(default_factory=dict)
 
 
 class RoutingCollector(Collector):
@@ -83,8 +59,8 @@ class RoutingCollector(Collector):
         self._drift = drift
         self._lock = threading.Lock()
         self._overflow: Counter[str] = Counter()
-        self._known: dict[Deployment, _Made] = {}
-        self._windows: dict[Deployment, _Made] = {}
+        self._known: dict[Deployment, Made] = {}
+        self._windows: dict[Deployment, Made] = {}
         self._throttle = Throttle(state.now)
         self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
         self._parts: dict[str, Part] = {
@@ -109,19 +85,19 @@ class RoutingCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """The families, without samples, so that registering collects nothing."""
-        return [_metric(family, _Gathered(), {}) for family in self._families]
+        return [metric_of(family, Gathered(), {}) for family in self._families]
 
     def collect(self) -> Iterator[Metric]:
         """All families that have a sample and fit under the limit."""
-        places: Places = {}
+        places: dict[Deployment, Pairs] = {}
         gathered = self._gather(places)
         for family in self._families:
             found = gathered.get(family.name)
             if found is not None:
-                yield _metric(family, found, places)
+                yield metric_of(family, found, places)
 
-    def _gather(self, places: Places) -> dict[str, _Gathered]:
-        gathered = {family.name: _Gathered() for family in self._families}
+    def _gather(self, places: dict[Deployment, Pairs]) -> dict[str, Gathered]:
+        gathered = {family.name: Gathered() for family in self._families}
         for item in self._samples(places):
             if item.family not in gathered:
                 continue  # its family is not shown at this level
@@ -133,7 +109,7 @@ class RoutingCollector(Collector):
         gathered["moescope_scrape_duration_seconds"].histogram = self._instruments.scrape
         return self._within_limit({name: found for name, found in gathered.items() if len(found)})
 
-    def _within_limit(self, gathered: dict[str, _Gathered]) -> dict[str, _Gathered]:
+    def _within_limit(self, gathered: dict[str, Gathered]) -> dict[str, Gathered]:
         """The families that fit, and those that tell how many series are shown, may be, and were left out."""
         limit = self._settings.metrics_max_series
         admission = admit({name: len(found) for name, found in gathered.items()}, limit)
@@ -154,15 +130,15 @@ class RoutingCollector(Collector):
             Sample("moescope_overflowed_series_total", (name,), lost, begun)
             for name, lost in overflow.items()
         ]
-        kept["moescope_overflowed_series_total"] = _Gathered(told)
+        kept["moescope_overflowed_series_total"] = Gathered(told)
         for name, value in (
             ("moescope_exposed_series", admission.series + len(told) + 2),
             ("moescope_max_exposed_series", limit),
         ):
-            kept[name] = _Gathered([Sample(name, (), value)])
+            kept[name] = Gathered([Sample(name, (), value)])
         return kept
 
-    def _samples(self, places: Places) -> Iterator[Found]:
+    def _samples(self, places: dict[Deployment, Pairs]) -> Iterator[Found]:
         """All samples; the labels of deployments are noted in ``places``."""
         found: list[Group] | None = None
         for name, part in self._parts.items():
@@ -187,20 +163,15 @@ class RoutingCollector(Collector):
         known, self._known = self._known, {}
         found = []
         for group in ranks.groups(self._state):
-            made = self._made_of(known.get(group.deployment), group.spans)
+            made = made_of(known.get(group.deployment), group.spans)
             self._known[group.deployment] = made
             by_part = made.parts.setdefault(group.counters, {})
             found.append(replace(group, made=by_part))
         return found
 
-    @staticmethod
-    def _made_of(before: _Made | None, spans: Sequence[ProducerSpan]) -> _Made:
-        now = Fingerprint(spans)
-        return before if before is not None and before.of.same(now) else _Made(now)
-
     def _fitting(self, name: str, samples: list[Found]) -> list[Found]:
         """The samples of a part that the catalogue allows; the log says what is wrong with the others."""
-        faults = [_fault(item) for item in samples]
+        faults = [fault_of(item) for item in samples]
         wrong = dict.fromkeys(fault for fault in faults if fault is not None)
         if wrong and self._throttle.allows(name):
             _log.error(
@@ -220,7 +191,7 @@ class RoutingCollector(Collector):
             # What was counted at other sizes has no balance with what was counted at these.
             begin = max(start, resized_at(group.producers))
             spans = self._state.spans(group.deployment, begin, None)
-            made = self._made_of(known.get(group.deployment), spans)
+            made = made_of(known.get(group.deployment), spans)
             self._windows[group.deployment] = made
             gauges = made.parts.get(True, {}).get("balance")
             if gauges is None or group.replica.pool:
@@ -297,45 +268,3 @@ def _each(name: str, part: Callable[[Group], Iterable[Found]], counters: bool = 
 def _both(one: Part, other: Part) -> Part:
     """Two parts as one."""
     return lambda found: chain(one(found), other(found))
-
-
-def _fault(item: Found) -> str | None:
-    """What the catalogue has against a sample or a table; None: nothing.
-
-    Numbers of labels are compared because the library drops what is too many or too few without a word.
-    """
-    family = CATALOGUE.get(item.family)
-    if family is None:
-        return f"there is no family {item.family}"
-    labels = len(item.fixed) + 2 if isinstance(item, Table) else len(item.labels)
-    if labels != len(family.labels):
-        return f"{item.family} has {len(family.labels)} labels, not {labels}"
-    return None
-
-
-def _deployment(labels: tuple[str, ...]) -> Deployment:
-    """The deployment that the first labels of a series name."""
-    return labels[0], labels[1]
-
-
-def _metric(family: Family, found: _Gathered, places: Places) -> Metric:
-    """A family as the library has it, with the labels of each deployment's place."""
-    told = {name: pairs for name, pairs in places.items() if pairs} if family.by_deployment else {}
-    if found.tables:
-        wide = WideMetric(family.name, family.help, family.kind, family.unit, family.labels)
-        wide.tables = [
-            replace(table, more=told[deployment]) if deployment in told else table
-            for table in found.tables
-            for deployment in [_deployment(table.fixed)]
-        ]
-        return wide
-    if family.kind == "histogram":
-        histogram = HistogramMetricFamily(family.name, family.help, labels=(), unit=family.unit)
-        if found.histogram is not None:
-            histogram.add_metric((), *found.histogram.read())
-        return histogram
-    samples = found.samples
-    if family.rank:  # a layer's `created` would be as many series again
-        samples = [Sample(item.family, item.labels, item.value) for item in samples]
-    more = [told.get(_deployment(item.labels), ()) for item in samples] if told else [()] * len(samples)
-    return NarrowMetric(family.name, family.help, family.kind, family.unit, family.labels, samples, more)

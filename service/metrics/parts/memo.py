@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
 
 from moescope.service.live.producers import ProducerSpan
+from moescope.service.metrics.parts.ranks import Found
 
 
 class Fingerprint:
@@ -72,3 +74,17 @@ def _values(item: ProducerSpan) -> tuple[object, ...]:
         producer.outgrown,
         producer.ended,
     )
+
+
+@dataclass(slots=True)
+class Made:
+    """What was made of a deployment: by whether its counters are shown, and the part's name."""
+
+    of: Fingerprint
+    parts: dict[bool, dict[str, list[Found]]] = field(default_factory=dict)
+
+
+def made_of(before: Made | None, spans: Sequence[ProducerSpan]) -> Made:
+    """What was made before if it was made of the same, or a place for what will be made."""
+    now = Fingerprint(spans)
+    return before if before is not None and before.of.same(now) else Made(now)
