@@ -42,7 +42,7 @@ class Decode:
         return sum(array.nbytes for array in arrays)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Totals:
     """Cumulative totals, or the difference of two.
 

@@ -83,7 +83,8 @@ class WorkerTrace:
         firsts, counts = self.runs.T
         # Each token's place in its run is its place in all, less those of the runs before.
         within = np.arange(self.tokens) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(firsts, counts) + within
+        found: Int64Array = np.repeat(firsts, counts) + within
+        return found
 
     @property
     def experts(self) -> tuple[ExpertArray, ...]:
