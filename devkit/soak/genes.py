@@ -143,9 +143,7 @@ def frame_of(genes: Genes, seq: int) -> bytes | None:
 def _placement(genes: Genes, layers: int, experts: int, ranks: int, seq: int) -> wire.Placement:
     places, tables = np.arange(genes["copies"]), genes["tables"]
     owners = wire.pack_ids(places // experts % ranks)
-    made = [
-        wire.PlacementTable(wire.pack_ids((places + i + seq) % experts), owners) for i in range(tables)
-    ]
+    made = [wire.PlacementTable(wire.pack_ids((places + i + seq) % experts), owners) for i in range(tables)]
     return wire.Placement(version=seq, tables=made, table_of_layer=[i % tables for i in range(layers)])
 
 

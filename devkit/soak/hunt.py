@@ -84,7 +84,9 @@ def hunt(tries: int, seed: int) -> list[Found]:
     """The bodies that took most, of frames and traces: by memory for a byte, by time, by what is kept."""
     with tempfile.TemporaryDirectory(prefix="moescope-hunt-") as folder:
         frames = _evolve("frame", FRAME, frame_of, _take_frames, tries, seed)
-        traces = _evolve("trace", TRACE, part_of, lambda bodies: _take_traces(bodies, Path(folder)), tries, seed)
+        traces = _evolve(
+            "trace", TRACE, part_of, lambda bodies: _take_traces(bodies, Path(folder)), tries, seed
+        )
     return frames + traces
 
 
@@ -96,7 +98,7 @@ def _evolve(
     tries: int,
     seed: int,
 ) -> list[Found]:
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 it need not be hard to guess
     scores: tuple[Callable[[Found], float], ...] = (
         lambda item: item.per_byte + item.peak / item.sent * 1e-3,
         lambda item: item.cpu_s / (item.sent + 4096),
