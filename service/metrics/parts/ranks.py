@@ -149,6 +149,8 @@ def ep_counters(group: Group) -> Iterable[Found]:
         name = str(layer.shape.layer)
         unplaced = "moescope_layer_unplaced_slots_total"
         yield Sample(unplaced, (*group.deployment, name), layer.unplaced, group.created)
+        estimated = "moescope_layer_estimated_slots_total"
+        yield Sample(estimated, (*group.deployment, name), layer.estimated, group.created)
         if layer.unplaced and not layer.ep_slots.any():
             continue
         sums += layer.ep_slots[:size]
