@@ -341,6 +341,14 @@ _FAMILIES: Final = (
         DP,
     ),
     Family(
+        "moescope_weights_version",
+        "gauge",
+        "",
+        "How often the weights were changed since the DP rank's worker began to count: reload_weights, "
+        "a weight transfer, load_weights of a trainer's extension. A new worker begins at 0.",
+        DP,
+    ),
+    Family(
         "moescope_placement_version",
         "gauge",
         "",
