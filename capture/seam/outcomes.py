@@ -7,6 +7,7 @@ somebody reads them, and none of vLLM's device tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -49,7 +50,7 @@ class RequestEnd(NamedTuple):
     max_length: int | None = None
     stop_tokens: frozenset[int] = frozenset()
 
-    def index(self, sampled: Sequence[int], length: int) -> int | None:
+    def last_of(self, sampled: Sequence[int], length: int) -> int | None:
         """Which of the sampled tokens is the last of a request that had `length` tokens before, if any is."""
         for index, token in enumerate(sampled):
             at_most = self.max_length is not None and length + index + 1 >= self.max_length
@@ -78,7 +79,6 @@ class StepOutcome:
     was sampled. Any thread may ask.
 
     Attributes:
-        drafts: how many draft tokens the step verifies, by request.
         finished: requests that were done before the step.
         starts: requests that the worker hasn't seen, or that start over in runner V2.
         resumed: tokens generated so far of the requests that go on after a preemption in runner V1.
@@ -89,12 +89,17 @@ class StepOutcome:
     """
 
     def __init__(self, scheduler_output: Any) -> None:
-        self.drafts: Mapping[str, int] = draft_counts(scheduler_output)
+        self._scheduled = scheduler_output.scheduled_spec_decode_tokens
         self.finished = tuple(scheduler_output.finished_req_ids)
         self.starts = [_start(item) for item in scheduler_output.scheduled_new_reqs]
         self.resumed = _resumed(scheduler_output.scheduled_cached_reqs)
         self.lost = False
         self._source: _Source | None = None
+
+    @cached_property
+    def drafts(self) -> dict[str, int]:
+        """How many draft tokens the step verifies, by request; whoever reads it first counts them."""
+        return _lengths(self._scheduled)
 
     @property
     def told(self) -> bool:
@@ -105,7 +110,7 @@ class StepOutcome:
     def settled(self) -> bool:
         """Whether the tokens are on the host, or lost; does not wait."""
         source = self._source
-        return self.lost or (source is not None and (source.event is None or bool(source.event.query())))
+        return self.lost or (source is not None and (source.event is None or _has_happened(source.event)))
 
     def tell(self, output: Any) -> None:
         """The step has been sampled.
@@ -135,9 +140,17 @@ class _Source(NamedTuple):
     read: Callable[[], Sampled]
 
 
+def _has_happened(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]
+
+
 def draft_counts(scheduler_output: Any) -> dict[str, int]:
     """How many draft tokens a step verifies, by request, as the scheduler has them."""
-    return {name: len(tokens) for name, tokens in scheduler_output.scheduled_spec_decode_tokens.items()}
+    return _lengths(scheduler_output.scheduled_spec_decode_tokens)
+
+
+def _lengths(tokens: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    return {name: len(of_request) for name, of_request in tokens.items()}
 
 
 def prompt_length(new_request: Any) -> int:

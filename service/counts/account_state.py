@@ -12,7 +12,7 @@ from moescope.service.counts.totals import Totals
 _FORGOTTEN: Final = 64  # forgotten epochs that are remembered by number: 8 bytes each
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Latest:
     """The newest frame of the newest epoch, without the bytes of its arrays."""
 

@@ -11,10 +11,11 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from moescope.capture.wire import WIRE_MAJOR, WIRE_MINOR
@@ -24,37 +25,22 @@ from moescope.service.live.producers import Deployment, resized_at
 from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle
 from moescope.service.metrics.catalogue import CATALOGUE
-from moescope.service.metrics.family import Family
-from moescope.service.metrics.instruments import Durations, Instruments
+from moescope.service.metrics.families import Gathered, fault_of, metric_of
+from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.limit import admit
 from moescope.service.metrics.parts import ranks, steps
 from moescope.service.metrics.parts.drift import drift_gauges
+from moescope.service.metrics.parts.memo import Made, made_of
 from moescope.service.metrics.parts.pools import labels_of, replica_gauges
 from moescope.service.metrics.parts.ranks import Found, Group
-from moescope.service.metrics.samples import Sample, Table, WideMetric
+from moescope.service.metrics.samples import Pairs, Sample, Table
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.windows.assessment import assess
 from moescope.service.windows.replica_window import LayerRouting, routing_of
 from moescope.service.windows.window import merge_spans
 
 Part = Callable[[list[Group]], Iterable[Found]]
-Places = dict[Deployment, dict[str, str]]
-"""The labels of each deployment that its families don't name: see :func:`labels_of`."""
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Gathered:
-    """What a family has in one scrape: tables, or single samples, or a histogram."""
-
-    samples: list[Sample] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    histogram: Durations | None = None
-
-    def __len__(self) -> int:
-        histogram = 0 if self.histogram is None else len(self.histogram.read()[0]) + 2
-        return len(self.samples) + sum(len(table.values) for table in self.tables) + histogram
 
 
 class RoutingCollector(Collector):
@@ -73,43 +59,45 @@ class RoutingCollector(Collector):
         self._drift = drift
         self._lock = threading.Lock()
         self._overflow: Counter[str] = Counter()
+        self._known: dict[Deployment, Made] = {}
+        self._windows: dict[Deployment, Made] = {}
         self._throttle = Throttle(state.now)
         self._families = [family for family in CATALOGUE.values() if family.shown(settings.metrics_level)]
         self._parts: dict[str, Part] = {
             # First, so that its window is freed before the others make the totals, which are as large.
             "balance": self._balance,
-            "ranks": _each(ranks.rank_counters, counters=True),
-            "phases": _each(steps.phase_counters, counters=True),
-            "drafts": _each(steps.draft_counters, counters=True),
-            "ep_ranks": _each(ranks.ep_counters, counters=True),
+            "ranks": _each("ranks", ranks.rank_counters, counters=True),
+            "phases": _each("phases", steps.phase_counters, counters=True),
+            "drafts": _each("drafts", steps.draft_counters, counters=True),
+            "ep_ranks": _each("ep_ranks", ranks.ep_counters, counters=True),
             "stragglers": self._stragglers,
             "drift": self._drifts,
-            "capture": _each(ranks.capture_health),
-            "producers": _each(ranks.producer_counters),
-            "traces": _each(ranks.trace_counters),
+            "capture": _both(_each("", ranks.snapshot_ages), _each("capture", ranks.capture_health)),
+            "producers": _each("producers", ranks.producer_counters),
+            "traces": _each("traces", ranks.trace_counters),
             "service": self._service,
             "history": self._history,
         }
         if settings.metrics_level is not MetricsLevel.RANK:
-            self._parts["dp_ranks"] = _each(ranks.dp_counters, counters=True)
+            self._parts["dp_ranks"] = _each("dp_ranks", ranks.dp_counters, counters=True)
         if settings.metrics_level is MetricsLevel.LAYER_EXPERT:
-            self._parts["experts"] = _each(ranks.expert_counters, counters=True)
+            self._parts["experts"] = _each("experts", ranks.expert_counters, counters=True)
 
     def describe(self) -> Iterable[Metric]:
         """The families, without samples, so that registering collects nothing."""
-        return [_metric(family, _Gathered(), {}) for family in self._families]
+        return [metric_of(family, Gathered(), {}) for family in self._families]
 
     def collect(self) -> Iterator[Metric]:
         """All families that have a sample and fit under the limit."""
-        places: Places = {}
+        places: dict[Deployment, Pairs] = {}
         gathered = self._gather(places)
         for family in self._families:
             found = gathered.get(family.name)
             if found is not None:
-                yield _metric(family, found, places)
+                yield metric_of(family, found, places)
 
-    def _gather(self, places: Places) -> dict[str, _Gathered]:
-        gathered = {family.name: _Gathered() for family in self._families}
+    def _gather(self, places: dict[Deployment, Pairs]) -> dict[str, Gathered]:
+        gathered = {family.name: Gathered() for family in self._families}
         for item in self._samples(places):
             if item.family not in gathered:
                 continue  # its family is not shown at this level
@@ -121,7 +109,7 @@ class RoutingCollector(Collector):
         gathered["moescope_scrape_duration_seconds"].histogram = self._instruments.scrape
         return self._within_limit({name: found for name, found in gathered.items() if len(found)})
 
-    def _within_limit(self, gathered: dict[str, _Gathered]) -> dict[str, _Gathered]:
+    def _within_limit(self, gathered: dict[str, Gathered]) -> dict[str, Gathered]:
         """The families that fit, and those that tell how many series are shown, may be, and were left out."""
         limit = self._settings.metrics_max_series
         admission = admit({name: len(found) for name, found in gathered.items()}, limit)
@@ -142,22 +130,24 @@ class RoutingCollector(Collector):
             Sample("moescope_overflowed_series_total", (name,), lost, begun)
             for name, lost in overflow.items()
         ]
-        kept["moescope_overflowed_series_total"] = _Gathered(told)
+        kept["moescope_overflowed_series_total"] = Gathered(told)
         for name, value in (
             ("moescope_exposed_series", admission.series + len(told) + 2),
             ("moescope_max_exposed_series", limit),
         ):
-            kept[name] = _Gathered([Sample(name, (), value)])
+            kept[name] = Gathered([Sample(name, (), value)])
         return kept
 
-    def _samples(self, places: Places) -> Iterator[Found]:
+    def _samples(self, places: dict[Deployment, Pairs]) -> Iterator[Found]:
         """All samples; the labels of deployments are noted in ``places``."""
         found: list[Group] | None = None
         for name, part in self._parts.items():
             try:
                 if found is None:
-                    found = ranks.groups(self._state)
-                    places.update({group.deployment: labels_of(group.replica) for group in found})
+                    found = self._groups()
+                    places.update(
+                        {group.deployment: tuple(labels_of(group.replica).items()) for group in found}
+                    )
                 samples = list(part(found))
             except Exception:  # noqa: BLE001 whatever it is, the other parts must be seen
                 if self._throttle.allows(name):
@@ -168,9 +158,20 @@ class RoutingCollector(Collector):
             yield from fitting
             yield Sample("moescope_scrape_part_success", (name,), len(fitting) == len(samples))
 
+    def _groups(self) -> list[Group]:
+        """All deployments; those of which nothing but the age changed have what was made of them before."""
+        known, self._known = self._known, {}
+        found = []
+        for group in ranks.groups(self._state):
+            made = made_of(known.get(group.deployment), group.spans)
+            self._known[group.deployment] = made
+            by_part = made.parts.setdefault(group.counters, {})
+            found.append(replace(group, made=by_part))
+        return found
+
     def _fitting(self, name: str, samples: list[Found]) -> list[Found]:
         """The samples of a part that the catalogue allows; the log says what is wrong with the others."""
-        faults = [_fault(item) for item in samples]
+        faults = [fault_of(item) for item in samples]
         wrong = dict.fromkeys(fault for fault in faults if fault is not None)
         if wrong and self._throttle.allows(name):
             _log.error(
@@ -185,16 +186,23 @@ class RoutingCollector(Collector):
         yield Sample("moescope_window_seconds", (), self._settings.window_s)
         start = self._state.now() - self._settings.window_s
         routings: list[tuple[Replica, dict[int, LayerRouting]]] = []
+        known, self._windows = self._windows, {}
         for group in found:
             # What was counted at other sizes has no balance with what was counted at these.
             begin = max(start, resized_at(group.producers))
             spans = self._state.spans(group.deployment, begin, None)
-            assessed = assess(merge_spans(spans), self._settings.min_tokens)
-            if group.replica.pool:
-                routings.append((group.replica, routing_of(assessed.window)))
-            yield from ranks.balance_gauges(group.deployment, assessed)
-            if assessed.window.conflict is None:
-                yield from steps.straggler_gauge(group.deployment, spans)
+            made = made_of(known.get(group.deployment), spans)
+            self._windows[group.deployment] = made
+            gauges = made.parts.get(True, {}).get("balance")
+            if gauges is None or group.replica.pool:
+                assessed = assess(merge_spans(spans), self._settings.min_tokens)
+                if group.replica.pool:
+                    routings.append((group.replica, routing_of(assessed.window)))
+                gauges = list(ranks.balance_gauges(group.deployment, assessed))
+                if assessed.window.conflict is None:
+                    gauges += steps.straggler_gauge(group.deployment, spans)
+                made.parts[True] = {"balance": gauges}
+            yield from gauges
         yield from replica_gauges(routings)
 
     def _stragglers(self, found: list[Group]) -> Iterator[Found]:
@@ -232,64 +240,31 @@ class RoutingCollector(Collector):
                 )
 
 
-def _each(part: Callable[[Group], Iterable[Found]], counters: bool = False) -> Part:
-    """A part of one deployment as a part of them all; ``counters``: it has nothing but counters."""
+def _each(name: str, part: Callable[[Group], Iterable[Found]], counters: bool = False) -> Part:
+    """A part of one deployment as a part of them all.
+
+    Args:
+        name: what it made is kept under; empty: it changes by itself, with time, so nothing is kept.
+        part: the part of one deployment.
+        counters: it has nothing but counters.
+    """
+
+    def of(group: Group) -> Iterable[Found]:
+        if not name:
+            return part(group)
+        made = group.made.get(name)
+        if made is None:
+            made = group.made[name] = list(part(group))
+        return made
 
     def all_groups(found: list[Group]) -> Iterator[Found]:
         for group in found:
             if group.counters or not counters:
-                yield from part(group)
+                yield from of(group)
 
     return all_groups
 
 
-def _fault(item: Found) -> str | None:
-    """What the catalogue has against a sample or a table; None: nothing.
-
-    Numbers of labels are compared because the library drops what is too many or too few without a word.
-    """
-    family = CATALOGUE.get(item.family)
-    if family is None:
-        return f"there is no family {item.family}"
-    labels = len(item.fixed) + 2 if isinstance(item, Table) else len(item.labels)
-    if labels != len(family.labels):
-        return f"{item.family} has {len(family.labels)} labels, not {labels}"
-    return None
-
-
-def _deployment(labels: tuple[str, ...]) -> Deployment:
-    """The deployment that the first labels of a series name."""
-    return labels[0], labels[1]
-
-
-def _metric(family: Family, found: _Gathered, places: Places) -> Metric:
-    """A family as the library has it, with the labels of each deployment's place."""
-    told = places if family.by_deployment else {}
-    if found.tables:
-        wide = WideMetric(family.name, family.help, family.kind, family.unit, family.labels)
-        wide.tables = [
-            replace(table, more=tuple(told[deployment].items())) if told.get(deployment) else table
-            for table in found.tables
-            for deployment in [_deployment(table.fixed)]
-        ]
-        return wide
-    if family.kind == "histogram":
-        histogram = HistogramMetricFamily(family.name, family.help, labels=(), unit=family.unit)
-        if found.histogram is not None:
-            histogram.add_metric((), *found.histogram.read())
-        return histogram
-    if family.kind == "gauge":
-        gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels, unit=family.unit)
-        for sample in found.samples:
-            gauge.add_metric(sample.labels, sample.value)
-            if told:
-                gauge.samples[-1].labels.update(told.get(_deployment(sample.labels), {}))
-        return gauge
-    counter = CounterMetricFamily(family.name, family.help, labels=family.labels, unit=family.unit)
-    for sample in found.samples:
-        created = sample.created if family.rank == 0 else None  # a layer's would be as many again
-        counter.add_metric(sample.labels, sample.value, created=created)
-        place = told.get(_deployment(sample.labels), {}) if told else {}
-        for made in counter.samples[-1 if created is None else -2 :]:
-            made.labels.update(place)
-    return counter
+def _both(one: Part, other: Part) -> Part:
+    """Two parts as one."""
+    return lambda found: chain(one(found), other(found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy.typing as npt
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample as LibrarySample
 
+Pairs = tuple[tuple[str, str], ...]
+"""Names and values of labels."""
 Row = tuple[str, tuple[str, ...]]
 """(value of the last label but one, values of the last label)."""
 
@@ -44,7 +46,7 @@ class Table:
     fixed: tuple[str, ...]
     rows: tuple[Row, ...]
     values: npt.NDArray[Any]
-    more: tuple[tuple[str, str], ...] = ()
+    more: Pairs = ()
 
     def __post_init__(self) -> None:
         expected = sum(len(columns) for _, columns in self.rows)
@@ -85,6 +87,53 @@ class WideMetric(Metric):
 
     def __len__(self) -> int:
         return sum(len(table.values) for table in self.tables)
+
+
+class NarrowMetric(Metric):
+    """A counter or a gauge as the library sees it, whose samples are made for it when they are asked for.
+
+    Attributes:
+        labels: names of the labels.
+        found: the series.
+        places: for each of them, names and values of labels that it has besides the family's.
+        sample_name: the name that its lines begin with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        typ: str,
+        unit: str,
+        labels: tuple[str, ...],
+        found: Sequence[Sample] = (),
+        places: Sequence[Pairs] = (),
+    ) -> None:
+        counter = typ == "counter"
+        self._shown: list[LibrarySample] | None = None
+        super().__init__(name.removesuffix("_total") if counter else name, documentation, typ, unit)
+        self._shown = None
+        self.labels = labels
+        self.found = found
+        self.places = places
+        self.sample_name = f"{self.name}_total" if counter else self.name
+
+    @property
+    def samples(self) -> list[LibrarySample]:
+        """All series as the library's own writers want them. This is slow; our writer reads ``found``."""
+        return list(self._made()) if self._shown is None else self._shown
+
+    @samples.setter
+    def samples(self, value: list[LibrarySample]) -> None:
+        """Shows other ones instead, to the library's writers."""
+        self._shown = value
+
+    def _made(self) -> Iterator[LibrarySample]:
+        for sample, place in zip(self.found, self.places, strict=True):
+            labels = dict(zip(self.labels, sample.labels, strict=True)) | dict(place)
+            yield LibrarySample(self.sample_name, labels, float(sample.value))
+            if sample.created is not None:
+                yield LibrarySample(f"{self.name}_created", labels, sample.created)
 
 
 def stacked(family: str, fixed: tuple[str, ...], rows: list[tuple[Row, npt.NDArray[Any]]]) -> Iterator[Table]:

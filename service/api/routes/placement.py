@@ -27,12 +27,20 @@ from moescope.service.api.params.query import (
     ModelParam,
     PoolParam,
     ServerParam,
+    WeightsParam,
     choose,
     parse_bounds,
 )
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.advice import AscendMap, DoubleOut, PlacementMap, left_out_of
-from moescope.service.api.schemas.windows import absent_out, partial_of, window_out
+from moescope.service.api.schemas.windows import (
+    absent_out,
+    bounds_of_weights,
+    partial_of,
+    partial_over_stages,
+    window_out,
+)
+from moescope.service.counts.weights import WeightsWish
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 
@@ -57,10 +65,11 @@ def placement_router(state: LiveState, settings: Settings, turns: Turns) -> APIR
         form: FormParam = "map",
         pp_rank: PpRankParam = None,
         min_tokens: MinTokensParam = None,
+        weights: WeightsParam = WeightsWish.LATEST,
     ) -> PlacementMap | AscendMap:
         """A placement as a map to use elsewhere, fitted on the whole window."""
         deployment = choose(state, server, model, pool)
-        bounds = parse_bounds(start, end, state.now())
+        bounds = bounds_of_weights(state, deployment, parse_bounds(start, end, state.now()), weights)
         wish = PlacementWish(
             ranks=ranks,
             nodes=nodes,
@@ -89,7 +98,7 @@ def placement_router(state: LiveState, settings: Settings, turns: Turns) -> APIR
             policy=policy if strategy == "eplb" else None,
             redundant=redundant if strategy == "eplb" else 0,
             window=window_out(whole.window, bounds),
-            partial=_partial(state, whole),
+            partial=partial_over_stages(partial_of(state, whole.window), whole.silent_stages),
             left_out=left_out_of(whole.left_out),
             absent=absent_out(whole.window),
             doubles=_doubles(whole),
@@ -104,12 +113,3 @@ def _doubles(whole: Whole) -> list[DoubleOut]:
         DoubleOut(layer=whole.layers[item.row], ep_rank=item.rank, expert=item.expert, copies=item.copies)
         for item in whole.placement.doubles()
     ]
-
-
-def _partial(state: LiveState, whole: Whole) -> str | None:
-    ranks = partial_of(state, whole.window)
-    if not whole.silent_stages or whole.one_stage:
-        return ranks
-    silent = list(whole.silent_stages)
-    stages = f"no worker of pipeline stages {silent} has reported, so their layers are missing"
-    return stages if ranks is None else f"{ranks}; {stages}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Final
@@ -14,7 +14,7 @@ import numpy as np
 
 from moescope.capture.wire import MoeLayer
 from moescope.service.live.pools import Replica, replica_of
-from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, within_sizes
+from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, sizes_of, within_sizes
 from moescope.service.live.state import LiveState
 from moescope.service.measures.balance import GAUGES
 from moescope.service.measures.measure import Axis
@@ -36,11 +36,13 @@ class Group:
         spans: its producers, sorted by key, since their counters began. Expired and gone ones are among them,
             because sums over ranks must not shrink.
         counters: whether counters can be shown; see :mod:`moescope.service.live.continuity`.
+        made: what parts made of it, by the part's name, since anything of it changed but its age.
     """
 
     deployment: Deployment
     spans: tuple[ProducerSpan, ...]
     counters: bool = True
+    made: dict[str, list[Found]] = field(default_factory=dict)
 
     @cached_property
     def producers(self) -> tuple[ProducerState, ...]:
@@ -59,6 +61,11 @@ class Group:
         A worker whose capture was off once and that counts again is no reason to withhold counters for ever.
         """
         return merge_spans(self.spans, doubt_at_end=True)
+
+    @cached_property
+    def ep_size(self) -> int:
+        """How many EP ranks there are now; that of :attr:`total`, without making it."""
+        return sizes_of(self.spans)[1]
 
     @cached_property
     def created(self) -> float:
@@ -129,7 +136,7 @@ def ep_counters(group: Group) -> Iterable[Found]:
     Its slots stay in the sums over layers, which must not shrink. EP ranks that the deployment no longer has
     leave with what they got: a counter that stands still would look like an idle rank.
     """
-    size = group.total.ep_size
+    size = group.ep_size
     if size == 1:
         return
     sums = np.zeros(size)
@@ -142,6 +149,8 @@ def ep_counters(group: Group) -> Iterable[Found]:
         name = str(layer.shape.layer)
         unplaced = "moescope_layer_unplaced_slots_total"
         yield Sample(unplaced, (*group.deployment, name), layer.unplaced, group.created)
+        estimated = "moescope_layer_estimated_slots_total"
+        yield Sample(estimated, (*group.deployment, name), layer.estimated, group.created)
         if layer.unplaced and not layer.ep_slots.any():
             continue
         sums += layer.ep_slots[:size]
@@ -210,8 +219,17 @@ def _layer_gauges(labels: tuple[str, ...], shape: MoeLayer, cells: Mapping[Axis,
                 yield Sample(gauge.limit.name, labels, gauge.limit.of(shape.num_experts, shape.top_k))
 
 
+def snapshot_ages(group: Group) -> Iterable[Found]:
+    """How long ago the producers that are not gone were heard."""
+    for rank, everyone in group.by_dp_rank():
+        present = within_sizes([item for item in everyone if item.gone is None])
+        if present:
+            age = max(item.age for item in present)
+            yield Sample("moescope_snapshot_age_seconds", (*group.deployment, str(rank)), age)
+
+
 def capture_health(group: Group) -> Iterable[Found]:
-    """States, ages, coverage and conservation of the producers that are not gone."""
+    """States, coverage and conservation of the producers that are not gone."""
     alive = [item for item in group.producers if not item.expired and item.gone is None]
     states = Counter(item.state for item in alive)
     for state in ("counting", "disabled", "stale", "conflict"):
@@ -229,7 +247,6 @@ def capture_health(group: Group) -> Iterable[Found]:
         broken |= {found.layer for stage in law for found in stage.broken}
         versions = [item.latest.placement_version for item in members]
         known = [version for version in versions if version is not None]
-        yield Sample("moescope_snapshot_age_seconds", labels, max(item.age for item in present))
         covered = set().union(*(item.latest.counted.layout.index for item in present))
         claims = [len(item.conflict.lives) for item in members if item.conflict is not None]
         yield Sample("moescope_conflicting_lives", labels, max(claims, default=0))
@@ -240,6 +257,8 @@ def capture_health(group: Group) -> Iterable[Found]:
         yield Sample("moescope_conservation_mismatched_layers", labels, len(broken))
         unknown = sum(stage.state == "unknown" for stage in law)
         yield Sample("moescope_conservation_unknown_stages", labels, unknown)
+        told = max(item.totals.weights.version for item in present)
+        yield Sample("moescope_weights_version", labels, told)
         if known:
             yield Sample("moescope_placement_version", labels, max(known))
 

@@ -47,7 +47,7 @@ def draft_counters(group: Group) -> Iterable[Found]:
 def straggler_samples(state: LiveState, groups: list[Group]) -> Iterator[Found]:
     """Sums over joined steps, and the state of the joins; nothing where no loads of steps ever came."""
     for group in groups:
-        if group.total.ep_size > 1:
+        if group.ep_size > 1:
             rises = state.rearrangements(group.deployment)
             created = max(group.created, state.begun)
             yield Sample("moescope_rearrangements_total", group.deployment, rises, created)
@@ -77,7 +77,7 @@ def _sums(group: Group, joins: dict[int, Status]) -> Iterator[Found]:
     most, mean = cost.sums
     yield Sample("moescope_straggler_max_slots_total", deployment, most, created)
     yield Sample("moescope_straggler_mean_slots_total", deployment, mean, created)
-    for rank, steps in enumerate(cost.hottest.tolist()[: group.total.ep_size]):
+    for rank, steps in enumerate(cost.hottest.tolist()[: group.ep_size]):
         labels = (*deployment, str(rank))
         yield Sample("moescope_straggler_hottest_layer_steps_total", labels, steps, created)
     for layer in cost.layers:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moescope.service.metrics.samples import Row, Table, WideMetric
-from moescope.service.metrics.text.digits import Numbers
+from moescope.service.metrics.text.digits import Numbers, go_number
 from moescope.service.metrics.text.scatter import scatter
 
 # Lines written at a time, so that arrays on the way (about 100 bytes a line) stay in the processor's cache.
@@ -35,6 +35,14 @@ class _Block:
     @property
     def nbytes(self) -> int:
         return self.ends.nbytes + sum(lines.nbytes + texts.nbytes for lines, texts in self.groups)
+
+    def labels(self) -> list[bytes]:
+        """What is before each number."""
+        found = [b""] * len(self.ends)
+        for lines, texts in self.groups:
+            for line, text in zip(lines.tolist(), texts, strict=True):
+                found[line] = text.tobytes()
+        return found
 
     def write(self, buffer: _Bytes, numbers: Numbers) -> int:
         """See :meth:`Lines.write`."""
@@ -66,11 +74,24 @@ class Lines:
         labels = list(_labels(metric, table))
         self._blocks = [_block(labels[i : i + _BLOCK]) for i in range(0, len(labels), _BLOCK)]
         self.nbytes = sum(block.nbytes for block in self._blocks)
+        self._labels: list[bytes] | None = None
 
     def numbers(self, values: npt.NDArray[Any]) -> list[Numbers]:
         """Values, int64 or float64 [N], ready to be written: one item for each block of lines."""
         stops = np.cumsum([len(block.ends) for block in self._blocks])
         return [Numbers(part) for part in np.split(values, stops[:-1])] if self._blocks else []
+
+    def text(self, values: npt.NDArray[Any]) -> bytes:
+        """The lines as text, for tables of a few: their labels' texts are taken from where they are kept."""
+        if self._labels is None:
+            self._labels = [label for block in self._blocks for label in block.labels()]
+        numbers = map(go_number, values.tolist())
+        return b"".join(
+            [
+                b"%b%b\n" % (label, number.encode())
+                for label, number in zip(self._labels, numbers, strict=True)
+            ]
+        )
 
     def size(self, numbers: list[Numbers]) -> int:
         """Bytes that the lines take with these numbers."""

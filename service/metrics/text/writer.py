@@ -20,13 +20,15 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from moescope.service.metrics.samples import Table, WideMetric
+from moescope.service.metrics.samples import NarrowMetric, Pairs, Table, WideMetric
 from moescope.service.metrics.text.digits import WIDTH, Numbers, go_number
 from moescope.service.metrics.text.lines import Lines, escaped
 
 _Key = tuple[str, tuple[str, ...], tuple[str, ...], tuple[tuple[str, str], ...]]
 _Part = bytes | tuple[Lines, list[Numbers]]
 
+_FEW: Final = 24
+"""Lines of a table up to which Python writes them sooner than NumPy puts them in their places."""
 _EOF: Final = b"# EOF\n"
 _KNOWN: Final = frozenset({"counter", "gauge", "histogram"})
 
@@ -43,6 +45,7 @@ class Writer:
         self._lock = threading.Lock()
         self._lines: OrderedDict[_Key, Lines] = OrderedDict()
         self._size = 0
+        self._texts: dict[str, dict[tuple[tuple[str, ...], Pairs], str]] = {}
 
     @property
     def cached_bytes(self) -> int:
@@ -53,16 +56,36 @@ class Writer:
         """All families, in their order; `_created` samples in OpenMetrics only."""
         parts: list[_Part] = []
         for metric in metrics:
-            if isinstance(metric, WideMetric) and _is_long(metric):
+            if isinstance(metric, NarrowMetric):
+                parts.append(self._narrow_lines(metric, openmetrics))
+            elif isinstance(metric, WideMetric) and _is_long(metric):
                 parts.append(_head(metric, openmetrics).encode())
                 for table in metric.tables:
                     lines = self._lines_of(metric, table)
-                    parts.append((lines, lines.numbers(table.values)))
+                    few = len(table.values) <= _FEW
+                    parts.append(lines.text(table.values) if few else (lines, lines.numbers(table.values)))
             else:
                 parts.append(_narrow(metric if openmetrics else without_created(metric), openmetrics))
         if openmetrics:
             parts.append(_EOF)
         return _together(parts)
+
+    def _narrow_lines(self, metric: NarrowMetric, openmetrics: bool) -> bytes:
+        """The lines of a narrow family; the texts of its labels stay until a scrape without the series."""
+        known = self._texts.get(metric.sample_name, {})
+        kept: dict[tuple[tuple[str, ...], Pairs], str] = {}
+        names, lines = metric.labels, [_head(metric, openmetrics)]
+        for sample, place in zip(metric.found, metric.places, strict=True):
+            key = sample.labels, place
+            labels = known.get(key)
+            if labels is None:
+                labels = _label_text((*zip(names, sample.labels, strict=True), *place))
+            kept[key] = labels
+            lines.append(f"{metric.sample_name}{labels} {go_number(sample.value)}\n")
+            if openmetrics and sample.created is not None:
+                lines.append(f"{metric.name}_created{labels} {go_number(sample.created)}\n")
+        self._texts[metric.sample_name] = kept  # at once, whatever other threads write
+        return "".join(lines).encode()
 
     def _lines_of(self, metric: WideMetric, table: Table) -> Lines:
         key = (metric.sample_name, metric.labels, table.fixed, table.more)
@@ -165,5 +188,10 @@ def _head(metric: Metric, openmetrics: bool) -> str:
 def _line(sample: Sample) -> str:
     if not sample.labels:
         return f"{sample.name} {go_number(sample.value)}\n"
-    labels = ",".join([f'{name}="{escaped(value)}"' for name, value in sorted(sample.labels.items())])
-    return f"{sample.name}{{{labels}}} {go_number(sample.value)}\n"
+    return f"{sample.name}{_label_text(sample.labels.items())} {go_number(sample.value)}\n"
+
+
+def _label_text(pairs: Iterable[tuple[str, str]]) -> str:
+    """Labels as they stand in a line, with their braces; empty if there are none."""
+    text = ",".join([f'{name}="{escaped(value)}"' for name, value in sorted(pairs)])
+    return f"{{{text}}}" if text else ""

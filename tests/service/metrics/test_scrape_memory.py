@@ -20,21 +20,29 @@ ONE_WINDOW = RANKS * LAYERS * EXPERTS * 8  # 4 MiB
 def test_a_scrape_holds_one_window_at_a_time_and_no_differences() -> None:
     now = [1_700_000_100.0]
     state = LiveState(Settings(), lambda: now[0])
-    for seq in (1, 2, 3):
+
+    def push(seq: int) -> None:
         now[0] += 20  # the window of the gauges begins between two frames, so all ranks are subtracted
         for rank in range(RANKS):
             who = producer(dp_rank=rank, dp_size=RANKS, ep_rank=rank % 2, ep_size=2)
             counts = {layer: [seq] * EXPERTS for layer in range(LAYERS)}
             state.ingest(frame(counts, seq=seq, who=who, placement=halves(EXPERTS, LAYERS)))
+
+    for seq in (1, 2, 3):
+        push(seq)
     registry, writer = CollectorRegistry(), Writer()
     registry.register(RoutingCollector(state, Settings(window_s=25), Instruments()))
     writer.write(registry.collect(), openmetrics=False)
-    tracemalloc.start()
-    try:
-        text = writer.write(registry.collect(), openmetrics=False)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    push(4)
+    peaks = []
+    for _ in range(2):
+        tracemalloc.start()
+        try:
+            text = writer.write(registry.collect(), openmetrics=False)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
     assert b"moescope_layer_ep_imbalance_ratio" in text
     assert b'moescope_scrape_part_success{part="balance"} 1.0' in text
-    assert ONE_WINDOW < peak < 1.5 * ONE_WINDOW
+    assert ONE_WINDOW < peaks[0] < 1.5 * ONE_WINDOW
+    assert peaks[1] < ONE_WINDOW / 8, "nothing changed, so no window is made"
