@@ -15,11 +15,11 @@ from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.delivery.transport import HttpTransport
 from moescope.capture.frames.builder import FrameBuilder
+from moescope.capture.frames.open_ring import no_ep_ranks, open_ring
 from moescope.capture.frames.sender import FrameSender
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.frames.unavailable import Unavailable
-from moescope.capture.open_ring import no_ep_ranks, open_ring
 from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.deployment import DeploymentName, name_deployment
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb

@@ -10,5 +10,6 @@ class RoutingWorker(extended(platform_worker())):  # type: ignore[misc]
     """The platform's own worker, which also counts which experts every token of every layer went to.
 
     Settings come from ``MOESCOPE_*`` variables (see `CaptureSettings`). Only methods that vLLM documents for
-    workers are extended; nothing is patched. Without the service the server runs on, unharmed.
+    workers are extended, and no class is patched; of the loaded model its ``load_weights`` is watched (see
+    `seam.weights`). Without the service the server runs on, unharmed.
     """

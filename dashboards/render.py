@@ -49,6 +49,7 @@ def render(board: Board) -> str:
     for name, colour, metric in (
         ("Restarts of workers", "orange", "moescope_producer_start_time_seconds"),
         ("Rearrangements of experts", "purple", "moescope_placement_version"),
+        ("Changes of weights", "green", "moescope_weights_version"),
     ):
         made = made.annotation(
             builders.AnnotationQuery()

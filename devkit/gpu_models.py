@@ -132,6 +132,40 @@ def llama(layers: int = 1, hidden: int = 512, vocabulary: int = 8192) -> dict[st
     }
 
 
+def gpt_oss(
+    layers: int = 24, hidden: int = 2880, experts: int = 32, top_k: int = 4, vocabulary: int = 201088
+) -> dict[str, Any]:
+    """The shape of gpt-oss-20b, whose experts are quantised to MXFP4."""
+    unquantized = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "num_local_experts": experts,
+        "num_experts_per_tok": top_k,
+        "sliding_window": 128,
+        "layer_types": [("full_attention", "sliding_attention")[layer % 2 == 0] for layer in range(layers)],
+        "hidden_act": "silu",
+        "swiglu_limit": 7.0,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000,
+        "max_position_embeddings": 131072,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": unquantized},
+    }
+
+
 def write_model(folder: Path, config: dict[str, Any]) -> Path:
     """A model folder that vLLM loads with `load_format="dummy"` and `skip_tokenizer_init=True`."""
     folder.mkdir(parents=True, exist_ok=True)

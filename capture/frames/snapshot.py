@@ -64,6 +64,7 @@ class Transfer:
         totals, disabled_reason, captured_at_ns, weights: see `Snapshot`; whoever enqueues the copy sets them.
         after_step: how many steps had begun when the copy was enqueued.
         torn: whether a step began meanwhile, so that the snapshot may not be of one moment.
+        marked: whether it is to be sent itself, and not a later one in its place.
     """
 
     def __init__(self, flat: torch.Tensor, ring: LoadRing | None, eplb: EplbWatch | None) -> None:
@@ -73,7 +74,7 @@ class Transfer:
         self.captured_at_ns = 0
         self.weights = Weights()
         self.after_step = 0
-        self.torn = False
+        self.torn = self.marked = False
         self._flat, self._ring, self._eplb = flat, ring, eplb
         self._counts = _Copy(flat)
         self._loads = None if ring is None else _Copy(ring.loads)

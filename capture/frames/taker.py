@@ -135,9 +135,12 @@ class SnapshotTaker:
             transfer = self._under_way.popleft()
             # A snapshot taken between steps may be published after that of the step which followed. It is
             # the older one then, and not read.
+            marked = transfer.marked
             if not transfer.torn and transfer.after_step >= self._read_after_step:
                 newest = self._read(transfer)
             self._free.append(transfer)
+            if marked:
+                break  # later ones are for the next call
         return newest
 
     @property
@@ -146,12 +149,13 @@ class SnapshotTaker:
         return bool(self._under_way) or self._taken_after_step != self._steps_ended
 
     def mark(self) -> None:
-        """Take a snapshot at once, between two steps; for the steps' thread."""
+        """Take a snapshot at once, between two steps, which no later one stands in for; the steps' thread."""
         transfer = self._enqueue(after_step=self._steps_ended)
         if transfer is None:
             self.put_off += 1
             self.flush()
         else:
+            transfer.marked = True
             self._publish(transfer)
 
     def flush(self) -> None:
@@ -186,7 +190,7 @@ class SnapshotTaker:
             return None
         transfer.totals, transfer.disabled_reason = self._source.totals, self._source.disabled_reason
         transfer.captured_at_ns, transfer.weights = time.time_ns(), self._weights()
-        transfer.after_step, transfer.torn = after_step, False
+        transfer.after_step, transfer.torn, transfer.marked = after_step, False, False
         if transfer.event is None or self._side is None:
             transfer.copy(self._ring_read)
             return transfer

@@ -7,6 +7,7 @@ somebody reads them, and none of vLLM's device tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -78,7 +79,6 @@ class StepOutcome:
     was sampled. Any thread may ask.
 
     Attributes:
-        drafts: how many draft tokens the step verifies, by request.
         finished: requests that were done before the step.
         starts: requests that the worker hasn't seen, or that start over in runner V2.
         resumed: tokens generated so far of the requests that go on after a preemption in runner V1.
@@ -89,12 +89,17 @@ class StepOutcome:
     """
 
     def __init__(self, scheduler_output: Any) -> None:
-        self.drafts: Mapping[str, int] = draft_counts(scheduler_output)
+        self._scheduled = scheduler_output.scheduled_spec_decode_tokens
         self.finished = tuple(scheduler_output.finished_req_ids)
         self.starts = [_start(item) for item in scheduler_output.scheduled_new_reqs]
         self.resumed = _resumed(scheduler_output.scheduled_cached_reqs)
         self.lost = False
         self._source: _Source | None = None
+
+    @cached_property
+    def drafts(self) -> dict[str, int]:
+        """How many draft tokens the step verifies, by request; whoever reads it first counts them."""
+        return _lengths(self._scheduled)
 
     @property
     def told(self) -> bool:
@@ -141,7 +146,11 @@ def _has_happened(event: torch.cuda.Event) -> bool:
 
 def draft_counts(scheduler_output: Any) -> dict[str, int]:
     """How many draft tokens a step verifies, by request, as the scheduler has them."""
-    return {name: len(tokens) for name, tokens in scheduler_output.scheduled_spec_decode_tokens.items()}
+    return _lengths(scheduler_output.scheduled_spec_decode_tokens)
+
+
+def _lengths(tokens: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    return {name: len(of_request) for name, of_request in tokens.items()}
 
 
 def prompt_length(new_request: Any) -> int:

@@ -37,7 +37,9 @@ requests are sent to that vLLM and to one without capture. The columns:
 - **traces**: the ids of all requests' traces, summed by layer and expert, equal the counts.
 - **texts**: token ids are the same with and without capture.
 - **monolithic kernels**: a kernel that routes inside, and can write its ids as TRT-LLM's do on Blackwell
-  GPUs, is put on this release's own base class, and its ids are counted. The real kernels were not run.
+  GPUs, is put on this release's own base class, and its ids are counted. The real kernels were not run on a
+  Blackwell GPU, with any version. For 0.32 `tests/capture/seam/test_blackwell.py` runs vLLM's own classes of
+  them (kernel, exchange of tokens, sink) on a CPU, with FlashInfer's function emulated as far as it routes.
 
 Before 0.30 the CPU's own kernel routes inside. There `devkit/cpu_plugin` sends it through vLLM's router, as
 other devices' kernels go; without that, moescope says that the layers are not covered. Data parallelism on

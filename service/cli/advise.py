@@ -12,9 +12,17 @@ from rich.text import Text
 
 from moescope.service.cli.advice_tables import advice_view, rearrangements_view
 from moescope.service.cli.asking import ask, download
-from moescope.service.cli.options import Deployment, EndOption, JsonOption, MinTokensOption, StartOption
+from moescope.service.cli.options import (
+    Deployment,
+    EndOption,
+    JsonOption,
+    MinTokensOption,
+    StartOption,
+    WeightsOption,
+)
 from moescope.service.cli.terminal import failure, print_json, say, terminal, write_file
 from moescope.service.client.http import Parameters
+from moescope.service.counts.weights import WeightsWish
 
 ADVISE_HELP: Final = """Say whether another placement of experts is worth it, by what was really routed.
 
@@ -73,6 +81,7 @@ class Question:
         int, typer.Option(min=1, help="Expert groups of the router: n_group of the model's config.")
     ] = 1
     min_tokens: MinTokensOption = None
+    weights: WeightsOption = WeightsWish.LATEST
 
     @property
     def params(self) -> Parameters:
@@ -84,6 +93,7 @@ class Question:
             "nodes": self.nodes,
             "groups": self.groups,
             "min_tokens": self.min_tokens,
+            "weights": None if self.weights is WeightsWish.LATEST else self.weights.value,
         }
 
 

@@ -10,8 +10,16 @@ from rich.table import Table
 
 from moescope.service.cli.asking import ask, change
 from moescope.service.cli.grouping import add_command
-from moescope.service.cli.options import Deployment, EndOption, JsonOption, StartOption, UrlOption
+from moescope.service.cli.options import (
+    Deployment,
+    EndOption,
+    JsonOption,
+    StartOption,
+    UrlOption,
+    WeightsOption,
+)
 from moescope.service.cli.terminal import print_json, say, terminal, utc
+from moescope.service.counts.weights import WeightsWish
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the baseline.")]
 
@@ -60,9 +68,12 @@ def pin(
     start: StartOption = "-1h",
     end: EndOption = None,
     note: Annotated[str, typer.Option(help="What it is, for people; none when absent.")] = "",
+    weights: WeightsOption = WeightsWish.LATEST,
 ) -> None:
     """Pin a baseline."""
     body = {**deployment.params, "name": name, "start": start, "end": end, "note": note}
+    if weights is not WeightsWish.LATEST:
+        body["weights"] = weights.value
     made = change("POST", deployment.url, "/v1/baselines", {}, body)
     say(
         f"{made['name']}: {made['tokens']:,} tokens of {made['model']} on {made['server']}, "

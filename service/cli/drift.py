@@ -10,10 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from moescope.service.cli.asking import ask
-from moescope.service.cli.options import Deployment, EndOption, JsonOption, MinTokensOption, StartOption
+from moescope.service.cli.options import (
+    Deployment,
+    EndOption,
+    JsonOption,
+    MinTokensOption,
+    StartOption,
+    WeightsOption,
+)
 from moescope.service.cli.tables import part_note
 from moescope.service.cli.terminal import print_json, terminal
 from moescope.service.counts.phase_split import Phase
+from moescope.service.counts.weights import WeightsWish
 
 _MOST_EXPERTS: Final = 8
 
@@ -44,6 +52,7 @@ def drift(
     start: StartOption = "-5m",
     end: EndOption = None,
     min_tokens: MinTokensOption = None,
+    weights: WeightsOption = WeightsWish.LATEST,
     as_json: JsonOption = False,
 ) -> None:
     """Print the drift of a running service."""
@@ -54,6 +63,7 @@ def drift(
         "start": start,
         "end": end,
         "min_tokens": min_tokens,
+        "weights": None if weights is WeightsWish.LATEST else weights.value,
     }
     answer = ask(deployment.url, "/v1/drift", params, 60.0)
     if as_json:

@@ -15,6 +15,7 @@ from moescope.service.cli.terminal import ending_at, failure
 from moescope.service.client.http import Parameters, address
 from moescope.service.client.settings import DEFAULT_URL, client_settings
 from moescope.service.counts.phase_split import Phase
+from moescope.service.counts.weights import WeightsWish
 from moescope.service.settings import SettingsError
 
 
@@ -73,6 +74,10 @@ DpRankOption = Annotated[
 ]
 PhaseOption = Annotated[
     Phase | None, typer.Option(help="Only tokens of this phase, prefill or decode; of both when absent.")
+]
+WeightsOption = Annotated[
+    WeightsWish,
+    typer.Option(help="Only what was counted since the weights were changed last (latest), or all of it."),
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option(help="TOML file with settings; none when absent: docs/settings.md.")

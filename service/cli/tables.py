@@ -217,8 +217,12 @@ def _notes(answer: dict[str, Any]) -> list[Text]:
 
 
 def part_note(answer: dict[str, Any]) -> list[Text]:
-    """A line that an answer is of a part of a deployment only; none if it is of all of it."""
-    return [Text(f"- this is {answer['partial']}", style="bold yellow")] if answer.get("partial") else []
+    """Lines that an answer is of a part of a deployment only, and of which weights; none if of all."""
+    lines = [f"- this is {answer['partial']}"] if answer.get("partial") else []
+    window = answer.get("window") or answer.get("fit") or {}
+    if window.get("weights"):
+        lines.append(f"- the window: {window['weights']}")
+    return [Text(line, style="bold yellow") for line in lines]
 
 
 def _capture(rank: dict[str, Any], producer: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from moescope.service.counts.placing import placed
 from moescope.service.counts.refusals import RefusedError, check_exact, check_growth, check_steps
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals, no_totals, totals_of
+from moescope.service.counts.weights import weights_after
 
 
 class Verdict(StrEnum):
@@ -177,6 +178,7 @@ class Account:
         if known is not None:
             check_growth(frame, counted, known.counted, known.seq)
         began_again = self._is_another_model(frame, counted.layout, at)
+        former_epoch = None if self.latest is None or began_again else self.latest.epoch
         base = no_totals(counted.layout) if began_again else self.totals
         # There is almost always one epoch. Then the totals' counts equal the frame's: memory has them once.
         totals = base.plus(placed(frame, _added(counted, known), known)).sharing(counted)
@@ -191,8 +193,18 @@ class Account:
         who = frame.producer if is_current or self.latest is None else self.latest.producer
         switches = _switched(base.switches, frame) if is_current else base.switches
         former = _former_tokens(totals, base, who, frame, known)
+        weights = base.weights
+        if is_current:
+            weights = weights_after(
+                weights, frame, at, former_epoch=former_epoch, tokens=(base.tokens, totals.tokens)
+            )
         self.totals = replace(
-            totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches, former_tokens=former
+            totals,
+            dp_size=who.dp_size,
+            ep_size=who.ep_size,
+            switches=switches,
+            former_tokens=former,
+            weights=weights,
         )
         return Verdict.ACCEPTED
 

@@ -68,8 +68,18 @@ def merge_accounts(
     former = max(base.totals.former_tokens, more.totals.former_tokens)
     if former:  # what the base lacked may be of former starts
         former += max(0, totals.tokens - max(base.totals.tokens, more.totals.tokens))
+    weights = told.weights
+    if weights.tokens:  # as above: what the base lacked may be of former weights
+        of_former = max(base.totals.weights.tokens, more.totals.weights.tokens)
+        of_former += max(0, totals.tokens - max(base.totals.tokens, more.totals.tokens))
+        weights = replace(weights, tokens=of_former)
     totals = replace(
-        totals, dp_size=told.dp_size, ep_size=told.ep_size, switches=switches, former_tokens=former
+        totals,
+        dp_size=told.dp_size,
+        ep_size=told.ep_size,
+        switches=switches,
+        former_tokens=former,
+        weights=weights,
     )
     return AccountState(
         totals=totals,

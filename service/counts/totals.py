@@ -17,6 +17,7 @@ from moescope.service.counts.ep_slots import EpSlots, no_ep_slots
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.reasons import known_drops
 from moescope.service.counts.step_costs import Stragglers, no_stragglers
+from moescope.service.counts.weights import WeightsTold
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -68,6 +69,7 @@ class Totals:
             that are in answers, and those computed in vain.
         former_tokens: of ``tokens``, how many were counted before the present sizes; 0: these never changed.
             Also at the later end of a difference.
+        weights: which weights the producer has. Also at the later end of a difference.
         switches: how often capture has been disabled, or has begun again after that: odd while it is
             disabled. Also at the later end of a difference.
     """
@@ -93,6 +95,7 @@ class Totals:
     former_tokens: int = 0
     accepted_drafts: int = 0
     rejected_drafts: int = 0
+    weights: WeightsTold = field(default_factory=WeightsTold)
 
     @property
     def nbytes(self) -> int:
@@ -223,6 +226,7 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
         ep_size=a.ep_size,
         switches=a.switches,
         former_tokens=a.former_tokens,
+        weights=a.weights,
     )
 
 

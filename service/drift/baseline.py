@@ -47,6 +47,8 @@ class Baseline(msgspec.Struct, frozen=True):
         rows: tokens seen in each layer, raw little-endian int64 [L].
         decode_counts, decode_rows: ``counts`` and ``rows`` of decode tokens only; None where the phases were
             not known.
+        weights_at: when the model's weights were changed last before the window's end, seconds of Unix time;
+            0: they weren't, or an earlier moescope pinned it.
     """
 
     server: str
@@ -62,6 +64,7 @@ class Baseline(msgspec.Struct, frozen=True):
     rows: bytes
     decode_counts: bytes | None = None
     decode_rows: bytes | None = None
+    weights_at: float = 0.0
 
     @property
     def deployment(self) -> Deployment:
@@ -96,13 +99,33 @@ class Baseline(msgspec.Struct, frozen=True):
             dict(zip(ids, np.split(counts, ends), strict=True)), dict(zip(ids, rows.tolist(), strict=True))
         )
 
+    def why_other_weights(self, changed: float, end: float) -> str | None:
+        """Why it is of other weights than a window; None: it isn't, as far as that is known.
+
+        Args:
+            changed: when the weights of the window's end came; 0: they never changed.
+            end: when the window ends, in seconds of Unix time as well.
+        """
+        if changed >= self.end or self.weights_at >= end:
+            return (
+                f"other weights: the model's weights were changed between {self.name} and the window; "
+                "weights=all compares them all the same"
+            )
+        return None
+
     def document(self) -> Document:
         """For the store."""
         return Document(KIND, _name_of(self.deployment, self.name), msgspec.msgpack.encode(self))
 
 
 def baseline_of(
-    window: ModelWindow, decode: ModelWindow, name: str, note: str, now: float, min_tokens: int
+    window: ModelWindow,
+    decode: ModelWindow,
+    name: str,
+    note: str,
+    now: float,
+    min_tokens: int,
+    weights_at: float = 0.0,
 ) -> Baseline:
     """Make a baseline of a window; ``decode`` is that window of decode tokens only.
 
@@ -139,6 +162,7 @@ def baseline_of(
         rows=rows,
         decode_counts=decode_counts,
         decode_rows=decode_rows,
+        weights_at=weights_at,
     )
 
 

@@ -72,8 +72,20 @@ class DriftSummary:
     layers: int = 0
 
 
-def layer_drifts(window: ModelWindow, base: LayerSlots, min_tokens: int) -> list[LayerDrift]:
-    """Each layer of the window against the base."""
+def layer_drifts(
+    window: ModelWindow, base: LayerSlots, min_tokens: int, why_not: str | None = None
+) -> list[LayerDrift]:
+    """Each layer of the window against the base; ``why_not``: why they aren't compared at all, or None."""
+    if why_not is not None:
+        return [
+            LayerDrift(
+                layer=layer.shape.layer,
+                tokens=int(layer.rows.sum()),
+                base_tokens=base.rows.get(layer.shape.layer, 0),
+                reason=why_not,
+            )
+            for layer in window.layers
+        ]
     return [
         _layer(layer, base.counts.get(layer.shape.layer), base.rows.get(layer.shape.layer, 0), min_tokens)
         for layer in window.layers

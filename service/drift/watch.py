@@ -13,10 +13,11 @@ from typing import Final
 
 from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, BaselineBook
-from moescope.service.drift.measure import LayerDrift, layer_drifts, slots_of
+from moescope.service.drift.measure import LayerDrift, LayerSlots, layer_drifts, slots_of
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_spans_of_phase
+from moescope.service.windows.weights import changed_at, changed_within
 from moescope.service.windows.window import ModelWindow
 
 WINDOW_S: Final = 300.0
@@ -91,19 +92,21 @@ class DriftWatch:
                 self._busy.discard(deployment)
 
     def _measure(self, deployment: Deployment, now: float) -> tuple[Drifted, ...]:
-        spans = self._state.series(deployment, _instants(now - WINDOW_S, None))
+        since = changed_within(self._state, deployment, now - WINDOW_S - HOUR_S, None)
+        spans = self._state.series(deployment, _instants(now - WINDOW_S, None, since))
+        changed = changed_at(item.span.last for item in spans[1])
         found = []
         for phase in (None, *Phase):
             hour, window = (merge_spans_of_phase(part, phase) for part in spans)
-            bases = [(PREVIOUS_HOUR, slots_of(hour))]
+            bases: list[tuple[str, LayerSlots, str | None]] = [(PREVIOUS_HOUR, slots_of(hour), None)]
             bases += [
-                (item.name, slots)
+                (item.name, slots, item.why_other_weights(changed, now))
                 for item in self._book.of(deployment)
                 if (slots := item.slots(phase)) is not None
             ]
             found += [
-                Drifted(name, phase, tuple(layer_drifts(window, base, self._min_tokens)))
-                for name, base in bases
+                Drifted(name, phase, tuple(layer_drifts(window, base, self._min_tokens, why_not)))
+                for name, base, why_not in bases
             ]
         return tuple(found)
 
@@ -115,18 +118,20 @@ def previous_hour(
     end: float | None,
     phase: Phase | None,
     dp_rank: int | None = None,
+    since: float | None = None,
 ) -> tuple[ModelWindow, ModelWindow]:
     """The hour before ``start``, and the window that begins there; of a phase or of both.
 
-    With ``dp_rank`` both are of that DP rank.
+    With ``dp_rank`` both are of that DP rank. Neither has what was counted before ``since``.
 
     Raises:
         StoreError: the archive can't be read.
     """
-    spans = state.series(deployment, _instants(start, end))
+    spans = state.series(deployment, _instants(start, end, since))
     hour, window = (merge_spans_of_phase(part, phase, dp_rank) for part in spans)
     return hour, window
 
 
-def _instants(start: float, end: float | None) -> tuple[float, float, float | None]:
-    return start - HOUR_S, start, end
+def _instants(start: float, end: float | None, since: float | None) -> tuple[float, float, float | None]:
+    earliest = start - HOUR_S if since is None else max(start - HOUR_S, since)
+    return earliest, max(start, earliest), end

@@ -81,7 +81,8 @@ _FAMILIES: Final = (
         "moescope_layer_ep_rank_slots_total",
         "counter",
         "slots",
-        "Slots that went to experts on the EP rank; a replicated expert's are split evenly over its copies. "
+        "Slots that went to experts on the EP rank. A replicated expert's are split evenly over its copies "
+        "where the worker doesn't count which of them a slot went to (moescope_layer_estimated_slots_total). "
         "Nothing where some DP rank's tokens are not all seen in the layer.",
         (*LAYER, "ep_rank"),
         MetricsLevel.LAYER_RANK,
@@ -91,6 +92,15 @@ _FAMILIES: Final = (
         "counter",
         "slots",
         "Slots counted while it was not known where the experts are.",
+        LAYER,
+        MetricsLevel.LAYER_RANK,
+    ),
+    Family(
+        "moescope_layer_estimated_slots_total",
+        "counter",
+        "slots",
+        "Slots whose EP rank is an estimate: they are split evenly over copies on several EP ranks, because "
+        "the worker doesn't count which copy they went to.",
         LAYER,
         MetricsLevel.LAYER_RANK,
     ),
@@ -328,6 +338,14 @@ _FAMILIES: Final = (
         "gauge",
         "stages",
         "Pipeline stages of which it isn't known whether rows add up to the tokens computed.",
+        DP,
+    ),
+    Family(
+        "moescope_weights_version",
+        "gauge",
+        "",
+        "How often the weights were changed since the DP rank's worker began to count: reload_weights, "
+        "a weight transfer, load_weights of a trainer's extension. A new worker begins at 0.",
         DP,
     ),
     Family(

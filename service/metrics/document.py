@@ -46,7 +46,7 @@ _INTRODUCTION: Final = """# Metrics
 - **Rearrangements by EPLB.** `moescope_rearrangements_total` counts them. A DP rank's rearrangements are the
   changes of its placement's version: `changes(moescope_placement_version[1h])`.
 - **Phases and straggler cost** need capturers that tell them (wire 1.3). Without them, tokens are of phase
-  `unknown`, and there are no `moescope_straggler_*` of the deployment. Under EPLB there are none either.
+  `unknown`, and there are no `moescope_straggler_*` of the deployment. Under EPLB they need wire 1.6.
 """
 _LEVELS: Final = {
     MetricsLevel.RANK: "series per rank, whose number grows with the ranks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 from msgspec import Struct
@@ -13,6 +14,7 @@ from moescope.service.counts.layers import Layout
 from moescope.service.counts.reasons import known_drops
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Decode, Totals
+from moescope.service.counts.weights import WeightsTold
 from moescope.service.store.blobs import floats, ints, packed_floats, packed_ints
 
 
@@ -65,6 +67,7 @@ class PackedTotals(Struct, array_like=True, frozen=True):
     accepted_drafts: int = 0
     rejected_drafts: int = 0
     estimated: bytes | None = None
+    weights: tuple[int, str, float, int] = (0, "", 0.0, 0)
 
 
 def pack(totals: Totals) -> PackedTotals:
@@ -93,6 +96,7 @@ def pack(totals: Totals) -> PackedTotals:
         accepted_drafts=totals.accepted_drafts,
         rejected_drafts=totals.rejected_drafts,
         estimated=packed_ints(totals.estimated) if totals.estimated.any() else None,
+        weights=astuple(totals.weights),
     )
 
 
@@ -142,6 +146,7 @@ def unpack(packed: PackedTotals) -> Totals:
         rejected_drafts=packed.rejected_drafts,
         # Before they were counted nobody knows which of the slots by EP rank are estimates.
         estimated=np.zeros_like(rows) if packed.estimated is None else ints(packed.estimated, size),
+        weights=WeightsTold(*packed.weights),
     )
 
 

@@ -123,7 +123,8 @@ class TraceQuery:
     """Which traces to list; None is any.
 
     ``start`` and ``end`` bound when a trace was stored, seconds of Unix time; ``expert`` needs ``layer``;
-    ``before`` is the number of the last trace on the page before.
+    ``before`` is the number of the last trace on the page before. ``weights_version``: that version of the
+    weights computed some of its tokens.
     """
 
     server: str | None = None
@@ -137,6 +138,7 @@ class TraceQuery:
     expert: int | None = None
     before: int | None = None
     limit: int = 100
+    weights_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

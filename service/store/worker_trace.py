@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -31,6 +33,7 @@ class WorkerTrace:
         stored_runs: bytes of the runs of all parts in the store, and of the part that has most.
         read_runs: see :attr:`runs`.
         read: see :meth:`read`.
+        parts: (tokens, version of the weights) of each part, in order; none: they aren't known.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class WorkerTrace:
         stored_runs: tuple[int, int],
         read_runs: Callable[[], Int64Array],
         read: Callable[[int, int], tuple[ExpertArray, ...]],
+        parts: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.layers = layers
         self.tokens = tokens
@@ -49,6 +53,10 @@ class WorkerTrace:
         self._stored_runs = stored_runs
         self._read_runs = read_runs
         self._read = read
+        self.weights = tuple(
+            (version, sum(tokens for tokens, _ in same)) for version, same in groupby(parts, itemgetter(1))
+        )
+        """(version of the weights, tokens) in the order of computing; the tokens add up to T."""
 
     @property
     def runs_bytes(self) -> int:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.store.limits import SEGMENT_BYTES, SEGMENT_TOKENS
 from moescope.service.store.worker_trace import WorkerTrace
+from moescope.service.traces.weights import Computed, computed_by
 
 Int16Array = npt.NDArray[np.int16]
 
@@ -119,11 +120,19 @@ class Routing:
         first: position of the first row.
         layers: L layers, rising.
         shape: (T, L, K), K the largest top-k.
+        weights: see :func:`computed_by`; of all positions, also of those that are not wanted.
     """
 
-    def __init__(self, first: int, end: int, layers: Sequence[MoeLayer], shares: Sequence[_Share]) -> None:
+    def __init__(
+        self,
+        first: int,
+        end: int,
+        layers: Sequence[MoeLayer],
+        shares: Sequence[_Share],
+        weights: Sequence[Computed],
+    ) -> None:
         self.first = first
-        self.layers = tuple(layers)
+        self.layers, self.weights = tuple(layers), tuple(weights)
         top_k = max((layer.top_k for layer in layers), default=0)
         self.shape = (end - first, len(layers), top_k)
         self._shares = shares
@@ -189,7 +198,8 @@ def put_together(
         for layer in worker.layers:
             known.setdefault(layer.layer, layer)
     layers = [known[number] for number in sorted(known)]
-    return Routing(first, end, layers, [_Share(worker, first, end, layers) for worker in workers])
+    shares = [_Share(worker, first, end, layers) for worker in workers]
+    return Routing(first, end, layers, shares, computed_by(workers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ class ReplicaWindow:
         hot_experts: experts with 3 times a fair share or more, summed over layers.
         straggler_cost: from its joined steps.
         routing: what its tokens chose, by layer.
+        weights: why it may be of several versions of the model's weights, or None.
         left_out: why it is not compared with its siblings though its tokens are known, or None.
     """
 
@@ -85,6 +86,7 @@ class ReplicaWindow:
     straggler_cost: Known
     routing: Mapping[int, LayerRouting]
     left_out: str | None
+    weights: str | None = None
 
     @property
     def tokens_per_second(self) -> Known:
@@ -116,6 +118,7 @@ def replica_window(
     return ReplicaWindow(
         replica=replica,
         used=window.used,
+        weights=window.weights,
         dp_size=window.dp_size,
         ep_size=window.ep_size,
         tokens=window.tokens,

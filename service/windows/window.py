@@ -23,6 +23,7 @@ from moescope.service.windows.health import absent_layers
 from moescope.service.windows.law import not_conserved
 from moescope.service.windows.layer_window import LayerWindow, Reasons, layers_of, uncovered_in
 from moescope.service.windows.stack import BoolArray, Doubt, Stacker
+from moescope.service.windows.weights import why_weights_differ
 
 
 class Part(Protocol):
@@ -80,7 +81,8 @@ class ModelWindow:
     ``absent`` those that the model's config has and that were not found; layer None: it isn't known which.
     ``sizes_reason`` says why the loads of ranks can't be compared: their number changed in the window.
     ``phase`` is the one phase that was asked for, or None; ``phase_reason`` says why not all of its tokens
-    are known. ``conflict`` says why all this may be of several deployments together, or is None.
+    are known. ``conflict`` says why all this may be of several deployments together, or is None. ``weights``
+    says why it may be of several versions of the model's weights, or is None.
     """
 
     server: str
@@ -97,6 +99,7 @@ class ModelWindow:
     absent: Mapping[int | None, str] = field(default_factory=dict)
     sizes_reason: str | None = None
     conflict: str | None = None
+    weights: str | None = None
 
     @property
     def reason(self) -> str | None:
@@ -207,6 +210,7 @@ def merge_spans(
         absent=absent_layers([item.producer.latest for item in heard], seen.union(uncovered)),
         sizes_reason=reasons.sizes,
         conflict=conflict,
+        weights=why_weights_differ(spans),
     )
 
 

@@ -18,7 +18,8 @@ OFF = {
     "no relation": "Borrowed, which doesn't extend vllm.v1.worker.gpu_worker.Worker",
 }
 UNKNOWN = "fits no known row layout"
-EXACT = sorted(name for name in CASES.keys() - OFF if "odd" not in name and "bad" not in name)
+CHANGE = "weights that change"
+EXACT = sorted(name for name in CASES.keys() - OFF - {CHANGE} if "odd" not in name and "bad" not in name)
 
 
 class Once(Lab):
@@ -81,6 +82,21 @@ def test_what_cannot_be_counted_is_off_with_the_reason(lab: Lab, name: str) -> N
     assert seen["state"] == "disabled"
     assert OFF[name] in seen["reason"]
     assert seen["counted"] == 0
+
+
+def test_weights_that_change_are_told_and_counts_and_tokens_stay_exact(lab: Lab) -> None:
+    seen = lab.run(CHANGE)
+    # vLLM 0.32 on CPUs computes other tokens after a reload of the same weights, without capture too.
+    assert seen["served"] == [lab.plain, lab.reloaded, lab.reloaded]
+    assert seen["state"] == ("counting", "")
+    assert seen["rows"] == [sum(seen["computed"])] * 4
+    # The first frame of a new version has all that was computed before it, and nothing of its own.
+    ends = [sum(seen["computed"][: version + 1]) for version in range(4)]
+    assert seen["first_of_version"][1:] == ends[:3]
+    assert seen["ends"][3] == ends[3]
+    assert seen["label"] == ""  # the path is the one that it was loaded from
+    assert seen["spanning"] == [(seen["computed"][2] - seen["computed"][1], 2), (seen["computed"][3] - 1, 3)]
+    assert seen["versions"] == [0, 1, 2, 3]
 
 
 def test_an_unknown_layout_at_the_start_stops_the_server_and_its_last_word_is_why(lab: Lab) -> None:

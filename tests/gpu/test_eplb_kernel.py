@@ -1,6 +1,6 @@
 """Loads by vLLM's own maps in CUDA graphs, where the maps are rewritten between replays.
 
-vLLM's kernel says the truth. The graph has vLLM's mapping kernel and ours, as a pass of a served model has them.
+vLLM's kernel says the truth. The graph has vLLM's mapping kernel and ours, as a served model's pass has.
 """
 
 from __future__ import annotations

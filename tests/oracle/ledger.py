@@ -150,6 +150,9 @@ def _placed(grown: Numbers, placement: Mapping[int, Copies] | None) -> Numbers:
             placed[whole] = placed.get(whole, 0) + value
             continue
         ranks = [rank for logical, rank in placement[layer] if logical == expert]  # type: ignore[index]
+        if len(set(ranks)) > 1:
+            guess = ("estimated", phase, layer)
+            placed[guess] = placed.get(guess, 0) + value
         for rank in ranks:
             share = ("ep", phase, layer, rank)
             placed[share] = placed.get(share, 0) + (Fraction(value, len(ranks)) if len(ranks) > 1 else value)

@@ -98,6 +98,8 @@ def _of_layers(deployment: Deployment) -> Iterator[tuple[str, dict[str, str], Nu
         unplaced = sum(v for name, v in whole.items() if name[0] == "unplaced" and name[2] == layer.index)
         if deployment.fleet.ep > 1:
             yield "moescope_layer_unplaced_slots_total", where, unplaced
+            estimated = sum(v for n, v in whole.items() if n[0] == "estimated" and n[2] == layer.index)
+            yield "moescope_layer_estimated_slots_total", where, estimated
         for expert, slots in enumerate(seen.slots):
             yield "moescope_layer_expert_slots_total", {**where, "expert": str(expert)}, slots
         for dp, slots in seen.by_dp.items() if not seen.missing else ():

@@ -12,6 +12,7 @@ from fastapi import Query
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.counts.phase_split import Phase
+from moescope.service.counts.weights import WeightsWish
 from moescope.service.live.parts import other_parts, told
 from moescope.service.live.pools import told_last
 from moescope.service.live.producers import Deployment
@@ -54,6 +55,10 @@ MinTokensParam = Annotated[
     int | None,
     Query(ge=0, le=LARGEST, description="Fewer tokens are no sample; the service's setting when absent."),
 ]
+WeightsParam = Annotated[
+    WeightsWish,
+    Query(description="latest: only what was counted since the weights were changed last. all: all of it."),
+]
 StepParam = Annotated[
     str | None,
     Query(
@@ -65,10 +70,11 @@ StepParam = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """A requested window, seconds of Unix time; None is unbounded."""
+    """A requested window, seconds of Unix time; None is unbounded. ``moved`` says why its begin is later."""
 
     start: float | None
     end: float | None
+    moved: str | None = None
 
 
 def parse_bounds(start: str | None, end: str | None, now: float) -> Bounds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from fastapi import APIRouter
@@ -35,6 +35,7 @@ from moescope.service.api.params.query import (
     ModelParam,
     PoolParam,
     ServerParam,
+    WeightsParam,
     choose,
     parse_bounds,
 )
@@ -49,7 +50,14 @@ from moescope.service.api.schemas.advice import (
     left_out_of,
 )
 from moescope.service.api.schemas.common import Summary, Window
-from moescope.service.api.schemas.windows import absent_out, partial_of, partial_over_stages, window_out
+from moescope.service.api.schemas.windows import (
+    absent_out,
+    bounds_of_weights,
+    partial_of,
+    partial_over_stages,
+    window_out,
+)
+from moescope.service.counts.weights import WeightsWish
 from moescope.service.live.state import LiveState
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.settings import Settings
@@ -76,6 +84,7 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         min_gain: MinGainParam = DEFAULT_MIN_GAIN,
         memory_price: MemoryPriceParam = DEFAULT_MEMORY_PRICE,
         min_tokens: MinTokensParam = None,
+        weights: WeightsParam = WeightsWish.LATEST,
     ) -> AdviceOut:
         """Is another placement of experts, or EPLB with so many redundant experts, worth it here?
 
@@ -83,7 +92,7 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         seen, against what the EP ranks really got there. Works whether EPLB is on or off.
         """
         deployment = choose(state, server, model, pool)
-        bounds = parse_bounds(start, end, state.now())
+        bounds = bounds_of_weights(state, deployment, parse_bounds(start, end, state.now()), weights)
         wish = AdviceWish(
             ranks=ranks,
             nodes=nodes,
@@ -114,8 +123,8 @@ def _advice(found: Advice, bounds: Bounds, min_gain: float, partial: str | None)
         groups=question.groups,
         num_experts=evidence.experts,
         min_gain=min_gain,
-        fit=_window(fit, fit, bounds.start, fit.used.end_latest),
-        held_out=_window(pieces[0], pieces[-1], fit.used.end_latest, bounds.end),
+        fit=_window(fit, fit, replace(bounds, end=fit.used.end_latest)),
+        held_out=_window(pieces[0], pieces[-1], Bounds(fit.used.end_latest, bounds.end)),
         fit_tokens=evidence.fit_tokens,
         held_out_tokens=evidence.later_tokens,
         partial=partial,
@@ -136,10 +145,10 @@ def _advice(found: Advice, bounds: Bounds, min_gain: float, partial: str | None)
     )
 
 
-def _window(first: ModelWindow, last: ModelWindow, start: float | None, end: float | None) -> Window:
+def _window(first: ModelWindow, last: ModelWindow, bounds: Bounds) -> Window:
     """From the begin of one to the end of another."""
-    begun, ended = window_out(first, Bounds(start, end)), window_out(last, Bounds(start, end))
-    return begun.model_copy(update={"used_end": ended.used_end})
+    begun, ended = window_out(first, bounds), window_out(last, bounds)
+    return begun.model_copy(update={"used_end": ended.used_end, "weights": begun.weights or ended.weights})
 
 
 def _option(item: Option) -> OptionOut:

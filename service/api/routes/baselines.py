@@ -17,6 +17,7 @@ from moescope.service.api.schemas.drift import (
     Baselines,
     PinBaseline,
 )
+from moescope.service.api.schemas.windows import bounds_of_weights
 from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import (
     PREVIOUS_HOUR,
@@ -29,6 +30,7 @@ from moescope.service.drift.baseline import (
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.windows.phase_window import merge_spans_of_phase
+from moescope.service.windows.weights import changed_at
 
 
 def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, keeper: Keeper) -> APIRouter:
@@ -96,12 +98,14 @@ def _baseline(state: LiveState, book: BaselineBook, wanted: PinBaseline, min_tok
             f"{PREVIOUS_HOUR} stands for the hour before a window: give another name.",
         )
     deployment = choose(state, wanted.server, wanted.model)
-    bounds = parse_bounds(wanted.start, wanted.end, state.now())
+    asked = parse_bounds(wanted.start, wanted.end, state.now())
+    bounds = bounds_of_weights(state, deployment, asked, wanted.weights)
     spans = state.spans(deployment, bounds.start, bounds.end)
     window, decode = merge_spans_of_phase(spans, None), merge_spans_of_phase(spans, Phase.DECODE)
     try:
         book.check_room(deployment, wanted.name)
-        return baseline_of(window, decode, wanted.name, wanted.note, state.now(), min_tokens)
+        changed = changed_at(item.span.last for item in spans)
+        return baseline_of(window, decode, wanted.name, wanted.note, state.now(), min_tokens, changed)
     except BaselineError as error:
         status = 409 if error.kind == "too-many-baselines" else 400
         raise ProblemError(status, error.kind, "This can't be pinned", str(error)) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
@@ -17,6 +17,7 @@ from moescope.service.api.params.query import (
     PhaseParam,
     PoolParam,
     ServerParam,
+    WeightsParam,
     check_known,
     choose,
     parse_bounds,
@@ -24,15 +25,23 @@ from moescope.service.api.params.query import (
 from moescope.service.api.params.stored import find_baseline
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.drift import DriftAnswer, DriftSummaryOut, LayerDriftOut
-from moescope.service.api.schemas.windows import absent_out, known_layers, partial_of, window_out
+from moescope.service.api.schemas.windows import (
+    absent_out,
+    bounds_of_weights,
+    known_layers,
+    partial_of,
+    window_out,
+)
 from moescope.service.counts.phase_split import Phase
+from moescope.service.counts.weights import WeightsWish
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
 from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of
-from moescope.service.drift.watch import previous_hour
+from moescope.service.drift.watch import HOUR_S, previous_hour
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.windows.phase_window import merge_spans_of_phase
+from moescope.service.windows.weights import changed_at, changed_within
 
 DEFAULT_START: Final = "-5m"
 
@@ -60,6 +69,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
         start: DriftStartParam = DEFAULT_START,
         end: EndParam = None,
         min_tokens: MinTokensParam = None,
+        weights: WeightsParam = WeightsWish.LATEST,
     ) -> DriftAnswer:
         """Divergence of each layer from the base; experts that died or became hot since.
 
@@ -69,19 +79,33 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
         deployment = choose(state, server, model, pool)
         if dp_rank is not None:
             _check_rank(state, deployment, baseline, dp_rank)
-        bounds = parse_bounds(start, end, state.now())
+        asked = parse_bounds(start, end, state.now())
+        bounds = bounds_of_weights(state, deployment, asked, weights)
+        why_not: str | None = None
         gate = settings.min_tokens if min_tokens is None else min_tokens
         if baseline == PREVIOUS_HOUR:
             begin = state.now() if bounds.start is None else bounds.start
-            hour, window = previous_hour(state, deployment, begin, bounds.end, phase, dp_rank)
+            since = None
+            if weights is WeightsWish.LATEST:
+                since = changed_within(state, deployment, begin - HOUR_S, bounds.end)
+                if since is not None and bounds.moved is None:
+                    word = (
+                        f"the hour before has what was counted since the weights were changed at {since:.3f}"
+                    )
+                    bounds = replace(bounds, moved=f"{word}; weights=all takes all")
+            hour, window = previous_hour(state, deployment, begin, bounds.end, phase, dp_rank, since)
             slots = slots_of(hour)
             base = hour.used.start_earliest, hour.used.end_latest, hour.known_tokens
         else:
             pinned = find_baseline(book, baseline, *deployment)
-            window = merge_spans_of_phase(state.spans(deployment, bounds.start, bounds.end), phase)
+            spans = state.spans(deployment, bounds.start, bounds.end)
+            window = merge_spans_of_phase(spans, phase)
             slots = _of_phase(pinned, phase)
+            if weights is WeightsWish.LATEST:
+                until = state.now() if bounds.end is None else bounds.end
+                why_not = pinned.why_other_weights(changed_at(item.span.last for item in spans), until)
             base = pinned.start, pinned.end, pinned.tokens
-        found = layer_drifts(window, slots, gate)
+        found = layer_drifts(window, slots, gate, why_not)
         if layer:
             check_known("layer", layer, known_layers(window))
         return DriftAnswer(

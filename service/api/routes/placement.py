@@ -27,12 +27,20 @@ from moescope.service.api.params.query import (
     ModelParam,
     PoolParam,
     ServerParam,
+    WeightsParam,
     choose,
     parse_bounds,
 )
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.advice import AscendMap, DoubleOut, PlacementMap, left_out_of
-from moescope.service.api.schemas.windows import absent_out, partial_of, partial_over_stages, window_out
+from moescope.service.api.schemas.windows import (
+    absent_out,
+    bounds_of_weights,
+    partial_of,
+    partial_over_stages,
+    window_out,
+)
+from moescope.service.counts.weights import WeightsWish
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 
@@ -57,10 +65,11 @@ def placement_router(state: LiveState, settings: Settings, turns: Turns) -> APIR
         form: FormParam = "map",
         pp_rank: PpRankParam = None,
         min_tokens: MinTokensParam = None,
+        weights: WeightsParam = WeightsWish.LATEST,
     ) -> PlacementMap | AscendMap:
         """A placement as a map to use elsewhere, fitted on the whole window."""
         deployment = choose(state, server, model, pool)
-        bounds = parse_bounds(start, end, state.now())
+        bounds = bounds_of_weights(state, deployment, parse_bounds(start, end, state.now()), weights)
         wish = PlacementWish(
             ranks=ranks,
             nodes=nodes,

@@ -257,4 +257,5 @@ def _window(windows: Sequence[ReplicaWindow], bounds: Bounds) -> Window:
             latest=max(item.end_latest for item in used),
         ),
         truncated=any(item.truncated for item in used),
+        weights=next((item.weights for item in windows if item.weights), None),
     )

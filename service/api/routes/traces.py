@@ -50,6 +50,10 @@ HitLayerParam = Annotated[
 HitExpertParam = Annotated[
     int | None, Query(ge=0, le=LARGEST, description="Only those that took this expert.")
 ]
+WeightsVersionParam = Annotated[
+    int | None,
+    Query(ge=0, le=LARGEST, description="Only those that this version of the weights computed a token of."),
+]
 LimitParam = Annotated[int, Query(ge=1, le=1000, description="Size of a page.")]
 CursorParam = Annotated[str | None, Query(description="next_cursor of the page before.")]
 TraceServerParam = Annotated[
@@ -101,6 +105,7 @@ def _add_list(router: APIRouter, state: LiveState, store: Store | None) -> None:
         min_tokens: MinTokensParam = 1,
         layer: HitLayerParam = None,
         expert: HitExpertParam = None,
+        weights_version: WeightsVersionParam = None,
         limit: LimitParam = 100,
         cursor: CursorParam = None,
     ) -> TracePage:
@@ -119,6 +124,7 @@ def _add_list(router: APIRouter, state: LiveState, store: Store | None) -> None:
             layer=layer,
             expert=expert,
             before=parse_cursor(cursor),
+            weights_version=weights_version,
             limit=limit + 1,  # one more tells whether there is a next page
         )
         return _page(existing(store).traced_requests(query), limit)

@@ -30,6 +30,10 @@ class Window(BaseModel):
     used_start: Span = Field(description="When the totals that were subtracted were true.")
     used_end: Span = Field(description="When the totals that they were subtracted from were true.")
     truncated: bool = Field(description="The window began before what the service remembers.")
+    weights: str | None = Field(
+        description="Why tokens of several versions of the model's weights may be in it, or why it begins "
+        "later than asked so that none are; null: neither."
+    )
 
 
 class Uncovered(BaseModel):

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moescope.service.api.schemas.common import Absent, Partial, Window
 from moescope.service.counts.phase_split import Phase
+from moescope.service.counts.weights import WeightsWish
 
 
 class PinBaseline(BaseModel):
@@ -23,6 +24,10 @@ class PinBaseline(BaseModel):
     start: str = Field("-1h", description="Begin of the window: Unix seconds, or relative as `-1h`.")
     end: str | None = Field(None, description="End of the window; absent: now.")
     note: str = Field("", max_length=500, description="What it is, for people.")
+    weights: WeightsWish = Field(
+        WeightsWish.LATEST,
+        description="latest: only what was counted since the weights were changed last. all: all of it.",
+    )
 
 
 class BaselineOut(BaseModel):

@@ -79,6 +79,11 @@ class ProducerOut(BaseModel):
     seq: int
     restarts: int
     placement_version: int | None = Field(description="null: it doesn't know where the experts are.")
+    weights_version: int = Field(description="How often its weights were changed since its counting began.")
+    weights_label: str = Field(description="What vLLM was told that its weights are; empty: nothing.")
+    weights_changed_at: float | None = Field(
+        description="When its weights were changed last, Unix seconds on the service's clock; null: never."
+    )
     strategy: str = Field(
         description="How it counts: kernel-per-step, kernel-per-layer or torch-per-layer; empty: unknown."
     )

@@ -123,6 +123,7 @@ def as_json(request: TraceOut, routing: Routing) -> Generator[bytes]:
         "layers": [layer.layer for layer in routing.layers],
         "num_experts": [layer.num_experts for layer in routing.layers],
         "top_k": [layer.top_k for layer in routing.layers],
+        "weights": [item._asdict() for item in routing.weights],
     }
     chunks = routing.chunks(_rows(_JSON_BYTES, _position_bytes(routing)))
     first = next(chunks)  # what can't be read is an error of its own before anything was sent
@@ -140,7 +141,7 @@ def as_json(request: TraceOut, routing: Routing) -> Generator[bytes]:
 
 
 def as_npz(routing: Routing) -> Generator[bytes]:
-    """``numpy.load`` gives routed_experts, first_position, layers, num_experts, top_k, times_computed."""
+    """``numpy.load`` gives routed_experts, and all else of the JSON that is an array."""
     sink = _Sink()
     with zipfile.ZipFile(cast(IO[bytes], sink), "w") as file:
         with file.open("routed_experts.npy", "w", force_zip64=True) as entry:
@@ -153,6 +154,7 @@ def as_npz(routing: Routing) -> Generator[bytes]:
             ("layers", np.array([layer.layer for layer in routing.layers], np.int64)),
             ("num_experts", np.array([layer.num_experts for layer in routing.layers], np.int64)),
             ("top_k", np.array([layer.top_k for layer in routing.layers], np.int64)),
+            ("weights", np.array(routing.weights, np.int64).reshape(-1, 3)),
         ):
             with file.open(f"{name}.npy", "w") as entry:
                 np.save(entry, array)

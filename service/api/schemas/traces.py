@@ -34,6 +34,14 @@ class TracePage(BaseModel):
     next_cursor: str | None = Field(description="Give it as cursor to get the next page; null: none.")
 
 
+class WeightsOut(BaseModel):
+    """A version of the weights that computed tokens of a request."""
+
+    version: int = Field(description="As the worker counts changes since its start; 0: as it loaded them.")
+    first: int = Field(description="The first position that it computed.")
+    end: int = Field(description="One past the last position that it computed.")
+
+
 class TraceDetail(TraceOut):
     """A traced request with the experts that its tokens took."""
 
@@ -42,6 +50,10 @@ class TraceDetail(TraceOut):
     num_experts: list[int] = Field(description="Logical experts of each layer.")
     top_k: list[int] = Field(description="Experts that a token takes in each layer.")
     times_computed: list[int] = Field(description="How often each position was computed; 0: not at all.")
+    weights: list[WeightsOut] = Field(
+        description="The versions of the weights that computed it, in order. More than one: the weights "
+        "were changed meanwhile."
+    )
     routed_experts: list[list[list[int]]] = Field(
         description="[positions][layers][largest top_k]: logical experts; -1 where there is none."
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 
 from moescope.capture.wire import MoeLayer
 from moescope.service.api.params.query import Bounds, check_known, choose
 from moescope.service.api.schemas.common import Absent, Span, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
+from moescope.service.counts.weights import WeightsWish
 from moescope.service.live.parts import REMEDY, Part, other_parts
 from moescope.service.live.producers import Deployment, ProducerState, heard_last
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_spans_of_phase
+from moescope.service.windows.weights import changed_within
 from moescope.service.windows.window import ModelWindow
 
 
@@ -100,7 +103,23 @@ def window_out(window: ModelWindow, bounds: Bounds) -> Window:
         used_start=Span(earliest=used.start_earliest, latest=used.start_latest),
         used_end=Span(earliest=used.end_earliest, latest=used.end_latest),
         truncated=used.truncated,
+        weights=bounds.moved or window.weights,
     )
+
+
+def bounds_of_weights(state: LiveState, deployment: Deployment, bounds: Bounds, wish: WeightsWish) -> Bounds:
+    """The window from the last change of the deployment's weights on, unless all are wanted.
+
+    Raises:
+        StoreError: the archive can't be read.
+    """
+    at = None
+    if wish is WeightsWish.LATEST:
+        at = changed_within(state, deployment, bounds.start, bounds.end)
+    if at is None:
+        return bounds
+    word = "the model's weights were changed then, and nothing before is taken; weights=all takes all"
+    return replace(bounds, start=at, moved=f"begins at {at:.3f}: {word}")
 
 
 def partial_of(state: LiveState, window: ModelWindow, dp_rank: int | None = None) -> str | None:

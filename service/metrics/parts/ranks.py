@@ -149,6 +149,8 @@ def ep_counters(group: Group) -> Iterable[Found]:
         name = str(layer.shape.layer)
         unplaced = "moescope_layer_unplaced_slots_total"
         yield Sample(unplaced, (*group.deployment, name), layer.unplaced, group.created)
+        estimated = "moescope_layer_estimated_slots_total"
+        yield Sample(estimated, (*group.deployment, name), layer.estimated, group.created)
         if layer.unplaced and not layer.ep_slots.any():
             continue
         sums += layer.ep_slots[:size]
@@ -255,6 +257,8 @@ def capture_health(group: Group) -> Iterable[Found]:
         yield Sample("moescope_conservation_mismatched_layers", labels, len(broken))
         unknown = sum(stage.state == "unknown" for stage in law)
         yield Sample("moescope_conservation_unknown_stages", labels, unknown)
+        told = max(item.totals.weights.version for item in present)
+        yield Sample("moescope_weights_version", labels, told)
         if known:
             yield Sample("moescope_placement_version", labels, max(known))
 

@@ -49,7 +49,12 @@ _V1: Final = (
     ) ENGINE = ReplacingMergeTree(version) ORDER BY (kind, name)""",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1,)
+_V2: Final = (
+    # The version of the model's weights that computed the part's tokens; 0 in parts of older workers.
+    "ALTER TABLE trace_part ADD COLUMN IF NOT EXISTS weights_version Int64 DEFAULT 0",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2)
 
 VERSIONS: Final = (
     "CREATE TABLE IF NOT EXISTS schema_version (version Int64) ENGINE = ReplacingMergeTree ORDER BY version"

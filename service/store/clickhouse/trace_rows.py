@@ -18,7 +18,7 @@ TRACE: Final = (*REQUEST, "pp_rank", "tp_rank", "epoch", "number")
 PART_COLUMNS: Final = (
     *TRACE,
     *("part", "parts", "names", "outcome", "prompt_tokens", "cached_tokens", "preemptions"),
-    *("started_ms", "ended_ms", "stored_ms", "come", "earlier", "tokens", "runs"),
+    *("started_ms", "ended_ms", "stored_ms", "come", "earlier", "tokens", "runs", "weights_version"),
 )
 ROUTING_COLUMNS: Final = (
     *TRACE,
@@ -56,7 +56,7 @@ def rows_of(parts: Sequence[ArrivedPart], numbers: Numbers) -> tuple[list[list[V
                 *(part.part, part.parts, list(dict.fromkeys([part.request_id, *part.client_ids]))),
                 *(part.outcome, part.prompt_tokens, part.cached_tokens, part.preemptions),
                 *(started_ms, part.ended_at_ns // 1_000_000, stored_ms, come, MOST - come),
-                *(part.tokens, _encoder.encode(part.runs)),
+                *(part.tokens, _encoder.encode(part.runs), part.weights_version),
             ]
         )
         nothing8, nothing16 = np.empty(0, np.uint8), np.empty(0, np.uint16)

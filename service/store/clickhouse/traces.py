@@ -99,9 +99,9 @@ def traces(connection: Connection, number: int, wanted: Collection[int] | None) 
     *names, first, last = request[0]
     this = dict(zip(REQUEST, names, strict=True)) | {"first": first, "last": last}
     headers = connection.rows(
-        f"SELECT {WORKER}, part, parts, tokens, toInt64(length(runs)) FROM trace_part FINAL "
+        f"SELECT {WORKER}, part, parts, tokens, toInt64(length(runs)), weights_version FROM trace_part FINAL "
         f"WHERE {THIS_REQUEST} ORDER BY {WORKER}, part",
-        "iiiiiiii",
+        "iiiiiiiii",
         this,
     )
     layers = "" if wanted is None else " AND layer IN {layers:Array(Int64)}"
@@ -161,6 +161,12 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
     if query.name is not None:
         clauses.append("has(names, {name:String})")
         parameters["name"] = query.name
+    if query.weights_version is not None:
+        clauses.append(
+            f"({', '.join(REQUEST)}) IN (SELECT {', '.join(REQUEST)} FROM trace_part "
+            "WHERE weights_version = {weights_version:Int64})"
+        )
+        parameters["weights_version"] = query.weights_version
     if query.layer is not None and query.expert is not None:
         clauses.append(
             f"({', '.join(REQUEST)}) IN (SELECT {', '.join(REQUEST)} FROM routing "
@@ -205,6 +211,7 @@ def _workers(
                 (sum(sizes), max(sizes)),
                 reader.runs,
                 reader.experts,
+                [(row[6], row[8]) for row in parts],
             )
         )
     return found

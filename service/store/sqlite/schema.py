@@ -165,6 +165,11 @@ CREATE TRIGGER piece_went AFTER DELETE ON piece BEGIN
 END;
 """
 
+_V5: Final = """
+-- The version of the model's weights that computed the part's tokens; 0 in parts of older workers.
+ALTER TABLE trace_part ADD COLUMN weights_version INTEGER NOT NULL DEFAULT 0;
+"""
+
 NEW_FILE: Final = (
     # The schema fits into the first page: if part of it is beyond, nothing of a truncated file can be read.
     "PRAGMA page_size = 8192",
@@ -172,7 +177,7 @@ NEW_FILE: Final = (
 )
 """To be executed before the first table; later they do nothing."""
 
-MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4)
+MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4, _V5)
 
 
 def migrate(connection: sqlite3.Connection, path: str, migrations: tuple[str, ...] = MIGRATIONS) -> None:

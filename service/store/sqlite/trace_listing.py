@@ -44,6 +44,10 @@ _SEGMENTS: Final = (
     "JOIN segment ON segment.trace = trace.id JOIN shape ON shape.id = trace.shape "
     "WHERE trace.complete AND trace.request IN (SELECT value FROM json_each(?))"
 )
+_OF_WEIGHTS: Final = (
+    "EXISTS (SELECT 1 FROM trace JOIN trace_part ON trace_part.trace = trace.id "
+    "WHERE trace.request = request.id AND trace.complete AND weights_version = ?)"
+)
 _OLD: Final = (
     "SELECT request, layers, hits FROM trace "
     "WHERE shape IS NULL AND complete AND request IN (SELECT value FROM json_each(?))"
@@ -132,6 +136,7 @@ def _conditions(query: TraceQuery) -> tuple[list[str], list[Any]]:
         ("stored_ms >= ?", None if query.start is None else query.start * 1000),
         ("stored_ms <= ?", None if query.end is None else query.end * 1000),
         ("id < ?", query.before),
+        (_OF_WEIGHTS, query.weights_version),
     ):
         if value is not None:
             clauses.append(clause)

@@ -45,8 +45,9 @@ def _save_part(connection: sqlite3.Connection, arrived: ArrivedPart, shape: Shap
     trace = _upsert_trace(connection, request, part, shape)
     tokens = part.tokens
     new = connection.execute(
-        "INSERT INTO trace_part VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (trace, part.part, tokens, _encoder.encode(part.runs)),
+        "INSERT INTO trace_part (trace, part, tokens, runs, weights_version) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT DO NOTHING",
+        (trace, part.part, tokens, _encoder.encode(part.runs), part.weights_version),
     ).rowcount
     if not new:
         return None

@@ -127,7 +127,10 @@ def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> 
         return _read(readers, place, pieces, start, end)
 
     layers = tuple(layer for layer in place.layers if place.wanted is None or layer.layer in place.wanted)
-    return WorkerTrace(layers, place.id_bytes, tokens, (runs, most), read_runs, read)
+    parts = connection.execute(
+        "SELECT tokens, weights_version FROM trace_part WHERE trace = ? ORDER BY part", (place.trace,)
+    ).fetchall()
+    return WorkerTrace(layers, place.id_bytes, tokens, (runs, most), read_runs, read, parts)
 
 
 @contextmanager

@@ -82,13 +82,23 @@ def test_a_change_of_weights_has_a_snapshot_of_its_own_though_nothing_was_counte
     snapshot = taker.collect()
     assert snapshot is not None
     assert snapshot.weights == (1, "step-1")
-    for _ in range(NUM_TRANSFERS):
-        taker.mark()  # nobody collects
     now[0] = Weights(2)
     taker.mark()
+    taker.step_begins()
+    taker.flush()
+    taker.step_ends()  # a later snapshot, which doesn't stand in for it
+    for version, steps in ((2, 0), (2, 1)):
+        found = taker.collect()
+        assert found is not None
+        assert (found.weights.version, found.captured_at_ns > 0) == (version, True), steps
+    assert taker.collect() is None
+    for _ in range(NUM_TRANSFERS):
+        taker.mark()  # nobody collects
+    now[0] = Weights(3)
+    taker.mark()
     assert taker.put_off == 1
-    last = [found for _ in range(3) if (found := taker.collect()) is not None][-1]
-    assert last.weights == (2, "")
+    last = [found for _ in range(4) if (found := taker.collect()) is not None][-1]
+    assert last.weights == (3, "")
 
 
 def test_a_reader_that_does_not_come_puts_snapshots_off_and_loses_no_counts() -> None:

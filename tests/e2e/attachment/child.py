@@ -21,6 +21,7 @@ import numpy as np
 
 from devkit.frame_sink import FrameSink
 from devkit.vllm_server import ENVIRONMENT
+from tests.e2e.attachment.weights import serve_while_weights_change
 from tests.e2e.small_engine import SMALL_ENGINE
 from tests.waiting import wait_until
 
@@ -29,12 +30,16 @@ FOREIGN = "tests.e2e.attachment.foreign"
 
 @dataclass(frozen=True)
 class Case:
-    """A worker class and an extension by name, how often vLLM's plugins are loaded before, and variables."""
+    """A worker class and an extension by name, how often vLLM's plugins are loaded before, and variables.
+
+    With ``weights_change`` it is served as `serve_while_weights_change` says.
+    """
 
     worker: str = "auto"
     extension: str = ""
     loads: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
+    weights_change: bool = False
 
 
 CASES = {
@@ -54,6 +59,9 @@ CASES = {
     "odd at the start, disable": Case(f"{FOREIGN}.OddAtStart", env={"MOESCOPE_ON_ERROR": "disable"}),
     "odd in traffic": Case(f"{FOREIGN}.Odd"),
     "odd in traffic, raise": Case(f"{FOREIGN}.Odd", env={"MOESCOPE_ON_ERROR": "raise"}),
+    "weights that change": Case(
+        extension=f"{FOREIGN}.Extension", env={"MOESCOPE_TRACE_RATE": "1"}, weights_change=True
+    ),
     "bad settings": Case(env={"MOESCOPE_INTERVAL": "soon", "MOESCOPE_TRACE_RATE": "lots"}),
 }
 
@@ -141,6 +149,11 @@ def run(model: str, case: Case) -> dict[str, Any]:
 
 def _run(model: str, case: Case, sink: FrameSink) -> dict[str, Any]:
     engine = Engine(model, case)
+    if case.weights_change:
+        try:
+            return serve_while_weights_change(engine, sink, model)
+        finally:
+            engine.close()
     tokens, computed = engine.serve()
 
     def told() -> bool:
@@ -174,12 +187,15 @@ def main(model: str, connection: str) -> None:
     engine = Engine(model, CASES["vLLM's own"])
     classes = [base.__name__ for base in type(engine.worker).__mro__]
     plain = engine.serve()[0]
+    engine.llm.collective_rpc("reload_weights")
+    reloaded = engine.serve()[0]
     engine.close()
     clean_up()
     set_imports_aside()
     os.environ["MOESCOPE"] = "1"
     with Connection(int(connection)) as tests:
-        tests.send({"capture_at_start": "CapturingWorker" in classes, "plain": plain})
+        started = {"capture_at_start": "CapturingWorker" in classes, "plain": plain, "reloaded": reloaded}
+        tests.send(started)
         with contextlib.suppress(EOFError):
             while True:
                 tests.send(run(model, CASES[tests.recv()]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.model_executor.model_loader import get_model_loader
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.worker_base import WorkerBase
 
@@ -30,6 +31,14 @@ class Extension:
 
     def extension_says(self) -> str:
         return f"an extension of {type(self).__name__}"
+
+    def load_some(self: Any) -> None:
+        """Load weights as trainers do, piece by piece: those of norms, which no kernel has made anew."""
+        loader = get_model_loader(self.vllm_config.load_config)
+        weights = loader.get_all_weights(self.vllm_config.model_config, self.model_runner.model)
+        for name, weight in list(weights):
+            if "layernorm" in name:
+                self.model_runner.model.load_weights([(name, weight)])
 
 
 class Extended(CPUWorker, Extension):  # type: ignore[misc]

@@ -30,6 +30,7 @@ class Lab:
     Attributes:
         capture_at_start: whether capture was open after the start with a bad setting.
         plain: the requests' tokens without capture.
+        reloaded: the same once the weights were reloaded, where the child does that.
         output: what the child had printed when it had started.
     """
 
@@ -43,6 +44,7 @@ class Lab:
         self._connection: Connection
         self.capture_at_start: bool
         self.plain: list[list[int]]
+        self.reloaded: list[list[int]] | None
         self.output: str
 
     def start(self) -> None:
@@ -61,6 +63,7 @@ class Lab:
         self._connection, self._printed = ours, 0
         started = self._answer(START_S, "the start")
         self.capture_at_start, self.plain = started["capture_at_start"], started["plain"]
+        self.reloaded = started.get("reloaded")
         self.output = self._log.read_text(errors="replace")
 
     def run(self, name: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """A store that an earlier moescope wrote.
 
-``upgrade/schema2.sqlite`` was written by the code of commit 5540124, the last one with schema 2, and
-``schema3.sqlite`` by that of 6ef10e3: two DP ranks with three frames each, three traces. A schema that is
-released gets a file of its own here.
+``upgrade/schema2.sqlite`` was written by the code of commit 5540124, the last one with schema 2,
+``schema3.sqlite`` by that of 6ef10e3, ``schema4.sqlite`` by that of c16ea6a: two DP ranks with three frames
+each, three traces. A schema that is released gets a file of its own here.
 """
 
 from __future__ import annotations
