@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class TraceReader:
     def experts(self, start: int, end: int) -> tuple[ExpertArray, ...]:
         """See :meth:`WorkerTrace.read`; a query for each part."""
         ends = np.cumsum(self._tokens)
-        found: dict[MoeLayer, list[ExpertArray]] = {
+        found: dict[MoeLayer, list[Any]] = {
             layer: [no_ids(size, layer.top_k)] for layer, size in self._layers.items()
         }
         with unreadable_as_error(self._connection.name):
