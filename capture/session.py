@@ -22,7 +22,8 @@ from moescope.capture.frames.unavailable import Unavailable
 from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.deployment import DeploymentName, name_deployment
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
-from moescope.capture.seam.forward import step_rows
+from moescope.capture.seam.features import microbatches
+from moescope.capture.seam.microbatches import rows_reader
 from moescope.capture.seam.ranks import read_producer, read_ranks, resized, why_no_steps
 from moescope.capture.seam.requests import scheduled_tokens
 from moescope.capture.seam.runner import holds_requests
@@ -48,7 +49,8 @@ class CaptureSession:
 
     What this vLLM lacks of what phases, traces, placement and loads of steps need costs only these.
     All that vLLM's step calls here is guarded: a fault turns capture off and is logged, and vLLM serves on.
-    The exception is the AssertionError of an unknown row layout, which a router's callback raises.
+    The exception is the AssertionError of an unknown row layout, which a router's callback raises, or, of a
+    microbatch, what ends the step or begins to serve.
     """
 
     def __init__(
@@ -65,10 +67,12 @@ class CaptureSession:
             unavailable.note("placement", survey.why_no_placement)
         layers = [layer.spec for layer in survey.routed]
         producer, epoch = read_producer(vllm_config, settings), time.time_ns()
-        ring = _open_ring(survey, producer, vllm_config, device, unavailable)
-        buffers = CountBuffers(layers, device, vllm_config.scheduler_config.max_num_batched_tokens, ring)
+        parts = microbatches(vllm_config.parallel_config) if survey.routed else 1
+        ring = _open_ring(survey, producer, vllm_config, device, parts, unavailable)
+        most_tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        buffers = CountBuffers(layers, device, most_tokens, ring, parts)
         self.capturer = RoutingCapturer(
-            buffers, read_ranks(vllm_config), step_rows, settings.on_error, settings.kept_ids_bytes
+            buffers, read_ranks(vllm_config), rows_reader(parts), settings.on_error, settings.kept_ids_bytes
         )
         self._binding = RouterBinding(survey.routed, self.capturer)
         history = None if ring is None else StepHistory(ring.version)
@@ -133,6 +137,7 @@ class CaptureSession:
 
     def serving_begins(self) -> None:
         """Warm-up is over: count from now on, and send."""
+        self.capturer.raise_owed()
         self._taker.resume()
         if self._traces is not None:
             self._traces.resume()
@@ -163,6 +168,7 @@ class CaptureSession:
             self._guarded(self._taker.step_ends)  # after a fault too: snapshots go on, and tell of it
             if self._traces is not None:
                 self._traces.end_step()
+            self.capturer.raise_owed()
 
     def idle_step(self) -> None:
         """A dummy step was run because another DP rank has work."""
@@ -256,12 +262,18 @@ class CaptureSession:
 
 
 def _open_ring(
-    survey: MoeSurvey, producer: Producer, vllm_config: Any, device: torch.device, unavailable: Unavailable
+    survey: MoeSurvey,
+    producer: Producer,
+    vllm_config: Any,
+    device: torch.device,
+    parts: int,
+    unavailable: Unavailable,
 ) -> LoadRing | None:
     """A ring of loads, if a step has the same number on all DP ranks and experts are not moved."""
     reason = why_no_steps(vllm_config) or survey.why_no_placement
     if reason is None:
-        return ring_for([layer.spec for layer in survey.routed], survey.placement, producer.ep_size, device)
+        layers = [layer.spec for layer in survey.routed]
+        return ring_for(layers, survey.placement, producer.ep_size, device, parts)
     if producer.ep_size > 1:
         unavailable.note("steps", reason)
     return None

@@ -81,6 +81,7 @@ def launch_step(
         ring.max_experts,
         ring.loads,
         ring.places,
+        ring.microbatches,
         ring.ep_size,
         **traced_arguments(buffers.traced, buffers.step_word),
         IDS=_IDS[ids_dtype],
@@ -121,6 +122,7 @@ def launch_layer(
         ring.ep_ranks,
         ring.max_experts,
         ring.loads,
+        ring.microbatches,
         ring.ep_size,
         **traced_arguments(buffers.traced, buffers.step_word),
         IDS=_IDS[topk_ids.dtype],
@@ -137,6 +139,7 @@ class _Ring(NamedTuple):
     max_experts: int
     loads: torch.Tensor
     places: int
+    microbatches: int
     ep_size: int
     lanes: int
 
@@ -144,7 +147,7 @@ class _Ring(NamedTuple):
 def _ring_of(buffers: CountBuffers) -> _Ring:
     ring = buffers.ring
     if ring is None:
-        return _Ring(buffers.flat, 0, buffers.flat, 0, 0, 0)
-    places, _, ep_size = ring.loads.shape
+        return _Ring(buffers.flat, 0, buffers.flat, 0, 0, 0, 0)
+    places, microbatches, _, ep_size = ring.loads.shape
     lanes = int(triton.next_power_of_2(ep_size))
-    return _Ring(ring.ep_ranks, ring.ep_ranks.shape[1], ring.loads, places, ep_size, lanes)
+    return _Ring(ring.ep_ranks, ring.ep_ranks.shape[1], ring.loads, places, microbatches, ep_size, lanes)

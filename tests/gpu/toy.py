@@ -107,4 +107,4 @@ class Toy:
         latest = self.loads[-self.ring.capacity :]
         copy = torch.zeros_like(self.ring.loads)
         self.ring.copy_since(0, copy)
-        assert torch.equal(copy[: len(latest)], torch.stack(latest))
+        assert torch.equal(copy[: len(latest)], torch.stack(latest)[:, None])

@@ -48,6 +48,7 @@ class Bench:
         phase: Phase = Phase.PREFILL,
         ep_size: int = 8,
         max_tokens: int = 6000,
+        microbatches: int = 1,
     ) -> None:
         self.layers = [MoeLayer(2 * index, experts, top_k) for index, (experts, top_k) in enumerate(shape)]
         self.num_valid, self.phase = num_valid, phase
@@ -57,8 +58,10 @@ class Bench:
         phases = torch.randint(0, 2, (max_tokens,), generator=generator)
         self.all = []
         for _ in range(3):
-            ring = None if ep_ranks is None else LoadRing(ep_ranks.astype("i4"), ep_size, 0, DEVICE)
-            buffers = CountBuffers(self.layers, DEVICE, max_tokens, ring)
+            ring = None
+            if ep_ranks is not None:
+                ring = LoadRing(ep_ranks.astype("i4"), ep_size, 0, DEVICE, microbatches)
+            buffers = CountBuffers(self.layers, DEVICE, max_tokens, ring, microbatches)
             buffers.phases.copy_(phases)
             self.all.append(buffers)
         self.step, self.layer, self.reference = self.all
@@ -112,5 +115,5 @@ class Bench:
         return expected
 
 
-def span(count: int, start: int = 0, first_token: int = 0) -> RowSpan:
-    return RowSpan(Layout.LOCAL, start, count, first_token)
+def span(count: int, start: int = 0, first_token: int = 0, microbatch: int = 0) -> RowSpan:
+    return RowSpan(Layout.LOCAL, start, count, first_token, microbatch)
