@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,13 +25,16 @@ from moescope.capture.seam.deployment import DeploymentName, name_deployment
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
 from moescope.capture.seam.features import microbatches
 from moescope.capture.seam.microbatches import rows_reader
+from moescope.capture.seam.outcomes import StepOutcome, why_no_outcomes
 from moescope.capture.seam.ranks import read_producer, read_ranks, resized, why_no_steps
 from moescope.capture.seam.requests import scheduled_tokens
 from moescope.capture.seam.runner import holds_requests
 from moescope.capture.seam.survey import MoeSurvey, survey_model
 from moescope.capture.seam.versions import vllm_version
+from moescope.capture.seam.weights import WeightsWatch
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests, BatchWatch
+from moescope.capture.step.drafts import Drafts, DraftTally
 from moescope.capture.step.phases import PhaseTracker
 from moescope.capture.step.totals import StepTokens
 from moescope.capture.trace_session import TraceSession, open_traces, why_no_traces
@@ -74,19 +78,46 @@ class CaptureSession:
         self.capturer = RoutingCapturer(
             buffers, read_ranks(vllm_config), rows_reader(parts), settings.on_error, settings.kept_ids_bytes
         )
-        self._binding = RouterBinding(survey.routed, self.capturer)
+        self._binding = RouterBinding(survey.routed, self.capturer, survey.look_again)
+        self._why_no_references = survey.why_no_references
+        self._weights = WeightsWatch(
+            model,
+            vllm_config.model_config,
+            self._weights_changed,
+            lambda: self.capturer.totals.forward_passes,
+            discards=device.type != "cpu",
+        )
         history = None if ring is None else StepHistory(ring.version)
         modules = [layer.module for layer in survey.routed]
         self._eplb = watch_eplb(model_runner, modules, vllm_config, partial(unavailable.note, "placement"))
         self._taker = SnapshotTaker(
-            buffers.flat, self.capturer, settings.interval, ring=ring, history=history, eplb=self._eplb
+            buffers.flat,
+            self.capturer,
+            settings.interval,
+            ring=ring,
+            history=history,
+            eplb=self._eplb,
+            weights=lambda: self._weights.now,
         )
         self._phases = PhaseTracker(decodes_only=producer.role == "decode")
         self._traces: TraceSession | None = None
         self._watch = BatchWatch(vllm_config, self._ordered, self._watch_failed)
         reason = self._watch.reason or why_no_traces(vllm_config, device, self.capturer.strategy)
         no_traces = partial(unavailable.note, "traces")
-        self._traces = open_traces(layers, producer, epoch, settings, vllm_config, device, reason, no_traces)
+        self._traces = open_traces(
+            layers,
+            producer,
+            epoch,
+            settings,
+            vllm_config,
+            device,
+            reason,
+            no_traces,
+            self._weights.versions,
+            model_runner,
+        )
+        self._drafts = _open_tally(vllm_config, unavailable)
+        self._outcome: StepOutcome | None = None
         if self._traces is not None:
             buffers.traced = self._traces.staging
         self._builder = FrameBuilder(
@@ -102,6 +133,7 @@ class CaptureSession:
             unavailable=unavailable.reasons,
             absent=survey.absent,
             absent_unnamed=survey.absent_unnamed,
+            drafts=Drafts if self._drafts is None else self._drafts.read,
         )
         self._sender = FrameSender(
             self._taker,
@@ -113,9 +145,10 @@ class CaptureSession:
         self._runner, self._vllm_config = model_runner, vllm_config
         self._serving = self._warming_up = self._started = self._asked = False
         try:
-            self._binding.bind()
+            self._bind()
         except Exception:
             self._binding.unbind()  # no router may go on calling a capturer that nobody reads
+            self._weights.close()
             raise
         _log_coverage(survey, settings, name_deployment(vllm_config, settings))
         unavailable.announce(vllm_version())
@@ -133,7 +166,7 @@ class CaptureSession:
         self._taker.pause()
         if self._traces is not None:
             self._traces.pause()
-        self._guarded(self._binding.bind)
+        self._guarded(self._rebind)
 
     def serving_begins(self) -> None:
         """Warm-up is over: count from now on, and send."""
@@ -155,6 +188,7 @@ class CaptureSession:
         if self._serving:
             self._asked = True
             self._guarded(lambda: self._begin(scheduler_output))
+            self._guarded(lambda: self._begin_drafts(scheduler_output))
             if self._traces is not None:
                 self._traces.begin_step(scheduler_output)
             if self._traces is not None or self.capturer.awaits_phases:
@@ -167,8 +201,13 @@ class CaptureSession:
             self._guarded(self._end)
             self._guarded(self._taker.step_ends)  # after a fault too: snapshots go on, and tell of it
             if self._traces is not None:
-                self._traces.end_step()
+                self._traces.end_step(self._outcome)
             self.capturer.raise_owed()
+
+    def step_sampled(self, output: Any) -> None:
+        """The step has been sampled, or its sampling is enqueued; `output` is what vLLM's runner returned."""
+        if self._drafts is not None:
+            self._drafts.sampled(output)
 
     def idle_step(self) -> None:
         """A dummy step was run because another DP rank has work."""
@@ -190,6 +229,18 @@ class CaptureSession:
             if producer != self._builder.producer:
                 logger.info("moescope: %d DP and %d EP ranks from now on", producer.dp_size, producer.ep_size)
             self._builder.producer, self.capturer.ranks = producer, ranks
+            self._guarded(self._rebind)
+
+    @contextmanager
+    def weights_may_change(
+        self, way: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> Iterator[None]:
+        """Surround a call of one of `seam.weights.WAYS`; no step runs meanwhile."""
+        self._weights.before()
+        try:
+            yield
+        finally:
+            self._guarded(lambda: self._weights.after(way, arguments, named))
 
     def steps_differ(self, reason: str) -> None:
         """From now on a step may have another number on each rank: loads of single steps are told no more."""
@@ -199,7 +250,10 @@ class CaptureSession:
         """Give the callback slots back and send what is left, within two seconds (three with traces)."""
         self._serving = False
         self._guarded(self._watch.close)
+        self._guarded(self._weights.close)
         self._guarded(self._binding.unbind)
+        if self._drafts is not None:
+            self._drafts.close()
         if self._traces is not None:
             self._traces.stop()
         self._guarded(self._sender.stop)
@@ -208,7 +262,16 @@ class CaptureSession:
         self._taker.step_begins()
         if self._eplb is not None:
             self._eplb.look()
-        self.capturer.begin_step(*self._step_tokens(scheduler_output))
+        tokens = self._step_tokens(scheduler_output)
+        if tokens.tokens:
+            self._weights.step_begins()
+        self.capturer.begin_step(*tokens)
+
+    def _begin_drafts(self, scheduler_output: Any) -> None:
+        """Ask for what the step samples, where tokens are drafted."""
+        self._outcome = None
+        if self._drafts is not None and scheduled_tokens(scheduler_output):
+            self._outcome = self._drafts.begin_step(scheduler_output)
 
     def _step_tokens(self, scheduler_output: Any) -> StepTokens:
         """The step's tokens; all are of one phase once the phases can't be told: frames leave them out."""
@@ -249,10 +312,34 @@ class CaptureSession:
 
     def _idle(self) -> None:
         self._taker.step_begins()
+        self._weights.step_begins()
         self.capturer.idle_step()
         if self._eplb is not None:
             self._eplb.look()
         self._taker.step_ends()
+
+    def _bind(self) -> None:
+        self._binding.bind()
+        reason = self._why_no_references()
+        if reason is not None:
+            self.capturer.keep_no_references(reason)
+
+    def _rebind(self) -> None:
+        """Bind again: slots may have been taken, and kernels made anew."""
+        if self.capturer.disabled_reason is not None:
+            return
+        lost = self._binding.renew()
+        if lost is None:
+            self._bind()
+        else:
+            self._binding.unbind()
+            self.capturer.disable(lost)
+
+    def _weights_changed(self) -> None:
+        """Have a frame that has all counts of the former weights, and says that others follow."""
+        logger.info("moescope: the weights are changed, version %d %s", *self._weights.now)
+        self._guarded(self._rebind)
+        self._guarded(self._taker.mark)
 
     def _guarded(self, action: Any) -> None:
         try:
@@ -276,6 +363,17 @@ def _open_ring(
         return ring_for(layers, survey.placement, producer.ep_size, device, parts)
     if producer.ep_size > 1:
         unavailable.note("steps", reason)
+    return None
+
+
+def _open_tally(vllm_config: Any, unavailable: Unavailable) -> DraftTally | None:
+    """What counts drafts by what became of them, if vLLM drafts tokens and this worker is told."""
+    if vllm_config.speculative_config is None:
+        return None
+    no_drafts, reason = partial(unavailable.note, "drafts"), why_no_outcomes(vllm_config)
+    if reason is None:
+        return DraftTally(no_drafts)
+    no_drafts(reason)
     return None
 
 

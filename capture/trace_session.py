@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ import torch
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.counting.strategies import TorchPerLayer
 from moescope.capture.delivery.transport import HttpTransport
+from moescope.capture.seam.outcomes import StepOutcome, positions_of
 from moescope.capture.seam.requests import read_requests, why_not_traceable
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import TraceAssembly
-from moescope.capture.tracing.sender import TraceSender
+from moescope.capture.tracing.sender import TraceSender, Versions
 from moescope.capture.tracing.tracer import Tracer
 from moescope.capture.wire import TRACES_PATH, MoeLayer, Producer
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE
@@ -35,6 +37,8 @@ class TraceSession:
         max_tokens: no step of this worker's DP rank has more.
         device: where the counting kernels run.
         failed: called once, with the reason, if tracing ends by a fault.
+        versions: see `WeightsWatch.versions`.
+        positions: tells the model's own positions, where tokens are drafted (see `TraceStaging`).
     """
 
     def __init__(
@@ -46,8 +50,10 @@ class TraceSession:
         max_tokens: int,
         device: torch.device,
         failed: Callable[[str], None],
+        versions: Versions,
+        positions: Callable[[], torch.Tensor] | None = None,
     ) -> None:
-        self.staging = TraceStaging(layers, max_tokens, device)
+        self.staging = TraceStaging(layers, max_tokens, device, positions=positions)
         self._assembly = TraceAssembly(self.staging, sharded=producer.tp_size > 1)
         self._tracer = Tracer(settings.traces, self.staging, self._assembly, settings.trace_bytes)
         transport = HttpTransport(
@@ -57,7 +63,7 @@ class TraceSession:
             content_type=TRACE_CONTENT_TYPE,
             access=settings.access,
         )
-        self._sender = TraceSender(self._assembly, layers, producer, epoch, transport)
+        self._sender = TraceSender(self._assembly, layers, producer, epoch, transport, versions=versions)
         self._started = False
         self._failed = False
         self._on_failure = failed
@@ -90,9 +96,9 @@ class TraceSession:
         """See `Tracer.take_order`."""
         self._guarded(lambda: self._tracer.take_order(batch, number))
 
-    def end_step(self) -> None:
-        """The step is enqueued."""
-        self._guarded(self._tracer.end_step)
+    def end_step(self, outcome: StepOutcome | None = None) -> None:
+        """The step is enqueued; see `Tracer.end_step`."""
+        self._guarded(lambda: self._tracer.end_step(outcome))
 
     def give_up(self, reason: str) -> None:
         """End tracing for good, for example because the order of batches is no longer known."""
@@ -138,13 +144,16 @@ def open_traces(
     device: torch.device,
     reason: str | None,
     failed: Callable[[str], None],
+    versions: Versions,
+    model_runner: Any = None,
 ) -> TraceSession | None:
     """Tracing, if the settings ask for it and this server's requests can be traced; else None.
 
     Args:
-        layers, producer, epoch, settings, device: see `TraceSession`.
+        layers, producer, epoch, settings, device, versions: see `TraceSession`.
         reason: why the requests can't be traced, or None.
         failed: called once, with the reason, if the settings ask for traces and there are none, or no more.
+        model_runner: knows the positions of rows where tokens are drafted.
     """
     if not settings.traces.any or not layers:
         return None
@@ -152,8 +161,17 @@ def open_traces(
         failed(reason)
         return None
     max_tokens = int(vllm_config.scheduler_config.max_num_batched_tokens)
+    positions = None
     try:
-        return TraceSession(layers, producer, epoch, settings, max_tokens, device, failed)
+        if vllm_config.speculative_config is not None:
+            positions_of(model_runner)
+            positions = partial(positions_of, model_runner)
+        return TraceSession(
+            layers, producer, epoch, settings, max_tokens, device, failed, versions, positions
+        )
+    except LookupError as error:
+        failed(f"routing traces with speculative decoding: {error}")
+        return None
     except Exception as error:  # noqa: BLE001 - counts don't need it
         failed(f"tracing could not start: {error!r}")
         return None

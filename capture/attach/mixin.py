@@ -11,6 +11,7 @@ import logging
 import os
 from typing import Any
 
+from moescope.capture.attach.weights import watched_ways
 from moescope.capture.off.report import OffReport, last_word, off_report
 from moescope.capture.seam.identity import guess_identity
 from moescope.capture.seam.platform import why_device_unknown, why_unknown
@@ -126,6 +127,13 @@ class CapturingWorker(ReportingWorker):
         finally:
             capture.step_ends()
 
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample a step's tokens, and show the capturer what came of it; it waits for nothing."""
+        output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
+        if self._capture is not None:
+            self._capture.step_sampled(output)
+        return output
+
     def elastic_ep_execute(self, *args: Any, **kwargs: Any) -> Any:
         """Let vLLM prepare or commit other numbers of DP and EP ranks, and tell them from then on."""
         try:
@@ -175,9 +183,10 @@ def extended(worker_class: type[Any]) -> type[Any]:
     bases = (front, worker_class, *(base for base in worker_class.__bases__ if base is not object))
     # By its metaclass, which may not be `type`.
     metaclass: Any = type(worker_class)
+    ways = {} if why_not else watched_ways(worker_class)
     made: type[Any] = metaclass(
         f"Routing{worker_class.__name__}",
         bases,
-        {"__module__": __name__, "__doc__": worker_class.__doc__, "_moescope_why_not": why_not},
+        {"__module__": __name__, "__doc__": worker_class.__doc__, "_moescope_why_not": why_not, **ways},
     )
     return made

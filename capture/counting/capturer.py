@@ -171,6 +171,10 @@ class RoutingCapturer:
         else:
             self._record_eager(ordinal, topk_ids, self.buffers.flat, traced=False)
 
+    def keep_no_references(self, reason: str) -> None:
+        """From now on count each layer within its routing call; `reason` is for the log. Not in a step."""
+        self._fall_back(reason)
+
     def disable(self, reason: str) -> None:
         """Stop counting for good: graphs that were captured go on running, with zero valid tokens."""
         if self.disabled_reason is None:

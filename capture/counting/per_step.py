@@ -108,6 +108,7 @@ class KernelPerStep:
             return
         part = self._passes[span.microbatch]
         if part.called:
+            self._refuse_overwritten(part, ordinal, topk_ids)
             self._make_way(part, ordinal, capturing, flat)
         self._refuse_shared_memory(ordinal, topk_ids)
         part.keep(ordinal, topk_ids, span, capturing)
@@ -142,6 +143,21 @@ class KernelPerStep:
                 self._last = next(reversed(part.called))
                 self._forget(part)
 
+    def _refuse_overwritten(self, part: KeptPass, ordinal: int, topk_ids: torch.Tensor) -> None:
+        """In a step, a layer that runs again has not written over its own ids, which wait for a launch."""
+        kept = part.kept.get(ordinal)
+        if not self._in_step or kept is None or kept.ids is None or not topk_ids.numel():
+            return
+        if kept.ids.data_ptr() == topk_ids.data_ptr():
+            self._drop_all()
+            layer = self._buffers.layers[ordinal].layer
+            raise ReferencesUnsafeError(f"layer {layer} runs twice in a step and writes its ids in place")
+
+    def _drop_all(self) -> None:
+        for part in self._passes:
+            part.take()
+            part.end()
+
     def _forget(self, part: KeptPass) -> None:
         """Drop ids of a pass that counts nothing; to drop ids of another pass is an error."""
         kept = part.take()
@@ -154,9 +170,7 @@ class KernelPerStep:
     def _refuse_shared_memory(self, ordinal: int, topk_ids: torch.Tensor) -> None:
         if not any(part.has_at(topk_ids.data_ptr()) for part in self._passes):
             return
-        for part in self._passes:
-            part.take()
-            part.end()
+        self._drop_all()
         layer = self._buffers.layers[ordinal].layer
         raise ReferencesUnsafeError(f"layer {layer} writes its ids where an earlier layer's are")
 

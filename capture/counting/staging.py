@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -31,8 +31,14 @@ class StagedRows:
     The step's path makes it. Another thread asks whether the rows have `arrived`, reads them and sets `done`.
     """
 
-    def __init__(self, host: torch.Tensor, event: torch.cuda.Event | None) -> None:
+    def __init__(
+        self,
+        host: torch.Tensor,
+        event: torch.cuda.Event | None,
+        positions: torch.Tensor | None = None,
+    ) -> None:
         self._host = host
+        self._positions = positions
         self._event = event
         self.done = False
         """Whether the reader has read the rows; only the reader writes it."""
@@ -45,6 +51,10 @@ class StagedRows:
     def view(self) -> np.ndarray:
         """The rows, [n, sum of top_k] as in `TraceStaging.rows`; valid until `done`."""
         return self._host.numpy()
+
+    def positions(self) -> Int64Array | None:
+        """The model's own positions of the rows, int64 [n], valid until `done`; None: not asked for."""
+        return None if self._positions is None else self._positions.numpy()
 
 
 class TraceStaging:
@@ -62,6 +72,8 @@ class TraceStaging:
         layers: the covered layers.
         max_tokens: no step has more.
         staging_bytes: size of `rows`, about; as much pinned host memory is taken too.
+        positions: tells the model's positions, int64 on the device, of the step's rows; None if the host
+            knows them. They are valid from the step's forward pass to the next step.
     """
 
     def __init__(
@@ -70,6 +82,7 @@ class TraceStaging:
         max_tokens: int,
         device: torch.device,
         staging_bytes: int = STAGING_BYTES,
+        positions: Callable[[], torch.Tensor] | None = None,
     ) -> None:
         small = max(layer.num_experts for layer in layers) <= 254
         self.masked = 0xFF if small else 0xFFFF
@@ -87,6 +100,9 @@ class TraceStaging:
         self.columns = torch.tensor(starts, dtype=torch.int64, device=device)
         self._host = torch.empty(self.rows.shape, dtype=dtype, pin_memory=on_gpu)
         self._maps = PinnedRing(self.row_map)
+        self._positions = (
+            None if positions is None else _Positions(positions, self.capacity, max_tokens, device)
+        )
         self._side = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._under_way: deque[tuple[int, int, StagedRows]] = deque()
         self._next = 0
@@ -120,23 +136,30 @@ class TraceStaging:
         values[1 + tokens] = np.arange(first, first + count)
         self.rows[first : first + count].fill_(self.unwritten)
         self._maps.upload(1 + total)
+        if self._positions is not None:
+            self._positions.begin(tokens)
 
     def collect(self, count: int) -> StagedRows:
         """The step with `count` traced rows is enqueued: enqueue the copy of these rows to the host."""
         first = self._next
         self.clear()
-        here, there = self.rows[first : first + count], self._host[first : first + count]
+        part = slice(first, first + count)
+        pairs = [(self.rows[part], self._host[part])]
+        if self._positions is not None:
+            pairs.append(self._positions.gather(part))
         event = None
         if self._side is None:
-            there.copy_(here)
+            for here, there in pairs:
+                there.copy_(here)
         else:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self._side.wait_event(event)
             with torch.cuda.stream(self._side):
-                there.copy_(here, non_blocking=True)
+                for here, there in pairs:
+                    there.copy_(here, non_blocking=True)
                 event.record()
-        staged = StagedRows(there, event)
+        staged = StagedRows(pairs[0][1], event, pairs[1][1] if len(pairs) > 1 else None)
         self._under_way.append((first, count, staged))
         self._next = first + count
         return staged
@@ -144,6 +167,31 @@ class TraceStaging:
     def clear(self) -> None:
         """Have nothing copied until the next `begin`."""
         self.row_map[:1].zero_()
+
+
+class _Positions:
+    """The positions of traced rows: gathered behind the step's kernels, so that no kernel and no graph needs
+    to know of them. A step without traced rows launches nothing for them."""
+
+    def __init__(
+        self, source: Callable[[], torch.Tensor], capacity: int, max_tokens: int, device: torch.device
+    ) -> None:
+        self._source = source
+        self._rows = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self._host = torch.empty(capacity, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._tokens = torch.zeros(min(capacity, max_tokens), dtype=torch.int64, device=device)
+        self._uploads = PinnedRing(self._tokens)
+
+    def begin(self, tokens: Int64Array) -> None:
+        """The traced tokens of the step that is about to be enqueued."""
+        self._uploads.buffer()[: len(tokens)] = tokens
+        self._uploads.upload(len(tokens))
+
+    def gather(self, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Enqueue the gathering of the step's positions; returns where they are, and where they go."""
+        here = self._rows[part]
+        torch.index_select(self._source(), 0, self._tokens[: len(here)], out=here)
+        return here, self._host[part]
 
 
 def copy_traced_rows(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.seam.eplb import MovingPlacement
+from moescope.capture.step.drafts import Drafts
 from moescope.capture.step.word import Phase
 from moescope.capture.wire import (
     WIRE_MAJOR,
@@ -37,6 +38,7 @@ class FrameBuilder:
         moving: where the experts are, if EPLB moves them; or None.
         unavailable: tells what can't be told, and why (see `Frame.unavailable`).
         absent, absent_unnamed: see `Frame`.
+        drafts: tells the draft tokens so far, by what became of them.
         clock: nanoseconds on a clock that nobody sets. The epoch begins when the builder is made.
 
     Attributes:
@@ -58,6 +60,7 @@ class FrameBuilder:
         absent: Sequence[UncoveredLayer] = (),
         absent_unnamed: str = "",
         clock: Callable[[], int] = time.monotonic_ns,
+        drafts: Callable[[], Drafts] = Drafts,
     ) -> None:
         self.producer = producer
         self._epoch = epoch
@@ -75,6 +78,7 @@ class FrameBuilder:
         self._seq = 0
         self._acknowledged = 0
         self._clock = clock
+        self._drafts = drafts
         self._began_ns = clock()
 
     def build(self, snapshot: Snapshot, drops: Mapping[str, int], ended: bool = False) -> Frame:
@@ -88,7 +92,7 @@ class FrameBuilder:
         reason, totals, history = snapshot.disabled_reason, snapshot.totals, self._history
         counts = snapshot.flat[: 2 * self._num_counts].reshape(2, -1)
         rows = snapshot.flat[2 * self._num_counts :].reshape(2, -1)
-        unavailable = dict(self._unavailable())
+        drafts, unavailable = self._drafts(), dict(self._unavailable())
         phased = totals.phases_known and "phases" not in unavailable
         lost = {} if history is None else {"steps_lost": history.lost}
         return Frame(
@@ -121,7 +125,11 @@ class FrameBuilder:
             absent=self._absent,
             absent_unnamed=self._absent_unnamed,
             ended=ended,
+            accepted_drafts=drafts.accepted,
+            rejected_drafts=drafts.rejected,
             uptime_ns=max(1, self._clock() - self._began_ns),
+            weights_version=snapshot.weights.version,
+            weights_label=snapshot.weights.label,
         )
 
     def _placement_at(self, snapshot: Snapshot) -> Placement | None:

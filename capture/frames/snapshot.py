@@ -10,6 +10,7 @@ import torch
 from moescope.capture.counting.load_ring import LoadRing, RingSteps
 from moescope.capture.frames.step_history import RingPart
 from moescope.capture.seam.eplb import EplbWatch, PlacementMap
+from moescope.capture.seam.weights import NO_CHANGE, Weights
 from moescope.capture.step.totals import Totals
 from moescope.capture.wire import Int64Array
 
@@ -27,6 +28,8 @@ class Snapshot:
     captured_at_ns: int
     placement: PlacementMap | None = None
     """Where EPLB had the experts at that moment, if it was settled; the map is on the host."""
+    weights: Weights = NO_CHANGE
+    """The weights that were in use then."""
 
 
 class _Copy:
@@ -58,7 +61,7 @@ class Transfer:
 
     Attributes:
         event: says when the snapshot is on the host; None without a device.
-        totals, disabled_reason, captured_at_ns: see `Snapshot`; whoever enqueues the copy sets them.
+        totals, disabled_reason, captured_at_ns, weights: see `Snapshot`; whoever enqueues the copy sets them.
         after_step: how many steps had begun when the copy was enqueued.
         torn: whether a step began meanwhile, so that the snapshot may not be of one moment.
     """
@@ -68,6 +71,7 @@ class Transfer:
         self.totals = Totals()
         self.disabled_reason: str | None = None
         self.captured_at_ns = 0
+        self.weights = Weights()
         self.after_step = 0
         self.torn = False
         self._flat, self._ring, self._eplb = flat, ring, eplb
@@ -114,6 +118,7 @@ class Transfer:
             disabled_reason=self.disabled_reason,
             captured_at_ns=self.captured_at_ns,
             placement=self._map(),
+            weights=self.weights,
         )
 
     def ring_part(self) -> RingPart | None:

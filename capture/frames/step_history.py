@@ -12,7 +12,7 @@ from moescope.capture.wire import Int64Array, StepLoads, pack_step_loads
 from moescope.capture.wire.checks import MAX_SPAN
 
 MAX_WAITING: Final = 4096
-"""Steps that wait together, at most."""
+"""Steps that wait together, at most; or microbatches, where steps may have several."""
 MAX_VALUES: Final = 1 << 20
 """Loads of all steps that wait together, at most. In most frames a load takes a byte: 1 MiB."""
 
@@ -66,7 +66,8 @@ class StepHistory:
         self._waiting.extend(zip(part.numbers[new].tolist(), part.loads[new], strict=True))
         self._taken = max(self._taken, part.first + len(part.numbers))
         self._end = part.end
-        most = max(1, min(MAX_WAITING, MAX_VALUES // max(1, part.loads[:1].size)))
+        of_step = part.loads[:1]
+        most = max(1, min(MAX_WAITING // part.loads.shape[1], MAX_VALUES // max(1, of_step.size)))
         earliest = self._end - MAX_SPAN
         while len(self._waiting) > most or (self._waiting and self._waiting[0][0] < earliest):
             self._from = self._waiting.popleft()[0] + 1

@@ -17,6 +17,7 @@ from moescope.capture.frames.schedule import SnapshotSchedule
 from moescope.capture.frames.snapshot import Snapshot, Transfer
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.seam.eplb import EplbWatch
+from moescope.capture.seam.weights import Weights
 from moescope.capture.step.totals import Totals
 from moescope.capture.threads.pause_gate import PauseGate
 from moescope.capture.threads.thread_device import use_device
@@ -48,6 +49,7 @@ class SnapshotTaker:
         ring, history: the loads of single steps, or None. A snapshot has those steps of the ring that were
             not read yet; the reader's thread adds each step to the history once.
         eplb: tells where the experts are, if EPLB moves them; or None.
+        weights: tells which weights the worker has.
 
     Attributes:
         put_off: snapshots that found no free transfer.
@@ -62,10 +64,12 @@ class SnapshotTaker:
         ring: LoadRing | None = None,
         history: StepHistory | None = None,
         eplb: EplbWatch | None = None,
+        weights: Callable[[], Weights] = Weights,
     ) -> None:
         self.put_off = 0
         self._flat = flat
         self._source = source
+        self._weights = weights
         self._history = history
         self._ring_read = 0
         self._schedule = SnapshotSchedule(interval)
@@ -79,6 +83,7 @@ class SnapshotTaker:
         self._taken_after_step = -1  # so that the first snapshot, of nothing, announces the producer
         self._read_after_step = 0
         self._told_reason: str | None = None
+        self._told_weights = Weights()
         self._stream: torch.cuda.Stream | None = None
         self._side: torch.cuda.Stream | None = None
         if flat.device.type == "cuda":
@@ -140,6 +145,15 @@ class SnapshotTaker:
         """Whether something was counted that no collected snapshot has."""
         return bool(self._under_way) or self._taken_after_step != self._steps_ended
 
+    def mark(self) -> None:
+        """Take a snapshot at once, between two steps; for the steps' thread."""
+        transfer = self._enqueue(after_step=self._steps_ended)
+        if transfer is None:
+            self.put_off += 1
+            self.flush()
+        else:
+            self._publish(transfer)
+
     def flush(self) -> None:
         """Make the next `collect` take a snapshot at once if steps ran since the last."""
         self._schedule.force()
@@ -151,7 +165,8 @@ class SnapshotTaker:
         enqueued, the copy stands between two steps in the stream. Otherwise it may be torn and is not read.
         """
         ended = self._steps_ended
-        is_told = ended == self._taken_after_step and self._source.disabled_reason == self._told_reason
+        told = (self._taken_after_step, self._told_reason, self._told_weights)
+        is_told = told == (ended, self._source.disabled_reason, self._weights())
         if is_told or self._steps_begun != ended:
             return
         transfer = self._enqueue(after_step=ended)
@@ -170,7 +185,7 @@ class SnapshotTaker:
         except IndexError:
             return None
         transfer.totals, transfer.disabled_reason = self._source.totals, self._source.disabled_reason
-        transfer.captured_at_ns = time.time_ns()
+        transfer.captured_at_ns, transfer.weights = time.time_ns(), self._weights()
         transfer.after_step, transfer.torn = after_step, False
         if transfer.event is None or self._side is None:
             transfer.copy(self._ring_read)
@@ -186,7 +201,7 @@ class SnapshotTaker:
 
     def _publish(self, transfer: Transfer) -> None:
         self._taken_after_step = max(self._taken_after_step, transfer.after_step)
-        self._told_reason = transfer.disabled_reason
+        self._told_reason, self._told_weights = transfer.disabled_reason, transfer.weights
         self._schedule.taken(self._clock(), transfer.totals.forward_passes)
         self._under_way.append(transfer)
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 logger = logging.getLogger("vllm.moescope")
 
-Part = Literal["phases", "traces", "placement", "steps"]
+Part = Literal["phases", "traces", "placement", "steps", "drafts"]
 
 
 class Unavailable:

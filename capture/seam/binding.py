@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 
 from moescope.capture.seam.coverage import CaptureFn, RoutedLayer
+from moescope.capture.seam.slots import holder_of
+
+Look = Callable[[RoutedLayer], RoutedLayer | str]
+"""Looks at a covered layer anew: the layer with the slot that it has now, or why it can't be counted."""
 
 
 class Recorder(Protocol):
@@ -45,12 +50,46 @@ class RouterBinding:
     A slot holds one callback, and vLLM's ``--enable-return-routed-experts`` takes the slot during KV-cache
     set-up, after the model was loaded. So `bind` is called again before warm-up: it takes the slot back, and
     chains the callback that it finds there.
+
+    vLLM makes kernels anew when weights are loaded again, and the slot may be another then: `renew` finds it.
+    What a slot that is left had made stays in memory: CUDA graphs that were captured go on writing there.
+
+    Args:
+        routed: the covered layers.
+        recorder: gets the ids.
+        look: looks at a layer again; None: layers stay as they are.
     """
 
-    def __init__(self, routed: tuple[RoutedLayer, ...], recorder: Recorder) -> None:
+    def __init__(self, routed: tuple[RoutedLayer, ...], recorder: Recorder, look: Look | None = None) -> None:
         self._recorder = recorder
+        self._look = look
+        self._layers = list(routed)
         self._routers: list[Any] = [layer.router for layer in routed]
         self._callbacks: list[LayerCallback | None] = [None] * len(routed)
+        self._left: list[Any] = []
+
+    def renew(self) -> str | None:
+        """Find each layer's slot again; `bind` must follow. Not within a step.
+
+        Returns:
+            Why a layer can't be counted any more, or None. Its slot is given back, so that vLLM, which
+            refuses a sink that a kernel can't write to, serves on.
+        """
+        lost: str | None = None
+        for ordinal, layer in enumerate(self._layers):
+            found = layer if self._look is None else self._look(layer)
+            if isinstance(found, str) or found.spec != layer.spec:
+                reason = found if isinstance(found, str) else f"it has {found.spec}, not {layer.spec}"
+                lost = lost or f"layer {layer.spec.layer} can't be counted any more: {reason}"
+                self._leave(ordinal)
+            elif holder_of(found.router) is not holder_of(self._routers[ordinal]):
+                self._leave(ordinal)
+                self._routers[ordinal] = found.router
+        return lost
+
+    def _leave(self, ordinal: int) -> None:
+        self._left.append(self._routers[ordinal])
+        self._give_back(ordinal)
 
     def bind(self) -> int:
         """Put our callback into each slot that doesn't hold it, and return how many these were."""
@@ -69,11 +108,14 @@ class RouterBinding:
 
     def unbind(self) -> None:
         """Give the slots back to the earlier callbacks; a slot that somebody else holds now is left alone."""
-        for ordinal, router in enumerate(self._routers):
-            mine = self._callbacks[ordinal]
-            if mine is None:
-                continue
-            if router.capture_fn is mine:
-                router.set_capture_fn(mine.earlier)
-            mine.retire()
-            self._callbacks[ordinal] = None
+        for ordinal in range(len(self._routers)):
+            self._give_back(ordinal)
+
+    def _give_back(self, ordinal: int) -> None:
+        router, mine = self._routers[ordinal], self._callbacks[ordinal]
+        if mine is None:
+            return
+        if router.capture_fn is mine:
+            router.set_capture_fn(mine.earlier)
+        mine.retire()
+        self._callbacks[ordinal] = None

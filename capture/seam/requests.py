@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from moescope.capture.seam.features import runs_v2, sorter_v2
+from moescope.capture.seam.outcomes import draft_counts, why_no_outcomes
 
 OPT_IN: Final = "moescope_trace"
 """Key of a request's ``vllm_xargs`` (``SamplingParams.extra_args``) that asks for its trace."""
@@ -19,12 +21,19 @@ _PREFIXES: Final = ("chatcmpl-", "cmpl-", "resp_")
 
 
 class NewRequest(NamedTuple):
-    """A request that is scheduled for the first time, or again after a preemption."""
+    """A request that is scheduled for the first time, or again after a preemption.
+
+    Attributes:
+        max_length: it ends with this many tokens, prompt included; None: not bounded.
+        stop_tokens: it ends with the first of these that is sampled.
+    """
 
     request_id: str
     prompt_tokens: int
     first_position: int
     opted_in: bool
+    max_length: int | None = None
+    stop_tokens: frozenset[int] = frozenset()
 
 
 class StepRequests(NamedTuple):
@@ -37,6 +46,7 @@ class StepRequests(NamedTuple):
         first_positions: by id, the position of the first token that the step computes for the request. With
             speculative decoding and asynchronous scheduling vLLM takes all earlier drafts for accepted here.
         num_tokens: by id, how many tokens the step computes for the request; they are consecutive.
+        drafts: by id, how many of these, the last ones, are draft tokens.
     """
 
     finished: Sequence[str]
@@ -44,6 +54,7 @@ class StepRequests(NamedTuple):
     resumed: frozenset[str]
     first_positions: Mapping[str, int]
     num_tokens: Mapping[str, int]
+    drafts: Mapping[str, int] = MappingProxyType({})
 
 
 def scheduled_tokens(scheduler_output: Any) -> int:
@@ -81,6 +92,7 @@ def read_requests(scheduler_output: Any) -> StepRequests:
             prompt_length(item),
             int(item.num_computed_tokens),
             _opted_in(item.sampling_params),
+            *_ends(item),
         )
         for item in scheduler_output.scheduled_new_reqs
     ]
@@ -92,6 +104,7 @@ def read_requests(scheduler_output: Any) -> StepRequests:
         resumed=frozenset(cached.resumed_req_ids),
         first_positions=positions,
         num_tokens=scheduler_output.num_scheduled_tokens,
+        drafts=draft_counts(scheduler_output),
     )
 
 
@@ -182,8 +195,11 @@ def why_not_traceable(vllm_config: Any, device_type: str) -> str | None:
     """Why the requests' rows can't be told in this server, or None."""
     if device_type not in ("cpu", "cuda"):
         return f"routing traces are not supported on {device_type}"
-    if vllm_config.speculative_config is not None:
-        return "routing traces are not supported with speculative decoding: rejected drafts are rows too"
+    if getattr(vllm_config.model_config, "is_diffusion", False):
+        return "routing traces are not supported for diffusion models, which compute their tokens many times"
+    lacking = why_no_outcomes(vllm_config)
+    if lacking is not None:
+        return f"routing traces of accepted drafts can't be told: {lacking}"
     if vllm_config.parallel_config.decode_context_parallel_size > 1:
         return "routing traces are not supported with decode context parallelism"
     return None
@@ -208,6 +224,17 @@ def _client_ids(request_id: str) -> Iterator[str]:
         if outer.startswith(prefix) and len(outer) > len(prefix):
             yield outer.removeprefix(prefix)
             return
+
+
+def _ends(new_request: Any) -> tuple[int | None, frozenset[int]]:
+    """Where vLLM's scheduler ends a request (``check_stop``), as far as its parameters say."""
+    params = new_request.sampling_params
+    most = getattr(params, "max_tokens", None)
+    stops = {*(getattr(params, "stop_token_ids", None) or ()), getattr(params, "_eos_token_id", None)}
+    return (
+        None if most is None else prompt_length(new_request) + int(most),
+        frozenset(stop for stop in stops if stop is not None),
+    )
 
 
 def _opted_in(sampling_params: Any) -> bool:

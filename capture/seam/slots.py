@@ -6,6 +6,7 @@ callback or None. The callback gets logical expert ids, integer [n, top_k].
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Final
 
 import torch
@@ -27,6 +28,11 @@ class SinkSlot:
         self._moe_config = moe_config
         self._buffers = buffers
         self._made: Any = None
+
+    @property
+    def holder(self) -> Any:
+        """What holds the callback."""
+        return self._routed_experts
 
     @property
     def capture_fn(self) -> Any:
@@ -54,6 +60,12 @@ class KernelSlot:
     def __init__(self, kernel: Any, buffers: SinkBuffers) -> None:
         self._kernel = kernel
         self._buffers = buffers
+        self._buffer: torch.Tensor | None = None
+
+    @property
+    def holder(self) -> Any:
+        """What holds the callback."""
+        return self._kernel
 
     @property
     def capture_fn(self) -> Any:
@@ -61,15 +73,38 @@ class KernelSlot:
         return self._kernel.routing_replay_capture_fn
 
     def set_capture_fn(self, capture_fn: Any) -> None:
-        """Have the kernel's ids go to this callback, and the kernel make its buffer; None takes both away."""
-        had_buffer = getattr(self._kernel, "_routing_replay_buffer", None)
+        """Have the kernel's ids go to this callback, into a buffer; None takes both away from the kernel.
+
+        The kernel has one buffer for good, which stays in memory: captured graphs write to it.
+        """
+        found = getattr(self._kernel, "_routing_replay_buffer", None)
+        self._buffer = self._buffer if found is None else found
         self._kernel.set_capture_fn(capture_fn)
-        if capture_fn is None:
-            self._buffers.release(had_buffer)
-        elif had_buffer is None:
-            self._kernel._routing_replay_buffer = self._buffers.hold(self._kernel._routing_replay_buffer)
-        else:
-            self._kernel._routing_replay_buffer = had_buffer  # captured graphs write to it
+        if capture_fn is not None:
+            if self._buffer is None:
+                made = _of_all_ranks(self._kernel._routing_replay_buffer, self._kernel.moe_config)
+                self._buffer = self._buffers.hold(made)
+            self._kernel._routing_replay_buffer = self._buffer
+
+
+def _of_all_ranks(buffer: torch.Tensor, moe_config: Any) -> torch.Tensor:
+    """A kernel's buffer, or a larger one that also holds the rows which other ranks send here.
+
+    vLLM 0.27 makes it for this rank's rows only, and raises when the kernel gets more.
+    """
+    ranks = "ep_size" if getattr(moe_config, "use_ep", False) else "dp_size"
+    rows = int(getattr(moe_config, "max_num_tokens", 0)) * int(getattr(moe_config, ranks, 1))
+    return buffer if rows <= len(buffer) else buffer.new_empty((rows, buffer.shape[1]))
+
+
+def holder_of(slot: Any) -> Any:
+    """The object of vLLM's that holds a slot's callback: two slots are the same if it is the same."""
+    return getattr(slot, "holder", slot)
+
+
+def writes_in_place(slot: Any) -> bool:
+    """Whether a slot hands over all ids of its layer in one place, so that the next call overwrites them."""
+    return isinstance(slot, SinkSlot | KernelSlot)
 
 
 class SinkBuffers:
@@ -82,6 +117,12 @@ class SinkBuffers:
     def __init__(self) -> None:
         self._held = 0
         self._shared: dict[torch.Size, torch.Tensor] = {}
+        self._users: Counter[torch.Size] = Counter()
+
+    @property
+    def shares(self) -> bool:
+        """Whether several layers have one buffer."""
+        return any(users > 1 for users in self._users.values())
 
     def make_sink(self, moe_config: Any, capture_fn: Any) -> Any:
         """vLLM's own sink for a kernel with this configuration."""
@@ -92,14 +133,10 @@ class SinkBuffers:
     def hold(self, buffer: torch.Tensor) -> torch.Tensor:
         """The buffer, or one of its shape that several kernels share."""
         if self._held + buffer.nbytes > SINK_BYTES:
+            self._users[buffer.shape] += 1
             return self._shared.setdefault(buffer.shape, buffer)
         self._held += buffer.nbytes
         return buffer
-
-    def release(self, buffer: torch.Tensor | None) -> None:
-        """A kernel no longer has this buffer."""
-        if buffer is not None and buffer is not self._shared.get(buffer.shape):
-            self._held -= buffer.nbytes
 
 
 class SourceSlot:
@@ -107,6 +144,11 @@ class SourceSlot:
 
     def __init__(self, source: Any) -> None:
         self._source = source
+
+    @property
+    def holder(self) -> Any:
+        """What holds the callback."""
+        return self._source
 
     @property
     def capture_fn(self) -> Any:

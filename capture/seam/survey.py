@@ -17,7 +17,7 @@ from moescope.capture.seam.coverage import RoutedLayer, is_capture_source, route
 from moescope.capture.seam.decoder import language_part, layer_of_path, routing_modules
 from moescope.capture.seam.features import microbatches, moe_class, ubatching_module
 from moescope.capture.seam.placement import read_placement
-from moescope.capture.seam.slots import SinkBuffers
+from moescope.capture.seam.slots import SinkBuffers, writes_in_place
 from moescope.capture.wire import MAX_MICROBATCHES, Placement, UncoveredLayer
 
 MAX_REASON = 1024
@@ -36,6 +36,9 @@ class MoeSurvey:
         slower: why vLLM takes a slower kernel in layers that are observed; None if it doesn't.
         why_no_placement: why ``placement`` is None, unless there is none to tell: without expert parallelism,
             and under EPLB.
+        look_again: finds the slot of a covered layer once more, as vLLM may have made its kernel anew.
+        why_no_references: why ids must be counted before the next routing call, or None; to be asked once
+            the slots have callbacks.
     """
 
     routed: tuple[RoutedLayer, ...]
@@ -45,6 +48,8 @@ class MoeSurvey:
     absent_unnamed: str = ""
     slower: str | None = None
     why_no_placement: str | None = None
+    look_again: Callable[[RoutedLayer], RoutedLayer | str] = lambda layer: layer
+    why_no_references: Callable[[], str | None] = lambda: None
 
 
 def survey_model(model: nn.Module, vllm_config: Any, *, leave_fast_kernels: bool = False) -> MoeSurvey:
@@ -72,6 +77,8 @@ def survey_model(model: nn.Module, vllm_config: Any, *, leave_fast_kernels: bool
         absent_unnamed="; ".join(filter(None, (*search.unplaced, absence.unnamed)))[:MAX_REASON],
         slower=bypasses.slower if covered else None,
         why_no_placement=why_no_placement,
+        look_again=search.look_again,
+        why_no_references=partial(_why_no_references, covered, search.sinks, vllm_config),
     )
 
 
@@ -84,6 +91,17 @@ def _absence(search: _Search, model: nn.Module, vllm_config: Any) -> Absence:
         return find_absent(decoder, search.layers, configured, vllm_config)
     except Exception as error:  # noqa: BLE001 - the layers that were found are counted all the same
         return Absence(unnamed=f"whether MoE layers are absent can't be told: {error!r}")
+
+
+def _why_no_references(covered: Sequence[RoutedLayer], sinks: SinkBuffers, vllm_config: Any) -> str | None:
+    """Why a reference to ids would show others once the pass is over: kernels write them to one place."""
+    if sinks.shares:
+        return "kernels of several layers write their ids to one place"
+    if microbatches(vllm_config.parallel_config) > 1 and any(
+        writes_in_place(layer.router) for layer in covered
+    ):
+        return "kernels write the ids of all microbatches of a step to one place"
+    return None
 
 
 def _usable(look: Callable[[Any], RoutedLayer | str], module: Any) -> RoutedLayer | str:
@@ -122,7 +140,7 @@ class _Search:
         self._vllm_config = vllm_config
         self._bypasses = bypasses
         self._whole_model = _unsupported(vllm_config)
-        self._sinks = SinkBuffers()
+        self.sinks = SinkBuffers()
         self._moe_modules = moe_class()
 
     @property
@@ -132,13 +150,9 @@ class _Search:
 
     def look_at(self, path: str, module: Any) -> None:
         """Take a module into account if vLLM knows it as one that routes."""
-        look: Callable[[Any], RoutedLayer | str]
-        if isinstance(module, self._moe_modules):
-            look = partial(routed_runner, sinks=self._sinks, vllm_config=self._vllm_config)
-        elif is_capture_source(module):
-            look = routed_source
-        else:
+        if not (isinstance(module, self._moe_modules) or is_capture_source(module)):
             return
+        look = self._look_of(module)
         self.known.append(module)
         try:
             layer = int(module.layer_id)
@@ -147,6 +161,13 @@ class _Search:
             return
         self._take(layer, self._judged(layer, module, look))
 
+    def look_again(self, layer: RoutedLayer) -> RoutedLayer | str:
+        """A covered layer with the slot that it has now, or why it can't be counted."""
+        try:
+            return self._look_of(layer.module)(layer.module)
+        except Exception as error:  # noqa: BLE001 - as where it was found
+            return f"{_name(layer.module)} is not as it was: {error!r}"[:MAX_REASON]
+
     def take_stray(self, path: str, module: nn.Module) -> None:
         """Take a module into account that routes by itself, unless its layer was found already."""
         layer = layer_of_path(path)
@@ -154,6 +175,11 @@ class _Search:
             self._refuse(
                 layer, f"{_name(module)} routes by itself, without vLLM's MoERunner or a source of its ids"
             )
+
+    def _look_of(self, module: Any) -> Callable[[Any], RoutedLayer | str]:
+        if isinstance(module, self._moe_modules):
+            return partial(routed_runner, sinks=self.sinks, vllm_config=self._vllm_config)
+        return routed_source
 
     def _judged(self, layer: int, module: Any, look: Callable[[Any], RoutedLayer | str]) -> RoutedLayer | str:
         return self._whole_model or self._bypasses.reason(layer) or _usable(look, module)

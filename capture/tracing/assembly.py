@@ -9,20 +9,40 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from moescope.capture.counting.staging import StagedRows, TraceStaging
+from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.threads.pause_gate import PauseGate
 from moescope.capture.threads.thread_device import use_device
 from moescope.capture.threads.throttled_log import ThrottledLog
+from moescope.capture.tracing.acceptance import kept_rows
 from moescope.capture.tracing.buffer import Trace, compact
 
 logger = logging.getLogger("vllm.moescope")
 
 TICK = 0.02
 LAST_SECONDS = 0.3
+
+
+class Owner(NamedTuple):
+    """A trace with rows in a step.
+
+    Attributes:
+        trace: whose rows they are.
+        first: the position of its first row in the request, as the scheduler has it.
+        count: its number of rows.
+        drafts: how many of them, the last ones, are of draft tokens.
+    """
+
+    trace: Trace
+    first: int
+    count: int
+    drafts: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -32,13 +52,19 @@ class Arrival:
     Attributes:
         staged: the rows, on their way to the host.
         step: the step's number.
-        owners: for each trace with rows in the step, in their order: the trace, the position of its first row
-            in the request, and its number of rows.
+        owners: the traces with rows in the step, in the rows' order.
+        outcome: tells what the step sampled, where tokens are drafted; else None.
     """
 
     staged: StagedRows
     step: int
-    owners: list[tuple[Trace, int, int]]
+    owners: list[Owner]
+    outcome: StepOutcome | None = None
+
+    @property
+    def arrived(self) -> bool:
+        """Whether all that the traces need of the step is on the host; does not wait."""
+        return self.staged.arrived and (self.outcome is None or self.outcome.settled)
 
 
 @dataclass(slots=True, frozen=True)
@@ -113,7 +139,7 @@ class TraceAssembly:
             try:
                 if isinstance(event, Ending):
                     self._end(event)
-                elif event.staged.arrived:
+                elif event.arrived:
                     self._take(event)
                 else:
                     return
@@ -131,23 +157,43 @@ class TraceAssembly:
             time.sleep(TICK / 4)
 
     def _take(self, arrival: Arrival) -> None:
-        rows = arrival.staged.view()
+        rows, positions = arrival.staged.view(), arrival.staged.positions()
+        sampled = None if arrival.outcome is None else arrival.outcome.read()
+        by_request = {} if sampled is None else sampled.by_request()
         missing = rows == self._staging.unwritten
         at = 0
-        for trace, position, count in arrival.owners:
+        for owner in arrival.owners:
+            trace, first, kept = owner.trace, owner.first, owner.count
             if not trace.dropped:
-                part = slice(at, at + count)
-                self._add(trace, position, rows[part], missing[part], arrival.step)
-            at += count
+                if positions is not None:
+                    first = int(positions[at])
+                if arrival.outcome is not None:
+                    kept = self._keep(owner, first, by_request.get(trace.request_id))
+                part = slice(at, at + kept)
+                if kept and not trace.dropped:
+                    self._add(trace, first, rows[part], missing[part], arrival.step)
+            at += owner.count
         arrival.staged.done = True
+
+    def _keep(self, owner: Owner, first: int, sampled: Sequence[int] | None) -> int:
+        """How many of its rows in a step a trace keeps, where tokens are drafted."""
+        trace = owner.trace
+        if trace.unsure_from is not None and first > trace.unsure_from:
+            self._break(trace, "outcome_unknown")
+            return 0
+        kept = kept_rows(trace, first, owner.count, owner.drafts, sampled)
+        trace.rejected += kept.rejected
+        trace.complete = kept.complete or trace.complete
+        trace.unsure_from = first + kept.rows if sampled is None and owner.drafts else None
+        return kept.rows
 
     def _lose(self, event: Arrival | Ending, error: Exception) -> None:
         """The rows of a step can't be read: give up the traces that they belong to."""
         if isinstance(event, Arrival):
             event.staged.done = True
-            for trace, _, _ in event.owners:
-                if not trace.dropped:
-                    self._break(trace, f"fault:{type(error).__name__}")
+            for owner in event.owners:
+                if not owner.trace.dropped:
+                    self._break(owner.trace, f"fault:{type(error).__name__}")
 
     def _add(self, trace: Trace, first: int, rows: np.ndarray, missing: np.ndarray, step: int) -> None:
         """Give a trace its rows of a step; `missing` are the slots that no layer wrote."""

@@ -23,6 +23,11 @@ class Trace:
         nbytes: bytes that the step's path has set aside for it.
         dropped: whether it was given up; nothing is added to it then.
         broken: whether it was `TraceAssembly` that gave it up, and not the step's path.
+        max_length, stop_tokens: where the request ends (see `NewRequest`).
+        complete: whether the request's last token was sampled; rows that vLLM computes later are left out.
+        rejected: draft tokens that were computed and left out.
+        unsure_from: the position from which rows of the last step may be missing, because what it sampled
+            isn't known; else None.
         chunks: for each step an array [n, sum of top_k], in the order of computing; the layers side by side.
         runs: (first position, tokens) of the chunks, joined where they are consecutive.
         steps: (step, tokens) of each chunk.
@@ -40,6 +45,11 @@ class Trace:
     dropped: bool = False
     broken: bool = False
     number: int = 0
+    max_length: int | None = None
+    stop_tokens: frozenset[int] = frozenset()
+    complete: bool = False
+    rejected: int = 0
+    unsure_from: int | None = None
     chunks: list[ExpertArray] = field(default_factory=list)
     runs: list[tuple[int, int]] = field(default_factory=list)
     steps: list[tuple[int, int]] = field(default_factory=list)

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -16,10 +16,13 @@ from moescope.capture.delivery.transport import DeliveryError, Transport
 from moescope.capture.threads.throttled_log import ThrottledLog
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.tracing.buffer import Trace, cut
-from moescope.capture.wire import MoeLayer, Producer
+from moescope.capture.wire import Int64Array, MoeLayer, Producer
 from moescope.capture.wire.traces import TRACE_MAJOR, TRACE_MINOR, TracePart, encode_part
 
 logger = logging.getLogger("vllm.moescope")
+
+Versions = Callable[[Int64Array], Int64Array]
+"""Tells the version of the weights that was in use in each of some steps."""
 
 TICK = 0.1
 PART_BYTES = 8 << 20
@@ -36,6 +39,7 @@ class TraceSender:
         producer, epoch: as in the worker's frames.
         transport: where to.
         backoff: when to try again.
+        versions: see `WeightsWatch.versions`.
     """
 
     def __init__(
@@ -46,8 +50,10 @@ class TraceSender:
         epoch: int,
         transport: Transport,
         backoff: Backoff | None = None,
+        versions: Versions = np.zeros_like,
     ) -> None:
         self._assembly = assembly
+        self._versions = versions
         self._layers = layers
         self._producer = producer
         self._epoch = epoch
@@ -88,7 +94,7 @@ class TraceSender:
             trace = self._assembly.closed[0]
             try:
                 self._parts = self._parts or list(
-                    encode_trace(trace, self._layers, self._producer, self._epoch)
+                    encode_trace(trace, self._layers, self._producer, self._epoch, versions=self._versions)
                 )
                 self._send()
             except DeliveryError as error:
@@ -128,15 +134,21 @@ class TraceSender:
 
 
 def encode_trace(
-    trace: Trace, layers: Sequence[MoeLayer], producer: Producer, epoch: int, part_bytes: int = PART_BYTES
+    trace: Trace,
+    layers: Sequence[MoeLayer],
+    producer: Producer,
+    epoch: int,
+    part_bytes: int = PART_BYTES,
+    versions: Versions = np.zeros_like,
 ) -> Iterator[bytes]:
-    """The encoded parts of a closed trace, of about `part_bytes` at most."""
-    experts = np.concatenate(trace.chunks)
+    """The encoded parts of a closed trace: of about `part_bytes` at most, each of one version of weights."""
+    experts, steps = np.concatenate(trace.chunks), _steps(trace)
     tokens = max(1, part_bytes // (experts.shape[1] * experts.itemsize))
-    parts = -(-len(experts) // tokens)
+    of_tokens = versions(steps)
+    starts = _starts(of_tokens, tokens)
     columns = list(itertools.accumulate((layer.top_k for layer in layers), initial=0))
-    for part in range(parts):
-        rows = experts[part * tokens : (part + 1) * tokens].astype(f"<u{experts.itemsize}", copy=False)
+    for part, (start, end) in enumerate(itertools.pairwise([*starts, len(experts)])):
+        rows = experts[start:end].astype(f"<u{experts.itemsize}", copy=False)
         yield encode_part(
             TracePart(
                 wire=(TRACE_MAJOR, TRACE_MINOR),
@@ -144,25 +156,33 @@ def encode_trace(
                 epoch=epoch,
                 trace=trace.number,
                 part=part,
-                parts=parts,
+                parts=len(starts),
                 request_id=trace.request_id[:256],
                 client_ids=[name[:256] for name in trace.client_ids],
                 outcome="cut_off" if trace.outcome == "cut_off" else "ended",
                 prompt_tokens=trace.prompt_tokens,
                 cached_tokens=trace.cached_tokens,
                 preemptions=trace.preemptions,
+                rejected_drafts=trace.rejected,
                 started_at_ns=trace.started_at_ns,
                 ended_at_ns=trace.ended_at_ns,
                 layers=list(layers),
-                steps=_steps(trace, part * tokens, len(rows)),
-                runs=cut(trace.runs, part * tokens, part * tokens + len(rows)),
+                steps=steps[start:end].tobytes(),
+                runs=cut(trace.runs, start, end),
                 id_bytes=2 if experts.itemsize == 2 else 1,
                 experts=[rows[:, a:b].tobytes() for a, b in itertools.pairwise(columns)],
+                weights_version=int(of_tokens[start]),
             )
         )
 
 
-def _steps(trace: Trace, start: int, count: int) -> bytes:
-    """The steps of `count` tokens of a trace from `start` on, as `TracePart.steps` has them."""
+def _steps(trace: Trace) -> Int64Array:
+    """The step of each token of a trace, as `TracePart.steps` has them: int64 [T], little-endian."""
     numbers, tokens = zip(*trace.steps, strict=True)
-    return np.repeat(np.array(numbers, "<i8"), tokens)[start : start + count].tobytes()
+    return np.repeat(np.array(numbers, "<i8"), tokens)
+
+
+def _starts(versions: Int64Array, most: int) -> list[int]:
+    """Where the parts of a trace begin: at each change of version, and after `most` tokens at the latest."""
+    edges = [0, *(np.flatnonzero(np.diff(versions)) + 1).tolist(), len(versions)]
+    return [at for start, end in itertools.pairwise(edges) for at in range(start, end, most)]

@@ -3,7 +3,7 @@
 Invariants:
 - captured = delivered + dropped + in flight, in traces, at any time (`TraceSender.accounts`).
 - A trace has every row of its request that this worker's routers had, in the order of computing; else it is
-  dropped as a whole and counted.
+  dropped as a whole and counted. Rows of draft tokens that were rejected are no rows of the request.
 - The step's path takes no lock: it tells `TraceAssembly` what happens through a deque, and each counter has
   one writer.
 """
@@ -15,10 +15,11 @@ import contextlib
 import numpy as np
 
 from moescope.capture.counting.staging import TraceStaging
+from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.requests import StepRequests, client_ids
 from moescope.capture.settings.sampling import TraceSampling
 from moescope.capture.step.batch import BatchRequests
-from moescope.capture.tracing.assembly import Arrival, Ending, TraceAssembly
+from moescope.capture.tracing.assembly import Arrival, Ending, Owner, TraceAssembly
 from moescope.capture.tracing.buffer import Trace
 
 _OVERHEAD = 256
@@ -47,7 +48,7 @@ class Tracer:
         self._held = 0
         self._open: dict[str, Trace] = {}
         self._step: StepRequests | None = None
-        self._owners: list[tuple[Trace, int, int]] = []
+        self._owners: list[Owner] = []
         self._number = 0
 
     def begin_step(self, step: StepRequests) -> None:
@@ -63,7 +64,12 @@ class Tracer:
             names = client_ids(new.request_id)
             if self._sampling.wants(names[0], new.opted_in):
                 self._open[new.request_id] = Trace(
-                    new.request_id, names, new.prompt_tokens, new.first_position
+                    new.request_id,
+                    names,
+                    new.prompt_tokens,
+                    new.first_position,
+                    max_length=new.max_length,
+                    stop_tokens=new.stop_tokens,
                 )
         for request_id in step.resumed:
             if request_id in self._open:
@@ -93,17 +99,22 @@ class Tracer:
                 continue
             room -= count
             chosen.append(np.arange(ends[i] - count, ends[i]))
-            self._owners.append((trace, step.first_positions[request_id], count))
+            first, drafts = step.first_positions[request_id], step.drafts.get(request_id, 0)
+            self._owners.append(Owner(trace, first, count, drafts))
         if chosen:
             self._number = number
             self._staging.begin(np.concatenate(chosen), total)
 
-    def end_step(self) -> None:
-        """The step is enqueued: its traced rows leave the device, and later rows belong to no request."""
+    def end_step(self, outcome: StepOutcome | None = None) -> None:
+        """The step is enqueued: its traced rows leave the device, and later rows belong to no request.
+
+        Args:
+            outcome: will tell what the step samples; None where no tokens are drafted.
+        """
         owners, self._owners = self._owners, []
         if owners:
-            staged = self._staging.collect(sum(count for _, _, count in owners))
-            self._assembly.events.append(Arrival(staged, self._number, owners))
+            staged = self._staging.collect(sum(owner.count for owner in owners))
+            self._assembly.events.append(Arrival(staged, self._number, owners, outcome))
         step, self._step = self._step, None
         if step is not None:
             for request_id in step.num_tokens:

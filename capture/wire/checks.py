@@ -20,7 +20,8 @@ from moescope.capture.wire.schema import (
 )
 
 MAX_SPAN: Final = 1 << 16
-"""Steps, dummy steps included, that the loads of one frame account for, at most."""
+"""Steps, dummy steps included, that the loads of one frame account for, at most; and entries, where steps have
+several microbatches: the service takes each entry on its own."""
 MAX_CELLS: Final = 1 << 18
 """Layers x DP ranks, and layers x EP ranks, that a frame tells of, at most.
 
@@ -123,6 +124,8 @@ def _check_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> N
         raise WireError(f"step_loads.end: {step_loads.end} is not within {MAX_SPAN} of first")
     if len(step_loads.steps) % 4:
         raise WireError(f"step_loads.steps: {len(step_loads.steps)} bytes are no uint32 values")
+    if len(step_loads.steps) > 4 * MAX_SPAN:
+        raise WireError(f"step_loads.steps: {len(step_loads.steps) // 4} entries, above {MAX_SPAN}")
     steps = np.frombuffer(step_loads.steps, dtype="<u4").astype(np.int64)
     entries = _entries_in_order(step_loads, steps)
     if steps.size and (int(steps[-1]) >= span or not bool((np.diff(entries) > 0).all())):

@@ -28,7 +28,15 @@ DROPS: Final = frozenset({"snapshots_put_off", "snapshots_superseded", "sends_fa
 """The reasons in `Frame.drops`. The service counts whatever else comes as `OTHER`, so that nobody makes
 series without end."""
 TRACE_DROPS: Final = frozenset(
-    {"buffer_full", "fault", "layer_missing", "layout_unknown", "refused", "staging_full"}
+    {
+        "buffer_full",
+        "fault",
+        "layer_missing",
+        "layout_unknown",
+        "outcome_unknown",
+        "refused",
+        "staging_full",
+    }
 )
 """The reasons after ``dropped_`` in `Frame.traces`; ``fault`` may be followed by a colon and the error."""
 OTHER: Final = "other"
@@ -175,8 +183,8 @@ class Frame(Struct, kw_only=True):
             reasons. Empty in frames of wire minor 3 or below.
         absent_unnamed: that MoE layers are absent of which it isn't known which they are, and why: the config
             has experts and doesn't say in which layers, and none was found. Else empty.
-        unavailable: what this producer can't tell, and why: ``phases``, ``traces``, ``placement`` or
-            ``steps`` to the reason. Empty in frames of wire minor 3 or below.
+        unavailable: what this producer can't tell, and why: ``phases``, ``traces``, ``placement``, ``steps``
+            or ``drafts`` to the reason. Empty in frames of wire minor 3 or below.
         ended: this is the last frame of the epoch, as the worker shuts down in order. Never in frames of wire
             minor 4 or below; a worker that is killed says nothing either.
         counts: slots per (layer, logical expert), raw little-endian int64, the layers of ``layers``

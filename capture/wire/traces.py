@@ -27,7 +27,8 @@ TRACE_MINOR: Final = 2
 TRACE_CONTENT_TYPE: Final = "application/vnd.moescope.trace+msgpack"
 
 MAX_PARTS: Final = 1 << 16
-MAX_RUNS: Final = 1 << 20
+MAX_RUNS: Final = 1 << 17
+"""Runs of a part, at most. A part of 8 MiB whose tokens take 64 bytes has as many tokens."""
 MAX_POSITION: Final = 1 << 40
 NO_EXPERT: Final = 0xFFFF
 """The id of a masked slot; a trace that has one takes two bytes for each id."""

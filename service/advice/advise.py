@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from moescope.capture.wire import MoeLayer, Placement, PlacementTable
-from moescope.service.advice.evidence import Evidence, LayerReasons, Waiting, Windows, cut, gather
-from moescope.service.advice.placements import PlacementArrays, eplb, from_tables, linear, round_robin
+from moescope.service.advice.evidence import Evidence, Waiting, Windows, cut, gather
+from moescope.service.advice.placements import PlacementArrays, from_tables
 from moescope.service.advice.verdict import Drift, Scale, Verdict, decide, drift_of, no_sample
-from moescope.service.advice.what_if import Question, Strategy, WhatIf, fitting, sweep, what_if
+from moescope.service.advice.what_if import Question, WhatIf, fitting, sweep, what_if
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
-from moescope.service.windows.window import ModelWindow, merge_spans
 
 PIECES: Final = 4
-MAX_WORK: Final = 1 << 30  # layers x ranks x physical experts, over all options: about two seconds
+MAX_WORK: Final = 1 << 30  # layers x ranks x physical experts, over all options: a few seconds
 
 
 class UnanswerableError(ValueError):
@@ -84,7 +83,7 @@ def advise(
         StoreError: the archive can't be read.
     """
     windows = cut(state, deployment, start, end, fit_share=wish.fit_share, pieces=PIECES)
-    ranks = _ranks(wish, windows.fit.ep_size)
+    ranks = ranks_of(wish, windows.fit.ep_size)
     evidence = gather(windows, ranks, wish.min_tokens)
     question = ask(evidence, wish, ranks, hosts_of(state, deployment))
     if not evidence.layers:
@@ -142,13 +141,22 @@ def ask(evidence: Evidence, wish: PlacementWish, ranks: int, hosts: int) -> Ques
                 f"{experts} experts and {wanted} redundant ones can't be shared out evenly over {ranks} "
                 f"ranks: give redundant={' or '.join(map(str, near))}.",
             )
-    if len(evidence.layers) * ranks * sum(experts + number for number in redundant) > MAX_WORK:
+    check_work(len(evidence.layers), experts, ranks, redundant)
+    return Question(ranks=ranks, nodes=nodes, groups=wish.groups, redundant=tuple(sorted(set(redundant))))
+
+
+def check_work(layers: int, experts: int, ranks: int, redundant: Sequence[int]) -> None:
+    """Check that placements with so many redundant experts, one at least, don't take too long.
+
+    Raises:
+        UnanswerableError: they do.
+    """
+    if layers * ranks * sum(experts + number for number in redundant) > MAX_WORK:
         raise UnanswerableError(
             "too-large",
-            f"{len(evidence.layers)} layers of {experts} experts with {max(redundant)} redundant ones on "
+            f"{layers} layers of {experts} experts with {max(redundant)} redundant ones on "
             f"{ranks} ranks would take too long: ask for fewer ranks or redundant experts.",
         )
-    return Question(ranks=ranks, nodes=nodes, groups=wish.groups, redundant=tuple(sorted(set(redundant))))
 
 
 def hosts_of(state: LiveState, deployment: Deployment) -> int:
@@ -178,7 +186,12 @@ def present_placement(
     return from_tables([newest[layer][1] for layer in layers], experts, ranks)
 
 
-def _ranks(wish: PlacementWish, ep_size: int) -> int:
+def ranks_of(wish: PlacementWish, ep_size: int) -> int:
+    """On how many EP ranks to place; ``ep_size`` is how many the deployment has.
+
+    Raises:
+        UnanswerableError: it has one, and the wish names no number.
+    """
     if wish.ranks is not None:
         return wish.ranks
     if ep_size == 1:
@@ -188,32 +201,3 @@ def _ranks(wish: PlacementWish, ep_size: int) -> int:
             "to ask what that many would get.",
         )
     return ep_size
-
-
-def whole_placement(
-    state: LiveState,
-    deployment: Deployment,
-    start: float | None,
-    end: float | None,
-    wish: PlacementWish,
-    strategy: Strategy,
-) -> tuple[ModelWindow, tuple[int, ...], LayerReasons, PlacementArrays]:
-    """One placement, fitted on the whole window: the window, its layers, those left out, where experts go.
-
-    Raises:
-        UnanswerableError: see :func:`advise`; also when no layer has enough tokens.
-        StoreError: the archive can't be read.
-    """
-    window = merge_spans(state.spans(deployment, start, end))
-    ranks = _ranks(wish, window.ep_size)
-    evidence = gather(Windows(fit=window, pieces=(window,)), ranks, wish.min_tokens)
-    question = ask(evidence, wish, ranks, hosts_of(state, deployment))
-    if not evidence.layers:
-        reason = next(iter(evidence.left_out.values()), "it has no layers")
-        raise UnanswerableError("no-sample", f"There is nothing to fit on ({reason}): give a longer window.")
-    shape = len(evidence.layers), evidence.experts, ranks
-    if strategy == "eplb":
-        placement = eplb(evidence.fit, question.redundant[0], question.groups, question.nodes, ranks)
-    else:
-        placement = round_robin(*shape) if strategy == "round_robin" else linear(*shape)
-    return window, evidence.layers, evidence.left_out, placement

@@ -1,7 +1,8 @@
 """Placement of experts by load: replicate the hot ones, pack copies onto ranks, keep groups within nodes.
 
 Pure numpy, vectorised over layers. The algorithm is that of DeepSeek's EPLB, which vLLM's default policy
-follows, so that what is predicted here is what vLLM would do. In all of it L is the number of layers, E of
+follows, so that what is predicted here is what vLLM would do. It may put several copies of an expert on one
+rank; :mod:`moescope.service.advice.distinct` doesn't. In all of it L is the number of layers, E of
 logical experts, P of physical experts (copies, P >= E), G of EP ranks and N of nodes; loads are slots, of any
 numeric dtype, not negative.
 """
@@ -39,18 +40,31 @@ def place(loads: Loads, physical: int, groups: int, nodes: int, ranks: int) -> I
     if groups % nodes:
         groups = nodes = 1
     check_fits(experts, physical, groups, nodes, ranks)
-    order = _experts_by_node(weights, groups, nodes)
+    order = experts_by_node(weights, groups, nodes)
     node_experts, node_physical = experts // nodes, physical // nodes
     local = np.take_along_axis(weights, order, axis=1).reshape(layers * nodes, node_experts)
-    logical, copies = replicate(local, node_physical)
-    per_copy = np.take_along_axis(local / copies, logical, axis=1)
-    pack, place_in_pack = balanced_packing(per_copy, ranks // nodes)
-    position = pack * (physical // ranks) + place_in_pack
-    placed = np.empty_like(logical)
-    np.put_along_axis(placed, position, logical, axis=1)
+    placed = place_node(local, node_physical, ranks // nodes)
     offsets = node_experts * np.arange(nodes).reshape(1, nodes, 1)
     in_order = placed.reshape(layers, nodes, node_physical) + offsets
     return np.take_along_axis(order, in_order.reshape(layers, physical), axis=1)
+
+
+def place_node(loads: Loads, physical: int, ranks: int) -> Int64Array:
+    """Place the experts of a node, int64 [X, P]: see :func:`place`.
+
+    Args:
+        loads: [X, E].
+        physical: P of this node, a multiple of ``ranks``, at least E.
+        ranks: G of this node.
+    """
+    weights = np.asarray(loads, dtype=np.float64)
+    logical, copies = replicate(weights, physical)
+    per_copy = np.take_along_axis(weights / copies, logical, axis=1)
+    pack, place_in_pack = balanced_packing(per_copy, ranks)
+    position = pack * (physical // ranks) + place_in_pack
+    placed = np.empty_like(logical)
+    np.put_along_axis(placed, position, logical, axis=1)
+    return placed
 
 
 def check_fits(experts: int, physical: int, groups: int, nodes: int, ranks: int) -> None:
@@ -135,8 +149,11 @@ def balanced_packing(loads: Loads, packs: int) -> tuple[Int64Array, Int64Array]:
     return pack_of, place_of
 
 
-def _experts_by_node(weights: FloatArray, groups: int, nodes: int) -> Int64Array:
-    """Experts node by node, int64 [L, E]: whole groups, so that the nodes carry alike."""
+def experts_by_node(weights: FloatArray, groups: int, nodes: int) -> Int64Array:
+    """Experts node by node, int64 [L, E]: whole groups, so that the nodes carry alike.
+
+    ``weights`` is [L, E]; ``groups`` is a multiple of ``nodes``.
+    """
     layers, experts = weights.shape
     size = experts // groups
     node, place_in_node = balanced_packing(weights.reshape(layers, groups, size).sum(axis=2), nodes)

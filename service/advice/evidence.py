@@ -128,8 +128,7 @@ def gather(windows: Windows, ranks: int, min_tokens: int) -> Evidence:
     widths = Counter(layer.shape.num_experts for layer in fit.layers)
     experts = widths.most_common(1)[0][0] if widths else 0
     kept: list[tuple[LayerWindow, list[LayerWindow]]] = []
-    left_out: LayerReasons = dict(fit.uncovered)
-    left_out |= {layer: f"absent: {reason}" for layer, reason in fit.absent.items() if layer is not None}
+    left_out = not_there(fit)
     for layer in fit.layers:
         later = [piece[layer.shape.layer] for piece in by_piece if layer.shape.layer in piece]
         reason = _why_not(layer, later, experts, min_tokens)
@@ -158,6 +157,12 @@ def gather(windows: Windows, ranks: int, min_tokens: int) -> Evidence:
         fit_tokens=fit.tokens,
         later_tokens=sum(piece.tokens for piece in pieces),
     )
+
+
+def not_there(window: ModelWindow) -> LayerReasons:
+    """The MoE layers that nobody counts, to the reason; not those of which it isn't known which they are."""
+    absent = {layer: f"absent: {reason}" for layer, reason in window.absent.items() if layer is not None}
+    return {**window.uncovered, **absent}
 
 
 def _why_not(layer: LayerWindow, later: Sequence[LayerWindow], experts: int, min_tokens: int) -> str | None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from moescope.service.advice.advise import UnanswerableError
 from moescope.service.advice.placements import PlacementArrays
+from moescope.service.advice.whole import Whole
 
 
 def placement_map(layers: Sequence[int], placement: PlacementArrays) -> dict[str, Any]:
@@ -26,7 +30,10 @@ def placement_map(layers: Sequence[int], placement: PlacementArrays) -> dict[str
 
 
 def ascend_map(placement: PlacementArrays) -> dict[str, Any]:
-    """The expert map that vllm-ascend loads (``expert_map_path``); layers are ordinals among MoE layers."""
+    """The expert map that vllm-ascend loads (``expert_map_path``); layers are ordinals among MoE layers.
+
+    :func:`check_ascend` tells whether vllm-ascend would read it as it is meant.
+    """
     return {
         "moe_layer_count": len(placement.logical),
         "layer_list": [
@@ -41,3 +48,53 @@ def ascend_map(placement: PlacementArrays) -> dict[str, Any]:
             for number, (logical, rank) in enumerate(zip(placement.logical, placement.rank, strict=True))
         ],
     }
+
+
+def check_ascend(whole: Whole) -> None:
+    """Check that vllm-ascend would read the map of a placement as it is meant.
+
+    It takes layers by their ordinal among the MoE layers that a worker builds, each device's experts as a set
+    of as many as device 0 has, and the physical expert ``rank * (experts on device 0) + place``
+    (``vllm_ascend/eplb/core/eplb_utils.py``: ``expert_file_to_tensor``, ``generate_log2phy_map``).
+
+    Raises:
+        UnanswerableError: it would not; says why and what to do.
+    """
+    reason = _why_not_ascend(whole)
+    if reason is not None:
+        raise UnanswerableError(
+            "not-for-vllm-ascend", f"vllm-ascend could not read this as it is meant: {reason}"
+        )
+
+
+def _why_not_ascend(whole: Whole) -> str | None:
+    placement = whole.placement
+    if placement.ranks == 1:
+        return "it takes a map only where there is more than one EP rank. Give ranks."
+    if whole.stages > 1 and not whole.one_stage:
+        return (
+            "it numbers the MoE layers from 0 in each pipeline stage, and this deployment has "
+            f"{whole.stages}. Give pp_rank for the map of one stage."
+        )
+    unplaced = dict(whole.left_out)
+    if unplaced or whole.window.absent:
+        layer, reason = next(iter((unplaced or dict(whole.window.absent)).items()))
+        name = "layers of which it isn't known which" if layer is None else f"layer {layer}"
+        more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
+        return f"it numbers the layers in order, and {name}{more} can't be placed ({reason})."
+    doubles = placement.doubles()
+    if doubles:
+        first = doubles[0]
+        return (
+            f"it takes a device's experts as a set, and EP rank {first.rank} has {first.copies} copies of "
+            f"expert {first.expert} in layer {whole.layers[first.row]}. Ask for fewer redundant experts, or "
+            "for policy=moescope."
+        )
+    held = np.array([np.bincount(row, minlength=placement.ranks) for row in placement.rank])
+    if (held != held[0, 0]).any():
+        sizes = sorted(set(held.reshape(-1).tolist()))
+        return (
+            f"its devices must hold equally many experts, and here they hold {' or '.join(map(str, sizes))}. "
+            "Give strategy=eplb with redundant experts that fit."
+        )
+    return None

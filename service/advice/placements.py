@@ -8,9 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from moescope.capture.wire import Int64Array, PlacementTable, unpack_ids
+from moescope.service.advice.distinct import place_distinct
 from moescope.service.advice.eplb import place
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.measures.loads import Loads
+
+
+@dataclass(frozen=True, slots=True)
+class Double:
+    """Several copies of one expert on one rank: row of the layer, EP rank, logical expert, copies there."""
+
+    row: int
+    rank: int
+    expert: int
+    copies: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +58,25 @@ class PlacementArrays:
 
     def held(self) -> Int64Array:
         """The (layer, rank, expert) with at least one copy, each as one number, int64, rising."""
+        return np.unique(self._places())
+
+    def doubles(self) -> list[Double]:
+        """Where a rank has several copies of one expert, by layer, rank and expert."""
+        places, copies = np.unique(self._places(), return_counts=True)
+        several = copies > 1
+        row, place = np.divmod(places[several], self.ranks * self.experts)
+        rank, expert = np.divmod(place, self.experts)
+        found = zip(row.tolist(), rank.tolist(), expert.tolist(), copies[several].tolist(), strict=True)
+        return [Double(*one) for one in found]
+
+    @property
+    def in_vain(self) -> int:
+        """Copies, over all layers, on a rank that has another one of the same expert: memory for nothing."""
+        return self.logical.size - len(self.held())
+
+    def _places(self) -> Int64Array:
         layer = np.arange(len(self.rank))[:, np.newaxis]
-        return np.unique((layer * self.ranks + self.rank) * self.experts + self.logical)
+        return np.asarray((layer * self.ranks + self.rank) * self.experts + self.logical)
 
 
 def linear(layers: int, experts: int, ranks: int) -> PlacementArrays:
@@ -63,17 +91,23 @@ def round_robin(layers: int, experts: int, ranks: int) -> PlacementArrays:
 
 
 def eplb(fitted: Loads, redundant: int, groups: int, nodes: int, ranks: int) -> PlacementArrays:
-    """Placed by load with R redundant copies; see :func:`moescope.service.advice.eplb.place`.
+    """What vLLM's default policy would make, with R redundant copies; it may put two of one expert on a rank.
 
     Args:
         fitted: slots per (layer, logical expert) that it is fitted on, [L, E].
         redundant: R; E + R is a multiple of ``ranks``.
+        groups, nodes, ranks: see :func:`moescope.service.advice.eplb.place`.
     """
-    layers, experts = np.asarray(fitted).shape
-    physical = experts + redundant
-    logical = place(fitted, physical, groups, nodes, ranks)
-    rank = np.tile(np.arange(physical) // (physical // ranks), (layers, 1))
-    return PlacementArrays(logical, rank, experts, ranks)
+    return _by_load(place(fitted, _physical(fitted, redundant), groups, nodes, ranks), fitted, ranks)
+
+
+def distinct(fitted: Loads, redundant: int, groups: int, nodes: int, ranks: int) -> PlacementArrays:
+    """Our own placement by load: no rank has two copies of one expert while there is room elsewhere.
+
+    See :func:`moescope.service.advice.distinct.place_distinct`; arguments are those of :func:`eplb`.
+    """
+    logical = place_distinct(fitted, _physical(fitted, redundant), groups, nodes, ranks)
+    return _by_load(logical, fitted, ranks)
 
 
 def from_tables(tables: Sequence[PlacementTable], experts: int, ranks: int) -> PlacementArrays | None:
@@ -95,6 +129,16 @@ def moves(before: PlacementArrays, after: PlacementArrays) -> Int64Array:
     """
     new = np.setdiff1d(after.held(), before.held(), assume_unique=True)
     return np.bincount(new // (after.ranks * after.experts), minlength=len(after.rank))
+
+
+def _physical(fitted: Loads, redundant: int) -> int:
+    return int(np.asarray(fitted).shape[1]) + redundant
+
+
+def _by_load(logical: Int64Array, fitted: Loads, ranks: int) -> PlacementArrays:
+    layers, physical = logical.shape
+    rank = np.tile(np.arange(physical) // (physical // ranks), (layers, 1))
+    return PlacementArrays(logical, rank, int(np.asarray(fitted).shape[1]), ranks)
 
 
 def _alike(layers: int, rank: Int64Array, experts: int, ranks: int) -> PlacementArrays:

@@ -189,11 +189,23 @@ def _costs(evidence: Evidence, shown: Option) -> list[str]:
             f"It needs room for {each:.3g} redundant copies a rank in each layer: {memory:.1%} more memory "
             "for experts than one copy of each."
         )
+    if shown.in_vain and shown.own is not None:
+        apart, after = _ratio(shown.own), _ratio(shown)
+        costs.append(
+            f"vLLM's policy would put {shown.in_vain:,} of these copies, over all judged layers, on a rank "
+            f"that has that expert already: memory for nothing. Our own placement puts {shown.own.in_vain:,} "
+            f"there; its ratio in the later window is {apart}, that of vLLM's {after}."
+        )
     if shown.moves is not None:
         costs.append(f"Getting there moves {shown.moves:,} expert copies, over all judged layers.")
     if shown.strategy == "round_robin":
         costs.append("vLLM takes it only with --enable-expert-parallel, without EPLB, for grouped routers.")
     return costs
+
+
+def _ratio(option: Option) -> str:
+    ratio = option.held_out.summary.ratio_of_sums
+    return "not known" if ratio is None else f"{ratio:.3f}"
 
 
 def _from_to(base: Option, choice: Option) -> str:

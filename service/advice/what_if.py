@@ -7,13 +7,13 @@ has not seen, so every figure here comes twice: ``fitted`` and ``held_out``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
 
 from moescope.service.advice.evidence import Evidence
-from moescope.service.advice.placements import PlacementArrays, eplb, linear, moves, round_robin
+from moescope.service.advice.placements import PlacementArrays, distinct, eplb, linear, moves, round_robin
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.summary import Summary, summarise
@@ -35,7 +35,8 @@ class Option:
     """A placement and what it does.
 
     Attributes:
-        strategy: ``present`` is what the ranks really got, whatever placed it.
+        strategy: ``present`` is what the ranks really got, whatever placed it; ``eplb`` what vLLM's policy
+            would make.
         redundant: R, copies of each layer beyond one for each expert; None for ``present``.
         placement: where the copies are; None for ``present``.
         fitted, held_out: balance in the window that it was fitted on, and in the later one.
@@ -43,6 +44,10 @@ class Option:
         saving_fitted: share of the busiest ranks' slots, summed over layers, that it saves against the base,
             in the window that it was fitted on; ``saving_held_out`` in the later one.
         moves: expert copies to send, over all judged layers, from where they are now; None: not known.
+        in_vain: copies on a rank that has another one of the same expert, over all judged layers: they take
+            memory, and no load off the rank. None: it isn't known where the copies are.
+        own: our own placement with as many redundant experts, which avoids copies in vain; None where the
+            option has none.
     """
 
     strategy: Strategy
@@ -54,6 +59,8 @@ class Option:
     saving_fitted: float
     saving_held_out: float
     moves: int | None
+    in_vain: int | None
+    own: Option | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +112,25 @@ def what_if(evidence: Evidence, question: Question, present: PlacementArrays | N
         ValueError: the numbers don't fit together.
     """
     shape = len(evidence.layers), evidence.experts, question.ranks
-    tries: list[tuple[Strategy, int, PlacementArrays]] = [
-        ("linear", 0, linear(*shape)),
-        ("round_robin", 0, round_robin(*shape)),
+    base = _seen(evidence, present)
+    if base is None:
+        base = _option("linear", 0, linear(*shape), evidence, base=None, present=present)
+    options = [
+        _option("linear", 0, linear(*shape), evidence, base=base, present=present),
+        _option("round_robin", 0, round_robin(*shape), evidence, base=base, present=present),
     ]
     for redundant in question.redundant:
-        placed = eplb(evidence.fit, redundant, question.groups, question.nodes, question.ranks)
-        tries.append(("eplb", redundant, placed))
-    base = _seen(evidence) or _option(*tries[0], evidence, base=None, present=present)
-    options = (_option(*one, evidence, base=base, present=present) for one in tries)
+        how = redundant, question.groups, question.nodes, question.ranks
+        theirs = _option("eplb", redundant, eplb(evidence.fit, *how), evidence, base=base, present=present)
+        if theirs.in_vain:
+            placed = distinct(evidence.fit, *how)
+            own = _option("eplb", redundant, placed, evidence, base=base, present=present)
+            theirs = replace(theirs, own=own)
+        options.append(theirs)
     return WhatIf(base, tuple(options))
 
 
-def _seen(evidence: Evidence) -> Option | None:
+def _seen(evidence: Evidence, present: PlacementArrays | None) -> Option | None:
     """What the ranks really got; None where that is not known."""
     if evidence.seen_fit is None or evidence.seen_pieces is None:
         return None
@@ -130,6 +143,7 @@ def _seen(evidence: Evidence) -> Option | None:
         loads=loads,
         base=None,
         to_move=None,
+        in_vain=None if present is None else present.in_vain,
     )
 
 
@@ -152,6 +166,7 @@ def _option(
         loads=(placement.loads(evidence.fit), pieces),
         base=base,
         to_move=None if present is None else int(moves(present, placement).sum()),
+        in_vain=placement.in_vain,
     )
 
 
@@ -164,6 +179,7 @@ def _outcomes(
     loads: tuple[FloatArray, FloatArray],
     base: Option | None,
     to_move: int | None,
+    in_vain: int | None,
 ) -> Option:
     """``loads`` are those of the ranks: [L, G] in the first window, [K, L, G] in the pieces of the later."""
     fit, pieces = loads
@@ -178,6 +194,7 @@ def _outcomes(
         saving_fitted=0.0 if base is None else saving(base.fitted, fitted),
         saving_held_out=0.0 if base is None else saving(base.held_out, held_out),
         moves=to_move,
+        in_vain=in_vain,
     )
 
 

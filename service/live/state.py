@@ -46,6 +46,8 @@ class LiveState:
         self._archive = archive
         self._lock = threading.Lock()
         self._ledger = Ledger(settings, clock, keeps=archive is not None)
+        # Apart, since the event loop counts too, and must not wait while a frame is taken.
+        self._counting = threading.Lock()
         self._frames: Counter[tuple[str, str]] = Counter()
 
     def now(self) -> float:
@@ -83,8 +85,9 @@ class LiveState:
         """
         with self._lock:
             verdict = self._ledger.take(frame)
+        with self._counting:
             self._frames[verdict.value, ""] += 1
-            return verdict
+        return verdict
 
     def take_records(self) -> list[Record]:
         """What changed for good since the last call, in order."""
@@ -98,12 +101,12 @@ class LiveState:
 
     def count_refused(self, reason: str) -> None:
         """Count a frame, or a body that should have been one, which was refused."""
-        with self._lock:
+        with self._counting:
             self._frames["refused", reason] += 1
 
     def frames(self) -> Mapping[tuple[str, str], int]:
         """How many frames came, by (result, reason)."""
-        with self._lock:
+        with self._counting:
             return dict(self._frames)
 
     def history_size(self) -> tuple[int, int]:

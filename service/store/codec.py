@@ -233,7 +233,12 @@ def positions_of(blobs: Sequence[bytes], tokens: int) -> Int64Array:
     # The sum is checked first: a damaged count would be allocated, whatever it says.
     if not runs or count != tokens:
         raise ValueError(f"a damaged trace: {tokens} of its {count} tokens are there")
-    return np.concatenate([np.arange(run.first, run.first + run.count, dtype=np.int64) for run in runs])
+    firsts, counts = (
+        np.fromiter((getattr(run, name) for run in runs), np.int64, len(runs)) for name in ("first", "count")
+    )
+    # Each token's place in its run is its place in all, less those of the runs before.
+    within = np.arange(tokens) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(firsts, counts) + within
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:

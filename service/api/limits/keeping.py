@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from moescope.service.live.state import LiveState
 from moescope.service.store.records import Record, StoreError
 from moescope.service.store.writer import StoreWriter
+
+Kept = tuple[Sequence[Record], Future[None] | None]
+"""Records, and what comes when they are kept for good; None: nothing is waited for."""
 
 
 class Keeper:
@@ -22,17 +26,24 @@ class Keeper:
         self._state = state
         self._writer = writer
 
-    async def keep_state(self) -> None:
-        """Return when the records of all frames so far are kept.
+    def hand_over(self) -> Kept:
+        """Hand over the records of all frames so far. What :meth:`kept` makes of that says when they are kept.
 
-        To keep records in order, await nothing between taking the frame and this call.
+        To keep records in order, call it in the thread that took the frame, before it takes another one.
+        """
+        records = self._state.take_records()
+        return records, None if self._writer is None else self._writer.submit(records)
+
+    async def kept(self, handed: Kept) -> None:
+        """Return when the records that :meth:`hand_over` took are kept.
 
         Raises:
             StoreError: they could not be kept.
         """
-        records = self._state.take_records()
+        records, future = handed
         try:
-            await self.keep(records)
+            if future is not None:
+                await asyncio.wrap_future(future)
         except StoreError:
             self._state.not_kept(records)
             raise

@@ -54,8 +54,29 @@ MemoryPriceParam = Annotated[
         ge=0, le=10, description="Saving that twice the memory for experts must bring; less in proportion."
     ),
 ]
-StrategyParam = Annotated[Literal["linear", "round_robin", "eplb"], Query(description="Which one.")]
-RedundantParam = Annotated[int, Query(ge=0, le=MAX_REDUNDANT, description="Redundant experts, with eplb.")]
+StrategyParam = Annotated[
+    Literal["linear", "round_robin", "eplb"],
+    Query(
+        description="eplb: by load. linear, round_robin: as vLLM places experts without EPLB; ranks may hold "
+        "unequal numbers of experts, and no load is needed."
+    ),
+]
+PolicyParam = Annotated[
+    Literal["moescope", "vllm"],
+    Query(
+        description="Whose placement by load, with strategy=eplb. moescope: our own; no EP rank has two "
+        "copies of one expert while there is room elsewhere. vllm: what vLLM's default EPLB policy would "
+        "make; it may put several copies of one expert on a rank."
+    ),
+]
+PpRankParam = Annotated[
+    int | None,
+    Query(ge=0, le=MAX_RANKS, description="Only the layers of this pipeline stage; absent: of all stages."),
+]
+RedundantParam = Annotated[
+    int,
+    Query(ge=0, le=MAX_REDUNDANT, description="Redundant experts, with strategy=eplb; other ones have none."),
+]
 FormParam = Annotated[
     Literal["map", "vllm-ascend"],
     Query(description="map: as described below. vllm-ascend: the file that its expert_map_path takes."),

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import types
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -13,6 +15,7 @@ from typing import Any, Final, Union, get_args, get_origin
 from fastapi import Request, Response
 from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from moescope.service.api.params.bodies import replayed, take_json, take_none
 from moescope.service.api.params.not_taken import MEANT, why_not_taken
@@ -30,7 +33,13 @@ class CheckedRoute(APIRoute):
     Below ``/v1/`` these end a request with 422: a parameter that the route doesn't know, one without a value,
     and one that is given twice though the route takes one value. Everywhere a body is bounded, in bytes and
     in time, before anything of it is kept; a route that takes none refuses it.
+
+    An answer becomes JSON in the thread that computed it, since FastAPI would do that in the event loop.
     """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        computes = not inspect.iscoroutinefunction(endpoint)
+        super().__init__(path, _as_json(endpoint) if computes else endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler that FastAPI calls."""
@@ -56,6 +65,20 @@ class CheckedRoute(APIRoute):
             await take_none(request, timeout_s)
             return request
         return replayed(request, await take_json(request, timeout_s))
+
+
+def _as_json(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """The endpoint of a thread, which answers with bytes where it answered with a model."""
+
+    @functools.wraps(endpoint)
+    def answer(*values: Any, **named: Any) -> Any:
+        found = endpoint(*values, **named)
+        if not isinstance(found, BaseModel):
+            return found
+        body = type(found).__pydantic_serializer__.to_json(found, by_alias=True)
+        return Response(body, media_type="application/json")
+
+    return answer
 
 
 def check_query(method: str, path: str, given: Iterable[tuple[str, str]], takes: Mapping[str, bool]) -> None:

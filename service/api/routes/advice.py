@@ -43,6 +43,7 @@ from moescope.service.api.schemas.advice import (
     AdviceOut,
     DriftOut,
     OptionOut,
+    OwnOut,
     VerdictOut,
     WaitingOut,
     left_out_of,
@@ -149,8 +150,21 @@ def _option(item: Option) -> OptionOut:
         saving_held_out=item.saving_held_out,
         pieces=list(item.pieces),
         copies_to_move=item.moves,
+        copies_in_vain=item.in_vain,
+        own=None if item.own is None else _own(item.own),
         fitted_by_layer=_floats(item.fitted.by_layer),
         held_out_by_layer=_floats(item.held_out.by_layer),
+    )
+
+
+def _own(item: Option) -> OwnOut:
+    return OwnOut(
+        fitted=Summary(**asdict(item.fitted.summary)),
+        held_out=Summary(**asdict(item.held_out.summary)),
+        saving_fitted=item.saving_fitted,
+        saving_held_out=item.saving_held_out,
+        copies_to_move=item.moves,
+        copies_in_vain=item.in_vain or 0,
     )
 
 

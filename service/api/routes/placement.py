@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from moescope.service.advice import export
-from moescope.service.advice.advise import PlacementWish, whole_placement
+from moescope.service.advice.advise import PlacementWish
+from moescope.service.advice.whole import Whole, whole_placement
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.advice import (
     DEFAULT_START,
@@ -13,6 +14,8 @@ from moescope.service.api.params.advice import (
     FormParam,
     GroupsParam,
     NodesParam,
+    PolicyParam,
+    PpRankParam,
     RanksParam,
     RedundantParam,
     StrategyParam,
@@ -28,8 +31,8 @@ from moescope.service.api.params.query import (
     parse_bounds,
 )
 from moescope.service.api.problems import documented
-from moescope.service.api.schemas.advice import AscendMap, PlacementMap, left_out_of
-from moescope.service.api.schemas.windows import window_out
+from moescope.service.api.schemas.advice import AscendMap, DoubleOut, PlacementMap, left_out_of
+from moescope.service.api.schemas.windows import absent_out, partial_of, window_out
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 
@@ -49,8 +52,10 @@ def placement_router(state: LiveState, settings: Settings, turns: Turns) -> APIR
         nodes: NodesParam = None,
         groups: GroupsParam = 1,
         strategy: StrategyParam = "eplb",
+        policy: PolicyParam = "moescope",
         redundant: RedundantParam = 0,
         form: FormParam = "map",
+        pp_rank: PpRankParam = None,
         min_tokens: MinTokensParam = None,
     ) -> PlacementMap | AscendMap:
         """A placement as a map to use elsewhere, fitted on the whole window."""
@@ -64,19 +69,47 @@ def placement_router(state: LiveState, settings: Settings, turns: Turns) -> APIR
             min_tokens=settings.min_tokens if min_tokens is None else min_tokens,
         )
         with answerable():
-            window, layers, left_out, placement = whole_placement(
-                state, deployment, bounds.start, bounds.end, wish, strategy
+            whole = whole_placement(
+                state,
+                deployment,
+                bounds.start,
+                bounds.end,
+                wish,
+                strategy=strategy,
+                policy=policy,
+                pp_rank=pp_rank,
             )
-        if form == "vllm-ascend":
-            return AscendMap(**export.ascend_map(placement))
+            if form == "vllm-ascend":
+                export.check_ascend(whole)
+                return AscendMap(**export.ascend_map(whole.placement))
         return PlacementMap(
             server=deployment[0],
             model=deployment[1],
             strategy=strategy,
+            policy=policy if strategy == "eplb" else None,
             redundant=redundant if strategy == "eplb" else 0,
-            window=window_out(window, bounds),
-            left_out=left_out_of(left_out),
-            **export.placement_map(layers, placement),
+            window=window_out(whole.window, bounds),
+            partial=_partial(state, whole),
+            left_out=left_out_of(whole.left_out),
+            absent=absent_out(whole.window),
+            doubles=_doubles(whole),
+            **export.placement_map(whole.layers, whole.placement),
         )
 
     return router
+
+
+def _doubles(whole: Whole) -> list[DoubleOut]:
+    return [
+        DoubleOut(layer=whole.layers[item.row], ep_rank=item.rank, expert=item.expert, copies=item.copies)
+        for item in whole.placement.doubles()
+    ]
+
+
+def _partial(state: LiveState, whole: Whole) -> str | None:
+    ranks = partial_of(state, whole.window)
+    if not whole.silent_stages or whole.one_stage:
+        return ranks
+    silent = list(whole.silent_stages)
+    stages = f"no worker of pipeline stages {silent} has reported, so their layers are missing"
+    return stages if ranks is None else f"{ranks}; {stages}"

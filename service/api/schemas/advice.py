@@ -12,6 +12,20 @@ from moescope.service.api.schemas.common import Absent, Partial, Summary, Window
 StrategyName = Literal["present", "linear", "round_robin", "eplb"]
 
 
+class OwnOut(BaseModel):
+    """Our own placement by load, with as many redundant experts as the option has.
+
+    No EP rank has two copies of one expert while there is room elsewhere. /v1/advice/placement gives its map.
+    """
+
+    fitted: Summary
+    held_out: Summary
+    saving_fitted: float
+    saving_held_out: float
+    copies_to_move: int | None
+    copies_in_vain: int
+
+
 class OptionOut(BaseModel):
     """A placement of experts, and the balance over EP ranks to expect of it.
 
@@ -20,7 +34,7 @@ class OptionOut(BaseModel):
 
     strategy: StrategyName = Field(
         description="present: what was observed. linear: contiguous spans. round_robin: expert e on rank e "
-        "mod ranks. eplb: by load, as vLLM's default EPLB policy does it."
+        "mod ranks. eplb: by load, what vLLM's default EPLB policy would make of it."
     )
     redundant: int | None = Field(description="Redundant experts of each layer; null for present.")
     name: str = Field(description="In words.")
@@ -39,6 +53,13 @@ class OptionOut(BaseModel):
     copies_to_move: int | None = Field(
         description="Expert copies to send to ranks that don't hold them now, over all judged layers; null: "
         "it isn't known where the experts are now."
+    )
+    copies_in_vain: int | None = Field(
+        description="Copies on an EP rank that has another one of the same expert, over all judged layers: "
+        "memory for nothing. null: it isn't known where the experts are now."
+    )
+    own: OwnOut | None = Field(
+        description="Our own placement, where vLLM's policy (eplb) would make copies in vain; else null."
     )
     fitted_by_layer: list[float | None] = Field(
         description="Imbalance ratio in the first window, in the order of layers."
@@ -171,22 +192,42 @@ class Rearrangements(BaseModel):
     rearrangements: list[RearrangementOut]
 
 
+class DoubleOut(BaseModel):
+    """Several copies of one expert on one EP rank."""
+
+    layer: int
+    ep_rank: int
+    expert: int
+    copies: int
+
+
 class PlacementMap(BaseModel):
     """A placement, fitted on the whole window. Rows are MoE layers, columns physical experts."""
 
     server: str
     model: str
     strategy: StrategyName
+    policy: Literal["moescope", "vllm"] | None = Field(
+        description="Whose placement by load: our own, or what vLLM's would be; null: it is not by load."
+    )
     redundant: int
     window: Window
+    partial: str | None = Field(
+        description="Why this is of a part of the deployment only; null: all DP ranks and all pipeline "
+        "stages that were asked for are in it."
+    )
     num_logical_experts: int
     num_physical_experts: int
     num_ranks: int
     layers: list[int] = Field(description="Decoder layer of each row.")
     physical_to_logical_map: list[list[int]] = Field(
         description="[layers][physical]: as vLLM's EPLB state has it; physical expert p is on rank p // "
-        "(physical / ranks) when strategy is eplb."
+        "(physical / ranks) when strategy is eplb, else where physical_to_rank says."
     )
     physical_to_rank: list[list[int]] = Field(description="[layers][physical]: EP rank.")
     logical_replica_count: list[list[int]] = Field(description="[layers][logical]: copies.")
+    doubles: list[DoubleOut] = Field(
+        description="EP ranks with several copies of one expert, which take memory and no load off the rank."
+    )
     left_out: list[LeftOut]
+    absent: list[Absent]

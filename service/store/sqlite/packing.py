@@ -91,21 +91,22 @@ Waiting = dict[Shape, tuple[Piece, ...]]
 
 def pieces_of(trace: int, part: TracePart) -> list[Piece]:
     """A part in pieces of a block's size, and the rest."""
-    if part.tokens <= BLOCK_TOKENS:
-        return [Piece(trace=trace, part=part.part, number=0, tokens=part.tokens, experts=part.experts)]
+    total = part.tokens  # a sum over all runs
+    if total <= BLOCK_TOKENS:
+        return [Piece(trace=trace, part=part.part, number=0, tokens=total, experts=part.experts)]
     widths = [layer.top_k * part.id_bytes for layer in part.layers]
     return [
         Piece(
             trace=trace,
             part=part.part,
             number=number,
-            tokens=min(BLOCK_TOKENS, part.tokens - at),
+            tokens=min(BLOCK_TOKENS, total - at),
             experts=[
                 data[at * width : (at + BLOCK_TOKENS) * width]
                 for data, width in zip(part.experts, widths, strict=True)
             ],
         )
-        for number, at in enumerate(range(0, part.tokens, BLOCK_TOKENS))
+        for number, at in enumerate(range(0, total, BLOCK_TOKENS))
     ]
 
 

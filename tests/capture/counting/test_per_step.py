@@ -168,6 +168,18 @@ def test_ids_in_one_place_for_two_layers_are_refused(bench: Bench) -> None:
         bench.call(1, ids=shared)
 
 
+def test_a_layer_that_runs_twice_in_a_step_and_writes_in_one_place_is_refused_before_it_is_counted(
+    bench: Bench,
+) -> None:
+    sink = torch.zeros(8, 2, dtype=torch.int16)
+    bench.call(0, 1, 2)  # outside of steps each pass writes to the same place
+    bench.strategy.begin_step()
+    bench.call(0, ids=sink[:4])
+    with pytest.raises(ReferencesUnsafeError, match="layer 0 runs twice in a step"):
+        bench.call(0, ids=sink[:3])
+    assert [place for place, _ in bench.launches] == ["now"]  # that of the pass before
+
+
 def test_references_are_kept_until_the_launch_and_no_longer(bench: Bench) -> None:
     ids = torch.zeros(4, 2, dtype=torch.int32)
     before = sys.getrefcount(ids)

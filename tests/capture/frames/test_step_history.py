@@ -105,3 +105,12 @@ def test_where_no_step_is_split_frames_are_as_before() -> None:
     packed = history.pack()
     assert (packed.microbatches, len(packed.steps) // 4) == (b"", 2)
     assert unpack_microbatches(packed).tolist() == [0, 0]
+
+
+def test_many_microbatches_fit_a_frame() -> None:
+    history, parts = StepHistory(version=0), 256
+    for first in range(0, 60, 20):
+        loads = np.ones((20, parts, 1, 2), np.int32)
+        history.add(RingPart(first, np.arange(first, first + 20), loads, first + 20))
+    packed = history.pack()
+    assert (packed.first, packed.end, len(packed.microbatches), history.lost) == (44, 60, 16 * parts, 44)

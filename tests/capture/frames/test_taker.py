@@ -11,6 +11,7 @@ from moescope.capture.counting.load_ring import LoadRing
 from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.frames.taker import NUM_TRANSFERS, SnapshotTaker
+from moescope.capture.seam.weights import Weights
 from moescope.capture.step.totals import StepTokens
 from moescope.capture.wire import unpack_step_loads
 from tests.capture.frames.bench import Bench, Source
@@ -69,6 +70,25 @@ def test_flush_does_not_wait_for_the_interval() -> None:
     bench.step()
     bench.taker.flush()
     assert values(bench.collect()) == ([2, 2], 2)
+
+
+def test_a_change_of_weights_has_a_snapshot_of_its_own_though_nothing_was_counted() -> None:
+    now = [Weights()]
+    flat, source = torch.zeros(2, dtype=torch.int64), Source()
+    taker = SnapshotTaker(flat, source, 60, lambda: 0.0, weights=lambda: now[0])
+    assert taker.collect() is not None
+    now[0] = Weights(1, "step-1")
+    taker.mark()
+    snapshot = taker.collect()
+    assert snapshot is not None
+    assert snapshot.weights == (1, "step-1")
+    for _ in range(NUM_TRANSFERS):
+        taker.mark()  # nobody collects
+    now[0] = Weights(2)
+    taker.mark()
+    assert taker.put_off == 1
+    last = [found for _ in range(3) if (found := taker.collect()) is not None][-1]
+    assert last.weights == (2, "")
 
 
 def test_a_reader_that_does_not_come_puts_snapshots_off_and_loses_no_counts() -> None:

@@ -11,13 +11,15 @@ import torch
 from moescope.capture.seam.requests import OPT_IN, NewRequest, client_ids, read_requests
 
 
-def new_request(name: str, prompt: int, computed: int = 0, extra: dict[str, Any] | None = None) -> Any:
+def new_request(
+    name: str, prompt: int, computed: int = 0, extra: dict[str, Any] | None = None, **params: Any
+) -> Any:
     return SimpleNamespace(
         req_id=name,
         prompt_token_ids=[1] * prompt,
         prompt_embeds=None,
         num_computed_tokens=computed,
-        sampling_params=SimpleNamespace(extra_args=extra),
+        sampling_params=SimpleNamespace(extra_args=extra, **params),
     )
 
 
@@ -26,18 +28,23 @@ def test_the_requests_of_a_step() -> None:
     embedded.prompt_token_ids, embedded.prompt_embeds = None, torch.zeros(6, 2)
     step = read_requests(
         SimpleNamespace(
-            scheduled_new_reqs=[new_request("b", 5, 2, {OPT_IN: 1}), embedded],
+            scheduled_new_reqs=[
+                new_request("b", 5, 2, {OPT_IN: 1}, max_tokens=7, stop_token_ids=[3], _eos_token_id=9),
+                embedded,
+            ],
             scheduled_cached_reqs=SimpleNamespace(
                 req_ids=["a", "d"], num_computed_tokens=[10, 0], resumed_req_ids={"d"}
             ),
             finished_req_ids={"e"},
-            num_scheduled_tokens={"a": 1, "b": 3, "c": 6, "d": 4},
+            num_scheduled_tokens={"a": 3, "b": 3, "c": 6, "d": 4},
+            scheduled_spec_decode_tokens={"a": [-1, -1]},
         )
     )
-    assert step.new == [NewRequest("b", 5, 2, True), NewRequest("c", 6, 0, False)]
+    assert step.new == [NewRequest("b", 5, 2, True, 12, frozenset({3, 9})), NewRequest("c", 6, 0, False)]
     assert step.first_positions == {"a": 10, "b": 2, "c": 0, "d": 0}
     assert (step.finished, step.resumed) == (("e",), {"d"})
-    assert step.num_tokens == {"a": 1, "b": 3, "c": 6, "d": 4}
+    assert step.num_tokens == {"a": 3, "b": 3, "c": 6, "d": 4}
+    assert step.drafts == {"a": 2}
 
 
 @pytest.mark.parametrize(

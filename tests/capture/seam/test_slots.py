@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,7 +108,7 @@ class Capture:
         self.survey = survey_model(self.model, config())
         self.buffers = CountBuffers([layer.spec for layer in self.survey.routed], CPU)
         self.capturer = RoutingCapturer(self.buffers, Ranks(), lambda: StepRows(None, None))
-        self.binding = RouterBinding(self.survey.routed, self.capturer)
+        self.binding = RouterBinding(self.survey.routed, self.capturer, self.survey.look_again)
         self.binding.bind()
 
     def counts(self) -> list[list[int]]:
@@ -273,6 +274,40 @@ def test_kernels_that_hold_their_callbacks_share_a_buffer_where_many_would_take_
             kernel_of(module).runs(layer)
         capture.capturer.end_step()
     assert capture.counts() == [expected(layer, 3) for layer in logits]
+
+
+def test_a_buffer_of_this_ranks_rows_only_is_replaced_by_one_that_holds_all_ranks_rows() -> None:
+    """vLLM 0.27 makes it too small where the exchange gathers rows, and raises in the forward pass."""
+    module = holding(3)
+    kernel_of(module).moe_config = SimpleNamespace(
+        experts_per_token=TOP_K, max_num_tokens=16, use_ep=True, ep_size=2, dp_size=1
+    )
+    Capture(module)
+    buffer = kernel_of(module)._routing_replay_buffer
+    assert buffer is not None
+    assert (buffer.shape, buffer.dtype) == ((32, TOP_K), torch.int16)
+
+
+def test_a_kernel_made_anew_gets_the_callback_and_the_old_ones_buffer_stays() -> None:
+    module = holding(3)
+    capture = Capture(module)
+    old = kernel_of(module)
+    buffer = old._routing_replay_buffer
+    assert buffer is not None
+    address, gone = buffer.data_ptr(), weakref.ref(buffer)
+    module.routed_experts.quant_method.moe_kernel.impl.fused_experts = HoldsItsCallback()
+    capture.binding.bind()
+    assert kernel_of(module).routing_replay_capture_fn is None  # ids that nobody would have counted
+    assert capture.binding.renew() is None
+    assert capture.binding.bind() == 1
+    logits = torch.randn(4, EXPERTS)
+    capture.capturer.begin_step(4)
+    kernel_of(module).runs(logits)
+    capture.capturer.end_step()
+    assert capture.counts() == [expected(logits, 4)]
+    assert kernel_of(module)._routing_replay_buffer.data_ptr() != address  # type: ignore[union-attr]
+    del buffer, old
+    assert gone() is not None  # a CUDA graph of the old kernel writes there
 
 
 @pytest.mark.parametrize("broken", ["supports_routing_replay_capture", "set_capture_fn"])

@@ -89,6 +89,21 @@ def test_a_large_trace_goes_in_parts(driver: Driver) -> None:
     np.testing.assert_array_equal(rows, np.concatenate(trace.chunks))
 
 
+def test_a_request_that_spans_two_versions_of_weights_has_a_part_of_each(driver: Driver) -> None:
+    for first in (0, 5, 6):
+        driver.step({"cmpl-y-0-0123abcd": (first, 5 if first == 0 else 1)})
+    driver.step({}, finished=["cmpl-y-0-0123abcd"])
+    trace = driver.assembly.closed[3]
+    changed = [step for step, _ in trace.steps][1]
+    bodies = encode_trace(trace, LAYERS, WHO, 7, part_bytes=15, versions=lambda steps: (steps >= changed) * 4)
+    parts = [decode_part(body) for body in bodies]
+    assert [(part.tokens, part.weights_version) for part in parts] == [(3, 0), (2, 0), (2, 4)]
+    assert [(part.part, part.parts) for part in parts] == [(0, 3), (1, 3), (2, 3)]
+    assert np.concatenate([part.ids_of(0) for part in parts]).tolist() == [
+        row[:2].tolist() for chunk in trace.chunks for row in chunk
+    ]
+
+
 def test_the_service_is_down_for_a_while(driver: Driver, wire: Wire) -> None:
     sender = sender_of(driver, wire, Backoff(first=0.01))
     wire.failures = [refused("503"), refused("ConnectionRefusedError"), refused("401")]

@@ -27,7 +27,7 @@ ANSWERS: list[tuple[str, str, dict[str, Any]]] = [
     ("/v1/advice", "/v1/advice", {"min_tokens": 0}),
     ("/v1/advice", "/v1/advice", {"min_tokens": 1 << 40}),
     ("/v1/advice/placement", "/v1/advice/placement", {"min_tokens": 0}),
-    ("/v1/advice/placement", "/v1/advice/placement", {"min_tokens": 0, "form": "vllm-ascend"}),
+    ("/v1/advice/placement", "/v1/advice/placement", {"strategy": "linear"}),
     ("/v1/advice/rearrangements", "/v1/advice/rearrangements", {}),
     ("/v1/balance", "/v1/balance", {}),
     ("/v1/balance", "/v1/balance", {"phase": "decode"}),

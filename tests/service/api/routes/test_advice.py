@@ -51,33 +51,6 @@ def test_the_openapi_document_is_true(service: Service) -> None:
         }
 
 
-def test_a_placement_map_balances_what_it_was_fitted_on(service: Service) -> None:
-    push_fleet(service, skew=0.8)
-    found = service.get("/v1/advice/placement", redundant=4)
-    assert (found["num_physical_experts"], found["num_ranks"], found["layers"]) == (36, 4, [3, 4, 5])
-    for layer, row, ranks, copies in zip(
-        service.get("/v1/histogram")["layers"],
-        found["physical_to_logical_map"],
-        found["physical_to_rank"],
-        found["logical_replica_count"],
-        strict=True,
-    ):
-        assert sorted(set(row)) == list(range(32))
-        loads = [0.0] * 4
-        for expert, rank in zip(row, ranks, strict=True):
-            loads[rank] += layer["counts"][expert] / copies[expert]
-        assert max(loads) / (sum(loads) / 4) < 1.05
-    ascend = service.get("/v1/advice/placement", redundant=4, form="vllm-ascend")
-    assert ascend["moe_layer_count"] == 3
-    devices = ascend["layer_list"][2]["device_list"]
-    assert [device["device_id"] for device in devices] == [0, 1, 2, 3]
-    assert [expert for device in devices for expert in device["device_expert"]] == found[
-        "physical_to_logical_map"
-    ][2]
-    linear = service.get("/v1/advice/placement", strategy="linear")
-    assert linear["physical_to_logical_map"][0] == list(range(32))
-
-
 def test_idle_is_no_sample(service: Service) -> None:
     push_fleet(service, rounds=2)
     service.clock.now += 7200
@@ -97,8 +70,6 @@ def test_idle_is_no_sample(service: Service) -> None:
         ("/v1/advice?fit_share=1", 422, "0.95"),
         ("/v1/advice?start=yesterday", 400, "-5m"),
         ("/v1/advice?server=other", 404, "server=simulated"),
-        ("/v1/advice/placement?start=now", 400, "nothing to fit on"),
-        ("/v1/advice/placement?form=yaml", 422, "vllm-ascend"),
     ],
 )
 def test_problems_say_what_to_do(service: Service, path: str, status: int, words: str) -> None:

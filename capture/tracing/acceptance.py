@@ -1,0 +1,54 @@
+"""Which rows of a step belong to a trace where tokens are drafted: those of tokens that the request keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from moescope.capture.tracing.buffer import Trace
+
+
+class Kept(NamedTuple):
+    """What a trace keeps of a request's rows in a step.
+
+    Attributes:
+        rows: the first ones, that many.
+        rejected: draft tokens among the others.
+        complete: whether the request's last token was sampled in the step.
+    """
+
+    rows: int
+    rejected: int
+    complete: bool = False
+
+
+def kept_rows(trace: Trace, first: int, count: int, drafts: int, sampled: Sequence[int] | None) -> Kept:
+    """The rows that a trace keeps of `count` rows at the positions from `first` on.
+
+    A step verifies the last `drafts` of its tokens and samples one more than it accepts. The sampled token
+    that is no draft has no row yet. The request ends at its first stop token, or at its greatest length; what
+    was accepted behind that is no token of it, and its last token gets no row, as without drafts.
+
+    Args:
+        trace: says where the request ends, and whether it has.
+        first: the position of the first row.
+        count: rows of the request.
+        drafts: how many of them, the last ones, are of draft tokens.
+        sampled: the tokens that were sampled for the request, none for a chunk of a prompt that does not end
+            it; None: not known.
+    """
+    if trace.complete:
+        return Kept(0, drafts)
+    if sampled is None:
+        return Kept(count - drafts, 0)
+    if not sampled:
+        return Kept(count, 0)
+    accepted = min(len(sampled) - 1, drafts)
+    rows = count - drafts + accepted
+    length = first + rows + 1  # of the request, the sampled tokens included
+    for number, token in enumerate(sampled):
+        ends_at = length - (len(sampled) - 1 - number)
+        if token in trace.stop_tokens or (trace.max_length is not None and ends_at >= trace.max_length):
+            kept = max(0, min(rows, ends_at - 1 - first))
+            return Kept(kept, count - max(kept, count - drafts), complete=True)
+    return Kept(rows, drafts - accepted)
