@@ -1,7 +1,7 @@
-"""Steps that vLLM's own code splits into microbatches, in threads of its own, on a CPU.
+"""Steps that vLLM's own code splits into microbatches, in threads of its own, on a CPU or a GPU.
 
-What stands in for CUDA: setting a stream sets none, a thread selects no device, and no multiprocessors are
-set aside. Slices, metadata, forward contexts, threads and their turns are vLLM's.
+Slices, metadata, forward contexts, threads and their turns are vLLM's. What stands in for CUDA on a CPU:
+setting a stream sets none, a thread selects no device, and no multiprocessors are set aside.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from vllm.config import CUDAGraphMode, ParallelConfig, VllmConfig
+from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.forward_context import BatchDescriptor, set_forward_context
 from vllm.utils import torch_utils
-from vllm.v1.worker.gpu.ubatch_utils import UBatchRunner, UBatchState
 from vllm.v1.worker.gpu_ubatch_wrapper import UBatchWrapper
 from vllm.v1.worker.ubatch_utils import maybe_create_ubatch_slices
-from vllm.v1.worker.ubatching import dbo_yield
+from vllm.v1.worker.ubatching import (
+    dbo_switch_to_compute_sync,
+    dbo_yield,
+    dbo_yield_and_switch_from_compute_to_comm,
+)
 
+CPU = torch.device("cpu")
 Model = Callable[[torch.Tensor], Any]
 """Takes the indices of the rows of a forward pass, among those of its step."""
 
@@ -34,67 +38,127 @@ def stand_in_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def microbatched(dp_size: int, dp_rank: int, parts: int) -> VllmConfig:
-    """vLLM's own configuration of a worker that splits steps."""
-    parallel = ParallelConfig(
-        data_parallel_size=dp_size,
-        data_parallel_rank=dp_rank,
-        ubatch_size=parts,
-        enable_expert_parallel=True,
-        all2all_backend="deepep_low_latency",
-    )
-    return VllmConfig(parallel_config=parallel)
+    """vLLM's own configuration of a worker that splits steps.
 
-
-def run_v1(config: VllmConfig, padded: int, true: int, model: Model) -> None:
-    """A step of runner V1 with `true` tokens, padded to `padded` rows on all DP ranks and split."""
+    What it is made with is checked against the kernels that are installed, so it gets its sizes afterwards.
+    """
+    config = VllmConfig()
     parallel = config.parallel_config
-    _, slices = maybe_create_ubatch_slices(True, np.array([true]), padded, 1, parallel.num_ubatches)
-    wrapper: Any = UBatchWrapper.__new__(UBatchWrapper)
-    wrapper.runnable = lambda **inputs: _computed(model, inputs["input_ids"])
-    wrapper.vllm_config, wrapper.device = config, torch.device("cpu")
-    wrapper.comm_stream, wrapper.sm_control = torch_utils.current_stream(), nullcontext()
-    wrapper.ready_barrier = threading.Barrier(parallel.num_ubatches + 1)
-    wrapper.cudagraphs = {}
-    with set_forward_context(
-        None,
-        config,
-        num_tokens=padded,
-        num_tokens_across_dp=torch.full((parallel.data_parallel_size,), padded, dtype=torch.int32),
-        cudagraph_runtime_mode=CUDAGraphMode.NONE,
-        batch_descriptor=BatchDescriptor(num_tokens=padded),
-        ubatch_slices=slices,
-    ):
-        rows = torch.arange(padded)
-        found = wrapper(input_ids=rows, positions=rows, intermediate_tensors=None, inputs_embeds=None)
-    assert found.tolist() == list(range(padded))
+    parallel.data_parallel_size, parallel.data_parallel_rank = dp_size, dp_rank
+    parallel.ubatch_size = parts
+    return config
 
 
-def run_v2(config: VllmConfig, padded: int, true: int, model: Model) -> None:
-    """The same of runner V2."""
-    parallel = config.parallel_config
-    _, slices = maybe_create_ubatch_slices(True, np.array([true]), padded, 1, parallel.num_ubatches)
-    assert slices is not None
-    runner: Any = UBatchRunner.__new__(UBatchRunner)
-    runner.vllm_config, runner.parallel_config = config, parallel
-    runner.num_ubatches, runner.device = parallel.num_ubatches, torch.device("cpu")
-    runner.comm_stream, runner.sm_control = torch_utils.current_stream(), nullcontext()
-    runner.ready_barrier = threading.Barrier(parallel.num_ubatches + 1)
-    nothing: list[Any] = [None] * len(slices)
-    contexts = runner._make_forward_contexts(slices, nothing, nothing, nothing)
-    rows = torch.arange(padded)
-    found = runner.run(
-        lambda **inputs: _computed(model, inputs["input_ids"]),
-        {"input_ids": rows, "positions": rows},
-        UBatchState(slices, contexts),
-    )
-    assert found.tolist() == list(range(padded))
+class SplitV1:
+    """Splits steps as runner V1 does. A size whose graph was captured is replayed.
+
+    Args:
+        config: see `microbatched`.
+        model: what each microbatch runs.
+        device: where.
+    """
+
+    def __init__(self, config: VllmConfig, model: Model, device: torch.device = CPU) -> None:
+        wrapper: Any = UBatchWrapper.__new__(UBatchWrapper)
+        wrapper.runnable = lambda **inputs: _computed(model, inputs["input_ids"])
+        wrapper.vllm_config, wrapper.device = config, device
+        wrapper.comm_stream, wrapper.sm_control = _stream(device), nullcontext()
+        wrapper.ready_barrier = threading.Barrier(config.parallel_config.num_ubatches + 1)
+        wrapper.cudagraphs, wrapper.cudagraph_wrapper = {}, None
+        self._wrapper, self._config, self._device = wrapper, config, device
+
+    def step(self, padded: int, true: int, *, in_graph: bool = False) -> None:
+        """A step with `true` tokens, padded to `padded` rows on all DP ranks.
+
+        Args:
+            in_graph: whether it is replayed as a CUDA graph, which the first step of its size captures.
+        """
+        parallel = self._config.parallel_config
+        with set_forward_context(
+            None,
+            self._config,
+            num_tokens=padded,
+            num_tokens_across_dp=torch.full((parallel.data_parallel_size,), padded, dtype=torch.int32),
+            cudagraph_runtime_mode=CUDAGraphMode.FULL if in_graph else CUDAGraphMode.NONE,
+            batch_descriptor=BatchDescriptor(num_tokens=padded),
+            ubatch_slices=_slices(self._config, padded, true),
+        ):
+            rows = torch.arange(padded, device=self._device)
+            found = self._wrapper(
+                input_ids=rows, positions=rows, intermediate_tensors=None, inputs_embeds=None
+            )
+        if not in_graph:
+            assert found.tolist() == list(range(padded))
+
+
+class SplitV2:
+    """Splits steps as runner V2 does; arguments as of `SplitV1`."""
+
+    def __init__(self, config: VllmConfig, model: Model, device: torch.device = CPU) -> None:
+        from vllm.v1.worker.gpu.ubatch_utils import UBatchRunner  # since vLLM 0.31 or so
+
+        runner: Any = UBatchRunner.__new__(UBatchRunner)
+        runner.vllm_config, runner.parallel_config = config, config.parallel_config
+        runner.num_ubatches, runner.device = config.parallel_config.num_ubatches, device
+        runner.comm_stream, runner.capture_stream = _stream(device), _stream(device)
+        runner.sm_control, runner._pending_finish = nullcontext(), None
+        runner.ready_barrier = threading.Barrier(runner.num_ubatches + 1)
+        self._runner, self._config, self._device, self._model = runner, config, device, model
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+
+    def step(self, padded: int, true: int, *, in_graph: bool = False) -> None:
+        """See `SplitV1.step`."""
+        if in_graph and padded in self._graphs:
+            self._graphs[padded][0].replay()
+            return
+        rows = torch.arange(padded, device=self._device)
+        finish = self._begin(rows, true, for_capture=in_graph)
+        if not in_graph:
+            assert finish().tolist() == list(range(padded))
+            return
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._runner.capture_stream):
+            finish()
+        self._graphs[padded] = graph, rows
+
+    def _begin(self, rows: torch.Tensor, true: int, for_capture: bool) -> Callable[[], torch.Tensor]:
+        from vllm.v1.worker.gpu.ubatch_utils import UBatchState
+
+        slices = _slices(self._config, len(rows), true)
+        nothing: list[Any] = [None] * len(slices)
+        contexts = self._runner._make_forward_contexts(slices, nothing, nothing, nothing)
+        found: Callable[[], torch.Tensor] = self._runner.begin_capturable_run(
+            lambda **inputs: _computed(self._model, inputs["input_ids"]),
+            {"input_ids": rows, "positions": rows},
+            UBatchState(slices, contexts),
+            for_capture=for_capture,
+        )
+        return found
+
+
+def hand_over(on_gpu: bool = False) -> None:
+    """What vLLM's kernels do where the ranks exchange their tokens: the next microbatch goes on.
+
+    Args:
+        on_gpu: exchange in another stream meanwhile, for which the microbatch waits when it goes on.
+    """
+    if not on_gpu:
+        dbo_yield()
+        return
+    dbo_yield_and_switch_from_compute_to_comm()
+    torch.zeros(16, device="cuda").add_(1)
+    dbo_switch_to_compute_sync()
+
+
+def _slices(config: VllmConfig, padded: int, true: int) -> Any:
+    parts = config.parallel_config.num_ubatches
+    return maybe_create_ubatch_slices(True, np.array([true]), padded, 1, parts)[1]
+
+
+def _stream(device: torch.device) -> Any:
+    return torch_utils.current_stream() if device == CPU else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _computed(model: Model, rows: torch.Tensor) -> torch.Tensor:
     model(rows)
     return rows
-
-
-def hand_over() -> None:
-    """What vLLM's kernels do where the ranks exchange their tokens: the next microbatch goes on."""
-    dbo_yield()

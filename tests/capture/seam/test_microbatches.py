@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from moescope.capture.seam.microbatches import MicrobatchedRows, rows_reader
 from moescope.capture.seam.rows import Layout, Ranks
 from moescope.capture.settings.environment import OnError
 from moescope.capture.wire import MoeLayer
-from tests.capture.microbatches import hand_over, microbatched, run_v1, run_v2, stand_in_for_cuda
+from tests.capture.microbatches import SplitV1, SplitV2, hand_over, microbatched, stand_in_for_cuda
 
 CPU = torch.device("cpu")
 LAYERS = [MoeLayer(1, 12, 3), MoeLayer(2, 8, 2)]
@@ -33,8 +33,8 @@ EP_SIZE = 4
 EP_RANKS = np.array(
     [[expert % EP_SIZE for expert in range(12)], [3 - expert // 2 for expert in range(8)] + [0] * 4]
 )
-RUNS = {"v1": run_v1, "v2": run_v2}
-Run = Callable[..., None]
+SPLITS = {"v1": SplitV1, "v2": SplitV2}
+Split = type[SplitV1 | SplitV2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,7 +114,7 @@ def model_of(worker: Worker, layout: Layout, of_ranks: list[list[torch.Tensor]],
 
 @settings(max_examples=60, deadline=None)
 @given(
-    run=st.sampled_from(sorted(RUNS)),
+    split=st.sampled_from(sorted(SPLITS)),
     layout=st.sampled_from([Layout.ALL_DP, Layout.LOCAL, Layout.GATHERED_SHARDS, Layout.TP_SHARD]),
     tokens=st.lists(st.integers(1, 17), min_size=2, max_size=3),
     padding=st.integers(0, 5),
@@ -125,7 +125,7 @@ def model_of(worker: Worker, layout: Layout, of_ranks: list[list[torch.Tensor]],
 @example("v1", Layout.ALL_DP, [9, 2], 0, 2, 1, True)  # the second rank's last microbatch is all padding
 @example("v2", Layout.LOCAL, [11, 11], 0, 3, 1, False)  # the last microbatch is the largest
 def test_each_token_is_counted_once_in_its_microbatch(
-    run: str, layout: Layout, tokens: list[int], padding: int, parts: int, tp_size: int, yields: bool
+    split: str, layout: Layout, tokens: list[int], padding: int, parts: int, tp_size: int, yields: bool
 ) -> None:
     if layout in (Layout.GATHERED_SHARDS, Layout.TP_SHARD):
         tp_size = max(2, tp_size)
@@ -143,7 +143,7 @@ def test_each_token_is_counted_once_in_its_microbatch(
             worker.capturer.begin_step(true, int(phases.sum()))
             worker.capturer.set_phases(phases)
             worker.staging.begin(np.arange(true), true)
-            RUNS[run](config, padded, true, model_of(worker, layout, of_ranks, yields))
+            SPLITS[split](config, model_of(worker, layout, of_ranks, yields)).step(padded, true)
             worker.capturer.end_step()
             ids = worker.staging.collect(true).view().astype(int)
             traced = np.where(ids != worker.staging.unwritten, ids, traced)
@@ -166,44 +166,46 @@ def test_each_token_is_counted_once_in_its_microbatch(
                 assert loads[part][ordinal].tolist() == np.bincount(of_part, minlength=EP_SIZE).tolist()
 
 
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_a_deployment_splits_some_steps_and_others_not(run: Run) -> None:
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+def test_a_deployment_splits_some_steps_and_others_not(split: Split) -> None:
     worker, config = Worker(Ranks(0, 2), 2), microbatched(2, 0, 2)
     of_ranks = [logits_of(rank, 10) for rank in range(2)]
     model = model_of(worker, Layout.LOCAL, of_ranks, yields=True)
-    for split in (True, False, True, False, False):
+    for is_split in (True, False, True, False, False):
         worker.capturer.begin_step(7)
-        if split:
-            run(config, 10, 7, model)
+        if is_split:
+            split(config, model).step(10, 7)
         else:
             sizes = torch.tensor([10, 10], dtype=torch.int32)
             with set_forward_context(None, config, num_tokens=10, num_tokens_across_dp=sizes):
                 model(torch.arange(10))
         worker.capturer.end_step()
-        assert (worker.loads()[1].sum() > 0) == split
+        assert (worker.loads()[1].sum() > 0) == is_split
         assert worker.loads().sum(axis=(0, 2)).tolist() == [7 * 3, 7 * 2]
     ids = chosen(of_ranks[0][0][:7], 0)
     assert worker.counts(0) == (5 * np.bincount(ids.flatten(), minlength=12)).tolist()
 
 
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_dummy_steps_and_warm_up_count_nothing(run: Run) -> None:
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+def test_dummy_steps_and_warm_up_count_nothing(split: Split) -> None:
     worker, config = Worker(Ranks(1, 2), 2), microbatched(2, 1, 2)
-    run(config, 8, 8, model_of(worker, Layout.LOCAL, [logits_of(rank, 8) for rank in range(2)], True))
+    model = model_of(worker, Layout.LOCAL, [logits_of(rank, 8) for rank in range(2)], True)
+    split(config, model).step(8, 8)
     assert (worker.counts(0), int(worker.buffers.rows_of(0))) == ([0] * 12, 0)
 
 
-@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
 @pytest.mark.parametrize("on_error", [OnError.RAISE, OnError.DISABLE])
 def test_an_unknown_layout_in_a_microbatch_is_raised_outside_of_its_thread(
-    run: Run, on_error: OnError
+    split: Split, on_error: OnError
 ) -> None:
     """Within the thread nobody would see it: vLLM would lose the microbatch's rows, or wait for ever."""
     worker, config = Worker(Ranks(0, 2), 2, on_error), microbatched(2, 0, 2)
     told: list[str] = []
     worker.capturer.before_raise = told.append
     worker.capturer.begin_step(8)
-    run(config, 8, 8, lambda _: worker.routers[0].select_experts(torch.zeros(9, 1), torch.rand(9, 12)))
+    model = lambda _: worker.routers[0].select_experts(torch.zeros(9, 1), torch.rand(9, 12))  # noqa: E731
+    split(config, model).step(8, 8)
     worker.capturer.end_step()
     assert "batch of 9 rows" in str(worker.capturer.disabled_reason)
     if on_error is OnError.DISABLE:
@@ -219,7 +221,8 @@ def test_a_step_of_more_tokens_than_its_microbatches_have_is_refused() -> None:
     """Only the last microbatch shows it: the others have fewer rows than the step has tokens."""
     worker, config = Worker(Ranks(0, 2), 2), microbatched(2, 0, 2)
     worker.capturer.begin_step(9)
-    run_v1(config, 8, 8, model_of(worker, Layout.LOCAL, [logits_of(rank, 8) for rank in range(2)], True))
+    model = model_of(worker, Layout.LOCAL, [logits_of(rank, 8) for rank in range(2)], True)
+    SplitV1(config, model).step(8, 8)
     assert "8 tokens" not in str(worker.capturer.disabled_reason)
     assert "a step of 9 tokens" in str(worker.capturer.disabled_reason)
 
