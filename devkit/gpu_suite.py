@@ -48,6 +48,7 @@ OF_VLLM: Final[dict[str, Group]] = {
     "engines": Group("real engines on one GPU", ("tests/gpu/test_vllm.py",)),
     "deployments": Group("real deployments on two GPUs", ("tests/gpu/test_vllm_parallel.py",)),
     "eplb": Group("real deployments with EPLB on two GPUs", ("tests/gpu/test_eplb.py",)),
+    "microbatches": Group("real deployments that split steps, on two GPUs", ("tests/gpu/test_dbo.py",)),
     "two deployments": Group("two deployments at once", ("tests/gpu/test_two_deployments.py",)),
 }
 
