@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from moescope.service.advice.advise import AdviceWish, advise
+from moescope.service.advice.distinct import place_distinct
 from moescope.service.advice.eplb import place
 from moescope.service.drift.baseline import BaselineBook
 from moescope.service.drift.watch import DriftWatch
@@ -66,11 +67,17 @@ def measures(times: int) -> dict[str, dict[str, float]]:
 
 
 def placement(times: int) -> dict[str, dict[str, float]]:
-    """One placement of all layers, ours and vLLM's."""
+    """One placement of all layers: what vLLM's policy makes, by us and by vLLM, and our own."""
     loads = np.random.default_rng(0).pareto(1.5, (LAYERS, EXPERTS)).astype(np.float32) * 1000
     found = {
         f"placement, {redundant} redundant": timed(
             lambda redundant=redundant: place(loads, EXPERTS + redundant, 8, 8, RANKS), times
+        )
+        for redundant in (0, 64)
+    }
+    found |= {
+        f"our own placement, {redundant} redundant": timed(
+            lambda redundant=redundant: place_distinct(loads, EXPERTS + redundant, 8, 8, RANKS), times
         )
         for redundant in (0, 64)
     }

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from moescope.capture.counting.capturer import RoutingCapturer
-from moescope.capture.counting.load_ring import LoadRing, ring_for
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.delivery.transport import HttpTransport
 from moescope.capture.frames.builder import FrameBuilder
@@ -20,13 +19,14 @@ from moescope.capture.frames.sender import FrameSender
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.frames.unavailable import Unavailable
+from moescope.capture.open_ring import no_ep_ranks, open_ring
 from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.deployment import DeploymentName, name_deployment
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
 from moescope.capture.seam.features import microbatches
 from moescope.capture.seam.microbatches import rows_reader
 from moescope.capture.seam.outcomes import StepOutcome, why_no_outcomes
-from moescope.capture.seam.ranks import read_producer, read_ranks, resized, why_no_steps
+from moescope.capture.seam.ranks import read_producer, read_ranks, resized
 from moescope.capture.seam.requests import scheduled_tokens
 from moescope.capture.seam.runner import holds_requests
 from moescope.capture.seam.survey import MoeSurvey, survey_model
@@ -38,7 +38,6 @@ from moescope.capture.step.drafts import Drafts, DraftTally
 from moescope.capture.step.phases import PhaseTracker
 from moescope.capture.step.totals import StepTokens
 from moescope.capture.trace_session import TraceSession, open_traces, why_no_traces
-from moescope.capture.wire import Producer
 
 logger = logging.getLogger("vllm.moescope")
 
@@ -72,7 +71,10 @@ class CaptureSession:
         layers = [layer.spec for layer in survey.routed]
         producer, epoch = read_producer(vllm_config, settings), time.time_ns()
         parts = microbatches(vllm_config.parallel_config) if survey.routed else 1
-        ring = _open_ring(survey, producer, vllm_config, device, parts, unavailable)
+        modules = [layer.module for layer in survey.routed]
+        self._eplb = watch_eplb(model_runner, modules, vllm_config, partial(unavailable.note, "placement"))
+        ring = open_ring(survey, producer, vllm_config, device, parts, unavailable, self._eplb)
+        self._maps = None if ring is None else ring.maps
         most_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         buffers = CountBuffers(layers, device, most_tokens, ring, parts)
         self.capturer = RoutingCapturer(
@@ -88,8 +90,6 @@ class CaptureSession:
             discards=device.type != "cpu",
         )
         history = None if ring is None else StepHistory(ring.version)
-        modules = [layer.module for layer in survey.routed]
-        self._eplb = watch_eplb(model_runner, modules, vllm_config, partial(unavailable.note, "placement"))
         self._taker = SnapshotTaker(
             buffers.flat,
             self.capturer,
@@ -228,6 +228,9 @@ class CaptureSession:
         else:
             if producer != self._builder.producer:
                 logger.info("moescope: %d DP and %d EP ranks from now on", producer.dp_size, producer.ep_size)
+            ring = self.capturer.buffers.ring
+            if ring is not None and ring.ep_size != producer.ep_size:
+                no_ep_ranks(self._unavailable, f"there are {producer.ep_size} EP ranks, not {ring.ep_size}")
             self._builder.producer, self.capturer.ranks = producer, ranks
             self._guarded(self._rebind)
 
@@ -262,6 +265,8 @@ class CaptureSession:
         self._taker.step_begins()
         if self._eplb is not None:
             self._eplb.look()
+        if self._maps is not None:
+            self._follow_maps()
         tokens = self._step_tokens(scheduler_output)
         if tokens.tokens:
             self._weights.step_begins()
@@ -270,8 +275,17 @@ class CaptureSession:
     def _begin_drafts(self, scheduler_output: Any) -> None:
         """Ask for what the step samples, where tokens are drafted."""
         self._outcome = None
-        if self._drafts is not None and scheduled_tokens(scheduler_output):
+        if self._drafts is not None:
             self._outcome = self._drafts.begin_step(scheduler_output)
+
+    def _follow_maps(self) -> None:
+        """Go where vLLM's maps of experts are; if they aren't known any more, slots have no EP rank."""
+        try:
+            assert self._maps is not None
+            self._maps.follow()
+        except Exception as error:  # noqa: BLE001 - counts don't need them
+            self._maps = None
+            no_ep_ranks(self._unavailable, f"EPLB's maps of experts were replaced: {error!r}")
 
     def _step_tokens(self, scheduler_output: Any) -> StepTokens:
         """The step's tokens; all are of one phase once the phases can't be told: frames leave them out."""
@@ -346,24 +360,6 @@ class CaptureSession:
             action()
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             self.capturer.disable(f"internal fault: {error!r}")
-
-
-def _open_ring(
-    survey: MoeSurvey,
-    producer: Producer,
-    vllm_config: Any,
-    device: torch.device,
-    parts: int,
-    unavailable: Unavailable,
-) -> LoadRing | None:
-    """A ring of loads, if a step has the same number on all DP ranks and experts are not moved."""
-    reason = why_no_steps(vllm_config) or survey.why_no_placement
-    if reason is None:
-        layers = [layer.spec for layer in survey.routed]
-        return ring_for(layers, survey.placement, producer.ep_size, device, parts)
-    if producer.ep_size > 1:
-        unavailable.note("steps", reason)
-    return None
 
 
 def _open_tally(vllm_config: Any, unavailable: Unavailable) -> DraftTally | None:

@@ -9,6 +9,11 @@ from moescope.dashboards.spec import MODEL, NAME, Panel, Query, Row, most, of_fa
 from moescope.service.measures.balance import GAUGES
 
 _RANKS: Final = f'{MODEL},dp_rank=~"$rank"'
+_REJECTED: Final = f'{_RANKS},outcome="rejected"'
+_IN_VAIN: Final = (
+    f"{rate('moescope_draft_tokens_total', _REJECTED, 'dp_rank')} / "
+    f"({rate('moescope_tokens_total', _RANKS, 'dp_rank')} > 0)"
+)
 _PHASE: Final = "DP {{dp_rank}} {{phase}}"
 
 
@@ -108,6 +113,26 @@ PHASES: Final = Row(
             "Steps per second by phase",
             "Steps of each DP rank with tokens of one phase only, or of both (mixed).",
             (Query(rate("moescope_phase_steps_total", _RANKS, "dp_rank, phase"), _PHASE),),
+        ),
+        Panel(
+            "timeseries",
+            "Draft tokens per second by outcome",
+            "Draft tokens of speculative decoding, of each DP rank: those that are in answers, and those "
+            "that were computed in vain. Nothing where no tokens are drafted.",
+            (
+                Query(
+                    rate("moescope_draft_tokens_total", _RANKS, "dp_rank, outcome"),
+                    "DP {{dp_rank}} {{outcome}}",
+                ),
+            ),
+        ),
+        Panel(
+            "timeseries",
+            "Tokens computed in vain",
+            "Rejected draft tokens as a share of all tokens of the DP rank. They load experts like "
+            "any other.",
+            (Query(_IN_VAIN, "DP {{dp_rank}}"),),
+            "percentunit",
         ),
     ),
 )

@@ -93,6 +93,45 @@ def deepseek_v2(
     }
 
 
+def deepseek_v3(
+    layers: int = 4, hidden: int = 512, experts: int = 64, vocabulary: int = 8192
+) -> dict[str, Any]:
+    """A small DeepSeek-V3: a dense first layer, and a layer behind the others that drafts (MTP)."""
+    return deepseek_v2(layers, hidden, experts, expert_width=128, vocabulary=vocabulary) | {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "norm_topk_prob": True,
+        "topk_group": 4,
+        "num_nextn_predict_layers": 1,
+    }
+
+
+def llama(layers: int = 1, hidden: int = 512, vocabulary: int = 8192) -> dict[str, Any]:
+    """A small dense Llama, such as EAGLE drafts with."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "max_position_embeddings": 40960,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+
+
 def write_model(folder: Path, config: dict[str, Any]) -> Path:
     """A model folder that vLLM loads with `load_format="dummy"` and `skip_tokenizer_init=True`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,7 @@ class Group(NamedTuple):
 
 OF_VLLM: Final[dict[str, Group]] = {
     "engines": Group("real engines on one GPU", ("tests/gpu/test_vllm.py",)),
+    "speculation": Group("speculative decoding on one GPU", ("tests/gpu/test_speculation.py",)),
     "deployments": Group("real deployments on two GPUs", ("tests/gpu/test_vllm_parallel.py",)),
     "eplb": Group("real deployments with EPLB on two GPUs", ("tests/gpu/test_eplb.py",)),
     "microbatches": Group("real deployments that split steps, on two GPUs", ("tests/gpu/test_dbo.py",)),

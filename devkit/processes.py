@@ -8,9 +8,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, Protocol
 
 import psutil  # type: ignore[import-untyped]
 
@@ -25,6 +25,36 @@ class LeftoverProcessError(RuntimeError):
     """Processes that are alive even after SIGKILL."""
 
 
+class Started(Protocol):
+    """A process that was started as the leader of a new group and session."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+    def poll(self) -> int | None:
+        """Its exit status, None while it runs; reaps it."""
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended; reaps it."""
+
+
+Launch = Callable[[Sequence[str], IO[bytes], Mapping[str, str]], Started]
+"""Starts a command with a file for all its output, and its environment."""
+
+
+def launched(command: Sequence[str], output: IO[bytes], env: Mapping[str, str]) -> Started:
+    """A process of its own."""
+    return subprocess.Popen(
+        list(command),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=dict(env),
+        start_new_session=True,
+    )
+
+
 class ProcessGroup:
     """A command in a process group and session of its own, with its output in a log file.
 
@@ -32,18 +62,13 @@ class ProcessGroup:
     things stop. :meth:`stop` ends the command and whatever it started, in bounded time.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], log: Path, env: Mapping[str, str], launch: Launch = launched
+    ) -> None:
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=dict(env),
-                start_new_session=True,
-            )
+            self._process = launch(command, output, env)
         self._seen: set[psutil.Process] = set()
 
     @property

@@ -21,7 +21,7 @@ from typing import Final, Self
 import psutil  # type: ignore[import-untyped]
 
 from devkit.libraries import MissingLibraryError, missing_for_vllm, require
-from devkit.processes import ProcessGroup, free_port
+from devkit.processes import Launch, ProcessGroup, free_port, launched
 from devkit.root_cause import explain
 
 MODEL_NAME: Final = "tiny-moe"
@@ -140,6 +140,7 @@ class VllmServer:
         log: Path,
         start_timeout: float = 300.0,
         on_progress: Callable[[Progress], None] | None = None,
+        launch: Launch = launched,
     ) -> None:
         self.options = options
         self.log = log
@@ -147,6 +148,7 @@ class VllmServer:
         self.started_after: float | None = None
         self._start_timeout = start_timeout
         self._on_progress = on_progress
+        self._launch = launch
         self._group: ProcessGroup | None = None
 
     @property
@@ -177,7 +179,7 @@ class VllmServer:
             require(missing_for_vllm(environment))
         except MissingLibraryError as error:
             raise VllmStartError(str(error)) from error
-        self._group = ProcessGroup(self.options.command(self.port), self.log, environment)
+        self._group = ProcessGroup(self.options.command(self.port), self.log, environment, self._launch)
         try:
             self._wait_until_ready(self._group)
         except BaseException:

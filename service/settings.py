@@ -169,6 +169,9 @@ class Settings(BaseSettings):
     max_bodies_per_client: int = Field(
         128, ge=1, description="Most bodies that arrive from one address at the same time."
     )
+    max_download_mib: int = Field(
+        128, ge=16, description="Memory for all downloads of traces, MiB; beyond it they wait."
+    )
     max_queries: int = Field(4, ge=1, description="Most queries that are answered at a time; others wait.")
     window_s: float = Field(60.0, gt=0, description="Window of the gauges in /metrics, seconds.")
     min_tokens: int = Field(

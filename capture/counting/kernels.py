@@ -7,6 +7,7 @@ from typing import Final
 import triton
 import triton.language as tl
 
+from moescope.capture.counting.device_maps import MapField
 from moescope.capture.counting.pointer_tables import Field
 from moescope.capture.counting.row_kernel import count_rows, count_tokens, in_64_bits
 from moescope.capture.counting.trace_kernel import copy_traced
@@ -27,6 +28,8 @@ _COLUMN_STRIDE: Final = tl.constexpr(Field.COLUMN_STRIDE.value)
 _MICROBATCH: Final = tl.constexpr(Field.MICROBATCH.value)
 _COUNTS_START: Final = tl.constexpr(Field.COUNTS_START.value)
 _NUM_EXPERTS: Final = tl.constexpr(Field.NUM_EXPERTS.value)
+_FIRST_ROW: Final = tl.constexpr(Field.FIRST_ROW.value)
+_MAP_FIELDS: Final = tl.constexpr(len(MapField))
 
 
 def _count_step(  # type: ignore[no-untyped-def]
@@ -37,6 +40,7 @@ def _count_step(  # type: ignore[no-untyped-def]
     num_counts,
     ep_ranks,
     max_experts,
+    maps,
     ring,
     ring_places,
     microbatches,
@@ -50,6 +54,7 @@ def _count_step(  # type: ignore[no-untyped-def]
     MASKED: tl.constexpr,  # noqa: N803
     BINS: tl.constexpr,  # noqa: N803
     RANKS: tl.constexpr,  # noqa: N803
+    RULE: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """Count the layers of a table, one in each program along axis 1 (see `launch.launch_step`)."""
@@ -83,6 +88,7 @@ def _count_step(  # type: ignore[no-untyped-def]
             tl.load(entry + _ADDRESS),
             rows,
             first_token,
+            tl.load(entry + _FIRST_ROW),
             tl.load(entry + _TOP_K),
             tl.load(entry + _ROW_STRIDE),
             tl.load(entry + _COLUMN_STRIDE),
@@ -92,10 +98,15 @@ def _count_step(  # type: ignore[no-untyped-def]
             phase,
             phases,
             ep_ranks + layer * max_experts,
+            maps + layer * _MAP_FIELDS,
             loads,
+            flat + 2 * (num_counts + layers) + layer * ep_size,
+            layers * ep_size,
+            ep_size,
             IDS,
             BINS,
             RANKS,
+            RULE,
             BLOCK,
         )
         if STAGED is not None:
@@ -125,6 +136,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     top_k,
     row_stride,
     column_stride,
+    first_row,
     microbatch,
     layer,
     counts_start,
@@ -136,6 +148,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     num_layers,
     ep_ranks,
     max_experts,
+    maps,
     ring,
     microbatches,
     ep_size,
@@ -148,6 +161,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     MASKED: tl.constexpr,  # noqa: N803
     BINS: tl.constexpr,  # noqa: N803
     RANKS: tl.constexpr,  # noqa: N803
+    RULE: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
     """Count one layer, which the arguments describe (see `launch.launch_layer`)."""
@@ -155,7 +169,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     top_k, row_stride, column_stride = in_64_bits(top_k), in_64_bits(row_stride), in_64_bits(column_stride)
     layer, num_layers, num_experts = in_64_bits(layer), in_64_bits(num_layers), in_64_bits(num_experts)
     counts_start, num_counts, width = in_64_bits(counts_start), in_64_bits(num_counts), in_64_bits(width)
-    max_experts, ep_size = in_64_bits(max_experts), in_64_bits(ep_size)
+    max_experts, ep_size, first_row = in_64_bits(max_experts), in_64_bits(ep_size), in_64_bits(first_row)
     microbatch, microbatches = in_64_bits(microbatch), in_64_bits(microbatches)
     word = tl.load(step_word)
     tokens, phase, place = word & _TOKENS, (word >> _PHASE_SHIFT) & _PHASE_MASK, word >> _PLACE_SHIFT
@@ -168,6 +182,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
             address,
             rows,
             first_token,
+            first_row,
             top_k,
             row_stride,
             column_stride,
@@ -177,10 +192,15 @@ def _count_layer(  # type: ignore[no-untyped-def]
             phase,
             phases,
             ep_ranks + layer * max_experts,
+            maps + layer * _MAP_FIELDS,
             ring + ((place * microbatches + microbatch) * num_layers + layer) * ep_size,
+            flat + 2 * (num_counts + num_layers) + layer * ep_size,
+            num_layers * ep_size,
+            ep_size,
             IDS,
             BINS,
             RANKS,
+            RULE,
             BLOCK,
         )
         if STAGED is not None:
@@ -216,6 +236,7 @@ layer_kernel = triton.jit(
         "top_k",
         "row_stride",
         "column_stride",
+        "first_row",
         "microbatch",
         "layer",
         "counts_start",

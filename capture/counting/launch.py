@@ -8,10 +8,12 @@ import torch
 import triton
 import triton.language as tl
 
+from moescope.capture.counting.device_maps import NO_MAPS
 from moescope.capture.counting.kernels import layer_kernel, step_kernel
 from moescope.capture.counting.pointer_tables import table_entry
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.counting.trace_kernel import traced_arguments
+from moescope.capture.seam.replica_rule import ReplicaRule
 from moescope.capture.seam.rows import RowSpan
 
 BLOCK: Final = 1024
@@ -19,6 +21,8 @@ BLOCK: Final = 1024
 MAX_BLOCKS: Final = 32
 """Programs per layer, at most. With more blocks each program counts several, and adds to the counts once."""
 MIN_BINS: Final = 128
+MIN_LANES: Final = 64
+"""Bins of a block's histogram of EP ranks, at least."""
 MAX_BINS: Final = 2048
 """Above this number of experts a block's histogram would outgrow the block: slots are added one by one."""
 
@@ -79,6 +83,7 @@ def launch_step(
         buffers.num_counts,
         ring.ep_ranks,
         ring.max_experts,
+        ring.maps,
         ring.loads,
         ring.places,
         ring.microbatches,
@@ -87,6 +92,7 @@ def launch_step(
         IDS=_IDS[ids_dtype],
         BINS=num_bins(buffers.max_experts),
         RANKS=ring.lanes,
+        RULE=ring.rule,
         BLOCK=BLOCK,
     )
 
@@ -121,6 +127,7 @@ def launch_layer(
         len(buffers.layers),
         ring.ep_ranks,
         ring.max_experts,
+        ring.maps,
         ring.loads,
         ring.microbatches,
         ring.ep_size,
@@ -128,6 +135,7 @@ def launch_layer(
         IDS=_IDS[topk_ids.dtype],
         BINS=num_bins(buffers.max_experts),
         RANKS=ring.lanes,
+        RULE=ring.rule,
         BLOCK=BLOCK,
     )
 
@@ -137,17 +145,34 @@ class _Ring(NamedTuple):
 
     ep_ranks: torch.Tensor
     max_experts: int
+    maps: torch.Tensor
     loads: torch.Tensor
     places: int
     microbatches: int
     ep_size: int
     lanes: int
+    rule: int
 
 
 def _ring_of(buffers: CountBuffers) -> _Ring:
     ring = buffers.ring
     if ring is None:
-        return _Ring(buffers.flat, 0, buffers.flat, 0, 0, 0, 0)
+        return _Ring(buffers.flat, 0, buffers.flat, buffers.flat, 0, 0, 0, 0, NO_MAPS)
     places, microbatches, _, ep_size = ring.loads.shape
     lanes = int(triton.next_power_of_2(ep_size))
-    return _Ring(ring.ep_ranks, ring.ep_ranks.shape[1], ring.loads, places, microbatches, ep_size, lanes)
+    maps, rule = buffers.flat, NO_MAPS
+    if ring.maps is not None:
+        maps, rule = ring.maps.table, int(ring.maps.rule)
+    if rule >= ReplicaRule.ROW_HASH:
+        lanes = max(lanes, MIN_LANES)
+    return _Ring(
+        ring.ep_ranks,
+        ring.ep_ranks.shape[1],
+        maps,
+        ring.loads,
+        places,
+        microbatches,
+        ep_size,
+        lanes,
+        rule,
+    )

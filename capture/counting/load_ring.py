@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from moescope.capture.counting.device_maps import DeviceMaps
 from moescope.capture.step.word import MAX_PLACES
 from moescope.capture.wire import Int64Array, MoeLayer, Placement, unpack_ids
 
@@ -47,14 +48,21 @@ class LoadRing:
     Attributes:
         loads: int32 [C, M, L, R], slots of this worker's tokens by place, microbatch, layer and EP rank.
         ep_ranks: int32 [L, E], the EP rank of each logical expert; E is that of the layer with most experts,
-            and the entries that other layers don't need are 0.
+            and the entries that other layers don't need are 0. Not read where there are `maps`.
+        maps: vLLM's own maps, by which the EP rank of a slot is told where EPLB moves experts; or None.
         numbers: int64 [C], the number of the step that has each place, on the host.
         computed: steps that had a place so far.
-        version: of the placement that `ep_ranks` is of.
+        version: of the placement that `ep_ranks` is of; 0 where there are `maps`.
     """
 
     def __init__(
-        self, ep_ranks: Int32Array, ep_size: int, version: int, device: torch.device, microbatches: int = 1
+        self,
+        ep_ranks: Int32Array,
+        ep_size: int,
+        version: int,
+        device: torch.device,
+        maps: DeviceMaps | None = None,
+        microbatches: int = 1,
     ) -> None:
         layers = len(ep_ranks)
         shape = (microbatches, layers, ep_size)
@@ -64,6 +72,7 @@ class LoadRing:
         self.numbers: Int64Array = np.zeros(places, np.int64)
         self.computed = 0
         self.version = version
+        self.maps = maps
         self._layer_at = torch.arange(layers, device=device) * ep_size
 
     @property
@@ -74,7 +83,13 @@ class LoadRing:
     @property
     def num_bytes(self) -> int:
         """Device memory held."""
-        return 4 * (self.loads.numel() + self.ep_ranks.numel())
+        maps = 0 if self.maps is None else self.maps.num_bytes
+        return 4 * (self.loads.numel() + self.ep_ranks.numel()) + maps
+
+    @property
+    def ep_size(self) -> int:
+        """R, the number of EP ranks."""
+        return int(self.loads.shape[3])
 
     def begin_step(self, number: int) -> int:
         """The place of the step of this number, which computes tokens."""
@@ -104,10 +119,28 @@ class LoadRing:
             target[until_wrap:count].copy_(self.loads[: count - until_wrap])
         return RingSteps(first, self.numbers[np.arange(first, end) % places])
 
+    def ranks_of(
+        self, ordinal: int, experts: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The EP ranks that hold the copies which slots go to, with torch: the reference of the kernels.
+
+        Args:
+            ordinal: the layer's.
+            experts: int64 [n, top_k], logical experts of the layer, all in range.
+            rows: int64 [n], where in the router's tensor the rows are.
+
+        Returns:
+            int64 [n, top_k], from 0 to R - 1; and bool [n, top_k], false where the map names no EP rank.
+        """
+        if self.maps is None:
+            found = self.ep_ranks[ordinal][experts].to(torch.int64)
+            return found, torch.ones_like(found, dtype=torch.bool)
+        return self.maps.ranks_of(ordinal, experts, rows, self.ep_size)
+
     def add(
         self,
         ordinal: int,
-        experts: torch.Tensor,
+        ranks: torch.Tensor,
         slots: torch.Tensor,
         place: torch.Tensor,
         microbatch: int = 0,
@@ -115,15 +148,20 @@ class LoadRing:
         """Add a layer's slots to the loads of a step, with torch: the reference of the kernels.
 
         Args:
-            experts: int64 [n], logical experts of the layer at this ordinal, all in range.
+            ordinal: the layer's.
+            ranks: int64 [n], the EP ranks of slots (see `ranks_of`).
             slots: bool [n], which of them are slots.
             place: int64 [1], the step's.
             microbatch: the number of the microbatch that routed them.
         """
         microbatches, layers, ep_size = self.loads.shape[1:]
-        at = (place * microbatches + microbatch) * (layers * ep_size) + self._layer_at[ordinal]
-        at = at + self.ep_ranks[ordinal].index_select(0, experts)
+        at = (place * microbatches + microbatch) * (layers * ep_size) + self._layer_at[ordinal] + ranks
         self.loads.view(-1).scatter_add_(0, at, slots.to(torch.int32))
+
+
+def ring_by_maps(maps: DeviceMaps, ep_size: int, device: torch.device, microbatches: int = 1) -> LoadRing:
+    """A ring whose loads follow vLLM's own maps, from step to step."""
+    return LoadRing(np.zeros((maps.num_layers, 1), np.int32), ep_size, 0, device, maps, microbatches)
 
 
 def ring_for(
@@ -143,4 +181,4 @@ def ring_for(
         if len(logical) != layer.num_experts:
             return None
         ep_ranks[ordinal, logical] = unpack_ids(table.physical_to_ep_rank)
-    return LoadRing(ep_ranks, ep_size, placement.version, device, microbatches)
+    return LoadRing(ep_ranks, ep_size, placement.version, device, microbatches=microbatches)

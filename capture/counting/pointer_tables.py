@@ -41,14 +41,16 @@ class Field(IntEnum):
     ROW_STRIDE = 4
     COLUMN_STRIDE = 5
     """Strides of the ids, in elements."""
-    MICROBATCH = 6
-    """The number of the microbatch whose ids they are."""
-    COUNTS_START = 7
+    COUNTS_START = 6
     """Where the layer's counts start in `CountBuffers.flat`."""
-    NUM_EXPERTS = 8
+    NUM_EXPERTS = 7
+    FIRST_ROW = 8
+    """Where in the router's tensor this worker's first row is: some of vLLM's rules go by that."""
+    MICROBATCH = 9
+    """The number of the microbatch whose ids they are."""
 
 
-TableEntry = tuple[int, int, int, int, int, int, int]
+TableEntry = tuple[int, int, int, int, int, int, int, int]
 """What a launch says of a layer: the values of `ENTRY_COLUMNS`, in their order."""
 ENTRY_COLUMNS: Final = (
     Field.ADDRESS,
@@ -57,6 +59,7 @@ ENTRY_COLUMNS: Final = (
     Field.TOP_K,
     Field.ROW_STRIDE,
     Field.COLUMN_STRIDE,
+    Field.FIRST_ROW,
     Field.MICROBATCH,
 )
 
@@ -152,6 +155,7 @@ def table_entry(topk_ids: torch.Tensor, span: RowSpan) -> TableEntry:
         topk_ids.shape[1],
         row_stride,
         column_stride,
+        span.start,
         span.microbatch,
     )
 

@@ -21,9 +21,12 @@ class CountBuffers:
         layers: the counted layers; layers may have different numbers of experts, `max_experts` at most.
         num_counts: S, the counts of one phase: the sum of ``num_experts`` over the layers.
         starts: where each layer's counts of prefill start in `flat`.
-        flat: int64 [2 S + 2 L], L the number of layers. First the slots of each (layer, logical expert) in
-            prefill, layer by layer, then those in decode; then the tokens counted in each layer in prefill,
-            then those in decode.
+        ep_size: R, the number of EP ranks that slots are counted by; 0 without a ring.
+        ep_slots_start: where the slots by EP rank start in `flat`.
+        flat: int64 [2 S + 2 L + 2 L R], L the number of layers and R that of EP ranks, or 0 without a ring.
+            First the slots of each (layer, logical expert) in prefill, layer by layer, then those in decode;
+            then the tokens counted in each layer in prefill, then those in decode; then the slots that went
+            to each EP rank in each layer in prefill, then those in decode.
         step_word: int64 [1], the step under way (see `step.word`); 0 outside of steps, so that profiling,
             warm-up, graph capture and the dummy steps of idle DP ranks count nothing.
         phases: uint8 [max_tokens], `Phase` of each token of the DP rank's step; read in mixed steps only.
@@ -43,7 +46,9 @@ class CountBuffers:
         self.layers = tuple(layers)
         self.num_counts = sum(layer.num_experts for layer in self.layers)
         self.max_experts = max((layer.num_experts for layer in self.layers), default=0)
-        size = 2 * (self.num_counts + len(self.layers))
+        self.ep_size = 0 if ring is None else ring.ep_size
+        self.ep_slots_start = 2 * (self.num_counts + len(self.layers))
+        size = self.ep_slots_start + 2 * len(self.layers) * self.ep_size
         self.flat = torch.zeros(size, dtype=torch.int64, device=device)
         self.step_word = torch.zeros(1, dtype=torch.int64, device=device)
         self.phases = torch.zeros(max(1, max_tokens), dtype=torch.uint8, device=device)
@@ -61,8 +66,13 @@ class CountBuffers:
 
     def rows_of(self, ordinal: int, phase: Phase | None = None) -> torch.Tensor:
         """Tokens counted in ``layers[ordinal]``, of both phases or of one: int64 scalar."""
-        mine = self.flat[2 * self.num_counts :].view(2, -1)[:, ordinal]
+        mine = self.flat[2 * self.num_counts : self.ep_slots_start].view(2, -1)[:, ordinal]
         return mine.sum() if phase is None else mine[phase]
+
+    def ep_slots_of(self, ordinal: int, phase: Phase | None = None) -> torch.Tensor:
+        """Slots by EP rank of ``layers[ordinal]``, of both or one: int64 [R]; none without a ring."""
+        mine = self.flat[self.ep_slots_start :].view(2, len(self.layers), self.ep_size)[:, ordinal]
+        return mine.sum(0) if phase is None else mine[phase]
 
 
 def count_rows(
@@ -103,4 +113,9 @@ def count_rows(
     rows_at = decode * len(buffers.layers) + (2 * buffers.num_counts + ordinal)
     flat.scatter_add_(0, rows_at, valid.to(torch.int64))
     if buffers.ring is not None:
-        buffers.ring.add(ordinal, experts.flatten(), slots, word >> PLACE_SHIFT, span.microbatch)
+        rows = torch.arange(span.start, span.start + span.count, device=ids.device)
+        ranks, placed = buffers.ring.ranks_of(ordinal, experts, rows)
+        on_ranks = slots & placed.flatten()
+        buffers.ring.add(ordinal, ranks.flatten(), on_ranks, word >> PLACE_SHIFT, span.microbatch)
+        at = (decode * len(buffers.layers) + ordinal) * buffers.ep_size + buffers.ep_slots_start
+        flat.scatter_add_(0, (at.unsqueeze(1) + ranks).flatten(), on_ranks.to(torch.int64))

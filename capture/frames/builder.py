@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.seam.eplb import MovingPlacement
@@ -91,8 +93,10 @@ class FrameBuilder:
         self._seq += 1
         reason, totals, history = snapshot.disabled_reason, snapshot.totals, self._history
         counts = snapshot.flat[: 2 * self._num_counts].reshape(2, -1)
-        rows = snapshot.flat[2 * self._num_counts :].reshape(2, -1)
+        rows, ep_slots = np.split(snapshot.flat[2 * self._num_counts :], [2 * len(self._layers)])
+        rows, ep_slots = rows.reshape(2, -1), ep_slots.reshape(2, -1)
         drafts, unavailable = self._drafts(), dict(self._unavailable())
+        by_rank = bool(ep_slots.size) and "ep_slots" not in unavailable
         phased = totals.phases_known and "phases" not in unavailable
         lost = {} if history is None else {"steps_lost": history.lost}
         return Frame(
@@ -124,6 +128,8 @@ class FrameBuilder:
             unavailable={what: reason[:MAX_REASON] for what, reason in unavailable.items()},
             absent=self._absent,
             absent_unnamed=self._absent_unnamed,
+            ep_slots=pack_counts(ep_slots.sum(axis=0)) if by_rank else b"",
+            decode_ep_slots=pack_counts(ep_slots[Phase.DECODE]) if by_rank and phased else b"",
             ended=ended,
             accepted_drafts=drafts.accepted,
             rejected_drafts=drafts.rejected,

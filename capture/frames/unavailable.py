@@ -7,7 +7,7 @@ from typing import Literal
 
 logger = logging.getLogger("vllm.moescope")
 
-Part = Literal["phases", "traces", "placement", "steps", "drafts"]
+Part = Literal["phases", "traces", "placement", "steps", "drafts", "ep_slots"]
 
 
 class Unavailable:

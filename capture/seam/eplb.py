@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from moescope.capture.seam.expert_maps import ExpertMaps
 from moescope.capture.wire import Int64Array, MoeLayer, Placement, PlacementTable, pack_ids
 
 logger = logging.getLogger("vllm.moescope")
@@ -58,6 +59,14 @@ class EplbWatch:
         """int64 [MoE layers, P] on the device."""
         found: torch.Tensor = self._find()[0].physical_to_logical_map
         return found
+
+    def expert_maps(self, ep_size: int, device: torch.device) -> ExpertMaps:
+        """The maps that the routers of the covered layers read.
+
+        Raises:
+            LookupError: they are not as moescope knows them.
+        """
+        return ExpertMaps(self._modules, int(self.map.shape[1]), ep_size, device)
 
     @property
     def version(self) -> int | None:

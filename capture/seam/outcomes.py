@@ -33,8 +33,42 @@ class Sampled(NamedTuple):
 
     def by_request(self) -> dict[str, Sequence[int]]:
         """Each request's sampled tokens."""
-        rows = zip(self.request_ids, self.tokens, self.counts.tolist(), strict=True)
-        return {name: list(row[:count]) for name, row, count in rows}
+        tokens = self.tokens.tolist() if isinstance(self.tokens, np.ndarray) else self.tokens
+        rows = zip(self.request_ids, tokens, self.counts.tolist(), strict=True)
+        return {name: row[:count] for name, row, count in rows}
+
+
+class RequestEnd(NamedTuple):
+    """Where vLLM's scheduler ends a request (``check_stop``), as far as its parameters say.
+
+    Attributes:
+        max_length: with this many tokens, prompt included; None: not bounded.
+        stop_tokens: with the first of these that is sampled.
+    """
+
+    max_length: int | None = None
+    stop_tokens: frozenset[int] = frozenset()
+
+    def index(self, sampled: Sequence[int], length: int) -> int | None:
+        """Which of the sampled tokens is the last of a request that had `length` tokens before, if any is."""
+        for index, token in enumerate(sampled):
+            at_most = self.max_length is not None and length + index + 1 >= self.max_length
+            if at_most or token in self.stop_tokens:
+                return index
+        return None
+
+
+NO_END: Final = RequestEnd()
+"""Of a request whose end isn't known."""
+
+
+class Start(NamedTuple):
+    """A request begins, or starts over, with `length` tokens, of which `prompt` are its prompt."""
+
+    request_id: str
+    prompt: int
+    length: int
+    end: RequestEnd
 
 
 class StepOutcome:
@@ -43,15 +77,22 @@ class StepOutcome:
     The step's path makes it before the forward pass, and then says what the runner returned, or that nothing
     was sampled. Any thread may ask.
 
-    Args:
-        drafts: how many draft tokens the step verifies, by request.
-
     Attributes:
+        drafts: how many draft tokens the step verifies, by request.
+        finished: requests that were done before the step.
+        starts: requests that the worker hasn't seen, or that start over in runner V2.
+        resumed: tokens generated so far of the requests that go on after a preemption in runner V1.
         lost: whether what was sampled will never be known.
+
+    Args:
+        scheduler_output: of the step about to run.
     """
 
-    def __init__(self, drafts: Mapping[str, int]) -> None:
-        self.drafts = drafts
+    def __init__(self, scheduler_output: Any) -> None:
+        self.drafts: Mapping[str, int] = draft_counts(scheduler_output)
+        self.finished = tuple(scheduler_output.finished_req_ids)
+        self.starts = [_start(item) for item in scheduler_output.scheduled_new_reqs]
+        self.resumed = _resumed(scheduler_output.scheduled_cached_reqs)
         self.lost = False
         self._source: _Source | None = None
 
@@ -97,6 +138,40 @@ class _Source(NamedTuple):
 def draft_counts(scheduler_output: Any) -> dict[str, int]:
     """How many draft tokens a step verifies, by request, as the scheduler has them."""
     return {name: len(tokens) for name, tokens in scheduler_output.scheduled_spec_decode_tokens.items()}
+
+
+def prompt_length(new_request: Any) -> int:
+    """Tokens of the prompt, which may be embeddings, of one of the scheduler's new requests."""
+    if new_request.prompt_token_ids is not None:
+        return len(new_request.prompt_token_ids)
+    return 0 if new_request.prompt_embeds is None else len(new_request.prompt_embeds)
+
+
+def request_end(new_request: Any) -> RequestEnd:
+    """Where one of the scheduler's new requests ends."""
+    params = new_request.sampling_params
+    most = getattr(params, "max_tokens", None)
+    stops = {*(getattr(params, "stop_token_ids", None) or ()), getattr(params, "_eos_token_id", None)}
+    return RequestEnd(
+        None if most is None else prompt_length(new_request) + int(most),
+        frozenset(stop for stop in stops if stop is not None),
+    )
+
+
+def _start(new_request: Any) -> Start:
+    prompt = prompt_length(new_request)
+    known = getattr(
+        new_request, "prefill_token_ids", None
+    )  # runner V2: after a preemption, those generated too
+    length = prompt if known is None else max(prompt, len(known))
+    return Start(str(new_request.req_id), prompt, length, request_end(new_request))
+
+
+def _resumed(cached: Any) -> dict[str, int]:
+    if not cached.resumed_req_ids:
+        return {}
+    generated = zip(cached.req_ids, cached.num_output_tokens, strict=True)
+    return {name: int(number) for name, number in generated if name in cached.resumed_req_ids}
 
 
 def _source_of(output: Any) -> _Source:

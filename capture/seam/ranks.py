@@ -39,10 +39,8 @@ def resized(producer: Producer, vllm_config: Any) -> Producer:
 
 
 def why_no_steps(vllm_config: Any) -> str | None:
-    """Why the loads of single steps can't be told by EP rank and joined over DP ranks, or None."""
+    """Why the loads of single steps can't be joined over DP ranks, or None."""
     parallel = vllm_config.parallel_config
-    if parallel.enable_eplb:
-        return "EPLB moves the experts from step to step"
     if str(getattr(parallel, "distributed_executor_backend", None)) == "external_launcher":
         return (
             "an external launcher makes dummy passes without the worker: ranks would number steps differently"

@@ -8,7 +8,14 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from moescope.capture.seam.features import runs_v2, sorter_v2
-from moescope.capture.seam.outcomes import draft_counts, why_no_outcomes
+from moescope.capture.seam.outcomes import (
+    NO_END,
+    RequestEnd,
+    draft_counts,
+    prompt_length,
+    request_end,
+    why_no_outcomes,
+)
 
 OPT_IN: Final = "moescope_trace"
 """Key of a request's ``vllm_xargs`` (``SamplingParams.extra_args``) that asks for its trace."""
@@ -21,19 +28,13 @@ _PREFIXES: Final = ("chatcmpl-", "cmpl-", "resp_")
 
 
 class NewRequest(NamedTuple):
-    """A request that is scheduled for the first time, or again after a preemption.
-
-    Attributes:
-        max_length: it ends with this many tokens, prompt included; None: not bounded.
-        stop_tokens: it ends with the first of these that is sampled.
-    """
+    """A request that is scheduled for the first time, or again after a preemption."""
 
     request_id: str
     prompt_tokens: int
     first_position: int
     opted_in: bool
-    max_length: int | None = None
-    stop_tokens: frozenset[int] = frozenset()
+    end: RequestEnd = NO_END
 
 
 class StepRequests(NamedTuple):
@@ -62,13 +63,6 @@ def scheduled_tokens(scheduler_output: Any) -> int:
     return int(scheduler_output.total_num_scheduled_tokens)
 
 
-def prompt_length(new_request: Any) -> int:
-    """Tokens of the prompt, which may be embeddings, of one of the scheduler's new requests."""
-    if new_request.prompt_token_ids is not None:
-        return len(new_request.prompt_token_ids)
-    return 0 if new_request.prompt_embeds is None else len(new_request.prompt_embeds)
-
-
 def is_of_remote_prefill(new_request: Any) -> bool:
     """Whether the client of one of the scheduler's new requests said that another instance prefilled it.
 
@@ -92,7 +86,7 @@ def read_requests(scheduler_output: Any) -> StepRequests:
             prompt_length(item),
             int(item.num_computed_tokens),
             _opted_in(item.sampling_params),
-            *_ends(item),
+            request_end(item),
         )
         for item in scheduler_output.scheduled_new_reqs
     ]
@@ -224,17 +218,6 @@ def _client_ids(request_id: str) -> Iterator[str]:
         if outer.startswith(prefix) and len(outer) > len(prefix):
             yield outer.removeprefix(prefix)
             return
-
-
-def _ends(new_request: Any) -> tuple[int | None, frozenset[int]]:
-    """Where vLLM's scheduler ends a request (``check_stop``), as far as its parameters say."""
-    params = new_request.sampling_params
-    most = getattr(params, "max_tokens", None)
-    stops = {*(getattr(params, "stop_token_ids", None) or ()), getattr(params, "_eos_token_id", None)}
-    return (
-        None if most is None else prompt_length(new_request) + int(most),
-        frozenset(stop for stop in stops if stop is not None),
-    )
 
 
 def _opted_in(sampling_params: Any) -> bool:

@@ -15,7 +15,7 @@ from moescope.capture.seam.bypasses import Bypasses, find_bypasses
 from moescope.capture.seam.config_layers import read_config
 from moescope.capture.seam.coverage import RoutedLayer, is_capture_source, routed_runner, routed_source
 from moescope.capture.seam.decoder import language_part, layer_of_path, routing_modules
-from moescope.capture.seam.features import microbatches, moe_class, ubatching_module
+from moescope.capture.seam.features import microbatches, moe_class, runs_v2, ubatching_module
 from moescope.capture.seam.placement import read_placement
 from moescope.capture.seam.slots import SinkBuffers, writes_in_place
 from moescope.capture.wire import MAX_MICROBATCHES, Placement, UncoveredLayer
@@ -229,8 +229,13 @@ def _unsupported(vllm_config: Any) -> str | None:
         )
     drafts = vllm_config.speculative_config
     if drafts is not None and (
-        drafts.method == "ngram_gpu" or getattr(drafts, "enable_adaptive_verification", False)
+        getattr(drafts, "enable_adaptive_verification", False)
+        or (drafts.method == "ngram_gpu" and not runs_v2(vllm_config))
     ):
         # vLLM drops drafts after a step has begun: padding would count, and tokens get phases of other rows.
-        return "drafts that vLLM cuts within a step (ngram_gpu, adaptive verification) are not supported"
+        # Runner V2 computes all drafts of ngram_gpu, and V1 those that its kernel found only.
+        return (
+            "drafts that vLLM cuts within a step (adaptive verification; ngram_gpu with model runner V1) are "
+            "not supported"
+        )
     return None

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moescope.capture.seam.requests import is_of_remote_prefill, prompt_length, scheduled_tokens
+from moescope.capture.seam.outcomes import prompt_length
+from moescope.capture.seam.requests import is_of_remote_prefill, scheduled_tokens
 from moescope.capture.step.batch import BatchRequests
 from moescope.capture.step.totals import StepTokens
 from moescope.capture.step.word import Phase
@@ -20,7 +21,8 @@ class PhaseTracker:
 
     A token is a decode token if the whole prompt of its request was computed before the step. A preempted
     request starts over: its tokens are prefill until its prompt is computed again. In a step of decode tokens
-    only, the usual one, no request is looked at.
+    only, the usual one, no request is looked at. Draft tokens are always decode tokens: where a single token
+    of a prompt is left, vLLM pads it with drafts, so that it looks like a step of decode.
 
     Where another instance computed the prompt, vLLM loads it and computes its last token again, because no
     token can be sampled otherwise. That token is a decode token: its prefill was elsewhere. A request is of
@@ -37,6 +39,7 @@ class PhaseTracker:
         self._prompts: dict[str, int] = {}
         self._prefilling: set[str] = set()
         self._elsewhere: set[str] = set()
+        self._drafts: dict[str, int] = {}
 
     def begin_step(self, scheduler_output: Any) -> StepTokens:
         """A step is about to run, or a call that only says which requests are done."""
@@ -59,12 +62,23 @@ class PhaseTracker:
         if not self._prefilling:
             return StepTokens(total, total)
         num_tokens = scheduler_output.num_scheduled_tokens
-        return StepTokens(total, total - sum(num_tokens.get(name, 0) for name in self._prefilling))
+        self._drafts = self._drafts_behind_prompts(scheduler_output)
+        prefill = sum(num_tokens.get(name, 0) for name in self._prefilling) - sum(self._drafts.values())
+        return StepTokens(total, total - prefill)
 
     def of_tokens(self, batch: BatchRequests) -> UInt8Array:
         """`Phase` of each token of the step that began last, in the order of the batch: uint8 [tokens]."""
         phases = [Phase.PREFILL if name in self._prefilling else Phase.DECODE for name in batch.request_ids]
-        return np.repeat(np.array(phases, np.uint8), batch.num_tokens)
+        of_tokens = np.repeat(np.array(phases, np.uint8), batch.num_tokens)
+        if self._drafts:
+            for name, end in zip(batch.request_ids, np.cumsum(batch.num_tokens).tolist(), strict=True):
+                of_tokens[end - self._drafts.get(name, 0) : end] = Phase.DECODE
+        return of_tokens
+
+    def _drafts_behind_prompts(self, scheduler_output: Any) -> dict[str, int]:
+        """Draft tokens of the step by request, of requests whose prompt the step computes."""
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        return {name: len(drafts[name]) for name in self._prefilling if name in drafts} if drafts else {}
 
     def _note(self, request_id: str, computed: int, starts: bool) -> None:
         prompt = self._prompts.get(request_id, 0)

@@ -13,7 +13,7 @@ class Kept(NamedTuple):
 
     Attributes:
         rows: the first ones, that many.
-        rejected: draft tokens among the others.
+        rejected: the others: of drafts that were rejected, and behind the request's end.
         complete: whether the request's last token was sampled in the step.
     """
 
@@ -38,17 +38,14 @@ def kept_rows(trace: Trace, first: int, count: int, drafts: int, sampled: Sequen
             it; None: not known.
     """
     if trace.complete:
-        return Kept(0, drafts)
+        return Kept(0, count)
     if sampled is None:
         return Kept(count - drafts, 0)
     if not sampled:
         return Kept(count, 0)
     accepted = min(len(sampled) - 1, drafts)
     rows = count - drafts + accepted
-    length = first + rows + 1  # of the request, the sampled tokens included
-    for number, token in enumerate(sampled):
-        ends_at = length - (len(sampled) - 1 - number)
-        if token in trace.stop_tokens or (trace.max_length is not None and ends_at >= trace.max_length):
-            kept = max(0, min(rows, ends_at - 1 - first))
-            return Kept(kept, count - max(kept, count - drafts), complete=True)
-    return Kept(rows, drafts - accepted)
+    last = trace.end.index(sampled, first + rows + 1 - len(sampled))
+    if last is not None:
+        rows = count - drafts + min(accepted, last)
+    return Kept(rows, count - rows, complete=last is not None)

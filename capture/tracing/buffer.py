@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from moescope.capture.seam.outcomes import NO_END, RequestEnd
 from moescope.capture.wire.traces import NO_EXPERT, ExpertArray, Run
 
 
@@ -23,9 +24,9 @@ class Trace:
         nbytes: bytes that the step's path has set aside for it.
         dropped: whether it was given up; nothing is added to it then.
         broken: whether it was `TraceAssembly` that gave it up, and not the step's path.
-        max_length, stop_tokens: where the request ends (see `NewRequest`).
+        end: where the request ends; looked at where tokens are drafted.
         complete: whether the request's last token was sampled; rows that vLLM computes later are left out.
-        rejected: draft tokens that were computed and left out.
+        rejected: rows that were left out: of drafts that were rejected, and behind the request's end.
         unsure_from: the position from which rows of the last step may be missing, because what it sampled
             isn't known; else None.
         chunks: for each step an array [n, sum of top_k], in the order of computing; the layers side by side.
@@ -45,8 +46,7 @@ class Trace:
     dropped: bool = False
     broken: bool = False
     number: int = 0
-    max_length: int | None = None
-    stop_tokens: frozenset[int] = frozenset()
+    end: RequestEnd = NO_END
     complete: bool = False
     rejected: int = 0
     unsure_from: int | None = None

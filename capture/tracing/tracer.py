@@ -68,8 +68,7 @@ class Tracer:
                     names,
                     new.prompt_tokens,
                     new.first_position,
-                    max_length=new.max_length,
-                    stop_tokens=new.stop_tokens,
+                    end=new.end,
                 )
         for request_id in step.resumed:
             if request_id in self._open:

@@ -20,8 +20,8 @@ from moescope.capture.wire.schema import (
 )
 
 MAX_SPAN: Final = 1 << 16
-"""Steps, dummy steps included, that the loads of one frame account for, at most; and entries, where steps have
-several microbatches: the service takes each entry on its own."""
+"""Steps, dummy steps included, that the loads of one frame account for, at most, and entries of them, where
+steps have several microbatches: the service takes each entry on its own."""
 MAX_CELLS: Final = 1 << 18
 """Layers x DP ranks, and layers x EP ranks, that a frame tells of, at most.
 
@@ -62,8 +62,7 @@ def check_frame(frame: Frame) -> None:
     _check_phases(frame)
     if frame.placement is not None:
         _check_placement(frame.placement, frame.layers, frame.producer.ep_size)
-    if frame.ep_slots:
-        _check_array("ep_slots", frame.ep_slots, len(frame.layers) * frame.producer.ep_size)
+    _check_ep_slots(frame)
     if frame.step_loads is not None:
         _check_step_loads(frame.step_loads, len(frame.layers), frame.producer.ep_size)
 
@@ -116,6 +115,29 @@ def _check_phases(frame: Frame) -> None:
             f"decode_steps: {frame.decode_steps} with mixed_steps {frame.mixed_steps} is above steps "
             f"({frame.steps})"
         )
+
+
+def _check_ep_slots(frame: Frame) -> None:
+    """Check that no layer has more slots by EP rank than slots, in both phases and in decode."""
+    both = bool(frame.ep_slots) and bool(frame.decode_counts)
+    if both != bool(frame.decode_ep_slots):
+        raise WireError("decode_ep_slots: goes with ep_slots and decode_counts, and with nothing else")
+    for name, counted in (("ep_slots", frame.counts), ("decode_ep_slots", frame.decode_counts)):
+        told = getattr(frame, name)
+        if not told:
+            continue
+        _check_array(name, told, len(frame.layers) * frame.producer.ep_size)
+        by_rank = unpack_counts(told).reshape(len(frame.layers), -1)
+        starts = np.cumsum([0, *(layer.num_experts for layer in frame.layers[:-1])])
+        slots = np.add.reduceat(unpack_counts(counted), starts)
+        over = np.flatnonzero(by_rank.sum(axis=1) > slots)
+        if over.size:
+            layer = frame.layers[int(over[0])].layer
+            raise WireError(f"{name}: layer {layer} has more slots by EP rank than it has slots")
+    if frame.decode_ep_slots:
+        over = np.flatnonzero(unpack_counts(frame.decode_ep_slots) > unpack_counts(frame.ep_slots))
+        if over.size:
+            raise WireError(f"decode_ep_slots: value {int(over[0])} is above that of ep_slots")
 
 
 def _check_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> None:

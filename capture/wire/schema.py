@@ -147,7 +147,8 @@ class StepLoads(Struct, frozen=True, kw_only=True):
         width: bytes of one load: 1, 2 or 4, the smallest that fits.
         loads: raw little-endian unsigned integers of ``width`` bytes [n, L, R]: slots of this producer's
             tokens in the layers of ``Frame.layers`` whose expert is on EP rank 0 .. R - 1 (``ep_size``).
-        placement_version: the version of the placement that was in force in the last of the steps.
+        placement_version: the version of the placement that the loads are by. It means nothing in a frame
+            with ``ep_slots``: there each step's loads are by the placement that was in force in it.
         microbatches: raw uint8 [n], which part of its step each entry of ``steps`` is, 0, 1, ...: a step
             that vLLM splits (``--enable-dbo``, ``--ubatch-size``) has an entry for each of its microbatches,
             and the ranks wait for each other in each. Empty where no step is split, and in frames of wire
@@ -184,7 +185,7 @@ class Frame(Struct, kw_only=True):
         absent_unnamed: that MoE layers are absent of which it isn't known which they are, and why: the config
             has experts and doesn't say in which layers, and none was found. Else empty.
         unavailable: what this producer can't tell, and why: ``phases``, ``traces``, ``placement``, ``steps``
-            or ``drafts`` to the reason. Empty in frames of wire minor 3 or below.
+            ``drafts`` or ``ep_slots`` to the reason. Empty in frames of wire minor 3 or below.
         ended: this is the last frame of the epoch, as the worker shuts down in order. Never in frames of wire
             minor 4 or below; a worker that is killed says nothing either.
         counts: slots per (layer, logical expert), raw little-endian int64, the layers of ``layers``
@@ -207,14 +208,16 @@ class Frame(Struct, kw_only=True):
         decode_tokens: the decode tokens among ``tokens``; 0 where the phases are not known.
         decode_steps, mixed_steps: how many of ``steps`` had decode tokens only, and how many had tokens of
             both phases.
-        step_loads: loads by EP rank of the latest steps. None with one EP rank, without a placement, where
-            experts are replicated, and in frames of wire minor 2 or below.
+        step_loads: loads by EP rank of the latest steps. None with one EP rank, where it isn't known which EP
+            rank a slot goes to, and in frames of wire minor 2 or below.
         uptime_ns: nanoseconds from the epoch to when this frame was made, on a clock that nobody sets, so
             that hosts whose clocks differ can be compared. 0: not told, as in wire minor 4 or below.
         ep_slots: slots by destination EP rank since the epoch began, raw little-endian int64 [L, R]
             (``ep_size``), each counted under the placement that was in force in its step and, where an expert
             has several copies, on the copy that vLLM took. Empty where that isn't counted, and in frames of
             wire minor 5 or below.
+        decode_ep_slots: the slots of decode tokens among ``ep_slots``, laid out alike; empty if those are, or
+            if ``decode_counts`` is.
         accepted_drafts, rejected_drafts: draft tokens of speculative decoding among ``tokens``, by what
             became of them, as far as that is known when the frame is made. 0 in frames of wire minor 5 or
             below.
@@ -254,6 +257,7 @@ class Frame(Struct, kw_only=True):
     uptime_ns: Count = 0
     ended: bool = False
     ep_slots: bytes = b""
+    decode_ep_slots: bytes = b""
     accepted_drafts: Count = 0
     rejected_drafts: Count = 0
     weights_version: Count = 0

@@ -198,10 +198,11 @@ BODIES: Final = (
 )
 
 
-def trace_of(server: str, name: str, number: int, tokens: int, layers: int, experts: int) -> bytes:
+def trace_of(server: str, model: str, name: str, tokens: int, layers: int, experts: int) -> bytes:
     """A whole trace of a deployment, top-8, with random experts of at most 256."""
-    rng = np.random.default_rng(number)
+    rng = np.random.default_rng(tokens)
     ids = [rng.integers(0, experts, (tokens, 8), np.uint8).tobytes() for _ in range(layers)]
     shapes = [wire.MoeLayer(3 + i, experts, 8) for i in range(layers)]
-    who = wire.Producer(server=server, model="costly", dp_rank=0, dp_size=1)
-    return _part(name, number, shapes, [Run(0, tokens)], 1, producer=who, experts=ids)
+    who = wire.Producer(server=server, model=model, dp_rank=0, dp_size=1)
+    fields = {"producer": who, "experts": ids, "client_ids": [name]}
+    return _part(name, tokens, shapes, [Run(0, tokens)], 1, **fields)

@@ -1,7 +1,7 @@
 """A client beside an attack: asks ``/healthz`` and sends frames, and says how long each answer took.
 
-``python -m devkit.soak.probe URL`` runs it in a process of its own, so that nothing of the attack holds it up.
-It ends when its input does, and prints what it measured.
+``python -m devkit.soak.probe URL`` runs it in a process of its own, so that nothing of the attack holds it
+up. It ends when its input does, and prints what it measured.
 """
 
 from __future__ import annotations

@@ -44,9 +44,9 @@ _QUESTIONS: Final = (
     "/v1/baselines?server={server}",
     "/v1/baselines/soak?server={server}",
     "/v1/advice?server={server}",
-    "/v1/advice?server={server}&ranks=4096&redundant=8192&redundant=7936&redundant=4096&redundant=3840",
+    "/v1/advice?server={server}&ranks=4096&redundant=3840&redundant=7936",
     "/v1/advice?server={server}&ranks=256&nodes=32&groups=8",
-    "/v1/advice/placement?server={server}&ranks=4096&redundant=8192&strategy=eplb",
+    "/v1/advice/placement?server={server}&ranks=4096&redundant=3840&strategy=eplb",
     "/v1/advice/placement?server={server}&ranks=256&redundant=256&form=vllm-ascend",
     "/v1/advice/rearrangements?server={server}",
     "/v1/placement?server={server}&form=tables",
@@ -83,9 +83,12 @@ def settle(service: Serving, folder: Path, seconds: float = 30) -> None:
 def keep(client: httpx.Client, server: str, tokens: int, traces: int) -> None:
     """Keep traces of a deployment, the first of so many tokens and others of less, and pin a baseline."""
     headers = {"content-type": TRACE_CONTENT_TYPE}
+    [model] = [
+        item["model"] for item in client.get("/v1/ranks").json()["deployments"] if item["server"] == server
+    ]
     for number in range(traces):
-        size = tokens if number == 0 else tokens // 16
-        body = trace_of(server, f"soak-{number}", number + 1, size, LAYERS, EXPERTS)
+        size = tokens if number == 0 else tokens // 16 + number
+        body = trace_of(server, model, f"soak-{number}", size, LAYERS, EXPERTS)
         client.post("/v1/traces", content=body, headers=headers).raise_for_status()
     wanted = {"name": BASELINE, "server": server, "note": "x" * 500}
     client.post("/v1/baselines", json=wanted).raise_for_status()

@@ -2,6 +2,9 @@
 
 The loads before and after differ too. So the achieved saving compares the new placement with the former one
 on the same later loads, not with what the former one had earlier.
+
+All that is of sums over a window. Ranks wait for each other in each step, so the straggler cost of the steps
+before and after stands beside it: what was measured, with whatever loads there were.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ import numpy as np
 
 from moescope.service.advice.placements import PlacementArrays, from_tables, moves
 from moescope.service.live.placements import DatedPlacement
-from moescope.service.live.producers import Deployment
+from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.measures.loads import max_and_mean
+from moescope.service.windows.step_window import cost_of, straggler_cost
 from moescope.service.windows.window import ModelWindow, merge_spans
 
 WINDOW_S: Final = 300.0
@@ -42,6 +46,8 @@ class Rearrangement:
         otherwise: ratio of sums of the former placement on the loads after it.
         saving_predicted: 1 - predicted / before; ``saving_achieved`` 1 - achieved / otherwise.
         tokens_before, tokens_after: computed in the two windows.
+        cost_before, cost_after: straggler cost over the single steps of the two windows; None: no step was
+            joined. ``steps_before`` and ``steps_after`` are how many were.
         reason: why the ratios are None, or None.
     """
 
@@ -58,6 +64,10 @@ class Rearrangement:
     saving_achieved: float | None
     tokens_before: int
     tokens_after: int
+    cost_before: float | None
+    cost_after: float | None
+    steps_before: int
+    steps_after: int
     reason: str | None
 
 
@@ -99,8 +109,11 @@ def _judge(
     old, new = former[-1], newer[-1]
     first, last = newer[0].at - _JUST_BEFORE_S, new.everywhere_at
     earlier = max(first - WINDOW_S, old.everywhere_at)
-    before = merge_spans(state.spans(deployment, min(earlier, first), first))
-    after = merge_spans(state.spans(deployment, last, max(last, min(end - _JUST_BEFORE_S, last + WINDOW_S))))
+    spans_before = state.spans(deployment, min(earlier, first), first)
+    spans_after = state.spans(deployment, last, max(last, min(end - _JUST_BEFORE_S, last + WINDOW_S)))
+    before, after = merge_spans(spans_before), merge_spans(spans_after)
+    stage = new.pp_rank
+    costs = [_cost(spans, stage) for spans in (spans_before, spans_after)]
     layers = sorted({layer.layer for layer in new.layers} & {layer.layer for layer in old.layers})
     reason = _why_not(before, after, min_tokens)
     ratios: list[float | None] = [None] * 4
@@ -128,8 +141,19 @@ def _judge(
         saving_achieved=_saving(ratios[3], ratios[2]),
         tokens_before=before.tokens,
         tokens_after=after.tokens,
+        cost_before=costs[0][0],
+        cost_after=costs[1][0],
+        steps_before=costs[0][1],
+        steps_after=costs[1][1],
         reason=reason,
     )
+
+
+def _cost(spans: Sequence[ProducerSpan], pp_rank: int) -> tuple[float | None, int]:
+    """The straggler cost of a pipeline stage's joined steps, and how many these are."""
+    found = cost_of([item for item in spans if item.producer.latest.producer.pp_rank == pp_rank])
+    joined = sum(stage.joined for stage in found.stages.values())
+    return straggler_cost(*found.sums), joined
 
 
 def _why_not(before: ModelWindow, after: ModelWindow, min_tokens: int) -> str | None:

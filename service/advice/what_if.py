@@ -17,6 +17,7 @@ from moescope.service.advice.placements import PlacementArrays, distinct, eplb, 
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.summary import Summary, summarise
+from moescope.service.wanted import check_wanted
 
 Strategy = Literal["present", "linear", "round_robin", "eplb"]
 MAX_SWEEP: Final = 6
@@ -110,6 +111,7 @@ def what_if(evidence: Evidence, question: Question, present: PlacementArrays | N
 
     Raises:
         ValueError: the numbers don't fit together.
+        UnwantedError: nobody waits for it any more.
     """
     shape = len(evidence.layers), evidence.experts, question.ranks
     base = _seen(evidence, present)
@@ -120,6 +122,7 @@ def what_if(evidence: Evidence, question: Question, present: PlacementArrays | N
         _option("round_robin", 0, round_robin(*shape), evidence, base=base, present=present),
     ]
     for redundant in question.redundant:
+        check_wanted()
         how = redundant, question.groups, question.nodes, question.ranks
         theirs = _option("eplb", redundant, eplb(evidence.fit, *how), evidence, base=base, present=present)
         if theirs.in_vain:

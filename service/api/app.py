@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
 from moescope.service.api.limits.answers import Answers
+from moescope.service.api.limits.downloads import Downloads
 from moescope.service.api.limits.guard import Guard
 from moescope.service.api.limits.keeping import Keeper
 from moescope.service.api.limits.limits import Limits
@@ -86,13 +87,15 @@ def create_app(
     drift = DriftWatch(state, book, settings.min_tokens)
     registry.register(RoutingCollector(state, settings, instruments, drift))
     limits, turns = Limits(settings), Turns(settings.max_queries)
+    downloads = Downloads(settings.max_download_mib << 20)
     tokens = open_book(settings)
     sessions = Sessions(tokens, clock)
     app = FastAPI(
         title="moescope",
         version=version("moescope"),
         description=_DESCRIPTION,
-        docs_url=None,  # FastAPI's pages load scripts from elsewhere; see routes/home.py
+        openapi_url=None,  # FastAPI makes the schema in the event loop; see routes/home.py
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # the redirect's address would be made of the client's Host header
     )
@@ -109,7 +112,7 @@ def create_app(
     install(app)
     for router in (
         ingest_router(state, settings, instruments, keeper, store, limits),
-        traces_router(state, store),
+        traces_router(state, store, turns, downloads),
         coactivation_router(state, store, turns),
         ranks_router(state, turns),
         pools_router(state, settings, turns),

@@ -52,6 +52,8 @@ def rearrangements_view(answer: dict[str, Any]) -> RenderableType:
         "otherwise",
         "saves: predicted",
         "achieved",
+        "steps wait: before",
+        "after it",
     ):
         table.add_column(name, justify="right")
     for item in answer["rearrangements"]:
@@ -62,6 +64,7 @@ def rearrangements_view(answer: dict[str, Any]) -> RenderableType:
             "-" if moved is None else f"{moved:,}",
             *(_ratio(item[name]) for name in ("before", "predicted", "achieved", "otherwise")),
             *(_percent(item[name]) for name in ("saving_predicted", "saving_achieved")),
+            *("-" if item[name] is None else f"{item[name]:.1%}" for name in ("cost_before", "cost_after")),
         )
     reasons = [
         f"- version {item['version']}: {item['reason']}"
@@ -75,7 +78,15 @@ def _options(answer: dict[str, Any]) -> Table:
     where = f"{answer['model']} on {answer['server']}, {answer['ranks']} EP ranks"
     table = Table(title=f"{where}: imbalance is sum of max / sum of mean over layers", caption=_caption())
     table.add_column("placement")
-    for name in ("fitted", "later", "saves: predicted", "held out", "worst layer", "copies to move"):
+    for name in (
+        "fitted",
+        "later",
+        "saves: predicted",
+        "held out",
+        "worst layer",
+        "copies to move",
+        "in vain",
+    ):
         table.add_column(name, justify="right")
     chosen = answer["verdict"]["strategy"], answer["verdict"]["redundant"]
     shown = (
@@ -94,6 +105,7 @@ def _options(answer: dict[str, Any]) -> Table:
             ),
             "-" if worst["worst"] is None else f"{worst['worst']:.3f} ({worst['worst_layer']})",
             "" if moves is None else f"{moves:,}",
+            "" if item["copies_in_vain"] is None else f"{item['copies_in_vain']:,}",
             style="green" if (item["strategy"], item["redundant"]) == chosen else None,
         )
     return table
@@ -112,7 +124,10 @@ def _layers(answer: dict[str, Any]) -> Table:
 
 
 def _caption() -> str:
-    return "saves: share of the busiest ranks' slots; held out: on loads that it was not fitted on"
+    return (
+        "saves: share of the busiest ranks' slots; held out: on loads that it was not fitted on; "
+        "in vain: copies on a rank that has that expert already"
+    )
 
 
 def _percent(value: float | None) -> str:

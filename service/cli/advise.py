@@ -33,13 +33,21 @@ Examples:
 
   moescope advise --ranks 64                  what if there were 64 EP ranks
 
-  moescope advise --export placement.json     write the recommended placement, fitted on all of it
+  moescope advise --export placement.json     write our own placement for what is recommended, fitted on
+                                              all of it: no two copies of an expert on one EP rank
 
   moescope advise --rearrangements            with EPLB on: what each rearrangement promised and gave
 
   moescope advise --json | jq .verdict
 """
 _TIMEOUT_S: Final = 120.0
+
+
+class MapPolicy(StrEnum):
+    """Whose placement by load is exported."""
+
+    MOESCOPE = "moescope"
+    VLLM = "vllm"
 
 
 class MapForm(StrEnum):
@@ -126,6 +134,22 @@ class Output:
     form: Annotated[
         MapForm, typer.Option(help="Form of the map; vllm-ascend: what its expert_map_path names.")
     ] = MapForm.MAP
+    policy: Annotated[
+        MapPolicy,
+        typer.Option(
+            help="Whose placement by load is written: our own, or what vLLM's EPLB would make, which may "
+            "have several copies of an expert on one rank."
+        ),
+    ] = MapPolicy.MOESCOPE
+    pp_rank: Annotated[
+        int | None,
+        typer.Option(min=0, help="Write only the layers of this pipeline stage; of all stages when absent."),
+    ] = None
+
+    @property
+    def params(self) -> Parameters:
+        """What the request for a map has of it."""
+        return {"form": self.form.value, "policy": self.policy.value, "pp_rank": self.pp_rank}
 
 
 def advise(
@@ -151,7 +175,7 @@ def advise(
     if output.export is None:
         return
     choice = _choice(answer, judgement.redundant)
-    params = {**deployment.params, **question.params, **choice, "form": output.form.value}
+    params = {**deployment.params, **question.params, **choice, **output.params}
     content = download(deployment.url, "/v1/advice/placement", params, _TIMEOUT_S)
     write_file(output.export, content)
     say(f"{output.export}: {len(content)} bytes, {choice['strategy']}", err=output.as_json)

@@ -41,7 +41,7 @@ def placement(deployment: Deployment, layer: LayerOption = None, json: JsonOptio
 
 def _by_layer(answer: dict[str, Any]) -> RenderableType:
     table = Table(title=_title(answer))
-    for name in ("layer", "experts", "copies", "copies of one rank", "experts with several"):
+    for name in ("layer", "experts", "copies", "copies of one rank", "experts with several", "in vain"):
         table.add_column(name, justify="right")
     for name in ("version", "since (UTC)", "everywhere (UTC)"):
         table.add_column(name, overflow="fold")
@@ -53,16 +53,35 @@ def _by_layer(answer: dict[str, Any]) -> RenderableType:
     unknown = [layer for layer in answer["layers"] if layer["reason"] is not None]
     reasons = Counter(layer["reason"] for layer in unknown)
     notes = [f"- not known for {count} layers: {printable(reason)}" for reason, count in reasons.items()]
-    return Group(table, *map(Text, notes))
+    notes += [
+        f"- layer {one['layer']}: {printable(one['partial'])}" for one in answer["layers"] if one["partial"]
+    ]
+    return Group(table, *map(Text, [*notes, *_missing(answer)]))
+
+
+def _missing(answer: dict[str, Any]) -> list[str]:
+    """What is not in the answer, a line each."""
+    notes = [f"- {printable(answer['partial'])}"] if answer["partial"] else []
+    notes += [
+        f"- layer {item['layer']} is not covered: {printable(item['reason'])}" for item in answer["uncovered"]
+    ]
+    for item in answer["absent"]:
+        name = "some layers are" if item["layer"] is None else f"layer {item['layer']} is"
+        notes.append(f"- {name} absent: {printable(item['reason'])}")
+    return notes
 
 
 def _numbers(found: dict[str, list[int]], ep_size: int) -> list[str]:
-    """How many copies there are, how many a rank has, and of how many experts there are several."""
+    """How many copies there are, how many a rank has, of how many experts there are several, and doubles.
+
+    A copy is in vain on a rank that has another one of the same expert.
+    """
     logical, ranks = found["physical_to_logical"], found["physical_to_ep_rank"]
     by_rank, by_expert = Counter(ranks), Counter(logical)
     each = [by_rank.get(rank, 0) for rank in range(ep_size)]
     spread = str(min(each)) if min(each) == max(each) else f"{min(each)} to {max(each)}"
-    return [str(len(logical)), spread, str(sum(count > 1 for count in by_expert.values()))]
+    in_vain = sum(double["copies"] - 1 for double in found["doubles"])
+    return [str(len(logical)), spread, str(sum(count > 1 for count in by_expert.values())), str(in_vain)]
 
 
 def _by_expert(answer: dict[str, Any]) -> RenderableType:
@@ -80,7 +99,13 @@ def _by_expert(answer: dict[str, Any]) -> RenderableType:
             held = ", ".join(f"{copy['ep_rank']} ({copy['physical']})" for copy in copies)
             table.add_row(str(expert), held or "not known")
         parts.append(table)
-    return Group(*parts)
+        parts += [Text(f"- {_double(double)}") for double in layer["doubles"]]
+    return Group(*parts, *map(Text, _missing(answer)))
+
+
+def _double(found: dict[str, int]) -> str:
+    copies = f"{found['copies']} copies of expert {found['expert']}"
+    return f"EP rank {found['ep_rank']} has {copies}: memory for nothing"
 
 
 def _title(answer: dict[str, Any]) -> str:

@@ -3,8 +3,9 @@
 Invariants:
 - An account's totals are the sum, over the producer's epochs, of the totals of that epoch's frame with the
   highest ``seq``. Doubled, late, reordered and lost frames and restarts change nothing about that.
-- Slots by EP rank are added when a frame arrives, through the placement which that frame carries: a later
-  rearrangement never rewrites the past.
+- Slots by EP rank are those that the worker counted on its device, step by step. Where a frame or the one
+  before it doesn't tell them, what it adds goes through the placement which it carries: a later rearrangement
+  never rewrites the past. Slots of an expert with copies on several EP ranks are an estimate then.
 - What a frame adds is split by phase if this frame and the epoch's frame before it both tell phases.
   Otherwise it counts as unphased.
 - A refused frame leaves no trace in the account.
@@ -18,15 +19,13 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 
-import numpy as np
-
 from moescope.capture.wire import Frame, MoeLayer, Producer
 from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest, forget
 from moescope.service.counts.conflict import REMEDY, Conflict, named
-from moescope.service.counts.ep_slots import ep_slots_of
 from moescope.service.counts.latest import latest_of, latest_of_kept
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.lives import STALE_AFTER_S, Lives
+from moescope.service.counts.placing import placed
 from moescope.service.counts.refusals import RefusedError, check_exact, check_growth, check_steps
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals, no_totals, totals_of
@@ -180,7 +179,7 @@ class Account:
         began_again = self._is_another_model(frame, counted.layout, at)
         base = no_totals(counted.layout) if began_again else self.totals
         # There is almost always one epoch. Then the totals' counts equal the frame's: memory has them once.
-        totals = base.plus(_placed(frame, _added(counted, known))).sharing(counted)
+        totals = base.plus(placed(frame, _added(counted, known), known)).sharing(counted)
         check_exact(totals)
 
         if began_again:
@@ -292,20 +291,3 @@ def _added(counted: Totals, known: EpochState | None) -> Totals:
         unphased_tokens=delta.tokens,
         unphased_steps=delta.steps,
     )
-
-
-def _placed(frame: Frame, delta: Totals) -> Totals:
-    """The difference with its slots given to EP ranks, or counted as unplaced where no placement is known."""
-    placement, ep_size = frame.placement, frame.producer.ep_size
-    layout, decode = delta.layout, delta.decode
-    if ep_size == 1:
-        return delta
-    if placement is None:
-        told = decode and replace(decode, unplaced=layout.sums(decode.counts))
-        return replace(delta, unplaced=layout.sums(delta.counts), decode=told)
-    if decode is None:
-        [whole] = ep_slots_of(delta.counts[np.newaxis], layout, placement, ep_size)
-        return replace(delta, ep_slots=whole)
-    both = np.stack([delta.counts, decode.counts])
-    whole, part = ep_slots_of(both, layout, placement, ep_size)
-    return replace(delta, ep_slots=whole, decode=replace(decode, ep_slots=part))

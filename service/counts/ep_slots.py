@@ -1,6 +1,7 @@
 """From slots per logical expert to slots per EP rank, exactly.
 
-A replicated expert's slots are split evenly over its copies. Sums and differences of such parts must be
+Where a worker doesn't count which copy a slot went to, a replicated expert's slots are split evenly over its
+copies. Sums and differences of such parts must be
 exact: what cancels is 0, not some 1e-11. So slots and parts of a slot are integers until they are shown.
 """
 
@@ -152,6 +153,31 @@ def ep_slots_of(counts: Int64Array, layout: Layout, placement: Placement, ep_siz
         if found.parts is not None:
             parts[:, members] = found.parts
     return [carried(whole[i], parts[i]) for i in range(len(counts))]
+
+
+def spread_slots(counts: Int64Array, layout: Layout, placement: Placement) -> Int64Array:
+    """How many slots :func:`ep_slots_of` splits over several EP ranks, of each layer: int64 [L].
+
+    Args:
+        counts: slots per (layer, logical expert), int64 [sum of experts].
+        layout, placement: as there.
+    """
+    spread = [_is_spread(table) for table in placement.tables]
+    found = np.zeros(len(layout.layers), dtype=np.int64)
+    for i, table in enumerate(placement.table_of_layer):
+        if spread[table] is not None:
+            found[i] = counts[layout.offsets[i] : layout.offsets[i + 1]][spread[table]].sum()
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _is_spread(table: PlacementTable) -> Int64Array | None:
+    """The experts that have copies on several EP ranks, int64 [n]; None: there is none."""
+    logical, ep_ranks = unpack_ids(table.physical_to_logical), unpack_ids(table.physical_to_ep_rank)
+    pairs = np.unique(np.stack([logical, ep_ranks]), axis=1)
+    experts, ranks = np.unique(pairs[0], return_counts=True)
+    found = experts[ranks > 1].astype(np.int64)
+    return found if found.size else None
 
 
 def _groups(layout: Layout, placement: Placement) -> Iterable[tuple[list[int], list[PlacementTable]]]:

@@ -2,8 +2,9 @@
 
 A service knows of each epoch the frame with the highest ``seq`` that came to it. The merged account has the
 higher of the two frames for each epoch, and totals that fit them: slots, tokens and steps are exact,
-whichever service got which frame. What is derived on the way from frame to frame (EP ranks, phases, joined
-steps) comes from one account, the base of the merged one. What the other adds is unplaced and unphased.
+whichever service got which frame. So are slots by EP rank where the workers count them. What is derived on
+the way from frame to frame (other EP ranks, phases, joined steps) comes from one account, the base of the
+merged one. What the other adds is unplaced and unphased.
 Epochs that an account has only in its sum can't be taken out of it. So the base is the account whose sum
 covers all forgotten epochs of the other, or else the one that has forgotten more of them.
 
@@ -18,6 +19,7 @@ from dataclasses import replace
 from moescope.service.counts.account_state import AccountState, Base, EpochState, forget
 from moescope.service.counts.conflict import joined
 from moescope.service.counts.lives import STALE_AFTER_S, surplus
+from moescope.service.counts.placing import as_counted, counts_on, unplaced
 from moescope.service.counts.totals import Totals, no_totals
 
 
@@ -51,7 +53,7 @@ def merge_accounts(
         lives[item.epoch] = item if mine is None else _both(mine, item)
         if _is_news(item, mine):
             seen += mine is None
-            totals = totals.plus(_unplaced(_difference(item, mine)))
+            totals = totals.plus(_added(item, mine))
     if newest.latest.epoch not in lives:
         newest = base  # of what the other tells of it, only the sum was kept
     conflicts = joined([*base.conflicts, *more.conflicts])
@@ -136,18 +138,22 @@ def _difference(item: EpochState, known: EpochState | None) -> Totals:
     return item.counted if known is None else item.counted.minus(known.counted)
 
 
-def _unplaced(delta: Totals) -> Totals:
-    layout = delta.layout
-    return replace(
-        no_totals(layout),
+def _added(item: EpochState, known: EpochState | None) -> Totals:
+    """What a life adds: unphased, and unplaced unless its worker counts the slots of each EP rank."""
+    delta = _difference(item, known)
+    delta = replace(
+        no_totals(delta.layout),
         counts=delta.counts,
         rows=delta.rows,
+        ep_slots=delta.ep_slots,
         tokens=delta.tokens,
         steps=delta.steps,
         idle_steps=delta.idle_steps,
         drops=delta.drops,
-        unplaced=layout.sums(delta.counts),
         unphased_rows=delta.rows,
         unphased_tokens=delta.tokens,
         unphased_steps=delta.steps,
     )
+    ep_size = item.counted.ep_slots.ranks
+    told = ep_size and counts_on(delta, None if known is None else known.counted, ep_size)
+    return as_counted(delta) if told else unplaced(delta)

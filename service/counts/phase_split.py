@@ -56,6 +56,8 @@ def of_phase(totals: Totals, phase: Phase) -> Totals:
         unplaced=totals.unplaced - decode.unplaced,
         tokens=totals.tokens - decode.tokens - totals.unphased_tokens,
         steps=totals.steps - decode.steps - totals.unphased_steps,
+        accepted_drafts=0,
+        rejected_drafts=0,
     )
 
 

@@ -8,7 +8,7 @@ ever falls, and a window's are the differences of those at its two ends: windows
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moescope.service.counts.totals import Totals
 
@@ -18,7 +18,8 @@ class RankWork:
     """What a DP rank has computed up to an instant, or between two.
 
     ``prefill_steps`` and ``decode_steps`` have tokens of one phase only, ``mixed_steps`` of both. The phases
-    of ``unknown_tokens`` and of ``unknown_steps`` were not told.
+    of ``unknown_tokens`` and of ``unknown_steps`` were not told. Of the tokens ``accepted_drafts`` and
+    ``rejected_drafts`` are draft tokens of speculative decoding: in answers, or computed in vain.
     """
 
     tokens: int = 0
@@ -29,6 +30,8 @@ class RankWork:
     prefill_steps: int = 0
     decode_steps: int = 0
     mixed_steps: int = 0
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
 
     @property
     def unknown_tokens(self) -> int:
@@ -51,6 +54,8 @@ class RankWork:
             prefill_steps=self.prefill_steps - earlier.prefill_steps,
             decode_steps=self.decode_steps - earlier.decode_steps,
             mixed_steps=self.mixed_steps - earlier.mixed_steps,
+            accepted_drafts=self.accepted_drafts - earlier.accepted_drafts,
+            rejected_drafts=self.rejected_drafts - earlier.rejected_drafts,
         )
 
 
@@ -61,13 +66,16 @@ def work_of(workers: Iterable[Totals | None]) -> RankWork:
         return RankWork()
     if len(told) == 1:  # with hundreds of ranks almost always
         return RankWork(*told[0])
-    tokens, steps, idle_steps, prefill, decode, *kinds = map(max, zip(*told, strict=True))
-    return RankWork(
-        max(tokens, prefill + decode), max(steps, sum(kinds)), idle_steps, prefill, decode, *kinds
+    most = RankWork(*map(max, zip(*told, strict=True)))
+    kinds = most.prefill_steps + most.decode_steps + most.mixed_steps
+    return replace(
+        most,
+        tokens=max(most.tokens, most.prefill_tokens + most.decode_tokens),
+        steps=max(most.steps, kinds),
     )
 
 
-def _told(totals: Totals) -> tuple[int, int, int, int, int, int, int, int]:
+def _told(totals: Totals) -> tuple[int, ...]:
     """What one worker tells, in the order of the fields of :class:`RankWork`."""
     decode = totals.decode
     tokens, steps, mixed = (decode.tokens, decode.steps, decode.mixed_steps) if decode else (0, 0, 0)
@@ -80,4 +88,6 @@ def _told(totals: Totals) -> tuple[int, int, int, int, int, int, int, int]:
         totals.steps - steps - mixed - totals.unphased_steps,
         steps,
         mixed,
+        totals.accepted_drafts,
+        totals.rejected_drafts,
     )

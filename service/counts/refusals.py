@@ -41,8 +41,9 @@ def check_growth(frame: Frame, now: Totals, before: Totals, seq: int) -> None:
             "layers_changed", f"layers: changed within epoch {frame.epoch}; a restart begins a new one"
         )
     both_phased = now.decode is not None and before.decode is not None
-    parts = _parts(before, both_phased)
-    for (name, new), (_, old) in zip(_parts(now, both_phased), parts, strict=True):
+    both_placed = now.ep_slots.ranks == before.ep_slots.ranks > 0
+    parts = _parts(before, both_phased, both_placed)
+    for (name, new), (_, old) in zip(_parts(now, both_phased, both_placed), parts, strict=True):
         shrunk = np.flatnonzero(new < old)
         if shrunk.size:
             at = int(shrunk[0])
@@ -54,9 +55,11 @@ def check_growth(frame: Frame, now: Totals, before: Totals, seq: int) -> None:
             raise _shrunk(frame, seq, name, previous, value)
 
 
-def _parts(totals: Totals, phased: bool) -> list[tuple[str, Int64Array]]:
-    """The arrays that must not shrink, by name."""
+def _parts(totals: Totals, phased: bool, placed: bool) -> list[tuple[str, Int64Array]]:
+    """The arrays that must not shrink, by name; those by EP rank if they are told."""
     found = [("counts", totals.counts), ("rows", totals.rows)]
+    if placed:
+        found.append(("ep_slots", totals.ep_slots.whole.ravel()))
     if phased:
         decode = totals.decode or no_decode(totals)
         found += [
@@ -65,12 +68,19 @@ def _parts(totals: Totals, phased: bool) -> list[tuple[str, Int64Array]]:
             ("counts less decode_counts", totals.counts - decode.counts),
             ("rows less decode_rows", totals.rows - decode.rows),
         ]
+    if phased and placed:
+        by_rank = (totals.decode or no_decode(totals)).ep_slots.whole.ravel()
+        found += [
+            ("decode_ep_slots", by_rank),
+            ("ep_slots less decode_ep_slots", totals.ep_slots.whole.ravel() - by_rank),
+        ]
     return found
 
 
 def _numbers(totals: Totals, before: Totals, phased: bool) -> list[tuple[str, int]]:
     """The plain numbers that must not shrink, by name; of drops those that ``before`` has."""
     found = [("tokens", totals.tokens), ("steps", totals.steps), ("idle_steps", totals.idle_steps)]
+    found += [("accepted_drafts", totals.accepted_drafts), ("rejected_drafts", totals.rejected_drafts)]
     found += [(f"drops.{key}", totals.drops.get(key, 0)) for key in before.drops]
     if phased:
         decode = totals.decode or no_decode(totals)
@@ -125,6 +135,8 @@ def check_exact(totals: Totals) -> None:
         ("tokens", totals.tokens),
         ("steps", totals.steps),
         ("idle_steps", totals.idle_steps),
+        ("accepted_drafts", totals.accepted_drafts),
+        ("rejected_drafts", totals.rejected_drafts),
         *((f"drops.{key}", value) for key, value in totals.drops.items()),
     ):
         if value > EXACT:

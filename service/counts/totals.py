@@ -49,9 +49,11 @@ class Totals:
         layout: what the arrays hold.
         counts: slots per (layer, logical expert), int64 [sum of experts].
         rows: tokens counted in each layer, int64 [L].
-        ep_slots: slots that went to each EP rank, [L, R] (a replicated expert's slots are split evenly over
-            its copies); R is 0 until an EP placement was known.
-        unplaced: slots counted while no placement was known, int64 [L].
+        ep_slots: slots that went to each EP rank, [L, R]; R is 0 until it was known where slots go. In the
+            totals of one frame they are what the frame tells; R is 0 where it tells none.
+        unplaced: slots of which it isn't known where they went, int64 [L].
+        estimated: of the slots in ``ep_slots``, how many were split evenly over copies of their expert on
+            several EP ranks, because the worker doesn't count which copy they went to, int64 [L].
         tokens: tokens computed by the DP rank.
         steps, idle_steps: its steps with tokens, and its dummy steps.
         drops: what the producer lost or put off, by reason.
@@ -62,6 +64,8 @@ class Totals:
         stragglers: what the joined steps of a pipeline stage cost; only the stage's first worker has it.
         dp_size, ep_size: DP and EP ranks of the deployment when these totals were true, or at the later end
             of a difference; 0: not known.
+        accepted_drafts, rejected_drafts: draft tokens of speculative decoding among ``tokens``: those
+            that are in answers, and those computed in vain.
         former_tokens: of ``tokens``, how many were counted before the present sizes; 0: these never changed.
             Also at the later end of a difference.
         switches: how often capture has been disabled, or has begun again after that: odd while it is
@@ -74,6 +78,7 @@ class Totals:
     ep_slots: EpSlots
     unplaced: Int64Array
     unphased_rows: Int64Array
+    estimated: Int64Array
     tokens: int = 0
     steps: int = 0
     idle_steps: int = 0
@@ -86,11 +91,13 @@ class Totals:
     ep_size: int = 0
     switches: int = 0
     former_tokens: int = 0
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes that the arrays take, with a little for the object itself."""
-        arrays = (self.counts, self.rows, self.ep_slots, self.unplaced, self.unphased_rows)
+        arrays = (self.counts, self.rows, self.ep_slots, self.unplaced, self.unphased_rows, self.estimated)
         parts = (part.nbytes for part in (self.decode, self.stragglers) if part is not None)
         return 512 + sum(array.nbytes for array in arrays) + sum(parts)
 
@@ -133,6 +140,7 @@ def no_totals(layout: Layout) -> Totals:
         ep_slots=no_ep_slots(size),
         unplaced=none,
         unphased_rows=none,
+        estimated=none,
     )
 
 
@@ -143,7 +151,7 @@ def no_decode(totals: Totals) -> Decode:
 
 
 def totals_of(frame: Frame, layout: Layout) -> Totals:
-    """The totals that a checked frame tells, without EP ranks.
+    """The totals that a checked frame tells; by EP ranks only if it counts the slots of each.
 
     Where the frame tells no phases ``decode`` is None, and nothing is marked as unphased: whoever takes the
     difference of two frames marks it.
@@ -161,8 +169,18 @@ def totals_of(frame: Frame, layout: Layout) -> Totals:
         steps=frame.steps,
         idle_steps=frame.idle_steps,
         drops=known_drops(frame.drops),
+        ep_slots=_ep_slots_of(frame.ep_slots, frame),
         decode=_decode_of(frame, nothing),
+        accepted_drafts=frame.accepted_drafts,
+        rejected_drafts=frame.rejected_drafts,
     )
+
+
+def _ep_slots_of(told: bytes, frame: Frame) -> EpSlots:
+    """Slots by EP rank as a frame tells them, [L, R]; R is 0 where it tells none."""
+    if not told:
+        return no_ep_slots(len(frame.layers))
+    return EpSlots(unpack_counts(told).reshape(len(frame.layers), frame.producer.ep_size))
 
 
 def _decode_of(frame: Frame, nothing: Totals) -> Decode | None:
@@ -171,7 +189,7 @@ def _decode_of(frame: Frame, nothing: Totals) -> Decode | None:
     return Decode(
         counts=unpack_counts(frame.decode_counts),
         rows=unpack_counts(frame.decode_rows),
-        ep_slots=nothing.ep_slots,
+        ep_slots=_ep_slots_of(frame.decode_ep_slots, frame),
         unplaced=nothing.unplaced,
         tokens=frame.decode_tokens,
         steps=frame.decode_steps,
@@ -190,6 +208,7 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
         ep_slots=a.ep_slots.plus(b.ep_slots, sign),
         unplaced=_sum(a.unplaced, b.unplaced, sign),
         unphased_rows=_sum(a.unphased_rows, b.unphased_rows, sign),
+        estimated=_sum(a.estimated, b.estimated, sign),
         tokens=a.tokens + sign * b.tokens,
         steps=a.steps + sign * b.steps,
         idle_steps=a.idle_steps + sign * b.idle_steps,
@@ -198,6 +217,8 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
         unphased_tokens=a.unphased_tokens + sign * b.unphased_tokens,
         unphased_steps=a.unphased_steps + sign * b.unphased_steps,
         stragglers=_combine_stragglers(a, b, sign),
+        accepted_drafts=a.accepted_drafts + sign * b.accepted_drafts,
+        rejected_drafts=a.rejected_drafts + sign * b.rejected_drafts,
         dp_size=a.dp_size,
         ep_size=a.ep_size,
         switches=a.switches,
@@ -249,6 +270,7 @@ def _widen(totals: Totals, layout: Layout, ranks: int) -> Totals:
         ep_slots=totals.ep_slots.widened(old, layout, ranks),
         unplaced=layout.widened_layers(old, totals.unplaced),
         unphased_rows=layout.widened_layers(old, totals.unphased_rows),
+        estimated=layout.widened_layers(old, totals.estimated),
         decode=decode
         and replace(
             decode,

@@ -26,6 +26,7 @@ from moescope.service.live.producers import (
 from moescope.service.live.step_stage import Status
 from moescope.service.settings import Settings
 from moescope.service.store.records import Posting, Record
+from moescope.service.wanted import check_wanted
 
 
 class LiveState:
@@ -226,6 +227,7 @@ class LiveState:
 
         Raises:
             StoreError: the archive can't be read.
+            UnwantedError: nobody waits for it any more.
         """
         with self._lock:
             keys = self._ledger.roster.members(deployment)
@@ -239,5 +241,8 @@ class LiveState:
             ]
         if self._archive is None:
             return found
-        archive = self._archive
-        return [(item, improve(archive, item.latest.producer.key, memory)) for item, memory in found]
+        improved = []
+        for item, memory in found:
+            check_wanted()
+            improved.append((item, improve(self._archive, item.latest.producer.key, memory)))
+        return improved

@@ -119,15 +119,10 @@ class Stage:
             return self._given_up(given_up)
         self._contributed.add(member)
         steps, values = unpack_step_loads(loads, len(shape.layers), shape.ep_size)
-        found = self._join.add(
-            member,
-            loads.first,
-            loads.end,
-            steps,
-            values,
-            loads.placement_version,
-            unpack_microbatches(loads),
-        )
+        # What a worker counted by the placement in force in each step fits whatever version others name.
+        version = 0 if frame.ep_slots else loads.placement_version
+        parts = unpack_microbatches(loads)
+        found = self._join.add(member, loads.first, loads.end, steps, values, version, parts)
         if found is None:
             return self._given_up(given_up)
         return self._layout, replace(found, incomplete=found.incomplete + given_up)

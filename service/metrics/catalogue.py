@@ -63,6 +63,14 @@ _FAMILIES: Final = (
         (*DP, "phase"),
     ),
     Family(
+        "moescope_draft_tokens_total",
+        "counter",
+        "tokens",
+        "Draft tokens of speculative decoding that were computed, by outcome: accepted, or rejected, which "
+        "are computed in vain. Nothing where no tokens are drafted.",
+        (*DP, "outcome"),
+    ),
+    Family(
         "moescope_ep_rank_slots_total",
         "counter",
         "slots",

@@ -80,6 +80,7 @@ class RoutingCollector(Collector):
             "balance": self._balance,
             "ranks": _each(ranks.rank_counters, counters=True),
             "phases": _each(steps.phase_counters, counters=True),
+            "drafts": _each(steps.draft_counters, counters=True),
             "ep_ranks": _each(ranks.ep_counters, counters=True),
             "stragglers": self._stragglers,
             "drift": self._drifts,

@@ -1,4 +1,4 @@
-"""What every engine keeps as bytes, and back: totals, accounts, and the positions of a trace's tokens.
+"""What every engine keeps as bytes, and back: totals, accounts, and the runs of a trace's tokens.
 
 Totals and accounts are msgpack of :mod:`moescope.service.store.packed` in a blob of
 :mod:`moescope.service.store.blobs`. What comes back is whole, or it is a :class:`ValueError`.
@@ -6,7 +6,7 @@ Totals and accounts are msgpack of :mod:`moescope.service.store.packed` in a blo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -222,23 +222,26 @@ def decode_posting(key: Key, birth_ms: object, at_ms: object, blob: object) -> P
     return Posting(key, birth_ms / 1000, at_ms / 1000, account.dated(at_ms / 1000))
 
 
-def positions_of(blobs: Sequence[bytes], tokens: int) -> Int64Array:
-    """The positions of a trace's tokens, int64 [tokens], from the runs of its parts in their order.
+def runs_of(blobs: Iterable[bytes], tokens: int) -> Int64Array:
+    """The runs of a trace's tokens, int64 [R, 2], from those of its parts in their order.
+
+    Runs that go on where the one before ended are one. One part is decoded at a time.
 
     Raises:
         ValueError: the runs are damaged, or not of so many tokens.
     """
-    runs: list[Run] = [run for blob in blobs for run in _decoded(_runs_decoder, blob)]
-    count = sum(run.count for run in runs)
-    # The sum is checked first: a damaged count would be allocated, whatever it says.
-    if not runs or count != tokens:
+    found = [np.empty((0, 2), np.int64)]
+    count = 0
+    for blob in blobs:
+        part: list[Run] = _decoded(_runs_decoder, blob)
+        count += sum(run.count for run in part)
+        numbers = (number for run in part for number in (run.first, run.count))
+        found.append(np.fromiter(numbers, np.int64, 2 * len(part)).reshape(-1, 2))
+    if not tokens or count != tokens:
         raise ValueError(f"a damaged trace: {tokens} of its {count} tokens are there")
-    firsts, counts = (
-        np.fromiter((getattr(run, name) for run in runs), np.int64, len(runs)) for name in ("first", "count")
-    )
-    # Each token's place in its run is its place in all, less those of the runs before.
-    within = np.arange(tokens) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(firsts, counts) + within
+    runs = np.concatenate(found)
+    begins = np.flatnonzero(np.append(True, runs[1:, 0] != runs[:-1].sum(axis=1)))
+    return np.stack([runs[begins, 0], np.add.reduceat(runs[:, 1], begins)], axis=1)
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:

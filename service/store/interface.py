@@ -15,8 +15,8 @@ from moescope.service.store.records import (
     TraceQuery,
     TraceShape,
     Usage,
-    WorkerTrace,
 )
+from moescope.service.store.worker_trace import WorkerTrace
 
 
 class Store(Protocol):
@@ -65,7 +65,8 @@ class Store(Protocol):
     def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
         """What each worker traced of a request, of some layers or of all; nothing if the request is gone.
 
-        A trace that can't be read is a :class:`StoreError`.
+        A trace that can't be read is a :class:`StoreError`, here or when it is read. No transaction lasts
+        from one read to the next, so a slow reader holds up nothing.
         """
 
     def documents(self, kind: str) -> list[tuple[str, bytes]]:

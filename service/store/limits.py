@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+SEGMENT_TOKENS: Final = 2000
+"""Tokens of a trace that are kept together, at most, unless they are of several short traces."""
+SEGMENT_BYTES: Final = 4 << 20
+"""Bytes of ids that are kept together, at most twice; a single token may have more."""
 
 
 @dataclass(frozen=True, slots=True)

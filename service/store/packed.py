@@ -62,6 +62,9 @@ class PackedTotals(Struct, array_like=True, frozen=True):
     ep_parts: bytes | None = None
     switches: int = 0
     former_tokens: int = 0
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
+    estimated: bytes | None = None
 
 
 def pack(totals: Totals) -> PackedTotals:
@@ -87,6 +90,9 @@ def pack(totals: Totals) -> PackedTotals:
         ep_parts=_packed_parts(totals.ep_slots),
         switches=totals.switches,
         former_tokens=totals.former_tokens,
+        accepted_drafts=totals.accepted_drafts,
+        rejected_drafts=totals.rejected_drafts,
+        estimated=packed_ints(totals.estimated) if totals.estimated.any() else None,
     )
 
 
@@ -132,6 +138,10 @@ def unpack(packed: PackedTotals) -> Totals:
         ep_size=packed.ep_size,
         switches=packed.switches,
         former_tokens=packed.former_tokens,
+        accepted_drafts=packed.accepted_drafts,
+        rejected_drafts=packed.rejected_drafts,
+        # Before they were counted nobody knows which of the slots by EP rank are estimates.
+        estimated=np.zeros_like(rows) if packed.estimated is None else ints(packed.estimated, size),
     )
 
 

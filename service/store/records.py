@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moescope.capture.wire import Int64Array, MoeLayer
-from moescope.capture.wire.traces import ExpertArray, TracePart
+from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import TracePart
 from moescope.service.counts.account_state import AccountState
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.totals import Totals
@@ -185,21 +185,6 @@ class TracedRequest:
             stored_at=stored_ms / 1000,
             tokens=tokens,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerTrace:
-    """What one worker traced of a request: T tokens in the order of computing.
-
-    Attributes:
-        layers: the layers that are in ``experts``.
-        positions: int64 [T]; a position that was computed again is there again.
-        experts: for each layer logical experts, uint8 or uint16 [T, top_k]; uint16 may have ``NO_EXPERT``.
-    """
-
-    layers: tuple[MoeLayer, ...]
-    positions: Int64Array
-    experts: tuple[ExpertArray, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from moescope.capture.wire import Int64Array
 from moescope.capture.wire.traces import ExpertArray
+from moescope.service.wanted import check_wanted
 
 MAX_EXPERTS: Final = 2048
 """Experts of a layer whose pairs can be counted, at most; 384 is the most of any model of today."""
@@ -45,12 +46,16 @@ def count_together(experts: Iterable[ExpertArray], num_experts: int) -> tuple[In
 
     Returns:
         int64 [E, E], symmetric, whose diagonal is the tokens that took each expert; and the number of tokens.
+
+    Raises:
+        UnwantedError: nobody waits for it any more.
     """
     counts = np.zeros(num_experts * num_experts, np.int64)
     tokens = 0
     for ids in experts:
         at_once = max(1, _PAIRS // max(1, ids.shape[1] ** 2))
         for start in range(0, len(ids), at_once):
+            check_wanted()
             taken = np.sort(ids[start : start + at_once].astype(np.int64), axis=1)
             known = taken < num_experts
             known[:, 1:] &= taken[:, 1:] != taken[:, :-1]

@@ -10,51 +10,115 @@ import numpy as np
 import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
-from moescope.capture.wire.traces import NO_EXPERT
-from moescope.service.store.records import WorkerTrace
+from moescope.service.store.limits import SEGMENT_BYTES, SEGMENT_TOKENS
+from moescope.service.store.worker_trace import WorkerTrace
 
 Int16Array = npt.NDArray[np.int16]
 
 
 MAX_POSITIONS: Final = 1 << 22
 """Most positions in one answer: four million, more than any model's context."""
+_AT_ONCE: Final = 1 << 16  # positions of runs that are spread out at once
 
 
 class TooManyPositionsError(Exception):
     """A request's routing from ``first`` to ``end`` is more than one answer may hold."""
 
-    def __init__(self, first: int, end: int) -> None:
+    def __init__(self, first: int, end: int, most: int) -> None:
         super().__init__(
-            f"Positions {first} to {end} are {end - first}, of which one answer holds {MAX_POSITIONS} "
-            "at most: ask for fewer with first and end."
+            f"Positions {first} to {end} are {end - first}, of which this answer holds {most} at most: ask "
+            "for fewer with first and end."
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
-    """What one worker traced of the positions wanted, in rising order.
+class Rows:
+    """The positions from one to another of a request.
 
     Attributes:
-        positions: int64 [T], rising; a position that was computed again is there again, the last time last.
-        rows: where each of them is in the worker's arrays.
-        worker: whose arrays these are.
-        layers: places in ``worker.experts`` by the layer's place in the whole.
+        experts: logical experts, int16 [n, L, K]. -1 where a position was not computed (a prefix cache had
+            it) or was masked, and where the layer takes fewer experts. A position that was computed again
+            has the experts of the last time.
+        times: int64 [n], how often each was computed; 0: not at all, more than 1: again after preemptions.
     """
 
-    positions: Int64Array
-    rows: npt.NDArray[np.intp]
-    worker: WorkerTrace
-    layers: dict[int, int]
+    experts: Int16Array
+    times: Int64Array
+
+
+class _Share:
+    """What one worker traced of the positions wanted.
+
+    Args:
+        worker: whose trace it is.
+        first, end: the positions wanted.
+        layers: the layers of the whole.
+
+    Attributes:
+        places: for each of the worker's layers, in order, its place among ``layers``; None: it has none.
+    """
+
+    def __init__(self, worker: WorkerTrace, first: int, end: int, layers: Sequence[MoeLayer]) -> None:
+        runs = worker.runs
+        begins = np.cumsum(runs[:, 1]) - runs[:, 1]
+        inside = (runs[:, 0] < end) & (runs.sum(axis=1) > first)
+        self._firsts, self._ends, self._begins = runs[inside, 0], runs[inside].sum(axis=1), begins[inside]
+        self._worker = worker
+        index = {layer: place for place, layer in enumerate(layers)}
+        # Where workers contradict each other about a layer, the first is believed.
+        self.places = tuple(index.get(layer) for layer in worker.layers)
+
+    def times(self, start: int, end: int) -> Int64Array:
+        """How often the worker computed each position from ``start`` to before ``end``, int64 [n]."""
+        change = np.zeros(end - start + 1, np.int64)
+        at = (self._firsts < end) & (self._ends > start)
+        np.add.at(change, np.maximum(self._firsts[at], start) - start, 1)
+        np.add.at(change, np.minimum(self._ends[at], end) - start, -1)
+        return np.cumsum(change)[:-1]
+
+    def write(self, experts: Int16Array, start: int) -> None:
+        """Write the worker's part of positions from ``start`` on into experts [n, L, K]."""
+        rows = self._last_rows(start, start + len(experts))
+        computed = np.flatnonzero(rows >= 0)
+        # In rising order of rows, so that the store is read forward, and never more at once than was asked.
+        computed = computed[np.argsort(rows[computed], kind="stable")]
+        while len(computed):
+            begin = int(rows[computed[0]])
+            count = int(np.searchsorted(rows[computed], begin + len(experts)))
+            some, computed = computed[:count], computed[count:]
+            of_layers = self._worker.read(begin, int(rows[some[-1]]) + 1)
+            for place, ids in zip(self.places, of_layers, strict=True):
+                if place is not None:
+                    # NO_EXPERT becomes -1: no id of an expert has the highest bit.
+                    experts[some, place, : ids.shape[1]] = ids[rows[some] - begin].astype(np.int16)
+
+    def _last_rows(self, start: int, end: int) -> Int64Array:
+        """For each position the row of the worker's trace that computed it last, int64 [n]; -1: none."""
+        rows = np.full(end - start, -1, np.int64)
+        at = np.flatnonzero((self._firsts < end) & (self._ends > start))
+        firsts = np.maximum(self._firsts[at], start)
+        counts = np.minimum(self._ends[at], end) - firsts
+        begins = self._begins[at] + firsts - self._firsts[at]
+        # Each run has at most n positions, so each group of runs has at most that many more than _AT_ONCE.
+        group = np.cumsum(counts) // _AT_ONCE
+        for of_group in np.split(np.arange(len(at)), np.flatnonzero(np.diff(group)) + 1):
+            within = _counted(counts[of_group])
+            positions = np.repeat(firsts[of_group], counts[of_group]) + within
+            # Where a position is there twice, NumPy assigns the last.
+            rows[positions - start] = np.repeat(begins[of_group], counts[of_group]) + within
+        return rows
 
 
 class Routing:
     """The experts of the positions ``first .. first + T`` of a request, made some positions at a time.
 
+    It holds the runs of the workers (24 bytes a run); the experts are read from the store when they are
+    asked for.
+
     Attributes:
         first: position of the first row.
         layers: L layers, rising.
         shape: (T, L, K), K the largest top-k.
-        times_computed: int64 [T]; 0: not computed, more than 1: again after preemptions.
     """
 
     def __init__(self, first: int, end: int, layers: Sequence[MoeLayer], shares: Sequence[_Share]) -> None:
@@ -63,75 +127,100 @@ class Routing:
         top_k = max((layer.top_k for layer in layers), default=0)
         self.shape = (end - first, len(layers), top_k)
         self._shares = shares
-        self.times_computed = self._times()
+        # Layers that the same workers traced were computed equally often: each set of workers counts once.
+        self._sets = {
+            tuple(n for n, share in enumerate(shares) if place in share.places)
+            for place in range(len(layers))
+        }
 
-    def chunks(self, positions: int) -> Iterator[Int16Array]:
-        """Logical experts, int16 [n, L, K], in arrays of at most ``positions`` positions; at least one.
+    def chunks(self, positions: int) -> Iterator[Rows]:
+        """All positions, in chunks of at most ``positions``; at least one chunk."""
+        for start, end in self._spans(positions):
+            experts = np.full((end - start, *self.shape[1:]), -1, np.int16)
+            for share in self._shares:
+                share.write(experts, start)
+            yield Rows(experts, self._times(start, end))
 
-        An expert is -1 where a position was not computed (a prefix cache had it) or was masked, and where the
-        layer takes fewer experts. A position that was computed again has the experts of the last time.
-        """
-        for start in range(0, max(1, self.shape[0]), positions):
-            yield self._between(start, min(start + positions, self.shape[0]))
+    def times(self, positions: int) -> Iterator[Int64Array]:
+        """Only how often each position was computed, in chunks of the same kind; nothing is read for it."""
+        for start, end in self._spans(positions):
+            yield self._times(start, end)
 
-    def _between(self, start: int, end: int) -> Int16Array:
-        experts = np.full((end - start, *self.shape[1:]), -1, np.int16)
-        for share in self._shares:
-            a, b = np.searchsorted(share.positions, (self.first + start, self.first + end))
-            at, rows = share.positions[a:b] - (self.first + start), share.rows[a:b]
-            for place, of_worker in share.layers.items():
-                mine = share.worker.experts[of_worker][rows].astype(np.int32)
-                # Where a position is there twice, NumPy assigns the last.
-                experts[at, place, : mine.shape[1]] = np.where(mine == NO_EXPERT, -1, mine)
-        return experts
+    def _spans(self, positions: int) -> Iterator[tuple[int, int]]:
+        last = self.first + self.shape[0]
+        for start in range(self.first, max(last, self.first + 1), positions):
+            yield start, min(start + positions, last)
 
-    def _times(self) -> Int64Array:
-        """How often each position was computed: the most of any layer.
-
-        Layers that the same workers traced have the same numbers, so each set of workers is counted once.
-        """
-        times = np.zeros(self.shape[0], np.int64)
-        for of_same in {
-            tuple(n for n, share in enumerate(self._shares) if place in share.layers)
-            for place in range(self.shape[1])
-        }:
-            counted = np.zeros_like(times)
-            for n in of_same:
-                counted += np.bincount(self._shares[n].positions - self.first, minlength=len(times))
-            np.maximum(times, counted, out=times)
+    def _times(self, start: int, end: int) -> Int64Array:
+        """How often each position was computed: the most of any layer."""
+        times = np.zeros(end - start, np.int64)
+        of_each = [share.times(start, end) for share in self._shares]
+        for of_same in self._sets:
+            np.maximum(times, np.sum([of_each[n] for n in of_same], axis=0), out=times)
         return times
 
 
-def put_together(workers: Sequence[WorkerTrace], first: int = 0, end: int | None = None) -> Routing:
+def _counted(counts: Int64Array) -> Int64Array:
+    """0 to before each of the counts, one after the other."""
+    total = int(counts.sum())
+    return np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def put_together(
+    workers: Sequence[WorkerTrace], first: int = 0, end: int | None = None, most: int = MAX_POSITIONS
+) -> Routing:
     """Join the workers' traces: shards of tokens under tensor, of layers under pipeline parallelism.
 
     Args:
         workers: the traces of one request, at least one.
         first, end: positions wanted, ``end`` not included; None: to the last that was computed.
+        most: how many there may be, :data:`MAX_POSITIONS` at most.
 
     Raises:
-        TooManyPositionsError: more than :data:`MAX_POSITIONS`.
+        TooManyPositionsError: there are more.
     """
-    last = max(int(worker.positions.max(initial=-1)) for worker in workers) + 1
+    last = max(int(worker.runs.sum(axis=1).max(initial=0)) for worker in workers)
     end = last if end is None else min(end, last)
     first = min(first, end)
-    if end - first > MAX_POSITIONS:
-        raise TooManyPositionsError(first, end)
+    if end - first > most:
+        raise TooManyPositionsError(first, end, most)
     known: dict[int, MoeLayer] = {}
     for worker in workers:
         for layer in worker.layers:
             known.setdefault(layer.layer, layer)
     layers = [known[number] for number in sorted(known)]
-    return Routing(first, end, layers, [_share(worker, first, end, layers) for worker in workers])
+    return Routing(first, end, layers, [_Share(worker, first, end, layers) for worker in workers])
 
 
-def _share(worker: WorkerTrace, first: int, end: int, layers: Sequence[MoeLayer]) -> _Share:
-    rows = np.flatnonzero((worker.positions >= first) & (worker.positions < end))
-    rows = rows[np.argsort(worker.positions[rows], kind="stable")]
-    index = {layer: place for place, layer in enumerate(layers)}
-    # Where workers contradict each other about a layer, the first is believed.
-    mine = {index[layer]: n for n, layer in enumerate(worker.layers) if layer in index}
-    return _Share(worker.positions[rows], rows, worker, mine)
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How large the routing of some workers' traces is, before anything of it is read.
+
+    Attributes:
+        layers: how many layers.
+        top_k: the largest top-k.
+        token_bytes: the most bytes that a token's ids have in the store.
+        reading: the most bytes that reading takes at any time, besides the tokens themselves: the runs, and
+            one segment of the store, packed, unpacked, and once more as arrays.
+    """
+
+    layers: int
+    top_k: int
+    token_bytes: int
+    reading: int
+
+    @classmethod
+    def of(cls, workers: Sequence[WorkerTrace]) -> Extent:
+        """That of these traces of one request, at least one."""
+        layers = [layer for worker in workers for layer in worker.layers]
+        stored = max(worker.token_bytes for worker in workers)
+        segment = max(stored, 2 * min(stored * SEGMENT_TOKENS, SEGMENT_BYTES))
+        return cls(
+            len({layer.layer for layer in layers}),
+            max((layer.top_k for layer in layers), default=0),
+            stored,
+            sum(worker.runs_bytes for worker in workers) + 3 * segment,
+        )
 
 
 def slots_of(workers: Sequence[WorkerTrace]) -> dict[int, Int64Array]:

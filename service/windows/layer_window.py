@@ -26,6 +26,8 @@ class LayerWindow:
         ep_slots: slots per EP rank, float64 [R]; only meaningful without ``ep_reason``.
         unplaced: slots of which the EP rank isn't known.
         ep_reason: why the load of the EP ranks isn't known, or None.
+        estimated: of the slots in ``ep_slots``, how many are an even split over copies of their expert on
+            several EP ranks: these are an estimate.
         unseen: DP ranks that computed tokens, none of which was seen here, though the layer is covered.
         uncovered: DP rank to the reason why its tokens can't be seen here.
         partial: DP ranks of whose tokens some were seen, and it isn't known that these are all.
@@ -50,6 +52,17 @@ class LayerWindow:
     unphased: Mapping[int, int] = field(default_factory=dict)
     phase_reason: str | None = None
     broken: Mapping[int, str] = field(default_factory=dict)
+    estimated: int = 0
+
+    @property
+    def ep_estimate(self) -> str | None:
+        """Why the loads of EP ranks are an estimate; None: they are exact."""
+        if not self.estimated:
+            return None
+        return (
+            f"{self.estimated} slots went to experts with copies on several EP ranks and are split evenly: "
+            "their worker doesn't count which copy they went to"
+        )
 
     @property
     def not_conserved(self) -> str | None:
@@ -138,6 +151,7 @@ def layers_of(stack: Stack, ids: list[int], ep_size: int, why: Reasons) -> tuple
                 rows=rows,
                 ep_slots=stack.ep_slots[i],
                 unplaced=stack.unplaced[i],
+                estimated=stack.estimated[i],
                 ep_reason=why.sizes
                 or _ep_reason(ep_size, len(stack.ep_slots[i]), stack.unplaced[i], why.placement),
                 unseen=tuple(rank for rank in unseen if rank not in reasons),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from moescope.service.live.producers import (
     why_unavailable,
 )
 from moescope.service.live.state import LiveState
+from moescope.service.windows.health import absent_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +28,10 @@ class PlacedLayer:
         version: the placement's; it rises with each rearrangement.
         since: when the first worker told it, seconds of Unix time on the service's clock; None: before the
             service's own start.
-        everywhere_since: when the last worker did; None: some worker still tells another one.
+        everywhere_since: when the last worker did; None: some worker still tells another one, or none.
         table: where each physical expert is.
         reason: why all this isn't known, or None.
+        partial: which workers tell another placement, or none, so that it may not be so everywhere; or None.
     """
 
     shape: MoeLayer
@@ -37,17 +40,33 @@ class PlacedLayer:
     everywhere_since: float | None = None
     table: PlacementTable | None = None
     reason: str | None = None
+    partial: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedLayers:
+    """The placement of a deployment, as far as the workers of its present start tell it.
+
+    Attributes:
+        layers: those that are counted, rising by id.
+        uncovered: layers whose routing can't be seen, to the reason; nobody tells where their experts are.
+        absent: layers that the model's config has and that were not found; None: it isn't known which.
+        silent_stages: pipeline stages of which no worker has reported, so that their layers aren't known.
+    """
+
+    layers: list[PlacedLayer]
+    uncovered: Mapping[int, str]
+    absent: Mapping[int | None, str]
+    silent_stages: tuple[int, ...]
 
 
 Told = tuple[tuple[MoeLayer, ...], Placement]
 """The layers that a worker has, and where their experts are."""
+_Dated = tuple[float | None, float | None, str | None]
 
 
-def placement_now(state: LiveState, deployment: Deployment) -> list[PlacedLayer]:
-    """All layers that the workers of the deployment's present start count, rising by id.
-
-    One producer at least has reported.
-    """
+def placement_now(state: LiveState, deployment: Deployment) -> PlacedLayers:
+    """Where the experts of a deployment are, of which one producer at least has reported."""
     known = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
     conflict = next((item.conflict.reason for item in known if item.conflict is not None), None)
     mine = known if conflict else of_present_start(known)
@@ -59,38 +78,76 @@ def placement_now(state: LiveState, deployment: Deployment) -> list[PlacedLayer]
         for layer in layers:
             if layer not in newest or placement.version > newest[layer][1].version:
                 newest[layer] = layers, placement
-    dated = {id(placement): _dated(layers, placement, told, history) for layers, placement in newest.values()}
+    counting = [frozenset(item.latest.counted.layout.layers) for item in mine]
+    dated = {
+        id(placement): _dated(layers, placement, told, history, counting)
+        for layers, placement in newest.values()
+    }
     shapes = {layer.layer: layer for item in mine for layer in item.latest.counted.layout.layers}
     shapes |= {layer.layer: layer for layer in newest}
     reason = conflict or _why_unknown(mine)
-    return [_placed(shapes[number], newest, dated, reason) for number in sorted(shapes)]
+    uncovered = {layer.layer: layer.reason for item in mine for layer in item.latest.uncovered}
+    stages = {item.latest.producer.pp_rank for item in mine}
+    return PlacedLayers(
+        layers=[_placed(shapes[number], newest, dated, reason) for number in sorted(shapes)],
+        uncovered={number: uncovered[number] for number in sorted(uncovered) if number not in shapes},
+        absent=absent_layers([item.latest for item in mine], {*shapes, *uncovered}),
+        silent_stages=tuple(sorted(set(range(heard_last(mine).pp_size)) - stages)),
+    )
 
 
 def _placed(
     shape: MoeLayer,
     newest: Mapping[MoeLayer, Told],
-    dated: Mapping[int, tuple[float | None, float | None]],
+    dated: Mapping[int, _Dated],
     reason: str,
 ) -> PlacedLayer:
     if shape not in newest:
         return PlacedLayer(shape, reason=reason)
     layers, placement = newest[shape]
-    since, everywhere = dated[id(placement)]
+    since, everywhere, behind = dated[id(placement)]
     table = placement.tables[placement.table_of_layer[layers.index(shape)]]
-    return PlacedLayer(shape, placement.version, since, everywhere, table)
+    return PlacedLayer(shape, placement.version, since, everywhere, table, partial=behind)
 
 
 def _dated(
-    layers: tuple[MoeLayer, ...], placement: Placement, told: list[Told], history: list[DatedPlacement]
-) -> tuple[float | None, float | None]:
-    """When the first worker and the last one told a placement; None: see :class:`PlacedLayer`."""
+    layers: tuple[MoeLayer, ...],
+    placement: Placement,
+    told: list[Told],
+    history: list[DatedPlacement],
+    counting: list[frozenset[MoeLayer]],
+) -> _Dated:
+    """When the first worker and the last one told a placement, and who does not: see :class:`PlacedLayer`.
+
+    ``counting`` are the layers of each worker.
+    """
     found = next(
         (item for item in reversed(history) if item.layers == layers and item.placement == placement), None
     )
+    alike = [other for others, other in told if others == layers]
+    workers = counting.count(frozenset(layers))
+    behind = _why_behind([other.version for other in alike if other != placement], len(alike), workers)
     if found is None:
-        return None, None
-    behind = any(others == layers and other != placement for others, other in told)
-    return found.at, None if behind else found.everywhere_at
+        return None, None, behind
+    return found.at, None if behind else found.everywhere_at, behind
+
+
+def _why_behind(versions: list[int], telling: int, workers: int) -> str | None:
+    """Which of the workers that have the same layers don't tell the newest placement, or None.
+
+    Args:
+        versions: of the placements that others tell.
+        telling: workers that tell any.
+        workers: all of them; one that tells no placement may have another one.
+    """
+    said = [
+        f"{count} of {max(workers, telling)} workers {'tell' if count > 1 else 'tells'} version {version}"
+        for version, count in sorted(Counter(versions).items())
+    ]
+    silent = workers - telling
+    if silent > 0:
+        said.append(f"{silent} of {workers} workers {'tell' if silent > 1 else 'tells'} no placement")
+    return f"partial: {' and '.join(said)}" if said else None
 
 
 def _why_unknown(producers: list[ProducerState]) -> str:

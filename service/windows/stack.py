@@ -35,7 +35,8 @@ class Stack:
         partial: whether some were seen and it isn't known that these are all, bool [D, L].
         ep_slots: slots per EP rank, L arrays of float64 [R]; of the DP ranks that have the layer and lost
             nothing there. R is the ``ep_size`` asked for, or more if slots went to further ranks.
-        unplaced: slots of these DP ranks without a placement, L numbers.
+        unplaced: slots of these DP ranks of which it isn't known where they went, L numbers.
+        estimated: those of ``ep_slots`` that are an even split over copies on several EP ranks, L numbers.
     """
 
     layout: Layout
@@ -46,6 +47,7 @@ class Stack:
     partial: BoolArray
     ep_slots: list[FloatArray]
     unplaced: list[int]
+    estimated: list[int]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -82,6 +84,7 @@ class Stacker:
         self._ep_slots = np.zeros((size[1], ep_size), dtype=np.int64)
         self._ep_parts = np.zeros((size[1], ep_size), dtype=np.int64)
         self._unplaced = np.zeros(size[1], dtype=np.int64)
+        self._estimated = np.zeros(size[1], dtype=np.int64)
         self._known: dict[Layout, tuple[Int64Array | None, Int64Array | None]] = {}
         self._rank = 0
 
@@ -150,6 +153,7 @@ class Stacker:
                 _trimmed(row, self._ep_size) for row in carried(self._ep_slots, self._ep_parts).floats()
             ],
             unplaced=self._unplaced.tolist(),
+            estimated=self._estimated.tolist(),
         )
 
     def _place(self, totals: Totals, seen: BoolArray) -> None:
@@ -162,6 +166,7 @@ class Stacker:
         if layers is None and seen.all():
             self._ep_slots[:, :width] += totals.ep_slots.whole
             self._unplaced += totals.unplaced
+            self._estimated += totals.estimated
             if totals.ep_slots.parts is not None:
                 self._ep_parts[:, :width] += totals.ep_slots.parts
             return
@@ -169,6 +174,7 @@ class Stacker:
         kept = seen[where]
         self._ep_slots[where[kept], :width] += totals.ep_slots.whole[kept]
         self._unplaced[where[kept]] += totals.unplaced[kept]
+        self._estimated[where[kept]] += totals.estimated[kept]
         if totals.ep_slots.parts is not None:
             self._ep_parts[where[kept], :width] += totals.ep_slots.parts[kept]
 

@@ -16,6 +16,7 @@ from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, to
 from moescope.service.counts.rank_work import RankWork, work_of
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of, why_sizes_differ, why_unavailable
+from moescope.service.wanted import check_wanted
 from moescope.service.windows.conflicts import why_conflicting
 from moescope.service.windows.doubts import RankDoubt, doubtful, doubts_of, speaking, stages_of
 from moescope.service.windows.health import absent_layers
@@ -145,6 +146,9 @@ def merge_spans(
         part: takes the part of what a DP rank counted that is wanted; None: all of it.
         only: the DP rank that is wanted; None: all of them.
         doubt_at_end: see ``at_end`` of :func:`doubts_of`.
+
+    Raises:
+        UnwantedError: nobody waits for it any more.
     """
     by_rank = _by_dp_rank(spans)
     dp_size, ep_size = sizes_of(spans)
@@ -160,6 +164,7 @@ def merge_spans(
     conflict = why_conflicting(spans)
     phase = None if part is None else part.phase
     for rank, members in shown.items():
+        check_wanted()
         told, deltas = doubts.get(rank), [item.span.delta for item in members]
         work = _work_of(members, deltas, ended[rank], doubt_at_end)
         mine = _dp_rank(rank, members, work, phase, told)

@@ -26,6 +26,7 @@ def test_advice_and_drift_are_those_of_the_api(empty: Serving, clock: Clock, wat
         assert option["name"] in text
         assert f"{option['held_out']['ratio_of_sums']:.3f}" in text
         assert f"{100 * option['saving_held_out']:.1f} %" in text
+        assert row.locator("td").nth(-2).inner_text() == f"{option['copies_in_vain']}"
     if advice["verdict"]["strategy"] is not None:
         expect(page.get_by_text("recommended")).to_have_count(1)
     rearranged = empty.get("/v1/advice/rearrangements")["rearrangements"]

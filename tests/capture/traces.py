@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from moescope.capture.counting.staging import TraceStaging, copy_traced_rows
+from moescope.capture.seam.outcomes import NO_END, RequestEnd, StepOutcome
 from moescope.capture.seam.requests import NewRequest, StepRequests
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.settings.sampling import TraceSampling
@@ -30,9 +31,12 @@ class Driver:
         max_bytes: int = 1 << 20,
         staging_bytes: int = 1 << 12,
         sharded: bool = False,
+        drafting: bool = False,
     ) -> None:
         self.layers = list(layers)
-        self.staging = TraceStaging(layers, 64, torch.device("cpu"), staging_bytes)
+        self.positions = torch.full((64,), -7)
+        positions = (lambda: self.positions) if drafting else None
+        self.staging = TraceStaging(layers, 64, torch.device("cpu"), staging_bytes, positions)
         self.assembly = TraceAssembly(self.staging, sharded)
         self.tracer = Tracer(sampling, self.staging, self.assembly, max_bytes)
         self.steps = 0
@@ -50,10 +54,21 @@ class Driver:
         span: RowSpan | None = None,
         ordered: bool = True,
         proceed: bool = True,
+        drafts: Mapping[str, int] | None = None,
+        outcome: StepOutcome | None = None,
+        ahead: int = 0,
+        end: RequestEnd = NO_END,
     ) -> list[torch.Tensor]:
-        """Run a step of requests with (first position, tokens); returns the ids of each layer's call."""
+        """Run a step of requests with (first position, tokens); returns the ids of each layer's call.
+
+        Args:
+            drafts: how many of the tokens are of drafts.
+            outcome: tells what the step samples.
+            ahead: by how much the scheduler overrates the first positions.
+            end: of the requests that are new.
+        """
         new = [
-            NewRequest(name, 4, first, name in opted_in)
+            NewRequest(name, 4, first, name in opted_in, end)
             for name, (first, _) in tokens.items()
             if name not in self._seen
         ]
@@ -62,14 +77,17 @@ class Driver:
             finished=finished,
             new=new,
             resumed=frozenset(resumed),
-            first_positions={name: first for name, (first, _) in tokens.items()},
+            first_positions={name: first + ahead for name, (first, _) in tokens.items()},
             num_tokens={name: count for name, (_, count) in tokens.items()},
+            drafts=drafts or {},
         )
         self.tracer.begin_step(step)
         if ordered:
             names = list(tokens) if order is None else order
             self.tracer.take_order(order_requests(names, step.num_tokens), self.steps)
-        valid = sum(count for _, count in tokens.values())
+        rows = [np.arange(first, first + count) for first, count in map(tokens.__getitem__, order or tokens)]
+        valid = sum(map(len, rows))
+        self.positions[:valid] = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *rows]))
         total = valid + padding
         whole = RowSpan(Layout.SINGLE_DP, 0, total, 0)
         calls = [
@@ -80,7 +98,7 @@ class Driver:
         ]
         for ordinal in range(len(self.layers)) if layers is None else layers:
             self.route(ordinal, calls[ordinal], span or whole, valid)
-        self.tracer.end_step()
+        self.tracer.end_step(outcome)
         self.steps += 1
         if proceed:
             self.assembly.proceed()

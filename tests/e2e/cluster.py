@@ -19,6 +19,7 @@ from devkit.processes import ProcessGroup, free_port
 from devkit.root_cause import explain
 from devkit.tiny_moe import ensure_checkpoint
 from devkit.vllm_server import MODEL_NAME, VllmOptions, VllmServer
+from tests.e2e.preloaded import quick_server
 from tests.e2e.relay import Relay
 
 WORKER = "moescope.capture.worker.RoutingWorker"
@@ -101,15 +102,13 @@ class Cluster:
                 "MOESCOPE_ENDPOINT": self.relay.url,
                 "MOESCOPE_INTERVAL": "0.1",
                 "MOESCOPE_SERVER": "e2e",
-                # With TP vLLM has one small function of an eager model compiled, for a minute of all cores.
-                "TORCH_COMPILE_DISABLE": "1",
             }
             worker = {"worker_class": WORKER if self._capture else None}
             options = VllmOptions(
                 model=ensure_checkpoint(self._folder / "model"),
                 **(worker | self._options | {"env": env | self._options.get("env", {})}),
             )
-            self.vllm = stack.enter_context(VllmServer(options, log=self._folder / "vllm.log"))
+            self.vllm = stack.enter_context(quick_server(options, self._folder / "vllm.log"))
             self._stack = stack.pop_all()
         return self
 

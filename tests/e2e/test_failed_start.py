@@ -10,8 +10,9 @@ import pytest
 from devkit.processes import ProcessGroup, free_port
 from devkit.root_cause import explain
 from devkit.tiny_moe import ensure_checkpoint
-from devkit.vllm_server import VllmOptions, VllmServer, VllmStartError
+from devkit.vllm_server import VllmOptions, VllmStartError
 from tests.broken_library import make_broken_library
+from tests.e2e.preloaded import quick_server
 
 pytestmark = pytest.mark.e2e
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.e2e
 def test_a_bad_flag(tmp_path: Path) -> None:
     options = VllmOptions(model=tmp_path, extra_args=("--no-such-flag",))
     log = tmp_path / "log"
-    with pytest.raises(VllmStartError) as error, VllmServer(options, log=log):
+    with pytest.raises(VllmStartError) as error, quick_server(options, log):
         pass
     first, last = str(error.value).splitlines()
     assert first == "vllm: error: unrecognized arguments: --no-such-flag"

@@ -17,6 +17,7 @@ import pytest
 from devkit.tiny_moe import ensure_checkpoint
 from devkit.vllm_server import MODEL_NAME, VllmOptions, VllmServer
 from tests.e2e.cluster import SETTLE_SECONDS, WORKER, Service
+from tests.e2e.preloaded import quick_server
 
 pytestmark = pytest.mark.e2e
 
@@ -80,7 +81,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
                     "PYTHONPATH": str(Path(__file__).parents[2]),
                 },
             )
-            return VllmServer(options, log=folder / f"{role}.log")
+            return quick_server(options, folder / f"{role}.log")
 
         with ThreadPoolExecutor(2) as pool:
             servers = list(pool.map(lambda role: start(role).__enter__(), ["kv_producer", "kv_consumer"]))

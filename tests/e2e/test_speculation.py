@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,11 @@ import pytest
 
 from devkit.vllm_server import MODEL_NAME
 from tests.e2e.cluster import DP2_EP2, Cluster
-from tests.e2e.reading import last_frames
-from tests.e2e.traces import npz, settled
+from tests.e2e.traces import all_traces, npz, settled
 
 pytestmark = pytest.mark.e2e
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
-PROMPTS = [f"{n} " + "one two three " * (n + 2) for n in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +36,11 @@ def drafting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def complete(cluster: Cluster, name: str, prompt: str | list[int], max_tokens: int, **more: Any) -> list[Any]:
-    """A greedy completion's choices, with the ids of their prompt and tokens; nothing of it was cached."""
+    """A greedy completion's choices, with the ids of their prompt and tokens; none of it is in the cache."""
+    body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
     response = httpx.post(
         f"{cluster.vllm.url}/v1/completions",
-        json={
-            "model": MODEL_NAME,
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "return_token_ids": True,
-            "cache_salt": name,
-            **more,
-        },
+        json=body | {"return_token_ids": True, "cache_salt": name} | more,
         headers={"X-Request-Id": name},
         timeout=300,
     )
@@ -56,22 +48,125 @@ def complete(cluster: Cluster, name: str, prompt: str | list[int], max_tokens: i
     return list(response.json()["choices"])
 
 
-def assert_as_undrafted(cluster: Cluster, name: str, choice: dict[str, Any]) -> None:
-    """The same tokens, computed as a prompt, of which nothing is drafted, take the same experts."""
-    tokens = [*choice["prompt_token_ids"], *choice["token_ids"]]
-    complete(cluster, f"truth-{name}", tokens, 1)
+def truth(cluster: Cluster, name: str, choice: dict[str, Any]) -> np.ndarray:
+    """The experts of the same tokens, computed as a prompt, of which nothing is drafted; sorted."""
+    complete(cluster, f"truth-{name}", [*choice["prompt_token_ids"], *choice["token_ids"]], 1)
     settled(cluster)
-    trace, truth = npz(cluster, name), npz(cluster, f"truth-{name}")
-    assert len(trace["routed_experts"]) == len(tokens) - 1  # the last token is never fed back
-    assert set(trace["times_computed"].tolist()) == {1}
-    mine, theirs = np.sort(trace["routed_experts"]), np.sort(truth["routed_experts"])
-    np.testing.assert_array_equal(mine, theirs[: len(tokens) - 1])
+    return np.sort(npz(cluster, f"truth-{name}")["routed_experts"])
+
+
+def assert_as_undrafted(
+    cluster: Cluster, name: str, choice: dict[str, Any], key: str = "", cached: int = 0
+) -> None:
+    """A request's trace has all its tokens but the last, which is never fed back, each with its experts."""
+    expected = truth(cluster, name, choice)[cached:-1]
+    trace = npz(cluster, key or name)
+    assert trace["times_computed"].tolist() == [0] * cached + [1] * len(expected)
+    np.testing.assert_array_equal(np.sort(trace["routed_experts"][cached:]), expected)
+
+
+def cached_of(cluster: Cluster, request_id: str) -> int:
+    """Leading positions that a prefix cache had: samples of one prompt may share blocks."""
+    [found] = [trace for trace in all_traces(cluster) if trace["request_id"] == request_id]
+    return int(found["cached_tokens"])
+
+
+def drafts(cluster: Cluster) -> tuple[int, int]:
+    """Accepted and rejected drafts, as the service has them."""
+    ranks = cluster.service.get("/v1/ranks")["deployments"][0]["dp_ranks"]
+    return sum(r["drafts"]["accepted"] for r in ranks), sum(r["drafts"]["rejected"] for r in ranks)
+
+
+def test_tokens_less_rejected_drafts_are_those_that_the_answers_need(drafting: Cluster) -> None:
+    for n in range(6):
+        complete(drafting, f"counted-{n}", f"{n} " + "one two three " * (n + 2), 40)
+    reported = drafting.settled_when_idle()
+    settled(drafting)
+    accepted, rejected = drafts(drafting)
+    assert accepted > 0
+    assert rejected > 0
+    assert sum(reported.values()) - rejected == sum(drafting.computed_tokens().values())
+    proposed = sum(drafting.vllm_metrics()["vllm:spec_decode_num_draft_tokens_total"].values())
+    assert accepted + rejected == proposed
+    metrics = httpx.get(f"{drafting.service.url}/metrics", timeout=60).text
+    lines = [line for line in metrics.splitlines() if line.startswith("moescope_draft_tokens_total{")]
+    assert sum(float(line.rsplit(" ", 1)[1]) for line in lines) == proposed
+    parts = [decode_part(body) for body in drafting.relay.trace_bodies]
+    assert sum(part.rejected_drafts for part in parts if part.part == 0) == rejected
 
 
 def test_traces_are_those_of_the_same_tokens_without_drafts(drafting: Cluster) -> None:
-    for number, prompt in enumerate(PROMPTS):
-        [choice] = complete(drafting, f"plain-{number}", prompt, 40)
-        assert_as_undrafted(drafting, f"plain-{number}", choice)
-    frames = last_frames(drafting)
-    assert sum(frame.accepted_drafts for frame in frames) > 0, "no draft was accepted"
-    assert sum(frame.rejected_drafts for frame in frames) > 0, "no draft was rejected"
+    for n in range(3):
+        name = f"plain-{n}"
+        [choice] = complete(drafting, name, f"{n} " + "one two three " * (9 * n + 2), 40)
+        assert_as_undrafted(drafting, name, choice)
+
+
+def test_a_prompt_whose_last_token_is_padded_with_drafts(drafting: Cluster) -> None:
+    """All but one token of it are in the prefix cache; vLLM adds drafts that it rejects."""
+    prompt = "x" * 32 + "y"
+    for name in ("padded-1", "padded-2"):
+        [choice] = complete(drafting, name, prompt, 8, cache_salt="the same")
+    assert_as_undrafted(drafting, "padded-2", choice, cached=32)
+
+
+def test_a_stop_token_within_accepted_drafts_ends_the_trace(drafting: Cluster) -> None:
+    prompt = "four five four five " * 3
+    [whole] = complete(drafting, "whole", prompt, 40)
+    tokens = whole["token_ids"]
+    for stop in sorted(set(tokens))[:6]:
+        [choice] = complete(drafting, f"stop-{stop}", prompt, 40, stop_token_ids=[stop])
+        assert choice["token_ids"] == tokens[: tokens.index(stop) + 1]
+        assert_as_undrafted(drafting, f"stop-{stop}", choice)
+
+
+def test_several_samples_and_structured_outputs(drafting: Cluster) -> None:
+    answers = complete(drafting, "many", "six seven " * 4, 30, n=3, temperature=1.0, seed=7)
+    [shaped] = complete(
+        drafting, "shaped", "a" * 40, 30, structured_outputs={"regex": "(ab|ac){15}"}, temperature=1.0
+    )
+    settled(drafting)
+    names = [trace["request_id"] for trace in all_traces(drafting) if "cmpl-many-0" in trace["request_id"]]
+    ids = {int(name.split("_", 1)[0]): name for name in names}
+    for choice in answers:
+        key = ids[choice["index"]]
+        assert_as_undrafted(drafting, f"many-{choice['index']}", choice, key, cached_of(drafting, key))
+    assert_as_undrafted(drafting, "shaped", shaped)
+
+
+def test_an_aborted_request_has_no_rejected_draft_at_its_end(drafting: Cluster) -> None:
+    with httpx.stream(
+        "POST",
+        f"{drafting.vllm.url}/v1/completions",
+        json={
+            "model": MODEL_NAME,
+            "prompt": "abort " * 5,
+            "max_tokens": 400,
+            "temperature": 0,
+            "stream": True,
+        },
+        headers={"X-Request-Id": "gone"},
+        timeout=300,
+    ) as response:
+        for number, _ in enumerate(response.iter_lines()):
+            if number > 20:
+                break
+    [whole] = complete(drafting, "not-gone", "abort " * 5, 400)
+    settled(drafting)
+    gone, expected = npz(drafting, "gone"), truth(drafting, "not-gone", whole)
+    assert len("abort " * 5) < len(gone["routed_experts"]) < len(expected)
+    np.testing.assert_array_equal(np.sort(gone["routed_experts"]), expected[: len(gone["routed_experts"])])
+
+
+def test_preempted_requests_have_their_last_computation(drafting: Cluster) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(complete, drafting, f"long-{n}", f"{n} " + "long " * 20, 200) for n in range(8)]
+        answers = [one.result()[0] for one in asked]
+    assert sum(drafting.vllm_metrics()["vllm:num_preemptions_total"].values()) > 0, "nothing was preempted"
+    for n, choice in enumerate(answers):
+        expected, trace = truth(drafting, f"long-{n}", choice)[:-1], npz(drafting, f"long-{n}")
+        assert len(trace["routed_experts"]) == len(expected)
+        assert trace["times_computed"].min() >= 1
+        np.testing.assert_array_equal(np.sort(trace["routed_experts"]), expected)
+    for account in settled(drafting):
+        assert account["captured"] == account["delivered"] > 0, account

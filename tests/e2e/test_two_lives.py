@@ -15,6 +15,7 @@ import pytest
 from devkit.tiny_moe import ensure_checkpoint
 from devkit.vllm_server import MODEL_NAME, VllmOptions, VllmServer
 from tests.e2e.cluster import SETTLE_SECONDS, WORKER, Service
+from tests.e2e.preloaded import quick_server
 
 pytestmark = pytest.mark.e2e
 
@@ -79,7 +80,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
             "MOESCOPE_SERVER": "one-name",
         }
         options = VllmOptions(model=model, worker_class=WORKER, prefix_caching=False, env=env)
-        servers = [VllmServer(options, log=folder / f"{name}.log") for name in ("first", "second")]
+        servers = [quick_server(options, folder / f"{name}.log") for name in ("first", "second")]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(VllmServer.__enter__, servers))
         for server in servers:

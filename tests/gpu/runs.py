@@ -33,7 +33,7 @@ def start(folder: Path, scenario: Scenario, child: list[str], **spec: Any) -> Pr
     if scenario.draft is not None:
         llm["speculative_config"] = {
             "model": str(write_model(folder / "draft", scenario.draft)),
-            "method": "draft_model",
+            "method": scenario.draft_method,
             "num_speculative_tokens": 2,
             "draft_load_config": {"load_format": "dummy"},
         }
@@ -42,7 +42,7 @@ def start(folder: Path, scenario: Scenario, child: list[str], **spec: Any) -> Pr
         "capture": scenario.capture,
         "requests": scenario.requests,
         "ep_ranks": scenario.ep_ranks,
-        "experts": scenario.config.get("num_experts"),
+        "experts": scenario.config.get("num_experts", scenario.config.get("n_routed_experts")),
         "workers": scenario.gpus,
     }
     (folder / "spec.json").write_text(json.dumps(spec))

@@ -42,6 +42,7 @@ class Scenario(NamedTuple):
         env: variables of its environment.
         config: of its model.
         draft: config of its draft model.
+        draft_method: how vLLM uses it.
         capture: whether moescope counts.
         requests: arguments of `vllm_child.make_requests`.
         ep_ranks: how many EP ranks are pretended, on one GPU.
@@ -53,6 +54,7 @@ class Scenario(NamedTuple):
     env: Mapping[str, str] = {}
     config: dict[str, Any] = QWEN
     draft: dict[str, Any] | None = None
+    draft_method: str = "draft_model"
     capture: bool = True
     requests: dict[str, int] = REQUESTS
     ep_ranks: int = 0

@@ -42,7 +42,7 @@ class Toy:
         self._rng = np.random.default_rng(0)
         most = max(layer.num_experts for layer in layers)
         ep_ranks = self._rng.integers(0, EP_SIZE, (len(layers), most), dtype=np.int32)
-        self.ring = LoadRing(ep_ranks, EP_SIZE, 0, CUDA, microbatches)
+        self.ring = LoadRing(ep_ranks, EP_SIZE, 0, CUDA, microbatches=microbatches)
         self.buffers = CountBuffers(layers, CUDA, max_tokens, self.ring, microbatches)
         self.steps = 0
         self.decode = np.zeros(0, np.uint8)

@@ -58,7 +58,9 @@ class Spy:
             decode = 0
             for request_id, tokens in output.num_scheduled_tokens.items():
                 request = scheduler.requests[request_id]  # already counts the step's tokens as computed
-                decode += tokens * (request.num_computed_tokens - tokens >= request.num_prompt_tokens)
+                drafts = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
+                was_computed = request.num_computed_tokens - tokens >= request.num_prompt_tokens
+                decode += tokens if was_computed else drafts
             if output.total_num_scheduled_tokens:
                 self.phases.append((output.total_num_scheduled_tokens, decode))
                 self._mixed[id(output)] = 0 < decode < output.total_num_scheduled_tokens
@@ -219,6 +221,9 @@ def main(spec_path: str, result_path: str) -> None:
             result["placed"] = placed_counts(frame)
     if float(os.environ.get("MOESCOPE_TRACE_RATE", "0")):
         result["traced"] = _traced(llm, sink, outputs, requests)
+        last = sink.frames[-1]
+        result["drafts"] = [last.accepted_drafts, last.rejected_drafts]
+        result["unavailable"] = last.unavailable
     if spec["llm"].get("enable_return_routed_experts"):
         of_requests = [_routed(output) for output in outputs]
         routed = np.concatenate(of_requests)
@@ -250,11 +255,12 @@ def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) 
     for part in sink.wait_for_traces(len(outputs)):
         parts.setdefault(part.client_ids[0], []).append(part)
     counts = [np.zeros(layer.num_experts, np.int64) for layer in layers]
-    like_vllm, once, steps_rise = [], [], []
+    like_vllm, once, steps_rise, rejected = [], [], [], 0
     for output, (prompt, _) in zip(outputs, requests, strict=True):
         mine = parts.pop(output.request_id, [])
         if not mine:
             continue
+        rejected += mine[0].rejected_drafts
         ids = [np.concatenate([part.ids_of(i) for part in mine]) for i in range(len(layers))]
         for found, chosen in zip(counts, ids, strict=True):
             found += np.bincount(chosen.ravel(), minlength=len(found))
@@ -265,7 +271,8 @@ def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) 
         steps = np.concatenate([np.frombuffer(part.steps, "<i8") for part in mine])
         steps_rise.append(len(steps) == len(ids[0]) and bool((np.diff(steps) >= 0).all()))
         if getattr(output.outputs[0], "routed_experts", None) is not None:
-            like_vllm.append(bool(np.array_equal(np.stack(ids, axis=1), _routed(output))))
+            theirs = _routed(output)[:, [layer.layer for layer in layers]]  # they have the dense layers too
+            like_vllm.append(bool(np.array_equal(np.stack(ids, axis=1), theirs)))
     deadline = time.monotonic() + 60
     while sink.frames[-1].traces.get("delivered") != len(once) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -277,6 +284,7 @@ def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) 
         "computed_once": once,
         "steps_rise": steps_rise,
         "like_vllm": like_vllm,
+        "rejected": rejected,
         "accounts": sink.frames[-1].traces,
     }
 

@@ -8,12 +8,14 @@ from tests.kernels.device import DEVICE  # skips first, where there is neither a
 
 # isort: split
 from moescope.capture.counting.launch import launch_layer, launch_step
-from moescope.capture.counting.load_ring import LoadRing
+from moescope.capture.counting.load_ring import LoadRing, ring_by_maps
 from moescope.capture.counting.pointer_tables import TableEntry, blank_table, filled_table, table_entry
 from moescope.capture.counting.reference import CountBuffers, count_rows
+from moescope.capture.seam.replica_rule import ReplicaRule
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.step.word import Phase, pack_step
 from moescope.capture.wire import MoeLayer
+from tests.expert_maps import RandomMaps
 
 SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
 MODELS = {
@@ -38,7 +40,8 @@ def make_ids(rows: int, layer: MoeLayer, dtype: torch.dtype, seed: int) -> torch
 class Bench:
     """Counts the same ids with the step kernel, the layer kernel and the reference.
 
-    Experts are on EP ranks at random; phases are random too, where a step has both.
+    Experts are on EP ranks at random; phases are random too, where a step has both. With a rule the EP ranks
+    come from maps as vLLM has them, with `redundant` more physical experts than logical ones at least.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class Bench:
         phase: Phase = Phase.PREFILL,
         ep_size: int = 8,
         max_tokens: int = 6000,
+        rule: ReplicaRule | None = None,
+        redundant: int = 20,
         microbatches: int = 1,
     ) -> None:
         self.layers = [MoeLayer(2 * index, experts, top_k) for index, (experts, top_k) in enumerate(shape)]
@@ -57,10 +62,16 @@ class Bench:
         ep_ranks = torch.randint(0, ep_size, size, generator=generator).numpy() if ep_size else None
         phases = torch.randint(0, 2, (max_tokens,), generator=generator)
         self.all = []
+        self.maps: RandomMaps | None = None
+        if rule is not None:
+            physical = -(-(size[1] + redundant) // ep_size) * ep_size
+            self.maps = RandomMaps([experts for experts, _ in shape], physical, ep_size, DEVICE)
         for _ in range(3):
             ring = None
             if ep_ranks is not None:
-                ring = LoadRing(ep_ranks.astype("i4"), ep_size, 0, DEVICE, microbatches)
+                ring = LoadRing(ep_ranks.astype("i4"), ep_size, 0, DEVICE, microbatches=microbatches)
+            if self.maps is not None and rule is not None:
+                ring = ring_by_maps(self.maps.device_maps(DEVICE, rule), ep_size, DEVICE, microbatches)
             buffers = CountBuffers(self.layers, DEVICE, max_tokens, ring, microbatches)
             buffers.phases.copy_(phases)
             self.all.append(buffers)
@@ -110,7 +121,10 @@ class Bench:
             for ring, copy in zip(rings, copies, strict=True):
                 ring.copy_since(0, copy)
             assert torch.equal(copies[0][:steps], copies[1][:steps])
+            size = len(self.layers) * self.reference.ep_size
+            by_rank = self.reference.flat[self.reference.ep_slots_start :].view(2, size).sum(0)
             if rings[0].computed <= rings[0].capacity:
+                assert copies[0].sum((0, 1)).flatten().tolist() == by_rank.tolist()  # law 4
                 assert int(copies[0].sum()) == sum(expected[: 2 * self.reference.num_counts])
         return expected
 

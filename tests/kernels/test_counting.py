@@ -12,6 +12,7 @@ from moescope.capture.counting import load_ring
 from moescope.capture.counting.launch import launch_layer, launch_step
 from moescope.capture.counting.pointer_tables import table_entry
 from moescope.capture.counting.reference import count_rows
+from moescope.capture.seam.replica_rule import ReplicaRule
 from moescope.capture.step.word import MAX_TOKENS, Phase
 from moescope.capture.wire import MoeLayer
 from tests.kernels.bench import MODELS, Bench, make_ids, span
@@ -104,7 +105,7 @@ def test_rows_beyond_the_valid_tokens_are_padding_without_overflow(num_valid: in
 
 def test_no_valid_tokens_count_nothing_and_read_no_address() -> None:
     bench = Bench([(128, 8)], 0)
-    wild = bench.table({0: (8, 1000, 0, 8, 8, 1)})
+    wild = bench.table({0: (8, 1000, 0, 8, 8, 1, 0)})
     launch_step(wild, bench.step, bench.step.flat, torch.int32, 8000)
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
@@ -149,10 +150,13 @@ def test_ids_that_all_go_to_one_expert() -> None:
 
 
 @pytest.mark.parametrize("phase", Phase)
-@pytest.mark.parametrize("ep_size", [0, 8])
-def test_microbatches_have_loads_of_their_own(phase: Phase, ep_size: int) -> None:
-    """Their launches come in turns, some early; a step that isn't split leaves the others' places empty."""
-    bench = Bench([(60, 4)] * 3, 70, phase, ep_size, microbatches=3)
+@pytest.mark.parametrize(("ep_size", "rule"), [(0, None), (8, None), (8, ReplicaRule.ROW_HASH)])
+def test_microbatches_have_loads_of_their_own(phase: Phase, ep_size: int, rule: ReplicaRule | None) -> None:
+    """Their launches come in turns, some early; a step that isn't split leaves the others' places empty.
+
+    Where an expert has several copies, the row within the microbatch's own tensor tells which one is taken.
+    """
+    bench = Bench([(60, 4)] * 3, 70, phase, ep_size, rule=rule, microbatches=3)
     turns = [(0, (0, 1)), (1, (0, 1, 2)), (0, (2,)), (2, (0,)), (2, (1, 2))]
     for repeat in range(4):
         split = repeat % 2 == 0

@@ -86,7 +86,7 @@ TURNS = [(0, (0, 1)), (1, (0, 1)), (0, (2, 3)), (1, (2,)), (0, (4,)), (1, (3, 4)
 def run_split(strategy: str, kept_ids_bytes: int, num_layers: int) -> list[list[int]]:
     """Counts, loads of each step and traced rows, of steps of which every other one is split."""
     rng = np.random.default_rng(5)
-    ring = LoadRing(rng.integers(0, 4, (len(LAYERS), 128), dtype=np.int32), 4, 0, DEVICE, 2)
+    ring = LoadRing(rng.integers(0, 4, (len(LAYERS), 128), dtype=np.int32), 4, 0, DEVICE, microbatches=2)
     buffers = CountBuffers(LAYERS, DEVICE, ROWS, ring, 2)
     buffers.traced = staging = TraceStaging(LAYERS, ROWS, DEVICE, 1 << 16)
     part = WHOLE

@@ -149,7 +149,7 @@ def test_a_map_of_more_experts_than_31_bits_can_say(memory: Memory) -> None:
     ep_ranks[3 * LARGE : 3 * LARGE + 60] = bench.reference.ring.ep_ranks[0]
     loads = torch.zeros(1, 4, 8, dtype=torch.int32)
     bench.layer.step_word.fill_(pack_step(90, Phase.PREFILL, 0))
-    flat = torch.zeros(2 * 60 + 2 * 4, dtype=torch.int64)
+    flat = torch.zeros(2 * 60 + 2 * 4 + 2 * 4 * 8, dtype=torch.int64)
     count_layer(
         bench,
         table_entry(ids, span(90)),
@@ -179,12 +179,15 @@ def count_step(bench: Bench, entry: TableEntry, flat: torch.Tensor, num_counts: 
         flat,
         0,
         flat,
+        flat,
         0,
+        1,
         0,
         **traced_arguments(None, buffers.step_word),
         IDS=tl.int32,
         BINS=128,
         RANKS=0,
+        RULE=0,
         BLOCK=1024,
     )
 
@@ -204,9 +207,12 @@ def count_layer(bench: Bench, entry: TableEntry, **arguments: object) -> None:
         "num_layers": 1,
         "ep_ranks": unused,
         "max_experts": 0,
+        "maps": unused,
         "ring": unused,
+        "microbatches": 1,
         "ep_size": 0,
         "RANKS": 0,
+        "RULE": 0,
     }
     layer_kernel[(1,)](
         *entry,

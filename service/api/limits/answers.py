@@ -33,7 +33,7 @@ class Answers:
             await self._app(scope, receive, send)
             return
         one = _Exchange(receive, send, scope["method"] == "HEAD", self._without_end(Headers(scope=scope)))
-        inner = {**scope, "method": "GET"} if one.head else scope
+        inner = {**scope, "method": "GET", "moescope.head": True} if one.head else scope
         await self._app(inner, one.receive, one.send)
 
     def _without_end(self, headers: Headers) -> bool:

@@ -27,7 +27,7 @@ class Keeper:
         self._writer = writer
 
     def hand_over(self) -> Kept:
-        """Hand over the records of all frames so far. What :meth:`kept` makes of that says when they are kept.
+        """Hand over the records of all frames so far; :meth:`kept` then waits until they are kept.
 
         To keep records in order, call it in the thread that took the frame, before it takes another one.
         """

@@ -1,17 +1,21 @@
-"""A few costly queries at a time, however many ask; none for those who gave up while they waited."""
+"""A few costly queries at a time, however many ask; none for those who gave up, before or meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from moescope.service.api.params.checked import CheckedRoute
+from moescope.service.wanted import UnwantedError, wanted_until
 
-_CLIENT_CLOSED: Final = 499  # nginx's status for this; nobody reads the answer
+CLIENT_CLOSED: Final = 499
+"""nginx's status for a client that left; nobody reads the answer."""
 
 
 class Turns:
@@ -32,7 +36,7 @@ class Turns:
         """For ``APIRouter(route_class=...)``: its routes are checked, then take a turn.
 
         A turn lasts until the answer is made. Sending it is not part of the turn, since a client may read
-        slowly.
+        slowly. When the client leaves, :func:`moescope.service.wanted.check_wanted` ends the computation.
         """
         answer = self._answer
 
@@ -47,10 +51,44 @@ class Turns:
 
         return TurnRoute
 
+    @contextlib.asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """A turn for the block."""
+        async with self._free:
+            yield
+
     async def _answer(
         self, handler: Callable[[Request], Coroutine[Any, Any, Response]], request: Request
     ) -> Response:
         async with self._free:
             if await request.is_disconnected():
-                return Response(status_code=_CLIENT_CLOSED)
-            return await handler(request)
+                return Response(status_code=CLIENT_CLOSED)
+            try:
+                async with _watched(request):
+                    return await handler(request)
+            except UnwantedError:
+                return Response(status_code=CLIENT_CLOSED)
+
+
+@contextlib.asynccontextmanager
+async def _watched(request: Request) -> AsyncIterator[None]:
+    """While the block runs, what it computes is wanted until the client leaves.
+
+    A request with a body is not watched: its route reads it from the same place.
+    """
+    left = threading.Event()
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    watcher = asyncio.create_task(watch()) if request.method == "GET" else None
+    try:
+        with wanted_until(left):
+            yield
+    finally:
+        if watcher is not None:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 
@@ -30,7 +30,11 @@ from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TraceQuery
+from moescope.service.store.worker_trace import WorkerTrace
 from moescope.service.traces.coactivation import MAX_EXPERTS, count_together, strongest
+from moescope.service.wanted import check_wanted
+
+_AT_ONCE: Final = 8192  # tokens
 
 
 def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> APIRouter:
@@ -100,7 +104,10 @@ def _not_conserved(state: LiveState, deployment: Deployment, bounds: Bounds, lay
 
 
 class _Rows:
-    """Experts of one layer in some requests, read one after the other.
+    """Experts of one layer in some requests, read one after the other, some tokens at a time.
+
+    It ends when its client leaves. It holds the runs of no trace, and at any time the ids of
+    :data:`_AT_ONCE` tokens and one segment of the store.
 
     Raises:
         ProblemError: no trace has this layer.
@@ -115,17 +122,25 @@ class _Rows:
 
     def __iter__(self) -> Iterator[ExpertArray]:
         for number in self._numbers:
+            check_wanted()
             found = [
-                ids
+                worker
                 for worker in self._store.traces(number, [self._layer])
-                for shape, ids in zip(worker.layers, worker.experts, strict=True)
-                if shape == self.shape  # an earlier model of the same name may have had another
+                if self.shape in worker.layers  # an earlier model of the same name may have had another
             ]
             self.traces += bool(found)
-            yield from found
+            for worker in found:
+                yield from self._of_worker(worker)
+
+    def _of_worker(self, worker: WorkerTrace) -> Iterator[ExpertArray]:
+        place = worker.layers.index(self.shape)
+        for start in range(0, worker.tokens, _AT_ONCE):
+            check_wanted()
+            yield worker.read(start, min(start + _AT_ONCE, worker.tokens))[place]
 
     def _first_shape(self) -> MoeLayer:
         for number in self._numbers:
+            check_wanted()
             for worker in self._store.traces(number, [self._layer]):
                 for shape in worker.layers:
                     return shape

@@ -1,6 +1,6 @@
-"""GET / and its assets: the built-in page, and /docs, the reference of the HTTP interface.
+"""GET / and its assets: the built-in page, and /docs, the reference of the HTTP interface, with its schema.
 
-Both are files of the package.
+The page and the reference are files of the package.
 
 All URLs in it are relative, so that it works behind a proxy's path prefix.
 """
@@ -15,6 +15,7 @@ from importlib.resources.abc import Traversable
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from moescope.service.api.params.checked import CheckedRoute
@@ -60,6 +61,11 @@ def home_router() -> APIRouter:
     async def reference(request: Request) -> Response:
         """The reference of the HTTP interface; it reads /openapi.json."""
         return _answer(request, assets["reference.html"])
+
+    @router.get("/openapi.json", include_in_schema=False)
+    def schema(request: Request) -> Response:
+        """The schema of the HTTP interface. Making it, once, takes too long for the event loop."""
+        return JSONResponse(request.app.openapi())
 
     @router.get("/page/{path:path}", include_in_schema=False)
     async def asset(request: Request, path: str) -> Response:

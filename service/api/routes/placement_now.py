@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
@@ -18,11 +19,12 @@ from moescope.service.api.params.query import (
     choose,
 )
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.schemas.compact import answer, described
-from moescope.service.api.schemas.placement import Copy, LayerPlacement, PlacementNow, Table
-from moescope.service.live.producers import heard_last
+from moescope.service.api.schemas.compact import CompactUncovered, answer, compact_absent, described
+from moescope.service.api.schemas.placement import Copy, Doubled, LayerPlacement, PlacementNow, Table
+from moescope.service.api.schemas.windows import partial_now
+from moescope.service.live.producers import Deployment, heard_last
 from moescope.service.live.state import LiveState
-from moescope.service.windows.placement_now import PlacedLayer, placement_now
+from moescope.service.windows.placement_now import PlacedLayer, PlacedLayers, placement_now
 
 MAX_COPIES: Final = 500_000
 """Most copies in an answer of form copies; each takes 150 bytes of memory, and 30 of the answer."""
@@ -56,9 +58,9 @@ def placement_now_router(state: LiveState, turns: Turns) -> APIRouter:
         It is what the workers told last. EPLB that commits layer by layer may have gone on since.
         """
         deployment = choose(state, server, model, pool)
-        found = placement_now(state, deployment)
-        check_known("layer", layer or [], [item.shape.layer for item in found])
-        found = [item for item in found if not layer or item.shape.layer in layer]
+        placed = placement_now(state, deployment)
+        check_known("layer", layer or [], _known(placed))
+        found = [item for item in placed.layers if not layer or item.shape.layer in layer]
         mine = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
         tables = _distinct(found)
         _check_size(found, tables, form)
@@ -70,10 +72,28 @@ def placement_now_router(state: LiveState, turns: Turns) -> APIRouter:
             ep_size=heard_last(mine).ep_size,
             layers=[_layer(item, tables, by_copies) for item in found],
             tables=None if by_copies else [_table(item) for item in tables],
+            partial=_partial(state, deployment, placed),
+            uncovered=[CompactUncovered(number, reason) for number, reason in placed.uncovered.items()],
+            absent=compact_absent(placed.absent),
         )
         return answer(result)
 
     return router
+
+
+def _known(placed: PlacedLayers) -> list[int]:
+    counted = (item.shape.layer for item in placed.layers)
+    absent = (number for number in placed.absent if number is not None)
+    return sorted({*counted, *placed.uncovered, *absent})
+
+
+def _partial(state: LiveState, deployment: Deployment, placed: PlacedLayers) -> str | None:
+    ranks = partial_now(state, deployment)
+    if not placed.silent_stages:
+        return ranks
+    silent = list(placed.silent_stages)
+    stages = f"no worker of pipeline stages {silent} has reported, so their layers are missing"
+    return stages if ranks is None else f"{ranks}; {stages}"
 
 
 def _distinct(found: list[PlacedLayer]) -> dict[PlacementTable, int]:
@@ -111,7 +131,9 @@ def _layer(item: PlacedLayer, tables: Mapping[PlacementTable, int], by_copies: b
         since=item.since,
         everywhere_since=item.everywhere_since,
         copies=_copies(table, item.shape.num_experts) if table is not None and by_copies else None,
+        doubles=_doubles(table) if table is not None and by_copies else None,
         table=None if table is None or by_copies else tables[table],
+        partial=item.partial,
         reason=item.reason,
     )
 
@@ -126,4 +148,21 @@ def _copies(table: PlacementTable, experts: int) -> list[list[Copy]]:
 
 def _table(table: PlacementTable) -> Table:
     logical, ranks = unpack_ids(table.physical_to_logical), unpack_ids(table.physical_to_ep_rank)
-    return Table(physical_to_logical=logical.tolist(), physical_to_ep_rank=ranks.tolist())
+    return Table(
+        physical_to_logical=logical.tolist(),
+        physical_to_ep_rank=ranks.tolist(),
+        doubles=_doubles(table),
+    )
+
+
+def _doubles(table: PlacementTable) -> list[Doubled]:
+    """The EP ranks that hold several copies of one expert, by rank and expert."""
+    held = Counter(
+        zip(
+            unpack_ids(table.physical_to_ep_rank).tolist(),
+            unpack_ids(table.physical_to_logical).tolist(),
+            strict=True,
+        )
+    )
+    several = sorted((rank, expert, copies) for (rank, expert), copies in held.items() if copies > 1)
+    return [Doubled(ep_rank=rank, expert=expert, copies=copies) for rank, expert, copies in several]

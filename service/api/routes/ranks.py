@@ -15,6 +15,7 @@ from moescope.service.api.schemas.common import Absent, Uncovered
 from moescope.service.api.schemas.ranks import (
     DeploymentOut,
     DpRankOut,
+    DraftsOut,
     LifeOut,
     MismatchOut,
     PartOut,
@@ -26,7 +27,7 @@ from moescope.service.api.schemas.ranks import (
 from moescope.service.api.schemas.windows import partial_of_members
 from moescope.service.counts.conflict import Conflict
 from moescope.service.counts.phase_split import phase_work
-from moescope.service.counts.rank_work import work_of
+from moescope.service.counts.rank_work import RankWork, work_of
 from moescope.service.live.parts import Part, other_parts
 from moescope.service.live.pools import Replica, replica_of
 from moescope.service.live.producers import ProducerState, heard_last
@@ -97,7 +98,7 @@ def _known(rank: DpRankOut, producers: list[ProducerState]) -> DpRankOut:
         return rank
     if rank.tokens:
         return rank.model_copy(update={"tokens_reason": reasons[0]})
-    nothing = {"tokens": None, "steps": None, "idle_steps": None, "phases": None}
+    nothing = {"tokens": None, "steps": None, "idle_steps": None, "phases": None, "drafts": None}
     return rank.model_copy(update={**nothing, "tokens_reason": reasons[0]})
 
 
@@ -111,10 +112,17 @@ def _dp_rank(rank: int, producers: list[ProducerState]) -> DpRankOut:
         idle_steps=work.idle_steps,
         tokens_reason=None,
         phases=None if phases is None else PhasesOut.model_validate(asdict(phases)),
+        drafts=_drafts(work),
         unseen_layers=unseen_layers(producers),
         stages=[_stage(item) for item in stages(producers)],
         producers=[_producer(item) for item in producers],
     )
+
+
+def _drafts(work: RankWork) -> DraftsOut | None:
+    if not work.accepted_drafts and not work.rejected_drafts:
+        return None
+    return DraftsOut(accepted=work.accepted_drafts, rejected=work.rejected_drafts)
 
 
 def _traces(counters: Mapping[str, int]) -> dict[str, int] | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 
+from moescope.service.api.limits.blocks import send_blocks
+from moescope.service.api.limits.downloads import Downloads
+from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.query import (
     LARGEST,
@@ -29,7 +31,13 @@ from moescope.service.live.producers import why_unavailable
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TracedRequest, TraceQuery
-from moescope.service.traces.routing import Routing, TooManyPositionsError, put_together
+from moescope.service.store.worker_trace import WorkerTrace
+from moescope.service.traces.routing import (
+    MAX_POSITIONS,
+    Extent,
+    TooManyPositionsError,
+    put_together,
+)
 
 MAX_LISTED_IDS: Final = 10
 """How many ids the answer names, where several requests have the wanted one."""
@@ -67,11 +75,17 @@ _BINARY: Final = {
 }
 
 
-def traces_router(state: LiveState, store: Store | None) -> APIRouter:
-    """The routes that answer from ``store``; ``state`` tells the time, and which workers can't trace."""
+def traces_router(state: LiveState, store: Store | None, turns: Turns, downloads: Downloads) -> APIRouter:
+    """The routes that answer from ``store``; ``state`` tells the time, and which workers can't trace.
+
+    A trace doesn't take its turn as a route, since it would keep it while it waits for room among the
+    ``downloads``, whose blocks need turns.
+    """
+    lists = APIRouter(route_class=turns.route)
+    _add_list(lists, state, store)
     router = APIRouter(tags=["traces"], route_class=CheckedRoute)
-    _add_list(router, state, store)
-    _add_trace(router, state, store)
+    router.include_router(lists)
+    _add_trace(router, state, store, turns, downloads)
     return router
 
 
@@ -110,13 +124,15 @@ def _add_list(router: APIRouter, state: LiveState, store: Store | None) -> None:
         return _page(existing(store).traced_requests(query), limit)
 
 
-def _add_trace(router: APIRouter, state: LiveState, store: Store | None) -> None:
+def _add_trace(
+    router: APIRouter, state: LiveState, store: Store | None, turns: Turns, downloads: Downloads
+) -> None:
     @router.get(
         "/v1/traces/{request_id:path}",
         response_class=Response,
         responses={**_FORMATS, **documented(400, 404, 406, 409, 422, 501, 503)},
     )
-    def trace(
+    async def trace(
         request: Request,
         request_id: str,
         server: TraceServerParam = None,
@@ -135,11 +151,13 @@ def _add_trace(router: APIRouter, state: LiveState, store: Store | None) -> None
         """
         untold = why_unavailable(state.producers(), "traces")
         among = TraceQuery(server=server, model=model, dp_rank=dp_rank, limit=MAX_LISTED_IDS + 1)
-        found, suffix = _find(existing(store), request_id, among, untold)
-        kind = suffix or trace_formats.negotiate(request.headers.get("accept", ""))
-        routing = _routing(existing(store), found, layer, first, end)
-        headers = trace_formats.headers_of(routing)
-        return StreamingResponse(_body(kind, found, routing), media_type=kind.media_type, headers=headers)
+
+        def look() -> _Download:
+            found, suffix = _find(existing(store), request_id, among, untold)
+            kind = suffix or trace_formats.negotiate(request.headers.get("accept", ""))
+            return _Download(kind, found, _workers(existing(store), found, layer), first, end)
+
+        return await send_blocks(request, look, turns, downloads)
 
 
 def _page(found: list[TracedRequest], limit: int) -> TracePage:
@@ -201,21 +219,16 @@ def _where(among: TraceQuery) -> str:
     return f" of {', '.join(named)}" if named else ""
 
 
-def _routing(
-    store: Store, found: TracedRequest, layers: list[int] | None, first: int, end: int | None
-) -> Routing:
-    """The routing of a request in the layers wanted (None: in all) at positions from ``first`` up to ``end``.
+def _workers(store: Store, found: TracedRequest, layers: list[int] | None) -> list[WorkerTrace]:
+    """The workers' traces of a request in the layers wanted, None: in all; nothing of them is read yet.
 
     Raises:
-        ProblemError: it has none of these layers (404), or positions beyond what can be answered (400).
+        ProblemError: it has none of these layers (404).
     """
     workers = [worker for worker in store.traces(found.number, layers) if worker.layers]
     if not workers:
         raise _unknown_layers(store, found, layers)
-    try:
-        return put_together(workers, first, end)
-    except TooManyPositionsError as error:
-        raise ProblemError(400, "too-many-positions", "Too many positions", str(error)) from error
+    return workers
 
 
 def _unknown_layers(store: Store, found: TracedRequest, wanted: list[int] | None) -> ProblemError:
@@ -225,11 +238,57 @@ def _unknown_layers(store: Store, found: TracedRequest, wanted: list[int] | None
     )
 
 
-def _body(kind: TraceFormat, found: TracedRequest, routing: Routing) -> Iterator[bytes]:
-    """The answer in the format wanted, piece by piece."""
-    if kind is TraceFormat.JSON:
-        return trace_formats.as_json(_out(found), routing)
-    return _BINARY[kind](routing)
+class _Download:
+    """A trace that was found and is to be sent.
+
+    Args:
+        kind: the format.
+        found: the request.
+        workers: its traces, of which nothing was read yet.
+        first, end: the positions wanted.
+    """
+
+    def __init__(
+        self, kind: TraceFormat, found: TracedRequest, workers: list[WorkerTrace], first: int, end: int | None
+    ) -> None:
+        self._kind = kind
+        self._found = found
+        self._workers = workers
+        self._first = first
+        self._end = end
+
+    @property
+    def media_type(self) -> str:
+        """Of the answer."""
+        return self._kind.media_type
+
+    @property
+    def memory(self) -> int:
+        """The most bytes that making and sending it takes at any time."""
+        return trace_formats.memory_of(self._kind, Extent.of(self._workers), self._most_positions())
+
+    def begin(self) -> tuple[bytes, Generator[bytes], dict[str, str]]:
+        """The first block, what makes the others, and headers.
+
+        Raises:
+            ProblemError: positions beyond what can be answered (400).
+        """
+        try:
+            routing = put_together(self._workers, self._first, self._end, self._most_positions())
+        except TooManyPositionsError as error:
+            raise ProblemError(400, "too-many-positions", "Too many positions", str(error)) from error
+        if self._kind is TraceFormat.JSON:
+            blocks = trace_formats.as_json(_out(self._found), routing)
+        else:
+            blocks = _BINARY[self._kind](routing)
+        return next(blocks), blocks, trace_formats.headers_of(self._kind, routing)
+
+    def _most_positions(self) -> int:
+        """As many as were asked for, or twice as many as the request can have by what is said of it."""
+        if self._end is not None:
+            return min(MAX_POSITIONS, max(0, self._end - self._first))
+        found = self._found
+        return min(MAX_POSITIONS, 2 * (found.tokens + found.cached_tokens + found.prompt_tokens) + (1 << 16))
 
 
 def _out(found: TracedRequest) -> TraceOut:

@@ -172,6 +172,7 @@ def _layer(found: Assessment, i: int) -> ViewLayer:
         ep_slots=None if ep.loads is None else ep.loads.tolist(),
         over_ep_ranks=values_of(ep.measures),
         ep_reason=ep.reason,
+        ep_estimate=layer.ep_estimate,
         over_experts=values_of(experts.measures),
         reason=experts.reason,
     )

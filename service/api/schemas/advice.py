@@ -166,6 +166,7 @@ class RearrangementOut(BaseModel):
     """A rearrangement of experts by EPLB: what it promised, and what it gave.
 
     Ratios are sum of max / sum of mean over layers, over EP ranks, of up to five minutes before and after.
+    Costs are measured over the single steps of the same minutes, with the loads that each of them had.
     """
 
     at: float = Field(description="When the first worker reported it, Unix seconds on the service's clock.")
@@ -181,6 +182,12 @@ class RearrangementOut(BaseModel):
     saving_achieved: float | None = Field(description="1 - achieved / otherwise.")
     tokens_before: int
     tokens_after: int
+    cost_before: float | None = Field(
+        description="Straggler cost over the single steps before it, as in /v1/stragglers. null: no step."
+    )
+    cost_after: float | None = Field(description="The same over the single steps after it.")
+    steps_before: int = Field(description="Steps before it of which the loads of all ranks are known.")
+    steps_after: int = Field(description="The same after it.")
     reason: str | None = Field(description="Why ratios are null.")
 
 

@@ -92,7 +92,8 @@ class ProducerOut(BaseModel):
         description="Traces: captured = delivered + dropped_<reason> + in_flight; null: none asked for."
     )
     unavailable: dict[str, str] = Field(
-        description="What it can't tell, and why: phases, traces, placement or steps (loads of single steps)."
+        description="What it can't tell, and why: phases, traces, placement, steps (loads of single "
+        "steps) or drafts (accepted or rejected)."
     )
     drops: dict[str, int] = Field(description="What it lost or put off, by reason; never counts of tokens.")
 
@@ -105,6 +106,16 @@ class PhasesOut(BaseModel):
     prefill_steps: int = Field(description="Steps with prefill tokens only.")
     decode_steps: int = Field(description="Steps with decode tokens only.")
     mixed_steps: int = Field(description="Steps with tokens of both phases.")
+
+
+class DraftsOut(BaseModel):
+    """Draft tokens of speculative decoding that a DP rank computed."""
+
+    accepted: int = Field(description="Draft tokens that are in answers.")
+    rejected: int = Field(
+        description="Tokens computed in vain: drafts that were rejected, and what was computed behind "
+        "the end of a request."
+    )
 
 
 class DpRankOut(BaseModel):
@@ -122,6 +133,10 @@ class DpRankOut(BaseModel):
     steps: int | None
     idle_steps: int | None = Field(description="Dummy steps, run because another DP rank had work.")
     phases: PhasesOut | None = Field(description="null: the phases of some of its tokens are not known.")
+    drafts: DraftsOut | None = Field(
+        description="Draft tokens among its tokens, by what became of them; null: none is known, see "
+        "unavailable of its producers."
+    )
     unseen_layers: list[int] = Field(
         description="Layers that it claims to cover and never saw a token in, although it computed some."
     )

@@ -1,23 +1,32 @@
-"""A trace as JSON, npz, Parquet or raw bytes."""
+"""A trace as JSON, npz, Parquet or raw bytes, written block by block: none is ever there as a whole."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from enum import StrEnum
 from typing import IO, Any, Final, cast
 
+import msgspec
 import numpy as np
 from typing_extensions import Buffer  # the standard library has it from Python 3.12 on
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.api.schemas.traces import TraceOut
-from moescope.service.traces.routing import Int16Array, Routing
+from moescope.service.traces.routing import Extent, Int16Array, Routing, Rows
 
-_JSON_CHUNK: Final = 256  # positions written at once
-_CHUNK: Final = 8192  # positions
+BLOCK_BYTES: Final = 1 << 20
+"""Bytes of experts, int16, that are made at once; a single position may have more."""
+_JSON_BYTES: Final = BLOCK_BYTES // 8  # as JSON: as Python's numbers they take 20 times as many
+_GROUP_BYTES: Final = 2 << 20  # of a row group of Parquet, which is always made whole
+_CHUNK: Final = 8192  # positions made at once at most
+_TIMES: Final = 1 << 15  # positions whose times_computed are made at once
+_NUMBER_BYTES: Final = 48  # of a number on its way to JSON: an object, its place in a list, its digits
+_COLUMN_BYTES: Final = 2048  # of a column of a row group in a Parquet file's footer
 _write_header: Final[Callable[[IO[bytes], dict[str, object]], None]] = np.lib.format.write_array_header_1_0
 
 
@@ -43,6 +52,38 @@ _MEDIA_TYPES: Final = {
 }
 
 
+def memory_of(kind: TraceFormat, extent: Extent, tokens: int) -> int:
+    """The most bytes that an answer holds at any time while it is made and sent, known before it is begun.
+
+    Args:
+        kind: the format.
+        extent: of the routing, of which nothing was read yet.
+        tokens: positions of the answer; Parquet's footer grows with them.
+    """
+    position = 2 * extent.layers * extent.top_k
+    stored = 3 * extent.token_bytes  # of a position: unpacked, joined, chosen
+    match kind:
+        case TraceFormat.JSON:
+            of_block = _rows(_JSON_BYTES, position) * (stored + position * (2 + _NUMBER_BYTES // 2))
+            return extent.reading + of_block + _TIMES * _NUMBER_BYTES
+        case TraceFormat.PARQUET:
+            rows = _rows(_GROUP_BYTES, position)
+            footer = -(-tokens // rows) * (extent.layers + 2) * _COLUMN_BYTES
+            return extent.reading + rows * (stored + 8 * position) + footer
+        case _:
+            of_block = _rows(BLOCK_BYTES, position) * (stored + 5 * position)
+            return extent.reading + of_block + _TIMES * 8 * 4
+
+
+def _rows(nbytes: int, position: int) -> int:
+    """Positions of so many bytes that are made together; at least one."""
+    return min(_CHUNK, max(1, nbytes // max(1, position)))
+
+
+def _position_bytes(routing: Routing) -> int:
+    return 2 * routing.shape[1] * routing.shape[2]
+
+
 def negotiate(accept: str) -> TraceFormat:
     """The first format of the Accept header that the service has; JSON if the header takes any.
 
@@ -62,9 +103,11 @@ def negotiate(accept: str) -> TraceFormat:
     raise ProblemError(406, "no-such-format", "No such format", f"Accept one of {there_are}.")
 
 
-def headers_of(routing: Routing) -> dict[str, str]:
-    """What a reader of raw bytes must know: shape, type, layers and first position."""
+def headers_of(kind: TraceFormat, routing: Routing) -> dict[str, str]:
+    """What a reader of raw bytes must know: shape, type, layers and first position; and its length."""
+    length = {"Content-Length": str(2 * math.prod(routing.shape))} if kind is TraceFormat.RAW else {}
     return {
+        **length,
         "X-Moescope-Shape": ",".join(str(size) for size in routing.shape),
         "X-Moescope-Dtype": "<i2",
         "X-Moescope-Layers": ",".join(str(layer.layer) for layer in routing.layers),
@@ -72,7 +115,7 @@ def headers_of(routing: Routing) -> dict[str, str]:
     }
 
 
-def as_json(request: TraceOut, routing: Routing) -> Iterator[bytes]:
+def as_json(request: TraceOut, routing: Routing) -> Generator[bytes]:
     """The JSON of a :class:`TraceDetail`, some positions at a time."""
     head: dict[str, Any] = {
         **request.model_dump(),
@@ -80,46 +123,54 @@ def as_json(request: TraceOut, routing: Routing) -> Iterator[bytes]:
         "layers": [layer.layer for layer in routing.layers],
         "num_experts": [layer.num_experts for layer in routing.layers],
         "top_k": [layer.top_k for layer in routing.layers],
-        "times_computed": routing.times_computed.tolist(),
     }
-    yield json.dumps(head)[:-1].encode() + b', "routed_experts": ['
+    chunks = routing.chunks(_rows(_JSON_BYTES, _position_bytes(routing)))
+    first = next(chunks)  # what can't be read is an error of its own before anything was sent
+    yield json.dumps(head)[:-1].encode() + b', "times_computed": ['
     begun = False
-    for chunk in routing.chunks(_JSON_CHUNK):
-        rows = json.dumps(chunk.tolist(), separators=(",", ":"))[1:-1]
-        yield (b"," if begun else b"") + rows.encode()
+    for times in routing.times(_TIMES):
+        yield (b", " if begun else b"") + json.dumps(times.tolist())[1:-1].encode()
+        begun = True
+    yield b'], "routed_experts": ['
+    begun = False
+    for rows in itertools.chain([first], chunks):
+        yield (b"," if begun else b"") + msgspec.json.encode(rows.experts.tolist())[1:-1]
         begun = True
     yield b"]}"
 
 
-def as_npz(routing: Routing) -> Iterator[bytes]:
+def as_npz(routing: Routing) -> Generator[bytes]:
     """``numpy.load`` gives routed_experts, first_position, layers, num_experts, top_k, times_computed."""
     sink = _Sink()
     with zipfile.ZipFile(cast(IO[bytes], sink), "w") as file:
         with file.open("routed_experts.npy", "w", force_zip64=True) as entry:
-            header = {"descr": "<i2", "fortran_order": False, "shape": routing.shape}
-            _write_header(entry, header)
-            for chunk in routing.chunks(_CHUNK):
-                entry.write(_raw(chunk))
+            _write_header(entry, {"descr": "<i2", "fortran_order": False, "shape": routing.shape})
+            for rows in routing.chunks(_rows(BLOCK_BYTES, _position_bytes(routing))):
+                entry.write(_raw(rows.experts))
                 yield sink.take()
         for name, array in (
             ("first_position", np.int64(routing.first)),
             ("layers", np.array([layer.layer for layer in routing.layers], np.int64)),
             ("num_experts", np.array([layer.num_experts for layer in routing.layers], np.int64)),
             ("top_k", np.array([layer.top_k for layer in routing.layers], np.int64)),
-            ("times_computed", routing.times_computed),
         ):
             with file.open(f"{name}.npy", "w") as entry:
                 np.save(entry, array)
+        with file.open("times_computed.npy", "w", force_zip64=True) as entry:
+            _write_header(entry, {"descr": "<i8", "fortran_order": False, "shape": routing.shape[:1]})
+            for times in routing.times(_TIMES):
+                entry.write(times.astype("<i8", copy=False).tobytes())
+                yield sink.take()
     yield sink.take()
 
 
-def as_raw(routing: Routing) -> Iterator[bytes]:
+def as_raw(routing: Routing) -> Generator[bytes]:
     """Little-endian int16 in C order; :func:`headers_of` says the shape."""
-    for chunk in routing.chunks(_CHUNK):
-        yield _raw(chunk)
+    for rows in routing.chunks(_rows(BLOCK_BYTES, _position_bytes(routing))):
+        yield _raw(rows.experts)
 
 
-def as_parquet(routing: Routing) -> Iterator[bytes]:
+def as_parquet(routing: Routing) -> Generator[bytes]:
     """A row a position: position, times_computed, and for each layer a list of experts, null if not computed.
 
     Raises:
@@ -134,11 +185,11 @@ def as_parquet(routing: Routing) -> Iterator[bytes]:
     return _parquet(routing, pq)
 
 
-def _parquet(routing: Routing, pq: Any) -> Iterator[bytes]:
-    sink, writer, at = _Sink(), None, 0
-    for chunk in routing.chunks(_CHUNK):
-        table = _table(routing, at, chunk)
-        at += len(chunk)
+def _parquet(routing: Routing, pq: Any) -> Generator[bytes]:
+    sink, writer, first = _Sink(), None, routing.first
+    for rows in routing.chunks(_rows(_GROUP_BYTES, _position_bytes(routing))):
+        table = _table(routing, first, rows)
+        first += len(rows.times)
         writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
         writer.write_table(table)
         yield sink.take()
@@ -147,18 +198,16 @@ def _parquet(routing: Routing, pq: Any) -> Iterator[bytes]:
     yield sink.take()
 
 
-def _table(routing: Routing, at: int, experts: Int16Array) -> Any:
+def _table(routing: Routing, first: int, rows: Rows) -> Any:
     import pyarrow as pa  # here, since it is an optional extra
 
-    times = routing.times_computed[at : at + len(experts)]
-    first = routing.first + at
-    missing = pa.array(times == 0)
+    missing = pa.array(rows.times == 0)
     columns = {
-        "position": pa.array(np.arange(first, first + len(experts))),
-        "times_computed": pa.array(times),
+        "position": pa.array(np.arange(first, first + len(rows.times))),
+        "times_computed": pa.array(rows.times),
     }
     for i, layer in enumerate(routing.layers):
-        flat = pa.array(np.ascontiguousarray(experts[:, i, : layer.top_k]).reshape(-1))
+        flat = pa.array(np.ascontiguousarray(rows.experts[:, i, : layer.top_k]).reshape(-1))
         columns[f"layer_{layer.layer}"] = pa.FixedSizeListArray.from_arrays(flat, layer.top_k, mask=missing)
     return pa.table(columns)
 

@@ -52,7 +52,10 @@ class ViewSummary(msgspec.Struct):
 
 
 class ViewLayer(msgspec.Struct):
-    """One MoE layer; null is no sample, for the reason given."""
+    """One MoE layer; null is no sample, for the reason given.
+
+    `ep_estimate` says why `ep_slots` and what follows from them are an estimate; null: they are exact.
+    """
 
     layer: int
     num_experts: int
@@ -62,6 +65,7 @@ class ViewLayer(msgspec.Struct):
     ep_slots: list[float] | None
     over_ep_ranks: CompactMeasures | None
     ep_reason: str | None
+    ep_estimate: str | None
     over_experts: CompactMeasures | None
     reason: str | None
 

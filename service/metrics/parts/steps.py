@@ -34,6 +34,16 @@ def phase_counters(group: Group) -> Iterable[Found]:
             yield Sample("moescope_phase_steps_total", (*labels, "mixed"), work.mixed_steps, created)
 
 
+def draft_counters(group: Group) -> Iterable[Found]:
+    """Draft tokens of each DP rank by what became of them; nothing of a rank that verified none."""
+    for rank, _ in group.by_dp_rank():
+        work = work_of(item.span.delta for item in group.spans_of(rank))
+        if work.accepted_drafts or work.rejected_drafts:
+            labels, created = (*group.deployment, str(rank)), group.created_by_dp_rank[rank]
+            for outcome, tokens in (("accepted", work.accepted_drafts), ("rejected", work.rejected_drafts)):
+                yield Sample("moescope_draft_tokens_total", (*labels, outcome), tokens, created)
+
+
 def straggler_samples(state: LiveState, groups: list[Group]) -> Iterator[Found]:
     """Sums over joined steps, and the state of the joins; nothing where no loads of steps ever came."""
     for group in groups:

@@ -19,10 +19,19 @@ def section(facts: Facts) -> Section | None:
             percent(item["saving_fitted"]),
             percent(item["saving_held_out"]),
             number(item["copies_to_move"], 0),
+            number(item["copies_in_vain"], 0),
         ]
         for item in advice["options"]
     ]
-    head = ["placement", "fitted", "later", "saves: predicted", "held out", "copies to move"]
+    head = [
+        "placement",
+        "fitted",
+        "later",
+        "saves: predicted",
+        "held out",
+        "copies to move",
+        "copies in vain",
+    ]
     lines = "".join(f"<li>{text(line)}</li>" for line in advice["verdict"]["evidence"])
     tried = table(head, rows) if rows else ""
     return Section(

@@ -39,8 +39,8 @@ from moescope.service.store.records import (
     TraceQuery,
     TraceShape,
     Usage,
-    WorkerTrace,
 )
+from moescope.service.store.worker_trace import WorkerTrace
 
 _LATE_MS: Final = 60_000  # how late a batch of another service may be, or how far its clock behind
 _TOO_LARGE: Final = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -10,9 +10,16 @@ import numpy as np
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import TracePart
 from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.trace_reading import (
+    DAMAGED,
+    THIS_REQUEST,
+    WORKER,
+    WORKER_COLUMNS,
+    TraceReader,
+)
 from moescope.service.store.clickhouse.trace_rows import MOST, REQUEST, TRACE, trace_of
-from moescope.service.store.codec import positions_of
-from moescope.service.store.records import TracedRequest, TraceQuery, TraceShape, WorkerTrace
+from moescope.service.store.records import TracedRequest, TraceQuery, TraceShape
+from moescope.service.store.worker_trace import WorkerTrace
 
 _FAR: Final = 1 << 62
 
@@ -91,24 +98,21 @@ def traces(connection: Connection, number: int, wanted: Collection[int] | None) 
         return []
     *names, first, last = request[0]
     this = dict(zip(REQUEST, names, strict=True)) | {"first": first, "last": last}
-    this_one = (
-        "server = {server:String} AND model = {model:String} AND dp_rank = {dp_rank:Int64} AND "
-        "request_id = {request_id:String} AND started_ms >= {first:Int64} AND started_ms <= {last:Int64}"
-    )
-    order = "pp_rank, tp_rank, epoch, number, part"
     headers = connection.rows(
-        f"SELECT {order}, parts, tokens, runs FROM trace_part FINAL WHERE {this_one} ORDER BY {order}",
-        "iiiiiiib",
+        f"SELECT {WORKER}, part, parts, tokens, toInt64(length(runs)) FROM trace_part FINAL "
+        f"WHERE {THIS_REQUEST} ORDER BY {WORKER}, part",
+        "iiiiiiii",
         this,
     )
     layers = "" if wanted is None else " AND layer IN {layers:Array(Int64)}"
-    routing = connection.rows(
-        f"SELECT {order}, layer, num_experts, top_k, ids8, ids16 FROM routing FINAL "
-        f"WHERE {this_one}{layers} ORDER BY {order}, layer",
-        "iiiiiiiiBH",
+    routed = connection.rows(
+        f"SELECT {WORKER}, layer, num_experts, top_k, toInt64(sum(length(ids8))), "
+        f"toInt64(sum(length(ids16))) FROM routing FINAL WHERE {THIS_REQUEST}{layers} "
+        f"GROUP BY {WORKER}, layer, num_experts, top_k ORDER BY {WORKER}, layer, num_experts, top_k",
+        "iiiiiiiii",
         this if wanted is None else {**this, "layers": sorted(wanted)},
     )
-    return _workers(headers, routing)
+    return _workers(connection, this, headers, routed)
 
 
 def count(connection: Connection) -> int:
@@ -166,24 +170,41 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
     return " AND ".join(clauses), parameters
 
 
-def _workers(headers: Sequence[Any], routing: Sequence[Any]) -> list[WorkerTrace]:
+def _workers(
+    connection: Connection, this: Mapping[str, object], headers: Sequence[Any], routed: Sequence[Any]
+) -> list[WorkerTrace]:
     """The complete traces of one request, from rows in the order of worker, trace, part and layer."""
     found: list[WorkerTrace] = []
     for trace in dict.fromkeys(tuple(row[:4]) for row in headers):
         parts = [row for row in headers if tuple(row[:4]) == trace]
         if len(parts) < parts[0][5]:
             continue
-        positions = positions_of([row[7] for row in parts], sum(row[6] for row in parts))
-        columns: dict[MoeLayer, list[Any]] = {}
-        for row in routing:
+        tokens = np.array([row[6] for row in parts], np.int64)
+        layers: dict[MoeLayer, int] = {}
+        for row in routed:
             if tuple(row[:4]) == trace:
-                layer, num_experts, top_k, ids8, ids16 = row[5:]
-                ids = ids8 if len(ids8) else ids16
-                if top_k < 1 or len(ids) % top_k:
-                    raise ValueError("a damaged segment of a trace")
-                columns.setdefault(MoeLayer(layer, num_experts, top_k), []).append(ids.reshape(-1, top_k))
-        # Contradicting parts can come to two services at once: what isn't of all tokens is left out.
-        joined = {layer: np.concatenate(column) for layer, column in columns.items()}
-        whole = {layer: ids for layer, ids in joined.items() if len(ids) == len(positions)}
-        found.append(WorkerTrace(tuple(whole), positions, tuple(whole.values())))
+                layer, num_experts, top_k, of_one, of_two = row[4:]
+                if top_k < 1 or (of_one + of_two) % top_k:
+                    raise ValueError(DAMAGED)
+                # Contradicting parts can come to two services at once: what isn't of all tokens is left out.
+                if of_one + of_two == top_k * tokens.sum():
+                    layers[MoeLayer(layer, num_experts, top_k)] = 1 if of_one else 2
+        sizes = [row[7] for row in parts]
+        reader = TraceReader(
+            connection,
+            {**this, **dict(zip(WORKER_COLUMNS, trace, strict=True))},
+            [row[4] for row in parts],
+            tokens,
+            layers,
+        )
+        found.append(
+            WorkerTrace(
+                tuple(layers),
+                max(layers.values(), default=1),
+                int(tokens.sum()),
+                (sum(sizes), max(sizes)),
+                reader.runs,
+                reader.experts,
+            )
+        )
     return found

@@ -21,11 +21,14 @@ import msgspec
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import TracePart
+from moescope.service.store.limits import SEGMENT_BYTES, SEGMENT_TOKENS
 from moescope.service.store.sqlite.hits import taken_by, write_hits
 from moescope.service.store.sqlite.segments import SegmentWriter
 
-BLOCK_TOKENS: Final = 2000
+BLOCK_TOKENS: Final = SEGMENT_TOKENS
 """A block is written as soon as it has so many; a reader of one trace unpacks all of them."""
+_BLOCK_BYTES: Final = SEGMENT_BYTES
+"""It is also written when its ids take so many bytes, so that what waits for others is bounded."""
 MAX_LANES: Final = 64
 _MAX_SHAPES: Final = 4
 _AHEAD: Final = 4
@@ -60,6 +63,11 @@ class Piece:
     experts: Sequence[bytes]
     stored: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its ids."""
+        return sum(map(len, self.experts))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
@@ -92,35 +100,46 @@ Waiting = dict[Shape, tuple[Piece, ...]]
 def pieces_of(trace: int, part: TracePart) -> list[Piece]:
     """A part in pieces of a block's size, and the rest."""
     total = part.tokens  # a sum over all runs
-    if total <= BLOCK_TOKENS:
-        return [Piece(trace=trace, part=part.part, number=0, tokens=total, experts=part.experts)]
     widths = [layer.top_k * part.id_bytes for layer in part.layers]
+    most = min(BLOCK_TOKENS, max(1, _BLOCK_BYTES // sum(widths)))
+    if total <= most:
+        return [Piece(trace=trace, part=part.part, number=0, tokens=total, experts=part.experts)]
     return [
         Piece(
             trace=trace,
             part=part.part,
             number=number,
-            tokens=min(BLOCK_TOKENS, total - at),
+            tokens=min(most, total - at),
             experts=[
-                data[at * width : (at + BLOCK_TOKENS) * width]
+                data[at * width : (at + most) * width]
                 for data, width in zip(part.experts, widths, strict=True)
             ],
         )
-        for number, at in enumerate(range(0, total, BLOCK_TOKENS))
+        for number, at in enumerate(range(0, total, most))
     ]
 
 
 def blocks_of(pieces: Sequence[Piece]) -> tuple[list[list[Piece]], list[Piece]]:
     """Pieces to those of each full block, and those that don't fill one."""
-    full = [[piece] for piece in pieces if piece.tokens >= BLOCK_TOKENS]
+    full: list[list[Piece]] = []
     rest: list[Piece] = []
     for piece in pieces:
-        if piece.tokens < BLOCK_TOKENS:
-            rest.append(piece)
-            if len(rest) == MAX_LANES or sum(item.tokens for item in rest) >= BLOCK_TOKENS:
-                full.append(rest)
-                rest = []
+        if _fills(piece):
+            full.append([piece])
+            continue
+        rest.append(piece)
+        if len(rest) == MAX_LANES or _fills(*rest):
+            full.append(rest)
+            rest = []
     return full, rest
+
+
+def _fills(*pieces: Piece) -> bool:
+    """Whether these are a block's tokens, or its bytes."""
+    return (
+        sum(piece.tokens for piece in pieces) >= BLOCK_TOKENS
+        or sum(piece.nbytes for piece in pieces) >= _BLOCK_BYTES
+    )
 
 
 class Packer:

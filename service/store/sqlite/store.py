@@ -29,7 +29,6 @@ from moescope.service.store.records import (
     TraceQuery,
     TraceShape,
     Usage,
-    WorkerTrace,
 )
 from moescope.service.store.sqlite import account_rows, connections, continuation, trace_listing, traces
 from moescope.service.store.sqlite.checkpoints import Checkpointer
@@ -42,6 +41,7 @@ from moescope.service.store.sqlite.retention import keep
 from moescope.service.store.sqlite.schema import migrate
 from moescope.service.store.sqlite.trace_writing import save_parts
 from moescope.service.store.sqlite.wiping import wipe
+from moescope.service.store.worker_trace import WorkerTrace
 
 FILE: Final = "moescope.sqlite"
 _NO_SPACE: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
@@ -150,7 +150,7 @@ class SqliteStore:
     def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
         """What each worker traced of a request."""
         with self._readers.one() as connection:
-            return traces.traces(connection, number, layers)
+            return traces.traces(connection, self._readers, number, layers)
 
     def documents(self, kind: str) -> list[tuple[str, bytes]]:
         """(name, content) of all documents of a kind, by name."""

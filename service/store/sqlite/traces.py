@@ -3,32 +3,59 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from moescope.capture.wire import MoeLayer
+from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.capture.wire.traces import ExpertArray, TracePart
-from moescope.service.store.codec import positions_of
+from moescope.service.store.codec import runs_of
 from moescope.service.store.damage import DamageLog
-from moescope.service.store.records import TraceShape, WorkerTrace
+from moescope.service.store.records import StoreError, TraceShape
+from moescope.service.store.sqlite.connections import Readers
 from moescope.service.store.sqlite.segments import read_packed, read_quick
+from moescope.service.store.worker_trace import WorkerTrace
 
+_MISPLACED: Final = "a damaged trace: some of its tokens are not where they should be"
 _OLD_TOKENS: Final = 1000  # of a segment, in stores up to schema 3
 
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
 
 _LAYERS: Final = "coalesce((SELECT layers FROM shape WHERE id = trace.shape), layers)"
-# Part, number, tokens, where they begin among how many, in a quick blob or not; an old segment has 1000.
+# Part, number, tokens of each piece, wherever it is; an old segment has 1000.
 _PIECES: Final = (
-    "SELECT part, number, piece.tokens, first, block.tokens, FALSE, experts FROM piece "
-    "JOIN block ON block.id = piece.block WHERE trace = ?1 UNION ALL "
-    "SELECT part, number, held, 0, held, quick, experts FROM (SELECT part, number, experts, "
-    "segment.tokens NOT NULL AS quick, coalesce(segment.tokens, min(?2, trace_part.tokens - ?2 * number)) "
-    "AS held FROM segment JOIN trace_part USING (trace, part) WHERE trace = ?1)"
+    "SELECT part, number, tokens FROM piece WHERE trace = ?1 UNION ALL "
+    "SELECT part, number, coalesce(segment.tokens, min(?2, trace_part.tokens - ?2 * number)) "
+    "FROM segment JOIN trace_part USING (trace, part) WHERE trace = ?1 ORDER BY part, number"
 )
+# Where a piece begins among how many tokens, in a quick blob or not, and the blob.
+_PIECE: Final = (
+    "SELECT first, block.tokens, FALSE, experts FROM piece JOIN block ON block.id = piece.block "
+    "WHERE trace = ?1 AND part = ?2 AND number = ?3 UNION ALL "
+    "SELECT 0, coalesce(tokens, ?4), tokens NOT NULL, experts FROM segment "
+    "WHERE trace = ?1 AND part = ?2 AND number = ?3"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a worker's trace is.
+
+    Attributes:
+        request, trace: their rows' numbers; that of the trace may be another's when this one is gone.
+        layers: all that it has.
+        wanted: the layers to read; None: all.
+    """
+
+    request: int
+    trace: int
+    layers: tuple[MoeLayer, ...]
+    id_bytes: int
+    wanted: Collection[int] | None
 
 
 def shape_of(connection: sqlite3.Connection, part: TracePart, damage: DamageLog) -> TraceShape | None:
@@ -53,15 +80,18 @@ def shape_of(connection: sqlite3.Connection, part: TracePart, damage: DamageLog)
         return None
 
 
-def traces(connection: sqlite3.Connection, number: int, wanted: Collection[int] | None) -> list[WorkerTrace]:
-    """See :class:`moescope.service.store.interface.Store`."""
+def traces(
+    connection: sqlite3.Connection, readers: Readers, number: int, wanted: Collection[int] | None
+) -> list[WorkerTrace]:
+    """See :class:`moescope.service.store.interface.Store`; what is read later takes one of ``readers``."""
     rows = connection.execute(
         f"SELECT id, {_LAYERS}, id_bytes FROM trace WHERE request = ? AND complete "
         "ORDER BY pp_rank, tp_rank, id",
         (number,),
     ).fetchall()
     return [
-        _worker(connection, trace, _layers_decoder.decode(blob), size, wanted) for trace, blob, size in rows
+        _worker(connection, readers, _Place(number, trace, tuple(_layers_decoder.decode(blob)), size, wanted))
+        for trace, blob, size in rows
     ]
 
 
@@ -72,27 +102,75 @@ def still_there(connection: sqlite3.Connection, numbers: Collection[int]) -> set
     return {number for (number,) in rows.fetchall()}
 
 
-def _worker(
-    connection: sqlite3.Connection,
-    trace: int,
-    layers: list[MoeLayer],
-    id_bytes: int,
-    wanted: Collection[int] | None,
-) -> WorkerTrace:
-    runs = connection.execute(
-        "SELECT runs FROM trace_part WHERE trace = ? ORDER BY part", (trace,)
-    ).fetchall()
-    rows = connection.execute(_PIECES, (trace, _OLD_TOKENS)).fetchall()
-    positions = positions_of([blob for (blob,) in runs], sum(row[2] for row in rows))
-    pieces: list[list[ExpertArray]] = []
-    for _, _, tokens, first, of, quick, blob in sorted(rows, key=lambda row: row[:2]):
-        found = (read_quick if quick else read_packed)(blob, layers, id_bytes, of, wanted)
-        pieces.append([ids[first : first + tokens] for ids in found])
-    experts = tuple(np.concatenate(column) for column in zip(*pieces, strict=True))
-    if any(len(ids) != len(positions) for ids in experts):
-        raise ValueError("a damaged trace: some of its tokens are not where they should be")
-    return WorkerTrace(
-        layers=tuple(layer for layer in layers if wanted is None or layer.layer in wanted),
-        positions=positions,
-        experts=experts,
-    )
+def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> WorkerTrace:
+    rows = connection.execute(_PIECES, (place.trace, _OLD_TOKENS)).fetchall()
+    try:
+        pieces = np.array(rows, np.int64).reshape(-1, 3)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"a damaged trace: {error}") from error
+    tokens = int(pieces[:, 2].sum())
+    [in_parts, runs, most] = connection.execute(
+        "SELECT sum(tokens), sum(length(runs)), max(length(runs)) FROM trace_part WHERE trace = ?",
+        (place.trace,),
+    ).fetchone()
+    if in_parts != tokens:
+        raise ValueError(f"a damaged trace: {tokens} of its {in_parts} tokens are there")
+
+    def read_runs() -> Int64Array:
+        with _reading(readers, place) as connection:
+            blobs = connection.execute(
+                "SELECT runs FROM trace_part WHERE trace = ? ORDER BY part", (place.trace,)
+            )
+            return runs_of((blob for (blob,) in blobs), tokens)
+
+    def read(start: int, end: int) -> tuple[ExpertArray, ...]:
+        return _read(readers, place, pieces, start, end)
+
+    layers = tuple(layer for layer in place.layers if place.wanted is None or layer.layer in place.wanted)
+    return WorkerTrace(layers, place.id_bytes, tokens, (runs, most), read_runs, read)
+
+
+@contextmanager
+def _reading(readers: Readers, place: _Place) -> Generator[sqlite3.Connection]:
+    """A connection that sees the trace.
+
+    Raises:
+        StoreError: it is gone.
+    """
+    with readers.one() as connection:
+        found = connection.execute("SELECT request FROM trace WHERE id = ?", (place.trace,)).fetchone()
+        # The numbers of traces are used again, those of requests never.
+        if found != (place.request,):
+            raise StoreError("the trace was removed while it was read: its time was over, or the disk full.")
+        yield connection
+
+
+def _read(
+    readers: Readers, place: _Place, pieces: Int64Array, start: int, end: int
+) -> tuple[ExpertArray, ...]:
+    """The ids of tokens ``start`` to before ``end``, from the pieces [P, (part, number, tokens)]."""
+    ends = np.cumsum(pieces[:, 2])
+    found: list[list[ExpertArray]] = [
+        [
+            np.empty((0, layer.top_k), np.uint8 if place.id_bytes == 1 else np.uint16)
+            for layer in place.layers
+            if place.wanted is None or layer.layer in place.wanted
+        ]
+    ]
+    with _reading(readers, place) as connection:
+        for at in np.flatnonzero((ends > start) & (ends - pieces[:, 2] < end)).tolist():
+            part, number, tokens = pieces[at].tolist()
+            begin = int(ends[at]) - tokens
+            row = connection.execute(_PIECE, (place.trace, part, number, tokens)).fetchone()
+            if row is None:
+                raise ValueError(_MISPLACED)
+            first, of, quick, blob = row
+            ids = (read_quick if quick else read_packed)(blob, place.layers, place.id_bytes, of, place.wanted)
+            if any(len(of_layer) < first + tokens for of_layer in ids):
+                raise ValueError(_MISPLACED)
+            a, b = first + max(0, start - begin), first + min(tokens, end - begin)
+            found.append([of_layer[a:b] for of_layer in ids])
+    experts = tuple(np.concatenate(column) for column in zip(*found, strict=True))
+    if any(len(of_layer) != end - start for of_layer in experts):
+        raise ValueError(_MISPLACED)
+    return experts

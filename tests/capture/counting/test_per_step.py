@@ -401,7 +401,7 @@ def test_the_entries_of_a_launch_are_those_of_one_microbatch(bench: Bench) -> No
     entries: list[Entries] = []
     bench.strategy._tables.for_now = lambda found: (entries.append(found), ("now", found))[1]
     in_turns(bench, *TURNS)
-    first_token, microbatch = 2, 6
+    first_token, microbatch = 2, 7
     assert [{entry[first_token] for entry in found.values()} for found in entries] == [{0}, {4}]
     assert [{entry[microbatch] for entry in found.values()} for found in entries] == [{0}, {1}]
 

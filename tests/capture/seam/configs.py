@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 
-def config(speculative: Any = None, model: Any = None, **changes: Any) -> Any:
+def config(speculative: Any = None, model: Any = None, v2: bool = False, **changes: Any) -> Any:
     """A configuration whose parallel part differs from the usual by ``changes``; perhaps with a model's."""
     fields = {
         "ubatch_size": 0,
@@ -16,5 +16,8 @@ def config(speculative: Any = None, model: Any = None, **changes: Any) -> Any:
     }
     parallel = SimpleNamespace(**(fields | changes))
     return SimpleNamespace(
-        parallel_config=parallel, speculative_config=speculative, **({"model_config": model} if model else {})
+        parallel_config=parallel,
+        speculative_config=speculative,
+        use_v2_model_runner=v2,
+        **({"model_config": model} if model else {}),
     )

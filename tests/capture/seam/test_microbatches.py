@@ -49,7 +49,7 @@ class Worker:
 
     def __init__(self, ranks: Ranks, parts: int, on_error: OnError = OnError.RAISE) -> None:
         self.ranks, self.parts = ranks, parts
-        self.ring = LoadRing(EP_RANKS.astype("i4"), EP_SIZE, 0, CPU, parts)
+        self.ring = LoadRing(EP_RANKS.astype("i4"), EP_SIZE, 0, CPU, microbatches=parts)
         self.buffers = CountBuffers(LAYERS, CPU, 64, self.ring, parts)
         self.buffers.traced = self.staging = TraceStaging(LAYERS, 64, CPU)
         self.capturer = RoutingCapturer(self.buffers, ranks, rows_reader(parts), on_error)

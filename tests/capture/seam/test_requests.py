@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from moescope.capture.seam.outcomes import RequestEnd
 from moescope.capture.seam.requests import OPT_IN, NewRequest, client_ids, read_requests
 
 
@@ -40,7 +41,10 @@ def test_the_requests_of_a_step() -> None:
             scheduled_spec_decode_tokens={"a": [-1, -1]},
         )
     )
-    assert step.new == [NewRequest("b", 5, 2, True, 12, frozenset({3, 9})), NewRequest("c", 6, 0, False)]
+    assert step.new == [
+        NewRequest("b", 5, 2, True, RequestEnd(12, frozenset({3, 9}))),
+        NewRequest("c", 6, 0, False),
+    ]
     assert step.first_positions == {"a": 10, "b": 2, "c": 0, "d": 0}
     assert (step.finished, step.resumed) == (("e",), {"d"})
     assert step.num_tokens == {"a": 3, "b": 3, "c": 6, "d": 4}

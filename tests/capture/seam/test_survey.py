@@ -121,9 +121,11 @@ def test_placement_is_vllms_own(strategy: str, ep_size: int, expected: dict[int,
     assert placed == expected
 
 
-@pytest.mark.parametrize("method", ["ngram", "mtp", "eagle3"])
-def test_drafts_that_are_all_computed_are_counted(method: str) -> None:
-    assert len(survey(runner(0), speculative=SimpleNamespace(method=method)).routed) == 1
+@pytest.mark.parametrize(
+    ("method", "v2"), [("ngram", False), ("mtp", False), ("eagle3", True), ("ngram_gpu", True)]
+)
+def test_drafts_that_are_all_computed_are_counted(method: str, v2: bool) -> None:
+    assert len(survey(runner(0), speculative=SimpleNamespace(method=method), v2=v2).routed) == 1
 
 
 def test_layers_placed_alike_share_a_table() -> None:

@@ -47,8 +47,18 @@ def output(
         scheduled_cached_reqs=known,
         finished_req_ids=others.pop("finished", set()),
         num_scheduled_tokens=tokens,
+        scheduled_spec_decode_tokens=others.pop("drafts", {}),
         total_num_scheduled_tokens=sum(tokens.values()),
     )
+
+
+def test_drafts_behind_the_last_token_of_a_prompt_are_decode() -> None:
+    """vLLM pads a prompt of which one token is left, so that the step looks like one of decode."""
+    tracker = PhaseTracker()
+    step = output(new={"a": (10, 9), "b": (3, 0)}, tokens={"a": 4, "b": 3}, drafts={"a": [-1] * 3, "c": [-1]})
+    assert tracker.begin_step(step) == (7, 3)
+    batch = order_requests(["b", "a"], step.num_scheduled_tokens)
+    assert tracker.of_tokens(batch).tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
 def test_a_request_from_its_prompt_to_its_end() -> None:

@@ -58,6 +58,13 @@ PHASES: dict[str, Any] = {
     "mixed_steps": 1,
 }
 
+BY_RANK: dict[str, Any] = {
+    **PHASES,
+    "ep_slots": pack_counts(np.array([3, 7, 5, 0])),
+    "decode_ep_slots": pack_counts(np.array([1, 7, 5, 0])),
+}
+"""Slots by EP rank, in both phases."""
+
 
 def step_loads(**changes: Any) -> StepLoads:
     """Loads of steps 11 and 14, of the layers and EP ranks of `frame`; `changes` replace fields."""

@@ -20,7 +20,7 @@ from moescope.capture.wire import (
     pack_ids,
 )
 from moescope.capture.wire.checks import MAX_SPAN, check_frame
-from tests.capture.wire.frames import PHASES, frame, step_loads
+from tests.capture.wire.frames import BY_RANK, PHASES, frame, step_loads
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,20 @@ from tests.capture.wire.frames import PHASES, frame, step_loads
         ),
         ({"step_loads": step_loads(microbatches=b"\0")}, "step_loads.microbatches: 1 for 2 steps"),
         ({"ep_slots": b"\0" * 8}, r"ep_slots: expected 32 bytes \(4 int64 values\), got 8"),
+        (
+            {"ep_slots": pack_counts(np.array([3, 7, 5, 1]))},
+            "ep_slots: layer 3 has more slots by EP rank than it has slots",
+        ),
+        (
+            {**BY_RANK, "decode_ep_slots": pack_counts(np.array([1, 8, 5, 0]))},
+            "decode_ep_slots: layer 1 has more slots by EP rank",
+        ),
+        (
+            {**BY_RANK, "decode_ep_slots": pack_counts(np.array([4, 4, 5, 0]))},
+            "decode_ep_slots: value 0 is above that of ep_slots",
+        ),
+        ({**BY_RANK, "decode_ep_slots": b""}, "decode_ep_slots: goes with ep_slots and decode_counts"),
+        ({**BY_RANK, "ep_slots": b""}, "decode_ep_slots: goes with ep_slots and decode_counts"),
         ({"step_loads": step_loads(width=3)}, r"Invalid enum value 3 - at `\$.step_loads.width`"),
         ({"seq": 0}, r"Expected `int` >= 1 - at `\$.seq`"),
         ({"tokens": -1}, r"Expected `int` >= 0 - at `\$.tokens`"),

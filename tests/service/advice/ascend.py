@@ -1,9 +1,9 @@
 """How vllm-ascend reads the file that its ``expert_map_path`` names, written from what its code does.
 
 ``vllm_ascend/eplb/core/eplb_utils.py``: a layer is taken by the ordinal that a worker gives to its MoE
-layers. For each device it makes a map from expert to place. A physical expert is the device times the number of
-experts that device 0 has in its map, plus the place. The weights are loaded to the places of the map, and
-physical experts are shared out evenly over devices.
+layers. For each device it makes a map from expert to place. A physical expert is the device times the
+number of experts that device 0 has in its map, plus the place. The weights are loaded to the places of the
+map, and physical experts are shared out evenly over devices.
 """
 
 from __future__ import annotations

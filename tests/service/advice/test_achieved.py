@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moescope.capture import wire
 from moescope.service.advice.achieved import rearrangements
 from tests.service.advice.fleets import DEPLOYMENT, START, Simulated, plan
 from tests.service.api.schema_check import check
@@ -73,6 +74,25 @@ def test_without_tokens_after_it_the_reason_is_given() -> None:
     [only] = rearrangements(simulated.state, ("prod", "tiny"), 1)
     assert only.saving_achieved is None
     assert only.reason == "too few tokens before it: 0 of at least 1"
+
+
+def test_the_cost_of_single_steps_stands_beside_the_sums() -> None:
+    """In sums the rearrangement gives nothing; in each step the ranks no longer wait for one of them."""
+    simulated = Simulated(plan())
+    total = np.zeros(4, dtype=np.int64)
+    for seq in range(1, 21):
+        before = seq <= 10
+        total = total + 100
+        loads = [[[400, 0]], [[0, 400]]] if before else [[[250, 150]], [[150, 250]]]
+        first = 2 * (seq - 1)
+        steps = wire.pack_step_loads(first, first + 2, np.arange(first, first + 2), np.array(loads), 0)
+        by_rank = wire.pack_counts(np.array([total[:2].sum(), total[2:].sum()]))
+        version = 1 if before else 2
+        _push(simulated, 10.0 * seq, version, seq, total.tolist(), step_loads=steps, ep_slots=by_rank)
+    [only] = rearrangements(simulated.state, ("prod", "tiny"), 1)
+    assert (only.before, only.achieved) == (pytest.approx(1), pytest.approx(1))
+    assert (only.cost_before, only.cost_after) == (pytest.approx(0.5), pytest.approx(1 - 200 / 250))
+    assert (only.steps_before, only.steps_after) == (18, 16)  # the last frame came just now
 
 
 def test_commits_layer_by_layer_are_one_rearrangement() -> None:

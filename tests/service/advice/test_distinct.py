@@ -128,6 +128,33 @@ def test_skewed_layers_are_balanced_as_well_as_by_vllms_policy(
     assert ours.sum() <= 1.005 * theirs.sum()
 
 
+def _best(loads: np.ndarray, ranks: int, room: int) -> float:
+    """The busiest rank's load by the best of all placements without doubles."""
+    experts = loads.shape[1]
+    choices = combinations_with_replacement(combinations(range(experts), room), ranks)
+    placed = (sum(choice, ()) for choice in choices)
+    return min(
+        float(_busiest(np.array([found]), loads, ranks)[0]) for found in placed if len(set(found)) == experts
+    )
+
+
+@pytest.mark.parametrize(
+    ("loads", "redundant", "best"),
+    [([10, 20, 30, 40], 2, 55), ([200, 150, 100, 50, 25, 12], 4, 275), ([12, 25, 50, 100, 150, 200], 4, 275)],
+)
+def test_where_vllms_policy_is_better_there_is_no_better_one_without_doubles(
+    loads: list[int], redundant: int, best: int
+) -> None:
+    """Inputs of vLLM's own tests: experts on two ranks, on which doubles even out what is odd."""
+    given_loads = np.array([loads])
+    physical = len(loads) + redundant
+    ours = _busiest(place_distinct(given_loads, physical, 1, 1, 2), given_loads, 2)[0]
+    theirs = _busiest(place(given_loads, physical, 1, 1, 2), given_loads, 2)[0]
+    assert ours == pytest.approx(best)
+    assert _best(given_loads, 2, physical // 2) == pytest.approx(best)
+    assert theirs < ours
+
+
 def test_small_layers_are_balanced_nearly_as_well_as_can_be() -> None:
     """Against all placements without doubles, and vLLM's."""
     rng = np.random.default_rng(3)
@@ -138,11 +165,7 @@ def test_small_layers_are_balanced_nearly_as_well_as_can_be() -> None:
         room = (experts + redundant) // ranks
         ours = _busiest(place_distinct(loads, experts + redundant, 1, 1, ranks), loads, ranks)[0]
         theirs = _busiest(place(loads, experts + redundant, 1, 1, ranks), loads, ranks)[0]
-        best = min(
-            _busiest(np.array([sum(choice, ())]), loads, ranks)[0]
-            for choice in combinations_with_replacement(combinations(range(experts), room), ranks)
-            if len(set(sum(choice, ()))) == experts
-        )
+        best = _best(loads, ranks, room)
         of_best.append(ours / best)
         of_theirs.append(ours / theirs)
     assert min(of_best) >= 1 - 1e-9

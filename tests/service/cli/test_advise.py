@@ -15,7 +15,13 @@ def test_the_verdict_comes_first_then_the_options(service: Service) -> None:
     done = run("advise", "--url", service.url, "--layers")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Worth it: EPLB")
-    for words in ("linear placement", "the present placement", "EPLB with 8 redundant", "copies to move"):
+    for words in (
+        "linear placement",
+        "the present placement",
+        "EPLB with 8 redundant",
+        "copies to move",
+        "in vain",
+    ):
         assert words in " ".join(done.stdout.split()), done.stdout
     assert "perfect balance would save" in " ".join(done.stdout.split())
 
@@ -52,6 +58,9 @@ def test_nothing_recommended_is_nothing_exported_unless_named(service: Service, 
     named = ("--redundant", "4", "--form", "vllm-ascend", "--export", str(file))
     assert run("advise", "--url", service.url, *named).returncode == 0
     assert json.loads(file.read_text())["moe_layer_count"] == 3
+    named = ("--redundant", "4", "--policy", "vllm", "--pp-rank", "0", "--export", str(file))
+    assert run("advise", "--url", service.url, *named).returncode == 0
+    assert json.loads(file.read_text())["policy"] == "vllm"
 
 
 def test_rearrangements_are_a_table(service: Service) -> None:

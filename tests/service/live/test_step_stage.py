@@ -199,3 +199,17 @@ def test_the_microbatches_of_a_step_are_joined_each_for_itself() -> None:
     assert found.busy_steps.tolist() == [2, 2]
     assert found.hottest.tolist() == [[0.5, 1.5]] * 2
     assert (found.joined, stage.status().pending) == (2, 0)
+
+
+def test_loads_counted_by_the_placement_of_each_step_are_joined_whatever_version_is_named() -> None:
+    """Ranks whose snapshots were taken before and after a rearrangement name two versions."""
+
+    def of_version(rank: int, version: int, counted: bool) -> wire.Frame:
+        made = stepped(rank, 0, [[3, 1], [0, 4]])
+        assert made.step_loads is not None
+        loads = replace(made.step_loads, placement_version=version)
+        return replace(made, step_loads=loads, ep_slots=bytes(2 * 2 * 8) if counted else b"")
+
+    found = feed(Stage(), of_version(0, 3, counted=True), of_version(1, 4, counted=True))
+    assert (found.joined, found.max_slots.tolist()) == (2, [14, 14])
+    assert feed(Stage(), of_version(0, 3, counted=False), of_version(1, 4, counted=False)).joined == 0

@@ -52,6 +52,8 @@ def _push_both(service: Service, scale: int = 1, seq: int = 1) -> None:
             placement=halves(4, 2, version=4),
             uncovered=[wire.UncoveredLayer(5, "monolithic kernel")],
             idle_steps=7,
+            accepted_drafts=11 * scale,
+            rejected_drafts=5 * scale,
             drops={"steps_lost": 2},
             traces={"captured": 5, "delivered": 3, "dropped_buffer_full": 1},
             step_loads=wire.pack_step_loads(seq - 1, seq, np.array([seq - 1]), LOADS, 4),
@@ -84,6 +86,8 @@ def test_counters_and_gauges_have_the_right_values(service: Service) -> None:
     series = _series(service)
     assert _value(series, "moescope_tokens_total", dp_rank="1") == 150
     assert _value(series, "moescope_idle_steps_total", dp_rank="0") == 7
+    assert _value(series, "moescope_draft_tokens_total", dp_rank="0", outcome="accepted") == 11
+    assert _value(series, "moescope_draft_tokens_total", dp_rank="1", outcome="rejected") == 5
     assert _value(series, "moescope_layer_dp_rank_slots_total", layer="0", dp_rank="0") == 300
     assert _value(series, "moescope_layer_ep_rank_slots_total", layer="0", ep_rank="0") == 400
     assert _value(series, "moescope_layer_ep_rank_slots_total", layer="0", ep_rank="1") == 200
@@ -146,6 +150,8 @@ def test_idle_has_no_series_while_counters_stay(service: Service) -> None:
                 rows=[150, 150],
                 placement=halves(4, 2),
                 idle_steps=99,
+                accepted_drafts=11,
+                rejected_drafts=5,
                 drops={"steps_lost": 2},
             )
         )
@@ -187,6 +193,8 @@ def test_a_vanished_rank_expires_and_sums_never_shrink(start_service: Callable[.
             rows=[150, 150],
             placement=halves(4, 2),
             idle_steps=8,
+            accepted_drafts=11,
+            rejected_drafts=5,
             drops={"steps_lost": 2},
         )
     )

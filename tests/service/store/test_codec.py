@@ -19,6 +19,7 @@ from moescope.service.counts.account import Account
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.phase_split import Phase, of_phase
+from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.step_costs import stragglers_of
 from moescope.service.counts.totals import Totals, no_totals
 from moescope.service.store.blobs import compress, decompress
@@ -86,6 +87,17 @@ def test_parts_of_slots_come_back_exactly() -> None:
     assert made.totals.ep_slots.parts is not None
     assert found.switches == 1
     assert of_phase(found, Phase.PREFILL).ep_slots == of_phase(made.totals, Phase.PREFILL).ep_slots
+
+
+def test_drafts_come_back_and_do_not_shrink() -> None:
+    made = Account(max_epochs=3)
+    made.post(frame({0: [4, 4]}, seq=1, accepted_drafts=3, rejected_drafts=2))
+    restored = Account.restored(decode_account(encode_account(made.state())), max_epochs=3)
+    assert (restored.totals.accepted_drafts, restored.totals.rejected_drafts) == (3, 2)
+    with pytest.raises(RefusedError, match="rejected_drafts: fell from 2"):
+        restored.post(frame({0: [4, 4]}, seq=2, accepted_drafts=3, rejected_drafts=1))
+    restored.post(frame({0: [1, 1]}, seq=1, epoch=EPOCH + 9, accepted_drafts=1))
+    assert (restored.totals.accepted_drafts, restored.totals.rejected_drafts) == (4, 2)
 
 
 def test_totals_without_layers_come_back() -> None:

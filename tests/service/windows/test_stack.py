@@ -27,6 +27,7 @@ def _totals(rng: np.random.Generator, layers: Sequence[int], ranks: int) -> Tota
         ),
         unplaced=rng.integers(0, 2, len(layers)),
         unphased_rows=np.zeros(len(layers), dtype=np.int64),
+        estimated=rng.integers(0, 2, len(layers)),
     )
 
 
@@ -52,7 +53,7 @@ def test_stacks_are_the_sums_of_a_loop(fleet: Mapping[int, list[tuple[tuple[int,
     layers = [layer.layer for layer in stack.layout.layers]
     assert layers == sorted({layer for shapes in fleet.values() for found, _ in shapes for layer in found})
     for i, layer in enumerate(layers):
-        placed, unplaced = np.zeros(8), 0
+        placed, unplaced, estimated = np.zeros(8), 0, 0
         for d, producers in enumerate(by_rank.values()):
             counts, rows, present = np.zeros(EXPERTS[layer], dtype=np.int64), 0, False
             having = [
@@ -64,9 +65,10 @@ def test_stacks_are_the_sums_of_a_loop(fleet: Mapping[int, list[tuple[tuple[int,
             for totals, at in having if not unseen else ():
                 placed[: totals.ep_slots.ranks] += totals.ep_slots.floats()[at]
                 unplaced += int(totals.unplaced[at])
+                estimated += int(totals.estimated[at])
             start, end = stack.layout.offsets[i : i + 2]
             assert stack.counts[d, start:end].tolist() == counts.tolist()
             assert (stack.rows[d, i], stack.present[d, i], stack.lost[d, i]) == (rows, present, unseen)
-        assert stack.unplaced[i] == unplaced
+        assert (stack.unplaced[i], stack.estimated[i]) == (unplaced, estimated)
         assert len(stack.ep_slots[i]) == max(4, int(np.flatnonzero(placed).max(initial=-1)) + 1)
         assert stack.ep_slots[i].tolist() == placed[: len(stack.ep_slots[i])].tolist()

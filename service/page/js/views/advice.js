@@ -84,7 +84,7 @@ function summary(advice) {
 const isChoice = (item, verdict) => item.strategy === verdict.strategy && item.redundant === verdict.redundant;
 
 function optionTable() {
-  const heads = ["placement", "fitted", "later", "saves: predicted", "held out", "worst layer", "copies to move", ""];
+  const heads = ["placement", "fitted", "later", "saves: predicted", "held out", "worst layer", "copies to move", "copies in vain", ""];
   const { element, rows } = plainTable("Placements and the balance to expect of each", heads);
   return {
     element,
@@ -98,6 +98,7 @@ function optionTable() {
         item.strategy === "present" ? "" : percent(item.saving_held_out, 1),
         item.held_out.worst === null ? "–" : `${item.held_out.worst.toFixed(3)} (layer ${item.held_out.worst_layer})`,
         item.copies_to_move === null ? "" : count(item.copies_to_move),
+        item.copies_in_vain === null ? "" : count(item.copies_in_vain),
         isChoice(item, advice.verdict) ? tag("good", "recommended", "saves most for least") : "",
       ]));
     },
@@ -105,7 +106,7 @@ function optionTable() {
 }
 
 function rearrangementTable() {
-  const { element: table, rows } = plainTable("Rearrangements", ["at", "version", "copies moved", "before", "predicted", "after", "otherwise", "saves: predicted", "achieved"]);
+  const { element: table, rows } = plainTable("Rearrangements", ["at", "version", "copies moved", "before", "predicted", "after", "otherwise", "saves: predicted", "achieved", "steps wait: before", "after it"]);
   const none = h("p", { class: "nodata", text: "None since the service started: EPLB is off, or has not had its turn yet." });
   const part = scroll("Rearrangements", table);
   return {
@@ -122,6 +123,7 @@ function rearrangementTable() {
           percent(item.saving_predicted, 1),
           percent(item.saving_achieved, 1),
         ]),
+        ...[item.cost_before, item.cost_after].map((cost) => cost === null ? "–" : percent(cost, 1)),
       ]));
     },
   };

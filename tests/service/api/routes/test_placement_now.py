@@ -42,7 +42,9 @@ def test_each_expert_has_its_copies_with_rank_and_number(service: Service) -> No
                 [{"ep_rank": rank, "physical": at} for rank, at in held]
                 for held in ([(0, 0), (1, 4), (0, 5)], [(0, 1)], [(1, 2)], [(1, 3)])
             ],
+            "doubles": [{"ep_rank": 0, "expert": 0, "copies": 2}],
             "table": None,
+            "partial": None,
             "reason": None,
         }
     assert [layer["layer"] for layer in service.get("/v1/placement", layer=4)["layers"]] == [4]
@@ -58,8 +60,8 @@ def test_layers_placed_alike_share_a_table_in_the_compact_form(service: Service)
     assert [layer["table"] for layer in answer["layers"]] == [0, 1, 0]
     assert [layer["copies"] for layer in answer["layers"]] == [None] * 3
     assert answer["tables"] == [
-        {"physical_to_logical": [3, 2, 1, 0], "physical_to_ep_rank": [0, 0, 1, 1]},
-        {"physical_to_logical": [0, 1, 2, 3], "physical_to_ep_rank": [0, 0, 1, 1]},
+        {"physical_to_logical": [3, 2, 1, 0], "physical_to_ep_rank": [0, 0, 1, 1], "doubles": []},
+        {"physical_to_logical": [0, 1, 2, 3], "physical_to_ep_rank": [0, 0, 1, 1], "doubles": []},
     ]
 
 
@@ -72,6 +74,7 @@ def test_a_rearrangement_is_not_everywhere_until_all_workers_told_it(service: Se
     _push(service, 0, seq=2, placement=moved)
     [layer, _] = service.get("/v1/placement")["layers"]
     assert (layer["version"], layer["since"], layer["everywhere_since"]) == (2, AT + 10, None)
+    assert layer["partial"] == "partial: 1 of 2 workers tells version 1"
     service.clock.now = AT + 12
     _push(service, 1, seq=2, placement=moved)
     [layer, _] = service.get("/v1/placement")["layers"]
@@ -93,7 +96,16 @@ def test_a_placement_that_is_not_known_has_a_reason(
     assert service.push(made).status_code == 200
     [layer] = service.get("/v1/placement")["layers"]
     assert words in layer.pop("reason")
-    unknown = ("physical_experts", "version", "since", "everywhere_since", "copies", "table")
+    unknown = (
+        "physical_experts",
+        "version",
+        "since",
+        "everywhere_since",
+        "copies",
+        "table",
+        "doubles",
+        "partial",
+    )
     assert layer == {"layer": 3, "num_experts": 2} | dict.fromkeys(unknown)
 
 
@@ -124,3 +136,44 @@ def test_a_start_with_fewer_ranks_is_not_shown_where_the_former_one_was(service:
     assert answer["ep_size"] == 4
     [layer] = answer["layers"]
     assert (layer["version"], [copies[0]["ep_rank"] for copies in layer["copies"]]) == (0, [0, 1, 2, 3])
+
+
+def test_each_double_is_named_once_in_the_compact_form(service: Service) -> None:
+    _push(service, 0, placement=placement([0, 1, 2, 2, 2, 3, 1, 1], [0, 0, 0, 0, 0, 1, 1, 1], layers=2))
+    expected = [{"ep_rank": 0, "expert": 2, "copies": 3}, {"ep_rank": 1, "expert": 1, "copies": 2}]
+    assert [layer["doubles"] for layer in service.get("/v1/placement")["layers"]] == [expected] * 2
+    answer = service.get("/v1/placement", form="tables")
+    assert [layer["doubles"] for layer in answer["layers"]] == [None] * 2
+    assert [table["doubles"] for table in answer["tables"]] == [expected]
+
+
+def test_a_worker_that_tells_no_placement_keeps_it_from_being_everywhere(service: Service) -> None:
+    for dp_rank in (0, 1):
+        told = {"placement": halves(4, 2)} if dp_rank == 0 else {"unavailable": {"placement": "no map"}}
+        _push(service, dp_rank, **told)
+    [layer, _] = service.get("/v1/placement")["layers"]
+    assert (layer["everywhere_since"], layer["partial"]) == (
+        None,
+        "partial: 1 of 2 workers tells no placement",
+    )
+
+
+def test_layers_and_workers_of_which_nothing_is_told_are_said(service: Service) -> None:
+    who = producer(ep_size=2, dp_size=2, pp_size=2)
+    made = frame(
+        {3: [10] * 4},
+        who=who,
+        placement=halves(4, 1),
+        uncovered=[wire.UncoveredLayer(4, "monolithic kernel")],
+        absent=[wire.UncoveredLayer(5, "not found")],
+        absent_unnamed="others are not found",
+    )
+    assert service.push(made).status_code == 200
+    answer = service.get("/v1/placement")
+    assert [layer["layer"] for layer in answer["layers"]] == [3]
+    assert answer["uncovered"] == [{"layer": 4, "reason": "monolithic kernel"}]
+    assert [item["layer"] for item in answer["absent"]] == [5, None]
+    assert "DP ranks [1] never reported" in answer["partial"]
+    assert "pipeline stages [1]" in answer["partial"]
+    asked = service.get("/v1/placement", layer=4)
+    assert (asked["layers"], [item["layer"] for item in asked["uncovered"]]) == ([], [4])

@@ -4,20 +4,48 @@ from __future__ import annotations
 
 import io
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import NO_EXPERT
-from moescope.service.api.schemas.trace_formats import as_npz, as_parquet, as_raw
-from moescope.service.store.records import WorkerTrace
-from moescope.service.traces.routing import Routing, put_together
+from moescope.service.api.schemas.trace_formats import (
+    TraceFormat,
+    as_json,
+    as_npz,
+    as_parquet,
+    as_raw,
+    memory_of,
+)
+from moescope.service.api.schemas.traces import TraceOut
+from moescope.service.store.limits import Retention
+from moescope.service.store.records import ArrivedPart, TraceQuery
+from moescope.service.store.sqlite.store import SqliteStore
+from moescope.service.store.worker_trace import WorkerTrace
+from moescope.service.traces.routing import Extent, Routing, Rows, put_together
+from tests.service.trace_parts import part
 
 LAYERS = (MoeLayer(1, 300, 2), MoeLayer(4, 16, 3))
 POSITIONS = 20_000  # three chunks
+REQUEST = TraceOut(
+    request_id="r",
+    names=["r"],
+    server="s",
+    model="m",
+    dp_rank=0,
+    outcome="ended",
+    tokens=1,
+    prompt_tokens=1,
+    cached_tokens=0,
+    preemptions=0,
+    started_at=0.0,
+    ended_at=0.0,
+    stored_at=0.0,
+)
 
 
 def worker(positions: np.ndarray, layers: tuple[MoeLayer, ...], seed: int) -> WorkerTrace:
@@ -26,7 +54,19 @@ def worker(positions: np.ndarray, layers: tuple[MoeLayer, ...], seed: int) -> Wo
         rng.integers(0, layer.num_experts, (len(positions), layer.top_k), np.uint16) for layer in layers
     ]
     experts[0][rng.random(experts[0].shape) < 0.1] = NO_EXPERT
-    return WorkerTrace(layers, positions.astype(np.int64), tuple(experts))
+    return trace_of(layers, positions, experts)
+
+
+def trace_of(
+    layers: tuple[MoeLayer, ...], positions: np.ndarray, experts: Sequence[np.ndarray]
+) -> WorkerTrace:
+    """A trace that is read from memory."""
+    runs = np.stack([positions, np.ones_like(positions)], axis=1).astype(np.int64)
+
+    def read(start: int, end: int) -> tuple[np.ndarray, ...]:
+        return tuple(ids[start:end].copy() for ids in experts)
+
+    return WorkerTrace(layers, experts[0].itemsize, len(positions), (3, 3), lambda: runs, read)
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +98,22 @@ def expected(workers: list[WorkerTrace], first: int, end: int) -> tuple[np.ndarr
     return experts, times.max(axis=0)
 
 
+def whole(routing: Routing, positions: int = POSITIONS) -> Rows:
+    """All of it at once."""
+    chunks = list(routing.chunks(positions))
+    return Rows(
+        np.concatenate([rows.experts for rows in chunks]), np.concatenate([rows.times for rows in chunks])
+    )
+
+
 @pytest.mark.parametrize(("first", "end"), [(0, POSITIONS), (8190, 8200), (17, 17)])
 def test_chunks_are_the_whole(workers: list[WorkerTrace], first: int, end: int) -> None:
     routing = put_together(workers, first, end)
     experts, times = expected(workers, first, end)
     assert routing.shape == experts.shape
-    np.testing.assert_array_equal(np.concatenate(list(routing.chunks(999))), experts)
-    np.testing.assert_array_equal(routing.times_computed, times)
+    np.testing.assert_array_equal(whole(routing, 999).experts, experts)
+    np.testing.assert_array_equal(whole(routing, 999).times, times)
+    np.testing.assert_array_equal(np.concatenate(list(routing.times(77))), times)
 
 
 def read_raw(content: bytes, routing: Routing) -> np.ndarray:
@@ -77,18 +126,19 @@ def read_npz(content: bytes, routing: Routing) -> np.ndarray:
     assert loaded["layers"].tolist() == [1, 4]
     assert loaded["num_experts"].tolist() == [300, 16]
     assert loaded["top_k"].tolist() == [2, 3]
-    np.testing.assert_array_equal(loaded["times_computed"], routing.times_computed)
+    np.testing.assert_array_equal(loaded["times_computed"], whole(routing).times)
     return np.asarray(loaded["routed_experts"])
 
 
 def read_parquet(content: bytes, routing: Routing) -> np.ndarray:
     table = pq.read_table(io.BytesIO(content))
     assert table["position"].to_pylist() == list(range(3, POSITIONS))
-    assert table["times_computed"].to_pylist() == routing.times_computed.tolist()
+    times = whole(routing).times
+    assert table["times_computed"].to_pylist() == times.tolist()
     found = np.full(routing.shape, -1, np.int16)
     for place, layer in enumerate(routing.layers):
         for row, ids in enumerate(table[f"layer_{layer.layer}"].to_pylist()):
-            assert (ids is None) == (routing.times_computed[row] == 0)
+            assert (ids is None) == (times[row] == 0)
             if ids is not None:
                 found[row, place, : layer.top_k] = ids
     return found
@@ -107,7 +157,7 @@ def test_a_large_trace_goes_out_in_pieces(
     assert len(pieces) >= 3
     assert max(map(len, pieces)) < 0.6 * sum(map(len, pieces))
     found = read(b"".join(pieces), routing)
-    np.testing.assert_array_equal(found, np.concatenate(list(routing.chunks(POSITIONS))))
+    np.testing.assert_array_equal(found, whole(routing).experts)
 
 
 @pytest.mark.parametrize("write", [as_raw, as_npz, as_parquet])
@@ -121,15 +171,43 @@ def test_no_position_at_all(workers: list[WorkerTrace], write: Callable[[Routing
         assert content == b""
 
 
-@pytest.mark.parametrize("write", [as_raw, as_npz])
-def test_memory_is_a_chunk_s_not_the_answer_s(write: Callable[[Routing], Iterator[bytes]]) -> None:
-    wide = tuple(MoeLayer(number, 256, 8) for number in range(12))
-    routing = put_together([worker(np.arange(60_000), wide, 1)])
+WRITERS: dict[TraceFormat, Callable[[Routing], Iterator[bytes]]] = {
+    TraceFormat.RAW: as_raw,
+    TraceFormat.NPZ: as_npz,
+    TraceFormat.PARQUET: as_parquet,
+    TraceFormat.JSON: lambda routing: as_json(REQUEST, routing),
+}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[WorkerTrace]]:
+    """12,000 tokens of 24 layers, top-8, in the embedded store."""
+    wide = [MoeLayer(number, 256, 8) for number in range(24)]
+    experts = [np.random.default_rng(n).integers(0, 256, (12_000, 8), np.uint8) for n in range(24)]
+    store = SqliteStore(tmp_path_factory.mktemp("store"), Retention())
+    store.save([ArrivedPart(part(1, experts=experts, layers=wide, tokens=12_000), 1.0)])
+    [found] = store.traced_requests(TraceQuery())
+    yield store.traces(found.number, None)
+    store.close()
+
+
+@pytest.mark.parametrize("kind", TraceFormat)
+def test_an_answer_takes_no_more_memory_than_was_said_before(
+    stored: list[WorkerTrace], kind: TraceFormat
+) -> None:
+    said = memory_of(kind, Extent.of(stored), 12_000)
+    assert said <= {TraceFormat.PARQUET: 40 << 20}.get(kind, 16 << 20)
+    if kind is not TraceFormat.PARQUET:  # its footer grows with the rows
+        assert said == memory_of(kind, Extent.of(stored), 1 << 22)
+    first, *_ = WRITERS[kind](put_together(stored, 0, 10))  # imports, and what is made once
+    assert first
+    before, out = pa.total_allocated_bytes(), 0
     tracemalloc.start()
     try:
-        nbytes = sum(map(len, write(routing)))
+        for block in WRITERS[kind](put_together(stored)):
+            out += len(block)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert nbytes >= 60_000 * 12 * 8 * 2
-    assert peak < nbytes / 2
+    assert peak + pa.total_allocated_bytes() - before <= said
+    assert out > 2 << 20

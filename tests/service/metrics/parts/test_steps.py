@@ -6,7 +6,12 @@ from collections.abc import Iterable
 
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.parts.ranks import Found, groups
-from moescope.service.metrics.parts.steps import phase_counters, straggler_gauge, straggler_samples
+from moescope.service.metrics.parts.steps import (
+    draft_counters,
+    phase_counters,
+    straggler_gauge,
+    straggler_samples,
+)
 from moescope.service.metrics.samples import Sample
 from moescope.service.settings import Settings
 from tests.service.frames import frame, producer
@@ -46,6 +51,24 @@ def test_a_producer_that_tells_no_phases_has_unknown_ones_only() -> None:
         ("phase_tokens_total", "0", "unknown"): 10,
         ("phase_steps_total", "0", "unknown"): 5,
     }
+
+
+def test_drafts_by_outcome_are_those_of_the_worker_that_tells_most() -> None:
+    """All workers of a DP rank verify the same drafts, and one may not have told them yet."""
+    workers = [
+        frame({0: [6, 4]}, who=producer(tp_rank=rank, tp_size=2), accepted_drafts=a, rejected_drafts=r)
+        for rank, a, r in ((0, 2, 1), (1, 2, 3))
+    ]
+    [group] = groups(state_of(*workers))
+    assert values(draft_counters(group)) == {
+        ("draft_tokens_total", "0", "accepted"): 2,
+        ("draft_tokens_total", "0", "rejected"): 3,
+    }
+
+
+def test_without_drafts_there_is_no_series_of_them() -> None:
+    [group] = groups(state_of(frame({0: [6, 4]})))
+    assert values(draft_counters(group)) == {}
 
 
 def test_sums_over_joined_steps() -> None:

@@ -142,6 +142,7 @@ def test_advice_is_quoted_and_escaped(options: int) -> None:
         "saving_fitted": 0.3,
         "saving_held_out": None,
         "copies_to_move": 7,
+        "copies_in_vain": 3,
     }
     verdict = {"words": "Worth it.", "evidence": ["a < b"]}
     assert advice.section(facts()) is None

@@ -56,12 +56,12 @@ def check(folder: Path) -> tuple[int, int]:
         traces = 0
         for found in store.traced_requests(TraceQuery(limit=1000)):
             try:
-                workers = store.traces(found.number, None)
+                workers = [(trace.runs, trace.experts) for trace in store.traces(found.number, None)]
             except StoreError as error:
                 assert "damaged" in str(error)  # noqa: PT017 the message is what matters
                 continue
-            for trace in workers:
-                for ids, expected in zip(trace.experts, experts_of(found.number, 40), strict=True):
+            for _, experts in workers:
+                for ids, expected in zip(experts, experts_of(found.number, 40), strict=True):
                     np.testing.assert_array_equal(ids, expected)
             traces += bool(workers)
         # and it goes on

@@ -1,0 +1,83 @@
+"""What one worker traced of a request, read from the store when it is wanted and only as far as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from moescope.capture.wire import Int64Array, MoeLayer
+from moescope.capture.wire.traces import ExpertArray
+
+_RUN_BYTES: Final = 3
+"""The least that a run takes in the store."""
+_OBJECT_BYTES: Final = 128
+"""The most that a run takes while its part is decoded: an object with two integers."""
+
+
+class WorkerTrace:
+    """T tokens of one worker, in the order of computing.
+
+    Nothing of it is read before it is asked for, so one of any length costs nothing until then. What is read
+    is there, or :class:`moescope.service.store.records.StoreError` says why not: the trace is damaged, or was
+    removed meanwhile.
+
+    Args:
+        layers: the layers wanted.
+        id_bytes: bytes of an expert's id in the store.
+        tokens: T.
+        stored_runs: bytes of the runs of all parts in the store, and of the part that has most.
+        read_runs: see :attr:`runs`.
+        read: see :meth:`read`.
+    """
+
+    def __init__(
+        self,
+        layers: tuple[MoeLayer, ...],
+        id_bytes: int,
+        tokens: int,
+        stored_runs: tuple[int, int],
+        read_runs: Callable[[], Int64Array],
+        read: Callable[[int, int], tuple[ExpertArray, ...]],
+    ) -> None:
+        self.layers = layers
+        self.tokens = tokens
+        self.token_bytes = id_bytes * sum(layer.top_k for layer in layers)
+        """Bytes of a token's ids."""
+        self._stored_runs = stored_runs
+        self._read_runs = read_runs
+        self._read = read
+
+    @property
+    def runs_bytes(self) -> int:
+        """The most memory that reading :attr:`runs` takes, known before: they and one part's as objects."""
+        runs, most = (-(-nbytes // _RUN_BYTES) for nbytes in self._stored_runs)
+        return 6 * 8 * runs + _OBJECT_BYTES * most
+
+    @cached_property
+    def runs(self) -> Int64Array:
+        """int64 [R, 2]: positions computed one after the other, the first one and how many; in order."""
+        return self._read_runs()
+
+    def read(self, start: int, end: int) -> tuple[ExpertArray, ...]:
+        """Tokens ``start`` to before ``end``: for each layer logical experts, uint8 or uint16 [n, top_k].
+
+        Ids of two bytes may have ``NO_EXPERT``. It takes three times the bytes of these tokens and of one
+        segment of the store, whose bound is :data:`moescope.service.store.limits.SEGMENT_BYTES`.
+        """
+        return self._read(start, end)
+
+    @property
+    def positions(self) -> Int64Array:
+        """int64 [T]; a position that was computed again is there again. For short traces: all at once."""
+        firsts, counts = self.runs.T
+        # Each token's place in its run is its place in all, less those of the runs before.
+        within = np.arange(self.tokens) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(firsts, counts) + within
+
+    @property
+    def experts(self) -> tuple[ExpertArray, ...]:
+        """For each layer logical experts, uint8 or uint16 [T, top_k]. For short traces: all at once."""
+        return self.read(0, self.tokens)
