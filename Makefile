@@ -39,10 +39,10 @@ demo: env  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--h
 	@$(if $(filter --simulate --help -h,$(ARGS)),,$(call install,vllm))
 	@$(BIN)/python -m devkit.demo $(ARGS)
 
-# What keeps one core busy runs two at a time, what takes longest first; the end-to-end tests' servers use every
-# core, so they come alone.
+# Three parts at a time, those that take longest first: on two cores, as each waits for something now and then. The
+# end-to-end tests' servers use every core, so they come alone.
 test: env packages  ## everything that must pass before a commit
-	+@$(MAKE) --no-print-directory -j2 --output-sync=target lint tests-service tests-rest tests-store types kernels
+	+@$(MAKE) --no-print-directory -j3 --output-sync=target lint tests-service tests-rest tests-store types kernels
 	+@$(MAKE) --no-print-directory tests-e2e
 
 packages: env  ## Debian packages that the tests drive or need

@@ -21,12 +21,14 @@ import torch
 import triton
 
 from moescope.capture.counting.launch import BLOCK, launch_layer, launch_step, num_blocks
-from moescope.capture.counting.load_ring import LoadRing
+from moescope.capture.counting.load_ring import LoadRing, ring_by_maps
 from moescope.capture.counting.pointer_tables import PointerTables, table_entry
 from moescope.capture.counting.reference import CountBuffers, count_rows
+from moescope.capture.seam.replica_rule import ReplicaRule
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.step.word import Phase, pack_step
 from moescope.capture.wire import MoeLayer
+from tests.expert_maps import RandomMaps
 
 TOKENS = (1, 8, 64, 256, 1024, 4096, 16384)
 LAUNCHES = 48
@@ -34,11 +36,15 @@ REPLAYS = 40
 L2_BYTES = 60 << 20
 CUDA = torch.device("cuda", 0)
 EP_SIZE = 8
+REDUNDANT = 32
+"""Physical experts of a layer beyond its logical ones, under EPLB with redundant experts."""
 COLUMNS = (
     "empty_launch_us",
     "bytes_us",
     "per_step_us",
     "without_loads_us",
+    "by_maps_us",
+    "replicas_us",
     "mixed_us",
     "per_layer_us",
     "torch_us",
@@ -61,7 +67,8 @@ class Case:
         ep_ranks = np.tile(np.arange(experts, dtype=np.int32) * EP_SIZE // experts, (num_layers, 1))
         self.buffers = CountBuffers(self.layers, CUDA, tokens, LoadRing(ep_ranks, EP_SIZE, 0, CUDA))
         self.plain = CountBuffers(self.layers, CUDA, tokens)
-        for buffers in (self.buffers, self.plain):
+        self.by_maps, self.replicas = (self._of_maps(redundant) for redundant in (0, REDUNDANT))
+        for buffers in (self.buffers, self.plain, self.by_maps, self.replicas):
             buffers.phases[::3] = Phase.DECODE
             buffers.step_word.fill_(pack_step(tokens, Phase.DECODE))
         self.span = RowSpan(Layout.SINGLE_DP, 0, tokens, 0)
@@ -75,6 +82,14 @@ class Case:
             for one in self.passes
         ]
         self.tables.upload()
+
+    def _of_maps(self, redundant: int) -> CountBuffers:
+        """Buffers whose loads follow vLLM's own maps, of a placement at random."""
+        experts = self.layers[0].num_experts
+        rule = ReplicaRule.ROW_HASH if redundant else ReplicaRule.ONE_COPY
+        maps = RandomMaps([experts] * len(self.layers), experts + redundant, EP_SIZE, CUDA)
+        ring = ring_by_maps(maps.device_maps(CUDA, rule), EP_SIZE, CUDA)
+        return CountBuffers(self.layers, CUDA, self.tokens, ring)
 
     def _ids(self, experts: int, top_k: int, skewed: bool, seed: int) -> list[torch.Tensor]:
         generator = torch.Generator(CUDA).manual_seed(seed)
@@ -96,6 +111,14 @@ class Case:
     def without_loads(self, index: int) -> None:
         """One launch for all layers, as with one EP rank."""
         self.per_step(index, self.plain)
+
+    def following_maps(self, index: int) -> None:
+        """One launch for all layers, under EPLB without redundant experts."""
+        self.per_step(index, self.by_maps)
+
+    def following_replicas(self, index: int) -> None:
+        """One launch for all layers, under EPLB with redundant experts."""
+        self.per_step(index, self.replicas)
 
     def per_layer(self, index: int) -> None:
         """One launch a layer."""
@@ -185,6 +208,8 @@ def measure(shape: tuple[int, int, int], tokens: int, skewed: bool, speed: float
         "bytes_us": case.bytes / speed,
         "per_step_us": microseconds(case.per_step, LAUNCHES),
         "without_loads_us": microseconds(case.without_loads, LAUNCHES),
+        "by_maps_us": microseconds(case.following_maps, LAUNCHES),
+        "replicas_us": microseconds(case.following_replicas, LAUNCHES),
         "mixed_us": mixed(case),
         "per_layer_us": microseconds(case.per_layer, few),
         "torch_us": microseconds(case.torch_operations, few),
@@ -200,8 +225,8 @@ def main() -> None:
     rows = []
     print(f"{torch.cuda.get_device_name(0)}, copies at {speed / 1e6:.2f} TB/s, blocks of {BLOCK} slots")
     print(
-        "layers,experts,top-k  routing  tokens    empty    bytes  per step  no loads    mixed  per layer"
-        "    torch   us a step"
+        "layers,experts,top-k  routing  tokens    empty    bytes  per step  no loads  by maps   "
+        "copies    mixed  per layer    torch   us a step"
     )
     for shape in ((48, 128, 8), (61, 384, 8)):
         for skewed in (False, True):

@@ -4,6 +4,9 @@ import os
 import shutil
 import signal
 import tempfile
+from pathlib import Path
+
+import certifi
 
 # A shell that starts tests in the background ignores SIGINT for them and for all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -11,6 +14,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A service that is told no store keeps one in the user's data folder: no test may write there.
 _DATA = tempfile.TemporaryDirectory(prefix="moescope-test-data-")
 os.environ["XDG_DATA_HOME"] = _DATA.name
+
+# A client of httpx reads the certificates of all public authorities, which takes longer than ten requests.
+# Here it reads one: no test asks an address that a public authority vouches for.
+_END = "-----END CERTIFICATE-----\n"
+_AUTHORITY = Path(_DATA.name) / "authority.pem"
+_AUTHORITY.write_text(Path(certifi.where()).read_text().partition(_END)[0] + _END)
+os.environ["SSL_CERT_FILE"] = str(_AUTHORITY)
 
 # Torch's threads of one operation wait for each other by spinning, on cores that others need: two parts of
 # `make test` run at a time, and servers beside them. It is read when torch is imported, which is later.

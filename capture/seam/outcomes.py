@@ -49,7 +49,7 @@ class RequestEnd(NamedTuple):
     max_length: int | None = None
     stop_tokens: frozenset[int] = frozenset()
 
-    def index(self, sampled: Sequence[int], length: int) -> int | None:
+    def last_of(self, sampled: Sequence[int], length: int) -> int | None:
         """Which of the sampled tokens is the last of a request that had `length` tokens before, if any is."""
         for index, token in enumerate(sampled):
             at_most = self.max_length is not None and length + index + 1 >= self.max_length
@@ -105,7 +105,7 @@ class StepOutcome:
     def settled(self) -> bool:
         """Whether the tokens are on the host, or lost; does not wait."""
         source = self._source
-        return self.lost or (source is not None and (source.event is None or bool(source.event.query())))
+        return self.lost or (source is not None and (source.event is None or _has_happened(source.event)))
 
     def tell(self, output: Any) -> None:
         """The step has been sampled.
@@ -133,6 +133,10 @@ class _Source(NamedTuple):
 
     event: torch.cuda.Event | None
     read: Callable[[], Sampled]
+
+
+def _has_happened(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]
 
 
 def draft_counts(scheduler_output: Any) -> dict[str, int]:

@@ -104,7 +104,7 @@ class DraftTally:
             self._rejected += 1 + drafts
         elif sampled:
             accepted = min(len(sampled) - 1, drafts)
-            last = live.end.index(sampled, live.length)
+            last = live.end.last_of(sampled, live.length)
             if last is not None:
                 live.complete, accepted = True, min(accepted, last)
             live.length += len(sampled)

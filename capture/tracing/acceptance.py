@@ -45,7 +45,7 @@ def kept_rows(trace: Trace, first: int, count: int, drafts: int, sampled: Sequen
         return Kept(count, 0)
     accepted = min(len(sampled) - 1, drafts)
     rows = count - drafts + accepted
-    last = trace.end.index(sampled, first + rows + 1 - len(sampled))
+    last = trace.end.last_of(sampled, first + rows + 1 - len(sampled))
     if last is not None:
         rows = count - drafts + min(accepted, last)
     return Kept(rows, count - rows, complete=last is not None)

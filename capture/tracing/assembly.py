@@ -35,13 +35,13 @@ class Owner(NamedTuple):
     Attributes:
         trace: whose rows they are.
         first: the position of its first row in the request, as the scheduler has it.
-        count: its number of rows.
+        rows: its number of rows.
         drafts: how many of them, the last ones, are of draft tokens.
     """
 
     trace: Trace
     first: int
-    count: int
+    rows: int
     drafts: int = 0
 
 
@@ -163,7 +163,7 @@ class TraceAssembly:
         missing = rows == self._staging.unwritten
         at = 0
         for owner in arrival.owners:
-            trace, first, kept = owner.trace, owner.first, owner.count
+            trace, first, kept = owner.trace, owner.first, owner.rows
             if not trace.dropped:
                 if positions is not None:
                     first = int(positions[at])
@@ -172,7 +172,7 @@ class TraceAssembly:
                 part = slice(at, at + kept)
                 if kept and not trace.dropped:
                     self._add(trace, first, rows[part], missing[part], arrival.step)
-            at += owner.count
+            at += owner.rows
         arrival.staged.done = True
 
     def _keep(self, owner: Owner, first: int, sampled: Sequence[int] | None) -> int:
@@ -181,7 +181,7 @@ class TraceAssembly:
         if trace.unsure_from is not None and first > trace.unsure_from:
             self._break(trace, "outcome_unknown")
             return 0
-        kept = kept_rows(trace, first, owner.count, owner.drafts, sampled)
+        kept = kept_rows(trace, first, owner.rows, owner.drafts, sampled)
         trace.rejected += kept.rejected
         trace.complete = kept.complete or trace.complete
         trace.unsure_from = first + kept.rows if sampled is None and owner.drafts else None

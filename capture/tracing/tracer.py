@@ -112,7 +112,7 @@ class Tracer:
         """
         owners, self._owners = self._owners, []
         if owners:
-            staged = self._staging.collect(sum(owner.count for owner in owners))
+            staged = self._staging.collect(sum(owner.rows for owner in owners))
             self._assembly.events.append(Arrival(staged, self._number, owners, outcome))
         step, self._step = self._step, None
         if step is not None:

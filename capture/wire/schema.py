@@ -218,9 +218,10 @@ class Frame(Struct, kw_only=True):
             wire minor 5 or below.
         decode_ep_slots: the slots of decode tokens among ``ep_slots``, laid out alike; empty if those are, or
             if ``decode_counts`` is.
-        accepted_drafts, rejected_drafts: draft tokens of speculative decoding among ``tokens``, by what
-            became of them, as far as that is known when the frame is made. 0 in frames of wire minor 5 or
-            below.
+        accepted_drafts, rejected_drafts: draft tokens of speculative decoding, by what became of them: in an
+            answer, or computed in vain, which what was computed behind a request's end is too. They are as
+            of when the frame is made, and may be of later steps than ``tokens``. 0 in frames of wire minor 5
+            or below.
         weights_version: how often the model's weights were changed since the epoch began. 0 in frames of wire
             minor 5 or below.
         weights_label: the name of the weights in use, where vLLM was told one; else empty.

@@ -68,8 +68,8 @@ class TracePart(Struct, kw_only=True):
         experts: for each of ``layers`` raw little-endian ids [T, top_k] of that layer, logical experts.
         weights_version: of the worker's frames, when the part's first token was computed. 0 in parts of wire
             minor 1 or below.
-        rejected_drafts: how many computed draft tokens were rejected and are in no ``runs``. 0 in parts of
-            wire minor 1 or below.
+        rejected_drafts: how many rows of the whole trace are in no ``runs``: of draft tokens that were
+            rejected, and of what was computed behind the request's end. 0 in parts of wire minor 1 or below.
     """
 
     wire: tuple[int, int]

@@ -1,4 +1,4 @@
-"""200 parallel questions and downloads of any mix over 256 ranks: what they take, and whether it comes back."""
+"""200 parallel questions and downloads of any mix over 256 ranks: what they take, and if it comes back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PATIENCE_S: Final = 600.0
 def memory(options: Options) -> Outcome:
     """Mixes of 200 clients at once: all read, none reads, each leaves after a second."""
     store = options.folder / "store"
-    rng = random.Random(7)
+    rng = random.Random(7)  # noqa: S311 it need not be hard to guess
     with serving(options.folder, "--metrics-level", "layer_expert", store=store) as service:
         questions.settle(service, options.folder, 10 if options.quick else 30)
         for path in questions.questions_about():

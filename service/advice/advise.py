@@ -120,12 +120,14 @@ def ask(evidence: Evidence, wish: PlacementWish, ranks: int, hosts: int) -> Ques
     Raises:
         UnanswerableError: see :func:`advise`.
     """
-    experts = evidence.experts or 1
+    experts = evidence.experts
     nodes = wish.nodes if wish.nodes is not None else (hosts if hosts and ranks % hosts == 0 else 1)
     if ranks % nodes:
         raise UnanswerableError(
             "bad-nodes", f"{ranks} ranks can't be shared out evenly over {nodes} nodes: give other nodes."
         )
+    if not experts:  # no layer is counted, so there is nothing for the other numbers to fit
+        return Question(ranks=ranks, nodes=nodes, groups=wish.groups, redundant=wish.redundant)
     if experts % wish.groups:
         raise UnanswerableError(
             "bad-groups",

@@ -59,7 +59,7 @@ def _place_node(weights: FloatArray, room: int, ranks: int) -> Int64Array:
     """Fill the ranks of a node, int64 [X, ranks * room]; ``weights`` is [X, E]."""
     rows, experts = weights.shape
     sets, rest = divmod(room, experts)
-    whole = np.tile(np.arange(experts), (rows, ranks, sets))
+    whole: Int64Array = np.tile(np.arange(experts, dtype=np.int64), (rows, ranks, sets))
     if not rest:
         return whole.reshape(rows, ranks * room)
     copies = copies_of(weights, ranks, sets, rest)
@@ -67,7 +67,7 @@ def _place_node(weights: FloatArray, room: int, ranks: int) -> Int64Array:
     packed = pack_apart(per_copy, copies - sets * ranks, ranks, rest)
     even_out(packed, per_copy)
     _compare(packed, weights, sets)
-    return np.concatenate([whole, packed], axis=2).reshape(rows, ranks * room)
+    return np.asarray(np.concatenate([whole, packed], axis=2).reshape(rows, ranks * room))
 
 
 def copies_of(weights: FloatArray, ranks: int, sets: int, rest: int) -> Int64Array:

@@ -109,9 +109,12 @@ def cut(
     last = max(first, whole.end_latest)
     middle = first + fit_share * (last - first)
     inner = [middle + i * (last - middle) / pieces for i in range(pieces)]
-    series = state.series(deployment, (start, *inner, end))
-    costs = [cost_of(spans) for spans in series[1:]]
-    found = [merge_spans(spans) for spans in series]
+    series = state.walk(deployment, (start, *inner, end))
+    found = [merge_spans(next(series))]
+    costs = []
+    for spans in series:
+        costs.append(cost_of(spans))
+        found.append(merge_spans(spans))
     return Windows(
         fit=found[0],
         pieces=tuple(found[1:]),

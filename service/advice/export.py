@@ -76,10 +76,11 @@ def _why_not_ascend(whole: Whole) -> str | None:
             "it numbers the MoE layers from 0 in each pipeline stage, and this deployment has "
             f"{whole.stages}. Give pp_rank for the map of one stage."
         )
-    unplaced = dict(whole.left_out)
-    if unplaced or whole.window.absent:
-        layer, reason = next(iter((unplaced or dict(whole.window.absent)).items()))
-        name = "layers of which it isn't known which" if layer is None else f"layer {layer}"
+    unplaced = [(f"layer {layer}", reason) for layer, reason in whole.left_out.items()]
+    if None in whole.window.absent:
+        unplaced.append(("layers of which it isn't known which", whole.window.absent[None]))
+    if unplaced:
+        name, reason = unplaced[0]
         more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
         return f"it numbers the layers in order, and {name}{more} can't be placed ({reason})."
     doubles = placement.doubles()

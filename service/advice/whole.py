@@ -19,6 +19,7 @@ from moescope.service.advice.evidence import LayerReasons, Windows, gather, not_
 from moescope.service.advice.placements import PlacementArrays, distinct, eplb, linear, round_robin
 from moescope.service.live.producers import Deployment, ProducerSpan, heard_last
 from moescope.service.live.state import LiveState
+from moescope.service.windows.health import silent_stages
 from moescope.service.windows.window import ModelWindow, merge_spans
 
 ByLoad = Literal["eplb"]
@@ -36,7 +37,8 @@ class Whole:
         left_out: layer to the reason why it isn't placed.
         placement: where the copies are.
         stages: pipeline stages of the deployment.
-        silent_stages: those of which no worker has reported, so that their layers aren't known.
+        silent_stages: those that were asked for and of which no worker has reported, so that their layers
+            aren't known.
         one_stage: whether only one stage's layers were asked for.
     """
 
@@ -76,8 +78,7 @@ def whole_placement(
     """
     spans = state.spans(deployment, start, end)
     stages = heard_last(item.producer for item in spans).pp_size
-    reporting = {item.producer.latest.producer.pp_rank for item in spans}
-    silent = tuple(sorted(set(range(stages)) - reporting))
+    silent = silent_stages([item.producer for item in spans])
     if pp_rank is not None:
         spans = _of_stage(spans, pp_rank)
     window = merge_spans(spans)
@@ -92,7 +93,7 @@ def whole_placement(
         left_out=left_out,
         placement=placement,
         stages=stages,
-        silent_stages=silent,
+        silent_stages=silent if pp_rank is None else (),
         one_stage=pp_rank is not None,
     )
 

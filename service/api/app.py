@@ -133,7 +133,7 @@ def create_app(
         home_router(),
         session_router(sessions),
     ):
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # `include_router` would make each route a second time
     needs_token = tokens_needed(tokens, settings)
     app.openapi = lambda: _openapi(app, needs_token)  # type: ignore[method-assign]  # FastAPI's documented way
     return app

@@ -71,7 +71,7 @@ def _missing(answer: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _numbers(found: dict[str, list[int]], ep_size: int) -> list[str]:
+def _numbers(found: dict[str, Any], ep_size: int) -> list[str]:
     """How many copies there are, how many a rank has, of how many experts there are several, and doubles.
 
     A copy is in vain on a rank that has another one of the same expert.

@@ -70,6 +70,8 @@ def _later(before: Snapshot, after: Snapshot) -> Snapshot:
 def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:
     """What memory has, with the archive's totals at each boundary where those are nearer to its instant.
 
+    Totals that are nearest to several instants are held once.
+
     Raises:
         StoreError: the archive can't be read.
     """
@@ -85,6 +87,6 @@ def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:
             if oldest is not None and oldest.at < result[i].at:
                 result[i] = Snapshot(oldest.at, oldest.totals)
         elif not candidate.at <= result[i].at <= instant:
-            result[i] = Snapshot(candidate.at, candidate.totals)
-
+            same = i > 0 and result[i - 1].at == candidate.at
+            result[i] = result[i - 1] if same else Snapshot(candidate.at, candidate.totals)
     return replace(memory, found=tuple(result))

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.counts.account import Verdict
 from moescope.service.live.ledger import Ledger
-from moescope.service.live.past import Archive, Remembered, improve
+from moescope.service.live.past import Archive, Remembered
 from moescope.service.live.placements import DatedPlacement
 from moescope.service.live.producers import (
     Deployment,
@@ -24,9 +24,9 @@ from moescope.service.live.producers import (
     with_gone,
 )
 from moescope.service.live.step_stage import Status
+from moescope.service.live.walk import OneByOne, all_of, ends_of, walk
 from moescope.service.settings import Settings
 from moescope.service.store.records import Posting, Record
-from moescope.service.wanted import check_wanted
 
 
 class LiveState:
@@ -209,11 +209,16 @@ class LiveState:
         Raises:
             StoreError: the archive can't be read.
         """
-        result: list[list[ProducerSpan]] = [[] for _ in instants[1:]]
-        for producer, memory in self.boundaries(deployment, instants):
-            for interval, span in zip(result, memory.spans(), strict=True):
-                interval.append(ProducerSpan(producer, span))
-        return result
+        return list(self.walk(deployment, instants))
+
+    def walk(self, deployment: Deployment, instants: Sequence[float | None]) -> Iterator[list[ProducerSpan]]:
+        """As :meth:`series`, one interval after the other, of which few are in memory; see :func:`walk`.
+
+        Raises:
+            StoreError: the archive can't be read.
+        """
+        found = self.look(deployment, instants)
+        return walk(self._archive, found) if found else iter([[] for _ in instants[1:]])
 
     def boundaries(
         self, deployment: Deployment, instants: Sequence[float | None]
@@ -229,20 +234,46 @@ class LiveState:
             StoreError: the archive can't be read.
             UnwantedError: nobody waits for it any more.
         """
+        found = self.look(deployment, instants)
+        return list(all_of(self._archive, found))
+
+    def whole_and_parts(
+        self, deployment: Deployment, instants: Sequence[float | None]
+    ) -> tuple[list[ProducerSpan], Iterator[list[ProducerSpan]]]:
+        """What was counted from the first to the last of the instants, and :meth:`walk` between them.
+
+        Both are of one look, so the parts add up to the whole.
+
+        Raises:
+            StoreError: the archive can't be read.
+        """
+        found = self.look(deployment, instants)
+        ends = ends_of(self._archive, found)
+        whole = [ProducerSpan(item, memory.whole()) for item, memory in ends]
+        return whole, walk(self._archive, found, ends)
+
+    def one_by_one(
+        self, deployment: Deployment, instants: Sequence[float | None]
+    ) -> tuple[list[tuple[ProducerState, Remembered]], OneByOne]:
+        """Each producer with its totals at the first and the last instant, and at all of them; of one look.
+
+        Raises:
+            StoreError: the archive can't be read.
+        """
+        found, archive = self.look(deployment, instants), self._archive
+        return ends_of(archive, found), lambda: all_of(archive, found)
+
+    def look(
+        self, deployment: Deployment, instants: Sequence[float | None]
+    ) -> list[tuple[ProducerState, Remembered]]:
+        """As :meth:`boundaries`, from memory alone."""
         with self._lock:
             keys = self._ledger.roster.members(deployment)
             states = with_gone([self._ledger.state(key) for key in keys])
             mended_at = self._ledger.mended_at(keys) if instants[0] is None else None
             if mended_at is not None and any(at is not None and at < mended_at for at in instants[1:]):
                 mended_at = None
-            found = [
+            return [
                 (state, self._ledger.remembered(key, instants, mended_at))
                 for key, state in zip(keys, states, strict=True)
             ]
-        if self._archive is None:
-            return found
-        improved = []
-        for item, memory in found:
-            check_wanted()
-            improved.append((item, improve(self._archive, item.latest.producer.key, memory)))
-        return improved

@@ -79,6 +79,16 @@ def stages(producers: Iterable[ProducerState]) -> list[StageHealth]:
     return [_stage(rank, sizes.tp_size, by_stage.get(rank, [])) for rank in range(sizes.pp_size)]
 
 
+def silent_stages(producers: Sequence[ProducerState]) -> tuple[int, ...]:
+    """Pipeline stages of which no worker has reported, so that their layers aren't known; rising.
+
+    Args:
+        producers: those of a deployment, one at least.
+    """
+    reporting = {_pp_rank(item) for item in producers}
+    return tuple(sorted(set(range(heard_last(producers).pp_size)) - reporting))
+
+
 def absent_layers(newest: Iterable[Latest], found: Container[int] = ()) -> dict[int | None, str]:
     """Layers that a model's config has and that were not found, to the reason; rising, None comes last.
 

@@ -16,7 +16,7 @@ from moescope.service.live.producers import (
     why_unavailable,
 )
 from moescope.service.live.state import LiveState
-from moescope.service.windows.health import absent_layers
+from moescope.service.windows.health import absent_layers, silent_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +87,11 @@ def placement_now(state: LiveState, deployment: Deployment) -> PlacedLayers:
     shapes |= {layer.layer: layer for layer in newest}
     reason = conflict or _why_unknown(mine)
     uncovered = {layer.layer: layer.reason for item in mine for layer in item.latest.uncovered}
-    stages = {item.latest.producer.pp_rank for item in mine}
     return PlacedLayers(
         layers=[_placed(shapes[number], newest, dated, reason) for number in sorted(shapes)],
         uncovered={number: uncovered[number] for number in sorted(uncovered) if number not in shapes},
         absent=absent_layers([item.latest for item in mine], {*shapes, *uncovered}),
-        silent_stages=tuple(sorted(set(range(heard_last(mine).pp_size)) - stages)),
+        silent_stages=silent_stages(mine),
     )
 
 

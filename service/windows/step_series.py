@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moescope.capture.wire import Int64Array
 from moescope.service.counts.ep_slots import EpSlots, carried
-from moescope.service.counts.totals import Totals
+from moescope.service.counts.totals import Totals, no_totals
 from moescope.service.live.past import Remembered
 from moescope.service.live.producers import ProducerState
 from moescope.service.measures.arrays import FloatArray
@@ -26,18 +26,18 @@ class Interval:
 
 
 def intervals_of(
-    boundaries: Sequence[tuple[ProducerState, Remembered]], layers: Sequence[int], ep_size: int
+    boundaries: Iterable[tuple[ProducerState, Remembered]], count: int, layers: Sequence[int], ep_size: int
 ) -> list[Interval]:
     """The B - 1 intervals between B boundaries.
 
     Args:
-        boundaries: all producers of one deployment, with their totals at each of the boundaries.
+        boundaries: all producers of one deployment, with their totals at each of the boundaries; each is let
+            go before the next one.
+        count: B.
         layers: ids of the layers to take slots by EP rank of: those that are seen whole.
         ep_size: EP ranks there are now; further ones count where something went to them.
     """
-    count = len(boundaries[0][1].found)
-    widths = (memory.found[-1].totals.ep_slots.ranks for _, memory in boundaries)
-    slots = _Slots(count, layers, max(ep_size, *widths))
+    slots = _Slots(count, layers, ep_size)
     costs: list[list[tuple[int, Totals]]] = [[] for _ in range(count - 1)]
     truncated = [False] * (count - 1)
     for producer, memory in boundaries:
@@ -46,7 +46,9 @@ def intervals_of(
             truncated = [was or _truncated(memory, i) for i, was in enumerate(truncated)]
             continue
         for i, span in enumerate(memory.spans()):
-            costs[i].append((producer.latest.producer.pp_rank, span.delta))
+            delta = span.delta
+            steps = replace(no_totals(delta.layout), stragglers=delta.stragglers)  # the counts may be large
+            costs[i].append((producer.latest.producer.pp_rank, steps))
             truncated[i] |= span.truncated
     deltas = slots.differences()
     most = deltas.max(axis=2).sum(axis=1)
@@ -78,6 +80,7 @@ class _Slots:
 
     def add(self, memory: Remembered) -> None:
         """Add a producer's. From one boundary to the next they never sink."""
+        self._widen(memory.found[-1].totals.ep_slots.ranks)
         last = memory.found[0]
         added = self._of(last.totals)
         for i, snapshot in enumerate(memory.found):
@@ -89,6 +92,15 @@ class _Slots:
                 if self._parts is None:
                     self._parts = np.zeros_like(self._whole)
                 self._parts[i] += added.parts
+
+    def _widen(self, ranks: int) -> None:
+        """Have room for so many ranks."""
+        more = ranks - self._ranks
+        if more <= 0:
+            return
+        room = ((0, 0), (0, 0), (0, more))
+        self._ranks, self._whole = ranks, np.pad(self._whole, room)
+        self._parts = None if self._parts is None else np.pad(self._parts, room)
 
     def differences(self) -> FloatArray:
         """What came between neighbouring boundaries, float64 [B - 1, layers, ranks]."""

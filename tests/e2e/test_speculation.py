@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from devkit.vllm_server import MODEL_NAME
+from moescope.capture.wire.traces import decode_part
 from tests.e2e.cluster import DP2_EP2, Cluster
 from tests.e2e.traces import all_traces, npz, settled
 
@@ -35,13 +36,25 @@ def drafting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield running
 
 
-def complete(cluster: Cluster, name: str, prompt: str | list[int], max_tokens: int, **more: Any) -> list[Any]:
-    """A greedy completion's choices, with the ids of their prompt and tokens; none of it is in the cache."""
+def complete(
+    cluster: Cluster,
+    name: str,
+    prompt: str | list[int],
+    max_tokens: int,
+    rank: int | None = None,
+    **more: Any,
+) -> list[Any]:
+    """A greedy completion's choices, with the ids of their prompt and tokens; none of it is in the cache.
+
+    Args:
+        rank: the DP rank that computes it; None: as vLLM chooses.
+        more: what else the request says.
+    """
     body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
     response = httpx.post(
         f"{cluster.vllm.url}/v1/completions",
         json=body | {"return_token_ids": True, "cache_salt": name} | more,
-        headers={"X-Request-Id": name},
+        headers={"X-Request-Id": name} | ({} if rank is None else {"X-data-parallel-rank": str(rank)}),
         timeout=300,
     )
     assert response.status_code == 200, response.text
@@ -106,7 +119,7 @@ def test_a_prompt_whose_last_token_is_padded_with_drafts(drafting: Cluster) -> N
     """All but one token of it are in the prefix cache; vLLM adds drafts that it rejects."""
     prompt = "x" * 32 + "y"
     for name in ("padded-1", "padded-2"):
-        [choice] = complete(drafting, name, prompt, 8, cache_salt="the same")
+        [choice] = complete(drafting, name, prompt, 8, rank=1, cache_salt="the same")
     assert_as_undrafted(drafting, "padded-2", choice, cached=32)
 
 

@@ -73,6 +73,8 @@ def describe(frames: list[Frame]) -> dict[str, Any]:
         "loads": {step: load.tolist() for step, load in step_loads(frames).items()} if has_loads else None,
         "parts": parts_of(frames) if has_loads else None,
         "placed": placed_counts(frame) if has_loads else None,
+        "ep_slots": unpack_counts(frame.ep_slots).reshape(len(frame.layers), -1).tolist(),
+        "unavailable": frame.unavailable,
         "placements": placements(frames),
     }
 

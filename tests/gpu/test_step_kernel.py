@@ -10,6 +10,7 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU", allow_module_level=True)
 
+from moescope.capture.counting.pointer_tables import Field
 from moescope.capture.wire import MoeLayer
 from tests.gpu.passes import Replay, captured, full_graph, piecewise_graphs, step
 from tests.gpu.toy import CUDA, Toy
@@ -24,7 +25,9 @@ def toy() -> Toy:
 
 def test_the_strategy_is_named(toy: Toy) -> None:
     assert toy.capturer.strategy == "kernel-per-step"
-    tables = 257 * len(toy.layers) * 8 * 8  # a chunk of 256 for graphs, and one for launches outside of them
+    tables = (
+        257 * len(toy.layers) * len(Field) * 8
+    )  # a chunk of 256 for graphs, and one for launches outside of them
     assert toy.capturer.strategy_bytes == tables
 
 

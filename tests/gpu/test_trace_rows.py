@@ -151,3 +151,22 @@ def test_a_traced_step_neither_waits_nor_allocates_on_the_device() -> None:
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
     assert len(staged) > 10
     torch.cuda.set_sync_debug_mode("default")
+
+
+def test_positions_are_those_of_the_step_although_the_next_one_overwrites_them() -> None:
+    """The model's buffer is written anew for each step, behind the copy of the step before."""
+    buffer = torch.zeros(512, dtype=torch.int64, device=CUDA)
+    staging = TraceStaging(LAYERS, 512, CUDA, 1 << 20, positions=lambda: buffer)
+    rng = np.random.default_rng(0)
+    found = []
+    for step in range(20):
+        tokens = np.sort(rng.choice(256, 40, replace=False))
+        torch.cuda._sleep(1_000_000)  # the host is ahead of the device
+        buffer.copy_(torch.arange(512, device=CUDA) + 1000 * step)
+        staging.begin(tokens, 256)
+        found.append((staging.collect(40), tokens + 1000 * step))
+    torch.cuda.synchronize()
+    for staged, expected in found:
+        positions = staged.positions()
+        assert positions is not None
+        assert positions.tolist() == expected.tolist()

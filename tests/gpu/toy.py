@@ -56,7 +56,7 @@ class Toy:
             torch.randn(16, layer.num_experts, device=CUDA, generator=generator) for layer in layers
         ]
         self._generator = generator
-        self.expected = CountBuffers(layers, CUDA)
+        self.expected = CountBuffers(layers, CUDA, ring=LoadRing(ep_ranks, EP_SIZE, 0, CUDA))
 
     def route(self, ordinal: int, rows: int) -> torch.Tensor:
         """The ids that a layer's router makes of the input: int32 [rows, top_k]."""
@@ -96,6 +96,8 @@ class Toy:
                 counts = torch.bincount(rows.flatten(), minlength=experts)
                 self.expected.counts_of(ordinal, phase).add_(counts)
                 self.expected.rows_of(ordinal, phase).add_(len(rows))
+                by_rank = torch.bincount(self.ring.ep_ranks[ordinal][rows.flatten()], minlength=EP_SIZE)
+                self.expected.ep_slots_of(ordinal, phase).add_(by_rank)
             for microbatch, part in enumerate((ids,) if half is None else (ids[:half], ids[half:])):
                 ranks = self.ring.ep_ranks[ordinal][part.flatten()]
                 loads[microbatch, ordinal] += torch.bincount(ranks, minlength=EP_SIZE).int()

@@ -22,6 +22,11 @@ from moescope.service.api.app import create_app
 from moescope.service.serving.server import address_of, listen, make_server
 from moescope.service.settings import Settings
 from moescope.service.store.open import open_writer
+from tests.quick_apps import look_often, share_validators
+
+# Most tests have a service of their own: its begin and its end were most of their time.
+share_validators()
+look_often()
 
 
 @dataclass

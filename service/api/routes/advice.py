@@ -49,10 +49,11 @@ from moescope.service.api.schemas.advice import (
     left_out_of,
 )
 from moescope.service.api.schemas.common import Summary, Window
-from moescope.service.api.schemas.windows import absent_out, partial_of, window_out
+from moescope.service.api.schemas.windows import absent_out, partial_of, partial_over_stages, window_out
 from moescope.service.live.state import LiveState
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.settings import Settings
+from moescope.service.windows.health import silent_stages
 from moescope.service.windows.window import ModelWindow
 
 
@@ -95,7 +96,9 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         )
         with answerable():
             found = advise(state, deployment, bounds.start, bounds.end, wish)
-        return _advice(found, bounds, min_gain, partial_of(state, found.windows.pieces[-1]))
+        partial = partial_of(state, found.windows.pieces[-1])
+        mine = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
+        return _advice(found, bounds, min_gain, partial_over_stages(partial, silent_stages(mine)))
 
     return router
 

@@ -32,7 +32,7 @@ from moescope.service.api.params.query import (
 )
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.advice import AscendMap, DoubleOut, PlacementMap, left_out_of
-from moescope.service.api.schemas.windows import absent_out, partial_of, window_out
+from moescope.service.api.schemas.windows import absent_out, partial_of, partial_over_stages, window_out
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 
@@ -89,7 +89,7 @@ def placement_router(state: LiveState, settings: Settings, turns: Turns) -> APIR
             policy=policy if strategy == "eplb" else None,
             redundant=redundant if strategy == "eplb" else 0,
             window=window_out(whole.window, bounds),
-            partial=_partial(state, whole),
+            partial=partial_over_stages(partial_of(state, whole.window), whole.silent_stages),
             left_out=left_out_of(whole.left_out),
             absent=absent_out(whole.window),
             doubles=_doubles(whole),
@@ -104,12 +104,3 @@ def _doubles(whole: Whole) -> list[DoubleOut]:
         DoubleOut(layer=whole.layers[item.row], ep_rank=item.rank, expert=item.expert, copies=item.copies)
         for item in whole.placement.doubles()
     ]
-
-
-def _partial(state: LiveState, whole: Whole) -> str | None:
-    ranks = partial_of(state, whole.window)
-    if not whole.silent_stages or whole.one_stage:
-        return ranks
-    silent = list(whole.silent_stages)
-    stages = f"no worker of pipeline stages {silent} has reported, so their layers are missing"
-    return stages if ranks is None else f"{ranks}; {stages}"

@@ -21,8 +21,8 @@ from moescope.service.api.params.query import (
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.compact import CompactUncovered, answer, compact_absent, described
 from moescope.service.api.schemas.placement import Copy, Doubled, LayerPlacement, PlacementNow, Table
-from moescope.service.api.schemas.windows import partial_now
-from moescope.service.live.producers import Deployment, heard_last
+from moescope.service.api.schemas.windows import partial_now, partial_over_stages
+from moescope.service.live.producers import heard_last
 from moescope.service.live.state import LiveState
 from moescope.service.windows.placement_now import PlacedLayer, PlacedLayers, placement_now
 
@@ -72,7 +72,7 @@ def placement_now_router(state: LiveState, turns: Turns) -> APIRouter:
             ep_size=heard_last(mine).ep_size,
             layers=[_layer(item, tables, by_copies) for item in found],
             tables=None if by_copies else [_table(item) for item in tables],
-            partial=_partial(state, deployment, placed),
+            partial=partial_over_stages(partial_now(state, deployment), placed.silent_stages),
             uncovered=[CompactUncovered(number, reason) for number, reason in placed.uncovered.items()],
             absent=compact_absent(placed.absent),
         )
@@ -85,15 +85,6 @@ def _known(placed: PlacedLayers) -> list[int]:
     counted = (item.shape.layer for item in placed.layers)
     absent = (number for number in placed.absent if number is not None)
     return sorted({*counted, *placed.uncovered, *absent})
-
-
-def _partial(state: LiveState, deployment: Deployment, placed: PlacedLayers) -> str | None:
-    ranks = partial_now(state, deployment)
-    if not placed.silent_stages:
-        return ranks
-    silent = list(placed.silent_stages)
-    stages = f"no worker of pipeline stages {silent} has reported, so their layers are missing"
-    return stages if ranks is None else f"{ranks}; {stages}"
 
 
 def _distinct(found: list[PlacedLayer]) -> dict[PlacementTable, int]:

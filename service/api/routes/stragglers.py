@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -35,6 +35,7 @@ from moescope.service.live.past import Remembered
 from moescope.service.live.producers import ProducerSpan, ProducerState, heard_last, why_unavailable
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
+from moescope.service.live.walk import OneByOne
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.windows.conflicts import why_conflicting
 from moescope.service.windows.layer_window import LayerWindow
@@ -86,8 +87,8 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
             mine = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
             layers, ep_size = len(layers_now(state, deployment)), heard_last(mine).ep_size
             _check_size(len(mine), layers, ep_size, len(instants) - 1)
-        boundaries = state.boundaries(deployment, (bounds.start, *instants[1:-1], bounds.end))
-        spans = [ProducerSpan(item, memory.whole()) for item, memory in boundaries]
+        ends, one_by_one = state.one_by_one(deployment, (bounds.start, *instants[1:-1], bounds.end))
+        spans = [ProducerSpan(item, memory.whole()) for item, memory in ends]
         window, cost = merge_spans(spans), cost_of(spans)
         known = {item.shape.layer: item for item in window.layers}
         if layer:
@@ -119,7 +120,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
             ],
             absent=absent_out(window),
             reason=_reason(window, cost, joins, why_unavailable((item.producer for item in spans), "steps")),
-            series=_series(boundaries, window, instants) if instants else None,
+            series=_series(one_by_one, len(ends), window, instants) if instants else None,
         )
 
     return router
@@ -178,7 +179,7 @@ def _reason(window: ModelWindow, cost: Cost, joins: dict[int, Status], told: str
 
 
 def _series(
-    boundaries: Sequence[tuple[ProducerState, Remembered]], window: ModelWindow, instants: list[float]
+    boundaries: OneByOne, producers: int, window: ModelWindow, instants: list[float]
 ) -> list[StragglerInterval]:
     """The window cut at the instants, each interval over the layers that are seen whole in the window.
 
@@ -186,16 +187,16 @@ def _series(
         ProblemError: there would be too much to add up, with layers that only its past has.
     """
     whole = [layer.shape.layer for layer in window.layers if is_whole(layer)]
-    _check_size(len(boundaries), len(whole), window.ep_size, len(instants) - 1)
-    found = intervals_of(boundaries, whole, window.ep_size)
-    conflicts = [None] * len(found) if window.conflict is None else _conflicts(boundaries)
+    _check_size(producers, len(whole), window.ep_size, len(instants) - 1)
+    found = intervals_of(boundaries(), len(instants), whole, window.ep_size)
+    conflicts = [None] * len(found) if window.conflict is None else _conflicts(boundaries())
     return [
         _interval(start, end, item, conflict)
         for start, end, item, conflict in zip(instants[:-1], instants[1:], found, conflicts, strict=True)
     ]
 
 
-def _conflicts(boundaries: Sequence[tuple[ProducerState, Remembered]]) -> list[str | None]:
+def _conflicts(boundaries: Iterable[tuple[ProducerState, Remembered]]) -> list[str | None]:
     """For each interval why it has no cost because lives were in conflict, or None."""
     spans = [[ProducerSpan(item, span) for span in memory.spans()] for item, memory in boundaries]
     return [why_conflicting(interval) for interval in zip(*spans, strict=True)]

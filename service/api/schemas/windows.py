@@ -9,7 +9,7 @@ from moescope.service.api.params.query import Bounds, check_known, choose
 from moescope.service.api.schemas.common import Absent, Span, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
 from moescope.service.live.parts import REMEDY, Part, other_parts
-from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, heard_last
+from moescope.service.live.producers import Deployment, ProducerState, heard_last
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.window import ModelWindow
@@ -54,12 +54,11 @@ def read_series(
         ProblemError: see :func:`read_window`.
     """
     inner = instants[1:-1]
-    found = state.boundaries(choose(state, server, model, pool), (bounds.start, *inner, bounds.end))
+    asked = (bounds.start, *inner, bounds.end)
+    whole, parts = state.whole_and_parts(choose(state, server, model, pool), asked)
     if dp_rank is not None:
-        check_known("DP rank", [dp_rank], sorted({item.latest.producer.dp_rank for item, _ in found}))
-    whole = [ProducerSpan(item, memory.whole()) for item, memory in found]
-    series = [[ProducerSpan(item, span) for span in memory.spans()] for item, memory in found]
-    parts = zip(*series, strict=True) if instants else ()
+        known = sorted({item.producer.latest.producer.dp_rank for item in whole})
+        check_known("DP rank", [dp_rank], known)
     return (
         merge_spans_of_phase(whole, phase, dp_rank),
         (merge_spans_of_phase(spans, phase, dp_rank) for spans in parts),
@@ -150,6 +149,19 @@ def partial_text(
     said = ([f"{never} never reported"] if never else []) + ([f"{silent} fell silent"] if silent else [])
     text = f"a part: of {dp_size} DP ranks {' and '.join(said)}"
     return f"{text}; {'; '.join(map(str, others))}: {REMEDY}" if others else text
+
+
+def partial_over_stages(ranks: str | None, silent: Sequence[int]) -> str | None:
+    """Why an answer about layers is of a part of a deployment, or None.
+
+    Args:
+        ranks: why it has not all DP ranks, or None.
+        silent: pipeline stages of which no worker has reported.
+    """
+    if not silent:
+        return ranks
+    stages = f"no worker of pipeline stages {list(silent)} has reported, so their layers are missing"
+    return stages if ranks is None else f"{ranks}; {stages}"
 
 
 def uncovered_out(window: ModelWindow) -> list[Uncovered]:

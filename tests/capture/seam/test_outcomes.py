@@ -76,10 +76,10 @@ def test_where_a_request_ends() -> None:
     ).scheduled_new_reqs
     end = request_end(new)
     assert end == RequestEnd(10, frozenset({2, 9}))
-    assert end.index([1, 3], 4) is None
-    assert end.index([1, 2, 9], 4) == 1
-    assert end.index([1, 3, 4], 8) == 1
-    assert RequestEnd().index([2, 9], 1 << 20) is None
+    assert end.last_of([1, 3], 4) is None
+    assert end.last_of([1, 2, 9], 4) == 1
+    assert end.last_of([1, 3, 4], 8) == 1
+    assert RequestEnd().last_of([2, 9], 1 << 20) is None
 
 
 @pytest.mark.parametrize("layout", ["v1", "older v1", "v2"])

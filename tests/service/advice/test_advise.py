@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moescope.capture import wire
 from moescope.service.advice.advise import UnanswerableError, advise
+from moescope.service.advice.whole import whole_placement
 from tests.service.advice.fleets import START, Simulated, ask, eplb_of, plan, wish
 from tests.service.frames import frame, halves, placement, producer
 
@@ -123,3 +125,23 @@ def test_one_ep_rank_needs_to_be_told_how_many() -> None:
     with pytest.raises(UnanswerableError, match="ranks=8"):
         ask(simulated)
     assert ask(simulated, ranks=4).verdict.decision == "worth_it"
+
+
+def test_a_deployment_without_counted_layers_is_no_sample_and_not_taken_to_have_one_expert() -> None:
+    simulated = Simulated(plan())
+    who = producer(ep_size=4)
+    for seq in (1, 2):
+        simulated.now = START + 60 * seq
+        made = frame(
+            {}, who=who, seq=seq, tokens=100 * seq, after_s=60 * seq, epoch=int(START * 1e9),
+            uncovered=[wire.UncoveredLayer(3, "monolithic kernel")],
+        )  # fmt: skip
+        simulated.state.ingest(made)
+    asked = wish(redundant=(8,), groups=8)
+    advice = advise(simulated.state, ("prod", "tiny"), None, None, asked)
+    assert advice.verdict.decision == "no_sample"
+    assert advice.evidence.left_out == {3: "monolithic kernel"}
+    with pytest.raises(UnanswerableError, match="monolithic kernel"):
+        whole_placement(simulated.state, ("prod", "tiny"), None, None, asked, strategy="eplb")
+    with pytest.raises(UnanswerableError, match="monolithic kernel"):
+        whole_placement(simulated.state, ("prod", "tiny"), None, None, asked, strategy="linear")

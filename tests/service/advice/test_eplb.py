@@ -1,6 +1,6 @@
 """Placement by load: what can be proved of it, and hand-worked cases.
 
-``tests/e2e/test_placements.py`` compares it with the policy of the installed vLLM.
+``tests/test_placements.py`` compares it with the policy of the installed vLLM.
 """
 
 from __future__ import annotations

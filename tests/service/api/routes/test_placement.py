@@ -159,7 +159,9 @@ def test_each_pipeline_stage_has_a_file_of_its_own(service: Service) -> None:
 
 def test_a_stage_that_has_not_reported_is_said(service: Service) -> None:
     _push_stages(service, (0,))
-    assert "stages [1]" in service.get(PATH, start=0, min_tokens=1)["partial"]
+    for path in (PATH, "/v1/advice", "/v1/placement"):
+        asked = {} if path == "/v1/placement" else {"start": 0, "min_tokens": 1}
+        assert "stages [1]" in service.get(path, **asked)["partial"]
     refused = service.client.get(PATH, params={"start": 0, "pp_rank": 1})
     assert (refused.status_code, "there are [0]" in refused.json()["detail"]) == (400, True)
 
