@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.config import ParallelConfig
 from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
 from vllm.model_executor.models.utils import StageMissingLayer
 from vllm.v1.worker import ubatching
@@ -72,6 +73,13 @@ def test_layers_are_covered_where_steps_are_split(
     assert found.uncovered[0].reason == (
         "microbatches (DBO) can't be told apart: this vLLM's ubatching has no _CURRENT_CONTEXTS"
     )
+
+
+def test_decode_context_parallelism_leaves_the_rows_as_they_are() -> None:
+    """It splits keys and values. vLLM takes its ranks from those of TP, which all route the whole batch."""
+    parallel = ParallelConfig(tensor_parallel_size=4, decode_context_parallel_size=2)
+    assert parallel.world_size == 4
+    assert len(survey(runner(0), runner(3), decode_context_parallel_size=2).routed) == 2
 
 
 def test_two_blocks_of_one_layer_are_not_added_up() -> None:
