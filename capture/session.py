@@ -73,7 +73,7 @@ class CaptureSession:
         parts = microbatches(vllm_config.parallel_config) if survey.routed else 1
         modules = [layer.module for layer in survey.routed]
         self._eplb = watch_eplb(model_runner, modules, vllm_config, partial(unavailable.note, "placement"))
-        ring = open_ring(survey, producer, vllm_config, device, parts, unavailable, self._eplb)
+        ring = open_ring(survey, producer, vllm_config, device, unavailable, self._eplb, parts)
         self._maps = None if ring is None else ring.maps
         most_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         buffers = CountBuffers(layers, device, most_tokens, ring, parts)

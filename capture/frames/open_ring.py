@@ -20,9 +20,9 @@ def open_ring(
     producer: Producer,
     vllm_config: Any,
     device: torch.device,
-    microbatches: int,
     unavailable: Unavailable,
     eplb: EplbWatch | None,
+    microbatches: int = 1,
 ) -> LoadRing | None:
     """A ring of loads, if a step has the same number on all DP ranks and slots have an EP rank."""
     if producer.ep_size < 2 or not survey.routed:
