@@ -79,7 +79,7 @@ test-gpu:  ## tests on a CUDA GPU, with the Python that has vLLM and moescope (P
 bare:  ## both commands on a minimal Debian, made for it; takes root and half an hour (ARGS=--help)
 	@devkit/bare.sh $(ARGS)
 
-soak: env  ## the gates that take long: load, faults, network, bad input; a table into docs/gates.md (ARGS=--help)
+soak: env  ## the gates that take long: load, faults, network, bad and expensive input; a table into docs/gates.md (ARGS=--help)
 	$(call stage,soak,$(BIN)/python -m devkit.soak $(ARGS))
 
 matrix: env  ## each supported release of vLLM, run on CPUs; a table into docs/versions.md (ARGS=--help)

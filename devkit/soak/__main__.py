@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from devkit.soak import bad_input, faults, giving_up, load, network
+from devkit.soak import attacks, bad_input, faults, giving_up, hunt, load, memory, network, stall
 from devkit.soak.document import write
 from devkit.soak.gate import Gate, Options, Outcome
 
@@ -35,6 +35,25 @@ GATES: Final = (
         f"{giving_up.GROWTH_MIB} kept; an honest scrape within {giving_up.HONEST_S:g} s",
         giving_up.giving_up,
     ),
+    Gate(
+        "stall",
+        f"beside any one request /healthz within {stall.HEALTH_MS:.0f} ms, ingest of others within "
+        f"{stall.INGEST_MS:.0f} ms",
+        stall.stall,
+    ),
+    Gate(
+        "memory",
+        f"{memory.CLIENTS} questions and downloads at once: at most {memory.OVER_MIB} MiB over the idle "
+        f"service, {memory.BACK_MIB} after a minute",
+        memory.memory,
+    ),
+    Gate(
+        "hunt",
+        f"no searched body takes over {hunt.MOST_PER_BYTE:.0f} bytes for each byte sent, beyond "
+        f"{hunt.ALLOWANCE >> 20} MiB, nor {hunt.MOST_CPU_S:g} s",
+        hunt.search,
+    ),
+    Gate("attacks", "expensive bodies beside a feeder, and kill -9 in each: 0 lost", attacks.attacks),
     Gate(
         "network",
         "a step's hooks never wait: p99 <= 1 ms in every fault; counts and drops exact; "

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -32,13 +32,20 @@ SERVER: Final = "soak"
 class Seen:
     """What a probe measured; seconds, each with the time.monotonic() at which it was sent.
 
-    ``lost`` is what was acknowledged and is not in the totals afterwards; None: not asked.
+    Attributes:
+        health, ingest: of each request.
+        failures: what was not answered with 200.
+        tokens: that the last frame which was acknowledged tells.
+        sent: that the last frame tells, whether or not it was acknowledged.
+        share: tokens that each frame adds.
     """
 
     health: list[tuple[float, float]] = field(default_factory=list)
     ingest: list[tuple[float, float]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     tokens: int = 0
+    sent: int = 0
+    share: int = TOKENS_A_FRAME
 
     def worst(self, kind: str, since: float = 0.0, until: float = float("inf")) -> float:
         """The longest answer among those that were waited for in a stretch of time, milliseconds."""
@@ -101,6 +108,7 @@ def main() -> None:
 
     def ingest(connection: Any) -> str:
         body = rank.next()
+        seen.sent = rank.sent * TOKENS_A_FRAME
         failure = exchange(connection, "POST", "/v1/ingest", body, {"Content-Type": wire.CONTENT_TYPE})
         if not failure:
             seen.tokens = rank.sent * TOKENS_A_FRAME
@@ -117,7 +125,7 @@ def main() -> None:
     stop.set()
     for thread in threads:
         thread.join()
-    print(json.dumps({name: getattr(seen, name) for name in ("health", "ingest", "failures", "tokens")}))
+    print(json.dumps(asdict(seen)))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ _AT_ONCE: Final = 1 << 18
 """Pairs of an EP rank and an expert, over layers, that are computed at once: 2 MiB an array."""
 _REMEMBERED: Final = 1 << 15
 """Copies of a placement whose pairs are remembered, at most: 32 placements of some 2 MiB."""
+_FEW: Final = 1 << 10
+"""Copies of a table whose experts on several ranks are remembered, at most."""
 _COARSE: Final = 720_720  # the least common multiple of 1 .. 16
 
 
@@ -162,7 +164,7 @@ def spread_slots(counts: Int64Array, layout: Layout, placement: Placement) -> In
         counts: slots per (layer, logical expert), int64 [sum of experts].
         layout, placement: as there.
     """
-    spread = [_is_spread(table) for table in placement.tables]
+    spread = [_spread_experts(table) for table in placement.tables]
     found = np.zeros(len(layout.layers), dtype=np.int64)
     for i, table in enumerate(placement.table_of_layer):
         if spread[table] is not None:
@@ -170,13 +172,27 @@ def spread_slots(counts: Int64Array, layout: Layout, placement: Placement) -> In
     return found
 
 
-@lru_cache(maxsize=1024)
-def _is_spread(table: PlacementTable) -> Int64Array | None:
+def _spread_experts(table: PlacementTable) -> Int64Array | None:
     """The experts that have copies on several EP ranks, int64 [n]; None: there is none."""
+    few = len(table.physical_to_logical) // 2 <= _FEW
+    return _known_spread(table) if few else _spread_of(table)
+
+
+@lru_cache(maxsize=1024)
+def _known_spread(table: PlacementTable) -> Int64Array | None:
+    """Those of a small table, which is in many frames: all that are remembered take 4 MiB at most."""
+    return _spread_of(table)
+
+
+def _spread_of(table: PlacementTable) -> Int64Array | None:
     logical, ep_ranks = unpack_ids(table.physical_to_logical), unpack_ids(table.physical_to_ep_rank)
-    pairs = np.unique(np.stack([logical, ep_ranks]), axis=1)
-    experts, ranks = np.unique(pairs[0], return_counts=True)
-    found = experts[ranks > 1].astype(np.int64)
+    if not logical.size:
+        return None
+    one_of = np.zeros(int(logical.max()) + 1, dtype=ep_ranks.dtype)
+    one_of[logical] = ep_ranks  # any of the ranks of an expert: one that has another too is on several
+    several = np.zeros(one_of.size, dtype=bool)
+    several[logical[ep_ranks != one_of[logical]]] = True
+    found = np.flatnonzero(several)
     return found if found.size else None
 
 

@@ -153,6 +153,15 @@ def test_a_step_has_its_microbatches_in_order() -> None:
             check_frame(frame(step_loads=step_loads(steps=halves, microbatches=wrong)))
 
 
+def test_entries_of_steps_are_bounded_where_steps_are_split() -> None:
+    """65,536 steps of 64 microbatches, 25 MB, took 10 s of the service's lock."""
+    entries = MAX_SPAN + 1
+    steps = (np.arange(entries) // 2).astype("<u4").tobytes()
+    parts = (np.arange(entries) % 2).astype(np.uint8).tobytes()
+    with pytest.raises(WireError, match=rf"step_loads.steps: {entries} entries, above {MAX_SPAN}"):
+        check_frame(frame(step_loads=step_loads(end=10 + MAX_SPAN, steps=steps, microbatches=parts)))
+
+
 @pytest.mark.parametrize("axis", ["dp", "ep"])
 @pytest.mark.parametrize("where", ["layers", "uncovered", "absent"])
 def test_cells_of_layers_and_ranks_have_a_bound_whatever_the_frame_says_of_the_layers(
