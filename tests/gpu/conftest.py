@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +29,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.user_properties.extend(
             ("scenario", f"{one.runner};{one.gpus};{name}") for name, one in scenario.of(item).items()
         )
+
+
+@pytest.fixture(autouse=True)
+def _no_graphs_of_earlier_tests() -> None:
+    """A graph that the collector frees while another one is captured would end that capture."""
+    gc.collect()
 
 
 @pytest.fixture

@@ -69,11 +69,13 @@ def test_every_snapshot_is_of_one_moment_while_steps_race_with_the_reader() -> N
     tokens = [snapshot.totals.tokens for snapshot in seen]
     assert tokens == sorted(tokens)
     assert tokens[-1] == total
+    rows_start, ranks_start = 2 * toy.buffers.num_counts, toy.buffers.ep_slots_start
     for snapshot in seen:
-        rows = snapshot.flat[-6:].reshape(2, 3)
+        rows = snapshot.flat[rows_start:ranks_start].reshape(2, 3)
         assert rows.sum(axis=0).tolist() == [snapshot.totals.tokens] * 3
         assert rows[1].tolist() == [snapshot.totals.decode_tokens] * 3
-        assert snapshot.flat[:-6].sum() == snapshot.totals.tokens * sum(layer.top_k for layer in toy.layers)
+        slots = snapshot.totals.tokens * sum(layer.top_k for layer in toy.layers)
+        assert snapshot.flat[:rows_start].sum() == snapshot.flat[ranks_start:].sum() == slots
     steps, loads = unpack_step_loads(history.pack(), 3, EP_SIZE)
     assert history.lost == 0
     assert steps.tolist() == list(range(1500))

@@ -45,7 +45,7 @@ def test_each_column_has_a_constant_in_the_kernels() -> None:
 
 def test_an_entry_fills_the_columns_that_it_names() -> None:
     bench = Bench([(60, 4), (7, 3)], 90)
-    entry = (8, 1000, 5, 4, 6, 2, 9)
+    entry = (8, 1000, 5, 4, 6, 2, 9, 1)
     table = bench.table({1: entry})
     assert table.device == DEVICE
     assert [int(table[1, column]) for column in ENTRY_COLUMNS] == list(entry)

@@ -105,7 +105,7 @@ def test_rows_beyond_the_valid_tokens_are_padding_without_overflow(num_valid: in
 
 def test_no_valid_tokens_count_nothing_and_read_no_address() -> None:
     bench = Bench([(128, 8)], 0)
-    wild = bench.table({0: (8, 1000, 0, 8, 8, 1, 0)})
+    wild = bench.table({0: (8, 1000, 0, 8, 8, 1, 0, 0)})
     launch_step(wild, bench.step, bench.step.flat, torch.int32, 8000)
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
