@@ -23,7 +23,8 @@ from moescope.capture.frames.unavailable import Unavailable
 from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.deployment import DeploymentName, name_deployment
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
-from moescope.capture.seam.forward import step_rows
+from moescope.capture.seam.features import microbatches
+from moescope.capture.seam.microbatches import rows_reader
 from moescope.capture.seam.outcomes import StepOutcome, why_no_outcomes
 from moescope.capture.seam.ranks import read_producer, read_ranks, resized
 from moescope.capture.seam.requests import scheduled_tokens
@@ -51,7 +52,8 @@ class CaptureSession:
 
     What this vLLM lacks of what phases, traces, placement and loads of steps need costs only these.
     All that vLLM's step calls here is guarded: a fault turns capture off and is logged, and vLLM serves on.
-    The exception is the AssertionError of an unknown row layout, which a router's callback raises.
+    The exception is the AssertionError of an unknown row layout, which a router's callback raises, or, of a
+    microbatch, what ends the step or begins to serve.
     """
 
     def __init__(
@@ -68,13 +70,15 @@ class CaptureSession:
             unavailable.note("placement", survey.why_no_placement)
         layers = [layer.spec for layer in survey.routed]
         producer, epoch = read_producer(vllm_config, settings), time.time_ns()
+        parts = microbatches(vllm_config.parallel_config) if survey.routed else 1
         modules = [layer.module for layer in survey.routed]
         self._eplb = watch_eplb(model_runner, modules, vllm_config, partial(unavailable.note, "placement"))
-        ring = open_ring(survey, producer, vllm_config, device, unavailable, self._eplb)
+        ring = open_ring(survey, producer, vllm_config, device, parts, unavailable, self._eplb)
         self._maps = None if ring is None else ring.maps
-        buffers = CountBuffers(layers, device, vllm_config.scheduler_config.max_num_batched_tokens, ring)
+        most_tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        buffers = CountBuffers(layers, device, most_tokens, ring, parts)
         self.capturer = RoutingCapturer(
-            buffers, read_ranks(vllm_config), step_rows, settings.on_error, settings.kept_ids_bytes
+            buffers, read_ranks(vllm_config), rows_reader(parts), settings.on_error, settings.kept_ids_bytes
         )
         self._binding = RouterBinding(survey.routed, self.capturer, survey.look_again)
         self._why_no_references = survey.why_no_references
@@ -166,6 +170,7 @@ class CaptureSession:
 
     def serving_begins(self) -> None:
         """Warm-up is over: count from now on, and send."""
+        self.capturer.raise_owed()
         self._taker.resume()
         if self._traces is not None:
             self._traces.resume()
@@ -197,6 +202,7 @@ class CaptureSession:
             self._guarded(self._taker.step_ends)  # after a fault too: snapshots go on, and tell of it
             if self._traces is not None:
                 self._traces.end_step(self._outcome)
+            self.capturer.raise_owed()
 
     def step_sampled(self, output: Any) -> None:
         """The step has been sampled, or its sampling is enqueued; `output` is what vLLM's runner returned."""

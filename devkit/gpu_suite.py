@@ -50,6 +50,7 @@ OF_VLLM: Final[dict[str, Group]] = {
     "deployments": Group("real deployments on two GPUs", ("tests/gpu/test_vllm_parallel.py",)),
     "eplb": Group("real deployments with EPLB on two GPUs", ("tests/gpu/test_eplb.py",)),
     "weights": Group("weights that change, and gpt-oss", ("tests/gpu/test_weights.py",)),
+    "microbatches": Group("real deployments that split steps, on two GPUs", ("tests/gpu/test_dbo.py",)),
     "two deployments": Group("two deployments at once", ("tests/gpu/test_two_deployments.py",)),
 }
 

@@ -6,7 +6,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from moescope.capture.wire import Frame, Int64Array, unpack_counts, unpack_ids, unpack_step_loads
+from moescope.capture.wire import (
+    Frame,
+    Int64Array,
+    unpack_counts,
+    unpack_ids,
+    unpack_microbatches,
+    unpack_step_loads,
+)
 
 
 def step_loads(frames: Iterable[Frame], dp_rank: int | None = None) -> dict[int, Int64Array]:
@@ -16,6 +23,16 @@ def step_loads(frames: Iterable[Frame], dp_rank: int | None = None) -> dict[int,
         AssertionError: steps are missing, or two frames say different things of one.
     """
     found: dict[int, Int64Array] = {}
+    for (step, _), loads in microbatch_loads(frames, dp_rank).items():
+        found[step] = found[step] + loads if step in found else loads
+    return found
+
+
+def microbatch_loads(
+    frames: Iterable[Frame], dp_rank: int | None = None
+) -> dict[tuple[int, int], Int64Array]:
+    """The same by step and microbatch; a step that wasn't split has only the first."""
+    found: dict[tuple[int, int], Int64Array] = {}
     end = 0
     for frame in frames:
         if dp_rank is not None and frame.producer.dp_rank != dp_rank:
@@ -24,8 +41,9 @@ def step_loads(frames: Iterable[Frame], dp_rank: int | None = None) -> dict[int,
         assert frame.step_loads.first <= end, f"nothing is known of steps {end} to {frame.step_loads.first}"
         assert frame.drops["steps_lost"] == 0
         steps, loads = unpack_step_loads(frame.step_loads, len(frame.layers), frame.producer.ep_size)
-        for step, load in zip(steps.tolist(), loads.astype(np.int64), strict=True):
-            assert np.array_equal(found.setdefault(step, load), load), f"step {step} has two loads"
+        parts = unpack_microbatches(frame.step_loads).tolist()
+        for step, part, load in zip(steps.tolist(), parts, loads.astype(np.int64), strict=True):
+            assert np.array_equal(found.setdefault((step, part), load), load), f"step {step} has two loads"
         end = frame.step_loads.end
     return found
 

@@ -15,7 +15,7 @@ from moescope.capture.counting.pinned_ring import PinnedRing
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.counting.strategies import choose_strategy
 from moescope.capture.counting.strategy import ReferencesUnsafeError
-from moescope.capture.seam.rows import Ranks, RowSpan, StepRows, rows_of_call
+from moescope.capture.seam.rows import WHOLE, Ranks, RowSpan, StepRows, rows_of_call
 from moescope.capture.settings.environment import DEFAULT_KEPT_IDS_MIB, OnError
 from moescope.capture.step.phases import UInt8Array
 from moescope.capture.step.totals import StepTokens, Totals
@@ -29,7 +29,8 @@ class RoutingCapturer:
 
     `begin_step` and `end_step` bracket a step that computes tokens of requests; routing calls outside of one
     (profiling, warm-up, graph capture, dummy steps) are recorded with zero valid tokens and so count nothing,
-    but their layouts are checked: an unknown one shows at start-up, before traffic.
+    but their layouts are checked: an unknown one shows at start-up, before traffic. Routing calls come from
+    one thread at a time: the steps', or those of a step's microbatches in turns.
 
     Attributes:
         buffers: the counts.
@@ -41,7 +42,7 @@ class RoutingCapturer:
 
     Args:
         ranks: this worker's.
-        step_rows: tells the sizes of the step under way; called in each routing call.
+        step_rows: tells the sizes of the step under way, or of the microbatch; called in each routing call.
         on_error: what an unknown row layout does.
         kept_ids_bytes: the most that ids which are kept for a later launch may take on the device.
     """
@@ -67,6 +68,7 @@ class RoutingCapturer:
         self._step: StepTokens | None = None
         self._place = 0
         self._awaits_phases = False
+        self._owed: AssertionError | None = None
         self._handle = next(_handles)
         _capturers[self._handle] = self
 
@@ -133,6 +135,19 @@ class RoutingCapturer:
             self.buffers.step_word.zero_()
             self.totals = self.totals.with_step(step, phases_known=not self._awaits_phases)
         self._awaits_phases = False
+
+    def raise_owed(self) -> None:
+        """Raise the error of an unknown row layout that a microbatch's thread met; counting has ended then.
+
+        In that thread vLLM would take it for nothing, and wait for the thread's turn to end for ever.
+
+        Raises:
+            AssertionError: see above.
+        """
+        error, self._owed = self._owed, None
+        if error is not None:
+            self.before_raise(str(error))
+            raise error
 
     def idle_step(self) -> None:
         """A dummy step was run."""
@@ -211,7 +226,8 @@ class RoutingCapturer:
         """This worker's rows, or None when capture has just ended.
 
         Raises:
-            AssertionError: the batch fits no known row layout, and the settings say so. Nothing else raises.
+            AssertionError: the batch fits no known row layout, and the settings say so; in a microbatch not
+                at once (`raise_owed`). Nothing else raises.
         """
         try:
             num_rows, rows = topk_ids.shape[0], self._step_rows()
@@ -225,7 +241,9 @@ class RoutingCapturer:
             capturing = not sized and self.buffers.flat.is_cuda and torch.cuda.is_current_stream_capturing()
             return rows_of_call(num_rows, self.ranks, rows, tokens, capturing)
         except AssertionError as error:
-            if self._raises:
+            if self._raises and rows.microbatch != WHOLE:
+                self._owed = error
+            elif self._raises:
                 self.disabled_reason = str(error)  # frames say so, should any go out
                 self.before_raise(self.disabled_reason)
                 raise

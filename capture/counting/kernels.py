@@ -25,6 +25,7 @@ _FIRST_TOKEN: Final = tl.constexpr(Field.FIRST_TOKEN.value)
 _TOP_K: Final = tl.constexpr(Field.TOP_K.value)
 _ROW_STRIDE: Final = tl.constexpr(Field.ROW_STRIDE.value)
 _COLUMN_STRIDE: Final = tl.constexpr(Field.COLUMN_STRIDE.value)
+_MICROBATCH: Final = tl.constexpr(Field.MICROBATCH.value)
 _COUNTS_START: Final = tl.constexpr(Field.COUNTS_START.value)
 _NUM_EXPERTS: Final = tl.constexpr(Field.NUM_EXPERTS.value)
 _FIRST_ROW: Final = tl.constexpr(Field.FIRST_ROW.value)
@@ -42,6 +43,7 @@ def _count_step(  # type: ignore[no-untyped-def]
     maps,
     ring,
     ring_places,
+    microbatches,
     ep_size,
     row_map,
     staging,
@@ -58,18 +60,23 @@ def _count_step(  # type: ignore[no-untyped-def]
     """Count the layers of a table, one in each program along axis 1 (see `launch.launch_step`)."""
     num_counts, max_experts, width = in_64_bits(num_counts), in_64_bits(max_experts), in_64_bits(width)
     ring_places, ep_size = in_64_bits(ring_places), in_64_bits(ep_size)
+    microbatches = in_64_bits(microbatches)
     layer, layers = tl.program_id(1).to(tl.int64), tl.num_programs(1).to(tl.int64)
     entry = table + layer * _FIELDS
     word = tl.load(step_word)
     tokens, phase, place = word & _TOKENS, (word >> _PHASE_SHIFT) & _PHASE_MASK, word >> _PLACE_SHIFT
-    loads = ring + (place * layers + layer) * ep_size
+    part = place * microbatches + tl.load(entry + _MICROBATCH)
+    loads = ring + (part * layers + layer) * ep_size
     if RANKS > 0:  # noqa: SIM102 - known when compiled
-        # Empties the next step's place; not outside of steps, when the word names none.
+        # Empties the next step's place; not outside of steps, when the word names none. Of all microbatches:
+        # which of them there will be is not known.
         if (tl.program_id(0) == 0) & (tokens > 0):
-            after = tl.where(place + 1 == ring_places, 0, place + 1)
+            after = tl.where(place + 1 == ring_places, 0, place + 1) * microbatches
             ranks = tl.arange(0, RANKS)
             nothing = tl.zeros([RANKS], tl.int32)
-            tl.store(ring + (after * layers + layer) * ep_size + ranks, nothing, mask=ranks < ep_size)
+            for other in range(microbatches):
+                at = ring + ((after + other) * layers + layer) * ep_size
+                tl.store(at + ranks, nothing, mask=ranks < ep_size)
     # Outside of steps no token is valid, and the addresses may be stale: nothing is read through them then.
     first_token = tl.load(entry + _FIRST_TOKEN)
     rows = tl.minimum(tl.load(entry + _ROWS), tokens - first_token)
@@ -130,6 +137,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     row_stride,
     column_stride,
     first_row,
+    microbatch,
     layer,
     counts_start,
     num_experts,
@@ -142,6 +150,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     max_experts,
     maps,
     ring,
+    microbatches,
     ep_size,
     row_map,
     staging,
@@ -161,6 +170,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
     layer, num_layers, num_experts = in_64_bits(layer), in_64_bits(num_layers), in_64_bits(num_experts)
     counts_start, num_counts, width = in_64_bits(counts_start), in_64_bits(num_counts), in_64_bits(width)
     max_experts, ep_size, first_row = in_64_bits(max_experts), in_64_bits(ep_size), in_64_bits(first_row)
+    microbatch, microbatches = in_64_bits(microbatch), in_64_bits(microbatches)
     word = tl.load(step_word)
     tokens, phase, place = word & _TOKENS, (word >> _PHASE_SHIFT) & _PHASE_MASK, word >> _PLACE_SHIFT
     rows = tl.minimum(num_rows, tokens - first_token)
@@ -183,7 +193,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
             phases,
             ep_ranks + layer * max_experts,
             maps + layer * _MAP_FIELDS,
-            ring + (place * num_layers + layer) * ep_size,
+            ring + ((place * microbatches + microbatch) * num_layers + layer) * ep_size,
             flat + 2 * (num_counts + num_layers) + layer * ep_size,
             num_layers * ep_size,
             ep_size,
@@ -213,7 +223,7 @@ def _count_layer(  # type: ignore[no-untyped-def]
             )
 
 
-_SIZES = ["num_counts", "max_experts", "ep_size", "width"]
+_SIZES = ["num_counts", "max_experts", "microbatches", "ep_size", "width"]
 # A value of 1 or one that 16 divides would compile another variant of the kernel, in the middle of serving.
 step_kernel = triton.jit(_count_step, do_not_specialize=[*_SIZES, "ring_places"])
 layer_kernel = triton.jit(
@@ -227,6 +237,7 @@ layer_kernel = triton.jit(
         "row_stride",
         "column_stride",
         "first_row",
+        "microbatch",
         "layer",
         "counts_start",
         "num_experts",

@@ -86,6 +86,7 @@ def launch_step(
         ring.maps,
         ring.loads,
         ring.places,
+        ring.microbatches,
         ring.ep_size,
         **traced_arguments(buffers.traced, buffers.step_word),
         IDS=_IDS[ids_dtype],
@@ -128,6 +129,7 @@ def launch_layer(
         ring.max_experts,
         ring.maps,
         ring.loads,
+        ring.microbatches,
         ring.ep_size,
         **traced_arguments(buffers.traced, buffers.step_word),
         IDS=_IDS[topk_ids.dtype],
@@ -146,6 +148,7 @@ class _Ring(NamedTuple):
     maps: torch.Tensor
     loads: torch.Tensor
     places: int
+    microbatches: int
     ep_size: int
     lanes: int
     rule: int
@@ -154,12 +157,22 @@ class _Ring(NamedTuple):
 def _ring_of(buffers: CountBuffers) -> _Ring:
     ring = buffers.ring
     if ring is None:
-        return _Ring(buffers.flat, 0, buffers.flat, buffers.flat, 0, 0, 0, NO_MAPS)
-    places, _, ep_size = ring.loads.shape
+        return _Ring(buffers.flat, 0, buffers.flat, buffers.flat, 0, 0, 0, 0, NO_MAPS)
+    places, microbatches, _, ep_size = ring.loads.shape
     lanes = int(triton.next_power_of_2(ep_size))
     maps, rule = buffers.flat, NO_MAPS
     if ring.maps is not None:
         maps, rule = ring.maps.table, int(ring.maps.rule)
     if rule >= ReplicaRule.ROW_HASH:
         lanes = max(lanes, MIN_LANES)
-    return _Ring(ring.ep_ranks, ring.ep_ranks.shape[1], maps, ring.loads, places, ep_size, lanes, rule)
+    return _Ring(
+        ring.ep_ranks,
+        ring.ep_ranks.shape[1],
+        maps,
+        ring.loads,
+        places,
+        microbatches,
+        ep_size,
+        lanes,
+        rule,
+    )

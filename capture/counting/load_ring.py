@@ -7,6 +7,7 @@ ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -39,11 +40,13 @@ class RingSteps(NamedTuple):
 class LoadRing:
     """The ring of one worker. The thread that enqueues the steps calls `begin_step`.
 
-    Only steps that compute tokens have a place. While a step runs, the place of the next is zeroed: so the
-    loads of `capacity` steps can be read, one less than there are places.
+    Only steps that compute tokens have a place. A place has room for each microbatch that vLLM may split a
+    step into: the ranks wait for each other in each of them. Whether it splits a step is not known
+    beforehand; one that isn't split fills the first. While a step runs, the place of the next is zeroed: so
+    the loads of `capacity` steps can be read, one less than there are places.
 
     Attributes:
-        loads: int32 [C, L, R], slots of this worker's tokens by place, layer and EP rank.
+        loads: int32 [C, M, L, R], slots of this worker's tokens by place, microbatch, layer and EP rank.
         ep_ranks: int32 [L, E], the EP rank of each logical expert; E is that of the layer with most experts,
             and the entries that other layers don't need are 0. Not read where there are `maps`.
         maps: vLLM's own maps, by which the EP rank of a slot is told where EPLB moves experts; or None.
@@ -59,10 +62,12 @@ class LoadRing:
         version: int,
         device: torch.device,
         maps: DeviceMaps | None = None,
+        microbatches: int = 1,
     ) -> None:
         layers = len(ep_ranks)
-        places = max(3, min(MAX_STEPS, MAX_PLACES, RING_BYTES // (4 * layers * ep_size)))
-        self.loads = torch.zeros(places, layers, ep_size, dtype=torch.int32, device=device)
+        shape = (microbatches, layers, ep_size)
+        places = max(3, min(MAX_STEPS, MAX_PLACES, RING_BYTES // (4 * math.prod(shape))))
+        self.loads = torch.zeros(places, *shape, dtype=torch.int32, device=device)
         self.ep_ranks = torch.from_numpy(np.ascontiguousarray(ep_ranks, dtype=np.int32)).to(device)
         self.numbers: Int64Array = np.zeros(places, np.int64)
         self.computed = 0
@@ -84,7 +89,7 @@ class LoadRing:
     @property
     def ep_size(self) -> int:
         """R, the number of EP ranks."""
-        return int(self.loads.shape[2])
+        return int(self.loads.shape[3])
 
     def begin_step(self, number: int) -> int:
         """The place of the step of this number, which computes tokens."""
@@ -102,7 +107,7 @@ class LoadRing:
 
         Args:
             first: how many steps, counted from the first that had a place, are not wanted.
-            target: int32 [C, L, R], where to, from its beginning; the copies are enqueued.
+            target: int32 [C, M, L, R], where to, from its beginning; the copies are enqueued.
         """
         places, end = len(self.numbers), self.computed
         first = max(first, end - self.capacity)
@@ -132,7 +137,14 @@ class LoadRing:
             return found, torch.ones_like(found, dtype=torch.bool)
         return self.maps.ranks_of(ordinal, experts, rows, self.ep_size)
 
-    def add(self, ordinal: int, ranks: torch.Tensor, slots: torch.Tensor, place: torch.Tensor) -> None:
+    def add(
+        self,
+        ordinal: int,
+        ranks: torch.Tensor,
+        slots: torch.Tensor,
+        place: torch.Tensor,
+        microbatch: int = 0,
+    ) -> None:
         """Add a layer's slots to the loads of a step, with torch: the reference of the kernels.
 
         Args:
@@ -140,18 +152,24 @@ class LoadRing:
             ranks: int64 [n], the EP ranks of slots (see `ranks_of`).
             slots: bool [n], which of them are slots.
             place: int64 [1], the step's.
+            microbatch: the number of the microbatch that routed them.
         """
-        at = place * (self.loads.shape[1] * self.ep_size) + self._layer_at[ordinal] + ranks
+        microbatches, layers, ep_size = self.loads.shape[1:]
+        at = (place * microbatches + microbatch) * (layers * ep_size) + self._layer_at[ordinal] + ranks
         self.loads.view(-1).scatter_add_(0, at, slots.to(torch.int32))
 
 
-def ring_by_maps(maps: DeviceMaps, ep_size: int, device: torch.device) -> LoadRing:
+def ring_by_maps(maps: DeviceMaps, ep_size: int, device: torch.device, microbatches: int = 1) -> LoadRing:
     """A ring whose loads follow vLLM's own maps, from step to step."""
-    return LoadRing(np.zeros((maps.num_layers, 1), np.int32), ep_size, 0, device, maps)
+    return LoadRing(np.zeros((maps.num_layers, 1), np.int32), ep_size, 0, device, maps, microbatches)
 
 
 def ring_for(
-    layers: Sequence[MoeLayer], placement: Placement | None, ep_size: int, device: torch.device
+    layers: Sequence[MoeLayer],
+    placement: Placement | None,
+    ep_size: int,
+    device: torch.device,
+    microbatches: int = 1,
 ) -> LoadRing | None:
     """A ring; None with one EP rank, without a placement, and where an expert has several copies."""
     if placement is None or ep_size < 2 or not layers:
@@ -163,4 +181,4 @@ def ring_for(
         if len(logical) != layer.num_experts:
             return None
         ep_ranks[ordinal, logical] = unpack_ids(table.physical_to_ep_rank)
-    return LoadRing(ep_ranks, ep_size, placement.version, device)
+    return LoadRing(ep_ranks, ep_size, placement.version, device, microbatches=microbatches)

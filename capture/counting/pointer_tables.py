@@ -21,9 +21,10 @@ from moescope.capture.wire import Int64Array, MoeLayer
 TABLES_PER_CHUNK: Final = 256
 """For captured launches, at least: vLLM captures about 50 sizes, each twice."""
 SPARE_TABLES: Final = 64
-"""With fewer left, or fewer than there are layers, the next launch outside of graphs makes another chunk.
+"""With fewer left, or fewer than a graph may need, the next launch outside of graphs makes another chunk.
 
-A graph has one launch or few, and never more than layers; vLLM runs each size before it captures it.
+A graph has one launch or few for each microbatch, and never more than layers; vLLM runs each size before it
+captures it.
 """
 
 
@@ -45,9 +46,11 @@ class Field(IntEnum):
     NUM_EXPERTS = 7
     FIRST_ROW = 8
     """Where in the router's tensor this worker's first row is: some of vLLM's rules go by that."""
+    MICROBATCH = 9
+    """The number of the microbatch whose ids they are."""
 
 
-TableEntry = tuple[int, int, int, int, int, int, int]
+TableEntry = tuple[int, int, int, int, int, int, int, int]
 """What a launch says of a layer: the values of `ENTRY_COLUMNS`, in their order."""
 ENTRY_COLUMNS: Final = (
     Field.ADDRESS,
@@ -57,15 +60,16 @@ ENTRY_COLUMNS: Final = (
     Field.ROW_STRIDE,
     Field.COLUMN_STRIDE,
     Field.FIRST_ROW,
+    Field.MICROBATCH,
 )
 
 
 class _Chunk:
     """Room for many captured launches' tables, pinned on the host and on the device: [T, L, len(Field)]."""
 
-    def __init__(self, num_layers: int, device: torch.device) -> None:
-        self.size = max(TABLES_PER_CHUNK, 2 * num_layers)
-        self.spare = max(SPARE_TABLES, num_layers)
+    def __init__(self, num_layers: int, device: torch.device, most_of_graph: int) -> None:
+        self.size = max(TABLES_PER_CHUNK, 2 * most_of_graph)
+        self.spare = max(SPARE_TABLES, most_of_graph)
         shape = (self.size, num_layers, len(Field))
         self.host = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.device = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -80,13 +84,19 @@ class _Chunk:
 
 
 class PointerTables:
-    """Makes the tables; all calls come from the thread that enqueues the steps."""
+    """Makes the tables; calls come from one thread at a time.
 
-    def __init__(self, layers: Sequence[MoeLayer], device: torch.device) -> None:
+    Args:
+        layers: the covered layers.
+        microbatches: how many of them a step may have.
+    """
+
+    def __init__(self, layers: Sequence[MoeLayer], device: torch.device, microbatches: int = 1) -> None:
         self._num_layers = len(layers)
         self._device = device
         self._blank = blank_table(layers)
-        self._chunks = [_Chunk(self._num_layers, device)]
+        self._most_of_graph = microbatches * len(layers)
+        self._chunks = [self._new_chunk()]
         self._now = torch.zeros(self._num_layers, len(Field), dtype=torch.int64, device=device)
         self._uploads = PinnedRing(self._now)
 
@@ -124,8 +134,11 @@ class PointerTables:
         self._uploads.upload(self._num_layers)
         if self._chunks[-1].used > self._chunks[-1].size - self._chunks[-1].spare:
             # Not while a graph is captured, when allocations would belong to the graph.
-            self._chunks.append(_Chunk(self._num_layers, self._device))
+            self._chunks.append(self._new_chunk())
         return self._now
+
+    def _new_chunk(self) -> _Chunk:
+        return _Chunk(self._num_layers, self._device, self._most_of_graph)
 
     def _captured(self) -> int:
         return sum(chunk.used for chunk in self._chunks)
@@ -135,7 +148,16 @@ def table_entry(topk_ids: torch.Tensor, span: RowSpan) -> TableEntry:
     """The entry of a layer with ids [n, top_k], of which the rows `span` are this worker's."""
     row_stride, column_stride = topk_ids.stride()
     address = topk_ids.data_ptr() + span.start * row_stride * topk_ids.element_size()
-    return address, span.count, span.first_token, topk_ids.shape[1], row_stride, column_stride, span.start
+    return (
+        address,
+        span.count,
+        span.first_token,
+        topk_ids.shape[1],
+        row_stride,
+        column_stride,
+        span.start,
+        span.microbatch,
+    )
 
 
 def blank_table(layers: Sequence[MoeLayer]) -> Int64Array:

@@ -31,6 +31,7 @@ class CountBuffers:
             warm-up, graph capture and the dummy steps of idle DP ranks count nothing.
         phases: uint8 [max_tokens], `Phase` of each token of the DP rank's step; read in mixed steps only.
         ring: the loads of single steps by EP rank, or None.
+        microbatches: how many parts vLLM may split a step into; 1: it splits none.
         traced: where the rows of traced requests are copied to, or None; set before the first routing call.
     """
 
@@ -40,6 +41,7 @@ class CountBuffers:
         device: torch.device,
         max_tokens: int = 0,
         ring: LoadRing | None = None,
+        microbatches: int = 1,
     ) -> None:
         self.layers = tuple(layers)
         self.num_counts = sum(layer.num_experts for layer in self.layers)
@@ -51,6 +53,7 @@ class CountBuffers:
         self.step_word = torch.zeros(1, dtype=torch.int64, device=device)
         self.phases = torch.zeros(max(1, max_tokens), dtype=torch.uint8, device=device)
         self.ring = ring
+        self.microbatches = microbatches
         self.traced: TraceStaging | None = None
         ends = list(itertools.accumulate(layer.num_experts for layer in self.layers))
         self.starts = tuple(end - layer.num_experts for end, layer in zip(ends, self.layers, strict=True))
@@ -113,6 +116,6 @@ def count_rows(
         rows = torch.arange(span.start, span.start + span.count, device=ids.device)
         ranks, placed = buffers.ring.ranks_of(ordinal, experts, rows)
         on_ranks = slots & placed.flatten()
-        buffers.ring.add(ordinal, ranks.flatten(), on_ranks, word >> PLACE_SHIFT)
+        buffers.ring.add(ordinal, ranks.flatten(), on_ranks, word >> PLACE_SHIFT, span.microbatch)
         at = (decode * len(buffers.layers) + ordinal) * buffers.ep_size + buffers.ep_slots_start
         flat.scatter_add_(0, (at.unsqueeze(1) + ranks).flatten(), on_ranks.to(torch.int64))

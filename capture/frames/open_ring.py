@@ -20,6 +20,7 @@ def open_ring(
     producer: Producer,
     vllm_config: Any,
     device: torch.device,
+    microbatches: int,
     unavailable: Unavailable,
     eplb: EplbWatch | None,
 ) -> LoadRing | None:
@@ -33,7 +34,8 @@ def open_ring(
     if not vllm_config.parallel_config.enable_eplb:
         if survey.why_no_placement is not None:
             unavailable.note("steps", survey.why_no_placement)
-        return ring_for([layer.spec for layer in survey.routed], survey.placement, producer.ep_size, device)
+        layers = [layer.spec for layer in survey.routed]
+        return ring_for(layers, survey.placement, producer.ep_size, device, microbatches)
     try:
         if eplb is None:
             raise LookupError(unavailable.reasons().get("placement", "EPLB has no state"))
@@ -41,7 +43,7 @@ def open_ring(
     except Exception as error:  # noqa: BLE001 - counts don't need it
         no_ep_ranks(unavailable, f"which EP ranks EPLB has slots go to can't be told: {error}")
         return None
-    return ring_by_maps(maps, producer.ep_size, device)
+    return ring_by_maps(maps, producer.ep_size, device, microbatches)
 
 
 def no_ep_ranks(unavailable: Unavailable, reason: str) -> None:

@@ -12,7 +12,7 @@ from moescope.capture.wire import Int64Array, StepLoads, pack_step_loads
 from moescope.capture.wire.checks import MAX_SPAN
 
 MAX_WAITING: Final = 4096
-"""Steps that wait together, at most."""
+"""Steps that wait together, at most; or microbatches, where steps may have several."""
 MAX_VALUES: Final = 1 << 20
 """Loads of all steps that wait together, at most. In most frames a load takes a byte: 1 MiB."""
 
@@ -23,7 +23,7 @@ class RingPart(NamedTuple):
     Attributes:
         first: how many steps had a place in the ring before the first one here.
         numbers: int64 [n], the steps' numbers.
-        loads: int32 [n, L, R].
+        loads: int32 [n, M, L, R], by microbatch.
         end: the number of the next step when the snapshot was taken.
     """
 
@@ -36,8 +36,10 @@ class RingPart(NamedTuple):
 class StepHistory:
     """Puts together what snapshots have of the ring, and says which steps a frame carries. For one thread.
 
-    A frame accounts for all steps of a range. Where steps are missing, because the ring was overwritten or
-    too many steps wait, all steps before them are given up as well.
+    A frame has an entry for each step, and one for each further microbatch with any slot: a step that was not
+    split has none, nor has a microbatch of nothing but padding. A frame accounts for all steps of a range.
+    Where steps are missing, because the ring was overwritten or too many steps wait, all steps before them
+    are given up as well.
 
     Attributes:
         lost: steps whose loads no frame carries or will carry.
@@ -64,7 +66,8 @@ class StepHistory:
         self._waiting.extend(zip(part.numbers[new].tolist(), part.loads[new], strict=True))
         self._taken = max(self._taken, part.first + len(part.numbers))
         self._end = part.end
-        most = max(1, min(MAX_WAITING, MAX_VALUES // max(1, part.loads[:1].size)))
+        of_step = part.loads[:1]
+        most = max(1, min(MAX_WAITING // part.loads.shape[1], MAX_VALUES // max(1, of_step.size)))
         earliest = self._end - MAX_SPAN
         while len(self._waiting) > most or (self._waiting and self._waiting[0][0] < earliest):
             self._from = self._waiting.popleft()[0] + 1
@@ -74,9 +77,16 @@ class StepHistory:
     def pack(self) -> StepLoads:
         """The loads of all steps that wait, for the next frame."""
         self._sent = len(self._waiting)
-        numbers = np.array([number for number, _ in self._waiting], np.int64)
-        loads = np.array([loads for _, loads in self._waiting], np.int64)
-        return pack_step_loads(self._from, self._end, numbers, loads, self._version)
+        parts = [
+            (number, microbatch, loads)
+            for number, of_step in self._waiting
+            for microbatch, loads in enumerate(of_step)
+            if microbatch == 0 or loads.any()
+        ]
+        numbers = np.array([number for number, _, _ in parts], np.int64)
+        microbatches = np.array([microbatch for _, microbatch, _ in parts], np.int64)
+        loads = np.array([loads for _, _, loads in parts], np.int64)
+        return pack_step_loads(self._from, self._end, numbers, loads, self._version, microbatches)
 
     def delivered(self) -> None:
         """The frame with what `pack` returned last has arrived."""

@@ -126,13 +126,28 @@ def sorter_v2() -> Sorter:
     raise LookupError(f"vLLM's sort_batch_req_ids takes {parameters}, which moescope doesn't know")
 
 
-def uses_microbatches(parallel_config: Any) -> bool:
-    """Whether vLLM computes a step in several microbatches (DBO).
+def microbatches(parallel_config: Any) -> int:
+    """How many microbatches vLLM may split a step into (DBO, ``--ubatch-size``); 1 where it splits none.
 
     A vLLM that has no setting for it has no microbatches.
     """
-    for name, many in (("use_ubatching", 0), ("enable_dbo", 0), ("ubatch_size", 1)):
-        found = getattr(parallel_config, name, None)
-        if found is not None:
-            return int(found) > many
-    return False
+    if getattr(parallel_config, "enable_dbo", False):
+        return 2
+    return max(1, int(getattr(parallel_config, "ubatch_size", 1)))
+
+
+def ubatching_module() -> Any:
+    """vLLM's module that runs microbatches: which one a thread computes, and all that are under way.
+
+    Raises:
+        LookupError: this vLLM runs them in a way that moescope doesn't know.
+    """
+    try:
+        from vllm.v1.worker import ubatching
+    except ImportError:
+        raise LookupError("this vLLM has no vllm.v1.worker.ubatching") from None
+    needed = ("dbo_enabled", "dbo_current_ubatch_id", "_CURRENT_CONTEXTS", "_NUM_UBATCHES")
+    missing = [name for name in needed if not hasattr(ubatching, name)]
+    if missing:
+        raise LookupError(f"this vLLM's ubatching has no {', '.join(missing)}")
+    return ubatching

@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from moescope.capture.seam.rows import StepRows
+from moescope.capture.seam.rows import WHOLE, Microbatch, StepRows
 
 
-def step_rows() -> StepRows:
+def step_rows(microbatch: Microbatch = WHOLE) -> StepRows:
     """The sizes of the step under way, from vLLM's forward context; reads no tensor on a device.
+
+    Each microbatch has a forward context of its own, which vLLM puts in place whenever it goes on with that
+    microbatch. In vLLM 0.20 to 0.33 it always has metadata of DP, with the sizes of that microbatch; runner
+    V1's batch descriptor there is that of the whole step.
 
     ``StepRows.num_tokens`` is N, the rows of the batch before the model shards them, padding included:
 
@@ -27,9 +31,12 @@ def step_rows() -> StepRows:
     context = get_forward_context()
     metadata = context.dp_metadata
     if metadata is not None:
-        return StepRows(metadata.num_tokens_across_dp_cpu.tolist(), metadata.local_sizes)
-    descriptor = context.batch_descriptor
-    return StepRows(None, None, _slots(context.slot_mapping) if descriptor is None else descriptor.num_tokens)
+        return StepRows(
+            metadata.num_tokens_across_dp_cpu.tolist(), metadata.local_sizes, microbatch=microbatch
+        )
+    descriptor = context.batch_descriptor if microbatch == WHOLE else None
+    size = _slots(context.slot_mapping) if descriptor is None else descriptor.num_tokens
+    return StepRows(None, None, size, microbatch)
 
 
 def _slots(slot_mapping: Any) -> int | None:

@@ -13,7 +13,7 @@ Pure Python, decided on the host: no tensor is read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -57,21 +57,45 @@ class RowSpan:
     with a value that lives on the device, because a CUDA graph is captured once for many numbers of tokens.
 
     Every token of a DP rank is in the span of exactly one of its TP workers: where the rows are replicated
-    over the TP ranks, only TP rank 0 counts, and the others' spans are empty.
+    over the TP ranks, only TP rank 0 counts, and the others' spans are empty. ``microbatch`` is the number of
+    the part of the step that the batch is, 0 in a step that isn't split.
     """
 
     layout: Layout
     start: int
     count: int
     first_token: int
+    microbatch: int = 0
+
+
+class Microbatch(NamedTuple):
+    """The part of a step that a forward pass computes, of those that vLLM split it into (DBO).
+
+    Attributes:
+        number: 0, 1, ... in the order of the step's tokens.
+        first_token: the index, among the rows of the DP rank's step, of its first row.
+        is_last: whether the step's last rows, its padding among them, are in it.
+    """
+
+    number: int = 0
+    first_token: int = 0
+    is_last: bool = True
+
+
+WHOLE: Final = Microbatch()
+"""A step that isn't split."""
 
 
 class StepRows(NamedTuple):
-    """Sizes of the batch, as vLLM knows them during a forward pass: `locate_rows` explains each."""
+    """Sizes of the batch, as vLLM knows them during a forward pass: `locate_rows` explains each.
+
+    In a microbatch they are the sizes of that part of the step, on all DP ranks.
+    """
 
     tokens_across_dp: Sequence[int] | None
     shard_sizes: Sequence[int] | None
     num_tokens: int | None = None
+    microbatch: Microbatch = WHOLE
 
 
 _NOTHING: Final = RowSpan(Layout.NOT_TOLD, 0, 0, 0)
@@ -97,22 +121,30 @@ def rows_of_call(
     Raises:
         AssertionError: no known layout has this many rows; or the pass has fewer rows than the step has
             tokens: a model may run some layers in a pass of their own over a part of the rows, where row i is
-            not token i.
+            not token i. Of a step's microbatches the last one tells.
     """
-    across, size = step.tokens_across_dp, step.num_tokens
+    across, size, part = step.tokens_across_dp, step.num_tokens, step.microbatch
     if across is not None:
         size = across[ranks.dp_rank]
-    elif size is None and ranks.dp_size == 1 and ranks.tp_size > 1 and not capturing:
+    elif size is None and ranks.dp_size == 1 and ranks.tp_size > 1 and not capturing and part == WHOLE:
         if true_tokens is None:
             return _NOTHING
         size = true_tokens
-    if size is not None and true_tokens is not None and size < true_tokens:
+    if (
+        size is not None
+        and true_tokens is not None
+        and part.is_last
+        and part.first_token + size < true_tokens
+    ):
         raise AssertionError(
             f"moescope: a forward pass of {size} rows in a step of {true_tokens} tokens: which tokens they "
-            f"are can't be known; a batch of {num_rows} rows, tokens_across_dp={_as_list(across)}, {ranks}. "
-            f"{_WAY_OUT}"
+            f"are can't be known; a batch of {num_rows} rows, tokens_across_dp={_as_list(across)}, {part}, "
+            f"{ranks}. {_WAY_OUT}"
         )
-    return locate_rows(num_rows, ranks, across, step.shard_sizes, size)
+    span = locate_rows(num_rows, ranks, across, step.shard_sizes, size)
+    if part == WHOLE:
+        return span
+    return replace(span, first_token=span.first_token + part.first_token, microbatch=part.number)
 
 
 def locate_rows(

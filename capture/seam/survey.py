@@ -15,10 +15,10 @@ from moescope.capture.seam.bypasses import Bypasses, find_bypasses
 from moescope.capture.seam.config_layers import read_config
 from moescope.capture.seam.coverage import RoutedLayer, is_capture_source, routed_runner, routed_source
 from moescope.capture.seam.decoder import language_part, layer_of_path, routing_modules
-from moescope.capture.seam.features import moe_class, runs_v2, uses_microbatches
+from moescope.capture.seam.features import microbatches, moe_class, runs_v2, ubatching_module
 from moescope.capture.seam.placement import read_placement
 from moescope.capture.seam.slots import SinkBuffers, writes_in_place
-from moescope.capture.wire import Placement, UncoveredLayer
+from moescope.capture.wire import MAX_MICROBATCHES, Placement, UncoveredLayer
 
 MAX_REASON = 1024
 
@@ -97,7 +97,7 @@ def _why_no_references(covered: Sequence[RoutedLayer], sinks: SinkBuffers, vllm_
     """Why a reference to ids would show others once the pass is over: kernels write them to one place."""
     if sinks.shares:
         return "kernels of several layers write their ids to one place"
-    if uses_microbatches(vllm_config.parallel_config) and any(
+    if microbatches(vllm_config.parallel_config) > 1 and any(
         writes_in_place(layer.router) for layer in covered
     ):
         return "kernels write the ids of all microbatches of a step to one place"
@@ -214,10 +214,19 @@ def _listed(reasons: dict[int, str]) -> tuple[UncoveredLayer, ...]:
 def _unsupported(vllm_config: Any) -> str | None:
     """Why no layer of this server can be counted exactly; None if layers can."""
     parallel = vllm_config.parallel_config
-    if uses_microbatches(parallel):
-        return "micro-batching (DBO) is not supported: the callback sees slices of a step"
+    parts = microbatches(parallel)
+    if parts > MAX_MICROBATCHES:
+        return f"{parts} microbatches (DBO) are not supported: a step may have {MAX_MICROBATCHES}"
+    if parts > 1:
+        try:
+            ubatching_module()
+        except LookupError as error:
+            return f"microbatches (DBO) can't be told apart: {error}"
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
-        return "prefill context parallelism is not supported: rows are split over its ranks"
+        return (
+            "prefill context parallelism is not supported: its ranks compute other chunks of a prompt each, "
+            "and short requests twice, and vLLM's forward context doesn't say which rows are which"
+        )
     drafts = vllm_config.speculative_config
     if drafts is not None and (
         getattr(drafts, "enable_adaptive_verification", False)

@@ -21,6 +21,7 @@ from moescope.capture.wire.codec import (
     decode_versioned,
     encode_frame,
     pack_step_loads,
+    unpack_microbatches,
     unpack_step_loads,
 )
 from moescope.capture.wire.schema import (
@@ -28,6 +29,7 @@ from moescope.capture.wire.schema import (
     MAX_COUNTERS,
     MAX_EXPERTS,
     MAX_LAYERS,
+    MAX_MICROBATCHES,
     MAX_RANKS,
     OTHER,
     TRACE_DROPS,
@@ -54,6 +56,7 @@ __all__ = [
     "MAX_COUNTERS",
     "MAX_EXPERTS",
     "MAX_LAYERS",
+    "MAX_MICROBATCHES",
     "MAX_RANKS",
     "OTHER",
     "TRACES_PATH",
@@ -88,5 +91,6 @@ __all__ = [
     "pack_step_loads",
     "unpack_counts",
     "unpack_ids",
+    "unpack_microbatches",
     "unpack_step_loads",
 ]

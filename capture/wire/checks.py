@@ -9,6 +9,7 @@ import numpy as np
 
 from moescope.capture.wire.arrays import COUNTS_DTYPE, Int64Array, WireError, unpack_counts, unpack_ids
 from moescope.capture.wire.schema import (
+    MAX_MICROBATCHES,
     MAX_RANKS,
     Frame,
     MoeLayer,
@@ -166,7 +167,7 @@ def _entries_in_order(step_loads: StepLoads, steps: Int64Array) -> Int64Array:
         return steps
     if parts.size != steps.size:
         raise WireError(f"step_loads.microbatches: {parts.size} for {steps.size} steps")
-    return steps * 256 + parts
+    return steps * MAX_MICROBATCHES + parts
 
 
 def _check_placement(placement: Placement, layers: list[MoeLayer], ep_size: int) -> None:

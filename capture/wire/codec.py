@@ -15,7 +15,7 @@ from msgspec import Struct
 from moescope.capture.protocol import WIRE_MAJOR
 from moescope.capture.wire.arrays import Int64Array, LoadArray, WireError, WireVersionError
 from moescope.capture.wire.checks import check_frame
-from moescope.capture.wire.schema import Frame, StepLoads
+from moescope.capture.wire.schema import MAX_MICROBATCHES, Frame, StepLoads
 
 T = TypeVar("T")
 
@@ -31,7 +31,14 @@ _envelope_decoder = msgspec.msgpack.Decoder(_Envelope)
 _frame_decoder = msgspec.msgpack.Decoder(Frame)
 
 
-def pack_step_loads(first: int, end: int, steps: Int64Array, loads: Int64Array, version: int) -> StepLoads:
+def pack_step_loads(
+    first: int,
+    end: int,
+    steps: Int64Array,
+    loads: Int64Array,
+    version: int,
+    microbatches: Int64Array | None = None,
+) -> StepLoads:
     """Loads of steps in ``[first, end)``.
 
     Args:
@@ -39,10 +46,14 @@ def pack_step_loads(first: int, end: int, steps: Int64Array, loads: Int64Array, 
         steps: [n], rising: those that computed tokens.
         loads: [n, L, R], their slots by layer and EP rank, none negative.
         version: of the placement.
+        microbatches: [n], which microbatch of its step each entry is; None: no step is split.
 
     Raises:
-        OverflowError: a load is above 2**32 - 1.
+        OverflowError: a load is above 2**32 - 1, or a microbatch's number above 255.
     """
+    parts = np.zeros(0, np.int64) if microbatches is None or not microbatches.any() else microbatches
+    if int(parts.max(initial=0)) >= MAX_MICROBATCHES:
+        raise OverflowError(f"a microbatch's number of {int(parts.max())} does not fit")
     most = int(loads.max(initial=0))
     if most > 0xFFFFFFFF:
         raise OverflowError(f"a step's load of {most} does not fit")
@@ -54,6 +65,7 @@ def pack_step_loads(first: int, end: int, steps: Int64Array, loads: Int64Array, 
         width=width,
         loads=loads.astype(f"<u{width}").tobytes(),
         placement_version=version,
+        microbatches=parts.astype(np.uint8).tobytes(),
     )
 
 
@@ -65,6 +77,13 @@ def unpack_step_loads(step_loads: StepLoads, num_layers: int, ep_size: int) -> t
     steps = np.frombuffer(step_loads.steps, dtype="<u4").astype(np.int64) + step_loads.first
     loads = np.frombuffer(step_loads.loads, dtype=f"<u{step_loads.width}")
     return steps, loads.reshape(len(steps), num_layers, ep_size)
+
+
+def unpack_microbatches(step_loads: StepLoads) -> Int64Array:
+    """Which microbatch of its step each of the n entries is, int64 [n]; zeros where no step is split."""
+    if not step_loads.microbatches:
+        return np.zeros(len(step_loads.steps) // 4, np.int64)
+    return np.frombuffer(step_loads.microbatches, np.uint8).astype(np.int64)
 
 
 def encode_frame(frame: Frame) -> bytes:

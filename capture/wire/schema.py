@@ -21,6 +21,8 @@ MAX_LAYERS: Final = 1024
 MAX_EXPERTS: Final = 8192
 MAX_RANKS: Final = 65536
 MAX_COUNTERS: Final = 64
+MAX_MICROBATCHES: Final = 256
+"""Parts of a step: their numbers are of one byte."""
 
 DROPS: Final = frozenset({"snapshots_put_off", "snapshots_superseded", "sends_failed", "steps_lost"})
 """The reasons in `Frame.drops`. The service counts whatever else comes as `OTHER`, so that nobody makes

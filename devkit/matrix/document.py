@@ -52,6 +52,17 @@ Each row is a real vLLM of `tests/gpu`, with CUDA graphs unless it says eager, w
 layouts and placement are compared with what its own model runner did. `python -m devkit.gpu_suite` runs them
 and writes `benchmarks/results/gpu-<series>.json`. The models have random weights.
 """
+LAYOUTS: Final = """## Row layouts
+
+Which rows of a routing call are whose ([how](how-it-works.md#rows-without-dp-metadata)):
+
+| with | rows of a routing call | counted |
+| --- | --- | --- |
+| data, expert and tensor parallelism | all DP ranks' tokens, this DP rank's, or a shard of either | exactly |
+| `--enable-dbo`, `--ubatch-size` | the same, of [a microbatch](how-it-works.md#microbatches) | exactly |
+| decode context parallelism | the same as without it | exactly; looked up in 0.33, not run |
+| prefill context parallelism | chunks of prompts; short requests on every rank | not: uncovered |
+"""
 NOTHING: Final = "No results yet."
 
 
@@ -63,7 +74,8 @@ def gpu_runs() -> list[GpuRun]:
 
 def render(cpu: Sequence[Record], gpu: Sequence[GpuRun]) -> str:
     """The page."""
-    return "\n".join([HEAD, CPUS, _table(cpu), "", GPUS, *(_gpu_lines(gpu) if gpu else [NOTHING]), ""])
+    on_gpus = _gpu_lines(gpu) if gpu else [NOTHING]
+    return "\n".join([HEAD, LAYOUTS, CPUS, _table(cpu), "", GPUS, *on_gpus, ""])
 
 
 def _gpu_lines(runs: Sequence[GpuRun]) -> Iterator[str]:

@@ -79,7 +79,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     modules = [moe_module(3), moe_module(5)]
     parallel = SimpleNamespace(
-        use_ubatching=False, prefill_context_parallel_size=1, enable_expert_parallel=False, enable_eplb=False
+        prefill_context_parallel_size=1, enable_expert_parallel=False, enable_eplb=False
     )
     vllm_config = SimpleNamespace(parallel_config=parallel, speculative_config=None)
     survey = survey_model(torch.nn.ModuleList(modules), vllm_config)

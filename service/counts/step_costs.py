@@ -15,13 +15,15 @@ from moescope.service.measures.arrays import FloatArray
 class Stragglers:
     """Steps of which the loads of all ranks are known, over L layers and R EP ranks.
 
-    A step's load of an EP rank is the slots, of all DP ranks' tokens, whose expert the rank holds.
+    A step's load of an EP rank is the slots, of all DP ranks' tokens, whose expert the rank holds. Where vLLM
+    splits a step into microbatches, the ranks wait for each other in each: each has a busiest EP rank.
 
     Attributes:
-        max_slots: sum over steps of the busiest EP rank's load, int64 [L].
+        max_slots: sum over steps, and their microbatches, of the busiest EP rank's load, int64 [L].
         mean_slots: sum over steps of the EP ranks' mean load, float64 [L].
         busy_steps: steps in which the layer had any slot, int64 [L].
-        hottest: busy steps in which each EP rank was busiest, float64 [L, R]; ranks that tie share a step.
+        hottest: busy steps in which each EP rank was busiest, float64 [L, R]; ranks that tie share a step, as
+            do those of its microbatches with any slot.
         joined: steps whose loads were known, dummy steps of all ranks included.
         incomplete: steps that were given up because the loads of some rank didn't come.
     """
@@ -71,13 +73,16 @@ def no_stragglers(layers: int, ranks: int = 0) -> Stragglers:
     return Stragglers(none, np.zeros(layers), none, np.zeros((layers, ranks)))
 
 
-def stragglers_of(loads: Int64Array, joined: int, incomplete: int = 0) -> Stragglers:
-    """The sums over n steps.
+def stragglers_of(
+    loads: Int64Array, joined: int, incomplete: int = 0, step_of: Int64Array | None = None
+) -> Stragglers:
+    """The sums over n steps, or microbatches of steps.
 
     Args:
-        loads: integers [n, L, R], of the joined steps that had any slot.
+        loads: integers [n, L, R], of the joined steps that had any slot, or of the microbatches of these.
         joined: how many steps were joined, those without a slot included.
         incomplete: how many were given up.
+        step_of: [n], rising, where steps are split: which entries are of one step; None: each is a step.
     """
     layers, ranks = loads.shape[1:]
     if not len(loads):
@@ -88,12 +93,18 @@ def stragglers_of(loads: Int64Array, joined: int, incomplete: int = 0) -> Stragg
     most = loads.max(axis=2)
     busy = most > 0
     hot = (loads == most[:, :, np.newaxis]) & busy[:, :, np.newaxis]
-    ties = np.maximum(hot.sum(axis=2), 1)
+    sharing = np.maximum(hot.sum(axis=2), 1)
+    busy_steps = busy
+    if step_of is not None:
+        begins = np.diff(step_of, prepend=-1) > 0
+        parts = np.add.reduceat(busy, np.flatnonzero(begins), axis=0, dtype=np.int64)
+        busy_steps = parts > 0
+        sharing = sharing * np.maximum(parts, 1)[np.cumsum(begins) - 1]
     return Stragglers(
         max_slots=most.sum(axis=0, dtype=np.int64),
         mean_slots=loads.sum(axis=(0, 2), dtype=np.int64) / ranks,
-        busy_steps=busy.sum(axis=0, dtype=np.int64),
-        hottest=(hot / ties[:, :, np.newaxis]).sum(axis=0),
+        busy_steps=busy_steps.sum(axis=0, dtype=np.int64),
+        hottest=(hot / sharing[:, :, np.newaxis]).sum(axis=0),
         joined=joined,
         incomplete=incomplete,
     )

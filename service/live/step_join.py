@@ -6,6 +6,8 @@ Invariants:
 - Whatever the order in which ranges come, the same steps are joined with the same loads, as long as no member
   is further behind another one than the window is long.
 - Memory is bounded: the window is the most steps that wait. What falls out of it is given up, and counted.
+- A step that vLLM splits has loads for each of its microbatches, which count towards the window. A microbatch
+  that a member doesn't name had no slots there: all members split a step, or none does.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class StepJoin:
 
     Args:
         members, layers, ranks: M, L, R.
-        window: most steps that wait; :func:`window_of` by default.
+        window: most steps that wait, or microbatches of steps; :func:`window_of` by default.
     """
 
     def __init__(self, members: int, layers: int, ranks: int, window: int | None = None) -> None:
@@ -54,8 +56,9 @@ class StepJoin:
         self._done = np.zeros(self._window, dtype=bool)
         self._version = np.zeros(self._window, dtype=np.int64)
         self._spoiled = np.zeros(self._window, dtype=bool)
-        self._row = np.full(self._window, -1, dtype=np.int32)
-        # Loads of the steps that wait, in whichever row is free.
+        self._parts = 1  # the most microbatches of a step so far
+        self._row = np.full((self._window, self._parts), -1, dtype=np.int32)
+        # Loads of the steps that wait, or of their microbatches, in whichever row is free.
         self._loads: Loads = np.zeros((0, layers, ranks), dtype=np.int32)
         self._free: list[int] = []
 
@@ -65,7 +68,14 @@ class StepJoin:
         return self._top - self._first_counted() - int(self._done.sum())
 
     def add(
-        self, member: int, first: int, end: int, steps: Int64Array, loads: Loads, version: int = 0
+        self,
+        member: int,
+        first: int,
+        end: int,
+        steps: Int64Array,
+        loads: Loads,
+        version: int = 0,
+        microbatches: Int64Array | None = None,
     ) -> Stragglers | None:
         """What is joined or given up once a member accounts for the steps ``[first, end)``; None: nothing.
 
@@ -75,12 +85,16 @@ class StepJoin:
             steps: [n], rising: numbers in the range of the steps with tokens.
             loads: unsigned integers [n, L, R], at most 4 bytes wide.
             version: of the placement that the loads are by.
+            microbatches: [n], which microbatch of its step each entry is; None: no step is split.
         """
         if end <= first:
             return None
+        if microbatches is None:
+            microbatches = np.zeros(len(steps), np.int64)
+        self._have_parts(1 + int(microbatches.max(initial=0)))
         if self._floor is None:
-            self._floor, self._base = first, max(0, end - self._window)
-        given_up = self._give_up(end - self._window)
+            self._floor, self._base = first, max(0, end - self._most_steps)
+        given_up = self._give_up(max(end, self._top) - self._most_steps)
         first = max(first, self._base)
         if first >= end:
             return self._result(np.zeros(0, dtype=np.int64), given_up)
@@ -96,7 +110,7 @@ class StepJoin:
         self._count[at[new]] += 1
         for i in np.flatnonzero(steps >= first):
             if new[steps[i] - first]:
-                self._add_loads(int(steps[i]) % self._window, loads[i])
+                self._add_loads((int(steps[i]) % self._window, int(microbatches[i])), loads[i])
         complete = new & (self._count[at] == self._members) & ~self._spoiled[at]
         return self._result(at[complete], given_up)
 
@@ -112,6 +126,17 @@ class StepJoin:
         self._loads, self._free = self._loads[:0].copy(), []
         return given_up
 
+    @property
+    def _most_steps(self) -> int:
+        """Steps that may wait, each of them with all its microbatches."""
+        return max(1, self._window // self._parts)
+
+    def _have_parts(self, parts: int) -> None:
+        """From now on a step may have this many microbatches."""
+        if parts > self._parts:
+            more = np.full((self._window, parts - self._parts), -1, dtype=np.int32)
+            self._row, self._parts = np.concatenate([self._row, more], axis=1), parts
+
     def _row_of_member(self, member: int) -> int:
         """The member's row of marks; there is one from now on."""
         row = self._row_of.setdefault(member, len(self._row_of))
@@ -122,7 +147,7 @@ class StepJoin:
             self._seen = wider
         return row
 
-    def _add_loads(self, at: int, loads: Loads) -> None:
+    def _add_loads(self, at: tuple[int, int], loads: Loads) -> None:
         if loads.dtype.itemsize == 4 and self._loads.dtype == np.int32:
             self._loads = self._loads.astype(np.int64)
         row = self._row[at]
@@ -136,7 +161,7 @@ class StepJoin:
 
     def _grow(self) -> None:
         size = len(self._loads)
-        more = min(max(16, size), self._window - size)
+        more = min(max(16, size), max(self._window, self._parts) - size)
         wider: Loads = np.zeros((size + more, *self._shape), dtype=self._loads.dtype)
         wider[:size] = self._loads
         self._loads = wider
@@ -146,7 +171,9 @@ class StepJoin:
         if not complete.size and not given_up:
             return None
         rows = self._row[complete]
-        result = stragglers_of(self._loads[rows[rows >= 0]], int(complete.size), given_up)
+        step_of, part = np.nonzero(rows >= 0)
+        split = step_of if self._parts > 1 else None
+        result = stragglers_of(self._loads[rows[step_of, part]], int(complete.size), given_up, split)
         self._done[complete] = True
         self._release(complete)
         self._advance()

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moescope.capture.wire import Frame, MoeLayer, unpack_step_loads
+from moescope.capture.wire import Frame, MoeLayer, unpack_microbatches, unpack_step_loads
 from moescope.service.counts.account_state import EpochState
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.step_costs import Stragglers, no_stragglers
@@ -121,7 +121,8 @@ class Stage:
         steps, values = unpack_step_loads(loads, len(shape.layers), shape.ep_size)
         # What a worker counted by the placement in force in each step fits whatever version others name.
         version = 0 if frame.ep_slots else loads.placement_version
-        found = self._join.add(member, loads.first, loads.end, steps, values, version)
+        parts = unpack_microbatches(loads)
+        found = self._join.add(member, loads.first, loads.end, steps, values, version, parts)
         if found is None:
             return self._given_up(given_up)
         return self._layout, replace(found, incomplete=found.incomplete + given_up)

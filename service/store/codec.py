@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Struct
 
 from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
-from moescope.capture.wire.traces import Run
+from moescope.capture.wire.traces import ExpertArray, Run
 from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest
 from moescope.service.counts.reasons import known_traces
 from moescope.service.counts.totals import Totals
@@ -242,6 +242,11 @@ def runs_of(blobs: Iterable[bytes], tokens: int) -> Int64Array:
     runs = np.concatenate(found)
     begins = np.flatnonzero(np.append(True, runs[1:, 0] != runs[:-1].sum(axis=1)))
     return np.stack([runs[begins, 0], np.add.reduceat(runs[:, 1], begins)], axis=1)
+
+
+def no_ids(id_bytes: int, top_k: int) -> ExpertArray:
+    """The ids of no token, uint8 or uint16 [0, top_k]."""
+    return np.empty((0, top_k), np.uint8) if id_bytes == 1 else np.empty((0, top_k), np.uint16)
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from devkit.frame_sink import FrameSink
 from moescope.capture.wire import Frame, unpack_counts, unpack_ids
-from tests.step_loads import placed_counts, step_loads
+from tests.step_loads import microbatch_loads, placed_counts, step_loads
 
 SETTLE = 30.0
 
@@ -71,11 +71,20 @@ def describe(frames: list[Frame]) -> dict[str, Any]:
         "steps": [frame.steps, frame.decode_steps, frame.mixed_steps, frame.idle_steps],
         "drops": frame.drops,
         "loads": {step: load.tolist() for step, load in step_loads(frames).items()} if has_loads else None,
+        "parts": parts_of(frames) if has_loads else None,
         "placed": placed_counts(frame) if has_loads else None,
         "ep_slots": unpack_counts(frame.ep_slots).reshape(len(frame.layers), -1).tolist(),
         "unavailable": frame.unavailable,
         "placements": placements(frames),
     }
+
+
+def parts_of(frames: list[Frame]) -> dict[int, dict[int, list[list[int]]]]:
+    """The loads of each step's microbatches."""
+    found: dict[int, dict[int, list[list[int]]]] = {}
+    for (step, part), loads in microbatch_loads(frames).items():
+        found.setdefault(step, {})[part] = loads.tolist()
+    return found
 
 
 def placements(frames: list[Frame]) -> list[list[Any]]:

@@ -38,13 +38,18 @@ class PassWorker(RoutingWorker):  # type: ignore[misc]
 
             runner_v2.dispatch_cg_and_sync_dp = self._spied(
                 runner_v2.dispatch_cg_and_sync_dp,
-                lambda result: (tokens_across_dp(result[1]), result[0].cg_mode.value),
+                lambda result: (
+                    tokens_across_dp(result[1]),
+                    result[0].cg_mode.value,
+                    getattr(result[0], "num_ubatches", 1) > 1,
+                ),
             )
         else:
             from vllm.v1.worker import gpu_model_runner
 
             gpu_model_runner.coordinate_batch_across_dp = self._spied(
-                gpu_model_runner.coordinate_batch_across_dp, lambda result: (result[1], int(result[2]))
+                gpu_model_runner.coordinate_batch_across_dp,
+                lambda result: (result[1], int(result[2]), bool(result[0])),
             )
         capturer = self._capture.capturer
         locate = capturer._locate
@@ -71,14 +76,20 @@ class PassWorker(RoutingWorker):  # type: ignore[misc]
         self._note(0)
         return result
 
-    def _spied(self, agree: Callable[..., Any], read: Callable[[Any], tuple[Any, int]]) -> Callable[..., Any]:
-        """Have noted what vLLM's ranks agree on, sizes and the graph's mode, when this function returns."""
+    def _spied(
+        self, agree: Callable[..., Any], read: Callable[[Any], tuple[Any, int, bool]]
+    ) -> Callable[..., Any]:
+        """Have noted what vLLM's ranks agree on, when this function returns.
+
+        That is their sizes, the graph's mode, and whether they split the step.
+        """
 
         def spied(*args: Any, **kwargs: Any) -> Any:
             result = agree(*args, **kwargs)
             if not self._agreed:  # later calls in this pass are for a draft model
-                across, mode = read(result)
-                self._agreed = {"across": None if across is None else across.tolist(), "mode": mode}
+                across, mode, is_split = read(result)
+                across = None if across is None else across.tolist()
+                self._agreed = {"across": across, "mode": mode, "split": is_split}
             return result
 
         return spied

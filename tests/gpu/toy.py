@@ -28,7 +28,7 @@ class Toy:
     Attributes:
         expected: what the buffers must hold.
         decode: uint8 [tokens] of the step under way or the last one: 1 for decode tokens.
-        loads: int32 [L, EP_SIZE] of each step that was expected.
+        loads: int32 [M, L, EP_SIZE] of each step that was expected, by microbatch.
     """
 
     def __init__(
@@ -36,13 +36,14 @@ class Toy:
         layers: list[MoeLayer] = LAYERS,
         max_tokens: int = 512,
         kept_ids_bytes: int = DEFAULT_KEPT_IDS_MIB << 20,
+        microbatches: int = 1,
     ) -> None:
         self.layers = layers
         self._rng = np.random.default_rng(0)
         most = max(layer.num_experts for layer in layers)
         ep_ranks = self._rng.integers(0, EP_SIZE, (len(layers), most), dtype=np.int32)
-        self.ring = LoadRing(ep_ranks, EP_SIZE, 0, CUDA)
-        self.buffers = CountBuffers(layers, CUDA, max_tokens, self.ring)
+        self.ring = LoadRing(ep_ranks, EP_SIZE, 0, CUDA, microbatches=microbatches)
+        self.buffers = CountBuffers(layers, CUDA, max_tokens, self.ring, microbatches)
         self.steps = 0
         self.decode = np.zeros(0, np.uint8)
         self.loads: list[torch.Tensor] = []
@@ -85,10 +86,10 @@ class Toy:
         self.capturer.begin_step(valid, int(self.decode.sum()))
         self.capturer.set_phases(self.decode)
 
-    def expect(self, valid: int, ordinals: Iterable[int] | None = None) -> None:
-        """Note what the last step, of this many tokens, must add."""
+    def expect(self, valid: int, ordinals: Iterable[int] | None = None, half: int | None = None) -> None:
+        """Note what the last step, of this many tokens, must add; from row `half` on to microbatch 1."""
         decode = torch.from_numpy(self.decode).to(CUDA).bool()
-        loads = torch.zeros(len(self.layers), EP_SIZE, dtype=torch.int32, device=CUDA)
+        loads = torch.zeros_like(self.ring.loads[0])
         for ordinal in range(len(self.layers)) if ordinals is None else ordinals:
             ids, experts = self.route(ordinal, valid).long(), self.layers[ordinal].num_experts
             for phase, rows in ((Phase.PREFILL, ids[~decode]), (Phase.DECODE, ids[decode])):
@@ -97,8 +98,9 @@ class Toy:
                 self.expected.rows_of(ordinal, phase).add_(len(rows))
                 by_rank = torch.bincount(self.ring.ep_ranks[ordinal][rows.flatten()], minlength=EP_SIZE)
                 self.expected.ep_slots_of(ordinal, phase).add_(by_rank)
-            ranks = self.ring.ep_ranks[ordinal][ids.flatten()]
-            loads[ordinal] += torch.bincount(ranks, minlength=EP_SIZE).int()
+            for microbatch, part in enumerate((ids,) if half is None else (ids[:half], ids[half:])):
+                ranks = self.ring.ep_ranks[ordinal][part.flatten()]
+                loads[microbatch, ordinal] += torch.bincount(ranks, minlength=EP_SIZE).int()
         self.loads.append(loads)
 
     def check(self) -> None:

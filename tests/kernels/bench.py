@@ -53,6 +53,7 @@ class Bench:
         max_tokens: int = 6000,
         rule: ReplicaRule | None = None,
         redundant: int = 20,
+        microbatches: int = 1,
     ) -> None:
         self.layers = [MoeLayer(2 * index, experts, top_k) for index, (experts, top_k) in enumerate(shape)]
         self.num_valid, self.phase = num_valid, phase
@@ -66,10 +67,12 @@ class Bench:
             physical = -(-(size[1] + redundant) // ep_size) * ep_size
             self.maps = RandomMaps([experts for experts, _ in shape], physical, ep_size, DEVICE)
         for _ in range(3):
-            ring = None if ep_ranks is None else LoadRing(ep_ranks.astype("i4"), ep_size, 0, DEVICE)
+            ring = None
+            if ep_ranks is not None:
+                ring = LoadRing(ep_ranks.astype("i4"), ep_size, 0, DEVICE, microbatches=microbatches)
             if self.maps is not None and rule is not None:
-                ring = ring_by_maps(self.maps.device_maps(DEVICE, rule), ep_size, DEVICE)
-            buffers = CountBuffers(self.layers, DEVICE, max_tokens, ring)
+                ring = ring_by_maps(self.maps.device_maps(DEVICE, rule), ep_size, DEVICE, microbatches)
+            buffers = CountBuffers(self.layers, DEVICE, max_tokens, ring, microbatches)
             buffers.phases.copy_(phases)
             self.all.append(buffers)
         self.step, self.layer, self.reference = self.all
@@ -121,10 +124,10 @@ class Bench:
             size = len(self.layers) * self.reference.ep_size
             by_rank = self.reference.flat[self.reference.ep_slots_start :].view(2, size).sum(0)
             if rings[0].computed <= rings[0].capacity:
-                assert copies[0].sum(0).flatten().tolist() == by_rank.tolist()  # law 4
+                assert copies[0].sum((0, 1)).flatten().tolist() == by_rank.tolist()  # law 4
                 assert int(copies[0].sum()) == sum(expected[: 2 * self.reference.num_counts])
         return expected
 
 
-def span(count: int, start: int = 0, first_token: int = 0) -> RowSpan:
-    return RowSpan(Layout.LOCAL, start, count, first_token)
+def span(count: int, start: int = 0, first_token: int = 0, microbatch: int = 0) -> RowSpan:
+    return RowSpan(Layout.LOCAL, start, count, first_token, microbatch)

@@ -9,8 +9,10 @@ from tests.kernels.device import DEVICE, INTERPRETED  # skips first, where kerne
 
 # isort: split
 from moescope.capture.counting import load_ring
-from moescope.capture.counting.launch import launch_step
+from moescope.capture.counting.launch import launch_layer, launch_step
 from moescope.capture.counting.pointer_tables import table_entry
+from moescope.capture.counting.reference import count_rows
+from moescope.capture.seam.replica_rule import ReplicaRule
 from moescope.capture.step.word import MAX_TOKENS, Phase
 from moescope.capture.wire import MoeLayer
 from tests.kernels.bench import MODELS, Bench, make_ids, span
@@ -145,3 +147,30 @@ def test_ids_that_all_go_to_one_expert() -> None:
     bench.count(ids, {i: span(16384) for i in ids})
     bench.check()
     assert int(bench.step.counts_of(1)[127].item()) == 16384 * 8
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize(("ep_size", "rule"), [(0, None), (8, None), (8, ReplicaRule.ROW_HASH)])
+def test_microbatches_have_loads_of_their_own(phase: Phase, ep_size: int, rule: ReplicaRule | None) -> None:
+    """Their launches come in turns, some early; a step that isn't split leaves the others' places empty.
+
+    Where an expert has several copies, the row within the microbatch's own tensor tells which one is taken.
+    """
+    bench = Bench([(60, 4)] * 3, 70, phase, ep_size, rule=rule, microbatches=3)
+    turns = [(0, (0, 1)), (1, (0, 1, 2)), (0, (2,)), (2, (0,)), (2, (1, 2))]
+    for repeat in range(4):
+        split = repeat % 2 == 0
+        bench.begin()
+        for microbatch, ordinals in turns if split else [(0, (0, 1, 2))]:
+            rows = 25 if split else 80  # the third one has 20 true tokens
+            ids = {i: make_ids(rows, bench.layers[i], torch.int32, 9 * repeat + i) for i in ordinals}
+            mine = span(rows, first_token=rows * microbatch, microbatch=microbatch)
+            table = bench.table({i: table_entry(of_layer, mine) for i, of_layer in ids.items()})
+            launch_step(table, bench.step, bench.step.flat, torch.int32, rows * 4)
+            for i, of_layer in ids.items():
+                launch_layer(of_layer, mine, bench.layer, i, bench.layer.flat)
+                count_rows(bench.reference, i, of_layer, mine, bench.reference.flat)
+        bench.check()
+        if bench.step.ring is not None:
+            latest = bench.step.ring.loads[repeat].sum(dim=(1, 2))
+            assert (latest > 0).tolist() == [True, split, split]

@@ -143,7 +143,7 @@ def test_a_map_of_more_experts_than_31_bits_can_say(memory: Memory) -> None:
     ids = make_ids(100, bench.layers[0], torch.int32, 1)
     bench.count({0: ids}, {0: span(90)})
     assert bench.reference.ring is not None
-    expected = bench.reference.ring.loads[0, 0].clone()
+    expected = bench.reference.ring.loads[0, 0, 0].clone()
     before = LARGE * 4
     ep_ranks = memory.of(before + 3 * LARGE * 4 + PAGE, torch.int32, start=before)
     ep_ranks[3 * LARGE : 3 * LARGE + 60] = bench.reference.ring.ep_ranks[0]
@@ -181,6 +181,7 @@ def count_step(bench: Bench, entry: TableEntry, flat: torch.Tensor, num_counts: 
         flat,
         flat,
         0,
+        1,
         0,
         **traced_arguments(None, buffers.step_word),
         IDS=tl.int32,
@@ -208,6 +209,7 @@ def count_layer(bench: Bench, entry: TableEntry, **arguments: object) -> None:
         "max_experts": 0,
         "maps": unused,
         "ring": unused,
+        "microbatches": 1,
         "ep_size": 0,
         "RANKS": 0,
         "RULE": 0,

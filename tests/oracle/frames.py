@@ -70,12 +70,16 @@ def _table(copies: Copies) -> wire.PlacementTable:
 
 
 def _loads(fleet: Fleet, snapshot: Snapshot, loads: Loads) -> wire.StepLoads:
-    steps = sorted(loads.steps)
-    values = [[loads.steps[step][layer.index] for layer in snapshot.layers] for step in steps]
-    array = np.array(values, dtype=np.int64).reshape(len(steps), len(snapshot.layers), fleet.ep)
-    return wire.pack_step_loads(
-        loads.first, loads.end, np.array(steps, dtype=np.int64), array, snapshot.version
-    )
+    entries = [
+        (step, microbatch, part)
+        for step in sorted(loads.steps)
+        for microbatch, part in enumerate(loads.steps[step])
+        if microbatch == 0 or any(map(any, part.values()))
+    ]
+    values = [[part[layer.index] for layer in snapshot.layers] for _, _, part in entries]
+    array = np.array(values, dtype=np.int64).reshape(len(entries), len(snapshot.layers), fleet.ep)
+    steps, microbatches = (np.array([entry[i] for entry in entries], dtype=np.int64) for i in (0, 1))
+    return wire.pack_step_loads(loads.first, loads.end, steps, array, snapshot.version, microbatches)
 
 
 def layer_of(fleet: Fleet, index: int) -> Layer:

@@ -12,8 +12,8 @@ from tests.oracle.deployment import Deployment
 from tests.oracle.layout import Worker
 from tests.oracle.ledger import Number
 
-Loads = dict[int, list[int]]
-"""Layer index to slots by EP rank, of one step."""
+Loads = dict[tuple[int, int], list[int]]
+"""Microbatch and layer index to slots by EP rank, of one step."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class Stage:
             return
         for step in range(snapshot.loads.first, snapshot.loads.end):
             told = self._told.setdefault(step, {})
-            told.setdefault(snapshot.worker, snapshot.loads.steps.get(step, {}))
+            parts = snapshot.loads.steps.get(step, [])
+            loads = {(i, layer): slots for i, part in enumerate(parts) for layer, slots in part.items()}
+            told.setdefault(snapshot.worker, loads)
             if told.keys() == self._workers:
                 self._complete.setdefault(step, arrival.at)
 
@@ -66,38 +68,40 @@ class Stage:
 def _summed(parts: Iterable[Loads]) -> Loads:
     total: Loads = {}
     for part in parts:
-        for layer, loads in part.items():
-            before = total.get(layer, [0] * len(loads))
-            total[layer] = [a + b for a, b in zip(before, loads, strict=True)]
+        for at, loads in part.items():
+            before = total.get(at, [0] * len(loads))
+            total[at] = [a + b for a, b in zip(before, loads, strict=True)]
     return total
 
 
 def stragglers(stages: list[Stage], ep: int, start: float | None, end: float) -> dict[str, Any]:
     """/v1/stragglers: stages, layers that had a step with work, and the sums over them."""
-    told, by_layer = [], dict[int, list[list[int]]]()
+    told, by_layer = [], dict[int, list[list[list[int]]]]()
     for stage in stages:
         steps = [one for one in stage.joined() if (start is None or one.at > start) and one.at <= end]
         told.append({"pp_rank": stage.stage, "joined": len(steps), "incomplete": 0, "pending": stage.pending})
         for step in steps:
-            for layer, loads in step.loads.items():
-                if any(loads):
-                    by_layer.setdefault(layer, []).append(loads)
+            for layer in {layer for _, layer in step.loads}:
+                parts = [loads for (_, other), loads in step.loads.items() if other == layer and any(loads)]
+                if parts:
+                    by_layer.setdefault(layer, []).append(parts)
     layers = [
         {"layer": layer, "steps": len(steps), **_cost(steps, ep)} for layer, steps in sorted(by_layer.items())
     ]
-    every = [loads for steps in by_layer.values() for loads in steps]
+    every = [parts for steps in by_layer.values() for parts in steps]
     return {"stages": told, **_cost(every, ep), "layers": layers}
 
 
-def _cost(steps: list[list[int]], ep: int) -> dict[str, Any]:
-    """Of the loads of steps with work: the sums, the cost, and how often each EP rank was the hottest."""
-    most = sum(max(loads) for loads in steps)
-    mean = sum((Fraction(sum(loads), ep) for loads in steps), Fraction(0))
+def _cost(steps: list[list[list[int]]], ep: int) -> dict[str, Any]:
+    """Of the loads of steps, by microbatch with work: sums, cost, and how often a rank was the hottest."""
+    most = sum(max(loads) for parts in steps for loads in parts)
+    mean = sum((Fraction(sum(loads), ep) for parts in steps for loads in parts), Fraction(0))
     hottest: list[Number] = [Fraction(0)] * ep
-    for loads in steps:
-        ties = [rank for rank, load in enumerate(loads) if load == max(loads)]
-        for rank in ties:
-            hottest[rank] += Fraction(1, len(ties))
+    for parts in steps:
+        for loads in parts:
+            ties = [rank for rank, load in enumerate(loads) if load == max(loads)]
+            for rank in ties:
+                hottest[rank] += Fraction(1, len(ties) * len(parts))
     return {
         "max_slots": most,
         "mean_slots": mean,

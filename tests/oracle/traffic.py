@@ -45,11 +45,11 @@ class Totals:
 
 @dataclass(frozen=True)
 class Loads:
-    """Slots by EP rank of the steps in [first, end) that had tokens: step to layer index to loads."""
+    """Slots by EP rank of the steps in [first, end) that had tokens: of each microbatch, by layer index."""
 
     first: int
     end: int
-    steps: dict[int, dict[int, list[int]]]
+    steps: dict[int, list[dict[int, list[int]]]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Running:
     seq: int = 0
     step: int = 0
     told: int = 0
-    loads: dict[int, dict[int, list[int]]] = field(default_factory=dict)
+    loads: dict[int, list[dict[int, list[int]]]] = field(default_factory=dict)
 
 
 class Traffic:
@@ -94,6 +94,9 @@ class Traffic:
         self._skew = {
             layer.index: self._rng.sample(range(layer.experts), layer.experts) for layer in fleet.layers
         }
+        self._cuts = random.Random(f"microbatches {fleet.seed}")
+        self._most_parts = self._cuts.choice([1, 1, 2, 3])
+        self._parts = 1
         self._version = 0
         self._running = {worker: self._start(worker, 0) for worker in fleet.workers()}
         self.length = self._rng.randint(60, 240) * 64  # ticks
@@ -143,6 +146,7 @@ class Traffic:
     def _step(self) -> None:
         tokens = [self._tokens() for _ in range(self._fleet.dp)]
         busy = any(sum(pair) for pair in tokens)
+        self._parts = self._cuts.choice([1, self._most_parts])
         for dp, (prefill, decode) in enumerate(tokens):
             mine = [w for w in self._running if w.dp == dp]
             for worker in mine:
@@ -170,9 +174,10 @@ class Traffic:
         totals.decode_steps += decode > 0 and not prefill
         totals.mixed_steps += decode > 0 and prefill > 0
         if prefill + decode:
-            running.loads[running.step] = {
-                layer.index: [0] * self._fleet.ep for layer in self._fleet.covered(running.worker)
-            }
+            running.loads[running.step] = [
+                {layer.index: [0] * self._fleet.ep for layer in self._fleet.covered(running.worker)}
+                for _ in range(self._parts)
+            ]
 
     def _route(self, stage: list[Worker], layer: Layer, prefill: int, decode: int) -> None:
         """The TP workers of a stage count a layer's rows of one step."""
@@ -197,7 +202,11 @@ class Traffic:
             totals.decode_slots[layer.index][expert] += slots if is_decode else 0
             if self._fleet.steps_told and slots:
                 rank = dict(self._fleet.placements[0][layer.index])[expert]
-                running.loads[running.step][layer.index][rank] += slots
+                for part in running.loads[running.step][:-1]:
+                    some = self._cuts.randint(0, slots)
+                    part[layer.index][rank] += some
+                    slots -= some
+                running.loads[running.step][-1][layer.index][rank] += slots
 
     def _spread(self, layer: Layer, rows: int) -> list[int]:
         """Slots by expert: rows x top-k in all, and for none more than rows."""

@@ -96,6 +96,7 @@ def _layer(found: assessment.Assessment, i: int) -> LayerBalance:
         layer=layer.shape.layer,
         tokens=int(layer.rows.sum()),
         over_ep_ranks=_cell(found.ep_ranks.cells[i]),
+        ep_estimate=found.window.layers[i].ep_estimate,
         over_dp_ranks=_cell(found.dp_ranks.cells[i]),
         over_experts=_cell(found.experts.cells[i]),
     )

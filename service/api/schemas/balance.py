@@ -25,6 +25,11 @@ class LayerBalance(BaseModel):
     over_ep_ranks: Cell = Field(description="Who got the slots: the GPUs that hold the experts.")
     over_dp_ranks: Cell = Field(description="Whose tokens they were, in the order of dp_ranks.")
     over_experts: Cell = Field(description="Which logical experts they chose.")
+    ep_estimate: str | None = Field(
+        None,
+        description="Why the loads of EP ranks are an estimate: slots of replicated experts that a worker "
+        "doesn't count by copy. null: they are exact.",
+    )
 
 
 class Summaries(BaseModel):

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from operator import is_
-from typing import Any
+from dataclasses import dataclass, field, fields
+from operator import attrgetter, is_
+from typing import Any, Final
 
-from moescope.service.live.producers import ProducerSpan
+from moescope.service.live.producers import ProducerSpan, ProducerState
+from moescope.service.live.spans import Span
 from moescope.service.metrics.parts.ranks import Found
+
+
+def _all_but(kind: type[Any], *left_out: str) -> attrgetter[Any]:
+    """The fields of a dataclass but for some: one that is added later is compared too."""
+    return attrgetter(*(item.name for item in fields(kind) if item.name not in left_out))
+
+
+_of_span: Final = _all_but(Span, "first", "last")
+_of_producer: Final = _all_but(ProducerState, "latest", "totals", "base", "age")
 
 
 class Fingerprint:
@@ -50,29 +60,12 @@ def _objects(item: ProducerSpan) -> Iterable[Any]:
 
 def _values(item: ProducerSpan) -> tuple[object, ...]:
     """All that is no large object; each says whether one that may be absent is there."""
-    producer, span = item.producer, item.span
+    base = item.producer.base
     return (
-        span.first is None,
-        span.start,
-        span.end,
-        span.truncated,
-        span.late,
-        span.until,
-        span.phase,
-        producer.restarts,
-        producer.started_at,
-        producer.received_at,
-        producer.stale,
-        producer.expired,
-        producer.stale_after,
-        producer.law,
-        producer.conflict,
-        producer.conflicts,
-        None if producer.base is None else (producer.base.restarts, producer.base.at),
-        producer.told_at,
-        producer.resized_at,
-        producer.outgrown,
-        producer.ended,
+        item.span.first is None,
+        _of_span(item.span),
+        _of_producer(item.producer),
+        None if base is None else (base.restarts, base.at),
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.capture.wire.traces import ExpertArray
 from moescope.service.store.clickhouse.connection import Connection
-from moescope.service.store.codec import runs_of
+from moescope.service.store.codec import no_ids, runs_of
 from moescope.service.store.damage import unreadable_as_error
 from moescope.service.store.records import StoreError
 
@@ -71,9 +71,8 @@ class TraceReader:
     def experts(self, start: int, end: int) -> tuple[ExpertArray, ...]:
         """See :meth:`WorkerTrace.read`; a query for each part."""
         ends = np.cumsum(self._tokens)
-        found: dict[MoeLayer, list[ExpertArray]] = {
-            layer: [np.empty((0, layer.top_k), np.uint8 if size == 1 else np.uint16)]
-            for layer, size in self._layers.items()
+        found: dict[MoeLayer, list[Any]] = {
+            layer: [no_ids(size, layer.top_k)] for layer, size in self._layers.items()
         }
         with unreadable_as_error(self._connection.name):
             for at in np.flatnonzero((ends > start) & (ends - self._tokens < end)).tolist():
@@ -81,7 +80,7 @@ class TraceReader:
                 a, b = max(0, start - begin), min(int(self._tokens[at]), end - begin)
                 for layer, ids in self._part(self._parts[at], a, b - a).items():
                     found[layer].append(ids)
-            joined = tuple(np.concatenate(column) for column in found.values())
+            joined: tuple[ExpertArray, ...] = tuple(np.concatenate(column) for column in found.values())
             if any(len(ids) != end - start for ids in joined):
                 raise ValueError(DAMAGED)
             return joined

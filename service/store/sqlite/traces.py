@@ -13,7 +13,7 @@ import numpy as np
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.capture.wire.traces import ExpertArray, TracePart
-from moescope.service.store.codec import runs_of
+from moescope.service.store.codec import no_ids, runs_of
 from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import StoreError, TraceShape
 from moescope.service.store.sqlite.connections import Readers
@@ -155,7 +155,7 @@ def _read(
     ends = np.cumsum(pieces[:, 2])
     found: list[list[ExpertArray]] = [
         [
-            np.empty((0, layer.top_k), np.uint8 if place.id_bytes == 1 else np.uint16)
+            no_ids(place.id_bytes, layer.top_k)
             for layer in place.layers
             if place.wanted is None or layer.layer in place.wanted
         ]
@@ -173,7 +173,7 @@ def _read(
                 raise ValueError(_MISPLACED)
             a, b = first + max(0, start - begin), first + min(tokens, end - begin)
             found.append([of_layer[a:b] for of_layer in ids])
-    experts = tuple(np.concatenate(column) for column in zip(*found, strict=True))
+    experts: tuple[ExpertArray, ...] = tuple(np.concatenate(column) for column in zip(*found, strict=True))
     if any(len(of_layer) != end - start for of_layer in experts):
         raise ValueError(_MISPLACED)
     return experts

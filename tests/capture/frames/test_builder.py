@@ -104,7 +104,7 @@ def test_a_frame_says_why_capture_has_stopped_however_long_the_reason_is() -> No
 
 def test_loads_of_steps_are_in_each_frame_until_one_is_delivered() -> None:
     history = StepHistory(version=0)
-    history.add(RingPart(0, np.array([0, 3]), np.ones((2, 2, 2), np.int32), 5))
+    history.add(RingPart(0, np.array([0, 3]), np.ones((2, 1, 2, 2), np.int32), 5))
     builder = FrameBuilder(WHO, 5, LAYERS, [], None, history=history)
     for _ in range(2):
         loads = sent(builder.build(snapshot(), {})).step_loads

@@ -58,7 +58,7 @@ def test_the_steps_of_the_ring_that_nobody_has_read_are_copied() -> None:
     assert part is not None
     ring.loads.zero_()
     assert (part.first, part.numbers.tolist(), part.end) == (1, [2, 3], 4)
-    assert part.loads.tolist() == [[[2, 2]], [[3, 3]]]
+    assert part.loads.tolist() == [[[[2, 2]]], [[[3, 3]]]]
 
 
 def test_a_settled_placement_comes_with_its_version() -> None:

@@ -10,13 +10,13 @@ import pytest
 
 from moescope.capture.frames import step_history
 from moescope.capture.frames.step_history import RingPart, StepHistory
-from moescope.capture.wire import unpack_step_loads
+from moescope.capture.wire import unpack_microbatches, unpack_step_loads
 from moescope.capture.wire.checks import MAX_SPAN
 
 
 def part(first: int, numbers: list[int], end: int) -> RingPart:
     """Steps of one layer and two EP ranks; the loads of step n are n and 1."""
-    loads = np.array([[[number, 1]] for number in numbers], np.int32).reshape(-1, 1, 2)
+    loads = np.array([[[number, 1]] for number in numbers], np.int32).reshape(-1, 1, 1, 2)
     return RingPart(first, np.array(numbers, np.int64), loads, end)
 
 
@@ -75,10 +75,42 @@ def test_the_oldest_steps_are_lost_where_too_many_wait(monkeypatch: pytest.Monke
 
 def test_a_range_that_grows_too_long_while_the_worker_idles_is_cut() -> None:
     history = StepHistory(version=0)
-    one = np.ones((1, 1, 2), np.int32)
+    one = np.ones((1, 1, 1, 2), np.int32)
     history.add(RingPart(0, np.array([3]), one, 10))
     history.add(RingPart(1, np.zeros(0, np.int64), one[:0], 3 + MAX_SPAN))
     assert (history.pack().first, history.lost) == (3, 0)
     history.add(RingPart(1, np.zeros(0, np.int64), one[:0], 4 + MAX_SPAN))
     packed = history.pack()
     assert (packed.first, packed.end, packed.steps, history.lost) == (4, 4 + MAX_SPAN, b"", 1)
+
+
+def test_microbatches_have_entries_where_they_have_slots() -> None:
+    history = StepHistory(version=0)
+    loads = np.array([[[[4, 1]], [[2, 2]]], [[[3, 0]], [[0, 0]]], [[[0, 0]], [[0, 0]]], [[[0, 0]], [[1, 0]]]])
+    history.add(RingPart(0, np.array([0, 1, 3, 4]), loads.astype(np.int32), 6))
+    packed = history.pack()
+    steps, carried_loads = unpack_step_loads(packed, 1, 2)
+    assert steps.tolist() == [0, 0, 1, 3, 4, 4]
+    assert unpack_microbatches(packed).tolist() == [0, 1, 0, 0, 0, 1]
+    assert carried_loads[:, 0].tolist() == [[4, 1], [2, 2], [3, 0], [0, 0], [0, 0], [1, 0]]
+    history.delivered()
+    assert history.pack().steps == b""
+    assert history.lost == 0
+
+
+def test_where_no_step_is_split_frames_are_as_before() -> None:
+    history = StepHistory(version=0)
+    loads = np.array([[[[4, 1]], [[0, 0]]], [[[3, 0]], [[0, 0]]]], np.int32)
+    history.add(RingPart(0, np.array([0, 1]), loads, 2))
+    packed = history.pack()
+    assert (packed.microbatches, len(packed.steps) // 4) == (b"", 2)
+    assert unpack_microbatches(packed).tolist() == [0, 0]
+
+
+def test_many_microbatches_fit_a_frame() -> None:
+    history, parts = StepHistory(version=0), 256
+    for first in range(0, 60, 20):
+        loads = np.ones((20, parts, 1, 2), np.int32)
+        history.add(RingPart(first, np.arange(first, first + 20), loads, first + 20))
+    packed = history.pack()
+    assert (packed.first, packed.end, len(packed.microbatches), history.lost) == (44, 60, 16 * parts, 44)

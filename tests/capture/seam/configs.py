@@ -9,7 +9,7 @@ from typing import Any
 def config(speculative: Any = None, model: Any = None, v2: bool = False, **changes: Any) -> Any:
     """A configuration whose parallel part differs from the usual by ``changes``; perhaps with a model's."""
     fields = {
-        "use_ubatching": False,
+        "ubatch_size": 0,
         "prefill_context_parallel_size": 1,
         "enable_expert_parallel": True,
         "enable_eplb": False,

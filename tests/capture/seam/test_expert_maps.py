@@ -106,7 +106,7 @@ class Model:
         """Loads of each step, and their sums, are those of vLLM's mapping."""
         found = torch.zeros_like(self.ring.loads)
         self.ring.copy_since(0, found)
-        assert found[: len(self.steps)].tolist() == self.steps
+        assert found[: len(self.steps), 0].tolist() == self.steps
         by_rank = [self.buffers.ep_slots_of(i).tolist() for i in range(LAYERS)]
         assert by_rank == np.sum(self.steps, axis=0).tolist()
 

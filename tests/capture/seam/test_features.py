@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from vllm.config import ParallelConfig
 from vllm.model_executor.layers.fused_moe import layer as vllm_layer
 from vllm.model_executor.layers.fused_moe import routed_experts_capturer
+from vllm.v1 import worker as worker_package
+from vllm.v1.worker import ubatching
 from vllm.v1.worker.gpu import model_runner
 
 from moescope.capture.seam import features
@@ -81,18 +85,37 @@ def test_a_vllm_that_does_not_tell_its_runner(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("parallel", "many"),
+    ("parallel", "parts"),
     [
-        ({"use_ubatching": True, "enable_dbo": True}, True),
-        ({"use_ubatching": False, "ubatch_size": 2}, False),
-        ({"enable_dbo": True}, True),
-        ({"ubatch_size": 2}, True),
-        ({"ubatch_size": 1}, False),
-        ({}, False),
+        ({"enable_dbo": True, "ubatch_size": 0}, 2),
+        ({"enable_dbo": True, "ubatch_size": 4}, 2),  # as vLLM's own `num_ubatches`
+        ({"enable_dbo": False, "ubatch_size": 3}, 3),
+        ({"enable_dbo": True}, 2),
+        ({"ubatch_size": 2}, 2),
+        ({"ubatch_size": 1}, 1),
+        ({"ubatch_size": 0}, 1),
+        ({}, 1),
     ],
 )
-def test_microbatches_by_whatever_the_configuration_tells(parallel: dict[str, Any], many: bool) -> None:
-    assert features.uses_microbatches(SimpleNamespace(**parallel)) is many
+def test_microbatches_by_whatever_the_configuration_tells(parallel: dict[str, Any], parts: int) -> None:
+    assert features.microbatches(SimpleNamespace(**parallel)) == parts
+
+
+@pytest.mark.parametrize("parallel", [{"enable_dbo": True, "ubatch_size": 4}, {"ubatch_size": 3}, {}])
+def test_microbatches_are_as_many_as_vllm_says(parallel: dict[str, Any]) -> None:
+    config = ParallelConfig(**parallel)
+    assert features.microbatches(config) == (config.num_ubatches if config.use_ubatching else 1)
+
+
+def test_a_vllm_that_runs_microbatches_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert features.ubatching_module() is ubatching
+    monkeypatch.delattr(ubatching, "_NUM_UBATCHES")
+    with pytest.raises(LookupError, match="ubatching has no _NUM_UBATCHES"):
+        features.ubatching_module()
+    monkeypatch.setitem(sys.modules, "vllm.v1.worker.ubatching", None)
+    monkeypatch.delattr(worker_package, "ubatching")
+    with pytest.raises(LookupError, match="this vLLM has no vllm"):
+        features.ubatching_module()
 
 
 def test_the_classes_of_the_installed_vllm() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.config import ParallelConfig
 from vllm.model_executor.layers.fused_moe.router.fused_moe_router import FusedMoERouter
 from vllm.model_executor.models.utils import StageMissingLayer
+from vllm.v1.worker import ubatching
 
 from moescope.capture.seam.survey import MoeSurvey, survey_model
 from moescope.capture.wire import unpack_ids
@@ -60,6 +62,26 @@ def test_a_module_that_routes_by_itself_is_uncovered_unless_it_says_over_how_man
     ]
 
 
+@pytest.mark.parametrize("changes", [{"enable_dbo": True}, {"ubatch_size": 3}])
+def test_layers_are_covered_where_steps_are_split(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(survey(runner(0), runner(3), **changes).routed) == 2
+    monkeypatch.delattr(ubatching, "_CURRENT_CONTEXTS")
+    found = survey(runner(0), runner(3), **changes)
+    assert found.routed == ()
+    assert found.uncovered[0].reason == (
+        "microbatches (DBO) can't be told apart: this vLLM's ubatching has no _CURRENT_CONTEXTS"
+    )
+
+
+def test_decode_context_parallelism_leaves_the_rows_as_they_are() -> None:
+    """It splits keys and values. vLLM takes its ranks from those of TP, which all route the whole batch."""
+    parallel = ParallelConfig(tensor_parallel_size=4, decode_context_parallel_size=2)
+    assert parallel.world_size == 4
+    assert len(survey(runner(0), runner(3), decode_context_parallel_size=2).routed) == 2
+
+
 def test_two_blocks_of_one_layer_are_not_added_up() -> None:
     # Peers' bug (vLLM #48622): a draft model's layer 0 over the target's.
     found = survey(runner(0), runner(0), runner(1))
@@ -70,8 +92,8 @@ def test_two_blocks_of_one_layer_are_not_added_up() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"use_ubatching": True}, "micro-batching"),
-        ({"prefill_context_parallel_size": 2}, "context parallelism"),
+        ({"ubatch_size": 257}, "257 microbatches (DBO) are not supported: a step may have 256"),
+        ({"prefill_context_parallel_size": 2}, "prefill context parallelism is not supported: its ranks"),
         # Steps of fewer rows than the scheduler said: the rest would be padding that counts.
         ({"speculative": SimpleNamespace(method="ngram_gpu")}, "ngram_gpu"),
         (

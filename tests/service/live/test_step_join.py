@@ -26,7 +26,8 @@ class Range:
 
 @dataclass(frozen=True)
 class Run:
-    """The loads of all steps of all members, [M, S, L, R], and the ranges in the order in which they come."""
+    """The loads of all steps of all members, [M, S, P, L, R], P the microbatches of a step, and the ranges in
+    the order in which they come. A step of which only the first microbatch has slots need not be split."""
 
     loads: np.ndarray
     ranges: list[Range]
@@ -37,8 +38,9 @@ def feed(join: StepJoin, run: Run, dtype: str = "<u1") -> Stragglers:
     total = no_stragglers(LAYERS, RANKS)
     for item in run.ranges:
         loads = run.loads[item.member, item.first : item.end]
-        busy = np.flatnonzero(loads.any(axis=(1, 2)))
-        found = join.add(item.member, item.first, item.end, busy + item.first, loads[busy].astype(dtype))
+        busy, part = np.nonzero(loads.any(axis=(2, 3)))
+        named = loads[busy, part].astype(dtype)
+        found = join.add(item.member, item.first, item.end, busy + item.first, named, 0, part)
         total = total if found is None else total.plus(found)
     return total
 
@@ -52,13 +54,20 @@ def truth(run: Run) -> tuple[Stragglers, int]:
     some = np.flatnonzero(accounted.any(axis=0))
     span = int(some[-1] - some[0] + 1) if some.size else 0
     total = no_stragglers(LAYERS, RANKS)
-    for loads in run.loads.sum(axis=0)[joined]:
+    for parts in run.loads.sum(axis=0)[joined]:
         hottest = np.zeros((LAYERS, RANKS))
-        for layer, row in enumerate(loads):
-            if row.max() > 0:
+        for layer in range(LAYERS):
+            busy = [row for row in parts[:, layer] if row.max() > 0]
+            for row in busy:
                 best = np.flatnonzero(row == row.max())
-                hottest[layer, best] = 1 / len(best)
-        step = Stragglers(loads.max(axis=1), loads.sum(axis=1) / RANKS, loads.any(axis=1) * 1, hottest, 1)
+                hottest[layer, best] += 1 / len(best) / len(busy)
+        step = Stragglers(
+            parts.max(axis=2).sum(axis=0),
+            parts.sum(axis=(0, 2)) / RANKS,
+            parts.any(axis=(0, 2)) * 1,
+            hottest,
+            1,
+        )
         total = total.plus(step)
     return total, span - int(joined.sum())
 
@@ -74,10 +83,10 @@ def assert_same(found: Stragglers, expected: Stragglers) -> None:
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
     """Frames that overlap, are lost, doubled and reordered; dummy steps, of one member or of all."""
-    members, steps = draw(st.integers(1, 4)), draw(st.integers(1, 24))
+    members, steps, parts = draw(st.integers(1, 4)), draw(st.integers(1, 24)), draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    loads = rng.integers(0, 5, (members, steps, LAYERS, RANKS))
-    loads *= rng.random((members, steps, 1, 1)) < draw(st.sampled_from([0.2, 0.7, 1.0]))
+    loads = rng.integers(0, 5, (members, steps, parts, LAYERS, RANKS))
+    loads *= rng.random((members, steps, parts, 1, 1)) < draw(st.sampled_from([0.2, 0.7, 1.0]))
     ranges = []
     for member in range(members):
         at = 0
@@ -93,7 +102,7 @@ def runs(draw: st.DrawFn) -> Run:
 
 @given(runs())
 def test_the_joined_result_is_a_direct_computation_s_whatever_the_order(run: Run) -> None:
-    join = StepJoin(len(run.loads), LAYERS, RANKS, window=32)
+    join = StepJoin(len(run.loads), LAYERS, RANKS, window=96)
     found, (expected, others) = feed(join, run), truth(run)
     assert_same(found, expected)
     assert found.incomplete == 0
@@ -123,7 +132,7 @@ def in_order(members: int, steps: int, at_once: int) -> list[Range]:
 
 
 def test_steps_that_a_member_lost_are_given_up_when_the_window_moves_on() -> None:
-    loads = np.random.default_rng(1).integers(0, 200, (3, 400, LAYERS, RANKS))
+    loads = np.random.default_rng(1).integers(0, 200, (3, 400, 1, LAYERS, RANKS))
     ranges = [item for item in in_order(3, 400, 10) if item != Range(1, 50, 60)]
     join = StepJoin(3, LAYERS, RANKS, window=64)
     run = Run(loads, ranges)
@@ -133,7 +142,7 @@ def test_steps_that_a_member_lost_are_given_up_when_the_window_moves_on() -> Non
 
 
 def test_a_member_that_vanishes_leaves_the_others_waiting_within_bounds() -> None:
-    loads = np.ones((2, 5000, LAYERS, RANKS), dtype=np.int64)
+    loads = np.ones((2, 5000, 1, LAYERS, RANKS), dtype=np.int64)
     ranges = [item for item in in_order(2, 5000, 50) if item.member == 0 or item.end <= 1000]
     join = StepJoin(2, LAYERS, RANKS, window=128)
     found = feed(join, Run(loads, ranges))
@@ -143,7 +152,7 @@ def test_a_member_that_vanishes_leaves_the_others_waiting_within_bounds() -> Non
 
 
 def test_a_service_that_starts_late_joins_from_there_on() -> None:
-    loads = np.ones((2, 1000, LAYERS, RANKS), dtype=np.int64)
+    loads = np.ones((2, 1000, 1, LAYERS, RANKS), dtype=np.int64)
     ranges = [item for item in in_order(2, 1000, 25) if item.first >= 700][1:]
     join = StepJoin(2, LAYERS, RANKS, window=64)
     found = feed(join, Run(loads, ranges))
@@ -153,7 +162,7 @@ def test_a_service_that_starts_late_joins_from_there_on() -> None:
 @pytest.mark.parametrize("dtype", ["<u1", "<u2", "<u4"])
 def test_loads_of_every_width_add_up(dtype: str) -> None:
     most = np.iinfo(dtype).max
-    loads = np.full((3, 2, LAYERS, RANKS), most, dtype=np.int64)
+    loads = np.full((3, 2, 1, LAYERS, RANKS), most, dtype=np.int64)
     found = feed(StepJoin(3, LAYERS, RANKS), Run(loads, in_order(3, 2, 1)), dtype)
     assert found.max_slots.tolist() == [6 * int(most)] * LAYERS
 
@@ -163,6 +172,43 @@ def test_memory_is_bounded_whatever_the_shape() -> None:
     assert window_of(256, 58, 256) == 1129
     assert window_of(4096, 1, 4096) * 4096 <= 1 << 24
     assert window_of(1, 1024, 1024) == 16
+
+
+def test_many_microbatches_take_no_more_memory_than_steps_do() -> None:
+    """The window is of both: more microbatches of a step leave room for fewer steps."""
+    join = StepJoin(2, LAYERS, RANKS, window=32)
+    split, whole = np.arange(8), np.zeros(8, np.int64)
+    ones = np.ones((8, LAYERS, RANKS), "<u1")
+    assert join.add(0, 0, 8, np.arange(8), ones, 0, whole) is None
+    for step in range(8, 40):
+        join.add(0, step, step + 1, np.full(8, step), ones, 0, split)
+        assert len(join._loads) <= 32
+    assert join.pending == 4
+    found = join.add(1, 36, 40, np.repeat(np.arange(36, 40), 2), ones, 0, np.tile([0, 1], 4))
+    assert found is not None
+    assert (found.joined, join.pending) == (4, 0)
+    # Of 8 microbatches two have both members' slots.
+    assert found.max_slots.tolist() == [4 * (2 + 2 + 6)] * LAYERS
+
+
+def test_a_step_of_more_microbatches_than_the_window_has_room_for() -> None:
+    join, parts = StepJoin(1, LAYERS, RANKS, window=4), np.arange(256)
+    for step in range(3):
+        found = join.add(
+            0, step, step + 1, np.full(256, step), np.ones((256, LAYERS, RANKS), "<u1"), 0, parts
+        )
+        assert found is not None
+        assert (found.joined, found.max_slots.tolist()) == (1, [256] * LAYERS)
+
+
+def test_microbatches_are_waited_for_apart() -> None:
+    """Rank 0 is hot in one of them and rank 1 in the other: over the step as a whole nobody would wait."""
+    join = StepJoin(1, 1, 2)
+    loads = np.array([[[6, 2]], [[2, 6]]], "<u1")
+    found = join.add(0, 0, 2, np.array([0, 0]), loads, 0, np.array([0, 1]))
+    assert found is not None
+    assert (found.max_slots.tolist(), found.mean_slots.tolist(), found.joined) == ([12], [8.0], 2)
+    assert (found.busy_steps.tolist(), found.hottest.tolist()) == ([1], [[0.5, 0.5]])
 
 
 def test_a_tie_is_shared() -> None:

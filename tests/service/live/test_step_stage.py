@@ -186,6 +186,21 @@ def test_a_first_frame_that_comes_late_is_no_start_after_the_steps_of_others() -
     assert (found.joined, found.incomplete, stage.status().reason) == (3, 0, None)
 
 
+def test_the_microbatches_of_a_step_are_joined_each_for_itself() -> None:
+    """Rank 1's second microbatch of step 0 is all padding, and step 1 is not split: both name none there."""
+    stage = Stage()
+    first = stepped(0, 0, [[6, 2], [1, 1]])
+    loads = np.repeat(np.array([[6, 2], [2, 6], [1, 1]]).reshape(-1, 1, 2), 2, axis=1)
+    split = wire.pack_step_loads(0, 2, np.array([0, 0, 1]), loads, 1, np.array([0, 1, 0]))
+    found = feed(stage, replace(first, step_loads=split), stepped(1, 0, [[1, 0], [0, 2]]))
+    # The first microbatch has 7 and 2 slots, the second one 2 and 6; the step after has 1 and 3.
+    assert found.max_slots.tolist() == [7 + 6 + 3] * 2
+    assert found.mean_slots.tolist() == [(9 + 8 + 4) / 2] * 2
+    assert found.busy_steps.tolist() == [2, 2]
+    assert found.hottest.tolist() == [[0.5, 1.5]] * 2
+    assert (found.joined, stage.status().pending) == (2, 0)
+
+
 def test_loads_counted_by_the_placement_of_each_step_are_joined_whatever_version_is_named() -> None:
     """Ranks whose snapshots were taken before and after a rearrangement name two versions."""
 

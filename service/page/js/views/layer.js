@@ -78,7 +78,7 @@ function summary(layer) {
   const over = layer.over_experts;
   return [
     { name: "Tokens", value: layer.unknown ? "–" : count(layer.tokens), hint: layer.unknown ? "" : `${count(layer.slots)} slots, top-${layer.top_k} of ${layer.num_experts}` },
-    { name: `${MEASURES.imbalance_ratio.title} over EP ranks`, value: measure(ep?.imbalance_ratio), hint: ep ? `balancedness ${measure(ep.balancedness)}` : layer.ep_reason ?? "", level: imbalanceLevel(ep?.imbalance_ratio) },
+    { name: `${MEASURES.imbalance_ratio.title} over EP ranks`, value: measure(ep?.imbalance_ratio), hint: ep ? `balancedness ${measure(ep.balancedness)}${layer.ep_estimate ? "; an estimate: " + layer.ep_estimate : ""}` : layer.ep_reason ?? "", level: imbalanceLevel(ep?.imbalance_ratio) },
     { name: `${MEASURES.max_vio.title} over experts`, value: measure(over?.max_vio), hint: over ? `the most chosen has ${times(over.imbalance_ratio)} a fair share` : layer.reason ?? "" },
     { name: MEASURES.normalised_entropy.title, value: measure(over?.normalised_entropy), hint: over ? `as if ${count(over.normalised_entropy * layer.num_experts)} of ${layer.num_experts} were in use` : "" },
     { name: "Dead experts", value: over ? count(over.dead) : "–", hint: `of ${layer.num_experts}` },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
 
@@ -155,3 +156,33 @@ def test_models_of_another_shape_can_not_be_compared(service: Service) -> None:
     response = service.client.get("/v1/compare", params={"model": "tiny", "base_model": "other"})
     assert response.status_code == 400
     assert "share no layer" in response.json()["detail"]
+
+
+def test_loads_of_replicas_are_an_estimate_unless_the_worker_counts_their_copies(service: Service) -> None:
+    """One row a step: vLLM sends all of an expert's slots to one of its two copies."""
+    service.clock.now = AT + 10
+    who = producer(ep_size=2)
+    where = placement([0, 1, 2, 3, 0, 1], [0, 0, 0, 1, 1, 1], 1)
+
+    def push(seq: int, slots: int, **fields: Any) -> None:
+        made = frame({1: [slots, 0, slots, 0]}, who=who, seq=seq, placement=where, **fields)
+        assert service.push(made).status_code == 200
+
+    push(1, 100)
+    [layer] = service.get("/v1/view", min_tokens=1)["layers"]
+    assert layer["ep_slots"] == [150, 50]
+    assert layer["ep_estimate"].startswith("100 slots went to experts with copies on several EP ranks")
+    [same] = service.get("/v1/balance", min_tokens=1)["layers"]
+    assert same["ep_estimate"] == layer["ep_estimate"]
+    metrics = service.client.get("/metrics").text
+    assert 'moescope_layer_estimated_slots_total{layer="1"' in metrics
+
+
+def test_loads_that_the_worker_counted_are_no_estimate(service: Service) -> None:
+    service.clock.now = AT + 10
+    where = placement([0, 1, 2, 3, 0, 1], [0, 0, 0, 1, 1, 1], 1)
+    by_rank = wire.pack_counts(np.array([200, 0]))
+    made = frame({1: [100, 0, 100, 0]}, who=producer(ep_size=2), placement=where, ep_slots=by_rank)
+    assert service.push(made).status_code == 200
+    [layer] = service.get("/v1/view", min_tokens=1)["layers"]
+    assert (layer["ep_slots"], layer["ep_estimate"]) == ([200, 0], None)
