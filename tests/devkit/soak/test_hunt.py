@@ -12,7 +12,8 @@ from moescope.capture import wire
 from moescope.capture.wire.traces import decode_part
 
 
-def test_a_few_searched_bodies_take_no_more_than_they_may() -> None:
+def test_a_few_searched_bodies_take_no_more_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devkit.soak.genes.MOST_BYTES", 64 << 10)
     found = hunt.hunt(tries=15, seed=3)
     assert {item.kind for item in found} == {"frame", "trace"}
     assert any(item.verdict == "accepted" for item in found)
