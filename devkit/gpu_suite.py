@@ -49,6 +49,7 @@ OF_VLLM: Final[dict[str, Group]] = {
     "speculation": Group("speculative decoding on one GPU", ("tests/gpu/test_speculation.py",)),
     "deployments": Group("real deployments on two GPUs", ("tests/gpu/test_vllm_parallel.py",)),
     "eplb": Group("real deployments with EPLB on two GPUs", ("tests/gpu/test_eplb.py",)),
+    "maps": Group("loads by vLLM's own maps in CUDA graphs", ("tests/gpu/test_eplb_kernel.py",)),
     "weights": Group("weights that change, and gpt-oss", ("tests/gpu/test_weights.py",)),
     "microbatches": Group("real deployments that split steps, on two GPUs", ("tests/gpu/test_dbo.py",)),
     "two deployments": Group("two deployments at once", ("tests/gpu/test_two_deployments.py",)),
