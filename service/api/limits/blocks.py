@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from moescope.service.api.limits.crew import to_the_end
 from moescope.service.api.limits.downloads import Downloads, Place
 from moescope.service.api.limits.turns import CLIENT_CLOSED, Turns
 from moescope.service.store.records import StoreError
@@ -54,14 +55,14 @@ async def send_blocks(
     async with turns.one():
         if await request.is_disconnected():
             return Response(status_code=CLIENT_CLOSED)
-        download = await run_in_threadpool(look)
+        download = await to_the_end(run_in_threadpool(look))
     place = await downloads.enter(download.memory)
     try:
         async with turns.one():
             if await request.is_disconnected():
                 downloads.leave(place)
                 return Response(status_code=CLIENT_CLOSED)
-            first, others, headers = await run_in_threadpool(download.begin)
+            first, others, headers = await to_the_end(run_in_threadpool(download.begin))
     except BaseException:
         downloads.leave(place)
         raise
@@ -115,9 +116,11 @@ class Blocks(Response):
         except StoreError as error:
             _log.warning("an answer to %s ends early: %s", scope["path"], error)
         finally:
-            self._downloads.leave(self._place)
             self._block = None
-            self._others.close()
+            try:
+                self._others.close()
+            finally:
+                self._downloads.leave(self._place)
 
     async def _send(self, request: Request, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -132,5 +135,5 @@ class Blocks(Response):
                     return
             self._block = None  # before the next one is made
             async with self._turns.one():
-                self._block = await run_in_threadpool(next, self._others, None)
+                self._block = await to_the_end(run_in_threadpool(next, self._others, None))
         await send({"type": "http.response.body", "body": b"", "more_body": False})

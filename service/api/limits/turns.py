@@ -11,6 +11,7 @@ from typing import Any, Final
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from moescope.service.api.limits.crew import to_the_end
 from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.wanted import UnwantedError, wanted_until
 
@@ -64,15 +65,15 @@ class Turns:
             if await request.is_disconnected():
                 return Response(status_code=CLIENT_CLOSED)
             try:
-                async with _watched(request):
-                    return await handler(request)
+                async with _watched(request) as left:
+                    return await to_the_end(handler(request), cancelled=left.set)
             except UnwantedError:
                 return Response(status_code=CLIENT_CLOSED)
 
 
 @contextlib.asynccontextmanager
-async def _watched(request: Request) -> AsyncIterator[None]:
-    """While the block runs, what it computes is wanted until the client leaves.
+async def _watched(request: Request) -> AsyncIterator[threading.Event]:
+    """While the block runs, what it computes is wanted until the client leaves, or the event is set.
 
     A request with a body is not watched: its route reads it from the same place.
     """
@@ -86,7 +87,7 @@ async def _watched(request: Request) -> AsyncIterator[None]:
     watcher = asyncio.create_task(watch()) if request.method == "GET" else None
     try:
         with wanted_until(left):
-            yield
+            yield left
     finally:
         if watcher is not None:
             watcher.cancel()
