@@ -16,9 +16,10 @@ from moescope.service.logs import Throttle
 WAIT_S: Final = 60.0
 """How long a download waits for room before it is told to ask again."""
 PATIENCE_S: Final = 3.0
-"""While others wait, how long a client may take for one piece; and for how long it is a beginner."""
+"""While others wait, how long a client may take for one piece; and for all, as long as it is a beginner."""
 LEAST_RATE: Final = 256 << 10
-"""Bytes a second on average that the slowest client must take while others wait, once it is no beginner."""
+"""Bytes a second that the slowest client must take while others wait, once it is no beginner: on average over
+the seconds in which it was given pieces."""
 
 _log = logging.getLogger(__name__)
 
@@ -28,16 +29,17 @@ class Place:
 
     Args:
         nbytes: what it counts.
-        begun: when it began, on the clock of :class:`Downloads`.
     """
 
-    def __init__(self, nbytes: int, begun: float) -> None:
+    def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        self.begun = begun
         self.sent = 0
         """Bytes that its client was sent, except the last ones, which may wait in the socket."""
         self.sending_since: float | None = None
         """Since when its client has been given a piece that it does not take; None: it waits for one."""
+        self.sending_s = 0.0
+        """Seconds that its client took for all pieces before. Those in which the service made a block, or had
+        it wait for a turn, are not the client's."""
         self.ending = False
         self._timeout: asyncio.Timeout | None = None
 
@@ -51,6 +53,10 @@ class Place:
             yield
         finally:
             self._timeout = None
+
+    def taking(self, now: float) -> float:
+        """Seconds that its client has taken for the piece that it is given; 0: it waits for one."""
+        return 0.0 if self.sending_since is None else now - self.sending_since
 
     def end(self) -> None:
         """Have the download end soon."""
@@ -144,7 +150,7 @@ class Downloads:
             if self._taken + nbytes > self._most:
                 return
             self._waiting.popleft()
-            place = Place(nbytes, self._timer())
+            place = Place(nbytes)
             self._open[place] = None
             self._taken += nbytes
             waits.set_result(place)
@@ -154,16 +160,16 @@ class Downloads:
         """In the block a piece of so many bytes is given to a client."""
         place.sending_since = self._timer()
         yield
+        place.sending_s += place.taking(self._timer())
         place.sending_since = None
         place.sent += nbytes
 
     def _end_slow(self) -> None:
         now = self._timer()
         going = [place for place in self._open if not place.ending]
-        slow = [place for place in going if now - (place.sending_since or now) >= PATIENCE_S]
-        rates = {
-            place: place.sent / (now - place.begun) for place in going if now - place.begun >= PATIENCE_S
-        }
+        slow = [place for place in going if place.taking(now) >= PATIENCE_S]
+        seconds = {place: place.sending_s + place.taking(now) for place in going}
+        rates = {place: place.sent / spent for place, spent in seconds.items() if spent >= PATIENCE_S}
         slowest = min(rates, key=rates.__getitem__, default=None)
         if not slow and slowest is not None and rates[slowest] < LEAST_RATE:
             slow.append(slowest)

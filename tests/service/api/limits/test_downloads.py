@@ -101,7 +101,8 @@ def test_the_slow_go_for_one_that_waits(monkeypatch: pytest.MonkeyPatch, stuck: 
         room = Downloads(12, Timer(step=0.02))
         places = [await room.enter(4) for _ in range(3)]
         for place, sent in zip(places, (1 << 40, 1 << 40 if stuck else 100, 1 << 40), strict=True):
-            place.sent = sent
+            with room.sending(place, sent):
+                pass
 
         async def download() -> None:
             try:
@@ -135,5 +136,37 @@ def test_one_that_is_to_end_before_it_begins_ends_at_once() -> None:
 
         with pytest.raises(TimeoutError):
             await download()
+
+    run(work())
+
+
+def test_seconds_in_which_the_service_makes_blocks_are_not_the_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One client takes what it is given at once; the service then has nothing for it for an hour."""
+    monkeypatch.setattr(module, "PATIENCE_S", 0.01)
+    timer = Timer()
+
+    async def work() -> None:
+        room = Downloads(8, timer)
+        fast, slow = await room.enter(4), await room.enter(4)
+        with room.sending(fast, 100):
+            timer.now += 1e-6
+        with room.sending(slow, 100):
+            timer.now += 1
+        timer.now += 3600
+        waits = asyncio.create_task(room.enter(4))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(None) as timeout:
+                with slow.endable(timeout):
+                    await asyncio.Event().wait()
+        assert not fast.ending
+        room.leave(slow)
+        more = asyncio.create_task(room.enter(4))
+        await asyncio.sleep(0.05)
+        assert not fast.ending, "nor later, when it is the slowest that is left"
+        room.leave(fast)
+        await waits
+        await more
 
     run(work())
