@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from moescope.service.advice.evidence import why_estimated
 from moescope.service.advice.placements import PlacementArrays, from_tables, moves
 from moescope.service.live.placements import DatedPlacement
 from moescope.service.live.producers import Deployment, ProducerSpan
@@ -23,6 +24,7 @@ from moescope.service.live.state import LiveState
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.windows.step_window import cost_of, straggler_cost
+from moescope.service.windows.weights import changed_at
 from moescope.service.windows.window import ModelWindow, merge_spans
 
 WINDOW_S: Final = 300.0
@@ -48,6 +50,9 @@ class Rearrangement:
         tokens_before, tokens_after: computed in the two windows.
         cost_before, cost_after: straggler cost over the single steps of the two windows; None: no step was
             joined. ``steps_before`` and ``steps_after`` are how many were.
+        ep_estimate: why what EP ranks got before or after it is an estimate, or None.
+        weights: why the loads are of several versions of the weights, or None. Each ratio holds for the loads
+            it is of; but what was promised and what was given are then of unlike loads.
         reason: why the ratios are None, or None.
     """
 
@@ -68,6 +73,8 @@ class Rearrangement:
     cost_after: float | None
     steps_before: int
     steps_after: int
+    ep_estimate: str | None
+    weights: str | None
     reason: str | None
 
 
@@ -145,6 +152,8 @@ def _judge(
         cost_after=costs[1][0],
         steps_before=costs[0][1],
         steps_after=costs[1][1],
+        ep_estimate=_estimate(before, after, layers) if reason is None else None,
+        weights=_weights((before, spans_before), (after, spans_after)),
         reason=reason,
     )
 
@@ -164,6 +173,28 @@ def _why_not(before: ModelWindow, after: ModelWindow, min_tokens: int) -> str | 
             reason = layer.not_seen or layer.ep_reason or layer.why_partial or layer.not_conserved
             if reason is not None:
                 return f"layer {layer.shape.layer}, {name} it: {reason}"
+    return None
+
+
+def _estimate(before: ModelWindow, after: ModelWindow, layers: Sequence[int]) -> str | None:
+    """Why what EP ranks got in these layers is an estimate; None: it is exact."""
+    for name, window in (("before", before), ("after", after)):
+        found = why_estimated(layer for layer in window.layers if layer.shape.layer in layers)
+        if found is not None:
+            return f"{name} it, {found}"
+    return None
+
+
+def _weights(
+    before: tuple[ModelWindow, Sequence[ProducerSpan]], after: tuple[ModelWindow, Sequence[ProducerSpan]]
+) -> str | None:
+    """Why the two windows' tokens are of several versions of the weights; None: nothing says so."""
+    for name, (window, _) in (("before", before), ("after", after)):
+        if window.weights is not None:
+            return f"{name} it: {window.weights}"
+    former, present = (changed_at(item.span.last for item in spans) for _, spans in (before, after))
+    if present > former:
+        return "the weights were changed between the loads before it and those after it"
     return None
 
 

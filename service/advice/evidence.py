@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,7 @@ class Evidence:
         seen_pieces: slots that each EP rank really got in the K pieces, float64 [K, L, G]; None as above.
         left_out: layer to the reason why it can't be judged.
         fit_tokens, later_tokens: tokens computed in the two windows.
+        estimate: why ``seen_fit`` and ``seen_pieces`` are an estimate; None: they are exact, or not known.
     """
 
     layers: tuple[int, ...]
@@ -80,6 +81,7 @@ class Evidence:
     left_out: LayerReasons
     fit_tokens: int
     later_tokens: int
+    estimate: str | None = None
 
     @property
     def later(self) -> FloatArray:
@@ -159,7 +161,14 @@ def gather(windows: Windows, ranks: int, min_tokens: int) -> Evidence:
         left_out={layer: left_out[layer] for layer in sorted(left_out)},
         fit_tokens=fit.tokens,
         later_tokens=sum(piece.tokens for piece in pieces),
+        estimate=why_estimated([part for parts in whole for part in parts]) if unseen is None else None,
     )
+
+
+def why_estimated(parts: Iterable[LayerWindow]) -> str | None:
+    """Why the loads of EP ranks of some layers are an estimate; None: they are exact."""
+    told = ((part.shape.layer, part.ep_estimate) for part in parts)
+    return next((f"layer {layer}: {estimate}" for layer, estimate in told if estimate), None)
 
 
 def not_there(window: ModelWindow) -> LayerReasons:

@@ -157,6 +157,8 @@ def _evidence(
     )
     if base.strategy != "present":
         said.append(f"The base is linear placement, not what was observed: {evidence.unseen}.")
+    if base.estimate is not None:
+        said.append(f"What ranks really got, which savings are against, is an estimate: {base.estimate}.")
     said += _costs(evidence, shown)
     if evidence.left_out:
         layers = sorted(evidence.left_out)

@@ -49,6 +49,7 @@ class Option:
             memory, and no load off the rank. None: it isn't known where the copies are.
         own: our own placement with as many redundant experts, which avoids copies in vain; None where the
             option has none.
+        estimate: why what the ranks got is an estimate, of ``present``; None: it is exact.
     """
 
     strategy: Strategy
@@ -62,6 +63,7 @@ class Option:
     moves: int | None
     in_vain: int | None
     own: Option | None = None
+    estimate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def _seen(evidence: Evidence, present: PlacementArrays | None) -> Option | None:
     if evidence.seen_fit is None or evidence.seen_pieces is None:
         return None
     loads = evidence.seen_fit, evidence.seen_pieces
-    return _outcomes(
+    found = _outcomes(
         strategy="present",
         redundant=None,
         placement=None,
@@ -148,6 +150,7 @@ def _seen(evidence: Evidence, present: PlacementArrays | None) -> Option | None:
         to_move=None,
         in_vain=None if present is None else present.in_vain,
     )
+    return replace(found, estimate=evidence.estimate)
 
 
 def _option(

@@ -67,9 +67,10 @@ def rearrangements_view(answer: dict[str, Any]) -> RenderableType:
             *("-" if item[name] is None else f"{item[name]:.1%}" for name in ("cost_before", "cost_after")),
         )
     reasons = [
-        f"- version {item['version']}: {item['reason']}"
+        f"- version {item['version']}: {words}{item[name]}"
         for item in answer["rearrangements"]
-        if item["reason"]
+        for name, words in (("reason", ""), ("ep_estimate", "an estimate: "), ("weights", ""))
+        if item.get(name)
     ]
     return Group(table, *(Text(line, style="dim") for line in reasons))
 

@@ -164,6 +164,7 @@ def _option(item: Option) -> OptionOut:
         copies_to_move=item.moves,
         copies_in_vain=item.in_vain,
         own=None if item.own is None else _own(item.own),
+        ep_estimate=item.estimate,
         fitted_by_layer=_floats(item.fitted.by_layer),
         held_out_by_layer=_floats(item.held_out.by_layer),
     )

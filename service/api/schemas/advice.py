@@ -61,6 +61,10 @@ class OptionOut(BaseModel):
     own: OwnOut | None = Field(
         description="Our own placement, where vLLM's policy (eplb) would make copies in vain; else null."
     )
+    ep_estimate: str | None = Field(
+        description="Why what the EP ranks got, and so every figure here, is an estimate, of present; null: "
+        "it is exact, or the option is a placement."
+    )
     fitted_by_layer: list[float | None] = Field(
         description="Imbalance ratio in the first window, in the order of layers."
     )
@@ -188,6 +192,14 @@ class RearrangementOut(BaseModel):
     cost_after: float | None = Field(description="The same over the single steps after it.")
     steps_before: int = Field(description="Steps before it of which the loads of all ranks are known.")
     steps_after: int = Field(description="The same after it.")
+    ep_estimate: str | None = Field(
+        description="Why what EP ranks got before or after it, and so the ratios, is an estimate; null: it "
+        "is exact, or not known."
+    )
+    weights: str | None = Field(
+        description="Why the loads before or after it, or the two of them, are of several versions of the "
+        "weights; null: nothing says so."
+    )
     reason: str | None = Field(description="Why ratios are null.")
 
 

@@ -42,8 +42,7 @@ def _push(
         seq=seq,
         after_s=at,
         epoch=int(START * 1e9),
-        placement=where,
-        **fields,  # type: ignore[arg-type]
+        **{"placement": where, **fields},  # type: ignore[arg-type]
     )
     simulated.state.ingest(made)
 
@@ -93,6 +92,46 @@ def test_the_cost_of_single_steps_stands_beside_the_sums() -> None:
     assert (only.before, only.achieved) == (pytest.approx(1), pytest.approx(1))
     assert (only.cost_before, only.cost_after) == (pytest.approx(0.5), pytest.approx(1 - 200 / 250))
     assert (only.steps_before, only.steps_after) == (18, 16)  # the last frame came just now
+
+
+def test_an_even_split_over_copies_is_told_to_be_an_estimate() -> None:
+    """Older workers don't count which copy a slot went to; expert 0 has one on each rank, after or before."""
+    for of_version, name in ((2, "after"), (1, "before")):
+        simulated = Simulated(plan())
+        for seq in range(1, 21):
+            version = 1 if seq <= 10 else 2
+            copies = [0, 1, 2, 0, 3, 1] if version == of_version else [0, 1, 2, 1, 3, 2]
+            where = placement(
+                copies, [0, 0, 0, 1, 1, 1] if version == of_version else [0, 0, 1, 0, 1, 1], 1, version
+            )
+            _push(simulated, 10.0 * seq, version, seq, [100 * seq] * 4, placement=where)
+        [only] = rearrangements(simulated.state, ("prod", "tiny"), 1)
+        assert only.reason is None
+        assert only.ep_estimate is not None
+        assert only.ep_estimate.startswith(f"{name} it, layer 0: ")
+        assert "are split evenly" in only.ep_estimate
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (None, None),
+        (5, "before it: the weights were changed in the window"),
+        (11, "the weights were changed between"),
+        (15, "after it: the weights were changed in the window"),
+    ],
+)
+def test_weights_that_changed_in_or_between_the_windows_are_told(
+    change: int | None, told: str | None
+) -> None:
+    simulated = Simulated(plan())
+    for seq in range(1, 21):
+        weights = 0 if change is None or seq < change else 1
+        _push(simulated, 10.0 * seq, 1 if seq <= 10 else 2, seq, [100 * seq] * 4, weights_version=weights)
+    [only] = rearrangements(simulated.state, ("prod", "tiny"), 1)
+    assert only.reason is None
+    assert only.ep_estimate is None
+    assert only.weights is None if told is None else (only.weights or "").startswith(told)
 
 
 def test_commits_layer_by_layer_are_one_rearrangement() -> None:

@@ -106,7 +106,7 @@ function optionTable() {
 }
 
 function rearrangementTable() {
-  const { element: table, rows } = plainTable("Rearrangements", ["at", "version", "copies moved", "before", "predicted", "after", "otherwise", "saves: predicted", "achieved", "steps wait: before", "after it"]);
+  const { element: table, rows } = plainTable("Rearrangements", ["at", "version", "copies moved", "before", "predicted", "after", "otherwise", "saves: predicted", "achieved", "steps wait: before", "after it", ""]);
   const none = h("p", { class: "nodata", text: "None since the service started: EPLB is off, or has not had its turn yet." });
   const part = scroll("Rearrangements", table);
   return {
@@ -124,6 +124,7 @@ function rearrangementTable() {
           percent(item.saving_achieved, 1),
         ]),
         ...[item.cost_before, item.cost_after].map((cost) => cost === null ? "–" : percent(cost, 1)),
+        item.ep_estimate ?? item.weights ? tag("warn", item.ep_estimate ? "estimate" : "other weights", [item.ep_estimate, item.weights].filter(Boolean).join("; ")) : "",
       ]));
     },
   };

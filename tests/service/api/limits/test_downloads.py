@@ -156,10 +156,14 @@ def test_seconds_in_which_the_service_makes_blocks_are_not_the_clients(
             timer.now += 1
         timer.now += 3600
         waits = asyncio.create_task(room.enter(4))
-        with pytest.raises(TimeoutError):
+
+        async def download() -> None:
             async with asyncio.timeout(None) as timeout:
                 with slow.endable(timeout):
                     await asyncio.Event().wait()
+
+        with pytest.raises(TimeoutError):
+            await download()
         assert not fast.ending
         room.leave(slow)
         more = asyncio.create_task(room.enter(4))
