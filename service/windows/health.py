@@ -79,6 +79,18 @@ def stages(producers: Iterable[ProducerState]) -> list[StageHealth]:
     return [_stage(rank, sizes.tp_size, by_stage.get(rank, [])) for rank in range(sizes.pp_size)]
 
 
+def uncompared_long(item: ProducerState) -> tuple[bool, bool]:
+    """Which of the instants since which a stage may be uncompared are longer ago than it may be unsaid.
+
+    That is all of :func:`stages`' states that changes by itself, as time passes.
+
+    Returns:
+        Of the producer's start, and of its stage's last comparison; False where there is none.
+    """
+    compared = item.law.compared
+    return _long_ago(item, item.started_at), compared is not None and _long_ago(item, compared.at)
+
+
 def silent_stages(producers: Sequence[ProducerState]) -> tuple[int, ...]:
     """Pipeline stages of which no worker has reported, so that their layers aren't known; rising.
 
@@ -148,7 +160,7 @@ def _stage(pp_rank: int, tp_size: int, workers: Sequence[ProducerState]) -> Stag
     broken = tuple(_broken(law.newest))
     why = None if broken else next(_unknown(tp_size, workers), None)
     last = law.compared
-    now = workers[0].received_at + workers[0].age
+    now = _now(workers[0])
     return StageHealth(
         pp_rank=pp_rank,
         state="broken" if broken else "holds" if why is None else "unknown",
@@ -172,7 +184,7 @@ def _broken(found: Comparison | None) -> Iterator[Mismatch]:
 
 def _unknown(tp_size: int, workers: Sequence[ProducerState]) -> Iterator[str]:
     """Why it is not known whether the law holds, the gravest reason first."""
-    law, now = workers[0].law, workers[0].received_at + workers[0].age
+    law = workers[0].law
     silent = _silent_ranks(tp_size, workers)
     if silent:
         yield f"{_names(silent)} not reported since the start (TP size {tp_size})"
@@ -186,11 +198,21 @@ def _unknown(tp_size: int, workers: Sequence[ProducerState]) -> Iterator[str]:
     since = max(item.started_at for item in workers) if law.compared is None else law.compared.at
     if law.compared is None and tokens:
         yield "the TP ranks have not yet sent snapshots of one step"
-    if tokens > compared and now - since > UNCOMPARED_S:
-        yield f"the TP ranks have sent no snapshots of one step for {now - since:.0f} s"
+    if tokens > compared and _long_ago(workers[0], since):
+        yield f"the TP ranks have sent no snapshots of one step for {_now(workers[0]) - since:.0f} s"
     if law.compared is not None and law.compared.partly.any():
         layers = [law.compared.layout.layers[i].layer for i in np.flatnonzero(law.compared.partly).tolist()]
         yield f"layers {layers} are covered on some of the TP ranks only, and not all tokens are seen there"
+
+
+def _long_ago(item: ProducerState, since: float) -> bool:
+    """Whether tokens of a producer that were not compared since then are worth a word."""
+    return _now(item) - since > UNCOMPARED_S
+
+
+def _now(item: ProducerState) -> float:
+    """When a producer's state was read, seconds of Unix time on the service's clock."""
+    return item.received_at + item.age
 
 
 def _names(ranks: Sequence[int]) -> str:

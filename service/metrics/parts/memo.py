@@ -14,6 +14,7 @@ from typing import Any, Final
 from moescope.service.live.producers import ProducerSpan, ProducerState
 from moescope.service.live.spans import Span
 from moescope.service.metrics.parts.ranks import Found
+from moescope.service.windows.health import uncompared_long
 
 
 def _all_but(kind: type[Any], *left_out: str) -> attrgetter[Any]:
@@ -27,6 +28,9 @@ _of_producer: Final = _all_but(ProducerState, "latest", "totals", "base", "age")
 
 class Fingerprint:
     """What some producers said and counted in a window, except how long ago they were heard.
+
+    What parts make of that age is in it all the same: whether a producer is silent or has expired, and
+    whether its stage has been uncompared for long.
 
     Args:
         spans: the producers; their totals and newest frames are never changed, only replaced.
@@ -65,6 +69,7 @@ def _values(item: ProducerSpan) -> tuple[object, ...]:
         item.span.first is None,
         _of_span(item.span),
         _of_producer(item.producer),
+        uncompared_long(item.producer),
         None if base is None else (base.restarts, base.at),
     )
 

@@ -23,15 +23,16 @@ SETTINGS = Settings(window_s=25, min_tokens=1, metrics_level=MetricsLevel.LAYER_
 class World:
     """A service's state, a collector that is asked again and again, and new ones beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings = SETTINGS) -> None:
         self.now = 1_700_000_100.0
-        self.state = LiveState(SETTINGS, lambda: self.now)
+        self.settings = settings
+        self.state = LiveState(settings, lambda: self.now)
         self.kept = self._registry()
         self.writer = Writer()
 
     def _registry(self) -> CollectorRegistry:
         registry = CollectorRegistry()
-        registry.register(RoutingCollector(self.state, SETTINGS, Instruments()))
+        registry.register(RoutingCollector(self.state, self.settings, Instruments()))
         return registry
 
     def text(self) -> bytes:
@@ -84,6 +85,36 @@ def test_a_scrape_is_what_it_would_be_without_those_before() -> None:
     world = World()
     for what in happenings(world):
         assert world.text() == world.text_made_anew(), what
+
+
+def test_a_stage_that_is_uncompared_for_a_minute_is_said_though_nothing_came() -> None:
+    """Two TP ranks share the rows; then one has counted a step that the other has not told."""
+    world = World(Settings(stale_after_s=600))
+    for tp_rank in (0, 1):
+        push_tp(world, tp_rank, seq=1)
+    world.now += 1
+    push_tp(world, 0, seq=2)
+    unknown = b'moescope_conservation_unknown_stages{dp_rank="0",model="tiny",server="prod"} '
+    for seconds, stages in ((0, b"0.0"), (58, b"0.0"), (58, b"1.0"), (200, b"1.0")):
+        world.now += seconds
+        assert unknown + stages in world.text(), seconds
+        assert world.text() == world.text_made_anew(), seconds
+
+
+def push_tp(world: World, tp_rank: int, seq: int) -> None:
+    """A frame of one of two TP ranks; all rows are at the first."""
+    tokens = 100 * seq
+    rows = 0 if tp_rank else tokens
+    made = frame(
+        {1: [rows, rows]},
+        who=producer(tp_rank=tp_rank, tp_size=2),
+        seq=seq,
+        rows=[rows],
+        tokens=tokens,
+        steps=seq,
+        after_s=world.now - EPOCH / 1e9,
+    )
+    world.state.ingest(made)
 
 
 def test_what_did_not_change_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
