@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from moescope.service.settings import LogFormat, LogLevel
+
+_CUT_OFF: Final = "ASGI callable returned without completing response."
+"""uvicorn's error for an answer that ended before its last byte; it closes the connection."""
 
 
 def printable(text: str) -> str:
@@ -79,7 +82,8 @@ class OnceAMinute(logging.Filter):
     """Lets each warning of a logger through once a minute, for loggers that have a line for each bad request.
 
     uvicorn has one for each request that is no HTTP, or that asks for a WebSocket: whoever reaches the port
-    could fill the disk.
+    could fill the disk. It calls it an error when an answer is cut off. The service does that on purpose, and
+    says why itself; so that is treated likewise.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -88,7 +92,7 @@ class OnceAMinute(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to log it."""
-        if record.levelno != logging.WARNING:
+        if record.levelno != logging.WARNING and record.msg != _CUT_OFF:
             return True
         if not self._throttle.allows(str(record.msg)):
             return False

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
+import threading
 from collections.abc import Iterator
+from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 
 from moescope.service.logs import JsonFormatter, TextFormatter, Throttle, printable, set_up_logging
 from moescope.service.settings import LogFormat, LogLevel
@@ -56,6 +61,33 @@ def test_bad_requests_fill_no_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum("Invalid HTTP request received. (logged once a minute)" in line for line in lines) == 1
     assert sum("is told each time" in line for line in lines) == 100
     assert sum("a bug" in line for line in lines) == 1
+
+
+@pytest.mark.usefixtures("logging_is_put_back")
+def test_answers_that_are_cut_off_fill_no_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """uvicorn itself logs what it says of them."""
+    set_up_logging(LogLevel.INFO, LogFormat.TEXT)
+
+    async def cut_off(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    config = uvicorn.Config(cut_off, log_config=None, lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()  # so that nobody is refused before the server has begun
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        for _ in range(5):
+            with pytest.raises(httpx.RemoteProtocolError):
+                httpx.get(url, timeout=60)
+        server.should_exit = True
+        thread.join(60)
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("without completing response. (logged once a minute)" in line for line in lines) == 1
+    assert sum("without completing response" in line for line in lines) == 1
 
 
 def test_nothing_in_a_line_moves_the_terminals_cursor() -> None:

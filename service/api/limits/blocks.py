@@ -114,7 +114,8 @@ class Blocks(Response):
         except TimeoutError:
             pass  # others needed its place
         except StoreError as error:
-            _log.warning("an answer to %s ends early: %s", scope["path"], error)
+            if self._downloads.may_log("ends early"):
+                _log.warning("an answer to %s ends early (logged once a minute): %s", scope["path"], error)
         finally:
             self._block = None
             try:

@@ -85,6 +85,10 @@ class Downloads:
         self._waiting: deque[tuple[int, asyncio.Future[Place]]] = deque()
         self._throttle = Throttle(timer)
 
+    def may_log(self, kind: str) -> bool:
+        """Whether a message of this kind may be logged now: each may once a minute, over all downloads."""
+        return self._throttle.allows(kind)
+
     @property
     def held_bytes(self) -> int:
         """What all downloads count now."""
@@ -175,7 +179,7 @@ class Downloads:
             slow.append(slowest)
         for place in slow:
             place.end()
-        if slow and self._throttle.allows("slow"):
+        if slow and self.may_log("slow"):
             _log.warning(
                 "ended %d downloads, since their clients take next to nothing and others wait (logged once a "
                 "minute)",

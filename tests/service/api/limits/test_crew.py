@@ -18,6 +18,7 @@ from moescope.service.api.limits.crew import Crew, to_the_end
 from moescope.service.api.limits.downloads import Downloads
 from moescope.service.api.limits.turns import Turns
 from moescope.service.settings import Settings
+from moescope.service.store.records import StoreError
 from moescope.service.wanted import UnwantedError, check_wanted
 
 SCOPE = {"type": "http", "path": "/x", "method": "GET", "headers": [], "query_string": b"", "root_path": ""}
@@ -141,6 +142,23 @@ def test_a_download_that_ends_while_its_block_is_made_holds_its_place_and_turn_u
         assert sent == [b"", b"first"]
 
     run(work())
+
+
+def test_answers_that_the_store_cuts_off_are_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    def others() -> Generator[bytes]:
+        yield b"second"
+        raise StoreError("the trace is gone")
+
+    async def work() -> None:
+        room = Downloads(10)
+        for _ in range(3):
+            answer = Blocks(b"", others(), await room.enter(10), room, Turns(1), "application/json", {})
+            await answer(SCOPE, forever, _nobody)
+
+    run(work())
+    assert [record.message for record in caplog.records] == [
+        "an answer to /x ends early (logged once a minute): the trace is gone"
+    ]
 
 
 class Begins:
