@@ -20,7 +20,7 @@ from moescope.service.counts.account_state import AccountState, Base, EpochState
 from moescope.service.counts.conflict import joined
 from moescope.service.counts.lives import STALE_AFTER_S, surplus
 from moescope.service.counts.placing import as_counted, counts_on, unplaced
-from moescope.service.counts.totals import Totals, no_totals
+from moescope.service.counts.totals import Totals
 
 
 def merge_accounts(
@@ -152,14 +152,8 @@ def _added(item: EpochState, known: EpochState | None) -> Totals:
     """What a life adds: unphased, and unplaced unless its worker counts the slots of each EP rank."""
     delta = _difference(item, known)
     delta = replace(
-        no_totals(delta.layout),
-        counts=delta.counts,
-        rows=delta.rows,
-        ep_slots=delta.ep_slots,
-        tokens=delta.tokens,
-        steps=delta.steps,
-        idle_steps=delta.idle_steps,
-        drops=delta.drops,
+        delta,
+        decode=None,
         unphased_rows=delta.rows,
         unphased_tokens=delta.tokens,
         unphased_steps=delta.steps,
