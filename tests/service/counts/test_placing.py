@@ -150,3 +150,11 @@ def test_counts_never_depend_on_what_is_told_of_ranks() -> None:
         assert sum(slots) + unplaced == truth.sum() == totals.counts.sum()
         exact += totals.estimated[0] == 0
     assert 0 < exact < 39
+
+
+def test_what_is_estimated_is_of_the_phase_that_it_was_computed_for() -> None:
+    account = Account(max_epochs=4)
+    account.post(told([100, 40], None, 1, decode=[60, 20]))
+    account.post(told([200, 80], None, 2, decode=[80, 60]))
+    parts = [shown(of_phase(account.totals, phase)) for phase in Phase]
+    assert parts == [([80, 60], 0, 120), ([100, 40], 0, 80)]
