@@ -210,9 +210,14 @@ class CaptureSession:
             self._drafts.sampled(output)
 
     def idle_step(self) -> None:
-        """A dummy step was run because another DP rank has work."""
+        """A dummy step was run because another DP rank has work.
+
+        Raises:
+            AssertionError: a microbatch of it had an unknown row layout, and the settings say so.
+        """
         if self._serving:
             self._guarded(self._idle)
+            self.capturer.raise_owed()
 
     def sizes_may_differ(self) -> None:
         """Tell the numbers of DP and EP ranks anew: vLLM may have changed them, in between two steps."""

@@ -172,6 +172,12 @@ class Settings(BaseSettings):
     max_download_mib: int = Field(
         128, ge=16, description="Memory for all downloads of traces, MiB; beyond it they wait."
     )
+    max_question_mib: int = Field(
+        320,
+        ge=16,
+        description="Memory for what a question holds of the store, MiB; beyond it the question is refused. "
+        "Those that hold over 16 MiB are answered one at a time.",
+    )
     max_queries: int = Field(4, ge=1, description="Most queries that are answered at a time; others wait.")
     window_s: float = Field(60.0, gt=0, description="Window of the gauges in /metrics, seconds.")
     min_tokens: int = Field(

@@ -69,7 +69,8 @@ class RandomMaps:
         """These maps as the kernels take them; the rule is given, as there may be no vLLM to ask."""
         maps = ExpertMaps.__new__(ExpertMaps)
         maps._modules, maps._device = self.modules, device
-        maps.per_rank, maps.rule = self.per_rank, rule
+        maps.per_rank, maps.rule, maps._physical = self.per_rank, rule, self._num_physical
+        maps._ask_physical = lambda: self._num_physical
         maps.layers = maps._read(device)
-        maps._addresses = maps._where()
+        maps._remember()
         return DeviceMaps(maps, device)

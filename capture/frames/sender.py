@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import replace
+from typing import Final, Protocol
 
 from moescope.capture.delivery.backoff import Backoff
 from moescope.capture.delivery.transport import DeliveryError, Transport
@@ -21,6 +23,8 @@ HEARTBEAT = 5.0
 MAX_TICK = 0.25
 LAST_LOOKS = 50
 LAST_LOOK_SECONDS = 0.01
+MAX_MARKED: Final = 8
+"""Marked snapshots that wait together, at most: changes of weights during an outage."""
 
 
 class SnapshotSource(Protocol):
@@ -41,6 +45,9 @@ class SnapshotSource(Protocol):
 
 class FrameSender:
     """Sends the newest snapshot until one arrives: totals are cumulative, so only the newest counts.
+
+    A marked snapshot, of a change of weights, is sent before those that follow it, also after an outage. If
+    the weights change more often than `MAX_MARKED` times meanwhile, the oldest marked ones are superseded.
 
     While there is no new snapshot it repeats the last one now and then, so that the service knows that the
     producer lives. After a failure it waits, ever longer and with jitter (see `Backoff`), so that many
@@ -70,7 +77,7 @@ class FrameSender:
         self._tick = min(interval, MAX_TICK)
         self._clock = clock
         self._log = ThrottledLog(logger)
-        self._pending: Snapshot | None = None
+        self._pending: deque[Snapshot] = deque()  # all but the last are marked
         self._last: Snapshot | None = None
         self._heartbeat_at = clock()
         self._retry_at = clock()
@@ -113,10 +120,10 @@ class FrameSender:
         self._look()
         self._take_in(self._source.collect())
         now = self._clock()
-        if self._pending is None and now >= self._heartbeat_at:
-            self._pending = self._last
-        if self._pending is not None and now >= self._retry_at:
-            self._send(self._pending)
+        if not self._pending and self._last is not None and now >= self._heartbeat_at:
+            self._pending.append(self._last)
+        if self._pending and now >= self._retry_at:
+            self._send()
 
     def _last_tick(self) -> None:
         """Send all that was counted, and that no more follows.
@@ -129,23 +136,32 @@ class FrameSender:
             if not self._source.is_behind:
                 break
             time.sleep(LAST_LOOK_SECONDS)
-        last = self._last if self._pending is None else self._pending
-        if last is not None:
-            self._send(last, ended=True)
+        if not self._pending and self._last is not None:
+            self._pending.append(self._last)
+        while self._pending and self._send(ended=len(self._pending) == 1):
+            pass
 
     def _take_in(self, snapshot: Snapshot | None) -> None:
-        if snapshot is not None:
-            self._drops["snapshots_superseded"] += self._pending is not None
-            self._pending = snapshot
+        if snapshot is None:
+            return
+        if self._pending and not self._pending[-1].marked:
+            self._drops["snapshots_superseded"] += 1
+            self._pending.pop()
+        if snapshot.marked and len(self._pending) >= MAX_MARKED:
+            self._drops["snapshots_superseded"] += 1
+            self._pending.popleft()
+        self._pending.append(snapshot)
 
-    def _send(self, snapshot: Snapshot, ended: bool = False) -> None:
+    def _send(self, ended: bool = False) -> bool:
+        """Send the snapshot that has waited longest; returns whether it arrived."""
+        snapshot = self._pending[0]
         self._drops["snapshots_put_off"] = self._source.put_off
         frame = self._builder.build(snapshot, self._drops, ended)
         try:
             self._transport.post(encode_frame(frame))
         except DeliveryError as error:
             self._put_off(error)
-            return
+            return False
         self._builder.delivered()
         if not self._reachable:
             self._log.log(
@@ -155,9 +171,10 @@ class FrameSender:
             )
         self._reachable = True
         self._backoff.succeeded()
-        self._pending = None
-        self._last = snapshot
+        self._pending.popleft()
+        self._last = replace(snapshot, marked=False)
         self._heartbeat_at = self._clock() + HEARTBEAT
+        return True
 
     def _put_off(self, error: DeliveryError) -> None:
         self._drops["sends_failed"] += 1

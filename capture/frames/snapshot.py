@@ -30,6 +30,8 @@ class Snapshot:
     """Where EPLB had the experts at that moment, if it was settled; the map is on the host."""
     weights: Weights = NO_CHANGE
     """The weights that were in use then."""
+    marked: bool = False
+    """Whether it is to be sent itself, and not a later one in its place."""
 
 
 class _Copy:
@@ -64,7 +66,7 @@ class Transfer:
         totals, disabled_reason, captured_at_ns, weights: see `Snapshot`; whoever enqueues the copy sets them.
         after_step: how many steps had begun when the copy was enqueued.
         torn: whether a step began meanwhile, so that the snapshot may not be of one moment.
-        marked: whether it is to be sent itself, and not a later one in its place.
+        marked: see `Snapshot`.
     """
 
     def __init__(self, flat: torch.Tensor, ring: LoadRing | None, eplb: EplbWatch | None) -> None:
@@ -120,6 +122,7 @@ class Transfer:
             captured_at_ns=self.captured_at_ns,
             placement=self._map(),
             weights=self.weights,
+            marked=self.marked,
         )
 
     def ring_part(self) -> RingPart | None:

@@ -66,7 +66,7 @@ class EplbWatch:
         Raises:
             LookupError: they are not as moescope knows them.
         """
-        return ExpertMaps(self._modules, int(self.map.shape[1]), ep_size, device)
+        return ExpertMaps(self._modules, lambda: int(self.map.shape[1]), ep_size, device)
 
     @property
     def version(self) -> int | None:

@@ -3,12 +3,13 @@
 EPLB has one map tensor for all MoE layers of a model, and each layer a view of its part. A rearrangement is
 committed in place, between two passes and in the order of the steps' stream (vLLM 0.20 to 0.33: `copy_` in
 `_commit_eplb_maps` and `_commit_eplb_maps_for_layer`). So whoever reads these addresses within a pass sees
-the placement that the pass is routed by, in CUDA graphs too. `replaced` says if vLLM has put others there.
+the placement that the pass is routed by, in CUDA graphs too. `replaced` says if vLLM has put others there, of
+another place, stride or shape, in any layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +34,8 @@ class ExpertMaps:
 
     Args:
         modules: vLLM's modules of the covered layers.
-        num_physical: physical experts of a layer on all EP ranks, which hold equally many, in their order.
+        num_physical: tells how many physical experts a layer has on all EP ranks, which hold equally many,
+            in their order; asked again where maps were replaced.
         ep_size: R, the number of EP ranks.
         device: the worker's.
 
@@ -46,36 +48,70 @@ class ExpertMaps:
         LookupError: they are not as moescope knows them.
     """
 
-    def __init__(self, modules: Sequence[Any], num_physical: int, ep_size: int, device: torch.device) -> None:
-        if num_physical % ep_size:
-            raise LookupError(f"{num_physical} physical experts on {ep_size} EP ranks")
+    def __init__(
+        self, modules: Sequence[Any], num_physical: Callable[[], int], ep_size: int, device: torch.device
+    ) -> None:
         self._modules = list(modules)
-        self.per_rank = num_physical // ep_size
-        self.layers = self._read(device)
-        redundant = any(len(layer.copies) != num_physical for layer in self.layers)
-        self.rule = find_rule(device) if redundant else ReplicaRule.ONE_COPY
         self._device = device
-        self._addresses = self._where()
+        self._ask_physical = num_physical
+        self._physical = num_physical()
+        if self._physical % ep_size:
+            raise LookupError(f"{self._physical} physical experts on {ep_size} EP ranks")
+        self.per_rank = self._physical // ep_size
+        self.layers = self._read(device)
+        redundant = any(len(layer.copies) != self._physical for layer in self.layers)
+        self.rule = find_rule(device) if redundant else ReplicaRule.ONE_COPY
+        self._remember()
 
     def replaced(self) -> bool:
         """Whether vLLM has put other tensors in the place of those in `layers`; reads no value on the device.
 
-        Any layer's tensors are views of the same two, so the first and the last layer tell.
+        For each step. Other tensor objects show at once, in any layer: then all layers are looked at. A state
+        that was replaced as a whole, and a tensor that was changed in place, show in the turn of the layer:
+        one layer has it in each call.
         """
-        return self._where() != self._addresses
+        if self._moved(self._turn):
+            return True
+        self._turn = (self._turn + 1) % len(self._modules)
+        for state, physical, copies in self._held:
+            if state.logical_to_physical_map is not physical or state.logical_replica_count is not copies:
+                break
+        else:
+            return False
+        if any(map(self._moved, range(len(self._modules)))):
+            return True
+        self._remember()  # other objects of the same tensors
+        return False
 
     def follow(self) -> None:
-        """Take what vLLM has put in their place.
+        """Take what vLLM has put in their place; where that raises, `layers` are those before.
+
+        The numbers of experts stay: on them rest `per_rank`, whether experts have copies, and so `rule`.
 
         Raises:
-            LookupError: it is not as moescope knows it.
+            LookupError: it is not as moescope knows it, or has other numbers of physical or logical experts.
         """
-        self.layers = self._read(self._device)
-        self._addresses = self._where()
+        layers, physical = self._read(self._device), self._ask_physical()
+        if physical != self._physical:
+            raise LookupError(f"there are {physical} physical experts, and were {self._physical}")
+        for ordinal, (new, old) in enumerate(zip(layers, self.layers, strict=True)):
+            if len(new.copies) != len(old.copies):
+                raise LookupError(
+                    f"the map of covered layer {ordinal} has {len(new.copies)} logical experts, and had "
+                    f"{len(old.copies)}"
+                )
+        self.layers = layers
+        self._remember()
 
-    def _where(self) -> list[int]:
-        ends = (self._modules[0], self._modules[-1])
-        return [tensor.data_ptr() for module in ends for tensor in _map_of(module)]
+    def _moved(self, ordinal: int) -> bool:
+        return _place_of(_map_of(self._modules[ordinal])) != self._places[ordinal]
+
+    def _remember(self) -> None:
+        """Note where the tensors are, and which objects they are, to see later that they were replaced."""
+        self._turn = 0
+        states = [_state_of(module) for module in self._modules]
+        self._held = [(s, s.logical_to_physical_map, s.logical_replica_count) for s in states]
+        self._places = [_place_of(_map_of(module)) for module in self._modules]
 
     def _read(self, device: torch.device) -> list[LayerMap]:
         layers = [_map_of(module) for module in self._modules]
@@ -96,15 +132,27 @@ class ExpertMaps:
         return layers
 
 
+def _place_of(layer: LayerMap) -> tuple[Any, ...]:
+    """All that kernels go by to read a layer's map."""
+    physical, copies = layer
+    return physical.data_ptr(), copies.data_ptr(), physical.stride(), physical.shape, copies.shape
+
+
+def _state_of(module: Any) -> Any:
+    """The state that a layer's router reads in each pass; None without one."""
+    state = getattr(module, "eplb_state", None)
+    if state is None:  # a `FusedMoE` whose router holds it
+        state = getattr(getattr(module, "router", None), "eplb_state", None)
+    return state
+
+
 def _map_of(module: Any) -> LayerMap:
-    """The map of a layer, from the state that its router reads in each pass.
+    """The map of a layer.
 
     Raises:
         LookupError: the layer has none.
     """
-    state = getattr(module, "eplb_state", None)
-    if state is None:  # a `FusedMoE` whose router holds it
-        state = getattr(getattr(module, "router", None), "eplb_state", None)
+    state = _state_of(module)
     physical = getattr(state, "logical_to_physical_map", None)
     copies = getattr(state, "logical_replica_count", None)
     if physical is None or copies is None:

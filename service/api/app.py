@@ -86,7 +86,7 @@ def create_app(
     book = BaselineBook([] if store is None else store.documents(KIND))
     drift = DriftWatch(state, book, settings.min_tokens)
     registry.register(RoutingCollector(state, settings, instruments, drift))
-    limits, turns = Limits(settings), Turns(settings.max_queries)
+    limits, turns = Limits(settings), Turns(settings.max_queries, state.large)
     downloads = Downloads(settings.max_download_mib << 20)
     tokens = open_book(settings)
     sessions = Sessions(tokens, clock)
@@ -120,7 +120,7 @@ def create_app(
         balance_router(state, settings, turns),
         stragglers_router(state, turns),
         drift_router(state, settings, book, turns),
-        baselines_router(state, settings, book, keeper),
+        baselines_router(state, settings, book, keeper, turns),
         advice_router(state, settings, turns),
         placement_router(state, settings, turns),
         placement_now_router(state, turns),

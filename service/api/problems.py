@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from moescope.service.live.large import NoRoomError
 from moescope.service.nearest import hint
 from moescope.service.store.records import StoreError
 
@@ -75,6 +76,7 @@ def install(app: FastAPI) -> None:
     """Answer every error of ``app`` with a problem document."""
     app.add_exception_handler(ProblemError, _answer_problem)
     app.add_exception_handler(StoreError, _answer_store_failed)
+    app.add_exception_handler(NoRoomError, _answer_no_room)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_unexpected)
@@ -109,6 +111,13 @@ async def _answer_problem(request: Request, error: Exception) -> JSONResponse:
 
 async def _answer_store_failed(request: Request, error: Exception) -> JSONResponse:
     return respond(request, 503, "store-failed", "The store failed", f"{error} Ask again, or see the log.")
+
+
+async def _answer_no_room(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, NoRoomError)
+    if error.ever:
+        return respond(request, 503, "busy", "Too many large questions", str(error), {"Retry-After": "5"})
+    return respond(request, 400, "too-large", "Too large a question", str(error))
 
 
 async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -29,7 +29,7 @@ from moescope.service.counts.placing import placed
 from moescope.service.counts.refusals import RefusedError, check_exact, check_growth, check_steps
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals, no_totals, totals_of
-from moescope.service.counts.weights import weights_after
+from moescope.service.counts.weights import weights_after, weights_after_late
 
 
 class Verdict(StrEnum):
@@ -193,11 +193,13 @@ class Account:
         who = frame.producer if is_current or self.latest is None else self.latest.producer
         switches = _switched(base.switches, frame) if is_current else base.switches
         former = _former_tokens(totals, base, who, frame, known)
-        weights = base.weights
-        if is_current:
-            weights = weights_after(
-                weights, frame, at, former_epoch=former_epoch, tokens=(base.tokens, totals.tokens)
+        weights = (
+            weights_after(
+                base.weights, frame, at, former_epoch=former_epoch, tokens=(base.tokens, totals.tokens)
             )
+            if is_current
+            else weights_after_late(base.weights, frame, at, totals.tokens)
+        )
         self.totals = replace(
             totals,
             dp_size=who.dp_size,

@@ -14,13 +14,15 @@ of them does. So lives have one order on all services, whose own clocks must agr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from moescope.service.counts.account_state import AccountState, Base, EpochState, forget
 from moescope.service.counts.conflict import joined
 from moescope.service.counts.lives import STALE_AFTER_S, surplus
 from moescope.service.counts.placing import as_counted, counts_on, unplaced
-from moescope.service.counts.totals import Totals, no_totals
+from moescope.service.counts.totals import Totals
+from moescope.service.counts.weights import WeightsTold
 
 
 def merge_accounts(
@@ -68,18 +70,13 @@ def merge_accounts(
     former = max(base.totals.former_tokens, more.totals.former_tokens)
     if former:  # what the base lacked may be of former starts
         former += max(0, totals.tokens - max(base.totals.tokens, more.totals.tokens))
-    weights = told.weights
-    if weights.tokens:  # as above: what the base lacked may be of former weights
-        of_former = max(base.totals.weights.tokens, more.totals.weights.tokens)
-        of_former += max(0, totals.tokens - max(base.totals.tokens, more.totals.tokens))
-        weights = replace(weights, tokens=of_former)
     totals = replace(
         totals,
         dp_size=told.dp_size,
         ep_size=told.ep_size,
         switches=switches,
         former_tokens=former,
-        weights=weights,
+        weights=_weights(newest, more if newest is base else base, totals, lives),
     )
     return AccountState(
         totals=totals,
@@ -90,6 +87,31 @@ def merge_accounts(
         conflicts=conflicts,
         base=left_out,
     )
+
+
+def _weights(
+    newest: AccountState, other: AccountState, totals: Totals, lives: Mapping[int, EpochState]
+) -> WeightsTold:
+    """``Totals.weights`` of both accounts: of other weights is all that is not known to be of these.
+
+    Args:
+        newest: the account whose latest frame is the newest.
+        other: the other one.
+        totals: what both counted.
+        lives: those that are in the merged account.
+    """
+    told, its = newest.totals.weights, other.totals.weights
+    life = lives[newest.latest.epoch]
+    unlike = (its.version, its.label) != (told.version, told.label)
+    if not (told.at or its.at or unlike):
+        return told
+    former_lives = totals.tokens - life.counted.tokens
+    if told.at and told.tokens:
+        mine = next(item for item in newest.epochs if item.epoch == life.epoch)
+        in_this_life = max(0, told.tokens - (newest.totals.tokens - mine.counted.tokens))
+        return replace(told, tokens=former_lives + in_this_life)
+    # The newest life began with these weights, for all that is known: a worker that starts again loads them.
+    return replace(told, at=max(told.at, its.at, life.came_at), tokens=former_lives)
 
 
 def _size_of(base: Base | None) -> int:
@@ -152,14 +174,8 @@ def _added(item: EpochState, known: EpochState | None) -> Totals:
     """What a life adds: unphased, and unplaced unless its worker counts the slots of each EP rank."""
     delta = _difference(item, known)
     delta = replace(
-        no_totals(delta.layout),
-        counts=delta.counts,
-        rows=delta.rows,
-        ep_slots=delta.ep_slots,
-        tokens=delta.tokens,
-        steps=delta.steps,
-        idle_steps=delta.idle_steps,
-        drops=delta.drops,
+        delta,
+        decode=None,
         unphased_rows=delta.rows,
         unphased_tokens=delta.tokens,
         unphased_steps=delta.steps,

@@ -45,6 +45,7 @@ def of_phase(totals: Totals, phase: Phase) -> Totals:
             rows=decode.rows,
             ep_slots=decode.ep_slots,
             unplaced=decode.unplaced,
+            estimated=decode.estimated,
             tokens=decode.tokens,
             steps=decode.steps + decode.mixed_steps,
         )
@@ -54,6 +55,7 @@ def of_phase(totals: Totals, phase: Phase) -> Totals:
         rows=totals.rows - decode.rows - totals.unphased_rows,
         ep_slots=totals.ep_slots.minus(decode.ep_slots),
         unplaced=totals.unplaced - decode.unplaced,
+        estimated=totals.estimated - decode.estimated,
         tokens=totals.tokens - decode.tokens - totals.unphased_tokens,
         steps=totals.steps - decode.steps - totals.unphased_steps,
         accepted_drafts=0,

@@ -72,4 +72,5 @@ def _by_placement(delta: Totals, placement: Placement, ep_size: int) -> Totals:
         return replace(delta, ep_slots=whole)
     both = np.stack([delta.counts, decode.counts])
     whole, part = ep_slots_of(both, layout, placement, ep_size)
-    return replace(delta, ep_slots=whole, decode=replace(decode, ep_slots=part))
+    spread = spread_slots(decode.counts, layout, placement)
+    return replace(delta, ep_slots=whole, decode=replace(decode, ep_slots=part, estimated=spread))

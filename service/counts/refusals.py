@@ -58,8 +58,9 @@ def check_growth(frame: Frame, now: Totals, before: Totals, seq: int) -> None:
 def _parts(totals: Totals, phased: bool, placed: bool) -> list[tuple[str, Int64Array]]:
     """The arrays that must not shrink, by name; those by EP rank if they are told."""
     found = [("counts", totals.counts), ("rows", totals.rows)]
-    if placed:
-        found.append(("ep_slots", totals.ep_slots.whole.ravel()))
+    unplaced = totals.layout.sums(totals.counts) - totals.ep_slots.whole.sum(axis=1) if placed else None
+    if unplaced is not None:
+        found += [("ep_slots", totals.ep_slots.whole.ravel()), ("counts less ep_slots", unplaced)]
     if phased:
         decode = totals.decode or no_decode(totals)
         found += [
@@ -68,11 +69,15 @@ def _parts(totals: Totals, phased: bool, placed: bool) -> list[tuple[str, Int64A
             ("counts less decode_counts", totals.counts - decode.counts),
             ("rows less decode_rows", totals.rows - decode.rows),
         ]
-    if phased and placed:
-        by_rank = (totals.decode or no_decode(totals)).ep_slots.whole.ravel()
+    if phased and unplaced is not None:
+        decode = totals.decode or no_decode(totals)
+        by_rank = decode.ep_slots.whole.ravel()
+        of_decode = totals.layout.sums(decode.counts) - decode.ep_slots.whole.sum(axis=1)
         found += [
             ("decode_ep_slots", by_rank),
             ("ep_slots less decode_ep_slots", totals.ep_slots.whole.ravel() - by_rank),
+            ("decode_counts less decode_ep_slots", of_decode),
+            ("counts less ep_slots, less those of decode", unplaced - of_decode),
         ]
     return found
 

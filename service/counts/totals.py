@@ -31,6 +31,7 @@ class Decode:
     rows: Int64Array
     ep_slots: EpSlots
     unplaced: Int64Array
+    estimated: Int64Array
     tokens: int = 0
     steps: int = 0
     mixed_steps: int = 0
@@ -38,7 +39,7 @@ class Decode:
     @property
     def nbytes(self) -> int:
         """Bytes that the arrays take."""
-        arrays = (self.counts, self.rows, self.ep_slots, self.unplaced)
+        arrays = (self.counts, self.rows, self.ep_slots, self.unplaced, self.estimated)
         return sum(array.nbytes for array in arrays)
 
 
@@ -150,7 +151,8 @@ def no_totals(layout: Layout) -> Totals:
 def no_decode(totals: Totals) -> Decode:
     """No decode token yet, in arrays of the same shapes."""
     none = np.zeros_like(totals.rows)
-    return Decode(np.zeros_like(totals.counts), none, no_ep_slots(len(none), totals.ep_slots.ranks), none)
+    nowhere = no_ep_slots(len(none), totals.ep_slots.ranks)
+    return Decode(np.zeros_like(totals.counts), none, nowhere, unplaced=none, estimated=none)
 
 
 def totals_of(frame: Frame, layout: Layout) -> Totals:
@@ -194,6 +196,7 @@ def _decode_of(frame: Frame, nothing: Totals) -> Decode | None:
         rows=unpack_counts(frame.decode_rows),
         ep_slots=_ep_slots_of(frame.decode_ep_slots, frame),
         unplaced=nothing.unplaced,
+        estimated=nothing.estimated,
         tokens=frame.decode_tokens,
         steps=frame.decode_steps,
         mixed_steps=frame.mixed_steps,
@@ -240,6 +243,7 @@ def _combine_decode(a: Totals, b: Totals, sign: int) -> Decode | None:
         rows=_sum(first.rows, second.rows, sign),
         ep_slots=first.ep_slots.plus(second.ep_slots, sign),
         unplaced=_sum(first.unplaced, second.unplaced, sign),
+        estimated=_sum(first.estimated, second.estimated, sign),
         tokens=first.tokens + sign * second.tokens,
         steps=first.steps + sign * second.steps,
         mixed_steps=first.mixed_steps + sign * second.mixed_steps,
@@ -282,6 +286,7 @@ def _widen(totals: Totals, layout: Layout, ranks: int) -> Totals:
             rows=layout.widened_layers(old, decode.rows),
             ep_slots=decode.ep_slots.widened(old, layout, ranks),
             unplaced=layout.widened_layers(old, decode.unplaced),
+            estimated=layout.widened_layers(old, decode.estimated),
         ),
         stragglers=totals.stragglers and totals.stragglers.widened(old, layout),
     )

@@ -55,3 +55,20 @@ def weights_after(
         return before
     # The tokens that a frame adds may be of the weights before it, but for those of weights as loaded.
     return WeightsTold(version, label, at, tokens[1] if version else tokens[0])
+
+
+def weights_after_late(before: WeightsTold, frame: Frame, at: float, tokens: int) -> WeightsTold:
+    """What is told once a frame of a life came that doesn't count at present.
+
+    What it adds is of former weights, unless no weights were ever changed.
+
+    Args:
+        before: what was told before.
+        frame: the frame.
+        at: when it came.
+        tokens: counted with this frame.
+    """
+    unlike = (frame.weights_version, frame.weights_label) != (before.version, before.label)
+    if not (unlike or before.at):
+        return before  # both lives have the weights that they loaded
+    return replace(before, at=before.at or at, tokens=tokens)

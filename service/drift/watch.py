@@ -7,6 +7,7 @@ its own makes the figures of a deployment, all but the first, and a scrape gets 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +15,7 @@ from typing import Final
 from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, BaselineBook
 from moescope.service.drift.measure import LayerDrift, LayerSlots, layer_drifts, slots_of
+from moescope.service.live.large import NoRoomError
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_spans_of_phase
@@ -74,7 +76,10 @@ class DriftWatch:
 
     def _refresh(self, deployment: Deployment) -> None:
         try:
-            self._make(deployment)
+            with self._state.large.question(wait_s=math.inf):
+                self._make(deployment)
+        except NoRoomError as error:
+            _log.warning("the drift of %s can't be computed. %s", deployment, error)
         except Exception:  # noqa: BLE001 whatever it is, the next scrape tries again
             _log.exception("the drift of %s can't be computed", deployment)
 

@@ -6,13 +6,17 @@ what memory has thinned out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Protocol
+from typing import Final, Protocol
 
+from moescope.service.live.narrow import narrowed
 from moescope.service.live.spans import Snapshot, Span, between
 from moescope.service.store.records import Key, StoredTotals
+
+READ_BYTES: Final = 16 << 20
+"""Totals of one producer that are read at once; they are held in narrow arrays."""
 
 
 class Archive(Protocol):
@@ -70,7 +74,7 @@ def _later(before: Snapshot, after: Snapshot) -> Snapshot:
 def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:
     """What memory has, with the archive's totals at each boundary where those are nearer to its instant.
 
-    Totals that are nearest to several instants are held once.
+    Totals that are nearest to several instants are held once, in narrow arrays (see :func:`narrowed`).
 
     Raises:
         StoreError: the archive can't be read.
@@ -79,14 +83,23 @@ def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:
     if not wanted:
         return memory
     result = list(memory.found)
-    stored = archive.totals_at(key, [instant for _, instant in wanted])
+    at_once = max(1, READ_BYTES // max(1, memory.found[-1].totals.nbytes))
+    stored = _read(archive, key, [instant for _, instant in wanted], at_once)
     oldest: StoredTotals | None = None
     for (i, instant), candidate in zip(wanted, stored, strict=True):
         if candidate is None:
             oldest = oldest or archive.oldest(key)
             if oldest is not None and oldest.at < result[i].at:
-                result[i] = Snapshot(oldest.at, oldest.totals)
+                result[i] = Snapshot(oldest.at, narrowed(oldest.totals))
         elif not candidate.at <= result[i].at <= instant:
             same = i > 0 and result[i - 1].at == candidate.at
-            result[i] = result[i - 1] if same else Snapshot(candidate.at, candidate.totals)
+            result[i] = result[i - 1] if same else Snapshot(candidate.at, narrowed(candidate.totals))
     return replace(memory, found=tuple(result))
+
+
+def _read(
+    archive: Archive, key: Key, instants: Sequence[float], at_once: int
+) -> Iterable[StoredTotals | None]:
+    """The archive's totals at each instant, a few of them read at a time."""
+    for begin in range(0, len(instants), at_once):
+        yield from archive.totals_at(key, instants[begin : begin + at_once])

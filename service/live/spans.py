@@ -8,11 +8,12 @@ from functools import lru_cache
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.phase_split import Phase, of_phase
 from moescope.service.counts.totals import Totals, no_totals
+from moescope.service.live.narrow import widened
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Totals that were true at ``at``."""
+    """Totals that were true at ``at``; what comes from a store is narrow, see :func:`narrowed`."""
 
     at: float
     totals: Totals
@@ -23,7 +24,7 @@ class Span:
     """The part of one producer's past that answers a window.
 
     Attributes:
-        first: the totals to subtract; None: nothing.
+        first: the totals to subtract; None: nothing. Its arrays and those of ``last`` may be narrow.
         last: the totals to subtract them from.
         start: when ``first`` was true.
         end: when ``last`` was true.
@@ -49,7 +50,8 @@ class Span:
         It is computed at each call. The differences of hundreds of producers take more memory than all else
         that answers a window: take one, use it and let it go.
         """
-        whole = self.last if self.first is None else self.last.minus(self.first)
+        last = widened(self.last)
+        whole = last if self.first is None else last.minus(widened(self.first))
         return whole if self.phase is None else of_phase(whole, self.phase)
 
     @property

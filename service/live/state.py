@@ -13,6 +13,7 @@ from itertools import groupby
 
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.counts.account import Verdict
+from moescope.service.live.large import LargeQuestions
 from moescope.service.live.ledger import Ledger
 from moescope.service.live.past import Archive, Remembered
 from moescope.service.live.placements import DatedPlacement
@@ -45,6 +46,8 @@ class LiveState:
         self.begun = clock()
         """When this state began to be, seconds of Unix time."""
         self._archive = archive
+        self.large = LargeQuestions(settings.max_question_mib << 20)
+        """What questions of these windows may hold of the archive."""
         self._lock = threading.Lock()
         self._ledger = Ledger(settings, clock, keeps=archive is not None)
         # Apart, since the event loop counts too, and must not wait while a frame is taken.

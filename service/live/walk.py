@@ -1,15 +1,18 @@
 """Windows one after the other, with few totals of the store in memory at a time.
 
-The totals of hundreds of ranks at one instant are over 100 MiB. Memory shares those that it has; what comes
-from the store is read for each question.
+The totals of hundreds of ranks at one instant are over 100 MiB, half of that in narrow arrays. Memory shares
+those that it has; what comes from the store is read for each question. So each way of reading here says first
+how much it will hold; see :mod:`moescope.service.live.large`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from moescope.service.live.large import claim, is_counted
+from moescope.service.live.narrow import narrowed
 from moescope.service.live.past import Archive, Remembered, improve
 from moescope.service.live.producers import ProducerSpan, ProducerState
 from moescope.service.live.spans import Snapshot, between
@@ -29,8 +32,10 @@ def ends_of(archive: Archive | None, found: Looked) -> list[tuple[ProducerState,
 
     Raises:
         StoreError: the archive can't be read.
+        NoRoomError: too much would be held.
         UnwantedError: nobody waits for it any more.
     """
+    _claim(archive, found, 2)
     ends = []
     for state, memory in found:
         check_wanted()
@@ -45,8 +50,10 @@ def all_of(archive: Archive | None, found: Looked) -> Iterator[tuple[ProducerSta
 
     Raises:
         StoreError: the archive can't be read.
+        NoRoomError: too much would be held, together with :func:`ends_of` the same.
         UnwantedError: nobody waits for it any more.
     """
+    _claim(archive, found, 2, of_one=True)
     for state, memory in found:
         check_wanted()
         key = state.latest.producer.key
@@ -66,8 +73,11 @@ def walk(archive: Archive | None, found: Looked, ends: Looked | None = None) -> 
 
     Raises:
         StoreError: the archive can't be read.
+        NoRoomError: too much would be held.
         UnwantedError: nobody waits for it any more.
     """
+    # While boundaries are read, those that were read with the one before are held, and one before them.
+    _claim(archive, found, 2 * _at_once(found) + 1 + (0 if ends is None else 2))
     before: list[Snapshot] = []
     for i, row in enumerate(_rows(archive, found, ends)):
         now = [_later(before[n] if before else None, item) for n, item in enumerate(row)]
@@ -90,13 +100,45 @@ def _rows(archive: Archive | None, found: Looked, ends: Looked | None) -> Iterat
     first, last = (0, count) if ends is None else (1, count - 1)
     if ends is not None:
         yield [memory.found[0] for _, memory in ends]
-    at_once = max(1, min(MOST_AT_ONCE, HELD_BYTES // sum(state.totals.nbytes for state, _ in found)))
+    at_once = _at_once(found)
     for begin in range(first, last, at_once):
         some = slice(begin, min(begin + at_once, last))
         parts = [_improved(archive, state, memory, some) for state, memory in found]
         yield from zip(*parts, strict=True)
     if ends is not None:
         yield [memory.found[1] for _, memory in ends]
+
+
+def _at_once(found: Looked) -> int:
+    """How many boundaries are read at once."""
+    nbytes = sum(state.totals.nbytes for state, _ in found)
+    return max(1, min(MOST_AT_ONCE, HELD_BYTES // max(1, nbytes)))
+
+
+def _claim(archive: Archive | None, found: Looked, boundaries: int, *, of_one: bool = False) -> None:
+    """Wait until the totals of some boundaries may be held, as far as they come from the archive.
+
+    A producer's totals were never larger than they are now, so the bound is: producers x bytes of their
+    narrow totals x boundaries. Each producer has layers x experts counts of one to eight bytes, as many for
+    decode, and twice layers x EP ranks.
+
+    Args:
+        archive: what was kept; None: nothing.
+        found: what memory has.
+        boundaries: how many are held of all producers.
+        of_one: all boundaries of one producer are held besides, and of the one before while it is read.
+    """
+    if archive is None:
+        return
+    wanted = [(state.totals, sum(map(memory.wants, memory.instants))) for state, memory in found]
+
+    def nbytes(sizes: Iterable[tuple[int, int]]) -> int:
+        held = [(size, count) for size, count in sizes if count]
+        most = max((size * count for size, count in held), default=0)
+        return (2 * most if of_one else 0) + sum(size * min(count, boundaries) for size, count in held)
+
+    if is_counted(nbytes((totals.nbytes, count) for totals, count in wanted)):
+        claim(nbytes((narrowed(totals).nbytes, count) for totals, count in wanted if count))
 
 
 def _improved(

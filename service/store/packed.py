@@ -8,7 +8,7 @@ from dataclasses import astuple
 import numpy as np
 from msgspec import Struct
 
-from moescope.capture.wire import MoeLayer
+from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.counts.ep_slots import PARTS, EpSlots, of_floats
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.reasons import known_drops
@@ -27,6 +27,7 @@ class _PackedDecode(Struct, array_like=True, frozen=True):
     steps: int
     mixed_steps: int
     ep_parts: bytes | None = None
+    estimated: bytes | None = None
 
 
 class _PackedStragglers(Struct, array_like=True, frozen=True):
@@ -66,6 +67,7 @@ class PackedTotals(Struct, array_like=True, frozen=True):
     former_tokens: int = 0
     accepted_drafts: int = 0
     rejected_drafts: int = 0
+    # No bytes: none are. Before they were counted they were not in the blob.
     estimated: bytes | None = None
     weights: tuple[int, str, float, int] = (0, "", 0.0, 0)
 
@@ -95,7 +97,7 @@ def pack(totals: Totals) -> PackedTotals:
         former_tokens=totals.former_tokens,
         accepted_drafts=totals.accepted_drafts,
         rejected_drafts=totals.rejected_drafts,
-        estimated=packed_ints(totals.estimated) if totals.estimated.any() else None,
+        estimated=_packed_estimated(totals.estimated),
         weights=astuple(totals.weights),
     )
 
@@ -110,6 +112,7 @@ def _pack_decode(decode: Decode) -> _PackedDecode:
         steps=decode.steps,
         mixed_steps=decode.mixed_steps,
         ep_parts=_packed_parts(decode.ep_slots),
+        estimated=_packed_estimated(decode.estimated),
     )
 
 
@@ -123,6 +126,8 @@ def unpack(packed: PackedTotals) -> Totals:
     size = len(layout.layers)
     rows = ints(packed.rows, size)
     told = packed.unphased_rows is not None
+    estimated = _estimated(packed, packed.ep_ranks, layout)
+    decode = packed.decode and _unpack_decode(packed.decode, packed.ep_ranks, layout, estimated)
     return Totals(
         layout=layout,
         counts=ints(packed.counts, int(layout.offsets[-1])),
@@ -136,7 +141,7 @@ def unpack(packed: PackedTotals) -> Totals:
         unphased_rows=rows if packed.unphased_rows is None else ints(packed.unphased_rows, size),
         unphased_tokens=packed.unphased_tokens if told else packed.tokens,
         unphased_steps=packed.unphased_steps if told else packed.steps,
-        decode=None if packed.decode is None else _unpack_decode(packed.decode, packed.ep_ranks, layout),
+        decode=decode,
         stragglers=None if packed.stragglers is None else _unpack_stragglers(packed.stragglers, size),
         dp_size=packed.dp_size,
         ep_size=packed.ep_size,
@@ -144,10 +149,24 @@ def unpack(packed: PackedTotals) -> Totals:
         former_tokens=packed.former_tokens,
         accepted_drafts=packed.accepted_drafts,
         rejected_drafts=packed.rejected_drafts,
-        # Before they were counted nobody knows which of the slots by EP rank are estimates.
-        estimated=np.zeros_like(rows) if packed.estimated is None else ints(packed.estimated, size),
+        estimated=estimated,
         weights=WeightsTold(*packed.weights),
     )
+
+
+def _packed_estimated(estimated: Int64Array) -> bytes:
+    return packed_ints(estimated) if estimated.any() else b""
+
+
+def _estimated(packed: PackedTotals | _PackedDecode, ranks: int, layout: Layout) -> Int64Array:
+    """``Totals.estimated``; of a blob that is older than it the most that it can be: all that are placed."""
+    size = len(layout.layers)
+    if packed.estimated:
+        return ints(packed.estimated, size)
+    if packed.estimated is None and ranks:
+        counts = ints(packed.counts, int(layout.offsets[-1]))
+        return np.asarray(layout.sums(counts) - ints(packed.unplaced, size))
+    return np.zeros(size, dtype=np.int64)
 
 
 def _packed_parts(slots: EpSlots) -> bytes | None:
@@ -170,13 +189,15 @@ def _layout_of(layers: Sequence[MoeLayer]) -> Layout:
     return Layout(layers)
 
 
-def _unpack_decode(packed: _PackedDecode, ep_ranks: int, layout: Layout) -> Decode:
+def _unpack_decode(packed: _PackedDecode, ep_ranks: int, layout: Layout, most: Int64Array) -> Decode:
+    """The decode part of totals of which ``most`` slots are estimated, int64 [L]."""
     size = len(layout.layers)
     return Decode(
         counts=ints(packed.counts, int(layout.offsets[-1])),
         rows=ints(packed.rows, size),
         ep_slots=_ep_slots(packed, size, ep_ranks),
         unplaced=ints(packed.unplaced, size),
+        estimated=np.minimum(_estimated(packed, ep_ranks, layout), most),
         tokens=packed.tokens,
         steps=packed.steps,
         mixed_steps=packed.mixed_steps,

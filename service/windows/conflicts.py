@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moescope.service.live.producers import ProducerSpan
+from moescope.service.live.past import Remembered
+from moescope.service.live.producers import ProducerSpan, ProducerState
 
 
 def why_conflicting(spans: Iterable[ProducerSpan]) -> str | None:
@@ -25,3 +26,18 @@ def why_conflicting(spans: Iterable[ProducerSpan]) -> str | None:
                     f"from {since:.0f} to {until:.0f} (Unix seconds): choose a window that begins after it"
                 )
     return None
+
+
+def conflicts_of(boundaries: Iterable[tuple[ProducerState, Remembered]], intervals: int) -> list[str | None]:
+    """For each interval between boundaries :func:`why_conflicting`.
+
+    Args:
+        boundaries: the producers of a deployment, each with its totals at all boundaries; each is let go
+            before the next one but one.
+        intervals: how many there are.
+    """
+    found: list[str | None] = [None] * intervals
+    for item, memory in boundaries:
+        pairs = zip(found, memory.spans(), strict=True)
+        found = [told or why_conflicting([ProducerSpan(item, span)]) for told, span in pairs]
+    return found

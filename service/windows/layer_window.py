@@ -60,8 +60,8 @@ class LayerWindow:
         if not self.estimated:
             return None
         return (
-            f"{self.estimated} slots went to experts with copies on several EP ranks and are split evenly: "
-            "their worker doesn't count which copy they went to"
+            f"up to {self.estimated} slots went to experts with copies on several EP ranks and are split "
+            "evenly: their worker doesn't count which copy they went to"
         )
 
     @property

@@ -63,7 +63,7 @@ class Balanced:
             )
             for i in range(LAYERS)
         ]
-        self.maps = DeviceMaps(ExpertMaps(self.modules, self.physical, EP_SIZE, CUDA), CUDA)
+        self.maps = DeviceMaps(ExpertMaps(self.modules, lambda: self.physical, EP_SIZE, CUDA), CUDA)
         self.ring = ring_by_maps(self.maps, EP_SIZE, CUDA)
         self.buffers = CountBuffers(
             [MoeLayer(i, EXPERTS, TOP_K) for i in range(LAYERS)], CUDA, 512, self.ring

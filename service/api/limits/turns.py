@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 
 from moescope.service.api.limits.crew import to_the_end
 from moescope.service.api.params.checked import CheckedRoute
+from moescope.service.live.large import LargeQuestions
 from moescope.service.wanted import UnwantedError, wanted_until
 
 CLIENT_CLOSED: Final = 499
@@ -25,11 +26,15 @@ class Turns:
     A query of hundreds of ranks takes tens of MiB for a moment, and most of a core. uvicorn doesn't end a
     request whose client went away, so without turns as many run as there are threads, for nobody.
 
+    Those that hold much of the past are answered one at a time (:mod:`moescope.service.live.large`).
+
     Args:
         limit: how many are answered at a time.
+        large: what those do that hold much.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, large: LargeQuestions) -> None:
+        self._large = large
         self._free = asyncio.Semaphore(limit)
 
     @property
@@ -54,14 +59,15 @@ class Turns:
 
     @contextlib.asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
-        """A turn for the block."""
+        """A turn for the block, which is one question."""
         async with self._free:
-            yield
+            with self._large.question():
+                yield
 
     async def _answer(
         self, handler: Callable[[Request], Coroutine[Any, Any, Response]], request: Request
     ) -> Response:
-        async with self._free:
+        async with self.one():
             if await request.is_disconnected():
                 return Response(status_code=CLIENT_CLOSED)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -56,6 +57,7 @@ from moescope.service.api.schemas.windows import (
     partial_of,
     partial_over_stages,
     window_out,
+    words_of,
 )
 from moescope.service.counts.weights import WeightsWish
 from moescope.service.live.state import LiveState
@@ -123,8 +125,8 @@ def _advice(found: Advice, bounds: Bounds, min_gain: float, partial: str | None)
         groups=question.groups,
         num_experts=evidence.experts,
         min_gain=min_gain,
-        fit=_window(fit, fit, replace(bounds, end=fit.used.end_latest)),
-        held_out=_window(pieces[0], pieces[-1], Bounds(fit.used.end_latest, bounds.end)),
+        fit=_window([fit], replace(bounds, end=fit.used.end_latest)),
+        held_out=_window(pieces, Bounds(fit.used.end_latest, bounds.end)),
         fit_tokens=evidence.fit_tokens,
         held_out_tokens=evidence.later_tokens,
         partial=partial,
@@ -145,10 +147,11 @@ def _advice(found: Advice, bounds: Bounds, min_gain: float, partial: str | None)
     )
 
 
-def _window(first: ModelWindow, last: ModelWindow, bounds: Bounds) -> Window:
-    """From the begin of one to the end of another."""
-    begun, ended = window_out(first, bounds), window_out(last, bounds)
-    return begun.model_copy(update={"used_end": ended.used_end, "weights": begun.weights or ended.weights})
+def _window(windows: Sequence[ModelWindow], bounds: Bounds) -> Window:
+    """Windows that follow each other as one."""
+    begun, ended = window_out(windows[0], bounds), window_out(windows[-1], bounds)
+    weights = words_of(bounds.moved, *(window.weights for window in windows))
+    return begun.model_copy(update={"used_end": ended.used_end, "weights": weights})
 
 
 def _option(item: Option) -> OptionOut:

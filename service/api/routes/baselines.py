@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 
 from moescope.service.api.limits.keeping import Keeper
+from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.query import ModelParam, ServerParam, choose, parse_bounds
 from moescope.service.api.params.stored import find_baseline
@@ -33,8 +34,10 @@ from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.weights import changed_at
 
 
-def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, keeper: Keeper) -> APIRouter:
-    """The routes over ``book``, which pin windows of ``state`` and keep them with ``keeper``."""
+def baselines_router(
+    state: LiveState, settings: Settings, book: BaselineBook, keeper: Keeper, turns: Turns
+) -> APIRouter:
+    """The routes over ``book``, which pin windows of ``state`` in a turn and keep them with ``keeper``."""
     router = APIRouter(tags=["drift"], route_class=CheckedRoute)
 
     @router.post("/v1/baselines", status_code=201, responses=documented(400, 401, 404, 409, 422, 503))
@@ -43,7 +46,8 @@ def baselines_router(state: LiveState, settings: Settings, book: BaselineBook, k
 
         Needs a token with the scope admin, if the service asks for any. Kept in the store, if there is one.
         """
-        baseline = await run_in_threadpool(_baseline, state, book, wanted, settings.min_tokens)
+        async with turns.one():
+            baseline = await run_in_threadpool(_baseline, state, book, wanted, settings.min_tokens)
         await keeper.keep([baseline.document()])
         book.pin(baseline)
         return _out(baseline)

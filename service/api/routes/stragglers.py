@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -31,13 +30,12 @@ from moescope.service.api.schemas.windows import (
     partial_of,
     window_out,
 )
-from moescope.service.live.past import Remembered
-from moescope.service.live.producers import ProducerSpan, ProducerState, heard_last, why_unavailable
+from moescope.service.live.producers import ProducerSpan, heard_last, why_unavailable
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
 from moescope.service.live.walk import OneByOne
 from moescope.service.measures.loads import max_and_mean
-from moescope.service.windows.conflicts import why_conflicting
+from moescope.service.windows.conflicts import conflicts_of
 from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.step_series import Interval, intervals_of
 from moescope.service.windows.step_window import (
@@ -189,17 +187,11 @@ def _series(
     whole = [layer.shape.layer for layer in window.layers if is_whole(layer)]
     _check_size(producers, len(whole), window.ep_size, len(instants) - 1)
     found = intervals_of(boundaries(), len(instants), whole, window.ep_size)
-    conflicts = [None] * len(found) if window.conflict is None else _conflicts(boundaries())
+    conflicts = [None] * len(found) if window.conflict is None else conflicts_of(boundaries(), len(found))
     return [
         _interval(start, end, item, conflict)
         for start, end, item, conflict in zip(instants[:-1], instants[1:], found, conflicts, strict=True)
     ]
-
-
-def _conflicts(boundaries: Iterable[tuple[ProducerState, Remembered]]) -> list[str | None]:
-    """For each interval why it has no cost because lives were in conflict, or None."""
-    spans = [[ProducerSpan(item, span) for span in memory.spans()] for item, memory in boundaries]
-    return [why_conflicting(interval) for interval in zip(*spans, strict=True)]
 
 
 def _check_size(producers: int, layers: int, ep_size: int, intervals: int) -> None:

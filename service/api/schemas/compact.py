@@ -9,6 +9,7 @@ import msgspec
 from fastapi import Response
 
 from moescope.service.api.params.query import Bounds
+from moescope.service.api.schemas.windows import words_of
 from moescope.service.windows.window import ModelWindow
 
 
@@ -27,6 +28,7 @@ class CompactWindow(msgspec.Struct):
     used_start: CompactSpan
     used_end: CompactSpan
     truncated: bool
+    weights: str | None
 
 
 class CompactAbsent(msgspec.Struct):
@@ -57,6 +59,7 @@ def window_of(window: ModelWindow, bounds: Bounds) -> CompactWindow:
         used_start=CompactSpan(used.start_earliest, used.start_latest),
         used_end=CompactSpan(used.end_earliest, used.end_latest),
         truncated=used.truncated,
+        weights=words_of(bounds.moved, window.weights),
     )
 
 

@@ -103,8 +103,13 @@ def window_out(window: ModelWindow, bounds: Bounds) -> Window:
         used_start=Span(earliest=used.start_earliest, latest=used.start_latest),
         used_end=Span(earliest=used.end_earliest, latest=used.end_latest),
         truncated=used.truncated,
-        weights=bounds.moved or window.weights,
+        weights=words_of(bounds.moved, window.weights),
     )
+
+
+def words_of(*said: str | None) -> str | None:
+    """All that is said of a window's weights, each thing once; None: nothing is."""
+    return "; ".join(dict.fromkeys(filter(None, said))) or None
 
 
 def bounds_of_weights(state: LiveState, deployment: Deployment, bounds: Bounds, wish: WeightsWish) -> Bounds:

@@ -22,6 +22,8 @@ from moescope.service.store.records import TracedRequest, TraceQuery, TraceShape
 from moescope.service.store.worker_trace import WorkerTrace
 
 _FAR: Final = 1 << 62
+_COMPLETE: Final = f"FROM trace_part FINAL GROUP BY {', '.join(TRACE)} HAVING count() = any(parts)"
+"""Traces all of whose parts are kept: the others count in no answer."""
 
 
 def shapes(connection: Connection, parts: Sequence[TracePart]) -> list[TraceShape | None]:
@@ -163,14 +165,15 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
         parameters["name"] = query.name
     if query.weights_version is not None:
         clauses.append(
-            f"({', '.join(REQUEST)}) IN (SELECT {', '.join(REQUEST)} FROM trace_part "
-            "WHERE weights_version = {weights_version:Int64})"
+            f"({', '.join(REQUEST)}) IN (SELECT {', '.join(REQUEST)} {_COMPLETE} "
+            "AND max(weights_version = {weights_version:Int64}))"
         )
         parameters["weights_version"] = query.weights_version
     if query.layer is not None and query.expert is not None:
         clauses.append(
             f"({', '.join(REQUEST)}) IN (SELECT {', '.join(REQUEST)} FROM routing "
-            "WHERE layer = {layer:Int64} AND has(taken, {expert:Int64}))"
+            "WHERE layer = {layer:Int64} AND has(taken, {expert:Int64}) "
+            f"AND ({', '.join(TRACE)}) IN (SELECT {', '.join(TRACE)} {_COMPLETE}))"
         )
         parameters |= {"layer": query.layer, "expert": query.expert}
     return " AND ".join(clauses), parameters

@@ -47,7 +47,7 @@ class Watch:
         self._physical = physical
 
     def expert_maps(self, ep_size: int, device: torch.device) -> ExpertMaps:
-        return ExpertMaps([module()], self._physical, ep_size, device)
+        return ExpertMaps([module()], lambda: self._physical, ep_size, device)
 
 
 def opened(eplb: Any, **fields: Any) -> tuple[Any, dict[str, str]]:

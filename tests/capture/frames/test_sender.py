@@ -16,7 +16,7 @@ import pytest
 from moescope.capture.delivery.backoff import FIRST, LONGEST
 from moescope.capture.delivery.transport import HttpTransport
 from moescope.capture.frames.builder import FrameBuilder
-from moescope.capture.frames.sender import FrameSender
+from moescope.capture.frames.sender import MAX_MARKED, FrameSender
 from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.step.totals import Totals
 from moescope.capture.wire import CONTENT_TYPE, DROPS, Frame, MoeLayer, Producer, decode_frame
@@ -75,9 +75,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def snapshot(tokens: int) -> Snapshot:
+def snapshot(tokens: int, marked: bool = False) -> Snapshot:
     flat = np.array([tokens, tokens, 0, 0, tokens, 0], dtype=np.int64)
-    return Snapshot(flat, Totals(tokens, steps=1), None, time.time_ns())
+    return Snapshot(flat, Totals(tokens, steps=1), None, time.time_ns(), marked=marked)
 
 
 class Source:
@@ -112,9 +112,9 @@ class Bench:
         self.transport = HttpTransport(endpoint, token, timeout)
         self.sender = FrameSender(self.source, builder, self.transport, 0.05, lambda: self.now)
 
-    def tick(self, tokens: int | None = None) -> None:
+    def tick(self, tokens: int | None = None, marked: bool = False) -> None:
         if tokens is not None:
-            self.source.ready.append(snapshot(tokens))
+            self.source.ready.append(snapshot(tokens, marked))
         self.sender.tick()
 
 
@@ -185,6 +185,46 @@ def test_after_an_outage_the_newest_totals_arrive_and_failures_are_counted(
     assert frame.drops["sends_failed"] == frame.seq - 1 > 0
     assert frame.drops["snapshots_superseded"] == 49
     assert set(frame.drops) <= DROPS
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_marked_snapshot_is_sent_after_an_outage_too(
+    service: Service, open_bench: OpenBench, stops: bool
+) -> None:
+    """Counts of the former weights would become those of the new ones without it."""
+    bench = open_bench(service.endpoint)
+    service.answer = lambda: (503, b"")
+    for tokens, marked in ((1, False), (2, True), (3, False), (4, True), (5, False), (6, False)):
+        bench.now += 1
+        bench.tick(tokens, marked)
+    service.answer = lambda: (200, b"{}")
+    bench.now += 60
+    if stops:
+        bench.sender._last_tick()
+    else:
+        for _ in range(4):
+            bench.tick()
+    assert [frame.tokens for frame in service.frames] == [2, 4, 6]
+    assert [frame.ended for frame in service.frames] == [False, False, stops]
+    assert service.frames[-1].drops["snapshots_superseded"] == 3
+
+
+def test_marked_snapshots_that_wait_are_bounded_and_the_newest_stay(
+    service: Service, open_bench: OpenBench
+) -> None:
+    bench = open_bench(service.endpoint)
+    service.answer = lambda: (503, b"")
+    for tokens in range(20):
+        bench.tick(tokens, marked=True)
+    service.answer = lambda: (200, b"{}")
+    bench.now += 60
+    for _ in range(20):
+        bench.tick()
+    assert [frame.tokens for frame in service.frames] == list(range(20 - MAX_MARKED, 20))
+    assert service.frames[-1].drops["snapshots_superseded"] == 20 - MAX_MARKED
+    bench.now += 60
+    bench.tick()
+    assert not bench.sender._pending
 
 
 def test_retries_back_off_with_jitter(service: Service, open_bench: OpenBench) -> None:

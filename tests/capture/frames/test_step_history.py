@@ -5,6 +5,8 @@ The way of the loads from the ring into frames is tested in `tests/capture/count
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -114,3 +116,41 @@ def test_many_microbatches_fit_a_frame() -> None:
         history.add(RingPart(first, np.arange(first, first + 20), loads, first + 20))
     packed = history.pack()
     assert (packed.first, packed.end, len(packed.microbatches), history.lost) == (44, 60, 16 * parts, 44)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_microbatches_that_no_step_has_cost_no_step(parts: int) -> None:
+    """With 58 layers and 256 EP ranks 70 entries fit."""
+    history = StepHistory(version=0)
+    loads = np.zeros((60, parts, 58, 256), np.int32)
+    loads[:, 0] = 1
+    history.add(RingPart(0, np.arange(60), loads, 60))
+    assert history.lost == 0
+    history.pack()
+    history.delivered()
+    history.add(RingPart(60, np.arange(60, 71), loads[:11], 71))
+    history.add(RingPart(71, np.arange(71, 131), loads, 131))
+    packed = history.pack()
+    steps, _ = unpack_step_loads(packed, 58, 256)
+    assert (steps.tolist(), history.lost) == (list(range(61, 131)), 1)
+
+
+def test_split_steps_take_the_room_of_their_microbatches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_history, "MAX_WAITING", 7)
+    history = StepHistory(version=0)
+    loads = np.ones((5, 2, 1, 2), np.int32)
+    loads[3:, 1] = 0  # three split steps, then two that are not
+    history.add(RingPart(0, np.arange(5), loads, 5))
+    steps, _ = unpack_step_loads(history.pack(), 1, 2)
+    assert (steps.tolist(), history.lost) == ([1, 1, 2, 2, 3, 4], 1)
+
+
+def test_what_waits_does_not_hold_the_memory_of_its_snapshot() -> None:
+    history = StepHistory(version=0)
+    loads = np.zeros((100, 8, 10, 10), np.int32)
+    loads[:, 0] = 1
+    tracemalloc.start()
+    history.add(RingPart(0, np.arange(100), loads.copy(), 100))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 100 * 100 * 4 < held < 2 * 100 * 100 * 4 + 100 * 400

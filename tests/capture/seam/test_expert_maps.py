@@ -63,7 +63,7 @@ class Model:
         self.state.logical_replica_count = copies
         self.modules = [SimpleNamespace(eplb_state=EplbLayerState()) for _ in range(LAYERS)]
         self.set_states()
-        self.maps = ExpertMaps(self.modules, self.physical, EP_SIZE, CPU)
+        self.maps = ExpertMaps(self.modules, lambda: self.physical, EP_SIZE, CPU)
         self.device_maps = DeviceMaps(self.maps, CPU)
         layers = [MoeLayer(2 * i, EXPERTS, TOP_K) for i in range(LAYERS)]
         self.ring = ring_by_maps(self.device_maps, EP_SIZE, CPU)
@@ -160,6 +160,87 @@ def test_maps_that_vllm_replaces_are_followed(monkeypatch: pytest.MonkeyPatch) -
     model.check()
 
 
+def another_stride(state: Any) -> None:
+    """The same address and shape."""
+    old = state.logical_to_physical_map
+    state.logical_to_physical_map = old.as_strided(old.shape, (old.stride(0) - 1, 1))
+
+
+def another_width(state: Any) -> None:
+    """The same address and stride."""
+    state.logical_to_physical_map = state.logical_to_physical_map[:, :-1]
+
+
+def another_place(state: Any) -> None:
+    state.logical_to_physical_map = state.logical_to_physical_map.clone()
+
+
+def other_copies(state: Any) -> None:
+    state.logical_replica_count = state.logical_replica_count.clone()
+
+
+@pytest.mark.parametrize("change", [another_stride, another_width, another_place, other_copies])
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_any_layer_that_is_replaced_shows_at_once(
+    change: Any, layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(2, monkeypatch)
+    assert not model.maps.replaced()
+    state = model.modules[layer].eplb_state
+    change(state)
+    assert model.maps.replaced()
+    model.device_maps.follow()
+    assert not model.maps.replaced()
+    physical = state.logical_to_physical_map
+    assert model.device_maps.table[layer].tolist() == [
+        physical.data_ptr(),
+        state.logical_replica_count.data_ptr(),
+        physical.stride(0),
+        4,
+    ]
+
+
+def test_what_no_object_shows_is_seen_in_the_turn_of_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(2, monkeypatch)
+    model.modules[1].eplb_state.logical_to_physical_map.set_(
+        model.state.logical_to_physical_map[1].clone()
+    )  # in place
+    assert any(model.maps.replaced() for _ in range(LAYERS))
+    model.device_maps.follow()
+    model.modules[1].eplb_state = SimpleNamespace(
+        logical_to_physical_map=model.state.logical_to_physical_map[1],
+        logical_replica_count=model.state.logical_replica_count[1],
+    )
+    assert any(model.maps.replaced() for _ in range(LAYERS))
+    model.device_maps.follow()
+    assert not any(model.maps.replaced() for _ in range(LAYERS))
+
+
+def test_other_views_of_the_same_maps_are_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(2, monkeypatch)
+    table = model.device_maps.table.tolist()
+    model.set_states()
+    assert not any(model.maps.replaced() for _ in range(2 * LAYERS))
+    assert model.device_maps.table.tolist() == table
+
+
+def test_maps_of_other_numbers_of_experts_are_refused_and_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(0, monkeypatch)
+    layers, table = list(model.maps.layers), model.device_maps.table.tolist()
+    another_place(model.modules[1].eplb_state)
+    model.physical += 2  # redundant experts, where there were none: another rule
+    with pytest.raises(LookupError, match="there are 8 physical experts, and were 6"):
+        model.device_maps.follow()
+    model.physical -= 2
+    state = model.modules[1].eplb_state
+    state.logical_to_physical_map = state.logical_to_physical_map[:-1].clone()
+    state.logical_replica_count = state.logical_replica_count[:-1].clone()
+    with pytest.raises(LookupError, match="covered layer 1 has 5 logical experts, and had 6"):
+        model.device_maps.follow()
+    assert model.maps.layers == layers
+    assert model.device_maps.table.tolist() == table
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -184,9 +265,9 @@ def test_maps_that_are_not_as_they_were_are_refused(
     model = Model(2, monkeypatch)
     change(model.modules[1].eplb_state)
     with pytest.raises(LookupError, match=message):
-        ExpertMaps(model.modules, model.physical, EP_SIZE, CPU)
+        ExpertMaps(model.modules, lambda: model.physical, EP_SIZE, CPU)
     with pytest.raises(LookupError, match="9 physical experts on 2 EP ranks"):
-        ExpertMaps(model.modules, 9, EP_SIZE, CPU)
+        ExpertMaps(model.modules, lambda: 9, EP_SIZE, CPU)
 
 
 def test_the_rule_is_what_vllms_own_function_does() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moescope.capture.wire import Frame
 from moescope.service.counts.account import Account
 from moescope.service.counts.account_state import AccountState
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.refusals import RefusedError
+from moescope.service.counts.totals import Totals
 from tests.service.frames import EPOCH, frame
 from tests.service.store.accounts import account_of
 
@@ -117,3 +121,29 @@ def test_what_one_service_counts_from_zero_the_other_does_not_leave_out() -> Non
     merged = merge_accounts(later.state(), late.state(), max_epochs=4)
     assert merged.base is not None
     assert (merged.totals.tokens, merged.base.totals.tokens, merged.base.at) == (20, 15, 7.0)
+
+
+NOT_OF_ONE_LIFE = {"dp_size", "ep_size", "switches", "former_tokens", "unphased_tokens", "unphased_steps"}
+
+
+def test_every_plain_number_is_the_sum_over_the_lives() -> None:
+    def told(seq: int, times: int, epoch: int = EPOCH) -> Frame:
+        numbers = {"steps": 2, "idle_steps": 3, "accepted_drafts": 5, "rejected_drafts": 7}
+        grown = {name: times * value for name, value in numbers.items()}
+        return frame({1: [22 * times, 0]}, seq=seq, epoch=epoch, drops={"post": times}, **grown)
+
+    one, two = Account(4), Account(4)
+    one.post(told(1, 4), at=1000.0)
+    two.post(told(1, 4), at=1000.0)
+    two.post(told(2, 40), at=1001.0)
+    one.post(told(1, 1, EPOCH + 10**10), at=1010.0)
+    plain = {item.name for item in fields(Totals) if item.type == "int"} - NOT_OF_ONE_LIFE
+    for pair in ((one.state(), two.state()), (two.state(), one.state())):
+        merged = merge_accounts(*pair, max_epochs=4)
+        for name in sorted(plain):
+            lives = [getattr(item.counted, name) for item in merged.epochs]
+            assert all(lives), f"{name}: let the frames here tell one that is not zero"
+            assert getattr(merged.totals, name) == sum(lives), name
+        assert sum(merged.totals.drops.values()) == sum(
+            sum(item.counted.drops.values()) for item in merged.epochs
+        )

@@ -150,3 +150,30 @@ def test_counts_never_depend_on_what_is_told_of_ranks() -> None:
         assert sum(slots) + unplaced == truth.sum() == totals.counts.sum()
         exact += totals.estimated[0] == 0
     assert 0 < exact < 39
+
+
+def test_slots_of_no_rank_do_not_become_fewer() -> None:
+    account = Account(max_epochs=4)
+    account.post(told([100, 100], [0, 0], 1))
+    assert shown(account.totals) == ([0, 0], 200, 0)
+    with pytest.raises(RefusedError, match=r"counts less ep_slots\[0\]: fell from 200 \(seq 1\) to 0"):
+        account.post(told([100, 100], [100, 100], 2))
+    account.post(told([150, 100], [30, 20], 2))
+    assert shown(account.totals) == ([30, 20], 200, 0)
+    decode = Account(max_epochs=4)
+    decode.post(told([8, 8], [4, 4], 1, [4, 4], [0, 0]))
+    with pytest.raises(RefusedError, match=r"decode_counts less decode_ep_slots\[0\]: fell from 8"):
+        decode.post(told([16, 16], [8, 8], 2, [4, 4], [2, 2]))
+    prefill = Account(max_epochs=4)
+    prefill.post(told([8, 8], [4, 4], 1, [4, 4], [4, 4]))
+    with pytest.raises(RefusedError, match=r"counts less ep_slots, less those of decode\[0\]: fell from 8"):
+        prefill.post(told([16, 16], [8, 8], 2, [12, 12], [4, 4]))
+    assert [shown(made.totals)[0] for made in (decode, prefill)] == [[4, 4]] * 2
+
+
+def test_what_is_estimated_is_of_the_phase_that_it_was_computed_for() -> None:
+    account = Account(max_epochs=4)
+    account.post(told([100, 40], None, 1, decode=[60, 20]))
+    account.post(told([200, 80], None, 2, decode=[80, 60]))
+    parts = [shown(of_phase(account.totals, phase)) for phase in Phase]
+    assert parts == [([80, 60], 0, 120), ([100, 40], 0, 80)]

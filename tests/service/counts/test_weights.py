@@ -75,6 +75,55 @@ def test_two_services_know_the_newer_weights_and_all_that_may_be_of_older_ones()
     assert merged.totals.weights == WeightsTold(1, "", BORN + 20, 20)
 
 
+def test_a_service_that_knows_only_the_restart_hears_of_the_change_before_it() -> None:
+    later = EPOCH + 50 * 10**9
+    before, after = [told(1, 100, 0), told(3, 2000, 1)], told(1, 10, 0, epoch=later)
+    one, two = Account(4), Account(4)
+    one.post(before[0], at=BORN + 10)
+    one.post(before[1], at=BORN + 20)
+    two.post(after, at=BORN + 100)
+    merged = [
+        merge_accounts(*pair, max_epochs=4)
+        for pair in ((one.state(), two.state()), (two.state(), one.state()))
+    ]
+    one.post(after, at=BORN + 100)
+    assert one.totals.weights == WeightsTold(0, "", BORN + 100, 2000)
+    assert [state.totals.weights for state in merged] == [one.totals.weights] * 2
+    again = merge_accounts(merged[0], two.state(), max_epochs=4)
+    assert again.totals.weights == one.totals.weights
+
+
+def test_a_merge_takes_all_of_former_lives_for_former_weights() -> None:
+    later = EPOCH + 50 * 10**9
+    one = account_of(told(1, 5, 1), told(2, 2000, 1))
+    two = account_of(told(1, 5, 1), told(1, 3, 0, epoch=later), told(2, 9, 0, epoch=later))
+    assert two.totals.weights.tokens == 5
+    for pair in ((one.state(), two.state()), (two.state(), one.state())):
+        merged = merge_accounts(*pair, max_epochs=4).totals
+        assert (merged.tokens, merged.weights.at, merged.weights.tokens) == (2009, BORN + 20, 2000)
+
+
+def test_a_merge_of_lives_whose_weights_never_changed_says_so() -> None:
+    later = EPOCH + 50 * 10**9
+    one, two = account_of(told(1, 5, 0)), account_of(told(1, 3, 0, epoch=later))
+    assert merge_accounts(one.state(), two.state(), 4).totals.weights == WeightsTold()
+
+
+def test_late_frames_of_a_former_life_are_not_of_the_new_weights() -> None:
+    later = EPOCH + 50 * 10**9
+    made = account_of(told(1, 100, 0), told(1, 10, 1, epoch=later))
+    assert made.totals.weights == WeightsTold(1, "", BORN + 20, 110)
+    made.post(told(2, 2100, 0), at=BORN + 21)
+    assert made.totals.weights == WeightsTold(1, "", BORN + 20, 2110)
+    # The former life changed its weights when the new one had begun.
+    back = account_of(told(1, 100, 0), told(1, 10, 0, epoch=later))
+    assert back.totals.weights == WeightsTold()
+    back.post(told(2, 120, 0), at=BORN + 30)
+    assert back.totals.weights == WeightsTold()
+    back.post(told(3, 200, 1, "a"), at=BORN + 40)
+    assert back.totals.weights == WeightsTold(0, "", BORN + 40, 210)
+
+
 def test_a_frame_of_an_older_worker_says_nothing_of_weights() -> None:
     old = msgspec.structs.replace(told(1, 5, 0), wire=(1, 5))
     assert account_of(old, told(2, 6, 0)).totals.weights == WeightsTold()

@@ -136,13 +136,44 @@ def test_a_blob_from_before_phases_is_unphased_and_goes_on() -> None:
         del totals[10:]  # where they ended then
     old = blob[:1] + zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(packed))
     restored = Account.restored(decode_account(old), max_epochs=3)
-    assert_same(restored.totals, original.totals)
+    assert restored.totals.estimated.tolist() == [2**40 + 4, 4]  # nor did they tell what is an estimate
+    assert_same(replace(restored.totals, estimated=original.totals.estimated), original.totals)
     assert restored.totals.unphased_rows.tolist() == restored.totals.rows.tolist() == [2**39 + 2, 2]
     decode = {1: [2, 0, 0, 0], 3: [0, 0, 2, 0]}
     restored.post(frame(decode, epoch=EPOCH + 99, decode=decode, who=producer(ep_size=2)))
     assert restored.totals.unphased_rows.tolist() == [2**39 + 2, 2]
     assert restored.totals.decode is not None
     assert restored.totals.decode.rows.tolist() == [1, 1]
+
+
+def _as_before_estimates(blob: bytes) -> bytes:
+    packed = msgspec.msgpack.decode(decompress(blob))
+    del packed[13][8:], packed[22:]  # where decode and the whole ended then
+    return compress(msgspec.msgpack.encode(packed))
+
+
+def test_slots_by_ep_rank_of_a_blob_from_before_estimates_may_all_be_estimates() -> None:
+    made, who = Account(max_epochs=3), producer(ep_size=2)
+    made.post(frame({0: [6, 4]}, decode={0: [1, 1]}, who=who))
+    made.post(frame({0: [106, 204]}, decode={0: [51, 1]}, who=who, seq=2, placement=halves(2, 1)))
+    blob = encode_totals(made.totals)
+    assert decode_totals(blob).estimated.tolist() == [0]
+    old = decode_totals(_as_before_estimates(blob))
+    assert old.estimated.tolist() == [300]
+    assert [of_phase(old, phase).estimated.tolist() for phase in Phase] == [[250], [50]]
+    assert decode_totals(encode_totals(old)).estimated.tolist() == [300]
+    nowhere = Account(max_epochs=3)
+    nowhere.post(frame({0: [6, 4]}, decode={0: [1, 1]}))
+    assert decode_totals(_as_before_estimates(encode_totals(nowhere.totals))).estimated.tolist() == [0]
+
+
+def test_estimates_come_back_by_phase() -> None:
+    made = Account(max_epochs=3)
+    where = placement([0, 1, 0], [0, 0, 1], 1)
+    made.post(frame({0: [100, 10]}, decode={0: [80, 2]}, who=producer(ep_size=2), placement=where))
+    found = decode_totals(encode_totals(made.totals))
+    assert_same(found, made.totals)
+    assert [of_phase(found, phase).estimated.tolist() for phase in Phase] == [[20], [80]]
 
 
 def test_pool_and_role_come_back_and_older_accounts_have_none() -> None:

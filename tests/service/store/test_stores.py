@@ -258,3 +258,31 @@ def test_a_search_by_numbers_beyond_all_that_is_kept(open_store: Open) -> None:
         (0, TraceQuery(start=1e300)),
     ):
         assert len(store.traced_requests(query)) == number, query
+
+
+def test_only_complete_traces_are_found_by_what_is_in_them(open_store: Open) -> None:
+    """A request whose one worker's trace is whole, and whose other worker's first part never came."""
+    store = open_store()
+    here, elsewhere = (np.tile(np.array(ids, np.uint8), (10, 1)) for ids in ((5, 7), (6, 7)))
+    others = experts_of(1, 10)[1:]
+    whole = part(1, experts=[here, *others], who={"tp_size": 2}, weights_version=3)
+    half = part(
+        1,
+        part=1,
+        parts=2,
+        experts=[elsewhere, *others],
+        who={"tp_size": 2, "tp_rank": 1},
+        weights_version=4,
+    )
+    store.save([ArrivedPart(whole, BORN), ArrivedPart(half, BORN)])
+    layer = LAYERS[0].layer
+
+    def found(**wanted: int) -> int:
+        return len(store.traced_requests(TraceQuery(**wanted)))  # type: ignore[arg-type]
+
+    assert [found(weights_version=version) for version in (3, 4)] == [1, 0]
+    assert [found(layer=layer, expert=expert) for expert in (5, 6)] == [1, 0]
+    first = part(1, parts=2, who={"tp_size": 2, "tp_rank": 1}, experts=[here, *others], weights_version=4)
+    store.save([ArrivedPart(first, BORN)])
+    assert [found(weights_version=version) for version in (3, 4)] == [1, 1]
+    assert [found(layer=layer, expert=expert) for expert in (5, 6)] == [1, 1]

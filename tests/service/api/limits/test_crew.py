@@ -17,6 +17,7 @@ from moescope.service.api.limits.blocks import Blocks, send_blocks
 from moescope.service.api.limits.crew import Crew, to_the_end
 from moescope.service.api.limits.downloads import Downloads
 from moescope.service.api.limits.turns import Turns
+from moescope.service.live.large import LargeQuestions
 from moescope.service.settings import Settings
 from moescope.service.store.records import StoreError
 from moescope.service.wanted import UnwantedError, check_wanted
@@ -49,6 +50,17 @@ async def lasts(task: asyncio.Task[Any]) -> bool:
     for _ in range(20):
         await asyncio.sleep(0)
     return not task.done()
+
+
+def one_turn() -> Turns:
+    """One turn for all queries."""
+    return Turns(1, LargeQuestions(1 << 20))
+
+
+async def takes_a_turn(turns: Turns) -> None:
+    """Waits for a turn and gives it back."""
+    async with turns.one():
+        pass
 
 
 async def forever() -> dict[str, Any]:
@@ -120,7 +132,7 @@ def test_a_download_that_ends_while_its_block_is_made_holds_its_place_and_turn_u
             closed.set()
 
     async def work() -> None:
-        room, turns, sent = Downloads(10), Turns(1), []
+        room, turns, sent = Downloads(10), one_turn(), []
         place = await room.enter(10)
         answer = Blocks(b"first", others(), place, room, turns, "application/json", {})
 
@@ -130,7 +142,7 @@ def test_a_download_that_ends_while_its_block_is_made_holds_its_place_and_turn_u
         task = asyncio.create_task(answer(SCOPE, forever, send))
         await block.has_begun()
         place.end()
-        turn = asyncio.create_task(turns.one().__aenter__())
+        turn = asyncio.create_task(takes_a_turn(turns))
         assert await lasts(task)
         assert await lasts(turn)
         assert room.held_bytes == 10
@@ -152,7 +164,7 @@ def test_answers_that_the_store_cuts_off_are_told_once_a_minute(caplog: pytest.L
     async def work() -> None:
         room = Downloads(10)
         for _ in range(3):
-            answer = Blocks(b"", others(), await room.enter(10), room, Turns(1), "application/json", {})
+            answer = Blocks(b"", others(), await room.enter(10), room, one_turn(), "application/json", {})
             await answer(SCOPE, forever, _nobody)
 
     run(work())
@@ -179,7 +191,7 @@ def test_a_client_cancelled_before_the_first_block_holds_its_turn_until_the_thre
     looking: bool,
 ) -> None:
     async def work() -> None:
-        room, turns, job = Downloads(10), Turns(1), Held()
+        room, turns, job = Downloads(10), one_turn(), Held()
 
         def look() -> Begins:
             if looking:
@@ -189,7 +201,7 @@ def test_a_client_cancelled_before_the_first_block_holds_its_turn_until_the_thre
         task = asyncio.create_task(send_blocks(Request(SCOPE, forever), look, turns, room))
         await job.has_begun()
         task.cancel()
-        turn = asyncio.create_task(turns.one().__aenter__())
+        turn = asyncio.create_task(takes_a_turn(turns))
         assert await lasts(task)
         assert await lasts(turn)
         assert room.held_bytes == (0 if looking else 10)
@@ -214,7 +226,7 @@ def test_a_cancelled_query_keeps_its_turn_until_its_thread_sees_that_nobody_want
             raise
 
     async def work() -> None:
-        turns = Turns(1)
+        turns = one_turn()
         router = APIRouter(route_class=turns.route)
         router.get("/x")(query)
         app = FastAPI()
@@ -223,7 +235,7 @@ def test_a_cancelled_query_keeps_its_turn_until_its_thread_sees_that_nobody_want
         task = asyncio.create_task(app(dict(SCOPE), _stays(), _nobody))
         await job.has_begun()
         task.cancel()
-        turn = asyncio.create_task(turns.one().__aenter__())
+        turn = asyncio.create_task(takes_a_turn(turns))
         assert await lasts(task)
         assert await lasts(turn)
         job.go.set()

@@ -129,6 +129,31 @@ def test_ranks_say_their_weights_and_ranks_that_disagree_are_told(service: Servi
     assert [item["weights_changed_at"] for item in found] == [None, changed]
 
 
+def test_a_window_that_begins_at_a_change_says_also_that_ranks_disagree(service: Service) -> None:
+    trained = Trained(service)
+    trained.run(10)
+    trained.change(0)
+    trained.run(3)
+    disagree = "1 (step-1) on DP ranks [0]"
+    for path in ("/v1/drift", "/v1/advice/placement"):
+        said = service.get(path, start="-5m", min_tokens=100)["window"]["weights"]
+        assert said.startswith("begins at"), path
+        assert said.count(disagree) == 1, path
+    advice = service.get("/v1/advice", start="-5m", min_tokens=100)
+    assert advice["fit"]["weights"].startswith("begins at")
+    for window in ("fit", "held_out"):
+        assert advice[window]["weights"].count(disagree) == 1
+
+
+def test_advice_says_that_weights_were_changed_in_any_piece_of_what_it_judges_by(service: Service) -> None:
+    trained = Trained(service)
+    trained.run(10)
+    trained.change(0, 1)
+    trained.run(2)
+    words = service.get("/v1/advice", start="-8m", min_tokens=100, weights="all")["held_out"]["weights"]
+    assert words.count("tokens of several versions are in it") == 1
+
+
 def test_a_trace_says_which_weights_computed_which_position(
     start_service: Callable[..., Service], store_setting: str
 ) -> None:

@@ -1,0 +1,75 @@
+"""Totals of the past in the narrowest integers that hold them, while a question waits to use them.
+
+Counts of one rank rarely need more than four of their eight bytes. What a question of hundreds of ranks holds
+is half as large so, and it costs a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from moescope.capture.wire import Int64Array
+from moescope.service.counts.ep_slots import EpSlots
+from moescope.service.counts.totals import Decode, Totals
+
+_NARROW: Final = (np.uint8, np.uint16, np.uint32)
+"""No uint64: with int64 numpy would make floats of it."""
+
+
+def narrowed(totals: Totals) -> Totals:
+    """The same totals, to be held. Their arrays are uint8, uint16 or uint32 where no number is larger.
+
+    Differences of two such arrays could wrap: take :func:`widened` before any arithmetic.
+    """
+    return _each(totals, _narrow)
+
+
+def widened(totals: Totals) -> Totals:
+    """The same totals with arrays of int64 again; themselves if they are so already."""
+    parts: list[Totals | Decode] = [totals] if totals.decode is None else [totals, totals.decode]
+    arrays = [array for part in parts for array in (part.counts, part.rows, part.ep_slots.whole)]
+    arrays += [array for part in parts if (array := part.ep_slots.parts) is not None]
+    arrays += [totals.unplaced, totals.unphased_rows, totals.estimated, *(part.unplaced for part in parts)]
+    return totals if all(array.dtype == np.int64 for array in arrays) else _each(totals, _wide)
+
+
+def _each(totals: Totals, of: Callable[[Int64Array], Int64Array]) -> Totals:
+    """Totals with each of their arrays per expert, layer or EP rank made anew."""
+    decode = totals.decode
+    return replace(
+        totals,
+        counts=of(totals.counts),
+        rows=of(totals.rows),
+        ep_slots=_slots(totals.ep_slots, of),
+        unplaced=of(totals.unplaced),
+        unphased_rows=of(totals.unphased_rows),
+        estimated=of(totals.estimated),
+        decode=decode
+        and replace(
+            decode,
+            counts=of(decode.counts),
+            rows=of(decode.rows),
+            ep_slots=_slots(decode.ep_slots, of),
+            unplaced=of(decode.unplaced),
+        ),
+    )
+
+
+def _slots(slots: EpSlots, of: Callable[[Int64Array], Int64Array]) -> EpSlots:
+    return EpSlots(of(slots.whole), None if slots.parts is None else of(slots.parts))
+
+
+def _wide(values: Int64Array) -> Int64Array:
+    return values.astype(np.int64, copy=False)
+
+
+def _narrow(values: Int64Array) -> Int64Array:
+    least, most = int(values.min(initial=0)), int(values.max(initial=0))
+    for kind in _NARROW:
+        if least >= 0 and most <= np.iinfo(kind).max:
+            return values.astype(kind)
+    return values
