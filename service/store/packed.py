@@ -127,7 +127,6 @@ def unpack(packed: PackedTotals) -> Totals:
     rows = ints(packed.rows, size)
     told = packed.unphased_rows is not None
     estimated = _estimated(packed, packed.ep_ranks, layout)
-    decode = packed.decode and _unpack_decode(packed.decode, packed.ep_ranks, layout, estimated)
     return Totals(
         layout=layout,
         counts=ints(packed.counts, int(layout.offsets[-1])),
@@ -141,7 +140,9 @@ def unpack(packed: PackedTotals) -> Totals:
         unphased_rows=rows if packed.unphased_rows is None else ints(packed.unphased_rows, size),
         unphased_tokens=packed.unphased_tokens if told else packed.tokens,
         unphased_steps=packed.unphased_steps if told else packed.steps,
-        decode=decode,
+        decode=None
+        if packed.decode is None
+        else _unpack_decode(packed.decode, packed.ep_ranks, layout, estimated),
         stragglers=None if packed.stragglers is None else _unpack_stragglers(packed.stragglers, size),
         dp_size=packed.dp_size,
         ep_size=packed.ep_size,
