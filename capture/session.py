@@ -209,6 +209,11 @@ class CaptureSession:
         if self._drafts is not None:
             self._drafts.sampled(output)
 
+    def idle_step_begins(self) -> None:
+        """A dummy step is about to run."""
+        if self._serving:
+            self._guarded(self._follow_kernels)
+
     def idle_step(self) -> None:
         """A dummy step was run because another DP rank has work.
 
@@ -274,6 +279,7 @@ class CaptureSession:
             self._follow_maps()
         tokens = self._step_tokens(scheduler_output)
         if tokens.tokens:
+            self._follow_kernels()
             self._weights.step_begins()
         self.capturer.begin_step(*tokens)
 
@@ -354,10 +360,19 @@ class CaptureSession:
             self._binding.unbind()
             self.capturer.disable(lost)
 
+    def _follow_kernels(self) -> None:
+        """Bind again before a step if vLLM may have made kernels anew since the last one.
+
+        Only here, as the last call that changes weights isn't known: in the midst of them a layer may have no
+        kernel. What vLLM didn't tell is seen by looking at one layer in each step.
+        """
+        if self._weights.touched or self._binding.looks_left():
+            self._weights.touched = False
+            self._rebind()
+
     def _weights_changed(self) -> None:
         """Have a frame that has all counts of the former weights, and says that others follow."""
         logger.info("moescope: the weights are changed, version %d %s", *self._weights.now)
-        self._guarded(self._rebind)
         self._guarded(self._taker.mark)
 
     def _guarded(self, action: Any) -> None:

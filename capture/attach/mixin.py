@@ -152,6 +152,8 @@ class CapturingWorker(ReportingWorker):
 
     def execute_dummy_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Run a dummy step, which computes no token of any request."""
+        if self._capture is not None:
+            self._capture.idle_step_begins()
         result = super().execute_dummy_batch(*args, **kwargs)  # type: ignore[misc]
         if self._capture is not None:
             self._capture.idle_step()

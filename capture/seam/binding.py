@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
-from moescope.capture.seam.coverage import CaptureFn, RoutedLayer
-from moescope.capture.seam.slots import holder_of
+from moescope.capture.seam.coverage import CaptureFn, RoutedLayer, what_routes
+from moescope.capture.seam.slots import holder_of, weakly
 
 Look = Callable[[RoutedLayer], RoutedLayer | str]
 """Looks at a covered layer anew: the layer with the slot that it has now, or why it can't be counted."""
@@ -52,7 +52,7 @@ class RouterBinding:
     chains the callback that it finds there.
 
     vLLM makes kernels anew when weights are loaded again, and the slot may be another then: `renew` finds it.
-    What a slot that is left had made stays in memory: CUDA graphs that were captured go on writing there.
+    Its layer's buffer stays in memory (`SinkBuffers`): CUDA graphs that were captured go on writing there.
 
     Args:
         routed: the covered layers.
@@ -66,7 +66,19 @@ class RouterBinding:
         self._layers = list(routed)
         self._routers: list[Any] = [layer.router for layer in routed]
         self._callbacks: list[LayerCallback | None] = [None] * len(routed)
-        self._left: list[Any] = []
+        self._seen = [weakly(_what_routes(layer)) for layer in routed]
+        self._next = 0
+
+    def looks_left(self) -> bool:
+        """Whether another object routes in the next one of the layers, in turn, than `renew` found there.
+
+        Each call looks at one layer, in about a microsecond. vLLM mostly makes all kernels anew at once;
+        one that is alone is seen within as many calls as there are layers.
+        """
+        if not self._layers:
+            return False
+        self._next = (self._next + 1) % len(self._layers)
+        return _what_routes(self._layers[self._next]) is not self._seen[self._next]()
 
     def renew(self) -> str | None:
         """Find each layer's slot again; `bind` must follow. Not within a step.
@@ -81,15 +93,12 @@ class RouterBinding:
             if isinstance(found, str) or found.spec != layer.spec:
                 reason = found if isinstance(found, str) else f"it has {found.spec}, not {layer.spec}"
                 lost = lost or f"layer {layer.spec.layer} can't be counted any more: {reason}"
-                self._leave(ordinal)
+                self._give_back(ordinal)
             elif holder_of(found.router) is not holder_of(self._routers[ordinal]):
-                self._leave(ordinal)
+                self._give_back(ordinal)
                 self._routers[ordinal] = found.router
+            self._seen[ordinal] = weakly(_what_routes(layer))
         return lost
-
-    def _leave(self, ordinal: int) -> None:
-        self._left.append(self._routers[ordinal])
-        self._give_back(ordinal)
 
     def bind(self) -> int:
         """Put our callback into each slot that doesn't hold it, and return how many these were."""
@@ -119,3 +128,11 @@ class RouterBinding:
             router.set_capture_fn(mine.earlier)
         mine.retire()
         self._callbacks[ordinal] = None
+
+
+def _what_routes(layer: RoutedLayer) -> Any:
+    """What routes in a layer; None where that can't be told, as in a module that has no kernel just then."""
+    try:
+        return what_routes(layer.module)
+    except Exception:  # noqa: BLE001 - `renew` says what is wrong with it
+        return None

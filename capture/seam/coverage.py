@@ -48,6 +48,14 @@ def routed_runner(runner: Any, sinks: SinkBuffers, vllm_config: Any) -> RoutedLa
     return RoutedLayer(MoeLayer(int(runner.layer_id), experts, _top_k(runner)), slot, runner)
 
 
+def what_routes(module: Any) -> Any:
+    """What routes in an MoE module now: its kernel or its router, another object once vLLM has made it anew.
+
+    It is cheap, for each step. A module that routes by itself has neither: AttributeError.
+    """
+    return monolithic_kernel(module) if is_monolithic(module) else module.router
+
+
 def _top_k(runner: Any) -> int:
     if is_monolithic(runner):
         return int(monolithic_kernel(runner).moe_config.experts_per_token)
@@ -58,9 +66,9 @@ def _slot_of_kernel(runner: Any, sinks: SinkBuffers) -> SinkSlot | KernelSlot | 
     """The slot of a monolithic kernel that can write its ids; None if this vLLM has no slot for them."""
     experts, kernel = getattr(runner, "routed_experts", None), monolithic_kernel(runner)
     if hasattr(experts, "routing_sink") and sink_class() is not None:
-        return SinkSlot(experts, kernel.moe_config, sinks)
+        return SinkSlot(experts, kernel.moe_config, sinks, int(runner.layer_id))
     if hasattr(kernel, "set_capture_fn") and hasattr(kernel, "routing_replay_capture_fn"):
-        return KernelSlot(kernel, sinks)
+        return KernelSlot(kernel, sinks, int(runner.layer_id))
     return None
 
 

@@ -63,6 +63,8 @@ class WeightsWatch:
 
     Attributes:
         now: the weights in use; any thread may read it.
+        touched: whether vLLM was called since this was last set to False, in any way that may have made
+            kernels anew: also with a chunk of a change already told, and with what only ends a transfer.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class WeightsWatch:
         discards: bool = True,
     ) -> None:
         self.now = Weights()
+        self.touched = False
         self._passes = passes
         self._since = deque([(0, 0)], REMEMBERED)  # the first step of each version
         self._model_config = model_config
@@ -119,6 +122,7 @@ class WeightsWatch:
             arguments, named: what it was called with.
         """
         self._within -= 1
+        self.touched = True
         first = arguments[0] if arguments else None
         if way in ("start_weight_update", "start_draft_weight_update"):
             self._transfer, self._transferred = way, False
@@ -157,6 +161,7 @@ class WeightsWatch:
             return self._load(*args, **kwargs)
         finally:
             self._within -= 1
+            self.touched = True
             if not (self._within or self._transfer or self._loading):
                 self._change("")
                 self._loading = True

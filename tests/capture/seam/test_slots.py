@@ -25,9 +25,9 @@ from moescope.capture.seam.rows import Ranks, StepRows
 from moescope.capture.seam.survey import survey_model
 from moescope.capture.wire import MoeLayer, unpack_ids
 from tests.capture.seam.configs import config
+from tests.capture.seam.held_callbacks import EXPERTS, TOP_K, holding, kernel_of, made_anew
 
 CPU = torch.device("cpu")
-EXPERTS, TOP_K = 8, 2
 
 
 class RoutesInside(mk.FusedMoEExpertsMonolithic):
@@ -199,45 +199,6 @@ def test_a_module_that_routes_by_itself_is_counted_where_it_says_over_how_many_e
     assert module.capture_fn is None
 
 
-class HoldsItsCallback:
-    """A monolithic kernel's way of handing over ids in vLLM 0.27 to 0.31, which 0.32 no longer has.
-
-    `make matrix` runs the real one (`devkit.matrix.old_kernel`).
-    """
-
-    routing_replay_capture_fn: Any = None
-    _routing_replay_buffer: torch.Tensor | None = None
-    moe_config = SimpleNamespace(experts_per_token=TOP_K)
-
-    def supports_routing_replay_capture(self) -> bool:
-        return True
-
-    def set_capture_fn(self, capture_fn: Any) -> None:
-        self.routing_replay_capture_fn = capture_fn
-        self._routing_replay_buffer = (
-            None if capture_fn is None else torch.empty(16, TOP_K, dtype=torch.int16)
-        )
-
-    def runs(self, logits: torch.Tensor) -> None:
-        if self.routing_replay_capture_fn is not None:
-            assert self._routing_replay_buffer is not None
-            rows = self._routing_replay_buffer[: len(logits)]
-            rows.copy_(logits.topk(TOP_K, dim=-1).indices)
-            self.routing_replay_capture_fn(rows)
-
-
-def holding(layer: int) -> Any:
-    made = monolithic(layer)
-    del made.routed_experts.routing_sink
-    made.routed_experts.quant_method.moe_kernel.impl.fused_experts = HoldsItsCallback()
-    return made
-
-
-def kernel_of(module: Any) -> HoldsItsCallback:
-    found: HoldsItsCallback = module.routed_experts.quant_method.moe_kernel.impl.fused_experts
-    return found
-
-
 def test_a_kernel_that_holds_its_callback_is_counted_and_vllms_own_callback_is_called() -> None:
     seen: list[torch.Tensor] = []
     modules = [holding(3), holding(5)]
@@ -288,14 +249,14 @@ def test_a_buffer_of_this_ranks_rows_only_is_replaced_by_one_that_holds_all_rank
     assert (buffer.shape, buffer.dtype) == ((32, TOP_K), torch.int16)
 
 
-def test_a_kernel_made_anew_gets_the_callback_and_the_old_ones_buffer_stays() -> None:
+def test_a_kernel_made_anew_gets_the_callback_and_the_old_ones_buffer() -> None:
     module = holding(3)
     capture = Capture(module)
     old = kernel_of(module)
     buffer = old._routing_replay_buffer
     assert buffer is not None
-    address, gone = buffer.data_ptr(), weakref.ref(buffer)
-    module.routed_experts.quant_method.moe_kernel.impl.fused_experts = HoldsItsCallback()
+    address, gone = buffer.data_ptr(), weakref.ref(old)
+    made_anew(module)
     capture.binding.bind()
     assert kernel_of(module).routing_replay_capture_fn is None  # ids that nobody would have counted
     assert capture.binding.renew() is None
@@ -305,9 +266,44 @@ def test_a_kernel_made_anew_gets_the_callback_and_the_old_ones_buffer_stays() ->
     kernel_of(module).runs(logits)
     capture.capturer.end_step()
     assert capture.counts() == [expected(logits, 4)]
-    assert kernel_of(module)._routing_replay_buffer.data_ptr() != address  # type: ignore[union-attr]
+    # A CUDA graph of the old kernel writes there.
+    assert kernel_of(module)._routing_replay_buffer.data_ptr() == address  # type: ignore[union-attr]
     del buffer, old
-    assert gone() is not None  # a CUDA graph of the old kernel writes there
+    assert gone() is None
+
+
+def test_thousands_of_reloads_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "SINK_BYTES", 3 * 16 * TOP_K * 2)  # room for two layers and one more
+    modules = [holding(3), holding(5)]
+    capture = Capture(*modules)
+    buffers = [kernel_of(module)._routing_replay_buffer for module in modules]
+    kernels = [weakref.ref(kernel_of(module)) for module in modules]
+    for _ in range(2000):
+        for module in modules:
+            made_anew(module)
+            kernels.append(weakref.ref(kernel_of(module)))
+        assert capture.binding.renew() is None
+        capture.binding.bind()
+    assert all(
+        kernel_of(module)._routing_replay_buffer is buffer
+        for module, buffer in zip(modules, buffers, strict=True)
+    )
+    assert sum(kernel() is not None for kernel in kernels) == len(modules)
+    assert capture.survey.why_no_references() is None
+
+
+def test_a_buffer_that_became_too_small_stays_for_the_graphs_that_write_to_it() -> None:
+    module = holding(3)
+    capture = Capture(module)
+    small = weakref.ref(kernel_of(module)._routing_replay_buffer)
+    made_anew(module)
+    kernel_of(module).moe_config = SimpleNamespace(
+        experts_per_token=TOP_K, max_num_tokens=16, use_ep=True, ep_size=2, dp_size=1
+    )
+    assert capture.binding.renew() is None
+    capture.binding.bind()
+    assert kernel_of(module)._routing_replay_buffer.shape == (32, TOP_K)  # type: ignore[union-attr]
+    assert small() is not None
 
 
 @pytest.mark.parametrize("broken", ["supports_routing_replay_capture", "set_capture_fn"])
