@@ -58,8 +58,7 @@ class Sampled(NamedTuple):
             among = np.zeros(sampled.shape, np.bool_)
             flat = np.fromiter(chain.from_iterable(self.tokens), np.int64, int(self.counts.sum()))
             among[sampled] = _is_among(flat, tokens)
-        found: BoolArray = (among & sampled).any(axis=1)
-        return found
+        return np.asarray((among & sampled).any(axis=1), np.bool_)
 
 
 def _is_among(values: np.ndarray, few: Int64Array) -> BoolArray:
