@@ -34,7 +34,8 @@ from moescope.capture.seam.versions import vllm_version
 from moescope.capture.seam.weights import WeightsWatch
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests, BatchWatch
-from moescope.capture.step.drafts import Drafts, DraftTally
+from moescope.capture.step.drafts import DraftTally
+from moescope.capture.step.live_requests import Drafts
 from moescope.capture.step.phases import PhaseTracker
 from moescope.capture.step.totals import StepTokens
 from moescope.capture.trace_session import TraceSession, open_traces, why_no_traces
@@ -133,14 +134,14 @@ class CaptureSession:
             unavailable=unavailable.reasons,
             absent=survey.absent,
             absent_unnamed=survey.absent_unnamed,
-            drafts=Drafts if self._drafts is None else self._drafts.read,
+            drafts=lambda: Drafts() if self._drafts is None else self._drafts.so_far,
         )
         self._sender = FrameSender(
             self._taker,
             self._builder,
             HttpTransport(settings.endpoint, settings.token, access=settings.access),
             settings.interval,
-            look=self._look_for_unasked_steps,
+            look=self._look,
         )
         self._runner, self._vllm_config = model_runner, vllm_config
         self._serving = self._warming_up = self._started = self._asked = False
@@ -164,6 +165,8 @@ class CaptureSession:
         """Take back the callback slots that vLLM took after the load; its callbacks are called as well."""
         self._serving, self._warming_up = False, True
         self._taker.pause()
+        if self._drafts is not None:
+            self._drafts.pause()
         if self._traces is not None:
             self._traces.pause()
         self._guarded(self._rebind)
@@ -172,6 +175,8 @@ class CaptureSession:
         """Warm-up is over: count from now on, and send."""
         self.capturer.raise_owed()
         self._taker.resume()
+        if self._drafts is not None:
+            self._drafts.resume()
         if self._traces is not None:
             self._traces.resume()
         self._serving, self._warming_up = True, False
@@ -321,6 +326,12 @@ class CaptureSession:
         self._unavailable.note("phases", reason)
         if self._traces is not None:
             self._traces.give_up(reason)
+
+    def _look(self) -> None:
+        """What the sender's thread does at each tick, besides sending."""
+        self._look_for_unasked_steps()
+        if self._drafts is not None:
+            self._drafts.read()
 
     def _look_for_unasked_steps(self) -> None:
         """Turn capture off where steps run that this worker isn't asked for; the sender's thread looks.

@@ -10,7 +10,7 @@ import numpy as np
 from moescope.capture.frames.snapshot import Snapshot
 from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.seam.eplb import MovingPlacement
-from moescope.capture.step.drafts import Drafts
+from moescope.capture.step.live_requests import Drafts
 from moescope.capture.step.word import Phase
 from moescope.capture.wire import (
     WIRE_MAJOR,
@@ -99,6 +99,7 @@ class FrameBuilder:
         by_rank = bool(ep_slots.size) and "ep_slots" not in unavailable
         phased = totals.phases_known and "phases" not in unavailable
         lost = {} if history is None else {"steps_lost": history.lost}
+        lost |= {"drafts_lost": drafts.lost} if drafts.lost else {}
         return Frame(
             wire=(WIRE_MAJOR, WIRE_MINOR),
             producer=self.producer,

@@ -136,6 +136,7 @@ class FrameSender:
             if not self._source.is_behind:
                 break
             time.sleep(LAST_LOOK_SECONDS)
+        self._look()
         if not self._pending and self._last is not None:
             self._pending.append(self._last)
         while self._pending and self._send(ended=len(self._pending) == 1):

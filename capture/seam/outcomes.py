@@ -6,15 +6,21 @@ somebody reads them, and none of vLLM's device tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
+from moescope.capture.seam.ends import RequestEnd, prompt_length, request_end
 from moescope.capture.wire import Int64Array
 
+BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+
+_OVERHEAD: Final = 1024
+_REQUEST_BYTES: Final = 128
+"""Host memory that an outcome holds besides what was sampled, about: for itself, and for each request."""
 _REJECTED: Final = -1
 """What runner V1 has in place of a token that was not sampled."""
 
@@ -32,44 +38,50 @@ class Sampled(NamedTuple):
     tokens: Sequence[Sequence[int]] | np.ndarray
     counts: Int64Array
 
-    def by_request(self) -> dict[str, Sequence[int]]:
-        """Each request's sampled tokens."""
-        tokens = self.tokens.tolist() if isinstance(self.tokens, np.ndarray) else self.tokens
-        rows = zip(self.request_ids, tokens, self.counts.tolist(), strict=True)
-        return {name: row[:count] for name, row, count in rows}
+    def of(self, wanted: Collection[str]) -> dict[str, list[int]]:
+        """The sampled tokens of some requests; those that the step hasn't are left out."""
+        places = [(name, row) for row, name in enumerate(self.request_ids) if name in wanted]
+        return {name: self.row(row) for name, row in places}
+
+    def row(self, index: int) -> list[int]:
+        """The sampled tokens of one request."""
+        return [int(token) for token in self.tokens[index][: int(self.counts[index])]]
+
+    def are_among(self, tokens: Int64Array) -> BoolArray:
+        """bool [n]: whether a request has sampled one of these tokens."""
+        if not tokens.size or not len(self.counts):
+            return np.zeros(len(self.counts), np.bool_)
+        sampled = np.arange(int(self.counts.max())) < self.counts[:, None]
+        if isinstance(self.tokens, np.ndarray):
+            among = _is_among(self.tokens[:, : sampled.shape[1]], tokens)
+        else:
+            among = np.zeros(sampled.shape, np.bool_)
+            flat = np.fromiter(chain.from_iterable(self.tokens), np.int64, int(self.counts.sum()))
+            among[sampled] = _is_among(flat, tokens)
+        return np.asarray((among & sampled).any(axis=1), np.bool_)
 
 
-class RequestEnd(NamedTuple):
-    """Where vLLM's scheduler ends a request (``check_stop``), as far as its parameters say.
-
-    Attributes:
-        max_length: with this many tokens, prompt included; None: not bounded.
-        stop_tokens: with the first of these that is sampled.
-    """
-
-    max_length: int | None = None
-    stop_tokens: frozenset[int] = frozenset()
-
-    def last_of(self, sampled: Sequence[int], length: int) -> int | None:
-        """Which of the sampled tokens is the last of a request that had `length` tokens before, if any is."""
-        for index, token in enumerate(sampled):
-            at_most = self.max_length is not None and length + index + 1 >= self.max_length
-            if at_most or token in self.stop_tokens:
-                return index
-        return None
-
-
-NO_END: Final = RequestEnd()
-"""Of a request whose end isn't known."""
+def _is_among(values: np.ndarray, few: Int64Array) -> BoolArray:
+    """Like `np.isin`, which takes longer for a few."""
+    if few.size > 8:
+        return np.isin(values, few)
+    found: BoolArray = values == few[0]
+    for one in few[1:]:
+        found |= values == one
+    return found
 
 
 class Start(NamedTuple):
-    """A request begins, or starts over, with `length` tokens, of which `prompt` are its prompt."""
+    """A request begins, or starts over, with `length` tokens, of which `prompt` are its prompt.
+
+    ``generated`` has the others where the request's end depends on them.
+    """
 
     request_id: str
     prompt: int
     length: int
     end: RequestEnd
+    generated: Sequence[int] = ()
 
 
 class StepOutcome:
@@ -96,10 +108,21 @@ class StepOutcome:
         self.lost = False
         self._source: _Source | None = None
 
-    @cached_property
-    def drafts(self) -> dict[str, int]:
-        """How many draft tokens the step verifies, by request; whoever reads it first counts them."""
-        return _lengths(self._scheduled)
+    def drafts_of(self, names: Sequence[str]) -> Int64Array:
+        """int64 [n]: how many draft tokens the step verifies of these requests."""
+        drafts = map(self._scheduled.get, names, repeat(()))
+        return np.fromiter(map(len, drafts), np.int64, len(names))
+
+    @property
+    def num_drafts(self) -> int:
+        """How many draft tokens the step verifies."""
+        return sum(map(len, self._scheduled.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Host memory that is held until the outcome is let go, about; final once it is settled."""
+        held = 0 if self._source is None else self._source.nbytes
+        return _OVERHEAD + _REQUEST_BYTES * len(self._scheduled) + held
 
     @property
     def told(self) -> bool:
@@ -134,10 +157,14 @@ class StepOutcome:
 
 
 class _Source(NamedTuple):
-    """An event after which `read` finds the tokens on the host; None: they are there."""
+    """An event after which `read` finds the tokens on the host; None: they are there.
+
+    ``nbytes`` is the host memory that they take. PyTorch's pinned blocks are up to twice as large.
+    """
 
     event: torch.cuda.Event | None
     read: Callable[[], Sampled]
+    nbytes: int
 
 
 def _has_happened(event: torch.cuda.Event) -> bool:
@@ -153,31 +180,12 @@ def _lengths(tokens: Mapping[str, Sequence[int]]) -> dict[str, int]:
     return {name: len(of_request) for name, of_request in tokens.items()}
 
 
-def prompt_length(new_request: Any) -> int:
-    """Tokens of the prompt, which may be embeddings, of one of the scheduler's new requests."""
-    if new_request.prompt_token_ids is not None:
-        return len(new_request.prompt_token_ids)
-    return 0 if new_request.prompt_embeds is None else len(new_request.prompt_embeds)
-
-
-def request_end(new_request: Any) -> RequestEnd:
-    """Where one of the scheduler's new requests ends."""
-    params = new_request.sampling_params
-    most = getattr(params, "max_tokens", None)
-    stops = {*(getattr(params, "stop_token_ids", None) or ()), getattr(params, "_eos_token_id", None)}
-    return RequestEnd(
-        None if most is None else prompt_length(new_request) + int(most),
-        frozenset(stop for stop in stops if stop is not None),
-    )
-
-
 def _start(new_request: Any) -> Start:
-    prompt = prompt_length(new_request)
-    known = getattr(
-        new_request, "prefill_token_ids", None
-    )  # runner V2: after a preemption, those generated too
-    length = prompt if known is None else max(prompt, len(known))
-    return Start(str(new_request.req_id), prompt, length, request_end(new_request))
+    prompt, end = prompt_length(new_request), request_end(new_request)
+    # Runner V2: after a preemption, the generated tokens too.
+    known = getattr(new_request, "prefill_token_ids", None) or ()
+    generated = () if end.repetition is None else tuple(known[prompt:])
+    return Start(str(new_request.req_id), prompt, max(prompt, len(known)), end, generated)
 
 
 def _resumed(cached: Any) -> dict[str, int]:
@@ -197,7 +205,7 @@ def _source_of(output: Any) -> _Source:
         raise LookupError(f"what was sampled is not in vLLM's {type(output).__name__}")
     kept = [tuple(row) for row in tokens]  # the scheduler, in this process, may cut the lists
     sampled = Sampled(list(output.req_ids), kept, np.array([len(row) for row in kept], np.int64))
-    return _Source(None, lambda: sampled)
+    return _Source(None, lambda: sampled, 8 * int(sampled.counts.sum()))
 
 
 def _of_v2(output: Any) -> _Source:
@@ -207,7 +215,8 @@ def _of_v2(output: Any) -> _Source:
         output.sampled_token_ids,
         output.num_sampled_tokens_np,
     )
-    return _Source(output.copy_event, lambda: Sampled(names, tokens, counts.astype(np.int64)))
+    nbytes = 2 * int(tokens.nbytes + counts.nbytes)
+    return _Source(output.copy_event, lambda: Sampled(names, tokens, counts.astype(np.int64)), nbytes)
 
 
 def _of_v1(output: Any) -> _Source:
@@ -220,7 +229,7 @@ def _of_v1(output: Any) -> _Source:
         valid[invalid] = False
         return Sampled(names, tokens, valid.sum(axis=1, dtype=np.int64))
 
-    return _Source(output.async_copy_ready_event, read)
+    return _Source(output.async_copy_ready_event, read, 2 * int(tokens.nbytes))
 
 
 def why_no_outcomes(vllm_config: Any) -> str | None:

@@ -7,15 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from moescope.capture.seam.ends import NO_END, RequestEnd, prompt_length, request_end
 from moescope.capture.seam.features import runs_v2, sorter_v2
-from moescope.capture.seam.outcomes import (
-    NO_END,
-    RequestEnd,
-    draft_counts,
-    prompt_length,
-    request_end,
-    why_no_outcomes,
-)
+from moescope.capture.seam.outcomes import draft_counts, why_no_outcomes
 
 OPT_IN: Final = "moescope_trace"
 """Key of a request's ``vllm_xargs`` (``SamplingParams.extra_args``) that asks for its trace."""

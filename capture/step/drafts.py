@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final
 
-from moescope.capture.seam.outcomes import NO_END, RequestEnd, StepOutcome
+from moescope.capture.seam.outcomes import StepOutcome
+from moescope.capture.step.live_requests import Drafts, LiveRequests
+from moescope.capture.threads.pause_gate import PauseGate
 
-MAX_WAITING: Final = 1 << 14
-"""Steps whose outcome nobody has read yet, at most: minutes of them."""
+MAX_WAITING_BYTES: Final = 64 << 20
+"""Host memory of steps whose outcome nobody has read yet. A step of 512 requests with 3 drafts each takes
+0.1 MiB, so this is 650 of such steps: the sender's thread hangs in a connection for seconds now and then."""
+BREATH: Final = (0.0001, 0.002)
+"""Seconds between two steps' outcomes, at least and at most, for the step's thread."""
+_SHARE: Final = 8
+"""How many times as long as reading a step such a pause takes, within these bounds."""
 
 
-class Drafts(NamedTuple):
-    """Draft tokens that the target model computed: those that it accepted, and those computed in vain."""
+class _LetGo:
+    """What is kept of a step whose outcome found no room: requests that come and go, and how many drafts."""
 
-    accepted: int = 0
-    rejected: int = 0
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request that is not done: tokens of its prompt, and all tokens so far."""
-
-    prompt: int
-    length: int
-    end: RequestEnd = NO_END
-    complete: bool = False
+    def __init__(self, outcome: StepOutcome) -> None:
+        self.finished, self.starts, self.resumed = outcome.finished, outcome.starts, outcome.resumed
+        self.drafts = outcome.num_drafts
+        self.nbytes = 1024 + 512 * (len(self.finished) + len(self.starts))
+        self.settled = True
 
 
 class DraftTally:
@@ -40,24 +40,44 @@ class DraftTally:
     and counts as rejected, as does a step that vLLM had begun for the request before it knew of the end. So
     tokens less rejected ones are those that the same requests need without drafts.
 
+    Outcomes that are not read in time are let go. Their drafts are lost, and so are those that their requests
+    verify later: where these end isn't known any more. Later requests are counted again.
+
     Args:
         failed: called once, with the reason, when what becomes of drafts can't be told any more.
     """
 
     def __init__(self, failed: Callable[[str], None]) -> None:
         self._failed: Callable[[str], None] | None = failed
-        self._waiting: deque[StepOutcome] = deque()
-        self._live: dict[str, _Live] = {}
-        self._accepted = self._rejected = 0
+        self._waiting: deque[StepOutcome | _LetGo] = deque()
+        self._live = LiveRequests()
+        self._so_far = Drafts()
         self._step: StepOutcome | None = None
+        self._ended = False
+        self._told_bytes = self._read_bytes = 0  # the one is the step's path's, the other the reader's
+        self._gate = PauseGate()
+
+    @property
+    def so_far(self) -> Drafts:
+        """The drafts of the outcomes that were read; for any thread."""
+        return self._so_far
 
     def begin_step(self, scheduler_output: Any) -> StepOutcome:
         """A step is about to be enqueued; returns what will tell its outcome."""
         self._forsake()
-        self._step = outcome = StepOutcome(scheduler_output)
-        if len(self._waiting) < MAX_WAITING:
+        outcome = StepOutcome(scheduler_output)
+        waiting = self._told_bytes - self._read_bytes
+        if self._ended:
+            pass
+        elif waiting < MAX_WAITING_BYTES:
+            self._step = outcome
             self._waiting.append(outcome)
+        elif waiting < 2 * MAX_WAITING_BYTES:
+            let_go = _LetGo(outcome)
+            self._told_bytes += let_go.nbytes
+            self._waiting.append(let_go)
         else:
+            self._ended = True
             self._fail("outcomes of steps were not read in time")
         return outcome
 
@@ -70,51 +90,70 @@ class DraftTally:
             step.tell(output)
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             self._fail(str(error) if isinstance(error, LookupError) else repr(error))
+        self._told_bytes += step.nbytes
 
     def close(self) -> None:
         """No step follows."""
         self._forsake()
 
-    def read(self) -> Drafts:
-        """Take in the outcomes that have arrived; returns the drafts so far. For one thread."""
-        while self._waiting and self._waiting[0].settled:
-            outcome = self._waiting.popleft()
-            self._note_requests(outcome)
-            sampled = outcome.read()
-            if sampled is not None:
-                for name, tokens in sampled.by_request().items():
-                    self._verify(self._live.get(name) or _Live(0, 0), tokens, outcome.drafts.get(name, 0))
-            elif outcome.drafts:
-                self._fail("a step was not sampled")
-        return Drafts(self._accepted, self._rejected)
+    def pause(self) -> None:
+        """Leave the device alone until `resume`; waits for the step that is read."""
+        self._gate.pause()
 
-    def _note_requests(self, outcome: StepOutcome) -> None:
-        for name in outcome.finished:
-            self._live.pop(name, None)
-        for start in outcome.starts:
-            self._live[start.request_id] = _Live(start.prompt, start.length, start.end)
-        for name, generated in outcome.resumed.items():
-            live = self._live.get(name)
-            if live is not None:
-                live.length = live.prompt + generated
+    def resume(self) -> None:
+        """Go on after `pause`; nothing to do without one."""
+        self._gate.resume()
 
-    def _verify(self, live: _Live, sampled: Sequence[int], drafts: int) -> None:
-        """Add a request's drafts in a step: of d drafts, s - 1 are accepted where s tokens were sampled."""
-        if live.complete:
-            self._rejected += 1 + drafts
-        elif sampled:
-            accepted = min(len(sampled) - 1, drafts)
-            last = live.end.last_of(sampled, live.length)
-            if last is not None:
-                live.complete, accepted = True, min(accepted, last)
-            live.length += len(sampled)
-            self._accepted += accepted
-            self._rejected += drafts - accepted
+    def read(self, breathe: Callable[[float], None] = time.sleep) -> Drafts:
+        """Take in the outcomes that have arrived; returns the drafts so far. For one thread.
+
+        Reading a step of 512 requests takes the interpreter for 0.1 to 0.2 ms. `breathe` waits between two
+        steps, so that the step's thread is held up no longer than that, and not in each of its calls.
+        """
+        began = time.perf_counter()
+        while self._read_one() and self._waiting:
+            took = time.perf_counter() - began
+            breathe(min(max(BREATH[0], _SHARE * took), BREATH[1]))
+            began = time.perf_counter()
+        return self._so_far
+
+    def _read_one(self) -> bool:
+        """Take in the next outcome; returns whether it has arrived. Nothing while paused."""
+        if not self._gate.enter():
+            return False
+        try:
+            if not self._waiting or not self._waiting[0].settled:
+                return False
+            step = self._waiting.popleft()
+            self._take(step)
+            self._read_bytes += step.nbytes
+            return True
+        finally:
+            self._gate.leave()
+
+    def _take(self, step: StepOutcome | _LetGo) -> None:
+        self._live.note(step.finished, step.starts, step.resumed)
+        if isinstance(step, _LetGo):
+            self._live.doubt()
+            self._add(Drafts(lost=step.drafts))
+            return
+        sampled = step.read()
+        if sampled is not None:
+            self._add(self._live.judge(sampled, step.drafts_of(sampled.request_ids)))
+        elif step.num_drafts:
+            self._fail("a step was not sampled")
+
+    def _add(self, more: Drafts) -> None:
+        before = self._so_far
+        self._so_far = Drafts(
+            before.accepted + more.accepted, before.rejected + more.rejected, before.lost + more.lost
+        )
 
     def _forsake(self) -> None:
         step, self._step = self._step, None
         if step is not None:
             step.lose()
+            self._told_bytes += step.nbytes
 
     def _fail(self, reason: str) -> None:
         failed, self._failed = self._failed, None

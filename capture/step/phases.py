@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moescope.capture.seam.outcomes import prompt_length
+from moescope.capture.seam.ends import prompt_length
 from moescope.capture.seam.requests import is_of_remote_prefill, scheduled_tokens
 from moescope.capture.step.batch import BatchRequests
 from moescope.capture.step.totals import StepTokens

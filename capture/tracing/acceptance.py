@@ -36,6 +36,9 @@ def kept_rows(trace: Trace, first: int, count: int, drafts: int, sampled: Sequen
         drafts: how many of them, the last ones, are of draft tokens.
         sampled: the tokens that were sampled for the request, none for a chunk of a prompt that does not end
             it; None: not known.
+
+    Raises:
+        LookupError: whether the request ends isn't known (see `RequestEnd.last_of`).
     """
     if trace.complete:
         return Kept(0, count)
@@ -45,7 +48,7 @@ def kept_rows(trace: Trace, first: int, count: int, drafts: int, sampled: Sequen
         return Kept(count, 0)
     accepted = min(len(sampled) - 1, drafts)
     rows = count - drafts + accepted
-    last = trace.end.last_of(sampled, first + rows + 1 - len(sampled))
+    last = trace.end.last_of(sampled, first + rows + 1 - len(sampled), trace.generated)
     if last is not None:
         rows = count - drafts + min(accepted, last)
     return Kept(rows, count - rows, complete=last is not None)

@@ -159,7 +159,8 @@ class TraceAssembly:
     def _take(self, arrival: Arrival) -> None:
         rows, positions = arrival.staged.view(), arrival.staged.positions()
         sampled = None if arrival.outcome is None else arrival.outcome.read()
-        by_request = {} if sampled is None else sampled.by_request()
+        wanted = {owner.trace.request_id for owner in arrival.owners}
+        by_request = {} if sampled is None else sampled.of(wanted)
         missing = rows == self._staging.unwritten
         at = 0
         for owner in arrival.owners:
@@ -181,7 +182,11 @@ class TraceAssembly:
         if trace.unsure_from is not None and first > trace.unsure_from:
             self._break(trace, "outcome_unknown")
             return 0
-        kept = kept_rows(trace, first, owner.rows, owner.drafts, sampled)
+        try:
+            kept = kept_rows(trace, first, owner.rows, owner.drafts, sampled)
+        except LookupError:
+            self._break(trace, "outcome_unknown")
+            return 0
         trace.rejected += kept.rejected
         trace.complete = kept.complete or trace.complete
         trace.unsure_from = first + kept.rows if sampled is None and owner.drafts else None

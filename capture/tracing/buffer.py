@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moescope.capture.seam.outcomes import NO_END, RequestEnd
+from moescope.capture.seam.ends import NO_END, RequestEnd
 from moescope.capture.wire.traces import NO_EXPERT, ExpertArray, Run
 
 
@@ -29,6 +29,7 @@ class Trace:
         rejected: rows that were left out: of drafts that were rejected, and behind the request's end.
         unsure_from: the position from which rows of the last step may be missing, because what it sampled
             isn't known; else None.
+        generated: the request's tokens behind its prompt, where its end depends on them.
         chunks: for each step an array [n, sum of top_k], in the order of computing; the layers side by side.
         runs: (first position, tokens) of the chunks, joined where they are consecutive.
         steps: (step, tokens) of each chunk.
@@ -50,6 +51,7 @@ class Trace:
     complete: bool = False
     rejected: int = 0
     unsure_from: int | None = None
+    generated: list[int] = field(default_factory=list)
     chunks: list[ExpertArray] = field(default_factory=list)
     runs: list[tuple[int, int]] = field(default_factory=list)
     steps: list[tuple[int, int]] = field(default_factory=list)

@@ -24,7 +24,9 @@ MAX_COUNTERS: Final = 64
 MAX_MICROBATCHES: Final = 256
 """Parts of a step: their numbers are of one byte."""
 
-DROPS: Final = frozenset({"snapshots_put_off", "snapshots_superseded", "sends_failed", "steps_lost"})
+DROPS: Final = frozenset(
+    {"drafts_lost", "snapshots_put_off", "snapshots_superseded", "sends_failed", "steps_lost"}
+)
 """The reasons in `Frame.drops`. The service counts whatever else comes as `OTHER`, so that nobody makes
 series without end."""
 TRACE_DROPS: Final = frozenset(
@@ -220,7 +222,8 @@ class Frame(Struct, kw_only=True):
             if ``decode_counts`` is.
         accepted_drafts, rejected_drafts: draft tokens of speculative decoding, by what became of them: in an
             answer, or computed in vain, which what was computed behind a request's end is too. They are as
-            of when the frame is made, and may be of later steps than ``tokens``. 0 in frames of wire minor 5
+            of when the frame is made, and may be of later steps than ``tokens``. Unknown ones are
+            ``drafts_lost`` of ``drops``. 0 in frames of wire minor 5
             or below.
         weights_version: how often the model's weights were changed since the epoch began. 0 in frames of wire
             minor 5 or below.

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from moescope.capture.counting.staging import TraceStaging, copy_traced_rows
-from moescope.capture.seam.outcomes import NO_END, RequestEnd, StepOutcome
+from moescope.capture.seam.ends import NO_END, RequestEnd
+from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.requests import NewRequest, StepRequests
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.settings.sampling import TraceSampling

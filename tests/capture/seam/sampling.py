@@ -55,10 +55,21 @@ def scheduled(
 
 
 def _new(
-    name: str, prompt: int, max_tokens: int | None = None, stops: Sequence[int] = (), eos: int | None = None
+    name: str,
+    prompt: int,
+    max_tokens: int | None = None,
+    stops: Sequence[int] = (),
+    eos: int | None = None,
+    pattern: Any = None,
+    min_tokens: int = 0,
 ) -> Any:
     params = SimpleNamespace(
-        max_tokens=max_tokens, stop_token_ids=list(stops), _eos_token_id=eos, extra_args={}
+        max_tokens=max_tokens,
+        stop_token_ids=list(stops),
+        _eos_token_id=eos,
+        extra_args={},
+        repetition_detection=pattern,
+        min_tokens=min_tokens,
     )
     return SimpleNamespace(
         req_id=name,

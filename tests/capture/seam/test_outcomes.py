@@ -9,13 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from moescope.capture.seam.outcomes import (
-    RequestEnd,
-    StepOutcome,
-    positions_of,
-    request_end,
-    why_no_outcomes,
-)
+from moescope.capture.seam.ends import RequestEnd, request_end
+from moescope.capture.seam.outcomes import StepOutcome, positions_of, why_no_outcomes
 from tests.capture.seam.sampling import Event, of_v1, of_v1_async, of_v2, scheduled
 
 TOKENS = {"a": [5, 6, 7], "b": [], "c": [8]}
@@ -30,7 +25,7 @@ def test_each_runners_tokens(output: Any) -> None:
     assert outcome.settled
     sampled = outcome.read()
     assert sampled is not None
-    assert {name: list(row) for name, row in sampled.by_request().items()} == TOKENS
+    assert {name: list(row) for name, row in sampled.of(TOKENS).items()} == TOKENS
 
 
 def test_a_chunk_of_a_prompt_samples_nothing_in_runner_v1() -> None:

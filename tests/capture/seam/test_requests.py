@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from moescope.capture.seam.outcomes import RequestEnd
+from moescope.capture.seam.ends import RequestEnd
 from moescope.capture.seam.requests import OPT_IN, NewRequest, client_ids, read_requests
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from vllm.sampling_params import RepetitionDetectionParams
 
-from moescope.capture.step.drafts import MAX_WAITING, Drafts, DraftTally
+from moescope.capture.seam.outcomes import Sampled, StepOutcome
+from moescope.capture.step import drafts as module
+from moescope.capture.step.drafts import BREATH, DraftTally
+from moescope.capture.step.live_requests import Drafts
 from tests.capture.seam.sampling import Event, of_v1, of_v1_async, of_v2, scheduled
 
 
@@ -106,12 +110,87 @@ def test_an_output_that_is_not_known_is_said() -> None:
     ]
 
 
-def test_steps_that_nobody_reads_take_bounded_memory() -> None:
+def test_outcomes_that_are_not_read_in_time_are_lost_and_later_requests_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their drafts are lost, and those of their requests, whose ends aren't known."""
     steps = Steps()
-    for _ in range(MAX_WAITING + 1):
+    steps.run({"a": [1]}, new={"a": {"prompt": 3, "max_tokens": 50}})
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 3000)
+    for _ in range(4):
         steps.run({"a": [1, 2]}, {"a": 1})
-    assert len(steps.tally._waiting) == MAX_WAITING
+    kept = [step for step in steps.tally._waiting if isinstance(step, StepOutcome)]
+    assert 0 < len(kept) < 5
+    assert steps.tally.read() == Drafts(len(kept) - 1, 0, 5 - len(kept))
+    steps.run({"a": [3, 4]}, {"a": 1})
+    steps.run({"b": [1]}, new={"b": {"prompt": 3}}, finished=["a"])
+    steps.run({"b": [1, 2]}, {"b": 1})
+    assert steps.tally.read() == Drafts(len(kept), 0, 5 - len(kept) + 1)
+    assert steps.reasons == []
+
+
+def test_steps_that_nobody_ever_reads_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING_BYTES", 10_000)
+    steps = Steps()
+    for _ in range(1000):
+        steps.run({"a": [1, 2]}, {"a": 1})
+    assert len(steps.tally._waiting) < 30
     assert len(steps.reasons) == 1
+
+
+def test_a_reader_gives_the_interpreter_away_between_two_steps() -> None:
+    steps, breaths = Steps(), list[float]()
+    for _ in range(5):
+        steps.run({"a": [1, 2]}, {"a": 1})
+    assert steps.tally.read(breaths.append) == Drafts(5, 0)
+    assert len(breaths) == 4
+    assert all(BREATH[0] <= breath <= BREATH[1] for breath in breaths)
+
+
+def test_tokens_are_looked_at_only_where_a_request_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a step of hundreds of requests must not take the interpreter for a millisecond."""
+    looked: list[int] = []
+    row = Sampled.row
+    monkeypatch.setattr(Sampled, "row", lambda self, i: looked.append(i) or row(self, i))
+    names = [f"r{i}" for i in range(512)]
+    steps = Steps()
+    ends = {"prompt": 3, "max_tokens": 100, "eos": 2}
+    steps.run({name: [9] for name in names}, new=dict.fromkeys(names, ends))
+    tokens = {name: [5, 6, 7] for name in names} | {"r7": [5, 2, 6]}
+    steps.tally.begin_step(scheduled(dict.fromkeys(names, 4), dict.fromkeys(names, 3)))
+    steps.tally.sampled(of_v2(tokens, 4))
+    assert steps.tally.read() == Drafts(2 * 511 + 1, 511 + 2)
+    assert looked == [7]
+
+
+def test_nothing_is_asked_of_the_device_while_graphs_are_captured() -> None:
+    steps = Steps()
+    steps.run({"a": [1, 2]}, {"a": 1})
+    steps.tally.pause()
+    assert steps.tally.read() == Drafts()
+    steps.tally.resume()
+    assert steps.tally.read() == Drafts(1, 0)
+
+
+PATTERN = RepetitionDetectionParams(max_pattern_size=1, min_pattern_size=1, min_count=3)
+
+
+@pytest.mark.parametrize(("min_tokens", "kept"), [(0, 1), (4, 2)])
+def test_a_request_that_ends_by_a_repeated_pattern(min_tokens: int, kept: int) -> None:
+    """One 5 before; the second of the four sampled ones is the third 5."""
+    steps = Steps()
+    steps.run({"a": [5]}, new={"a": {"prompt": 3, "pattern": PATTERN, "min_tokens": min_tokens}})
+    steps.run({"a": [5, 5, 5, 5]}, {"a": 3})
+    assert steps.tally.read() == Drafts(kept, 3 - kept)
+    steps.run({"a": [5, 5]}, {"a": 1})
+    assert steps.tally.read() == Drafts(kept, 3 - kept + 2)
+
+
+def test_where_tokens_of_a_pattern_are_not_known_drafts_are_lost() -> None:
+    steps = Steps()
+    steps.run({"a": [5]}, new={"a": {"prompt": 3, "pattern": PATTERN}})
+    steps.run({"a": [5, 6]}, {"a": 1}, resumed={"a": 4})
+    assert steps.tally.read() == Drafts(0, 0, 1)
 
 
 def test_calls_that_compute_nothing_block_nothing() -> None:
@@ -121,4 +200,4 @@ def test_calls_that_compute_nothing_block_nothing() -> None:
     steps.run({"b": [1]}, new={"b": {"prompt": 3}})
     steps.run({"b": [1, 2]}, {"b": 1})
     assert steps.tally.read() == Drafts(1, 0)
-    assert set(steps.tally._live) == {"b"}
+    assert set(steps.tally._live._places) == {"b"}

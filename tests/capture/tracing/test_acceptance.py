@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vllm.sampling_params import RepetitionDetectionParams
 
-from moescope.capture.seam.outcomes import RequestEnd, StepOutcome
+from moescope.capture.seam.ends import Repetition, RequestEnd
+from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.tracing.buffer import Trace
 from tests.capture.seam.sampling import Event, of_v1, of_v2, scheduled
@@ -79,6 +81,23 @@ def test_the_last_token_and_what_is_behind_it_have_no_row(end: RequestEnd, rows:
     trace = driver.closed()["a"]
     assert trace.runs == [(0, rows)]
     assert trace.rejected == 8 - rows + (2 if end != RequestEnd() else 0)
+
+
+PATTERN = RepetitionDetectionParams(max_pattern_size=1, min_pattern_size=1, min_count=3)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_request_that_ends_by_a_repeated_pattern(known: bool) -> None:
+    """The second of the four sampled tokens is its last one, if the one before is known; else no trace."""
+    driver, end = Driver(drafting=True), RequestEnd(100, frozenset({2}), Repetition(PATTERN, 4))
+    driver.step({"a": (0, 4)}, outcome=sampled(a=[5] if known else []), end=end)
+    driver.step({"a": (4, 4)}, drafts={"a": 3}, outcome=sampled(a=[5, 5, 5, 5]))
+    driver.step({}, finished=["a"])
+    if known:
+        trace = driver.closed()["a"]
+        assert (trace.runs, trace.rejected) == ([(0, 6)], 2)
+    else:
+        driver.assert_accounts(captured=1, closed=0, open_=0, outcome_unknown=1)
 
 
 def test_the_shard_of_a_worker_is_cut_too() -> None:
