@@ -90,12 +90,12 @@ class CaptureSession:
             lambda: self.capturer.totals.forward_passes,
             discards=device.type != "cpu",
         )
-        history = None if ring is None else StepHistory(ring.version)
+        history = None if ring is None or not ring.capacity else StepHistory(ring.version)
         self._taker = SnapshotTaker(
             buffers.flat,
             self.capturer,
             settings.interval,
-            ring=ring,
+            ring=None if history is None else ring,
             history=history,
             eplb=self._eplb,
             weights=lambda: self._weights.now,

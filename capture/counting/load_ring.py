@@ -20,7 +20,10 @@ from moescope.capture.step.word import MAX_PLACES
 from moescope.capture.wire import Int64Array, MoeLayer, Placement, unpack_ids
 
 RING_BYTES: Final = 4 << 20
+"""Device memory that a ring's places take at most; each copy for snapshots takes as much, and pinned too."""
 MAX_STEPS: Final = 4096
+MIN_PLACES: Final = 16
+"""With fewer places most steps would be overwritten before a snapshot takes them: their loads aren't told."""
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -45,6 +48,8 @@ class LoadRing:
     beforehand; one that isn't split fills the first. While a step runs, the place of the next is zeroed: so
     the loads of `capacity` steps can be read, one less than there are places.
 
+    A ring for sums only has a single place, whose loads nobody reads: its kernels count slots by EP rank.
+
     Attributes:
         loads: int32 [C, M, L, R], slots of this worker's tokens by place, microbatch, layer and EP rank.
         ep_ranks: int32 [L, E], the EP rank of each logical expert; E is that of the layer with most experts,
@@ -53,6 +58,9 @@ class LoadRing:
         numbers: int64 [C], the number of the step that has each place, on the host.
         computed: steps that had a place so far.
         version: of the placement that `ep_ranks` is of; 0 where there are `maps`.
+
+    Raises:
+        LookupError: `RING_BYTES` have no room for `MIN_PLACES` places, or for one with `sums_only`.
     """
 
     def __init__(
@@ -63,10 +71,11 @@ class LoadRing:
         device: torch.device,
         maps: DeviceMaps | None = None,
         microbatches: int = 1,
+        sums_only: bool = False,
     ) -> None:
         layers = len(ep_ranks)
         shape = (microbatches, layers, ep_size)
-        places = max(3, min(MAX_STEPS, MAX_PLACES, RING_BYTES // (4 * math.prod(shape))))
+        places = _places(shape, sums_only)
         self.loads = torch.zeros(places, *shape, dtype=torch.int32, device=device)
         self.ep_ranks = torch.from_numpy(np.ascontiguousarray(ep_ranks, dtype=np.int32)).to(device)
         self.numbers: Int64Array = np.zeros(places, np.int64)
@@ -159,9 +168,24 @@ class LoadRing:
         self.loads.view(-1).scatter_add_(0, at, slots.to(torch.int32))
 
 
-def ring_by_maps(maps: DeviceMaps, ep_size: int, device: torch.device, microbatches: int = 1) -> LoadRing:
-    """A ring whose loads follow vLLM's own maps, from step to step."""
-    return LoadRing(np.zeros((maps.num_layers, 1), np.int32), ep_size, 0, device, maps, microbatches)
+def _places(shape: tuple[int, int, int], sums_only: bool) -> int:
+    """How many places a ring has; `shape` is that of one, [M, L, R]."""
+    least, places = 1 if sums_only else MIN_PLACES, RING_BYTES // (4 * math.prod(shape))
+    if places < least:
+        parts, layers, ep_size = shape
+        raise LookupError(
+            f"loads of {parts} microbatches, {layers} layers and {ep_size} EP ranks take "
+            f"{4 * math.prod(shape)} bytes a step, and {least} steps must fit {RING_BYTES}"
+        )
+    return 1 if sums_only else min(MAX_STEPS, MAX_PLACES, places)
+
+
+def ring_by_maps(
+    maps: DeviceMaps, ep_size: int, device: torch.device, microbatches: int = 1, sums_only: bool = False
+) -> LoadRing:
+    """A ring whose loads follow vLLM's own maps, from step to step; raises as `LoadRing`."""
+    none = np.zeros((maps.num_layers, 1), np.int32)
+    return LoadRing(none, ep_size, 0, device, maps, microbatches, sums_only)
 
 
 def ring_for(
@@ -171,7 +195,11 @@ def ring_for(
     device: torch.device,
     microbatches: int = 1,
 ) -> LoadRing | None:
-    """A ring; None with one EP rank, without a placement, and where an expert has several copies."""
+    """A ring; None with one EP rank, without a placement, and where an expert has several copies.
+
+    Raises:
+        LookupError: see `LoadRing`.
+    """
     if placement is None or ep_size < 2 or not layers:
         return None
     ep_ranks = np.zeros((len(layers), max(layer.num_experts for layer in layers)), np.int32)

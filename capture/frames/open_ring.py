@@ -24,7 +24,11 @@ def open_ring(
     eplb: EplbWatch | None,
     microbatches: int = 1,
 ) -> LoadRing | None:
-    """A ring of loads, if a step has the same number on all DP ranks and slots have an EP rank."""
+    """A ring of loads, if a step has the same number on all DP ranks and slots have an EP rank.
+
+    Under EPLB only the device can tell slots by EP rank, with the ring. So where single steps don't fit,
+    there is a ring for sums alone, of no `capacity`. Without EPLB the counts and the placement tell them.
+    """
     if producer.ep_size < 2 or not survey.routed:
         return None
     reason = why_no_steps(vllm_config)
@@ -35,7 +39,11 @@ def open_ring(
         if survey.why_no_placement is not None:
             unavailable.note("steps", survey.why_no_placement)
         layers = [layer.spec for layer in survey.routed]
-        return ring_for(layers, survey.placement, producer.ep_size, device, microbatches)
+        try:
+            return ring_for(layers, survey.placement, producer.ep_size, device, microbatches)
+        except LookupError as error:
+            unavailable.note("steps", str(error))
+            return None
     try:
         if eplb is None:
             raise LookupError(unavailable.reasons().get("placement", "EPLB has no state"))
@@ -43,7 +51,22 @@ def open_ring(
     except Exception as error:  # noqa: BLE001 - counts don't need it
         no_ep_ranks(unavailable, f"which EP ranks EPLB has slots go to can't be told: {error}")
         return None
-    return ring_by_maps(maps, producer.ep_size, device, microbatches)
+    return _ring_by_maps(maps, producer.ep_size, device, microbatches, unavailable)
+
+
+def _ring_by_maps(
+    maps: DeviceMaps, ep_size: int, device: torch.device, microbatches: int, unavailable: Unavailable
+) -> LoadRing | None:
+    """A ring; one for sums only where single steps don't fit, and none where a single one does not."""
+    try:
+        return ring_by_maps(maps, ep_size, device, microbatches)
+    except LookupError as error:
+        unavailable.note("steps", str(error))
+    try:
+        return ring_by_maps(maps, ep_size, device, microbatches, sums_only=True)
+    except LookupError as error:
+        unavailable.note("ep_slots", str(error))
+        return None
 
 
 def no_ep_ranks(unavailable: Unavailable, reason: str) -> None:

@@ -117,7 +117,7 @@ class StepHistory:
 
 def _steps(numbers: Int64Array, loads: Int32Array) -> Iterator[_Step]:
     """Steps without the microbatches that they don't have; none of the memory of `loads` [n, M, L, R]."""
-    has = loads.any(axis=(2, 3))
+    has = np.asarray(loads.any(axis=(2, 3)))
     has[:, :1] = True
     kept = iter(loads[has])  # a copy of these alone
     for number, of_step in zip(numbers.tolist(), has, strict=True):

@@ -108,10 +108,12 @@ class ExpertMaps:
 
     def _remember(self) -> None:
         """Note where the tensors are, and which objects they are, to see later that they were replaced."""
-        self._turn = 0
+        self._turn: int = 0
         states = [_state_of(module) for module in self._modules]
-        self._held = [(s, s.logical_to_physical_map, s.logical_replica_count) for s in states]
-        self._places = [_place_of(_map_of(module)) for module in self._modules]
+        self._held: list[tuple[Any, Any, Any]] = [
+            (s, s.logical_to_physical_map, s.logical_replica_count) for s in states
+        ]
+        self._places: list[tuple[Any, ...]] = [_place_of(_map_of(module)) for module in self._modules]
 
     def _read(self, device: torch.device) -> list[LayerMap]:
         layers = [_map_of(module) for module in self._modules]

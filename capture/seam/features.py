@@ -17,6 +17,9 @@ Sorter = Callable[[Any, Any], Sequence[str]]
 _BY_TOKENS: Final = "sorted(num_tokens_per_req, key=num_tokens_per_req.get)"
 """How runner V2 orders requests in vLLM 0.20 to 0.25, within a method of its own."""
 
+MOST_MICROBATCHES: Final = 8
+"""Of a step, so that its layers are covered: as many are tested. Tables and loads grow with them."""
+
 
 def moe_class() -> type[Any]:
     """The class of vLLM's modules that route and compute the experts of a layer.

@@ -15,10 +15,16 @@ from moescope.capture.seam.bypasses import Bypasses, find_bypasses
 from moescope.capture.seam.config_layers import read_config
 from moescope.capture.seam.coverage import RoutedLayer, is_capture_source, routed_runner, routed_source
 from moescope.capture.seam.decoder import language_part, layer_of_path, routing_modules
-from moescope.capture.seam.features import microbatches, moe_class, runs_v2, ubatching_module
+from moescope.capture.seam.features import (
+    MOST_MICROBATCHES,
+    microbatches,
+    moe_class,
+    runs_v2,
+    ubatching_module,
+)
 from moescope.capture.seam.placement import read_placement
 from moescope.capture.seam.slots import SinkBuffers, writes_in_place
-from moescope.capture.wire import MAX_MICROBATCHES, Placement, UncoveredLayer
+from moescope.capture.wire import Placement, UncoveredLayer
 
 MAX_REASON = 1024
 
@@ -215,8 +221,8 @@ def _unsupported(vllm_config: Any) -> str | None:
     """Why no layer of this server can be counted exactly; None if layers can."""
     parallel = vllm_config.parallel_config
     parts = microbatches(parallel)
-    if parts > MAX_MICROBATCHES:
-        return f"{parts} microbatches (DBO) are not supported: a step may have {MAX_MICROBATCHES}"
+    if parts > MOST_MICROBATCHES:
+        return f"{parts} microbatches (DBO) are not supported: a step may have {MOST_MICROBATCHES}"
     if parts > 1:
         try:
             ubatching_module()

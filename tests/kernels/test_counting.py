@@ -53,6 +53,7 @@ def test_loads_by_ep_rank_for_any_number_of_ranks(name: str, ep_size: int, phase
 def test_the_ring_goes_round_and_each_place_is_emptied_before_its_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(load_ring, "MIN_PLACES", 3)
     monkeypatch.setattr(load_ring, "RING_BYTES", 5 * 3 * 8 * 4)
     bench = Bench([(60, 4)] * 3, 20)
     assert bench.step.ring is not None

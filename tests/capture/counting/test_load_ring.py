@@ -42,6 +42,7 @@ EP_RANKS = [[0, 1, 2, 0, 1, 2], [2, 2, 0, 1]]
 
 
 def make_ring(places: int, monkeypatch: pytest.MonkeyPatch) -> LoadRing:
+    monkeypatch.setattr(load_ring, "MIN_PLACES", 3)
     monkeypatch.setattr(load_ring, "RING_BYTES", places * len(LAYERS) * EP_SIZE * 4)
     ring = ring_for(LAYERS, PLACEMENT, EP_SIZE, CPU)
     assert ring is not None
@@ -256,8 +257,26 @@ def test_there_is_no_ring_where_loads_by_ep_rank_mean_nothing() -> None:
     assert ring_for(LAYERS, twice, 3, CPU) is None
 
 
-@pytest.mark.parametrize(("layers", "ep_size"), [(48, 8), (58, 64), (58, 256), (4, 2), (1000, 4096)])
-def test_the_ring_is_small_and_has_room_for_a_step_at_least(layers: int, ep_size: int) -> None:
-    ring = LoadRing(np.zeros((layers, 1), np.int32), ep_size, 0, torch.device("meta"))
-    assert ring.loads.numel() * 4 <= max(4 << 20, 3 * layers * ep_size * 4)
-    assert 2 <= ring.capacity <= 4096
+@pytest.mark.parametrize(
+    ("parts", "layers", "ep_size"),
+    [(1, 48, 8), (1, 61, 256), (4, 61, 256), (2, 61, 512), (8, 61, 128), (8, 4, 2)],
+)
+def test_the_ring_is_small_and_has_room_for_steps(parts: int, layers: int, ep_size: int) -> None:
+    none = np.zeros((layers, 1), np.int32)
+    ring = LoadRing(none, ep_size, 0, torch.device("meta"), microbatches=parts)
+    assert ring.loads.numel() * 4 <= 4 << 20
+    assert 15 <= ring.capacity <= 4096
+
+
+@pytest.mark.parametrize(("parts", "layers", "ep_size"), [(8, 61, 256), (256, 61, 256), (1, 1000, 4096)])
+def test_there_is_no_ring_of_too_few_steps(parts: int, layers: int, ep_size: int) -> None:
+    none, meta = np.zeros((layers, 1), np.int32), torch.device("meta")
+    size = 4 * parts * layers * ep_size
+    with pytest.raises(LookupError, match=f"take {size} bytes a step, and 16 steps must fit 4194304"):
+        LoadRing(none, ep_size, 0, meta, microbatches=parts)
+    if size > 4 << 20:
+        with pytest.raises(LookupError, match="and 1 steps must fit"):
+            LoadRing(none, ep_size, 0, meta, microbatches=parts, sums_only=True)
+    else:
+        ring = LoadRing(none, ep_size, 0, meta, microbatches=parts, sums_only=True)
+        assert (ring.capacity, ring.loads.numel() * 4) == (0, size)

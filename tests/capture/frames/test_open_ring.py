@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from moescope.capture.counting import load_ring
+from moescope.capture.counting.capturer import RoutingCapturer
+from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.frames.open_ring import open_ring
 from moescope.capture.frames.unavailable import Unavailable
 from moescope.capture.seam.expert_maps import ExpertMaps
+from moescope.capture.seam.replica_rule import ReplicaRule
+from moescope.capture.seam.rows import Ranks, StepRows
 from moescope.capture.wire import MoeLayer, Placement, PlacementTable, Producer, pack_ids
 
 CPU = torch.device("cpu")
@@ -86,3 +91,36 @@ def test_an_external_launcher_numbers_steps_unlike() -> None:
     ring, said = opened(Watch(4), distributed_executor_backend="external_launcher")
     assert ring is None
     assert set(said) == {"steps"}
+
+
+@pytest.fixture
+def known_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moescope.capture.seam.expert_maps.find_rule", lambda _: ReplicaRule.ROW_HASH)
+
+
+@pytest.mark.usefixtures("known_rule")
+def test_where_steps_do_not_fit_slots_by_ep_rank_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of one layer on two EP ranks takes 8 bytes."""
+    monkeypatch.setattr(load_ring, "RING_BYTES", 15 * 8)
+    said = Unavailable()
+    assert open_ring(survey(), TWO, config(False), CPU, said, None) is None
+    assert set(said.reasons()) == {"steps"}  # there the counts and the placement tell slots by EP rank
+    ring, reasons = opened(Watch(6))
+    assert set(reasons) == {"steps"}
+    assert "take 8 bytes a step, and 16 steps must fit 120" in reasons["steps"]
+    assert ring.capacity == 0
+    buffers = CountBuffers([MoeLayer(0, 4, 2)], CPU, 16, ring)
+    capturer = RoutingCapturer(buffers, Ranks(), lambda: StepRows(None, None))
+    for _ in range(40):
+        capturer.begin_step(2)
+        capturer.record(0, torch.tensor([[1, 2], [2, 3], [0, 0]]))
+        capturer.end_step()
+    assert buffers.ep_slots_of(0).tolist() == [120, 40]
+
+
+@pytest.mark.usefixtures("known_rule")
+def test_where_not_even_one_step_fits_neither_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_ring, "RING_BYTES", 7)
+    ring, reasons = opened(Watch(6))
+    assert ring is None
+    assert set(reasons) == {"steps", "ep_slots"}

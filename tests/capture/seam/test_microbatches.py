@@ -21,6 +21,7 @@ from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.coverage import RoutedLayer
+from moescope.capture.seam.features import MOST_MICROBATCHES
 from moescope.capture.seam.microbatches import MicrobatchedRows, rows_reader
 from moescope.capture.seam.rows import Layout, Ranks
 from moescope.capture.settings.environment import OnError
@@ -118,10 +119,12 @@ def model_of(worker: Worker, layout: Layout, of_ranks: list[list[torch.Tensor]],
     layout=st.sampled_from([Layout.ALL_DP, Layout.LOCAL, Layout.GATHERED_SHARDS, Layout.TP_SHARD]),
     tokens=st.lists(st.integers(1, 17), min_size=2, max_size=3),
     padding=st.integers(0, 5),
-    parts=st.integers(2, 4),
+    parts=st.one_of(st.integers(2, 4), st.just(MOST_MICROBATCHES)),
     tp_size=st.integers(1, 3),
     yields=st.booleans(),
 )
+@example("v1", Layout.ALL_DP, [17, 9], 0, 8, 1, True)
+@example("v2", Layout.LOCAL, [17, 9], 0, 8, 1, True)
 @example("v1", Layout.ALL_DP, [9, 2], 0, 2, 1, True)  # the second rank's last microbatch is all padding
 @example("v2", Layout.LOCAL, [11, 11], 0, 3, 1, False)  # the last microbatch is the largest
 def test_each_token_is_counted_once_in_its_microbatch(

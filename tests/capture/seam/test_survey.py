@@ -92,7 +92,7 @@ def test_two_blocks_of_one_layer_are_not_added_up() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"ubatch_size": 257}, "257 microbatches (DBO) are not supported: a step may have 256"),
+        ({"ubatch_size": 9}, "9 microbatches (DBO) are not supported: a step may have 8"),
         ({"prefill_context_parallel_size": 2}, "prefill context parallelism is not supported: its ranks"),
         # Steps of fewer rows than the scheduler said: the rest would be padding that counts.
         ({"speculative": SimpleNamespace(method="ngram_gpu")}, "ngram_gpu"),
