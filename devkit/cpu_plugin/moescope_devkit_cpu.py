@@ -110,6 +110,7 @@ def add_load_balancer() -> None:
     if isinstance(parallel.current_platform, _LoadBalancing):
         return
     parallel.current_platform = _LoadBalancing(parallel.current_platform)
+    setattr(map_to_physical, "__wrapped__", base_router.eplb_map_to_physical_and_record)  # noqa: B010
     base_router.eplb_map_to_physical_and_record = map_to_physical
     torch.accelerator.current_stream = _NothingEnqueued  # type: ignore[assignment]
     load_model: Callable[..., None] = CPUModelRunner.load_model

@@ -113,6 +113,12 @@ class StepOptions:
     decode_share: Annotated[float, _steps(min=0, max=1, help="Share of tokens that are of decode.")] = (
         _PLAN.decode_share
     )
+    draft_share: Annotated[float, _steps(min=0, max=1, help="Share of decode tokens that are drafts.")] = (
+        _PLAN.draft_share
+    )
+    draft_acceptance: Annotated[float, _steps(min=0, max=1, help="Share of drafts that are accepted.")] = (
+        _PLAN.draft_acceptance
+    )
     phases: Annotated[
         bool, _steps("--phases/--no-phases", help="Without: frames of wire 1.2, no phases, no steps.")
     ] = _PLAN.phases
@@ -202,6 +208,8 @@ def plan_of(
         tokens_per_s=steps.tokens,
         steps_per_s=steps.steps,
         decode_share=steps.decode_share,
+        draft_share=steps.draft_share,
+        draft_acceptance=steps.draft_acceptance,
         phases=steps.phases,
         alternate=steps.alternate,
         lost_steps=faults.lost_steps,

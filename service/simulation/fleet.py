@@ -36,6 +36,8 @@ class _Worker:
     steps: int = 0
     decode_steps: int = 0
     mixed_steps: int = 0
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
     steps_run: int = 0
     silent: bool = field(default=False)
 
@@ -48,6 +50,11 @@ class _Worker:
         self.decode_steps += int((decode & ~prefill).sum())
         self.mixed_steps += int((decode & prefill).sum())
         self.steps_run += len(prefill)
+
+    def count_drafts(self, drafts: int, accepted: int) -> None:
+        """Add the drafts among the tokens."""
+        self.accepted_drafts += accepted
+        self.rejected_drafts += drafts - accepted
 
 
 class Fleet:
@@ -143,6 +150,9 @@ class Fleet:
             per_step = plan.tokens_per_s * share * seconds / steps
             tokens = draw_tokens(len(numbers), per_step, plan.decode_share, self._rng)
             worker.count_steps(tokens)
+            if plan.draft_share:
+                drafts = int(self._rng.binomial(int(tokens.decode.sum()), plan.draft_share))
+                worker.count_drafts(drafts, int(self._rng.binomial(drafts, plan.draft_acceptance)))
             loads = []
             for router, drawn in zip(self._routers, (tokens.prefill, tokens.decode), strict=True):
                 counts, by_step = router.draw(numbers, drawn, self._rng)
@@ -196,6 +206,8 @@ class Fleet:
             decode_steps=worker.decode_steps if told else 0,
             mixed_steps=worker.mixed_steps if told else 0,
             step_loads=step_loads,
+            accepted_drafts=worker.accepted_drafts if told else 0,
+            rejected_drafts=worker.rejected_drafts if told else 0,
             absent=[wire.UncoveredLayer(layer, "simulated") for layer in plan.absent],
         )
 

@@ -49,6 +49,8 @@ class Plan:
         steps_per_s: steps per second. All ranks step together; a rank that has no token in a step does a
             dummy step.
         decode_share: share of the tokens that are of decode.
+        draft_share: share of the decode tokens that are drafts of speculative decoding.
+        draft_acceptance: share of the drafts that are accepted.
         phases: whether frames tell prefill from decode; without phases they are frames of wire 1.2, which
             have no loads of steps either.
         alternate: max / mean of slots over EP ranks in every step. One EP rank is hot in a step, and the next
@@ -80,6 +82,8 @@ class Plan:
     tokens_per_s: float = 2000.0
     steps_per_s: float = 25.0
     decode_share: float = 0.8
+    draft_share: float = 0.0
+    draft_acceptance: float = 0.7
     phases: bool = True
     alternate: float = 1.0
     lost_steps: float = 0.0
@@ -109,8 +113,10 @@ class Plan:
         for outage in self.outages:
             if not 0 <= outage.rank < self.ranks:
                 raise ValueError(f"rank {outage.rank} can't fail: ranks are 0..{self.ranks - 1}")
-        if not 0 <= self.trace_rate <= 1:
-            raise ValueError(f"trace rate {self.trace_rate:g} is not in 0..1")
+        shares = {"trace rate": self.trace_rate, "draft share": self.draft_share}
+        for name, share in (shares | {"draft acceptance": self.draft_acceptance}).items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} {share:g} is not in 0..1")
 
     @property
     def covered_layers(self) -> list[int]:

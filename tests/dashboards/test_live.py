@@ -25,6 +25,7 @@ PLAN = Plan(
     shape=Shape(layers=3, experts=8, top_k=2),
     habits=Habits(skew=0.5, hot=0.9, hot_moves_s=3600.0),
     rank_imbalance=2.0,
+    draft_share=0.4,
     uncovered=(5,),
     outages=(Outage(2, 20.0),),
 )

@@ -150,6 +150,15 @@ def test_decode_is_a_part_of_the_whole_and_has_a_habit_of_its_own() -> None:
     )
 
 
+def test_drafts_are_a_share_of_the_decode_tokens_and_some_are_accepted() -> None:
+    (first, *_) = frames(replace(PLAN, draft_share=0.5, draft_acceptance=0.8), 400.0)
+    drafts = first.accepted_drafts + first.rejected_drafts
+    assert 0.45 * first.decode_tokens < drafts < 0.55 * first.decode_tokens
+    assert 0.75 * drafts < first.accepted_drafts < 0.85 * drafts
+    (without, *_) = frames(PLAN, 400.0)
+    assert (without.accepted_drafts, without.rejected_drafts) == (0, 0)
+
+
 def test_a_hot_rank_that_alternates_is_planted_in_every_step_and_in_no_window() -> None:
     made = frames(replace(PLAN, alternate=2.0, habits=Habits(skew=0.0, decode_shift=0.0)), 16.0)
     loads = np.sum([step_loads(frame)[1] for frame in made], axis=0)  # every rank computes in each step
