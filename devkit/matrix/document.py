@@ -68,7 +68,7 @@ NOTHING: Final = "No results yet."
 
 def gpu_runs() -> list[GpuRun]:
     """The results that are checked in, the oldest version first."""
-    runs = [json.loads(path.read_text()) for path in RESULTS.glob("gpu-*.json")]
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("gpu-*.json"))]
     return sorted(runs, key=lambda run: [int(part) for part in run["vllm"].split(".")])
 
 
