@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 from unittest import mock
 
@@ -59,16 +59,21 @@ def unknown_layout(**variables: str) -> Iterator[Environment]:
 @contextlib.contextmanager
 def context_fails() -> Iterator[Environment]:
     """What vLLM says of a step can't be read."""
-    original, calls = session.step_rows, 0
+    original, calls = session.rows_reader, 0
 
-    def step_rows() -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > 9:
-            raise LookupError("no context")
-        return original()
+    def rows_reader(microbatches: int) -> Callable[[], Any]:
+        read = original(microbatches)
 
-    with mock.patch.object(session, "step_rows", step_rows):
+        def step_rows() -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 9:
+                raise LookupError("no context")
+            return read()
+
+        return step_rows
+
+    with mock.patch.object(session, "rows_reader", rows_reader):
         yield {}
 
 
