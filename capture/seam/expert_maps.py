@@ -61,6 +61,7 @@ class ExpertMaps:
         self.layers = self._read(device)
         redundant = any(len(layer.copies) != self._physical for layer in self.layers)
         self.rule = find_rule(device) if redundant else ReplicaRule.ONE_COPY
+        self._turn = 0
         self._remember()
 
     def replaced(self) -> bool:
@@ -108,7 +109,7 @@ class ExpertMaps:
 
     def _remember(self) -> None:
         """Note where the tensors are, and which objects they are, to see later that they were replaced."""
-        self._turn: int = 0
+        self._turn = 0
         states = [_state_of(module) for module in self._modules]
         self._held: list[tuple[Any, Any, Any]] = [
             (s, s.logical_to_physical_map, s.logical_replica_count) for s in states
