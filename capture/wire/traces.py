@@ -20,16 +20,18 @@ from msgspec import Meta, Struct
 
 from moescope.capture.wire.arrays import WireError
 from moescope.capture.wire.codec import decode_versioned
-from moescope.capture.wire.schema import MAX_LAYERS, Count, MoeLayer, Name, Positive, Producer
+from moescope.capture.wire.schema import MAX_LAYERS, Count, MoeLayer, Name, Positive, Producer, Text
 
 TRACE_MAJOR: Final = 1
-TRACE_MINOR: Final = 2
+TRACE_MINOR: Final = 3
 TRACE_CONTENT_TYPE: Final = "application/vnd.moescope.trace+msgpack"
 
 MAX_PARTS: Final = 1 << 16
 MAX_RUNS: Final = 1 << 17
 """Runs of a part, at most. A part of 8 MiB whose tokens take 64 bytes has as many tokens."""
 MAX_POSITION: Final = 1 << 40
+MAX_TAKEN_OVER: Final = 1 << 12
+"""Entries of ``taken_over``, at most; what is behind them has an unknown origin."""
 NO_EXPERT: Final = 0xFFFF
 """The id of a masked slot; a trace that has one takes two bytes for each id."""
 
@@ -41,6 +43,22 @@ class Run(Struct, frozen=True, array_like=True):
 
     first: Annotated[int, Meta(ge=0, lt=MAX_POSITION)]
     count: Annotated[int, Meta(ge=1, lt=MAX_POSITION)]
+
+
+class TakenOver(Struct, frozen=True, array_like=True):
+    """Positions that were not computed for a request: the KV cache had them.
+
+    Attributes:
+        first, count: the positions.
+        request_id: vLLM's internal id of the request whose computation the cache had, at the same positions,
+            in the same worker; empty: it isn't known.
+        why: why it isn't known, such as ``not_traced`` or ``kv_transfer``; else empty.
+    """
+
+    first: Annotated[int, Meta(ge=0, lt=MAX_POSITION)]
+    count: Annotated[int, Meta(ge=1, lt=MAX_POSITION)]
+    request_id: Text
+    why: Text = ""
 
 
 class TracePart(Struct, kw_only=True):
@@ -70,6 +88,13 @@ class TracePart(Struct, kw_only=True):
             minor 1 or below.
         rejected_drafts: how many rows of the whole trace are in no ``runs``: of draft tokens that were
             rejected, and of what was computed behind the request's end. 0 in parts of wire minor 1 or below.
+        accepted_drafts: how many tokens of the whole trace were drafts that were accepted. 0 in parts of wire
+            minor 2 or below.
+        taken_over: of the whole trace, which request computed which of its cached positions, in rising order.
+            Empty in parts of wire minor 2 or below, and where nothing was cached.
+        lora: the name of the request's LoRA adapter; empty: none, or wire minor 2 or below.
+        finish_reason: how the request ended, as far as the worker can tell; empty: it can't, or wire minor 2
+            or below.
     """
 
     wire: tuple[int, int]
@@ -93,6 +118,10 @@ class TracePart(Struct, kw_only=True):
     steps: bytes = b""
     weights_version: Count = 0
     rejected_drafts: Count = 0
+    accepted_drafts: Count = 0
+    taken_over: Annotated[list[TakenOver], Meta(max_length=MAX_TAKEN_OVER)] = []
+    lora: Text = ""
+    finish_reason: Literal["", "stop", "length", "abort", "error", "repetition"] = ""
 
     @property
     def tokens(self) -> int:
@@ -154,6 +183,8 @@ def check_part(part: TracePart) -> None:
                 f"{part.id_bytes}), got {len(part.experts[index])}"
             )
     _check_ids(part)
+    if any(a.first + a.count > b.first for a, b in itertools.pairwise(part.taken_over)):
+        raise WireError("taken_over: positions must rise, and no two entries may have the same")
     if part.steps:
         _check_steps(part.steps, tokens)
 

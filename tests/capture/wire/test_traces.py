@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moescope.capture.wire import MoeLayer, Producer, WireError, WireVersionError
-from moescope.capture.wire.traces import NO_EXPERT, Run, TracePart, decode_part, encode_part
+from moescope.capture.wire.traces import NO_EXPERT, Run, TakenOver, TracePart, decode_part, encode_part
 
 
 def part(**fields: Any) -> TracePart:
@@ -47,6 +47,11 @@ def test_a_part_comes_back() -> None:
     assert found.ids_of(1).dtype == np.uint8
 
 
+def test_what_a_cache_had_comes_back() -> None:
+    taken = [TakenOver(0, 16, "a"), TakenOver(16, 16, "", "not_traced")]
+    assert decode_part(encode_part(part(taken_over=taken))).taken_over == taken
+
+
 def test_two_bytes_and_masked_slots() -> None:
     ids = np.array([[1, NO_EXPERT], [2, 3], [4, 5]], "<u2").tobytes()
     other = np.array([199, NO_EXPERT, 0], "<u2").tobytes()
@@ -58,6 +63,8 @@ def test_two_bytes_and_masked_slots() -> None:
     ("fields", "named"),
     [
         ({"part": 1}, "part: 1 is not below parts 1"),
+        ({"taken_over": [TakenOver(0, 3, "a"), TakenOver(2, 1, "b")]}, "taken_over: positions must rise"),
+        ({"taken_over": [TakenOver(4, 1, "a"), TakenOver(0, 1, "b")]}, "taken_over: positions must rise"),
         ({"layers": [MoeLayer(4, 8, 2), MoeLayer(1, 200, 1)]}, "layers: ids must rise"),
         ({"experts": [b"\0" * 6]}, "experts: 1 arrays for 2 layers"),
         ({"experts": [b"\0" * 5, b"\0" * 3]}, r"experts\[0\]: expected 6 bytes"),
