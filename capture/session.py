@@ -21,31 +21,27 @@ from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.frames.unavailable import Unavailable
 from moescope.capture.seam.binding import RouterBinding
-from moescope.capture.seam.deployment import DeploymentName, name_deployment
+from moescope.capture.seam.coverage_log import log_coverage
+from moescope.capture.seam.deployment import name_deployment
 from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
 from moescope.capture.seam.features import microbatches
 from moescope.capture.seam.microbatches import rows_reader
-from moescope.capture.seam.outcomes import StepOutcome, why_no_outcomes
+from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.ranks import read_producer, read_ranks, resized
 from moescope.capture.seam.requests import scheduled_tokens
-from moescope.capture.seam.runner import holds_requests
-from moescope.capture.seam.survey import MoeSurvey, survey_model
+from moescope.capture.seam.runner import UNASKED, holds_requests
+from moescope.capture.seam.survey import survey_model
 from moescope.capture.seam.versions import vllm_version
 from moescope.capture.seam.weights import WeightsWatch
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests, BatchWatch
-from moescope.capture.step.drafts import DraftTally
+from moescope.capture.step.drafts import open_tally
 from moescope.capture.step.live_requests import Drafts
 from moescope.capture.step.phases import PhaseTracker
 from moescope.capture.step.totals import StepTokens
 from moescope.capture.trace_session import TraceSession, open_traces, why_no_traces
 
 logger = logging.getLogger("vllm.moescope")
-
-UNASKED = (
-    "vLLM runs steps without asking its worker (worker.execute_model), so none of them can be counted. Ray's "
-    "old executor does that: set VLLM_USE_RAY_V2_EXECUTOR_BACKEND=1, or use the mp executor"
-)
 
 
 class CaptureSession:
@@ -117,8 +113,10 @@ class CaptureSession:
             self._weights.versions,
             model_runner,
         )
-        self._drafts = _open_tally(vllm_config, unavailable)
+        self._drafts = open_tally(vllm_config, partial(unavailable.note, "drafts"))
         self._outcome: StepOutcome | None = None
+        with_device = (self._taker, self._drafts, self._traces)
+        self._pausing = [part for part in with_device if part is not None]
         if self._traces is not None:
             buffers.traced = self._traces.staging
         self._builder = FrameBuilder(
@@ -151,7 +149,7 @@ class CaptureSession:
             self._binding.unbind()  # no router may go on calling a capturer that nobody reads
             self._weights.close()
             raise
-        _log_coverage(survey, settings, name_deployment(vllm_config, settings))
+        log_coverage(survey, settings, name_deployment(vllm_config, settings))
         unavailable.announce(vllm_version())
 
     def before_raise(self, unheard: Callable[[str], None]) -> None:
@@ -164,21 +162,15 @@ class CaptureSession:
     def warm_up_begins(self) -> None:
         """Take back the callback slots that vLLM took after the load; its callbacks are called as well."""
         self._serving, self._warming_up = False, True
-        self._taker.pause()
-        if self._drafts is not None:
-            self._drafts.pause()
-        if self._traces is not None:
-            self._traces.pause()
+        for part in self._pausing:
+            part.pause()
         self._guarded(self._rebind)
 
     def serving_begins(self) -> None:
         """Warm-up is over: count from now on, and send."""
         self.capturer.raise_owed()
-        self._taker.resume()
-        if self._drafts is not None:
-            self._drafts.resume()
-        if self._traces is not None:
-            self._traces.resume()
+        for part in self._pausing:
+            part.resume()
         self._serving, self._warming_up = True, False
         if not self._started:
             self._started = self.capturer.has_served = True
@@ -391,36 +383,3 @@ class CaptureSession:
             action()
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             self.capturer.disable(f"internal fault: {error!r}")
-
-
-def _open_tally(vllm_config: Any, unavailable: Unavailable) -> DraftTally | None:
-    """What counts drafts by what became of them, if vLLM drafts tokens and this worker is told."""
-    if vllm_config.speculative_config is None:
-        return None
-    no_drafts, reason = partial(unavailable.note, "drafts"), why_no_outcomes(vllm_config)
-    if reason is None:
-        return DraftTally(no_drafts)
-    no_drafts(reason)
-    return None
-
-
-def _log_coverage(survey: MoeSurvey, settings: CaptureSettings, deployment: DeploymentName) -> None:
-    logger.info(
-        "moescope: counting %d MoE layers for the deployment %r (from %s), sending to %s every %g s",
-        len(survey.routed),
-        *deployment,
-        settings.endpoint,
-        settings.interval,
-    )
-    for layer in survey.uncovered:
-        logger.warning("moescope: layer %d is not covered: %s", layer.layer, layer.reason)
-    for layer in survey.absent:
-        logger.error("moescope: layer %d is absent: %s", layer.layer, layer.reason)
-    if survey.absent_unnamed:
-        logger.error("moescope: MoE layers are absent: %s", survey.absent_unnamed)
-    if survey.slower is not None:
-        logger.warning(
-            "moescope: decode is slower than without capture: %s; MOESCOPE_LEAVE_FAST_KERNELS=1 leaves these "
-            "layers alone",
-            survey.slower,
-        )
