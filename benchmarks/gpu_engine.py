@@ -102,7 +102,7 @@ class Engine:
         worker = core.engine_core.model_executor.driver_worker.worker
         self._runner, self._session = worker.model_runner, worker._capture
         self._own = RoutedExperts(self._runner, self._scheduler)
-        self._routers = self._session._binding._routers
+        self._routers = self._session._model._binding._routers
         modes = tuple(SETS) if experiment == "default" else MORE[experiment]
         self._callbacks = {mode: self._callbacks_of(mode) for mode in modes}
         self._graphs: dict[Set, Graphs] = {}

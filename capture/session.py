@@ -15,37 +15,29 @@ from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.delivery.transport import HttpTransport
 from moescope.capture.frames.builder import FrameBuilder
-from moescope.capture.frames.open_ring import no_ep_ranks, open_ring
+from moescope.capture.frames.placed_loads import PlacedLoads
 from moescope.capture.frames.sender import FrameSender
-from moescope.capture.frames.step_history import StepHistory
 from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.frames.unavailable import Unavailable
-from moescope.capture.seam.binding import RouterBinding
-from moescope.capture.seam.deployment import DeploymentName, name_deployment
-from moescope.capture.seam.eplb import MovingPlacement, watch_eplb
+from moescope.capture.model_session import ModelSession
+from moescope.capture.seam.coverage_log import log_coverage
+from moescope.capture.seam.deployment import name_deployment
 from moescope.capture.seam.features import microbatches
 from moescope.capture.seam.microbatches import rows_reader
-from moescope.capture.seam.outcomes import StepOutcome, why_no_outcomes
+from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.ranks import read_producer, read_ranks, resized
-from moescope.capture.seam.requests import scheduled_tokens
-from moescope.capture.seam.runner import holds_requests
-from moescope.capture.seam.survey import MoeSurvey, survey_model
+from moescope.capture.seam.runner import UNASKED, holds_requests
+from moescope.capture.seam.survey import survey_model
 from moescope.capture.seam.versions import vllm_version
-from moescope.capture.seam.weights import WeightsWatch
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests, BatchWatch
-from moescope.capture.step.drafts import DraftTally
+from moescope.capture.step.drafts import open_tally
+from moescope.capture.step.known_phases import KnownPhases
 from moescope.capture.step.live_requests import Drafts
 from moescope.capture.step.phases import PhaseTracker
-from moescope.capture.step.totals import StepTokens
 from moescope.capture.trace_session import TraceSession, open_traces, why_no_traces
 
 logger = logging.getLogger("vllm.moescope")
-
-UNASKED = (
-    "vLLM runs steps without asking its worker (worker.execute_model), so none of them can be counted. Ray's "
-    "old executor does that: set VLLM_USE_RAY_V2_EXECUTOR_BACKEND=1, or use the mp executor"
-)
 
 
 class CaptureSession:
@@ -67,58 +59,44 @@ class CaptureSession:
     ):
         survey = survey_model(model, vllm_config, leave_fast_kernels=settings.leave_fast_kernels)
         self._unavailable = unavailable = Unavailable()
-        if survey.why_no_placement is not None:
-            unavailable.note("placement", survey.why_no_placement)
         layers = [layer.spec for layer in survey.routed]
         producer, epoch = read_producer(vllm_config, settings), time.time_ns()
         parts = microbatches(vllm_config.parallel_config) if survey.routed else 1
-        modules = [layer.module for layer in survey.routed]
-        self._eplb = watch_eplb(model_runner, modules, vllm_config, partial(unavailable.note, "placement"))
-        ring = open_ring(survey, producer, vllm_config, device, unavailable, self._eplb, parts)
-        self._maps = None if ring is None else ring.maps
+        self._placed = placed = PlacedLoads(
+            survey, producer, vllm_config, device, unavailable, model_runner, parts
+        )
         most_tokens = vllm_config.scheduler_config.max_num_batched_tokens
-        buffers = CountBuffers(layers, device, most_tokens, ring, parts)
+        buffers = CountBuffers(layers, device, most_tokens, placed.ring, parts)
         self.capturer = RoutingCapturer(
             buffers, read_ranks(vllm_config), rows_reader(parts), settings.on_error, settings.kept_ids_bytes
         )
-        self._binding = RouterBinding(survey.routed, self.capturer, survey.look_again)
-        self._why_no_references = survey.why_no_references
-        self._weights = WeightsWatch(
-            model,
-            vllm_config.model_config,
-            self._weights_changed,
-            lambda: self.capturer.totals.forward_passes,
-            discards=device.type != "cpu",
+        self._model = ModelSession(
+            model, survey, self.capturer, vllm_config.model_config, device, self._weights_changed
         )
-        history = None if ring is None or not ring.capacity else StepHistory(ring.version)
+        weights = self._model.weights
         self._taker = SnapshotTaker(
             buffers.flat,
             self.capturer,
             settings.interval,
-            ring=None if history is None else ring,
-            history=history,
-            eplb=self._eplb,
-            weights=lambda: self._weights.now,
+            ring=placed.ring_of_steps,
+            history=placed.history,
+            eplb=placed.eplb,
+            weights=lambda: weights.now,
         )
-        self._phases = PhaseTracker(decodes_only=producer.role == "decode")
+        self._phases = KnownPhases(
+            PhaseTracker(decodes_only=producer.role == "decode"), partial(unavailable.note, "phases")
+        )
         self._traces: TraceSession | None = None
         self._watch = BatchWatch(vllm_config, self._ordered, self._watch_failed)
         reason = self._watch.reason or why_no_traces(vllm_config, device, self.capturer.strategy)
-        no_traces = partial(unavailable.note, "traces")
+        no_traces, versions = partial(unavailable.note, "traces"), weights.versions
         self._traces = open_traces(
-            layers,
-            producer,
-            epoch,
-            settings,
-            vllm_config,
-            device,
-            reason,
-            no_traces,
-            self._weights.versions,
-            model_runner,
+            layers, producer, epoch, settings, vllm_config, device, reason, no_traces, versions, model_runner
         )
-        self._drafts = _open_tally(vllm_config, unavailable)
+        self._drafts = open_tally(vllm_config, partial(unavailable.note, "drafts"))
         self._outcome: StepOutcome | None = None
+        with_device = (self._taker, self._drafts, self._traces)
+        self._pausing = [part for part in with_device if part is not None]
         if self._traces is not None:
             buffers.traced = self._traces.staging
         self._builder = FrameBuilder(
@@ -129,8 +107,8 @@ class CaptureSession:
             placement=survey.placement,
             strategy=lambda: self.capturer.strategy,
             traces=dict if self._traces is None else self._traces.accounts,
-            history=history,
-            moving=None if self._eplb is None else MovingPlacement(layers, self._eplb.rows, producer.ep_size),
+            history=placed.history,
+            moving=placed.moving(layers),
             unavailable=unavailable.reasons,
             absent=survey.absent,
             absent_unnamed=survey.absent_unnamed,
@@ -146,12 +124,11 @@ class CaptureSession:
         self._runner, self._vllm_config = model_runner, vllm_config
         self._serving = self._warming_up = self._started = self._asked = False
         try:
-            self._bind()
+            self._model.bind()
         except Exception:
-            self._binding.unbind()  # no router may go on calling a capturer that nobody reads
-            self._weights.close()
+            self._model.close()  # no router may go on calling a capturer that nobody reads
             raise
-        _log_coverage(survey, settings, name_deployment(vllm_config, settings))
+        log_coverage(survey, settings, name_deployment(vllm_config, settings))
         unavailable.announce(vllm_version())
 
     def before_raise(self, unheard: Callable[[str], None]) -> None:
@@ -164,21 +141,15 @@ class CaptureSession:
     def warm_up_begins(self) -> None:
         """Take back the callback slots that vLLM took after the load; its callbacks are called as well."""
         self._serving, self._warming_up = False, True
-        self._taker.pause()
-        if self._drafts is not None:
-            self._drafts.pause()
-        if self._traces is not None:
-            self._traces.pause()
-        self._guarded(self._rebind)
+        for part in self._pausing:
+            part.pause()
+        self._guarded(self._model.rebind)
 
     def serving_begins(self) -> None:
         """Warm-up is over: count from now on, and send."""
         self.capturer.raise_owed()
-        self._taker.resume()
-        if self._drafts is not None:
-            self._drafts.resume()
-        if self._traces is not None:
-            self._traces.resume()
+        for part in self._pausing:
+            part.resume()
         self._serving, self._warming_up = True, False
         if not self._started:
             self._started = self.capturer.has_served = True
@@ -217,7 +188,7 @@ class CaptureSession:
     def idle_step_begins(self) -> None:
         """A dummy step is about to run."""
         if self._serving:
-            self._guarded(self._follow_kernels)
+            self._guarded(self._model.follow_kernels)
 
     def idle_step(self) -> None:
         """A dummy step was run because another DP rank has work.
@@ -232,10 +203,8 @@ class CaptureSession:
     def sizes_may_differ(self) -> None:
         """Tell the numbers of DP and EP ranks anew: vLLM may have changed them, in between two steps."""
         try:
-            producer, ranks = (
-                resized(self._builder.producer, self._vllm_config),
-                read_ranks(self._vllm_config),
-            )
+            producer = resized(self._builder.producer, self._vllm_config)
+            ranks = read_ranks(self._vllm_config)
         except LookupError as error:
             self.capturer.disable(str(error))
         except Exception as error:  # noqa: BLE001 - a worker that is removed has no groups any more
@@ -243,22 +212,20 @@ class CaptureSession:
         else:
             if producer != self._builder.producer:
                 logger.info("moescope: %d DP and %d EP ranks from now on", producer.dp_size, producer.ep_size)
-            ring = self.capturer.buffers.ring
-            if ring is not None and ring.ep_size != producer.ep_size:
-                no_ep_ranks(self._unavailable, f"there are {producer.ep_size} EP ranks, not {ring.ep_size}")
+            self._placed.resized(producer.ep_size)
             self._builder.producer, self.capturer.ranks = producer, ranks
-            self._guarded(self._rebind)
+            self._guarded(self._model.rebind)
 
     @contextmanager
     def weights_may_change(
         self, way: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
     ) -> Iterator[None]:
         """Surround a call of one of `seam.weights.WAYS`; no step runs meanwhile."""
-        self._weights.before()
+        self._model.weights.before()
         try:
             yield
         finally:
-            self._guarded(lambda: self._weights.after(way, arguments, named))
+            self._guarded(lambda: self._model.weights.after(way, arguments, named))
 
     def steps_differ(self, reason: str) -> None:
         """From now on a step may have another number on each rank: loads of single steps are told no more."""
@@ -268,8 +235,7 @@ class CaptureSession:
         """Give the callback slots back and send what is left, within two seconds (three with traces)."""
         self._serving = False
         self._guarded(self._watch.close)
-        self._guarded(self._weights.close)
-        self._guarded(self._binding.unbind)
+        self._guarded(self._model.close)
         if self._drafts is not None:
             self._drafts.close()
         if self._traces is not None:
@@ -278,14 +244,11 @@ class CaptureSession:
 
     def _begin(self, scheduler_output: Any) -> None:
         self._taker.step_begins()
-        if self._eplb is not None:
-            self._eplb.look()
-        if self._maps is not None:
-            self._follow_maps()
-        tokens = self._step_tokens(scheduler_output)
+        self._placed.step_begins()
+        tokens = self._phases.begin_step(scheduler_output)
         if tokens.tokens:
-            self._follow_kernels()
-            self._weights.step_begins()
+            self._model.follow_kernels()
+            self._model.weights.step_begins()
         self.capturer.begin_step(*tokens)
 
     def _begin_drafts(self, scheduler_output: Any) -> None:
@@ -294,36 +257,15 @@ class CaptureSession:
         if self._drafts is not None:
             self._outcome = self._drafts.begin_step(scheduler_output)
 
-    def _follow_maps(self) -> None:
-        """Go where vLLM's maps of experts are; if they aren't known any more, slots have no EP rank."""
-        try:
-            assert self._maps is not None
-            self._maps.follow()
-        except Exception as error:  # noqa: BLE001 - counts don't need them
-            self._maps = None
-            no_ep_ranks(self._unavailable, f"EPLB's maps of experts were replaced: {error!r}")
-
-    def _step_tokens(self, scheduler_output: Any) -> StepTokens:
-        """The step's tokens; all are of one phase once the phases can't be told: frames leave them out."""
-        if "phases" not in self._unavailable.reasons():
-            try:
-                return self._phases.begin_step(scheduler_output)
-            except Exception as error:  # noqa: BLE001 - counts don't need them
-                self._unavailable.note("phases", f"the requests of a step can't be read: {error!r}")
-        return StepTokens(scheduled_tokens(scheduler_output), 0)
-
     def _ordered(self, batch: BatchRequests) -> None:
         """The order of the batch's rows is known, and its forward pass is not enqueued yet."""
         if self.capturer.awaits_phases:
-            try:
-                self.capturer.set_phases(self._phases.of_tokens(batch))
-            except Exception as error:  # noqa: BLE001 - counts don't need them
-                self._unavailable.note("phases", f"the phases of a step can't be told: {error!r}")
+            self._phases.tell(batch, self.capturer.set_phases)
         if self._traces is not None:
             self._traces.take_order(batch, self.capturer.totals.forward_passes)
 
     def _watch_failed(self, reason: str) -> None:
-        self._unavailable.note("phases", reason)
+        self._phases.give_up(reason)
         if self._traces is not None:
             self._traces.give_up(reason)
 
@@ -343,84 +285,22 @@ class CaptureSession:
 
     def _end(self) -> None:
         self.capturer.end_step()
-        if self._eplb is not None and self._eplb.moves_after_this_pass():
+        if self._placed.move_after_this_pass():
             self._taker.flush()
 
     def _idle(self) -> None:
         self._taker.step_begins()
-        self._weights.step_begins()
+        self._model.weights.step_begins()
         self.capturer.idle_step()
-        if self._eplb is not None:
-            self._eplb.look()
+        self._placed.idle_step()
         self._taker.step_ends()
-
-    def _bind(self) -> None:
-        self._binding.bind()
-        reason = self._why_no_references()
-        if reason is not None:
-            self.capturer.keep_no_references(reason)
-
-    def _rebind(self) -> None:
-        """Bind again: slots may have been taken, and kernels made anew."""
-        if self.capturer.disabled_reason is not None:
-            return
-        lost = self._binding.renew()
-        if lost is None:
-            self._bind()
-        else:
-            self._binding.unbind()
-            self.capturer.disable(lost)
-
-    def _follow_kernels(self) -> None:
-        """Bind again before a step if vLLM may have made kernels anew since the last one.
-
-        Only here, as the last call that changes weights isn't known: in the midst of them a layer may have no
-        kernel. What vLLM didn't tell is seen by looking at one layer in each step.
-        """
-        if self._weights.touched or self._binding.looks_left():
-            self._weights.touched = False
-            self._rebind()
 
     def _weights_changed(self) -> None:
         """Have a frame that has all counts of the former weights, and says that others follow."""
-        logger.info("moescope: the weights are changed, version %d %s", *self._weights.now)
         self._guarded(self._taker.mark)
 
-    def _guarded(self, action: Any) -> None:
+    def _guarded(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             self.capturer.disable(f"internal fault: {error!r}")
-
-
-def _open_tally(vllm_config: Any, unavailable: Unavailable) -> DraftTally | None:
-    """What counts drafts by what became of them, if vLLM drafts tokens and this worker is told."""
-    if vllm_config.speculative_config is None:
-        return None
-    no_drafts, reason = partial(unavailable.note, "drafts"), why_no_outcomes(vllm_config)
-    if reason is None:
-        return DraftTally(no_drafts)
-    no_drafts(reason)
-    return None
-
-
-def _log_coverage(survey: MoeSurvey, settings: CaptureSettings, deployment: DeploymentName) -> None:
-    logger.info(
-        "moescope: counting %d MoE layers for the deployment %r (from %s), sending to %s every %g s",
-        len(survey.routed),
-        *deployment,
-        settings.endpoint,
-        settings.interval,
-    )
-    for layer in survey.uncovered:
-        logger.warning("moescope: layer %d is not covered: %s", layer.layer, layer.reason)
-    for layer in survey.absent:
-        logger.error("moescope: layer %d is absent: %s", layer.layer, layer.reason)
-    if survey.absent_unnamed:
-        logger.error("moescope: MoE layers are absent: %s", survey.absent_unnamed)
-    if survey.slower is not None:
-        logger.warning(
-            "moescope: decode is slower than without capture: %s; MOESCOPE_LEAVE_FAST_KERNELS=1 leaves these "
-            "layers alone",
-            survey.slower,
-        )

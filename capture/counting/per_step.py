@@ -168,7 +168,8 @@ class KernelPerStep:
             raise MissedLaunchError(f"{where} without counting layers {layers}")
 
     def _refuse_shared_memory(self, ordinal: int, topk_ids: torch.Tensor) -> None:
-        if not any(part.has_at(topk_ids.data_ptr()) for part in self._passes):
+        address = topk_ids.data_ptr()
+        if not any(part.has_at(address) for part in self._passes):
             return
         self._drop_all()
         layer = self._buffers.layers[ordinal].layer

@@ -14,7 +14,8 @@ class Unavailable:
     """Collects the reasons; the first one of each part stays.
 
     Until `announce` they are only kept, so that one line in the log has all that this vLLM lacks. Later ones
-    get a line each. Any thread may read, one thread notes.
+    get a line each. Any thread may read. The steps' thread and the sender's may note a part at the same time:
+    the worst of it is a second line.
     """
 
     def __init__(self) -> None:

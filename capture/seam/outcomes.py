@@ -6,7 +6,7 @@ somebody reads them, and none of vLLM's device tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
@@ -173,11 +173,8 @@ def _has_happened(event: torch.cuda.Event) -> bool:
 
 def draft_counts(scheduler_output: Any) -> dict[str, int]:
     """How many draft tokens a step verifies, by request, as the scheduler has them."""
-    return _lengths(scheduler_output.scheduled_spec_decode_tokens)
-
-
-def _lengths(tokens: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    return {name: len(of_request) for name, of_request in tokens.items()}
+    drafts = scheduler_output.scheduled_spec_decode_tokens
+    return {name: len(of_request) for name, of_request in drafts.items()}
 
 
 def _start(new_request: Any) -> Start:

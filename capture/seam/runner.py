@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+UNASKED: Final = (
+    "vLLM runs steps without asking its worker (worker.execute_model), so none of them can be counted. Ray's "
+    "old executor does that: set VLLM_USE_RAY_V2_EXECUTOR_BACKEND=1, or use the mp executor"
+)
+"""Why a worker can't count whose runner has requests, while vLLM never asks it for a step."""
 
 
 def holds_requests(model_runner: Any) -> bool:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from moescope.capture.seam.outcomes import StepOutcome
+from moescope.capture.seam.outcomes import StepOutcome, why_no_outcomes
 from moescope.capture.step.live_requests import Drafts, LiveRequests
 from moescope.capture.threads.pause_gate import PauseGate
 
@@ -159,3 +159,18 @@ class DraftTally:
         failed, self._failed = self._failed, None
         if failed is not None:
             failed(f"which drafts were accepted isn't known: {reason}")
+
+
+def open_tally(vllm_config: Any, failed: Callable[[str], None]) -> DraftTally | None:
+    """A tally if vLLM drafts tokens and this worker is told what becomes of them; else None.
+
+    Args:
+        failed: see `DraftTally`; also called if vLLM drafts tokens and there is no tally.
+    """
+    if vllm_config.speculative_config is None:
+        return None
+    reason = why_no_outcomes(vllm_config)
+    if reason is not None:
+        failed(reason)
+        return None
+    return DraftTally(failed)

@@ -5,6 +5,9 @@ How often it launches depends on the memory that kept ids may take; what it coun
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -29,33 +32,73 @@ STEPS = [(40, 0), (33, 33), (31, 8), (1, 1)]
 """Tokens of each step, and how many of them are decode tokens."""
 
 
+class Run:
+    """The same steps with one strategy: the torch reference or the kernels.
+
+    Attributes:
+        rows: how many the forward pass under way has.
+        part: of the step, which that pass is.
+        results: the traced rows of each step.
+    """
+
+    def __init__(
+        self,
+        strategy: str,
+        kept_ids_bytes: int,
+        max_tokens: int,
+        ranks: Ranks,
+        microbatches: int = 1,
+    ) -> None:
+        self._rng = np.random.default_rng(5)
+        ep_ranks = self._rng.integers(0, 4, (len(LAYERS), 128), dtype=np.int32)
+        self.ring = LoadRing(ep_ranks, 4, 0, DEVICE, microbatches=microbatches)
+        self._buffers = CountBuffers(LAYERS, DEVICE, max_tokens, self.ring, microbatches)
+        self._buffers.traced = self._staging = TraceStaging(LAYERS, max_tokens, DEVICE, 1 << 16)
+        self.rows, self.part = ROWS, WHOLE
+        self.capturer = RoutingCapturer(
+            self._buffers, ranks, lambda: StepRows(None, None, self.rows, self.part)
+        )
+        self.capturer._strategy = (
+            TorchPerLayer(self._buffers)
+            if strategy == "reference"
+            else KernelPerStep(self._buffers, kept_ids_bytes)
+        )
+        self.results: list[list[int]] = []
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """One of `STEPS` is under way."""
+        tokens, decode = STEPS[number]
+        self._staging.begin(np.arange(0, tokens, 3), tokens)
+        self.capturer.begin_step(tokens, decode)
+        self.capturer.set_phases(self._rng.permutation(np.arange(tokens) < decode).astype(np.uint8))
+        yield
+        self.capturer.end_step()
+        self.results.append(self._staging.rows[: -(-tokens // 3)].cpu().flatten().tolist())
+
+    def loads(self) -> torch.Tensor:
+        """Those of the steps: int32 [steps, microbatches, layers, EP ranks]."""
+        loads = torch.zeros_like(self.ring.loads)
+        self.ring.copy_since(0, loads)
+        return loads[: self.ring.computed]
+
+    def counted(self) -> list[list[int]]:
+        """Traced rows of each step, counts, and loads of each step."""
+        assert self.capturer.disabled_reason is None
+        return [*self.results, self._buffers.flat.tolist(), self.loads().flatten().tolist()]
+
+
 def run(strategy: str, kept_ids_bytes: int, ranks: Ranks, rows: int) -> list[list[int]]:
-    """Counts, loads of each step and traced rows of the same steps."""
-    rng = np.random.default_rng(5)
-    ep_ranks = rng.integers(0, 4, (len(LAYERS), 128), dtype=np.int32)
-    ring = LoadRing(ep_ranks, 4, 0, DEVICE)
-    buffers = CountBuffers(LAYERS, DEVICE, 2 * ROWS, ring)
-    buffers.traced = staging = TraceStaging(LAYERS, 2 * ROWS, DEVICE, 1 << 16)
-    capturer = RoutingCapturer(buffers, ranks, lambda: StepRows(None, None, ROWS))
-    capturer._strategy = (
-        TorchPerLayer(buffers) if strategy == "reference" else KernelPerStep(buffers, kept_ids_bytes)
-    )
-    results = []
-    for number, (tokens, decode) in enumerate(STEPS):
-        staging.begin(np.arange(0, tokens, 3), tokens)
-        capturer.begin_step(tokens, decode)
-        capturer.set_phases(rng.permutation(np.arange(tokens) < decode).astype(np.uint8))
+    """What is counted of steps, each of which a dummy step follows."""
+    made = Run(strategy, kept_ids_bytes, 2 * ROWS, ranks)
+    for number in range(len(STEPS)):
+        with made.step(number):
+            for ordinal, layer in enumerate(LAYERS):
+                made.capturer.record(ordinal, make_ids(rows, layer, torch.int32, 100 * number + ordinal))
         for ordinal, layer in enumerate(LAYERS):
-            capturer.record(ordinal, make_ids(rows, layer, torch.int32, 100 * number + ordinal))
-        capturer.end_step()
-        results.append(staging.rows[: -(-tokens // 3)].cpu().flatten().tolist())
-        for ordinal, layer in enumerate(LAYERS):  # a dummy step
-            capturer.record(ordinal, make_ids(rows, layer, torch.int32, ordinal))
-    assert capturer.disabled_reason is None
-    assert capturer.totals.phases_known
-    loads = torch.zeros_like(ring.loads)
-    ring.copy_since(0, loads)
-    return [*results, buffers.flat.tolist(), loads[: ring.computed].flatten().tolist()]
+            made.capturer.record(ordinal, make_ids(rows, layer, torch.int32, ordinal))
+    assert made.capturer.totals.phases_known
+    return made.counted()
 
 
 @pytest.mark.parametrize(
@@ -84,41 +127,21 @@ TURNS = [(0, (0, 1)), (1, (0, 1)), (0, (2, 3)), (1, (2,)), (0, (4,)), (1, (3, 4)
 
 
 def run_split(strategy: str, kept_ids_bytes: int, num_layers: int) -> list[list[int]]:
-    """Counts, loads of each step and traced rows, of steps of which every other one is split."""
-    rng = np.random.default_rng(5)
-    ring = LoadRing(rng.integers(0, 4, (len(LAYERS), 128), dtype=np.int32), 4, 0, DEVICE, microbatches=2)
-    buffers = CountBuffers(LAYERS, DEVICE, ROWS, ring, 2)
-    buffers.traced = staging = TraceStaging(LAYERS, ROWS, DEVICE, 1 << 16)
-    part = WHOLE
-    capturer = RoutingCapturer(buffers, Ranks(), lambda: StepRows(None, None, len(ids), part))
-    capturer._strategy = (
-        TorchPerLayer(buffers) if strategy == "reference" else KernelPerStep(buffers, kept_ids_bytes)
-    )
-    results = []
-    for number, (tokens, decode) in enumerate(STEPS):
-        staging.begin(np.arange(0, tokens, 3), tokens)
-        capturer.begin_step(tokens, decode)
-        capturer.set_phases(rng.permutation(np.arange(tokens) < decode).astype(np.uint8))
-        half = ROWS // 2
-        for microbatch, ordinals in TURNS if number % 2 == 0 else [(0, range(len(LAYERS)))]:
-            part = Microbatch(microbatch, microbatch * half, microbatch == 1) if number % 2 == 0 else WHOLE
-            for ordinal in ordinals:
-                if ordinal < num_layers:
+    """What is counted of steps of which every other one is split."""
+    made, half = Run(strategy, kept_ids_bytes, ROWS, Ranks(), microbatches=2), ROWS // 2
+    for number in range(len(STEPS)):
+        is_split = number % 2 == 0
+        made.rows = half if is_split else ROWS
+        with made.step(number):
+            for microbatch, ordinals in TURNS if is_split else [(0, range(num_layers))]:
+                made.part = Microbatch(microbatch, microbatch * half, microbatch == 1) if is_split else WHOLE
+                for ordinal in filter(range(num_layers).__contains__, ordinals):
                     ids = make_ids(ROWS, LAYERS[ordinal], torch.int32, 100 * number + ordinal)
-                    ids = ids if part == WHOLE else ids[part.first_token :][:half].clone()
-                    capturer.record(ordinal, ids)
-        capturer.end_step()
-        results.append(staging.rows[: -(-tokens // 3)].cpu().flatten().tolist())
-    assert capturer.disabled_reason is None
-    loads = torch.zeros_like(ring.loads)
-    ring.copy_since(0, loads)
-    assert (loads[: ring.computed].sum(dim=(2, 3)) > 0).tolist() == [
-        [True, True],
-        [True, False],
-        [True, True],
-        [True, False],
-    ]
-    return [*results, buffers.flat.tolist(), loads[: ring.computed].flatten().tolist()]
+                    ids = ids[made.part.first_token :][:half].clone() if is_split else ids
+                    made.capturer.record(ordinal, ids)
+    has = (made.loads().sum(dim=(2, 3)) > 0).tolist()
+    assert has == [[True, True], [True, False], [True, True], [True, False]]
+    return made.counted()
 
 
 @pytest.mark.parametrize("kept", [0, 2 * IDS_BYTES, 100 * IDS_BYTES])

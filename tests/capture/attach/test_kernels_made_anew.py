@@ -113,7 +113,7 @@ def test_in_any_call_of_a_weight_transfer(worker: Any) -> None:
         worker.finish_weight_update(acts[4])
         worker.execute_model(SCHEDULED)
         assert_exact(worker)
-        assert worker._capture._weights.now.version == remade_in + 1
+        assert worker._capture._model.weights.now.version == remade_in + 1
 
 
 def test_in_chunks_with_steps_in_between(worker: Any) -> None:
@@ -125,7 +125,7 @@ def test_in_chunks_with_steps_in_between(worker: Any) -> None:
     worker.finish_weight_update(worker.model.remade)
     worker.execute_model(SCHEDULED)
     assert_exact(worker)
-    assert worker._capture._weights.now.version == 1
+    assert worker._capture._model.weights.now.version == 1
 
 
 @pytest.mark.parametrize("way", ["reload_weights", "reset_weights", "start_draft_weight_update"])
@@ -179,7 +179,7 @@ def test_steps_in_between_bind_nothing(worker: Any, monkeypatch: pytest.MonkeyPa
     worker.reload_weights()
     worker.execute_model(SCHEDULED)
     looked: list[None] = []
-    monkeypatch.setattr(worker._capture._binding, "renew", lambda: looked.append(None))
+    monkeypatch.setattr(worker._capture._model._binding, "renew", lambda: looked.append(None))
     for _ in range(2 * LAYERS):
         worker.execute_model(SCHEDULED)
         worker.execute_dummy_batch()

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from moescope.capture import session
+from moescope.capture.seam.coverage_log import log_coverage
 from moescope.capture.seam.deployment import DeploymentName
 from moescope.capture.seam.survey import MoeSurvey
 from moescope.capture.settings.environment import CaptureSettings
@@ -18,7 +18,7 @@ def said(survey: MoeSurvey, caplog: pytest.LogCaptureFixture) -> list[tuple[str,
     caplog.clear()
     logging.getLogger("vllm.moescope").addHandler(caplog.handler)
     try:
-        session._log_coverage(survey, CaptureSettings(), DeploymentName("gpu-17:8000", "its port"))
+        log_coverage(survey, CaptureSettings(), DeploymentName("gpu-17:8000", "its port"))
     finally:
         logging.getLogger("vllm.moescope").removeHandler(caplog.handler)
     lines = dict.fromkeys((record.levelname, record.getMessage()) for record in caplog.records)

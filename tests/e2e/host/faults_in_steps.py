@@ -30,7 +30,7 @@ def stolen_slot() -> Iterator[Environment]:
 
     def serving_begins(mine: session.CaptureSession) -> None:
         original(mine)
-        mine._binding._routers[1].set_capture_fn(None)
+        mine._model._binding._routers[1].set_capture_fn(None)
 
     with mock.patch.object(session.CaptureSession, "serving_begins", serving_begins):
         yield {}
