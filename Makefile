@@ -41,7 +41,7 @@ demo: env  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--h
 
 # Three parts at a time, those that take longest first: on two cores, as each waits for something now and then. The
 # end-to-end tests' servers use every core, so they come alone.
-test: env packages  ## everything that must pass before a commit
+test: env packages  ## everything that must pass before a commit; about 25 minutes on two cores
 	+@$(MAKE) --no-print-directory -j3 --output-sync=target lint tests-service tests-rest tests-store types kernels
 	+@$(MAKE) --no-print-directory tests-e2e
 
@@ -76,7 +76,7 @@ tests-rest: env
 test-gpu:  ## tests on a CUDA GPU, with the Python that has vLLM and moescope (PYTHON=python3)
 	$(call stage,test-gpu,$(PYTHON) -m pytest tests/gpu tests/kernels $(ARGS))
 
-bare:  ## both commands on a minimal Debian, made for it; takes root and half an hour (ARGS=--help)
+bare:  ## both commands on a minimal Debian, made for it; takes root, and longer than test (ARGS=--help)
 	@devkit/bare.sh $(ARGS)
 
 soak: env  ## the gates that take long: load, faults, network, bad and expensive input; a table into docs/gates.md (ARGS=--help)

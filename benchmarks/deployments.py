@@ -1,6 +1,6 @@
 """What a scrape costs with many small deployments: processor time, by what has changed since the last one.
 
-    python benchmarks/deployments.py
+    python -m benchmarks.deployments
 
 Each deployment is one worker with one layer. Four rounds of frames go straight into the live state, so the
 window of the balance gauges begins within them. A scrape is what GET /metrics does, without HTTP. "changed":
@@ -10,9 +10,6 @@ each deployment sent a frame since the last scrape. "unchanged": none did, and t
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from benchmarks.results_file import keep, parser_of
 from moescope.capture import wire
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector
@@ -109,22 +107,14 @@ def measure(deployments: int, runs: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, keep the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, RESULTS, runs=5)
     parser.add_argument("--deployments", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument("--runs", type=int, default=5, help="runs a figure (default: %(default)s)")
-    parser.add_argument("--no-results", action="store_true", help=f"don't write {RESULTS.name}")
     options = parser.parse_args()
     rows = []
     for deployments in options.deployments:
         rows.append(measure(deployments, options.runs))
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    if not options.no_results:
-        machine = {"python": platform.python_version(), "machine": platform.machine()}
-        RESULTS.write_text(
-            json.dumps({"machine": machine, "runs": options.runs, "rows": rows}, indent=1) + "\n"
-        )
+    keep(RESULTS, options, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long a scrape takes to write: the library's writer, the fast path, gzip; side by side.
 
-    python benchmarks/exposition.py
+    python -m benchmarks.exposition
 
 The counters have four labels, as the families by layer and rank do, and numbers as after days of traffic. All
 numbers rise before each run: between scrapes the fast path keeps texts of labels only (cached_bytes). Each
@@ -11,10 +11,7 @@ the kept texts of labels not.
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import json
-import platform
 import statistics
 import time
 import tracemalloc
@@ -28,6 +25,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from benchmarks.results_file import keep, parser_of
 from moescope.service.metrics.samples import Table, WideMetric
 from moescope.service.metrics.text.writer import Writer
 
@@ -121,27 +119,14 @@ def peak(way: Callable[[], bytes]) -> int:
 
 def main() -> None:
     """Measure, print, keep the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=int, default=5, help="runs a figure (default: %(default)s)")
+    parser = parser_of(__doc__, RESULTS, runs=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of series")
-    parser.add_argument("--no-results", action="store_true", help=f"don't write {RESULTS.name}")
     options = parser.parse_args()
     rows = []
     for size in options.sizes:
         rows.append(measure(size, options.runs))
         print("  ".join(f"{name} {value:,}" for name, value in rows[-1].items()), flush=True)
-    if not options.no_results:
-        RESULTS.parent.mkdir(exist_ok=True)
-        machine = {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "machine": platform.machine(),
-        }
-        RESULTS.write_text(
-            json.dumps({"machine": machine, "runs": options.runs, "rows": rows}, indent=1) + "\n"
-        )
+    keep(RESULTS, options, rows)
 
 
 if __name__ == "__main__":

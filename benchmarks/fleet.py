@@ -1,6 +1,6 @@
 """What a scrape costs with many ranks: series, bytes and times at each level, for a simulated fleet.
 
-    python benchmarks/fleet.py
+    python -m benchmarks.fleet
 
 256 ranks of DeepSeek-V3's shape (58 layers of 256 experts, top-8) are simulated in this process. Every rank
 sends a frame a second, straight into the live state. A scrape is what GET /metrics does, without HTTP. The
@@ -10,9 +10,6 @@ milliseconds: medians unless they are called p99.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from benchmarks.results_file import keep, parser_of
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
@@ -88,12 +86,8 @@ def measure(state: LiveState, level: MetricsLevel, runs: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, keep the results."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, RESULTS, runs=30)
     parser.add_argument("--ranks", type=int, nargs="+", default=[32, 256], help="sizes of the fleet")
-    parser.add_argument("--runs", type=int, default=30, help="runs a figure (default: %(default)s)")
-    parser.add_argument("--no-results", action="store_true", help=f"don't write {RESULTS.name}")
     options = parser.parse_args()
     rows = []
     for ranks in options.ranks:
@@ -102,16 +96,7 @@ def main() -> None:
             measured = measure(state, level, options.runs)
             rows.append({"ranks": ranks, "ingest_frame_ms": ingest_ms, **measured})
             print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    if not options.no_results:
-        machine = {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "machine": platform.machine(),
-        }
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(
-            json.dumps({"machine": machine, "runs": options.runs, "rows": rows}, indent=1) + "\n"
-        )
+    keep(RESULTS, options, rows)
 
 
 if __name__ == "__main__":

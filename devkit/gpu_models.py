@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_COMMON: Final[dict[str, Any]] = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 
 
 def qwen3_moe(
@@ -19,6 +28,7 @@ def qwen3_moe(
 ) -> dict[str, Any]:
     """Qwen3-30B-A3B's shape; the arguments make it smaller."""
     return {
+        **_COMMON,
         "architectures": ["Qwen3MoeForCausalLM"],
         "model_type": "qwen3_moe",
         "vocab_size": vocabulary,
@@ -34,15 +44,9 @@ def qwen3_moe(
         "norm_topk_prob": True,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
-        "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0,
         "max_position_embeddings": 40960,
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 0,
-        "eos_token_id": 0,
     }
 
 
@@ -56,6 +60,7 @@ def deepseek_v2(
 ) -> dict[str, Any]:
     """DeepSeek-V2-Lite's shape with V2's grouped top-k; its first layer is dense."""
     return {
+        **_COMMON,
         "architectures": ["DeepseekV2ForCausalLM"],
         "model_type": "deepseek_v2",
         "vocab_size": vocabulary,
@@ -81,15 +86,9 @@ def deepseek_v2(
         "qk_rope_head_dim": 64,
         "qk_nope_head_dim": 128,
         "v_head_dim": 128,
-        "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "max_position_embeddings": 32768,
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 0,
-        "eos_token_id": 0,
     }
 
 
@@ -111,6 +110,7 @@ def deepseek_v3(
 def llama(layers: int = 1, hidden: int = 512, vocabulary: int = 8192) -> dict[str, Any]:
     """A small dense Llama, such as EAGLE drafts with."""
     return {
+        **_COMMON,
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": vocabulary,
@@ -120,15 +120,9 @@ def llama(layers: int = 1, hidden: int = 512, vocabulary: int = 8192) -> dict[st
         "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "head_dim": 128,
-        "hidden_act": "silu",
         "rms_norm_eps": 1e-6,
         "rope_theta": 1000000.0,
         "max_position_embeddings": 40960,
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 0,
-        "eos_token_id": 0,
     }
 
 
@@ -138,6 +132,7 @@ def gpt_oss(
     """The shape of gpt-oss-20b, whose experts are quantised to MXFP4."""
     unquantized = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
     return {
+        **_COMMON,
         "architectures": ["GptOssForCausalLM"],
         "model_type": "gpt_oss",
         "vocab_size": vocabulary,
@@ -151,16 +146,11 @@ def gpt_oss(
         "num_experts_per_tok": top_k,
         "sliding_window": 128,
         "layer_types": [("full_attention", "sliding_attention")[layer % 2 == 0] for layer in range(layers)],
-        "hidden_act": "silu",
         "swiglu_limit": 7.0,
         "rms_norm_eps": 1e-5,
         "rope_theta": 150000,
         "max_position_embeddings": 131072,
         "attention_bias": True,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 0,
-        "eos_token_id": 0,
         "pad_token_id": 0,
         "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": unquantized},
     }

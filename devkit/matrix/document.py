@@ -50,7 +50,8 @@ GPUS: Final = """## On GPUs
 
 Each row is a real vLLM of `tests/gpu`, with CUDA graphs unless it says eager, whose counts, phases, row
 layouts and placement are compared with what its own model runner did. `python -m devkit.gpu_suite` runs them
-and writes `benchmarks/results/gpu-<series>.json`. The models have random weights.
+and writes `benchmarks/results/gpu-<series>.json`. The models have random weights. The runs on two GPUs are
+older than loads of steps under EPLB.
 """
 LAYOUTS: Final = """## Row layouts
 
@@ -60,8 +61,11 @@ Which rows of a routing call are whose ([how](how-it-works.md#rows-without-dp-me
 | --- | --- | --- |
 | data, expert and tensor parallelism | all DP ranks' tokens, this DP rank's, or a shard of either | exactly |
 | `--enable-dbo`, `--ubatch-size` | the same, of [a microbatch](how-it-works.md#microbatches) | exactly |
-| decode context parallelism | the same as without it | exactly; looked up in 0.33, not run |
+| decode context parallelism | the same as without it | as without it; looked up in 0.33, not run |
 | prefill context parallelism | chunks of prompts; short requests on every rank | not: uncovered |
+
+Microbatches were run with vLLM's code that splits steps, on CPUs and on one GPU. No whole deployment
+with them was run.
 """
 NOTHING: Final = "No results yet."
 

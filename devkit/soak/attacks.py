@@ -17,8 +17,6 @@ from devkit.soak import costly
 from devkit.soak.gate import Options, Outcome
 from devkit.soak.probe import SERVER, Seen, probing
 from devkit.soak.serving import serving
-from moescope.capture import wire
-from moescope.capture.wire.traces import TRACE_CONTENT_TYPE
 
 
 def attacks(options: Options) -> Outcome:
@@ -70,10 +68,9 @@ def attack(folder: Path, kind: costly.Costly, kill_after_s: float | None) -> tup
 
 def _send(url: str, kind: costly.Costly, bodies: list[bytes]) -> None:
     parts = urlsplit(url)
-    content_type = TRACE_CONTENT_TYPE if kind.trace else wire.CONTENT_TYPE
     for body in bodies:
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
         with suppress(OSError, http.client.HTTPException):
-            connection.request("POST", kind.path, body, {"Content-Type": content_type})
+            connection.request("POST", kind.path, body, {"Content-Type": kind.content_type})
             connection.getresponse().read()
         connection.close()

@@ -9,7 +9,15 @@ from typing import Any, Final
 import numpy as np
 
 from moescope.capture import wire
-from moescope.capture.wire.traces import MAX_RUNS, TRACE_MAJOR, TRACE_MINOR, Run, TracePart, encode_part
+from moescope.capture.wire.traces import (
+    MAX_RUNS,
+    TRACE_CONTENT_TYPE,
+    TRACE_MAJOR,
+    TRACE_MINOR,
+    Run,
+    TracePart,
+    encode_part,
+)
 
 EPOCH: Final = 1_700_000_000_000_000_000
 STEPS: Final = 65_536
@@ -33,6 +41,11 @@ class Costly:
     def path(self) -> str:
         """Where it is sent."""
         return "/v1/traces" if self.trace else "/v1/ingest"
+
+    @property
+    def content_type(self) -> str:
+        """Of its bodies."""
+        return TRACE_CONTENT_TYPE if self.trace else wire.CONTENT_TYPE
 
 
 def _producer(name: str, **sizes: int) -> wire.Producer:

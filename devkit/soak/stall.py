@@ -12,8 +12,6 @@ from devkit.soak import costly, questions
 from devkit.soak.gate import Options, Outcome
 from devkit.soak.probe import Seen, probing
 from devkit.soak.serving import Serving, serving
-from moescope.capture import wire
-from moescope.capture.wire.traces import TRACE_CONTENT_TYPE
 
 HEALTH_MS: Final = 250.0
 INGEST_MS: Final = 500.0
@@ -35,7 +33,10 @@ class Asked:
 
 def stall(options: Options) -> Outcome:
     """What a probe waits for beside one expensive request at a time."""
-    with serving(options.folder, *flags(), store=options.folder / "store") as service:
+    # Scrapes are the largest at this level.
+    with serving(
+        options.folder, "--metrics-level", "layer_expert", store=options.folder / "store"
+    ) as service:
         questions.settle(service, options.folder, 10 if options.quick else 30)
         with probing(service.url) as end:
             time.sleep(5)
@@ -47,15 +48,9 @@ def stall(options: Options) -> Outcome:
     return _judged(asked, seen, quiet_until)
 
 
-def flags() -> list[str]:
-    """A service whose scrapes are the largest."""
-    return ["--metrics-level", "layer_expert"]
-
-
 def _send(service: Serving, kind: costly.Costly) -> Asked:
-    content_type = TRACE_CONTENT_TYPE if kind.trace else wire.CONTENT_TYPE
     bodies = [kind.make(number) for number in range(1, EACH + 1)]
-    return _each(service, kind.name, [("POST", kind.path, body, content_type) for body in bodies])
+    return _each(service, kind.name, [("POST", kind.path, body, kind.content_type) for body in bodies])
 
 
 def _ask(service: Serving, path: str) -> Asked:

@@ -1,0 +1,39 @@
+"""What benchmarks with rows of figures have in common: two options, and the file of their results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def parser_of(doc: str | None, results: Path, runs: int) -> argparse.ArgumentParser:
+    """A parser with ``--runs`` and ``--no-results``.
+
+    Args:
+        doc: the benchmark's docstring.
+        results: the file that it writes.
+        runs: runs of each figure, unless asked otherwise.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=runs, help="runs a figure (default: %(default)s)")
+    parser.add_argument("--no-results", action="store_true", help=f"don't write {results.name}")
+    return parser
+
+
+def keep(results: Path, options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows and what they were measured with, unless the options say not to."""
+    if options.no_results:
+        return
+    machine = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+    }
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(json.dumps({"machine": machine, "runs": options.runs, "rows": rows}, indent=1) + "\n")
