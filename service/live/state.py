@@ -185,10 +185,10 @@ class LiveState:
             return found
         return {rank: Status(pending=item.pending, reason=conflict) for rank, item in found.items()}
 
-    def producers(self) -> list[ProducerState]:
-        """All producers, sorted by key."""
+    def producers(self, deployment: Deployment | None = None) -> list[ProducerState]:
+        """All producers, or those of one deployment, sorted by key."""
         with self._lock:
-            states = [self._ledger.state(key) for key in self._ledger.roster.members()]
+            states = [self._ledger.state(key) for key in self._ledger.roster.members(deployment)]
         groups = groupby(states, key=lambda item: item.latest.producer.key[:2])
         return [item for _, group in groups for item in with_gone(list(group))]
 

@@ -18,6 +18,7 @@ from moescope.service.api.params.query import (
     PoolParam,
     ServerParam,
     WeightsParam,
+    check_dp_rank,
     check_known,
     choose,
     parse_bounds,
@@ -147,8 +148,7 @@ def _check_rank(state: LiveState, deployment: Deployment, baseline: str, dp_rank
             f"dp_rank: {baseline} was pinned of the whole deployment. Leave dp_rank out, or leave baseline "
             "out to compare the DP rank with its own hour before.",
         )
-    who = (item.latest.producer for item in state.producers())
-    check_known("DP rank", [dp_rank], sorted({item.dp_rank for item in who if item.key[:2] == deployment}))
+    check_dp_rank(dp_rank, state.producers(deployment))
 
 
 def _of_phase(pinned: Baseline, phase: Phase | None) -> LayerSlots:
