@@ -163,8 +163,8 @@ def check_work(layers: int, experts: int, ranks: int, redundant: Sequence[int]) 
 
 def hosts_of(state: LiveState, deployment: Deployment) -> int:
     """On how many hosts a deployment's workers are."""
-    members = [item.latest.producer for item in state.producers() if not item.expired]
-    return len({item.host for item in members if item.key[:2] == deployment and item.host})
+    hosts = {item.latest.producer.host for item in state.producers(deployment) if not item.expired}
+    return len(hosts - {""})
 
 
 def present_placement(

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire import Int64Array
-from moescope.service.advice.eplb import check_fits, experts_by_node, place_node
+from moescope.service.advice.eplb import place_by_node, place_node
 from moescope.service.advice.packing import even_out, pack_apart
 from moescope.service.advice.replicas import busiest_load, search, without_doubles
 from moescope.service.measures.arrays import FloatArray
@@ -29,45 +29,24 @@ def place_distinct(loads: Loads, physical: int, groups: int, nodes: int, ranks: 
     other ranks of that node. Where a rank has room for more copies than its node has experts, copies on the
     same rank can't be avoided: then each rank has each expert equally often, give or take one.
 
-    Args:
-        loads: slots per (layer, logical expert), [L, E].
-        physical: P, a multiple of ``ranks``, at least E.
-        groups: expert groups of the model's router, a divisor of E; 1 where it has none.
-        nodes: N, a divisor of ``ranks``.
-        ranks: G; physical expert p is on rank ``p // (P / G)``.
-
-    Returns:
-        int64 [L, P]; every logical expert is in each row at least once.
-
-    Raises:
-        ValueError: these numbers don't fit together.
+    Arguments, result and errors are those of :func:`moescope.service.advice.eplb.place`.
     """
-    weights = np.asarray(loads, dtype=np.float64)
-    layers, experts = weights.shape
-    if groups % nodes:
-        groups = nodes = 1
-    check_fits(experts, physical, groups, nodes, ranks)
-    order = experts_by_node(weights, groups, nodes)
-    local = np.take_along_axis(weights, order, axis=1).reshape(layers * nodes, experts // nodes)
-    placed = _place_node(local, physical // ranks, ranks // nodes)
-    offsets = experts // nodes * np.arange(nodes).reshape(1, nodes, 1)
-    in_order = placed.reshape(layers, nodes, physical // nodes) + offsets
-    return np.take_along_axis(order, in_order.reshape(layers, physical), axis=1)
+    return place_by_node(loads, physical, groups, nodes, ranks, _place_node)
 
 
-def _place_node(weights: FloatArray, room: int, ranks: int) -> Int64Array:
-    """Fill the ranks of a node, int64 [X, ranks * room]; ``weights`` is [X, E]."""
+def _place_node(weights: FloatArray, physical: int, ranks: int) -> Int64Array:
+    """Fill the ranks of a node: see :data:`moescope.service.advice.eplb.NodePolicy`."""
     rows, experts = weights.shape
-    sets, rest = divmod(room, experts)
+    sets, rest = divmod(physical // ranks, experts)
     whole: Int64Array = np.tile(np.arange(experts, dtype=np.int64), (rows, ranks, sets))
     if not rest:
-        return whole.reshape(rows, ranks * room)
+        return whole.reshape(rows, physical)
     copies = copies_of(weights, ranks, sets, rest)
     per_copy = weights / copies
     packed = pack_apart(per_copy, copies - sets * ranks, ranks, rest)
     even_out(packed, per_copy)
     _compare(packed, weights, sets)
-    return np.asarray(np.concatenate([whole, packed], axis=2).reshape(rows, ranks * room))
+    return np.asarray(np.concatenate([whole, packed], axis=2).reshape(rows, physical))
 
 
 def copies_of(weights: FloatArray, ranks: int, sets: int, rest: int) -> Int64Array:

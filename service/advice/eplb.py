@@ -9,11 +9,16 @@ numeric dtype, not negative.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from moescope.capture.wire import Int64Array
 from moescope.service.measures.arrays import FloatArray
 from moescope.service.measures.loads import Loads
+
+NodePolicy = Callable[[FloatArray, int, int], Int64Array]
+"""Places the experts of X nodes alike: loads [X, E], P and G of a node to int64 [X, P]."""
 
 
 def place(loads: Loads, physical: int, groups: int, nodes: int, ranks: int) -> Int64Array:
@@ -35,15 +40,22 @@ def place(loads: Loads, physical: int, groups: int, nodes: int, ranks: int) -> I
     Raises:
         ValueError: these numbers don't fit together.
     """
+    return place_by_node(loads, physical, groups, nodes, ranks, place_node)
+
+
+def place_by_node(
+    loads: Loads, physical: int, groups: int, nodes: int, ranks: int, of_node: NodePolicy
+) -> Int64Array:
+    """As :func:`place`, with any policy for the experts of a node."""
     weights = np.asarray(loads, dtype=np.float64)
     layers, experts = weights.shape
     if groups % nodes:
         groups = nodes = 1
     check_fits(experts, physical, groups, nodes, ranks)
-    order = experts_by_node(weights, groups, nodes)
+    order = _experts_by_node(weights, groups, nodes)
     node_experts, node_physical = experts // nodes, physical // nodes
     local = np.take_along_axis(weights, order, axis=1).reshape(layers * nodes, node_experts)
-    placed = place_node(local, node_physical, ranks // nodes)
+    placed = of_node(local, node_physical, ranks // nodes)
     offsets = node_experts * np.arange(nodes).reshape(1, nodes, 1)
     in_order = placed.reshape(layers, nodes, node_physical) + offsets
     return np.take_along_axis(order, in_order.reshape(layers, physical), axis=1)
@@ -149,7 +161,7 @@ def balanced_packing(loads: Loads, packs: int) -> tuple[Int64Array, Int64Array]:
     return pack_of, place_of
 
 
-def experts_by_node(weights: FloatArray, groups: int, nodes: int) -> Int64Array:
+def _experts_by_node(weights: FloatArray, groups: int, nodes: int) -> Int64Array:
     """Experts node by node, int64 [L, E]: whole groups, so that the nodes carry alike.
 
     ``weights`` is [L, E]; ``groups`` is a multiple of ``nodes``.

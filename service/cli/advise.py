@@ -19,6 +19,7 @@ from moescope.service.cli.options import (
     MinTokensOption,
     StartOption,
     WeightsOption,
+    weights_param,
 )
 from moescope.service.cli.terminal import failure, print_json, say, terminal, write_file
 from moescope.service.client.http import Parameters
@@ -93,7 +94,7 @@ class Question:
             "nodes": self.nodes,
             "groups": self.groups,
             "min_tokens": self.min_tokens,
-            "weights": None if self.weights is WeightsWish.LATEST else self.weights.value,
+            "weights": weights_param(self.weights),
         }
 
 

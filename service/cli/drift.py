@@ -17,6 +17,7 @@ from moescope.service.cli.options import (
     MinTokensOption,
     StartOption,
     WeightsOption,
+    weights_param,
 )
 from moescope.service.cli.tables import part_note
 from moescope.service.cli.terminal import print_json, terminal
@@ -63,7 +64,7 @@ def drift(
         "start": start,
         "end": end,
         "min_tokens": min_tokens,
-        "weights": None if weights is WeightsWish.LATEST else weights.value,
+        "weights": weights_param(weights),
     }
     answer = ask(deployment.url, "/v1/drift", params, 60.0)
     if as_json:

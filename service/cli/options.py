@@ -101,6 +101,11 @@ class Deployment:
         return {"server": self.server, "model": self.model}
 
 
+def weights_param(weights: WeightsWish) -> str | None:
+    """What a request has of the option; None: the service's own default."""
+    return None if weights is WeightsWish.LATEST else weights.value
+
+
 @dataclass(frozen=True, slots=True)
 class Watching:
     """Whether a command goes on, and how often it prints."""

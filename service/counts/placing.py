@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from moescope.capture.wire import Frame, Placement
+from moescope.capture.wire import Frame, Int64Array, Placement
 from moescope.service.counts.account_state import EpochState
 from moescope.service.counts.ep_slots import ep_slots_of, no_ep_slots, spread_slots
+from moescope.service.counts.layers import Layout
 from moescope.service.counts.totals import Decode, Totals
 
 
@@ -45,9 +46,13 @@ def counts_on(delta: Totals, before: Totals | None, ep_size: int) -> bool:
 def as_counted(delta: Totals) -> Totals:
     """A difference whose slots by EP rank the worker has counted; those that it gave to none are unplaced."""
     layout, decode = delta.layout, delta.decode
-    left = layout.sums(delta.counts) - delta.ep_slots.whole.sum(axis=1)
-    told = decode and replace(decode, unplaced=layout.sums(decode.counts) - decode.ep_slots.whole.sum(axis=1))
-    return replace(delta, unplaced=left, decode=told)
+    told = decode and replace(decode, unplaced=left_over(layout, decode))
+    return replace(delta, unplaced=left_over(layout, delta), decode=told)
+
+
+def left_over(layout: Layout, part: Totals | Decode) -> Int64Array:
+    """The slots that a worker which counts those of each EP rank gave to none, int64 [L]."""
+    return np.asarray(layout.sums(part.counts) - part.ep_slots.whole.sum(axis=1))
 
 
 def unplaced(delta: Totals) -> Totals:

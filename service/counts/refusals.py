@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire import Frame, Int64Array
+from moescope.service.counts.placing import left_over
 from moescope.service.counts.totals import Totals, no_decode
 
 EXACT: Final = 2**53
@@ -58,7 +59,7 @@ def check_growth(frame: Frame, now: Totals, before: Totals, seq: int) -> None:
 def _parts(totals: Totals, phased: bool, placed: bool) -> list[tuple[str, Int64Array]]:
     """The arrays that must not shrink, by name; those by EP rank if they are told."""
     found = [("counts", totals.counts), ("rows", totals.rows)]
-    unplaced = totals.layout.sums(totals.counts) - totals.ep_slots.whole.sum(axis=1) if placed else None
+    unplaced = left_over(totals.layout, totals) if placed else None
     if unplaced is not None:
         found += [("ep_slots", totals.ep_slots.whole.ravel()), ("counts less ep_slots", unplaced)]
     if phased:
@@ -69,16 +70,14 @@ def _parts(totals: Totals, phased: bool, placed: bool) -> list[tuple[str, Int64A
             ("counts less decode_counts", totals.counts - decode.counts),
             ("rows less decode_rows", totals.rows - decode.rows),
         ]
-    if phased and unplaced is not None:
-        decode = totals.decode or no_decode(totals)
-        by_rank = decode.ep_slots.whole.ravel()
-        of_decode = totals.layout.sums(decode.counts) - decode.ep_slots.whole.sum(axis=1)
-        found += [
-            ("decode_ep_slots", by_rank),
-            ("ep_slots less decode_ep_slots", totals.ep_slots.whole.ravel() - by_rank),
-            ("decode_counts less decode_ep_slots", of_decode),
-            ("counts less ep_slots, less those of decode", unplaced - of_decode),
-        ]
+        if unplaced is not None:
+            by_rank, of_decode = decode.ep_slots.whole.ravel(), left_over(totals.layout, decode)
+            found += [
+                ("decode_ep_slots", by_rank),
+                ("ep_slots less decode_ep_slots", totals.ep_slots.whole.ravel() - by_rank),
+                ("decode_counts less decode_ep_slots", of_decode),
+                ("counts less ep_slots, less those of decode", unplaced - of_decode),
+            ]
     return found
 
 

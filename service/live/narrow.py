@@ -31,9 +31,11 @@ def narrowed(totals: Totals) -> Totals:
 def widened(totals: Totals) -> Totals:
     """The same totals with arrays of int64 again; themselves if they are so already."""
     parts: list[Totals | Decode] = [totals] if totals.decode is None else [totals, totals.decode]
-    arrays = [array for part in parts for array in (part.counts, part.rows, part.ep_slots.whole)]
-    arrays += [array for part in parts if (array := part.ep_slots.parts) is not None]
-    arrays += [totals.unplaced, totals.unphased_rows, totals.estimated, *(part.unplaced for part in parts)]
+    arrays = [totals.unphased_rows]
+    for part in parts:
+        arrays += [part.counts, part.rows, part.unplaced, part.estimated, part.ep_slots.whole]
+        if part.ep_slots.parts is not None:
+            arrays.append(part.ep_slots.parts)
     return totals if all(array.dtype == np.int64 for array in arrays) else _each(totals, _wide)
 
 
@@ -55,6 +57,7 @@ def _each(totals: Totals, of: Callable[[Int64Array], Int64Array]) -> Totals:
             rows=of(decode.rows),
             ep_slots=_slots(decode.ep_slots, of),
             unplaced=of(decode.unplaced),
+            estimated=of(decode.estimated),
         ),
     )
 

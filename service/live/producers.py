@@ -212,11 +212,10 @@ def why_sizes_differ(spans: Sequence[ProducerSpan]) -> str | None:
 
 def _has_former(span: Span, sizes: tuple[int, int]) -> bool:
     """Whether some tokens of a span were counted while the deployment had other sizes."""
-    before = 0 if span.first is None else span.first.tokens
-    if before < span.last.former_tokens:
+    if span.tokens_before < span.last.former_tokens:
         return True
     told = (span.last.dp_size, span.last.ep_size)
-    return before < span.last.tokens and span.last.ep_size != 0 and told != sizes
+    return span.tokens_before < span.last.tokens and span.last.ep_size != 0 and told != sizes
 
 
 def _told_in(span: Span) -> Iterator[tuple[int, int]]:

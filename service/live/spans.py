@@ -55,6 +55,11 @@ class Span:
         return whole if self.phase is None else of_phase(whole, self.phase)
 
     @property
+    def tokens_before(self) -> int:
+        """Tokens that were counted before it: of :attr:`last` those that are not in ``delta``."""
+        return 0 if self.first is None else self.first.tokens
+
+    @property
     def layouts(self) -> tuple[Layout, ...]:
         """The layouts whose layers are in ``delta``."""
         return (self.last.layout,) if self.first is None else (self.last.layout, self.first.layout)

@@ -185,15 +185,15 @@ class LiveState:
             return found
         return {rank: Status(pending=item.pending, reason=conflict) for rank, item in found.items()}
 
-    def producers(self) -> list[ProducerState]:
-        """All producers, sorted by key."""
+    def producers(self, deployment: Deployment | None = None) -> list[ProducerState]:
+        """All producers, or those of one deployment, sorted by key."""
         with self._lock:
-            states = [self._ledger.state(key) for key in self._ledger.roster.members()]
+            states = [self._ledger.state(key) for key in self._ledger.roster.members(deployment)]
         groups = groupby(states, key=lambda item: item.latest.producer.key[:2])
         return [item for _, group in groups for item in with_gone(list(group))]
 
     def spans(self, deployment: Deployment, start: float | None, end: float | None) -> list[ProducerSpan]:
-        """What each producer of a deployment counted from ``start`` to ``end``; see :meth:`boundaries`."""
+        """What each producer of a deployment counted from ``start`` to ``end``; see :meth:`series`."""
         [spans] = self.series(deployment, (start, end))
         return spans
 
@@ -209,6 +209,11 @@ class LiveState:
     def series(self, deployment: Deployment, instants: Sequence[float | None]) -> list[list[ProducerSpan]]:
         """What each producer of a deployment counted between neighbours of B rising instants: B - 1 lists.
 
+        None as the last one is now. A window without a begin (None) begins with each producer's birth. If
+        lives were in conflict since, it begins after that: what was counted before can't be told apart.
+
+        Reads the archive where memory is too short, in the caller's thread and without holding up frames.
+
         Raises:
             StoreError: the archive can't be read.
         """
@@ -220,25 +225,8 @@ class LiveState:
         Raises:
             StoreError: the archive can't be read.
         """
-        found = self.look(deployment, instants)
+        found = self._look(deployment, instants)
         return walk(self._archive, found) if found else iter([[] for _ in instants[1:]])
-
-    def boundaries(
-        self, deployment: Deployment, instants: Sequence[float | None]
-    ) -> list[tuple[ProducerState, Remembered]]:
-        """Each producer of a deployment with its totals at B rising instants.
-
-        None as the last one is now. A window without a begin (None) begins with each producer's birth. If
-        lives were in conflict since, it begins after that: what was counted before can't be told apart.
-
-        Reads the archive where memory is too short, in the caller's thread and without holding up frames.
-
-        Raises:
-            StoreError: the archive can't be read.
-            UnwantedError: nobody waits for it any more.
-        """
-        found = self.look(deployment, instants)
-        return list(all_of(self._archive, found))
 
     def whole_and_parts(
         self, deployment: Deployment, instants: Sequence[float | None]
@@ -250,7 +238,7 @@ class LiveState:
         Raises:
             StoreError: the archive can't be read.
         """
-        found = self.look(deployment, instants)
+        found = self._look(deployment, instants)
         ends = ends_of(self._archive, found)
         whole = [ProducerSpan(item, memory.whole()) for item, memory in ends]
         return whole, walk(self._archive, found, ends)
@@ -263,13 +251,13 @@ class LiveState:
         Raises:
             StoreError: the archive can't be read.
         """
-        found, archive = self.look(deployment, instants), self._archive
+        found, archive = self._look(deployment, instants), self._archive
         return ends_of(archive, found), lambda: all_of(archive, found)
 
-    def look(
+    def _look(
         self, deployment: Deployment, instants: Sequence[float | None]
     ) -> list[tuple[ProducerState, Remembered]]:
-        """As :meth:`boundaries`, from memory alone."""
+        """What memory has of each producer of a deployment at B rising instants; see :meth:`series`."""
         with self._lock:
             keys = self._ledger.roster.members(deployment)
             states = with_gone([self._ledger.state(key) for key in keys])

@@ -38,10 +38,8 @@ def ends_of(archive: Archive | None, found: Looked) -> list[tuple[ProducerState,
     _claim(archive, found, 2)
     ends = []
     for state, memory in found:
-        check_wanted()
         instants, at = (memory.instants[0], memory.instants[-1]), (memory.found[0], memory.found[-1])
-        only = replace(memory, instants=instants, found=at)
-        ends.append((state, only if archive is None else improve(archive, state.latest.producer.key, only)))
+        ends.append((state, _improved(archive, state, replace(memory, instants=instants, found=at))))
     return ends
 
 
@@ -55,9 +53,7 @@ def all_of(archive: Archive | None, found: Looked) -> Iterator[tuple[ProducerSta
     """
     _claim(archive, found, 2, of_one=True)
     for state, memory in found:
-        check_wanted()
-        key = state.latest.producer.key
-        yield state, memory if archive is None else improve(archive, key, memory)
+        yield state, _improved(archive, state, memory)
 
 
 def walk(archive: Archive | None, found: Looked, ends: Looked | None = None) -> Iterator[list[ProducerSpan]]:
@@ -103,8 +99,13 @@ def _rows(archive: Archive | None, found: Looked, ends: Looked | None) -> Iterat
     at_once = _at_once(found)
     for begin in range(first, last, at_once):
         some = slice(begin, min(begin + at_once, last))
-        parts = [_improved(archive, state, memory, some) for state, memory in found]
-        yield from zip(*parts, strict=True)
+        read = [
+            _improved(
+                archive, state, replace(memory, instants=memory.instants[some], found=memory.found[some])
+            )
+            for state, memory in found
+        ]
+        yield from zip(*(memory.found for memory in read), strict=True)
     if ends is not None:
         yield [memory.found[1] for _, memory in ends]
 
@@ -141,13 +142,10 @@ def _claim(archive: Archive | None, found: Looked, boundaries: int, *, of_one: b
         claim(nbytes((narrowed(totals).nbytes, count) for totals, count in wanted if count))
 
 
-def _improved(
-    archive: Archive | None, state: ProducerState, memory: Remembered, some: slice
-) -> tuple[Snapshot, ...]:
-    """A producer's totals at some boundaries, which the archive is asked for at once."""
+def _improved(archive: Archive | None, state: ProducerState, memory: Remembered) -> Remembered:
+    """A producer's totals at some boundaries, which the archive is asked for at once, if they are wanted."""
     check_wanted()
-    part = replace(memory, instants=memory.instants[some], found=memory.found[some])
-    return (part if archive is None else improve(archive, state.latest.producer.key, part)).found
+    return memory if archive is None else improve(archive, state.latest.producer.key, memory)
 
 
 def _later(before: Snapshot | None, now: Snapshot) -> Snapshot:

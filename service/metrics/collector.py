@@ -145,9 +145,8 @@ class RoutingCollector(Collector):
             try:
                 if found is None:
                     found = self._groups()
-                    places.update(
-                        {group.deployment: tuple(labels_of(group.replica).items()) for group in found}
-                    )
+                    told = ((group.deployment, labels_of(group.replica)) for group in found)
+                    places.update((deployment, pairs) for deployment, pairs in told if pairs)
                 samples = list(part(found))
             except Exception:  # noqa: BLE001 whatever it is, the other parts must be seen
                 if self._throttle.allows(name):
@@ -193,7 +192,8 @@ class RoutingCollector(Collector):
             spans = self._state.spans(group.deployment, begin, None)
             made = made_of(known.get(group.deployment), spans)
             self._windows[group.deployment] = made
-            gauges = made.parts.get(True, {}).get("balance")
+            by_part = made.parts.setdefault(True, {})
+            gauges = by_part.get("balance")
             if gauges is None or group.replica.pool:
                 assessed = assess(merge_spans(spans), self._settings.min_tokens)
                 if group.replica.pool:
@@ -201,7 +201,7 @@ class RoutingCollector(Collector):
                 gauges = list(ranks.balance_gauges(group.deployment, assessed))
                 if assessed.window.conflict is None:
                     gauges += steps.straggler_gauge(group.deployment, spans)
-                made.parts[True] = {"balance": gauges}
+                by_part["balance"] = gauges
             yield from gauges
         yield from replica_gauges(routings)
 

@@ -13,7 +13,8 @@ from moescope.service.metrics.instruments import Durations
 from moescope.service.metrics.samples import NarrowMetric, Pairs, Sample, Table, WideMetric
 
 Places = Mapping[tuple[str, str], Pairs]
-"""For (server, model) the labels that the families of a deployment don't name: its pool and its role."""
+"""For (server, model) the labels that the families of a deployment don't name, if it has any: its pool and
+its role."""
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ def _deployment(labels: tuple[str, ...]) -> tuple[str, str]:
 
 def metric_of(family: Family, found: Gathered, places: Places) -> Metric:
     """A family as the library has it, with the labels of each deployment's place."""
-    told = {name: pairs for name, pairs in places.items() if pairs} if family.by_deployment else {}
+    told = places if family.by_deployment else {}
     if found.tables:
         wide = WideMetric(family.name, family.help, family.kind, family.unit, family.labels)
         wide.tables = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
@@ -13,6 +13,7 @@ import numpy as np
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.capture.wire.traces import ExpertArray
 
+REMOVED: Final = "the trace was removed while it was read: its time was over, or the disk full."
 _RUN_BYTES: Final = 3
 """The least that a run takes in the store."""
 _OBJECT_BYTES: Final = 128
@@ -81,12 +82,28 @@ class WorkerTrace:
     def positions(self) -> Int64Array:
         """int64 [T]; a position that was computed again is there again. For short traces: all at once."""
         firsts, counts = self.runs.T
-        # Each token's place in its run is its place in all, less those of the runs before.
-        within = np.arange(self.tokens) - np.repeat(np.cumsum(counts) - counts, counts)
-        found: Int64Array = np.repeat(firsts, counts) + within
+        found: Int64Array = np.repeat(firsts, counts) + places_within(counts)
         return found
 
     @property
     def experts(self) -> tuple[ExpertArray, ...]:
         """For each layer logical experts, uint8 or uint16 [T, top_k]. For short traces: all at once."""
         return self.read(0, self.tokens)
+
+
+def places_within(counts: Int64Array) -> Int64Array:
+    """The place of each token in its run, for runs of so many tokens: 0 to before each count, in order."""
+    return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def pieces_between(tokens: Int64Array, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Where tokens ``start`` to before ``end`` are, in pieces of so many ``tokens`` that follow each other.
+
+    Yields:
+        The index of a piece with some of them, where in it these begin, and where they end.
+    """
+    ends = np.cumsum(tokens)
+    begins = ends - tokens
+    for at in np.flatnonzero((ends > start) & (begins < end)).tolist():
+        begin = int(begins[at])
+        yield at, max(0, start - begin), min(int(tokens[at]), end - begin)

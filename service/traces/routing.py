@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.store.limits import SEGMENT_BYTES, SEGMENT_TOKENS
-from moescope.service.store.worker_trace import WorkerTrace
+from moescope.service.store.worker_trace import WorkerTrace, places_within
 from moescope.service.traces.weights import Computed, computed_by
 
 Int16Array = npt.NDArray[np.int16]
@@ -103,7 +103,7 @@ class _Share:
         # Each run has at most n positions, so each group of runs has at most that many more than _AT_ONCE.
         group = np.cumsum(counts) // _AT_ONCE
         for of_group in np.split(np.arange(len(at)), np.flatnonzero(np.diff(group)) + 1):
-            within = _counted(counts[of_group])
+            within = places_within(counts[of_group])
             positions = np.repeat(firsts[of_group], counts[of_group]) + within
             # Where a position is there twice, NumPy assigns the last.
             rows[positions - start] = np.repeat(begins[of_group], counts[of_group]) + within
@@ -167,12 +167,6 @@ class Routing:
         for of_same in self._sets:
             np.maximum(times, np.sum([of_each[n] for n in of_same], axis=0), out=times)
         return times
-
-
-def _counted(counts: Int64Array) -> Int64Array:
-    """0 to before each of the counts, one after the other."""
-    total = int(counts.sum())
-    return np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def put_together(

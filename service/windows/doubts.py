@@ -135,7 +135,7 @@ def _rise_of(item: ProducerSpan, at_end: bool) -> float:
     """Tokens that a worker counted in a window. What it will count at its end, if it is heard: any number."""
     if at_end:
         return 0.0 if item.producer.stale else math.inf
-    return item.span.last.tokens - (0 if item.span.first is None else item.span.first.tokens)
+    return item.span.last.tokens - item.span.tokens_before
 
 
 def stages_of(spans: Sequence[ProducerSpan]) -> dict[int, int]:

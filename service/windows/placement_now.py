@@ -67,7 +67,7 @@ _Dated = tuple[float | None, float | None, str | None]
 
 def placement_now(state: LiveState, deployment: Deployment) -> PlacedLayers:
     """Where the experts of a deployment are, of which one producer at least has reported."""
-    known = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
+    known = state.producers(deployment)
     conflict = next((item.conflict.reason for item in known if item.conflict is not None), None)
     mine = known if conflict else of_present_start(known)
     # Of several deployments under one name it can't be known which one's placement is meant.

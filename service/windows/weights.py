@@ -76,5 +76,4 @@ def why_ranks_disagree(spans: Sequence[ProducerSpan]) -> str | None:
 
 def _has_former(item: ProducerSpan) -> bool:
     """Whether some tokens of a span were counted before the weights that it ends with."""
-    before = 0 if item.span.first is None else item.span.first.tokens
-    return before < min(item.span.last.weights.tokens, item.span.last.tokens)
+    return item.span.tokens_before < min(item.span.last.weights.tokens, item.span.last.tokens)

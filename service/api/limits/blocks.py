@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Generator, Mapping
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from fastapi import Response
 from fastapi.concurrency import run_in_threadpool
@@ -16,7 +16,9 @@ from moescope.service.api.limits.crew import to_the_end
 from moescope.service.api.limits.downloads import Downloads, Place
 from moescope.service.api.limits.turns import CLIENT_CLOSED, Turns
 from moescope.service.store.records import StoreError
+from moescope.service.wanted import UnwantedError
 
+T = TypeVar("T")
 PIECE_BYTES: Final = 128 << 10
 """Bytes that are given to the connection at once; it holds this and 64 KiB more until the client reads."""
 
@@ -52,21 +54,29 @@ async def send_blocks(
     Raises:
         ProblemError: of ``look`` and ``begin``, or there is no room (see :meth:`Downloads.enter`).
     """
+    try:
+        download = await _in_turn(request, look, turns)
+        place = await downloads.enter(download.memory)
+        try:
+            first, others, headers = await _in_turn(request, download.begin, turns)
+        except BaseException:
+            downloads.leave(place)
+            raise
+    except UnwantedError:
+        return Response(status_code=CLIENT_CLOSED)
+    return Blocks(first, others, place, downloads, turns, download.media_type, headers)
+
+
+async def _in_turn(request: Request, work: Callable[[], T], turns: Turns) -> T:
+    """What the work returns, in a thread and in a turn.
+
+    Raises:
+        UnwantedError: the client had left when it was the request's turn.
+    """
     async with turns.one():
         if await request.is_disconnected():
-            return Response(status_code=CLIENT_CLOSED)
-        download = await to_the_end(run_in_threadpool(look))
-    place = await downloads.enter(download.memory)
-    try:
-        async with turns.one():
-            if await request.is_disconnected():
-                downloads.leave(place)
-                return Response(status_code=CLIENT_CLOSED)
-            first, others, headers = await to_the_end(run_in_threadpool(download.begin))
-    except BaseException:
-        downloads.leave(place)
-        raise
-    return Blocks(first, others, place, downloads, turns, download.media_type, headers)
+            raise UnwantedError("the client has left")
+        return await to_the_end(run_in_threadpool(work))
 
 
 class Blocks(Response):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Annotated, Final
@@ -15,7 +16,7 @@ from moescope.service.counts.phase_split import Phase
 from moescope.service.counts.weights import WeightsWish
 from moescope.service.live.parts import other_parts, told
 from moescope.service.live.pools import told_last
-from moescope.service.live.producers import Deployment
+from moescope.service.live.producers import Deployment, ProducerState
 from moescope.service.live.state import LiveState
 
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -202,6 +203,15 @@ def check_known(kind: str, wanted: list[int], known: list[int]) -> None:
     if unknown:
         slug = f"no-such-{kind.lower().replace(' ', '-')}"
         raise ProblemError(404, slug, f"No such {kind}", f"There is no {kind} {unknown}; known are {known}.")
+
+
+def check_dp_rank(dp_rank: int, producers: Iterable[ProducerState]) -> None:
+    """Check that one of the producers, those of a deployment, is of the DP rank.
+
+    Raises:
+        ProblemError: none is (404).
+    """
+    check_known("DP rank", [dp_rank], sorted({item.latest.producer.dp_rank for item in producers}))
 
 
 def _instant(name: str, text: str | None, now: float) -> float | None:

@@ -108,8 +108,8 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         with answerable():
             found = advise(state, deployment, bounds.start, bounds.end, wish)
         partial = partial_of(state, found.windows.pieces[-1])
-        mine = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
-        return _advice(found, bounds, min_gain, partial_over_stages(partial, silent_stages(mine)))
+        silent = silent_stages(state.producers(deployment))
+        return _advice(found, bounds, min_gain, partial_over_stages(partial, silent))
 
     return router
 

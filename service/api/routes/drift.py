@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import (
+    Bounds,
     DpRankParam,
     EndParam,
     LayerParam,
@@ -18,6 +19,7 @@ from moescope.service.api.params.query import (
     PoolParam,
     ServerParam,
     WeightsParam,
+    check_dp_rank,
     check_known,
     choose,
     parse_bounds,
@@ -42,6 +44,7 @@ from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.weights import changed_at, changed_within
+from moescope.service.windows.window import ModelWindow
 
 DEFAULT_START: Final = "-5m"
 
@@ -81,56 +84,90 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
             _check_rank(state, deployment, baseline, dp_rank)
         asked = parse_bounds(start, end, state.now())
         bounds = bounds_of_weights(state, deployment, asked, weights)
-        why_not: str | None = None
         gate = settings.min_tokens if min_tokens is None else min_tokens
         if baseline == PREVIOUS_HOUR:
-            begin = state.now() if bounds.start is None else bounds.start
-            since = None
-            if weights is WeightsWish.LATEST:
-                since = changed_within(state, deployment, begin - HOUR_S, bounds.end)
-                if since is not None and bounds.moved is None:
-                    word = (
-                        f"the hour before has what was counted since the weights were changed at {since:.3f}"
-                    )
-                    bounds = replace(bounds, moved=f"{word}; weights=all takes all")
-            hour, window = previous_hour(state, deployment, begin, bounds.end, phase, dp_rank, since)
-            slots = slots_of(hour)
-            base = hour.used.start_earliest, hour.used.end_latest, hour.known_tokens
+            compared = _with_hour_before(state, deployment, bounds, phase, dp_rank, weights)
         else:
             pinned = find_baseline(book, baseline, *deployment)
-            spans = state.spans(deployment, bounds.start, bounds.end)
-            window = merge_spans_of_phase(spans, phase)
-            slots = _of_phase(pinned, phase)
-            if weights is WeightsWish.LATEST:
-                until = state.now() if bounds.end is None else bounds.end
-                why_not = pinned.why_other_weights(changed_at(item.span.last for item in spans), until)
-            base = pinned.start, pinned.end, pinned.tokens
-        found = layer_drifts(window, slots, gate, why_not)
+            compared = _with_pinned(state, pinned, bounds, phase, weights)
+        found = layer_drifts(compared.window, compared.slots, gate, compared.why_not)
         if layer:
-            check_known("layer", layer, known_layers(window))
+            check_known("layer", layer, known_layers(compared.window))
         return DriftAnswer(
             server=deployment[0],
             model=deployment[1],
-            window=window_out(window, bounds),
+            window=window_out(compared.window, compared.bounds),
             dp_rank=dp_rank,
             phase=phase,
-            tokens=window.known_tokens,
+            tokens=compared.window.known_tokens,
             baseline=baseline,
-            baseline_start=base[0],
-            baseline_end=base[1],
-            baseline_tokens=base[2],
+            baseline_start=compared.base[0],
+            baseline_end=compared.base[1],
+            baseline_tokens=compared.base[2],
             min_tokens=gate,
-            partial=partial_of(state, window),
+            partial=partial_of(state, compared.window),
             summary=DriftSummaryOut(**asdict(summary_of(found))),
             layers=[
                 LayerDriftOut.model_validate(asdict(item))
                 for item in found
                 if not layer or item.layer in layer
             ],
-            absent=absent_out(window),
+            absent=absent_out(compared.window),
         )
 
     return router
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What is compared.
+
+    Attributes:
+        bounds: the window as it was asked for, or since the weights changed.
+        window: what was counted in compared.
+        slots: the base's slots by layer.
+        base: the base's begin and end, Unix seconds, and its tokens; None: they aren't known.
+        why_not: why the two can't be compared, or None.
+    """
+
+    bounds: Bounds
+    window: ModelWindow
+    slots: LayerSlots
+    base: tuple[float, float, int | None]
+    why_not: str | None = None
+
+
+def _with_hour_before(
+    state: LiveState,
+    deployment: Deployment,
+    bounds: Bounds,
+    phase: Phase | None,
+    dp_rank: int | None,
+    weights: WeightsWish,
+) -> _Compared:
+    begin = state.now() if bounds.start is None else bounds.start
+    since = None
+    if weights is WeightsWish.LATEST:
+        since = changed_within(state, deployment, begin - HOUR_S, bounds.end)
+    if since is not None and bounds.moved is None:
+        word = f"the hour before has what was counted since the weights were changed at {since:.3f}"
+        bounds = replace(bounds, moved=f"{word}; weights=all takes all")
+    hour, window = previous_hour(state, deployment, begin, bounds.end, phase, dp_rank, since)
+    base = hour.used.start_earliest, hour.used.end_latest, hour.known_tokens
+    return _Compared(bounds, window, slots_of(hour), base)
+
+
+def _with_pinned(
+    state: LiveState, pinned: Baseline, bounds: Bounds, phase: Phase | None, weights: WeightsWish
+) -> _Compared:
+    spans = state.spans(pinned.deployment, bounds.start, bounds.end)
+    why_not = None
+    if weights is WeightsWish.LATEST:
+        until = state.now() if bounds.end is None else bounds.end
+        why_not = pinned.why_other_weights(changed_at(item.span.last for item in spans), until)
+    base = pinned.start, pinned.end, pinned.tokens
+    window = merge_spans_of_phase(spans, phase)
+    return _Compared(bounds, window, _of_phase(pinned, phase), base, why_not)
 
 
 def _check_rank(state: LiveState, deployment: Deployment, baseline: str, dp_rank: int) -> None:
@@ -147,8 +184,7 @@ def _check_rank(state: LiveState, deployment: Deployment, baseline: str, dp_rank
             f"dp_rank: {baseline} was pinned of the whole deployment. Leave dp_rank out, or leave baseline "
             "out to compare the DP rank with its own hour before.",
         )
-    who = (item.latest.producer for item in state.producers())
-    check_known("DP rank", [dp_rank], sorted({item.dp_rank for item in who if item.key[:2] == deployment}))
+    check_dp_rank(dp_rank, state.producers(deployment))
 
 
 def _of_phase(pinned: Baseline, phase: Phase | None) -> LayerSlots:

@@ -61,7 +61,7 @@ def placement_now_router(state: LiveState, turns: Turns) -> APIRouter:
         placed = placement_now(state, deployment)
         check_known("layer", layer or [], _known(placed))
         found = [item for item in placed.layers if not layer or item.shape.layer in layer]
-        mine = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
+        mine = state.producers(deployment)
         tables = _distinct(found)
         _check_size(found, tables, form)
         by_copies = form == "copies"

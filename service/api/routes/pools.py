@@ -94,7 +94,7 @@ def _in_window(state: LiveState, bounds: Bounds) -> list[Replica]:
 
 def _has_counted(state: LiveState, replica: Replica, bounds: Bounds) -> bool:
     spans = [item.span for item in state.spans(replica.deployment, bounds.start, bounds.end)]
-    return any(span.last.tokens > (0 if span.first is None else span.first.tokens) for span in spans)
+    return any(span.last.tokens > span.tokens_before for span in spans)
 
 
 def _chosen(state: LiveState, pool: str, model: str | None, bounds: Bounds) -> tuple[str, list[Replica]]:

@@ -82,7 +82,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
         instants = parse_step(step, bounds, now)
         deployment = choose(state, server, model, pool)
         if instants:
-            mine = [item for item in state.producers() if item.latest.producer.key[:2] == deployment]
+            mine = state.producers(deployment)
             layers, ep_size = len(layers_now(state, deployment)), heard_last(mine).ep_size
             _check_size(len(mine), layers, ep_size, len(instants) - 1)
         ends, one_by_one = state.one_by_one(deployment, (bounds.start, *instants[1:-1], bounds.end))

@@ -20,6 +20,7 @@ from moescope.service.api.params.query import (
     PoolParam,
     ServerParam,
     StartParam,
+    check_dp_rank,
     check_known,
     choose,
     parse_bounds,
@@ -80,11 +81,7 @@ class _Cache:
 
 def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:
     """The deployment's absent layers, by the newest frames."""
-    return absent_layers(
-        item.latest
-        for item in state.producers()
-        if item.latest.producer.key[:2] == deployment and item.outgrown is None
-    )
+    return absent_layers(item.latest for item in state.producers(deployment) if item.outgrown is None)
 
 
 def trend_router(state: LiveState, turns: Turns) -> APIRouter:
@@ -178,8 +175,6 @@ def _check_named(
     Raises:
         ProblemError: one isn't known (404).
     """
-    who = (item.latest.producer for item in state.producers())
     if dp_rank is not None:
-        known = sorted({item.dp_rank for item in who if item.key[:2] == deployment})
-        check_known("DP rank", [dp_rank], known)
+        check_dp_rank(dp_rank, state.producers(deployment))
     check_known("layer", layers or [], sorted(layers_now(state, deployment)))

@@ -20,6 +20,7 @@ from moescope.service.api.params.query import (
     PoolParam,
     ServerParam,
     StartParam,
+    check_dp_rank,
     check_known,
     choose,
     parse_bounds,
@@ -82,7 +83,7 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
         deployment = choose(state, server, model, pool)
         spans = state.spans(deployment, bounds.start, bounds.end)
         if dp_rank is not None:
-            check_known("DP rank", [dp_rank], sorted({_rank(item) for item in spans}))
+            check_dp_rank(dp_rank, (item.producer for item in spans))
         gate = settings.min_tokens if min_tokens is None else min_tokens
         found = assess(merge_spans_of_phase(spans, phase, dp_rank), gate)
         picked = pick_layers(found.window, layer)

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 from moescope.capture.wire import MoeLayer
-from moescope.service.api.params.query import Bounds, check_known, choose
+from moescope.service.api.params.query import Bounds, check_dp_rank, check_known, choose
 from moescope.service.api.schemas.common import Absent, Span, Uncovered, Window
 from moescope.service.counts.phase_split import Phase
 from moescope.service.counts.weights import WeightsWish
@@ -34,8 +34,7 @@ def read_window(
     """
     spans = state.spans(choose(state, server, model, pool), bounds.start, bounds.end)
     if dp_rank is not None:
-        known = sorted({item.producer.latest.producer.dp_rank for item in spans})
-        check_known("DP rank", [dp_rank], known)
+        check_dp_rank(dp_rank, (item.producer for item in spans))
     return merge_spans_of_phase(spans, phase, dp_rank)
 
 
@@ -60,8 +59,7 @@ def read_series(
     asked = (bounds.start, *inner, bounds.end)
     whole, parts = state.whole_and_parts(choose(state, server, model, pool), asked)
     if dp_rank is not None:
-        known = sorted({item.producer.latest.producer.dp_rank for item in whole})
-        check_known("DP rank", [dp_rank], known)
+        check_dp_rank(dp_rank, (item.producer for item in whole))
     return (
         merge_spans_of_phase(whole, phase, dp_rank),
         (merge_spans_of_phase(spans, phase, dp_rank) for spans in parts),
@@ -70,7 +68,7 @@ def read_series(
 
 def layers_now(state: LiveState, deployment: Deployment) -> dict[int, MoeLayer]:
     """The layers that the workers of a deployment count now, by id; no totals are read for it."""
-    mine = (item.latest for item in state.producers() if item.latest.producer.key[:2] == deployment)
+    mine = (item.latest for item in state.producers(deployment))
     return {layer.layer: layer for latest in mine for layer in latest.counted.layout.layers}
 
 

@@ -6,18 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from moescope.service.live.pools import Replica
 from moescope.service.metrics.parts.ranks import Found
-from moescope.service.metrics.samples import Sample
+from moescope.service.metrics.samples import Pairs, Sample
 from moescope.service.windows.replica_window import LayerRouting
 from moescope.service.windows.routing_distance import divergences_of
 
 
-def labels_of(replica: Replica) -> dict[str, str]:
+def labels_of(replica: Replica) -> Pairs:
     """The labels that series of a deployment have besides those of their family.
 
     To Prometheus a label without a value is no label. So who names no pool and no role sees none.
     """
-    found = {"pool": replica.pool, "role": replica.role}
-    return {name: value for name, value in found.items() if value}
+    found = ("pool", replica.pool), ("role", replica.role)
+    return tuple((name, value) for name, value in found if value)
 
 
 def replica_gauges(routings: Sequence[tuple[Replica, Mapping[int, LayerRouting]]]) -> Iterable[Found]:

@@ -13,9 +13,9 @@ from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.codec import no_ids, runs_of
 from moescope.service.store.damage import unreadable_as_error
 from moescope.service.store.records import StoreError
+from moescope.service.store.worker_trace import REMOVED, pieces_between
 
 DAMAGED: Final = "a damaged segment of a trace"
-_REMOVED: Final = "the trace was removed while it was read: its time was over, or the disk full."
 WORKER_COLUMNS: Final = ("pp_rank", "tp_rank", "epoch", "number")
 WORKER: Final = ", ".join(WORKER_COLUMNS)
 THIS_REQUEST: Final = (
@@ -64,20 +64,17 @@ class TraceReader:
             {**self._this, "part": part},
         )
         if not rows:
-            raise StoreError(_REMOVED)
+            raise StoreError(REMOVED)
         blob: bytes = rows[0][0]
         return blob
 
     def experts(self, start: int, end: int) -> tuple[ExpertArray, ...]:
         """See :meth:`WorkerTrace.read`; a query for each part."""
-        ends = np.cumsum(self._tokens)
         found: dict[MoeLayer, list[Any]] = {
             layer: [no_ids(size, layer.top_k)] for layer, size in self._layers.items()
         }
         with unreadable_as_error(self._connection.name):
-            for at in np.flatnonzero((ends > start) & (ends - self._tokens < end)).tolist():
-                begin = int(ends[at] - self._tokens[at])
-                a, b = max(0, start - begin), min(int(self._tokens[at]), end - begin)
+            for at, a, b in pieces_between(self._tokens, start, end):
                 for layer, ids in self._part(self._parts[at], a, b - a).items():
                     found[layer].append(ids)
             joined: tuple[ExpertArray, ...] = tuple(np.concatenate(column) for column in found.values())
@@ -102,7 +99,7 @@ class TraceReader:
             },
         )
         if self._layers and not rows:
-            raise StoreError(_REMOVED)
+            raise StoreError(REMOVED)
         found: dict[MoeLayer, ExpertArray] = {}
         for layer, num_experts, top_k, ids8, ids16 in rows:
             shape, ids = MoeLayer(layer, num_experts, top_k), ids8 if len(ids8) else ids16

@@ -18,7 +18,7 @@ from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import StoreError, TraceShape
 from moescope.service.store.sqlite.connections import Readers
 from moescope.service.store.sqlite.segments import read_packed, read_quick
-from moescope.service.store.worker_trace import WorkerTrace
+from moescope.service.store.worker_trace import REMOVED, WorkerTrace, pieces_between
 
 _MISPLACED: Final = "a damaged trace: some of its tokens are not where they should be"
 _OLD_TOKENS: Final = 1000  # of a segment, in stores up to schema 3
@@ -56,6 +56,11 @@ class _Place:
     layers: tuple[MoeLayer, ...]
     id_bytes: int
     wanted: Collection[int] | None
+
+    @property
+    def read_layers(self) -> tuple[MoeLayer, ...]:
+        """Those of its layers that are wanted."""
+        return tuple(layer for layer in self.layers if self.wanted is None or layer.layer in self.wanted)
 
 
 def shape_of(connection: sqlite3.Connection, part: TracePart, damage: DamageLog) -> TraceShape | None:
@@ -126,11 +131,10 @@ def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> 
     def read(start: int, end: int) -> tuple[ExpertArray, ...]:
         return _read(readers, place, pieces, start, end)
 
-    layers = tuple(layer for layer in place.layers if place.wanted is None or layer.layer in place.wanted)
     parts = connection.execute(
         "SELECT tokens, weights_version FROM trace_part WHERE trace = ? ORDER BY part", (place.trace,)
     ).fetchall()
-    return WorkerTrace(layers, place.id_bytes, tokens, (runs, most), read_runs, read, parts)
+    return WorkerTrace(place.read_layers, place.id_bytes, tokens, (runs, most), read_runs, read, parts)
 
 
 @contextmanager
@@ -144,7 +148,7 @@ def _reading(readers: Readers, place: _Place) -> Generator[sqlite3.Connection]:
         found = connection.execute("SELECT request FROM trace WHERE id = ?", (place.trace,)).fetchone()
         # The numbers of traces are used again, those of requests never.
         if found != (place.request,):
-            raise StoreError("the trace was removed while it was read: its time was over, or the disk full.")
+            raise StoreError(REMOVED)
         yield connection
 
 
@@ -152,18 +156,10 @@ def _read(
     readers: Readers, place: _Place, pieces: Int64Array, start: int, end: int
 ) -> tuple[ExpertArray, ...]:
     """The ids of tokens ``start`` to before ``end``, from the pieces [P, (part, number, tokens)]."""
-    ends = np.cumsum(pieces[:, 2])
-    found: list[list[ExpertArray]] = [
-        [
-            no_ids(place.id_bytes, layer.top_k)
-            for layer in place.layers
-            if place.wanted is None or layer.layer in place.wanted
-        ]
-    ]
+    found: list[list[ExpertArray]] = [[no_ids(place.id_bytes, layer.top_k) for layer in place.read_layers]]
     with _reading(readers, place) as connection:
-        for at in np.flatnonzero((ends > start) & (ends - pieces[:, 2] < end)).tolist():
+        for at, a, b in pieces_between(pieces[:, 2], start, end):
             part, number, tokens = pieces[at].tolist()
-            begin = int(ends[at]) - tokens
             row = connection.execute(_PIECE, (place.trace, part, number, tokens)).fetchone()
             if row is None:
                 raise ValueError(_MISPLACED)
@@ -171,8 +167,7 @@ def _read(
             ids = (read_quick if quick else read_packed)(blob, place.layers, place.id_bytes, of, place.wanted)
             if any(len(of_layer) < first + tokens for of_layer in ids):
                 raise ValueError(_MISPLACED)
-            a, b = first + max(0, start - begin), first + min(tokens, end - begin)
-            found.append([of_layer[a:b] for of_layer in ids])
+            found.append([of_layer[first + a : first + b] for of_layer in ids])
     experts: tuple[ExpertArray, ...] = tuple(np.concatenate(column) for column in zip(*found, strict=True))
     if any(len(of_layer) != end - start for of_layer in experts):
         raise ValueError(_MISPLACED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -117,6 +117,21 @@ def _posting(state: LiveState) -> Posting:
     return Posting(producer().key, entry.received_at - 1, entry.received_at, entry.account.state())
 
 
+def _hold_conflict(
+    here: LiveState, there: LiveState, clock: Clock, rounds: Iterable[Iterable[tuple[LiveState, wire.Frame]]]
+) -> None:
+    """After each round's frames the services hear of each other; in the end both name a conflict."""
+    for frames in rounds:
+        for state, made in frames:
+            state.ingest(made)
+            clock.now += 0.5
+        here.adopt([_posting(there)])
+        there.adopt([_posting(here)])
+    for state in (here, there):
+        [found] = state.producers()
+        assert (found.state, found.totals.counts.tolist()) == ("conflict", [16, 16])
+
+
 def test_services_that_share_a_store_agree_on_which_life_is_the_newest(
     make_state: Callable[..., LiveState], clock: Clock
 ) -> None:
@@ -135,34 +150,30 @@ def test_two_lives_that_each_report_to_a_service_of_their_own_are_named(
     make_state: Callable[..., LiveState], clock: Clock
 ) -> None:
     here, there = make_state(), make_state()
-    for n in range(1, 9):
-        here.ingest(frame({0: [2 * n, 0]}, who=producer(host="a"), seq=n, after_s=n))
-        clock.now += 0.5
-        there.ingest(frame({0: [0, 2 * n]}, who=producer(host="b"), epoch=EPOCH - YEAR, seq=n, after_s=n))
-        clock.now += 0.5
-        here.adopt([_posting(there)])
-        there.adopt([_posting(here)])
-    for state in (here, there):
-        [found] = state.producers()
-        assert (found.state, found.totals.counts.tolist()) == ("conflict", [16, 16])
+    a, b = producer(host="a"), producer(host="b")
+    rounds = [
+        (
+            (here, frame({0: [2 * n, 0]}, who=a, seq=n, after_s=n)),
+            (there, frame({0: [0, 2 * n]}, who=b, epoch=EPOCH - YEAR, seq=n, after_s=n)),
+        )
+        for n in range(1, 9)
+    ]
+    _hold_conflict(here, there, clock, rounds)
 
 
 def test_two_lives_are_named_whatever_the_order_in_which_services_hear_of_each_other(
     make_state: Callable[..., LiveState], clock: Clock
 ) -> None:
     here, there = make_state(), make_state()
-    for n in range(1, 9):
-        new = producer(host="b")
-        there.ingest(frame({0: [0, 2 * n]}, who=new, epoch=EPOCH + 9 * S, seq=n, uptime_ns=n * S))
-        clock.now += 0.5
-        old = producer(host="a")
-        here.ingest(frame({0: [2 * n, 0]}, who=old, seq=n, after_s=9 + n, uptime_ns=(9 + n) * S))
-        clock.now += 0.5
-        here.adopt([_posting(there)])
-        there.adopt([_posting(here)])
-    for state in (here, there):
-        [found] = state.producers()
-        assert (found.state, found.totals.counts.tolist()) == ("conflict", [16, 16])
+    old, new = producer(host="a"), producer(host="b")
+    rounds = [
+        (
+            (there, frame({0: [0, 2 * n]}, who=new, epoch=EPOCH + 9 * S, seq=n, uptime_ns=n * S)),
+            (here, frame({0: [2 * n, 0]}, who=old, seq=n, after_s=9 + n, uptime_ns=(9 + n) * S)),
+        )
+        for n in range(1, 9)
+    ]
+    _hold_conflict(here, there, clock, rounds)
 
 
 def test_a_conflict_that_is_over_stays_so_when_the_clock_of_the_service_is_set_back(

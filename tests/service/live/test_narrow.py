@@ -36,12 +36,15 @@ def test_each_array_takes_what_its_largest_number_needs(most: int, nbytes: int) 
     assert narrow.decode is not None
     assert wide.decode is not None
     assert back.decode is not None
+    assert narrow.decode.unplaced.itemsize == narrow.decode.estimated.itemsize == 1
     for one, other in ((back, wide), (back.decode, wide.decode)):
         assert one.counts.dtype == one.ep_slots.whole.dtype == np.int64
         assert one.counts.tolist() == other.counts.tolist()
         assert one.rows.tolist() == other.rows.tolist()
         assert one.ep_slots == other.ep_slots
         assert one.unplaced.tolist() == other.unplaced.tolist()
+        assert one.estimated.dtype == np.int64
+        assert one.estimated.tolist() == other.estimated.tolist()
     assert narrowed(replace(wide, counts=-wide.counts)).counts.tolist() == (-wide.counts).tolist()
 
 

@@ -53,7 +53,7 @@ def test_a_restart_with_fewer_ranks_leaves_no_ranks_behind(
     before = merge_spans(state.spans(DEPLOYMENT, clock.now - 30, clock.now - 20))
     assert before.layers[0].ep_slots.tolist() == [32, 32, 32, 32]
     instants = [clock.now - 30, clock.now - 20, clock.now]
-    series = intervals_of(state.boundaries(DEPLOYMENT, instants), len(instants), [0], window.ep_size)
+    series = intervals_of(state.one_by_one(DEPLOYMENT, instants)[1](), len(instants), [0], window.ep_size)
     assert [interval.windowed for interval in series] == [(32, 32), (32, 32)]
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from moescope.capture import wire
 from moescope.service.counts.phase_split import Phase
-from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.windows.phase_window import merge_spans_of_phase
@@ -76,8 +75,8 @@ def test_adjacent_windows_add_up(sizes: Sizes, phase: Phase | None) -> None:
     for seed in range(4):
         state, clock = heard(sizes, seed)
         cuts = [None, *(AT + 0.37 * i for i in range(1, 90)), None]
-        found = state.boundaries(("prod", "tiny"), cuts)
-        whole = merge_spans_of_phase([ProducerSpan(who, seen.whole()) for who, seen in found], phase)
+        spans, _ = state.whole_and_parts(("prod", "tiny"), cuts)
+        whole = merge_spans_of_phase(spans, phase)
         total: dict[Any, float] = {}
         for start, end in pairwise(cuts):
             part = merge_spans_of_phase(state.spans(("prod", "tiny"), start, end), phase)

@@ -51,7 +51,7 @@ def test_intervals_are_those_of_windows(state: LiveState, clock: Clock) -> None:
         _push(state, clock, 0, seq, [[8, 0], [0, 8]])
         _push(state, clock, 1, seq, [[4, 2], [2, 0]])
         instants.append(clock.now)
-    intervals = intervals_of(state.boundaries(DEPLOYMENT, instants), len(instants), [0, 3], 2)
+    intervals = intervals_of(state.one_by_one(DEPLOYMENT, instants)[1](), len(instants), [0, 3], 2)
     assert len(intervals) == 3
     for i, interval in enumerate(intervals):
         spans = state.spans(DEPLOYMENT, instants[i], instants[i + 1])
@@ -69,10 +69,8 @@ def test_only_the_layers_that_are_asked_for_are_in_the_sums_of_windows(
     clock.now += 10
     for rank in (0, 1):
         _push(state, clock, rank, 1, [[6, 2]])
-    boundaries = state.boundaries(DEPLOYMENT, [start, clock.now])
-    [one], [none] = (
-        intervals_of(boundaries, len(boundaries[0][1].found), layers, 2) for layers in ([3], [7])
-    )
+    _, boundaries = state.one_by_one(DEPLOYMENT, [start, clock.now])
+    [one], [none] = (intervals_of(boundaries(), 2, layers, 2) for layers in ([3], [7]))
     assert (one.windowed, none.windowed) == ((12, 8), (0, 0))
     assert one.cost.sums == none.cost.sums == (24, 16)
 
@@ -84,5 +82,5 @@ def test_an_interval_before_all_that_is_remembered_is_truncated(state: LiveState
     first = clock.now
     clock.now += 10
     _push(state, clock, 0, 2, [[6, 2]])
-    intervals = intervals_of(state.boundaries(DEPLOYMENT, [begun, first, clock.now]), 3, [0, 3], 2)
+    intervals = intervals_of(state.one_by_one(DEPLOYMENT, [begun, first, clock.now])[1](), 3, [0, 3], 2)
     assert [interval.truncated for interval in intervals] == [True, False]
