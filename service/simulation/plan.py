@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from moescope.service.simulation.faults import Faults
 from moescope.service.simulation.routing import Habits, Shape
 
 Role = Literal["", "prefill", "decode"]
@@ -55,6 +56,8 @@ class Plan:
             have no loads of steps either.
         alternate: max / mean of slots over EP ranks in every step. One EP rank is hot in a step, and the next
             one in the next step; 1: none is hot.
+        hot_rank: max / mean of slots over EP ranks in every step, of which EP rank 0 always has the most; 1:
+            none is hot.
         lost_steps: share of the steps whose loads a rank loses before it sends its frame.
         rank_imbalance: max / mean of tokens over DP ranks, from 1 to R. Rank 0 gets so many times its fair
             share; the others share the rest.
@@ -62,6 +65,7 @@ class Plan:
         rearrange_s: seconds between rearrangements of experts by load, as EPLB would do them; None: never.
         uncovered: decoder layers that are reported as not seen.
         absent: decoder layers that are reported as not found in the model.
+        faults: what is wrong with capture and workers.
         trace_rate: share of the requests that are traced. A request has 240 tokens on average.
         seed: seed of everything random.
 
@@ -86,12 +90,14 @@ class Plan:
     draft_acceptance: float = 0.7
     phases: bool = True
     alternate: float = 1.0
+    hot_rank: float = 1.0
     lost_steps: float = 0.0
     rank_imbalance: float = 1.0
     outages: tuple[Outage, ...] = ()
     rearrange_s: float | None = None
     uncovered: tuple[int, ...] = ()
     absent: tuple[int, ...] = ()
+    faults: Faults = field(default_factory=Faults)
     trace_rate: float = 0.0
     seed: int = 0
 
@@ -105,14 +111,26 @@ class Plan:
         if not 1 <= self.rank_imbalance <= self.ranks:
             raise ValueError(f"rank imbalance {self.rank_imbalance:g} is not in 1..{self.ranks} (max / mean)")
         most = min(self.ranks, (self.shape.experts - self.habits.dead) / self.shape.top_k)
-        if not 1 <= self.alternate <= most:
-            raise ValueError(
-                f"alternate {self.alternate:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
-                f"each of which has {self.shape.experts / self.ranks:g} experts"
-            )
+        if self.alternate > 1 and self.hot_rank > 1:
+            raise ValueError("either one EP rank is always hot, or hot ranks alternate")
+        for name, ratio in (("alternate", self.alternate), ("hot rank", self.hot_rank)):
+            if not 1 <= ratio <= most:
+                raise ValueError(
+                    f"{name} {ratio:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
+                    f"each of which has {self.shape.experts / self.ranks:g} experts"
+                )
         for outage in self.outages:
             if not 0 <= outage.rank < self.ranks:
                 raise ValueError(f"rank {outage.rank} can't fail: ranks are 0..{self.ranks - 1}")
+        faults = self.faults
+        for rank in (*faults.disabled, *faults.missing, *faults.twice, *faults.no_loads):
+            if not 0 <= rank < self.ranks:
+                raise ValueError(f"there is no rank {rank}: ranks are 0..{self.ranks - 1}")
+        for layer in (*faults.unseen, *faults.miscounted):
+            if layer not in self.covered_layers:
+                raise ValueError(
+                    f"layer {layer} is no MoE layer that is seen: those are {self.covered_layers}"
+                )
         shares = {"trace rate": self.trace_rate, "draft share": self.draft_share}
         for name, share in (shares | {"draft acceptance": self.draft_acceptance}).items():
             if not 0 <= share <= 1:

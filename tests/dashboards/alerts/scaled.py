@@ -1,0 +1,83 @@
+"""An hour in a minute: rules, Alertmanager and the service's clock, all alike.
+
+Each duration of the rules and of Alertmanager's configuration is divided by `SCALE`, and the service's clock runs
+`SCALE` times as fast. So the order of events is that of production: an alert which waits for 15 minutes and one that
+waits for 10 stay as far apart. Thresholds of rates are not scaled: Prometheus sees `SCALE` times as many tokens a
+second, so that the floors of traffic are reached.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from tests.dashboards.alerts.alertmanager import AT_HOME, CONFIG
+from tests.dashboards.live import RULES, Prometheus
+from tests.prometheus import running_prometheus
+
+SCALE = 60
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = r"\b(\d+)([smhd])\b"
+
+
+class FastClock:
+    """Unix time that passes `SCALE` times as fast, from the present on."""
+
+    def __init__(self) -> None:
+        self._began = time.time()
+
+    def __call__(self) -> float:
+        return self._began + SCALE * (time.time() - self._began)
+
+
+def scaled(text: str) -> str:
+    """Rules or a configuration of Alertmanager, with each duration divided by `SCALE`.
+
+    Rounds of frames take a second at most: a replica that is live here has sent within five.
+    """
+
+    def shorter(found: re.Match[str]) -> str:
+        return f"{max(1, round(1000 * int(found[1]) * _UNITS[found[2]] / SCALE))}ms"
+
+    def of_line(line: str) -> str:
+        if re.match(r"\s*(- )?(for|keep_firing_for|interval|\w+_(wait|interval)):", line):
+            return re.sub(_DURATION, shorter, line)
+        line = re.sub(r"\[[\w:]+\]", lambda found: re.sub(_DURATION, shorter, found[0]), line)
+        return re.sub(r"offset \w+", lambda found: re.sub(_DURATION, shorter, found[0]), line)
+
+    text = "\n".join(of_line(line) for line in text.split("\n"))
+    return re.sub(r"(moescope_snapshot_age_seconds[^<>\n]*[<>] )(60|15)\b", r"\g<1>300", text)
+
+
+def alertmanager_config(receiver: str) -> str:
+    """The shipped configuration, scaled, that notifies this receiver."""
+    text = CONFIG.read_text()
+    assert text.count(AT_HOME) == 3
+    return scaled(text.replace(AT_HOME, receiver))
+
+
+@contextmanager
+def prometheus(
+    targets: list[str], alertmanager: str, folder: Path, rules: Path = RULES
+) -> Iterator[Prometheus]:
+    """Scrapes services twice a second, as job ``moescope`` of cluster ``test``, with scaled rules."""
+    for path in rules.glob("*.yml"):
+        (folder / path.name).write_text(scaled(path.read_text()))
+    config = {
+        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+        "rule_files": [str(folder / "moescope-*.yml")],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
+        "scrape_configs": [
+            {
+                "job_name": "moescope",
+                "static_configs": [{"targets": targets, "labels": {"cluster": "test"}}],
+            }
+        ],
+    }
+    with running_prometheus(yaml.safe_dump(config), folder) as client:
+        yield Prometheus(client)
