@@ -134,6 +134,8 @@ CAUSES: Final = Group(
             f"One expert is hot in layers of {NAME}",
             f"{HOT_EXPERT}Its rank is a bottleneck unless the expert is replicated.",
             _BOARD,
+            # Drift from a baseline, which this alert explains, is of five minutes and made each minute.
+            keep_minutes=10,
         ),
         Alert(
             "MoescopeOneRankHottest",

@@ -66,6 +66,7 @@ DRIFT: Final = Group(
             + ask(f"topk(1, {lately('moescope_new_hot_experts', '{%s}')})", _BASE)
             + f". {_in_worst_layer('moescope_layer_new_hot_experts')}/v1/drift names them.",
             _BOARD,
+            keep_minutes=5,
         ),
         Alert(
             "MoescopeExpertsDied",
@@ -79,6 +80,7 @@ DRIFT: Final = Group(
             + ask(f"topk(1, {lately('moescope_new_dead_experts', '{%s}')})", _BASE)
             + f". {_in_worst_layer('moescope_layer_new_dead_experts')}/v1/drift names them.",
             _BOARD,
+            keep_minutes=5,
         ),
     ),
 )

@@ -30,6 +30,7 @@ class Cause:
         plan: of the deployment, or of the replicas of a pool; the names are those of the causes.
         severity: of the notification.
         pinned: whether a baseline is pinned while all is well.
+        fresh: whether it was never well.
         replicas: further deployments of its pool, which do well.
     """
 
@@ -37,7 +38,19 @@ class Cause:
     plan: Plan
     severity: str = "warning"
     pinned: bool = False
+    fresh: bool = False
     replicas: int = 0
+
+    @property
+    def well(self) -> Plan:
+        """The same deployment without the cause."""
+        plan = self.plan
+        return replace(HEALTHY, ranks=plan.ranks, shape=plan.shape, pool=plan.pool)
+
+    def group(self, name: str) -> str:
+        """The value of the label that the notification is grouped by: the deployment's name or the pool's."""
+        of_pool = self.alert in ("MoescopeReplicaTokens", "MoescopeReplicaRouting")
+        return self.plan.pool if of_pool else name
 
 
 def _habits(**changed: float) -> Plan:
@@ -55,10 +68,10 @@ HOT_FLEET = replace(
     habits=replace(EVEN, hot=0.5, hot_moves_s=STANDING),
 )
 """In each of four layers half of the tokens choose one expert, eight times a fair share."""
-CAUSES: dict[str, Cause] = {
-    "hot-expert": Cause("MoescopeRankImbalance", HOT_FLEET, "critical", pinned=True),
+BALANCE: dict[str, Cause] = {
     "hot-rank": Cause("MoescopeRankImbalance", replace(HEALTHY, ranks=4, hot_rank=2.0), "critical"),
     "slightly-hot-rank": Cause("MoescopeOneRankHottest", replace(HEALTHY, hot_rank=1.2), "info"),
+    "crash-loop": Cause("MoescopeRestarts", _faults(restart_s=240.0)),
     "hot-in-single-steps": Cause("MoescopeStragglerCost", replace(HEALTHY, ranks=4, alternate=3.0)),
     "uneven-dp": Cause("MoescopeDpImbalance", replace(HEALTHY, ranks=4, rank_imbalance=3.0), "critical"),
     "hot-but-alone": Cause(
@@ -67,6 +80,8 @@ CAUSES: dict[str, Cause] = {
     "newly-hot": Cause("MoescopeNewHotExperts", _habits(hot=0.44, hot_moves_s=STANDING), "info", pinned=True),
     "died": Cause("MoescopeExpertsDied", replace(_habits(dead=4), ranks=1), "info", pinned=True),
     "drifted": Cause("MoescopeRoutingDrift", replace(_habits(shift=0.5), ranks=1), "info", pinned=True),
+}
+CAPTURE: dict[str, Cause] = {
     "uncovered": Cause("MoescopeUncoveredLayers", replace(HEALTHY, uncovered=(9,))),
     "absent": Cause("MoescopeAbsentLayers", replace(HEALTHY, absent=(9,))),
     "unseen": Cause("MoescopeUnseenLayers", _faults(unseen=(4,))),
@@ -78,11 +93,13 @@ CAUSES: dict[str, Cause] = {
         "MoescopeStaleProducer", replace(HEALTHY, outages=(Outage(0, 300.0), Outage(1, 300.0)))
     ),
     "disabled": Cause("MoescopeCaptureDisabled", _faults(disabled=(1,))),
-    "missing": Cause("MoescopeMissingRanks", _faults(missing=(1,))),
+    "missing": Cause("MoescopeMissingRanks", _faults(missing=(1,)), fresh=True),
     "lost-steps": Cause("MoescopeStepsNotJoined", replace(_faults(no_loads=(1,)), steps_per_s=15.0), "info"),
     "dropping": Cause("MoescopeProducerDrops", _faults(drops_per_s=0.5)),
     "traces-lost": Cause("MoescopeTracesDropped", _faults(trace_drops_per_s=0.5), "info"),
-    "crash-loop": Cause("MoescopeRestarts", _faults(restart_s=240.0)),
+}
+REPLICAS: dict[str, Cause] = {
+    "hot-expert": Cause("MoescopeRankImbalance", HOT_FLEET, "critical", pinned=True),
     "busy-replica": Cause(
         "MoescopeReplicaTokens",
         replace(HEALTHY, pool="shares", tokens_per_s=300.0),

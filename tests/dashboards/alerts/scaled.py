@@ -1,9 +1,9 @@
 """An hour in a minute: rules, Alertmanager and the service's clock, all alike.
 
-Each duration of the rules and of Alertmanager's configuration is divided by `SCALE`, and the service's clock runs
-`SCALE` times as fast. So the order of events is that of production: an alert which waits for 15 minutes and one that
-waits for 10 stay as far apart. Thresholds of rates are not scaled: Prometheus sees `SCALE` times as many tokens a
-second, so that the floors of traffic are reached.
+Each duration of the rules and of Alertmanager's configuration is divided by `SCALE`, and the service's clock
+runs `SCALE` times as fast. So the order of events is that of production: an alert which waits for 15 minutes and
+one that waits for 10 stay as far apart. Thresholds of rates are not scaled: Prometheus sees `SCALE` times as many
+tokens a second, so that the floors of traffic are reached.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _DURATION = r"\b(\d+)([smhd])\b"
 
 
 class FastClock:
-    """Unix time that passes `SCALE` times as fast, from the present on."""
+    """Unix time that passes `SCALE` times as fast, from a moment on, which is the present if none is named."""
 
-    def __init__(self) -> None:
-        self._began = time.time()
+    def __init__(self, began: float | None = None) -> None:
+        self.began = time.time() if began is None else began
 
     def __call__(self) -> float:
-        return self._began + SCALE * (time.time() - self._began)
+        return self.began + SCALE * (time.time() - self.began)
 
 
 def scaled(text: str) -> str:
@@ -65,11 +65,11 @@ def alertmanager_config(receiver: str) -> str:
 def prometheus(
     targets: list[str], alertmanager: str, folder: Path, rules: Path = RULES
 ) -> Iterator[Prometheus]:
-    """Scrapes services twice a second, as job ``moescope`` of cluster ``test``, with scaled rules."""
+    """Scrapes services each second, as job ``moescope`` of cluster ``test``, with scaled rules."""
     for path in rules.glob("*.yml"):
         (folder / path.name).write_text(scaled(path.read_text()))
     config = {
-        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms"},
         "rule_files": [str(folder / "moescope-*.yml")],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
         "scrape_configs": [

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from moescope.capture.wire import encode_frame
@@ -17,10 +16,10 @@ from moescope.service.simulation.feed import Poster
 from moescope.service.simulation.fleet import Fleet
 from moescope.service.simulation.plan import Plan
 from tests.dashboards.alerts.alertmanager import Notification, Receiver, running_alertmanager
-from tests.dashboards.alerts.scaled import FastClock, alertmanager_config, prometheus
+from tests.dashboards.alerts.scaled import SCALE, FastClock, alertmanager_config, prometheus
 from tests.dashboards.live import RULES, Prometheus
 
-ROUND_S = 0.5
+ROUND_S = 1.0
 
 
 class Deployments:
@@ -58,7 +57,7 @@ class Deployments:
     def _run(self) -> None:
         last = self._clock()
         with closing(Poster(self._url, ClientSettings())) as poster:
-            while not self._end.wait(max(0.0, ROUND_S - (self._clock() - last) / 60)):
+            while not self._end.wait(max(0.0, ROUND_S - (self._clock() - last) / SCALE)):
                 began, now = time.monotonic(), self._clock()
                 with self._lock:
                     fleets = list(self._fleets.values())
@@ -93,6 +92,14 @@ class World:
             if item["state"] == "firing"
         }
 
+    def account(self) -> str:
+        """All notifications, a line each, for whom a test fails."""
+        lines = [
+            f"{found.receiver} {found.status} {sorted(found.labels.values())} {found.names}"
+            for found in self.receiver.notifications
+        ]
+        return "\n".join([*lines, f"the longest round took {self.deployments.longest_s:.2f} s"])
+
     def told_of(self, name: str, status: str = "firing") -> list[Notification]:
         """The notifications about a deployment, a pool or an instance."""
         return [
@@ -100,16 +107,6 @@ class World:
             for found in self.receiver.notifications
             if found.status == status and name in found.labels.values()
         ]
-
-
-SETTINGS: dict[str, Any] = {
-    "window_s": 300.0,
-    "stale_after_s": 300.0,
-    "expire_after_s": 86400.0,
-    "min_tokens": 1,
-    "metrics_level": "layer_expert",
-    "max_frames_per_s": 1e6,
-}
 
 
 @contextmanager
@@ -121,7 +118,7 @@ def world(
     rules: Path = RULES,
     configured: Callable[[str], str] = alertmanager_config,
 ) -> Iterator[World]:
-    """Everything around a service at an address that runs with `SETTINGS` and this clock.
+    """Everything around a service with this clock.
 
     Args:
         url: of the service, which the deployments report to.
