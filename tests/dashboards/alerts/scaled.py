@@ -1,9 +1,9 @@
 """An hour in a minute: rules, Alertmanager and the service's clock, all alike.
 
 Each duration of the rules and of Alertmanager's configuration is divided by `SCALE`, and the service's clock
-runs `SCALE` times as fast. So the order of events is that of production: an alert which waits for 15 minutes and
-one that waits for 10 stay as far apart. Thresholds of rates are not scaled: Prometheus sees `SCALE` times as many
-tokens a second, so that the floors of traffic are reached.
+runs `SCALE` times as fast. So the order of events is that of production: an alert which waits for 15 minutes
+and one that waits for 10 stay as far apart. Thresholds of rates are not scaled: Prometheus sees `SCALE` times as
+many tokens a second, so that the floors of traffic are reached.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DURATION = r"\b(\d+)([smhd])\b"
 
 
 class FastClock:
-    """Unix time that passes `SCALE` times as fast, from a moment on, which is the present if none is named."""
+    """Unix time that passes `SCALE` times as fast, from a moment on; from now on if none is named."""
 
     def __init__(self, began: float | None = None) -> None:
         self.began = time.time() if began is None else began

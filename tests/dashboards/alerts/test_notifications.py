@@ -1,8 +1,8 @@
 """Each cause that the simulator plants is one notification at a real webhook, and clears.
 
-Real here: the service, Prometheus with the shipped rules, Alertmanager with the shipped configuration, HTTP. An hour
-takes a minute (see `scaled`). `MoescopeNewDeadExperts` compares with the day before: promtool alone tests it, and the
-alerts about the service itself are in `test_services`.
+Real here: the service, Prometheus with the shipped rules, Alertmanager with the shipped configuration, HTTP. An
+hour takes a minute (see `scaled`). `MoescopeNewDeadExperts` compares with the day before: promtool alone tests it.
+The alerts about the service itself are in `test_services`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Deployments with planted causes, a service, Prometheus, Alertmanager and who is notified, an hour in a minute."""
+"""Deployments with planted causes, Prometheus, Alertmanager and who is notified: an hour in a minute."""
 
 from __future__ import annotations
 
