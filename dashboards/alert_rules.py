@@ -30,8 +30,8 @@ FOLDER: Final = Path(__file__).resolve().parent / "rules"
 FILE: Final = "moescope-alerts.yml"
 _HEAD: Final = """\
 # Alerts, made by `python -m moescope.dashboards.alert_rules` of dashboards/alerts/*.py. Its --help says how
-# links become absolute. The alerts need the recording rules of the other files, and Prometheus 2.42 or newer
-# (keep_firing_for). docs/runbook.md has a section for each.
+# links become absolute. The alerts need the recording rules of the other files. docs/runbook.md has a section
+# for each.
 """
 _VARIABLES: Final = {
     "moescope-model": ("cluster", "server", "model"),
@@ -74,9 +74,8 @@ def rule(alert: Alert, links: Links) -> dict[str, Any]:
         for name in _VARIABLES[alert.board]
         if name in alert.labels
     )
-    made: dict[str, Any] = {"alert": alert.name, "expr": _of_lines(alert.expr)}
+    made: dict[str, Any] = {"alert": alert.name, "expr": _of_lines(alert.query)}
     made |= {"for": f"{alert.minutes}m"} if alert.minutes else {}
-    made |= {"keep_firing_for": f"{alert.keep_minutes}m"} if alert.keep_minutes else {}
     description = alert.description
     return made | {
         "labels": {"severity": alert.severity, "kind": alert.kind},

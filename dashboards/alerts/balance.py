@@ -22,7 +22,7 @@ _ON: Final = f"on ({DEPLOYMENT})"
 _BOARD: Final = "moescope-model"
 _IMBALANCE: Final = "model:moescope_ep_imbalance:ratio_rate5m"
 _UNEVEN: Final = f"{_IMBALANCE} > 1.3"
-_ENOUGH_SLOTS: Final = f"avg by ({DEPLOYMENT}) (layer_ep_rank:moescope_slots:rate5m) > 4 / 3"
+_ENOUGH_SLOTS: Final = "model:moescope_slots_of_layer_and_rank:mean_rate5m > 4 / 3"
 """400 slots of an EP rank and layer in five minutes: with fewer, chance makes one of many stand out."""
 _IN_LAYER: Final = 'layer="%s"'
 
@@ -40,14 +40,14 @@ WORST_LAYER: Final = ask(
         ", EP rank {{ .Labels.ep_rank }}",
         "$layer",
     )
-    + ask("count(layer:moescope_ep_imbalance:ratio_rate5m{%s} > 1.3)", f"; {NUMBER} layers are above 1.3")
+    + ask("count(layer:moescope_ep_imbalance:ratio_rate5m{%s} > 1.3)", f"; layers above 1.3: {NUMBER}")
     + "). ",
 )
 HOT_EXPERT: Final = ask(
     "topk(1, 1 + layer:moescope_hot_expert:max_vio{%s})",
-    "{{ $layer := .Labels.layer }}One expert is hot in "
+    "{{ $layer := .Labels.layer }}Layers with a hot expert: "
     + ask("count(layer:moescope_hot_expert:max_vio{%s})", NUMBER)
-    + " layers; worst is layer {{ $layer }}"
+    + "; worst is layer {{ $layer }}"
     + ask(
         "topk(1, sum by (expert) (rate(moescope_layer_expert_slots_total{%s," + _IN_LAYER + "}[5m])))",
         ", expert {{ .Labels.expert }}",
@@ -75,7 +75,7 @@ BALANCE: Final = Group(
             + f" of that time waiting. {WHO_IS_BUSIEST}{WORST_LAYER}{HOT_EXPERT}"
             "`moescope advise` says what EPLB would save.",
             _BOARD,
-            keep_minutes=5,
+            keep_minutes=15,  # longer than MoescopeHotExpert, which it inhibits
         ),
         Alert(
             "MoescopeStragglerCost",
@@ -92,7 +92,7 @@ BALANCE: Final = Group(
             f"{WHO_IS_BUSIEST}"
             "Larger batches lower it.",
             _BOARD,
-            keep_minutes=5,
+            keep_minutes=15,  # longer than MoescopeHotExpert, which it inhibits
         ),
         Alert(
             "MoescopeDpImbalance",
@@ -134,7 +134,7 @@ CAUSES: Final = Group(
             f"One expert is hot in layers of {NAME}",
             f"{HOT_EXPERT}Its rank is a bottleneck unless the expert is replicated.",
             _BOARD,
-            # Drift from a baseline, which this alert explains, is of five minutes and made each minute.
+            # Longer than the drift alerts, which it inhibits: their gauges are of five minutes.
             keep_minutes=10,
         ),
         Alert(

@@ -1,4 +1,4 @@
-"""Alerts about drift from pinned baselines and from the hour before."""
+"""Alerts about drift from pinned baselines."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from moescope.dashboards.alerts.spec import (
     most,
 )
 
-_FLOWS: Final = f"and on ({DEPLOYMENT}) model:moescope_tokens:rate5m > 0"
-_PINNED: Final = 'model:moescope_median_layer_drift:bits{baseline!="previous_hour"}'
+_PINNED: Final = '{baseline!="previous_hour"}'
+"""Not the hour before: after any change, one for the better too, routing differs from it for an hour."""
+_OF_PINNED: Final = '{%s,baseline!="previous_hour"}'
+_DRIFT: Final = "model:moescope_median_layer_drift:bits"
 _BOARD: Final = "moescope-model"
 _BASE: Final = "{{ .Labels.baseline }} (phase: {{ .Labels.phase }})"
 
 
 def _in_worst_layer(gauge: str) -> str:
     return ask(
-        f"topk(1, {lately(gauge, '{%s}')})",
+        f"topk(1, {lately(gauge, _OF_PINNED)})",
         f"Most are in layer {{{{ .Labels.layer }}}} ({NUMBER}). ",
     )
 
@@ -37,17 +39,15 @@ DRIFT: Final = Group(
         Alert(
             "MoescopeRoutingDrift",
             DEPLOYMENT,
-            # Not from the hour before: after any change, one for the better too, routing differs for an hour.
             f"max by ({DEPLOYMENT}) (\n"
-            f"  {_PINNED} > 0.03 and model:moescope_drift_over_noise:ratio > 3\n"
-            f")\n{_FLOWS}",
+            f"  {_DRIFT}{_PINNED} > 0.03 and model:moescope_drift_over_noise:ratio > 3\n"
+            ")",
             "info",
             "cause",
             15,
             f"Routing of {NAME} has drifted",
             ask(
-                'topk(1, model:moescope_median_layer_drift:bits{%s,baseline!="previous_hour"} and '
-                "model:moescope_drift_over_noise:ratio > 3)",
+                f"topk(1, {_DRIFT}{_OF_PINNED} and model:moescope_drift_over_noise:ratio > 3)",
                 f"The experts' shares are {RATIO} bits (Jensen-Shannon, median layer) from those of "
                 f"{_BASE}. ",
             )
@@ -57,13 +57,13 @@ DRIFT: Final = Group(
         Alert(
             "MoescopeNewHotExperts",
             DEPLOYMENT,
-            f"{most('moescope_new_hot_experts')} > 0\n{_FLOWS}",
+            f"{most('moescope_new_hot_experts', matchers=_PINNED)} > 0",
             "info",
             "cause",
             15,
             f"{NAME} has new hot experts",
             f"{VALUE} experts of all layers have over 3 times a fair share that had much less in "
-            + ask(f"topk(1, {lately('moescope_new_hot_experts', '{%s}')})", _BASE)
+            + ask(f"topk(1, {lately('moescope_new_hot_experts', _OF_PINNED)})", _BASE)
             + f". {_in_worst_layer('moescope_layer_new_hot_experts')}/v1/drift names them.",
             _BOARD,
             keep_minutes=5,
@@ -71,13 +71,13 @@ DRIFT: Final = Group(
         Alert(
             "MoescopeExpertsDied",
             DEPLOYMENT,
-            f"{most('moescope_new_dead_experts')} > 0\n{_FLOWS}",
+            f"{most('moescope_new_dead_experts', matchers=_PINNED)} > 0",
             "info",
             "cause",
             15,
             f"Experts of {NAME} have died",
             f"{VALUE} experts of all layers get no token that had a share in "
-            + ask(f"topk(1, {lately('moescope_new_dead_experts', '{%s}')})", _BASE)
+            + ask(f"topk(1, {lately('moescope_new_dead_experts', _OF_PINNED)})", _BASE)
             + f". {_in_worst_layer('moescope_layer_new_dead_experts')}/v1/drift names them.",
             _BOARD,
             keep_minutes=5,

@@ -70,7 +70,7 @@ POOLS: Final = Group(
             "info",
             "cause",
             15,
-            f"Tokens of a replica of {_WHERE} choose other experts than its siblings'",
+            f"A replica of {_WHERE} chooses other experts than its siblings",
             "Replica "
             + ask(
                 "topk(1, " + most("moescope_replica_divergence_bits", _REPLICA, "{%s}") + ")",

@@ -7,6 +7,7 @@ while the alert fires; Alertmanager sends no second notification for that.
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -16,6 +17,8 @@ Kind = Literal["symptom", "cause", "capture", "service"]
 """``symptom``: ranks wait, or work is dealt unevenly. ``cause``: why that may be so. ``capture``: what is not
 counted, or can't be trusted. ``service``: moescope's own process."""
 Minutes = Literal[0, 2, 3, 5, 10, 15, 30]
+_TOKENS_MINUTES: Final[dict[Kind, int]] = {"symptom": 5, "cause": 3}
+"""These kinds of alerts are about tokens, and end so long after the last one: causes before symptoms."""
 
 DEPLOYMENT: Final = "cluster, server, model"
 """The labels of an alert about a deployment; a replica of a pool is one."""
@@ -32,10 +35,11 @@ class Alert:
     Attributes:
         name: as in the runbook.
         by: the labels that it has, besides ``severity`` and ``kind``.
-        expr: PromQL; fires while it has samples.
+        expr: PromQL; has samples while something is wrong.
         minutes: how long it must have samples before the alert fires.
-        keep_minutes: how long the alert goes on without samples, so that a value near its threshold is one
-            alert.
+        keep_minutes: how long the alert goes on when ``expr`` has no samples any more, so that a value near
+            its threshold is one alert, and so that what tells more outlasts what it inhibits. Only of
+            symptoms and causes.
         summary: a template, one line.
         description: a template; :func:`ask` asks for what is worst.
         board: uid of the board that shows it.
@@ -57,6 +61,22 @@ class Alert:
         """The names in ``by``."""
         return tuple(self.by.split(", "))
 
+    @property
+    def query(self) -> str:
+        """PromQL of the rule: ``expr``, kept, and over with the tokens.
+
+        Prometheus has ``keep_firing_for``; it would keep an alert for as long after the last token too.
+        """
+        if self.kind not in _TOKENS_MINUTES:
+            return self.expr
+        query = self.expr
+        if self.keep_minutes:
+            lately_so = f"max_over_time((\n{_indented(query)}\n)[{self.keep_minutes}m:1m])"
+            fires = f'ALERTS{{alertname="{self.name}",alertstate="firing"}}'
+            query = f"{query}\nor\n{lately_so}\nand on ({self.by}) {fires}"
+        flows = f"sum by ({self.by}) (increase(moescope_tokens_total[{_TOKENS_MINUTES[self.kind]}m])) > 0"
+        return f"(\n{_indented(query)}\n)\nand on ({self.by}) {flows}"
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -65,6 +85,10 @@ class Group:
     name: str
     note: str
     alerts: tuple[Alert, ...]
+
+
+def _indented(text: str, by: int = 2) -> str:
+    return textwrap.indent(text, " " * by)
 
 
 def selecting(labels: tuple[str, ...]) -> str:

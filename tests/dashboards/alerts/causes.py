@@ -79,6 +79,7 @@ BALANCE: dict[str, Cause] = {
     ),
     "newly-hot": Cause("MoescopeNewHotExperts", _habits(hot=0.44, hot_moves_s=STANDING), "info", pinned=True),
     "died": Cause("MoescopeExpertsDied", replace(_habits(dead=4), ranks=1), "info", pinned=True),
+    "newly-dead": Cause("MoescopeNewDeadExperts", replace(_habits(dead=4), ranks=1), "info"),
     "drifted": Cause("MoescopeRoutingDrift", replace(_habits(shift=0.5), ranks=1), "info", pinned=True),
 }
 CAPTURE: dict[str, Cause] = {

@@ -2,8 +2,8 @@
 
 Each duration of the rules and of Alertmanager's configuration is divided by `SCALE`, and the service's clock
 runs `SCALE` times as fast. So the order of events is that of production: an alert which waits for 15 minutes
-and one that waits for 10 stay as far apart. Thresholds of rates are not scaled: Prometheus sees `SCALE` times as
-many tokens a second, so that the floors of traffic are reached.
+and one that waits for 10 stay as far apart. Thresholds of rates are not scaled: Prometheus sees `SCALE` times
+as many tokens a second, so that the floors of traffic are reached.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import yaml
 
 from tests.dashboards.alerts.alertmanager import AT_HOME, CONFIG
 from tests.dashboards.live import RULES, Prometheus
+from tests.dashboards.promtool import promtool
 from tests.prometheus import running_prometheus
 
 SCALE = 60
@@ -59,6 +60,24 @@ def alertmanager_config(receiver: str) -> str:
     text = CONFIG.read_text()
     assert text.count(AT_HOME) == 3
     return scaled(text.replace(AT_HOME, receiver))
+
+
+def write_past(folder: Path, series: str, value: float, began: float) -> None:
+    """Let Prometheus have a series' value for a day and more, as if it had scraped it.
+
+    Args:
+        folder: Prometheus' own.
+        series: name and labels.
+        value: the same at all times.
+        began: Unix time of the test's begin; the past ends there.
+    """
+    times = (began - seconds for seconds in range(30 * 60, 0, -15))
+    name = series.partition("{")[0]
+    lines = [f"# TYPE {name} gauge", *(f"{series} {value} {when:.3f}" for when in times), "# EOF"]
+    text = folder / "past.txt"
+    text.write_text("\n".join(lines) + "\n")
+    done = promtool("tsdb", "create-blocks-from", "openmetrics", text, folder / "data")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moescope.dashboards.alert_rules import ALERTS as ALL_ALERTS
+from moescope.dashboards.alert_rules import ALERTS as ALL
 from moescope.service.metrics.alerts import ALERT_LEVELS, silent_alerts
 from moescope.service.settings import MetricsLevel
 from tests.dashboards.promtool import OF, ROOT, check, rules
@@ -60,7 +60,7 @@ def test_every_alert_says_what_it_is_and_what_to_do() -> None:
 
 def test_an_alert_has_only_labels_of_a_deployment_a_pool_or_an_instance() -> None:
     allowed = {"cluster", "server", "model", "pool", "role", "job", "instance"}
-    assert all(set(alert.labels) <= allowed for alert in ALL_ALERTS)
+    assert all(set(alert.labels) <= allowed for alert in ALL)
 
 
 def replica(
@@ -107,10 +107,12 @@ def vio(values: str, limit: str, layer: str = "0") -> Series:
 ALERTS: dict[str, tuple[Series, Series]] = {
     "MoescopeRankImbalance": (
         {
+            **TOKENS,
             f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="0"}}': "0+300x90",
             f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="1"}}': "0+100x90",
         },
         {
+            **TOKENS,
             f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="0"}}': "0+120x90",
             f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="1"}}': "0+100x90",
         },
@@ -135,12 +137,14 @@ ALERTS: dict[str, tuple[Series, Series]] = {
     ),
     "MoescopeOneRankHottest": (
         {
+            **TOKENS,
             f'moescope_ep_rank_slots_total{OF},ep_rank="0"}}': "0+300x90",
             f'moescope_ep_rank_slots_total{OF},ep_rank="1"}}': "0+100x90",
             f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="0"}}': "0+300x90",
             f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="1"}}': "0+100x90",
         },
         {  # first one, then the other
+            **TOKENS,
             f'moescope_ep_rank_slots_total{OF},ep_rank="0"}}': "0+300x60 18000+100x30",
             f'moescope_ep_rank_slots_total{OF},ep_rank="1"}}': "0+100x60 6000+300x30",
             f'moescope_layer_ep_rank_slots_total{OF},layer="0",ep_rank="0"}}': "0+300x60 18000+100x30",
@@ -211,10 +215,12 @@ ALERTS: dict[str, tuple[Series, Series]] = {
     ),
     "MoescopeStragglerCost": (
         {
+            **TOKENS,
             f"moescope_straggler_mean_slots_total{OF}}}": "0+60x90",
             f"moescope_straggler_max_slots_total{OF}}}": "0+100x90",
         },
         {
+            **TOKENS,
             f"moescope_straggler_mean_slots_total{OF}}}": "0+80x90",
             f"moescope_straggler_max_slots_total{OF}}}": "0+100x90",
         },
@@ -273,10 +279,12 @@ ALERTS: dict[str, tuple[Series, Series]] = {
     ),
     "MoescopeReplicaRouting": (
         {
+            **replica("s"),
             f'moescope_replica_divergence_bits{OF},pool="chat"}}': "0.2+0x90",
             f'moescope_replica_sampling_noise_bits{OF},pool="chat"}}': "0.01+0x90",
         },
         {  # as much, of so few tokens that it may be chance
+            **replica("s"),
             f'moescope_replica_divergence_bits{OF},pool="chat"}}': "0.2+0x90",
             f'moescope_replica_sampling_noise_bits{OF},pool="chat"}}': "0.1+0x90",
         },

@@ -40,8 +40,8 @@ def vio(layer: str, values: str) -> Series:
 
 
 def loads(*per_minute: str) -> Series:
-    """Slots of EP ranks in one layer."""
-    return {
+    """Slots of EP ranks in one layer, of many tokens."""
+    return tokens() | {
         f'moescope_{name}{OF},{labels}ep_rank="{rank}"}}': values
         for rank, values in enumerate(per_minute)
         for name, labels in (("layer_ep_rank_slots_total", 'layer="0",'), ("ep_rank_slots_total", ""))
@@ -67,12 +67,15 @@ def test_an_alert_goes_on_over_a_scrape_that_failed(tmp_path: Path) -> None:
 
 
 def test_an_alert_whose_value_is_near_its_threshold_is_one(tmp_path: Path) -> None:
-    """Three minutes below the threshold, of ten."""
-    uneven, even = "0+200x40 8000+110x8 8880+200x40", "0+100x90"
-    check(tmp_path, [steady("MoescopeRankImbalance", loads(uneven, even))])
+    """Three minutes below the threshold."""
+    series = loads("0+240x40 9750+150x4 10590+240x40", "0+100x90")
+    below = "count_over_time((model:moescope_ep_imbalance:ratio_rate5m <= 1.3)[40m:1m])"
+    case = steady("MoescopeRankImbalance", series)
+    case["expect"][f"max({below})"] = {"{}": 3}
+    check(tmp_path, [case])
 
 
-def test_nothing_is_said_of_experts_after_the_last_token(tmp_path: Path) -> None:
+def test_nothing_is_said_of_routing_after_the_last_token(tmp_path: Path) -> None:
     """The service's gauges stay; the last token comes in the 60th minute."""
     series = {**tokens("0+60000x60 3600000+0x30")}
     gauges = {
@@ -82,12 +85,17 @@ def test_nothing_is_said_of_experts_after_the_last_token(tmp_path: Path) -> None
             f'moescope_median_layer_drift_bits{OF},baseline="b",phase="all"}}': "0.2+0x90",
             f'moescope_drift_sampling_noise_bits{OF},baseline="b",phase="all"}}': "0.001+0x90",
         },
-        "MoescopeHotExpert": vio("3", "5+0x60 stale"),
+        "MoescopeHotExpert": vio("3", "5+0x90"),
+        "MoescopeRankImbalance": loads("0+240x60 14400+0x30", "0+100x60 6000+0x30"),
+        "MoescopeReplicaRouting": {
+            f"moescope_replica_divergence_bits{OF}}}": "0.2+0x90",
+            f"moescope_replica_sampling_noise_bits{OF}}}": "0.01+0x90",
+        },
     }
     cases = []
     for name, gauge in gauges.items():
-        cases.append({"series": {**series, **gauge}, "at": "59m", "expect": {firing(name): {"{}": 1}}})
-        cases.append({"series": {**series, **gauge}, "at": "74m", "expect": {firing(name): {}}})
+        cases.append({"series": {**gauge, **series}, "at": "59m", "expect": {firing(name): {"{}": 1}}})
+        cases.append({"series": {**gauge, **series}, "at": "66m", "expect": {firing(name): {}}})
     check(tmp_path, cases)
 
 
@@ -112,7 +120,7 @@ def test_a_rolling_restart_and_a_restart_of_the_service_are_no_crash_loop(tmp_pa
 
 
 def test_a_hot_rank_is_not_said_to_be_one_before_half_an_hour_was_seen(tmp_path: Path) -> None:
-    series = loads("0+1200x90", "0+1000x90")
+    series = loads("0+1300x90", "0+1000x90")
     name = "MoescopeOneRankHottest"
     late = {
         "alertname": name,
@@ -122,8 +130,8 @@ def test_a_hot_rank_is_not_said_to_be_one_before_half_an_hour_was_seen(tmp_path:
                 "exp_labels": {"server": "s", "model": "m", "severity": "info", "kind": "cause"},
                 "exp_annotations": {
                     "summary": "One EP rank of s (m) is the hottest most of the time",
-                    "description": "EP rank 0 had the most slots in 100% of the last 49m 0s. A fixed hot rank "
-                    "points at placement, not at chance.",
+                    "description": "EP rank 0 had the most slots in 100% of the last 48m 0s. A fixed hot "
+                    "rank points at placement, not at chance.",
                     "runbook_url": "docs/runbook.md#moescopeonerankhottest",
                     "dashboard_url": "/d/moescope-model?orgId=1&var-server=s&var-model=m",
                 },
@@ -192,11 +200,11 @@ def test_the_text_names_the_worst_layer_expert_and_rank_and_how_many(tmp_path: P
                 "exp_labels": {"server": "s", "model": "m", "severity": "critical", "kind": "symptom"},
                 "exp_annotations": {
                     "summary": "Expert load of s (m) is uneven over EP ranks",
-                    "description": "The busiest EP ranks have 1.50 times a fair share of the slots, summed over "
-                    "layers: an average rank spends 33.33% of that time waiting. One rank is hot in most layers: EP "
-                    "rank 0, the busiest in 90% of steps x layers. Worst is layer 0 (1.50, EP rank 0; 1 layers are "
-                    "above 1.3). One expert is hot in 2 layers; worst is layer 7, expert 12, with 6.00 times its "
-                    "fair share. `moescope advise` says what EPLB would save.",
+                    "description": "The busiest EP ranks have 1.50 times a fair share of the slots, "
+                    "summed over layers: an average rank spends 33.33% of that time waiting. One rank is hot "
+                    "in most layers: EP rank 0, the busiest in 90% of steps x layers. Worst is layer 0 "
+                    "(1.50, EP rank 0; layers above 1.3: 1). Layers with a hot expert: 2; worst is layer 7, "
+                    "expert 12, with 6.00 times its fair share. `moescope advise` says what EPLB would save.",
                     "runbook_url": "docs/runbook.md#moescoperankimbalance",
                     "dashboard_url": "/d/moescope-model?orgId=1&var-server=s&var-model=m",
                 },
