@@ -40,7 +40,7 @@ def most_lanes(layers: Sequence[MoeLayer]) -> int:
 def planes_of(
     experts: Sequence[bytes], tokens: Sequence[int], layers: Sequence[MoeLayer], id_bytes: int
 ) -> Planes:
-    """Which piece took which expert, a lane a piece: uint8 [planes, experts of all layers, one after the other].
+    """Which piece took which expert, a lane a piece: uint8 [planes, experts of all layers].
 
     Besides the map it holds one layer: lanes x experts of the layer, and the ids of the layer in eight bytes.
 
