@@ -32,7 +32,8 @@ def _from_flag(url: str) -> str:
     return _checked(url, "--url")
 
 
-def _from_environment() -> str:
+def url_of_environment() -> str:
+    """The address of the service that the environment names, else the default; a bad one ends the command."""
     with ending_at(SettingsError):
         return _checked(client_settings().url, "MOESCOPE_URL")
 
@@ -41,7 +42,7 @@ UrlOption = Annotated[
     str,
     typer.Option(
         "--url",
-        default_factory=_from_environment,  # asked only where the flag is absent
+        default_factory=url_of_environment,  # asked only where the flag is absent
         callback=_from_flag,
         show_default=f"MOESCOPE_URL; without it {DEFAULT_URL}",
         help="Address of the running service, http or https.",

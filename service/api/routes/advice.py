@@ -9,14 +9,18 @@ from dataclasses import asdict, replace
 import numpy as np
 from fastapi import APIRouter
 
-from moescope.service.advice.advise import Advice, AdviceWish, advise
+from moescope.service.advice.advise import (
+    DEFAULT_FIT_SHARE,
+    DEFAULT_MEMORY_PRICE,
+    DEFAULT_MIN_GAIN,
+    Advice,
+    AdviceWish,
+    advise,
+)
 from moescope.service.advice.verdict import name_of
 from moescope.service.advice.what_if import Option
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.advice import (
-    DEFAULT_FIT_SHARE,
-    DEFAULT_MEMORY_PRICE,
-    DEFAULT_MIN_GAIN,
     DEFAULT_START,
     AdviceStartParam,
     FitShareParam,
