@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version as version_of
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 
@@ -14,7 +14,7 @@ from moescope.service.cli.check_config import CHECK_HELP, check_config
 from moescope.service.cli.copies import BACKUP_HELP, RESTORE_HELP, backup, restore
 from moescope.service.cli.drift import DRIFT_HELP, drift
 from moescope.service.cli.grouping import add_command
-from moescope.service.cli.options import Deployment, url_of_environment
+from moescope.service.cli.options import Deployment, url_of_environment, url_of_flag
 from moescope.service.cli.placement import PLACEMENT_HELP, placement
 from moescope.service.cli.pools import POOLS_HELP, pools
 from moescope.service.cli.report import REPORT_HELP, report
@@ -28,7 +28,7 @@ from moescope.service.cli.show import (
     stragglers,
 )
 from moescope.service.cli.simulate import SIMULATE_HELP, simulate
-from moescope.service.cli.terminal import say
+from moescope.service.cli.terminal import failure, say
 from moescope.service.cli.token import MAKE_HELP, token
 from moescope.service.cli.traces import traces_group
 from moescope.service.cli.verdict import VERDICT_HELP, verdict
@@ -81,10 +81,18 @@ def command_line() -> typer.Typer:
     return app
 
 
-def _without_a_command(context: typer.Context) -> None:
-    """Ask the service of the environment for its verdict, unless there is a command."""
-    if context.invoked_subcommand is None:
-        verdict(Deployment(url=url_of_environment()))
+def _without_a_command(
+    context: typer.Context,
+    url: Annotated[
+        str | None, typer.Option(help="Address of the running service, where there is no command.")
+    ] = None,
+) -> None:
+    """Ask a service for its verdict, unless there is a command."""
+    command = context.invoked_subcommand
+    if command is not None and url is not None:
+        raise failure(f"give --url after the command: moescope {command} --url {url}")
+    if command is None:
+        verdict(Deployment(url=url_of_environment() if url is None else url_of_flag(url)))
 
 
 def version() -> None:

@@ -28,7 +28,8 @@ def _checked(url: str, source: str) -> str:
     return url
 
 
-def _from_flag(url: str) -> str:
+def url_of_flag(url: str) -> str:
+    """The address that a flag gives; one that is none ends the command."""
     return _checked(url, "--url")
 
 
@@ -43,7 +44,7 @@ UrlOption = Annotated[
     typer.Option(
         "--url",
         default_factory=url_of_environment,  # asked only where the flag is absent
-        callback=_from_flag,
+        callback=url_of_flag,
         show_default=f"MOESCOPE_URL; without it {DEFAULT_URL}",
         help="Address of the running service, http or https.",
     ),

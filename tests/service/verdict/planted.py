@@ -67,7 +67,13 @@ PLANTED: Final = (
         ("in single steps only", "waits 60 %"),
         {**MANY, "alternate": 2.5, "steps_per_s": 8.0},
     ),
-    Planted("drifted", "info", ("slots go to other experts than in the hour before",), {"drift": 0.06}, 120),
+    Planted(
+        "drifted",
+        "info",
+        ("slots go to other experts than in the hour before",),
+        {"drift": 0.03, "ranks": 2, "experts": 64},
+        120,
+    ),
     Planted("balanced", "ok", ("Balanced: an average EP rank waits",)),
 )
 

@@ -94,9 +94,7 @@ CASES: list[tuple[str, Facts, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("facts", "kind", "severity"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
-)
+@pytest.mark.parametrize(("facts", "kind", "severity"), [x[1:] for x in CASES], ids=[x[0] for x in CASES])
 def test_each_kind(facts: Facts, kind: str, severity: str) -> None:
     found = judge(facts).finding
     assert (found.kind, found.severity) == (kind, severity)
