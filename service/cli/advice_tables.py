@@ -22,7 +22,8 @@ _STYLES = {
 def advice_view(answer: dict[str, Any], with_layers: bool) -> RenderableType:
     """The verdict, the options, each layer if ``with_layers``, and what the verdict rests on."""
     verdict = answer["verdict"]
-    parts: list[RenderableType] = [Text(verdict["words"], style=_STYLES[verdict["decision"]])]
+    parts: list[RenderableType] = [Text(answer["short"], style="bold yellow")] if answer["short"] else []
+    parts.append(Text(verdict["words"], style=_STYLES[verdict["decision"]]))
     if answer["options"]:
         parts.append(_options(answer))
     if with_layers and answer["options"]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from moescope.service.advice.advise import Advice
+from moescope.service.advice.short import LEAST_S, is_short
 from moescope.service.advice.verdict import name_of
 from moescope.service.verdict.facts import Facts, Remedy
 from moescope.service.verdict.links import Links
 from moescope.service.verdict.model import Action, Number
 from moescope.service.verdict.sentences import ACTIONS, duration, percent
-from moescope.service.verdict.thresholds import LEAST_ADVICE_S
 
 
 def remedy_of(advice: Advice) -> Remedy:
     """What advice on the last hour recommends, if it rests on data of ten minutes at least."""
-    seconds = advice.windows.seconds
     if advice.found is None:
         return Remedy(known=False, reason=advice.verdict.words.rstrip("."))
-    if seconds < LEAST_ADVICE_S:
-        took, least = duration(seconds), duration(LEAST_ADVICE_S)
+    if is_short(advice.windows):
+        took, least = duration(advice.windows.seconds), duration(LEAST_S)
         return Remedy(known=False, reason=f"there are data of {took}, and it takes {least} at least")
     choice = advice.verdict.choice
     before, after = (

@@ -8,7 +8,15 @@ from typing import Final
 from moescope.service.verdict.facts import Facts
 from moescope.service.verdict.links import Links
 from moescope.service.verdict.model import Action, Finding, Number
-from moescope.service.verdict.sentences import ACTIONS, SENTENCES, duration, percent, plural, times
+from moescope.service.verdict.sentences import (
+    ACTIONS,
+    SENTENCES,
+    duration,
+    percent,
+    plural,
+    silence_words,
+    times,
+)
 from moescope.service.verdict.thresholds import BEYOND_CHANCE, DP_UNEVEN, MOVED, WAITING
 from moescope.service.verdict.uneven import one_expert_hot, one_rank_hot, ranks_hot_by_layer
 from moescope.service.verdict.waiting import is_uneven_by, plain, severity_of, waiting_numbers, waiting_words
@@ -25,7 +33,7 @@ def silent(facts: Facts, links: Links) -> Finding | None:
     return Finding(
         "silent",
         "info" if facts.silence.ended else "critical",
-        SENTENCES[word].format(age=duration(age)),
+        silence_words(facts.silence),
         (number,),
         Action(ACTIONS[word]),
     )

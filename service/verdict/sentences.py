@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from moescope.service.windows.silence import Silence
+
 SENTENCES: Final = {
     "silent": "No worker of this deployment has sent anything for {age}: nothing is known of the time since.",
     "ended": "All workers of this deployment shut down in order, {age} ago.",
@@ -74,6 +76,11 @@ ACTIONS: Final = {
     "no_placement_helps": "No other placement is recommended: {reason}",
     "not_known_yet": "What another placement (EPLB) would save is not known: {reason}.",
 }
+
+
+def silence_words(silence: Silence) -> str:
+    """What is said of a silent deployment."""
+    return SENTENCES["ended" if silence.ended else "silent"].format(age=duration(silence.age))
 
 
 def percent(share: float) -> str:

@@ -32,6 +32,3 @@ LEAST_STEPS: Final = 20
 """Fewer steps are too little data: each has one busiest rank, so their shares would be chance."""
 CHANCE: Final = 2.0
 """Loads are enough if so many times what chance makes of them stays below the ratio of ``WAITING``."""
-LEAST_ADVICE_S: Final = 600.0
-"""Data of a shorter time say nothing of what a placement saves: half of it checks the other half, and a
-placement that is to stay for hours must have held for minutes at least."""

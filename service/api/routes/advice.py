@@ -17,6 +17,7 @@ from moescope.service.advice.advise import (
     AdviceWish,
     advise,
 )
+from moescope.service.advice.short import is_short, short_words
 from moescope.service.advice.verdict import name_of
 from moescope.service.advice.what_if import Option
 from moescope.service.api.limits.turns import Turns
@@ -98,7 +99,9 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         seen, against what the EP ranks really got there. Works whether EPLB is on or off.
         """
         deployment = choose(state, server, model, pool)
-        bounds = bounds_of_weights(state, deployment, parse_bounds(start, end, state.now()), weights)
+        now = state.now()
+        asked = parse_bounds(start, end, now)
+        bounds = bounds_of_weights(state, deployment, asked, weights)
         wish = AdviceWish(
             ranks=ranks,
             nodes=nodes,
@@ -113,12 +116,19 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
             found = advise(state, deployment, bounds.start, bounds.end, wish)
         partial = partial_of(state, found.windows.pieces[-1])
         silent = silent_stages(state.producers(deployment))
-        return _advice(found, bounds, min_gain, partial_over_stages(partial, silent))
+        return _advice(found, bounds, _length(asked, now), min_gain, partial_over_stages(partial, silent))
 
     return router
 
 
-def _advice(found: Advice, bounds: Bounds, min_gain: float, partial: str | None) -> AdviceOut:
+def _length(asked: Bounds, now: float) -> float | None:
+    """Of the window that was asked for, seconds; None: it has no begin, or that of all time."""
+    return (now if asked.end is None else asked.end) - asked.start if asked.start else None
+
+
+def _advice(
+    found: Advice, bounds: Bounds, asked_s: float | None, min_gain: float, partial: str | None
+) -> AdviceOut:
     evidence, question, verdict = found.evidence, found.question, found.verdict
     fit, pieces = found.windows.fit, found.windows.pieces
     return AdviceOut(
@@ -133,6 +143,9 @@ def _advice(found: Advice, bounds: Bounds, min_gain: float, partial: str | None)
         held_out=_window(pieces, Bounds(fit.used.end_latest, bounds.end)),
         fit_tokens=evidence.fit_tokens,
         held_out_tokens=evidence.later_tokens,
+        seconds=found.windows.seconds,
+        enough=not is_short(found.windows),
+        short=short_words(found.windows, asked_s),
         partial=partial,
         layers=list(evidence.layers),
         left_out=left_out_of(evidence.left_out),

@@ -131,6 +131,11 @@ class AdviceOut(BaseModel):
     held_out: Window = Field(description="The later window that they were checked on.")
     fit_tokens: int
     held_out_tokens: int
+    seconds: float = Field(description="That the data of both windows really span.")
+    enough: bool = Field(description="Whether that is enough to say what a placement is worth (10 minutes).")
+    short: str | None = Field(
+        description="To be said first: the data span less than was asked, or too little. null: neither."
+    )
     partial: Partial
     layers: list[int] = Field(description="Layers that were judged.")
     left_out: list[LeftOut]
