@@ -81,11 +81,11 @@ def test_a_restart_is_news_for_a_quarter_of_an_hour(empty: Serving, clock: Clock
     page = watched.open(empty.url)
     tag = page.get_by_role("table", name="Tokens per second of each DP rank").locator(".tag")
     expect(tag).to_have_text("live, restarted")
-    expect(page.locator(".health")).to_contain_text("1 worker started again")
+    expect(page.locator(".health")).to_contain_text("1 restart of workers, the last one")
     clock.now += 901
     empty.push(push(epoch=begun, seq=2, after_s=901))
     expect(tag).to_have_text("live")
-    expect(page.locator(".health")).not_to_contain_text("started again")
+    expect(page.locator(".health")).not_to_contain_text("restart")
 
 
 def test_an_address_that_names_no_view_says_so(large: Serving, watched: Watched) -> None:

@@ -159,5 +159,5 @@ function drops(d) {
 
 function restarts(d) {
   const list = recent(producers(d));
-  return list.length ? { level: "good", word: "restarted", text: `${plural(list.length, "worker")} started again, the last one ${duration(lastStart(list))} ago; totals go on over it.` } : null;
+  return list.length ? { level: "good", word: "restarted", text: `${plural(list.reduce((sum, p) => sum + p.restarts, 0), "restart")} of workers, the last one ${duration(lastStart(list))} ago; totals go on over them.` } : null;
 }
