@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from moescope.service.advice.evidence import Windows
+from moescope.service.advice.verdict import WORTH_IT, Verdict
 
 LEAST_S: Final = 600.0
 """Data of a shorter time, seconds, say little of what a placement saves: half of it checks the other half,
@@ -16,6 +18,15 @@ WHOLE: Final = 0.9
 def is_short(windows: Windows) -> bool:
     """Whether the data are too short to say what a placement is worth."""
     return windows.seconds < LEAST_S
+
+
+def said_of(verdict: Verdict, windows: Windows) -> Verdict:
+    """The verdict as it may be said: from short data none that a placement is worth it, or isn't."""
+    if verdict.decision == "no_sample" or not is_short(windows):
+        return verdict
+    what = verdict.words.removeprefix(WORTH_IT)
+    so_far = what if what != verdict.words else f"{what[:1].lower()}{what[1:]}"
+    return replace(verdict, decision="too_early", words=f"So far, {so_far}")
 
 
 def short_words(windows: Windows, asked_s: float | None) -> str | None:

@@ -15,6 +15,7 @@ _STYLES = {
     "worth_it": "bold green",
     "not_worth_it": "bold",
     "ages_too_fast": "bold yellow",
+    "too_early": "bold",
     "no_sample": "bold red",
 }
 

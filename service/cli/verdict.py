@@ -57,21 +57,10 @@ def _text(found: dict[str, Any], url: str) -> str:
     confidence = found["confidence"]
     lines.append(f"  {' '.join([confidence['words'], *(_sentence(note) for note in confidence['caveats'])])}")
     numbers = (*found["numbers"], *found["action"]["numbers"])
-    lines += [f"    {_value(number):>10}  {number['name']}" for number in numbers]
+    lines += [f"    {number['text']:>12}  {number['name']}" for number in numbers]
     if numbers:
         lines.append(f"  Proof: {url.rstrip('/')}/{numbers[0]['view']}")
     return "\n".join(lines)
-
-
-def _value(number: dict[str, Any]) -> str:
-    value, unit = number["value"], number["unit"]
-    if unit == "share":
-        return f"{100 * value:.1f} %"
-    if unit == "ratio":
-        return f"{value:.3f}"
-    if unit == "bits":
-        return f"{value:.4f}"
-    return f"{value:.0f} s" if unit == "seconds" else f"{value:,.0f}"
 
 
 def _sentence(note: str) -> str:

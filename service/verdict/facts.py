@@ -128,6 +128,7 @@ class Facts:
         tokens: computed; ``tokens_reason`` says why it isn't known.
         seconds, steps: see :class:`moescope.service.verdict.model.Confidence`.
         gaps: what capture doesn't see, the gravest first.
+        partial: why the numbers are of a part of the deployment only.
         reporting: DP ranks that are not silent.
         dp: None: fewer than two DP ranks, or not known.
         balance: None for ``balance_reason``.
@@ -147,6 +148,7 @@ class Facts:
     steps: int = 0
     silence: Silence | None = None
     gaps: tuple[Gap, ...] = ()
+    partial: str | None = None
     reporting: int = 1
     dp: Dp | None = None
     ep_size: int = 1

@@ -12,20 +12,15 @@ from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.window import ModelWindow
 
 
-def gaps_of(
-    window: ModelWindow, producers: Sequence[ProducerState], partial: str | None, now: bool
-) -> tuple[Gap, ...]:
+def gaps_of(window: ModelWindow, producers: Sequence[ProducerState], now: bool) -> tuple[Gap, ...]:
     """All gaps of a window.
 
     Args:
         window: of a deployment.
         producers: its producers as of now.
-        partial: why the window shows a part of it only, or None.
         now: whether the window ends now, so that states of now belong to it.
     """
     found = [*_of_window(window), *(_of_now(producers) if now else ())]
-    if partial is not None:
-        found.append(Gap("warning", f"this is {partial}"))
     return tuple(sorted(found, key=lambda gap: -SEVERITIES.index(gap.severity)))
 
 

@@ -38,6 +38,11 @@ class Question:
     min_tokens: int
 
     @property
+    def is_open(self) -> bool:
+        """Whether it ends now, so that states of now belong to it."""
+        return self.end is None or self.end >= self.now
+
+    @property
     def until(self) -> float:
         """When the window ends."""
         return self.now if self.end is None else min(self.end, self.now)
@@ -65,6 +70,7 @@ def facts_of(
     producers = [item.producer for item in spans]
     balance = _balance(found, placements)
     steps = _steps(cost) if window.conflict is None else None
+    partial = partial_of(window)
     computed = max((rank.steps for rank in window.dp_ranks), default=0)
     seconds = longest(spans, question.until)
     return Facts(
@@ -72,7 +78,7 @@ def facts_of(
         model=window.model,
         start=question.start,
         end=question.until,
-        open_end=question.end is None or question.end >= question.now,
+        open_end=question.is_open,
         tokens=window.known_tokens,
         tokens_reason=window.reason,
         seconds=seconds,
@@ -86,9 +92,8 @@ def facts_of(
         in_steps=steps,
         too_little=_too_little(found, seconds, computed),
         caveats=_caveats(window),
-        gaps=gaps_of(
-            window, producers, partial_of(window), question.end is None or question.end >= question.now
-        ),
+        gaps=gaps_of(window, producers, question.is_open),
+        partial=None if partial is None else partial.removeprefix("a part: "),
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from moescope.service.verdict import rules
 from moescope.service.verdict.facts import Facts
 from moescope.service.verdict.links import Links
-from moescope.service.verdict.model import Confidence, Finding, Verdict
+from moescope.service.verdict.model import Confidence, Finding, Verdict, precedence
 from moescope.service.verdict.sentences import duration, plural
 
 
@@ -25,23 +27,31 @@ def judge(facts: Facts) -> Verdict:
 
 
 def _findings(facts: Facts, links: Links) -> list[Finding]:
+    return sorted(_unsorted(facts, links), key=precedence)
+
+
+def _unsorted(facts: Facts, links: Links) -> list[Finding]:
     for rule in rules.ENDS:
         if (end := rule(facts, links)) is not None:
-            capture = rules.capture_incomplete(facts, links) if end.kind == "no_traffic" else None
-            return [end, *([capture] if capture else [])]
-    found = [rules.capture_incomplete(facts, links)]
-    few = rules.too_little_data(facts, links)
-    if few is not None:
-        return [item for item in (*found, few) if item is not None]
-    uneven = (rule(facts, links) for rule in rules.UNEVEN)
-    balance = [next((item for item in uneven if item is not None), None)]
-    balance += [rule(facts, links) for rule in rules.OTHERS]
-    known = [item for item in (*found, *balance) if item is not None]
-    if any(balance):
-        return known
+            return [end, *(_capture(facts, links) if end.kind == "no_traffic" else ())]
+    capture = _capture(facts, links)
+    if (few := rules.too_little_data(facts, links)) is not None:
+        return [*capture, few]
+    causes = _all(rules.UNEVEN, facts, links)[:1]
+    found = [*causes, *_all(rules.OTHERS, facts, links)]
+    if found:
+        return [*capture, *found]
     if facts.balance is None and facts.ep_size > 1:  # a gap, or else too little data, says why
-        return known or [_unknown(facts, links)]
-    return [*known, rules.balanced(facts, links)]
+        return capture or [_unknown(facts, links)]
+    return [*capture, rules.balanced(facts, links)]
+
+
+def _capture(facts: Facts, links: Links) -> list[Finding]:
+    return _all(rules.CAPTURE, facts, links)
+
+
+def _all(asked: Sequence[rules.Rule], facts: Facts, links: Links) -> list[Finding]:
+    return [found for rule in asked if (found := rule(facts, links)) is not None]
 
 
 def _unknown(facts: Facts, links: Links) -> Finding:

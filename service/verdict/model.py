@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 Kind = Literal[
     "silent",
     "no_traffic",
     "capture_incomplete",
+    "part_only",
     "too_little_data",
     "one_expert_hot",
     "one_rank_hot",
@@ -18,10 +19,12 @@ Kind = Literal[
     "drifted",
     "balanced",
 ]
-"""In the order of precedence: of several that are true the first is the verdict, the others are ``also``."""
+"""In the order of precedence among findings of one severity; see :func:`precedence`."""
 Severity = Literal["ok", "info", "warning", "critical"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("ok", "info", "warning", "critical")
 """Rising."""
+Unit = Literal["share", "ratio", "number", "layers", "tokens", "seconds", "bits", "id"]
+"""``share`` is of 1; ``id`` is the number of a layer, rank or expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +34,29 @@ class Number:
     Attributes:
         name: what it is.
         value: as the API has it.
-        unit: ``share`` (of 1), ``ratio``, ``tokens``, ``slots``, ``seconds``, ``steps``, ``layers``, ``bits``
-            or ``id``.
+        unit: what it is a number of.
         view: link to the page's view, relative to the service's address: deployment, window and view.
         api: link to the answer that has it, likewise.
     """
 
     name: str
     value: float
-    unit: str
+    unit: Unit
     view: str
     api: str
+
+    @property
+    def text(self) -> str:
+        """The value for people, with its unit."""
+        if self.unit == "share":
+            return f"{100 * self.value:.1f} %"
+        if self.unit == "ratio":
+            return f"{self.value:.3f}"
+        if self.unit == "bits":
+            return f"{self.value:.4f} bits"
+        if self.unit == "seconds":
+            return f"{self.value:,.0f} s"
+        return f"{self.value:.0f}" if self.unit == "id" else f"{self.value:,.0f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,16 @@ class Finding:
     words: str
     numbers: tuple[Number, ...]
     action: Action
+
+
+def precedence(finding: Finding) -> tuple[int, bool, int]:
+    """Where a finding comes among others: a key to sort by; the first is the verdict.
+
+    The gravest is first. Of those that are as grave, what capture misses comes behind what is true of the
+    layers that it sees, unless it makes numbers wrong (critical); the others are in the order of ``Kind``.
+    """
+    behind = finding.kind in ("capture_incomplete", "part_only") and finding.severity == "warning"
+    return -SEVERITIES.index(finding.severity), behind, get_args(Kind).index(finding.kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +118,7 @@ class Verdict:
     Attributes:
         server, model: the deployment.
         start, end: its window, seconds of Unix time; start None: since the workers' start.
-        finding: what comes first in the order of precedence.
+        finding: what comes first; see :func:`precedence`.
         also: what else is true, in that order.
         confidence: what the judgement of balance rests on.
     """

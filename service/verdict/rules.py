@@ -62,6 +62,17 @@ def capture_incomplete(facts: Facts, links: Links) -> Finding | None:
     return plain("capture_incomplete", first.severity, words, (number,))
 
 
+def part_only(facts: Facts, links: Links) -> Finding | None:
+    """Some of the deployment's workers are not in the numbers."""
+    if facts.partial is None:
+        return None
+    words = SENTENCES["part_only"].format(partial=facts.partial)
+    proof = links.view("overview"), links.api("ranks", windowed=False)
+    return plain(
+        "part_only", "warning", words, (Number("DP ranks that report", facts.reporting, "number", *proof),)
+    )
+
+
 def too_little_data(facts: Facts, links: Links) -> Finding | None:
     """Balance can't be judged from so few data."""
     if not facts.too_little:
@@ -124,6 +135,7 @@ def balanced(facts: Facts, links: Links) -> Finding:
 
 ENDS: Final[tuple[Rule, ...]] = (silent, no_traffic)
 """Where one of these is the case, nothing else is asked."""
+CAPTURE: Final[tuple[Rule, ...]] = (capture_incomplete, part_only)
 UNEVEN: Final[tuple[Rule, ...]] = (one_expert_hot, one_rank_hot, ranks_hot_by_layer)
 """Causes of uneven EP ranks, the most particular first: only one of them is said."""
 OTHERS: Final[tuple[Rule, ...]] = (dp_uneven, steps_only, drifted)

@@ -16,6 +16,7 @@ SENTENCES: Final = {
     "ended": "All workers of this deployment shut down in order, {age} ago.",
     "no_traffic": "No traffic: no token was computed in {seconds}, though workers of {ranks} report.",
     "capture_incomplete": "Capture is incomplete: {gap}.{more}",
+    "part_only": "The numbers are of a part of the deployment only: {partial}.",
     "too_little_data": "Too little data to judge balance: {reasons}.",
     "one_expert_hot": (
         "One expert alone makes its EP rank the busiest in {hot} of {layers} layers, such as expert {expert} "
@@ -27,9 +28,10 @@ SENTENCES: Final = {
         "An average EP rank waits {waiting}."
     ),
     "ranks_hot_by_layer": (
-        "Another EP rank is hot in each layer: {busiest} of {ranks} ranks are the busiest of some layer. "
-        "Over all layers together every rank has {least} to {most} a fair share, but each layer waits for "
-        "its own busiest rank, and that adds up: an average EP rank waits {waiting}."
+        "Another EP rank is hot from layer to layer: {busiest} of {ranks} ranks are the busiest of some "
+        "layer, and none causes more than {caused} of the waiting. Over all layers together every rank has "
+        "{least} to {most} a fair share, but each layer waits for its own busiest rank, and that adds up: an "
+        "average EP rank waits {waiting}."
     ),
     "dp_uneven": (
         "DP rank {rank} computes {ratio} its fair share of the tokens: requests are shared out unevenly over "
@@ -58,6 +60,7 @@ ACTIONS: Final = {
     "ended": "Nothing is to be done.",
     "no_traffic": "Nothing is to be done, unless traffic should come: then look at what sends it.",
     "capture_incomplete": "See capture health, which names ranks, layers and reasons (/v1/ranks).",
+    "part_only": "Find out why the other workers don't report: capture health names them (/v1/ranks).",
     "too_little_data": "Wait for more traffic, or ask about a longer window.",
     "dp_uneven": (
         "Look at the router or load balancer in front of the DP ranks. EPLB moves experts, not requests: it "

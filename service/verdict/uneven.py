@@ -57,8 +57,10 @@ def one_rank_hot(facts: Facts, links: Links) -> Finding | None:
         return None
     layers = facts.balance.layers
     rank, times_hot = Counter(item.rank for item in layers).most_common(1)[0]
-    caused = _waiting_in([item for item in layers if item.rank == rank]) / _waiting_in(layers)
-    if times_hot < MOST * len(layers) or caused < MOST:
+    caused = _caused(layers)[rank]
+    balance = facts.balance
+    itself = (balance.ranks[rank] - 1) / (balance.ratio - 1)  # as far as it isn't idle in other layers
+    if times_hot < MOST * len(layers) or caused < MOST or itself < MOST:
         return None
     words = SENTENCES["one_rank_hot"].format(
         rank=rank, hot=times_hot, layers=len(layers), caused=percent(caused), waiting=waiting_words(facts)
@@ -84,21 +86,23 @@ def ranks_hot_by_layer(facts: Facts, links: Links) -> Finding | None:
     """Ranks are uneven in the layers; to be asked where neither one expert nor one rank is the cause."""
     if facts.balance is None or not is_uneven_by(facts.balance):
         return None
-    ranks = facts.balance.ranks
-    busiest = len({item.rank for item in facts.balance.layers})
+    ranks, layers = facts.balance.ranks, facts.balance.layers
+    caused = _caused(layers)
     words = SENTENCES["ranks_hot_by_layer"].format(
-        busiest=busiest,
+        busiest=len(caused),
         ranks=len(ranks),
+        caused=percent(max(caused.values())),
         least=f"{min(ranks):.2f}",
         most=f"{max(ranks):.2f} times",
         waiting=waiting_words(facts),
     )
-    worst = max(facts.balance.layers, key=lambda item: (item.ratio, -item.layer))
+    worst = max(layers, key=lambda item: (item.ratio, -item.layer))
     view, api = links.view("ranks"), links.api("view")
     at_layer = links.view("layer", layer=worst.layer), links.api("view", layer=worst.layer)
     numbers = (
         *waiting_numbers(facts, links),
-        Number("ranks that are the busiest of some layer", busiest, "number", view, api),
+        Number("ranks that are the busiest of some layer", len(caused), "number", view, api),
+        Number("most waiting that one of them causes", max(caused.values()), "share", view, api),
         Number("least slots of a rank over a fair share", min(ranks), "ratio", view, api),
         Number("most slots of a rank over a fair share", max(ranks), "ratio", view, api),
         Number("worst layer", worst.layer, "id", *at_layer),
@@ -113,6 +117,14 @@ def _expert_is_cause(item: LayerFacts) -> bool:
 
 def _waiting_in(layers: Sequence[LayerFacts]) -> float:
     return sum(item.waiting for item in layers)
+
+
+def _caused(layers: Sequence[LayerFacts]) -> dict[int, float]:
+    """Share of the waiting, by the window's sums, of each rank that is the busiest of some layer."""
+    found: dict[int, float] = {}
+    for item in layers:
+        found[item.rank] = found.get(item.rank, 0.0) + item.waiting
+    return {rank: waiting / _waiting_in(layers) for rank, waiting in found.items()}
 
 
 def _finding(kind: Kind, facts: Facts, links: Links, words: str, numbers: tuple[Number, ...]) -> Finding:

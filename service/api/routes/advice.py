@@ -17,7 +17,7 @@ from moescope.service.advice.advise import (
     AdviceWish,
     advise,
 )
-from moescope.service.advice.short import is_short, short_words
+from moescope.service.advice.short import is_short, said_of, short_words
 from moescope.service.advice.verdict import name_of
 from moescope.service.advice.what_if import Option
 from moescope.service.api.limits.turns import Turns
@@ -129,7 +129,8 @@ def _length(asked: Bounds, now: float) -> float | None:
 def _advice(
     found: Advice, bounds: Bounds, asked_s: float | None, min_gain: float, partial: str | None
 ) -> AdviceOut:
-    evidence, question, verdict = found.evidence, found.question, found.verdict
+    evidence, question = found.evidence, found.question
+    verdict = said_of(found.verdict, found.windows)
     fit, pieces = found.windows.fit, found.windows.pieces
     return AdviceOut(
         server=fit.server,

@@ -16,13 +16,15 @@ from moescope.service.api.params.query import (
 )
 from moescope.service.api.problems import documented
 from moescope.service.api.schemas.verdict import Verdicts, verdict_out
-from moescope.service.api.schemas.windows import partial_of
+from moescope.service.api.schemas.windows import partial_of, partial_over_stages
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.live.pools import Replica, known_replicas
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.verdict.desk import VerdictDesk
 from moescope.service.verdict.model import SEVERITIES, Verdict
+from moescope.service.windows.health import silent_stages
+from moescope.service.windows.window import ModelWindow
 
 _NOBODY = (
     "No deployment has reported yet: start vLLM with moescope installed beside it, MOESCOPE=1 and "
@@ -32,7 +34,12 @@ _NOBODY = (
 
 def verdict_router(state: LiveState, settings: Settings, drift: DriftWatch, turns: Turns) -> APIRouter:
     """The route over ``state``."""
-    desk = VerdictDesk(state, drift, settings.min_tokens, lambda window: partial_of(state, window))
+
+    def partial(window: ModelWindow) -> str | None:
+        silent = silent_stages(state.producers((window.server, window.model)))
+        return partial_over_stages(partial_of(state, window), silent)
+
+    desk = VerdictDesk(state, drift, settings.min_tokens, partial)
     router = APIRouter(tags=["queries"], route_class=turns.route)
 
     @router.get("/v1/verdict", responses=documented(400, 404, 422, 503))
@@ -60,7 +67,7 @@ def verdict_router(state: LiveState, settings: Settings, drift: DriftWatch, turn
         found.sort(key=lambda item: (-SEVERITIES.index(item.finding.severity), item.server, item.model))
         return Verdicts(
             now=now,
-            severity=found[0].finding.severity if found else "ok",
+            severity=found[0].finding.severity if found else "info",
             words=_line(found),
             verdicts=[verdict_out(item) for item in found],
         )

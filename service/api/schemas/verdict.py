@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from pydantic import BaseModel, Field
 
-from moescope.service.verdict.model import Finding, Kind, Severity, Verdict
+from moescope.service.verdict.model import Finding, Kind, Number, Severity, Unit, Verdict
 
 _VIEW = "Link to the page's view that shows it, relative to the service's address."
 _API = "Link to the answer that has it, relative to the service's address."
@@ -17,9 +18,8 @@ class NumberOut(BaseModel):
 
     name: str
     value: float
-    unit: str = Field(
-        description="share (of 1), ratio, number, layers, tokens, seconds, bits; id: of a layer ..."
-    )
+    unit: Unit = Field(description="share: of 1; id: number of a layer, rank or expert.")
+    text: str = Field(description="The value for people, with its unit.")
     view: str = Field(description=_VIEW)
     api: str = Field(description=_API)
 
@@ -56,21 +56,21 @@ class ConfidenceOut(BaseModel):
 
 
 class VerdictOut(FindingOut):
-    """The verdict on one deployment: what comes first in the order of precedence, and what else is true."""
+    """The verdict on one deployment: the gravest that is true, and what else is true."""
 
     server: str
     model: str
     start: float | None = Field(description="The window, Unix seconds; null: since the workers' start.")
     end: float
     confidence: ConfidenceOut
-    also: list[FindingOut] = Field(description="What else is true, in the order of precedence.")
+    also: list[FindingOut] = Field(description="What else is true, the gravest first.")
 
 
 class Verdicts(BaseModel):
     """The verdicts on the deployments that were asked about, the gravest first."""
 
     now: float = Field(description="Unix seconds on the service's clock.")
-    severity: Severity = Field(description="The gravest of them; ok without a deployment.")
+    severity: Severity = Field(description="The gravest of them; info without a deployment.")
     words: str = Field(description="The gravest one in a line.")
     verdicts: list[VerdictOut]
 
@@ -79,7 +79,7 @@ def verdict_out(verdict: Verdict) -> VerdictOut:
     """One deployment's."""
     return VerdictOut.model_validate(
         {
-            **asdict(verdict.finding),
+            **_finding(verdict.finding).model_dump(),
             "server": verdict.server,
             "model": verdict.model,
             "start": verdict.start,
@@ -91,4 +91,15 @@ def verdict_out(verdict: Verdict) -> VerdictOut:
 
 
 def _finding(finding: Finding) -> FindingOut:
-    return FindingOut.model_validate(asdict(finding))
+    action = ActionOut(words=finding.action.words, numbers=_numbers(finding.action.numbers))
+    return FindingOut(
+        kind=finding.kind,
+        severity=finding.severity,
+        words=finding.words,
+        numbers=_numbers(finding.numbers),
+        action=action,
+    )
+
+
+def _numbers(numbers: Sequence[Number]) -> list[NumberOut]:
+    return [NumberOut(**asdict(number), text=number.text) for number in numbers]

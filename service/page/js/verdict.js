@@ -2,10 +2,8 @@
 
 import { tag } from "./bars.js";
 import { h, patch, setAttribute, setText } from "./dom.js";
-import { count, duration, percent } from "./format.js";
 
 const LEVELS = { ok: ["good", "OK"], info: [null, "Info"], warning: ["warn", "Warning"], critical: ["bad", "Critical"] };
-const UNITS = { share: (x) => percent(x, 1), ratio: (x) => x.toFixed(3), bits: (x) => x.toFixed(4), seconds: duration };
 
 /** The answer of /v1/verdict on one deployment, as a panel. */
 export function verdictPanel() {
@@ -32,13 +30,13 @@ export function verdictPanel() {
       setText(words, found.words);
       setText(action, `What to do: ${found.action.words}`);
       setText(rests, [found.confidence.words, ...found.confidence.caveats.map(sentence)].join(" "));
-      patch(also, found.also, () => h("li"), (li, item) => setText(li, `Besides (${item.severity}): ${item.words} ${item.action.words}`));
+      patch(also, found.also, () => h("li"), (li, item) => setText(li, `Besides (${item.severity}): ${item.words} What to do: ${item.action.words}`));
       also.hidden = !found.also.length;
       patch(numbers, [...found.numbers, ...found.action.numbers], row, (tr, number) => {
         const [head, value, api] = tr.children;
         setText(head.firstChild, number.name);
         setAttribute(head.firstChild, "href", number.view);
-        setText(value, (UNITS[number.unit] ?? count)(number.value));
+        setText(value, number.text);
         setAttribute(api.firstChild, "href", number.api);
         setAttribute(api.firstChild, "aria-label", `${number.name} in the API`);
       });

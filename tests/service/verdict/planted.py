@@ -36,9 +36,9 @@ PLANTED: Final = (
     Planted("capture_incomplete", "warning", ("layer 4 can't be seen",), {"uncovered": (4,)}),
     Planted("capture_incomplete", "critical", ("layer 5 of the model's config not found",), {"absent": (5,)}),
     Planted(
-        "capture_incomplete",
+        "part_only",
         "warning",
-        ("a part: of 4 DP ranks [3] never reported",),
+        ("a part of the deployment only: of 4 DP ranks [3] never reported",),
         {"outages": (Outage(3, 0.0),)},
     ),
     Planted("too_little_data", "info", ("the data span 20 s, of at least 30 s",), rounds=2),
@@ -57,8 +57,18 @@ PLANTED: Final = (
     Planted(
         "ranks_hot_by_layer",
         "critical",
-        ("8 of 8 ranks are the busiest of some layer", "every rank has 1.00 to 1.00 times", "waits 60 %"),
+        (
+            "8 of 8 ranks are the busiest of some layer, and none causes more than 1",
+            "every rank has 1.00 to 1.00 times",
+            "waits 60 %",
+        ),
         {**MANY, "hot_rank": 2.5, "hot_rank_by_layer": True},
+    ),
+    Planted(
+        "ranks_hot_by_layer",
+        "warning",
+        ("2 of 2 ranks are the busiest of some layer", "every rank has 1.00 to 1.00 times"),
+        {"ranks": 2, "layers": 8, "experts": 64, "hot_rank": 1.6, "hot_rank_by_layer": True},
     ),
     Planted("dp_uneven", "warning", ("DP rank 0 computes", "over 4 DP ranks"), {"rank_imbalance": 2.0}),
     Planted(

@@ -49,7 +49,7 @@ EVEN = Facts(
     ep_size=2,
     balance=balance(1.03),
 )
-HOT = replace(EVEN, balance=balance(2.0, *(layer(i, 2.0, 1) for i in range(4))))
+HOT = replace(EVEN, balance=balance(2.0, *(layer(i, 2.0, 1) for i in range(4)), ranks=(0.0, 2.0)))
 BY_LAYER = replace(
     EVEN, balance=balance(2.0, *(layer(i, 2.0, i % 4) for i in range(8)), ranks=(0.95, 0.9, 1.18, 0.97))
 )
@@ -58,11 +58,20 @@ STEPS = Steps(cost=0.6, joined=600, busiest=(0.5, 0.5), caused=(0.5, 0.5))
 DRIFT = Drift("previous_hour", moved=0.3, divergence=0.2, noise=0.001, new_hot=2, new_dead=1)
 GAP = Gap("warning", "layer 60 can't be seen (monolithic)")
 
+WRONG = Gap("critical", "counts don't add up in layer 3 (12 of 13)")
+TWO = replace(EVEN, balance=balance(1.6, *(layer(i, 1.6, i % 2) for i in range(4)), ranks=(1.0, 1.0)))
+SLIGHT = replace(EVEN, balance=balance(1.251, ranks=(1.251, 0.749)))
+
 CASES: list[tuple[str, Facts, str, str]] = [
     ("even", EVEN, "balanced", "ok"),
     ("one EP rank", replace(EVEN, balance=None, ep_size=1), "balanced", "ok"),
     ("19.9 % waiting is balanced", replace(EVEN, balance=balance(1 / 0.801)), "balanced", "ok"),
-    ("more than 20 % is not", replace(EVEN, balance=balance(1.251)), "one_rank_hot", "warning"),
+    (
+        "more than 20 % is not",
+        SLIGHT,
+        "one_rank_hot",
+        "warning",
+    ),
     ("half of the time", HOT, "one_rank_hot", "critical"),
     ("each layer another", BY_LAYER, "ranks_hot_by_layer", "critical"),
     ("an expert", EXPERT, "one_expert_hot", "critical"),
@@ -74,8 +83,14 @@ CASES: list[tuple[str, Facts, str, str]] = [
     ("drift by chance", replace(EVEN, drift=replace(DRIFT, noise=0.1)), "balanced", "ok"),
     ("drift that is small", replace(EVEN, drift=replace(DRIFT, moved=0.19)), "balanced", "ok"),
     ("too little", replace(HOT, too_little=("12 tokens, of at least 100",)), "too_little_data", "info"),
-    ("a gap before all that", replace(HOT, gaps=(GAP,)), "capture_incomplete", "warning"),
-    ("no traffic", replace(EVEN, tokens=0, gaps=(GAP,)), "no_traffic", "info"),
+    ("one of two ranks, in each layer another", TWO, "ranks_hot_by_layer", "warning"),
+    ("wrong numbers before all that", replace(HOT, gaps=(WRONG,)), "capture_incomplete", "critical"),
+    ("what isn't seen hides no hot rank", replace(HOT, gaps=(GAP,)), "one_rank_hot", "critical"),
+    ("not even one that is as grave", replace(TWO, gaps=(GAP,)), "ranks_hot_by_layer", "warning"),
+    ("what isn't seen of even ranks", replace(EVEN, gaps=(GAP,)), "capture_incomplete", "warning"),
+    ("a part", replace(EVEN, partial="of 4 DP ranks [3] fell silent"), "part_only", "warning"),
+    ("no traffic", replace(EVEN, tokens=0), "no_traffic", "info"),
+    ("no traffic that is seen", replace(EVEN, tokens=0, gaps=(WRONG,)), "capture_incomplete", "critical"),
     ("unknown tokens are not none", replace(EVEN, tokens=None, tokens_reason="off"), "balanced", "ok"),
     ("silent", replace(HOT, silence=Silence(70, ended=False)), "silent", "critical"),
     ("ended", replace(HOT, silence=Silence(70, ended=True)), "silent", "info"),
@@ -117,17 +132,19 @@ def test_others_that_are_true_follow_in_the_order_of_precedence() -> None:
     )
     found = judge(everything)
     kinds = [found.finding.kind, *(item.kind for item in found.also)]
+    assert kinds == ["ranks_hot_by_layer", "dp_uneven", "capture_incomplete", "drifted"]
+    graver = judge(replace(everything, gaps=(WRONG,)))
+    kinds = [graver.finding.kind, *(item.kind for item in graver.also)]
     assert kinds == ["capture_incomplete", "ranks_hot_by_layer", "dp_uneven", "drifted"]
-    assert kinds == [kind for kind in get_args(Kind) if kind in kinds]
 
 
 def test_a_ratio_above_even_bars_is_no_contradiction() -> None:
     words = judge(replace(BY_LAYER, balance=replace(BY_LAYER.balance, ratio=2.5))).finding.words
     assert words == (
-        "Another EP rank is hot in each layer: 4 of 4 ranks are the busiest of some layer. Over all layers "
-        "together every rank has 0.90 to 1.18 times a fair share, but each layer waits for its own busiest "
-        "rank, and that adds up: an average EP rank waits 60 % of the time in experts by the window's sums "
-        "(2.50x over 8 layers)."
+        "Another EP rank is hot from layer to layer: 4 of 4 ranks are the busiest of some layer, and none "
+        "causes more than 25 % of the waiting. Over all layers together every rank has 0.90 to 1.18 times a "
+        "fair share, but each layer waits for its own busiest rank, and that adds up: an average EP rank "
+        "waits 60 % of the time in experts by the window's sums (2.50x over 8 layers)."
     )
 
 

@@ -13,6 +13,7 @@ const DECISIONS = {
   worth_it: ["good", "Worth it"],
   not_worth_it: ["info", "Leave it"],
   ages_too_fast: ["warn", "Ages too fast"],
+  too_early: ["warn", "Too early to say"],
   no_sample: ["info", "No sample"],
 };
 const SPANS = /** @type {[string, string][]} */ ([["1h", "the last hour"], ["6h", "the last 6 hours"], ["1d", "the last day"]]);
@@ -83,7 +84,7 @@ function nameOf({ start, end, past }, now) {
 }
 
 function summary(advice) {
-  const [level, text] = !advice.enough && advice.verdict.decision === "worth_it" ? ["warn", "Too early to say"] : DECISIONS[advice.verdict.decision];
+  const [level, text] = DECISIONS[advice.verdict.decision];
   const chosen = advice.options.find((item) => isChoice(item, advice.verdict));
   const now = advice.base?.held_out.ratio_of_sums;
   return [
