@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from moescope.service.live.producers import ProducerState
 from moescope.service.verdict.facts import Gap
-from moescope.service.verdict.model import SEVERITIES
+from moescope.service.verdict.model import SEVERITIES, Severity
 from moescope.service.verdict.sentences import ranges
 from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.window import ModelWindow
@@ -54,7 +54,7 @@ def _of_now(producers: Sequence[ProducerState]) -> Iterator[Gap]:
     waited = [item for item in producers if item.gone is None]
     off = [item for item in waited if item.state == "disabled"]
     if off:
-        severity = "critical" if len(off) == len(waited) else "warning"
+        severity: Severity = "critical" if len(off) == len(waited) else "warning"
         reason = off[0].latest.state_reason or "it was turned off"
         yield Gap(severity, f"capture is off on {_ranks(off)} ({reason})")
     stale = [item for item in waited if item.state == "stale"]
