@@ -13,6 +13,7 @@ from moescope.dashboards.alerts.spec import (
     Alert,
     Group,
     Minutes,
+    Severity,
     ask,
     each,
     lately,
@@ -31,7 +32,7 @@ _OLD: Final = (
 def _of_capture(
     name: str, minutes: Minutes, expr: str, summary: str, description: str, *, inform: bool = False
 ) -> Alert:
-    severity = "info" if inform else "warning"
+    severity: Severity = "info" if inform else "warning"
     return Alert(name, DEPLOYMENT, expr, severity, "capture", minutes, summary, description, _BOARD)
 
 

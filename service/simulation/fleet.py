@@ -68,7 +68,7 @@ class Fleet:
     def __init__(self, deployment: Plan | Deployment, started_ns: int) -> None:
         self._deployment = Deployment(deployment) if isinstance(deployment, Plan) else deployment
         self.plan = plan = self._deployment.plan
-        self._model = RoutingModel(plan.shape, plan.habits, plan.seed)
+        self._model = RoutingModel(plan.shape, plan.habits, plan.seed, plan.crowd)
         self._rng = np.random.default_rng(plan.seed + 1 + 1000 * self._deployment.number)
         self._started_ns = started_ns
         self._elapsed = 0.0
@@ -94,7 +94,7 @@ class Fleet:
         if period is not None and int(self._elapsed // period) > int(before // period):
             mixed = prefill + self.plan.decode_share * (decode - prefill)
             self._placement, self._owners = by_load(self.plan, mixed, self._placement.version + 1)
-        skew = Skew(max(self.plan.alternate, self.plan.hot_rank), fixed=self.plan.hot_rank > 1)
+        skew = Skew(self.plan.alternate)
         self._routers = [
             Router(chances, self._owners, self.plan.ranks, skew) for chances in (prefill, decode)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from moescope.service.simulation.crowd import Crowd
 from moescope.service.simulation.faults import Faults
 from moescope.service.simulation.routing import Habits, Shape
 
@@ -56,8 +57,9 @@ class Plan:
             have no loads of steps either.
         alternate: max / mean of slots over EP ranks in every step. One EP rank is hot in a step, and the next
             one in the next step; 1: none is hot.
-        hot_rank: max / mean of slots over EP ranks in every step, of which EP rank 0 always has the most; 1:
-            none is hot.
+        hot_rank: max / mean of slots over EP ranks in every layer: the experts of one rank are popular
+            together, as linear placement has them; 1: none is hot.
+        hot_rank_by_layer: another EP rank is the hot one in each layer; else rank 0 is in all of them.
         lost_steps: share of the steps whose loads a rank loses before it sends its frame.
         rank_imbalance: max / mean of tokens over DP ranks, from 1 to R. Rank 0 gets so many times its fair
             share; the others share the rest.
@@ -91,6 +93,7 @@ class Plan:
     phases: bool = True
     alternate: float = 1.0
     hot_rank: float = 1.0
+    hot_rank_by_layer: bool = False
     lost_steps: float = 0.0
     rank_imbalance: float = 1.0
     outages: tuple[Outage, ...] = ()
@@ -111,14 +114,18 @@ class Plan:
         if not 1 <= self.rank_imbalance <= self.ranks:
             raise ValueError(f"rank imbalance {self.rank_imbalance:g} is not in 1..{self.ranks} (max / mean)")
         most = min(self.ranks, (self.shape.experts - self.habits.dead) / self.shape.top_k)
-        if self.alternate > 1 and self.hot_rank > 1:
-            raise ValueError("either one EP rank is always hot, or hot ranks alternate")
-        for name, ratio in (("alternate", self.alternate), ("hot rank", self.hot_rank)):
-            if not 1 <= ratio <= most:
-                raise ValueError(
-                    f"{name} {ratio:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
-                    f"each of which has {self.shape.experts / self.ranks:g} experts"
-                )
+        if not 1 <= self.alternate <= most:
+            raise ValueError(
+                f"alternate {self.alternate:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
+                f"each of which has {self.shape.experts / self.ranks:g} experts"
+            )
+        if not 1 <= self.hot_rank <= most:
+            raise ValueError(
+                f"hot rank {self.hot_rank:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
+                f"each of which has {self.shape.experts / self.ranks:g} experts"
+            )
+        if self.hot_rank > 1 and (self.habits.hot or self.habits.dead):
+            raise ValueError("a hot rank is simulated without a hot expert and without dead ones")
         for outage in self.outages:
             if not 0 <= outage.rank < self.ranks:
                 raise ValueError(f"rank {outage.rank} can't fail: ranks are 0..{self.ranks - 1}")
@@ -135,6 +142,11 @@ class Plan:
         for name, share in (shares | {"draft acceptance": self.draft_acceptance}).items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} {share:g} is not in 0..1")
+
+    @property
+    def crowd(self) -> Crowd:
+        """The experts that are popular together."""
+        return Crowd(self.hot_rank, self.ranks, self.hot_rank_by_layer)
 
     @property
     def covered_layers(self) -> list[int]:

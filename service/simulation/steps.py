@@ -48,15 +48,12 @@ def draw_tokens(steps: int, per_step: float, decode_share: float, rng: np.random
 
 @dataclass(frozen=True, slots=True)
 class Skew:
-    """One EP rank is hot in each step: rank s modulo R in step s, or always rank 0.
+    """One EP rank is hot in each step: rank s modulo R in step s.
 
-    Attributes:
-        ratio: the hot rank's load over the mean of all EP ranks; 1: none is hot.
-        fixed: whether it is always rank 0.
+    ``ratio`` is the hot rank's load over the mean of all EP ranks; 1: none is hot.
     """
 
     ratio: float = 1.0
-    fixed: bool = False
 
     def apply(self, masses: FloatArray, steps: Int64Array) -> FloatArray:
         """Slots that a token of each step sends to every EP rank on average, float64 [n, L, R].
@@ -69,8 +66,7 @@ class Skew:
         every = np.repeat(masses[np.newaxis], len(steps), axis=0)
         if self.ratio <= 1.0:
             return every
-        who = np.zeros_like(steps) if self.fixed else steps % ranks
-        hot = (np.arange(ranks) == who[:, np.newaxis])[:, np.newaxis, :]
+        hot = (np.arange(ranks) == (steps % ranks)[:, np.newaxis])[:, np.newaxis, :]
         whole = masses.sum(axis=1)[:, np.newaxis]
         target = whole * self.ratio / ranks
         rest = np.where(hot, 0.0, every)
