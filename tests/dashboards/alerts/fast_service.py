@@ -1,8 +1,8 @@
 """A service whose clock runs fast, in a process of its own.
 
-``python -m tests.dashboards.alerts.fast_service BEGAN SETTINGS`` (JSON) prints its address and runs until
+``python -m tests.dashboards.alerts.fast_service BEGAN SCALE SETTINGS`` prints its address and runs until
 its input ends. One process that both computes what all fleets do and takes their frames is too slow for an
-hour in a minute. With ``BROKEN_PART`` as third word one part of the metrics fails, which can't be caused
+hour in a minute. With ``BROKEN_PART`` as last word one part of the metrics fails, which can't be caused
 otherwise.
 """
 
@@ -34,7 +34,12 @@ BROKEN_PART: Final = "history"
 @contextmanager
 def fast_service(clock: FastClock, *, broken: bool = False, **settings: Any) -> Iterator[str]:
     """The address of a service with this clock, and with `SETTINGS` unless others are given."""
-    words = [repr(clock.began), json.dumps(SETTINGS | settings), *([BROKEN_PART] if broken else [])]
+    words = [
+        repr(clock.began),
+        repr(clock.scale),
+        json.dumps(SETTINGS | settings),
+        *([BROKEN_PART] if broken else []),
+    ]
     command = [sys.executable, "-m", "tests.dashboards.alerts.fast_service", *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -48,10 +53,10 @@ def fast_service(clock: FastClock, *, broken: bool = False, **settings: Any) -> 
             process.wait(60)
 
 
-def _main(began: str, settings: str, broken: str = "") -> None:
+def _main(began: str, scale: str, settings: str, broken: str = "") -> None:
     if broken:
         patch.object(RoutingCollector, f"_{broken}", side_effect=RuntimeError("planted")).start()
-    service, end = open_service(Clock(), FastClock(float(began)), **json.loads(settings))
+    service, end = open_service(Clock(), FastClock(float(began), float(scale)), **json.loads(settings))
     print(service.url, flush=True)
     sys.stdin.read()
     end()

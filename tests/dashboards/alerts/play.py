@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from tests.dashboards.alerts.causes import HEALTHY, Cause
+from tests.dashboards.alerts.scaled import minutes
 from tests.dashboards.alerts.world import World
 from tests.dashboards.live import pin_baseline
 
-HEAD_START_S: Final = 6.0
+HEAD_START_S: Final = minutes(6)
 """While all is well: more than the five minutes that drift looks at."""
-AFTER_S: Final = 8.0
+AFTER_S: Final = minutes(8)
 """At the end: longer than Alertmanager waits before it tells of what is new in a group."""
 
 

@@ -15,41 +15,37 @@ from moescope.dashboards.alert_rules import ALERTS
 from tests.dashboards.alerts.causes import BALANCE, CAPTURE, HEALTHY, REPLICAS, Cause
 from tests.dashboards.alerts.fast_service import fast_service
 from tests.dashboards.alerts.play import play
-from tests.dashboards.alerts.scaled import FastClock, write_past
+from tests.dashboards.alerts.scaled import FastClock, minutes, write_past
 from tests.dashboards.alerts.world import World, world
 
+pytestmark = pytest.mark.e2e
 RECEIVERS = {"critical": "moescope-page", "warning": "moescope-warning", "info": "moescope-inform"}
-DEADLINE_S = 300.0
+DEADLINE_S = minutes(300)
+CAUSES = {**BALANCE, **CAPTURE, **REPLICAS}
 IN_ANOTHER_TEST = {"MoescopeShortHistory"}
-"""It is of the service's memory: see `test_services`."""
-ALL = {"balance": BALANCE, "capture": CAPTURE, "replicas": REPLICAS}
+"""It is of the service's memory: see `test_service_alerts`."""
 
 
 def test_each_alert_about_deployments_has_a_cause_that_is_planted() -> None:
-    planted = {cause.alert for causes in ALL.values() for cause in causes.values()}
     named = {alert.name for alert in ALERTS if alert.kind != "service"}
-    assert planted == named - IN_ANOTHER_TEST
+    assert {cause.alert for cause in CAUSES.values()} == named - IN_ANOTHER_TEST
 
 
-@pytest.mark.parametrize("causes", ALL.values(), ids=ALL)
-def test_each_cause_is_one_notification_and_clears(causes: dict[str, Cause], tmp_path: Path) -> None:
+def test_each_cause_is_one_notification_and_clears(tmp_path: Path) -> None:
     clock = FastClock()
-    dead = (
-        f'moescope_layer_dead_experts{{cluster="test",server="newly-dead",model="{HEALTHY.model}",layer="4"}}'
-    )
-    write_past(tmp_path, dead, 0.0, clock.began)
+    newly_dead = f'cluster="test",server="newly-dead",model="{HEALTHY.model}",layer="4"'
+    write_past(tmp_path, f"moescope_layer_dead_experts{{{newly_dead}}}", 0.0, clock.began)
     with fast_service(clock) as url, world(url, clock, tmp_path) as it:
 
         def over() -> bool:
-            return all(it.told_of(cause.group(name), "resolved") for name, cause in causes.items())
+            return all(it.told_of(cause.group(name), "resolved") for name, cause in CAUSES.items())
 
-        play(it, url, causes, over, DEADLINE_S)
-        for name, cause in causes.items():
+        play(it, url, CAUSES, over, DEADLINE_S)
+        for name, cause in CAUSES.items():
             _check(it, name, cause)
         told = {value for found in it.receiver.notifications for value in found.labels.values()}
-        allowed = {cause.group(name) for name, cause in causes.items()} | {
-            cause.plan.pool for cause in causes.values()
-        }
+        allowed = {cause.group(name) for name, cause in CAUSES.items()}
+        allowed |= {cause.plan.pool for cause in CAUSES.values()}
         assert told - {"test", HEALTHY.model} <= allowed, it.account()
 
 

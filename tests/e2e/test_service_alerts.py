@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 from devkit.processes import free_port
 from moescope.capture.wire import CONTENT_TYPE
@@ -19,12 +20,13 @@ from moescope.dashboards.alert_rules import ALERTS
 from moescope.service.simulation.routing import Shape
 from tests.dashboards.alerts.causes import HEALTHY
 from tests.dashboards.alerts.fast_service import fast_service
-from tests.dashboards.alerts.scaled import FastClock
+from tests.dashboards.alerts.scaled import FastClock, minutes
 from tests.dashboards.alerts.world import World, world
 
-DEADLINE_S = 300.0
-LARGE = replace(HEALTHY, shape=Shape(layers=58, experts=256, top_k=8))
-"""A mebibyte holds some minutes of it."""
+pytestmark = pytest.mark.e2e
+DEADLINE_S = minutes(300)
+LARGE = replace(HEALTHY, ranks=8, shape=Shape(layers=58, experts=256, top_k=8))
+"""More than a mebibyte: nothing older than its newest snapshots fits into that."""
 
 
 class Services:
@@ -58,7 +60,7 @@ FAULTS: dict[str, dict[str, object]] = {
     "MoescopeRefusedFrames": {},
     "MoescopeScrapePartFailed": {"broken": True},
     "MoescopeSeriesOverflow": {"metrics_max_series": 5},
-    "MoescopeShortHistory": {"history_mib": 1, "window_s": 3600.0},
+    "MoescopeShortHistory": {"history_mib": 1},
 }
 
 
@@ -79,7 +81,7 @@ def test_each_fault_of_a_service_is_one_notification_and_clears(tmp_path: Path) 
         others = tuple(services.url(alert) for alert in FAULTS if alert != "MoescopeShortHistory")
         it = stack.enter_context(world(remembers, clock, tmp_path, others))
         it.deployments.start("large", LARGE)
-        time.sleep(6)
+        time.sleep(minutes(6))
         services.end("MoescopeDown")
         groups = {alert: urlsplit(services.url(alert)).netloc for alert in FAULTS}
         groups["MoescopeShortHistory"] = "large"
