@@ -60,7 +60,7 @@ FAULTS: dict[str, dict[str, object]] = {
     "MoescopeRefusedFrames": {},
     "MoescopeScrapePartFailed": {"broken": True},
     "MoescopeSeriesOverflow": {"metrics_max_series": 5},
-    "MoescopeShortHistory": {"history_mib": 1},
+    "MoescopeShortHistory": {"history_mib": 1, "metrics_level": "rank"},
 }
 
 

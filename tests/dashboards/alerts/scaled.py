@@ -92,11 +92,12 @@ def write_past(folder: Path, series: str, value: float, began: float) -> None:
 def prometheus(
     targets: list[str], alertmanager: str, folder: Path, rules: Path = RULES
 ) -> Iterator[Prometheus]:
-    """Scrapes services each second, as job ``moescope`` of cluster ``test``, with scaled rules."""
+    """Scrapes services each minute there, as job ``moescope`` of cluster ``test``, with scaled rules."""
     for path in rules.glob("*.yml"):
         (folder / path.name).write_text(scaled(path.read_text()))
+    minute, half = (f"{round(1000 * minutes(count))}ms" for count in (1, 0.5))
     config = {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms"},
+        "global": {"scrape_interval": minute, "scrape_timeout": minute, "evaluation_interval": half},
         "rule_files": [str(folder / "moescope-*.yml")],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
         "scrape_configs": [

@@ -16,10 +16,10 @@ from moescope.service.simulation.feed import Poster
 from moescope.service.simulation.fleet import Fleet
 from moescope.service.simulation.plan import Plan
 from tests.dashboards.alerts.alertmanager import Notification, Receiver, running_alertmanager
-from tests.dashboards.alerts.scaled import SCALE, FastClock, alertmanager_config, prometheus
+from tests.dashboards.alerts.scaled import SCALE, FastClock, alertmanager_config, minutes, prometheus
 from tests.dashboards.live import RULES, Prometheus
 
-ROUND_S = 1.0
+ROUND_S = minutes(1)
 
 
 class Deployments:
