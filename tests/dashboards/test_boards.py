@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from moescope.dashboards.build import FOLDER, documents
+from moescope.dashboards.spec import least_even
 from moescope.service.metrics.catalogue import CATALOGUE
 from tests.dashboards.boards import BOARDS
 from tests.dashboards.linter import expressions, panels
 from tests.dashboards.promql import selectors
+from tests.dashboards.promtool import OF, check
 from tests.service.metrics.families import FAMILY_OF
 
 each_board = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
@@ -169,3 +172,43 @@ def test_ids_are_unique_and_panels_do_not_overlap(board: dict[str, Any]) -> None
         assert place["x"] + place["w"] <= 24
         assert not cells & taken
         taken |= cells
+
+
+def test_a_matrix_has_two_thousand_cells_at_most_and_all_of_a_small_one(tmp_path: Path) -> None:
+    """The layers that are left are the least even ones."""
+    cases = []
+    for layers, ranks, kept in ((60, 64, 31), (4, 8, 4), (2, 2001, 1)):
+        series = {
+            f'moescope_layer_ep_rank_slots_total{OF},layer="{layer}",ep_rank="{rank}"}}': "0+"
+            + (f"{100 + layer}x10" if rank == 0 else "100x10")
+            for layer in range(layers)
+            for rank in range(ranks)
+        }
+        query = least_even("moescope_layer_ep_rank_slots_total", 'server="s"', "layer", "ep_rank")
+        query = query.replace("$__rate_interval", "5m")
+        least = f"min(count by (layer) ({query}))"
+        expect_worst = (
+            f'count(({query}) and on (layer) label_replace(vector(1), "layer", "{layers - 1}", "", ""))'
+        )
+        expect = {f"count({query})": {"{}": kept * ranks}, least: {"{}": ranks}, expect_worst: {"{}": ranks}}
+        cases.append({"series": series, "at": "10m", "expect": expect})
+    check(tmp_path, cases)
+
+
+def test_multiples_of_a_fair_share_are_coloured_by_a_scale_centred_on_one() -> None:
+    panels_of_model = {panel["title"]: panel for panel in panels(BOARDS["moescope-model.json"])}
+    for title in ("Layer x EP rank", "Layer x expert"):
+        defaults = panels_of_model[title]["fieldConfig"]["defaults"]
+        assert (defaults["min"] + defaults["max"]) / 2 == 1
+        assert defaults["color"]["mode"] == "continuous-BlYlRd"
+    for title in ("Slots by EP rank, times fair share", "Imbalance ratio by layer"):
+        colour = panels_of_model[title]["options"]["color"]
+        assert (colour["min"] + colour["max"]) / 2 == 1
+
+
+@each_board
+def test_no_panel_has_a_number_for_each_rank(board: dict[str, Any]) -> None:
+    for panel in panels(board):
+        if panel["type"] == "stat":
+            for target in panel["targets"]:
+                assert not re.match(r"(max|sum|min) by \([^)]*(dp|ep)_rank", target["expr"]), panel["title"]
