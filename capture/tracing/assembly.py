@@ -22,6 +22,7 @@ from moescope.capture.threads.thread_device import use_device
 from moescope.capture.threads.throttled_log import ThrottledLog
 from moescope.capture.tracing.acceptance import kept_rows
 from moescope.capture.tracing.buffer import Trace, compact
+from moescope.capture.tracing.origins import BlockOrigins, BlocksOfStep, BlocksReceived
 
 logger = logging.getLogger("vllm.moescope")
 
@@ -75,6 +76,9 @@ class Ending:
     reason: str | None
 
 
+Event = Arrival | Ending | BlocksOfStep | BlocksReceived
+
+
 class TraceAssembly:
     """Gives arriving rows to their traces, and keeps the account of traces.
 
@@ -92,7 +96,7 @@ class TraceAssembly:
     """
 
     def __init__(self, staging: TraceStaging, sharded: bool) -> None:
-        self.events: deque[Arrival | Ending] = deque()
+        self.events: deque[Event] = deque()
         self.closed: deque[Trace] = deque()
         self.captured = 0
         self.dropped: Counter[str] = Counter()
@@ -100,6 +104,7 @@ class TraceAssembly:
         self.sent = 0
         self._staging = staging
         self._sharded = sharded
+        self._origins = BlockOrigins()
         self._max_experts = max(layer.num_experts for layer in staging.layers)
         self._log = ThrottledLog(logger)
         self._gate = PauseGate()
@@ -139,6 +144,10 @@ class TraceAssembly:
             try:
                 if isinstance(event, Ending):
                     self._end(event)
+                elif isinstance(event, BlocksOfStep):
+                    self._origins.follow(event)
+                elif isinstance(event, BlocksReceived):
+                    self._origins.received()
                 elif event.arrived:
                     self._take(event)
                 else:
@@ -171,6 +180,7 @@ class TraceAssembly:
                 if arrival.outcome is not None:
                     kept = self._keep(owner, first, by_request.get(trace.request_id))
                 part = slice(at, at + kept)
+                trace.reached = max(trace.reached, first + kept)
                 if kept and not trace.dropped:
                     self._add(trace, first, rows[part], missing[part], arrival.step)
             at += owner.rows
@@ -192,9 +202,12 @@ class TraceAssembly:
         trace.unsure_from = first + kept.rows if sampled is None and owner.drafts else None
         return kept.rows
 
-    def _lose(self, event: Arrival | Ending, error: Exception) -> None:
+    def _lose(self, event: Event, error: Exception) -> None:
         """The rows of a step can't be read: give up the traces that they belong to."""
-        if isinstance(event, Arrival):
+        if isinstance(event, BlocksOfStep | BlocksReceived):
+            self._origins.give_up()
+            self._log.log("origins", logging.ERROR, f"moescope: origins of prefixes are lost: {error!r}")
+        elif isinstance(event, Arrival):
             event.staged.done = True
             for owner in event.owners:
                 if not owner.trace.dropped:

@@ -164,6 +164,7 @@ def encode_trace(
                 cached_tokens=trace.cached_tokens,
                 preemptions=trace.preemptions,
                 rejected_drafts=trace.rejected,
+                taken_over=trace.taken_over,
                 started_at_ns=trace.started_at_ns,
                 ended_at_ns=trace.ended_at_ns,
                 layers=list(layers),
