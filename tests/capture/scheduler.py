@@ -44,9 +44,7 @@ def model_config(folder: Path) -> ModelConfig:
 
 def mamba(block_size: int) -> MambaSpec:
     """States at the ends of blocks, which lets a prefix end within a block of full attention."""
-    return MambaSpec(
-        block_size=block_size, shapes=((1,),), dtypes=(torch.float32,), mamba_cache_mode="align"
-    )
+    return MambaSpec(block_size=block_size, shapes=((1,),), dtypes=(torch.float32,), mamba_cache_mode="align")
 
 
 class Scheduling:
