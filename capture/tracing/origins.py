@@ -99,6 +99,7 @@ class BlockOrigins:
     """
 
     def __init__(self) -> None:
+        self._unseen = NOT_SEEN
         self._reset(BlockLayout(why=NOT_SEEN))
 
     def follow(self, step: BlocksOfStep) -> None:
@@ -128,9 +129,9 @@ class BlockOrigins:
 
     def received(self) -> None:
         """A KV connector filled blocks: any of them may be in the prefix cache from now on."""
-        if not self._layout.why:
-            self._writer.fill(_code(KV_TRANSFER))
-            self._low.fill(0)
+        self._unseen = KV_TRANSFER
+        self._writer.fill(_code(KV_TRANSFER))
+        self._low.fill(0)
 
     def give_up(self) -> None:
         """A fault: nothing is known any more, until the cache is another."""
@@ -140,7 +141,7 @@ class BlockOrigins:
 
     def _reset(self, layout: BlockLayout) -> None:
         self._given = self._layout = layout
-        self._writer: Int32Array = np.full(layout.blocks, _code(NOT_SEEN), np.int32)
+        self._writer: Int32Array = np.full(layout.blocks, _code(self._unseen), np.int32)
         self._place: Int32Array = np.zeros(layout.blocks, np.int32)
         self._low: Int32Array = np.zeros(layout.blocks, np.int32)
         self._before: Int32Array = np.full(layout.blocks, _code(NOT_SEEN), np.int32)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import CacheConfig, KVTransferConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -20,7 +21,7 @@ from vllm.v1.kv_cache_interface import (
     MambaSpec,
     SlidingWindowSpec,
 )
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -56,6 +57,7 @@ class Scheduling:
         group: of which group `held` and `latest` tell.
         v2: whether it talks to model runner V2.
         finer: how many hashes vLLM makes of a block's tokens.
+        loading: whether a KV connector has whatever is asked for (see `LoadingConnector`).
         options: of `SchedulerConfig`.
 
     Attributes:
@@ -66,6 +68,8 @@ class Scheduling:
         latest: by (request, position) the last step that computed it.
         resumed: requests that went on after a preemption.
         copies: how many blocks were copied, since a request needed their beginning only.
+        arriving: by request, the step in which it has what a connector loads for it.
+        loaded: how often a connector loaded within a step (False), and for a request that waited (True).
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Scheduling:
         group: int = 0,
         v2: bool = False,
         finer: int = 1,
+        loading: bool = False,
         **options: Any,
     ) -> None:
         sizes = [spec.block_size for spec in groups]
@@ -84,7 +89,13 @@ class Scheduling:
         cache = CacheConfig(block_size=max(sizes), enable_prefix_caching=True, mamba_cache_mode=mode)
         cache.num_gpu_blocks = blocks
         scheduling = {"max_num_seqs": 8, "max_num_batched_tokens": 64} | options
+        connector = KVTransferConfig(
+            kv_connector="LoadingConnector",
+            kv_connector_module_path="tests.capture.loading_connector",
+            kv_role="kv_both",
+        )
         self.config = VllmConfig(
+            kv_transfer_config=connector if loading else None,
             model_config=model_config,
             cache_config=cache,
             scheduler_config=SchedulerConfig(
@@ -116,6 +127,8 @@ class Scheduling:
         self.latest: dict[tuple[str, int], int] = {}
         self.resumed: set[str] = set()
         self.copies = self.steps = 0
+        self.arriving: dict[str, int] = {}
+        self.loaded: Counter[bool] = Counter()
         self._seen: set[str] = set()
 
     def add(self, name: str, prompt: list[int], tokens: int = 4, salt: str | None = None) -> None:
@@ -133,6 +146,7 @@ class Scheduling:
                 self.resumed.add(request.req_id)
             self._seen.add(request.req_id)
         self.resumed |= output.scheduled_cached_reqs.resumed_req_ids
+        self._load()
         for copy in output.kv_cache_block_copies or ():
             self.copies += 1
             for offset in range(self._size):
@@ -147,7 +161,30 @@ class Scheduling:
                 self.latest[name, position] = self.steps
         return output
 
-    def finish(self, output: SchedulerOutput, token: int = 7) -> None:
+    def _load(self) -> None:
+        """What a connector loads is in its blocks at once, also if the scheduler hears of it later."""
+        connector: Any = self.scheduler.connector
+        if connector is None:
+            return
+        loads, connector.loads = connector.loads, []
+        for load in loads:
+            for position in range(load.first, load.end):
+                place = load.blocks[position // self._size], position % self._size
+                self.held[place] = "", position, self.steps
+            self.loaded[load.waits] += 1
+            if load.waits:
+                self.arriving[load.request_id] = self.steps + 1 + self.steps % 3
+
+    def received(self) -> KVConnectorOutput | None:
+        """What arrives in this step for requests that wait."""
+        names = {name for name, step in self.arriving.items() if step <= self.steps}
+        for name in names:
+            del self.arriving[name]
+        return KVConnectorOutput(finished_recving=names) if names else None
+
+    def finish(
+        self, output: SchedulerOutput, token: int = 7, received: KVConnectorOutput | None = None
+    ) -> None:
         """The step's results: each request whose prompt is computed gets a token."""
         names = list(output.num_scheduled_tokens)
         sampled = []
@@ -161,6 +198,7 @@ class Scheduling:
                 req_ids=names,
                 req_id_to_index={name: place for place, name in enumerate(names)},
                 sampled_token_ids=sampled,
+                kv_connector_output=received,
             ),
         )
 

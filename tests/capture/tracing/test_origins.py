@@ -55,7 +55,10 @@ class Follower:
                 end = self.scheduling.scheduler.requests[name].num_computed_tokens
                 assert self.traces[name].reached >= end - count, "a position that nobody speaks of"
                 self.traces[name].reached = max(self.traces[name].reached, end)
-        self.scheduling.finish(output)
+        received = self.scheduling.received()
+        if received is not None:
+            self.origins.received()
+        self.scheduling.finish(output, received=received)
 
     def _check(self, table: Table, reached: int) -> None:
         said = {
@@ -76,6 +79,8 @@ class Follower:
                 assert writer in self.scheduling.resumed
             elif entry.why == "not_seen":  # a copy of a copy
                 assert self.scheduling.copies
+            elif entry.why == "kv_transfer":
+                assert self.scheduling.loaded
             else:
                 assert (entry.why, is_traced(writer)) == ("not_traced", False)
             self.said[entry.why or "named"] += 1
@@ -111,11 +116,12 @@ def test_every_named_request_computed_just_this(model: ModelConfig, groups: list
     assert (copies > 0) is has_states(groups)
 
 
-def played(model: ModelConfig, groups: list[Any], seed: int, v2: bool = False) -> Follower:
+def played(model: ModelConfig, groups: list[Any], seed: int, v2: bool = False, **options: Any) -> Follower:
     """120 steps, each of them checked."""
     rng = random.Random(seed)
     blocks = rng.choice([30, 60] if has_states(groups) else [24, 40, 60, 100])
-    follower = Follower(Scheduling(model, groups, blocks, v2=v2, finer=4 if has_states(groups) else 1))
+    finer = 4 if has_states(groups) else 1
+    follower = Follower(Scheduling(model, groups, blocks, v2=v2, finer=finer, **options))
     stems = [[rng.randrange(1, 200) for _ in range(rng.randint(20, 90))] for _ in range(3)]
     for number in range(120):
         disturb(follower.scheduling, rng, number, rng.choice(stems))
@@ -126,6 +132,20 @@ def played(model: ModelConfig, groups: list[Any], seed: int, v2: bool = False) -
 def has_states(groups: list[Any]) -> bool:
     """Whether a prefix may end within a block, which is copied then."""
     return any(isinstance(spec, MambaSpec) for spec in groups)
+
+
+@pytest.mark.parametrize("v2", [False, True], ids=["V1", "V2"])
+def test_no_block_that_a_connector_filled_names_anybody(model: ModelConfig, v2: bool) -> None:
+    """Also those of requests that wait for them, of which a worker is told after others have hit them."""
+    said: Counter[str] = Counter()
+    loaded: Counter[bool] = Counter()
+    for seed in range(12):
+        follower = played(model, GROUPS["one group"], seed, v2, loading=True)
+        said += follower.said
+        loaded += follower.scheduling.loaded
+    assert said["named"] > 100, said
+    assert said["kv_transfer"] > 1000, said
+    assert min(loaded[waits] for waits in (False, True)) > 50
 
 
 def disturb(scheduling: Scheduling, rng: random.Random, number: int, stem: list[int]) -> None:
@@ -139,7 +159,7 @@ def disturb(scheduling: Scheduling, rng: random.Random, number: int, stem: list[
         scheduling.abort(rng.choice(running).request_id)
     if running and rng.random() < 0.1:
         scheduling.preempt(rng.choice(running).request_id)
-    if rng.random() < 0.03:
+    if not scheduling.config.kv_transfer_config and rng.random() < 0.03:  # vLLM refuses it while some wait
         scheduling.scheduler.reset_prefix_cache(reset_running_requests=True)
 
 
