@@ -12,7 +12,7 @@ import torch
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.counting.strategies import TorchPerLayer
 from moescope.capture.delivery.transport import HttpTransport
-from moescope.capture.seam.block_tables import BlockReader, received_kv
+from moescope.capture.seam.block_tables import BlockReader, StepBlocks, received_kv
 from moescope.capture.seam.outcomes import StepOutcome, positions_of
 from moescope.capture.seam.requests import read_requests, why_not_traceable
 from moescope.capture.settings.environment import CaptureSettings
@@ -128,8 +128,19 @@ class TraceSession:
         return self._sender.accounts()
 
     def _begin_step(self, scheduler_output: Any, model_runner: Any) -> None:
-        blocks = None if self._blocks is None else self._blocks.read(scheduler_output, model_runner)
+        blocks = self._read_blocks(scheduler_output, model_runner)
         self._tracer.begin_step(read_requests(scheduler_output), blocks)
+
+    def _read_blocks(self, scheduler_output: Any, model_runner: Any) -> StepBlocks | None:
+        """A fault ends this, and nothing else: traces then no longer say who computed cached prefixes."""
+        if self._blocks is None:
+            return None
+        try:
+            return self._blocks.read(scheduler_output, model_runner)
+        except Exception as error:  # noqa: BLE001 - traces are worth having without it
+            self._blocks = None
+            logger.error("moescope: traces don't say who computed cached prefixes any more: %r", error)
+            return None
 
     def _guarded(self, action: Callable[[], None]) -> None:
         if self._failed:

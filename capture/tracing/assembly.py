@@ -93,6 +93,7 @@ class TraceAssembly:
         dropped: how many of the captured traces were given up, by reason.
         released: bytes set aside for traces that never get to the sender, and are free again.
         sent: bytes set aside for traces that the sender is done with; only the sender writes it.
+        followed: numbers of blocks of all changes of the tables that are done with.
     """
 
     def __init__(self, staging: TraceStaging, sharded: bool) -> None:
@@ -102,6 +103,7 @@ class TraceAssembly:
         self.dropped: Counter[str] = Counter()
         self.released = 0
         self.sent = 0
+        self.followed = 0
         self._staging = staging
         self._sharded = sharded
         self._origins = BlockOrigins()
@@ -144,10 +146,8 @@ class TraceAssembly:
             try:
                 if isinstance(event, Ending):
                     self._end(event)
-                elif isinstance(event, BlocksOfStep):
-                    self._origins.follow(event)
-                elif isinstance(event, BlocksReceived):
-                    self._origins.received()
+                elif isinstance(event, BlocksOfStep | BlocksReceived):
+                    self._origins.take(event)
                 elif event.arrived:
                     self._take(event)
                 else:
@@ -155,6 +155,8 @@ class TraceAssembly:
             except Exception as error:  # noqa: BLE001 - the thread must outlive whatever happens to a step
                 self._lose(event, error)
             self.events.popleft()
+            if isinstance(event, BlocksOfStep):
+                self.followed += event.size
 
     def _run(self) -> None:
         use_device(self._staging.rows.device)

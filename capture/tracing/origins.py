@@ -54,11 +54,13 @@ class BlocksOfStep:
         blocks: the changes.
         traces: the traces of the requests in ``blocks.tables``, by id; those without are not traced.
         behind: changes of earlier steps were left out.
+        size: how many numbers of blocks the changes have.
     """
 
     blocks: StepBlocks
     traces: Mapping[str, Trace]
     behind: bool = False
+    size: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -101,6 +103,13 @@ class BlockOrigins:
     def __init__(self) -> None:
         self._unseen = NOT_SEEN
         self._reset(BlockLayout(why=NOT_SEEN))
+
+    def take(self, event: BlocksOfStep | BlocksReceived) -> None:
+        """What happened next."""
+        if isinstance(event, BlocksOfStep):
+            self.follow(event)
+        else:
+            self.received()
 
     def follow(self, step: BlocksOfStep) -> None:
         """A step was scheduled: note who computes which blocks, and give its traces what they take over."""

@@ -27,6 +27,8 @@ from moescope.capture.tracing.origins import BlocksOfStep, BlocksReceived
 
 MAX_EVENTS: Final = 4096
 """With so many events that wait, changes of the tables of blocks are left out."""
+MAX_BLOCKS: Final = 1 << 20
+"""So are they where all that wait would have more numbers of blocks, about 36 bytes each."""
 _OVERHEAD = 256
 """Bytes that a chunk takes besides its ids, about."""
 
@@ -56,6 +58,7 @@ class Tracer:
         self._owners: list[Owner] = []
         self._number = 0
         self._behind = False
+        self._told = 0
 
     def begin_step(self, step: StepRequests, blocks: StepBlocks | None = None) -> None:
         """A step is about to run, or a call that only says which requests are done.
@@ -155,12 +158,16 @@ class Tracer:
 
     def _follow(self, blocks: StepBlocks) -> None:
         """Have the assembly follow the tables of blocks; where it is far behind, it begins anew later."""
-        if len(self._assembly.events) >= MAX_EVENTS:
+        size = sum(len(table.blocks) for table in blocks.tables)
+        size += sum(len(added) for _, added in blocks.appended)
+        waiting = self._told - self._assembly.followed
+        if len(self._assembly.events) >= MAX_EVENTS or waiting + size > MAX_BLOCKS:
             self._behind = True
             return
         names = (table.request_id for table in blocks.tables)
         traces = {name: self._open[name] for name in names if name in self._open}
-        self._assembly.events.append(BlocksOfStep(blocks, traces, self._behind))
+        self._assembly.events.append(BlocksOfStep(blocks, traces, self._behind, size))
+        self._told += size
         self._behind = False
 
     def _admit(self, trace: Trace, count: int, room: int) -> bool:

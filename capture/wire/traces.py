@@ -95,8 +95,8 @@ class TracePart(Struct, kw_only=True):
         lora: the name of the request's LoRA adapter; empty: none, or the worker doesn't tell it.
         finish_reason: how the request ended; empty: the worker doesn't tell it.
 
-    ``accepted_drafts``, ``taken_over``, ``lora`` and ``finish_reason`` came with minor 3. No worker tells
-    them yet.
+    ``accepted_drafts``, ``taken_over``, ``lora`` and ``finish_reason`` came with minor 3. So far workers tell
+    ``taken_over`` only.
     """
 
     wire: tuple[int, int]

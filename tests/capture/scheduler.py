@@ -67,6 +67,7 @@ class Scheduling:
             which step.
         latest: by (request, position) the last step that computed it.
         resumed: requests that went on after a preemption.
+        resets: how often the prefix cache was reset.
         copies: how many blocks were copied, since a request needed their beginning only.
         arriving: by request, the step in which it has what a connector loads for it.
         loaded: how often a connector loaded within a step (False), and for a request that waited (True).
@@ -126,7 +127,7 @@ class Scheduling:
         self.held: dict[tuple[int, int], tuple[str, int, int]] = {}
         self.latest: dict[tuple[str, int], int] = {}
         self.resumed: set[str] = set()
-        self.copies = self.steps = 0
+        self.copies = self.steps = self.resets = 0
         self.arriving: dict[str, int] = {}
         self.loaded: Counter[bool] = Counter()
         self._seen: set[str] = set()
@@ -201,6 +202,22 @@ class Scheduling:
                 kv_connector_output=received,
             ),
         )
+
+    @property
+    def may_reset(self) -> bool:
+        """Whether the prefix cache may be reset: no request holds blocks that a connector fills.
+
+        Such a request can't be preempted, and vLLM refuses the reset. It goes on to hold them until it runs.
+        """
+        running = {request.request_id for request in self.scheduler.running}
+        waiting = set(self.scheduler.requests) - running
+        blocks = self.scheduler.kv_cache_manager.get_block_ids
+        return not any(any(blocks(name)) for name in waiting)
+
+    def reset(self) -> None:
+        """The prefix cache is reset; running requests are preempted."""
+        self.scheduler.reset_prefix_cache(reset_running_requests=True)
+        self.resets += 1
 
     def abort(self, name: str) -> None:
         self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from moescope.capture.wire.traces import decode_part
+from moescope.capture.wire.traces import TracePart, decode_part
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster
 
 
@@ -41,6 +41,13 @@ def npz(cluster: Cluster, name: str) -> dict[str, Any]:
     response = httpx.get(f"{cluster.service.url}/v1/traces/{name}.npz", timeout=60)
     assert response.status_code == 200, response.text
     return dict(np.load(io.BytesIO(response.content)))
+
+
+def parts_of(cluster: Cluster, name: str) -> list[TracePart]:
+    """The parts of a request's trace that went over the wire, by worker and in the order of computing."""
+    parts = [decode_part(body) for body in cluster.relay.trace_bodies]
+    once = {(*part.producer.key, part.part): part for part in parts if name in part.client_ids}
+    return [once[key] for key in sorted(once)]
 
 
 def wire_counts(cluster: Cluster) -> dict[int, dict[int, np.ndarray]]:

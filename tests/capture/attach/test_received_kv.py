@@ -29,6 +29,7 @@ SCHEDULED = SimpleNamespace(
     total_num_scheduled_tokens=0,
     has_sync_kv_loads=False,
 )
+TOLD = ModelRunnerOutput([], {}, kv_connector_output=KVConnectorOutput(finished_recving={"a"}))
 
 
 class Inner:
@@ -68,11 +69,30 @@ def received(worker: Any) -> int:
 @pytest.mark.parametrize("connector", [False, True])
 def test_either_call_may_tell(monkeypatch: pytest.MonkeyPatch, connector: bool) -> None:
     """Without a connector nobody looks."""
-    told = ModelRunnerOutput([], {}, kv_connector_output=KVConnectorOutput(finished_recving={"a"}))
     for worker in worker_of(monkeypatch, connector):
-        assert worker.execute_model(SimpleNamespace(**vars(SCHEDULED), returns=told)) is told
+        assert worker.execute_model(SimpleNamespace(**vars(SCHEDULED), returns=TOLD)) is TOLD
         assert received(worker) == connector
-        assert worker.sample_tokens(SimpleNamespace(model_runner_output=told)).model_runner_output is told
+        assert worker.sample_tokens(SimpleNamespace(model_runner_output=TOLD)).model_runner_output is TOLD
         assert received(worker) == 2 * connector
         assert worker.execute_model(SimpleNamespace(**vars(SCHEDULED), returns=None)) is None
         assert received(worker) == 2 * connector
+
+
+def test_blocks_that_can_t_be_read_cost_origins_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another vLLM may tell its blocks otherwise."""
+    unlike = SimpleNamespace(**vars(SCHEDULED), returns=None)
+    unlike.scheduled_cached_reqs = SimpleNamespace(
+        req_ids=[], num_computed_tokens=[], resumed_req_ids=set(), new_block_ids=None
+    )
+    for worker in worker_of(monkeypatch, connector=True):
+        worker._capture._traces._on_failure = pytest.fail
+        for _ in range(2):
+            assert worker.execute_model(unlike) is None
+        assert worker.execute_model(SimpleNamespace(**vars(SCHEDULED), returns=TOLD)) is TOLD
+        assert received(worker) == 0
+    assert [record.message for record in caplog.records if "who computed cached" in record.message] == [
+        "moescope: traces don't say who computed cached prefixes any more: "
+        "TypeError(\"object of type 'NoneType' has no len()\")"
+    ]

@@ -233,6 +233,23 @@ def test_what_a_kv_connector_filled_is_known_in_its_turn() -> None:
     assert driver.closed()["c"].taken_over == [TakenOver(0, 8, "", "kv_transfer")]
 
 
+def test_so_they_are_where_too_many_blocks_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was left out, and what was followed, makes room again."""
+    driver = Driver()
+    monkeypatch.setattr(tracing, "MAX_BLOCKS", 5)
+    driver.step({"a": (0, 9)}, blocks=begun(Table("a", 0, [1, 2, 3])), proceed=False)
+    more = StepBlocks(LAYOUT, (), (), [("a", [4, 5])])
+    driver.step({"a": (9, 8)}, blocks=more, proceed=False)
+    waiting = len(driver.assembly.events)
+    driver.step({}, blocks=StepBlocks(LAYOUT, (), (), [("a", [6])]), proceed=False)
+    assert len(driver.assembly.events) == waiting
+    driver.assembly.proceed()
+    driver.step({"b": (8, 3)}, blocks=begun(Table("b", 8, [1, 2, 7])))
+    driver.step({"c": (8, 3)}, blocks=begun(Table("c", 8, [1, 7, 8])))
+    driver.step({}, finished=["a", "b", "c"])
+    assert driver.closed()["b"].taken_over == [TakenOver(0, 8, "", "not_seen")]
+
+
 @pytest.mark.parametrize("received", [False, True])
 def test_far_behind_changes_are_left_out_and_then_nothing_is_named(
     monkeypatch: pytest.MonkeyPatch, received: bool
