@@ -29,7 +29,7 @@ from moescope.service.api.schemas.trace_formats import TraceFormat
 from moescope.service.api.schemas.traces import TraceDetail, TraceOut, TracePage
 from moescope.service.live.producers import why_unavailable
 from moescope.service.live.state import LiveState
-from moescope.service.store.interface import Store
+from moescope.service.store.interface import Absence, Store
 from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.store.worker_trace import WorkerTrace
 from moescope.service.traces.routing import (
@@ -71,6 +71,12 @@ _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
         "content": {item.media_type: {} for item in TraceFormat},
         "description": "The trace.",
     },
+}
+_WHY_ABSENT: Final[dict[Absence | None, str]] = {
+    None: "it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or was removed long ago.",
+    "incomplete": "parts of its trace came, others did not: they still come, or their worker was killed.",
+    "expired": "it was removed, its time to live was over (keep_traces_s).",
+    "evicted": "it was removed to make room for newer ones (store_mib).",
 }
 _BINARY: Final = {
     TraceFormat.NPZ: trace_formats.as_npz,
@@ -199,8 +205,8 @@ def _find(
         404,
         "no-such-trace",
         "No such trace",
-        f"There is none of {last!r}{_where(among)}: it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or "
-        "was removed by its time to live. GET /v1/traces lists what there is."
+        f"There is none of {last!r}{_where(among)}: {_WHY_ABSENT[store.why_absent(last)]} "
+        "GET /v1/traces lists what there is."
         + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
 
