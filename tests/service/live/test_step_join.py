@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -228,3 +229,20 @@ def test_a_step_whose_members_knew_different_placements_is_not_joined(order: tup
             total = total if found is None else total.plus(found)
     assert (total.joined, join.pending) == (4, 2)
     assert join.close() == 2
+
+
+def test_a_microbatch_takes_no_memory_for_those_before_it() -> None:
+    """A frame of 300 bytes took 8 MiB, and 4 MiB of it stayed: each deployment could have that."""
+    join = StepJoin(2, 1, 1)
+    before = join.nbytes
+    tracemalloc.start()
+    entry = (np.array([5]), np.ones((1, 1, 1), "<u1"), 0, np.array([255]))
+    assert join.add(0, 5, 6, *entry) is None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert join.nbytes - before < 20_000 + MAX_WINDOW * 4
+    assert peak < 1 << 20
+    found = join.add(1, 5, 6, *entry)
+    assert found is not None
+    assert found.max_slots.tolist() == [2]
+    assert join.close() == 0
