@@ -28,10 +28,10 @@ export function setBar(bar, { value, most, mark, hot }) {
 export function barTable(caption, heads) {
   const body = h("tbody");
   const row = h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: i === 2 ? "number" : null }, i === 1 ? h("span", { class: "unseen", text: "as a bar" }) : text)));
-  const element = h("table", {}, h("caption", { class: "unseen", text: caption }), h("thead", {}, row), body);
+  const element = h("table", { class: "cards" }, h("caption", { class: "unseen", text: caption }), h("thead", {}, row), body);
   const create = () => {
-    const cells = heads.slice(3).map(() => h("td"));
-    return h("tr", {}, h("th", { scope: "row" }), h("td", { class: "wide" }, makeBar()), h("td", { class: "number" }), ...cells);
+    const cells = heads.slice(3).map((name) => h("td", { "data-label": name }));
+    return h("tr", {}, h("th", { scope: "row" }), h("td", { class: "wide" }, makeBar()), h("td", { class: "number", "data-label": heads[2] }), ...cells);
   };
   return {
     element,

@@ -5,6 +5,7 @@ import { buildControls } from "./controls.js";
 import { h, setAttribute, setText } from "./dom.js";
 import { time, timeZone } from "./format.js";
 import { brokenLaw, partText } from "./health.js";
+import { bindHelp } from "./help.js";
 import { follow } from "./live.js";
 import { empty, failure, loading, unknown } from "./messages.js";
 import { phaseOf } from "./phase.js";
@@ -198,6 +199,12 @@ window.addEventListener("hashchange", () => {
 document.getElementById("skip")?.addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
+});
+const theme = /** @type {HTMLElement} */ (document.getElementById("theme"));
+bindHelp(/** @type {HTMLElement} */ (document.getElementById("help")), {
+  views: () => nav.querySelectorAll("a"),
+  window: () => document.querySelector("#controls select[aria-label=Window]"),
+  theme,
 });
 bindToggle(/** @type {HTMLButtonElement} */ (document.getElementById("theme")));
 follow(

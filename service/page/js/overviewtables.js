@@ -117,9 +117,9 @@ export function modelTable() {
   const heads = ["model", "server", "live DP ranks", "EP size", "tokens since the start", "vLLM"];
   const number = (i) => (i >= 2 && i <= 4 ? "number" : null);
   const body = h("tbody");
-  const table = h("table", {}, h("thead", {}, h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: number(i), text })))), body);
+  const table = h("table", { class: "cards" }, h("thead", {}, h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: number(i), text })))), body);
   const { element } = panel("Models", "all that report to this service", scroll("Models", table));
-  const create = () => h("tr", {}, h("th", { scope: "row" }, h("a")), ...heads.slice(1).map((_, i) => h("td", { class: number(i + 1) })));
+  const create = () => h("tr", {}, h("th", { scope: "row" }, h("a")), ...heads.slice(1).map((_, i) => h("td", { class: number(i + 1), "data-label": heads[i + 1] })));
   return {
     element,
     update(ranks, current) {

@@ -24,11 +24,11 @@ export function sortTable(caption, columns, { by, what, rows = ROWS }) {
     sorted = { by: i, rising: sorted.by === i ? !sorted.rising : column.rising ?? false };
     draw();
   }));
-  const table = h("table", {}, h("caption", { class: "unseen", text: caption }), h("thead", {}, h("tr", {}, ...heads)), body);
+  const table = h("table", { class: "cards" }, h("caption", { class: "unseen", text: caption }), h("thead", {}, h("tr", {}, ...heads)), body);
   const more = h("button", { class: "quiet more", type: "button", on: { click: () => { all = !all; draw(); } } });
   const element = h("div", {}, h("div", { class: "scroll whole", tabindex: "0", role: "region", "aria-label": caption }, table), more);
   const create = () => {
-    const row = h("tr", {}, ...columns.map((column, i) => h(i ? "td" : "th", { scope: i ? null : "row", class: column.number ? "number" : column.wide ? "wide" : null })));
+    const row = h("tr", {}, ...columns.map((column, i) => h(i ? "td" : "th", { scope: i ? null : "row", "data-label": i && column.name ? column.name : null, class: column.number ? "number" : column.wide ? "wide" : null })));
     columns.forEach((column, i) => column.make?.(/** @type {HTMLElement} */ (row.children[i])));
     return row;
   };
@@ -66,6 +66,6 @@ function compare(a, b) {
 function head(column, onClick) {
   const th = h("th", { scope: "col", class: column.number ? "number" : null });
   const button = column.key && h("button", { class: "sort", type: "button", title: column.hint, text: column.name, on: { click: onClick } });
-  th.append(button ?? h("span", { title: column.hint, text: column.name }));
+  th.append(button ?? h("span", { class: column.name ? null : "unseen", title: column.hint, text: column.name || "as a bar" }));
   return th;
 }

@@ -7,6 +7,7 @@ import { h, panel } from "../dom.js";
 import { compact, count, duration, measure, percent, plural, times } from "../format.js";
 import { findings } from "../health.js";
 import { dpPanel, healthList, modelTable, rateOf, worstLayers } from "../overviewtables.js";
+import { TERMS } from "../help.js";
 import { phaseNote } from "../phase.js";
 import { bounds, go } from "../route.js";
 import { imbalanceLevel, tiles } from "../tiles.js";
@@ -95,9 +96,9 @@ function summary(view, deployment) {
   return [
     { name: "Tokens per second", value: view.tokens === null ? "–" : compact(view.dp_ranks.reduce((sum, rank) => sum + rateOf(rank), 0)), hint: view.tokens === null ? "not known of every DP rank" : `${count(view.tokens)} tokens${view.phase ? ` of ${view.phase}` : ""} in ${spanOf(view)}` },
     phaseTile(view),
-    { name: "Imbalance over EP ranks", value: ratio === null ? "–" : times(ratio), hint: ratio === null ? reason : `max / mean over ${view.absent.length ? "the layers found" : "all layers"}: a mean rank waits ${percent(1 - 1 / ratio, 0)} of the time`, level: imbalanceLevel(ratio) },
-    { name: "Worst layer", value: layer === null ? "–" : `${layer}`, hint: worst === null ? "no sample" : `imbalance ratio ${measure(worst)}`, level: imbalanceLevel(worst) },
-    { name: "Dead experts", value: experts ? count(dead) : "–", hint: experts ? `of ${count(experts)} in ${plural(view.over_experts.layers, "layer")}` : "no sample" },
+    { name: "Imbalance over EP ranks", value: ratio === null ? "–" : times(ratio), define: TERMS["Ratio of sums"], hint: ratio === null ? reason : `max / mean over ${view.absent.length ? "the layers found" : "all layers"}: a mean rank waits ${percent(1 - 1 / ratio, 0)} of the time`, level: imbalanceLevel(ratio) },
+    { name: "Worst layer", define: TERMS["Imbalance ratio"], value: layer === null ? "–" : `${layer}`, hint: worst === null ? "no sample" : `imbalance ratio ${measure(worst)}`, level: imbalanceLevel(worst) },
+    { name: "Dead experts", define: TERMS["Dead, hot"], value: experts ? count(dead) : "–", hint: experts ? `of ${count(experts)} in ${plural(view.over_experts.layers, "layer")}` : "no sample" },
     { name: "Capture", value: bad ? plural(bad, "problem") : "healthy", hint: bad ? found[0].text : `${plural(deployment.dp_ranks.length, "DP rank")}, ${plural(view.layers.length, "MoE layer")}`, level: bad ? found[0].level : "good" },
   ];
 }
