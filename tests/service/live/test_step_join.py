@@ -56,17 +56,19 @@ def truth(run: Run) -> tuple[Stragglers, int]:
     span = int(some[-1] - some[0] + 1) if some.size else 0
     total = no_stragglers(LAYERS, RANKS)
     for parts in run.loads.sum(axis=0)[joined]:
-        hottest = np.zeros((LAYERS, RANKS))
+        hottest, caused = np.zeros((LAYERS, RANKS)), np.zeros((LAYERS, RANKS))
         for layer in range(LAYERS):
             busy = [row for row in parts[:, layer] if row.max() > 0]
             for row in busy:
                 best = np.flatnonzero(row == row.max())
                 hottest[layer, best] += 1 / len(best) / len(busy)
+                caused[layer, best] += (row.max() - row.mean()) / len(best)
         step = Stragglers(
             parts.max(axis=2).sum(axis=0),
             parts.sum(axis=(0, 2)) / RANKS,
             parts.any(axis=(0, 2)) * 1,
             hottest,
+            caused,
             1,
         )
         total = total.plus(step)
@@ -79,6 +81,8 @@ def assert_same(found: Stragglers, expected: Stragglers) -> None:
     assert found.busy_steps.tolist() == expected.busy_steps.tolist()
     np.testing.assert_allclose(found.mean_slots, expected.mean_slots)
     np.testing.assert_allclose(found.hottest, expected.hottest, atol=1e-12)
+    np.testing.assert_allclose(found.caused, expected.caused, atol=1e-9)
+    np.testing.assert_allclose(found.caused.sum(axis=1), found.max_slots - found.mean_slots, atol=1e-9)
 
 
 @st.composite
