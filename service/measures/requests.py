@@ -50,9 +50,9 @@ _MEASURES: Final = (
         title="Surprise",
         formula="- sum n_e log2 q_e / sum n_e, over all experts e of all layers; "
         "q_e = (N_e + 0.5) / (N + 0.5 E) in each layer",
-        meaning="The mean negative log-likelihood of the request's n_e slots under the window's histogram N_e "
-        "of the layer's E experts. Half a slot is added to each expert, so that an expert without slots has "
-        "a likelihood.",
+        meaning="The mean negative log-likelihood of the request's n_e slots under the window's histogram "
+        "N_e of the layer's E experts. Half a slot is added to each expert, so that an expert without slots "
+        "has a likelihood.",
         unit="bits per slot",
         source="the half a slot: Krichevsky and Trofimov 1981, IEEE Trans. Inf. Theory 27(2)",
     ),
@@ -61,9 +61,9 @@ _MEASURES: Final = (
         title="Surprise score",
         formula="sum over layers (s - n H) / sqrt(sum over layers n V); "
         "H = - sum q_e log2 q_e, V = sum q_e (log2 q_e)^2 - H^2",
-        meaning="How far the surprise s = - sum n_e log2 q_e of the request's n slots in a layer is above that "
-        "of n slots drawn from the window's histogram, in standard deviations of such draws. The slots of a "
-        "request are not drawn apart from each other, so ordinary requests are some deviations from 0.",
+        meaning="How far the surprise s = - sum n_e log2 q_e of the request's n slots in a layer is above "
+        "that of n slots drawn from the window's histogram, in standard deviations of such draws. The slots "
+        "of a request are not drawn apart from each other, so ordinary requests are some deviations from 0.",
         unit="standard deviations",
     ),
     RequestMeasure(
@@ -76,10 +76,10 @@ _MEASURES: Final = (
     RequestMeasure(
         name="similarity",
         title="Similarity",
-        formula="1 - mean over layers of the Jensen-Shannon divergence, bits, of both requests' shares of slots "
-        "by expert",
-        meaning="1: the same shares in every layer; 0: no expert in common. The layers are those in which both "
-        "have slots.",
+        formula="1 - mean over layers of the Jensen-Shannon divergence, bits, of both requests' shares of "
+        "slots by expert",
+        meaning="1: the same shares in every layer; 0: no expert in common. The layers are those in which "
+        "both have slots.",
         unit="share",
         source="Lin 1991, IEEE Trans. Inf. Theory 37(1)",
     ),
@@ -159,9 +159,9 @@ def busiest_share(loads: Loads) -> FloatArray:
 def similarity(counts: Loads, others: Loads) -> FloatArray:
     """How alike two requests' experts are, from 0 to 1, over the layers in which both have slots.
 
-    The divergence is bounded, symmetric, and finite where only one of them took an expert. It compares shares,
-    so that a short request and a long one can be alike. Cosine would be decided by the few experts that all
-    requests take most.
+    The divergence is bounded, symmetric, and finite where only one of them took an expert. It compares
+    shares, so that a short request and a long one can be alike. Cosine would be decided by the few experts
+    that all requests take most.
 
     Args:
         counts, others: [..., L, E].
