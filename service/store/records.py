@@ -124,7 +124,7 @@ class TraceQuery:
 
     ``start`` and ``end`` bound when a trace was stored, seconds of Unix time; ``expert`` needs ``layer``;
     ``before`` is the number of the last trace on the page before. ``weights_version``: that version of the
-    weights computed some of its tokens.
+    weights computed some of its tokens. ``numbers``: only requests with one of these numbers.
     """
 
     server: str | None = None
@@ -139,6 +139,7 @@ class TraceQuery:
     before: int | None = None
     limit: int = 100
     weights_version: int | None = None
+    numbers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

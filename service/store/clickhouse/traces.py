@@ -19,6 +19,7 @@ from moescope.service.store.clickhouse.trace_reading import (
 )
 from moescope.service.store.clickhouse.trace_rows import MOST, REQUEST, TRACE, trace_of
 from moescope.service.store.records import TracedRequest, TraceQuery, TraceShape
+from moescope.service.store.slots import ListedRequest
 from moescope.service.store.worker_trace import WorkerTrace
 
 _FAR: Final = 1 << 62
@@ -62,28 +63,42 @@ def shapes(connection: Connection, parts: Sequence[TracePart]) -> list[TraceShap
 
 def traced_requests(connection: Connection, query: TraceQuery) -> list[TracedRequest]:
     """See :class:`moescope.service.store.interface.Store`."""
+    return [TracedRequest.of_row((number, *row)) for *row, number, _ in _found(connection, query)]
+
+
+def listed(connection: Connection, query: TraceQuery) -> list[ListedRequest]:
+    """See :class:`moescope.service.store.interface.Store`."""
+    return [
+        ListedRequest(number, server, model, tokens, complete)
+        for server, model, *_, tokens, number, complete in _found(connection, query)
+    ]
+
+
+def _found(connection: Connection, query: TraceQuery) -> list[Any]:
+    """The requests that match: what a traced request is made of, its number, and how many complete traces."""
     where, parameters = _conditions(query)
+    among = "" if query.numbers is None else "AND number_of_it IN {numbers:Array(Int64)} "
     # Parts to traces, of which complete ones count; tensor-parallel workers share a request's tokens out,
     # pipeline-parallel ones have all of them each.
-    rows = connection.rows(
+    return connection.rows(
         f"SELECT {', '.join(REQUEST)}, arrayDistinct(arrayFlatten(groupArray(who))), any(how), "
         "any(prompt), any(cached), any(again), min(started), max(ended), min(stored) AS stored_first, "
-        "toInt64(max(shared)) AS tokens_of_it, min(first) AS number_of_it FROM ("
+        "toInt64(max(shared)) AS tokens_of_it, min(first) AS number_of_it, toInt64(sum(workers)) FROM ("
         f"SELECT {', '.join(REQUEST)}, pp_rank, arrayFlatten(groupArray(who)) AS who, any(how) AS how, "
         "any(prompt) AS prompt, any(cached) AS cached, any(again) AS again, min(started) AS started, "
-        "max(ended) AS ended, min(stored) AS stored, sum(computed) AS shared, min(first) AS first FROM ("
+        "max(ended) AS ended, min(stored) AS stored, sum(computed) AS shared, min(first) AS first, "
+        "count() AS workers FROM ("
         f"SELECT {', '.join(TRACE)}, any(names) AS who, any(outcome) AS how, any(prompt_tokens) AS prompt, "
         "any(cached_tokens) AS cached, any(preemptions) AS again, min(started_ms) AS started, "
         "max(ended_ms) AS ended, min(stored_ms) AS stored, sum(tokens) AS computed, min(come) AS first "
         f"FROM trace_part FINAL WHERE {where} GROUP BY {', '.join(TRACE)} HAVING count() = any(parts)) "
         f"GROUP BY {', '.join(REQUEST)}, pp_rank) GROUP BY {', '.join(REQUEST)} "
         "HAVING tokens_of_it >= {least:Int64} AND stored_first >= {start:Int64} "
-        "AND stored_first <= {end:Int64} AND number_of_it < {before:Int64} "
+        f"AND stored_first <= {{end:Int64}} AND number_of_it < {{before:Int64}} {among}"
         "ORDER BY number_of_it DESC LIMIT {limit:Int64}",
-        "ttitTtiiiiiiii",
-        parameters,
+        "ttitTtiiiiiiiii",
+        parameters if query.numbers is None else {**parameters, "numbers": list(query.numbers)},
     )
-    return [TracedRequest.of_row((number, *row)) for *row, number in rows]
 
 
 def traces(connection: Connection, number: int, wanted: Collection[int] | None) -> list[WorkerTrace]:

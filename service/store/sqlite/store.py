@@ -30,7 +30,15 @@ from moescope.service.store.records import (
     TraceShape,
     Usage,
 )
-from moescope.service.store.sqlite import account_rows, connections, continuation, trace_listing, traces
+from moescope.service.store.slots import ListedRequest, RequestSlots
+from moescope.service.store.sqlite import (
+    account_rows,
+    connections,
+    continuation,
+    slot_reading,
+    trace_listing,
+    traces,
+)
 from moescope.service.store.sqlite.checkpoints import Checkpointer
 from moescope.service.store.sqlite.connections import Readers
 from moescope.service.store.sqlite.packing import Packer
@@ -141,6 +149,16 @@ class SqliteStore:
         """The requests that match, newest first."""
         with self._readers.one() as connection:
             return trace_listing.traced_requests(connection, query, self._damage)
+
+    def listed(self, query: TraceQuery) -> list[ListedRequest]:
+        """The requests that match, newest first, with little of each."""
+        with self._readers.one() as connection:
+            return slot_reading.listed(connection, query)
+
+    def slots(self, numbers: Sequence[int]) -> list[RequestSlots]:
+        """The slots of these requests."""
+        with self._readers.one() as connection:
+            return slot_reading.slots(connection, numbers, self._damage)
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
         """For each part the shape of its trace by the parts that are kept."""
