@@ -16,15 +16,15 @@ from moescope.service.store.worker_trace import WorkerTrace
 SlotArray = npt.NDArray[np.int32]
 
 MAX_EXPERTS: Final = 1 << 18
-"""Experts of all layers of a request that is counted, at most: its counts take 4 bytes each. Four times as many
-as any model of today has."""
+"""Experts of all layers of a request that is counted, at most: its counts take 4 bytes each, so 1 MiB. It is
+several times as many as any model of today has."""
 _BYTE: Final = 255
 LONG: Final = 4096
 """Tokens from which on a request is read apart from others, some tokens at a time."""
 
 
 class ListedRequest(NamedTuple):
-    """A request with a complete trace in ``traces`` of its workers; the others are as in ``TracedRequest``."""
+    """A request with a complete trace in so many of its workers; the rest is as in ``TracedRequest``."""
 
     number: int
     server: str

@@ -51,7 +51,7 @@ def test_slots_are_those_of_the_tokens_packed_or_not(store: Store) -> None:
         store.save([ArrivedPart(part(trace, tokens=count), BORN + trace)])
     found = store.listed(ALL)
     assert [item.tokens for item in found] == [tokens[trace] for trace in range(30, 0, -1)]
-    assert {(item.server, item.model, item.traces) for item in found} == {("server", "model", 1)}
+    assert {(item.server, item.model, item.traces) for item in found} == {("prod", "tiny", 1)}
     numbers = [item.number for item in reversed(found)]
     assert [item.number for item in store.traced_requests(ALL)][::-1] == numbers
     wanted = numbers[::3]
