@@ -3,11 +3,13 @@
 ``counts`` are slots per logical expert, [..., C]: those of all L layers one after the other, where a layer's
 begin is in ``begins``, int64 [L]; any numeric dtype, not negative. The axes before the last are requests.
 Results are NaN where a request has no slots. They have the float type of what the counts are compared with:
-float32 is enough to rank thousands of requests, and takes half of the time.
+float32 is enough to rank thousands of requests, and takes half of the time. Sums are made without products of
+matrices, which would take as many threads as there are cores for each caller.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -50,26 +52,37 @@ class RequestMeasure:
 
 _MEASURES: Final = (
     RequestMeasure(
-        name="surprise_bits",
-        title="Surprise",
-        formula="- sum n_e log2 q_e / sum n_e, over all experts e of all layers; "
-        "q_e = (N_e + 0.5) / (N + 0.5 E) in each layer",
-        meaning="The mean negative log-likelihood of the request's n_e slots under the histogram N_e of the "
-        "requests that are compared, N slots over E experts in the layer. Half a slot is added to each "
-        "expert, so that an expert without slots has a likelihood.",
-        unit="bits per slot",
-        source="the half a slot: Krichevsky and Trofimov 1981, IEEE Trans. Inf. Theory 27(2)",
-    ),
-    RequestMeasure(
         name="surprise_score",
         title="Surprise score",
-        formula="sum over layers (s - n H) / sqrt(sum over layers n V); "
-        "H = - sum q_e log2 q_e, V = sum q_e (log2 q_e)^2 - H^2",
-        meaning="How far the surprise s = - sum n_e log2 q_e of the request's n slots in a layer is above "
-        "that of n slots drawn from the histogram, in standard deviations of such draws. The slots of a "
-        "request are not drawn apart from each other, so ordinary requests are some deviations from 0, and "
-        "long ones more of them than short ones.",
+        formula="(G - f) / sqrt(2 f); G = 2 sum n_e ln(p_e / q_e), over all experts e of all layers; "
+        "f = sum over layers (E - 1); q_e = (N_e + 0.5) / (N + 0.5 E) in each layer",
+        meaning="The log-likelihood ratio of the request's n_e slots, which are shares p_e of their layer's: "
+        "their own shares against the histogram N_e of the requests that are compared (N slots over E "
+        "experts in the layer). It is in standard deviations of what as many slots drawn from the histogram "
+        "have by chance, where a layer has more slots than experts. The slots of a request are not drawn "
+        "apart from each other, so ordinary requests are some deviations from 0, and long ones more than "
+        "short ones. Half a slot is added to each expert, so that an expert without slots has a likelihood.",
         unit="standard deviations",
+        source="the ratio's distribution: Wilks 1938, Ann. Math. Stat. 9(1); the half a slot: Krichevsky and "
+        "Trofimov 1981, IEEE Trans. Inf. Theory 27(2)",
+    ),
+    RequestMeasure(
+        name="divergence_bits",
+        title="Divergence of a request",
+        formula="(G - f) / (2 n ln 2), n the request's slots of all layers",
+        meaning="The mean Kullback-Leibler divergence of the request's shares from the histogram's, less "
+        "what as many slots have by chance. It does not grow with the length of a request, and it is "
+        "uncertain for short ones.",
+        unit="bits per slot",
+    ),
+    RequestMeasure(
+        name="surprise_bits",
+        title="Surprise",
+        formula="- sum n_e log2 q_e / n, over all experts e of all layers",
+        meaning="The mean negative log-likelihood of the request's slots under the histogram. Where experts "
+        "are equally loaded it is the same for all requests, however few experts they take: it finds those "
+        "that take rare experts.",
+        unit="bits per slot",
     ),
     RequestMeasure(
         name="busiest_ep_rank_share",
@@ -94,80 +107,67 @@ REQUEST_MEASURES: Final[Mapping[str, RequestMeasure]] = {item.name: item for ite
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """What a slot costs under a histogram.
+class Surprises:
+    """How well a histogram expects the slots of requests; see :data:`REQUEST_MEASURES`.
 
     Attributes:
-        begins: of the layers, int64 [L].
-        bits: -log2 of each expert's likelihood in its layer, [C].
-        above: the bits less their mean over slots that are drawn from the layer's histogram, [C].
-        variance: of the bits of such a slot, [L].
+        surprise_score, divergence_bits, surprise_bits: [...].
     """
 
-    begins: Begins
-    bits: Floats
-    above: Floats
-    variance: Floats
+    surprise_score: Floats
+    divergence_bits: Floats
+    surprise_bits: Floats
 
     @classmethod
-    def of(cls, window: Loads, begins: Begins) -> Expected:
-        """By the slots per expert, [C], in float64; in a layer without any, all experts are alike."""
-        slots = np.asarray(window, dtype=np.float64) + PRIOR_SLOTS
-        experts = np.diff(begins, append=len(slots))
-        likelihood = slots / np.repeat(np.add.reduceat(slots, begins), experts)
-        bits = -np.log2(likelihood)
-        above = bits - np.repeat(np.add.reduceat(likelihood * bits, begins), experts)
-        return cls(begins, bits, above, np.add.reduceat(likelihood * above * above, begins))
+    def of(cls, counts: Loads, of_layer: Loads, own: Loads, bits: Floats, experts: Loads) -> Surprises:
+        """Those of some requests.
 
-    def among(self, chosen: npt.NDArray[np.bool_]) -> Expected:
-        """The same where slots of other layers than the chosen ones, bool [L], cost nothing."""
-        in_them = np.repeat(chosen, np.diff(self.begins, append=len(self.bits)))
-        return Expected(
-            self.begins,
-            np.where(in_them, self.bits, 0.0),
-            np.where(in_them, self.above, 0.0),
-            np.where(chosen, self.variance, 0.0),
-        )
-
-    def rough(self) -> Expected:
-        """In float32."""
-        return Expected(
-            self.begins,
-            self.bits.astype(np.float32),
-            self.above.astype(np.float32),
-            self.variance.astype(np.float32),
+        Args:
+            counts: [..., C].
+            of_layer: their slots in each layer, [..., L]; 0 in layers that don't count.
+            own: what :func:`own_bits` says of them, [..., L]; 0 in layers that don't count.
+            bits: what :func:`expected_bits` says of the histogram, [C]; 0 in layers that don't count.
+            experts: of each layer, [L].
+        """
+        slots = np.asarray(of_layer, dtype=bits.dtype)
+        total = slots.sum(axis=-1)
+        cost = np.einsum("...c,c->...", np.asarray(counts, dtype=bits.dtype), bits)
+        above = (cost - np.asarray(own, dtype=bits.dtype).sum(axis=-1)) * (2 * math.log(2))
+        free = np.where(slots > 0, np.asarray(experts, dtype=bits.dtype) - 1, 0).sum(axis=-1)
+        known = np.where(total > 0, total, np.nan)
+        score = np.where(free > 0, (above - free) / np.sqrt(2 * np.where(free > 0, free, 1)), 0)
+        return cls(
+            np.asarray(np.where(total > 0, score, np.nan), dtype=bits.dtype),
+            np.asarray((above - free) / (2 * math.log(2) * known), dtype=bits.dtype),
+            np.asarray(cost / known, dtype=bits.dtype),
         )
 
 
-def surprise_bits(counts: Loads, of_layer: Loads, expected: Expected) -> Floats:
-    """The surprise of requests over all layers, bits per slot, [...].
+def expected_bits(window: Loads, begins: Begins) -> FloatArray:
+    """What a slot of each expert costs under a histogram, -log2 of its likelihood in its layer: float64 [C].
+
+    In a layer without any slots, all experts are alike.
+
+    Args:
+        window: the histogram's slots, [C].
+        begins: of the layers.
+    """
+    slots = np.asarray(window, dtype=np.float64) + PRIOR_SLOTS
+    totals = np.repeat(np.add.reduceat(slots, begins), np.diff(begins, append=len(slots)))
+    return np.asarray(np.log2(totals / slots))
+
+
+def own_bits(counts: Loads, begins: Begins) -> FloatArray:
+    """The least bits that the slots of requests can cost, - sum n_e log2 p_e: float64 [..., L].
 
     Args:
         counts: [..., C].
-        of_layer: their slots in each layer, [..., L].
-        expected: of these layers.
+        begins: of the layers.
     """
-    total = np.asarray(of_layer, dtype=expected.bits.dtype).sum(axis=-1)
-    return np.asarray(_cost(counts, expected.bits) / np.where(total > 0, total, np.nan))
-
-
-def surprise_score(counts: Loads, of_layer: Loads, expected: Expected) -> Floats:
-    """The surprise of requests against what so many slots have by chance, in standard deviations, [...].
-
-    Where the histogram is flat, no request can be told from another: 0. See :func:`surprise_bits`.
-    """
-    slots = np.asarray(of_layer, dtype=expected.bits.dtype)
-    total = slots.sum(axis=-1)
-    above = _cost(counts, expected.above)
-    spread = np.sqrt(_cost(slots, expected.variance))
-    # Bits that differ by rounding only are no spread.
-    flat = spread <= _ROUNDING * expected.bits.max(initial=1) * np.sqrt(total)
-    score = np.where(flat, 0, above / np.where(flat, 1, spread))
-    return np.asarray(np.where(total > 0, score, np.nan), dtype=expected.bits.dtype)
-
-
-_ROUNDING: Final = 1e-6
-"""Half of the digits of float32, and more than the rounding of float64."""
+    slots = np.asarray(counts, dtype=np.float64)
+    of_layer = np.add.reduceat(slots, begins, axis=-1)
+    each = np.add.reduceat(slots * np.log2(np.maximum(slots, 1.0)), begins, axis=-1)
+    return np.asarray(of_layer * np.log2(np.maximum(of_layer, 1.0)) - each)
 
 
 def busiest_share(loads: Loads) -> FloatArray:
@@ -204,11 +204,3 @@ def roots_of(counts: Loads, begins: Begins) -> FloatArray:
     slots = np.asarray(counts, dtype=np.float64)
     totals = np.repeat(np.add.reduceat(slots, begins), np.diff(begins, append=len(slots)))
     return np.asarray(np.sqrt(slots / np.where(totals > 0, totals, 1.0)))
-
-
-def _cost(counts: Loads, each: Floats) -> Floats:
-    """The sum over the last axis of counts times what each costs.
-
-    A product of matrices would take as many threads as there are cores, for each caller.
-    """
-    return np.asarray(np.einsum("...c,c->...", np.asarray(counts, dtype=each.dtype), each))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from moescope.service.measures.requests import (
-    Expected,
+    Surprises,
     busiest_share,
+    expected_bits,
+    own_bits,
     roots_of,
     similarity,
-    surprise_bits,
-    surprise_score,
 )
 
 
@@ -22,12 +22,11 @@ def begins_of(*experts: int) -> np.ndarray:
     return np.cumsum((0, *experts))[:-1]
 
 
-def bits_of(counts: np.ndarray, expected: Expected) -> np.ndarray:
-    return surprise_bits(counts, np.add.reduceat(counts, expected.begins, axis=-1), expected)
-
-
-def score_of(counts: np.ndarray, expected: Expected) -> np.ndarray:
-    return surprise_score(counts, np.add.reduceat(counts, expected.begins, axis=-1), expected)
+def surprises(counts: np.ndarray, window: np.ndarray, experts: list[int], dtype: type = float) -> Surprises:
+    begins = begins_of(*experts)
+    bits = expected_bits(window, begins).astype(dtype)
+    of_layer = np.add.reduceat(counts, begins, axis=-1)
+    return Surprises.of(counts, of_layer, own_bits(counts, begins), bits, experts)
 
 
 def alike(counts: np.ndarray, other: np.ndarray, begins: np.ndarray) -> np.ndarray:
@@ -37,81 +36,89 @@ def alike(counts: np.ndarray, other: np.ndarray, begins: np.ndarray) -> np.ndarr
 
 def test_surprise_on_paper() -> None:
     # (2.5, 0.5) of 3, and (1.5, 1.5, 2.5) of 5.5.
-    expected = Expected.of(np.array([2, 0, 1, 1, 2]), begins_of(2, 3))
     a, b = math.log2(3 / 2.5), math.log2(3 / 0.5)
     c, d = math.log2(5.5 / 1.5), math.log2(5.5 / 2.5)
-    np.testing.assert_allclose(expected.bits, [a, b, c, c, d])
+    window, begins = np.array([2, 0, 1, 1, 2]), begins_of(2, 3)
+    np.testing.assert_allclose(expected_bits(window, begins), [a, b, c, c, d])
     counts = np.array([3, 1, 2, 0, 2])
-    np.testing.assert_allclose(bits_of(counts, expected), (3 * a + b + 2 * c + 2 * d) / 8)
-    means = 5 / 6 * a + 1 / 6 * b, 6 / 11 * c + 5 / 11 * d
-    variances = 5 / 36 * (b - a) ** 2, 30 / 121 * (d - c) ** 2  # of coins
-    np.testing.assert_allclose(
-        score_of(counts, expected),
-        (3 * a + b - 4 * means[0] + 2 * c + 2 * d - 4 * means[1]) / math.sqrt(4 * sum(variances)),
-    )
+    own = 3 * math.log2(4 / 3) + math.log2(4), 4.0
+    np.testing.assert_allclose(own_bits(counts, begins), own)
+    found = surprises(counts, window, [2, 3])
+    cost = 3 * a + b + 2 * c + 2 * d
+    assert found.surprise_bits == pytest.approx(cost / 8)
+    ratio = 2 * math.log(2) * (cost - sum(own))
+    assert found.surprise_score == pytest.approx((ratio - 3) / math.sqrt(6))
+    assert found.divergence_bits == pytest.approx((ratio - 3) / (2 * 8 * math.log(2)))
     # With the second layer only.
-    second = expected.among(np.array([False, True]))
-    of_layer = np.array([0, 4])
-    np.testing.assert_allclose(surprise_bits(counts, of_layer, second), (2 * c + 2 * d) / 4)
-    np.testing.assert_allclose(
-        surprise_score(counts, of_layer, second),
-        (2 * c + 2 * d - 4 * means[1]) / math.sqrt(4 * variances[1]),
+    second = Surprises.of(
+        counts, np.array([0, 4]), np.array([0, 4.0]), np.array([0, 0, c, c, d]), np.array([2, 3])
     )
+    assert second.surprise_bits == pytest.approx((2 * c + 2 * d) / 4)
+    assert second.surprise_score == pytest.approx((2 * math.log(2) * (2 * c + 2 * d - 4) - 2) / 2)
 
 
 def test_an_expert_that_no_slot_of_the_window_went_to_has_a_likelihood() -> None:
-    expected = Expected.of(np.array([1000, 0]), begins_of(2))
-    bits = bits_of(np.array([[1, 0], [0, 1]]), expected)
-    assert np.isfinite(bits).all()
-    assert bits[1] == pytest.approx(math.log2(1001 / 0.5))
+    found = surprises(np.array([[1, 0], [0, 1]]), np.array([1000, 0]), [2])
+    assert np.isfinite(found.surprise_score).all()
+    assert found.surprise_bits[1] == pytest.approx(math.log2(1001 / 0.5))
 
 
-def test_scores_of_short_and_of_long_draws_are_alike_in_both_float_types() -> None:
-    """The mean of the bits of short requests varies more; their scores don't."""
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-9), (np.float32, 2e-2)])
+def test_scores_of_draws_have_no_mean_and_a_deviation_of_one(dtype: type, tolerance: float) -> None:
     rng = np.random.default_rng(3)
-    likelihood = rng.dirichlet(np.full(32, 0.7), 4)
-    expected = Expected.of(likelihood.ravel() * 1e9, begins_of(32, 32, 32, 32))
-    for slots in (40, 4000):
-        draws = np.concatenate([rng.multinomial(slots, p, size=2000) for p in likelihood], axis=1)
-        scores = score_of(draws, expected)
-        assert scores.mean() == pytest.approx(0, abs=0.1)
-        assert scores.std() == pytest.approx(1, abs=0.06)
-        rough = score_of(draws, expected.rough())
-        assert rough.dtype == np.float32
-        np.testing.assert_allclose(rough, scores, atol=2e-3)
+    likelihood = rng.dirichlet(np.full(32, 2), 4)
+    draws = np.concatenate([rng.multinomial(4000, p, size=2000) for p in likelihood], axis=1)
+    found = surprises(draws, likelihood.ravel() * 1e9, [32] * 4, dtype)
+    assert found.surprise_score.dtype == dtype
+    assert found.surprise_score.mean() == pytest.approx(0, abs=0.1)
+    assert found.surprise_score.std() == pytest.approx(1, abs=0.06)
+    exact = surprises(draws, likelihood.ravel() * 1e9, [32] * 4)
+    np.testing.assert_allclose(found.surprise_score, exact.surprise_score, atol=tolerance)
+    assert found.divergence_bits.mean() == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize("rough", [False, True])
-def test_where_all_experts_are_alike_no_request_is_unusual(rough: bool) -> None:
-    expected = Expected.of(np.full(21, 11), begins_of(7, 7, 7))
-    expected = expected.rough() if rough else expected
-    counts = np.zeros(21, int)
-    counts[[0, 7, 14]] = 10**6
-    assert score_of(counts, expected) == 0
-    assert bits_of(counts, expected) == pytest.approx(math.log2(7))
-
-
-def test_a_nearly_flat_histogram_still_tells_requests_apart() -> None:
-    """One expert of 8 has a thousandth more: its slots have a likelihood that is a little higher."""
+def test_divergence_does_not_grow_with_length_and_the_score_does() -> None:
     window = np.full(8, 10**6)
-    window[0] += 1000
-    expected = Expected.of(window, begins_of(8))
-    counts = np.zeros((2, 8), int)
-    counts[0, 0] = counts[1, 1] = 10_000
-    likelihood = (window + 0.5) / (window + 0.5).sum()
-    cost = -np.log2(likelihood)
-    spread = math.sqrt(likelihood @ (cost - likelihood @ cost) ** 2)
-    np.testing.assert_allclose(
-        score_of(counts, expected), 100 * (cost[:2] - likelihood @ cost) / spread, rtol=1e-6
-    )
-    assert score_of(counts, expected)[0] < -200 < 30 < score_of(counts, expected)[1]
+    short = np.array([40, 0, 0, 0, 40, 40, 40, 40])
+    of_short, of_long = (surprises(n * short, window, [8]) for n in (1, 100))
+    assert of_long.divergence_bits == pytest.approx(math.log2(8 / 5), abs=1e-3)
+    assert of_short.divergence_bits == pytest.approx(math.log2(8 / 5), abs=0.03)
+    assert of_long.surprise_score > 50 * of_short.surprise_score > 0
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_flat_histogram_tells_a_request_that_takes_few_experts(dtype: type) -> None:
+    """Its plain likelihood doesn't: all experts are equally likely."""
+    window = np.full(21, 11)
+    even = np.full(21, 4 * 10**5)
+    narrow = np.zeros(21, int)
+    narrow[[0, 7, 14]] = 7 * 4 * 10**5
+    found = surprises(np.stack([even, narrow]), window, [7, 7, 7], dtype)
+    np.testing.assert_allclose(found.surprise_bits, math.log2(7), rtol=1e-6)
+    np.testing.assert_allclose(found.divergence_bits, [0, math.log2(7)], atol=1e-5)
+    assert found.surprise_score[1] > 1e6 > 10 > abs(found.surprise_score[0])
+
+
+def test_a_nearly_flat_histogram_tells_apart_what_its_draws_tell_apart() -> None:
+    """One expert of 8 has a hundredth more: a request like that is usual, one with another is not."""
+    window = np.full(8, 10**6)
+    window[0] += 10_000
+    share = window / window.sum()
+    like, other = np.rint(share * 10**8).astype(int), np.rint(share[::-1] * 10**8).astype(int)
+    found = surprises(np.stack([like, other]), window, [8])
+    assert found.surprise_score[0] == pytest.approx(-math.sqrt(3.5), abs=0.01)  # G is 0
+    wanted = 2e8 * (share[::-1] * np.log(share[::-1] / share)).sum()
+    assert found.surprise_score[1] == pytest.approx((wanted - 7) / math.sqrt(14), rel=1e-3)
+
+
+def test_layers_of_one_expert_tell_nothing() -> None:
+    assert surprises(np.array([5, 5]), np.array([9, 9]), [1, 1]).surprise_score == 0
 
 
 def test_a_request_without_slots_has_no_measure() -> None:
     nothing = np.zeros(8, int)
-    expected = Expected.of(np.array([1, 2, 3, 4] * 2), begins_of(4, 4))
-    assert np.isnan(bits_of(nothing, expected))
-    assert np.isnan(score_of(nothing, expected))
+    found = surprises(nothing, np.array([1, 2, 3, 4] * 2), [4, 4])
+    assert np.isnan([found.surprise_score, found.surprise_bits, found.divergence_bits]).all()
     assert np.isnan(busiest_share(np.zeros(3)))
     assert np.isnan(alike(nothing, nothing + 1, begins_of(4, 4)))
     assert np.isnan(alike(nothing + 1, nothing, begins_of(4, 4)))
