@@ -16,10 +16,10 @@ from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.query import LayerParam, check_known, choose
 from moescope.service.api.params.requests import (
     MAX_COMPARED,
-    RequestFilterParam,
-    RequestLimitParam,
     LikeParam,
     LikeServerParam,
+    RequestFilterParam,
+    RequestLimitParam,
     only_model,
     request_named,
 )
