@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from moescope.capture.wire.traces import TracePart
 from moescope.service.store.records import (
@@ -18,6 +18,10 @@ from moescope.service.store.records import (
 )
 from moescope.service.store.slots import ListedRequest, RequestSlots
 from moescope.service.store.worker_trace import WorkerTrace
+
+Absence = Literal["incomplete", "expired", "evicted"]
+"""Why a request is not found: parts of its traces are missing, its time to live is over, or it was removed
+to make room."""
 
 
 class Store(Protocol):
@@ -67,6 +71,11 @@ class Store(Protocol):
         """The slots of these requests, 64 at most, rising; for requests below ``slots.LONG`` tokens.
 
         One that is gone, or can't be read as a whole, is left out; the latter is told in the log.
+        """
+
+    def why_absent(self, name: str) -> Absence | None:
+        """Why no request of a name is found; None: none came, or it was removed so long ago that it is
+        forgotten. Names that were removed are remembered as hashes, a bounded number of them.
         """
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:

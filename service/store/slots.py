@@ -30,6 +30,7 @@ class ListedRequest(NamedTuple):
     server: str
     model: str
     tokens: int
+    lora: str
     traces: int
 
 

@@ -10,12 +10,14 @@ from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.trace_rows import REQUEST, TRACE
 from moescope.service.store.damage import DamageLog
 from moescope.service.store.slots import RequestSlots, SlotSum, count_slots
+from moescope.service.store.worker_trace import Told, Worker, newest_life
 
 _REQUEST: Final = ", ".join(REQUEST)
 _TRACE: Final = ", ".join(TRACE)
 # A request's number is the least `come` among its complete traces: the parts say which requests are meant.
 _TRACES: Final = (
-    f"SELECT {_TRACE}, toInt64(sum(tokens)), min(come) FROM trace_part FINAL WHERE ({_REQUEST}) IN "
+    f"SELECT {_TRACE}, toInt64(sum(tokens)), min(come), max(life), any(started_step), min(started_ms), "
+    f"max(ended_ms) FROM trace_part FINAL WHERE ({_REQUEST}) IN "
     f"(SELECT {_REQUEST} FROM trace_part WHERE come IN {{numbers:Array(Int64)}}) "
     f"GROUP BY {_TRACE} HAVING count() = any(parts) ORDER BY {_TRACE}"
 )
@@ -31,20 +33,28 @@ _DAMAGED: Final = "some of its tokens are not there"
 
 def slots(connection: Connection, numbers: Sequence[int], damage: DamageLog) -> list[RequestSlots]:
     """See :class:`moescope.service.store.interface.Store`."""
-    traces: dict[tuple[Any, ...], int] = {}
-    number_of: dict[tuple[Any, ...], int] = {}
-    for *key, tokens, come in connection.rows(_TRACES, "ttitiiiiii", {"numbers": list(numbers)}):
-        traces[tuple(key)], request = tokens, tuple(key[:4])
-        number_of[request] = min(come, number_of.get(request, come))
-    wanted = {request: number for request, number in number_of.items() if number in set(numbers)}
-    layers = _layers(connection, list(wanted))
+    requests = _requests(connection, numbers)
+    layers = _layers(connection, list(dict.fromkeys(key[:4] for of in requests.values() for key in of)))
     found = []
-    for request, number in sorted(wanted.items(), key=lambda item: item[1]):
-        of_workers = {key: tokens for key, tokens in traces.items() if key[:4] == request}
+    for number, tokens in sorted(requests.items()):
         try:
-            found.append(_sum({key: layers.get(key, {}) for key in of_workers}, of_workers).of(number))
+            found.append(_sum({key: layers.get(key, {}) for key in tokens}, tokens).of(number))
         except ValueError as error:
-            damage.compared(f"request {request[3]}", error)
+            damage.compared(f"request number {number}", error)
+    return found
+
+
+def _requests(connection: Connection, numbers: Sequence[int]) -> dict[int, dict[tuple[Any, ...], int]]:
+    """By number of each request: its traces that count, and their tokens."""
+    lives: dict[tuple[Any, ...], list[Any]] = {}
+    for row in connection.rows(_TRACES, "ttitiiiiiiiiii", {"numbers": list(numbers)}):
+        lives.setdefault((*row[:4], row[10]), []).append(row)
+    found: dict[int, dict[tuple[Any, ...], int]] = {}
+    for rows in lives.values():
+        number = min(row[9] for row in rows)
+        if number in numbers:
+            told = [Told(Worker(*row[4:7]), row[7], *row[11:]) for row in rows]
+            found[number] = {rows[at][:8]: rows[at][8] for at in newest_life(told)}
     return found
 
 

@@ -6,6 +6,8 @@ import contextlib
 import sqlite3
 from collections import Counter
 from collections.abc import Generator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -17,6 +19,7 @@ from moescope.service.store.records import TraceQuery
 from moescope.service.store.slots import ListedRequest, RequestSlots, SlotSum, count_slots
 from moescope.service.store.sqlite.segments import read_packed, read_quick
 from moescope.service.store.sqlite.trace_listing import as_json, conditions
+from moescope.service.store.worker_trace import Told, Worker, newest_life
 
 BATCH: Final = 64
 """Requests that are read at once: they share a few blocks if they were stored one after the other."""
@@ -26,13 +29,15 @@ _DAMAGED: Final = "some of its tokens are not where they should be"
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
 
 _LISTED: Final = (
-    "SELECT json_group_array(json_array(id, server, model, tokens, "
+    "SELECT json_group_array(json_array(id, server, model, tokens, lora, "
     "(SELECT count(*) FROM trace WHERE request = found.id AND complete))) "
     "FROM (SELECT * FROM request WHERE {} ORDER BY id DESC LIMIT ?) AS found"
 )
 _TRACES: Final = (
-    "SELECT request, trace.id, tokens, trace.id_bytes, coalesce(shape.layers, trace.layers) FROM trace "
-    "LEFT JOIN shape ON shape.id = trace.shape WHERE complete AND request IN (SELECT value FROM json_each(?))"
+    "SELECT request, trace.id, tokens, trace.id_bytes, coalesce(shape.layers, trace.layers), pp_rank, "
+    "tp_rank, epoch, number, started_step, started_ms, ended_ms FROM trace "
+    "LEFT JOIN shape ON shape.id = trace.shape WHERE complete "
+    "AND request IN (SELECT value FROM json_each(?)) ORDER BY request, pp_rank, tp_rank, trace.id"
 )
 _PIECES: Final = (
     "SELECT block, json_group_array(json_array(trace, first, tokens)) FROM piece "
@@ -55,7 +60,7 @@ def listed(connection: sqlite3.Connection, query: TraceQuery) -> list[ListedRequ
 
 def slots(connection: sqlite3.Connection, numbers: Sequence[int], damage: DamageLog) -> list[RequestSlots]:
     """Those of some requests, :data:`BATCH` at most, that are whole; see the interface of stores."""
-    traces = connection.execute(_TRACES, (_ids(numbers),)).fetchall()
+    traces = _traces(connection, numbers)
     sums = _sums(traces, damage)
     of_trace = {
         trace: _OfTrace(sums[request], id_bytes, tuple(_layers_decoder.decode(layers)))
@@ -75,6 +80,17 @@ def slots(connection: sqlite3.Connection, numbers: Sequence[int], damage: Damage
     for request, _, tokens, _, _ in traces:
         expected[request] += tokens
     return [found.of(request) for request, found in sorted(sums.items()) if found.tokens == expected[request]]
+
+
+def _traces(connection: sqlite3.Connection, numbers: Sequence[int]) -> list[Any]:
+    """Request, trace, tokens, bytes of an id and layers of the traces that count."""
+    rows = connection.execute(_TRACES, (_ids(numbers),)).fetchall()
+    found: list[Any] = []
+    for _, grouped in groupby(rows, itemgetter(0)):
+        of_request = list(grouped)
+        told = [Told(Worker(*row[5:8]), *row[8:]) for row in of_request]
+        found += [of_request[at][:5] for at in newest_life(told)]
+    return found
 
 
 class _OfTrace(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Final
 
 from moescope.capture.wire.traces import TracePart
 from moescope.service.store.damage import DamageLog
+from moescope.service.store.interface import Absence
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import (
     ArrivedPart,
@@ -35,6 +36,7 @@ from moescope.service.store.sqlite import (
     account_rows,
     connections,
     continuation,
+    gone,
     slot_reading,
     trace_listing,
     traces,
@@ -159,6 +161,11 @@ class SqliteStore:
         """The slots of these requests."""
         with self._readers.one() as connection:
             return slot_reading.slots(connection, numbers, self._damage)
+
+    def why_absent(self, name: str) -> Absence | None:
+        """Why no request of a name is found."""
+        with self._readers.one() as connection:
+            return gone.why_absent(connection, name)
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
         """For each part the shape of its trace by the parts that are kept."""
