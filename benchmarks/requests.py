@@ -29,14 +29,15 @@ from moescope.service.traces.slot_table import Compared, SlotTable
 LIMIT = 10
 
 
-def milliseconds(ask: Callable[[], object], times: int) -> list[float]:
-    """How long a question takes, some times."""
-    found = []
+def milliseconds(ask: Callable[[], object], times: int) -> tuple[list[float], list[float]]:
+    """How long a question takes, some times, and how much of a core: all of it is in this thread."""
+    took, cpu = [], []
     for _ in range(times):
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.thread_time()
         ask()
-        found.append((time.perf_counter() - began) * 1e3)
-    return found
+        took.append((time.perf_counter() - began) * 1e3)
+        cpu.append((time.thread_time() - began_cpu) * 1e3)
+    return took, cpu
 
 
 def linear(layers: list[MoeLayer], ep_size: int) -> dict[MoeLayer, PlacementTable]:
@@ -82,14 +83,14 @@ def main() -> None:
             assert isinstance(found, Compared)
             return found
 
-        [first] = milliseconds(compared, 1)
+        [first], [first_cpu] = milliseconds(compared, 1)
         found = compared()
         print(
             f"{found.tokens} tokens of {found.requests} requests, {options.layers} layers, top-k "
             f"{options.top_k} of {options.experts}: {sum(group.nbytes for group in found.groups) >> 20} MiB "
             f"of counts, {found.left_out} requests left out"
         )
-        print(f"{'read from the store for the first question':46} {first:8.0f} ms")
+        print(f"{'read from the store for the first question':46} {first:8.0f} ms   CPU {first_cpu:8.0f} ms")
         [to] = store.slots([store.listed(query)[requests // 2].number])
         questions: dict[str, Callable[[], object]] = {
             "listed and gathered from memory": compared,
@@ -100,8 +101,12 @@ def main() -> None:
             "similar to one": lambda: similar(compared().groups, to, None, LIMIT),
         }
         for name, ask in questions.items():
-            p50, p99 = np.percentile(milliseconds(ask, options.times), (50, 99))
-            print(f"{name:46} p50 {p50:7.1f} ms   p99 {p99:7.1f} ms   n {options.times}")
+            took, cpu = milliseconds(ask, options.times)
+            p50, p99 = np.percentile(took, (50, 99))
+            print(
+                f"{name:46} p50 {p50:7.1f} ms   p99 {p99:7.1f} ms   CPU {np.median(cpu):7.1f} ms   "
+                f"n {options.times}"
+            )
         more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         print(f"most memory, above that of the service that stored them: {more >> 10} MiB")
         writer.close()

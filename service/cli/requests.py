@@ -74,6 +74,10 @@ class Among:
     min_tokens: Annotated[
         int | None, typer.Option(min=1, help="Only with so many tokens computed or more; all when absent.")
     ] = None
+    lora: Annotated[
+        str | None, typer.Option(help="Only requests of this LoRA adapter; of all and of none when absent.")
+    ] = None
+    base: Annotated[bool, typer.Option("--base", help="Only requests of no LoRA adapter.")] = False
     weights_version: Annotated[
         int | None,
         typer.Option(min=0, help="Only those of which these weights computed a token; all when absent."),

@@ -19,6 +19,8 @@ MAX_EXPERTS: Final = 1 << 18
 """Experts of all layers of a request that is counted, at most: its counts take 4 bytes each, so 1 MiB. It is
 several times as many as any model of today has."""
 _BYTE: Final = 255
+MAX_COMPARED: Final = 50_000
+"""Requests that a question is about, at most: the newest that match."""
 LONG: Final = 4096
 """Tokens from which on a request is read apart from others, some tokens at a time."""
 

@@ -158,22 +158,35 @@ class SlotTable:
             check_wanted()
         try:
             self._forget_gone()
-            missing = [item for item in listed if self._traces.get(item.number) != item.traces]
+            missing = self._missing(listed)
             total = max(len(missing), total or 0)
             wanted = {item.number for item in listed}
             self._drop(item.number for item in missing)
-            until = self._clock() + for_s
-            at, full = 0, False
-            while at < len(missing) and not full:
+            until, at = self._clock() + for_s, 0
+            while at < len(missing):
                 if self._clock() >= until:
                     return Reading(total - len(missing) + at, total)
                 check_wanted()
                 batch = missing[at : at + BATCH]
-                full = not self._add(batch, wanted)
                 at += len(batch)
+                if not self._add(batch, wanted):
+                    if not self._give_way(batch, listed):
+                        break
+                    missing, at = self._missing(listed), 0
             return self._compared(listed)
         finally:
             self._lock.release()
+
+    def _missing(self, listed: Sequence[ListedRequest]) -> list[ListedRequest]:
+        """Those that are not here, or whose traces were fewer when they were read."""
+        return [item for item in listed if self._traces.get(item.number) != item.traces]
+
+    def _give_way(self, batch: Sequence[ListedRequest], listed: Sequence[ListedRequest]) -> bool:
+        """Drop what is older than those of a batch that didn't fit; False: nothing is."""
+        newest = next(item.number for item in batch if item.number not in self._traces)
+        older = [item.number for item in listed if item.number < newest and item.number in self._traces]
+        self._drop(older)
+        return bool(older)
 
     def _compared(self, listed: Sequence[ListedRequest]) -> Compared:
         here = {item.number: item.tokens for item in listed if item.number in self._traces}

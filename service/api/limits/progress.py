@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fastapi import Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from moescope.service.api.limits.blocks import send_blocks
 from moescope.service.api.limits.downloads import Downloads
@@ -19,11 +19,14 @@ LINES: Final = "application/x-ndjson"
 _MEMORY: Final = 4 << 20  # of an answer as a line
 
 
-class Progress(BaseModel):
-    """How far an answer is."""
+class Progress(Protocol):
+    """How far an answer is: how many requests were read for it, and how many must be."""
 
-    read: int = Field(description="Requests that were read from the store for this question so far.")
-    total: int = Field(description="Those that must be read: they were not in memory yet.")
+    @property
+    def read(self) -> int: ...  # noqa: D102
+
+    @property
+    def total(self) -> int: ...  # noqa: D102
 
 
 Question = Callable[[], Generator[Progress, None, BaseModel]]
@@ -82,17 +85,18 @@ class _Lines:
         work, begun = self._question(), False
         while True:
             try:
-                yield _line("progress", next(work))
+                far = next(work)
+                yield _line("progress", json.dumps({"read": far.read, "total": far.total}))
                 begun = True
             except StopIteration as end:
-                yield _line("answer", end.value)
+                yield _line("answer", end.value.model_dump_json())
                 return
             except (ProblemError, StoreError) as error:
                 if not begun:
                     raise
-                yield json.dumps({"problem": {"detail": str(error)}}).encode() + b"\n"
+                yield _line("problem", json.dumps({"detail": str(error)}))
                 return
 
 
-def _line(name: str, value: BaseModel) -> bytes:
-    return f'{{"{name}":{value.model_dump_json()}}}\n'.encode()
+def _line(name: str, value: str) -> bytes:
+    return f'{{"{name}":{value}}}\n'.encode()

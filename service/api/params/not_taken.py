@@ -47,6 +47,7 @@ WHY: Final[Mapping[str, Mapping[str, str]]] = {
     "/v1/pools/{pool}": dict.fromkeys(("server", "layer", "dp_rank", "phase"), _POOL),
     "/v1/ranks": dict.fromkeys(("layer", "phase", "start", "end"), _SINCE_START),
     "/v1/requests/concentrated": {"phase": _TRACE_PHASE},
+    "/v1/requests/histogram": {"phase": _TRACE_PHASE},
     "/v1/requests/similar": {"phase": _TRACE_PHASE},
     "/v1/requests/unusual": {"phase": _TRACE_PHASE},
     "/v1/stragglers": {"dp_rank": _STEPS, "phase": _STEPS},

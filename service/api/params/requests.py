@@ -10,6 +10,7 @@ from fastapi import Depends, Query
 
 from moescope.service.api.params.query import (
     LARGEST,
+    Bounds,
     DpRankParam,
     EndParam,
     StartParam,
@@ -18,10 +19,8 @@ from moescope.service.api.params.query import (
 from moescope.service.api.problems import ProblemError
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TracedRequest, TraceQuery
-from moescope.service.store.slots import ListedRequest
+from moescope.service.store.slots import MAX_COMPARED, ListedRequest
 
-MAX_COMPARED: Final = 50_000
-"""Requests that are listed for a question, at most: the newest."""
 _NAMED: Final = 10
 """Requests that an answer names where several have an id."""
 
@@ -47,6 +46,8 @@ class RequestFilter:
     min_tokens: Annotated[
         int, Query(ge=1, le=LARGEST, description="Only requests with so many tokens computed.")
     ] = 1
+    lora: Annotated[str | None, Query(description="Only requests of this LoRA adapter.")] = None
+    base: Annotated[bool, Query(description="Only requests of no LoRA adapter that is known.")] = False
     weights_version: Annotated[
         int | None,
         Query(ge=0, le=LARGEST, description="Only requests of which these weights computed a token."),
@@ -56,9 +57,13 @@ class RequestFilter:
         """The listing of these requests, with one more than are compared.
 
         Raises:
-            ProblemError: ``start`` or ``end`` is wrong (400).
+            ProblemError: ``start`` or ``end`` is wrong, or both ``lora`` and ``base`` are given (400).
         """
-        bounds = parse_bounds(self.start, self.end, now)
+        if self.base and self.lora is not None:
+            raise ProblemError(
+                400, "lora-and-base", "Both of an adapter and of none", "Give lora or base, not both."
+            )
+        bounds = self.bounds(now)
         return TraceQuery(
             server=self.server,
             model=self.model,
@@ -67,8 +72,23 @@ class RequestFilter:
             end=bounds.end,
             min_tokens=self.min_tokens,
             weights_version=self.weights_version,
+            lora="" if self.base else self.lora,
             limit=MAX_COMPARED + 1,
         )
+
+    def bounds(self, now: float) -> Bounds:
+        """The window of time.
+
+        Raises:
+            ProblemError: ``start`` or ``end`` is wrong (400).
+        """
+        return parse_bounds(self.start, self.end, now)
+
+    @property
+    def of_all(self) -> bool:
+        """Whether all requests of the deployments are meant that were stored in the window."""
+        some = (self.dp_rank, self.weights_version, self.lora)
+        return self.min_tokens == 1 and not self.base and some == (None, None, None)
 
 
 RequestFilterParam = Annotated[RequestFilter, Depends()]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, Field
 
 from moescope.service.api.schemas.traces import TraceOut
+from moescope.service.store.records import TracedRequest
+from moescope.service.store.slots import MAX_COMPARED, ListedRequest
+from moescope.service.traces.slot_table import Compared
 
 
 class ComparedOut(BaseModel):
@@ -18,6 +23,17 @@ class ComparedOut(BaseModel):
     )
     truncated: bool = Field(description="Still older ones match; they were not even listed.")
     unreadable: int = Field(description="Requests whose traces can't be read; the service's log says why.")
+
+    @classmethod
+    def of(cls, compared: Compared, listed: Sequence[ListedRequest]) -> ComparedOut:
+        """What is said of requests of this list, which has more than are compared if there are more."""
+        return cls(
+            requests=compared.requests,
+            tokens=compared.tokens,
+            left_out=compared.left_out,
+            truncated=len(listed) > MAX_COMPARED,
+            unreadable=compared.unreadable,
+        )
 
 
 class TellingOut(BaseModel):
@@ -99,3 +115,8 @@ class SimilarRequests(BaseModel):
     like: TraceOut
     compared: ComparedOut
     requests: list[SimilarOut]
+
+
+def request_out(found: TracedRequest) -> TraceOut:
+    """A traced request as answers have it."""
+    return TraceOut.model_validate(found, from_attributes=True)

@@ -44,6 +44,7 @@ ANSWERS: list[tuple[str, str, dict[str, Any]]] = [
     ("/v1/pools/{pool}", "/v1/pools/chat", {}),
     ("/v1/ranks", "/v1/ranks", {}),
     ("/v1/requests/concentrated", "/v1/requests/concentrated", {}),
+    ("/v1/requests/histogram", "/v1/requests/histogram", {}),
     ("/v1/requests/similar", "/v1/requests/similar", {"like": "x1"}),
     ("/v1/requests/unusual", "/v1/requests/unusual", {}),
     ("/v1/stragglers", "/v1/stragglers", SERIES),

@@ -46,6 +46,8 @@ def test_unusual(service: Service) -> None:
     assert ids(by_layer) == ["[odd]"]
     assert "1:4" not in by_layer.stdout
     assert "No traced request matches." in requests(service, "unusual", "--min-tokens", "1000").stdout
+    assert "No traced request matches." in requests(service, "unusual", "--lora", "sql").stdout
+    assert f"{USUAL + 1} requests were compared" in requests(service, "unusual", "--base").stdout
 
 
 def test_concentrated(service: Service) -> None:

@@ -261,3 +261,60 @@ def test_what_does_not_fit_into_memory_is_said(start_service: Callable[..., Serv
 def test_likelihoods_of_both_kinds_differ() -> None:
     """The tests above rest on it."""
     assert abs(likelihoods(0) - likelihoods(1)).sum() / 2 > 0.2
+
+
+def test_adapters_are_told_apart(service: Service) -> None:
+    """Usual requests are of no adapter; the tokens of each adapter go to experts of its own."""
+    for trace, lora, experts in (
+        (101, "sql", (4, 5)),
+        (102, "sql", (4, 5)),
+        (103, "law", (8, 9)),
+        (104, "x", (1, 2)),
+    ):
+        send(service, planted(trace, only(*experts), lora=lora))
+    answer = service.get("/v1/requests/histogram", adapters=2, layer=3)
+    assert (answer["model"], answer["compared"]["requests"]) == ("tiny", USUAL + 4)
+    told = [(item["lora"], item["adapters"], item["requests"], item["tokens"]) for item in answer["adapters"]]
+    assert told == [
+        ("", 1, USUAL, USUAL * TOKENS),
+        ("sql", 1, 2, 2 * TOKENS),
+        ("law", 1, 1, TOKENS),
+        (None, 1, 1, TOKENS),
+    ]
+    for item, experts in zip(answer["adapters"][1:], ((4, 5), (8, 9), (1, 2)), strict=True):
+        [layer] = item["layers"]
+        assert (layer["layer"], layer["top_k"], sum(layer["counts"])) == (3, 2, item["tokens"] * 2)
+        assert tuple(np.flatnonzero(layer["counts"])) == experts
+    # The histogram of all is that of the requests of no adapter and of all adapters together.
+    base = service.get("/v1/requests/histogram", base=True)
+    assert [item["lora"] for item in base["adapters"]] == [""]
+    assert base["adapters"][0]["layers"][1] == answer["adapters"][0]["layers"][0]
+    one = service.get("/v1/requests/histogram", lora="law")
+    assert [(item["lora"], item["requests"]) for item in one["adapters"]] == [("law", 1)]
+    assert sorted(names(service.get("/v1/requests/unusual", lora="sql"))) == ["x101", "x102"]
+    assert "x101" not in names(service.get("/v1/requests/unusual", base=True, limit=1000))
+    both = service.client.get("/v1/requests/unusual", params={"lora": "sql", "base": True})
+    assert (both.status_code, both.json()["type"]) == (400, "urn:moescope:problem:lora-and-base")
+
+
+def test_the_histogram_says_how_many_tokens_there_were(service: Service) -> None:
+    assert service.get("/v1/requests/histogram")["counted_tokens"] is None
+    place(service)
+    answer = service.get("/v1/requests/histogram")
+    assert answer["counted_tokens"] == 16
+    assert service.get("/v1/requests/histogram", min_tokens=2)["counted_tokens"] is None
+
+
+def test_a_histogram_of_too_many_counts_is_refused(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    layers = [MoeLayer(n, 8192, 1) for n in range(30)]
+    service = start_service(store=tmp_path / "store")
+    for trace in range(1, 6):
+        ids = [np.full((1, 1), trace, "<u2") for _ in layers]
+        made = part(trace, tokens=1, experts=ids, layers=layers, id_bytes=2, lora=f"a{trace}")
+        send(service, made)
+    response = service.client.get("/v1/requests/histogram")
+    assert (response.status_code, response.json()["type"]) == (400, "urn:moescope:problem:too-many-numbers")
+    few = service.get("/v1/requests/histogram", adapters=1)
+    assert [(item["lora"], item["adapters"]) for item in few["adapters"]] == [("a1", 1), (None, 4)]
