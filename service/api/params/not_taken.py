@@ -23,6 +23,9 @@ _ONE_TRACE: Final = "a trace is whole; first and end choose positions of it"
 _POOL: Final = "a pool is compared over whole deployments; /v1/compare and /v1/balance take this of one"
 _ALL_POOLS: Final = "this route lists all pools; /v1/pools/{pool} tells of one, /v1/ranks?pool= of its ranks"
 _PINNED: Final = "a baseline is of a deployment and pinned whole; GET /v1/drift?phase= compares one phase"
+_VERDICT: Final = (
+    "a verdict is on a whole deployment; /v1/view and /v1/balance take this, and it has links to them"
+)
 
 WHY: Final[Mapping[str, Mapping[str, str]]] = {
     "/v1/advice": {"layer": _ALL_LAYERS, "dp_rank": _ALL_TOKENS, "phase": _ALL_TOKENS},
@@ -53,6 +56,7 @@ WHY: Final[Mapping[str, Mapping[str, str]]] = {
     "/v1/stragglers": {"dp_rank": _STEPS, "phase": _STEPS},
     "/v1/traces": {"phase": _TRACE_PHASE},
     "/v1/traces/{request_id}": {"phase": _TRACE_PHASE, "start": _ONE_TRACE},
+    "/v1/verdict": dict.fromkeys(("layer", "dp_rank", "phase"), _VERDICT),
 }
 """Route to filter to why it has no meaning there."""
 

@@ -116,9 +116,10 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
         if value is not None:
             clauses.append(f"{name} = {{{name}:{kind}}}")
             parameters[name] = value
-    for name, value in (("lora", query.lora), ("numbers", query.numbers)):
-        if value is not None:
-            parameters[name] = list(value) if isinstance(value, tuple) else value
+    if query.lora is not None:
+        parameters["lora"] = query.lora
+    if query.numbers is not None:
+        parameters["numbers"] = list(query.numbers)
     if query.name is not None:
         clauses.append("has(names, {name:String})")
         parameters["name"] = query.name
