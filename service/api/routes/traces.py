@@ -29,7 +29,7 @@ from moescope.service.api.schemas.trace_formats import TraceFormat
 from moescope.service.api.schemas.traces import TraceDetail, TraceOut, TracePage
 from moescope.service.live.producers import why_unavailable
 from moescope.service.live.state import LiveState
-from moescope.service.store.interface import Store
+from moescope.service.store.interface import Absence, Store
 from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.store.worker_trace import WorkerTrace
 from moescope.service.traces.routing import (
@@ -71,6 +71,12 @@ _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
         "content": {item.media_type: {} for item in TraceFormat},
         "description": "The trace.",
     },
+}
+_WHY_ABSENT: Final[dict[Absence | None, str]] = {
+    None: "it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or was removed long ago.",
+    "incomplete": "parts of its trace came, others did not: they still come, or their worker was killed.",
+    "expired": "it was removed, its time to live was over (keep_traces_s).",
+    "evicted": "it was removed to make room for newer ones (store_mib).",
 }
 _BINARY: Final = {
     TraceFormat.NPZ: trace_formats.as_npz,
@@ -125,6 +131,7 @@ def _add_list(router: APIRouter, state: LiveState, store: Store | None) -> None:
             expert=expert,
             before=parse_cursor(cursor),
             weights_version=weights_version,
+            taken_over=False,
             limit=limit + 1,  # one more tells whether there is a next page
         )
         return _page(existing(store).traced_requests(query), limit)
@@ -153,7 +160,8 @@ def _add_trace(
         -1 where a position was not computed, since a prefix cache had it; `times_computed` tells. The id is
         the completion's, the client's X-Request-Id or vLLM's internal one. Choose the format by Accept or by
         a suffix: .json, .npz, .parquet, or .raw with its shape in X-Moescope-Shape. A prefill and a decode
-        deployment each have a trace of the same request: choose by server.
+        deployment each have a trace of the same request: choose by server. Of requests to which vLLM gave one
+        internal id, one after the other, it is the newest; GET /v1/traces?request_id= lists them all.
         """
         untold = why_unavailable(state.producers(), "traces")
         among = TraceQuery(server=server, model=model, dp_rank=dp_rank, limit=MAX_LISTED_IDS + 1)
@@ -187,7 +195,7 @@ def _find(
     if dot and suffix in list(TraceFormat):
         choices.append((stem, TraceFormat(suffix)))
     for wanted, kind in choices:
-        found = store.traced_requests(replace(among, name=wanted))
+        found = _newest_of_each_id(store.traced_requests(replace(among, name=wanted)))
         if len(found) == 1:
             return found[0], kind
         if found:
@@ -197,10 +205,18 @@ def _find(
         404,
         "no-such-trace",
         "No such trace",
-        f"There is none of {last!r}{_where(among)}: it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or "
-        "was removed by its time to live. GET /v1/traces lists what there is."
+        f"There is none of {last!r}{_where(among)}: {_WHY_ABSENT[store.why_absent(last)]} "
+        "GET /v1/traces lists what there is."
         + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
+
+
+def _newest_of_each_id(found: list[TracedRequest]) -> list[TracedRequest]:
+    """Without those whose internal id came again in the same deployment; newest first, as given."""
+    newest: dict[tuple[str, str, int, str], TracedRequest] = {}
+    for item in found:
+        newest.setdefault((item.server, item.model, item.dp_rank, item.request_id), item)
+    return list(newest.values())
 
 
 def _several(found: list[TracedRequest]) -> ProblemError:
