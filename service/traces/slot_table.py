@@ -29,6 +29,8 @@ _ROWS: Final = 256
 """Requests of a group, at most; a smaller last one is made anew with what comes."""
 _LOOK_S: Final = 60.0
 """How often it is looked, by questions, which requests are gone from the store."""
+_LOOKED_UP: Final = 1000
+"""Requests that the store is asked about at once: their numbers are part of the question."""
 _ROW_BYTES: Final = 256
 """What a request takes besides its counts."""
 _POLL_S: Final = 0.1
@@ -255,8 +257,10 @@ class SlotTable:
         if not self._traces or self._clock() - self._looked < _LOOK_S:
             return
         self._looked = self._clock()
-        numbers = tuple(self._traces)
-        there = {item.number for item in self._store.listed(TraceQuery(numbers=numbers, limit=len(numbers)))}
+        numbers, there = tuple(self._traces), set[int]()
+        for start in range(0, len(numbers), _LOOKED_UP):
+            some = numbers[start : start + _LOOKED_UP]
+            there |= {item.number for item in self._store.listed(TraceQuery(numbers=some, limit=len(some)))}
         self._drop([number for number in numbers if number not in there])
 
     def _drop(self, numbers: Iterable[int]) -> int:
