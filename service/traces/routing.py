@@ -145,10 +145,14 @@ class Routing:
     def chunks(self, positions: int) -> Iterator[Rows]:
         """All positions, in chunks of at most ``positions``; at least one chunk."""
         for start, end in self._spans(positions):
-            experts = np.full((end - start, *self.shape[1:]), -1, np.int16)
-            for share in self._shares:
-                share.write(experts, start)
-            yield Rows(experts, self._times(start, end))
+            yield self.rows(start, end)
+
+    def rows(self, start: int, end: int) -> Rows:
+        """Positions ``start`` to before ``end``, which are among its own."""
+        experts = np.full((end - start, *self.shape[1:]), -1, np.int16)
+        for share in self._shares:
+            share.write(experts, start)
+        return Rows(experts, self._times(start, end))
 
     def times(self, positions: int) -> Iterator[Int64Array]:
         """Only how often each position was computed, in chunks of the same kind; nothing is read for it."""
