@@ -34,8 +34,14 @@ class Shaped(Protocol):
     layers: tuple[MoeLayer, ...]
     shape: tuple[int, int, int]
     weights: tuple[Computed, ...]
-    dtype: np.dtype[np.generic]
-    has_gaps: bool
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """See above."""
+
+    @property
+    def has_gaps(self) -> bool:
+        """See above."""
 
     def chunks(self, positions: int) -> Iterator[Rows]:
         """All positions, in chunks of at most ``positions``; at least one chunk."""
@@ -72,7 +78,7 @@ class VllmShape:
 
     vLLM keeps a row for each position that it computed, which is all but the last token, and in each row all
     decoder layers; those without experts stay 0. Its ids are uint8 up to 256 experts, else uint16 (vllm 0.32
-    and 0.33, ``routed_experts_capturer.py`` and ``AuxOutputConnector.take_output``).
+    and 0.33, ``routed_experts_capturer.py`` and ``take_output`` of ``aux_output_connector/connector.py``).
 
     Attributes:
         depth: decoder layers of the model.

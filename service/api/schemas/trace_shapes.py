@@ -115,18 +115,19 @@ class Depths:
             ProblemError: the number of decoder layers isn't known or can't be right, or a layer has experts
                 that nobody saw (409).
         """
-        told = self._depths.get(deployment, set()) - {0}
-        depth = wish.decoder_layers or (told.pop() if len(told) == 1 else None)
+        told_depths = sorted(self._depths.get(deployment, set()) - {0})
+        depth = wish.decoder_layers or (told_depths[0] if len(told_depths) == 1 else None)
         least = 1 + max(layer.layer for layer in layers)
         if depth is None or depth < least:
-            said = "don't tell" if depth is None and not told else f"tell {sorted(told) or depth}"
+            numbers = told_depths if depth is None else [depth]
+            said = f"tell {', '.join(map(str, numbers))}" if numbers else "don't tell"
             raise ProblemError(
                 409,
                 "unknown-depth",
                 "How many decoder layers?",
-                f"vLLM's shape of {name} has all decoder layers of {deployment[1]}, and its workers {said} "
-                f"how many there are; layer {least - 1} was traced. Give decoder_layers (num_hidden_layers "
-                "of the model's config), or take form=moescope.",
+                f"vLLM's shape of {name} has all decoder layers of {deployment[1]}; its workers or the "
+                f"question {said} how many, and layer {least - 1} was traced. Give decoder_layers "
+                "(num_hidden_layers of the model's config), or take form=moescope.",
             )
         unseen = self._unseen.get(deployment, {})
         if unseen and wish.missing is Missing.REFUSE:

@@ -21,10 +21,9 @@ from moescope.service.traces.routing import put_together
 def worker(
     layers: tuple[MoeLayer, ...], experts: list[np.ndarray], runs: list[tuple[int, int]]
 ) -> WorkerTrace:
-    size = experts[0].dtype.itemsize
     return WorkerTrace(
         layers,
-        size,
+        experts[0].dtype.itemsize,
         len(experts[0]),
         (3, 3),
         lambda: np.array(runs, np.int64).reshape(-1, 2),
@@ -71,9 +70,8 @@ def test_missing_runs_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch, at_on
             continue
         trace = worker((MoeLayer(0, 4, 1),), [np.zeros((len(there), 1), np.uint8)], [(p, 1) for p in there])
         first = int(rng.integers(0, 5))
-        last = int(there[-1]) + 1
         expected: list[tuple[int, int]] = []
-        for position in range(min(first, last), last):
+        for position in range(first, int(there[-1]) + 1):
             if position in there:
                 continue
             if expected and expected[-1][1] == position:
