@@ -31,7 +31,7 @@ MAX_RUNS: Final = 1 << 17
 """Runs of a part, at most. A part of 8 MiB whose tokens take 64 bytes has as many tokens."""
 MAX_POSITION: Final = 1 << 40
 MAX_TAKEN_OVER: Final = 1 << 12
-"""Entries of ``taken_over``, at most; what is behind them has an unknown origin."""
+"""Entries of ``taken_over``, at most."""
 NO_EXPERT: Final = 0xFFFF
 """The id of a masked slot; a trace that has one takes two bytes for each id."""
 
@@ -88,13 +88,15 @@ class TracePart(Struct, kw_only=True):
             minor 1 or below.
         rejected_drafts: how many rows of the whole trace are in no ``runs``: of draft tokens that were
             rejected, and of what was computed behind the request's end. 0 in parts of wire minor 1 or below.
-        accepted_drafts: how many tokens of the whole trace were drafts that were accepted. 0 in parts of wire
-            minor 2 or below.
+        accepted_drafts: how many tokens of the whole trace were drafts that were accepted. 0 also where the
+            worker doesn't tell it.
         taken_over: of the whole trace, which request computed which of its cached positions, in rising order.
-            Empty in parts of wire minor 2 or below, and where nothing was cached.
-        lora: the name of the request's LoRA adapter; empty: none, or wire minor 2 or below.
-        finish_reason: how the request ended, as far as the worker can tell; empty: it can't, or wire minor 2
-            or below.
+            Of cached positions that no entry has, the worker doesn't tell it.
+        lora: the name of the request's LoRA adapter; empty: none, or the worker doesn't tell it.
+        finish_reason: how the request ended; empty: the worker doesn't tell it.
+
+    ``accepted_drafts``, ``taken_over``, ``lora`` and ``finish_reason`` came with minor 3. No worker tells
+    them yet.
     """
 
     wire: tuple[int, int]
