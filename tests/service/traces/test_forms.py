@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vllm.distributed.aux_output_connector.connector import AuxOutputSchedulerConnector, AuxRequestOutput
 from vllm.forward_context import override_forward_context
 from vllm.model_executor.layers.fused_moe import routed_experts_capturer
 
@@ -58,6 +59,21 @@ def test_it_is_what_vllms_own_capturer_makes(num_experts: int, dtype: type[Any])
     assert rows.experts.dtype == theirs.dtype == ours.dtype == dtype
     np.testing.assert_array_equal(rows.experts, theirs)
     assert ours.zero_layers == [0, 3, 5]
+
+
+def test_its_rows_are_those_that_vllms_own_connector_returns() -> None:
+    # 5 tokens of a prompt and 3 sampled ones, the last of which was never computed: 7 rows, as in a trace.
+    # The step's batch was padded to 8; vLLM's rows are those from position 0 to before the last token.
+    request: Any = SimpleNamespace(request_id="r", num_tokens=8)
+    padded = np.arange(8 * 2 * 1, dtype=np.uint8).reshape(8, 2, 1)
+    unused: Any = None
+    theirs = AuxOutputSchedulerConnector.take_output(unused, request, {"r": AuxRequestOutput(0, padded)})
+    assert theirs is not None
+    computed = request.num_tokens - 1
+    layers = (MoeLayer(0, 16, 1), MoeLayer(1, 16, 1))
+    trace = worker(layers, [padded[:computed, 0], padded[:computed, 1]], [(0, 5), (5, 1), (6, 1)])
+    [rows] = VllmRouting(put_together([trace]), VllmShape(2, 1, 16), None).chunks(100)
+    np.testing.assert_array_equal(rows.experts, theirs)
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 100])
