@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -15,6 +15,8 @@ from moescope.service.store.worker_trace import WorkerTrace, places_within
 from moescope.service.traces.weights import Computed, computed_by
 
 Int16Array = npt.NDArray[np.int16]
+BoolArray = npt.NDArray[np.bool_]
+ExpertRows = Int16Array | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 MAX_POSITIONS: Final = 1 << 22
@@ -37,13 +39,13 @@ class Rows:
     """The positions from one to another of a request.
 
     Attributes:
-        experts: logical experts, int16 [n, L, K]. -1 where a position was not computed (a prefix cache had
-            it) or was masked, and where the layer takes fewer experts. A position that was computed again
-            has the experts of the last time.
+        experts: logical experts [n, L, K], int16 unless a form says otherwise. -1 where a position was not
+            computed (a prefix cache had it) or was masked, and where the layer takes fewer experts. A
+            position that was computed again has the experts of the last time.
         times: int64 [n], how often each was computed; 0: not at all, more than 1: again after preemptions.
     """
 
-    experts: Int16Array
+    experts: ExpertRows
     times: Int64Array
 
 
@@ -121,7 +123,12 @@ class Routing:
         layers: L layers, rising.
         shape: (T, L, K), K the largest top-k.
         weights: see :func:`computed_by`; of all positions, also of those that are not wanted.
+        dtype: of the experts.
+        has_gaps: what was not computed is -1.
     """
+
+    dtype: Final[np.dtype[np.generic]] = np.dtype("<i2")
+    has_gaps: Final = True
 
     def __init__(
         self,
@@ -158,6 +165,15 @@ class Routing:
         """Only how often each position was computed, in chunks of the same kind; nothing is read for it."""
         for start, end in self._spans(positions):
             yield self._times(start, end)
+
+    def computed(self, positions: int) -> Iterator[BoolArray]:
+        """Only whether each position was computed in every layer, in chunks of the same kind."""
+        for start, end in self._spans(positions):
+            of_each = [share.times(start, end) > 0 for share in self._shares]
+            whole = np.ones(end - start, np.bool_)
+            for of_same in self._sets:
+                whole &= np.any([of_each[n] for n in of_same], axis=0)
+            yield whole
 
     def _spans(self, positions: int) -> Iterator[tuple[int, int]]:
         last = self.first + self.shape[0]
@@ -216,6 +232,14 @@ class Extent:
     top_k: int
     token_bytes: int
     reading: int
+
+    def grown_to(self, layers: int) -> Extent:
+        """That of the same routing once more, with so many layers, made from the routing itself."""
+        return replace(
+            self,
+            layers=max(layers, self.layers),
+            token_bytes=self.token_bytes + 2 * self.layers * self.top_k,
+        )
 
     @classmethod
     def of(cls, workers: Sequence[WorkerTrace]) -> Extent:
