@@ -159,29 +159,33 @@ class Routing:
         experts = np.full((end - start, *self.shape[1:]), -1, np.int16)
         for share in self._shares:
             share.write(experts, start)
-        return Rows(experts, self._times(start, end))
+        return Rows(experts, self.times_of(start, end))
 
     def times(self, positions: int) -> Iterator[Int64Array]:
         """Only how often each position was computed, in chunks of the same kind; nothing is read for it."""
         for start, end in self._spans(positions):
-            yield self._times(start, end)
+            yield self.times_of(start, end)
 
     def computed(self, positions: int) -> Iterator[BoolArray]:
         """Only whether each position was computed in every layer, in chunks of the same kind."""
         for start, end in self._spans(positions):
-            of_each = [share.times(start, end) > 0 for share in self._shares]
-            whole = np.ones(end - start, np.bool_)
-            for of_same in self._sets:
-                whole &= np.any([of_each[n] for n in of_same], axis=0)
-            yield whole
+            yield self.computed_of(start, end)
 
     def _spans(self, positions: int) -> Iterator[tuple[int, int]]:
         last = self.first + self.shape[0]
         for start in range(self.first, max(last, self.first + 1), positions):
             yield start, min(start + positions, last)
 
-    def _times(self, start: int, end: int) -> Int64Array:
-        """How often each position was computed: the most of any layer."""
+    def computed_of(self, start: int, end: int) -> BoolArray:
+        """Whether each position from ``start`` to before ``end`` was computed in every layer."""
+        of_each = [share.times(start, end) > 0 for share in self._shares]
+        whole = np.ones(end - start, np.bool_)
+        for of_same in self._sets:
+            whole &= np.any([of_each[n] for n in of_same], axis=0)
+        return whole
+
+    def times_of(self, start: int, end: int) -> Int64Array:
+        """How often each position from ``start`` to before ``end`` was computed: the most of any layer."""
         times = np.zeros(end - start, np.int64)
         of_each = [share.times(start, end) for share in self._shares]
         for of_same in self._sets:

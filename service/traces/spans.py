@@ -7,6 +7,7 @@ Each function takes some 12 times the memory of its arguments' spans at most.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array
 
@@ -54,11 +55,11 @@ def size(spans: Int64Array) -> int:
     return int((spans[:, 1] - spans[:, 0]).sum())
 
 
-def inside(spans: Int64Array, positions: Int64Array) -> np.ndarray:
+def inside(spans: Int64Array, positions: Int64Array) -> npt.NDArray[np.bool_]:
     """For each of some positions whether it is in the set, bool [n]."""
     begun = np.searchsorted(spans[:, 0], positions, "right")
     ended = np.searchsorted(spans[:, 1], positions, "right")
-    found: np.ndarray = begun > ended
+    found: npt.NDArray[np.bool_] = begun > ended
     return found
 
 
