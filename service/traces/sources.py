@@ -71,6 +71,4 @@ def shapes_of(sources: Iterable[Source]) -> dict[int, MoeLayer]:
 
 def contradicts(source: Source, known: Mapping[int, MoeLayer]) -> bool:
     """Whether a layer has another number of experts, or another top-k, than the same layer that is known."""
-    return any(
-        known.get(layer.layer, layer) != layer for worker in source.workers for layer in worker.layers
-    )
+    return any(known.get(layer.layer, layer) != layer for worker in source.workers for layer in worker.layers)
