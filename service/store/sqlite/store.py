@@ -15,6 +15,7 @@ from typing import Final
 
 from moescope.capture.wire.traces import TracePart
 from moescope.service.store.damage import DamageLog
+from moescope.service.store.interface import Absence
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import (
     ArrivedPart,
@@ -30,7 +31,14 @@ from moescope.service.store.records import (
     TraceShape,
     Usage,
 )
-from moescope.service.store.sqlite import account_rows, connections, continuation, trace_listing, traces
+from moescope.service.store.sqlite import (
+    account_rows,
+    connections,
+    continuation,
+    gone,
+    trace_listing,
+    traces,
+)
 from moescope.service.store.sqlite.checkpoints import Checkpointer
 from moescope.service.store.sqlite.connections import Readers
 from moescope.service.store.sqlite.packing import Packer
@@ -141,6 +149,11 @@ class SqliteStore:
         """The requests that match, newest first."""
         with self._readers.one() as connection:
             return trace_listing.traced_requests(connection, query, self._damage)
+
+    def why_absent(self, name: str) -> Absence | None:
+        """Why no request of a name is found."""
+        with self._readers.one() as connection:
+            return gone.why_absent(connection, name)
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
         """For each part the shape of its trace by the parts that are kept."""
