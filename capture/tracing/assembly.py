@@ -170,6 +170,7 @@ class TraceAssembly:
                     first = int(positions[at])
                 if arrival.outcome is not None:
                     kept = self._keep(owner, first, by_request.get(trace.request_id))
+                trace.count(arrival.step, kept)
                 part = slice(at, at + kept)
                 if kept and not trace.dropped:
                     self._add(trace, first, rows[part], missing[part], arrival.step)

@@ -33,6 +33,8 @@ class Trace:
         chunks: for each step an array [n, sum of top_k], in the order of computing; the layers side by side.
         runs: (first position, tokens) of the chunks, joined where they are consecutive.
         steps: (step, tokens) of each chunk.
+        started_step: its first step, also if its rows were at another worker; -1: there was none yet.
+        computed: tokens that were computed for it, here or at another worker of this pipeline stage.
     """
 
     request_id: str
@@ -55,6 +57,14 @@ class Trace:
     chunks: list[ExpertArray] = field(default_factory=list)
     runs: list[tuple[int, int]] = field(default_factory=list)
     steps: list[tuple[int, int]] = field(default_factory=list)
+    started_step: int = -1
+    computed: int = 0
+
+    def count(self, step: int, tokens: int) -> None:
+        """A step computed so many of its tokens, wherever their rows are."""
+        if self.started_step < 0:
+            self.started_step = step
+        self.computed += tokens
 
     def add(self, first: int, experts: ExpertArray, step: int) -> None:
         """Add a step's tokens: consecutive positions from `first` on, their experts [n, sum of top_k]."""

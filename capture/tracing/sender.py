@@ -172,6 +172,8 @@ def encode_trace(
                 id_bytes=2 if experts.itemsize == 2 else 1,
                 experts=[rows[:, a:b].tobytes() for a, b in itertools.pairwise(columns)],
                 weights_version=int(of_tokens[start]),
+                started_step=trace.started_step,
+                computed_tokens=trace.computed,
             )
         )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moescope.capture.wire import MoeLayer
-from moescope.capture.wire.traces import TracePart
+from moescope.capture.wire.traces import TakenOver, TracePart
 from moescope.service.counts.account_state import AccountState
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.totals import Totals
@@ -149,6 +149,9 @@ class TracedRequest:
         number: rises with each request that is stored.
         names: vLLM's internal id, and those by which a client knows it.
         tokens: tokens computed for it, those that were computed again included.
+        role, pool: of its deployment, as in ``Producer``.
+        lora, finish_reason, taken_over: see ``TracePart``; empty where the store doesn't have them.
+        accepted_drafts, rejected_drafts: see ``TracePart``.
     """
 
     number: int
@@ -165,6 +168,13 @@ class TracedRequest:
     ended_at: float
     stored_at: float
     tokens: int
+    role: str = ""
+    pool: str = ""
+    lora: str = ""
+    finish_reason: str = ""
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
+    taken_over: tuple[TakenOver, ...] = ()
 
     @classmethod
     def of_row(cls, row: Sequence[Any]) -> TracedRequest:

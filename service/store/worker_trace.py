@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,17 @@ _RUN_BYTES: Final = 3
 """The least that a run takes in the store."""
 _OBJECT_BYTES: Final = 128
 """The most that a run takes while its part is decoded: an object with two integers."""
+
+
+class Worker(NamedTuple):
+    """Whose trace it is: the worker's place in its DP rank, and its epoch (one start of it)."""
+
+    pp_rank: int = 0
+    tp_rank: int = 0
+    epoch: int = 0
+
+
+_UNKNOWN: Final = Worker()
 
 
 class WorkerTrace:
@@ -35,6 +46,8 @@ class WorkerTrace:
         read_runs: see :attr:`runs`.
         read: see :meth:`read`.
         parts: (tokens, version of the weights) of each part, in order; none: they aren't known.
+        worker: whose trace it is.
+        read_steps: see :meth:`steps`.
     """
 
     def __init__(
@@ -46,14 +59,18 @@ class WorkerTrace:
         read_runs: Callable[[], Int64Array],
         read: Callable[[int, int], tuple[ExpertArray, ...]],
         parts: Sequence[tuple[int, int]] = (),
+        worker: Worker = _UNKNOWN,
+        read_steps: Callable[[int, int], Int64Array] | None = None,
     ) -> None:
         self.layers = layers
+        self.worker = worker
         self.tokens = tokens
         self.token_bytes = id_bytes * sum(layer.top_k for layer in layers)
         """Bytes of a token's ids."""
         self._stored_runs = stored_runs
         self._read_runs = read_runs
         self._read = read
+        self._read_steps = read_steps
         self.weights = tuple(
             (version, sum(tokens for tokens, _ in same)) for version, same in groupby(parts, itemgetter(1))
         )
@@ -77,6 +94,13 @@ class WorkerTrace:
         segment of the store, whose bound is :data:`moescope.service.store.limits.SEGMENT_BYTES`.
         """
         return self._read(start, end)
+
+    def steps(self, start: int, end: int) -> Int64Array:
+        """The steps that computed tokens ``start`` to before ``end``: int64 [n], or [0]: they aren't known.
+
+        All workers of a deployment number their steps alike, so steps of several workers can be compared.
+        """
+        return np.empty(0, np.int64) if self._read_steps is None else self._read_steps(start, end)
 
     @property
     def positions(self) -> Int64Array:
