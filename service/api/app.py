@@ -38,6 +38,7 @@ from moescope.service.api.routes.ranks import ranks_router
 from moescope.service.api.routes.rearrangements import rearrangements_router
 from moescope.service.api.routes.session import session_router
 from moescope.service.api.routes.stragglers import stragglers_router
+from moescope.service.api.routes.trace_export import trace_export_router
 from moescope.service.api.routes.traces import traces_router
 from moescope.service.api.routes.trend import trend_router
 from moescope.service.api.routes.view import view_router
@@ -112,6 +113,7 @@ def create_app(
     install(app)
     for router in (
         ingest_router(state, settings, instruments, keeper, store, limits),
+        trace_export_router(state, store, turns, downloads),
         traces_router(state, store, turns, downloads),
         coactivation_router(state, store, turns),
         ranks_router(state, turns),

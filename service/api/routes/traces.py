@@ -181,7 +181,8 @@ def _add_trace(
             if wish.form is Form.MOESCOPE:
                 return _Download(kind, found, _workers(existing(store), found, layer), first, end)
             known = {item for worker in _workers(existing(store), found, None) for item in worker.layers}
-            shape = Depths(state.producers()).shape_of((found.server, found.model), known, wish, request_id)
+            depths = Depths(state.producers())
+            shape = depths.shape_of((found.server, found.model), known, wish, request_id, layer)
             wanted = _within(layer, shape.depth)
             traced = {item.layer for item in known}
             read = None if wanted is None else sorted(traced & set(wanted)) or [min(traced)]

@@ -24,7 +24,8 @@ from moescope.service.traces.routing import ExpertRows, Extent
 
 BLOCK_BYTES: Final = 1 << 20
 """Bytes of experts, int16, that are made at once; a single position may have more."""
-_JSON_BYTES: Final = BLOCK_BYTES // 8  # as JSON: as Python's numbers they take 20 times as many
+JSON_BYTES: Final = BLOCK_BYTES // 8
+"""The same for JSON: as Python's numbers they take 20 times as many."""
 GROUP_BYTES: Final = 2 << 20
 """Bytes of a row group of Parquet, which is always made whole."""
 _CHUNK: Final = 8192  # positions made at once at most
@@ -70,17 +71,22 @@ def memory_of(kind: TraceFormat, extent: Extent, tokens: int) -> int:
     stored = 3 * extent.token_bytes  # of a position: unpacked, joined, chosen
     match kind:
         case TraceFormat.JSON:
-            of_block = rows_of(_JSON_BYTES, position) * (stored + position * (2 + _NUMBER_BYTES // 2))
+            of_block = rows_of(JSON_BYTES, position) * (stored + position * (2 + _NUMBER_BYTES // 2))
             return extent.reading + of_block + _TIMES * _NUMBER_BYTES
         case TraceFormat.PARQUET:
             rows = rows_of(GROUP_BYTES, position)
-            footer = -(-tokens // rows) * (extent.layers + 2) * _COLUMN_BYTES
+            footer = footer_bytes(tokens, rows, extent.layers + 2)
             return extent.reading + rows * (stored + 8 * position) + footer
         case TraceFormat.ARROW:
             return extent.reading + rows_of(BLOCK_BYTES, position) * (stored + 8 * position)
         case _:
             of_block = rows_of(BLOCK_BYTES, position) * (stored + 5 * position)
             return extent.reading + of_block + _TIMES * 8 * 4
+
+
+def footer_bytes(tokens: int, rows: int, columns: int) -> int:
+    """The most that the footer of a Parquet file takes, with so many rows in each of its groups."""
+    return -(-tokens // rows) * columns * _COLUMN_BYTES
 
 
 def rows_of(nbytes: int, position: int) -> int:
@@ -135,7 +141,7 @@ def as_json(request: TraceOut, routing: Shaped) -> Generator[bytes]:
         "top_k": [layer.top_k for layer in routing.layers],
         "weights": [item._asdict() for item in routing.weights],
     }
-    chunks = routing.chunks(rows_of(_JSON_BYTES, position_bytes(routing)))
+    chunks = routing.chunks(rows_of(JSON_BYTES, position_bytes(routing)))
     first = next(chunks)  # what can't be read is an error of its own before anything was sent
     yield json.dumps(head)[:-1].encode() + b', "times_computed": ['
     begun = False

@@ -92,16 +92,24 @@ class Depths:
     def __init__(self, producers: Sequence[ProducerState]) -> None:
         self._depths: dict[Deployment, set[int]] = {}
         self._unseen: dict[Deployment, dict[int | None, str]] = {}
+        self._covered: dict[Deployment, set[int]] = {}
         for producer in producers:
             who, latest = producer.latest.producer, producer.latest
             deployment = who.server, who.model
             self._depths.setdefault(deployment, set()).add(latest.decoder_layers)
+            counted = self._covered.setdefault(deployment, set())
+            counted |= {layer.layer for layer in latest.counted.layout.layers}
             unseen = self._unseen.setdefault(deployment, {})
             unseen |= {entry.layer: f"uncovered: {entry.reason}" for entry in latest.uncovered}
             unseen |= {layer: f"absent: {reason}" for layer, reason in latest.absences}
 
     def shape_of(
-        self, deployment: Deployment, layers: Collection[MoeLayer], wish: Wish, name: str
+        self,
+        deployment: Deployment,
+        layers: Collection[MoeLayer],
+        wish: Wish,
+        name: str,
+        wanted: Collection[int] | None = None,
     ) -> VllmShape:
         """vLLM's shape of a traced model.
 
@@ -110,10 +118,11 @@ class Depths:
             layers: all MoE layers that were traced.
             wish: ``decoder_layers`` and ``missing`` of it count.
             name: the request's, for messages.
+            wanted: the decoder layers that are asked for; None: all.
 
         Raises:
             ProblemError: the number of decoder layers isn't known or can't be right, or a layer has experts
-                that nobody saw (409).
+                that nobody saw, or that the trace lacks (409).
         """
         told_depths = sorted(self._depths.get(deployment, set()) - {0})
         depth = wish.decoder_layers or (told_depths[0] if len(told_depths) == 1 else None)
@@ -129,7 +138,13 @@ class Depths:
                 f"question {said} how many, and layer {least - 1} was traced. Give decoder_layers "
                 "(num_hidden_layers of the model's config), or take form=moescope.",
             )
-        unseen = self._unseen.get(deployment, {})
+        unseen = self._unseen.get(deployment, {}) | dict.fromkeys(
+            sorted(self._covered.get(deployment, set()) - {layer.layer for layer in layers}),
+            "not in this trace: a worker's part of it is missing",
+        )
+        unseen = {
+            layer: why for layer, why in unseen.items() if wanted is None or layer is None or layer in wanted
+        }
         if unseen and wish.missing is Missing.REFUSE:
             listed = "; ".join(
                 f"{'some layers' if layer is None else f'layer {layer}'} {reason}"
@@ -139,8 +154,8 @@ class Depths:
                 409,
                 "layers-missing",
                 "Layers are missing",
-                f"Layers of {deployment[1]} have experts that could not be observed, and vLLM's shape has no "
-                f"number for that: {listed}. Take form=moescope, or missing=zero.",
+                f"Layers of {deployment[1]} have experts that are not known, and vLLM's shape has no number "
+                f"for that: {listed}. Take form=moescope, other layers with layer=, or missing=zero.",
             )
         return VllmShape(
             depth, max(layer.top_k for layer in layers), max(layer.num_experts for layer in layers)

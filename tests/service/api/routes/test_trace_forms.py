@@ -137,6 +137,14 @@ def test_a_layer_that_nobody_saw_is_no_dense_layer(service: Service) -> None:
     assert array(vllm(service, missing="zero")).shape == (3, 4, 4)
 
 
+def test_a_layer_whose_worker_sent_no_trace_is_no_dense_layer(service: Service) -> None:
+    push(service, part(1, 3, experts_of(1, 3)[:1], layers=[MoeLayer(1, 16, 2)], who={"pp_size": 2}))
+    report(service, 4)
+    assert "layer 3 not in this trace" in problem(vllm(service), 409, "layers-missing")
+    np.testing.assert_array_equal(array(vllm(service, layer=[0, 1]))[:, 1, :2], experts_of(1, 3)[0])
+    assert not array(vllm(service, missing="zero"))[:, 3].any()
+
+
 def test_layers_of_another_deployment_are_not_its_own(service: Service) -> None:
     push(service, part(1, tokens=3))
     report(service, 4)
