@@ -36,6 +36,7 @@ from moescope.service.api.routes.pools import pools_router
 from moescope.service.api.routes.probes import probes_router
 from moescope.service.api.routes.ranks import ranks_router
 from moescope.service.api.routes.rearrangements import rearrangements_router
+from moescope.service.api.routes.request_routing import request_routing_router
 from moescope.service.api.routes.session import session_router
 from moescope.service.api.routes.stragglers import stragglers_router
 from moescope.service.api.routes.trace_export import trace_export_router
@@ -116,6 +117,7 @@ def create_app(
         ingest_router(state, settings, instruments, keeper, store, limits),
         trace_export_router(state, store, turns, downloads),
         traces_router(state, store, turns, downloads),
+        request_routing_router(state, store, turns, downloads),
         coactivation_router(state, store, turns),
         ranks_router(state, turns),
         pools_router(state, settings, turns),

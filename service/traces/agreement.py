@@ -1,7 +1,7 @@
 """Whether two traces are of one prompt, as far as their rows tell.
 
-The experts of a token depend on it and on all tokens before it. So two computations of one prompt take the same
-experts, but for near ties that come out otherwise in another batch or on other kernels.
+The experts of a token depend on it and on all tokens before it. So two computations of one prompt take the
+same experts, but for near ties that come out otherwise in another batch or on other kernels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array
 from moescope.service.traces.routing import Int16Array, Routing
@@ -40,8 +39,8 @@ class Compared(NamedTuple):
 def compare(one: Routing, other: Routing, shared: Int64Array) -> Compared:
     """Compare the rows of two traces at the last of the positions ``shared``, which both computed.
 
-    Blocks of 64 slots at least, or all that there are, are looked at one by one: so the end of two prompts that
-    begin alike can't be outvoted by their beginning.
+    Blocks of 64 slots at least, or all that there are, are looked at one by one: so the end of two prompts
+    that begin alike can't be outvoted by their beginning.
     """
     places = {layer: at for at, layer in enumerate(other.layers)}
     pairs = [(at, places[layer]) for at, layer in enumerate(one.layers) if layer in places]
@@ -74,13 +73,15 @@ def _taken_by_both(mine: Int16Array, theirs: Int16Array) -> Int64Array:
 
 def _differs_at(positions: Int64Array, slots: Int64Array, equal: Int64Array) -> int | None:
     """See :attr:`Compared.differs_at`; blocks are counted from the last position on backwards."""
-    of_block: npt.NDArray[np.int64] = np.array([0, 0])
+    of_block = of_block_equal = 0
+    enough = min(_BLOCK_SLOTS, int(slots.sum()))
     differs: int | None = None
-    for position, total, same in zip(positions[::-1].tolist(), slots[::-1], equal[::-1], strict=True):
-        of_block = of_block + (total, same)
-        last = position == int(positions[0])
-        if of_block[0] >= _BLOCK_SLOTS or (last and of_block[0] and int(slots.sum()) < _BLOCK_SLOTS):
-            if 2 * of_block[1] < of_block[0]:
+    for position, total, same in zip(
+        positions[::-1].tolist(), slots[::-1].tolist(), equal[::-1].tolist(), strict=True
+    ):
+        of_block, of_block_equal = of_block + total, of_block_equal + same
+        if of_block and of_block >= enough:
+            if 2 * of_block_equal < of_block:
                 differs = position
-            of_block = np.array([0, 0])
+            of_block = of_block_equal = 0
     return differs

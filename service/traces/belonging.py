@@ -1,7 +1,7 @@
-"""Which of the traces that an id finds are of one request, told from what is said of them, not from their rows.
+"""Which of the traces that an id finds are of one request, by what is said of them, not by their rows.
 
-One id may find many traces: of a prefill and a decode instance, of retries, of the prompts of a completion, of
-several samples, and of requests that have nothing in common but that a client gave their id twice. The rule:
+One id may find many traces: of a prefill and a decode instance, of retries, of the prompts of a completion,
+of several samples, and of requests that have nothing in common but that a client gave their id twice:
 
 1. vLLM's internal id means its own requests only.
 2. Traces of other models, pools or LoRA adapters, of other prompts of a completion and of other samples are
@@ -13,8 +13,8 @@ several samples, and of requests that have nothing in common but that a client g
 5. The others give positions of the prompt only, and only if their rows show that it is the same prompt (see
    :mod:`moescope.service.traces.agreement`).
 
-What can't be told: prompts of one length that route alike in all positions that both computed, and the order of
-attempts that ended by themselves on machines whose clocks differ by more than the time between them.
+What can't be told: prompts of one length that route alike in all positions that both computed, and the order
+of attempts that ended by themselves on machines whose clocks differ by more than the time between them.
 """
 
 from __future__ import annotations

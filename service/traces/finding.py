@@ -10,7 +10,8 @@ from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.traces.belonging import MAX_NAMED, SeveralError, ended_well, narrowed, newest_last
-from moescope.service.traces.references import Owner, TakenOverBy, owner_of
+from moescope.service.traces.missing import NOT_KEPT, TOO_MANY
+from moescope.service.traces.references import TakenOverBy
 from moescope.service.traces.routing import Extent
 from moescope.service.traces.sources import Source, shapes_of
 
@@ -31,21 +32,18 @@ class Found:
 
     Attributes:
         parts: the traces that the id found, those first that are most likely the main one.
-        references: whose request of which id to its trace, which fills what a cache had; None: there is none.
-        not_looked_for: those beyond :data:`MAX_REFERENCES`.
+        references: the number of a request and vLLM's internal id of another one, whose computation its KV
+            cache had, to that one's trace, or to why there is none (see `missing`).
     """
 
     parts: tuple[Source, ...]
-    references: Mapping[tuple[Owner, str], Source | None]
-    not_looked_for: frozenset[tuple[Owner, str]]
+    references: Mapping[tuple[int, str], Source | str]
 
     @property
     def sources(self) -> list[Source]:
         """All of them, each once."""
-        return [
-            *self.parts,
-            *(source for source in self.references.values() if source not in (None, *self.parts)),
-        ]
+        several = (*self.parts, *(item for item in self.references.values() if isinstance(item, Source)))
+        return list({source.request.number: source for source in several}.values())
 
     @property
     def layers(self) -> dict[int, MoeLayer]:
@@ -53,23 +51,28 @@ class Found:
         return shapes_of(self.sources)
 
     @property
+    def wanted(self) -> list[int]:
+        """Those of their layers that the answer has, rising."""
+        workers = (worker for source in self.sources for worker in source.wanted)
+        return sorted({layer.layer for worker in workers for layer in worker.layers})
+
+    @property
     def extent(self) -> Extent:
-        """How large the joined routing is at most. What planning takes is in ``reading``."""
+        """How large the joined routing is at most; some of its layers must be wanted.
+
+        What planning takes is in ``reading``.
+        """
         sources = self.sources
-        wanted = [worker for source in sources for worker in source.wanted]
-        read_for_plan = sum(worker.runs_bytes for source in sources for worker in source.workers)
-        extent = Extent.of(wanted)
-        return replace(
-            extent.grown_to(extent.layers),
-            reading=extent.reading + _PLANNING * read_for_plan + _COMPARING,
-        )
+        extent = Extent.of([worker for source in sources for worker in source.wanted])
+        runs = sum(worker.runs_bytes for source in sources for worker in source.workers)
+        return replace(extent.grown_to(extent.layers), reading=extent.reading + _PLANNING * runs + _COMPARING)
 
 
 def find(
     store: Store,
     name: str,
     among: TraceQuery,
-    wanted: Int64Array,
+    positions: Int64Array,
     sample: int | None,
     layers: Collection[int] | None,
 ) -> Found | None:
@@ -79,7 +82,7 @@ def find(
         store: where to look.
         name: the id, any that finds a request.
         among: bounds whose traces are looked at.
-        wanted: the positions wanted, as spans.
+        positions: those wanted, as spans.
         sample: the wanted one of several samples.
         layers: the layers wanted; None: all.
 
@@ -98,19 +101,22 @@ def find(
     chosen = narrowed(found, name, sample)
     if len(chosen) > MAX_PARTS:
         raise SeveralError(
-            f"{len(chosen)} traces have it, of which {MAX_PARTS} can be joined at most. Choose some by server, "
-            f"or ask by vLLM's internal id: {', '.join(item.request_id for item in chosen[:MAX_NAMED])}, ..."
+            f"{len(chosen)} traces have it, of which {MAX_PARTS} can be joined at most. Choose some by "
+            "server, or ask by vLLM's internal id: "
+            f"{', '.join(item.request_id for item in chosen[:MAX_NAMED])}, and more."
         )
     chosen.sort(key=_likely_main, reverse=True)
-    parts = {(owner_of(item), item.request_id): _source(store, item, layers) for item in chosen}
-    keys = dict.fromkeys(
-        (owner_of(item), request_id)
-        for item in chosen
-        for request_id in TakenOverBy.of(item, wanted).computed_by
-    )
-    looked_for = list(keys)[:MAX_REFERENCES]
-    references = {key: parts.get(key) or _reference(store, *key, layers) for key in looked_for}
-    return Found(tuple(parts.values()), references, frozenset(keys) - frozenset(looked_for))
+    sources = {item.number: _source(store, item, layers) for item in chosen}
+    references: dict[tuple[int, str], Source | str] = {}
+    looked_for: set[tuple[str, str, int, str]] = set()
+    for item in chosen:
+        for request_id in TakenOverBy.of(item, positions).computed_by:
+            looked_for.add((item.server, item.model, item.dp_rank, request_id))
+            known = len(looked_for) <= MAX_REFERENCES
+            references[item.number, request_id] = (
+                _reference(store, item, request_id, sources, layers) if known else TOO_MANY
+            )
+    return Found(tuple(sources[item.number] for item in chosen), references)
 
 
 def _likely_main(item: TracedRequest) -> tuple[bool, bool, tuple[float, int]]:
@@ -118,13 +124,31 @@ def _likely_main(item: TracedRequest) -> tuple[bool, bool, tuple[float, int]]:
     return item.tokens + item.cached_tokens > item.prompt_tokens, ended_well(item), newest_last(item)
 
 
-def _reference(store: Store, owner: Owner, request_id: str, layers: Collection[int] | None) -> Source | None:
-    server, model, dp_rank = owner
-    query = TraceQuery(server=server, model=model, dp_rank=dp_rank, name=request_id, limit=MAX_FOUND)
-    for item in store.traced_requests(query):
-        if item.request_id == request_id:
-            return _source(store, item, layers)
-    return None
+def _reference(
+    store: Store,
+    item: TracedRequest,
+    request_id: str,
+    sources: dict[int, Source],
+    layers: Collection[int] | None,
+) -> Source | str:
+    """The trace of the request of an id whose computation another one had; or why there is none.
+
+    Where ids come again it is the newest that had begun before the other one ended.
+    """
+    query = TraceQuery(
+        server=item.server,
+        model=item.model,
+        dp_rank=item.dp_rank,
+        name=request_id,
+        limit=MAX_FOUND,
+        taken_over=False,
+    )
+    for other in store.traced_requests(query):
+        if other.request_id == request_id and other.started_at <= item.ended_at:
+            if other.number not in sources:
+                sources[other.number] = _source(store, other, layers)
+            return sources[other.number]
+    return store.why_absent(request_id) or NOT_KEPT
 
 
 def _source(store: Store, item: TracedRequest, layers: Collection[int] | None) -> Source:

@@ -8,7 +8,7 @@ positions of the prompt only, and only up to the last position at which their ro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 from moescope.capture.wire import Int64Array
@@ -20,7 +20,7 @@ from moescope.service.traces.finding import Found
 from moescope.service.traces.joined import Given, JoinedRouting
 from moescope.service.traces.missing import Missing, Reason
 from moescope.service.traces.plan import MAX_RUNS, Offer, Plan, TooManyRunsError, plan
-from moescope.service.traces.references import TakenOverBy, owner_of
+from moescope.service.traces.references import TakenOverBy
 from moescope.service.traces.routing import MAX_POSITIONS, TooManyPositionsError, put_together
 from moescope.service.traces.sources import Source, contradicts
 from moescope.service.traces.spans import common, nothing, span, together
@@ -40,7 +40,8 @@ class Part(NamedTuple):
             computation the KV cache of another one had.
         positions: what the answer has of it, as spans.
         weights: see :func:`computed_by`.
-        unused: why the answer has nothing of it: ``not_needed``, ``nothing_shared``, ``unreadable``; or empty.
+        unused: why the answer has nothing of it, or empty. ``not_needed``: others have all its positions;
+            ``nothing_shared``: no position of the prompt tells that it is the same; ``unreadable``.
     """
 
     request: TracedRequest
@@ -159,15 +160,13 @@ class _Join:
 
     def _add_references(self, source: Source, reach: int, late: list[Reason]) -> None:
         """Those whose computation a request took over, and what is to say where they are of no help."""
-        owner, allowed = owner_of(source.request), span(0, reach)
-        taken_over = TakenOverBy.of(source.request, allowed)
+        taken_over = TakenOverBy.of(source.request, span(0, reach))
         for request_id, positions in taken_over.computed_by.items():
-            reference = self._found.references.get((owner, request_id))
+            # Positions outside of those wanted were not looked for.
+            reference = self._found.references.get((source.request.number, request_id), missing.NOT_KEPT)
             why = missing.NOT_IN_TRACE
-            if (owner, request_id) in self._found.not_looked_for:
-                why = missing.TOO_MANY
-            elif reference is None:
-                why = missing.NOT_KEPT
+            if isinstance(reference, str):
+                why = reference
             elif contradicts(reference, self._known):
                 why = missing.OTHER_SHAPE
             elif not _readable(reference):
@@ -188,18 +187,9 @@ class _Join:
             workers = source.wanted if wanted else source.workers
             if len(positions) and workers:
                 given.append(Given(put_together(workers, first, end), positions))
-        return JoinedRouting(first, end, self._shown(wanted), given, computed_by(self._main.workers))
-
-    def _shown(self, wanted: bool) -> list:
-        numbers: Collection[int] = self._layers
-        if wanted:
-            numbers = {
-                layer.layer
-                for source in self._found.sources
-                for worker in source.wanted
-                for layer in worker.layers
-            }
-        return [self._known[number] for number in sorted(numbers)]
+        numbers = self._found.wanted if wanted else sorted(self._known)
+        layers = [self._known[number] for number in numbers]
+        return JoinedRouting(first, end, layers, given, computed_by(self._main.workers))
 
     def answer(self, first: int, end: int | None, most: int) -> Joined:
         offered = together(*(common(source.anywhere, allowed) for source, allowed in self._offers))

@@ -10,8 +10,9 @@ from moescope.service.traces.plan import MAX_RUNS, Offer, TooManyRunsError
 from moescope.service.traces.spans import common, nothing, span, without
 
 NOT_KEPT: Final = "not_kept"
-"""The request that computed it is known, but no trace of it is here: its time was over, it was dropped, or it
-hasn't come, since the request still runs."""
+"""The request that computed it is known, but no trace of it is here: it was dropped, or it hasn't come, since
+the request still runs. Of traces that were here the store knows why they are gone: ``expired``, ``evicted``
+or ``incomplete`` (see `Store.why_absent`)."""
 NOT_IN_TRACE: Final = "not_in_trace"
 """The trace of the request that computed it is here, without the position: a worker's share of it is not."""
 UNREADABLE: Final = "unreadable"

@@ -11,21 +11,13 @@ from moescope.capture.wire import Int64Array
 from moescope.service.store.records import TracedRequest
 from moescope.service.traces.spans import common, together
 
-Owner = tuple[str, str, int]
-"""Whose requests may be named: (server, model, dp_rank). A cache is of one DP rank."""
-
-
-def owner_of(request: TracedRequest) -> Owner:
-    """The DP rank that a request was computed on."""
-    return request.server, request.model, request.dp_rank
-
 
 @dataclass(frozen=True, slots=True)
 class TakenOverBy:
     """What a request took over, within some positions.
 
     Attributes:
-        computed_by: vLLM's internal id of another request to the positions, as spans, in the order of the first.
+        computed_by: vLLM's internal id of another request to the positions, as spans.
         unknown: why it isn't known who computed them, to the positions.
     """
 

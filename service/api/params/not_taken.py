@@ -53,6 +53,8 @@ WHY: Final[Mapping[str, Mapping[str, str]]] = {
     "/v1/stragglers": {"dp_rank": _STEPS, "phase": _STEPS},
     "/v1/traces": {"phase": _TRACE_PHASE},
     "/v1/traces/export": {"phase": _TRACE_PHASE, "first": _WHOLE},
+    "/v1/requests/{request_id}/routing": {"phase": _TRACE_PHASE, "start": _ONE_TRACE},
+    "/v1/requests/{request_id}/routing.{suffix}": {"phase": _TRACE_PHASE, "start": _ONE_TRACE},
     "/v1/traces/{request_id}": {"phase": _TRACE_PHASE, "start": _ONE_TRACE},
     "/v1/verdict": dict.fromkeys(("layer", "dp_rank", "phase"), _VERDICT),
 }

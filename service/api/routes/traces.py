@@ -23,6 +23,12 @@ from moescope.service.api.params.query import (
     parse_bounds,
 )
 from moescope.service.api.params.stored import existing, parse_cursor
+from moescope.service.api.params.traced import (
+    EndPositionParam,
+    FirstParam,
+    TraceModelParam,
+    TraceServerParam,
+)
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas import trace_formats, trace_tables
 from moescope.service.api.schemas.trace_formats import TraceFormat
@@ -37,7 +43,7 @@ from moescope.service.api.schemas.trace_shapes import (
     headers_of_form,
     in_form,
 )
-from moescope.service.api.schemas.traces import TraceDetail, TraceOut, TracePage
+from moescope.service.api.schemas.traces import TraceDetail, TracePage, trace_out
 from moescope.service.live.producers import why_unavailable
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
@@ -68,14 +74,6 @@ WeightsVersionParam = Annotated[
 ]
 LimitParam = Annotated[int, Query(ge=1, le=1000, description="Size of a page.")]
 CursorParam = Annotated[str | None, Query(description="next_cursor of the page before.")]
-TraceServerParam = Annotated[
-    str | None, Query(description="vLLM deployment; needed when several have a request of this id.")
-]
-TraceModelParam = Annotated[
-    str | None, Query(description="Model; needed when several have a request of this id.")
-]
-FirstParam = Annotated[int, Query(ge=0, le=LARGEST, description="First position.")]
-EndPositionParam = Annotated[int | None, Query(ge=0, le=LARGEST, description="Position to end before.")]
 
 _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
     200: {
@@ -83,12 +81,6 @@ _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
         "content": {item.media_type: {} for item in TraceFormat},
         "description": "The trace.",
     },
-}
-_BINARY: Final = {
-    TraceFormat.NPZ: trace_formats.as_npz,
-    TraceFormat.PARQUET: trace_tables.as_parquet,
-    TraceFormat.ARROW: trace_tables.as_arrow,
-    TraceFormat.RAW: trace_formats.as_raw,
 }
 
 
@@ -195,7 +187,7 @@ def _add_trace(
 def _page(found: list[TracedRequest], limit: int) -> TracePage:
     """The first ``limit`` of the requests found; if there are more, with a cursor to go on."""
     more = str(found[limit - 1].number) if len(found) > limit else None
-    return TracePage(traces=[_out(item) for item in found[:limit]], next_cursor=more)
+    return TracePage(traces=[trace_out(item) for item in found[:limit]], next_cursor=more)
 
 
 def _find(
@@ -341,9 +333,9 @@ class _Download:
             wish, shape, wanted = self._as_vllm
             routing = in_form(routing, wish, shape, wanted, self._found.request_id)
         if self._kind is TraceFormat.JSON:
-            blocks = trace_formats.as_json(_out(self._found), routing)
+            blocks = trace_formats.as_json(trace_out(self._found), routing)
         else:
-            blocks = _BINARY[self._kind](routing)
+            blocks = trace_tables.BINARY[self._kind](routing)
         headers = trace_formats.headers_of(self._kind, routing) | headers_of_form(routing)
         return next(blocks), blocks, headers
 
@@ -353,10 +345,3 @@ class _Download:
             return min(MAX_POSITIONS, max(0, self._end - self._first))
         found = self._found
         return min(MAX_POSITIONS, 2 * (found.tokens + found.cached_tokens + found.prompt_tokens) + (1 << 16))
-
-
-def _out(found: TracedRequest) -> TraceOut:
-    return TraceOut.model_validate(
-        {name: getattr(found, name) for name in TraceOut.model_fields if name != "names"}
-        | {"names": list(found.names)}
-    )

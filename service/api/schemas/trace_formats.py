@@ -9,8 +9,9 @@ import itertools
 import json
 import math
 import zipfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import IO, Any, Final, cast
 
 import msgspec
@@ -156,8 +157,8 @@ def as_json(request: TraceOut, routing: Shaped) -> Generator[bytes]:
     yield b"]}"
 
 
-def as_npz(routing: Shaped) -> Generator[bytes]:
-    """``numpy.load`` gives routed_experts, and all else of the JSON that is an array."""
+def as_npz(routing: Shaped, texts: Mapping[str, str] = MappingProxyType({})) -> Generator[bytes]:
+    """``numpy.load`` gives routed_experts, all else of the JSON that is an array, and ``texts`` by name."""
     sink = Sink()
     with zipfile.ZipFile(cast(IO[bytes], sink), "w") as file:
         with file.open("routed_experts.npy", "w", force_zip64=True) as entry:
@@ -173,6 +174,7 @@ def as_npz(routing: Shaped) -> Generator[bytes]:
             ("num_experts", np.array([layer.num_experts for layer in routing.layers], np.int64)),
             ("top_k", np.array([layer.top_k for layer in routing.layers], np.int64)),
             ("weights", np.array(routing.weights, np.int64).reshape(-1, 3)),
+            *((name, np.array(text)) for name, text in texts.items()),
         ):
             with file.open(f"{name}.npy", "w") as entry:
                 np.save(entry, array)

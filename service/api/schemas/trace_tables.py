@@ -5,13 +5,21 @@ from __future__ import annotations
 import importlib
 from collections.abc import Generator
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.api.schemas.sink import Sink
-from moescope.service.api.schemas.trace_formats import BLOCK_BYTES, GROUP_BYTES, position_bytes, rows_of
+from moescope.service.api.schemas.trace_formats import (
+    BLOCK_BYTES,
+    GROUP_BYTES,
+    TraceFormat,
+    as_npz,
+    as_raw,
+    position_bytes,
+    rows_of,
+)
 from moescope.service.traces.forms import Shaped
 from moescope.service.traces.routing import Rows
 
@@ -88,3 +96,12 @@ def batch_of(pa: Any, routing: Shaped, first: int, rows: Rows) -> Any:
         flat = pa.array(np.ascontiguousarray(rows.experts[:, i, : layer.top_k]).reshape(-1))
         columns[f"layer_{layer.layer}"] = pa.FixedSizeListArray.from_arrays(flat, layer.top_k, mask=missing)
     return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
+
+
+BINARY: Final = {
+    TraceFormat.NPZ: as_npz,
+    TraceFormat.PARQUET: as_parquet,
+    TraceFormat.ARROW: as_arrow,
+    TraceFormat.RAW: as_raw,
+}
+"""What writes each format but JSON."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from moescope.service.store.records import TracedRequest
+
 
 class TraceOut(BaseModel):
     """A traced request."""
@@ -25,6 +27,14 @@ class TraceOut(BaseModel):
     started_at: float = Field(description="First step, Unix seconds, on its worker's clock.")
     ended_at: float
     stored_at: float = Field(description="When the service got it, Unix seconds.")
+
+
+def trace_out(found: TracedRequest) -> TraceOut:
+    """A stored request as answers have it."""
+    return TraceOut.model_validate(
+        {name: getattr(found, name) for name in TraceOut.model_fields if name != "names"}
+        | {"names": list(found.names)}
+    )
 
 
 class TracePage(BaseModel):
