@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from moescope.capture.wire import Int64Array
-from moescope.service.traces.routing import Int16Array, Routing
+from moescope.service.traces.routing import ExpertRows, Routing
 from moescope.service.traces.spans import inside
 
 MOST_POSITIONS: Final = 512
@@ -61,7 +61,7 @@ def compare(one: Routing, other: Routing, shared: Int64Array) -> Compared:
     )
 
 
-def _taken_by_both(mine: Int16Array, theirs: Int16Array) -> Int64Array:
+def _taken_by_both(mine: ExpertRows, theirs: ExpertRows) -> Int64Array:
     """For each of n tokens how many of its experts [n, K] are among those of the other [n, M]."""
     found = np.zeros(len(mine), np.int64)
     at_once = max(1, _CELLS // max(1, mine.shape[1] * theirs.shape[1]))

@@ -107,6 +107,9 @@ def find(
         )
     chosen.sort(key=_likely_main, reverse=True)
     sources = {item.number: _source(store, item, layers) for item in chosen}
+    chosen = [item for item in chosen if sources[item.number].workers]  # others were removed just now
+    if not chosen:
+        return None
     references: dict[tuple[int, str], Source | str] = {}
     looked_for: set[tuple[str, str, int, str]] = set()
     for item in chosen:
@@ -147,8 +150,12 @@ def _reference(
         if other.request_id == request_id and other.started_at <= item.ended_at:
             if other.number not in sources:
                 sources[other.number] = _source(store, other, layers)
-            return sources[other.number]
-    return store.why_absent(request_id) or NOT_KEPT
+            if sources[other.number].workers:
+                return sources[other.number]
+    why = store.why_absent(request_id)
+    if why == "incomplete" and store.traced_requests(TraceQuery(name=request_id, limit=1, taken_over=False)):
+        return NOT_KEPT  # the store means another one of this id
+    return why or NOT_KEPT
 
 
 def _source(store: Store, item: TracedRequest, layers: Collection[int] | None) -> Source:

@@ -29,6 +29,7 @@ from moescope.service.traces.weights import Computed, computed_by
 _FAR: Final = 1 << 41  # behind every position
 
 Kind = Literal["main", "same_id", "taken_over"]
+Unused = Literal["", "not_needed", "nothing_shared", "unreadable"]
 
 
 class Part(NamedTuple):
@@ -48,7 +49,7 @@ class Part(NamedTuple):
     kind: Kind
     positions: Int64Array
     weights: tuple[Computed, ...] = ()
-    unused: str = ""
+    unused: Unused = ""
 
 
 class Joined(NamedTuple):
@@ -86,7 +87,7 @@ class _Join:
         self._found = found
         self._known = found.layers
         self._layers = frozenset(self._known)
-        self._unused: dict[int, str] = {}
+        self._unused: dict[int, Unused] = {}
         self._main = self._choose_main()
         self._offers = [Offer(self._main, span(0, _FAR))]
         self._kinds: list[Kind] = ["main"]
@@ -111,7 +112,7 @@ class _Join:
             if _readable(part):
                 readable.append(part)
             else:
-                self._unused[part.request.number] = missing.UNREADABLE
+                self._unused[part.request.number] = "unreadable"
         if not readable:
             readable = list(self._found.parts[:1])
         generated = [_end_of(part.anywhere) > part.request.prompt_tokens for part in readable]

@@ -24,7 +24,7 @@ def nothing() -> Int64Array:
 
 def together(*several: Int64Array) -> Int64Array:
     """The positions that are in any of them; the spans given may be in any order, and overlap."""
-    spans = np.concatenate([nothing(), *several])
+    spans: Int64Array = np.concatenate([nothing(), *several])
     spans = spans[spans[:, 0] < spans[:, 1]]
     spans = spans[np.argsort(spans[:, 0], kind="stable")]
     if not len(spans):
@@ -32,7 +32,8 @@ def together(*several: Int64Array) -> Int64Array:
     reach = np.maximum.accumulate(spans[:, 1])
     begins = np.flatnonzero(np.append(True, spans[1:, 0] > reach[:-1]))
     ends = np.append(reach[begins[1:] - 1], reach[-1])
-    return np.stack([spans[begins, 0], ends], axis=1)
+    joined: Int64Array = np.stack([spans[begins, 0], ends], axis=1)
+    return joined
 
 
 def of_runs(runs: Int64Array) -> Int64Array:

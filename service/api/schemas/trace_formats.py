@@ -174,7 +174,7 @@ def as_npz(routing: Shaped, texts: Mapping[str, str] = MappingProxyType({})) -> 
             ("num_experts", np.array([layer.num_experts for layer in routing.layers], np.int64)),
             ("top_k", np.array([layer.top_k for layer in routing.layers], np.int64)),
             ("weights", np.array(routing.weights, np.int64).reshape(-1, 3)),
-            *((name, np.array(text)) for name, text in texts.items()),
+            *((name, np.str_(text)) for name, text in texts.items()),
         ):
             with file.open(f"{name}.npy", "w") as entry:
                 np.save(entry, array)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -147,11 +148,12 @@ def test_a_prefix_whose_trace_has_expired_is_missing_and_said(
     assert_has(routing(service), [(0, 60)])
     service.clock.now += 500
     push(service, some(3, 0, 1, name="other"))
-    answer = routing(service)
-    while not answer["missing"]:  # the writer's thread removes it after its next write
-        answer = routing(service)
+    gone = [(0, 20, "expired", "cmpl-first-0-00000001")]
+    deadline = time.monotonic() + 60
+    while missing(answer := routing(service)) != gone:  # the writer's thread removes it after its next write
+        assert time.monotonic() < deadline, missing(answer)
+        time.sleep(0.05)
     assert_has(answer, [(20, 60)])
-    assert missing(answer) == [(0, 20, "expired", "cmpl-first-0-00000001")]
 
 
 def test_what_no_worker_tells_of_is_missing_too(service: Service) -> None:
@@ -222,7 +224,7 @@ def test_prompts_that_differ_at_their_end_only(service: Service) -> None:
 def test_what_is_said_of_them_tells_requests_apart(
     service: Service, change: dict[str, Any], said: str
 ) -> None:
-    made = part(1, experts=TRUTH, name="x", **{"prompt_tokens": PROMPT, **change})
+    made = part(1, tokens=60, experts=TRUTH, name="x", **{"prompt_tokens": PROMPT, **change})
     push(service, made, some(2, 0, 60))
     assert said in problem(service, 409)["detail"]
 
