@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Final
 
 import numpy as np
@@ -79,9 +80,8 @@ class _Share:
         np.add.at(change, np.minimum(self._ends[at], end) - start, -1)
         return np.cumsum(change)[:-1]
 
-    def write(self, experts: Int16Array, start: int) -> None:
-        """Write the worker's part of positions from ``start`` on into experts [n, L, K]."""
-        rows = self._last_rows(start, start + len(experts))
+    def write(self, experts: Int16Array, rows: Int64Array) -> None:
+        """Write the worker's rows into experts [n, L, K]: for each position a row [n], or -1: none."""
         computed = np.flatnonzero(rows >= 0)
         # In rising order of rows, so that the store is read forward, and never more at once than was asked.
         computed = computed[np.argsort(rows[computed], kind="stable")]
@@ -95,7 +95,17 @@ class _Share:
                     # NO_EXPERT becomes -1: no id of an expert has the highest bit.
                     experts[some, place, : ids.shape[1]] = ids[rows[some] - begin].astype(np.int16)
 
-    def _last_rows(self, start: int, end: int) -> Int64Array:
+    def steps(self, rows: Int64Array) -> Int64Array:
+        """The step that computed each of some rows of the trace, int64 [n]; -1: it isn't known."""
+        steps = np.full(len(rows), -1, np.int64)
+        order = np.argsort(rows, kind="stable")
+        while len(order):
+            begin = int(rows[order[0]])
+            some, order = np.split(order, [np.searchsorted(rows[order], begin + len(rows))])
+            steps[some] = self._worker.steps(begin, int(rows[some[-1]]) + 1)[rows[some] - begin]
+        return steps
+
+    def last_rows(self, start: int, end: int) -> Int64Array:
         """For each position the row of the worker's trace that computed it last, int64 [n]; -1: none."""
         rows = np.full(end - start, -1, np.int64)
         at = np.flatnonzero((self._firsts < end) & (self._ends > start))
@@ -149,6 +159,8 @@ class Routing:
             for place in range(len(layers))
         }
 
+        self._of_same_layers = sorted({pair for of_same in self._sets for pair in combinations(of_same, 2)})
+
     def chunks(self, positions: int) -> Iterator[Rows]:
         """All positions, in chunks of at most ``positions``; at least one chunk."""
         for start, end in self._spans(positions):
@@ -157,8 +169,11 @@ class Routing:
     def rows(self, start: int, end: int) -> Rows:
         """Positions ``start`` to before ``end``, which are among its own."""
         experts = np.full((end - start, *self.shape[1:]), -1, np.int16)
-        for share in self._shares:
-            share.write(experts, start)
+        rows = [share.last_rows(start, end) for share in self._shares]
+        for one, other in self._of_same_layers:
+            _leave_last(self._shares[one], rows[one], self._shares[other], rows[other])
+        for share, of_share in zip(self._shares, rows, strict=True):
+            share.write(experts, of_share)
         return Rows(experts, self.times_of(start, end))
 
     def times(self, positions: int) -> Iterator[Int64Array]:
@@ -191,6 +206,19 @@ class Routing:
         for of_same in self._sets:
             np.maximum(times, np.sum([of_each[n] for n in of_same], axis=0), out=times)
         return times
+
+
+def _leave_last(one: _Share, rows: Int64Array, other: _Share, other_rows: Int64Array) -> None:
+    """Of positions that two workers computed, leave each to the one whose step was later, in place.
+
+    A preempted request's tokens may be other workers' shards when they are computed again. All workers of a
+    deployment number their steps alike. Where steps aren't known, the worker of the higher rank is believed.
+    """
+    both = np.flatnonzero((rows >= 0) & (other_rows >= 0))
+    if len(both):
+        earlier = one.steps(rows[both]) > other.steps(other_rows[both])
+        other_rows[both[earlier]] = -1
+        rows[both[~earlier]] = -1
 
 
 def put_together(

@@ -46,7 +46,7 @@ def worker(
     layers: Sequence[MoeLayer] = LAYERS,
     steps: Sequence[int] | None = None,
 ) -> WorkerTrace:
-    """What a worker traced that computed these runs of positions, with the experts that ``truth`` has there."""
+    """What a worker traced that computed these runs of positions, with the experts that ``truth`` has."""
     positions = np.concatenate([np.arange(first, first + count) for first, count in runs])
     return WorkerTrace(
         tuple(layers),
