@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Final
 
 import numpy as np
@@ -80,8 +79,11 @@ class _Share:
         np.add.at(change, np.minimum(self._ends[at], end) - start, -1)
         return np.cumsum(change)[:-1]
 
-    def write(self, experts: Int16Array, rows: Int64Array) -> None:
-        """Write the worker's rows into experts [n, L, K]: for each position a row [n], or -1: none."""
+    def write(self, experts: Int16Array, rows: Int64Array, places: Collection[int]) -> None:
+        """Write rows of the worker's trace into experts [n, L, K], in the layers at these places.
+
+        ``rows`` has one for each position, -1: none of the worker's.
+        """
         computed = np.flatnonzero(rows >= 0)
         # In rising order of rows, so that the store is read forward, and never more at once than was asked.
         computed = computed[np.argsort(rows[computed], kind="stable")]
@@ -91,19 +93,22 @@ class _Share:
             some, computed = computed[:count], computed[count:]
             of_layers = self._worker.read(begin, int(rows[some[-1]]) + 1)
             for place, ids in zip(self.places, of_layers, strict=True):
-                if place is not None:
+                if place in places:
                     # NO_EXPERT becomes -1: no id of an expert has the highest bit.
                     experts[some, place, : ids.shape[1]] = ids[rows[some] - begin].astype(np.int16)
 
-    def steps(self, rows: Int64Array) -> Int64Array:
-        """The step that computed each of some rows of the trace, int64 [n]; -1: it isn't known."""
-        steps = np.full(len(rows), -1, np.int64)
+    def steps_of(self, rows: Int64Array) -> Int64Array:
+        """The steps that computed some rows of the worker's trace, int64 [n]; -1: not known, or no row."""
+        found = np.full(len(rows), -1, np.int64)
         order = np.argsort(rows, kind="stable")
-        while len(order):
+        order = order[rows[order] >= 0]
+        while len(order):  # never more at once than was asked, however far apart
             begin = int(rows[order[0]])
-            some, order = np.split(order, [np.searchsorted(rows[order], begin + len(rows))])
-            steps[some] = self._worker.steps(begin, int(rows[some[-1]]) + 1)[rows[some] - begin]
-        return steps
+            count = int(np.searchsorted(rows[order], begin + len(rows)))
+            some, order = order[:count], order[count:]
+            steps = self._worker.steps(begin, int(rows[some[-1]]) + 1)
+            found[some] = steps[rows[some] - begin]
+        return found
 
     def last_rows(self, start: int, end: int) -> Int64Array:
         """For each position the row of the worker's trace that computed it last, int64 [n]; -1: none."""
@@ -154,12 +159,10 @@ class Routing:
         self.shape = (end - first, len(layers), top_k)
         self._shares = shares
         # Layers that the same workers traced were computed equally often: each set of workers counts once.
-        self._sets = {
-            tuple(n for n, share in enumerate(shares) if place in share.places)
-            for place in range(len(layers))
-        }
-
-        self._of_same_layers = sorted({pair for of_same in self._sets for pair in combinations(of_same, 2)})
+        self._sets: dict[tuple[int, ...], list[int]] = {}
+        for place in range(len(layers)):
+            of_place = tuple(n for n, share in enumerate(shares) if place in share.places)
+            self._sets.setdefault(of_place, []).append(place)
 
     def chunks(self, positions: int) -> Iterator[Rows]:
         """All positions, in chunks of at most ``positions``; at least one chunk."""
@@ -169,11 +172,10 @@ class Routing:
     def rows(self, start: int, end: int) -> Rows:
         """Positions ``start`` to before ``end``, which are among its own."""
         experts = np.full((end - start, *self.shape[1:]), -1, np.int16)
-        rows = [share.last_rows(start, end) for share in self._shares]
-        for one, other in self._of_same_layers:
-            _leave_last(self._shares[one], rows[one], self._shares[other], rows[other])
-        for share, of_share in zip(self._shares, rows, strict=True):
-            share.write(experts, of_share)
+        for numbers, places in self._sets.items():
+            shares = [self._shares[number] for number in numbers]
+            for share, rows in zip(shares, _last_of(shares, start, end), strict=True):
+                share.write(experts, rows, places)
         return Rows(experts, self.times_of(start, end))
 
     def times(self, positions: int) -> Iterator[Int64Array]:
@@ -208,17 +210,23 @@ class Routing:
         return times
 
 
-def _leave_last(one: _Share, rows: Int64Array, other: _Share, other_rows: Int64Array) -> None:
-    """Of positions that two workers computed, leave each to the one whose step was later, in place.
+def _last_of(shares: Sequence[_Share], start: int, end: int) -> list[Int64Array]:
+    """For each worker and position the row that is the position's last computation by any of them; -1: none.
 
-    A preempted request's tokens may be other workers' shards when they are computed again. All workers of a
-    deployment number their steps alike. Where steps aren't known, the worker of the higher rank is believed.
+    A position that several workers computed was computed again after a preemption. The step tells which was
+    the last; where it isn't known, the last of the workers is believed.
     """
-    both = np.flatnonzero((rows >= 0) & (other_rows >= 0))
-    if len(both):
-        earlier = one.steps(rows[both]) > other.steps(other_rows[both])
-        other_rows[both[earlier]] = -1
-        rows[both[~earlier]] = -1
+    rows = [share.last_rows(start, end) for share in shares]
+    contested = np.flatnonzero(np.sum([of_share >= 0 for of_share in rows], axis=0) > 1)
+    if len(contested):
+        steps = [
+            np.where(of_share[contested] >= 0, share.steps_of(of_share[contested]), -2)
+            for share, of_share in zip(shares, rows, strict=True)
+        ]
+        last = len(rows) - 1 - np.argmax(steps[::-1], axis=0)
+        for number, of_share in enumerate(rows):
+            of_share[contested[last != number]] = -1
+    return rows
 
 
 def put_together(

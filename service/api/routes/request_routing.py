@@ -12,7 +12,7 @@ from moescope.service.api.limits.downloads import Downloads
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.query import LARGEST, DpRankParam, LayerParam
-from moescope.service.api.params.stored import existing
+from moescope.service.api.params.stored import WHY_ABSENT, existing
 from moescope.service.api.params.traced import (
     EndPositionParam,
     FirstParam,
@@ -234,19 +234,14 @@ def _find(asked: _Asked, store: Store, layers: list[int] | None, state: LiveStat
         raise ProblemError(404, "no-such-sample", "No such sample", str(error.args[0])) from error
     if found is not None:
         return found
-    why = store.why_absent(asked.name)
     untold = why_unavailable(state.producers(), "traces")
-    gone = (
-        "it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or was removed so long ago that nobody knows"
-        if why is None
-        else f"it was here and is gone: {why}"
-    )
     raise ProblemError(
         404,
         "no-such-request",
         "No such request",
-        f"There is no trace of {asked.name!r} among those asked for: {gone}. GET /v1/traces lists what there "
-        "is." + ("" if untold is None else f" A worker can't trace: {untold}"),
+        f"There is no trace of {asked.name!r} among those asked for: {WHY_ABSENT[store.why_absent(asked.name)]} "
+        "GET /v1/traces lists what there is."
+        + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
 
 

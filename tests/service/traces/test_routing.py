@@ -1,53 +1,91 @@
-"""Rows of several workers: of a position that two of them computed, those of the later step."""
+"""Routing put together from workers: of each position the last computation, in whatever chunks it is read."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from moescope.capture.wire import MoeLayer
+from moescope.service.store.worker_trace import WorkerTrace
 from moescope.service.traces.routing import put_together
-from tests.service.trace_parts import LAYERS, experts_of
-from tests.service.traces.stored_traces import worker
 
-FIRST, AGAIN = experts_of(1, 30), experts_of(2, 30)
+LAYERS = (MoeLayer(1, 256, 2), MoeLayer(4, 256, 1))
 
 
-@pytest.mark.parametrize("later_has_the_lower_rank", [True, False])
-def test_the_last_computation_wins_whichever_worker_made_it(later_has_the_lower_rank: bool) -> None:
-    """Preempted after position 20; then the other worker of two has 5 to 14, in an order of its own."""
-    before = worker(FIRST, [(0, 20)], steps=[3] * 20)
-    after = worker(AGAIN, [(10, 5), (5, 5)], steps=[8] * 5 + [9] * 5)
-    workers = [after, before] if later_has_the_lower_rank else [before, after]
-    found = put_together(workers)
-    [rows] = found.chunks(100)
-    for at, width in enumerate((2, 4)):
-        expected = np.concatenate([FIRST[at][:5], AGAIN[at][5:15], FIRST[at][15:20]])
-        np.testing.assert_array_equal(rows.experts[:, at, :width], expected)
-    assert rows.times.tolist() == [1] * 5 + [2] * 10 + [1] * 5
-    in_pieces = np.concatenate([some.experts for some in found.chunks(7)])
-    np.testing.assert_array_equal(in_pieces, rows.experts)
+def _worker(
+    runs: Sequence[tuple[int, int]],
+    experts: Sequence[int],
+    steps: Sequence[int] | None,
+    layers: tuple[MoeLayer, ...] = LAYERS,
+) -> WorkerTrace:
+    """A worker whose tokens have one expert each in all slots; ``steps``: None where they aren't known."""
+    ids = np.array(experts, np.uint8)[:, np.newaxis]
+
+    def read(start: int, end: int) -> tuple[np.ndarray, ...]:
+        return tuple(np.repeat(ids[start:end], layer.top_k, axis=1) for layer in layers)
+
+    def read_steps(start: int, end: int) -> np.ndarray:
+        return np.array((steps or [])[start:end], np.int64)
+
+    return WorkerTrace(
+        layers,
+        1,
+        len(ids),
+        (100, 100),
+        lambda: np.array(runs, np.int64).reshape(-1, 2),
+        read,
+        read_steps=None if steps is None else read_steps,
+    )
 
 
-def test_a_position_may_go_back_and_forth() -> None:
-    one = worker(FIRST, [(0, 10), (0, 4)], steps=[1] * 10 + [7] * 4)
-    other = worker(AGAIN, [(0, 6)], steps=[5] * 6)
-    [rows] = put_together([one, other]).chunks(100)
-    expected = np.concatenate([FIRST[1][:4], AGAIN[1][4:6], FIRST[1][6:10]])
-    np.testing.assert_array_equal(rows.experts[:, 1], expected)
+def _column(workers: Sequence[WorkerTrace], chunk: int, place: int = 0) -> list[int]:
+    routing = put_together(workers)
+    found = [rows.experts[:, place, 0].tolist() for rows in routing.chunks(chunk)]
+    return [expert for rows in found for expert in rows]
 
 
-def test_stages_are_no_rivals() -> None:
-    """Workers of other layers have other steps for the same position, and both count."""
-    stages = [
-        worker(FIRST[:1], [(0, 9)], LAYERS[:1], [1] * 9),
-        worker(FIRST[1:], [(0, 9)], LAYERS[1:], [2] * 9),
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_another_worker_computed_again_is_the_last(order: tuple[int, int]) -> None:
+    """Position 2 was computed by one worker in step 3, and after a preemption by the other one in step 9."""
+    before = _worker([(0, 3)], [10, 11, 12], [3, 3, 3])
+    after = _worker([(2, 3)], [22, 23, 24], [9, 9, 10])
+    workers = [(before, after)[at] for at in order]
+    for chunk in (1, 2, 100):
+        for place in (0, 1):
+            assert _column(workers, chunk, place) == [10, 11, 22, 23, 24]
+    assert next(put_together(workers).chunks(9)).times.tolist() == [1, 1, 2, 1, 1]
+
+
+def test_without_steps_the_last_worker_is_believed() -> None:
+    told, untold = _worker([(0, 2)], [1, 2], [5, 6]), _worker([(1, 2)], [8, 9], None)
+    assert _column([untold, told], 9) == [1, 2, 9]
+    assert _column([told, untold], 9) == [1, 2, 9]
+    assert _column([_worker([(0, 2)], [1, 2], None), untold], 9) == [1, 8, 9]
+
+
+@given(st.data())
+def test_any_computations_in_any_chunks(data: st.DataObject) -> None:
+    """Steps of up to three workers, each position of each at one of them; stages have other layers."""
+    steps = data.draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=6))
+    expected: dict[int, int] = {}
+    runs: list[list[tuple[int, int]]] = [[], [], []]
+    experts: list[list[int]] = [[], [], []]
+    numbers: list[list[int]] = [[], [], []]
+    for step, owners in enumerate(steps):
+        first = data.draw(st.integers(0, 6))
+        for position, owner in enumerate(owners, first):
+            runs[owner].append((position, 1))
+            experts[owner].append(data.draw(st.integers(0, 255)))
+            numbers[owner].append(step)
+            expected[position] = experts[owner][-1]
+    workers = [
+        _worker(runs[n], experts[n], numbers[n], (layer,)) for layer in LAYERS for n in range(3) if runs[n]
     ]
-    [rows] = put_together(stages).chunks(100)
-    np.testing.assert_array_equal(rows.experts[:, 0, :2], FIRST[0][:9])
-    np.testing.assert_array_equal(rows.experts[:, 1], FIRST[1][:9])
-
-
-def test_without_steps_each_position_is_there_once() -> None:
-    [rows] = put_together([worker(FIRST, [(0, 9)]), worker(AGAIN, [(4, 9)])]).chunks(100)
-    np.testing.assert_array_equal(rows.experts[:4, 1], FIRST[1][:4])
-    np.testing.assert_array_equal(rows.experts[4:, 1], AGAIN[1][4:13])
+    wanted = [expected.get(position, -1) for position in range(max(expected) + 1)]
+    chunk = data.draw(st.integers(1, 16))
+    for place in (0, 1):
+        assert _column(workers, chunk, place) == wanted
