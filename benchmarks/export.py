@@ -2,10 +2,11 @@
 
     python -m benchmarks.export --tokens 1000000
 
-The store is filled as in `benchmarks.store`, with synthetic routing. Then a service is started over it, in a process
-of its own, and answers are read over HTTP, answer by answer, and written to a file. Printed are tokens and MB of
-ids per second (a byte an id), the size of the files, and the most memory that the service held beyond what it held
-before. For comparison the speed of this disk is measured with a file of the same size.
+The store is filled as in `benchmarks.store`, with synthetic routing. Then a service is started over it, in a
+process of its own, and exports are read over HTTP, answer by answer, and written to files. A line has tokens
+and MB of ids (a byte an id) per second, and per second of the service's CPU, which tells more on a busy
+machine; the size of the files; and the most memory that the service held beyond what it held before. The
+first one also loads pyarrow. For comparison the disk's speed is measured with a file of the size of the ids.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ from moescope.client import Client
 from moescope.service.store.limits import Retention
 from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.store.writer import StoreWriter
+
+KINDS = (
+    ("arrow", "packed"),
+    ("arrow", "layers"),
+    ("parquet", "packed"),
+    ("parquet", "layers"),
+    ("ndjson", "layers"),
+)
 
 
 class Memory(threading.Thread):
@@ -97,6 +106,26 @@ def serve(store: Path) -> tuple[subprocess.Popen[str], str]:
     raise SystemExit("the service did not start")
 
 
+def measured(
+    client: Client, service: psutil.Process, folder: Path, kind: str, columns: str, position: int
+) -> str:
+    """A line for one export; a position has so many bytes of ids."""
+    memory, cpu_s = Memory(service), -sum(service.cpu_times()[:2])
+    before = memory.now
+    memory.start()
+    seconds, tokens, nbytes = export(client, folder, kind, columns)
+    memory.stopping.set()
+    memory.join()
+    cpu_s += sum(service.cpu_times()[:2])
+    speeds = [
+        f"{tokens / each:.0f} tokens, {tokens * position / each / 1e6:.1f} MB" for each in (seconds, cpu_s)
+    ]
+    return (
+        f"{kind:8}{columns:7} {speeds[0]} a second; {speeds[1]} a second of CPU; "
+        f"files {nbytes / 1e6:.0f} MB; memory +{memory.most - before:.0f} MiB"
+    )
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -113,30 +142,15 @@ def main() -> None:
         fill(folder / "store", options.tokens, requests, layers)
         position = options.layers * options.top_k
         print(
-            f"{options.tokens} tokens of {options.layers} x {options.top_k} of {options.experts}, {requests} requests; "
-            f"this disk writes {disk_speed(folder, options.tokens * position):.0f} MB/s"
+            f"{options.tokens} tokens of {options.layers} x {options.top_k} of {options.experts}, "
+            f"{requests} requests; this disk writes {disk_speed(folder, options.tokens * position):.0f} MB/s"
         )
         process, url = serve(folder / "store")
         try:
             with Client(url, timeout_s=600) as client:
-                for kind, columns in (
-                    ("parquet", "packed"),
-                    ("parquet", "layers"),
-                    ("arrow", "packed"),
-                    ("arrow", "layers"),
-                    ("ndjson", "layers"),
-                ):
-                    memory = Memory(psutil.Process(process.pid))
-                    before = memory.now
-                    memory.start()
-                    seconds, tokens, nbytes = export(client, folder, kind, columns)
-                    memory.stopping.set()
-                    memory.join()
-                    print(
-                        f"{kind:8} {columns:7} {tokens / seconds:8.0f} tokens/s  {tokens * position / seconds / 1e6:6.1f} MB/s "
-                        f"of ids  {nbytes / 1e6:7.1f} MB written  service +{memory.most - before:4.0f} MiB at most",
-                        flush=True,
-                    )
+                for kind, columns in KINDS:
+                    service = psutil.Process(process.pid)
+                    print(measured(client, service, folder, kind, columns, position), flush=True)
         finally:
             process.terminate()
             process.wait(60)

@@ -31,6 +31,8 @@ _SHAPE: Final = (
 )
 _SEARCH: Final = "the store %s: %s is left out of searches by expert: %s (logged once a minute)"
 
+_REQUEST: Final = "the store %s: request %s is left out of answers: %s (logged once a minute)"
+
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +71,11 @@ class DamageLog:
         """The shape of a trace is taken as not known."""
         if self._throttle.allows("shape"):
             _log.error(_SHAPE, self._store, request_id, error)
+
+    def request(self, request_id: str, error: ValueError) -> None:
+        """What is told of a request can't be read."""
+        if self._throttle.allows("request"):
+            _log.error(_REQUEST, self._store, request_id, error)
 
     def search(self, what: str, error: ValueError) -> None:
         """Something is left out of searches by expert."""

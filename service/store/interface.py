@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from moescope.capture.wire.traces import TracePart
 from moescope.service.store.records import (
@@ -17,6 +17,10 @@ from moescope.service.store.records import (
     Usage,
 )
 from moescope.service.store.worker_trace import WorkerTrace
+
+Absence = Literal["incomplete", "expired", "evicted"]
+"""Why a request is not found: parts of its traces are missing, its time to live is over, or it was removed
+to make room."""
 
 
 class Store(Protocol):
@@ -58,6 +62,11 @@ class Store(Protocol):
 
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
         """The requests that match, newest first, ``query.limit`` at most."""
+
+    def why_absent(self, name: str) -> Absence | None:
+        """Why no request of a name is found; None: none came, or it was removed so long ago that it is
+        forgotten. Names that were removed are remembered as hashes, a bounded number of them.
+        """
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
         """For each part the shape of its trace by the parts that are kept; None where none is."""

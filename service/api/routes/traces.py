@@ -140,6 +140,7 @@ def _add_list(router: APIRouter, state: LiveState, store: Store | None) -> None:
             expert=expert,
             before=parse_cursor(cursor),
             weights_version=weights_version,
+            taken_over=False,
             limit=limit + 1,  # one more tells whether there is a next page
         )
         return _page(existing(store).traced_requests(query), limit)
@@ -171,7 +172,8 @@ def _add_trace(
         -1 where a position was not computed, since a prefix cache had it; `times_computed` tells. The id is
         the completion's, the client's X-Request-Id or vLLM's internal one. Choose the format by Accept or by
         a suffix: .json, .npz, .parquet, .arrow, or .raw with its shape in X-Moescope-Shape. A prefill and a
-        decode deployment each have a trace of the same request: choose by server.
+        decode deployment each have a trace of the same request: choose by server. Of requests to which vLLM
+        gave one internal id, one after the other, it is the newest; GET /v1/traces?request_id= lists all.
         """
         wish = Wish(form, missing, decoder_layers)
         untold = why_unavailable(state.producers(), "traces")
@@ -215,7 +217,7 @@ def _find(
     if dot and suffix in list(TraceFormat):
         choices.append((stem, TraceFormat(suffix)))
     for wanted, kind in choices:
-        found = store.traced_requests(replace(among, name=wanted))
+        found = _newest_of_each_id(store.traced_requests(replace(among, name=wanted)))
         if len(found) == 1:
             return found[0], kind
         if found:
@@ -229,6 +231,14 @@ def _find(
         "was removed by its time to live. GET /v1/traces lists what there is."
         + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
+
+
+def _newest_of_each_id(found: list[TracedRequest]) -> list[TracedRequest]:
+    """Without those whose internal id came again in the same deployment; newest first, as given."""
+    newest: dict[tuple[str, str, int, str], TracedRequest] = {}
+    for item in found:
+        newest.setdefault((item.server, item.model, item.dp_rank, item.request_id), item)
+    return list(newest.values())
 
 
 def _several(found: list[TracedRequest]) -> ProblemError:

@@ -18,17 +18,19 @@ from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.store.sqlite.hits import lanes_hit, old_bit
 from moescope.service.store.sqlite.segments import read_quick
 
+_TAKEN_OVER: Final = 20  # its place in a row
 _FIRST_LOOK: Final = 128
 _LONGEST_LOOK: Final = 4096
 _FAR: Final = 1 << 62
 
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
 
-# Columns as :meth:`TracedRequest.of_row` takes them; the names are an array within the array.
+# Columns as :meth:`TracedRequest.of_row` takes them; names are an array within the array, bytes hexadecimal.
 _REQUESTS: Final = (
     "SELECT json_group_array(json_array(id, server, model, dp_rank, request_id, "
     "json((SELECT json_group_array(name) FROM request_name WHERE request = found.id)), outcome, "
-    "prompt_tokens, cached_tokens, preemptions, started_ms, ended_ms, stored_ms, tokens)) "
+    "prompt_tokens, cached_tokens, preemptions, started_ms, ended_ms, stored_ms, tokens, role, pool, lora, "
+    "finish_reason, accepted_drafts, rejected_drafts, {}, missing_stages, missing_tokens)) "
     "FROM (SELECT * FROM request WHERE {} ORDER BY id DESC LIMIT ?) AS found"
 )
 _IDS: Final = "SELECT json_group_array(id) FROM (SELECT id FROM request WHERE {} ORDER BY id DESC LIMIT ?)"
@@ -60,7 +62,7 @@ def traced_requests(
     """See :class:`moescope.service.store.interface.Store`."""
     clauses, values = _conditions(query)
     if query.layer is None or query.expert is None:
-        return _requests(connection, " AND ".join(clauses), [*values, query.limit])
+        return _requests(connection, " AND ".join(clauses), [*values, query.limit], query, damage)
     found: list[int] = []
     before, look = _FAR, _FIRST_LOOK
     statement = _IDS.format(" AND ".join([*clauses, "id < ?"]))
@@ -72,7 +74,8 @@ def traced_requests(
         found += [request for request in sorted(looked_at, reverse=True) if request in hit]
         before, look = min(looked_at), min(4 * look, _LONGEST_LOOK)
     ids = msgspec.json.encode(found[: query.limit]).decode()
-    return _requests(connection, "id IN (SELECT value FROM json_each(?))", [ids, query.limit])
+    where = "id IN (SELECT value FROM json_each(?))"
+    return _requests(connection, where, [ids, query.limit], query, damage)
 
 
 def _hit(
@@ -116,9 +119,19 @@ def _hit(
     return found
 
 
-def _requests(connection: sqlite3.Connection, where: str, values: Sequence[Any]) -> list[TracedRequest]:
-    rows = _json(connection, _REQUESTS.format(where), values)
-    return [TracedRequest.of_row(row) for row in sorted(rows, reverse=True, key=lambda row: row[0])]
+def _requests(
+    connection: sqlite3.Connection, where: str, values: Sequence[Any], query: TraceQuery, damage: DamageLog
+) -> list[TracedRequest]:
+    """The requests of these rows, newest first; what can't be read is left out."""
+    references = "hex(taken_over)" if query.taken_over else "''"
+    found: list[TracedRequest] = []
+    for row in sorted(_json(connection, _REQUESTS.format(references, where), values), reverse=True):
+        try:
+            row[_TAKEN_OVER] = bytes.fromhex(row[_TAKEN_OVER])
+            found.append(TracedRequest.of_row(row))
+        except ValueError as error:
+            damage.request(row[4], error)
+    return found
 
 
 def _json(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:

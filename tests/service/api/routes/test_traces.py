@@ -187,6 +187,27 @@ def test_workers_of_one_request_make_one_trace(service: Service) -> None:
     np.testing.assert_array_equal(found[:, 2, :2], experts_of(1, 10, stage)[0])
 
 
+def test_what_another_worker_computed_again_after_a_preemption_is_the_last(service: Service) -> None:
+    """Positions 2 and 3 were at the second TP worker in step 5, and at the first one in step 9."""
+    again, before = experts_of(2, 2), experts_of(1, 4)
+    steps = [np.array(numbers, "<i8").tobytes() for numbers in ([9, 10], [4, 4, 5, 5])]
+    first, second = {"tp_size": 2}, {"tp_size": 2, "tp_rank": 1}
+    push(service, part(1, experts=again, runs=[(2, 2)], who=first, steps=steps[0], started_step=4))
+    push(service, part(1, experts=before, runs=[(0, 4)], who=second, steps=steps[1], started_step=4))
+    expected = np.concatenate([before[1][:2], again[1]])
+    np.testing.assert_array_equal(routed(service, "x1")[:, 1], expected)
+    assert service.get("/v1/traces/x1")["times_computed"] == [1, 1, 2, 2]
+
+
+def test_an_id_that_vllm_gave_twice_finds_the_newest_request(service: Service) -> None:
+    for trace in (1, 2):
+        push(service, part(trace, name="x1", request_id="same", tokens=10 * trace))
+    assert service.get("/v1/traces/x1")["tokens"] == 20
+    np.testing.assert_array_equal(routed(service, "x1")[:, 1], experts_of(2, 20)[1])
+    listed = service.get("/v1/traces", request_id="same")["traces"]
+    assert [entry["tokens"] for entry in listed] == [20, 10]
+
+
 def test_a_trace_in_parts_is_there_when_all_are_and_twice_is_once(service: Service) -> None:
     experts = experts_of(1, 30)
     parts = [
