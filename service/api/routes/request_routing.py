@@ -235,12 +235,12 @@ def _find(asked: _Asked, store: Store, layers: list[int] | None, state: LiveStat
     if found is not None:
         return found
     untold = why_unavailable(state.producers(), "traces")
+    why = WHY_ABSENT[store.why_absent(asked.name)]
     raise ProblemError(
         404,
         "no-such-request",
         "No such request",
-        f"There is no trace of {asked.name!r} among those asked for: {WHY_ABSENT[store.why_absent(asked.name)]} "
-        "GET /v1/traces lists what there is."
+        f"There is no trace of {asked.name!r} among those asked for: {why} GET /v1/traces lists what there is."
         + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -82,6 +83,7 @@ _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
         "description": "The trace.",
     },
 }
+_SAFE: Final = "!#$&'()*+,/:;=?@[] "  # in a header as they are, all but the per cent sign
 
 
 def traces_router(state: LiveState, store: Store | None, turns: Turns, downloads: Downloads) -> APIRouter:
@@ -348,6 +350,7 @@ class _Download:
         else:
             blocks = trace_tables.BINARY[self._kind](routing)
         headers = trace_formats.headers_of(self._kind, routing) | headers_of_form(routing)
+        headers["X-Moescope-Request-Id"] = quote(self._found.request_id, safe=_SAFE)
         return next(blocks), blocks, headers
 
     def _most_positions(self) -> int:
