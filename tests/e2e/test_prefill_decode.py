@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,12 @@ class Pair:
     service: Service
     prefill: VllmServer
     decode: VllmServer
+    kv: Path
+
+    def forget(self) -> None:
+        """Remove all KV caches that were saved: both instances save theirs, and load what is there."""
+        shutil.rmtree(self.kv, ignore_errors=True)
+        self.kv.mkdir()
 
     def complete(
         self, server: VllmServer, prompt: list[int], max_tokens: int, request_id: str | None = None
@@ -109,7 +116,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             servers = list(pool.map(lambda role: start(role).__enter__(), ["kv_producer", "kv_consumer"]))
         for server in servers:
             stack.push(server.__exit__)
-        yield Pair(service, *servers)
+        yield Pair(service, *servers, folder / "kv")
 
 
 def test_the_last_prompt_token_that_is_computed_again_is_of_decode(pair: Pair) -> None:
@@ -150,6 +157,7 @@ def test_the_joined_routing_is_that_of_one_server(pair: Pair) -> None:
     """First one instance computes the request alone, then both share it: the connector loads two blocks."""
     prompt = [(7 * n) % 90 + 5 for n in range(2 * BLOCK + 1)]
     pair.complete(pair.decode, prompt, GENERATED, "alone")
+    pair.forget()
     pair.complete(pair.prefill, prompt, 1, "shared")
     pair.complete(pair.decode, prompt, GENERATED, "shared")
     alone, shared = pair.routing("alone", 1), pair.routing("shared", 2)

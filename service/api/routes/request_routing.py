@@ -240,8 +240,8 @@ def _find(asked: _Asked, store: Store, layers: list[int] | None, state: LiveStat
         404,
         "no-such-request",
         "No such request",
-        f"There is no trace of {asked.name!r} among those asked for: {why} GET /v1/traces lists what there is."
-        + ("" if untold is None else f" A worker can't trace: {untold}"),
+        f"There is no trace of {asked.name!r} among those asked for: {why} GET /v1/traces lists what "
+        "there is." + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
 
 

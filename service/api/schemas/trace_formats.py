@@ -16,6 +16,7 @@ from typing import IO, Any, Final, cast
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.api.schemas.sink import Sink
@@ -168,14 +169,15 @@ def as_npz(routing: Shaped, texts: Mapping[str, str] = MappingProxyType({})) -> 
             for rows in routing.chunks(rows_of(BLOCK_BYTES, position_bytes(routing))):
                 entry.write(_raw(routing, rows.experts))
                 yield sink.take()
-        for name, array in (
+        arrays: list[tuple[str, npt.ArrayLike]] = [
             ("first_position", np.int64(routing.first)),
             ("layers", np.array([layer.layer for layer in routing.layers], np.int64)),
             ("num_experts", np.array([layer.num_experts for layer in routing.layers], np.int64)),
             ("top_k", np.array([layer.top_k for layer in routing.layers], np.int64)),
             ("weights", np.array(routing.weights, np.int64).reshape(-1, 3)),
             *((name, np.str_(text)) for name, text in texts.items()),
-        ):
+        ]
+        for name, array in arrays:
             with file.open(f"{name}.npy", "w") as entry:
                 np.save(entry, array)
         with file.open("times_computed.npy", "w", force_zip64=True) as entry:
