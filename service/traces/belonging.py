@@ -3,7 +3,7 @@
 One id may find many traces: of a prefill and a decode instance, of retries, of the prompts of a completion,
 of several samples, and of requests that have nothing in common but that a client gave their id twice:
 
-1. vLLM's internal id means its own requests only.
+1. vLLM's internal id means its own requests only, of each DP rank the newest, since ids may come again.
 2. Traces of other models, pools or LoRA adapters, of other prompts of a completion and of other samples are
    never joined. A trace without a sample's number, as that of a prefill instance, goes with each sample.
 3. All have prompts of one length.
@@ -38,7 +38,7 @@ def narrowed(found: Sequence[TracedRequest], name: str, sample: int | None) -> l
     """Those of the requests found that may be one request, by rules 1 to 3.
 
     Args:
-        found: at least one.
+        found: at least one, newest first.
         name: the id that found them.
         sample: the wanted one of several samples; None: there is one only.
 
@@ -46,7 +46,7 @@ def narrowed(found: Sequence[TracedRequest], name: str, sample: int | None) -> l
         SeveralError: they are of several.
         LookupError: none is of the sample.
     """
-    chosen = [item for item in found if item.request_id == name] or list(found)
+    chosen = _newest([item for item in found if item.request_id == name]) or list(found)
     _one_of(chosen, lambda item: item.model, "models", "Choose one by model")
     _one_of(chosen, lambda item: item.pool, "pools", "Choose one by server")
     _one_of(chosen, lambda item: item.lora, "LoRA adapters", "Ask by vLLM's internal id")
@@ -59,6 +59,14 @@ def narrowed(found: Sequence[TracedRequest], name: str, sample: int | None) -> l
     chosen = _of_sample(chosen, sample)
     _one_of(chosen, lambda item: item.prompt_tokens, "lengths of the prompt", "Ask by vLLM's internal id")
     return chosen
+
+
+def _newest(found: Sequence[TracedRequest]) -> list[TracedRequest]:
+    """The newest of each DP rank."""
+    newest: dict[tuple[str, str, int], TracedRequest] = {}
+    for item in found:
+        newest.setdefault((item.server, item.model, item.dp_rank), item)
+    return list(newest.values())
 
 
 def _of_sample(found: list[TracedRequest], sample: int | None) -> list[TracedRequest]:

@@ -16,13 +16,14 @@ from moescope.service.traces.routing import Extent
 from moescope.service.traces.sources import Source, shapes_of
 
 MAX_FOUND: Final = 256
-"""How many traces an id may find, at most, to choose from; each may name `MAX_TAKEN_OVER` others."""
+"""How many traces an id may find, at most, to choose from."""
 MAX_PARTS: Final = 32
 """How many of them are joined, at most."""
 MAX_REFERENCES: Final = 256
 """How many other requests' traces are looked for, at most, to fill what a cache had."""
 _PLANNING: Final = 4
 """Planning takes so many times the memory of the runs: spans, and what makes them, beside the runs."""
+_ENTRY: Final = 512  # bytes of an entry of what was taken over, as objects and as spans
 _COMPARING: Final = 8 << 20  # bytes that a comparison of two traces takes, see `agreement`
 
 
@@ -65,7 +66,9 @@ class Found:
         sources = self.sources
         extent = Extent.of([worker for source in sources for worker in source.wanted])
         runs = sum(worker.runs_bytes for source in sources for worker in source.workers)
-        return replace(extent.grown_to(extent.layers), reading=extent.reading + _PLANNING * runs + _COMPARING)
+        entries = sum(len(part.request.taken_over) for part in self.parts)
+        more = _PLANNING * runs + _ENTRY * entries + _COMPARING
+        return replace(extent.grown_to(extent.layers), reading=extent.reading + more)
 
 
 def find(
@@ -91,7 +94,7 @@ def find(
         LookupError: none is of the sample.
         StoreError: the store can't be read.
     """
-    found = store.traced_requests(replace(among, name=name, limit=MAX_FOUND + 1))
+    found = store.traced_requests(replace(among, name=name, limit=MAX_FOUND + 1, taken_over=False))
     if not found:
         return None
     if len(found) > MAX_FOUND:
@@ -105,6 +108,7 @@ def find(
             "server, or ask by vLLM's internal id: "
             f"{', '.join(item.request_id for item in chosen[:MAX_NAMED])}, and more."
         )
+    chosen = [item for short in chosen for item in _with_references(store, name, among, short.number)]
     chosen.sort(key=_likely_main, reverse=True)
     sources = {item.number: _source(store, item, layers) for item in chosen}
     chosen = [item for item in chosen if sources[item.number].workers]  # others were removed just now
@@ -120,6 +124,12 @@ def find(
                 _reference(store, item, request_id, sources, layers) if known else TOO_MANY
             )
     return Found(tuple(sources[item.number] for item in chosen), references)
+
+
+def _with_references(store: Store, name: str, among: TraceQuery, number: int) -> list[TracedRequest]:
+    """The request of a number, with what it took over; none: it was removed just now."""
+    query = replace(among, name=name, before=number + 1, limit=1)
+    return [item for item in store.traced_requests(query) if item.number == number]
 
 
 def _likely_main(item: TracedRequest) -> tuple[bool, bool, tuple[float, int]]:

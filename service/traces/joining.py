@@ -102,19 +102,17 @@ class _Join:
         self._reasons += [*late, missing.cached(self._main.request.cached_tokens)]
 
     def _choose_main(self) -> Source:
-        """By the rows that it generated.
+        """By the rows that each generated.
 
         Raises:
-            StoreError: none can be read.
+            StoreError: the one that most likely is the main one can't be read: others would be taken for it.
         """
-        readable: list[Source] = []
-        for part in self._found.parts:
+        readable = [self._found.parts[0]]
+        for part in self._found.parts[1:]:
             if _readable(part):
                 readable.append(part)
             else:
                 self._unused[part.request.number] = "unreadable"
-        if not readable:
-            readable = list(self._found.parts[:1])
         generated = [_end_of(part.anywhere) > part.request.prompt_tokens for part in readable]
         return readable[main_of([part.request for part in readable], generated)]
 

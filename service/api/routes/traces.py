@@ -246,6 +246,7 @@ def _several(found: list[TracedRequest]) -> ProblemError:
         detail = f"Choose one by {' and '.join(told_apart)}: {listing}{more}."
     else:
         detail = f"Ask for one of {', '.join(item.request_id for item in shown)}{more}."
+    detail += " GET /v1/requests/{id}/routing joins those of one request."
     return ProblemError(409, "several-traces", "Several requests have this id", detail)
 
 

@@ -19,6 +19,9 @@ def test_vllms_own_id_means_its_requests_only() -> None:
     found = [request(2), request(1)]
     assert numbers(narrowed(found, "cmpl-x-0-00000001", None)) == [1]
     assert numbers(narrowed(found, "x", None)) == [2, 1]
+    again = [request(number, request_id="cmpl-x-0") for number in (5, 4)]
+    elsewhere = request(3, request_id="cmpl-x-0", server="p")
+    assert numbers(narrowed([*again, elsewhere], "cmpl-x-0", None)) == [5, 3]
 
 
 @pytest.mark.parametrize(

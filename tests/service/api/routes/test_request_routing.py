@@ -326,3 +326,11 @@ def test_an_absurd_position_is_no_absurd_answer(service: Service) -> None:
     assert problem(service, 400)["type"] == "urn:moescope:problem:too-many-positions"
     answer: httpx.Response = service.client.get("/v1/requests/x/routing", params={"first": 2**39})
     assert len(answer.json()["routed_experts"]) == 10
+
+
+def test_an_internal_id_that_came_again_is_the_newest(service: Service) -> None:
+    """vLLM without random suffixes; the two have nothing in common but the id."""
+    for trace, truth in ((1, experts_of(8, 60)), (2, TRUTH)):
+        push(service, some(trace, 0, 60, truth, ended_s=trace, request_id="cmpl-x-0"))
+    assert_has(routing(service, "cmpl-x-0"), [(0, 60)])
+    assert "Their prompts differ" in problem(service, 409)["detail"]
