@@ -55,6 +55,8 @@ PointsParam = Annotated[
     ),
 ]
 _REMEMBERED: Final = 4096
+_REMEMBERED_RATES: Final = 1 << 18
+"""Of DP ranks, over all intervals that are remembered: some 16 MiB."""
 _SETTLED_S: Final = 60.0
 """Seconds after an interval's end until later frames change nothing in it: who fell silent, a broken law."""
 _NO_SAMPLE: Final = Summary()
@@ -63,9 +65,16 @@ _Key = tuple[TrendWish, float, float]
 
 
 class KnownIntervals:
-    """Intervals that are long over, so that they stay as they are; at most 4,096, then the oldest goes."""
+    """Intervals that are long over, so that they stay as they are; then the oldest goes.
 
-    def __init__(self) -> None:
+    Args:
+        most: how many, at most.
+        most_rates: of how many DP ranks in all of them together, at most.
+    """
+
+    def __init__(self, most: int = _REMEMBERED, most_rates: int = _REMEMBERED_RATES) -> None:
+        self._most, self._most_rates = most, most_rates
+        self._rates = 0
         self._points: dict[_Key, TrendPoint] = {}
         self._lock = threading.Lock()
 
@@ -89,12 +98,22 @@ class KnownIntervals:
         for key, spans in zip(keys, state.walk(wanted.deployment, instants), strict=True):
             _, start, end = key
             point = found[key] = point_of(spans, wanted, start, end)
-            with self._lock:
-                if end + _SETTLED_S < state.now():
-                    self._points[key] = point
-                while len(self._points) > _REMEMBERED:
-                    del self._points[next(iter(self._points))]
+            if end + _SETTLED_S < state.now():
+                self._remember(key, point)
         return found
+
+    def _remember(self, key: _Key, point: TrendPoint) -> None:
+        with self._lock:
+            if key not in self._points:
+                self._points[key] = point
+                self._rates += _rates_of(point)
+            while len(self._points) > self._most or self._rates > self._most_rates:
+                self._rates -= _rates_of(self._points.pop(next(iter(self._points))))
+
+
+def _rates_of(point: TrendPoint) -> int:
+    """DP ranks of which something is known in an interval, or known to be unknown."""
+    return len(point.rates) + len(point.waiting) + len(point.unknown)
 
 
 def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:
