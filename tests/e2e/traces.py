@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 
 from devkit.vllm_server import MODEL_NAME
-from moescope.capture.wire.traces import decode_part
+from moescope.capture.wire.traces import TracePart, decode_part
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
 
 
@@ -70,6 +70,13 @@ def joined(cluster: Cluster, request_id: str) -> dict[str, Any]:
             answer: dict[str, Any] = response.json()
             return answer
         time.sleep(0.1)
+
+
+def parts_of(cluster: Cluster, name: str) -> list[TracePart]:
+    """The parts of a request's trace that went over the wire, by worker and in the order of computing."""
+    parts = [decode_part(body) for body in cluster.relay.trace_bodies]
+    once = {(*part.producer.key, part.part): part for part in parts if name in part.client_ids}
+    return [once[key] for key in sorted(once)]
 
 
 def wire_counts(cluster: Cluster) -> dict[int, dict[int, np.ndarray]]:
