@@ -41,6 +41,7 @@ from moescope.service.api.routes.stragglers import stragglers_router
 from moescope.service.api.routes.trace_export import trace_export_router
 from moescope.service.api.routes.traces import traces_router
 from moescope.service.api.routes.trend import trend_router
+from moescope.service.api.routes.verdict import verdict_router
 from moescope.service.api.routes.view import view_router
 from moescope.service.auth.sessions import (
     SECURITY_SCHEMES,
@@ -128,6 +129,7 @@ def create_app(
         placement_now_router(state, turns),
         rearrangements_router(state, settings, turns),
         probes_router(state, registry, instruments),
+        verdict_router(state, settings, drift, turns),
         view_router(state, settings, turns),
         trend_router(state, turns),
         compare_router(state, turns),

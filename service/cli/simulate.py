@@ -45,6 +45,9 @@ Examples:
 
   moescope simulate --alternate 3 --skew 0              in each step another EP rank has three times its share
 
+  moescope simulate --hot-rank 2 --skew 0               the experts of EP rank 0 are popular in all layers;
+                                                        with --hot-rank-by-layer those of another in each
+
   moescope simulate --decode-share 0.5 --decode-shift 1 half the tokens are of decode and choose other experts
 
   moescope simulate --replicas 3 --pool chat            three replicas of 32 ranks; --replica-shift 1 makes

@@ -126,6 +126,15 @@ class StepOptions:
         float,
         _steps(min=1, help="Max / mean over EP ranks in a step; the hot rank changes each step; 1: none."),
     ] = _PLAN.alternate
+    hot_rank: Annotated[
+        float,
+        _steps(
+            min=1, help="Max / mean over EP ranks in each layer: one rank's experts are popular; 1: none."
+        ),
+    ] = _PLAN.hot_rank
+    hot_rank_by_layer: Annotated[
+        bool, _steps("--hot-rank-by-layer", help="Another EP rank is the hot one in each layer; else rank 0.")
+    ] = _PLAN.hot_rank_by_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +221,8 @@ def plan_of(
         draft_acceptance=steps.draft_acceptance,
         phases=steps.phases,
         alternate=steps.alternate,
+        hot_rank=steps.hot_rank,
+        hot_rank_by_layer=steps.hot_rank_by_layer,
         lost_steps=faults.lost_steps,
         rank_imbalance=steps.rank_imbalance,
         outages=faults.outages,

@@ -68,7 +68,7 @@ class Fleet:
     def __init__(self, deployment: Plan | Deployment, started_ns: int) -> None:
         self._deployment = Deployment(deployment) if isinstance(deployment, Plan) else deployment
         self.plan = plan = self._deployment.plan
-        self._model = RoutingModel(plan.shape, plan.habits, plan.seed)
+        self._model = RoutingModel(plan.shape, plan.habits, plan.seed, plan.crowd)
         self._rng = np.random.default_rng(plan.seed + 1 + 1000 * self._deployment.number)
         self._started_ns = started_ns
         self._elapsed = 0.0

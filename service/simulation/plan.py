@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from moescope.service.simulation.crowd import Crowd
 from moescope.service.simulation.routing import Habits, Shape
 
 Role = Literal["", "prefill", "decode"]
@@ -55,6 +56,9 @@ class Plan:
             have no loads of steps either.
         alternate: max / mean of slots over EP ranks in every step. One EP rank is hot in a step, and the next
             one in the next step; 1: none is hot.
+        hot_rank: max / mean of slots over EP ranks in every layer: the experts of one rank are popular
+            together, as linear placement has them; 1: none is hot.
+        hot_rank_by_layer: another EP rank is the hot one in each layer; else rank 0 is in all of them.
         lost_steps: share of the steps whose loads a rank loses before it sends its frame.
         rank_imbalance: max / mean of tokens over DP ranks, from 1 to R. Rank 0 gets so many times its fair
             share; the others share the rest.
@@ -86,6 +90,8 @@ class Plan:
     draft_acceptance: float = 0.7
     phases: bool = True
     alternate: float = 1.0
+    hot_rank: float = 1.0
+    hot_rank_by_layer: bool = False
     lost_steps: float = 0.0
     rank_imbalance: float = 1.0
     outages: tuple[Outage, ...] = ()
@@ -110,6 +116,13 @@ class Plan:
                 f"alternate {self.alternate:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
                 f"each of which has {self.shape.experts / self.ranks:g} experts"
             )
+        if not 1 <= self.hot_rank <= most:
+            raise ValueError(
+                f"hot rank {self.hot_rank:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
+                f"each of which has {self.shape.experts / self.ranks:g} experts"
+            )
+        if self.hot_rank > 1 and (self.habits.hot or self.habits.dead):
+            raise ValueError("a hot rank is simulated without a hot expert and without dead ones")
         for outage in self.outages:
             if not 0 <= outage.rank < self.ranks:
                 raise ValueError(f"rank {outage.rank} can't fail: ranks are 0..{self.ranks - 1}")
@@ -117,6 +130,11 @@ class Plan:
         for name, share in (shares | {"draft acceptance": self.draft_acceptance}).items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} {share:g} is not in 0..1")
+
+    @property
+    def crowd(self) -> Crowd:
+        """The experts that are popular together."""
+        return Crowd(self.hot_rank, self.ranks, self.hot_rank_by_layer)
 
     @property
     def covered_layers(self) -> list[int]:

@@ -65,7 +65,8 @@ class Store(Protocol):
 
     def why_absent(self, name: str) -> Absence | None:
         """Why no request of a name is found; None: none came, or it was removed so long ago that it is
-        forgotten. Names that were removed are remembered as hashes, a bounded number of them.
+        forgotten. Names that were removed are remembered as hashes, a bounded number of them. ``incomplete``
+        also where one request of the name is and another is not.
         """
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:

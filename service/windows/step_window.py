@@ -69,6 +69,21 @@ class Cost:
             total[: len(item.hottest)] += item.hottest
         return total
 
+    @property
+    def caused(self) -> FloatArray:
+        """Share of all waiting that each EP rank caused, float64 [R]; zeros where nobody waited.
+
+        A layer's waiting (max - mean slots, over its steps) is shared among the ranks by how often each was
+        the busiest, since how long the others waited is not known of each step: an estimate.
+        """
+        ranks = max((len(item.hottest) for item in self.layers), default=0)
+        total = np.zeros(ranks)
+        for item in self.layers:
+            if item.busy_steps:
+                waiting = item.max_slots - item.mean_slots
+                total[: len(item.hottest)] += waiting * item.hottest / item.hottest.sum()
+        return total / total.sum() if total.sum() > 0 else total
+
 
 def cost_of(spans: Sequence[ProducerSpan]) -> Cost:
     """What the producers of one deployment were credited with in a window."""

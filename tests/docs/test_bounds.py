@@ -16,6 +16,7 @@ from moescope.service.drift.baseline import MAX_BASELINES
 from moescope.service.settings import Settings
 from moescope.service.traces.coactivation import MAX_EXPERTS
 from moescope.service.traces.routing import MAX_POSITIONS
+from moescope.service.verdict.desk import MOST_KEPT
 
 TEXT = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 ROWS = {
@@ -44,6 +45,7 @@ def test_every_answer_has_a_bound() -> None:
         ("/v1/stragglers", [stragglers.MAX_WORK, stragglers.MAX_CELLS]),
         ("/v1/trend", [trend.MAX_POINTS]),
         ("/v1/placement", [placement_now.MAX_NUMBERS, placement_now.MAX_COPIES]),
+        ("/v1/verdict", [MOST_KEPT]),
         ("/v1/baselines", [MAX_BASELINES]),
     ],
 )

@@ -37,11 +37,12 @@ from moescope.service.api.schemas.trace_shapes import (
     Wish,
     headers_of_form,
     in_form,
+    refuse_parts,
 )
 from moescope.service.api.schemas.traces import TraceDetail, TraceOut, TracePage
 from moescope.service.live.producers import why_unavailable
 from moescope.service.live.state import LiveState
-from moescope.service.store.interface import Store
+from moescope.service.store.interface import Absence, Store
 from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.store.worker_trace import WorkerTrace
 from moescope.service.traces.forms import Shaped, VllmShape
@@ -86,6 +87,12 @@ _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
     },
 }
 _SAFE: Final = "!#$&'()*+,/:;=?@[] "  # in a header as they are, all but the per cent sign
+_WHY_ABSENT: Final[dict[Absence | None, str]] = {
+    None: "it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or was removed long ago.",
+    "incomplete": "parts of its trace came, others did not: they still come, or their worker was killed.",
+    "expired": "it was removed, its time to live was over (keep_traces_s).",
+    "evicted": "it was removed to make room for newer ones (store_mib).",
+}
 _BINARY: Final = {
     TraceFormat.NPZ: trace_formats.as_npz,
     TraceFormat.PARQUET: trace_tables.as_parquet,
@@ -188,6 +195,7 @@ def _add_trace(
             depths = Depths(state.producers())
             shape = depths.shape_of((found.server, found.model), known, wish, request_id, layer)
             wanted = _within(layer, shape.depth)
+            refuse_parts(found, wish, wanted)
             traced = {item.layer for item in known}
             read = None if wanted is None else sorted(traced & set(wanted)) or [min(traced)]
             workers = _workers(existing(store), found, read)
@@ -227,8 +235,8 @@ def _find(
         404,
         "no-such-trace",
         "No such trace",
-        f"There is none of {last!r}{_where(among)}: it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or "
-        "was removed by its time to live. GET /v1/traces lists what there is."
+        f"There is none of {last!r}{_where(among)}: {_WHY_ABSENT[store.why_absent(last)]} "
+        "GET /v1/traces lists what there is."
         + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import groupby, pairwise
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Response
@@ -54,29 +55,65 @@ PointsParam = Annotated[
     ),
 ]
 _REMEMBERED: Final = 4096
+_REMEMBERED_RATES: Final = 1 << 18
+"""Of DP ranks, over all intervals that are remembered: some 16 MiB."""
 _SETTLED_S: Final = 60.0
 """Seconds after an interval's end until later frames change nothing in it: who fell silent, a broken law."""
 _NO_SAMPLE: Final = Summary()
+_Key = tuple[TrendWish, float, float]
+"""What is wanted of an interval, its begin and its end."""
 
 
-class _Cache:
-    """Intervals that are long over, so that they stay as they are; at most 4,096, then the oldest goes."""
+class KnownIntervals:
+    """Intervals that are long over, so that they stay as they are; then the oldest goes.
 
-    def __init__(self) -> None:
-        self._points: dict[tuple[TrendWish, float, float], TrendPoint] = {}
+    Args:
+        most: how many, at most.
+        most_rates: of how many DP ranks in all of them together, at most.
+    """
+
+    def __init__(self, most: int = _REMEMBERED, most_rates: int = _REMEMBERED_RATES) -> None:
+        self._most, self._most_rates = most, most_rates
+        self._rates = 0
+        self._points: dict[_Key, TrendPoint] = {}
         self._lock = threading.Lock()
 
-    def point(self, state: LiveState, wanted: TrendWish, start: float, end: float) -> TrendPoint:
-        key = (wanted, start, end)
-        found = self._points.get(key)
-        if found is None:
-            found = point_of(state.spans(wanted.deployment, start, end), wanted, start, end)
-            with self._lock:
-                if end + _SETTLED_S < state.now():
-                    self._points[key] = found
-                while len(self._points) > _REMEMBERED:
-                    del self._points[next(iter(self._points))]
+    def points(self, state: LiveState, wanted: TrendWish, cuts: Sequence[float]) -> list[TrendPoint]:
+        """The intervals between neighbouring cuts. Those that aren't known are of one look, read in order.
+
+        Raises:
+            StoreError: the archive can't be read.
+        """
+        keys = [(wanted, *ends) for ends in pairwise(cuts)]
+        found = {key: self._points.get(key) for key in keys}
+        for known, run in groupby(keys, key=lambda key: found[key] is not None):
+            if not known:
+                found |= self._read(state, wanted, list(run))
+        return [point for point in found.values() if point is not None]
+
+    def _read(self, state: LiveState, wanted: TrendWish, keys: Sequence[_Key]) -> dict[_Key, TrendPoint]:
+        """Intervals that follow each other, each of whose boundaries is read once."""
+        instants = [keys[0][1], *(end for _, _, end in keys)]
+        found = {}
+        for key, spans in zip(keys, state.walk(wanted.deployment, instants), strict=True):
+            _, start, end = key
+            point = found[key] = point_of(spans, wanted, start, end)
+            if end + _SETTLED_S < state.now():
+                self._remember(key, point)
         return found
+
+    def _remember(self, key: _Key, point: TrendPoint) -> None:
+        with self._lock:
+            if key not in self._points:
+                self._points[key] = point
+                self._rates += _rates_of(point)
+            while len(self._points) > self._most or self._rates > self._most_rates:
+                self._rates -= _rates_of(self._points.pop(next(iter(self._points))))
+
+
+def _rates_of(point: TrendPoint) -> int:
+    """DP ranks of which something is known in an interval, or known to be unknown."""
+    return len(point.rates) + len(point.waiting) + len(point.unknown)
 
 
 def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:
@@ -87,7 +124,7 @@ def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:
 def trend_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
-    cache = _Cache()
+    cache = KnownIntervals()
 
     @router.get("/v1/trend", responses=documented(400, 404, 422, 503) | {200: described(Trend)})
     def trend(
@@ -112,7 +149,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
         now = state.now()
         length, cuts = _cuts(parse_bounds(start, end, now), step, points, now)
         wanted = TrendWish(deployment, phase, dp_rank, frozenset(layer) if layer else None)
-        found = filled([cache.point(state, wanted, *ends) for ends in pairwise(cuts)])
+        found = filled(cache.points(state, wanted, cuts))
         ranks = sorted({rank for point in found for rank in (*point.rates, *point.unknown)})
         summaries = [point.imbalance or _NO_SAMPLE for point in found]
         result = Trend(

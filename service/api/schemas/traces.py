@@ -25,6 +25,18 @@ class TraceOut(BaseModel):
     started_at: float = Field(description="First step, Unix seconds, on its worker's clock.")
     ended_at: float
     stored_at: float = Field(description="When the service got it, Unix seconds.")
+    role: str = Field(description="prefill or decode, of its deployment; empty: both, or not told.")
+    pool: str = Field(description="The pool of its deployment; empty: none.")
+    lora: str = Field(description="Its LoRA adapter; empty: none, or its worker doesn't tell.")
+    finish_reason: str = Field(description="Why it ended, as far as its workers tell; empty: they don't.")
+    accepted_drafts: int = Field(description="Tokens that were accepted drafts, as far as its workers tell.")
+    rejected_drafts: int = Field(description="Rows computed for it in vain: rejected drafts.")
+    missing_stages: int = Field(
+        description="Pipeline stages of which no complete trace came (yet): their layers are missing."
+    )
+    missing_tokens: int = Field(
+        description="Tokens that other tensor-parallel workers computed and did not bring (yet)."
+    )
 
 
 class TracePage(BaseModel):

@@ -62,10 +62,10 @@ export function buildControls(place) {
   return {
     /**
      * Show what a route chooses.
-     * @param {boolean} phases whether the view can show one phase
+     * @param {{phases?: boolean, window?: boolean}} view whether it can show one phase; whether it has a window of its own
      * @returns the deployment of `ranks` that is meant: the first live one unless the route names one; null if none
      */
-    update(route, ranks, phases) {
+    update(route, ranks, view) {
       const { params } = route;
       const known = ranks.deployments;
       const named = known.find((d) => matches(params, d));
@@ -79,8 +79,9 @@ export function buildControls(place) {
       const span = params.get("window") ?? "1m";
       const options = WINDOWS.some(([value]) => value === span) ? WINDOWS : [[span, `last ${span}`], ...WINDOWS];
       window.set(/** @type {[string, string][]} */ (options), past ? "past" : span);
-      for (const control of [from, to]) control.update(params, past);
-      phase.element.hidden = !phases;
+      for (const control of [from, to]) control.update(params, past && view.window !== false);
+      window.element.hidden = view.window === false;
+      phase.element.hidden = !view.phases;
       phase.set(PHASES, phaseOf(params) ?? "");
       return chosen ?? null;
     },

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from typing import Final
 
 from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.trace_rows import TRACE
 from moescope.service.store.interface import Absence
 
 MOST: Final = 1 << 18
 """Names that are remembered: of some 80,000 requests."""
 _HASH: Final = "reinterpretAsInt64(sipHash64({}))"
+_INCOMPLETE: Final = (
+    "SELECT any(parts) FROM trace_part FINAL WHERE has(names, {name:String}) "
+    f"GROUP BY {', '.join(TRACE)} HAVING count() < any(parts) LIMIT 1"
+)
 
 
 def remember(
@@ -35,7 +40,7 @@ def remember(
 def why_absent(connection: Connection, name: str) -> Absence | None:
     """See :class:`moescope.service.store.interface.Store`."""
     asked = {"name": name}
-    if connection.rows("SELECT part FROM trace_part WHERE has(names, {name:String}) LIMIT 1", "i", asked):
+    if connection.rows(_INCOMPLETE, "i", asked):
         return "incomplete"
     hashed = _HASH.format("{name:String}")
     found = connection.rows(f"SELECT why FROM gone FINAL WHERE name = {hashed}", "t", asked)

@@ -14,6 +14,10 @@ _MOST: Final = 1 << 18
 _SHARE: Final = 1024
 """Bytes of the store's size for each of them, at least: they take 4 % of it at most."""
 
+_INCOMPLETE: Final = (
+    "SELECT 1 FROM request WHERE id IN (SELECT request FROM request_name WHERE name = ?) AND tokens = 0"
+)
+
 
 def remember(
     connection: sqlite3.Connection, requests: Sequence[tuple[int]], why: Absence, max_bytes: int
@@ -34,7 +38,7 @@ def remember(
 
 def why_absent(connection: sqlite3.Connection, name: str) -> Absence | None:
     """See :class:`moescope.service.store.interface.Store`."""
-    if connection.execute("SELECT 1 FROM request_name WHERE name = ?", (name,)).fetchone():
+    if connection.execute(_INCOMPLETE, (name,)).fetchone():
         return "incomplete"
     found = connection.execute("SELECT why FROM gone WHERE name = ?", (_hash(name),)).fetchone()
     if found is None:

@@ -47,6 +47,7 @@ ANSWERS: list[tuple[str, str, dict[str, Any]]] = [
     ("/v1/traces", "/v1/traces", {"limit": 1}),
     ("/v1/traces/{request_id}", "/v1/traces/x1", {}),
     ("/v1/trend", "/v1/trend", {"points": 3}),
+    ("/v1/verdict", "/v1/verdict", {}),
     ("/v1/view", "/v1/view", {}),
     ("/v1/view", "/v1/view", {"parts": ["counts", "flows", "owners"], "phase": "decode"}),
 ]

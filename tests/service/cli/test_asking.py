@@ -80,6 +80,8 @@ COMMANDS = [
     ["pools"],
     ["pools", "one"],
     ["stragglers"],
+    ["verdict"],
+    [],
     ["placement"],
     ["advise"],
     ["advise", "--rearrangements"],

@@ -191,7 +191,9 @@ def test_a_request_whose_parts_did_not_all_come_is_incomplete(open_store: Open) 
     store = open_store()
     _save(store, part(1, part=1, parts=2))
     assert _found(store) == []
+    _save(store, part(3))
     assert store.why_absent("x1") == "incomplete"
+    assert store.why_absent("x3") is None
     assert store.why_absent("x2") is None
 
 

@@ -10,6 +10,7 @@ import { MEASURES } from "../measures.js";
 import { phaseNote } from "../phase.js";
 import { bounds, link } from "../route.js";
 import { imbalanceLevel, tiles } from "../tiles.js";
+import { verdictPanel } from "../verdict.js";
 
 const TREND_EVERY_S = 5;
 const WORST_LAYERS = 8;
@@ -29,6 +30,7 @@ export function create() {
     rates: panel("Tokens per second", "last 5 minutes", rates.element),
     imbalance: panel("Imbalance over EP ranks", "max / mean, 1 is best; last 5 minutes", imbalance.element),
   };
+  const verdict = verdictPanel();
   const worst = worstLayers();
   const health = healthList();
   const unphased = phaseNote();
@@ -39,6 +41,7 @@ export function create() {
     "div",
     { class: "stack" },
     h("h1", { class: "unseen", text: "Overview" }),
+    verdict.element,
     unphased.element,
     top.element,
     h("div", { class: "columns" }, parts.imbalance.element, parts.rates.element),
@@ -54,7 +57,12 @@ export function create() {
     element,
     async refresh({ route, ranks, deployment, query, now, signal }) {
       const { server, model, phase } = query;
-      const view = await get("v1/view", query, signal);
+      const { start, end } = query;
+      const [view, judged] = await Promise.all([
+        get("v1/view", query, signal),
+        get("v1/verdict", { server, model, start: start ?? 0, end }, signal),
+      ]);
+      verdict.update(judged.verdicts[0]);
       if (now - trendAt >= TREND_EVERY_S || now < trendAt || trendOf !== `${server} ${model} ${phase}`) {
         trend = await get("v1/trend", { server, model, phase, step: 5, points: 60 }, signal);
         trendAt = now;

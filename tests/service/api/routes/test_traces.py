@@ -199,6 +199,28 @@ def test_what_another_worker_computed_again_after_a_preemption_is_the_last(servi
     assert service.get("/v1/traces/x1")["times_computed"] == [1, 1, 2, 2]
 
 
+def test_what_is_told_of_a_request_and_what_is_missing_of_it(service: Service) -> None:
+    who = {"pp_size": 2, "tp_size": 2, "role": "decode", "pool": "chat"}
+    push(service, part(1, who=who, computed_tokens=14, started_step=3, lora="sql", finish_reason="stop"))
+    [listed] = service.get("/v1/traces")["traces"]
+    for entry in (listed, service.get("/v1/traces/x1")):
+        assert (entry["role"], entry["pool"]) == ("decode", "chat")
+        assert (entry["lora"], entry["finish_reason"]) == ("sql", "stop")
+        assert (entry["missing_stages"], entry["missing_tokens"]) == (1, 4)
+
+
+def test_why_a_trace_is_not_there(service: Service) -> None:
+    def why(name: str) -> str:
+        response = service.client.get(f"/v1/traces/{name}")
+        assert problem(response, 404) == "no-such-trace"
+        return str(response.json()["detail"])
+
+    push(service, part(1, part=0, parts=2))
+    assert "parts of its trace came, others did not" in why("x1")
+    assert "it wasn't sampled" in why("x2")
+    assert "parts of" in why("x1.npz")
+
+
 def test_an_id_that_vllm_gave_twice_finds_the_newest_request(service: Service) -> None:
     for trace in (1, 2):
         push(service, part(trace, name="x1", request_id="same", tokens=10 * trace))

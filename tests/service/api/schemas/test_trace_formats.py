@@ -45,6 +45,14 @@ REQUEST = TraceOut(
     started_at=0.0,
     ended_at=0.0,
     stored_at=0.0,
+    role="",
+    pool="",
+    lora="",
+    finish_reason="",
+    accepted_drafts=0,
+    rejected_drafts=0,
+    missing_stages=0,
+    missing_tokens=0,
 )
 
 
