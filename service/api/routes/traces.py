@@ -43,6 +43,7 @@ from moescope.service.api.schemas.trace_shapes import (
     Wish,
     headers_of_form,
     in_form,
+    refuse_parts,
 )
 from moescope.service.api.schemas.traces import TraceDetail, TracePage, trace_out
 from moescope.service.live.producers import why_unavailable
@@ -84,6 +85,18 @@ _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
     },
 }
 _SAFE: Final = "!#$&'()*+,/:;=?@[] "  # in a header as they are, all but the per cent sign
+_WHY_ABSENT: Final[dict[Absence | None, str]] = {
+    None: "it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or was removed long ago.",
+    "incomplete": "parts of its trace came, others did not: they still come, or their worker was killed.",
+    "expired": "it was removed, its time to live was over (keep_traces_s).",
+    "evicted": "it was removed to make room for newer ones (store_mib).",
+}
+_BINARY: Final = {
+    TraceFormat.NPZ: trace_formats.as_npz,
+    TraceFormat.PARQUET: trace_tables.as_parquet,
+    TraceFormat.ARROW: trace_tables.as_arrow,
+    TraceFormat.RAW: trace_formats.as_raw,
+}
 
 
 def traces_router(state: LiveState, store: Store | None, turns: Turns, downloads: Downloads) -> APIRouter:
@@ -181,6 +194,7 @@ def _add_trace(
             depths = Depths(state.producers())
             shape = depths.shape_of((found.server, found.model), known, wish, request_id, layer)
             wanted = _within(layer, shape.depth)
+            refuse_parts(found, wish, wanted)
             traced = {item.layer for item in known}
             read = None if wanted is None else sorted(traced & set(wanted)) or [min(traced)]
             workers = _workers(existing(store), found, read)
