@@ -36,10 +36,10 @@ from moescope.service.api.routes.pools import pools_router
 from moescope.service.api.routes.probes import probes_router
 from moescope.service.api.routes.ranks import ranks_router
 from moescope.service.api.routes.rearrangements import rearrangements_router
+from moescope.service.api.routes.request_routing import request_routing_router
 from moescope.service.api.routes.requests import requests_router
 from moescope.service.api.routes.requests_by_adapter import requests_by_adapter_router
 from moescope.service.api.routes.requests_by_rank import requests_by_rank_router
-from moescope.service.api.routes.request_routing import request_routing_router
 from moescope.service.api.routes.session import session_router
 from moescope.service.api.routes.stragglers import stragglers_router
 from moescope.service.api.routes.trace_export import trace_export_router

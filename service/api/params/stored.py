@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.drift.baseline import Baseline, BaselineBook
-from moescope.service.store.interface import Absence, Store
+from moescope.service.store.interface import Absence
 
 T = TypeVar("T")
 NO_STORE: Final = "Start the service with --store FOLDER (MOESCOPE_STORE) to keep traces."

@@ -85,18 +85,6 @@ _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
     },
 }
 _SAFE: Final = "!#$&'()*+,/:;=?@[] "  # in a header as they are, all but the per cent sign
-_WHY_ABSENT: Final[dict[Absence | None, str]] = {
-    None: "it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or was removed long ago.",
-    "incomplete": "parts of its trace came, others did not: they still come, or their worker was killed.",
-    "expired": "it was removed, its time to live was over (keep_traces_s).",
-    "evicted": "it was removed to make room for newer ones (store_mib).",
-}
-_BINARY: Final = {
-    TraceFormat.NPZ: trace_formats.as_npz,
-    TraceFormat.PARQUET: trace_tables.as_parquet,
-    TraceFormat.ARROW: trace_tables.as_arrow,
-    TraceFormat.RAW: trace_formats.as_raw,
-}
 
 
 def traces_router(state: LiveState, store: Store | None, turns: Turns, downloads: Downloads) -> APIRouter:
