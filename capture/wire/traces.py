@@ -23,7 +23,7 @@ from moescope.capture.wire.codec import decode_versioned
 from moescope.capture.wire.schema import MAX_LAYERS, Count, MoeLayer, Name, Positive, Producer, Text
 
 TRACE_MAJOR: Final = 1
-TRACE_MINOR: Final = 3
+TRACE_MINOR: Final = 4
 TRACE_CONTENT_TYPE: Final = "application/vnd.moescope.trace+msgpack"
 
 MAX_PARTS: Final = 1 << 16
@@ -94,9 +94,13 @@ class TracePart(Struct, kw_only=True):
             Of cached positions that no entry has, the worker doesn't tell it.
         lora: the name of the request's LoRA adapter; empty: none, or the worker doesn't tell it.
         finish_reason: how the request ended; empty: the worker doesn't tell it.
+        started_step: the number of the request's first step, as in ``steps``: the same in all workers of the
+            deployment, also in one that had none of that step's rows. -1: the worker doesn't tell it.
+        computed_tokens: how many tokens of the whole trace the workers of this pipeline stage have together.
+            0: the worker doesn't tell it.
 
-    ``accepted_drafts``, ``taken_over``, ``lora`` and ``finish_reason`` came with minor 3. No worker tells
-    them yet.
+    ``accepted_drafts``, ``taken_over``, ``lora`` and ``finish_reason`` came with minor 3. Of these, workers
+    tell only ``taken_over`` yet. ``started_step`` and ``computed_tokens`` came with minor 4.
     """
 
     wire: tuple[int, int]
@@ -124,6 +128,8 @@ class TracePart(Struct, kw_only=True):
     taken_over: Annotated[list[TakenOver], Meta(max_length=MAX_TAKEN_OVER)] = []
     lora: Text = ""
     finish_reason: Literal["", "stop", "length", "abort", "error", "repetition"] = ""
+    started_step: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
+    computed_tokens: Count = 0
 
     @property
     def tokens(self) -> int:

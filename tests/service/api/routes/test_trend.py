@@ -62,3 +62,10 @@ def test_each_boundary_is_read_once_and_what_is_settled_never_again(tmp_path: Pa
         archive.asked.clear()
         assert known.points(later, wanted, [BORN + 1, *cuts])[1:] == points
         assert len(archive.asked) == 2 * RANKS  # of the one interval that is new
+        for few in (KnownIntervals(most=3), KnownIntervals(most_rates=3 * RANKS)):
+            assert few.points(later, wanted, cuts) == points
+            archive.asked.clear()
+            assert few.points(later, wanted, cuts[-4:]) == points[-3:]
+            assert not archive.asked
+            few.points(later, wanted, cuts[-5:])
+            assert len(archive.asked) == 2 * RANKS

@@ -64,7 +64,7 @@ def test_the_limit_is_the_settings_where_it_is_given(url: str, monkeypatch: pyte
         asked: list[int] = []
         monkeypatch.setattr(
             "moescope.service.store.clickhouse.store.keep_within",
-            lambda _, max_bytes, asked=asked: asked.append(max_bytes) or True,
+            lambda _, max_bytes, _now, asked=asked: asked.append(max_bytes) or True,
         )
         store = open_store(load_settings(None, {"store": url, **given}))
         store.maintain(BORN)
