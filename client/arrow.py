@@ -156,6 +156,8 @@ def _info(rows: _Rows, tokens: int) -> TraceInfo:
         "preemptions",
         "accepted_drafts",
         "rejected_drafts",
+        "missing_stages",
+        "missing_tokens",
     )
     times = ("started_at", "ended_at", "stored_at")
     named = {name: rows.first(name) for name in (*words, *numbers)}

@@ -23,6 +23,8 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True):
         prompt_tokens, cached_tokens, preemptions: as vLLM told them.
         outcome: ``ended`` or ``cut_off``.
         role, pool, lora, finish_reason: empty: there is none, or it isn't known.
+        accepted_drafts, rejected_drafts: tokens that were accepted drafts, and rows computed in vain.
+        missing_stages, missing_tokens: what workers have not brought (yet); 0 also where they don't tell.
     """
 
     request_id: str
@@ -44,6 +46,8 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str = ""
     accepted_drafts: int = 0
     rejected_drafts: int = 0
+    missing_stages: int = 0
+    missing_tokens: int = 0
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -78,8 +82,9 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def is_whole(self) -> bool:
-        """Every position from 0 to the last is there."""
-        return self.first_position == 0 and not (self.times_computed == 0).any()
+        """Every position from 0 to the last is there, in all layers that were observed."""
+        brought = not (self.info.missing_stages or self.info.missing_tokens)
+        return brought and self.first_position == 0 and not (self.times_computed == 0).any()
 
 
 class LeftOut(msgspec.Struct, frozen=True, kw_only=True):

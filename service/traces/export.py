@@ -153,7 +153,7 @@ def _of_one(found: TracedRequest, routing: Shaped, positions: int) -> Iterator[P
 
 def _listed(store: Store, query: TraceQuery, lora: str | None) -> Iterator[TracedRequest]:
     """All that match, page by page, newest first."""
-    page = replace(query, limit=PAGE)
+    page = replace(query, limit=PAGE, taken_over=False)
     while True:
         found = store.traced_requests(page)
         yield from (item for item in found if lora is None or item.lora == lora)
@@ -169,7 +169,7 @@ def _again(
     wanted = numbers.tolist()
     at = 0
     while at < len(wanted):
-        page = store.traced_requests(replace(query, before=wanted[at] + 1, limit=PAGE))
+        page = store.traced_requests(replace(query, before=wanted[at] + 1, limit=PAGE, taken_over=False))
         there = {item.number: item for item in page}
         reached = page[-1].number if len(page) == PAGE else 0
         while at < len(wanted) and wanted[at] >= reached:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.drift.baseline import Baseline, BaselineBook
-from moescope.service.store.interface import Absence, Store
+from moescope.service.store.interface import Absence
 
+T = TypeVar("T")
 NO_STORE: Final = "Start the service with --store FOLDER (MOESCOPE_STORE) to keep traces."
 """What to do where traces are wanted and there is no store."""
 
@@ -22,8 +23,8 @@ WHY_ABSENT: Final[dict[Absence | None, str]] = {
 _LARGEST_CURSOR: Final = (1 << 63) - 1  # a row's number is an int64
 
 
-def existing(store: Store | None) -> Store:
-    """The store.
+def existing(store: T | None) -> T:
+    """The store, or something that there is with every store.
 
     Raises:
         ProblemError: there is none (404).

@@ -43,6 +43,7 @@ from moescope.service.api.schemas.trace_shapes import (
     Wish,
     headers_of_form,
     in_form,
+    refuse_parts,
 )
 from moescope.service.api.schemas.traces import TraceDetail, TracePage, trace_out
 from moescope.service.live.producers import why_unavailable
@@ -181,6 +182,7 @@ def _add_trace(
             depths = Depths(state.producers())
             shape = depths.shape_of((found.server, found.model), known, wish, request_id, layer)
             wanted = _within(layer, shape.depth)
+            refuse_parts(found, wish, wanted)
             traced = {item.layer for item in known}
             read = None if wanted is None else sorted(traced & set(wanted)) or [min(traced)]
             workers = _workers(existing(store), found, read)

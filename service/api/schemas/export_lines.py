@@ -29,6 +29,8 @@ REQUEST_FIELDS: Final = (
     "preemptions",
     "accepted_drafts",
     "rejected_drafts",
+    "missing_stages",
+    "missing_tokens",
     "started_at",
     "ended_at",
     "stored_at",

@@ -6,7 +6,7 @@ from typing import Final
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.api.schemas.export_tables import TableShape
-from moescope.service.api.schemas.trace_shapes import Depths, Form, Wish, in_form
+from moescope.service.api.schemas.trace_shapes import Depths, Form, Wish, in_form, refuse_parts
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TracedRequest
 from moescope.service.store.worker_trace import WorkerTrace
@@ -75,6 +75,7 @@ class ExportReader:
             raise UnreadableError(_NOTHING)
         deployment = found.server, found.model
         shape = self._depths.shape_of(deployment, known, self._wish, found.request_id, self._layers)
+        refuse_parts(found, self._wish, self._layers)
         traced = {layer.layer for layer in known}
         read = None if self._layers is None else sorted(traced & {*self._layers}) or [min(traced)]
         routing = put_together(self._workers(found, read))

@@ -33,6 +33,8 @@ _NUMBERS: Final = (
     "preemptions",
     "accepted_drafts",
     "rejected_drafts",
+    "missing_stages",
+    "missing_tokens",
 )
 _TIMES: Final = ("started_at", "ended_at", "stored_at")
 

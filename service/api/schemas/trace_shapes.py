@@ -12,6 +12,7 @@ from fastapi import Query
 from moescope.capture.wire import MoeLayer
 from moescope.service.api.problems import ProblemError
 from moescope.service.live.producers import Deployment, ProducerState
+from moescope.service.store.records import TracedRequest
 from moescope.service.traces.forms import Shaped, VllmRouting, VllmShape, missing_runs
 
 MAX_DECODER_LAYERS: Final = 1024
@@ -159,6 +160,25 @@ class Depths:
             )
         return VllmShape(
             depth, max(layer.top_k for layer in layers), max(layer.num_experts for layer in layers)
+        )
+
+
+def refuse_parts(found: TracedRequest, wish: Wish, wanted: Collection[int] | None) -> None:
+    """A trace of which workers have not brought their part has no rows for it, perhaps none at its end.
+
+    Raises:
+        ProblemError: such a trace, where missing positions are to be refused (409). Of layers that are
+            ``wanted`` by their numbers it is known whether they are there, see :meth:`Depths.shape_of`.
+    """
+    stages = found.missing_stages if wanted is None else 0
+    if wish.missing is Missing.REFUSE and (stages or found.missing_tokens):
+        raise ProblemError(
+            409,
+            "trace-incomplete",
+            "Parts of the trace are missing",
+            f"Workers have not brought their parts of {found.request_id} (yet): {stages} pipeline stages and "
+            f"{found.missing_tokens} tokens are missing. vLLM's shape can't say so: ask again, or take "
+            "form=moescope, or missing=zero.",
         )
 
 

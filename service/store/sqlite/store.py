@@ -31,11 +31,13 @@ from moescope.service.store.records import (
     TraceShape,
     Usage,
 )
+from moescope.service.store.slots import ListedRequest, RequestSlots
 from moescope.service.store.sqlite import (
     account_rows,
     connections,
     continuation,
     gone,
+    slot_reading,
     trace_listing,
     traces,
 )
@@ -149,6 +151,16 @@ class SqliteStore:
         """The requests that match, newest first."""
         with self._readers.one() as connection:
             return trace_listing.traced_requests(connection, query, self._damage)
+
+    def listed(self, query: TraceQuery) -> list[ListedRequest]:
+        """The requests that match, newest first, with little of each."""
+        with self._readers.one() as connection:
+            return slot_reading.listed(connection, query)
+
+    def slots(self, numbers: Sequence[int]) -> list[RequestSlots]:
+        """The slots of these requests."""
+        with self._readers.one() as connection:
+            return slot_reading.slots(connection, numbers, self._damage)
 
     def why_absent(self, name: str) -> Absence | None:
         """Why no request of a name is found."""

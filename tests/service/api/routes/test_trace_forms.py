@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -143,6 +144,21 @@ def test_a_layer_whose_worker_sent_no_trace_is_no_dense_layer(service: Service) 
     assert "layer 3 not in this trace" in problem(vllm(service), 409, "layers-missing")
     np.testing.assert_array_equal(array(vllm(service, layer=[0, 1]))[:, 1, :2], experts_of(1, 3)[0])
     assert not array(vllm(service, missing="zero"))[:, 3].any()
+
+
+def test_a_trace_that_a_worker_has_not_brought_whole_is_refused(service: Service) -> None:
+    # The other tensor-parallel worker had the last two of its five tokens.
+    push(service, part(1, tokens=3, who={"tp_size": 2}, computed_tokens=5, started_step=7))
+    said = problem(vllm(service, decoder_layers=4), 409, "trace-incomplete")
+    assert "0 pipeline stages and 2 tokens are missing" in said
+    assert array(vllm(service, decoder_layers=4, missing="zero")).shape == (3, 4, 4)
+    answer = service.client.get("/v1/traces/export", params={"form": "vllm", "decoder_layers": 4})
+    assert "2 tokens are missing" in json.loads(answer.text)["left_out"]
+
+
+def test_a_stage_that_is_missing_is_refused_before_any_frame_came(service: Service) -> None:
+    push(service, part(1, 3, experts_of(1, 3)[:1], layers=[MoeLayer(1, 16, 2)], who={"pp_size": 2}))
+    assert "1 pipeline stages" in problem(vllm(service, decoder_layers=4), 409, "trace-incomplete")
 
 
 def test_layers_of_another_deployment_are_not_its_own(service: Service) -> None:
