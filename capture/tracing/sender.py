@@ -13,6 +13,7 @@ import numpy as np
 
 from moescope.capture.delivery.backoff import Backoff
 from moescope.capture.delivery.transport import DeliveryError, Transport
+from moescope.capture.protocol import MAX_NAME
 from moescope.capture.threads.throttled_log import ThrottledLog
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.tracing.buffer import Trace, cut
@@ -157,13 +158,14 @@ def encode_trace(
                 trace=trace.number,
                 part=part,
                 parts=len(starts),
-                request_id=trace.request_id[:256],
-                client_ids=[name[:256] for name in trace.client_ids],
+                request_id=trace.request_id[:MAX_NAME],
+                client_ids=[name[:MAX_NAME] for name in trace.client_ids],
                 outcome="cut_off" if trace.outcome == "cut_off" else "ended",
                 prompt_tokens=trace.prompt_tokens,
                 cached_tokens=trace.cached_tokens,
                 preemptions=trace.preemptions,
                 rejected_drafts=trace.rejected,
+                taken_over=trace.taken_over,
                 started_at_ns=trace.started_at_ns,
                 ended_at_ns=trace.ended_at_ns,
                 layers=list(layers),

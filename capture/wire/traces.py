@@ -99,8 +99,8 @@ class TracePart(Struct, kw_only=True):
         computed_tokens: how many tokens of the whole trace the workers of this pipeline stage have together.
             0: the worker doesn't tell it.
 
-    ``accepted_drafts``, ``taken_over``, ``lora`` and ``finish_reason`` came with minor 3. No worker tells
-    them yet. ``started_step`` and ``computed_tokens`` came with minor 4.
+    ``accepted_drafts``, ``taken_over``, ``lora`` and ``finish_reason`` came with minor 3. Of these, workers
+    tell only ``taken_over`` yet. ``started_step`` and ``computed_tokens`` came with minor 4.
     """
 
     wire: tuple[int, int]

@@ -36,11 +36,13 @@ from moescope.service.api.routes.pools import pools_router
 from moescope.service.api.routes.probes import probes_router
 from moescope.service.api.routes.ranks import ranks_router
 from moescope.service.api.routes.rearrangements import rearrangements_router
+from moescope.service.api.routes.request_routing import request_routing_router
 from moescope.service.api.routes.requests import requests_router
 from moescope.service.api.routes.requests_by_adapter import requests_by_adapter_router
 from moescope.service.api.routes.requests_by_rank import requests_by_rank_router
 from moescope.service.api.routes.session import session_router
 from moescope.service.api.routes.stragglers import stragglers_router
+from moescope.service.api.routes.trace_export import trace_export_router
 from moescope.service.api.routes.traces import traces_router
 from moescope.service.api.routes.trend import trend_router
 from moescope.service.api.routes.verdict import verdict_router
@@ -121,7 +123,9 @@ def create_app(
         requests_router(state, store, asker, turns, downloads),
         requests_by_rank_router(state, store, asker, turns, downloads),
         requests_by_adapter_router(state, store, asker, turns, downloads),
+        trace_export_router(state, store, turns, downloads),
         traces_router(state, store, turns, downloads),
+        request_routing_router(state, store, turns, downloads),
         coactivation_router(state, store, turns),
         ranks_router(state, turns),
         pools_router(state, settings, turns),

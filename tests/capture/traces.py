@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from moescope.capture.counting.staging import TraceStaging, copy_traced_rows
+from moescope.capture.seam.block_tables import StepBlocks
 from moescope.capture.seam.ends import NO_END, RequestEnd
 from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.requests import NewRequest, StepRequests
@@ -59,6 +60,7 @@ class Driver:
         outcome: StepOutcome | None = None,
         ahead: int = 0,
         end: RequestEnd = NO_END,
+        blocks: StepBlocks | None = None,
     ) -> list[torch.Tensor]:
         """Run a step of requests with (first position, tokens); returns the ids of each layer's call.
 
@@ -67,6 +69,7 @@ class Driver:
             outcome: tells what the step samples.
             ahead: by how much the scheduler overrates the first positions.
             end: of the requests that are new.
+            blocks: what the step changes in the tables of blocks.
         """
         new = [
             NewRequest(name, 4, first, name in opted_in, end)
@@ -82,7 +85,7 @@ class Driver:
             num_tokens={name: count for name, (_, count) in tokens.items()},
             drafts=drafts or {},
         )
-        self.tracer.begin_step(step)
+        self.tracer.begin_step(step, blocks)
         if ordered:
             names = list(tokens) if order is None else order
             self.tracer.take_order(order_requests(names, step.num_tokens), self.steps)

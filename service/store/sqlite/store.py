@@ -187,6 +187,7 @@ class SqliteStore:
     def maintain(self, now: float, history_now: float | None = None) -> None:
         """Roll up and remove what is due."""
         self._presence.check()
+        self._readers.recent.forget()  # what is removed is soon in no memory either
         history_ms = account_rows.to_ms(now if history_now is None else history_now)
         with connections.failures(self._path):
             kept: set[int] = set()

@@ -11,7 +11,7 @@ from moescope.capture.delivery.backoff import Backoff
 from moescope.capture.delivery.transport import DeliveryError
 from moescope.capture.tracing.sender import TraceSender, encode_trace
 from moescope.capture.wire import TRACE_DROPS, Producer
-from moescope.capture.wire.traces import TracePart, decode_part
+from moescope.capture.wire.traces import TakenOver, TracePart, decode_part
 from tests.capture.traces import LAYERS, Driver
 
 WHO = Producer(server="s", model="m", dp_rank=0, dp_size=1)
@@ -129,3 +129,11 @@ def test_stopping_sends_what_is_left(driver: Driver, wire: Wire) -> None:
     sender.stop(5)
     assert len(wire.parts) == 3
     assert wire.closed
+
+
+def test_each_part_says_whose_computation_was_taken_over(driver: Driver) -> None:
+    trace = driver.assembly.closed[0]
+    trace.taken_over = [TakenOver(0, 8, "a"), TakenOver(8, 4, "", "not_traced")]
+    parts = [decode_part(part) for part in encode_trace(trace, driver.layers, WHO, 7, part_bytes=10)]
+    assert len(parts) > 1
+    assert all(part.taken_over == trace.taken_over for part in parts)

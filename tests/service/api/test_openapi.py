@@ -47,6 +47,8 @@ ANSWERS: list[tuple[str, str, dict[str, Any]]] = [
     ("/v1/requests/histogram", "/v1/requests/histogram", {}),
     ("/v1/requests/similar", "/v1/requests/similar", {"like": "x1"}),
     ("/v1/requests/unusual", "/v1/requests/unusual", {}),
+    ("/v1/requests/{request_id}/routing", "/v1/requests/x1/routing", {}),
+    ("/v1/requests/{request_id}/routing.{suffix}", "/v1/requests/x1/routing.json", {}),
     ("/v1/stragglers", "/v1/stragglers", SERIES),
     ("/v1/traces", "/v1/traces", {"limit": 1}),
     ("/v1/traces/{request_id}", "/v1/traces/x1", {}),
