@@ -149,7 +149,8 @@ class BlockOrigins:
         self._given = given
 
     def _reset(self, layout: BlockLayout) -> None:
-        self._given = self._layout = layout
+        self._given: BlockLayout = layout
+        self._layout = layout
         self._writer: Int32Array = np.full(layout.blocks, _code(self._unseen), np.int32)
         self._place: Int32Array = np.zeros(layout.blocks, np.int32)
         self._low: Int32Array = np.zeros(layout.blocks, np.int32)
@@ -169,14 +170,13 @@ class BlockOrigins:
         first, offset = divmod(computed, self._layout.block_size)
         if step.loads:
             self._note(blocks[:first], 0, _code(KV_TRANSFER))
-        if offset:
-            block = blocks[first]
-            before = _code(KV_TRANSFER) if step.loads else self._label_of(block, first)
-            if block in step.copies:
-                copied.append((block, step.copies[block]))
+        block, before = (blocks[first], self._label_of(blocks[first], first)) if offset else (-1, 0)
         self._note(blocks[first:], first, label)
         if offset:
-            self._low[block], self._before[block] = offset, before
+            self._low[block] = offset
+            self._before[block] = _code(KV_TRANSFER) if step.loads else before
+            if block in step.copies:
+                copied.append((block, step.copies[block]))
         self._live[name] = _Live(label, len(blocks))
 
     def _append(self, name: str, added: Sequence[int]) -> None:
