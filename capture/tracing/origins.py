@@ -102,7 +102,8 @@ class BlockOrigins:
 
     def __init__(self) -> None:
         self._unseen = NOT_SEEN
-        self._reset(BlockLayout(why=NOT_SEEN))
+        self._given = self._layout = BlockLayout(why=NOT_SEEN)
+        self._reset(self._layout)
 
     def take(self, event: BlocksOfStep | BlocksReceived) -> None:
         """What happened next."""
@@ -149,8 +150,7 @@ class BlockOrigins:
         self._given = given
 
     def _reset(self, layout: BlockLayout) -> None:
-        self._given: BlockLayout = layout
-        self._layout = layout
+        self._given = self._layout = layout
         self._writer: Int32Array = np.full(layout.blocks, _code(self._unseen), np.int32)
         self._place: Int32Array = np.zeros(layout.blocks, np.int32)
         self._low: Int32Array = np.zeros(layout.blocks, np.int32)
@@ -170,13 +170,15 @@ class BlockOrigins:
         first, offset = divmod(computed, self._layout.block_size)
         if step.loads:
             self._note(blocks[:first], 0, _code(KV_TRANSFER))
-        block, before = (blocks[first], self._label_of(blocks[first], first)) if offset else (-1, 0)
-        self._note(blocks[first:], first, label)
-        if offset:
-            self._low[block] = offset
-            self._before[block] = _code(KV_TRANSFER) if step.loads else before
+        if not offset:
+            self._note(blocks[first:], first, label)
+        else:
+            block = blocks[first]
+            before = _code(KV_TRANSFER) if step.loads else self._label_of(block, first)
             if block in step.copies:
                 copied.append((block, step.copies[block]))
+            self._note(blocks[first:], first, label)
+            self._low[block], self._before[block] = offset, before
         self._live[name] = _Live(label, len(blocks))
 
     def _append(self, name: str, added: Sequence[int]) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 
-from moescope.capture.wire import MoeLayer, Placement
+from moescope.capture.wire import Int64Array, MoeLayer, Placement
 from moescope.service.drift.baseline import PREVIOUS_HOUR
 from moescope.service.drift.measure import LayerDrift
 from moescope.service.drift.watch import Drifted
 from moescope.service.live.producers import ProducerSpan
+from moescope.service.measures.arrays import FloatArray
 from moescope.service.measures.chance import above_mean_by_chance
 from moescope.service.verdict.facts import Balance, Dp, Drift, Facts, LayerFacts, Steps
 from moescope.service.verdict.gaps import gaps_of
@@ -20,6 +21,7 @@ from moescope.service.verdict.sentences import duration
 from moescope.service.verdict.thresholds import CHANCE, LEAST_SECONDS, LEAST_STEPS, WAITING
 from moescope.service.windows.assessment import Assessment, assess
 from moescope.service.windows.expert_ep_ranks import ep_ranks_of_experts
+from moescope.service.windows.hot_spots import hot_spot
 from moescope.service.windows.seconds import longest
 from moescope.service.windows.silence import silence_of
 from moescope.service.windows.step_window import Cost, cost_of, straggler_cost
@@ -121,32 +123,24 @@ def _balance(found: Assessment, placements: Callable[[], Placements]) -> Balance
             waiting=float(most[i] - mean[i]),
         )
         if placed is not None:
-            facts = _with_expert(facts, layer.shape, layer.counts.sum(axis=0), placed)
+            facts = _with_expert(facts, layer.shape, layer.counts.sum(axis=0), slots[i], placed)
         layers.append(facts)
     ranks = slots.sum(axis=0) / slots.sum(axis=0).mean()
     return Balance(tuple(layers), ratio, tuple(ranks.tolist()))
 
 
 def _with_expert(
-    facts: LayerFacts, shape: MoeLayer, counts: np.ndarray, placements: Placements
+    facts: LayerFacts, shape: MoeLayer, counts: Int64Array, slots: FloatArray, placements: Placements
 ) -> LayerFacts:
     """With the busiest expert of the busiest rank, of those that have copies on no other rank."""
-    owners = ep_ranks_of_experts(shape, placements)
-    if owners is None:
+    found = hot_spot(counts, slots, ep_ranks_of_experts(shape, placements))
+    if found is None or not found.owned or facts.waiting <= 0:
         return facts
-    mine = np.flatnonzero(np.array(owners) == facts.rank)
-    if not mine.size or facts.waiting <= 0:
-        return facts
-    expert = int(mine[np.argmax(counts[mine])])
-    fair = float(counts.mean())
-    return LayerFacts(
-        layer=facts.layer,
-        ratio=facts.ratio,
-        rank=facts.rank,
-        waiting=facts.waiting,
-        expert=expert,
-        expert_over_fair=float(counts[expert]) / fair,
-        expert_part=(float(counts[expert]) - fair) / facts.waiting,
+    return replace(
+        facts,
+        expert=found.expert,
+        expert_over_fair=found.over_fair,
+        expert_part=(float(counts[found.expert]) - float(counts.mean())) / facts.waiting,
     )
 
 
@@ -159,7 +153,7 @@ def _steps(cost: Cost) -> Steps | None:
         cost=share,
         joined=max((stage.joined for stage in cost.stages.values()), default=0),
         busiest=tuple((hottest / max(hottest.sum(), 1e-300)).tolist()),
-        caused=tuple(caused.tolist()),
+        caused=tuple((caused / max(caused.sum(), 1e-300)).tolist()),
     )
 
 

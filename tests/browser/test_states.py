@@ -165,7 +165,7 @@ def test_a_lone_sample_between_gaps_shows(empty: Serving, clock: Clock, watched:
     assert any(known)
     assert not any(map(all, pairwise(known)))
     page = watched.open(empty.url)
-    chart = page.get_by_role("img", name="Imbalance ratio over EP ranks over the last five minutes")
+    chart = page.get_by_role("img", name="Imbalance ratio over EP ranks over time")
     expect(chart.locator("canvas")).to_be_visible()
     of_the_line = """canvas => {
       const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);

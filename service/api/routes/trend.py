@@ -6,8 +6,9 @@ import math
 import threading
 from collections.abc import Sequence
 from itertools import groupby, pairwise
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
+import numpy as np
 from fastapi import APIRouter, Query, Response
 
 from moescope.service.api.limits.turns import Turns
@@ -31,7 +32,7 @@ from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.compact import answer, compact_absent, described
 from moescope.service.api.schemas.trend import Trend
 from moescope.service.api.schemas.windows import layers_now, partial_now
-from moescope.service.live.producers import Deployment
+from moescope.service.live.producers import Deployment, heard_last
 from moescope.service.live.state import LiveState
 from moescope.service.measures.summary import Summary
 from moescope.service.windows.health import absent_layers
@@ -54,9 +55,15 @@ PointsParam = Annotated[
         f"`step` before `end`. Absent, without `start`: {DEFAULT_POINTS}.",
     ),
 ]
+PartsParam = Annotated[
+    list[Literal["ep_ranks"]] | None,
+    Query(description="What to add: `ep_ranks`, the load of each EP rank, interval by interval."),
+]
+MAX_LOADS: Final = 1 << 16
+"""Loads of EP ranks in an answer: ranks x intervals."""
 _REMEMBERED: Final = 4096
 _REMEMBERED_RATES: Final = 1 << 18
-"""Of DP ranks, over all intervals that are remembered: some 16 MiB."""
+"""Of DP and EP ranks, over all intervals that are remembered: some 16 MiB."""
 _SETTLED_S: Final = 60.0
 """Seconds after an interval's end until later frames change nothing in it: who fell silent, a broken law."""
 _NO_SAMPLE: Final = Summary()
@@ -69,7 +76,7 @@ class KnownIntervals:
 
     Args:
         most: how many, at most.
-        most_rates: of how many DP ranks in all of them together, at most.
+        most_rates: of how many DP and EP ranks in all of them together, at most.
     """
 
     def __init__(self, most: int = _REMEMBERED, most_rates: int = _REMEMBERED_RATES) -> None:
@@ -112,8 +119,8 @@ class KnownIntervals:
 
 
 def _rates_of(point: TrendPoint) -> int:
-    """DP ranks of which something is known in an interval, or known to be unknown."""
-    return len(point.rates) + len(point.waiting) + len(point.unknown)
+    """DP ranks of which something is known in an interval, or known to be unknown, and EP ranks' loads (float32)."""
+    return len(point.rates) + len(point.waiting) + len(point.unknown) + len(point.ep_loads) // 4
 
 
 def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:
@@ -138,6 +145,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
         end: EndParam = None,
         step: StepParam = "5s",
         points: PointsParam = None,
+        parts: PartsParam = None,
     ) -> Response:
         """Tokens per second of each DP rank and the imbalance over EP ranks, interval by interval.
 
@@ -148,7 +156,9 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             _check_named(state, deployment, layer, dp_rank)
         now = state.now()
         length, cuts = _cuts(parse_bounds(start, end, now), step, points, now)
-        wanted = TrendWish(deployment, phase, dp_rank, frozenset(layer) if layer else None)
+        ep_size = heard_last(state.producers(deployment)).ep_size if parts else 0
+        _check_loads(ep_size, len(cuts) - 1)
+        wanted = TrendWish(deployment, phase, dp_rank, frozenset(layer) if layer else None, bool(parts))
         found = filled(cache.points(state, wanted, cuts))
         ranks = sorted({rank for point in found for rank in (*point.rates, *point.unknown)})
         summaries = [point.imbalance or _NO_SAMPLE for point in found]
@@ -168,6 +178,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             absent=compact_absent(_absent(state, deployment)),
             partial=partial_now(state, deployment),
             conflict=next((point.conflict for point in reversed(found) if point.conflict), None),
+            ep_ranks=_ep_ranks(found) if parts else None,
         )
         return answer(result)
 
@@ -202,6 +213,28 @@ def _cuts(bounds: Bounds, step: str, points: int | None, now: float) -> tuple[fl
             f"It would have {count} intervals, {MAX_POINTS} are allowed: give a longer step, or less.",
         )
     return length, [last - length * i for i in reversed(range(count + 1))]
+
+
+def _check_loads(ep_size: int, intervals: int) -> None:
+    """Check that there are not too many loads of EP ranks.
+
+    Raises:
+        ProblemError: there are (400).
+    """
+    if ep_size * intervals > MAX_LOADS:
+        raise ProblemError(
+            400,
+            "too-many-steps",
+            "The trend would be too long",
+            f"Of {ep_size} EP ranks an answer has {MAX_LOADS // ep_size} intervals at most: ask for less.",
+        )
+
+
+def _ep_ranks(found: Sequence[TrendPoint]) -> list[list[float | None]]:
+    """Loads by EP rank, then by interval."""
+    loads = [np.frombuffer(point.ep_loads, dtype=np.float32).tolist() for point in found]
+    size = max(map(len, loads))
+    return [[round(each[rank], 4) if rank < len(each) else None for each in loads] for rank in range(size)]
 
 
 def _check_named(

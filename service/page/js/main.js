@@ -5,10 +5,11 @@ import { buildControls } from "./controls.js";
 import { h, setAttribute, setText } from "./dom.js";
 import { time, timeZone } from "./format.js";
 import { brokenLaw, partText } from "./health.js";
+import { bindHelp } from "./help.js";
 import { follow } from "./live.js";
 import { empty, failure, loading, unknown } from "./messages.js";
 import { phaseOf } from "./phase.js";
-import { bounds, link, read } from "./route.js";
+import { bounds, DEFAULT_WINDOW, link, read } from "./route.js";
 import { showSilence, silentFor } from "./silence.js";
 import { signIn } from "./signin.js";
 import { bindToggle } from "./theme.js";
@@ -109,7 +110,8 @@ async function draw(signal) {
   }
   if (name !== shown.name) showView(name);
   const ranks = await get("v1/ranks", {}, signal);
-  const deployment = controls.update(route, ranks, VIEWS[name]);
+  const deployment = controls.update(route, ranks, VIEWS[name], now);
+  if (deployment) settle(route, deployment);
   const { past } = bounds(route.params);
   silence = deployment?.silence ?? null;
   showSilence(past ? null : silence, VIEWS[name].title);
@@ -131,6 +133,17 @@ async function draw(signal) {
     main.replaceChildren(shown.view.element);
     shown.ready = true;
   }
+}
+
+/** The address always names deployment and window, so that it shows the same when others report too. */
+function settle(route, { server, model }) {
+  const { params } = route;
+  const missing = {};
+  if (!params.has("server") || !params.has("model")) Object.assign(missing, { server, model });
+  if (!params.has("window") && !bounds(params).past) missing.window = DEFAULT_WINDOW;
+  if (!Object.keys(missing).length) return;
+  history.replaceState(null, "", link(route.view, missing));
+  for (const [key, value] of Object.entries(missing)) params.set(key, value);
 }
 
 /** An address that names no view. */
@@ -186,6 +199,12 @@ window.addEventListener("hashchange", () => {
 document.getElementById("skip")?.addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
+});
+const theme = /** @type {HTMLElement} */ (document.getElementById("theme"));
+bindHelp(/** @type {HTMLElement} */ (document.getElementById("help")), {
+  views: () => nav.querySelectorAll("a"),
+  window: () => document.querySelector("#controls select[aria-label=Window]"),
+  theme,
 });
 bindToggle(/** @type {HTMLButtonElement} */ (document.getElementById("theme")));
 follow(

@@ -30,6 +30,7 @@ from moescope.service.store.codec import (
     encode_account,
     encode_totals,
 )
+from moescope.service.store.packed import pack, unpack
 from tests.service.frames import EPOCH, frame, halves, placement, producer
 
 OLD = Path(__file__).parent / "sqlite" / "upgrade" / "schema3.sqlite"
@@ -74,6 +75,19 @@ def account(phased: bool = True) -> Account:
 def test_totals_come_back() -> None:
     totals = account().totals
     assert_same(decode_totals(encode_totals(totals)), totals)
+
+
+def test_who_caused_waiting_is_nobody_in_totals_of_before_it_was_counted() -> None:
+    packed = pack(account().totals)
+    assert packed.stragglers is not None
+    old = msgspec.structs.replace(packed.stragglers, caused=None)
+    before = unpack(msgspec.structs.replace(packed, stragglers=old)).stragglers
+    now = unpack(packed).stragglers
+    assert before is not None
+    assert now is not None
+    assert now.caused.sum() > 0
+    assert not before.caused.any()
+    assert now.plus(before).caused.tolist() == now.caused.tolist()
 
 
 def test_parts_of_slots_come_back_exactly() -> None:
