@@ -112,6 +112,7 @@ class CaptureSession:
             unavailable=unavailable.reasons,
             absent=survey.absent,
             absent_unnamed=survey.absent_unnamed,
+            decoder_layers=survey.decoder_layers,
             drafts=lambda: Drafts() if self._drafts is None else self._drafts.so_far,
         )
         self._sender = FrameSender(

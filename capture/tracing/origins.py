@@ -102,7 +102,8 @@ class BlockOrigins:
 
     def __init__(self) -> None:
         self._unseen = NOT_SEEN
-        self._reset(BlockLayout(why=NOT_SEEN))
+        self._given = self._layout = BlockLayout(why=NOT_SEEN)
+        self._reset(self._layout)
 
     def take(self, event: BlocksOfStep | BlocksReceived) -> None:
         """What happened next."""
@@ -169,13 +170,14 @@ class BlockOrigins:
         first, offset = divmod(computed, self._layout.block_size)
         if step.loads:
             self._note(blocks[:first], 0, _code(KV_TRANSFER))
-        if offset:
+        if not offset:
+            self._note(blocks[first:], first, label)
+        else:
             block = blocks[first]
             before = _code(KV_TRANSFER) if step.loads else self._label_of(block, first)
             if block in step.copies:
                 copied.append((block, step.copies[block]))
-        self._note(blocks[first:], first, label)
-        if offset:
+            self._note(blocks[first:], first, label)
             self._low[block], self._before[block] = offset, before
         self._live[name] = _Live(label, len(blocks))
 

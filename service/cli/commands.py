@@ -18,6 +18,7 @@ from moescope.service.cli.options import Deployment, url_of_environment, url_of_
 from moescope.service.cli.placement import PLACEMENT_HELP, placement
 from moescope.service.cli.pools import POOLS_HELP, pools
 from moescope.service.cli.report import REPORT_HELP, report
+from moescope.service.cli.requests import requests_group
 from moescope.service.cli.serve import SERVE_HELP, serve
 from moescope.service.cli.show import (
     BALANCE_HELP,
@@ -73,6 +74,7 @@ def command_line() -> typer.Typer:
     add_command(app, report, REPORT_HELP)
     add_command(app, simulate, SIMULATE_HELP)
     app.add_typer(traces_group(), name="traces")
+    app.add_typer(requests_group(), name="requests")
     add_command(app, check_config, CHECK_HELP, name="check-config")
     add_command(app, token, MAKE_HELP)
     add_command(app, backup, BACKUP_HELP)

@@ -55,6 +55,8 @@ Examples:
 
   moescope simulate --replicas 4 --pool chat --roles    two compute prefill, two decode; see moescope pools
 
+  moescope simulate --unseen 5 --disabled 1 --twice 2   faults of capture, to see what is said of them
+
   moescope simulate --lost-steps 0.1                    ranks lose the loads of a tenth of their steps
 
   moescope simulate --trace-rate 0.002                  of 2 requests in 1000 the trace; wants serve --store

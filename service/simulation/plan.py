@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moescope.service.simulation.crowd import Crowd
+from moescope.service.simulation.faults import Faults
 from moescope.service.simulation.routing import Habits, Shape
 
 Role = Literal["", "prefill", "decode"]
@@ -66,6 +67,7 @@ class Plan:
         rearrange_s: seconds between rearrangements of experts by load, as EPLB would do them; None: never.
         uncovered: decoder layers that are reported as not seen.
         absent: decoder layers that are reported as not found in the model.
+        faults: what is wrong with capture and workers.
         trace_rate: share of the requests that are traced. A request has 240 tokens on average.
         seed: seed of everything random.
 
@@ -98,6 +100,7 @@ class Plan:
     rearrange_s: float | None = None
     uncovered: tuple[int, ...] = ()
     absent: tuple[int, ...] = ()
+    faults: Faults = field(default_factory=Faults)
     trace_rate: float = 0.0
     seed: int = 0
 
@@ -126,6 +129,15 @@ class Plan:
         for outage in self.outages:
             if not 0 <= outage.rank < self.ranks:
                 raise ValueError(f"rank {outage.rank} can't fail: ranks are 0..{self.ranks - 1}")
+        faults = self.faults
+        for rank in (*faults.disabled, *faults.missing, *faults.twice, *faults.no_loads):
+            if not 0 <= rank < self.ranks:
+                raise ValueError(f"there is no rank {rank}: ranks are 0..{self.ranks - 1}")
+        for layer in (*faults.unseen, *faults.miscounted):
+            if layer not in self.covered_layers:
+                raise ValueError(
+                    f"layer {layer} is no MoE layer that is seen: those are {self.covered_layers}"
+                )
         shares = {"trace rate": self.trace_rate, "draft share": self.draft_share}
         for name, share in (shares | {"draft acceptance": self.draft_acceptance}).items():
             if not 0 <= share <= 1:

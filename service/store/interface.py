@@ -16,6 +16,7 @@ from moescope.service.store.records import (
     TraceShape,
     Usage,
 )
+from moescope.service.store.slots import ListedRequest, RequestSlots
 from moescope.service.store.worker_trace import WorkerTrace
 
 Absence = Literal["incomplete", "expired", "evicted"]
@@ -62,6 +63,15 @@ class Store(Protocol):
 
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
         """The requests that match, newest first, ``query.limit`` at most."""
+
+    def listed(self, query: TraceQuery) -> list[ListedRequest]:
+        """The same requests as :meth:`traced_requests`, with little of each: for many of them."""
+
+    def slots(self, numbers: Sequence[int]) -> list[RequestSlots]:
+        """The slots of these requests, 64 at most, rising; for requests below ``slots.LONG`` tokens.
+
+        One that is gone, or can't be read as a whole, is left out; the latter is told in the log.
+        """
 
     def why_absent(self, name: str) -> Absence | None:
         """Why no request of a name is found; None: none came, or it was removed so long ago that it is

@@ -131,7 +131,8 @@ class TraceQuery:
     ``start`` and ``end`` bound when a trace was stored, seconds of Unix time; ``expert`` needs ``layer``;
     ``before`` is the number of the last trace on the page before. ``weights_version``: that version of the
     weights computed some of its tokens. ``taken_over``: whether the requests found have theirs; it may be
-    long, so lists do without.
+    long, so lists do without. ``lora``: only requests of this adapter; empty: only those of none that is
+    known. ``numbers``: only requests with one of these numbers.
     """
 
     server: str | None = None
@@ -146,6 +147,8 @@ class TraceQuery:
     before: int | None = None
     limit: int = 100
     weights_version: int | None = None
+    lora: str | None = None
+    numbers: tuple[int, ...] | None = None
     taken_over: bool = True
 
 

@@ -72,7 +72,8 @@ class Waiting:
             return batch, self._closed and not self._first and not self._parts
 
     def _take_parts(self) -> list[Item]:
-        batch, taken = [], 0
+        batch: list[Item] = []
+        taken = 0
         while self._parts and len(batch) < MAX_BATCH and taken < PART_BYTES:
             nbytes, item = self._parts.popleft()
             taken += nbytes

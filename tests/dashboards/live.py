@@ -18,12 +18,14 @@ from tests.prometheus import running_prometheus
 
 RULES = Path(__file__).parents[2] / "dashboards" / "rules"
 # Ranges, offsets and `for` of the rules, at one scrape a second.
-QUICK = {"1d": "12s", "3h": "6s", "1h": "12s", "30m": "4s", "15m": "5s", "10m": "5s", "5m": "5s", "2m": "3s"}
+QUICK = {"1d": "12s", "3h": "6s", "1h": "12s", "30m": "4s"}
+QUICK |= {"15m": "5s", "10m": "5s", "5m": "5s", "3m": "3s", "2m": "3s"}
 
 
 def quickened(text: str) -> str:
     """The rules with seconds for minutes; everything else as it is."""
-    text = re.sub(r"\[(\w+)\]", lambda found: f"[{QUICK[found[1]]}]", text)
+    text = re.sub(r"\[(\w+):1m\]", lambda found: f"[{QUICK[found[1]]}:1s]", text)
+    text = re.sub(r"\[(\d+[mhd])\]", lambda found: f"[{QUICK[found[1]]}]", text)
     text = re.sub(r"offset (\w+)", lambda found: f"offset {QUICK[found[1]]}", text)
     return re.sub(r"(?m)^( +)(for|interval): \w+$", r"\1\2: 1s", text)
 

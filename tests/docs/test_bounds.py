@@ -15,6 +15,8 @@ from moescope.service.api.schemas.coactivation import MAX_MATRIX
 from moescope.service.drift.baseline import MAX_BASELINES
 from moescope.service.settings import Settings
 from moescope.service.traces.coactivation import MAX_EXPERTS
+from moescope.service.traces.finding import MAX_PARTS, MAX_REFERENCES
+from moescope.service.traces.plan import MAX_RUNS
 from moescope.service.traces.routing import MAX_POSITIONS
 from moescope.service.verdict.desk import MOST_KEPT
 
@@ -40,6 +42,7 @@ def test_every_answer_has_a_bound() -> None:
     ("path", "numbers"),
     [
         ("/v1/traces/{request_id}", [MAX_POSITIONS]),
+        ("/v1/requests/{request_id}/routing", [MAX_PARTS, MAX_REFERENCES, MAX_RUNS]),
         ("/v1/coactivation", [MAX_EXPERTS, MAX_MATRIX, coactivation._AT_ONCE]),
         ("/v1/histogram", [histogram.MAX_NUMBERS, query.MAX_STEPS]),
         ("/v1/stragglers", [stragglers.MAX_WORK, stragglers.MAX_CELLS]),

@@ -22,7 +22,7 @@ from moescope.service.store.sqlite.store import FILE
 from tests.e2e.cluster import DP2_EP2, Cluster, Request, prompts
 from tests.e2e.reading import forward_passes, last_frames
 from tests.e2e.stragglers import assert_rise, settled_stragglers, sums_of
-from tests.e2e.traces import all_traces, assert_sums, npz, parts_of, settled
+from tests.e2e.traces import all_traces, assert_sums, joined, npz, parts_of, settled
 from tests.step_loads import step_loads
 
 pytestmark = pytest.mark.e2e
@@ -142,6 +142,17 @@ def test_a_trace_names_who_computed_its_cached_prefix(tracing: Cluster) -> None:
         np.testing.assert_array_equal(
             np.sort(filled[: len(prompt)]), np.sort(expected["routed_experts"][: len(prompt)])
         )
+        whole = joined(tracing, name)
+        np.testing.assert_array_equal(whole["routed_experts"], filled)
+        assert whole["missing"] == []
+        assert [
+            (
+                item["positions"][0][0],
+                item["positions"][0][1] - item["positions"][0][0],
+                client_ids(item["request_id"])[-1],
+            )
+            for item in whole["parts"][1:]
+        ] == said[name]
 
 
 def complete(cluster: Cluster, name: str, prompt: list[int], salt: str) -> None:

@@ -63,9 +63,7 @@ MAX_LOADS: Final = 1 << 16
 """Loads of EP ranks in an answer: ranks x intervals."""
 _REMEMBERED: Final = 4096
 _REMEMBERED_RATES: Final = 1 << 18
-"""Of DP ranks, over all intervals that are remembered: some 16 MiB."""
-_REMEMBERED_RANKS: Final = 512
-"""EP ranks of an interval that is kept, at most: so loads that are kept take 8 MiB."""
+"""Of DP and EP ranks, over all intervals that are remembered: some 16 MiB."""
 _SETTLED_S: Final = 60.0
 """Seconds after an interval's end until later frames change nothing in it: who fell silent, a broken law."""
 _NO_SAMPLE: Final = Summary()
@@ -78,7 +76,7 @@ class KnownIntervals:
 
     Args:
         most: how many, at most.
-        most_rates: of how many DP ranks in all of them together, at most.
+        most_rates: of how many DP and EP ranks in all of them together, at most.
     """
 
     def __init__(self, most: int = _REMEMBERED, most_rates: int = _REMEMBERED_RATES) -> None:
@@ -109,11 +107,6 @@ class KnownIntervals:
             point = found[key] = point_of(spans, wanted, start, end)
             if end + _SETTLED_S < state.now():
                 self._remember(key, point)
-            with self._lock:
-                if end + _SETTLED_S < state.now() and len(point.ep_loads) <= 4 * _REMEMBERED_RANKS:
-                    self._points[key] = point
-                while len(self._points) > _REMEMBERED:
-                    del self._points[next(iter(self._points))]
         return found
 
     def _remember(self, key: _Key, point: TrendPoint) -> None:
@@ -126,8 +119,8 @@ class KnownIntervals:
 
 
 def _rates_of(point: TrendPoint) -> int:
-    """DP ranks of which something is known in an interval, or known to be unknown."""
-    return len(point.rates) + len(point.waiting) + len(point.unknown)
+    """DP ranks of which an interval knows something, or knows that it isn't known, and EP ranks with a load."""
+    return len(point.rates) + len(point.waiting) + len(point.unknown) + len(point.ep_loads) // 4
 
 
 def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:

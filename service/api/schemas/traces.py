@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from moescope.service.store.records import TracedRequest
+
 
 class TraceOut(BaseModel):
     """A traced request."""
@@ -36,6 +38,14 @@ class TraceOut(BaseModel):
     )
     missing_tokens: int = Field(
         description="Tokens that other tensor-parallel workers computed and did not bring (yet)."
+    )
+
+
+def trace_out(found: TracedRequest) -> TraceOut:
+    """A stored request as answers have it."""
+    return TraceOut.model_validate(
+        {name: getattr(found, name) for name in TraceOut.model_fields if name != "names"}
+        | {"names": list(found.names)}
     )
 
 

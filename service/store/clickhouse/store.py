@@ -18,7 +18,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from moescope.capture.wire.traces import TracePart
-from moescope.service.store.clickhouse import account_rows, gone, history, trace_listing, trace_rows, traces
+from moescope.service.store.clickhouse import (
+    account_rows,
+    gone,
+    history,
+    slot_reading,
+    trace_listing,
+    trace_rows,
+    traces,
+)
 from moescope.service.store.clickhouse.account_rows import Seen
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.limit import keep_within, nbytes
@@ -41,6 +49,7 @@ from moescope.service.store.records import (
     TraceShape,
     Usage,
 )
+from moescope.service.store.slots import ListedRequest, RequestSlots
 from moescope.service.store.worker_trace import WorkerTrace
 
 _LATE_MS: Final = 60_000  # how late a batch of another service may be, or how far its clock behind
@@ -151,6 +160,14 @@ class ClickHouseStore:
     def why_absent(self, name: str) -> Absence | None:
         """Why no request of a name is found."""
         return gone.why_absent(self._connection, name)
+
+    def listed(self, query: TraceQuery) -> list[ListedRequest]:
+        """The requests that match, newest first, with little of each."""
+        return trace_listing.listed(self._connection, query)
+
+    def slots(self, numbers: Sequence[int]) -> list[RequestSlots]:
+        """The slots of these requests."""
+        return slot_reading.slots(self._connection, numbers, self._damage)
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
         """For each part the shape of its trace by the parts that are kept."""

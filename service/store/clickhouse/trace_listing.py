@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.trace_rows import MOST, REQUEST, TRACE
 from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import TracedRequest, TraceQuery
+from moescope.service.store.slots import ListedRequest
 
 _FAR: Final = 1 << 62
+_TOKENS, _LORA = 12, 15  # their places in a row
 _REQUEST: Final = ", ".join(REQUEST)
 _TRACE: Final = ", ".join(TRACE)
 _COMPLETE: Final = f"FROM trace_part FINAL GROUP BY {_TRACE} HAVING count() = any(parts)"
@@ -18,28 +21,43 @@ _COMPLETE: Final = f"FROM trace_part FINAL GROUP BY {_TRACE} HAVING count() = an
 
 def traced_requests(connection: Connection, query: TraceQuery, damage: DamageLog) -> list[TracedRequest]:
     """See :class:`moescope.service.store.interface.Store`."""
-    where, parameters = _conditions(query)
-    rows = connection.rows(
-        f"SELECT {_REQUEST}, arrayDistinct(arrayFlatten(groupArray(who))), min(how), any(prompt), "
-        "any(cached), max(again), min(started), max(ended), min(stored) AS stored_first, "
-        "toInt64(max(shared)) AS tokens_of_it, max(in_role), max(in_pool), max(adapter), max(reason), "
-        "max(accepted), max(rejected), argMax(refs, length(refs)), "
-        "toInt64(greatest(0, max(stages) - count())), toInt64(sum(greatest(0, computed - shared))), "
-        f"min(first) AS number_of_it FROM ({_stages(where, query.taken_over)}) "
-        f"GROUP BY {_REQUEST}, life_of_it "
-        "HAVING tokens_of_it >= {least:Int64} AND stored_first >= {start:Int64} "
-        "AND stored_first <= {end:Int64} AND number_of_it < {before:Int64} "
-        "ORDER BY number_of_it DESC LIMIT {limit:Int64}",
-        "ttitTtiiiiiiittttiibiii",
-        parameters,
-    )
     found: list[TracedRequest] = []
-    for *row, number in rows:
+    for *row, number, _ in _rows(connection, query):
         try:
             found.append(TracedRequest.of_row((number, *row)))
         except ValueError as error:
             damage.request(row[3], error)
     return found
+
+
+def listed(connection: Connection, query: TraceQuery) -> list[ListedRequest]:
+    """See :class:`moescope.service.store.interface.Store`."""
+    rows = _rows(connection, replace(query, taken_over=False))
+    return [
+        ListedRequest(number, row[0], row[1], row[_TOKENS], row[_LORA], complete)
+        for *row, number, complete in rows
+    ]
+
+
+def _rows(connection: Connection, query: TraceQuery) -> list[Any]:
+    """The requests that match: fields of a traced request, its number, and how many complete traces."""
+    where, parameters = _conditions(query)
+    among = "" if query.numbers is None else "AND number_of_it IN {numbers:Array(Int64)} "
+    among += "" if query.lora is None else "AND adapter_of_it = {lora:String} "
+    return connection.rows(
+        f"SELECT {_REQUEST}, arrayDistinct(arrayFlatten(groupArray(who))), min(how), any(prompt), "
+        "any(cached), max(again), min(started), max(ended), min(stored) AS stored_first, "
+        "toInt64(max(shared)) AS tokens_of_it, max(in_role), max(in_pool), max(adapter) AS adapter_of_it, "
+        "max(reason), max(accepted), max(rejected), argMax(refs, length(refs)), "
+        "toInt64(greatest(0, max(stages) - count())), toInt64(sum(greatest(0, computed - shared))), "
+        f"min(first) AS number_of_it, toInt64(sum(complete)) FROM ({_stages(where, query.taken_over)}) "
+        f"GROUP BY {_REQUEST}, life_of_it "
+        "HAVING tokens_of_it >= {least:Int64} AND stored_first >= {start:Int64} "
+        f"AND stored_first <= {{end:Int64}} AND number_of_it < {{before:Int64}} {among}"
+        "ORDER BY number_of_it DESC LIMIT {limit:Int64}",
+        "ttitTtiiiiiiittttiibiiii",
+        parameters,
+    )
 
 
 def _stages(where: str, taken_over: bool) -> str:
@@ -68,12 +86,14 @@ def _stages(where: str, taken_over: bool) -> str:
     )
     workers = (
         f"SELECT {_REQUEST}, life_of_it, pp_rank, {same}, argMax(own, started) AS tokens_of_worker, "
-        "argMax(computed, started) AS computed_of_stage, min(started) AS began, max(ended) AS over "
+        "argMax(computed, started) AS computed_of_stage, min(started) AS began, max(ended) AS over, "
+        "count() AS complete_of_worker "
         f"FROM ({traces}) GROUP BY {_REQUEST}, life_of_it, pp_rank, tp_rank"
     )
     return (
         f"SELECT {_REQUEST}, life_of_it, {same}, sum(tokens_of_worker) AS shared, "
-        "max(computed_of_stage) AS computed, min(began) AS started, max(over) AS ended "
+        "sum(complete_of_worker) AS complete, max(computed_of_stage) AS computed, min(began) AS started, "
+        "max(over) AS ended "
         f"FROM ({workers}) GROUP BY {_REQUEST}, life_of_it, pp_rank"
     )
 
@@ -96,6 +116,10 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
         if value is not None:
             clauses.append(f"{name} = {{{name}:{kind}}}")
             parameters[name] = value
+    if query.lora is not None:
+        parameters["lora"] = query.lora
+    if query.numbers is not None:
+        parameters["numbers"] = list(query.numbers)
     if query.name is not None:
         clauses.append("has(names, {name:String})")
         parameters["name"] = query.name

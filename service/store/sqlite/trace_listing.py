@@ -60,14 +60,14 @@ def traced_requests(
     connection: sqlite3.Connection, query: TraceQuery, damage: DamageLog
 ) -> list[TracedRequest]:
     """See :class:`moescope.service.store.interface.Store`."""
-    clauses, values = _conditions(query)
+    clauses, values = conditions(query)
     if query.layer is None or query.expert is None:
         return _requests(connection, " AND ".join(clauses), [*values, query.limit], query, damage)
     found: list[int] = []
     before, look = _FAR, _FIRST_LOOK
     statement = _IDS.format(" AND ".join([*clauses, "id < ?"]))
     while len(found) < query.limit:
-        looked_at = _json(connection, statement, [*values, before, look])
+        looked_at = as_json(connection, statement, [*values, before, look])
         if not looked_at:
             break
         hit = _hit(connection, looked_at, query.layer, query.expert, damage)
@@ -125,7 +125,7 @@ def _requests(
     """The requests of these rows, newest first; what can't be read is left out."""
     references = "hex(taken_over)" if query.taken_over else "''"
     found: list[TracedRequest] = []
-    for row in sorted(_json(connection, _REQUESTS.format(references, where), values), reverse=True):
+    for row in sorted(as_json(connection, _REQUESTS.format(references, where), values), reverse=True):
         try:
             row[_TAKEN_OVER] = bytes.fromhex(row[_TAKEN_OVER])
             found.append(TracedRequest.of_row(row))
@@ -134,24 +134,32 @@ def _requests(
     return found
 
 
-def _json(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+def as_json(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+    """What a statement finds, whose one row is one text of JSON."""
     [(text,)] = connection.execute(statement, values).fetchall()
     return msgspec.json.decode(text, type=list[Any])
 
 
-def _conditions(query: TraceQuery) -> tuple[list[str], list[Any]]:
+def conditions(query: TraceQuery) -> tuple[list[str], list[Any]]:
+    """What must be true of rows of ``request``, and the values in it."""
     clauses, values = ["tokens >= ?"], [max(1, query.min_tokens)]  # type: tuple[list[str], list[Any]]
     for clause, value in (
         ("server = ?", query.server),
         ("model = ?", query.model),
         ("dp_rank = ?", query.dp_rank),
+        ("lora = ?", query.lora),
         ("id IN (SELECT request FROM request_name WHERE name = ?)", query.name),
         ("stored_ms >= ?", None if query.start is None else query.start * 1000),
         ("stored_ms <= ?", None if query.end is None else query.end * 1000),
         ("id < ?", query.before),
+        ("id IN (SELECT value FROM json_each(?))", _array(query.numbers)),
         (_OF_WEIGHTS, query.weights_version),
     ):
         if value is not None:
             clauses.append(clause)
             values.append(value)
     return clauses, values
+
+
+def _array(numbers: Sequence[int] | None) -> str | None:
+    return None if numbers is None else msgspec.json.encode(numbers).decode()

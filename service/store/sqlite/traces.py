@@ -17,7 +17,7 @@ from moescope.service.store.codec import no_ids, runs_of
 from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import StoreError, TraceShape
 from moescope.service.store.sqlite.connections import Readers
-from moescope.service.store.sqlite.segments import read_packed, read_quick
+from moescope.service.store.sqlite.segments import read_quick
 from moescope.service.store.steps import read_steps
 from moescope.service.store.worker_trace import (
     REMOVED,
@@ -206,11 +206,15 @@ def _read(
             if row is None:
                 raise ValueError(_MISPLACED)
             first, of, quick, blob = row
-            ids = (read_quick if quick else read_packed)(blob, place.layers, place.id_bytes, of, place.wanted)
+            read = read_quick if quick else readers.recent.read
+            ids = read(blob, place.layers, place.id_bytes, of, place.wanted)
             if any(len(of_layer) < first + tokens for of_layer in ids):
                 raise ValueError(_MISPLACED)
             found.append([of_layer[first + a : first + b] for of_layer in ids])
-    experts: tuple[ExpertArray, ...] = tuple(np.concatenate(column) for column in zip(*found, strict=True))
+    columns = zip(*found, strict=True)
+    experts: tuple[ExpertArray, ...] = (
+        tuple(found[1]) if len(found) == 2 else tuple(np.concatenate(column) for column in columns)
+    )
     if any(len(of_layer) != end - start for of_layer in experts):
         raise ValueError(_MISPLACED)
     return experts

@@ -205,6 +205,16 @@ def test_pool_and_role_come_back_and_older_accounts_have_none() -> None:
     assert found.key == ("prod", "tiny", 0, 0, 0)
 
 
+def test_decoder_layers_come_back_and_older_accounts_tell_none() -> None:
+    made = Account(max_epochs=3)
+    made.post(frame({1: [4, 2]}, decoder_layers=61))
+    blob = encode_account(made.state())
+    assert decode_account(blob).latest.decoder_layers == 61
+    packed = msgspec.msgpack.decode(decompress(blob))
+    assert packed.pop() == 61  # before wire minor 7 an account ended there
+    assert decode_account(compress(msgspec.msgpack.encode(packed))).latest.decoder_layers == 0
+
+
 def test_another_version_is_refused() -> None:
     blob = encode_totals(account().totals)
     with pytest.raises(ValueError, match="upgrade"):

@@ -14,6 +14,7 @@ import pytest
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, TracePart, encode_part
+from moescope.service.api.schemas.trace_formats import TraceFormat
 from tests.service.conftest import Service
 from tests.service.frames import frame
 from tests.service.trace_parts import LAYERS, experts_of, part
@@ -81,12 +82,13 @@ def test_formats_by_suffix_and_by_accept_are_the_same(service: Service) -> None:
     expected = routed(service, "x1")
     assert expected.shape == (13, 2, 4)
     url = "/v1/traces/cmpl-x1"
-    by_suffix = {kind: service.client.get(f"{url}.{kind}") for kind in ("json", "npz", "raw", "parquet")}
+    by_suffix = {kind: service.client.get(f"{url}.{kind}") for kind in TraceFormat}
     for kind, accept in (
         ("json", "application/json"),
         ("npz", "text/html, application/x-npz;q=0.9"),
         ("raw", "application/octet-stream"),
         ("parquet", "application/vnd.apache.parquet"),
+        ("arrow", "application/vnd.apache.arrow.stream"),
     ):
         by_accept = service.client.get(url, headers={"accept": accept})
         assert by_accept.headers["content-type"] == by_suffix[kind].headers["content-type"]
@@ -103,6 +105,7 @@ def test_formats_by_suffix_and_by_accept_are_the_same(service: Service) -> None:
     assert table["position"] == list(range(13))
     assert table["layer_1"] == [None] * 3 + expected[3:, 0, :2].tolist()
     assert table["layer_3"] == [None] * 3 + expected[3:, 1].tolist()
+    assert pyarrow.ipc.open_stream(by_suffix["arrow"].content).read_all().to_pydict() == table
     assert problem(service.client.get(url, headers={"accept": "text/html"}), 406) == "no-such-format"
 
 
@@ -148,7 +151,7 @@ def test_of_workers_that_contradict_each_other_the_first_is_believed(service: Se
     push(service, part(1, who={"tp_size": 2}))
     other = [MoeLayer(1, 16, 3), MoeLayer(3, 32, 4)]
     push(service, part(1, who={"tp_size": 2, "tp_rank": 1}, layers=other, runs=[(10, 10)]))
-    for kind in ("npz", "raw", "parquet"):
+    for kind in ("npz", "raw", "parquet", "arrow"):
         assert service.client.get(f"/v1/traces/x1.{kind}").status_code == 200
     answer = service.get("/v1/traces/x1")
     assert (answer["layers"], answer["top_k"], answer["num_experts"]) == ([1, 3], [2, 4], [16, 64])
@@ -156,7 +159,7 @@ def test_of_workers_that_contradict_each_other_the_first_is_believed(service: Se
 
 def test_an_absurd_position_is_no_absurd_answer(service: Service) -> None:
     push(service, part(1, runs=[(2**39, 10)]))
-    for kind in ("json", "npz", "raw", "parquet"):
+    for kind in TraceFormat:
         response = service.client.get(f"/v1/traces/x1.{kind}")
         assert problem(response, 400) == "too-many-positions"
         assert "ask for fewer with first and end" in response.json()["detail"]
