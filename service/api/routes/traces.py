@@ -182,7 +182,7 @@ def _add_trace(
             depths = Depths(state.producers())
             shape = depths.shape_of((found.server, found.model), known, wish, request_id, layer)
             wanted = _within(layer, shape.depth)
-            refuse_parts(found, wish, wanted)
+            refuse_parts(found, wish, depths.tell_all((found.server, found.model), known, wanted))
             traced = {item.layer for item in known}
             read = None if wanted is None else sorted(traced & set(wanted)) or [min(traced)]
             workers = _workers(existing(store), found, read)
