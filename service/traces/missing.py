@@ -98,7 +98,7 @@ def partial(
 def of_stages(
     offers: Sequence[Offer], taken: Sequence[Int64Array], layers: Collection[int]
 ) -> Iterator[Missing]:
-    """All positions that are taken; ``layers`` are those wanted that no trace has, as far as they are known."""
+    """All positions that are taken; ``layers`` are those wanted that no trace has; empty: not known."""
     for (source, _), positions in zip(offers, taken, strict=True):
         for first, end in positions.tolist():
             yield Missing(first, end, STAGES_MISSING, source.request.request_id, tuple(sorted(layers)))

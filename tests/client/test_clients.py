@@ -27,6 +27,7 @@ from moescope.client import (
     UnreachableError,
     synchronous,
 )
+from moescope.client import asynchronous as client_asynchronous
 from tests.client.service import push
 from tests.service.conftest import Clock, Service
 from tests.service.frames import frame
@@ -107,6 +108,16 @@ def test_a_trace_is_arrays(service: Service, asynchronous: bool) -> None:
     assert (some.experts.shape, some.first_position) == ((1, 1, 4), 9)
     odd = both.trace("cmpl-a/ä%-0")
     assert (odd.info.request_id, odd.is_whole) == ("cmpl-a/ä%-0", True)
+
+
+def test_a_trace_that_is_removed_while_it_is_read(
+    service: Service, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(service, part(1))
+    for module in (synchronous, client_asynchronous):
+        monkeypatch.setattr(module, "page_of", lambda _: ([], None))
+    with pytest.raises(CutOffError, match="was removed"):
+        Both(service.url, asynchronous).trace("x1")
 
 
 def test_vllms_form(service: Service, asynchronous: bool) -> None:

@@ -252,16 +252,14 @@ def _find(asked: _Asked, store: Store, layers: list[int] | None, state: LiveStat
 
 
 def _refuse_lost_end(joined: Joined, end: int | None) -> None:
-    """Tokens that no worker brought may be behind the last position, where nothing shows that they are missing.
+    """Tokens that no worker brought may be behind the last position, where nothing shows that they lack.
 
     Raises:
         ProblemError: so it is, or may be (409).
     """
-    last = joined.routing.first + joined.routing.shape[0]
-    if joined.main.missing_tokens and (end is None or end > last):
-        raise incomplete(
-            joined.main, 0, joined.main.missing_tokens, f"ask again, or for those that are here with end={last}"
-        )
+    last, tokens = joined.routing.first + joined.routing.shape[0], joined.main.missing_tokens
+    if tokens and (end is None or end > last):
+        raise incomplete(joined.main, 0, tokens, f"ask again, or for those that are here with end={last}")
 
 
 def _several(error: SeveralError) -> ProblemError:

@@ -113,7 +113,7 @@ class Depths:
     ) -> bool:
         """Whether it is known of all layers ``wanted`` whether they have experts.
 
-        They were traced, or :meth:`shape_of` refuses them, since a worker of each pipeline stage told its own.
+        They were traced, or :meth:`shape_of` refuses them, since a worker of each stage told its own.
         """
         if wanted is None:
             return False
