@@ -27,7 +27,6 @@ from moescope.client import (
     UnreachableError,
     synchronous,
 )
-from moescope.client import asynchronous as client_asynchronous
 from tests.client.service import push
 from tests.service.conftest import Clock, Service
 from tests.service.frames import frame
@@ -114,8 +113,8 @@ def test_a_trace_that_is_removed_while_it_is_read(
     service: Service, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push(service, part(1))
-    for module in (synchronous, client_asynchronous):
-        monkeypatch.setattr(module, "page_of", lambda _: ([], None))
+    for module in ("synchronous", "asynchronous"):
+        monkeypatch.setattr(f"moescope.client.{module}.page_of", lambda _: ([], None))
     with pytest.raises(CutOffError, match="was removed"):
         Both(service.url, asynchronous).trace("x1")
 

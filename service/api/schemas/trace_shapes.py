@@ -118,9 +118,8 @@ class Depths:
         if wanted is None:
             return False
         stages = len(self._stages.get(deployment, set()))
-        return set(wanted) <= {layer.layer for layer in layers} or (
-            stages >= self._pp_size.get(deployment, 1)
-        )
+        all_told = stages >= self._pp_size.get(deployment, 1)
+        return all_told or set(wanted) <= {layer.layer for layer in layers}
 
     def shape_of(
         self,

@@ -161,7 +161,7 @@ def test_a_stage_that_is_missing_is_refused_before_any_frame_came(service: Servi
     for layers in (None, [3], [1, 3]):
         found = vllm(service, decoder_layers=4, layer=layers or [])
         assert "1 pipeline stages" in problem(found, 409, "trace-incomplete")
-    assert array(vllm(service, decoder_layers=4, layer=1)).shape == (3, 1, 4)
+    assert array(vllm(service, decoder_layers=4, layer=1)).shape == (3, 1, 2)
 
 
 def test_layers_of_another_deployment_are_not_its_own(service: Service) -> None:
