@@ -37,8 +37,8 @@ def action_of(facts: Facts, links: Links) -> Action:
     """What to do about uneven EP ranks."""
     remedy = facts.remedy
     if remedy is None:
-        past = "this window is past; see Advice about it"
-        return Action(ACTIONS["not_known_yet"].format(reason="advice is not made yet, ask again" if facts.open_end else past))
+        past, soon = "this window is past; see Advice about it", "advice is not made yet, ask again"
+        return Action(ACTIONS["not_known_yet"].format(reason=soon if facts.open_end else past))
     if not remedy.known:
         return Action(ACTIONS["not_known_yet"].format(reason=remedy.reason))
     if remedy.name is None:
