@@ -24,6 +24,7 @@ from moescope.client.questions import (
     TraceFilter,
     asked,
     check,
+    newest,
     one_trace,
     page_of,
     path_of,
@@ -106,8 +107,8 @@ class AsyncClient:
         answer = await self._get(path_of(request_id, "npz"), params)
         where = TraceFilter(server=server, model=model, dp_rank=dp_rank)
         name = unquote(answer.headers["x-moescope-request-id"])
-        [info, *_] = [each async for each in self.traces(where, request_id=name)]
-        return await asyncio.to_thread(trace_of, info, answer.content)
+        found = [each async for each in self.traces(where, request_id=name, limit=1)]
+        return await asyncio.to_thread(trace_of, newest(found, request_id), answer.content)
 
     async def export(
         self,

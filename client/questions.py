@@ -170,6 +170,17 @@ def page_of(response: httpx.Response) -> tuple[list[dict[str, Any]], str | None]
     return list(answer["traces"]), answer["next_cursor"]
 
 
+def newest(found: Sequence[TraceInfo], request_id: str) -> TraceInfo:
+    """The first of a list, which is to have the request that was just read.
+
+    Raises:
+        CutOffError: it is gone.
+    """
+    if not found:
+        raise CutOffError(f"the trace of {request_id} was removed while it was read")
+    return found[0]
+
+
 def trace_of(info: TraceInfo, content: bytes) -> Trace:
     """A trace from its npz."""
     with np.load(io.BytesIO(content)) as file:

@@ -84,7 +84,10 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def is_whole(self) -> bool:
         """Every position from 0 to the last is there, in all layers that were observed."""
         brought = not (self.info.missing_stages or self.info.missing_tokens)
-        return brought and self.first_position == 0 and not (self.times_computed == 0).any()
+        if not brought or self.first_position != 0 or (self.times_computed == 0).any():
+            return False
+        # A worker that doesn't tell how much its stage computed may lack a layer of a position.
+        return not (self.experts < 0).all(axis=2).any()
 
 
 class LeftOut(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from moescope.client.questions import (
     TraceFilter,
     asked,
     check,
+    newest,
     one_trace,
     page_of,
     part_of,
@@ -134,8 +135,9 @@ class Client:
         params = one_trace(server, model, dp_rank, layers, first, end, form, missing, decoder_layers)
         answer = self._get(path_of(request_id, "npz"), params)
         name = unquote(answer.headers["x-moescope-request-id"])
-        [info, *_] = self.traces(TraceFilter(server=server, model=model, dp_rank=dp_rank), request_id=name)
-        return trace_of(info, answer.content)
+        where = TraceFilter(server=server, model=model, dp_rank=dp_rank)
+        found = list(self.traces(where, request_id=name, limit=1))
+        return trace_of(newest(found, request_id), answer.content)
 
     def export(
         self,

@@ -100,10 +100,9 @@ class BlockReader:
         given = cached.new_block_ids
         if len(given) > given.count(None):  # in most steps of decode no request needs a block
             resumed = cached.resumed_req_ids
-            for place, blocks in enumerate(given):
-                if blocks is None:
-                    continue
-                name = str(cached.req_ids[place])
+            names = cached.req_ids
+            for place in [place for place, blocks in enumerate(given) if blocks is not None]:
+                name, blocks = str(names[place]), given[place]
                 if name in resumed:
                     computed = int(cached.num_computed_tokens[place])
                     tables.append(Table(name, computed, _copied(blocks, layout)))

@@ -152,7 +152,8 @@ CAUSES: Final = Group(
             15,
             f"One EP rank of {NAME} is the hottest most of the time",
             ask(
-                "topk(1, avg_over_time(ep_rank:moescope_hottest:bool_rate5m{%s}[1h]))",
+                "topk(1, avg_over_time(ep_rank:moescope_hottest:bool_rate5m{%s}[1h]) "
+                "and ep_rank:moescope_hottest:bool_rate5m)",
                 "EP rank {{ .Labels.ep_rank }} ",
             )
             + f"had the most slots in {VALUE_SHARE} of the last "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from moescope.service.cli.asking import ask
-from moescope.service.cli.options import Deployment, EndOption, JsonOption, PoolOption, StartOption
+from moescope.service.cli.options import Deployment, EndOption, JsonOption, PoolOption
 from moescope.service.cli.terminal import print_json, say
 
 VERDICT_HELP: Final = """Say what is the matter with each deployment, what that rests on, and what to do.
@@ -25,12 +25,19 @@ Examples:
 """
 EXIT_CODES: Final = {"ok": 0, "info": 0, "warning": 3, "critical": 4}
 """From the severity of a verdict to the exit code."""
+_StartOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Begin of the window: so long ago, as -90s, -5m, -1h or -7d, or Unix time in seconds; when "
+        "absent, as long before its end as the gauges' windows are, a minute."
+    ),
+]
 
 
 def verdict(
     deployment: Deployment,
     pool: PoolOption = None,
-    start: StartOption = None,
+    start: _StartOption = None,
     end: EndOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -35,10 +35,12 @@ class Found:
         parts: the traces that the id found, those first that are most likely the main one.
         references: the number of a request and vLLM's internal id of another one, whose computation its KV
             cache had, to that one's trace, or to why there is none (see `missing`).
+        asked: the layers that were asked for; None: all.
     """
 
     parts: tuple[Source, ...]
     references: Mapping[tuple[int, str], Source | str]
+    asked: frozenset[int] | None = None
 
     @property
     def sources(self) -> list[Source]:
@@ -56,6 +58,15 @@ class Found:
         """Those of their layers that the answer has, rising."""
         workers = (worker for source in self.sources for worker in source.wanted)
         return sorted({layer.layer for worker in workers for layer in worker.layers})
+
+    @property
+    def may_lack_layers(self) -> bool:
+        """Whether the model may have layers, among those asked for, that no trace here has.
+
+        A trace without a lost pipeline stage has all that there are.
+        """
+        unknown = self.asked is None or not self.asked <= set(self.layers)
+        return unknown and all(source.request.missing_stages for source in self.sources)
 
     @property
     def extent(self) -> Extent:
@@ -123,7 +134,8 @@ def find(
             references[item.number, request_id] = (
                 _reference(store, item, request_id, sources, layers) if known else TOO_MANY
             )
-    return Found(tuple(sources[item.number] for item in chosen), references)
+    parts = tuple(sources[item.number] for item in chosen)
+    return Found(parts, references, None if layers is None else frozenset(layers))
 
 
 def _with_references(store: Store, name: str, among: TraceQuery, number: int) -> list[TracedRequest]:

@@ -89,6 +89,8 @@ class _Join:
         self._layers = frozenset(self._known)
         self._unused: dict[int, Unused] = {}
         self._main = self._choose_main()
+        if self._main is not found.parts[0] and contradicts(self._main, self._known):
+            raise SeveralError(f"They are of models with other experts: {_both(found.parts[0], self._main)}.")
         self._offers = [Offer(self._main, span(0, _FAR))]
         self._kinds: list[Kind] = ["main"]
         self._reasons: list[Reason] = []
@@ -204,6 +206,10 @@ class _Join:
             *missing.explained(planned.left, self._reasons),
             *missing.partial(self._offers, planned.taken, shown),
         ]
+        if self._found.may_lack_layers:
+            lacking += missing.of_stages(
+                self._offers, planned.taken, (self._found.asked or frozenset()) - self._layers
+            )
         if len(lacking) > MAX_RUNS:
             raise TooManyRunsError
         return Joined(routing, tuple(self._parts(planned)), tuple(sorted(lacking)))

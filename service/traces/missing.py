@@ -27,6 +27,9 @@ NO_TRACE: Final = "no_trace"
 """No trace of the request has it: that of the worker or of the instance that computed it isn't here."""
 LAYERS_MISSING: Final = "layers_missing"
 """Only some layers of it are here: a worker's share of the trace is not."""
+STAGES_MISSING: Final = "stages_missing"
+"""Whole pipeline stages of every trace are not here (yet), and no trace has their layers: the answer may lack
+them."""
 KV_TRANSFER: Final = "kv_transfer"
 """Its keys and values came from another instance; only that one's trace has it."""
 
@@ -38,7 +41,7 @@ class Missing(NamedTuple):
         first, end: the positions, ``end`` not included.
         why: a word: one of this module's, or of the worker's (`TakenOver.why`).
         request_id: the request that computed them, where it is known; else empty.
-        layers: the layers that are missing; empty: all.
+        layers: the layers that are missing; empty: all, with `STAGES_MISSING` those that no trace here has.
     """
 
     first: int
@@ -90,6 +93,15 @@ def partial(
         for runs, several in lacking.items():
             for first, end in runs:
                 yield Missing(first, end, LAYERS_MISSING, source.request.request_id, tuple(several))
+
+
+def of_stages(
+    offers: Sequence[Offer], taken: Sequence[Int64Array], layers: Collection[int]
+) -> Iterator[Missing]:
+    """All positions that are taken; ``layers`` are those wanted that no trace has; empty: not known."""
+    for (source, _), positions in zip(offers, taken, strict=True):
+        for first, end in positions.tolist():
+            yield Missing(first, end, STAGES_MISSING, source.request.request_id, tuple(sorted(layers)))
 
 
 def cached(tokens: int) -> Reason:

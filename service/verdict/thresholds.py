@@ -22,7 +22,7 @@ DP_UNEVEN: Final = 1.5
 """Max / mean of tokens over DP ranks, as in the alert MoescopeDpImbalance: half as much again as the others.
 """
 MOVED: Final = 0.2
-"""Share of slots that go to other experts than in the base, as in the alert MoescopeExpertDrift."""
+"""Share of slots that go to other experts than in the base: a fifth, as of waiting."""
 BEYOND_CHANCE: Final = 3.0
 """Multiple of the sampling noise from which on a divergence is drift, as on the page."""
 

@@ -99,3 +99,20 @@ def test_without_loads_of_steps_it_is_by_the_sums_of_the_window(
         "1": [_percent(280 / 480), _percent(0.5), f"1.13{TIMES}"],
     }
     assert rows["1"][5] == f"layer 3 \u00b7 expert 3 (2.67{TIMES})"
+
+
+def test_ranks_that_tie_share_the_waiting_of_their_layer(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    counts = {1: [400, 400, 0, 0], 3: [150, 150, 100, 400]}
+    who = producer(ep_size=4)
+    empty.push(frame(counts, who=who, placement=halves(4, 2, 4), epoch=int(clock.now * 1e9)))
+    clock.now += 5
+    page = watched.open(empty.url, "#/overview?window=all")
+    # Above the mean of 200 are 200 of ranks 0 and 1 together in layer 1, and 200 of rank 3 in layer 3.
+    assert {rank: row[1:3] for rank, row in _rows(page).items()} == {
+        "0": [_percent(0.25), _percent(0.25)],
+        "1": [_percent(0.25), _percent(0.25)],
+        "2": [_percent(0.0), _percent(0.0)],
+        "3": [_percent(0.5), _percent(0.5)],
+    }

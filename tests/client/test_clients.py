@@ -109,6 +109,27 @@ def test_a_trace_is_arrays(service: Service, asynchronous: bool) -> None:
     assert (odd.info.request_id, odd.is_whole) == ("cmpl-a/ä%-0", True)
 
 
+def test_a_trace_that_is_removed_while_it_is_read(
+    service: Service, asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(service, part(1))
+    for module in ("synchronous", "asynchronous"):
+        monkeypatch.setattr(f"moescope.client.{module}.page_of", lambda _: ([], None))
+    with pytest.raises(CutOffError, match="was removed"):
+        Both(service.url, asynchronous).trace("x1")
+
+
+def test_a_trace_that_lacks_a_layer_of_a_position_is_not_whole(service: Service, asynchronous: bool) -> None:
+    """The second stage lost its last position, and doesn't tell how many it computed."""
+    experts, stages = experts_of(1, 5), [{"pp_size": 2, "pp_rank": rank} for rank in range(2)]
+    push(service, part(1, 5, experts[:1], layers=LAYERS[:1], who=stages[0]))
+    push(service, part(1, 4, [experts[1][:4]], layers=LAYERS[1:], who=stages[1]))
+    trace = Both(service.url, asynchronous).trace("x1")
+    assert (trace.info.missing_stages, trace.info.missing_tokens) == (0, 0)
+    assert (trace.experts[4, 1] == -1).all()
+    assert not trace.is_whole
+
+
 def test_vllms_form(service: Service, asynchronous: bool) -> None:
     push(service, part(1, tokens=6))
     both = Both(service.url, asynchronous)

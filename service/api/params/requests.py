@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -111,6 +111,14 @@ def only_model(listed: Sequence[ListedRequest]) -> str | None:
     return models[0] if models else None
 
 
+def newest_of_each_id(found: Iterable[TracedRequest]) -> list[TracedRequest]:
+    """Without those whose internal id came again in the same deployment; newest first, as given."""
+    newest: dict[tuple[str, str, int, str], TracedRequest] = {}
+    for item in found:
+        newest.setdefault((item.server, item.model, item.dp_rank, item.request_id), item)
+    return list(newest.values())
+
+
 def request_named(store: Store, name: str, server: str | None) -> TracedRequest:
     """The one traced request that has an id.
 
@@ -118,7 +126,7 @@ def request_named(store: Store, name: str, server: str | None) -> TracedRequest:
         ProblemError: none has (404), or several (409).
     """
     query = TraceQuery(name=name, server=server, limit=_NAMED + 1)
-    found = store.traced_requests(query)
+    found = newest_of_each_id(store.traced_requests(query))
     if not found:
         raise ProblemError(
             404,

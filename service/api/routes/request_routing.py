@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from fastapi import APIRouter, Request, Response
@@ -34,6 +35,7 @@ from moescope.service.api.schemas.trace_shapes import (
     Wish,
     headers_of_form,
     in_form,
+    incomplete,
 )
 from moescope.service.live.producers import why_unavailable
 from moescope.service.live.state import LiveState
@@ -42,7 +44,7 @@ from moescope.service.store.records import TraceQuery
 from moescope.service.traces.belonging import SeveralError
 from moescope.service.traces.finding import Found, find
 from moescope.service.traces.forms import Shaped, VllmShape
-from moescope.service.traces.joining import join
+from moescope.service.traces.joining import Joined, join
 from moescope.service.traces.plan import TooManyRunsError
 from moescope.service.traces.routing import MAX_POSITIONS, TooManyPositionsError
 from moescope.service.traces.spans import span
@@ -160,14 +162,16 @@ class _Download:
             return cls(asked, found, None)
         main = found.parts[0].request
         known = found.layers
-        shape = Depths(state.producers()).shape_of(
-            (main.server, main.model), set(known.values()), asked.wish, asked.name, asked.layers
-        )
+        depths, deployment, shapes = Depths(state.producers()), (main.server, main.model), set(known.values())
+        shape = depths.shape_of(deployment, shapes, asked.wish, asked.name, asked.layers)
         beyond = [number for number in asked.layers or [] if number >= shape.depth]
         if beyond:
             raise _no_such_layer(beyond, f"the model has 0 to {shape.depth - 1}")
+        stages = 0 if depths.tell_all(deployment, shapes, asked.layers) else main.missing_stages
+        if stages and found.may_lack_layers and asked.wish.missing is Missing.REFUSE:
+            raise incomplete(main, stages, main.missing_tokens, "ask again")
         if not found.wanted:  # layers without experts only: those of one with experts tell what is computed
-            found = _find(asked, existing(store), [min(known)], state)
+            found = replace(_find(asked, existing(store), [min(known)], state), asked=found.asked)
         return cls(asked, found, shape)
 
     @property
@@ -198,17 +202,19 @@ class _Download:
             raise ProblemError(400, "too-many-runs", "Too many runs", str(error)) from error
         except SeveralError as error:
             raise _several(error) from error
+        if self._shape is not None and asked.wish.missing is Missing.REFUSE:
+            _refuse_lost_end(joined, asked.end)
         routing: Shaped = in_form(joined.routing, asked.wish, self._shape, asked.layers, asked.name)
         head = RoutingHead.of(joined)
         if asked.kind is TraceFormat.JSON:
             blocks = trace_formats.as_json(head, routing)
         elif asked.kind is TraceFormat.NPZ:
-            told = head.model_dump_json(include={"parts", "missing"})
+            told = head.model_dump_json(include={"parts", "missing", "missing_stages", "missing_tokens"})
             blocks = trace_formats.as_npz(routing, {"joined": told})
         else:
             blocks = trace_tables.BINARY[asked.kind](routing)
         headers = (
-            trace_formats.headers_of(asked.kind, routing) | headers_of_join(joined) | headers_of_form(routing)
+            trace_formats.headers_of(asked.kind, routing) | headers_of_form(routing) | headers_of_join(joined)
         )
         return next(blocks), blocks, headers
 
@@ -243,6 +249,17 @@ def _find(asked: _Asked, store: Store, layers: list[int] | None, state: LiveStat
         f"There is no trace of {asked.name!r} among those asked for: {why} GET /v1/traces lists what "
         "there is." + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
+
+
+def _refuse_lost_end(joined: Joined, end: int | None) -> None:
+    """Tokens that no worker brought may be behind the last position, where nothing shows that they lack.
+
+    Raises:
+        ProblemError: so it is, or may be (409).
+    """
+    last, tokens = joined.routing.first + joined.routing.shape[0], joined.main.missing_tokens
+    if tokens and (end is None or end > last):
+        raise incomplete(joined.main, 0, tokens, f"ask again, or for those that are here with end={last}")
 
 
 def _several(error: SeveralError) -> ProblemError:

@@ -23,6 +23,7 @@ from moescope.service.api.params.query import (
     StartParam,
     parse_bounds,
 )
+from moescope.service.api.params.requests import newest_of_each_id
 from moescope.service.api.params.stored import WHY_ABSENT, existing, parse_cursor
 from moescope.service.api.params.traced import (
     EndPositionParam,
@@ -182,7 +183,7 @@ def _add_trace(
             depths = Depths(state.producers())
             shape = depths.shape_of((found.server, found.model), known, wish, request_id, layer)
             wanted = _within(layer, shape.depth)
-            refuse_parts(found, wish, wanted)
+            refuse_parts(found, wish, depths.tell_all((found.server, found.model), known, wanted))
             traced = {item.layer for item in known}
             read = None if wanted is None else sorted(traced & set(wanted)) or [min(traced)]
             workers = _workers(existing(store), found, read)
@@ -212,7 +213,7 @@ def _find(
     if dot and suffix in list(TraceFormat):
         choices.append((stem, TraceFormat(suffix)))
     for wanted, kind in choices:
-        found = _newest_of_each_id(store.traced_requests(replace(among, name=wanted)))
+        found = newest_of_each_id(store.traced_requests(replace(among, name=wanted)))
         if len(found) == 1:
             return found[0], kind
         if found:
@@ -226,14 +227,6 @@ def _find(
         "GET /v1/traces lists what there is."
         + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
-
-
-def _newest_of_each_id(found: list[TracedRequest]) -> list[TracedRequest]:
-    """Without those whose internal id came again in the same deployment; newest first, as given."""
-    newest: dict[tuple[str, str, int, str], TracedRequest] = {}
-    for item in found:
-        newest.setdefault((item.server, item.model, item.dp_rank, item.request_id), item)
-    return list(newest.values())
 
 
 def _several(found: list[TracedRequest]) -> ProblemError:

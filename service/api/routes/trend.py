@@ -119,7 +119,7 @@ class KnownIntervals:
 
 
 def _rates_of(point: TrendPoint) -> int:
-    """DP ranks of which an interval knows something, or knows that it isn't known, and EP ranks with a load."""
+    """DP ranks of which an interval knows something, or that it isn't known, and EP ranks with a load."""
     return len(point.rates) + len(point.waiting) + len(point.unknown) + len(point.ep_loads) // 4
 
 

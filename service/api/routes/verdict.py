@@ -59,7 +59,7 @@ def verdict_router(state: LiveState, settings: Settings, drift: DriftWatch, turn
         bounds = parse_bounds(start, end, now)
         begin = bounds.start
         if not start:
-            begin = max(0.0, (now if bounds.end is None else bounds.end) - settings.window_s)
+            begin = max(0.0, (now if bounds.end is None else min(bounds.end, now)) - settings.window_s)
         found = [
             desk.verdict(item.deployment, begin, bounds.end, (item.deployment, start or "", end or ""))
             for item in _meant(state, server, model, pool)

@@ -75,7 +75,7 @@ class ExportReader:
             raise UnreadableError(_NOTHING)
         deployment = found.server, found.model
         shape = self._depths.shape_of(deployment, known, self._wish, found.request_id, self._layers)
-        refuse_parts(found, self._wish, self._layers)
+        refuse_parts(found, self._wish, self._depths.tell_all(deployment, known, self._layers))
         traced = {layer.layer for layer in known}
         read = None if self._layers is None else sorted(traced & {*self._layers}) or [min(traced)]
         routing = put_together(self._workers(found, read))

@@ -75,7 +75,9 @@ class MissingOut(BaseModel):
     end: int = Field(description="One past the last position.")
     why: str = Field(description="A word; docs/traces.md has them all.")
     request_id: str = Field(description="The request that computed them, where it is known; else empty.")
-    layers: list[int] = Field(description="The layers that are missing; empty: all.")
+    layers: list[int] = Field(
+        description="The layers that are missing; empty: all, or with stages_missing those that no trace has."
+    )
 
     @classmethod
     def of(cls, missing: Missing) -> MissingOut:

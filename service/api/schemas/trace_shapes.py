@@ -94,15 +94,32 @@ class Depths:
         self._depths: dict[Deployment, set[int]] = {}
         self._unseen: dict[Deployment, dict[int | None, str]] = {}
         self._covered: dict[Deployment, set[int]] = {}
+        self._stages: dict[Deployment, set[int]] = {}
+        self._pp_size: dict[Deployment, int] = {}
         for producer in producers:
             who, latest = producer.latest.producer, producer.latest
             deployment = who.server, who.model
             self._depths.setdefault(deployment, set()).add(latest.decoder_layers)
+            self._stages.setdefault(deployment, set()).add(who.pp_rank)
+            self._pp_size[deployment] = max(who.pp_size, self._pp_size.get(deployment, 1))
             counted = self._covered.setdefault(deployment, set())
             counted |= {layer.layer for layer in latest.counted.layout.layers}
             unseen = self._unseen.setdefault(deployment, {})
             unseen |= {entry.layer: f"uncovered: {entry.reason}" for entry in latest.uncovered}
             unseen |= {layer: f"absent: {reason}" for layer, reason in latest.absences}
+
+    def tell_all(
+        self, deployment: Deployment, layers: Collection[MoeLayer], wanted: Collection[int] | None
+    ) -> bool:
+        """Whether it is known of all layers ``wanted`` whether they have experts.
+
+        They were traced, or :meth:`shape_of` refuses them, since a worker of each stage told its own.
+        """
+        if wanted is None:
+            return False
+        stages = len(self._stages.get(deployment, set()))
+        all_told = stages >= self._pp_size.get(deployment, 1)
+        return all_told or set(wanted) <= {layer.layer for layer in layers}
 
     def shape_of(
         self,
@@ -163,23 +180,32 @@ class Depths:
         )
 
 
-def refuse_parts(found: TracedRequest, wish: Wish, wanted: Collection[int] | None) -> None:
+def refuse_parts(found: TracedRequest, wish: Wish, known: bool) -> None:
     """A trace of which workers have not brought their part has no rows for it, perhaps none at its end.
 
+    Args:
+        found: the request.
+        wish: what is wanted.
+        known: of all wanted layers it is known whether they are there, see :meth:`Depths.tell_all`.
+
     Raises:
-        ProblemError: such a trace, where missing positions are to be refused (409). Of layers that are
-            ``wanted`` by their numbers it is known whether they are there, see :meth:`Depths.shape_of`.
+        ProblemError: such a trace, where missing positions are to be refused (409).
     """
-    stages = found.missing_stages if wanted is None else 0
+    stages = 0 if known else found.missing_stages
     if wish.missing is Missing.REFUSE and (stages or found.missing_tokens):
-        raise ProblemError(
-            409,
-            "trace-incomplete",
-            "Parts of the trace are missing",
-            f"Workers have not brought their parts of {found.request_id} (yet): {stages} pipeline stages and "
-            f"{found.missing_tokens} tokens are missing. vLLM's shape can't say so: ask again, or take "
-            "form=moescope, or missing=zero.",
-        )
+        raise incomplete(found, stages, found.missing_tokens, "ask again")
+
+
+def incomplete(found: TracedRequest, stages: int, tokens: int, how: str) -> ProblemError:
+    """What refuses a trace of which so much has not come; ``how`` is what may help."""
+    return ProblemError(
+        409,
+        "trace-incomplete",
+        "Parts of the trace are missing",
+        f"Workers have not brought their parts of {found.request_id} (yet): {stages} pipeline stages and "
+        f"{tokens} tokens are missing. vLLM's shape can't say so: {how}, or take form=moescope, or "
+        "missing=zero.",
+    )
 
 
 def in_form(

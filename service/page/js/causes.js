@@ -51,15 +51,22 @@ export function causesOf(view, waited) {
   return { causes, bySteps, untold: total > 0 ? untold : 0 };
 }
 
-/** The waiting of a layer, all of it caused by its busiest rank. */
+/** The waiting of a layer, all of it caused by its busiest rank; ranks that tie share it. */
 function byItsSums({ layer, ep_slots: slots }) {
+  const waiting = Math.max(...slots) - sum(slots) / slots.length;
+  return { layer, caused: busiest(slots).map((part) => part * waiting) };
+}
+
+/** 1 for the busiest rank, 0 for the others; ranks that tie share it. */
+function busiest(slots) {
   const most = Math.max(...slots);
-  return { layer, caused: slots.map((load) => (load === most ? most - sum(slots) / slots.length : 0)) };
+  const ties = slots.filter((load) => load === most).length;
+  return slots.map((load) => (load === most ? 1 / ties : 0));
 }
 
 function busiestOf(layers, size) {
   const times = Array(size).fill(0);
-  for (const { ep_slots: slots } of layers) times[slots.indexOf(Math.max(...slots))] += 1;
+  for (const { ep_slots: slots } of layers) busiest(slots).forEach((part, rank) => (times[rank] += part));
   return times;
 }
 

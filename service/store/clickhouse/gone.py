@@ -32,9 +32,15 @@ def remember(
         f"'{why}', {now_ms} FROM trace_part WHERE {where}",
         parameters,
     )
-    newest = connection.rows(f"SELECT at_ms FROM gone FINAL ORDER BY at_ms DESC LIMIT 1 OFFSET {MOST}", "i")
+    # Names that went at once have one instant: by that alone none of them would stay where they are too many.
+    newest = connection.rows(
+        f"SELECT at_ms, name FROM gone FINAL ORDER BY at_ms DESC, name DESC LIMIT 1 OFFSET {MOST}", "ii"
+    )
     if newest:
-        connection.command("DELETE FROM gone WHERE at_ms <= {at:Int64}", {"at": newest[0][0]})
+        connection.command(
+            "DELETE FROM gone WHERE at_ms < {at:Int64} OR at_ms = {at:Int64} AND name <= {name:Int64}",
+            dict(zip(("at", "name"), newest[0], strict=True)),
+        )
 
 
 def why_absent(connection: Connection, name: str) -> Absence | None:

@@ -14,6 +14,7 @@ import pytest
 
 from moescope.capture import wire
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
+from moescope.service.live.past import Remembered
 from moescope.service.store.records import StoreError
 from tests.service.api.schema_check import check
 from tests.service.conftest import Service
@@ -127,6 +128,7 @@ def test_a_failing_store_is_as_the_document_says(
         raise StoreError("the disk can't be read.")
 
     monkeypatch.setattr("moescope.service.live.walk.improve", fail)
+    monkeypatch.setattr(Remembered, "wants", lambda *_: True)
     monkeypatch.setattr("moescope.service.store.sqlite.store.SqliteStore.traced_requests", fail)
     failed = set()
     for path, asked, params in ANSWERS:

@@ -38,6 +38,14 @@ def test_all_deployments_the_gravest_first(service: Service) -> None:
     assert run("verdict", "--url", service.url, "--server", "other").returncode == 2
 
 
+def test_a_window_that_ends_later_than_now_is_the_last_minute(service: Service) -> None:
+    push_fleet(service, 7, every=10.0)
+    [now] = service.get("/v1/verdict")["verdicts"]
+    [later] = service.get("/v1/verdict", end=str(service.clock.now + 3600))["verdicts"]
+    assert (later["kind"], later["confidence"]) == (now["kind"], now["confidence"])
+    assert now["kind"] == "balanced"
+
+
 def test_the_flag_belongs_behind_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("--url", "http://gpu-7:9890", "ranks")
     assert done.returncode == 2

@@ -41,6 +41,13 @@ PATHS = {
     "/v1/trend": ["", "?points=10&step=5s"],
     "/v1/compare": ["?start=-20s&base_start=-60s"],
     "/v1/verdict": [""],
+    "/v1/requests/unusual": ["", "?limit=1"],
+    "/v1/requests/concentrated": [""],
+    "/v1/requests/similar": ["?like=x2", "?like=none"],
+    "/v1/requests/histogram": ["", "?layer=3"],
+    "/v1/requests/{request_id}/routing": ["x1/routing", "none/routing"],
+    "/v1/requests/{request_id}/routing.{suffix}": ["x2/routing.raw", "x3/routing.json"],
+    "/v1/traces/export": ["?format=ndjson"],
     "/healthz": [""],
     "/readyz": [""],
     "/metrics": [""],
@@ -81,7 +88,7 @@ def _answers(service: Service) -> dict[str, tuple[int, Any]]:
     found: dict[str, tuple[int, Any]] = {}
     for route, variants in PATHS.items():
         for variant in variants:
-            path = re.sub(r"\{.*\}", "", route) + variant
+            path = re.sub(r"\{.*", "", route) + variant
             answer = service.client.get(path)
             body: Any = answer.content
             if path == "/metrics":

@@ -119,3 +119,24 @@ def test_chunks_of_any_size_are_the_same() -> None:
 def test_more_positions_than_an_answer_may_have() -> None:
     with pytest.raises(TooManyPositionsError):
         join(Found((source(1, worker(TRUTH, [(0, 60)])),), {}), 0, None, most=59)
+
+
+def test_a_main_trace_of_another_shape_is_another_request() -> None:
+    """Preemptions may put another one first, by what is said of them."""
+    parts = source(2, worker(TRUTH, [(0, 40)])), source(1, worker(TRUTH, [(0, 60)], OTHER_SHAPE))
+    with pytest.raises(SeveralError, match="other experts"):
+        join(Found(parts, {}), 0, None)
+
+
+def test_a_stage_whose_layers_no_trace_has_is_said() -> None:
+    only = source(1, worker(TRUTH[:1], [(0, 60)], LAYERS[:1]), missing_stages=1)
+    assert whys(join(Found((only,), {}), 5, None)) == [(5, 60, "stages_missing")]
+    assert whys(join(Found((only,), {}, frozenset({1})), 0, None)) == []
+    [lost] = join(Found((only,), {}, frozenset({1, 3})), 0, None).missing
+    assert (lost.why, lost.layers) == ("stages_missing", (3,))
+
+
+def test_a_trace_with_all_stages_tells_all_layers() -> None:
+    main = source(2, worker(TRUTH[:1], [(20, 40)], LAYERS[:1]), missing_stages=1)
+    joined = join(Found((main, source(1, worker(TRUTH, [(0, 40)]))), {}), 0, None)
+    assert whys(joined) == [(40, 60, "layers_missing")]

@@ -180,6 +180,14 @@ def test_what_to_do_about_uneven_ranks() -> None:
     )
 
 
+def test_an_open_window_is_not_called_past_while_advice_is_made() -> None:
+    assert judge(HOT).finding.action.words == (
+        "What another placement (EPLB) would save is not known: advice is not made yet, ask again."
+    )
+    past = judge(replace(HOT, open_end=False)).finding.action.words
+    assert past.endswith("is not known: this window is past; see Advice about it.")
+
+
 def test_what_it_rests_on() -> None:
     told = judge(EVEN).confidence
     assert told.words == "Rests on 50,000 tokens in 60 s, 600 steps, 1 layer."

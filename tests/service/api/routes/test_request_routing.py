@@ -334,3 +334,35 @@ def test_an_internal_id_that_came_again_is_the_newest(service: Service) -> None:
         push(service, some(trace, 0, 60, truth, ended_s=trace, request_id="cmpl-x-0"))
     assert_has(routing(service, "cmpl-x-0"), [(0, 60)])
     assert "Their prompts differ" in problem(service, 409)["detail"]
+
+
+def test_a_stage_that_no_trace_has_is_no_dense_layer(service: Service) -> None:
+    lost = part(
+        2,
+        experts=[TRUTH[0]],
+        layers=LAYERS[:1],
+        runs=[(0, 60)],
+        name="x",
+        prompt_tokens=PROMPT,
+        who={"pp_size": 2},
+    )
+    push(service, lost)
+    assert missing(routing(service)) == [(0, 60, "stages_missing", "cmpl-x-0-00000002")]
+    assert routing(service, layer=1)["missing"] == []
+    vllm = {"form": "vllm", "decoder_layers": 5}
+    for params in ({}, {"layer": 3}, {"layer": [1, 3]}):
+        found = problem(service, 409, **vllm, **params)
+        assert found["type"] == "urn:moescope:problem:trace-incomplete"
+    assert len(routing(service, **vllm, layer=1)["routed_experts"]) == 60
+    response = service.client.get("/v1/requests/x/routing", params={**vllm, "missing": "zero"})
+    assert response.headers["x-moescope-missing"] == "0-59"
+
+
+def test_an_end_that_a_worker_has_not_brought_is_refused_by_vllms_form(service: Service) -> None:
+    # The other tensor-parallel worker had the last two positions.
+    push(service, some(1, 0, 58, who={"tp_size": 2}, computed_tokens=60, started_step=7))
+    vllm = {"form": "vllm", "decoder_layers": 5}
+    assert "2 tokens are missing" in problem(service, 409, **vllm)["detail"]
+    assert len(routing(service, **vllm, end=58)["routed_experts"]) == 58
+    npz = np.load(io.BytesIO(service.client.get("/v1/requests/x/routing.npz").content))
+    assert json.loads(str(npz["joined"]))["missing_tokens"] == 2

@@ -186,6 +186,16 @@ def test_the_most_similar_are_of_the_same_kind(service: Service) -> None:
     assert first["similarity"] == pytest.approx(1)
 
 
+def test_an_internal_id_that_came_again_is_the_newest(service: Service) -> None:
+    """Nothing could choose the older one."""
+    for trace in (101, 102):
+        send(service, usual(trace, request_id="again"))
+    listed = service.get("/v1/traces", request_id="again")["traces"]
+    assert [item["names"][-1] for item in listed] == ["x102", "x101"]
+    answer = service.get("/v1/requests/similar", like="again", limit=1)
+    assert answer["like"]["names"][-1] == "x102"
+
+
 def test_a_request_that_several_have_must_be_chosen(service: Service) -> None:
     send(service, usual(1, who={"server": "decode"}))
     response = service.client.get("/v1/requests/similar", params={"like": "x1"})

@@ -158,7 +158,10 @@ def test_a_trace_that_a_worker_has_not_brought_whole_is_refused(service: Service
 
 def test_a_stage_that_is_missing_is_refused_before_any_frame_came(service: Service) -> None:
     push(service, part(1, 3, experts_of(1, 3)[:1], layers=[MoeLayer(1, 16, 2)], who={"pp_size": 2}))
-    assert "1 pipeline stages" in problem(vllm(service, decoder_layers=4), 409, "trace-incomplete")
+    for layers in (None, [3], [1, 3]):
+        found = vllm(service, decoder_layers=4, layer=layers or [])
+        assert "1 pipeline stages" in problem(found, 409, "trace-incomplete")
+    assert array(vllm(service, decoder_layers=4, layer=1)).shape == (3, 1, 2)
 
 
 def test_layers_of_another_deployment_are_not_its_own(service: Service) -> None:
