@@ -29,6 +29,7 @@ def quickened(text: str) -> str:
     """The rules with seconds for minutes; everything else as it is."""
     text = re.sub(r"\[(\w+):1m\]", lambda found: f"[{QUICK[found[1]]}:1s]", text)
     text = re.sub(r"\[(\d+[mhd])\]", lambda found: f"[{QUICK[found[1]]}]", text)
+    text = text.replace("> 240", "> 3")  # of five minutes, how many seconds of the past are new
     text = re.sub(r"offset (\w+)", lambda found: f"offset {QUICK[found[1]]}", text)
     return re.sub(r"(?m)^( +)(for|interval): \w+$", r"\1\2: 1s", text)
 
