@@ -1,4 +1,4 @@
-"""Alerts about a service's own process, and about its memory: each is one notification, and clears.
+"""Alerts about a service's own process: each is one notification, and clears.
 
 Real here: services, Prometheus, Alertmanager, as in `test_notifications`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,16 +16,12 @@ import pytest
 from devkit.processes import free_port
 from moescope.capture.wire import CONTENT_TYPE
 from moescope.dashboards.alert_rules import ALERTS
-from moescope.service.simulation.routing import Shape
-from tests.dashboards.alerts.causes import HEALTHY
 from tests.dashboards.alerts.fast_service import fast_service
 from tests.dashboards.alerts.scaled import FastClock, minutes
 from tests.dashboards.alerts.world import World, world
 
 pytestmark = pytest.mark.e2e
 DEADLINE_S = minutes(300)
-LARGE = replace(HEALTHY, ranks=8, shape=Shape(layers=58, experts=256, top_k=8))
-"""More than a mebibyte: nothing older than its newest snapshots fits into that."""
 
 
 class Services:
@@ -60,14 +55,11 @@ FAULTS: dict[str, dict[str, object]] = {
     "MoescopeRefusedFrames": {},
     "MoescopeScrapePartFailed": {"broken": True},
     "MoescopeSeriesOverflow": {"metrics_max_series": 5},
-    "MoescopeShortHistory": {"history_mib": 1, "metrics_level": "rank"},
 }
 
 
 def test_each_alert_of_a_service_has_a_service_that_raises_it() -> None:
-    assert set(FAULTS) == {alert.name for alert in ALERTS if alert.kind == "service"} | {
-        "MoescopeShortHistory"
-    }
+    assert set(FAULTS) == {alert.name for alert in ALERTS if alert.kind == "service"}
 
 
 def test_each_fault_of_a_service_is_one_notification_and_clears(tmp_path: Path) -> None:
@@ -77,14 +69,11 @@ def test_each_fault_of_a_service_is_one_notification_and_clears(tmp_path: Path) 
         stack.callback(services.close)
         for alert in FAULTS:
             services.start(alert, faulty=True)
-        remembers = services.url("MoescopeShortHistory")
-        others = tuple(services.url(alert) for alert in FAULTS if alert != "MoescopeShortHistory")
-        it = stack.enter_context(world(remembers, clock, tmp_path, others))
-        it.deployments.start("large", LARGE)
+        first, *others = (services.url(alert) for alert in FAULTS)
+        it = stack.enter_context(world(first, clock, tmp_path, tuple(others)))
         time.sleep(minutes(6))
         services.end("MoescopeDown")
         groups = {alert: urlsplit(services.url(alert)).netloc for alert in FAULTS}
-        groups["MoescopeShortHistory"] = "large"
         mended: set[str] = set()
         deadline = time.monotonic() + DEADLINE_S
         while not all(it.told_of(group, "resolved") for group in groups.values()):
