@@ -108,8 +108,9 @@ def _answers(service: Service) -> dict[str, tuple[int, Any]]:
 
 def _of_any_engine(row: dict[str, Any]) -> dict[str, Any]:
     """A row of an export without its engine's cursor and the place of the store."""
-    why = (row["left_out"] or "").partition("can't be read")[2] or row["left_out"]
-    return row | {"cursor": row["cursor"] is not None, "left_out": why}
+    told = row.get("left_out")
+    why = (told or "").partition("can't be read")[2] or told
+    return row | {"cursor": row.get("cursor") is not None, "left_out": why}
 
 
 def _assert_alike(one: Service, other: Service, but: str = "") -> dict[str, tuple[int, Any]]:
