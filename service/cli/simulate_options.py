@@ -168,19 +168,27 @@ class FaultOptions:
 
     unseen: Annotated[
         list[int] | None,
-        _faults(help="Decoder layer that is covered and reports no tokens; may be repeated."),
+        _faults(
+            help="Decoder layer that is covered and reports no tokens; may be repeated; none when absent."
+        ),
     ] = None
     miscounted: Annotated[
         list[int] | None,
-        _faults(help="Decoder layer that counts each slot twice; may be repeated."),
+        _faults(help="Decoder layer that counts each slot twice; may be repeated; none when absent."),
     ] = None
-    disabled: Annotated[list[int] | None, _faults(help="Rank whose capture is off; may be repeated.")] = None
-    missing: Annotated[list[int] | None, _faults(help="Rank that never reports; may be repeated.")] = None
+    disabled: Annotated[
+        list[int] | None, _faults(help="Rank whose capture is off; may be repeated; none when absent.")
+    ] = None
+    missing: Annotated[
+        list[int] | None, _faults(help="Rank that never reports; may be repeated; none when absent.")
+    ] = None
     twice: Annotated[
-        list[int] | None, _faults(help="Rank that two live processes claim; may be repeated.")
+        list[int] | None,
+        _faults(help="Rank that two live processes claim; may be repeated; none when absent."),
     ] = None
     no_loads: Annotated[
-        list[int] | None, _faults(help="Rank whose loads of steps never come; may be repeated.")
+        list[int] | None,
+        _faults(help="Rank whose loads of steps never come; may be repeated; none when absent."),
     ] = None
     silent_tp: Annotated[
         bool, _faults("--silent-tp", help="Each rank has a second TP worker that never reports.")
