@@ -146,7 +146,9 @@ class Shape:
 
     form: Annotated[
         Literal["moescope", "vllm"],
-        typer.Option(help="moescope: MoE layers, -1 where not computed. vllm: as vLLM's own routed_experts."),
+        typer.Option(
+            help="`moescope`: MoE layers, -1 where not computed. `vllm`: as vLLM's own routed_experts."
+        ),
     ] = "moescope"
     missing: Annotated[
         Literal["refuse", "zero"],
@@ -178,9 +180,12 @@ class Many:
         Literal["layers", "packed"],
         typer.Option(help="With --into: a column for each layer, or one column of bytes."),
     ] = "layers"
-    dp_rank: Annotated[int | None, typer.Option(min=0, help="With --into: only of this DP rank.")] = None
+    dp_rank: Annotated[
+        int | None, typer.Option(min=0, help="With --into: only of this DP rank; of all when absent.")
+    ] = None
     lora: Annotated[
-        str | None, typer.Option(help="With --into: only of this LoRA adapter; none: only without one.")
+        str | None,
+        typer.Option(help="With --into: only of this LoRA adapter; none: only without one; all when absent."),
     ] = None
     start: Annotated[
         str | None, typer.Option(help="With --into: stored since, as -1h; all that are kept when absent.")
@@ -189,7 +194,8 @@ class Many:
         str | None, typer.Option(help="With --into: stored before, as -5m; until now when absent.")
     ] = None
     min_tokens: Annotated[
-        int | None, typer.Option(min=1, help="With --into: only with so many tokens computed or more.")
+        int | None,
+        typer.Option(min=1, help="With --into: only with so many tokens computed or more; all when absent."),
     ] = None
     part_requests: Annotated[
         int, typer.Option(min=1, max=10_000, help="With --into: most requests of a part.")
