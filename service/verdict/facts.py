@@ -67,13 +67,11 @@ class Steps:
         cost: share of the time in experts that an average EP rank waits for the busiest one of the step.
         joined: how many steps.
         busiest: share of steps x layers in which each EP rank was the busiest.
-        caused: share of the waiting that each EP rank caused.
     """
 
     cost: float
     joined: int
     busiest: tuple[float, ...]
-    caused: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,12 +148,11 @@ def _steps(cost: Cost) -> Steps | None:
     share = straggler_cost(*cost.sums)
     if share is None:
         return None
-    hottest, caused = cost.hottest, cost.caused
+    hottest = cost.hottest
     return Steps(
         cost=share,
         joined=max((stage.joined for stage in cost.stages.values()), default=0),
         busiest=tuple((hottest / max(hottest.sum(), 1e-300)).tolist()),
-        caused=tuple((caused / max(caused.sum(), 1e-300)).tolist()),
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, NamedTuple
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from moescope.service.api.limits.blocks import send_blocks
 from moescope.service.api.limits.downloads import Downloads
@@ -59,6 +59,41 @@ _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
+class _Asked(NamedTuple):
+    name: str
+    kind: TraceFormat
+    among: TraceQuery
+    sample: int | None
+    layers: list[int] | None
+    first: int
+    end: int | None
+    wish: Wish
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The parameters of the two routes; each is documented where it is declared."""
+
+    server: TraceServerParam = None
+    model: TraceModelParam = None
+    dp_rank: DpRankParam = None
+    sample: SampleParam = None
+    layer: LayerParam = None
+    first: FirstParam = 0
+    end: EndPositionParam = None
+    form: FormParam = Form.MOESCOPE
+    missing: MissingParam = Missing.REFUSE
+    decoder_layers: DecoderLayersParam = None
+
+    def asked(self, name: str, kind: TraceFormat) -> _Asked:
+        among = TraceQuery(server=self.server, model=self.model, dp_rank=self.dp_rank)
+        wish = Wish(self.form, self.missing, self.decoder_layers)
+        return _Asked(name, kind, among, self.sample, self.layer, self.first, self.end, wish)
+
+
+_WantedParam = Annotated[_Wanted, Depends()]
+
+
 def request_routing_router(
     state: LiveState, store: Store | None, turns: Turns, downloads: Downloads
 ) -> APIRouter:
@@ -73,38 +108,17 @@ def request_routing_router(
         request: Request,
         request_id: str,
         suffix: TraceFormat,
-        server: TraceServerParam = None,
-        model: TraceModelParam = None,
-        dp_rank: DpRankParam = None,
-        sample: SampleParam = None,
-        layer: LayerParam = None,
-        first: FirstParam = 0,
-        end: EndPositionParam = None,
-        form: FormParam = Form.MOESCOPE,
-        missing: MissingParam = Missing.REFUSE,
-        decoder_layers: DecoderLayersParam = None,
+        wanted: _WantedParam,
     ) -> Response:
         """The same as a file: routing.json, .npz, .parquet, .arrow or .raw."""
-        among = TraceQuery(server=server, model=model, dp_rank=dp_rank)
-        asked = _Asked(
-            request_id, suffix, among, sample, layer, first, end, Wish(form, missing, decoder_layers)
-        )
+        asked = wanted.asked(request_id, suffix)
         return await send_blocks(request, lambda: _Download.of(asked, store, state), turns, downloads)
 
     @router.get("/v1/requests/{request_id:path}/routing", response_class=Response, responses=_ANSWERS)
     async def request_routing(
         request: Request,
         request_id: str,
-        server: TraceServerParam = None,
-        model: TraceModelParam = None,
-        dp_rank: DpRankParam = None,
-        sample: SampleParam = None,
-        layer: LayerParam = None,
-        first: FirstParam = 0,
-        end: EndPositionParam = None,
-        form: FormParam = Form.MOESCOPE,
-        missing: MissingParam = Missing.REFUSE,
-        decoder_layers: DecoderLayersParam = None,
+        wanted: _WantedParam,
     ) -> Response:
         """The logical experts of all positions of a request, whoever computed them.
 
@@ -114,24 +128,10 @@ def request_routing_router(
         don't belong together are a 409 that says how to choose.
         """
         kind = trace_formats.negotiate(request.headers.get("accept", ""))
-        among = TraceQuery(server=server, model=model, dp_rank=dp_rank)
-        asked = _Asked(
-            request_id, kind, among, sample, layer, first, end, Wish(form, missing, decoder_layers)
-        )
+        asked = wanted.asked(request_id, kind)
         return await send_blocks(request, lambda: _Download.of(asked, store, state), turns, downloads)
 
     return router
-
-
-class _Asked(NamedTuple):
-    name: str
-    kind: TraceFormat
-    among: TraceQuery
-    sample: int | None
-    layers: list[int] | None
-    first: int
-    end: int | None
-    wish: Wish
 
 
 class _Download:

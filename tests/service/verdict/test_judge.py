@@ -54,7 +54,7 @@ BY_LAYER = replace(
     EVEN, balance=balance(2.0, *(layer(i, 2.0, i % 4) for i in range(8)), ranks=(0.95, 0.9, 1.18, 0.97))
 )
 EXPERT = replace(EVEN, balance=balance(2.0, *(layer(i, 2.0, i % 4, 0.9) for i in range(8))))
-STEPS = Steps(cost=0.6, joined=600, busiest=(0.5, 0.5), caused=(0.5, 0.5))
+STEPS = Steps(cost=0.6, joined=600, busiest=(0.5, 0.5))
 DRIFT = Drift("previous_hour", moved=0.3, divergence=0.2, noise=0.001, new_hot=2, new_dead=1)
 GAP = Gap("warning", "layer 60 can't be seen (monolithic)")
 
@@ -149,7 +149,7 @@ def test_a_ratio_above_even_bars_is_no_contradiction() -> None:
 
 
 def test_a_hot_rank_is_told_with_its_steps() -> None:
-    found = judge(replace(HOT, in_steps=Steps(0.55, 600, (0.1, 0.9), (0.05, 0.95)))).finding
+    found = judge(replace(HOT, in_steps=Steps(0.55, 600, (0.1, 0.9)))).finding
     assert (
         "waits 50 % of the time in experts by the window's sums (2.00x over 4 layers), and 55 %"
         in found.words
