@@ -12,6 +12,7 @@ import torch
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.counting.strategies import TorchPerLayer
 from moescope.capture.delivery.transport import HttpTransport
+from moescope.capture.seam.ends import NO_LIMITS, Limits, read_limits
 from moescope.capture.seam.outcomes import StepOutcome, positions_of
 from moescope.capture.seam.requests import read_requests, why_not_traceable
 from moescope.capture.settings.environment import CaptureSettings
@@ -19,6 +20,7 @@ from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.tracing.sender import TraceSender, Versions
 from moescope.capture.tracing.tracer import Tracer
+from moescope.capture.tracing.witness import Witness
 from moescope.capture.wire import TRACES_PATH, MoeLayer, Producer
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE
 
@@ -39,6 +41,7 @@ class TraceSession:
         failed: called once, with the reason, if tracing ends by a fault.
         versions: see `WeightsWatch.versions`.
         positions: tells the model's own positions, where tokens are drafted (see `TraceStaging`).
+        limits: of the server's requests.
     """
 
     def __init__(
@@ -52,9 +55,15 @@ class TraceSession:
         failed: Callable[[str], None],
         versions: Versions,
         positions: Callable[[], torch.Tensor] | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.staging = TraceStaging(layers, max_tokens, device, positions=positions)
-        self._assembly = TraceAssembly(self.staging, sharded=producer.tp_size > 1)
+        self._limits, drafting = limits, positions is not None
+        self._assembly = TraceAssembly(
+            self.staging, sharded=producer.tp_size > 1, drafting=drafting, cut=producer.pp_size == 1
+        )
+        samples = producer.pp_rank == producer.pp_size - 1
+        self._witness = Witness(self._assembly) if samples and not drafting else None
         self._tracer = Tracer(settings.traces, self.staging, self._assembly, settings.trace_bytes)
         transport = HttpTransport(
             settings.endpoint,
@@ -90,7 +99,7 @@ class TraceSession:
 
     def begin_step(self, scheduler_output: Any) -> None:
         """A step is about to run, or a call that only says which requests are done."""
-        self._guarded(lambda: self._tracer.begin_step(read_requests(scheduler_output)))
+        self._guarded(lambda: self._begin(scheduler_output))
 
     def take_order(self, batch: BatchRequests, number: int) -> None:
         """See `Tracer.take_order`."""
@@ -98,7 +107,14 @@ class TraceSession:
 
     def end_step(self, outcome: StepOutcome | None = None) -> None:
         """The step is enqueued; see `Tracer.end_step`."""
+        if self._witness is not None:
+            outcome = self._witness.outcome
         self._guarded(lambda: self._tracer.end_step(outcome))
+
+    def step_sampled(self, output: Any) -> None:
+        """The step has been sampled; `output` is what vLLM's runner returned."""
+        if self._witness is not None:
+            self._witness.sampled(output)
 
     def give_up(self, reason: str) -> None:
         """End tracing for good, for example because the order of batches is no longer known."""
@@ -109,6 +125,8 @@ class TraceSession:
 
     def stop(self) -> None:
         """Cut off open traces and send what is left, within a second."""
+        if self._witness is not None:
+            self._witness.forsake()
         self._guarded(self._tracer.close_all)
         if self._started:
             self._assembly.stop(STOP_SECONDS / 2)
@@ -117,6 +135,13 @@ class TraceSession:
     def accounts(self) -> dict[str, int]:
         """How many traces were captured, delivered and dropped (see `TraceSender.accounts`)."""
         return self._sender.accounts()
+
+    def _begin(self, scheduler_output: Any) -> None:
+        if self._witness is not None:
+            self._witness.forsake()
+        self._tracer.begin_step(read_requests(scheduler_output, self._limits))
+        if self._witness is not None and self._tracer.has_step:
+            self._witness.begin_step(scheduler_output)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         if self._failed:
@@ -167,7 +192,16 @@ def open_traces(
             positions_of(model_runner)
             positions = partial(positions_of, model_runner)
         return TraceSession(
-            layers, producer, epoch, settings, max_tokens, device, failed, versions, positions
+            layers,
+            producer,
+            epoch,
+            settings,
+            max_tokens,
+            device,
+            failed,
+            versions,
+            positions,
+            read_limits(vllm_config),
         )
     except LookupError as error:
         failed(f"routing traces with speculative decoding: {error}")

@@ -42,7 +42,7 @@ def test_the_requests_of_a_step() -> None:
         )
     )
     assert step.new == [
-        NewRequest("b", 5, 2, True, RequestEnd(12, frozenset({3, 9}))),
+        NewRequest("b", 5, 2, True, RequestEnd(12, frozenset({3, 9}), certain=True)),
         NewRequest("c", 6, 0, False),
     ]
     assert step.first_positions == {"a": 10, "b": 2, "c": 0, "d": 0}
