@@ -12,9 +12,9 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 PYTHON ?= python3
 ARGS ?=
-PACKAGES := moescope.capture moescope.service moescope.dashboards
+PACKAGES := moescope.capture moescope.client moescope.service moescope.dashboards
 # Debian packages that the end-to-end tests drive.
-DEBIAN := prometheus chromium iproute2
+DEBIAN := prometheus prometheus-alertmanager chromium iproute2
 # Generated cases are the same each time.
 PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci
 

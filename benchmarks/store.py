@@ -96,7 +96,8 @@ class Reader(threading.Thread):
         began = time.perf_counter()
         found = self._store.traced_requests(TraceQuery(name=f"r{rng.integers(self._requests)}", limit=2))
         if found:
-            self._store.traces(found[0].number, None)
+            for worker in self._store.traces(found[0].number, None):
+                _ = worker.positions, worker.experts
             self.by_id.append(time.perf_counter() - began)
         layer = self._layers[rng.integers(len(self._layers))]
         began = time.perf_counter()

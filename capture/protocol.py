@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 WIRE_MAJOR: Final = 1
-WIRE_MINOR: Final = 6
+WIRE_MINOR: Final = 7
 
 CONTENT_TYPE: Final = "application/vnd.moescope.frame+msgpack"
 INGEST_PATH: Final = "/v1/ingest"

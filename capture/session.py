@@ -112,6 +112,7 @@ class CaptureSession:
             unavailable=unavailable.reasons,
             absent=survey.absent,
             absent_unnamed=survey.absent_unnamed,
+            decoder_layers=survey.decoder_layers,
             drafts=lambda: Drafts() if self._drafts is None else self._drafts.so_far,
         )
         self._sender = FrameSender(
@@ -166,7 +167,7 @@ class CaptureSession:
             self._guarded(lambda: self._begin(scheduler_output))
             self._guarded(lambda: self._begin_drafts(scheduler_output))
             if self._traces is not None:
-                self._traces.begin_step(scheduler_output)
+                self._traces.begin_step(scheduler_output, model_runner)
             if self._traces is not None or self.capturer.awaits_phases:
                 self._watch.step_begins(scheduler_output, model_runner)
 
@@ -179,6 +180,11 @@ class CaptureSession:
             if self._traces is not None:
                 self._traces.end_step(self._outcome)
             self.capturer.raise_owed()
+
+    def step_returned(self, output: Any) -> None:
+        """`output` is what the worker returns to the scheduler, of a step or of its sampling."""
+        if self._traces is not None:
+            self._traces.step_returned(output)
 
     def step_sampled(self, output: Any) -> None:
         """The step has been sampled, or its sampling is enqueued; `output` is what vLLM's runner returned."""

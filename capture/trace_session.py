@@ -12,7 +12,8 @@ import torch
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.counting.strategies import TorchPerLayer
 from moescope.capture.delivery.transport import HttpTransport
-from moescope.capture.seam.ends import NO_LIMITS, Limits, read_limits
+from moescope.capture.seam.block_tables import BlockReader, StepBlocks, received_kv
+from moescope.capture.seam.ends import NO_LIMITS, ReadLimits, limits_of
 from moescope.capture.seam.outcomes import StepOutcome, positions_of
 from moescope.capture.seam.requests import read_requests, why_not_traceable
 from moescope.capture.settings.environment import CaptureSettings
@@ -41,7 +42,8 @@ class TraceSession:
         failed: called once, with the reason, if tracing ends by a fault.
         versions: see `WeightsWatch.versions`.
         positions: tells the model's own positions, where tokens are drafted (see `TraceStaging`).
-        limits: of the server's requests.
+        blocks: tells whose positions are in which blocks of the KV cache; None: nobody asks for that.
+        limits: tells the limits of the server's requests.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class TraceSession:
         failed: Callable[[str], None],
         versions: Versions,
         positions: Callable[[], torch.Tensor] | None = None,
-        limits: Limits = NO_LIMITS,
+        blocks: BlockReader | None = None,
+        limits: ReadLimits = lambda: NO_LIMITS,
     ) -> None:
+        self._blocks = blocks
         self.staging = TraceStaging(layers, max_tokens, device, positions=positions)
         self._limits, drafting = limits, positions is not None
         self._assembly = TraceAssembly(
@@ -97,9 +101,14 @@ class TraceSession:
         """No graph is captured any more."""
         self._assembly.resume()
 
-    def begin_step(self, scheduler_output: Any) -> None:
+    def begin_step(self, scheduler_output: Any, model_runner: Any = None) -> None:
         """A step is about to run, or a call that only says which requests are done."""
-        self._guarded(lambda: self._begin(scheduler_output))
+        self._guarded(lambda: self._begin_step(scheduler_output, model_runner))
+
+    def step_returned(self, output: Any) -> None:
+        """The worker returns this; the scheduler learns from it which requests need not wait any more."""
+        if self._blocks is not None and self._blocks.has_connector:
+            self._guarded(lambda: self._tracer.kv_received() if received_kv(output) else None)
 
     def take_order(self, batch: BatchRequests, number: int) -> None:
         """See `Tracer.take_order`."""
@@ -136,12 +145,24 @@ class TraceSession:
         """How many traces were captured, delivered and dropped (see `TraceSender.accounts`)."""
         return self._sender.accounts()
 
-    def _begin(self, scheduler_output: Any) -> None:
+    def _begin_step(self, scheduler_output: Any, model_runner: Any) -> None:
         if self._witness is not None:
             self._witness.forsake()
-        self._tracer.begin_step(read_requests(scheduler_output, self._limits))
+        blocks = self._read_blocks(scheduler_output, model_runner)
+        self._tracer.begin_step(read_requests(scheduler_output, self._limits()), blocks)
         if self._witness is not None and self._tracer.has_step:
             self._witness.begin_step(scheduler_output)
+
+    def _read_blocks(self, scheduler_output: Any, model_runner: Any) -> StepBlocks | None:
+        """A fault ends this, and nothing else: traces then no longer say who computed cached prefixes."""
+        if self._blocks is None:
+            return None
+        try:
+            return self._blocks.read(scheduler_output, model_runner)
+        except Exception as error:  # noqa: BLE001 - traces are worth having without it
+            self._blocks = None
+            logger.error("moescope: traces don't say who computed cached prefixes any more: %r", error)
+            return None
 
     def _guarded(self, action: Callable[[], None]) -> None:
         if self._failed:
@@ -201,7 +222,8 @@ def open_traces(
             failed,
             versions,
             positions,
-            read_limits(vllm_config),
+            BlockReader(vllm_config),
+            limits_of(vllm_config),
         )
     except LookupError as error:
         failed(f"routing traces with speculative decoding: {error}")

@@ -9,7 +9,7 @@ from moescope.dashboards.measures import RATIO_THRESHOLDS
 from moescope.dashboards.spec import (
     NAME,
     POOL,
-    POOL_VARIABLE,
+    POOL_VARIABLES,
     SERVICE_VARIABLES,
     Board,
     Panel,
@@ -39,7 +39,7 @@ FLEET_BOARD: Final = Board(
     "moescope-fleet",
     "moescope / Fleet",
     "All deployments of all clusters: who serves how much, and how evenly.",
-    (*SERVICE_VARIABLES, replace(POOL_VARIABLE, all_value=".*")),  # those of no pool too
+    (*SERVICE_VARIABLES, *(replace(each, all_value=".*") for each in POOL_VARIABLES[:2])),  # of no pool too
     (
         Row(
             "Now",

@@ -9,7 +9,6 @@ from moescope.dashboards.spec import (
     MODEL_VARIABLES,
     SERVICE,
     Board,
-    Kind,
     Panel,
     Query,
     Row,
@@ -21,11 +20,33 @@ from moescope.dashboards.spec import (
 _RANK: Final = "server, model, dp_rank"
 _RANK_NAME: Final = "{{server}} DP {{dp_rank}}"
 _BAD: Final = ((1.0, "red"),)
+_SHOULD_BE_0: Final = {
+    "uncovered layers": "moescope_uncovered_layers",
+    "absent layers": "moescope_absent_layers",
+    "unseen layers": "moescope_unseen_layers",
+    "layers that break conservation": "moescope_conservation_mismatched_layers",
+    "stages not compared": "moescope_conservation_unknown_stages",
+    "live processes of one rank": "moescope_conflicting_lives",
+}
 
 
-def _gauge(kind: Kind, title: str, text: str, metric: str, unit: str = "short") -> Panel:
-    """A panel of a gauge by DP rank, red from 1 on: it should be 0."""
-    return Panel(kind, title, text, (Query(most(metric, MODEL, _RANK), _RANK_NAME),), unit, 6, 6, _BAD)
+def _gauge(title: str, text: str, metric: str) -> Panel:
+    """Two numbers of a gauge by DP rank, red from 1 on, as it should be 0; however many ranks there are."""
+    ranks = most(metric, MODEL, _RANK)
+    queries = (
+        Query(f"max({ranks})", "most of a DP rank"),
+        Query(f"count({ranks} > 0) or on () vector(0)", "DP ranks above 0"),
+    )
+    return Panel("stat", title, text, queries, "short", 6, 6, _BAD)
+
+
+def _above() -> str:
+    """The DP ranks of which a gauge that should be 0 isn't, a hundred a gauge at most."""
+    found = [
+        f'label_replace(topk(100, {most(metric, MODEL, _RANK)} > 0), "what", "{what}", "", "")'
+        for what, metric in _SHOULD_BE_0.items()
+    ]
+    return or_none(" or ".join(found), "what")
 
 
 def _slowest(metric: str) -> str:
@@ -53,8 +74,9 @@ HEALTH_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Snapshot age",
-                    "Time since the newest frame of the worker of each DP rank that has been silent longest.",
-                    (Query(most("moescope_snapshot_age_seconds", MODEL, _RANK), _RANK_NAME),),
+                    "Time since the newest frame of a DP rank's longest silent worker: the ten with the "
+                    "most.",
+                    (Query(f"topk(10, {most('moescope_snapshot_age_seconds', MODEL, _RANK)})", _RANK_NAME),),
                     "s",
                     8,
                     thresholds=((15, "red"),),
@@ -62,11 +84,11 @@ HEALTH_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Restarts",
-                    "Starts of each DP rank's workers after the first.",
+                    "Starts of DP ranks' workers after the first: the ten DP ranks with the most.",
                     (
                         Query(
-                            f"sum by ({_RANK}) "
-                            f"(increase(moescope_producer_restarts_total{{{MODEL}}}[$__rate_interval]))",
+                            f"topk(10, sum by ({_RANK}) "
+                            f"(increase(moescope_producer_restarts_total{{{MODEL}}}[$__rate_interval])))",
                             _RANK_NAME,
                         ),
                     ),
@@ -78,32 +100,27 @@ HEALTH_BOARD: Final = Board(
             "Is everything counted, once?",
             (
                 _gauge(
-                    "stat",
                     "Uncovered layers",
                     "MoE layers whose routing can't be seen.",
                     "moescope_uncovered_layers",
                 ),
                 _gauge(
-                    "stat",
                     "Absent layers",
                     "MoE layers that the model's config has and that were not found.",
                     "moescope_absent_layers",
                 ),
                 _gauge(
-                    "stat",
                     "Unseen layers",
                     "Covered layers that never saw a token, although tokens were computed.",
                     "moescope_unseen_layers",
                 ),
                 _gauge(
-                    "stat",
                     "Layers that break conservation",
                     "Layers whose slots are not rows x top-k, or whose rows over all TP workers are not the "
                     "tokens computed.",
                     "moescope_conservation_mismatched_layers",
                 ),
                 _gauge(
-                    "stat",
                     "Stages not compared",
                     "Pipeline stages of which it isn't known whether rows add up to the tokens computed.",
                     "moescope_conservation_unknown_stages",
@@ -139,11 +156,25 @@ HEALTH_BOARD: Final = Board(
                 Panel(
                     "timeseries",
                     "Covered layers and placement version",
-                    "MoE layers that are counted, and the version of the placement of experts, by DP rank.",
-                    (
-                        Query(most("moescope_covered_layers", MODEL, _RANK), f"covered {_RANK_NAME}"),
-                        Query(most("moescope_placement_version", MODEL, _RANK), f"placement {_RANK_NAME}"),
+                    "MoE layers that are counted, and the version of the placement of experts: the least and "
+                    "the most of all DP ranks, which should be equal.",
+                    tuple(
+                        Query(
+                            f"{word} by (server, model) ({most(metric, MODEL, _RANK)})",
+                            f"{name} ({word}) {{{{server}}}}",
+                        )
+                        for name, metric in (
+                            ("covered", "moescope_covered_layers"),
+                            ("placement", "moescope_placement_version"),
+                        )
+                        for word in ("min", "max")
                     ),
+                ),
+                Panel(
+                    "table",
+                    "DP ranks with any of this",
+                    "The DP ranks of which one of these numbers is not 0. moescope ranks gives the reasons.",
+                    (Query(_above(), "number"),),
                     width=24,
                 ),
             ),

@@ -6,6 +6,7 @@ from typing import Final
 
 from moescope.dashboards.measures import layer_ratios, layer_stats
 from moescope.dashboards.spec import (
+    CENTRED,
     EXPERTS,
     LAYER,
     LAYER_VARIABLE,
@@ -53,11 +54,13 @@ LAYER_BOARD: Final = Board(
             (
                 Panel(
                     "heatmap",
-                    "Slots per second by expert",
-                    "All experts over time." + NEEDS_EXPERTS,
-                    (Query(rate(EXPERTS, LAYER, "expert"), "{{expert}}"),),
+                    "Slots by expert, times fair share",
+                    "All experts over time: 1 (yellow) is a fair share, red is twice or more."
+                    + NEEDS_EXPERTS,
+                    (Query(of_fair(EXPERTS, LAYER, "layer", "expert"), "{{expert}}"),),
                     width=24,
                     height=12,
+                    scale=CENTRED,
                 ),
                 Panel(
                     "timeseries",

@@ -6,6 +6,7 @@ from typing import Final
 
 from moescope.dashboards import boards_model_experts as experts
 from moescope.dashboards import boards_model_ranks as ranks
+from moescope.dashboards.boards_model_now import NOW
 from moescope.dashboards.spec import MODEL, ONE_MODEL_VARIABLES, RANK_VARIABLE, Board
 
 MODEL_BOARD: Final = Board(
@@ -14,7 +15,7 @@ MODEL_BOARD: Final = Board(
     "One deployment: its DP ranks side by side, its EP ranks, its layers.",
     (*ONE_MODEL_VARIABLES, RANK_VARIABLE),
     (
-        ranks.BALANCE_NOW,
+        NOW,
         ranks.DP_RANKS,
         ranks.PHASES,
         ranks.STRAGGLERS,

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from moescope.dashboards.spec import EXPERTS, MODEL, NEEDS_EXPERTS, Panel, Query, Row, most, of_fair
+from moescope.dashboards.spec import (
+    CENTRED,
+    EXPERTS,
+    MODEL,
+    NEEDS_EXPERTS,
+    Panel,
+    Query,
+    Row,
+    least_even,
+    most,
+    of_fair,
+)
 from moescope.service.measures.balance import GAUGES
 
 _TO_LAYER: Final = "/d/moescope-layer?var-layer=${__data.fields.layer}&${__all_variables}&${__url_time_range}"
@@ -52,11 +63,13 @@ BALANCE: Final = Row(
         Panel(
             "matrix",
             "Layer x expert",
-            "Slots of each expert in each layer, as a multiple of the layer's fair share." + NEEDS_EXPERTS,
-            (Query(of_fair(EXPERTS, MODEL, "layer", "expert")),),
+            "Slots of each expert in each layer, as a multiple of the layer's fair share: 1 is yellow, more "
+            "is red, less is blue. Where there are over 2,000 cells, the layers with the hottest experts."
+            + NEEDS_EXPERTS,
+            (Query(least_even(EXPERTS, MODEL, "layer", "expert")),),
             width=24,
             height=14,
-            thresholds=_FAIR_THRESHOLDS,
+            scale=CENTRED,
             axes=("layer", "expert"),
         ),
     ),

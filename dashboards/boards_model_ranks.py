@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from moescope.dashboards.measures import RATIO_THRESHOLDS
-from moescope.dashboards.spec import MODEL, NAME, Panel, Query, Row, most, of_fair, rate, stat
+from moescope.dashboards.boards_model_now import HOTTEST
+from moescope.dashboards.spec import CENTRED, MODEL, Panel, Query, Row, least_even, most, rate
 from moescope.service.measures.balance import GAUGES
 
 _RANKS: Final = f'{MODEL},dp_rank=~"$rank"'
@@ -30,43 +30,6 @@ def _cost(of: str, by: str) -> str:
 
 _COST: Final = _cost("", "server")
 _LAYER_COST: Final = _cost("layer_", "layer")
-_HOT: Final = "moescope_straggler_hottest_layer_steps_total"
-_HOTTEST: Final = (
-    f"{rate(_HOT, MODEL, 'server, ep_rank')} / on (server) group_left () ({rate(_HOT, MODEL, 'server')} > 0)"
-)
-
-BALANCE_NOW: Final = Row(
-    "Balance now",
-    (
-        stat(
-            "EP imbalance ratio",
-            "Sum over layers of max / sum of mean of slots over EP ranks; 1 is best.",
-            Query(most("moescope_ep_imbalance_ratio", MODEL), NAME),
-            thresholds=RATIO_THRESHOLDS,
-        ),
-        stat(
-            "Straggler share",
-            "1 - 1 / imbalance ratio: the share of the busiest ranks' work that an average rank "
-            "spends waiting.",
-            Query(f"1 - 1 / {most('moescope_ep_imbalance_ratio', MODEL)}", NAME),
-            "percentunit",
-            thresholds=((0.2, "orange"), (0.5, "red")),
-        ),
-        stat(
-            "Worst layer's imbalance ratio",
-            "Largest max / mean of slots over EP ranks among the layers; 1 is best.",
-            Query(most("moescope_ep_worst_layer_imbalance_ratio", MODEL), NAME),
-            thresholds=RATIO_THRESHOLDS,
-        ),
-        stat(
-            "DP imbalance ratio",
-            "Max / mean of tokens over DP ranks; 1 is best.",
-            Query(most("moescope_dp_imbalance_ratio", MODEL), NAME),
-            thresholds=RATIO_THRESHOLDS,
-        ),
-    ),
-)
-
 DP_RANKS: Final = Row(
     "DP ranks: whose tokens",
     (
@@ -155,7 +118,7 @@ STRAGGLERS: Final = Row(
             "timeseries",
             "Which EP rank is the hottest",
             "Share of (layer, step) pairs in which each EP rank had the most slots.",
-            (Query(_HOTTEST, "EP {{ep_rank}}"),),
+            (Query(HOTTEST, "EP {{ep_rank}}"),),
             "percentunit",
         ),
         Panel(
@@ -201,19 +164,21 @@ EP_RANKS: Final = Row(
         Panel(
             "matrix",
             "Layer x EP rank",
-            "Slots of each EP rank in each layer, as a multiple of the layer's fair share.",
-            (Query(of_fair("moescope_layer_ep_rank_slots_total", MODEL, "layer", "ep_rank")),),
+            "Slots of each EP rank in each layer, as a multiple of the layer's fair share: 1 is yellow, more "
+            "is red, less is blue. Where there are over 2,000 cells, the least even layers.",
+            (Query(least_even("moescope_layer_ep_rank_slots_total", MODEL, "layer", "ep_rank")),),
             width=24,
             height=14,
-            thresholds=RATIO_THRESHOLDS,
+            scale=CENTRED,
         ),
         Panel(
             "heatmap",
             "Imbalance ratio by layer",
-            "Max / mean over EP ranks of each layer, over time.",
+            "Max / mean over EP ranks of each layer, over time: 1 (yellow) is best, red is 2 or more.",
             (Query(most(GAUGES["imbalance_ratio"].name, MODEL, "layer"), "{{layer}}"),),
             width=24,
             height=10,
+            scale=CENTRED,
         ),
     ),
 )

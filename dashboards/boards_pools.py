@@ -7,7 +7,7 @@ from typing import Final
 from moescope.dashboards.measures import RATIO_THRESHOLDS
 from moescope.dashboards.spec import (
     POOL,
-    POOL_VARIABLE,
+    POOL_VARIABLES,
     SERVICE_VARIABLES,
     Board,
     Panel,
@@ -22,10 +22,13 @@ _REPLICA: Final = "cluster, pool, role, server, model"
 _ROLE: Final = "cluster, pool, role, model"
 _NAME: Final = "{{pool}} {{role}} {{server}}"
 _ROLE_NAME: Final = "{{pool}} {{role}} {{model}}"
+_SHOWN: Final = f'{POOL},server=~"$replica"'
 _REPORTING: Final = f"on ({_REPLICA}) (moescope_snapshot_age_seconds{{{POOL}}} < 60)"
 _TOKENS: Final = f"({rate('moescope_tokens_total', POOL, _REPLICA)} and {_REPORTING})"
 """Tokens per second of the replicas that report: one that is gone has series for a while."""
 _COMPARED: Final = f"({_TOKENS} unless on ({_REPLICA}) (moescope_conflicting_lives{{{POOL}}} > 0))"
+_TOKENS_SHOWN: Final = f"({rate('moescope_tokens_total', _SHOWN, _REPLICA)} and {_REPORTING})"
+_COMPARED_SHOWN: Final = f"({_COMPARED} and on ({_REPLICA}) {_TOKENS_SHOWN})"
 """Without those whose ranks several live processes claim: each of these is several deployments."""
 _TO_MODEL: Final = (
     "/d/moescope-model?${datasource:queryparam}&${job:queryparam}&${instance:queryparam}"
@@ -34,9 +37,9 @@ _TO_MODEL: Final = (
 )
 
 
-def _of_mean(expr: str) -> str:
-    """By replica, as a multiple of the mean of the replicas of its role."""
-    return f"{expr} / on ({_ROLE}) group_left () (avg by ({_ROLE}) ({expr}) > 0)"
+def _of_mean(expr: str, shown: str) -> str:
+    """By replica that is shown, as a multiple of the mean of all replicas of its role."""
+    return f"{shown} / on ({_ROLE}) group_left () (avg by ({_ROLE}) ({expr}) > 0)"
 
 
 def _in_row(expr: str) -> str:
@@ -48,7 +51,7 @@ POOLS_BOARD: Final = Board(
     "moescope-pools",
     "moescope / Pools",
     "The replicas of a pool side by side: which of them is the problem? Pools are named by MOESCOPE_POOL.",
-    (*SERVICE_VARIABLES, POOL_VARIABLE),
+    (*SERVICE_VARIABLES, *POOL_VARIABLES),
     (
         Row(
             "Now",
@@ -68,7 +71,7 @@ POOLS_BOARD: Final = Board(
                 stat(
                     "Least share of the tokens",
                     "The least tokens per second of a replica / the mean of its role's replicas; 1 is fair.",
-                    Query(f"min({_of_mean(_COMPARED)})"),
+                    Query(f"min({_of_mean(_COMPARED, _COMPARED_SHOWN)})"),
                 ),
                 stat(
                     "Workers that don't count",
@@ -88,12 +91,12 @@ POOLS_BOARD: Final = Board(
                     "sums over layers and in the worst layer, and of tokens over DP ranks. Click a value to "
                     "open the replica on board Model.",
                     (
-                        Query(_in_row(most("moescope_ep_imbalance_ratio", POOL, _REPLICA)), "EP imbalance"),
+                        Query(_in_row(most("moescope_ep_imbalance_ratio", _SHOWN, _REPLICA)), "EP imbalance"),
                         Query(
-                            _in_row(most("moescope_ep_worst_layer_imbalance_ratio", POOL, _REPLICA)),
+                            _in_row(most("moescope_ep_worst_layer_imbalance_ratio", _SHOWN, _REPLICA)),
                             "worst layer",
                         ),
-                        Query(_in_row(most("moescope_dp_imbalance_ratio", POOL, _REPLICA)), "DP imbalance"),
+                        Query(_in_row(most("moescope_dp_imbalance_ratio", _SHOWN, _REPLICA)), "DP imbalance"),
                     ),
                     width=24,
                     thresholds=RATIO_THRESHOLDS,
@@ -103,27 +106,27 @@ POOLS_BOARD: Final = Board(
                     "timeseries",
                     "Tokens per second by replica",
                     "Tokens computed for requests: no padding, no dummy steps.",
-                    (Query(_TOKENS, _NAME),),
+                    (Query(_TOKENS_SHOWN, _NAME),),
                 ),
                 Panel(
                     "timeseries",
                     "Share of the tokens",
                     "Tokens per second of a replica / the mean of the replicas of its role; 1 is fair.",
-                    (Query(_of_mean(_COMPARED), _NAME),),
+                    (Query(_of_mean(_COMPARED, _COMPARED_SHOWN), _NAME),),
                 ),
                 Panel(
                     "timeseries",
                     "Imbalance ratio over EP ranks by replica",
                     "Sum over layers of the busiest EP rank's slots / sum over layers of the EP ranks' mean; "
                     "1 is best.",
-                    (Query(most("moescope_ep_imbalance_ratio", POOL, _REPLICA), _NAME),),
+                    (Query(most("moescope_ep_imbalance_ratio", _SHOWN, _REPLICA), _NAME),),
                     thresholds=RATIO_THRESHOLDS,
                 ),
                 Panel(
                     "timeseries",
                     "Straggler cost by replica",
                     "Share of MoE work time that EP ranks wait for the busiest, from single steps.",
-                    (Query(most("moescope_straggler_cost_ratio", POOL, _REPLICA), _NAME),),
+                    (Query(most("moescope_straggler_cost_ratio", _SHOWN, _REPLICA), _NAME),),
                     unit="percentunit",
                 ),
                 Panel(
@@ -133,7 +136,7 @@ POOLS_BOARD: Final = Board(
                     (
                         Query(
                             f"sum by ({_REPLICA}) (max by ({_REPLICA}, layer) "
-                            f"(moescope_layer_hot_experts{{{POOL}}}))",
+                            f"(moescope_layer_hot_experts{{{_SHOWN}}}))",
                             _NAME,
                         ),
                     ),
@@ -144,9 +147,9 @@ POOLS_BOARD: Final = Board(
                     "Median over layers of the Jensen-Shannon divergence (bits) of the experts' shares from "
                     "those of the other replicas of the role; and what chance alone would show.",
                     (
-                        Query(most("moescope_replica_divergence_bits", POOL, _REPLICA), _NAME),
+                        Query(most("moescope_replica_divergence_bits", _SHOWN, _REPLICA), _NAME),
                         Query(
-                            most("moescope_replica_sampling_noise_bits", POOL, _REPLICA),
+                            most("moescope_replica_sampling_noise_bits", _SHOWN, _REPLICA),
                             f"{_NAME} by chance",
                         ),
                     ),

@@ -46,22 +46,31 @@ def render(board: Board) -> str:
     )
     for variable in board.variables:
         made = made.with_variable(_variable(variable))
-    for name, colour, metric in (
-        ("Restarts of workers", "orange", "moescope_producer_start_time_seconds"),
-        ("Rearrangements of experts", "purple", "moescope_placement_version"),
-        ("Changes of weights", "green", "moescope_weights_version"),
-    ):
+    for name, colour, expr in _annotations(board.selector):
         made = made.annotation(
             builders.AnnotationQuery()
             .name(name)
             .datasource(_SOURCE)
             .enable(True)
             .icon_color(colour)
-            .expr(f"changes({metric}{{{board.selector}}}[$__rate_interval]) > 0")
+            .expr(expr)
         )
     document = json.loads(json.dumps(made.build(), cls=JSONEncoder))
     document["panels"] = list(_placed(board.rows))
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _annotations(selector: str) -> Iterator[tuple[str, str, str]]:
+    """Name, colour and PromQL of what is marked: one mark a deployment, however many ranks it has."""
+    by = "max by (cluster, server, model)"
+    for name, colour, metric in (
+        ("Restarts of workers", "orange", "moescope_producer_start_time_seconds"),
+        ("Rearrangements of experts", "purple", "moescope_placement_version"),
+        ("Changes of weights", "green", "moescope_weights_version"),
+    ):
+        yield name, colour, f"{by} (changes({metric}{{{selector}}}[$__rate_interval])) > 0"
+    ranks = f"count by (cluster, server, model) (moescope_snapshot_age_seconds{{{selector}}})"
+    yield "Changes of size", "blue", f"changes({ranks}[$__rate_interval:]) > 0"
 
 
 def _other_boards() -> builders.DashboardLink:
@@ -142,11 +151,20 @@ def _panel(panel: Panel) -> dict[str, Any]:
             "cellGap": 0,
             "color": {"mode": "scheme", "scheme": "Viridis", "steps": 64},
         }
+        if panel.scale is not None:
+            # Grafana turns this scheme round: red is the largest value.
+            low, high = panel.scale
+            options["color"] |= {"scheme": "RdYlBu", "min": low, "max": high}
         options["yAxis"] = {"unit": "none"}
         options["cellValues"] = {"unit": panel.unit}
     if panel.kind in ("table", "matrix"):
         document["transformations"] = _transformations(panel)
-        if panel.kind == "matrix" or panel.thresholds:
+        if panel.sort:
+            document.setdefault("options", {})["sortBy"] = [{"displayName": panel.sort, "desc": True}]
+        if panel.scale is not None:
+            defaults["color"] = {"mode": "continuous-BlYlRd"}
+            defaults["min"], defaults["max"] = panel.scale
+        if panel.kind == "matrix" or panel.thresholds or panel.scale is not None:
             cells = {"cellOptions": {"type": "color-background", "mode": "basic"}}
             defaults["custom"] = cells | ({"minWidth": _MATRIX_CELL} if panel.kind == "matrix" else {})
             document["fieldConfig"]["overrides"] = [_uncoloured(panel)]

@@ -31,6 +31,8 @@ class Panel:
         thresholds: colours by value.
         axes: (label of the rows, label of the columns) of a matrix.
         link: path and query of the board that a table's row opens, filled in with the row's labels.
+        scale: values of the coldest and the hottest colour, which run through yellow; thresholds, if None.
+        sort: the column by which a table is sorted, the largest first.
     """
 
     kind: Kind
@@ -43,6 +45,8 @@ class Panel:
     thresholds: Thresholds = ()
     axes: tuple[str, str] = ("layer", "ep_rank")
     link: str = ""
+    scale: tuple[float, float] | None = None
+    sort: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ SERVICE: Final = 'cluster=~"$cluster",job=~"$job",instance=~"$instance"'
 MODEL: Final = f'{SERVICE},server=~"$server",model=~"$model"'
 LAYER: Final = f'{MODEL},layer=~"$layer"'
 
-POOL: Final = f'{SERVICE},pool=~"$pool"'
+POOL: Final = f'{SERVICE},pool=~"$pool",role=~"$role"'
 
 _CLUSTER: Final = Variable("cluster", "Cluster", "moescope_build_info", all_value=".*")
 _JOB: Final = Variable("job", "Job", 'moescope_build_info{cluster=~"$cluster"}')
@@ -100,7 +104,11 @@ LAYER_VARIABLE: Final = Variable(
 )
 
 
-POOL_VARIABLE: Final = Variable("pool", "Pool", f"moescope_producers{{{SERVICE}}}")
+POOL_VARIABLES: Final = (
+    Variable("pool", "Pool", f"moescope_producers{{{SERVICE}}}"),
+    Variable("role", "Role", f'moescope_producers{{{SERVICE},pool=~"$pool"}}', all_value=".*"),
+    Variable("replica", "Replica", f"moescope_producers{{{POOL}}}", "server"),
+)
 
 
 def rate(metric: str, selector: str, by: str) -> str:
@@ -119,6 +127,14 @@ def of_fair(metric: str, selector: str, row: str, column: str) -> str:
     return f"{load} / on ({row}) group_left () (avg by ({row}) ({load}) > 0)"
 
 
+def least_even(metric: str, selector: str, row: str, column: str) -> str:
+    """:func:`of_fair` of the rows with the largest values: as many as have `CELLS` cells, one at least."""
+    cells = of_fair(metric, selector, row, column)
+    rows = f"floor({CELLS} / count({rate(metric, selector, column)}))"
+    most_rows = f"scalar(clamp_min({rows}, 1) or vector(1))"
+    return f"{cells} and on ({row}) topk({most_rows}, max by ({row}) ({cells}))"
+
+
 def or_none(expr: str, label: str) -> str:
     """The expression, or a single 0 with the label value ``none`` where the expression finds nothing."""
     return f'{expr} or on () label_replace(vector(0), "{label}", "none", "", "")'
@@ -135,6 +151,10 @@ def stat(
     return Panel("stat", title, description, (query,), unit, 6, 4, thresholds)
 
 
+CENTRED: Final = (0.0, 2.0)
+"""The scale of multiples of a fair share: 1 is in the middle."""
+CELLS: Final = 2000
+"""Most cells of a matrix; a browser draws no more of them in time, and nobody reads more."""
 NAME: Final = "{{server}} {{model}}"
 EXPERTS: Final = "moescope_layer_expert_slots_total"
 NEEDS_EXPERTS: Final = " Needs --metrics-level layer_expert."

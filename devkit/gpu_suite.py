@@ -47,6 +47,7 @@ class Group(NamedTuple):
 OF_VLLM: Final[dict[str, Group]] = {
     "engines": Group("real engines on one GPU", ("tests/gpu/test_vllm.py",)),
     "speculation": Group("speculative decoding on one GPU", ("tests/gpu/test_speculation.py",)),
+    "prefixes": Group("who computed cached prefixes, on one GPU", ("tests/gpu/test_prefixes.py",)),
     "deployments": Group("real deployments on two GPUs", ("tests/gpu/test_vllm_parallel.py",)),
     "eplb": Group("real deployments with EPLB on two GPUs", ("tests/gpu/test_eplb.py",)),
     "maps": Group("loads by vLLM's own maps in CUDA graphs", ("tests/gpu/test_eplb_kernel.py",)),

@@ -178,6 +178,12 @@ class Settings(BaseSettings):
         description="Memory for what a question holds of the store, MiB; beyond it the question is refused. "
         "Those that hold over 16 MiB are answered one at a time.",
     )
+    request_counts_mib: int = Field(
+        64,
+        ge=1,
+        description="Memory for the slots per expert of traced requests, by which questions under "
+        "/v1/requests compare them, MiB; the newest that fit are compared. Taken with the first question.",
+    )
     max_queries: int = Field(4, ge=1, description="Most queries that are answered at a time; others wait.")
     window_s: float = Field(60.0, gt=0, description="Window of the gauges in /metrics, seconds.")
     min_tokens: int = Field(

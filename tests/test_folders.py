@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(
     folder.relative_to(ROOT).as_posix()
-    for package in ("capture", "service", "dashboards")
+    for package in ("capture", "client", "service", "dashboards")
     for folder in [ROOT / package, *(ROOT / package).rglob("*/")]
     if any(path.stem != "__init__" for path in folder.glob("*.py"))
 )
@@ -36,7 +36,7 @@ def test_an_exception_is_one(package: str) -> None:
     assert has_tests(ROOT / ELSEWHERE[package][1])
 
 
-@pytest.mark.parametrize("top", ["capture", "service"])
+@pytest.mark.parametrize("top", ["capture", "client", "service"])
 def test_a_folder_of_tests_is_that_of_a_package(top: str) -> None:
     tests = ROOT / "tests" / top
     folders = [tests, *(path.parent for path in tests.rglob("test_*.py"))]

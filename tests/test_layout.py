@@ -18,7 +18,7 @@ import pytest
 from tests.imports import imported
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("capture", "service", "dashboards")
+PACKAGES = ("capture", "client", "service", "dashboards")
 MOST_AT_THE_TOP = {"capture": 6, "service": 8}
 # Modules that import a part of moescope in a function, and why they may.
 LATE = {
@@ -26,6 +26,8 @@ LATE = {
     "capture/attach/plugin.py": "vLLM loads it in every process: the others import nothing",
     "capture/counting/strategies.py": "Triton is there on GPUs only",
     "service/cli/__init__.py": "says in one line which extra is missing, before anything of it is imported",
+    "service/cli/trace_client.py": "the other commands don't wait for httpx and numpy",
+    "service/cli/trace_export.py": "it only names the client's types",
     "service/cli/serve.py": "the other commands don't wait for FastAPI and numpy",
 }
 

@@ -17,7 +17,7 @@ from tests.imports import imported
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("tests", "devkit", "benchmarks")
-PACKAGES = ("capture", "service", "dashboards")
+PACKAGES = ("capture", "client", "service", "dashboards")
 SOURCES = {
     str(path.relative_to(ROOT)): path for name in FOLDERS for path in sorted((ROOT / name).rglob("*.py"))
 }

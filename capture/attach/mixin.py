@@ -123,15 +123,18 @@ class CapturingWorker(ReportingWorker):
         runner: Any = self
         capture.step_begins(scheduler_output, runner.model_runner)
         try:
-            return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+            output = super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
         finally:
             capture.step_ends()
+        capture.step_returned(output)
+        return output
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Sample a step's tokens, and show the capturer what came of it; it waits for nothing."""
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
         if self._capture is not None:
             self._capture.step_sampled(output)
+            self._capture.step_returned(output)
         return output
 
     def elastic_ep_execute(self, *args: Any, **kwargs: Any) -> Any:

@@ -39,7 +39,7 @@ class FrameBuilder:
         history: the loads of steps that wait for a frame; None without a ring of loads.
         moving: where the experts are, if EPLB moves them; or None.
         unavailable: tells what can't be told, and why (see `Frame.unavailable`).
-        absent, absent_unnamed: see `Frame`.
+        absent, absent_unnamed, decoder_layers: see `Frame`.
         drafts: tells the draft tokens so far, by what became of them.
         clock: nanoseconds on a clock that nobody sets. The epoch begins when the builder is made.
 
@@ -61,6 +61,7 @@ class FrameBuilder:
         unavailable: Callable[[], Mapping[str, str]] = dict,
         absent: Sequence[UncoveredLayer] = (),
         absent_unnamed: str = "",
+        decoder_layers: int = 0,
         clock: Callable[[], int] = time.monotonic_ns,
         drafts: Callable[[], Drafts] = Drafts,
     ) -> None:
@@ -76,6 +77,7 @@ class FrameBuilder:
         self._unavailable = unavailable
         self._absent = list(absent)
         self._absent_unnamed = absent_unnamed
+        self._decoder_layers = decoder_layers
         self._num_counts = sum(layer.num_experts for layer in layers)
         self._seq = 0
         self._acknowledged = 0
@@ -129,6 +131,7 @@ class FrameBuilder:
             unavailable={what: reason[:MAX_REASON] for what, reason in unavailable.items()},
             absent=self._absent,
             absent_unnamed=self._absent_unnamed,
+            decoder_layers=self._decoder_layers,
             ep_slots=pack_counts(ep_slots.sum(axis=0)) if by_rank else b"",
             decode_ep_slots=pack_counts(ep_slots[Phase.DECODE]) if by_rank and phased else b"",
             ended=ended,

@@ -9,6 +9,7 @@ at its greatest length. So of requests with stop strings nothing is told but a s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 from moescope.capture.protocol import MAX_TEXT
@@ -134,17 +135,25 @@ def prompt_length(new_request: Any) -> int:
 
 NO_LIMITS: Final = Limits()
 """Of a server whose configuration isn't known."""
+ReadLimits = Callable[[], Limits]
 
 
 def read_limits(vllm_config: Any) -> Limits:
     """What ends requests of a server, whatever their parameters are.
 
     A request fails where a KV connector can't load what it promised, unless vLLM computes it anew then.
+    vLLM may lower the greatest length once it knows its memory (``--max-model-len auto``), which is after the
+    model is loaded: read this when a request begins.
     """
     transfer = getattr(vllm_config, "kv_transfer_config", None)
     fails = transfer is not None and getattr(transfer, "kv_load_failure_policy", None) != "recompute"
     most = getattr(vllm_config.model_config, "max_model_len", None)
     return Limits(None if most is None else int(most), fails)
+
+
+def limits_of(vllm_config: Any) -> ReadLimits:
+    """Reads the limits of a server, as `read_limits`, each time that it is called."""
+    return partial(read_limits, vllm_config)
 
 
 def lora_name(new_request: Any) -> str:

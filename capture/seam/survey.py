@@ -25,6 +25,7 @@ from moescope.capture.seam.features import (
 from moescope.capture.seam.placement import read_placement
 from moescope.capture.seam.slots import SinkBuffers, writes_in_place
 from moescope.capture.wire import Placement, UncoveredLayer
+from moescope.capture.wire.schema import MAX_LAYERS
 
 MAX_REASON = 1024
 
@@ -39,6 +40,7 @@ class MoeSurvey:
         placement: where the experts are, if they don't move; None: not known.
         absent: the layers that the model's config has and that were not found.
         absent_unnamed: that layers are absent, where it isn't known which; else empty.
+        decoder_layers: how many decoder layers the model has, dense ones included; 0: not known.
         slower: why vLLM takes a slower kernel in layers that are observed; None if it doesn't.
         why_no_placement: why ``placement`` is None, unless there is none to tell: without expert parallelism,
             and under EPLB.
@@ -52,6 +54,7 @@ class MoeSurvey:
     placement: Placement | None
     absent: tuple[UncoveredLayer, ...] = ()
     absent_unnamed: str = ""
+    decoder_layers: int = 0
     slower: str | None = None
     why_no_placement: str | None = None
     look_again: Callable[[RoutedLayer], RoutedLayer | str] = lambda layer: layer
@@ -81,11 +84,20 @@ def survey_model(model: nn.Module, vllm_config: Any, *, leave_fast_kernels: bool
         placement=placement,
         absent=absence.layers,
         absent_unnamed="; ".join(filter(None, (*search.unplaced, absence.unnamed)))[:MAX_REASON],
+        decoder_layers=_decoder_layers(vllm_config),
         slower=bypasses.slower if covered else None,
         why_no_placement=why_no_placement,
         look_again=search.look_again,
         why_no_references=partial(_why_no_references, covered, search.sinks, vllm_config),
     )
+
+
+def _decoder_layers(vllm_config: Any) -> int:
+    """The decoder layers of the model as its config counts them; 0 where it can't be told."""
+    try:
+        return min(MAX_LAYERS, max(0, read_config(vllm_config).depth))
+    except Exception:  # noqa: BLE001 - layers are counted without it
+        return 0
 
 
 def _absence(search: _Search, model: nn.Module, vllm_config: Any) -> Absence:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from moescope.capture.seam.ends import NO_LIMITS, Limits, read_limits
+from moescope.capture.seam.ends import NO_LIMITS, ReadLimits, limits_of
 from moescope.capture.seam.outcomes import StepOutcome, why_no_outcomes
 from moescope.capture.step.live_requests import Drafts, LiveRequests
 from moescope.capture.threads.pause_gate import PauseGate
@@ -46,10 +46,10 @@ class DraftTally:
 
     Args:
         failed: called once, with the reason, when what becomes of drafts can't be told any more.
-        limits: of the server's requests.
+        limits: tells the limits of the server's requests.
     """
 
-    def __init__(self, failed: Callable[[str], None], limits: Limits = NO_LIMITS) -> None:
+    def __init__(self, failed: Callable[[str], None], limits: ReadLimits = lambda: NO_LIMITS) -> None:
         self._limits = limits
         self._failed: Callable[[str], None] | None = failed
         self._waiting: deque[StepOutcome | _LetGo] = deque()
@@ -68,7 +68,7 @@ class DraftTally:
     def begin_step(self, scheduler_output: Any) -> StepOutcome:
         """A step is about to be enqueued; returns what will tell its outcome, or that it is lost."""
         self._forsake()
-        outcome = StepOutcome(scheduler_output, self._limits)
+        outcome = StepOutcome(scheduler_output, self._limits())
         waiting = self._told_bytes - self._read_bytes
         if self._ended:
             outcome.lose()
@@ -178,4 +178,4 @@ def open_tally(vllm_config: Any, failed: Callable[[str], None]) -> DraftTally | 
     if reason is not None:
         failed(reason)
         return None
-    return DraftTally(failed, read_limits(vllm_config))
+    return DraftTally(failed, limits_of(vllm_config))

@@ -23,6 +23,7 @@ from moescope.capture.threads.thread_device import use_device
 from moescope.capture.threads.throttled_log import ThrottledLog
 from moescope.capture.tracing.acceptance import kept_rows
 from moescope.capture.tracing.buffer import Trace, compact
+from moescope.capture.tracing.origins import BlockOrigins, BlocksOfStep, BlocksReceived
 
 logger = logging.getLogger("vllm.moescope")
 
@@ -84,6 +85,9 @@ class Again:
     new: NewRequest | None = None
 
 
+Event = Arrival | Again | Ending | BlocksOfStep | BlocksReceived
+
+
 class TraceAssembly:
     """Gives arriving rows to their traces, and keeps the account of traces.
 
@@ -101,21 +105,24 @@ class TraceAssembly:
         dropped: how many of the captured traces were given up, by reason.
         released: bytes set aside for traces that never get to the sender, and are free again.
         sent: bytes set aside for traces that the sender is done with; only the sender writes it.
+        followed: numbers of blocks of all changes of the tables that are done with.
     """
 
     def __init__(
         self, staging: TraceStaging, sharded: bool, drafting: bool = False, cut: bool = True
     ) -> None:
-        self.events: deque[Arrival | Again | Ending] = deque()
+        self.events: deque[Event] = deque()
         self.closed: deque[Trace] = deque()
         self.captured = 0
         self.dropped: Counter[str] = Counter()
         self.released = 0
         self.sent = 0
+        self.followed = 0
         self._staging = staging
         self._sharded = sharded
         self._drafting = drafting
         self._cut = cut
+        self._origins = BlockOrigins()
         self._max_experts = max(layer.num_experts for layer in staging.layers)
         self._log = ThrottledLog(logger)
         self._gate = PauseGate()
@@ -157,6 +164,8 @@ class TraceAssembly:
                     self._end(event)
                 elif isinstance(event, Again):
                     event.trace.go_on(event.new)
+                elif isinstance(event, BlocksOfStep | BlocksReceived):
+                    self._origins.take(event)
                 elif event.arrived:
                     self._take(event)
                 else:
@@ -164,6 +173,8 @@ class TraceAssembly:
             except Exception as error:  # noqa: BLE001 - the thread must outlive whatever happens to a step
                 self._lose(event, error)
             self.events.popleft()
+            if isinstance(event, BlocksOfStep):
+                self.followed += event.size
 
     def _run(self) -> None:
         use_device(self._staging.rows.device)
@@ -187,7 +198,9 @@ class TraceAssembly:
                 if positions is not None:
                     first = int(positions[at])
                 kept = self._keep(owner, first, by_request.get(trace.request_id))
+                trace.count(arrival.step, kept)
                 part = slice(at, at + kept)
+                trace.reached = max(trace.reached, first + kept)
                 if kept and not trace.dropped:
                     self._add(trace, first, rows[part], missing[part], arrival.step)
             at += owner.rows
@@ -209,7 +222,8 @@ class TraceAssembly:
             self._break(trace, "outcome_unknown")
             return 0
         if kept.complete:
-            trace.complete, trace.finish_reason = True, kept.reason
+            # It may have ended in a step before, of which nothing is known, and this row be one too many.
+            trace.complete, trace.finish_reason = True, "" if trace.unknown_end else kept.reason
         if not self._drafting and not self._cut:
             return owner.rows
         trace.rejected += kept.rejected
@@ -217,9 +231,12 @@ class TraceAssembly:
         trace.unsure_from = first + kept.rows if sampled is None and owner.drafts else None
         return kept.rows
 
-    def _lose(self, event: Arrival | Again | Ending, error: Exception) -> None:
+    def _lose(self, event: Event, error: Exception) -> None:
         """The rows of a step can't be read: give up the traces that they belong to."""
-        if isinstance(event, Arrival):
+        if isinstance(event, BlocksOfStep | BlocksReceived):
+            self._origins.give_up()
+            self._log.log("origins", logging.ERROR, f"moescope: origins of prefixes are lost: {error!r}")
+        elif isinstance(event, Arrival):
             event.staged.done = True
             for owner in event.owners:
                 if not owner.trace.dropped:

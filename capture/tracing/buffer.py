@@ -10,7 +10,7 @@ import numpy as np
 
 from moescope.capture.seam.ends import NO_END, Finish, RequestEnd
 from moescope.capture.seam.requests import NewRequest
-from moescope.capture.wire.traces import NO_EXPERT, ExpertArray, Run
+from moescope.capture.wire.traces import NO_EXPERT, ExpertArray, Run, TakenOver
 
 
 @dataclass(slots=True)
@@ -38,6 +38,10 @@ class Trace:
         chunks: for each step an array [n, sum of top_k], in the order of computing; the layers side by side.
         runs: (first position, tokens) of the chunks, joined where they are consecutive.
         steps: (step, tokens) of each chunk.
+        reached: the positions before it were computed, here or at another worker, or taken over.
+        taken_over: who computed what was taken over, in rising order (see `TracePart`).
+        started_step: its first step, also if its rows were at another worker; -1: there was none yet.
+        computed: tokens that were computed for it, here or at another worker of this pipeline stage.
     """
 
     request_id: str
@@ -64,6 +68,16 @@ class Trace:
     chunks: list[ExpertArray] = field(default_factory=list)
     runs: list[tuple[int, int]] = field(default_factory=list)
     steps: list[tuple[int, int]] = field(default_factory=list)
+    reached: int = 0
+    taken_over: list[TakenOver] = field(default_factory=list)
+    started_step: int = -1
+    computed: int = 0
+
+    def count(self, step: int, tokens: int) -> None:
+        """A step computed so many of its tokens, wherever their rows are."""
+        if self.started_step < 0:
+            self.started_step = step
+        self.computed += tokens
 
     def add(self, first: int, experts: ExpertArray, step: int) -> None:
         """Add a step's tokens: consecutive positions from `first` on, their experts [n, sum of top_k]."""

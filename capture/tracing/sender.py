@@ -13,6 +13,7 @@ import numpy as np
 
 from moescope.capture.delivery.backoff import Backoff
 from moescope.capture.delivery.transport import DeliveryError, Transport
+from moescope.capture.protocol import MAX_NAME
 from moescope.capture.threads.throttled_log import ThrottledLog
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.tracing.buffer import Trace, cut
@@ -157,8 +158,8 @@ def encode_trace(
                 trace=trace.number,
                 part=part,
                 parts=len(starts),
-                request_id=trace.request_id[:256],
-                client_ids=[name[:256] for name in trace.client_ids],
+                request_id=trace.request_id[:MAX_NAME],
+                client_ids=[name[:MAX_NAME] for name in trace.client_ids],
                 outcome="cut_off" if trace.outcome == "cut_off" else "ended",
                 prompt_tokens=trace.prompt_tokens,
                 cached_tokens=trace.cached_tokens,
@@ -167,6 +168,7 @@ def encode_trace(
                 accepted_drafts=trace.accepted,
                 lora=trace.lora,
                 finish_reason=trace.finish_reason,
+                taken_over=trace.taken_over,
                 started_at_ns=trace.started_at_ns,
                 ended_at_ns=trace.ended_at_ns,
                 layers=list(layers),
@@ -175,6 +177,8 @@ def encode_trace(
                 id_bytes=2 if experts.itemsize == 2 else 1,
                 experts=[rows[:, a:b].tobytes() for a, b in itertools.pairwise(columns)],
                 weights_version=int(of_tokens[start]),
+                started_step=trace.started_step,
+                computed_tokens=trace.computed,
             )
         )
 

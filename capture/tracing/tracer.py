@@ -11,17 +11,24 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+from typing import Final
 
 import numpy as np
 
 from moescope.capture.counting.staging import TraceStaging
+from moescope.capture.seam.block_tables import StepBlocks
 from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.requests import NewRequest, StepRequests, client_ids
 from moescope.capture.settings.sampling import TraceSampling
 from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import Again, Arrival, Ending, Owner, TraceAssembly
 from moescope.capture.tracing.buffer import Trace
+from moescope.capture.tracing.origins import BlocksOfStep, BlocksReceived
 
+MAX_EVENTS: Final = 4096
+"""With so many events that wait, changes of the tables of blocks are left out."""
+MAX_BLOCKS: Final = 1 << 20
+"""So are they where all that wait would have more numbers of blocks, about 36 bytes each."""
 _OVERHEAD = 256
 """Bytes that a chunk takes besides its ids, about."""
 
@@ -51,9 +58,16 @@ class Tracer:
         self._owners: list[Owner] = []
         self._number = 0
         self._told_prompts: dict[str, int] = {}  # of open traces whose input is streamed
+        self._behind = False
+        self._told = 0
 
-    def begin_step(self, step: StepRequests) -> None:
-        """A step is about to run, or a call that only says which requests are done."""
+    def begin_step(self, step: StepRequests, blocks: StepBlocks | None = None) -> None:
+        """A step is about to run, or a call that only says which requests are done.
+
+        Args:
+            step: its requests.
+            blocks: what its scheduling changed in the tables of blocks, if anything.
+        """
         self._step = None
         for request_id in step.finished:
             self._end(request_id)
@@ -75,6 +89,8 @@ class Tracer:
         for request_id in step.resumed:
             if request_id in self._open:
                 self._resume(self._open[request_id])
+        if blocks is not None:
+            self._follow(blocks)
         if self._open and any(name in self._open for name in step.num_tokens):
             self._step = step
 
@@ -126,6 +142,13 @@ class Tracer:
             for request_id in step.num_tokens:
                 self._end(request_id, "layout_unknown")
 
+    def kv_received(self) -> None:
+        """A KV connector filled blocks for requests that wait."""
+        if len(self._assembly.events) >= MAX_EVENTS:
+            self._behind = True
+        else:
+            self._assembly.events.append(BlocksReceived())
+
     def close_all(self) -> None:
         """The worker is shut down: open traces are cut off."""
         for request_id in list(self._open):
@@ -155,6 +178,20 @@ class Tracer:
     def _resume(self, trace: Trace) -> None:
         trace.preemptions += 1
         self._assembly.events.append(Again(trace))
+
+    def _follow(self, blocks: StepBlocks) -> None:
+        """Have the assembly follow the tables of blocks; where it is far behind, it begins anew later."""
+        size = sum(len(table.blocks) for table in blocks.tables)
+        size += sum(len(added) for _, added in blocks.appended)
+        waiting = self._told - self._assembly.followed
+        if len(self._assembly.events) >= MAX_EVENTS or waiting + size > MAX_BLOCKS:
+            self._behind = True
+            return
+        names = (table.request_id for table in blocks.tables)
+        traces = {name: self._open[name] for name in names if name in self._open}
+        self._assembly.events.append(BlocksOfStep(blocks, traces, self._behind, size))
+        self._told += size
+        self._behind = False
 
     def _admit(self, trace: Trace, count: int, room: int) -> bool:
         """Set memory aside for a trace's rows of a step, or drop it."""

@@ -228,6 +228,8 @@ class Frame(Struct, kw_only=True):
         weights_version: how often the model's weights were changed since the epoch began. 0 in frames of wire
             minor 5 or below.
         weights_label: the name of the weights in use, where vLLM was told one; else empty.
+        decoder_layers: how many decoder layers the model has by its config, dense ones included. 0: not
+            known, as in frames of wire minor 6 or below.
     """
 
     wire: tuple[int, int]
@@ -266,3 +268,4 @@ class Frame(Struct, kw_only=True):
     rejected_drafts: Count = 0
     weights_version: Count = 0
     weights_label: Text = ""
+    decoder_layers: Count = 0

@@ -23,7 +23,7 @@ from moescope.capture.wire.codec import decode_versioned
 from moescope.capture.wire.schema import MAX_LAYERS, Count, MoeLayer, Name, Positive, Producer, Text
 
 TRACE_MAJOR: Final = 1
-TRACE_MINOR: Final = 3
+TRACE_MINOR: Final = 4
 TRACE_CONTENT_TYPE: Final = "application/vnd.moescope.trace+msgpack"
 
 MAX_PARTS: Final = 1 << 16
@@ -31,7 +31,7 @@ MAX_RUNS: Final = 1 << 17
 """Runs of a part, at most. A part of 8 MiB whose tokens take 64 bytes has as many tokens."""
 MAX_POSITION: Final = 1 << 40
 MAX_TAKEN_OVER: Final = 1 << 12
-"""Entries of ``taken_over``, at most; what is behind them has an unknown origin."""
+"""Entries of ``taken_over``, at most."""
 NO_EXPERT: Final = 0xFFFF
 """The id of a masked slot; a trace that has one takes two bytes for each id."""
 
@@ -88,13 +88,20 @@ class TracePart(Struct, kw_only=True):
             minor 1 or below.
         rejected_drafts: how many rows of the whole trace are in no ``runs``: of draft tokens that were
             rejected, and of what was computed behind the request's end. 0 in parts of wire minor 1 or below.
-        accepted_drafts: how many tokens of the whole trace were drafts that were accepted. 0 in parts of wire
-            minor 2 or below.
+        accepted_drafts: how many tokens of the whole trace were drafts that were accepted. 0 also where the
+            worker doesn't tell it.
         taken_over: of the whole trace, which request computed which of its cached positions, in rising order.
-            Empty in parts of wire minor 2 or below, and where nothing was cached.
-        lora: the name of the request's LoRA adapter; empty: none, or wire minor 2 or below.
-        finish_reason: how the request ended, as far as the worker can tell; empty: it can't, or wire minor 2
-            or below.
+            Of cached positions that no entry has, the worker doesn't tell it.
+        lora: the name of the request's LoRA adapter; empty: none, or the worker doesn't tell it.
+        finish_reason: how the request ended; empty: the worker doesn't know it. Of a pipeline's stages the
+            last one tells it.
+        started_step: the number of the request's first step, as in ``steps``: the same in all workers of the
+            deployment, also in one that had none of that step's rows. -1: the worker doesn't tell it.
+        computed_tokens: how many tokens of the whole trace the workers of this pipeline stage have together.
+            0: the worker doesn't tell it.
+
+    ``accepted_drafts``, ``taken_over``, ``lora`` and ``finish_reason`` came with minor 3, ``started_step``
+    and ``computed_tokens`` with minor 4.
     """
 
     wire: tuple[int, int]
@@ -122,6 +129,8 @@ class TracePart(Struct, kw_only=True):
     taken_over: Annotated[list[TakenOver], Meta(max_length=MAX_TAKEN_OVER)] = []
     lora: Text = ""
     finish_reason: Literal["", "stop", "length", "abort", "error", "repetition"] = ""
+    started_step: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
+    computed_tokens: Count = 0
 
     @property
     def tokens(self) -> int:

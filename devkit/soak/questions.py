@@ -58,6 +58,14 @@ _QUESTIONS: Final = (
     "/v1/traces/soak-0.raw",
     "/v1/traces/soak-0.npz",
     "/v1/traces/soak-0.parquet",
+    "/v1/traces/export?server={server}&format=ndjson",
+    "/v1/requests/unusual?server={server}&limit=1000",
+    "/v1/requests/concentrated?server={server}&limit=1000",
+    "/v1/requests/similar?like=soak-0&limit=1000",
+    "/v1/requests/histogram?server={server}",
+    "/v1/requests/soak-0/routing",
+    "/v1/requests/soak-0/routing.npz",
+    "/v1/verdict?server={server}",
 )
 
 

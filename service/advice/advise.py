@@ -15,6 +15,9 @@ from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 
 PIECES: Final = 4
+DEFAULT_FIT_SHARE: Final = 0.5
+DEFAULT_MIN_GAIN: Final = 0.05
+DEFAULT_MEMORY_PRICE: Final = 0.1
 MAX_WORK: Final = 1 << 30  # layers x ranks x physical experts, over all options: a few seconds
 
 

@@ -38,7 +38,7 @@ def _place_node(weights: FloatArray, physical: int, ranks: int) -> Int64Array:
     """Fill the ranks of a node: see :data:`moescope.service.advice.eplb.NodePolicy`."""
     rows, experts = weights.shape
     sets, rest = divmod(physical // ranks, experts)
-    whole: Int64Array = np.tile(np.arange(experts, dtype=np.int64), (rows, ranks, sets))
+    whole = _whole_sets(rows, ranks, sets, experts)
     if not rest:
         return whole.reshape(rows, physical)
     copies = copies_of(weights, ranks, sets, rest)
@@ -47,6 +47,12 @@ def _place_node(weights: FloatArray, physical: int, ranks: int) -> Int64Array:
     even_out(packed, per_copy)
     _compare(packed, weights, sets)
     return np.asarray(np.concatenate([whole, packed], axis=2).reshape(rows, physical))
+
+
+def _whole_sets(rows: int, ranks: int, sets: int, experts: int) -> Int64Array:
+    """All experts on each rank, so many times, int64 [X, G, sets * E]; nothing is repeated to be dropped."""
+    of_rank = np.tile(np.arange(experts, dtype=np.int64), sets)
+    return np.broadcast_to(of_rank, (rows, ranks, len(of_rank)))
 
 
 def copies_of(weights: FloatArray, ranks: int, sets: int, rest: int) -> Int64Array:

@@ -45,6 +45,11 @@ class Windows:
     mean_slots: float = 0.0
     steps: int = 0
 
+    @property
+    def seconds(self) -> float:
+        """The time that the data of both windows really span."""
+        return max(0.0, self.pieces[-1].used.end_latest - self.fit.used.start_earliest)
+
     def waiting(self, ratio_of_sums: float | None) -> Waiting | None:
         """Straggler cost, beside the later window's ratio of sums as observed; None where one isn't known."""
         if not self.max_slots or ratio_of_sums is None:

@@ -11,8 +11,9 @@ from moescope.service.advice.evidence import Evidence, Waiting
 from moescope.service.advice.what_if import Option, WhatIf, saving
 from moescope.service.measures.divergence import jensen_shannon, sampling_noise
 
-Decision = Literal["worth_it", "not_worth_it", "ages_too_fast", "no_sample"]
+Decision = Literal["worth_it", "not_worth_it", "ages_too_fast", "too_early", "no_sample"]
 
+WORTH_IT: Final = "Worth it: "
 CLOSE: Final = 0.01  # savings closer than this are alike: the option that asks for less is taken
 
 
@@ -100,7 +101,7 @@ def decide(evidence: Evidence, found: WhatIf, drift: Drift, waiting: Waiting | N
         most = max(scale.worth(item, experts) for item in enough)
         choice = next(item for item in enough if scale.worth(item, experts) >= most - CLOSE)
         decision: Decision = "worth_it"
-        words = f"Worth it: {name_of(choice)} would have saved {choice.saving_held_out:.1%} of the busiest "
+        words = f"{WORTH_IT}{name_of(choice)} would have saved {choice.saving_held_out:.1%} of the busiest "
         words += f"ranks' slots ({_from_to(found.base, choice)}), on loads that it was not fitted on."
     elif hoped.saving_fitted >= min_gain and saving(found.base.fitted, hoped.held_out) >= min_gain:
         # The option held what it promised. The present placement, which EPLB may have changed, caught up.

@@ -36,10 +36,16 @@ from moescope.service.api.routes.pools import pools_router
 from moescope.service.api.routes.probes import probes_router
 from moescope.service.api.routes.ranks import ranks_router
 from moescope.service.api.routes.rearrangements import rearrangements_router
+from moescope.service.api.routes.request_routing import request_routing_router
+from moescope.service.api.routes.requests import requests_router
+from moescope.service.api.routes.requests_by_adapter import requests_by_adapter_router
+from moescope.service.api.routes.requests_by_rank import requests_by_rank_router
 from moescope.service.api.routes.session import session_router
 from moescope.service.api.routes.stragglers import stragglers_router
+from moescope.service.api.routes.trace_export import trace_export_router
 from moescope.service.api.routes.traces import traces_router
 from moescope.service.api.routes.trend import trend_router
+from moescope.service.api.routes.verdict import verdict_router
 from moescope.service.api.routes.view import view_router
 from moescope.service.auth.sessions import (
     SECURITY_SCHEMES,
@@ -57,6 +63,7 @@ from moescope.service.metrics.instruments import Instruments
 from moescope.service.serving.running import Running
 from moescope.service.settings import Settings
 from moescope.service.store.writer import StoreWriter
+from moescope.service.traces.asking import Asker
 
 _DESCRIPTION: Final = (
     "Exact telemetry of Mixture-of-Experts routing. A *token* is a row that the model computed for a "
@@ -88,6 +95,7 @@ def create_app(
     registry.register(RoutingCollector(state, settings, instruments, drift))
     limits, turns = Limits(settings), Turns(settings.max_queries, state.large)
     downloads = Downloads(settings.max_download_mib << 20)
+    asker = None if store is None else Asker(store, settings.request_counts_mib << 20)
     tokens = open_book(settings)
     sessions = Sessions(tokens, clock)
     app = FastAPI(
@@ -112,7 +120,12 @@ def create_app(
     install(app)
     for router in (
         ingest_router(state, settings, instruments, keeper, store, limits),
+        requests_router(state, store, asker, turns, downloads),
+        requests_by_rank_router(state, store, asker, turns, downloads),
+        requests_by_adapter_router(state, store, asker, turns, downloads),
+        trace_export_router(state, store, turns, downloads),
         traces_router(state, store, turns, downloads),
+        request_routing_router(state, store, turns, downloads),
         coactivation_router(state, store, turns),
         ranks_router(state, turns),
         pools_router(state, settings, turns),
@@ -126,6 +139,7 @@ def create_app(
         placement_now_router(state, turns),
         rearrangements_router(state, settings, turns),
         probes_router(state, registry, instruments),
+        verdict_router(state, settings, drift, turns),
         view_router(state, settings, turns),
         trend_router(state, turns),
         compare_router(state, turns),

@@ -12,6 +12,7 @@ from typing import Final
 _EXTRA: Final = frozenset(
     {
         "fastapi",
+        "httpx",
         "prometheus_client",
         "pydantic",
         "pydantic_settings",

@@ -15,6 +15,7 @@ _STYLES = {
     "worth_it": "bold green",
     "not_worth_it": "bold",
     "ages_too_fast": "bold yellow",
+    "too_early": "bold",
     "no_sample": "bold red",
 }
 
@@ -22,7 +23,8 @@ _STYLES = {
 def advice_view(answer: dict[str, Any], with_layers: bool) -> RenderableType:
     """The verdict, the options, each layer if ``with_layers``, and what the verdict rests on."""
     verdict = answer["verdict"]
-    parts: list[RenderableType] = [Text(verdict["words"], style=_STYLES[verdict["decision"]])]
+    parts: list[RenderableType] = [Text(answer["short"], style="bold yellow")] if answer["short"] else []
+    parts.append(Text(verdict["words"], style=_STYLES[verdict["decision"]]))
     if answer["options"]:
         parts.append(_options(answer))
     if with_layers and answer["options"]:

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from moescope.service.cli.terminal import ending_at
+from moescope.service.cli.terminal import ending_at, terminal
 from moescope.service.client.http import (
     Parameters,
     ServiceUnavailableError,
     get_bytes,
     get_json,
+    get_json_lines,
     send_json,
 )
+
+_SILENT_S: Final = 60.0  # of a service that has others to answer first
 
 
 def ask(url: str, path: str, params: Parameters, timeout_s: float = 10.0) -> dict[str, Any]:
     """The object at ``path`` of the service at ``url``; ``timeout_s`` is the longest silence, seconds."""
     with ending_at(ServiceUnavailableError):
         return get_json(url, path, params, timeout_s)
+
+
+def ask_telling(url: str, path: str, params: Parameters, doing: str) -> dict[str, Any]:
+    """The answer at ``path``, which may take long: a terminal is told how far it is.
+
+    Args:
+        url, path, params: of the question.
+        doing: what the service does meanwhile, such as "reading requests".
+    """
+    with ending_at(ServiceUnavailableError), terminal(stderr=True).status(f"{doing} ...") as status:
+        for line in get_json_lines(url, path, params, _SILENT_S):
+            if "answer" in line:
+                answer: dict[str, Any] = line["answer"]
+                return answer
+            if "problem" in line:
+                raise ServiceUnavailableError(line["problem"]["detail"])
+            progress = line["progress"]
+            status.update(f"{doing}: {progress['read']} of {progress['total']} ...")
+        raise ServiceUnavailableError(f"the answer of {url} ends too early: ask again, or see its log")
 
 
 def download(url: str, path: str, params: Parameters, timeout_s: float) -> bytes:

@@ -28,11 +28,13 @@ def _checked(url: str, source: str) -> str:
     return url
 
 
-def _from_flag(url: str) -> str:
+def url_of_flag(url: str) -> str:
+    """The address that a flag gives; one that is none ends the command."""
     return _checked(url, "--url")
 
 
-def _from_environment() -> str:
+def url_of_environment() -> str:
+    """The address of the service that the environment names, else the default; a bad one ends the command."""
     with ending_at(SettingsError):
         return _checked(client_settings().url, "MOESCOPE_URL")
 
@@ -41,8 +43,8 @@ UrlOption = Annotated[
     str,
     typer.Option(
         "--url",
-        default_factory=_from_environment,  # asked only where the flag is absent
-        callback=_from_flag,
+        default_factory=url_of_environment,  # asked only where the flag is absent
+        callback=url_of_flag,
         show_default=f"MOESCOPE_URL; without it {DEFAULT_URL}",
         help="Address of the running service, http or https.",
     ),

@@ -14,7 +14,7 @@ from moescope.service.cli.options import ConfigOption
 from moescope.service.cli.terminal import ending_at
 from moescope.service.logs import set_up_logging
 from moescope.service.metrics.alerts import what_is_silent
-from moescope.service.serving.allocator import return_large_arrays
+from moescope.service.serving.allocator import return_large_arrays, trimming
 from moescope.service.settings import (
     NO_STORE,
     ClickHouseUrl,
@@ -109,7 +109,8 @@ def serve(flags: Flags, config: ConfigOption = None) -> None:
             log.warning("%s", warning)
         if silent := what_is_silent(settings.metrics_level):
             log.info("metrics_level: %s", silent)
-        server.run(sockets=[listener])
+        with trimming():
+            server.run(sockets=[listener])
 
 
 def _chosen(flags: Flags) -> dict[str, Any]:

@@ -45,12 +45,17 @@ Examples:
 
   moescope simulate --alternate 3 --skew 0              in each step another EP rank has three times its share
 
+  moescope simulate --hot-rank 2 --skew 0               the experts of EP rank 0 are popular in all layers;
+                                                        with --hot-rank-by-layer those of another in each
+
   moescope simulate --decode-share 0.5 --decode-shift 1 half the tokens are of decode and choose other experts
 
   moescope simulate --replicas 3 --pool chat            three replicas of 32 ranks; --replica-shift 1 makes
                                                         the last one's tokens choose other experts
 
   moescope simulate --replicas 4 --pool chat --roles    two compute prefill, two decode; see moescope pools
+
+  moescope simulate --unseen 5 --disabled 1 --twice 2   faults of capture, to see what is said of them
 
   moescope simulate --lost-steps 0.1                    ranks lose the loads of a tenth of their steps
 

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
+from moescope.service.simulation.faults import Faults
 from moescope.service.simulation.feed import Pace
 from moescope.service.simulation.plan import Outage, Plan
 from moescope.service.simulation.routing import Habits, Shape
@@ -126,6 +127,15 @@ class StepOptions:
         float,
         _steps(min=1, help="Max / mean over EP ranks in a step; the hot rank changes each step; 1: none."),
     ] = _PLAN.alternate
+    hot_rank: Annotated[
+        float,
+        _steps(
+            min=1, help="Max / mean over EP ranks in each layer: one rank's experts are popular; 1: none."
+        ),
+    ] = _PLAN.hot_rank
+    hot_rank_by_layer: Annotated[
+        bool, _steps("--hot-rank-by-layer", help="Another EP rank is the hot one in each layer; else rank 0.")
+    ] = _PLAN.hot_rank_by_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +165,57 @@ class FaultOptions:
         list[int] | None,
         _faults(help="Decoder layer that was not found in the model; may be repeated; all are when absent."),
     ] = None
+
+    unseen: Annotated[
+        list[int] | None,
+        _faults(
+            help="Decoder layer that is covered and reports no tokens; may be repeated; none when absent."
+        ),
+    ] = None
+    miscounted: Annotated[
+        list[int] | None,
+        _faults(help="Decoder layer that counts each slot twice; may be repeated; none when absent."),
+    ] = None
+    disabled: Annotated[
+        list[int] | None, _faults(help="Rank whose capture is off; may be repeated; none when absent.")
+    ] = None
+    missing: Annotated[
+        list[int] | None, _faults(help="Rank that never reports; may be repeated; none when absent.")
+    ] = None
+    twice: Annotated[
+        list[int] | None,
+        _faults(help="Rank that two live processes claim; may be repeated; none when absent."),
+    ] = None
+    no_loads: Annotated[
+        list[int] | None,
+        _faults(help="Rank whose loads of steps never come; may be repeated; none when absent."),
+    ] = None
+    silent_tp: Annotated[
+        bool, _faults("--silent-tp", help="Each rank has a second TP worker that never reports.")
+    ] = False
+    restart_s: Annotated[
+        float | None, _faults(min=0.1, help="Seconds between two starts of rank 0; never when absent.")
+    ] = None
+    drops_per_s: Annotated[
+        float, _faults(min=0, help="Snapshots that each rank fails to send, a second.")
+    ] = 0.0
+    trace_drops_per_s: Annotated[float, _faults(min=0, help="Traces that each rank loses, a second.")] = 0.0
+
+    @property
+    def faults(self) -> Faults:
+        """What is wrong with capture and workers."""
+        return Faults(
+            unseen=tuple(self.unseen or ()),
+            miscounted=tuple(self.miscounted or ()),
+            disabled=tuple(self.disabled or ()),
+            missing=tuple(self.missing or ()),
+            twice=tuple(self.twice or ()),
+            no_loads=tuple(self.no_loads or ()),
+            silent_tp=self.silent_tp,
+            restart_s=self.restart_s,
+            drops_per_s=self.drops_per_s,
+            trace_drops_per_s=self.trace_drops_per_s,
+        )
 
     @property
     def outages(self) -> tuple[Outage, ...]:
@@ -212,12 +273,15 @@ def plan_of(
         draft_acceptance=steps.draft_acceptance,
         phases=steps.phases,
         alternate=steps.alternate,
+        hot_rank=steps.hot_rank,
+        hot_rank_by_layer=steps.hot_rank_by_layer,
         lost_steps=faults.lost_steps,
         rank_imbalance=steps.rank_imbalance,
         outages=faults.outages,
         rearrange_s=faults.rearrange_s,
         uncovered=tuple(faults.uncovered or ()),
         absent=tuple(faults.absent or ()),
+        faults=faults.faults,
         trace_rate=feeding.trace_rate,
         seed=routing.seed,
     )

@@ -1,7 +1,8 @@
 """What the commands print, and how they end when something is wrong.
 
 Exit codes: 0, the command did its work; 1, nothing could be delivered (``moescope simulate``), or the
-service's extra is not installed; 2, a bad option, setting or file, no service, or one that refuses.
+service's extra is not installed; 2, a bad option, setting or file, no service, or one that refuses. Those of
+``moescope verdict`` are 3 for a warning and 4 for a critical one.
 """
 
 from __future__ import annotations

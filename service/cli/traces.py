@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Final
-from urllib.parse import quote
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.table import Table
 
-from moescope.service.cli.asking import ask, download
 from moescope.service.cli.grouping import add_command
 from moescope.service.cli.options import LayerOption, UrlOption
-from moescope.service.cli.terminal import failure, say, terminal, utc, write_file
+from moescope.service.cli.terminal import failure, say, terminal, utc
+from moescope.service.cli.trace_client import trace_client, trace_filter
+from moescope.service.cli.trace_export import Question, export_folder
 
 IdArgument = Annotated[
     str, typer.Argument(help="The completion's id, the X-Request-Id or vLLM's internal id.")
 ]
 
-_SUFFIXES: Final = ("json", "npz", "parquet", "raw")
+_SUFFIXES: Final = ("json", "npz", "parquet", "arrow", "raw")
 
 _LIST_HELP: Final = """List traced requests, newest first.
 
@@ -37,11 +37,22 @@ Examples:
 
   moescope traces show my-request --first 100 --end 120 --layer 3
 """
-_EXPORT_HELP: Final = """Write a trace to a file, whose suffix is the format: .json, .npz, .parquet or .raw.
+_EXPORT_HELP: Final = """Write one trace to a file, or many into a folder.
+
+Of one request the file's suffix is the format: .json, .npz, .parquet, .arrow or .raw.
+
+Many go into a folder with --into, newest first, in parts. The same command goes on with a folder that it did
+not finish; -1h is then one hour before the folder's first part.
 
 Examples:
 
   moescope traces export my-request my-request.npz
+
+  moescope traces export my-request my-request.npz --form vllm
+
+  moescope traces export --into exports --model my-model --start=-1h
+
+  moescope traces export --into exports --model my-model --format arrow --columns packed
 """
 
 
@@ -78,22 +89,17 @@ class Filter:
 
 def list_traces(url: UrlOption, wanted: Filter) -> None:
     """Print a line for each trace."""
-    page = ask(url, "/v1/traces", asdict(wanted))
+    with trace_client(url) as client:
+        where = trace_filter(**{name: value for name, value in asdict(wanted).items() if name != "limit"})
+        found = list(client.traces(where, limit=wanted.limit + 1, page_size=min(1000, wanted.limit + 1)))
     table = Table()
     for name in ("id", "DP", "tokens", "prompt", "cached", "preempted", "outcome", "ended (UTC)"):
         table.add_column(name, overflow="fold")
-    for trace in page["traces"]:
-        table.add_row(
-            trace["names"][-1],
-            *(
-                str(trace[name])
-                for name in ("dp_rank", "tokens", "prompt_tokens", "cached_tokens", "preemptions")
-            ),
-            trace["outcome"],
-            utc(trace["ended_at"]),
-        )
-    terminal().print(table if page["traces"] else "No traces.")
-    if page["next_cursor"] is not None:
+    for trace in found[: wanted.limit]:
+        numbers = trace.dp_rank, trace.tokens, trace.prompt_tokens, trace.cached_tokens, trace.preemptions
+        table.add_row(trace.names[-1], *map(str, numbers), trace.outcome, utc(trace.ended_at))
+    terminal().print(table if found else "No traces.")
+    if len(found) > wanted.limit:
         say(f"There are more than {wanted.limit}: give --limit, or a narrower --start.")
 
 
@@ -120,33 +126,116 @@ def show(
     ] = None,
 ) -> None:
     """Print a line for each position."""
-    params = {**asdict(whose), "layer": layer, "first": first, "end": first + 32 if end is None else end}
-    trace = ask(url, _path(request_id, "json"), params)
-    table = Table(title=f"{trace['request_id']}: {trace['tokens']} tokens computed, {trace['outcome']}")
+    last = first + 32 if end is None else end
+    with trace_client(url) as client:
+        trace = client.trace(request_id, **asdict(whose), layers=layer, first=first, end=last)
+    info = trace.info
+    table = Table(title=f"{info.request_id}: {info.tokens} tokens computed, {info.outcome}")
     table.add_column("position", justify="right")
-    for number in trace["layers"]:
+    for number in trace.layers:
         table.add_column(f"layer {number}")
-    for offset, experts in enumerate(trace["routed_experts"]):
+    for offset, experts in enumerate(trace.experts.tolist()):
         cells = [" ".join(str(expert) for expert in row if expert >= 0) or "not computed" for row in experts]
-        table.add_row(str(trace["first_position"] + offset), *cells)
+        table.add_row(str(trace.first_position + offset), *cells)
     terminal().print(table)
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The shape of an array of experts."""
+
+    form: Annotated[
+        Literal["moescope", "vllm"],
+        typer.Option(
+            help="`moescope`: MoE layers, -1 where not computed. `vllm`: as vLLM's own routed_experts."
+        ),
+    ] = "moescope"
+    missing: Annotated[
+        Literal["refuse", "zero"],
+        typer.Option(help="With --form vllm: refuse positions that nobody computed, or write zeros."),
+    ] = "refuse"
+    decoder_layers: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --form vllm: layers of the model; when absent, as its workers tell."),
+    ] = None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What a question has of it."""
+        return asdict(self) if self.form == "vllm" else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """Which traces go into a folder, and how."""
+
+    into: Annotated[
+        Path | None, typer.Option(help="Folder for many traces; one is written to FILE when absent.")
+    ] = None
+    kind: Annotated[
+        Literal["ndjson", "arrow", "parquet"],
+        typer.Option("--format", help="With --into: format of the parts."),
+    ] = "parquet"
+    columns: Annotated[
+        Literal["layers", "packed"],
+        typer.Option(help="With --into: a column for each layer, or one column of bytes."),
+    ] = "layers"
+    dp_rank: Annotated[
+        int | None, typer.Option(min=0, help="With --into: only of this DP rank; of all when absent.")
+    ] = None
+    lora: Annotated[
+        str | None,
+        typer.Option(help="With --into: only of this LoRA adapter; none: only without one; all when absent."),
+    ] = None
+    start: Annotated[
+        str | None, typer.Option(help="With --into: stored since, as -1h; all that are kept when absent.")
+    ] = None
+    end: Annotated[
+        str | None, typer.Option(help="With --into: stored before, as -5m; until now when absent.")
+    ] = None
+    min_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --into: only with so many tokens computed or more; all when absent."),
+    ] = None
+    part_requests: Annotated[
+        int, typer.Option(min=1, max=10_000, help="With --into: most requests of a part.")
+    ] = 1000
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """The filter."""
+        return {name: getattr(self, name) for name in ("dp_rank", "lora", "start", "end", "min_tokens")}
+
+
 def export(
-    request_id: IdArgument,
-    file: Annotated[Path, typer.Argument(help="File to write; its suffix is the format.")],
     url: UrlOption,
     whose: Whose,
+    shape: Shape,
+    many: Many,
+    request_id: Annotated[
+        str | None,
+        typer.Argument(help="The completion's id, the X-Request-Id or vLLM's internal id; none with --into."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="File to write; its suffix is the format; none with --into.")
+    ] = None,
     layer: LayerOption = None,
 ) -> None:
-    """Write a file."""
+    """Write a file, or a folder of them."""
+    if many.into is not None:
+        if request_id is not None:
+            raise failure("give a request and a file, or --into and a folder, not both")
+        options: dict[str, Any] = {"layers": layer, "columns": many.columns, **shape.params}
+        question = Question(many.kind, {**asdict(whose), **many.where}, options)
+        with trace_client(url) as client:
+            export_folder(client, many.into, question, many.part_requests)
+        return
+    if request_id is None or file is None:
+        raise failure("give a request and a file, as in `moescope traces export my-request t.npz`, or --into")
     suffix = file.suffix.removeprefix(".")
     if suffix not in _SUFFIXES:
         raise failure(f"{file} has no suffix of a format: give one of .{', .'.join(_SUFFIXES)}")
-    content = download(url, _path(request_id, suffix), {**asdict(whose), "layer": layer}, timeout_s=60)
-    write_file(file, content)
-    say(f"{file}: {len(content)} bytes")
-
-
-def _path(request_id: str, suffix: str) -> str:
-    return f"/v1/traces/{quote(request_id)}.{suffix}"
+    with trace_client(url) as client:
+        params = {**asdict(whose), "layer": layer, **shape.params}
+        nbytes = client.download(request_id, file, suffix, params)
+    say(f"{file}: {nbytes} bytes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 from urllib.parse import SplitResult, urlencode, urlsplit
@@ -41,6 +41,27 @@ def get_bytes(url: str, path: str, params: Parameters, timeout_s: float = 10.0) 
         ServiceUnavailableError: no service there, or it answers with a problem.
     """
     return _exchange("GET", url, path, params, b"", None, timeout_s)
+
+
+def get_json_lines(url: str, path: str, params: Parameters, timeout_s: float) -> Iterator[dict[str, Any]]:
+    """GET lines of JSON, each an object, as they come from ``path`` of the service at ``url``.
+
+    Args:
+        url, path, params: of the request.
+        timeout_s: longest time between two lines, seconds.
+
+    Raises:
+        ServiceUnavailableError: no service there, or it answers with a problem or with something else.
+    """
+    try:
+        with closing(Connection(url, client_settings(), timeout_s)) as connection:
+            for line in connection.lines(_target(path, params), "application/x-ndjson"):
+                found = _parsed(line)
+                if not isinstance(found, dict):
+                    raise ServiceUnavailableError(f"what answers at {url} is not a moescope service")
+                yield found
+    except SettingsError as error:
+        raise ServiceUnavailableError(str(error)) from error
 
 
 def send_json(method: str, url: str, path: str, params: Parameters, body: Any) -> Any:
@@ -116,6 +137,26 @@ class Connection:
             raise ServiceUnavailableError(_detail(answer) or f"{self._url} answers {response.status}")
         return answer
 
+    def lines(self, target: str, accept: str) -> Iterator[bytes]:
+        """GET an answer line by line, as the lines come; see :meth:`exchange`.
+
+        Args:
+            target: path below the service's address, with its query.
+            accept: the media type wanted.
+        """
+        try:
+            self._connection.request(
+                "GET", self._prefix + target, None, {**self._settings.headers(), "Accept": accept}
+            )
+            response = self._connection.getresponse()
+            if not 200 <= response.status < 300:
+                answer = response.read()
+                raise ServiceUnavailableError(_detail(answer) or f"{self._url} answers {response.status}")
+            yield from response
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
+            self._connection.close()
+            raise ServiceUnavailableError(_why_silent(self._url, error)) from error
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
@@ -155,12 +196,16 @@ def _exchange(
     timeout_s: float,
 ) -> bytes:
     """One request on a connection of its own."""
-    query = urlencode({name: value for name, value in params.items() if value is not None}, doseq=True)
     try:
         with closing(Connection(url, client_settings(), timeout_s)) as connection:
-            return connection.exchange(method, f"{path}{'?' if query else ''}{query}", body, content_type)
+            return connection.exchange(method, _target(path, params), body, content_type)
     except SettingsError as error:
         raise ServiceUnavailableError(str(error)) from error
+
+
+def _target(path: str, params: Parameters) -> str:
+    query = urlencode({name: value for name, value in params.items() if value is not None}, doseq=True)
+    return f"{path}{'?' if query else ''}{query}"
 
 
 def _why_silent(url: str, error: Exception) -> str:

@@ -47,8 +47,8 @@ class ClientSettings(BaseSettings):
         default=None, description="PEM file with its key, where that is a file of its own."
     )
 
-    def headers(self) -> dict[str, str]:
-        """The header that a request needs, if any.
+    def bearer(self) -> str | None:
+        """The token, if there is one.
 
         Raises:
             SettingsError: the token's file can't be used.
@@ -57,13 +57,22 @@ class ClientSettings(BaseSettings):
             token = self.token.get_secret_value()
             if not (token.isprintable() and token.isascii()):
                 raise SettingsError("MOESCOPE_TOKEN: only printable ASCII characters can be in a token")
-            return {"Authorization": f"Bearer {token}"}
+            return token
         if self.token_file is None:
-            return {}
+            return None
         try:
-            return {"Authorization": f"Bearer {read_secret(self.token_file)}"}
+            return read_secret(self.token_file)
         except TokenError as error:
             raise SettingsError(f"MOESCOPE_TOKEN_FILE: {error}") from error
+
+    def headers(self) -> dict[str, str]:
+        """The header that a request needs, if any.
+
+        Raises:
+            SettingsError: the token's file can't be used.
+        """
+        token = self.bearer()
+        return {} if token is None else {"Authorization": f"Bearer {token}"}
 
     def context(self) -> ssl.SSLContext:
         """What an HTTPS connection is checked with.

@@ -31,6 +31,7 @@ class Latest:
     absent: tuple[UncoveredLayer, ...] = ()
     absent_unnamed: str = ""
     ended: bool = False
+    decoder_layers: int = 0
 
     @property
     def not_counted(self) -> tuple[UncoveredLayer, ...]:

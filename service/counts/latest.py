@@ -28,6 +28,7 @@ def latest_of(frame: Frame, counted: Totals) -> Latest:
         absent=tuple(frame.absent),
         absent_unnamed=frame.absent_unnamed,
         ended=frame.ended,
+        decoder_layers=frame.decoder_layers,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,10 @@ class Stragglers:
         busy_steps: steps in which the layer had any slot, int64 [L].
         hottest: busy steps in which each EP rank was busiest, float64 [L, R]; ranks that tie share a step, as
             do those of its microbatches with any slot.
+        caused: waiting that each EP rank caused, slots, float64 [L, R]: the sum of max - mean over the steps,
+            and microbatches, in which it was the busiest; ranks that tie share it. Over ranks it adds up to
+            ``max_slots - mean_slots``, but for steps that were stored before it was counted: it has none of
+            theirs.
         joined: steps whose loads were known, dummy steps of all ranks included.
         incomplete: steps that were given up because the loads of some rank didn't come.
     """
@@ -32,13 +36,14 @@ class Stragglers:
     mean_slots: FloatArray
     busy_steps: Int64Array
     hottest: FloatArray
+    caused: FloatArray
     joined: int = 0
     incomplete: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes that the arrays take."""
-        arrays = (self.max_slots, self.mean_slots, self.busy_steps, self.hottest)
+        arrays = (self.max_slots, self.mean_slots, self.busy_steps, self.hottest, self.caused)
         return sum(array.nbytes for array in arrays)
 
     def plus(self, other: Stragglers, sign: int = 1) -> Stragglers:
@@ -49,6 +54,7 @@ class Stragglers:
             mean_slots=self.mean_slots + sign * other.mean_slots,
             busy_steps=self.busy_steps + sign * other.busy_steps,
             hottest=_wide(self.hottest, ranks) + sign * _wide(other.hottest, ranks),
+            caused=_wide(self.caused, ranks) + sign * _wide(other.caused, ranks),
             joined=self.joined + sign * other.joined,
             incomplete=self.incomplete + sign * other.incomplete,
         )
@@ -62,6 +68,7 @@ class Stragglers:
             mean_slots=layout.widened_ranks(old, self.mean_slots[:, np.newaxis], 1)[:, 0],
             busy_steps=layout.widened_layers(old, self.busy_steps),
             hottest=layout.widened_ranks(old, self.hottest, self.hottest.shape[1]),
+            caused=layout.widened_ranks(old, self.caused, self.caused.shape[1]),
             joined=self.joined,
             incomplete=self.incomplete,
         )
@@ -70,7 +77,8 @@ class Stragglers:
 def no_stragglers(layers: int, ranks: int = 0) -> Stragglers:
     """The sums over no step."""
     none = np.zeros(layers, dtype=np.int64)
-    return Stragglers(none, np.zeros(layers), none, np.zeros((layers, ranks)))
+    by_rank = np.zeros((layers, ranks))
+    return Stragglers(none, np.zeros(layers), none, by_rank, by_rank)
 
 
 def stragglers_of(
@@ -86,33 +94,32 @@ def stragglers_of(
     """
     layers, ranks = loads.shape[1:]
     if not len(loads):
-        nothing = no_stragglers(layers, ranks)
-        return Stragglers(
-            nothing.max_slots, nothing.mean_slots, nothing.busy_steps, nothing.hottest, joined, incomplete
-        )
+        return replace(no_stragglers(layers, ranks), joined=joined, incomplete=incomplete)
     most = loads.max(axis=2)
     busy = most > 0
     hot = (loads == most[:, :, np.newaxis]) & busy[:, :, np.newaxis]
-    sharing = np.maximum(hot.sum(axis=2), 1)
+    ties = sharing = np.maximum(hot.sum(axis=2), 1)
     busy_steps = busy
     if step_of is not None:
         begins = np.diff(step_of, prepend=-1) > 0
         parts = np.add.reduceat(busy, np.flatnonzero(begins), axis=0, dtype=np.int64)
         busy_steps = parts > 0
         sharing = sharing * np.maximum(parts, 1)[np.cumsum(begins) - 1]
+    waiting = most - loads.sum(axis=2, dtype=np.int64) / ranks
     return Stragglers(
         max_slots=most.sum(axis=0, dtype=np.int64),
         mean_slots=loads.sum(axis=(0, 2), dtype=np.int64) / ranks,
         busy_steps=busy_steps.sum(axis=0, dtype=np.int64),
         hottest=(hot / sharing[:, :, np.newaxis]).sum(axis=0),
+        caused=(hot * (waiting / ties)[:, :, np.newaxis]).sum(axis=0),
         joined=joined,
         incomplete=incomplete,
     )
 
 
-def _wide(hottest: FloatArray, ranks: int) -> FloatArray:
-    if hottest.shape[1] == ranks:
-        return hottest
-    wide = np.zeros((hottest.shape[0], ranks))
-    wide[:, : hottest.shape[1]] = hottest
+def _wide(by_rank: FloatArray, ranks: int) -> FloatArray:
+    if by_rank.shape[1] == ranks:
+        return by_rank
+    wide = np.zeros((by_rank.shape[0], ranks))
+    wide[:, : by_rank.shape[1]] = by_rank
     return wide

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,27 @@ def no_totals(layout: Layout) -> Totals:
         unphased_rows=none,
         estimated=none,
     )
+
+
+def nothing_of(totals: Totals) -> Totals:
+    """What came since the same totals: zeros, in arrays that all of one shape share."""
+    zeros = _zeros(totals.layout, totals.ep_slots.ranks, totals.decode is not None)
+    return replace(
+        zeros,
+        drops=dict.fromkeys(totals.drops, 0),
+        stragglers=totals.stragglers and totals.stragglers.plus(totals.stragglers, -1),
+        dp_size=totals.dp_size,
+        ep_size=totals.ep_size,
+        switches=totals.switches,
+        former_tokens=totals.former_tokens,
+        weights=totals.weights,
+    )
+
+
+@lru_cache(maxsize=16)
+def _zeros(layout: Layout, ranks: int, phases: bool) -> Totals:
+    nothing = replace(no_totals(layout), ep_slots=no_ep_slots(len(layout.layers), ranks))
+    return replace(nothing, decode=no_decode(nothing)) if phases else nothing
 
 
 def no_decode(totals: Totals) -> Decode:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.phase_split import Phase, of_phase
-from moescope.service.counts.totals import Totals, no_totals
+from moescope.service.counts.totals import Totals, no_totals, nothing_of
 from moescope.service.live.narrow import widened
 
 
@@ -50,9 +50,18 @@ class Span:
         It is computed at each call. The differences of hundreds of producers take more memory than all else
         that answers a window: take one, use it and let it go.
         """
+        if self.is_empty:
+            whole = self.last if self.first is None else nothing_of(self.last)
+            return whole if self.phase is None else of_phase(whole, self.phase)
         last = widened(self.last)
         whole = last if self.first is None else last.minus(widened(self.first))
         return whole if self.phase is None else of_phase(whole, self.phase)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether both boundaries are one snapshot: no frame came between, so nothing was counted."""
+        nothing_before = self.last if self.first is not None else shared_zeros(self.last.layout)
+        return self.start == self.end and nothing_before is (self.first or self.last)
 
     @property
     def tokens_before(self) -> int:

@@ -27,6 +27,8 @@ MAX_MEMBERS: Final = 4096  # x uint16 loads is below 2**31
 MAX_CELLS: Final = 1 << 20
 _PENDING_BYTES: Final = 64 << 20
 _SEEN_BYTES: Final = 16 << 20
+_ENTRY_BYTES: Final = 256
+"""Where the loads of a microbatch are that is not the first: an entry of a dictionary, or a dictionary."""
 
 
 def window_of(members: int, layers: int, ranks: int) -> int:
@@ -57,7 +59,10 @@ class StepJoin:
         self._version = np.zeros(self._window, dtype=np.int64)
         self._spoiled = np.zeros(self._window, dtype=bool)
         self._parts = 1  # the most microbatches of a step so far
-        self._row = np.full((self._window, self._parts), -1, dtype=np.int32)
+        # Where the loads of each step's first microbatch are, and those of others: {step: {microbatch: row}}.
+        # No table of both: a frame that names one microbatch 255 would have it made, of 4 MiB.
+        self._row = np.full(self._window, -1, dtype=np.int32)
+        self._others: dict[int, dict[int, int]] = {}
         # Loads of the steps that wait, or of their microbatches, in whichever row is free.
         self._loads: Loads = np.zeros((0, layers, ranks), dtype=np.int32)
         self._free: list[int] = []
@@ -91,7 +96,7 @@ class StepJoin:
             return None
         if microbatches is None:
             microbatches = np.zeros(len(steps), np.int64)
-        self._have_parts(1 + int(microbatches.max(initial=0)))
+        self._parts = max(self._parts, 1 + int(microbatches.max(initial=0)))
         if self._floor is None:
             self._floor, self._base = first, max(0, end - self._most_steps)
         given_up = self._give_up(max(end, self._top) - self._most_steps)
@@ -118,7 +123,8 @@ class StepJoin:
     def nbytes(self) -> int:
         """Bytes of the loads that wait and of the marks."""
         marks = (self._seen, self._count, self._done, self._version, self._spoiled, self._row)
-        return self._loads.nbytes + sum(array.nbytes for array in marks)
+        others = sum(map(len, self._others.values()))
+        return self._loads.nbytes + sum(array.nbytes for array in marks) + _ENTRY_BYTES * others
 
     def close(self) -> int:
         """Give up all steps that wait and free their memory; how many there were."""
@@ -130,12 +136,6 @@ class StepJoin:
     def _most_steps(self) -> int:
         """Steps that may wait, each of them with all its microbatches."""
         return max(1, self._window // self._parts)
-
-    def _have_parts(self, parts: int) -> None:
-        """From now on a step may have this many microbatches."""
-        if parts > self._parts:
-            more = np.full((self._window, parts - self._parts), -1, dtype=np.int32)
-            self._row, self._parts = np.concatenate([self._row, more], axis=1), parts
 
     def _row_of_member(self, member: int) -> int:
         """The member's row of marks; there is one from now on."""
@@ -150,13 +150,18 @@ class StepJoin:
     def _add_loads(self, at: tuple[int, int], loads: Loads) -> None:
         if loads.dtype.itemsize == 4 and self._loads.dtype == np.int32:
             self._loads = self._loads.astype(np.int64)
-        row = self._row[at]
+        step, part = at
+        row = int(self._row[step]) if part == 0 else self._others.get(step, {}).get(part, -1)
         if row >= 0:
             self._loads[row] += loads
             return
         if not self._free:
             self._grow()
-        self._row[at] = row = self._free.pop()
+        row = self._free.pop()
+        if part == 0:
+            self._row[step] = row
+        else:
+            self._others.setdefault(step, {})[part] = row
         self._loads[row] = loads
 
     def _grow(self) -> None:
@@ -170,10 +175,9 @@ class StepJoin:
     def _result(self, complete: Int64Array, given_up: int) -> Stragglers | None:
         if not complete.size and not given_up:
             return None
-        rows = self._row[complete]
-        step_of, part = np.nonzero(rows >= 0)
+        rows, step_of = self._rows_of(complete)
         split = step_of if self._parts > 1 else None
-        result = stragglers_of(self._loads[rows[step_of, part]], int(complete.size), given_up, split)
+        result = stragglers_of(self._loads[rows], int(complete.size), given_up, split)
         self._done[complete] = True
         self._release(complete)
         self._advance()
@@ -206,10 +210,28 @@ class StepJoin:
         self._spoiled[at] = False
         self._base = base
 
+    def _rows_of(self, at: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """The rows of loads of some steps, and for each row which of the steps it is of, rising."""
+        first = self._row[at]
+        if not self._others:
+            step_of = np.flatnonzero(first >= 0)
+            return first[step_of].astype(np.int64), step_of
+        found = [
+            (row, i)
+            for i, (step, row_of_first) in enumerate(zip(at.tolist(), first.tolist(), strict=True))
+            for row in (row_of_first, *self._others.get(step, {}).values())
+            if row >= 0
+        ]
+        rows, steps = np.array(found, np.int64).reshape(-1, 2).T
+        return rows, steps
+
     def _release(self, at: Int64Array) -> None:
-        rows = self._row[at]
-        self._free.extend(rows[rows >= 0].tolist())
+        rows, _ = self._rows_of(at)
+        self._free.extend(rows.tolist())
         self._row[at] = -1
+        if self._others:
+            for step in at.tolist():
+                self._others.pop(step, None)
 
     def _first_counted(self) -> int:
         """The first step that is either joined, waits, or is given up when the window moves on."""

@@ -99,13 +99,8 @@ def _rows(archive: Archive | None, found: Looked, ends: Looked | None) -> Iterat
     at_once = _at_once(found)
     for begin in range(first, last, at_once):
         some = slice(begin, min(begin + at_once, last))
-        read = [
-            _improved(
-                archive, state, replace(memory, instants=memory.instants[some], found=memory.found[some])
-            )
-            for state, memory in found
-        ]
-        yield from zip(*(memory.found for memory in read), strict=True)
+        read = [_some_of(archive, state, memory, some) for state, memory in found]
+        yield from zip(*read, strict=True)
     if ends is not None:
         yield [memory.found[1] for _, memory in ends]
 
@@ -148,5 +143,25 @@ def _improved(archive: Archive | None, state: ProducerState, memory: Remembered)
     return memory if archive is None else improve(archive, state.latest.producer.key, memory)
 
 
+def _some_of(
+    archive: Archive | None, state: ProducerState, memory: Remembered, some: slice
+) -> tuple[Snapshot, ...]:
+    """A producer's totals at some of its boundaries; see :func:`_improved`."""
+    instants, at = memory.instants[some], memory.found[some]
+    if not any(map(memory.wants, instants)):
+        check_wanted()
+        return at
+    return _improved(archive, state, replace(memory, instants=instants, found=at)).found
+
+
 def _later(before: Snapshot | None, now: Snapshot) -> Snapshot:
-    return now if before is None or now.at >= before.at else before
+    """The later of two; from one boundary to the next totals never go back.
+
+    A snapshot that is read again at the next boundary is the same object there, so that whoever looks sees
+    that nothing came between (:attr:`Span.is_empty`). Not with straggler costs: the newest snapshot gets more
+    of them when other workers' frames come.
+    """
+    if before is None or now.at > before.at:
+        return now
+    may_differ = now.totals.stragglers is not None or before.totals.stragglers is not None
+    return now if now.at == before.at and may_differ else before

@@ -1,7 +1,7 @@
 """What documents and the built-in page say of the measures, made from their declarations.
 
-``python -m moescope.service.measures.document docs/measures.md`` writes the table of measures into that
-document, and ``page/js/measures.js``. A test compares both.
+``python -m moescope.service.measures.document docs/measures.md`` writes the tables of measures, of loads and
+of requests, into that document, and ``page/js/measures.js``. A test compares all of it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,22 @@ from typing import Final
 
 from moescope.service.measures.balance import HOT, MEASURES
 from moescope.service.measures.measure import AXES, Measure
+from moescope.service.measures.requests import REQUEST_MEASURES, RequestMeasure
 
 SCRIPT: Final = Path(__file__).parents[1] / "page" / "js" / "measures.js"
 BEGIN: Final = "<!-- made by python -m moescope.service.measures.document docs/measures.md -->\n"
 END: Final = "<!-- end of what is made -->\n"
+REQUESTS_BEGIN: Final = (
+    "<!-- measures of requests, made by python -m moescope.service.measures.document docs/measures.md -->\n"
+)
 
 _HEAD: Final = """\
 | measure | name in answers | formula | best | worst | meaning | gauge |
 |---|---|---|---|---|---|---|
+"""
+_REQUESTS_HEAD: Final = """\
+| measure of a request | name in answers | formula | unit | meaning |
+|---|---|---|---|---|
 """
 _SCRIPT_HEAD: Final = """\
 // The measures of balance, in the order of answers. Made by python -m moescope.service.measures.document.
@@ -43,17 +51,24 @@ def table() -> str:
     return _HEAD + "".join(map(_row, MEASURES.values()))
 
 
-def with_table(document: str) -> str:
-    """A document with its table as it should be.
+def table_of_requests() -> str:
+    """The table of measures of requests, Markdown."""
+    return _REQUESTS_HEAD + "".join(map(_request_row, REQUEST_MEASURES.values()))
+
+
+def with_tables(document: str) -> str:
+    """A document with its tables as they should be.
 
     Raises:
-        ValueError: the document has no place for it.
+        ValueError: the document has no place for one of them.
     """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError("the document has no lines that say where the table of measures begins and ends")
-    return f"{before}{BEGIN}{table()}{END}{after}"
+    for begin, made in ((BEGIN, table()), (REQUESTS_BEGIN, table_of_requests())):
+        before, found, rest = document.partition(begin)
+        _, end, after = rest.partition(END)
+        if not (found and end):
+            raise ValueError(f"the document has no lines {begin.strip()} and {END.strip()} around a table")
+        document = f"{before}{begin}{made}{END}{after}"
+    return document
 
 
 def script() -> str:
@@ -76,7 +91,13 @@ def _row(measure: Measure) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def _request_row(measure: RequestMeasure) -> str:
+    meaning = f"{measure.meaning} Source: {measure.source}." if measure.source else measure.meaning
+    cells = (measure.title, f"`{measure.name}`", measure.formula, measure.unit, meaning)
+    return f"| {' | '.join(cells)} |\n"
+
+
 if __name__ == "__main__":
     SCRIPT.write_text(script())
     path = Path(sys.argv[1])
-    path.write_text(with_table(path.read_text()))
+    path.write_text(with_tables(path.read_text()))

@@ -12,10 +12,7 @@ ALERT_LEVELS: Final = {
     "MoescopeHotExpert": MetricsLevel.LAYER_RANK,
     "MoescopeNewDeadExperts": MetricsLevel.LAYER_RANK,
     "MoescopeOneRankHottest": MetricsLevel.LAYER_RANK,
-    "MoescopeNewHotExperts": MetricsLevel.LAYER_RANK,
-    "MoescopeExpertsDied": MetricsLevel.LAYER_RANK,
     "MoescopeReplicaImbalance": MetricsLevel.LAYER_RANK,
-    "MoescopeExpertDrift": MetricsLevel.LAYER_EXPERT,
 }
 """Alert to the coarsest level at which it can fire; all others can at each."""
 

@@ -119,6 +119,13 @@ COUNTS: Final = (
         DEPLOYMENT,
     ),
     Family(
+        "moescope_straggler_caused_slots_total",
+        "counter",
+        "slots",
+        "Waiting that the EP rank caused: max - mean of the layers and steps in which it was the busiest.",
+        EP,
+    ),
+    Family(
         "moescope_straggler_hottest_layer_steps_total",
         "counter",
         "steps",

@@ -68,7 +68,7 @@ class Fleet:
     def __init__(self, deployment: Plan | Deployment, started_ns: int) -> None:
         self._deployment = Deployment(deployment) if isinstance(deployment, Plan) else deployment
         self.plan = plan = self._deployment.plan
-        self._model = RoutingModel(plan.shape, plan.habits, plan.seed)
+        self._model = RoutingModel(plan.shape, plan.habits, plan.seed, plan.crowd)
         self._rng = np.random.default_rng(plan.seed + 1 + 1000 * self._deployment.number)
         self._started_ns = started_ns
         self._elapsed = 0.0
@@ -85,7 +85,7 @@ class Fleet:
         self._workers = [self._start(started_ns) for _ in range(plan.ranks)]
 
     def advance(self, seconds: float) -> Iterator[wire.Frame]:
-        """Let ``seconds`` pass; a frame of each rank that is not silent."""
+        """Let ``seconds`` pass; a frame of each rank that is not silent, with the plan's faults."""
         before = self._elapsed
         self._elapsed += seconds
         self._model.advance(seconds)
@@ -98,11 +98,15 @@ class Fleet:
         self._routers = [
             Router(chances, self._owners, self.plan.ranks, skew) for chances in (prefill, decode)
         ]
+        if self.plan.faults.restarts(before, self._elapsed):
+            self._workers[0] = self._start(self._now_ns())
         steps = max(1, round(self.plan.steps_per_s * self._elapsed) - self._steps_run)
         for rank in range(self.plan.ranks):
             if self._is_silent(rank):
                 continue
-            yield self._frame(rank, self._work(rank, seconds, steps))
+            yield from self.plan.faults.applied(
+                self._frame(rank, self._work(rank, seconds, steps)), self._elapsed
+            )
         self._steps_run += steps
 
     def delivered(self, frame: wire.Frame) -> None:

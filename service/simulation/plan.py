@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from moescope.service.simulation.crowd import Crowd
+from moescope.service.simulation.faults import Faults
 from moescope.service.simulation.routing import Habits, Shape
 
 Role = Literal["", "prefill", "decode"]
@@ -55,6 +57,9 @@ class Plan:
             have no loads of steps either.
         alternate: max / mean of slots over EP ranks in every step. One EP rank is hot in a step, and the next
             one in the next step; 1: none is hot.
+        hot_rank: max / mean of slots over EP ranks in every layer: the experts of one rank are popular
+            together, as linear placement has them; 1: none is hot.
+        hot_rank_by_layer: another EP rank is the hot one in each layer; else rank 0 is in all of them.
         lost_steps: share of the steps whose loads a rank loses before it sends its frame.
         rank_imbalance: max / mean of tokens over DP ranks, from 1 to R. Rank 0 gets so many times its fair
             share; the others share the rest.
@@ -62,6 +67,7 @@ class Plan:
         rearrange_s: seconds between rearrangements of experts by load, as EPLB would do them; None: never.
         uncovered: decoder layers that are reported as not seen.
         absent: decoder layers that are reported as not found in the model.
+        faults: what is wrong with capture and workers.
         trace_rate: share of the requests that are traced. A request has 240 tokens on average.
         seed: seed of everything random.
 
@@ -86,12 +92,15 @@ class Plan:
     draft_acceptance: float = 0.7
     phases: bool = True
     alternate: float = 1.0
+    hot_rank: float = 1.0
+    hot_rank_by_layer: bool = False
     lost_steps: float = 0.0
     rank_imbalance: float = 1.0
     outages: tuple[Outage, ...] = ()
     rearrange_s: float | None = None
     uncovered: tuple[int, ...] = ()
     absent: tuple[int, ...] = ()
+    faults: Faults = field(default_factory=Faults)
     trace_rate: float = 0.0
     seed: int = 0
 
@@ -110,13 +119,34 @@ class Plan:
                 f"alternate {self.alternate:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
                 f"each of which has {self.shape.experts / self.ranks:g} experts"
             )
+        if not 1 <= self.hot_rank <= most:
+            raise ValueError(
+                f"hot rank {self.hot_rank:g} is not in 1..{most:g}: max / mean over {self.ranks} EP ranks, "
+                f"each of which has {self.shape.experts / self.ranks:g} experts"
+            )
+        if self.hot_rank > 1 and (self.habits.hot or self.habits.dead):
+            raise ValueError("a hot rank is simulated without a hot expert and without dead ones")
         for outage in self.outages:
             if not 0 <= outage.rank < self.ranks:
                 raise ValueError(f"rank {outage.rank} can't fail: ranks are 0..{self.ranks - 1}")
+        faults = self.faults
+        for rank in (*faults.disabled, *faults.missing, *faults.twice, *faults.no_loads):
+            if not 0 <= rank < self.ranks:
+                raise ValueError(f"there is no rank {rank}: ranks are 0..{self.ranks - 1}")
+        for layer in (*faults.unseen, *faults.miscounted):
+            if layer not in self.covered_layers:
+                raise ValueError(
+                    f"layer {layer} is no MoE layer that is seen: those are {self.covered_layers}"
+                )
         shares = {"trace rate": self.trace_rate, "draft share": self.draft_share}
         for name, share in (shares | {"draft acceptance": self.draft_acceptance}).items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} {share:g} is not in 0..1")
+
+    @property
+    def crowd(self) -> Crowd:
+        """The experts that are popular together."""
+        return Crowd(self.hot_rank, self.ranks, self.hot_rank_by_layer)
 
     @property
     def covered_layers(self) -> list[int]:

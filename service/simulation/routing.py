@@ -12,6 +12,7 @@ import numpy as np
 
 from moescope.capture.wire import Int64Array
 from moescope.service.measures.arrays import FloatArray
+from moescope.service.simulation.crowd import Crowd
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,14 @@ class RoutingModel:
         ValueError: too many experts are dead for a token to take top-k of them.
     """
 
-    def __init__(self, shape: Shape, habits: Habits, seed: int) -> None:
+    def __init__(self, shape: Shape, habits: Habits, seed: int, crowd: Crowd | None = None) -> None:
         if shape.experts - habits.dead < shape.top_k:
             raise ValueError(
                 f"{shape.experts} experts, {habits.dead} of them dead, leave fewer than top-k {shape.top_k}"
             )
         self.shape = shape
         self._habits = habits
+        self._crowd = crowd or Crowd()
         self._rng = np.random.default_rng(seed)
         zipf = -habits.skew * np.log(np.arange(1, shape.experts + 1))
         self._order = np.argsort(self._rng.random((shape.layers, shape.experts)), axis=1)
@@ -99,7 +101,13 @@ class RoutingModel:
         """Probability that a token of a phase chooses an expert, float64 [L, E]; rows sum to top-k."""
         logits = self._logits + self._shift if decode else self._logits
         weights = np.where(self._dead, 0.0, np.exp(logits - logits.max(axis=1, keepdims=True)))
-        chances = _capped(weights, np.full(self.shape.layers, float(self.shape.top_k)))
+        top_k = float(self.shape.top_k)
+        if self._crowd.ratio > 1:
+            members = self._crowd.members(*weights.shape)
+            part = np.full(self.shape.layers, top_k * self._crowd.ratio / self._crowd.ranks)
+            inside = _capped(np.where(members, weights, 0.0), part)
+            return inside + _capped(np.where(members, 0.0, weights), top_k - part)
+        chances = _capped(weights, np.full(self.shape.layers, top_k))
         if not self._habits.hot:
             return chances
         rows, hot = np.arange(self.shape.layers), self._hot_experts()

@@ -70,6 +70,7 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     conflicts: list[tuple[float, float]] = []
     ended: bool = False
     base: _PackedBase | None = None
+    decoder_layers: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -117,6 +118,7 @@ def encode_account(account: AccountState) -> bytes:
         conflicts=list(account.conflicts),
         ended=latest.ended,
         base=None if base is None else _PackedBase(pack(base.totals), base.restarts, base.at),
+        decoder_layers=latest.decoder_layers,
     )
     return compress(_encoder.encode(packed))
 
@@ -153,6 +155,7 @@ def decode_account(blob: object) -> AccountState:
         absent=tuple(packed.absent),
         absent_unnamed=packed.absent_unnamed,
         ended=packed.ended,
+        decoder_layers=packed.decoder_layers,
     )
     who = packed.producer  # older blobs lack the sizes in their totals
     totals = unpack(packed.totals)

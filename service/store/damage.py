@@ -30,6 +30,11 @@ _SHAPE: Final = (
     "(logged once a minute)"
 )
 _SEARCH: Final = "the store %s: %s is left out of searches by expert: %s (logged once a minute)"
+_COMPARED: Final = (
+    "the store %s: requests are not compared, since %s can't be read: %s (logged once a minute)"
+)
+
+_REQUEST: Final = "the store %s: request %s is left out of answers: %s (logged once a minute)"
 
 _log = logging.getLogger(__name__)
 
@@ -70,10 +75,20 @@ class DamageLog:
         if self._throttle.allows("shape"):
             _log.error(_SHAPE, self._store, request_id, error)
 
+    def request(self, request_id: str, error: ValueError) -> None:
+        """What is told of a request can't be read."""
+        if self._throttle.allows("request"):
+            _log.error(_REQUEST, self._store, request_id, error)
+
     def search(self, what: str, error: ValueError) -> None:
         """Something is left out of searches by expert."""
         if self._throttle.allows("search"):
             _log.error(_SEARCH, self._store, what, error)
+
+    def compared(self, what: str, error: ValueError) -> None:
+        """The requests that something is of are left out of comparisons."""
+        if self._throttle.allows("compared"):
+            _log.error(_COMPARED, self._store, what, error)
 
 
 @contextmanager

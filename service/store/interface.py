@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from moescope.capture.wire.traces import TracePart
 from moescope.service.store.records import (
@@ -16,7 +16,12 @@ from moescope.service.store.records import (
     TraceShape,
     Usage,
 )
+from moescope.service.store.slots import ListedRequest, RequestSlots
 from moescope.service.store.worker_trace import WorkerTrace
+
+Absence = Literal["incomplete", "expired", "evicted"]
+"""Why a request is not found: parts of its traces are missing, its time to live is over, or it was removed
+to make room."""
 
 
 class Store(Protocol):
@@ -58,6 +63,21 @@ class Store(Protocol):
 
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
         """The requests that match, newest first, ``query.limit`` at most."""
+
+    def listed(self, query: TraceQuery) -> list[ListedRequest]:
+        """The same requests as :meth:`traced_requests`, with little of each: for many of them."""
+
+    def slots(self, numbers: Sequence[int]) -> list[RequestSlots]:
+        """The slots of these requests, 64 at most, rising; for requests below ``slots.LONG`` tokens.
+
+        One that is gone, or can't be read as a whole, is left out; the latter is told in the log.
+        """
+
+    def why_absent(self, name: str) -> Absence | None:
+        """Why no request of a name is found; None: none came, or it was removed so long ago that it is
+        forgotten. Names that were removed are remembered as hashes, a bounded number of them. ``incomplete``
+        also where one request of the name is and another is not.
+        """
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
         """For each part the shape of its trace by the parts that are kept; None where none is."""

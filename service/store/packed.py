@@ -38,6 +38,8 @@ class _PackedStragglers(Struct, array_like=True, frozen=True):
     ep_ranks: int
     joined: int
     incomplete: int
+    # Before it was counted it was not in the blob: it has nothing of those steps.
+    caused: bytes | None = None
 
 
 class PackedTotals(Struct, array_like=True, frozen=True):
@@ -214,6 +216,7 @@ def _pack_stragglers(stragglers: Stragglers) -> _PackedStragglers:
         ep_ranks=stragglers.hottest.shape[1],
         joined=stragglers.joined,
         incomplete=stragglers.incomplete,
+        caused=packed_floats(stragglers.caused),
     )
 
 
@@ -223,6 +226,9 @@ def _unpack_stragglers(packed: _PackedStragglers, size: int) -> Stragglers:
         mean_slots=floats(packed.mean_slots, size, 1)[:, 0],
         busy_steps=ints(packed.busy_steps, size),
         hottest=floats(packed.hottest, size, packed.ep_ranks),
+        caused=np.zeros((size, packed.ep_ranks))
+        if packed.caused is None
+        else floats(packed.caused, size, packed.ep_ranks),
         joined=packed.joined,
         incomplete=packed.incomplete,
     )

@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from moescope.capture.wire import MoeLayer
-from moescope.capture.wire.traces import TracePart
+from moescope.capture.wire.traces import TakenOver, TracePart
 from moescope.service.counts.account_state import AccountState
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.totals import Totals
 
 Key = tuple[str, str, int, int, int]
 """``Producer.key``: (server, model, dp_rank, pp_rank, tp_rank)."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_taken_over_decoder = msgspec.msgpack.Decoder(tuple[TakenOver, ...])
 
 
 class StoreError(Exception):
@@ -124,7 +130,9 @@ class TraceQuery:
 
     ``start`` and ``end`` bound when a trace was stored, seconds of Unix time; ``expert`` needs ``layer``;
     ``before`` is the number of the last trace on the page before. ``weights_version``: that version of the
-    weights computed some of its tokens.
+    weights computed some of its tokens. ``taken_over``: whether the requests found have theirs; it may be
+    long, so lists do without. ``lora``: only requests of this adapter; empty: only those of none that is
+    known. ``numbers``: only requests with one of these numbers.
     """
 
     server: str | None = None
@@ -139,16 +147,57 @@ class TraceQuery:
     before: int | None = None
     limit: int = 100
     weights_version: int | None = None
+    lora: str | None = None
+    numbers: tuple[int, ...] | None = None
+    taken_over: bool = True
+
+
+def life_of(part: TracePart) -> int:
+    """Which of the requests of one deployment that have one id a part is of.
+
+    A request's id may come again: vLLM is started anew, or is one that adds no random suffix to the ids that
+    clients give. The worker's epoch and the number of the trace tell the one from the other. Several workers
+    of a DP rank have neither in common, but the number of the request's first step. 0: it isn't told.
+    """
+    who = part.producer
+    if who.tp_size == who.pp_size == 1:
+        return min(part.epoch + part.trace, (1 << 63) - 1)
+    return part.started_step + 1 if part.started_step < (1 << 63) - 1 else 0
+
+
+def pack_taken_over(taken_over: Sequence[TakenOver]) -> bytes:
+    """References as every engine keeps them: msgpack; none: no bytes."""
+    return _encoder.encode(taken_over) if taken_over else b""
+
+
+def unpack_taken_over(data: bytes) -> tuple[TakenOver, ...]:
+    """Stored references back to what the worker told.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    try:
+        return _taken_over_decoder.decode(data) if data else ()
+    except msgspec.DecodeError as error:
+        raise ValueError(f"damaged references of a trace: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class TracedRequest:
     """A request with a complete trace in at least one worker.
 
+    An id that comes again is another request (see :func:`life_of`).
+
     Attributes:
         number: rises with each request that is stored.
         names: vLLM's internal id, and those by which a client knows it.
         tokens: tokens computed for it, those that were computed again included.
+        role, pool: of its deployment, as in ``Producer``.
+        lora, finish_reason, taken_over: see ``TracePart``; empty where the store doesn't have them.
+        accepted_drafts, rejected_drafts: see ``TracePart``.
+        missing_stages: of how many pipeline stages no worker's trace is complete.
+        missing_tokens: how many tokens the workers of the other stages computed that no complete trace of
+            theirs has. 0 also where the workers don't tell it (before wire minor 4).
     """
 
     number: int
@@ -165,12 +214,26 @@ class TracedRequest:
     ended_at: float
     stored_at: float
     tokens: int
+    role: str = ""
+    pool: str = ""
+    lora: str = ""
+    finish_reason: str = ""
+    accepted_drafts: int = 0
+    rejected_drafts: int = 0
+    taken_over: tuple[TakenOver, ...] = ()
+    missing_stages: int = 0
+    missing_tokens: int = 0
 
     @classmethod
     def of_row(cls, row: Sequence[Any]) -> TracedRequest:
-        """From these fields in their order: times in milliseconds, names in any order."""
+        """From these fields in their order: times in milliseconds, names in any order, references as stored.
+
+        Raises:
+            ValueError: the references are damaged.
+        """
         number, server, model, dp_rank, request_id, names, outcome, prompt, cached, preemptions, *rest = row
-        started_ms, ended_ms, stored_ms, tokens = rest
+        started_ms, ended_ms, stored_ms, tokens, role, pool, lora, reason, *rest = rest
+        accepted, rejected, taken_over, missing_stages, missing_tokens = rest
         return cls(
             number=number,
             server=server,
@@ -186,6 +249,15 @@ class TracedRequest:
             ended_at=ended_ms / 1000,
             stored_at=stored_ms / 1000,
             tokens=tokens,
+            role=role,
+            pool=pool,
+            lora=lora,
+            finish_reason=reason,
+            accepted_drafts=accepted,
+            rejected_drafts=rejected,
+            taken_over=unpack_taken_over(taken_over),
+            missing_stages=missing_stages,
+            missing_tokens=missing_tokens,
         )
 
 

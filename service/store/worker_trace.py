@@ -6,18 +6,66 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.capture.wire.traces import ExpertArray
+from moescope.service.store.steps import OBJECT_BYTES as STEP_BYTES
 
 REMOVED: Final = "the trace was removed while it was read: its time was over, or the disk full."
 _RUN_BYTES: Final = 3
 """The least that a run takes in the store."""
 _OBJECT_BYTES: Final = 128
 """The most that a run takes while its part is decoded: an object with two integers."""
+
+
+class Worker(NamedTuple):
+    """Whose trace it is: the worker's place in its DP rank, and its epoch (one start of it)."""
+
+    pp_rank: int = 0
+    tp_rank: int = 0
+    epoch: int = 0
+
+
+_UNKNOWN: Final = Worker()
+
+
+class Told(NamedTuple):
+    """What is told of a worker's trace among those of one request: whose it is, which of its, and when.
+
+    ``number`` counts the traces of an epoch; ``started_step`` is -1 where it isn't known.
+    """
+
+    worker: Worker
+    number: int
+    started_step: int
+    started_ms: int
+    ended_ms: int
+
+
+_CLOCKS_MS: Final = 60_000  # by how much the clocks of a deployment's hosts may differ
+
+
+def newest_life(told: Sequence[Told]) -> list[int]:
+    """Which traces of a request are of its newest computation, by their places; others are earlier ones'.
+
+    That happens where an id came again and nothing told the one from the other when they were stored (see
+    :func:`moescope.service.store.records.life_of`). Of each worker only the newest trace counts, and it must
+    have gone on when the newest of them began; where steps say that they began together, clocks may differ.
+    """
+    order = sorted(range(len(told)), key=lambda at: (told[at].started_ms, told[at].number))
+    newest = {told[at].worker[:2]: at for at in order}
+    if not newest:
+        return []
+    head = told[order[-1]]
+
+    def together(item: Told) -> bool:
+        alike = item.started_step >= 0 and item.started_step == head.started_step
+        return item.ended_ms + (_CLOCKS_MS if alike else 0) >= head.started_ms
+
+    return sorted(at for at in newest.values() if together(told[at]))
 
 
 class WorkerTrace:
@@ -35,6 +83,9 @@ class WorkerTrace:
         read_runs: see :attr:`runs`.
         read: see :meth:`read`.
         parts: (tokens, version of the weights) of each part, in order; none: they aren't known.
+        worker: whose trace it is.
+        read_steps: see :meth:`steps`.
+        stored_steps: bytes of the steps of the part that has most.
     """
 
     def __init__(
@@ -46,14 +97,20 @@ class WorkerTrace:
         read_runs: Callable[[], Int64Array],
         read: Callable[[int, int], tuple[ExpertArray, ...]],
         parts: Sequence[tuple[int, int]] = (),
+        worker: Worker = _UNKNOWN,
+        read_steps: Callable[[int, int], Int64Array] | None = None,
+        stored_steps: int = 0,
     ) -> None:
         self.layers = layers
+        self.worker = worker
         self.tokens = tokens
         self.token_bytes = id_bytes * sum(layer.top_k for layer in layers)
         """Bytes of a token's ids."""
         self._stored_runs = stored_runs
+        self._stored_steps = stored_steps
         self._read_runs = read_runs
         self._read = read
+        self._read_steps = read_steps
         self.weights = tuple(
             (version, sum(tokens for tokens, _ in same)) for version, same in groupby(parts, itemgetter(1))
         )
@@ -61,9 +118,12 @@ class WorkerTrace:
 
     @property
     def runs_bytes(self) -> int:
-        """The most memory that reading :attr:`runs` takes, known before: they and one part's as objects."""
+        """The most memory that reading :attr:`runs` and steps takes, known before.
+
+        It is that of all runs, and of one part's runs or steps as objects.
+        """
         runs, most = (-(-nbytes // _RUN_BYTES) for nbytes in self._stored_runs)
-        return 6 * 8 * runs + _OBJECT_BYTES * most
+        return 6 * 8 * runs + max(_OBJECT_BYTES * most, STEP_BYTES * self._stored_steps)
 
     @cached_property
     def runs(self) -> Int64Array:
@@ -77,6 +137,15 @@ class WorkerTrace:
         segment of the store, whose bound is :data:`moescope.service.store.limits.SEGMENT_BYTES`.
         """
         return self._read(start, end)
+
+    def steps(self, start: int, end: int) -> Int64Array:
+        """The steps that computed tokens ``start`` to before ``end``, int64 [n]; -1: not known.
+
+        All workers of a deployment number their steps alike, so steps of several workers can be compared.
+        """
+        if self._read_steps is None:
+            return np.full(end - start, -1, np.int64)
+        return self._read_steps(start, end)
 
     @property
     def positions(self) -> Int64Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,20 +16,20 @@ from moescope.service.logs import Throttle
 from moescope.service.store.ageing import Ageing
 from moescope.service.store.interface import Store
 from moescope.service.store.records import ArrivedPart, Document, Posting, Record, StoreError, TraceShape
+from moescope.service.store.waiting import MAX_WAITING, Item, Waiting
 
 _log = logging.getLogger(__name__)
 
-MAX_WAITING: Final = 4096
-MAX_BATCH: Final = 256
 MAINTENANCE_S: Final = 10.0
 NEWS_S: Final = 1.0
 _AGED: Final = "aged"  # the document that says how far history has aged
 
-_Item = tuple[Sequence[Record], Future[None]]
-
 
 class StoreWriter:
-    """Writes to a store from a thread of its own, in the order of the calls of :meth:`submit`."""
+    """Writes to a store from a thread of its own, in the order of the calls of :meth:`submit`.
+
+    Parts of traces have an order of their own, and let all else go first; see :class:`Waiting`.
+    """
 
     def __init__(
         self, store: Store, clock: Callable[[], float] = time.time, maintenance_s: float = MAINTENANCE_S
@@ -39,7 +38,7 @@ class StoreWriter:
         self._clock = clock
         self._maintenance_s = maintenance_s
         self._heed: Callable[[Sequence[Posting]], None] | None = None
-        self._waiting: queue.Queue[_Item | None] = queue.Queue(MAX_WAITING)
+        self._waiting = Waiting()
         self._throttle = Throttle(time.monotonic)
         self._thread = threading.Thread(target=self._run, name="moescope-store", daemon=True)
         self._thread.start()
@@ -51,9 +50,7 @@ class StoreWriter:
         :class:`RefusedError` when a part of a trace contradicts those before.
         """
         future: Future[None] = Future()
-        try:
-            self._waiting.put_nowait((records, future))
-        except queue.Full:
+        if not self._waiting.put((records, future)):
             future.set_exception(StoreError(f"{MAX_WAITING} writes wait for the store: is its disk slow?"))
         return future
 
@@ -63,7 +60,7 @@ class StoreWriter:
 
     def close(self) -> None:
         """Write what waits, then close the store."""
-        self._waiting.put(None)
+        self._waiting.close()
         self._thread.join()
         self.store.close()
 
@@ -72,7 +69,8 @@ class StoreWriter:
         ageing = Ageing(self._aged_until(), time.monotonic)
         closing = False
         while not closing:
-            batch, closing = self._take()
+            taken, closing = self._waiting.take(min(NEWS_S, self._maintenance_s))
+            batch = [_begun(item) for item in taken]
             if batch:
                 self._write(batch)
             if time.monotonic() - heard >= NEWS_S:
@@ -82,21 +80,7 @@ class StoreWriter:
                 self._maintain(ageing)
                 maintained = time.monotonic()
 
-    def _take(self) -> tuple[list[_Item], bool]:
-        """What waits, as far as one transaction should hold it, and whether the end was asked for."""
-        batch: list[_Item] = []
-        try:
-            item = self._waiting.get(timeout=min(NEWS_S, self._maintenance_s))
-            while item is not None:
-                batch.append(_begun(item))
-                if len(batch) >= MAX_BATCH:
-                    return batch, False
-                item = self._waiting.get_nowait()
-        except queue.Empty:
-            return batch, False
-        return batch, True
-
-    def _write(self, batch: Sequence[_Item]) -> None:
+    def _write(self, batch: Sequence[Item]) -> None:
         try:
             batch = self._fitting(batch)
         except Exception as error:  # noqa: BLE001 - the thread must outlive it
@@ -111,13 +95,13 @@ class StoreWriter:
         for _, future in batch:
             future.set_result(None)
 
-    def _fitting(self, batch: Sequence[_Item]) -> list[_Item]:
+    def _fitting(self, batch: Sequence[Item]) -> list[Item]:
         """The batch without parts that contradict their trace, whose senders are told so."""
         parts = [item.part for records, _ in batch for item in records if isinstance(item, ArrivedPart)]
         if not parts:
             return list(batch)
         shapes = dict(zip(map(_trace_of, parts), self.store.shapes(parts), strict=True))
-        fitting: list[_Item] = []
+        fitting: list[Item] = []
         for records, future in batch:
             try:
                 for record in records:
@@ -132,7 +116,7 @@ class StoreWriter:
                 fitting.append((records, future))
         return fitting
 
-    def _fail(self, batch: Sequence[_Item], error: Exception) -> None:
+    def _fail(self, batch: Sequence[Item], error: Exception) -> None:
         self._complain(error)
         failure = error if isinstance(error, StoreError) else StoreError(f"the store failed: {error!r}")
         for _, future in batch:
@@ -180,7 +164,7 @@ class StoreWriter:
             _log.error("the store failed (logged once a minute): %s", error)
 
 
-def _begun(item: _Item) -> _Item:
+def _begun(item: Item) -> Item:
     """An item that is being written: its future can't be cancelled any more.
 
     Of a future that was cancelled before, the sender is not told, but its records are written all the same.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -15,6 +15,8 @@ from moescope.service.store.worker_trace import WorkerTrace, places_within
 from moescope.service.traces.weights import Computed, computed_by
 
 Int16Array = npt.NDArray[np.int16]
+BoolArray = npt.NDArray[np.bool_]
+ExpertRows = Int16Array | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
 MAX_POSITIONS: Final = 1 << 22
@@ -37,13 +39,13 @@ class Rows:
     """The positions from one to another of a request.
 
     Attributes:
-        experts: logical experts, int16 [n, L, K]. -1 where a position was not computed (a prefix cache had
-            it) or was masked, and where the layer takes fewer experts. A position that was computed again
-            has the experts of the last time.
+        experts: logical experts [n, L, K], int16 unless a form says otherwise. -1 where a position was not
+            computed (a prefix cache had it) or was masked, and where the layer takes fewer experts. A
+            position that was computed again has the experts of the last time.
         times: int64 [n], how often each was computed; 0: not at all, more than 1: again after preemptions.
     """
 
-    experts: Int16Array
+    experts: ExpertRows
     times: Int64Array
 
 
@@ -77,9 +79,11 @@ class _Share:
         np.add.at(change, np.minimum(self._ends[at], end) - start, -1)
         return np.cumsum(change)[:-1]
 
-    def write(self, experts: Int16Array, start: int) -> None:
-        """Write the worker's part of positions from ``start`` on into experts [n, L, K]."""
-        rows = self._last_rows(start, start + len(experts))
+    def write(self, experts: Int16Array, rows: Int64Array, places: Collection[int]) -> None:
+        """Write rows of the worker's trace into experts [n, L, K], in the layers at these places.
+
+        ``rows`` has one for each position, -1: none of the worker's.
+        """
         computed = np.flatnonzero(rows >= 0)
         # In rising order of rows, so that the store is read forward, and never more at once than was asked.
         computed = computed[np.argsort(rows[computed], kind="stable")]
@@ -88,12 +92,26 @@ class _Share:
             count = int(np.searchsorted(rows[computed], begin + len(experts)))
             some, computed = computed[:count], computed[count:]
             of_layers = self._worker.read(begin, int(rows[some[-1]]) + 1)
+            into, taken = _slice_of(some), _slice_of(rows[some] - begin)
             for place, ids in zip(self.places, of_layers, strict=True):
-                if place is not None:
+                if place in places:
                     # NO_EXPERT becomes -1: no id of an expert has the highest bit.
-                    experts[some, place, : ids.shape[1]] = ids[rows[some] - begin].astype(np.int16)
+                    experts[into, place, : ids.shape[1]] = ids[taken].astype(np.int16)
 
-    def _last_rows(self, start: int, end: int) -> Int64Array:
+    def steps_of(self, rows: Int64Array) -> Int64Array:
+        """The steps that computed some rows of the worker's trace, int64 [n]; -1: not known, or no row."""
+        found = np.full(len(rows), -1, np.int64)
+        order = np.argsort(rows, kind="stable")
+        order = order[rows[order] >= 0]
+        while len(order):  # never more at once than was asked, however far apart
+            begin = int(rows[order[0]])
+            count = int(np.searchsorted(rows[order], begin + len(rows)))
+            some, order = order[:count], order[count:]
+            steps = self._worker.steps(begin, int(rows[some[-1]]) + 1)
+            found[some] = steps[rows[some] - begin]
+        return found
+
+    def last_rows(self, start: int, end: int) -> Int64Array:
         """For each position the row of the worker's trace that computed it last, int64 [n]; -1: none."""
         rows = np.full(end - start, -1, np.int64)
         at = np.flatnonzero((self._firsts < end) & (self._ends > start))
@@ -110,6 +128,13 @@ class _Share:
         return rows
 
 
+def _slice_of(rising: Int64Array) -> Int64Array | slice:
+    """The same rows as a slice, which is read and written faster, if they follow each other."""
+    first, last = int(rising[0]), int(rising[-1])
+    in_a_row = last - first + 1 == len(rising) and bool((np.diff(rising) == 1).all())
+    return slice(first, last + 1) if in_a_row else rising
+
+
 class Routing:
     """The experts of the positions ``first .. first + T`` of a request, made some positions at a time.
 
@@ -121,7 +146,12 @@ class Routing:
         layers: L layers, rising.
         shape: (T, L, K), K the largest top-k.
         weights: see :func:`computed_by`; of all positions, also of those that are not wanted.
+        dtype: of the experts.
+        has_gaps: what was not computed is -1.
     """
+
+    dtype: Final[np.dtype[np.generic]] = np.dtype("<i2")
+    has_gaps: Final = True
 
     def __init__(
         self,
@@ -137,36 +167,74 @@ class Routing:
         self.shape = (end - first, len(layers), top_k)
         self._shares = shares
         # Layers that the same workers traced were computed equally often: each set of workers counts once.
-        self._sets = {
-            tuple(n for n, share in enumerate(shares) if place in share.places)
-            for place in range(len(layers))
-        }
+        self._sets: dict[tuple[int, ...], list[int]] = {}
+        for place in range(len(layers)):
+            of_place = tuple(n for n, share in enumerate(shares) if place in share.places)
+            self._sets.setdefault(of_place, []).append(place)
 
     def chunks(self, positions: int) -> Iterator[Rows]:
         """All positions, in chunks of at most ``positions``; at least one chunk."""
         for start, end in self._spans(positions):
-            experts = np.full((end - start, *self.shape[1:]), -1, np.int16)
-            for share in self._shares:
-                share.write(experts, start)
-            yield Rows(experts, self._times(start, end))
+            yield self.rows(start, end)
+
+    def rows(self, start: int, end: int) -> Rows:
+        """Positions ``start`` to before ``end``, which are among its own."""
+        experts = np.full((end - start, *self.shape[1:]), -1, np.int16)
+        for numbers, places in self._sets.items():
+            shares = [self._shares[number] for number in numbers]
+            for share, rows in zip(shares, _last_of(shares, start, end), strict=True):
+                share.write(experts, rows, places)
+        return Rows(experts, self.times_of(start, end))
 
     def times(self, positions: int) -> Iterator[Int64Array]:
         """Only how often each position was computed, in chunks of the same kind; nothing is read for it."""
         for start, end in self._spans(positions):
-            yield self._times(start, end)
+            yield self.times_of(start, end)
+
+    def computed(self, positions: int) -> Iterator[BoolArray]:
+        """Only whether each position was computed in every layer, in chunks of the same kind."""
+        for start, end in self._spans(positions):
+            yield self.computed_of(start, end)
 
     def _spans(self, positions: int) -> Iterator[tuple[int, int]]:
         last = self.first + self.shape[0]
         for start in range(self.first, max(last, self.first + 1), positions):
             yield start, min(start + positions, last)
 
-    def _times(self, start: int, end: int) -> Int64Array:
-        """How often each position was computed: the most of any layer."""
+    def computed_of(self, start: int, end: int) -> BoolArray:
+        """Whether each position from ``start`` to before ``end`` was computed in every layer."""
+        of_each = [share.times(start, end) > 0 for share in self._shares]
+        whole = np.ones(end - start, np.bool_)
+        for of_same in self._sets:
+            whole &= np.any([of_each[n] for n in of_same], axis=0)
+        return whole
+
+    def times_of(self, start: int, end: int) -> Int64Array:
+        """How often each position from ``start`` to before ``end`` was computed: the most of any layer."""
         times = np.zeros(end - start, np.int64)
         of_each = [share.times(start, end) for share in self._shares]
         for of_same in self._sets:
             np.maximum(times, np.sum([of_each[n] for n in of_same], axis=0), out=times)
         return times
+
+
+def _last_of(shares: Sequence[_Share], start: int, end: int) -> list[Int64Array]:
+    """For each worker and position the row that is the position's last computation by any of them; -1: none.
+
+    A position that several workers computed was computed again after a preemption. The step tells which was
+    the last; where it isn't known, the last of the workers is believed.
+    """
+    rows = [share.last_rows(start, end) for share in shares]
+    contested = np.flatnonzero(np.sum([of_share >= 0 for of_share in rows], axis=0) > 1)
+    if len(contested):
+        steps = [
+            np.where(of_share[contested] >= 0, share.steps_of(of_share[contested]), -2)
+            for share, of_share in zip(shares, rows, strict=True)
+        ]
+        last = len(rows) - 1 - np.argmax(steps[::-1], axis=0)
+        for number, of_share in enumerate(rows):
+            of_share[contested[last != number]] = -1
+    return rows
 
 
 def put_together(
@@ -212,6 +280,14 @@ class Extent:
     top_k: int
     token_bytes: int
     reading: int
+
+    def grown_to(self, layers: int) -> Extent:
+        """That of the same routing once more, with so many layers, made from the routing itself."""
+        return replace(
+            self,
+            layers=max(layers, self.layers),
+            token_bytes=self.token_bytes + 2 * self.layers * self.top_k,
+        )
 
     @classmethod
     def of(cls, workers: Sequence[WorkerTrace]) -> Extent:

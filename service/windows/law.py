@@ -76,6 +76,8 @@ def _by_sums(
     in_doubt: Container[int],
 ) -> dict[int, str]:
     """Layers whose rows of the window are more or fewer than its tokens can be."""
+    if not any(part.rows.any() for part in parts):
+        return {}  # where nothing was seen, the law says nothing
     who = heard_last(item.producer for item in stage).tp_size
     if who == 1 and len(parts) == 1:
         [part] = parts

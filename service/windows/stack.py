@@ -117,7 +117,8 @@ class Stacker:
         for totals in producers:
             experts, layers = self._where(totals.layout)
             if experts is None or layers is None:  # almost always
-                self._counts[rank] += totals.counts
+                if totals.counts.any():  # else the rank's part of the stack needs no memory
+                    self._counts[rank] += totals.counts
                 self._rows[rank] += totals.rows
                 self._present[rank] = True
             else:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
+from moescope.service.measures.chance import above_mean_by_chance
 from moescope.service.windows.replica_window import Known, ReplicaWindow
 from moescope.service.windows.routing_distance import Divergence
 
@@ -107,25 +107,16 @@ class _Measure:
     enough: Callable[[Standing], bool]
 
 
-def _by_chance(loads: float, number: int) -> float:
-    """How far above their mean the largest of ``number`` sums is by chance, as a multiple of the mean.
-
-    ``loads`` single loads, each of which falls anywhere, are in these sums.
-    """
-    mean = loads / number
-    return math.sqrt(2 * math.log(number) / mean) if mean > 0 else math.inf
-
-
 def _enough_over_ep(item: Standing) -> bool:
     """In a layer of mean load: the measure is a ratio of sums of what chance makes of each layer."""
     by_layer = [int(layer.counts.sum()) for layer in item.own.routing.values()]
     layers = [slots for slots in by_layer if slots]
     slots = sum(layers) / len(layers) if layers else 0.0
-    return CHANCE * _by_chance(slots, item.own.ep_size) <= FAR_RATIO - 1
+    return CHANCE * above_mean_by_chance(slots, item.own.ep_size) <= FAR_RATIO - 1
 
 
 def _enough_over_dp(item: Standing) -> bool:
-    return CHANCE * _by_chance(item.own.tokens, item.own.dp_size) <= FAR_RATIO - 1
+    return CHANCE * above_mean_by_chance(item.own.tokens, item.own.dp_size) <= FAR_RATIO - 1
 
 
 def _enough_over_experts(item: Standing) -> bool:
@@ -133,7 +124,7 @@ def _enough_over_experts(item: Standing) -> bool:
     if worst is None:
         return False
     slots = item.own.routing[worst].counts
-    return CHANCE * _by_chance(int(slots.sum()), len(slots)) <= FAR_MAX_VIO
+    return CHANCE * above_mean_by_chance(int(slots.sum()), len(slots)) <= FAR_MAX_VIO
 
 
 def _enough_in_steps(item: Standing) -> bool:

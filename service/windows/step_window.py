@@ -31,6 +31,7 @@ class LayerCost:
         max_slots: sum over steps of the busiest EP rank's slots; ``mean_slots`` of the mean.
         busy_steps: steps with any slot.
         hottest: in how many of them each EP rank was the busiest, float64 [R].
+        caused: waiting that each EP rank caused, slots, float64 [R].
     """
 
     layer: int
@@ -38,6 +39,7 @@ class LayerCost:
     mean_slots: float
     busy_steps: int
     hottest: FloatArray
+    caused: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,19 @@ class Cost:
     @property
     def hottest(self) -> FloatArray:
         """In how many (layer, step) pairs each EP rank was the busiest, float64 [R]."""
-        ranks = max((len(item.hottest) for item in self.layers), default=0)
-        total = np.zeros(ranks)
-        for item in self.layers:
-            total[: len(item.hottest)] += item.hottest
-        return total
+        return _over_layers([item.hottest for item in self.layers])
+
+    @property
+    def caused(self) -> FloatArray:
+        """Waiting that each EP rank caused, slots, over steps and layers, float64 [R]."""
+        return _over_layers([item.caused for item in self.layers])
+
+
+def _over_layers(by_rank: Sequence[FloatArray]) -> FloatArray:
+    total = np.zeros(max(map(len, by_rank), default=0))
+    for item in by_rank:
+        total[: len(item)] += item
+    return total
 
 
 def cost_of(spans: Sequence[ProducerSpan]) -> Cost:
@@ -99,6 +109,7 @@ def cost_in(totals: Iterable[tuple[int, Totals]]) -> Cost:
                 mean_slots=float(found.mean_slots[i]),
                 busy_steps=int(found.busy_steps[i]),
                 hottest=found.hottest[i],
+                caused=np.maximum(found.caused[i], 0.0),  # differences of sums of floats
             )
     return Cost(tuple(layers[layer] for layer in sorted(layers)), dict(sorted(stages.items())))
 

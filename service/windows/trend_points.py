@@ -15,18 +15,24 @@ from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.summary import Summary, summarise
 from moescope.service.windows.conflicts import why_conflicting
 from moescope.service.windows.doubts import doubts_of
+from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.step_window import is_whole
 
 
 @dataclass(frozen=True, slots=True)
 class TrendWish:
-    """What a trend is of; None: everything. ``layers`` bounds the imbalance, since tokens have no layer."""
+    """What a trend is of; None: everything.
+
+    ``layers`` bounds what is over EP ranks, since tokens have no layer. ``ep_ranks``: whether the load of
+    each EP rank is asked for.
+    """
 
     deployment: Deployment
     phase: Phase | None
     dp_rank: int | None
     layers: frozenset[int] | None
+    ep_ranks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,8 @@ class TrendPoint:
         waiting: DP ranks that were alive and have no snapshot in the interval.
         unknown: DP ranks whose tokens are not known, or not those of the phase.
         imbalance: over EP ranks, of all producers; None where none has a snapshot in the interval.
+        ep_loads: slots of each EP rank over those layers as a multiple of a fair share, float32 [R] as bytes,
+            since many points are kept; empty: not known, or not asked for.
         broken: layers that it leaves out because their rows don't add up to the tokens.
         conflict: why it has no imbalance because lives were in conflict, or None.
     """
@@ -52,6 +60,7 @@ class TrendPoint:
     waiting: frozenset[int]
     unknown: frozenset[int]
     imbalance: Summary | None
+    ep_loads: bytes = b""
     broken: frozenset[int] = frozenset()
     conflict: str | None = None
 
@@ -81,11 +90,14 @@ def point_of(spans: list[ProducerSpan], wanted: TrendWish, start: float, end: fl
             continue
         tokens, _ = tokens_and_steps(work, phase)
         rates[rank] = tokens / (_intervals(by_rank[rank], start, end) * (end - start))
-    imbalance, broken = None, frozenset[int]()
-    if any(_arrived(item, end) for item in alive):
-        imbalance, broken = _imbalance(spans, wanted)
-    conflict = why_conflicting(spans)
-    return TrendPoint(rates, frozenset(here - heard), frozenset(unknown), imbalance, broken, conflict)
+    point = TrendPoint(
+        rates=rates,
+        waiting=frozenset(here - heard),
+        unknown=frozenset(unknown),
+        imbalance=None,
+        conflict=why_conflicting(spans),
+    )
+    return _with_imbalance(point, spans, wanted) if any(_arrived(item, end) for item in alive) else point
 
 
 def _arrived(item: ProducerSpan, end: float) -> bool:
@@ -104,8 +116,8 @@ def _rank(item: ProducerSpan) -> int:
     return item.producer.latest.producer.dp_rank
 
 
-def _imbalance(spans: list[ProducerSpan], wanted: TrendWish) -> tuple[Summary, frozenset[int]]:
-    """The imbalance ratio over EP ranks, across the layers that were seen whole; those that don't add up."""
+def _with_imbalance(point: TrendPoint, spans: list[ProducerSpan], wanted: TrendWish) -> TrendPoint:
+    """With what is over EP ranks, across the layers that were seen whole; those that don't add up."""
     window = merge_spans_of_phase(spans, wanted.phase, wanted.dp_rank)
     asked = [layer for layer in window.layers if not wanted.layers or layer.shape.layer in wanted.layers]
     layers = [layer for layer in asked if is_whole(layer)]
@@ -115,7 +127,17 @@ def _imbalance(spans: list[ProducerSpan], wanted: TrendWish) -> tuple[Summary, f
         np.array([float(most) for most, _ in loads]),
         np.array([float(mean) for _, mean in loads]),
     )
-    return summary, frozenset(layer.shape.layer for layer in asked if layer.not_conserved)
+    broken = frozenset(layer.shape.layer for layer in asked if layer.not_conserved)
+    ep_loads = _ep_loads(layers) if wanted.ep_ranks else b""
+    return replace(point, imbalance=summary, ep_loads=ep_loads, broken=broken)
+
+
+def _ep_loads(layers: list[LayerWindow]) -> bytes:
+    """Slots of each EP rank over layers, as a multiple of a fair share; empty: there are none."""
+    total = np.zeros(max((len(layer.ep_slots) for layer in layers), default=0))
+    for layer in layers:
+        total[: len(layer.ep_slots)] += layer.ep_slots
+    return (total / total.mean()).astype(np.float32).tobytes() if total.any() else b""
 
 
 def filled(points: list[TrendPoint]) -> list[TrendPoint]:
@@ -124,15 +146,14 @@ def filled(points: list[TrendPoint]) -> list[TrendPoint]:
     for point in reversed(points[:-1]):
         following = result[-1]
         borrowed = {rank: following.rates[rank] for rank in point.waiting if rank in following.rates}
-        imbalance = point.imbalance
-        if imbalance is None and (point.waiting or point.rates):
-            imbalance = following.imbalance
+        over_ep = following if point.imbalance is None and (point.waiting or point.rates) else point
         result.append(
             replace(
                 point,
                 rates={**borrowed, **point.rates},
                 waiting=point.waiting - borrowed.keys(),
-                imbalance=imbalance,
+                imbalance=over_ep.imbalance,
+                ep_loads=over_ep.ep_loads,
             )
         )
     return result[::-1]

@@ -6,6 +6,7 @@ import httpx
 from playwright.sync_api import expect
 
 from tests.browser.chrome import Watched
+from tests.browser.reading import tile
 from tests.browser.serving import Clock, Serving, feed
 from tests.service.advice.fleets import plan
 
@@ -44,3 +45,46 @@ def test_advice_without_traffic_says_what_is_missing(empty: Serving, clock: Cloc
     page = watched.open(empty.url, "#/advice")
     expect(page.get_by_text("No sample: no layer has enough tokens in both windows.")).to_be_visible()
     expect(page.get_by_text("None since the service started")).to_be_visible()
+
+
+def test_short_data_is_said_first_and_shares_are_of_the_same_time(
+    empty: Serving, clock: Clock, watched: Watched
+) -> None:
+    feed(empty, clock, plan(skew=0.8), seconds=100, step=10)
+    page = watched.open(empty.url, "#/advice")
+    advice = empty.get("/v1/advice")
+    assert advice["verdict"]["decision"] == "too_early"
+    said = "Too early to say: this rests on data of 100 s only, where 3,600 s were asked for."
+    expect(page.locator(".short")).to_contain_text(said)
+    assert tile(page, "Verdict") == "Too early to say"
+    texts = page.locator("main p").all_inner_texts()
+    short = next(i for i, text in enumerate(texts) if said in text)
+    assert short < texts.index(advice["verdict"]["words"])
+    windowed = f"{100 * advice['waiting']['windowed']:.1f} %"
+    hint = page.locator(".tile").filter(has_text="Waited in single steps").locator(".hint")
+    expect(hint).to_contain_text(f"By the window's sums it is {windowed} of that time")
+    assert watched.axe() == []
+    clock.now += 20  # the same fleet for longer
+    feed(empty, clock, plan(skew=0.8, server="longer"), seconds=700, step=10)
+    watched.route("#/advice?server=longer&judge=10m")
+    expect(page.locator(".short")).to_be_hidden()
+    assert tile(page, "Verdict") == "Worth it"
+
+
+def test_one_control_of_the_window_rules(empty: Serving, clock: Clock, watched: Watched) -> None:
+    feed(empty, clock, plan(skew=0.8), seconds=300, step=10)
+    page = watched.open(empty.url, "#/advice?window=5m")
+    control = page.get_by_label("Judged over")
+    expect(control).to_have_value("1h")
+    expect(page.get_by_label("Window", exact=True)).to_be_hidden()
+    assert "the other views' window: the last 5m" in control.inner_text()
+    with page.expect_request(lambda request: "v1/advice?" in request.url and "start=-5m" in request.url):
+        control.select_option("window")
+    past = f"from={int(clock.now) - 200}&to={int(clock.now)}"
+    watched.route(f"#/advice?{past}")
+    expect(control).to_have_value("window")
+    with page.expect_request(lambda request: "v1/advice?" in request.url and "start=-6h" in request.url):
+        control.select_option("6h")  # it rules, though the other views show the past
+    expect(control).to_have_value("6h")
+    watched.route(f"#/overview?{past}")
+    expect(page.get_by_label("Window", exact=True)).to_be_visible()

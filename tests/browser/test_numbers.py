@@ -30,12 +30,13 @@ def test_overview(large: Serving, watched: Watched) -> None:
     loads = [layer["over_ep_ranks"]["loads"] for layer in balance["layers"]]
     by_rank = [sum(load[rank] for load in loads) for rank in range(32)]
     fair = sum(by_rank) / 32
-    assert cells(page, "Slots of each EP rank") == [
-        [str(rank), "", compact(load), f"{load / fair:.2f}{TIMES}"] for rank, load in enumerate(by_rank)
-    ]
-    tokens = balance["dp_tokens"]["loads"]
+    page.get_by_role("button", name="Show all 32 EP ranks").click()
+    shown = {row[0]: row[4] for row in cells(page, "Who causes the waiting, by EP rank")}
+    assert shown == {str(rank): f"{load / fair:.2f}{TIMES}" for rank, load in enumerate(by_rank)}
+    page.get_by_role("button", name="Show all 32 DP ranks").click()
+    tokens = sorted(enumerate(balance["dp_tokens"]["loads"]), key=lambda item: -item[1])
     assert cells(page, "Tokens per second of each DP rank") == [
-        [str(rank), "", compact(value / 60), "live"] for rank, value in enumerate(tokens)
+        [str(rank), "", compact(value / 60), "live"] for rank, value in tokens
     ]
     ratio = {
         layer["layer"]: layer["over_ep_ranks"]["measures"]["imbalance_ratio"] for layer in balance["layers"]
@@ -61,7 +62,7 @@ def _readout(histogram: dict[str, Any], row: int, expert: int) -> list[str]:
 
 
 def test_every_cell_of_the_heatmap_has_its_number(large: Serving, watched: Watched) -> None:
-    page = watched.open(large.url, "#/heatmap")
+    page = watched.open(large.url, "#/heatmap?sort=id&group=none")
     histogram = large.get("/v1/histogram", **WINDOW)
     assert len(histogram["layers"]) == 57
     for row, expert in ((0, 0), (0, 255), (20, 131), (56, 8), (56, 255)):
@@ -78,7 +79,7 @@ def test_every_cell_of_the_heatmap_has_its_number(large: Serving, watched: Watch
 
 
 def test_the_heatmap_of_one_rank_by_load_grouped(large: Serving, watched: Watched) -> None:
-    page = watched.open(large.url, "#/heatmap?dp_rank=3&sort=load&group=ep&scale=share&window=10s")
+    page = watched.open(large.url, "#/heatmap?dp_rank=3&scale=share&window=10s")
     histogram = large.get("/v1/histogram", start="-10s", dp_rank=3)
     row, rank = 12, 5
     counts = histogram["layers"][row]["counts"]
@@ -89,7 +90,7 @@ def test_the_heatmap_of_one_rank_by_load_grouped(large: Serving, watched: Watche
 
 
 def test_a_past_window(large: Serving, watched: Watched) -> None:
-    page = watched.open(large.url, "#/heatmap?from=1700000020&to=1700000050")
+    page = watched.open(large.url, "#/heatmap?sort=id&group=none&from=1700000020&to=1700000050")
     histogram = large.get("/v1/histogram", start=1700000020, end=1700000050)
     assert point(page, "Experts by layer", 7, 77, 57, 256).split(" · ")[:6] == _readout(histogram, 7, 77)
     assert f"{histogram['tokens']:,} tokens" in page.locator("main").inner_text()
@@ -101,9 +102,10 @@ def test_ranks(large: Serving, watched: Watched) -> None:
     [layer] = large.get("/v1/balance", layer=14, **WINDOW)["layers"]
     loads = layer["over_ep_ranks"]["loads"]
     fair = sum(loads) / 32
+    page.get_by_role("button", name="Show all 32 EP ranks").last.click()
     assert cells(page, "Slots of each EP rank") == [
         [str(r), "", compact(load), f"{load / fair:.2f}{TIMES}", f"{8 * r}{TO}{8 * r + 7}"]
-        for r, load in enumerate(loads)
+        for r, load in sorted(enumerate(loads), key=lambda item: -item[1])
     ]
     words = point(page, "EP ranks by layer", 14 - 3, 9, 57, 32)
     assert words.startswith(f"layer 14 · EP rank 9 · {loads[9]:,.0f} slots · {loads[9] / fair:.2f}{TIMES}")

@@ -25,6 +25,8 @@ def test_a_phase_is_chosen_once_for_all_views(large: Serving, watched: Watched) 
 
     page.get_by_role("link", name="Heatmap").click()
     page.wait_for_url("**phase=decode**")
+    page.get_by_label("Experts", exact=True).select_option("id")
+    page.get_by_label("group by EP rank").uncheck()
     counted = large.get("/v1/histogram", start="-1m", phase="decode")["layers"][20]
     expect(page.locator("main")).to_contain_text("tokens of decode")
     words = point(page, "Experts by layer", 20, 131, 57, 256)

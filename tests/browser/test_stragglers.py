@@ -42,8 +42,10 @@ def test_a_hot_rank_that_alternates(empty: Serving, clock: Clock, watched: Watch
         for layer in order
     ]
     shares = [times / sum(answer["hottest"]) for times in answer["hottest"]]
-    assert [row[:3] for row in cells(page, "How often each EP rank was the hottest")] == [
-        [str(rank), "", _percent(share)] for rank, share in enumerate(shares)
+    waited = answer["max_slots"] - answer["mean_slots"]
+    assert [[row[0], row[2], row[4]] for row in cells(page, "How often each EP rank was the hottest")] == [
+        [str(rank), _percent(shares[rank]), _percent(answer["caused"][rank] / waited)]
+        for rank in sorted(range(len(shares)), key=lambda rank: -shares[rank])
     ]
     assert watched.axe() == []
     table = page.get_by_role("table", name="Layers by straggler cost")

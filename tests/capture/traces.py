@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from moescope.capture.counting.staging import TraceStaging, copy_traced_rows
+from moescope.capture.seam.block_tables import StepBlocks
 from moescope.capture.seam.ends import NO_END, RequestEnd
 from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.requests import NewRequest, StepRequests
@@ -63,6 +64,7 @@ class Driver:
         prompt: int = 4,
         again: Sequence[str] = (),
         lora: str = "",
+        blocks: StepBlocks | None = None,
     ) -> list[torch.Tensor]:
         """Run a step of requests with (first position, tokens); returns the ids of each layer's call.
 
@@ -74,6 +76,7 @@ class Driver:
             prompt: tokens of their prompts.
             again: requests that are new once more.
             lora: the adapter of the requests that are new.
+            blocks: what the step changes in the tables of blocks.
         """
         new = [
             NewRequest(name, prompt, first, name in opted_in, end, lora)
@@ -89,7 +92,7 @@ class Driver:
             num_tokens={name: count for name, (_, count) in tokens.items()},
             drafts=drafts or {},
         )
-        self.tracer.begin_step(step)
+        self.tracer.begin_step(step, blocks)
         if ordered:
             names = list(tokens) if order is None else order
             self.tracer.take_order(order_requests(names, step.num_tokens), self.steps)

@@ -1,7 +1,9 @@
 """The rules of Grafana's dashboard-linter, ported: each takes a board's JSON and returns its complaints.
 
 Stricter than the linter in two things: rules of panels hold for all kinds of panels (the linter leaves out
-heatmaps), rules of targets for the queries of annotations too. The linter is written in Go and was not run.
+heatmaps), rules of targets for the queries of annotations too. The series ALERTS needs no job and no
+instance: an alert is about a deployment, whichever services count for it. The linter is written in Go and was
+not run.
 """
 
 from __future__ import annotations
@@ -135,7 +137,9 @@ def _target(name: str) -> Rule:
     def rule(board: Board) -> list[str]:
         matcher = re.compile(rf'[{{,]\s*{name}=~"\${name}"')
         return [
-            f"{metric}: {expr}" for expr, (metric, found, _) in _selectors(board) if not matcher.search(found)
+            f"{metric}: {expr}"
+            for expr, (metric, found, _) in _selectors(board)
+            if metric != "ALERTS" and not matcher.search(found)
         ]
 
     return rule

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
+from moescope.dashboards import spec
 from moescope.dashboards.build import FOLDER, documents
 from moescope.service.metrics.catalogue import CATALOGUE
 from tests.dashboards.boards import BOARDS
 from tests.dashboards.linter import expressions, panels
 from tests.dashboards.promql import selectors
+from tests.dashboards.promtool import OF, check
 from tests.service.metrics.families import FAMILY_OF
 
 each_board = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
@@ -169,3 +172,46 @@ def test_ids_are_unique_and_panels_do_not_overlap(board: dict[str, Any]) -> None
         assert place["x"] + place["w"] <= 24
         assert not cells & taken
         taken |= cells
+
+
+def test_a_matrix_has_the_least_even_layers_as_far_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for 20 cells, as promtool takes no 2,000 series."""
+    monkeypatch.setattr(spec, "CELLS", 20)
+    cases = []
+    for layers, ranks, kept in ((6, 8, 2), (2, 8, 2), (2, 21, 1)):
+        series = {
+            f'moescope_slots_total{OF},layer="{layer}",ep_rank="{rank}"}}': "0+"
+            + (f"{100 + layer}x10" if rank == 0 else "100x10")
+            for layer in range(layers)
+            for rank in range(ranks)
+        }
+        query = spec.least_even("moescope_slots_total", 'server="s"', "layer", "ep_rank")
+        query = query.replace("$__rate_interval", "5m")
+        rows = {f'{{layer="{layer}"}}': ranks for layer in range(layers - kept, layers)}
+        cases.append({"series": series, "at": "10m", "expect": {f"count by (layer) ({query})": rows}})
+    check(tmp_path, cases)
+    monkeypatch.undo()
+    matrices = [panel for panel in panels(BOARDS["moescope-model.json"]) if "Layer x " in panel["title"]]
+    assert all("floor(2000 / count(" in panel["targets"][0]["expr"] for panel in matrices)
+    assert len(matrices) == 2
+
+
+def test_multiples_of_a_fair_share_are_coloured_by_a_scale_centred_on_one() -> None:
+    panels_of_model = {panel["title"]: panel for panel in panels(BOARDS["moescope-model.json"])}
+    for title in ("Layer x EP rank", "Layer x expert"):
+        defaults = panels_of_model[title]["fieldConfig"]["defaults"]
+        assert (defaults["min"] + defaults["max"]) / 2 == 1
+        assert defaults["color"]["mode"] == "continuous-BlYlRd"
+    for title in ("Slots by EP rank, times fair share", "Imbalance ratio by layer"):
+        colour = panels_of_model[title]["options"]["color"]
+        assert (colour["min"] + colour["max"]) / 2 == 1
+
+
+@each_board
+def test_no_panel_has_a_number_for_each_rank(board: dict[str, Any]) -> None:
+    for panel in panels(board):
+        if panel["type"] == "stat":
+            for target in panel["targets"]:
+                assert not re.match(r"(max|sum|min) by \([^)]*(dp|ep)_rank", target["expr"]), panel["title"]

@@ -65,7 +65,7 @@ def test_queries_have_data_imbalance_fires_and_a_killed_rank_is_stale(
         with prometheus(service.url, tmp_path) as running:
             other = [*recorded("moescope-drift.yml"), *recorded("moescope-pools.yml")]
             running.wait(lambda: [name for name in other if not running.query(name)])
-            running.wait(lambda: without_data(running, list(BOARDS.values()), "3"))
+            running.wait(without_data(running, list(BOARDS.values()), "3"))
             running.wait(lambda: INDUCED - running.firing())
             running.wait(lambda: {"MoescopeStaleProducer"} - running.firing())
             quiet = {"MoescopeDown", "MoescopeConservationMismatch", "MoescopeScrapePartFailed"}

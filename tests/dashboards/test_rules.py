@@ -205,7 +205,7 @@ def test_a_deployment_that_is_several_has_no_balance(tmp_path: Path) -> None:
     } - {
         "model:moescope_tokens:rate5m",
         "ep_rank:moescope_slots:rate5m",
-        "layer_ep_rank:moescope_slots:rate5m",
+        "model:moescope_slots_of_layer_and_rank:mean_rate5m",
     }
     assert len(balance) == 10
     both = {f"count by (server) ({name})": {'{server="one"}': 0, '{server="several"}': 0} for name in balance}

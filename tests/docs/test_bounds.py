@@ -15,7 +15,10 @@ from moescope.service.api.schemas.coactivation import MAX_MATRIX
 from moescope.service.drift.baseline import MAX_BASELINES
 from moescope.service.settings import Settings
 from moescope.service.traces.coactivation import MAX_EXPERTS
+from moescope.service.traces.finding import MAX_PARTS, MAX_REFERENCES
+from moescope.service.traces.plan import MAX_RUNS
 from moescope.service.traces.routing import MAX_POSITIONS
+from moescope.service.verdict.desk import MOST_KEPT
 
 TEXT = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 ROWS = {
@@ -39,11 +42,13 @@ def test_every_answer_has_a_bound() -> None:
     ("path", "numbers"),
     [
         ("/v1/traces/{request_id}", [MAX_POSITIONS]),
+        ("/v1/requests/{request_id}/routing", [MAX_PARTS, MAX_REFERENCES, MAX_RUNS]),
         ("/v1/coactivation", [MAX_EXPERTS, MAX_MATRIX, coactivation._AT_ONCE]),
         ("/v1/histogram", [histogram.MAX_NUMBERS, query.MAX_STEPS]),
         ("/v1/stragglers", [stragglers.MAX_WORK, stragglers.MAX_CELLS]),
         ("/v1/trend", [trend.MAX_POINTS]),
         ("/v1/placement", [placement_now.MAX_NUMBERS, placement_now.MAX_COPIES]),
+        ("/v1/verdict", [MOST_KEPT]),
         ("/v1/baselines", [MAX_BASELINES]),
     ],
 )

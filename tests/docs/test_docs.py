@@ -142,7 +142,7 @@ def test_routes_and_their_parameters_exist(routes: dict[tuple[str, str], set[str
 
 def test_the_readme_has_every_route(routes: dict[tuple[str, str], set[str]]) -> None:
     section = TEXTS[ROOT / "README.md"].partition("\n## HTTP\n")[2].partition("\n## ")[0]
-    listed = {re.sub(r"{\w+}", "{}", path) for path in re.findall(r"[` ](/[\w/{}]*)`", section)}
+    listed = {re.sub(r"{\w+}", "{}", path) for path in re.findall(r"[` ](/[\w/{}.]*)`", section)}
     assert {re.sub(r"{\w+}", "{}", path) for _, path in routes} <= listed
 
 

@@ -1,4 +1,4 @@
-"""How traced requests of a real vLLM ended, and with which adapter; nothing is told that isn't sure."""
+"""How traced requests of a real vLLM ended; nothing is told that isn't sure."""
 
 from __future__ import annotations
 
@@ -8,32 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
 from devkit.vllm_server import MODEL_NAME
 from moescope.capture.wire.traces import TracePart, decode_part
-from tests.e2e.adapters import RANK, make_adapter
 from tests.e2e.cluster import Cluster
-from tests.e2e.traces import npz, settled
+from tests.e2e.traces import settled
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
 def ending(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One rank with an adapter and 17 blocks of 32 tokens; every request is traced."""
+    """One rank with 17 blocks of 32 tokens; every request is traced."""
     folder: Path = tmp_path_factory.mktemp("ending")
-    adapter = make_adapter(folder / "adapter")
     options = {
         "max_model_len": 480,
         "max_num_batched_tokens": 64,
         "prefix_caching": False,
         "env": {"MOESCOPE_TRACE_RATE": "1"},
-        "extra_args": (
-            *("--num-gpu-blocks-override", "17", "--enable-lora", "--max-lora-rank", str(2 * RANK)),
-            *("--lora-modules", f"sql={adapter}"),
-        ),
+        "extra_args": ("--num-gpu-blocks-override", "17"),
     }
     with Cluster(folder, options, store=folder / "store") as running:
         yield running
@@ -77,6 +71,8 @@ def test_the_reasons_that_clients_are_told(ending: Cluster) -> None:
         [part] = parts_of(ending, name)
         assert (part.finish_reason, part.lora) == (choice["finish_reason"], "")
         assert part.finish_reason == name
+        listed = ending.service.get("/v1/traces", request_id=name)["traces"]
+        assert [item["finish_reason"] for item in listed] == [name]
         # The last token that was sampled is never fed back.
         assert part.tokens == part.prompt_tokens + len(choice["token_ids"]) - 1
 
@@ -92,7 +88,8 @@ def test_a_stop_string_is_never_called_an_abort(ending: Cluster) -> None:
     [choice] = complete(ending, "string", "a stop string", 12, stop=[plain["text"][5:7]])
     assert choice["finish_reason"] == "stop"
     assert reason(ending, "string") == ""
-    # It matches in the last token that the request may have: the client is told another reason than the engine's.
+    # It matches in the last token that the request may have: the client is told another reason than the
+    # engine's.
     complete(ending, "both", "a stop string", 7, stop=[plain["text"][5:7]])
     assert reason(ending, "both") == ""
 
@@ -142,12 +139,3 @@ def test_preempted_requests_end_as_others(ending: Cluster) -> None:
     parts = [part for n in range(8) for part in parts_of(ending, f"long-{n}")]
     assert sum(part.preemptions for part in parts) > 0, "nothing was preempted"
     assert {part.finish_reason for part in parts} == {"length"}
-
-
-def test_the_adapter_of_a_request(ending: Cluster) -> None:
-    """Its name is told, and it changes which experts the same tokens take."""
-    complete(ending, "base", "select", 1)
-    complete(ending, "adapted", "select", 1, model="sql")
-    [base], [adapted] = parts_of(ending, "base"), parts_of(ending, "adapted")
-    assert (base.lora, adapted.lora) == ("", "sql")
-    assert not np.array_equal(npz(ending, "base")["routed_experts"], npz(ending, "adapted")["routed_experts"])

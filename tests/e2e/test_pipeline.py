@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.e2e.cluster import SETTLE_SECONDS, Cluster, prompts
-from tests.e2e.traces import all_traces, npz, wire_counts
+from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request, prompts
+from tests.e2e.traces import all_traces, ask_as, joined, npz, wire_counts
 
 pytestmark = pytest.mark.e2e
 
@@ -26,14 +26,32 @@ def delivered(cluster: Cluster, expected: int) -> list[int]:
         time.sleep(0.1)
 
 
-def test_stages_report_their_own_layers_and_traces_join(tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "max_num_batched_tokens": 64,
-        "env": {"MOESCOPE_TRACE_RATE": "1"},
-        "extra_args": ("--pipeline-parallel-size", "2", "--distributed-executor-backend", "mp"),
-    }
-    with Cluster(tmp_path, options, store=tmp_path / "store") as cluster:
-        cluster.complete_all(prompts(12))
+OPTIONS: dict[str, Any] = {"max_num_batched_tokens": 64, "env": {"MOESCOPE_TRACE_RATE": "1"}}
+STAGES = ("--pipeline-parallel-size", "2", "--distributed-executor-backend", "mp")
+
+
+def of_one_request(cluster: Cluster) -> dict[str, Any]:
+    """The joined routing of a request that is alone on its server, in three chunks and some decode steps."""
+    ask_as(cluster, "alone", Request("the quick brown fox " * 8, 6))
+    return joined(cluster, "alone")
+
+
+@pytest.fixture(scope="module")
+def of_one_stage(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same request's routing on a server without pipeline parallelism."""
+    folder = tmp_path_factory.mktemp("one-stage")
+    with Cluster(folder, OPTIONS, store=folder / "store") as cluster:
+        return of_one_request(cluster)
+
+
+def test_stages_report_their_own_layers_and_traces_join(tmp_path: Path, of_one_stage: dict[str, Any]) -> None:
+    with Cluster(tmp_path, {**OPTIONS, "extra_args": STAGES}, store=tmp_path / "store") as cluster:
+        cluster.complete_all(prompts(11))
+        of_both = of_one_request(cluster)
+        assert (of_both["missing"], of_one_stage["missing"]) == ([], [])
+        assert of_both["layers"] == of_one_stage["layers"] == [1, 2, 3, 4]
+        assert len(of_both["routed_experts"]) == 160 + 6 - 1
+        np.testing.assert_array_equal(of_both["routed_experts"], of_one_stage["routed_experts"])
         # The account of traces comes with a later frame than the counts, from each stage in its own time.
         assert delivered(cluster, 12) == [12, 12]
         cluster.assert_exact()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from devkit.tiny_moe import ensure_checkpoint
@@ -33,11 +35,37 @@ class Pair:
     service: Service
     prefill: VllmServer
     decode: VllmServer
+    kv: Path
 
-    def complete(self, server: VllmServer, prompt: list[int], max_tokens: int) -> None:
-        body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True}
-        response = httpx.post(f"{server.url}/v1/completions", json=body, timeout=300)
+    def forget(self) -> None:
+        """Remove all KV caches that were saved: both instances save theirs, and load what is there."""
+        shutil.rmtree(self.kv, ignore_errors=True)
+        self.kv.mkdir()
+
+    def complete(
+        self, server: VllmServer, prompt: list[int], max_tokens: int, request_id: str | None = None
+    ) -> None:
+        body = {
+            "model": MODEL_NAME,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+        }
+        headers = {} if request_id is None else {"X-Request-Id": request_id}
+        response = httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=300)
         assert response.status_code == 200, response.text
+
+    def routing(self, request_id: str, traces: int) -> dict[str, Any]:
+        """The joined routing of a request once that many traces of it have come, or time is up."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            found = self.service.get("/v1/traces", request_id=request_id)["traces"]
+            if len(found) == traces or time.monotonic() > deadline:
+                assert len(found) == traces, found
+                answer: dict[str, Any] = self.service.get(f"/v1/requests/{request_id}/routing")
+                return answer
+            time.sleep(0.1)
 
     def settled(self, expected: dict[str, dict[str, int]]) -> dict[str, Any]:
         """The pool once its deployments' tokens by phase are what is expected, or when time is up."""
@@ -58,7 +86,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("pd")
     model = ensure_checkpoint(folder / "model")
     with ExitStack() as stack:
-        service = stack.enter_context(Service(folder / "service.log"))
+        service = stack.enter_context(Service(folder / "service.log", store=folder / "store"))
 
         def start(role: str) -> VllmServer:
             transfer = {
@@ -78,6 +106,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
                     "MOESCOPE_INTERVAL": "0.1",
                     "MOESCOPE_SERVER": role,
                     "MOESCOPE_POOL": "pd",
+                    "MOESCOPE_TRACE_RATE": "1",
                     "PYTHONPATH": str(Path(__file__).parents[2]),
                 },
             )
@@ -87,7 +116,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             servers = list(pool.map(lambda role: start(role).__enter__(), ["kv_producer", "kv_consumer"]))
         for server in servers:
             stack.push(server.__exit__)
-        yield Pair(service, *servers)
+        yield Pair(service, *servers, folder / "kv")
 
 
 def test_the_last_prompt_token_that_is_computed_again_is_of_decode(pair: Pair) -> None:
@@ -122,3 +151,32 @@ def test_a_prompt_that_the_decode_instance_computes_itself_is_prefill(pair: Pair
     decode = before["decode"]
     expected = {"prefill": decode["prefill"] + 21, "decode": decode["decode"] + GENERATED - 1}
     pair.settled({**before, "decode": expected})
+
+
+def test_the_joined_routing_is_that_of_one_server(pair: Pair) -> None:
+    """First one instance computes the request alone, then both share it: the connector loads two blocks."""
+    prompt = [(7 * n) % 90 + 5 for n in range(2 * BLOCK + 1)]
+    pair.complete(pair.decode, prompt, GENERATED, "alone")
+    pair.forget()
+    pair.complete(pair.prefill, prompt, 1, "shared")
+    pair.complete(pair.decode, prompt, GENERATED, "shared")
+    alone, shared = pair.routing("alone", 1), pair.routing("shared", 2)
+    positions = len(prompt) + GENERATED - 1
+    assert [(item["kind"], item["role"], item["positions"]) for item in shared["parts"]] == [
+        ("main", "decode", [[2 * BLOCK, positions]]),
+        ("same_id", "prefill", [[0, 2 * BLOCK]]),
+    ]
+    assert shared["missing"] == alone["missing"] == []
+    assert [item["server"] for item in alone["parts"]] == ["kv_consumer"]
+    assert len(shared["routed_experts"]) == positions
+    assert np.min(shared["routed_experts"]) >= 0
+    np.testing.assert_array_equal(shared["routed_experts"], alone["routed_experts"])
+    assert shared["layers"] == alone["layers"] == [1, 2, 3, 4]
+    # The decode instance alone has what it computed, and the answer says why the rest isn't there.
+    decoded = pair.service.get("/v1/requests/shared/routing", server="kv_consumer")
+    assert [(item["first"], item["end"]) for item in decoded["missing"]] == [(0, 2 * BLOCK)]
+    assert decoded["missing"][0]["why"] in ("kv_transfer", "not_told")
+    np.testing.assert_array_equal(
+        decoded["routed_experts"][2 * BLOCK :], alone["routed_experts"][2 * BLOCK :]
+    )
+    assert np.max(decoded["routed_experts"][: 2 * BLOCK]) == -1

@@ -15,13 +15,14 @@ import pytest
 import zstandard
 
 from devkit.vllm_server import MODEL_NAME
+from moescope.capture.seam.requests import client_ids
 from moescope.capture.wire import Int64Array, unpack_ids
 from moescope.capture.wire.traces import decode_part
 from moescope.service.store.sqlite.store import FILE
 from tests.e2e.cluster import DP2_EP2, Cluster, Request, prompts
 from tests.e2e.reading import forward_passes, last_frames
 from tests.e2e.stragglers import assert_rise, settled_stragglers, sums_of
-from tests.e2e.traces import all_traces, assert_sums, npz, settled
+from tests.e2e.traces import all_traces, assert_sums, joined, npz, parts_of, settled
 from tests.step_loads import step_loads
 
 pytestmark = pytest.mark.e2e
@@ -112,6 +113,66 @@ def test_computed_positions_once_each_and_both_ids_find_it(tracing: Cluster) -> 
         assert rows.min() >= 0
         assert all(len(set(experts)) == 4 for experts in rows.reshape(-1, 4).tolist())
     assert hits > 0, "no prefix-cache hit was met"
+
+
+def test_a_trace_names_who_computed_its_cached_prefix(tracing: Cluster) -> None:
+    """With the rows of those it names, a trace is that of the same tokens of which nothing is cached."""
+    begin = list(range(1, 101))
+    prompts = {"origin": [*begin, *[3] * 30], "second": [*begin, *[5] * 60], "third": [*begin, *[5] * 90]}
+    for name, prompt in prompts.items():
+        complete(tracing, name, prompt, salt="common")
+    for name, prompt in prompts.items():
+        complete(tracing, f"{name}-alone", prompt, salt=name)
+    settled(tracing)
+    said = {name: whose(tracing, name) for name in prompts}
+    assert said == {
+        "origin": [],
+        "second": [(0, 96, "origin")],
+        "third": [(0, 96, "origin"), (96, 64, "second")],  # by who computed them, not by who had them last
+    }
+    rows = {name: npz(tracing, name)["routed_experts"] for name in prompts}
+    for name, prompt in prompts.items():
+        filled = rows[name].copy()
+        for first, count, of in said[name]:
+            assert (filled[first : first + count] == -1).all()
+            filled[first : first + count] = rows[of][first : first + count]
+        expected = npz(tracing, f"{name}-alone")
+        assert whose(tracing, f"{name}-alone") == []
+        assert expected["times_computed"].min() == 1
+        np.testing.assert_array_equal(
+            np.sort(filled[: len(prompt)]), np.sort(expected["routed_experts"][: len(prompt)])
+        )
+        whole = joined(tracing, name)
+        np.testing.assert_array_equal(whole["routed_experts"], filled)
+        assert whole["missing"] == []
+        assert [
+            (
+                item["positions"][0][0],
+                item["positions"][0][1] - item["positions"][0][0],
+                client_ids(item["request_id"])[-1],
+            )
+            for item in whole["parts"][1:]
+        ] == said[name]
+
+
+def complete(cluster: Cluster, name: str, prompt: list[int], salt: str) -> None:
+    """On one DP rank, beside nobody, with the prefix cache of those with the same salt."""
+    response = httpx.post(
+        f"{cluster.vllm.url}/v1/completions",
+        json={"model": MODEL_NAME, "prompt": prompt, "max_tokens": 2, "temperature": 0, "cache_salt": salt},
+        headers={"X-Request-Id": name, "X-data-parallel-rank": "1"},
+        timeout=300,
+    )
+    assert response.status_code == 200, response.text
+
+
+def whose(cluster: Cluster, name: str) -> list[tuple[int, int, str]]:
+    """What a trace says that it took over: first position, positions, and the name of who computed them."""
+    [part] = parts_of(cluster, name)
+    return [
+        (entry.first, entry.count, client_ids(entry.request_id)[-1] if entry.request_id else entry.why)
+        for entry in part.taken_over
+    ]
 
 
 def test_rows_are_laid_out_as_capture_is_told_before_the_forward_pass(tracing: Cluster) -> None:

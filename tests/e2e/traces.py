@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from moescope.capture.wire.traces import decode_part
-from tests.e2e.cluster import SETTLE_SECONDS, Cluster
+from devkit.vllm_server import MODEL_NAME
+from moescope.capture.wire.traces import TracePart, decode_part
+from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
 
 
 def settled(cluster: Cluster) -> list[dict[str, int]]:
@@ -41,6 +42,41 @@ def npz(cluster: Cluster, name: str) -> dict[str, Any]:
     response = httpx.get(f"{cluster.service.url}/v1/traces/{name}.npz", timeout=60)
     assert response.status_code == 200, response.text
     return dict(np.load(io.BytesIO(response.content)))
+
+
+def ask_as(cluster: Cluster, request_id: str, request: Request, **fields: Any) -> None:
+    """A greedy completion under a client's id, with more fields of its body."""
+    body = {
+        "model": MODEL_NAME,
+        "prompt": request.prompt,
+        "max_tokens": request.max_tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        **fields,
+    }
+    headers = {"X-Request-Id": request_id}
+    response = httpx.post(f"{cluster.vllm.url}/v1/completions", json=body, headers=headers, timeout=300)
+    assert response.status_code == 200, response.text
+
+
+def joined(cluster: Cluster, request_id: str) -> dict[str, Any]:
+    """The joined routing of a request, once all layers of the model have come, or time is up."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        response = httpx.get(f"{cluster.service.url}/v1/requests/{request_id}/routing", timeout=60)
+        whole = response.status_code == 200 and response.json()["layers"] == [1, 2, 3, 4]
+        if whole or time.monotonic() > deadline:
+            assert response.status_code == 200, response.text
+            answer: dict[str, Any] = response.json()
+            return answer
+        time.sleep(0.1)
+
+
+def parts_of(cluster: Cluster, name: str) -> list[TracePart]:
+    """The parts of a request's trace that went over the wire, by worker and in the order of computing."""
+    parts = [decode_part(body) for body in cluster.relay.trace_bodies]
+    once = {(*part.producer.key, part.part): part for part in parts if name in part.client_ids}
+    return [once[key] for key in sorted(once)]
 
 
 def wire_counts(cluster: Cluster) -> dict[int, dict[int, np.ndarray]]:

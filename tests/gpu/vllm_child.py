@@ -12,6 +12,7 @@ import os
 import random
 import sys
 import time
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,125 +22,9 @@ import numpy as np
 from devkit.fake_placement import pretend_ep_ranks
 from devkit.frame_sink import FrameSink
 from moescope.capture.wire.traces import TracePart
+from tests.gpu.filled import fill
+from tests.gpu.spy import Spy
 from tests.step_loads import placed_counts, step_loads
-
-
-class Spy:
-    """What vLLM's scheduler and runner did, noted independently of moescope."""
-
-    def __init__(self) -> None:
-        self.scheduled = 0
-        self.preempted = 0
-        self.phases: list[tuple[int, int]] = []
-        """For each step: its tokens, and how many are of requests whose prompt was computed before."""
-        self.steps: list[tuple[str, int, int, int]] = []
-        """For each step: mode of the graph, true tokens, padded tokens, requests."""
-        self.layouts: list[bool] = []
-        """For each step with tokens of both phases, and for each traced step: whether capture was told the
-        order of rows that the runner used."""
-        self._now: Any = None
-        self._told: Any = None
-        self._comparing = False
-        self._must_know = False
-        self._mixed: dict[int, bool] = {}
-
-    def install(self) -> None:
-        from vllm.v1.core.sched.scheduler import Scheduler
-        from vllm.v1.worker import gpu_model_runner, gpu_worker
-        from vllm.v1.worker.gpu import model_runner as runner_v2
-
-        schedule, execute = Scheduler.schedule, gpu_worker.Worker.execute_model
-        context, dispatch = gpu_model_runner.set_forward_context, runner_v2.dispatch_cg_and_sync_dp
-
-        def spied_schedule(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            output = schedule(scheduler, *args, **kwargs)
-            self.scheduled += output.total_num_scheduled_tokens
-            self.preempted += len(output.preempted_req_ids or ())
-            decode = 0
-            for request_id, tokens in output.num_scheduled_tokens.items():
-                request = scheduler.requests[request_id]  # already counts the step's tokens as computed
-                drafts = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
-                was_computed = request.num_computed_tokens - tokens >= request.num_prompt_tokens
-                decode += tokens if was_computed else drafts
-            if output.total_num_scheduled_tokens:
-                self.phases.append((output.total_num_scheduled_tokens, decode))
-                self._mixed[id(output)] = 0 < decode < output.total_num_scheduled_tokens
-            return output
-
-        def spied_execute(worker: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            self._now = scheduler_output
-            self._comparing = scheduler_output.total_num_scheduled_tokens > 0
-            self._must_know = self._mixed.pop(id(scheduler_output), False)
-            self._listen(getattr(worker, "_capture", None))
-            try:
-                return execute(worker, scheduler_output, *args, **kwargs)
-            finally:
-                self._now = None
-
-        def spied_context(*args: Any, **kwargs: Any) -> Any:
-            if "cudagraph_runtime_mode" in kwargs:
-                self._note(kwargs["cudagraph_runtime_mode"].name, kwargs["num_tokens"])
-            return context(*args, **kwargs)
-
-        def spied_dispatch(*args: Any, **kwargs: Any) -> Any:
-            result = dispatch(*args, **kwargs)
-            self._note(result[0].cg_mode.name, result[0].num_tokens)
-            return result
-
-        prepare_v1 = gpu_model_runner.GPUModelRunner._prepare_inputs
-        prepare_v2 = runner_v2.GPUModelRunner.prepare_inputs
-
-        def spied_prepare_v1(runner: Any, scheduler_output: Any, tokens: Any, *args: Any) -> Any:
-            self._compare(runner.input_batch.req_ids, tokens)
-            return prepare_v1(runner, scheduler_output, tokens, *args)
-
-        def spied_prepare_v2(runner: Any, *args: Any, **kwargs: Any) -> Any:
-            batch = prepare_v2(runner, *args, **kwargs)
-            self._compare(batch.req_ids, batch.num_scheduled_tokens)
-            return batch
-
-        gpu_model_runner.GPUModelRunner._prepare_inputs = spied_prepare_v1
-        runner_v2.GPUModelRunner.prepare_inputs = spied_prepare_v2
-        Scheduler.schedule = spied_schedule
-        gpu_worker.Worker.execute_model = spied_execute
-        gpu_model_runner.set_forward_context = spied_context
-        runner_v2.dispatch_cg_and_sync_dp = spied_dispatch
-
-    def start(self) -> None:
-        """Forget what warm-up did."""
-        self.scheduled, self.preempted = 0, 0
-        self.steps.clear()
-        self.layouts.clear()
-        self.phases.clear()
-
-    def _listen(self, session: Any) -> None:
-        """Listen to what this worker's capture is told of the batch."""
-        if session is None or hasattr(session, "_spied"):
-            return
-        session._spied = ordered = session._watch._on_order
-
-        def listen(batch: Any) -> None:
-            self._told = batch
-            ordered(batch)
-
-        session._watch._on_order = listen
-
-    def _compare(self, request_ids: Any, num_tokens: Any) -> None:
-        if self._comparing:
-            told, self._told, self._comparing = self._told, None, False
-            if told is None and not self._must_know:
-                return
-            self.layouts.append(
-                told is not None
-                and list(told.request_ids) == list(request_ids)
-                and told.num_tokens.tolist() == list(num_tokens)
-            )
-
-    def _note(self, mode: str, padded: int) -> None:
-        if self._now is not None and self._now.total_num_scheduled_tokens:
-            requests = self._now.num_scheduled_tokens
-            self.steps.append((mode, self._now.total_num_scheduled_tokens, padded, len(requests)))
-            self._now = None  # later calls in this step are for a draft model
 
 
 def make_requests(
@@ -159,12 +44,67 @@ def make_requests(
     ]
 
 
+def converse(llm: Any, requests: list[Any], turns: int, vocabulary: int) -> tuple[list[Any], list[Any]]:
+    """Several turns of conversations: in each the prompt is all that was said, and some new tokens.
+
+    From its second turn on a conversation goes on in two ways, at once. No two computations of a full block
+    have the same tokens, so a cached block has one possible origin, unless it was evicted meanwhile.
+
+    Returns:
+        The outputs, and the requests, of all turns.
+    """
+    from vllm import SamplingParams
+
+    rng = random.Random(1)
+    outputs: list[Any] = []
+    asked: list[Any] = []
+    for turn in range(turns):
+        prompts = [{"prompt_token_ids": prompt} for prompt, _ in requests]
+        parameters = [
+            SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+            for _, tokens in requests
+        ]
+        found = llm.generate(prompts, parameters, use_tqdm=False)
+        outputs += found
+        asked += requests
+        requests = [
+            ([*prompt, *output.outputs[0].token_ids, *rng.choices(range(1, vocabulary), k=20)], tokens)
+            for output, (prompt, tokens) in zip(found, requests, strict=True)
+            for _ in range(1 if turn == 0 else 2)
+        ]
+    return outputs, asked
+
+
+def cut_short(llm: Any, outputs: list[Any], requests: list[Any]) -> tuple[list[Any], list[Any]]:
+    """All requests once more: those with several tokens end at one in the middle, by a stop token.
+
+    With asynchronous scheduling vLLM has begun the next step by then, and computes a row too many.
+
+    Returns:
+        The outputs, and the requests.
+    """
+    from vllm import SamplingParams
+
+    parameters = [
+        SamplingParams(
+            temperature=0.0,
+            max_tokens=tokens,
+            ignore_eos=True,
+            detokenize=False,
+            stop_token_ids=[output.outputs[0].token_ids[tokens // 2]] if tokens > 1 else None,
+        )
+        for output, (_, tokens) in zip(outputs, requests, strict=True)
+    ]
+    prompts = [{"prompt_token_ids": prompt} for prompt, _ in requests]
+    return list(llm.generate(prompts, parameters, use_tqdm=False)), requests
+
+
 def main(spec_path: str, result_path: str) -> None:
     spec = json.loads(Path(spec_path).read_text())
     sink = FrameSink()
     os.environ.update(MOESCOPE_ENDPOINT=sink.url, MOESCOPE_INTERVAL="0.2", MOESCOPE_SERVER="gpu")
     import torch
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     spy = Spy()
     spy.install()
@@ -174,16 +114,14 @@ def main(spec_path: str, result_path: str) -> None:
     llm = LLM(load_format="dummy", skip_tokenizer_init=True, seed=0, **worker, **spec["llm"])
     memory = torch.cuda.memory_reserved()
     requests = make_requests(**spec["requests"])
-    parameters = [
-        SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        for _, tokens in requests
-    ]
     spy.start()
-    outputs = llm.generate(
-        [{"prompt_token_ids": prompt} for prompt, _ in requests], parameters, use_tqdm=False
-    )
+    outputs, requests = converse(llm, requests, spec.get("turns", 1), spec["requests"]["vocabulary"])
+    if spec.get("stops"):
+        more, again = cut_short(llm, outputs, requests)
+        outputs, requests = [*outputs, *more], [*requests, *again]
     generated = [list(output.outputs[0].token_ids) for output in outputs]
     computed = sum(len(prompt) + len(ids) - 1 for (prompt, _), ids in zip(requests, generated, strict=True))
+    computed -= sum(output.num_cached_tokens or 0 for output in outputs)
     separate = not spy.scheduled  # the engine runs in a process of its own
     total = computed if separate else spy.scheduled
     result: dict[str, Any] = {
@@ -255,16 +193,27 @@ def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) 
     for part in sink.wait_for_traces(len(outputs)):
         parts.setdefault(part.client_ids[0], []).append(part)
     counts = [np.zeros(layer.num_experts, np.int64) for layer in layers]
+    filled = fill(parts)
     like_vllm, once, steps_rise, rejected = [], [], [], 0
+    reasons: Counter[str] = Counter()
+    said: Counter[str] = Counter()
+    referred: Counter[int] = Counter()
+    cached = holes = 0
     for output, (prompt, _) in zip(outputs, requests, strict=True):
         mine = parts.pop(output.request_id, [])
         if not mine:
             continue
         rejected += mine[0].rejected_drafts
+        reasons[f"{mine[0].finish_reason} for {output.outputs[0].finish_reason}"] += 1
+        whole = filled[output.request_id]
+        said += whole.said
+        referred[len(whole.referred)] += 1
+        cached += mine[0].cached_tokens
+        holes += int((whole.rows == -1).any(axis=(1, 2)).sum())
         ids = [np.concatenate([part.ids_of(i) for part in mine]) for i in range(len(layers))]
         for found, chosen in zip(counts, ids, strict=True):
             found += np.bincount(chosen.ravel(), minlength=len(found))
-        computed = len(prompt) + len(output.outputs[0].token_ids) - 1
+        computed = len(prompt) + len(output.outputs[0].token_ids) - 1 - mine[0].cached_tokens
         runs = [(run.first, run.count) for part in mine for run in part.runs]
         joined = all(after[0] == sum(before) for before, after in pairwise(runs))
         once.append(joined and sum(count for _, count in runs) == computed)
@@ -272,7 +221,7 @@ def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) 
         steps_rise.append(len(steps) == len(ids[0]) and bool((np.diff(steps) >= 0).all()))
         if getattr(output.outputs[0], "routed_experts", None) is not None:
             theirs = _routed(output)[:, [layer.layer for layer in layers]]  # they have the dense layers too
-            like_vllm.append(bool(np.array_equal(np.stack(ids, axis=1), theirs)))
+            like_vllm.append(bool(np.array_equal(whole.rows, theirs)))
     deadline = time.monotonic() + 60
     while sink.frames[-1].traces.get("delivered") != len(once) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -285,6 +234,11 @@ def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) 
         "steps_rise": steps_rise,
         "like_vllm": like_vllm,
         "rejected": rejected,
+        "reasons": reasons,
+        "said": said,
+        "referred": referred,
+        "cached": cached,
+        "holes": holes,
         "accounts": sink.frames[-1].traces,
     }
 

@@ -14,6 +14,7 @@ from tests.oracle.window import Window
 
 MIN_GAIN: Final = 0.05
 PIECES: Final = 4
+LEAST_S: Final = 600.0
 BORDER: Final = 1e-9
 """Savings so near to the least gain could be on either side of it."""
 
@@ -32,6 +33,8 @@ def advice(deployment: Deployment, start: float, share: float, got: dict[str, An
         _option(option, layers, fit, later, pieces, got["base"]) for option in got["options"]
     ]
     decision = _decision(got)
+    if decision != "no_sample" and end - begin < LEAST_S:
+        decision = None if LEAST_S - (end - begin) < 1 else "too_early"
     return expected if decision is None else {**expected, "verdict": {"decision": decision}}
 
 

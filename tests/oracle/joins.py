@@ -93,19 +93,22 @@ def stragglers(stages: list[Stage], ep: int, start: float | None, end: float) ->
 
 
 def _cost(steps: list[list[list[int]]], ep: int) -> dict[str, Any]:
-    """Of the loads of steps, by microbatch with work: sums, cost, and how often a rank was the hottest."""
+    """Of the loads of steps, by microbatch with work: sums, cost, who was the hottest and what it caused."""
     most = sum(max(loads) for parts in steps for loads in parts)
     mean = sum((Fraction(sum(loads), ep) for parts in steps for loads in parts), Fraction(0))
     hottest: list[Number] = [Fraction(0)] * ep
+    caused: list[Number] = [Fraction(0)] * ep
     for parts in steps:
         for loads in parts:
             ties = [rank for rank, load in enumerate(loads) if load == max(loads)]
             for rank in ties:
                 hottest[rank] += Fraction(1, len(ties) * len(parts))
+                caused[rank] += (max(loads) - Fraction(sum(loads), ep)) / len(ties)
     return {
         "max_slots": most,
         "mean_slots": mean,
         "straggler_cost": 1 - mean / most if most else None,
         "hottest": hottest if steps else [],
+        "caused": caused if steps else [],
         "hottest_rank": hottest.index(max(hottest)) if steps else None,
     }

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
 from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 
 from moescope.service.api.limits.crew import to_the_end
@@ -63,6 +64,10 @@ class Turns:
         async with self._free:
             with self._large.question():
                 yield
+
+    async def answer(self, request: Request, work: Callable[[], Response]) -> Response:
+        """What the work returns, in a thread, and in a turn as a route of :attr:`route` has one."""
+        return await self._answer(lambda _: run_in_threadpool(work), request)
 
     async def _answer(
         self, handler: Callable[[Request], Coroutine[Any, Any, Response]], request: Request

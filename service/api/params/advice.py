@@ -12,9 +12,6 @@ from moescope.service.advice.advise import UnanswerableError
 from moescope.service.api.problems import ProblemError
 
 DEFAULT_START: Final = "-1h"
-DEFAULT_FIT_SHARE: Final = 0.5
-DEFAULT_MIN_GAIN: Final = 0.05
-DEFAULT_MEMORY_PRICE: Final = 0.1
 MAX_RANKS: Final = 4096
 MAX_GROUPS: Final = 8192
 MAX_REDUNDANT: Final = 8192

@@ -20,9 +20,13 @@ _SINCE_START: Final = (
 )
 _TRACE_PHASE: Final = "a trace is of a whole request, whose prompt_tokens tell where its decoding begins"
 _ONE_TRACE: Final = "a trace is whole; first and end choose positions of it"
+_WHOLE: Final = "an export has whole requests; GET /v1/traces/{id} gives positions of one"
 _POOL: Final = "a pool is compared over whole deployments; /v1/compare and /v1/balance take this of one"
 _ALL_POOLS: Final = "this route lists all pools; /v1/pools/{pool} tells of one, /v1/ranks?pool= of its ranks"
 _PINNED: Final = "a baseline is of a deployment and pinned whole; GET /v1/drift?phase= compares one phase"
+_VERDICT: Final = (
+    "a verdict is on a whole deployment; /v1/view and /v1/balance take this, and it has links to them"
+)
 
 WHY: Final[Mapping[str, Mapping[str, str]]] = {
     "/v1/advice": {"layer": _ALL_LAYERS, "dp_rank": _ALL_TOKENS, "phase": _ALL_TOKENS},
@@ -46,9 +50,17 @@ WHY: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "/v1/pools/{pool}": dict.fromkeys(("server", "layer", "dp_rank", "phase"), _POOL),
     "/v1/ranks": dict.fromkeys(("layer", "phase", "start", "end"), _SINCE_START),
+    "/v1/requests/concentrated": {"phase": _TRACE_PHASE},
+    "/v1/requests/histogram": {"phase": _TRACE_PHASE},
+    "/v1/requests/similar": {"phase": _TRACE_PHASE},
+    "/v1/requests/unusual": {"phase": _TRACE_PHASE},
     "/v1/stragglers": {"dp_rank": _STEPS, "phase": _STEPS},
     "/v1/traces": {"phase": _TRACE_PHASE},
+    "/v1/traces/export": {"phase": _TRACE_PHASE, "first": _WHOLE},
+    "/v1/requests/{request_id}/routing": {"phase": _TRACE_PHASE, "start": _ONE_TRACE},
+    "/v1/requests/{request_id}/routing.{suffix}": {"phase": _TRACE_PHASE, "start": _ONE_TRACE},
     "/v1/traces/{request_id}": {"phase": _TRACE_PHASE, "start": _ONE_TRACE},
+    "/v1/verdict": dict.fromkeys(("layer", "dp_rank", "phase"), _VERDICT),
 }
 """Route to filter to why it has no meaning there."""
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.drift.baseline import Baseline, BaselineBook
-from moescope.service.store.interface import Store
+from moescope.service.store.interface import Absence
 
+T = TypeVar("T")
 NO_STORE: Final = "Start the service with --store FOLDER (MOESCOPE_STORE) to keep traces."
 """What to do where traces are wanted and there is no store."""
+
+WHY_ABSENT: Final[dict[Absence | None, str]] = {
+    None: "it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or was removed long ago.",
+    "incomplete": "parts of its trace came, others did not: they still come, or their worker was killed.",
+    "expired": "it was removed, its time to live was over (keep_traces_s).",
+    "evicted": "it was removed to make room for newer ones (store_mib).",
+}
+"""Why no trace of an id is here, by what the store knows of it."""
 
 _LARGEST_CURSOR: Final = (1 << 63) - 1  # a row's number is an int64
 
 
-def existing(store: Store | None) -> Store:
-    """The store.
+def existing(store: T | None) -> T:
+    """The store, or something that there is with every store.
 
     Raises:
         ProblemError: there is none (404).

@@ -9,14 +9,19 @@ from dataclasses import asdict, replace
 import numpy as np
 from fastapi import APIRouter
 
-from moescope.service.advice.advise import Advice, AdviceWish, advise
+from moescope.service.advice.advise import (
+    DEFAULT_FIT_SHARE,
+    DEFAULT_MEMORY_PRICE,
+    DEFAULT_MIN_GAIN,
+    Advice,
+    AdviceWish,
+    advise,
+)
+from moescope.service.advice.short import is_short, said_of, short_words
 from moescope.service.advice.verdict import name_of
 from moescope.service.advice.what_if import Option
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.advice import (
-    DEFAULT_FIT_SHARE,
-    DEFAULT_MEMORY_PRICE,
-    DEFAULT_MIN_GAIN,
     DEFAULT_START,
     AdviceStartParam,
     FitShareParam,
@@ -94,7 +99,9 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
         seen, against what the EP ranks really got there. Works whether EPLB is on or off.
         """
         deployment = choose(state, server, model, pool)
-        bounds = bounds_of_weights(state, deployment, parse_bounds(start, end, state.now()), weights)
+        now = state.now()
+        asked = parse_bounds(start, end, now)
+        bounds = bounds_of_weights(state, deployment, asked, weights)
         wish = AdviceWish(
             ranks=ranks,
             nodes=nodes,
@@ -109,13 +116,21 @@ def advice_router(state: LiveState, settings: Settings, turns: Turns) -> APIRout
             found = advise(state, deployment, bounds.start, bounds.end, wish)
         partial = partial_of(state, found.windows.pieces[-1])
         silent = silent_stages(state.producers(deployment))
-        return _advice(found, bounds, min_gain, partial_over_stages(partial, silent))
+        return _advice(found, bounds, _length(asked, now), min_gain, partial_over_stages(partial, silent))
 
     return router
 
 
-def _advice(found: Advice, bounds: Bounds, min_gain: float, partial: str | None) -> AdviceOut:
-    evidence, question, verdict = found.evidence, found.question, found.verdict
+def _length(asked: Bounds, now: float) -> float | None:
+    """Of the window that was asked for, seconds; None: it has no begin, or that of all time."""
+    return (now if asked.end is None else asked.end) - asked.start if asked.start else None
+
+
+def _advice(
+    found: Advice, bounds: Bounds, asked_s: float | None, min_gain: float, partial: str | None
+) -> AdviceOut:
+    evidence, question = found.evidence, found.question
+    verdict = said_of(found.verdict, found.windows)
     fit, pieces = found.windows.fit, found.windows.pieces
     return AdviceOut(
         server=fit.server,
@@ -129,6 +144,9 @@ def _advice(found: Advice, bounds: Bounds, min_gain: float, partial: str | None)
         held_out=_window(pieces, Bounds(fit.used.end_latest, bounds.end)),
         fit_tokens=evidence.fit_tokens,
         held_out_tokens=evidence.later_tokens,
+        seconds=found.windows.seconds,
+        enough=not is_short(found.windows),
+        short=short_words(found.windows, asked_s),
         partial=partial,
         layers=list(evidence.layers),
         left_out=left_out_of(evidence.left_out),

@@ -66,6 +66,7 @@ def coactivation_router(state: LiveState, store: Store | None, turns: Turns) -> 
             start=bounds.start,
             end=bounds.end,
             limit=max_traces + 1,
+            taken_over=False,
         )
         numbers = [found.number for found in kept.traced_requests(query)]
         rows = _Rows(kept, numbers[:max_traces], layer)

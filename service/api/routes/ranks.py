@@ -22,6 +22,7 @@ from moescope.service.api.schemas.ranks import (
     PhasesOut,
     ProducerOut,
     Ranks,
+    SilenceOut,
     StageOut,
 )
 from moescope.service.api.schemas.windows import partial_of_members
@@ -32,8 +33,10 @@ from moescope.service.live.parts import Part, other_parts
 from moescope.service.live.pools import Replica, replica_of
 from moescope.service.live.producers import ProducerState, heard_last
 from moescope.service.live.state import LiveState
+from moescope.service.verdict.sentences import silence_words
 from moescope.service.windows.doubts import why_off
 from moescope.service.windows.health import Mismatch, StageHealth, mismatches, stages, unseen_layers
+from moescope.service.windows.silence import silence_of
 
 
 def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
@@ -87,8 +90,16 @@ def _deployment(replica: Replica, others: Sequence[Part]) -> DeploymentOut:
         missing_dp_ranks=sorted(set(range(sizes.dp_size)) - {rank.dp_rank for rank in dp_ranks}),
         other_parts=[PartOut(server=part.server, dp_ranks=list(part.dp_ranks)) for part in others],
         partial=partial_of_members(producers, others),
+        silence=_silence(producers),
         dp_ranks=dp_ranks,
     )
+
+
+def _silence(producers: Sequence[ProducerState]) -> SilenceOut | None:
+    found = silence_of(producers)
+    if found is None:
+        return None
+    return SilenceOut(seconds=found.age, ended=found.ended, words=silence_words(found))
 
 
 def _known(rank: DpRankOut, producers: list[ProducerState]) -> DpRankOut:
@@ -149,6 +160,7 @@ def _producer(item: ProducerState) -> ProducerOut:
             "gone_reason": item.gone,
             "lives": [] if item.conflict is None else _lives(item.conflict, item.received_at + item.age),
             "age_seconds": item.age,
+            "started_seconds": max(0.0, item.received_at + item.age - item.started_at),
             "epoch": latest.epoch,
             "seq": latest.seq,
             "restarts": item.restarts,

@@ -110,6 +110,7 @@ def stragglers_router(state: LiveState, turns: Turns) -> APIRouter:
             mean_slots=mean,
             windowed_straggler_share=straggler_cost(*windowed_sums(window)),
             hottest=hottest.tolist(),
+            caused=cost.caused.tolist(),
             hottest_rank=int(np.argmax(hottest)) if hottest.any() else None,
             layers=[
                 _layer(item, costs.get(number))
@@ -151,6 +152,7 @@ def _layer(layer: LayerWindow, cost: LayerCost | None) -> StragglerLayer:
         straggler_cost=None if cost is None else straggler_cost(cost.max_slots, cost.mean_slots),
         windowed_straggler_share=windowed,
         hottest=[] if cost is None else cost.hottest.tolist(),
+        caused=[] if cost is None else cost.caused.tolist(),
         hottest_rank=int(np.argmax(cost.hottest)) if cost is not None and cost.busy_steps else None,
         not_conserved=layer.not_conserved,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -22,16 +23,36 @@ from moescope.service.api.params.query import (
     StartParam,
     parse_bounds,
 )
-from moescope.service.api.params.stored import existing, parse_cursor
+from moescope.service.api.params.requests import newest_of_each_id
+from moescope.service.api.params.stored import WHY_ABSENT, existing, parse_cursor
+from moescope.service.api.params.traced import (
+    EndPositionParam,
+    FirstParam,
+    TraceModelParam,
+    TraceServerParam,
+)
 from moescope.service.api.problems import ProblemError, documented
-from moescope.service.api.schemas import trace_formats
+from moescope.service.api.schemas import trace_formats, trace_tables
 from moescope.service.api.schemas.trace_formats import TraceFormat
-from moescope.service.api.schemas.traces import TraceDetail, TraceOut, TracePage
+from moescope.service.api.schemas.trace_shapes import (
+    DecoderLayersParam,
+    Depths,
+    Form,
+    FormParam,
+    Missing,
+    MissingParam,
+    Wish,
+    headers_of_form,
+    in_form,
+    refuse_parts,
+)
+from moescope.service.api.schemas.traces import TraceDetail, TracePage, trace_out
 from moescope.service.live.producers import why_unavailable
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.store.worker_trace import WorkerTrace
+from moescope.service.traces.forms import Shaped, VllmShape
 from moescope.service.traces.routing import (
     MAX_POSITIONS,
     Extent,
@@ -56,14 +77,6 @@ WeightsVersionParam = Annotated[
 ]
 LimitParam = Annotated[int, Query(ge=1, le=1000, description="Size of a page.")]
 CursorParam = Annotated[str | None, Query(description="next_cursor of the page before.")]
-TraceServerParam = Annotated[
-    str | None, Query(description="vLLM deployment; needed when several have a request of this id.")
-]
-TraceModelParam = Annotated[
-    str | None, Query(description="Model; needed when several have a request of this id.")
-]
-FirstParam = Annotated[int, Query(ge=0, le=LARGEST, description="First position.")]
-EndPositionParam = Annotated[int | None, Query(ge=0, le=LARGEST, description="Position to end before.")]
 
 _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
     200: {
@@ -72,11 +85,7 @@ _FORMATS: Final[dict[int | str, dict[str, Any]]] = {
         "description": "The trace.",
     },
 }
-_BINARY: Final = {
-    TraceFormat.NPZ: trace_formats.as_npz,
-    TraceFormat.PARQUET: trace_formats.as_parquet,
-    TraceFormat.RAW: trace_formats.as_raw,
-}
+_SAFE: Final = "!#$&'()*+,/:;=?@[] "  # in a header as they are, all but the per cent sign
 
 
 def traces_router(state: LiveState, store: Store | None, turns: Turns, downloads: Downloads) -> APIRouter:
@@ -125,6 +134,7 @@ def _add_list(router: APIRouter, state: LiveState, store: Store | None) -> None:
             expert=expert,
             before=parse_cursor(cursor),
             weights_version=weights_version,
+            taken_over=False,
             limit=limit + 1,  # one more tells whether there is a next page
         )
         return _page(existing(store).traced_requests(query), limit)
@@ -147,21 +157,37 @@ def _add_trace(
         layer: LayerParam = None,
         first: FirstParam = 0,
         end: EndPositionParam = None,
+        form: FormParam = Form.MOESCOPE,
+        missing: MissingParam = Missing.REFUSE,
+        decoder_layers: DecoderLayersParam = None,
     ) -> Response:
         """The logical experts of a request's tokens: `routed_experts` [positions, layers, top_k].
 
         -1 where a position was not computed, since a prefix cache had it; `times_computed` tells. The id is
         the completion's, the client's X-Request-Id or vLLM's internal one. Choose the format by Accept or by
-        a suffix: .json, .npz, .parquet, or .raw with its shape in X-Moescope-Shape. A prefill and a decode
-        deployment each have a trace of the same request: choose by server.
+        a suffix: .json, .npz, .parquet, .arrow, or .raw with its shape in X-Moescope-Shape. A prefill and a
+        decode deployment each have a trace of the same request: choose by server. Of requests to which vLLM
+        gave one internal id, one after the other, it is the newest; GET /v1/traces?request_id= lists them
+        all. GET /v1/requests/{id}/routing has the whole request.
         """
+        wish = Wish(form, missing, decoder_layers)
         untold = why_unavailable(state.producers(), "traces")
         among = TraceQuery(server=server, model=model, dp_rank=dp_rank, limit=MAX_LISTED_IDS + 1)
 
         def look() -> _Download:
             found, suffix = _find(existing(store), request_id, among, untold)
             kind = suffix or trace_formats.negotiate(request.headers.get("accept", ""))
-            return _Download(kind, found, _workers(existing(store), found, layer), first, end)
+            if wish.form is Form.MOESCOPE:
+                return _Download(kind, found, _workers(existing(store), found, layer), first, end)
+            known = {item for worker in _workers(existing(store), found, None) for item in worker.layers}
+            depths = Depths(state.producers())
+            shape = depths.shape_of((found.server, found.model), known, wish, request_id, layer)
+            wanted = _within(layer, shape.depth)
+            refuse_parts(found, wish, depths.tell_all((found.server, found.model), known, wanted))
+            traced = {item.layer for item in known}
+            read = None if wanted is None else sorted(traced & set(wanted)) or [min(traced)]
+            workers = _workers(existing(store), found, read)
+            return _Download(kind, found, workers, first, end, (wish, shape, wanted))
 
         return await send_blocks(request, look, turns, downloads)
 
@@ -169,7 +195,7 @@ def _add_trace(
 def _page(found: list[TracedRequest], limit: int) -> TracePage:
     """The first ``limit`` of the requests found; if there are more, with a cursor to go on."""
     more = str(found[limit - 1].number) if len(found) > limit else None
-    return TracePage(traces=[_out(item) for item in found[:limit]], next_cursor=more)
+    return TracePage(traces=[trace_out(item) for item in found[:limit]], next_cursor=more)
 
 
 def _find(
@@ -187,7 +213,7 @@ def _find(
     if dot and suffix in list(TraceFormat):
         choices.append((stem, TraceFormat(suffix)))
     for wanted, kind in choices:
-        found = store.traced_requests(replace(among, name=wanted))
+        found = newest_of_each_id(store.traced_requests(replace(among, name=wanted)))
         if len(found) == 1:
             return found[0], kind
         if found:
@@ -197,8 +223,8 @@ def _find(
         404,
         "no-such-trace",
         "No such trace",
-        f"There is none of {last!r}{_where(among)}: it wasn't sampled (MOESCOPE_TRACE_RATE), still runs, or "
-        "was removed by its time to live. GET /v1/traces lists what there is."
+        f"There is none of {last!r}{_where(among)}: {WHY_ABSENT[store.why_absent(last)]} "
+        "GET /v1/traces lists what there is."
         + ("" if untold is None else f" A worker can't trace: {untold}"),
     )
 
@@ -215,6 +241,7 @@ def _several(found: list[TracedRequest]) -> ProblemError:
         detail = f"Choose one by {' and '.join(told_apart)}: {listing}{more}."
     else:
         detail = f"Ask for one of {', '.join(item.request_id for item in shown)}{more}."
+    detail += " GET /v1/requests/{id}/routing joins those of one request."
     return ProblemError(409, "several-traces", "Several requests have this id", detail)
 
 
@@ -237,6 +264,23 @@ def _workers(store: Store, found: TracedRequest, layers: list[int] | None) -> li
     return workers
 
 
+def _within(layers: list[int] | None, depth: int) -> list[int] | None:
+    """The layers, all of which the model has; None: all.
+
+    Raises:
+        ProblemError: it has one of them not (404).
+    """
+    beyond = [number for number in layers or [] if number >= depth]
+    if beyond:
+        raise ProblemError(
+            404,
+            "no-such-layer",
+            "No such layer",
+            f"There is no layer {beyond}; the model has 0 to {depth - 1}.",
+        )
+    return layers
+
+
 def _unknown_layers(store: Store, found: TracedRequest, wanted: list[int] | None) -> ProblemError:
     known = sorted({layer.layer for worker in store.traces(found.number, None) for layer in worker.layers})
     return ProblemError(
@@ -252,11 +296,19 @@ class _Download:
         found: the request.
         workers: its traces, of which nothing was read yet.
         first, end: the positions wanted.
+        as_vllm: with form=vllm: what is wanted, vLLM's shape, and the decoder layers.
     """
 
     def __init__(
-        self, kind: TraceFormat, found: TracedRequest, workers: list[WorkerTrace], first: int, end: int | None
+        self,
+        kind: TraceFormat,
+        found: TracedRequest,
+        workers: list[WorkerTrace],
+        first: int,
+        end: int | None,
+        as_vllm: tuple[Wish, VllmShape, list[int] | None] | None = None,
     ) -> None:
+        self._as_vllm = as_vllm
         self._kind = kind
         self._found = found
         self._workers = workers
@@ -271,7 +323,10 @@ class _Download:
     @property
     def memory(self) -> int:
         """The most bytes that making and sending it takes at any time."""
-        return trace_formats.memory_of(self._kind, Extent.of(self._workers), self._most_positions())
+        extent = Extent.of(self._workers)
+        if self._as_vllm is not None:
+            extent = extent.grown_to(self._as_vllm[1].depth)
+        return trace_formats.memory_of(self._kind, extent, self._most_positions())
 
     def begin(self) -> tuple[bytes, Generator[bytes], dict[str, str]]:
         """The first block, what makes the others, and headers.
@@ -280,14 +335,19 @@ class _Download:
             ProblemError: positions beyond what can be answered (400).
         """
         try:
-            routing = put_together(self._workers, self._first, self._end, self._most_positions())
+            routing: Shaped = put_together(self._workers, self._first, self._end, self._most_positions())
         except TooManyPositionsError as error:
             raise ProblemError(400, "too-many-positions", "Too many positions", str(error)) from error
+        if self._as_vllm is not None:
+            wish, shape, wanted = self._as_vllm
+            routing = in_form(routing, wish, shape, wanted, self._found.request_id)
         if self._kind is TraceFormat.JSON:
-            blocks = trace_formats.as_json(_out(self._found), routing)
+            blocks = trace_formats.as_json(trace_out(self._found), routing)
         else:
-            blocks = _BINARY[self._kind](routing)
-        return next(blocks), blocks, trace_formats.headers_of(self._kind, routing)
+            blocks = trace_tables.BINARY[self._kind](routing)
+        headers = trace_formats.headers_of(self._kind, routing) | headers_of_form(routing)
+        headers["X-Moescope-Request-Id"] = quote(self._found.request_id, safe=_SAFE)
+        return next(blocks), blocks, headers
 
     def _most_positions(self) -> int:
         """As many as were asked for, or twice as many as the request can have by what is said of it."""
@@ -295,10 +355,3 @@ class _Download:
             return min(MAX_POSITIONS, max(0, self._end - self._first))
         found = self._found
         return min(MAX_POSITIONS, 2 * (found.tokens + found.cached_tokens + found.prompt_tokens) + (1 << 16))
-
-
-def _out(found: TracedRequest) -> TraceOut:
-    return TraceOut.model_validate(
-        {name: getattr(found, name) for name in TraceOut.model_fields if name != "names"}
-        | {"names": list(found.names)}
-    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
-from itertools import pairwise
-from typing import Annotated, Final
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import Annotated, Final, Literal
 
+import numpy as np
 from fastapi import APIRouter, Query, Response
 
 from moescope.service.api.limits.turns import Turns
@@ -30,7 +32,7 @@ from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.compact import answer, compact_absent, described
 from moescope.service.api.schemas.trend import Trend
 from moescope.service.api.schemas.windows import layers_now, partial_now
-from moescope.service.live.producers import Deployment
+from moescope.service.live.producers import Deployment, heard_last
 from moescope.service.live.state import LiveState
 from moescope.service.measures.summary import Summary
 from moescope.service.windows.health import absent_layers
@@ -53,30 +55,72 @@ PointsParam = Annotated[
         f"`step` before `end`. Absent, without `start`: {DEFAULT_POINTS}.",
     ),
 ]
+PartsParam = Annotated[
+    list[Literal["ep_ranks"]] | None,
+    Query(description="What to add: `ep_ranks`, the load of each EP rank, interval by interval."),
+]
+MAX_LOADS: Final = 1 << 16
+"""Loads of EP ranks in an answer: ranks x intervals."""
 _REMEMBERED: Final = 4096
+_REMEMBERED_RATES: Final = 1 << 18
+"""Of DP and EP ranks, over all intervals that are remembered: some 16 MiB."""
 _SETTLED_S: Final = 60.0
 """Seconds after an interval's end until later frames change nothing in it: who fell silent, a broken law."""
 _NO_SAMPLE: Final = Summary()
+_Key = tuple[TrendWish, float, float]
+"""What is wanted of an interval, its begin and its end."""
 
 
-class _Cache:
-    """Intervals that are long over, so that they stay as they are; at most 4,096, then the oldest goes."""
+class KnownIntervals:
+    """Intervals that are long over, so that they stay as they are; then the oldest goes.
 
-    def __init__(self) -> None:
-        self._points: dict[tuple[TrendWish, float, float], TrendPoint] = {}
+    Args:
+        most: how many, at most.
+        most_rates: of how many DP and EP ranks in all of them together, at most.
+    """
+
+    def __init__(self, most: int = _REMEMBERED, most_rates: int = _REMEMBERED_RATES) -> None:
+        self._most, self._most_rates = most, most_rates
+        self._rates = 0
+        self._points: dict[_Key, TrendPoint] = {}
         self._lock = threading.Lock()
 
-    def point(self, state: LiveState, wanted: TrendWish, start: float, end: float) -> TrendPoint:
-        key = (wanted, start, end)
-        found = self._points.get(key)
-        if found is None:
-            found = point_of(state.spans(wanted.deployment, start, end), wanted, start, end)
-            with self._lock:
-                if end + _SETTLED_S < state.now():
-                    self._points[key] = found
-                while len(self._points) > _REMEMBERED:
-                    del self._points[next(iter(self._points))]
+    def points(self, state: LiveState, wanted: TrendWish, cuts: Sequence[float]) -> list[TrendPoint]:
+        """The intervals between neighbouring cuts. Those that aren't known are of one look, read in order.
+
+        Raises:
+            StoreError: the archive can't be read.
+        """
+        keys = [(wanted, *ends) for ends in pairwise(cuts)]
+        found = {key: self._points.get(key) for key in keys}
+        for known, run in groupby(keys, key=lambda key: found[key] is not None):
+            if not known:
+                found |= self._read(state, wanted, list(run))
+        return [point for point in found.values() if point is not None]
+
+    def _read(self, state: LiveState, wanted: TrendWish, keys: Sequence[_Key]) -> dict[_Key, TrendPoint]:
+        """Intervals that follow each other, each of whose boundaries is read once."""
+        instants = [keys[0][1], *(end for _, _, end in keys)]
+        found = {}
+        for key, spans in zip(keys, state.walk(wanted.deployment, instants), strict=True):
+            _, start, end = key
+            point = found[key] = point_of(spans, wanted, start, end)
+            if end + _SETTLED_S < state.now():
+                self._remember(key, point)
         return found
+
+    def _remember(self, key: _Key, point: TrendPoint) -> None:
+        with self._lock:
+            if key not in self._points:
+                self._points[key] = point
+                self._rates += _rates_of(point)
+            while len(self._points) > self._most or self._rates > self._most_rates:
+                self._rates -= _rates_of(self._points.pop(next(iter(self._points))))
+
+
+def _rates_of(point: TrendPoint) -> int:
+    """DP ranks of which an interval knows something, or that it isn't known, and EP ranks with a load."""
+    return len(point.rates) + len(point.waiting) + len(point.unknown) + len(point.ep_loads) // 4
 
 
 def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:
@@ -87,7 +131,7 @@ def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:
 def trend_router(state: LiveState, turns: Turns) -> APIRouter:
     """The route over ``state``."""
     router = APIRouter(tags=["queries"], route_class=turns.route)
-    cache = _Cache()
+    cache = KnownIntervals()
 
     @router.get("/v1/trend", responses=documented(400, 404, 422, 503) | {200: described(Trend)})
     def trend(
@@ -101,6 +145,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
         end: EndParam = None,
         step: StepParam = "5s",
         points: PointsParam = None,
+        parts: PartsParam = None,
     ) -> Response:
         """Tokens per second of each DP rank and the imbalance over EP ranks, interval by interval.
 
@@ -111,8 +156,10 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             _check_named(state, deployment, layer, dp_rank)
         now = state.now()
         length, cuts = _cuts(parse_bounds(start, end, now), step, points, now)
-        wanted = TrendWish(deployment, phase, dp_rank, frozenset(layer) if layer else None)
-        found = filled([cache.point(state, wanted, *ends) for ends in pairwise(cuts)])
+        ep_size = heard_last(state.producers(deployment)).ep_size if parts else 0
+        _check_loads(ep_size, len(cuts) - 1)
+        wanted = TrendWish(deployment, phase, dp_rank, frozenset(layer) if layer else None, bool(parts))
+        found = filled(cache.points(state, wanted, cuts))
         ranks = sorted({rank for point in found for rank in (*point.rates, *point.unknown)})
         summaries = [point.imbalance or _NO_SAMPLE for point in found]
         result = Trend(
@@ -131,6 +178,7 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             absent=compact_absent(_absent(state, deployment)),
             partial=partial_now(state, deployment),
             conflict=next((point.conflict for point in reversed(found) if point.conflict), None),
+            ep_ranks=_ep_ranks(found) if parts else None,
         )
         return answer(result)
 
@@ -165,6 +213,28 @@ def _cuts(bounds: Bounds, step: str, points: int | None, now: float) -> tuple[fl
             f"It would have {count} intervals, {MAX_POINTS} are allowed: give a longer step, or less.",
         )
     return length, [last - length * i for i in reversed(range(count + 1))]
+
+
+def _check_loads(ep_size: int, intervals: int) -> None:
+    """Check that there are not too many loads of EP ranks.
+
+    Raises:
+        ProblemError: there are (400).
+    """
+    if ep_size * intervals > MAX_LOADS:
+        raise ProblemError(
+            400,
+            "too-many-steps",
+            "The trend would be too long",
+            f"Of {ep_size} EP ranks an answer has {MAX_LOADS // ep_size} intervals at most: ask for less.",
+        )
+
+
+def _ep_ranks(found: Sequence[TrendPoint]) -> list[list[float | None]]:
+    """Loads by EP rank, then by interval."""
+    loads = [np.frombuffer(point.ep_loads, dtype=np.float32).tolist() for point in found]
+    size = max(map(len, loads))
+    return [[round(each[rank], 4) if rank < len(each) else None for each in loads] for rank in range(size)]
 
 
 def _check_named(

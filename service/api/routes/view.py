@@ -34,23 +34,28 @@ from moescope.service.api.schemas.compact import (
     window_of,
 )
 from moescope.service.api.schemas.measures import values_of
-from moescope.service.api.schemas.view import View, ViewLayer, ViewPhases, ViewRank, ViewSummary
+from moescope.service.api.schemas.view import HotSpot, View, ViewLayer, ViewPhases, ViewRank, ViewSummary
 from moescope.service.api.schemas.windows import partial_of, pick_layers
 from moescope.service.live.producers import ProducerSpan
 from moescope.service.live.state import LiveState
+from moescope.service.measures.arrays import FloatArray
 from moescope.service.settings import Settings
 from moescope.service.windows.assessment import Assessment, AxisBalance, assess
 from moescope.service.windows.dp_to_ep_slots import dp_to_ep_slots
 from moescope.service.windows.expert_ep_ranks import ep_ranks_of_experts
+from moescope.service.windows.hot_spots import hot_spot
 from moescope.service.windows.layer_window import LayerWindow
 from moescope.service.windows.phase_window import merge_spans_of_phase, spans_of_phase
 from moescope.service.windows.seconds import seconds_of
 from moescope.service.windows.window import DpRank, ModelWindow
 
-Part = Literal["counts", "flows", "owners"]
+Part = Literal["counts", "flows", "owners", "hot"]
 PartsParam = Annotated[
     list[Part] | None,
-    Query(description="What to add: `counts` by expert, `flows` from DP to EP ranks, `owners` of experts."),
+    Query(
+        description="What to add: `counts` by expert, `flows` from DP to EP ranks, `owners` of experts, "
+        "`hot`: the busiest EP rank and expert of each layer."
+    ),
 ]
 FlowLayerParam = Annotated[
     int | None, Query(description="`flows` of this layer only; absent: of those that `layer` names.")
@@ -93,9 +98,13 @@ def view_router(state: LiveState, settings: Settings, turns: Turns) -> APIRouter
         wanted = set(parts or ())
         if "counts" in wanted:
             result.counts = _counts(layers)
-        if "owners" in wanted:
+        if wanted & {"owners", "hot"}:
             placements = state.placements(deployment)
-            result.owners = [ep_ranks_of_experts(item.shape, placements) for item in layers]
+            owners = [ep_ranks_of_experts(item.shape, placements) for item in layers]
+            result.owners = owners if "owners" in wanted else None
+            if "hot" in wanted:
+                loads = [found.ep_ranks.cells[i].loads for i in picked]
+                result.hot = [_hot(*each) for each in zip(layers, loads, owners, strict=True)]
         if "flows" in wanted:
             _add_flows(result, found.window, spans_of_phase(spans, phase), layer, flow_layer)
         return answer(result)
@@ -144,6 +153,7 @@ def _view(
         flows=None,
         flows_reason=None,
         owners=None,
+        hot=None,
     )
 
 
@@ -185,6 +195,11 @@ def _summary(axis: AxisBalance) -> ViewSummary:
 
 def _counts(layers: list[LayerWindow]) -> list[list[int] | None]:
     return [None if layer.not_seen else layer.counts.sum(axis=0).tolist() for layer in layers]
+
+
+def _hot(layer: LayerWindow, loads: FloatArray | None, owners: list[int] | None) -> HotSpot | None:
+    found = hot_spot(layer.counts.sum(axis=0), loads, owners)
+    return None if found is None or layer.not_seen else HotSpot(found.rank, found.expert, found.over_fair)
 
 
 def _add_flows(

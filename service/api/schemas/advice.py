@@ -93,11 +93,13 @@ class WaitingOut(BaseModel):
 class VerdictOut(BaseModel):
     """What to do, and why."""
 
-    decision: Literal["worth_it", "not_worth_it", "ages_too_fast", "no_sample"] = Field(
+    decision: Literal["worth_it", "not_worth_it", "ages_too_fast", "too_early", "no_sample"] = Field(
         description="ages_too_fast: it would have been worth it on the loads it was fitted on, and was not "
-        "on later ones. no_sample: too few tokens."
+        "on later ones. too_early: the data span less than 10 minutes. no_sample: too few tokens."
     )
-    strategy: StrategyName | None = Field(description="The recommended placement; null: leave it as it is.")
+    strategy: StrategyName | None = Field(
+        description="The recommended placement (too_early: the best so far); null: leave it as it is."
+    )
     redundant: int | None = Field(description="Its redundant experts.")
     words: str
     evidence: list[str] = Field(description="The figures that the verdict rests on, a sentence each.")
@@ -131,6 +133,11 @@ class AdviceOut(BaseModel):
     held_out: Window = Field(description="The later window that they were checked on.")
     fit_tokens: int
     held_out_tokens: int
+    seconds: float = Field(description="That the data of both windows really span.")
+    enough: bool = Field(description="Whether that is enough to say what a placement is worth (10 minutes).")
+    short: str | None = Field(
+        description="To be said first: the data span less than was asked, or too little. null: neither."
+    )
     partial: Partial
     layers: list[int] = Field(description="Layers that were judged.")
     left_out: list[LeftOut]

@@ -75,6 +75,7 @@ class ProducerOut(BaseModel):
         description="Live processes that claim this rank, oldest first; empty: there is no conflict."
     )
     age_seconds: float = Field(description="Time since its newest frame was accepted.")
+    started_seconds: float = Field(description="Time since its newest start.")
     epoch: int = Field(description="Start of its counting, nanoseconds of Unix time on its own clock.")
     seq: int
     restarts: int
@@ -156,6 +157,14 @@ class PartOut(BaseModel):
     dp_ranks: list[int]
 
 
+class SilenceOut(BaseModel):
+    """Nothing comes from any worker of a deployment."""
+
+    seconds: float = Field(description="Since the newest frame of any of them.")
+    ended: bool = Field(description="All of them shut down in order: that is no fault.")
+    words: str = Field(description="A sentence about it, as in /v1/verdict.")
+
+
 class DeploymentOut(BaseModel):
     """All ranks of one vLLM deployment and model."""
 
@@ -175,6 +184,9 @@ class DeploymentOut(BaseModel):
         description="Names that have DP ranks which are missing here: they look like parts of one deployment."
     )
     partial: Partial
+    silence: SilenceOut | None = Field(
+        description="No worker has sent anything for a minute or more; null: some has."
+    )
     dp_ranks: list[DpRankOut]
 
 

@@ -12,6 +12,11 @@ _WINDOWED = (
     "all its steps were one: lower where the busiest rank changes. null: no sample, or not all loads known."
 )
 
+_CAUSED = (
+    "Waiting that each EP rank caused, in slots: the sum of max - mean where it was the busiest; ties are "
+    "shared. Over ranks it adds up to max_slots - mean_slots, but for steps stored before it was counted."
+)
+
 
 class StageOut(BaseModel):
     """Steps of one pipeline stage, all of whose ranks step together."""
@@ -33,6 +38,7 @@ class StragglerLayer(BaseModel):
     straggler_cost: float | None = Field(description=f"{_COST}, over steps. null: no step.")
     windowed_straggler_share: float | None = Field(description=_WINDOWED)
     hottest: list[float] = Field(description="Steps in which each EP rank was the busiest; ties are shared.")
+    caused: list[float] = Field(description=_CAUSED)
     hottest_rank: int | None = Field(
         description="The EP rank that was the busiest most often; null: no step."
     )
@@ -72,6 +78,7 @@ class Stragglers(BaseModel):
     mean_slots: float = Field(description="Sum over steps and layers of the EP ranks' mean slots.")
     windowed_straggler_share: float | None = Field(description=_WINDOWED)
     hottest: list[float] = Field(description="(Layer, step) pairs in which each EP rank was the busiest.")
+    caused: list[float] = Field(description=_CAUSED)
     hottest_rank: int | None = Field(
         description="The EP rank that was the busiest most often; null: no step."
     )

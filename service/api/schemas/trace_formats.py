@@ -1,28 +1,35 @@
-"""A trace as JSON, npz, Parquet or raw bytes, written block by block: none is ever there as a whole."""
+"""A trace as JSON, npz or raw bytes, written block by block: none is ever there as a whole.
+
+Parquet and Arrow are in :mod:`moescope.service.api.schemas.trace_tables`.
+"""
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import math
 import zipfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import IO, Any, Final, cast
 
 import msgspec
 import numpy as np
-from typing_extensions import Buffer  # the standard library has it from Python 3.12 on
+import numpy.typing as npt
 
 from moescope.service.api.problems import ProblemError
+from moescope.service.api.schemas.sink import Sink
 from moescope.service.api.schemas.traces import TraceOut
-from moescope.service.traces.routing import Extent, Int16Array, Routing, Rows
+from moescope.service.traces.forms import Shaped
+from moescope.service.traces.routing import ExpertRows, Extent
 
 BLOCK_BYTES: Final = 1 << 20
 """Bytes of experts, int16, that are made at once; a single position may have more."""
-_JSON_BYTES: Final = BLOCK_BYTES // 8  # as JSON: as Python's numbers they take 20 times as many
-_GROUP_BYTES: Final = 2 << 20  # of a row group of Parquet, which is always made whole
+JSON_BYTES: Final = BLOCK_BYTES // 8
+"""The same for JSON: as Python's numbers they take 20 times as many."""
+GROUP_BYTES: Final = 2 << 20
+"""Bytes of a row group of Parquet, which is always made whole."""
 _CHUNK: Final = 8192  # positions made at once at most
 _TIMES: Final = 1 << 15  # positions whose times_computed are made at once
 _NUMBER_BYTES: Final = 48  # of a number on its way to JSON: an object, its place in a list, its digits
@@ -36,6 +43,7 @@ class TraceFormat(StrEnum):
     JSON = "json"
     NPZ = "npz"
     PARQUET = "parquet"
+    ARROW = "arrow"
     RAW = "raw"
 
     @property
@@ -48,6 +56,7 @@ _MEDIA_TYPES: Final = {
     TraceFormat.JSON: "application/json",
     TraceFormat.NPZ: "application/x-npz",
     TraceFormat.PARQUET: "application/vnd.apache.parquet",
+    TraceFormat.ARROW: "application/vnd.apache.arrow.stream",
     TraceFormat.RAW: "application/octet-stream",
 }
 
@@ -64,23 +73,31 @@ def memory_of(kind: TraceFormat, extent: Extent, tokens: int) -> int:
     stored = 3 * extent.token_bytes  # of a position: unpacked, joined, chosen
     match kind:
         case TraceFormat.JSON:
-            of_block = _rows(_JSON_BYTES, position) * (stored + position * (2 + _NUMBER_BYTES // 2))
+            of_block = rows_of(JSON_BYTES, position) * (stored + position * (2 + _NUMBER_BYTES // 2))
             return extent.reading + of_block + _TIMES * _NUMBER_BYTES
         case TraceFormat.PARQUET:
-            rows = _rows(_GROUP_BYTES, position)
-            footer = -(-tokens // rows) * (extent.layers + 2) * _COLUMN_BYTES
+            rows = rows_of(GROUP_BYTES, position)
+            footer = footer_bytes(tokens, rows, extent.layers + 2)
             return extent.reading + rows * (stored + 8 * position) + footer
+        case TraceFormat.ARROW:
+            return extent.reading + rows_of(BLOCK_BYTES, position) * (stored + 8 * position)
         case _:
-            of_block = _rows(BLOCK_BYTES, position) * (stored + 5 * position)
+            of_block = rows_of(BLOCK_BYTES, position) * (stored + 5 * position)
             return extent.reading + of_block + _TIMES * 8 * 4
 
 
-def _rows(nbytes: int, position: int) -> int:
+def footer_bytes(tokens: int, rows: int, columns: int) -> int:
+    """The most that the footer of a Parquet file takes, with so many rows in each of its groups."""
+    return -(-tokens // rows) * columns * _COLUMN_BYTES
+
+
+def rows_of(nbytes: int, position: int) -> int:
     """Positions of so many bytes that are made together; at least one."""
     return min(_CHUNK, max(1, nbytes // max(1, position)))
 
 
-def _position_bytes(routing: Routing) -> int:
+def position_bytes(routing: Shaped) -> int:
+    """Bytes of a position's experts, at most 2 each."""
     return 2 * routing.shape[1] * routing.shape[2]
 
 
@@ -103,19 +120,20 @@ def negotiate(accept: str) -> TraceFormat:
     raise ProblemError(406, "no-such-format", "No such format", f"Accept one of {there_are}.")
 
 
-def headers_of(kind: TraceFormat, routing: Routing) -> dict[str, str]:
+def headers_of(kind: TraceFormat, routing: Shaped) -> dict[str, str]:
     """What a reader of raw bytes must know: shape, type, layers and first position; and its length."""
-    length = {"Content-Length": str(2 * math.prod(routing.shape))} if kind is TraceFormat.RAW else {}
+    nbytes = routing.dtype.itemsize * math.prod(routing.shape)
+    length = {"Content-Length": str(nbytes)} if kind is TraceFormat.RAW else {}
     return {
         **length,
         "X-Moescope-Shape": ",".join(str(size) for size in routing.shape),
-        "X-Moescope-Dtype": "<i2",
+        "X-Moescope-Dtype": dtype_name(routing),
         "X-Moescope-Layers": ",".join(str(layer.layer) for layer in routing.layers),
         "X-Moescope-First-Position": str(routing.first),
     }
 
 
-def as_json(request: TraceOut, routing: Routing) -> Generator[bytes]:
+def as_json(request: TraceOut, routing: Shaped) -> Generator[bytes]:
     """The JSON of a :class:`TraceDetail`, some positions at a time."""
     head: dict[str, Any] = {
         **request.model_dump(),
@@ -125,7 +143,7 @@ def as_json(request: TraceOut, routing: Routing) -> Generator[bytes]:
         "top_k": [layer.top_k for layer in routing.layers],
         "weights": [item._asdict() for item in routing.weights],
     }
-    chunks = routing.chunks(_rows(_JSON_BYTES, _position_bytes(routing)))
+    chunks = routing.chunks(rows_of(JSON_BYTES, position_bytes(routing)))
     first = next(chunks)  # what can't be read is an error of its own before anything was sent
     yield json.dumps(head)[:-1].encode() + b', "times_computed": ['
     begun = False
@@ -140,22 +158,26 @@ def as_json(request: TraceOut, routing: Routing) -> Generator[bytes]:
     yield b"]}"
 
 
-def as_npz(routing: Routing) -> Generator[bytes]:
-    """``numpy.load`` gives routed_experts, and all else of the JSON that is an array."""
-    sink = _Sink()
+def as_npz(routing: Shaped, texts: Mapping[str, str] = MappingProxyType({})) -> Generator[bytes]:
+    """``numpy.load`` gives routed_experts, all else of the JSON that is an array, and ``texts`` by name."""
+    sink = Sink()
     with zipfile.ZipFile(cast(IO[bytes], sink), "w") as file:
         with file.open("routed_experts.npy", "w", force_zip64=True) as entry:
-            _write_header(entry, {"descr": "<i2", "fortran_order": False, "shape": routing.shape})
-            for rows in routing.chunks(_rows(BLOCK_BYTES, _position_bytes(routing))):
-                entry.write(_raw(rows.experts))
+            _write_header(
+                entry, {"descr": dtype_name(routing), "fortran_order": False, "shape": routing.shape}
+            )
+            for rows in routing.chunks(rows_of(BLOCK_BYTES, position_bytes(routing))):
+                entry.write(_raw(routing, rows.experts))
                 yield sink.take()
-        for name, array in (
+        arrays: list[tuple[str, npt.ArrayLike]] = [
             ("first_position", np.int64(routing.first)),
             ("layers", np.array([layer.layer for layer in routing.layers], np.int64)),
             ("num_experts", np.array([layer.num_experts for layer in routing.layers], np.int64)),
             ("top_k", np.array([layer.top_k for layer in routing.layers], np.int64)),
             ("weights", np.array(routing.weights, np.int64).reshape(-1, 3)),
-        ):
+            *((name, np.str_(text)) for name, text in texts.items()),
+        ]
+        for name, array in arrays:
             with file.open(f"{name}.npy", "w") as entry:
                 np.save(entry, array)
         with file.open("times_computed.npy", "w", force_zip64=True) as entry:
@@ -166,81 +188,16 @@ def as_npz(routing: Routing) -> Generator[bytes]:
     yield sink.take()
 
 
-def as_raw(routing: Routing) -> Generator[bytes]:
-    """Little-endian int16 in C order; :func:`headers_of` says the shape."""
-    for rows in routing.chunks(_rows(BLOCK_BYTES, _position_bytes(routing))):
-        yield _raw(rows.experts)
+def as_raw(routing: Shaped) -> Generator[bytes]:
+    """Little-endian in C order; :func:`headers_of` says the type and the shape."""
+    for rows in routing.chunks(rows_of(BLOCK_BYTES, position_bytes(routing))):
+        yield _raw(routing, rows.experts)
 
 
-def as_parquet(routing: Routing) -> Generator[bytes]:
-    """A row a position: position, times_computed, and for each layer a list of experts, null if not computed.
-
-    Raises:
-        ProblemError: pyarrow is not installed.
-    """
-    try:
-        import pyarrow.parquet as pq  # here, since it is an optional extra
-    except ImportError:
-        raise ProblemError(
-            501, "no-parquet", "Parquet is not installed", "Install moescope[parquet] here, or take .npz."
-        ) from None
-    return _parquet(routing, pq)
+def dtype_name(routing: Shaped) -> str:
+    """The type of a number as NumPy writes it, little-endian: ``<i2``, ``|u1`` or ``<u2``."""
+    return routing.dtype.newbyteorder("<").str
 
 
-def _parquet(routing: Routing, pq: Any) -> Generator[bytes]:
-    sink, writer, first = _Sink(), None, routing.first
-    for rows in routing.chunks(_rows(_GROUP_BYTES, _position_bytes(routing))):
-        table = _table(routing, first, rows)
-        first += len(rows.times)
-        writer = writer or pq.ParquetWriter(sink, table.schema, compression="zstd")
-        writer.write_table(table)
-        yield sink.take()
-    if writer is not None:
-        writer.close()
-    yield sink.take()
-
-
-def _table(routing: Routing, first: int, rows: Rows) -> Any:
-    import pyarrow as pa  # here, since it is an optional extra
-
-    missing = pa.array(rows.times == 0)
-    columns = {
-        "position": pa.array(np.arange(first, first + len(rows.times))),
-        "times_computed": pa.array(rows.times),
-    }
-    for i, layer in enumerate(routing.layers):
-        flat = pa.array(np.ascontiguousarray(rows.experts[:, i, : layer.top_k]).reshape(-1))
-        columns[f"layer_{layer.layer}"] = pa.FixedSizeListArray.from_arrays(flat, layer.top_k, mask=missing)
-    return pa.table(columns)
-
-
-def _raw(experts: Int16Array) -> bytes:
-    return experts.astype("<i2", copy=False).tobytes()
-
-
-class _Sink(io.RawIOBase):
-    """A file that keeps what is written until :meth:`take` gets it. It can't seek."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._parts: list[bytes] = []
-        self._written = 0
-
-    def writable(self) -> bool:
-        """It is."""
-        return True
-
-    def write(self, data: Buffer) -> int:
-        """Take bytes."""
-        self._parts.append(bytes(data))
-        self._written += len(self._parts[-1])
-        return len(self._parts[-1])
-
-    def tell(self) -> int:
-        """Bytes that were written."""
-        return self._written
-
-    def take(self) -> bytes:
-        """What was written since the last call."""
-        taken, self._parts = b"".join(self._parts), []
-        return taken
+def _raw(routing: Shaped, experts: ExpertRows) -> bytes:
+    return experts.astype(dtype_name(routing), copy=False).tobytes()

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from moescope.service.store.records import TracedRequest
+
 
 class TraceOut(BaseModel):
     """A traced request."""
@@ -25,6 +27,26 @@ class TraceOut(BaseModel):
     started_at: float = Field(description="First step, Unix seconds, on its worker's clock.")
     ended_at: float
     stored_at: float = Field(description="When the service got it, Unix seconds.")
+    role: str = Field(description="prefill or decode, of its deployment; empty: both, or not told.")
+    pool: str = Field(description="The pool of its deployment; empty: none.")
+    lora: str = Field(description="Its LoRA adapter; empty: none, or its worker doesn't tell.")
+    finish_reason: str = Field(description="Why it ended, as far as its workers tell; empty: they don't.")
+    accepted_drafts: int = Field(description="Tokens that were accepted drafts, as far as its workers tell.")
+    rejected_drafts: int = Field(description="Rows computed for it in vain: rejected drafts.")
+    missing_stages: int = Field(
+        description="Pipeline stages of which no complete trace came (yet): their layers are missing."
+    )
+    missing_tokens: int = Field(
+        description="Tokens that other tensor-parallel workers computed and did not bring (yet)."
+    )
+
+
+def trace_out(found: TracedRequest) -> TraceOut:
+    """A stored request as answers have it."""
+    return TraceOut.model_validate(
+        {name: getattr(found, name) for name in TraceOut.model_fields if name != "names"}
+        | {"names": list(found.names)}
+    )
 
 
 class TracePage(BaseModel):

@@ -70,6 +70,19 @@ class ViewLayer(msgspec.Struct):
     reason: str | None
 
 
+class HotSpot(msgspec.Struct):
+    """The busiest EP rank of a layer, and its busiest expert.
+
+    `ep_rank` is null where loads of EP ranks are not known. `expert` is the busiest of the experts that only
+    this rank holds; the busiest of all where that isn't known. `over_fair` are its slots as a multiple of a
+    fair share (the layer's slots / its experts).
+    """
+
+    ep_rank: int | None
+    expert: int
+    over_fair: float
+
+
 class View(msgspec.Struct):
     """A deployment in a window.
 
@@ -78,6 +91,7 @@ class View(msgspec.Struct):
     where that isn't known, -2 where several hold a copy. `phase` is the phase that was asked for (null:
     both). `phase_reason` says why it isn't known which tokens are of that phase; then `tokens`, and what
     needs them, is null. `tokens_reason` is the reason why `tokens` is null, whatever was asked for.
+    `hot` has the busiest EP rank and expert of each layer; null for a layer without slots.
     `conflict` says why there is no balance because several live processes claim one rank, or did in the
     window.
     `partial` says why all this is of a part of the deployment only, and which other name may have the rest;
@@ -107,3 +121,4 @@ class View(msgspec.Struct):
     flows: list[list[float]] | None
     flows_reason: str | None
     owners: list[list[int] | None] | None
+    hot: list[HotSpot | None] | None

@@ -14,6 +14,7 @@ from moescope.service.live.parts import REMEDY, Part, other_parts
 from moescope.service.live.producers import Deployment, ProducerState, heard_last
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_spans_of_phase
+from moescope.service.windows.series import merge_series
 from moescope.service.windows.weights import changed_within
 from moescope.service.windows.window import ModelWindow
 
@@ -62,7 +63,7 @@ def read_series(
         check_dp_rank(dp_rank, (item.producer for item in whole))
     return (
         merge_spans_of_phase(whole, phase, dp_rank),
-        (merge_spans_of_phase(spans, phase, dp_rank) for spans in parts),
+        merge_series(parts, phase, dp_rank),
     )
 
 

@@ -80,6 +80,8 @@ def _sums(group: Group, joins: dict[int, Status]) -> Iterator[Found]:
     for rank, steps in enumerate(cost.hottest.tolist()[: group.ep_size]):
         labels = (*deployment, str(rank))
         yield Sample("moescope_straggler_hottest_layer_steps_total", labels, steps, created)
+    for rank, slots in enumerate(cost.caused.tolist()[: group.ep_size]):
+        yield Sample("moescope_straggler_caused_slots_total", (*deployment, str(rank)), slots, created)
     for layer in cost.layers:
         labels = (*deployment, str(layer.layer))
         yield Sample("moescope_layer_straggler_max_slots_total", labels, layer.max_slots, created)

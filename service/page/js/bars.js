@@ -4,6 +4,22 @@ import { h, patch, setAttribute, setText } from "./dom.js";
 
 /** @typedef {{head: string, value: number, text: string, mark?: number, hot?: boolean, cells?: (string|Node)[], title?: string}} Bar */
 
+/** An empty bar. */
+export const makeBar = () => h("span", { class: "bar" }, h("i"), h("b"));
+
+/**
+ * Fill a bar.
+ * @param {any} bar
+ * @param {{value: number, most: number, mark?: number, hot?: boolean}} how `most` is the value of a full bar; `mark` is where a line is drawn, such as a fair share
+ */
+export function setBar(bar, { value, most, mark, hot }) {
+  const [fill, line] = bar.children;
+  fill.style.width = `${most > 0 ? Math.min(100, (100 * value) / most) : 0}%`;
+  line.hidden = mark === undefined;
+  if (mark !== undefined) line.style.left = `${most > 0 ? Math.min(100, (100 * mark) / most) : 0}%`;
+  setAttribute(bar, "data-hot", hot ? "" : null);
+}
+
 /**
  * A table with a bar a row.
  * @param {string} caption for screen readers
@@ -12,11 +28,10 @@ import { h, patch, setAttribute, setText } from "./dom.js";
 export function barTable(caption, heads) {
   const body = h("tbody");
   const row = h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: i === 2 ? "number" : null }, i === 1 ? h("span", { class: "unseen", text: "as a bar" }) : text)));
-  const element = h("table", {}, h("caption", { class: "unseen", text: caption }), h("thead", {}, row), body);
+  const element = h("table", { class: "cards" }, h("caption", { class: "unseen", text: caption }), h("thead", {}, row), body);
   const create = () => {
-    const cells = heads.slice(3).map(() => h("td"));
-    const bar = h("span", { class: "bar" }, h("i"), h("b"));
-    return h("tr", {}, h("th", { scope: "row" }), h("td", { class: "wide" }, bar), h("td", { class: "number" }), ...cells);
+    const cells = heads.slice(3).map((name) => h("td", { "data-label": name }));
+    return h("tr", {}, h("th", { scope: "row" }), h("td", { class: "wide" }, makeBar()), h("td", { class: "number", "data-label": heads[2] }), ...cells);
   };
   return {
     element,
@@ -27,13 +42,9 @@ export function barTable(caption, heads) {
     update(bars, most) {
       patch(body, bars, create, (tr, item) => {
         const [head, wide, value, ...rest] = tr.children;
-        const [fill, line] = wide.firstChild.children;
         setText(head, item.head);
         setText(value, item.text);
-        fill.style.width = `${most > 0 ? Math.min(100, (100 * item.value) / most) : 0}%`;
-        line.hidden = item.mark === undefined;
-        if (item.mark !== undefined) line.style.left = `${most > 0 ? Math.min(100, (100 * item.mark) / most) : 0}%`;
-        setAttribute(wide.firstChild, "data-hot", item.hot ? "" : null);
+        setBar(wide.firstChild, { ...item, most });
         setAttribute(tr, "title", item.title);
         rest.forEach((cell, i) => {
           const content = item.cells?.[i] ?? "";

@@ -9,6 +9,7 @@ import { colour, dark, onTheme } from "./theme.js";
 const ON_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 const ON_DARK = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#f0e442"];
 const lineColour = (i) => (dark() ? ON_DARK : ON_LIGHT)[i % ON_LIGHT.length];
+const DRAGGED_PX = 6; // a shorter drag is a click
 
 /** Indices of samples with a gap on both sides, which a line would not show; null where there are none. */
 function lone(plot, series) {
@@ -21,8 +22,9 @@ function lone(plot, series) {
  * @param {string} label what the chart shows, for screen readers
  * @param {(value: number) => string} format of the values
  * @param {number} least where the values' axis begins
+ * @param {(from: number, to: number) => void} onZoom is told the Unix seconds between which the chart was dragged
  */
-export function lineChart(label, format, least) {
+export function lineChart(label, format, least, onZoom) {
   const place = h("div", { class: "chart", role: "img", "aria-label": label });
   const key = h("ul", { class: "key" });
   const element = h("div", {}, place, key);
@@ -31,6 +33,13 @@ export function lineChart(label, format, least) {
   let data = /** @type {any[]} */ ([]);
   let series = /** @type {string[]} */ ([]);
 
+  const zoomed = (chart) => {
+    const { left, width } = chart.select;
+    if (width < DRAGGED_PX) return;
+    const [from, to] = [left, left + width].map((x) => chart.posToVal(x, "x"));
+    chart.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    onZoom(Math.floor(from), Math.max(Math.ceil(to), Math.floor(from) + 1));
+  };
   const build = () => {
     plot?.destroy();
     const axis = { stroke: colour("muted"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false }, font: "12px system-ui" };
@@ -38,7 +47,8 @@ export function lineChart(label, format, least) {
       {
         width: Math.max(place.clientWidth, 200),
         height: 190,
-        cursor: { y: false, drag: { x: false, y: false }, points: { size: 5 } },
+        cursor: { y: false, drag: { x: true, y: false, setScale: false, dist: DRAGGED_PX }, points: { size: 5 } },
+        hooks: { setSelect: [zoomed] },
         legend: { show: false },
         scales: { y: { range: (_u, _min, max) => [least, Math.max((max ?? least) * 1.08, least + 0.1)] } },
         axes: [{ ...axis, space: 90, size: 30, values: (_u, ticks) => ticks.map(minute) }, { ...axis, size: 58, values: (_u, ticks) => ticks.map(format) }],

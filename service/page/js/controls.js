@@ -1,8 +1,8 @@
 // Which deployment and which window: the controls that all views share.
 
-import { choice, h } from "./dom.js";
+import { choice, h, setAttribute } from "./dom.js";
 import { PHASES, phaseOf } from "./phase.js";
-import { change } from "./route.js";
+import { bounds, change, DEFAULT_WINDOW, link, seconds } from "./route.js";
 
 /** @type {[string, string][]} */
 const WINDOWS = [
@@ -52,20 +52,22 @@ export function buildControls(place) {
   const window = choice("Window", (value) => {
     const now = Math.floor(Date.now() / 1000);
     if (value === "past") change({ window: null, from: now - 300, to: now });
-    else change({ window: value === "1m" ? null : value, from: null, to: null });
+    else change({ window: value, from: null, to: null });
   });
   const phase = choice("Phase", (value) => change({ phase: value }));
   const from = instant("from", "From");
   const to = instant("to", "To");
-  place.append(deployment.element, window.element, from.element, to.element, phase.element);
+  const fixed = h("a", { class: "fixed", text: "Link to this window", title: "An address that always shows this view of this model in this very window" });
+  place.append(deployment.element, window.element, from.element, to.element, phase.element, fixed);
 
   return {
     /**
      * Show what a route chooses.
-     * @param {boolean} phases whether the view can show one phase
+     * @param {{phases?: boolean, window?: boolean}} view whether it can show one phase; whether it has a window of its own
+     * @param {number} now Unix seconds on the service's clock
      * @returns the deployment of `ranks` that is meant: the first live one unless the route names one; null if none
      */
-    update(route, ranks, phases) {
+    update(route, ranks, view, now) {
       const { params } = route;
       const known = ranks.deployments;
       const named = known.find((d) => matches(params, d));
@@ -76,11 +78,18 @@ export function buildControls(place) {
         chosen ? JSON.stringify([chosen.server, chosen.model]) : "",
       );
       const past = params.has("from") && params.has("to");
-      const span = params.get("window") ?? "1m";
+      const span = params.get("window") ?? DEFAULT_WINDOW;
       const options = WINDOWS.some(([value]) => value === span) ? WINDOWS : [[span, `last ${span}`], ...WINDOWS];
       window.set(/** @type {[string, string][]} */ (options), past ? "past" : span);
-      for (const control of [from, to]) control.update(params, past);
-      phase.element.hidden = !phases;
+      for (const control of [from, to]) control.update(params, past && view.window !== false);
+      fixed.hidden = past || view.window === false || !chosen;
+      if (!fixed.hidden) {
+        const { start } = bounds(params);
+        const begin = start === null ? 0 : Math.floor(seconds(start, now));
+        setAttribute(fixed, "href", link(route.view, { server: chosen.server, model: chosen.model, window: null, from: begin, to: Math.ceil(now) }));
+      }
+      window.element.hidden = view.window === false;
+      phase.element.hidden = !view.phases;
       phase.set(PHASES, phaseOf(params) ?? "");
       return chosen ?? null;
     },

@@ -1,19 +1,36 @@
 // Loads of EP ranks: bars, with the experts that each rank holds, and a grid of whose slots went where.
 
-import { barTable } from "./bars.js";
-import { h, panel, scroll, setText } from "./dom.js";
+import { makeBar, setBar } from "./bars.js";
+import { h, panel, setAttribute, setText } from "./dom.js";
 import { compact, count, percent, ranges, times } from "./format.js";
 import { gridPanel } from "./gridpanel.js";
 import { deviation, idTicks } from "./scales.js";
+import { sortTable } from "./sorttable.js";
 
 const HOT_RANK = 1.25;
 
+/** @type {import("./sorttable.js").Column[]} */
+const COLUMNS = [
+  { name: "EP rank", rising: true, key: ({ rank }) => rank, show: (cell, { rank }) => setText(cell, `${rank}`) },
+  { name: "", wide: true, make: (cell) => cell.append(makeBar()), show: (cell, { load, most, fair }) => setBar(cell.firstChild, { value: load, most, mark: fair, hot: load > HOT_RANK * fair }) },
+  {
+    name: "slots",
+    number: true,
+    key: ({ load }) => load,
+    show: (cell, { load }) => {
+      setText(cell, compact(load));
+      setAttribute(cell, "title", `${count(load)} slots`);
+    },
+  },
+  { name: "of a fair share", number: true, key: ({ load }) => load, show: (cell, { load, fair }) => setText(cell, times(load / fair)) },
+  { name: "experts", show: (cell, { held }) => setText(cell, held) },
+];
+
 /** Bars of the EP ranks of one layer, or of all. */
 export function epBars() {
-  const table = barTable("Slots of each EP rank", ["EP rank", "", "slots", "of a fair share", "experts"]);
+  const table = sortTable("Slots of each EP rank", COLUMNS, { by: 2, what: "EP ranks", rows: 16 });
   const reason = h("p", { class: "nodata" });
-  const place = scroll("EP ranks", table.element, true);
-  const { element, hint } = panel("EP ranks", "", place, reason);
+  const { element, hint } = panel("EP ranks", "", table.element, reason);
   return {
     element,
     /** @param {any} view with owners @param {number|null} only a layer's id, null for all */
@@ -23,16 +40,13 @@ export function epBars() {
       const width = Math.max(0, ...known.map(({ layer }) => layer.ep_slots.length));
       const loads = Array.from({ length: width }, (_, r) => known.reduce((sum, { layer }) => sum + (layer.ep_slots[r] ?? 0), 0));
       const fair = loads.reduce((a, b) => a + b, 0) / width;
-      place.hidden = !fair;
+      table.element.hidden = !fair;
       reason.hidden = !!fair;
       setText(reason, fair ? "" : chosen.find(({ layer }) => layer.ep_reason)?.layer.ep_reason ?? "No such layer.");
       const held = placements(view, chosen.map(({ i }) => i), width);
       const most = Math.max(0, ...loads);
       setText(hint, fair ? `imbalance ratio ${times(most / fair)}${only === null ? " of the sums over layers" : ""}` : "");
-      table.update(
-        loads.map((load, r) => ({ head: `${r}`, value: load, text: compact(load), title: `${count(load)} slots`, mark: fair, hot: load > HOT_RANK * fair, cells: [times(load / fair), held[r]] })),
-        Math.max(most, 1.2 * fair),
-      );
+      table.update(loads.map((load, rank) => ({ rank, load, fair, most: Math.max(most, 1.2 * fair), held: held[rank] })));
     },
   };
 }

@@ -4,6 +4,7 @@ import { count, duration, plural, ranges } from "./format.js";
 
 /** @typedef {{level: "good"|"warn"|"bad", word: string, text: string}} Finding */
 
+const RECENT_S = 900;
 const WORST = ["bad", "warn", "good"];
 
 /**
@@ -16,14 +17,17 @@ export function rankState(rank) {
   const conflict = of("conflict");
   const disabled = of("disabled");
   const stale = of("stale");
-  const restarts = Math.max(...rank.producers.map((p) => p.restarts));
+  const restarts = recent(rank.producers);
   if (conflict) return { level: "bad", word: "conflict", text: conflict.state_reason };
   if (disabled) return { level: "bad", word: "disabled", text: disabled.state_reason || "capture was turned off" };
   if (stale) return { level: "warn", word: "stale", text: `silent for ${duration(stale.age_seconds)}${lastWord(stale)}` };
-  if (restarts) return { level: "good", word: "live, restarted", text: plural(restarts, "restart") };
+  if (restarts.length) return { level: "good", word: "live, restarted", text: `${duration(lastStart(restarts))} ago` };
   return { level: "good", word: "live", text: "" };
 }
 
+/** Workers that started again less than a quarter of an hour ago: after that it is no news. */
+const recent = (list) => list.filter((p) => p.restarts && p.started_seconds < RECENT_S);
+const lastStart = (list) => Math.min(...list.map((p) => p.started_seconds));
 const isGone = (rank) => rank.producers.every((p) => p.state === "gone");
 
 /** What a worker said before it fell silent, if it was that it doesn't count. */
@@ -154,6 +158,6 @@ function drops(d) {
 }
 
 function restarts(d) {
-  const n = producers(d).reduce((sum, p) => sum + p.restarts, 0);
-  return n ? { level: "good", word: "restarted", text: `${plural(n, "restart")} of workers; totals go on over them.` } : null;
+  const list = recent(producers(d));
+  return list.length ? { level: "good", word: "restarted", text: `${plural(list.reduce((sum, p) => sum + p.restarts, 0), "restart")} of workers, the last one ${duration(lastStart(list))} ago; totals go on over them.` } : null;
 }

@@ -5,10 +5,12 @@ import { buildControls } from "./controls.js";
 import { h, setAttribute, setText } from "./dom.js";
 import { time, timeZone } from "./format.js";
 import { brokenLaw, partText } from "./health.js";
+import { bindHelp } from "./help.js";
 import { follow } from "./live.js";
-import { empty, failure, loading } from "./messages.js";
+import { empty, failure, loading, unknown } from "./messages.js";
 import { phaseOf } from "./phase.js";
-import { bounds, link, read } from "./route.js";
+import { bounds, DEFAULT_WINDOW, link, read } from "./route.js";
+import { showSilence, silentFor } from "./silence.js";
 import { signIn } from "./signin.js";
 import { bindToggle } from "./theme.js";
 import { VIEWS } from "./views/index.js";
@@ -45,6 +47,7 @@ let now = Date.now() / 1000;
 let freshAt = 0;
 let running = /** @type {AbortController|null} */ (null);
 let again = false;
+let silence = /** @type {any} */ (null);
 
 for (const [name, { title, inMenu }] of Object.entries(VIEWS)) {
   if (inMenu) nav.append(h("a", { href: link(name), "data-view": name, text: title }));
@@ -53,8 +56,8 @@ for (const [name, { title, inMenu }] of Object.entries(VIEWS)) {
 function showView(name) {
   shown.view?.destroy?.();
   shown = { name, view: VIEWS[name].create(), ready: false };
-  main.replaceChildren(loading());
-  document.title = `${VIEWS[name].title} · moescope`;
+  main.replaceChildren(loading(VIEWS[name].title));
+  showSilence(null, VIEWS[name].title);
 }
 
 /** Put something in the place of the view; the next good answer brings the view back. */
@@ -64,9 +67,10 @@ function showInstead(element) {
 }
 
 function showStatus(past) {
-  const state = connection === "live" && past ? "paused" : connection;
+  const said = past ? "" : silentFor(silence);
+  const state = connection !== "live" ? connection : past ? "paused" : said ? "silent" : "live";
   setAttribute(status, "data-state", state);
-  setText(status, { live: "Live", paused: "Past window", lost: "Disconnected", connecting: "Connecting" }[state]);
+  setText(status, { live: "Live", paused: "Past window", lost: "Disconnected", connecting: "Connecting", silent: said }[state] ?? "");
   notice.hidden = connection !== "lost" || !freshAt;
   if (!notice.hidden) {
     notice.replaceChildren(
@@ -99,10 +103,19 @@ async function refresh() {
 
 async function draw(signal) {
   const route = read();
-  const name = route.view in VIEWS ? route.view : "overview";
+  const name = route.view;
+  if (!Object.hasOwn(VIEWS, name)) {
+    showUnknown(name);
+    return;
+  }
   if (name !== shown.name) showView(name);
   const ranks = await get("v1/ranks", {}, signal);
-  const deployment = controls.update(route, ranks, VIEWS[name].phases ?? false);
+  const deployment = controls.update(route, ranks, VIEWS[name], now);
+  if (deployment) settle(route, deployment);
+  const { past } = bounds(route.params);
+  silence = deployment?.silence ?? null;
+  showSilence(past ? null : silence, VIEWS[name].title);
+  showStatus(past);
   showNav(name);
   showBroken(deployment);
   if (!deployment) {
@@ -115,11 +128,32 @@ async function draw(signal) {
   await shown.view.refresh({ route, ranks, deployment, query, now, signal });
   freshAt = now;
   showCut(windowCutAt(signal));
-  showStatus(bounds(route.params).past);
+  showStatus(past);
   if (!shown.ready) {
     main.replaceChildren(shown.view.element);
     shown.ready = true;
   }
+}
+
+/** The address always names deployment and window, so that it shows the same when others report too. */
+function settle(route, { server, model }) {
+  const { params } = route;
+  const missing = {};
+  if (!params.has("server") || !params.has("model")) Object.assign(missing, { server, model });
+  if (!params.has("window") && !bounds(params).past) missing.window = DEFAULT_WINDOW;
+  if (!Object.keys(missing).length) return;
+  history.replaceState(null, "", link(route.view, missing));
+  for (const [key, value] of Object.entries(missing)) params.set(key, value);
+}
+
+/** An address that names no view. */
+function showUnknown(name) {
+  shown.view?.destroy?.();
+  shown = { name: "", view: null, ready: false };
+  silence = null;
+  showSilence(null, "No such view");
+  for (const a of nav.children) setAttribute(a, "aria-current", null);
+  main.replaceChildren(unknown(name, Object.entries(VIEWS).filter(([, view]) => view.inMenu).map(([view, { title }]) => [link(view), title])));
 }
 
 /** Counts that don't add up, and ranks that are not here, are said above every view: what it shows rests on them. */
@@ -158,13 +192,19 @@ function report(error) {
 window.addEventListener("hashchange", () => {
   running?.abort();
   const { view } = read();
-  if (view !== shown.name && view in VIEWS) showView(view);
-  showNav(shown.name);
+  if (view !== shown.name && Object.hasOwn(VIEWS, view)) showView(view);
+  if (shown.name) showNav(shown.name);
   refresh();
 });
 document.getElementById("skip")?.addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
+});
+const theme = /** @type {HTMLElement} */ (document.getElementById("theme"));
+bindHelp(/** @type {HTMLElement} */ (document.getElementById("help")), {
+  views: () => nav.querySelectorAll("a"),
+  window: () => document.querySelector("#controls select[aria-label=Window]"),
+  theme,
 });
 bindToggle(/** @type {HTMLButtonElement} */ (document.getElementById("theme")));
 follow(

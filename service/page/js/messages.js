@@ -2,12 +2,13 @@
 
 import { h } from "./dom.js";
 
-/** Waiting for the first answer. */
-export function loading() {
+/** Waiting for the first answer. @param {string} title of the view */
+export function loading(title) {
   return h(
     "div",
     { class: "stack", "data-state": "loading" },
-    h("h1", { class: "unseen", text: "Loading" }),
+    h("h1", { text: `Loading: ${title}` }),
+    h("p", { class: "muted", role: "status", text: "Asking the service. A window of hours, or of hundreds of ranks, may take some seconds." }),
     h("div", { class: "skeleton" }),
     h("div", { class: "skeleton" }),
   );
@@ -46,6 +47,21 @@ export function failure(error, retry) {
     h("h1", { text: error.title ?? "This page failed" }),
     h("p", { text: error.detail ?? `This is a bug of moescope: please report it. ${error}` }),
     h("button", { type: "button", text: "Try again", on: { click: retry } }),
+  );
+}
+
+/**
+ * An address that names no view.
+ * @param {string} name
+ * @param {[string, string][]} views addresses and titles of those that there are
+ */
+export function unknown(name, views) {
+  return h(
+    "section",
+    { class: "message", role: "alert", "data-state": "unknown" },
+    h("h1", { text: "No such view" }),
+    h("p", { text: `This page has no view "${name}". Choose one:` }),
+    h("ul", {}, ...views.map(([href, text]) => h("li", {}, h("a", { href, text })))),
   );
 }
 

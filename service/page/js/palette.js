@@ -4,10 +4,10 @@ import { dark } from "./theme.js";
 
 /** 256 colours as 0xAABBGGRR, what a little-endian ImageData takes. @typedef {Uint32Array} Palette */
 
-// Far below, fair, far above.
+// Far below, fair, far above. On a dark ground cold ones recede into it, and hot ones shine.
 const DIVERGING = {
   light: ["#123f73", "#2f72b3", "#8bb8de", "#f1f3f5", "#f3b375", "#cf6a14", "#7a3503"],
-  dark: ["#9cd0ff", "#4a93d6", "#265079", "#20262d", "#7d4a1b", "#d98032", "#ffcf9e"],
+  dark: ["#131d2b", "#1a3450", "#27486a", "#46525f", "#a8611f", "#ee9238", "#ffe9c4"],
 };
 // Nothing, much.
 const SEQUENTIAL = {

@@ -10,8 +10,8 @@ import { h, patch, setAttribute, setText } from "./dom.js";
 export function plainTable(caption, heads) {
   const body = h("tbody");
   const row = h("tr", {}, ...heads.map((text, i) => h(text ? "th" : "td", { scope: text ? "col" : null, class: i ? "number" : null, text })));
-  const element = h("table", {}, h("caption", { class: "unseen", text: caption }), h("thead", {}, row), body);
-  const create = () => h("tr", {}, h("th", { scope: "row" }), ...heads.slice(1).map(() => h("td", { class: "number" })));
+  const element = h("table", { class: "cards" }, h("caption", { class: "unseen", text: caption }), h("thead", {}, row), body);
+  const create = () => h("tr", {}, h("th", { scope: "row" }), ...heads.slice(1).map((name) => h("td", { class: "number", "data-label": name || null })));
   return {
     element,
     /**

@@ -1,5 +1,7 @@
 // The whole state of the page is in the URL's fragment: #/heatmap?model=m&window=5m&layer=12
 
+/** The window where none is named. */
+export const DEFAULT_WINDOW = "1m";
 const SECONDS = { s: 1, m: 60, h: 3600, d: 86400 };
 
 /** @typedef {{view: string, params: URLSearchParams}} Route */
@@ -40,7 +42,7 @@ export const change = (changes) => go(read().view, changes, true);
  */
 export function bounds(params) {
   if (params.has("from") && params.has("to")) return { start: params.get("from"), end: params.get("to"), past: true };
-  const window = params.get("window") ?? "1m";
+  const window = params.get("window") ?? DEFAULT_WINDOW;
   return { start: window === "all" ? null : `-${window}`, end: null, past: false };
 }
 

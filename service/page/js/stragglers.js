@@ -1,9 +1,10 @@
 // The cost of waiting for the busiest EP rank, from single steps, beside what the sums of the window say.
 
-import { barTable } from "./bars.js";
-import { h, panel, scroll, setAttribute, setText } from "./dom.js";
+import { makeBar, setBar } from "./bars.js";
+import { h, panel, setAttribute, setText } from "./dom.js";
 import { count, percent, plural } from "./format.js";
 import { link } from "./route.js";
+import { sortTable } from "./sorttable.js";
 import { tiles } from "./tiles.js";
 
 const WORST_LAYERS = 10;
@@ -20,14 +21,14 @@ export function stragglers() {
   const words = h("p", { class: "lead" });
   const explained = h("p", { class: "muted", text: EXPLAINED });
   const reason = h("p", { class: "nodata" });
-  const layers = barTable("Layers by straggler cost", ["layer", "", "straggler cost", "by the window", "hottest EP rank"]);
-  const ranks = barTable("How often each EP rank was the hottest", ["EP rank", "", "of all steps and layers", "times"]);
+  const layers = sortTable("Layers by straggler cost", LAYERS, { by: 2, what: "layers", rows: WORST_LAYERS });
+  const ranks = sortTable("How often each EP rank was the hottest", RANKS, { by: 2, what: "EP ranks", rows: WORST_LAYERS });
   const whole = panel("Stragglers", "share of MoE time lost to waiting for the busiest EP rank; prefill and decode together", words, top.element, reason, explained);
   const details = h(
     "div",
     { class: "columns" },
-    panel("Worst layers", "by straggler cost", scroll("Layers by straggler cost", layers.element)).element,
-    panel("Hottest EP rank", "who kept the others waiting, how often; the line is an even share", scroll("How often each EP rank was the hottest", ranks.element)).element,
+    panel("Worst layers", "by straggler cost", layers.element).element,
+    panel("Hottest EP rank", "who kept the others waiting, how often; the line is an even share", ranks.element).element,
   );
   return {
     element: whole.element,
@@ -44,7 +45,7 @@ export function stragglers() {
       setText(words, verdict(answer));
       top.update(summary(answer));
       drawLayers(layers, answer.layers);
-      drawRanks(ranks, answer.hottest);
+      drawRanks(ranks, answer);
     },
   };
 }
@@ -75,39 +76,46 @@ function summary(answer) {
   ];
 }
 
+/** @type {import("./sorttable.js").Column[]} */
+const LAYERS = [
+  {
+    name: "layer",
+    rising: true,
+    key: ({ layer }) => layer,
+    make: (cell) => cell.append(h("a")),
+    show: (cell, { layer }) => {
+      setText(cell.firstChild, `${layer}`);
+      setAttribute(cell.firstChild, "href", link("layer", { layer }));
+    },
+  },
+  { name: "", wide: true, make: (cell) => cell.append(makeBar()), show: (cell, { cost, most, windowed }) => setBar(cell.firstChild, { value: cost, most, mark: windowed ?? undefined }) },
+  { name: "straggler cost", number: true, key: ({ cost }) => cost, show: (cell, { cost }) => setText(cell, percent(cost, 1)) },
+  { name: "by the window", hint: "The same from the window's sums, which is what placement can mend.", key: ({ windowed }) => windowed ?? -1, show: (cell, { windowed }) => setText(cell, windowed === null ? "–" : percent(windowed, 1)) },
+  { name: "hottest EP rank", key: ({ often }) => often, show: (cell, { rank, often, steps }) => setText(cell, rank === null ? "–" : `${rank} (${percent(often, 1)} of ${plural(steps, "step")})`) },
+];
+
 function drawLayers(table, all) {
-  const worst = all.filter((layer) => layer.straggler_cost !== null).sort((a, b) => b.straggler_cost - a.straggler_cost || a.layer - b.layer).slice(0, WORST_LAYERS);
+  const known = all.filter((layer) => layer.straggler_cost !== null);
+  const most = Math.max(0, ...known.map((layer) => layer.straggler_cost));
   table.update(
-    worst.map((layer) => {
-      const { hottest, hottest_rank: rank, windowed_straggler_share: windowed } = layer;
-      return {
-        head: `${layer.layer}`,
-        value: layer.straggler_cost,
-        text: percent(layer.straggler_cost, 1),
-        mark: windowed ?? undefined,
-        cells: [windowed === null ? "–" : percent(windowed, 1), rank === null ? "–" : `${rank} (${percent(hottest[rank] / sum(hottest), 1)} of ${plural(layer.steps, "step")})`],
-      };
-    }),
-    worst[0]?.straggler_cost ?? 0,
+    known.map(({ layer, steps, straggler_cost: cost, windowed_straggler_share: windowed, hottest, hottest_rank: rank }) => ({
+      layer, steps, cost, windowed, rank, most, often: rank === null ? 0 : hottest[rank] / sum(hottest),
+    })),
   );
-  for (const [i, row] of [...table.element.querySelectorAll("tbody tr")].entries()) linkHead(row, worst[i].layer);
 }
 
-/** The row's head leads to its layer. */
-function linkHead(row, layer) {
-  const head = row.firstElementChild;
-  const a = head.firstElementChild ?? h("a");
-  setText(a, `${layer}`);
-  setAttribute(a, "href", link("layer", { layer }));
-  if (!a.parentElement) head.replaceChildren(a);
-}
+/** @type {import("./sorttable.js").Column[]} */
+const RANKS = [
+  { name: "EP rank", rising: true, key: ({ rank }) => rank, show: (cell, { rank }) => setText(cell, `${rank}`) },
+  { name: "", wide: true, make: (cell) => cell.append(makeBar()), show: (cell, { share, most, even }) => setBar(cell.firstChild, { value: share, most, mark: even, hot: share > 2 * even }) },
+  { name: "of all steps and layers", number: true, key: ({ share }) => share, show: (cell, { share }) => setText(cell, percent(share, 1)) },
+  { name: "times", number: true, key: ({ times }) => times, show: (cell, { times }) => setText(cell, count(times)) },
+  { name: "of the waiting", hint: "Share of all waiting that it caused: max − mean slots where it was the busiest.", number: true, key: ({ caused }) => caused, show: (cell, { caused }) => setText(cell, percent(caused, 1)) },
+];
 
-function drawRanks(table, hottest) {
+function drawRanks(table, { hottest, caused, max_slots: most, mean_slots: mean }) {
   const total = sum(hottest);
   const even = 1 / hottest.length;
-  const shares = hottest.map((times) => times / total);
-  table.update(
-    shares.map((value, rank) => ({ head: `${rank}`, value, text: percent(value, 1), mark: even, hot: value > 2 * even, cells: [count(hottest[rank])] })),
-    Math.max(1.2 * even, ...shares),
-  );
+  const widest = Math.max(1.2 * even, ...hottest.map((times) => times / total));
+  table.update(hottest.map((times, rank) => ({ rank, times, share: times / total, caused: most > mean ? caused[rank] / (most - mean) : 0, even, most: widest })));
 }

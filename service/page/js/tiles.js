@@ -2,7 +2,7 @@
 
 import { h, patch, setAttribute, setText } from "./dom.js";
 
-/** @typedef {{name: string, value: string, hint?: string, level?: string|null}} Tile */
+/** @typedef {{name: string, value: string, hint?: string, level?: string|null, define?: string}} Tile `define` says what the name means, where it is pointed at */
 
 /** A row of tiles. */
 export function tiles() {
@@ -17,6 +17,7 @@ export function tiles() {
         setText(name, item.name);
         setText(value, item.value);
         setText(hint, item.hint ?? "");
+        setAttribute(name, "title", item.define);
         setAttribute(tile, "data-level", item.level);
       });
     },

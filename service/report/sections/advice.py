@@ -36,6 +36,6 @@ def section(facts: Facts) -> Section | None:
     tried = table(head, rows) if rows else ""
     return Section(
         "Advice",
-        advice["verdict"]["words"],
+        " ".join(filter(None, (advice["short"], advice["verdict"]["words"]))),
         f"{tried}<ul>{lines}</ul>",
     )

@@ -10,12 +10,16 @@ from __future__ import annotations
 from typing import Final
 
 from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.gone import remember
 
 _TABLES: Final = ("routing", "trace_part")  # the routing first: its headers say which it is
 
 
-def keep_within(connection: Connection, max_bytes: int) -> bool:
-    """Drop days of traces, never the newest, until the database has ``max_bytes`` at most; whether it has."""
+def keep_within(connection: Connection, max_bytes: int, now_ms: int) -> bool:
+    """Drop days of traces, never the newest, until the database has ``max_bytes`` at most; whether it has.
+
+    ``now_ms``: milliseconds of Unix time.
+    """
     while nbytes(connection) > max_bytes:
         days = connection.rows(
             "SELECT DISTINCT toInt64(partition_id) AS day FROM system.parts "
@@ -25,8 +29,10 @@ def keep_within(connection: Connection, max_bytes: int) -> bool:
         )
         if len(days) < 2:
             return False
+        day = int(days[0][0])
+        remember(connection, f"_partition_id = '{day}'", "evicted", now_ms, {})
         for table in _TABLES:
-            connection.command(f"ALTER TABLE {table} DROP PARTITION ID '{int(days[0][0])}'")
+            connection.command(f"ALTER TABLE {table} DROP PARTITION ID '{day}'")
     return True
 
 

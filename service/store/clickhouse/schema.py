@@ -54,7 +54,25 @@ _V2: Final = (
     "ALTER TABLE trace_part ADD COLUMN IF NOT EXISTS weights_version Int64 DEFAULT 0",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2)
+_V3: Final = (
+    # What is told of the request and of its trace; empty, 0 or -1 where the worker didn't tell it. `life`
+    # tells requests of one id apart; `taken_over` is in the first part only, msgpack; `steps` as `steps.py`.
+    "ALTER TABLE trace_part "
+    + ", ".join(
+        f"ADD COLUMN IF NOT EXISTS {column}"
+        for column in (
+            *("role String", "pool String", "lora String", "finish_reason String"),
+            *("accepted_drafts Int64", "rejected_drafts Int64", "taken_over String", "steps String"),
+            *("life Int64", "pp_size Int64", "started_step Int64 DEFAULT -1", "computed_tokens Int64"),
+        )
+    ),
+    # Names of requests that were removed, as hashes, and why.
+    """CREATE TABLE IF NOT EXISTS gone (
+        name Int64, why String, at_ms Int64
+    ) ENGINE = ReplacingMergeTree(at_ms) ORDER BY name""",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2, _V3)
 
 VERSIONS: Final = (
     "CREATE TABLE IF NOT EXISTS schema_version (version Int64) ENGINE = ReplacingMergeTree ORDER BY version"

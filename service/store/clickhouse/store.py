@@ -18,13 +18,22 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from moescope.capture.wire.traces import TracePart
-from moescope.service.store.clickhouse import account_rows, history, trace_rows, traces
+from moescope.service.store.clickhouse import (
+    account_rows,
+    gone,
+    history,
+    slot_reading,
+    trace_listing,
+    trace_rows,
+    traces,
+)
 from moescope.service.store.clickhouse.account_rows import Seen
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.limit import keep_within, nbytes
 from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.clickhouse.schema import MIGRATIONS, VERSIONS
 from moescope.service.store.damage import DamageLog, unreadable_as_error
+from moescope.service.store.interface import Absence
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import (
     ArrivedPart,
@@ -40,6 +49,7 @@ from moescope.service.store.records import (
     TraceShape,
     Usage,
 )
+from moescope.service.store.slots import ListedRequest, RequestSlots
 from moescope.service.store.worker_trace import WorkerTrace
 
 _LATE_MS: Final = 60_000  # how late a batch of another service may be, or how far its clock behind
@@ -145,7 +155,19 @@ class ClickHouseStore:
 
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
         """The requests that match, newest first."""
-        return traces.traced_requests(self._connection, query)
+        return trace_listing.traced_requests(self._connection, query, self._damage)
+
+    def why_absent(self, name: str) -> Absence | None:
+        """Why no request of a name is found."""
+        return gone.why_absent(self._connection, name)
+
+    def listed(self, query: TraceQuery) -> list[ListedRequest]:
+        """The requests that match, newest first, with little of each."""
+        return trace_listing.listed(self._connection, query)
+
+    def slots(self, numbers: Sequence[int]) -> list[RequestSlots]:
+        """The slots of these requests."""
+        return slot_reading.slots(self._connection, numbers, self._damage)
 
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
         """For each part the shape of its trace by the parts that are kept."""
@@ -168,9 +190,10 @@ class ClickHouseStore:
         """Roll up and remove what is due. Every service does; the second finds nothing left."""
         history_ms = round((now if history_now is None else history_now) * 1000)
         history.keep(self._connection, self._retention, history_ms, self._rolled_up)
-        traces.remove_before(self._connection, round((now - self._retention.trace_s) * 1000))
+        now_ms = round(now * 1000)
+        traces.remove_before(self._connection, round((now - self._retention.trace_s) * 1000), now_ms)
         if self._max_bytes is not None:
-            before, self._fits = self._fits, keep_within(self._connection, self._max_bytes)
+            before, self._fits = self._fits, keep_within(self._connection, self._max_bytes, now_ms)
             if before and not self._fits:
                 _log.warning(_TOO_LARGE, self._connection.name, self._max_bytes)
 

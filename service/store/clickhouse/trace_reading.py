@@ -13,6 +13,7 @@ from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.codec import no_ids, runs_of
 from moescope.service.store.damage import unreadable_as_error
 from moescope.service.store.records import StoreError
+from moescope.service.store.steps import read_steps
 from moescope.service.store.worker_trace import REMOVED, pieces_between
 
 DAMAGED: Final = "a damaged segment of a trace"
@@ -58,8 +59,11 @@ class TraceReader:
             return runs_of(map(self._runs_of_part, self._parts), int(self._tokens.sum()))
 
     def _runs_of_part(self, part: int) -> bytes:
+        return self._of_part("runs", part)
+
+    def _of_part(self, column: str, part: int) -> bytes:
         rows = self._connection.rows(
-            f"SELECT runs FROM trace_part FINAL WHERE {_THIS_TRACE} AND part = {{part:Int64}}",
+            f"SELECT {column} FROM trace_part FINAL WHERE {_THIS_TRACE} AND part = {{part:Int64}}",
             "b",
             {**self._this, "part": part},
         )
@@ -67,6 +71,15 @@ class TraceReader:
             raise StoreError(REMOVED)
         blob: bytes = rows[0][0]
         return blob
+
+    def steps(self, start: int, end: int) -> Int64Array:
+        """See :meth:`WorkerTrace.steps`; a query for each part."""
+        found = [np.empty(0, np.int64)]
+        with unreadable_as_error(self._connection.name):
+            for at, a, b in pieces_between(self._tokens, start, end):
+                stored = self._of_part("steps", self._parts[at])
+                found.append(read_steps(stored, int(self._tokens[at]), a, b))
+        return np.concatenate(found)
 
     def experts(self, start: int, end: int) -> tuple[ExpertArray, ...]:
         """See :meth:`WorkerTrace.read`; a query for each part."""

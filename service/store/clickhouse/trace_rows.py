@@ -11,7 +11,8 @@ import numpy as np
 
 from moescope.capture.wire.traces import NO_EXPERT, TracePart
 from moescope.service.store.clickhouse.rowbinary import Value
-from moescope.service.store.records import ArrivedPart
+from moescope.service.store.records import ArrivedPart, life_of, pack_taken_over
+from moescope.service.store.steps import encode_steps
 
 REQUEST: Final = ("server", "model", "dp_rank", "request_id")
 TRACE: Final = (*REQUEST, "pp_rank", "tp_rank", "epoch", "number")
@@ -19,6 +20,8 @@ PART_COLUMNS: Final = (
     *TRACE,
     *("part", "parts", "names", "outcome", "prompt_tokens", "cached_tokens", "preemptions"),
     *("started_ms", "ended_ms", "stored_ms", "come", "earlier", "tokens", "runs", "weights_version"),
+    *("role", "pool", "lora", "finish_reason", "accepted_drafts", "rejected_drafts", "taken_over"),
+    *("steps", "life", "pp_size", "started_step", "computed_tokens"),
 )
 ROUTING_COLUMNS: Final = (
     *TRACE,
@@ -57,6 +60,11 @@ def rows_of(parts: Sequence[ArrivedPart], numbers: Numbers) -> tuple[list[list[V
                 *(part.outcome, part.prompt_tokens, part.cached_tokens, part.preemptions),
                 *(started_ms, part.ended_at_ns // 1_000_000, stored_ms, come, MOST - come),
                 *(part.tokens, _encoder.encode(part.runs), part.weights_version),
+                *(part.producer.role, part.producer.pool, part.lora, part.finish_reason),
+                *(part.accepted_drafts, part.rejected_drafts),
+                pack_taken_over([] if part.part else part.taken_over),
+                *(encode_steps(part.steps) or b"", life_of(part), part.producer.pp_size),
+                *(part.started_step, part.computed_tokens),
             ]
         )
         nothing8, nothing16 = np.empty(0, np.uint8), np.empty(0, np.uint16)

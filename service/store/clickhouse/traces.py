@@ -1,15 +1,17 @@
-"""Traces in ClickHouse: searched, read and removed."""
+"""Traces in ClickHouse: read and removed."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from itertools import groupby
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import TracePart
 from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.gone import remember
 from moescope.service.store.clickhouse.trace_reading import (
     DAMAGED,
     THIS_REQUEST,
@@ -17,13 +19,11 @@ from moescope.service.store.clickhouse.trace_reading import (
     WORKER_COLUMNS,
     TraceReader,
 )
-from moescope.service.store.clickhouse.trace_rows import MOST, REQUEST, TRACE, trace_of
-from moescope.service.store.records import TracedRequest, TraceQuery, TraceShape
-from moescope.service.store.worker_trace import WorkerTrace
+from moescope.service.store.clickhouse.trace_rows import REQUEST, TRACE, trace_of
+from moescope.service.store.records import TraceShape
+from moescope.service.store.worker_trace import Told, Worker, WorkerTrace, newest_life
 
-_FAR: Final = 1 << 62
-_COMPLETE: Final = f"FROM trace_part FINAL GROUP BY {', '.join(TRACE)} HAVING count() = any(parts)"
-"""Traces all of whose parts are kept: the others count in no answer."""
+_REQUEST: Final = ", ".join(REQUEST)
 
 
 def shapes(connection: Connection, parts: Sequence[TracePart]) -> list[TraceShape | None]:
@@ -60,50 +60,26 @@ def shapes(connection: Connection, parts: Sequence[TracePart]) -> list[TraceShap
     return [found.get(key) for key in wanted]
 
 
-def traced_requests(connection: Connection, query: TraceQuery) -> list[TracedRequest]:
-    """See :class:`moescope.service.store.interface.Store`."""
-    where, parameters = _conditions(query)
-    # Parts to traces, of which complete ones count; tensor-parallel workers share a request's tokens out,
-    # pipeline-parallel ones have all of them each.
-    rows = connection.rows(
-        f"SELECT {', '.join(REQUEST)}, arrayDistinct(arrayFlatten(groupArray(who))), any(how), "
-        "any(prompt), any(cached), any(again), min(started), max(ended), min(stored) AS stored_first, "
-        "toInt64(max(shared)) AS tokens_of_it, min(first) AS number_of_it FROM ("
-        f"SELECT {', '.join(REQUEST)}, pp_rank, arrayFlatten(groupArray(who)) AS who, any(how) AS how, "
-        "any(prompt) AS prompt, any(cached) AS cached, any(again) AS again, min(started) AS started, "
-        "max(ended) AS ended, min(stored) AS stored, sum(computed) AS shared, min(first) AS first FROM ("
-        f"SELECT {', '.join(TRACE)}, any(names) AS who, any(outcome) AS how, any(prompt_tokens) AS prompt, "
-        "any(cached_tokens) AS cached, any(preemptions) AS again, min(started_ms) AS started, "
-        "max(ended_ms) AS ended, min(stored_ms) AS stored, sum(tokens) AS computed, min(come) AS first "
-        f"FROM trace_part FINAL WHERE {where} GROUP BY {', '.join(TRACE)} HAVING count() = any(parts)) "
-        f"GROUP BY {', '.join(REQUEST)}, pp_rank) GROUP BY {', '.join(REQUEST)} "
-        "HAVING tokens_of_it >= {least:Int64} AND stored_first >= {start:Int64} "
-        "AND stored_first <= {end:Int64} AND number_of_it < {before:Int64} "
-        "ORDER BY number_of_it DESC LIMIT {limit:Int64}",
-        "ttitTtiiiiiiii",
-        parameters,
-    )
-    return [TracedRequest.of_row((number, *row)) for *row, number in rows]
-
-
 def traces(connection: Connection, number: int, wanted: Collection[int] | None) -> list[WorkerTrace]:
     """See :class:`moescope.service.store.interface.Store`."""
+    one = "come = {come:Int64}"
     request = connection.rows(
-        f"SELECT {', '.join(REQUEST)}, min(started_ms), max(started_ms) FROM trace_part FINAL WHERE "
-        f"({', '.join(REQUEST)}) IN "
-        f"(SELECT {', '.join(REQUEST)} FROM trace_part WHERE come = {{come:Int64}}) "
-        f"GROUP BY {', '.join(REQUEST)}",
-        "ttitii",
+        f"SELECT {_REQUEST}, min(started_ms), max(started_ms), "
+        f"maxIf(life, ({WORKER}) IN (SELECT {WORKER} FROM trace_part WHERE {one})) "
+        f"FROM trace_part FINAL WHERE ({_REQUEST}) IN (SELECT {_REQUEST} FROM trace_part WHERE {one}) "
+        f"GROUP BY {_REQUEST}",
+        "ttitiii",
         {"come": number},
     )
     if not request:
         return []
-    *names, first, last = request[0]
+    *names, first, last, life = request[0]
     this = dict(zip(REQUEST, names, strict=True)) | {"first": first, "last": last}
     headers = connection.rows(
-        f"SELECT {WORKER}, part, parts, tokens, toInt64(length(runs)), weights_version FROM trace_part FINAL "
+        f"SELECT {WORKER}, part, parts, tokens, toInt64(length(runs)), weights_version, "
+        "toInt64(length(steps)), life, started_step, started_ms, ended_ms FROM trace_part FINAL "
         f"WHERE {THIS_REQUEST} ORDER BY {WORKER}, part",
-        "iiiiiiiii",
+        "iiiiiiiiiiiiii",
         this,
     )
     layers = "" if wanted is None else " AND layer IN {layers:Array(Int64)}"
@@ -114,13 +90,13 @@ def traces(connection: Connection, number: int, wanted: Collection[int] | None) 
         "iiiiiiiii",
         this if wanted is None else {**this, "layers": sorted(wanted)},
     )
-    return _workers(connection, this, headers, routed)
+    return _workers(connection, this, [_Header(*row) for row in headers], life, routed)
 
 
 def count(connection: Connection) -> int:
     """Requests with a complete trace."""
     [(found,)] = connection.rows(
-        f"SELECT toInt64(uniqExact({', '.join(REQUEST)})) FROM (SELECT {', '.join(REQUEST)} "
+        f"SELECT toInt64(uniqExact({_REQUEST}, life_of_it)) FROM (SELECT {_REQUEST}, max(life) AS life_of_it "
         f"FROM trace_part FINAL GROUP BY {', '.join(TRACE)} "
         "HAVING count() = any(parts) AND sum(tokens) > 0)",
         "i",
@@ -128,93 +104,102 @@ def count(connection: Connection) -> int:
     return int(found)
 
 
-def remove_before(connection: Connection, before_ms: int) -> None:
+def remove_before(connection: Connection, before_ms: int, now_ms: int) -> None:
     """Remove requests that were stored before an instant."""
-    request, bound = ", ".join(REQUEST), {"before": before_ms}
-    old = (
-        f"(SELECT {request} FROM trace_part FINAL GROUP BY {request} "
-        "HAVING min(stored_ms) < {before:Int64})"
+    trace, bound = ", ".join(TRACE), {"before": before_ms}
+    traces = (
+        f"SELECT {trace}, max(life) AS life_of_it, min(stored_ms) AS stored FROM trace_part FINAL "
+        f"GROUP BY {trace}"
     )
+    since = f"min(stored) OVER (PARTITION BY {_REQUEST}, life_of_it) AS since"
+    old = f"(SELECT {trace} FROM (SELECT {trace}, {since} FROM ({traces})) WHERE since < {{before:Int64}})"
     [(found,)] = connection.rows(f"SELECT toInt64(count()) FROM {old}", "i", bound)
     if found:
+        remember(connection, f"({trace}) IN {old}", "expired", now_ms, bound)
         # The routing first: its headers say which it is.
         for table in ("routing", "trace_part"):
-            connection.command(f"DELETE FROM {table} WHERE ({request}) IN {old}", bound)
+            connection.command(f"DELETE FROM {table} WHERE ({trace}) IN {old}", bound)
 
 
-def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
-    # Parts of a request come within a day of each other: older ones need no look.
-    clauses = ["stored_ms >= {start:Int64}", "stored_ms <= {end:Int64} + 86400000"]
-    parameters: dict[str, object] = {
-        "start": 0 if query.start is None else int(min(query.start * 1000, _FAR)),
-        "end": _FAR if query.end is None else int(min(query.end * 1000, _FAR)),
-        "least": max(1, query.min_tokens),
-        "before": MOST if query.before is None else query.before,
-        "limit": query.limit,
-    }
-    for name, kind, value in (
-        ("server", "String", query.server),
-        ("model", "String", query.model),
-        ("dp_rank", "Int64", query.dp_rank),
-    ):
-        if value is not None:
-            clauses.append(f"{name} = {{{name}:{kind}}}")
-            parameters[name] = value
-    if query.name is not None:
-        clauses.append("has(names, {name:String})")
-        parameters["name"] = query.name
-    if query.weights_version is not None:
-        clauses.append(
-            f"({', '.join(REQUEST)}) IN (SELECT {', '.join(REQUEST)} {_COMPLETE} "
-            "AND max(weights_version = {weights_version:Int64}))"
-        )
-        parameters["weights_version"] = query.weights_version
-    if query.layer is not None and query.expert is not None:
-        clauses.append(
-            f"({', '.join(REQUEST)}) IN (SELECT {', '.join(REQUEST)} FROM routing "
-            "WHERE layer = {layer:Int64} AND has(taken, {expert:Int64}) "
-            f"AND ({', '.join(TRACE)}) IN (SELECT {', '.join(TRACE)} {_COMPLETE}))"
-        )
-        parameters |= {"layer": query.layer, "expert": query.expert}
-    return " AND ".join(clauses), parameters
+class _Header(NamedTuple):
+    """A part of a trace, without its tokens."""
+
+    pp_rank: int
+    tp_rank: int
+    epoch: int
+    number: int
+    part: int
+    parts: int
+    tokens: int
+    runs: int
+    weights_version: int
+    steps: int
+    life: int
+    started_step: int
+    started_ms: int
+    ended_ms: int
+
+    @property
+    def trace(self) -> tuple[int, ...]:
+        """Which trace of the request it is of."""
+        return self[:4]
 
 
 def _workers(
-    connection: Connection, this: Mapping[str, object], headers: Sequence[Any], routed: Sequence[Any]
+    connection: Connection,
+    this: Mapping[str, object],
+    headers: Sequence[_Header],
+    life: int,
+    routed: Sequence[Any],
 ) -> list[WorkerTrace]:
-    """The complete traces of one request, from rows in the order of worker, trace, part and layer."""
-    found: list[WorkerTrace] = []
-    for trace in dict.fromkeys(tuple(row[:4]) for row in headers):
-        parts = [row for row in headers if tuple(row[:4]) == trace]
-        if len(parts) < parts[0][5]:
-            continue
-        tokens = np.array([row[6] for row in parts], np.int64)
-        layers: dict[MoeLayer, int] = {}
-        for row in routed:
-            if tuple(row[:4]) == trace:
-                layer, num_experts, top_k, of_one, of_two = row[4:]
-                if top_k < 1 or (of_one + of_two) % top_k:
-                    raise ValueError(DAMAGED)
-                # Contradicting parts can come to two services at once: what isn't of all tokens is left out.
-                if of_one + of_two == top_k * tokens.sum():
-                    layers[MoeLayer(layer, num_experts, top_k)] = 1 if of_one else 2
-        sizes = [row[7] for row in parts]
-        reader = TraceReader(
-            connection,
-            {**this, **dict(zip(WORKER_COLUMNS, trace, strict=True))},
-            [row[4] for row in parts],
-            tokens,
-            layers,
-        )
-        found.append(
-            WorkerTrace(
-                tuple(layers),
-                max(layers.values(), default=1),
-                int(tokens.sum()),
-                (sum(sizes), max(sizes)),
-                reader.runs,
-                reader.experts,
-                [(row[6], row[8]) for row in parts],
-            )
-        )
-    return found
+    """The complete traces of one life of a request, from rows in the order of worker, trace, part, layer."""
+    complete = [
+        parts
+        for _, grouped in groupby(headers, lambda row: row.trace)
+        for parts in [list(grouped)]
+        if len(parts) >= parts[0].parts and max(row.life for row in parts) == life
+    ]
+    told = [
+        Told(Worker(*first[:3]), first.number, first.started_step, first.started_ms, first.ended_ms)
+        for first, *_ in complete
+    ]
+    return [_worker(connection, this, complete[at], told[at].worker, routed) for at in newest_life(told)]
+
+
+def _worker(
+    connection: Connection,
+    this: Mapping[str, object],
+    parts: Sequence[_Header],
+    worker: Worker,
+    routed: Sequence[Any],
+) -> WorkerTrace:
+    trace, tokens = parts[0].trace, np.array([row.tokens for row in parts], np.int64)
+    layers: dict[MoeLayer, int] = {}
+    for row in routed:
+        if tuple(row[:4]) == trace:
+            layer, num_experts, top_k, of_one, of_two = row[4:]
+            if top_k < 1 or (of_one + of_two) % top_k:
+                raise ValueError(DAMAGED)
+            # Contradicting parts can come to two services at once: what isn't of all tokens is left out.
+            if of_one + of_two == top_k * tokens.sum():
+                layers[MoeLayer(layer, num_experts, top_k)] = 1 if of_one else 2
+    sizes = [row.runs for row in parts]
+    reader = TraceReader(
+        connection,
+        {**this, **dict(zip(WORKER_COLUMNS, trace, strict=True))},
+        [row.part for row in parts],
+        tokens,
+        layers,
+    )
+    return WorkerTrace(
+        tuple(layers),
+        max(layers.values(), default=1),
+        int(tokens.sum()),
+        (sum(sizes), max(sizes)),
+        reader.runs,
+        reader.experts,
+        [(row.tokens, row.weights_version) for row in parts],
+        worker,
+        reader.steps,
+        max(row.steps for row in parts),
+    )

@@ -14,6 +14,7 @@ from typing import Final
 from moescope.service.store.damage import unreadable_as_error
 from moescope.service.store.records import StoreError
 from moescope.service.store.sqlite.checkpoints import MOST_BYTES
+from moescope.service.store.sqlite.recent import RecentBlocks
 from moescope.service.store.sqlite.rescue import is_damage, readable
 from moescope.service.store.sqlite.schema import NEW_FILE
 
@@ -28,6 +29,8 @@ class Readers:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.recent: Final = RecentBlocks()
+        """The blocks of traces that they read last."""
         self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(_READERS)
 
     @contextlib.contextmanager

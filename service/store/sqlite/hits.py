@@ -3,11 +3,14 @@
 A map of hits has a lane for each of several pieces of traces, and in each lane a bit for each expert of
 each layer. Eight lanes make a plane, with a byte for each (layer, expert); planes are compressed, since most
 of their bytes are all ones or all zeros.
+
+The most experts of a shape are 8 MiB of them (1,024 layers x 8,192). So a map is never larger than that: a
+shape with many experts has fewer lanes (:func:`most_lanes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
@@ -17,22 +20,38 @@ import zstandard
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import NO_EXPERT
 
+Planes = npt.NDArray[np.uint8]
+"""uint8 [planes, experts of all layers]: in each byte a bit for each of eight lanes, the lowest first."""
+
 _LEVEL: Final = 3
-_MOST_PLANES: Final = 1 << 10
+MAP_BYTES: Final = 8 << 20
+"""Of a map, unless a single plane has more."""
+MAX_LANES: Final = 64
+_MOST_PLANES: Final = MAX_LANES // 8  # also of maps that were written before they had a bound in bytes
 _DAMAGED: Final = "a damaged map of the experts that traces took"
 
 
-def taken_by(
+def most_lanes(layers: Sequence[MoeLayer]) -> int:
+    """How many lanes a map of these layers has at most."""
+    planes = MAP_BYTES // max(1, sum(layer.num_experts for layer in layers))
+    return min(MAX_LANES, 8 * max(1, planes))
+
+
+def planes_of(
     experts: Sequence[bytes], tokens: Sequence[int], layers: Sequence[MoeLayer], id_bytes: int
-) -> npt.NDArray[np.bool_]:
-    """Which piece took which expert: bool [pieces, experts of all layers, one after the other].
+) -> Planes:
+    """Which piece took which expert, a lane a piece: uint8 [planes, experts of all layers].
+
+    Besides the map it holds one layer: lanes x experts of the layer, and the ids of the layer in eight bytes.
 
     Args:
         experts: for each layer raw ids of all pieces, one after the other.
         tokens: of each piece.
     """
+    planes, lanes = -(-len(tokens) // 8), min(8, len(tokens))
+    found = np.zeros((planes, sum(layer.num_experts for layer in layers)), np.uint8)
     begins: dict[tuple[int, int], npt.NDArray[np.unsignedinteger]] = {}
-    found = []
+    at = 0
     for data, layer in zip(experts, layers, strict=True):
         kind = layer.num_experts, layer.top_k
         if kind not in begins:
@@ -42,11 +61,16 @@ def taken_by(
         if id_bytes == 2:
             real = ids != NO_EXPERT
             ids, places = ids[real], places[real]
-        taken = np.zeros(len(tokens) * layer.num_experts, bool)
+        taken = np.zeros(planes * lanes * layer.num_experts, np.uint8)
         # As the index type: an index of another takes NumPy longer than the conversion.
-        taken[(places + ids).astype(np.intp)] = True
-        found.append(taken.reshape(len(tokens), -1))
-    return np.concatenate(found, axis=1)
+        taken[(places + ids).astype(np.intp)] = 1
+        of_lanes = taken.reshape(planes, lanes, layer.num_experts)
+        of_layer = found[:, at : at + layer.num_experts]
+        # `np.packbits` along this axis takes 30 times as long, and keeps the interpreter's lock meanwhile.
+        for lane in range(lanes):
+            of_layer |= of_lanes[:, lane] << lane
+        at += layer.num_experts
+    return found
 
 
 def _begins_of(tokens: Sequence[int], num_experts: int, top_k: int) -> npt.NDArray[np.unsignedinteger]:
@@ -56,10 +80,10 @@ def _begins_of(tokens: Sequence[int], num_experts: int, top_k: int) -> npt.NDArr
     return np.repeat(begins, np.asarray(tokens) * top_k)
 
 
-def write_hits(taken: npt.NDArray[np.bool_]) -> bytes:
-    """The map with these lanes, as :func:`taken_by` has them, as a blob."""
-    planes = np.packbits(taken, axis=0, bitorder="little")
-    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(planes.tobytes())
+def write_hits(planes: Planes) -> bytes:
+    """The map with these planes, as :func:`planes_of` has them, as a blob."""
+    data = np.ascontiguousarray(planes).data
+    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
 
 
 def lanes_hit(blob: bytes, layers: Sequence[MoeLayer], layer: int, expert: int) -> npt.NDArray[np.bool_]:
@@ -74,17 +98,19 @@ def lanes_hit(blob: bytes, layers: Sequence[MoeLayer], layer: int, expert: int) 
     return np.unpackbits(_planes(blob, layers)[:, place], bitorder="little").astype(bool)
 
 
-def read_lane(blob: bytes, layers: Sequence[MoeLayer], lane: int) -> npt.NDArray[np.bool_]:
-    """One lane of a map, as :func:`taken_by` had it.
+def only_lanes(blob: bytes, layers: Sequence[MoeLayer], lanes: Collection[int]) -> bytes:
+    """A map without any lanes but these, at least one, which keep their places.
 
     Raises:
-        ValueError: the blob is damaged.
+        ValueError: the blob is damaged, or has one of them not.
     """
     planes = _planes(blob, layers)
-    if lane >= 8 * len(planes):
+    if max(lanes) >= 8 * len(planes):
         raise ValueError(_DAMAGED)
-    bits: npt.NDArray[np.uint8] = planes[lane // 8] >> (lane % 8) & 1
-    return bits.astype(bool)
+    kept = np.zeros((len(planes), 8), bool)
+    kept.reshape(-1)[list(lanes)] = True
+    planes = planes[: max(lanes) // 8 + 1]
+    return write_hits(planes & np.packbits(kept, axis=1, bitorder="little")[: len(planes)])
 
 
 def old_bit(hits: bytes, layers: Sequence[MoeLayer], layer: int, expert: int) -> bool:
@@ -98,7 +124,7 @@ def old_bit(hits: bytes, layers: Sequence[MoeLayer], layer: int, expert: int) ->
     return False
 
 
-def _planes(blob: bytes, layers: Sequence[MoeLayer]) -> npt.NDArray[np.uint8]:
+def _planes(blob: bytes, layers: Sequence[MoeLayer]) -> Planes:
     width = sum(layer.num_experts for layer in layers)
     try:
         size = zstandard.frame_content_size(blob)

@@ -22,14 +22,13 @@ import msgspec
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import TracePart
 from moescope.service.store.limits import SEGMENT_BYTES, SEGMENT_TOKENS
-from moescope.service.store.sqlite.hits import taken_by, write_hits
+from moescope.service.store.sqlite.hits import MAX_LANES, most_lanes, planes_of, write_hits
 from moescope.service.store.sqlite.segments import SegmentWriter
 
 BLOCK_TOKENS: Final = SEGMENT_TOKENS
 """A block is written as soon as it has so many; a reader of one trace unpacks all of them."""
 _BLOCK_BYTES: Final = SEGMENT_BYTES
 """It is also written when its ids take so many bytes, so that what waits for others is bounded."""
-MAX_LANES: Final = 64
 _MAX_SHAPES: Final = 4
 _AHEAD: Final = 4
 """Blocks that wait, with all their ids, for the store's thread while the helper goes on."""
@@ -90,7 +89,7 @@ class Block:
 
     def hits(self, shape: Shape) -> bytes:
         """The map of which piece took which expert."""
-        return write_hits(taken_by(self.experts, self.tokens, shape.layers, shape.id_bytes))
+        return write_hits(planes_of(self.experts, self.tokens, shape.layers, shape.id_bytes))
 
 
 Waiting = dict[Shape, tuple[Piece, ...]]
@@ -119,8 +118,8 @@ def pieces_of(trace: int, part: TracePart) -> list[Piece]:
     ]
 
 
-def blocks_of(pieces: Sequence[Piece]) -> tuple[list[list[Piece]], list[Piece]]:
-    """Pieces to those of each full block, and those that don't fill one."""
+def blocks_of(pieces: Sequence[Piece], lanes: int = MAX_LANES) -> tuple[list[list[Piece]], list[Piece]]:
+    """Pieces to those of each full block, and those that don't fill one; ``lanes`` pieces fill any."""
     full: list[list[Piece]] = []
     rest: list[Piece] = []
     for piece in pieces:
@@ -128,7 +127,7 @@ def blocks_of(pieces: Sequence[Piece]) -> tuple[list[list[Piece]], list[Piece]]:
             full.append([piece])
             continue
         rest.append(piece)
-        if len(rest) == MAX_LANES or _fills(*rest):
+        if len(rest) == lanes or _fills(*rest):
             full.append(rest)
             rest = []
     return full, rest
@@ -155,7 +154,7 @@ class Packer:
 
         Returns what waits once it is committed, for :meth:`committed`.
         """
-        full, rest = blocks_of([*self._waiting.get(shape, ()), *pieces])
+        full, rest = blocks_of([*self._waiting.get(shape, ()), *pieces], most_lanes(shape.layers))
         for block, hits in self._blocks(shape, full):
             self._write_block(connection, shape, block, hits)
         return {shape: tuple(self._write_segment(connection, piece) for piece in rest)}

@@ -6,8 +6,10 @@ import sqlite3
 from collections.abc import Callable
 from typing import Final
 
+from moescope.service.store.interface import Absence
 from moescope.service.store.limits import Retention
 from moescope.service.store.sqlite.connections import transaction
+from moescope.service.store.sqlite.gone import remember
 
 _PATIENCE_MS: Final = 200  # for readers; the senders of frames wait as long
 _BATCH: Final = 200  # rows a transaction removes, so that writers and readers wait for milliseconds
@@ -28,7 +30,7 @@ def keep(
     _roll_up(connection, 10_000, history_ms - int(retention.fine_s * 1000))
     _roll_up(connection, 300_000, history_ms - int(retention.middle_s * 1000))
     removed = _remove_before(connection, history_ms - int(retention.coarse_s * 1000))
-    removed += _remove_traces(connection, now_ms - int(retention.trace_s * 1000))
+    removed += _remove_traces(connection, now_ms - int(retention.trace_s * 1000), retention.max_bytes)
     if removed:
         _give_back(connection)
     return keep_within(connection, retention.max_bytes, size)
@@ -43,7 +45,7 @@ def keep_within(connection: sqlite3.Connection, max_bytes: int, size: Callable[[
     while size() > max_bytes:
         if not _empty_log(connection):
             return False
-        if size() <= max_bytes or not _remove_oldest(connection):
+        if size() <= max_bytes or not _remove_oldest(connection, max_bytes):
             return True
         _give_back(connection)
     return True
@@ -94,13 +96,13 @@ def _remove_before(connection: sqlite3.Connection, before_ms: int) -> int:
     return len(doomed)
 
 
-def _remove_traces(connection: sqlite3.Connection, before_ms: int) -> int:
+def _remove_traces(connection: sqlite3.Connection, before_ms: int, max_bytes: int) -> int:
     doomed = connection.execute("SELECT id FROM request WHERE stored_ms < ?", (before_ms,)).fetchall()
-    _remove(connection, doomed, "request")
+    _remove_requests(connection, doomed, "expired", max_bytes)
     return len(doomed)
 
 
-def _remove_oldest(connection: sqlite3.Connection) -> bool:
+def _remove_oldest(connection: sqlite3.Connection, max_bytes: int) -> bool:
     """Remove some of the oldest snapshots, or as many traces, whichever are older."""
     snapshots = connection.execute(
         f"SELECT id, at_ms FROM snapshot WHERE id NOT IN ({_NEWEST}) ORDER BY at_ms LIMIT ?", (_BATCH,)
@@ -109,16 +111,26 @@ def _remove_oldest(connection: sqlite3.Connection) -> bool:
         "SELECT id, stored_ms FROM request ORDER BY stored_ms LIMIT ?", (_BATCH // 20,)
     ).fetchall()
     if requests and (not snapshots or requests[0][1] <= snapshots[0][1]):
-        _remove(connection, [row[:1] for row in requests], "request")
+        _remove_requests(connection, [row[:1] for row in requests], "evicted", max_bytes)
         return True
     _remove(connection, [row[:1] for row in snapshots])
     return bool(snapshots)
 
 
-def _remove(connection: sqlite3.Connection, ids: list[tuple[int]], table: str = "snapshot") -> None:
+def _remove(connection: sqlite3.Connection, ids: list[tuple[int]]) -> None:
     for start in range(0, len(ids), _BATCH):
         with transaction(connection):
-            connection.executemany(f"DELETE FROM {table} WHERE id = ?", ids[start : start + _BATCH])
+            connection.executemany("DELETE FROM snapshot WHERE id = ?", ids[start : start + _BATCH])
+
+
+def _remove_requests(
+    connection: sqlite3.Connection, ids: list[tuple[int]], why: Absence, max_bytes: int
+) -> None:
+    for start in range(0, len(ids), _BATCH):
+        batch = ids[start : start + _BATCH]
+        with transaction(connection):
+            remember(connection, batch, why, max_bytes)
+            connection.executemany("DELETE FROM request WHERE id = ?", batch)
 
 
 # A producer may have none, if its snapshots were lost by damage: NULL would make every NOT IN unknown.

@@ -5,7 +5,9 @@ A migration that was released is never changed; a change is a new one at the end
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from collections.abc import Generator
 from typing import Final
 
 from moescope.service.store.records import StoreError
@@ -170,6 +172,63 @@ _V5: Final = """
 ALTER TABLE trace_part ADD COLUMN weights_version INTEGER NOT NULL DEFAULT 0;
 """
 
+# An id that comes again is another request, so the table is made anew: a rule of uniqueness can't be dropped.
+# Rows of before have life 0. No number of a request is ever used again, so the count of them goes on.
+_V6: Final = """
+CREATE TABLE request_anew (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    server TEXT NOT NULL,
+    model TEXT NOT NULL,
+    dp_rank INTEGER NOT NULL,
+    request_id TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,
+    preemptions INTEGER NOT NULL,
+    started_ms INTEGER NOT NULL,
+    ended_ms INTEGER NOT NULL,
+    stored_ms INTEGER NOT NULL,
+    tokens INTEGER NOT NULL DEFAULT 0,  -- of complete traces; 0: none is complete, so that it isn't shown
+    life INTEGER NOT NULL DEFAULT 0,  -- tells requests of one id apart
+    role TEXT NOT NULL DEFAULT '',
+    pool TEXT NOT NULL DEFAULT '',
+    lora TEXT NOT NULL DEFAULT '',
+    finish_reason TEXT NOT NULL DEFAULT '',
+    accepted_drafts INTEGER NOT NULL DEFAULT 0,
+    rejected_drafts INTEGER NOT NULL DEFAULT 0,
+    taken_over BLOB NOT NULL DEFAULT x'',  -- msgpack
+    pp_size INTEGER NOT NULL DEFAULT 0,
+    missing_stages INTEGER NOT NULL DEFAULT 0,
+    missing_tokens INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (request_id, server, model, dp_rank, life)
+) STRICT;
+INSERT INTO request_anew (id, server, model, dp_rank, request_id, outcome, prompt_tokens, cached_tokens,
+    preemptions, started_ms, ended_ms, stored_ms, tokens)
+    SELECT id, server, model, dp_rank, request_id, outcome, prompt_tokens, cached_tokens, preemptions,
+    started_ms, ended_ms, stored_ms, tokens FROM request;
+DELETE FROM sqlite_sequence WHERE name = 'request_anew';
+INSERT INTO sqlite_sequence SELECT 'request_anew', seq FROM sqlite_sequence WHERE name = 'request';
+DROP TABLE request;
+ALTER TABLE request_anew RENAME TO request;
+CREATE INDEX request_by_time ON request (stored_ms);
+
+-- Of the whole trace; 0 and -1 where the worker didn't tell it.
+ALTER TABLE trace ADD COLUMN started_step INTEGER NOT NULL DEFAULT -1;
+ALTER TABLE trace ADD COLUMN started_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE trace ADD COLUMN ended_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE trace ADD COLUMN computed_tokens INTEGER NOT NULL DEFAULT 0;
+
+-- The steps that computed the part's tokens (see `steps.py`); NULL: they aren't known.
+ALTER TABLE trace_part ADD COLUMN steps BLOB;
+
+-- Names of requests that were removed, as hashes, and why; the oldest go when there are too many.
+CREATE TABLE gone (
+    id INTEGER PRIMARY KEY,
+    name INTEGER NOT NULL UNIQUE,
+    why TEXT NOT NULL
+) STRICT;
+"""
+
 NEW_FILE: Final = (
     # The schema fits into the first page: if part of it is beyond, nothing of a truncated file can be read.
     "PRAGMA page_size = 8192",
@@ -177,7 +236,7 @@ NEW_FILE: Final = (
 )
 """To be executed before the first table; later they do nothing."""
 
-MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4, _V5)
+MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4, _V5, _V6)
 
 
 def migrate(connection: sqlite3.Connection, path: str, migrations: tuple[str, ...] = MIGRATIONS) -> None:
@@ -196,8 +255,24 @@ def migrate(connection: sqlite3.Connection, path: str, migrations: tuple[str, ..
             f"{path} has schema {version}, this moescope knows {len(migrations)}: upgrade it, or choose "
             "another folder"
         )
-    for number in range(version, len(migrations)):
-        connection.executescript(
-            f"BEGIN IMMEDIATE;\n{migrations[number]}\n"
-            f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {number + 1};\nCOMMIT;"
-        )
+    if version == len(migrations):
+        return
+    with _without_foreign_keys(connection):
+        for number in range(version, len(migrations)):
+            connection.executescript(
+                f"BEGIN IMMEDIATE;\n{migrations[number]}\n"
+                f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {number + 1};\nCOMMIT;"
+            )
+
+
+@contextlib.contextmanager
+def _without_foreign_keys(connection: sqlite3.Connection) -> Generator[None]:
+    """Let a table be dropped and made anew without what refers to its rows; not within a transaction."""
+    [enforced] = connection.execute("PRAGMA foreign_keys").fetchone()
+    connection.execute("PRAGMA foreign_keys = OFF")
+    try:
+        yield
+    finally:
+        if connection.in_transaction:  # a migration failed in the middle
+            connection.execute("ROLLBACK")
+        connection.execute(f"PRAGMA foreign_keys = {enforced}")

@@ -15,6 +15,7 @@ from typing import Final
 
 from moescope.capture.wire.traces import TracePart
 from moescope.service.store.damage import DamageLog
+from moescope.service.store.interface import Absence
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import (
     ArrivedPart,
@@ -30,7 +31,16 @@ from moescope.service.store.records import (
     TraceShape,
     Usage,
 )
-from moescope.service.store.sqlite import account_rows, connections, continuation, trace_listing, traces
+from moescope.service.store.slots import ListedRequest, RequestSlots
+from moescope.service.store.sqlite import (
+    account_rows,
+    connections,
+    continuation,
+    gone,
+    slot_reading,
+    trace_listing,
+    traces,
+)
 from moescope.service.store.sqlite.checkpoints import Checkpointer
 from moescope.service.store.sqlite.connections import Readers
 from moescope.service.store.sqlite.packing import Packer
@@ -142,6 +152,21 @@ class SqliteStore:
         with self._readers.one() as connection:
             return trace_listing.traced_requests(connection, query, self._damage)
 
+    def listed(self, query: TraceQuery) -> list[ListedRequest]:
+        """The requests that match, newest first, with little of each."""
+        with self._readers.one() as connection:
+            return slot_reading.listed(connection, query)
+
+    def slots(self, numbers: Sequence[int]) -> list[RequestSlots]:
+        """The slots of these requests."""
+        with self._readers.one() as connection:
+            return slot_reading.slots(connection, numbers, self._damage)
+
+    def why_absent(self, name: str) -> Absence | None:
+        """Why no request of a name is found."""
+        with self._readers.one() as connection:
+            return gone.why_absent(connection, name)
+
     def shapes(self, parts: Sequence[TracePart]) -> list[TraceShape | None]:
         """For each part the shape of its trace by the parts that are kept."""
         with self._readers.one() as connection:
@@ -162,6 +187,7 @@ class SqliteStore:
     def maintain(self, now: float, history_now: float | None = None) -> None:
         """Roll up and remove what is due."""
         self._presence.check()
+        self._readers.recent.forget()  # what is removed is soon in no memory either
         history_ms = account_rows.to_ms(now if history_now is None else history_now)
         with connections.failures(self._path):
             kept: set[int] = set()

@@ -18,17 +18,19 @@ from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.store.sqlite.hits import lanes_hit, old_bit
 from moescope.service.store.sqlite.segments import read_quick
 
+_TAKEN_OVER: Final = 20  # its place in a row
 _FIRST_LOOK: Final = 128
 _LONGEST_LOOK: Final = 4096
 _FAR: Final = 1 << 62
 
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
 
-# Columns as :meth:`TracedRequest.of_row` takes them; the names are an array within the array.
+# Columns as :meth:`TracedRequest.of_row` takes them; names are an array within the array, bytes hexadecimal.
 _REQUESTS: Final = (
     "SELECT json_group_array(json_array(id, server, model, dp_rank, request_id, "
     "json((SELECT json_group_array(name) FROM request_name WHERE request = found.id)), outcome, "
-    "prompt_tokens, cached_tokens, preemptions, started_ms, ended_ms, stored_ms, tokens)) "
+    "prompt_tokens, cached_tokens, preemptions, started_ms, ended_ms, stored_ms, tokens, role, pool, lora, "
+    "finish_reason, accepted_drafts, rejected_drafts, {}, missing_stages, missing_tokens)) "
     "FROM (SELECT * FROM request WHERE {} ORDER BY id DESC LIMIT ?) AS found"
 )
 _IDS: Final = "SELECT json_group_array(id) FROM (SELECT id FROM request WHERE {} ORDER BY id DESC LIMIT ?)"
@@ -58,21 +60,22 @@ def traced_requests(
     connection: sqlite3.Connection, query: TraceQuery, damage: DamageLog
 ) -> list[TracedRequest]:
     """See :class:`moescope.service.store.interface.Store`."""
-    clauses, values = _conditions(query)
+    clauses, values = conditions(query)
     if query.layer is None or query.expert is None:
-        return _requests(connection, " AND ".join(clauses), [*values, query.limit])
+        return _requests(connection, " AND ".join(clauses), [*values, query.limit], query, damage)
     found: list[int] = []
     before, look = _FAR, _FIRST_LOOK
     statement = _IDS.format(" AND ".join([*clauses, "id < ?"]))
     while len(found) < query.limit:
-        looked_at = _json(connection, statement, [*values, before, look])
+        looked_at = as_json(connection, statement, [*values, before, look])
         if not looked_at:
             break
         hit = _hit(connection, looked_at, query.layer, query.expert, damage)
         found += [request for request in sorted(looked_at, reverse=True) if request in hit]
         before, look = min(looked_at), min(4 * look, _LONGEST_LOOK)
     ids = msgspec.json.encode(found[: query.limit]).decode()
-    return _requests(connection, "id IN (SELECT value FROM json_each(?))", [ids, query.limit])
+    where = "id IN (SELECT value FROM json_each(?))"
+    return _requests(connection, where, [ids, query.limit], query, damage)
 
 
 def _hit(
@@ -116,29 +119,47 @@ def _hit(
     return found
 
 
-def _requests(connection: sqlite3.Connection, where: str, values: Sequence[Any]) -> list[TracedRequest]:
-    rows = _json(connection, _REQUESTS.format(where), values)
-    return [TracedRequest.of_row(row) for row in sorted(rows, reverse=True, key=lambda row: row[0])]
+def _requests(
+    connection: sqlite3.Connection, where: str, values: Sequence[Any], query: TraceQuery, damage: DamageLog
+) -> list[TracedRequest]:
+    """The requests of these rows, newest first; what can't be read is left out."""
+    references = "hex(taken_over)" if query.taken_over else "''"
+    found: list[TracedRequest] = []
+    for row in sorted(as_json(connection, _REQUESTS.format(references, where), values), reverse=True):
+        try:
+            row[_TAKEN_OVER] = bytes.fromhex(row[_TAKEN_OVER])
+            found.append(TracedRequest.of_row(row))
+        except ValueError as error:
+            damage.request(row[4], error)
+    return found
 
 
-def _json(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+def as_json(connection: sqlite3.Connection, statement: str, values: Sequence[Any]) -> list[Any]:
+    """What a statement finds, whose one row is one text of JSON."""
     [(text,)] = connection.execute(statement, values).fetchall()
     return msgspec.json.decode(text, type=list[Any])
 
 
-def _conditions(query: TraceQuery) -> tuple[list[str], list[Any]]:
+def conditions(query: TraceQuery) -> tuple[list[str], list[Any]]:
+    """What must be true of rows of ``request``, and the values in it."""
     clauses, values = ["tokens >= ?"], [max(1, query.min_tokens)]  # type: tuple[list[str], list[Any]]
     for clause, value in (
         ("server = ?", query.server),
         ("model = ?", query.model),
         ("dp_rank = ?", query.dp_rank),
+        ("lora = ?", query.lora),
         ("id IN (SELECT request FROM request_name WHERE name = ?)", query.name),
         ("stored_ms >= ?", None if query.start is None else query.start * 1000),
         ("stored_ms <= ?", None if query.end is None else query.end * 1000),
         ("id < ?", query.before),
+        ("id IN (SELECT value FROM json_each(?))", _array(query.numbers)),
         (_OF_WEIGHTS, query.weights_version),
     ):
         if value is not None:
             clauses.append(clause)
             values.append(value)
     return clauses, values
+
+
+def _array(numbers: Sequence[int] | None) -> str | None:
+    return None if numbers is None else msgspec.json.encode(numbers).decode()

@@ -9,8 +9,9 @@ from typing import Final
 import msgspec
 
 from moescope.capture.wire.traces import TracePart
-from moescope.service.store.records import ArrivedPart
+from moescope.service.store.records import ArrivedPart, life_of, pack_taken_over
 from moescope.service.store.sqlite.packing import Packer, Piece, Shape, Waiting, pieces_of
+from moescope.service.store.steps import encode_steps
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -45,9 +46,12 @@ def _save_part(connection: sqlite3.Connection, arrived: ArrivedPart, shape: Shap
     trace = _upsert_trace(connection, request, part, shape)
     tokens = part.tokens
     new = connection.execute(
-        "INSERT INTO trace_part (trace, part, tokens, runs, weights_version) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT DO NOTHING",
-        (trace, part.part, tokens, _encoder.encode(part.runs), part.weights_version),
+        "INSERT INTO trace_part (trace, part, tokens, runs, weights_version, steps) "
+        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (
+            *(trace, part.part, tokens, _encoder.encode(part.runs), part.weights_version),
+            encode_steps(part.steps),
+        ),
     ).rowcount
     if not new:
         return None
@@ -62,9 +66,14 @@ def _save_part(connection: sqlite3.Connection, arrived: ArrivedPart, shape: Shap
 
 
 # Tensor-parallel workers share a request's tokens out; pipeline-parallel ones have all of them each.
+# What other workers of a stage had computed is missing as long as their traces are not complete. Of a worker
+# with several traces (see `newest_life`) the newest counts: with max() SQLite takes the row that has it.
 _SUM: Final = (
-    "UPDATE request SET tokens = (SELECT max(shared) FROM (SELECT sum(tokens) AS shared FROM trace "
-    "WHERE request = ?1 AND complete GROUP BY pp_rank)) WHERE id = ?1"
+    "UPDATE request SET (tokens, missing_stages, missing_tokens) = ("
+    "SELECT max(shared), max(0, request.pp_size - count(*)), sum(max(0, computed - shared)) FROM ("
+    "SELECT sum(tokens) AS shared, max(computed_tokens) AS computed FROM ("
+    "SELECT pp_rank, tokens, computed_tokens, max(started_ms) FROM trace "
+    "WHERE request = ?1 AND complete GROUP BY pp_rank, tp_rank) GROUP BY pp_rank)) WHERE id = ?1"
 )
 
 
@@ -77,25 +86,47 @@ def _upsert_shape(connection: sqlite3.Connection, id_bytes: int, layers: bytes) 
     return int(shape)
 
 
+# Workers of one request may tell more than others of it: a pipeline's last stage why it ended, for example.
+_UPSERT: Final = (
+    "INSERT INTO request (server, model, dp_rank, request_id, life, outcome, prompt_tokens, cached_tokens, "
+    "preemptions, started_ms, ended_ms, stored_ms, role, pool, lora, finish_reason, accepted_drafts, "
+    "rejected_drafts, taken_over, pp_size) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (request_id, server, model, dp_rank, life) DO UPDATE SET "
+    "outcome = iif(excluded.outcome = 'ended', outcome, excluded.outcome), "
+    "preemptions = max(preemptions, excluded.preemptions), "
+    "started_ms = min(started_ms, excluded.started_ms), ended_ms = max(ended_ms, excluded.ended_ms), "
+    "lora = max(lora, excluded.lora), finish_reason = max(finish_reason, excluded.finish_reason), "
+    "accepted_drafts = max(accepted_drafts, excluded.accepted_drafts), "
+    "rejected_drafts = max(rejected_drafts, excluded.rejected_drafts), "
+    "taken_over = iif(length(excluded.taken_over) > length(taken_over), excluded.taken_over, taken_over), "
+    "pp_size = max(pp_size, excluded.pp_size) RETURNING id"
+)
+# A trace that came, or began to, when nothing told requests of one id apart; parts may come twice.
+_BEGUN: Final = (
+    "SELECT request.id FROM request JOIN trace ON trace.request = request.id WHERE request_id = ? "
+    "AND server = ? AND model = ? AND dp_rank = ? AND life = 0 "
+    "AND pp_rank = ? AND tp_rank = ? AND epoch = ? AND number = ?"
+)
+
+
 def _upsert_request(connection: sqlite3.Connection, part: TracePart, stored_ms: int) -> int:
     who = part.producer
+    life = life_of(part)
+    if life:
+        trace = (who.pp_rank, who.tp_rank, part.epoch, part.trace)
+        begun = connection.execute(
+            _BEGUN, (part.request_id, who.server, who.model, who.dp_rank, *trace)
+        ).fetchone()
+        life = life if begun is None else 0
     [request] = connection.execute(
-        "INSERT INTO request (server, model, dp_rank, request_id, outcome, prompt_tokens, cached_tokens, "
-        "preemptions, started_ms, ended_ms, stored_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (request_id, server, model, dp_rank) DO UPDATE SET "
-        "ended_ms = max(ended_ms, excluded.ended_ms) RETURNING id",
+        _UPSERT,
         (
-            who.server,
-            who.model,
-            who.dp_rank,
-            part.request_id,
-            part.outcome,
-            part.prompt_tokens,
-            part.cached_tokens,
-            part.preemptions,
-            part.started_at_ns // 1_000_000,
-            part.ended_at_ns // 1_000_000,
-            stored_ms,
+            *(who.server, who.model, who.dp_rank, part.request_id, life),
+            *(part.outcome, part.prompt_tokens, part.cached_tokens, part.preemptions),
+            *(part.started_at_ns // 1_000_000, part.ended_at_ns // 1_000_000, stored_ms),
+            *(who.role, who.pool, part.lora, part.finish_reason),
+            *(part.accepted_drafts, part.rejected_drafts, pack_taken_over(part.taken_over), who.pp_size),
         ),
     ).fetchone()
     connection.executemany(
@@ -108,18 +139,14 @@ def _upsert_request(connection: sqlite3.Connection, part: TracePart, stored_ms: 
 def _upsert_trace(connection: sqlite3.Connection, request: int, part: TracePart, shape: Shape) -> int:
     who = part.producer
     [trace] = connection.execute(
-        "INSERT INTO trace (request, pp_rank, tp_rank, epoch, number, parts, id_bytes, layers, hits, shape) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, x'', x'', ?) ON CONFLICT (request, pp_rank, tp_rank, epoch, number) "
-        "DO UPDATE SET parts = parts RETURNING id",
+        "INSERT INTO trace (request, pp_rank, tp_rank, epoch, number, parts, id_bytes, layers, hits, shape, "
+        "started_step, started_ms, ended_ms, computed_tokens) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, x'', x'', ?, ?, ?, ?, ?) "
+        "ON CONFLICT (request, pp_rank, tp_rank, epoch, number) DO UPDATE SET parts = parts RETURNING id",
         (
-            request,
-            who.pp_rank,
-            who.tp_rank,
-            part.epoch,
-            part.trace,
-            part.parts,
-            part.id_bytes,
-            shape.number,
+            *(request, who.pp_rank, who.tp_rank, part.epoch, part.trace),
+            *(part.parts, part.id_bytes, shape.number, part.started_step),
+            *(part.started_at_ns // 1_000_000, part.ended_at_ns // 1_000_000, part.computed_tokens),
         ),
     ).fetchone()
     return int(trace)

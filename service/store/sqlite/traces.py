@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -17,8 +17,16 @@ from moescope.service.store.codec import no_ids, runs_of
 from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import StoreError, TraceShape
 from moescope.service.store.sqlite.connections import Readers
-from moescope.service.store.sqlite.segments import read_packed, read_quick
-from moescope.service.store.worker_trace import REMOVED, WorkerTrace, pieces_between
+from moescope.service.store.sqlite.segments import read_quick
+from moescope.service.store.steps import read_steps
+from moescope.service.store.worker_trace import (
+    REMOVED,
+    Told,
+    Worker,
+    WorkerTrace,
+    newest_life,
+    pieces_between,
+)
 
 _MISPLACED: Final = "a damaged trace: some of its tokens are not where they should be"
 _OLD_TOKENS: Final = 1000  # of a segment, in stores up to schema 3
@@ -49,6 +57,7 @@ class _Place:
         request, trace: their rows' numbers; that of the trace may be another's when this one is gone.
         layers: all that it has.
         wanted: the layers to read; None: all.
+        worker: whose trace it is.
     """
 
     request: int
@@ -56,6 +65,7 @@ class _Place:
     layers: tuple[MoeLayer, ...]
     id_bytes: int
     wanted: Collection[int] | None
+    worker: Worker
 
     @property
     def read_layers(self) -> tuple[MoeLayer, ...]:
@@ -90,14 +100,17 @@ def traces(
 ) -> list[WorkerTrace]:
     """See :class:`moescope.service.store.interface.Store`; what is read later takes one of ``readers``."""
     rows = connection.execute(
-        f"SELECT id, {_LAYERS}, id_bytes FROM trace WHERE request = ? AND complete "
-        "ORDER BY pp_rank, tp_rank, id",
+        f"SELECT id, {_LAYERS}, id_bytes, pp_rank, tp_rank, epoch, number, started_step, started_ms, "
+        "ended_ms FROM trace WHERE request = ? AND complete ORDER BY pp_rank, tp_rank, id",
         (number,),
     ).fetchall()
-    return [
-        _worker(connection, readers, _Place(number, trace, tuple(_layers_decoder.decode(blob)), size, wanted))
-        for trace, blob, size in rows
-    ]
+    found = []
+    for at in newest_life([Told(Worker(*row[3:6]), *row[6:]) for row in rows]):
+        trace, layers, id_bytes, *who = rows[at]
+        shape = tuple(_layers_decoder.decode(layers))
+        place = _Place(number, trace, shape, id_bytes, wanted, Worker(*who[:3]))
+        found.append(_worker(connection, readers, place))
+    return found
 
 
 def still_there(connection: sqlite3.Connection, numbers: Collection[int]) -> set[int]:
@@ -114,12 +127,15 @@ def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> 
     except (TypeError, OverflowError) as error:
         raise ValueError(f"a damaged trace: {error}") from error
     tokens = int(pieces[:, 2].sum())
-    [in_parts, runs, most] = connection.execute(
-        "SELECT sum(tokens), sum(length(runs)), max(length(runs)) FROM trace_part WHERE trace = ?",
+    parts = connection.execute(
+        "SELECT part, tokens, weights_version, length(runs), coalesce(length(steps), 0) FROM trace_part "
+        "WHERE trace = ? ORDER BY part",
         (place.trace,),
-    ).fetchone()
+    ).fetchall()
+    in_parts = sum(row[1] for row in parts)
     if in_parts != tokens:
         raise ValueError(f"a damaged trace: {tokens} of its {in_parts} tokens are there")
+    runs = [row[3] for row in parts]
 
     def read_runs() -> Int64Array:
         with _reading(readers, place) as connection:
@@ -131,10 +147,36 @@ def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> 
     def read(start: int, end: int) -> tuple[ExpertArray, ...]:
         return _read(readers, place, pieces, start, end)
 
-    parts = connection.execute(
-        "SELECT tokens, weights_version FROM trace_part WHERE trace = ? ORDER BY part", (place.trace,)
-    ).fetchall()
-    return WorkerTrace(place.read_layers, place.id_bytes, tokens, (runs, most), read_runs, read, parts)
+    def steps(start: int, end: int) -> Int64Array:
+        return _steps(readers, place, parts, start, end)
+
+    return WorkerTrace(
+        place.read_layers,
+        place.id_bytes,
+        tokens,
+        (sum(runs), max(runs, default=0)),
+        read_runs,
+        read,
+        [row[1:3] for row in parts],
+        place.worker,
+        steps,
+        max((row[4] for row in parts), default=0),
+    )
+
+
+def _steps(
+    readers: Readers, place: _Place, parts: Sequence[tuple[int, ...]], start: int, end: int
+) -> Int64Array:
+    """The steps of tokens ``start`` to before ``end``, from the parts (part, tokens, ...)."""
+    found = [np.empty(0, np.int64)]
+    with _reading(readers, place) as connection:
+        for at, a, b in pieces_between(np.array([row[1] for row in parts]), start, end):
+            part, tokens = parts[at][:2]
+            [stored] = connection.execute(
+                "SELECT steps FROM trace_part WHERE trace = ? AND part = ?", (place.trace, part)
+            ).fetchone()
+            found.append(read_steps(stored, tokens, a, b))
+    return np.concatenate(found)
 
 
 @contextmanager
@@ -164,11 +206,15 @@ def _read(
             if row is None:
                 raise ValueError(_MISPLACED)
             first, of, quick, blob = row
-            ids = (read_quick if quick else read_packed)(blob, place.layers, place.id_bytes, of, place.wanted)
+            read = read_quick if quick else readers.recent.read
+            ids = read(blob, place.layers, place.id_bytes, of, place.wanted)
             if any(len(of_layer) < first + tokens for of_layer in ids):
                 raise ValueError(_MISPLACED)
             found.append([of_layer[first + a : first + b] for of_layer in ids])
-    experts: tuple[ExpertArray, ...] = tuple(np.concatenate(column) for column in zip(*found, strict=True))
+    columns = zip(*found, strict=True)
+    experts: tuple[ExpertArray, ...] = (
+        tuple(found[1]) if len(found) == 2 else tuple(np.concatenate(column) for column in columns)
+    )
     if any(len(of_layer) != end - start for of_layer in experts):
         raise ValueError(_MISPLACED)
     return experts

@@ -10,7 +10,7 @@ import numpy as np
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import ExpertArray
 from moescope.service.store.sqlite.connections import transaction
-from moescope.service.store.sqlite.hits import read_lane, write_hits
+from moescope.service.store.sqlite.hits import only_lanes
 from moescope.service.store.sqlite.segments import SegmentWriter, read_packed
 
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
@@ -33,14 +33,13 @@ def _wipe_block(connection: sqlite3.Connection, block: int, writer: SegmentWrite
     try:
         layers = _layers_decoder.decode(layers_blob)
         experts = read_packed(blob, layers, id_bytes, tokens, None)
-        lanes = {lane: read_lane(hits, layers, lane) for lane, _, _ in live}
+        hits = only_lanes(hits, layers, [lane for lane, _, _ in live])
     except ValueError:
         return  # it is damaged: nobody can read it, wiped or not
-    nothing = np.zeros(sum(layer.num_experts for layer in layers), bool)
     connection.execute(
         "UPDATE block SET hits = ?, experts = ? WHERE id = ?",
         (
-            write_hits(np.stack([lanes.get(lane, nothing) for lane in range(max(lanes) + 1)])),
+            hits,
             writer.packed([_kept(ids, [row[1:] for row in live]) for ids in experts]),
             block,
         ),

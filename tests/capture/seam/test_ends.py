@@ -12,8 +12,9 @@ from vllm.sampling_params import RepetitionDetectionParams, SamplingParams, Stru
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.core.sched.utils import check_stop
 from vllm.v1.request import Request, RequestStatus
+from vllm.v1.worker.gpu_worker import Worker
 
-from moescope.capture.seam.ends import LastToken, Limits, lora_name, read_limits, request_end
+from moescope.capture.seam.ends import LastToken, Limits, limits_of, lora_name, read_limits, request_end
 
 SERVER = Limits(max_length=20, may_fail=False)
 EOS = 7
@@ -131,6 +132,16 @@ def test_limits_of_a_server(transfer: KVTransferConfig | None, may_fail: bool) -
         kv_transfer_config=transfer, model_config=SimpleNamespace(max_model_len=480), ec_transfer_config=None
     )
     assert read_limits(config) == Limits(480, may_fail)
+
+
+def test_vllm_may_lower_the_greatest_length_once_the_model_is_loaded() -> None:
+    """With ``--max-model-len auto``; a request that reaches it is no aborted one."""
+    config = SimpleNamespace(kv_transfer_config=None, model_config=SimpleNamespace(max_model_len=480))
+    read = limits_of(config)
+    assert read() == Limits(480, may_fail=False)
+    worker: Any = SimpleNamespace(model_config=config.model_config, model_runner=None)
+    Worker.update_max_model_len(worker, 20)
+    assert read() == SERVER
 
 
 def test_the_name_of_an_adapter() -> None:

@@ -31,6 +31,13 @@ def test_layers_are_the_models_indices_in_rising_order_and_dense_layers_are_none
     assert found.uncovered == ()
 
 
+def test_the_models_depth_is_that_of_its_config_or_not_known() -> None:
+    model = SimpleNamespace(hf_text_config=SimpleNamespace(), get_total_num_hidden_layers=lambda: 7)
+    assert survey(runner(5), model=model).decoder_layers == 7
+    model.get_total_num_hidden_layers = lambda: 1 // 0
+    assert survey(runner(5), model=model).decoder_layers == 0
+
+
 def test_a_monolithic_kernel_is_uncovered_and_has_no_counts() -> None:
     # Peers' bug (vLLM #44116, #49184, #54730): such layers reported expert 0, or zeros.
     found = survey(runner(0), runner(1, monolithic=True))

@@ -9,7 +9,12 @@ import pytest
 
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.tracing.assembly import Arrival
+from moescope.capture.tracing.sender import encode_trace
+from moescope.capture.wire import Producer
+from moescope.capture.wire.traces import decode_part
 from tests.capture.traces import Driver, side_by_side
+
+WHO = Producer(server="s", model="m", dp_rank=0, dp_size=1, tp_size=2)
 
 
 def test_a_shard_has_its_tokens_only() -> None:
@@ -27,6 +32,20 @@ def test_rows_that_another_worker_has_make_no_trace() -> None:
     driver.step({"a": (0, 2)}, span=RowSpan(Layout.LOCAL, 0, 0, 0))
     driver.step({}, finished=["a"])
     driver.assert_accounts(captured=0, closed=0, open_=0)
+
+
+def test_a_shard_knows_what_all_workers_of_its_stage_computed_and_since_which_step() -> None:
+    """The first step's rows of the request are at the other worker, and so is one row of the last step."""
+    driver = Driver(sharded=True)
+    driver.step({}, finished=[])
+    driver.step({"a": (0, 2)}, span=RowSpan(Layout.LOCAL, 0, 0, 0))
+    driver.step({"a": (2, 2)}, span=RowSpan(Layout.TP_SHARD, 0, 1, 1))
+    driver.step({}, finished=["a"])
+    [trace] = driver.closed().values()
+    [(last, own)] = trace.steps
+    assert (trace.computed, own, trace.started_step) == (4, 1, last - 1)
+    [part] = [decode_part(body) for body in encode_trace(trace, driver.layers, WHO, 1)]
+    assert (part.started_step, part.computed_tokens, part.tokens) == (last - 1, 4, 1)
 
 
 def test_rows_that_cannot_be_had_drop_their_requests_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,16 @@ def test_after_a_step_of_which_nothing_is_known_an_abort_is_not_told(lost_at: in
     assert (trace.finish_reason, trace.runs) == ("", [(0, 3)])
 
 
+def test_a_row_too_many_after_an_end_that_was_not_seen_tells_no_reason() -> None:
+    """The step before may have sampled the stop token, and what is sampled behind it is of nobody."""
+    driver = Driver()
+    driver.step({"a": (0, 4)}, outcome=sampled(a=[9]), end=END)
+    driver.step({"a": (4, 1)}, outcome=None)
+    driver.step({"a": (5, 1)}, outcome=sampled(a=[11]))
+    driver.step({}, finished=["a"])
+    assert driver.closed()["a"].finish_reason == ""
+
+
 def test_a_pattern_whose_tokens_are_not_known_costs_no_rows() -> None:
     pattern = Repetition(RepetitionDetectionParams(max_pattern_size=1, min_pattern_size=1, min_count=2), 4)
     end = RequestEnd(50, repetition=pattern, certain=True, otherwise="abort")

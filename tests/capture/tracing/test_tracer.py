@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from moescope.capture.seam.block_tables import BlockLayout, StepBlocks, Table
 from moescope.capture.seam.requests import NewRequest, StepRequests
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.settings.sampling import TraceSampling
 from moescope.capture.step.batch import order_requests
+from moescope.capture.tracing import tracer as tracing
 from moescope.capture.tracing.buffer import Trace
 from moescope.capture.wire import MoeLayer
-from moescope.capture.wire.traces import NO_EXPERT
+from moescope.capture.wire.traces import NO_EXPERT, TakenOver
 from tests.capture.traces import Driver, side_by_side
 
 
@@ -183,3 +185,94 @@ def test_giving_up_drops_what_is_open_and_copies_nothing_more() -> None:
     driver.tracer.end_step()
     driver.assembly.proceed()
     driver.assert_accounts(captured=1, closed=0, open_=0, fault=1)
+
+
+LAYOUT = BlockLayout(group=0, block_size=4, blocks=64)
+
+
+def begun(*tables: Table) -> StepBlocks:
+    return StepBlocks(LAYOUT, (), tables)
+
+
+def test_a_trace_names_who_computed_its_cached_prefix() -> None:
+    driver = Driver()
+    driver.step({"a": (0, 9)}, blocks=begun(Table("a", 0, [1, 2, 3])), proceed=False)
+    driver.step({"b": (8, 3)}, blocks=begun(Table("b", 8, [1, 2, 4])), proceed=False)
+    driver.step({}, finished=["a", "b"])
+    assert driver.closed()["a"].taken_over == []
+    assert driver.closed()["b"].taken_over == [TakenOver(0, 8, "a")]
+
+
+def test_a_request_that_is_not_traced_is_not_named() -> None:
+    driver = Driver(sampling=TraceSampling(opt_in=True))
+    driver.step({"a": (0, 9)}, blocks=begun(Table("a", 0, [1, 2, 3])))
+    driver.step({"b": (8, 3)}, opted_in=["b"], blocks=begun(Table("b", 8, [1, 2, 4])))
+    driver.step({}, finished=["a", "b"])
+    assert driver.closed()["b"].taken_over == [TakenOver(0, 8, "", "not_traced")]
+
+
+def test_after_a_preemption_only_what_it_never_computed_is_taken_over() -> None:
+    """b has computed 6 positions, of which it has 4 in a full block; a computes the rest meanwhile."""
+    driver = Driver()
+    driver.step({"b": (0, 6)}, blocks=begun(Table("b", 0, [1, 2])))
+    driver.step({"a": (4, 8)}, blocks=begun(Table("a", 4, [1, 3, 4])))
+    driver.step({"b": (12, 2)}, resumed=["b"], blocks=begun(Table("b", 12, [1, 3, 4, 5])))
+    driver.step({}, finished=["a", "b"])
+    assert driver.closed()["b"].taken_over == [TakenOver(6, 6, "a")]
+    assert driver.closed()["a"].taken_over == [TakenOver(0, 4, "b")]
+
+
+def test_what_a_kv_connector_filled_is_known_in_its_turn() -> None:
+    driver = Driver()
+    driver.step({"a": (0, 9)}, blocks=begun(Table("a", 0, [1, 2, 3])))
+    driver.step({"b": (8, 3)}, blocks=begun(Table("b", 8, [1, 2, 4])), proceed=False)
+    driver.tracer.kv_received()
+    driver.step({"c": (8, 3)}, blocks=begun(Table("c", 8, [1, 2, 5])), proceed=False)
+    driver.step({}, finished=["a", "b", "c"])
+    assert driver.closed()["b"].taken_over == [TakenOver(0, 8, "a")]
+    assert driver.closed()["c"].taken_over == [TakenOver(0, 8, "", "kv_transfer")]
+
+
+def test_so_they_are_where_too_many_blocks_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was left out, and what was followed, makes room again."""
+    driver = Driver()
+    monkeypatch.setattr(tracing, "MAX_BLOCKS", 5)
+    driver.step({"a": (0, 9)}, blocks=begun(Table("a", 0, [1, 2, 3])), proceed=False)
+    more = StepBlocks(LAYOUT, (), (), [("a", [4, 5])])
+    driver.step({"a": (9, 8)}, blocks=more, proceed=False)
+    waiting = len(driver.assembly.events)
+    driver.step({}, blocks=StepBlocks(LAYOUT, (), (), [("a", [6])]), proceed=False)
+    assert len(driver.assembly.events) == waiting
+    driver.assembly.proceed()
+    driver.step({"b": (8, 3)}, blocks=begun(Table("b", 8, [1, 2, 7])))
+    driver.step({"c": (8, 3)}, blocks=begun(Table("c", 8, [1, 7, 8])))
+    driver.step({}, finished=["a", "b", "c"])
+    assert driver.closed()["b"].taken_over == [TakenOver(0, 8, "", "not_seen")]
+
+
+@pytest.mark.parametrize("received", [False, True])
+def test_far_behind_changes_are_left_out_and_then_nothing_is_named(
+    monkeypatch: pytest.MonkeyPatch, received: bool
+) -> None:
+    driver = Driver()
+    driver.step({"a": (0, 9)}, blocks=begun(Table("a", 0, [1, 2, 3])), proceed=False)
+    waiting = len(driver.assembly.events)
+    monkeypatch.setattr(tracing, "MAX_EVENTS", waiting)
+    if received:
+        driver.tracer.kv_received()
+    else:
+        driver.step({}, blocks=begun(Table("x", 0, [1])), proceed=False)
+    assert len(driver.assembly.events) == waiting
+    driver.assembly.proceed()
+    driver.step({"b": (8, 3)}, blocks=begun(Table("b", 8, [1, 2, 4])))
+    driver.step({}, finished=["a", "b"])
+    assert driver.closed()["b"].taken_over == [TakenOver(0, 8, "", "not_seen")]
+
+
+def test_a_table_that_makes_no_sense_costs_origins_only() -> None:
+    driver = Driver()
+    driver.step({"a": (0, 9)}, blocks=begun(Table("a", 0, [1, 2, 999])))
+    driver.step({"b": (8, 3)}, blocks=begun(Table("b", 8, [1, 2, 4])))
+    driver.step({}, finished=["a", "b"])
+    assert driver.closed()["b"].taken_over == [TakenOver(0, 8, "", "fault")]
+    driver.assert_accounts(captured=2, closed=2, open_=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import combinations, combinations_with_replacement
 
 import numpy as np
@@ -112,6 +113,17 @@ def _busiest(logical: np.ndarray, loads: np.ndarray, ranks: int) -> np.ndarray:
         ranks,
     )
     return placed.loads(loads).max(axis=1)
+
+
+def test_ranks_with_room_for_few_take_no_memory_for_all_experts_on_each() -> None:
+    """256 experts on each of 4,096 ranks were made in 58 layers, 486 MB, and then not used."""
+    loads = np.random.default_rng(1).integers(0, 1000, (8, 64))
+    tracemalloc.start()
+    placed = place_distinct(loads, 2048, 1, 1, 2048)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sorted(set(placed[0].tolist())) == list(range(64))
+    assert peak < 20 * placed.nbytes < 8 * loads.size * 2048
 
 
 @pytest.mark.parametrize("shape", [(64, 16, 8), (128, 16, 16), (256, 32, 32), (256, 64, 64), (60, 36, 8)])

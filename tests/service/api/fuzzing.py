@@ -106,9 +106,10 @@ def check_what_is_answered(service: Service) -> None:
 def check_traces(service: Service) -> None:
     """Whatever was kept of hostile parts can be read, in every format."""
     for found in service.get("/v1/traces", limit=1000)["traces"]:
-        path = f"/v1/traces/{quote(found['request_id'], safe='')}"
-        for kind in ("json", "npz", "raw", "parquet"):
-            assert service.client.get(f"{path}.{kind}").status_code < 500, (path, kind)
+        name = quote(found["request_id"], safe="")
+        for path in (f"/v1/traces/{name}", f"/v1/requests/{name}/routing"):
+            for kind in ("json", "npz", "raw", "parquet"):
+                assert service.client.get(f"{path}.{kind}").status_code < 500, (path, kind)
 
 
 UNKNOWN = ("window", "Layer", "", "x" * 300, "layer[]", "\x00")

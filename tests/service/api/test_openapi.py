@@ -14,6 +14,7 @@ import pytest
 
 from moescope.capture import wire
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
+from moescope.service.live.past import Remembered
 from moescope.service.store.records import StoreError
 from tests.service.api.schema_check import check
 from tests.service.conftest import Service
@@ -43,10 +44,17 @@ ANSWERS: list[tuple[str, str, dict[str, Any]]] = [
     ("/v1/pools", "/v1/pools", {}),
     ("/v1/pools/{pool}", "/v1/pools/chat", {}),
     ("/v1/ranks", "/v1/ranks", {}),
+    ("/v1/requests/concentrated", "/v1/requests/concentrated", {}),
+    ("/v1/requests/histogram", "/v1/requests/histogram", {}),
+    ("/v1/requests/similar", "/v1/requests/similar", {"like": "x1"}),
+    ("/v1/requests/unusual", "/v1/requests/unusual", {}),
+    ("/v1/requests/{request_id}/routing", "/v1/requests/x1/routing", {}),
+    ("/v1/requests/{request_id}/routing.{suffix}", "/v1/requests/x1/routing.json", {}),
     ("/v1/stragglers", "/v1/stragglers", SERIES),
     ("/v1/traces", "/v1/traces", {"limit": 1}),
     ("/v1/traces/{request_id}", "/v1/traces/x1", {}),
     ("/v1/trend", "/v1/trend", {"points": 3}),
+    ("/v1/verdict", "/v1/verdict", {}),
     ("/v1/view", "/v1/view", {}),
     ("/v1/view", "/v1/view", {"parts": ["counts", "flows", "owners"], "phase": "decode"}),
 ]
@@ -120,6 +128,7 @@ def test_a_failing_store_is_as_the_document_says(
         raise StoreError("the disk can't be read.")
 
     monkeypatch.setattr("moescope.service.live.walk.improve", fail)
+    monkeypatch.setattr(Remembered, "wants", lambda *_: True)
     monkeypatch.setattr("moescope.service.store.sqlite.store.SqliteStore.traced_requests", fail)
     failed = set()
     for path, asked, params in ANSWERS:

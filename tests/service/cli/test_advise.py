@@ -11,10 +11,12 @@ from tests.service.traffic import push_fleet
 
 
 def test_the_verdict_comes_first_then_the_options(service: Service) -> None:
-    push_fleet(service, skew=0.8)
+    push_fleet(service, rounds=21, skew=0.8)
     done = run("advise", "--url", service.url, "--layers")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Worth it: EPLB")
+    assert done.stdout.startswith(
+        "This rests on data of 630 s, where 3,600 s were asked for.\nWorth it: EPLB"
+    )
     for words in (
         "linear placement",
         "the present placement",
@@ -24,6 +26,13 @@ def test_the_verdict_comes_first_then_the_options(service: Service) -> None:
     ):
         assert words in " ".join(done.stdout.split()), done.stdout
     assert "perfect balance would save" in " ".join(done.stdout.split())
+
+
+def test_short_data_are_said_first(service: Service) -> None:
+    push_fleet(service, skew=0.8)
+    said = " ".join(run("advise", "--url", service.url).stdout.split())
+    assert said.startswith("Too early to say: this rests on data of 300 s only")
+    assert "Worth it" not in said
 
 
 def test_json_is_the_services_answer_and_the_export_a_map(service: Service, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_check_config_warns_of_a_misspelt_variable(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("level", "told"),
-    [("rank", "MoescopeRankImbalance, MoescopeHotExpert"), ("layer_rank", "fire: MoescopeExpertDrift")],
+    [("rank", "MoescopeRankImbalance, MoescopeHotExpert"), ("rank", "fire: MoescopeRankImbalance")],
 )
 def test_check_config_tells_which_alerts_can_not_fire(
     monkeypatch: pytest.MonkeyPatch, level: str, told: str

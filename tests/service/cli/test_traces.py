@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
+from moescope.client import Client
 from tests.service.cli.running import Done, run
 from tests.service.conftest import Service
 from tests.service.trace_parts import experts_of, part
@@ -83,3 +86,88 @@ def test_ids_give_a_terminal_no_orders(service: Service) -> None:
     for text in listed_and_shown(service, "a\x1b[2Jb"):
         assert "\x1b" not in text
         assert "a\ufffd[2Jb" in text
+
+
+def parts_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "ndjson"])
+def test_many_go_into_a_folder(service: Service, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "exports"
+    arguments = ("export", "--into", str(folder), "--format", kind, "--part-requests", "1")
+    done = traces(service, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "2 requests, 11 tokens in 2 parts; that is all" in done.stdout
+    assert parts_of(folder) == ["export.json", f"part-00001.{kind}", f"part-00002.{kind}"]
+    if kind == "parquet":
+        found = pq.read_table(folder / "part-00001.parquet")
+        assert found["client_id"].to_pylist() == ["x2"] * 7
+        assert found["layer_1"].to_pylist() == experts_of(2, 7)[0].tolist()
+    again = traces(service, *arguments)
+    assert "part-" not in again.stdout
+    assert "that is all" in again.stdout
+    other = traces(service, *arguments, "--min-tokens", "2")
+    assert (other.returncode, "another question" in other.stderr) == (2, True)
+
+
+def test_a_stopped_export_goes_on(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, whole, begun = tmp_path / "exports", Client.export_file, []
+
+    def stopped(client: Client, file: Path, *arguments: Any, **named: Any) -> Any:
+        begun.append(file.name)
+        if len(begun) == 2:
+            file.with_name(f"{file.name}.unfinished").write_bytes(b"half")
+            raise KeyboardInterrupt
+        return whole(client, file, *arguments, **named)
+
+    monkeypatch.setattr(Client, "export_file", stopped)
+    arguments = ("export", "--into", str(folder), "--part-requests", "1", "--start=-1000000h")
+    done = traces(service, *arguments)
+    assert (done.returncode, "goes on with part-00002.parquet" in done.stderr) == (2, True)
+    assert (folder / "part-00001.parquet").exists()
+    first = (folder / "part-00001.parquet").read_bytes()
+    done = traces(service, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert begun == ["part-00001.parquet", "part-00002.parquet", "part-00002.parquet"]
+    assert "2 requests, 11 tokens in 2 parts" in done.stdout
+    assert (folder / "part-00001.parquet").read_bytes() == first
+    assert parts_of(folder) == ["export.json", "part-00001.parquet", "part-00002.parquet"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "ndjson"])
+def test_what_is_left_out_is_told(service: Service, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "exports"
+    arguments = ("--form", "vllm", "--decoder-layers", "5", "--format", kind)
+    done = traces(service, "export", "--into", str(folder), *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "1 of them left out or not whole" in done.stdout
+
+
+def test_nothing_matches(service: Service, tmp_path: Path) -> None:
+    done = traces(service, "export", "--into", str(tmp_path / "none"), "--server", "nobody")
+    assert "0 requests, 0 tokens in 0 parts" in done.stdout
+    assert parts_of(tmp_path / "none") == ["export.json"]
+
+
+def test_a_folder_of_other_things_is_left_alone(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("mine")
+    done = traces(service, "export", "--into", str(tmp_path / "mine"))
+    assert (done.returncode, "give a new folder" in done.stderr) == (2, True)
+    (tmp_path / "mine" / "export.json").write_text("{")
+    done = traces(service, "export", "--into", str(tmp_path / "mine"))
+    assert (done.returncode, "can't be read" in done.stderr) == (2, True)
+
+
+def test_one_or_many(service: Service, tmp_path: Path) -> None:
+    for arguments in (["x1", "x.npz", "--into", "f"], ["x1"], []):
+        done = traces(service, "export", *arguments)
+        assert (done.returncode, "--into" in done.stderr) == (2, True)
+
+
+def test_one_in_vllms_shape(service: Service, tmp_path: Path) -> None:
+    file = tmp_path / "x2.npz"
+    done = traces(service, "export", "x2", str(file), "--form", "vllm", "--decoder-layers", "4")
+    assert done.returncode == 0, done.stderr
+    assert np.load(file)["routed_experts"].shape == (7, 4, 4)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from moescope.service.client.http import Connection, ServiceUnavailableError, address, get_json, send_json
+from moescope.service.client.http import (
+    Connection,
+    ServiceUnavailableError,
+    address,
+    get_json,
+    get_json_lines,
+    send_json,
+)
 from moescope.service.client.settings import ClientSettings
 from tests.capture.servers import answering
 
@@ -54,3 +61,24 @@ def test_a_refusal_that_is_nested_without_end_is_a_refusal() -> None:
     reply = b"HTTP/1.1 503 Busy\r\nContent-Length: 20000\r\n\r\n" + b"[" * 20_000
     with answering(reply) as url, pytest.raises(ServiceUnavailableError, match="answers 503"):
         get_json(url, "/v1/ranks", {})
+
+
+def lines(
+    body: bytes, head: bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+) -> list[object]:
+    with answering(head + body) as url:
+        return list(get_json_lines(url, "/v1/requests/unusual", {"limit": 3}, 10.0))
+
+
+def test_lines_come_as_objects_wherever_their_chunks_end() -> None:
+    assert lines(b'9\r\n{"a":1}\n{\r\n6\r\n"b":2}\r\n1\r\n\n\r\n0\r\n\r\n') == [{"a": 1}, {"b": 2}]
+
+
+def test_lines_that_are_cut_off_or_none_are_told() -> None:
+    with pytest.raises(ServiceUnavailableError, match="no service answers"):
+        lines(b'9\r\n{"a":1}\n{\r\n6\r\n"b"')
+    with pytest.raises(ServiceUnavailableError, match="not a moescope"):
+        lines(b"6\r\n<html>\r\n0\r\n\r\n")
+    refusal = b'HTTP/1.1 404 Not Found\r\nContent-Length: 18\r\n\r\n{"detail": "gone"}'
+    with pytest.raises(ServiceUnavailableError, match="gone"):
+        lines(b"", refusal)

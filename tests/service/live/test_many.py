@@ -39,7 +39,7 @@ class Counting(dict):  # type: ignore[type-arg]
         return super().__iter__()
 
 
-@pytest.mark.parametrize("ask", ["boundaries", "joins", "placement_history"])
+@pytest.mark.parametrize("ask", ["series", "joins", "placement_history"])
 def test_a_question_about_one_deployment_does_not_go_through_all(
     make_state: Callable[..., LiveState], ask: str
 ) -> None:
@@ -50,7 +50,7 @@ def test_a_question_about_one_deployment_does_not_go_through_all(
     roster = state._ledger.roster
     roster._entries = Counting(roster._entries)
     Counting.walks = 0
-    wanted = (("s1", "tiny"), [None, None]) if ask == "boundaries" else (("s1", "tiny"),)
+    wanted = (("s1", "tiny"), [None, None]) if ask == "series" else (("s1", "tiny"),)
     getattr(state, ask)(*wanted)
     assert Counting.walks == 0
 

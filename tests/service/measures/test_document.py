@@ -8,8 +8,18 @@ import pytest
 from pydantic import ValidationError
 
 from moescope.service.api.schemas.measures import Measures, values_of
+from moescope.service.api.schemas.requests import ConcentratedOut, SimilarOut, UnusualOut
 from moescope.service.measures.balance import GAUGES, MEASURES, measure_all
-from moescope.service.measures.document import SCRIPT, script, table, with_table
+from moescope.service.measures.document import (
+    BEGIN,
+    END,
+    SCRIPT,
+    script,
+    table,
+    table_of_requests,
+    with_tables,
+)
+from moescope.service.measures.requests import REQUEST_MEASURES
 from moescope.service.metrics.catalogue import CATALOGUE
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "measures.md"
@@ -18,19 +28,26 @@ HOW = "is not what the declarations say; run: python -m moescope.service.measure
 
 def test_the_documents_table_is_made_from_the_declarations() -> None:
     text = DOCUMENT.read_text()
-    same = with_table(text) == text
+    same = with_tables(text) == text
     assert same, f"docs/measures.md {HOW}"
     assert all(f"`{name}`" in table() for name in MEASURES)
+    assert all(f"`{name}`" in table_of_requests() for name in REQUEST_MEASURES)
 
 
 def test_a_document_without_a_place_for_the_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="begins and ends"):
-        with_table("# Measures\n")
+    for lacking in ("# Measures\n", f"{BEGIN}{END}# Measures\n"):
+        with pytest.raises(ValueError, match="has no lines"):
+            with_tables(lacking)
 
 
 def test_the_pages_module_is_made_from_the_declarations() -> None:
     same = SCRIPT.read_text() == script()
     assert same, f"{SCRIPT.name} {HOW}"
+
+
+def test_answers_about_requests_have_every_measure() -> None:
+    known = {*UnusualOut.model_fields, *ConcentratedOut.model_fields, *SimilarOut.model_fields}
+    assert known >= set(REQUEST_MEASURES)
 
 
 def test_every_gauge_of_a_measure_is_in_the_catalogue_with_its_unit() -> None:

@@ -30,6 +30,7 @@ from moescope.service.store.codec import (
     encode_account,
     encode_totals,
 )
+from moescope.service.store.packed import pack, unpack
 from tests.service.frames import EPOCH, frame, halves, placement, producer
 
 OLD = Path(__file__).parent / "sqlite" / "upgrade" / "schema3.sqlite"
@@ -74,6 +75,19 @@ def account(phased: bool = True) -> Account:
 def test_totals_come_back() -> None:
     totals = account().totals
     assert_same(decode_totals(encode_totals(totals)), totals)
+
+
+def test_who_caused_waiting_is_nobody_in_totals_of_before_it_was_counted() -> None:
+    packed = pack(account().totals)
+    assert packed.stragglers is not None
+    old = msgspec.structs.replace(packed.stragglers, caused=None)
+    before = unpack(msgspec.structs.replace(packed, stragglers=old)).stragglers
+    now = unpack(packed).stragglers
+    assert before is not None
+    assert now is not None
+    assert now.caused.sum() > 0
+    assert not before.caused.any()
+    assert now.plus(before).caused.tolist() == now.caused.tolist()
 
 
 def test_parts_of_slots_come_back_exactly() -> None:
@@ -189,6 +203,16 @@ def test_pool_and_role_come_back_and_older_accounts_have_none() -> None:
     found = decode_account(old).latest.producer
     assert (found.pool, found.role, found.start) == ("", "", "")
     assert found.key == ("prod", "tiny", 0, 0, 0)
+
+
+def test_decoder_layers_come_back_and_older_accounts_tell_none() -> None:
+    made = Account(max_epochs=3)
+    made.post(frame({1: [4, 2]}, decoder_layers=61))
+    blob = encode_account(made.state())
+    assert decode_account(blob).latest.decoder_layers == 61
+    packed = msgspec.msgpack.decode(decompress(blob))
+    assert packed.pop() == 61  # before wire minor 7 an account ended there
+    assert decode_account(compress(msgspec.msgpack.encode(packed))).latest.decoder_layers == 0
 
 
 def test_another_version_is_refused() -> None:

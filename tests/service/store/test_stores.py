@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from moescope.capture.wire import MoeLayer
-from moescope.service.settings import Settings
 from moescope.service.store.interface import Store
-from moescope.service.store.open import open_store as open_setting
 from moescope.service.store.records import (
     ArrivedPart,
     Document,
@@ -27,22 +25,6 @@ from tests.service.store.accounts import BORN, instants, key, posting
 from tests.service.trace_parts import LAYERS, experts_of, part
 
 Open = Callable[..., Store]
-
-
-@pytest.fixture
-def open_store(store_setting: str) -> Iterator[Open]:
-    """Open the store of the test; at the end it is closed."""
-    stores: list[Store] = []
-
-    def opened(**settings: float) -> Store:
-        for store in stores:
-            store.close()
-        stores[:] = [open_setting(Settings(store=store_setting, **settings))]  # type: ignore[arg-type]
-        return stores[0]
-
-    yield opened
-    for store in stores:
-        store.close()
 
 
 def test_what_was_saved_is_there_after_opening_again(open_store: Open) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 
 from moescope.capture.wire.traces import TracePart
@@ -20,7 +21,8 @@ from moescope.service.store.records import (
     StoreError,
     TraceShape,
 )
-from moescope.service.store.writer import MAX_BATCH, MAX_WAITING, StoreWriter
+from moescope.service.store.waiting import MAX_BATCH, MAX_WAITING, PART_BYTES
+from moescope.service.store.writer import StoreWriter
 from tests.service.store.accounts import BORN, key, posting
 from tests.service.trace_parts import LAYERS, part
 from tests.waiting import PATIENCE_S, wait_until
@@ -168,7 +170,7 @@ def test_a_part_that_contradicts_one_of_its_batch_fails_alone(disk: Disk, writer
     disk.free.clear()
     first = writer.submit([Forgotten(key())])
     wait_until(writer._waiting.empty, "it is not being written")  # what follows waits and becomes one batch
-    good = [ArrivedPart(part(1, part=0, parts=2), BORN), posting([1, 1, 1, 1], 5)]
+    good = [ArrivedPart(part(1, part=0, parts=2), BORN), ArrivedPart(part(2), BORN)]
     wrong = ArrivedPart(part(1, part=1, parts=2, layers=LAYERS[:1]), BORN)
     futures = [writer.submit([record]) for record in (good[0], wrong, good[1])]
     disk.free.set()
@@ -178,3 +180,41 @@ def test_a_part_that_contradicts_one_of_its_batch_fails_alone(disk: Disk, writer
     with pytest.raises(RefusedError, match=r"^layers\[1\]: no more layer, but earlier parts of trace 1 "):
         futures[1].result(PATIENCE_S)
     assert disk.saved[1] == good
+
+
+def test_a_frame_waits_for_one_large_part_not_for_all_that_came_before(
+    disk: Disk, writer: StoreWriter
+) -> None:
+    """Twenty long traces of one client kept the frames of all others for 10 s."""
+    large = [ArrivedPart(_of_bytes(number, PART_BYTES), BORN) for number in range(20)]
+    disk.free.clear()
+    futures = [writer.submit([item]) for item in large]
+    wait_until(lambda: futures[0].running(), "the first part is not being written")
+    frame = writer.submit([posting([1, 1, 1, 1], 5)])
+    small = [writer.submit([ArrivedPart(_of_bytes(number, 8), BORN)]) for number in range(20, 24)]
+    disk.free.set()
+    frame.result(PATIENCE_S)
+    for future in (*futures, *small):
+        future.result(PATIENCE_S)
+    order = [tuple(type(record).__name__ for record in batch) for batch in disk.saved]
+    assert order.index(("Posting",)) <= 2, "after the part that was being written, and one more"
+    assert order[-1] == ("ArrivedPart",) * 4
+    parts = [record for batch in disk.saved for record in batch if isinstance(record, ArrivedPart)]
+    assert [item.part.trace for item in parts] == list(range(24))
+
+
+def test_what_waits_at_the_end_is_written_before_it(disk: Disk, writer: StoreWriter) -> None:
+    large = [ArrivedPart(_of_bytes(number, PART_BYTES), BORN) for number in range(4)]
+    disk.free.clear()
+    futures = [writer.submit([item]) for item in large]
+    wait_until(lambda: futures[0].running(), "the first part is not being written")
+    futures.append(writer.submit([posting([1, 1, 1, 1], 5)]))
+    threading.Timer(0.1, disk.free.set).start()
+    writer.close()
+    assert all(future.done() for future in futures)
+    assert disk.closed
+
+
+def _of_bytes(number: int, nbytes: int) -> TracePart:
+    """A part whose ids have so many bytes; nobody looks at them here."""
+    return part(number, layers=LAYERS[:1], experts=[np.zeros(nbytes, np.uint8)], tokens=nbytes // 2)

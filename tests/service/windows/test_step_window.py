@@ -31,6 +31,8 @@ def test_the_cost_is_of_single_steps() -> None:
     assert (second.layer, second.max_slots, second.mean_slots, second.busy_steps) == (2, 3, 3, 1)
     assert cost.sums == (20, 13)
     assert cost.hottest.tolist() == [1.5, 1.5]  # of layer 2's only step each is half of the busiest
+    assert first.caused.tolist() == [3, 4]  # 8 - 5, then 9 - 5
+    assert cost.caused.tolist() == [3, 4]  # nobody waits in layer 2, whose ranks are even
     assert (cost.stages[0].joined, cost.stages[0].incomplete) == (3, 2)
     assert straggler_cost(*cost.sums) == pytest.approx(1 - 13 / 20)
 

@@ -3,9 +3,9 @@
 import { get } from "../api.js";
 import { barTable, tag } from "../bars.js";
 import { choice, h, panel, patch, scroll, setText } from "../dom.js";
-import { count, percent, time } from "../format.js";
+import { count, percent, span as times, time } from "../format.js";
 import { plainTable } from "../plaintable.js";
-import { bounds, change } from "../route.js";
+import { bounds, change, seconds } from "../route.js";
 import { tiles } from "../tiles.js";
 
 const EVERY_S = 15; // an answer takes the service a good part of a second
@@ -13,15 +13,17 @@ const DECISIONS = {
   worth_it: ["good", "Worth it"],
   not_worth_it: ["info", "Leave it"],
   ages_too_fast: ["warn", "Ages too fast"],
+  too_early: ["warn", "Too early to say"],
   no_sample: ["info", "No sample"],
 };
-const SPANS = /** @type {[string, string][]} */ ([["1h", "the last hour"], ["6h", "the last 6 hours"], ["1d", "the last day"], ["window", "the window above"]]);
+const SPANS = /** @type {[string, string][]} */ ([["1h", "the last hour"], ["6h", "the last 6 hours"], ["1d", "the last day"]]);
 
 /** @returns {import("../main.js").View} */
 export function create() {
   let asked = { key: "", at: 0 };
-  const span = choice("Judged over", (value) => change({ judge: value === "1h" ? null : value }));
+  const span = choice("Judged over", (value) => change({ judge: value }));
   const base = choice("Drift from", (value) => change({ drift_base: value === "previous_hour" ? null : value }));
+  const short = h("p", { class: "short", role: "status", hidden: true });
   const words = h("p", { class: "lead" });
   const top = tiles();
   const options = optionTable();
@@ -34,7 +36,7 @@ export function create() {
     { class: "stack" },
     h("h1", { class: "unseen", text: "Advice" }),
     h("div", { class: "tools" }, span.element),
-    panel("Placement of experts", "fitted on the first half of the window, judged on the second", words, top.element, scroll("Placements", options.element), facts).element,
+    panel("Placement of experts", "fitted on the first half of the window, judged on the second", short, words, top.element, scroll("Placements", options.element), facts).element,
     panel("Rearrangements by EPLB", "what each one promised, and what it gave", past.element).element,
     h("div", { class: "tools" }, base.element),
     panel("Drift", "of the last five minutes' routing", driftWords, scroll("Drift by layer", drift.element)).element,
@@ -43,11 +45,12 @@ export function create() {
     element,
     async refresh({ route, deployment, now, signal }) {
       const { server, model } = deployment;
-      const judge = route.params.get("judge") ?? "1h";
+      const other = bounds(route.params);
+      const judge = route.params.get("judge") ?? (other.past ? "window" : "1h");
       const wanted = route.params.get("drift_base") ?? "previous_hour";
       const key = JSON.stringify([server, model, judge, wanted, route.params.get("from"), route.params.get("to"), judge === "window" && route.params.get("window")]);
       if (key === asked.key && Math.abs(now - asked.at) < EVERY_S) return;
-      const window = judge === "window" || bounds(route.params).past ? bounds(route.params) : { start: `-${judge}`, end: null };
+      const window = judge === "window" ? other : { start: `-${judge}`, end: null };
       const query = { server, model, start: window.start ?? 0, end: window.end };
       const baselines = (await get("v1/baselines", { server, model }, signal)).baselines;
       const known = baselines.some((item) => item.name === wanted) ? wanted : "previous_hour";
@@ -57,8 +60,10 @@ export function create() {
         get("v1/drift", { server, model, baseline: known }, signal),
       ]);
       asked = { key, at: now };
-      span.set(SPANS, judge);
+      span.set([...spansWith(judge), ["window", `the other views' window: ${nameOf(other, now)}`]], judge);
       base.set([["previous_hour", "the hour before"], ...baselines.map((item) => /** @type {[string, string]} */ ([item.name, item.name]))], known);
+      short.hidden = !advice.short;
+      setText(short, advice.short ?? "");
       setText(words, advice.verdict.words);
       top.update(summary(advice));
       options.update(advice);
@@ -69,6 +74,15 @@ export function create() {
   };
 }
 
+/** The spans to choose from; one that an address names is among them. @returns {[string, string][]} */
+const spansWith = (judge) => (judge === "window" || SPANS.some(([value]) => value === judge) ? SPANS : [...SPANS, [judge, `the last ${judge}`]]);
+
+/** A window of the other views in words. */
+function nameOf({ start, end, past }, now) {
+  if (past) return times(seconds(start, now), seconds(end, now));
+  return start === null ? "since the start" : `the last ${start.slice(1)}`;
+}
+
 function summary(advice) {
   const [level, text] = DECISIONS[advice.verdict.decision];
   const chosen = advice.options.find((item) => isChoice(item, advice.verdict));
@@ -77,7 +91,7 @@ function summary(advice) {
     { name: "Verdict", value: text, level: level === "info" ? null : level, hint: chosen?.name ?? "" },
     { name: advice.base?.strategy === "linear" ? "Imbalance, linear" : "Imbalance now", value: now ? now.toFixed(3) : "–", hint: "ratio of sums, later half" },
     { name: "Imbalance to expect", value: chosen ? chosen.held_out.ratio_of_sums.toFixed(3) : "–", hint: chosen ? `predicted ${chosen.fitted.ratio_of_sums.toFixed(3)}` : "no change is recommended" },
-    { name: "Waited in single steps", value: advice.waiting ? percent(advice.waiting.cost, 1) : "–", hint: advice.waiting ? `${percent(advice.waiting.windowed, 1)} of it placement can mend` : "loads of steps aren't known" },
+    { name: "Waited in single steps", value: advice.waiting ? percent(advice.waiting.cost, 1) : "–", hint: advice.waiting ? `of the time in experts. By the window's sums it is ${percent(advice.waiting.windowed, 1)} of that time: placement can mend so much at most; the rest comes from hot ranks that change from step to step` : "loads of steps aren't known" },
   ];
 }
 

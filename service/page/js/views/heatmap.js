@@ -55,23 +55,23 @@ export function create() {
 /** @param {URLSearchParams} params */
 const read = (params) => ({
   scale: params.get("scale") ?? "deviation",
-  byLoad: params.get("sort") === "load",
-  grouped: params.get("group") === "ep",
+  byLoad: params.get("sort") !== "id",
+  grouped: params.get("group") !== "none",
   dpRank: params.get("dp_rank"),
 });
 
 function makeTools() {
   const scale = choice("Show", (value) => change({ scale: value === "deviation" ? null : value }));
   const rank = choice("Tokens of", (value) => change({ dp_rank: value }));
-  const sort = choice("Experts", (value) => change({ sort: value === "id" ? null : value }));
-  const box = /** @type {HTMLInputElement} */ (h("input", { type: "checkbox", on: { change: () => change({ group: box.checked ? "ep" : null }) } }));
+  const sort = choice("Experts", (value) => change({ sort: value === "load" ? null : value }));
+  const box = /** @type {HTMLInputElement} */ (h("input", { type: "checkbox", on: { change: () => change({ group: box.checked ? null : "none" }) } }));
   const group = h("label", {}, box, "group by EP rank");
   return {
     elements: [scale.element, rank.element, sort.element, group],
     update(options, deployment) {
       scale.set([["deviation", "deviation from a fair share"], ["share", "share of the layer's slots"]], options.scale);
       rank.set([["", "all DP ranks"], ...deployment.dp_ranks.map((r) => [`${r.dp_rank}`, `DP rank ${r.dp_rank}`])], options.dpRank ?? "");
-      sort.set([["id", "by id"], ["load", "by load"]], options.byLoad ? "load" : "id");
+      sort.set([["load", "by load"], ["id", "by id"]], options.byLoad ? "load" : "id");
       box.checked = options.grouped;
     },
     allowGroups(known) {

@@ -11,8 +11,9 @@ import * as trace from "./trace.js";
 import * as traces from "./traces.js";
 
 /**
- * `menu` is the entry that is marked as current for a view without one of its own; `phases`: it can show one phase.
- * @type {Record<string, {title: string, inMenu: boolean, menu?: string, phases?: boolean, create: () => import("../main.js").View}>}
+ * `menu` is the entry that is marked as current for a view without one of its own; `phases`: it can show one phase;
+ * `window` false: it has a window control of its own, and the one above all views is not shown.
+ * @type {Record<string, {title: string, inMenu: boolean, menu?: string, phases?: boolean, window?: boolean, create: () => import("../main.js").View}>}
  */
 export const VIEWS = {
   overview: { title: "Overview", inMenu: true, phases: true, create: overview.create },
@@ -21,7 +22,7 @@ export const VIEWS = {
   pools: { title: "Pools", inMenu: true, create: pools.create },
   traces: { title: "Traces", inMenu: true, create: traces.create },
   compare: { title: "Compare", inMenu: true, phases: true, create: compare.create },
-  advice: { title: "Advice", inMenu: true, create: advice.create },
+  advice: { title: "Advice", inMenu: true, window: false, create: advice.create },
   layer: { title: "Layer", inMenu: false, menu: "heatmap", phases: true, create: layer.create },
   trace: { title: "Trace", inMenu: false, menu: "traces", create: trace.create },
 };

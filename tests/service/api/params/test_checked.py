@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from fastapi import APIRouter, Response
 from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+from pydantic import BaseModel, field_serializer
 
 from moescope.service.api.app import create_app
+from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.bodies import MAX_JSON
 from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.not_taken import WHY
+from moescope.service.live.large import LargeQuestions
 from moescope.service.settings import Settings
 from tests.service.conftest import Clock, Service, open_service
 from tests.service.frames import frame, halves, producer
@@ -154,6 +160,54 @@ def test_a_route_without_a_body_takes_none(shared: Service, method: str, route: 
     path = re.sub(r"{[^}]*}", "x", route.path)
     answer = shared.client.request(method, path, json={"server": "prod"})
     assert (answer.status_code, "takes no body" in answer.json()["detail"]) == (422, True)
+
+
+class Answer(BaseModel):
+    """Says in which thread it became JSON."""
+
+    name: str
+    made: ClassVar[dict[str, int]] = {}
+
+    @field_serializer("name")
+    def told(self, name: str) -> str:
+        self.made[name] = threading.get_ident()
+        return name
+
+
+def test_an_answer_becomes_json_in_the_thread_that_computed_it() -> None:
+    """The event loop answers all others: it may not make megabytes of JSON."""
+    made = Answer.made
+    app = create_app(Settings(port=0))
+    turns = Turns(1, LargeQuestions(1 << 20))
+    for kind, route_class in (("checked", CheckedRoute), ("in-turn", turns.route)):
+        router = APIRouter(route_class=route_class)
+
+        @router.get(f"/v1/{kind}")
+        def computed(kind: str = kind) -> Answer:
+            made["thread"] = threading.get_ident()
+            return Answer(name=kind)
+
+        @router.get(f"/v1/{kind}-in-the-loop")
+        async def in_the_loop(kind: str = kind) -> Answer:
+            made["loop"] = threading.get_ident()
+            return Answer(name=kind)
+
+        app.router.routes.extend(router.routes)
+        with TestClient(app) as client:
+            client.get(f"/v1/{kind}-in-the-loop").raise_for_status()
+            assert made[kind] == made["loop"]  # so that the line below can fail
+            assert client.get(f"/v1/{kind}").json() == {"name": kind}
+            assert made[kind] == made["thread"] != made["loop"]
+
+
+@pytest.mark.parametrize("route", [route for _, route in ROUTES], ids=NAMES)
+def test_a_route_of_a_thread_answers_with_what_becomes_json_there(route: APIRoute) -> None:
+    endpoint = inspect.unwrap(route.endpoint)
+    if inspect.iscoroutinefunction(endpoint):
+        return
+    told = get_type_hints(endpoint)["return"]
+    for kind in get_args(told) or (told,):
+        assert issubclass(kind, BaseModel | Response), f"{kind} becomes JSON in the event loop"
 
 
 def _endless(service: Service, head: str) -> Iterator[bytes]:

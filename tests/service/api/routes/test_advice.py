@@ -10,7 +10,7 @@ from tests.service.traffic import push_fleet
 
 
 def test_advice_on_a_skewed_fleet(service: Service) -> None:
-    push_fleet(service, skew=0.8)
+    push_fleet(service, rounds=21, skew=0.8)
     answer = service.get("/v1/advice")
     assert (answer["ranks"], answer["num_experts"], answer["layers"]) == (4, 32, [3, 4, 5])
     assert answer["verdict"]["decision"] == "worth_it"
@@ -30,6 +30,16 @@ def test_advice_on_a_skewed_fleet(service: Service) -> None:
     instants = {"start": answer["held_out"]["used_start"]["latest"]}
     balance = service.get("/v1/balance", **instants)["summary"]["over_ep_ranks"]
     assert answer["base"]["held_out"] == pytest.approx(balance)
+
+
+def test_short_data_are_too_early_to_say(service: Service) -> None:
+    push_fleet(service, skew=0.8)
+    answer = service.get("/v1/advice")
+    verdict = answer["verdict"]
+    assert (answer["enough"], answer["seconds"], verdict["decision"]) == (False, 300.0, "too_early")
+    assert answer["short"].startswith("Too early to say: this rests on data of 300 s only, where 3,600 s")
+    assert verdict["words"].startswith("So far, EPLB ")
+    assert "orth it" not in verdict["words"]
 
 
 def test_the_openapi_document_is_true(service: Service) -> None:

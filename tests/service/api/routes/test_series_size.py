@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from moescope.service.api.routes import histogram, stragglers
-from moescope.service.live.state import LiveState
+from moescope.service.live import state
 from tests.service.conftest import Service
 from tests.service.frames import frame, halves, producer
 
@@ -23,12 +25,21 @@ def unread(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
     assert service.client.get("/v1/histogram", params=SERIES).status_code == 200
     assert service.client.get("/v1/stragglers", params=SERIES).status_code == 200
 
-    def read(*_: object) -> None:
+    def read(*_: object) -> Iterator[object]:
         raise AssertionError("it reads before it refuses")
+        yield
 
-    monkeypatch.setattr(LiveState, "boundaries", read)
+    for reader in ("walk", "all_of"):
+        monkeypatch.setattr(state, reader, read)
     monkeypatch.setattr(histogram, "MAX_NUMBERS", 159)
     return service
+
+
+@pytest.mark.parametrize("route", ["histogram", "stragglers"])
+def test_what_is_small_enough_reads(unread: Service, monkeypatch: pytest.MonkeyPatch, route: str) -> None:
+    """So that the tests below would see a reading."""
+    monkeypatch.setattr(histogram, "MAX_NUMBERS", 160)
+    assert unread.client.get(f"/v1/{route}", params=SERIES).status_code == 500
 
 
 def test_a_histogram(unread: Service) -> None:

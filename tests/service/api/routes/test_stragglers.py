@@ -51,9 +51,11 @@ def test_the_cost_is_of_steps_and_the_window_misses_it(service: Service) -> None
     assert (answer["straggler_cost"], answer["windowed_straggler_share"]) == (0.5, 0)
     assert (answer["max_slots"], answer["mean_slots"]) == (40, 20)
     assert answer["hottest"] == [2, 2]
+    assert answer["caused"] == [10, 10]
     [layer, _] = answer["layers"]
     assert (layer["steps"], layer["max_slots"], layer["mean_slots"]) == (2, 20, 10)
     assert (layer["straggler_cost"], layer["windowed_straggler_share"]) == (0.5, 0)
+    assert layer["caused"] == [5, 5]
     assert answer["stages"] == [{"pp_rank": 0, "joined": 2, "incomplete": 0, "pending": 0, "reason": None}]
     assert answer["reason"] is None
 

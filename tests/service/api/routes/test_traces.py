@@ -14,6 +14,7 @@ import pytest
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, TracePart, encode_part
+from moescope.service.api.schemas.trace_formats import TraceFormat
 from tests.service.conftest import Service
 from tests.service.frames import frame
 from tests.service.trace_parts import LAYERS, experts_of, part
@@ -81,12 +82,13 @@ def test_formats_by_suffix_and_by_accept_are_the_same(service: Service) -> None:
     expected = routed(service, "x1")
     assert expected.shape == (13, 2, 4)
     url = "/v1/traces/cmpl-x1"
-    by_suffix = {kind: service.client.get(f"{url}.{kind}") for kind in ("json", "npz", "raw", "parquet")}
+    by_suffix = {kind: service.client.get(f"{url}.{kind}") for kind in TraceFormat}
     for kind, accept in (
         ("json", "application/json"),
         ("npz", "text/html, application/x-npz;q=0.9"),
         ("raw", "application/octet-stream"),
         ("parquet", "application/vnd.apache.parquet"),
+        ("arrow", "application/vnd.apache.arrow.stream"),
     ):
         by_accept = service.client.get(url, headers={"accept": accept})
         assert by_accept.headers["content-type"] == by_suffix[kind].headers["content-type"]
@@ -103,6 +105,7 @@ def test_formats_by_suffix_and_by_accept_are_the_same(service: Service) -> None:
     assert table["position"] == list(range(13))
     assert table["layer_1"] == [None] * 3 + expected[3:, 0, :2].tolist()
     assert table["layer_3"] == [None] * 3 + expected[3:, 1].tolist()
+    assert pyarrow.ipc.open_stream(by_suffix["arrow"].content).read_all().to_pydict() == table
     assert problem(service.client.get(url, headers={"accept": "text/html"}), 406) == "no-such-format"
 
 
@@ -148,7 +151,7 @@ def test_of_workers_that_contradict_each_other_the_first_is_believed(service: Se
     push(service, part(1, who={"tp_size": 2}))
     other = [MoeLayer(1, 16, 3), MoeLayer(3, 32, 4)]
     push(service, part(1, who={"tp_size": 2, "tp_rank": 1}, layers=other, runs=[(10, 10)]))
-    for kind in ("npz", "raw", "parquet"):
+    for kind in ("npz", "raw", "parquet", "arrow"):
         assert service.client.get(f"/v1/traces/x1.{kind}").status_code == 200
     answer = service.get("/v1/traces/x1")
     assert (answer["layers"], answer["top_k"], answer["num_experts"]) == ([1, 3], [2, 4], [16, 64])
@@ -156,7 +159,7 @@ def test_of_workers_that_contradict_each_other_the_first_is_believed(service: Se
 
 def test_an_absurd_position_is_no_absurd_answer(service: Service) -> None:
     push(service, part(1, runs=[(2**39, 10)]))
-    for kind in ("json", "npz", "raw", "parquet"):
+    for kind in TraceFormat:
         response = service.client.get(f"/v1/traces/x1.{kind}")
         assert problem(response, 400) == "too-many-positions"
         assert "ask for fewer with first and end" in response.json()["detail"]
@@ -182,6 +185,49 @@ def test_workers_of_one_request_make_one_trace(service: Service) -> None:
     np.testing.assert_array_equal(found[:6, 1], experts_of(1, 6)[1])
     np.testing.assert_array_equal(found[6:, 1], experts_of(1, 4)[1])
     np.testing.assert_array_equal(found[:, 2, :2], experts_of(1, 10, stage)[0])
+
+
+def test_what_another_worker_computed_again_after_a_preemption_is_the_last(service: Service) -> None:
+    """Positions 2 and 3 were at the second TP worker in step 5, and at the first one in step 9."""
+    again, before = experts_of(2, 2), experts_of(1, 4)
+    steps = [np.array(numbers, "<i8").tobytes() for numbers in ([9, 10], [4, 4, 5, 5])]
+    first, second = {"tp_size": 2}, {"tp_size": 2, "tp_rank": 1}
+    push(service, part(1, experts=again, runs=[(2, 2)], who=first, steps=steps[0], started_step=4))
+    push(service, part(1, experts=before, runs=[(0, 4)], who=second, steps=steps[1], started_step=4))
+    expected = np.concatenate([before[1][:2], again[1]])
+    np.testing.assert_array_equal(routed(service, "x1")[:, 1], expected)
+    assert service.get("/v1/traces/x1")["times_computed"] == [1, 1, 2, 2]
+
+
+def test_what_is_told_of_a_request_and_what_is_missing_of_it(service: Service) -> None:
+    who = {"pp_size": 2, "tp_size": 2, "role": "decode", "pool": "chat"}
+    push(service, part(1, who=who, computed_tokens=14, started_step=3, lora="sql", finish_reason="stop"))
+    [listed] = service.get("/v1/traces")["traces"]
+    for entry in (listed, service.get("/v1/traces/x1")):
+        assert (entry["role"], entry["pool"]) == ("decode", "chat")
+        assert (entry["lora"], entry["finish_reason"]) == ("sql", "stop")
+        assert (entry["missing_stages"], entry["missing_tokens"]) == (1, 4)
+
+
+def test_why_a_trace_is_not_there(service: Service) -> None:
+    def why(name: str) -> str:
+        response = service.client.get(f"/v1/traces/{name}")
+        assert problem(response, 404) == "no-such-trace"
+        return str(response.json()["detail"])
+
+    push(service, part(1, part=0, parts=2))
+    assert "parts of its trace came, others did not" in why("x1")
+    assert "it wasn't sampled" in why("x2")
+    assert "parts of" in why("x1.npz")
+
+
+def test_an_id_that_vllm_gave_twice_finds_the_newest_request(service: Service) -> None:
+    for trace in (1, 2):
+        push(service, part(trace, name="x1", request_id="same", tokens=10 * trace))
+    assert service.get("/v1/traces/x1")["tokens"] == 20
+    np.testing.assert_array_equal(routed(service, "x1")[:, 1], experts_of(2, 20)[1])
+    listed = service.get("/v1/traces", request_id="same")["traces"]
+    assert [entry["tokens"] for entry in listed] == [20, 10]
 
 
 def test_a_trace_in_parts_is_there_when_all_are_and_twice_is_once(service: Service) -> None:

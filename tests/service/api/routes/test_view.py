@@ -116,6 +116,32 @@ def test_the_trend_has_rates_and_imbalance_by_interval(service: Service) -> None
     assert service.get("/v1/trend", step=10, points=5) == trend
 
 
+def test_a_hot_spot_is_the_busiest_rank_and_the_busiest_expert_that_only_it_holds(service: Service) -> None:
+    who = producer(ep_size=2)
+    service.push(frame({1: [1, 60, 30, 29], 3: [0, 0, 0, 0]}, who=who, placement=halves(4, 2)))
+    first, idle = service.get("/v1/view", parts="hot")["hot"]
+    assert first == {"ep_rank": 0, "expert": 1, "over_fair": 2.0}
+    assert idle is None
+    assert service.get("/v1/view")["hot"] is None
+    service.push(frame({1: [1, 50, 29, 40]}, who=producer(server="other")))
+    unplaced = service.get("/v1/view", parts="hot", server="other")["hot"]
+    assert unplaced == [{"ep_rank": None, "expert": 1, "over_fair": pytest.approx(50 / 30)}]
+
+
+def test_the_trend_has_the_load_of_each_ep_rank_where_asked(service: Service) -> None:
+    who, begun = producer(ep_size=2), service.clock.now
+    for number in range(1, 4):
+        service.clock.now = begun + 10 * number
+        counts = {1: [30 * number, 0, 10 * number, 0], 3: [10 * number, 0, 30 * number, 0]}
+        service.push(frame(counts, who=who, placement=halves(4, 2), seq=number, after_s=10.0 * number))
+    answer = service.get("/v1/trend", step=10, points=2, parts="ep_ranks")
+    assert answer["ep_ranks"] == [[1.0, 1.0], [1.0, 1.0]]
+    assert answer["ratio_of_sums"] == [1.5, 1.5]
+    one = service.get("/v1/trend", step=10, points=4, parts="ep_ranks", layer=1)
+    assert one["ep_ranks"] == [[None, 1.5, 1.5, 1.5], [None, 0.5, 0.5, 0.5]]
+    assert service.get("/v1/trend", step=10, points=2)["ep_ranks"] is None
+
+
 def test_the_trend_bridges_intervals_without_a_snapshot(service: Service) -> None:
     for seq, (second, slots) in enumerate([(1, 0), (11, 80), (41, 320)], start=1):
         service.clock.now = AT + second

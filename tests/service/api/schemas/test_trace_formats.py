@@ -17,10 +17,10 @@ from moescope.service.api.schemas.trace_formats import (
     TraceFormat,
     as_json,
     as_npz,
-    as_parquet,
     as_raw,
     memory_of,
 )
+from moescope.service.api.schemas.trace_tables import as_arrow, as_parquet
 from moescope.service.api.schemas.traces import TraceOut
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import ArrivedPart, TraceQuery
@@ -45,6 +45,14 @@ REQUEST = TraceOut(
     started_at=0.0,
     ended_at=0.0,
     stored_at=0.0,
+    role="",
+    pool="",
+    lora="",
+    finish_reason="",
+    accepted_drafts=0,
+    rejected_drafts=0,
+    missing_stages=0,
+    missing_tokens=0,
 )
 
 
@@ -131,7 +139,14 @@ def read_npz(content: bytes, routing: Routing) -> np.ndarray:
 
 
 def read_parquet(content: bytes, routing: Routing) -> np.ndarray:
-    table = pq.read_table(io.BytesIO(content))
+    return read_table(pq.read_table(io.BytesIO(content)), routing)
+
+
+def read_arrow(content: bytes, routing: Routing) -> np.ndarray:
+    return read_table(pa.ipc.open_stream(content).read_all(), routing)
+
+
+def read_table(table: pa.Table, routing: Routing) -> np.ndarray:
     assert table["position"].to_pylist() == list(range(3, POSITIONS))
     times = whole(routing).times
     assert table["times_computed"].to_pylist() == times.tolist()
@@ -145,7 +160,8 @@ def read_parquet(content: bytes, routing: Routing) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("write", "read"), [(as_raw, read_raw), (as_npz, read_npz), (as_parquet, read_parquet)]
+    ("write", "read"),
+    [(as_raw, read_raw), (as_npz, read_npz), (as_parquet, read_parquet), (as_arrow, read_arrow)],
 )
 def test_a_large_trace_goes_out_in_pieces(
     workers: list[WorkerTrace],
@@ -160,13 +176,15 @@ def test_a_large_trace_goes_out_in_pieces(
     np.testing.assert_array_equal(found, whole(routing).experts)
 
 
-@pytest.mark.parametrize("write", [as_raw, as_npz, as_parquet])
+@pytest.mark.parametrize("write", [as_raw, as_npz, as_parquet, as_arrow])
 def test_no_position_at_all(workers: list[WorkerTrace], write: Callable[[Routing], Iterator[bytes]]) -> None:
     content = b"".join(write(put_together(workers, 9, 9)))
     if write is as_npz:
         assert np.load(io.BytesIO(content))["routed_experts"].shape == (0, 2, 3)
     elif write is as_parquet:
         assert pq.read_table(io.BytesIO(content)).num_rows == 0
+    elif write is as_arrow:
+        assert pa.ipc.open_stream(content).read_all().num_rows == 0
     else:
         assert content == b""
 
@@ -175,6 +193,7 @@ WRITERS: dict[TraceFormat, Callable[[Routing], Iterator[bytes]]] = {
     TraceFormat.RAW: as_raw,
     TraceFormat.NPZ: as_npz,
     TraceFormat.PARQUET: as_parquet,
+    TraceFormat.ARROW: as_arrow,
     TraceFormat.JSON: lambda routing: as_json(REQUEST, routing),
 }
 

@@ -80,6 +80,10 @@ def test_sums_over_joined_steps() -> None:
     assert found["straggler_max_slots_total",] == 2 * (7 + 5)
     assert found["straggler_mean_slots_total",] == 2 * (4 + 3)
     assert [found["straggler_hottest_layer_steps_total", rank] for rank in "01"] == [2, 2]
+    # Rank 0 has 3 above the mean in the first step, rank 1 has 3 - ... in the second; two layers alike.
+    caused = [found["straggler_caused_slots_total", rank] for rank in "01"]
+    assert sum(caused) == 2 * (7 + 5 - 4 - 3)
+    assert caused == [2 * 3, 2 * 2]
     assert found["layer_straggler_max_slots_total", "2"] == 12
     [group] = groups(state)
     gauge = values(straggler_gauge(group.deployment, list(group.spans)))

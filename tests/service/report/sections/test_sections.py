@@ -147,13 +147,14 @@ def test_advice_is_quoted_and_escaped(options: int) -> None:
     verdict = {"words": "Worth it.", "evidence": ["a < b"]}
     assert advice.section(facts()) is None
     plain = facts()
+    short = "Too early to say." if options else None
     told = Facts(
         plain.since_s, plain.at, plain.balance, plain.trend, plain.ranks, plain.stragglers,
-        {"options": [option] * options, "verdict": verdict},
+        {"options": [option] * options, "verdict": verdict, "short": short},
     )  # fmt: skip
     made = advice.section(told)
     assert made is not None
-    assert made.lead == "Worth it."
+    assert made.lead == ("Too early to say. Worth it." if options else "Worth it.")
     assert "<li>a &lt; b</li>" in made.body
     assert ("eplb &amp; more" in made.body) == bool(options)
     assert ("1.200" in made.body) == bool(options)

@@ -40,7 +40,7 @@ class Engine:
         with self._lock:
             # An HTTP request has no database but its own.
             self._run(f"USE {query.get('database') or 'default'}", {})
-            if sql.startswith("INSERT"):
+            if sql.startswith("INSERT") and " FORMAT " in sql:
                 return self._insert(sql, data)
             head, found, kind = sql.rstrip().rpartition("FORMAT ")
             return self._run(head if found else sql, parameters, kind.strip() if found else "TabSeparated")

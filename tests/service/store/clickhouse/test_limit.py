@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from moescope.service.settings_sources import load_settings
+from moescope.service.store.clickhouse import gone
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.limits import Retention
 from moescope.service.store.open import open_store
@@ -64,9 +65,23 @@ def test_the_limit_is_the_settings_where_it_is_given(url: str, monkeypatch: pyte
         asked: list[int] = []
         monkeypatch.setattr(
             "moescope.service.store.clickhouse.store.keep_within",
-            lambda _, max_bytes, asked=asked: asked.append(max_bytes) or True,
+            lambda _, max_bytes, _now, asked=asked: asked.append(max_bytes) or True,
         )
         store = open_store(load_settings(None, {"store": url, **given}))
         store.maintain(BORN)
         store.close()
         assert asked == expected
+
+
+def test_of_too_many_names_that_went_at_once_as_many_as_fit_are_remembered(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gone, "MOST", 3)
+    store = ClickHouseStore(url, Retention(trace_s=1000))
+    parts = [part(number) for number in range(1, 6)]
+    store.save([ArrivedPart(each, BORN) for each in parts])
+    store.maintain(BORN + 1001)
+    names = {name for each in parts for name in (each.request_id, *each.client_ids)}
+    told = [store.why_absent(name) for name in names]
+    assert (told.count("expired"), told.count(None)) == (3, len(names) - 3)
+    store.close()

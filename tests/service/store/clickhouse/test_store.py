@@ -9,12 +9,15 @@ import pytest
 
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
+from moescope.service.store.clickhouse import trace_rows
+from moescope.service.store.clickhouse.schema import MIGRATIONS
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.limits import Retention
-from moescope.service.store.records import StoreError
+from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame
 from tests.service.store.accounts import BORN, LATER, account_of, key, posted, posting, slots
+from tests.service.trace_parts import part
 
 
 def test_frames_of_one_producer_that_came_to_two_services(replicas: list[ClickHouseStore]) -> None:
@@ -47,6 +50,32 @@ def test_a_newer_schema_is_refused(replicas: list[ClickHouseStore], url: str) ->
     replicas[0]._connection.insert("schema_version", ("version",), [[99]])
     with pytest.raises(StoreError, match=r"schema 99.*upgrade"):
         ClickHouseStore(url, Retention())
+
+
+def test_what_an_earlier_schema_has_is_there_after_an_upgrade(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a trace, too, whose other half comes after it; and a part that comes again."""
+    monkeypatch.setattr("moescope.service.store.clickhouse.store.MIGRATIONS", MIGRATIONS[:2])
+    old = ClickHouseStore(url, Retention())
+    known = trace_rows.PART_COLUMNS.index("weights_version") + 1
+    halves = [part(2, runs=[(10 * n, 10)], part=n, parts=2) for n in (0, 1)]
+    parts = [ArrivedPart(item, BORN) for item in (part(1), halves[0])]
+    routing, headers = trace_rows.rows_of(parts, trace_rows.Numbers())
+    old._connection.insert("routing", trace_rows.ROUTING_COLUMNS, routing)
+    old._connection.insert("trace_part", trace_rows.PART_COLUMNS[:known], [row[:known] for row in headers])
+    old.close()
+    monkeypatch.undo()
+    store = ClickHouseStore(url, Retention())
+    [found] = store.traced_requests(TraceQuery())
+    assert (found.tokens, found.role, found.taken_over) == (10, "", ())
+    store.save([ArrivedPart(item, BORN + 1) for item in (part(1, lora="new"), halves[1])])
+    assert [item.tokens for item in store.traced_requests(TraceQuery())] == [20, 10]
+    for item in store.traced_requests(TraceQuery()):
+        [worker] = store.traces(item.number, None)
+        assert worker.steps(0, 10).tolist() == [-1] * 10
+        assert len(worker.positions) == item.tokens
+    store.close()
 
 
 def test_services_show_what_came_to_the_others(

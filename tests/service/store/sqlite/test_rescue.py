@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import ArrivedPart
 from moescope.service.store.sqlite.store import FILE, SqliteStore
+from tests.service.frames import producer
 from tests.service.store.sqlite.damage import NOW, RANKS, TRACES, check, damage
 from tests.service.trace_parts import part
 
@@ -53,7 +54,8 @@ def test_blocks_say_again_what_shape_their_traces_have(tmp_path: Path, whole: by
 def test_nothing_is_left_of_a_request_that_can_not_be_shown(tmp_path: Path) -> None:
     """Its complete trace is lost, another worker's is incomplete: it would stay beyond its time to live."""
     whole, half = part(1), part(1, part=0, parts=2)
-    half = replace(half, producer=replace(half.producer, tp_rank=1, tp_size=2))
+    whole = replace(whole, producer=producer(tp_size=2))
+    half = replace(half, producer=producer(tp_rank=1, tp_size=2))
     store = SqliteStore(tmp_path, Retention())
     store.save([ArrivedPart(item, NOW) for item in (whole, half)])
     store._writer.execute("DELETE FROM trace WHERE complete")

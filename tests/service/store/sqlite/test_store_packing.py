@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -52,6 +53,23 @@ def test_many_blocks_at_once_have_the_hits_of_their_own_traces(store: SqliteStor
     for number in numbers:
         found = store.traced_requests(TraceQuery(layer=LAYERS[1].layer, expert=number))
         assert [item.names[-1] for item in found] == [f"x{number}"]
+
+
+def test_tiny_traces_of_many_experts_are_packed_within_a_bound(store: SqliteStore, tmp_path: Path) -> None:
+    """What a block takes doesn't grow with traces x layers x experts, which no body's size bounds."""
+    layers = [MoeLayer(i, 8192, 1) for i in range(128)]
+    many = [
+        part(n, layers=layers, tokens=1, id_bytes=2, experts=[np.full((1, 1), n, "<u2")] * len(layers))
+        for n in range(1, 66)
+    ]
+    tracemalloc.start()
+    store.save([ArrivedPart(item, BORN) for item in many])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (rows(tmp_path, "block"), rows(tmp_path, "segment")) == (1, 1)
+    assert peak < 24 << 20  # a byte for each trace and expert would be 64 MiB
+    [found] = store.traced_requests(TraceQuery(layer=100, expert=33))
+    assert found.names[-1] == "x33"
 
 
 def _one_expert(number: int) -> list[np.ndarray]:

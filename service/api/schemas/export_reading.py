@@ -1,0 +1,95 @@
+"""The requests of an export, read one after the other in the form that is wanted."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from moescope.service.api.problems import ProblemError
+from moescope.service.api.schemas.export_tables import TableShape
+from moescope.service.api.schemas.trace_shapes import Depths, Form, Wish, in_form, refuse_parts
+from moescope.service.store.interface import Store
+from moescope.service.store.records import TracedRequest
+from moescope.service.store.worker_trace import WorkerTrace
+from moescope.service.traces.export import Chosen, UnreadableError, layers_of
+from moescope.service.traces.forms import Shaped
+from moescope.service.traces.routing import Extent, Routing, TooManyPositionsError, put_together
+
+READING_BYTES: Final = 16 << 20
+"""The most that reading a request may take beside its tokens; an export leaves out one that takes more."""
+
+
+class ExportReader:
+    """Reads the routing of one request after the other, in the wanted form.
+
+    Args:
+        store: where they are.
+        wish: the form.
+        depths: what is known of the models' layers.
+        layers: the wanted layers; None: all.
+    """
+
+    def __init__(self, store: Store, wish: Wish, depths: Depths, layers: list[int] | None) -> None:
+        self._store, self._wish, self._depths, self._layers = store, wish, depths, layers
+
+    def routing(self, found: TracedRequest) -> Shaped:
+        """The routing of a request, of which nothing has been read yet.
+
+        Raises:
+            UnreadableError: it can't be given; the message says why.
+        """
+        try:
+            if self._wish.form is Form.VLLM:
+                return self._as_vllm(found)
+            return put_together(self._workers(found, self._layers))
+        except ProblemError as error:
+            raise UnreadableError(error.detail) from error
+        except TooManyPositionsError as error:
+            raise UnreadableError(str(error)) from error
+
+    def shape(self, chosen: Chosen, packed: bool) -> TableShape:
+        """What all rows of a table of these requests have in common.
+
+        Raises:
+            ProblemError: they are of several models, or vLLM's shape of the model isn't known (409).
+        """
+        if len(chosen.models) > 1:
+            listed = ", ".join(f"model={name}" for name in sorted(chosen.models)[:10])
+            raise ProblemError(
+                409,
+                "several-models",
+                "Requests of several models",
+                f"A table has the layers of one model: choose one by {listed}, or take format=ndjson.",
+            )
+        known = layers_of(self._store, chosen.numbers)
+        wanted = self._layers
+        if self._wish.form is Form.VLLM and known:
+            [(model, servers)] = chosen.models.items()
+            shape = self._depths.shape_of((min(servers), model), known, self._wish, model, wanted)
+            return TableShape(shape.layers(wanted, known), shape.dtype, packed)
+        layers = tuple(layer for layer in known if wanted is None or layer.layer in wanted)
+        return TableShape(layers, Routing.dtype, packed)
+
+    def _as_vllm(self, found: TracedRequest) -> Shaped:
+        known = {layer for worker in self._store.traces(found.number, None) for layer in worker.layers}
+        if not known:
+            raise UnreadableError(_NOTHING)
+        deployment = found.server, found.model
+        shape = self._depths.shape_of(deployment, known, self._wish, found.request_id, self._layers)
+        refuse_parts(found, self._wish, self._depths.tell_all(deployment, known, self._layers))
+        traced = {layer.layer for layer in known}
+        read = None if self._layers is None else sorted(traced & {*self._layers}) or [min(traced)]
+        routing = put_together(self._workers(found, read))
+        return in_form(routing, self._wish, shape, self._layers, found.request_id)
+
+    def _workers(self, found: TracedRequest, layers: list[int] | None) -> list[WorkerTrace]:
+        workers = [each for each in self._store.traces(found.number, layers) if each.layers]
+        if not workers:
+            raise UnreadableError(_NOTHING)
+        if Extent.of(workers).reading > READING_BYTES:
+            raise UnreadableError(
+                "reading it takes too much memory for an export: ask for it alone, by its id"
+            )
+        return workers
+
+
+_NOTHING: Final = "it has none of the layers that are asked for, or was removed"

@@ -1,0 +1,139 @@
+"""Searching traces in ClickHouse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.trace_rows import MOST, REQUEST, TRACE
+from moescope.service.store.damage import DamageLog
+from moescope.service.store.records import TracedRequest, TraceQuery
+from moescope.service.store.slots import ListedRequest
+
+_FAR: Final = 1 << 62
+_TOKENS, _LORA = 12, 15  # their places in a row
+_REQUEST: Final = ", ".join(REQUEST)
+_TRACE: Final = ", ".join(TRACE)
+_COMPLETE: Final = f"FROM trace_part FINAL GROUP BY {_TRACE} HAVING count() = any(parts)"
+"""Traces all of whose parts are kept: the others count in no answer."""
+
+
+def traced_requests(connection: Connection, query: TraceQuery, damage: DamageLog) -> list[TracedRequest]:
+    """See :class:`moescope.service.store.interface.Store`."""
+    found: list[TracedRequest] = []
+    for *row, number, _ in _rows(connection, query):
+        try:
+            found.append(TracedRequest.of_row((number, *row)))
+        except ValueError as error:
+            damage.request(row[3], error)
+    return found
+
+
+def listed(connection: Connection, query: TraceQuery) -> list[ListedRequest]:
+    """See :class:`moescope.service.store.interface.Store`."""
+    rows = _rows(connection, replace(query, taken_over=False))
+    return [
+        ListedRequest(number, row[0], row[1], row[_TOKENS], row[_LORA], complete)
+        for *row, number, complete in rows
+    ]
+
+
+def _rows(connection: Connection, query: TraceQuery) -> list[Any]:
+    """The requests that match: fields of a traced request, its number, and how many complete traces."""
+    where, parameters = _conditions(query)
+    among = "" if query.numbers is None else "AND number_of_it IN {numbers:Array(Int64)} "
+    among += "" if query.lora is None else "AND adapter_of_it = {lora:String} "
+    return connection.rows(
+        f"SELECT {_REQUEST}, arrayDistinct(arrayFlatten(groupArray(who))), min(how), any(prompt), "
+        "any(cached), max(again), min(started), max(ended), min(stored) AS stored_first, "
+        "toInt64(max(shared)) AS tokens_of_it, max(in_role), max(in_pool), max(adapter) AS adapter_of_it, "
+        "max(reason), max(accepted), max(rejected), argMax(refs, length(refs)), "
+        "toInt64(greatest(0, max(stages) - count())), toInt64(sum(greatest(0, computed - shared))), "
+        f"min(first) AS number_of_it, toInt64(sum(complete)) FROM ({_stages(where, query.taken_over)}) "
+        f"GROUP BY {_REQUEST}, life_of_it "
+        "HAVING tokens_of_it >= {least:Int64} AND stored_first >= {start:Int64} "
+        f"AND stored_first <= {{end:Int64}} AND number_of_it < {{before:Int64}} {among}"
+        "ORDER BY number_of_it DESC LIMIT {limit:Int64}",
+        "ttitTtiiiiiiittttiibiiii",
+        parameters,
+    )
+
+
+def _stages(where: str, taken_over: bool) -> str:
+    """A query for the stages of requests: parts to traces, these to workers, these to stages.
+
+    Of the traces complete ones count. Tensor-parallel workers share a request's tokens out, pipeline-parallel
+    ones have all of them each. Of a worker with several traces the newest counts (see ``newest_life``).
+    """
+    told = (
+        *("any(who) AS who", "min(how) AS how", "any(prompt) AS prompt", "any(cached) AS cached"),
+        *("max(again) AS again", "max(in_role) AS in_role", "max(in_pool) AS in_pool"),
+        *("max(adapter) AS adapter", "max(reason) AS reason", "max(accepted) AS accepted"),
+        *("max(rejected) AS rejected", "argMax(refs, length(refs)) AS refs", "max(stages) AS stages"),
+        *("min(stored) AS stored", "min(first) AS first"),
+    )
+    same = ", ".join(told).replace("any(who)", "arrayFlatten(groupArray(who))")
+    references = "max(taken_over)" if taken_over else "''"
+    traces = (
+        f"SELECT {_TRACE}, max(life) AS life_of_it, any(names) AS who, any(outcome) AS how, "
+        "any(prompt_tokens) AS prompt, any(cached_tokens) AS cached, any(preemptions) AS again, "
+        "any(role) AS in_role, any(pool) AS in_pool, any(lora) AS adapter, any(finish_reason) AS reason, "
+        f"any(accepted_drafts) AS accepted, any(rejected_drafts) AS rejected, {references} AS refs, "
+        "any(pp_size) AS stages, min(stored_ms) AS stored, min(come) AS first, min(started_ms) AS started, "
+        "max(ended_ms) AS ended, sum(tokens) AS own, any(computed_tokens) AS computed "
+        f"FROM trace_part FINAL WHERE {where} GROUP BY {_TRACE} HAVING count() = any(parts)"
+    )
+    workers = (
+        f"SELECT {_REQUEST}, life_of_it, pp_rank, {same}, argMax(own, started) AS tokens_of_worker, "
+        "argMax(computed, started) AS computed_of_stage, min(started) AS began, max(ended) AS over, "
+        "count() AS complete_of_worker "
+        f"FROM ({traces}) GROUP BY {_REQUEST}, life_of_it, pp_rank, tp_rank"
+    )
+    return (
+        f"SELECT {_REQUEST}, life_of_it, {same}, sum(tokens_of_worker) AS shared, "
+        "sum(complete_of_worker) AS complete, max(computed_of_stage) AS computed, min(began) AS started, "
+        "max(over) AS ended "
+        f"FROM ({workers}) GROUP BY {_REQUEST}, life_of_it, pp_rank"
+    )
+
+
+def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
+    # Parts of a request come within a day of each other: older ones need no look.
+    clauses = ["stored_ms >= {start:Int64}", "stored_ms <= {end:Int64} + 86400000"]
+    parameters: dict[str, object] = {
+        "start": 0 if query.start is None else int(min(query.start * 1000, _FAR)),
+        "end": _FAR if query.end is None else int(min(query.end * 1000, _FAR)),
+        "least": max(1, query.min_tokens),
+        "before": MOST if query.before is None else query.before,
+        "limit": query.limit,
+    }
+    for name, kind, value in (
+        ("server", "String", query.server),
+        ("model", "String", query.model),
+        ("dp_rank", "Int64", query.dp_rank),
+    ):
+        if value is not None:
+            clauses.append(f"{name} = {{{name}:{kind}}}")
+            parameters[name] = value
+    if query.lora is not None:
+        parameters["lora"] = query.lora
+    if query.numbers is not None:
+        parameters["numbers"] = list(query.numbers)
+    if query.name is not None:
+        clauses.append("has(names, {name:String})")
+        parameters["name"] = query.name
+    if query.weights_version is not None:
+        clauses.append(
+            f"({_REQUEST}, life) IN (SELECT {_REQUEST}, max(life) {_COMPLETE} "
+            "AND max(weights_version = {weights_version:Int64}))"
+        )
+        parameters["weights_version"] = query.weights_version
+    if query.layer is not None and query.expert is not None:
+        clauses.append(
+            f"({_REQUEST}, life) IN (SELECT {_REQUEST}, max(life) FROM trace_part WHERE ({_TRACE}) IN "
+            f"(SELECT {_TRACE} FROM routing WHERE layer = {{layer:Int64}} AND has(taken, {{expert:Int64}})) "
+            f"AND ({_TRACE}) IN (SELECT {_TRACE} {_COMPLETE}) GROUP BY {_TRACE})"
+        )
+        parameters |= {"layer": query.layer, "expert": query.expert}
+    return " AND ".join(clauses), parameters

@@ -1,0 +1,111 @@
+"""An hour in a minute, or in four: rules, Alertmanager and the service's clock, all alike.
+
+Each duration of the rules and of Alertmanager's configuration is divided by `SCALE`, and the service's clock
+runs `SCALE` times as fast. So the order of events is that of production: an alert which waits for 15 minutes
+and one that waits for 10 stay as far apart. Thresholds of rates are not scaled: Prometheus sees `SCALE` times
+as many tokens a second, so that the floors of traffic are reached.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from tests.dashboards.alerts.alertmanager import AT_HOME, CONFIG
+from tests.dashboards.live import RULES, Prometheus
+from tests.dashboards.promtool import promtool
+from tests.prometheus import running_prometheus
+
+SCALE = max(15, min(60, round(60 * (os.cpu_count() or 1) / max(os.getloadavg()[0], 0.1))))
+"""60, or less on a machine that has much else to do, where seconds must not be a quarter of an hour."""
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = r"\b(\d+)([smhd])\b"
+
+
+class FastClock:
+    """Unix time that passes faster from a moment on; from now on, `SCALE` times as fast, if none is named."""
+
+    def __init__(self, began: float | None = None, scale: float = SCALE) -> None:
+        self.began = time.time() if began is None else began
+        self.scale = scale
+
+    def __call__(self) -> float:
+        return self.began + self.scale * (time.time() - self.began)
+
+
+def minutes(count: float) -> float:
+    """Seconds here for so many minutes there."""
+    return 60 * count / SCALE
+
+
+def scaled(text: str) -> str:
+    """Rules or a configuration of Alertmanager, with each duration divided by `SCALE`.
+
+    Rounds of frames take a second at most: a replica that is live here has sent within five.
+    """
+
+    def shorter(found: re.Match[str]) -> str:
+        return f"{max(1, round(1000 * int(found[1]) * _UNITS[found[2]] / SCALE))}ms"
+
+    def of_line(line: str) -> str:
+        if re.match(r"\s*(- )?(for|keep_firing_for|interval|\w+_(wait|interval)):", line):
+            return re.sub(_DURATION, shorter, line)
+        line = re.sub(r"\[[\w:]+\]", lambda found: re.sub(_DURATION, shorter, found[0]), line)
+        return re.sub(r"offset \w+", lambda found: re.sub(_DURATION, shorter, found[0]), line)
+
+    text = "\n".join(of_line(line) for line in text.split("\n"))
+    return re.sub(r"(moescope_snapshot_age_seconds[^<>\n]*[<>] )(60|15)\b", r"\g<1>300", text)
+
+
+def alertmanager_config(receiver: str) -> str:
+    """The shipped configuration, scaled, that notifies this receiver."""
+    text = CONFIG.read_text()
+    assert text.count(AT_HOME) == 3
+    return scaled(text.replace(AT_HOME, receiver))
+
+
+def write_past(folder: Path, series: str, value: float, began: float) -> None:
+    """Let Prometheus have a series' value for a day and more, as if it had scraped it.
+
+    Args:
+        folder: Prometheus' own.
+        series: name and labels.
+        value: the same at all times.
+        began: Unix time of the test's begin; the past ends there.
+    """
+    times = (began - seconds for seconds in range(30 * 3600 // SCALE, 0, -15))
+    name = series.partition("{")[0]
+    lines = [f"# TYPE {name} gauge", *(f"{series} {value} {when:.3f}" for when in times), "# EOF"]
+    text = folder / "past.txt"
+    text.write_text("\n".join(lines) + "\n")
+    done = promtool("tsdb", "create-blocks-from", "openmetrics", text, folder / "data")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextmanager
+def prometheus(
+    targets: list[str], alertmanager: str, folder: Path, rules: Path = RULES
+) -> Iterator[Prometheus]:
+    """Scrapes services each minute there, as job ``moescope`` of cluster ``test``, with scaled rules."""
+    for path in rules.glob("*.yml"):
+        (folder / path.name).write_text(scaled(path.read_text()))
+    minute, half = (f"{round(1000 * minutes(count))}ms" for count in (1, 0.5))
+    config = {
+        "global": {"scrape_interval": minute, "scrape_timeout": minute, "evaluation_interval": half},
+        "rule_files": [str(folder / "moescope-*.yml")],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
+        "scrape_configs": [
+            {
+                "job_name": "moescope",
+                "static_configs": [{"targets": targets, "labels": {"cluster": "test"}}],
+            }
+        ],
+    }
+    with running_prometheus(yaml.safe_dump(config), folder) as client:
+        yield Prometheus(client)

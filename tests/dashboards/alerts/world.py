@@ -1,0 +1,137 @@
+"""Deployments with planted causes, Prometheus, Alertmanager and who is notified: an hour in a minute."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from moescope.capture.wire import encode_frame
+from moescope.service.client.settings import ClientSettings
+from moescope.service.simulation.feed import Poster
+from moescope.service.simulation.fleet import Fleet
+from moescope.service.simulation.plan import Plan
+from tests.dashboards.alerts.alertmanager import Notification, Receiver, running_alertmanager
+from tests.dashboards.alerts.scaled import SCALE, FastClock, alertmanager_config, minutes, prometheus
+from tests.dashboards.live import RULES, Prometheus
+
+ROUND_S = minutes(1)
+
+
+class Deployments:
+    """All fleets that report to one service; a thread lets them compute and send."""
+
+    def __init__(self, url: str, clock: Callable[[], float]) -> None:
+        self._url, self._clock = url, clock
+        self._lock = threading.Lock()
+        self._fleets: dict[str, Fleet] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.longest_s = 0.0
+        self.failed: list[BaseException] = []
+
+    def start(self, name: str, plan: Plan) -> None:
+        """A deployment starts, or starts again with another plan; the former workers say nothing any more."""
+        fleet = Fleet(replace(plan, server=name), int(self._clock() * 1e9))
+        with self._lock:
+            self._fleets[name] = fleet
+
+    def end(self, name: str) -> None:
+        """A deployment falls silent for good."""
+        with self._lock:
+            del self._fleets[name]
+
+    def __enter__(self) -> Deployments:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._end.set()
+        self._thread.join(60)
+        assert not self.failed, self.failed
+
+    def _run(self) -> None:
+        last = self._clock()
+        with closing(Poster(self._url, ClientSettings())) as poster:
+            while not self._end.wait(max(0.0, ROUND_S - (self._clock() - last) / SCALE)):
+                began, now = time.monotonic(), self._clock()
+                with self._lock:
+                    fleets = list(self._fleets.values())
+                try:
+                    for fleet in fleets:
+                        for frame in fleet.advance(now - last):
+                            poster.post(encode_frame(frame))
+                            fleet.delivered(frame)
+                except Exception as error:  # noqa: BLE001 the test shows it
+                    self.failed.append(error)
+                last = now
+                self.longest_s = max(self.longest_s, time.monotonic() - began)
+
+
+@dataclass
+class World:
+    """All of it, running."""
+
+    deployments: Deployments
+    prometheus: Prometheus
+    receiver: Receiver
+    clock: FastClock
+    raised: set[frozenset[tuple[str, str]]] = field(default_factory=set)
+    """The labels of all alerts that fired, as often as :meth:`look` looked."""
+
+    def look(self) -> None:
+        """Note which alerts fire."""
+        answer = self.prometheus.client.get("/api/v1/alerts").json()
+        self.raised |= {
+            frozenset(item["labels"].items())
+            for item in answer["data"]["alerts"]
+            if item["state"] == "firing"
+        }
+
+    def account(self) -> str:
+        """All notifications, a line each, for whom a test fails."""
+        lines = [
+            f"{found.receiver} {found.status} {sorted(found.labels.values())} {found.names}"
+            for found in self.receiver.notifications
+        ]
+        return "\n".join([*lines, f"the longest round took {self.deployments.longest_s:.2f} s"])
+
+    def told_of(self, name: str, status: str = "firing") -> list[Notification]:
+        """The notifications about a deployment, a pool or an instance."""
+        return [
+            found
+            for found in self.receiver.notifications
+            if found.status == status and name in found.labels.values()
+        ]
+
+
+@contextmanager
+def world(
+    url: str,
+    clock: FastClock,
+    folder: Path,
+    others: tuple[str, ...] = (),
+    rules: Path = RULES,
+    configured: Callable[[str], str] = alertmanager_config,
+) -> Iterator[World]:
+    """Everything around a service with this clock.
+
+    Args:
+        url: of the service, which the deployments report to.
+        clock: the service's.
+        folder: for files of Prometheus and Alertmanager.
+        others: addresses of further services that are scraped.
+        rules: folder of the rules.
+        configured: the configuration of Alertmanager for a receiver.
+    """
+    with ExitStack() as stack:
+        receiver = stack.enter_context(closing(Receiver()))
+        address = stack.enter_context(running_alertmanager(configured(receiver.url), folder))
+        targets = [urlsplit(each).netloc for each in (url, *others)]
+        running = stack.enter_context(prometheus(targets, address, folder, rules))
+        deployments = stack.enter_context(Deployments(url, clock))
+        yield World(deployments, running, receiver, clock)
