@@ -1,8 +1,8 @@
 """Makes both archives reproducible; everything else about the build is in pyproject.toml.
 
-With SOURCE_DATE_EPOCH set, two builds of one commit are the same files, byte for byte, wherever they were made:
-setuptools dates the members of a wheel by it, and here the members of an sdist too. Modes of files are those of
-a usual checkout, whatever the umask.
+With SOURCE_DATE_EPOCH set, two builds of one commit are the same files, byte for byte, wherever they were
+made: setuptools dates the members of a wheel by it, and here the members of an sdist too. Modes of files are
+those of a usual checkout, whatever the umask.
 """
 
 import gzip
@@ -11,10 +11,15 @@ import tarfile
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-os.umask(0o022)  # what setuptools itself writes
+
+def usual_modes(folder: str) -> None:
+    """Let files have mode 0644."""
+    for path in Path(folder).rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 class UsualModes(build_py):
@@ -24,8 +29,16 @@ class UsualModes(build_py):
         """Copy, then set the modes."""
         super().run()
         if not self.editable_mode:
-            for path in Path(self.build_lib).rglob("*"):
-                path.chmod(0o755 if path.is_dir() else 0o644)
+            usual_modes(self.build_lib)
+
+
+class UsualModesOfMetadata(bdist_wheel):
+    """Packs the metadata with mode 0644."""
+
+    def egg2dist(self, egginfo_path: str, distinfo_path: str) -> None:
+        """Copy, then set the modes."""
+        super().egg2dist(egginfo_path, distinfo_path)
+        usual_modes(distinfo_path)
 
 
 class DatedSdist(sdist):
@@ -52,4 +65,4 @@ class DatedSdist(sdist):
         return path
 
 
-setup(cmdclass={"build_py": UsualModes, "sdist": DatedSdist})
+setup(cmdclass={"build_py": UsualModes, "bdist_wheel": UsualModesOfMetadata, "sdist": DatedSdist})
