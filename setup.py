@@ -15,6 +15,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
+os.umask(0o022)  # for what setuptools itself writes
+
 
 def usual_modes(folder: str) -> None:
     """Let files have mode 0644."""
