@@ -158,6 +158,16 @@ class AccountState:
     conflicts: tuple[tuple[float, float], ...] = ()
     base: Base | None = None
 
+    @property
+    def life(self) -> EpochState:
+        """The life that counts at present."""
+        return next(item for item in self.epochs if item.epoch == self.latest.epoch)
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """Accounts rise by when the life that counts at present began."""
+        return self.life.order
+
     def has_forgotten(self, epoch: int) -> bool:
         """Whether an epoch is only in the sum."""
         return epoch in self.forgotten

@@ -146,7 +146,7 @@ class Lives:
         return self.current is life
 
     def add_stragglers(self, layout: Layout, more: Stragglers) -> None:
-        """Add what joined steps cost to the life that counts at present, if it has all layers of ``layout``."""
+        """Add what joined steps cost to the present life, if it has all layers of ``layout``."""
         life = self.current
         if life is None or any(layer.layer not in life.counted.layout.index for layer in layout.layers):
             return
@@ -223,6 +223,16 @@ class Lives:
             self.current = self._known[self.current.epoch]
 
 
+def takes_place(life: EpochState, other: EpochState, stale_after: float) -> bool:
+    """Whether of two lives whose models have different shapes the first one counts.
+
+    It is the one that began later, unless the other was still heard when that one had been silent for long.
+    """
+    older, newer = sorted((life, other), key=lambda item: item.order)
+    goes_on = older.heard_at - newer.heard_at > stale_after
+    return life is (older if goes_on else newer)
+
+
 def surplus(
     lives: Iterable[EpochState], current: int, at: float, max_epochs: int, stale_after: float
 ) -> list[int]:
@@ -267,7 +277,7 @@ def _heard(frame: Frame, counted: Totals, known: EpochState | None, at: float, m
 
 
 def _carried(known: EpochState | None, layout: Layout) -> Stragglers | None:
-    """The stragglers of a life in arrays of its newest frame's layout, which has all layers of those before."""
+    """The stragglers of a life in arrays of its newest layout, which has all layers of those before."""
     if known is None or known.stragglers is None:
         return None
     return known.stragglers.widened(known.counted.layout, layout)

@@ -2,9 +2,9 @@
 
 A service knows of each epoch the frame with the highest ``seq`` that came to it. The merged account has the
 higher of the two frames for each epoch, and that life's part of the totals with it (see
-:mod:`moescope.service.counts.parts`): slots, tokens and steps are exact, whichever service got which frame. So
-are slots by EP rank and phases where the workers tell them. Of joined steps of a life those of the service that
-joined most of them count.
+:mod:`moescope.service.counts.parts`): slots, tokens and steps are exact, whichever service got which frame.
+So are slots by EP rank and phases where the workers tell them. Of joined steps of a life those of the service
+that joined most of them count.
 Epochs that an account has only in its sum can't be taken out of it. So the base is the account whose sum
 covers all forgotten epochs of the other, or else the one that has forgotten more of them.
 
@@ -124,16 +124,12 @@ def _newest(one: AccountState, other: AccountState, stale_after: float) -> Accou
     first, last = sorted((one, other), key=lambda state: _version(state, one, other))
     if first.latest.epoch == last.latest.epoch:
         return last
-    heard = _current(first).heard_at
+    heard = first.life.heard_at
     return first if heard - _heard_at(last.latest.epoch, one, other) > stale_after else last
 
 
 def _heard_at(epoch: int, *states: AccountState) -> float:
     return max(item.heard_at for state in states for item in state.epochs if item.epoch == epoch)
-
-
-def _current(state: AccountState) -> EpochState:
-    return next(item for item in state.epochs if item.epoch == state.latest.epoch)
 
 
 def _version(state: AccountState, *others: AccountState) -> tuple[tuple[float, int], int, int]:

@@ -1,10 +1,12 @@
 """What one life has in its account's totals: the sum of what its frames added.
 
-Totals of an account are the parts of all its lives, and what is only in the sum (lives that are not remembered,
-and what an earlier moescope did not keep by life). So two accounts of one producer are merged life by life.
+Totals of an account are the parts of all its lives, and what is only in the sum (lives that are not
+remembered, and what an earlier moescope did not keep by life). So two accounts of one producer are merged
+life by life.
 
 Where each frame of a life tells phases and slots by EP rank, or none of them does, its part follows from its
-newest frame alone, whoever heard the earlier ones. Else it depends on the way from frame to frame, and is kept.
+newest frame alone, whoever heard the earlier ones. Else it depends on the way from frame to frame, and is
+kept.
 """
 
 from __future__ import annotations
