@@ -5,6 +5,7 @@ An unknown field is a complaint everywhere: Kubernetes itself drops them silentl
 
 from __future__ import annotations
 
+import gzip
 import json
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,20 @@ from jsonschema.validators import Draft7Validator, Draft202012Validator
 
 VENDOR = Path(__file__).with_name("vendor")
 KUBERNETES = "1.33"
-OPERATOR = {"ServiceMonitor": "servicemonitors.yaml", "PrometheusRule": "prometheusrules.yaml"}
+OPERATOR = {
+    "ServiceMonitor": "servicemonitors.yaml",
+    "PodMonitor": "podmonitors.yaml",
+    "ScrapeConfig": "scrapeconfigs.yaml.gz",
+    "PrometheusRule": "prometheusrules.yaml",
+    "AlertmanagerConfig": "alertmanagerconfigs.yaml.gz",
+}
+
+
+class _Loader(yaml.CSafeLoader):
+    """Reads ``=``, which is a word of YAML 1.1, as the text that it is in the schemas."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: loader.construct_scalar(node))
 
 
 def _complaints(validator: Validator, document: dict[str, Any]) -> list[str]:
@@ -49,7 +63,9 @@ def closed(schema: Any) -> Any:
 
 @cache
 def _custom(kind: str) -> Validator:
-    resource = yaml.safe_load((VENDOR / OPERATOR[kind]).read_text())
+    path = VENDOR / OPERATOR[kind]
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    resource = yaml.load(text, _Loader)
     (schema,) = [version["schema"]["openAPIV3Schema"] for version in resource["spec"]["versions"]]
     made = closed(schema)
     made["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own, of any kind
