@@ -22,7 +22,7 @@ _ON: Final = f"on ({DEPLOYMENT})"
 _BOARD: Final = "moescope-model"
 _IMBALANCE: Final = "model:moescope_ep_imbalance:ratio_rate5m"
 UNEVEN: Final = 1.25
-"""Imbalance ratio from which on ranks wait enough to act, as for the verdict (`service.verdict.thresholds`)."""
+"""Imbalance ratio from which on ranks wait enough to act: the verdict's (`service.verdict.thresholds`)."""
 _UNEVEN: Final = f"{_IMBALANCE} > {UNEVEN}"
 _ENOUGH_SLOTS: Final = "model:moescope_slots_of_layer_and_rank:mean_rate5m > 4 / 3"
 """400 slots of an EP rank and layer in five minutes: with fewer, chance makes one of many stand out."""
