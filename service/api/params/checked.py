@@ -9,11 +9,11 @@ import functools
 import inspect
 import types
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, Final, Union, get_args, get_origin
 
 from fastapi import Request, Response
-from fastapi.dependencies.utils import get_flat_dependant
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
@@ -121,8 +121,18 @@ def _unknown(path: str, name: str, takes: Mapping[str, bool]) -> str:
 
 def _taken(route: APIRoute) -> dict[str, bool]:
     """The query parameters that a route takes, to whether one may be repeated."""
-    fields = get_flat_dependant(route.dependant).query_params
-    return {field.alias: _is_list(field.field_info.annotation) for field in fields}
+    return {
+        field.alias: _is_list(field.field_info.annotation)
+        for dependant in _all_of(route.dependant)
+        for field in dependant.query_params
+    }
+
+
+def _all_of(dependant: Dependant) -> Iterator[Dependant]:
+    """What a route depends on, itself first. (FastAPI's own function for that is gone in 0.165.)"""
+    yield dependant
+    for part in dependant.dependencies:
+        yield from _all_of(part)
 
 
 def _is_list(annotation: Any) -> bool:
