@@ -123,16 +123,16 @@ def _taken(route: APIRoute) -> dict[str, bool]:
     """The query parameters that a route takes, to whether one may be repeated."""
     return {
         field.alias: _is_list(field.field_info.annotation)
-        for dependant in _all_of(route.dependant)
-        for field in dependant.query_params
+        for part in parts_of(route.dependant)
+        for field in part.query_params
     }
 
 
-def _all_of(dependant: Dependant) -> Iterator[Dependant]:
-    """What a route depends on, itself first. (FastAPI's own function for that is gone in 0.165.)"""
+def parts_of(dependant: Dependant) -> Iterator[Dependant]:
+    """What a route depends on, itself first, then each of its dependencies with theirs."""
     yield dependant
-    for part in dependant.dependencies:
-        yield from _all_of(part)
+    for dependency in dependant.dependencies:
+        yield from parts_of(dependency)
 
 
 def _is_list(annotation: Any) -> bool:
