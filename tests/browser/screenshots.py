@@ -80,7 +80,9 @@ def take(folder: Path, browser: Browser, url: str, routes: dict[str, str], viewp
             page.wait_for_timeout(700)
             path = folder / f"{name}-{scheme}.png"
             shot = Image.open(BytesIO(page.screenshot())).convert("RGB")
-            shot.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+            shot.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+                path, optimize=True
+            )
             print(path.name, path.stat().st_size)
             if path.stat().st_size >= LARGEST:
                 raise SystemExit(f"{path} is too large")

@@ -71,14 +71,14 @@ def test_pictures_are_used_and_small() -> None:
 def too_wide(text: str, columns: int = 120) -> list[str]:
     """Lines of a document that are too wide and could be broken, each with its number.
 
-    Code, rows of tables, and lines without a space that could be broken at (a long link) may be wider.
+    Code, rows of tables, comments, and lines without a space that could be broken at (a long link) may be wider.
     """
     found, in_code = [], False
     for number, line in enumerate(text.splitlines(), 1):
         in_code ^= line.lstrip().startswith("```")
         words = re.sub(r"\[[^\]]*\]\(\S*\)", "link", line).split()  # a link's text stays on its line
         breakable = len(words) > 1 + (words[0] in {"-", ">", "1."} if words else 0)
-        if len(line) > columns and breakable and not in_code and not line.startswith("|"):
+        if len(line) > columns and breakable and not in_code and not line.startswith(("|", "<!--")):
             found.append(f"{number}: {line}")
     return found
 

@@ -1,4 +1,4 @@
-"""Each line that the README, the page on installing and the tutorials tell to type runs: here, or in a named test."""
+"""Lines that README.md, docs/install.md and the tutorials tell to type: each runs, here or in a named test."""
 
 from __future__ import annotations
 
