@@ -64,14 +64,14 @@ def test_the_readme_is_two_screens() -> None:
 def test_pictures_are_used_and_small() -> None:
     shown = set(re.findall(r"images/([\w.-]+)", ALL))
     found = {path.name: path.stat().st_size for path in (ROOT / "docs/images").iterdir()}
-    assert set(found) - {"architecture.dot"} <= shown
+    assert set(found) <= shown
     assert not {name: size for name, size in found.items() if size >= 200_000}
 
 
 def too_wide(text: str, columns: int = 120) -> list[str]:
     """Lines of a document that are too wide and could be broken, each with its number.
 
-    Code, rows of tables, comments, and lines without a space that could be broken at (a long link) may be wider.
+    Code, rows of tables, comments, and lines without a space to break at (a long link) may be wider.
     """
     found, in_code = [], False
     for number, line in enumerate(text.splitlines(), 1):

@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -54,8 +55,9 @@ def test_a_rollout_is_fetched(attached: Cluster) -> None:
     names: dict[str, object] = {"__name__": "snippet"}
     exec(first.replace("http://localhost:9890", attached.service.url), names)
     rows = names["routing_of"]("rollout-7", tokens)  # type: ignore[operator]
-    with Client(attached.service.url) as client:
-        trace = client.trace("rollout-7")
+    client = cast(Client, names["client"])
+    trace = client.trace("rollout-7")
+    client.close()
     assert trace.is_whole
     for place, layer in enumerate(trace.layers):
         np.testing.assert_array_equal(rows[:, layer, : trace.top_k[place]], trace.experts[:, place])
