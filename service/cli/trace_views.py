@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from moescope.service.cli.sheets import Column, Line, Readers, Sheet, View, count, whose, word
@@ -17,13 +18,15 @@ _LIST: Final = (
     Column("prompt_tokens", "prompt", count),
     Column("cached_tokens", "cached", count, spare=2),
     Column("preemptions", "preempted", count, spare=3),
-    word("outcome", "outcome", spare=1),
-    word("finish_reason", "finished", readers=Readers.WIDE),
+    word("ended", "outcome", spare=1, readers=Readers.PEOPLE),
+    word("outcome", "outcome", readers=Readers.PROGRAMS),
+    word("finish_reason", "finished", readers=Readers.PROGRAMS),
     word("role", "role", readers=Readers.WIDE),
-    word("lora", "LoRA", readers=Readers.WIDE),
     word("started_at", "began (UTC)", form=utc, readers=Readers.WIDE),
     word("ended_at", "ended (UTC)", form=utc),
+    word("lora", "LoRA"),
 )
+_LIST_WITHOUT_ADAPTERS: Final = (*_LIST[:-1], replace(_LIST[-1], readers=Readers.WIDE))
 _POSITIONS: Final = (
     *whose(),
     word("request_id", "request"),
@@ -35,9 +38,10 @@ _POSITIONS: Final = (
 
 def traces_view(answer: dict[str, Any], limit: int) -> View:
     """A line for each trace."""
-    names = [column.name for column in _LIST[1:]]
-    rows = [(item["names"][-1], *(item[name] for name in names)) for item in answer["traces"]]
-    sheet = Sheet("", _LIST, rows, readers=Readers.ALL if rows else Readers.PROGRAMS)
+    found = [{**item, "id": item["names"][-1], "ended": _ended(item)} for item in answer["traces"]]
+    columns = _LIST if any(item["lora"] for item in found) else _LIST_WITHOUT_ADAPTERS
+    rows = [[item[column.name] for column in columns] for item in found]
+    sheet = Sheet("", columns, rows, readers=Readers.ALL if rows else Readers.PROGRAMS)
     more = Line(f"There are more than {limit}: give --limit, or a narrower --start.")
     return View((sheet, *([] if rows else [Line("No traces.")]), *([more] if answer["next_cursor"] else [])))
 
@@ -52,7 +56,8 @@ def trace_view(answer: dict[str, Any]) -> View:
         (first + i, *(" ".join(map(str, experts)) or "not computed" for experts in position))
         for i, position in enumerate(taken)
     ]
-    title = f"{answer['request_id']}: {answer['tokens']} tokens computed, {answer['outcome']}"
+    adapter = f", LoRA {answer['lora']}" if answer["lora"] else ""
+    title = f"{answer['request_id']}: {answer['tokens']} tokens computed, {_ended(answer)}{adapter}"
     named = (answer["server"], answer["model"], answer["request_id"])
     raw = [
         (*named, first + i, layer, experts)
@@ -65,6 +70,12 @@ def trace_view(answer: dict[str, Any]) -> View:
             Sheet("", _POSITIONS, raw, readers=Readers.PROGRAMS),
         )
     )
+
+
+def _ended(item: dict[str, Any]) -> str:
+    """How a request ended, with the reason where its worker knows it."""
+    reason = item["finish_reason"]
+    return f"{item['outcome']}: {reason}" if reason else str(item["outcome"])
 
 
 def _taken(experts: list[int]) -> list[int]:

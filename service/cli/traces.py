@@ -61,6 +61,13 @@ Examples:
   moescope traces export --into exports --model my-model --start=-1h
 
   moescope traces export --into exports --model my-model --format arrow --columns packed
+
+With --joined a request is whole: the positions that other instances, attempts and earlier requests computed
+for it are filled in, and each request is there once.
+
+  moescope traces export my-request my-request.npz --joined
+
+  moescope traces export --into exports --model my-model --joined
 """
 
 
@@ -211,12 +218,17 @@ def export(
         Path | None, typer.Argument(help="File to write; its suffix is the format; none with --into.")
     ] = None,
     layer: LayerOption = None,
+    joined: Annotated[
+        bool,
+        typer.Option(help="Whole requests; when absent, what the deployment of each trace computed for it."),
+    ] = False,
 ) -> None:
     """Write a file, or a folder of them."""
     if many.into is not None:
         if request_id is not None:
             raise failure("give a request and a file, or --into and a folder, not both")
         options: dict[str, Any] = {"layers": layer, "columns": many.columns, **shape.params}
+        options |= {"joined": True} if joined else {}
         question = Question(many.kind, {**asdict(whose), **many.where}, options)
         with trace_client(url) as client:
             export_folder(client, many.into, question, many.part_requests)
@@ -228,5 +240,5 @@ def export(
         raise failure(f"{file} has no suffix of a format: give one of .{', .'.join(_SUFFIXES)}")
     with trace_client(url) as client:
         params = {**asdict(whose), "layer": layer, **shape.params}
-        nbytes = client.download(request_id, file, suffix, params)
+        nbytes = client.download(request_id, file, suffix, params, joined=joined)
     say(f"{file}: {nbytes} bytes")

@@ -11,7 +11,7 @@ from moescope.capture.counting.staging import TraceStaging, copy_traced_rows
 from moescope.capture.seam.block_tables import StepBlocks
 from moescope.capture.seam.ends import NO_END, RequestEnd
 from moescope.capture.seam.outcomes import StepOutcome
-from moescope.capture.seam.requests import NewRequest, StepRequests
+from moescope.capture.seam.requests import NewRequest, RowsOf, StepRequests
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.settings.sampling import TraceSampling
 from moescope.capture.step.batch import order_requests
@@ -34,12 +34,13 @@ class Driver:
         staging_bytes: int = 1 << 12,
         sharded: bool = False,
         drafting: bool = False,
+        cut: bool = True,
     ) -> None:
         self.layers = list(layers)
         self.positions = torch.full((64,), -7)
         positions = (lambda: self.positions) if drafting else None
         self.staging = TraceStaging(layers, 64, torch.device("cpu"), staging_bytes, positions)
-        self.assembly = TraceAssembly(self.staging, sharded)
+        self.assembly = TraceAssembly(self.staging, sharded, drafting, cut)
         self.tracer = Tracer(sampling, self.staging, self.assembly, max_bytes)
         self.steps = 0
         self._seen: set[str] = set()
@@ -60,6 +61,9 @@ class Driver:
         outcome: StepOutcome | None = None,
         ahead: int = 0,
         end: RequestEnd = NO_END,
+        prompt: int = 4,
+        again: Sequence[str] = (),
+        lora: str = "",
         blocks: StepBlocks | None = None,
     ) -> list[torch.Tensor]:
         """Run a step of requests with (first position, tokens); returns the ids of each layer's call.
@@ -69,21 +73,23 @@ class Driver:
             outcome: tells what the step samples.
             ahead: by how much the scheduler overrates the first positions.
             end: of the requests that are new.
+            prompt: tokens of their prompts.
+            again: requests that are new once more.
+            lora: the adapter of the requests that are new.
             blocks: what the step changes in the tables of blocks.
         """
         new = [
-            NewRequest(name, 4, first, name in opted_in, end)
+            NewRequest(name, prompt, first, name in opted_in, end, lora)
             for name, (first, _) in tokens.items()
-            if name not in self._seen
+            if name not in self._seen or name in again
         ]
         self._seen |= set(tokens)
         step = StepRequests(
             finished=finished,
             new=new,
             resumed=frozenset(resumed),
-            first_positions={name: first + ahead for name, (first, _) in tokens.items()},
             num_tokens={name: count for name, (_, count) in tokens.items()},
-            drafts=drafts or {},
+            rows=lambda: RowsOf({name: first + ahead for name, (first, _) in tokens.items()}, drafts or {}),
         )
         self.tracer.begin_step(step, blocks)
         if ordered:
