@@ -214,6 +214,20 @@ class Account:
         )
         return Verdict.ACCEPTED
 
+    def check_late(self, frame: Frame, at: float, other: EpochState) -> None:
+        """A frame may take the place of a silent life of another rank, whose model has another shape.
+
+        Raises:
+            RefusedError: that life is of a newer start, and has been heard since the frame was made.
+        """
+        order, made_at = self._lives.stands(frame, at)
+        if order < other.order and made_at <= other.heard_at:
+            raise RefusedError(
+                "shape",
+                f"layers: this is a late frame of an older start (pid {frame.producer.pid} on host "
+                f"{frame.producer.host or 'unknown'}); {named([other])}, which began later, has another",
+            )
+
     def _check_remembered(self, frame: Frame, layout: Layout) -> None:
         """An epoch that isn't known may be a new one: it has not been forgotten.
 

@@ -212,6 +212,10 @@ class Ledger:
             account = entry.account
         layout = self._layouts.of(frame.layers)
         leaving = set(self.roster.outgrown_by(key, layout))
+        for other in leaving:
+            silent = self.roster.get(other)
+            assert silent is not None
+            account.check_late(frame, now, silent.account.life)
         if entry is None:
             leaving.update(self.roster.to_make_room())
         generation, before, is_new = account.generation, account.totals, entry is None

@@ -73,11 +73,12 @@ class Peer:
         self.line = Line(self.store)
         clock = ServerClock(now, lambda: now() + off)
         self.store._clock = clock
-        self.settings = Settings(**{"min_tokens": 1, **settings})
+        self.settings = Settings(**{"min_tokens": 1, "store": url, **settings})
         self.state = LiveState(self.settings, clock, self.store)
         self.state.restore(self.store.accounts(), self.store.unbroken)
         self.book = BaselineBook(self.store.documents(KIND))
         self._ear = Ear(self.state, self.book)
+        self.why_refused = ""
 
     def take(self, *frames: Frame) -> list[str]:
         """Frames that come at once, and what their workers are told."""
@@ -85,7 +86,8 @@ class Peer:
         for frame in frames:
             try:
                 self.state.ingest(frame)
-            except RefusedError:
+            except RefusedError as error:
+                self.why_refused = str(error)
                 told.append(REFUSED)
             else:
                 told.append(KEPT)

@@ -1,12 +1,13 @@
 """Generated histories of several services on one store: what workers send, and what befalls the services.
 
 A story is a list of events, so that parts of it can be left out while looking for the few that break a law.
-Each deployment in it is a history of its own: frames of up to three starts of each worker, to any service, late,
-doubled and in any order, over a change of the model in some.
+Each deployment in it is a history of its own: frames of up to three starts of each worker, to any service,
+late, doubled and in any order, over a change of the model in some.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -19,6 +20,7 @@ from tests.service.frames import frame, placement, producer
 
 BEGIN: Final = 1_700_000_000.0
 SERVICES: Final = 3
+MOST_STARTS: Final = 3
 LAYERS: Final = (1, 4)
 _STEPS: Final = (0.3, 1.0, 1.0, 2.0, 4.0, 9.0, 22.0)
 
@@ -44,15 +46,15 @@ class Told:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happens, ``after`` seconds after the one before.
+    """Something that happens at an instant, or as soon as what was before has ended.
 
-    ``kind``: ``send`` (frames to a service), ``kill``, ``start``, ``cut``, ``mend``, ``pin``, ``unpin``, ``quiet``
-    (two rounds of news, and an instant to ask for later) or ``pass`` (time, and a round of news).
+    ``kind``: ``send`` (frames to a service), ``kill``, ``start``, ``cut``, ``mend``, ``pin``, ``unpin``,
+    ``quiet`` (two rounds of news, and an instant to ask for later), ``pass`` (a round of news) or ``end``.
     """
 
     kind: str
     service: int = 0
-    after: float = 0.0
+    at: float = 0.0
     frames: tuple[Told, ...] = ()
     deployment: int = 0
     number: int = 0
@@ -123,74 +125,111 @@ class _Start:
 
 def story(seed: int, deployments: int, steps: int = 22) -> list[Event]:
     """The events of a seed; the same each time."""
-    return list(_events(Random(seed), deployments, steps))
+    return list(_Story(Random(seed), deployments, steps).events())
 
 
-def _events(rng: Random, deployments: int, steps: int) -> Iterator[Event]:
-    change = rng.randint(steps // 3, 2 * steps // 3)
-    changing = [rng.random() < 0.35 for _ in range(deployments)]
-    ranks = [rng.randint(1, 2) for _ in range(deployments)]
-    experts = [rng.choice((2, 4)) for _ in range(deployments)]
-    workers = [(d, rank) for d in range(deployments) for rank in range(ranks[d])]
-    starts: dict[tuple[int, int], _Start] = {}
-    count = dict.fromkeys(workers, 0)
-    waiting: list[tuple[int, int, Told]] = []  # (step, service, frame)
-    cut: dict[int, int] = {}
-    dead: dict[int, int] = {}
-    now = BEGIN + 100
-    for step in range(steps):
-        yield from _faults(rng, step, cut, dead)
-        for worker in workers:
-            d, rank = worker
-            generation = int(changing[d] and step > change)
-            if changing[d] and step == change:
-                starts.pop(worker, None)
-                continue
-            old = starts.get(worker)
-            if old is None or (count[worker] < 3 and rng.random() < 0.12):
-                allowed = 3 if not changing[d] or generation else 2
-                if count[worker] >= allowed and old is None:
-                    continue
-                if old is None or count[worker] < allowed:
-                    began = now - rng.uniform(0.05, 0.2)
-                    starts[worker] = _Start(d, rank, ranks[d], generation, began, experts[d] + generation)
-                    count[worker] += 1
-            if rng.random() < 0.7:
-                told = starts[worker].tell(rng, now)
-                for _ in range(rng.choice((0, 1, 1, 1, 2))):
-                    waiting.append((step + rng.choice((0, 0, 0, 1, 2, 5)), rng.randrange(SERVICES), told))
-        due = [item for item in waiting if item[0] <= step]
-        waiting = [item for item in waiting if item[0] > step]
-        rng.shuffle(due)
+class _Story:
+    """Makes a story step by step."""
+
+    def __init__(self, rng: Random, deployments: int, steps: int) -> None:
+        self._rng = rng
+        self._steps = steps
+        self._change = rng.randint(steps // 3, 2 * steps // 3)
+        self._changing = [rng.random() < 0.35 for _ in range(deployments)]
+        self._ranks = [rng.randint(1, 2) for _ in range(deployments)]
+        self._experts = [rng.choice((2, 4)) for _ in range(deployments)]
+        self._starts: dict[tuple[int, int], _Start] = {}
+        self._count: Counter[tuple[int, int]] = Counter()
+        self._waiting: list[tuple[int, int, Told]] = []  # step, service, frame
+        self._heard: set[tuple[int, int, int]] = set()
+        self._cut: dict[int, int] = {}
+        self._dead: dict[int, int] = {}
+        self._now = BEGIN + 100
+
+    def events(self) -> Iterator[Event]:
+        """All of it."""
+        rng = self._rng
+        for step in range(self._steps):
+            yield from self._faults(step)
+            for deployment, ranks in enumerate(self._ranks):
+                for rank in range(ranks):
+                    self._tell(step, deployment, rank)
+            yield from self._sends(step)
+            if rng.random() < 0.3:
+                kind, deployment = rng.choice(("pin", "pin", "unpin")), rng.randrange(len(self._ranks))
+                yield Event(kind, rng.randrange(SERVICES), self._now, deployment=deployment, number=step)
+            self._now += 25.0 if step == self._change else rng.choice(_STEPS)
+            quiet = rng.random() < 0.2
+            yield Event("quiet" if quiet else "pass", at=self._now)
+            self._now += 4.0 if quiet else 0.0
+        newest = [start for start in self._starts.values() if start.told]
+        yield Event("end", at=self._now, frames=tuple(start.told[-1] for start in newest))
+        # The last minutes have these frames only: windows that end now begin while nothing came.
+        self._now += 900.0
+        yield Event("end", at=self._now, frames=tuple(start.tell(rng, self._now) for start in newest))
+
+    def _tell(self, step: int, deployment: int, rank: int) -> None:
+        """Let a worker count for a step, or start again, or end as the model changes."""
+        rng, worker, changing = self._rng, (deployment, rank), self._changing[deployment]
+        if changing and step == self._change:
+            self._starts.pop(worker, None)
+            return
+        generation = int(changing and step > self._change)
+        allowed = 2 if changing and not generation else MOST_STARTS
+        if worker not in self._starts or (self._count[worker] < allowed and rng.random() < 0.12):
+            began = self._now - rng.uniform(0.05, 0.2)
+            experts = self._experts[deployment] + generation
+            self._starts[worker] = _Start(
+                deployment, rank, self._ranks[deployment], generation, began, experts
+            )
+            self._count[worker] += 1
+        if rng.random() < 0.7:
+            told = self._starts[worker].tell(rng, self._now)
+            for _ in range(rng.choice((0, 1, 1, 1, 2))):
+                self._waiting.append((step + rng.choice((0, 0, 0, 1, 2, 5)), rng.randrange(SERVICES), told))
+
+    def _sends(self, step: int) -> Iterator[Event]:
+        due = [item for item in self._waiting if item[0] <= step]
+        self._waiting = [item for item in self._waiting if item[0] > step]
+        self._rng.shuffle(due)
         for service in range(SERVICES):
-            told = tuple(item[2] for item in due if item[1] == service)
-            if told:
-                yield Event("send", service, frames=told)
-        if rng.random() < 0.3:
-            kind = rng.choice(("pin", "pin", "unpin"))
-            yield Event(kind, rng.randrange(SERVICES), deployment=rng.randrange(deployments), number=step)
-        after = 25.0 if step == change else rng.choice(_STEPS)
-        now += after
-        yield Event("quiet" if rng.random() < 0.2 else "pass", after=after)
-        now += 2.0 if rng.random() < 0 else 0.0
-    yield Event("end", frames=tuple(start.told[-1] for start in starts.values() if start.told))
+            frames = tuple(
+                told for _, number, told in due if number == service and self._may_come(step, told)
+            )
+            if frames:
+                yield Event("send", service, self._now, frames)
+                if service not in self._cut and service not in self._dead:
+                    self._heard |= {_start_of(told) for told in frames}
+
+    def _may_come(self, step: int, told: Told) -> bool:
+        """Whether what a start says is not its first word, which comes after the model has changed.
+
+        Then nobody could tell which of the two starts is the older one: hosts have clocks of their own.
+        """
+        late = self._changing[told.deployment] and told.generation == 0 and step >= self._change
+        return not late or _start_of(told) in self._heard
+
+    def _faults(self, step: int) -> Iterator[Event]:
+        """What befalls services."""
+        rng = self._rng
+        for service in range(SERVICES):
+            if self._dead.get(service) == step:
+                yield Event("start", service, self._now, off=rng.choice((0, 0, -600, 600, 86_400, -86_400)))
+                del self._dead[service]
+            if self._cut.get(service) == step:
+                yield Event("mend", service, self._now)
+                del self._cut[service]
+            if service in self._dead or service in self._cut:
+                continue
+            chance = rng.random()
+            if chance < 0.05:
+                yield Event("kill", service, self._now)
+                self._dead[service] = step + rng.randint(1, 4)
+            elif chance < 0.15:
+                questions, loses = rng.choice((0, 0, 1, 2, 4, 7)), rng.random() < 0.5
+                yield Event("cut", service, self._now, number=questions, loses_answers=loses)
+                self._cut[service] = step + rng.randint(1, 6)
 
 
-def _faults(rng: Random, step: int, cut: dict[int, int], dead: dict[int, int]) -> Iterator[Event]:
-    """What befalls services; how long it lasts is in ``cut`` and ``dead``, by service."""
-    for service in range(SERVICES):
-        if dead.get(service) == step:
-            yield Event("start", service, off=rng.choice((0, 0, -600, 600, 86_400, -86_400)))
-            del dead[service]
-        if cut.get(service) == step:
-            yield Event("mend", service)
-            del cut[service]
-        if service in dead or service in cut:
-            continue
-        chance = rng.random()
-        if chance < 0.05:
-            yield Event("kill", service)
-            dead[service] = step + rng.randint(1, 4)
-        elif chance < 0.15:
-            yield Event("cut", service, number=rng.choice((0, 0, 1, 2, 4, 7)), loses_answers=rng.random() < 0.5)
-            cut[service] = step + rng.randint(1, 6)
+def _start_of(told: Told) -> tuple[int, int, int]:
+    return told.deployment, told.rank, told.frame.epoch
