@@ -13,7 +13,7 @@ _TOGETHER: Final = 10
 
 
 def services(options: Options) -> Outcome:
-    """Histories of workers whose frames come to three services, which are killed, cut off and wrong in time."""
+    """Histories of workers whose frames come to three services, which are killed and cut off."""
     command = [sys.executable, "-m", "tests.service.store.clickhouse.server", str(options.folder)]
     plays = options.cases(200)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -28,6 +28,6 @@ def services(options: Options) -> Outcome:
             server.kill()
     return Outcome(
         True,
-        f"{plays * _TOGETHER} histories: three services said the same, and what was true, before and after all "
-        "were killed",
+        f"{plays * _TOGETHER} histories: three services said the same, and what was true, before and after "
+        "all were killed",
     )

@@ -221,6 +221,7 @@ class Play:
             {item.producer.latest.producer.dp_rank: item.span.delta.counts.tolist() for item in interval}
             for interval in spans
         ]
+        found["placements"] = peer.state.placements(where)
         found["baselines"] = [(item.name, item.tokens) for item in peer.book.of(where)]
         return found
 
