@@ -25,7 +25,7 @@ to make room."""
 
 
 class Store(Protocol):
-    """Writes come from one thread; reads may come from any.
+    """Writes come from one thread; reads may come from any, and maintenance where it says so.
 
     Every method raises :class:`moescope.service.store.records.StoreError` when the engine fails. What is
     damaged, or was written by a newer moescope, is left out where it can be, and told in the log (see
@@ -37,6 +37,14 @@ class Store(Protocol):
         """Whether it has all that it was ever given, once :meth:`accounts` has been read to its end.
 
         It has not after damage, after a power cut, or when an older copy was put back.
+        """
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the engine is another process.
+
+        Then :meth:`maintain` may run in a thread of its own, and :meth:`give_up` does something. Else
+        maintenance must be short, so that it can run between two writes.
         """
 
     def save(self, records: Sequence[Record]) -> None:
@@ -93,7 +101,7 @@ class Store(Protocol):
         """(name, content) of all documents of a kind, by name."""
 
     def maintain(self, now: float, history_now: float | None = None) -> None:
-        """Roll up and remove what is due; short, so that it can run between two writes.
+        """Roll up and remove what is due; see :attr:`is_remote`.
 
         Args:
             now: seconds of Unix time.
@@ -101,8 +109,19 @@ class Store(Protocol):
                 :mod:`moescope.service.store.ageing`.
         """
 
+    def unreadable(self) -> Mapping[str, int]:
+        """How often something was met that can't be read, by what it is; see
+        :class:`moescope.service.store.damage.DamageLog`.
+        """
+
     def usage(self) -> Usage:
         """What is held."""
+
+    def give_up(self) -> None:
+        """Wait for the engine no more: calls that wait for an answer of it, now or later, fail at once.
+
+        Only :meth:`close` may follow. An engine in this process does nothing: it can't be left.
+        """
 
     def close(self) -> None:
         """Let go of the engine; no call may follow."""

@@ -26,6 +26,14 @@ class StoreError(Exception):
     """The store can't be read or written; the message says which one, why, and what to do."""
 
 
+class StoreAwayError(StoreError):
+    """The engine does not answer, so that whatever is asked of it next will not be answered either."""
+
+
+class UnkeepableError(StoreError):
+    """Something that can't be kept whatever the state of the store; others can."""
+
+
 @dataclass(frozen=True, slots=True)
 class Posting:
     """An account after a frame; it replaces the account's earlier one and adds to its history.

@@ -27,6 +27,7 @@ from moescope.service.store.clickhouse import (
     trace_rows,
     traces,
 )
+from moescope.service.store.clickhouse.access import DIRECT, Access
 from moescope.service.store.clickhouse.account_rows import Seen
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.limit import keep_within, nbytes
@@ -47,6 +48,7 @@ from moescope.service.store.records import (
     TracedRequest,
     TraceQuery,
     TraceShape,
+    UnkeepableError,
     Usage,
 )
 from moescope.service.store.slots import ListedRequest, RequestSlots
@@ -69,6 +71,7 @@ class ClickHouseStore:
         retention: how long what is kept; its ``max_bytes`` is not applied.
         max_bytes: of the whole database on disk, above which the oldest days of traces go; None: no limit.
         sleep: waits that many seconds between two tries.
+        access: how to reach the server.
 
     Raises:
         StoreError: the server can't be used, or is a newer moescope's.
@@ -80,8 +83,9 @@ class ClickHouseStore:
         retention: Retention,
         max_bytes: int | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        access: Access = DIRECT,
     ) -> None:
-        self._connection = Connection(url, sleep)
+        self._connection = Connection(url, sleep, access)
         self._max_bytes = max_bytes
         self._fits = True
         self._retention = retention
@@ -98,6 +102,11 @@ class ClickHouseStore:
         """Taken for granted: copies and damage are ClickHouse's own business."""
         return True
 
+    @property
+    def is_remote(self) -> bool:
+        """It is: a server of its own."""
+        return True
+
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these; on an error some may be kept, and saving them again is harmless."""
         try:
@@ -106,7 +115,7 @@ class ClickHouseStore:
             parts = [record for record in records if isinstance(record, ArrivedPart)]
             routing, headers = trace_rows.rows_of(parts, self._numbers)
         except (TypeError, ValueError, OverflowError) as error:
-            raise StoreError(f"a record can't be kept: {error}") from error
+            raise UnkeepableError(f"a record can't be kept: {error}") from error
         for record in records:
             if isinstance(record, Forgotten):
                 self._forget(record.key, whole=True)
@@ -197,10 +206,18 @@ class ClickHouseStore:
             if before and not self._fits:
                 _log.warning(_TOO_LARGE, self._connection.name, self._max_bytes)
 
+    def unreadable(self) -> dict[str, int]:
+        """How often something was met that can't be read."""
+        return self._damage.found()
+
     def usage(self) -> Usage:
         """What is held, by all services together."""
         [(snapshots,)] = self._connection.rows("SELECT toInt64(count()) FROM snapshot FINAL", "i")
         return Usage(snapshots, traces.count(self._connection), nbytes(self._connection))
+
+    def give_up(self) -> None:
+        """Wait for the server no more."""
+        self._connection.give_up()
 
     def close(self) -> None:
         """Let go of the connections."""

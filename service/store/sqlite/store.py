@@ -100,6 +100,11 @@ class SqliteStore:
         """Whether nothing of what the last service gave it is missing."""
         return self._continues and not self._damage.lost_accounts
 
+    @property
+    def is_remote(self) -> bool:
+        """It isn't: the database is this process's own."""
+        return False
+
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these or none."""
         self._presence.check()
@@ -201,12 +206,19 @@ class SqliteStore:
             wipe(self._writer)
         set_aside(self._path.parent)
 
+    def unreadable(self) -> dict[str, int]:
+        """How often something was met that can't be read."""
+        return self._damage.found()
+
     def usage(self) -> Usage:
         """What is held."""
         with self._readers.one() as connection:
             [snapshots] = connection.execute("SELECT count(*) FROM snapshot").fetchone()
             [requests] = connection.execute("SELECT count(*) FROM request WHERE tokens > 0").fetchone()
         return Usage(snapshots, requests, self._nbytes())
+
+    def give_up(self) -> None:
+        """Nothing: what waits for a disk can't be ended."""
 
     def close(self) -> None:
         """Let go of the files."""
