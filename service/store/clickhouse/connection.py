@@ -19,7 +19,8 @@ _SECRET_LENGTH: Final = 4  # a shorter one may be a part of any word
 _LONG_S: Final = 600.0
 """For so long maintenance may take over one statement."""
 # The server gathers what several services insert, and answers when it is written.
-_INSERT: Final = {"async_insert": 1, "wait_for_async_insert": 1}
+# A batch may have traces of any number of days, if their workers' clocks are off; it has MAX_BATCH at most.
+_INSERT: Final = {"async_insert": 1, "wait_for_async_insert": 1, "max_partitions_per_insert_block": 0}
 
 
 class Connection:
