@@ -190,6 +190,8 @@ class CaptureSession:
         """The step has been sampled, or its sampling is enqueued; `output` is what vLLM's runner returned."""
         if self._drafts is not None:
             self._drafts.sampled(output)
+        if self._traces is not None:
+            self._traces.step_sampled(output)
 
     def idle_step_begins(self) -> None:
         """A dummy step is about to run."""

@@ -13,6 +13,7 @@ from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.counting.strategies import TorchPerLayer
 from moescope.capture.delivery.transport import HttpTransport
 from moescope.capture.seam.block_tables import BlockReader, StepBlocks, received_kv
+from moescope.capture.seam.ends import NO_LIMITS, ReadLimits, limits_of
 from moescope.capture.seam.outcomes import StepOutcome, positions_of
 from moescope.capture.seam.requests import read_requests, why_not_traceable
 from moescope.capture.settings.environment import CaptureSettings
@@ -20,6 +21,7 @@ from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import TraceAssembly
 from moescope.capture.tracing.sender import TraceSender, Versions
 from moescope.capture.tracing.tracer import Tracer
+from moescope.capture.tracing.witness import Witness
 from moescope.capture.wire import TRACES_PATH, MoeLayer, Producer
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE
 
@@ -41,6 +43,7 @@ class TraceSession:
         versions: see `WeightsWatch.versions`.
         positions: tells the model's own positions, where tokens are drafted (see `TraceStaging`).
         blocks: tells whose positions are in which blocks of the KV cache; None: nobody asks for that.
+        limits: tells the limits of the server's requests.
     """
 
     def __init__(
@@ -55,10 +58,16 @@ class TraceSession:
         versions: Versions,
         positions: Callable[[], torch.Tensor] | None = None,
         blocks: BlockReader | None = None,
+        limits: ReadLimits = lambda: NO_LIMITS,
     ) -> None:
         self._blocks = blocks
         self.staging = TraceStaging(layers, max_tokens, device, positions=positions)
-        self._assembly = TraceAssembly(self.staging, sharded=producer.tp_size > 1)
+        self._limits, drafting = limits, positions is not None
+        self._assembly = TraceAssembly(
+            self.staging, sharded=producer.tp_size > 1, drafting=drafting, cut=producer.pp_size == 1
+        )
+        samples = producer.pp_rank == producer.pp_size - 1
+        self._witness = Witness(self._assembly) if samples and not drafting else None
         self._tracer = Tracer(settings.traces, self.staging, self._assembly, settings.trace_bytes)
         transport = HttpTransport(
             settings.endpoint,
@@ -107,7 +116,14 @@ class TraceSession:
 
     def end_step(self, outcome: StepOutcome | None = None) -> None:
         """The step is enqueued; see `Tracer.end_step`."""
+        if self._witness is not None:
+            outcome = self._witness.outcome
         self._guarded(lambda: self._tracer.end_step(outcome))
+
+    def step_sampled(self, output: Any) -> None:
+        """The step has been sampled; `output` is what vLLM's runner returned."""
+        if self._witness is not None:
+            self._witness.sampled(output)
 
     def give_up(self, reason: str) -> None:
         """End tracing for good, for example because the order of batches is no longer known."""
@@ -118,6 +134,8 @@ class TraceSession:
 
     def stop(self) -> None:
         """Cut off open traces and send what is left, within a second."""
+        if self._witness is not None:
+            self._witness.forsake()
         self._guarded(self._tracer.close_all)
         if self._started:
             self._assembly.stop(STOP_SECONDS / 2)
@@ -128,8 +146,12 @@ class TraceSession:
         return self._sender.accounts()
 
     def _begin_step(self, scheduler_output: Any, model_runner: Any) -> None:
+        if self._witness is not None:
+            self._witness.forsake()
         blocks = self._read_blocks(scheduler_output, model_runner)
-        self._tracer.begin_step(read_requests(scheduler_output), blocks)
+        self._tracer.begin_step(read_requests(scheduler_output, self._limits()), blocks)
+        if self._witness is not None and self._tracer.has_step:
+            self._witness.begin_step(scheduler_output)
 
     def _read_blocks(self, scheduler_output: Any, model_runner: Any) -> StepBlocks | None:
         """A fault ends this, and nothing else: traces then no longer say who computed cached prefixes."""
@@ -201,6 +223,7 @@ def open_traces(
             versions,
             positions,
             BlockReader(vllm_config),
+            limits_of(vllm_config),
         )
     except LookupError as error:
         failed(f"routing traces with speculative decoding: {error}")

@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import Buffer  # the standard library has it from Python 3.12 on
 
 from moescope.client.errors import MoescopeError
-from moescope.client.records import Int64Array, LeftOut, Trace, TraceInfo
+from moescope.client.records import Int64Array, LeftOut, RequestRouting, Trace, TraceInfo, told_of
 
 _READ_BYTES: Final = 1 << 16
 
@@ -65,7 +65,7 @@ class Reader:
         self.cursor = ""
         self._file = io.BufferedReader(Incoming(pieces), _READ_BYTES)
 
-    def __iter__(self) -> Iterator[Trace | LeftOut]:
+    def __iter__(self) -> Iterator[Trace | RequestRouting | LeftOut]:
         with arrow().ipc.open_stream(self._file) as stream:
             shape = _Shape(stream.schema.metadata)
             held: list[_Rows] = []
@@ -116,8 +116,8 @@ class _Shape:
         self._layers, self._experts, self._top_k = map(numbers, ("layers", "num_experts", "top_k"))
         self._dtype = np.dtype(metadata[b"moescope.dtype"].decode())
 
-    def join(self, held: list[_Rows]) -> Trace | LeftOut:
-        """All rows of a request to its trace."""
+    def join(self, held: list[_Rows]) -> Trace | RequestRouting | LeftOut:
+        """All rows of a request to its trace, or to the whole request where the stream has these."""
         first, last = held[0], held[-1]
         why = last.batch.column("left_out")[len(last.batch) - 1].as_py()
         if why is not None:
@@ -125,16 +125,20 @@ class _Shape:
                 request_id=last.first("request_id") or "", client_id=last.first("client_id") or "", why=why
             )
         times = np.concatenate([rows.numbers("times_computed") for rows in held])
-        return Trace(
-            info=_info(first, int(times.sum())),
-            experts=np.concatenate([self._experts_of(rows) for rows in held]),
-            first_position=int(first.first("position")),
-            layers=self._layers,
-            num_experts=self._experts,
-            top_k=self._top_k,
-            times_computed=times,
-            weights_version=np.concatenate([rows.numbers("weights_version") for rows in held]),
-        )
+        rows: dict[str, Any] = {
+            "experts": np.concatenate([self._experts_of(rows) for rows in held]),
+            "first_position": int(first.first("position")),
+            "layers": self._layers,
+            "num_experts": self._experts,
+            "top_k": self._top_k,
+            "times_computed": times,
+            "weights_version": np.concatenate([rows.numbers("weights_version") for rows in held]),
+        }
+        if "joined" not in first.batch.schema.names:
+            return Trace(info=_info(first, int(times.sum())), **rows)
+        told = told_of(first.first("joined"))
+        info = _info(first, told.parts[0].tokens)
+        return RequestRouting(info=info, parts=told.parts, missing=told.missing, **rows)
 
     def _experts_of(self, rows: _Rows) -> Any:
         shape = len(self._layers), int(self._top_k.max(initial=0))

@@ -31,8 +31,10 @@ from moescope.client.questions import (
     trace_of,
     unreachable,
     waiting_s,
+    whole_of,
+    whole_path_of,
 )
-from moescope.client.records import LeftOut, Trace, TraceInfo, info_of
+from moescope.client.records import LeftOut, RequestRouting, Trace, TraceInfo, info_of
 from moescope.client.synchronous import Client
 
 _ALL: Final = TraceFilter()
@@ -110,6 +112,26 @@ class AsyncClient:
         found = [each async for each in self.traces(where, request_id=name, limit=1)]
         return await asyncio.to_thread(trace_of, newest(found, request_id), answer.content)
 
+    async def routing(
+        self,
+        request_id: str,
+        *,
+        server: str | None = None,
+        model: str | None = None,
+        dp_rank: int | None = None,
+        sample: int | None = None,
+        layers: Sequence[int] | None = None,
+        first: int | None = None,
+        end: int | None = None,
+        form: Form = "moescope",
+        missing: Missing = "refuse",
+        decoder_layers: int | None = None,
+    ) -> RequestRouting:
+        """The routing of a whole request."""
+        params = one_trace(server, model, dp_rank, layers, first, end, form, missing, decoder_layers)
+        answer = await self._get(whole_path_of(request_id, "npz"), {**params, "sample": sample})
+        return await asyncio.to_thread(whole_of, answer.content)
+
     async def export(
         self,
         where: TraceFilter = _ALL,
@@ -137,6 +159,31 @@ class AsyncClient:
             )
             while (trace := await asyncio.to_thread(next, found, None)) is not None:
                 yield trace
+
+    async def export_whole(
+        self,
+        where: TraceFilter = _ALL,
+        *,
+        layers: Sequence[int] | None = None,
+        form: Form = "moescope",
+        missing: Missing = "refuse",
+        decoder_layers: int | None = None,
+        cursor: str = "",
+        page_size: int = 1000,
+    ) -> AsyncIterator[RequestRouting | LeftOut]:
+        """As :meth:`export`, but whole requests."""
+        with Client(self._url, **self._options) as client:
+            found = client.export_whole(
+                where,
+                layers=layers,
+                form=form,
+                missing=missing,
+                decoder_layers=decoder_layers,
+                cursor=cursor,
+                page_size=page_size,
+            )
+            while (whole := await asyncio.to_thread(next, found, None)) is not None:
+                yield whole
 
     async def _get(self, path: str, params: Parameters) -> httpx.Response:
         try:

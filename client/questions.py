@@ -14,8 +14,17 @@ import httpx
 import msgspec
 import numpy as np
 
-from moescope.client.errors import CutOffError, ProblemError, UnreachableError
-from moescope.client.records import ExportPart, Trace, TraceInfo, weights_of
+from moescope.client.errors import CutOffError, MoescopeError, ProblemError, UnreachableError
+from moescope.client.records import (
+    ExportPart,
+    RequestRouting,
+    Trace,
+    TraceInfo,
+    info_of,
+    told_of,
+    versions_of,
+    weights_of,
+)
 
 DEFAULT_URL: Final = "http://127.0.0.1:9890"
 """Where a service is that was started without settings."""
@@ -99,6 +108,11 @@ def asked(params: Mapping[str, Any]) -> dict[str, Any]:
 def path_of(request_id: str, suffix: str) -> str:
     """The path of one trace."""
     return f"/v1/traces/{quote(request_id, safe='')}.{suffix}"
+
+
+def whole_path_of(request_id: str, suffix: str) -> str:
+    """The path of a whole request."""
+    return f"/v1/requests/{quote(request_id, safe='')}/routing.{suffix}"
 
 
 def one_trace(
@@ -194,6 +208,35 @@ def trace_of(info: TraceInfo, content: bytes) -> Trace:
             top_k=file["top_k"],
             times_computed=file["times_computed"],
             weights_version=weights_of(file["weights"], first, len(experts)),
+        )
+
+
+def whole_of(content: bytes) -> RequestRouting:
+    """A whole request from its npz.
+
+    Raises:
+        MoescopeError: the service is older than this client.
+    """
+    with np.load(io.BytesIO(content)) as file:
+        first, experts = int(file["first_position"]), file["routed_experts"]
+        text = str(file["joined"])
+        try:
+            told, info = told_of(text), info_of(json.loads(text))
+        except msgspec.ValidationError as error:
+            raise MoescopeError(
+                f"the service tells less than this client needs ({error}): upgrade it"
+            ) from None
+        return RequestRouting(
+            info=info,
+            parts=told.parts,
+            missing=told.missing,
+            experts=experts,
+            first_position=first,
+            layers=file["layers"],
+            num_experts=file["num_experts"],
+            top_k=file["top_k"],
+            times_computed=file["times_computed"],
+            weights_version=versions_of(told.parts, first, len(experts)),
         )
 
 

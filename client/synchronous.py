@@ -2,84 +2,41 @@
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal
 from urllib.parse import unquote
 
-import httpx
-
 from moescope.client.arrow import Reader, arrow
-from moescope.client.errors import CutOffError, MoescopeError
+from moescope.client.connection import Connection
+from moescope.client.errors import CutOffError
 from moescope.client.questions import (
     ATTEMPTS,
-    DEFAULT_URL,
     Form,
     Missing,
     Parameters,
-    Token,
-    TokenAuth,
     TraceFilter,
-    asked,
-    check,
     newest,
     one_trace,
     page_of,
     part_of,
     path_of,
     trace_of,
-    unreachable,
-    waiting_s,
+    whole_of,
+    whole_path_of,
 )
-from moescope.client.records import ExportPart, LeftOut, Trace, TraceInfo, info_of
+from moescope.client.records import ExportPart, LeftOut, RequestRouting, Trace, TraceInfo, info_of
 
 _ALL: Final = TraceFilter()
 
 
-class Client:
-    """Asks a service for traces.
-
-    Args:
-        url: the service's address.
-        token: bearer token with the scope ``read``, or what gives it at each request.
-        verify: certificates to trust, or a context; False: any.
-        timeout_s: the longest silence of the service, seconds.
-
-    Variables of the environment for proxies are not read.
+class Client(Connection):
+    """Asks a service for traces; see :class:`Connection` for its arguments.
 
     Every method raises :class:`MoescopeError`: ``UnreachableError``, ``ProblemError`` where the service
     refuses, ``CutOffError`` where an answer breaks off. A busy service (503) is asked again a few times.
     """
-
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        token: Token = None,
-        verify: bool | str | ssl.SSLContext = True,
-        timeout_s: float = 120.0,
-    ) -> None:
-        self._url = url
-        context = ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
-        self._http = httpx.Client(
-            base_url=url, auth=TokenAuth(token), verify=context, timeout=timeout_s, trust_env=False
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close its connections."""
-        self._http.close()
 
     def traces(
         self,
@@ -139,6 +96,32 @@ class Client:
         found = list(self.traces(where, request_id=name, limit=1))
         return trace_of(newest(found, request_id), answer.content)
 
+    def routing(
+        self,
+        request_id: str,
+        *,
+        server: str | None = None,
+        model: str | None = None,
+        dp_rank: int | None = None,
+        sample: int | None = None,
+        layers: Sequence[int] | None = None,
+        first: int | None = None,
+        end: int | None = None,
+        form: Form = "moescope",
+        missing: Missing = "refuse",
+        decoder_layers: int | None = None,
+    ) -> RequestRouting:
+        """The routing of a whole request, joined from the traces of all who computed some of it.
+
+        Args:
+            request_id: any id that finds it.
+            server, model, dp_rank: only traces of these are joined; of all when absent.
+            sample: which of several samples (``n`` > 1).
+            layers, first, end, form, missing, decoder_layers: see :meth:`trace`.
+        """
+        params = one_trace(server, model, dp_rank, layers, first, end, form, missing, decoder_layers)
+        return whole_of(self._get(whole_path_of(request_id, "npz"), {**params, "sample": sample}).content)
+
     def export(
         self,
         where: TraceFilter = _ALL,
@@ -161,8 +144,36 @@ class Client:
             cursor: of an answer before; empty: from the newest on.
             page_size: requests of one answer, 1 to 10,000.
         """
-        of_form = one_trace(None, None, None, layers, None, None, form, missing, decoder_layers)
-        params = {**of_form, "limit": page_size, "format": "arrow", "columns": "packed"}
+        params = one_trace(None, None, None, layers, None, None, form, missing, decoder_layers)
+        for item in self._export(where, {**params, "limit": page_size}, cursor):
+            assert not isinstance(item, RequestRouting)  # only a stream of whole requests has these
+            yield item
+
+    def export_whole(
+        self,
+        where: TraceFilter = _ALL,
+        *,
+        layers: Sequence[int] | None = None,
+        form: Form = "moescope",
+        missing: Missing = "refuse",
+        decoder_layers: int | None = None,
+        cursor: str = "",
+        page_size: int = 1000,
+    ) -> Iterator[RequestRouting | LeftOut]:
+        """As :meth:`export`, but whole requests: each is there once, if its main trace matches.
+
+        Args:
+            where, layers, form, missing, decoder_layers, cursor, page_size: see :meth:`export`.
+        """
+        params = one_trace(None, None, None, layers, None, None, form, missing, decoder_layers)
+        for item in self._export(where, {**params, "limit": page_size, "joined": True}, cursor):
+            assert not isinstance(item, Trace)
+            yield item
+
+    def _export(
+        self, where: TraceFilter, params: Parameters, cursor: str
+    ) -> Iterator[Trace | RequestRouting | LeftOut]:
+        params = {**params, "format": "arrow", "columns": "packed"}
         failed, anchored = 0, where.anchored(time.time())
         arrow()  # what is missing is said before anything is asked
         while True:
@@ -191,6 +202,7 @@ class Client:
         *,
         layers: Sequence[int] | None = None,
         columns: Literal["layers", "packed"] = "layers",
+        joined: bool = False,
         form: Form = "moescope",
         missing: Missing = "refuse",
         decoder_layers: int | None = None,
@@ -205,12 +217,15 @@ class Client:
             kind: the format.
             where, layers, form, missing, decoder_layers, cursor, page_size: see :meth:`export`.
             columns: of a table: a list for each layer, or one column of bytes.
+            joined: whole requests, as :meth:`export_whole` gives them.
             progress: is called with the bytes written so far.
         """
         of_form = one_trace(None, None, None, layers, None, None, form, missing, decoder_layers)
         params = {**where.params(), **of_form, "limit": page_size, "format": kind, "cursor": cursor or None}
         if kind != "ndjson":
             params["columns"] = columns
+        if joined:
+            params["joined"] = True
         with self._stream("/v1/traces/export", params) as answer:
             return part_of(answer, _written(file, answer.iter_bytes(), progress))
 
@@ -221,6 +236,7 @@ class Client:
         kind: str,
         params: Parameters,
         progress: Callable[[int], None] = lambda _: None,
+        joined: bool = False,
     ) -> int:
         """Write one trace to a file of some format; its size in bytes.
 
@@ -230,33 +246,11 @@ class Client:
             kind: json, npz, parquet, arrow or raw.
             params: of the query.
             progress: is called with the bytes written so far.
+            joined: the whole request, see :meth:`routing`.
         """
-        with self._stream(path_of(request_id, kind), params) as answer:
-            return _written(file, answer.iter_bytes(), progress)
-
-    def _get(self, path: str, params: Parameters) -> httpx.Response:
+        path = whole_path_of(request_id, kind) if joined else path_of(request_id, kind)
         with self._stream(path, params) as answer:
-            answer.read()
-            return answer
-
-    @contextmanager
-    def _stream(self, path: str, params: Parameters) -> Iterator[httpx.Response]:
-        """An answer that is none of a busy service, and no problem."""
-        try:
-            for attempt in range(ATTEMPTS):
-                with self._http.stream("GET", path, params=asked(params)) as answer:
-                    if answer.is_success:
-                        yield answer
-                        return
-                    answer.read()
-                    wait = waiting_s(answer, attempt)
-                    if wait is None:
-                        check(answer)
-                time.sleep(wait or 0)
-        except httpx.HTTPError as error:
-            raise unreachable(self._url, error) from error
-        except OSError as error:
-            raise MoescopeError(str(error)) from error
+            return _written(file, answer.iter_bytes(), progress)
 
 
 def _written(file: Path, pieces: Iterator[bytes], progress: Callable[[int], None]) -> int:

@@ -1,9 +1,21 @@
-"""Where vLLM's scheduler ends a request (``check_stop``), as far as its parameters and its tokens say."""
+"""Where vLLM's scheduler ends a request (``check_stop``), as far as its parameters and its tokens say.
+
+The worker hears that vLLM is done with a request, and not why. What ends a request by its tokens can be told
+from its parameters. What ends it otherwise can be told where only one thing is left: an abort. A stop string
+is found by vLLM's front end, which then aborts the request, or gives ``stop`` as the reason of one that was
+at its greatest length. So of requests with stop strings nothing is told but a stop token.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
+
+from moescope.capture.protocol import MAX_TEXT
+
+Finish = Literal["", "stop", "length", "abort", "repetition"]
+"""How a request ended, in vLLM's words; empty: it isn't known."""
 
 
 class Repetition(NamedTuple):
@@ -20,6 +32,30 @@ class Repetition(NamedTuple):
     min_generated: int = 0
 
 
+class Limits(NamedTuple):
+    """What ends requests of a server, whatever their parameters are.
+
+    Attributes:
+        max_length: tokens of a request at most, prompt included; None: not known.
+        may_fail: whether the server may end a request because something failed that the worker doesn't see.
+    """
+
+    max_length: int | None = None
+    may_fail: bool = True
+
+
+class LastToken(NamedTuple):
+    """A request's last token.
+
+    Attributes:
+        index: which of the sampled tokens it is.
+        reason: why the request ends with it; empty: a client may be told another reason.
+    """
+
+    index: int
+    reason: Finish
+
+
 class RequestEnd(NamedTuple):
     """Where a request ends: at the first token for which one of these is true.
 
@@ -27,13 +63,25 @@ class RequestEnd(NamedTuple):
         max_length: with this many tokens, prompt included; None: not bounded.
         stop_tokens: with the first of these that is sampled.
         repetition: with a pattern that repeats; None: vLLM doesn't look for one.
+        certain: whether a request that ends by its length or by a pattern can't be told ``stop`` instead.
+        otherwise: why vLLM is done with a request that none of these has ended; empty: there may be several
+            reasons.
     """
 
     max_length: int | None = None
     stop_tokens: frozenset[int] = frozenset()
     repetition: Repetition | None = None
+    certain: bool = False
+    otherwise: Finish = ""
 
     def last_of(self, sampled: Sequence[int], length: int, generated: list[int] | None = None) -> int | None:
+        """See `last_token`: which of the sampled tokens it is, or None."""
+        found = self.last_token(sampled, length, generated)
+        return None if found is None else found.index
+
+    def last_token(
+        self, sampled: Sequence[int], length: int, generated: list[int] | None = None
+    ) -> LastToken | None:
         """Which of the sampled tokens is the last of a request that had `length` tokens before, if any is.
 
         Args:
@@ -47,9 +95,14 @@ class RequestEnd(NamedTuple):
         """
         repeats = self._pattern_check(length, generated)
         for index, token in enumerate(sampled):
+            repeated = repeats(token)
             at_most = self.max_length is not None and length + index + 1 >= self.max_length
-            if repeats(token) or at_most or token in self.stop_tokens:
-                return index
+            if token in self.stop_tokens:  # in the order of vLLM's check
+                return LastToken(index, "stop")
+            if at_most:
+                return LastToken(index, "length" if self.certain else "")
+            if repeated:
+                return LastToken(index, "repetition" if self.certain else "")
         return None
 
     def _pattern_check(self, length: int, generated: list[int] | None) -> Callable[[int], bool]:
@@ -80,18 +133,71 @@ def prompt_length(new_request: Any) -> int:
     return 0 if new_request.prompt_embeds is None else len(new_request.prompt_embeds)
 
 
-def request_end(new_request: Any) -> RequestEnd:
+NO_LIMITS: Final = Limits()
+"""Of a server whose configuration isn't known."""
+ReadLimits = Callable[[], Limits]
+
+
+def read_limits(vllm_config: Any) -> Limits:
+    """What ends requests of a server, whatever their parameters are.
+
+    A request fails where a KV connector can't load what it promised, unless vLLM computes it anew then.
+    vLLM may lower the greatest length once it knows its memory (``--max-model-len auto``), which is after the
+    model is loaded: read this when a request begins.
+    """
+    transfer = getattr(vllm_config, "kv_transfer_config", None)
+    fails = transfer is not None and getattr(transfer, "kv_load_failure_policy", None) != "recompute"
+    most = getattr(vllm_config.model_config, "max_model_len", None)
+    return Limits(None if most is None else int(most), fails)
+
+
+def limits_of(vllm_config: Any) -> ReadLimits:
+    """Reads the limits of a server, as `read_limits`, each time that it is called."""
+    return partial(read_limits, vllm_config)
+
+
+def lora_name(new_request: Any) -> str:
+    """The name of the LoRA adapter of one of the scheduler's new requests; empty: none.
+
+    A name longer than the wire takes is cut.
+    """
+    adapter = getattr(new_request, "lora_request", None)
+    return "" if adapter is None else str(adapter.lora_name)[:MAX_TEXT]
+
+
+def request_end(new_request: Any, limits: Limits = NO_LIMITS) -> RequestEnd:
     """Where one of the scheduler's new requests ends."""
     params, prompt = new_request.sampling_params, prompt_length(new_request)
-    most = getattr(params, "max_tokens", None)
+    tokens = getattr(params, "max_tokens", None)
+    bounds = [limits.max_length, None if tokens is None else prompt + int(tokens)]
     stops = {*(getattr(params, "stop_token_ids", None) or ()), getattr(params, "_eos_token_id", None)}
     pattern = getattr(params, "repetition_detection", None)
     least = int(getattr(params, "min_tokens", None) or 0)
+    certain = _ends_by_its_tokens(params)
     return RequestEnd(
-        None if most is None else prompt + int(most),
+        min((bound for bound in bounds if bound is not None), default=None) if tokens is not None else None,
         frozenset(stop for stop in stops if stop is not None),
         None if pattern is None else Repetition(pattern, prompt, least),
+        certain,
+        "abort" if certain and not limits.may_fail and not _may_fail(new_request) else "",
     )
+
+
+def _ends_by_its_tokens(params: Any) -> bool:
+    """Whether nothing in a request's parameters ends it but its tokens, all of which are known.
+
+    The parameters of old versions don't hold the model's own stop token.
+    """
+    if params is None or getattr(params, "stop", None):
+        return False
+    return hasattr(params, "_eos_token_id") or bool(getattr(params, "ignore_eos", False))
+
+
+def _may_fail(new_request: Any) -> bool:
+    """Whether vLLM may end a request with an error: a grammar may refuse a token, an image may be missing."""
+    params = new_request.sampling_params
+    grammar = [getattr(params, name, None) for name in ("structured_outputs", "guided_decoding")]
+    return any(item is not None for item in grammar) or bool(getattr(new_request, "mm_features", None))
 
 
 def _vllms_check() -> Callable[[Sequence[int], Any], bool] | None:

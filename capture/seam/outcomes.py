@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 
-from moescope.capture.seam.ends import RequestEnd, prompt_length, request_end
+from moescope.capture.seam.ends import NO_LIMITS, Limits, RequestEnd, prompt_length, request_end
 from moescope.capture.wire import Int64Array
 
 BoolArray = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
@@ -98,12 +98,13 @@ class StepOutcome:
 
     Args:
         scheduler_output: of the step about to run.
+        limits: of the server.
     """
 
-    def __init__(self, scheduler_output: Any) -> None:
+    def __init__(self, scheduler_output: Any, limits: Limits = NO_LIMITS) -> None:
         self._scheduled = scheduler_output.scheduled_spec_decode_tokens
         self.finished = tuple(scheduler_output.finished_req_ids)
-        self.starts = [_start(item) for item in scheduler_output.scheduled_new_reqs]
+        self.starts = [_start(item, limits) for item in scheduler_output.scheduled_new_reqs]
         self.resumed = _resumed(scheduler_output.scheduled_cached_reqs)
         self.lost = False
         self._source: _Source | None = None
@@ -177,8 +178,8 @@ def draft_counts(scheduler_output: Any) -> dict[str, int]:
     return {name: len(of_request) for name, of_request in drafts.items()}
 
 
-def _start(new_request: Any) -> Start:
-    prompt, end = prompt_length(new_request), request_end(new_request)
+def _start(new_request: Any, limits: Limits) -> Start:
+    prompt, end = prompt_length(new_request), request_end(new_request, limits)
     # Runner V2: after a preemption, the generated tokens too.
     known = getattr(new_request, "prefill_token_ids", None) or ()
     generated = () if end.repetition is None else tuple(known[prompt:])

@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from moescope.capture.seam.ends import NO_END, RequestEnd, prompt_length, request_end
+from moescope.capture.seam.ends import (
+    NO_END,
+    NO_LIMITS,
+    Limits,
+    RequestEnd,
+    lora_name,
+    prompt_length,
+    request_end,
+)
 from moescope.capture.seam.features import runs_v2, sorter_v2
 from moescope.capture.seam.outcomes import draft_counts, why_no_outcomes
 
@@ -22,13 +30,17 @@ _PREFIXES: Final = ("chatcmpl-", "cmpl-", "resp_")
 
 
 class NewRequest(NamedTuple):
-    """A request that is scheduled for the first time, or again after a preemption."""
+    """A request that is scheduled for the first time, or again after a preemption.
+
+    ``lora`` is the name of its LoRA adapter; empty: none.
+    """
 
     request_id: str
     prompt_tokens: int
     first_position: int
     opted_in: bool
     end: RequestEnd = NO_END
+    lora: str = ""
 
 
 class StepRequests(NamedTuple):
@@ -71,8 +83,8 @@ def is_of_remote_prefill(new_request: Any) -> bool:
     return bool(told.get("do_remote_prefill")) or where
 
 
-def read_requests(scheduler_output: Any) -> StepRequests:
-    """The requests of a step about to run, from the scheduler's output."""
+def read_requests(scheduler_output: Any, limits: Limits = NO_LIMITS) -> StepRequests:
+    """The requests of a step about to run, from the scheduler's output; `limits` are the server's."""
     cached = scheduler_output.scheduled_cached_reqs
     new = [
         NewRequest(
@@ -80,7 +92,8 @@ def read_requests(scheduler_output: Any) -> StepRequests:
             prompt_length(item),
             int(item.num_computed_tokens),
             _opted_in(item.sampling_params),
-            request_end(item),
+            request_end(item, limits),
+            lora_name(item),
         )
         for item in scheduler_output.scheduled_new_reqs
     ]

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from moescope.capture.seam.ends import NO_LIMITS, ReadLimits, limits_of
 from moescope.capture.seam.outcomes import StepOutcome, why_no_outcomes
 from moescope.capture.step.live_requests import Drafts, LiveRequests
 from moescope.capture.threads.pause_gate import PauseGate
@@ -45,9 +46,11 @@ class DraftTally:
 
     Args:
         failed: called once, with the reason, when what becomes of drafts can't be told any more.
+        limits: tells the limits of the server's requests.
     """
 
-    def __init__(self, failed: Callable[[str], None]) -> None:
+    def __init__(self, failed: Callable[[str], None], limits: ReadLimits = lambda: NO_LIMITS) -> None:
+        self._limits = limits
         self._failed: Callable[[str], None] | None = failed
         self._waiting: deque[StepOutcome | _LetGo] = deque()
         self._live = LiveRequests()
@@ -63,20 +66,22 @@ class DraftTally:
         return self._so_far
 
     def begin_step(self, scheduler_output: Any) -> StepOutcome:
-        """A step is about to be enqueued; returns what will tell its outcome."""
+        """A step is about to be enqueued; returns what will tell its outcome, or that it is lost."""
         self._forsake()
-        outcome = StepOutcome(scheduler_output)
+        outcome = StepOutcome(scheduler_output, self._limits())
         waiting = self._told_bytes - self._read_bytes
         if self._ended:
-            pass
+            outcome.lose()
         elif waiting < MAX_WAITING_BYTES:
             self._step = outcome
             self._waiting.append(outcome)
         elif waiting < 2 * MAX_WAITING_BYTES:
+            outcome.lose()
             let_go = _LetGo(outcome)
             self._told_bytes += let_go.nbytes
             self._waiting.append(let_go)
         else:
+            outcome.lose()
             self._ended = True
             self._fail("outcomes of steps were not read in time")
         return outcome
@@ -173,4 +178,4 @@ def open_tally(vllm_config: Any, failed: Callable[[str], None]) -> DraftTally | 
     if reason is not None:
         failed(reason)
         return None
-    return DraftTally(failed)
+    return DraftTally(failed, limits_of(vllm_config))

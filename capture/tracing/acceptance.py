@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from moescope.capture.seam.ends import Finish
 from moescope.capture.tracing.buffer import Trace
 
 
@@ -14,12 +15,16 @@ class Kept(NamedTuple):
     Attributes:
         rows: the first ones, that many.
         rejected: the others: of drafts that were rejected, and behind the request's end.
+        accepted: how many of ``rows`` are of accepted drafts.
         complete: whether the request's last token was sampled in the step.
+        reason: why the request ends with it; empty: it doesn't, or that isn't known.
     """
 
     rows: int
     rejected: int
+    accepted: int = 0
     complete: bool = False
+    reason: Finish = ""
 
 
 def kept_rows(trace: Trace, first: int, count: int, drafts: int, sampled: Sequence[int] | None) -> Kept:
@@ -38,7 +43,7 @@ def kept_rows(trace: Trace, first: int, count: int, drafts: int, sampled: Sequen
             it; None: not known.
 
     Raises:
-        LookupError: whether the request ends isn't known (see `RequestEnd.last_of`).
+        LookupError: whether the request ends isn't known (see `RequestEnd.last_token`).
     """
     if trace.complete:
         return Kept(0, count)
@@ -48,7 +53,9 @@ def kept_rows(trace: Trace, first: int, count: int, drafts: int, sampled: Sequen
         return Kept(count, 0)
     accepted = min(len(sampled) - 1, drafts)
     rows = count - drafts + accepted
-    last = trace.end.last_of(sampled, first + rows + 1 - len(sampled), trace.generated)
-    if last is not None:
-        rows = count - drafts + min(accepted, last)
-    return Kept(rows, count - rows, complete=last is not None)
+    last = trace.end.last_token(sampled, first + rows + 1 - len(sampled), trace.generated)
+    if last is None:
+        return Kept(rows, count - rows, accepted)
+    accepted = min(accepted, last.index)
+    rows = count - drafts + accepted
+    return Kept(rows, count - rows, accepted, complete=True, reason=last.reason)

@@ -17,6 +17,7 @@ import numpy as np
 
 from moescope.capture.counting.staging import StagedRows, TraceStaging
 from moescope.capture.seam.outcomes import StepOutcome
+from moescope.capture.seam.requests import NewRequest
 from moescope.capture.threads.pause_gate import PauseGate
 from moescope.capture.threads.thread_device import use_device
 from moescope.capture.threads.throttled_log import ThrottledLog
@@ -54,7 +55,7 @@ class Arrival:
         staged: the rows, on their way to the host.
         step: the step's number.
         owners: the traces with rows in the step, in the rows' order.
-        outcome: tells what the step sampled, where tokens are drafted; else None.
+        outcome: tells what the step sampled; None: that can't be told.
     """
 
     staged: StagedRows
@@ -76,7 +77,15 @@ class Ending:
     reason: str | None
 
 
-Event = Arrival | Ending | BlocksOfStep | BlocksReceived
+@dataclass(slots=True, frozen=True)
+class Again:
+    """A request goes on after a preemption or, with `new`, with more input (see `Trace.go_on`)."""
+
+    trace: Trace
+    new: NewRequest | None = None
+
+
+Event = Arrival | Again | Ending | BlocksOfStep | BlocksReceived
 
 
 class TraceAssembly:
@@ -85,6 +94,9 @@ class TraceAssembly:
     Args:
         staging: where rows come from.
         sharded: whether rows of this DP rank's tokens may be at another worker and not at this one.
+        drafting: whether tokens are drafted: traces of which it isn't known what was accepted are given up.
+        cut: whether rows behind a request's end are left out where no tokens are drafted. All workers that
+            have rows of a request must do alike.
 
     Attributes:
         events: what happened on the step's path, which appends.
@@ -96,7 +108,9 @@ class TraceAssembly:
         followed: numbers of blocks of all changes of the tables that are done with.
     """
 
-    def __init__(self, staging: TraceStaging, sharded: bool) -> None:
+    def __init__(
+        self, staging: TraceStaging, sharded: bool, drafting: bool = False, cut: bool = True
+    ) -> None:
         self.events: deque[Event] = deque()
         self.closed: deque[Trace] = deque()
         self.captured = 0
@@ -106,6 +120,8 @@ class TraceAssembly:
         self.followed = 0
         self._staging = staging
         self._sharded = sharded
+        self._drafting = drafting
+        self._cut = cut
         self._origins = BlockOrigins()
         self._max_experts = max(layer.num_experts for layer in staging.layers)
         self._log = ThrottledLog(logger)
@@ -146,6 +162,8 @@ class TraceAssembly:
             try:
                 if isinstance(event, Ending):
                     self._end(event)
+                elif isinstance(event, Again):
+                    event.trace.go_on(event.new)
                 elif isinstance(event, BlocksOfStep | BlocksReceived):
                     self._origins.take(event)
                 elif event.arrived:
@@ -179,8 +197,7 @@ class TraceAssembly:
             if not trace.dropped:
                 if positions is not None:
                     first = int(positions[at])
-                if arrival.outcome is not None:
-                    kept = self._keep(owner, first, by_request.get(trace.request_id))
+                kept = self._keep(owner, first, by_request.get(trace.request_id))
                 trace.count(arrival.step, kept)
                 part = slice(at, at + kept)
                 trace.reached = max(trace.reached, first + kept)
@@ -190,18 +207,27 @@ class TraceAssembly:
         arrival.staged.done = True
 
     def _keep(self, owner: Owner, first: int, sampled: Sequence[int] | None) -> int:
-        """How many of its rows in a step a trace keeps, where tokens are drafted."""
+        """How many of its rows in a step a trace keeps; `sampled` is None where that isn't known."""
         trace = owner.trace
+        trace.unknown_end = trace.unknown_end or (sampled is None and not trace.complete)
         if trace.unsure_from is not None and first > trace.unsure_from:
             self._break(trace, "outcome_unknown")
             return 0
         try:
             kept = kept_rows(trace, first, owner.rows, owner.drafts, sampled)
         except LookupError:
+            if not self._drafting:
+                trace.unknown_end = True
+                return owner.rows
             self._break(trace, "outcome_unknown")
             return 0
+        if kept.complete:
+            # It may have ended in a step before, of which nothing is known, and this row be one too many.
+            trace.complete, trace.finish_reason = True, "" if trace.unknown_end else kept.reason
+        if not self._drafting and not self._cut:
+            return owner.rows
         trace.rejected += kept.rejected
-        trace.complete = kept.complete or trace.complete
+        trace.accepted += kept.accepted
         trace.unsure_from = first + kept.rows if sampled is None and owner.drafts else None
         return kept.rows
 
@@ -257,4 +283,5 @@ class TraceAssembly:
         elif trace.number == 0:  # other workers have all its rows, or none was computed
             self.released += trace.nbytes
         else:
+            trace.tell_end()
             self.closed.append(trace)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moescope.capture.seam.ends import NO_END, RequestEnd
+from moescope.capture.seam.ends import NO_END, Finish, RequestEnd
+from moescope.capture.seam.requests import NewRequest
 from moescope.capture.wire.traces import NO_EXPERT, ExpertArray, Run, TakenOver
 
 
@@ -24,9 +25,13 @@ class Trace:
         nbytes: bytes that the step's path has set aside for it.
         dropped: whether it was given up; nothing is added to it then.
         broken: whether it was `TraceAssembly` that gave it up, and not the step's path.
-        end: where the request ends; looked at where tokens are drafted.
+        lora: the name of the request's LoRA adapter; empty: none.
+        end: where the request ends.
         complete: whether the request's last token was sampled; rows that vLLM computes later are left out.
         rejected: rows that were left out: of drafts that were rejected, and behind the request's end.
+        accepted: rows of drafts that were accepted.
+        finish_reason: how the request ended; empty: it hasn't, or that isn't known.
+        unknown_end: whether it may have ended in a step of which it isn't known what it sampled.
         unsure_from: the position from which rows of the last step may be missing, because what it sampled
             isn't known; else None.
         generated: the request's tokens behind its prompt, where its end depends on them.
@@ -51,9 +56,13 @@ class Trace:
     dropped: bool = False
     broken: bool = False
     number: int = 0
+    lora: str = ""
     end: RequestEnd = NO_END
     complete: bool = False
     rejected: int = 0
+    accepted: int = 0
+    finish_reason: Finish = ""
+    unknown_end: bool = False
     unsure_from: int | None = None
     generated: list[int] = field(default_factory=list)
     chunks: list[ExpertArray] = field(default_factory=list)
@@ -79,6 +88,21 @@ class Trace:
             self.runs[-1] = (self.runs[-1][0], self.runs[-1][1] + count)
         else:
             self.runs.append((first, count))
+
+    def go_on(self, new: NewRequest | None) -> None:
+        """The request is computed further, whatever was taken for its end; with `new`, from more input.
+
+        vLLM may forget what a step sampled for a request that it preempts meanwhile.
+        """
+        self.complete, self.finish_reason = False, ""
+        if new is not None:
+            self.prompt_tokens, self.end = new.prompt_tokens, new.end
+            self.generated.clear()
+
+    def tell_end(self) -> None:
+        """vLLM is done with the request, and all that its steps sampled was looked at."""
+        if not self.complete and not self.unknown_end and self.outcome == "ended":
+            self.finish_reason = self.end.otherwise
 
     def close(self) -> None:
         """No step will add to it any more."""

@@ -18,10 +18,10 @@ import numpy as np
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.seam.block_tables import StepBlocks
 from moescope.capture.seam.outcomes import StepOutcome
-from moescope.capture.seam.requests import StepRequests, client_ids
+from moescope.capture.seam.requests import NewRequest, StepRequests, client_ids
 from moescope.capture.settings.sampling import TraceSampling
 from moescope.capture.step.batch import BatchRequests
-from moescope.capture.tracing.assembly import Arrival, Ending, Owner, TraceAssembly
+from moescope.capture.tracing.assembly import Again, Arrival, Ending, Owner, TraceAssembly
 from moescope.capture.tracing.buffer import Trace
 from moescope.capture.tracing.origins import BlocksOfStep, BlocksReceived
 
@@ -57,6 +57,7 @@ class Tracer:
         self._step: StepRequests | None = None
         self._owners: list[Owner] = []
         self._number = 0
+        self._told_prompts: dict[str, int] = {}  # of open traces whose input is streamed
         self._behind = False
         self._told = 0
 
@@ -73,7 +74,7 @@ class Tracer:
         for new in step.new:
             known = self._open.get(new.request_id)
             if known is not None:
-                known.preemptions += 1
+                self._again(known, new)
                 continue
             names = client_ids(new.request_id)
             if self._sampling.wants(names[0], new.opted_in):
@@ -83,14 +84,20 @@ class Tracer:
                     new.prompt_tokens,
                     new.first_position,
                     end=new.end,
+                    lora=new.lora,
                 )
         for request_id in step.resumed:
             if request_id in self._open:
-                self._open[request_id].preemptions += 1
+                self._resume(self._open[request_id])
         if blocks is not None:
             self._follow(blocks)
         if self._open and any(name in self._open for name in step.num_tokens):
             self._step = step
+
+    @property
+    def has_step(self) -> bool:
+        """Whether the step that began last computes tokens of traced requests, and its order isn't known."""
+        return self._step is not None
 
     def take_order(self, batch: BatchRequests, number: int) -> None:
         """The order of the batch's rows is known, and its forward pass is not enqueued yet.
@@ -124,7 +131,7 @@ class Tracer:
         """The step is enqueued: its traced rows leave the device, and later rows belong to no request.
 
         Args:
-            outcome: will tell what the step samples; None where no tokens are drafted.
+            outcome: will tell what the step samples; None: that can't be told.
         """
         owners, self._owners = self._owners, []
         if owners:
@@ -155,6 +162,22 @@ class Tracer:
             self._staging.clear()
         for request_id in list(self._open):
             self._end(request_id, "fault")
+
+    def _again(self, trace: Trace, new: NewRequest) -> None:
+        """A request is new once more: runner V2 forgets preempted ones, and streamed input grows a prompt.
+
+        The rows of steps before may still be on their way, so the assembly is told in its turn.
+        """
+        told = self._told_prompts.get(trace.request_id, trace.prompt_tokens)
+        if new.prompt_tokens == told:
+            self._resume(trace)
+        else:
+            self._told_prompts[trace.request_id] = new.prompt_tokens
+            self._assembly.events.append(Again(trace, new))
+
+    def _resume(self, trace: Trace) -> None:
+        trace.preemptions += 1
+        self._assembly.events.append(Again(trace))
 
     def _follow(self, blocks: StepBlocks) -> None:
         """Have the assembly follow the tables of blocks; where it is far behind, it begins anew later."""
@@ -188,6 +211,7 @@ class Tracer:
     def _end(self, request_id: str, reason: str | None = None) -> None:
         """Close a trace, or give it up as a whole if there is a `reason`."""
         trace = self._open.pop(request_id, None)
+        self._told_prompts.pop(request_id, None)
         if trace is not None:
             trace.dropped = trace.dropped or reason is not None
             trace.close()

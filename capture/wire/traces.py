@@ -93,14 +93,15 @@ class TracePart(Struct, kw_only=True):
         taken_over: of the whole trace, which request computed which of its cached positions, in rising order.
             Of cached positions that no entry has, the worker doesn't tell it.
         lora: the name of the request's LoRA adapter; empty: none, or the worker doesn't tell it.
-        finish_reason: how the request ended; empty: the worker doesn't tell it.
+        finish_reason: how the request ended; empty: the worker doesn't know it. Of a pipeline's stages the
+            last one tells it.
         started_step: the number of the request's first step, as in ``steps``: the same in all workers of the
             deployment, also in one that had none of that step's rows. -1: the worker doesn't tell it.
         computed_tokens: how many tokens of the whole trace the workers of this pipeline stage have together.
             0: the worker doesn't tell it.
 
-    ``accepted_drafts``, ``taken_over``, ``lora`` and ``finish_reason`` came with minor 3. Of these, workers
-    tell only ``taken_over`` yet. ``started_step`` and ``computed_tokens`` came with minor 4.
+    ``accepted_drafts``, ``taken_over``, ``lora`` and ``finish_reason`` came with minor 3, ``started_step``
+    and ``computed_tokens`` with minor 4.
     """
 
     wire: tuple[int, int]

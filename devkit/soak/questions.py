@@ -59,6 +59,7 @@ _QUESTIONS: Final = (
     "/v1/traces/soak-0.npz",
     "/v1/traces/soak-0.parquet",
     "/v1/traces/export?server={server}&format=ndjson",
+    "/v1/traces/export?server={server}&format=ndjson&joined=true",
     "/v1/requests/unusual?server={server}&limit=1000",
     "/v1/requests/concentrated?server={server}&limit=1000",
     "/v1/requests/similar?like=soak-0&limit=1000",

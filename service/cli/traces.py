@@ -53,6 +53,13 @@ Examples:
   moescope traces export --into exports --model my-model --start=-1h
 
   moescope traces export --into exports --model my-model --format arrow --columns packed
+
+With --joined a request is whole: the positions that other instances, attempts and earlier requests computed
+for it are filled in, and each request is there once.
+
+  moescope traces export my-request my-request.npz --joined
+
+  moescope traces export --into exports --model my-model --joined
 """
 
 
@@ -93,14 +100,24 @@ def list_traces(url: UrlOption, wanted: Filter) -> None:
         where = trace_filter(**{name: value for name, value in asdict(wanted).items() if name != "limit"})
         found = list(client.traces(where, limit=wanted.limit + 1, page_size=min(1000, wanted.limit + 1)))
     table = Table()
+    adapters = any(trace.lora for trace in found)
     for name in ("id", "DP", "tokens", "prompt", "cached", "preempted", "outcome", "ended (UTC)"):
         table.add_column(name, overflow="fold")
+    if adapters:
+        table.add_column("LoRA", overflow="fold")
     for trace in found[: wanted.limit]:
         numbers = trace.dp_rank, trace.tokens, trace.prompt_tokens, trace.cached_tokens, trace.preemptions
-        table.add_row(trace.names[-1], *map(str, numbers), trace.outcome, utc(trace.ended_at))
+        ended = _ended(trace.outcome, trace.finish_reason)
+        more = [trace.lora] if adapters else []
+        table.add_row(trace.names[-1], *map(str, numbers), ended, utc(trace.ended_at), *more)
     terminal().print(table if found else "No traces.")
     if len(found) > wanted.limit:
         say(f"There are more than {wanted.limit}: give --limit, or a narrower --start.")
+
+
+def _ended(outcome: str, reason: str) -> str:
+    """How a request ended, with the reason where its worker knows it."""
+    return f"{outcome}: {reason}" if reason else outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +147,9 @@ def show(
     with trace_client(url) as client:
         trace = client.trace(request_id, **asdict(whose), layers=layer, first=first, end=last)
     info = trace.info
-    table = Table(title=f"{info.request_id}: {info.tokens} tokens computed, {info.outcome}")
+    adapter = f", LoRA {info.lora}" if info.lora else ""
+    ended = _ended(info.outcome, info.finish_reason)
+    table = Table(title=f"{info.request_id}: {info.tokens} tokens computed, {ended}{adapter}")
     table.add_column("position", justify="right")
     for number in trace.layers:
         table.add_column(f"layer {number}")
@@ -220,12 +239,17 @@ def export(
         Path | None, typer.Argument(help="File to write; its suffix is the format; none with --into.")
     ] = None,
     layer: LayerOption = None,
+    joined: Annotated[
+        bool,
+        typer.Option(help="Whole requests; when absent, what the deployment of each trace computed for it."),
+    ] = False,
 ) -> None:
     """Write a file, or a folder of them."""
     if many.into is not None:
         if request_id is not None:
             raise failure("give a request and a file, or --into and a folder, not both")
         options: dict[str, Any] = {"layers": layer, "columns": many.columns, **shape.params}
+        options |= {"joined": True} if joined else {}
         question = Question(many.kind, {**asdict(whose), **many.where}, options)
         with trace_client(url) as client:
             export_folder(client, many.into, question, many.part_requests)
@@ -237,5 +261,5 @@ def export(
         raise failure(f"{file} has no suffix of a format: give one of .{', .'.join(_SUFFIXES)}")
     with trace_client(url) as client:
         params = {**asdict(whose), "layer": layer, **shape.params}
-        nbytes = client.download(request_id, file, suffix, params)
+        nbytes = client.download(request_id, file, suffix, params, joined=joined)
     say(f"{file}: {nbytes} bytes")

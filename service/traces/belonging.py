@@ -34,6 +34,10 @@ class SeveralError(Exception):
     """The id finds requests that don't belong together; the message names them and says how to choose."""
 
 
+class SeveralSamplesError(SeveralError):
+    """They are several samples of one request, and none was asked for."""
+
+
 def narrowed(found: Sequence[TracedRequest], name: str, sample: int | None) -> list[TracedRequest]:
     """Those of the requests found that may be one request, by rules 1 to 3.
 
@@ -74,7 +78,7 @@ def _of_sample(found: list[TracedRequest], sample: int | None) -> list[TracedReq
     if sample is None:
         if len(numbers) > 1:
             listing = ", ".join(f"sample={number}" for number in sorted(numbers)[:MAX_NAMED])
-            raise SeveralError(f"It has several samples. Choose one by {listing}: {_named(found)}.")
+            raise SeveralSamplesError(f"It has several samples. Choose one by {listing}: {_named(found)}.")
         return found
     if sample not in numbers:
         raise LookupError(f"There is no sample {sample}; known are {sorted(numbers)[:MAX_NAMED]}.")

@@ -17,6 +17,7 @@ from moescope.service.store.interface import Store
 from moescope.service.store.records import StoreError, TracedRequest, TraceQuery
 from moescope.service.traces.forms import Shaped
 from moescope.service.traces.routing import Rows
+from moescope.service.traces.weights import Computed
 
 MOST_REQUESTS: Final = 10_000
 """Most requests of one answer: their numbers are held, 8 bytes each."""
@@ -50,21 +51,47 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Some positions of a request.
+class Reading:
+    """The routing of a request, of which no row was read yet.
 
     Attributes:
         found: the request.
-        routing: all of it, of which ``rows`` are a part.
-        first: the position of the first of ``rows``.
-        last: no more pieces of this request follow.
+        routing: its rows.
+        versions: which versions of the weights computed which positions, in the order of computing.
+        told: where the rows come from, as JSON, if they are joined from several traces; else empty.
     """
 
     found: TracedRequest
     routing: Shaped
+    versions: Sequence[Computed]
+    told: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some positions of a request.
+
+    Attributes:
+        of: the request, and all of its routing, of which ``rows`` are a part.
+        first: the position of the first of ``rows``.
+        rows: see there.
+        last: no more pieces of this request follow.
+    """
+
+    of: Reading
     first: int
     rows: Rows
     last: bool
+
+    @property
+    def found(self) -> TracedRequest:
+        """The request."""
+        return self.of.found
+
+    @property
+    def routing(self) -> Shaped:
+        """All of its routing."""
+        return self.of.routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +141,7 @@ def pieces(
     store: Store,
     query: TraceQuery,
     chosen: Chosen,
-    read: Callable[[TracedRequest], Shaped],
+    read: Callable[[TracedRequest], Reading | None],
     positions: Callable[[Shaped], int],
     layers: Sequence[MoeLayer] | None,
 ) -> Iterator[Piece | LeftOut]:
@@ -124,7 +151,8 @@ def pieces(
         store: where they are.
         query: what they were chosen by.
         chosen: which ones.
-        read: a request's routing; :class:`UnreadableError` and ``StoreError`` leave it out.
+        read: a request's routing; None: another one's routing has it. :class:`UnreadableError` and
+            ``StoreError`` leave it out.
         positions: how many of a request to make at once.
         layers: only requests of these layers, or of some of them; None: of any.
     """
@@ -135,19 +163,22 @@ def pieces(
             )
             continue
         try:
-            routing = read(found)
-            if layers is not None and not set(routing.layers) <= set(layers):
+            reading = read(found)
+            if reading is None:
+                continue
+            if layers is not None and not set(reading.routing.layers) <= set(layers):
                 raise UnreadableError(_UNLIKE)
-            yield from _of_one(found, routing, positions(routing))
+            yield from _of_one(reading, positions(reading.routing))
         except (UnreadableError, StoreError) as error:
             yield LeftOut(number, found, str(error))
 
 
-def _of_one(found: TracedRequest, routing: Shaped, positions: int) -> Iterator[Piece]:
+def _of_one(reading: Reading, positions: int) -> Iterator[Piece]:
+    routing = reading.routing
     first, end = routing.first, routing.first + routing.shape[0]
     for rows in routing.chunks(positions):
         after = first + len(rows.times)
-        yield Piece(found, routing, first, rows, after >= end)
+        yield Piece(reading, first, rows, after >= end)
         first = after
 
 

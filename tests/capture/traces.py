@@ -34,12 +34,13 @@ class Driver:
         staging_bytes: int = 1 << 12,
         sharded: bool = False,
         drafting: bool = False,
+        cut: bool = True,
     ) -> None:
         self.layers = list(layers)
         self.positions = torch.full((64,), -7)
         positions = (lambda: self.positions) if drafting else None
         self.staging = TraceStaging(layers, 64, torch.device("cpu"), staging_bytes, positions)
-        self.assembly = TraceAssembly(self.staging, sharded)
+        self.assembly = TraceAssembly(self.staging, sharded, drafting, cut)
         self.tracer = Tracer(sampling, self.staging, self.assembly, max_bytes)
         self.steps = 0
         self._seen: set[str] = set()
@@ -60,6 +61,9 @@ class Driver:
         outcome: StepOutcome | None = None,
         ahead: int = 0,
         end: RequestEnd = NO_END,
+        prompt: int = 4,
+        again: Sequence[str] = (),
+        lora: str = "",
         blocks: StepBlocks | None = None,
     ) -> list[torch.Tensor]:
         """Run a step of requests with (first position, tokens); returns the ids of each layer's call.
@@ -69,12 +73,15 @@ class Driver:
             outcome: tells what the step samples.
             ahead: by how much the scheduler overrates the first positions.
             end: of the requests that are new.
+            prompt: tokens of their prompts.
+            again: requests that are new once more.
+            lora: the adapter of the requests that are new.
             blocks: what the step changes in the tables of blocks.
         """
         new = [
-            NewRequest(name, 4, first, name in opted_in, end)
+            NewRequest(name, prompt, first, name in opted_in, end, lora)
             for name, (first, _) in tokens.items()
-            if name not in self._seen
+            if name not in self._seen or name in again
         ]
         self._seen |= set(tokens)
         step = StepRequests(

@@ -42,6 +42,7 @@ def start(folder: Path, scenario: Scenario, child: list[str], **spec: Any) -> Pr
         "capture": scenario.capture,
         "requests": scenario.requests,
         "turns": scenario.turns,
+        "stops": scenario.stops,
         "ep_ranks": scenario.ep_ranks,
         "experts": scenario.config.get("num_experts", scenario.config.get("n_routed_experts")),
         "workers": scenario.gpus,

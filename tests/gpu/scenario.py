@@ -46,6 +46,7 @@ class Scenario(NamedTuple):
         capture: whether moescope counts.
         requests: arguments of `vllm_child.make_requests`.
         turns: how often each conversation goes on; see `vllm_child.converse`.
+        stops: whether all requests are made once more, to end by a stop token; see `vllm_child.cut_short`.
         ep_ranks: how many EP ranks are pretended, on one GPU.
         lacking: why the installed vLLM can't run it; empty if it can.
     """
@@ -59,6 +60,7 @@ class Scenario(NamedTuple):
     capture: bool = True
     requests: dict[str, int] = REQUESTS
     turns: int = 1
+    stops: bool = False
     ep_ranks: int = 0
     lacking: str = ""
 

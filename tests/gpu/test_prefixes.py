@@ -24,11 +24,11 @@ CONVERSATIONS: dict[str, int] = {"long": 14, "short": 10, "longest": 600, "vocab
 FEW_BLOCKS = {"num_gpu_blocks_override": 100, "max_model_len": 1280}
 
 
-def scenario(runner: Runner, llm: dict[str, Any]) -> Scenario:
+def scenario(runner: Runner, llm: dict[str, Any], stops: bool = False) -> Scenario:
     """An engine with a prefix cache; it also returns vLLM's own routed experts, if its runner can."""
     own = {"enable_return_routed_experts": True} if runner == ROUTED else {}
     options = DEFAULT | {"enable_prefix_caching": True} | own | llm
-    return Scenario(options, runner, TRACED, requests=CONVERSATIONS, turns=TURNS)
+    return Scenario(options, runner, TRACED, requests=CONVERSATIONS, turns=TURNS, stops=stops)
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -41,8 +41,10 @@ SCENARIOS: dict[str, Scenario] = {
     }.items()
 }
 ALL = list(SCENARIOS)
+STOPPED = [f"stop tokens, {runner}" for runner in RUNNERS]
+SCENARIOS |= {name: scenario(runner, {}, stops=True) for name, runner in zip(STOPPED, RUNNERS, strict=True)}
 ROOMY = [name for name in ALL if "few blocks" not in name]
-OWN = [name for name in ROOMY if SCENARIOS[name].llm.get("enable_return_routed_experts")]
+OWN = [name for name in ROOMY + STOPPED if SCENARIOS[name].llm.get("enable_return_routed_experts")]
 
 
 @pytest.fixture(scope="session")
@@ -85,3 +87,16 @@ def test_counts_are_exact_with_a_prefix_cache(conversing: Runs, name: str) -> No
     run = conversing[name]
     assert run["frame"]["tokens"] == run["scheduled"]
     assert run["frame"]["counts"] == run["traced"]["counts"]
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_traces_end_where_vllm_ended_the_request(conversing: Runs, name: str) -> None:
+    """The reason is vLLM's own, and a row that was computed behind a stop token is in no trace."""
+    run = conversing[name]
+    traced = run["traced"]
+    assert traced["reasons"].keys() == {"length for length", "stop for stop"}
+    assert traced["reasons"]["stop for stop"] > 20
+    assert traced["traces"] == traced["requests"]
+    assert all(traced["computed_once"])
+    assert traced["holes"] == 0
+    assert run["frame"]["tokens"] == run["scheduled"] == run["computed"] + traced["rejected"]

@@ -75,6 +75,30 @@ def converse(llm: Any, requests: list[Any], turns: int, vocabulary: int) -> tupl
     return outputs, asked
 
 
+def cut_short(llm: Any, outputs: list[Any], requests: list[Any]) -> tuple[list[Any], list[Any]]:
+    """All requests once more: those with several tokens end at one in the middle, by a stop token.
+
+    With asynchronous scheduling vLLM has begun the next step by then, and computes a row too many.
+
+    Returns:
+        The outputs, and the requests.
+    """
+    from vllm import SamplingParams
+
+    parameters = [
+        SamplingParams(
+            temperature=0.0,
+            max_tokens=tokens,
+            ignore_eos=True,
+            detokenize=False,
+            stop_token_ids=[output.outputs[0].token_ids[tokens // 2]] if tokens > 1 else None,
+        )
+        for output, (_, tokens) in zip(outputs, requests, strict=True)
+    ]
+    prompts = [{"prompt_token_ids": prompt} for prompt, _ in requests]
+    return list(llm.generate(prompts, parameters, use_tqdm=False)), requests
+
+
 def main(spec_path: str, result_path: str) -> None:
     spec = json.loads(Path(spec_path).read_text())
     sink = FrameSink()
@@ -92,6 +116,9 @@ def main(spec_path: str, result_path: str) -> None:
     requests = make_requests(**spec["requests"])
     spy.start()
     outputs, requests = converse(llm, requests, spec.get("turns", 1), spec["requests"]["vocabulary"])
+    if spec.get("stops"):
+        more, again = cut_short(llm, outputs, requests)
+        outputs, requests = [*outputs, *more], [*requests, *again]
     generated = [list(output.outputs[0].token_ids) for output in outputs]
     computed = sum(len(prompt) + len(ids) - 1 for (prompt, _), ids in zip(requests, generated, strict=True))
     computed -= sum(output.num_cached_tokens or 0 for output in outputs)
@@ -168,6 +195,7 @@ def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) 
     counts = [np.zeros(layer.num_experts, np.int64) for layer in layers]
     filled = fill(parts)
     like_vllm, once, steps_rise, rejected = [], [], [], 0
+    reasons: Counter[str] = Counter()
     said: Counter[str] = Counter()
     referred: Counter[int] = Counter()
     cached = holes = 0
@@ -176,6 +204,7 @@ def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) 
         if not mine:
             continue
         rejected += mine[0].rejected_drafts
+        reasons[f"{mine[0].finish_reason} for {output.outputs[0].finish_reason}"] += 1
         whole = filled[output.request_id]
         said += whole.said
         referred[len(whole.referred)] += 1
@@ -205,6 +234,7 @@ def _traced(llm: Any, sink: FrameSink, outputs: list[Any], requests: list[Any]) 
         "steps_rise": steps_rise,
         "like_vllm": like_vllm,
         "rejected": rejected,
+        "reasons": reasons,
         "said": said,
         "referred": referred,
         "cached": cached,

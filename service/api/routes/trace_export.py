@@ -21,6 +21,7 @@ from moescope.service.api.schemas.export_asked import (
     CursorParam,
     ExportFormat,
     FormatParam,
+    JoinedParam,
     LimitParam,
     MinTokensParam,
     OnlyLoraParam,
@@ -38,6 +39,7 @@ from moescope.service.api.schemas.export_tables import (
     arrow_blocks,
     parquet_blocks,
 )
+from moescope.service.api.schemas.export_whole import MAX_TOLD, WHOLE_BYTES, WholeReader
 from moescope.service.api.schemas.trace_formats import TraceFormat, memory_of, rows_of
 from moescope.service.api.schemas.trace_shapes import (
     DecoderLayersParam,
@@ -97,12 +99,15 @@ def trace_export_router(
         form: FormParam = Form.MOESCOPE,
         missing: MissingParam = Missing.REFUSE,
         decoder_layers: DecoderLayersParam = None,
+        joined: JoinedParam = False,
         limit: LimitParam = 1000,
         cursor: CursorParam = None,
     ) -> Response:
         """The experts of many requests, newest first, made while they are sent.
 
         A request that can't be given, or not to its end, has a row or a line with `left_out`, which says why.
+        With `joined` each is whole, as GET /v1/requests/{id}/routing has it, and is there once: in place of
+        its main trace. `joined` of its rows or lines has `parts` and `missing`.
         Whatever ends the answer early, `cursor` of the last whole request leads on.
         """
         wish = Wish(form, missing, decoder_layers)
@@ -126,19 +131,21 @@ def trace_export_router(
         def look() -> _Export:
             most = _TABLE_TOKENS if kind is ExportFormat.PARQUET else _STREAM_TOKENS
             chosen = choose(existing(store), query, "" if lora == "none" else lora, most)
-            reader = ExportReader(existing(store), wish, Depths(state.producers()), layer)
+            depths = Depths(state.producers())
+            reader = ExportReader(existing(store), wish, depths, layer)
+            whole = WholeReader(existing(store), wish, depths, layer)
             lines = kind is ExportFormat.NDJSON
-            shape = None if lines else reader.shape(chosen, columns is Columns.PACKED)
+            shape = None if lines else reader.shape(chosen, columns is Columns.PACKED, joined)
             known = layers_of(existing(store), chosen.numbers) if shape is None else shape.layers
             items = pieces(
                 existing(store),
                 query,
                 chosen,
-                reader.routing,
+                whole.reading if joined else reader.reading,
                 line_positions if shape is None else _positions(kind, shape),
                 None if shape is None else shape.layers,
             )
-            return _Export(kind, items, chosen, shape, _extent(known))
+            return _Export(kind, items, chosen, shape, _extent(known, joined))
 
         return await send_blocks(request, look, turns, downloads)
 
@@ -150,10 +157,12 @@ def _positions(kind: ExportFormat, shape: TableShape) -> Callable[[Shaped], int]
     return lambda _: rows
 
 
-def _extent(layers: Sequence[MoeLayer]) -> Extent:
+def _extent(layers: Sequence[MoeLayer], joined: bool) -> Extent:
     """The most that a request of these layers may be."""
     top_k = max((layer.top_k for layer in layers), default=0)
-    return Extent(len(layers), top_k, 2 * len(layers) * top_k, READING_BYTES)
+    reading = WHOLE_BYTES + 4 * MAX_TOLD if joined else READING_BYTES
+    extent = Extent(len(layers), top_k, 2 * len(layers) * top_k, reading)
+    return extent.grown_to(len(layers)) if joined else extent
 
 
 class _Export:
@@ -190,7 +199,8 @@ class _Export:
             return numbers + memory_of(TraceFormat.JSON, self._extent, 0)
         rows = self._chosen.tokens + len(self._chosen.numbers)
         parquet = self._kind is ExportFormat.PARQUET
-        return numbers + READING_BYTES + self._shape.memory(_BYTES[self._kind], rows if parquet else 0)
+        reading = WHOLE_BYTES if self._shape.joined else READING_BYTES
+        return numbers + reading + self._shape.memory(_BYTES[self._kind], rows if parquet else 0)
 
     def begin(self) -> tuple[bytes, Generator[bytes], dict[str, str]]:
         """The first block, what makes the others, and headers."""

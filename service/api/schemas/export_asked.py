@@ -58,6 +58,13 @@ OnlyWeightsParam = Annotated[
     Query(ge=0, le=LARGEST, description="Only those that this version of the weights computed a token of."),
 ]
 MinTokensParam = Annotated[int, Query(ge=1, le=LARGEST, description="Only with so many tokens computed.")]
+JoinedParam = Annotated[
+    bool,
+    Query(
+        description="Whole requests: each is joined from the traces of all who computed it, wherever they "
+        "ran, and is there once, if its main trace matches."
+    ),
+]
 LimitParam = Annotated[
     int, Query(ge=1, le=MOST_REQUESTS, description="Most requests of this answer; it may end before.")
 ]

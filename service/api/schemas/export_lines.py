@@ -62,7 +62,8 @@ def _line(item: Piece | LeftOut) -> dict[str, Any]:
     return {
         "cursor": str(item.found.number),
         **_request(item.found),
-        "weights": [weights._asdict() for weights in routing.weights],
+        "weights": [weights._asdict() for weights in item.of.versions],
+        **({"joined": msgspec.Raw(item.of.told.encode())} if item.of.told else {}),
         "layers": [layer.layer for layer in routing.layers],
         "num_experts": [layer.num_experts for layer in routing.layers],
         "top_k": [layer.top_k for layer in routing.layers],

@@ -10,7 +10,7 @@ from moescope.service.api.schemas.trace_shapes import Depths, Form, Wish, in_for
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TracedRequest
 from moescope.service.store.worker_trace import WorkerTrace
-from moescope.service.traces.export import Chosen, UnreadableError, layers_of
+from moescope.service.traces.export import Chosen, Reading, UnreadableError, layers_of
 from moescope.service.traces.forms import Shaped
 from moescope.service.traces.routing import Extent, Routing, TooManyPositionsError, put_together
 
@@ -31,7 +31,7 @@ class ExportReader:
     def __init__(self, store: Store, wish: Wish, depths: Depths, layers: list[int] | None) -> None:
         self._store, self._wish, self._depths, self._layers = store, wish, depths, layers
 
-    def routing(self, found: TracedRequest) -> Shaped:
+    def reading(self, found: TracedRequest) -> Reading:
         """The routing of a request, of which nothing has been read yet.
 
         Raises:
@@ -39,14 +39,16 @@ class ExportReader:
         """
         try:
             if self._wish.form is Form.VLLM:
-                return self._as_vllm(found)
-            return put_together(self._workers(found, self._layers))
+                routing: Shaped = self._as_vllm(found)
+            else:
+                routing = put_together(self._workers(found, self._layers))
+            return Reading(found, routing, routing.weights)
         except ProblemError as error:
             raise UnreadableError(error.detail) from error
         except TooManyPositionsError as error:
             raise UnreadableError(str(error)) from error
 
-    def shape(self, chosen: Chosen, packed: bool) -> TableShape:
+    def shape(self, chosen: Chosen, packed: bool, joined: bool = False) -> TableShape:
         """What all rows of a table of these requests have in common.
 
         Raises:
@@ -65,9 +67,9 @@ class ExportReader:
         if self._wish.form is Form.VLLM and known:
             [(model, servers)] = chosen.models.items()
             shape = self._depths.shape_of((min(servers), model), known, self._wish, model, wanted)
-            return TableShape(shape.layers(wanted, known), shape.dtype, packed)
+            return TableShape(shape.layers(wanted, known), shape.dtype, packed, joined)
         layers = tuple(layer for layer in known if wanted is None or layer.layer in wanted)
-        return TableShape(layers, Routing.dtype, packed)
+        return TableShape(layers, Routing.dtype, packed, joined)
 
     def _as_vllm(self, found: TracedRequest) -> Shaped:
         known = {layer for worker in self._store.traces(found.number, None) for layer in worker.layers}

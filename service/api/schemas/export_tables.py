@@ -23,6 +23,10 @@ BATCH_BYTES: Final = 1 << 20
 """The same in a batch of Arrow."""
 PACKED: Final = "routed_experts"
 """The column of packed experts."""
+JOINED: Final = "joined"
+"""The column that says where the rows of whole requests come from."""
+TOLD_BYTES: Final = 1 << 20
+"""Of that column in a batch, unless one request has more."""
 _MOST_ITEMS: Final = 512  # of a batch, so that one of short requests is made soon
 
 _WORDS: Final = ("server", "model", "role", "pool", "lora", "outcome", "finish_reason")
@@ -47,11 +51,13 @@ class TableShape:
         layers: the layers that have a column, rising.
         dtype: of an expert.
         packed: one column of bytes, [layers, largest top-k] in C order, instead of a list for each layer.
+        joined: whether there is the column of where rows come from.
     """
 
     layers: tuple[MoeLayer, ...]
     dtype: np.dtype[np.generic]
     packed: bool
+    joined: bool = False
 
     @property
     def top_k(self) -> int:
@@ -66,14 +72,18 @@ class TableShape:
     def memory(self, nbytes: int, rows: int) -> int:
         """The most bytes that are held while a table of so many rows is made, ``nbytes`` of experts at once.
 
-        A position is unpacked, joined and chosen (3 times its bytes), then put into columns (8 times).
+        A position is unpacked, joined and chosen (3 times its bytes), then put into columns (8 times). Of
+        several traces it is joined once more (twice), and what is told of them is there in two batches and
+        packed.
         """
         footer = footer_bytes(rows, rows_of(nbytes, self.position_bytes), self._columns)
-        return 11 * max(nbytes, self.position_bytes) + footer
+        times, told = (13, 6 * TOLD_BYTES) if self.joined else (11, 0)
+        return times * max(nbytes, self.position_bytes) + footer + told
 
     @property
     def _columns(self) -> int:
-        return len(_WORDS) + len(_NUMBERS) + len(_TIMES) + 7 + (1 if self.packed else len(self.layers))
+        fixed = len(_WORDS) + len(_NUMBERS) + len(_TIMES) + 7 + self.joined
+        return fixed + (1 if self.packed else len(self.layers))
 
 
 def parquet_blocks(items: Iterable[Piece | LeftOut], shape: TableShape) -> Generator[bytes]:
@@ -86,7 +96,13 @@ def parquet_blocks(items: Iterable[Piece | LeftOut], shape: TableShape) -> Gener
 
     def begin(sink: Sink, schema: Any) -> tuple[Any, Callable[[Any], None]]:
         words = [name for name in schema.names if name != PACKED]
-        writer = pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=words)
+        writer = pq.ParquetWriter(
+            sink,
+            schema,
+            compression="zstd",
+            use_dictionary=words,
+            dictionary_pagesize_limit=2 * TOLD_BYTES,  # beyond it a word is written for each row
+        )
         return writer, lambda batch: writer.write_table(pa.Table.from_batches([batch]))
 
     return _blocks(pa, begin, items, shape, GROUP_BYTES)
@@ -126,14 +142,16 @@ def _blocks(
 def _batches(items: Iterable[Piece | LeftOut], most: int) -> Iterator[list[Piece | LeftOut]]:
     """Items whose rows are as many as fit, which is at least one item; an item has at most ``most``."""
     together: list[Piece | LeftOut] = []
-    rows = 0
+    rows = told = 0
     for item in items:
-        count = _rows_of(item)
-        if together and (rows + count > most or len(together) == _MOST_ITEMS):
+        count, more = _rows_of(item), 0 if isinstance(item, LeftOut) else len(item.of.told)
+        full = rows + count > most or told + more > TOLD_BYTES or len(together) == _MOST_ITEMS
+        if together and full:
             yield together
-            together, rows = [], 0
+            together, rows, told = [], 0, 0
         together.append(item)
         rows += count
+        told += more
     if together:
         yield together
 
@@ -150,6 +168,7 @@ def _schema(pa: Any, shape: TableShape) -> Any:
     fields += [(name, pa.timestamp("ms", "UTC")) for name in _TIMES]
     fields += [(name, pa.int64()) for name in ("position", "times_computed", "weights_version")]
     fields += [("left_out", word)]
+    fields += [(JOINED, word)] if shape.joined else []
     expert = pa.from_numpy_dtype(shape.dtype)
     if shape.packed:
         fields += [(PACKED, pa.binary(shape.dtype.itemsize * len(shape.layers) * shape.top_k))]
@@ -192,9 +211,14 @@ def _batch(pa: Any, schema: Any, items: Sequence[Piece | LeftOut], shape: TableS
         *(numbers((_ms(each, name) for each in found), pa.timestamp("ms", "UTC")) for name in _TIMES),
         *_of_positions(pa, items),
         words(item.why if isinstance(item, LeftOut) else None for item in items),
+        *([words(_told(item) for item in items)] if shape.joined else []),
         *_of_experts(pa, items, shape),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _told(item: Piece | LeftOut) -> str | None:
+    return None if isinstance(item, LeftOut) else item.of.told
 
 
 def _field(found: TracedRequest | None, name: str) -> Any:
@@ -223,7 +247,7 @@ def _numbers_of(item: Piece | LeftOut) -> tuple[Int64Array, Int64Array, Int64Arr
 def _weights(item: Piece) -> Int64Array:
     """For each position the version of the weights that computed it last."""
     found = np.zeros(len(item.rows.times), np.int64)
-    for computed in item.routing.weights:
+    for computed in item.of.versions:
         found[max(0, computed.first - item.first) : max(0, computed.end - item.first)] = computed.version
     return found
 

@@ -38,6 +38,7 @@ class PartOut(BaseModel):
     )
     outcome: str
     finish_reason: str = Field(description="stop, length, abort, error, repetition; empty: not told.")
+    tokens: int = Field(description="Tokens computed in it, those computed again too.")
     prompt_tokens: int
     cached_tokens: int
     preemptions: int
@@ -60,6 +61,7 @@ class PartOut(BaseModel):
             weights=[WeightsOut(**item._asdict()) for item in part.weights],
             outcome=request.outcome,
             finish_reason=request.finish_reason,
+            tokens=request.tokens,
             prompt_tokens=request.prompt_tokens,
             cached_tokens=request.cached_tokens,
             preemptions=request.preemptions,
@@ -107,6 +109,14 @@ class RoutingHead(TraceOut, _Joins):
 
 class RequestRouting(TraceDetail, _Joins):
     """The routing of a whole request. What is said of the request, and ``weights``, is of the main part."""
+
+
+def told_of(joined: Joined) -> str:
+    """Where the rows come from, and which ones nobody has, as JSON with ``parts`` and ``missing``."""
+    return _Joins(
+        parts=[PartOut.of(part) for part in joined.parts],
+        missing=[MissingOut.of(item) for item in joined.missing],
+    ).model_dump_json()
 
 
 def headers_of_join(joined: Joined) -> dict[str, str]:

@@ -70,7 +70,7 @@ def test_where_a_request_ends() -> None:
         {"a": 4}, new={"a": {"prompt": 4, "max_tokens": 6, "stops": [9], "eos": 2}}
     ).scheduled_new_reqs
     end = request_end(new)
-    assert end == RequestEnd(10, frozenset({2, 9}))
+    assert end == RequestEnd(10, frozenset({2, 9}), certain=True)
     assert end.last_of([1, 3], 4) is None
     assert end.last_of([1, 2, 9], 4) == 1
     assert end.last_of([1, 3, 4], 8) == 1

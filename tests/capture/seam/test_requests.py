@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.request import Request
 
 from moescope.capture.seam.ends import RequestEnd
 from moescope.capture.seam.requests import OPT_IN, NewRequest, client_ids, read_requests
+from tests.capture.scheduler import Scheduling, full_attention, model_config
 
 
 def new_request(
@@ -42,13 +47,24 @@ def test_the_requests_of_a_step() -> None:
         )
     )
     assert step.new == [
-        NewRequest("b", 5, 2, True, RequestEnd(12, frozenset({3, 9}))),
+        NewRequest("b", 5, 2, True, RequestEnd(12, frozenset({3, 9}), certain=True)),
         NewRequest("c", 6, 0, False),
     ]
     assert step.first_positions == {"a": 10, "b": 2, "c": 0, "d": 0}
     assert (step.finished, step.resumed) == (("e",), {"d"})
     assert step.num_tokens == {"a": 3, "b": 3, "c": 6, "d": 4}
     assert step.drafts == {"a": 2}
+
+
+def test_vllms_scheduler_tells_the_adapter_of_each_request(tmp_path: Path) -> None:
+    """Of a request that is new, and of nobody else's."""
+    scheduling = Scheduling(model_config(tmp_path / "model"), [full_attention(4)], 60)
+    sql = LoRARequest(lora_name="sql", lora_int_id=1, lora_path="/adapters/sql")
+    for name, adapter in (("base", None), ("adapted", sql)):
+        params = SamplingParams(max_tokens=4, ignore_eos=True)
+        scheduling.scheduler.add_request(Request(name, [1, 2, 3], params, None, lora_request=adapter))
+    step = read_requests(scheduling.schedule())
+    assert {new.request_id: new.lora for new in step.new} == {"base": "", "adapted": "sql"}
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,7 @@ def test_outcomes_that_are_not_read_in_time_are_lost_and_later_requests_count(
         steps.run({"a": [1, 2]}, {"a": 1})
     kept = [step for step in steps.tally._waiting if isinstance(step, StepOutcome)]
     assert 0 < len(kept) < 5
+    assert steps.tally.begin_step(scheduled({})).settled, "a trace would wait for it"
     assert steps.tally.read() == Drafts(len(kept) - 1, 0, 5 - len(kept))
     steps.run({"a": [3, 4]}, {"a": 1})
     steps.run({"b": [1]}, new={"b": {"prompt": 3}}, finished=["a"])
@@ -136,6 +137,7 @@ def test_steps_that_nobody_ever_reads_take_bounded_memory(monkeypatch: pytest.Mo
         steps.run({"a": [1, 2]}, {"a": 1})
     assert len(steps.tally._waiting) < 30
     assert len(steps.reasons) == 1
+    assert steps.tally.begin_step(scheduled({"a": 1})).settled, "a trace would wait for it"
 
 
 def test_a_reader_gives_the_interpreter_away_between_two_steps() -> None:

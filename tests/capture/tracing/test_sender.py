@@ -9,9 +9,12 @@ import pytest
 
 from moescope.capture.delivery.backoff import Backoff
 from moescope.capture.delivery.transport import DeliveryError
+from moescope.capture.seam.ends import RequestEnd
+from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.tracing.sender import TraceSender, encode_trace
 from moescope.capture.wire import TRACE_DROPS, Producer
 from moescope.capture.wire.traces import TakenOver, TracePart, decode_part
+from tests.capture.seam.sampling import of_v1, scheduled
 from tests.capture.traces import LAYERS, Driver
 
 WHO = Producer(server="s", model="m", dp_rank=0, dp_size=1)
@@ -137,3 +140,18 @@ def test_each_part_says_whose_computation_was_taken_over(driver: Driver) -> None
     parts = [decode_part(part) for part in encode_trace(trace, driver.layers, WHO, 7, part_bytes=10)]
     assert len(parts) > 1
     assert all(part.taken_over == trace.taken_over for part in parts)
+
+
+def test_what_became_of_a_request_is_on_the_wire(wire: Wire) -> None:
+    driver = Driver(drafting=True)
+    end = RequestEnd(20, frozenset({2}), certain=True)
+    first, second = StepOutcome(scheduled({"a": 4})), StepOutcome(scheduled({"a": 3}, {"a": 2}))
+    first.tell(of_v1({"a": [9]}))
+    second.tell(of_v1({"a": [10, 2]}))
+    driver.step({"a": (0, 4)}, outcome=first, end=end, lora="sql")
+    driver.step({"a": (4, 3)}, drafts={"a": 2}, outcome=second)
+    driver.step({}, finished=["a"])
+    sender_of(driver, wire).tick()
+    [part] = wire.parts
+    assert (part.lora, part.finish_reason, part.outcome) == ("sql", "stop", "ended")
+    assert (part.tokens, part.accepted_drafts, part.rejected_drafts) == (6, 1, 1)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
+from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, TakenOver, encode_part
 from moescope.client import Client
 from tests.service.cli.running import Done, run
 from tests.service.conftest import Service
@@ -171,3 +171,33 @@ def test_one_in_vllms_shape(service: Service, tmp_path: Path) -> None:
     done = traces(service, "export", "x2", str(file), "--form", "vllm", "--decoder-layers", "4")
     assert done.returncode == 0, done.stderr
     assert np.load(file)["routed_experts"].shape == (7, 4, 4)
+
+
+def test_how_a_request_ended_and_its_adapter(service: Service) -> None:
+    assert "LoRA" not in traces(service, "list").stdout
+    headers = {"content-type": TRACE_CONTENT_TYPE}
+    made = encode_part(part(3, finish_reason="length", lora="sql"))
+    assert service.client.post("/v1/traces", content=made, headers=headers).status_code == 200
+    listed = traces(service, "list").stdout
+    [line] = [line for line in listed.splitlines() if " x3 " in line]
+    assert "ended: length" in line
+    assert ("LoRA" in listed, line.split()[-2]) == (True, "sql")
+    assert "ended: length, LoRA sql" in traces(service, "show", "x3").stdout
+
+
+def test_whole_requests(service: Service, tmp_path: Path) -> None:
+    """x4 took two positions over from x2."""
+    headers = {"content-type": TRACE_CONTENT_TYPE}
+    taken = [TakenOver(0, 2, "cmpl-x2-0-00000002")]
+    made = encode_part(part(4, tokens=4, runs=[(2, 4)], cached_tokens=2, taken_over=taken))
+    assert service.client.post("/v1/traces", content=made, headers=headers).status_code == 200
+    file, folder = tmp_path / "x4.npz", tmp_path / "exports"
+    assert traces(service, "export", "x4", str(file), "--joined").returncode == 0
+    assert (np.load(file)["times_computed"] > 0).all()
+    done = traces(service, "export", "--into", str(folder), "--joined")
+    assert done.returncode == 0, done.stderr
+    found = pq.read_table(folder / "part-00001.parquet")
+    assert found["times_computed"].to_pylist() == [1] * 6 + [1] * 7 + [0, 0, 1, 1, 1, 1]
+    assert "cmpl-x2-0-00000002" in str(found["joined"][0])
+    other = traces(service, "export", "--into", str(folder))
+    assert (other.returncode, "another question" in other.stderr) == (2, True)

@@ -47,7 +47,7 @@ PATHS = {
     "/v1/requests/histogram": ["", "?layer=3"],
     "/v1/requests/{request_id}/routing": ["x1/routing", "none/routing"],
     "/v1/requests/{request_id}/routing.{suffix}": ["x2/routing.raw", "x3/routing.json"],
-    "/v1/traces/export": ["?format=ndjson"],
+    "/v1/traces/export": ["?format=ndjson", "?format=ndjson&joined=true"],
     "/healthz": [""],
     "/readyz": [""],
     "/metrics": [""],

@@ -13,47 +13,15 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, TakenOver, TracePart, encode_part
+from moescope.capture.wire.traces import TakenOver
 from tests.service.conftest import Service
-from tests.service.frames import EPOCH
+from tests.service.disaggregated import DECODE, LOADED, PREFILL, PROMPT, TRUTH, push, some
 from tests.service.trace_parts import LAYERS, experts_of, part
-
-PROMPT = 40
-TRUTH = experts_of(7, 60)  # of one request: 40 positions of the prompt, 20 generated
 
 
 @pytest.fixture
 def service(start_service: Callable[..., Service], store_setting: str) -> Service:
     return start_service(store=store_setting)
-
-
-def push(service: Service, *parts: TracePart) -> None:
-    for made in parts:
-        response = service.client.post(
-            "/v1/traces", content=encode_part(made), headers={"content-type": TRACE_CONTENT_TYPE}
-        )
-        assert response.status_code == 200, response.text
-
-
-def some(
-    trace: int,
-    first: int,
-    end: int,
-    truth: Sequence[np.ndarray] = TRUTH,
-    ended_s: float = 1.0,
-    name: str = "x",
-    **fields: Any,
-) -> TracePart:
-    """A part with positions ``first`` to before ``end`` of the request."""
-    return part(
-        trace,
-        experts=[ids[first:end] for ids in truth],
-        runs=[(first, end - first)],
-        name=name,
-        prompt_tokens=PROMPT,
-        ended_at_ns=EPOCH + int(ended_s * 1e9),
-        **fields,
-    )
 
 
 def routing(service: Service, name: str = "x", **params: Any) -> dict[str, Any]:
@@ -87,10 +55,6 @@ def problem(service: Service, status: int, name: str = "x", **params: Any) -> di
     assert response.status_code == status, response.text
     found: dict[str, Any] = response.json()
     return found
-
-
-PREFILL, DECODE = {"server": "p", "role": "prefill"}, {"server": "d", "role": "decode"}
-LOADED = [TakenOver(0, 39, "", "kv_transfer")]
 
 
 def test_prefill_and_decode_are_one(service: Service) -> None:
