@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 
@@ -18,6 +18,9 @@ Key = tuple[str, str, int, int, int]
 """``Producer.key``: (server, model, dp_rank, pp_rank, tp_rank)."""
 
 
+_OUTCOMES: Final = frozenset(get_args(get_type_hints(TracePart)["outcome"]))
+_END_MS: Final = 253_402_300_800_000
+"""The year 10,000: no calendar goes on."""
 _encoder = msgspec.msgpack.Encoder()
 _taken_over_decoder = msgspec.msgpack.Decoder(tuple[TakenOver, ...])
 
@@ -237,11 +240,16 @@ class TracedRequest:
         """From these fields in their order: times in milliseconds, names in any order, references as stored.
 
         Raises:
-            ValueError: the references are damaged.
+            ValueError: something in it can't be true.
         """
         number, server, model, dp_rank, request_id, names, outcome, prompt, cached, preemptions, *rest = row
         started_ms, ended_ms, stored_ms, tokens, role, pool, lora, reason, *rest = rest
         accepted, rejected, taken_over, missing_stages, missing_tokens = rest
+        if outcome not in _OUTCOMES:
+            raise ValueError(f"a damaged row, or a newer moescope's: its outcome is {outcome[:20]!r}")
+        told = (dp_rank, prompt, cached, preemptions, tokens, accepted, rejected)
+        if min(*told, started_ms, ended_ms, stored_ms) < 0 or max(started_ms, ended_ms, stored_ms) >= _END_MS:
+            raise ValueError("a damaged row: it has counts or times that can't be true")
         return cls(
             number=number,
             server=server,

@@ -23,6 +23,8 @@ from moescope.service.store.clickhouse.trace_rows import REQUEST, TRACE, trace_o
 from moescope.service.store.records import TraceShape
 from moescope.service.store.worker_trace import Told, Worker, WorkerTrace, newest_life
 
+_MOST: Final = (1 << 31) - 1
+"""The most tokens that a part can have, far above any: so many parts of them add up within an int64."""
 _REQUEST: Final = ", ".join(REQUEST)
 
 
@@ -173,6 +175,8 @@ def _worker(
     worker: Worker,
     routed: Sequence[Any],
 ) -> WorkerTrace:
+    if any(not 0 <= size <= _MOST for row in parts for size in (row.tokens, row.runs, row.steps)):
+        raise ValueError(DAMAGED)
     trace, tokens = parts[0].trace, np.array([row.tokens for row in parts], np.int64)
     layers: dict[MoeLayer, int] = {}
     for row in routed:
