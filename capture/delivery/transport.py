@@ -15,8 +15,8 @@ from moescope.capture.settings.access import NO_ACCESS, Access
 TIMEOUT = 5.0
 MAX_REPLY = 64 * 1024
 _TOO_LARGE = (
-    "; that is not the service's answer but a proxy's, which doesn't pass {} bytes on: raise its limit to that "
-    "of the service, max_body_mib (32) (nginx: client_max_body_size 32m)"
+    "; that is not the service's answer but a proxy's, which doesn't pass {} bytes on: raise its limit "
+    "to the service's, which is max_body_mib, 32 by default (nginx: client_max_body_size 32m)"
 )
 
 
