@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from moescope.service.logs import Throttle
-from moescope.service.store.records import Key, StoreError
+from moescope.service.store.records import DamagedError, Key
 
 TRIES: Final = 8
 """Snapshots that are looked at when the nearest one can't be read."""
@@ -113,9 +113,9 @@ def unreadable_as_error(store: str) -> Generator[None]:
     """Make damage an error of the store, for a read that can leave nothing out.
 
     Raises:
-        StoreError: the block raised a :class:`ValueError`.
+        DamagedError: the block raised a :class:`ValueError`.
     """
     try:
         yield
     except ValueError as error:
-        raise StoreError(f"the store {store} can't be read: {error}") from error
+        raise DamagedError(f"the store {store} can't be read: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, get_args, get_type_hints
@@ -33,6 +34,10 @@ class StoreAwayError(StoreError):
     """The engine does not answer, so that whatever is asked of it next will not be answered either."""
 
 
+class DamagedError(StoreError):
+    """Something that was asked for can't be read; all else can."""
+
+
 class UnkeepableError(StoreError):
     """Something that can't be kept whatever the state of the store; others can."""
 
@@ -58,9 +63,20 @@ class Posting:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """A producer that is no longer kept; its account and its history go."""
+    """A producer that is no longer kept; its account and its history go, as far as they are known.
+
+    Where several services share a store, another may have kept a newer frame meanwhile, or one of another
+    start: that stays.
+
+    Attributes:
+        key: who.
+        lives: epoch and highest ``seq`` of the starts that go.
+        until: when that was, seconds of Unix time.
+    """
 
     key: Key
+    lives: tuple[tuple[int, int], ...] = ()
+    until: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class StoreWriter:
         self, store: Store, clock: Callable[[], float] = time.time, maintenance_s: float = MAINTENANCE_S
     ) -> None:
         self.store = store
-        self._heed: Callable[[Sequence[Posting]], None] | None = None
+        self._heed: Callable[[Store], None] | None = None
         self._waiting = Waiting()
         self._failing = Failing()
         self._throttle = Throttle(time.monotonic)
@@ -80,8 +80,8 @@ class StoreWriter:
             future.set_exception(StoreError(f"{MAX_WAITING} writes wait for the store: is its disk slow?"))
         return future
 
-    def watch(self, heed: Callable[[Sequence[Posting]], None]) -> None:
-        """Have ``heed`` called, in the store's thread, with what other services kept, once a second."""
+    def watch(self, heed: Callable[[Store], None]) -> None:
+        """Have ``heed`` called once a second in the store's thread, if other services may write there too."""
         self._heed = heed
 
     def trouble(self) -> str | None:
@@ -204,12 +204,10 @@ class StoreWriter:
             future.set_exception(failure)
 
     def _hear(self) -> None:
-        if self._heed is None:
+        if self._heed is None or not self.store.shared:
             return
         try:
-            news = self.store.news()
-            if news:
-                self._heed(news)
+            self._heed(self.store)
         except Exception as error:  # noqa: BLE001 - the thread must outlive it
             self._complain(error)
 
