@@ -35,7 +35,8 @@ help:  ## this text
 env:  ## create or update .venv
 	@devkit/setup-env.sh
 
-demo: env  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--help)
+demo:  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--help)
+	@devkit/setup-env.sh $(if $(filter --simulate --help -h,$(ARGS)),service,vllm)
 	@$(if $(filter --simulate --help -h,$(ARGS)),,$(call install,vllm))
 	@$(BIN)/python -m devkit.demo $(ARGS)
 

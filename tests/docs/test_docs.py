@@ -25,7 +25,7 @@ from moescope.service.settings import OTHER_VARIABLES, Settings
 from tests.service.metrics.families import FAMILY_OF
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {path: path.read_text() for path in DOCUMENTS}
 # What tells of the past may name what is gone.
 PRESENT = {path: text for path, text in TEXTS.items() if path.name != "CHANGELOG.md"}
@@ -37,7 +37,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_resolve(path: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", TEXTS[path]):
         target, _, anchor = "".join(link).partition("#")
@@ -46,6 +46,26 @@ def test_links_resolve(path: Path) -> None:
         found = path.parent / target if target else path
         assert found.exists(), target
         assert not anchor or anchor in anchors(found.read_text()), f"{target}#{anchor}"
+
+
+def test_the_index_has_every_document() -> None:
+    index = TEXTS[ROOT / "docs/README.md"]
+    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", index)}
+    documents = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert not documents - linked
+
+
+def test_the_readme_is_two_screens() -> None:
+    text = TEXTS[ROOT / "README.md"]
+    assert len(text.splitlines()) <= 110
+    assert text.index("<picture>") < 600
+
+
+def test_pictures_are_used_and_small() -> None:
+    shown = set(re.findall(r"images/([\w.-]+)", ALL))
+    found = {path.name: path.stat().st_size for path in (ROOT / "docs/images").iterdir()}
+    assert set(found) - {"architecture.dot"} <= shown
+    assert not {name: size for name, size in found.items() if size >= 200_000}
 
 
 def too_wide(text: str, columns: int = 120) -> list[str]:
@@ -63,7 +83,7 @@ def too_wide(text: str, columns: int = 120) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_text_wraps(path: Path) -> None:
     assert not too_wide(TEXTS[path])
 
@@ -140,8 +160,8 @@ def test_routes_and_their_parameters_exist(routes: dict[tuple[str, str], set[str
         assert not given or any(given <= names for names in fitting), f"{method} {path}?{query}"
 
 
-def test_the_readme_has_every_route(routes: dict[tuple[str, str], set[str]]) -> None:
-    section = TEXTS[ROOT / "README.md"].partition("\n## HTTP\n")[2].partition("\n## ")[0]
+def test_the_table_of_routes_has_every_route(routes: dict[tuple[str, str], set[str]]) -> None:
+    section = TEXTS[ROOT / "docs/http.md"].partition("\n## Routes\n")[2].partition("\n## ")[0]
     listed = {re.sub(r"{\w+}", "{}", path) for path in re.findall(r"[` ](/[\w/{}.]*)`", section)}
     assert {re.sub(r"{\w+}", "{}", path) for _, path in routes} <= listed
 
@@ -210,8 +230,7 @@ def test_variables_exist() -> None:
     ours = set(re.findall(r"MOESCOPE_[A-Z_]+", source)) | {
         f"MOESCOPE_{name}" for name in ("TOKEN_FILE", "CA_FILE", "CERT_FILE", "KEY_FILE")
     }
-    table = TEXTS[ROOT / "README.md"].partition("### The capturer's settings")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`MOESCOPE_[^|]*`) \| (.*?) \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| (`MOESCOPE_[^|]*`) \| (.*?) \|", TEXTS[ROOT / "docs/capture.md"], re.MULTILINE)
     listed = {name: default for names, default in rows for name in re.findall(r"`(\w+)`", names)}
     assert set(listed) == ours
     defaults = CaptureSettings.from_environment({})
