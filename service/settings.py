@@ -226,6 +226,12 @@ class Settings(BaseSettings):
         description="URL of a proxy to reach ClickHouse by; absent: none, whatever http_proxy says. With "
         "clickhouse:// it sees the password.",
     )
+    clickhouse_cluster: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_.-]{1,128}$",
+        description="ClickHouse's cluster whose servers have replicas of all tables; absent: one server. It "
+        "is chosen when the database is made.",
+    )
     clickhouse_timeout_s: float = Field(
         20.0, gt=0, description="Longest time that ClickHouse may be silent while it is asked, seconds."
     )

@@ -78,6 +78,12 @@ class Store(Protocol):
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest readable totals at or before it; None where none so old are kept."""
 
+    def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
+        """What :meth:`totals_at` has of each of several producers, in as few questions as the engine can."""
+
+    def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
+        """What :meth:`oldest` has of each of several producers, likewise."""
+
     def begins(self) -> Mapping[Key, float]:
         """When the oldest totals that are kept of each producer were true, seconds of Unix time."""
 

@@ -40,6 +40,7 @@ def open_store(settings: Settings) -> Store:
             access = Access(
                 ca_file=settings.clickhouse_ca,
                 proxy=None if proxy is None else proxy.get_secret_value(),
+                cluster=settings.clickhouse_cluster,
                 timeout_s=settings.clickhouse_timeout_s,
             )
             return ClickHouseStore(url.get_secret_value(), retention, limit, access=access)

@@ -261,6 +261,8 @@ class TracedRequest:
         number, server, model, dp_rank, request_id, names, outcome, prompt, cached, preemptions, *rest = row
         started_ms, ended_ms, stored_ms, tokens, role, pool, lora, reason, *rest = rest
         accepted, rejected, taken_over, missing_stages, missing_tokens = rest
+        if not names:
+            raise ValueError("a damaged row: it has no name")
         if outcome not in _OUTCOMES:
             raise ValueError(f"a damaged row, or a newer moescope's: its outcome is {outcome[:20]!r}")
         told = (dp_rank, prompt, cached, preemptions, tokens, accepted, rejected)

@@ -191,8 +191,7 @@ class StoreWriter:
         return fitting
 
     def _fail(self, batch: Sequence[Item], error: Exception) -> None:
-        if not self._given_up:  # after that it says nothing new
-            self._complain(error)
+        self._complain(error)
         self._failing.failed(error, [record for records, _ in batch for record in records])
         failure = error if isinstance(error, StoreError) else StoreError(f"the store failed: {error!r}")
         if isinstance(error, StoreAwayError):
@@ -218,7 +217,7 @@ class StoreWriter:
         self.submit([document])  # all writes are the store's thread's
 
     def _complain(self, error: Exception) -> None:
-        if self._throttle.allows(type(error).__name__):
+        if not self._given_up and self._throttle.allows(type(error).__name__):
             _log.error("the store failed (logged once a minute): %s", error)
 
 

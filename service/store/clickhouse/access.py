@@ -27,11 +27,13 @@ class Access:
     Attributes:
         ca_file: the authority of its certificate, PEM; None: those that the system trusts.
         proxy: URL of a proxy; None: none, whatever the environment says of proxies.
+        cluster: whose servers have replicas of all tables; None: there is one server.
         timeout_s: how long the server may be silent while it is asked.
     """
 
     ca_file: Path | None = None
     proxy: str | None = field(default=None, repr=False)
+    cluster: str | None = None
     timeout_s: float = 20.0
 
 

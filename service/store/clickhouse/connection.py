@@ -11,6 +11,7 @@ from typing import Any, Final
 from moescope.service.remote.address import Address, parse_address
 from moescope.service.store.clickhouse.access import DIRECT, Access, Sockets, pool_for
 from moescope.service.store.clickhouse.rowbinary import Value, decode_rows, encode_rows
+from moescope.service.store.clickhouse.schema import for_cluster
 from moescope.service.store.records import StoreAwayError, StoreError
 
 _WAITS_S: Final = (0.1, 0.5, 2.0)
@@ -20,7 +21,17 @@ _LONG_S: Final = 600.0
 """For so long maintenance may take over one statement."""
 # The server gathers what several services insert, and answers when it is written.
 # A batch may have traces of any number of days, if their workers' clocks are off; it has MAX_BATCH at most.
-_INSERT: Final = {"async_insert": 1, "wait_for_async_insert": 1, "max_partitions_per_insert_block": 0}
+# A row replaces the row about the same thing, so nothing needs the server's own deduplication. That leaves out
+# rows that come again after they were deleted.
+_INSERT: Final[dict[str, int | str]] = {
+    "async_insert": 1,
+    "wait_for_async_insert": 1,
+    "max_partitions_per_insert_block": 0,
+    "insert_deduplicate": 0,
+    "async_insert_deduplicate": 0,
+}
+# What is acknowledged is on most of the replicas.
+_IN_CLUSTER: Final[dict[str, int | str]] = {"insert_quorum": "auto", "insert_quorum_parallel": 1}
 
 
 class Connection:
@@ -61,7 +72,10 @@ class Connection:
         # Threads share the client: without a session a query needs no other to have ended.
         common.set_setting("autogenerate_session_id", False)
         self._client: Any = self._tried(lambda: self._open(access.timeout_s))
-        self.command(f"CREATE DATABASE IF NOT EXISTS {self.database}", database=False)
+        self.cluster = access.cluster
+        self._insert = _INSERT if self.cluster is None else _INSERT | _IN_CLUSTER
+        statement = f"CREATE DATABASE IF NOT EXISTS {self.database}"
+        self.command(for_cluster(statement, self.cluster), database=False)
         self._client.database = self.database
         self._patient: Any = None
 
@@ -95,7 +109,7 @@ class Connection:
         body = encode_rows(rows)
         self._tried(
             lambda: self._client.raw_insert(
-                f"{self.database}.{table}", columns, body, settings=_INSERT, fmt="RowBinary"
+                f"{self.database}.{table}", columns, body, settings=self._insert, fmt="RowBinary"
             )
         )
 

@@ -37,7 +37,8 @@ from moescope.service.store.clickhouse.clock import ServerClock
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.kept import Kept
 from moescope.service.store.clickhouse.limit import keep_within, nbytes
-from moescope.service.store.clickhouse.schema import MIGRATIONS, VERSIONS
+from moescope.service.store.clickhouse.rolling import Rolling
+from moescope.service.store.clickhouse.schema import MIGRATIONS, VERSIONS, for_cluster
 from moescope.service.store.damage import DamageLog, unreadable_as_error
 from moescope.service.store.interface import Absence
 from moescope.service.store.limits import Retention
@@ -97,7 +98,7 @@ class ClickHouseStore:
         self._numbers = trace_rows.Numbers()
         self._kept, self._kept_lives = Kept(), Kept()
         self._damage = DamageLog(self._connection.name)
-        self._rolled_up: dict[int, int] = {}
+        self._rolling = Rolling(self._connection, retention)
         _migrate(self._connection)
         self._news = News(self._connection, self._writer, self._kept, self._damage.account_of_another)
         self._changes: dict[str, documents.Changes] = {}
@@ -174,6 +175,15 @@ class ClickHouseStore:
         instants_ms = [round(instant * 1000) for instant in instants]
         return history.totals_at(self._connection, key, instants_ms, self._damage)
 
+    def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
+        """The same for several producers."""
+        instants_ms = [round(instant * 1000) for instant in instants]
+        return history.totals_of(self._connection, keys, instants_ms, self._damage)
+
+    def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
+        """The oldest totals that are kept of each producer."""
+        return history.oldest_of(self._connection, keys, self._damage)
+
     def begins(self) -> dict[Key, float]:
         """When the oldest totals that are kept of each producer were true."""
         return history.begins(self._connection)
@@ -214,7 +224,7 @@ class ClickHouseStore:
     def maintain(self, now: float, history_now: float | None = None) -> None:
         """Roll up and remove what is due. Every service does; the second finds nothing left."""
         history_ms = round((now if history_now is None else history_now) * 1000)
-        history.keep(self._connection, self._retention, history_ms, self._rolled_up)
+        self._rolling.keep(history_ms)
         now_ms = round(now * 1000)
         traces.remove_before(self._connection, round((now - self._retention.trace_s) * 1000), now_ms)
         if self._max_bytes is not None:
@@ -245,7 +255,7 @@ class ClickHouseStore:
 
 
 def _migrate(connection: Connection) -> None:
-    connection.command(VERSIONS)
+    connection.command(for_cluster(VERSIONS, connection.cluster))
     [(version,)] = connection.rows("SELECT toInt64(max(version)) FROM schema_version", "i")
     if version > len(MIGRATIONS):
         raise StoreError(
@@ -254,5 +264,5 @@ def _migrate(connection: Connection) -> None:
         )
     for number, statements in enumerate(MIGRATIONS[version:], version + 1):
         for statement in statements:
-            connection.command(statement)
+            connection.command(for_cluster(statement, connection.cluster))
         connection.insert("schema_version", ("version",), [[number]])

@@ -109,6 +109,9 @@ def count(connection: Connection) -> int:
 def remove_before(connection: Connection, before_ms: int, now_ms: int) -> None:
     """Remove requests that were stored before an instant."""
     trace, bound = ", ".join(TRACE), {"before": before_ms}
+    oldest = connection.rows("SELECT min(stored_ms) FROM trace_part HAVING count() > 0", "i")
+    if not oldest or oldest[0][0] >= before_ms:
+        return
     traces = (
         f"SELECT {trace}, max(life) AS life_of_it, min(stored_ms) AS stored FROM trace_part FINAL "
         f"GROUP BY {trace}"
@@ -120,7 +123,7 @@ def remove_before(connection: Connection, before_ms: int, now_ms: int) -> None:
         remember(connection, f"({trace}) IN {old}", "expired", now_ms, bound)
         # The routing first: its headers say which it is.
         for table in ("routing", "trace_part"):
-            connection.command(f"DELETE FROM {table} WHERE ({trace}) IN {old}", bound)
+            connection.maintain(f"DELETE FROM {table} WHERE ({trace}) IN {old}", bound)
 
 
 class _Header(NamedTuple):

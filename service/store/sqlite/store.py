@@ -157,6 +157,14 @@ class SqliteStore:
         with self._readers.one() as connection:
             return account_rows.totals_at(connection, key, instants, self._damage)
 
+    def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
+        """The same for several producers."""
+        return [self.totals_at(key, instants) for key in keys]
+
+    def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
+        """The oldest totals that are kept of each producer."""
+        return [self.oldest(key) for key in keys]
+
     def begins(self) -> dict[Key, float]:
         """When the oldest totals that are kept of each producer were true."""
         with self._readers.one() as connection:

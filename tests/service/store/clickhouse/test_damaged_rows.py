@@ -180,6 +180,7 @@ def test_a_service_starts_and_serves_beside_all_of_them(
             "/v1/traces?limit=1000",
             "/v1/traces/x1",
             "/v1/traces/export",
+            "/v1/coactivation?layer=1&server=prod&model=tiny",
             "/v1/baselines",
             "/metrics",
             "/readyz",
