@@ -21,8 +21,8 @@ _LONG_S: Final = 600.0
 """For so long maintenance may take over one statement."""
 # The server gathers what several services insert, and answers when it is written.
 # A batch may have traces of any number of days, if their workers' clocks are off; it has MAX_BATCH at most.
-# A row replaces the row about the same thing, so nothing needs the server's own deduplication. That leaves out
-# rows that come again after they were deleted.
+# Nothing needs the server's own deduplication, as a row replaces the row about the same thing. It would leave
+# out rows that come again after they were deleted.
 _INSERT: Final[dict[str, int | str]] = {
     "async_insert": 1,
     "wait_for_async_insert": 1,
