@@ -164,19 +164,19 @@ class CaptureSession:
             self.serving_begins()  # this worker class warms up without `compile_or_warm_up_model`
         if self._serving:
             self._asked = True
-            self._guarded(lambda: self._begin(scheduler_output))
-            self._guarded(lambda: self._begin_drafts(scheduler_output))
+            self._begin(scheduler_output)
+            wanted = self.capturer.awaits_phases
             if self._traces is not None:
                 self._traces.begin_step(scheduler_output, model_runner)
-            if self._traces is not None or self.capturer.awaits_phases:
+                wanted = wanted or self._traces.awaits_order
+            if wanted:
                 self._watch.step_begins(scheduler_output, model_runner)
 
     def step_ends(self) -> None:
         """The step is enqueued."""
         if self._serving:
             self._watch.step_ends()
-            self._guarded(self._end)
-            self._guarded(self._taker.step_ends)  # after a fault too: snapshots go on, and tell of it
+            self._end()
             if self._traces is not None:
                 self._traces.end_step(self._outcome)
             self.capturer.raise_owed()
@@ -251,17 +251,24 @@ class CaptureSession:
         self._guarded(self._sender.stop)
 
     def _begin(self, scheduler_output: Any) -> None:
-        self._taker.step_begins()
-        self._placed.step_begins()
-        tokens = self._phases.begin_step(scheduler_output)
-        if tokens.tokens:
-            self._model.follow_kernels()
-            self._model.weights.step_begins()
-        self.capturer.begin_step(*tokens)
+        """What a step needs of all parts but traces; on the path of each step, so with few calls."""
+        try:
+            self._taker.step_begins()
+            if self._placed.follows:
+                self._placed.step_begins()
+            tokens = self._phases.begin_step(scheduler_output)
+            if tokens.tokens:
+                self._model.follow_kernels()
+                self._model.weights.step_begins()
+                self.capturer.begin_step_of(tokens)
+        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
+            self._fault(error)
+        self._outcome = None
+        if self._drafts is not None:
+            self._guarded(lambda: self._begin_drafts(scheduler_output))
 
     def _begin_drafts(self, scheduler_output: Any) -> None:
         """Ask for what the step samples, where tokens are drafted."""
-        self._outcome = None
         if self._drafts is not None:
             self._outcome = self._drafts.begin_step(scheduler_output)
 
@@ -292,9 +299,16 @@ class CaptureSession:
             self.capturer.disable(UNASKED)
 
     def _end(self) -> None:
-        self.capturer.end_step()
-        if self._placed.move_after_this_pass():
-            self._taker.flush()
+        try:
+            self.capturer.end_step()
+            if self._placed.eplb is not None and self._placed.move_after_this_pass():
+                self._taker.flush()
+        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
+            self._fault(error)
+        try:
+            self._taker.step_ends()  # after a fault too: snapshots go on, and tell of it
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fault(error)
 
     def _idle(self) -> None:
         self._taker.step_begins()
@@ -311,4 +325,7 @@ class CaptureSession:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
-            self.capturer.disable(f"internal fault: {error!r}")
+            self._fault(error)
+
+    def _fault(self, error: Exception) -> None:
+        self.capturer.disable(f"internal fault: {error!r}")

@@ -15,7 +15,7 @@ from moescope.capture.delivery.transport import HttpTransport
 from moescope.capture.seam.block_tables import BlockReader, StepBlocks, received_kv
 from moescope.capture.seam.ends import NO_LIMITS, ReadLimits, limits_of
 from moescope.capture.seam.outcomes import StepOutcome, positions_of
-from moescope.capture.seam.requests import read_requests, why_not_traceable
+from moescope.capture.seam.requests import changes_requests, read_requests, why_not_traceable
 from moescope.capture.settings.environment import CaptureSettings
 from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import TraceAssembly
@@ -101,6 +101,11 @@ class TraceSession:
         """No graph is captured any more."""
         self._assembly.resume()
 
+    @property
+    def awaits_order(self) -> bool:
+        """Whether the step under way computes tokens of traced requests, so that its order is wanted."""
+        return self._tracer.has_step and not self._failed
+
     def begin_step(self, scheduler_output: Any, model_runner: Any = None) -> None:
         """A step is about to run, or a call that only says which requests are done."""
         self._guarded(lambda: self._begin_step(scheduler_output, model_runner))
@@ -118,7 +123,8 @@ class TraceSession:
         """The step is enqueued; see `Tracer.end_step`."""
         if self._witness is not None:
             outcome = self._witness.outcome
-        self._guarded(lambda: self._tracer.end_step(outcome))
+        if not self._tracer.is_idle:
+            self._guarded(lambda: self._tracer.end_step(outcome))
 
     def step_sampled(self, output: Any) -> None:
         """The step has been sampled; `output` is what vLLM's runner returned."""
@@ -149,6 +155,8 @@ class TraceSession:
         if self._witness is not None:
             self._witness.forsake()
         blocks = self._read_blocks(scheduler_output, model_runner)
+        if blocks is None and self._tracer.is_idle and not changes_requests(scheduler_output):
+            return
         self._tracer.begin_step(read_requests(scheduler_output, self._limits()), blocks)
         if self._witness is not None and self._tracer.has_step:
             self._witness.begin_step(scheduler_output)

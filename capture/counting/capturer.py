@@ -96,10 +96,14 @@ class RoutingCapturer:
             num_tokens: true tokens of the step.
             decode_tokens: how many of them are decode tokens.
         """
-        if num_tokens == 0 or self.disabled_reason is not None:
+        self.begin_step_of(StepTokens(num_tokens, decode_tokens))
+
+    def begin_step_of(self, step: StepTokens) -> None:
+        """See `begin_step`."""
+        if step.tokens == 0 or self.disabled_reason is not None:
             return
-        self._step = StepTokens(num_tokens, decode_tokens)
-        ring, phase = self.buffers.ring, self._step.phase
+        self._step = step
+        ring, phase = self.buffers.ring, step.phase
         self._place = 0 if ring is None else ring.begin_step(self.totals.forward_passes)
         self._strategy.begin_step()
         self._awaits_phases = phase is Phase.MIXED

@@ -57,6 +57,11 @@ class PlacedLoads:
         """The ring, if it has the loads of single steps."""
         return None if self.ring is None or not self.ring.capacity else self.ring
 
+    @property
+    def follows(self) -> bool:
+        """Whether `step_begins` has anything to do: vLLM may move experts."""
+        return self.eplb is not None or self._maps is not None
+
     def moving(self, layers: Sequence[MoeLayer]) -> MovingPlacement | None:
         """What tells the placement of the covered layers where EPLB moves experts."""
         return None if self.eplb is None else MovingPlacement(layers, self.eplb.rows, self._ep_size)

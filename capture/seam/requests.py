@@ -43,6 +43,19 @@ class NewRequest(NamedTuple):
     lora: str = ""
 
 
+class RowsOf(NamedTuple):
+    """What a step computes for its requests, by id.
+
+    Attributes:
+        first_positions: the position of the first token that the step computes for the request. With
+            speculative decoding and asynchronous scheduling vLLM takes all earlier drafts for accepted here.
+        drafts: how many of the request's tokens, the last ones, are draft tokens.
+    """
+
+    first_positions: Mapping[str, int]
+    drafts: Mapping[str, int] = MappingProxyType({})
+
+
 class StepRequests(NamedTuple):
     """The requests of a step.
 
@@ -50,18 +63,15 @@ class StepRequests(NamedTuple):
         finished: ids that vLLM is done with, finished or aborted; they come before the step's own.
         new: requests that the worker hasn't seen, in the scheduler's order.
         resumed: ids that go on after a preemption.
-        first_positions: by id, the position of the first token that the step computes for the request. With
-            speculative decoding and asynchronous scheduling vLLM takes all earlier drafts for accepted here.
         num_tokens: by id, how many tokens the step computes for the request; they are consecutive.
-        drafts: by id, how many of these, the last ones, are draft tokens.
+        rows: tells more of each request. It looks at all of them, so it is for steps that need it.
     """
 
     finished: Sequence[str]
     new: Sequence[NewRequest]
     resumed: frozenset[str]
-    first_positions: Mapping[str, int]
     num_tokens: Mapping[str, int]
-    drafts: Mapping[str, int] = MappingProxyType({})
+    rows: Callable[[], RowsOf]
 
 
 def scheduled_tokens(scheduler_output: Any) -> int:
@@ -83,6 +93,15 @@ def is_of_remote_prefill(new_request: Any) -> bool:
     return bool(told.get("do_remote_prefill")) or where
 
 
+def changes_requests(scheduler_output: Any) -> bool:
+    """Whether requests come, go on after a preemption, or are done with: in most steps none is."""
+    return bool(
+        scheduler_output.scheduled_new_reqs
+        or scheduler_output.finished_req_ids
+        or scheduler_output.scheduled_cached_reqs.resumed_req_ids
+    )
+
+
 def read_requests(scheduler_output: Any, limits: Limits = NO_LIMITS) -> StepRequests:
     """The requests of a step about to run, from the scheduler's output; `limits` are the server's."""
     cached = scheduler_output.scheduled_cached_reqs
@@ -97,15 +116,18 @@ def read_requests(scheduler_output: Any, limits: Limits = NO_LIMITS) -> StepRequ
         )
         for item in scheduler_output.scheduled_new_reqs
     ]
-    positions = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-    positions.update((item.request_id, item.first_position) for item in new)
+
+    def rows() -> RowsOf:
+        positions = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        positions.update((item.request_id, item.first_position) for item in new)
+        return RowsOf(positions, draft_counts(scheduler_output))
+
     return StepRequests(
         finished=tuple(scheduler_output.finished_req_ids),
         new=new,
         resumed=frozenset(cached.resumed_req_ids),
-        first_positions=positions,
         num_tokens=scheduler_output.num_scheduled_tokens,
-        drafts=draft_counts(scheduler_output),
+        rows=rows,
     )
 
 
@@ -140,12 +162,14 @@ class BatchOrder:
         self._failed = failed
         self._processors: list[Any] | None = None
         self._listener: _BatchListener | None = None
+        self._asked = False
 
     def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
-        """A step with tokens is about to run."""
+        """A step with tokens is about to run, whose order is wanted."""
         if self._sort is not None:
             self._ordered(self._sort(scheduler_output, model_runner))
             return
+        self._asked = True
         processors = model_runner.input_batch.logitsprocs.argmax_invariant
         if processors is not self._processors:
             self.close()
@@ -154,6 +178,9 @@ class BatchOrder:
             processors.append(self._listener)
 
     def _tell(self, model_runner: Any) -> None:
+        if not self._asked:
+            return
+        self._asked = False
         try:
             order = batch_order(model_runner)
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server

@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from moescope.capture.counting.staging import TraceStaging
 from moescope.capture.seam.block_tables import StepBlocks
 from moescope.capture.seam.outcomes import StepOutcome
-from moescope.capture.seam.requests import NewRequest, StepRequests, client_ids
+from moescope.capture.seam.requests import NewRequest, RowsOf, StepRequests, client_ids
 from moescope.capture.settings.sampling import TraceSampling
 from moescope.capture.step.batch import BatchRequests
 from moescope.capture.tracing.assembly import Again, Arrival, Ending, Owner, TraceAssembly
@@ -55,6 +56,7 @@ class Tracer:
         self._held = 0
         self._open: dict[str, Trace] = {}
         self._step: StepRequests | None = None
+        self._rows = RowsOf({})
         self._owners: list[Owner] = []
         self._number = 0
         self._told_prompts: dict[str, int] = {}  # of open traces whose input is streamed
@@ -91,8 +93,19 @@ class Tracer:
                 self._resume(self._open[request_id])
         if blocks is not None:
             self._follow(blocks)
-        if self._open and any(name in self._open for name in step.num_tokens):
-            self._step = step
+        if self._open and self._computes_traced(step.num_tokens):
+            self._step, self._rows = step, step.rows()
+
+    def _computes_traced(self, tokens: Mapping[str, int]) -> bool:
+        """Whether any request of a step is traced; it looks at the fewer of both."""
+        if len(self._open) < len(tokens):
+            return any(name in tokens for name in self._open)
+        return any(name in self._open for name in tokens)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is traced, so that a step which changes no request needs nothing."""
+        return not (self._open or self._owners or self._step)
 
     @property
     def has_step(self) -> bool:
@@ -121,7 +134,7 @@ class Tracer:
                 continue
             room -= count
             chosen.append(np.arange(ends[i] - count, ends[i]))
-            first, drafts = step.first_positions[request_id], step.drafts.get(request_id, 0)
+            first, drafts = self._rows.first_positions[request_id], self._rows.drafts.get(request_id, 0)
             self._owners.append(Owner(trace, first, count, drafts))
         if chosen:
             self._number = number

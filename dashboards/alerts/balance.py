@@ -21,7 +21,9 @@ from moescope.dashboards.alerts.spec import (
 _ON: Final = f"on ({DEPLOYMENT})"
 _BOARD: Final = "moescope-model"
 _IMBALANCE: Final = "model:moescope_ep_imbalance:ratio_rate5m"
-_UNEVEN: Final = f"{_IMBALANCE} > 1.3"
+UNEVEN: Final = 1.25
+"""Imbalance ratio from which on ranks wait enough to act: the verdict's (`service.verdict.thresholds`)."""
+_UNEVEN: Final = f"{_IMBALANCE} > {UNEVEN}"
 _ENOUGH_SLOTS: Final = "model:moescope_slots_of_layer_and_rank:mean_rate5m > 4 / 3"
 """400 slots of an EP rank and layer in five minutes: with fewer, chance makes one of many stand out."""
 _IN_LAYER: Final = 'layer="%s"'
@@ -40,7 +42,10 @@ WORST_LAYER: Final = ask(
         ", EP rank {{ .Labels.ep_rank }}",
         "$layer",
     )
-    + ask("count(layer:moescope_ep_imbalance:ratio_rate5m{%s} > 1.3)", f"; layers above 1.3: {NUMBER}")
+    + ask(
+        "count(layer:moescope_ep_imbalance:ratio_rate5m{%s}" + f" > {UNEVEN})",
+        f"; layers above {UNEVEN}: {NUMBER}",
+    )
     + "). ",
 )
 HOT_EXPERT: Final = ask(

@@ -1,4 +1,4 @@
-"""Writes docs/versions.md from the records: ``python -m devkit.matrix.document``."""
+"""Writes docs/versions.md and README.md's table from the records: ``python -m devkit.matrix.document``."""
 
 from __future__ import annotations
 
@@ -68,6 +68,9 @@ Microbatches were run with vLLM's code that splits steps, on CPUs and on one GPU
 with them was run.
 """
 NOTHING: Final = "No results yet."
+README: Final = ROOT / "README.md"
+SHORT: Final = ("<!-- python -m devkit.matrix.document writes from here -->\n", "<!-- to here -->\n")
+"""Around the table in README.md."""
 
 
 def gpu_runs() -> list[GpuRun]:
@@ -82,11 +85,37 @@ def render(cpu: Sequence[Record], gpu: Sequence[GpuRun]) -> str:
     return "\n".join([HEAD, LAYOUTS, CPUS, _table(cpu), "", GPUS, *on_gpus, ""])
 
 
+def in_short(cpu: Sequence[Record], gpu: Sequence[GpuRun]) -> str:
+    """The table of README.md: a line for each layout on CPUs, and for each run on GPUs."""
+    lines = [_row(["vLLM", "on", "what ran", "result"]), _row(["---"] * 4)]
+    for layout in dict.fromkeys(record.layout for record in cpu):
+        records = [record for record in cpu if record.layout == layout]
+        first, last = (record.version.rpartition(".")[0] for record in (records[0], records[-1]))
+        passed = sum(not record.failed for record in records)
+        result = f"{passed} of {len(records)} releases pass"
+        lines.append(_row([f"{first} to {last}", "CPUs", f"a real `vllm serve`, {layout}", result]))
+    for run in gpu:
+        runners = " and ".join(sorted({one["runner"] for one in run["scenarios"]} - {""}))
+        ran = f"{len(run['scenarios'])} scenarios, model runner {runners}"
+        result = f"{run['passed']} tests pass, {run['failed']} fail, {run['skipped']} skipped"
+        lines.append(_row([run["vllm"].rpartition(".")[0], _gpus(run), ran, result]))
+    return "\n".join(lines) + "\n"
+
+
+def with_table(text: str, table: str) -> str:
+    """README.md's text with this table."""
+    before, _, rest = text.partition(SHORT[0])
+    return f"{before}{SHORT[0]}{table}{SHORT[1]}{rest.partition(SHORT[1])[2]}"
+
+
+def _gpus(run: GpuRun) -> str:
+    return " and ".join(f"{run['gpus'].count(name)} x {name}" for name in dict.fromkeys(run["gpus"]))
+
+
 def _gpu_lines(runs: Sequence[GpuRun]) -> Iterator[str]:
     for run in runs:
         tests = f"{run['passed']} tests passed, {run['failed']} failed, {run['skipped']} were skipped"
-        names = " and ".join(f"{run['gpus'].count(name)} x {name}" for name in dict.fromkeys(run["gpus"]))
-        yield f"- vLLM {run['vllm']}, torch {run['torch']}, {names}, {run['date']}: {tests}."
+        yield f"- vLLM {run['vllm']}, torch {run['torch']}, {_gpus(run)}, {run['date']}: {tests}."
     yield ""
     yield _row(["vLLM", "scenario", "runner", "GPUs", "result"])
     yield _row(["---"] * 5)
@@ -122,8 +151,10 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Write the page."""
-    PAGE.write_text(render(read(CPU_RESULTS), gpu_runs()))
+    """Write the page, and the table of README.md."""
+    cpu, gpu = read(CPU_RESULTS), gpu_runs()
+    PAGE.write_text(render(cpu, gpu))
+    README.write_text(with_table(README.read_text(), in_short(cpu, gpu)))
 
 
 if __name__ == "__main__":

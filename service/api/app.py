@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from moescope.service.api.limits.answers import Answers
 from moescope.service.api.limits.downloads import Downloads
 from moescope.service.api.limits.guard import Guard
+from moescope.service.api.limits.hearing import Ear
 from moescope.service.api.limits.keeping import Keeper
 from moescope.service.api.limits.limits import Limits
 from moescope.service.api.limits.turns import Turns
@@ -91,6 +92,8 @@ def create_app(
     instruments = Instruments()
     registry = CollectorRegistry()
     book = BaselineBook([] if store is None else store.documents(KIND))
+    if writer is not None:
+        writer.watch(Ear(state, book).hear)
     drift = DriftWatch(state, book, settings.min_tokens)
     registry.register(RoutingCollector(state, settings, instruments, drift))
     limits, turns = Limits(settings), Turns(settings.max_queries, state.large)
@@ -162,7 +165,6 @@ def _restored_state(settings: Settings, clock: Callable[[], float], writer: Stor
     state.restore(kept, writer.store.unbroken)
     if records := state.take_records():
         writer.submit(records)  # what counters leave out must be kept before they are shown
-    writer.watch(state.adopt)
     return state
 
 

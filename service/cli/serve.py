@@ -52,7 +52,7 @@ def _said(name: str) -> str:
     field = Settings.model_fields[name]
     default = default_of(field)
     default = "off" if default is False else "none" if default is None else default
-    return f"{field.description} \\[MOESCOPE_{name.upper()}; default: {default}]"
+    return f"{field.description} (MOESCOPE_{name.upper()}; default: {default})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,9 @@ def serve(flags: Flags, config: ConfigOption = None) -> None:
     set_up_logging(settings.log_level, settings.log_format)
     return_large_arrays()
     log = logging.getLogger(__name__)
-    with ending_at(StoreError, TokenError, TlsError), listener, open_writer(settings, time.time) as writer:
-        server = make_server(create_app(settings, writer=writer))
+    with ending_at(StoreError, TokenError, TlsError), listener, open_writer(settings) as writer:
+        clock = time.time if writer is None else writer.store.clock
+        server = make_server(create_app(settings, clock, writer))
         log.info("moescope serves at %s", address_of(listener, settings.tls_cert is not None))
         log.info("%s", _where_it_keeps(settings))
         for warning in unknown_variables():

@@ -25,6 +25,7 @@ from moescope.service.counts.conflict import REMEDY, Conflict, named
 from moescope.service.counts.latest import latest_of, latest_of_kept
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.lives import STALE_AFTER_S, Lives
+from moescope.service.counts.parts import added_by, unphased
 from moescope.service.counts.placing import placed
 from moescope.service.counts.refusals import RefusedError, check_exact, check_growth, check_steps
 from moescope.service.counts.step_costs import Stragglers
@@ -149,6 +150,7 @@ class Account:
         if any(mine.index.get(layer.layer) is None for layer in layout.layers) or layout.conflict(mine):
             return False
         self.totals = self.totals.with_stragglers(layout, more)
+        self._lives.add_stragglers(layout, more)
         return True
 
     def post(self, frame: Frame, layout: Layout | None = None, at: float | None = None) -> Verdict:
@@ -181,13 +183,15 @@ class Account:
         former_epoch = None if self.latest is None or began_again else self.latest.epoch
         base = no_totals(counted.layout) if began_again else self.totals
         # There is almost always one epoch. Then the totals' counts equal the frame's: memory has them once.
-        totals = base.plus(placed(frame, _added(counted, known), known)).sharing(counted)
+        delta = placed(frame, _added(counted, known), known)
+        totals = base.plus(delta).sharing(counted)
+        added = added_by(frame, counted, delta, known)
         check_exact(totals)
 
         if began_again:
             self._begin_again()
         self._epochs_seen += known is None
-        is_current = self._lives.hear(frame, counted, at)
+        is_current = self._lives.hear(frame, counted, at, added)
         self._latest[frame.epoch] = latest_of(frame, counted)
         self._forget_old_epochs(at)
         who = frame.producer if is_current or self.latest is None else self.latest.producer
@@ -298,10 +302,4 @@ def _added(counted: Totals, known: EpochState | None) -> Totals:
     delta = counted if before is None else counted.minus(before)
     if counted.decode is not None and (before is None or before.decode is not None or not before.tokens):
         return delta
-    return replace(
-        delta,
-        decode=None,
-        unphased_rows=delta.rows,
-        unphased_tokens=delta.tokens,
-        unphased_steps=delta.steps,
-    )
+    return unphased(delta)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from moescope.capture.wire import Producer, UncoveredLayer
+from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals
 
 _FORGOTTEN: Final = 64  # forgotten epochs that are remembered by number: 8 bytes each
@@ -70,6 +71,10 @@ class EpochState:
         overlaps: see :mod:`moescope.service.counts.lives`.
         spoken_at: when newer lives had been heard last, as it overlapped them last; 0: it never did.
         ended: its newest frame says that the worker shuts down.
+        added: what it has in the account's totals; None: what its newest frame tells is all that is known.
+            See :mod:`moescope.service.counts.parts`.
+        stragglers: what joined steps cost in this life, in arrays of the layout of ``counted``; None: no step
+            was joined.
     """
 
     epoch: int
@@ -86,11 +91,18 @@ class EpochState:
     overlaps: int = 0
     spoken_at: float = 0.0
     ended: bool = False
+    added: Totals | None = None
+    stragglers: Stragglers | None = None
 
     @property
     def order(self) -> tuple[float, int]:
         """Lives rise by this."""
         return self.began_at, self.epoch
+
+    @property
+    def joined(self) -> int:
+        """Steps of this life that were joined, or given up."""
+        return 0 if self.stragglers is None else self.stragglers.joined + self.stragglers.incomplete
 
     def shifted(self, seconds: float) -> EpochState:
         """The same life on a clock that was set forward by so much."""
@@ -145,6 +157,16 @@ class AccountState:
     latest: Latest
     conflicts: tuple[tuple[float, float], ...] = ()
     base: Base | None = None
+
+    @property
+    def life(self) -> EpochState:
+        """The life that counts at present."""
+        return next(item for item in self.epochs if item.epoch == self.latest.epoch)
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """Accounts rise by when the life that counts at present began."""
+        return self.life.order
 
     def has_forgotten(self, epoch: int) -> bool:
         """Whether an epoch is only in the sum."""

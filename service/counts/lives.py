@@ -31,7 +31,9 @@ from typing import Final
 from moescope.capture.wire import Frame, Producer
 from moescope.service.counts.account_state import EpochState
 from moescope.service.counts.conflict import REMEDY, Conflict, joined, name_of, named, rank_of
+from moescope.service.counts.layers import Layout
 from moescope.service.counts.refusals import RefusedError
+from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals
 
 OVERLAPS: Final = 2
@@ -116,14 +118,21 @@ class Lives:
         order = (_began(frame, at), frame.epoch) if known is None else known.order
         return order < self.current.order
 
-    def hear(self, frame: Frame, counted: Totals, at: float) -> bool:
-        """Take a frame that tells something new; whether its life is the one that counts at present."""
+    def hear(self, frame: Frame, counted: Totals, at: float, added: Totals | None = None) -> bool:
+        """Take a frame that tells something new; whether its life is the one that counts at present.
+
+        Args:
+            frame: the frame.
+            counted: its totals.
+            at: when it came.
+            added: see :class:`EpochState`.
+        """
         if at < self._heard_at:
             self._set_back(at)
         self._heard_at = at
         known = self._known.get(frame.epoch)
         made_at = _made_at(frame, known, at)
-        life = _heard(frame, counted, known, at, made_at)
+        life = replace(_heard(frame, counted, known, at, made_at), added=added)
         if known is not None and len(self._known) > 1 and _is_news(counted, known.counted):
             life = self._overlapping(life)
         self._known[frame.epoch] = life
@@ -135,6 +144,15 @@ class Lives:
         if len(self._known) > 1:
             self._note_conflict(at)
         return self.current is life
+
+    def add_stragglers(self, layout: Layout, more: Stragglers) -> None:
+        """Add what joined steps cost to the present life, if it has all layers of ``layout``."""
+        life = self.current
+        if life is None or any(layer.layer not in life.counted.layout.index for layer in layout.layers):
+            return
+        wide = more.widened(layout, life.counted.layout)
+        total = wide if life.stragglers is None else life.stragglers.plus(wide)
+        self.current = self._known[life.epoch] = replace(life, stragglers=total)
 
     def settle(self, now: float) -> bool:
         """Let a life that is heard take the place of one that fell silent; whether one did."""
@@ -205,6 +223,16 @@ class Lives:
             self.current = self._known[self.current.epoch]
 
 
+def takes_place(life: EpochState, other: EpochState, stale_after: float) -> bool:
+    """Whether of two lives whose models have different shapes the first one counts.
+
+    It is the one that began later, unless the other was still heard when that one had been silent for long.
+    """
+    older, newer = sorted((life, other), key=lambda item: item.order)
+    goes_on = older.heard_at - newer.heard_at > stale_after
+    return life is (older if goes_on else newer)
+
+
 def surplus(
     lives: Iterable[EpochState], current: int, at: float, max_epochs: int, stale_after: float
 ) -> list[int]:
@@ -244,7 +272,15 @@ def _heard(frame: Frame, counted: Totals, known: EpochState | None, at: float, m
         overlaps=0 if known is None else known.overlaps,
         spoken_at=0.0 if known is None else known.spoken_at,
         ended=frame.ended,
+        stragglers=_carried(known, counted.layout),
     )
+
+
+def _carried(known: EpochState | None, layout: Layout) -> Stragglers | None:
+    """The stragglers of a life in arrays of its newest layout, which has all layers of those before."""
+    if known is None or known.stragglers is None:
+        return None
+    return known.stragglers.widened(known.counted.layout, layout)
 
 
 def _began(frame: Frame, at: float) -> float:

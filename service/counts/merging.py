@@ -1,10 +1,10 @@
 """Accounts of one producer that several services kept apart, as one.
 
 A service knows of each epoch the frame with the highest ``seq`` that came to it. The merged account has the
-higher of the two frames for each epoch, and totals that fit them: slots, tokens and steps are exact,
-whichever service got which frame. So are slots by EP rank where the workers count them. What is derived on
-the way from frame to frame (other EP ranks, phases, joined steps) comes from one account, the base of the
-merged one. What the other adds is unplaced and unphased.
+higher of the two frames for each epoch, and that life's part of the totals with it (see
+:mod:`moescope.service.counts.parts`): slots, tokens and steps are exact, whichever service got which frame.
+So are slots by EP rank and phases where the workers tell them. Of joined steps of a life those of the service
+that joined most of them count.
 Epochs that an account has only in its sum can't be taken out of it. So the base is the account whose sum
 covers all forgotten epochs of the other, or else the one that has forgotten more of them.
 
@@ -20,6 +20,7 @@ from dataclasses import replace
 from moescope.service.counts.account_state import AccountState, Base, EpochState, forget
 from moescope.service.counts.conflict import joined
 from moescope.service.counts.lives import STALE_AFTER_S, surplus
+from moescope.service.counts.parts import part_of, unphased
 from moescope.service.counts.placing import as_counted, counts_on, unplaced
 from moescope.service.counts.totals import Totals
 from moescope.service.counts.weights import WeightsTold
@@ -37,7 +38,7 @@ def merge_accounts(
     """
     newest = _newest(one, other, stale_after)
     if one.totals.layout.conflict(other.totals.layout) is not None:
-        return newest  # the model changed: the older totals are of another one
+        return newest  # the model changed: the other totals are of another one
     # Forgotten epochs are in a sum only: the merged account starts from the sum that has most of them.
     base, more = max(
         (one, other),
@@ -52,10 +53,9 @@ def merge_accounts(
         mine = known.get(item.epoch)
         if mine is None and base.has_forgotten(item.epoch):
             continue
-        lives[item.epoch] = item if mine is None else _both(mine, item)
-        if _is_news(item, mine):
-            seen += mine is None
-            totals = totals.plus(_added(item, mine))
+        life = lives[item.epoch] = item if mine is None else _both(mine, item)
+        seen += mine is None
+        totals = _with_life(totals, life, mine)
     if newest.latest.epoch not in lives:
         newest = base  # of what the other tells of it, only the sum was kept
     conflicts = joined([*base.conflicts, *more.conflicts])
@@ -124,16 +124,12 @@ def _newest(one: AccountState, other: AccountState, stale_after: float) -> Accou
     first, last = sorted((one, other), key=lambda state: _version(state, one, other))
     if first.latest.epoch == last.latest.epoch:
         return last
-    heard = _current(first).heard_at
+    heard = first.life.heard_at
     return first if heard - _heard_at(last.latest.epoch, one, other) > stale_after else last
 
 
 def _heard_at(epoch: int, *states: AccountState) -> float:
     return max(item.heard_at for state in states for item in state.epochs if item.epoch == epoch)
-
-
-def _current(state: AccountState) -> EpochState:
-    return next(item for item in state.epochs if item.epoch == state.latest.epoch)
 
 
 def _version(state: AccountState, *others: AccountState) -> tuple[tuple[float, int], int, int]:
@@ -149,8 +145,10 @@ def _only_in_sum(state: AccountState) -> int:
 
 def _both(mine: EpochState, its: EpochState) -> EpochState:
     """One life, of which two services heard."""
+    told = max((mine, its), key=lambda item: (item.seq, -_unknown(item)))
     return replace(
-        its if its.seq > mine.seq else mine,
+        told,
+        stragglers=max((told, mine, its), key=lambda item: item.joined).stragglers,
         began_at=min(mine.began_at, its.began_at),
         started_at=min(mine.started_at, its.started_at),
         came_at=min(mine.came_at, its.came_at),
@@ -162,8 +160,25 @@ def _both(mine: EpochState, its: EpochState) -> EpochState:
     )
 
 
-def _is_news(item: EpochState, known: EpochState | None) -> bool:
-    return known is None or item.seq > known.seq
+def _unknown(life: EpochState) -> int:
+    """Slots and tokens in the part of a life of which it isn't known where they belong."""
+    if life.added is None:
+        return 0
+    part = life.added
+    return int(part.unplaced.sum()) + int(part.estimated.sum()) + part.unphased_tokens
+
+
+def _with_life(totals: Totals, life: EpochState, before: EpochState | None) -> Totals:
+    """Totals in which a life's part takes the place of what it was before; None: it was not there."""
+    if before is None:
+        return totals.plus(part_of(life))
+    if (life.seq, life.joined) == (before.seq, before.joined) and life.added is before.added:
+        return totals
+    found = totals.minus(part_of(before)).plus(part_of(life))
+    # What an earlier moescope kept has not been split by life: its sum may lack what the part has.
+    if min(found.unplaced.min(initial=0), found.unphased_rows.min(initial=0)) >= 0:
+        return found
+    return totals.plus(_added(life, before))
 
 
 def _difference(item: EpochState, known: EpochState | None) -> Totals:
@@ -172,14 +187,7 @@ def _difference(item: EpochState, known: EpochState | None) -> Totals:
 
 def _added(item: EpochState, known: EpochState | None) -> Totals:
     """What a life adds: unphased, and unplaced unless its worker counts the slots of each EP rank."""
-    delta = _difference(item, known)
-    delta = replace(
-        delta,
-        decode=None,
-        unphased_rows=delta.rows,
-        unphased_tokens=delta.tokens,
-        unphased_steps=delta.steps,
-    )
+    delta = unphased(_difference(item, known))
     ep_size = item.counted.ep_slots.ranks
     told = ep_size and counts_on(delta, None if known is None else known.counted, ep_size)
     return as_counted(delta) if told else unplaced(delta)

@@ -22,12 +22,12 @@ def placed(frame: Frame, delta: Totals, known: EpochState | None) -> Totals:
         known: the life, as the frame before it left it; None: there was none.
     """
     if frame.producer.ep_size == 1:
-        return _without(delta)
+        return without_places(delta)
     if frame.ep_slots and counts_on(delta, None if known is None else known.counted, frame.producer.ep_size):
         return as_counted(delta)
     if frame.placement is None:
         return unplaced(delta)
-    return _by_placement(_without(delta), frame.placement, frame.producer.ep_size)
+    return _by_placement(without_places(delta), frame.placement, frame.producer.ep_size)
 
 
 def counts_on(delta: Totals, before: Totals | None, ep_size: int) -> bool:
@@ -57,13 +57,14 @@ def left_over(layout: Layout, part: Totals | Decode) -> Int64Array:
 
 def unplaced(delta: Totals) -> Totals:
     """A difference of which no slot's EP rank is known."""
-    layout, nowhere = delta.layout, _without(delta)
+    layout, nowhere = delta.layout, without_places(delta)
     decode = nowhere.decode
     told = decode and replace(decode, unplaced=layout.sums(decode.counts))
     return replace(nowhere, unplaced=layout.sums(delta.counts), decode=told)
 
 
-def _without(delta: Totals) -> Totals:
+def without_places(delta: Totals) -> Totals:
+    """A difference without the slots by EP rank that it tells."""
     nothing = no_ep_slots(len(delta.layout.layers))
     decode: Decode | None = delta.decode and replace(delta.decode, ep_slots=nothing)
     return replace(delta, ep_slots=nothing, decode=decode)

@@ -181,13 +181,9 @@ class BaselineBook:
         self._known: dict[tuple[str, str, str], Baseline] = {}
         self._changes = 0
         for name, content in kept:
-            try:
-                found = msgspec.msgpack.decode(content, type=Baseline)
-                found.check()
-            except (msgspec.MsgspecError, ValueError) as error:
-                _log.warning("the baseline %s in the store can't be read and is left out: %s", name, error)
-                continue
-            self._known[(found.server, found.model, found.name)] = found
+            found = _read(name, content)
+            if found is not None:
+                self._known[(found.server, found.model, found.name)] = found
 
     @property
     def changes(self) -> int:
@@ -228,11 +224,36 @@ class BaselineBook:
             self._known[(*baseline.deployment, baseline.name)] = baseline
             self._changes += 1
 
+    def heed(self, changed: Iterable[Document]) -> None:
+        """Take in what any service that shares the store has pinned or removed."""
+        for document in changed:
+            found = None if document.content is None else _read(document.name, document.content)
+            with self._lock:
+                mine = next((key for key in self._known if _name_of(key[:2], key[2]) == document.name), None)
+                if (None if mine is None else self._known[mine]) == found:
+                    continue
+                if mine is not None:
+                    del self._known[mine]
+                if found is not None:
+                    self._known[(*found.deployment, found.name)] = found
+                self._changes += 1
+
     def remove(self, deployment: Deployment, name: str) -> None:
         """Remove a baseline, if it is there."""
         with self._lock:
             self._known.pop((*deployment, name), None)
             self._changes += 1
+
+
+def _read(name: str, content: bytes) -> Baseline | None:
+    """A baseline that was kept; a damaged one is logged and None."""
+    try:
+        found = msgspec.msgpack.decode(content, type=Baseline)
+        found.check()
+    except (msgspec.MsgspecError, ValueError) as error:
+        _log.warning("the baseline %s in the store can't be read and is left out: %s", name, error)
+        return None
+    return found
 
 
 def removal(deployment: Deployment, name: str) -> Document:

@@ -36,6 +36,8 @@ class Track:
         self.complete_since = first.at
         """No snapshot that was added at or after this instant is gone."""
         self._snapshots = [first]
+        self.told_until = first.at
+        """Before this instant the store may know better: some of it was heard late."""
         self._is_cut = False
         self.nbytes = first.totals.nbytes
 
@@ -74,6 +76,11 @@ class Track:
             kept = [item for item in self._snapshots if item.at <= now]
             self._replace([*kept, Snapshot(now, self._snapshots[-1].totals)])
             self.complete_since = min(self.complete_since, now)
+
+    def heard_late(self, now: float) -> None:
+        """Note that up to now something was counted elsewhere of which this memory did not know in time."""
+        self.told_until = max(self.told_until, now)
+        self.complete_since = max(self.complete_since, now)
 
     def amend(self, totals: Totals) -> None:
         """Replace the newest snapshot's totals; its time stays."""

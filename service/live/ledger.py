@@ -6,7 +6,7 @@ Here everything changes together. Nothing here is safe for several threads: the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -15,8 +15,8 @@ from moescope.service.counts.account import Account, Verdict
 from moescope.service.counts.account_state import AccountState
 from moescope.service.counts.conflict import Conflict, named
 from moescope.service.counts.layers import Layout, Layouts
+from moescope.service.counts.lives import takes_place
 from moescope.service.counts.merging import merge_accounts
-from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals
 from moescope.service.live.continuity import Continuity
@@ -31,9 +31,12 @@ from moescope.service.live.row_laws import RowLaws
 from moescope.service.live.spans import Snapshot
 from moescope.service.live.step_joins import Joins
 from moescope.service.settings import ClickHouseUrl, Settings
-from moescope.service.store.records import Key, Posting
+from moescope.service.store.records import Forgotten, Key, Posting, Record
 
 _HISTORY_BYTES: Final = 256 << 20
+HEARD_LATE_S: Final = 5.0
+"""What another service kept so much earlier is late: ordinarily it is known within two seconds."""
+_ANY_SEQ: Final = (1 << 63) - 1
 _log = logging.getLogger(__name__)
 
 
@@ -64,6 +67,7 @@ class Ledger:
         self.outbox = Outbox()
         alone = not isinstance(settings.store, ClickHouseUrl)
         self.continuity = Continuity(clock, settings.stale_after_s, alone)
+        self._unkept: set[Key] = set()  # the store may lack something of these, which are here
         self._starts: dict[Key, int] = {}  # of the producers that another shape of their model has pushed out
 
     def restore(self, posting: Posting, unbroken: bool = True) -> None:
@@ -71,6 +75,8 @@ class Ledger:
 
         Unless the store is ``unbroken``, counters begin at zero.
         """
+        if not self._makes_way(posting.key, posting.account):
+            return
         account = self._restored(posting.account)
         self._enter(posting.key, account, posting.at)
         self.history.record(posting.key, posting.birth, Snapshot(posting.at, posting.account.totals))
@@ -112,15 +118,40 @@ class Ledger:
         told_at = min(posting.at, now)
         at = told_at if entry is None else max(told_at, entry.received_at)
         account = self._restored(state)
-        if not self._makes_way(key, state.totals.layout, at):
+        if not self._makes_way(key, state):
             return
         if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
             self.history.forget(key)
         self._enter(key, account, at)
         self.history.record(key, posting.birth, Snapshot(told_at, state.totals))
+        if entry is not None and now - told_at > HEARD_LATE_S:
+            self.history.track(key).heard_late(now)
         self._note_conflict(key, account, now)
         if merged:  # nobody takes it until a frame comes
             self._record(key, account, self.outbox.post_newest)
+
+    def not_kept(self, records: Iterable[Record]) -> None:
+        """The store failed to keep these: it is given again what it lacks of what is here."""
+        records = list(records)
+        self.outbox.not_kept(records, lambda key: self.roster.get(key) is not None)
+        for item in records:
+            if not isinstance(item, Posting | Forgotten):
+                continue
+            entry = self.roster.get(item.key)
+            if entry is None:
+                continue
+            self._unkept.add(item.key)
+            if isinstance(item, Forgotten):  # it is back: what is here must not go with what was
+                self._record(item.key, entry.account, self.outbox.post)
+
+    def say_again(self) -> None:
+        """Put into the outbox what the store may lack of producers from which no frame may come any more."""
+        unkept, self._unkept = self._unkept, set()
+        for key in sorted(unkept):
+            entry = self.roster.get(key)
+            if entry is not None:
+                self._record(key, entry.account, self.outbox.post_newest)
+                self.history.track(key).heard_late(self._clock())
 
     def state(self, key: Key) -> ProducerState:
         """A producer that is here, as of now."""
@@ -152,7 +183,9 @@ class Ledger:
         if mended_at is not None and instants[0] is None:
             first = track.at_or_after(mended_at)
         later = [track.boundary(instant, None) for instant in instants[1:]]
-        return Remembered(track.birth, track.complete_since, tuple(instants), (first, *later))
+        return Remembered(
+            track.birth, track.complete_since, tuple(instants), (first, *later), track.told_until
+        )
 
     def _restored(self, state: AccountState) -> Account:
         return Account.restored(state, self._settings.max_epochs, self._settings.stale_after_s)
@@ -240,20 +273,20 @@ class Ledger:
             if member != key:
                 self._record(member, entry.account, self.outbox.post)
 
-    def _makes_way(self, key: Key, layout: Layout, at: float) -> bool:
-        """Forget producers whose shape is not that of another service's newer frame, as seen at ``at``.
+    def _makes_way(self, key: Key, told: AccountState) -> bool:
+        """Forget here the producers whose shape is another than that of what a store has of one.
 
-        False, and none is forgotten: one of them still reports, or reported later.
+        False, and none is forgotten: one of them takes the place of this one. Whoever has the same accounts
+        finds the same, in whatever order it hears of them. The store is not told: only whoever took the frame
+        of another shape knows what it took the place of.
         """
-        try:
-            leaving = self.roster.outgrown_by(key, layout)
-        except RefusedError:
+        others = self.roster.of_another_shape(key, told.totals.layout)
+        entries = [entry for other in others if (entry := self.roster.get(other)) is not None]
+        silent_s = self._settings.stale_after_s
+        if not all(takes_place(told.life, entry.account.life, silent_s) for entry in entries):
             return False
-        entries = [entry for other in leaving if (entry := self.roster.get(other)) is not None]
-        if any(entry.received_at > at for entry in entries):
-            return False
-        for other in leaving:
-            self._forget(other)
+        for other in others:
+            self._forget(other, tell=False)
         return True
 
     def _add_stragglers(self, key: Key, layout: Layout, more: Stragglers) -> bool:
@@ -273,7 +306,7 @@ class Ledger:
             track = self.history.track(key)
             post(Posting(key, track.birth, track.newest_at, account.state(), began_again))
 
-    def _forget(self, key: Key) -> None:
+    def _forget(self, key: Key, tell: bool = True) -> None:
         entry = self.roster.get(key)
         if entry is not None and len(self._starts) < self._settings.max_producers:
             self._starts[key] = entry.account.restarts + 1
@@ -283,8 +316,11 @@ class Ledger:
         self.joins.forget(key)
         self._laws.forget(key)
         self._conflicts.pop(key, None)
-        if self._keeps:
-            self.outbox.forget(key)
+        if self._keeps and tell and entry is not None:
+            account = entry.account.state()
+            lives = [(epoch, _ANY_SEQ) for epoch in account.forgotten]
+            lives += [(life.epoch, life.seq) for life in account.epochs]
+            self.outbox.forget(Forgotten(key, tuple(lives), self._clock()))
 
 
 def _history(settings: Settings, keeps: bool) -> History:

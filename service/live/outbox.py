@@ -34,11 +34,12 @@ class Outbox:
         ]
         self.post(posting)
 
-    def forget(self, key: Key) -> None:
+    def forget(self, gone: Forgotten) -> None:
         """Add that a producer is gone, in place of all that waits of it."""
+        key = gone.key
         self._to_begin_again.discard(key)
         self._records = [item for item in self._records if item.key != key]
-        self._records.append(Forgotten(key))
+        self._records.append(gone)
 
     def take(self) -> list[Record]:
         """What has come since the last call."""
@@ -55,9 +56,11 @@ class Outbox:
         """
         for record in records:
             match record:
-                case Forgotten(key) if not is_known(key):
-                    self._records.append(record)
-                case Forgotten(key):  # it is back, and its former history is not
-                    self._to_begin_again.add(key)
+                case Forgotten(key):
+                    waiting = [item for item in self._records if item.key == key]
+                    self._records = [item for item in self._records if item.key != key]
+                    self._records += [record, *waiting]
+                    if is_known(key):  # it is back, and its former history is not
+                        self._to_begin_again.add(key)
                 case Posting(key=key, began_again=True) if is_known(key):
                     self._to_begin_again.add(key)

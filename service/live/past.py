@@ -6,6 +6,7 @@ what memory has thinned out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -41,12 +42,14 @@ class Remembered:
         complete_since: from this instant on memory has all that the store can have.
         instants: B boundaries, rising; None is an open end.
         found: for each of the B instants the totals nearest at or before it.
+        told_until: before this instant the archive's word counts, wherever it has one.
     """
 
     birth: float
     complete_since: float
     instants: tuple[float | None, ...]
     found: tuple[Snapshot, ...]
+    told_until: float = -math.inf
 
     def spans(self) -> list[Span]:
         """The B - 1 spans between the boundaries."""
@@ -91,7 +94,7 @@ def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:
             oldest = oldest or archive.oldest(key)
             if oldest is not None and oldest.at < result[i].at:
                 result[i] = Snapshot(oldest.at, narrowed(oldest.totals))
-        elif not candidate.at <= result[i].at <= instant:
+        elif instant < memory.told_until or not candidate.at <= result[i].at <= instant:
             same = i > 0 and result[i - 1].at == candidate.at
             result[i] = result[i - 1] if same else Snapshot(candidate.at, narrowed(candidate.totals))
     return replace(memory, found=tuple(result))

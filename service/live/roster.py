@@ -144,6 +144,16 @@ class Roster:
             return []  # almost always so: no need to look at all entries for each frame
         return list(self._conflicting(key, layout))
 
+    def of_another_shape(self, key: Key, layout: Layout) -> list[Key]:
+        """Other producers of this one's deployment whose layers conflict with ``layout``, silent or not."""
+        if not self._shapes.conflict(key[:2], layout):
+            return []
+        return [
+            other
+            for other in self.members(key[:2])
+            if other != key and layout.conflict(self._entries[other].layout) is not None
+        ]
+
     def _conflicting(self, mine: Key, layout: Layout) -> Iterator[Key]:
         for key, entry in self._entries.items():
             conflict = layout.conflict(entry.layout)

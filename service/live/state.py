@@ -67,7 +67,7 @@ class LiveState:
                 :meth:`take_records` has what to keep of that.
         """
         with self._lock:
-            for posting in postings:
+            for posting in sorted(postings, key=lambda item: item.account.order):
                 self._ledger.restore(posting, unbroken)
 
     def shows_counters(self, deployment: Deployment) -> bool:
@@ -101,7 +101,13 @@ class LiveState:
     def not_kept(self, records: Iterable[Record]) -> None:
         """What :meth:`take_records` gave could not be kept: say again what no later posting says."""
         with self._lock:
-            self._ledger.outbox.not_kept(records, lambda key: self._ledger.roster.get(key) is not None)
+            self._ledger.not_kept(records)
+
+    def take_unkept(self) -> list[Record]:
+        """What is here and may not be with the store, whether or not a frame comes; see :meth:`not_kept`."""
+        with self._lock:
+            self._ledger.say_again()
+            return self._ledger.outbox.take()
 
     def count_refused(self, reason: str) -> None:
         """Count a frame, or a body that should have been one, which was refused."""

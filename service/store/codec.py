@@ -18,7 +18,7 @@ from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
 from moescope.capture.wire.traces import ExpertArray, Run
 from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest
 from moescope.service.counts.reasons import known_traces
-from moescope.service.counts.totals import Totals
+from moescope.service.counts.totals import Totals, no_totals
 from moescope.service.store.blobs import compress, decompress
 from moescope.service.store.packed import PackedTotals, pack, unpack
 from moescope.service.store.records import Key, Posting
@@ -40,6 +40,9 @@ class _PackedEpoch(Struct, array_like=True, frozen=True):
     overlaps: int = 0
     spoken_at: float = 0.0
     ended: bool = False
+    # Before parts of lives were kept blobs ended here.
+    added: PackedTotals | None = None
+    stragglers: PackedTotals | None = None
 
 
 class _PackedBase(Struct, array_like=True, frozen=True):
@@ -184,7 +187,14 @@ def _pack_epoch(item: EpochState) -> _PackedEpoch:
         overlaps=item.overlaps,
         spoken_at=item.spoken_at,
         ended=item.ended,
+        added=None if item.added is None else pack(item.added),
+        stragglers=None if item.stragglers is None else pack(_only_stragglers(item)),
     )
+
+
+def _only_stragglers(item: EpochState) -> Totals:
+    """Totals of which nothing but the stragglers is told: their arrays have the layout of ``counted``."""
+    return replace(no_totals(item.counted.layout), stragglers=item.stragglers)
 
 
 def _unpack_epoch(item: _PackedEpoch) -> EpochState:
@@ -203,6 +213,8 @@ def _unpack_epoch(item: _PackedEpoch) -> EpochState:
         overlaps=item.overlaps,
         spoken_at=item.spoken_at,
         ended=item.ended,
+        added=None if item.added is None else unpack(item.added),
+        stragglers=None if item.stragglers is None else unpack(item.stragglers).stragglers,
     )
 
 

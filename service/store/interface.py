@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from moescope.capture.wire.traces import TracePart
 from moescope.service.store.records import (
+    Document,
     Key,
     Posting,
     Record,
@@ -49,8 +50,22 @@ class Store(Protocol):
     def accounts(self) -> Iterable[Posting]:
         """The newest posting of every producer, without those that can't be read."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether other services may write to it at the same time."""
+
     def news(self) -> Sequence[Posting]:
         """Postings that other services kept since the last call; none where a store has one service only."""
+
+    def changed_documents(self, kind: str) -> Sequence[Document]:
+        """Documents of a kind that changed since the last call, whoever kept or removed them.
+
+        The first call has all that there are; none where a store has one service only.
+        """
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds of Unix time, by the clock that all services which share the store go by."""
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest readable totals at or before it; None where none so old are kept."""

@@ -39,8 +39,14 @@ def open_store(settings: Settings) -> Store:
 
 
 @contextmanager
-def open_writer(settings: Settings, clock: Callable[[], float]) -> Generator[StoreWriter | None]:
+def open_writer(
+    settings: Settings, clock: Callable[[], float] | None = None
+) -> Generator[StoreWriter | None]:
     """The store and the thread that writes to it; None without a store. Ends by writing what waits.
+
+    Args:
+        settings: which store.
+        clock: seconds of Unix time; None: the store's, see :attr:`Store.clock`.
 
     Raises:
         StoreError: the store can't be opened.
@@ -48,7 +54,8 @@ def open_writer(settings: Settings, clock: Callable[[], float]) -> Generator[Sto
     if settings.store is None:
         yield None
         return
-    writer = StoreWriter(open_store(settings), clock)
+    store = open_store(settings)
+    writer = StoreWriter(store, clock or store.clock)
     try:
         yield writer
     finally:

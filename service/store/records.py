@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,9 +48,20 @@ class Posting:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """A producer that is no longer kept; its account and its history go."""
+    """A producer that is no longer kept; its account and its history go, as far as they are known.
+
+    Where several services share a store, another may have kept a newer frame meanwhile, or one of another
+    start: that stays.
+
+    Attributes:
+        key: who.
+        lives: epoch and highest ``seq`` of the starts that go.
+        until: when that was, seconds of Unix time.
+    """
 
     key: Key
+    lives: tuple[tuple[int, int], ...] = ()
+    until: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

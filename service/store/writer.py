@@ -37,7 +37,7 @@ class StoreWriter:
         self.store = store
         self._clock = clock
         self._maintenance_s = maintenance_s
-        self._heed: Callable[[Sequence[Posting]], None] | None = None
+        self._heed: Callable[[Store], None] | None = None
         self._waiting = Waiting()
         self._throttle = Throttle(time.monotonic)
         self._thread = threading.Thread(target=self._run, name="moescope-store", daemon=True)
@@ -54,8 +54,8 @@ class StoreWriter:
             future.set_exception(StoreError(f"{MAX_WAITING} writes wait for the store: is its disk slow?"))
         return future
 
-    def watch(self, heed: Callable[[Sequence[Posting]], None]) -> None:
-        """Have ``heed`` called, in the store's thread, with what other services kept, once a second."""
+    def watch(self, heed: Callable[[Store], None]) -> None:
+        """Have ``heed`` called once a second in the store's thread, if other services may write there too."""
         self._heed = heed
 
     def close(self) -> None:
@@ -123,12 +123,10 @@ class StoreWriter:
             future.set_exception(failure)
 
     def _hear(self) -> None:
-        if self._heed is None:
+        if self._heed is None or not self.store.shared:
             return
         try:
-            news = self.store.news()
-            if news:
-                self._heed(news)
+            self._heed(self.store)
         except Exception as error:  # noqa: BLE001 - the thread must outlive it
             self._complain(error)
 

@@ -11,7 +11,7 @@ from moescope.capture.counting.staging import TraceStaging, copy_traced_rows
 from moescope.capture.seam.block_tables import StepBlocks
 from moescope.capture.seam.ends import NO_END, RequestEnd
 from moescope.capture.seam.outcomes import StepOutcome
-from moescope.capture.seam.requests import NewRequest, StepRequests
+from moescope.capture.seam.requests import NewRequest, RowsOf, StepRequests
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.settings.sampling import TraceSampling
 from moescope.capture.step.batch import order_requests
@@ -88,9 +88,8 @@ class Driver:
             finished=finished,
             new=new,
             resumed=frozenset(resumed),
-            first_positions={name: first + ahead for name, (first, _) in tokens.items()},
             num_tokens={name: count for name, (_, count) in tokens.items()},
-            drafts=drafts or {},
+            rows=lambda: RowsOf({name: first + ahead for name, (first, _) in tokens.items()}, drafts or {}),
         )
         self.tracer.begin_step(step, blocks)
         if ordered:

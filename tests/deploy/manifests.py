@@ -22,5 +22,6 @@ def one(kind: str, name: str = "moescope") -> dict[str, Any]:
 
 
 def containers(workload: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A workload's containers by name."""
-    return {item["name"]: item for item in workload["spec"]["template"]["spec"]["containers"]}
+    """A workload's containers by name, with those that start first."""
+    pod = workload["spec"]["template"]["spec"]
+    return {item["name"]: item for item in (*pod.get("initContainers", ()), *pod["containers"])}

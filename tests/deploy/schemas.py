@@ -10,18 +10,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
-import yaml
-from jsonschema.protocols import Validator
-from jsonschema.validators import Draft7Validator, Draft202012Validator
+import kubernetes_validate  # type: ignore[import-untyped]
+from jsonschema.protocols import Validator  # type: ignore[import-untyped]
+from jsonschema.validators import Draft7Validator  # type: ignore[import-untyped]
+
+from devkit.crd import complaints, validator
 
 VENDOR = Path(__file__).with_name("vendor")
 KUBERNETES = "1.33"
-OPERATOR = {"ServiceMonitor": "servicemonitors.yaml", "PrometheusRule": "prometheusrules.yaml"}
-
-
-def _complaints(validator: Validator, document: dict[str, Any]) -> list[str]:
-    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
+OPERATOR = {
+    "ServiceMonitor": "servicemonitors.yaml",
+    "PodMonitor": "podmonitors.yaml",
+    "ScrapeConfig": "scrapeconfigs.yaml.gz",
+    "PrometheusRule": "prometheusrules.yaml",
+    "AlertmanagerConfig": "alertmanagerconfigs.yaml.gz",
+}
 
 
 @cache
@@ -31,35 +34,18 @@ def _compose() -> Validator:
 
 def compose(document: dict[str, Any]) -> list[str]:
     """By the schema of the compose specification."""
-    return _complaints(_compose(), document)
-
-
-def closed(schema: Any) -> Any:
-    """A structural schema in which objects have no other fields than those that it names."""
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    made = {key: closed(value) for key, value in schema.items()}
-    open_ended = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
-    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not open_ended:
-        made["additionalProperties"] = False
-    return made
+    return complaints(_compose(), document)
 
 
 @cache
 def _custom(kind: str) -> Validator:
-    resource = yaml.safe_load((VENDOR / OPERATOR[kind]).read_text())
-    (schema,) = [version["schema"]["openAPIV3Schema"] for version in resource["spec"]["versions"]]
-    made = closed(schema)
-    made["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own, of any kind
-    return Draft202012Validator(made)
+    return validator(VENDOR / OPERATOR[kind])
 
 
 def kubernetes(document: dict[str, Any]) -> list[str]:
     """By the strict schemas of Kubernetes, or by the Prometheus operator's of its own kinds."""
     if document["kind"] in OPERATOR:
-        return _complaints(_custom(document["kind"]), document)
+        return complaints(_custom(document["kind"]), document)
     try:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:

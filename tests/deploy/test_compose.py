@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,8 @@ def test_dockerfiles_are_pinned_and_the_service_is_not_root() -> None:
     for source in re.findall(r"^COPY (?!--)(.+) \S+$", texts[0], re.MULTILINE):
         for name in source.split():
             assert (ROOT / name).exists(), name
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
+    assert set(packages.values()) <= set(re.findall(r"^COPY (\w+) \w+$", texts[0], re.MULTILINE))
     assert re.findall(r"^[A-Z]+", texts[1], re.MULTILINE) == ["FROM", "RUN"]
     built = [re.search(r"docker build .*?-t (\S+) \.$", text, re.MULTILINE) for text in texts]
     images = [SERVICES[name]["image"] for name in ("moescope", "vllm")]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from moescope.dashboards import build
 from moescope.dashboards.kubernetes import FOLDER, manifests
-from moescope.service.cli.commands import command_line
 from moescope.service.settings import Settings
-from tests.deploy.manifests import containers, one
+from tests.deploy.manifests import DOCUMENTS, containers, one
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_rules_and_boards_are_what_the_code_makes() -> None:
@@ -34,45 +37,32 @@ def test_the_config_map_fits_and_holds_the_boards() -> None:
     assert len((FOLDER / "boards.json").read_bytes()) < 1024 * 1024  # the most that a ConfigMap may have
 
 
-def test_the_service_monitor_finds_the_service_and_the_service_the_pods() -> None:
-    service, workload, monitor = one("Service"), one("StatefulSet"), one("ServiceMonitor")
+def test_what_is_for_people_without_helm_is_what_the_chart_makes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "devkit.chart", "check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_fit_together() -> None:
+    """Files that are applied together name the same things; the others are left out."""
+    monitor, service, workload = one("ServiceMonitor"), one("Service"), one("StatefulSet")
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
     labels = workload["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"].items() <= labels.items()
-    assert workload["spec"]["selector"]["matchLabels"] == labels
-    port = containers(workload)["moescope"]["ports"][0]
-    assert (port["name"], port["containerPort"]) == ("http", Settings().port)
+    assert one("NetworkPolicy")["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    sidecar = one("Deployment", "moescope-vllm")["spec"]["template"]["metadata"]["labels"]
+    assert one("PodMonitor")["spec"]["selector"]["matchLabels"].items() <= sidecar.items()
+    tokens = [item for item in DOCUMENTS if item["metadata"]["name"] == "moescope-tokens"]
+    assert len(tokens) == 2
+    assert tokens[0]["data"] == tokens[1]["data"]
+    for item in (workload, one("Deployment", "moescope-vllm")):
+        port = containers(item)["moescope"]["ports"][0]
+        assert (port["name"], port["containerPort"]) == ("moescope", Settings().port)
 
 
-def test_containers_are_hardened_and_mounts_have_volumes() -> None:
-    for workload in (one("StatefulSet"), one("Deployment", "vllm")):
-        pod = workload["spec"]["template"]["spec"]
-        claims = workload["spec"].get("volumeClaimTemplates", [])
-        volumes = {item["name"] for item in pod["volumes"]} | {item["metadata"]["name"] for item in claims}
-        for item in containers(workload).values():
-            assert {mount["name"] for mount in item["volumeMounts"]} <= volumes
-        security = containers(workload)["moescope"]["securityContext"]
-        assert security["readOnlyRootFilesystem"] is True
-        assert security["allowPrivilegeEscalation"] is False
-        assert security["capabilities"] == {"drop": ["ALL"]}
-
-
-def test_the_arguments_are_flags_that_exist() -> None:
-    text = CliRunner(env={"COLUMNS": "200"}).invoke(command_line(), ["serve", "--help"]).output
-    for workload in (one("StatefulSet"), one("Deployment", "vllm")):
-        args = containers(workload)["moescope"]["args"]
-        assert args[0] == "serve"
-        for flag in args:
-            assert not flag.startswith("--") or flag in text
-
-
-def test_counts_outlive_the_container_of_the_service() -> None:
-    for workload in (one("StatefulSet"), one("Deployment", "vllm")):
-        service = containers(workload)["moescope"]
-        folder = service["args"][service["args"].index("--store") + 1]
-        [mount] = [item for item in service["volumeMounts"] if item["mountPath"] == folder]
-        pod = workload["spec"]["template"]["spec"]
-        kept = {item["metadata"]["name"] for item in workload["spec"].get("volumeClaimTemplates", [])}
-        kept |= {item["name"] for item in pod["volumes"] if "emptyDir" in item}
-        assert mount["name"] in kept
+def test_no_label_of_a_release_is_left() -> None:
+    text = "".join(path.read_text() for path in FOLDER.glob("*.yaml"))
+    assert "Helm" not in text
+    assert ".svc" not in text

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.deploy.chart import of_kind
 from tests.deploy.compose import COMPOSE
 from tests.deploy.manifests import DOCUMENTS, containers, one
 from tests.deploy.schemas import compose, kubernetes
@@ -51,10 +52,23 @@ MANIFEST_BREAKS: list[tuple[str, Break]] = [
     ("ServiceMonitor", lambda it: it["spec"]["endpoints"][0].update(tokenFile="x")),
     ("ServiceMonitor", lambda it: it["spec"]["endpoints"][0].update(interval="15 seconds")),
     ("ServiceMonitor", lambda it: it["spec"].pop("selector")),
+    ("PodMonitor", lambda it: it["spec"]["podMetricsEndpoints"][0].update(targetport="http")),
+    ("PodMonitor", lambda it: it["spec"]["podMetricsEndpoints"][0].update(scheme="ftp")),
+    ("NetworkPolicy", lambda it: it["spec"]["ingress"][0].update(form=[])),
+    ("NetworkPolicy", lambda it: it["spec"].update(policyTypes="Ingress")),
+    ("AlertmanagerConfig", lambda it: it["spec"]["inhibitRules"][0].update(equals=[])),
+    ("AlertmanagerConfig", lambda it: it["spec"]["route"].update(groupInterval="5 min")),
+    ("AlertmanagerConfig", lambda it: it["spec"]["route"]["matchers"][0].update(matchType="~")),
     ("PrometheusRule", lambda it: it["spec"]["groups"][0]["rules"][0].pop("expr")),
     ("PrometheusRule", lambda it: it["spec"]["groups"][0]["rules"][0].update({"for": "5 min"})),
     ("PrometheusRule", lambda it: it["spec"]["groups"][0]["rules"][0].update(label={})),
 ]
+
+
+def test_a_broken_scrape_config_is_found() -> None:
+    document = copy.deepcopy(of_kind("clickhouse", "ScrapeConfig"))
+    document["spec"]["staticConfigs"][0]["target"] = []
+    assert kubernetes(document)
 
 
 @pytest.mark.parametrize("number", range(len(MANIFEST_BREAKS)))

@@ -25,7 +25,7 @@ from moescope.service.settings import OTHER_VARIABLES, Settings
 from tests.service.metrics.families import FAMILY_OF
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {path: path.read_text() for path in DOCUMENTS}
 # What tells of the past may name what is gone.
 PRESENT = {path: text for path, text in TEXTS.items() if path.name != "CHANGELOG.md"}
@@ -37,7 +37,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_resolve(path: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", TEXTS[path]):
         target, _, anchor = "".join(link).partition("#")
@@ -48,22 +48,42 @@ def test_links_resolve(path: Path) -> None:
         assert not anchor or anchor in anchors(found.read_text()), f"{target}#{anchor}"
 
 
+def test_the_index_has_every_document() -> None:
+    index = TEXTS[ROOT / "docs/README.md"]
+    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", index)}
+    documents = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert not documents - linked
+
+
+def test_the_readme_is_two_screens() -> None:
+    text = TEXTS[ROOT / "README.md"]
+    assert len(text.splitlines()) <= 110
+    assert text.index("<picture>") < 600
+
+
+def test_pictures_are_used_and_small() -> None:
+    shown = set(re.findall(r"images/([\w.-]+)", ALL))
+    found = {path.name: path.stat().st_size for path in (ROOT / "docs/images").iterdir()}
+    assert set(found) <= shown
+    assert not {name: size for name, size in found.items() if size >= 200_000}
+
+
 def too_wide(text: str, columns: int = 120) -> list[str]:
     """Lines of a document that are too wide and could be broken, each with its number.
 
-    Code, rows of tables, and lines without a space that could be broken at (a long link) may be wider.
+    Code, rows of tables, comments, and lines without a space to break at (a long link) may be wider.
     """
     found, in_code = [], False
     for number, line in enumerate(text.splitlines(), 1):
         in_code ^= line.lstrip().startswith("```")
         words = re.sub(r"\[[^\]]*\]\(\S*\)", "link", line).split()  # a link's text stays on its line
         breakable = len(words) > 1 + (words[0] in {"-", ">", "1."} if words else 0)
-        if len(line) > columns and breakable and not in_code and not line.startswith("|"):
+        if len(line) > columns and breakable and not in_code and not line.startswith(("|", "<!--")):
             found.append(f"{number}: {line}")
     return found
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_text_wraps(path: Path) -> None:
     assert not too_wide(TEXTS[path])
 
@@ -93,7 +113,8 @@ def test_metrics_exist() -> None:
         if "record" in rule
     }
     known = recorded | set(CATALOGUE) | set(FAMILY_OF)
-    known |= {"moescope_trace"}  # what a request asks for its trace with
+    # What a request asks for its trace with, and what an answer tells of a worker.
+    known |= {"moescope_trace", "moescope_version"}
     named = set(re.findall(r"\b(?:\w+:)?moescope_\w+(?::\w+)?(?!\w*\*)", ALL))
     assert len(named) > len(CATALOGUE)
     assert named <= known, named - known
@@ -114,7 +135,9 @@ def routes() -> dict[tuple[str, str], set[str]]:
 
 def asked() -> Iterator[tuple[str, str, str]]:
     """Method, path and query of every request that a document names."""
-    for method, rest in re.findall(r"\b(GET|POST|DELETE) (/[^`|)\s]*(?:`, `/[^`]*)*)", ALL):
+    # An example of a refusal asks what no route takes.
+    text = "\n".join(part for path, part in PRESENT.items() if path.name != "answers.md")
+    for method, rest in re.findall(r"\b(GET|POST|DELETE) (/[^`|)\s]*(?:`, `/[^`]*)*)", text):
         for target in rest.split("`, `"):
             path, _, query = target.partition("?")
             yield method, path.rstrip(".,:;"), query
@@ -140,8 +163,8 @@ def test_routes_and_their_parameters_exist(routes: dict[tuple[str, str], set[str
         assert not given or any(given <= names for names in fitting), f"{method} {path}?{query}"
 
 
-def test_the_readme_has_every_route(routes: dict[tuple[str, str], set[str]]) -> None:
-    section = TEXTS[ROOT / "README.md"].partition("\n## HTTP\n")[2].partition("\n## ")[0]
+def test_the_table_of_routes_has_every_route(routes: dict[tuple[str, str], set[str]]) -> None:
+    section = TEXTS[ROOT / "docs/http.md"].partition("\n## Routes\n")[2].partition("\n## ")[0]
     listed = {re.sub(r"{\w+}", "{}", path) for path in re.findall(r"[` ](/[\w/{}.]*)`", section)}
     assert {re.sub(r"{\w+}", "{}", path) for _, path in routes} <= listed
 
@@ -210,8 +233,7 @@ def test_variables_exist() -> None:
     ours = set(re.findall(r"MOESCOPE_[A-Z_]+", source)) | {
         f"MOESCOPE_{name}" for name in ("TOKEN_FILE", "CA_FILE", "CERT_FILE", "KEY_FILE")
     }
-    table = TEXTS[ROOT / "README.md"].partition("### The capturer's settings")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`MOESCOPE_[^|]*`) \| (.*?) \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| (`MOESCOPE_[^|]*`) \| (.*?) \|", TEXTS[ROOT / "docs/capture.md"], re.MULTILINE)
     listed = {name: default for names, default in rows for name in re.findall(r"`(\w+)`", names)}
     assert set(listed) == ours
     defaults = CaptureSettings.from_environment({})
@@ -253,4 +275,4 @@ def test_lines_of_the_workers_log_are_the_real_ones() -> None:
     # The line's prefix may stand apart from the words that follow it.
     said = [words.removeprefix("moescope: ") for words in quoted]
     assert not [words for words in said if words not in source]
-    assert "No producer has reported yet." in (ROOT / "service/cli/tables.py").read_text()
+    assert "No producer has reported yet." in (ROOT / "service/cli/rank_views.py").read_text()

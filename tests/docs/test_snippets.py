@@ -1,4 +1,4 @@
-"""The Python of docs/traces.md runs, one snippet after the other, against a real service."""
+"""The Python of the documents about traces runs, one snippet after the other, against a real service."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moescope.client import ProblemError
 from tests.client.service import push
 from tests.service.conftest import Service, clock, no_settings_from_outside, start_service
 from tests.service.frames import frame
@@ -17,8 +18,7 @@ from tests.service.trace_parts import LAYERS, experts_of, part
 
 __all__ = ["clock", "no_settings_from_outside", "start_service"]
 
-TEXT = (Path(__file__).parents[2] / "docs" / "traces.md").read_text()
-SNIPPETS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
 DEPTH = 5
 
 
@@ -39,16 +39,41 @@ def service(start_service: Callable[..., Service], tmp_path: Path) -> Service:
     return made
 
 
-def test_they_run(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def run(document: str, service: Service) -> dict[str, Any]:
+    """The names that a document's snippets leave behind."""
     names: dict[str, Any] = {"__name__": "snippets"}
-    for number, snippet in enumerate(SNIPPETS):
+    snippets = re.findall(r"^```python\n(.*?)^```$", (DOCS / document).read_text(), re.MULTILINE | re.DOTALL)
+    assert snippets
+    for number, snippet in enumerate(snippets):
         code = snippet.replace("http://localhost:9890", service.url)
         # An export's time is that of the service's clock, which stands still in a test.
         code = code.replace('start="-1d"', "start=0")
-        exec(compile(code, f"snippet {number}", "exec", dont_inherit=True), names)
+        exec(compile(code, f"{document}, snippet {number}", "exec", dont_inherit=True), names)
+    return names
+
+
+def test_a_rollout_is_replayed(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push(service, part(4, tokens=12, name="rollout-7", who={"model": "my-model"}))
+    names = run("tutorial-replay.md", service)
+    experts = experts_of(4, 12)
+    np.testing.assert_array_equal(names["rows"][:, 3], experts[1])
+    np.testing.assert_array_equal(names["rows"][:, 1, :2], experts[0])
+    assert names["rows"].shape == (12, DEPTH, 4)
+    assert "(12, 5, 4) uint8" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="rollout-7: 12 rows, 19 wanted"):
+        names["routing_of"]("rollout-7", tokens=20)
+    with pytest.raises(ProblemError, match="absent"):
+        names["routing_of"]("absent", tokens=20, patience_s=0)
+    names["client"].close()
+
+
+def test_traces_in_python(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run("traces.md", service)
     names["client"].close()
     first, second = experts_of(1, 12), experts_of(2, 8)
     np.testing.assert_array_equal(names["routers"][1].experts, first[0])

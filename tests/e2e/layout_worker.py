@@ -78,7 +78,7 @@ class LayoutWorker(RoutingWorker):  # type: ignore[misc]
         wrong, prompt_rows, row = None, 0, 0
         lengths = {new.request_id: new.prompt_tokens for new in requests.new}
         for name, count in zip(names, counts, strict=True):
-            prompt, first = self._prompts[name], requests.first_positions[name]
+            prompt, first = self._prompts[name], requests.rows().first_positions[name]
             known = min(int(count), max(0, len(prompt) - first))
             right = (
                 lengths.get(name, len(prompt)) == len(prompt)

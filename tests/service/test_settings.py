@@ -9,7 +9,7 @@ import pytest
 
 from moescope.service.settings import ClickHouseUrl, MetricsLevel, Settings, SettingsError, is_loopback
 from moescope.service.settings_document import markdown
-from moescope.service.settings_sources import load_settings
+from moescope.service.settings_sources import load_settings, unknown_variables
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +40,26 @@ def test_the_capturers_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) ->
     assert settings.token is not None
     assert settings.token.get_secret_value() == "secret"
     assert "secret" not in repr(settings)
+
+
+def test_what_kubernetes_says_of_a_service_called_moescope_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It sets MOESCOPE_PORT in all containers of the namespace."""
+    for name in ("MOESCOPE", "MOESCOPE_EU"):
+        monkeypatch.setenv(f"{name}_SERVICE_HOST", "10.0.0.1")
+        monkeypatch.setenv(f"{name}_SERVICE_PORT_HTTP", "9890")
+        monkeypatch.setenv(f"{name}_PORT", "tcp://10.0.0.1:9890")
+        monkeypatch.setenv(f"{name}_PORT_9890_TCP_ADDR", "10.0.0.1")
+    monkeypatch.setenv("MOESCOPE_US_PORT", "1")
+    config = tmp_path / "moescope.toml"
+    config.write_text("port = 9999")
+    assert load_settings(None, {}).port == 9890
+    assert load_settings(config, {}).port == 9999
+    assert [line.partition(":")[0] for line in unknown_variables()] == ["MOESCOPE_US_PORT"]
+    monkeypatch.setenv("MOESCOPE_PORT", "http://10.0.0.1:9890")
+    with pytest.raises(SettingsError, match="port: "):
+        load_settings(None, {})
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import functools
 import inspect
 import types
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, Final, Union, get_args, get_origin
 
 from fastapi import Request, Response
-from fastapi.dependencies.utils import get_flat_dependant
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
@@ -121,8 +121,18 @@ def _unknown(path: str, name: str, takes: Mapping[str, bool]) -> str:
 
 def _taken(route: APIRoute) -> dict[str, bool]:
     """The query parameters that a route takes, to whether one may be repeated."""
-    fields = get_flat_dependant(route.dependant).query_params
-    return {field.alias: _is_list(field.field_info.annotation) for field in fields}
+    return {
+        field.alias: _is_list(field.field_info.annotation)
+        for part in parts_of(route.dependant)
+        for field in part.query_params
+    }
+
+
+def parts_of(dependant: Dependant) -> Iterator[Dependant]:
+    """What a route depends on, itself first, then each of its dependencies with theirs."""
+    yield dependant
+    for dependency in dependant.dependencies:
+        yield from parts_of(dependency)
 
 
 def _is_list(annotation: Any) -> bool:

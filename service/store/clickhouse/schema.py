@@ -72,7 +72,20 @@ _V3: Final = (
     ) ENGINE = ReplacingMergeTree(at_ms) ORDER BY name""",
 )
 
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2, _V3)
+_V4: Final = (
+    # When the server had the row, microseconds of Unix time on its clock: what services tell each other is
+    # read in this order, whatever their own clocks show.
+    "ALTER TABLE account ADD COLUMN IF NOT EXISTS written Int64 DEFAULT toUnixTimestamp64Micro(now64(6))",
+    "ALTER TABLE account MATERIALIZE COLUMN written SETTINGS mutations_sync = 1",
+    # Cumulative totals of one start of a producer, one row a second at most. Totals at an instant are the sum
+    # of its starts. Epoch -1 has what an earlier moescope kept without telling of which start it is.
+    # `snapshot` has totals of all starts together, from before this table was.
+    f"""CREATE TABLE IF NOT EXISTS life (
+        {_WHO}, epoch Int64, second Int64, at_ms Int64, seq Int64, began_ms Int64, totals String
+    ) ENGINE = ReplacingMergeTree(seq) ORDER BY ({_KEY}, epoch, second) SETTINGS index_granularity = 256""",
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2, _V3, _V4)
 
 VERSIONS: Final = (
     "CREATE TABLE IF NOT EXISTS schema_version (version Int64) ENGINE = ReplacingMergeTree ORDER BY version"

@@ -4,9 +4,12 @@ Invariants:
 - Every write can be repeated: rows replace each other by what they are about (see
   :mod:`moescope.service.store.clickhouse.schema`). ClickHouse has no transaction over tables, so a batch that
   failed half-way is sent again as a whole, by its senders.
-- Of a producer's epoch the account with the highest ``seq`` counts, whichever service kept it last. Accounts
-  of several epochs are merged (:mod:`moescope.service.counts.merging`): frames of one producer may come to
-  different services, doubled and in any order.
+- Of a producer's epoch the row with the highest ``seq`` counts, whichever service kept it last. A service
+  writes a row for each epoch of which it knows more than the store; accounts of several epochs are merged
+  (:mod:`moescope.service.counts.merging`): frames of one producer may come to different services, doubled
+  and in any order.
+- What is removed is named by its epochs and their ``seq``: what another service keeps meanwhile stays.
+- What services tell each other is read in the server's order, and times are of the server's clock.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from moescope.capture.wire.traces import TracePart
 from moescope.service.store.clickhouse import (
     account_rows,
+    documents,
     gone,
     history,
     slot_reading,
@@ -27,10 +31,11 @@ from moescope.service.store.clickhouse import (
     trace_rows,
     traces,
 )
-from moescope.service.store.clickhouse.account_rows import Seen
+from moescope.service.store.clickhouse.account_rows import News
+from moescope.service.store.clickhouse.clock import ServerClock
 from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.kept import Kept
 from moescope.service.store.clickhouse.limit import keep_within, nbytes
-from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.clickhouse.schema import MIGRATIONS, VERSIONS
 from moescope.service.store.damage import DamageLog, unreadable_as_error
 from moescope.service.store.interface import Absence
@@ -52,7 +57,6 @@ from moescope.service.store.records import (
 from moescope.service.store.slots import ListedRequest, RequestSlots
 from moescope.service.store.worker_trace import WorkerTrace
 
-_LATE_MS: Final = 60_000  # how late a batch of another service may be, or how far its clock behind
 _TOO_LARGE: Final = (
     "the store %s is larger than store_mib (%d bytes) by its history and its newest day of traces, which "
     "stay: trace less, or keep it for less long (keep_traces_s, keep_5min_s)"
@@ -87,11 +91,24 @@ class ClickHouseStore:
         self._retention = retention
         self._writer = uuid.uuid4().hex
         self._numbers = trace_rows.Numbers()
-        self._seen_ms = 0
-        self._seen: Seen = {}
+        self._kept, self._kept_lives = Kept(), Kept()
         self._damage = DamageLog(self._connection.name)
         self._rolled_up: dict[int, int] = {}
         _migrate(self._connection)
+        self._news = News(self._connection, self._writer, self._kept, self._damage.account_of_another)
+        self._changes: dict[str, documents.Changes] = {}
+        self._clock = ServerClock(self._server_time)
+        self._knows_lives = False
+
+    @property
+    def shared(self) -> bool:
+        """It is."""
+        return True
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The server's clock."""
+        return self._clock
 
     @property
     def unbroken(self) -> bool:
@@ -101,44 +118,47 @@ class ClickHouseStore:
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these; on an error some may be kept, and saving them again is harmless."""
         try:
-            accounts, snapshots = account_rows.rows_of(records, self._writer)
-            documents = list(_documents(records))
+            if not self._knows_lives:
+                history.note_all(self._connection, self._kept_lives)
+                self._knows_lives = True
+            rows = account_rows.rows_of(records, self._writer, self._kept, self._kept_lives)
             parts = [record for record in records if isinstance(record, ArrivedPart)]
             routing, headers = trace_rows.rows_of(parts, self._numbers)
         except (TypeError, ValueError, OverflowError) as error:
             raise StoreError(f"a record can't be kept: {error}") from error
         for record in records:
             if isinstance(record, Forgotten):
-                self._forget(record.key, whole=True)
+                history.forget(self._connection, record)
+                self._kept.drop(record.key)
+                self._kept_lives.drop(record.key)
             elif isinstance(record, Posting) and record.began_again:
-                self._forget(record.key, whole=False)
+                history.begin_again(self._connection, record)
+                for kept in (self._kept, self._kept_lives):
+                    kept.drop(record.key, record.account.forgotten)
         insert = self._connection.insert
         # A part is seen by its header: last, so that all of it is there by then. So is an account's history.
-        insert("snapshot", history.COLUMNS, snapshots)
-        insert("account", account_rows.COLUMNS, accounts)
+        insert("life", history.COLUMNS, rows.lives)
+        for posting, written in rows.of_lives:
+            self._kept_lives.settle(posting.key, posting.account, written)
+        insert("account", account_rows.COLUMNS, rows.accounts)
+        for posting, written in rows.of_accounts:
+            self._kept.settle(posting.key, posting.account, written)
         insert("routing", trace_rows.ROUTING_COLUMNS, routing)
         insert("trace_part", trace_rows.PART_COLUMNS, headers)
-        insert("document", ("kind", "name", "content", "version", "gone"), documents)
+        insert("document", documents.COLUMNS, documents.rows_of(self._connection, records))
 
     def accounts(self) -> Iterator[Posting]:
         """The newest posting of every producer, its epochs from whichever service knew them best."""
-        return account_rows.postings(self._connection, "", {}, {}, self._damage.account)
+        return account_rows.all_postings(self._connection, self._kept, self._damage.account)
 
     def news(self) -> list[Posting]:
-        """Accounts that other services kept since the last call.
+        """Accounts that other services kept since the last call; the clock is set by the way."""
+        self._clock.set()
+        return self._news.read()
 
-        What was told is remembered for as long as the query finds it: memory is bounded by the producers and
-        epochs of which other services kept an account in the last minute.
-        """
-        sql = "WHERE writer != {me:String} AND at_ms > {since:Int64}"
-        since = {"me": self._writer, "since": self._seen_ms - _LATE_MS}
-        found = list(
-            account_rows.postings(self._connection, sql, since, self._seen, self._damage.account_of_another)
-        )
-        self._seen_ms = max([self._seen_ms, *(at_ms for _, at_ms in self._seen.values())])
-        oldest_ms = self._seen_ms - _LATE_MS
-        self._seen = {row: told for row, told in self._seen.items() if told[1] > oldest_ms}
-        return found
+    def changed_documents(self, kind: str) -> list[Document]:
+        """Documents of a kind that changed since the last call."""
+        return self._changes.setdefault(kind, documents.Changes(self._connection, kind)).read()
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest totals at or before it."""
@@ -180,11 +200,7 @@ class ClickHouseStore:
 
     def documents(self, kind: str) -> list[tuple[str, bytes]]:
         """(name, content) of all documents of a kind, by name."""
-        return self._connection.rows(
-            "SELECT name, content FROM document FINAL WHERE kind = {kind:String} AND gone = 0 ORDER BY name",
-            "tb",
-            {"kind": kind},
-        )
+        return documents.of_kind(self._connection, kind)
 
     def maintain(self, now: float, history_now: float | None = None) -> None:
         """Roll up and remove what is due. Every service does; the second finds nothing left."""
@@ -199,29 +215,16 @@ class ClickHouseStore:
 
     def usage(self) -> Usage:
         """What is held, by all services together."""
-        [(snapshots,)] = self._connection.rows("SELECT toInt64(count()) FROM snapshot FINAL", "i")
+        [(snapshots,)] = self._connection.rows("SELECT toInt64(count()) FROM life FINAL", "i")
         return Usage(snapshots, traces.count(self._connection), nbytes(self._connection))
 
     def close(self) -> None:
         """Let go of the connections."""
         self._connection.close()
 
-    def _forget(self, key: Key, whole: bool) -> None:
-        for table in ("snapshot", "account") if whole else ("snapshot",):
-            self._connection.command(f"DELETE FROM {table} WHERE {history.BY_KEY}", history.by_key(key))
-
-
-def _documents(records: Iterable[Record]) -> Iterator[list[Value]]:
-    for n, record in enumerate(records):
-        if isinstance(record, Document):
-            content = record.content
-            yield [
-                record.kind,
-                record.name,
-                content or b"",
-                time.time_ns() + n,
-                int(content is None),
-            ]
+    def _server_time(self) -> float:
+        [(now_us,)] = self._connection.rows("SELECT toUnixTimestamp64Micro(now64(6))", "i")
+        return float(now_us) / 1e6
 
 
 def _migrate(connection: Connection) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -131,6 +132,20 @@ class SqliteStore:
         """Nothing: the folder is one service's. But it is looked whether the files are still there."""
         self._presence.check()
         return ()
+
+    @property
+    def shared(self) -> bool:
+        """It isn't: one process writes to a folder."""
+        return False
+
+    def changed_documents(self, kind: str) -> list[Document]:  # noqa: ARG002 - the interface's
+        """None: no other service writes here."""
+        return []
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """This host's clock."""
+        return time.time
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest totals at or before it."""

@@ -50,10 +50,9 @@ def test_the_requests_of_a_step() -> None:
         NewRequest("b", 5, 2, True, RequestEnd(12, frozenset({3, 9}), certain=True)),
         NewRequest("c", 6, 0, False),
     ]
-    assert step.first_positions == {"a": 10, "b": 2, "c": 0, "d": 0}
+    assert step.rows() == ({"a": 10, "b": 2, "c": 0, "d": 0}, {"a": 2})
     assert (step.finished, step.resumed) == (("e",), {"d"})
     assert step.num_tokens == {"a": 3, "b": 3, "c": 6, "d": 4}
-    assert step.drafts == {"a": 2}
 
 
 def test_vllms_scheduler_tells_the_adapter_of_each_request(tmp_path: Path) -> None:

@@ -88,6 +88,22 @@ def test_runner_v1_tells_when_it_has_laid_out_its_batch() -> None:
     assert list(runner.input_batch.logitsprocs.all) == []
 
 
+def test_runner_v1s_batch_is_read_in_steps_whose_order_is_wanted_only() -> None:
+    """It has a thousand requests at times, and the listener is called in every step."""
+    listening, runner = Listening(), runner_v1()
+    listening.watch.step_begins(output({"a": 1}, {"a": 1}), runner)
+    lays_out(runner, ["a"])
+    listening.watch.step_ends()
+    del runner.input_batch.req_ids  # to read them would end the watch
+    for processor in runner.input_batch.logitsprocs.all:
+        processor.update_state(None)
+    listening.watch.step_ends()
+    listening.watch.step_begins(output({"a": 1, "b": 1}, {}), runner)
+    lays_out(runner, ["b", "a"])
+    assert told(listening) == [(["a"], [1]), (["b", "a"], [1, 1])]
+    assert listening.failures == 0
+
+
 def test_the_listener_changes_no_logits() -> None:
     listening, runner = Listening(), runner_v1()
     listening.watch.step_begins(output({"a": 1}, {"a": 1}), runner)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moescope.capture.seam.block_tables import BlockLayout, StepBlocks, Table
-from moescope.capture.seam.requests import NewRequest, StepRequests
+from moescope.capture.seam.requests import NewRequest, RowsOf, StepRequests
 from moescope.capture.seam.rows import Layout, RowSpan
 from moescope.capture.settings.sampling import TraceSampling
 from moescope.capture.step.batch import order_requests
@@ -125,7 +125,8 @@ def routed(layer: MoeLayer, ids: list[list[int]]) -> Trace:
 
 
 def one_request(tokens: int) -> StepRequests:
-    return StepRequests([], [NewRequest("a", 1, 0, False)], frozenset(), {"a": 0}, {"a": tokens})
+    new = NewRequest("a", 1, 0, False)
+    return StepRequests([], [new], frozenset(), {"a": tokens}, lambda: RowsOf({"a": 0}))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from devkit.matrix.document import NOTHING, PAGE, gpu_runs, render
+from devkit.matrix.document import NOTHING, PAGE, README, gpu_runs, in_short, render, with_table
 from devkit.matrix.record import CPU_RESULTS, Record, merge, read, write
 from moescope.capture.seam.versions import TESTED, series
 
@@ -17,6 +17,18 @@ def record(version: str, layout: str = "one rank", **fields: object) -> Record:
 def test_the_page_is_up_to_date() -> None:
     page = render(read(CPU_RESULTS), gpu_runs())
     assert page == PAGE.read_text(), "run `python -m devkit.matrix.document`"
+
+
+def test_the_table_of_the_readme_is_up_to_date() -> None:
+    text, table = README.read_text(), in_short(read(CPU_RESULTS), gpu_runs())
+    assert table in text, "run `python -m devkit.matrix.document`"
+    assert with_table(text, table) == text
+
+
+def test_the_table_in_short_tells_what_fails() -> None:
+    bad = record("0.31.0", checks={"counts": "5 for 6"}, failed=("counts",))
+    table = in_short([record("0.30.0"), bad], [])
+    assert "| 0.30 to 0.31 | CPUs | a real `vllm serve`, one rank | 1 of 2 releases pass |" in table
 
 
 def test_the_series_that_the_log_calls_tested_are_those_of_which_all_rows_pass() -> None:

@@ -15,7 +15,7 @@ def test_of_a_producer_that_is_forgotten_only_that_waits() -> None:
     for second in range(3):
         outbox.post(posting([2, 0], second, began_again=second == 1))
         outbox.post(other)
-        outbox.forget(key())
+        outbox.forget(Forgotten(key()))
     assert outbox.take() == [other, other, other, Forgotten(key())]
     assert outbox.take() == []
 

@@ -14,7 +14,7 @@ def rewrite(store: Store, table: str, column: str, where: str, change: Callable[
 
     Args:
         store: of either engine.
-        table: by its name in ClickHouse.
+        table: by its name; the history of totals is ``snapshot``.
         column: by its name, which both engines share; so are those in ``where``.
         where: in SQL.
         change: from the old bytes to the new ones.
@@ -25,6 +25,7 @@ def rewrite(store: Store, table: str, column: str, where: str, change: Callable[
         store._writer.execute(f"UPDATE {table} SET {column} = ? WHERE {where}", (change(old),))
         return
     assert isinstance(store, ClickHouseStore)
+    table = {"snapshot": "life"}.get(table, table)
     [(old,)] = store._connection.rows(f"SELECT {column} FROM {table} FINAL WHERE {where}", "b")
     store._connection.command(
         f"ALTER TABLE {table} UPDATE {column} = unhex('{change(old).hex()}') WHERE {where} "

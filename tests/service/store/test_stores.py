@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 
 from moescope.capture.wire import MoeLayer
+from moescope.service.counts.account import Account
 from moescope.service.store.interface import Store
 from moescope.service.store.records import (
     ArrivedPart,
     Document,
     Forgotten,
+    Posting,
     StoreError,
     TraceQuery,
     TraceShape,
 )
 from moescope.service.store.writer import StoreWriter
 from moescope.service.traces.routing import slots_of
-from tests.service.frames import EPOCH
-from tests.service.store.accounts import BORN, instants, key, posting
+from tests.service.frames import EPOCH, frame, producer
+from tests.service.store.accounts import BORN, LATER, instants, key, posting
 from tests.service.trace_parts import LAYERS, experts_of, part
 
 Open = Callable[..., Store]
@@ -105,15 +107,19 @@ def test_all_or_nothing(open_store: Open) -> None:
 def test_a_forgotten_producer_goes_with_its_history(open_store: Open) -> None:
     store = open_store()
     store.save([posting([2, 0, 0, 0], 5), posting([2, 0, 0, 0], 5, dp_rank=1)])
-    store.save([Forgotten(key(0))])
+    store.save([Forgotten(key(0), ((EPOCH, 5001),), BORN + 6)])
     assert [item.key for item in store.accounts()] == [key(1)]
     assert store.usage().snapshots == 1
 
 
 def test_another_shape_begins_a_new_history(open_store: Open) -> None:
     store = open_store()
-    store.save([posting([2, 0, 0, 0], 5)])
-    store.save([posting([2, 0], 9, began_again=True)])
+    who, account = producer(dp_size=2), Account(max_epochs=4)
+    for counts, epoch, after_s in (([2, 0, 0, 0], EPOCH, 5), ([2, 0], LATER, 9)):
+        before = account.generation
+        account.post(frame({1: counts, 3: counts}, who=who, epoch=epoch), at=BORN + after_s)
+        began_again = account.generation != before
+        store.save([Posting(who.key, BORN, BORN + after_s, account.state(), began_again)])
     assert instants(store, 20) == [9]
 
 

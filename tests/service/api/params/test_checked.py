@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from fastapi import APIRouter, Response
-from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, field_serializer
@@ -22,7 +21,7 @@ from pydantic import BaseModel, field_serializer
 from moescope.service.api.app import create_app
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.bodies import MAX_JSON
-from moescope.service.api.params.checked import CheckedRoute
+from moescope.service.api.params.checked import CheckedRoute, parts_of
 from moescope.service.api.params.not_taken import WHY
 from moescope.service.live.large import LargeQuestions
 from moescope.service.settings import Settings
@@ -57,6 +56,11 @@ def shared() -> Iterator[Service]:
     end()
 
 
+def _query_fields(route: APIRoute) -> list[Any]:
+    """The route's parameters in a query, those of its dependencies too."""
+    return [field for part in parts_of(route.dependant) for field in part.query_params]
+
+
 def _ask(service: Service, method: str, route: APIRoute, query: str) -> httpx.Response:
     return service.client.request(method, f"{re.sub(r'{[^}]*}', 'x', route.path)}?{query}")
 
@@ -70,7 +74,7 @@ def test_every_route_is_checked() -> None:
 def test_what_a_route_does_not_take_is_named_with_what_it_takes(
     shared: Service, method: str, route: APIRoute
 ) -> None:
-    takes = [field.alias for field in get_flat_dependant(route.dependant).query_params]
+    takes = [field.alias for field in _query_fields(route)]
     answer = _ask(shared, method, route, "qwertz=1")
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:moescope:problem:unknown-parameter")
     assert "There is no parameter 'qwertz'. " in answer.json()["detail"]
@@ -87,7 +91,7 @@ def test_what_a_route_does_not_take_is_named_with_what_it_takes(
 
 @pytest.mark.parametrize(("method", "route"), ROUTES, ids=NAMES)
 def test_what_takes_one_value_is_not_given_twice(shared: Service, method: str, route: APIRoute) -> None:
-    for field in get_flat_dependant(route.dependant).query_params:
+    for field in _query_fields(route):
         answer = _ask(shared, method, route, f"{field.alias}=1&{field.alias}=2")
         told = f"{field.alias} is given 2 times" in answer.text
         assert told != ("list" in str(field.field_info.annotation)), field.alias
@@ -120,7 +124,7 @@ def test_what_is_said(shared: Service, asked: str, words: str) -> None:
 def test_each_reason_is_of_a_route_that_does_not_take_the_parameter() -> None:
     takes: dict[str, set[str]] = {}
     for _, route in ROUTES:
-        names = {field.alias for field in get_flat_dependant(route.dependant).query_params}
+        names = {field.alias for field in _query_fields(route)}
         takes[route.path_format] = takes.get(route.path_format, set()) | names
     assert {path: set(names) & takes[path] for path, names in WHY.items()} == {path: set() for path in WHY}
 
