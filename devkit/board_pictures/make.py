@@ -58,7 +58,7 @@ BOARDS: Final = {
     "layer": {"server": CHAT, "layer": "8"},
     "health": {},
 }
-COLOURS: Final = 128
+COLOURS: Final = 96
 """Colours of a picture; flat areas and thin text need no more."""
 FONTS: Final = {400: "Regular", 500: "Medium"}
 """Weights of Inter that Grafana's styles ask for; its packages don't have the font."""
