@@ -275,4 +275,4 @@ def test_lines_of_the_workers_log_are_the_real_ones() -> None:
     # The line's prefix may stand apart from the words that follow it.
     said = [words.removeprefix("moescope: ") for words in quoted]
     assert not [words for words in said if words not in source]
-    assert "No producer has reported yet." in (ROOT / "service/cli/tables.py").read_text()
+    assert "No producer has reported yet." in (ROOT / "service/cli/rank_views.py").read_text()
