@@ -135,7 +135,9 @@ class Ledger:
         records = list(records)
         self.outbox.not_kept(records, lambda key: self.roster.get(key) is not None)
         for item in records:
-            entry = self.roster.get(item.key) if isinstance(item, Posting | Forgotten) else None
+            if not isinstance(item, Posting | Forgotten):
+                continue
+            entry = self.roster.get(item.key)
             if entry is None:
                 continue
             self._unkept.add(item.key)
