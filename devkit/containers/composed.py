@@ -42,7 +42,7 @@ def composed(engine: Engine, tool: Path) -> Iterator[Result]:
                     yield f"compose up {name}", False, done.stderr[-1500:]
                     return
             names = engine.podman("ps", "--format", "{{.Names}}").split()
-            yield "compose: moescope, simulate, prometheus run", len(names) == 3, ", ".join(sorted(names))
+            yield "compose: moescope, simulate, prometheus run", len(names) == 3, f"{len(names)} containers"
             yield from _asked()
         finally:
             engine.call(*compose, "down", "--volumes", timeout_s=300)
@@ -69,7 +69,7 @@ def _asked() -> Iterator[Result]:
     """Targets, rules and the boards' queries."""
     with httpx.Client(base_url="http://127.0.0.1:9090", timeout=60) as client:
         up = _until(lambda: _series(client, 'up{job="moescope"} == 1'))
-        yield "Prometheus scrapes moescope by its name in the network", bool(up), f"{len(up)} target"
+        yield "Prometheus scrapes the service by its name in the network", bool(up), f"{len(up)} target"
         # Rates over five minutes, and what is recorded from them, need some scrapes.
         found = _until(lambda: _series(client, "model:moescope_ep_imbalance:ratio_rate5m"))
         yield (
