@@ -1,9 +1,9 @@
 """The Helm chart, rendered by Helm itself (its Go library, in a package of PyPI): ``python -m devkit.chart``.
 
 Without arguments it writes the manifests in ``deploy/kubernetes`` that are for people without Helm. ``check``
-lints the chart and says which of these manifests are out of date. ``render CHART FILE...`` prints what a chart
-makes of each file of values, as JSON: texts by template, or the error. That is a process of its own because Go's
-threads would stay in the caller's, and Python warns when a process with threads forks.
+lints the chart and says which of these manifests are out of date. ``render CHART FILE...`` prints what a
+chart makes of each file of values, as JSON: texts by template, or the error. That is a process of its own
+because Go's threads would stay in the caller's, and Python warns when a process with threads forks.
 """
 
 from __future__ import annotations
