@@ -154,7 +154,8 @@ def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> 
 
     def read_runs() -> Int64Array:
         if len(parts) == 1 and parts[0][5] is not None:
-            return runs_of([parts[0][5]], tokens)
+            with readers.failures():
+                return runs_of([parts[0][5]], tokens)
         with _reading(readers, place) as connection:
             blobs = connection.execute(
                 "SELECT runs FROM trace_part WHERE trace = ? ORDER BY part", (place.trace,)
