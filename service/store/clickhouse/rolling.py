@@ -57,13 +57,14 @@ class Rolling:
         done_ms = self._done(bucket_ms)
         if done_ms is not None and 0 <= until_ms - done_ms < _OFTEN_MS:
             return
-        # Where a clock was ahead, what came since is behind what was done.
-        since_ms = self._first() if done_ms is None else min(done_ms, until_ms) - _LATE_MS
-        if since_ms is None or since_ms >= until_ms:
+        first_ms = self._first()
+        if first_ms is None or first_ms >= until_ms:
             return
         # What is older still is removed, or of a clock that was wrong.
-        oldest_ms = until_ms - int(self._retention.coarse_s * 1000) - _DAY_MS
-        at_ms = max(since_ms, oldest_ms) // bucket_ms * bucket_ms
+        at_ms = max(first_ms, until_ms - int(self._retention.coarse_s * 1000) - _DAY_MS)
+        if done_ms is not None:  # where a clock was ahead, what came since is behind what was done
+            at_ms = max(at_ms, min(done_ms, until_ms) - _LATE_MS)
+        at_ms = at_ms // bucket_ms * bucket_ms
         while at_ms < until_ms:
             end_ms = self._piece(at_ms, until_ms)
             for table in ("snapshot", "life"):
