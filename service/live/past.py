@@ -146,10 +146,15 @@ def _narrow(totals: Iterable[StoredTotals | None]) -> list[Snapshot | None]:
 def _with(memory: Remembered, stored: Mapping[float, Snapshot | None], oldest: Snapshot | None) -> Remembered:
     """Of each boundary the totals that are nearest to its instant."""
     result = list(memory.found)
+    shape = memory.found[-1].totals.layout
+    if oldest is not None and oldest.totals.layout.conflict(shape) is not None:
+        oldest = None  # of a former model, as below
     for i, instant in enumerate(memory.instants):
         if instant is None or instant not in stored:
             continue
         candidate = stored[instant]
+        if candidate is not None and candidate.totals.layout.conflict(shape) is not None:
+            continue  # of a former model, which another service has kept since
         if candidate is None:
             if oldest is not None and oldest.at < result[i].at:
                 result[i] = oldest
