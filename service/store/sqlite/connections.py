@@ -57,10 +57,6 @@ class Readers:
                 except queue.Full:
                     connection.close()
 
-    def failures(self) -> contextlib.AbstractContextManager[None]:
-        """Errors of what was read before, and is decoded now, as errors of the store."""
-        return failures(self._path)
-
     def close(self) -> None:
         """Close those that are idle."""
         while not self._idle.empty():
