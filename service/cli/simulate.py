@@ -17,9 +17,10 @@ from moescope.service.cli.simulate_options import (
     StepOptions,
     plan_of,
 )
-from moescope.service.cli.terminal import ending_at, say
+from moescope.service.cli.terminal import code_of, ending_at, say
 from moescope.service.client.http import ServiceUnavailableError
 from moescope.service.client.settings import client_settings
+from moescope.service.settings import SettingsError
 from moescope.service.simulation.feed import Poster, Progress, feed
 from moescope.service.simulation.plan import Plan
 
@@ -73,7 +74,7 @@ def simulate(
     feeding: FeedOptions,
 ) -> None:
     """Feed the service until the duration has passed or Ctrl-C."""
-    with ending_at(ValueError, ServiceUnavailableError):
+    with ending_at(ValueError, ServiceUnavailableError, SettingsError):
         plan = plan_of(fleet, routing, steps, faults, feeding)
         try:
             with closing(Poster(url, client_settings())) as poster:
@@ -82,8 +83,8 @@ def simulate(
         except KeyboardInterrupt:
             return
     say(line(last))
-    if not last.frames:
-        raise typer.Exit(1)
+    if last.problem is not None and not last.frames:
+        raise typer.Exit(code_of(last.problem))
 
 
 def _summary(plan: Plan) -> str:
@@ -102,7 +103,7 @@ def line(progress: Progress) -> str:
         text += f", {progress.failed} not delivered"
     if progress.late_s:
         text += f"; {progress.late_s:.2f} s too slow: give fewer --steps or a longer --interval"
-    return f"{text}; {progress.problem}" if progress.problem else text
+    return text if progress.problem is None else f"{text}; {progress.problem}"
 
 
 class _Teller:
@@ -110,11 +111,12 @@ class _Teller:
 
     def __init__(self) -> None:
         self._last = 0.0
-        self._problem: str | None = None
+        self._problem = ""
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        if now - self._last < _SECONDS_BETWEEN_LINES and progress.problem == self._problem:
+        problem = "" if progress.problem is None else str(progress.problem)
+        if now - self._last < _SECONDS_BETWEEN_LINES and problem == self._problem:
             return
-        self._last, self._problem = now, progress.problem
+        self._last, self._problem = now, problem
         say(line(progress))

@@ -23,7 +23,7 @@ def test_the_commands_send_the_token_of_the_environment(
     service = start_service(token="the-only-token-there-is", min_tokens=1)
     service.push(frame({0: [200, 200]}), authorization="Bearer the-only-token-there-is")
     done = run("ranks", "--url", service.url)
-    assert (done.returncode, "MOESCOPE_TOKEN_FILE" in done.stderr) == (2, True)
+    assert (done.returncode, "MOESCOPE_TOKEN_FILE" in done.stderr) == (6, True)
     path = tmp_path / "token"
     path.write_text("the-only-token-there-is\n")
     monkeypatch.setenv("MOESCOPE_TOKEN_FILE", str(path))
@@ -35,17 +35,17 @@ def test_the_commands_send_the_token_of_the_environment(
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "words", "code"),
     [
-        ("http://127.0.0.1:1", "start one with `moescope serve`"),
-        ("ftp://x", "http://127.0.0.1:9890"),
-        ("http://gpu-7:http", "http://127.0.0.1:9890"),
-        ("http://[::1", "http://127.0.0.1:9890"),
+        ("http://127.0.0.1:1", "start one with `moescope serve`", 5),
+        ("ftp://x", "http://127.0.0.1:9890", 2),
+        ("http://gpu-7:http", "http://127.0.0.1:9890", 2),
+        ("http://[::1", "http://127.0.0.1:9890", 2),
     ],
 )
-def test_no_service_is_said_in_one_line(url: str, words: str) -> None:
+def test_no_service_is_said_in_one_line(url: str, words: str, code: int) -> None:
     done = run("balance", "--url", url)
-    assert done.returncode == 2
+    assert done.returncode == code
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -61,7 +61,7 @@ def test_a_token_that_no_header_can_hold_is_named(service: Service, monkeypatch:
 
 def test_a_problem_of_the_service_is_passed_on(service: Service) -> None:
     done = run("balance", "--url", service.url)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (7, "")
     assert "MOESCOPE=1" in done.stderr
 
 
@@ -81,6 +81,7 @@ COMMANDS = [
     ["pools", "one"],
     ["stragglers"],
     ["verdict"],
+    ["top"],
     [],
     ["placement"],
     ["advise"],
