@@ -4,7 +4,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help env demo test packages lint types kernels tests tests-service tests-store tests-e2e tests-rest test-gpu bare soak matrix format clean
+.PHONY: help env demo test packages lint types kernels tests tests-service tests-store tests-e2e tests-rest test-gpu bare soak matrix bench format clean
 
 # vLLM's modules are imported by every process of every test; cached bytecode makes that three times as fast.
 unexport PYTHONDONTWRITEBYTECODE
@@ -85,6 +85,9 @@ soak: env  ## the gates that take long: load, faults, network, bad and expensive
 
 matrix: env  ## each supported release of vLLM, run on CPUs; a table into docs/versions.md (ARGS=--help)
 	$(call stage,matrix,$(call install,vllm) && $(BIN)/python -m devkit.matrix $(ARGS))
+
+bench: env  ## the benchmarks that need no GPU, compared with their committed ratios; ten minutes (ARGS=--help)
+	$(call stage,bench,$(BIN)/python -m benchmarks.compare $(ARGS))
 
 format: env  ## rewrite the code in its format, with the fixes that ruff can make
 	@$(BIN)/ruff check --fix-only -q .; $(BIN)/ruff format .

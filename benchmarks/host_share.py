@@ -51,7 +51,7 @@ def main() -> None:
         for row in measure(batch, options.runs):
             rows.append(row)
             print(f"{row['batch']:>5}  {row['mode']:<26} {row['calls']:>7.0f} {row['us']:>10.2f}")
-    keep(RESULTS, options, rows)
+    keep(options, rows)
 
 
 def measure(batch: int, steps: int) -> Iterator[dict[str, Any]]:

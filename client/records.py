@@ -62,7 +62,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         layers: int64 [L], decoder layers.
         num_experts: int64 [L], logical experts of each layer; form ``vllm``: 0 in a layer without experts.
         top_k: int64 [L], experts that a token takes.
-        times_computed: int64 [T], how often each position was computed; 0: not at all.
+        times_computed: int64 [T], how often each position was computed; 0: not at all, or with form ``vllm``
+            not in every layer.
         weights_version: int64 [T], which version of the weights computed it last, as its worker counts them.
     """
 

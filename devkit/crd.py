@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from jsonschema.protocols import Validator
-from jsonschema.validators import Draft202012Validator
+from jsonschema.protocols import Validator  # type: ignore[import-untyped]
+from jsonschema.validators import Draft202012Validator  # type: ignore[import-untyped]
 
 
 class _Loader(yaml.CSafeLoader):  # type: ignore[misc]

@@ -48,11 +48,11 @@ class LastToken(NamedTuple):
     """A request's last token.
 
     Attributes:
-        index: which of the sampled tokens it is.
+        place: which of the sampled tokens it is.
         reason: why the request ends with it; empty: a client may be told another reason.
     """
 
-    index: int
+    place: int
     reason: Finish
 
 
@@ -77,7 +77,7 @@ class RequestEnd(NamedTuple):
     def last_of(self, sampled: Sequence[int], length: int, generated: list[int] | None = None) -> int | None:
         """See `last_token`: which of the sampled tokens it is, or None."""
         found = self.last_token(sampled, length, generated)
-        return None if found is None else found.index
+        return None if found is None else found.place
 
     def last_token(
         self, sampled: Sequence[int], length: int, generated: list[int] | None = None

@@ -56,6 +56,6 @@ def kept_rows(trace: Trace, first: int, count: int, drafts: int, sampled: Sequen
     last = trace.end.last_token(sampled, first + rows + 1 - len(sampled), trace.generated)
     if last is None:
         return Kept(rows, count - rows, accepted)
-    accepted = min(accepted, last.index)
+    accepted = min(accepted, last.place)
     rows = count - drafts + accepted
     return Kept(rows, count - rows, accepted, complete=True, reason=last.reason)

@@ -70,7 +70,7 @@ PAGE: Final = (
     "<script>window.__grafana_public_path__ = '/public/'; window.MOESCOPE = BOARD;</script>"
     '<script src="draw.js"></script></body></html>'
 )
-LARGEST: Final = 300_000
+LARGEST: Final = 200_000
 """Bytes that a picture may have."""
 
 

@@ -58,6 +58,7 @@ from moescope.service.auth.sessions import (
 )
 from moescope.service.drift.baseline import KIND, BaselineBook
 from moescope.service.drift.watch import DriftWatch
+from moescope.service.live.placements import PLACEMENT
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
@@ -163,6 +164,7 @@ def _restored_state(settings: Settings, clock: Callable[[], float], writer: Stor
     state = LiveState(settings, clock, writer.store)
     kept = list(writer.store.accounts())
     state.restore(kept, writer.store.unbroken)
+    state.hear_placements(writer.store.documents(PLACEMENT))
     if records := state.take_records():
         writer.submit(records)  # what counters leave out must be kept before they are shown
     return state

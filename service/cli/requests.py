@@ -66,6 +66,9 @@ class Among:
     model: Annotated[
         str | None, typer.Option(help="Only requests of this model; of the only one when absent.")
     ] = None
+    pool: Annotated[
+        str | None, typer.Option(help="Only requests of this pool of deployments; of all when absent.")
+    ] = None
     dp_rank: Annotated[
         int | None, typer.Option(min=0, help="Only requests of this DP rank; of all when absent.")
     ] = None
@@ -175,10 +178,15 @@ def list_similar(
         str | None,
         typer.Option(help="Deployment of that request; when absent, the only one that has it."),
     ] = None,
+    like_model: Annotated[
+        str | None,
+        typer.Option(help="Model of that request; when absent, the only one that has it."),
+    ] = None,
     layer: LayerOption = None,
 ) -> None:
     """Print a line for each request."""
-    params = {**asdict(among), "like": like, "like_server": like_server, "layer": layer}
+    of_it = {"like": like, "like_server": like_server, "like_model": like_model}
+    params = {**asdict(among), **of_it, "layer": layer}
     answer = ask_telling(url, "/v1/requests/similar", params, _READING)
     show(output, answer, _similar_view)
 

@@ -86,6 +86,9 @@ class Filter:
 
     server: Annotated[str | None, typer.Option(help="Only this vLLM deployment; all when absent.")] = None
     model: Annotated[str | None, typer.Option(help="Only this model; all when absent.")] = None
+    pool: Annotated[
+        str | None, typer.Option(help="Only of this pool of deployments; of all when absent.")
+    ] = None
     start: Annotated[
         str | None, typer.Option(help="Stored since, as -1h; all that are kept when absent.")
     ] = None
@@ -178,6 +181,9 @@ class Many:
         Literal["layers", "packed"],
         typer.Option(help="With --into: a column for each layer, or one column of bytes."),
     ] = "layers"
+    pool: Annotated[
+        str | None, typer.Option(help="With --into: only of this pool of deployments; of all when absent.")
+    ] = None
     dp_rank: Annotated[
         int | None, typer.Option(min=0, help="With --into: only of this DP rank; of all when absent.")
     ] = None
@@ -202,7 +208,8 @@ class Many:
     @property
     def where(self) -> dict[str, Any]:
         """The filter."""
-        return {name: getattr(self, name) for name in ("dp_rank", "lora", "start", "end", "min_tokens")}
+        names = ("pool", "dp_rank", "lora", "start", "end", "min_tokens")
+        return {name: getattr(self, name) for name in names}
 
 
 def export(

@@ -24,14 +24,14 @@ from moescope.service.live.history import History
 from moescope.service.live.memory import available_bytes
 from moescope.service.live.outbox import Outbox
 from moescope.service.live.past import Remembered
-from moescope.service.live.placements import Placements
+from moescope.service.live.placements import Placements, told_in
 from moescope.service.live.producers import ProducerState
 from moescope.service.live.roster import Roster
 from moescope.service.live.row_laws import RowLaws
 from moescope.service.live.spans import Snapshot
 from moescope.service.live.step_joins import Joins
 from moescope.service.settings import ClickHouseUrl, Settings
-from moescope.service.store.records import Forgotten, Key, Posting, Record
+from moescope.service.store.records import Document, Forgotten, Key, Posting, Record
 
 _HISTORY_BYTES: Final = 256 << 20
 HEARD_LATE_S: Final = 5.0
@@ -67,6 +67,7 @@ class Ledger:
         self.outbox = Outbox()
         alone = not isinstance(settings.store, ClickHouseUrl)
         self.continuity = Continuity(clock, settings.stale_after_s, alone)
+        self._told_placements: dict[Key, Document] = {}  # that the store does not have yet
         self._unkept: set[Key] = set()  # the store may lack something of these, which are here
         self._starts: dict[Key, int] = {}  # of the producers that another shape of their model has pushed out
 
@@ -134,13 +135,25 @@ class Ledger:
         """The store failed to keep these: it is given again what it lacks of what is here."""
         records = list(records)
         self.outbox.not_kept(records, lambda key: self.roster.get(key) is not None)
+        for record in records:
+            told = told_in(record.name, record.content or b"") if isinstance(record, Document) else None
+            if told is not None and isinstance(record, Document):
+                self._told_placements.setdefault(told.key, record)
         for item in records:
-            entry = self.roster.get(item.key) if isinstance(item, Posting | Forgotten) else None
+            if not isinstance(item, Posting | Forgotten):
+                continue
+            entry = self.roster.get(item.key)
             if entry is None:
                 continue
             self._unkept.add(item.key)
             if isinstance(item, Forgotten):  # it is back: what is here must not go with what was
                 self._record(item.key, entry.account, self.outbox.post)
+
+    def take_records(self) -> list[Record]:
+        """What changed for good since the last call, in order."""
+        records = [*self.outbox.take(), *self._told_placements.values()]
+        self._told_placements.clear()
+        return records
 
     def say_again(self) -> None:
         """Put into the outbox what the store may lack of producers from which no frame may come any more."""
@@ -212,6 +225,10 @@ class Ledger:
             account = entry.account
         layout = self._layouts.of(frame.layers)
         leaving = set(self.roster.outgrown_by(key, layout))
+        for other in leaving:
+            silent = self.roster.get(other)
+            assert silent is not None
+            account.check_late(frame, now, silent.account.life, limits.expire_after_s)
         if entry is None:
             leaving.update(self.roster.to_make_room())
         generation, before, is_new = account.generation, account.totals, entry is None
@@ -229,7 +246,9 @@ class Ledger:
         assert account.latest is not None
         is_newest = frame.epoch == account.latest.epoch
         if is_newest:
-            self.placements.note(frame, now, account.life.started_at)
+            told = self.placements.note(frame, now, account.life.started_at)
+            if told is not None and self._keeps:
+                self._told_placements[key] = told.document()
         if is_newest or entry is None:
             self._enter(key, account, now)
         else:
@@ -310,6 +329,7 @@ class Ledger:
             self._starts[key] = entry.account.restarts + 1
         self.roster.remove(key)
         self.placements.forget(key)
+        self._told_placements.pop(key, None)
         self.history.forget(key)
         self.joins.forget(key)
         self._laws.forget(key)

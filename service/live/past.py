@@ -89,9 +89,14 @@ def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:
     at_once = max(1, READ_BYTES // max(1, memory.found[-1].totals.nbytes))
     stored = _read(archive, key, [instant for _, instant in wanted], at_once)
     oldest: StoredTotals | None = None
+    shape = memory.found[-1].totals.layout
     for (i, instant), candidate in zip(wanted, stored, strict=True):
+        if candidate is not None and candidate.totals.layout.conflict(shape) is not None:
+            continue  # of a former model, which another service has kept since
         if candidate is None:
             oldest = oldest or archive.oldest(key)
+            if oldest is not None and oldest.totals.layout.conflict(shape) is not None:
+                continue
             if oldest is not None and oldest.at < result[i].at:
                 result[i] = Snapshot(oldest.at, narrowed(oldest.totals))
         elif instant < memory.told_until or not candidate.at <= result[i].at <= instant:

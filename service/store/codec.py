@@ -165,7 +165,8 @@ def decode_account(blob: object) -> AccountState:
     # They also lack the switches of capture, of which a worker that is disabled had one at least.
     switches = totals.switches + (totals.switches % 2 != (packed.state == "disabled"))
     totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches)
-    forgotten = packed.forgotten or (packed.forgotten_up_to,)
+    # Older blobs have the last one only; no epoch is 0.
+    forgotten = packed.forgotten or ((packed.forgotten_up_to,) if packed.forgotten_up_to else ())
     out = packed.base
     base = None if out is None else Base(unpack(out.totals), out.restarts, out.at)
     return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest, tuple(packed.conflicts), base)

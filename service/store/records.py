@@ -141,6 +141,7 @@ class TraceQuery:
     """Which traces to list; None is any.
 
     ``start`` and ``end`` bound when a trace was stored, seconds of Unix time; ``expert`` needs ``layer``;
+    ``pool``: only requests of deployments that were of this pool then.
     ``before`` is the number of the last trace on the page before. ``weights_version``: that version of the
     weights computed some of its tokens. ``taken_over``: whether the requests found have theirs; it may be
     long, so lists do without. ``lora``: only requests of this adapter; empty: only those of none that is
@@ -160,6 +161,7 @@ class TraceQuery:
     limit: int = 100
     weights_version: int | None = None
     lora: str | None = None
+    pool: str | None = None
     numbers: tuple[int, ...] | None = None
     taken_over: bool = True
 

@@ -156,6 +156,7 @@ def pieces(
         positions: how many of a request to make at once.
         layers: only requests of these layers, or of some of them; None: of any.
     """
+    known = None if layers is None else frozenset(layers)
     for number, found in _again(store, query, chosen.numbers):
         if found is None:
             yield LeftOut(
@@ -166,7 +167,7 @@ def pieces(
             reading = read(found)
             if reading is None:
                 continue
-            if layers is not None and not set(reading.routing.layers) <= set(layers):
+            if known is not None and not known.issuperset(reading.routing.layers):
                 raise UnreadableError(_UNLIKE)
             yield from _of_one(reading, positions(reading.routing))
         except (UnreadableError, StoreError) as error:

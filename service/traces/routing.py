@@ -70,6 +70,8 @@ class _Share:
         index = {layer: place for place, layer in enumerate(layers)}
         # Where workers contradict each other about a layer, the first is believed.
         self.places = tuple(index.get(layer) for layer in worker.layers)
+        sizes = {layer.top_k for layer in worker.layers}
+        self._top_k = sizes.pop() if len(sizes) == 1 else 0  # of each layer, if all have the same
 
     def times(self, start: int, end: int) -> Int64Array:
         """How often the worker computed each position from ``start`` to before ``end``, int64 [n]."""
@@ -77,7 +79,8 @@ class _Share:
         at = (self._firsts < end) & (self._ends > start)
         np.add.at(change, np.maximum(self._firsts[at], start) - start, 1)
         np.add.at(change, np.minimum(self._ends[at], end) - start, -1)
-        return np.cumsum(change)[:-1]
+        counted: Int64Array = np.cumsum(change)[:-1]
+        return counted
 
     def write(self, experts: Int16Array, rows: Int64Array, places: Collection[int]) -> None:
         """Write rows of the worker's trace into experts [n, L, K], in the layers at these places.
@@ -85,6 +88,9 @@ class _Share:
         ``rows`` has one for each position, -1: none of the worker's.
         """
         computed = np.flatnonzero(rows >= 0)
+        wanted = [
+            (at, place) for at, place in enumerate(self.places) if place is not None and place in places
+        ]
         # In rising order of rows, so that the store is read forward, and never more at once than was asked.
         computed = computed[np.argsort(rows[computed], kind="stable")]
         while len(computed):
@@ -93,10 +99,18 @@ class _Share:
             some, computed = computed[:count], computed[count:]
             of_layers = self._worker.read(begin, int(rows[some[-1]]) + 1)
             into, taken = _slice_of(some), _slice_of(rows[some] - begin)
-            for place, ids in zip(self.places, of_layers, strict=True):
-                if place in places:
-                    # NO_EXPERT becomes -1: no id of an expert has the highest bit.
-                    experts[into, place, : ids.shape[1]] = ids[taken].astype(np.int16)
+            # NO_EXPERT becomes -1: no id of an expert has the highest bit.
+            if len(wanted) == experts.shape[1] and self._fill(experts):
+                side_by_side = np.concatenate([ids[taken] for ids in of_layers], axis=1)
+                experts[into] = side_by_side.reshape(-1, *experts.shape[1:])
+                continue
+            for at, place in wanted:
+                ids = of_layers[at]
+                experts[into, place, : ids.shape[1]] = ids[taken]
+
+    def _fill(self, experts: Int16Array) -> bool:
+        """Whether its layers, one beside the other in their order, are just those of the experts."""
+        return self.places == tuple(range(experts.shape[1])) and self._top_k == experts.shape[2]
 
     def steps_of(self, rows: Int64Array) -> Int64Array:
         """The steps that computed some rows of the worker's trace, int64 [n]; -1: not known, or no row."""
@@ -114,6 +128,11 @@ class _Share:
     def last_rows(self, start: int, end: int) -> Int64Array:
         """For each position the row of the worker's trace that computed it last, int64 [n]; -1: none."""
         rows = np.full(end - start, -1, np.int64)
+        if len(self._firsts) == 1:  # one run, as of a request that nothing interrupted
+            first, last = max(int(self._firsts[0]), start), min(int(self._ends[0]), end)
+            begin = int(self._begins[0]) + first - int(self._firsts[0])
+            rows[first - start : max(first, last) - start] = np.arange(begin, begin + max(0, last - first))
+            return rows
         at = np.flatnonzero((self._firsts < end) & (self._ends > start))
         firsts = np.maximum(self._firsts[at], start)
         counts = np.minimum(self._ends[at], end) - firsts
@@ -168,6 +187,9 @@ class Routing:
         self._shares = shares
         # Layers that the same workers traced were computed equally often: each set of workers counts once.
         self._sets: dict[tuple[int, ...], list[int]] = {}
+        if len(shares) == 1 and set(shares[0].places) == {*range(len(layers))}:
+            self._sets[0,] = [*range(len(layers))]
+            return
         for place in range(len(layers)):
             of_place = tuple(n for n, share in enumerate(shares) if place in share.places)
             self._sets.setdefault(of_place, []).append(place)

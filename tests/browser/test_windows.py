@@ -42,6 +42,21 @@ def test_charts_follow_the_window(empty: Serving, clock: Clock, watched: Watched
     assert int(whole["points"]) <= 60
 
 
+def test_the_service_tells_the_time(empty: Serving, clock: Clock, watched: Watched) -> None:
+    feed(empty, clock, plan(), 120)
+    watched.page.route("**/v1/live", lambda route: None)  # no tick ever says what time it is
+    page = watched.page  # whose clock is years ahead of the service's
+    now = int(clock.now)
+    asked = _asked(page, f"{empty.url}/#/overview?from={now - 60}&to={now + 3600}")
+    assert asked["end"] == str(now)
+    watched.settled()
+    watched.route("#/ranks?window=1m")
+    fixed = page.get_by_role("link", name="Link to this window")
+    expect(fixed).to_have_attribute("href", f"#/ranks?{_fixed(clock)}")
+    page.get_by_label("Window", exact=True).select_option("past")
+    page.wait_for_url(lambda url: f"from={now - 300}&to={now}" in url)
+
+
 def test_a_drag_zooms_into_the_past_and_back_returns(empty: Serving, clock: Clock, watched: Watched) -> None:
     feed(empty, clock, plan(), 600)
     page = watched.open(empty.url, f"#/overview?from={EPOCH + 100}&to={EPOCH + 400}")

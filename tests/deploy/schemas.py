@@ -10,9 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
-from jsonschema.protocols import Validator
-from jsonschema.validators import Draft7Validator
+import kubernetes_validate  # type: ignore[import-untyped]
+from jsonschema.protocols import Validator  # type: ignore[import-untyped]
+from jsonschema.validators import Draft7Validator  # type: ignore[import-untyped]
 
 from devkit.crd import complaints, validator
 

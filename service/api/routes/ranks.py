@@ -68,7 +68,7 @@ def ranks_router(state: LiveState, turns: Turns) -> APIRouter:
         if dp_rank is not None:
             for item in found:
                 item.dp_ranks = [rank for rank in item.dp_ranks if rank.dp_rank == dp_rank]
-        return Ranks(deployments=found)
+        return Ranks(now=state.now(), deployments=found)
 
     return router
 

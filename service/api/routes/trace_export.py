@@ -14,6 +14,7 @@ from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.query import EndParam, LayerParam, StartParam, parse_bounds
 from moescope.service.api.params.stored import existing, parse_cursor
+from moescope.service.api.params.traced import TracedPoolParam
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.export_asked import (
     Columns,
@@ -88,6 +89,7 @@ def trace_export_router(
         kind: FormatParam = ExportFormat.NDJSON,
         server: OnlyServerParam = None,
         model: OnlyModelParam = None,
+        pool: TracedPoolParam = None,
         dp_rank: OnlyRankParam = None,
         lora: OnlyLoraParam = None,
         weights_version: OnlyWeightsParam = None,
@@ -119,6 +121,7 @@ def trace_export_router(
         query = TraceQuery(
             server=server,
             model=model,
+            pool=pool,
             dp_rank=dp_rank,
             start=bounds.start,
             end=bounds.end,

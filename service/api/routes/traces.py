@@ -28,6 +28,7 @@ from moescope.service.api.params.stored import WHY_ABSENT, existing, parse_curso
 from moescope.service.api.params.traced import (
     EndPositionParam,
     FirstParam,
+    TracedPoolParam,
     TraceModelParam,
     TraceServerParam,
 )
@@ -107,6 +108,7 @@ def _add_list(router: APIRouter, state: LiveState, store: Store | None) -> None:
     def traces(
         server: ServerParam = None,
         model: ModelParam = None,
+        pool: TracedPoolParam = None,
         dp_rank: DpRankParam = None,
         request_id: RequestIdParam = None,
         start: StartParam = None,
@@ -125,6 +127,7 @@ def _add_list(router: APIRouter, state: LiveState, store: Store | None) -> None:
         query = TraceQuery(
             server=server,
             model=model,
+            pool=pool,
             dp_rank=dp_rank,
             name=request_id,
             start=bounds.start,

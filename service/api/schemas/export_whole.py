@@ -61,7 +61,8 @@ class WholeReader:
                 return None  # a prefill instance's, which goes with each sample
             raise UnreadableError(error.detail) from error
         if joined.main.number != found.number:
-            return _of_another(joined, found)
+            _of_another(joined, found)
+            return None
         told = told_of(joined)
         if len(told) > MAX_TOLD:
             raise UnreadableError(f"it is joined from too many runs for an export: {_ALONE}")

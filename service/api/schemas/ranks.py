@@ -193,4 +193,5 @@ class DeploymentOut(BaseModel):
 class Ranks(BaseModel):
     """Everything that reports."""
 
+    now: float = Field(description="Unix seconds on the service's clock.")
     deployments: list[DeploymentOut]

@@ -45,13 +45,14 @@ export function instant(name, text) {
 
 /** @param {HTMLElement} place */
 export function buildControls(place) {
+  let latest = 0; // Unix seconds on the service's clock
   const deployment = choice("Model", (value) => {
     const [server, model] = JSON.parse(value);
     change({ server, model, dp_rank: null, layer: null });
   });
   const window = choice("Window", (value) => {
-    const now = Math.floor(Date.now() / 1000);
-    if (value === "past") change({ window: null, from: now - 300, to: now });
+    const end = Math.floor(latest);
+    if (value === "past") change({ window: null, from: end - 300, to: end });
     else change({ window: value, from: null, to: null });
   });
   const phase = choice("Phase", (value) => change({ phase: value }));
@@ -68,6 +69,7 @@ export function buildControls(place) {
      * @returns the deployment of `ranks` that is meant: the first live one unless the route names one; null if none
      */
     update(route, ranks, view, now) {
+      latest = now;
       const { params } = route;
       const known = ranks.deployments;
       const named = known.find((d) => matches(params, d));

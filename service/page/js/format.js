@@ -20,11 +20,16 @@ export const measure = (x) => (x === null || x === undefined ? "–" : x.toFixed
 export const measured = (x, unit) => (unit === "number" && Number.isInteger(x) ? count(x) : measure(x));
 /** 2.10× */
 export const times = (x) => `${x.toFixed(2)}×`;
+let today = () => new Date();
+/** From now on "today" is the day of the service's clock; the browser's may be wrong. @param {number} unixSeconds */
+export function setServiceTime(unixSeconds) {
+  today = () => new Date(unixSeconds * 1000);
+}
 const sameDay = (a, b) => date.format(a) === date.format(b);
 /** 14:03:12, local time; with its date where that is not today's. */
 export function time(unixSeconds) {
   const at = new Date(unixSeconds * 1000);
-  return (sameDay(at, new Date()) ? clock : day).format(at);
+  return (sameDay(at, today()) ? clock : day).format(at);
 }
 /** 14:03:12 to 14:04:12, local time; with dates where it spans midnight or is not of today. */
 export function span(start, end) {

@@ -3,7 +3,7 @@
 import { get, ApiError, windowCutAt } from "./api.js";
 import { buildControls } from "./controls.js";
 import { h, setAttribute, setText } from "./dom.js";
-import { time, timeZone } from "./format.js";
+import { setServiceTime, time, timeZone } from "./format.js";
 import { brokenLaw, partText } from "./health.js";
 import { bindHelp } from "./help.js";
 import { follow } from "./live.js";
@@ -43,7 +43,7 @@ setText(/** @type {HTMLElement} */ (document.getElementById("zone")), `Times are
 
 let shown = { name: "", view: /** @type {View|null} */ (null), ready: false };
 let connection = "connecting";
-let now = Date.now() / 1000;
+let now = 0; // until the first answer: the service's clock counts, not the browser's
 let freshAt = 0;
 let running = /** @type {AbortController|null} */ (null);
 let again = false;
@@ -110,6 +110,8 @@ async function draw(signal) {
   }
   if (name !== shown.name) showView(name);
   const ranks = await get("v1/ranks", {}, signal);
+  now = ranks.now;
+  setServiceTime(now);
   const deployment = controls.update(route, ranks, VIEWS[name], now);
   if (deployment) settle(route, deployment);
   const { past } = bounds(route.params);
@@ -209,8 +211,7 @@ bindHelp(/** @type {HTMLElement} */ (document.getElementById("help")), {
 bindToggle(/** @type {HTMLButtonElement} */ (document.getElementById("theme")));
 follow(
   "v1/live",
-  (tick) => {
-    now = tick.now;
+  () => {
     if (!document.hidden) refresh();
   },
   (state) => {

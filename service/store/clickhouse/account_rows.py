@@ -204,4 +204,6 @@ def _note(kept: Kept, posting: Posting, epoch: int) -> None:
 def _merged_posting(one: Posting, other: Posting) -> Posting:
     """One posting from two of the same producer."""
     account = merge_accounts(one.account, other.account, _MAX_EPOCHS)
+    if one.account.totals.layout.conflict(other.account.totals.layout) is not None:
+        return one if account is one.account else other  # the other one is of a former model
     return Posting(one.key, min(one.birth, other.birth), max(one.at, other.at), account)

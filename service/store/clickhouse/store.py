@@ -136,13 +136,14 @@ class ClickHouseStore:
                 for kept in (self._kept, self._kept_lives):
                     kept.drop(record.key, record.account.forgotten)
         insert = self._connection.insert
-        # A part is seen by its header: last, so that all of it is there by then. So is an account's history.
-        insert("life", history.COLUMNS, rows.lives)
-        for posting, written in rows.of_lives:
-            self._kept_lives.settle(posting.key, posting.account, written)
+        # A part is seen by its header: last, so that all of it is there by then. An account comes before its
+        # history, so that no service finds history of which it can't know.
         insert("account", account_rows.COLUMNS, rows.accounts)
         for posting, written in rows.of_accounts:
             self._kept.settle(posting.key, posting.account, written)
+        insert("life", history.COLUMNS, rows.lives)
+        for posting, written in rows.of_lives:
+            self._kept_lives.settle(posting.key, posting.account, written)
         insert("routing", trace_rows.ROUTING_COLUMNS, routing)
         insert("trace_part", trace_rows.PART_COLUMNS, headers)
         insert("document", documents.COLUMNS, documents.rows_of(self._connection, records))

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -31,7 +32,21 @@ from moescope.service.store.worker_trace import (
 _MISPLACED: Final = "a damaged trace: some of its tokens are not where they should be"
 _OLD_TOKENS: Final = 1000  # of a segment, in stores up to schema 3
 
+_SHORT_RUNS: Final = 256
+"""Runs of at most so many bytes are read with the trace's row, at no transaction of their own."""
+
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
+
+
+@lru_cache(maxsize=64)
+def _layers_of(blob: bytes) -> tuple[MoeLayer, ...]:
+    """The layers of a trace, of which a store has few different ones.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    return tuple(_layers_decoder.decode(blob))
+
 
 _LAYERS: Final = "coalesce((SELECT layers FROM shape WHERE id = trace.shape), layers)"
 # Part, number, tokens of each piece, wherever it is; an old segment has 1000.
@@ -107,7 +122,7 @@ def traces(
     found = []
     for at in newest_life([Told(Worker(*row[3:6]), *row[6:]) for row in rows]):
         trace, layers, id_bytes, *who = rows[at]
-        shape = tuple(_layers_decoder.decode(layers))
+        shape = _layers_of(layers)
         place = _Place(number, trace, shape, id_bytes, wanted, Worker(*who[:3]))
         found.append(_worker(connection, readers, place))
     return found
@@ -128,9 +143,9 @@ def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> 
         raise ValueError(f"a damaged trace: {error}") from error
     tokens = int(pieces[:, 2].sum())
     parts = connection.execute(
-        "SELECT part, tokens, weights_version, length(runs), coalesce(length(steps), 0) FROM trace_part "
-        "WHERE trace = ? ORDER BY part",
-        (place.trace,),
+        "SELECT part, tokens, weights_version, length(runs), coalesce(length(steps), 0), "
+        "CASE WHEN length(runs) <= ? THEN runs END FROM trace_part WHERE trace = ? ORDER BY part",
+        (_SHORT_RUNS if len(rows) == 1 else 0, place.trace),
     ).fetchall()
     in_parts = sum(row[1] for row in parts)
     if in_parts != tokens:
@@ -138,6 +153,8 @@ def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> 
     runs = [row[3] for row in parts]
 
     def read_runs() -> Int64Array:
+        if len(parts) == 1 and parts[0][5] is not None:
+            return runs_of([parts[0][5]], tokens)
         with _reading(readers, place) as connection:
             blobs = connection.execute(
                 "SELECT runs FROM trace_part WHERE trace = ? ORDER BY part", (place.trace,)
@@ -198,7 +215,7 @@ def _read(
     readers: Readers, place: _Place, pieces: Int64Array, start: int, end: int
 ) -> tuple[ExpertArray, ...]:
     """The ids of tokens ``start`` to before ``end``, from the pieces [P, (part, number, tokens)]."""
-    found: list[list[ExpertArray]] = [[no_ids(place.id_bytes, layer.top_k) for layer in place.read_layers]]
+    found: list[list[ExpertArray]] = []
     with _reading(readers, place) as connection:
         for at, a, b in pieces_between(pieces[:, 2], start, end):
             part, number, tokens = pieces[at].tolist()
@@ -211,9 +228,11 @@ def _read(
             if any(len(of_layer) < first + tokens for of_layer in ids):
                 raise ValueError(_MISPLACED)
             found.append([of_layer[first + a : first + b] for of_layer in ids])
+    if not found:
+        found = [[no_ids(place.id_bytes, layer.top_k) for layer in place.read_layers]]
     columns = zip(*found, strict=True)
     experts: tuple[ExpertArray, ...] = (
-        tuple(found[1]) if len(found) == 2 else tuple(np.concatenate(column) for column in columns)
+        tuple(found[0]) if len(found) == 1 else tuple(np.concatenate(column) for column in columns)
     )
     if any(len(of_layer) != end - start for of_layer in experts):
         raise ValueError(_MISPLACED)

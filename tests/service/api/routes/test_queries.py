@@ -49,7 +49,8 @@ def test_ranks_show_totals_state_and_coverage(service: Service) -> None:
     assert (first["state"], first["age_seconds"], first["placement_version"]) == ("stale", 20, 1)
     assert first["uncovered"] == [{"layer": 5, "reason": "monolithic kernel"}]
     assert (first["mismatches"], first["host"], first["pid"]) == ([], "node", 40)
-    assert service.get("/v1/ranks", server="other") == {"deployments": []}
+    none = service.get("/v1/ranks", server="other")
+    assert none == {"now": service.clock.now, "deployments": []}
 
 
 def test_ranks_show_how_a_producer_counts(service: Service) -> None:

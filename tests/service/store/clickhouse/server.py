@@ -67,6 +67,8 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer in one packet: else its end waits 40 ms for the acknowledgement of its begin
+    disable_nagle_algorithm = True
     engine: Engine
 
     def do_POST(self) -> None:
