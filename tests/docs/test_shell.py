@@ -1,4 +1,4 @@
-"""Lines that README.md, docs/install.md and the tutorials tell to type: each runs, here or in a test."""
+"""Lines that README, docs/install.md and the tutorials tell to type: each runs, here or in a named test."""
 
 from __future__ import annotations
 
