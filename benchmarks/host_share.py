@@ -7,9 +7,9 @@ one token in each step, none begins or ends. What is measured is what the sessio
 ends and is returned, without the counting, which is kernels on a GPU. The modes take turns in each step:
 capture alone, and with traces that are only taken of requests which ask for them, and none does.
 
-Calls of functions, those of C included, are counted by the interpreter and are the same on each machine: those
-of a step at whose end no snapshot is due, the fewest. The
-times are the median of the steps, and are not: compare them within one run.
+Calls of functions, those of C included, are counted by the interpreter and are the same on each machine. They
+are those of a step at whose end no snapshot is due: the fewest. The times are medians, and differ between
+machines: compare them within one run.
 """
 
 from __future__ import annotations
