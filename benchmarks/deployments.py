@@ -114,7 +114,7 @@ def main() -> None:
     for deployments in options.deployments:
         rows.append(measure(deployments, options.runs))
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    keep(RESULTS, options, rows)
+    keep(options, rows)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def main() -> None:
     for size in options.sizes:
         rows.append(measure(size, options.runs))
         print("  ".join(f"{name} {value:,}" for name, value in rows[-1].items()), flush=True)
-    keep(RESULTS, options, rows)
+    keep(options, rows)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def main() -> None:
             measured = measure(state, level, options.runs)
             rows.append({"ranks": ranks, "ingest_frame_ms": ingest_ms, **measured})
             print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    keep(RESULTS, options, rows)
+    keep(options, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What benchmarks with rows of figures have in common: two options, and the file of their results."""
+"""What benchmarks with rows of figures have in common: their options, and the file of their results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def parser_of(doc: str | None, results: Path, runs: int) -> argparse.ArgumentParser:
-    """A parser with ``--runs`` and ``--no-results``.
+    """A parser with ``--runs``, ``--out`` and ``--no-results``.
 
     Args:
         doc: the benchmark's docstring.
@@ -22,11 +22,12 @@ def parser_of(doc: str | None, results: Path, runs: int) -> argparse.ArgumentPar
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=runs, help="runs a figure (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=results, help=f"results file (default: {results.name})")
     parser.add_argument("--no-results", action="store_true", help=f"don't write {results.name}")
     return parser
 
 
-def keep(results: Path, options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
+def keep(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows and what they were measured with, unless the options say not to."""
     if options.no_results:
         return
@@ -35,5 +36,7 @@ def keep(results: Path, options: argparse.Namespace, rows: Sequence[dict[str, An
         "numpy": np.__version__,
         "machine": platform.machine(),
     }
-    results.parent.mkdir(exist_ok=True)
-    results.write_text(json.dumps({"machine": machine, "runs": options.runs, "rows": rows}, indent=1) + "\n")
+    options.out.parent.mkdir(exist_ok=True)
+    options.out.write_text(
+        json.dumps({"machine": machine, "runs": options.runs, "rows": rows}, indent=1) + "\n"
+    )

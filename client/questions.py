@@ -46,12 +46,14 @@ class TraceFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         start, end: when they were stored: a time, seconds of Unix time, or relative as ``-1h``.
+        pool: only of deployments that were of this pool then.
         lora: ``none``: only those without an adapter. Only exports take it.
         layer, expert: only those of which a token took this expert of this layer. Only lists take it.
     """
 
     server: str | None = None
     model: str | None = None
+    pool: str | None = None
     dp_rank: int | None = None
     lora: str | None = None
     weights_version: int | None = None
@@ -230,6 +232,7 @@ def whole_of(content: bytes) -> RequestRouting:
             info=info,
             parts=told.parts,
             missing=told.missing,
+            absent=told.absent,
             experts=experts,
             first_position=first,
             layers=file["layers"],

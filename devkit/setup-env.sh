@@ -34,7 +34,8 @@ find_python() {
     for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3 python; do
         # Ask the interpreter itself: wrapper scripts of version managers exist for versions that don't run.
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            "$candidate" -c 'import sys; print(sys.executable)'
+            # An active environment's Python is one that .venv may be made anew with: take the one beneath it.
+            "$candidate" -c 'import sys; print(sys._base_executable if sys.prefix != sys.base_prefix else sys.executable)'
             return
         fi
         [ "$candidate" != "${PYTHON:-}" ] || break
@@ -135,9 +136,8 @@ main() {
     [ "$(uname -s)" = Linux ] || fail "vLLM for CPUs is installed here for Linux only, this is $(uname -s)"
     find_uv "$python"
     # What an environment has of a higher level is brought up to date, too.
-    for has in $levels; do
-        if [[ "$(cat "$STAMP" 2>/dev/null)" == "$has "* ]]; then level=$has; fi
-    done
+    has=$(cut -d ' ' -f 1 "$STAMP" 2>/dev/null || true)
+    if [[ " $levels " == *" $has "* ]]; then level=$has; fi
     say "creating $VENV with $("$python" --version) and $("$UV" --version)"
     [ -x "$VENV/bin/python" ] && [ "$("$VENV/bin/python" -c 'import sys; print(sys._base_executable)')" = "$python" ] ||
         "$UV" venv -q --clear --python "$python" "$VENV"

@@ -37,9 +37,9 @@ keep_traces_s = 86400
 _CLIENT: Final = """
 ## The commands that ask a service
 
-`moescope balance`, `moescope traces list` and the other commands that ask a running service take these from
-the environment. Only the address has a flag: other users of the machine see a command's arguments, so a token
-has none.
+`moescope balance`, `moescope top` and the other commands that ask a running service take these from the
+environment ([the command line](cli.md)). Only the address has a flag: other users of the machine see a
+command's arguments, so a token has none.
 
 | variable | default | |
 |---|---|---|

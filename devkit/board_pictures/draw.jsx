@@ -61,6 +61,9 @@ function Stat({ data, panel, width, height }) {
 }
 
 function Lines({ data, width, height, range }) {
+  if (!data.some((frame) => frame.length > 0)) {
+    return <p>No data</p>; // as Grafana's panel; the component takes it for a fault
+  }
   return (
     <TimeSeries
       frames={data}

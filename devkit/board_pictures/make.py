@@ -48,7 +48,7 @@ SCRAPE_S: Final = 5
 CHAT, BATCH = "chat", "batch"
 DEPLOYMENTS: Final = {
     CHAT: "--model moe-64 --ranks 8 --layers 12 --experts 64 --top-k 6 --skew 0.4 --hot 0.4 --hot-moves-s 75 "
-    "--rank-imbalance 1.5 --rearrange-s 150 --lost-steps 0.02 --steps 10",
+    "--rank-imbalance 1.5 --rearrange-s 150 --lost-steps 0.02 --draft-share 0.3 --steps 10",
     BATCH: "--model moe-32 --ranks 4 --layers 6 --experts 32 --top-k 4 --decode-share 0.2 --steps 10 "
     "--fail 2@200-240",
 }
@@ -58,7 +58,7 @@ BOARDS: Final = {
     "layer": {"server": CHAT, "layer": "8"},
     "health": {},
 }
-COLOURS: Final = 128
+COLOURS: Final = 96
 """Colours of a picture; flat areas and thin text need no more."""
 FONTS: Final = {400: "Regular", 500: "Medium"}
 """Weights of Inter that Grafana's styles ask for; its packages don't have the font."""
@@ -70,7 +70,7 @@ PAGE: Final = (
     "<script>window.__grafana_public_path__ = '/public/'; window.MOESCOPE = BOARD;</script>"
     '<script src="draw.js"></script></body></html>'
 )
-LARGEST: Final = 300_000
+LARGEST: Final = 200_000
 """Bytes that a picture may have."""
 
 

@@ -25,8 +25,9 @@ def current(root: Path = ROOT) -> str:
 
 
 def followers(root: Path = ROOT) -> Iterator[tuple[Path, re.Pattern[str]]]:
-    """The files that name the version, each with the pattern that finds it."""
-    files = [root / "docker-compose.yml", *root.glob("Dockerfile*"), *(root / "deploy").rglob("*")]
+    """The files that may name the version, each with the pattern that finds it."""
+    folders = [path for name in ("deploy", "docs") for path in (root / name).rglob("*")]
+    files = [root / "docker-compose.yml", *root.glob("Dockerfile*"), *folders]
     for path in sorted(files):
         if path.suffix in {".yaml", ".yml", ".md", ".json", ".tpl"} or path.name.startswith("Dockerfile"):
             yield path, CHART if path.name == "Chart.yaml" else TAG

@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from devkit.soak import attacks, bad_input, faults, giving_up, hunt, load, memory, network, stall
+from devkit.soak import attacks, bad_input, faults, giving_up, hunt, load, memory, network, services, stall
 from devkit.soak.document import write
 from devkit.soak.gate import Gate, Options, Outcome
 
@@ -26,6 +26,11 @@ GATES: Final = (
     Gate("ranks", "256 ranks at 1 Hz: half a core, 500 MiB", load.large),
     Gate("kill", "50 x kill -9: nothing lost or doubled, ready in 5 s", faults.kills),
     Gate("damage", "100 damaged files: starts, says what is lost, ready in 5 s", faults.damage),
+    Gate(
+        "services",
+        "2,000 histories of three services on one ClickHouse: alike and true, also after all are killed",
+        services.services,
+    ),
     Gate("disk-full", "says so, serves on, recovers", faults.full_disk),
     Gate("shutdown", "ends within 5 s under load, nothing lost", faults.shutdown),
     Gate("slow-clients", "an honest scrape within 1 s among 500 half-open connections", faults.slow_clients),

@@ -6,6 +6,8 @@ So this module imports none of them itself, and :func:`main` says in one line wh
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from typing import Final
 
@@ -20,18 +22,26 @@ _EXTRA: Final = frozenset(
         "starlette",
         "typer",
         "uvicorn",
+        "yaml",
         "zstandard",
     }
 )
+_DISTRIBUTIONS: Final = {"yaml": "pyyaml"}
+_STDOUT: Final = 1
+_BROKEN_PIPE: Final = 141  # what a shell says of a program that SIGPIPE ended
 
 
 def main() -> int:
     """Run the command line.
 
     Returns:
-        1 where a package of the extra is missing, 130 where Ctrl-C came during the imports. Else it does not
-        return: the command ends the process with an exit code of its own.
+        The exit code where a package of the extra is missing, the reader of the output went away, or Ctrl-C
+        came during the imports. Else it does not return: the command ends the process with a code of its own.
     """
+    try:
+        output = os.dup(_STDOUT)  # a handle that nothing else closes or points elsewhere
+    except OSError:
+        output = -1  # there is no stdout
     try:
         # Not at the top of the file: a missing package would end the import of this module with a traceback.
         from moescope.service.cli.commands import command_line
@@ -41,8 +51,26 @@ def main() -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:
             raise
-        sys.stderr.write(f"moescope: {missing} is not installed; run: pip install 'moescope[service]'\n")
+        sys.stderr.write(f"moescope: {_DISTRIBUTIONS.get(missing, missing)} is not installed; ")
+        sys.stderr.write("run: pip install 'moescope[service]'\n")
         return 1
     except KeyboardInterrupt:
         return 130
+    except SystemExit as end:
+        if end.code != 1 or not _nobody_reads(output):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)  # what is left in buffers has no reader
+        return _BROKEN_PIPE
+    finally:
+        if output >= 0:
+            os.close(output)
     return 0
+
+
+def _nobody_reads(output: int) -> bool:
+    """Whether this is a pipe whose reader went away, as ``head`` does after its lines."""
+    if output < 0:
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.text import Text
 
-from moescope.service.cli.advice_tables import advice_view, rearrangements_view
-from moescope.service.cli.asking import ask, download
+from moescope.service.cli.advice_views import advice_view, rearrangements_view
+from moescope.service.cli.asking import ask_working, download
+from moescope.service.cli.codes import ExitCode
 from moescope.service.cli.options import (
     Deployment,
     EndOption,
-    JsonOption,
     MinTokensOption,
     StartOption,
     WeightsOption,
     weights_param,
 )
-from moescope.service.cli.terminal import failure, print_json, say, terminal, write_file
+from moescope.service.cli.output import Output, show
+from moescope.service.cli.terminal import failure, say, working, write_file
 from moescope.service.client.http import Parameters
 from moescope.service.counts.weights import WeightsWish
 
@@ -47,9 +48,12 @@ Examples:
 
   moescope advise --rearrangements            with EPLB on: what each rearrangement promised and gave
 
-  moescope advise --json | jq .verdict
+  moescope advise -o json | jq .verdict
+
+The exit code is 7 where there are too few data to judge.
 """
 _TIMEOUT_S: Final = 120.0
+_UNDECIDED: Final = ("too_early", "no_sample")
 
 
 class MapPolicy(StrEnum):
@@ -130,11 +134,9 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """What is printed, and what is written."""
+class Export:
+    """What is written."""
 
-    layers: Annotated[bool, typer.Option("--layers", help="Show each layer too.")] = False
-    as_json: JsonOption = False
     export: Annotated[
         Path | None,
         typer.Option(
@@ -167,38 +169,31 @@ def advise(
     deployment: Deployment,
     question: Question,
     judgement: Judgement,
+    wanted: Export,
     output: Output,
+    layers: Annotated[bool, typer.Option("--layers", help="Show each layer too.")] = False,
     rearrangements: Annotated[
         bool, typer.Option("--rearrangements", help="Show instead what past rearrangements by EPLB gave.")
     ] = False,
 ) -> None:
-    """Print advice of a running service."""
+    """Print advice of a running service; the exit code tells where there are too few data to judge."""
     if rearrangements:
-        _show_rearrangements(deployment, question.min_tokens, output.as_json)
+        params = {**deployment.params, "min_tokens": question.min_tokens}
+        answer = ask_working(deployment.url, "/v1/advice/rearrangements", params, _TIMEOUT_S)
+        show(output, answer, rearrangements_view)
         return
     params = {**deployment.params, **question.params, **judgement.params}
-    with terminal(stderr=True).status(Text(f"asking {deployment.url}")):
-        answer = ask(deployment.url, "/v1/advice", params, _TIMEOUT_S)
-    if output.as_json:
-        print_json(answer)
-    else:
-        terminal().print(advice_view(answer, output.layers))
-    if output.export is None:
-        return
-    choice = _choice(answer, judgement.redundant)
-    params = {**deployment.params, **question.params, **choice, **output.params}
-    content = download(deployment.url, "/v1/advice/placement", params, _TIMEOUT_S)
-    write_file(output.export, content)
-    say(f"{output.export}: {len(content)} bytes, {choice['strategy']}", err=output.as_json)
-
-
-def _show_rearrangements(deployment: Deployment, min_tokens: int | None, as_json: bool) -> None:
-    params = {**deployment.params, "min_tokens": min_tokens}
-    answer = ask(deployment.url, "/v1/advice/rearrangements", params, _TIMEOUT_S)
-    if as_json:
-        print_json(answer)
-    else:
-        terminal().print(rearrangements_view(answer))
+    answer = ask_working(deployment.url, "/v1/advice", params, _TIMEOUT_S)
+    show(output, answer, partial(advice_view, with_layers=layers))
+    if wanted.export is not None:
+        choice = _choice(answer, judgement.redundant)
+        params = {**deployment.params, **question.params, **choice, **wanted.params}
+        with working(f"fitting {choice['strategy']}"):
+            content = download(deployment.url, "/v1/advice/placement", params, _TIMEOUT_S)
+        write_file(wanted.export, content)
+        say(f"{wanted.export}: {len(content)} bytes, {choice['strategy']}", err=output.for_programs)
+    elif answer["verdict"]["decision"] in _UNDECIDED:
+        raise typer.Exit(ExitCode.NOT_KNOWN)
 
 
 def _choice(answer: dict[str, Any], redundant: list[int] | None) -> dict[str, str | int]:
@@ -208,4 +203,7 @@ def _choice(answer: dict[str, Any], redundant: list[int] | None) -> dict[str, st
         return {"strategy": verdict["strategy"], "redundant": verdict["redundant"]}
     if redundant is not None and len(redundant) == 1:
         return {"strategy": "eplb", "redundant": redundant[0]}
-    raise failure("no placement is recommended, so none is exported: name one with a single --redundant")
+    raise failure(
+        "no placement is recommended, so none is exported: name one with a single --redundant",
+        ExitCode.NOT_KNOWN,
+    )

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import typer
-from rich.table import Table
 
 from moescope.service.cli.asking import ask, change
 from moescope.service.cli.grouping import add_command
 from moescope.service.cli.options import (
     Deployment,
     EndOption,
-    JsonOption,
     StartOption,
     UrlOption,
     WeightsOption,
 )
-from moescope.service.cli.terminal import print_json, say, terminal, utc
+from moescope.service.cli.output import Output, show
+from moescope.service.cli.sheets import Column, Line, Readers, Sheet, View, count, whose, word
+from moescope.service.cli.terminal import say, utc
 from moescope.service.counts.weights import WeightsWish
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the baseline.")]
@@ -47,7 +47,7 @@ Examples:
 
   moescope baseline list
 
-  moescope baseline list --json
+  moescope baseline list -o json
 """
 
 
@@ -81,27 +81,34 @@ def pin(
     )
 
 
-def list_baselines(url: UrlOption, as_json: JsonOption = False) -> None:
+_COLUMNS: Final = (
+    word("name", "name", key=True),
+    *whose(),
+    word("deployment", "deployment", readers=Readers.PEOPLE, same=True),
+    Column("tokens", "tokens", count),
+    word("start", "begin (UTC)", form=utc),
+    word("end", "end (UTC)", form=utc, spare=1),
+    word("note", "note", prose=True),
+)
+
+
+def list_baselines(url: UrlOption, output: Output) -> None:
     """Print a line for each baseline."""
-    answer = ask(url, "/v1/baselines", {})
-    if as_json:
-        print_json(answer)
-        return
-    if not answer["baselines"]:
-        say("No baselines: `moescope baseline pin NAME` pins one.")
-        return
-    table = Table()
-    for column in ("name", "deployment", "tokens", "window (UTC)", "note"):
-        table.add_column(column, overflow="fold")
-    for item in answer["baselines"]:
-        table.add_row(
-            item["name"],
-            f"{item['model']} on {item['server']}",
-            f"{item['tokens']:,}",
-            f"{utc(item['start'])} to {utc(item['end'])}",
-            item["note"],
+    show(output, ask(url, "/v1/baselines", {}), _list_view)
+
+
+def _list_view(answer: dict[str, Any]) -> View:
+    rows = [
+        (
+            *(item["name"], item["server"], item["model"], f"{item['model']} on {item['server']}"),
+            *(item[name] for name in ("tokens", "start", "end", "note")),
         )
-    terminal().print(table)
+        for item in answer["baselines"]
+    ]
+    if rows:
+        return View((Sheet("", _COLUMNS, rows),))
+    none = Line("No baselines: `moescope baseline pin NAME` pins one.")
+    return View((Sheet("", _COLUMNS, (), readers=Readers.PROGRAMS), none))
 
 
 def remove(name: NameArgument, deployment: Deployment) -> None:

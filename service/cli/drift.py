@@ -5,22 +5,32 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from moescope.service.cli.asking import ask
+from moescope.service.cli.asking import ask_working
+from moescope.service.cli.balance_views import part_note
+from moescope.service.cli.codes import ExitCode
 from moescope.service.cli.options import (
     Deployment,
     EndOption,
-    JsonOption,
     MinTokensOption,
     StartOption,
     WeightsOption,
     weights_param,
 )
-from moescope.service.cli.tables import part_note
-from moescope.service.cli.terminal import print_json, terminal
+from moescope.service.cli.output import Output, show
+from moescope.service.cli.sheets import (
+    Column,
+    Line,
+    Readers,
+    Sheet,
+    View,
+    count,
+    fixed,
+    notes,
+    percent,
+    whose,
+    word,
+)
 from moescope.service.counts.phase_split import Phase
 from moescope.service.counts.weights import WeightsWish
 
@@ -40,12 +50,15 @@ Examples:
 
   moescope drift --phase decode
 
-  moescope drift --start=-1h --json
+  moescope drift --start=-1h -o json
+
+The exit code is 7 where no layer has enough tokens in both windows.
 """
 
 
 def drift(
     deployment: Deployment,
+    output: Output,
     baseline: Annotated[
         str, typer.Option(help="Name of a pinned baseline; previous_hour is the hour before the window.")
     ] = "previous_hour",
@@ -54,7 +67,6 @@ def drift(
     end: EndOption = None,
     min_tokens: MinTokensOption = None,
     weights: WeightsOption = WeightsWish.LATEST,
-    as_json: JsonOption = False,
 ) -> None:
     """Print the drift of a running service."""
     params = {
@@ -66,53 +78,60 @@ def drift(
         "min_tokens": min_tokens,
         "weights": weights_param(weights),
     }
-    answer = ask(deployment.url, "/v1/drift", params, 60.0)
-    if as_json:
-        print_json(answer)
-    else:
-        terminal().print(_drift_view(answer))
-
-
-def _drift_view(answer: dict[str, Any]) -> RenderableType:
-    where = f"{answer['model']} on {answer['server']}"
-    tokens = "tokens" if answer["tokens"] is None else f"{answer['tokens']:,} tokens"
-    of = "" if answer["phase"] is None else f" of {answer['phase']}"
-    table = Table(title=f"{where}: {tokens}{of} against {answer['baseline']}")
-    for name in ("layer", "tokens", "bits", "by sampling", "moved"):
-        table.add_column(name, justify="right")
-    for name in ("newly dead", "newly hot"):
-        table.add_column(name, overflow="fold")
-    for layer in answer["layers"]:
-        if layer["divergence"] is None:
-            continue
-        table.add_row(
-            str(layer["layer"]),
-            f"{layer['tokens']:,}",
-            f"{layer['divergence']:.4f}",
-            f"{layer['noise']:.4f}",
-            f"{layer['moved']:.1%}",
-            _some(layer["new_dead"]),
-            _some(layer["new_hot"]),
-        )
-    reasons = sorted({layer["reason"] for layer in answer["layers"] if layer["reason"]})
-    notes = (Text(f"- {reason}", style="dim") for reason in reasons)
-    return Group(table, _summary(answer), *notes, *part_note(answer))
-
-
-def _summary(answer: dict[str, Any]) -> Text:
-    summary = answer["summary"]
-    if summary["median"] is None:
-        return Text("No sample: no layer has enough tokens in both windows.", style="bold")
-    found = summary["median"] > 3 * summary["noise"]
-    verdict = "Drifted" if found else "No drift beyond sampling"
-    return Text(
-        f"{verdict}: median {summary['median']:.4f} bits (sampling alone "
-        f"{summary['noise']:.4f}), worst {summary['worst']:.4f} in layer {summary['worst_layer']}; "
-        f"{summary['new_dead']} experts newly dead, {summary['new_hot']} newly hot",
-        style="bold yellow" if found else "bold",
-    )
+    answer = ask_working(deployment.url, "/v1/drift", params, 60.0)
+    show(output, answer, drift_view)
+    if answer["summary"]["median"] is None:
+        raise typer.Exit(ExitCode.NOT_KNOWN)
 
 
 def _some(experts: list[int]) -> str:
     shown = " ".join(map(str, experts[:_MOST_EXPERTS]))
     return f"{shown} and {len(experts) - _MOST_EXPERTS} more" if len(experts) > _MOST_EXPERTS else shown
+
+
+_COLUMNS = (
+    *whose(),
+    word("baseline", "baseline", readers=Readers.PROGRAMS),
+    Column("layer", "layer", key=True),
+    Column("tokens", "tokens", count),
+    Column("base_tokens", "of the baseline", count, readers=Readers.WIDE),
+    Column("divergence_bits", "bits", fixed(4)),
+    Column("noise_bits", "by sampling", fixed(4)),
+    Column("moved_share", "moved", percent),
+    word("newly_dead", "newly dead", form=_some, prose=True),
+    word("newly_hot", "newly hot", form=_some, prose=True),
+    word("reason", "reason", readers=Readers.PROGRAMS),
+)
+_FIELDS: Final = (
+    *("layer", "tokens", "base_tokens", "divergence", "noise", "moved"),
+    *("new_dead", "new_hot", "reason"),
+)
+
+
+def drift_view(answer: dict[str, Any]) -> View:
+    """A line for each layer that can be compared, the summary, and why others can't."""
+    tokens = "tokens" if answer["tokens"] is None else f"{answer['tokens']:,} tokens"
+    of = "" if answer["phase"] is None else f" of {answer['phase']}"
+    title = f"{answer['model']} on {answer['server']}: {tokens}{of} against {answer['baseline']}"
+    whose_it_is = (answer["server"], answer["model"], answer["baseline"])
+    rows = [(*whose_it_is, *(layer[name] for name in _FIELDS)) for layer in answer["layers"]]
+    bits = _FIELDS.index("divergence") + len(whose_it_is)
+    known = [row for row in rows if row[bits] is not None]
+    parts: list[Sheet | Line] = [Sheet(title, _COLUMNS, rows, readers=Readers.PROGRAMS)]
+    parts.append(Sheet(title, _COLUMNS, known, readers=Readers.PEOPLE) if known else Line(title, "italic"))
+    reasons = sorted({layer["reason"] for layer in answer["layers"] if layer["reason"]})
+    return View((*parts, _summary(answer), *notes(reasons), *part_note(answer)))
+
+
+def _summary(answer: dict[str, Any]) -> Line:
+    summary = answer["summary"]
+    if summary["median"] is None:
+        return Line("No sample: no layer has enough tokens in both windows.", "bold")
+    found = summary["median"] > 3 * summary["noise"]
+    verdict = "Drifted" if found else "No drift beyond sampling"
+    return Line(
+        f"{verdict}: median {summary['median']:.4f} bits (sampling alone "
+        f"{summary['noise']:.4f}), worst {summary['worst']:.4f} in layer {summary['worst_layer']}; "
+        f"{summary['new_dead']} experts newly dead, {summary['new_hot']} newly hot",
+        "bold yellow" if found else "bold",
+    )

@@ -14,15 +14,17 @@ from typing import Any, get_type_hints
 
 import typer
 
+from moescope.service.cli.helping import flowing, sentence
+
 
 def add_command(
     app: typer.Typer, command: Callable[..., None], help_text: str, name: str | None = None
 ) -> None:
     """Add a command, groups of options taken apart; its name is the function's unless one is given."""
-    app.command(name=name, help=help_text)(_Ungrouped(command))
+    app.command(name=name, help=flowing(help_text), short_help=sentence(help_text))(Ungrouped(command))
 
 
-class _Ungrouped:
+class Ungrouped:
     """A command as typer wants it, with each field of a group as a parameter of its own.
 
     Raises:
@@ -45,6 +47,7 @@ class _Ungrouped:
         self.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
 
     def __call__(self, **values: Any) -> None:
+        """Run the command."""
         groups = {
             name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
             for name, kind in self._groups.items()

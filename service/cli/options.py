@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from moescope.service.cli.completion import model_names, pool_names, server_names
 from moescope.service.cli.terminal import ending_at, failure
 from moescope.service.client.http import Parameters, address
 from moescope.service.client.settings import DEFAULT_URL, client_settings
@@ -50,10 +51,17 @@ UrlOption = Annotated[
     ),
 ]
 ServerOption = Annotated[
-    str | None, typer.Option(help="vLLM deployment to ask about; the only one when absent.")
+    str | None,
+    typer.Option(help="vLLM deployment to ask about; the only one when absent.", autocompletion=server_names),
 ]
-ModelOption = Annotated[str | None, typer.Option(help="Model to ask about; the only one when absent.")]
-PoolOption = Annotated[str | None, typer.Option(help="Only deployments of this pool; all when absent.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="Model to ask about; the only one when absent.", autocompletion=model_names),
+]
+PoolOption = Annotated[
+    str | None,
+    typer.Option(help="Only deployments of this pool; all when absent.", autocompletion=pool_names),
+]
 StartOption = Annotated[
     str | None,
     typer.Option(
@@ -66,7 +74,6 @@ MinTokensOption = Annotated[
     int | None,
     typer.Option(min=0, help="Fewer tokens are no sample; the service's own setting when absent."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the service's answer as JSON, for programs.")]
 LayerOption = Annotated[
     list[int] | None,
     typer.Option(min=0, help="Only this decoder layer; may be repeated; all layers when absent."),

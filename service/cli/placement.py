@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from moescope.service.cli.asking import ask
-from moescope.service.cli.options import Deployment, JsonOption, LayerOption
-from moescope.service.cli.terminal import print_json, terminal, utc
-from moescope.service.logs import printable
+from moescope.service.cli.options import Deployment, LayerOption
+from moescope.service.cli.output import Output, show
+from moescope.service.cli.sheets import Column, Line, Readers, Sheet, View, count, notes, whose, word
+from moescope.service.cli.terminal import utc
 
 PLACEMENT_HELP: Final = """Show where the copies of each expert are now, layer by layer, and since when.
 
@@ -24,54 +21,81 @@ Examples:
 
   moescope placement --layer 3
 
-  moescope placement --json
+  moescope placement --layer 3 -o csv        a line for each copy
 """
 
 
-def placement(deployment: Deployment, layer: LayerOption = None, json: JsonOption = False) -> None:
+def _since(instant: float | None) -> str:
+    return "before the service's start" if instant is None else utc(instant)
+
+
+def _everywhere(instant: float | None) -> str:
+    return "not yet" if instant is None else utc(instant)
+
+
+_LAYERS: Final = (
+    *whose(),
+    Column("layer", "layer", key=True),
+    Column("experts", "experts", count),
+    Column("copies", "copies", count),
+    Column("spread", "copies of one rank", readers=Readers.PEOPLE),
+    Column("copies_of_one_rank_min", "copies of one rank, least", readers=Readers.PROGRAMS),
+    Column("copies_of_one_rank_max", "copies of one rank, most", readers=Readers.PROGRAMS),
+    Column("experts_with_several_copies", "experts with several", count, spare=1),
+    Column("copies_in_vain", "in vain", count, spare=1),
+    Column("version", "version", spare=2),
+    word("since", "since (UTC)", form=_since),
+    word("everywhere_since", "everywhere (UTC)", form=_everywhere, spare=3),
+)
+_COPIES: Final = (
+    *whose(),
+    Column("layer", "layer"),
+    Column("expert", "expert"),
+    Column("ep_rank", "EP rank"),
+    Column("physical", "physical expert"),
+)
+_EXPERTS: Final = (
+    Column("expert", "expert", key=True),
+    word("copies", "copies: EP rank (physical expert)", prose=True),
+)
+
+
+def placement(deployment: Deployment, output: Output, layer: LayerOption = None) -> None:
     """Print the placement of a deployment's experts."""
     form = "copies" if layer else "tables"
     params = {**deployment.params, "layer": layer, "form": form}
     answer = ask(deployment.url, "/v1/placement", params)
-    if json:
-        print_json(answer)
-        return
-    terminal().print(_by_expert(answer) if layer else _by_layer(answer))
+    show(output, answer, _by_expert if layer else _by_layer)
 
 
-def _by_layer(answer: dict[str, Any]) -> RenderableType:
-    table = Table(title=_title(answer))
-    for name in ("layer", "experts", "copies", "copies of one rank", "experts with several", "in vain"):
-        table.add_column(name, justify="right")
-    for name in ("version", "since (UTC)", "everywhere (UTC)"):
-        table.add_column(name, overflow="fold")
+def _by_layer(answer: dict[str, Any]) -> View:
+    rows = []
     for layer in answer["layers"]:
         if layer["reason"] is None:
             found = answer["tables"][layer["table"]]
             numbers = _numbers(found, answer["ep_size"])
-            table.add_row(str(layer["layer"]), str(layer["num_experts"]), *numbers, *_times(layer))
+            times = (layer["version"], layer["since"], layer["everywhere_since"])
+            rows.append(
+                (answer["server"], answer["model"], layer["layer"], layer["num_experts"], *numbers, *times)
+            )
     unknown = [layer for layer in answer["layers"] if layer["reason"] is not None]
     reasons = Counter(layer["reason"] for layer in unknown)
-    notes = [f"- not known for {count} layers: {printable(reason)}" for reason, count in reasons.items()]
-    notes += [
-        f"- layer {one['layer']}: {printable(one['partial'])}" for one in answer["layers"] if one["partial"]
-    ]
-    return Group(table, *map(Text, [*notes, *_missing(answer)]))
+    said = [f"not known for {number} layers: {reason}" for reason, number in reasons.items()]
+    said += [f"layer {one['layer']}: {one['partial']}" for one in answer["layers"] if one["partial"]]
+    return View((Sheet(_title(answer), _LAYERS, rows), *notes([*said, *_missing(answer)], style="")))
 
 
 def _missing(answer: dict[str, Any]) -> list[str]:
     """What is not in the answer, a line each."""
-    notes = [f"- {printable(answer['partial'])}"] if answer["partial"] else []
-    notes += [
-        f"- layer {item['layer']} is not covered: {printable(item['reason'])}" for item in answer["uncovered"]
-    ]
+    notes = [answer["partial"]] if answer["partial"] else []
+    notes += [f"layer {item['layer']} is not covered: {item['reason']}" for item in answer["uncovered"]]
     for item in answer["absent"]:
         name = "some layers are" if item["layer"] is None else f"layer {item['layer']} is"
-        notes.append(f"- {name} absent: {printable(item['reason'])}")
+        notes.append(f"{name} absent: {item['reason']}")
     return notes
 
 
-def _numbers(found: dict[str, Any], ep_size: int) -> list[str]:
+def _numbers(found: dict[str, Any], ep_size: int) -> list[Any]:
     """How many copies there are, how many a rank has, of how many experts there are several, and doubles.
 
     A copy is in vain on a rank that has another one of the same expert.
@@ -81,26 +105,33 @@ def _numbers(found: dict[str, Any], ep_size: int) -> list[str]:
     each = [by_rank.get(rank, 0) for rank in range(ep_size)]
     spread = str(min(each)) if min(each) == max(each) else f"{min(each)} to {max(each)}"
     in_vain = sum(double["copies"] - 1 for double in found["doubles"])
-    return [str(len(logical)), spread, str(sum(count > 1 for count in by_expert.values())), str(in_vain)]
+    several = sum(number > 1 for number in by_expert.values())
+    return [len(logical), spread, min(each), max(each), several, in_vain]
 
 
-def _by_expert(answer: dict[str, Any]) -> RenderableType:
-    parts: list[RenderableType] = [Text(_title(answer))]
+def _by_expert(answer: dict[str, Any]) -> View:
+    parts: list[Sheet | Line] = [Line(_title(answer))]
     for layer in answer["layers"]:
         name = f"layer {layer['layer']}"
         if layer["reason"] is not None:
-            parts.append(Text(f"{name}: not known: {printable(layer['reason'])}"))
+            parts.append(Line(f"{name}: not known: {layer['reason']}"))
             continue
-        version, since, everywhere = _times(layer)
-        table = Table(title=f"{name}, version {version} since {since}, everywhere since {everywhere}")
-        table.add_column("expert", justify="right")
-        table.add_column("copies: EP rank (physical expert)")
-        for expert, copies in enumerate(layer["copies"]):
-            held = ", ".join(f"{copy['ep_rank']} ({copy['physical']})" for copy in copies)
-            table.add_row(str(expert), held or "not known")
-        parts.append(table)
-        parts += [Text(f"- {_double(double)}") for double in layer["doubles"]]
-    return Group(*parts, *map(Text, _missing(answer)))
+        since, everywhere = _since(layer["since"]), _everywhere(layer["everywhere_since"])
+        title = f"{name}, version {layer['version']} since {since}, everywhere since {everywhere}"
+        copies = list(enumerate(layer["copies"]))
+        rows = [(expert, _held(found) or "not known") for expert, found in copies]
+        parts.append(Sheet(title, _EXPERTS, rows, readers=Readers.PEOPLE))
+        parts += notes([_double(double) for double in layer["doubles"]], style="")
+        where = (answer["server"], answer["model"], layer["layer"])
+        raw = [
+            (*where, expert, copy["ep_rank"], copy["physical"]) for expert, found in copies for copy in found
+        ]
+        parts.append(Sheet("", _COPIES, raw, readers=Readers.PROGRAMS))
+    return View((*parts, *notes(_missing(answer), style="")))
+
+
+def _held(copies: list[dict[str, int]]) -> str:
+    return ", ".join(f"{copy['ep_rank']} ({copy['physical']})" for copy in copies)
 
 
 def _double(found: dict[str, int]) -> str:
@@ -109,13 +140,4 @@ def _double(found: dict[str, int]) -> str:
 
 
 def _title(answer: dict[str, Any]) -> str:
-    return printable(f"{answer['model']} on {answer['server']}: placement over {answer['ep_size']} EP ranks")
-
-
-def _times(layer: dict[str, Any]) -> list[str]:
-    since, everywhere = layer["since"], layer["everywhere_since"]
-    return [
-        str(layer["version"]),
-        "before the service's start" if since is None else utc(since),
-        "not yet" if everywhere is None else utc(everywhere),
-    ]
+    return f"{answer['model']} on {answer['server']}: placement over {answer['ep_size']} EP ranks"

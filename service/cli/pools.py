@@ -8,17 +8,17 @@ from urllib.parse import quote
 import typer
 
 from moescope.service.cli.asking import ask
+from moescope.service.cli.completion import pool_names
 from moescope.service.cli.options import (
     EndOption,
-    JsonOption,
     MinTokensOption,
     ModelOption,
     StartOption,
     UrlOption,
     Watching,
 )
-from moescope.service.cli.pool_tables import pool_tables, pools_table
-from moescope.service.cli.terminal import print_json, printing
+from moescope.service.cli.output import Output, show_again
+from moescope.service.cli.pool_views import pool_view, pools_view
 from moescope.service.client.http import Parameters
 
 POOLS_HELP: Final = """Compare the replicas of a model, to see which of them is the problem.
@@ -39,29 +39,29 @@ Examples:
 
   moescope balance --pool chat                          the balance of each replica in full
 """
-PoolArgument = Annotated[str | None, typer.Argument(metavar="[POOL]", help="The pool; all when absent.")]
+PoolArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[POOL]", help="The pool; all when absent.", autocompletion=pool_names),
+]
 
 
 def pools(
     url: UrlOption,
     watching: Watching,
+    output: Output,
     pool: PoolArgument = None,
     model: ModelOption = None,
     start: StartOption = None,
     end: EndOption = None,
     min_tokens: MinTokensOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Print the pools of a running service, or one of them, once or until Ctrl-C."""
     params: Parameters = {"model": model, "start": start, "end": end}
     path = "/v1/pools"
     if pool is not None:
         path, params = path_of(pool), {**params, "min_tokens": min_tokens}
-    if as_json:
-        print_json(ask(url, path, params))
-        return
-    tables = pools_table if pool is None else pool_tables
-    printing(lambda: tables(ask(url, path, params)), watching.period_s)
+    view = pools_view if pool is None else pool_view
+    show_again(output, lambda: ask(url, path, params), view, watching.period_s)
 
 
 def path_of(pool: str) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final, Literal
 
 import typer
-from rich.table import Table
 
 from moescope.service.cli.asking import ask_telling
 from moescope.service.cli.grouping import add_command
-from moescope.service.cli.options import JsonOption, LayerOption, UrlOption
-from moescope.service.cli.terminal import print_json, say, terminal, utc
+from moescope.service.cli.options import LayerOption, UrlOption
+from moescope.service.cli.output import Output, show
+from moescope.service.cli.sheets import Column, Line, Readers, Sheet, View, count, fixed, percent, word
+from moescope.service.cli.terminal import utc
 
 _UNUSUAL_HELP: Final = """List the traced requests whose routing is most unusual.
 
@@ -64,6 +66,9 @@ class Among:
     model: Annotated[
         str | None, typer.Option(help="Only requests of this model; of the only one when absent.")
     ] = None
+    pool: Annotated[
+        str | None, typer.Option(help="Only requests of this pool of deployments; of all when absent.")
+    ] = None
     dp_rank: Annotated[
         int | None, typer.Option(min=0, help="Only requests of this DP rank; of all when absent.")
     ] = None
@@ -85,103 +90,131 @@ class Among:
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most to list.")] = 20
 
 
+_REQUEST: Final = (
+    word("id", "id", key=True),
+    word("request_id", "request", readers=Readers.PROGRAMS),
+    word("server", "server", same=True),
+    word("model", "model", readers=Readers.PROGRAMS),
+    Column("tokens", "tokens", count),
+    word("ended_at", "ended (UTC)", form=utc, spare=1),
+)
+_UNUSUAL: Final = (
+    *_REQUEST,
+    Column("surprise_score", "score", fixed(1)),
+    Column("divergence_bits", "divergence (bits)", fixed(3)),
+    Column("surprise_bits", "surprise (bits)", fixed(3)),
+    word("experts", "experts", prose=True, form=" ".join),
+)
+_CONCENTRATED: Final = (
+    *_REQUEST,
+    Column("busiest_ep_rank", "EP rank"),
+    Column("busiest_ep_rank_share", "share", percent),
+    Column("of_an_even_share", "of an even share", lambda times: f"{times:.2f}x"),
+    word(
+        "earlier_placement", "placed", form=lambda earlier: "otherwise then" if earlier else "as now", spare=2
+    ),
+)
+_SIMILAR: Final = (
+    *_REQUEST,
+    Column("similarity", "similarity", fixed(4)),
+    Column("layers", "layers"),
+)
+
+
 def list_unusual(
     url: UrlOption,
     among: Among,
+    output: Output,
     layer: LayerOption = None,
     by: Annotated[
         Literal["surprise_score", "divergence_bits", "surprise_bits"],
         typer.Option(help="What ranks them; docs/measures.md defines all three."),
     ] = "surprise_score",
-    as_json: JsonOption = False,
 ) -> None:
     """Print a line for each request."""
     answer = ask_telling(url, "/v1/requests/unusual", {**asdict(among), "layer": layer, "by": by}, _READING)
-    if as_json:
-        print_json(answer)
-        return
-    table = _table("score", "divergence (bits)", "surprise (bits)", "experts")
-    for item in answer["requests"]:
-        telling = " ".join(f"{one['layer']}:{one['expert']}" for one in item["telling"])
-        _add(
-            table,
-            item,
-            *(f"{item['surprise_score']:.1f}", f"{item['divergence_bits']:.3f}"),
-            *(f"{item['surprise_bits']:.3f}", telling),
+    show(output, answer, _unusual_view)
+
+
+def _unusual_view(answer: dict[str, Any]) -> View:
+    rows = [
+        (
+            *_whose(item),
+            *(item[name] for name in ("surprise_score", "divergence_bits", "surprise_bits")),
+            [f"{one['layer']}:{one['expert']}" for one in item["telling"]],
         )
-    _print(table, answer)
+        for item in answer["requests"]
+    ]
+    return _view(_UNUSUAL, rows, answer)
 
 
-def list_concentrated(
-    url: UrlOption, among: Among, layer: LayerOption = None, as_json: JsonOption = False
-) -> None:
+def list_concentrated(url: UrlOption, among: Among, output: Output, layer: LayerOption = None) -> None:
     """Print a line for each request."""
     answer = ask_telling(url, "/v1/requests/concentrated", {**asdict(among), "layer": layer}, _READING)
-    if as_json:
-        print_json(answer)
-        return
-    table = _table("EP rank", "share", "of an even share", "placed")
-    for item in answer["requests"]:
-        share = item["busiest_ep_rank_share"]
-        _add(
-            table,
-            item,
-            *(str(item["busiest_ep_rank"]), f"{share:.1%}", f"{share * answer['ep_size']:.2f}x"),
-            "otherwise then" if item["earlier_placement"] else "as now",
+    show(output, answer, _concentrated_view)
+
+
+def _concentrated_view(answer: dict[str, Any]) -> View:
+    rows = [
+        (
+            *(*_whose(item), item["busiest_ep_rank"], item["busiest_ep_rank_share"]),
+            item["busiest_ep_rank_share"] * answer["ep_size"],
+            item["earlier_placement"],
         )
-    _print(table, answer)
-    if answer["partial"] is not None:
-        say(f"The placement is {answer['partial']}")
-    if answer["unplaced_layers"]:
-        say(f"Layers that don't count, since it isn't known where they are: {answer['unplaced_layers']}")
+        for item in answer["requests"]
+    ]
+    lines = [] if answer["partial"] is None else [Line(f"The placement is {answer['partial']}")]
+    if unplaced := answer["unplaced_layers"]:
+        lines.append(Line(f"Layers that don't count, since it isn't known where they are: {unplaced}"))
+    return _view(_CONCENTRATED, rows, answer) + View(lines)
 
 
 def list_similar(
     like: Annotated[str, typer.Argument(help="The completion's id, the X-Request-Id or vLLM's internal id.")],
     url: UrlOption,
     among: Among,
+    output: Output,
     like_server: Annotated[
         str | None,
         typer.Option(help="Deployment of that request; when absent, the only one that has it."),
     ] = None,
+    like_model: Annotated[
+        str | None,
+        typer.Option(help="Model of that request; when absent, the only one that has it."),
+    ] = None,
     layer: LayerOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Print a line for each request."""
-    params = {**asdict(among), "like": like, "like_server": like_server, "layer": layer}
+    of_it = {"like": like, "like_server": like_server, "like_model": like_model}
+    params = {**asdict(among), **of_it, "layer": layer}
     answer = ask_telling(url, "/v1/requests/similar", params, _READING)
-    if as_json:
-        print_json(answer)
-        return
-    table = _table("similarity", "layers")
-    for item in answer["requests"]:
-        _add(table, item, f"{item['similarity']:.4f}", str(item["layers"]))
-    _print(table, answer)
+    show(output, answer, _similar_view)
 
 
-def _table(*columns: str) -> Table:
-    table = Table()
-    for name in ("id", "server", "tokens", "ended (UTC)", *columns):
-        table.add_column(name, overflow="fold")
-    return table
+def _similar_view(answer: dict[str, Any]) -> View:
+    rows = [(*_whose(item), item["similarity"], item["layers"]) for item in answer["requests"]]
+    return _view(_SIMILAR, rows, answer)
 
 
-def _add(table: Table, item: dict[str, Any], *cells: str) -> None:
+def _whose(item: dict[str, Any]) -> list[Any]:
     request = item["request"]
-    table.add_row(
-        *(request["names"][-1], request["server"], str(request["tokens"]), utc(request["ended_at"])), *cells
-    )
+    fields = (request[name] for name in ("request_id", "server", "model", "tokens", "ended_at"))
+    return [request["names"][-1], *fields]
 
 
-def _print(table: Table, answer: dict[str, Any]) -> None:
+def _view(columns: Sequence[Column], rows: list[Any], answer: dict[str, Any]) -> View:
     compared = answer["compared"]
-    terminal().print(table if answer["requests"] else "No traced request matches.")
-    say(f"{compared['requests']} requests were compared, with {compared['tokens']} tokens.")
+    sheet = Sheet("", columns, rows, readers=Readers.ALL if rows else Readers.PROGRAMS)
+    lines = [] if rows else [Line("No traced request matches.")]
+    lines.append(Line(f"{compared['requests']} requests were compared, with {compared['tokens']} tokens."))
     if compared["left_out"] or compared["truncated"]:
         older = f"{compared['left_out']} older ones" if compared["left_out"] else "Still older ones"
-        say(
-            f"{older} match too and were not compared: give a narrower --start and --end, or set "
-            "request_counts_mib of the service."
+        lines.append(
+            Line(
+                f"{older} match too and were not compared: give a narrower --start and --end, or set "
+                "request_counts_mib of the service."
+            )
         )
     if compared["unreadable"]:
-        say(f"{compared['unreadable']} more can't be read: the service's log says why.")
+        lines.append(Line(f"{compared['unreadable']} more can't be read: the service's log says why."))
+    return View((sheet, *lines))

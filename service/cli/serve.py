@@ -52,7 +52,7 @@ def _said(name: str) -> str:
     field = Settings.model_fields[name]
     default = default_of(field)
     default = "off" if default is False else "none" if default is None else default
-    return f"{field.description} \\[MOESCOPE_{name.upper()}; default: {default}]"
+    return f"{field.description} (MOESCOPE_{name.upper()}; default: {default})"
 
 
 @dataclass(frozen=True, slots=True)

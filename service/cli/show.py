@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rich.console import Group, RenderableType
-
 from moescope.service.cli.asking import ask
+from moescope.service.cli.balance_views import balance_view, stragglers_view
 from moescope.service.cli.options import (
     Deployment,
     DpRankOption,
@@ -20,9 +19,10 @@ from moescope.service.cli.options import (
     StartOption,
     Watching,
 )
+from moescope.service.cli.output import Output, show, show_again
 from moescope.service.cli.pools import path_of
-from moescope.service.cli.tables import balance_tables, ranks_table, stragglers_tables
-from moescope.service.cli.terminal import printing
+from moescope.service.cli.rank_views import ranks_view
+from moescope.service.cli.sheets import View
 from moescope.service.client.http import Parameters
 
 RANKS_HELP: Final = """Show who reports: ranks, totals, state, coverage.
@@ -44,6 +44,9 @@ Examples:
   moescope balance --start=-5m --watch
 
   moescope balance --dp-rank 0 --phase decode --layer 3
+
+  moescope balance -o csv > balance.csv                 numbers in full, for programs
+
   moescope balance --pool chat                          each replica of a pool: see moescope pools
 """
 STRAGGLERS_HELP: Final = """Show what waiting for the busiest EP rank costs, by layer, from single steps.
@@ -58,15 +61,16 @@ Examples:
 """
 
 
-def ranks(deployment: Deployment, pool: PoolOption = None) -> None:
+def ranks(deployment: Deployment, output: Output, pool: PoolOption = None) -> None:
     """Print the ranks of a running service."""
     params = {**deployment.params, "pool": pool}
-    printing(lambda: ranks_table(ask(deployment.url, "/v1/ranks", params)), None)
+    show(output, ask(deployment.url, "/v1/ranks", params), ranks_view)
 
 
 def balance(
     deployment: Deployment,
     watching: Watching,
+    output: Output,
     start: StartOption = None,
     end: EndOption = None,
     min_tokens: MinTokensOption = None,
@@ -78,13 +82,13 @@ def balance(
     """Print the balance of a running service, once or until Ctrl-C."""
     filters = {"layer": layer, "dp_rank": dp_rank, "phase": phase, "start": start, "end": end}
     params = {**deployment.params, **filters, "min_tokens": min_tokens}
-    tables = _Asking(deployment, "/v1/balance", params, pool, balance_tables)
-    printing(tables, watching.period_s)
+    _show(_Asking(deployment, "/v1/balance", params, pool), balance_view, output, watching)
 
 
 def stragglers(
     deployment: Deployment,
     watching: Watching,
+    output: Output,
     start: StartOption = None,
     end: EndOption = None,
     layer: LayerOption = None,
@@ -92,8 +96,17 @@ def stragglers(
 ) -> None:
     """Print the straggler cost of a running service, once or until Ctrl-C."""
     params = {**deployment.params, "layer": layer, "start": start, "end": end}
-    tables = _Asking(deployment, "/v1/stragglers", params, pool, stragglers_tables)
-    printing(tables, watching.period_s)
+    _show(_Asking(deployment, "/v1/stragglers", params, pool), stragglers_view, output, watching)
+
+
+def _show(
+    asking: _Asking, view: Callable[[dict[str, Any]], View], output: Output, watching: Watching
+) -> None:
+    def whole(answer: Any) -> View:
+        answers = answer if isinstance(answer, list) else [answer]
+        return sum(map(view, answers), View())
+
+    show_again(output, asking, whole, watching.period_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +117,15 @@ class _Asking:
     path: str
     params: Parameters
     pool: str | None
-    table: Callable[[dict[str, Any]], RenderableType]
 
-    def __call__(self) -> RenderableType:
+    def __call__(self) -> Any:
+        """The answer about one deployment, or the answers about all of a pool as a list."""
         url = self.deployment.url
         if self.pool is None or self.deployment.server is not None:
-            return self.table(ask(url, self.path, {**self.params, "pool": self.pool}))
+            return ask(url, self.path, {**self.params, "pool": self.pool})
         found = ask(url, path_of(self.pool), {"model": self.deployment.model})
         members = [
             {**self.params, "server": item["server"], "model": found["model"]}
             for item in found["deployments"]
         ]
-        return Group(*(self.table(ask(url, self.path, params)) for params in members))
+        return [ask(url, self.path, params) for params in members]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import Final
 
@@ -17,9 +18,10 @@ from moescope.service.cli.simulate_options import (
     StepOptions,
     plan_of,
 )
-from moescope.service.cli.terminal import ending_at, say
+from moescope.service.cli.terminal import code_of, ending_at, say, working
 from moescope.service.client.http import ServiceUnavailableError
 from moescope.service.client.settings import client_settings
+from moescope.service.settings import SettingsError
 from moescope.service.simulation.feed import Poster, Progress, feed
 from moescope.service.simulation.plan import Plan
 
@@ -73,17 +75,18 @@ def simulate(
     feeding: FeedOptions,
 ) -> None:
     """Feed the service until the duration has passed or Ctrl-C."""
-    with ending_at(ValueError, ServiceUnavailableError):
+    with ending_at(ValueError, ServiceUnavailableError, SettingsError):
         plan = plan_of(fleet, routing, steps, faults, feeding)
         try:
             with closing(Poster(url, client_settings())) as poster:
                 say(f"{_summary(plan)}: feeding {url}")
-                last = feed(plan, poster, feeding.pace, _Teller())
+                with working("making the first frames") as tell:
+                    last = feed(plan, poster, feeding.pace, _Teller(tell))
         except KeyboardInterrupt:
             return
     say(line(last))
-    if not last.frames:
-        raise typer.Exit(1)
+    if last.problem is not None and not last.frames:
+        raise typer.Exit(code_of(last.problem))
 
 
 def _summary(plan: Plan) -> str:
@@ -102,19 +105,26 @@ def line(progress: Progress) -> str:
         text += f", {progress.failed} not delivered"
     if progress.late_s:
         text += f"; {progress.late_s:.2f} s too slow: give fewer --steps or a longer --interval"
-    return f"{text}; {progress.problem}" if progress.problem else text
+    return text if progress.problem is None else f"{text}; {progress.problem}"
 
 
 class _Teller:
-    """Prints a line every 10 s, and one whenever the problem is another one than before."""
+    """Prints a line every 10 s, and one whenever the problem is another one than before.
 
-    def __init__(self) -> None:
+    Args:
+        tell: is called with each line, for a terminal.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
         self._last = 0.0
-        self._problem: str | None = None
+        self._problem = ""
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        if now - self._last < _SECONDS_BETWEEN_LINES and progress.problem == self._problem:
+        self._tell(line(progress))
+        problem = "" if progress.problem is None else str(progress.problem)
+        if now - self._last < _SECONDS_BETWEEN_LINES and problem == self._problem:
             return
-        self._last, self._problem = now, progress.problem
+        self._last, self._problem = now, problem
         say(line(progress))

@@ -1,26 +1,21 @@
-"""What the commands print, and how they end when something is wrong.
-
-Exit codes: 0, the command did its work; 1, nothing could be delivered (``moescope simulate``), or the
-service's extra is not installed; 2, a bad option, setting or file, no service, or one that refuses. Those of
-``moescope verdict`` are 3 for a warning and 4 for a critical one.
-"""
+"""What the commands print, and how they end when something is wrong."""
 
 from __future__ import annotations
 
-import json
-import time
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
+from moescope.service.cli.codes import ExitCode, code_of_status
+from moescope.service.client.http import ServiceUnavailableError
 from moescope.service.logs import printable
 
 
@@ -39,10 +34,23 @@ class _Terminal(Console):
             else:
                 yield segment
 
+    def on_broken_pipe(self) -> NoReturn:
+        """The reader is gone, as ``head`` is after its lines; :func:`moescope.service.cli.main` tells it."""
+        raise BrokenPipeError
+
 
 def terminal(stderr: bool = False) -> Console:
-    """A console that prints names and notes as they are, which may look like rich's markup: ``m[/v2]``."""
-    return _Terminal(stderr=stderr, markup=False, emoji=False)
+    """A console that prints names and notes as they are, which may look like rich's markup: ``m[/v2]``.
+
+    It has colours on terminals only, and none where NO_COLOR is set.
+    """
+    return _Terminal(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def is_terminal(stderr: bool = False) -> bool:
+    """Whether stdout, or stderr, is a terminal: a pipe or a file gets plain text and no progress."""
+    stream = sys.stderr if stderr else sys.stdout
+    return stream.isatty()
 
 
 def say(text: str, err: bool = False) -> None:
@@ -55,27 +63,18 @@ def utc(instant: float) -> str:
     return datetime.fromtimestamp(instant, UTC).strftime("%F %T")
 
 
-def printing(render: Callable[[], RenderableType], interval_s: float | None) -> None:
-    """Print what ``render`` gives, once or every ``interval_s`` seconds until Ctrl-C."""
-    console = terminal()
-    if interval_s is None:
-        console.print(render())
-        return
-    try:
-        while not console.is_terminal:  # a file or a pipe gets one after the other, Live only the last
-            console.print(render())
-            time.sleep(interval_s)
-        with Live(render(), console=console, auto_refresh=False) as live:
-            while True:
-                time.sleep(interval_s)
-                live.update(render(), refresh=True)
-    except KeyboardInterrupt:
-        return
+@contextmanager
+def working(doing: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that the command works, if that is a terminal; the result changes what it says.
 
-
-def print_json(answer: dict[str, Any]) -> None:
-    """Print an answer of the service for programs."""
-    say(json.dumps(answer, indent=2))
+    Args:
+        doing: what is being done, such as "asking http://gpu-7:9890".
+    """
+    if not is_terminal(stderr=True):
+        yield lambda _: None
+        return
+    with terminal(stderr=True).status(Text(f"{doing} ...")) as status:
+        yield lambda said: status.update(Text(f"{said} ..."))
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -86,10 +85,17 @@ def write_file(path: Path, content: bytes) -> None:
         raise failure(f"{path} can't be written: {error.strerror}") from None
 
 
-def failure(message: str) -> typer.Exit:
-    """Print what is wrong. Raising the result ends the command with exit code 2."""
+def failure(message: str, code: ExitCode = ExitCode.USAGE) -> typer.Exit:
+    """Print what is wrong. Raising the result ends the command with this exit code."""
     say(f"moescope: {message}", err=True)
-    return typer.Exit(2)
+    return typer.Exit(code)
+
+
+def code_of(error: Exception) -> ExitCode:
+    """The exit code for an exception whose message tells its user what to do."""
+    if isinstance(error, ServiceUnavailableError):
+        return code_of_status(error.status)
+    return ExitCode.USAGE
 
 
 @contextmanager
@@ -98,4 +104,4 @@ def ending_at(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise failure(str(error)) from None
+        raise failure(str(error), code_of(error)) from None

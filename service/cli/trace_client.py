@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moescope.service.cli.terminal import ending_at
+from moescope.service.cli.codes import ExitCode, code_of_status
+from moescope.service.cli.terminal import ending_at, failure
 from moescope.service.client.settings import client_settings
 from moescope.service.settings import SettingsError
 
@@ -18,13 +19,18 @@ if TYPE_CHECKING:
 def trace_client(url: str, timeout_s: float = 60.0) -> Iterator[Client]:
     """A client of the service at ``url``; the command ends where the service can't be asked or refuses."""
     # Here, so that the other commands don't wait for httpx and numpy.
-    from moescope.client import Client, MoescopeError
+    from moescope.client import Client, MoescopeError, ProblemError
 
-    with ending_at(MoescopeError, SettingsError):
+    with ending_at(SettingsError):
         settings = client_settings()
         verify = settings.context() if url.startswith("https:") else False
-        with Client(url, token=settings.bearer, verify=verify, timeout_s=timeout_s) as client:
-            yield client
+        try:
+            with Client(url, token=settings.bearer, verify=verify, timeout_s=timeout_s) as client:
+                yield client
+        except ProblemError as error:
+            raise failure(str(error), code_of_status(error.status)) from None
+        except MoescopeError as error:
+            raise failure(str(error), ExitCode.UNREACHABLE) from None
 
 
 def trace_filter(**fields: Any) -> TraceFilter:

@@ -18,7 +18,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from moescope.service.cli.terminal import failure, say, terminal
+from moescope.service.cli.codes import ExitCode
+from moescope.service.cli.terminal import failure, is_terminal, say, terminal
 from moescope.service.cli.trace_client import trace_filter
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _one(
             **question.options,
         )
     except KeyboardInterrupt:
-        raise failure(f"stopped; the same command goes on with {file.name}") from None
+        raise failure(f"stopped; the same command goes on with {file.name}", ExitCode.INTERRUPTED) from None
 
 
 def _anchored(where: dict[str, Any]) -> dict[str, Any]:
@@ -163,10 +164,10 @@ def count_left_out(file: Path, kind: Kind) -> int | None:
 @contextmanager
 def _progress(name: str) -> Iterator[Callable[[int], None]]:
     """What shows how many bytes of a part have come, on a terminal; the sum of them isn't known before."""
-    console = terminal(stderr=True)
-    if not console.is_terminal:
+    if not is_terminal(stderr=True):
         yield lambda _: None
         return
+    console = terminal(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(20), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(name, total=None)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
 
 import typer
-from rich.table import Table
 
+from moescope.service.cli.asking import ask_working
 from moescope.service.cli.grouping import add_command
 from moescope.service.cli.options import LayerOption, UrlOption
-from moescope.service.cli.terminal import failure, say, terminal, utc
-from moescope.service.cli.trace_client import trace_client, trace_filter
+from moescope.service.cli.output import Output
+from moescope.service.cli.output import show as show_answer
+from moescope.service.cli.terminal import failure, say
+from moescope.service.cli.trace_client import trace_client
 from moescope.service.cli.trace_export import Question, export_folder
+from moescope.service.cli.trace_views import trace_view, traces_view
 
 IdArgument = Annotated[
     str, typer.Argument(help="The completion's id, the X-Request-Id or vLLM's internal id.")
 ]
 
 _SUFFIXES: Final = ("json", "npz", "parquet", "arrow", "raw")
+_TIMEOUT_S: Final = 60.0
 
 _LIST_HELP: Final = """List traced requests, newest first.
 
@@ -36,6 +42,8 @@ Examples:
   moescope traces show my-request
 
   moescope traces show my-request --first 100 --end 120 --layer 3
+
+  moescope traces show my-request -o csv                a line for each position and layer
 """
 _EXPORT_HELP: Final = """Write one trace to a file, or many into a folder.
 
@@ -78,6 +86,9 @@ class Filter:
 
     server: Annotated[str | None, typer.Option(help="Only this vLLM deployment; all when absent.")] = None
     model: Annotated[str | None, typer.Option(help="Only this model; all when absent.")] = None
+    pool: Annotated[
+        str | None, typer.Option(help="Only of this pool of deployments; of all when absent.")
+    ] = None
     start: Annotated[
         str | None, typer.Option(help="Stored since, as -1h; all that are kept when absent.")
     ] = None
@@ -94,30 +105,10 @@ class Filter:
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most to list.")] = 20
 
 
-def list_traces(url: UrlOption, wanted: Filter) -> None:
+def list_traces(url: UrlOption, wanted: Filter, output: Output) -> None:
     """Print a line for each trace."""
-    with trace_client(url) as client:
-        where = trace_filter(**{name: value for name, value in asdict(wanted).items() if name != "limit"})
-        found = list(client.traces(where, limit=wanted.limit + 1, page_size=min(1000, wanted.limit + 1)))
-    table = Table()
-    adapters = any(trace.lora for trace in found)
-    for name in ("id", "DP", "tokens", "prompt", "cached", "preempted", "outcome", "ended (UTC)"):
-        table.add_column(name, overflow="fold")
-    if adapters:
-        table.add_column("LoRA", overflow="fold")
-    for trace in found[: wanted.limit]:
-        numbers = trace.dp_rank, trace.tokens, trace.prompt_tokens, trace.cached_tokens, trace.preemptions
-        ended = _ended(trace.outcome, trace.finish_reason)
-        more = [trace.lora] if adapters else []
-        table.add_row(trace.names[-1], *map(str, numbers), ended, utc(trace.ended_at), *more)
-    terminal().print(table if found else "No traces.")
-    if len(found) > wanted.limit:
-        say(f"There are more than {wanted.limit}: give --limit, or a narrower --start.")
-
-
-def _ended(outcome: str, reason: str) -> str:
-    """How a request ended, with the reason where its worker knows it."""
-    return f"{outcome}: {reason}" if reason else outcome
+    answer = ask_working(url, "/v1/traces", asdict(wanted), _TIMEOUT_S)
+    show_answer(output, answer, partial(traces_view, limit=wanted.limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +127,7 @@ def show(
     request_id: IdArgument,
     url: UrlOption,
     whose: Whose,
+    output: Output,
     layer: LayerOption = None,
     first: Annotated[int, typer.Option(min=0, help="First position, counted in tokens from 0.")] = 0,
     end: Annotated[
@@ -144,19 +136,9 @@ def show(
 ) -> None:
     """Print a line for each position."""
     last = first + 32 if end is None else end
-    with trace_client(url) as client:
-        trace = client.trace(request_id, **asdict(whose), layers=layer, first=first, end=last)
-    info = trace.info
-    adapter = f", LoRA {info.lora}" if info.lora else ""
-    ended = _ended(info.outcome, info.finish_reason)
-    table = Table(title=f"{info.request_id}: {info.tokens} tokens computed, {ended}{adapter}")
-    table.add_column("position", justify="right")
-    for number in trace.layers:
-        table.add_column(f"layer {number}")
-    for offset, experts in enumerate(trace.experts.tolist()):
-        cells = [" ".join(str(expert) for expert in row if expert >= 0) or "not computed" for row in experts]
-        table.add_row(str(trace.first_position + offset), *cells)
-    terminal().print(table)
+    params = {**asdict(whose), "layer": layer, "first": first, "end": last}
+    answer = ask_working(url, f"/v1/traces/{quote(request_id, safe='')}", params, _TIMEOUT_S)
+    show_answer(output, answer, trace_view)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +181,9 @@ class Many:
         Literal["layers", "packed"],
         typer.Option(help="With --into: a column for each layer, or one column of bytes."),
     ] = "layers"
+    pool: Annotated[
+        str | None, typer.Option(help="With --into: only of this pool of deployments; of all when absent.")
+    ] = None
     dp_rank: Annotated[
         int | None, typer.Option(min=0, help="With --into: only of this DP rank; of all when absent.")
     ] = None
@@ -223,7 +208,8 @@ class Many:
     @property
     def where(self) -> dict[str, Any]:
         """The filter."""
-        return {name: getattr(self, name) for name in ("dp_rank", "lora", "start", "end", "min_tokens")}
+        names = ("pool", "dp_rank", "lora", "start", "end", "min_tokens")
+        return {name: getattr(self, name) for name in names}
 
 
 def export(

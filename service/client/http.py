@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import SplitResult, urlencode, urlsplit
 
 from moescope.service.client.settings import DEFAULT_URL, ClientSettings, client_settings
-from moescope.service.settings import SettingsError
 
 _Value = str | int | float | Sequence[int] | None
 Parameters = Mapping[str, _Value]
@@ -19,7 +18,15 @@ Parameters = Mapping[str, _Value]
 
 
 class ServiceUnavailableError(Exception):
-    """The service can't be asked, or refuses; the message says what to do."""
+    """The service can't be asked, or refuses; the message says what to do.
+
+    Attributes:
+        status: HTTP status of its answer; None: no moescope service answered.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        self.status = status
+        super().__init__(message)
 
 
 def get_json(url: str, path: str, params: Parameters, timeout_s: float = 10.0) -> dict[str, Any]:
@@ -27,6 +34,7 @@ def get_json(url: str, path: str, params: Parameters, timeout_s: float = 10.0) -
 
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
+        SettingsError: a setting of the client can't be used.
     """
     body = _parsed(get_bytes(url, path, params, timeout_s))
     if not isinstance(body, dict):
@@ -39,6 +47,7 @@ def get_bytes(url: str, path: str, params: Parameters, timeout_s: float = 10.0) 
 
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
+        SettingsError: a setting of the client can't be used.
     """
     return _exchange("GET", url, path, params, b"", None, timeout_s)
 
@@ -52,16 +61,14 @@ def get_json_lines(url: str, path: str, params: Parameters, timeout_s: float) ->
 
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem or with something else.
+        SettingsError: a setting of the client can't be used.
     """
-    try:
-        with closing(Connection(url, client_settings(), timeout_s)) as connection:
-            for line in connection.lines(_target(path, params), "application/x-ndjson"):
-                found = _parsed(line)
-                if not isinstance(found, dict):
-                    raise ServiceUnavailableError(f"what answers at {url} is not a moescope service")
-                yield found
-    except SettingsError as error:
-        raise ServiceUnavailableError(str(error)) from error
+    with closing(Connection(url, client_settings(), timeout_s)) as connection:
+        for line in connection.lines(_target(path, params), "application/x-ndjson"):
+            found = _parsed(line)
+            if not isinstance(found, dict):
+                raise ServiceUnavailableError(f"what answers at {url} is not a moescope service")
+            yield found
 
 
 def send_json(method: str, url: str, path: str, params: Parameters, body: Any) -> Any:
@@ -69,6 +76,7 @@ def send_json(method: str, url: str, path: str, params: Parameters, body: Any) -
 
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
+        SettingsError: a setting of the client can't be used.
     """
     content = b"" if body is None else json.dumps(body).encode()
     answer = _exchange(method, url, path, params, content, "application/json", 60.0)
@@ -134,7 +142,7 @@ class Connection:
             self._connection.close()
             raise ServiceUnavailableError(_why_silent(self._url, error)) from error
         if not 200 <= response.status < 300:
-            raise ServiceUnavailableError(_detail(answer) or f"{self._url} answers {response.status}")
+            raise _refusal(self._url, response.status, answer)
         return answer
 
     def lines(self, target: str, accept: str) -> Iterator[bytes]:
@@ -151,7 +159,7 @@ class Connection:
             response = self._connection.getresponse()
             if not 200 <= response.status < 300:
                 answer = response.read()
-                raise ServiceUnavailableError(_detail(answer) or f"{self._url} answers {response.status}")
+                raise _refusal(self._url, response.status, answer)
             yield from response
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             self._connection.close()
@@ -196,11 +204,8 @@ def _exchange(
     timeout_s: float,
 ) -> bytes:
     """One request on a connection of its own."""
-    try:
-        with closing(Connection(url, client_settings(), timeout_s)) as connection:
-            return connection.exchange(method, _target(path, params), body, content_type)
-    except SettingsError as error:
-        raise ServiceUnavailableError(str(error)) from error
+    with closing(Connection(url, client_settings(), timeout_s)) as connection:
+        return connection.exchange(method, _target(path, params), body, content_type)
 
 
 def _target(path: str, params: Parameters) -> str:
@@ -219,6 +224,10 @@ def _why_silent(url: str, error: Exception) -> str:
         f"no service answers at {url} ({why}): start one with `moescope serve`, or name another with --url "
         "or MOESCOPE_URL"
     )
+
+
+def _refusal(url: str, status: int, answer: bytes) -> ServiceUnavailableError:
+    return ServiceUnavailableError(_detail(answer) or f"{url} answers {status}", status)
 
 
 def _detail(body: bytes) -> str | None:

@@ -214,6 +214,26 @@ class Account:
         )
         return Verdict.ACCEPTED
 
+    def check_late(self, frame: Frame, at: float, other: EpochState, long_s: float) -> None:
+        """A frame may take the place of a silent life of another rank, whose model has another shape.
+
+        Args:
+            frame: the frame, which comes at ``at``.
+            other: that life.
+            long_s: for so long the other may be silent before anybody may take its place.
+
+        Raises:
+            RefusedError: that life is of a newer start, and the frame may have been made before it was heard.
+        """
+        order, made_at = self._lives.stands(frame, at)
+        is_late = self._lives.get(frame.epoch) is None or made_at <= other.heard_at
+        if order < other.order and is_late and at - other.heard_at <= long_s:
+            raise RefusedError(
+                "shape",
+                f"layers: this is a late frame of an older start (pid {frame.producer.pid} on host "
+                f"{frame.producer.host or 'unknown'}); {named([other])}, which began later, has another",
+            )
+
     def _check_remembered(self, frame: Frame, layout: Layout) -> None:
         """An epoch that isn't known may be a new one: it has not been forgotten.
 

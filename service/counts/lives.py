@@ -110,13 +110,17 @@ class Lives:
                 f"{REMEDY}",
             )
 
+    def stands(self, frame: Frame, at: float) -> tuple[tuple[float, int], float]:
+        """What a frame's life is ordered by, and when its totals were true, if it comes at ``at``."""
+        known = self._known.get(frame.epoch)
+        order = (_began(frame, at), frame.epoch) if known is None else known.order
+        return order, _made_at(frame, known, at)
+
     def is_older(self, frame: Frame, at: float) -> bool:
         """Whether a frame is of an older life than the one that counts at present."""
         if self.current is None or frame.epoch == self.current.epoch:
             return False
-        known = self._known.get(frame.epoch)
-        order = (_began(frame, at), frame.epoch) if known is None else known.order
-        return order < self.current.order
+        return self.stands(frame, at)[0] < self.current.order
 
     def hear(self, frame: Frame, counted: Totals, at: float, added: Totals | None = None) -> bool:
         """Take a frame that tells something new; whether its life is the one that counts at present.
@@ -226,10 +230,10 @@ class Lives:
 def takes_place(life: EpochState, other: EpochState, stale_after: float) -> bool:
     """Whether of two lives whose models have different shapes the first one counts.
 
-    It is the one that began later, unless the other was still heard when that one had been silent for long.
+    It is the one that began later, unless the other still counted when that one had been silent for long.
     """
     older, newer = sorted((life, other), key=lambda item: item.order)
-    goes_on = older.heard_at - newer.heard_at > stale_after
+    goes_on = older.made_at - newer.heard_at > stale_after
     return life is (older if goes_on else newer)
 
 

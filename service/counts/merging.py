@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from moescope.service.counts.account_state import AccountState, Base, EpochState, forget
 from moescope.service.counts.conflict import joined
-from moescope.service.counts.lives import STALE_AFTER_S, surplus
+from moescope.service.counts.lives import STALE_AFTER_S, surplus, takes_place
 from moescope.service.counts.parts import part_of, unphased
 from moescope.service.counts.placing import as_counted, counts_on, unplaced
 from moescope.service.counts.totals import Totals
@@ -36,9 +36,12 @@ def merge_accounts(
         max_epochs: how many epochs the merged account remembers, and all that are still heard.
         stale_after: seconds without a frame after which a life is silent.
     """
-    newest = _newest(one, other, stale_after)
     if one.totals.layout.conflict(other.totals.layout) is not None:
-        return newest  # the model changed: the other totals are of another one
+        # The model changed: the other totals are of another one.
+        found = one if takes_place(one.life, other.life, stale_after) else other
+        seen = max(one.epochs_seen, other.epochs_seen)
+        return found if seen == found.epochs_seen else replace(found, epochs_seen=seen)
+    newest = _newest(one, other, stale_after)
     # Forgotten epochs are in a sum only: the merged account starts from the sum that has most of them.
     base, more = max(
         (one, other),

@@ -6,6 +6,7 @@ Here everything changes together. Nothing here is safe for several threads: the 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -24,18 +25,18 @@ from moescope.service.live.history import History
 from moescope.service.live.memory import available_bytes
 from moescope.service.live.outbox import Outbox
 from moescope.service.live.past import Remembered
-from moescope.service.live.placements import Placements
+from moescope.service.live.placements import Placements, told_in
 from moescope.service.live.producers import ProducerState
 from moescope.service.live.roster import Roster
 from moescope.service.live.row_laws import RowLaws
 from moescope.service.live.spans import Snapshot
 from moescope.service.live.step_joins import Joins
 from moescope.service.settings import ClickHouseUrl, Settings
-from moescope.service.store.records import Forgotten, Key, Posting, Record
+from moescope.service.store.records import Document, Forgotten, Key, Posting, Record
 
 _HISTORY_BYTES: Final = 256 << 20
-HEARD_LATE_S: Final = 5.0
-"""What another service kept so much earlier is late: ordinarily it is known within two seconds."""
+_ON_THE_WAY_S: Final = 2.0
+"""How long ago another service may have taken a frame that the store does not show yet."""
 _ANY_SEQ: Final = (1 << 63) - 1
 _log = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class Ledger:
         self.outbox = Outbox()
         alone = not isinstance(settings.store, ClickHouseUrl)
         self.continuity = Continuity(clock, settings.stale_after_s, alone)
+        self._told_placements: dict[Key, Document] = {}  # that the store does not have yet
+        self._round_at = -math.inf  # when what other services had kept by then was heard
         self._unkept: set[Key] = set()  # the store may lack something of these, which are here
         self._starts: dict[Key, int] = {}  # of the producers that another shape of their model has pushed out
 
@@ -111,6 +114,10 @@ class Ledger:
             told = state
             state = merge_accounts(mine, told, *limits)
             if state is mine:
+                if (
+                    mine.epochs_seen > told.epochs_seen
+                ):  # the row that was told took the place of one that knew
+                    self._record(key, entry.account, self.outbox.post_newest)
                 return
             merged = state is not told
         elif self.roster.is_full:
@@ -123,9 +130,14 @@ class Ledger:
         if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
             self.history.forget(key)
         self._enter(key, account, at)
+        known = self.history.find(key)
+        newest_at = -math.inf if known is None else known.newest_at
         self.history.record(key, posting.birth, Snapshot(told_at, state.totals))
-        if entry is not None and now - told_at > HEARD_LATE_S:
-            self.history.track(key).heard_late(now)
+        track = self.history.track(key)
+        if entry is not None and told_at < self._round_at:
+            track.heard_late(now)
+        elif told_at < newest_at:
+            track.heard_late(newest_at)
         self._note_conflict(key, account, now)
         if merged:  # nobody takes it until a frame comes
             self._record(key, account, self.outbox.post_newest)
@@ -134,6 +146,10 @@ class Ledger:
         """The store failed to keep these: it is given again what it lacks of what is here."""
         records = list(records)
         self.outbox.not_kept(records, lambda key: self.roster.get(key) is not None)
+        for record in records:
+            told = told_in(record.name, record.content or b"") if isinstance(record, Document) else None
+            if told is not None and isinstance(record, Document):
+                self._told_placements.setdefault(told.key, record)
         for item in records:
             if not isinstance(item, Posting | Forgotten):
                 continue
@@ -144,6 +160,12 @@ class Ledger:
             if isinstance(item, Forgotten):  # it is back: what is here must not go with what was
                 self._record(item.key, entry.account, self.outbox.post)
 
+    def take_records(self) -> list[Record]:
+        """What changed for good since the last call, in order."""
+        records = [*self.outbox.take(), *self._told_placements.values()]
+        self._told_placements.clear()
+        return records
+
     def say_again(self) -> None:
         """Put into the outbox what the store may lack of producers from which no frame may come any more."""
         unkept, self._unkept = self._unkept, set()
@@ -152,6 +174,10 @@ class Ledger:
             if entry is not None:
                 self._record(key, entry.account, self.outbox.post_newest)
                 self.history.track(key).heard_late(self._clock())
+
+    def end_round(self) -> None:
+        """All that other services have kept so far has been adopted."""
+        self._round_at = self._clock() - _ON_THE_WAY_S
 
     def state(self, key: Key) -> ProducerState:
         """A producer that is here, as of now."""
@@ -214,6 +240,10 @@ class Ledger:
             account = entry.account
         layout = self._layouts.of(frame.layers)
         leaving = set(self.roster.outgrown_by(key, layout))
+        for other in leaving:
+            silent = self.roster.get(other)
+            assert silent is not None
+            account.check_late(frame, now, silent.account.life, limits.expire_after_s)
         if entry is None:
             leaving.update(self.roster.to_make_room())
         generation, before, is_new = account.generation, account.totals, entry is None
@@ -231,7 +261,9 @@ class Ledger:
         assert account.latest is not None
         is_newest = frame.epoch == account.latest.epoch
         if is_newest:
-            self.placements.note(frame, now, account.life.started_at)
+            told = self.placements.note(frame, now, account.life.started_at)
+            if told is not None and self._keeps:
+                self._told_placements[key] = told.document()
         if is_newest or entry is None:
             self._enter(key, account, now)
         else:
@@ -312,6 +344,7 @@ class Ledger:
             self._starts[key] = entry.account.restarts + 1
         self.roster.remove(key)
         self.placements.forget(key)
+        self._told_placements.pop(key, None)
         self.history.forget(key)
         self.joins.forget(key)
         self._laws.forget(key)

@@ -6,15 +6,23 @@ the first worker that reports a version tells when it began, and the last one wh
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.live.producers import Deployment
-from moescope.service.store.records import Key
+from moescope.service.store.records import Document, Key
 
+_log = logging.getLogger(__name__)
+
+PLACEMENT: Final = "placement"
+"""The kind of documents that tell where a producer's experts are."""
 KEPT: Final = 64  # placements remembered of each pipeline stage
 
 
@@ -35,6 +43,36 @@ class DatedPlacement:
     everywhere_at: float
 
 
+class ToldPlacement(msgspec.Struct, frozen=True):
+    """Where a producer said last that its experts are; kept under its key, so that every service knows it.
+
+    Attributes:
+        key: who.
+        at: when it said so, ``started_at`` when its worker began to count: seconds of Unix time on the
+            service's clock.
+        layers, placement: as in the frame.
+    """
+
+    key: Key
+    at: float
+    started_at: float
+    layers: tuple[MoeLayer, ...]
+    placement: Placement
+
+    def document(self) -> Document:
+        """For the store."""
+        return Document(PLACEMENT, json.dumps(self.key), msgspec.msgpack.encode(self))
+
+
+def told_in(name: str, content: bytes) -> ToldPlacement | None:
+    """What was kept; what can't be read is logged and None: the worker's next frame tells it again."""
+    try:
+        return msgspec.msgpack.decode(content, type=ToldPlacement)
+    except msgspec.MsgspecError as error:
+        _log.warning("the placement %s in the store can't be read and is left out: %s", name, error)
+        return None
+
+
 @dataclass(slots=True)
 class _Held:
     layers: tuple[MoeLayer, ...]
@@ -52,14 +90,14 @@ class Placements:
     """
 
     def __init__(self) -> None:
-        self._newest: dict[Key, tuple[tuple[MoeLayer, ...], Placement]] = {}
+        self._newest: dict[Key, ToldPlacement] = {}
         self._held: dict[tuple[str, str, int], deque[_Held]] = {}
         self._rises: Counter[tuple[str, str, int]] = Counter()
         self._tellers: dict[Deployment, dict[int, set[Key]]] = {}
         """By deployment and pipeline stage: the producers that told a placement."""
 
-    def note(self, frame: Frame, at: float, started_at: float | None = None) -> None:
-        """Take the placement of a producer's newest frame into account.
+    def note(self, frame: Frame, at: float, started_at: float | None = None) -> ToldPlacement | None:
+        """Take the placement of a producer's newest frame into account; what it tells, if that is new.
 
         Args:
             frame: the frame.
@@ -67,23 +105,37 @@ class Placements:
             started_at: when its worker began to count, on the same clock; None: the worker's clock agrees.
         """
         if frame.placement is None:
-            return
-        who, layers = frame.producer, tuple(frame.layers)
-        self._newest[who.key] = layers, frame.placement
-        stage, worker = _stage_of(who.key), (who.dp_rank, who.tp_rank)
-        self._tellers.setdefault(stage[:2], {}).setdefault(stage[2], set()).add(who.key)
+            return None
+        key, before = frame.producer.key, self._newest.get(frame.producer.key)
+        started_at = frame.epoch / 1e9 if started_at is None else started_at
+        told = ToldPlacement(key, at, started_at, tuple(frame.layers), frame.placement)
+        self._take(told)
+        same = before is not None and (before.placement, before.layers) == (told.placement, told.layers)
+        return None if same else told
+
+    def take(self, told: ToldPlacement) -> None:
+        """Take in what a producer told, to this service or to another one that shares its store."""
+        newest = self._newest.get(told.key)
+        if newest is None or newest.at < told.at:
+            self._take(told)
+
+    def _take(self, told: ToldPlacement) -> None:
+        key, layers, placement, at = told.key, told.layers, told.placement, told.at
+        self._newest[key] = told
+        stage, worker = _stage_of(key), (key[2], key[4])
+        self._tellers.setdefault(stage[:2], {}).setdefault(stage[2], set()).add(key)
         known = self._held.setdefault(stage, deque(maxlen=KEPT))
-        if known and known[-1].placement == frame.placement:
+        if known and known[-1].placement == placement:
             if worker not in known[-1].workers:
                 known[-1].workers.add(worker)
                 known[-1].everywhere_at = at
             return
         # A worker that still reports an earlier version is late; one that started since counts anew.
-        late = known and frame.placement.version <= known[-1].placement.version
-        if late and (frame.epoch / 1e9 if started_at is None else started_at) <= known[-1].at:
+        late = known and placement.version <= known[-1].placement.version
+        if late and told.started_at <= known[-1].at:
             return
         self._rises[stage] += bool(known) and not late
-        known.append(_Held(layers, frame.placement, at, at, {worker}))
+        known.append(_Held(layers, placement, at, at, {worker}))
 
     def forget(self, key: Key) -> None:
         """Drop what is known of a producer, and of its stage if no other producer of it told a placement."""
@@ -105,7 +157,8 @@ class Placements:
 
         Producers that never told a placement are left out.
         """
-        return [self._newest[key] for key in keys if key in self._newest]
+        found = [self._newest[key] for key in keys if key in self._newest]
+        return [(told.layers, told.placement) for told in found]
 
     def rearrangements(self, server: str, model: str) -> int:
         """How often the placement's version rose, of the pipeline stage where it did most often."""

@@ -16,7 +16,7 @@ from moescope.service.counts.account import Verdict
 from moescope.service.live.large import LargeQuestions
 from moescope.service.live.ledger import Ledger
 from moescope.service.live.past import Archive, Remembered
-from moescope.service.live.placements import DatedPlacement
+from moescope.service.live.placements import DatedPlacement, told_in
 from moescope.service.live.producers import (
     Deployment,
     ProducerSpan,
@@ -80,6 +80,15 @@ class LiveState:
         with self._lock:
             for posting in postings:
                 self._ledger.adopt(posting)
+            self._ledger.end_round()
+
+    def hear_placements(self, kept: Iterable[tuple[str, bytes]]) -> None:
+        """Take in where workers said that their experts are: names and contents of documents of a store."""
+        told = [told_in(*item) for item in kept]
+        with self._lock:
+            for item in told:
+                if item is not None:
+                    self._ledger.placements.take(item)
 
     def ingest(self, frame: Frame) -> Verdict:
         """Take a checked frame; :meth:`take_records` then has what to keep of it.
@@ -96,7 +105,7 @@ class LiveState:
     def take_records(self) -> list[Record]:
         """What changed for good since the last call, in order."""
         with self._lock:
-            return self._ledger.outbox.take()
+            return self._ledger.take_records()
 
     def not_kept(self, records: Iterable[Record]) -> None:
         """What :meth:`take_records` gave could not be kept: say again what no later posting says."""
@@ -107,7 +116,7 @@ class LiveState:
         """What is here and may not be with the store, whether or not a frame comes; see :meth:`not_kept`."""
         with self._lock:
             self._ledger.say_again()
-            return self._ledger.outbox.take()
+            return self._ledger.take_records()
 
     def count_refused(self, reason: str) -> None:
         """Count a frame, or a body that should have been one, which was refused."""

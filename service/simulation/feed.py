@@ -38,7 +38,7 @@ class Progress:
     failed: int
     round_s: float
     late_s: float
-    problem: str | None
+    problem: ServiceUnavailableError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def feed(plan: Plan, poster: Poster, pace: Pace, on_round: Callable[[Progress], 
     while True:
         time.sleep(max(0.0, last + pace.interval_s - time.monotonic()))
         now = time.monotonic()
-        problem = None
+        problem: ServiceUnavailableError | None = None
         for sender, frame in ((fleet, frame) for fleet in fleets for frame in fleet.advance(now - last)):
             try:
                 poster.post(encode_frame(frame))
@@ -110,14 +110,14 @@ def feed(plan: Plan, poster: Poster, pace: Pace, on_round: Callable[[Progress], 
                 frames += 1
             except ServiceUnavailableError as error:
                 failed += 1
-                problem = str(error)
+                problem = error
         for part in chain.from_iterable(fleet.traces(now - last) for fleet in fleets):
             try:
                 poster.post_trace(encode_part(part))
                 traces += 1
             except ServiceUnavailableError as error:
                 failed += 1
-                problem = str(error)
+                problem = error
         took = time.monotonic() - now
         late = max(0.0, took - pace.interval_s)
         last = now

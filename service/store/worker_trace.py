@@ -53,16 +53,21 @@ def newest_life(told: Sequence[Told]) -> list[int]:
 
     That happens where an id came again and nothing told the one from the other when they were stored (see
     :func:`moescope.service.store.records.life_of`). Of each worker only the newest trace counts, and it must
-    have gone on when the newest of them began; where steps say that they began together, clocks may differ.
+    have gone on when the newest of them began. Clocks may differ where steps say that they began together;
+    also where old workers don't tell the step, and nothing says that the id came again: each has one trace.
     """
     order = sorted(range(len(told)), key=lambda at: (told[at].started_ms, told[at].number))
     newest = {told[at].worker[:2]: at for at in order}
     if not newest:
         return []
     head = told[order[-1]]
+    came_again = len(newest) < len(told)
 
     def together(item: Told) -> bool:
-        alike = item.started_step >= 0 and item.started_step == head.started_step
+        if min(item.started_step, head.started_step) < 0:
+            alike = not came_again
+        else:
+            alike = item.started_step == head.started_step
         return item.ended_ms + (_CLOCKS_MS if alike else 0) >= head.started_ms
 
     return sorted(at for at in newest.values() if together(told[at]))

@@ -105,6 +105,7 @@ class VllmShape:
 class VllmRouting:
     """Routing in vLLM's shape: zeros in layers without experts, and where a position is missing.
 
+    A position that lacks a layer counts as not computed, since nothing else tells its zeros from experts.
     Whoever wants no zeros for missing positions looks at :func:`missing_runs` before.
 
     Args:
@@ -135,11 +136,13 @@ class VllmRouting:
             StoreError: a computed row has a masked slot, which vLLM's shape can't say.
         """
         for rows, computed in zip(self._routing.chunks(positions), self.computed(positions), strict=True):
-            yield Rows(self._convert(rows.experts, computed, self._routing.layers), rows.times)
+            experts = self._convert(rows.experts, computed, self._routing.layers)
+            yield Rows(experts, np.where(computed, rows.times, 0))
 
     def times(self, positions: int) -> Iterator[Int64Array]:
         """See :class:`Shaped`."""
-        return self._routing.times(positions)
+        for times, computed in zip(self._routing.times(positions), self.computed(positions), strict=True):
+            yield np.where(computed, times, 0)
 
     def computed(self, positions: int) -> Iterator[BoolArray]:
         """See :class:`Shaped`."""

@@ -72,13 +72,16 @@ def asynchronous(request: pytest.FixtureRequest) -> bool:
 def test_a_list_is_read_page_by_page(service: Service, clock: Clock, asynchronous: bool) -> None:
     push(service, *(part(n, tokens=n) for n in range(1, 8)))
     clock.now += 60
-    push(service, part(8, who={"server": "other"}))
+    push(service, part(8, who={"server": "other", "pool": "chat"}))
     both = Both(service.url, asynchronous)
     assert [each.names[-1] for each in both.list("traces", page_size=3)] == [f"x{n}" for n in range(8, 0, -1)]
     assert [each.names[-1] for each in both.list("traces", limit=4, page_size=3)] == ["x8", "x7", "x6", "x5"]
     assert [each.tokens for each in both.list("traces", TraceFilter(server="prod", min_tokens=6))] == [7, 6]
     since = datetime.fromtimestamp(clock.now - 30, UTC)
     assert [each.server for each in both.list("traces", TraceFilter(start=since))] == ["other"]
+    assert [each.pool for each in both.list("traces", TraceFilter(pool="chat"))] == ["chat"]
+    [exported] = both.list("export", TraceFilter(pool="chat"))
+    assert exported.info.pool == "chat"
     until = TraceFilter(end=clock.now - 30.0, layer=1, expert=int(experts_of(7, 7)[0][0, 0]))
     assert "x7" in [each.names[-1] for each in both.list("traces", until, page_size=1)]
     [info] = both.list("traces", request_id="x3")
@@ -128,6 +131,10 @@ def test_a_trace_that_lacks_a_layer_of_a_position_is_not_whole(service: Service,
     assert (trace.info.missing_stages, trace.info.missing_tokens) == (0, 0)
     assert (trace.experts[4, 1] == -1).all()
     assert not trace.is_whole
+    zeros = {"form": "vllm", "missing": "zero", "decoder_layers": 5}
+    assert not Both(service.url, asynchronous).trace("x1", **zeros).is_whole
+    [exported] = Both(service.url, asynchronous).list("export", **zeros)
+    assert not exported.is_whole
 
 
 def test_vllms_form(service: Service, asynchronous: bool) -> None:

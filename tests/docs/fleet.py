@@ -21,7 +21,7 @@ from moescope.service.settings import Settings
 from moescope.service.simulation.plan import Plan
 from tests.browser.serving import Clock, Serving, feed, push_traces
 
-STEP_S = 10
+STEP_S = 20
 """Seconds between two frames of a rank."""
 
 

@@ -49,7 +49,6 @@ def run(document: str, service: Service) -> dict[str, Any]:
         # An export's time is that of the service's clock, which stands still in a test.
         code = code.replace('start="-1d"', "start=0")
         exec(compile(code, f"{document}, snippet {number}", "exec", dont_inherit=True), names)
-    names["client"].close()
     return names
 
 
@@ -67,6 +66,7 @@ def test_a_rollout_is_replayed(
         names["routing_of"]("rollout-7", tokens=20)
     with pytest.raises(ProblemError, match="absent"):
         names["routing_of"]("absent", tokens=20, patience_s=0)
+    names["client"].close()
 
 
 def test_traces_in_python(
@@ -74,6 +74,7 @@ def test_traces_in_python(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = run("traces.md", service)
+    names["client"].close()
     first, second = experts_of(1, 12), experts_of(2, 8)
     np.testing.assert_array_equal(names["routers"][1].experts, first[0])
     np.testing.assert_array_equal(names["experts"], first[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moescope.service.drift.baseline import KIND, BaselineBook
+from moescope.service.live.placements import PLACEMENT
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import StoreError
@@ -28,6 +29,8 @@ class Ear:
         """
         self._state.adopt(store.news())
         self._book.heed(store.changed_documents(KIND))
+        placed = store.changed_documents(PLACEMENT)
+        self._state.hear_placements((item.name, item.content) for item in placed if item.content is not None)
         records = self._state.take_unkept()
         if not records:
             return

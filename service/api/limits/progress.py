@@ -16,7 +16,9 @@ from moescope.service.api.problems import ProblemError
 from moescope.service.store.records import StoreError
 
 LINES: Final = "application/x-ndjson"
-_MEMORY: Final = 4 << 20  # of an answer as a line
+_MEMORY: Final = 4 << 20  # of an answer as a line, which lists a thousand requests at most
+NUMBER_BYTES: Final = 64
+"""Of each number of an answer: an object, its place in a list, and its digits, twice."""
 
 
 class Progress(Protocol):
@@ -43,9 +45,15 @@ def described_lines(answer: type[BaseModel], what: str) -> dict[int | str, dict[
 
 
 async def answer_telling(
-    request: Request, question: Question, turns: Turns, downloads: Downloads
+    request: Request, question: Question, turns: Turns, downloads: Downloads, numbers: int = 0
 ) -> Response:
     """The answer to a question, in the way that the client accepts.
+
+    Args:
+        request: the question's.
+        question: makes the answer.
+        turns, downloads: bound those that are under way.
+        numbers: how many numbers the answer may have in lists, besides what it says of requests.
 
     With ``Accept: application/x-ndjson`` it is lines of JSON: any number of ``{"progress": ...}``, then
     ``{"answer": ...}`` or ``{"problem": ...}``. A client that leaves ends the work.
@@ -54,7 +62,7 @@ async def answer_telling(
         ProblemError: of the question; among lines only before the first one.
     """
     if LINES in request.headers.get("accept", ""):
-        return await send_blocks(request, lambda: _Lines(question), turns, downloads)
+        return await send_blocks(request, lambda: Lines(question, numbers), turns, downloads)
     return await turns.answer(request, lambda: _whole(question))
 
 
@@ -64,17 +72,17 @@ def _whole(question: Question) -> Response:
         try:
             next(work)
         except StopIteration as end:
-            return Response(end.value.model_dump_json(), media_type="application/json")
+            return Response(_as_json(end.value), media_type="application/json")
 
 
-class _Lines:
+class Lines:
     """A question as a :class:`moescope.service.api.limits.blocks.Download`."""
 
-    memory = _MEMORY
     media_type = LINES
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, question: Question, numbers: int) -> None:
         self._question = question
+        self.memory = _MEMORY + NUMBER_BYTES * numbers
 
     def begin(self) -> tuple[bytes, Generator[bytes], dict[str, str]]:
         """The first line, what makes the others, and no headers."""
@@ -89,13 +97,20 @@ class _Lines:
                 yield _line("progress", json.dumps({"read": far.read, "total": far.total}))
                 begun = True
             except StopIteration as end:
-                yield _line("answer", end.value.model_dump_json())
+                yield b'{"answer":'
+                yield _as_json(end.value)
+                yield b"}\n"
                 return
             except (ProblemError, StoreError) as error:
                 if not begun:
                     raise
                 yield _line("problem", json.dumps({"detail": str(error)}))
                 return
+
+
+def _as_json(answer: BaseModel) -> bytes:
+    """Its JSON, of which there is no second copy as text."""
+    return answer.__pydantic_serializer__.to_json(answer)
 
 
 def _line(name: str, value: str) -> bytes:

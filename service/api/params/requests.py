@@ -16,6 +16,7 @@ from moescope.service.api.params.query import (
     StartParam,
     parse_bounds,
 )
+from moescope.service.api.params.traced import TracedPoolParam
 from moescope.service.api.problems import ProblemError
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TracedRequest, TraceQuery
@@ -32,6 +33,9 @@ LikeParam = Annotated[
 LikeServerParam = Annotated[
     str | None, Query(description="Its vLLM deployment; needed when several have a request of this id.")
 ]
+LikeModelParam = Annotated[
+    str | None, Query(description="Its model; needed when several have a request of this id.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class RequestFilter:
 
     server: Annotated[str | None, Query(description="Only requests of this vLLM deployment.")] = None
     model: Annotated[str | None, Query(description="Model; needed when requests of several match.")] = None
+    pool: TracedPoolParam = None
     dp_rank: DpRankParam = None
     start: StartParam = None
     end: EndParam = None
@@ -67,6 +72,7 @@ class RequestFilter:
         return TraceQuery(
             server=self.server,
             model=self.model,
+            pool=self.pool,
             dp_rank=self.dp_rank,
             start=bounds.start,
             end=bounds.end,
@@ -87,8 +93,8 @@ class RequestFilter:
     @property
     def of_all(self) -> bool:
         """Whether all requests of the deployments are meant that were stored in the window."""
-        some = (self.dp_rank, self.weights_version, self.lora)
-        return self.min_tokens == 1 and not self.base and some == (None, None, None)
+        some = (self.pool, self.dp_rank, self.weights_version, self.lora)
+        return self.min_tokens == 1 and not self.base and all(value is None for value in some)
 
 
 RequestFilterParam = Annotated[RequestFilter, Depends()]
@@ -119,13 +125,13 @@ def newest_of_each_id(found: Iterable[TracedRequest]) -> list[TracedRequest]:
     return list(newest.values())
 
 
-def request_named(store: Store, name: str, server: str | None) -> TracedRequest:
+def request_named(store: Store, name: str, server: str | None, model: str | None) -> TracedRequest:
     """The one traced request that has an id.
 
     Raises:
         ProblemError: none has (404), or several (409).
     """
-    query = TraceQuery(name=name, server=server, limit=_NAMED + 1)
+    query = TraceQuery(name=name, server=server, model=model, limit=_NAMED + 1)
     found = newest_of_each_id(store.traced_requests(query))
     if not found:
         raise ProblemError(
@@ -136,7 +142,12 @@ def request_named(store: Store, name: str, server: str | None) -> TracedRequest:
             "removed by its time to live. GET /v1/traces lists what there is.",
         )
     if len(found) > 1:
-        shown = ", ".join(f"like={item.request_id} like_server={item.server}" for item in found[:_NAMED])
+        models = len({item.model for item in found}) > 1
+        shown = ", ".join(
+            f"like={item.request_id} like_server={item.server}"
+            + (f" like_model={item.model}" if models else "")
+            for item in found[:_NAMED]
+        )
         more = ", and more" if len(found) > _NAMED else ""
         raise ProblemError(
             409, "several-traces", "Several requests have this id", f"Choose one of {shown}{more}."

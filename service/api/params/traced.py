@@ -14,6 +14,10 @@ TraceServerParam = Annotated[
 TraceModelParam = Annotated[
     str | None, Query(description="Model; needed when several have a request of this id.")
 ]
+TracedPoolParam = Annotated[
+    str | None,
+    Query(description="Only requests of deployments that were of this pool then (MOESCOPE_POOL)."),
+]
 FirstParam = Annotated[int, Query(ge=0, le=LARGEST, description="First position.")]
 EndPositionParam = Annotated[int | None, Query(ge=0, le=LARGEST, description="Position to end before.")]
 SampleParam = Annotated[

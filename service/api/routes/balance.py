@@ -75,7 +75,7 @@ def balance_router(state: LiveState, settings: Settings, turns: Turns) -> APIRou
             conflict=window.conflict,
             dp_ranks=list(found.dp_rank_ids),
             missing_dp_ranks=window.missing_dp_ranks,
-            partial=partial_of(state, window),
+            partial=partial_of(state, window, dp_rank),
             dp_tokens=_cell(found.dp_tokens),
             summary=Summaries(
                 over_ep_ranks=_summary(found.ep_ranks.summary),

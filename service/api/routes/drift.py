@@ -105,7 +105,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
             baseline_end=compared.base[1],
             baseline_tokens=compared.base[2],
             min_tokens=gate,
-            partial=partial_of(state, compared.window),
+            partial=partial_of(state, compared.window, dp_rank),
             summary=DriftSummaryOut(**asdict(summary_of(found))),
             layers=[
                 LayerDriftOut.model_validate(asdict(item))

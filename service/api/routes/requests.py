@@ -14,6 +14,7 @@ from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.query import LayerParam, check_known
 from moescope.service.api.params.requests import (
+    LikeModelParam,
     LikeParam,
     LikeServerParam,
     RequestFilterParam,
@@ -35,8 +36,9 @@ from moescope.service.api.schemas.requests import (
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.traces.asking import Asker, layers_of
-from moescope.service.traces.questions import SurpriseName, similar, unusual
+from moescope.service.traces.similar import similar
 from moescope.service.traces.slot_table import Reading
+from moescope.service.traces.unusual import SurpriseName, unusual
 
 ByParam = Annotated[SurpriseName, Query(description="What ranks them; docs/measures.md defines all three.")]
 
@@ -130,6 +132,7 @@ def _add_similar(
         like: LikeParam,
         wanted: RequestFilterParam,
         like_server: LikeServerParam = None,
+        like_model: LikeModelParam = None,
         layer: LayerParam = None,
         limit: RequestLimitParam = 20,
     ) -> Response:
@@ -140,7 +143,7 @@ def _add_similar(
 
         def question() -> Generator[Reading, None, SimilarRequests]:
             query, kept, asking = wanted.query(state.now()), existing(store), existing(asker)
-            one = request_named(kept, like, like_server)
+            one = request_named(kept, like, like_server, like_model)
             if wanted.model not in (None, one.model):
                 raise ProblemError(
                     400, "another-model", "Another model", f"{like} is of model {one.model}: leave out model."

@@ -79,7 +79,7 @@ def requests_by_adapter_router(
                 adapters=found,
             )
 
-        return await answer_telling(request, question, turns, downloads)
+        return await answer_telling(request, question, turns, downloads, MAX_COUNTS)
 
     return router
 

@@ -14,6 +14,7 @@ from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.checked import CheckedRoute
 from moescope.service.api.params.query import EndParam, LayerParam, StartParam, parse_bounds
 from moescope.service.api.params.stored import existing, parse_cursor
+from moescope.service.api.params.traced import TracedPoolParam
 from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.export_asked import (
     Columns,
@@ -54,8 +55,8 @@ from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TraceQuery
 from moescope.service.traces.export import Chosen, LeftOut, Piece, choose, layers_of, pieces
+from moescope.service.traces.extent import Extent
 from moescope.service.traces.forms import Shaped
-from moescope.service.traces.routing import Extent
 
 _TABLE_TOKENS: Final = 1 << 20
 """Tokens of one Parquet file at most, unless one request has more: its footer grows with them."""
@@ -88,6 +89,7 @@ def trace_export_router(
         kind: FormatParam = ExportFormat.NDJSON,
         server: OnlyServerParam = None,
         model: OnlyModelParam = None,
+        pool: TracedPoolParam = None,
         dp_rank: OnlyRankParam = None,
         lora: OnlyLoraParam = None,
         weights_version: OnlyWeightsParam = None,
@@ -119,6 +121,7 @@ def trace_export_router(
         query = TraceQuery(
             server=server,
             model=model,
+            pool=pool,
             dp_rank=dp_rank,
             start=bounds.start,
             end=bounds.end,

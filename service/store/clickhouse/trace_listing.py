@@ -44,10 +44,12 @@ def _rows(connection: Connection, query: TraceQuery) -> list[Any]:
     where, parameters = _conditions(query)
     among = "" if query.numbers is None else "AND number_of_it IN {numbers:Array(Int64)} "
     among += "" if query.lora is None else "AND adapter_of_it = {lora:String} "
+    among += "" if query.pool is None else "AND pool_of_it = {pool:String} "
     return connection.rows(
         f"SELECT {_REQUEST}, arrayDistinct(arrayFlatten(groupArray(who))), min(how), any(prompt), "
         "any(cached), max(again), min(started), max(ended), min(stored) AS stored_first, "
-        "toInt64(max(shared)) AS tokens_of_it, max(in_role), max(in_pool), max(adapter) AS adapter_of_it, "
+        "toInt64(max(shared)) AS tokens_of_it, max(in_role), max(in_pool) AS pool_of_it, "
+        "max(adapter) AS adapter_of_it, "
         "max(reason), max(accepted), max(rejected), argMax(refs, length(refs)), "
         "toInt64(greatest(0, max(stages) - count())), toInt64(sum(greatest(0, computed - shared))), "
         f"min(first) AS number_of_it, toInt64(sum(complete)) FROM ({_stages(where, query.taken_over)}) "
@@ -118,6 +120,8 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
             parameters[name] = value
     if query.lora is not None:
         parameters["lora"] = query.lora
+    if query.pool is not None:
+        parameters["pool"] = query.pool
     if query.numbers is not None:
         parameters["numbers"] = list(query.numbers)
     if query.name is not None:

@@ -148,6 +148,7 @@ def conditions(query: TraceQuery) -> tuple[list[str], list[Any]]:
         ("model = ?", query.model),
         ("dp_rank = ?", query.dp_rank),
         ("lora = ?", query.lora),
+        ("pool = ?", query.pool),
         ("id IN (SELECT request FROM request_name WHERE name = ?)", query.name),
         ("stored_ms >= ?", None if query.start is None else query.start * 1000),
         ("stored_ms <= ?", None if query.end is None else query.end * 1000),

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -17,6 +18,7 @@ from moescope.service.store.codec import no_ids, runs_of
 from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import StoreError, TraceShape
 from moescope.service.store.sqlite.connections import Readers
+from moescope.service.store.sqlite.recent import Place
 from moescope.service.store.sqlite.segments import read_quick
 from moescope.service.store.steps import read_steps
 from moescope.service.store.worker_trace import (
@@ -33,6 +35,17 @@ _OLD_TOKENS: Final = 1000  # of a segment, in stores up to schema 3
 
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
 
+
+@lru_cache(maxsize=64)
+def _layers_of(blob: bytes) -> tuple[MoeLayer, ...]:
+    """The layers of a trace, of which a store has few different ones.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    return tuple(_layers_decoder.decode(blob))
+
+
 _LAYERS: Final = "coalesce((SELECT layers FROM shape WHERE id = trace.shape), layers)"
 # Part, number, tokens of each piece, wherever it is; an old segment has 1000.
 _PIECES: Final = (
@@ -40,13 +53,14 @@ _PIECES: Final = (
     "SELECT part, number, coalesce(segment.tokens, min(?2, trace_part.tokens - ?2 * number)) "
     "FROM segment JOIN trace_part USING (trace, part) WHERE trace = ?1 ORDER BY part, number"
 )
-# Where a piece begins among how many tokens, in a quick blob or not, and the blob.
+# Where a piece begins among how many tokens, in a quick blob or not, and the block, or the segment's blob.
 _PIECE: Final = (
-    "SELECT first, block.tokens, FALSE, experts FROM piece JOIN block ON block.id = piece.block "
+    "SELECT first, block.tokens, FALSE, block.id, NULL FROM piece JOIN block ON block.id = piece.block "
     "WHERE trace = ?1 AND part = ?2 AND number = ?3 UNION ALL "
-    "SELECT 0, coalesce(tokens, ?4), tokens NOT NULL, experts FROM segment "
+    "SELECT 0, coalesce(tokens, ?4), tokens NOT NULL, NULL, experts FROM segment "
     "WHERE trace = ?1 AND part = ?2 AND number = ?3"
 )
+_BLOCK: Final = "SELECT experts FROM block WHERE id = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +121,7 @@ def traces(
     found = []
     for at in newest_life([Told(Worker(*row[3:6]), *row[6:]) for row in rows]):
         trace, layers, id_bytes, *who = rows[at]
-        shape = tuple(_layers_decoder.decode(layers))
+        shape = _layers_of(layers)
         place = _Place(number, trace, shape, id_bytes, wanted, Worker(*who[:3]))
         found.append(_worker(connection, readers, place))
     return found
@@ -198,23 +212,43 @@ def _read(
     readers: Readers, place: _Place, pieces: Int64Array, start: int, end: int
 ) -> tuple[ExpertArray, ...]:
     """The ids of tokens ``start`` to before ``end``, from the pieces [P, (part, number, tokens)]."""
-    found: list[list[ExpertArray]] = [[no_ids(place.id_bytes, layer.top_k) for layer in place.read_layers]]
+    found: list[list[ExpertArray]] = []
     with _reading(readers, place) as connection:
         for at, a, b in pieces_between(pieces[:, 2], start, end):
             part, number, tokens = pieces[at].tolist()
             row = connection.execute(_PIECE, (place.trace, part, number, tokens)).fetchone()
             if row is None:
                 raise ValueError(_MISPLACED)
-            first, of, quick, blob = row
-            read = read_quick if quick else readers.recent.read
-            ids = read(blob, place.layers, place.id_bytes, of, place.wanted)
+            first, of, quick, block, blob = row
+            if quick:
+                ids = read_quick(blob, place.layers, place.id_bytes, of, place.wanted)
+            else:
+                ids = _unpacked(readers, connection, place, block, blob, of)
             if any(len(of_layer) < first + tokens for of_layer in ids):
                 raise ValueError(_MISPLACED)
             found.append([of_layer[first + a : first + b] for of_layer in ids])
+    if not found:
+        found = [[no_ids(place.id_bytes, layer.top_k) for layer in place.read_layers]]
     columns = zip(*found, strict=True)
     experts: tuple[ExpertArray, ...] = (
-        tuple(found[1]) if len(found) == 2 else tuple(np.concatenate(column) for column in columns)
+        tuple(found[0]) if len(found) == 1 else tuple(np.concatenate(column) for column in columns)
     )
     if any(len(of_layer) != end - start for of_layer in experts):
         raise ValueError(_MISPLACED)
     return experts
+
+
+def _unpacked(
+    readers: Readers, connection: sqlite3.Connection, place: _Place, block: int | None, blob: bytes, of: int
+) -> list[ExpertArray]:
+    """The ids of a block of `of` tokens, or of an old segment, whose blob is there."""
+    if block is None:
+        return readers.recent.read(lambda: blob, place.layers, place.id_bytes, of, place.wanted)
+    [version] = connection.execute("PRAGMA data_version").fetchone()
+    at = Place(connection, version, block)
+
+    def load() -> bytes:
+        [found] = connection.execute(_BLOCK, (block,)).fetchone()
+        return bytes(found)
+
+    return readers.recent.read(load, place.layers, place.id_bytes, of, place.wanted, at)

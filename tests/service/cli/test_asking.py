@@ -10,6 +10,7 @@ import pytest
 
 from moescope.service.client.settings import DEFAULT_URL, client_settings
 from moescope.service.settings import Settings
+from tests.service.cli.asking_commands import COMMANDS
 from tests.service.cli.listing import every_command
 from tests.service.cli.running import run
 from tests.service.conftest import Service
@@ -23,7 +24,7 @@ def test_the_commands_send_the_token_of_the_environment(
     service = start_service(token="the-only-token-there-is", min_tokens=1)
     service.push(frame({0: [200, 200]}), authorization="Bearer the-only-token-there-is")
     done = run("ranks", "--url", service.url)
-    assert (done.returncode, "MOESCOPE_TOKEN_FILE" in done.stderr) == (2, True)
+    assert (done.returncode, "MOESCOPE_TOKEN_FILE" in done.stderr) == (6, True)
     path = tmp_path / "token"
     path.write_text("the-only-token-there-is\n")
     monkeypatch.setenv("MOESCOPE_TOKEN_FILE", str(path))
@@ -35,17 +36,17 @@ def test_the_commands_send_the_token_of_the_environment(
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "words", "code"),
     [
-        ("http://127.0.0.1:1", "start one with `moescope serve`"),
-        ("ftp://x", "http://127.0.0.1:9890"),
-        ("http://gpu-7:http", "http://127.0.0.1:9890"),
-        ("http://[::1", "http://127.0.0.1:9890"),
+        ("http://127.0.0.1:1", "start one with `moescope serve`", 5),
+        ("ftp://x", "http://127.0.0.1:9890", 2),
+        ("http://gpu-7:http", "http://127.0.0.1:9890", 2),
+        ("http://[::1", "http://127.0.0.1:9890", 2),
     ],
 )
-def test_no_service_is_said_in_one_line(url: str, words: str) -> None:
+def test_no_service_is_said_in_one_line(url: str, words: str, code: int) -> None:
     done = run("balance", "--url", url)
-    assert done.returncode == 2
+    assert done.returncode == code
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -61,7 +62,7 @@ def test_a_token_that_no_header_can_hold_is_named(service: Service, monkeypatch:
 
 def test_a_problem_of_the_service_is_passed_on(service: Service) -> None:
     done = run("balance", "--url", service.url)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (7, "")
     assert "MOESCOPE=1" in done.stderr
 
 
@@ -71,33 +72,6 @@ def nowhere() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     return f"http://127.0.0.1:{port}"
-
-
-COMMANDS = [
-    ["ranks"],
-    ["balance"],
-    ["balance", "--pool", "one"],
-    ["pools"],
-    ["pools", "one"],
-    ["stragglers"],
-    ["verdict"],
-    [],
-    ["placement"],
-    ["advise"],
-    ["advise", "--rearrangements"],
-    ["drift"],
-    ["baseline", "list"],
-    ["baseline", "pin", "one"],
-    ["baseline", "remove", "one"],
-    ["report"],
-    ["requests", "unusual"],
-    ["requests", "concentrated"],
-    ["requests", "similar", "one"],
-    ["traces", "list"],
-    ["traces", "show", "one"],
-    ["traces", "export", "one", "one.json"],
-    ["simulate", "--duration", "0", "--interval", "0.05", "--ranks", "1"],
-]
 
 
 def test_no_command_that_asks_a_service_is_left_out() -> None:

@@ -33,7 +33,7 @@ def requests(service: Service, *arguments: str) -> Done:
 
 def ids(done: Done) -> list[str]:
     """The first cells of the table's rows."""
-    return [line.split()[1] for line in done.stdout.splitlines() if "prod" in line]
+    return [line.split()[0] for line in done.stdout.splitlines() if "prod" in line]
 
 
 def test_unusual(service: Service) -> None:
@@ -67,7 +67,7 @@ def test_similar_and_answers_for_programs(service: Service) -> None:
 
 def test_mistakes_are_explained(service: Service) -> None:
     unknown = run("requests", "similar", "nobody", "--url", service.url)
-    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert (unknown.returncode, unknown.stdout) == (7, "")
     assert "'nobody': it wasn't sampled" in unknown.stderr
     layer = run("requests", "unusual", "--layer", "2", "--url", service.url)
-    assert (layer.returncode, "known are [1, 3]" in layer.stderr) == (2, True)
+    assert (layer.returncode, "known are [1, 3]" in layer.stderr) == (7, True)

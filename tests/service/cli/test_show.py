@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moescope.capture import wire
-from tests.service.cli.running import run
+from tests.service.cli.running import plain, run, run_in_terminal
 from tests.service.conftest import Service
 from tests.service.frames import EPOCH, frame, halves, producer
 
@@ -18,16 +18,14 @@ def test_balance_and_ranks_show_tables(service: Service) -> None:
         service.push(frame({3: [2000, 1000]}, who=who, placement=halves(2, 1), uncovered=uncovered))
     balance = run("balance", "--url", service.url)
     assert (balance.returncode, balance.stderr) == (0, "")
-    row = next(line for line in balance.stdout.splitlines() if line.startswith("│     3"))
-    assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        *("3", "3,000", "4,000", "2,000", "1.333", "1.000", "1.333", "0")
-    ]
+    row = next(line for line in balance.stdout.splitlines() if line.startswith("    3 "))
+    assert row.split() == [*("3", "3,000", "0", "4,000", "1.333", "1.000", "1.333", "0", "4,000", "2,000")]
     assert "worst 1.333 (layer 3)" in balance.stdout
     assert "layer 5 can't be seen: monolithic kernel" in balance.stdout
     one = run("balance", "--dp-rank", "1", "--layer", "3", "--url", service.url)
     assert "slots by EP rank of DP rank 1" in " ".join(one.stdout.split())
     assert "1,500" in one.stdout
-    assert run("balance", "--layer", "9", "--url", service.url).returncode == 2
+    assert run("balance", "--layer", "9", "--url", service.url).returncode == 7
     ranks = run("ranks", "--url", service.url)
     assert (ranks.returncode, ranks.stderr) == (0, "")
     assert "tiny on prod" in ranks.stdout
@@ -42,18 +40,13 @@ def test_a_narrow_terminal_gets_the_hottest_rank_in_place_of_empty_columns(
     for dp_rank in range(32):
         who = producer(dp_rank=dp_rank, ep_rank=dp_rank, dp_size=32, ep_size=32)
         service.push(frame({3: [1000] * 31 + [3000]}, who=who, placement=halves(32, 1, 32)))
-    for width, heads, slots in (
-        (80, "hottest EP its slots", ["31", "96,000"]),
-        (600, "EP 31", ["32,000"]),
-    ):
-        done = run("balance", "--url", service.url, columns=width)
+    hottest = ["3", "544,000", "31", "96,000", "2.824", "1.000", "2.824"]
+    for width, rest in ((85, ["0"]), (600, ["0", *["32,000"] * 31, "96,000"])):
+        done = run_in_terminal("balance", "--url", service.url, columns=width)
         assert done.returncode == 0
-        assert all(word in done.stdout for word in heads.split()), done.stdout
-        row = next(line for line in done.stdout.splitlines() if line.startswith("│     3"))
-        cells = [cell.strip() for cell in row.strip("│").split("│")]
-        assert cells[:2] == ["3", "544,000"]
-        assert cells[2 : 2 + len(slots)] == slots
-        assert cells[-4:] == ["2.824", "1.000", "2.824", "0"]
+        row = next(line for line in plain(done.stdout).splitlines() if line.startswith("│     3"))
+        assert row.replace("│", " ").split() == [*hottest, *rest]
+        assert ("no room for EP 0 to EP 31: -o wide shows all" in done.stdout) == (width == 85)
 
 
 def test_ranks_names_who_never_reported_and_what_cant_be_seen(service: Service) -> None:
@@ -86,8 +79,9 @@ def test_ranks_that_a_deployment_no_longer_has_are_gone_and_no_fault(service: Se
     service.clock.now += 3
     service.push(frame({3: [2, 2]}, who=producer(), epoch=EPOCH + 10**10))
     done = run("ranks", "--url", service.url)
-    assert "gone, 3 s ago" in done.stdout
-    assert "the deployment has 1 DP rank now" in " ".join(done.stdout.replace("│", " ").split())
+    said = " ".join(done.stdout.split())
+    assert "gone 3 s ago" in said
+    assert "the deployment has 1 DP rank now" in said
     assert not [line for line in done.stdout.splitlines() if line.startswith("- ")]
 
 
@@ -95,7 +89,7 @@ def test_rows_that_are_not_the_tokens_are_said(service: Service) -> None:
     service.push(frame({3: [900, 900], 4: [1000, 1000]}, who=producer(dp_size=2), tokens=1000))
     service.push(frame({3: [1, 1], 4: [1, 1]}, who=producer(dp_rank=1, dp_size=2, tp_size=2)))
     done = run("ranks", "--url", service.url)
-    assert "mismatched layers [3]" in " ".join(done.stdout.replace("│", " ").split())
+    assert "mismatched layers [3]" in " ".join(done.stdout.split())
     assert "- DP rank 0, pipeline stage 0: layer 3: 900 rows of 1,000 tokens" in done.stdout
     assert "not known whether rows add up to tokens: TP rank 1 has not reported" in done.stdout
     assert "add up to the tokens of DP rank 0: 900 of 1000" in run("stragglers", "--url", service.url).stdout
@@ -110,7 +104,7 @@ def test_absent_layers_of_unknown_number_are_said_in_ranks_and_balance(service: 
     for done in (ranks, balance):
         said = " ".join(done.stdout.split())
         assert "- MoE layers are absent: the model's config has 8 experts, and nothing was found" in said
-    assert "absent layers, not known which" in " ".join(ranks.stdout.replace("│", " ").split())
+    assert "absent layers, not known which" in " ".join(ranks.stdout.split())
 
 
 def test_stragglers_show_steps_beside_the_window(service: Service) -> None:
@@ -120,15 +114,8 @@ def test_stragglers_show_steps_beside_the_window(service: Service) -> None:
         service.push(frame({3: [2000, 2000]}, who=who, placement=halves(2, 1), step_loads=loads))
     done = run("stragglers", "--url", service.url)
     assert (done.returncode, done.stderr) == (0, "")
-    row = next(line for line in done.stdout.splitlines() if line.startswith("│     3"))
-    assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        "3",
-        "2",
-        "50.0 %",
-        "0.0 %",
-        "0",
-        "50.0 %",
-    ]
+    row = next(line for line in done.stdout.splitlines() if line.startswith("    3 "))
+    assert row.split() == ["3", "2", "50.0%", "0.0%", "0", "50.0%"]
     assert "straggler cost 50.0 %; of the window's sums 0.0 %" in done.stdout
     assert "Stage 0: 3 steps joined, 0 incomplete, 0 pending" in done.stdout
     service.push(frame({0: [1, 1]}, who=producer(model="one")))
@@ -145,7 +132,8 @@ def test_names_that_look_like_markup_stand_as_they_are(service: Service, command
         assert service.push(made).status_code == 200
         service.clock.now += 5
     done = run(command, "--url", service.url)
-    assert (done.returncode, done.stderr) == (0, "")
+    too_few = 7 if command in ("drift", "advise") else 0
+    assert (done.returncode, done.stderr) == (too_few, "")
     assert "m[/b]:100:[v2] on prod" in done.stdout
 
 

@@ -66,6 +66,35 @@ def test_who_lives_here_is_not_outgrown_by_what_another_service_heard(
     assert [item.latest.producer.dp_rank for item in here.producers()] == [1]
 
 
+def test_a_late_frame_of_an_older_start_takes_no_newer_ranks_place(
+    make_state: Callable[..., LiveState], clock: Clock
+) -> None:
+    """Whether this service knows that start or not."""
+    ranks = [producer(dp_rank=n, dp_size=2) for n in (0, 1)]
+    for knows in (True, False):
+        state = make_state()
+        if knows:
+            state.ingest(frame({0: [1, 1]}, who=ranks[0], uptime_ns=10**9))
+        clock.now += 60
+        state.ingest(frame({0: [1, 1, 2]}, who=ranks[1], epoch=EPOCH + 10**10, uptime_ns=10**9))
+        clock.now += 30
+        with pytest.raises(RefusedError, match="a late frame of an older start"):
+            state.ingest(frame({0: [3, 3]}, seq=2, who=ranks[0], uptime_ns=50 * 10**9))
+        assert [item.latest.producer.dp_rank for item in state.producers()] == [1]
+
+
+def test_who_goes_on_takes_the_place_of_a_newer_start_that_fell_silent(
+    make_state: Callable[..., LiveState], clock: Clock
+) -> None:
+    state, ranks = make_state(), [producer(dp_rank=n, dp_size=2) for n in (0, 1)]
+    state.ingest(frame({0: [1, 1]}, who=ranks[0], uptime_ns=10**9))
+    clock.now += 60
+    state.ingest(frame({0: [1, 1, 2]}, who=ranks[1], epoch=EPOCH + 10**10, uptime_ns=10**9))
+    clock.now += 30
+    state.ingest(frame({0: [3, 3]}, seq=2, who=ranks[0], epoch=EPOCH + 2 * 10**10, uptime_ns=10**9))
+    assert [item.latest.producer.dp_rank for item in state.producers()] == [0]
+
+
 def test_what_is_merged_while_no_frame_comes_waits_once(clock: Clock, tmp_path: Path) -> None:
     """Two services had the last frames of an epoch each, one of which its store did not get."""
     with closing(SqliteStore(tmp_path, Retention())) as store:

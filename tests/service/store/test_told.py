@@ -170,6 +170,24 @@ def test_the_newest_life_is_one_trace_a_worker_and_clocks_may_differ_where_steps
     assert newest_life([one, other._replace(started_ms=90_000, ended_ms=91_000)]) == [1]
 
 
+def test_clocks_of_old_workers_may_differ_unless_the_id_came_again() -> None:
+    """They don't tell the step that a request began with; a second trace of a worker is of another life."""
+    one, other = _told(0, 1, -1, 1000, 2000), _told(1, 1, -1, 3000, 4000)
+    assert newest_life([one, other]) == [0, 1]
+    assert newest_life([one, other._replace(started_step=7)]) == [0, 1]
+    assert newest_life([one, other, other._replace(number=2, started_ms=5000, ended_ms=6000)]) == [2]
+    assert newest_life([one, other._replace(started_ms=90_000, ended_ms=91_000)]) == [1]
+
+
+def test_requests_of_one_pool(open_store: Open) -> None:
+    store = open_store()
+    _save(store, part(1, who={"pool": "chat"}), part(2, who={"pool": "code"}), part(3))
+    assert [item.names[-1] for item in _found(store, pool="chat")] == ["x1"]
+    assert [item.number for item in store.listed(TraceQuery(pool="code"))] == [_found(store)[1].number]
+    assert [item.names[-1] for item in _found(store, pool="")] == ["x3"]
+    assert len(_found(store)) == 3
+
+
 def test_what_workers_have_not_brought_yet_is_said(open_store: Open) -> None:
     """Two stages of two workers each, which share 10 and 10 tokens."""
     store = open_store()

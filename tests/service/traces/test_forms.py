@@ -98,3 +98,15 @@ def test_missing_runs_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch, at_on
         assert missing_runs(routing, 100) == (expected, False)
         if len(expected) > 1:
             assert missing_runs(routing, 1) == (expected[:1], True)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_a_position_that_lacks_a_layer_counts_as_not_computed(at_once: int) -> None:
+    """Its zeros there are like those of a position that nobody computed."""
+    first, second = MoeLayer(0, 4, 1), MoeLayer(1, 4, 1)
+    whole = worker((first,), [np.ones((6, 1), np.uint8)], [(0, 6)])
+    short = worker((second,), [np.ones((3, 1), np.uint8)], [(1, 3)])
+    routing = VllmRouting(put_together([whole, short]), VllmShape(2, 1, 4), None)
+    expected = [0, 1, 1, 1, 0, 0]
+    assert np.concatenate([*routing.times(at_once)]).tolist() == expected
+    assert np.concatenate([rows.times for rows in routing.chunks(at_once)]).tolist() == expected

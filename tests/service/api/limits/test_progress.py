@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Generator
 from dataclasses import dataclass
 
+import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
+from moescope.service.api.limits import progress
 from moescope.service.api.limits.downloads import Downloads
 from moescope.service.api.limits.progress import Progress, Question, answer_telling
 from moescope.service.api.limits.turns import Turns
@@ -73,3 +76,25 @@ def test_what_goes_wrong_later_is_a_line() -> None:
     status, lines = asked(wrong_later, "application/x-ndjson")
     assert (status, lines[-1]) == (200, {"problem": {"detail": "the disk is gone"}})
     assert asked(wrong_later, "*/*")[0] == 503
+
+
+class Numbers(BaseModel):
+    counts: list[int]
+
+
+def test_memory_of_an_answer_of_many_numbers() -> None:
+    """What a download sets aside for it is what it takes at most."""
+    numbers, held = 300_000, np.arange(1_000_000_000, 1_000_300_000)
+
+    def question() -> Generator[Progress, None, Numbers]:
+        yield Far(1)
+        return Numbers(counts=held.tolist())
+
+    lines = progress.Lines(question, numbers)
+    _, rest, _ = lines.begin()
+    tracemalloc.start()
+    length = sum(len(block) for block in rest)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert length > 11 * numbers
+    assert 4 << 20 < peak < lines.memory

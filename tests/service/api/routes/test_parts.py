@@ -45,6 +45,14 @@ def test_an_answer_of_a_part_says_so_and_names_the_rest(service: Service, route:
     assert partial(service, route, "whole") is None
 
 
+@pytest.mark.parametrize("route", ["balance", "view", "histogram", "drift", "compare"])
+def test_an_answer_about_one_rank_is_no_part(service: Service, route: str) -> None:
+    """The others were left out because they were not asked for; they did not fall silent."""
+    push(service, "a", [0, 1, 2, 3])
+    answer = service.get(f"/v1/{route}", server="a", dp_rank=3)
+    assert (answer["side"] if route == "compare" else answer)["partial"] is None
+
+
 def test_a_rank_that_fell_silent_leaves_a_part(service: Service) -> None:
     push(service, "a", [0, 1, 2, 3])
     service.clock.now += 20

@@ -210,6 +210,24 @@ def test_a_request_that_several_have_must_be_chosen(service: Service) -> None:
     assert other.status_code == 400
 
 
+def test_a_request_that_two_models_have_is_chosen_by_model(service: Service) -> None:
+    """One deployment may serve several models under one name."""
+    send(service, usual(1, who={"model": "large"}))
+    response = service.client.get("/v1/requests/similar", params={"like": "x1"})
+    assert (response.status_code, "like_model=large" in response.json()["detail"]) == (409, True)
+    answer = service.get("/v1/requests/similar", like="x1", like_model="tiny", limit=1)
+    assert answer["like"]["model"] == "tiny"
+
+
+def test_requests_of_a_pool_are_compared(service: Service) -> None:
+    send(service, usual(100, who={"pool": "chat"}))
+    send(service, usual(102, who={"pool": "chat"}))
+    for route in ("unusual", "histogram"):
+        compared = service.get(f"/v1/requests/{route}", pool="chat")["compared"]
+        assert compared["requests"] == 2
+    assert service.get("/v1/requests/histogram", pool="chat")["counted_tokens"] is None
+
+
 def test_requests_of_one_model_are_compared(service: Service) -> None:
     send(service, usual(100, who={"model": "large"}))
     response = service.client.get("/v1/requests/unusual")

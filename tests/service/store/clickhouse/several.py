@@ -9,6 +9,7 @@ from moescope.capture.wire import Frame
 from moescope.service.api.limits.hearing import Ear
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.drift.baseline import KIND, BaselineBook
+from moescope.service.live.placements import PLACEMENT
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.store.clickhouse.clock import ServerClock
@@ -73,11 +74,13 @@ class Peer:
         self.line = Line(self.store)
         clock = ServerClock(now, lambda: now() + off)
         self.store._clock = clock
-        self.settings = Settings(**{"min_tokens": 1, **settings})
+        self.settings = Settings(**{"min_tokens": 1, "store": url, **settings})
         self.state = LiveState(self.settings, clock, self.store)
         self.state.restore(self.store.accounts(), self.store.unbroken)
+        self.state.hear_placements(self.store.documents(PLACEMENT))
         self.book = BaselineBook(self.store.documents(KIND))
         self._ear = Ear(self.state, self.book)
+        self.why_refused = ""
 
     def take(self, *frames: Frame) -> list[str]:
         """Frames that come at once, and what their workers are told."""
@@ -85,7 +88,8 @@ class Peer:
         for frame in frames:
             try:
                 self.state.ingest(frame)
-            except RefusedError:
+            except RefusedError as error:
+                self.why_refused = str(error)
                 told.append(REFUSED)
             else:
                 told.append(KEPT)

@@ -9,9 +9,10 @@ import pytest
 
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.store.clickhouse import trace_rows
+from moescope.service.store.clickhouse import account_rows, history, trace_rows
 from moescope.service.store.clickhouse.schema import MIGRATIONS
 from moescope.service.store.clickhouse.store import ClickHouseStore
+from moescope.service.store.codec import encode_account, encode_totals
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery
 from tests.service.conftest import Clock, Service
@@ -76,6 +77,39 @@ def test_what_an_earlier_schema_has_is_there_after_an_upgrade(
         assert worker.steps(0, 10).tolist() == [-1] * 10
         assert len(worker.positions) == item.tokens
     store.close()
+
+
+def test_history_that_an_earlier_moescope_kept_goes_on(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It told totals of all starts together; accounts had no parts by start."""
+    monkeypatch.setattr("moescope.service.store.clickhouse.store.MIGRATIONS", MIGRATIONS[:3])
+    old = ClickHouseStore(url, Retention())
+    states = [account_of((EPOCH, 1, 10)).state(), account_of((EPOCH, 1, 10), (LATER, 1, 4)).state()]
+    for after_s, state in zip((5, 70), states, strict=True):
+        life, at_ms = state.latest, round((BORN + after_s) * 1000)
+        which = [*key(), life.epoch, life.seq]
+        old._connection.insert(
+            "account",
+            account_rows.COLUMNS,
+            [[*which, round(BORN * 1000), at_ms, "old", encode_account(state)]],
+        )
+        row = [*key(), at_ms // 1000, at_ms, life.epoch, life.seq, encode_totals(state.totals)]
+        columns = (*history.KEY, "second", "at_ms", "epoch", "seq", "totals")
+        old._connection.insert("snapshot", columns, [row])
+    old.close()
+    monkeypatch.undo()
+    store = ClickHouseStore(url, Retention())
+    state = LiveState(Settings(store=url), lambda: BORN + 100, store)
+    state.restore(store.accounts())
+    state.ingest(frame({1: [6, 0]}, epoch=LATER, seq=2))
+    store.save(state.take_records())
+    again = ClickHouseStore(url, Retention())
+    assert slots(list(again.accounts())) == [16]
+    found = again.totals_at(key(), [BORN + second for second in (1, 6, 80, 100)])
+    assert [item and int(item.totals.counts[0]) for item in found] == [None, 10, 14, 16]
+    assert [item.at for item in (again.oldest(key()),) if item] == [BORN + 5]
+    assert [again.news(), again.news()][1] == []
+    for item in (store, again):
+        item.close()
 
 
 def test_services_show_what_came_to_the_others(

@@ -1,0 +1,33 @@
+"""Several services on one ClickHouse: generated histories against the truth."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Final
+
+from devkit.soak.gate import Options, Outcome
+from tests.service.store.clickhouse.histories import BrokenLawError, play
+
+_TOGETHER: Final = 10
+
+
+def services(options: Options) -> Outcome:
+    """Histories of workers whose frames come to three services, which are killed and cut off."""
+    command = [sys.executable, "-m", "tests.service.store.clickhouse.server", str(options.folder)]
+    plays = options.cases(200)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = f"clickhouse://127.0.0.1:{server.stdout.readline().strip()}"
+        try:
+            for seed in range(1000, 1000 + plays):
+                play(url, seed, _TOGETHER)
+        except BrokenLawError as error:
+            return Outcome(False, str(error))
+        finally:
+            server.kill()
+    return Outcome(
+        True,
+        f"{plays * _TOGETHER} histories: three services said the same, and what was true, before and after "
+        "all were killed",
+    )
