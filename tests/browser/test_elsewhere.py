@@ -22,7 +22,8 @@ def test_a_graver_verdict_elsewhere_is_said_and_leads_there(
     feed(empty, clock, plan(server="blind", uncovered=(4,)), 70)
     clock.now = begun
     feed(empty, clock, plan(server="sick", ranks=8, layers=8, experts=64, hot_rank=2.5), 70)
-    clock.now += 16
+    page.reload()
+    watched.settled()
     words = {item["server"]: item["words"] for item in empty.get("/v1/verdict")["verdicts"]}
     expect(notice).to_contain_text(f"Critical elsewhere now: simulated/moe on sick: {words['sick']}")
     expect(notice).to_contain_text("1 other deployment worse than this one too")

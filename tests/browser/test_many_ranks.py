@@ -87,7 +87,7 @@ def test_from_rank_to_rank_by_largest_and_by_mean(fleet: Serving, watched: Watch
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
     page.wait_for_url(lambda url: "dp=0-7" in url and "ep=0-7" in url)
-    expect(page.locator("main")).to_contain_text("DP ranks 0\u20137 of 256; EP ranks 0\u20137 of 256")
+    expect(page.locator("main")).to_contain_text("DP ranks 0\u20137 of 256. EP ranks 0\u20137 of 256")
     assert point(page, FLOWS, 0, 3, BLOCK, BLOCK).startswith("DP rank 0 to EP rank 3 \u00b7")
     page.get_by_role("link", name="Show all ranks").last.click()
     page.wait_for_url(lambda url: "dp=" not in url and "ep=" not in url)

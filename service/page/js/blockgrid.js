@@ -57,7 +57,7 @@ export function blockGrid(title, hint, { rows, columns, describe, open }) {
       const scale = deviation();
       const zoomed = axes.some(({ param }, i) => param && sides[i].to - sides[i].from < sides[i].ids.length);
       map.tools.hidden = !grouped() && !zoomed;
-      setText(words, `${axes.flatMap((axis, i) => (axis.param ? [said(axis.name, sides[i])] : [])).join("; ")}.${grouped() ? " Click a block to look into it." : ""}`);
+      setText(words, `${axes.flatMap((axis, i) => (axis.param ? [said(axis.name, sides[i])] : [])).join(". ")}.${grouped() ? " Click a block to look into it." : ""}`);
       back.hidden = !zoomed;
       setAttribute(back, "href", link(view, Object.fromEntries(axes.flatMap(({ param }) => (param ? [[param, null]] : [])))));
       colours.element.hidden = !grouped();

@@ -18,7 +18,7 @@ export function create() {
   const flows = flowGrid();
   const unphased = phaseNote();
   const waiting = stragglers();
-  const map = blockGrid("EP ranks by layer", "Point at a cell for its numbers; click it for its layer.", {
+  const map = blockGrid("EP ranks by layer", "Point at a cell for its numbers; click that of one EP rank for its layer.", {
     rows: { name: "layer", param: null },
     columns: { name: "EP rank", param: "ep" },
     describe(row, column) {
