@@ -77,8 +77,12 @@ class Remembered:
 
 
 def _later(before: Snapshot, after: Snapshot) -> Snapshot:
-    """The later of two; from one boundary to the next totals never go back."""
-    return after if after.at >= before.at else before
+    """The later of two; from one boundary to the next totals never go back, nor fall.
+
+    Memory may know less than the store had earlier, of a frame that was never acknowledged.
+    """
+    falls = after.at < before.at or after.totals.tokens < before.totals.tokens
+    return before if falls else after
 
 
 def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:

@@ -156,13 +156,19 @@ def _all_improved(archive: Archive | None, found: Looked) -> list[tuple[Producer
 
 
 def _later(before: Snapshot | None, now: Snapshot) -> Snapshot:
-    """The later of two; from one boundary to the next totals never go back.
+    """The later of two; from one boundary to the next totals never go back, nor fall.
 
     A snapshot that is read again at the next boundary is the same object there, so that whoever looks sees
     that nothing came between (:attr:`Span.is_empty`). Not with straggler costs: the newest snapshot gets more
     of them when other workers' frames come.
     """
-    if before is None or now.at > before.at:
+    if before is None:
+        return now
+    if (
+        now.totals.tokens < before.totals.tokens
+    ):  # what memory never knew, of a frame that was not acknowledged
+        return before
+    if now.at > before.at:
         return now
     may_differ = now.totals.stragglers is not None or before.totals.stragglers is not None
     return now if now.at == before.at and may_differ else before

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from moescope.service.counts.merging import merge_accounts
@@ -208,5 +208,6 @@ def _merged_posting(one: Posting, other: Posting) -> Posting:
     """One posting from two of the same producer."""
     account = merge_accounts(one.account, other.account, _MAX_EPOCHS)
     if one.account.totals.layout.conflict(other.account.totals.layout) is not None:
-        return one if account is one.account else other  # the other one is of a former model
+        newer = one if account.latest is one.account.latest else other  # the other one is of a former model
+        return replace(newer, account=account)
     return Posting(one.key, min(one.birth, other.birth), max(one.at, other.at), account)

@@ -96,7 +96,7 @@ class ClickHouseStore:
         self._retention = retention
         self._writer = uuid.uuid4().hex
         self._numbers = trace_rows.Numbers()
-        self._kept, self._kept_lives = Kept(), Kept()
+        self._kept, self._kept_lives = Kept(), Kept(whole=False)
         self._damage = DamageLog(self._connection.name)
         self._rolling = Rolling(self._connection, retention)
         _migrate(self._connection)
