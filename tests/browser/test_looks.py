@@ -9,9 +9,10 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.chrome import Watched
-from tests.browser.serving import Serving
+from tests.browser.serving import TRACE, Clock, Serving, feed
+from tests.service.advice.fleets import plan
 
-PHONE = {"width": 420, "height": 860}
+PHONE = {"width": 390, "height": 844}
 LARGE_SCREEN = {"width": 2560, "height": 1300}
 CUT = """() => [...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1)
     .map(e => e.getAttribute("aria-label"))"""
@@ -23,7 +24,20 @@ def _left(page: Page, selector: str) -> float:
     return box["x"]
 
 
-@pytest.mark.parametrize("view", ["overview", "ranks", "heatmap", "pools"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        "overview",
+        "ranks",
+        "heatmap",
+        "pools",
+        "compare",
+        "traces",
+        "advice",
+        "layer?layer=12",
+        f"trace?trace={TRACE}",
+    ],
+)
 def test_tables_are_whole_on_a_phone(large: Serving, new_page: Callable[..., Watched], view: str) -> None:
     watched = new_page(viewport=PHONE)
     page = watched.open(large.url, f"#/{view}")
@@ -35,14 +49,39 @@ def test_tables_are_whole_on_a_phone(large: Serving, new_page: Callable[..., Wat
         assert watched.axe() == []
 
 
-def test_header_and_views_are_aligned_on_a_large_screen(
-    large: Serving, new_page: Callable[..., Watched]
+def test_tables_of_advice_are_whole_on_a_phone(
+    empty: Serving, clock: Clock, new_page: Callable[..., Watched]
 ) -> None:
-    page = new_page(viewport=LARGE_SCREEN).open(large.url)
+    """With rearrangements and placements, which a fleet that stands still has not."""
+    feed(empty, clock, plan(skew=0.8, rearrange_s=200), seconds=400, step=10)
+    watched = new_page(viewport=PHONE)
+    page = watched.open(empty.url, "#/advice")
+    expect(page.get_by_role("table", name="Rearrangements").locator("tbody tr")).to_have_count(2)
+    assert page.get_by_role("table", name="Placements and the balance").locator("tbody tr").count() > 1
+    assert page.evaluate(CUT) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    assert watched.axe() == []
+
+
+@pytest.mark.parametrize("view", ["overview", "ranks", "layer?layer=12", "compare", "traces", "advice"])
+def test_tables_are_whole_on_a_laptop(large: Serving, watched: Watched, view: str) -> None:
+    assert watched.open(large.url, f"#/{view}").evaluate(CUT) == []
+
+
+@pytest.mark.parametrize("view", ["overview", "compare", "traces", "advice"])
+def test_header_and_views_are_aligned_on_a_large_screen(
+    large: Serving, new_page: Callable[..., Watched], view: str
+) -> None:
+    page = new_page(viewport=LARGE_SCREEN).open(large.url, f"#/{view}")
     left = _left(page, "main .panel")
     assert left > 400
     assert _left(page, ".brand") == left
     assert _left(page, ".controls label") == left
+    rights = page.evaluate(
+        """() => [...document.querySelectorAll("main > .stack > :not(.unseen)")].filter(e => e.clientWidth)
+            .map(e => Math.round(e.getBoundingClientRect().right))"""
+    )
+    assert len(set(rights)) == 1
 
 
 def test_in_the_dark_hot_is_bright_and_cold_recedes(large: Serving, new_page: Callable[..., Watched]) -> None:

@@ -24,13 +24,15 @@ export function setBar(bar, { value, most, mark, hot }) {
  * A table with a bar a row.
  * @param {string} caption for screen readers
  * @param {string[]} heads of the columns: name, bar, value, then further cells
+ * @param {string[]} numbers heads of the further cells that are numbers
  */
-export function barTable(caption, heads) {
+export function barTable(caption, heads, numbers = []) {
+  const number = (name, i) => (i === 2 || numbers.includes(name) ? "number" : null);
   const body = h("tbody");
-  const row = h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: i === 2 ? "number" : null }, i === 1 ? h("span", { class: "unseen", text: "as a bar" }) : text)));
+  const row = h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", class: number(text, i) }, i === 1 ? h("span", { class: "unseen", text: "as a bar" }) : text)));
   const element = h("table", { class: "cards" }, h("caption", { class: "unseen", text: caption }), h("thead", {}, row), body);
   const create = () => {
-    const cells = heads.slice(3).map((name) => h("td", { "data-label": name }));
+    const cells = heads.slice(3).map((name) => h("td", { "data-label": name, class: number(name, 3) }));
     return h("tr", {}, h("th", { scope: "row" }), h("td", { class: "wide" }, makeBar()), h("td", { class: "number", "data-label": heads[2] }), ...cells);
   };
   return {

@@ -23,7 +23,7 @@ const COLUMNS = [
     },
   },
   { name: "of a fair share", number: true, key: ({ load }) => load, show: (cell, { load, fair }) => setText(cell, times(load / fair)) },
-  { name: "experts", show: (cell, { held }) => setText(cell, held) },
+  { name: "experts", wrap: true, show: (cell, { held }) => setText(cell, held) },
 ];
 
 /** Bars of the EP ranks of one layer, or of all. */

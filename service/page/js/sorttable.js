@@ -9,7 +9,7 @@ const PAGE = 256; // rows at a time, however many there are
 /**
  * A column. `key` of an item sorts it: a number (large ones first), or a text; without it the head doesn't sort.
  * `make` fills a new cell once, `show` brings it in line with an item.
- * @typedef {{name: string, hint?: string, number?: boolean, wide?: boolean, rising?: boolean, key?: (item: any) => number|string, make?: (cell: HTMLElement) => void, show: (cell: any, item: any) => void}} Column
+ * @typedef {{name: string, hint?: string, number?: boolean, wide?: boolean, wrap?: boolean, rising?: boolean, key?: (item: any) => number|string, make?: (cell: HTMLElement) => void, show: (cell: any, item: any) => void}} Column
  */
 
 /**
@@ -33,10 +33,10 @@ export function sortTable(caption, columns, { by, what, rows = ROWS }) {
   const turn = (text, by) => h("button", { class: "quiet", type: "button", text, on: { click: () => { first += by; draw(); } } });
   const [before, after] = [turn("Previous", -PAGE), turn("Next", PAGE)];
   const where = h("span", { class: "muted", role: "status" });
-  const pager = h("div", { class: "tools more", hidden: true }, where, before, after);
+  const pager = h("div", { class: "tools pager", hidden: true }, where, before, after);
   const element = h("div", {}, h("div", { class: "scroll whole", tabindex: "0", role: "region", "aria-label": caption }, table), pager, more);
   const create = () => {
-    const row = h("tr", {}, ...columns.map((column, i) => h(i ? "td" : "th", { scope: i ? null : "row", "data-label": i && column.name ? column.name : null, class: column.number ? "number" : column.wide ? "wide" : null })));
+    const row = h("tr", {}, ...columns.map((column, i) => h(i ? "td" : "th", { scope: i ? null : "row", "data-label": i && column.name ? column.name : null, class: column.number ? "number" : column.wide ? "wide" : column.wrap ? "wrap" : null })));
     columns.forEach((column, i) => column.make?.(/** @type {HTMLElement} */ (row.children[i])));
     return row;
   };

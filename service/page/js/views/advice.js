@@ -29,7 +29,7 @@ export function create() {
   const options = optionTable();
   const facts = h("ul", { class: "facts" });
   const past = rearrangementTable();
-  const drift = barTable("Divergence of each layer from the base", ["layer", "", "bits", "by sampling", "moved", "newly dead", "newly hot"]);
+  const drift = barTable("Divergence of each layer from the base", ["layer", "", "bits", "by sampling", "moved", "newly dead", "newly hot"], ["by sampling", "moved"]);
   const driftWords = h("p", { class: "muted" });
   const element = h(
     "div",

@@ -24,7 +24,7 @@ export function create() {
   });
   const tools = makeTools();
   map.tools.append(...tools.elements);
-  const hottest = barTable("Hottest experts", ["expert", "", "slots", "of a fair share"]);
+  const hottest = barTable("Hottest experts", ["expert", "", "slots", "of a fair share"], ["of a fair share"]);
   const dead = h("p");
   const unphased = phaseNote();
   const element = h(

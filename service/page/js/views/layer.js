@@ -22,7 +22,7 @@ export function create() {
   const top = tiles();
   const experts = expertBars();
   const measures = measureTable();
-  const most = barTable("Experts with the most slots", ["expert", "", "slots", "of a fair share", "held by"]);
+  const most = barTable("Experts with the most slots", ["expert", "", "slots", "of a fair share", "held by"], ["of a fair share"]);
   const bars = epBars();
   const flows = flowGrid();
   const note = h("p", { class: "nodata" });

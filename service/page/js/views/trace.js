@@ -48,7 +48,7 @@ export function create() {
     describe: (row, at) => describeBoth(shown, row, at),
     legend: [missing.element],
   });
-  const table = barTable("Experts in common in each layer", ["layer", "", "in common", "by chance"]);
+  const table = barTable("Experts in common in each layer", ["layer", "", "in common", "by chance"], ["by chance"]);
   const compared = h("div", { class: "stack" }, both.element, panel("Experts in common by layer", "of these positions; the line is what chance alone would give", scroll("Experts in common by layer", table.element)).element);
   const downloads = h("span", { class: "downloads" }, h("span", { class: "muted", text: "Download" }), ...links);
   const element = h(

@@ -119,12 +119,12 @@ function makeTable() {
   const heads = ["Request", "DP rank", "Tokens computed", "Prompt", "From cache", "Preempted", "Took", "Stored", ""];
   const element = h(
     "table",
-    {},
+    { class: "cards" },
     h("caption", { class: "unseen", text: "Traced requests, newest first" }),
     h("thead", {}, h("tr", {}, ...heads.map((text, i) => h(text ? "th" : "td", { scope: text ? "col" : null, class: i > 0 && i < 7 ? "number" : null, text })))),
     body,
   );
-  const create = () => h("tr", {}, h("th", { scope: "row" }, h("a")), ...heads.slice(1).map((_, i) => h("td", { class: i < 6 ? "number" : null })));
+  const create = () => h("tr", {}, h("th", { scope: "row" }, h("a")), ...heads.slice(1).map((name, i) => h("td", { class: i < 6 ? "number" : null, "data-label": name || null })));
   return {
     element,
     /** @param {any[]} traces @param {number|null} layer that is opened with them */
