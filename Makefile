@@ -4,7 +4,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help env demo test packages lint types kernels tests tests-service tests-store tests-e2e tests-rest test-gpu bare soak matrix bench format clean
+.PHONY: help env demo test packages lint types kernels tests tests-service tests-store tests-e2e tests-rest test-gpu bare containers soak matrix bench format clean
 
 # vLLM's modules are imported by every process of every test; cached bytecode makes that three times as fast.
 unexport PYTHONDONTWRITEBYTECODE
@@ -79,6 +79,10 @@ test-gpu:  ## tests on a CUDA GPU, with the Python that has vLLM and moescope (P
 
 bare:  ## both commands on a minimal Debian, made for it; takes root, and longer than test (ARGS=--help)
 	@devkit/bare.sh $(ARGS)
+
+containers: env  ## build and run the images, compose with Prometheus too; takes root and minutes (ARGS=--help)
+	@$(if $(filter --help -h,$(ARGS)),,devkit/setup-debian.sh buildah podman runc netavark aardvark-dns debootstrap)
+	$(call stage,containers,$(BIN)/python -m devkit.containers $(ARGS))
 
 soak: env  ## the gates that take long: load, faults, network, bad and expensive input; a table into docs/gates.md (ARGS=--help)
 	$(call stage,soak,$(BIN)/python -m devkit.soak $(ARGS))

@@ -232,6 +232,7 @@ def whole_of(content: bytes) -> RequestRouting:
             info=info,
             parts=told.parts,
             missing=told.missing,
+            absent=told.absent,
             experts=experts,
             first_position=first,
             layers=file["layers"],

@@ -112,7 +112,8 @@ class RoutingPart(msgspec.Struct, frozen=True, kw_only=True):
         positions: what the answer has of it, as (first, one past the last).
         unused: why the answer has nothing of it, such as ``not_needed`` or ``nothing_shared``; else empty.
         weights: the versions of its weights, as its own workers count them.
-        outcome, finish_reason, tokens, prompt_tokens, cached_tokens, preemptions: see :class:`TraceInfo`.
+        outcome, finish_reason, tokens, prompt_tokens, cached_tokens, preemptions, missing_stages,
+            missing_tokens: see :class:`TraceInfo`.
     """
 
     kind: Literal["main", "same_id", "taken_over"]
@@ -130,6 +131,8 @@ class RoutingPart(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     cached_tokens: int
     preemptions: int
+    missing_stages: int
+    missing_tokens: int
     started_at: float
     ended_at: float
 
@@ -157,6 +160,8 @@ class RequestRouting(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         info: of its main trace.
         parts: the traces that it is joined from, or that were looked at; the first is the main one.
         missing: the positions that no trace has, and why.
+        absent: why further traces of the id are not here (``incomplete``, ``expired``, ``evicted``); None: no
+            others are known.
         experts, first_position, layers, num_experts, top_k: see :class:`Trace`.
         times_computed: int64 [T], how often the trace that gives a position computed it; 0: none gives it.
         weights_version: int64 [T], which version of the weights computed it last, as the workers of the trace
@@ -166,6 +171,7 @@ class RequestRouting(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     info: TraceInfo
     parts: tuple[RoutingPart, ...]
     missing: tuple[MissingPositions, ...]
+    absent: str | None
     experts: ExpertArray
     first_position: int
     layers: Int64Array
@@ -226,6 +232,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
     parts: tuple[RoutingPart, ...]
     missing: tuple[MissingPositions, ...]
+    absent: str | None = None
 
 
 def told_of(text: str | bytes) -> Told:

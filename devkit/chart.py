@@ -1,9 +1,9 @@
 """The Helm chart, rendered by Helm itself (its Go library, in a package of PyPI): ``python -m devkit.chart``.
 
-Without arguments it writes the manifests in ``deploy/kubernetes`` that are for people without Helm; ``check``
-says which of them are out of date. ``render CHART FILE...`` prints what a chart makes of each file of values,
-as JSON: texts by template, or the error. That is a process of its own because Go's threads would stay in the
-caller's, and Python warns when a process with threads forks.
+Without arguments it writes the manifests in ``deploy/kubernetes`` that are for people without Helm. ``check``
+lints the chart and says which of these manifests are out of date. ``render CHART FILE...`` prints what a
+chart makes of each file of values, as JSON: texts by template, or the error. That is a process of its own
+because Go's threads would stay in the caller's, and Python warns when a process with threads forks.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 CHART: Final = ROOT / "deploy" / "helm" / "moescope"
 FOLDER: Final = ROOT / "deploy" / "kubernetes"
 NAMESPACE: Final = "serving"
+_WARNING: Final = 2  # Helm's severities
 _MONITORED: Final = {"prometheus": {"monitor": {"enabled": True}}}
 _SIDECAR: Final = {
     "mode": "sidecar",
@@ -100,10 +101,23 @@ def main(words: Sequence[str]) -> None:
             print(json.dumps({file: _made_of(Path(chart), Path(file)) for file in files}))
             return
         case ["check"]:
-            stale = [name for name, text in manifests() if (FOLDER / name).read_text() != text]
-            sys.exit(f"run: python -m devkit.chart (differing: {', '.join(stale)})" if stale else 0)
+            sys.exit("; ".join([*_stale(), *_linted()]) or 0)
     for name, text in manifests():
         (FOLDER / name).write_text(text)
+
+
+def _stale() -> Iterator[str]:
+    names = [name for name, text in manifests() if (FOLDER / name).read_text() != text]
+    if names:
+        yield f"run: python -m devkit.chart (differing: {', '.join(names)})"
+
+
+def _linted() -> Iterator[str]:
+    """What Helm's linter warns of or refuses."""
+    report = helm_python.lint(CHART, strict=True)
+    yield from report["errors"]
+    messages = [item for item in report["messages"] if item["severity"] >= _WARNING]
+    yield from (f"{item['path']}: {item['error']}" for item in messages)
 
 
 def _made_of(chart: Path, file: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ config=$PWD/pyproject.toml
 mypy=$PWD/.venv/bin/mypy
 (cd "$copy" && MYPYPATH=. "$mypy" --config-file "$config" --cache-dir "$OLDPWD/.mypy_cache" --namespace-packages \
     --explicit-package-bases --python-executable "$OLDPWD/.venv/bin/python" "${packages[@]}")
-MYPYPATH=$copy "$mypy" --namespace-packages --explicit-package-bases devkit/*.py devkit/hosts/*.py devkit/matrix/*.py
+MYPYPATH=$copy "$mypy" --namespace-packages --explicit-package-bases devkit/*.py devkit/hosts/*.py devkit/matrix/*.py \
+    devkit/containers/*.py
 MYPYPATH=devkit/cpu_plugin "$mypy" --explicit-package-bases devkit/cpu_plugin/*.py
 MYPYPATH=devkit/cpu_plugin:$copy "$mypy" tests/devkit/*.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from moescope.service.remote.address import EXAMPLE, SCHEME, TLS_SCHEME, parse_address
 
 
 class MetricsLevel(StrEnum):
@@ -59,10 +62,6 @@ OTHER_VARIABLES: Final = _names(
 )
 """Names that vLLM's workers, the command line or the compose file take from variables with our prefix."""
 
-_CLICKHOUSE: Final = "clickhouse"  # scheme of its URLs
-_CLICKHOUSE_TLS: Final = "clickhouses"
-_CLICKHOUSE_URL: Final = f"{_CLICKHOUSE}://user:password@host:8123/database"
-
 
 class SettingsError(ValueError):
     """Settings that can't be used; the message says which and what to do."""
@@ -105,19 +104,26 @@ def store_named(text: str) -> Path | ClickHouseUrl | None:
     """The store that a text names: a folder, a ClickHouse, or none.
 
     Raises:
-        ValueError: it is the URL of something else.
+        ValueError: it is the address of something else, or may be one with a slip. Nothing of it is quoted
+            that may be a password.
     """
     if text == NO_STORE:
         return None
-    scheme, found, _ = text.partition("://")
-    if not found:
-        return Path(text)
-    if scheme in (_CLICKHOUSE, _CLICKHOUSE_TLS):
+    scheme = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if scheme is not None and scheme[1].lower() in (SCHEME, TLS_SCHEME):
+        parse_address(text)
         return ClickHouseUrl(text)
-    raise ValueError(
-        f"a store at {scheme}:// is not known: give a folder, or {_CLICKHOUSE_URL} ({_CLICKHOUSE_TLS}:// for "
-        "TLS)"
-    )
+    if scheme is not None:
+        raise ValueError(
+            f"a store at {scheme[1]}:// is not known: give a folder, or {EXAMPLE} ({TLS_SCHEME}:// for TLS)"
+        )
+    is_plain = re.match(r"/(?!/)|\.{1,2}/|~", text) is not None
+    if not is_plain and re.search(r"[:@]", text):
+        raise ValueError(
+            f"this may be an address with a slip: expected {EXAMPLE} ({TLS_SCHEME}:// for TLS), or a folder; "
+            "a folder whose name has : or @ begins with / or ./"
+        )
+    return Path(text)
 
 
 class Settings(BaseSettings):
@@ -201,7 +207,7 @@ class Settings(BaseSettings):
     )
     store: Path | ClickHouseUrl | None = Field(
         default_factory=_store_of,
-        description=f"Folder that keeps totals, history and traces over restarts, {_CLICKHOUSE_URL} for "
+        description=f"Folder that keeps totals, history and traces over restarts, {EXAMPLE} for "
         f"several services, or {NO_STORE}: memory only, as with port 0.",
         json_schema_extra={"default": "moescope/HOST-PORT in the user's data folder"},
     )
@@ -209,6 +215,25 @@ class Settings(BaseSettings):
         4096,
         ge=16,
         description="Most MiB of the folder on disk; the oldest goes first. ClickHouse: none unless given.",
+    )
+    clickhouse_ca: Path | None = Field(
+        None,
+        description="PEM file with the authority of ClickHouse's certificate, for clickhouses://; absent: "
+        "those that the system trusts.",
+    )
+    clickhouse_proxy: SecretStr | None = Field(
+        None,
+        description="URL of a proxy to reach ClickHouse by; absent: none, whatever http_proxy says. With "
+        "clickhouse:// it sees the password.",
+    )
+    clickhouse_cluster: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_.-]{1,128}$",
+        description="ClickHouse's cluster whose servers have replicas of all tables; absent: one server. It "
+        "is chosen when the database is made.",
+    )
+    clickhouse_timeout_s: float = Field(
+        20.0, gt=0, description="Longest time that ClickHouse may be silent while it is asked, seconds."
     )
     keep_1s_s: float = Field(3600.0, gt=0, description="Age up to which the store has every second, seconds.")
     keep_10s_s: float = Field(86400.0, gt=0, description="Age up to which the store has every 10 s, seconds.")

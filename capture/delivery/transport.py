@@ -14,6 +14,10 @@ from moescope.capture.settings.access import NO_ACCESS, Access
 
 TIMEOUT = 5.0
 MAX_REPLY = 64 * 1024
+_TOO_LARGE = (
+    "; that is not the service's answer but a proxy's, which doesn't pass {} bytes on: raise its limit "
+    "to the service's, which is max_body_mib, 32 by default (nginx: client_max_body_size 32m)"
+)
 
 
 class DeliveryError(Exception):
@@ -108,8 +112,10 @@ class HttpTransport:
             if response.status == 401:
                 self._set_token(self._access.token_now())
             permanent = 400 <= response.status < 500 and response.status not in (408, 425, 429)
+            too_large = response.status == 413 and not _is_problem_of_ours(reply)
             raise DeliveryError(
-                f"the service at {self._endpoint} answered {response.status}: {_explanation(reply)}",
+                f"the service at {self._endpoint} answered {response.status}: {_explanation(reply)}"
+                f"{_TOO_LARGE.format(len(body)) if too_large else ''}",
                 str(response.status),
                 permanent,
             )
@@ -177,6 +183,12 @@ def _is_receipt(reply: bytes) -> bool:
     Anything else, such as a web server's page, must not pass for a frame that was taken.
     """
     return not reply or isinstance(_parsed(reply), dict)
+
+
+def _is_problem_of_ours(reply: bytes) -> bool:
+    """Whether a service refused, not something that stands before it, such as a proxy."""
+    problem = _parsed(reply)
+    return isinstance(problem, dict) and str(problem.get("type")).startswith("urn:moescope:")
 
 
 def _explanation(reply: bytes) -> str:

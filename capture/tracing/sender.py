@@ -27,6 +27,7 @@ Versions = Callable[[Int64Array], Int64Array]
 
 TICK = 0.1
 PART_BYTES = 8 << 20
+LEAST_PART_BYTES = 16 << 10
 REFUSALS = frozenset({"400", "409", "413", "415", "422"})
 """Answers that sending again won't change."""
 
@@ -61,6 +62,8 @@ class TraceSender:
         self._transport = transport
         self._log = ThrottledLog(logger)
         self._parts: list[bytes] = []
+        self._parts_sent = 0  # of the trace that is sent now
+        self._part_bytes = PART_BYTES
         self._delivered = 0
         self._dropped: Counter[str] = Counter()
         self._backoff = backoff or Backoff()
@@ -95,10 +98,19 @@ class TraceSender:
             trace = self._assembly.closed[0]
             try:
                 self._parts = self._parts or list(
-                    encode_trace(trace, self._layers, self._producer, self._epoch, versions=self._versions)
+                    encode_trace(
+                        trace,
+                        self._layers,
+                        self._producer,
+                        self._epoch,
+                        part_bytes=self._part_bytes,
+                        versions=self._versions,
+                    )
                 )
                 self._send()
             except DeliveryError as error:
+                if error.kind == "413" and self._cut_smaller(error):
+                    continue
                 if error.kind not in REFUSALS:
                     self._put_off(error)
                     return
@@ -108,6 +120,7 @@ class TraceSender:
             else:
                 self._delivered += 1
             self._parts = []
+            self._parts_sent = 0
             self._assembly.closed.popleft()
             self._assembly.sent += trace.nbytes
 
@@ -124,6 +137,23 @@ class TraceSender:
             self._transport.post(self._parts[0])
             self._backoff.succeeded()
             self._parts.pop(0)
+            self._parts_sent += 1
+
+    def _cut_smaller(self, error: DeliveryError) -> bool:
+        """Cut this trace and those to come into smaller parts, as something on the way takes none so large.
+
+        False: some of its parts have arrived, which said how many there are, or they can't be much smaller.
+        """
+        if self._parts_sent or self._part_bytes <= LEAST_PART_BYTES:
+            return False
+        self._part_bytes = max(LEAST_PART_BYTES, min(self._part_bytes, len(self._parts[0])) // 2)
+        self._parts = []
+        self._log.log(
+            "smaller",
+            logging.WARNING,
+            f"moescope: traces go in parts of {self._part_bytes} bytes now: {error}",
+        )
+        return True
 
     def _drop(self, reason: str, error: Exception) -> None:
         self._dropped[reason] += 1

@@ -31,6 +31,7 @@ from moescope.service.api.routes.histogram import histogram_router
 from moescope.service.api.routes.home import home_router
 from moescope.service.api.routes.ingest import ingest_router
 from moescope.service.api.routes.live import live_router
+from moescope.service.api.routes.one_trace import one_trace_router
 from moescope.service.api.routes.placement import placement_router
 from moescope.service.api.routes.placement_now import placement_now_router
 from moescope.service.api.routes.pools import pools_router
@@ -60,7 +61,7 @@ from moescope.service.drift.baseline import KIND, BaselineBook
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.live.placements import PLACEMENT
 from moescope.service.live.state import LiveState
-from moescope.service.metrics.collector import RoutingCollector
+from moescope.service.metrics.collector import RoutingCollector, StoreHealth
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.serving.running import Running
 from moescope.service.settings import Settings
@@ -87,7 +88,10 @@ def create_app(
         StoreError: the store can't be read.
         TokenError: a file of tokens can't be used.
     """
-    store = None if writer is None else writer.store
+    store, health, end_soon = None, None, _nothing
+    if writer is not None:
+        store, end_soon = writer.store, writer.end_soon
+        health = StoreHealth(writer.trouble, writer.store.unreadable)
     state = _restored_state(settings, clock, writer)
     keeper = Keeper(state, writer)
     instruments = Instruments()
@@ -96,7 +100,7 @@ def create_app(
     if writer is not None:
         writer.watch(Ear(state, book).hear)
     drift = DriftWatch(state, book, settings.min_tokens)
-    registry.register(RoutingCollector(state, settings, instruments, drift))
+    registry.register(RoutingCollector(state, settings, instruments, drift, health))
     limits, turns = Limits(settings), Turns(settings.max_queries, state.large)
     downloads = Downloads(settings.max_download_mib << 20)
     asker = None if store is None else Asker(store, settings.request_counts_mib << 20)
@@ -111,7 +115,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # the redirect's address would be made of the client's Host header
     )
-    app.state.running = Running(settings, tokens)
+    app.state.running = Running(settings, tokens, end_soon)
     app.add_middleware(
         Guard,
         book=tokens,
@@ -128,7 +132,8 @@ def create_app(
         requests_by_rank_router(state, store, asker, turns, downloads),
         requests_by_adapter_router(state, store, asker, turns, downloads),
         trace_export_router(state, store, turns, downloads),
-        traces_router(state, store, turns, downloads),
+        traces_router(state, store, turns),
+        one_trace_router(state, store, turns, downloads),
         request_routing_router(state, store, turns, downloads),
         coactivation_router(state, store, turns),
         ranks_router(state, turns),
@@ -142,7 +147,7 @@ def create_app(
         placement_router(state, settings, turns),
         placement_now_router(state, turns),
         rearrangements_router(state, settings, turns),
-        probes_router(state, registry, instruments),
+        probes_router(state, registry, instruments, _nothing if health is None else health.trouble),
         verdict_router(state, settings, drift, turns),
         view_router(state, settings, turns),
         trend_router(state, turns),
@@ -155,6 +160,10 @@ def create_app(
     needs_token = tokens_needed(tokens, settings)
     app.openapi = lambda: _openapi(app, needs_token)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
+
+
+def _nothing() -> None:
+    """What there is to say, and to do, of a store where there is none."""
 
 
 def _restored_state(settings: Settings, clock: Callable[[], float], writer: StoreWriter | None) -> LiveState:

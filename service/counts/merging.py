@@ -38,7 +38,9 @@ def merge_accounts(
     """
     if one.totals.layout.conflict(other.totals.layout) is not None:
         # The model changed: the other totals are of another one.
-        return one if takes_place(one.life, other.life, stale_after) else other
+        found = one if takes_place(one.life, other.life, stale_after) else other
+        seen = max(one.epochs_seen, other.epochs_seen)
+        return found if seen == found.epochs_seen else replace(found, epochs_seen=seen)
     newest = _newest(one, other, stale_after)
     # Forgotten epochs are in a sum only: the merged account starts from the sum that has most of them.
     base, more = max(

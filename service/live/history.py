@@ -212,6 +212,10 @@ class History:
             self._nbytes -= track.nbytes
             self._newest_nbytes -= track.newest_nbytes
 
+    def find(self, key: Key) -> Track | None:
+        """A producer's past, if anything was recorded."""
+        return self._tracks.get(key)
+
     def track(self, key: Key) -> Track:
         """A producer's past.
 

@@ -6,6 +6,7 @@ Here everything changes together. Nothing here is safe for several threads: the 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -34,8 +35,8 @@ from moescope.service.settings import ClickHouseUrl, Settings
 from moescope.service.store.records import Document, Forgotten, Key, Posting, Record
 
 _HISTORY_BYTES: Final = 256 << 20
-HEARD_LATE_S: Final = 5.0
-"""What another service kept so much earlier is late: ordinarily it is known within two seconds."""
+_ON_THE_WAY_S: Final = 2.0
+"""How long ago another service may have taken a frame that the store does not show yet."""
 _ANY_SEQ: Final = (1 << 63) - 1
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Ledger:
         alone = not isinstance(settings.store, ClickHouseUrl)
         self.continuity = Continuity(clock, settings.stale_after_s, alone)
         self._told_placements: dict[Key, Document] = {}  # that the store does not have yet
+        self._round_at = -math.inf  # when what other services had kept by then was heard
         self._unkept: set[Key] = set()  # the store may lack something of these, which are here
         self._starts: dict[Key, int] = {}  # of the producers that another shape of their model has pushed out
 
@@ -112,6 +114,10 @@ class Ledger:
             told = state
             state = merge_accounts(mine, told, *limits)
             if state is mine:
+                if (
+                    mine.epochs_seen > told.epochs_seen
+                ):  # the row that was told took the place of one that knew
+                    self._record(key, entry.account, self.outbox.post_newest)
                 return
             merged = state is not told
         elif self.roster.is_full:
@@ -124,9 +130,14 @@ class Ledger:
         if entry is not None and entry.account.totals.layout.conflict(state.totals.layout):
             self.history.forget(key)
         self._enter(key, account, at)
+        known = self.history.find(key)
+        newest_at = -math.inf if known is None else known.newest_at
         self.history.record(key, posting.birth, Snapshot(told_at, state.totals))
-        if entry is not None and now - told_at > HEARD_LATE_S:
-            self.history.track(key).heard_late(now)
+        track = self.history.track(key)
+        if entry is not None and told_at < self._round_at:
+            track.heard_late(now)
+        elif told_at < newest_at:
+            track.heard_late(newest_at)
         self._note_conflict(key, account, now)
         if merged:  # nobody takes it until a frame comes
             self._record(key, account, self.outbox.post_newest)
@@ -163,6 +174,10 @@ class Ledger:
             if entry is not None:
                 self._record(key, entry.account, self.outbox.post_newest)
                 self.history.track(key).heard_late(self._clock())
+
+    def end_round(self) -> None:
+        """All that other services have kept so far has been adopted."""
+        self._round_at = self._clock() - _ON_THE_WAY_S
 
     def state(self, key: Key) -> ProducerState:
         """A producer that is here, as of now."""

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from moescope.service.live.narrow import narrowed
 from moescope.service.live.spans import Snapshot, Span, between
 from moescope.service.store.records import Key, StoredTotals
+from moescope.service.wanted import check_wanted
 
 READ_BYTES: Final = 16 << 20
 """Totals of one producer that are read at once; they are held in narrow arrays."""
@@ -25,6 +26,12 @@ class Archive(Protocol):
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest totals at or before it."""
+
+    def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
+        """The same for several producers."""
+
+    def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
+        """The oldest totals that are kept of each producer."""
 
     def begins(self) -> Mapping[Key, float]:
         """When the oldest totals of each producer were true, seconds of Unix time."""
@@ -70,8 +77,12 @@ class Remembered:
 
 
 def _later(before: Snapshot, after: Snapshot) -> Snapshot:
-    """The later of two; from one boundary to the next totals never go back."""
-    return after if after.at >= before.at else before
+    """The later of two; from one boundary to the next totals never go back, nor fall.
+
+    Memory may know less than the store had earlier, of a frame that was never acknowledged.
+    """
+    falls = after.at < before.at or after.totals.tokens < before.totals.tokens
+    return before if falls else after
 
 
 def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:
@@ -81,33 +92,77 @@ def improve(archive: Archive, key: Key, memory: Remembered) -> Remembered:
 
     Raises:
         StoreError: the archive can't be read.
+        UnwantedError: nobody waits for it any more.
     """
-    wanted = [(i, t) for i, t in enumerate(memory.instants) if t is not None and memory.wants(t)]
-    if not wanted:
-        return memory
+    [found] = improve_all(archive, [(key, memory)])
+    return found
+
+
+def improve_all(archive: Archive, members: Sequence[tuple[Key, Remembered]]) -> list[Remembered]:
+    """:func:`improve` for several producers; those that want the same instants are asked for together.
+
+    Raises:
+        StoreError: the archive can't be read.
+        UnwantedError: nobody waits for it any more.
+    """
+    found = [memory for _, memory in members]
+    alike: dict[tuple[float, ...], list[int]] = {}
+    for place, memory in enumerate(found):
+        wanted = tuple(t for t in memory.instants if t is not None and memory.wants(t))
+        if wanted:
+            alike.setdefault(wanted, []).append(place)
+    for wanted, places in alike.items():
+        # The archive's totals are wide; a part of them is held before they are made narrow.
+        nbytes = max(1, *(found[place].found[-1].totals.nbytes for place in places))
+        at_once = max(1, READ_BYTES // (nbytes * len(wanted)))
+        for begin in range(0, len(places), at_once):
+            check_wanted()
+            some = places[begin : begin + at_once]
+            better = _improved(archive, [members[place] for place in some], wanted)
+            for place, memory in zip(some, better, strict=True):
+                found[place] = memory
+    return found
+
+
+def _improved(
+    archive: Archive, members: Sequence[tuple[Key, Remembered]], wanted: Sequence[float]
+) -> list[Remembered]:
+    keys = [key for key, _ in members]
+    at_once = max(1, READ_BYTES // (len(keys) * max(1, members[0][1].found[-1].totals.nbytes)))
+    stored: list[dict[float, Snapshot | None]] = [{} for _ in keys]
+    for begin in range(0, len(wanted), at_once):
+        some = wanted[begin : begin + at_once]
+        for known, totals in zip(stored, archive.totals_of(keys, some), strict=True):
+            known |= zip(some, _narrow(totals), strict=True)
+    lacking = [place for place, known in enumerate(stored) if None in known.values()]
+    oldest = archive.oldest_of([keys[place] for place in lacking]) if lacking else []
+    first = dict(zip(lacking, _narrow(oldest), strict=True))
+    return [
+        _with(memory, known, first.get(place))
+        for place, ((_, memory), known) in enumerate(zip(members, stored, strict=True))
+    ]
+
+
+def _narrow(totals: Iterable[StoredTotals | None]) -> list[Snapshot | None]:
+    return [None if item is None else Snapshot(item.at, narrowed(item.totals)) for item in totals]
+
+
+def _with(memory: Remembered, stored: Mapping[float, Snapshot | None], oldest: Snapshot | None) -> Remembered:
+    """Of each boundary the totals that are nearest to its instant."""
     result = list(memory.found)
-    at_once = max(1, READ_BYTES // max(1, memory.found[-1].totals.nbytes))
-    stored = _read(archive, key, [instant for _, instant in wanted], at_once)
-    oldest: StoredTotals | None = None
     shape = memory.found[-1].totals.layout
-    for (i, instant), candidate in zip(wanted, stored, strict=True):
+    if oldest is not None and oldest.totals.layout.conflict(shape) is not None:
+        oldest = None  # of a former model, as below
+    for i, instant in enumerate(memory.instants):
+        if instant is None or instant not in stored:
+            continue
+        candidate = stored[instant]
         if candidate is not None and candidate.totals.layout.conflict(shape) is not None:
             continue  # of a former model, which another service has kept since
         if candidate is None:
-            oldest = oldest or archive.oldest(key)
-            if oldest is not None and oldest.totals.layout.conflict(shape) is not None:
-                continue
             if oldest is not None and oldest.at < result[i].at:
-                result[i] = Snapshot(oldest.at, narrowed(oldest.totals))
+                result[i] = oldest
         elif instant < memory.told_until or not candidate.at <= result[i].at <= instant:
             same = i > 0 and result[i - 1].at == candidate.at
-            result[i] = result[i - 1] if same else Snapshot(candidate.at, narrowed(candidate.totals))
+            result[i] = result[i - 1] if same else candidate
     return replace(memory, found=tuple(result))
-
-
-def _read(
-    archive: Archive, key: Key, instants: Sequence[float], at_once: int
-) -> Iterable[StoredTotals | None]:
-    """The archive's totals at each instant, a few of them read at a time."""
-    for begin in range(0, len(instants), at_once):
-        yield from archive.totals_at(key, instants[begin : begin + at_once])

@@ -80,6 +80,7 @@ class LiveState:
         with self._lock:
             for posting in postings:
                 self._ledger.adopt(posting)
+            self._ledger.end_round()
 
     def hear_placements(self, kept: Iterable[tuple[str, bytes]]) -> None:
         """Take in where workers said that their experts are: names and contents of documents of a store."""

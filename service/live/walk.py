@@ -13,7 +13,7 @@ from typing import Final
 
 from moescope.service.live.large import claim, is_counted
 from moescope.service.live.narrow import narrowed
-from moescope.service.live.past import Archive, Remembered, improve
+from moescope.service.live.past import Archive, Remembered, improve, improve_all
 from moescope.service.live.producers import ProducerSpan, ProducerState
 from moescope.service.live.spans import Snapshot, between
 from moescope.service.wanted import check_wanted
@@ -39,8 +39,8 @@ def ends_of(archive: Archive | None, found: Looked) -> list[tuple[ProducerState,
     ends = []
     for state, memory in found:
         instants, at = (memory.instants[0], memory.instants[-1]), (memory.found[0], memory.found[-1])
-        ends.append((state, _improved(archive, state, replace(memory, instants=instants, found=at))))
-    return ends
+        ends.append((state, replace(memory, instants=instants, found=at)))
+    return _all_improved(archive, ends)
 
 
 def all_of(archive: Archive | None, found: Looked) -> Iterator[tuple[ProducerState, Remembered]]:
@@ -99,8 +99,11 @@ def _rows(archive: Archive | None, found: Looked, ends: Looked | None) -> Iterat
     at_once = _at_once(found)
     for begin in range(first, last, at_once):
         some = slice(begin, min(begin + at_once, last))
-        read = [_some_of(archive, state, memory, some) for state, memory in found]
-        yield from zip(*read, strict=True)
+        pieces = [
+            (state, replace(memory, instants=memory.instants[some], found=memory.found[some]))
+            for state, memory in found
+        ]
+        yield from zip(*(memory.found for _, memory in _all_improved(archive, pieces)), strict=True)
     if ends is not None:
         yield [memory.found[1] for _, memory in ends]
 
@@ -143,25 +146,29 @@ def _improved(archive: Archive | None, state: ProducerState, memory: Remembered)
     return memory if archive is None else improve(archive, state.latest.producer.key, memory)
 
 
-def _some_of(
-    archive: Archive | None, state: ProducerState, memory: Remembered, some: slice
-) -> tuple[Snapshot, ...]:
-    """A producer's totals at some of its boundaries; see :func:`_improved`."""
-    instants, at = memory.instants[some], memory.found[some]
-    if not any(map(memory.wants, instants)):
-        check_wanted()
-        return at
-    return _improved(archive, state, replace(memory, instants=instants, found=at)).found
+def _all_improved(archive: Archive | None, found: Looked) -> list[tuple[ProducerState, Remembered]]:
+    """Producers with their totals at some boundaries, for all of which the archive is asked together."""
+    check_wanted()
+    if archive is None:
+        return list(found)
+    better = improve_all(archive, [(state.latest.producer.key, memory) for state, memory in found])
+    return [(state, memory) for (state, _), memory in zip(found, better, strict=True)]
 
 
 def _later(before: Snapshot | None, now: Snapshot) -> Snapshot:
-    """The later of two; from one boundary to the next totals never go back.
+    """The later of two; from one boundary to the next totals never go back, nor fall.
 
     A snapshot that is read again at the next boundary is the same object there, so that whoever looks sees
     that nothing came between (:attr:`Span.is_empty`). Not with straggler costs: the newest snapshot gets more
     of them when other workers' frames come.
     """
-    if before is None or now.at > before.at:
+    if before is None:
+        return now
+    if (
+        now.totals.tokens < before.totals.tokens
+    ):  # what memory never knew, of a frame that was not acknowledged
+        return before
+    if now.at > before.at:
         return now
     may_differ = now.totals.stragglers is not None or before.totals.stragglers is not None
     return now if now.at == before.at and may_differ else before

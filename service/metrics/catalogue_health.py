@@ -138,6 +138,19 @@ HEALTH: Final = (
         "seconds",
         "Time to collect and write these metrics, of the scrapes before this one.",
     ),
+    Family(
+        "moescope_store_ready",
+        "gauge",
+        "",
+        "1 if what comes can be kept in the store, 0 while it can't; /readyz has the reason.",
+    ),
+    Family(
+        "moescope_store_unreadable_total",
+        "counter",
+        "",
+        "How often something was met in the store that can't be read and was left out, by what it is.",
+        ("kind",),
+    ),
     Family("moescope_exposed_series", "gauge", "series", "Series of this scrape."),
     Family("moescope_max_exposed_series", "gauge", "series", "Most series of a scrape (metrics_max_series)."),
     Family(

@@ -10,8 +10,8 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import chain
 
@@ -43,6 +43,19 @@ Part = Callable[[list[Group]], Iterable[Found]]
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class StoreHealth:
+    """What is asked of the store at each scrape.
+
+    Attributes:
+        trouble: why frames can't be kept now; None: they can.
+        unreadable: how often something was met there that can't be read, by what it is.
+    """
+
+    trouble: Callable[[], str | None]
+    unreadable: Callable[[], Mapping[str, int]]
+
+
 class RoutingCollector(Collector):
     """Collects from a :class:`LiveState` and the service's own instruments at each scrape."""
 
@@ -52,7 +65,9 @@ class RoutingCollector(Collector):
         settings: Settings,
         instruments: Instruments,
         drift: DriftWatch | None = None,
+        store: StoreHealth | None = None,
     ) -> None:
+        self._store = store
         self._state = state
         self._settings = settings
         self._instruments = instruments
@@ -221,6 +236,10 @@ class RoutingCollector(Collector):
         yield Sample("moescope_ingest_bytes_total", (), self._instruments.ingest_bytes, self._state.begun)
         yield Sample("moescope_history_snapshots", (), snapshots)
         yield Sample("moescope_history_bytes", (), nbytes)
+        if self._store is not None:
+            yield Sample("moescope_store_ready", (), self._store.trouble() is None)
+            for kind, count in sorted(self._store.unreadable().items()):
+                yield Sample("moescope_store_unreadable_total", (kind,), count, self._state.begun)
         yield Sample("moescope_build_info", (version("moescope"), f"{WIRE_MAJOR}.{WIRE_MINOR}"), 1)
 
     def _history(self, found: list[Group]) -> Iterator[Found]:

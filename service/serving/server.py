@@ -97,6 +97,8 @@ class Server(uvicorn.Server):
         """Tell the application first, so that answers without an end (/v1/live) end themselves."""
         if isinstance(self.config.app, FastAPI):
             self.config.app.state.stopping = True
+            running: Running = self.config.app.state.running
+            running.end_soon()
         for connection in list(self.crowd.waiting):
             connection.transport.abort()  # nobody asked anything there yet
         if self._acceptor is not None:

@@ -6,9 +6,10 @@ Totals and accounts are msgpack of :mod:`moescope.service.store.packed` in a blo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -22,6 +23,8 @@ from moescope.service.counts.totals import Totals, no_totals
 from moescope.service.store.blobs import compress, decompress
 from moescope.service.store.packed import PackedTotals, pack, unpack
 from moescope.service.store.records import Key, Posting
+
+_INT64: Final = 1 << 63
 
 
 class _PackedEpoch(Struct, array_like=True, frozen=True):
@@ -266,7 +269,26 @@ def no_ids(id_bytes: int, top_k: int) -> ExpertArray:
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
+    """What a message holds: integers of 64 bits and finite numbers, as its encoder had them.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
-        return decoder.decode(data)
-    except msgspec.DecodeError as error:
+        found = decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"a damaged blob: {error}") from error
+    _check_numbers(msgspec.to_builtins(found, builtin_types=(bytes,)))
+    return found
+
+
+def _check_numbers(found: object) -> None:
+    if isinstance(found, list | tuple):
+        for item in found:
+            _check_numbers(item)
+    elif isinstance(found, dict):
+        _check_numbers(list(found.values()))
+    elif isinstance(found, int) and not -_INT64 <= found < _INT64:
+        raise ValueError("a damaged blob: an integer of more than 64 bits")
+    elif isinstance(found, float) and not math.isfinite(found):
+        raise ValueError(f"a damaged blob: a number that is {found}")

@@ -6,13 +6,15 @@ Either it is damaged, or a newer moescope that shares the store wrote it.
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final
 
 from moescope.service.logs import Throttle
-from moescope.service.store.records import Key, StoreError
+from moescope.service.store.records import DamagedError, Key
 
 TRIES: Final = 8
 """Snapshots that are looked at when the nearest one can't be read."""
@@ -54,40 +56,55 @@ class DamageLog:
         self.lost_accounts = False
         self._store = store
         self._throttle = Throttle(clock)
+        self._lock = threading.Lock()
+        self._found: Counter[str] = Counter()
+
+    def found(self) -> dict[str, int]:
+        """How often something was met that can't be read, by what it is; each time that it is asked for."""
+        with self._lock:
+            return dict(self._found)
+
+    def _note(self, kind: str) -> bool:
+        """Count something of a kind; whether to tell it now."""
+        with self._lock:
+            self._found[kind] += 1
+            return self._throttle.allows(kind)
 
     def account(self, key: Key, error: ValueError) -> None:
         """The account of a producer is left out; each one is told, at a start."""
         self.lost_accounts = True
+        with self._lock:
+            self._found["account"] += 1
         _log.error(_ACCOUNT, self._store, key, error)
 
     def account_of_another(self, key: Key, error: ValueError) -> None:
         """The account that another service keeps is left out; it may keep one a second."""
-        if self._throttle.allows("account"):
+        if self._note("account"):
             _log.error(_ACCOUNT, self._store, key, error)
 
     def totals(self, key: Key, error: ValueError) -> None:
         """A snapshot of a producer is passed over."""
-        if self._throttle.allows("totals"):
+        if self._note("totals"):
             _log.error(_TOTALS, self._store, key, error)
 
     def shape(self, request_id: str, error: ValueError) -> None:
         """The shape of a trace is taken as not known."""
-        if self._throttle.allows("shape"):
+        if self._note("shape"):
             _log.error(_SHAPE, self._store, request_id, error)
 
     def request(self, request_id: str, error: ValueError) -> None:
         """What is told of a request can't be read."""
-        if self._throttle.allows("request"):
+        if self._note("request"):
             _log.error(_REQUEST, self._store, request_id, error)
 
     def search(self, what: str, error: ValueError) -> None:
         """Something is left out of searches by expert."""
-        if self._throttle.allows("search"):
+        if self._note("search"):
             _log.error(_SEARCH, self._store, what, error)
 
     def compared(self, what: str, error: ValueError) -> None:
         """The requests that something is of are left out of comparisons."""
-        if self._throttle.allows("compared"):
+        if self._note("compared"):
             _log.error(_COMPARED, self._store, what, error)
 
 
@@ -96,9 +113,9 @@ def unreadable_as_error(store: str) -> Generator[None]:
     """Make damage an error of the store, for a read that can leave nothing out.
 
     Raises:
-        StoreError: the block raised a :class:`ValueError`.
+        DamagedError: the block raised a :class:`ValueError`.
     """
     try:
         yield
     except ValueError as error:
-        raise StoreError(f"the store {store} can't be read: {error}") from error
+        raise DamagedError(f"the store {store} can't be read: {error}") from error

@@ -26,7 +26,7 @@ to make room."""
 
 
 class Store(Protocol):
-    """Writes come from one thread; reads may come from any.
+    """Writes come from one thread; reads may come from any, and maintenance where it says so.
 
     Every method raises :class:`moescope.service.store.records.StoreError` when the engine fails. What is
     damaged, or was written by a newer moescope, is left out where it can be, and told in the log (see
@@ -38,6 +38,14 @@ class Store(Protocol):
         """Whether it has all that it was ever given, once :meth:`accounts` has been read to its end.
 
         It has not after damage, after a power cut, or when an older copy was put back.
+        """
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the engine is another process.
+
+        Then :meth:`maintain` may run in a thread of its own, and :meth:`give_up` does something. Else
+        maintenance must be short, so that it can run between two writes.
         """
 
     def save(self, records: Sequence[Record]) -> None:
@@ -69,6 +77,12 @@ class Store(Protocol):
 
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest readable totals at or before it; None where none so old are kept."""
+
+    def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
+        """What :meth:`totals_at` has of each of several producers, in as few questions as the engine can."""
+
+    def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
+        """What :meth:`oldest` has of each of several producers, likewise."""
 
     def begins(self) -> Mapping[Key, float]:
         """When the oldest totals that are kept of each producer were true, seconds of Unix time."""
@@ -108,7 +122,7 @@ class Store(Protocol):
         """(name, content) of all documents of a kind, by name."""
 
     def maintain(self, now: float, history_now: float | None = None) -> None:
-        """Roll up and remove what is due; short, so that it can run between two writes.
+        """Roll up and remove what is due; see :attr:`is_remote`.
 
         Args:
             now: seconds of Unix time.
@@ -116,8 +130,19 @@ class Store(Protocol):
                 :mod:`moescope.service.store.ageing`.
         """
 
+    def unreadable(self) -> Mapping[str, int]:
+        """How often something was met that can't be read, by what it is; see
+        :class:`moescope.service.store.damage.DamageLog`.
+        """
+
     def usage(self) -> Usage:
         """What is held."""
+
+    def give_up(self) -> None:
+        """Wait for the engine no more: calls that wait for an answer of it, now or later, fail at once.
+
+        Only :meth:`close` may follow. An engine in this process does nothing: it can't be left.
+        """
 
     def close(self) -> None:
         """Let go of the engine; no call may follow."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moescope.service.settings import ClickHouseUrl, Settings
+from moescope.service.store.clickhouse.access import Access
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.interface import Store
 from moescope.service.store.limits import Retention
@@ -35,7 +36,14 @@ def open_store(settings: Settings) -> Store:
         case ClickHouseUrl() as url:
             # The default bounds a folder. A database that several services share is bounded only on request.
             limit = retention.max_bytes if "store_mib" in settings.model_fields_set else None
-            return ClickHouseStore(url.get_secret_value(), retention, limit)
+            proxy = settings.clickhouse_proxy
+            access = Access(
+                ca_file=settings.clickhouse_ca,
+                proxy=None if proxy is None else proxy.get_secret_value(),
+                cluster=settings.clickhouse_cluster,
+                timeout_s=settings.clickhouse_timeout_s,
+            )
+            return ClickHouseStore(url.get_secret_value(), retention, limit, access=access)
 
 
 @contextmanager

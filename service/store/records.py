@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 
@@ -19,12 +19,27 @@ Key = tuple[str, str, int, int, int]
 """``Producer.key``: (server, model, dp_rank, pp_rank, tp_rank)."""
 
 
+_OUTCOMES: Final = frozenset(get_args(get_type_hints(TracePart)["outcome"]))
+_END_MS: Final = 253_402_300_800_000
+"""The year 10,000: no calendar goes on."""
 _encoder = msgspec.msgpack.Encoder()
 _taken_over_decoder = msgspec.msgpack.Decoder(tuple[TakenOver, ...])
 
 
 class StoreError(Exception):
     """The store can't be read or written; the message says which one, why, and what to do."""
+
+
+class StoreAwayError(StoreError):
+    """The engine does not answer, so that whatever is asked of it next will not be answered either."""
+
+
+class DamagedError(StoreError):
+    """Something that was asked for can't be read; all else can."""
+
+
+class UnkeepableError(StoreError):
+    """Something that can't be kept whatever the state of the store; others can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +258,18 @@ class TracedRequest:
         """From these fields in their order: times in milliseconds, names in any order, references as stored.
 
         Raises:
-            ValueError: the references are damaged.
+            ValueError: something in it can't be true.
         """
         number, server, model, dp_rank, request_id, names, outcome, prompt, cached, preemptions, *rest = row
         started_ms, ended_ms, stored_ms, tokens, role, pool, lora, reason, *rest = rest
         accepted, rejected, taken_over, missing_stages, missing_tokens = rest
+        if not names:
+            raise ValueError("a damaged row: it has no name")
+        if outcome not in _OUTCOMES:
+            raise ValueError(f"a damaged row, or a newer moescope's: its outcome is {outcome[:20]!r}")
+        told = (dp_rank, prompt, cached, preemptions, tokens, accepted, rejected)
+        if min(*told, started_ms, ended_ms, stored_ms) < 0 or max(started_ms, ended_ms, stored_ms) >= _END_MS:
+            raise ValueError("a damaged row: it has counts or times that can't be true")
         return cls(
             number=number,
             server=server,

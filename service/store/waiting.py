@@ -51,6 +51,14 @@ class Waiting:
             self._closed = True
             self._changed.notify()
 
+    def drop(self) -> list[Item]:
+        """All that waits; nothing does after that."""
+        with self._changed:
+            found = [*self._first, *(item for _, item in self._parts)]
+            self._first.clear()
+            self._parts.clear()
+            return found
+
     def empty(self) -> bool:
         """Whether nothing waits."""
         with self._changed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,35 +12,62 @@ from typing import Final
 from moescope.capture.wire.traces import TracePart
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.logs import Throttle
-from moescope.service.store.ageing import Ageing
+from moescope.service.store.failing import Failing, counted
 from moescope.service.store.interface import Store
-from moescope.service.store.records import ArrivedPart, Document, Posting, Record, StoreError, TraceShape
+from moescope.service.store.records import (
+    ArrivedPart,
+    Document,
+    Posting,
+    Record,
+    StoreAwayError,
+    StoreError,
+    TraceShape,
+)
+from moescope.service.store.upkeep import MAINTENANCE_S, Upkeep
 from moescope.service.store.waiting import MAX_WAITING, Item, Waiting
 
+_LOST: Final = (
+    "the service ends and %d frames, %d parts of traces and %d documents that came to it are not known to be "
+    "in the store, which did not keep them in time; none of them was acknowledged, so workers that go on "
+    "send theirs again"
+)
 _log = logging.getLogger(__name__)
 
-MAINTENANCE_S: Final = 10.0
 NEWS_S: Final = 1.0
-_AGED: Final = "aged"  # the document that says how far history has aged
+GIVE_UP_S: Final = 2.7
+"""For so long a remote store may be waited for once the service is to end."""
+END_S: Final = 0.8
+"""For so long it may go on after its requests have ended, and as long once it was given up."""
 
 
 class StoreWriter:
     """Writes to a store from a thread of its own, in the order of the calls of :meth:`submit`.
 
-    Parts of traces have an order of their own, and let all else go first; see :class:`Waiting`.
+    Parts of traces have an order of their own, and let all else go first; see :class:`Waiting`. A store that
+    can be maintained beside its writes is, in a second thread.
     """
 
     def __init__(
         self, store: Store, clock: Callable[[], float] = time.time, maintenance_s: float = MAINTENANCE_S
     ) -> None:
         self.store = store
-        self._clock = clock
-        self._maintenance_s = maintenance_s
         self._heed: Callable[[Store], None] | None = None
         self._waiting = Waiting()
+        self._failing = Failing()
         self._throttle = Throttle(time.monotonic)
+        self._ending = threading.Event()
+        self._given_up = False
+        self._lost: list[Item] = []
+        self._writing: Sequence[Item] = ()
+        keep = self._keep_apart if store.is_remote else self._keep_here
+        self._upkeep = Upkeep(store, clock, maintenance_s, keep, self._complain)
         self._thread = threading.Thread(target=self._run, name="moescope-store", daemon=True)
         self._thread.start()
+        self._upkeep_thread = threading.Thread(
+            target=self._upkeep.run, args=(self._ending,), name="moescope-upkeep", daemon=True
+        )
+        if store.is_remote:
+            self._upkeep_thread.start()
 
     def submit(self, records: Sequence[Record]) -> Future[None]:
         """Hand records over without waiting; the result comes when they are kept for good.
@@ -58,42 +84,90 @@ class StoreWriter:
         """Have ``heed`` called once a second in the store's thread, if other services may write there too."""
         self._heed = heed
 
+    def trouble(self) -> str | None:
+        """Why what is handed over now would not be kept in time; None: it would."""
+        return self._failing.reason()
+
+    def end_soon(self) -> None:
+        """The service is to end: give the store up if it doesn't answer for :data:`GIVE_UP_S`."""
+        timer = threading.Timer(GIVE_UP_S, self._give_up)
+        timer.daemon = True
+        timer.start()
+
     def close(self) -> None:
-        """Write what waits, then close the store."""
+        """Write what waits, then close the store; a remote one that doesn't answer is left (:data:`END_S`).
+
+        What could not be written is told in the log.
+        """
+        self._ending.set()
         self._waiting.close()
-        self._thread.join()
-        self.store.close()
+        limit = END_S if self.store.is_remote else None
+        if not self._given_up:
+            self._thread.join(limit)
+        self._give_up()
+        threads = [self._thread, self._upkeep_thread] if self.store.is_remote else [self._thread]
+        for thread in threads:
+            thread.join(limit)
+        left = any(thread.is_alive() for thread in threads)
+        self._lost += [*self._writing, *self._waiting.drop()]
+        if self._lost:
+            _log.error(_LOST, *counted(records for records, _ in self._lost))
+        if left:
+            _log.error("the service ends, although the store has not ended what it began")
+        else:
+            self.store.close()
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        self.store.give_up()
 
     def _run(self) -> None:
-        maintained = heard = time.monotonic()
-        ageing = Ageing(self._aged_until(), time.monotonic)
+        heard = time.monotonic()
+        apart = self.store.is_remote
+        if not apart:
+            self._upkeep.begin()
         closing = False
         while not closing:
-            taken, closing = self._waiting.take(min(NEWS_S, self._maintenance_s))
+            taken, closing = self._waiting.take(min(NEWS_S, self._upkeep.every_s))
             batch = [_begun(item) for item in taken]
             if batch:
+                self._writing = batch
                 self._write(batch)
+                self._writing = ()
+            elif not closing and (try_again := self._failing.to_try_again()) is not None:
+                self._try(try_again)
             if time.monotonic() - heard >= NEWS_S:
                 self._hear()
                 heard = time.monotonic()
-            if time.monotonic() - maintained >= self._maintenance_s:
-                self._maintain(ageing)
-                maintained = time.monotonic()
+            if not apart:
+                self._upkeep.if_due()
 
     def _write(self, batch: Sequence[Item]) -> None:
-        try:
-            batch = self._fitting(batch)
-        except Exception as error:  # noqa: BLE001 - the thread must outlive it
-            self._fail(batch, error)
-            return
-        records = _newest([record for item, _ in batch for record in item])
-        try:
-            self.store.save(records)
-        except Exception as error:  # noqa: BLE001 - the thread must outlive it
-            self._fail(batch, error)
-            return
+        with self._failing.trying():
+            try:
+                batch = self._fitting(batch)
+            except Exception as error:  # noqa: BLE001 - the thread must outlive it
+                self._fail(batch, error)
+                return
+            records = _newest([record for item, _ in batch for record in item])
+            try:
+                self.store.save(records)
+            except Exception as error:  # noqa: BLE001 - the thread must outlive it
+                self._fail(batch, error)
+                return
+            self._failing.worked()
         for _, future in batch:
             future.set_result(None)
+
+    def _try(self, records: Sequence[Record]) -> None:
+        """Keep what could not be kept once more: nobody may send anything while the service isn't ready."""
+        with self._failing.trying():
+            try:
+                self.store.save(records)
+            except Exception as error:  # noqa: BLE001 - the thread must outlive it
+                self._failing.failed(error, records)
+            else:
+                self._failing.worked()
 
     def _fitting(self, batch: Sequence[Item]) -> list[Item]:
         """The batch without parts that contradict their trace, whose senders are told so."""
@@ -118,7 +192,13 @@ class StoreWriter:
 
     def _fail(self, batch: Sequence[Item], error: Exception) -> None:
         self._complain(error)
+        self._failing.failed(error, [record for records, _ in batch for record in records])
         failure = error if isinstance(error, StoreError) else StoreError(f"the store failed: {error!r}")
+        if isinstance(error, StoreAwayError):
+            # Those that came meanwhile waited as long, and would wait as long again.
+            batch = [*batch, *(_begun(item) for item in self._waiting.drop())]
+        if self._given_up:
+            self._lost += batch
         for _, future in batch:
             future.set_exception(failure)
 
@@ -130,35 +210,14 @@ class StoreWriter:
         except Exception as error:  # noqa: BLE001 - the thread must outlive it
             self._complain(error)
 
-    def _maintain(self, ageing: Ageing) -> None:
-        try:
-            now = self._clock()
-            history_now = ageing.until(now)
-            self.store.maintain(now, history_now)
-            self.store.save([Document(_AGED, _AGED, repr(history_now).encode())])
-        except Exception as error:  # noqa: BLE001 - the thread must outlive it
-            self._complain(error)
+    def _keep_here(self, document: Document) -> None:
+        self.store.save([document])
 
-    def _aged_until(self) -> float | None:
-        """What was kept of :class:`Ageing` when the service ran before; None: nothing that can be read."""
-        try:
-            kept = next((content for _, content in self.store.documents(_AGED)), None)
-        except Exception as error:  # noqa: BLE001 - the thread must outlive it
-            self._complain(error)
-            return None
-        if kept is None:
-            return None
-        try:
-            instant = float(kept)
-            if not math.isfinite(instant):
-                raise ValueError(f"{instant} is no instant")
-        except ValueError as error:
-            _log.error("how far the history in the store has aged can't be read: %s; it ages from now", error)
-            return None
-        return instant
+    def _keep_apart(self, document: Document) -> None:
+        self.submit([document])  # all writes are the store's thread's
 
     def _complain(self, error: Exception) -> None:
-        if self._throttle.allows(type(error).__name__):
+        if not self._given_up and self._throttle.allows(type(error).__name__):
             _log.error("the store failed (logged once a minute): %s", error)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.store.interface import Store
-from moescope.service.store.records import StoreError, TracedRequest, TraceQuery
+from moescope.service.store.records import DamagedError, StoreError, TracedRequest, TraceQuery
 from moescope.service.traces.forms import Shaped
 from moescope.service.traces.routing import Rows
 from moescope.service.traces.weights import Computed
@@ -131,9 +131,12 @@ def layers_of(store: Store, numbers: Int64Array, most: int = 16) -> tuple[MoeLay
     """The layers of the requests as far as some of them tell, rising: those of one may be incomplete."""
     known: dict[int, MoeLayer] = {}
     for at in np.unique(np.linspace(0, len(numbers) - 1, min(most, len(numbers))).astype(int)).tolist():
-        for worker in store.traces(int(numbers[at]), None):
-            for layer in worker.layers:
-                known.setdefault(layer.layer, layer)
+        try:
+            workers = store.traces(int(numbers[at]), None)
+        except DamagedError:
+            continue  # others tell; it is told of where its own rows would be
+        for layer in (layer for worker in workers for layer in worker.layers):
+            known.setdefault(layer.layer, layer)
     return tuple(known[number] for number in sorted(known))
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from moescope.capture.wire import Int64Array, MoeLayer
-from moescope.service.store.interface import Store
+from moescope.service.store.interface import Absence, Store
 from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.traces.belonging import MAX_NAMED, SeveralError, ended_well, narrowed, newest_last
+from moescope.service.traces.extent import Extent
 from moescope.service.traces.missing import NOT_KEPT, TOO_MANY
 from moescope.service.traces.references import TakenOverBy
-from moescope.service.traces.routing import Extent
 from moescope.service.traces.sources import Source, shapes_of
 
 MAX_FOUND: Final = 256
@@ -36,11 +36,14 @@ class Found:
         references: the number of a request and vLLM's internal id of another one, whose computation its KV
             cache had, to that one's trace, or to why there is none (see `missing`).
         asked: the layers that were asked for; None: all.
+        absent: why further traces of the id are not here, as far as the store remembers; None: it knows of
+            none.
     """
 
     parts: tuple[Source, ...]
     references: Mapping[tuple[int, str], Source | str]
     asked: frozenset[int] | None = None
+    absent: Absence | None = None
 
     @property
     def sources(self) -> list[Source]:
@@ -135,7 +138,8 @@ def find(
                 _reference(store, item, request_id, sources, layers) if known else TOO_MANY
             )
     parts = tuple(sources[item.number] for item in chosen)
-    return Found(parts, references, None if layers is None else frozenset(layers))
+    wanted = None if layers is None else frozenset(layers)
+    return Found(parts, references, wanted, store.why_absent(name))
 
 
 def _with_references(store: Store, name: str, among: TraceQuery, number: int) -> list[TracedRequest]:

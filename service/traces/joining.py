@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
 from moescope.capture.wire import Int64Array
+from moescope.service.store.interface import Absence
 from moescope.service.store.records import StoreError, TracedRequest
 from moescope.service.traces import missing
 from moescope.service.traces.agreement import MOST_POSITIONS, compare
@@ -53,11 +54,15 @@ class Part(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """An answer: its rows, where they come from, and which ones nobody gives."""
+    """An answer: its rows, where they come from, and which ones nobody gives.
+
+    ``absent`` is why further traces of the id are not here; None: the store knows of none.
+    """
 
     routing: JoinedRouting
     parts: tuple[Part, ...]
     missing: tuple[Missing, ...]
+    absent: Absence | None = None
 
     @property
     def main(self) -> TracedRequest:
@@ -212,7 +217,7 @@ class _Join:
             )
         if len(lacking) > MAX_RUNS:
             raise TooManyRunsError
-        return Joined(routing, tuple(self._parts(planned)), tuple(sorted(lacking)))
+        return Joined(routing, tuple(self._parts(planned)), tuple(sorted(lacking)), self._found.absent)
 
     def _parts(self, planned: Plan) -> Iterator[Part]:
         """The main one first, then others that the id found, then those that were taken over."""

@@ -44,7 +44,7 @@ def test_charts_follow_the_window(empty: Serving, clock: Clock, watched: Watched
 
 def test_the_service_tells_the_time(empty: Serving, clock: Clock, watched: Watched) -> None:
     feed(empty, clock, plan(), 120)
-    watched.page.route("**/v1/live", lambda route: None)  # no tick ever says what time it is
+    watched.page.route("**/v1/live", lambda _: None)  # no tick ever says what time it is
     page = watched.page  # whose clock is years ahead of the service's
     now = int(clock.now)
     asked = _asked(page, f"{empty.url}/#/overview?from={now - 60}&to={now + 3600}")

@@ -82,7 +82,7 @@ def test_a_whole_request_is_arrays_and_where_they_come_from(service: Service, bo
     assert (whole.info.server, whole.info.finish_reason, whole.info.tokens) == ("d", "stop", 21)
     assert whole.part_of.tolist() == [1] * 39 + [0] * 21
     assert whole.weights_version.tolist() == [7] * 39 + [3] * 21
-    assert whole.missing == ()
+    assert (whole.missing, whole.absent, decode.missing_tokens) == ((), None, 0)
 
 
 def test_all_parameters(service: Service, both: Both) -> None:

@@ -37,7 +37,7 @@ def test_the_config_map_fits_and_holds_the_boards() -> None:
     assert len((FOLDER / "boards.json").read_bytes()) < 1024 * 1024  # the most that a ConfigMap may have
 
 
-def test_what_is_for_people_without_helm_is_what_the_chart_makes() -> None:
+def test_helm_lints_the_chart_and_what_is_for_people_without_helm_is_what_it_makes() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "devkit.chart", "check"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -29,7 +29,7 @@ from moescope.service.api.schemas.windows import read_window
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
-from moescope.service.store.records import TraceQuery
+from moescope.service.store.records import DamagedError, TraceQuery
 from moescope.service.store.worker_trace import WorkerTrace
 from moescope.service.traces.coactivation import MAX_EXPERTS, count_together, strongest
 from moescope.service.wanted import check_wanted
@@ -124,11 +124,8 @@ class _Rows:
     def __iter__(self) -> Iterator[ExpertArray]:
         for number in self._numbers:
             check_wanted()
-            found = [
-                worker
-                for worker in self._store.traces(number, [self._layer])
-                if self.shape in worker.layers  # an earlier model of the same name may have had another
-            ]
+            # An earlier model of the same name may have had another shape.
+            found = [worker for worker in self._workers(number) if self.shape in worker.layers]
             self.traces += bool(found)
             for worker in found:
                 yield from self._of_worker(worker)
@@ -139,10 +136,17 @@ class _Rows:
             check_wanted()
             yield worker.read(start, min(start + _AT_ONCE, worker.tokens))[place]
 
+    def _workers(self, number: int) -> list[WorkerTrace]:
+        """The traces of a request; none of one that is damaged, which asked for alone says so."""
+        try:
+            return self._store.traces(number, [self._layer])
+        except DamagedError:
+            return []
+
     def _first_shape(self) -> MoeLayer:
         for number in self._numbers:
             check_wanted()
-            for worker in self._store.traces(number, [self._layer]):
+            for worker in self._workers(number):
                 for shape in worker.layers:
                     return shape
         raise ProblemError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
 
 from moescope.service.api.limits.shared_runs import SharedRuns
 from moescope.service.api.params.checked import CheckedRoute
+from moescope.service.api.problems import ProblemError, documented
 from moescope.service.api.schemas.probes import Health, Readiness
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.instruments import Instruments
@@ -14,8 +17,16 @@ from moescope.service.metrics.text.exposition import Wanted, expose, negotiate
 from moescope.service.metrics.text.writer import Writer
 
 
-def probes_router(state: LiveState, registry: CollectorRegistry, instruments: Instruments) -> APIRouter:
-    """The probes over ``state``, and the scrape of ``registry``, whose durations ``instruments`` counts."""
+def probes_router(
+    state: LiveState,
+    registry: CollectorRegistry,
+    instruments: Instruments,
+    trouble: Callable[[], str | None],
+) -> APIRouter:
+    """The probes over ``state``, and the scrape of ``registry``, whose durations ``instruments`` counts.
+
+    ``trouble`` says why frames would not be taken.
+    """
     router = APIRouter(tags=["operation"], route_class=CheckedRoute)
     writer = Writer()
 
@@ -30,9 +41,14 @@ def probes_router(state: LiveState, registry: CollectorRegistry, instruments: In
         """Whether the process answers."""
         return Health()
 
-    @router.get("/readyz")
+    @router.get("/readyz", responses=documented(503))
     async def readyz() -> Readiness:
-        """Whether frames are taken and queries answered; that needs no producer."""
+        """Whether frames are taken and queries answered; that needs no producer.
+
+        503, with the reason, while what comes can't be kept: the store failed, or does not answer.
+        """
+        if (reason := trouble()) is not None:
+            raise ProblemError(503, "not-ready", "Frames can't be kept", reason)
         producers = state.producers()
         return Readiness(producers=len(producers), stale_producers=sum(item.stale for item in producers))
 

@@ -9,7 +9,7 @@ from moescope.service.api.schemas.joined_reading import Asked, look_for
 from moescope.service.api.schemas.request_routing import told_of
 from moescope.service.api.schemas.trace_shapes import Depths, Wish
 from moescope.service.store.interface import Store
-from moescope.service.store.records import TracedRequest, TraceQuery
+from moescope.service.store.records import DamagedError, TracedRequest, TraceQuery
 from moescope.service.traces.belonging import SeveralSamplesError
 from moescope.service.traces.export import Reading, UnreadableError
 from moescope.service.traces.joining import Joined
@@ -56,6 +56,8 @@ class WholeReader:
             if looked.extent.reading > WHOLE_BYTES:
                 raise UnreadableError(f"reading it takes too much memory for an export: {_ALONE}")
             joined, routing = looked.read(MAX_POSITIONS)
+        except DamagedError as error:
+            raise UnreadableError(str(error)) from error
         except ProblemError as error:
             if isinstance(error.__cause__, SeveralSamplesError):
                 return None  # a prefill instance's, which goes with each sample

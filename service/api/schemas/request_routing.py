@@ -42,6 +42,8 @@ class PartOut(BaseModel):
     prompt_tokens: int
     cached_tokens: int
     preemptions: int
+    missing_stages: int = Field(description="Pipeline stages of which no complete trace came (yet).")
+    missing_tokens: int = Field(description="Tokens that its workers computed and did not bring (yet).")
     started_at: float = Field(description="First step, Unix seconds, on its worker's clock.")
     ended_at: float
 
@@ -65,6 +67,8 @@ class PartOut(BaseModel):
             prompt_tokens=request.prompt_tokens,
             cached_tokens=request.cached_tokens,
             preemptions=request.preemptions,
+            missing_stages=request.missing_stages,
+            missing_tokens=request.missing_tokens,
             started_at=request.started_at,
             ended_at=request.ended_at,
         )
@@ -92,6 +96,10 @@ class _Joins(BaseModel):
         description="The traces that were joined or looked at; the first is the main one."
     )
     missing: list[MissingOut] = Field(description="The positions wanted that no trace gives, rising.")
+    absent: Literal["incomplete", "expired", "evicted"] | None = Field(
+        description="Why further traces of this id are not here. incomplete: not all of its parts have come. "
+        "expired, evicted: one was removed. null: the store knows of no other."
+    )
 
 
 class RoutingHead(TraceOut, _Joins):
@@ -104,6 +112,7 @@ class RoutingHead(TraceOut, _Joins):
             **trace_out(joined.main).model_dump(),
             parts=[PartOut.of(part) for part in joined.parts],
             missing=[MissingOut.of(item) for item in joined.missing],
+            absent=joined.absent,
         )
 
 
@@ -116,6 +125,7 @@ def told_of(joined: Joined) -> str:
     return _Joins(
         parts=[PartOut.of(part) for part in joined.parts],
         missing=[MissingOut.of(item) for item in joined.missing],
+        absent=joined.absent,
     ).model_dump_json()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from moescope.service.counts.merging import merge_accounts
@@ -22,6 +22,7 @@ from moescope.service.store.records import Key, Posting, Record
 
 COLUMNS: Final = (*KEY, "epoch", "seq", "birth_ms", "at_ms", "writer", "account")
 _MAX_EPOCHS: Final = 64
+SERVER_US: Final = "toUnixTimestamp64Micro(now64(6))"
 _KEY: Final = ", ".join(KEY)
 OVERLAP_US: Final = 60_000_000
 """How much later than it was written a row may be seen: an insert takes time, and so does a replica."""
@@ -96,7 +97,9 @@ class News:
 
     def read(self) -> list[Posting]:
         """Accounts that other services kept since the last call."""
-        where, asked = "writer != {me:String} AND written > {since:Int64}", dict[str, object]()
+        # A time to come is damage: it would be the newest for good.
+        where = f"writer != {{me:String}} AND written > {{since:Int64}} AND written <= {SERVER_US}"
+        asked = dict[str, object]()
         asked |= {"me": self._writer, "since": self._newest_us - OVERLAP_US}
         light = self._connection.rows(
             f"SELECT {_KEY}, epoch, max(written) FROM account WHERE {where} GROUP BY {_KEY}, epoch",
@@ -205,5 +208,6 @@ def _merged_posting(one: Posting, other: Posting) -> Posting:
     """One posting from two of the same producer."""
     account = merge_accounts(one.account, other.account, _MAX_EPOCHS)
     if one.account.totals.layout.conflict(other.account.totals.layout) is not None:
-        return one if account is one.account else other  # the other one is of a former model
+        newer = one if account.latest is one.account.latest else other  # the other one is of a former model
+        return replace(newer, account=account)
     return Posting(one.key, min(one.birth, other.birth), max(one.at, other.at), account)

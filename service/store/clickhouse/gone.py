@@ -27,7 +27,7 @@ def remember(
         where: a condition on ``trace_part``, with these ``parameters``.
         now_ms: milliseconds of Unix time.
     """
-    connection.command(
+    connection.maintain(
         f"INSERT INTO gone (name, why, at_ms) SELECT DISTINCT {_HASH.format('arrayJoin(names)')}, "
         f"'{why}', {now_ms} FROM trace_part WHERE {where}",
         parameters,
@@ -37,7 +37,7 @@ def remember(
         f"SELECT at_ms, name FROM gone FINAL ORDER BY at_ms DESC, name DESC LIMIT 1 OFFSET {MOST}", "ii"
     )
     if newest:
-        connection.command(
+        connection.maintain(
             "DELETE FROM gone WHERE at_ms < {at:Int64} OR at_ms = {at:Int64} AND name <= {name:Int64}",
             dict(zip(("at", "name"), newest[0], strict=True)),
         )

@@ -18,10 +18,10 @@ from moescope.service.store.clickhouse.kept import Kept, Mark
 from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.codec import decode_totals, encode_totals
 from moescope.service.store.damage import TRIES, DamageLog
-from moescope.service.store.limits import Retention
 from moescope.service.store.records import Forgotten, Key, Posting, StoredTotals
 
 KEY: Final = ("server", "model", "dp_rank", "pp_rank", "tp_rank")
+_KEY: Final = ", ".join(KEY)
 COLUMNS: Final = (*KEY, "epoch", "second", "at_ms", "seq", "began_ms", "totals")
 BY_KEY: Final = (
     "server = {server:String} AND model = {model:String} AND dp_rank = {dp_rank:Int64} "
@@ -30,7 +30,7 @@ BY_KEY: Final = (
 REST: Final = -1
 """The epoch of what is in no start that is known."""
 _MOST_S: Final = 1e15
-_AT_ONCE: Final = 100  # parameters travel in the URL
+_AT_ONCE: Final = 256
 
 
 def by_key(key: Key) -> dict[str, Any]:
@@ -90,44 +90,88 @@ def _is_something(rest: Totals) -> bool:
     return any(numbers) or rest.stragglers is not None or any(array.any() for array in arrays)
 
 
-class _Row(NamedTuple):
-    """Where totals of a start are."""
+class Row(NamedTuple):
+    """Where totals of a start of a producer are."""
 
+    key: Key
     epoch: int
     at_ms: int
     seq: int
     began_ms: int
 
 
+def totals_of(
+    connection: Connection, keys: Sequence[Key], instants_ms: Sequence[int], damage: DamageLog
+) -> list[list[StoredTotals | None]]:
+    """For each producer and each instant the newest totals at or before it that can be read.
+
+    Of each start the newest frame between two instants is found first, then only the totals wanted are read:
+    two queries for all producers, unless something is damaged or an earlier moescope kept it.
+    """
+    if not instants_ms or not keys:
+        return [[] for _ in keys]
+    edges = sorted(set(instants_ms))
+    found: dict[Key, dict[int, StoredTotals | None]] = {key: {} for key in keys}
+    lost: set[Row] = set()
+    parts: dict[Row, Totals] = {}
+    left = list(keys)
+    for _ in range(TRIES):
+        chosen: dict[Key, dict[int, tuple[Row, ...]]] = {key: {} for key in left}
+        for start in range(0, len(edges), _AT_ONCE):
+            some = edges[start : start + _AT_ONCE]
+            for key, rows in _chosen(connection, left, some, lost).items():
+                chosen[key] |= zip(some, rows, strict=True)
+        wanted = {row for by in chosen.values() for rows in by.values() for row in rows} - parts.keys()
+        parts |= _read(connection, sorted(wanted), damage)
+        missing = wanted - parts.keys()
+        lost |= missing
+        damaged = {row.key for row in missing}
+        for key in left:
+            if key not in damaged:
+                found[key] = {instant: _sum(rows, parts) for instant, rows in chosen[key].items()}
+        left = [key for key in left if key in damaged]
+        if not left:
+            break
+    for key in _with_former(connection, keys, found, edges):
+        before = [instant for instant in edges if found[key].get(instant) is None]
+        found[key] |= _former_at(connection, key, before, damage)
+    return [[found[key].get(instant) for instant in instants_ms] for key in keys]
+
+
 def totals_at(
     connection: Connection, key: Key, instants_ms: Sequence[int], damage: DamageLog
 ) -> list[StoredTotals | None]:
-    """For each instant the newest totals at or before it that can be read.
+    """For each instant the newest totals at or before it that can be read."""
+    [found] = totals_of(connection, [key], instants_ms, damage)
+    return found
 
-    Of each start the newest frame between two instants is found first, then only the totals wanted are read.
-    """
-    if not instants_ms:
+
+def oldest_of(connection: Connection, keys: Sequence[Key], damage: DamageLog) -> list[StoredTotals | None]:
+    """The oldest totals that are kept of each producer and can be read: three queries for all of them."""
+    if not keys:
         return []
-    edges = sorted(set(instants_ms))
-    found: dict[int, StoredTotals | None] = {}
-    lost: set[_Row] = set()
-    parts: dict[_Row, Totals] = {}
-    for _ in range(TRIES):
-        chosen: dict[int, tuple[_Row, ...]] = {}
-        for start in range(0, len(edges), _AT_ONCE):
-            some = edges[start : start + _AT_ONCE]
-            chosen |= zip(some, _chosen(connection, key, some, lost), strict=True)
-        wanted = {row for rows in chosen.values() for row in rows} - parts.keys()
-        parts |= _read(connection, key, sorted(wanted), damage)
-        missing = wanted - parts.keys()
-        if not missing:
-            found = {instant: _sum(rows, parts) for instant, rows in chosen.items()}
-            break
-        lost |= missing
-    before = [instant for instant in edges if found.get(instant) is None]
-    if before:
-        found |= _former_at(connection, key, before, damage)
-    return [found.get(instant) for instant in instants_ms]
+    where, asked = _these(keys)
+    first = f"SELECT {_KEY}, min(at_ms) FROM life WHERE {where} GROUP BY {_KEY}"
+    rows = [
+        Row(key_of(row), *row[5:])
+        for row in connection.rows(
+            f"SELECT {_KEY}, epoch, at_ms, seq, began_ms FROM life "
+            f"WHERE {where} AND ({_KEY}, at_ms) IN ({first})",
+            "ttiiiiiii",
+            asked,
+        )
+    ]
+    parts = _read(connection, rows, damage)
+    found: dict[Key, StoredTotals | None] = {}
+    by_producer: dict[Key, list[Row]] = {}
+    for row in rows:
+        by_producer.setdefault(row.key, []).append(row)
+    for key, its in by_producer.items():
+        if all(row in parts for row in its):
+            found[key] = _sum(its, parts)
+    for key in _with_former(connection, keys, {}, [0]) | (set(keys) - found.keys()):
+        found[key] = oldest(connection, key, damage)
+    return [found.get(key) for key in keys]
 
 
 def oldest(connection: Connection, key: Key, damage: DamageLog) -> StoredTotals | None:
@@ -182,7 +226,7 @@ def begin_again(connection: Connection, posting: Posting) -> None:
 def _forget_former(connection: Connection, key: Key, until: float) -> None:
     until_ms = min(until, _MOST_S) * 1000
     where, asked = f"{BY_KEY} AND at_ms <= {{until:Int64}}", {**by_key(key), "until": round(until_ms)}
-    _delete(connection, "snapshot", where, asked)
+    delete(connection, "snapshot", where, asked)
 
 
 def begins(connection: Connection) -> dict[Key, float]:
@@ -197,72 +241,52 @@ def begins(connection: Connection) -> dict[Key, float]:
     return {(row[0], row[1], row[2], row[3], row[4]): row[5] / 1000 for row in rows}
 
 
-def keep(connection: Connection, retention: Retention, now_ms: int, rolled_up: dict[int, int]) -> None:
-    """Roll up history that is old enough and remove what is too old.
-
-    Args:
-        connection: the server.
-        retention: ages.
-        now_ms: milliseconds of Unix time.
-        rolled_up: for each bucket's length up to where this service has rolled up; kept up to date here.
-    """
-    for bucket_ms, age_s in ((10_000, retention.fine_s), (300_000, retention.middle_s)):
-        until_ms = (now_ms - int(age_s * 1000)) // bucket_ms * bucket_ms
-        if until_ms > rolled_up.get(bucket_ms, 0):
-            for table in ("snapshot", "life"):
-                _roll_up(connection, table, bucket_ms, rolled_up.get(bucket_ms, 0), until_ms)
-            rolled_up[bucket_ms] = until_ms
-    before_ms = now_ms - int(retention.coarse_s * 1000)
-    for table in ("snapshot", "account", "life"):  # epochs are no order: they are of the clocks of hosts
-        # Of each start the newest totals before that stay: they are in every sum after that.
-        key = ", ".join(_one_of(table))
-        doomed = f"at_ms < {{before:Int64}} AND ({key}, at_ms) NOT IN "
-        newest = f"(SELECT {key}, max(at_ms) FROM {table} GROUP BY {key})"
-        if table == "life":
-            newest = f"(SELECT {key}, max(at_ms) FROM life WHERE at_ms < {{before:Int64}} GROUP BY {key})"
-        _delete(connection, table, doomed + newest, {"before": before_ms})
-
-
-def _one_of(table: str) -> tuple[str, ...]:
-    """What has a series of totals of its own in a table."""
-    return (*KEY, "epoch") if table == "life" else KEY
-
-
-def _delete(connection: Connection, table: str, doomed: str, parameters: Mapping[str, object]) -> None:
+def delete(connection: Connection, table: str, doomed: str, parameters: Mapping[str, object]) -> None:
+    """Delete rows, if there are any; it may take minutes."""
     # Looked for first: a DELETE rewrites parts even if it finds nothing.
     [(count,)] = connection.rows(f"SELECT toInt64(count()) FROM {table} WHERE {doomed}", "i", parameters)
     if count:
-        connection.command(f"DELETE FROM {table} WHERE {doomed}", parameters)
+        connection.maintain(f"DELETE FROM {table} WHERE {doomed}", parameters)
 
 
-def _roll_up(connection: Connection, table: str, bucket_ms: int, since_ms: int, until_ms: int) -> None:
-    """Keep the last of each producer's snapshots in a bucket, or of each of its starts."""
-    span, key = "at_ms >= {since:Int64} AND at_ms < {until:Int64}", ", ".join(_one_of(table))
-    doomed = (
-        f"{span} AND ({key}, at_ms) NOT IN (SELECT {key}, max(at_ms) FROM {table} "
-        f"WHERE {span} GROUP BY {key}, intDiv(at_ms, {bucket_ms}))"
-    )
-    _delete(connection, table, doomed, {"since": since_ms, "until": until_ms})
+def key_of(row: Sequence[Any]) -> Key:
+    """The producer that a row begins with."""
+    return row[0], row[1], row[2], row[3], row[4]
+
+
+def _these(keys: Sequence[Key]) -> tuple[str, dict[str, object]]:
+    """A condition for rows of some producers, and its parameters.
+
+    A set for each column comes first, since by these ClickHouse skips what is in none.
+    """
+    columns = dict(zip(("servers", "models", "dps", "pps", "tps"), zip(*keys, strict=True), strict=True))
+    kinds = ("String", "String", "Int64", "Int64", "Int64")
+    arrays = [f"{{{name}:Array({kind})}}" for name, kind in zip(columns, kinds, strict=True)]
+    each = [f"{column} IN {array}" for column, array in zip(KEY, arrays, strict=True)]
+    where = f"{' AND '.join(each)} AND ({_KEY}) IN arrayZip({', '.join(arrays)})"
+    return where, {name: list(values) for name, values in columns.items()}
 
 
 def _chosen(
-    connection: Connection, key: Key, edges: Sequence[int], lost: Iterable[_Row]
-) -> list[tuple[_Row, ...]]:
-    """For each of rising instants the row of each start that has its newest frame up to then.
+    connection: Connection, keys: Sequence[Key], edges: Sequence[int], lost: Iterable[Row]
+) -> dict[Key, list[tuple[Row, ...]]]:
+    """For each producer and each of rising instants: of each start the row with its newest frame up to then.
 
     Rows of a start fall into the intervals between instants, so few come from the server.
     """
+    where, asked = _these(keys)
     lost = sorted(lost)
     rows = connection.rows(
-        "SELECT epoch, toInt64(arrayCount(edge -> edge < at_ms, {edges:Array(Int64)})) AS interval, "
+        f"SELECT {_KEY}, epoch, "
+        "toInt64(arrayCount(edge -> edge < at_ms, {edges:Array(Int64)})) AS interval, "
         "tupleElement(max((seq, at_ms, began_ms)) AS newest, 2), tupleElement(newest, 1), "
         "tupleElement(newest, 3) FROM life "
-        f"WHERE {BY_KEY} AND at_ms <= {{last:Int64}} "
+        f"WHERE {where} AND at_ms <= {{last:Int64}} "
         "AND (epoch, at_ms, seq) NOT IN arrayZip({e:Array(Int64)}, {a:Array(Int64)}, {s:Array(Int64)}) "
-        "GROUP BY epoch, interval ORDER BY interval",
-        "iiiii",
+        f"GROUP BY {_KEY}, epoch, interval ORDER BY interval",
+        "ttiiiiiiii",
         {
-            **by_key(key),
+            **asked,
             "edges": list(edges),
             "last": edges[-1],
             "e": [row.epoch for row in lost],
@@ -270,13 +294,21 @@ def _chosen(
             "s": [row.seq for row in lost],
         },
     )
-    current: dict[int, _Row] = {}
-    found: list[tuple[_Row, ...]] = []
+    by_producer: dict[Key, list[Any]] = {key: [] for key in keys}
+    for row in rows:
+        by_producer[key_of(row)].append(row[5:])
+    return {key: _over_time(key, its, len(edges)) for key, its in by_producer.items()}
+
+
+def _over_time(key: Key, rows: Sequence[Any], edges: int) -> list[tuple[Row, ...]]:
+    """The rows that count at each edge, from the newest of each start in the intervals that end there."""
+    current: dict[int, Row] = {}
+    found: list[tuple[Row, ...]] = []
     at = 0
-    for interval in range(len(edges)):
+    for interval in range(edges):
         while at < len(rows) and rows[at][1] <= interval:
             epoch, _, at_ms, seq, began_ms = rows[at]
-            row, before = _Row(epoch, at_ms, seq, began_ms), current.get(epoch)
+            row, before = Row(key, epoch, at_ms, seq, began_ms), current.get(epoch)
             # Of what no start has the first row is right: starts that are forgotten later have rows.
             if before is None or (epoch != REST and row.seq > before.seq):
                 current[epoch] = row
@@ -285,7 +317,7 @@ def _chosen(
     return found
 
 
-def _sum(rows: Sequence[_Row], parts: Mapping[_Row, Totals]) -> StoredTotals | None:
+def _sum(rows: Sequence[Row], parts: Mapping[Row, Totals]) -> StoredTotals | None:
     """The totals of some starts together; of a model that has changed only those of its present shape."""
     if not rows:
         return None
@@ -299,31 +331,50 @@ def _sum(rows: Sequence[_Row], parts: Mapping[_Row, Totals]) -> StoredTotals | N
     return StoredTotals(newest.at_ms / 1000, totals)
 
 
-def _read(connection: Connection, key: Key, rows: Sequence[_Row], damage: DamageLog) -> dict[_Row, Totals]:
+def _read(connection: Connection, rows: Sequence[Row], damage: DamageLog) -> dict[Row, Totals]:
     """The totals of rows, without those that can't be read."""
-    found: dict[_Row, Totals] = {}
+    found: dict[Row, Totals] = {}
     for start in range(0, len(rows), _AT_ONCE):
-        some = {(row.epoch, row.at_ms, row.seq): row for row in rows[start : start + _AT_ONCE]}
+        some = {(row.key, row.epoch, row.at_ms, row.seq): row for row in rows[start : start + _AT_ONCE]}
+        wanted = list(some.values())
+        where, asked = _these([row.key for row in wanted])
+        asked |= {
+            "epochs": [row.epoch for row in wanted],
+            "seconds": [row.at_ms // 1000 for row in wanted],
+            "times": [row.at_ms for row in wanted],
+        }
+        each = "arrayZip({dps:Array(Int64)}, {pps:Array(Int64)}, {tps:Array(Int64)}, {epochs:Array(Int64)}, "
         blobs = connection.rows(
-            f"SELECT epoch, at_ms, seq, totals FROM life WHERE {BY_KEY} AND epoch IN {{epochs:Array(Int64)}} "
-            "AND second IN {seconds:Array(Int64)} AND at_ms IN {times:Array(Int64)}",
-            "iiib",
-            {
-                **by_key(key),
-                "epochs": sorted({epoch for epoch, _, _ in some}),
-                "seconds": sorted({at_ms // 1000 for _, at_ms, _ in some}),
-                "times": sorted({at_ms for _, at_ms, _ in some}),
-            },
+            f"SELECT {_KEY}, epoch, at_ms, seq, totals FROM life WHERE {where} "
+            "AND epoch IN {epochs:Array(Int64)} AND second IN {seconds:Array(Int64)} "
+            f"AND (dp_rank, pp_rank, tp_rank, epoch, at_ms) IN {each}{{times:Array(Int64)}})",
+            "ttiiiiiib",
+            asked,
         )
         for *which, blob in blobs:
-            row = some.get(tuple(which))
+            row = some.get((key_of(which), *which[5:]))
             if row is None:
                 continue
             try:
                 found[row] = decode_totals(blob)
             except ValueError as error:
-                damage.totals(key, error)
+                damage.totals(row.key, error)
     return found
+
+
+def _with_former(
+    connection: Connection,
+    keys: Sequence[Key],
+    found: Mapping[Key, Mapping[int, StoredTotals | None]],
+    edges: Sequence[int],
+) -> set[Key]:
+    """The producers of which an earlier moescope kept totals, among those that lack some at an instant."""
+    lacking = [key for key in keys if any(found.get(key, {}).get(instant) is None for instant in edges)]
+    if not lacking:
+        return set()
+    where, asked = _these(lacking)
+    rows = connection.rows(f"SELECT DISTINCT {_KEY} FROM snapshot WHERE {where}", "ttiii", asked)
+    return {key_of(row) for row in rows}
 
 
 def _former_at(

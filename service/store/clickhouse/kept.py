@@ -16,32 +16,42 @@ class Mark(NamedTuple):
         seq: the number of the newest frame.
         joined: steps that were joined.
         left_out: tokens that counters leave out, negative: the less they leave out the more is known.
+        seen: how many starts the account knows of.
     """
 
     seq: int
     joined: int = 0
     left_out: int = 0
+    seen: int = 0
 
     @classmethod
     def of(cls, account: AccountState, life: EpochState) -> Mark:
-        """What a row with this account tells of one of its starts."""
+        """What a row with this account tells of one of its starts; the newest one tells of all."""
+        if life.epoch != account.latest.epoch:
+            return cls(life.seq, life.joined)
         base = account.base
-        return cls(life.seq, life.joined, 0 if base is None else -1 - base.totals.tokens)
+        return cls(life.seq, life.joined, 0 if base is None else -1 - base.totals.tokens, account.epochs_seen)
 
     def is_over(self, other: Mark | None) -> bool:
         """Whether it tells something that the other one doesn't."""
         if other is None or self.seq > other.seq:
             return True
-        return self.seq == other.seq and (self.joined > other.joined or self.left_out > other.left_out)
+        return self.seq == other.seq and (
+            self.joined > other.joined or self.left_out > other.left_out or self.seen > other.seen
+        )
 
 
 class Kept:
     """Marks by producer and start, of one table; a start that an account has forgotten goes.
 
     Memory is bounded by the starts of the accounts that this service has, and of those it was told.
+
+    Args:
+        whole: rows tell all of an account, and not only what was counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: bool = True) -> None:
+        self._whole = whole
         self._marks: dict[Key, dict[int, Mark]] = {}
 
     def knows(self, key: Key) -> bool:
@@ -57,8 +67,11 @@ class Kept:
     def lacking(self, key: Key, account: AccountState) -> dict[int, Mark]:
         """The starts of an account of which the store may lack something, and what it would have then."""
         marks = self._marks.get(key, {})
-        found = {life.epoch: Mark.of(account, life) for life in account.epochs}
+        found = {life.epoch: self._mark(account, life) for life in account.epochs}
         return {epoch: mark for epoch, mark in found.items() if mark.is_over(marks.get(epoch))}
+
+    def _mark(self, account: AccountState, life: EpochState) -> Mark:
+        return Mark.of(account, life) if self._whole else Mark(life.seq, life.joined)
 
     def settle(self, key: Key, account: AccountState, written: Mapping[int, Mark]) -> None:
         """Rows of an account were written."""

@@ -11,8 +11,10 @@ are slots of expert 0.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
+_CREATE: Final = re.compile(r"CREATE (DATABASE|TABLE) IF NOT EXISTS (\w+)(.*)", re.DOTALL)
 _WHO: Final = "server String, model String, dp_rank Int64, pp_rank Int64, tp_rank Int64"
 _KEY: Final = "server, model, dp_rank, pp_rank, tp_rank"
 _REQUEST: Final = "server, model, dp_rank, request_id"
@@ -84,6 +86,20 @@ _V4: Final = (
         {_WHO}, epoch Int64, second Int64, at_ms Int64, seq Int64, began_ms Int64, totals String
     ) ENGINE = ReplacingMergeTree(seq) ORDER BY ({_KEY}, epoch, second) SETTINGS index_granularity = 256""",
 )
+
+
+def for_cluster(statement: str, cluster: str | None) -> str:
+    """A statement of the schema as the servers of a cluster need it; None: as one server does.
+
+    A table is made on each server, under a path that is made of its UUID, which is the same on all of them.
+    Whatever changes a table then, its replicas do by themselves.
+    """
+    if cluster is None or not statement.startswith("CREATE"):
+        return statement
+    kind, name, rest = _CREATE.fullmatch(statement).groups()  # type: ignore[union-attr]  # all are so
+    rest = rest.replace("ENGINE = ReplacingMergeTree", "ENGINE = ReplicatedReplacingMergeTree")
+    return f"CREATE {kind} IF NOT EXISTS {name} ON CLUSTER '{cluster}'{rest}"
+
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (_V1, _V2, _V3, _V4)
 

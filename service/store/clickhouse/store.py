@@ -31,12 +31,14 @@ from moescope.service.store.clickhouse import (
     trace_rows,
     traces,
 )
+from moescope.service.store.clickhouse.access import DIRECT, Access
 from moescope.service.store.clickhouse.account_rows import News
 from moescope.service.store.clickhouse.clock import ServerClock
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.kept import Kept
 from moescope.service.store.clickhouse.limit import keep_within, nbytes
-from moescope.service.store.clickhouse.schema import MIGRATIONS, VERSIONS
+from moescope.service.store.clickhouse.rolling import Rolling
+from moescope.service.store.clickhouse.schema import MIGRATIONS, VERSIONS, for_cluster
 from moescope.service.store.damage import DamageLog, unreadable_as_error
 from moescope.service.store.interface import Absence
 from moescope.service.store.limits import Retention
@@ -52,6 +54,7 @@ from moescope.service.store.records import (
     TracedRequest,
     TraceQuery,
     TraceShape,
+    UnkeepableError,
     Usage,
 )
 from moescope.service.store.slots import ListedRequest, RequestSlots
@@ -73,6 +76,7 @@ class ClickHouseStore:
         retention: how long what is kept; its ``max_bytes`` is not applied.
         max_bytes: of the whole database on disk, above which the oldest days of traces go; None: no limit.
         sleep: waits that many seconds between two tries.
+        access: how to reach the server.
 
     Raises:
         StoreError: the server can't be used, or is a newer moescope's.
@@ -84,16 +88,17 @@ class ClickHouseStore:
         retention: Retention,
         max_bytes: int | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        access: Access = DIRECT,
     ) -> None:
-        self._connection = Connection(url, sleep)
+        self._connection = Connection(url, sleep, access)
         self._max_bytes = max_bytes
         self._fits = True
         self._retention = retention
         self._writer = uuid.uuid4().hex
         self._numbers = trace_rows.Numbers()
-        self._kept, self._kept_lives = Kept(), Kept()
+        self._kept, self._kept_lives = Kept(), Kept(whole=False)
         self._damage = DamageLog(self._connection.name)
-        self._rolled_up: dict[int, int] = {}
+        self._rolling = Rolling(self._connection, retention)
         _migrate(self._connection)
         self._news = News(self._connection, self._writer, self._kept, self._damage.account_of_another)
         self._changes: dict[str, documents.Changes] = {}
@@ -115,6 +120,11 @@ class ClickHouseStore:
         """Taken for granted: copies and damage are ClickHouse's own business."""
         return True
 
+    @property
+    def is_remote(self) -> bool:
+        """It is: a server of its own."""
+        return True
+
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these; on an error some may be kept, and saving them again is harmless."""
         try:
@@ -125,7 +135,7 @@ class ClickHouseStore:
             parts = [record for record in records if isinstance(record, ArrivedPart)]
             routing, headers = trace_rows.rows_of(parts, self._numbers)
         except (TypeError, ValueError, OverflowError) as error:
-            raise StoreError(f"a record can't be kept: {error}") from error
+            raise UnkeepableError(f"a record can't be kept: {error}") from error
         for record in records:
             if isinstance(record, Forgotten):
                 history.forget(self._connection, record)
@@ -165,6 +175,15 @@ class ClickHouseStore:
         """For each instant the newest totals at or before it."""
         instants_ms = [round(instant * 1000) for instant in instants]
         return history.totals_at(self._connection, key, instants_ms, self._damage)
+
+    def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
+        """The same for several producers."""
+        instants_ms = [round(instant * 1000) for instant in instants]
+        return history.totals_of(self._connection, keys, instants_ms, self._damage)
+
+    def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
+        """The oldest totals that are kept of each producer."""
+        return history.oldest_of(self._connection, keys, self._damage)
 
     def begins(self) -> dict[Key, float]:
         """When the oldest totals that are kept of each producer were true."""
@@ -206,7 +225,7 @@ class ClickHouseStore:
     def maintain(self, now: float, history_now: float | None = None) -> None:
         """Roll up and remove what is due. Every service does; the second finds nothing left."""
         history_ms = round((now if history_now is None else history_now) * 1000)
-        history.keep(self._connection, self._retention, history_ms, self._rolled_up)
+        self._rolling.keep(history_ms)
         now_ms = round(now * 1000)
         traces.remove_before(self._connection, round((now - self._retention.trace_s) * 1000), now_ms)
         if self._max_bytes is not None:
@@ -214,10 +233,18 @@ class ClickHouseStore:
             if before and not self._fits:
                 _log.warning(_TOO_LARGE, self._connection.name, self._max_bytes)
 
+    def unreadable(self) -> dict[str, int]:
+        """How often something was met that can't be read."""
+        return self._damage.found()
+
     def usage(self) -> Usage:
         """What is held, by all services together."""
         [(snapshots,)] = self._connection.rows("SELECT toInt64(count()) FROM life FINAL", "i")
         return Usage(snapshots, traces.count(self._connection), nbytes(self._connection))
+
+    def give_up(self) -> None:
+        """Wait for the server no more."""
+        self._connection.give_up()
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -229,7 +256,7 @@ class ClickHouseStore:
 
 
 def _migrate(connection: Connection) -> None:
-    connection.command(VERSIONS)
+    connection.command(for_cluster(VERSIONS, connection.cluster))
     [(version,)] = connection.rows("SELECT toInt64(max(version)) FROM schema_version", "i")
     if version > len(MIGRATIONS):
         raise StoreError(
@@ -238,5 +265,5 @@ def _migrate(connection: Connection) -> None:
         )
     for number, statements in enumerate(MIGRATIONS[version:], version + 1):
         for statement in statements:
-            connection.command(statement)
+            connection.command(for_cluster(statement, connection.cluster))
         connection.insert("schema_version", ("version",), [[number]])

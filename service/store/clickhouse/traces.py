@@ -23,6 +23,8 @@ from moescope.service.store.clickhouse.trace_rows import REQUEST, TRACE, trace_o
 from moescope.service.store.records import TraceShape
 from moescope.service.store.worker_trace import Told, Worker, WorkerTrace, newest_life
 
+_MOST: Final = (1 << 31) - 1
+"""The most tokens that a part can have, far above any: so many parts of them add up within an int64."""
 _REQUEST: Final = ", ".join(REQUEST)
 
 
@@ -107,6 +109,9 @@ def count(connection: Connection) -> int:
 def remove_before(connection: Connection, before_ms: int, now_ms: int) -> None:
     """Remove requests that were stored before an instant."""
     trace, bound = ", ".join(TRACE), {"before": before_ms}
+    oldest = connection.rows("SELECT min(stored_ms) FROM trace_part HAVING count() > 0", "i")
+    if not oldest or oldest[0][0] >= before_ms:
+        return
     traces = (
         f"SELECT {trace}, max(life) AS life_of_it, min(stored_ms) AS stored FROM trace_part FINAL "
         f"GROUP BY {trace}"
@@ -118,7 +123,7 @@ def remove_before(connection: Connection, before_ms: int, now_ms: int) -> None:
         remember(connection, f"({trace}) IN {old}", "expired", now_ms, bound)
         # The routing first: its headers say which it is.
         for table in ("routing", "trace_part"):
-            connection.command(f"DELETE FROM {table} WHERE ({trace}) IN {old}", bound)
+            connection.maintain(f"DELETE FROM {table} WHERE ({trace}) IN {old}", bound)
 
 
 class _Header(NamedTuple):
@@ -173,6 +178,8 @@ def _worker(
     worker: Worker,
     routed: Sequence[Any],
 ) -> WorkerTrace:
+    if any(not 0 <= size <= _MOST for row in parts for size in (row.tokens, row.runs, row.steps)):
+        raise ValueError(DAMAGED)
     trace, tokens = parts[0].trace, np.array([row.tokens for row in parts], np.int64)
     layers: dict[MoeLayer, int] = {}
     for row in routed:

@@ -1,14 +1,15 @@
 """Blocks of traces that were unpacked just now.
 
-Short requests share a block, so whoever reads one after the other would unpack each block ten times.
+Short requests share a block, so whoever reads one after the other would read and unpack each block ten times.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import threading
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import ExpertArray
@@ -18,11 +19,27 @@ MOST_BYTES: Final = 8 << 20
 """Bytes of all blocks that are held, packed and unpacked; a larger block is not held."""
 
 
+class Place(NamedTuple):
+    """Where a block is, as one connection sees it.
+
+    Attributes:
+        connection: which sees it.
+        version: its ``PRAGMA data_version``: another one after any commit of others. This connection itself
+            writes nothing.
+        block: the block's number, which is another block's only after a commit.
+    """
+
+    connection: sqlite3.Connection
+    version: int
+    block: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A block as it is stored, what was wanted of it, and what that is."""
+    """A block as it is stored, where it was seen last, what was wanted of it, and what that is."""
 
     blob: bytes
+    place: Place | None
     asked: tuple[object, ...]
     ids: list[ExpertArray]
     nbytes: int
@@ -31,7 +48,8 @@ class _Held:
 class RecentBlocks:
     """Unpacks blocks, and holds the last ones; for all threads.
 
-    A block is found by its bytes, not by its number, which may be another block's by now.
+    A block is found by its place as long as nothing was committed; then by its bytes, since its number may be
+    another block's by now.
     """
 
     def __init__(self, most: int = MOST_BYTES) -> None:
@@ -41,27 +59,48 @@ class RecentBlocks:
 
     def read(
         self,
-        blob: bytes,
+        load: Callable[[], bytes],
         layers: Sequence[MoeLayer],
         id_bytes: int,
         tokens: int,
         wanted: Collection[int] | None,
+        place: Place | None = None,
     ) -> list[ExpertArray]:
-        """The ids of a block, which nobody may write to; see :func:`read_packed`, which has its errors."""
+        """The ids of a block, which nobody may write to.
+
+        Args:
+            load: reads the block as it is stored; called only if it isn't held for its place.
+            layers, id_bytes, tokens, wanted: see :func:`read_packed`, which has the errors too.
+            place: where it is; None: it isn't known.
+        """
         asked = (tuple(layers), id_bytes, tokens, None if wanted is None else frozenset(wanted))
-        with self._lock:
-            found = next((each for each in self._held if each.asked == asked and each.blob == blob), None)
-            if found is not None:
-                self._held = [each for each in self._held if each is not found] + [found]
-                return found.ids
+        found = None if place is None else self._again(lambda each: each.place == place, asked, place)
+        if found is not None:
+            return found
+        blob = load()
+        found = self._again(lambda each: each.blob == blob, asked, place)
+        if found is not None:
+            return found
         ids = read_packed(blob, layers, id_bytes, tokens, wanted)
-        made = _Held(blob, asked, ids, len(blob) + sum(of_layer.nbytes for of_layer in ids))
+        made = _Held(blob, place, asked, ids, len(blob) + sum(of_layer.nbytes for of_layer in ids))
         if made.nbytes <= self._most:
             with self._lock:
                 self._held.append(made)
                 while sum(each.nbytes for each in self._held) > self._most:
                     self._held.pop(0)
         return ids
+
+    def _again(
+        self, is_it: Callable[[_Held], bool], asked: tuple[object, ...], place: Place | None
+    ) -> list[ExpertArray] | None:
+        """What is held of a block and was asked for, which is now the newest, and seen at a place."""
+        with self._lock:
+            for at, each in enumerate(self._held):
+                if each.asked == asked and is_it(each):
+                    del self._held[at]
+                    self._held.append(replace(each, place=place or each.place))
+                    return each.ids
+        return None
 
     def forget(self) -> None:
         """Hold none of them."""

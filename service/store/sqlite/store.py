@@ -101,6 +101,11 @@ class SqliteStore:
         """Whether nothing of what the last service gave it is missing."""
         return self._continues and not self._damage.lost_accounts
 
+    @property
+    def is_remote(self) -> bool:
+        """It isn't: the database is this process's own."""
+        return False
+
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these or none."""
         self._presence.check()
@@ -151,6 +156,14 @@ class SqliteStore:
         """For each instant the newest totals at or before it."""
         with self._readers.one() as connection:
             return account_rows.totals_at(connection, key, instants, self._damage)
+
+    def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
+        """The same for several producers."""
+        return [self.totals_at(key, instants) for key in keys]
+
+    def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
+        """The oldest totals that are kept of each producer."""
+        return [self.oldest(key) for key in keys]
 
     def begins(self) -> dict[Key, float]:
         """When the oldest totals that are kept of each producer were true."""
@@ -216,12 +229,19 @@ class SqliteStore:
             wipe(self._writer)
         set_aside(self._path.parent)
 
+    def unreadable(self) -> dict[str, int]:
+        """How often something was met that can't be read."""
+        return self._damage.found()
+
     def usage(self) -> Usage:
         """What is held."""
         with self._readers.one() as connection:
             [snapshots] = connection.execute("SELECT count(*) FROM snapshot").fetchone()
             [requests] = connection.execute("SELECT count(*) FROM request WHERE tokens > 0").fetchone()
         return Usage(snapshots, requests, self._nbytes())
+
+    def give_up(self) -> None:
+        """Nothing: what waits for a disk can't be ended."""
 
     def close(self) -> None:
         """Let go of the files."""

@@ -18,6 +18,7 @@ from moescope.service.store.codec import no_ids, runs_of
 from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import StoreError, TraceShape
 from moescope.service.store.sqlite.connections import Readers
+from moescope.service.store.sqlite.recent import Place
 from moescope.service.store.sqlite.segments import read_quick
 from moescope.service.store.steps import read_steps
 from moescope.service.store.worker_trace import (
@@ -31,9 +32,6 @@ from moescope.service.store.worker_trace import (
 
 _MISPLACED: Final = "a damaged trace: some of its tokens are not where they should be"
 _OLD_TOKENS: Final = 1000  # of a segment, in stores up to schema 3
-
-_SHORT_RUNS: Final = 256
-"""Runs of at most so many bytes are read with the trace's row, at no transaction of their own."""
 
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
 
@@ -55,13 +53,14 @@ _PIECES: Final = (
     "SELECT part, number, coalesce(segment.tokens, min(?2, trace_part.tokens - ?2 * number)) "
     "FROM segment JOIN trace_part USING (trace, part) WHERE trace = ?1 ORDER BY part, number"
 )
-# Where a piece begins among how many tokens, in a quick blob or not, and the blob.
+# Where a piece begins among how many tokens, in a quick blob or not, and the block, or the segment's blob.
 _PIECE: Final = (
-    "SELECT first, block.tokens, FALSE, experts FROM piece JOIN block ON block.id = piece.block "
+    "SELECT first, block.tokens, FALSE, block.id, NULL FROM piece JOIN block ON block.id = piece.block "
     "WHERE trace = ?1 AND part = ?2 AND number = ?3 UNION ALL "
-    "SELECT 0, coalesce(tokens, ?4), tokens NOT NULL, experts FROM segment "
+    "SELECT 0, coalesce(tokens, ?4), tokens NOT NULL, NULL, experts FROM segment "
     "WHERE trace = ?1 AND part = ?2 AND number = ?3"
 )
+_BLOCK: Final = "SELECT experts FROM block WHERE id = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +142,9 @@ def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> 
         raise ValueError(f"a damaged trace: {error}") from error
     tokens = int(pieces[:, 2].sum())
     parts = connection.execute(
-        "SELECT part, tokens, weights_version, length(runs), coalesce(length(steps), 0), "
-        "CASE WHEN length(runs) <= ? THEN runs END FROM trace_part WHERE trace = ? ORDER BY part",
-        (_SHORT_RUNS if len(rows) == 1 else 0, place.trace),
+        "SELECT part, tokens, weights_version, length(runs), coalesce(length(steps), 0) FROM trace_part "
+        "WHERE trace = ? ORDER BY part",
+        (place.trace,),
     ).fetchall()
     in_parts = sum(row[1] for row in parts)
     if in_parts != tokens:
@@ -153,8 +152,6 @@ def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> 
     runs = [row[3] for row in parts]
 
     def read_runs() -> Int64Array:
-        if len(parts) == 1 and parts[0][5] is not None:
-            return runs_of([parts[0][5]], tokens)
         with _reading(readers, place) as connection:
             blobs = connection.execute(
                 "SELECT runs FROM trace_part WHERE trace = ? ORDER BY part", (place.trace,)
@@ -222,9 +219,11 @@ def _read(
             row = connection.execute(_PIECE, (place.trace, part, number, tokens)).fetchone()
             if row is None:
                 raise ValueError(_MISPLACED)
-            first, of, quick, blob = row
-            read = read_quick if quick else readers.recent.read
-            ids = read(blob, place.layers, place.id_bytes, of, place.wanted)
+            first, of, quick, block, blob = row
+            if quick:
+                ids = read_quick(blob, place.layers, place.id_bytes, of, place.wanted)
+            else:
+                ids = _unpacked(readers, connection, place, block, blob, of)
             if any(len(of_layer) < first + tokens for of_layer in ids):
                 raise ValueError(_MISPLACED)
             found.append([of_layer[first + a : first + b] for of_layer in ids])
@@ -237,3 +236,19 @@ def _read(
     if any(len(of_layer) != end - start for of_layer in experts):
         raise ValueError(_MISPLACED)
     return experts
+
+
+def _unpacked(
+    readers: Readers, connection: sqlite3.Connection, place: _Place, block: int | None, blob: bytes, of: int
+) -> list[ExpertArray]:
+    """The ids of a block of `of` tokens, or of an old segment, whose blob is there."""
+    if block is None:
+        return readers.recent.read(lambda: blob, place.layers, place.id_bytes, of, place.wanted)
+    [version] = connection.execute("PRAGMA data_version").fetchone()
+    at = Place(connection, version, block)
+
+    def load() -> bytes:
+        [found] = connection.execute(_BLOCK, (block,)).fetchone()
+        return bytes(found)
+
+    return readers.recent.read(load, place.layers, place.id_bytes, of, place.wanted, at)

@@ -42,6 +42,20 @@ def test_each_answer_has_the_whole_timeout() -> None:
         transport.close()
 
 
+def test_a_limit_of_a_proxy_is_told_from_the_services_own() -> None:
+    page = b"<html><h1>413 Request Entity Too Large</h1></html>"
+    ours = b'{"type": "urn:moescope:problem:too-large", "detail": "32 MiB at most"}'
+    for body, expected in ((page, True), (ours, False), (b"", True)):
+        head = b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with answering(head + body) as url:
+            transport = HttpTransport(url, None)
+            with pytest.raises(DeliveryError) as caught:
+                transport.post(b"x" * 100)
+            transport.close()
+        assert caught.value.kind == "413"
+        assert ("client_max_body_size" in str(caught.value)) is expected
+
+
 @pytest.mark.parametrize(
     "reply",
     [

@@ -118,6 +118,42 @@ def test_the_service_is_down_for_a_while(driver: Driver, wire: Wire) -> None:
     assert [part.trace for part in wire.parts] == [1, 2, 3]
 
 
+def test_behind_a_proxy_with_a_limit_traces_go_in_smaller_parts(wire: Wire) -> None:
+    """nginx passes on one mebibyte unless it is told otherwise."""
+    driver = Driver()
+    for number in range(2):
+        name = f"cmpl-x{number}-0-0123abcd"
+        for first in range(0, 19_200, 64):
+            driver.step({name: (first, 64)})
+        driver.step({}, finished=[name])
+    asked: list[int] = []
+
+    class Proxy(Wire):
+        def post(self, body: bytes) -> None:
+            asked.append(len(body))
+            if len(body) > 100_000:
+                raise refused("413")
+            super().post(body)
+
+    proxy = Proxy()
+    sender = sender_of(driver, proxy)
+    sender.tick()
+    assert sender.accounts() == {"captured": 2, "delivered": 2}
+    for trace in (1, 2):
+        parts = [part for part in proxy.parts if part.trace == trace]
+        assert [part.part for part in parts] == list(range(parts[0].parts))
+        assert sum(part.tokens for part in parts) == 19_200
+    too_large = [size for size in asked if size > 100_000]
+    assert len(too_large) < 5, "what was learned with the first trace holds for the next"
+
+
+def test_what_is_too_large_in_any_size_is_dropped(driver: Driver, wire: Wire) -> None:
+    wire.failures = [refused("413")] * 30
+    sender = sender_of(driver, wire)
+    sender.tick()
+    assert assert_conserved(sender, driver, 0)["dropped_refused"] == 3
+
+
 def test_what_is_refused_for_good_is_dropped_and_counted(driver: Driver, wire: Wire) -> None:
     wire.failures = [refused("409")]
     sender = sender_of(driver, wire)

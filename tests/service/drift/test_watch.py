@@ -33,6 +33,12 @@ class Archive:
         self.fails = False
         self.reads = 0
 
+    def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
+        return [self.totals_at(key, instants) for key in keys]
+
+    def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
+        return [self.oldest(key) for key in keys]
+
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         self.reads += 1
         assert self.may_answer.wait(60)

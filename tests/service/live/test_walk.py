@@ -27,6 +27,12 @@ class Counting:
         self._archive = archive
         self.most = 0
 
+    def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
+        return [self.totals_at(key, instants) for key in keys]
+
+    def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
+        return [self.oldest(key) for key in keys]
+
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         found = self._archive.totals_at(key, instants)
         held = [item for item in gc.get_objects() if type(item) is Totals and item.counts.dtype != np.int64]

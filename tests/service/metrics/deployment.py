@@ -12,7 +12,7 @@ from moescope.capture import wire
 from moescope.service.drift.baseline import BaselineBook, baseline_of
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.live.state import LiveState
-from moescope.service.metrics.collector import RoutingCollector
+from moescope.service.metrics.collector import RoutingCollector, StoreHealth
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.settings import MetricsLevel, Settings
 from moescope.service.windows.window import merge_spans
@@ -63,5 +63,6 @@ def registry() -> CollectorRegistry:
     changed = replace(window, layers=(window.layers[0], replace(window.layers[1], counts=even)))
     book.pin(baseline_of(changed, replace(changed, phase_reason="not told"), "release-1", "", state.now(), 1))
     drift = DriftWatch(state, book, settings.min_tokens)
-    result.register(RoutingCollector(state, settings, instruments, drift))
+    store = StoreHealth(lambda: None, lambda: {"account": 2})
+    result.register(RoutingCollector(state, settings, instruments, drift, store))
     return result

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -11,8 +13,10 @@ import pytest
 import zstandard
 
 from moescope.capture.wire.traces import Run
+from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.store.codec import encode_account
+from moescope.service.store.blobs import compress
+from moescope.service.store.codec import decode_posting, encode_account
 from moescope.service.store.damage import TRIES
 from moescope.service.store.interface import Store
 from moescope.service.store.open import open_store
@@ -192,3 +196,58 @@ def test_a_trace_whose_positions_cannot_be_read(store: Store, kind: str) -> None
         store.traces(broken.number, None)[0].runs.sum()
     [worker] = store.traces(other.number, None)
     np.testing.assert_array_equal(worker.positions, np.arange(part(2).tokens))
+
+
+ODD: Final = (
+    None,
+    -1,
+    1 << 62,
+    -(1 << 63),
+    (1 << 64) - 1,
+    "x",
+    b"",
+    b"\xff" * 8,
+    [],
+    True,
+    1.5,
+    math.nan,
+    math.inf,
+)
+
+
+def _places(message: object, at: tuple[int | str, ...] = ()) -> Iterator[tuple[int | str, ...]]:
+    """Every place in a message."""
+    if at:
+        yield at
+    if isinstance(message, list | dict):
+        for name in range(len(message)) if isinstance(message, list) else message:
+            yield from _places(message[name], (*at, name))
+
+
+def _with(message: Any, at: tuple[int | str, ...], value: object) -> Any:
+    """A copy of a message with another value in a place."""
+    if not at:
+        return value
+    found = message.copy()
+    found[at[0]] = _with(message[at[0]], at[1:], value)
+    return found
+
+
+def test_an_account_with_anything_in_any_place_is_refused_or_harms_nothing() -> None:
+    """What no checksum notices: a row that a faulty program wrote. It kept services from starting."""
+    state = posting([4, 2, 1, 1], 5).account
+    message = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(encode_account(state)[1:]))
+    born_ms, taken = round(BORN * 1000), 0
+    for at in _places(message):
+        for value in ODD:
+            blob = compress(msgspec.msgpack.encode(_with(message, at, value)))
+            try:
+                found = decode_posting(key(0), born_ms, born_ms + 5000, blob)
+            except ValueError:
+                continue
+            taken += 1
+            live = LiveState(Settings(store="none"), lambda: BORN + 60)
+            (live.restore if taken % 2 else live.adopt)([found])
+            [member] = live.producers()
+            assert live.spans(member.latest.producer.key[:2], None, None)
+    assert taken > 100

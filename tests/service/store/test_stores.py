@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from moescope.service.store.records import (
     Document,
     Forgotten,
     Posting,
+    StoredTotals,
     StoreError,
     TraceQuery,
     TraceShape,
@@ -274,3 +275,19 @@ def test_only_complete_traces_are_found_by_what_is_in_them(open_store: Open) -> 
     store.save([ArrivedPart(first, BORN)])
     assert [found(weights_version=version) for version in (3, 4)] == [1, 1]
     assert [found(layer=layer, expert=expert) for expert in (5, 6)] == [1, 1]
+
+
+def test_several_producers_are_asked_for_at_once(open_store: Open) -> None:
+    store = open_store()
+    for rank in range(2):
+        store.save([posting([2 * second, 0, 0, 0], second, dp_rank=rank) for second in (1, 2, 5 + rank)])
+    keys, asked = [key(0), key(9), key(1)], [BORN + second for second in (0, 1, 3, 5, 60)]
+    assert _times(store.totals_of(keys, asked)) == _times([store.totals_at(each, asked) for each in keys])
+    assert _times(store.totals_of(keys, asked))[2] == [None, 1, 2, 2, 6]
+    assert _times([store.oldest_of(keys)]) == [[1, None, 1]]
+    assert store.totals_of([], asked) == []
+    assert store.oldest_of([]) == []
+
+
+def _times(found: Sequence[Sequence[StoredTotals | None]]) -> list[list[int | None]]:
+    return [[None if item is None else round(item.at - BORN) for item in items] for items in found]

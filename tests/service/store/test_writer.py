@@ -18,8 +18,10 @@ from moescope.service.store.records import (
     Forgotten,
     Posting,
     Record,
+    StoreAwayError,
     StoreError,
     TraceShape,
+    UnkeepableError,
 )
 from moescope.service.store.waiting import MAX_BATCH, MAX_WAITING, PART_BYTES
 from moescope.service.store.writer import StoreWriter
@@ -39,6 +41,8 @@ class Disk:
         self.broken: Exception | None = None
         self.maintained: list[float] = []
         self.closed = False
+        self.is_remote = False
+        self.given_up = False
 
     def save(self, records: Sequence[Record]) -> None:
         self.free.wait(60)
@@ -59,6 +63,9 @@ class Disk:
         self.maintained.append(now)
         if self.broken is not None:
             raise self.broken
+
+    def give_up(self) -> None:
+        self.given_up = True
 
     def close(self) -> None:
         self.closed = True
@@ -213,6 +220,87 @@ def test_what_waits_at_the_end_is_written_before_it(disk: Disk, writer: StoreWri
     writer.close()
     assert all(future.done() for future in futures)
     assert disk.closed
+
+
+def test_a_server_that_is_away_fails_all_that_wait(disk: Disk, writer: StoreWriter) -> None:
+    """Each batch would wait for it as long again: the senders gave up long before."""
+    disk.free.clear()
+    futures = [writer.submit([posting([2, 0], second)]) for second in range(3)]
+    disk.broken = StoreAwayError("silent")
+    disk.free.set()
+    for future in futures:
+        with pytest.raises(StoreAwayError, match="silent"):
+            future.result(PATIENCE_S)
+    assert writer.trouble() == "silent"
+
+
+def test_what_failed_is_tried_again_until_it_works(disk: Disk, writer: StoreWriter) -> None:
+    disk.broken = StoreError("disk full")
+    future = writer.submit([posting([2, 0], 1.0)])
+    assert isinstance(future.exception(PATIENCE_S), StoreError)
+    assert writer.trouble() == "disk full"
+    time.sleep(0.1)
+    assert writer.trouble() == "disk full"
+    disk.broken = None
+    wait_until(lambda: writer.trouble() is None, "it was not tried again", every=0.005)
+    [[kept]] = disk.saved
+    assert isinstance(kept, Posting)
+    assert kept.at == BORN + 1.0
+
+
+def test_what_can_never_be_kept_says_nothing_of_the_store(disk: Disk, writer: StoreWriter) -> None:
+    for error in (UnkeepableError("too large a number"), RuntimeError("bug")):
+        disk.broken = error
+        assert writer.submit([posting([2, 0], 1.0)]).exception(PATIENCE_S) is not None
+        assert writer.trouble() is None
+
+
+def test_a_write_that_is_not_answered_is_told(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moescope.service.store.failing.SLOW_S", 0.05)
+    writer = StoreWriter(disk)  # type: ignore[arg-type]
+    disk.free.clear()
+    future = writer.submit([posting([2, 0], 1.0)])
+    wait_until(lambda: writer.trouble() is not None, "it isn't told", every=0.005)
+    assert "has not answered a write" in str(writer.trouble())
+    disk.free.set()
+    future.result(PATIENCE_S)
+    assert writer.trouble() is None
+    writer.close()
+
+
+def test_a_remote_store_is_maintained_beside_its_writes(disk: Disk) -> None:
+    """A round of maintenance took a minute, and no frame was kept meanwhile."""
+    disk.is_remote = True
+    working, done = threading.Event(), threading.Event()
+
+    def maintain(*_: object) -> None:
+        working.set()
+        done.wait(PATIENCE_S)
+
+    disk.maintain = maintain  # type: ignore[method-assign]
+    writer = StoreWriter(disk, lambda: 77.0, maintenance_s=0.01)  # type: ignore[arg-type]
+    assert working.wait(PATIENCE_S)
+    writer.submit([posting([2, 0], 1.0)]).result(PATIENCE_S)
+    assert not disk.aged
+    done.set()
+    wait_until(lambda: disk.aged, "how far history has aged is not kept", every=0.005)
+    writer.close()
+    assert disk.closed
+
+
+def test_a_remote_store_that_is_silent_is_left(disk: Disk, log: pytest.LogCaptureFixture) -> None:
+    disk.is_remote = True
+    writer = StoreWriter(disk)  # type: ignore[arg-type]
+    disk.free.clear()
+    writer.submit([posting([2, 0], 1.0)])
+    wait_until(writer._waiting.empty, "it is not being written")
+    writer.submit([posting([2, 0], 2.0), Document("a", "b", b"")])
+    writer.submit([ArrivedPart(part(1), BORN)])
+    writer.close()
+    assert disk.given_up
+    assert not disk.closed, "its thread is still in it"
+    assert "2 frames, 1 parts of traces and 1 documents" in log.text
+    disk.free.set()
 
 
 def _of_bytes(number: int, nbytes: int) -> TracePart:

@@ -48,7 +48,7 @@ def test_each_request_is_there_once_and_whole(service: Service) -> None:
         whole = service.get(f"/v1/requests/{line['client_id']}/routing")
         assert line["routed_experts"] == whole["routed_experts"]
         assert line["times_computed"] == whole["times_computed"]
-        assert line["joined"] == {"parts": whole["parts"], "missing": whole["missing"]}
+        assert line["joined"] == {name: whole[name] for name in ("parts", "missing", "absent")}
         assert (line["request_id"], line["server"]) == (whole["request_id"], whole["server"])
     assert found[1]["weights"] == [
         {"version": 3, "first": 39, "end": 60},

@@ -124,6 +124,51 @@ def test_a_prefix_whose_trace_has_expired_is_missing_and_said(
     assert_has(answer, [(20, 60)])
 
 
+def test_the_account_of_an_id_over_instances_when_one_is_killed(service: Service) -> None:
+    """The prefill instance dies between two parts of its trace; started anew it sends nothing more of it."""
+    first = some(1, 0, 20, who=PREFILL, parts=2)
+    decode = some(2, 39, 60, who=DECODE, cached_tokens=39, taken_over=LOADED, ended_s=2)
+    push(service, decode)
+    assert routing(service)["absent"] is None
+    push(service, first)
+    answer = routing(service)
+    assert (answer["absent"], missing(answer)) == ("incomplete", [(0, 39, "kv_transfer", "")])
+    push(service, some(1, 20, 40, who=PREFILL, parts=2, part=1))
+    answer = routing(service)
+    assert_has(answer, [(0, 60)])
+    assert answer["absent"] is None
+    told = [(item["tokens"], item["missing_stages"], item["missing_tokens"]) for item in answer["parts"]]
+    assert told == [(21, 0, 0), (40, 0, 0)]
+
+
+def test_the_account_of_an_id_whose_other_trace_has_expired(
+    start_service: Callable[..., Service], store_setting: str
+) -> None:
+    service = start_service(store=store_setting, keep_traces_s=1000)
+    push(service, some(1, 0, 40, who=PREFILL))
+    service.clock.now += 900
+    push(service, some(2, 39, 60, who=DECODE, cached_tokens=39, taken_over=LOADED, ended_s=2))
+    assert routing(service)["absent"] is None
+    service.clock.now += 500
+    push(service, some(3, 0, 1, name="other"))
+    deadline = time.monotonic() + 60
+    while (asked := service.client.get("/v1/requests/x/routing")).status_code == 503 or (
+        asked.json()["absent"] != "expired"
+    ):
+        assert time.monotonic() < deadline, asked.text
+        time.sleep(0.05)
+    assert missing(routing(service)) == [(0, 39, "kv_transfer", "")]
+
+
+def test_what_a_worker_of_a_part_did_not_bring_is_said_of_that_part(service: Service) -> None:
+    """Two tensor-parallel workers of the prefill instance; one died with its half."""
+    sharded = {**PREFILL, "tp_size": 2, "tp_rank": 0}
+    push(service, some(1, 0, 20, who=sharded, started_step=3, computed_tokens=40))
+    push(service, some(2, 39, 60, who=DECODE, cached_tokens=39, taken_over=LOADED, ended_s=2))
+    answer = routing(service, end=40)
+    assert [item["missing_tokens"] for item in answer["parts"]] == [0, 20]
+
+
 def test_what_no_worker_tells_of_is_missing_too(service: Service) -> None:
     """An earlier moescope tells only how much was cached, and a worker's share may be lost."""
     push(service, some(1, 24, 60, cached_tokens=16))

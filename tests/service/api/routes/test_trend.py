@@ -26,6 +26,12 @@ class Noting:
         self._archive = archive
         self.asked: list[tuple[Key, float]] = []
 
+    def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
+        return [self.totals_at(key, instants) for key in keys]
+
+    def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
+        return [self.oldest(key) for key in keys]
+
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         self.asked += [(key, instant) for instant in instants]
         return self._archive.totals_at(key, instants)

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import sys
 import threading
+from email.parser import BytesParser
+from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from chdb import session
+
+PASSED_ON = frozenset({"max_partitions_per_insert_block"})
 
 
 class Engine:
@@ -41,11 +45,11 @@ class Engine:
             # An HTTP request has no database but its own.
             self._run(f"USE {query.get('database') or 'default'}", {})
             if sql.startswith("INSERT") and " FORMAT " in sql:
-                return self._insert(sql, data)
+                return self._insert(sql, data, settings_of(query))
             head, found, kind = sql.rstrip().rpartition("FORMAT ")
             return self._run(head if found else sql, parameters, kind.strip() if found else "TabSeparated")
 
-    def _insert(self, sql: str, data: bytes) -> bytes:
+    def _insert(self, sql: str, data: bytes, settings: str) -> bytes:
         """`INSERT INTO table (columns) FORMAT kind`: chdb takes data from a file only."""
         head, _, kind = sql.rpartition(" FORMAT ")
         table, _, rest = head.removeprefix("INSERT INTO ").partition("(")
@@ -55,12 +59,34 @@ class Engine:
         structure = ", ".join(f"`{name}` {types[name]}" for name in names).replace("'", "\\'")
         self._body.write_bytes(data)
         return self._run(
-            f"{head} SELECT * FROM file('{self._body}', {kind.split()[0]}, '{structure}')", {}, "TabSeparated"
+            f"{head} SELECT * FROM file('{self._body}', {kind.split()[0]}, '{structure}'){settings}",
+            {},
+            "TabSeparated",
         )
 
     def _run(self, sql: str, parameters: dict[str, str], kind: str = "TabSeparated") -> bytes:
         answer: bytes = self._session.query(sql, kind, params=parameters).bytes()
         return answer
+
+
+def settings_of(query: dict[str, str]) -> str:
+    """The settings of an insert that this transport passes on to the engine, as a clause."""
+    given = {name: value for name, value in query.items() if name in PASSED_ON}
+    return f" SETTINGS {', '.join(f'{name} = {value}' for name, value in given.items())}" if given else ""
+
+
+def form_of(kind: str, body: bytes) -> dict[str, str]:
+    """The fields of a multipart form: the client sends parameters so that are too long for the URL."""
+    head = f"Content-Type: {kind}\r\n\r\n".encode()
+    message = BytesParser(policy=HTTP).parsebytes(head + body)
+    found = {}
+    for part in message.iter_parts():
+        name = part.get_param("name", header="content-disposition")
+        content = part.get_payload(decode=True)
+        assert isinstance(name, str)
+        assert isinstance(content, bytes)
+        found[name] = content.decode()
+    return found
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -75,6 +101,9 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query, keep_blank_values=True))
+        kind = self.headers.get("content-type", "")
+        if kind.startswith("multipart/form-data"):
+            query, body = query | form_of(kind, body), b""
         if url.path == "/fail":
             self.engine.failures += [int(query["code"])] * int(query["times"])
             self._send(200, b"")

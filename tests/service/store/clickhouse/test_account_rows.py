@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moescope.service.store.clickhouse import account_rows, history
+from moescope.service.store.clickhouse import account_rows
+from moescope.service.store.clickhouse.rolling import Rolling
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.codec import encode_account
 from moescope.service.store.limits import Retention
@@ -80,6 +81,6 @@ def test_a_life_whose_clock_is_behind_is_kept_as_the_newest(replicas: list[Click
     one.save([posting([6, 0], 100, epoch=EPOCH - 10**15)])
     kept = [item for item in two.accounts() if item.account.latest.epoch == EPOCH - 10**15]
     assert [item.at - BORN for item in kept] == [100]
-    history.keep(one._connection, Retention(), int((BORN + 10**9) * 1000), {})
+    Rolling(one._connection, Retention()).keep(int((BORN + 10**9) * 1000))
     [left] = two.accounts()
     assert left.account.latest.epoch == EPOCH - 10**15

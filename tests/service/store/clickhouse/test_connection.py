@@ -26,7 +26,8 @@ def test_a_server_that_is_away_for_a_moment(replicas: list[ClickHouseStore], cli
 
 
 @pytest.mark.parametrize(
-    "bad", ["clickhouse://127.0.0.1:1/x", "clickhouse://127.0.0.1/a;b", "clickhouse:///x"]
+    "bad",
+    ["clickhouse://127.0.0.1:1/x", "clickhouse://127.0.0.1/a;b", "clickhouse:///x", "clickhouse://[::1/x"],
 )
 def test_a_url_that_leads_nowhere(bad: str) -> None:
     with pytest.raises(StoreError):

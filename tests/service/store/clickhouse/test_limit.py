@@ -59,6 +59,36 @@ def test_over_the_limit_the_oldest_days_of_traces_go(
         store.close()
 
 
+def test_a_clock_of_the_far_future_keeps_the_real_days(url: str) -> None:
+    """Its day is the newest by name; all real days went, and it stayed."""
+    now = EPOCH / 1e9 + 3 * 86_400
+    store = ClickHouseStore(url, Retention())
+    far = EPOCH + 73 * 365 * DAY_NS
+    store.save([ArrivedPart(part(9, started_at_ns=far, ended_at_ns=far + 10**9), EPOCH / 1e9 + 2 * 86_400)])
+    three_days(store)
+    store.maintain(now)
+    limited = ClickHouseStore(url, Retention(), max_bytes=store.usage().nbytes - 1000)
+    limited.maintain(now)
+    assert kept_days(limited) == ["x3", "x2", "x9"]
+    tiny = ClickHouseStore(url, Retention(), max_bytes=1)
+    tiny.maintain(now)
+    assert kept_days(tiny) == ["x3", "x9"], "both were stored on the newest day"
+    for opened in (store, limited, tiny):
+        opened.close()
+
+
+def test_a_batch_with_traces_of_hundreds_of_days(url: str) -> None:
+    """A worker whose clock jumps made the batch fail, with the honest parts in it."""
+    store = ClickHouseStore(url, Retention(), sleep=lambda _: None)
+    days = [
+        part(day, tokens=2, started_at_ns=EPOCH + day * DAY_NS, ended_at_ns=EPOCH + day * DAY_NS + 1)
+        for day in range(1, 151)
+    ]
+    store.save([ArrivedPart(item, BORN) for item in days])
+    assert store.usage().traces == len(days)
+    store.close()
+
+
 def test_the_limit_is_the_settings_where_it_is_given(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its default is for a folder: 4 GiB of a database that was never limited must not go."""
     for given, expected in (({}, []), ({"store_mib": 16}, [16 << 20])):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moescope.service.store.clickhouse.store import ClickHouseStore
-from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery
+from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery, TraceShape
 from tests.service.store.accounts import BORN
 from tests.service.trace_parts import LAYERS, part
 
@@ -61,3 +61,16 @@ def test_ids_of_which_some_are_gone(replicas: list[ClickHouseStore]) -> None:
     with pytest.raises(StoreError, match="can't be read: a damaged segment of a trace"):
         one.traces(broken.number, None)
     assert len(one.traces(whole.number, None)) == 1
+
+
+def test_a_batch_of_more_parts_than_a_url_has_room_for(replicas: list[ClickHouseStore]) -> None:
+    """Over 4,096 characters the client sends parameters as a form."""
+    one, two = replicas
+    parts = [part(number, tokens=2, request_id=f"{number:03}-{'x' * 60}") for number in range(1, 201)]
+    one.save([ArrivedPart(item, BORN) for item in parts])
+    shapes = two.shapes(parts)
+    assert shapes == [TraceShape.of(item) for item in parts]
+    kept = two.traced_requests(TraceQuery(limit=500))
+    assert {item.request_id for item in kept} == {item.request_id for item in parts}
+    found = two.slots(sorted(item.number for item in kept))
+    assert [item.number for item in found] == sorted(item.number for item in kept)

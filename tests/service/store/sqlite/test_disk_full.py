@@ -61,11 +61,15 @@ def test_a_full_disk_is_said_and_survived(tmp_path: Path) -> None:
             problem = client.get("/v1/histogram")
             assert problem.status_code == 200, "what is in memory is answered"
             assert client.get("/metrics").status_code == 200
-            assert client.get("/readyz").status_code == 200
+            ready = client.get("/readyz")
+            assert (ready.status_code, "is its disk full" in ready.json()["detail"]) == (503, True), (
+                ready.text
+            )
             assert push(client, seq + 2) == 503
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
             seq += 3
             assert push(client, seq) == 200, "there is space again"
+            assert client.get("/readyz").status_code == 200
             assert first_expert(client) == seq
     finally:
         process.kill()

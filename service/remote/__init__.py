@@ -1,0 +1,1 @@
+"""What is elsewhere: where it is, and how that is written."""

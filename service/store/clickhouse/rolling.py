@@ -1,0 +1,159 @@
+"""Rolling up and removing history in ClickHouse, a piece of time after the other, beside all else."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from moescope.service.store.clickhouse import documents
+from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.history import KEY, delete
+from moescope.service.store.limits import Retention
+from moescope.service.store.records import Document
+
+ROLLED_UP: Final = "rolled_up"
+"""Kind of the documents that say, by a bucket's length, up to which instant history is rolled up."""
+_DAY_MS: Final = 86_400_000
+_LEAST_MS: Final = 3_600_000
+_MOST_ROWS: Final = 500_000
+"""Rows that are looked at in one piece of time, about: what a piece has to remember on the server."""
+_LATE_MS: Final = 600_000
+"""Totals that come so late are rolled up as well."""
+_NOTED_MS: Final = 8 * _DAY_MS
+"""What is rolled up before it is noted how far that is."""
+_OFTEN_MS: Final = 60_000
+_SELDOM_MS: Final = 600_000
+
+
+class Rolling:
+    """Keeps history as coarse as its age says; for one thread.
+
+    How far it got is in the store, so that no service begins again when it starts, and services that share a
+    store go on where another one was.
+
+    Args:
+        connection: the server.
+        retention: ages.
+    """
+
+    def __init__(self, connection: Connection, retention: Retention) -> None:
+        self._connection = connection
+        self._retention = retention
+        self._removed_ms: int | None = None
+
+    def keep(self, now_ms: int) -> None:
+        """Roll up history that is old enough and remove what is too old.
+
+        Args:
+            now_ms: milliseconds of Unix time.
+        """
+        coarse_ms = _until(300_000, now_ms, self._retention.middle_s)
+        self._roll_up(300_000, now_ms - int(self._retention.coarse_s * 1000) - _DAY_MS, coarse_ms)
+        self._roll_up(10_000, coarse_ms, _until(10_000, now_ms, self._retention.fine_s))
+        removed_ms = self._removed_ms
+        if removed_ms is None or not 0 <= now_ms - removed_ms < _SELDOM_MS:
+            self._remove(now_ms - int(self._retention.coarse_s * 1000))
+            self._removed_ms = now_ms
+
+    def _roll_up(self, bucket_ms: int, from_ms: int, until_ms: int) -> None:
+        """Keep the last totals of each bucket between two instants.
+
+        What is older than the first is rolled up further, or removed, or of a clock that was wrong.
+        """
+        done_ms = self._done(bucket_ms)
+        if done_ms is not None and 0 <= until_ms - done_ms < _OFTEN_MS:
+            return
+        first_ms = self._first()
+        if first_ms is None or first_ms >= until_ms:
+            return
+        at_ms = max(first_ms, from_ms)
+        if done_ms is not None:  # where a clock was ahead, what came since is behind what was done
+            at_ms = max(at_ms, min(done_ms, until_ms) - _LATE_MS)
+        at_ms = at_ms // bucket_ms * bucket_ms
+        tables = self._tables()
+        while at_ms < until_ms:
+            noted_ms = at_ms + _NOTED_MS
+            while at_ms < min(until_ms, noted_ms):
+                end_ms = self._piece(at_ms, until_ms)
+                for table in tables:
+                    self._roll_up_piece(table, bucket_ms, at_ms, end_ms)
+                at_ms = end_ms
+            self._note(bucket_ms, at_ms)
+
+    def _piece(self, at_ms: int, until_ms: int) -> int:
+        """Where the piece that begins at an instant ends: after a day, or earlier if it has many rows."""
+        length = _DAY_MS
+        while length > _LEAST_MS:
+            span = {"since": at_ms // 1000, "until": (at_ms + length) // 1000}
+            [(rows,)] = self._connection.rows(
+                "SELECT toInt64(count()) FROM life WHERE second >= {since:Int64} AND second < {until:Int64}",
+                "i",
+                span,
+            )
+            if rows <= _MOST_ROWS:
+                break
+            length = max(_LEAST_MS, length // 4)
+        return min(until_ms, at_ms + length // _LEAST_MS * _LEAST_MS)
+
+    def _roll_up_piece(self, table: str, bucket_ms: int, since_ms: int, until_ms: int) -> None:
+        """Keep the last of each producer's totals in a bucket, or of each of its starts."""
+        key = ", ".join(_one_of(table))
+        # By seconds the server skips what is of other times.
+        span = (
+            "second >= intDiv({since:Int64}, 1000) AND second <= intDiv({until:Int64}, 1000) "
+            "AND at_ms >= {since:Int64} AND at_ms < {until:Int64}"
+        )
+        doomed = (
+            f"{span} AND ({key}, at_ms) NOT IN (SELECT {key}, max(at_ms) FROM {table} "
+            f"WHERE {span} GROUP BY {key}, intDiv(at_ms, {bucket_ms}))"
+        )
+        delete(self._connection, table, doomed, {"since": since_ms, "until": until_ms})
+
+    def _remove(self, before_ms: int) -> None:
+        """Remove what is from before an instant, but for the newest of each."""
+        for table in ("snapshot", "account", "life"):  # epochs are no order: they are of the clocks of hosts
+            # Of each start the newest totals before that stay: they are in every sum after that.
+            key = ", ".join(_one_of(table))
+            doomed = f"at_ms < {{before:Int64}} AND ({key}, at_ms) NOT IN "
+            newest = f"(SELECT {key}, max(at_ms) FROM {table} GROUP BY {key})"
+            if table == "life":
+                newest = f"(SELECT {key}, max(at_ms) FROM life WHERE at_ms < {{before:Int64}} GROUP BY {key})"
+            delete(self._connection, table, doomed + newest, {"before": before_ms})
+
+    def _tables(self) -> list[str]:
+        """The tables of history that have any."""
+        [(former,)] = self._connection.rows("SELECT toInt64(count()) FROM snapshot", "i")
+        return ["snapshot", "life"] if former else ["life"]
+
+    def _first(self) -> int | None:
+        """When the oldest totals were true that are after 1970; None: there are none."""
+        found = [
+            row[0]
+            for table in ("snapshot", "life")
+            for row in self._connection.rows(
+                f"SELECT min(at_ms) FROM {table} WHERE second >= 0 HAVING count() > 0", "i"
+            )
+        ]
+        return min(found, default=None)
+
+    def _done(self, bucket_ms: int) -> int | None:
+        """Up to where history is rolled up; None: nobody has said, or it can't be read."""
+        kept = dict(documents.of_kind(self._connection, ROLLED_UP)).get(str(bucket_ms))
+        try:
+            return None if kept is None else int(kept)
+        except ValueError:
+            return None
+
+    def _note(self, bucket_ms: int, until_ms: int) -> None:
+        document = Document(ROLLED_UP, str(bucket_ms), str(until_ms).encode())
+        rows = documents.rows_of(self._connection, [document])
+        self._connection.insert("document", documents.COLUMNS, rows)
+
+
+def _until(bucket_ms: int, now_ms: int, age_s: float) -> int:
+    """The end of the last whole bucket that has an age."""
+    return (now_ms - int(age_s * 1000)) // bucket_ms * bucket_ms
+
+
+def _one_of(table: str) -> tuple[str, ...]:
+    """What has a series of totals of its own in a table."""
+    return (*KEY, "epoch") if table == "life" else KEY

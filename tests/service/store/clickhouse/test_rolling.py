@@ -1,0 +1,80 @@
+"""History is rolled up piece by piece, and a service goes on where another one was."""
+
+from __future__ import annotations
+
+import pytest
+
+from moescope.service.store.clickhouse import rolling
+from moescope.service.store.clickhouse.store import ClickHouseStore
+from moescope.service.store.limits import Retention
+from moescope.service.store.records import Document
+from tests.service.store.accounts import BORN, instants, posting
+
+DAY_S = 86_400
+
+
+def days_of_history(store: ClickHouseStore) -> float:
+    """A snapshot every 2 s for a minute, on each of four days; the time after them."""
+    for day in range(4):
+        begin = day * DAY_S
+        store.save([posting([2, 0, 0, 0], begin + second) for second in range(0, 60, 2)])
+    return BORN + 3 * DAY_S + 60
+
+
+def pieces(store: ClickHouseStore, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
+    """Gets the pieces that the store rolls up from now on: table, bucket, days after the birth."""
+    found: list[tuple[str, int, float]] = []
+    real = store._rolling._roll_up_piece
+
+    def noted(table: str, bucket_ms: int, since_ms: int, until_ms: int) -> None:
+        found.append((table, bucket_ms, (since_ms / 1000 - BORN) // DAY_S))
+        real(table, bucket_ms, since_ms, until_ms)
+
+    monkeypatch.setattr(store._rolling, "_roll_up_piece", noted)
+    return found
+
+
+def test_a_service_goes_on_where_another_one_was(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start rolled up 90 days again: 73 seconds."""
+    retention = Retention(fine_s=100, middle_s=DAY_S)
+    one, two = (ClickHouseStore(url, retention) for _ in range(2))
+    now = days_of_history(one)
+    first = pieces(one, monkeypatch)
+    one.maintain(now + 200)
+    assert {day for _, bucket_ms, day in first if bucket_ms == 300_000} >= {0, 1}, "day by day"
+    assert {day for _, bucket_ms, day in first if bucket_ms == 10_000} >= {2}, "the rest is coarser already"
+    kept = instants(one, 60)
+    assert len(kept) <= 2, "one in 5 minutes"
+    assert one.usage().snapshots < 4 * 8
+    again = pieces(two, monkeypatch)
+    two.maintain(now + 400)
+    assert {day for _, bucket_ms, day in again if bucket_ms == 10_000} <= {1, 2, 3}
+    assert len(again) <= 8
+    before = len(again)
+    two.maintain(now + 410)
+    assert len(again) == before, "nothing is due"
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize("told", [b"soon", b"9999999999999", b"-5"])
+def test_where_another_one_was_may_be_wrong(url: str, told: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged, or of a clock that was years ahead: what is due is rolled up all the same."""
+    store = ClickHouseStore(url, Retention(fine_s=100))
+    store.save([posting([2, 0, 0, 0], second) for second in range(60)])
+    store.save([Document(rolling.ROLLED_UP, bucket, told) for bucket in ("10000", "300000")])
+    store.maintain(BORN + 200)
+    assert len(instants(store, 60)) < 10
+    store.close()
+
+
+def test_a_piece_with_many_rows_is_a_short_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rolling, "_MOST_ROWS", 5)
+    store = ClickHouseStore(url, Retention(fine_s=100))
+    store.save([posting([2, 0, 0, 0], second) for second in range(0, 7200, 120)])
+    found = pieces(store, monkeypatch)
+    store.maintain(BORN + 7400)
+    assert {(bucket_ms, day) for _, bucket_ms, day in found} == {(10_000, 0)}
+    assert len(found) == 3, "hours of two hours and a bit"
+    assert len(instants(store, 7200)) == 60, "one in 10 seconds there were"
+    store.close()
