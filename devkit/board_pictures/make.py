@@ -70,6 +70,10 @@ PAGE: Final = (
     "<script>window.__grafana_public_path__ = '/public/'; window.MOESCOPE = BOARD;</script>"
     '<script src="draw.js"></script></body></html>'
 )
+ROWS: Final = """found => {
+    const top = document.querySelector("#board").getBoundingClientRect().top;
+    return found.map(row => Math.floor(row.getBoundingClientRect().top - top));
+}"""
 HIGHEST: Final = 4000
 """Pixels of a picture from top to bottom; a board that is higher becomes two."""
 LARGEST: Final = 200_000
@@ -170,9 +174,7 @@ def draw(answers: dict[str, Answers], site: Path, pictures: Path) -> None:
                 raise SystemExit(f"{name} was not drawn: {watched.complaints}") from None
             watched.page.wait_for_timeout(1000)
             shot = Image.open(BytesIO(watched.page.locator("#board").screenshot()))
-            rows = watched.page.locator("#board h2").evaluate_all(
-                "found => found.map(row => Math.floor(row.getBoundingClientRect().top + window.scrollY))"
-            )
+            rows = watched.page.locator("#board h2").evaluate_all(ROWS)
             watched.close()
             for number, part in enumerate(parts_of(shot.convert("RGB"), rows)):
                 path = pictures / f"board-{name}{f'-{number + 1}' if number else ''}.png"
