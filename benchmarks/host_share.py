@@ -7,8 +7,9 @@ one token in each step, none begins or ends. What is measured is what the sessio
 ends and is returned, without the counting, which is kernels on a GPU. The modes take turns in each step:
 capture alone, and with traces that are only taken of requests which ask for them, and none does.
 
-Calls of functions, those of C included, are counted by the interpreter and are the same on each machine. The
-times are the median of the steps, and are not: compare them within one run.
+Calls of functions, those of C included, are counted by the interpreter and are the same on each machine. They
+are those of a step at whose end no snapshot is due: the fewest. The times are medians, and differ between
+machines: compare them within one run.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def measure(batch: int, steps: int) -> Iterator[dict[str, Any]]:
                 session.close()
     for mode in MODES:
         us = statistics.median(times[mode]) / 1000
-        yield {"batch": batch, "mode": mode, "calls": statistics.median(calls[mode]), "us": round(us, 2)}
+        yield {"batch": batch, "mode": mode, "calls": min(calls[mode]), "us": round(us, 2)}
 
 
 def warm(output: Any, modes: dict[str, CaptureSession], number: int) -> list[tuple[str, CaptureSession]]:

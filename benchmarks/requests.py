@@ -23,8 +23,10 @@ from moescope.service.store.limits import Retention
 from moescope.service.store.records import TraceQuery
 from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.store.writer import StoreWriter
-from moescope.service.traces.questions import concentrated, similar, unusual
+from moescope.service.traces.concentrated import concentrated
+from moescope.service.traces.similar import similar
 from moescope.service.traces.slot_table import Compared, SlotTable
+from moescope.service.traces.unusual import unusual
 
 LIMIT = 10
 

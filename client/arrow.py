@@ -138,8 +138,7 @@ class _Shape:
             return Trace(info=_info(first, int(times.sum())), **rows)
         told = told_of(first.first("joined"))
         info = _info(first, told.parts[0].tokens)
-        known = {"parts": told.parts, "missing": told.missing, "absent": told.absent}
-        return RequestRouting(info=info, **known, **rows)
+        return RequestRouting(info=info, parts=told.parts, missing=told.missing, absent=told.absent, **rows)
 
     def _experts_of(self, rows: _Rows) -> Any:
         shape = len(self._layers), int(self._top_k.max(initial=0))

@@ -32,8 +32,13 @@ _EXCESS: Final = (
     f"and ({_LOAD} == on (layer) group_left () max by (layer) ({_LOAD})))"
 )
 """What the busiest EP rank of each layer has above the layer's mean: all others wait for that."""
-CAUSED: Final = f"sum by (ep_rank) ({_EXCESS}) / on () group_left () (sum({_EXCESS}) > 0)"
-"""The share of the waiting that each EP rank causes."""
+_BY_SUMS: Final = f"sum by (ep_rank) ({_EXCESS}) / on () group_left () (sum({_EXCESS}) > 0)"
+_CAUSED: Final = rate("moescope_straggler_caused_slots_total", MODEL, "ep_rank")
+_BY_STEPS: Final = f"{_CAUSED} / on () group_left () (sum({_CAUSED}) > 0)"
+CAUSED: Final = f"{_BY_STEPS} or on () {_BY_SUMS}"
+"""The share of the waiting that each EP rank causes: from single steps, else by the sums of an interval."""
+COUNTED: Final = f"({_BY_STEPS}) * 0 + 1 or on () ({_BY_SUMS}) * 0"
+"""Which of both it is: 1, or 0."""
 _RATIO: Final = most("moescope_ep_imbalance_ratio", MODEL)
 _STEPS: Final = most("moescope_straggler_cost_ratio", MODEL)
 _MAX_VIO: Final = f"max({GAUGES['max_vio'].name}{{{MODEL}}})"
@@ -166,7 +171,9 @@ NOW: Final = Row(
             "Who causes the waiting",
             "Of each EP rank: its slots as a multiple of a fair share; the share of (layer, step) pairs in "
             "which it was the busiest; and the share of the waiting that it causes, which is what the "
-            "busiest rank of each layer has above the layer's mean.",
+            "busiest rank of each layer and step has above the mean. The last column is 1 where that is "
+            "counted exactly, from single steps. It is 0 where their loads are not known: then it is by the "
+            "sums of the panel's interval, which hide hot ranks that change from step to step.",
             (
                 Query(
                     f"{rate(_SLOTS, MODEL, 'ep_rank')} "
@@ -175,6 +182,7 @@ NOW: Final = Row(
                 ),
                 Query(HOTTEST, "busiest"),
                 Query(CAUSED, "waiting caused"),
+                Query(COUNTED, "from single steps"),
             ),
             width=24,
             height=10,

@@ -30,7 +30,9 @@ SERVICES: Final = Group(
         Alert(
             "MoescopeRefusedFrames",
             SERVICE,
-            f'sum by ({SERVICE}) (increase(moescope_frames_total{{result="refused"}}[10m])) > 0',
+            f'sum by ({SERVICE}) (increase(moescope_frames_total{{result="refused"}}[10m])) > 0 '
+            f"unless on ({SERVICE}) sum by ({SERVICE}) "
+            f"""({lately("moescope_producers", '{state="stale"}')}) > 0""",
             "warning",
             "service",
             10,

@@ -31,6 +31,7 @@ from moescope.service.api.routes.histogram import histogram_router
 from moescope.service.api.routes.home import home_router
 from moescope.service.api.routes.ingest import ingest_router
 from moescope.service.api.routes.live import live_router
+from moescope.service.api.routes.one_trace import one_trace_router
 from moescope.service.api.routes.placement import placement_router
 from moescope.service.api.routes.placement_now import placement_now_router
 from moescope.service.api.routes.pools import pools_router
@@ -131,7 +132,8 @@ def create_app(
         requests_by_rank_router(state, store, asker, turns, downloads),
         requests_by_adapter_router(state, store, asker, turns, downloads),
         trace_export_router(state, store, turns, downloads),
-        traces_router(state, store, turns, downloads),
+        traces_router(state, store, turns),
+        one_trace_router(state, store, turns, downloads),
         request_routing_router(state, store, turns, downloads),
         coactivation_router(state, store, turns),
         ranks_router(state, turns),

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from moescope.service.cli.options import StoreOption
-from moescope.service.cli.terminal import ending_at, failure, say
+from moescope.service.cli.terminal import ending_at, failure, say, working
 from moescope.service.settings import ClickHouseUrl, store_named
 from moescope.service.store.records import StoreError
 from moescope.service.store.sqlite.backup import back_up
@@ -36,7 +36,7 @@ def backup(
 ) -> None:
     """Copy the store."""
     folder = _folder(store)
-    with ending_at(StoreError):
+    with ending_at(StoreError), working(f"copying the store in {folder}"):
         contents = back_up(folder, file)
     say(f"{file}: {contents}")
 
@@ -48,7 +48,7 @@ def restore(
 ) -> None:
     """Put a copy back."""
     folder = _folder(store)
-    with ending_at(StoreError):
+    with ending_at(StoreError), working(f"checking and copying {file}"):
         contents, aside = put_back(file, folder, force)
     say(f"{folder}: {contents}")
     if aside is not None:

@@ -109,10 +109,8 @@ def _stream(form: Form, ask: Callable[[], Any], view: Callable[[Any], View], per
 
 
 def _print(form: Form, answer: Any, view: Callable[[Any], View]) -> None:
-    if form is Form.JSON:
-        say(json.dumps(answer, indent=2))
-    elif form is Form.YAML:
-        say(_yaml(answer))
+    if form in (Form.JSON, Form.YAML):
+        say(text_of(form, answer))
     elif form is Form.CSV:
         found = view(answer)
         _say_csv(_names(found), list(_records(found)))
@@ -120,6 +118,11 @@ def _print(form: Form, answer: Any, view: Callable[[Any], View]) -> None:
         terminal().print(Framed(view(answer), form is Form.WIDE), crop=False)
     else:
         say("\n".join(plain_lines(view(answer), form is Form.WIDE)))
+
+
+def text_of(form: Form, answer: Any) -> str:
+    """An answer as JSON or YAML."""
+    return json.dumps(answer, indent=2) if form is Form.JSON else _yaml(answer)
 
 
 def _yaml(answer: Any) -> str:

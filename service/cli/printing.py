@@ -83,7 +83,7 @@ def _framed(sheet: Sheet, width: int, wide: bool) -> Iterator[RenderableType]:
     for text in wrapped(sheet.title, width) if sheet.title else []:
         yield _exact(text, "italic")
     for title, value in layout.said:
-        yield _exact(f"{title}: {value}")
+        yield from _paragraph(Line(f"{title}: {value}", hang=2), width)
     for grid in layout.grids:
         yield _table(grid, sheet)
     if layout.records is not None:

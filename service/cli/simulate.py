@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import Final
 
@@ -17,7 +18,7 @@ from moescope.service.cli.simulate_options import (
     StepOptions,
     plan_of,
 )
-from moescope.service.cli.terminal import code_of, ending_at, say
+from moescope.service.cli.terminal import code_of, ending_at, say, working
 from moescope.service.client.http import ServiceUnavailableError
 from moescope.service.client.settings import client_settings
 from moescope.service.settings import SettingsError
@@ -79,7 +80,8 @@ def simulate(
         try:
             with closing(Poster(url, client_settings())) as poster:
                 say(f"{_summary(plan)}: feeding {url}")
-                last = feed(plan, poster, feeding.pace, _Teller())
+                with working("making the first frames") as tell:
+                    last = feed(plan, poster, feeding.pace, _Teller(tell))
         except KeyboardInterrupt:
             return
     say(line(last))
@@ -107,14 +109,20 @@ def line(progress: Progress) -> str:
 
 
 class _Teller:
-    """Prints a line every 10 s, and one whenever the problem is another one than before."""
+    """Prints a line every 10 s, and one whenever the problem is another one than before.
 
-    def __init__(self) -> None:
+    Args:
+        tell: is called with each line, for a terminal.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
         self._last = 0.0
         self._problem = ""
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
+        self._tell(line(progress))
         problem = "" if progress.problem is None else str(progress.problem)
         if now - self._last < _SECONDS_BETWEEN_LINES and problem == self._problem:
             return

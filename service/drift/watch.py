@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,21 +59,32 @@ class DriftWatch:
         self._busy: set[Deployment] = set()
 
     def latest(self, deployment: Deployment) -> tuple[Drifted, ...]:
-        """The newest figures, at most a minute and a scrape interval old.
+        """The newest figures, at most a minute and a scrape interval old; none while others make the first.
 
         A changed baseline shows within a scrape interval.
+        """
+        return self.newest(deployment) or ()
+
+    def newest(
+        self, deployment: Deployment, may_make: Callable[[], bool] = lambda: True
+    ) -> tuple[Drifted, ...] | None:
+        """As :meth:`latest`; None while the first are made beside.
+
+        Args:
+            deployment: a known one.
+            may_make: asked if there are none yet: whether the caller makes them now, else a thread does.
         """
         now, changes = self._state.now(), self._book.changes
         with self._lock:
             made = self._made.get(deployment)
             due = made is None or made.changes != changes or not 0 <= now - made.at < REFRESH_S
             if not due or deployment in self._busy:
-                return () if made is None else made.found
+                return None if made is None else made.found
             self._busy.add(deployment)
-        if made is None:
+        if made is None and may_make():
             return self._make(deployment)
         threading.Thread(target=self._refresh, args=(deployment,), name="moescope-drift", daemon=True).start()
-        return made.found
+        return None if made is None else made.found
 
     def _refresh(self, deployment: Deployment) -> None:
         try:

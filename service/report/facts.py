@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,7 +57,13 @@ def parse_since(text: str) -> float:
     return seconds
 
 
-def gather(url: str, since_s: float, server: str | None, model: str | None) -> Facts:
+def gather(
+    url: str,
+    since_s: float,
+    server: str | None,
+    model: str | None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Facts:
     """Ask the service at ``url`` about the window of ``since_s`` seconds until now.
 
     Args:
@@ -64,13 +71,16 @@ def gather(url: str, since_s: float, server: str | None, model: str | None) -> F
         since_s: length of the window, seconds.
         server: deployment; None: the only one.
         model: model; None: the only one.
+        tell: is called with what is being asked for, before each question.
 
     Raises:
         ServiceUnavailableError: no service there, or it answers with a problem.
+        SettingsError: a setting of the client can't be used.
     """
     start = f"-{since_s:.15g}s"  # no exponent: lengths are below 366 d
 
     def ask(path: str, **more: str | None) -> dict[str, Any]:
+        tell(f"asking for {path.removeprefix('/v1/')}")
         return get_json(url, path, {"server": server, "model": model, **more}, _TIMEOUT_S)
 
     balance = ask("/v1/balance", start=start)
@@ -79,6 +89,8 @@ def gather(url: str, since_s: float, server: str | None, model: str | None) -> F
     deployments = [item for item in ask("/v1/ranks")["deployments"] if item["server"] == balance["server"]]
     mine = [item for item in deployments if item["model"] == balance["model"]]
     if not mine:
-        raise ServiceUnavailableError(f"{balance['server']} {balance['model']} left while it was asked about")
+        raise ServiceUnavailableError(
+            f"{balance['server']} {balance['model']} left while it was asked about", 404
+        )
     advice = ask("/v1/advice", start=start) if mine[0]["ep_size"] > 1 else None
     return Facts(since_s, time.time(), balance, trend, mine[0], ask("/v1/stragglers", start=start), advice)

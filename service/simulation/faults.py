@@ -58,7 +58,7 @@ class Faults:
 
         Args:
             frame: of a worker without faults.
-            elapsed: seconds since the simulation began.
+            elapsed: seconds since the worker's start, since what it counts begins anew with each.
         """
         rank = frame.producer.dp_rank
         if rank in self.missing:

@@ -105,7 +105,7 @@ class Fleet:
             if self._is_silent(rank):
                 continue
             yield from self.plan.faults.applied(
-                self._frame(rank, self._work(rank, seconds, steps)), self._elapsed
+                self._frame(rank, self._work(rank, seconds, steps)), self._age(rank)
             )
         self._steps_run += steps
 
@@ -127,6 +127,10 @@ class Fleet:
             for _ in range(self._tracer.ended(self.plan.trace_rate * tokens / TOKENS_OF_A_REQUEST)):
                 who = self._producer(rank)
                 yield self._tracer.trace(who, worker.epoch, self._now_ns(), prefill, decode)
+
+    def _age(self, rank: int) -> float:
+        """Seconds since the rank's worker started."""
+        return (self._now_ns() - self._workers[rank].epoch) / 1e9
 
     def _share(self, rank: int) -> float:
         """Tokens of the rank as a multiple of a fair share."""

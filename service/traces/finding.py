@@ -10,9 +10,9 @@ from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.store.interface import Absence, Store
 from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.traces.belonging import MAX_NAMED, SeveralError, ended_well, narrowed, newest_last
+from moescope.service.traces.extent import Extent
 from moescope.service.traces.missing import NOT_KEPT, TOO_MANY
 from moescope.service.traces.references import TakenOverBy
-from moescope.service.traces.routing import Extent
 from moescope.service.traces.sources import Source, shapes_of
 
 MAX_FOUND: Final = 256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -24,7 +25,7 @@ class _Made(Generic[T]):
 
 
 class Beside(Generic[T]):
-    """Something of each deployment: made by who asks first, then anew by a thread; safe for threads.
+    """Something of each deployment: made by who asks first, then anew by one thread; safe for threads.
 
     Args:
         make: makes it; an error reaches who asks first, else the log.
@@ -37,9 +38,16 @@ class Beside(Generic[T]):
         self._lock = threading.Lock()
         self._made: dict[Deployment, _Made[T]] = {}
         self._busy: set[Deployment] = set()
+        self._queue: deque[Deployment] = deque()
+        self._working = False
 
-    def latest(self, deployment: Deployment) -> T | None:
-        """The newest; None while another one makes the first."""
+    def latest(self, deployment: Deployment, may_make: Callable[[], bool] = lambda: True) -> T | None:
+        """The newest; None while the first is being made by somebody else.
+
+        Args:
+            deployment: a known one.
+            may_make: asked if there is none yet: whether the caller makes it now, else the thread does.
+        """
         now = self._state.now()
         with self._lock:
             made = self._made.get(deployment)
@@ -47,12 +55,28 @@ class Beside(Generic[T]):
             if fresh or deployment in self._busy:
                 return None if made is None else made.value
             self._busy.add(deployment)
-        if made is None:
+        if made is None and may_make():
             return self._keep(deployment)
-        threading.Thread(
-            target=self._refresh, args=(deployment,), name="moescope-advice", daemon=True
-        ).start()
-        return made.value
+        self._later(deployment)
+        return None if made is None else made.value
+
+    def _later(self, deployment: Deployment) -> None:
+        """Let the thread make it: one, so that it does one after the other however many are due."""
+        with self._lock:
+            self._queue.append(deployment)
+            if self._working:
+                return
+            self._working = True
+        threading.Thread(target=self._work, name="moescope-advice", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._working = False
+                    return
+                deployment = self._queue.popleft()
+            self._refresh(deployment)
 
     def _refresh(self, deployment: Deployment) -> None:
         try:
@@ -62,6 +86,9 @@ class Beside(Generic[T]):
             _log.warning("advice on %s can't be made. %s", deployment, error)
         except Exception:  # noqa: BLE001 whatever it is, the next question tries again
             _log.exception("advice on %s can't be made", deployment)
+        finally:
+            with self._lock:
+                self._busy.discard(deployment)
 
     def _keep(self, deployment: Deployment) -> T:
         now = self._state.now()

@@ -26,7 +26,7 @@ from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.store.records import StoreError
 from moescope.service.verdict.beside import Beside
-from moescope.service.verdict.facts import Drift, Facts, Remedy
+from moescope.service.verdict.facts import Facts, Remedy
 from moescope.service.verdict.gather import Question, drift_of, facts_of
 from moescope.service.verdict.judge import judge
 from moescope.service.verdict.model import Verdict
@@ -35,17 +35,35 @@ from moescope.service.verdict.waiting import is_uneven
 from moescope.service.windows.weights import changed_within
 from moescope.service.windows.window import ModelWindow
 
+DRIFT_LATER: Final = "drift is being measured, ask again"
 KEEP_S: Final = 1.0
 """For so long a verdict is kept while time passes."""
 MOST_KEPT: Final = 256
 """Verdicts that are kept, at most: each has a few kilobytes."""
 ADVICE_S: Final = 60.0
 """Advice is made anew so often at most, and only while a verdict wants it."""
+MOST_FIRSTS: Final = 4
+"""First advices and first measures of drift that a question makes, at most: those of two deployments."""
 HOUR_S: Final = 3600.0
 _log = logging.getLogger(__name__)
 
 Key = tuple[Deployment, str, str]
 """A deployment, and begin and end of a window as they were asked for."""
+
+
+class Firsts:
+    """How many first advices, and first measures of drift, one question may still make itself.
+
+    Each reads an hour and takes a good part of a second; the others are made beside, one after the other.
+    """
+
+    def __init__(self, most: int = MOST_FIRSTS) -> None:
+        self._left = most
+
+    def take(self) -> bool:
+        """Whether there is one more."""
+        self._left -= 1
+        return self._left >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +96,21 @@ class VerdictDesk:
         self._lock = threading.Lock()
         self._kept: dict[Key, _Kept] = {}
 
-    def verdict(self, deployment: Deployment, start: float | None, end: float | None, name: Key) -> Verdict:
+    def verdict(
+        self,
+        deployment: Deployment,
+        start: float | None,
+        end: float | None,
+        name: Key,
+        firsts: Firsts | None = None,
+    ) -> Verdict:
         """The verdict on a deployment in a window.
 
         Args:
             deployment: a known one.
             start, end: seconds of Unix time; None is unbounded.
             name: what the verdict is kept under; the same question later has the same name.
+            firsts: what a question on several deployments may still make; None: of one deployment.
 
         Raises:
             StoreError: the archive can't be read.
@@ -95,7 +121,7 @@ class VerdictDesk:
             kept = self._kept.get(name)
         if kept is not None and (0 < now - kept.at < KEEP_S or (now == kept.at and frames == kept.frames)):
             return kept.verdict
-        made = judge(self._facts(deployment, Question(start, end, now, self._min_tokens)))
+        made = judge(self._facts(deployment, Question(start, end, now, self._min_tokens), firsts or Firsts()))
         with self._lock:
             self._kept.pop(name, None)
             while len(self._kept) >= MOST_KEPT:
@@ -103,20 +129,19 @@ class VerdictDesk:
             self._kept[name] = _Kept(now, frames, made)
         return made
 
-    def _facts(self, deployment: Deployment, question: Question) -> Facts:
+    def _facts(self, deployment: Deployment, question: Question, firsts: Firsts) -> Facts:
         spans = self._state.spans(deployment, question.start, question.end)
         facts = facts_of(question, spans, lambda: self._state.placements(deployment), self._partial_of)
         if not facts.open_end or facts.silence is not None or not facts.tokens or facts.too_little:
             return facts
-        remedy = self._remedies.latest(deployment) if is_uneven(facts) else None
-        return replace(facts, remedy=remedy, drift=self._drift_of(deployment))
-
-    def _drift_of(self, deployment: Deployment) -> Drift | None:
+        remedy = self._remedies.latest(deployment, firsts.take) if is_uneven(facts) else None
         try:
-            return drift_of(self._drift.latest(deployment))
+            drifted = self._drift.newest(deployment, firsts.take)
         except (NoRoomError, StoreError) as error:
             _log.warning("a verdict on %s has no drift: %s", deployment, error)
-            return None
+            return replace(facts, remedy=remedy)
+        caveats = (*facts.caveats, DRIFT_LATER) if drifted is None else facts.caveats
+        return replace(facts, remedy=remedy, drift=drift_of(drifted or ()), caveats=caveats)
 
     def _remedy(self, deployment: Deployment) -> Remedy:
         """What advice on the last hour says; it reads the hour, and takes a good part of a second."""

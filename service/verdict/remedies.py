@@ -37,7 +37,7 @@ def action_of(facts: Facts, links: Links) -> Action:
     """What to do about uneven EP ranks."""
     remedy = facts.remedy
     if remedy is None:
-        past, soon = "this window is past; see Advice about it", "advice is not made yet, ask again"
+        past, soon = "this window is past; see Advice about it", "advice is being made, ask again"
         return Action(ACTIONS["not_known_yet"].format(reason=soon if facts.open_end else past))
     if not remedy.known:
         return Action(ACTIONS["not_known_yet"].format(reason=remedy.reason))

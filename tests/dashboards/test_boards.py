@@ -12,6 +12,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from moescope.dashboards import spec
+from moescope.dashboards.boards_model_now import CAUSED, COUNTED
 from moescope.dashboards.build import FOLDER, documents
 from moescope.service.metrics.catalogue import CATALOGUE
 from tests.dashboards.boards import BOARDS
@@ -215,3 +216,28 @@ def test_no_panel_has_a_number_for_each_rank(board: dict[str, Any]) -> None:
         if panel["type"] == "stat":
             for target in panel["targets"]:
                 assert not re.match(r"(max|sum|min) by \([^)]*(dp|ep)_rank", target["expr"]), panel["title"]
+
+
+def test_who_causes_the_waiting_is_from_single_steps_or_says_that_it_is_by_sums(tmp_path: Path) -> None:
+    def filled(expr: str) -> str:
+        return re.sub(r'=~"\$\w+"', '=~".*"', expr).replace("$__rate_interval", "5m")
+
+    by_sums = {
+        f'moescope_layer_ep_rank_slots_total{OF},layer="1",ep_rank="{rank}"}}': f"0+{slots}x20"
+        for rank, slots in enumerate((900, 100, 200))
+    }
+    by_steps = {
+        f'moescope_straggler_caused_slots_total{OF},ep_rank="{rank}"}}': f"0+{slots}x20"
+        for rank, slots in enumerate((100, 0, 300))
+    }
+    ranks = [f'{{ep_rank="{rank}"}}' for rank in range(3)]
+    exact = {filled(CAUSED): dict(zip(ranks, (0.25, 0, 0.75), strict=True))}
+    exact[filled(COUNTED)] = dict.fromkeys(ranks, 1)
+    sums = {filled(CAUSED): {ranks[0]: 1}, filled(COUNTED): {ranks[0]: 0}}
+    check(
+        tmp_path,
+        [
+            {"series": by_sums | by_steps, "at": "15m", "expect": exact},
+            {"series": by_sums, "at": "15m", "expect": sums},
+        ],
+    )

@@ -36,8 +36,9 @@ from moescope.service.api.schemas.requests import (
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.traces.asking import Asker, layers_of
-from moescope.service.traces.questions import SurpriseName, similar, unusual
+from moescope.service.traces.similar import similar
 from moescope.service.traces.slot_table import Reading
+from moescope.service.traces.unusual import SurpriseName, unusual
 
 ByParam = Annotated[SurpriseName, Query(description="What ranks them; docs/measures.md defines all three.")]
 

@@ -27,7 +27,7 @@ from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TracedRequest
 from moescope.service.traces.asking import Asker
-from moescope.service.traces.questions import concentrated
+from moescope.service.traces.concentrated import concentrated
 from moescope.service.traces.slot_table import Reading
 from moescope.service.windows.placement_now import PlacedLayer, placement_now
 

@@ -55,8 +55,8 @@ from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TraceQuery
 from moescope.service.traces.export import Chosen, LeftOut, Piece, choose, layers_of, pieces
+from moescope.service.traces.extent import Extent
 from moescope.service.traces.forms import Shaped
-from moescope.service.traces.routing import Extent
 
 _TABLE_TOKENS: Final = 1 << 20
 """Tokens of one Parquet file at most, unless one request has more: its footer grows with them."""

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 
 import numpy as np
 from fastapi import APIRouter, Query, Response
+from pydantic import Field
 
 from moescope.service.api.limits.turns import Turns
 from moescope.service.api.params.query import (
@@ -59,11 +60,20 @@ PartsParam = Annotated[
     list[Literal["ep_ranks"]] | None,
     Query(description="What to add: `ep_ranks`, the load of each EP rank, interval by interval."),
 ]
+EpRankParam = Annotated[
+    list[Annotated[int, Field(ge=0)]] | None,
+    Query(
+        description="The load of this EP rank, interval by interval; may be repeated. Absent, with "
+        "`parts=ep_ranks`: those of all EP ranks, if there are not too many."
+    ),
+]
 MAX_LOADS: Final = 1 << 16
 """Loads of EP ranks in an answer: ranks x intervals."""
 _REMEMBERED: Final = 4096
 _REMEMBERED_RATES: Final = 1 << 18
 """Of DP and EP ranks, over all intervals that are remembered: some 16 MiB."""
+_FLOAT32: Final = 4
+"""Bytes of a load that is remembered."""
 _SETTLED_S: Final = 60.0
 """Seconds after an interval's end until later frames change nothing in it: who fell silent, a broken law."""
 _NO_SAMPLE: Final = Summary()
@@ -120,7 +130,7 @@ class KnownIntervals:
 
 def _rates_of(point: TrendPoint) -> int:
     """DP ranks of which an interval knows something, or that it isn't known, and EP ranks with a load."""
-    return len(point.rates) + len(point.waiting) + len(point.unknown) + len(point.ep_loads) // 4
+    return len(point.rates) + len(point.waiting) + len(point.unknown) + len(point.ep_loads) // _FLOAT32
 
 
 def _absent(state: LiveState, deployment: Deployment) -> dict[int | None, str]:
@@ -146,20 +156,24 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
         step: StepParam = "5s",
         points: PointsParam = None,
         parts: PartsParam = None,
+        ep_rank: EpRankParam = None,
     ) -> Response:
         """Tokens per second of each DP rank and the imbalance over EP ranks, interval by interval.
 
-        `layer` bounds the imbalance: tokens pass all layers.
+        `layer` bounds the imbalance: tokens pass all layers. `ep_rank` bounds nothing but `ep_ranks`.
         """
         deployment = choose(state, server, model, pool)
         if layer or dp_rank is not None:
             _check_named(state, deployment, layer, dp_rank)
         now = state.now()
         length, cuts = _cuts(parse_bounds(start, end, now), step, points, now)
-        ep_size = heard_last(state.producers(deployment)).ep_size if parts else 0
-        _check_loads(ep_size, len(cuts) - 1)
-        wanted = TrendWish(deployment, phase, dp_rank, frozenset(layer) if layer else None, bool(parts))
+        ep_size = heard_last(state.producers(deployment)).ep_size
+        with_loads = bool(parts or ep_rank)
+        if with_loads:
+            _check_loads(len(set(ep_rank)) if ep_rank else ep_size, len(cuts) - 1)
+        wanted = TrendWish(deployment, phase, dp_rank, frozenset(layer) if layer else None, with_loads)
         found = filled(cache.points(state, wanted, cuts))
+        loads_of = _loads_of(found, ep_rank, ep_size) if with_loads else None
         ranks = sorted({rank for point in found for rank in (*point.rates, *point.unknown)})
         summaries = [point.imbalance or _NO_SAMPLE for point in found]
         result = Trend(
@@ -178,7 +192,8 @@ def trend_router(state: LiveState, turns: Turns) -> APIRouter:
             absent=compact_absent(_absent(state, deployment)),
             partial=partial_now(state, deployment),
             conflict=next((point.conflict for point in reversed(found) if point.conflict), None),
-            ep_ranks=_ep_ranks(found) if parts else None,
+            ep_rank_ids=loads_of,
+            ep_ranks=None if loads_of is None else _ep_ranks(found, loads_of),
         )
         return answer(result)
 
@@ -215,26 +230,46 @@ def _cuts(bounds: Bounds, step: str, points: int | None, now: float) -> tuple[fl
     return length, [last - length * i for i in reversed(range(count + 1))]
 
 
-def _check_loads(ep_size: int, intervals: int) -> None:
+def _check_loads(ranks: int, intervals: int) -> None:
     """Check that there are not too many loads of EP ranks.
 
     Raises:
         ProblemError: there are (400).
     """
-    if ep_size * intervals > MAX_LOADS:
+    if ranks * intervals > MAX_LOADS:
         raise ProblemError(
             400,
             "too-many-steps",
             "The trend would be too long",
-            f"Of {ep_size} EP ranks an answer has {MAX_LOADS // ep_size} intervals at most: ask for less.",
+            f"Of {ranks} EP ranks an answer has {MAX_LOADS // ranks} intervals at most: ask for less, or "
+            f"name EP ranks with ep_rank, {MAX_LOADS // intervals} at most.",
         )
 
 
-def _ep_ranks(found: Sequence[TrendPoint]) -> list[list[float | None]]:
-    """Loads by EP rank, then by interval."""
-    loads = [np.frombuffer(point.ep_loads, dtype=np.float32).tolist() for point in found]
-    size = max(map(len, loads))
-    return [[round(each[rank], 4) if rank < len(each) else None for each in loads] for rank in range(size)]
+def _loads_of(found: Sequence[TrendPoint], asked: list[int] | None, ep_size: int) -> list[int]:
+    """The EP ranks whose loads are told, rising: those asked for, else all that have any.
+
+    Raises:
+        ProblemError: there was no such EP rank in the window, and there is none now (404).
+    """
+    size = max((len(point.ep_loads) // _FLOAT32 for point in found), default=0)
+    if asked is None:
+        return list(range(size))
+    last = max(ep_size, size) - 1
+    if max(asked) > last:
+        raise ProblemError(
+            404,
+            "no-such-ep-rank",
+            "No such EP rank",
+            f"There is no EP rank {max(asked)}; they are 0 to {last}.",
+        )
+    return sorted(set(asked))
+
+
+def _ep_ranks(found: Sequence[TrendPoint], ranks: list[int]) -> list[list[float | None]]:
+    """Loads by EP rank of ``ranks``, then by interval."""
+    loads = [np.frombuffer(point.ep_loads, dtype=np.float32) for point in found]
+    return [[round(float(each[rank]), 4) if rank < len(each) else None for each in loads] for rank in ranks]
 
 
 def _check_named(

@@ -21,7 +21,7 @@ from moescope.service.drift.watch import DriftWatch
 from moescope.service.live.pools import Replica, known_replicas
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
-from moescope.service.verdict.desk import VerdictDesk
+from moescope.service.verdict.desk import Firsts, VerdictDesk
 from moescope.service.verdict.model import SEVERITIES, Verdict
 from moescope.service.windows.health import silent_stages
 from moescope.service.windows.window import ModelWindow
@@ -53,15 +53,19 @@ def verdict_router(state: LiveState, settings: Settings, drift: DriftWatch, turn
         """What is the matter with each deployment, what that rests on, and what to do.
 
         Without `start` the window is as long as that of the gauges (`window_s`, a minute). Deployments that
-        are no longer there are left out unless they are named, or there is no other.
+        are no longer there are left out unless they are named, or there is no other. What advice says is made
+        for two deployments at a time; of the others a verdict says that it is being made.
         """
         now = state.now()
         bounds = parse_bounds(start, end, now)
         begin = bounds.start
         if not start:
             begin = max(0.0, (now if bounds.end is None else min(bounds.end, now)) - settings.window_s)
+        firsts = Firsts()
         found = [
-            desk.verdict(item.deployment, begin, bounds.end, (item.deployment, start or "", end or ""))
+            desk.verdict(
+                item.deployment, begin, bounds.end, (item.deployment, start or "", end or ""), firsts
+            )
             for item in _meant(state, server, model, pool)
         ]
         found.sort(key=lambda item: (-SEVERITIES.index(item.finding.severity), item.server, item.model))

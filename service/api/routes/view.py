@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
@@ -57,6 +57,8 @@ PartsParam = Annotated[
         "`hot`: the busiest EP rank and expert of each layer."
     ),
 ]
+MAX_FLOWS: Final = 1 << 18
+"""Numbers of ``flows`` in an answer, DP ranks x EP ranks: 512 by 512."""
 FlowLayerParam = Annotated[
     int | None, Query(description="`flows` of this layer only; absent: of those that `layer` names.")
 ]
@@ -219,6 +221,12 @@ def _add_flows(
         for layer in layers
     )
     result.flows_reason = next((reason for reason in reasons if reason), None)
+    sides = len(window.dp_ranks), window.ep_size
+    if result.flows_reason is None and sides[0] * sides[1] > MAX_FLOWS:
+        result.flows_reason = (
+            f"{sides[0]:,} DP ranks by {sides[1]:,} EP ranks are more than {MAX_FLOWS:,} numbers; dp_rank= "
+            "of /v1/view asks for those of one DP rank"
+        )
     if result.flows_reason is None:
         ranks = [rank.rank for rank in window.dp_ranks]
         flows = dp_to_ep_slots(spans, ranks, [layer.shape.layer for layer in layers], window.ep_size)

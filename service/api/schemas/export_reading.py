@@ -11,8 +11,9 @@ from moescope.service.store.interface import Store
 from moescope.service.store.records import TracedRequest
 from moescope.service.store.worker_trace import WorkerTrace
 from moescope.service.traces.export import Chosen, Reading, UnreadableError, layers_of
+from moescope.service.traces.extent import Extent
 from moescope.service.traces.forms import Shaped
-from moescope.service.traces.routing import Extent, Routing, TooManyPositionsError, put_together
+from moescope.service.traces.routing import Routing, TooManyPositionsError, put_together
 
 READING_BYTES: Final = 16 << 20
 """The most that reading a request may take beside its tokens; an export leaves out one that takes more."""

@@ -11,11 +11,12 @@ from moescope.service.api.schemas.trace_shapes import Depths, Form, Missing, Wis
 from moescope.service.store.interface import Store
 from moescope.service.store.records import TraceQuery
 from moescope.service.traces.belonging import SeveralError
+from moescope.service.traces.extent import Extent
 from moescope.service.traces.finding import Found, find
 from moescope.service.traces.forms import Shaped, VllmShape
 from moescope.service.traces.joining import Joined, join
 from moescope.service.traces.plan import TooManyRunsError
-from moescope.service.traces.routing import Extent, TooManyPositionsError
+from moescope.service.traces.routing import TooManyPositionsError
 from moescope.service.traces.spans import span
 
 

@@ -21,8 +21,9 @@ import numpy.typing as npt
 from moescope.service.api.problems import ProblemError
 from moescope.service.api.schemas.sink import Sink
 from moescope.service.api.schemas.traces import TraceOut
+from moescope.service.traces.extent import Extent
 from moescope.service.traces.forms import Shaped
-from moescope.service.traces.routing import ExpertRows, Extent
+from moescope.service.traces.routing import ExpertRows
 
 BLOCK_BYTES: Final = 1 << 20
 """Bytes of experts, int16, that are made at once; a single position may have more."""

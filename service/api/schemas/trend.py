@@ -16,8 +16,8 @@ class Trend(msgspec.Struct):
     where phases are not known. `not_conserved` are layers that some interval's imbalance leaves out because
     their rows don't add up to its tokens. `absent` are MoE layers that nothing
     counts. `conflict` says why intervals have no imbalance because several live processes claimed one rank.
-    `ep_ranks`, with `parts=ep_ranks`, are the slots of each EP rank over all layers as a multiple of a fair
-    share, by rank, then by interval.
+    `ep_ranks`, with `parts=ep_ranks` or `ep_rank`, are the slots of each EP rank of `ep_rank_ids` over all
+    layers as a multiple of a fair share, by rank, then by interval.
     `dp_rank` is the one that was asked for (null: all of them); then the imbalance is of where its tokens
     went. `partial` says why it is of a part of the deployment only at present; null: all its DP ranks report.
     """
@@ -37,4 +37,5 @@ class Trend(msgspec.Struct):
     not_conserved: list[int] = []
     partial: str | None = None
     conflict: str | None = None
+    ep_rank_ids: list[int] | None = None
     ep_ranks: list[list[float | None]] | None = None

@@ -77,7 +77,9 @@ export function causesPanel() {
   const { element, hint } = panel("Who causes the waiting", "", table.element, reason);
   return {
     element,
-    /** @param {any} view @param {any} waited @param {any} trend of /v1/trend with `ep_ranks` */
+    /** The EP ranks whose rows are shown now. */
+    visible: () => /** @type {Cause[]} */ (table.visible()).map(({ rank }) => rank),
+    /** @param {any} view @param {any} waited @param {any} trend of /v1/trend with `ep_ranks`, of those that are shown at least */
     update(view, waited, trend) {
       const { causes, bySteps, untold } = causesOf(view, waited);
       const known = causes.some(({ load }) => load !== null);
@@ -87,7 +89,8 @@ export function causesPanel() {
       const unknown = untold > SMALL ? `; of ${percent(untold, 0)} it isn't known: steps stored before it was counted` : "";
       setText(hint, known ? `EP ranks, who hold the chosen experts; ${bySteps ? BY_STEPS : BY_SUMS}${unknown}` : "");
       const most = Math.max(...causes.map(({ caused }) => caused), 0);
-      table.update(causes.map((cause) => ({ ...cause, most, trend: trend?.ep_ranks?.[cause.rank] ?? [] })));
+      const lines = new Map((trend?.ep_rank_ids ?? []).map((rank, i) => [rank, trend.ep_ranks[i]]));
+      table.update(causes.map((cause) => ({ ...cause, most, trend: lines.get(cause.rank) ?? [] })));
     },
   };
 }

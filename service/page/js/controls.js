@@ -48,7 +48,7 @@ export function buildControls(place) {
   let latest = 0; // Unix seconds on the service's clock
   const deployment = choice("Model", (value) => {
     const [server, model] = JSON.parse(value);
-    change({ server, model, dp_rank: null, layer: null });
+    change({ server, model, dp_rank: null, layer: null, dp: null, ep: null });
   });
   const window = choice("Window", (value) => {
     const end = Math.floor(latest);

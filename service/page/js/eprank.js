@@ -1,10 +1,10 @@
 // Loads of EP ranks: bars, with the experts that each rank holds, and a grid of whose slots went where.
 
 import { makeBar, setBar } from "./bars.js";
+import { blockGrid } from "./blockgrid.js";
+import { sideOf } from "./blocks.js";
 import { h, panel, setAttribute, setText } from "./dom.js";
 import { compact, count, percent, ranges, times } from "./format.js";
-import { gridPanel } from "./gridpanel.js";
-import { deviation, idTicks } from "./scales.js";
 import { sortTable } from "./sorttable.js";
 
 const HOT_RANK = 1.25;
@@ -64,7 +64,9 @@ function placements(view, layers, width) {
 /** Source DP rank x destination EP rank. */
 export function flowGrid() {
   let shown = /** @type {any} */ (null);
-  const map = gridPanel("From DP rank to EP rank", "Point at a cell: whose tokens (row) went to whose experts (column).", {
+  const map = blockGrid("From DP rank to EP rank", "Point at a cell: whose tokens (row) went to whose experts (column).", {
+    rows: { name: "DP rank", param: "dp" },
+    columns: { name: "EP rank", param: "ep" },
     describe(row, column) {
       const value = shown.flows[row][column];
       const total = shown.flows[row].reduce((a, b) => a + b, 0);
@@ -75,22 +77,18 @@ export function flowGrid() {
   const element = h("div", {}, map.element, reason);
   return {
     element,
-    /** @param {any} view with flows */
-    update(view) {
+    /** @param {any} view with flows @param {URLSearchParams} params of the route */
+    update(view, params) {
       const flows = view.flows ?? [];
       const columns = flows[0]?.length ?? 0;
-      const values = flows.flat();
-      const fair = values.reduce((a, b) => a + b, 0) / (values.length || 1);
+      const fair = flows.reduce((all, row) => all + row.reduce((a, b) => a + b, 0), 0) / (flows.length * columns || 1);
       map.element.hidden = !fair;
       reason.hidden = !!fair;
       setText(reason, fair ? "" : view.flows_reason ?? "No tokens in this window.");
       if (!fair) return;
-      const scale = deviation();
       shown = { flows, fair, ranks: view.dp_ranks.map((rank) => rank.dp_rank) };
-      map.update(
-        { rows: shown.ranks.map(String), columns, values: Float32Array.from(values, (v) => scale.value(v / fair, 0)), palette: scale.palette, ticks: idTicks(columns) },
-        { low: scale.low, high: scale.high, note: "slots, against a fair share of all" },
-      );
+      const sides = /** @type {const} */ ([sideOf(shown.ranks, params.get("dp")), sideOf([...Array(columns).keys()], params.get("ep"))]);
+      map.update([...sides], (r, c) => flows[r][c] / fair, "slots, against a fair share of all");
     },
     destroy: () => map.destroy(),
   };

@@ -2,6 +2,7 @@
 
 import { get, ApiError, windowCutAt } from "./api.js";
 import { buildControls } from "./controls.js";
+import { sayElsewhere } from "./elsewhere.js";
 import { h, setAttribute, setText } from "./dom.js";
 import { setServiceTime, time, timeZone } from "./format.js";
 import { brokenLaw, partText } from "./health.js";
@@ -40,6 +41,8 @@ const nav = /** @type {HTMLElement} */ (document.getElementById("views"));
 const controls = buildControls(/** @type {HTMLElement} */ (document.getElementById("controls")));
 
 setText(/** @type {HTMLElement} */ (document.getElementById("zone")), `Times are those of this browser's time zone, ${timeZone()}.`);
+
+const elsewhere = sayElsewhere(/** @type {HTMLElement} */ (document.getElementById("elsewhere")));
 
 let shown = { name: "", view: /** @type {View|null} */ (null), ready: false };
 let connection = "connecting";
@@ -120,6 +123,7 @@ async function draw(signal) {
   showStatus(past);
   showNav(name);
   showBroken(deployment);
+  elsewhere(ranks, deployment);
   if (!deployment) {
     freshAt = now;
     showInstead(ranks.deployments.length ? failure(new ApiError(404, "No such deployment", "Choose one above."), refresh) : empty());

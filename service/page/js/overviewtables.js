@@ -129,7 +129,7 @@ export function modelTable() {
         const known = d.dp_ranks.filter((rank) => rank.tokens !== null);
         const tokens = known.length ? count(known.reduce((sum, rank) => sum + rank.tokens, 0)) : "–";
         setText(head.firstChild, d.model);
-        setAttribute(head.firstChild, "href", link("overview", { server: d.server, model: d.model, layer: null, dp_rank: null }));
+        setAttribute(head.firstChild, "href", link("overview", { server: d.server, model: d.model, layer: null, dp_rank: null, dp: null, ep: null }));
         setAttribute(head.firstChild, "aria-current", d === current ? "true" : null);
         [d.server, `${live} of ${d.dp_size}`, `${d.ep_size}`, tokens, d.dp_ranks[0]?.producers[0]?.vllm_version || "–"].forEach((text, i) => setText(cells[i], text));
       });

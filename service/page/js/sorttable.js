@@ -1,8 +1,10 @@
 // Tables that are sorted by a click on a head, and show their first rows until all are asked for.
 
 import { h, patch, setAttribute, setText } from "./dom.js";
+import { count } from "./format.js";
 
 const ROWS = 12;
+const PAGE = 256; // rows at a time, however many there are
 
 /**
  * A column. `key` of an item sorts it: a number (large ones first), or a text; without it the head doesn't sort.
@@ -18,6 +20,8 @@ const ROWS = 12;
 export function sortTable(caption, columns, { by, what, rows = ROWS }) {
   let sorted = { by, rising: columns[by].rising ?? false };
   let all = false;
+  let first = 0; // of the rows that are shown, when all are asked for
+  let visible = /** @type {any[]} */ ([]);
   let shown = /** @type {any[]} */ ([]);
   const body = h("tbody");
   const heads = columns.map((column, i) => head(column, () => {
@@ -25,8 +29,12 @@ export function sortTable(caption, columns, { by, what, rows = ROWS }) {
     draw();
   }));
   const table = h("table", { class: "cards" }, h("caption", { class: "unseen", text: caption }), h("thead", {}, h("tr", {}, ...heads)), body);
-  const more = h("button", { class: "quiet more", type: "button", on: { click: () => { all = !all; draw(); } } });
-  const element = h("div", {}, h("div", { class: "scroll whole", tabindex: "0", role: "region", "aria-label": caption }, table), more);
+  const more = h("button", { class: "quiet more", type: "button", on: { click: () => { all = !all; first = 0; draw(); } } });
+  const turn = (text, by) => h("button", { class: "quiet", type: "button", text, on: { click: () => { first += by; draw(); } } });
+  const [before, after] = [turn("Previous", -PAGE), turn("Next", PAGE)];
+  const where = h("span", { class: "muted", role: "status" });
+  const pager = h("div", { class: "tools more", hidden: true }, where, before, after);
+  const element = h("div", {}, h("div", { class: "scroll whole", tabindex: "0", role: "region", "aria-label": caption }, table), pager, more);
   const create = () => {
     const row = h("tr", {}, ...columns.map((column, i) => h(i ? "td" : "th", { scope: i ? null : "row", "data-label": i && column.name ? column.name : null, class: column.number ? "number" : column.wide ? "wide" : null })));
     columns.forEach((column, i) => column.make?.(/** @type {HTMLElement} */ (row.children[i])));
@@ -38,23 +46,36 @@ export function sortTable(caption, columns, { by, what, rows = ROWS }) {
     const order = shown.map((item, i) => ({ item, i, key: key(item) }));
     const sign = sorted.rising ? 1 : -1;
     order.sort((a, b) => sign * compare(a.key, b.key) || a.i - b.i);
-    const visible = all ? order : order.slice(0, rows);
-    patch(body, visible, create, (row, { item }) => columns.forEach((column, i) => column.show(row.children[i], item)));
+    first = Math.max(0, Math.min(first, PAGE * Math.floor((order.length - 1) / PAGE)));
+    const part = all ? order.slice(first, first + PAGE) : order.slice(0, rows);
+    visible = part.map(({ item }) => item);
+    patch(body, part, create, (row, { item }) => columns.forEach((column, i) => column.show(row.children[i], item)));
     heads.forEach((th, i) => setAttribute(th, "aria-sort", i === sorted.by ? (sorted.rising ? "ascending" : "descending") : null));
     more.hidden = shown.length <= rows;
-    setText(more, all ? `Show the first ${rows} only` : `Show all ${shown.length} ${what}`);
+    setText(more, all ? `Show the first ${rows} only` : `Show all ${count(shown.length)} ${what}`);
     setAttribute(more, "aria-expanded", String(all));
+    pager.hidden = !all || order.length <= PAGE;
+    setText(where, `${count(first + 1)} to ${count(first + part.length)} of ${count(order.length)} ${what}`);
+    setDisabled(before, first === 0);
+    setDisabled(after, first + PAGE >= order.length);
   }
 
   return {
     element,
     table,
+    /** The items whose rows are shown now. */
+    visible: () => visible,
     /** @param {any[]} items in the order that ties keep */
     update(items) {
       shown = items;
       draw();
     },
   };
+}
+
+/** @param {any} button @param {boolean} disabled */
+function setDisabled(button, disabled) {
+  if (button.disabled !== disabled) button.disabled = disabled;
 }
 
 /** Numbers by size, and what is no number last; texts by letters. */

@@ -18,6 +18,8 @@ _MOST_ROWS: Final = 500_000
 """Rows that are looked at in one piece of time, about: what a piece has to remember on the server."""
 _LATE_MS: Final = 600_000
 """Totals that come so late are rolled up as well."""
+_NOTED_MS: Final = 8 * _DAY_MS
+"""What is rolled up before it is noted how far that is."""
 _OFTEN_MS: Final = 60_000
 _SELDOM_MS: Final = 600_000
 
@@ -44,32 +46,38 @@ class Rolling:
         Args:
             now_ms: milliseconds of Unix time.
         """
-        fine, middle = self._retention.fine_s, self._retention.middle_s
-        for bucket_ms, age_s in ((10_000, fine), (300_000, middle)):
-            self._roll_up(bucket_ms, (now_ms - int(age_s * 1000)) // bucket_ms * bucket_ms)
+        coarse_ms = _until(300_000, now_ms, self._retention.middle_s)
+        self._roll_up(300_000, now_ms - int(self._retention.coarse_s * 1000) - _DAY_MS, coarse_ms)
+        self._roll_up(10_000, coarse_ms, _until(10_000, now_ms, self._retention.fine_s))
         removed_ms = self._removed_ms
         if removed_ms is None or not 0 <= now_ms - removed_ms < _SELDOM_MS:
             self._remove(now_ms - int(self._retention.coarse_s * 1000))
             self._removed_ms = now_ms
 
-    def _roll_up(self, bucket_ms: int, until_ms: int) -> None:
-        """Keep the last totals of each bucket up to an instant."""
+    def _roll_up(self, bucket_ms: int, from_ms: int, until_ms: int) -> None:
+        """Keep the last totals of each bucket between two instants.
+
+        What is older than the first is rolled up further, or removed, or of a clock that was wrong.
+        """
         done_ms = self._done(bucket_ms)
         if done_ms is not None and 0 <= until_ms - done_ms < _OFTEN_MS:
             return
-        # Where a clock was ahead, what came since is behind what was done.
-        since_ms = self._first() if done_ms is None else min(done_ms, until_ms) - _LATE_MS
-        if since_ms is None or since_ms >= until_ms:
+        first_ms = self._first()
+        if first_ms is None or first_ms >= until_ms:
             return
-        # What is older still is removed, or of a clock that was wrong.
-        oldest_ms = until_ms - int(self._retention.coarse_s * 1000) - _DAY_MS
-        at_ms = max(since_ms, oldest_ms) // bucket_ms * bucket_ms
+        at_ms = max(first_ms, from_ms)
+        if done_ms is not None:  # where a clock was ahead, what came since is behind what was done
+            at_ms = max(at_ms, min(done_ms, until_ms) - _LATE_MS)
+        at_ms = at_ms // bucket_ms * bucket_ms
+        tables = self._tables()
         while at_ms < until_ms:
-            end_ms = self._piece(at_ms, until_ms)
-            for table in ("snapshot", "life"):
-                self._roll_up_piece(table, bucket_ms, at_ms, end_ms)
-            self._note(bucket_ms, end_ms)
-            at_ms = end_ms
+            noted_ms = at_ms + _NOTED_MS
+            while at_ms < min(until_ms, noted_ms):
+                end_ms = self._piece(at_ms, until_ms)
+                for table in tables:
+                    self._roll_up_piece(table, bucket_ms, at_ms, end_ms)
+                at_ms = end_ms
+            self._note(bucket_ms, at_ms)
 
     def _piece(self, at_ms: int, until_ms: int) -> int:
         """Where the piece that begins at an instant ends: after a day, or earlier if it has many rows."""
@@ -111,6 +119,11 @@ class Rolling:
                 newest = f"(SELECT {key}, max(at_ms) FROM life WHERE at_ms < {{before:Int64}} GROUP BY {key})"
             delete(self._connection, table, doomed + newest, {"before": before_ms})
 
+    def _tables(self) -> list[str]:
+        """The tables of history that have any."""
+        [(former,)] = self._connection.rows("SELECT toInt64(count()) FROM snapshot", "i")
+        return ["snapshot", "life"] if former else ["life"]
+
     def _first(self) -> int | None:
         """When the oldest totals were true that are after 1970; None: there are none."""
         found = [
@@ -134,6 +147,11 @@ class Rolling:
         document = Document(ROLLED_UP, str(bucket_ms), str(until_ms).encode())
         rows = documents.rows_of(self._connection, [document])
         self._connection.insert("document", documents.COLUMNS, rows)
+
+
+def _until(bucket_ms: int, now_ms: int, age_s: float) -> int:
+    """The end of the last whole bucket that has an age."""
+    return (now_ms - int(age_s * 1000)) // bucket_ms * bucket_ms
 
 
 def _one_of(table: str) -> tuple[str, ...]:

@@ -358,6 +358,20 @@ HOT = [
 ]
 
 
+def test_frames_that_a_service_refuses_are_told_whoever_is_silent_at_another(tmp_path: Path) -> None:
+    """A worker whose frames are refused falls silent: MoescopeStaleProducer tells both."""
+    refused = {'moescope_frames_total{cluster="c",instance="i",result="refused",reason="version"}': "0+1x90"}
+
+    def silent(instance: str) -> dict[str, str]:
+        labels = f'cluster="c",instance="{instance}",server="a",model="m",state="stale"'
+        return {f"moescope_producers{{{labels}}}": "1x90"}
+
+    firing = 'count(ALERTS{alertname="MoescopeRefusedFrames",alertstate="firing"})'
+    elsewhere = {"series": refused | silent("other"), "at": "85m", "expect": {firing: {"{}": 1}}}
+    here = {"series": refused | silent("i"), "at": "85m", "expect": {firing: {}}}
+    check(tmp_path, [elsewhere, here])
+
+
 def test_a_hot_expert_is_found_whatever_the_number_of_experts(tmp_path: Path) -> None:
     firing = 'count(ALERTS{alertname="MoescopeHotExpert",alertstate="firing"})'
     cases = []

@@ -10,6 +10,7 @@ import pytest
 
 from moescope.service.client.settings import DEFAULT_URL, client_settings
 from moescope.service.settings import Settings
+from tests.service.cli.asking_commands import COMMANDS
 from tests.service.cli.listing import every_command
 from tests.service.cli.running import run
 from tests.service.conftest import Service
@@ -71,34 +72,6 @@ def nowhere() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     return f"http://127.0.0.1:{port}"
-
-
-COMMANDS = [
-    ["ranks"],
-    ["balance"],
-    ["balance", "--pool", "one"],
-    ["pools"],
-    ["pools", "one"],
-    ["stragglers"],
-    ["verdict"],
-    ["top"],
-    [],
-    ["placement"],
-    ["advise"],
-    ["advise", "--rearrangements"],
-    ["drift"],
-    ["baseline", "list"],
-    ["baseline", "pin", "one"],
-    ["baseline", "remove", "one"],
-    ["report"],
-    ["requests", "unusual"],
-    ["requests", "concentrated"],
-    ["requests", "similar", "one"],
-    ["traces", "list"],
-    ["traces", "show", "one"],
-    ["traces", "export", "one", "one.json"],
-    ["simulate", "--duration", "0", "--interval", "0.05", "--ranks", "1"],
-]
 
 
 def test_no_command_that_asks_a_service_is_left_out() -> None:

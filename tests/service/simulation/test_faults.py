@@ -79,6 +79,15 @@ def test_a_rank_starts_again_each_so_many_seconds() -> None:
     assert len({second for _, second in epochs}) == 1
 
 
+def test_what_a_rank_lost_is_since_its_own_start() -> None:
+    fleet = Fleet(replace(PLAN, faults=Faults(restart_s=3.0, drops_per_s=2.0, trace_drops_per_s=1.0)), 0)
+    found = [list(fleet.advance(1.0)) for _ in range(7)]
+    lost = [[frame.drops["sends_failed"] for frame in frames] for frames in found]
+    assert lost == [[2, 2], [4, 4], [0, 6], [2, 8], [4, 10], [0, 12], [2, 14]]
+    assert [frames[0].traces.get("captured", 0) for frames in found] == [1, 2, 0, 1, 2, 0, 1]
+    assert [frames[1].traces["captured"] for frames in found] == [1, 2, 3, 4, 5, 6, 7]
+
+
 @pytest.mark.parametrize(
     ("faults", "told"),
     [

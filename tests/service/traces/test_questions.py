@@ -8,8 +8,10 @@ import pytest
 from moescope.capture.wire import MoeLayer, PlacementTable, pack_ids
 from moescope.service.measures.requests import Surprises, expected_bits, own_bits
 from moescope.service.store.slots import RequestSlots, begins_of
-from moescope.service.traces.questions import SurpriseName, concentrated, similar, unusual
+from moescope.service.traces.concentrated import concentrated
+from moescope.service.traces.similar import similar
 from moescope.service.traces.slot_table import Group
+from moescope.service.traces.unusual import SurpriseName, unusual
 
 WIDE = (MoeLayer(0, 8, 2), MoeLayer(2, 6, 2))
 FIRST = WIDE[:1]

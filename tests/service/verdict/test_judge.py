@@ -182,7 +182,7 @@ def test_what_to_do_about_uneven_ranks() -> None:
 
 def test_an_open_window_is_not_called_past_while_advice_is_made() -> None:
     assert judge(HOT).finding.action.words == (
-        "What another placement (EPLB) would save is not known: advice is not made yet, ask again."
+        "What another placement (EPLB) would save is not known: advice is being made, ask again."
     )
     past = judge(replace(HOT, open_end=False)).finding.action.words
     assert past.endswith("is not known: this window is past; see Advice about it.")

@@ -98,7 +98,7 @@ env:
 {{- end }}
 ports:
   - {name: moescope, containerPort: {{ .Values.service.port }}}
-# The store is opened before the port: that takes long where an upgrade changes its schema.
+# Nothing is answered before the store is open, which takes long where an upgrade changes its schema.
 startupProbe:
   httpGet: {path: /healthz, port: moescope, scheme: {{ $scheme }}}
   periodSeconds: 2

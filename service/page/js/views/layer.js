@@ -67,7 +67,7 @@ export function create() {
       experts.update(layer, route.params.get("sort") === "load");
       drawMost(most, layer);
       bars.update(known, id);
-      flows.update(view);
+      flows.update(view, route.params);
     },
     destroy: () => flows.destroy(),
   };

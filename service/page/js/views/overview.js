@@ -16,6 +16,7 @@ import { verdictPanel } from "../verdict.js";
 
 const SLOW_S = 5; // trend and stragglers are asked for so often
 const MANY_LINES = 6;
+const MANY_RANKS = 256; // of more EP ranks, loads over time are asked for of those whose rows are shown
 
 /** @returns {import("../main.js").View} */
 export function create() {
@@ -58,12 +59,13 @@ export function create() {
       ]);
       verdict.update(judged.verdicts[0]);
       const key = JSON.stringify([server, model, phase, start, end]);
-      if (slow.key !== key || now - slow.at >= SLOW_S || now < slow.at) {
-        const asked = intervals(route.params, view, now);
-        const [trend, waited] = await Promise.all([
-          get("v1/trend", { server, model, phase, ...asked, parts: ["ep_ranks"] }, signal),
-          get("v1/stragglers", { server, model, start, end }, signal),
-        ]);
+      const many = view.ep_size > MANY_RANKS;
+      if (slow.key !== key || now - slow.at >= SLOW_S || now < slow.at || (many && !knows(slow.trend, causes.visible()))) {
+        const asked = { server, model, phase, ...intervals(route.params, view, now) };
+        const waiting = get("v1/stragglers", { server, model, start, end }, signal);
+        if (many) causes.update(view, await waiting, slow.trend); // says whose rows are shown
+        const loads = many ? { ep_rank: causes.visible() } : { parts: ["ep_ranks"] };
+        const [trend, waited] = await Promise.all([get("v1/trend", { ...asked, ...loads }, signal), waiting]);
         slow = { key, at: now, trend, waited };
         drawTrend(trend, rates, imbalance);
       }
@@ -85,6 +87,9 @@ export function create() {
     },
   };
 }
+
+/** Whether a trend has the loads of EP ranks. */
+const knows = (trend, ranks) => !ranks.length || (trend?.ep_rank_ids && ranks.every((rank) => trend.ep_rank_ids.includes(rank)));
 
 function summary(view, deployment) {
   const { ratio_of_sums: ratio, worst, worst_layer: layer } = view.over_ep_ranks;

@@ -1,13 +1,13 @@
 // Which EP rank is the bottleneck, in which layer, and whose tokens go there.
 
 import { get } from "../api.js";
+import { blockGrid } from "../blockgrid.js";
+import { sideOf, single } from "../blocks.js";
 import { choice, h } from "../dom.js";
 import { epBars, flowGrid } from "../eprank.js";
 import { count, times } from "../format.js";
-import { gridPanel } from "../gridpanel.js";
 import { phaseNote } from "../phase.js";
 import { change, go } from "../route.js";
-import { deviation, idTicks } from "../scales.js";
 import { stragglers } from "../stragglers.js";
 
 /** @returns {import("../main.js").View} */
@@ -18,13 +18,14 @@ export function create() {
   const flows = flowGrid();
   const unphased = phaseNote();
   const waiting = stragglers();
-  const map = gridPanel("EP ranks by layer", "Point at a cell for its numbers; click it for its layer.", {
+  const map = blockGrid("EP ranks by layer", "Point at a cell for its numbers; click it for its layer.", {
+    rows: { name: "layer", param: null },
+    columns: { name: "EP rank", param: "ep" },
     describe(row, column) {
       const layer = shown[row];
       if (!layer.over_ep_ranks) return `layer ${layer.layer}: ${layer.ep_reason ?? "no sample"}`;
-      const load = layer.ep_slots[column];
-      const fair = layer.ep_slots.reduce((a, b) => a + b, 0) / layer.ep_slots.length;
-      return `layer ${layer.layer} · EP rank ${column} · ${count(load)} slots · ${times(load / fair)} a fair share · the layer's imbalance ratio is ${layer.over_ep_ranks.imbalance_ratio.toFixed(3)}`;
+      const load = layer.ep_slots[column] ?? 0;
+      return `layer ${layer.layer} · EP rank ${column} · ${count(load)} slots · ${times(load / fairOf(layer))} a fair share · the layer's imbalance ratio is ${layer.over_ep_ranks.imbalance_ratio.toFixed(3)}`;
     },
     open: (row) => go("layer", { layer: shown[row].layer }),
   });
@@ -52,9 +53,9 @@ export function create() {
       shown = view.layers;
       unphased.update(view);
       layerChoice.set([["", "all layers"], ...view.layers.map((layer) => [`${layer.layer}`, `layer ${layer.layer}`])], only === null ? "" : `${only}`);
-      map.update(data(view), { ...deviation(), note: "slots, against a fair share of the layer's" });
+      draw(map, view, route.params);
       bars.update(view, only);
-      flows.update(view);
+      flows.update(view, route.params);
     },
     destroy() {
       map.destroy();
@@ -63,16 +64,12 @@ export function create() {
   };
 }
 
-function data(view) {
+const fairOf = (layer) => layer.ep_slots.reduce((a, b) => a + b, 0) / layer.ep_slots.length;
+
+/** Layers by EP rank, as multiples of the layer's fair share. */
+function draw(map, view, params) {
   const columns = Math.max(view.ep_size, ...view.layers.map((layer) => layer.ep_slots?.length ?? 0));
-  const scale = deviation();
-  const values = new Float32Array(view.layers.length * columns).fill(NaN);
-  view.layers.forEach((layer, r) => {
-    if (!layer.over_ep_ranks) return;
-    const fair = layer.ep_slots.reduce((a, b) => a + b, 0) / layer.ep_slots.length;
-    layer.ep_slots.forEach((load, c) => {
-      values[r * columns + c] = scale.value(load / fair, 0);
-    });
-  });
-  return { rows: view.layers.map((layer) => `${layer.layer}`), columns, values, palette: scale.palette, ticks: idTicks(columns) };
+  const fair = view.layers.map((layer) => (layer.over_ep_ranks ? fairOf(layer) : NaN));
+  const sides = [single(view.layers.map((layer) => layer.layer)), sideOf([...Array(columns).keys()], params.get("ep"))];
+  map.update(sides, (r, c) => (view.layers[r].ep_slots?.[c] ?? NaN) / fair[r], "slots, against a fair share of the layer's");
 }

@@ -9,6 +9,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 
 from moescope.capture import wire
+from moescope.service.api.routes import view as view_route
 from moescope.service.windows.expert_ep_ranks import SEVERAL, ep_ranks_of_experts
 from tests.service.conftest import Service
 from tests.service.frames import EPOCH, frame, halves, placement, producer
@@ -140,6 +141,44 @@ def test_the_trend_has_the_load_of_each_ep_rank_where_asked(service: Service) ->
     one = service.get("/v1/trend", step=10, points=4, parts="ep_ranks", layer=1)
     assert one["ep_ranks"] == [[None, 1.5, 1.5, 1.5], [None, 0.5, 0.5, 0.5]]
     assert service.get("/v1/trend", step=10, points=2)["ep_ranks"] is None
+    assert one["ep_rank_ids"] == [0, 1]
+    second = service.get("/v1/trend", step=10, points=4, ep_rank=[1, 1], layer=1)
+    assert (second["ep_rank_ids"], second["ep_ranks"]) == ([1], one["ep_ranks"][1:])
+    refused = service.client.get("/v1/trend", params={"ep_rank": 2})
+    assert (refused.status_code, refused.json()["detail"]) == (404, "There is no EP rank 2; they are 0 to 1.")
+
+
+def test_of_thousands_of_ep_ranks_an_answer_has_those_that_are_named(service: Service) -> None:
+    ranks = 4096
+    counts = np.ones(ranks, dtype=np.int64)
+    counts[4000] = 101
+    for number in (1, 2):
+        service.clock.now += 10
+        sent = frame(
+            {0: (number * counts).tolist()},
+            who=producer(ep_size=ranks),
+            placement=halves(ranks, 1, ranks),
+            seq=number,
+            after_s=10.0 * number,
+        )
+        service.push(sent)
+    refused = service.client.get("/v1/trend", params={"parts": "ep_ranks"})
+    assert refused.status_code == 400
+    assert "name EP ranks with ep_rank, 1092 at most" in refused.json()["detail"]
+    trend = service.get("/v1/trend", step=10, points=1, ep_rank=[4000, 7])
+    assert trend["ep_rank_ids"] == [7, 4000]
+    assert trend["ep_ranks"] == [[round(ranks / 4196, 4)], [round(101 * ranks / 4196, 4)]]
+
+
+def test_flows_of_very_many_ranks_have_a_reason_and_those_of_one_are_there(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_route, "MAX_FLOWS", 3)
+    _push_both(service)
+    view = service.get("/v1/view", parts="flows")
+    assert view["flows"] is None
+    assert view["flows_reason"].startswith("2 DP ranks by 2 EP ranks are more than 3 numbers; dp_rank= of")
+    assert service.get("/v1/view", parts="flows", dp_rank=1)["flows"] == [[300, 300]]
 
 
 def test_the_trend_bridges_intervals_without_a_snapshot(service: Service) -> None:

@@ -26,7 +26,8 @@ from moescope.service.store.limits import Retention
 from moescope.service.store.records import ArrivedPart, TraceQuery
 from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.store.worker_trace import WorkerTrace
-from moescope.service.traces.routing import Extent, Routing, Rows, put_together
+from moescope.service.traces.extent import Extent
+from moescope.service.traces.routing import Routing, Rows, put_together
 from tests.service.trace_parts import part
 
 LAYERS = (MoeLayer(1, 300, 2), MoeLayer(4, 16, 3))

@@ -14,11 +14,11 @@ DAY_S = 86_400
 
 
 def days_of_history(store: ClickHouseStore) -> float:
-    """A snapshot every 2 s for a minute, on each of ten days; the time after them."""
-    for day in range(10):
+    """A snapshot every 2 s for a minute, on each of four days; the time after them."""
+    for day in range(4):
         begin = day * DAY_S
         store.save([posting([2, 0, 0, 0], begin + second) for second in range(0, 60, 2)])
-    return BORN + 9 * DAY_S + 60
+    return BORN + 3 * DAY_S + 60
 
 
 def pieces(store: ClickHouseStore, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
@@ -36,18 +36,19 @@ def pieces(store: ClickHouseStore, monkeypatch: pytest.MonkeyPatch) -> list[tupl
 
 def test_a_service_goes_on_where_another_one_was(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each start rolled up 90 days again: 73 seconds."""
-    retention = Retention(fine_s=100, middle_s=2 * DAY_S)
+    retention = Retention(fine_s=100, middle_s=DAY_S)
     one, two = (ClickHouseStore(url, retention) for _ in range(2))
     now = days_of_history(one)
     first = pieces(one, monkeypatch)
     one.maintain(now + 200)
-    assert {day for _, bucket_ms, day in first if bucket_ms == 10_000} >= set(range(9)), "day by day"
+    assert {day for _, bucket_ms, day in first if bucket_ms == 300_000} >= {0, 1}, "day by day"
+    assert {day for _, bucket_ms, day in first if bucket_ms == 10_000} >= {2}, "the rest is coarser already"
     kept = instants(one, 60)
     assert len(kept) <= 2, "one in 5 minutes"
-    assert len(instants(one, 9 * DAY_S + 60)) < 10 * 8
+    assert one.usage().snapshots < 4 * 8
     again = pieces(two, monkeypatch)
     two.maintain(now + 400)
-    assert {day for _, bucket_ms, day in again if bucket_ms == 10_000} <= {8, 9}
+    assert {day for _, bucket_ms, day in again if bucket_ms == 10_000} <= {1, 2, 3}
     assert len(again) <= 8
     before = len(again)
     two.maintain(now + 410)
@@ -70,9 +71,10 @@ def test_where_another_one_was_may_be_wrong(url: str, told: bytes, monkeypatch: 
 def test_a_piece_with_many_rows_is_a_short_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rolling, "_MOST_ROWS", 5)
     store = ClickHouseStore(url, Retention(fine_s=100))
-    store.save([posting([2, 0, 0, 0], second) for second in range(0, 7200, 60)])
+    store.save([posting([2, 0, 0, 0], second) for second in range(0, 7200, 120)])
     found = pieces(store, monkeypatch)
     store.maintain(BORN + 7400)
-    assert len({(bucket_ms, day) for _, bucket_ms, day in found}) <= len(found) // 4
-    assert len(instants(store, 7200)) == 120, "one in 10 seconds there were"
+    assert {(bucket_ms, day) for _, bucket_ms, day in found} == {(10_000, 0)}
+    assert len(found) == 3, "hours of two hours and a bit"
+    assert len(instants(store, 7200)) == 60, "one in 10 seconds there were"
     store.close()
