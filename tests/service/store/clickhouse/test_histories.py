@@ -8,11 +8,11 @@ from tests.service.store.clickhouse.histories import BrokenLawError, Play, play,
 from tests.service.store.clickhouse.several import Peer
 from tests.service.store.clickhouse.stories import story
 
-TOGETHER = 25
+TOGETHER = 10
 """Histories that share the services, and what befalls these."""
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(5))
 def test_services_say_the_same_and_it_is_true(clickhouse: str, seed: int) -> None:
     play(clickhouse, seed, TOGETHER)
 
