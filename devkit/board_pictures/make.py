@@ -174,7 +174,7 @@ def draw(answers: dict[str, Answers], site: Path, pictures: Path) -> None:
                 raise SystemExit(f"{name} was not drawn: {watched.complaints}") from None
             watched.page.wait_for_timeout(1000)
             shot = Image.open(BytesIO(watched.page.locator("#board").screenshot()))
-            rows = watched.page.locator("#board h2").evaluate_all(ROWS)
+            rows = watched.page.locator("#board > div > div:not([data-panel]) > h2").evaluate_all(ROWS)
             watched.close()
             for number, part in enumerate(parts_of(shot.convert("RGB"), rows)):
                 path = pictures / f"board-{name}{f'-{number + 1}' if number else ''}.png"
