@@ -58,7 +58,7 @@ BOARDS: Final = {
     "layer": {"server": CHAT, "layer": "8"},
     "health": {},
 }
-COLOURS: Final = 96
+COLOURS: Final = 128
 """Colours of a picture; flat areas and thin text need no more."""
 FONTS: Final = {400: "Regular", 500: "Medium"}
 """Weights of Inter that Grafana's styles ask for; its packages don't have the font."""
@@ -70,6 +70,12 @@ PAGE: Final = (
     "<script>window.__grafana_public_path__ = '/public/'; window.MOESCOPE = BOARD;</script>"
     '<script src="draw.js"></script></body></html>'
 )
+ROWS: Final = """found => {
+    const top = document.querySelector("#board").getBoundingClientRect().top;
+    return found.map(row => Math.floor(row.getBoundingClientRect().top - top));
+}"""
+HIGHEST: Final = 4000
+"""Pixels of a picture from top to bottom; a board that is higher becomes two."""
 LARGEST: Final = 200_000
 """Bytes that a picture may have."""
 
@@ -167,13 +173,23 @@ def draw(answers: dict[str, Answers], site: Path, pictures: Path) -> None:
             except TimeoutError:
                 raise SystemExit(f"{name} was not drawn: {watched.complaints}") from None
             watched.page.wait_for_timeout(1000)
-            path = pictures / f"board-{name}.png"
             shot = Image.open(BytesIO(watched.page.locator("#board").screenshot()))
-            shot.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+            rows = watched.page.locator("#board > div > div:not([data-panel]) > h2").evaluate_all(ROWS)
             watched.close()
-            print(path, path.stat().st_size)
-            if path.stat().st_size > LARGEST:
-                raise SystemExit(f"{path} is too large")
+            for number, part in enumerate(parts_of(shot.convert("RGB"), rows)):
+                path = pictures / f"board-{name}{f'-{number + 1}' if number else ''}.png"
+                part.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+                print(path, path.stat().st_size)
+                if path.stat().st_size >= LARGEST:
+                    raise SystemExit(f"{path} is too large")
+
+
+def parts_of(shot: Image.Image, rows: list[int]) -> list[Image.Image]:
+    """The picture, or two of a high one, which is cut above the row that begins nearest to its middle."""
+    if shot.height <= HIGHEST:
+        return [shot]
+    cut = min(rows, key=lambda top: abs(top - shot.height / 2))
+    return [shot.crop((0, 0, shot.width, cut)), shot.crop((0, cut, shot.width, shot.height))]
 
 
 def main() -> None:

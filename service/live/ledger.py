@@ -37,6 +37,8 @@ from moescope.service.store.records import Document, Forgotten, Key, Posting, Re
 _HISTORY_BYTES: Final = 256 << 20
 _ON_THE_WAY_S: Final = 2.0
 """How long ago another service may have taken a frame that the store does not show yet."""
+_LONG_S: Final = 7.0
+"""After so long without a round several frames of a producer may come as one."""
 _ANY_SEQ: Final = (1 << 63) - 1
 _log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class Ledger:
         alone = not isinstance(settings.store, ClickHouseUrl)
         self.continuity = Continuity(clock, settings.stale_after_s, alone)
         self._told_placements: dict[Key, Document] = {}  # that the store does not have yet
-        self._round_at = -math.inf  # when what other services had kept by then was heard
+        self._round_at = clock()  # when what other services had kept by then was heard
         self._unkept: set[Key] = set()  # the store may lack something of these, which are here
         self._starts: dict[Key, int] = {}  # of the producers that another shape of their model has pushed out
 
@@ -134,7 +136,7 @@ class Ledger:
         newest_at = -math.inf if known is None else known.newest_at
         self.history.record(key, posting.birth, Snapshot(told_at, state.totals))
         track = self.history.track(key)
-        if entry is not None and told_at < self._round_at:
+        if entry is not None and (told_at < self._round_at or now - self._round_at > _LONG_S):
             track.heard_late(now)
         elif told_at < newest_at:
             track.heard_late(newest_at)

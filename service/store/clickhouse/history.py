@@ -31,6 +31,7 @@ REST: Final = -1
 """The epoch of what is in no start that is known."""
 _MOST_S: Final = 1e15
 _AT_ONCE: Final = 256
+_SOON_S: Final = 3600
 
 
 def by_key(key: Key) -> dict[str, Any]:
@@ -147,20 +148,17 @@ def totals_at(
 
 
 def oldest_of(connection: Connection, keys: Sequence[Key], damage: DamageLog) -> list[StoredTotals | None]:
-    """The oldest totals that are kept of each producer and can be read: three queries for all of them."""
+    """The oldest totals that are kept of each producer and can be read: few queries for all of them.
+
+    Most begin soon after the first one of all, where the server finds them without reading the rest.
+    """
     if not keys:
         return []
-    where, asked = _these(keys)
-    first = f"SELECT {_KEY}, min(at_ms) FROM life WHERE {where} GROUP BY {_KEY}"
-    rows = [
-        Row(key_of(row), *row[5:])
-        for row in connection.rows(
-            f"SELECT {_KEY}, epoch, at_ms, seq, began_ms FROM life "
-            f"WHERE {where} AND ({_KEY}, at_ms) IN ({first})",
-            "ttiiiiiii",
-            asked,
-        )
-    ]
+    begun = connection.rows("SELECT min(second) FROM life HAVING count() > 0", "i")
+    rows = _first_rows(connection, keys, begun[0][0] + _SOON_S) if begun else []
+    later = sorted(set(keys) - {row.key for row in rows})
+    if begun and later:
+        rows += _first_rows(connection, later, None)
     parts = _read(connection, rows, damage)
     found: dict[Key, StoredTotals | None] = {}
     by_producer: dict[Key, list[Row]] = {}
@@ -172,6 +170,21 @@ def oldest_of(connection: Connection, keys: Sequence[Key], damage: DamageLog) ->
     for key in _with_former(connection, keys, {}, [0]) | (set(keys) - found.keys()):
         found[key] = oldest(connection, key, damage)
     return [found.get(key) for key in keys]
+
+
+def _first_rows(connection: Connection, keys: Sequence[Key], until_s: int | None) -> list[Row]:
+    """Where the first totals of each producer are, among those up to a second, or among all."""
+    where, asked = _these(keys)
+    if until_s is not None:
+        where, asked = f"{where} AND second <= {{until:Int64}}", {**asked, "until": until_s}
+    first = f"SELECT {_KEY}, min(at_ms) FROM life WHERE {where} GROUP BY {_KEY}"
+    rows = connection.rows(
+        f"SELECT {_KEY}, epoch, at_ms, seq, began_ms FROM life "
+        f"WHERE {where} AND ({_KEY}, at_ms) IN ({first})",
+        "ttiiiiiii",
+        asked,
+    )
+    return [Row(key_of(row), *row[5:]) for row in rows]
 
 
 def oldest(connection: Connection, key: Key, damage: DamageLog) -> StoredTotals | None:
@@ -281,7 +294,7 @@ def _chosen(
         "toInt64(arrayCount(edge -> edge < at_ms, {edges:Array(Int64)})) AS interval, "
         "tupleElement(max((seq, at_ms, began_ms)) AS newest, 2), tupleElement(newest, 1), "
         "tupleElement(newest, 3) FROM life "
-        f"WHERE {where} AND at_ms <= {{last:Int64}} "
+        f"WHERE {where} AND second <= intDiv({{last:Int64}}, 1000) AND at_ms <= {{last:Int64}} "
         "AND (epoch, at_ms, seq) NOT IN arrayZip({e:Array(Int64)}, {a:Array(Int64)}, {s:Array(Int64)}) "
         f"GROUP BY {_KEY}, epoch, interval ORDER BY interval",
         "ttiiiiiiii",

@@ -127,7 +127,8 @@ def test_a_failing_store_is_as_the_document_says(
     def fail(*_: object) -> None:
         raise StoreError("the disk can't be read.")
 
-    monkeypatch.setattr("moescope.service.live.walk.improve", fail)
+    for name in ("improve", "improve_all"):
+        monkeypatch.setattr(f"moescope.service.live.walk.{name}", fail)
     monkeypatch.setattr(Remembered, "wants", lambda *_: True)
     monkeypatch.setattr("moescope.service.store.sqlite.store.SqliteStore.traced_requests", fail)
     failed = set()

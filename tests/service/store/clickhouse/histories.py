@@ -306,8 +306,10 @@ def _baseline(where: Deployment, name: str, tokens: int) -> Baseline:
 
 
 def _alike(name: str, one: float | None, other: float | None) -> bool:
-    if name.endswith(("_created", "_age_seconds")) and one is not None and other is not None:
-        return abs(one - other) < 0.01  # births are kept in milliseconds, and clocks are floats
+    if name.endswith("_age_seconds"):
+        return (one is None) == (other is None)  # a frame that comes twice came when a service heard it last
+    if name.endswith("_created") and one is not None and other is not None:
+        return abs(one - other) < 0.01  # births are kept in milliseconds
     return one == other
 
 
