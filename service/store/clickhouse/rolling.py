@@ -23,7 +23,7 @@ _NOTED_MS: Final = 8 * _DAY_MS
 _OFTEN_MS: Final = 60_000
 _SELDOM_MS: Final = 600_000
 _LAST: Final = {"snapshot": "max(at_ms)", "life": "tupleElement(max((seq, at_ms)), 2)"}
-"""When the totals were kept that stay: of a start those of its newest frame, though an older one came later."""
+"""When the totals were kept that stay: of a start those of its newest frame, whatever came after that."""
 
 
 class Rolling:
