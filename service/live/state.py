@@ -98,9 +98,19 @@ class LiveState:
         """
         with self._lock:
             verdict = self._ledger.take(frame)
-        with self._counting:
-            self._frames[verdict.value, ""] += 1
+        self._count(verdict)
         return verdict
+
+    def take(self, frame: Frame) -> tuple[Verdict, list[Record]]:
+        """:meth:`ingest` and :meth:`take_records` at once.
+
+        So nobody else takes what is to be kept of the frame before whoever tells its worker that it is.
+        """
+        with self._lock:
+            verdict = self._ledger.take(frame)
+            records = self._ledger.take_records()
+        self._count(verdict)
+        return verdict, records
 
     def take_records(self) -> list[Record]:
         """What changed for good since the last call, in order."""
@@ -117,6 +127,10 @@ class LiveState:
         with self._lock:
             self._ledger.say_again()
             return self._ledger.take_records()
+
+    def _count(self, verdict: Verdict) -> None:
+        with self._counting:
+            self._frames[verdict.value, ""] += 1
 
     def count_refused(self, reason: str) -> None:
         """Count a frame, or a body that should have been one, which was refused."""

@@ -38,7 +38,7 @@ class Failing:
 
     @contextmanager
     def trying(self) -> Generator[None]:
-        """The block writes."""
+        """The block writes, or nothing can be written before it ends."""
         with self._lock:
             self._began = self._clock()
         try:
@@ -56,7 +56,8 @@ class Failing:
         """Records were not kept. Of errors that say nothing of the store no note is taken."""
         if isinstance(error, StoreError) and not isinstance(error, UnkeepableError):
             with self._lock:
-                self._reason, self._records = str(error), _sample(records)
+                self._reason = str(error)
+                self._records = _sample(records) if records or not self._records else self._records
 
     def reason(self) -> str | None:
         """Why what is written now will not be kept in time; None: it will, as far as is known."""
@@ -64,7 +65,7 @@ class Failing:
             if self._reason is not None:
                 return self._reason
             lasts = 0.0 if self._began is None else self._clock() - self._began
-        return f"the store has not answered a write for {lasts:.0f} s" if lasts > SLOW_S else None
+        return f"the store has not answered for {lasts:.0f} s" if lasts > SLOW_S else None
 
     def to_try_again(self) -> Sequence[Record] | None:
         """What to write to see whether the store works again; None: it does."""

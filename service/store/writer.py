@@ -206,7 +206,10 @@ class StoreWriter:
         if self._heed is None or not self.store.shared:
             return
         try:
-            self._heed(self.store)
+            with self._failing.trying():  # what waits is not kept meanwhile
+                self._heed(self.store)
+        except StoreAwayError as error:
+            self._fail((), error)
         except Exception as error:  # noqa: BLE001 - the thread must outlive it
             self._complain(error)
 

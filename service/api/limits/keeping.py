@@ -26,12 +26,11 @@ class Keeper:
         self._state = state
         self._writer = writer
 
-    def hand_over(self) -> Kept:
-        """Hand over the records of all frames so far; :meth:`kept` then waits until they are kept.
+    def hand_over(self, records: Sequence[Record]) -> Kept:
+        """Hand over the records of a frame; :meth:`kept` then waits until they are kept.
 
         To keep records in order, call it in the thread that took the frame, before it takes another one.
         """
-        records = self._state.take_records()
         return records, None if self._writer is None else self._writer.submit(records)
 
     async def kept(self, handed: Kept) -> None:

@@ -109,13 +109,13 @@ def _count_frame(
     """What the state made of a frame that was read in ``read_s`` seconds, and what is to be kept of it."""
     began = time.perf_counter() - read_s
     try:
-        verdict = state.ingest(frame)
+        verdict, records = state.take(frame)
     except RefusedError as error:
         status = 503 if error.reason == "too_many_producers" else 409
         raise RefusedFrameError(error.reason, status, "The frame can't be counted", str(error)) from error
     finally:
         instruments.ingest.observe(time.perf_counter() - began)
-    return verdict, keeper.hand_over()
+    return verdict, keeper.hand_over(records)
 
 
 async def _keep_frame(keeper: Keeper, handed: Kept) -> None:

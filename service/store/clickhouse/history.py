@@ -202,12 +202,14 @@ def oldest(connection: Connection, key: Key, damage: DamageLog) -> StoredTotals 
     return None
 
 
-def note_all(connection: Connection, kept: Kept) -> None:
-    """Note what ``life`` has of each start."""
-    names = ", ".join(KEY)
+def note_all(connection: Connection, kept: Kept, keys: Sequence[Key] | None = None) -> None:
+    """Note what ``life`` has of each start, of some producers or of all."""
+    where, asked = ("1", dict[str, object]()) if keys is None else _these(keys)
     rows = connection.rows(
-        f"SELECT {names}, epoch, max(seq) FROM life GROUP BY {names}, epoch ORDER BY {names}, epoch",
+        f"SELECT {_KEY}, epoch, max(seq) FROM life WHERE {where} GROUP BY {_KEY}, epoch "
+        f"ORDER BY {_KEY}, epoch",
         "ttiiiii",
+        asked,
     )
     for row in rows:
         kept.note((row[0], row[1], row[2], row[3], row[4]), row[5], Mark(row[6]))

@@ -22,6 +22,8 @@ _NOTED_MS: Final = 8 * _DAY_MS
 """What is rolled up before it is noted how far that is."""
 _OFTEN_MS: Final = 60_000
 _SELDOM_MS: Final = 600_000
+_LAST: Final = {"snapshot": "max(at_ms)", "life": "tupleElement(max((seq, at_ms)), 2)"}
+"""When the totals were kept that stay: of a start those of its newest frame, whatever came after that."""
 
 
 class Rolling:
@@ -103,7 +105,7 @@ class Rolling:
             "AND at_ms >= {since:Int64} AND at_ms < {until:Int64}"
         )
         doomed = (
-            f"{span} AND ({key}, at_ms) NOT IN (SELECT {key}, max(at_ms) FROM {table} "
+            f"{span} AND ({key}, at_ms) NOT IN (SELECT {key}, {_LAST[table]} FROM {table} "
             f"WHERE {span} GROUP BY {key}, intDiv(at_ms, {bucket_ms}))"
         )
         delete(self._connection, table, doomed, {"since": since_ms, "until": until_ms})
@@ -115,8 +117,17 @@ class Rolling:
             key = ", ".join(_one_of(table))
             doomed = f"at_ms < {{before:Int64}} AND ({key}, at_ms) NOT IN "
             newest = f"(SELECT {key}, max(at_ms) FROM {table} GROUP BY {key})"
+            if table == "account":
+                # Rows of one time may each lack what another has, until a later one has it all.
+                doomed = f"at_ms < {{before:Int64}} AND ({key}) IN "
+                newest = (
+                    f"(SELECT {key} FROM account GROUP BY {key} "
+                    f"HAVING max(at_ms) >= {{before:Int64}} + {_LATE_MS})"
+                )
             if table == "life":
-                newest = f"(SELECT {key}, max(at_ms) FROM life WHERE at_ms < {{before:Int64}} GROUP BY {key})"
+                newest = (
+                    f"(SELECT {key}, {_LAST[table]} FROM life WHERE at_ms < {{before:Int64}} GROUP BY {key})"
+                )
             delete(self._connection, table, doomed + newest, {"before": before_ms})
 
     def _tables(self) -> list[str]:

@@ -128,9 +128,8 @@ class ClickHouseStore:
     def save(self, records: Sequence[Record]) -> None:
         """Keep all of these; on an error some may be kept, and saving them again is harmless."""
         try:
-            if not self._knows_lives:
-                history.note_all(self._connection, self._kept_lives)
-                self._knows_lives = True
+            self._note_lives(records)
+            records = self._without_forgotten(records)
             rows = account_rows.rows_of(records, self._writer, self._kept, self._kept_lives)
             parts = [record for record in records if isinstance(record, ArrivedPart)]
             routing, headers = trace_rows.rows_of(parts, self._numbers)
@@ -139,12 +138,8 @@ class ClickHouseStore:
         for record in records:
             if isinstance(record, Forgotten):
                 history.forget(self._connection, record)
-                self._kept.drop(record.key)
-                self._kept_lives.drop(record.key)
             elif isinstance(record, Posting) and record.began_again:
                 history.begin_again(self._connection, record)
-                for kept in (self._kept, self._kept_lives):
-                    kept.drop(record.key, record.account.forgotten)
         insert = self._connection.insert
         # A part is seen by its header: last, so that all of it is there by then. An account comes before its
         # history, so that no service finds history of which it can't know.
@@ -249,6 +244,35 @@ class ClickHouseStore:
     def close(self) -> None:
         """Let go of the connections."""
         self._connection.close()
+
+    def _without_forgotten(self, records: Sequence[Record]) -> list[Record]:
+        """The records, without postings of producers that a later one forgets: deletions go first.
+
+        What is to be deleted is no longer taken for kept, so that what comes back with it is written again.
+        """
+        left: list[Record] = []
+        forgotten: set[Key] = set()
+        for record in reversed(records):
+            if isinstance(record, Posting) and record.key in forgotten:
+                continue
+            left.append(record)
+            for kept in (self._kept, self._kept_lives):
+                if isinstance(record, Forgotten):
+                    forgotten.add(record.key)
+                    kept.drop(record.key)
+                elif isinstance(record, Posting) and record.began_again:
+                    kept.drop(record.key, record.account.forgotten)
+        return left[::-1]
+
+    def _note_lives(self, records: Sequence[Record]) -> None:
+        """Know what ``life`` has of the producers of postings: another service may have begun with one."""
+        if not self._knows_lives:
+            history.note_all(self._connection, self._kept_lives)
+            self._knows_lives = True
+        keys = {item.key for item in records if isinstance(item, Posting)}
+        new = sorted(key for key in keys if not self._kept_lives.knows(key))
+        if new:
+            history.note_all(self._connection, self._kept_lives, new)
 
     def _server_time(self) -> float:
         [(now_us,)] = self._connection.rows("SELECT toUnixTimestamp64Micro(now64(6))", "i")

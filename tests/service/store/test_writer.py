@@ -41,7 +41,7 @@ class Disk:
         self.broken: Exception | None = None
         self.maintained: list[float] = []
         self.closed = False
-        self.is_remote = False
+        self.is_remote = self.shared = False
         self.given_up = False
 
     def save(self, records: Sequence[Record]) -> None:
@@ -261,10 +261,37 @@ def test_a_write_that_is_not_answered_is_told(disk: Disk, monkeypatch: pytest.Mo
     disk.free.clear()
     future = writer.submit([posting([2, 0], 1.0)])
     wait_until(lambda: writer.trouble() is not None, "it isn't told", every=0.005)
-    assert "has not answered a write" in str(writer.trouble())
+    assert "has not answered for" in str(writer.trouble())
     disk.free.set()
     future.result(PATIENCE_S)
     assert writer.trouble() is None
+    writer.close()
+
+
+def test_a_round_of_news_that_is_not_answered_is_told(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames waited behind it for the 20 s that a server may be silent, and the service said it was ready."""
+    monkeypatch.setattr("moescope.service.store.failing.SLOW_S", 0.05)
+    monkeypatch.setattr("moescope.service.store.writer.NEWS_S", 0.01)
+    disk.shared, silent, gone = True, threading.Event(), threading.Event()
+
+    def heed(_store: object) -> None:
+        silent.set()
+        gone.wait(PATIENCE_S)
+        if disk.broken is not None:
+            raise disk.broken
+
+    writer = StoreWriter(disk)  # type: ignore[arg-type]
+    writer.watch(heed)
+    assert silent.wait(PATIENCE_S)
+    future = writer.submit([posting([2, 0], 1.0)])
+    wait_until(lambda: writer.trouble() is not None, "it isn't told", every=0.005)
+    disk.broken = StoreAwayError("silent")
+    gone.set()
+    with pytest.raises(StoreAwayError, match="silent"):
+        future.result(PATIENCE_S)
+    assert writer.trouble() == "silent"
+    disk.broken = None
+    wait_until(lambda: writer.trouble() is None, "it was not tried again", every=0.005)
     writer.close()
 
 

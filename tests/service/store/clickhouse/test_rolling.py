@@ -8,7 +8,8 @@ from moescope.service.store.clickhouse import rolling
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import Document
-from tests.service.store.accounts import BORN, instants, posting
+from tests.service.frames import EPOCH, producer
+from tests.service.store.accounts import BORN, LATER, account_of, instants, posted, posting, slots
 
 DAY_S = 86_400
 
@@ -78,3 +79,40 @@ def test_a_piece_with_many_rows_is_a_short_one(url: str, monkeypatch: pytest.Mon
     assert len(found) == 3, "hours of two hours and a bit"
     assert len(instants(store, 7200)) == 60, "one in 10 seconds there were"
     store.close()
+
+
+def test_the_newest_frame_of_a_start_stays_though_an_older_one_was_kept_later(url: str) -> None:
+    """It was rolled up to the row that was kept last: 40 of 50 for good where the worker ended then."""
+    one, two = (ClickHouseStore(url, Retention(fine_s=100, coarse_s=1000)) for _ in range(2))
+    two.save([])
+    one.save([posted(account_of((EPOCH, 5, 50)).state(), 33)])
+    two.save([posted(account_of((EPOCH, 4, 40)).state(), 35)])
+
+    def counted() -> int:
+        [found] = one.totals_at(producer().key, [BORN + 90])
+        assert found is not None
+        return int(found.totals.counts[0])
+
+    for now_s in (50, 400, 2000):
+        one.maintain(BORN + now_s)
+        assert counted() == 50
+    one.close()
+    two.close()
+
+
+def test_what_only_one_service_knew_of_a_silent_producer_outlives_its_history(url: str) -> None:
+    """Each has a row of another start, from before it heard of the other's last frame."""
+    one, two = (ClickHouseStore(url, Retention(coarse_s=1000)) for _ in range(2))
+    one.save([posted(account_of((EPOCH, 1, 10)).state(), 1)])
+    two.save([posted(account_of((EPOCH, 1, 10), (LATER, 1, 2)).state(), 62)])
+    one.save([posted(account_of((EPOCH, 2, 30)).state(), 61)])
+    assert slots(list(one.accounts())) == [32]
+    one.maintain(BORN + 1500)
+    assert slots(list(one.accounts())) == [32]
+    two.save([posted(account_of((EPOCH, 2, 30), (LATER, 2, 4)).state(), 3000)])
+    one.maintain(BORN + 3400)
+    rows = one._connection.rows("SELECT intDiv(at_ms, 1000) FROM account", "i")
+    assert {at_s - round(BORN) for (at_s,) in rows} == {3000}
+    assert slots(list(one.accounts())) == [34]
+    one.close()
+    two.close()
