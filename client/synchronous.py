@@ -179,7 +179,7 @@ class Client(Connection):
         while True:
             reader: Reader | None = None
             try:
-                asked_for = {**params, **where.params(), "cursor": cursor or None}
+                asked_for = {**where.params(), **params, "cursor": cursor or None}
                 with self._stream("/v1/traces/export", asked_for) as answer:
                     after = part_of(answer, 0).next_cursor
                     reader = Reader(answer.iter_bytes())

@@ -209,6 +209,9 @@ class TraceAssembly:
     def _keep(self, owner: Owner, first: int, sampled: Sequence[int] | None) -> int:
         """How many of its rows in a step a trace keeps; `sampled` is None where that isn't known."""
         trace = owner.trace
+        if trace.complete and first < trace.last:
+            # vLLM forgot what it sampled: keys and values that a connector was to load were not there.
+            trace.go_on(None)
         trace.unknown_end = trace.unknown_end or (sampled is None and not trace.complete)
         if trace.unsure_from is not None and first > trace.unsure_from:
             self._break(trace, "outcome_unknown")
@@ -224,6 +227,7 @@ class TraceAssembly:
         if kept.complete:
             # It may have ended in a step before, of which nothing is known, and this row be one too many.
             trace.complete, trace.finish_reason = True, "" if trace.unknown_end else kept.reason
+            trace.last = first + kept.rows
         if not self._drafting and not self._cut:
             return owner.rows
         trace.rejected += kept.rejected

@@ -28,6 +28,7 @@ class Trace:
         lora: the name of the request's LoRA adapter; empty: none.
         end: where the request ends.
         complete: whether the request's last token was sampled; rows that vLLM computes later are left out.
+        last: the position of the request's last token, which gets no row; means something if ``complete``.
         rejected: rows that were left out: of drafts that were rejected, and behind the request's end.
         accepted: rows of drafts that were accepted.
         finish_reason: how the request ended; empty: it hasn't, or that isn't known.
@@ -59,6 +60,7 @@ class Trace:
     lora: str = ""
     end: RequestEnd = NO_END
     complete: bool = False
+    last: int = 0
     rejected: int = 0
     accepted: int = 0
     finish_reason: Finish = ""
@@ -92,7 +94,8 @@ class Trace:
     def go_on(self, new: NewRequest | None) -> None:
         """The request is computed further, whatever was taken for its end; with `new`, from more input.
 
-        vLLM may forget what a step sampled for a request that it preempts meanwhile.
+        vLLM may forget what a step sampled for a request that it preempts meanwhile, or whose keys and values
+        a connector could not load (``kv_load_failure_policy`` is ``recompute``).
         """
         self.complete, self.finish_reason = False, ""
         if new is not None:

@@ -121,6 +121,14 @@ def test_an_export_of_whole_requests(service: Service, both: Both, page_size: in
         assert (item.info.tokens, item.info.server) == (alone.info.tokens, alone.info.server)
 
 
+def test_an_export_of_some_layers(service: Service, both: Both) -> None:
+    disaggregated(service)
+    [whole] = both.export(layers=[3])
+    assert isinstance(whole, RequestRouting)
+    assert (whole.layers.tolist(), whole.experts.shape) == ([3], (60, 1, 4))
+    np.testing.assert_array_equal(whole.experts[:, 0], TRUTH[1][:60])
+
+
 def test_what_an_export_leaves_out_is_said(service: Service, both: Both) -> None:
     push(service, some(1, 0, 30, name="z"), some(2, 30, 60, name="z", ended_s=2, cached_tokens=30))
     main, other = both.export()

@@ -59,7 +59,8 @@ class WholeReader:
         except DamagedError as error:
             raise UnreadableError(str(error)) from error
         except ProblemError as error:
-            if isinstance(error.__cause__, SeveralSamplesError):
+            only_prompt = found.tokens + found.cached_tokens <= found.prompt_tokens
+            if only_prompt and isinstance(error.__cause__, SeveralSamplesError):
                 return None  # a prefill instance's, which goes with each sample
             raise UnreadableError(error.detail) from error
         if joined.main.number != found.number:

@@ -118,6 +118,19 @@ def test_what_was_sampled_of_a_preempted_request_may_be_forgotten(again: bool) -
     assert (trace.runs, trace.preemptions, trace.finish_reason) == ([(0, 4), (0, 6)], 1, "length")
 
 
+@pytest.mark.parametrize("cut", [True, False])
+def test_what_was_sampled_of_keys_that_did_not_load_is_forgotten(cut: bool) -> None:
+    """With kv_load_failure_policy=recompute vLLM goes back, and doesn't say that the request resumes."""
+    driver = Driver(cut=cut)
+    driver.step({"a": (2, 2)}, outcome=sampled(a=[2]), end=END)
+    driver.step({"a": (0, 4)}, outcome=sampled(a=[9]))
+    driver.step({"a": (4, 1)}, outcome=sampled(a=[9]))
+    driver.step({"a": (5, 1)}, outcome=sampled(a=[9]))
+    driver.step({}, finished=["a"])
+    trace = driver.closed()["a"]
+    assert (trace.runs, trace.rejected, trace.finish_reason) == ([(2, 2), (0, 6)], 0, "length")
+
+
 def test_a_request_that_gets_more_input_goes_on() -> None:
     """Its prompt is longer then, and it was not preempted; rows under way are of the input before."""
     driver, event = Driver(), Event(happened=False)

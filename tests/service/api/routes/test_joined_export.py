@@ -108,6 +108,16 @@ def test_samples_are_requests_of_their_own(service: Service) -> None:
     assert [line["times_computed"] for line in found] == [[1] * 60] * 2
 
 
+def test_a_request_whose_id_was_given_to_samples_later_is_not_silently_gone(service: Service) -> None:
+    """It has no sample's number, as a prefill instance's trace, but generated tokens of its own."""
+    push(service, some(1, 0, 60))
+    for sample in range(2):
+        push(service, some(2 + sample, 0, 60, request_id=f"{sample}_cmpl-x-0-0000000{sample + 5}", ended_s=2))
+    *samples, earlier = lines(service)
+    assert [line["request_id"][0] for line in samples] == ["1", "0"]
+    assert "several samples" in earlier["left_out"]
+
+
 def test_what_is_not_joined_is_said(service: Service) -> None:
     """An id that a client gave twice, to other prompts: nothing is mixed, and nothing is silently gone."""
     push(service, some(1, 0, 40))
