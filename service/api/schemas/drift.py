@@ -102,8 +102,8 @@ class DriftSummaryOut(BaseModel):
         description="Share of the slots that went to other experts, median over layers."
     )
     found: HowFar | None = Field(
-        description="drifted: as the verdict has it, 20 % of the slots or more moved, beyond sampling. little: "
-        "fewer, yet beyond sampling. chance: no more than sampling shows."
+        description="By the verdict's thresholds. drifted: 20 % of the slots or more moved, beyond sampling. "
+        "little: fewer, yet beyond sampling. chance: no more than sampling shows."
     )
     new_dead: int
     new_hot: int
