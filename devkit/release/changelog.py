@@ -7,6 +7,8 @@ from typing import Final
 
 KINDS: Final = ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")
 UNRELEASED: Final = "## [Unreleased]"
+_SHORT: Final = 60
+"""Characters: shorter first lines may be alike by chance."""
 _VERSION: Final = re.compile(r"## \[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}")
 
 
@@ -14,7 +16,12 @@ def complaints(text: str) -> list[str]:
     """What is not in that form, a line each with its number."""
     found: list[str] = []
     kind = version = False
-    for number, line in enumerate(text.splitlines(), 1):
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        if line.startswith("- ") and not version:
+            found.append(f"{number}: stands above all versions, so no release has it: {line[:60]!r}")
+        elif line.startswith("- ") and len(line) > _SHORT and line in lines[: number - 1]:
+            found.append(f"{number}: is said twice: {line[:60]!r}")
         if line.startswith("## "):
             version, kind = True, False
             if line != UNRELEASED and not _VERSION.fullmatch(line):

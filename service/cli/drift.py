@@ -108,6 +108,14 @@ _FIELDS: Final = (
 )
 
 
+_FOUND: Final = {
+    "drifted": "Drifted",
+    "little": "Little drift, though beyond sampling",
+    "chance": "No drift beyond sampling",
+}
+"""What the service judges, by the thresholds of its verdict; the page has the same words."""
+
+
 def drift_view(answer: dict[str, Any]) -> View:
     """A line for each layer that can be compared, the summary, and why others can't."""
     tokens = "tokens" if answer["tokens"] is None else f"{answer['tokens']:,} tokens"
@@ -127,11 +135,10 @@ def _summary(answer: dict[str, Any]) -> Line:
     summary = answer["summary"]
     if summary["median"] is None:
         return Line("No sample: no layer has enough tokens in both windows.", "bold")
-    found = summary["median"] > 3 * summary["noise"]
-    verdict = "Drifted" if found else "No drift beyond sampling"
     return Line(
-        f"{verdict}: median {summary['median']:.4f} bits (sampling alone "
-        f"{summary['noise']:.4f}), worst {summary['worst']:.4f} in layer {summary['worst_layer']}; "
+        f"{_FOUND[summary['found']]}: {percent(summary['moved'])} of the slots moved; "
+        f"median {summary['median']:.4f} bits (sampling alone {summary['noise']:.4f}), "
+        f"worst {summary['worst']:.4f} in layer {summary['worst_layer']}; "
         f"{summary['new_dead']} experts newly dead, {summary['new_hot']} newly hot",
-        "bold yellow" if found else "bold",
+        "bold yellow" if summary["found"] == "drifted" else "bold",
     )

@@ -71,7 +71,8 @@ def show_again(
     """Print what ``ask`` gives, once or every ``period_s`` seconds until Ctrl-C.
 
     A terminal shows tables in place. Otherwise one answer follows the other: json has one a line, yaml one a
-    document, and csv one line of names and then a column ``at``, Unix time in seconds.
+    document, and csv a line of names first, with a column ``at``, Unix time in seconds. Another line of names
+    comes where an answer has columns that there were not before, as after more EP ranks.
     """
     if period_s is None:
         show(output, ask(), view)
@@ -97,11 +98,11 @@ def _stream(form: Form, ask: Callable[[], Any], view: Callable[[Any], View], per
         elif form is Form.YAML:
             say(f"---\n{_yaml(answer)}")
         elif form is Form.CSV:
-            found = [{"at": time.time(), **record} for record in _records(view(answer))]
-            if not names:
-                names = ["at", *_names(view(answer))]
-                _say_csv(names, [])
-            _say_csv(names, found, heading=False)
+            shown = view(answer)
+            found = [{"at": time.time(), **record} for record in _records(shown)]
+            merged = list(dict.fromkeys(["at", *names, *_names(shown)]))
+            _say_csv(merged, found, heading=merged != names)
+            names = merged
         else:
             _print(form, answer, view)
         sys.stdout.flush()

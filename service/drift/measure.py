@@ -67,6 +67,7 @@ class DriftSummary:
     worst_layer: int | None = None
     median: float | None = None
     noise: float | None = None
+    moved: float | None = None
     new_dead: int = 0
     new_hot: int = 0
     layers: int = 0
@@ -102,7 +103,7 @@ def slots_of(window: ModelWindow) -> LayerSlots:
 
 
 def summary_of(layers: list[LayerDrift]) -> DriftSummary:
-    """The summary over layers; ``noise`` is the median over them, as ``median`` is."""
+    """The summary over layers; ``noise`` and ``moved`` are medians over them, as ``median`` is."""
     found = [item for item in layers if item.divergence is not None and item.noise is not None]
     if not found:
         return DriftSummary()
@@ -113,6 +114,7 @@ def summary_of(layers: list[LayerDrift]) -> DriftSummary:
         worst_layer=found[worst].layer,
         median=float(np.median(values)),
         noise=float(np.median([item.noise or 0.0 for item in found])),
+        moved=float(np.median([item.moved or 0.0 for item in found])),
         new_dead=sum(len(item.new_dead) for item in found),
         new_hot=sum(len(item.new_hot) for item in found),
         layers=len(found),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -57,6 +58,8 @@ class DriftWatch:
         self._lock = threading.Lock()
         self._made: dict[Deployment, _Made] = {}
         self._busy: set[Deployment] = set()
+        self._queue: deque[Deployment] = deque()
+        self._working = False
 
     def latest(self, deployment: Deployment) -> tuple[Drifted, ...]:
         """The newest figures, at most a minute and a scrape interval old; none while others make the first.
@@ -83,8 +86,26 @@ class DriftWatch:
             self._busy.add(deployment)
         if made is None and may_make():
             return self._make(deployment)
-        threading.Thread(target=self._refresh, args=(deployment,), name="moescope-drift", daemon=True).start()
+        self._later(deployment)
         return None if made is None else made.found
+
+    def _later(self, deployment: Deployment) -> None:
+        """Let the thread make it: one, so that it does one after the other however many are due."""
+        with self._lock:
+            self._queue.append(deployment)
+            if self._working:
+                return
+            self._working = True
+        threading.Thread(target=self._work, name="moescope-drift", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._working = False
+                    return
+                deployment = self._queue.popleft()
+            self._refresh(deployment)
 
     def _refresh(self, deployment: Deployment) -> None:
         try:

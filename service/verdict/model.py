@@ -25,6 +25,8 @@ SEVERITIES: Final[tuple[Severity, ...]] = ("ok", "info", "warning", "critical")
 """Rising."""
 Unit = Literal["share", "ratio", "number", "layers", "tokens", "seconds", "bits", "id"]
 """``share`` is of 1; ``id`` is the number of a layer, rank or expert."""
+HowFar = Literal["chance", "little", "drifted"]
+"""What routing against a base shows: no more than chance, more but little, or drift."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Final
 
 from moescope.service.verdict.facts import Facts
 from moescope.service.verdict.links import Links
-from moescope.service.verdict.model import Action, Finding, Number
+from moescope.service.verdict.model import Action, Finding, HowFar, Number
 from moescope.service.verdict.sentences import (
     ACTIONS,
     SENTENCES,
@@ -105,10 +105,17 @@ def steps_only(facts: Facts, links: Links) -> Finding | None:
     return plain("steps_only", severity_of(steps.cost), words, numbers)
 
 
+def how_far(moved: float, divergence: float, noise: float) -> HowFar:
+    """What medians over layers say of routing against a base: chance, more than that but little, or drift."""
+    if divergence < BEYOND_CHANCE * noise:
+        return "chance"
+    return "little" if moved < MOVED else "drifted"
+
+
 def drifted(facts: Facts, links: Links) -> Finding | None:
     """Routing is far from a base."""
     drift = facts.drift
-    if drift is None or drift.moved < MOVED or drift.divergence < BEYOND_CHANCE * drift.noise:
+    if drift is None or how_far(drift.moved, drift.divergence, drift.noise) != "drifted":
         return None
     words = SENTENCES["drifted"].format(
         moved=percent(drift.moved), base=_base(drift.base), new_hot=drift.new_hot, new_dead=drift.new_dead

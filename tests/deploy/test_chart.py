@@ -64,6 +64,13 @@ def test_what_is_rendered_fits_the_schemas(name: str) -> None:
     assert not {name: found for name, found in complaints.items() if found}
 
 
+def test_large_numbers_are_written_out(tmp_path: Path) -> None:
+    """Helm reads numbers of YAML as floats: 1048576 would be written as 1.048576e+06, and be refused."""
+    file = tmp_path / "large.yaml"
+    file.write_text("store: {mib: 1048576}")
+    assert "--store-mib=1048576\n" in render([file])[str(file)]["templates"]["workload"]
+
+
 def test_selectors_find_the_pods() -> None:
     for name in NAMES:
         for document in documents(name):

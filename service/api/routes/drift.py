@@ -37,11 +37,12 @@ from moescope.service.api.schemas.windows import (
 from moescope.service.counts.phase_split import Phase
 from moescope.service.counts.weights import WeightsWish
 from moescope.service.drift.baseline import PREVIOUS_HOUR, Baseline, BaselineBook
-from moescope.service.drift.measure import LayerSlots, layer_drifts, slots_of, summary_of
+from moescope.service.drift.measure import LayerDrift, LayerSlots, layer_drifts, slots_of, summary_of
 from moescope.service.drift.watch import HOUR_S, previous_hour
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
+from moescope.service.verdict.rules import how_far
 from moescope.service.windows.phase_window import merge_spans_of_phase
 from moescope.service.windows.weights import changed_at, changed_within
 from moescope.service.windows.window import ModelWindow
@@ -106,7 +107,7 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
             baseline_tokens=compared.base[2],
             min_tokens=gate,
             partial=partial_of(state, compared.window, dp_rank),
-            summary=DriftSummaryOut(**asdict(summary_of(found))),
+            summary=_summary(found),
             layers=[
                 LayerDriftOut.model_validate(asdict(item))
                 for item in found
@@ -116,6 +117,13 @@ def drift_router(state: LiveState, settings: Settings, book: BaselineBook, turns
         )
 
     return router
+
+
+def _summary(layers: list[LayerDrift]) -> DriftSummaryOut:
+    summary = summary_of(layers)
+    moved, median, noise = summary.moved, summary.median, summary.noise
+    found = None if moved is None or median is None or noise is None else how_far(moved, median, noise)
+    return DriftSummaryOut(**asdict(summary), found=found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moescope.service.api.schemas.common import Absent, Partial, Window
 from moescope.service.counts.phase_split import Phase
 from moescope.service.counts.weights import WeightsWish
+from moescope.service.verdict.model import HowFar
 
 
 class PinBaseline(BaseModel):
@@ -97,6 +98,13 @@ class DriftSummaryOut(BaseModel):
     worst_layer: int | None
     median: float | None
     noise: float | None = Field(description="What sampling alone would show, median over layers.")
+    moved: float | None = Field(
+        description="Share of the slots that went to other experts, median over layers."
+    )
+    found: HowFar | None = Field(
+        description="By the verdict's thresholds. drifted: 20 % of the slots or more moved, beyond sampling. "
+        "little: fewer, yet beyond sampling. chance: no more than sampling shows."
+    )
     new_dead: int
     new_hot: int
     layers: int

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from devkit.release.changelog import complaints, released, unreleased
@@ -42,3 +44,16 @@ def test_nothing_is_released_twice_or_without_a_word() -> None:
 def test_another_form_is_named(text: str, line: str) -> None:
     (complaint,) = complaints(text)
     assert complaint.startswith(line)
+
+
+def test_nothing_is_said_twice_or_above_all_versions() -> None:
+    """Merges leave both: what stands above is in the notes of no release."""
+    said = "- A change whose first line is long enough that none is like it by chance.\n"
+    (above,) = complaints(f"# Changelog\n\n{said}\n## [Unreleased]\n")
+    assert above.startswith("3: stands above all versions")
+    (twice,) = complaints(f"## [Unreleased]\n\n### Added\n\n{said}\n### Fixed\n\n{said}")
+    assert twice.startswith("9: is said twice")
+
+
+def test_our_own_has_that_form() -> None:
+    assert complaints((Path(__file__).parents[3] / "CHANGELOG.md").read_text()) == []

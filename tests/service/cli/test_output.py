@@ -15,6 +15,8 @@ from rich.cells import cell_len
 
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
+from moescope.service.cli.output import Form, Output, show_again
+from moescope.service.cli.sheets import Column, Sheet, View
 from tests.service.cli.listing import every_command
 from tests.service.cli.running import COMMAND, DEADLINE_S, plain, run, run_in_terminal
 from tests.service.conftest import Clock, Service, open_service
@@ -195,6 +197,24 @@ def test_watching_in_a_pipe_gives_one_answer_after_the_other(service: Service, f
         rows = list(csv.DictReader(lines))
         assert [row["layer"] for row in rows] == ["3"] * 3
         assert float(rows[0]["at"]) < float(rows[2]["at"])
+
+
+def test_csv_loses_no_column_that_comes_later(capsys: pytest.CaptureFixture[str]) -> None:
+    """As where a deployment grows to more EP ranks while it is watched."""
+    answers = iter([["a"], ["a", "b"], ["a"]])
+
+    def ask() -> list[str]:
+        try:
+            return next(answers)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    def view(names: list[str]) -> View:
+        return View((Sheet("", [Column(name, name) for name in names], [[7] * len(names)]),))
+
+    show_again(Output(Form.CSV), ask, view, 0.0)
+    lines = [line.split(",") for line in capsys.readouterr().out.splitlines()]
+    assert [line[1:] for line in lines] == [["a"], ["7"], ["a", "b"], ["7", "7"], ["7", ""]]
 
 
 def test_a_report_prints_what_it_is_made_of(service: Service) -> None:

@@ -134,6 +134,28 @@ def test_later_figures_come_from_a_thread_and_no_scrape_waits(
     assert _bits(watch.latest(PROD)) > 0.2
 
 
+def test_one_thread_makes_those_of_many_deployments_one_after_the_other(
+    traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = DriftWatch(traffic.state, BaselineBook(), 1)
+    fleet = [(f"fleet-{number}", "tiny") for number in range(20)]
+    release, made, beside = threading.Event(), list[tuple[str, str]](), list[int]()
+
+    def making(deployment: tuple[str, str], now: float) -> tuple[Drifted, ...]:
+        assert release.wait(60)
+        beside.append(sum(thread.name == "moescope-drift" for thread in threading.enumerate()))
+        made.append(deployment)
+        return ()
+
+    monkeypatch.setattr(watch, "_measure", making)
+    for deployment in fleet:
+        assert watch.newest(deployment, lambda: False) is None
+    release.set()
+    _until(lambda: len(made) == len(fleet))
+    assert made == fleet
+    assert max(beside) == 1
+
+
 def test_a_failure_leaves_the_old_figures_and_the_next_scrape_tries_again(
     traffic: Traffic, clock: Clock, archive: Archive
 ) -> None:

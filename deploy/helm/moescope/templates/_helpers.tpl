@@ -73,7 +73,7 @@ args:
   - --metrics-level={{ .Values.metricsLevel }}
   {{- if eq .Values.store.kind "volume" }}
   - --store=/data
-  - --store-mib={{ .Values.store.mib }}
+  - --store-mib={{ int64 .Values.store.mib }}
   {{- else if eq .Values.store.kind "none" }}
   - --no-store
   {{- end }}

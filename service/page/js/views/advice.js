@@ -144,12 +144,14 @@ function rearrangementTable() {
   };
 }
 
+/** What the service judges, by the thresholds of its verdict; the command line has the same words. */
+const FOUND = { drifted: "Drifted", little: "Little drift, though beyond sampling", chance: "No drift beyond sampling" };
+
 function showDrift(table, words, { summary: found, layers, baseline }) {
   const seen = layers.filter((layer) => layer.divergence !== null).sort((a, b) => b.divergence - a.divergence);
-  const beyond = found.median !== null && found.median > 3 * found.noise;
   setText(words, found.median === null
     ? `No sample against ${baseline}: ${layers[0]?.reason ?? "no layer was seen"}.`
-    : `${beyond ? "Drifted" : "No drift beyond sampling"}: median ${found.median.toFixed(4)} bits (sampling alone ${found.noise.toFixed(4)}), worst ${found.worst.toFixed(4)} in layer ${found.worst_layer}; ${found.new_dead} experts newly dead, ${found.new_hot} newly hot.`);
+    : `${FOUND[found.found]}: ${percent(found.moved, 1)} of the slots moved; median ${found.median.toFixed(4)} bits (sampling alone ${found.noise.toFixed(4)}), worst ${found.worst.toFixed(4)} in layer ${found.worst_layer}; ${found.new_dead} experts newly dead, ${found.new_hot} newly hot.`);
   table.update(seen.map((layer) => ({
     head: `${layer.layer}`,
     value: layer.divergence,
