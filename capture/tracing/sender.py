@@ -142,17 +142,20 @@ class TraceSender:
     def _cut_smaller(self, error: DeliveryError) -> bool:
         """Cut this trace and those to come into smaller parts, as something on the way takes none so large.
 
-        False: some of its parts have arrived, which said how many there are, or they can't be much smaller.
+        False: they can't be much smaller, or some parts of this trace have arrived, which said how many there
+        are: it is lost then, and those to come are not.
         """
-        if self._parts_sent or self._part_bytes <= LEAST_PART_BYTES:
+        if self._part_bytes <= LEAST_PART_BYTES:
             return False
         self._part_bytes = max(LEAST_PART_BYTES, min(self._part_bytes, len(self._parts[0])) // 2)
-        self._parts = []
         self._log.log(
             "smaller",
             logging.WARNING,
             f"moescope: traces go in parts of {self._part_bytes} bytes now: {error}",
         )
+        if self._parts_sent:
+            return False
+        self._parts = []
         return True
 
     def _drop(self, reason: str, error: Exception) -> None:

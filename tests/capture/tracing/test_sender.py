@@ -147,6 +147,30 @@ def test_behind_a_proxy_with_a_limit_traces_go_in_smaller_parts(wire: Wire) -> N
     assert len(too_large) < 5, "what was learned with the first trace holds for the next"
 
 
+def test_traces_whose_first_part_was_small_enough_teach_too() -> None:
+    """Each version of the weights begins a part: that of the first step passes, and the next one doesn't."""
+    driver = Driver()
+    for number in range(5):
+        for first in range(0, 19_200, 64):
+            driver.step({f"r{number}": (first, 64)})
+        driver.step({}, finished=[f"r{number}"])
+
+    class Proxy(Wire):
+        def post(self, body: bytes) -> None:
+            if len(body) > 100_000:
+                raise refused("413")
+            super().post(body)
+
+    def versions(steps: np.ndarray) -> np.ndarray:
+        return (steps > steps[0]).astype(np.int64)
+
+    sender = TraceSender(driver.assembly, driver.layers, WHO, 7, Proxy(), versions=versions)
+    sender.tick()
+    accounts = sender.accounts()
+    assert accounts["delivered"] + accounts["dropped_refused"] == accounts["captured"] == 5
+    assert accounts["delivered"] >= 2, "each that is lost makes the parts of the next ones half as large"
+
+
 def test_what_is_too_large_in_any_size_is_dropped(driver: Driver, wire: Wire) -> None:
     wire.failures = [refused("413")] * 30
     sender = sender_of(driver, wire)
