@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -73,4 +74,6 @@ def _names(context: typer.Context, field: str, incomplete: str) -> list[str]:
     except (ServiceUnavailableError, SettingsError):
         return []
     found = sorted({item[field] for item in answer.get("deployments", []) if item[field]})
-    return [name for name in found if name.startswith(incomplete) and name.isprintable()]
+    # Shells put a word into the line as it is, and zsh evaluates it: workers choose these names, so one that
+    # would have to be quoted, such as $(reboot), is not offered.
+    return [name for name in found if name.startswith(incomplete) and shlex.quote(name) == name]

@@ -67,6 +67,13 @@ def test_a_shell_completes_commands_and_names_of_the_service(
     assert "other" not in found
 
 
+def test_a_name_that_a_shell_would_evaluate_is_not_offered(tmp_path: Path, service: Service) -> None:
+    for server in ("prod-a", "prod-$(reboot)", "prod-\\$(reboot)", "prod-;reboot", "prod-`reboot`"):
+        service.push(frame({3: [2, 2]}, who=producer(server=server)))
+    found = offered("bash", "moescope balance --server prod", tmp_path, service.url)
+    assert found.split() == ["prod-a"]
+
+
 @pytest.mark.parametrize(
     ("line", "word"),
     [
