@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from moescope.dashboards.alert_rules import ALERTS as ALL
-from moescope.dashboards.alerts.balance import UNEVEN
 from moescope.service.metrics.alerts import ALERT_LEVELS, silent_alerts
 from moescope.service.settings import MetricsLevel
-from moescope.service.verdict.thresholds import WAITING
 from tests.dashboards.promtool import OF, ROOT, check, rules
 from tests.service.metrics.families import FAMILY_OF
 
@@ -386,8 +384,3 @@ def test_an_alert_that_should_fire_and_does_not_is_found(tmp_path: Path) -> None
     series = vio("1+0x90", "7+0x90")
     with pytest.raises(AssertionError, match="FAILED"):
         check(tmp_path, [{"series": series, "at": "85m", "expect": {firing: {"{}": 1}}}])
-
-
-def test_ranks_are_uneven_for_the_alert_from_where_they_are_for_the_verdict() -> None:
-    """Ratio 1 / (1 - w) is a mean rank that waits for w of the time."""
-    assert pytest.approx(1 / (1 - WAITING)) == UNEVEN

@@ -71,8 +71,8 @@ def test_an_alert_goes_on_over_a_scrape_that_failed(tmp_path: Path) -> None:
 
 def test_an_alert_whose_value_is_near_its_threshold_is_one(tmp_path: Path) -> None:
     """Three minutes below the threshold."""
-    series = loads("0+240x40 9745+145x4 10565+240x40", "0+100x90")
-    below = "count_over_time((model:moescope_ep_imbalance:ratio_rate5m <= 1.25)[40m:1m])"
+    series = loads("0+240x40 9750+150x4 10590+240x40", "0+100x90")
+    below = "count_over_time((model:moescope_ep_imbalance:ratio_rate5m <= 1.3)[40m:1m])"
     case = steady("MoescopeRankImbalance", series)
     case["expect"][f"max({below})"] = {"{}": 3}
     check(tmp_path, [case])

@@ -103,8 +103,8 @@ IN_STEPS: Final[dict[str, Case]] = {
         inject=odd_ids, shows=r"off for good.*must be \[n, top_k\]", state="disabled"
     ),
     "step can't begin": Case(
-        inject=raising(capturer.RoutingCapturer, "begin_step", after=3),
-        shows="off for good.*begin_step is broken",
+        inject=raising(capturer.RoutingCapturer, "begin_step_of", after=3),
+        shows="off for good.*begin_step_of is broken",
         state="disabled",
     ),
     "step can't end": Case(
