@@ -138,3 +138,75 @@ def test_a_hot_rank_is_not_said_to_be_one_before_half_an_hour_was_seen(tmp_path:
     assert 'kind="cause", model="m", server="s", severity="info"' in got
     assert re.search(r"EP rank 0 had the most slots in 100% of the last 4[89]m 0s\. ", got)
     assert "points at placement, not at chance" in got
+
+
+def test_a_rank_that_moved_to_another_service_is_not_silent(tmp_path: Path) -> None:
+    series = {
+        f'moescope_producers{OF},instance="a",state="stale"}}': "1+0x90",
+        f'moescope_snapshot_age_seconds{OF},instance="a",dp_rank="0"}}': "0+60x90",
+        f'moescope_producers{OF},instance="b",state="counting"}}': "1+0x90",
+        f'moescope_snapshot_age_seconds{OF},instance="b",dp_rank="0"}}': "1+0x90",
+    }
+    check(tmp_path, [never("MoescopeStaleProducer", series)])
+
+
+def test_a_past_that_begins_with_the_service_is_not_short(tmp_path: Path) -> None:
+    """Before, the service remembered more than a day; without a store it begins anew."""
+    series = {
+        f"moescope_history_span_seconds{OF}}}": "100000+60x30 0+60x60",
+        "moescope_window_seconds": "3600+0x90",
+    }
+    check(tmp_path, [never("MoescopeShortHistory", series)])
+
+
+def test_ranks_that_wait_for_one_are_one_alert(tmp_path: Path) -> None:
+    """The steps' cost is above its threshold too; it has an alert of its own only where the sums are even."""
+    series = {
+        **loads("0+300x90", "0+50x90"),
+        f"moescope_straggler_mean_slots_total{OF}}}": "0+60x90",
+        f"moescope_straggler_max_slots_total{OF}}}": "0+100x90",
+    }
+    fires = {"series": series, "at": "85m", "expect": {firing("MoescopeRankImbalance"): {"{}": 1}}}
+    check(tmp_path, [fires, never("MoescopeStragglerCost", series)])
+
+
+def test_a_service_is_missed_whatever_its_job_is_called(tmp_path: Path) -> None:
+    place = '{job="llm-telemetry",instance="i"'
+    series = {
+        f"up{place}}}": "1+0x40 0+0x50",
+        f'moescope_build_info{place},version="0"}}': "1+0x40 stale",
+        'up{job="llm-telemetry",instance="else"}': "0+0x90",  # never was one
+    }
+    check(tmp_path, [{"series": series, "at": "60m", "expect": {firing("MoescopeDown"): {"{}": 1}}}])
+
+
+def test_the_text_names_the_worst_layer_expert_and_rank_and_how_many(tmp_path: Path) -> None:
+    series = {**tokens(), **loads("0+300x90", "0+100x90"), **vio("0", "4.5+0x90"), **vio("7", "5+0x90")}
+    series |= {
+        f'moescope_layer_expert_slots_total{OF},layer="7",expert="{expert}"}}': f"0+{slots}x90"
+        for expert, slots in ((11, 100), (12, 900))
+    }
+    series |= {
+        f'moescope_straggler_hottest_layer_steps_total{OF},ep_rank="{rank}"}}': f"0+{steps}x90"
+        for rank, steps in enumerate((90, 10))
+    }
+    alert = {
+        "alertname": "MoescopeRankImbalance",
+        "eval_time": "30m",
+        "exp_alerts": [
+            {
+                "exp_labels": {"server": "s", "model": "m", "severity": "critical", "kind": "symptom"},
+                "exp_annotations": {
+                    "summary": "Expert load of s (m) is uneven over EP ranks",
+                    "description": "The busiest EP ranks have 1.50 times a fair share of the slots, "
+                    "summed over layers: an average rank spends 33.33% of that time waiting. One rank is hot "
+                    "in most layers: EP rank 0, the busiest in 90% of steps x layers. Worst is layer 0 "
+                    "(1.50, EP rank 0; layers above 1.3: 1). Layers with a hot expert: 2; worst is layer 7, "
+                    "expert 12, with 6.00 times its fair share. `moescope advise` says what EPLB would save.",
+                    "runbook_url": "docs/runbook.md#moescoperankimbalance",
+                    "dashboard_url": "/d/moescope-model?orgId=1&var-server=s&var-model=m",
+                },
+            }
+        ],
+    }
+    check(tmp_path, [{"series": series, "at": "30m", "expect": {}, "alerts": [alert]}])
