@@ -22,8 +22,8 @@ _ON: Final = f"on ({DEPLOYMENT})"
 _BOARD: Final = "moescope-model"
 _IMBALANCE: Final = "model:moescope_ep_imbalance:ratio_rate5m"
 UNEVEN: Final = 1.3
-"""Imbalance ratio from which on the alert fires. The verdict warns from 1.25 on, before anybody is paged, and an
-uneven replica of an even pool (`MoescopeReplicaImbalance`) is told by itself."""
+"""Imbalance ratio from which on the alert fires. The verdict warns from 1.25 on, before anybody is paged, and
+an uneven replica of an even pool (`MoescopeReplicaImbalance`) is told by itself."""
 _UNEVEN: Final = f"{_IMBALANCE} > {UNEVEN}"
 _ENOUGH_SLOTS: Final = "model:moescope_slots_of_layer_and_rank:mean_rate5m > 4 / 3"
 """400 slots of an EP rank and layer in five minutes: with fewer, chance makes one of many stand out."""
