@@ -41,6 +41,10 @@ _REQUEST: Final = "the store %s: request %s is left out of answers: %s (logged o
 _log = logging.getLogger(__name__)
 
 
+KINDS: Final = ("account", "totals", "shape", "request", "search", "compared")
+"""What a store may have that can't be read."""
+
+
 class DamageLog:
     """Tells what of one store can't be read; for all threads.
 
@@ -57,7 +61,7 @@ class DamageLog:
         self._store = store
         self._throttle = Throttle(clock)
         self._lock = threading.Lock()
-        self._found: Counter[str] = Counter()
+        self._found: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
 
     def found(self) -> dict[str, int]:
         """How often something was met that can't be read, by what it is; each time that it is asked for."""

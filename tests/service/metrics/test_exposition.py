@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +19,9 @@ from tests.service.metrics.scraped import names_of, push_both, series_of
 
 @pytest.mark.parametrize("level", list(MetricsLevel))
 def test_each_level_shows_its_families_and_no_others(
-    start_service: Callable[..., Service], level: MetricsLevel
+    start_service: Callable[..., Service], level: MetricsLevel, tmp_path: Path
 ) -> None:
-    service = start_service(min_tokens=1, metrics_level=level)
+    service = start_service(min_tokens=1, metrics_level=level, store=str(tmp_path / "store"))
     push_both(service)
     assert service.client.post("/v1/baselines", json={}).status_code == 201
     for server in ("b", "c"):
@@ -29,8 +30,11 @@ def test_each_level_shows_its_families_and_no_others(
     assert names_of(series_of(service)) == {name for family in families for name in series_names(family)}
 
 
-def test_labels_and_types_are_those_of_the_catalogue(start_service: Callable[..., Service]) -> None:
-    service = start_service(min_tokens=1, metrics_level=MetricsLevel.LAYER_EXPERT)
+def test_labels_and_types_are_those_of_the_catalogue(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    store = str(tmp_path / "store")
+    service = start_service(min_tokens=1, metrics_level=MetricsLevel.LAYER_EXPERT, store=store)
     push_both(service)
     assert service.client.post("/v1/baselines", json={}).status_code == 201
     for server in ("b", "c"):
