@@ -92,7 +92,8 @@ def open_service(
     clock: Clock, use_clock: Callable[[], float], **settings: Any
 ) -> tuple[Service, Callable[[], None]]:
     """A running service, and what ends it."""
-    chosen = Settings(**{"port": 0, **settings})
+    # A ClickHouse in a process of the tests may wait for a core.
+    chosen = Settings(**{"port": 0, "clickhouse_timeout_s": 60, **settings})
     listener = listen(chosen)
     with ExitStack() as stack:
         stack.enter_context(listener)
