@@ -90,7 +90,7 @@ soak: env  ## the gates that take long: load, faults, network, bad and expensive
 matrix: env  ## each supported release of vLLM, run on CPUs; a table into docs/versions.md (ARGS=--help)
 	$(call stage,matrix,$(call install,vllm) && $(BIN)/python -m devkit.matrix $(ARGS))
 
-bench: env  ## the benchmarks that need no GPU, compared with their committed ratios; ten minutes (ARGS=--help)
+bench: env  ## the benchmarks that need no GPU, compared with their committed ratios (ARGS=--help)
 	$(call stage,bench,$(BIN)/python -m benchmarks.compare $(ARGS))
 
 format: env  ## rewrite the code in its format, with the fixes that ruff can make

@@ -4,9 +4,9 @@ Only figures that are the same on each machine are compared: ratios of two times
 side, exponents, counts of calls, and how even placements are. A figure that is worse than the committed one
 by more than its tolerance fails the run. Times are in the results files, and no comparison uses them.
 
-    python -m benchmarks.compare                 # all: about ten minutes on two quiet cores
+    python -m benchmarks.compare                 # all
     python -m benchmarks.compare --only scale
-    python -m benchmarks.compare --update        # commit what was measured now
+    python -m benchmarks.compare --update        # keep what was measured now
 """
 
 from __future__ import annotations

@@ -264,13 +264,12 @@ class CaptureSession:
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             self._fault(error)
         self._outcome = None
-        if self._drafts is not None:
-            self._guarded(lambda: self._begin_drafts(scheduler_output))
-
-    def _begin_drafts(self, scheduler_output: Any) -> None:
-        """Ask for what the step samples, where tokens are drafted."""
-        if self._drafts is not None:
+        if self._drafts is None:
+            return
+        try:
             self._outcome = self._drafts.begin_step(scheduler_output)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fault(error)
 
     def _ordered(self, batch: BatchRequests) -> None:
         """The order of the batch's rows is known, and its forward pass is not enqueued yet."""

@@ -6,10 +6,6 @@ its own makes the figures of a deployment, all but the first, and a scrape gets 
 
 from __future__ import annotations
 
-import logging
-import math
-import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -17,7 +13,7 @@ from typing import Final
 from moescope.service.counts.phase_split import Phase
 from moescope.service.drift.baseline import PREVIOUS_HOUR, BaselineBook
 from moescope.service.drift.measure import LayerDrift, LayerSlots, layer_drifts, slots_of
-from moescope.service.live.large import NoRoomError
+from moescope.service.live.beside import Beside
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.windows.phase_window import merge_spans_of_phase
@@ -29,8 +25,6 @@ WINDOW_S: Final = 300.0
 HOUR_S: Final = 3600.0
 REFRESH_S: Final = 60.0
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class Drifted:
@@ -41,13 +35,6 @@ class Drifted:
     layers: tuple[LayerDrift, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    at: float
-    changes: int
-    found: tuple[Drifted, ...]
-
-
 class DriftWatch:
     """The newest drift of each deployment; safe for threads."""
 
@@ -55,11 +42,7 @@ class DriftWatch:
         self._state = state
         self._book = book
         self._min_tokens = min_tokens
-        self._lock = threading.Lock()
-        self._made: dict[Deployment, _Made] = {}
-        self._busy: set[Deployment] = set()
-        self._queue: deque[Deployment] = deque()
-        self._working = False
+        self._beside = Beside("drift", self._measure, state, REFRESH_S, lambda: book.changes)
 
     def latest(self, deployment: Deployment) -> tuple[Drifted, ...]:
         """The newest figures, at most a minute and a scrape interval old; none while others make the first.
@@ -77,59 +60,10 @@ class DriftWatch:
             deployment: a known one.
             may_make: asked if there are none yet: whether the caller makes them now, else a thread does.
         """
-        now, changes = self._state.now(), self._book.changes
-        with self._lock:
-            made = self._made.get(deployment)
-            due = made is None or made.changes != changes or not 0 <= now - made.at < REFRESH_S
-            if not due or deployment in self._busy:
-                return None if made is None else made.found
-            self._busy.add(deployment)
-        if made is None and may_make():
-            return self._make(deployment)
-        self._later(deployment)
-        return None if made is None else made.found
+        return self._beside.latest(deployment, may_make)
 
-    def _later(self, deployment: Deployment) -> None:
-        """Let the thread make it: one, so that it does one after the other however many are due."""
-        with self._lock:
-            self._queue.append(deployment)
-            if self._working:
-                return
-            self._working = True
-        threading.Thread(target=self._work, name="moescope-drift", daemon=True).start()
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._queue:
-                    self._working = False
-                    return
-                deployment = self._queue.popleft()
-            self._refresh(deployment)
-
-    def _refresh(self, deployment: Deployment) -> None:
-        try:
-            with self._state.large.question(wait_s=math.inf):
-                self._make(deployment)
-        except NoRoomError as error:
-            _log.warning("the drift of %s can't be computed. %s", deployment, error)
-        except Exception:  # noqa: BLE001 whatever it is, the next scrape tries again
-            _log.exception("the drift of %s can't be computed", deployment)
-
-    def _make(self, deployment: Deployment) -> tuple[Drifted, ...]:
-        now, changes = self._state.now(), self._book.changes
-        try:
-            found = self._measure(deployment, now)
-            known = set(self._state.deployments())
-            with self._lock:
-                self._made = {key: made for key, made in self._made.items() if key in known}
-                self._made[deployment] = _Made(now, changes, found)
-            return found
-        finally:
-            with self._lock:
-                self._busy.discard(deployment)
-
-    def _measure(self, deployment: Deployment, now: float) -> tuple[Drifted, ...]:
+    def _measure(self, deployment: Deployment) -> tuple[Drifted, ...]:
+        now = self._state.now()
         since = changed_within(self._state, deployment, now - WINDOW_S - HOUR_S, None)
         spans = self._state.series(deployment, _instants(now - WINDOW_S, None, since))
         changed = changed_at(item.span.last for item in spans[1])

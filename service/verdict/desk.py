@@ -21,11 +21,11 @@ from moescope.service.advice.advise import (
     advise,
 )
 from moescope.service.drift.watch import DriftWatch
+from moescope.service.live.beside import Beside
 from moescope.service.live.large import NoRoomError
 from moescope.service.live.producers import Deployment
 from moescope.service.live.state import LiveState
 from moescope.service.store.records import StoreError
-from moescope.service.verdict.beside import Beside
 from moescope.service.verdict.facts import Facts, Remedy
 from moescope.service.verdict.gather import Question, drift_of, facts_of
 from moescope.service.verdict.judge import judge
@@ -92,7 +92,7 @@ class VerdictDesk:
     ) -> None:
         self._state, self._drift, self._min_tokens = state, drift, min_tokens
         self._partial_of = partial_of
-        self._remedies = Beside(self._remedy, state, ADVICE_S)
+        self._remedies = Beside("advice", self._remedy, state, ADVICE_S)
         self._lock = threading.Lock()
         self._kept: dict[Key, _Kept] = {}
 

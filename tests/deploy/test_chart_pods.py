@@ -160,21 +160,3 @@ def test_a_chart_that_depends_on_it_takes_its_lines(tmp_path: Path) -> None:
     lines = yaml.safe_load(made["vllm"])
     assert [item["name"] for item in lines["initContainers"]] == ["moescope-plugin", "moescope"]
     assert {"name": "MOESCOPE_POOL", "value": "chat"} in lines["env"]
-
-
-REFUSED = {
-    "fleet: tiny": "/fleet",
-    "replicas: 2": "/replicas",
-    "mod: sidecar": "'mod' not allowed",
-    "store: {kind: clickhouse}": "/store/clickhouse/secret",
-    "store: {kind: s3}": "/store/kind",
-    "store: {mib: 4}": "/store/mib",
-    "extraArgs: [--insecure]": "/extraArgs/0",
-    "extraEnv: [{name: MOESCOPE_INSECURE, value: '1'}]": "/extraEnv/0/name",
-    "auth: {secret: ''}": "/auth/secret",
-    "auth: {keys: {read: ''}}": "/auth/keys/read",
-    "mode: sidecar\ntls: {secret: x}": "/tls/secret",
-    "service: {port: 80}": "/service/port",
-    "vllm: {traceRate: 2}": "/vllm/traceRate",
-    "prometheus: {monitor: {interval: 15}}": "/prometheus/monitor/interval",
-}

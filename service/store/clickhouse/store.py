@@ -26,6 +26,7 @@ from moescope.service.store.clickhouse import (
     documents,
     gone,
     history,
+    history_reading,
     slot_reading,
     trace_listing,
     trace_rows,
@@ -169,16 +170,16 @@ class ClickHouseStore:
     def totals_at(self, key: Key, instants: Sequence[float]) -> list[StoredTotals | None]:
         """For each instant the newest totals at or before it."""
         instants_ms = [round(instant * 1000) for instant in instants]
-        return history.totals_at(self._connection, key, instants_ms, self._damage)
+        return history_reading.totals_at(self._connection, key, instants_ms, self._damage)
 
     def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
         """The same for several producers."""
         instants_ms = [round(instant * 1000) for instant in instants]
-        return history.totals_of(self._connection, keys, instants_ms, self._damage)
+        return history_reading.totals_of(self._connection, keys, instants_ms, self._damage)
 
     def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
         """The oldest totals that are kept of each producer."""
-        return history.oldest_of(self._connection, keys, self._damage)
+        return history_reading.oldest_of(self._connection, keys, self._damage)
 
     def begins(self) -> dict[Key, float]:
         """When the oldest totals that are kept of each producer were true."""
@@ -186,7 +187,7 @@ class ClickHouseStore:
 
     def oldest(self, key: Key) -> StoredTotals | None:
         """The oldest totals that are kept of a producer."""
-        return history.oldest(self._connection, key, self._damage)
+        return history_reading.oldest(self._connection, key, self._damage)
 
     def traced_requests(self, query: TraceQuery) -> list[TracedRequest]:
         """The requests that match, newest first."""

@@ -137,17 +137,17 @@ def test_later_figures_come_from_a_thread_and_no_scrape_waits(
 def test_one_thread_makes_those_of_many_deployments_one_after_the_other(
     traffic: Traffic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = DriftWatch(traffic.state, BaselineBook(), 1)
     fleet = [(f"fleet-{number}", "tiny") for number in range(20)]
     release, made, beside = threading.Event(), list[tuple[str, str]](), list[int]()
 
-    def making(deployment: tuple[str, str], now: float) -> tuple[Drifted, ...]:
+    def making(_: DriftWatch, deployment: tuple[str, str]) -> tuple[Drifted, ...]:
         assert release.wait(60)
         beside.append(sum(thread.name == "moescope-drift" for thread in threading.enumerate()))
         made.append(deployment)
         return ()
 
-    monkeypatch.setattr(watch, "_measure", making)
+    monkeypatch.setattr(DriftWatch, "_measure", making)
+    watch = DriftWatch(traffic.state, BaselineBook(), 1)
     for deployment in fleet:
         assert watch.newest(deployment, lambda: False) is None
     release.set()

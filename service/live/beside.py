@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class _Made(Generic[T]):
     at: float
+    version: int
     value: T
 
 
@@ -28,13 +29,23 @@ class Beside(Generic[T]):
     """Something of each deployment: made by who asks first, then anew by one thread; safe for threads.
 
     Args:
+        what: its name, of the thread and in the log, such as "drift".
         make: makes it; an error reaches who asks first, else the log.
         state: its clock, its deployments, and what large questions may hold.
         every_s: it is made anew when it is older, seconds, and somebody asks.
+        version: it is made anew, too, when this has changed.
     """
 
-    def __init__(self, make: Callable[[Deployment], T], state: LiveState, every_s: float) -> None:
-        self._make, self._state, self._every_s = make, state, every_s
+    def __init__(
+        self,
+        what: str,
+        make: Callable[[Deployment], T],
+        state: LiveState,
+        every_s: float,
+        version: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._what, self._make, self._state, self._every_s = what, make, state, every_s
+        self._version = version
         self._lock = threading.Lock()
         self._made: dict[Deployment, _Made[T]] = {}
         self._busy: set[Deployment] = set()
@@ -48,10 +59,10 @@ class Beside(Generic[T]):
             deployment: a known one.
             may_make: asked if there is none yet: whether the caller makes it now, else the thread does.
         """
-        now = self._state.now()
+        now, version = self._state.now(), self._version()
         with self._lock:
             made = self._made.get(deployment)
-            fresh = made is not None and 0 <= now - made.at < self._every_s
+            fresh = made is not None and made.version == version and 0 <= now - made.at < self._every_s
             if fresh or deployment in self._busy:
                 return None if made is None else made.value
             self._busy.add(deployment)
@@ -67,7 +78,7 @@ class Beside(Generic[T]):
             if self._working:
                 return
             self._working = True
-        threading.Thread(target=self._work, name="moescope-advice", daemon=True).start()
+        threading.Thread(target=self._work, name=f"moescope-{self._what}", daemon=True).start()
 
     def _work(self) -> None:
         while True:
@@ -83,21 +94,21 @@ class Beside(Generic[T]):
             with self._state.large.question(wait_s=math.inf):
                 self._keep(deployment)
         except NoRoomError as error:
-            _log.warning("advice on %s can't be made. %s", deployment, error)
+            _log.warning("%s of %s can't be made. %s", self._what, deployment, error)
         except Exception:  # noqa: BLE001 whatever it is, the next question tries again
-            _log.exception("advice on %s can't be made", deployment)
+            _log.exception("%s of %s can't be made", self._what, deployment)
         finally:
             with self._lock:
                 self._busy.discard(deployment)
 
     def _keep(self, deployment: Deployment) -> T:
-        now = self._state.now()
+        now, version = self._state.now(), self._version()
         try:
             value = self._make(deployment)
             known = set(self._state.deployments())
             with self._lock:
                 self._made = {key: made for key, made in self._made.items() if key in known}
-                self._made[deployment] = _Made(now, value)
+                self._made[deployment] = _Made(now, version, value)
             return value
         finally:
             with self._lock:
