@@ -125,13 +125,20 @@ class Totals:
         return replace(self, stragglers=wide if self.stragglers is None else self.stragglers.plus(wide))
 
     def sharing(self, other: Totals) -> Totals:
-        """These totals, with the counts of ``other`` in place of equal ones: memory has them once."""
+        """These totals, with what of ``other``'s is equal in its place: memory has it once."""
         if self.layout != other.layout or not np.array_equal(self.counts, other.counts):
             return self
         mine, its = self.decode, other.decode
         if mine is not None and its is not None and np.array_equal(mine.counts, its.counts):
-            mine = replace(mine, counts=its.counts)
-        return replace(self, counts=other.counts, decode=mine)
+            mine = replace(mine, counts=its.counts, ep_slots=_shared(mine.ep_slots, its.ep_slots))
+        shared = _shared(self.ep_slots, other.ep_slots)
+        return replace(self, counts=other.counts, ep_slots=shared, decode=mine)
+
+
+def _shared(mine: EpSlots, its: EpSlots) -> EpSlots:
+    """The second if it is equal to the first and has no parts, as what a worker counted has none."""
+    equal = mine.parts is None and its.parts is None and np.array_equal(mine.whole, its.whole)
+    return its if equal else mine
 
 
 def no_totals(layout: Layout) -> Totals:
