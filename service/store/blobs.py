@@ -21,7 +21,9 @@ from moescope.service.measures.arrays import FloatArray
 _VERSION: Final = b"\x01"
 _LEVEL: Final = 1
 _MAX_BYTES: Final = 1 << 30
-_AT_ONCE: Final = 1 << 20
+_AT_ONCE: Final = 4 << 20
+_MAX_WINDOW_LOG: Final = 26
+"""64 MiB; every decoder of zstd takes windows up to 128 MiB."""
 _ZEROS: Final = bytes(1 << 16)
 Piece = bytes | memoryview
 """Some bytes of a message; a view is of single bytes."""
@@ -32,12 +34,22 @@ def compress(data: bytes) -> bytes:
     return _VERSION + zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(data)
 
 
-def compress_pieces(pieces: Sequence[Piece]) -> bytes:
-    """A message in pieces as a blob; a large one is never in memory as a whole."""
+def compress_pieces(pieces: Sequence[Piece], repeats: bool = False) -> bytes:
+    """A message in pieces as a blob; a large one is never in memory as a whole.
+
+    Args:
+        pieces: the message.
+        repeats: it has much twice, megabytes apart, which is then looked for if it is large.
+    """
     size = sum(map(len, pieces))
     if size <= _AT_ONCE:
         return compress(b"".join(pieces))
-    stream = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj(size=size)
+    window = min(_MAX_WINDOW_LOG, size.bit_length())
+    far = {"enable_ldm": True, "window_log": window} if repeats else {}
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        _LEVEL, write_checksum=True, source_size=size, **far
+    )
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=size)
     return b"".join([_VERSION, *map(stream.compress, pieces), stream.flush()])
 
 

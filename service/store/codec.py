@@ -137,7 +137,7 @@ def _encoded(account: AccountState, totals: PackedTotals, once: Once) -> bytes:
         base=None if base is None else _PackedBase(pack(base.totals, once), base.restarts, base.at),
         decoder_layers=latest.decoder_layers,
     )
-    return compress_pieces(list(pieces_of(packed)))
+    return compress_pieces(list(pieces_of(packed)), repeats=True)
 
 
 def decode_account(blob: object) -> AccountState:
