@@ -66,14 +66,14 @@ class _PackedAccount(Message, frozen=True):
     state_reason: str
     uncovered: list[UncoveredLayer]
     placement_version: int | None
-    traces: dict[str, int] = {}
+    traces: dict[str, int] = msgspec.field(default_factory=dict)
     strategy: str = ""
     forgotten: tuple[int, ...] = ()
-    unavailable: dict[str, str] = {}
-    absent: list[UncoveredLayer] = []
+    unavailable: dict[str, str] = msgspec.field(default_factory=dict)
+    absent: list[UncoveredLayer] = msgspec.field(default_factory=list)
     absent_unnamed: str = ""
     current: int | None = None
-    conflicts: list[tuple[float, float]] = []
+    conflicts: list[tuple[float, float]] = msgspec.field(default_factory=list)
     ended: bool = False
     base: _PackedBase | None = None
     decoder_layers: int = 0

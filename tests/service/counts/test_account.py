@@ -295,5 +295,6 @@ def test_totals_of_one_start_share_their_arrays_with_what_its_newest_frame_told(
     totals, counted = account.totals, account.life.counted
     assert totals.counts is counted.counts
     assert totals.ep_slots is counted.ep_slots
-    assert totals.decode is not None and counted.decode is not None
+    assert totals.decode is not None
+    assert counted.decode is not None
     assert totals.decode.ep_slots is counted.decode.ep_slots
