@@ -100,7 +100,7 @@ def test_a_clock_that_goes_back_does_not_break_the_order() -> None:
 
 
 def test_of_one_instant_the_last_word_counts(track: Track) -> None:
-    """Another service kept a newer frame of the same instant: a window from before it said what came first."""
+    """Another service kept a newer frame of the same instant: a window from before said what came first."""
     track = Track(100.0, Snapshot(110.0, _at(10)))
     track.add(Snapshot(110.0, _at(12)))
     assert track.span(105.0, None).delta.tokens == 0
