@@ -16,7 +16,7 @@ _TOGETHER: Final = 20
 def services(options: Options) -> Outcome:
     """Histories of workers whose frames come to three services, which are killed and cut off.
 
-    In a third of them the store ages within minutes, in another third half of the workers start up to 14 times.
+    In a third of them the store ages within minutes, in a third half of the workers start up to 14 times.
     """
     command = [sys.executable, "-m", "tests.service.store.clickhouse.server", str(options.folder)]
     plays = max(3, options.cases(options.histories) // _TOGETHER)
