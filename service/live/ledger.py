@@ -24,7 +24,7 @@ from moescope.service.live.history import History
 from moescope.service.live.memory import available_bytes
 from moescope.service.live.outbox import Outbox
 from moescope.service.live.past import Remembered
-from moescope.service.live.placements import Placements, told_in
+from moescope.service.live.placements import Placements, ToldPlacement, told_in
 from moescope.service.live.producers import ProducerState
 from moescope.service.live.roster import Roster
 from moescope.service.live.row_laws import RowLaws
@@ -142,6 +142,16 @@ class Ledger:
         self._note_conflict(key, account, now)
         if merged:  # nobody takes it until a frame comes
             self._record(key, account, self.outbox.post_newest)
+
+    def hear_placement(self, told: ToldPlacement) -> None:
+        """Take in where the store says that a producer's experts are.
+
+        A service that was cut off from the store may have put something older there in place of what is known
+        here: that is kept again.
+        """
+        newer = self.placements.take(told)
+        if newer is not None and self._keeps:
+            self._told_placements[told.key] = newer.document()
 
     def not_kept(self, records: Iterable[Record]) -> None:
         """The store failed to keep these: it is given again what it lacks of what is here."""
