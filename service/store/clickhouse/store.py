@@ -107,6 +107,11 @@ class ClickHouseStore:
         self._knows_lives = False
 
     @property
+    def connection(self) -> Connection:
+        """The server, its schema up to date; for what moves a store."""
+        return self._connection
+
+    @property
     def shared(self) -> bool:
         """It is."""
         return True
