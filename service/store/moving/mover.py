@@ -6,9 +6,9 @@ by its account, so it shows nothing half. What is written again takes the place 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from moescope.service.counts.account import Account
 from moescope.service.store.clickhouse.rowbinary import Value
@@ -20,7 +20,7 @@ from moescope.service.store.moving.ages import Ages
 from moescope.service.store.moving.parts import MovedPart, check_request, parts_of, why_unreadable
 from moescope.service.store.moving.source import Member, Request, Source
 from moescope.service.store.moving.target import Target
-from moescope.service.store.records import Posting, StoreError
+from moescope.service.store.records import Document, Posting, StoreError
 
 BATCH_BYTES: Final = 8 << 20
 """Bytes of totals, or of ids, that are written at once. Memory is bounded by four times that, with one part
@@ -29,6 +29,7 @@ _BATCH_ROWS: Final = 512
 _NAMED: Final = 3
 _STORED: Final = 11  # its place in a request's row
 
+Item = TypeVar("Item")
 Say = Callable[[str], None]
 
 
@@ -139,17 +140,9 @@ class Mover:
 
     def _snapshots(self, member: Member, instants_ms: list[int]) -> Iterator[list[tuple[int, bytes]]]:
         """Snapshots that can be read, a batch at a time."""
-        batch: list[tuple[int, bytes]] = []
-        for at_ms in instants_ms:
-            blob = self._source.snapshot(member, at_ms)
-            if not _is_totals(blob):
-                continue
-            batch.append((at_ms, blob))
-            if len(batch) == _BATCH_ROWS or sum(len(item) for _, item in batch) >= self._batch_bytes:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+        found = ((at_ms, self._source.snapshot(member, at_ms)) for at_ms in instants_ms)
+        readable = (item for item in found if _is_totals(item[1]))
+        return batches(readable, lambda item: len(item[1]), self._batch_bytes)
 
     def _move_traces(self) -> None:
         total, before = self._source.sizes()[1], self._source.requests_upto(self._progress.requests)
@@ -179,10 +172,15 @@ class Mover:
     def _move_documents(self) -> None:
         """Keep those that the target doesn't have; what it says itself of one of the name stays."""
         self._say("documents")
+        lacking = self._lacking_documents()
+        for batch in batches(lacking, lambda item: len(item.content or b""), self._batch_bytes):
+            self._target.write_documents(batch)
+
+    def _lacking_documents(self) -> Iterator[Document]:
         for document in self._source.documents():
             there = self._target.document(document.kind, document.name)
             if there is None:
-                self._target.write_document(document)
+                yield document
             elif there != document.content:
                 self.theirs.add((document.kind, document.name))
 
@@ -190,9 +188,9 @@ class Mover:
         self._say("accounts")
         readable = [member for member in self._source.members if self._can_be_read(member)]
         lost = len(readable) < len(self._source.members) or not self._source.is_whole
-        for member in readable:
-            posting = self._source.posting(member)
-            self._target.write_account(self._begun_at_zero(posting) if lost else posting)
+        postings = (self._source.posting(member) for member in readable)
+        for batch in batches(postings, lambda item: item.account.totals.nbytes, self._batch_bytes):
+            self._target.write_accounts([self._begun_at_zero(item) if lost else item for item in batch])
 
     def _can_be_read(self, member: Member) -> bool:
         try:
@@ -213,6 +211,20 @@ class Mover:
     def _note(self, said: str) -> None:
         progresses.note(self._target.connection, self._source.name, self._progress)
         self._say(said)
+
+
+def batches(items: Iterable[Item], nbytes: Callable[[Item], int], most_bytes: int) -> Iterator[list[Item]]:
+    """Items in lists of so many bytes, at most one item beyond that."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += nbytes(item)
+        if len(batch) == _BATCH_ROWS or size >= most_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class _Batch:

@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
@@ -18,14 +18,10 @@ from moescope.service.store.clickhouse.trace_rows import REQUEST, TRACE
 from moescope.service.store.codec import decode_totals
 from moescope.service.store.limits import Retention
 from moescope.service.store.moving.ages import MARGIN_S, Ages
-from moescope.service.store.moving.mover import is_too_old
+from moescope.service.store.moving.mover import BATCH_BYTES, batches, is_too_old
 from moescope.service.store.moving.parts import MovedPart, check_request, parts_of, why_unreadable
 from moescope.service.store.moving.source import Member, Request, Source
 from moescope.service.store.moving.target import Target
-
-_AT_ONCE: Final = 256
-"""Snapshots, or parts of traces, that are asked for in one question."""
-_AT_ONCE_BYTES: Final = 8 << 20
 
 Place = tuple[str, str]
 """A kind of row, and what of it is counted."""
@@ -136,31 +132,20 @@ class Teller:
             self._say(f"counting: {self._found.ours['snapshots', '']:,} snapshots")
 
     def _snapshots(self, member: Member, instants_ms: list[int]) -> Iterator[dict[int, Totals]]:
-        batch: dict[int, Totals] = {}
-        nbytes = 0
+        """Snapshots that can be read, by when they were true, a batch at a time."""
+        found = self._readable(member, instants_ms)
+        return map(dict, batches(found, lambda item: item[1].nbytes, BATCH_BYTES))
+
+    def _readable(self, member: Member, instants_ms: list[int]) -> Iterator[tuple[int, Totals]]:
         for at_ms in instants_ms:
             try:
-                batch[at_ms] = decode_totals(self._source.snapshot(member, at_ms))
+                yield at_ms, decode_totals(self._source.snapshot(member, at_ms))
             except ValueError as error:
                 self._found.leave_out("snapshots", f"of {member.key} at {at_ms / 1000:.3f}: {error}")
-                continue
-            nbytes += batch[at_ms].nbytes
-            if len(batch) == _AT_ONCE or nbytes >= _AT_ONCE_BYTES:
-                yield batch
-                batch, nbytes = {}, 0
-        if batch:
-            yield batch
 
     def _count_traces(self) -> None:
-        batch: list[MovedPart] = []
-        nbytes = 0
-        for part in self._parts():
-            batch.append(part)
-            nbytes += part.nbytes
-            if len(batch) == _AT_ONCE or nbytes >= _AT_ONCE_BYTES:
-                self._compare(batch)
-                batch, nbytes = [], 0
-        self._compare(batch)
+        for batch in batches(self._parts(), lambda part: part.nbytes, BATCH_BYTES):
+            self._compare(batch)
 
     def _parts(self) -> Iterator[MovedPart]:
         for request in self._source.requests(0):
@@ -184,8 +169,6 @@ class Teller:
 
     def _compare(self, parts: Sequence[MovedPart]) -> None:
         """Count parts on both sides; a request and a trace count with the first part that they have."""
-        if not parts:
-            return
         there = self._target.headers(parts)
         found = self._found
         for part in parts:

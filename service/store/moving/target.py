@@ -80,17 +80,20 @@ class Target:
             },
         )
 
-    def write_account(self, posting: Posting) -> None:
-        """Keep an account, and the last totals of each of its starts.
+    def write_accounts(self, postings: Sequence[Posting]) -> None:
+        """Keep accounts, and the last totals of each of their starts.
 
-        It is a row of no start: the services write rows of starts, and none of theirs takes its place.
+        They are rows of no start: the services write rows of starts, and none of theirs takes their place.
         """
-        account = posting.account
-        birth_ms, at_ms = round(posting.birth * 1000), round(posting.at * 1000)
-        row: list[Value] = [*posting.key, REST, 0, birth_ms, at_ms, self._writer, encode_account(account)]
-        marks = {life.epoch: Mark.of(account, life) for life in account.epochs}
-        self.connection.insert("life", history.COLUMNS, history.row_of(posting, marks, whole=True))
-        self.connection.insert("account", account_rows.COLUMNS, [row])
+        lives: list[list[Value]] = []
+        rows: list[list[Value]] = []
+        for item in postings:
+            marks = {life.epoch: Mark.of(item.account, life) for life in item.account.epochs}
+            lives += history.row_of(item, marks, whole=True)
+            times = round(item.birth * 1000), round(item.at * 1000)
+            rows.append([*item.key, REST, 0, *times, self._writer, encode_account(item.account)])
+        self.connection.insert("life", history.COLUMNS, lives)
+        self.connection.insert("account", account_rows.COLUMNS, rows)
 
     def account(self, key: Key) -> Posting | None:
         """The account that was moved of a producer; None: it isn't there, or can't be read."""
@@ -163,9 +166,9 @@ class Target:
         )
         return rows[0][0] if rows else None
 
-    def write_document(self, document: Document) -> None:
-        """Keep a document."""
-        rows = documents.rows_of(self.connection, [document])
+    def write_documents(self, some: Sequence[Document]) -> None:
+        """Keep documents."""
+        rows = documents.rows_of(self.connection, some)
         self.connection.insert("document", documents.COLUMNS, rows)
 
 

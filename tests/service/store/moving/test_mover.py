@@ -279,3 +279,11 @@ def test_a_folder_that_lost_something_shows_counters_from_zero(url: str, tmp_pat
     with closing(ClickHouseStore(url, LONG)) as store:
         bases = [item.account.base for item in store.accounts()]
         assert all(base is not None and abs(base.at - time.time()) < 600 for base in bases)
+
+
+def test_a_damaged_file_says_what_to_do(url: str, tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match="it is damaged: start the service again, which puts it aside"):
+        move(tmp_path, url)
