@@ -45,6 +45,7 @@ from benchmarks.gpu_engine import (
     prepare_environment,
     write_report,
 )
+from benchmarks.intervals import half_interval, half_interval_of
 from devkit.frame_sink import FrameSink
 
 PROMPT: Final = 64
@@ -106,8 +107,7 @@ def summarise(rounds: list[dict[Set, float]], mode: str) -> dict[str, Any]:
     elif len(mine) > 1:
         half = half_interval(mine, offs)
     else:
-        values = logs[Set(mode, 0)]
-        half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        half = half_interval_of(logs[Set(mode, 0)])
     return {
         "ms": statistics.median(ms for one in rounds for which, ms in one.items() if which.mode == mode),
         "ratio": math.exp(mean),
@@ -115,25 +115,6 @@ def summarise(rounds: list[dict[Set, float]], mode: str) -> dict[str, Any]:
         "high": math.exp(mean + half),
         "sets": [math.exp(value) for value in mine],
     }
-
-
-def half_interval(mine: list[float], others: list[float]) -> float:
-    """Half of the 95 % interval, Student's, of the difference of the means of two samples."""
-    variance = (statistics.variance(mine) + statistics.variance(others)) / 2
-    spread = math.sqrt(variance * (1 / len(mine) + 1 / len(others)))
-    return student(len(mine) + len(others) - 2) * spread
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by Cornish and Fisher's expansion; 1 % off at 3, less beyond."""
-    z = 1.959964
-    terms = (
-        z,
-        (z**3 + z) / (4 * freedom),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3),
-    )
-    return sum(terms)
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Final
 
 from moescope.capture.wire import Frame
@@ -183,7 +182,7 @@ class Ledger:
 
     def state(self, key: Key) -> ProducerState:
         """A producer that is here, as of now."""
-        return replace(self.roster.state(key), law=self._laws.of(key))
+        return self.roster.state(key, self._laws.of(key))
 
     def mended_at(self, keys: Sequence[Key]) -> float | None:
         """When the last conflict of lives of some producers ended; None: there was none, or one goes on."""

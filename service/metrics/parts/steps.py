@@ -16,7 +16,7 @@ from moescope.service.windows.step_window import cost_of, straggler_cost
 def phase_counters(group: Group) -> Iterable[Found]:
     """Tokens and steps of each DP rank by phase; they add up to those of both."""
     unknown_ranks = {rank.rank for rank in group.total.dp_ranks if rank.reason is not None}
-    for rank, _ in group.by_dp_rank():
+    for rank, _ in group.by_dp_rank:
         if rank in unknown_ranks:
             continue
         work = work_of(item.span.delta for item in group.spans_of(rank))
@@ -36,7 +36,7 @@ def phase_counters(group: Group) -> Iterable[Found]:
 
 def draft_counters(group: Group) -> Iterable[Found]:
     """Draft tokens of each DP rank by what became of them; nothing of a rank that verified none."""
-    for rank, _ in group.by_dp_rank():
+    for rank, _ in group.by_dp_rank:
         work = work_of(item.span.delta for item in group.spans_of(rank))
         if work.accepted_drafts or work.rejected_drafts:
             labels, created = (*group.deployment, str(rank)), group.created_by_dp_rank[rank]

@@ -160,7 +160,11 @@ class ClickHouseStore:
         insert("document", documents.COLUMNS, documents.rows_of(self._connection, records))
 
     def accounts(self) -> Iterator[Posting]:
-        """The newest posting of every producer, its epochs from whichever service knew them best."""
+        """The newest posting of every producer, its epochs from whichever service knew them best.
+
+        What history has of them is noted by the way, so that the first frame needn't wait for it.
+        """
+        self._note_lives(())
         return account_rows.all_postings(self._connection, self._kept, self._damage.account)
 
     def news(self) -> list[Posting]:
