@@ -15,6 +15,7 @@ from moescope.capture.counting.pinned_ring import PinnedRing
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.counting.strategies import choose_strategy
 from moescope.capture.counting.strategy import ReferencesUnsafeError
+from moescope.capture.counting.word_writer import choose_writer
 from moescope.capture.seam.rows import WHOLE, Ranks, RowSpan, StepRows, rows_of_call
 from moescope.capture.settings.environment import DEFAULT_KEPT_IDS_MIB, OnError
 from moescope.capture.step.phases import UInt8Array
@@ -64,6 +65,7 @@ class RoutingCapturer:
         self._step_rows = step_rows
         self._on_error = on_error
         self._strategy, self._fallback = choose_strategy(buffers, kept_ids_bytes)
+        self._word = choose_writer(buffers.step_word)
         self._phases = PinnedRing(buffers.phases)
         self._step: StepTokens | None = None
         self._place = 0
@@ -81,6 +83,11 @@ class RoutingCapturer:
     def strategy_bytes(self) -> int:
         """Device memory that the strategy holds besides the counts."""
         return self._strategy.num_bytes
+
+    @property
+    def word_writer(self) -> str:
+        """How the step's word reaches the device: the name of a `WordWriter`."""
+        return self._word.name
 
     @property
     def awaits_phases(self) -> bool:
@@ -136,7 +143,7 @@ class RoutingCapturer:
         step, self._step = self._step, None
         if step is not None and self.disabled_reason is None:
             self._strategy.end_step()
-            self.buffers.step_word.zero_()
+            self._word.write(0)
             self.totals = self.totals.with_step(step, phases_known=not self._awaits_phases)
         self._awaits_phases = False
 
@@ -158,9 +165,9 @@ class RoutingCapturer:
         self.totals = self.totals._replace(idle_steps=self.totals.idle_steps + 1)
 
     def _announce(self, phase: Phase) -> None:
-        """Write the word of the step under way: one fill, and a second one in a step of both phases."""
+        """Write the word of the step under way: once, and a second time in a step of both phases."""
         assert self._step is not None
-        self.buffers.step_word.fill_(pack_step(self._step.tokens, phase, self._place))
+        self._word.write(pack_step(self._step.tokens, phase, self._place))
 
     def record(self, ordinal: int, topk_ids: torch.Tensor) -> None:
         """Count a routing call: logical expert ids, any integer dtype [n, top_k], of one layer.
@@ -183,6 +190,7 @@ class RoutingCapturer:
         """Stop counting for good: graphs that were captured go on running, with zero valid tokens."""
         if self.disabled_reason is None:
             self.disabled_reason = reason
+            # By a fill: any thread may come here, also while it captures a graph, which then counts nothing.
             with contextlib.suppress(Exception):  # a device that has failed refuses this too
                 self.buffers.step_word.zero_()
             logger.error("moescope: capture is off for good, the server serves on: %s", reason)

@@ -7,6 +7,7 @@ counts, so the sum over starts never falls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -159,11 +160,14 @@ def key_of(row: Sequence[Any]) -> Key:
 def of_keys(keys: Sequence[Key]) -> tuple[str, dict[str, object]]:
     """A condition for rows of some producers, and its parameters.
 
-    A set for each column comes first, since by these ClickHouse skips what is in none.
+    A set for each column comes first, since by these ClickHouse skips what is in none. Where they have no
+    other combinations, as with all ranks of a deployment, they say all: comparing tuples takes long.
     """
     columns = dict(zip(("servers", "models", "dps", "pps", "tps"), zip(*keys, strict=True), strict=True))
     kinds = ("String", "String", "Int64", "Int64", "Int64")
     arrays = [f"{{{name}:Array({kind})}}" for name, kind in zip(columns, kinds, strict=True)]
     each = [f"{column} IN {array}" for column, array in zip(KEY, arrays, strict=True)]
-    where = f"{' AND '.join(each)} AND ({KEYS}) IN arrayZip({', '.join(arrays)})"
+    where = " AND ".join(each)
+    if math.prod(len(set(values)) for values in columns.values()) > len(set(keys)):
+        where += f" AND ({KEYS}) IN arrayZip({', '.join(arrays)})"
     return where, {name: list(values) for name, values in columns.items()}

@@ -119,6 +119,20 @@ def traces_of(
     return found
 
 
+def trace_of(connection: sqlite3.Connection, readers: Readers, request: int, trace: int) -> WorkerTrace:
+    """One row of ``trace`` as far as it is kept, complete or not; later reads take one of ``readers``.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    layers, id_bytes, *who = connection.execute(
+        f"SELECT {_LAYERS}, id_bytes, pp_rank, tp_rank, epoch FROM trace WHERE id = ?", (trace,)
+    ).fetchone()
+    return _worker(
+        connection, readers, _Place(request, trace, _layers_of(layers), id_bytes, None, Worker(*who))
+    )
+
+
 def still_there(connection: sqlite3.Connection, numbers: Collection[int]) -> set[int]:
     """Those of the numbers that are a trace's."""
     rows = connection.execute(f"SELECT id FROM trace WHERE id IN {_THESE}", (_json(sorted(numbers)),))
