@@ -83,6 +83,9 @@ def main() -> int:
     names = ", ".join(gate.name for gate in GATES)
     parser.add_argument("gates", nargs="*", help=f"which ones, all if absent: {names}")
     parser.add_argument("--seconds", type=float, default=600.0, help="length of the gate of load [600]")
+    parser.add_argument(
+        "--histories", type=int, default=2000, help="length of the gate of several services [2000]"
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, and nothing is written")
     arguments = parser.parse_args()
     unknown = set(arguments.gates) - {gate.name for gate in GATES}
@@ -99,7 +102,7 @@ def main() -> int:
             print(f"== {gate.name}: {gate.ask}", flush=True)
             began = time.monotonic()
             try:
-                outcome = gate.run(Options(seconds, arguments.quick, place))
+                outcome = gate.run(Options(seconds, arguments.quick, place, arguments.histories))
             except Exception as error:  # noqa: BLE001 one gate's failure is its outcome
                 traceback.print_exc()
                 outcome = Outcome(False, f"failed: {error!r}"[:500])

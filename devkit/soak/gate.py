@@ -15,11 +15,13 @@ class Options:
         seconds: how long the gate of load runs; the length of the others follows from ``quick``.
         quick: a tenth of everything, to see that the gates work.
         folder: where gates may write.
+        histories: that the gate of several services plays.
     """
 
     seconds: float
     quick: bool
     folder: Path
+    histories: int = 2000
 
     def cases(self, count: int) -> int:
         """The number of cases, or a tenth of it where the gates run quickly."""

@@ -146,6 +146,31 @@ class Ledger:
         if merged:  # nobody takes it until a frame comes
             self._record(key, account, self.outbox.post_newest)
 
+    def hear_placement(self, told: ToldPlacement) -> None:
+        """Take in where the store says that a producer's experts are, told to this service or to another one.
+
+        What is told of a producer that isn't here waits for it, if it is new: its account may come with the
+        next round. Of those that don't come it is dropped; together there are never over ``max_producers``.
+        """
+        if self.roster.get(told.key) is not None:
+            self._take_placement(told)
+            return
+        early = self._early.get(told.key)
+        if early is not None and early.order > told.order:
+            return
+        if told.at >= self._clock() - _EARLY_S and self.roster.has_room_for(len(self._early)):
+            self._early[told.key] = told
+
+    def _take_placement(self, told: ToldPlacement) -> None:
+        """Take in what is told of a producer that is here.
+
+        A service that was cut off from the store may have put something older there in place of what is known
+        here: that is kept again.
+        """
+        newer = self.placements.take(told)
+        if newer is not None and self._keeps:
+            self._told_placements[told.key] = newer.document()
+
     def not_kept(self, records: Iterable[Record]) -> None:
         """The store failed to keep these: it is given again what it lacks of what is here."""
         records = list(records)
@@ -178,17 +203,6 @@ class Ledger:
             if entry is not None:
                 self._record(key, entry.account, self.outbox.post_newest)
                 self.history.track(key).heard_late(self._clock())
-
-    def place(self, told: ToldPlacement) -> None:
-        """Take in where a producer says that its experts are, to this service or to another one.
-
-        What is told of a producer that isn't here waits for it, if it is new: its account may come with the
-        next round. Of those that don't come it is dropped; together there are never over ``max_producers``.
-        """
-        if self.roster.get(told.key) is not None:
-            self.placements.take(told)
-        elif told.at >= self._clock() - _EARLY_S and self.roster.has_room_for(len(self._early)):
-            self._early[told.key] = told
 
     def end_round(self) -> None:
         """All that other services have kept so far has been adopted."""
@@ -302,7 +316,7 @@ class Ledger:
         assert account.latest is not None
         early = self._early.pop(key, None)
         if early is not None:
-            self.placements.take(early)
+            self._take_placement(early)
         self._laws.note(account.latest, entry.started_at, at)
 
     def _leave_out(self, key: Key, account: Account, before: Totals | None) -> None:

@@ -56,6 +56,15 @@ class ToldPlacement(msgspec.Struct, frozen=True):
     layers: tuple[MoeLayer, ...]
     placement: Placement
 
+    @property
+    def order(self) -> tuple[float, int, bytes]:
+        """Of what a producer told, the highest holds, whichever service heard it and kept it last."""
+        return self.at, self.placement.version, msgspec.msgpack.encode(self.placement)
+
+    def says_as(self, other: ToldPlacement | None) -> bool:
+        """Whether both tell the same."""
+        return other is not None and (self.placement, self.layers) == (other.placement, other.layers)
+
     def document(self) -> Document:
         """For the store."""
         return Document(PLACEMENT, name_of(self.key), msgspec.msgpack.encode(self))
@@ -108,14 +117,15 @@ class Placements:
         started_at = frame.epoch / 1e9 if started_at is None else started_at
         told = ToldPlacement(key, at, started_at, tuple(frame.layers), frame.placement)
         self._take(told)
-        same = before is not None and (before.placement, before.layers) == (told.placement, told.layers)
-        return None if same else told
+        return None if told.says_as(before) else told
 
-    def take(self, told: ToldPlacement) -> None:
-        """Take in what a producer told, to this service or to another one that shares its store."""
+    def take(self, told: ToldPlacement) -> ToldPlacement | None:
+        """Take in what a store has of a producer; what it told since, which the store lacks, or None."""
         newest = self._newest.get(told.key)
-        if newest is None or newest.at < told.at:
+        if newest is None or newest.order < told.order:
             self._take(told)
+            return None
+        return None if told.says_as(newest) else newest
 
     def _take(self, told: ToldPlacement) -> None:
         key, layers, placement, at = told.key, told.layers, told.placement, told.at

@@ -1,4 +1,4 @@
-"""Python's search for cycles of garbage, put off while much is made that will all be kept or freed at once."""
+"""Python's search for cycles of garbage, put off while much is made that is kept or freed at once."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class AxisBalance:
-    """All layers along one axis; ``cells`` runs parallel to ``layer_ids``, those of ``ModelWindow.layers``."""
+    """All layers along one axis; ``cells`` and ``layer_ids`` run parallel to ``ModelWindow.layers``."""
 
     cells: tuple[Cell, ...]
     layer_ids: tuple[int, ...]

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire import MoeLayer
+from moescope.service.counts.rank_work import RankWork, work_between
 from moescope.service.live.pools import Replica, replica_of
 from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, sizes_of, within_sizes
 from moescope.service.live.state import LiveState
@@ -81,9 +82,21 @@ class Group:
             found[rank] = min(found.get(rank, math.inf), zero_at(item))
         return found
 
-    def spans_of(self, dp_rank: int) -> list[ProducerSpan]:
-        """What the producers of a DP rank counted."""
-        return [item for item in self.spans if item.producer.latest.producer.dp_rank == dp_rank]
+    @cached_property
+    def spans_of(self) -> dict[int, list[ProducerSpan]]:
+        """What the producers of each DP rank counted."""
+        found: dict[int, list[ProducerSpan]] = {}
+        for item in self.spans:
+            found.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
+        return found
+
+    @cached_property
+    def work(self) -> dict[int, RankWork]:
+        """What each DP rank computed."""
+        return {
+            rank: work_between((item.span.first, item.span.last) for item in members)
+            for rank, members in self.spans_of.items()
+        }
 
     @cached_property
     def by_dp_rank(self) -> tuple[tuple[int, list[ProducerState]], ...]:
@@ -277,8 +290,8 @@ def producer_counters(group: Group) -> Iterable[Found]:
         restarts, created = max(map(_restarts, members)), group.created_by_dp_rank[rank]
         yield Sample("moescope_producer_restarts_total", labels, restarts, created)
         drops: Counter[str] = Counter()
-        for span in group.spans_of(rank):
-            drops.update(span.span.delta.drops)
+        for item in group.spans_of[rank]:
+            drops.update(item.span.drops)
         for reason in sorted(drops):
             yield Sample("moescope_producer_drops_total", (*labels, reason), drops[reason], created)
 

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from moescope.service.store.codec import decode_posting, decode_totals, encode_account, encode_totals
+from moescope.service.store.codec import decode_posting, decode_totals, encode_both
 from moescope.service.store.damage import TRIES, DamageLog
 from moescope.service.store.records import PLACEMENT, Key, Posting, StoredTotals, key_in, name_of
 
@@ -20,7 +20,7 @@ _BY_KEY: Final = "server = ? AND model = ? AND dp_rank = ? AND pp_rank = ? AND t
 def post(connection: sqlite3.Connection, posting: Posting) -> int:
     """Write an account and its totals; their bytes."""
     at_ms = to_ms(posting.at)
-    account, totals = encode_account(posting.account), encode_totals(posting.account.totals)
+    account, totals = encode_both(posting.account)
     [producer] = connection.execute(
         "INSERT INTO producer (server, model, dp_rank, pp_rank, tp_rank, birth_ms, at_ms, account) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "

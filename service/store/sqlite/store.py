@@ -206,6 +206,13 @@ class SqliteStore:
         with self._readers.one() as connection:
             return traces.traces(connection, self._readers, number, layers)
 
+    def traces_of(
+        self, numbers: Sequence[int], layers: Collection[int] | None
+    ) -> dict[int, list[WorkerTrace]]:
+        """What each worker traced of several requests."""
+        with self._readers.one() as connection:
+            return traces.traces_of(connection, self._readers, numbers, layers)
+
     def documents(self, kind: str) -> list[tuple[str, bytes]]:
         """(name, content) of all documents of a kind, by name."""
         with self._readers.one() as connection:

@@ -1,4 +1,4 @@
-"""The search for cycles of garbage is off while a block runs, whichever threads run it, and as before after it."""
+"""No cycles of garbage are looked for while a block runs, whichever threads run it; then it is as before."""
 
 from __future__ import annotations
 
