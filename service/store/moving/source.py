@@ -15,7 +15,7 @@ import numpy as np
 
 from moescope.capture.wire import Int64Array
 from moescope.service.store.codec import decode_posting
-from moescope.service.store.records import Document, Key, Posting, StoreError
+from moescope.service.store.records import PLACEMENT, Document, Key, Posting, StoreError, key_in
 from moescope.service.store.sqlite import connections, continuation, traces
 from moescope.service.store.sqlite.schema import migrate
 from moescope.service.store.sqlite.store import FILE
@@ -144,11 +144,13 @@ class Source:
         return bytes(blob)
 
     def documents(self) -> Iterator[Document]:
-        """All documents but those about this folder, one at a time."""
+        """All documents, one at a time, but those about this folder or about producers that are gone."""
+        known = {None, *(member.key for member in self.members)}
         with self._readers.one() as connection:
             names = connection.execute("SELECT kind, name FROM document ORDER BY kind, name").fetchall()
         for which in names:
-            if which[0] not in _NOT_MOVED:
+            is_left = which[0] == PLACEMENT and key_in(which[1]) not in known
+            if which[0] not in _NOT_MOVED and not is_left:
                 with self._readers.one() as connection:
                     [content] = connection.execute(
                         "SELECT content FROM document WHERE kind = ? AND name = ?", which

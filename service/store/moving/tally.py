@@ -48,8 +48,10 @@ class Tally:
         return [place for place in self.places() if self.ours[place] != self.theirs[place]]
 
     def places(self) -> list[Place]:
-        """All that was counted, in the order in which it was."""
-        return list(dict.fromkeys([*self.ours, *self.theirs]))
+        """All that was counted: a kind after the other, and of each what was counted of it."""
+        found = list(dict.fromkeys([*self.ours, *self.theirs]))
+        kinds = list(dict.fromkeys(kind for kind, _ in found))
+        return sorted(found, key=lambda place: kinds.index(place[0]))
 
     def leave_out(self, kind: str, what: str) -> None:
         """Note something that can't be read."""

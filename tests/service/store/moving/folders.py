@@ -23,7 +23,7 @@ from moescope.service.store.moving.mover import Mover
 from moescope.service.store.moving.source import Source
 from moescope.service.store.moving.tally import Tally, Teller
 from moescope.service.store.moving.target import Target
-from moescope.service.store.records import ArrivedPart, Document, Posting, TraceQuery
+from moescope.service.store.records import PLACEMENT, ArrivedPart, Document, Posting, TraceQuery, name_of
 from moescope.service.store.sqlite.store import SqliteStore
 from tests.service.frames import EPOCH, frame, producer
 from tests.service.trace_parts import experts_of, part
@@ -51,7 +51,8 @@ def make_folder(folder: Path, retention: Retention = LONG, name: str = "prod") -
                 before = np.array(counts_of(rank, SECONDS // 2 - 1)) if later else np.zeros(8, int)
                 told = (np.array(counts_of(rank, second)) - before).tolist()
                 epoch = EPOCH + later * 10**10
-                made = frame({0: told, 4: told}, epoch=epoch, seq=second + 1, who=who)
+                lost = {"drops": {"steps_lost": second}, "traces": {"captured": 9, "dropped_refused": rank}}
+                made = frame({0: told, 4: told}, epoch=epoch, seq=second + 1, who=who, **lost)
                 account.post(made, at=BORN + second)
                 store.save([Posting(who.key, BORN, BORN + second, account.state())])
         for number in range(1, TRACES + 1):
@@ -59,6 +60,8 @@ def make_folder(folder: Path, retention: Retention = LONG, name: str = "prod") -
             store.save([ArrivedPart(part(number, tokens=number, who=its), BORN + number)])
         store.save([Document("baseline", f"pinned {name}", b"what it says")])
         store.save([Document("aged", "aged", repr(BORN).encode())])
+        for server in (name, "gone"):  # one that an earlier moescope left
+            store.save([Document(PLACEMENT, name_of(producer(server=server).key), b"where experts are")])
 
 
 def move(

@@ -58,6 +58,10 @@ def test_all_is_there_and_counted_on_both_sides(url: str, tmp_path: Path) -> Non
     assert found.ours["snapshots", ""] == RANKS * SECONDS
     slots = sum(sum(counts_of(rank, SECONDS - 1)) * 2 for rank in range(RANKS))
     assert found.theirs["producers", "slots"] == found.theirs["producers", "slots by start"] == slots
+    assert found.theirs["documents: placement", ""] == 1
+    assert found.theirs["producers", "dropped: steps_lost"] == RANKS * (5 + 11)
+    assert found.theirs["producers", "traces dropped_refused"] == 1 + 2
+    assert found.theirs["producers", "starts"] == 2 * RANKS
     assert found.theirs["requests", ""] == found.theirs["traces", ""] == TRACES
     assert found.theirs["parts", "slots"] == sum(range(TRACES + 1)) * 6
     check(url)
