@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -128,9 +129,9 @@ def trace_of(connection: sqlite3.Connection, readers: Readers, request: int, tra
     layers, id_bytes, *who = connection.execute(
         f"SELECT {_LAYERS}, id_bytes, pp_rank, tp_rank, epoch FROM trace WHERE id = ?", (trace,)
     ).fetchone()
-    return _worker(
-        connection, readers, _Place(request, trace, _layers_of(layers), id_bytes, None, Worker(*who))
-    )
+    where = Where(request, trace, _layers_of(layers), id_bytes, None, Worker(*who))
+    of_trace = _json([trace])
+    return _worker(readers, where, _pieces(connection, of_trace)[trace], _parts(connection, of_trace)[trace])
 
 
 def still_there(connection: sqlite3.Connection, numbers: Collection[int]) -> set[int]:
@@ -152,12 +153,8 @@ class _Rows:
         for request, *row in connection.execute(_TRACES, (_json(numbers),)).fetchall():
             self._traces.setdefault(request, []).append(row)
         traces = _json([row[0] for of_request in self._traces.values() for row in of_request])
-        self._pieces: dict[int, list[Any]] = {}
-        for trace, *piece in connection.execute(_PIECES, (traces, _OLD_TOKENS)).fetchall():
-            self._pieces.setdefault(trace, []).append(piece)
-        self._parts: dict[int, list[_Part]] = {}
-        for row in connection.execute(_PARTS, (traces, _SHORT_RUNS)).fetchall():
-            self._parts.setdefault(row[0], []).append(_Part(*row))
+        self._pieces = _pieces(connection, traces)
+        self._parts = _parts(connection, traces)
 
     def workers(self, readers: Readers, number: int, wanted: Collection[int] | None) -> list[WorkerTrace]:
         """The traces of a request.
@@ -170,8 +167,24 @@ class _Rows:
         for at in newest_life([Told(Worker(*row[3:6]), *row[6:]) for row in rows]):
             trace, layers, id_bytes, *who = rows[at]
             place = Where(number, trace, _layers_of(layers), id_bytes, wanted, Worker(*who[:3]))
-            found.append(_worker(readers, place, self._pieces.get(trace, []), self._parts.get(trace, [])))
+            found.append(_worker(readers, place, self._pieces[trace], self._parts[trace]))
         return found
+
+
+def _pieces(connection: sqlite3.Connection, traces: str) -> defaultdict[int, list[list[int]]]:
+    """The pieces (part, number, tokens) of each of these traces, whose numbers are JSON."""
+    found = defaultdict(list)
+    for trace, *piece in connection.execute(_PIECES, (traces, _OLD_TOKENS)).fetchall():
+        found[trace].append(piece)
+    return found
+
+
+def _parts(connection: sqlite3.Connection, traces: str) -> defaultdict[int, list[_Part]]:
+    """The parts of each of these traces, whose numbers are JSON."""
+    found = defaultdict(list)
+    for row in connection.execute(_PARTS, (traces, _SHORT_RUNS)).fetchall():
+        found[row[0]].append(_Part(*row))
+    return found
 
 
 def _json(numbers: Sequence[int]) -> str:
