@@ -128,9 +128,10 @@ def trace_of(connection: sqlite3.Connection, readers: Readers, request: int, tra
     layers, id_bytes, *who = connection.execute(
         f"SELECT {_LAYERS}, id_bytes, pp_rank, tp_rank, epoch FROM trace WHERE id = ?", (trace,)
     ).fetchone()
-    return _worker(
-        connection, readers, _Place(request, trace, _layers_of(layers), id_bytes, None, Worker(*who))
-    )
+    place = Where(request, trace, _layers_of(layers), id_bytes, None, Worker(*who))
+    pieces = connection.execute(_PIECES, (_json([trace]), _OLD_TOKENS)).fetchall()
+    parts = connection.execute(_PARTS, (_json([trace]), _SHORT_RUNS)).fetchall()
+    return _worker(readers, place, [piece[1:] for piece in pieces], [_Part(*part) for part in parts])
 
 
 def still_there(connection: sqlite3.Connection, numbers: Collection[int]) -> set[int]:
