@@ -28,7 +28,8 @@ GATES: Final = (
     Gate("damage", "100 damaged files: starts, says what is lost, ready in 5 s", faults.damage),
     Gate(
         "services",
-        f"{HISTORIES:,} histories of three services on one ClickHouse: alike and true, also after all are killed",
+        f"{HISTORIES:,} histories of three services on one ClickHouse: alike and true, also after all are "
+        "killed",
         services.services,
     ),
     Gate("disk-full", "says so, serves on, recovers", faults.full_disk),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-
 HISTORIES: Final = 2000
 """Histories that the gate of several services asks for."""
 

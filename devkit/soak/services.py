@@ -34,6 +34,6 @@ def services(options: Options) -> Outcome:
     fewer = "" if played >= HISTORIES else f", of the {HISTORIES} that are asked for,"
     return Outcome(
         played >= HISTORIES or options.quick,
-        f"{played} histories{fewer}: three services said the same, and what was true, before and after all were "
-        "killed",
+        f"{played} histories{fewer}: three services said the same, and what was true, before and after "
+        "all were killed",
     )
