@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_graphs
-from benchmarks.gpu_engine import have_steps_counted
-from benchmarks.gpu_overhead import LOADS, plans_of
+from benchmarks.gpu_engine import Set, have_steps_counted
+from benchmarks.gpu_overhead import LOADS, plans_of, summarise
 from benchmarks.gpu_processes import compare
 from benchmarks.gpu_requests import Requests
 from benchmarks.host_share import one_rank, session_of
@@ -179,3 +179,15 @@ def test_a_process_that_is_slow_is_found_and_modes_are_compared() -> None:
     alike = [row for row in rows if row["ms"] < 14]
     assert compare(alike, 256)[1]["change"] == pytest.approx(2.0, abs=0.01)
     assert "change" not in compare(rows[:5], 256)[1]
+
+
+def test_a_mode_is_compared_with_the_mean_of_off_and_off_with_itself() -> None:
+    """One set of "off" is slower than the rest: its mean is not its median."""
+    times = {"off": [10.0, 10.0, 10.3], "moescope": [10.1, 10.1, 10.1]}
+    one = {Set(mode, number): ms for mode, values in times.items() for number, ms in enumerate(values)}
+    rounds = [one, one, one]
+    assert summarise(rounds, "off")["ratio"] == pytest.approx(1.0, abs=1e-12)
+    found = summarise(rounds, "moescope")
+    assert found["ratio"] == pytest.approx(10.1 / (10.0 * 10.0 * 10.3) ** (1 / 3), abs=1e-12)
+    assert found["low"] < found["ratio"] < found["high"]
+    assert found["sets"] == pytest.approx([1.01] * 3)

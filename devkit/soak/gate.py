@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+HISTORIES: Final = 2000
+"""Histories that the gate of several services asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,7 @@ class Options:
     seconds: float
     quick: bool
     folder: Path
-    histories: int = 2000
+    histories: int = HISTORIES
 
     def cases(self, count: int) -> int:
         """The number of cases, or a tenth of it where the gates run quickly."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import Final
 
-from devkit.soak.gate import Options, Outcome
+from devkit.soak.gate import HISTORIES, Options, Outcome
 from tests.service.store.clickhouse.histories import BrokenLawError, play
 
 _TOGETHER: Final = 20
@@ -30,8 +30,10 @@ def services(options: Options) -> Outcome:
             return Outcome(False, str(error))
         finally:
             server.kill()
+    played = plays * _TOGETHER
+    fewer = "" if played >= HISTORIES else f", of the {HISTORIES} that are asked for,"
     return Outcome(
-        True,
-        f"{plays * _TOGETHER} histories: three services said the same, and what was true, before and after "
+        played >= HISTORIES or options.quick,
+        f"{played} histories{fewer}: three services said the same, and what was true, before and after "
         "all were killed",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -129,7 +130,8 @@ def trace_of(connection: sqlite3.Connection, readers: Readers, request: int, tra
         f"SELECT {_LAYERS}, id_bytes, pp_rank, tp_rank, epoch FROM trace WHERE id = ?", (trace,)
     ).fetchone()
     where = Where(request, trace, _layers_of(layers), id_bytes, None, Worker(*who))
-    return _Kept(connection, [trace]).worker(readers, where)
+    of_trace = _json([trace])
+    return _worker(readers, where, _pieces(connection, of_trace)[trace], _parts(connection, of_trace)[trace])
 
 
 def still_there(connection: sqlite3.Connection, numbers: Collection[int]) -> set[int]:
@@ -139,7 +141,7 @@ def still_there(connection: sqlite3.Connection, numbers: Collection[int]) -> set
 
 
 class _Rows:
-    """The complete traces of some requests, without ids: three questions, however many they are.
+    """What is stored of the traces of some requests, without ids: three questions, however many they are.
 
     Args:
         connection: sees one moment.
@@ -150,7 +152,9 @@ class _Rows:
         self._traces: dict[int, list[Any]] = {}
         for request, *row in connection.execute(_TRACES, (_json(numbers),)).fetchall():
             self._traces.setdefault(request, []).append(row)
-        self._kept = _Kept(connection, [row[0] for rows in self._traces.values() for row in rows])
+        traces = _json([row[0] for of_request in self._traces.values() for row in of_request])
+        self._pieces = _pieces(connection, traces)
+        self._parts = _parts(connection, traces)
 
     def workers(self, readers: Readers, number: int, wanted: Collection[int] | None) -> list[WorkerTrace]:
         """The traces of a request.
@@ -162,35 +166,25 @@ class _Rows:
         found = []
         for at in newest_life([Told(Worker(*row[3:6]), *row[6:]) for row in rows]):
             trace, layers, id_bytes, *who = rows[at]
-            where = Where(number, trace, _layers_of(layers), id_bytes, wanted, Worker(*who[:3]))
-            found.append(self._kept.worker(readers, where))
+            place = Where(number, trace, _layers_of(layers), id_bytes, wanted, Worker(*who[:3]))
+            found.append(_worker(readers, place, self._pieces[trace], self._parts[trace]))
         return found
 
 
-class _Kept:
-    """The pieces and parts of some traces.
+def _pieces(connection: sqlite3.Connection, traces: str) -> defaultdict[int, list[list[int]]]:
+    """The pieces (part, number, tokens) of each of these traces, whose numbers are JSON."""
+    found = defaultdict(list)
+    for trace, *piece in connection.execute(_PIECES, (traces, _OLD_TOKENS)).fetchall():
+        found[trace].append(piece)
+    return found
 
-    Args:
-        connection: sees one moment.
-        traces: their numbers.
-    """
 
-    def __init__(self, connection: sqlite3.Connection, traces: Sequence[int]) -> None:
-        these = _json(traces)
-        self._pieces: dict[int, list[Any]] = {}
-        for trace, *piece in connection.execute(_PIECES, (these, _OLD_TOKENS)).fetchall():
-            self._pieces.setdefault(trace, []).append(piece)
-        self._parts: dict[int, list[_Part]] = {}
-        for row in connection.execute(_PARTS, (these, _SHORT_RUNS)).fetchall():
-            self._parts.setdefault(row[0], []).append(_Part(*row))
-
-    def worker(self, readers: Readers, where: Where) -> WorkerTrace:
-        """One of them.
-
-        Raises:
-            ValueError: it is damaged.
-        """
-        return _worker(readers, where, self._pieces.get(where.trace, []), self._parts.get(where.trace, []))
+def _parts(connection: sqlite3.Connection, traces: str) -> defaultdict[int, list[_Part]]:
+    """The parts of each of these traces, whose numbers are JSON."""
+    found = defaultdict(list)
+    for row in connection.execute(_PARTS, (traces, _SHORT_RUNS)).fetchall():
+        found[row[0]].append(_Part(*row))
+    return found
 
 
 def _json(numbers: Sequence[int]) -> str:

@@ -254,15 +254,20 @@ class Play:
             )
             if fault:
                 return f"of rank {rank} {fault}"
-        ranks = {life[1] for life, seq in self._kept.items() if life[0] == deployment and seq}
+        generation = int(deployment in self._changed)
+        ranks = {
+            life[1] for life in self._kept if life[0] == deployment and self._generation(life) == generation
+        }
         if not ranks <= set(said["ranks"]):
             return f"of ranks {ranks} frames were acknowledged: {said['ranks']}"
         for name in {name for d, name in self._pinned if d == deployment}:
             tokens = dict(said["baselines"]).get(name)
             if tokens not in self._pinned[deployment, name]:
                 return f"baseline {name} is {tokens}, not {self._pinned[deployment, name]}"
-        generation = int(deployment in self._changed)
         return self._fault_of_history(deployment, generation, said["history"])
+
+    def _generation(self, life: Life) -> int:
+        return next(iter(self._frames[life].values())).generation
 
     def _fault_of_rank(self, worker: tuple[int, int], account: AccountState, answer: Any) -> str | None:
         """What is not true of the totals of a rank.
@@ -276,7 +281,7 @@ class Play:
         most: list[Told] = []
         for life, frames in self._frames.items():
             epoch, kept = life[2], self._kept.get(life, 0)
-            if life[:2] != worker or next(iter(frames.values())).generation != generation:
+            if life[:2] != worker or self._generation(life) != generation:
                 continue
             if epoch in account.forgotten:
                 least += [frames[kept]] if kept else []
