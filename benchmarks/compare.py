@@ -1,8 +1,9 @@
 """Benchmarks that need no GPU, run again and compared with their committed results: `make bench`.
 
 Only figures that are the same on each machine are compared: ratios of two times that one run measured side by
-side, exponents, counts of calls, and how even placements are. A figure that is worse than the committed one
-by more than its tolerance fails the run. Times are in the results files, and no comparison uses them.
+side, exponents, counts of calls, memory that is allocated, and how even placements are. A figure that is
+worse than the committed one by more than its tolerance fails the run. Times are in the results files, and no
+comparison uses them.
 
     python -m benchmarks.compare                 # all
     python -m benchmarks.compare --only scale
@@ -63,6 +64,12 @@ def _placements(results: Any) -> Figures:
         yield f"{where}: copies in vain", row["in_vain_ours"], 0.5
 
 
+def _capture_memory(results: Any) -> Figures:
+    for row in results["rows"]:
+        for kind in ("device", "pinned", "kept_ids"):
+            yield f"{row['tokens']} tokens, {row['mode']}: {kind}, MiB", row[kind] / 2**20, 0.5
+
+
 def _scale(results: Any) -> Figures:
     for kind, found in results["exponents"].items():
         for what, value in found.items():
@@ -116,6 +123,7 @@ BENCHMARKS: Final = (
     Benchmark("deployments", ("--runs", "3", "--deployments", "256", "1024"), _deployments),
     Benchmark("stragglers", (), _stragglers),
     Benchmark("verdict", (), _verdict),
+    Benchmark("capture_memory", (), _capture_memory),
     Benchmark("placements", (), _placements),
     Benchmark("scale", (), _scale),
 )

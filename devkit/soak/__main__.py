@@ -15,7 +15,7 @@ from typing import Final
 
 from devkit.soak import attacks, bad_input, faults, giving_up, hunt, load, memory, network, services, stall
 from devkit.soak.document import write
-from devkit.soak.gate import Gate, Options, Outcome
+from devkit.soak.gate import HISTORIES, Gate, Options, Outcome
 
 GATES: Final = (
     Gate(
@@ -28,7 +28,8 @@ GATES: Final = (
     Gate("damage", "100 damaged files: starts, says what is lost, ready in 5 s", faults.damage),
     Gate(
         "services",
-        "2,000 histories of three services on one ClickHouse: alike and true, also after all are killed",
+        f"{HISTORIES:,} histories of three services on one ClickHouse: alike and true, also after all are "
+        "killed",
         services.services,
     ),
     Gate("disk-full", "says so, serves on, recovers", faults.full_disk),
@@ -83,6 +84,12 @@ def main() -> int:
     names = ", ".join(gate.name for gate in GATES)
     parser.add_argument("gates", nargs="*", help=f"which ones, all if absent: {names}")
     parser.add_argument("--seconds", type=float, default=600.0, help="length of the gate of load [600]")
+    parser.add_argument(
+        "--histories",
+        type=int,
+        default=HISTORIES,
+        help=f"length of the gate of several services [{HISTORIES}]",
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, and nothing is written")
     arguments = parser.parse_args()
     unknown = set(arguments.gates) - {gate.name for gate in GATES}
@@ -99,7 +106,7 @@ def main() -> int:
             print(f"== {gate.name}: {gate.ask}", flush=True)
             began = time.monotonic()
             try:
-                outcome = gate.run(Options(seconds, arguments.quick, place))
+                outcome = gate.run(Options(seconds, arguments.quick, place, arguments.histories))
             except Exception as error:  # noqa: BLE001 one gate's failure is its outcome
                 traceback.print_exc()
                 outcome = Outcome(False, f"failed: {error!r}"[:500])

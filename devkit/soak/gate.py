@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+HISTORIES: Final = 2000
+"""Histories that the gate of several services asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +19,13 @@ class Options:
         seconds: how long the gate of load runs; the length of the others follows from ``quick``.
         quick: a tenth of everything, to see that the gates work.
         folder: where gates may write.
+        histories: that the gate of several services plays.
     """
 
     seconds: float
     quick: bool
     folder: Path
+    histories: int = HISTORIES
 
     def cases(self, count: int) -> int:
         """The number of cases, or a tenth of it where the gates run quickly."""

@@ -61,9 +61,14 @@ class Track:
         return first if self._is_cut or first - self.birth > SOON_S else None
 
     def add(self, snapshot: Snapshot) -> None:
-        """Append; a clock that went back a little does not break the order (see :meth:`set_back`)."""
-        at = max(snapshot.at, self.newest_at)
-        self._snapshots.append(Snapshot(at, snapshot.totals))
+        """Append; a clock that went back a little does not break the order (see :meth:`set_back`).
+
+        Of one instant the last word counts, as in a store.
+        """
+        if snapshot.at <= self.newest_at:
+            self.amend(snapshot.totals)
+            return
+        self._snapshots.append(snapshot)
         self.nbytes += snapshot.totals.nbytes
 
     def set_back(self, now: float) -> None:

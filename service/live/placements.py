@@ -6,7 +6,6 @@ the first worker that reports a version tells when it began, and the last one wh
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -17,12 +16,10 @@ import msgspec
 
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.live.producers import Deployment
-from moescope.service.store.records import Document, Key
+from moescope.service.store.records import PLACEMENT, Document, Key, name_of
 
 _log = logging.getLogger(__name__)
 
-PLACEMENT: Final = "placement"
-"""The kind of documents that tell where a producer's experts are."""
 KEPT: Final = 64  # placements remembered of each pipeline stage
 
 
@@ -59,9 +56,18 @@ class ToldPlacement(msgspec.Struct, frozen=True):
     layers: tuple[MoeLayer, ...]
     placement: Placement
 
+    @property
+    def order(self) -> tuple[float, int, bytes]:
+        """Of what a producer told, the highest holds, whichever service heard it and kept it last."""
+        return self.at, self.placement.version, msgspec.msgpack.encode(self.placement)
+
+    def says_as(self, other: ToldPlacement | None) -> bool:
+        """Whether both tell the same."""
+        return other is not None and (self.placement, self.layers) == (other.placement, other.layers)
+
     def document(self) -> Document:
         """For the store."""
-        return Document(PLACEMENT, json.dumps(self.key), msgspec.msgpack.encode(self))
+        return Document(PLACEMENT, name_of(self.key), msgspec.msgpack.encode(self))
 
 
 def told_in(name: str, content: bytes) -> ToldPlacement | None:
@@ -86,7 +92,8 @@ class Placements:
     """Each producer's newest placement, and those of each pipeline stage over time.
 
     Memory is bounded: a stage remembers its newest :data:`KEPT` placements, and nothing is kept of a stage
-    whose producers are all forgotten. Not safe for threads: its owner has a lock.
+    whose producers are all forgotten. Its owner tells of producers in the roster only, of which there are
+    ``max_producers``. Not safe for threads: its owner has a lock.
     """
 
     def __init__(self) -> None:
@@ -110,14 +117,15 @@ class Placements:
         started_at = frame.epoch / 1e9 if started_at is None else started_at
         told = ToldPlacement(key, at, started_at, tuple(frame.layers), frame.placement)
         self._take(told)
-        same = before is not None and (before.placement, before.layers) == (told.placement, told.layers)
-        return None if same else told
+        return None if told.says_as(before) else told
 
-    def take(self, told: ToldPlacement) -> None:
-        """Take in what a producer told, to this service or to another one that shares its store."""
+    def take(self, told: ToldPlacement) -> ToldPlacement | None:
+        """Take in what a store has of a producer; what it told since, which the store lacks, or None."""
         newest = self._newest.get(told.key)
-        if newest is None or newest.at < told.at:
+        if newest is None or newest.order < told.order:
             self._take(told)
+            return None
+        return None if told.says_as(newest) else newest
 
     def _take(self, told: ToldPlacement) -> None:
         key, layers, placement, at = told.key, told.layers, told.placement, told.at

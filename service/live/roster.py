@@ -59,6 +59,10 @@ class Roster:
         """Whether there are as many producers as the settings allow."""
         return len(self._entries) >= self._settings.max_producers
 
+    def has_room_for(self, others: int) -> bool:
+        """Whether one more could be here, and so many others too."""
+        return len(self._entries) + others < self._settings.max_producers
+
     def get(self, key: Key) -> Entry | None:
         """A producer's entry, if it is here."""
         return self._entries.get(key)

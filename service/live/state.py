@@ -88,7 +88,7 @@ class LiveState:
         with self._lock:
             for item in told:
                 if item is not None:
-                    self._ledger.placements.take(item)
+                    self._ledger.hear_placement(item)
 
     def ingest(self, frame: Frame) -> Verdict:
         """Take a checked frame; :meth:`take_records` then has what to keep of it.

@@ -1,4 +1,4 @@
-"""Python's search for cycles of garbage, put off while much is made that is kept or freed at once."""
+"""Python's search for cycles of garbage: when it is, and when it is put off."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import gc
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Final
+
+SEARCH_S: Final = 20.0
+"""Seconds between two searches. One takes some 10 ms where there is nothing, 0.2 s for 300,000 objects."""
 
 _lock = threading.Lock()
 _pausing = 0
@@ -33,3 +37,33 @@ def no_search() -> Generator[None]:
             _pausing -= 1
             if not _pausing and _was_enabled:
                 gc.enable()
+
+
+@contextmanager
+def searching(every_s: float = SEARCH_S) -> Generator[None]:
+    """While the block runs, look for cycles of garbage now and then, from a thread of its own.
+
+    A request whose client left, an answer's parts and the error that ended it can refer to each other. By
+    itself the interpreter looks for such only when many more objects are made, which in a service that has
+    grown quiet may be never: 200 answers for 256 ranks left 300,000 objects, and 130 MiB that they keep.
+
+    What was there before the block is never looked at again: it lives as long as the process.
+    """
+    gc.collect()
+    gc.freeze()
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(every_s):
+            with _lock:
+                if not _pausing:
+                    gc.collect()
+
+    thread = threading.Thread(target=run, name="moescope-garbage", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        gc.unfreeze()

@@ -96,7 +96,7 @@ class Planes:
     def pieces(self) -> Iterator[Piece]:
         """All bytes, in pieces."""
         for plane in self.planes:
-            yield memoryview(plane)
+            yield plane.data
         left = (8 - len(self.planes)) * self.size
         while left:
             yield _ZEROS[:left] if left < len(_ZEROS) else _ZEROS

@@ -270,6 +270,8 @@ def runs_of(blobs: Iterable[bytes], tokens: int) -> Int64Array:
     if not tokens or count != tokens:
         raise ValueError(f"a damaged trace: {tokens} of its {count} tokens are there")
     runs = np.concatenate(found)
+    if len(runs) == 1:
+        return runs
     begins = np.flatnonzero(np.append(True, runs[1:, 0] != runs[:-1].sum(axis=1)))
     return np.stack([runs[begins, 0], np.add.reduceat(runs[:, 1], begins)], axis=1)
 

@@ -110,7 +110,8 @@ def _first_rows(connection: Connection, keys: Sequence[Key], until_s: int | None
         where, asked = f"{where} AND second <= {{until:Int64}}", {**asked, "until": until_s}
     first = f"SELECT {KEYS}, min(at_ms) FROM life WHERE {where} GROUP BY {KEYS}"
     rows = connection.rows(
-        f"SELECT {KEYS}, epoch, at_ms, seq FROM life WHERE {where} AND ({KEYS}, at_ms) IN ({first})",
+        f"SELECT {KEYS}, epoch, at_ms, max(seq) FROM life WHERE {where} AND ({KEYS}, at_ms) IN ({first}) "
+        f"GROUP BY {KEYS}, epoch, at_ms",
         "ttiiiiii",
         asked,
     )

@@ -15,8 +15,14 @@ _FAR: Final = 1 << 62
 _TOKENS, _LORA = 12, 15  # their places in a row
 _REQUEST: Final = ", ".join(REQUEST)
 _TRACE: Final = ", ".join(TRACE)
-_COMPLETE: Final = f"FROM trace_part FINAL GROUP BY {_TRACE} HAVING count() = any(parts)"
-"""Traces all of whose parts are kept: the others count in no answer."""
+_LEAST: Final = 256
+"""Parts whose requests are looked at first, at least."""
+_GROWTH: Final = 4
+_IN_SLICE: Final = (
+    f"({_REQUEST}) IN (SELECT {_REQUEST} FROM trace_part "
+    "WHERE come >= {low:Int64} AND come < {high:Int64})"
+)
+"""The requests of which a part came in a slice of time; what they have in other slices is theirs too."""
 
 
 def traced_requests(connection: Connection, query: TraceQuery, damage: DamageLog) -> list[TracedRequest]:
@@ -40,9 +46,41 @@ def listed(connection: Connection, query: TraceQuery) -> list[ListedRequest]:
 
 
 def _rows(connection: Connection, query: TraceQuery) -> list[Any]:
-    """The requests that match: fields of a traced request, its number, and how many complete traces."""
-    where, parameters = _conditions(query)
+    """The requests that match: fields of a traced request, its number, and how many complete traces.
+
+    The newest are asked for. So requests are looked at in slices by when their parts came, from the newest
+    slice on, each larger than the one before, until there are enough: as a rule the first one has them.
+    """
+    if query.name is not None or query.numbers is not None:
+        return _slice(connection, query, None)
+    found: list[Any] = []
+    high, size = MOST if query.before is None else query.before, max(_LEAST, 2 * query.limit)
+    while len(found) < query.limit:
+        low = _low(connection, query, high, size)
+        found += _slice(connection, query, (0 if low is None else low, high))
+        if low is None:
+            break
+        high, size = low, size * _GROWTH
+    return found[: query.limit]
+
+
+def _low(connection: Connection, query: TraceQuery, high: int, size: int) -> int | None:
+    """Where the slice of so many parts below ``high`` begins; None: there are no more of them."""
+    clauses, parameters = _simple_conditions(query)
+    rows = connection.rows(
+        f"SELECT come FROM trace_part WHERE {' AND '.join(clauses)} AND come < {{high:Int64}} "
+        "ORDER BY come DESC LIMIT 1 OFFSET {size:Int64}",
+        "i",
+        {**parameters, "high": high, "size": size - 1},
+    )
+    return rows[0][0] if rows else None
+
+
+def _slice(connection: Connection, query: TraceQuery, slice_: tuple[int, int] | None) -> list[Any]:
+    """Those of :func:`_rows` that came in a slice of time, from the first number to below the second."""
+    where, parameters = _conditions(query, slice_)
     among = "" if query.numbers is None else "AND number_of_it IN {numbers:Array(Int64)} "
+    among += "" if slice_ is None else "AND number_of_it >= {low:Int64} AND number_of_it < {high:Int64} "
     among += "" if query.lora is None else "AND adapter_of_it = {lora:String} "
     among += "" if query.pool is None else "AND pool_of_it = {pool:String} "
     return connection.rows(
@@ -100,15 +138,13 @@ def _stages(where: str, taken_over: bool) -> str:
     )
 
 
-def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
+def _simple_conditions(query: TraceQuery) -> tuple[list[str], dict[str, object]]:
+    """Conditions of a row of ``trace_part`` that cost little, and their parameters."""
     # Parts of a request come within a day of each other: older ones need no look.
     clauses = ["stored_ms >= {start:Int64}", "stored_ms <= {end:Int64} + 86400000"]
     parameters: dict[str, object] = {
         "start": 0 if query.start is None else int(min(query.start * 1000, _FAR)),
         "end": _FAR if query.end is None else int(min(query.end * 1000, _FAR)),
-        "least": max(1, query.min_tokens),
-        "before": MOST if query.before is None else query.before,
-        "limit": query.limit,
     }
     for name, kind, value in (
         ("server", "String", query.server),
@@ -118,6 +154,23 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
         if value is not None:
             clauses.append(f"{name} = {{{name}:{kind}}}")
             parameters[name] = value
+    return clauses, parameters
+
+
+def _conditions(query: TraceQuery, slice_: tuple[int, int] | None) -> tuple[str, dict[str, object]]:
+    clauses, parameters = _simple_conditions(query)
+    parameters |= {
+        "least": max(1, query.min_tokens),
+        "before": MOST if query.before is None else query.before,
+        "limit": query.limit,
+    }
+    among = "1"
+    if slice_ is not None:
+        among = _IN_SLICE
+        clauses.append(among)
+        parameters["low"], parameters["high"] = slice_
+    # Traces all of whose parts are kept: the others count in no answer.
+    complete = f"FROM trace_part FINAL WHERE {among} GROUP BY {_TRACE} HAVING count() = any(parts)"
     if query.lora is not None:
         parameters["lora"] = query.lora
     if query.pool is not None:
@@ -129,15 +182,16 @@ def _conditions(query: TraceQuery) -> tuple[str, dict[str, object]]:
         parameters["name"] = query.name
     if query.weights_version is not None:
         clauses.append(
-            f"({_REQUEST}, life) IN (SELECT {_REQUEST}, max(life) {_COMPLETE} "
+            f"({_REQUEST}, life) IN (SELECT {_REQUEST}, max(life) {complete} "
             "AND max(weights_version = {weights_version:Int64}))"
         )
         parameters["weights_version"] = query.weights_version
     if query.layer is not None and query.expert is not None:
         clauses.append(
-            f"({_REQUEST}, life) IN (SELECT {_REQUEST}, max(life) FROM trace_part WHERE ({_TRACE}) IN "
-            f"(SELECT {_TRACE} FROM routing WHERE layer = {{layer:Int64}} AND has(taken, {{expert:Int64}})) "
-            f"AND ({_TRACE}) IN (SELECT {_TRACE} {_COMPLETE}) GROUP BY {_TRACE})"
+            f"({_REQUEST}, life) IN (SELECT {_REQUEST}, max(life) FROM trace_part WHERE {among} "
+            f"AND ({_TRACE}) IN (SELECT {_TRACE} FROM routing WHERE {among} AND layer = {{layer:Int64}} "
+            "AND has(taken, {expert:Int64})) "
+            f"AND ({_TRACE}) IN (SELECT {_TRACE} {complete}) GROUP BY {_TRACE})"
         )
         parameters |= {"layer": query.layer, "expert": query.expert}
     return " AND ".join(clauses), parameters

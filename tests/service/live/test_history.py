@@ -99,6 +99,15 @@ def test_a_clock_that_goes_back_does_not_break_the_order() -> None:
     assert track.span(None, None).delta.tokens == 2
 
 
+def test_of_one_instant_the_last_word_counts(track: Track) -> None:
+    """Another service kept a newer frame of the same instant: a window from before said what came first."""
+    track = Track(100.0, Snapshot(110.0, _at(10)))
+    track.add(Snapshot(110.0, _at(12)))
+    assert track.span(105.0, None).delta.tokens == 0
+    assert track.span(None, 105.0).delta.tokens == 12
+    assert (len(track), track.nbytes) == (1, _at(12).nbytes)
+
+
 def test_bytes_are_those_of_the_tracks_whatever_happens_to_them() -> None:
     history, keys = History(budget_bytes=20_000), [(*KEY[:2], rank, 0, 0) for rank in range(3)]
 

@@ -13,17 +13,21 @@ import msgspec
 import numpy as np
 
 from moescope.capture.wire import Frame, MoeLayer, pack_counts
+from moescope.service.counts.account_state import AccountState
 from moescope.service.drift.baseline import Baseline, removal
 from moescope.service.drift.watch import DriftWatch
 from moescope.service.live.producers import Deployment
 from moescope.service.metrics.collector import RoutingCollector
 from moescope.service.metrics.instruments import Instruments
+from moescope.service.store.limits import Retention
 from tests.service.conftest import Clock
 from tests.service.store.clickhouse.several import KEPT, REFUSED, Peer
-from tests.service.store.clickhouse.stories import BEGIN, LAYERS, SERVICES, Event, Told, story
+from tests.service.store.clickhouse.stories import BEGIN, LAYERS, SERVICES, Event, Told, kind_of, story
 
 OWN: Final = ("store", "ingest", "scrape", "build", "history", "query", "frames", "series", "rearrangements")
 """Metrics about a service itself."""
+AGES: Final = Retention(fine_s=30.0, middle_s=300.0, coarse_s=1500.0)
+"""How long what is kept in stories in which the store ages."""
 Life = tuple[int, int, int]
 """Deployment, rank, epoch."""
 
@@ -52,6 +56,8 @@ class Play:
     def __init__(self, clickhouse: str, seed: int) -> None:
         self._url = f"{clickhouse}/story_{uuid.uuid4().hex}"
         self._rng = Random(seed)
+        self._ages = AGES if kind_of(seed) == "ageing" else Retention()
+        self._aged = False
         self._clock = Clock(BEGIN + 100)
         self._peers: dict[int, Peer | None] = {}
         self._frames: dict[Life, dict[int, Told]] = defaultdict(dict)
@@ -73,9 +79,10 @@ class Play:
             for event in events:
                 self._do(event)
             self._settle(())
-            self._check("before all are killed")
+            self._check("before all are killed", alike=not self._aged)
             for number in range(SERVICES):
                 self._kill(number)
+            for number in range(SERVICES):
                 self._start(number, self._rng.choice((0.0, 3600.0, -86_400.0)))
             self._check("after all were killed")
         finally:
@@ -84,7 +91,7 @@ class Play:
 
     def _start(self, number: int, off: float) -> None:
         if self._peers.get(number) is None:
-            self._peers[number] = Peer(self._url, self._clock, off)
+            self._peers[number] = Peer(self._url, self._clock, off, self._ages)
 
     def _kill(self, number: int) -> None:
         peer, self._peers[number] = self._peers.get(number), None
@@ -107,6 +114,9 @@ class Play:
                 peer.line.mend()
             case "pin" | "unpin" if peer is not None:
                 self._pin(peer, event)
+            case "maintain" if peer is not None:
+                peer.maintain()
+                self._aged = True
             case "pass":
                 self._news()
             case "end":
@@ -179,13 +189,19 @@ class Play:
                 raise BrokenLawError(f"the newest frame of a worker is never kept: {why}", told.deployment)
         self._quiet()
 
-    def _check(self, when: str) -> None:
+    def _check(self, when: str, alike: bool = True) -> None:
+        """Compare.
+
+        Args:
+            when: it is done, in words.
+            alike: history too must be alike; memory has it finer than a store that has aged.
+        """
         for deployment in sorted({life[0] for life in self._frames}):
             peers = [(number, peer) for number, peer in self._peers.items() if peer is not None]
             said = {number: self._said(peer, deployment) for number, peer in peers}
             for number, answers in said.items():
                 for name, answer in answers.items():
-                    if name == "history" and deployment in self._unkept:
+                    if name == "history" and (deployment in self._unkept or not alike):
                         continue  # what was not acknowledged may be counted, and when is open
                     if answer != said[0].get(name):
                         text = (
@@ -229,36 +245,62 @@ class Play:
     def _fault(self, peer: Peer, deployment: int, said: dict[str, Any]) -> str | None:
         """What of a service's answers is not true, or None."""
         where = f"history-{deployment}", "tiny"
-        counted: dict[int, dict[int, int]] = {}
         for item in peer.state.producers(where):
+            rank = item.latest.producer.dp_rank
             entry = peer.state._ledger.roster.get(item.latest.producer.key)
             assert entry is not None
-            rank = item.latest.producer.dp_rank
-            counted[rank] = {life.epoch: life.seq for life in entry.account.state().epochs}
-        generation = int(deployment in self._changed)
-        for (d, rank, epoch), frames in self._frames.items():
-            if d == deployment and next(iter(frames.values())).generation == generation:
-                kept = self._kept.get((d, rank, epoch), 0)
-                if kept > counted.get(rank, {}).get(epoch, 0):
-                    return f"of rank {rank}, start {epoch}, {kept} was acknowledged: {counted}"
-        for rank, lives in counted.items():
-            told = [self._frames[deployment, rank, epoch][seq] for epoch, seq in lives.items()]
-            if any(item.generation != generation for item in told):
-                return f"rank {rank} is of the former model"
-            right = (
-                np.sum([item.counts for item in told], axis=0).tolist(),
-                np.sum([item.decode for item in told], axis=0).tolist(),
+            fault = self._fault_of_rank(
+                (deployment, rank), entry.account.state(), said[f"totals of rank {rank}"]
             )
-            answer = said[f"totals of rank {rank}"]
-            if answer[2:4] != right:
-                return f"rank {rank} has {answer[2:4]}, true is {right}"
-            if any(answer[5]) or answer[6] or sum(map(sum, answer[4])) != sum(right[0]):
-                return f"rank {rank} has slots or tokens that are not placed or of no phase: {answer[4:]}"
+            if fault:
+                return f"of rank {rank} {fault}"
+        generation = int(deployment in self._changed)
+        ranks = {
+            life[1] for life in self._kept if life[0] == deployment and self._generation(life) == generation
+        }
+        if not ranks <= set(said["ranks"]):
+            return f"of ranks {ranks} frames were acknowledged: {said['ranks']}"
         for name in {name for d, name in self._pinned if d == deployment}:
             tokens = dict(said["baselines"]).get(name)
             if tokens not in self._pinned[deployment, name]:
                 return f"baseline {name} is {tokens}, not {self._pinned[deployment, name]}"
         return self._fault_of_history(deployment, generation, said["history"])
+
+    def _generation(self, life: Life) -> int:
+        return next(iter(self._frames[life].values())).generation
+
+    def _fault_of_rank(self, worker: tuple[int, int], account: AccountState, answer: Any) -> str | None:
+        """What is not true of the totals of a rank.
+
+        Of each start that is remembered the frame counts whose number it has. Of one that is forgotten that
+        of some frame counts, not before the last one that was acknowledged.
+        """
+        generation = int(worker[0] in self._changed)
+        counted = {life.epoch: life.seq for life in account.epochs}
+        least: list[Told] = []
+        most: list[Told] = []
+        for life, frames in self._frames.items():
+            epoch, kept = life[2], self._kept.get(life, 0)
+            if life[:2] != worker or self._generation(life) != generation:
+                continue
+            if epoch in account.forgotten:
+                least += [frames[kept]] if kept else []
+                most.append(frames[max(frames)])
+            elif kept > counted.get(epoch, 0):
+                return f"start {epoch} was acknowledged up to {kept}: {counted}"
+        for epoch, seq in counted.items():
+            told = self._frames[*worker, epoch][seq]
+            if told.generation != generation:
+                return "the former model counts"
+            least.append(told)
+            most.append(told)
+        for place, name in ((2, "counts"), (3, "decode")):
+            low, high = (np.sum([getattr(told, name) for told in these], axis=0) for these in (least, most))
+            if not (np.all(low <= answer[place]) and np.all(answer[place] <= high)):
+                return f"{name} are {answer[place]}, true is {low.tolist()} to {high.tolist()}"
+        if any(answer[5]) or answer[6] or sum(map(sum, answer[4])) != sum(answer[2]):
+            return f"slots or tokens are not placed or of no phase: {answer[4:]}"
+        return None
 
     def _fault_of_history(
         self, deployment: int, generation: int, history: list[dict[int, list[int]]]
@@ -267,8 +309,8 @@ class Play:
             for rank, counts in interval.items():
                 if min(counts, default=0) < 0:
                     return f"rank {rank} counted {counts} in interval {n}"
-        if generation:
-            return None  # history begins with the new model
+        if generation or self._aged:
+            return None  # history begins with the new model; what has aged is of few instants
         before: dict[int, Any] = {}
         for (instant, kept, unkept), interval in zip(self._instants, history, strict=False):
             if deployment in unkept:

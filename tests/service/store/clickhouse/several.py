@@ -9,17 +9,17 @@ from moescope.capture.wire import Frame
 from moescope.service.api.limits.hearing import Ear
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.drift.baseline import KIND, BaselineBook
-from moescope.service.live.placements import PLACEMENT
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.store.clickhouse.clock import ServerClock
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.limits import Retention
-from moescope.service.store.records import Document, Record, StoreError
+from moescope.service.store.records import PLACEMENT, Document, Record, StoreError
 
 KEPT: Final = "kept"
 UNKEPT: Final = "not kept"
 REFUSED: Final = "refused"
+_AGES: Final = Retention()
 
 
 class Line:
@@ -29,7 +29,7 @@ class Line:
         self._left: int | None = None
         self.loses_answers = False
         connection = store._connection
-        for name in ("rows", "command", "insert"):
+        for name in ("rows", "command", "insert", "maintain"):
             setattr(connection, name, self._guarded(getattr(connection, name)))
 
     def cut(self, after: int = 0, loses_answers: bool = False) -> None:
@@ -66,11 +66,19 @@ class Peer:
         url: the database.
         now: the server's clock, seconds of Unix time.
         off: by how much the clock of the service's host is ahead.
+        ages: how long what is kept.
         settings: of the service.
     """
 
-    def __init__(self, url: str, now: Callable[[], float], off: float = 0.0, **settings: Any) -> None:
-        self.store = ClickHouseStore(url, Retention(), sleep=lambda _: None)
+    def __init__(
+        self,
+        url: str,
+        now: Callable[[], float],
+        off: float = 0.0,
+        ages: Retention = _AGES,
+        **settings: Any,
+    ) -> None:
+        self.store = ClickHouseStore(url, ages, sleep=lambda _: None)
         self.line = Line(self.store)
         clock = ServerClock(now, lambda: now() + off)
         self.store._clock = clock
@@ -104,6 +112,13 @@ class Peer:
         """One round of news."""
         try:
             self._ear.hear(self.store)
+        except StoreError:
+            assert self.line.is_cut
+
+    def maintain(self) -> None:
+        """Maintain the store, maybe not to its end."""
+        try:
+            self.store.maintain(self.store.clock())
         except StoreError:
             assert self.line.is_cut
 

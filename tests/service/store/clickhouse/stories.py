@@ -2,7 +2,8 @@
 
 A story is a list of events, so that parts of it can be left out while looking for the few that break a law.
 Each deployment in it is a history of its own: frames of up to three starts of each worker, to any service,
-late, doubled and in any order, over a change of the model in some.
+late, doubled and in any order, over a change of the model in some. There are stories of three kinds: in some
+the store is maintained with short ages, in others workers start so often that starts are forgotten.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ BEGIN: Final = 1_700_000_000.0
 SERVICES: Final = 3
 MOST_STARTS: Final = 3
 LAYERS: Final = (1, 4)
+OFTEN: Final = 14
+"""Starts of a restless worker, at most; an account remembers 8."""
+KINDS: Final = ("usual", "ageing", "restless")
 _STEPS: Final = (0.3, 1.0, 1.0, 2.0, 4.0, 9.0, 22.0)
+_LONG_STEPS: Final = (*_STEPS, 120.0, 700.0)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Event:
     """Something that happens at an instant, or as soon as what was before has ended.
 
     ``kind``: ``send`` (frames to a service), ``kill``, ``start``, ``cut``, ``mend``, ``pin``, ``unpin``,
-    ``quiet`` (two rounds of news, and an instant to ask for later), ``pass`` (a round of news) or ``end``.
+    ``maintain`` (the store), ``quiet`` (two rounds of news, and an instant to ask for later), ``pass`` (a
+    round of news) or ``end``.
     """
 
     kind: str
@@ -123,17 +129,24 @@ class _Start:
         return self.told[-1]
 
 
+def kind_of(seed: int) -> str:
+    """The kind of a seed's story."""
+    return KINDS[seed % len(KINDS)]
+
+
 def story(seed: int, deployments: int, steps: int = 22) -> list[Event]:
     """The events of a seed; the same each time."""
-    return list(_Story(Random(seed), deployments, steps).events())
+    return list(_Story(Random(seed), deployments, steps, kind_of(seed)).events())
 
 
 class _Story:
     """Makes a story step by step."""
 
-    def __init__(self, rng: Random, deployments: int, steps: int) -> None:
+    def __init__(self, rng: Random, deployments: int, steps: int, kind: str) -> None:
         self._rng = rng
         self._steps = steps
+        self._ages = kind == "ageing"
+        self._restless = [kind == "restless" and rng.random() < 0.5 for _ in range(deployments)]
         self._change = rng.randint(steps // 3, 2 * steps // 3)
         self._changing = [rng.random() < 0.35 for _ in range(deployments)]
         self._ranks = [rng.randint(1, 2) for _ in range(deployments)]
@@ -158,7 +171,10 @@ class _Story:
             if rng.random() < 0.3:
                 kind, deployment = rng.choice(("pin", "pin", "unpin")), rng.randrange(len(self._ranks))
                 yield Event(kind, rng.randrange(SERVICES), self._now, deployment=deployment, number=step)
-            self._now += 25.0 if step == self._change else rng.choice(_STEPS)
+            if self._ages and rng.random() < 0.3:
+                yield Event("maintain", rng.randrange(SERVICES), self._now)
+            steps = _LONG_STEPS if self._ages else _STEPS
+            self._now += 25.0 if step == self._change else rng.choice(steps)
             quiet = rng.random() < 0.2
             yield Event("quiet" if quiet else "pass", at=self._now)
             self._now += 4.0 if quiet else 0.0
@@ -175,8 +191,10 @@ class _Story:
             self._starts.pop(worker, None)
             return
         generation = int(changing and step > self._change)
-        allowed = 2 if changing and not generation else MOST_STARTS
-        if worker not in self._starts or (self._count[worker] < allowed and rng.random() < 0.12):
+        restless = self._restless[deployment]
+        allowed = OFTEN if restless else 2 if changing and not generation else MOST_STARTS
+        chance = 0.6 if restless else 0.12
+        if worker not in self._starts or (self._count[worker] < allowed and rng.random() < chance):
             began = self._now - rng.uniform(0.05, 0.2)
             experts = self._experts[deployment] + generation
             self._starts[worker] = _Start(

@@ -6,13 +6,13 @@ import pytest
 
 from tests.service.store.clickhouse.histories import BrokenLawError, Play, play, shrunk
 from tests.service.store.clickhouse.several import Peer
-from tests.service.store.clickhouse.stories import story
+from tests.service.store.clickhouse.stories import KINDS, story
 
-TOGETHER = 10
+TOGETHER = 17
 """Histories that share the services, and what befalls these."""
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(len(KINDS)))
 def test_services_say_the_same_and_it_is_true(clickhouse: str, seed: int) -> None:
     play(clickhouse, seed, TOGETHER)
 

@@ -16,6 +16,17 @@ def test_totals_never_fall_when_an_older_frame_is_kept_later(replicas: list[Clic
     assert [item and int(item.totals.counts[0]) for item in found] == [None, 10, 10, 50, 50, 50]
 
 
+def test_two_frames_of_one_start_and_instant_count_once(replicas: list[ClickHouseStore]) -> None:
+    """The oldest totals were the sum of both, until ClickHouse merged their rows: 22 of 12."""
+    one, two = replicas
+    two.save([])
+    one.save([posted(account_of((EPOCH, 1, 10)).state(), 1)])
+    two.save([posted(account_of((EPOCH, 2, 12)).state(), 1)])
+    key = producer().key
+    [first], at = one.oldest_of([key]), one.totals_at(key, [BORN + 1])
+    assert [item and int(item.totals.counts[0]) for item in (first, one.oldest(key), *at)] == [12, 12, 12]
+
+
 def test_starts_that_are_forgotten_count_once_whoever_keeps_the_next_frame(
     replicas: list[ClickHouseStore],
 ) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from moescope.capture.wire import Frame
 from moescope.service.drift.baseline import Baseline, removal
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.windows.window import merge_spans
 from tests.service.conftest import Clock
-from tests.service.frames import EPOCH, frame, producer
+from tests.service.frames import EPOCH, frame, placement, producer
 from tests.service.store.accounts import LATER
 from tests.service.store.clickhouse.several import KEPT, REFUSED, UNKEPT, Peer
 
@@ -25,7 +27,7 @@ def start(url: str, clock: Clock) -> Iterator[Start]:
     """Start a service on the one database."""
     peers: list[Peer] = []
 
-    def started(off: float = 0.0, **settings: object) -> Peer:
+    def started(off: float = 0.0, **settings: Any) -> Peer:
         peers.append(Peer(url, clock, off, **settings))
         return peers[-1]
 
@@ -68,6 +70,27 @@ def test_what_the_store_did_not_take_is_told_when_it_is_back_though_no_frame_com
     b.hear()
     assert a.slots() == b.slots() == start().slots() == [10, 0]
     assert a.take(last) == [KEPT]
+
+
+def test_where_experts_were_does_not_take_the_place_of_where_they_are(start: Start, clock: Clock) -> None:
+    """A service that was cut off kept what it was told before, over what another one was told since: services
+    that were started after that said so, for as long as experts stayed where they were."""
+    a, b = start(), start()
+
+    def told(seq: int) -> Frame:
+        placed = placement(range(2), [0, seq % 2], 1, seq)
+        return frame({0: [2 * seq, 0]}, who=producer(ep_size=2), seq=seq, placement=placed)
+
+    a.line.cut()
+    assert a.take(told(1)) == [UNKEPT]
+    clock.now += 60
+    assert b.take(told(2)) == [KEPT]
+    clock.now += 60
+    a.line.mend()
+    for peer in (a, b, a):
+        peer.hear()
+    versions = [[where.version for _, where in peer.state.placements(DEPLOYMENT)] for peer in (a, b, start())]
+    assert versions == [[2], [2], [2]]
 
 
 def test_a_duplicate_after_the_store_was_away_is_kept(start: Start, clock: Clock) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moescope.service.store.clickhouse import trace_listing
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery, TraceShape
 from tests.service.store.accounts import BORN
@@ -30,6 +31,37 @@ def test_a_trace_whose_parts_came_to_two_services(replicas: list[ClickHouseStore
     np.testing.assert_array_equal(worker.positions, np.arange(8))
     for mine, ids in zip(worker.experts, _ids(whole), strict=True):
         np.testing.assert_array_equal(mine, ids)
+
+
+@pytest.mark.parametrize("query", [{}, {"layer": 3, "expert": 1}, {"weights_version": 2}, {"min_tokens": 6}])
+def test_listed_slice_by_slice_it_is_what_it_is_in_one(
+    replicas: list[ClickHouseStore], monkeypatch: pytest.MonkeyPatch, query: dict[str, Any]
+) -> None:
+    """First parts come in one order, last ones in another: a request is in several slices, listed once."""
+    one, two = replicas
+    order = np.random.default_rng(1).permutation(24)
+    for n, store in ((0, one), (1, two)):
+        for number in (range(1, 25), order + 1)[n]:
+            tokens, version = 2 + int(number) % 3, int(number) % 3
+            runs, ids = [(n * tokens, tokens)], _ids(part(int(number), tokens=tokens))
+            made = part(
+                int(number), runs=runs, experts=ids, part=n, parts=2, weights_version=version, tokens=tokens
+            )
+            store.save([ArrivedPart(made, BORN + 60 * n + int(number) % 5)])
+
+    def listed(limit: int, **more: Any) -> list[int]:
+        return [item.number for item in one.traced_requests(TraceQuery(limit=limit, **query, **more))]
+
+    whole = listed(100)
+    assert len(whole) > 3
+    monkeypatch.setattr(trace_listing, "_LEAST", 2)
+    monkeypatch.setattr(trace_listing, "_GROWTH", 1)
+    assert listed(100) == whole
+    pages: list[int] = []
+    while page := listed(1, before=pages[-1] if pages else None):
+        pages += page
+    assert pages == whole
+    assert listed(3, end=BORN + 1) == [number for number in whole if number in listed(100, end=BORN + 1)][:3]
 
 
 def _ids(made: Any) -> list[np.ndarray]:
