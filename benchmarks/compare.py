@@ -80,10 +80,50 @@ def _scale(results: Any) -> Figures:
         yield f"{where}: the library's scrape over ours", row["scrape_ratio"], -0.4
 
 
+def _deployments(results: Any) -> Figures:
+    rows = {row["deployments"]: row for row in results["rows"]}
+    few, many = rows[256], rows[1024]
+    yield (
+        "a changed deployment's time, of 1,024 over that of 256",
+        many["changed_cpu_ms_each"] / few["changed_cpu_ms_each"],
+        0.5,
+    )
+    for name, row in (("256", few), ("1,024", many)):
+        yield (
+            f"{name} deployments: unchanged over changed",
+            row["unchanged_cpu_ms"] / row["changed_cpu_ms"],
+            0.2,
+        )
+
+
+def _stragglers(results: Any) -> Figures:
+    ways = results["ingest"]
+    for way in ("phases", "steps"):
+        yield (
+            f"a frame with {way} over a plain one",
+            ways[way]["core_at_1_hz"] / ways["plain"]["core_at_1_hz"],
+            0.8,
+        )
+    for row in results["fleets"]:
+        yield f"{row['fleet']}: straggler cost", row["straggler_cost"], 0.02
+
+
+def _verdict(results: Any) -> Figures:
+    for fleet, found in results.items():
+        yield (
+            f"{fleet}: the verdict over the view",
+            found["verdict"]["median_ms"] / found["view"]["median_ms"],
+            1,
+        )
+
+
 BENCHMARKS: Final = (
     Benchmark("host_share", ("--runs", "60"), _host_share),
+    Benchmark("exposition", ("--runs", "3", "--sizes", "1000", "20000", "100000"), _exposition),
+    Benchmark("deployments", ("--runs", "3", "--deployments", "256", "1024"), _deployments),
+    Benchmark("stragglers", (), _stragglers),
+    Benchmark("verdict", (), _verdict),
     Benchmark("capture_memory", (), _capture_memory),
-    Benchmark("exposition", ("--runs", "3"), _exposition),
     Benchmark("placements", (), _placements),
     Benchmark("scale", (), _scale),
 )
