@@ -124,7 +124,7 @@ class RoutingCapturer:
             ValueError: they are not as many as the step's tokens, or the step has more than it may.
         """
         step = self._step
-        if step is None or not self.awaits_phases:
+        if step is None or not self.awaits_phases or self.disabled_reason is not None:
             return
         if len(phases) != step.tokens or int(np.count_nonzero(phases)) != step.decode:
             raise ValueError(f"{len(phases)} phases, {np.count_nonzero(phases)} of decode, for {step}")
@@ -139,10 +139,15 @@ class RoutingCapturer:
     def end_step(self) -> None:
         """The step's forward pass is enqueued: routing calls count nothing until the next step."""
         step, self._step = self._step, None
-        if step is not None and self.disabled_reason is None:
+        counts = step is not None and self.disabled_reason is None
+        if counts:
             self._strategy.end_step()
+        if step is not None:
+            # Also where counting ended within the step: in another thread `disable` fills the word in another
+            # stream, which may be before the step's own word is written.
             self._word.write(0)
-            self.totals = self.totals.with_step(step, phases_known=not self.awaits_phases)
+            if counts:
+                self.totals = self.totals.with_step(step, phases_known=not self.awaits_phases)
         self.awaits_phases = False
 
     def raise_owed(self) -> None:

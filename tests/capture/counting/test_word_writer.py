@@ -31,6 +31,7 @@ from moescope.capture.counting.word_writer import (
     stream_writer,
 )
 from moescope.capture.seam.rows import Ranks, StepRows
+from moescope.capture.settings.environment import OnError
 from moescope.capture.step.word import MAX_PLACES, MAX_TOKENS, Phase, pack_step
 from moescope.capture.wire import MoeLayer
 
@@ -251,3 +252,34 @@ def test_a_capturer_writes_its_words_by_the_stream(monkeypatch: pytest.MonkeyPat
     assert (int(buffers.step_word), len(library.streams)) == (0, 5)
     assert buffers.counts_of(0, Phase.PREFILL).tolist() == [0, 0, 2, 0, 0, 2, 0, 0]
     assert buffers.counts_of(0, Phase.DECODE).tolist() == [0, 4, 5, 0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("when", ["before the phases", "before the step's word arrives"])
+def test_no_word_is_left_of_a_step_in_which_another_thread_ends_counting(when: str) -> None:
+    """Its fill may run before the step's own word arrives: another stream has no order with the steps'."""
+    buffers = CountBuffers([MoeLayer(0, 8, 2)], torch.device("cpu"), 16)
+    capturer = RoutingCapturer(buffers, Ranks(), lambda: StepRows(None, None))
+    capturer.begin_step(3, 1)
+    word = int(buffers.step_word)
+    capturer.disable("for a test")
+    if when == "before the phases":
+        capturer.set_phases(torch.tensor([1, 0, 0], dtype=torch.uint8).numpy())
+        assert int(buffers.step_word) == 0
+    else:
+        buffers.step_word.fill_(word)
+    capturer.end_step()
+    assert int(buffers.step_word) == 0
+    assert capturer.totals.steps == 0
+    capturer.begin_step(3, 1)
+    assert int(buffers.step_word) == 0
+
+
+def test_no_word_is_left_of_a_step_that_an_unknown_layout_ends() -> None:
+    buffers = CountBuffers([MoeLayer(0, 8, 2)], torch.device("cpu"), 16)
+    rows = StepRows([4, 3], None)
+    capturer = RoutingCapturer(buffers, Ranks(0, 2), lambda: rows, OnError.RAISE)
+    capturer.begin_step(4, 4)
+    with pytest.raises(AssertionError, match="batch of 5 rows"):
+        capturer.record(0, torch.zeros((5, 2), dtype=torch.int64))
+    capturer.end_step()  # vLLM's call has failed; it may go on with the next one
+    assert int(buffers.step_word) == 0
