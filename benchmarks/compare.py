@@ -1,8 +1,9 @@
 """Benchmarks that need no GPU, run again and compared with their committed results: `make bench`.
 
 Only figures that are the same on each machine are compared: ratios of two times that one run measured side by
-side, exponents, counts of calls, and how even placements are. A figure that is worse than the committed one
-by more than its tolerance fails the run. Times are in the results files, and no comparison uses them.
+side, exponents, counts of calls, memory that is allocated, and how even placements are. A figure that is
+worse than the committed one by more than its tolerance fails the run. Times are in the results files, and no
+comparison uses them.
 
     python -m benchmarks.compare                 # all
     python -m benchmarks.compare --only scale
@@ -63,6 +64,12 @@ def _placements(results: Any) -> Figures:
         yield f"{where}: copies in vain", row["in_vain_ours"], 0.5
 
 
+def _capture_memory(results: Any) -> Figures:
+    for row in results["rows"]:
+        for kind in ("device", "pinned", "kept_ids"):
+            yield f"{row['tokens']} tokens, {row['mode']}: {kind}, MiB", row[kind] / 2**20, 0.5
+
+
 def _scale(results: Any) -> Figures:
     for kind, found in results["exponents"].items():
         for what, value in found.items():
@@ -73,9 +80,50 @@ def _scale(results: Any) -> Figures:
         yield f"{where}: the library's scrape over ours", row["scrape_ratio"], -0.4
 
 
+def _deployments(results: Any) -> Figures:
+    rows = {row["deployments"]: row for row in results["rows"]}
+    few, many = rows[256], rows[1024]
+    yield (
+        "a changed deployment's time, of 1,024 over that of 256",
+        many["changed_cpu_ms_each"] / few["changed_cpu_ms_each"],
+        0.5,
+    )
+    for name, row in (("256", few), ("1,024", many)):
+        yield (
+            f"{name} deployments: unchanged over changed",
+            row["unchanged_cpu_ms"] / row["changed_cpu_ms"],
+            0.2,
+        )
+
+
+def _stragglers(results: Any) -> Figures:
+    ways = results["ingest"]
+    for way in ("phases", "steps"):
+        yield (
+            f"a frame with {way} over a plain one",
+            ways[way]["core_at_1_hz"] / ways["plain"]["core_at_1_hz"],
+            0.8,
+        )
+    for row in results["fleets"]:
+        yield f"{row['fleet']}: straggler cost", row["straggler_cost"], 0.02
+
+
+def _verdict(results: Any) -> Figures:
+    for fleet, found in results.items():
+        yield (
+            f"{fleet}: the verdict over the view",
+            found["verdict"]["median_ms"] / found["view"]["median_ms"],
+            1,
+        )
+
+
 BENCHMARKS: Final = (
     Benchmark("host_share", ("--runs", "60"), _host_share),
-    Benchmark("exposition", ("--runs", "3"), _exposition),
+    Benchmark("exposition", ("--runs", "3", "--sizes", "1000", "20000", "100000"), _exposition),
+    Benchmark("deployments", ("--runs", "3", "--deployments", "256", "1024"), _deployments),
+    Benchmark("stragglers", (), _stragglers),
+    Benchmark("verdict", (), _verdict),
+    Benchmark("capture_memory", (), _capture_memory),
     Benchmark("placements", (), _placements),
     Benchmark("scale", (), _scale),
 )

@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--experts", type=int, default=128)
     parser.add_argument("--top-k", type=int, default=8)
+    parser.add_argument("--only", nargs="+", default=[kind for kind, _ in KINDS], help="these formats")
     options = parser.parse_args()
     layers = [MoeLayer(n, options.experts, options.top_k) for n in range(options.layers)]
     requests = options.tokens // options.request_tokens
@@ -148,7 +149,7 @@ def main() -> None:
         process, url = serve(folder / "store")
         try:
             with Client(url, timeout_s=600) as client:
-                for kind, columns in KINDS:
+                for kind, columns in (each for each in KINDS if each[0] in options.only):
                     service = psutil.Process(process.pid)
                     print(measured(client, service, folder, kind, columns, position), flush=True)
         finally:

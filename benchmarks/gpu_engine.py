@@ -5,23 +5,30 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import random
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from benchmarks.gpu_callbacks import holding, keepers, torch_hook
-from benchmarks.gpu_graphs import Graphs, RoutedExperts, capture, install
+from benchmarks.gpu_graphs import Graphs, RoutedExperts, capture, install, is_v2
+from benchmarks.gpu_requests import Requests
 from devkit.fake_placement import pretend_ep_ranks
-from devkit.gpu_models import deepseek_v2, qwen3_moe, write_model
+from devkit.gpu_models import deepseek_v2, gpt_oss, qwen3_moe, write_model
 from devkit.vllm_features import routed_experts_need_v2
+from moescope.capture.counting.capturer import RoutingCapturer
 from moescope.capture.seam.binding import LayerCallback
 from moescope.capture.seam.requests import OPT_IN
+from moescope.capture.session import CaptureSession
 
-SHAPES: Final[dict[str, Callable[[], dict[str, Any]]]] = {"qwen3": qwen3_moe, "deepseek": deepseek_v2}
+SHAPES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
+    "qwen3": qwen3_moe,
+    "deepseek": deepseek_v2,
+    "gpt-oss": gpt_oss,
+}
+OPTIONS: Final[dict[str, dict[str, Any]]] = {"gpt-oss": {"moe_backend": "marlin"}}
+"""What vLLM is told of a shape: the kernels that it takes for gpt-oss on Hopper route inside."""
 SETS: Final = {"off": 5, "moescope": 5, "vllm": 1, "hooks": 1}
 """Modes, and how many sets of CUDA graphs are captured in each."""
 MORE: Final = {
@@ -36,6 +43,7 @@ MORE_OF: Final = 8
 """The batch size for which more sets are captured, if no other is given."""
 EP_RANKS: Final = 8
 """How many EP ranks are pretended, so that capture does all that it does with expert parallelism."""
+WORKER: Final = "moescope.capture.worker.RoutingWorker"
 KV_CACHE_BYTES: Final = 4 << 30
 BATCHES: Final = (1, 8, 64, 256)
 PREFILL_TOKENS: Final = 16384
@@ -67,8 +75,47 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-class Engine:
-    """A vLLM engine in this process whose mode can be switched between steps."""
+def start_llm(shape: str, folder: Path, **options: Any) -> Any:
+    """vLLM's `LLM` of a shape, with dummy weights, and graphs for the batches of the benchmarks.
+
+    Args:
+        folder: where its config is written.
+        options: of `LLM`, besides.
+    """
+    from vllm import LLM
+
+    return LLM(
+        model=str(write_model(folder, SHAPES[shape]())),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        max_model_len=16384,
+        max_num_batched_tokens=PREFILL_TOKENS,
+        max_num_seqs=max(BATCHES),
+        compilation_config={"cudagraph_capture_sizes": list(BATCHES)},
+        gpu_memory_utilization=0.92,
+        **{"kv_cache_memory_bytes": KV_CACHE_BYTES, **OPTIONS.get(shape, {}), **options},
+    )
+
+
+def have_steps_counted(session: CaptureSession, on: bool) -> None:
+    """From the next step on have steps announced to the capturer, or let them pass as in vLLM's warm-up.
+
+    A session that neither serves nor warms up takes the next step for the end of warm-up, and serves.
+    """
+    session._serving, session._warming_up = on, not on
+
+
+class Engine(Requests):
+    """A vLLM engine in this process whose mode can be switched between steps.
+
+    Args:
+        shape: of `SHAPES`.
+        folder: where the model's config is written.
+        more_sets: sets that are captured of one decode graph only, in each mode of `MORE`, beyond the rest.
+        experiment: of `MORE`.
+        more_of: the batch size of that graph.
+        without: modes that are left out.
+    """
 
     def __init__(
         self,
@@ -77,36 +124,28 @@ class Engine:
         more_sets: int,
         experiment: str,
         more_of: int = MORE_OF,
+        without: Sequence[str] = (),
     ) -> None:
-        from vllm import LLM
-
         pretend_ep_ranks(EP_RANKS)
         self._one_batch, self._more_of = experiment == "references", more_of
-        self.config, self._cached = SHAPES[shape](), routed_experts_need_v2()
-        self.llm = LLM(
-            model=str(write_model(folder, self.config)),
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            worker_cls="moescope.capture.worker.RoutingWorker",
+        self._cached = routed_experts_need_v2()
+        llm = start_llm(
+            shape,
+            folder,
+            worker_cls=WORKER,
             enable_return_routed_experts=True,
             enable_prefix_caching=self._cached,
-            max_model_len=16384,
-            max_num_batched_tokens=PREFILL_TOKENS,
-            max_num_seqs=max(BATCHES),
-            compilation_config={"cudagraph_capture_sizes": list(BATCHES)},
             kv_cache_memory_bytes=KV_CACHE_BYTES // 2 if self._one_batch else KV_CACHE_BYTES,  # for more sets
-            gpu_memory_utilization=0.92,
         )
-        core: Any = self.llm.llm_engine.engine_core
-        self._scheduler = core.engine_core.scheduler
-        worker = core.engine_core.model_executor.driver_worker.worker
+        super().__init__(llm, SHAPES[shape]()["vocab_size"])
+        worker = self.core.model_executor.driver_worker.worker
         self._runner, self._session = worker.model_runner, worker._capture
-        self._own = RoutedExperts(self._runner, self._scheduler)
+        self._own = RoutedExperts(self._runner, self.core.scheduler)
         self._routers = self._session._model._binding._routers
         modes = tuple(SETS) if experiment == "default" else MORE[experiment]
+        modes = tuple(mode for mode in modes if mode not in without)
         self._callbacks = {mode: self._callbacks_of(mode) for mode in modes}
         self._graphs: dict[Set, Graphs] = {}
-        self._requests, self._traced = 0, False
         self._base_sets = 1 if self._one_batch else SETS["off"]
         for number in range(self._base_sets):
             for mode in modes:
@@ -155,47 +194,22 @@ class Engine:
         torch.cuda.synchronize()
         self._set_callbacks(self._callbacks[which.mode])
         install(self._runner, self._graphs[which])
-        self._session._serving = which.mode in CAPTURING
-        self._traced = which.mode == "traced"
+        have_steps_counted(self._session, which.mode in CAPTURING)
+        self.extra_args = {OPT_IN: 1} if which.mode == "traced" else None
         self._own.switch(which.mode == "vllm")
-        if self._cached and not self.llm.reset_prefix_cache():  # each block has the same prompts
-            raise RuntimeError("the prefix cache can't be emptied: a request is under way")
+        if self._cached:
+            self.forget_prefixes()
 
-    def add(self, number: int, length: int, max_tokens: int) -> None:
-        """Add requests with prompts of this length, the same in every call."""
-        from vllm import SamplingParams
+    def facts(self) -> dict[str, str]:
+        """What was measured on."""
+        import vllm
 
-        rng = random.Random(0)  # noqa: S311
-        parameters = SamplingParams(
-            temperature=0.0,
-            max_tokens=max_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            extra_args={OPT_IN: 1} if self._traced else None,
-        )
-        for _ in range(number):
-            self._requests += 1
-            prompt = [rng.randrange(1, self.config["vocab_size"]) for _ in range(length)]
-            self.llm.llm_engine.add_request(str(self._requests), {"prompt_token_ids": prompt}, parameters)
-
-    def step(self) -> float:
-        """Run a step; its milliseconds."""
-        start = time.perf_counter()
-        self.llm.llm_engine.step()
-        return (time.perf_counter() - start) * 1000
-
-    def prefilled(self, number: int) -> bool:
-        """Whether this many requests run, and all of them decode."""
-        running = self._scheduler.running
-        return len(running) == number and all(r.num_computed_tokens >= r.num_prompt_tokens for r in running)
-
-    def drain(self) -> None:
-        """Abort what is under way."""
-        engine = self.llm.llm_engine
-        engine.abort_request([str(number) for number in range(1, self._requests + 1)])
-        while engine.has_unfinished_requests():
-            engine.step()
-        torch.cuda.synchronize()
+        return {
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "model runner": "V2" if is_v2(self._runner) else "V1",
+            "step's word": self._session.capturer.word_writer,
+        }
 
     def memory_of_capture(self) -> dict[str, int]:
         """Bytes on the device: counts, tables, ring, snapshots, and the ids kept in the largest step."""
@@ -214,18 +228,22 @@ class Engine:
 
     def close(self) -> dict[str, Any]:
         """What the capturer has counted, and whether it is exact."""
-        capturer = self._session.capturer
-        counts = [int(capturer.buffers.counts_of(i).sum()) for i in range(len(capturer.buffers.layers))]
-        exact = all(
-            total == capturer.totals.tokens * layer.top_k
-            for total, layer in zip(counts, capturer.buffers.layers, strict=True)
-        )
-        return {
-            "tokens": capturer.totals.tokens,
-            "exact": exact,
-            "decode tokens": capturer.totals.decode_tokens,
-            "phases known": capturer.totals.phases_known,
-            "steps in the ring": capturer.buffers.ring.computed,
-            "strategy": capturer.strategy,
-            "disabled": capturer.disabled_reason,
-        }
+        return exactness_of(self._session.capturer)
+
+
+def exactness_of(capturer: RoutingCapturer) -> dict[str, Any]:
+    """What a capturer has counted, and whether each layer has all slots of its tokens."""
+    buffers, totals = capturer.buffers, capturer.totals
+    counts = [int(buffers.counts_of(ordinal).sum()) for ordinal in range(len(buffers.layers))]
+    exact = all(
+        count == totals.tokens * layer.top_k for count, layer in zip(counts, buffers.layers, strict=True)
+    )
+    return {
+        "tokens": totals.tokens,
+        "exact": exact,
+        "decode tokens": totals.decode_tokens,
+        "phases known": totals.phases_known,
+        "steps in the ring": 0 if buffers.ring is None else buffers.ring.computed,
+        "strategy": capturer.strategy,
+        "disabled": capturer.disabled_reason,
+    }

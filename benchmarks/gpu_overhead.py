@@ -18,6 +18,9 @@ while it is captured, as many in each mode; and a mode's 95 % interval is Studen
 Modes: "moescope"; "vllm", its own `enable_return_routed_experts`; "hooks", a mask and a scatter_add in torch
 in every layer's callback, as peers do it. In "off" the worker is moescope's, without callbacks and marks.
 
+`--loads 8 --without hooks` measures one load, and leaves out a mode; `--more-of 1` captures the many sets for
+batch 1 and not for batch 8. `--limit 560` ends within ten minutes, with the rounds that were run by then.
+
 `--experiment references`, batch 8 only, takes apart what capture costs: "nothing", callbacks that return at
 once; "references", that keep the ids until the last layer. `benchmarks.gpu_parts` does so kernel by kernel.
 `--experiment traces`: "moescope" could trace and has nothing to, "traced" traces every request.
@@ -31,13 +34,17 @@ import os
 import random
 import statistics
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 
 from benchmarks.gpu_engine import (
+    BATCHES,
     MORE,
+    MORE_OF,
     PREFILL_TOKENS,
     SHAPES,
     Engine,
@@ -45,9 +52,13 @@ from benchmarks.gpu_engine import (
     prepare_environment,
     write_report,
 )
+from benchmarks.intervals import half_interval, half_interval_of
 from devkit.frame_sink import FrameSink
 
 PROMPT: Final = 64
+EXTRAS: Final = ("vllm", "hooks")
+LOADS: Final = (*map(str, BATCHES), "prefill")
+MIN_ROUNDS: Final = 2
 SETTLE: Final = 3
 """Steps at the start of a block that are not counted: some were under way before the switch."""
 
@@ -62,8 +73,8 @@ class Plan(NamedTuple):
     length: int
 
 
-def measure(engine: Engine, plan: Plan) -> list[dict[Set, float]]:
-    """Milliseconds of a block by set, a dict for each round."""
+def measure(engine: Engine, plan: Plan, deadline: float = math.inf) -> list[dict[Set, float]]:
+    """Milliseconds of a block by set, a dict for each round; none begins after the deadline (monotonic)."""
 
     def decode(which: Set) -> float:
         engine.switch(which)
@@ -85,13 +96,21 @@ def measure(engine: Engine, plan: Plan) -> list[dict[Set, float]]:
     block = decode if plan.steps else prefill
     rng = random.Random(0)  # noqa: S311
     sets = engine.sets(plan.requests if plan.steps else 0)
+    rounds: list[dict[Set, float]] = []
     for which in sets:
-        block(which)
-    return [{which: block(which) for which in rng.sample(sets, len(sets))} for _ in range(plan.rounds)]
+        if time.monotonic() < deadline:
+            block(which)
+    while len(rounds) < plan.rounds and time.monotonic() < deadline:
+        rounds.append({which: block(which) for which in rng.sample(sets, len(sets))})
+    return rounds
 
 
 def summarise(rounds: list[dict[Set, float]], mode: str) -> dict[str, Any]:
-    """Median ms, the ratio to "off" with its 95 % interval, and each set's ratio."""
+    """Median ms, the ratio to "off" with its 95 % interval, and each set's ratio to the median of "off".
+
+    The ratio is that of the geometric means over sets. Sets of "off" are not spread evenly around their
+    median: some layouts are slower by 0.5 %.
+    """
     logs: dict[Set, list[float]] = {which: [] for which in rounds[0]}
     for one in rounds:
         off = statistics.median(math.log(ms) for which, ms in one.items() if which.mode == "off")
@@ -100,14 +119,13 @@ def summarise(rounds: list[dict[Set, float]], mode: str) -> dict[str, Any]:
     of_sets = {which: statistics.median(values) for which, values in logs.items()}
     mine = [value for which, value in of_sets.items() if which.mode == mode]
     offs = [value for which, value in of_sets.items() if which.mode == "off"]
-    mean = statistics.fmean(mine)
+    mean = statistics.fmean(mine) - statistics.fmean(offs)
     if mode == "off":
         half = 0.0
     elif len(mine) > 1:
         half = half_interval(mine, offs)
     else:
-        values = logs[Set(mode, 0)]
-        half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        half = half_interval_of(logs[Set(mode, 0)])
     return {
         "ms": statistics.median(ms for one in rounds for which, ms in one.items() if which.mode == mode),
         "ratio": math.exp(mean),
@@ -117,23 +135,17 @@ def summarise(rounds: list[dict[Set, float]], mode: str) -> dict[str, Any]:
     }
 
 
-def half_interval(mine: list[float], others: list[float]) -> float:
-    """Half of the 95 % interval, Student's, of the difference of the means of two samples."""
-    variance = (statistics.variance(mine) + statistics.variance(others)) / 2
-    spread = math.sqrt(variance * (1 / len(mine) + 1 / len(others)))
-    return student(len(mine) + len(others) - 2) * spread
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, by Cornish and Fisher's expansion; 1 % off at 3, less beyond."""
-    z = 1.959964
-    terms = (
-        z,
-        (z**3 + z) / (4 * freedom),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3),
-    )
-    return sum(terms)
+def plans_of(loads: Sequence[str], scale: float) -> list[Plan]:
+    """What to measure of these loads, of `LOADS`."""
+    plans = {
+        "8": Plan("decode, batch 8", 8, 20, 8, PROMPT),
+        "256": Plan("decode, batch 256", 5, 10, 256, PROMPT),
+        "prefill": Plan(f"prefill, {PREFILL_TOKENS} tokens", 7, 0, PREFILL_TOKENS // 1024, 1024),
+        "1": Plan("decode, batch 1", 8, 20, 1, PROMPT),
+        "64": Plan("decode, batch 64", 5, 15, 64, PROMPT),
+    }
+    chosen = [plan for name, plan in plans.items() if name in loads]
+    return [plan._replace(rounds=max(3, round(plan.rounds * scale))) for plan in chosen]
 
 
 def main() -> None:
@@ -141,30 +153,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="qwen3")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of rounds")
-    parser.add_argument("--more-sets", type=int, default=11, help="of graphs for batch 8, in each mode")
+    parser.add_argument("--more-sets", type=int, default=11, help="of graphs for one batch, in each mode")
+    parser.add_argument("--more-of", type=int, choices=BATCHES, default=MORE_OF, help="that batch")
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS, help="batches (default: all)")
+    parser.add_argument("--without", nargs="+", choices=EXTRAS, default=[], help="modes that are left out")
     parser.add_argument("--experiment", choices=MORE, default="default", help="which modes (default: all)")
+    parser.add_argument("--limit", type=float, default=1e9, help="seconds, after which no round begins")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    deadline = time.monotonic() + options.limit
     sink = FrameSink()
     prepare_environment(sink.url)
     if options.experiment == "traces":
         os.environ["MOESCOPE_TRACE_OPT_IN"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(options.shape, Path(folder), options.more_sets, options.experiment)
-        report: dict[str, Any] = {
-            "shape": options.shape,
-            "device": torch.cuda.get_device_name(0),
-            "loads": {},
-        }
-        plans = [
-            Plan("decode, batch 8", 8, 20, 8, PROMPT),
-            Plan("decode, batch 256", 5, 10, 256, PROMPT),
-            Plan(f"prefill, {PREFILL_TOKENS} tokens", 7, 0, PREFILL_TOKENS // 1024, 1024),
-            Plan("decode, batch 1", 8, 20, 1, PROMPT),
-            Plan("decode, batch 64", 5, 15, 64, PROMPT),
-        ]
-        for plan in plans[:1] if options.experiment == "references" else plans:
-            rounds = measure(engine, plan._replace(rounds=max(3, round(plan.rounds * options.scale))))
+        engine = Engine(
+            options.shape,
+            Path(folder),
+            options.more_sets,
+            options.experiment,
+            options.more_of,
+            options.without,
+        )
+        device = torch.cuda.get_device_name(0)
+        report: dict[str, Any] = {"shape": options.shape, "device": device, **engine.facts(), "loads": {}}
+        loads = [str(MORE_OF)] if options.experiment == "references" else options.loads
+        _say(f"the engine and its sets of graphs are there, {deadline - time.monotonic():.0f} s are left")
+        for plan in plans_of(loads, options.scale):
+            rounds = measure(engine, plan, deadline)
+            if len(rounds) < MIN_ROUNDS:
+                _say(f"{plan.name}: {len(rounds)} rounds within the limit, which are too few")
+                continue
             modes = dict.fromkeys(which.mode for which in rounds[0])
             summary = {mode: summarise(rounds, mode) for mode in modes}
             report["loads"][plan.name] = {"rounds": len(rounds), "modes": summary}
@@ -172,10 +191,14 @@ def main() -> None:
             report |= {"memory": engine.memory_of_capture(), "capturer": engine.close()}
             if options.out:
                 write_report(options.out, report)
-        for what, size in report["memory"].items():
+        for what, size in report.get("memory", {}).items():
             print(f"memory: {what}: {size / 2**20:.2f} MiB")
-        print(report["capturer"], f"{len(sink.frames)} frames arrived", flush=True)
+        _say(f"{report.get('capturer')} {len(sink.frames)} frames arrived")
     os._exit(0)  # vLLM's own shutdown is not what is measured
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _print_load(name: str, rounds: int, summary: dict[str, dict[str, Any]]) -> None:

@@ -26,7 +26,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_engine import BATCHES, MORE_OF, SHAPES, Engine, Set, prepare_environment, write_report
-from benchmarks.gpu_overhead import PROMPT, half_interval
+from benchmarks.gpu_overhead import PROMPT
+from benchmarks.intervals import half_interval
 from devkit.frame_sink import FrameSink
 
 STEPS: Final = 12

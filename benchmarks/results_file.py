@@ -27,16 +27,23 @@ def parser_of(doc: str | None, results: Path, runs: int) -> argparse.ArgumentPar
     return parser
 
 
-def keep(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the rows and what they were measured with, unless the options say not to."""
+def keep(options: argparse.Namespace, rows: Sequence[dict[str, Any]], **machine: str) -> None:
+    """Write the rows and what they were measured with, unless the options say not to.
+
+    Args:
+        options: of `parser_of`.
+        rows: the figures.
+        machine: what else there is to say of the machine.
+    """
     if options.no_results:
         return
-    machine = {
+    facts = {
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": platform.machine(),
+        **machine,
     }
     options.out.parent.mkdir(exist_ok=True)
     options.out.write_text(
-        json.dumps({"machine": machine, "runs": options.runs, "rows": rows}, indent=1) + "\n"
+        json.dumps({"machine": facts, "runs": options.runs, "rows": rows}, indent=1) + "\n"
     )

@@ -17,6 +17,9 @@ Beside it, of the same counts ("otherwise"): JSON in place of frames, read and a
 registry of prometheus-client with the slots of each layer, EP rank and phase, set by label and written by the
 library. "scrape_ratio" is by byte of the text, since moescope's scrape has more series.
 
+"frame_bytes" are those of one frame as it is sent, "snapshot_bytes" those of a rank's totals as a store keeps
+them, "scraped_bytes" those of a scrape of the whole fleet.
+
 The exponent is the slope of log(cost) against log(size), fitted over the rows of a kind: 1 is linear.
 """
 
@@ -44,6 +47,7 @@ from moescope.service.metrics.instruments import Instruments
 from moescope.service.metrics.text.exposition import expose, negotiate
 from moescope.service.metrics.text.writer import Writer
 from moescope.service.settings import Settings
+from moescope.service.store.codec import encode_totals
 
 RESULTS: Final = Path(__file__).parent / "results" / "scale.json"
 EXPERTS: Final = 256
@@ -142,16 +146,23 @@ def service(fleet: Fleet) -> dict[str, float]:
     state = LiveState(settings, lambda: now[0])
     registry, writer = CollectorRegistry(), Writer()
     registry.register(RoutingCollector(state, settings, Instruments()))
-    scraped = 0
+    scraped, frame = 0, b""
     for seq in range(1, ROUNDS + 1):
         now[0] += 1
-        for body in fleet.round(seq):
-            cost.add("ingest", lambda body=body: state.ingest(wire.decode_frame(body)), seq > WARM)
+        for frame in fleet.round(seq):
+            cost.add("ingest", lambda body=frame: state.ingest(wire.decode_frame(body)), seq > WARM)
         texts = cost.add("scrape", lambda: expose(registry, writer, [negotiate("", "")]), seq > WARM)
         scraped = sum(map(len, texts.values()))
     joins = state.joins(("bench 0", "deepseek"))
     assert joins[0].pending == 0, joins
-    return {"ingest": cost.spent["ingest"], "scrape": cost.spent["scrape"], "scraped_bytes": float(scraped)}
+    kept = encode_totals(state.totals(("bench 0", "deepseek"))[0].span.last)
+    return {
+        "ingest": cost.spent["ingest"],
+        "scrape": cost.spent["scrape"],
+        "scraped_bytes": float(scraped),
+        "frame_bytes": len(frame),
+        "snapshot_bytes": len(kept),
+    }
 
 
 def otherwise(fleet: Fleet) -> dict[str, float]:
@@ -241,6 +252,9 @@ def row(kind: str, deployments: int, ranks: int, layers: int) -> dict[str, Any]:
         "ingest": round(mine["ingest"], 4),
         "scrape": round(mine["scrape"], 4),
         "mib": round(mine["mib"]),
+        "frame_bytes": mine["frame_bytes"],
+        "snapshot_bytes": mine["snapshot_bytes"],
+        "scraped_bytes": round(mine["scraped_bytes"]),
         "otherwise_ingest": round(others["ingest"], 4),
         "otherwise_scrape": round(others["scrape"], 4),
         "otherwise_mib": round(others["mib"]),

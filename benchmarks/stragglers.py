@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="frames of each rank [4]")
     parser.add_argument("--seconds", type=int, default=20, help="of each simulated fleet [20]")
     parser.add_argument("--memory", choices=WAYS, help="print MiB after the rounds one way, and nothing else")
+    parser.add_argument("--out", type=Path, default=RESULTS, help=f"results file [{RESULTS.name}]")
     options = parser.parse_args()
     if options.memory:
         print(f"{memory(options.memory, options.rounds):.0f}")
@@ -190,7 +191,7 @@ def main() -> None:
         print(f"  {way:8}", *(f"{name} {value:g}" for name, value in figures.items()), sep="  ")
     for fleet in result["fleets"]:
         print(*(f"{name} {value}" for name, value in fleet.items()), sep="  ")
-    RESULTS.write_bytes(msgspec.json.format(json.dumps(result).encode(), indent=2) + b"\n")
+    options.out.write_bytes(msgspec.json.format(json.dumps(result).encode(), indent=2) + b"\n")
 
 
 if __name__ == "__main__":

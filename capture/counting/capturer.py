@@ -15,6 +15,7 @@ from moescope.capture.counting.pinned_ring import PinnedRing
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.counting.strategies import choose_strategy
 from moescope.capture.counting.strategy import ReferencesUnsafeError
+from moescope.capture.counting.word_writer import choose_writer
 from moescope.capture.seam.rows import WHOLE, Ranks, RowSpan, StepRows, rows_of_call
 from moescope.capture.settings.environment import DEFAULT_KEPT_IDS_MIB, OnError
 from moescope.capture.step.phases import UInt8Array
@@ -38,6 +39,9 @@ class RoutingCapturer:
         disabled_reason: why capture has stopped for good, or None.
         has_served: whether vLLM has begun to serve, as whoever owns the capturer says.
         ranks: this worker's; may be replaced between steps.
+        awaits_phases: whether the step under way has tokens of both phases, and `set_phases` was not called
+            for it.
+        owes: whether `raise_owed` will raise.
         before_raise: called with the message before the AssertionError of an unknown row layout is raised.
 
     Args:
@@ -64,10 +68,11 @@ class RoutingCapturer:
         self._step_rows = step_rows
         self._on_error = on_error
         self._strategy, self._fallback = choose_strategy(buffers, kept_ids_bytes)
+        self._word = choose_writer(buffers.step_word)
         self._phases = PinnedRing(buffers.phases)
         self._step: StepTokens | None = None
         self._place = 0
-        self._awaits_phases = False
+        self.awaits_phases = self.owes = False
         self._owed: AssertionError | None = None
         self._handle = next(_handles)
         _capturers[self._handle] = self
@@ -83,9 +88,9 @@ class RoutingCapturer:
         return self._strategy.num_bytes
 
     @property
-    def awaits_phases(self) -> bool:
-        """Whether the step under way has tokens of both phases, and `set_phases` was not called for it."""
-        return self._awaits_phases
+    def word_writer(self) -> str:
+        """How the step's word reaches the device: the name of a `WordWriter`."""
+        return self._word.name
 
     def begin_step(self, num_tokens: int, decode_tokens: int = 0) -> None:
         """A step begins. What the device must know of it reaches the device in the order of the stream.
@@ -106,7 +111,7 @@ class RoutingCapturer:
         ring, phase = self.buffers.ring, step.phase
         self._place = 0 if ring is None else ring.begin_step(self.totals.forward_passes)
         self._strategy.begin_step()
-        self._awaits_phases = phase is Phase.MIXED
+        self.awaits_phases = phase is Phase.MIXED
         self._announce(Phase.PREFILL if phase is Phase.MIXED else phase)
 
     def set_phases(self, phases: UInt8Array) -> None:
@@ -119,7 +124,7 @@ class RoutingCapturer:
             ValueError: they are not as many as the step's tokens, or the step has more than it may.
         """
         step = self._step
-        if step is None or not self._awaits_phases:
+        if step is None or not self.awaits_phases:
             return
         if len(phases) != step.tokens or int(np.count_nonzero(phases)) != step.decode:
             raise ValueError(f"{len(phases)} phases, {np.count_nonzero(phases)} of decode, for {step}")
@@ -129,16 +134,16 @@ class RoutingCapturer:
         self._phases.buffer()[: len(phases)] = phases
         self._phases.upload(len(phases))
         self._announce(Phase.MIXED)
-        self._awaits_phases = False
+        self.awaits_phases = False
 
     def end_step(self) -> None:
         """The step's forward pass is enqueued: routing calls count nothing until the next step."""
         step, self._step = self._step, None
         if step is not None and self.disabled_reason is None:
             self._strategy.end_step()
-            self.buffers.step_word.zero_()
-            self.totals = self.totals.with_step(step, phases_known=not self._awaits_phases)
-        self._awaits_phases = False
+            self._word.write(0)
+            self.totals = self.totals.with_step(step, phases_known=not self.awaits_phases)
+        self.awaits_phases = False
 
     def raise_owed(self) -> None:
         """Raise the error of an unknown row layout that a microbatch's thread met; counting has ended then.
@@ -148,7 +153,7 @@ class RoutingCapturer:
         Raises:
             AssertionError: see above.
         """
-        error, self._owed = self._owed, None
+        error, self._owed, self.owes = self._owed, None, False
         if error is not None:
             self.before_raise(str(error))
             raise error
@@ -158,9 +163,9 @@ class RoutingCapturer:
         self.totals = self.totals._replace(idle_steps=self.totals.idle_steps + 1)
 
     def _announce(self, phase: Phase) -> None:
-        """Write the word of the step under way: one fill, and a second one in a step of both phases."""
+        """Write the word of the step under way: once, and a second time in a step of both phases."""
         assert self._step is not None
-        self.buffers.step_word.fill_(pack_step(self._step.tokens, phase, self._place))
+        self._word.write(pack_step(self._step.tokens, phase, self._place))
 
     def record(self, ordinal: int, topk_ids: torch.Tensor) -> None:
         """Count a routing call: logical expert ids, any integer dtype [n, top_k], of one layer.
@@ -183,6 +188,7 @@ class RoutingCapturer:
         """Stop counting for good: graphs that were captured go on running, with zero valid tokens."""
         if self.disabled_reason is None:
             self.disabled_reason = reason
+            # By a fill: any thread may come here, also while it captures a graph, which then counts nothing.
             with contextlib.suppress(Exception):  # a device that has failed refuses this too
                 self.buffers.step_word.zero_()
             logger.error("moescope: capture is off for good, the server serves on: %s", reason)
@@ -246,7 +252,7 @@ class RoutingCapturer:
             return rows_of_call(num_rows, self.ranks, rows, tokens, capturing)
         except AssertionError as error:
             if self._raises and rows.microbatch != WHOLE:
-                self._owed = error
+                self._owed, self.owes = error, True
             elif self._raises:
                 self.disabled_reason = str(error)  # frames say so, should any go out
                 self.before_raise(self.disabled_reason)

@@ -1,7 +1,8 @@
 """The word on the device that tells the counting kernels what the step under way is.
 
-It is one int64 value, set by one fill in the steps' stream. A CUDA graph is captured once for many steps: at
-each replay its kernels read here how many tokens are true, of which phase they are and where loads go.
+It is one int64 value, written in the order of the steps' stream (`counting.word_writer`). A CUDA graph is
+captured once for many steps: at each replay its kernels read here how many tokens are true, of which phase
+they are and where loads go.
 
     bits  0 .. 31   true tokens of the step; 0 outside of steps, so that nothing counts
     bits 32 .. 33   `Phase`

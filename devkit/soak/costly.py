@@ -83,6 +83,20 @@ def _counts(seq: int) -> bytes:
     return _frame("counts", seq, _layers(511, 8192))
 
 
+def _large_counts(seq: int) -> bytes:
+    """Counts of five bytes each, which can't be compressed."""
+    counts = np.random.default_rng(0).integers(0, 1 << 36, (511, 8192)) * seq
+    rows = counts.sum(axis=1)
+    return _frame(
+        "large-counts",
+        seq,
+        _layers(511, 8192),
+        counts=counts.astype("<i8").tobytes(),
+        rows=rows.astype("<i8").tobytes(),
+        tokens=int(rows.max()),
+    )
+
+
 def _phases(seq: int) -> bytes:
     layers = _layers(255, 8192)
     slots = 255 * 8192
@@ -192,6 +206,7 @@ def _wide(number: int) -> bytes:
 
 BODIES: Final = (
     Costly("counts", _counts),
+    Costly("large counts", _large_counts),
     Costly("phases", _phases),
     Costly("copies, one table", _copies("copies-a", 1, 1 << 20, 8192, 64, 1)),
     Costly("copies, 1,024 tables", _copies("copies-b", 1024, 1024, 512, 2, 1024)),

@@ -59,12 +59,12 @@ from moescope.service.auth.sessions import (
 )
 from moescope.service.drift.baseline import KIND, BaselineBook
 from moescope.service.drift.watch import DriftWatch
-from moescope.service.live.placements import PLACEMENT
 from moescope.service.live.state import LiveState
 from moescope.service.metrics.collector import RoutingCollector, StoreHealth
 from moescope.service.metrics.instruments import Instruments
 from moescope.service.serving.running import Running
 from moescope.service.settings import Settings
+from moescope.service.store.records import PLACEMENT
 from moescope.service.store.writer import StoreWriter
 from moescope.service.traces.asking import Asker
 

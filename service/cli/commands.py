@@ -17,6 +17,7 @@ from moescope.service.cli.copies import BACKUP_HELP, RESTORE_HELP, backup, resto
 from moescope.service.cli.drift import DRIFT_HELP, drift
 from moescope.service.cli.grouping import Ungrouped, add_command
 from moescope.service.cli.helping import flowing, listed
+from moescope.service.cli.migrate import MIGRATE_HELP, migrate
 from moescope.service.cli.options import Deployment, url_of_environment, url_of_flag
 from moescope.service.cli.output import Output
 from moescope.service.cli.placement import PLACEMENT_HELP, placement
@@ -103,6 +104,7 @@ def command_line() -> typer.Typer:
     add_command(app, token, MAKE_HELP)
     add_command(app, backup, BACKUP_HELP)
     add_command(app, restore, RESTORE_HELP)
+    add_command(app, migrate, MIGRATE_HELP)
     add_command(app, completion, COMPLETION_HELP)
     add_command(app, version, _VERSION_HELP)
     return app

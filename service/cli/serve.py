@@ -15,6 +15,7 @@ from moescope.service.cli.terminal import ending_at
 from moescope.service.logs import set_up_logging
 from moescope.service.metrics.alerts import what_is_silent
 from moescope.service.serving.allocator import return_large_arrays, trimming
+from moescope.service.serving.collecting import searching
 from moescope.service.settings import (
     NO_STORE,
     ClickHouseUrl,
@@ -110,7 +111,7 @@ def serve(flags: Flags, config: ConfigOption = None) -> None:
             log.warning("%s", warning)
         if silent := what_is_silent(settings.metrics_level):
             log.info("metrics_level: %s", silent)
-        with trimming():
+        with searching(), trimming():
             server.run(sockets=[listener])
 
 

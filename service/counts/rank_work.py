@@ -7,6 +7,7 @@ ever falls, and a window's are the differences of those at its two ends: windows
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -61,7 +62,24 @@ class RankWork:
 
 def work_of(workers: Iterable[Totals | None]) -> RankWork:
     """What one DP rank has computed, from the totals of its workers; None: that worker counts nothing yet."""
-    told = [_told(totals) for totals in workers if totals is not None]
+    return _most([_told(totals) for totals in workers if totals is not None])
+
+
+def work_between(workers: Iterable[tuple[Totals | None, Totals]]) -> RankWork:
+    """:func:`work_of` the differences of its workers' totals, without a difference of any array.
+
+    Args:
+        workers: of each worker the totals before, None: nothing, and those after.
+    """
+    return _most(
+        [
+            _told(last) if first is None else tuple(map(operator.sub, _told(last), _told(first)))
+            for first, last in workers
+        ]
+    )
+
+
+def _most(told: list[tuple[int, ...]]) -> RankWork:
     if not told:
         return RankWork()
     if len(told) == 1:  # with hundreds of ranks almost always

@@ -115,9 +115,9 @@ class Totals:
         """Sum of both, over the union of their layers; sizes and switches are this one's."""
         return _combine(self, other, 1)
 
-    def minus(self, earlier: Totals) -> Totals:
-        """What came since ``earlier``; no check of signs."""
-        return _combine(self, earlier, -1)
+    def minus(self, earlier: Totals, phases: bool = True) -> Totals:
+        """What came since ``earlier``; no check of signs. Without ``phases`` it has no decode part."""
+        return _combine(self, earlier, -1, phases)
 
     def with_stragglers(self, layout: Layout, more: Stragglers) -> Totals:
         """These totals with more joined steps, in arrays of ``layout``; all its layers must be here."""
@@ -125,13 +125,20 @@ class Totals:
         return replace(self, stragglers=wide if self.stragglers is None else self.stragglers.plus(wide))
 
     def sharing(self, other: Totals) -> Totals:
-        """These totals, with the counts of ``other`` in place of equal ones: memory has them once."""
+        """These totals, with what of ``other``'s is equal in its place: memory has it once."""
         if self.layout != other.layout or not np.array_equal(self.counts, other.counts):
             return self
         mine, its = self.decode, other.decode
         if mine is not None and its is not None and np.array_equal(mine.counts, its.counts):
-            mine = replace(mine, counts=its.counts)
-        return replace(self, counts=other.counts, decode=mine)
+            mine = replace(mine, counts=its.counts, ep_slots=_shared(mine.ep_slots, its.ep_slots))
+        shared = _shared(self.ep_slots, other.ep_slots)
+        return replace(self, counts=other.counts, ep_slots=shared, decode=mine)
+
+
+def _shared(mine: EpSlots, its: EpSlots) -> EpSlots:
+    """The second if it is equal to the first and has no parts, as what a worker counted has none."""
+    equal = mine.parts is None and its.parts is None and np.array_equal(mine.whole, its.whole)
+    return its if equal else mine
 
 
 def no_totals(layout: Layout) -> Totals:
@@ -225,7 +232,7 @@ def _decode_of(frame: Frame, nothing: Totals) -> Decode | None:
     )
 
 
-def _combine(a: Totals, b: Totals, sign: int) -> Totals:
+def _combine(a: Totals, b: Totals, sign: int, phases: bool = True) -> Totals:
     layout = a.layout.union(b.layout)
     ranks = max(a.ep_slots.ranks, b.ep_slots.ranks)
     a, b = _widen(a, layout, ranks), _widen(b, layout, ranks)
@@ -241,7 +248,7 @@ def _combine(a: Totals, b: Totals, sign: int) -> Totals:
         steps=a.steps + sign * b.steps,
         idle_steps=a.idle_steps + sign * b.idle_steps,
         drops={key: a.drops.get(key, 0) + sign * b.drops.get(key, 0) for key in {**a.drops, **b.drops}},
-        decode=_combine_decode(a, b, sign),
+        decode=_combine_decode(a, b, sign) if phases else None,
         unphased_tokens=a.unphased_tokens + sign * b.unphased_tokens,
         unphased_steps=a.unphased_steps + sign * b.unphased_steps,
         stragglers=_combine_stragglers(a, b, sign),

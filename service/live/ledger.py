@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Final
 
 from moescope.capture.wire import Frame
@@ -37,6 +36,8 @@ from moescope.service.store.records import Document, Forgotten, Key, Posting, Re
 _HISTORY_BYTES: Final = 256 << 20
 _ON_THE_WAY_S: Final = 2.0
 """How long ago another service may have taken a frame that the store does not show yet."""
+_EARLY_S: Final = 60.0
+"""How long what is told of where experts are waits for the account of who told it."""
 _LONG_S: Final = 7.0
 """After so long without a round several frames of a producer may come as one."""
 _ANY_SEQ: Final = (1 << 63) - 1
@@ -71,6 +72,7 @@ class Ledger:
         alone = not isinstance(settings.store, ClickHouseUrl)
         self.continuity = Continuity(clock, settings.stale_after_s, alone)
         self._told_placements: dict[Key, Document] = {}  # that the store does not have yet
+        self._early: dict[Key, ToldPlacement] = {}  # told of producers of which nothing else was heard yet
         self._round_at = clock()  # when what other services had kept by then was heard
         self._unkept: set[Key] = set()  # the store may lack something of these, which are here
         self._starts: dict[Key, int] = {}  # of the producers that another shape of their model has pushed out
@@ -145,7 +147,22 @@ class Ledger:
             self._record(key, account, self.outbox.post_newest)
 
     def hear_placement(self, told: ToldPlacement) -> None:
-        """Take in where the store says that a producer's experts are.
+        """Take in where the store says that a producer's experts are, told to this service or to another one.
+
+        What is told of a producer that isn't here waits for it, if it is new: its account may come with the
+        next round. Of those that don't come it is dropped; together there are never over ``max_producers``.
+        """
+        if self.roster.get(told.key) is not None:
+            self._take_placement(told)
+            return
+        early = self._early.get(told.key)
+        if early is not None and early.order > told.order:
+            return
+        if told.at >= self._clock() - _EARLY_S and self.roster.has_room_for(len(self._early)):
+            self._early[told.key] = told
+
+    def _take_placement(self, told: ToldPlacement) -> None:
+        """Take in what is told of a producer that is here.
 
         A service that was cut off from the store may have put something older there in place of what is known
         here: that is kept again.
@@ -190,10 +207,12 @@ class Ledger:
     def end_round(self) -> None:
         """All that other services have kept so far has been adopted."""
         self._round_at = self._clock() - _ON_THE_WAY_S
+        oldest = self._clock() - _EARLY_S
+        self._early = {key: told for key, told in self._early.items() if told.at >= oldest}
 
     def state(self, key: Key) -> ProducerState:
         """A producer that is here, as of now."""
-        return replace(self.roster.state(key), law=self._laws.of(key))
+        return self.roster.state(key, self._laws.of(key))
 
     def mended_at(self, keys: Sequence[Key]) -> float | None:
         """When the last conflict of lives of some producers ended; None: there was none, or one goes on."""
@@ -295,6 +314,9 @@ class Ledger:
         entry = self.roster.get(key)
         assert entry is not None
         assert account.latest is not None
+        early = self._early.pop(key, None)
+        if early is not None:
+            self._take_placement(early)
         self._laws.note(account.latest, entry.started_at, at)
 
     def _leave_out(self, key: Key, account: Account, before: Totals | None) -> None:

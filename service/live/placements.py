@@ -6,7 +6,6 @@ the first worker that reports a version tells when it began, and the last one wh
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -17,12 +16,10 @@ import msgspec
 
 from moescope.capture.wire import Frame, MoeLayer, Placement
 from moescope.service.live.producers import Deployment
-from moescope.service.store.records import Document, Key
+from moescope.service.store.records import PLACEMENT, Document, Key, name_of
 
 _log = logging.getLogger(__name__)
 
-PLACEMENT: Final = "placement"
-"""The kind of documents that tell where a producer's experts are."""
 KEPT: Final = 64  # placements remembered of each pipeline stage
 
 
@@ -70,7 +67,7 @@ class ToldPlacement(msgspec.Struct, frozen=True):
 
     def document(self) -> Document:
         """For the store."""
-        return Document(PLACEMENT, json.dumps(self.key), msgspec.msgpack.encode(self))
+        return Document(PLACEMENT, name_of(self.key), msgspec.msgpack.encode(self))
 
 
 def told_in(name: str, content: bytes) -> ToldPlacement | None:
@@ -95,7 +92,8 @@ class Placements:
     """Each producer's newest placement, and those of each pipeline stage over time.
 
     Memory is bounded: a stage remembers its newest :data:`KEPT` placements, and nothing is kept of a stage
-    whose producers are all forgotten. Not safe for threads: its owner has a lock.
+    whose producers are all forgotten. Its owner tells of producers in the roster only, of which there are
+    ``max_producers``. Not safe for threads: its owner has a lock.
     """
 
     def __init__(self) -> None:

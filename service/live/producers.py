@@ -108,7 +108,12 @@ def heard_last(producers: Iterable[ProducerState]) -> Producer:
 
 
 def _newest_word(producers: Iterable[ProducerState]) -> ProducerState:
-    return max(producers, key=lambda item: (item.told_at, item.received_at, item.latest.producer.dp_size))
+    first, *others = producers
+    if not others:
+        return first
+    return max(
+        (first, *others), key=lambda item: (item.told_at, item.received_at, item.latest.producer.dp_size)
+    )
 
 
 def sizes_of(spans: Sequence[ProducerSpan]) -> tuple[int, int]:

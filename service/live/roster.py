@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from moescope.capture.wire import MAX_LAYERS
 from moescope.service.counts.account import Account
 from moescope.service.counts.conflict import REMEDY, named
 from moescope.service.counts.layers import Layout, Shapes
 from moescope.service.counts.refusals import RefusedError
+from moescope.service.counts.row_law import RowLaw
 from moescope.service.live.producers import Deployment, ProducerState
 from moescope.service.settings import Settings
 from moescope.service.store.records import Key
+
+_NO_LAW: Final = RowLaw()
+"""What is known of a producer before its law was noted."""
 
 
 @dataclass(slots=True)
@@ -54,6 +59,10 @@ class Roster:
         """Whether there are as many producers as the settings allow."""
         return len(self._entries) >= self._settings.max_producers
 
+    def has_room_for(self, others: int) -> bool:
+        """Whether one more could be here, and so many others too."""
+        return len(self._entries) + others < self._settings.max_producers
+
     def get(self, key: Key) -> Entry | None:
         """A producer's entry, if it is here."""
         return self._entries.get(key)
@@ -91,8 +100,8 @@ class Roster:
         if not members:
             del self._members[key[:2]]
 
-    def state(self, key: Key) -> ProducerState:
-        """A producer that is here, as of now."""
+    def state(self, key: Key, law: RowLaw = _NO_LAW) -> ProducerState:
+        """A producer that is here, as of now, with what a law says of it."""
         entry = self._entries[key]
         now = self._clock()
         if entry.account.settle(now):
@@ -116,6 +125,7 @@ class Roster:
             conflict=entry.account.conflict(now),
             conflicts=entry.account.conflicts,
             base=entry.account.base,
+            law=law,
         )
 
     def _age(self, entry: Entry) -> float:

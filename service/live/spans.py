@@ -50,12 +50,26 @@ class Span:
         It is computed at each call. The differences of hundreds of producers take more memory than all else
         that answers a window: take one, use it and let it go.
         """
-        if self.is_empty:
-            whole = self.last if self.first is None else nothing_of(self.last)
-            return whole if self.phase is None else of_phase(whole, self.phase)
-        last = widened(self.last)
-        whole = last if self.first is None else last.minus(widened(self.first))
+        whole = self._whole(phases=True)
         return whole if self.phase is None else of_phase(whole, self.phase)
+
+    @property
+    def undivided(self) -> Totals:
+        """:attr:`delta` for whoever asks for no part of one phase: it need not have one of decode."""
+        return self._whole(phases=False) if self.phase is None else self.delta
+
+    def _whole(self, phases: bool) -> Totals:
+        if self.is_empty:
+            return self.last if self.first is None else nothing_of(self.last)
+        last = widened(self.last)
+        return last if self.first is None else last.minus(widened(self.first), phases)
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Those of ``delta``, which is not made for it."""
+        before = {} if self.first is None else self.first.drops
+        reasons = {**self.last.drops, **before}
+        return {reason: self.last.drops.get(reason, 0) - before.get(reason, 0) for reason in reasons}
 
     @property
     def is_empty(self) -> bool:

@@ -207,8 +207,10 @@ class LiveState:
     def joins(self, deployment: Deployment) -> dict[int, Status]:
         """How the joins of a deployment's steps go, by pipeline stage."""
         with self._lock:
-            states = [self._ledger.state(key) for key in self._ledger.roster.members(deployment)]
             found = self._ledger.joins.status(*deployment)
+            if not found:
+                return {}
+            states = [self._ledger.state(key) for key in self._ledger.roster.members(deployment)]
         conflict = next((item.conflict.reason for item in states if item.conflict is not None), None)
         if conflict is None:
             return found

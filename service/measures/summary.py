@@ -42,12 +42,24 @@ def summarise(layer_ids: list[int], most: FloatArray, mean: FloatArray) -> Summa
         return Summary()
     ratios = most[sampled] / mean[sampled]
     worst = int(np.argmax(ratios))
-    p50, p90 = np.percentile(ratios, [50, 90])
+    p50, p90 = _percentiles(ratios, (50, 90))
     return Summary(
         worst=float(ratios[worst]),
         worst_layer=layer_ids[int(sampled[worst])],
-        p50=float(p50),
-        p90=float(p90),
+        p50=p50,
+        p90=p90,
         ratio_of_sums=float(most[sampled].sum() / mean[sampled].sum()),
         layers=int(sampled.size),
     )
+
+
+def _percentiles(values: FloatArray, wanted: tuple[int, ...]) -> list[float]:
+    """As ``np.percentile``, bit for bit, in a tenth of its time for a few values; none of them NaN."""
+    rising, found = np.sort(values).tolist(), []
+    for percent in wanted:
+        at = percent / 100 * (len(rising) - 1)
+        below = int(at)
+        low, high = rising[below], rising[min(below + 1, len(rising) - 1)]
+        share = at - below
+        found.append(low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share))
+    return found

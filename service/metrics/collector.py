@@ -24,6 +24,7 @@ from moescope.service.live.pools import Replica
 from moescope.service.live.producers import Deployment, resized_at
 from moescope.service.live.state import LiveState
 from moescope.service.logs import Throttle
+from moescope.service.measures.balance import GAUGES
 from moescope.service.metrics.catalogue import CATALOGUE
 from moescope.service.metrics.families import Gathered, fault_of, metric_of
 from moescope.service.metrics.instruments import Instruments
@@ -210,7 +211,7 @@ class RoutingCollector(Collector):
             by_part = made.parts.setdefault(True, {})
             gauges = by_part.get("balance")
             if gauges is None or group.replica.pool:
-                assessed = assess(merge_spans(spans), self._settings.min_tokens)
+                assessed = assess(merge_spans(spans), self._settings.min_tokens, GAUGES)
                 if group.replica.pool:
                     routings.append((group.replica, routing_of(assessed.window)))
                 gauges = list(ranks.balance_gauges(group.deployment, assessed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,7 @@ Row = tuple[str, tuple[str, ...]]
 """(value of the last label but one, values of the last label)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """One series: its family, the values of the family's labels, its value.
 
     ``created`` is when the value was zero, seconds of Unix time; None: not said.

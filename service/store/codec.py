@@ -13,21 +13,21 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 
 from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
 from moescope.capture.wire.traces import ExpertArray, Run
 from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest
 from moescope.service.counts.reasons import known_traces
 from moescope.service.counts.totals import Totals, no_totals
-from moescope.service.store.blobs import compress, decompress
-from moescope.service.store.packed import PackedTotals, pack, unpack
+from moescope.service.store.blobs import compress_pieces, decompress
+from moescope.service.store.message import Message, pieces_of
+from moescope.service.store.packed import Once, PackedTotals, pack, unpack
 from moescope.service.store.records import Key, Posting
 
 _INT64: Final = 1 << 63
 
 
-class _PackedEpoch(Struct, array_like=True, frozen=True):
+class _PackedEpoch(Message, frozen=True):
     epoch: int
     seq: int
     counted: PackedTotals
@@ -48,13 +48,13 @@ class _PackedEpoch(Struct, array_like=True, frozen=True):
     stragglers: PackedTotals | None = None
 
 
-class _PackedBase(Struct, array_like=True, frozen=True):
+class _PackedBase(Message, frozen=True):
     totals: PackedTotals
     restarts: int
     at: float
 
 
-class _PackedAccount(Struct, array_like=True, frozen=True):
+class _PackedAccount(Message, frozen=True):
     totals: PackedTotals
     epochs: list[_PackedEpoch]
     forgotten_up_to: int
@@ -66,20 +66,19 @@ class _PackedAccount(Struct, array_like=True, frozen=True):
     state_reason: str
     uncovered: list[UncoveredLayer]
     placement_version: int | None
-    traces: dict[str, int] = {}
+    traces: dict[str, int] = msgspec.field(default_factory=dict)
     strategy: str = ""
     forgotten: tuple[int, ...] = ()
-    unavailable: dict[str, str] = {}
-    absent: list[UncoveredLayer] = []
+    unavailable: dict[str, str] = msgspec.field(default_factory=dict)
+    absent: list[UncoveredLayer] = msgspec.field(default_factory=list)
     absent_unnamed: str = ""
     current: int | None = None
-    conflicts: list[tuple[float, float]] = []
+    conflicts: list[tuple[float, float]] = msgspec.field(default_factory=list)
     ended: bool = False
     base: _PackedBase | None = None
     decoder_layers: int = 0
 
 
-_encoder = msgspec.msgpack.Encoder()
 _totals_decoder = msgspec.msgpack.Decoder(PackedTotals)
 _account_decoder = msgspec.msgpack.Decoder(_PackedAccount)
 _runs_decoder = msgspec.msgpack.Decoder(list[Run])
@@ -87,7 +86,7 @@ _runs_decoder = msgspec.msgpack.Decoder(list[Run])
 
 def encode_totals(totals: Totals) -> bytes:
     """Totals as a blob."""
-    return compress(_encoder.encode(pack(totals)))
+    return compress_pieces(list(pieces_of(pack(totals))))
 
 
 def decode_totals(blob: object) -> Totals:
@@ -101,10 +100,22 @@ def decode_totals(blob: object) -> Totals:
 
 def encode_account(account: AccountState) -> bytes:
     """An account as a blob."""
+    once = Once()
+    return _encoded(account, pack(account.totals, once), once)
+
+
+def encode_both(account: AccountState) -> tuple[bytes, bytes]:
+    """An account and its totals, each as a blob; together they take little more than the account alone."""
+    once = Once()
+    totals = pack(account.totals, once)
+    return _encoded(account, totals, once), compress_pieces(list(pieces_of(totals)))
+
+
+def _encoded(account: AccountState, totals: PackedTotals, once: Once) -> bytes:
     latest, base = account.latest, account.base
     packed = _PackedAccount(
-        totals=pack(account.totals),
-        epochs=[_pack_epoch(item) for item in account.epochs],
+        totals=totals,
+        epochs=[_pack_epoch(item, once) for item in account.epochs],
         forgotten_up_to=max(account.forgotten, default=0),
         epochs_seen=account.epochs_seen,
         producer=latest.producer,
@@ -123,10 +134,10 @@ def encode_account(account: AccountState) -> bytes:
         current=latest.epoch,
         conflicts=list(account.conflicts),
         ended=latest.ended,
-        base=None if base is None else _PackedBase(pack(base.totals), base.restarts, base.at),
+        base=None if base is None else _PackedBase(pack(base.totals, once), base.restarts, base.at),
         decoder_layers=latest.decoder_layers,
     )
-    return compress(_encoder.encode(packed))
+    return compress_pieces(list(pieces_of(packed)), repeats=True)
 
 
 def decode_account(blob: object) -> AccountState:
@@ -175,11 +186,11 @@ def decode_account(blob: object) -> AccountState:
     return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest, tuple(packed.conflicts), base)
 
 
-def _pack_epoch(item: EpochState) -> _PackedEpoch:
+def _pack_epoch(item: EpochState, once: Once) -> _PackedEpoch:
     return _PackedEpoch(
         epoch=item.epoch,
         seq=item.seq,
-        counted=pack(item.counted),
+        counted=pack(item.counted, once),
         producer=item.producer,
         began_at=item.began_at,
         started_at=item.started_at,
@@ -191,7 +202,7 @@ def _pack_epoch(item: EpochState) -> _PackedEpoch:
         overlaps=item.overlaps,
         spoken_at=item.spoken_at,
         ended=item.ended,
-        added=None if item.added is None else pack(item.added),
+        added=None if item.added is None else pack(item.added, once),
         stragglers=None if item.stragglers is None else pack(_only_stragglers(item)),
     )
 
@@ -259,6 +270,8 @@ def runs_of(blobs: Iterable[bytes], tokens: int) -> Int64Array:
     if not tokens or count != tokens:
         raise ValueError(f"a damaged trace: {tokens} of its {count} tokens are there")
     runs = np.concatenate(found)
+    if len(runs) == 1:
+        return runs
     begins = np.flatnonzero(np.append(True, runs[1:, 0] != runs[:-1].sum(axis=1)))
     return np.stack([runs[begins, 0], np.add.reduceat(runs[:, 1], begins)], axis=1)
 

@@ -118,6 +118,15 @@ class Store(Protocol):
         from one read to the next, so a slow reader holds up nothing.
         """
 
+    def traces_of(
+        self, numbers: Sequence[int], layers: Collection[int] | None
+    ) -> Mapping[int, list[WorkerTrace]]:
+        """What :meth:`traces` has of each of several requests, in as few questions as the engine can.
+
+        A request of which it has nothing so is asked for alone, and then it is told why. All that is read at
+        once is held: ask about few requests, and about short ones.
+        """
+
     def documents(self, kind: str) -> list[tuple[str, bytes]]:
         """(name, content) of all documents of a kind, by name."""
 

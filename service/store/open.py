@@ -21,29 +21,43 @@ def open_store(settings: Settings) -> Store:
     Raises:
         StoreError: the store can't be opened.
     """
-    retention = Retention(
+    match settings.store:
+        case None:
+            raise AssertionError("no store is set")
+        case Path() as folder:
+            return SqliteStore(folder, retention_of(settings))
+        case ClickHouseUrl() as url:
+            return open_clickhouse(url, settings)
+
+
+def open_clickhouse(url: ClickHouseUrl, settings: Settings) -> ClickHouseStore:
+    """The store in a ClickHouse.
+
+    Raises:
+        StoreError: it can't be opened.
+    """
+    retention = retention_of(settings)
+    # The default bounds a folder. A database that several services share is bounded only on request.
+    limit = retention.max_bytes if "store_mib" in settings.model_fields_set else None
+    proxy = settings.clickhouse_proxy
+    access = Access(
+        ca_file=settings.clickhouse_ca,
+        proxy=None if proxy is None else proxy.get_secret_value(),
+        cluster=settings.clickhouse_cluster,
+        timeout_s=settings.clickhouse_timeout_s,
+    )
+    return ClickHouseStore(url.get_secret_value(), retention, limit, access=access)
+
+
+def retention_of(settings: Settings) -> Retention:
+    """How long what is kept."""
+    return Retention(
         fine_s=settings.keep_1s_s,
         middle_s=settings.keep_10s_s,
         coarse_s=settings.keep_5min_s,
         trace_s=settings.keep_traces_s,
         max_bytes=settings.store_mib << 20,
     )
-    match settings.store:
-        case None:
-            raise AssertionError("no store is set")
-        case Path() as folder:
-            return SqliteStore(folder, retention)
-        case ClickHouseUrl() as url:
-            # The default bounds a folder. A database that several services share is bounded only on request.
-            limit = retention.max_bytes if "store_mib" in settings.model_fields_set else None
-            proxy = settings.clickhouse_proxy
-            access = Access(
-                ca_file=settings.clickhouse_ca,
-                proxy=None if proxy is None else proxy.get_secret_value(),
-                cluster=settings.clickhouse_cluster,
-                timeout_s=settings.clickhouse_timeout_s,
-            )
-            return ClickHouseStore(url.get_secret_value(), retention, limit, access=access)
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 
 import numpy as np
-from msgspec import Struct
 
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.counts.ep_slots import PARTS, EpSlots, of_floats
@@ -15,48 +14,49 @@ from moescope.service.counts.reasons import known_drops
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Decode, Totals
 from moescope.service.counts.weights import WeightsTold
-from moescope.service.store.blobs import floats, ints, packed_floats, packed_ints
+from moescope.service.store.blobs import Planes, floats, ints, packed_floats, packed_ints
+from moescope.service.store.message import Message, Packed
 
 
-class _PackedDecode(Struct, array_like=True, frozen=True):
-    counts: bytes
-    rows: bytes
-    ep_slots: bytes
-    unplaced: bytes
+class _PackedDecode(Message, frozen=True):
+    counts: Packed
+    rows: Packed
+    ep_slots: Packed
+    unplaced: Packed
     tokens: int
     steps: int
     mixed_steps: int
-    ep_parts: bytes | None = None
-    estimated: bytes | None = None
+    ep_parts: Packed | None = None
+    estimated: Packed | None = None
 
 
-class _PackedStragglers(Struct, array_like=True, frozen=True):
-    max_slots: bytes
-    mean_slots: bytes
-    busy_steps: bytes
-    hottest: bytes
+class _PackedStragglers(Message, frozen=True):
+    max_slots: Packed
+    mean_slots: Packed
+    busy_steps: Packed
+    hottest: Packed
     ep_ranks: int
     joined: int
     incomplete: int
     # Before it was counted it was not in the blob: it has nothing of those steps.
-    caused: bytes | None = None
+    caused: Packed | None = None
 
 
-class PackedTotals(Struct, array_like=True, frozen=True):
+class PackedTotals(Message, frozen=True):
     """Totals with their arrays as bytes; see :class:`moescope.service.counts.totals.Totals`."""
 
     layers: list[MoeLayer]
-    counts: bytes
-    rows: bytes
-    ep_slots: bytes
+    counts: Packed
+    rows: Packed
+    ep_slots: Packed
     ep_ranks: int
-    unplaced: bytes
+    unplaced: Packed
     tokens: int
     steps: int
     idle_steps: int
     drops: dict[str, int]
     # Before phases were counted blobs ended here: then all of it is unphased.
-    unphased_rows: bytes | None = None
+    unphased_rows: Packed | None = None
     unphased_tokens: int = 0
     unphased_steps: int = 0
     decode: _PackedDecode | None = None
@@ -64,23 +64,45 @@ class PackedTotals(Struct, array_like=True, frozen=True):
     dp_size: int = 0
     ep_size: int = 0
     # Parts of a slot, where there are any. Before they were kept the floats had all that was known.
-    ep_parts: bytes | None = None
+    ep_parts: Packed | None = None
     switches: int = 0
     former_tokens: int = 0
     accepted_drafts: int = 0
     rejected_drafts: int = 0
     # No bytes: none are. Before they were counted they were not in the blob.
-    estimated: bytes | None = None
+    estimated: Packed | None = None
     weights: tuple[int, str, float, int] = (0, "", 0.0, 0)
 
 
-def pack(totals: Totals) -> PackedTotals:
-    """Totals to what is kept of them."""
+class Once:
+    """What was packed already, so that arrays which several totals share are packed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[object, Planes]] = {}
+
+    def ints(self, values: Int64Array) -> Planes:
+        """Integers of any shape as bytes."""
+        return self._of(values, lambda: packed_ints(values))
+
+    def slots(self, slots: EpSlots) -> Planes:
+        """Slots by EP rank, as floats."""
+        return self._of(slots, lambda: packed_floats(slots.floats()))
+
+    def _of(self, what: object, packed: Callable[[], Planes]) -> Planes:
+        found = self._known.get(id(what))  # which is its own for as long as it is held here
+        if found is None:
+            found = self._known[id(what)] = (what, packed())
+        return found[1]
+
+
+def pack(totals: Totals, once: Once | None = None) -> PackedTotals:
+    """Totals to what is kept of them; ``once`` knows what they may share with totals packed before."""
+    once = once or Once()
     return PackedTotals(
         layers=list(totals.layout.layers),
-        counts=packed_ints(totals.counts),
-        rows=packed_ints(totals.rows),
-        ep_slots=packed_floats(totals.ep_slots.floats()),
+        counts=once.ints(totals.counts),
+        rows=once.ints(totals.rows),
+        ep_slots=once.slots(totals.ep_slots),
         ep_ranks=totals.ep_slots.ranks,
         unplaced=packed_ints(totals.unplaced),
         tokens=totals.tokens,
@@ -90,7 +112,7 @@ def pack(totals: Totals) -> PackedTotals:
         unphased_rows=packed_ints(totals.unphased_rows),
         unphased_tokens=totals.unphased_tokens,
         unphased_steps=totals.unphased_steps,
-        decode=None if totals.decode is None else _pack_decode(totals.decode),
+        decode=None if totals.decode is None else _pack_decode(totals.decode, once),
         stragglers=None if totals.stragglers is None else _pack_stragglers(totals.stragglers),
         dp_size=totals.dp_size,
         ep_size=totals.ep_size,
@@ -104,11 +126,11 @@ def pack(totals: Totals) -> PackedTotals:
     )
 
 
-def _pack_decode(decode: Decode) -> _PackedDecode:
+def _pack_decode(decode: Decode, once: Once) -> _PackedDecode:
     return _PackedDecode(
-        counts=packed_ints(decode.counts),
-        rows=packed_ints(decode.rows),
-        ep_slots=packed_floats(decode.ep_slots.floats()),
+        counts=once.ints(decode.counts),
+        rows=once.ints(decode.rows),
+        ep_slots=once.slots(decode.ep_slots),
         unplaced=packed_ints(decode.unplaced),
         tokens=decode.tokens,
         steps=decode.steps,
@@ -157,7 +179,7 @@ def unpack(packed: PackedTotals) -> Totals:
     )
 
 
-def _packed_estimated(estimated: Int64Array) -> bytes:
+def _packed_estimated(estimated: Int64Array) -> Packed:
     return packed_ints(estimated) if estimated.any() else b""
 
 
@@ -172,7 +194,7 @@ def _estimated(packed: PackedTotals | _PackedDecode, ranks: int, layout: Layout)
     return np.zeros(size, dtype=np.int64)
 
 
-def _packed_parts(slots: EpSlots) -> bytes | None:
+def _packed_parts(slots: EpSlots) -> Packed | None:
     return None if slots.parts is None else packed_ints(slots.parts.ravel())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +18,16 @@ from moescope.service.counts.totals import Totals
 
 Key = tuple[str, str, int, int, int]
 """``Producer.key``: (server, model, dp_rank, pp_rank, tp_rank)."""
+PLACEMENT: Final = "placement"
+"""The kind of documents that tell where a producer's experts are. They have its name (:func:`name_of`) and go
+when it does."""
 
 
 _OUTCOMES: Final = frozenset(get_args(get_type_hints(TracePart)["outcome"]))
 _END_MS: Final = 253_402_300_800_000
 """The year 10,000: no calendar goes on."""
 _encoder = msgspec.msgpack.Encoder()
+_key_decoder = msgspec.json.Decoder(Key)
 _taken_over_decoder = msgspec.msgpack.Decoder(tuple[TakenOver, ...])
 
 
@@ -64,6 +69,8 @@ class Posting:
 @dataclass(frozen=True, slots=True)
 class Forgotten:
     """A producer that is no longer kept; its account and its history go, as far as they are known.
+
+    Where its experts are (:data:`PLACEMENT`) goes with its last account.
 
     Where several services share a store, another may have kept a newer frame meanwhile, or one of another
     start: that stays.
@@ -310,6 +317,19 @@ class Document:
     kind: str
     name: str
     content: bytes | None
+
+
+def name_of(key: Key) -> str:
+    """The name of the documents about a producer."""
+    return json.dumps(key)
+
+
+def key_in(name: str) -> Key | None:
+    """The producer that a document with this name is about; None: it is no name of one."""
+    try:
+        return _key_decoder.decode(name)
+    except msgspec.DecodeError:
+        return None
 
 
 Record = Posting | Forgotten | ArrivedPart | Document

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -91,6 +91,7 @@ class WorkerTrace:
         worker: whose trace it is.
         read_steps: see :meth:`steps`.
         stored_steps: bytes of the steps of the part that has most.
+        read_side_by_side: see :meth:`side_by_side`; None: made of what :meth:`read` has.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class WorkerTrace:
         worker: Worker = _UNKNOWN,
         read_steps: Callable[[int, int], Int64Array] | None = None,
         stored_steps: int = 0,
+        read_side_by_side: Callable[[int, int], ExpertArray] | None = None,
     ) -> None:
         self.layers = layers
         self.worker = worker
@@ -116,6 +118,7 @@ class WorkerTrace:
         self._read_runs = read_runs
         self._read = read
         self._read_steps = read_steps
+        self._read_side_by_side = read_side_by_side
         self.weights = tuple(
             (version, sum(tokens for tokens, _ in same)) for version, same in groupby(parts, itemgetter(1))
         )
@@ -143,6 +146,12 @@ class WorkerTrace:
         """
         return self._read(start, end)
 
+    def side_by_side(self, start: int, end: int) -> ExpertArray:
+        """What :meth:`read` has, as one array [n, layers, top_k]; for layers of one top-k, one at least."""
+        if self._read_side_by_side is None or start == end:
+            return side_by_side(self._read(start, end))
+        return self._read_side_by_side(start, end)
+
     def steps(self, start: int, end: int) -> Int64Array:
         """The steps that computed tokens ``start`` to before ``end``, int64 [n]; -1: not known.
 
@@ -163,6 +172,14 @@ class WorkerTrace:
     def experts(self) -> tuple[ExpertArray, ...]:
         """For each layer logical experts, uint8 or uint16 [T, top_k]. For short traces: all at once."""
         return self.read(0, self.tokens)
+
+
+def side_by_side(of_layers: Sequence[ExpertArray]) -> ExpertArray:
+    """The ids [n, top_k] of layers of one top-k as one array [n, layers, top_k]."""
+    count, top_k = of_layers[0].shape
+    columns: list[Any] = [*of_layers]
+    together: ExpertArray = np.concatenate(columns, axis=1).reshape(count, len(columns), top_k)
+    return together
 
 
 def places_within(counts: Int64Array) -> Int64Array:

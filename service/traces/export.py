@@ -6,7 +6,7 @@ meanwhile changes nothing, and the number of the last whole request is a cursor:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,6 +15,7 @@ import numpy as np
 from moescope.capture.wire import Int64Array, MoeLayer
 from moescope.service.store.interface import Store
 from moescope.service.store.records import DamagedError, StoreError, TracedRequest, TraceQuery
+from moescope.service.store.slots import LONG
 from moescope.service.traces.forms import Shaped
 from moescope.service.traces.routing import Rows
 from moescope.service.traces.weights import Computed
@@ -23,6 +24,10 @@ MOST_REQUESTS: Final = 10_000
 """Most requests of one answer: their numbers are held, 8 bytes each."""
 PAGE: Final = 256
 """Requests that are listed at once."""
+_AHEAD: Final = 32
+"""Requests that are read together, all but their ids."""
+_AHEAD_TOKENS: Final = 1 << 14
+"""Tokens that these have together at most: what is read of them grows with it."""
 _UNLIKE: Final = (
     "its layers differ from those of the other requests, and a table has one shape: choose server and model, "
     "or take format=ndjson"
@@ -147,6 +152,7 @@ def pieces(
     read: Callable[[TracedRequest], Reading | None],
     positions: Callable[[Shaped], int],
     layers: Sequence[MoeLayer] | None,
+    expect: Callable[[Sequence[TracedRequest]], None] = lambda _: None,
 ) -> Iterator[Piece | LeftOut]:
     """The routing of the requests in their order, each in pieces. None of them ends the others.
 
@@ -158,9 +164,10 @@ def pieces(
             ``StoreError`` leave it out.
         positions: how many of a request to make at once.
         layers: only requests of these layers, or of some of them; None: of any.
+        expect: is told which short requests are read next, before they are.
     """
     known = None if layers is None else frozenset(layers)
-    for number, found in _again(store, query, chosen.numbers):
+    for number, found in _told_ahead(_again(store, query, chosen.numbers), expect):
         if found is None:
             yield LeftOut(
                 number, None, "it was removed before it was read: its time was over, or the disk full"
@@ -184,6 +191,24 @@ def _of_one(reading: Reading, positions: int) -> Iterator[Piece]:
         after = first + len(rows.times)
         yield Piece(reading, first, rows, after >= end)
         first = after
+
+
+def _told_ahead(
+    items: Iterable[tuple[int, TracedRequest | None]], expect: Callable[[Sequence[TracedRequest]], None]
+) -> Iterator[tuple[int, TracedRequest | None]]:
+    """The same items. What comes next is told, some short requests at a time; long ones come untold."""
+    together: list[tuple[int, TracedRequest | None]] = []
+    tokens = 0
+    for number, found in items:
+        more = 0 if found is None or found.tokens >= LONG else found.tokens
+        if together and (len(together) == _AHEAD or tokens + more > _AHEAD_TOKENS):
+            expect([each for _, each in together if each is not None and each.tokens < LONG])
+            yield from together
+            together, tokens = [], 0
+        together.append((number, found))
+        tokens += more
+    expect([each for _, each in together if each is not None and each.tokens < LONG])
+    yield from together
 
 
 def _listed(store: Store, query: TraceQuery, lora: str | None) -> Iterator[TracedRequest]:

@@ -33,9 +33,11 @@ class Share:
         inside = (runs[:, 0] < end) & (runs.sum(axis=1) > first)
         self._firsts, self._ends, self._begins = runs[inside, 0], runs[inside].sum(axis=1), begins[inside]
         self._worker = worker
-        index = {layer: place for place, layer in enumerate(layers)}
-        # Where workers contradict each other about a layer, the first is believed.
-        self.places = tuple(index.get(layer) for layer in worker.layers)
+        self.places: tuple[int | None, ...] = tuple(range(len(layers)))
+        if worker.layers != tuple(layers):
+            index = {layer: place for place, layer in enumerate(layers)}
+            # Where workers contradict each other about a layer, the first is believed.
+            self.places = tuple(index.get(layer) for layer in worker.layers)
         sizes = {layer.top_k for layer in worker.layers}
         self._top_k = sizes.pop() if len(sizes) == 1 else 0  # of each layer, if all have the same
 
@@ -47,6 +49,20 @@ class Share:
         np.add.at(change, np.minimum(self._ends[at], end) - start, -1)
         counted: Int64Array = np.cumsum(change)[:-1]
         return counted
+
+    def all_at_once(self, start: int, end: int, layers: int, top_k: int) -> Int16Array | None:
+        """The experts of these positions, a copy int16 [n, layers, top_k], if it is as simple as it can be.
+
+        That is where the worker computed each of them just once, one after the other, and has just the layers
+        of the whole, all of them with this top-k. Else None.
+        """
+        if len(self._firsts) != 1 or self._top_k != top_k or self.places != tuple(range(layers)):
+            return None
+        if start == end or not self._firsts[0] <= start < end <= self._ends[0]:
+            return None
+        begin = int(self._begins[0]) + start - int(self._firsts[0])
+        # NO_EXPERT becomes -1, as in `write`.
+        return self._worker.side_by_side(begin, begin + end - start).astype(np.int16)
 
     def write(self, experts: Int16Array, rows: Int64Array, places: Collection[int]) -> None:
         """Write rows of the worker's trace into experts [n, L, K], in the layers at these places.
@@ -63,13 +79,13 @@ class Share:
             begin = int(rows[computed[0]])
             count = int(np.searchsorted(rows[computed], begin + len(experts)))
             some, computed = computed[:count], computed[count:]
-            of_layers = self._worker.read(begin, int(rows[some[-1]]) + 1)
+            end = int(rows[some[-1]]) + 1
             into, taken = _slice_of(some), _slice_of(rows[some] - begin)
             # NO_EXPERT becomes -1: no id of an expert has the highest bit.
             if len(wanted) == experts.shape[1] and self._fill(experts):
-                side_by_side = np.concatenate([ids[taken] for ids in of_layers], axis=1)
-                experts[into] = side_by_side.reshape(-1, *experts.shape[1:])
+                experts[into] = self._worker.side_by_side(begin, end)[taken]
                 continue
+            of_layers = self._worker.read(begin, end)
             for at, place in wanted:
                 ids = of_layers[at]
                 experts[into, place, : ids.shape[1]] = ids[taken]

@@ -7,15 +7,15 @@ nothing is averaged over ranks first, which would make every skew look like bala
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
 
 from moescope.service.measures.arrays import FloatArray
-from moescope.service.measures.balance import measure_all
-from moescope.service.measures.loads import max_and_mean
+from moescope.service.measures.balance import MEASURES, measure_all
 from moescope.service.measures.measure import Axis
 from moescope.service.measures.summary import Summary, summarise
 from moescope.service.windows.layer_window import LayerWindow
@@ -36,12 +36,21 @@ class Cell:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AxisBalance:
-    """All layers along one axis; ``cells`` runs parallel to ``ModelWindow.layers``."""
+    """All layers along one axis; ``cells`` and ``layer_ids`` run parallel to ``ModelWindow.layers``."""
 
     cells: tuple[Cell, ...]
-    summary: Summary
+    layer_ids: tuple[int, ...]
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The imbalance ratio across the layers, made when it is first asked for."""
+        most, mean = np.full((2, len(self.cells)), np.nan)
+        for i, cell in enumerate(self.cells):
+            if cell.loads is not None and cell.measures is not None:  # so they don't sum to zero
+                most[i], mean[i] = cell.loads.max(), cell.loads.sum() / cell.loads.size
+        return summarise(list(self.layer_ids), most, mean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +74,14 @@ class Assessment:
         }
 
 
-def assess(window: ModelWindow, min_tokens: int) -> Assessment:
-    """Measure a window; layers with fewer than ``min_tokens`` tokens (or none) are no sample."""
+def assess(window: ModelWindow, min_tokens: int, names: Collection[str] = MEASURES) -> Assessment:
+    """Measure a window; layers with fewer than ``min_tokens`` tokens (or none) are no sample.
+
+    Args:
+        window: what was counted.
+        min_tokens: see above.
+        names: the measures that cells get; the summaries don't depend on it.
+    """
     # A rank that fell silent and computed nothing in the window is gone, not idle.
     alive = tuple(rank.rank for rank in window.dp_ranks if rank.present or rank.worked)
     tokens = {rank.rank: rank.tokens for rank in window.dp_ranks}
@@ -86,6 +101,7 @@ def assess(window: ModelWindow, min_tokens: int) -> Assessment:
                 layer.ep_reason or gate or partial
                 for layer, gate, partial in zip(window.layers, gates, whole, strict=True)
             ],
+            names,
         ),
         dp_ranks=_axis(
             window,
@@ -94,6 +110,7 @@ def assess(window: ModelWindow, min_tokens: int) -> Assessment:
                 for layer, partial in zip(window.layers, whole, strict=True)
             ],
             [no_dp or gate or partial for gate, partial in zip(gates, whole, strict=True)],
+            names,
         ),
         experts=_axis(
             window,
@@ -102,27 +119,29 @@ def assess(window: ModelWindow, min_tokens: int) -> Assessment:
                 for layer in window.layers
             ],
             [gate or layer.not_conserved for gate, layer in zip(gates, window.layers, strict=True)],
+            names,
         ),
         dp_tokens=_cells(
             [None if window.reason else np.array([float(tokens[rank]) for rank in alive])],
             [window.conflict or window.reason or no_dp or _gate(window.tokens, min_tokens, None)],
+            names,
         )[0],
         dp_rank_ids=alive,
     )
 
 
 def _axis(
-    window: ModelWindow, loads: Sequence[FloatArray | None], reasons: Sequence[str | None]
+    window: ModelWindow,
+    loads: Sequence[FloatArray | None],
+    reasons: Sequence[str | None],
+    names: Collection[str],
 ) -> AxisBalance:
-    cells = _cells(loads, reasons)
-    most, mean = np.full(len(cells), np.nan), np.full(len(cells), np.nan)
-    for i, cell in enumerate(cells):
-        if cell.loads is not None and cell.measures is not None:
-            most[i], mean[i] = max_and_mean(cell.loads)
-    return AxisBalance(cells, summarise([layer.shape.layer for layer in window.layers], most, mean))
+    return AxisBalance(_cells(loads, reasons, names), tuple(layer.shape.layer for layer in window.layers))
 
 
-def _cells(loads: Sequence[FloatArray | None], reasons: Sequence[str | None]) -> tuple[Cell, ...]:
+def _cells(
+    loads: Sequence[FloatArray | None], reasons: Sequence[str | None], names: Collection[str]
+) -> tuple[Cell, ...]:
     """Measure all layers that have a sample, those of one width together."""
     whys = [
         _MASKED if reason is None and load is not None and not load.any() else reason
@@ -135,7 +154,7 @@ def _cells(loads: Sequence[FloatArray | None], reasons: Sequence[str | None]) ->
             by_width.setdefault(len(load), []).append(i)
     for members in by_width.values():
         stacked = np.stack([load for i in members if (load := loads[i]) is not None])
-        values = measure_all(stacked)
+        values = measure_all(stacked, names)
         for row, i in enumerate(members):
             measures = {name: float(value[row]) for name, value in values.items()}
             cells[i] = Cell(loads=loads[i], measures=measures, reason=None)

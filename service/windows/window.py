@@ -13,7 +13,7 @@ from typing import Protocol
 
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, tokens_and_steps
-from moescope.service.counts.rank_work import RankWork, work_of
+from moescope.service.counts.rank_work import RankWork, work_between, work_of
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of, why_sizes_differ, why_unavailable
 from moescope.service.wanted import check_wanted
@@ -168,8 +168,9 @@ def merge_spans(
     phase = None if part is None else part.phase
     for rank, members in shown.items():
         check_wanted()
-        told, deltas = doubts.get(rank), [item.span.delta for item in members]
-        work = _work_of(members, deltas, ended[rank], doubt_at_end)
+        told = doubts.get(rank)
+        deltas = [item.span.undivided if part is None else item.span.delta for item in members]
+        work = _work_of(members, ended[rank], doubt_at_end)
         mine = _dp_rank(rank, members, work, phase, told)
         found.append(mine)
         computed: bool | BoolArray = mine.tokens != 0 or mine.reason is not None
@@ -214,15 +215,15 @@ def merge_spans(
     )
 
 
-def _work_of(
-    members: Sequence[ProducerSpan], deltas: Sequence[Totals], ended: RankWork, for_counters: bool
-) -> RankWork:
+def _work_of(members: Sequence[ProducerSpan], ended: RankWork, for_counters: bool) -> RankWork:
     """What a DP rank computed in a window.
 
     A counter's begin is each worker's own, and none of them may make it fall: it is the most that any of them
     tells since its own begin.
     """
-    return work_of(deltas) if for_counters else ended.minus(work_of(item.span.first for item in members))
+    if for_counters:
+        return work_between((item.span.first, item.span.last) for item in members)
+    return ended.minus(work_of(item.span.first for item in members))
 
 
 def _by_dp_rank(spans: Sequence[ProducerSpan]) -> dict[int, list[ProducerSpan]]:

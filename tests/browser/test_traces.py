@@ -18,6 +18,17 @@ from tests.browser.serving import Clock, Serving, feed, push_traces
 from tests.service.trace_parts import part
 
 PLAN = Plan(ranks=2, shape=Shape(layers=6, experts=64, top_k=4), tokens_per_s=1000.0, trace_rate=0.5)
+HEADS = [
+    "Request",
+    "DP rank",
+    "Tokens computed",
+    "Prompt",
+    "From cache",
+    "Preempted",
+    "Drafts accepted",
+    "Took",
+]
+HEADS += ["Stored", "LoRA", "Ended"]
 LEFT, TOP, ROW = 40, 20, 26  # of the grid, pixels
 
 
@@ -83,6 +94,39 @@ def test_the_list_its_filters_and_its_pages_are_those_of_the_api(traced: Serving
     expect(page.get_by_role("table", name="Traced requests").locator("tbody tr")).to_have_count(len(found))
     assert [row[:6] for row in _rows(page)] == _brief(found)
     assert watched.axe() == []
+
+
+def test_how_requests_ended_their_adapters_and_drafts(
+    clock: Clock, new_page: Callable[..., Watched], tmp_path: Path
+) -> None:
+    """What no listed trace has, such as an adapter, takes no column."""
+    with Serving(clock, store=tmp_path) as serving:
+        feed(serving, clock, PLAN, seconds=10)
+        who = {"server": PLAN.server, "model": PLAN.model}
+        told = {"lora": "poems", "finish_reason": "length", "accepted_drafts": 1200, "rejected_drafts": 34}
+        push_traces(
+            serving, part(1, 30, name="plain", who=who), part(2, 30, name="cut", who=who, outcome="cut_off")
+        )
+        watched = new_page()
+        page = watched.open(serving.url, "#/traces")
+        table = page.get_by_role("table", name="Traced requests")
+        expect(table.get_by_role("columnheader")).to_have_text([*HEADS[:6], "Took", "Stored"])
+        expect(table.get_by_role("cell", name="cut off")).to_be_visible()
+        push_traces(serving, part(3, 30, name="poem", who=who, **told))
+        page.reload()
+        expect(table.get_by_role("columnheader")).to_have_text(HEADS)
+        [poem, cut, plain] = _rows(page)
+        assert [poem[6], *poem[9:]] == ["1,200 of 1,234", "poems", "length", ""]
+        assert [cut[6], *cut[9:]] == ["", "", "", "cut off"]
+        assert [plain[6], *plain[9:]] == ["", "", "", ""]
+        assert watched.axe() == []
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.get_by_role("link", name="poem").click()
+        for words in ("it has as many tokens as it may", "1,200 of 1,234", "poems"):
+            expect(page.get_by_text(words, exact=True)).to_be_visible()
+        assert watched.axe() == []
+        page.goto("about:blank")
 
 
 def test_one_trace_shows_its_experts_and_what_was_not_computed(traced: Serving, watched: Watched) -> None:

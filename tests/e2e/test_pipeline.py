@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request, prompts
-from tests.e2e.traces import all_traces, ask_as, joined, npz, wire_counts
+from tests.e2e.traces import all_traces, ask_as, check_client, joined, npz, wire_counts
 
 pytestmark = pytest.mark.e2e
 
@@ -52,6 +52,7 @@ def test_stages_report_their_own_layers_and_traces_join(tmp_path: Path, of_one_s
         assert of_both["layers"] == of_one_stage["layers"] == [1, 2, 3, 4]
         assert len(of_both["routed_experts"]) == 160 + 6 - 1
         np.testing.assert_array_equal(of_both["routed_experts"], of_one_stage["routed_experts"])
+        check_client(cluster.service.url, {"alone": of_both})
         # The account of traces comes with a later frame than the counts, from each stage in its own time.
         assert delivered(cluster, 12) == [12, 12]
         cluster.assert_exact()

@@ -20,6 +20,7 @@ from devkit.tiny_moe import ensure_checkpoint
 from devkit.vllm_server import MODEL_NAME, VllmOptions, VllmServer
 from tests.e2e.cluster import SETTLE_SECONDS, WORKER, Service
 from tests.e2e.preloaded import quick_server
+from tests.e2e.traces import check_client
 
 pytestmark = pytest.mark.e2e
 
@@ -172,6 +173,7 @@ def test_the_joined_routing_is_that_of_one_server(pair: Pair) -> None:
     assert np.min(shared["routed_experts"]) >= 0
     np.testing.assert_array_equal(shared["routed_experts"], alone["routed_experts"])
     assert shared["layers"] == alone["layers"] == [1, 2, 3, 4]
+    check_client(pair.service.url, {"alone": alone, "shared": shared})
     # The decode instance alone has what it computed, and the answer says why the rest isn't there.
     decoded = pair.service.get("/v1/requests/shared/routing", server="kv_consumer")
     assert [(item["first"], item["end"]) for item in decoded["missing"]] == [(0, 2 * BLOCK)]

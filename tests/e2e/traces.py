@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ import numpy as np
 
 from devkit.vllm_server import MODEL_NAME
 from moescope.capture.wire.traces import TracePart, decode_part
+from moescope.client import Client, RequestRouting
 from tests.e2e.cluster import SETTLE_SECONDS, Cluster, Request
 
 
@@ -70,6 +72,29 @@ def joined(cluster: Cluster, request_id: str) -> dict[str, Any]:
             answer: dict[str, Any] = response.json()
             return answer
         time.sleep(0.1)
+
+
+def check_client(url: str, wanted: Mapping[str, dict[str, Any]]) -> None:
+    """The client's whole requests, asked for alone and in an export, are the answers by these names.
+
+    An export has each once: in place of its main trace, row by row.
+    """
+    with Client(url) as client:
+        exported = [item for item in client.export_whole() if isinstance(item, RequestRouting)]
+        for name, answer in wanted.items():
+            [of_export] = [item for item in exported if name in item.info.names]
+            for whole in (client.routing(name), of_export):
+                np.testing.assert_array_equal(whole.experts, answer["routed_experts"])
+                np.testing.assert_array_equal(whole.times_computed, answer["times_computed"])
+                assert whole.layers.tolist() == answer["layers"]
+                assert [(part.server, part.role) for part in whole.parts] == [
+                    (part["server"], part["role"]) for part in answer["parts"]
+                ]
+                assert [[list(run) for run in part.positions] for part in whole.parts] == [
+                    part["positions"] for part in answer["parts"]
+                ]
+                assert whole.is_whole
+                assert (whole.part_of >= 0).all()
 
 
 def parts_of(cluster: Cluster, name: str) -> list[TracePart]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from moescope.service.drift.baseline import KIND, BaselineBook
-from moescope.service.live.placements import PLACEMENT
 from moescope.service.live.state import LiveState
 from moescope.service.store.interface import Store
-from moescope.service.store.records import StoreError
+from moescope.service.store.records import PLACEMENT, StoreError
 
 
 class Ear:

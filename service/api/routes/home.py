@@ -7,15 +7,17 @@ All URLs in it are relative, so that it works behind a proxy's path prefix.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from prometheus_client.exposition import gzip_accepted
 from starlette.exceptions import HTTPException
 
 from moescope.service.api.params.checked import CheckedRoute
@@ -33,16 +35,27 @@ _TYPES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Asset:
+class _Form:
+    """A file's bytes as they are sent, and the tag by which browsers ask for others."""
+
     body: bytes
-    media_type: str
     etag: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asset:
+    media_type: str
+    plain: _Form
+    packed: _Form
 
     @classmethod
     def read(cls, file: Traversable) -> _Asset:
         body = file.read_bytes()
-        tag = hashlib.sha256(body).hexdigest()[:32]
-        return cls(body, _TYPES[file.name.rpartition(".")[2]], f'"{tag}"')
+        tag, kind = hashlib.sha256(body).hexdigest()[:32], _TYPES[file.name.rpartition(".")[2]]
+        packed = gzip.compress(body, 9, mtime=0)
+        gzipped = _Form(packed, f'"{tag}-gzip"', {"Content-Encoding": "gzip"})
+        return cls(kind, _Form(body, f'"{tag}"'), gzipped)
 
 
 def home_router() -> APIRouter:
@@ -86,13 +99,16 @@ def _assets(folder: Traversable, prefix: str) -> Iterator[tuple[str, _Asset]]:
 
 
 def _answer(request: Request, asset: _Asset) -> Response:
+    form = asset.packed if gzip_accepted(request.headers.get("accept-encoding", "")) else asset.plain
     headers = {
+        **form.headers,
         "Cache-Control": "no-cache",  # ask each time; unchanged files are answered with 304
         "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-        "ETag": asset.etag,
+        "ETag": form.etag,
         "Referrer-Policy": "no-referrer",
+        "Vary": "Accept-Encoding",
         "X-Content-Type-Options": "nosniff",
     }
-    if request.headers.get("if-none-match") == asset.etag:
+    if request.headers.get("if-none-match") == form.etag:
         return Response(status_code=304, headers=headers)
-    return Response(asset.body, media_type=asset.media_type, headers=headers)
+    return Response(form.body, media_type=asset.media_type, headers=headers)

@@ -32,7 +32,7 @@ from moescope.service.api.schemas.export_asked import (
     OnlyWeightsParam,
 )
 from moescope.service.api.schemas.export_lines import as_lines, line_positions
-from moescope.service.api.schemas.export_reading import READING_BYTES, ExportReader
+from moescope.service.api.schemas.export_reading import AHEAD_BYTES, READING_BYTES, ExportReader
 from moescope.service.api.schemas.export_tables import (
     BATCH_BYTES,
     GROUP_BYTES,
@@ -147,6 +147,7 @@ def trace_export_router(
                 whole.reading if joined else reader.reading,
                 line_positions if shape is None else _positions(kind, shape),
                 None if shape is None else shape.layers,
+                *([] if joined else [reader.expect]),
             )
             return _Export(kind, items, chosen, shape, _extent(known, joined))
 
@@ -163,7 +164,7 @@ def _positions(kind: ExportFormat, shape: TableShape) -> Callable[[Shaped], int]
 def _extent(layers: Sequence[MoeLayer], joined: bool) -> Extent:
     """The most that a request of these layers may be."""
     top_k = max((layer.top_k for layer in layers), default=0)
-    reading = WHOLE_BYTES + 4 * MAX_TOLD if joined else READING_BYTES
+    reading = WHOLE_BYTES + 4 * MAX_TOLD if joined else READING_BYTES + AHEAD_BYTES
     extent = Extent(len(layers), top_k, 2 * len(layers) * top_k, reading)
     return extent.grown_to(len(layers)) if joined else extent
 
@@ -202,7 +203,7 @@ class _Export:
             return numbers + memory_of(TraceFormat.JSON, self._extent, 0)
         rows = self._chosen.tokens + len(self._chosen.numbers)
         parquet = self._kind is ExportFormat.PARQUET
-        reading = WHOLE_BYTES if self._shape.joined else READING_BYTES
+        reading = WHOLE_BYTES if self._shape.joined else READING_BYTES + AHEAD_BYTES
         return numbers + reading + self._shape.memory(_BYTES[self._kind], rows if parquet else 0)
 
     def begin(self) -> tuple[bytes, Generator[bytes], dict[str, str]]:

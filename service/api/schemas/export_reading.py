@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from moescope.service.api.problems import ProblemError
@@ -17,6 +18,8 @@ from moescope.service.traces.routing import Routing, TooManyPositionsError, put_
 
 READING_BYTES: Final = 16 << 20
 """The most that reading a request may take beside its tokens; an export leaves out one that takes more."""
+AHEAD_BYTES: Final = 8 << 20
+"""What is held of the requests that come next, without ids: 32 of them, 4 KiB for each of 64 workers."""
 
 
 class ExportReader:
@@ -31,6 +34,13 @@ class ExportReader:
 
     def __init__(self, store: Store, wish: Wish, depths: Depths, layers: list[int] | None) -> None:
         self._store, self._wish, self._depths, self._layers = store, wish, depths, layers
+        # With form=vllm all layers tell what is known of the model.
+        self._ahead_of = None if wish.form is Form.VLLM else layers
+        self._ahead: dict[int, list[WorkerTrace]] = {}
+
+    def expect(self, requests: Sequence[TracedRequest]) -> None:
+        """Read what there is of the requests that come next, but for their ids, in few questions."""
+        self._ahead = dict(self._store.traces_of([each.number for each in requests], self._ahead_of))
 
     def reading(self, found: TracedRequest) -> Reading:
         """The routing of a request, of which nothing has been read yet.
@@ -73,7 +83,8 @@ class ExportReader:
         return TableShape(layers, Routing.dtype, packed, joined)
 
     def _as_vllm(self, found: TracedRequest) -> Shaped:
-        known = {layer for worker in self._store.traces(found.number, None) for layer in worker.layers}
+        workers = self._ahead.get(found.number) or self._store.traces(found.number, None)
+        known = {layer for worker in workers for layer in worker.layers}
         if not known:
             raise UnreadableError(_NOTHING)
         deployment = found.server, found.model
@@ -85,7 +96,10 @@ class ExportReader:
         return in_form(routing, self._wish, shape, self._layers, found.request_id)
 
     def _workers(self, found: TracedRequest, layers: list[int] | None) -> list[WorkerTrace]:
-        workers = [each for each in self._store.traces(found.number, layers) if each.layers]
+        ahead = self._ahead.pop(found.number, None)
+        if ahead is None or layers != self._ahead_of:
+            ahead = self._store.traces(found.number, layers)
+        workers = [each for each in ahead if each.layers]
         if not workers:
             raise UnreadableError(_NOTHING)
         if Extent.of(workers).reading > READING_BYTES:

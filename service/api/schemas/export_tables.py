@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moescope.capture.wire import Int64Array, MoeLayer
+from moescope.service.api.schemas.ahead import in_turn, made_ahead
 from moescope.service.api.schemas.sink import Sink
 from moescope.service.api.schemas.trace_formats import footer_bytes, rows_of
 from moescope.service.api.schemas.trace_tables import arrow
@@ -72,12 +73,15 @@ class TableShape:
     def memory(self, nbytes: int, rows: int) -> int:
         """The most bytes that are held while a table of so many rows is made, ``nbytes`` of experts at once.
 
-        A position is unpacked, joined and chosen (3 times its bytes), then put into columns (8 times). Of
-        several traces it is joined once more (twice), and what is told of them is there in two batches and
-        packed.
+        A position is unpacked, joined and chosen (3 times its bytes), then put into columns (8 times). For
+        Parquet, which has rows here, the next batch is unpacked and put into columns while one is written
+        (4 times). Of several traces it is joined once more (twice), and what is told of them is there in two
+        batches, three with Parquet, and packed.
         """
         footer = footer_bytes(rows, rows_of(nbytes, self.position_bytes), self._columns)
         times, told = (13, 6 * TOLD_BYTES) if self.joined else (11, 0)
+        if rows:
+            times, told = times + 4, told + (2 * TOLD_BYTES if self.joined else 0)
         return times * max(nbytes, self.position_bytes) + footer + told
 
     @property
@@ -93,19 +97,23 @@ def parquet_blocks(items: Iterable[Piece | LeftOut], shape: TableShape) -> Gener
         ProblemError: pyarrow is not installed.
     """
     pa, pq = arrow(), arrow("pyarrow.parquet")
+    # A dictionary makes of ids what they are, some bits each, which hardly compress
+    numbers = () if shape.packed else (layer.layer for layer in shape.layers)
+    lists = {f"layer_{number}": f"layer_{number}.list.element" for number in numbers}
 
     def begin(sink: Sink, schema: Any) -> tuple[Any, Callable[[Any], None]]:
-        words = [name for name in schema.names if name != PACKED]
+        plain = [name for name in schema.names if name != PACKED and name not in lists]
         writer = pq.ParquetWriter(
             sink,
             schema,
-            compression="zstd",
-            use_dictionary=words,
+            compression=dict.fromkeys(schema.names, "zstd") | dict.fromkeys(lists.values(), "snappy"),
+            use_dictionary=[*plain, *lists.values()],
+            write_statistics=plain,
             dictionary_pagesize_limit=2 * TOLD_BYTES,  # beyond it a word is written for each row
         )
         return writer, lambda batch: writer.write_table(pa.Table.from_batches([batch]))
 
-    return _blocks(pa, begin, items, shape, GROUP_BYTES)
+    return _blocks(pa, begin, items, shape, GROUP_BYTES, made_ahead)
 
 
 def arrow_blocks(items: Iterable[Piece | LeftOut], shape: TableShape) -> Generator[bytes]:
@@ -120,7 +128,7 @@ def arrow_blocks(items: Iterable[Piece | LeftOut], shape: TableShape) -> Generat
         writer = pa.ipc.new_stream(sink, schema)
         return writer, writer.write_batch
 
-    return _blocks(pa, begin, items, shape, BATCH_BYTES)
+    return _blocks(pa, begin, items, shape, BATCH_BYTES, in_turn)
 
 
 def _blocks(
@@ -129,11 +137,12 @@ def _blocks(
     items: Iterable[Piece | LeftOut],
     shape: TableShape,
     nbytes: int,
+    step: Callable[[Iterator[Any], Callable[[Any], None]], Iterator[None]],
 ) -> Generator[bytes]:
     sink, schema = Sink(), _schema(pa, shape)
     writer, write = begin(sink, schema)
-    for together in _batches(items, rows_of(nbytes, shape.position_bytes)):
-        write(_batch(pa, schema, together, shape))
+    rows = rows_of(nbytes, shape.position_bytes)
+    for _ in step((_batch(pa, schema, some, shape) for some in _batches(items, rows)), write):
         yield sink.take()
     writer.close()
     yield sink.take()
@@ -191,16 +200,17 @@ def _batch(pa: Any, schema: Any, items: Sequence[Piece | LeftOut], shape: TableS
     def words(values: Iterable[str | None]) -> Any:
         listed = list(values)
         place = {value: at for at, value in enumerate(dict.fromkeys(v for v in listed if v is not None))}
-        at = np.array([place.get(value, -1) if value is not None else -1 for value in listed], np.int32)
-        return pa.DictionaryArray.from_arrays(
-            pa.array(at[of_item], mask=at[of_item] < 0), pa.array(list(place), pa.string())
-        )
+        at = np.array([-1 if value is None else place[value] for value in listed], np.int32)[of_item]
+        mask = at < 0 if None in listed else None
+        return pa.DictionaryArray.from_arrays(pa.array(at, mask=mask), pa.array(list(place), pa.string()))
 
     def numbers(values: Iterable[float | None], kind: Any) -> Any:
         listed = list(values)
+        if None not in listed:
+            return pa.array(np.array(listed, np.int64)[of_item], kind)
         nothing = np.array([value is None for value in listed])
         filled = np.array([0 if value is None else value for value in listed], np.int64)
-        return pa.array(filled[of_item], kind, mask=nothing[of_item] if nothing.any() else None)
+        return pa.array(filled[of_item], kind, mask=nothing[of_item])
 
     columns = [
         words(str(item.number if isinstance(item, LeftOut) else item.found.number) for item in items),
@@ -232,7 +242,8 @@ def _ms(found: TracedRequest | None, name: str) -> int | None:
 def _of_positions(pa: Any, items: Sequence[Piece | LeftOut]) -> list[Any]:
     nothing = np.repeat([isinstance(item, LeftOut) for item in items], [*map(_rows_of, items)])
     columns = zip(*map(_numbers_of, items), strict=True)
-    return [pa.array(np.concatenate(column), mask=nothing) for column in columns]
+    mask = nothing if nothing.any() else None
+    return [pa.array(np.concatenate(column), mask=mask) for column in columns]
 
 
 def _numbers_of(item: Piece | LeftOut) -> tuple[Int64Array, Int64Array, Int64Array]:
@@ -255,17 +266,18 @@ def _weights(item: Piece) -> Int64Array:
 def _of_experts(pa: Any, items: Sequence[Piece | LeftOut], shape: TableShape) -> list[Any]:
     parts = [_experts(item, shape) for item in items]
     experts = np.concatenate([part for part, _ in parts]).astype(shape.dtype, copy=False)
-    there = np.concatenate([mask for _, mask in parts])
+    masks = [mask for _, mask in parts]
+    there = None if all(mask.all() for mask in masks) else np.concatenate(masks)
     if shape.packed:
-        missing = ~there.any(axis=1)
+        any_layer = None if there is None else there.any(axis=1)
         width = shape.dtype.itemsize * len(shape.layers) * shape.top_k
-        bits = None if not missing.any() else pa.py_buffer(np.packbits(~missing, bitorder="little"))
+        bits = None if any_layer is None else pa.py_buffer(np.packbits(any_layer, bitorder="little"))
         data = pa.py_buffer(np.ascontiguousarray(experts.astype(shape.dtype.newbyteorder("<"), copy=False)))
         return [pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(experts), [bits, data])]
     columns = []
     for at, layer in enumerate(shape.layers):
         flat = pa.array(np.ascontiguousarray(experts[:, at, : layer.top_k]).reshape(-1))
-        mask = pa.array(~there[:, at])
+        mask = None if there is None else pa.array(~there[:, at])
         columns.append(pa.FixedSizeListArray.from_arrays(flat, layer.top_k, mask=mask))
     return columns
 
@@ -273,18 +285,18 @@ def _of_experts(pa: Any, items: Sequence[Piece | LeftOut], shape: TableShape) ->
 def _experts(item: Piece | LeftOut, shape: TableShape) -> tuple[ExpertRows, BoolArray]:
     """The experts [n, L, K] of an item in the table's layers, and where there are any, bool [n, L]."""
     size = (_rows_of(item), len(shape.layers))
-    nothing: npt.NDArray[Any] = np.full((*size, shape.top_k), _filler(shape.dtype), shape.dtype)
     if isinstance(item, LeftOut):
-        return nothing, np.zeros(size, np.bool_)
+        return np.full((*size, shape.top_k), _filler(shape.dtype), shape.dtype), np.zeros(size, np.bool_)
     computed = item.rows.times > 0 if item.routing.has_gaps else np.ones(size[0], np.bool_)
     if item.routing.layers == shape.layers:
-        return item.rows.experts, np.repeat(computed[:, np.newaxis], size[1], axis=1)
+        return item.rows.experts, np.broadcast_to(computed[:, np.newaxis], size)
+    experts: npt.NDArray[Any] = np.full((*size, shape.top_k), _filler(shape.dtype), shape.dtype)
     there = np.zeros(size, np.bool_)
     place = {layer: at for at, layer in enumerate(shape.layers)}
     for at, layer in enumerate(item.routing.layers):
-        nothing[:, place[layer], : layer.top_k] = item.rows.experts[:, at, : layer.top_k]
+        experts[:, place[layer], : layer.top_k] = item.rows.experts[:, at, : layer.top_k]
         there[:, place[layer]] = computed
-    return nothing, there
+    return experts, there
 
 
 def _filler(dtype: np.dtype[np.generic]) -> int:

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.wire import MoeLayer
+from moescope.service.counts.rank_work import RankWork, work_between
 from moescope.service.live.pools import Replica, replica_of
 from moescope.service.live.producers import Deployment, ProducerSpan, ProducerState, sizes_of, within_sizes
 from moescope.service.live.state import LiveState
@@ -81,19 +82,34 @@ class Group:
             found[rank] = min(found.get(rank, math.inf), zero_at(item))
         return found
 
-    def spans_of(self, dp_rank: int) -> list[ProducerSpan]:
-        """What the producers of a DP rank counted."""
-        return [item for item in self.spans if item.producer.latest.producer.dp_rank == dp_rank]
+    @cached_property
+    def spans_of(self) -> dict[int, list[ProducerSpan]]:
+        """What the producers of each DP rank counted."""
+        found: dict[int, list[ProducerSpan]] = {}
+        for item in self.spans:
+            found.setdefault(item.producer.latest.producer.dp_rank, []).append(item)
+        return found
 
-    def by_dp_rank(self) -> Iterator[tuple[int, list[ProducerState]]]:
+    @cached_property
+    def work(self) -> dict[int, RankWork]:
+        """What each DP rank computed."""
+        return {
+            rank: work_between((item.span.first, item.span.last) for item in members)
+            for rank, members in self.spans_of.items()
+        }
+
+    @cached_property
+    def by_dp_rank(self) -> tuple[tuple[int, list[ProducerState]], ...]:
         """The producers of each DP rank that has not expired; none of those that are beyond its sizes.
 
         Those that have shut down with their deployment stay: their last counts may not have been scraped yet.
         """
+        found = []
         for rank, group in groupby(self.producers, key=lambda item: item.latest.producer.dp_rank):
             members = [item for item in group if item.outgrown is None]
             if not all(item.expired for item in members):
-                yield rank, members
+                found.append((rank, members))
+        return tuple(found)
 
 
 def groups(state: LiveState) -> list[Group]:
@@ -120,7 +136,7 @@ def zero_at(item: ProducerSpan) -> float:
 
 def rank_counters(group: Group) -> Iterable[Found]:
     """Tokens and steps of each DP rank that counts: a counter that stands still would look idle."""
-    live = {rank for rank, _ in group.by_dp_rank()}
+    live = {rank for rank, _ in group.by_dp_rank}
     for rank in group.total.dp_ranks:
         if rank.rank in live and rank.reason is None:
             labels, created = (*group.deployment, str(rank.rank)), group.created_by_dp_rank[rank.rank]
@@ -164,7 +180,7 @@ def ep_counters(group: Group) -> Iterable[Found]:
 
 def dp_counters(group: Group) -> Iterable[Found]:
     """Slots by layer and DP rank, of the DP ranks whose tokens are all seen there."""
-    live = {rank for rank, _ in group.by_dp_rank()}
+    live = {rank for rank, _ in group.by_dp_rank}
     rows = []
     known: dict[tuple[int, ...], tuple[list[int], tuple[str, ...]]] = {}  # most layers have the same ranks
     for layer in group.total.layers:
@@ -221,7 +237,7 @@ def _layer_gauges(labels: tuple[str, ...], shape: MoeLayer, cells: Mapping[Axis,
 
 def snapshot_ages(group: Group) -> Iterable[Found]:
     """How long ago the producers that are not gone were heard."""
-    for rank, everyone in group.by_dp_rank():
+    for rank, everyone in group.by_dp_rank:
         present = within_sizes([item for item in everyone if item.gone is None])
         if present:
             age = max(item.age for item in present)
@@ -235,7 +251,7 @@ def capture_health(group: Group) -> Iterable[Found]:
     for state in ("counting", "disabled", "stale", "conflict"):
         yield Sample("moescope_producers", (*group.deployment, state), states[state])
     yield Sample("moescope_missing_dp_ranks", group.deployment, len(group.total.missing_dp_ranks))
-    for rank, everyone in group.by_dp_rank():
+    for rank, everyone in group.by_dp_rank:
         members = [item for item in everyone if item.gone is None]
         if not members:
             continue
@@ -265,7 +281,7 @@ def capture_health(group: Group) -> Iterable[Found]:
 
 def producer_counters(group: Group) -> Iterable[Found]:
     """Starts and drops of the producers of each DP rank."""
-    for rank, members in group.by_dp_rank():
+    for rank, members in group.by_dp_rank:
         labels = (*group.deployment, str(rank))
         newest = max(item.started_at for item in members)
         yield Sample("moescope_producer_start_time_seconds", labels, newest)
@@ -274,8 +290,8 @@ def producer_counters(group: Group) -> Iterable[Found]:
         restarts, created = max(map(_restarts, members)), group.created_by_dp_rank[rank]
         yield Sample("moescope_producer_restarts_total", labels, restarts, created)
         drops: Counter[str] = Counter()
-        for span in group.spans_of(rank):
-            drops.update(span.span.delta.drops)
+        for item in group.spans_of[rank]:
+            drops.update(item.span.drops)
         for reason in sorted(drops):
             yield Sample("moescope_producer_drops_total", (*labels, reason), drops[reason], created)
 
@@ -286,7 +302,7 @@ def _restarts(item: ProducerState) -> int:
 
 def trace_counters(group: Group) -> Iterable[Found]:
     """The account of routing traces of each worker; nothing for those that trace nothing."""
-    for _, members in group.by_dp_rank():
+    for _, members in group.by_dp_rank:
         for item in members:
             worker, traces = item.latest.producer, item.latest.traces
             ranks = (worker.dp_rank, worker.pp_rank, worker.tp_rank)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from moescope.service.counts.rank_work import work_of
 from moescope.service.live.producers import Deployment, ProducerSpan
 from moescope.service.live.state import LiveState
 from moescope.service.live.step_stage import Status
@@ -16,10 +15,10 @@ from moescope.service.windows.step_window import cost_of, straggler_cost
 def phase_counters(group: Group) -> Iterable[Found]:
     """Tokens and steps of each DP rank by phase; they add up to those of both."""
     unknown_ranks = {rank.rank for rank in group.total.dp_ranks if rank.reason is not None}
-    for rank, _ in group.by_dp_rank():
+    for rank, _ in group.by_dp_rank:
         if rank in unknown_ranks:
             continue
-        work = work_of(item.span.delta for item in group.spans_of(rank))
+        work = group.work[rank]
         labels, created = (*group.deployment, str(rank)), group.created_by_dp_rank[rank]
         told = work.prefill_tokens or work.decode_tokens or not work.unknown_tokens
         unknown = {"unknown": (work.unknown_tokens, work.unknown_steps)} if work.unknown_tokens else {}
@@ -36,8 +35,8 @@ def phase_counters(group: Group) -> Iterable[Found]:
 
 def draft_counters(group: Group) -> Iterable[Found]:
     """Draft tokens of each DP rank by what became of them; nothing of a rank that verified none."""
-    for rank, _ in group.by_dp_rank():
-        work = work_of(item.span.delta for item in group.spans_of(rank))
+    for rank, _ in group.by_dp_rank:
+        work = group.work[rank]
         if work.accepted_drafts or work.rejected_drafts:
             labels, created = (*group.deployment, str(rank)), group.created_by_dp_rank[rank]
             for outcome, tokens in (("accepted", work.accepted_drafts), ("rejected", work.rejected_drafts)):

@@ -20,6 +20,7 @@ WIDTH: Final = 24
 _EXACT: Final = 2**53
 _DIGITS: Final = 16  # of 2**53
 _EXPONENT_FROM: Final = 7  # digits
+_SHORT: Final = 1e6
 _POINT: Final = ord(".")
 
 _POWERS: Final = 10 ** np.arange(1, _DIGITS, dtype=np.int64)
@@ -98,7 +99,10 @@ class Numbers:
 
 def go_number(value: float) -> str:
     """One number."""
-    return str(floatToGoString(float(value)))  # type: ignore[no-untyped-call]
+    number = float(value)
+    if -_SHORT < number < _SHORT:
+        return repr(number)  # as the library does, which looks for more cases first
+    return str(floatToGoString(number))  # type: ignore[no-untyped-call]
 
 
 def _whole(values: npt.NDArray[Any]) -> _Mask:

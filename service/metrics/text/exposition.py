@@ -13,6 +13,7 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
 from moescope.service.metrics.text.writer import Families, Writer, without_created
+from moescope.service.serving.collecting import no_search
 
 # At 100k series level 6 takes 16 times as long as level 1.
 _LEVEL: Final = 1
@@ -62,6 +63,11 @@ def negotiate(accept: str, accept_encoding: str) -> Wanted:
 
 def expose(registry: CollectorRegistry, writer: Writer, forms: Iterable[Wanted]) -> dict[Wanted, bytes]:
     """Collect everything in ``registry`` once, and write it in each of the forms."""
+    with no_search():
+        return _exposed(registry, writer, forms)
+
+
+def _exposed(registry: CollectorRegistry, writer: Writer, forms: Iterable[Wanted]) -> dict[Wanted, bytes]:
     families = list(registry.collect())
     bodies = {}
     for wanted in forms:

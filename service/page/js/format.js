@@ -66,3 +66,9 @@ export function ranges(ids) {
   }
   return parts.join(", ");
 }
+
+/** Accepted drafts of a trace, of all that were computed for it; empty: none were. */
+export function draftsOf(trace) {
+  const all = trace.accepted_drafts + trace.rejected_drafts;
+  return all ? `${count(trace.accepted_drafts)} of ${count(all)}` : "";
+}

@@ -50,7 +50,7 @@ def of_kind(connection: Connection, kind: str) -> list[tuple[str, bytes]]:
 
 
 class Changes:
-    """What changed among the documents of a kind; memory is bounded by the names that there ever were.
+    """What changed among the documents of a kind; memory is bounded by the names in the table.
 
     Args:
         connection: the server.
@@ -69,6 +69,7 @@ class Changes:
             "SELECT name, max(version) FROM document WHERE kind = {kind:String} GROUP BY name", "ti", kind
         )
         changed = [name for name, version in versions if self._seen.get(name, 0) < version]
+        self._seen = {name: self._seen[name] for name, _ in versions if name in self._seen}
         if not changed:
             return []
         rows = self._connection.rows(

@@ -8,6 +8,7 @@ from typing import Final
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.trace_rows import TRACE
 from moescope.service.store.interface import Absence
+from moescope.service.store.names import hash_of
 
 MOST: Final = 1 << 18
 """Names that are remembered: of some 80,000 requests."""
@@ -48,8 +49,13 @@ def why_absent(connection: Connection, name: str) -> Absence | None:
     asked = {"name": name}
     if connection.rows(_INCOMPLETE, "i", asked):
         return "incomplete"
-    hashed = _HASH.format("{name:String}")
-    found = connection.rows(f"SELECT why FROM gone FINAL WHERE name = {hashed}", "t", asked)
+    # A folder that was moved here has hashes of its own kind.
+    hashes = f"{_HASH.format('{name:String}')}, {{moved:Int64}}"
+    found = connection.rows(
+        f"SELECT why FROM gone FINAL WHERE name IN ({hashes}) ORDER BY at_ms DESC LIMIT 1",
+        "t",
+        {**asked, "moved": hash_of(name)},
+    )
     if not found:
         return None
     return "evicted" if found[0][0] == "evicted" else "expired"

@@ -27,6 +27,7 @@ from moescope.service.store.clickhouse import (
     gone,
     history,
     history_reading,
+    leftovers,
     slot_reading,
     trace_listing,
     trace_rows,
@@ -44,6 +45,7 @@ from moescope.service.store.damage import DamageLog, unreadable_as_error
 from moescope.service.store.interface import Absence
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import (
+    PLACEMENT,
     ArrivedPart,
     Document,
     Forgotten,
@@ -57,6 +59,7 @@ from moescope.service.store.records import (
     TraceShape,
     UnkeepableError,
     Usage,
+    name_of,
 )
 from moescope.service.store.slots import ListedRequest, RequestSlots
 from moescope.service.store.worker_trace import WorkerTrace
@@ -100,11 +103,17 @@ class ClickHouseStore:
         self._kept, self._kept_lives = Kept(), Kept(whole=False)
         self._damage = DamageLog(self._connection.name)
         self._rolling = Rolling(self._connection, retention)
+        self._leftovers = leftovers.Leftovers(self._connection, retention.coarse_s)
         _migrate(self._connection)
         self._news = News(self._connection, self._writer, self._kept, self._damage.account_of_another)
         self._changes: dict[str, documents.Changes] = {}
         self._clock = ServerClock(self._server_time)
         self._knows_lives = False
+
+    @property
+    def connection(self) -> Connection:
+        """The server, its schema up to date; for what moves a store."""
+        return self._connection
 
     @property
     def shared(self) -> bool:
@@ -152,7 +161,10 @@ class ClickHouseStore:
             self._kept_lives.settle(posting.key, posting.account, written)
         insert("routing", trace_rows.ROUTING_COLUMNS, routing)
         insert("trace_part", trace_rows.PART_COLUMNS, headers)
-        insert("document", documents.COLUMNS, documents.rows_of(self._connection, records))
+        # Last, since what is told of a producer goes with its last account.
+        left = leftovers.without_account(self._connection, _forgotten_in(records))
+        gone = [Document(PLACEMENT, name_of(key), None) for key in left]
+        insert("document", documents.COLUMNS, documents.rows_of(self._connection, [*records, *gone]))
 
     def accounts(self) -> Iterator[Posting]:
         """The newest posting of every producer, its epochs from whichever service knew them best.
@@ -218,6 +230,14 @@ class ClickHouseStore:
         with unreadable_as_error(self._connection.name):
             return traces.traces(self._connection, number, layers)
 
+    def traces_of(
+        self,
+        numbers: Sequence[int],  # noqa: ARG002 - the interface's
+        layers: Collection[int] | None,  # noqa: ARG002
+    ) -> dict[int, list[WorkerTrace]]:
+        """None at once: whose traces a request's are is found out by questions about it alone."""
+        return {}
+
     def documents(self, kind: str) -> list[tuple[str, bytes]]:
         """(name, content) of all documents of a kind, by name."""
         return documents.of_kind(self._connection, kind)
@@ -232,6 +252,7 @@ class ClickHouseStore:
             before, self._fits = self._fits, keep_within(self._connection, self._max_bytes, now_ms)
             if before and not self._fits:
                 _log.warning(_TOO_LARGE, self._connection.name, self._max_bytes)
+        self._leftovers.remove(now_ms)
 
     def unreadable(self) -> dict[str, int]:
         """How often something was met that can't be read."""
@@ -282,6 +303,10 @@ class ClickHouseStore:
     def _server_time(self) -> float:
         [(now_us,)] = self._connection.rows("SELECT toUnixTimestamp64Micro(now64(6))", "i")
         return float(now_us) / 1e6
+
+
+def _forgotten_in(records: Sequence[Record]) -> list[Key]:
+    return [record.key for record in records if isinstance(record, Forgotten)]
 
 
 def _migrate(connection: Connection) -> None:

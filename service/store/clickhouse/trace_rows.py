@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from moescope.capture.wire.traces import NO_EXPERT, TracePart
+from moescope.capture.wire import MoeLayer
+from moescope.capture.wire.traces import NO_EXPERT, ExpertArray, TracePart
 from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.records import ArrivedPart, life_of, pack_taken_over
 from moescope.service.store.steps import encode_steps
@@ -34,16 +35,21 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Numbers:
-    """Numbers that rise with each part and that no other service gives: ms, a count, its own bits."""
+    """Numbers that rise with each part and that no other service gives: ms, a count, its own bits.
 
-    def __init__(self) -> None:
-        self._own = secrets.randbits(_OWN_BITS)
-        self._last = 0
+    Args:
+        own: its own bits; None: any.
+        last: the number that was given last.
+    """
+
+    def __init__(self, own: int | None = None, last: int = 0) -> None:
+        self.own = secrets.randbits(_OWN_BITS) if own is None else own
+        self.last = last
 
     def next(self, stored_ms: int) -> int:
         """The number of a part that is stored at this millisecond of Unix time."""
-        self._last = max(self._last + (1 << _OWN_BITS), (stored_ms << _MS_BITS) + self._own)
-        return self._last
+        self.last = max(self.last + (1 << _OWN_BITS), (stored_ms << _MS_BITS) + self.own)
+        return self.last
 
 
 def rows_of(parts: Sequence[ArrivedPart], numbers: Numbers) -> tuple[list[list[Value]], list[list[Value]]]:
@@ -67,19 +73,37 @@ def rows_of(parts: Sequence[ArrivedPart], numbers: Numbers) -> tuple[list[list[V
                 *(part.started_step, part.computed_tokens),
             ]
         )
-        nothing8, nothing16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
-        for i, layer in enumerate(part.layers):
-            ids = part.ids_of(i)
-            taken = np.flatnonzero(np.bincount(ids.reshape(-1), minlength=1)).astype(np.uint16)
-            both = (ids, nothing16) if part.id_bytes == 1 else (nothing8, ids)
-            taken = taken[taken != NO_EXPERT] if part.id_bytes == 2 else taken
-            routing.append(
-                [
-                    *trace,
-                    *(part.part, started_ms, layer.layer, layer.num_experts, layer.top_k, taken, *both),
-                ]
-            )
+        ids = [part.ids_of(i) for i in range(len(part.layers))]
+        routing += routing_rows(trace, part.part, started_ms, part.layers, ids)
     return routing, headers
+
+
+def routing_rows(
+    trace: Sequence[Value],
+    part: int,
+    started_ms: int,
+    layers: Sequence[MoeLayer],
+    ids: Sequence[ExpertArray],
+) -> list[list[Value]]:
+    """Rows of ``routing`` of a part.
+
+    Args:
+        trace: the values of :data:`TRACE`.
+        part: its number.
+        started_ms: when the trace's request began, milliseconds of Unix time.
+        layers: its layers.
+        ids: logical experts of each layer, uint8 or uint16 [tokens, top_k].
+    """
+    nothing8, nothing16 = np.empty(0, np.uint8), np.empty(0, np.uint16)
+    rows: list[list[Value]] = []
+    for layer, chosen in zip(layers, ids, strict=True):
+        taken = np.flatnonzero(np.bincount(chosen.reshape(-1), minlength=1)).astype(np.uint16)
+        is_narrow = chosen.dtype.itemsize == 1
+        both = (chosen, nothing16) if is_narrow else (nothing8, chosen)
+        taken = taken if is_narrow else taken[taken != NO_EXPERT]
+        shape = (layer.layer, layer.num_experts, layer.top_k)
+        rows.append([*trace, part, started_ms, *shape, taken, *both])
+    return rows
 
 
 def trace_of(part: TracePart) -> list[Value]:

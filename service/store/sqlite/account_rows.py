@@ -6,9 +6,9 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from moescope.service.store.codec import decode_posting, decode_totals, encode_account, encode_totals
+from moescope.service.store.codec import decode_posting, decode_totals, encode_both
 from moescope.service.store.damage import TRIES, DamageLog
-from moescope.service.store.records import Key, Posting, StoredTotals
+from moescope.service.store.records import PLACEMENT, Key, Posting, StoredTotals, key_in, name_of
 
 Row = tuple[str, str, int, int, int, object, object, object]
 """A producer's key, when it was born and when it posted, milliseconds, and its account."""
@@ -20,7 +20,7 @@ _BY_KEY: Final = "server = ? AND model = ? AND dp_rank = ? AND pp_rank = ? AND t
 def post(connection: sqlite3.Connection, posting: Posting) -> int:
     """Write an account and its totals; their bytes."""
     at_ms = to_ms(posting.at)
-    account, totals = encode_account(posting.account), encode_totals(posting.account.totals)
+    account, totals = encode_both(posting.account)
     [producer] = connection.execute(
         "INSERT INTO producer (server, model, dp_rank, pp_rank, tp_rank, birth_ms, at_ms, account) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
@@ -40,6 +40,15 @@ def post(connection: sqlite3.Connection, posting: Posting) -> int:
 def forget(connection: sqlite3.Connection, key: Key) -> None:
     """Remove a producer and all that is kept of it."""
     connection.execute(f"DELETE FROM producer WHERE {_BY_KEY}", key)
+    connection.execute("DELETE FROM document WHERE kind = ? AND name = ?", (PLACEMENT, name_of(key)))
+
+
+def remove_leftovers(connection: sqlite3.Connection) -> None:
+    """Remove where the experts are of producers that are no longer kept, as an earlier moescope left it."""
+    names = connection.execute("SELECT name FROM document WHERE kind = ?", (PLACEMENT,)).fetchall()
+    known = set(connection.execute("SELECT server, model, dp_rank, pp_rank, tp_rank FROM producer"))
+    gone = [(PLACEMENT, name) for (name,) in names if key_in(name) not in {None, *known}]
+    connection.executemany("DELETE FROM document WHERE kind = ? AND name = ?", gone)
 
 
 def rows(connection: sqlite3.Connection) -> list[Row]:

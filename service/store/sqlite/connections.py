@@ -28,7 +28,7 @@ class Readers:
     """Connections that only read, kept for the next reader; for all threads."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path: Final = path
         self.recent: Final = RecentBlocks()
         """The blocks of traces that they read last."""
         self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue(_READERS)
@@ -40,11 +40,11 @@ class Readers:
         Raises:
             StoreError: the database can't be read.
         """
-        with failures(self._path):
+        with failures(self.path):
             try:
                 connection = self._idle.get_nowait()
             except queue.Empty:
-                connection = connect(self._path)
+                connection = connect(self.path)
                 connection.execute("PRAGMA query_only = ON")
             try:
                 connection.execute("BEGIN")

@@ -12,7 +12,8 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-_KIND: Final = "run"
+KIND: Final = "run"
+"""Kind of the mark."""
 _CLOSED: Final = b"closed"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -23,10 +24,15 @@ def begin(writer: sqlite3.Connection) -> bool:
     It closed the database, or it ended otherwise and the system has not been started again since: what a
     process has written the system has.
     """
-    found = writer.execute("SELECT content FROM document WHERE kind = ?", (_KIND,)).fetchone()
-    boot_id = _boot_id()
-    _mark(writer, boot_id or b"unknown")
-    return found is not None and found[0] in (_CLOSED, boot_id)
+    whole = is_whole(writer)
+    _mark(writer, _boot_id() or b"unknown")
+    return whole
+
+
+def is_whole(connection: sqlite3.Connection) -> bool:
+    """Whether the last service lost nothing; see :func:`begin`, which marks it as well."""
+    found = connection.execute("SELECT content FROM document WHERE kind = ?", (KIND,)).fetchone()
+    return found is not None and found[0] in (_CLOSED, _boot_id())
 
 
 def end(writer: sqlite3.Connection) -> None:
@@ -37,12 +43,12 @@ def end(writer: sqlite3.Connection) -> None:
 def unmark(copy: sqlite3.Connection) -> None:
     """Remove the mark from a copy: whoever puts it back has what was true when it was made."""
     if copy.execute("SELECT 1 FROM sqlite_schema WHERE name = 'document'").fetchone():
-        copy.execute("DELETE FROM document WHERE kind = ?", (_KIND,))
+        copy.execute("DELETE FROM document WHERE kind = ?", (KIND,))
         copy.commit()
 
 
 def _mark(writer: sqlite3.Connection, content: bytes) -> None:
-    writer.execute("INSERT OR REPLACE INTO document VALUES (?, ?, ?)", (_KIND, _KIND, content))
+    writer.execute("INSERT OR REPLACE INTO document VALUES (?, ?, ?)", (KIND, KIND, content))
 
 
 def _boot_id() -> bytes | None:

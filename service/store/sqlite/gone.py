@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from collections.abc import Sequence
 from typing import Final
 
 from moescope.service.store.interface import Absence
+from moescope.service.store.names import hash_of
 
 _MOST: Final = 1 << 18
 """Names that are remembered: of some 80,000 requests, in about 10 MB."""
@@ -29,7 +29,7 @@ def remember(
         for (name,) in connection.execute("SELECT name FROM request_name WHERE request = ?", request)
     ]
     connection.executemany(
-        "INSERT OR REPLACE INTO gone (name, why) VALUES (?, ?)", [(_hash(name), why) for name in names]
+        "INSERT OR REPLACE INTO gone (name, why) VALUES (?, ?)", [(hash_of(name), why) for name in names]
     )
     connection.execute(
         "DELETE FROM gone WHERE id <= (SELECT max(id) FROM gone) - ?", (min(_MOST, max_bytes // _SHARE),)
@@ -40,12 +40,7 @@ def why_absent(connection: sqlite3.Connection, name: str) -> Absence | None:
     """See :class:`moescope.service.store.interface.Store`."""
     if connection.execute(_INCOMPLETE, (name,)).fetchone():
         return "incomplete"
-    found = connection.execute("SELECT why FROM gone WHERE name = ?", (_hash(name),)).fetchone()
+    found = connection.execute("SELECT why FROM gone WHERE name = ?", (hash_of(name),)).fetchone()
     if found is None:
         return None
     return "evicted" if found[0] == "evicted" else "expired"
-
-
-def _hash(name: str) -> int:
-    """64 bits of a name, as SQLite's signed integer."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)

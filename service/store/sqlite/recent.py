@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import ExpertArray
 from moescope.service.store.sqlite.segments import read_packed
+from moescope.service.store.worker_trace import side_by_side
 
 MOST_BYTES: Final = 8 << 20
 """Bytes of all blocks that are held, packed and unpacked; a larger block is not held."""
@@ -34,6 +35,32 @@ class Place(NamedTuple):
     block: int
 
 
+class Ids(NamedTuple):
+    """The ids of a block, which nobody may write to.
+
+    Attributes:
+        of_layers: for each layer wanted [tokens, top_k].
+        side_by_side: the same memory as [tokens, layers, top_k]; None: top-k differs, or there are none.
+    """
+
+    of_layers: list[ExpertArray]
+    side_by_side: ExpertArray | None
+
+    @property
+    def tokens(self) -> int:
+        """Of each layer, as many as there are of all of them."""
+        return min(map(len, self.of_layers), default=0)
+
+    @classmethod
+    def of(cls, of_layers: list[ExpertArray]) -> Ids:
+        """The ids of these layers, which are copied (once more the bytes, for as long as this takes)."""
+        if len({ids.shape[1] for ids in of_layers}) != 1:
+            return cls(of_layers, None)
+        together = side_by_side(of_layers)
+        together.flags.writeable = False
+        return cls([together[:, at] for at in range(len(of_layers))], together)
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     """A block as it is stored, where it was seen last, what was wanted of it, and what that is."""
@@ -41,7 +68,7 @@ class _Held:
     blob: bytes
     place: Place | None
     asked: tuple[object, ...]
-    ids: list[ExpertArray]
+    ids: Ids
     nbytes: int
 
 
@@ -65,8 +92,8 @@ class RecentBlocks:
         tokens: int,
         wanted: Collection[int] | None,
         place: Place | None = None,
-    ) -> list[ExpertArray]:
-        """The ids of a block, which nobody may write to.
+    ) -> Ids:
+        """The ids of a block.
 
         Args:
             load: reads the block as it is stored; called only if it isn't held for its place.
@@ -81,8 +108,9 @@ class RecentBlocks:
         found = self._again(lambda each: each.blob == blob, asked, place)
         if found is not None:
             return found
-        ids = read_packed(blob, layers, id_bytes, tokens, wanted)
-        made = _Held(blob, place, asked, ids, len(blob) + sum(of_layer.nbytes for of_layer in ids))
+        ids = Ids.of(read_packed(blob, layers, id_bytes, tokens, wanted))
+        nbytes = len(blob) + sum(of_layer.nbytes for of_layer in ids.of_layers)
+        made = _Held(blob, place, asked, ids, nbytes)
         if made.nbytes <= self._most:
             with self._lock:
                 self._held.append(made)
@@ -92,7 +120,7 @@ class RecentBlocks:
 
     def _again(
         self, is_it: Callable[[_Held], bool], asked: tuple[object, ...], place: Place | None
-    ) -> list[ExpertArray] | None:
+    ) -> Ids | None:
         """What is held of a block and was asked for, which is now the newest, and seen at a place."""
         with self._lock:
             for at, each in enumerate(self._held):

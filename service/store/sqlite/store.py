@@ -77,6 +77,7 @@ class SqliteStore:
         self._packer = Packer()
         self._damage = DamageLog(str(self._path))
         self._fits = True
+        self._is_tidy = False
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock: int | None = connections.lock_folder(folder)
@@ -205,6 +206,13 @@ class SqliteStore:
         with self._readers.one() as connection:
             return traces.traces(connection, self._readers, number, layers)
 
+    def traces_of(
+        self, numbers: Sequence[int], layers: Collection[int] | None
+    ) -> dict[int, list[WorkerTrace]]:
+        """What each worker traced of several requests."""
+        with self._readers.one() as connection:
+            return traces.traces_of(connection, self._readers, numbers, layers)
+
     def documents(self, kind: str) -> list[tuple[str, bytes]]:
         """(name, content) of all documents of a kind, by name."""
         with self._readers.one() as connection:
@@ -218,6 +226,10 @@ class SqliteStore:
         self._readers.recent.forget()  # what is removed is soon in no memory either
         history_ms = account_rows.to_ms(now if history_now is None else history_now)
         with connections.failures(self._path):
+            if not self._is_tidy:
+                with connections.transaction(self._writer):
+                    account_rows.remove_leftovers(self._writer)
+                self._is_tidy = True
             kept: set[int] = set()
             try:
                 fits = keep(self._writer, self._retention, account_rows.to_ms(now), history_ms, self._nbytes)

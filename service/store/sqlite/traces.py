@@ -1,36 +1,32 @@
-"""One trace from the embedded store, put together from where its tokens are."""
+"""Traces from the embedded store, put together from where its tokens are."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
 from moescope.capture.wire import Int64Array, MoeLayer
-from moescope.capture.wire.traces import ExpertArray, TracePart
-from moescope.service.store.codec import no_ids, runs_of
+from moescope.capture.wire.traces import TracePart
+from moescope.service.store.codec import runs_of
 from moescope.service.store.damage import DamageLog
-from moescope.service.store.records import StoreError, TraceShape
-from moescope.service.store.sqlite.connections import Readers
-from moescope.service.store.sqlite.recent import Place
-from moescope.service.store.sqlite.segments import read_quick
-from moescope.service.store.steps import read_steps
-from moescope.service.store.worker_trace import (
-    REMOVED,
-    Told,
-    Worker,
-    WorkerTrace,
-    newest_life,
-    pieces_between,
+from moescope.service.store.records import TraceShape
+from moescope.service.store.sqlite.connections import Readers, failures
+from moescope.service.store.sqlite.trace_ids import (
+    Where,
+    read_ids_of,
+    read_side_by_side,
+    read_steps_of,
+    reading,
 )
+from moescope.service.store.worker_trace import Told, Worker, WorkerTrace, newest_life
 
-_MISPLACED: Final = "a damaged trace: some of its tokens are not where they should be"
 _OLD_TOKENS: Final = 1000  # of a segment, in stores up to schema 3
 
 _layers_decoder = msgspec.msgpack.Decoder(list[MoeLayer])
@@ -47,44 +43,36 @@ def _layers_of(blob: bytes) -> tuple[MoeLayer, ...]:
 
 
 _LAYERS: Final = "coalesce((SELECT layers FROM shape WHERE id = trace.shape), layers)"
-# Part, number, tokens of each piece, wherever it is; an old segment has 1000.
+_THESE: Final = "(SELECT value FROM json_each(?1))"
+_TRACES: Final = (
+    f"SELECT request, id, {_LAYERS}, id_bytes, pp_rank, tp_rank, epoch, number, started_step, started_ms, "
+    f"ended_ms FROM trace WHERE request IN {_THESE} AND complete ORDER BY request, pp_rank, tp_rank, id"
+)
+# Trace, part, number, tokens of each piece, wherever it is; an old segment has 1000.
 _PIECES: Final = (
-    "SELECT part, number, tokens FROM piece WHERE trace = ?1 UNION ALL "
-    "SELECT part, number, coalesce(segment.tokens, min(?2, trace_part.tokens - ?2 * number)) "
-    "FROM segment JOIN trace_part USING (trace, part) WHERE trace = ?1 ORDER BY part, number"
+    f"SELECT trace, part, number, tokens FROM piece WHERE trace IN {_THESE} UNION ALL "
+    "SELECT trace, part, number, coalesce(segment.tokens, min(?2, trace_part.tokens - ?2 * number)) "
+    f"FROM segment JOIN trace_part USING (trace, part) WHERE trace IN {_THESE} ORDER BY trace, part, number"
 )
-# Where a piece begins among how many tokens, in a quick blob or not, and the block, or the segment's blob.
-_PIECE: Final = (
-    "SELECT first, block.tokens, FALSE, block.id, NULL FROM piece JOIN block ON block.id = piece.block "
-    "WHERE trace = ?1 AND part = ?2 AND number = ?3 UNION ALL "
-    "SELECT 0, coalesce(tokens, ?4), tokens NOT NULL, NULL, experts FROM segment "
-    "WHERE trace = ?1 AND part = ?2 AND number = ?3"
+# The fields of :class:`_Part`, with runs that are short.
+_PARTS: Final = (
+    "SELECT trace, part, tokens, weights_version, length(runs), coalesce(length(steps), 0), "
+    f"iif(length(runs) <= ?2, runs, NULL) FROM trace_part WHERE trace IN {_THESE} ORDER BY trace, part"
 )
-_BLOCK: Final = "SELECT experts FROM block WHERE id = ?"
+_SHORT_RUNS: Final = 64
+"""Bytes of a part's runs that are read with the part: more than twenty of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a worker's trace is.
+class _Part(NamedTuple):
+    """A part of a trace, without its ids; ``runs`` as they are stored, None if they take many bytes."""
 
-    Attributes:
-        request, trace: their rows' numbers; that of the trace may be another's when this one is gone.
-        layers: all that it has.
-        wanted: the layers to read; None: all.
-        worker: whose trace it is.
-    """
-
-    request: int
     trace: int
-    layers: tuple[MoeLayer, ...]
-    id_bytes: int
-    wanted: Collection[int] | None
-    worker: Worker
-
-    @property
-    def read_layers(self) -> tuple[MoeLayer, ...]:
-        """Those of its layers that are wanted."""
-        return tuple(layer for layer in self.layers if self.wanted is None or layer.layer in self.wanted)
+    part: int
+    tokens: int
+    version: int
+    runs_bytes: int
+    steps_bytes: int
+    runs: bytes | None
 
 
 def shape_of(connection: sqlite3.Connection, part: TracePart, damage: DamageLog) -> TraceShape | None:
@@ -112,57 +100,125 @@ def shape_of(connection: sqlite3.Connection, part: TracePart, damage: DamageLog)
 def traces(
     connection: sqlite3.Connection, readers: Readers, number: int, wanted: Collection[int] | None
 ) -> list[WorkerTrace]:
-    """See :class:`moescope.service.store.interface.Store`; what is read later takes one of ``readers``."""
-    rows = connection.execute(
-        f"SELECT id, {_LAYERS}, id_bytes, pp_rank, tp_rank, epoch, number, started_step, started_ms, "
-        "ended_ms FROM trace WHERE request = ? AND complete ORDER BY pp_rank, tp_rank, id",
-        (number,),
-    ).fetchall()
-    found = []
-    for at in newest_life([Told(Worker(*row[3:6]), *row[6:]) for row in rows]):
-        trace, layers, id_bytes, *who = rows[at]
-        shape = _layers_of(layers)
-        place = _Place(number, trace, shape, id_bytes, wanted, Worker(*who[:3]))
-        found.append(_worker(connection, readers, place))
+    """See :class:`moescope.service.store.interface.Store`; what is read later takes one of ``readers``.
+
+    Raises:
+        ValueError: a trace is damaged.
+    """
+    return _Rows(connection, [number]).workers(readers, number, wanted)
+
+
+def traces_of(
+    connection: sqlite3.Connection, readers: Readers, numbers: Sequence[int], wanted: Collection[int] | None
+) -> dict[int, list[WorkerTrace]]:
+    """Those of several requests, without requests of which a trace is damaged."""
+    rows = _Rows(connection, numbers)
+    found = {}
+    for number in numbers:
+        with suppress(ValueError):
+            found[number] = rows.workers(readers, number, wanted)
     return found
+
+
+def trace_of(connection: sqlite3.Connection, readers: Readers, request: int, trace: int) -> WorkerTrace:
+    """One row of ``trace`` as far as it is kept, complete or not; later reads take one of ``readers``.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    layers, id_bytes, *who = connection.execute(
+        f"SELECT {_LAYERS}, id_bytes, pp_rank, tp_rank, epoch FROM trace WHERE id = ?", (trace,)
+    ).fetchone()
+    where = Where(request, trace, _layers_of(layers), id_bytes, None, Worker(*who))
+    of_trace = _json([trace])
+    return _worker(readers, where, _pieces(connection, of_trace)[trace], _parts(connection, of_trace)[trace])
 
 
 def still_there(connection: sqlite3.Connection, numbers: Collection[int]) -> set[int]:
     """Those of the numbers that are a trace's."""
-    wanted = msgspec.json.encode(sorted(numbers)).decode()
-    rows = connection.execute("SELECT id FROM trace WHERE id IN (SELECT value FROM json_each(?))", (wanted,))
+    rows = connection.execute(f"SELECT id FROM trace WHERE id IN {_THESE}", (_json(sorted(numbers)),))
     return {number for (number,) in rows.fetchall()}
 
 
-def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> WorkerTrace:
-    rows = connection.execute(_PIECES, (place.trace, _OLD_TOKENS)).fetchall()
+class _Rows:
+    """What is stored of the traces of some requests, without ids: three questions, however many they are.
+
+    Args:
+        connection: sees one moment.
+        numbers: of the requests.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, numbers: Sequence[int]) -> None:
+        self._traces: dict[int, list[Any]] = {}
+        for request, *row in connection.execute(_TRACES, (_json(numbers),)).fetchall():
+            self._traces.setdefault(request, []).append(row)
+        traces = _json([row[0] for of_request in self._traces.values() for row in of_request])
+        self._pieces = _pieces(connection, traces)
+        self._parts = _parts(connection, traces)
+
+    def workers(self, readers: Readers, number: int, wanted: Collection[int] | None) -> list[WorkerTrace]:
+        """The traces of a request.
+
+        Raises:
+            ValueError: one is damaged.
+        """
+        rows = self._traces.get(number, [])
+        found = []
+        for at in newest_life([Told(Worker(*row[3:6]), *row[6:]) for row in rows]):
+            trace, layers, id_bytes, *who = rows[at]
+            place = Where(number, trace, _layers_of(layers), id_bytes, wanted, Worker(*who[:3]))
+            found.append(_worker(readers, place, self._pieces[trace], self._parts[trace]))
+        return found
+
+
+def _pieces(connection: sqlite3.Connection, traces: str) -> defaultdict[int, list[list[int]]]:
+    """The pieces (part, number, tokens) of each of these traces, whose numbers are JSON."""
+    found = defaultdict(list)
+    for trace, *piece in connection.execute(_PIECES, (traces, _OLD_TOKENS)).fetchall():
+        found[trace].append(piece)
+    return found
+
+
+def _parts(connection: sqlite3.Connection, traces: str) -> defaultdict[int, list[_Part]]:
+    """The parts of each of these traces, whose numbers are JSON."""
+    found = defaultdict(list)
+    for row in connection.execute(_PARTS, (traces, _SHORT_RUNS)).fetchall():
+        found[row[0]].append(_Part(*row))
+    return found
+
+
+def _json(numbers: Sequence[int]) -> str:
+    return msgspec.json.encode(list(numbers)).decode()
+
+
+def _worker(
+    readers: Readers, place: Where, pieces: Sequence[Sequence[int]], parts: Sequence[_Part]
+) -> WorkerTrace:
+    """A worker's trace of these pieces (part, number, tokens), and parts, in their order.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     try:
-        pieces = np.array(rows, np.int64).reshape(-1, 3)
-    except (TypeError, OverflowError) as error:
+        where = np.array(pieces, np.int64).reshape(-1, 3)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"a damaged trace: {error}") from error
-    tokens = int(pieces[:, 2].sum())
-    parts = connection.execute(
-        "SELECT part, tokens, weights_version, length(runs), coalesce(length(steps), 0) FROM trace_part "
-        "WHERE trace = ? ORDER BY part",
-        (place.trace,),
-    ).fetchall()
-    in_parts = sum(row[1] for row in parts)
+    tokens = int(where[:, 2].sum())
+    in_parts = sum(part.tokens for part in parts)
     if in_parts != tokens:
         raise ValueError(f"a damaged trace: {tokens} of its {in_parts} tokens are there")
-    runs = [row[3] for row in parts]
+    runs = [part.runs_bytes for part in parts]
+    known = [part.runs for part in parts if part.runs is not None]
 
     def read_runs() -> Int64Array:
-        with _reading(readers, place) as connection:
+        if len(known) == len(parts):
+            with failures(readers.path):
+                return runs_of(known, tokens)
+        with reading(readers, place) as connection:
             blobs = connection.execute(
                 "SELECT runs FROM trace_part WHERE trace = ? ORDER BY part", (place.trace,)
             )
             return runs_of((blob for (blob,) in blobs), tokens)
-
-    def read(start: int, end: int) -> tuple[ExpertArray, ...]:
-        return _read(readers, place, pieces, start, end)
-
-    def steps(start: int, end: int) -> Int64Array:
-        return _steps(readers, place, parts, start, end)
 
     return WorkerTrace(
         place.read_layers,
@@ -170,85 +226,10 @@ def _worker(connection: sqlite3.Connection, readers: Readers, place: _Place) -> 
         tokens,
         (sum(runs), max(runs, default=0)),
         read_runs,
-        read,
-        [row[1:3] for row in parts],
+        partial(read_ids_of, readers, place, where),
+        [(part.tokens, part.version) for part in parts],
         place.worker,
-        steps,
-        max((row[4] for row in parts), default=0),
+        partial(read_steps_of, readers, place, [(part.part, part.tokens) for part in parts]),
+        max((part.steps_bytes for part in parts), default=0),
+        partial(read_side_by_side, readers, place, where),
     )
-
-
-def _steps(
-    readers: Readers, place: _Place, parts: Sequence[tuple[int, ...]], start: int, end: int
-) -> Int64Array:
-    """The steps of tokens ``start`` to before ``end``, from the parts (part, tokens, ...)."""
-    found = [np.empty(0, np.int64)]
-    with _reading(readers, place) as connection:
-        for at, a, b in pieces_between(np.array([row[1] for row in parts]), start, end):
-            part, tokens = parts[at][:2]
-            [stored] = connection.execute(
-                "SELECT steps FROM trace_part WHERE trace = ? AND part = ?", (place.trace, part)
-            ).fetchone()
-            found.append(read_steps(stored, tokens, a, b))
-    return np.concatenate(found)
-
-
-@contextmanager
-def _reading(readers: Readers, place: _Place) -> Generator[sqlite3.Connection]:
-    """A connection that sees the trace.
-
-    Raises:
-        StoreError: it is gone.
-    """
-    with readers.one() as connection:
-        found = connection.execute("SELECT request FROM trace WHERE id = ?", (place.trace,)).fetchone()
-        # The numbers of traces are used again, those of requests never.
-        if found != (place.request,):
-            raise StoreError(REMOVED)
-        yield connection
-
-
-def _read(
-    readers: Readers, place: _Place, pieces: Int64Array, start: int, end: int
-) -> tuple[ExpertArray, ...]:
-    """The ids of tokens ``start`` to before ``end``, from the pieces [P, (part, number, tokens)]."""
-    found: list[list[ExpertArray]] = []
-    with _reading(readers, place) as connection:
-        for at, a, b in pieces_between(pieces[:, 2], start, end):
-            part, number, tokens = pieces[at].tolist()
-            row = connection.execute(_PIECE, (place.trace, part, number, tokens)).fetchone()
-            if row is None:
-                raise ValueError(_MISPLACED)
-            first, of, quick, block, blob = row
-            if quick:
-                ids = read_quick(blob, place.layers, place.id_bytes, of, place.wanted)
-            else:
-                ids = _unpacked(readers, connection, place, block, blob, of)
-            if any(len(of_layer) < first + tokens for of_layer in ids):
-                raise ValueError(_MISPLACED)
-            found.append([of_layer[first + a : first + b] for of_layer in ids])
-    if not found:
-        found = [[no_ids(place.id_bytes, layer.top_k) for layer in place.read_layers]]
-    columns = zip(*found, strict=True)
-    experts: tuple[ExpertArray, ...] = (
-        tuple(found[0]) if len(found) == 1 else tuple(np.concatenate(column) for column in columns)
-    )
-    if any(len(of_layer) != end - start for of_layer in experts):
-        raise ValueError(_MISPLACED)
-    return experts
-
-
-def _unpacked(
-    readers: Readers, connection: sqlite3.Connection, place: _Place, block: int | None, blob: bytes, of: int
-) -> list[ExpertArray]:
-    """The ids of a block of `of` tokens, or of an old segment, whose blob is there."""
-    if block is None:
-        return readers.recent.read(lambda: blob, place.layers, place.id_bytes, of, place.wanted)
-    [version] = connection.execute("PRAGMA data_version").fetchone()
-    at = Place(connection, version, block)
-
-    def load() -> bytes:
-        [found] = connection.execute(_BLOCK, (block,)).fetchone()
-        return bytes(found)
-
-    return readers.recent.read(load, place.layers, place.id_bytes, of, place.wanted, at)

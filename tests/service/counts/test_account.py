@@ -280,3 +280,21 @@ def test_another_model_under_the_same_name_begins_again() -> None:
     with pytest.raises(RefusedError, match=r"^layers: .*pid 7 on host a\b.*MOESCOPE_SERVER") as refused:
         account.post(frame({0: [4, 4]}, seq=2, who=producer(host="a", pid=7)))
     assert refused.value.reason == "shape"
+
+
+def test_totals_of_one_start_share_their_arrays_with_what_its_newest_frame_told() -> None:
+    account = Account(max_epochs=2)
+    who = producer(ep_size=2)
+    counts, decode = {1: [2, 2, 1, 1], 3: [0, 0, 0, 2]}, {1: [1, 0, 1, 0], 3: [0, 0, 0, 2]}
+    slots = {
+        "ep_slots": wire.pack_counts(np.array([4, 2, 0, 2])),
+        "decode_ep_slots": wire.pack_counts(np.array([1, 1, 0, 2])),
+    }
+    for seq in (1, 2):
+        account.post(frame(counts, seq=seq, who=who, decode=decode, placement=halves(4, 2), **slots))
+    totals, counted = account.totals, account.life.counted
+    assert totals.counts is counted.counts
+    assert totals.ep_slots is counted.ep_slots
+    assert totals.decode is not None
+    assert counted.decode is not None
+    assert totals.decode.ep_slots is counted.decode.ep_slots

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from moescope.service.measures.loads import max_and_mean
 from moescope.service.measures.summary import Summary, summarise
@@ -21,3 +24,9 @@ def test_the_summary_weighs_layers_by_load_and_names_the_worst() -> None:
 def test_the_summary_of_idle_layers_is_empty() -> None:
     found = summarise([0], *max_and_mean(np.zeros((1, 2))))
     assert found == Summary(None, None, None, None, None, 0)
+
+
+@given(arrays(np.float64, st.integers(1, 12), elements=st.floats(1, 1e6)))
+def test_the_percentiles_are_numpys_bit_for_bit(ratios: np.ndarray) -> None:
+    found = summarise(list(range(len(ratios))), ratios, np.ones(len(ratios)))
+    assert [found.p50, found.p90] == np.percentile(ratios, [50, 90]).tolist()

@@ -9,9 +9,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
 from moescope.service.settings import Settings
 from moescope.service.store.open import open_store
+from tests.service.cli.running import run
 from tests.service.conftest import Clock, Service
 from tests.service.frames import EPOCH, frame, halves, producer
 from tests.service.store.rewriting import rewrite
@@ -132,9 +135,9 @@ def _damage(setting: str) -> None:
         rewrite(store, "trace_part", "runs", "tokens = 6", lambda _: b"\xc1")
 
 
-def _open(start: Callable[..., Service], setting: str, now: float) -> Service:
+def _open(start: Callable[..., Service], setting: str, now: float, **more: Any) -> Service:
     clock = Clock(now)
-    service = start(clock, store=setting, min_tokens=1, history_mib=1)
+    service = start(clock, store=setting, min_tokens=1, history_mib=1, **more)
     service.clock = clock
     return service
 
@@ -162,3 +165,57 @@ def test_both_stores_answer_alike(
     assert damaged["/v1/traces/x1.json"] == answers["/v1/traces/x1.json"]
     [deployment] = damaged["/v1/ranks"][1]["deployments"]
     assert [item["dp_rank"] for item in deployment["dp_ranks"]] == [0, 2, 3]
+
+
+def test_a_folder_that_was_moved_answers_alike(
+    start_service: Callable[..., Service],
+    clickhouse: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, url = tmp_path / "store", f"{clickhouse}/moved_alike"
+    keeps = {f"keep_{name}_s": 1e10 for name in ("1s", "10s", "5min", "traces")}
+    service = _open(start_service, str(folder), BEGIN, **keeps)
+    _feed(service)
+    who = producer(dp_rank=1, dp_size=RANKS, ep_rank=1, ep_size=2, pool="chat")
+    counts = {3: [5, 6, 7, 8], 5: [8, 7, 6, 5]}
+    another = EPOCH + 50 * 10**9
+    placed = halves(4, 2)
+    for second in (2, 4):  # a worker that starts again, and half of a trace
+        counted = {layer: [second * value for value in values] for layer, values in counts.items()}
+        later = frame(counted, who=who, seq=second, top_k=1, epoch=another, steps=second, placement=placed)
+        service.push(later).raise_for_status()
+        service.clock.now += 1.5
+    body = encode_part(part(9, tokens=5, parts=2, who={"dp_size": RANKS}))
+    service.client.post("/v1/traces", content=body, headers={"content-type": TRACE_CONTENT_TYPE})
+    now = service.clock.now
+    start_service.end_all()  # type: ignore[attr-defined]
+    before = _answers(_open(start_service, str(folder), now, **keeps))
+    start_service.end_all()  # type: ignore[attr-defined]
+
+    monkeypatch.setenv("MOESCOPE_STORE", url)
+    for name, seconds in keeps.items():
+        monkeypatch.setenv(f"MOESCOPE_{name.upper()}", str(seconds))
+    for _ in range(2):  # the second time nothing changes
+        done = run("migrate", "--from", folder)
+        assert done.returncode == 0, done.output
+        after = _answers(_open(start_service, url, now, **keeps))
+        start_service.end_all()  # type: ignore[attr-defined]
+        for path, answer in before.items():
+            # A service that is alone shows counters when it has heard its workers again.
+            assert after[path] == answer or path == "/metrics", path
+    assert sum(status == 200 for status, _ in before.values()) > 35
+    both = [_open(start_service, setting, now, **keeps) for setting in (str(folder), url)]
+    for service in both:
+        service.clock.now += 4
+        for rank in range(RANKS):
+            who = producer(dp_rank=rank, dp_size=RANKS, ep_rank=rank % 2, ep_size=2, pool="chat")
+            given = {3: [900 + rank] * 4, 5: [900 + rank] * 4}
+            start = another if rank == 1 else EPOCH
+            made = frame(given, who=who, seq=99, top_k=1, epoch=start, steps=99, placement=placed)
+            service.push(made).raise_for_status()
+        body = encode_part(part(9, tokens=5, part=1, parts=2, who={"dp_size": RANKS}))
+        answer = service.client.post("/v1/traces", content=body, headers={"content-type": TRACE_CONTENT_TYPE})
+        answer.raise_for_status()
+    answers = _assert_alike(*both)
+    assert answers["/v1/traces"][1]["traces"][0]["tokens"] == 10

@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { barTable } from "../bars.js";
 import { AGAIN, MISSING, markKey } from "../columnmarks.js";
 import { choice, h, panel, scroll, setAttribute, setText } from "../dom.js";
-import { count, duration, instant, percent, ranges } from "../format.js";
+import { count, draftsOf, duration, instant, percent, ranges } from "../format.js";
 import { gridPanel } from "../gridpanel.js";
 import { change, link } from "../route.js";
 import { SPAN, bySlot, expertsAt, inCommon, layerExperts, likeBefore, likeOther } from "../routing.js";
@@ -16,6 +16,7 @@ const FORMATS = /** @type {const} */ ([
   ["json", "as the API answers"],
   ["raw", "little-endian int16; its shape is in the header X-Moescope-Shape"],
 ]);
+const ENDINGS = { stop: "it took a token or a text that ends it", length: "it has as many tokens as it may", repetition: "it repeated a pattern", abort: "its client left or aborted it", error: "vLLM failed" };
 const POINT = "Point at a cell for its experts";
 
 /** @returns {import("../main.js").View} */
@@ -122,7 +123,9 @@ function summary(trace) {
     { name: "Prompt", value: count(trace.prompt_tokens), hint: trace.cached_tokens ? `${count(trace.cached_tokens)} of them from a prefix cache, not computed` : "none from a prefix cache" },
     { name: "Preemptions", value: count(trace.preemptions), hint: trace.preemptions ? "positions were computed again" : "" },
     { name: "Layers", value: count(trace.layers.length), hint: `${ranges(trace.layers)}; top-${[...new Set(trace.top_k)].join(", ")} of ${[...new Set(trace.num_experts)].join(", ")}` },
-    { name: "Outcome", value: cut ? "cut off" : "ended", hint: cut ? "its worker was shut down before" : "finished or aborted", level: cut ? "warn" : null },
+    { name: "Outcome", value: cut ? "cut off" : trace.finish_reason || "ended", hint: cut ? "its worker was shut down before" : ENDINGS[trace.finish_reason] ?? "finished or aborted", level: cut ? "warn" : null },
+    ...(draftsOf(trace) ? [{ name: "Drafts accepted", value: draftsOf(trace), hint: "of the drafts that were computed for it" }] : []),
+    ...(trace.lora ? [{ name: "LoRA", value: trace.lora, hint: "its adapter" }] : []),
   ];
 }
 

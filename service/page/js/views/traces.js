@@ -3,7 +3,7 @@
 import { get } from "../api.js";
 import { tag } from "../bars.js";
 import { choice, h, panel, patch, scroll, setAttribute, setText } from "../dom.js";
-import { count, duration, instant } from "../format.js";
+import { count, draftsOf, duration, instant } from "../format.js";
 import { nothing } from "../messages.js";
 import { change, link } from "../route.js";
 import { howToTrace } from "../tracehelp.js";
@@ -114,33 +114,50 @@ function makeFilters() {
   };
 }
 
+/** Columns behind the request: a head, what a trace has in it, whether that is a number, and whether any trace must have it. */
+const COLUMNS = /** @type {const} */ ([
+  { head: "DP rank", text: (trace) => `${trace.dp_rank}`, number: true },
+  { head: "Tokens computed", text: (trace) => count(trace.tokens), number: true },
+  { head: "Prompt", text: (trace) => count(trace.prompt_tokens), number: true },
+  { head: "From cache", text: (trace) => count(trace.cached_tokens), number: true },
+  { head: "Preempted", text: (trace) => count(trace.preemptions), number: true },
+  { head: "Drafts accepted", text: draftsOf, number: true, ifAny: true },
+  { head: "Took", text: (trace) => duration(Math.max(0, trace.ended_at - trace.started_at)), number: true },
+  { head: "Stored", text: (trace) => instant(trace.stored_at) },
+  { head: "LoRA", text: (trace) => trace.lora, ifAny: true },
+  { head: "Ended", text: (trace) => trace.finish_reason, ifAny: true },
+  { head: "", text: () => "" },
+]);
+
 function makeTable() {
   const body = h("tbody");
-  const heads = ["Request", "DP rank", "Tokens computed", "Prompt", "From cache", "Preempted", "Took", "Stored", ""];
+  const heads = COLUMNS.map(({ head, number }) => h(head ? "th" : "td", { scope: head ? "col" : null, class: number ? "number" : null, text: head }));
   const element = h(
     "table",
     { class: "cards" },
     h("caption", { class: "unseen", text: "Traced requests, newest first" }),
-    h("thead", {}, h("tr", {}, ...heads.map((text, i) => h(text ? "th" : "td", { scope: text ? "col" : null, class: i > 0 && i < 7 ? "number" : null, text })))),
+    h("thead", {}, h("tr", {}, h("th", { scope: "col", text: "Request" }), ...heads)),
     body,
   );
-  const create = () => h("tr", {}, h("th", { scope: "row" }, h("a")), ...heads.slice(1).map((name, i) => h("td", { class: i < 6 ? "number" : null, "data-label": name || null })));
+  const create = () => h("tr", {}, h("th", { scope: "row" }, h("a")), ...COLUMNS.map(({ head, number }) => h("td", { class: number ? "number" : null, "data-label": head || null })));
   return {
     element,
     /** @param {any[]} traces @param {number|null} layer that is opened with them */
     update(traces, layer) {
+      const idle = COLUMNS.map((column) => "ifAny" in column && !traces.some(column.text));
+      heads.forEach((cell, i) => (cell.hidden = idle[i]));
       patch(body, traces, create, (tr, trace) => {
         const [head, ...cells] = tr.children;
         setText(head.firstChild, trace.request_id);
         setAttribute(head.firstChild, "href", link("trace", { trace: trace.request_id, layer, at: null, against: null }));
         setAttribute(head, "title", trace.names.join(", "));
-        const texts = [
-          `${trace.dp_rank}`, count(trace.tokens), count(trace.prompt_tokens), count(trace.cached_tokens),
-          count(trace.preemptions), duration(Math.max(0, trace.ended_at - trace.started_at)), instant(trace.stored_at),
-        ];
-        texts.forEach((text, i) => setText(cells[i], text));
+        const last = cells.pop();
+        cells.forEach((cell, i) => {
+          cell.hidden = idle[i];
+          setText(cell, COLUMNS[i].text(trace));
+        });
         const cut = trace.outcome === "cut_off";
-        if (cut !== !!cells[7].firstChild) cells[7].replaceChildren(...(cut ? [tag("warn", "cut off", "Its worker was shut down before vLLM was done with it")] : []));
+        if (cut !== !!last.firstChild) last.replaceChildren(...(cut ? [tag("warn", "cut off", "Its worker was shut down before vLLM was done with it")] : []));
       });
     },
   };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -72,6 +73,24 @@ def test_unchanged_files_are_not_sent_again(service: Service) -> None:
     assert (again.status_code, again.content) == (304, b"")
     other = service.client.get("/page/css/theme.css", headers={"If-None-Match": '"other"'})
     assert other.content == first.content
+
+
+def test_files_are_compressed_for_who_takes_that_and_each_form_has_its_own_tag(service: Service) -> None:
+    url, found = "/page/js/main.js", {}
+    for encoding in ("gzip", "identity"):
+        with service.client.stream("GET", url, headers={"Accept-Encoding": encoding}) as response:
+            found[encoding] = response, b"".join(response.iter_raw())
+    packed, plain = found["gzip"], found["identity"]
+    assert packed[0].headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in plain[0].headers
+    assert gzip.decompress(packed[1]) == plain[1] == (PAGE / "js/main.js").read_bytes()
+    assert len(packed[1]) < len(plain[1]) / 2
+    assert packed[0].headers["vary"] == plain[0].headers["vary"] == "Accept-Encoding"
+    tag = packed[0].headers["etag"]
+    assert tag != plain[0].headers["etag"]
+    for encoding, status in (("gzip", 304), ("identity", 200)):
+        asked = {"Accept-Encoding": encoding, "If-None-Match": tag}
+        assert service.client.get(url, headers=asked).status_code == status
 
 
 @pytest.mark.parametrize("path", ["nothing.js", "../api/app.py", "%2e%2e/settings.py", "vendor/README.md"])

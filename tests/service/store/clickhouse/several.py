@@ -9,13 +9,12 @@ from moescope.capture.wire import Frame
 from moescope.service.api.limits.hearing import Ear
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.drift.baseline import KIND, BaselineBook
-from moescope.service.live.placements import PLACEMENT
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.store.clickhouse.clock import ServerClock
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.limits import Retention
-from moescope.service.store.records import Document, Record, StoreError
+from moescope.service.store.records import PLACEMENT, Document, Record, StoreError
 
 KEPT: Final = "kept"
 UNKEPT: Final = "not kept"

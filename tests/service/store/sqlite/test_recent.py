@@ -35,7 +35,7 @@ def test_a_block_is_unpacked_once_for_each_question(unpacked: list[bytes]) -> No
     blocks, one = RecentBlocks(), block(1)
     for _ in range(3):
         for wanted in (None, [3], [1]):
-            found = blocks.read(lambda: bytes(bytearray(one)), LAYERS, 1, 20, wanted)
+            found = blocks.read(lambda: bytes(bytearray(one)), LAYERS, 1, 20, wanted).of_layers
             expected = [
                 ids
                 for layer, ids in zip(LAYERS, experts_of(1, 20), strict=True)
@@ -84,7 +84,7 @@ def test_a_block_is_read_once_until_something_is_committed(unpacked: list[bytes]
     blocks = RecentBlocks()
 
     def read(blob: bytes, place: Place) -> np.ndarray:
-        return blocks.read(lambda: load(blob), LAYERS, 1, 20, None, place)[1]
+        return blocks.read(lambda: load(blob), LAYERS, 1, 20, None, place).of_layers[1]
 
     for _ in range(3):
         np.testing.assert_array_equal(read(one, Place(connection, 1, 7)), experts_of(1, 20)[1])

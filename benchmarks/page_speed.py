@@ -1,0 +1,197 @@
+"""How fast the page is on a slow computer: a large heatmap, hundreds of ranks, and the first load.
+
+    python -m benchmarks.page_speed
+
+Headless Chromium without a GPU, its processor slowed four times, beside a service and a simulated fleet with
+a frame a second from each rank: 32 ranks with 61 layers of 384 experts for the heatmap, 256 ranks with 58
+layers of 256 experts for the overview and the load.
+
+- heatmap: intervals of requestAnimationFrame while the view has an update a second.
+- overview: the processor's time of an update, script, style and layout and all else, and the longest task.
+  "first" is from a click on the menu until the view has its rows.
+- load: what the first visit fetches, as it goes over the wire, until the network is quiet, and when the
+  page had painted and had all of its data. "files" are those of the page; "data" are answers of the API.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from playwright.sync_api import Browser, CDPSession
+
+from benchmarks.page_heatmap import RECORD, counters, running, wait_for
+from devkit.processes import free_port
+from tests.browser.chrome import Watched, chromium
+
+RESULTS: Final = Path(__file__).parent / "results" / "page_speed.json"
+SLOWED: Final = 4
+TASKS: Final = """() => {
+    window.tasks = [];
+    new PerformanceObserver(list => {
+        for (const entry of list.getEntries()) window.tasks.push(entry.duration);
+    }).observe({type: "longtask", buffered: false});
+}"""
+PAINTED: Final = """() => ({
+    first_paint_ms: performance.getEntriesByName("first-contentful-paint")[0]?.startTime,
+    last_data_ms: Math.max(0, ...performance.getEntriesByType("resource")
+        .filter(entry => entry.name.includes("/v1/")).map(entry => entry.responseEnd)),
+})"""
+SHOWN: Final = """async () => {
+    const began = performance.now();
+    location.hash = "#/overview?window=1m";
+    while (document.querySelectorAll("main table tbody tr").length < 8) {
+        await new Promise(requestAnimationFrame);
+    }
+    await new Promise(requestAnimationFrame);
+    return performance.now() - began;
+}"""
+
+
+@contextmanager
+def fleet(ranks: int, layers: int, experts: int) -> Iterator[str]:
+    """The address of a service that has been told of a fleet for some seconds, and is told on."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    shape = ("--ranks", str(ranks), "--layers", str(layers), "--experts", str(experts))
+    with running("serve", "--port", str(port), "--no-store"):
+        wait_for(f"{url}/readyz")
+        with running("simulate", "--url", url, *shape):
+            time.sleep(8)
+            yield url
+
+
+def slowed(watched: Watched) -> CDPSession:
+    """A session of a page whose processor is slowed."""
+    cdp = watched.context.new_cdp_session(watched.page)
+    cdp.send("Performance.enable")
+    cdp.send("Emulation.setCPUThrottlingRate", {"rate": SLOWED})
+    return cdp
+
+
+def heatmap(browser: Browser, url: str, seconds: float) -> dict[str, Any]:
+    """Frames of the heatmap."""
+    watched = Watched(browser)
+    page = watched.open(url, "#/heatmap?window=1m")
+    cdp = slowed(watched)
+    page.wait_for_timeout(5000)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    before = counters(cdp)
+    page.evaluate(RECORD)
+    page.wait_for_timeout(1000 * seconds)
+    intervals = np.array(page.evaluate("window.intervals"))
+    after = counters(cdp)
+    updates = sum("/v1/view" in item for item in requests)
+    watched.close()
+    p50, p95, p99 = np.percentile(intervals, [50, 95, 99])
+    return {
+        "updates": updates,
+        "frames": len(intervals),
+        "frame_ms": {"p50": round(p50, 1), "p95": round(p95, 1), "p99": round(p99, 1)},
+        "task_ms_per_update": _per_update(before, after, "TaskDuration", updates),
+        "script_ms_per_update": _per_update(before, after, "ScriptDuration", updates),
+    }
+
+
+def overview(browser: Browser, url: str, seconds: float) -> dict[str, Any]:
+    """Updates of the overview, and its first one after another view."""
+    watched = Watched(browser)
+    page = watched.open(url, "#/ranks?window=1m")
+    cdp = slowed(watched)
+    page.wait_for_timeout(3000)
+    first = page.evaluate(SHOWN)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.evaluate(TASKS)
+    before = counters(cdp)
+    page.wait_for_timeout(1000 * seconds)
+    tasks = page.evaluate("window.tasks")
+    after = counters(cdp)
+    updates = sum("/v1/view" in item for item in requests)
+    watched.close()
+    return {
+        "first_ms": round(first),
+        "updates": updates,
+        "task_ms_per_update": _per_update(before, after, "TaskDuration", updates),
+        "script_ms_per_update": _per_update(before, after, "ScriptDuration", updates),
+        "layout_ms_per_update": _per_update(before, after, "LayoutDuration", updates),
+        "tasks_over_50_ms": len(tasks),
+        "longest_task_ms": round(max(tasks, default=0.0)),
+    }
+
+
+def load(browser: Browser, url: str) -> dict[str, Any]:
+    """The first visit, with nothing in the cache."""
+    watched = Watched(browser)
+    cdp = slowed(watched)
+    cdp.send("Network.enable")
+    kinds: dict[str, str] = {}
+    sizes: dict[str, int] = {"files": 0, "data": 0}
+    counts: dict[str, int] = {"files": 0, "data": 0}
+
+    def answered(event: dict[str, Any]) -> None:
+        kinds[event["requestId"]] = "data" if "/v1/" in event["response"]["url"] else "files"
+
+    def ended(event: dict[str, Any]) -> None:
+        kind = kinds.get(event["requestId"])
+        if kind is not None:
+            sizes[kind] += int(event["encodedDataLength"])
+            counts[kind] += 1
+
+    cdp.on("Network.responseReceived", answered)
+    cdp.on("Network.loadingFinished", ended)
+    page = watched.open(url, "")
+    page.wait_for_selector("main table tbody tr", state="attached")
+    page.wait_for_timeout(500)
+    timing = page.evaluate(PAINTED)
+    watched.close()
+    return {
+        "files": counts["files"],
+        "files_bytes": sizes["files"],
+        "data": counts["data"],
+        "data_bytes": sizes["data"],
+        **{name: round(value) for name, value in timing.items()},
+    }
+
+
+def told(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What was found, printed."""
+    print(name, json.dumps(found), flush=True)
+    return found
+
+
+def _per_update(before: dict[str, float], after: dict[str, float], name: str, updates: int) -> float:
+    return round(1000 * (after[name] - before[name]) / max(1, updates), 1)
+
+
+def main() -> None:
+    """Measure, print, keep the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=30, help="of each view (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help=f"results file (default: {RESULTS.name})")
+    parser.add_argument("--no-results", action="store_true", help="write none")
+    options = parser.parse_args()
+    found: dict[str, Any] = {"slowed": SLOWED}
+    with chromium() as browser:
+        with fleet(32, 61, 384) as url:
+            found["heatmap"] = told("heatmap", heatmap(browser, url, options.seconds))
+        with fleet(256, 58, 256) as url:
+            found["load"] = told("load", load(browser, url))
+            found["overview"] = told("overview", overview(browser, url, options.seconds))
+    found["load_average"], found["cores"] = round(os.getloadavg()[0], 1), os.cpu_count()
+    if not options.no_results:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
