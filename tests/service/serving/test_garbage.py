@@ -12,7 +12,7 @@ import pytest
 <<<<<<<< HEAD:tests/service/serving/test_garbage.py
 from moescope.service.serving.garbage import no_search, searching
 ========
-from moescope.service.metrics.collecting import no_search, searching
+from moescope.service.serving.garbage import no_search, searching
 >>>>>>>> service:tests/service/metrics/test_collecting.py
 
 
