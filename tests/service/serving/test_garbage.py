@@ -9,11 +9,7 @@ from collections.abc import Generator
 
 import pytest
 
-<<<<<<<< HEAD:tests/service/serving/test_garbage.py
 from moescope.service.serving.garbage import no_search, searching
-========
-from moescope.service.serving.garbage import no_search, searching
->>>>>>>> service:tests/service/metrics/test_collecting.py
 
 
 class _Cycle:
