@@ -72,15 +72,18 @@ class ModelSession:
             self._binding.unbind()
             self._capturer.disable(lost)
 
-    def follow_kernels(self) -> None:
-        """Bind again before a step if vLLM may have made kernels anew since the last one.
+    def step_begins(self) -> None:
+        """A step, or a dummy one, is about to run: bind again if vLLM may have made kernels anew before it.
 
         Only here, as the last call that changes weights isn't known: in the midst of them a layer may have no
         kernel. What vLLM didn't tell is seen by looking at one layer in each step.
         """
-        if self.weights.touched or self._binding.looks_left():
-            self.weights.touched = False
+        weights = self.weights
+        if weights.touched or self._binding.looks_left():
+            weights.touched = False
             self.rebind()
+        if weights.awaits_step:
+            weights.step_begins()
 
     def close(self) -> None:
         """Leave the model as it was: no router calls the capturer any more."""

@@ -179,7 +179,8 @@ class CaptureSession:
             self._end()
             if self._traces is not None:
                 self._traces.end_step(self._outcome)
-            self.capturer.raise_owed()
+            if self.capturer.owes:
+                self.capturer.raise_owed()
 
     def step_returned(self, output: Any) -> None:
         """`output` is what the worker returns to the scheduler, of a step or of its sampling."""
@@ -196,7 +197,7 @@ class CaptureSession:
     def idle_step_begins(self) -> None:
         """A dummy step is about to run."""
         if self._serving:
-            self._guarded(self._model.follow_kernels)
+            self._guarded(self._model.step_begins)
 
     def idle_step(self) -> None:
         """A dummy step was run because another DP rank has work.
@@ -258,8 +259,7 @@ class CaptureSession:
                 self._placed.step_begins()
             tokens = self._phases.begin_step(scheduler_output)
             if tokens.tokens:
-                self._model.follow_kernels()
-                self._model.weights.step_begins()
+                self._model.step_begins()
                 self.capturer.begin_step_of(tokens)
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             self._fault(error)

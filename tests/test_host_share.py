@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.host_share import MODES, measure
 
-MOST_CALLS = 46
+MOST_CALLS = 33
 """Of a step without traces; each takes about 0.1 us. `python -m benchmarks.host_share` prints them."""
 MOST_WITH_TRACES = 24
 """More, where requests may ask for a trace and none of the batch did."""

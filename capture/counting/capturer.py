@@ -39,6 +39,9 @@ class RoutingCapturer:
         disabled_reason: why capture has stopped for good, or None.
         has_served: whether vLLM has begun to serve, as whoever owns the capturer says.
         ranks: this worker's; may be replaced between steps.
+        awaits_phases: whether the step under way has tokens of both phases, and `set_phases` was not called
+            for it.
+        owes: whether `raise_owed` will raise.
         before_raise: called with the message before the AssertionError of an unknown row layout is raised.
 
     Args:
@@ -69,7 +72,7 @@ class RoutingCapturer:
         self._phases = PinnedRing(buffers.phases)
         self._step: StepTokens | None = None
         self._place = 0
-        self._awaits_phases = False
+        self.awaits_phases = self.owes = False
         self._owed: AssertionError | None = None
         self._handle = next(_handles)
         _capturers[self._handle] = self
@@ -88,11 +91,6 @@ class RoutingCapturer:
     def word_writer(self) -> str:
         """How the step's word reaches the device: the name of a `WordWriter`."""
         return self._word.name
-
-    @property
-    def awaits_phases(self) -> bool:
-        """Whether the step under way has tokens of both phases, and `set_phases` was not called for it."""
-        return self._awaits_phases
 
     def begin_step(self, num_tokens: int, decode_tokens: int = 0) -> None:
         """A step begins. What the device must know of it reaches the device in the order of the stream.
@@ -113,7 +111,7 @@ class RoutingCapturer:
         ring, phase = self.buffers.ring, step.phase
         self._place = 0 if ring is None else ring.begin_step(self.totals.forward_passes)
         self._strategy.begin_step()
-        self._awaits_phases = phase is Phase.MIXED
+        self.awaits_phases = phase is Phase.MIXED
         self._announce(Phase.PREFILL if phase is Phase.MIXED else phase)
 
     def set_phases(self, phases: UInt8Array) -> None:
@@ -126,7 +124,7 @@ class RoutingCapturer:
             ValueError: they are not as many as the step's tokens, or the step has more than it may.
         """
         step = self._step
-        if step is None or not self._awaits_phases:
+        if step is None or not self.awaits_phases:
             return
         if len(phases) != step.tokens or int(np.count_nonzero(phases)) != step.decode:
             raise ValueError(f"{len(phases)} phases, {np.count_nonzero(phases)} of decode, for {step}")
@@ -136,7 +134,7 @@ class RoutingCapturer:
         self._phases.buffer()[: len(phases)] = phases
         self._phases.upload(len(phases))
         self._announce(Phase.MIXED)
-        self._awaits_phases = False
+        self.awaits_phases = False
 
     def end_step(self) -> None:
         """The step's forward pass is enqueued: routing calls count nothing until the next step."""
@@ -144,8 +142,8 @@ class RoutingCapturer:
         if step is not None and self.disabled_reason is None:
             self._strategy.end_step()
             self._word.write(0)
-            self.totals = self.totals.with_step(step, phases_known=not self._awaits_phases)
-        self._awaits_phases = False
+            self.totals = self.totals.with_step(step, phases_known=not self.awaits_phases)
+        self.awaits_phases = False
 
     def raise_owed(self) -> None:
         """Raise the error of an unknown row layout that a microbatch's thread met; counting has ended then.
@@ -155,7 +153,7 @@ class RoutingCapturer:
         Raises:
             AssertionError: see above.
         """
-        error, self._owed = self._owed, None
+        error, self._owed, self.owes = self._owed, None, False
         if error is not None:
             self.before_raise(str(error))
             raise error
@@ -254,7 +252,7 @@ class RoutingCapturer:
             return rows_of_call(num_rows, self.ranks, rows, tokens, capturing)
         except AssertionError as error:
             if self._raises and rows.microbatch != WHOLE:
-                self._owed = error
+                self._owed, self.owes = error, True
             elif self._raises:
                 self.disabled_reason = str(error)  # frames say so, should any go out
                 self.before_raise(self.disabled_reason)

@@ -44,8 +44,9 @@ class WordWriter(Protocol):
 
     name: str
 
-    def write(self, value: int) -> None:
-        """Enqueue the write of ``value``, from 0 to 2**63 - 1, in the current stream; never waits."""
+    @property
+    def write(self) -> Callable[[int], object]:
+        """What enqueues the write of a value, from 0 to 2**63 - 1, in the current stream; it never waits."""
 
 
 class FillWriter:
@@ -53,16 +54,15 @@ class FillWriter:
 
     Args:
         word: int64 [1].
+
+    Attributes:
+        write: see `WordWriter.write`; torch's own function, since each step calls it twice.
     """
 
     name = "fill"
 
     def __init__(self, word: torch.Tensor) -> None:
-        self._word = word
-
-    def write(self, value: int) -> None:
-        """See `WordWriter.write`."""
-        self._word.fill_(value)
+        self.write: Callable[[int], object] = word.fill_
 
 
 class StreamWriter:
@@ -85,7 +85,7 @@ class StreamWriter:
     def write(self, value: int) -> None:
         """See `WordWriter.write`."""
         if not self._refused:
-            status = self.try_write(value)
+            status = self._call(self._stream_of(self._device), self._address, value, WRITE_DEFAULT)
             if status == 0:
                 return
             self._refused, self.name = True, FillWriter.name
@@ -93,7 +93,7 @@ class StreamWriter:
         self._fill.write(value)
 
     def try_write(self, value: int) -> int:
-        """As `write`, and returns the driver's error, or 0; without a fill."""
+        """A write that returns the driver's error, or 0, and is not made good by a fill."""
         return int(self._call(self._stream_of(self._device), self._address, value, WRITE_DEFAULT))
 
 

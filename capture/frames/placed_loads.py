@@ -31,6 +31,7 @@ class PlacedLoads:
         eplb: follows EPLB, where it moves experts; or None.
         ring: slots by EP rank are counted with it; or None.
         history: of the loads of single steps; None where they aren't told.
+        follows: whether `step_begins` has anything to do: vLLM may move experts.
     """
 
     def __init__(
@@ -51,16 +52,12 @@ class PlacedLoads:
         self.ring = open_ring(survey, producer, vllm_config, device, unavailable, self.eplb, microbatches)
         self.history = None if self.ring_of_steps is None else StepHistory(self.ring_of_steps.version)
         self._maps = None if self.ring is None else self.ring.maps
+        self.follows = self.eplb is not None or self._maps is not None
 
     @property
     def ring_of_steps(self) -> LoadRing | None:
         """The ring, if it has the loads of single steps."""
         return None if self.ring is None or not self.ring.capacity else self.ring
-
-    @property
-    def follows(self) -> bool:
-        """Whether `step_begins` has anything to do: vLLM may move experts."""
-        return self.eplb is not None or self._maps is not None
 
     def moving(self, layers: Sequence[MoeLayer]) -> MovingPlacement | None:
         """What tells the placement of the covered layers where EPLB moves experts."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Any, Final, Protocol
 
 import torch
 
 from moescope.capture.seam.coverage import CaptureFn, RoutedLayer, what_routes
 from moescope.capture.seam.slots import holder_of, weakly
+
+_KERNEL_AND_ROUTER: Final = attrgetter("routed_experts.quant_method.moe_kernel.impl.fused_experts", "router")
+"""All that `what_routes` depends on, since a kernel is of one kind, in one call. Older vLLMs don't have it;
+modules that route by themselves don't either."""
 
 Look = Callable[[RoutedLayer], RoutedLayer | str]
 """Looks at a covered layer anew: the layer with the slot that it has now, or why it can't be counted."""
@@ -66,7 +71,7 @@ class RouterBinding:
         self._layers = list(routed)
         self._routers: list[Any] = [layer.router for layer in routed]
         self._callbacks: list[LayerCallback | None] = [None] * len(routed)
-        self._seen = [weakly(_what_routes(layer)) for layer in routed]
+        self._seen = [_Seen(layer.module) for layer in routed]
         self._next = 0
 
     def looks_left(self) -> bool:
@@ -78,7 +83,12 @@ class RouterBinding:
         if not self._layers:
             return False
         self._next = (self._next + 1) % len(self._layers)
-        return _what_routes(self._layers[self._next]) is not self._seen[self._next]()
+        seen = self._seen[self._next]
+        try:
+            kernel, router = _KERNEL_AND_ROUTER(seen.module)
+        except AttributeError:
+            return seen.is_another()
+        return (kernel is not seen.kernel() or router is not seen.router()) and seen.is_another()
 
     def renew(self) -> str | None:
         """Find each layer's slot again; `bind` must follow. Not within a step.
@@ -97,7 +107,7 @@ class RouterBinding:
             elif holder_of(found.router) is not holder_of(self._routers[ordinal]):
                 self._give_back(ordinal)
                 self._routers[ordinal] = found.router
-            self._seen[ordinal] = weakly(_what_routes(layer))
+            self._seen[ordinal] = _Seen(layer.module)
         return lost
 
     def bind(self) -> int:
@@ -130,9 +140,38 @@ class RouterBinding:
         self._callbacks[ordinal] = None
 
 
-def _what_routes(layer: RoutedLayer) -> Any:
-    """What routes in a layer; None where that can't be told, as in a module that has no kernel just then."""
+class _Seen:
+    """What routed in a module when it was looked at.
+
+    Attributes:
+        module: vLLM's.
+        kernel, router: give what `_KERNEL_AND_ROUTER` finds; None where it finds nothing.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self._routes = weakly(_what_routes(module))
+        self.kernel, self.router = _in_short(module)
+
+    def is_another(self) -> bool:
+        """Whether another object routes now. If not, what `_KERNEL_AND_ROUTER` finds is noted anew."""
+        if _what_routes(self.module) is not self._routes():
+            return True
+        self.kernel, self.router = _in_short(self.module)
+        return False
+
+
+def _in_short(module: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
     try:
-        return what_routes(layer.module)
+        kernel, router = _KERNEL_AND_ROUTER(module)
+    except AttributeError:
+        kernel = router = None
+    return weakly(kernel), weakly(router)
+
+
+def _what_routes(module: Any) -> Any:
+    """What routes in a module; None where that can't be told, as in one that has no kernel just then."""
+    try:
+        return what_routes(module)
     except Exception:  # noqa: BLE001 - `renew` says what is wrong with it
         return None

@@ -65,6 +65,7 @@ class WeightsWatch:
         now: the weights in use; any thread may read it.
         touched: whether vLLM was called since this was last set to False, in any way that may have made
             kernels anew: also with a chunk of a change already told, and with what only ends a transfer.
+        awaits_step: whether `step_begins` has anything to do.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class WeightsWatch:
         self._within = 0
         self._transfer: str | None = None  # the call that began the transfer under way
         self._transferred = False
-        self._lost = self._loading = False
+        self._lost = self._loading = self.awaits_step = False
         self._model, self._load = model, getattr(model, "load_weights", None)
         if callable(self._load):
             model.__dict__["load_weights"] = self._load_weights
@@ -99,7 +100,7 @@ class WeightsWatch:
 
     def step_begins(self) -> None:
         """A step, or a dummy one, is about to run: what is loaded from now on is another change."""
-        self._loading = False
+        self._loading = self.awaits_step = False
         if self._lost:
             self._change("")
 
@@ -151,7 +152,8 @@ class WeightsWatch:
         return "" if told is None or told == self._first_name else str(told)
 
     def _lose(self, lost: bool) -> None:
-        self._lost = self._lost or (lost and self._discards)
+        if lost and self._discards:
+            self._lost = self.awaits_step = True
 
     def _load_weights(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own ``load_weights``."""
@@ -164,10 +166,10 @@ class WeightsWatch:
             self.touched = True
             if not (self._within or self._transfer or self._loading):
                 self._change("")
-                self._loading = True
+                self._loading = self.awaits_step = True
 
     def _change(self, label: str) -> None:
-        self._lost = self._loading = False
+        self._lost = self._loading = self.awaits_step = False
         self.now = Weights(self.now.version + 1, label[:MAX_LABEL])
         self._since.append((self._passes(), self.now.version))
         self._changed()

@@ -40,6 +40,7 @@ class PhaseTracker:
         self._prefilling: set[str] = set()
         self._elsewhere: set[str] = set()
         self._drafts: dict[str, int] = {}
+        self._decode = StepTokens(0, 0)
 
     def begin_step(self, scheduler_output: Any) -> StepTokens:
         """A step is about to run, or a call that only says which requests are done."""
@@ -53,14 +54,17 @@ class PhaseTracker:
                 self._elsewhere.add(new.req_id)
             self._note(new.req_id, new.num_computed_tokens, starts=True)
         cached = scheduler_output.scheduled_cached_reqs
-        self._prefilling.update(cached.resumed_req_ids)
+        if cached.resumed_req_ids:
+            self._prefilling.update(cached.resumed_req_ids)
         if self._prefilling:
             for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
                 if request_id in self._prefilling:
                     self._note(request_id, computed, starts=request_id in cached.resumed_req_ids)
         total = scheduled_tokens(scheduler_output)
         if not self._prefilling:
-            return StepTokens(total, total)
+            if self._decode.tokens != total:  # a steady batch has as many tokens in each step
+                self._decode = StepTokens(total, total)
+            return self._decode
         num_tokens = scheduler_output.num_scheduled_tokens
         self._drafts = self._drafts_behind_prompts(scheduler_output)
         prefill = sum(num_tokens.get(name, 0) for name in self._prefilling) - sum(self._drafts.values())

@@ -43,13 +43,13 @@ class Totals(NamedTuple):
 
     def with_step(self, step: StepTokens, phases_known: bool = True) -> Totals:
         """These totals and one more step that computed tokens."""
-        phase = step.phase
+        tokens, decode = step
         return Totals(
-            tokens=self.tokens + step.tokens,
-            steps=self.steps + 1,
-            idle_steps=self.idle_steps,
-            decode_tokens=self.decode_tokens + step.decode,
-            decode_steps=self.decode_steps + (phase is Phase.DECODE),
-            mixed_steps=self.mixed_steps + (phase is Phase.MIXED),
-            phases_known=self.phases_known and phases_known,
+            self.tokens + tokens,
+            self.steps + 1,
+            self.idle_steps,
+            self.decode_tokens + decode,
+            self.decode_steps + (0 < decode == tokens),
+            self.mixed_steps + (0 < decode != tokens),
+            self.phases_known and phases_known,
         )

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from moescope.service.api.schemas.json_ids import json_ids
 from moescope.service.api.schemas.trace_formats import JSON_BYTES, position_bytes, rows_of
 from moescope.service.store.records import TracedRequest
 from moescope.service.traces.export import LeftOut, Piece
@@ -69,7 +70,7 @@ def _line(item: Piece | LeftOut) -> dict[str, Any]:
         "top_k": [layer.top_k for layer in routing.layers],
         "first_position": item.first,
         "times_computed": item.rows.times.tolist(),
-        "routed_experts": item.rows.experts.tolist(),
+        "routed_experts": msgspec.Raw(json_ids(item.rows.experts)),
         "last": item.last,
     }
 

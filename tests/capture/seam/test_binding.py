@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
 
 from moescope.capture.seam.binding import RouterBinding
 from moescope.capture.seam.coverage import CaptureFn, RoutedLayer
 from moescope.capture.wire import MoeLayer
+from tests.capture.seam.runners import runner
 
 
 class Calls:
@@ -91,3 +94,20 @@ def test_unbinding_leaves_a_slot_alone_that_somebody_else_took() -> None:
     assert router.capture_fn is theirs
     route(router, 3)
     assert calls.seen == []
+
+
+def test_a_kernel_made_anew_behind_the_same_router_is_no_other_router_but_another_router_is() -> None:
+    module = runner(0)
+    binding = RouterBinding((RoutedLayer(MoeLayer(0, 8, 2), module.router, module),), Calls())
+    assert not binding.looks_left()
+    module.routed_experts.quant_method.moe_kernel = SimpleNamespace(
+        impl=SimpleNamespace(fused_experts=object())
+    )
+    assert not binding.looks_left()
+    assert not binding.looks_left()
+    module.routed_experts.quant_method.moe_kernel = None
+    assert not binding.looks_left()
+    module.router = runner(0).router
+    assert binding.looks_left()
+    binding.renew()
+    assert not binding.looks_left()
