@@ -17,10 +17,10 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client.exposition import gzip_accepted
 from starlette.exceptions import HTTPException
 
 from moescope.service.api.params.checked import CheckedRoute
+from moescope.service.metrics.text.exposition import takes_gzip
 
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -99,7 +99,7 @@ def _assets(folder: Traversable, prefix: str) -> Iterator[tuple[str, _Asset]]:
 
 
 def _answer(request: Request, asset: _Asset) -> Response:
-    form = asset.packed if gzip_accepted(request.headers.get("accept-encoding", "")) else asset.plain
+    form = asset.packed if takes_gzip(request.headers.get("accept-encoding", "")) else asset.plain
     headers = {
         **form.headers,
         "Cache-Control": "no-cache",  # ask each time; unchanged files are answered with 304

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from moescope.service.metrics.text.writer import Families, Writer, without_created
@@ -19,6 +19,7 @@ from moescope.service.serving.garbage import no_search
 _LEVEL: Final = 1
 # Our names are valid in the classic alphabet, so these ways of escaping names change nothing.
 _HARMLESS: Final = ("", "underscores", "allow-utf-8")
+_REFUSAL: Final = re.compile(r"q=0(\.0*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,15 @@ class Wanted:
         return {**headers, "content-encoding": "gzip"} if self.compressed else headers
 
 
+def takes_gzip(accept_encoding: str) -> bool:
+    """Whether a client's header Accept-Encoding names gzip, and not to refuse it, as the weight 0 does."""
+    for item in accept_encoding.lower().split(","):
+        coding, *parameters = (part.strip() for part in item.split(";"))
+        if coding == "gzip":
+            return not any(_REFUSAL.fullmatch(parameter) for parameter in parameters)
+    return False
+
+
 def negotiate(accept: str, accept_encoding: str) -> Wanted:
     """The form that a scrape's headers Accept and Accept-Encoding ask for."""
     encode, content_type = choose_encoder(accept)
@@ -55,7 +65,7 @@ def negotiate(accept: str, accept_encoding: str) -> Wanted:
     return Wanted(
         openmetrics=content_type.startswith("application/openmetrics-text"),
         escaping="" if escaping is None else escaping[1],
-        compressed=gzip_accepted(accept_encoding),
+        compressed=takes_gzip(accept_encoding),
         content_type=content_type,
         encode=encode,
     )

@@ -77,12 +77,13 @@ def test_unchanged_files_are_not_sent_again(service: Service) -> None:
 
 def test_files_are_compressed_for_who_takes_that_and_each_form_has_its_own_tag(service: Service) -> None:
     url, found = "/page/js/main.js", {}
-    for encoding in ("gzip", "identity"):
+    for encoding in ("gzip", "identity", "gzip;q=0"):
         with service.client.stream("GET", url, headers={"Accept-Encoding": encoding}) as response:
             found[encoding] = response, b"".join(response.iter_raw())
     packed, plain = found["gzip"], found["identity"]
     assert packed[0].headers["content-encoding"] == "gzip"
     assert "content-encoding" not in plain[0].headers
+    assert found["gzip;q=0"][1] == plain[1]
     assert gzip.decompress(packed[1]) == plain[1] == (PAGE / "js/main.js").read_bytes()
     assert len(packed[1]) < len(plain[1]) / 2
     assert packed[0].headers["vary"] == plain[0].headers["vary"] == "Accept-Encoding"

@@ -197,6 +197,22 @@ def test_whatever_is_asked_for_is_what_the_library_would_answer(accept: str) -> 
     assert gzip.decompress(bodies[zipped]) == bodies[plain]
 
 
+@pytest.mark.parametrize(
+    ("header", "taken"),
+    [
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("gzip;q=0.001", True),
+        ("", False),
+        ("br, x-gzip2", False),
+        ("gzip;q=0, identity", False),
+        ("br, gzip; q=0.000", False),
+    ],
+)
+def test_gzip_is_for_who_names_it_and_does_not_refuse_it(header: str, taken: bool) -> None:
+    assert negotiate("", header).compressed is taken
+
+
 def test_scrapers_can_ask_for_few_forms_whatever_they_send() -> None:
     kinds = ("text/plain", "application/openmetrics-text")
     escapings = ("", "allow-utf-8", "underscores", "dots", "values", "none")
