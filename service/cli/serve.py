@@ -15,7 +15,7 @@ from moescope.service.cli.terminal import ending_at
 from moescope.service.logs import set_up_logging
 from moescope.service.metrics.alerts import what_is_silent
 from moescope.service.serving.allocator import return_large_arrays, trimming
-from moescope.service.serving.collecting import searching
+from moescope.service.serving.garbage import searching
 from moescope.service.settings import (
     NO_STORE,
     ClickHouseUrl,

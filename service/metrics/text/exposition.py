@@ -13,7 +13,7 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.registry import Collector
 
 from moescope.service.metrics.text.writer import Families, Writer, without_created
-from moescope.service.serving.collecting import no_search
+from moescope.service.serving.garbage import no_search
 
 # At 100k series level 6 takes 16 times as long as level 1.
 _LEVEL: Final = 1

@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 import pytest
 
-from moescope.service.serving.collecting import no_search, searching
+from moescope.service.serving.garbage import no_search, searching
 
 
 class _Cycle:
