@@ -92,7 +92,7 @@ def sending(address: str, layers: int) -> Iterator[list[float]]:
 
 def told(name: str, took: Sequence[float]) -> None:
     """Print the quantiles of some durations."""
-    cuts = statistics.quantiles(took, n=100)
+    cuts = statistics.quantiles(took, n=100, method="inclusive")
     print(
         f"{name}: p50 {cuts[49] * 1e3:.0f} ms, p99 {cuts[98] * 1e3:.0f} ms, longest {max(took) * 1e3:.0f} ms "
         f"({len(took)})",

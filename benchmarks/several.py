@@ -118,7 +118,7 @@ def side_by_side(ranks: int, services: Sequence[int], seconds: float) -> None:
             before = [cpu_s(pid) for pid in (*pids, engine, os.getpid())]
             took, failed = ingest(urls, ranks, seconds)
             spent = [cpu_s(pid) for pid in (*pids, engine, os.getpid())]
-        cuts, frames = statistics.quantiles(took, n=100), len(took) - failed
+        cuts, frames = statistics.quantiles(took, n=100, method="inclusive"), len(took) - failed
         used = np.subtract(spent, before)
         each = ", ".join(f"{item / seconds:.2f}" for item in used[:-2])
         print(
