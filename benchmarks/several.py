@@ -51,7 +51,8 @@ def server() -> Iterator[tuple[str, int]]:
 def service(store: str) -> Iterator[tuple[str, int]]:
     """The address of a service, and its process."""
     command = [sys.executable, "-m", "moescope.service", "serve", "--port", "0", "--store", store]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    env = {**os.environ, "MOESCOPE_MAX_BODIES_PER_CLIENT": "4096"}  # all workers are at one address here
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stderr is not None
         try:
             line = next(line for line in process.stderr if "serves at " in line)
@@ -81,15 +82,17 @@ def ingest(urls: Sequence[str], ranks: int, seconds: float) -> tuple[list[float]
     def send(rank: int) -> None:
         nonlocal failed
         seq = 1
+        due = time.monotonic() + rank / ranks  # workers are not in step with each other
         with httpx.Client(base_url=urls[rank % len(urls)], timeout=60) as client:
-            while (began := time.monotonic()) < until:
+            while due < until:
+                time.sleep(max(0.0, due - time.monotonic()))
                 body = encode_frame(replace(frames[rank], seq=seq))
                 sent = time.monotonic()
                 answer = client.post("/v1/ingest", content=body, headers={"content-type": CONTENT_TYPE})
                 took.append(time.monotonic() - sent)
                 failed += answer.status_code != 200
                 seq += 1
-                time.sleep(max(0.0, began + 1 - time.monotonic()))
+                due = max(due + 1, time.monotonic())
 
     threads = [threading.Thread(target=send, args=(rank,)) for rank in range(ranks)]
     for thread in threads:

@@ -31,7 +31,7 @@ def services(options: Options) -> Outcome:
         finally:
             server.kill()
     played = plays * _TOGETHER
-    fewer = "" if played >= HISTORIES else f", of the {HISTORIES} that are asked for,"
+    fewer = "" if played >= HISTORIES else f" of the {HISTORIES:,} that are asked for"
     return Outcome(
         played >= HISTORIES or options.quick,
         f"{played} histories{fewer}: three services said the same, and what was true, before and after "

@@ -104,11 +104,21 @@ class Rolling:
             "second >= intDiv({since:Int64}, 1000) AND second <= intDiv({until:Int64}, 1000) "
             "AND at_ms >= {since:Int64} AND at_ms < {until:Int64}"
         )
+        asked = {"since": since_ms, "until": until_ms}
+        # Which rows are too many takes longer to find than how many: most pieces have none.
+        [(too_many,)] = self._connection.rows(
+            f"SELECT toInt64(count() - uniqExact({key}, intDiv(at_ms, {bucket_ms}))) FROM {table} "
+            f"WHERE {span}",
+            "i",
+            asked,
+        )
+        if too_many <= 0:
+            return
         doomed = (
             f"{span} AND ({key}, at_ms) NOT IN (SELECT {key}, {_LAST[table]} FROM {table} "
             f"WHERE {span} GROUP BY {key}, intDiv(at_ms, {bucket_ms}))"
         )
-        delete(self._connection, table, doomed, {"since": since_ms, "until": until_ms})
+        delete(self._connection, table, doomed, asked)
 
     def _remove(self, before_ms: int) -> None:
         """Remove what is from before an instant, but for the newest of each."""
@@ -124,11 +134,22 @@ class Rolling:
                     f"(SELECT {key} FROM account GROUP BY {key} "
                     f"HAVING max(at_ms) >= {{before:Int64}} + {_LATE_MS})"
                 )
+            if table == "life" and not self._has_before(before_ms):
+                continue
             if table == "life":
                 newest = (
                     f"(SELECT {key}, {_LAST[table]} FROM life WHERE at_ms < {{before:Int64}} GROUP BY {key})"
                 )
             delete(self._connection, table, doomed + newest, {"before": before_ms})
+
+    def _has_before(self, before_ms: int) -> bool:
+        """Whether there is history by start from before an instant; reads as little as can tell."""
+        [(rows,)] = self._connection.rows(
+            "SELECT toInt64(count()) FROM life WHERE second <= {before:Int64}",
+            "i",
+            {"before": before_ms // 1000},
+        )
+        return bool(rows)
 
     def _tables(self) -> list[str]:
         """The tables of history that have any."""
