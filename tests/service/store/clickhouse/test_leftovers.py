@@ -124,7 +124,8 @@ def test_an_old_placement_that_is_heard_before_the_account_waits_for_it_too(url:
     who = producer(ep_size=2)
     assert one.take(frame({0: [1, 2, 3, 4]}, who=who, placement=halves(4, 1))) == [KEPT]
     now[0] += 300
-    other.state.hear_placements(other.store.documents(PLACEMENT))
+    placed = other.store.changed_documents(PLACEMENT)
+    other.state.hear_placements((item.name, item.content) for item in placed)
     other.hear()
     assert set(ledger(other).placements._newest) == {who.key}
     for peer in (one, other):
