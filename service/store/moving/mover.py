@@ -118,7 +118,8 @@ class Mover:
     def end(self, all_there: bool) -> None:
         """Note that it is done; or, if something lacks, that another run is to write all again."""
         if all_there:
-            self._progress.done_ms, self._progress.theirs = round(self._clock() * 1000), (*sorted(self.theirs),)
+            self._progress.done_ms = round(self._clock() * 1000)
+            self._progress.theirs = tuple(sorted(self.theirs))
         else:
             self._progress.history, self._progress.requests, self._progress.last = (0, 0), 0, 0
         progresses.note(self._target.connection, self._source.name, self._progress)
