@@ -62,14 +62,18 @@ class Reads:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         self.before: Callable[[int], None] = lambda _: None
-        read = WorkerTrace.read
+        for name in ("read", "side_by_side"):
+            self._count(monkeypatch, name)
+
+    def _count(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        read = getattr(WorkerTrace, name)
 
         def counted(trace: WorkerTrace, start: int, end: int) -> Any:
             self.count += 1
             self.before(self.count)
             return read(trace, start, end)
 
-        monkeypatch.setattr(WorkerTrace, "read", counted)
+        monkeypatch.setattr(WorkerTrace, name, counted)
 
 
 @pytest.fixture
