@@ -72,7 +72,9 @@ class Ledger:
         alone = not isinstance(settings.store, ClickHouseUrl)
         self.continuity = Continuity(clock, settings.stale_after_s, alone)
         self._told_placements: dict[Key, Document] = {}  # that the store does not have yet
-        self._early: dict[Key, ToldPlacement] = {}  # told of producers of which nothing else was heard yet
+        # Told of producers of which nothing else was heard yet, and when it was heard.
+        self._early: dict[Key, tuple[float, ToldPlacement]] = {}
+        self._untold: set[Key] = set()  # here, and the store says that where their experts are is gone
         self._round_at = clock()  # when what other services had kept by then was heard
         self._unkept: set[Key] = set()  # the store may lack something of these, which are here
         self._starts: dict[Key, int] = {}  # of the producers that another shape of their model has pushed out
@@ -149,17 +151,27 @@ class Ledger:
     def hear_placement(self, told: ToldPlacement) -> None:
         """Take in where the store says that a producer's experts are, told to this service or to another one.
 
-        What is told of a producer that isn't here waits for it, if it is new: its account may come with the
-        next round. Of those that don't come it is dropped; together there are never over ``max_producers``.
+        What is told of a producer that isn't here waits for it: its account may come with the next round. Of
+        those that don't come it is dropped; together there are never over ``max_producers``.
         """
         if self.roster.get(told.key) is not None:
             self._take_placement(told)
             return
-        early = self._early.get(told.key)
+        _, early = self._early.get(told.key, (0.0, None))
         if early is not None and early.order > told.order:
             return
-        if told.at >= self._clock() - _EARLY_S and self.roster.has_room_for(len(self._early)):
-            self._early[told.key] = told
+        # It may be old when it comes: of a service that was cut off from the store.
+        if early is not None or self.roster.has_room_for(len(self._early)):
+            self._early[told.key] = self._clock(), told
+
+    def hear_placement_gone(self, key: Key) -> None:
+        """Take in that the store no longer has where a producer's experts are.
+
+        Another service forgot the producer. If a frame of it comes here, its placement is kept again.
+        """
+        self._early.pop(key, None)
+        if self._keeps and self.placements.of(key) is not None:
+            self._untold.add(key)
 
     def _take_placement(self, told: ToldPlacement) -> None:
         """Take in what is told of a producer that is here.
@@ -177,7 +189,7 @@ class Ledger:
         self.outbox.not_kept(records, lambda key: self.roster.get(key) is not None)
         for record in records:
             told = told_in(record.name, record.content or b"") if isinstance(record, Document) else None
-            if told is not None and isinstance(record, Document):
+            if told is not None and isinstance(record, Document) and self.placements.of(told.key) is not None:
                 self._told_placements.setdefault(told.key, record)
         for item in records:
             if not isinstance(item, Posting | Forgotten):
@@ -208,7 +220,7 @@ class Ledger:
         """All that other services have kept so far has been adopted."""
         self._round_at = self._clock() - _ON_THE_WAY_S
         oldest = self._clock() - _EARLY_S
-        self._early = {key: told for key, told in self._early.items() if told.at >= oldest}
+        self._early = {key: early for key, early in self._early.items() if oldest <= early[0]}
 
     def state(self, key: Key) -> ProducerState:
         """A producer that is here, as of now."""
@@ -293,6 +305,9 @@ class Ledger:
         is_newest = frame.epoch == account.latest.epoch
         if is_newest:
             told = self.placements.note(frame, now, account.life.started_at)
+            if told is None and key in self._untold:
+                told = self.placements.of(key)
+            self._untold.discard(key)
             if told is not None and self._keeps:
                 self._told_placements[key] = told.document()
         if is_newest or entry is None:
@@ -314,9 +329,8 @@ class Ledger:
         entry = self.roster.get(key)
         assert entry is not None
         assert account.latest is not None
-        early = self._early.pop(key, None)
-        if early is not None:
-            self._take_placement(early)
+        if key in self._early:
+            self._take_placement(self._early.pop(key)[1])
         self._laws.note(account.latest, entry.started_at, at)
 
     def _leave_out(self, key: Key, account: Account, before: Totals | None) -> None:
@@ -379,6 +393,7 @@ class Ledger:
         self.roster.remove(key)
         self.placements.forget(key)
         self._told_placements.pop(key, None)
+        self._untold.discard(key)
         self.history.forget(key)
         self.joins.forget(key)
         self._laws.forget(key)

@@ -160,6 +160,10 @@ class Placements:
         if not stages:
             del self._tellers[stage[:2]]
 
+    def of(self, key: Key) -> ToldPlacement | None:
+        """What a producer told last; None: nothing that is known here."""
+        return self._newest.get(key)
+
     def newest(self, keys: Iterable[Key]) -> list[tuple[tuple[MoeLayer, ...], Placement]]:
         """The layers of each of these producers and where their experts last were, parallel.
 

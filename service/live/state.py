@@ -16,7 +16,7 @@ from moescope.service.counts.account import Verdict
 from moescope.service.live.large import LargeQuestions
 from moescope.service.live.ledger import Ledger
 from moescope.service.live.past import Archive, Remembered
-from moescope.service.live.placements import DatedPlacement, told_in
+from moescope.service.live.placements import DatedPlacement, ToldPlacement, told_in
 from moescope.service.live.producers import (
     Deployment,
     ProducerSpan,
@@ -27,7 +27,7 @@ from moescope.service.live.producers import (
 from moescope.service.live.step_stage import Status
 from moescope.service.live.walk import OneByOne, all_of, ends_of, walk
 from moescope.service.settings import Settings
-from moescope.service.store.records import Posting, Record
+from moescope.service.store.records import Key, Posting, Record, key_in
 
 
 class LiveState:
@@ -82,13 +82,20 @@ class LiveState:
                 self._ledger.adopt(posting)
             self._ledger.end_round()
 
-    def hear_placements(self, kept: Iterable[tuple[str, bytes]]) -> None:
-        """Take in where workers said that their experts are: names and contents of documents of a store."""
-        told = [told_in(*item) for item in kept]
+    def hear_placements(self, kept: Iterable[tuple[str, bytes | None]]) -> None:
+        """Take in where workers said that their experts are: names and contents of documents of a store.
+
+        No content: the store no longer has it.
+        """
+        told: list[ToldPlacement | Key | None] = [
+            key_in(name) if content is None else told_in(name, content) for name, content in kept
+        ]
         with self._lock:
             for item in told:
-                if item is not None:
+                if isinstance(item, ToldPlacement):
                     self._ledger.hear_placement(item)
+                elif item is not None:
+                    self._ledger.hear_placement_gone(item)
 
     def ingest(self, frame: Frame) -> Verdict:
         """Take a checked frame; :meth:`take_records` then has what to keep of it.

@@ -29,7 +29,7 @@ class Ear:
         self._state.adopt(store.news())
         self._book.heed(store.changed_documents(KIND))
         placed = store.changed_documents(PLACEMENT)
-        self._state.hear_placements((item.name, item.content) for item in placed if item.content is not None)
+        self._state.hear_placements((item.name, item.content) for item in placed)
         records = self._state.take_unkept()
         if not records:
             return

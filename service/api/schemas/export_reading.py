@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from moescope.service.api.problems import ProblemError
 from moescope.service.api.schemas.export_tables import TableShape
 from moescope.service.api.schemas.trace_shapes import Depths, Form, Wish, in_form, refuse_parts
 from moescope.service.store.interface import Store
-from moescope.service.store.records import TracedRequest
+from moescope.service.store.records import StoreError, TracedRequest
 from moescope.service.store.worker_trace import WorkerTrace
 from moescope.service.traces.export import Chosen, Reading, UnreadableError, layers_of
 from moescope.service.traces.extent import Extent
@@ -39,8 +40,13 @@ class ExportReader:
         self._ahead: dict[int, list[WorkerTrace]] = {}
 
     def expect(self, requests: Sequence[TracedRequest]) -> None:
-        """Read what there is of the requests that come next, but for their ids, in few questions."""
-        self._ahead = dict(self._store.traces_of([each.number for each in requests], self._ahead_of))
+        """Read what there is of the requests that come next, but for their ids, in few questions.
+
+        If one of them can't be read at all, each is read alone.
+        """
+        self._ahead = {}
+        with suppress(StoreError):
+            self._ahead |= self._store.traces_of([each.number for each in requests], self._ahead_of)
 
     def reading(self, found: TracedRequest) -> Reading:
         """The routing of a request, of which nothing has been read yet.

@@ -65,7 +65,6 @@ class Mover:
         self._clock = clock
         self._say = say
         self._batch_bytes = batch_bytes
-        self.theirs: set[tuple[str, str]] = set()
         found = progresses.read(target.connection, source.name)
         self.begun = found is not None
         fingerprint = source.fingerprint()
@@ -75,6 +74,7 @@ class Mover:
             found.own = found.own if own is None else own
         self._progress = found
         self.done_ms = found.done_ms
+        self.theirs = set(found.theirs)
 
     def check(self, merge: bool) -> None:
         """The target has no data, or it may be merged with.
@@ -119,6 +119,7 @@ class Mover:
         """Note that it is done; or, if something lacks, that another run is to write all again."""
         if all_there:
             self._progress.done_ms = round(self._clock() * 1000)
+            self._progress.theirs = tuple(sorted(self.theirs))
         else:
             self._progress.history, self._progress.requests, self._progress.last = (0, 0), 0, 0
         progresses.note(self._target.connection, self._source.name, self._progress)

@@ -26,6 +26,7 @@ class Progress(msgspec.Struct):
         history: the producer's row and the instant of the last snapshot.
         requests: the number of the last request.
         done_ms: when all was moved and counted, milliseconds of Unix time; 0: it isn't.
+        theirs: kind and name of the documents that said something else when it was done, and stayed.
     """
 
     fingerprint: str
@@ -35,6 +36,7 @@ class Progress(msgspec.Struct):
     history: tuple[int, int] = (0, 0)
     requests: int = 0
     done_ms: int = 0
+    theirs: tuple[tuple[str, str], ...] = ()
 
 
 def begin(fingerprint: str) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import uuid
@@ -100,9 +101,13 @@ class Source:
             found = connection.execute(
                 "SELECT (SELECT count(*) || '/' || coalesce(max(id), 0) FROM snapshot), "
                 "(SELECT count(*) || '/' || coalesce(max(id), 0) FROM request), "
-                "(SELECT count(*) FROM trace_part), (SELECT total(at_ms) FROM producer)"
+                "(SELECT count(*) FROM trace_part), (SELECT total(at_ms) FROM producer), "
+                "(SELECT count(*) || '/' || coalesce(max(id), 0) FROM gone)"
             ).fetchone()
-        return " ".join(map(str, found))
+        said = hashlib.blake2b(digest_size=8)
+        for document in self.documents():
+            said.update(repr((document.kind, document.name, document.content)).encode())
+        return " ".join(map(str, (*found, said.hexdigest())))
 
     def sizes(self) -> tuple[int, int]:
         """How many snapshots there are, and how many requests."""

@@ -107,7 +107,7 @@ def _found(readers: Readers, place: Where, pieces: Int64Array, start: int, end: 
                 ids = Ids(read_quick(blob, place.layers, place.id_bytes, of, place.wanted), None)
             else:
                 ids = _unpacked(readers, connection, place, block, blob, of)
-            if ids.tokens < first + tokens:
+            if ids.of_layers and ids.tokens < first + tokens:
                 raise ValueError(_MISPLACED)
             yield _Some(ids, first + a, first + b)
 

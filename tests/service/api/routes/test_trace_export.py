@@ -17,6 +17,7 @@ from moescope.capture.wire import MoeLayer
 from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, encode_part
 from moescope.service.api.routes import trace_export
 from moescope.service.store.records import StoreError
+from moescope.service.store.sqlite.store import SqliteStore
 from moescope.service.store.worker_trace import WorkerTrace
 from moescope.service.traces import export as exporting
 from tests.service.conftest import Clock, Service
@@ -219,6 +220,21 @@ def test_a_trace_that_vanishes_or_breaks_is_said_and_ends_nothing(
     assert rows["client_id"].to_pylist()[0] is None
     said = [line["left_out"] for line in (found[0], found[2])]
     assert [text for text in rows["left_out"].to_pylist() if text] == said
+
+
+def test_requests_that_cannot_be_read_together_are_read_one_by_one(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a page of the file that has rows of one of them is damaged."""
+    push(service, *(part(n) for n in range(1, 5)))
+    whole = lines(service)
+
+    def traces_of(*_: Any) -> Any:
+        raise StoreError("database disk image is malformed")
+
+    monkeypatch.setattr(SqliteStore, "traces_of", traces_of)
+    assert lines(service) == whole
+    assert len(whole) == 4
 
 
 def test_a_long_trace_is_several_pieces(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,8 +88,73 @@ def test_a_placement_that_is_heard_before_the_account_waits_for_it(url: str) -> 
     [early] = [item for item in three.store.documents(PLACEMENT) if "nobody" in item[0]]
     other.state.hear_placements([early])
     three.store.connection.command("TRUNCATE TABLE account")
+    other.hear()
+    assert set(ledger(other)._early) == {told_of.key}
     now[0] += 61
     other.hear()
     assert not ledger(other)._early
     for peer in (one, other, three):
         peer.kill()
+
+
+def test_a_placement_of_one_that_another_service_forgot_is_kept_again_when_it_is_back(url: str) -> None:
+    """Whoever has it here didn't forget it, and its worker tells nothing new."""
+    now = [BORN]
+    one, other = (Peer(url, lambda: now[0]) for _ in range(2))
+    who = producer(ep_size=2)
+    assert one.take(frame({0: [1, 2, 3, 4]}, who=who, placement=halves(4, 1))) == [KEPT]
+    one.hear()
+    other.hear()
+    other.store.save([Forgotten(who.key, LIVES, now[0])])
+    assert one.store.documents(PLACEMENT) == []
+    one.hear()
+    assert one.store.documents(PLACEMENT) == [], "nothing has come of it"
+    now[0] += 2
+    assert one.take(frame({0: [2, 3, 4, 5]}, seq=2, who=who, placement=halves(4, 1))) == [KEPT]
+    assert [name for name, _ in one.store.documents(PLACEMENT)] == [name_of(who.key)]
+    assert not ledger(one)._untold
+    for peer in (one, other):
+        peer.kill()
+
+
+def test_an_old_placement_that_is_heard_before_the_account_waits_for_it_too(url: str) -> None:
+    """A service that was cut off for minutes keeps both late, and between two questions of another one."""
+    now = [BORN]
+    one, other = (Peer(url, lambda: now[0]) for _ in range(2))
+    who = producer(ep_size=2)
+    assert one.take(frame({0: [1, 2, 3, 4]}, who=who, placement=halves(4, 1))) == [KEPT]
+    now[0] += 300
+    placed = other.store.changed_documents(PLACEMENT)
+    other.state.hear_placements((item.name, item.content) for item in placed)
+    other.hear()
+    assert set(ledger(other).placements._newest) == {who.key}
+    for peer in (one, other):
+        peer.kill()
+
+
+def test_of_an_early_placement_the_newest_waits_where_there_is_room_for_one(url: str) -> None:
+    now = [BORN]
+    one, other = Peer(url, lambda: now[0]), Peer(url, lambda: now[0], max_producers=1)
+    who = producer(ep_size=2)
+    for seq, version in ((1, 1), (2, 2)):
+        now[0] += 2
+        moved = halves(4, 1, version=version)
+        assert one.take(frame({0: [seq, 2, 3, 4]}, seq=seq, who=who, placement=moved)) == [KEPT]
+        other.state.hear_placements(other.store.documents(PLACEMENT))
+    [(_, early)] = ledger(other)._early.values()
+    assert early.placement == moved
+    for peer in (one, other):
+        peer.kill()
+
+
+def test_a_placement_that_could_not_be_kept_goes_with_its_producer(url: str) -> None:
+    now = [BORN]
+    one = Peer(url, lambda: now[0])
+    who = producer(ep_size=2)
+    one.state.ingest(frame({0: [1, 2, 3, 4]}, who=who, placement=halves(4, 1)))
+    records = one.state.take_records()
+    assert any(isinstance(item, Document) for item in records)
+    ledger(one)._forget(who.key)
+    one.state.not_kept(records)
+    assert not any(isinstance(item, Document) for item in one.state.take_records())
+    one.kill()

@@ -113,6 +113,16 @@ def test_a_service_that_wrote_to_the_folder_meanwhile(url: str, tmp_path: Path) 
     assert found.ours["snapshots", ""] == RANKS * SECONDS - SECONDS // 2
 
 
+def test_a_baseline_that_was_pinned_in_the_folder_meanwhile_is_moved_too(url: str, tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    assert move(tmp_path, url).differs == []
+    with closing(SqliteStore(tmp_path, LONG)) as store:
+        store.save([Document("baseline", "another", b"more")])
+    assert move(tmp_path, url).differs == []
+    with closing(ClickHouseStore(url, LONG)) as store:
+        assert ("another", b"more") in store.documents("baseline")
+
+
 def test_what_cannot_be_read_is_left_out_and_told(url: str, tmp_path: Path) -> None:
     make_folder(tmp_path)
     change(tmp_path, "UPDATE producer SET account = substr(account, 1, 30) WHERE dp_rank = 1")
@@ -168,8 +178,8 @@ def test_what_the_database_says_itself_of_a_document_stays(url: str, tmp_path: P
     make_folder(tmp_path)
     with closing(ClickHouseStore(url, LONG)) as store:
         store.save([Document("baseline", "pinned prod", b"newer"), Document("aged", "aged", None)])
-    found = move(tmp_path, url, merge=True)
-    assert found.differs == []
+    assert move(tmp_path, url, merge=True).differs == []
+    assert move(tmp_path, url, merge=True).differs == [], "asked once more"
     with closing(ClickHouseStore(url, LONG)) as store:
         assert store.documents("baseline") == [("pinned prod", b"newer")]
         assert store.documents("aged") == []

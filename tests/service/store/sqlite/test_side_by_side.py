@@ -82,6 +82,15 @@ def test_layers_side_by_side_are_those_layer_by_layer(
     assert quick == 8 * 3  # all but the one with two runs
 
 
+def test_a_trace_without_the_layers_that_are_wanted_is_not_damaged(store: SqliteStore) -> None:
+    """As of another pipeline stage."""
+    for number in numbers(store):
+        for workers in (store.traces(number, [77]), store.traces_of([number], [77])[number]):
+            [worker] = workers
+            assert worker.layers == ()
+            assert worker.read(0, worker.tokens) == worker.read(1, 2) == ()
+
+
 def test_several_requests_at_once_are_what_each_is_alone(store: SqliteStore) -> None:
     for wanted in (None, [3]):
         found = store.traces_of(numbers(store), wanted)
