@@ -11,6 +11,9 @@ from typing import Final
 SEARCH_S: Final = 20.0
 """Seconds between two searches. One takes some 10 ms where there is nothing, 0.2 s for 300,000 objects."""
 
+_SOON_S: Final = 0.1
+"""Seconds after which it is looked again if the search is still put off."""
+
 _lock = threading.Lock()
 _pausing = 0
 _was_enabled = False
@@ -55,9 +58,9 @@ def searching(every_s: float = SEARCH_S) -> Generator[None]:
 
     def run() -> None:
         while not over.wait(every_s):
-            with _lock:
-                if not _pausing:
-                    gc.collect()
+            while _pausing and not over.wait(_SOON_S):
+                pass
+            gc.collect()
 
     thread = threading.Thread(target=run, name="moescope-garbage", daemon=True)
     thread.start()
