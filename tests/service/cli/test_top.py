@@ -44,6 +44,23 @@ def column(terminal: Terminal, number: int) -> list[str]:
     return [row[number] for row in rows]
 
 
+def wait_for_cells(
+    terminal: Terminal, title: str, number: int, wanted: list[str], what: str, in_order: bool = True
+) -> None:
+    """Until title and column are as wanted; the screen is drawn bit by bit. Without an order: all its cells."""
+
+    def seen() -> bool:
+        if title not in terminal.text:
+            return False
+        try:
+            cells = column(terminal, number)
+        except (IndexError, StopIteration):
+            return False
+        return cells[: len(wanted)] == wanted if in_order else sorted(cells) == sorted(wanted)
+
+    terminal.wait_for(seen, what)
+
+
 def test_ranks_layers_and_keys(service: Service) -> None:
     view = service.get("/v1/view", server=SERVER, start="-1m", parts="hot")
     waited = service.get("/v1/stragglers", server=SERVER, start="-1m")
@@ -58,17 +75,15 @@ def test_ranks_layers_and_keys(service: Service) -> None:
         assert column(terminal, 0)[:3] == [str(rank) for rank in most[:3]]
         assert column(terminal, 1)[:3] == [f"{caused[rank]:.1%}" for rank in most[:3]]
         terminal.type("<")
-        terminal.wait_for(lambda: "EP rank ▲" in terminal.text, "sorted by rank")
-        assert column(terminal, 0)[:3] == ["0", "1", "2"]
+        wait_for_cells(terminal, "EP rank ▲", 0, ["0", "1", "2"], "sorted by rank")
         terminal.type("r")
-        terminal.wait_for(lambda: "EP rank ▼" in terminal.text, "sorted the other way round")
-        assert column(terminal, 0)[:3] == ["39", "38", "37"]
+        wait_for_cells(terminal, "EP rank ▼", 0, ["39", "38", "37"], "sorted the other way round")
         terminal.type("\x1b[6~")
         terminal.wait_for(lambda: re.search(r"[2-9]\d* to \d+ of 40", terminal.text) is not None, "scrolled")
         assert column(terminal, 0)[0] != "39"
         terminal.type("\t")
-        terminal.wait_for(lambda: "share of waiting ▼" in terminal.text, "layers")
-        assert sorted(column(terminal, 0)) == sorted(str(layer["layer"]) for layer in view["layers"])
+        layers = [str(layer["layer"]) for layer in view["layers"]]
+        wait_for_cells(terminal, "share of waiting ▼", 0, layers, "layers", in_order=False)
         ratio = view["over_ep_ranks"]["ratio_of_sums"]
         assert f"imbalance over EP ranks {ratio:.3f}" in terminal.text
         terminal.type("3")

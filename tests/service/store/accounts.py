@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from moescope.capture import wire
 from moescope.service.counts.account import Account
 from moescope.service.counts.account_state import AccountState
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.step_costs import stragglers_of
 from moescope.service.store.interface import Store
 from moescope.service.store.records import Key, Posting
 from tests.service.frames import EPOCH, frame, halves, producer
@@ -55,3 +60,23 @@ def posted(state: AccountState, after_s: float) -> Posting:
 def slots(postings: Sequence[Posting]) -> list[int]:
     """The slots of expert 0 of each account."""
     return [int(item.account.totals.counts[0]) for item in postings]
+
+
+def full_account(phased: bool = True) -> Account:
+    """Two epochs, EP ranks, uncovered and absent layers, drops, a count beyond 32 bits; one with phases."""
+    made = Account(max_epochs=3)
+    who = producer(ep_size=2)
+    common = {"who": who, "placement": halves(4, 2), "drops": {"sends_failed": 3}}
+    made.post(frame({1: [2**40, 0, 2, 0], 3: [2, 0, 0, 0]}, rows=[2**39 + 1, 1], steps=7, **common))
+    uncovered = [wire.UncoveredLayer(7, "monolithic")]
+    absent = {"absent": [wire.UncoveredLayer(8, "not found")], "absent_unnamed": "others neither"}
+    common |= {"uncovered": uncovered, "unavailable": {"traces": "no Triton"}, **absent}
+    made.post(frame({1: [0, 0, 1, 1], 3: [1, 0, 1, 0]}, epoch=EPOCH + 9, **common))
+    if phased:
+        decode = {1: [2, 0, 0, 0], 3: [0, 0, 2, 0]}
+        steps = {"steps": 9, "decode_steps": 4, "mixed_steps": 2}
+        made.post(frame(decode, epoch=EPOCH + 99, decode=decode, **steps, **common))
+        loads = np.array([[[5, 1, 2], [0, 0, 0]], [[0, 2, 2], [2**31, 1, 0]]])
+        layout = Layout([wire.MoeLayer(1, 4, 2), wire.MoeLayer(3, 4, 2)])
+        assert made.add_stragglers(layout, stragglers_of(loads, joined=3, incomplete=2))
+    return made

@@ -14,13 +14,11 @@ import numpy as np
 import pytest
 import zstandard
 
-from moescope.capture import wire
 from moescope.service.counts.account import Account
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.phase_split import Phase, of_phase
 from moescope.service.counts.refusals import RefusedError
-from moescope.service.counts.step_costs import stragglers_of
 from moescope.service.counts.totals import Totals, no_totals
 from moescope.service.store.blobs import compress, decompress
 from moescope.service.store.codec import (
@@ -32,6 +30,7 @@ from moescope.service.store.codec import (
 )
 from moescope.service.store.packed import pack, unpack
 from tests.service.frames import EPOCH, frame, halves, placement, producer
+from tests.service.store.accounts import full_account
 
 OLD = Path(__file__).parent / "sqlite" / "upgrade" / "schema3.sqlite"
 
@@ -52,33 +51,13 @@ def assert_same_fields(a: object, b: object, skip: tuple[str, ...] = ()) -> None
         assert np.shape(mine) == np.shape(theirs)
 
 
-def account(phased: bool = True) -> Account:
-    """Two epochs, EP ranks, uncovered and absent layers, drops, a count beyond 32 bits; one with phases."""
-    made = Account(max_epochs=3)
-    who = producer(ep_size=2)
-    common = {"who": who, "placement": halves(4, 2), "drops": {"sends_failed": 3}}
-    made.post(frame({1: [2**40, 0, 2, 0], 3: [2, 0, 0, 0]}, rows=[2**39 + 1, 1], steps=7, **common))
-    uncovered = [wire.UncoveredLayer(7, "monolithic")]
-    absent = {"absent": [wire.UncoveredLayer(8, "not found")], "absent_unnamed": "others neither"}
-    common |= {"uncovered": uncovered, "unavailable": {"traces": "no Triton"}, **absent}
-    made.post(frame({1: [0, 0, 1, 1], 3: [1, 0, 1, 0]}, epoch=EPOCH + 9, **common))
-    if phased:
-        decode = {1: [2, 0, 0, 0], 3: [0, 0, 2, 0]}
-        steps = {"steps": 9, "decode_steps": 4, "mixed_steps": 2}
-        made.post(frame(decode, epoch=EPOCH + 99, decode=decode, **steps, **common))
-        loads = np.array([[[5, 1, 2], [0, 0, 0]], [[0, 2, 2], [2**31, 1, 0]]])
-        layout = Layout([wire.MoeLayer(1, 4, 2), wire.MoeLayer(3, 4, 2)])
-        assert made.add_stragglers(layout, stragglers_of(loads, joined=3, incomplete=2))
-    return made
-
-
 def test_totals_come_back() -> None:
-    totals = account().totals
+    totals = full_account().totals
     assert_same(decode_totals(encode_totals(totals)), totals)
 
 
 def test_who_caused_waiting_is_nobody_in_totals_of_before_it_was_counted() -> None:
-    packed = pack(account().totals)
+    packed = pack(full_account().totals)
     assert packed.stragglers is not None
     old = msgspec.structs.replace(packed.stragglers, caused=None)
     before = unpack(msgspec.structs.replace(packed, stragglers=old)).stragglers
@@ -120,7 +99,7 @@ def test_totals_without_layers_come_back() -> None:
 
 
 def test_an_account_comes_back_and_goes_on() -> None:
-    original = account()
+    original = full_account()
     restored = Account.restored(decode_account(encode_account(original.state())), max_epochs=3)
     assert_same(restored.totals, original.totals)
     assert restored.restarts == original.restarts == 2
@@ -143,7 +122,7 @@ def test_an_account_comes_back_and_goes_on() -> None:
 
 
 def test_a_blob_from_before_phases_is_unphased_and_goes_on() -> None:
-    original = account(phased=False)
+    original = full_account(phased=False)
     blob = encode_account(original.state())
     packed = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(blob[1:]))
     for totals in (packed[0], *(epoch[2] for epoch in packed[1])):
@@ -216,13 +195,13 @@ def test_decoder_layers_come_back_and_older_accounts_tell_none() -> None:
 
 
 def test_another_version_is_refused() -> None:
-    blob = encode_totals(account().totals)
+    blob = encode_totals(full_account().totals)
     with pytest.raises(ValueError, match="upgrade"):
         decode_totals(b"\x63" + blob[1:])
 
 
 def test_damage_is_refused() -> None:
-    blob = encode_totals(account().totals)
+    blob = encode_totals(full_account().totals)
     with pytest.raises(ValueError, match="damaged"):
         decode_totals(blob[:1] + b"\0" * 20)
 
@@ -241,7 +220,7 @@ def _places(message: object, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any
 @pytest.mark.parametrize("value", PLACED, ids=repr)
 def test_whatever_is_in_one_place_of_an_account_it_comes_back_whole_or_not_at_all(value: object) -> None:
     """Damage that no checksum notices, and what a newer moescope may write."""
-    original = account().state()
+    original = full_account().state()
     message = msgspec.msgpack.decode(decompress(encode_account(original)))
     refused = 0
     for place in _places(message):

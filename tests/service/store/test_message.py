@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from moescope.service.store.blobs import Planes, compress_pieces, decompress, ints, packed_ints
 from moescope.service.store.message import Message, pieces_of
 from moescope.service.store.packed import Once, pack
-from tests.service.store.test_codec import account
+from tests.service.store.accounts import full_account
 
 
 class _Item(Message, frozen=True):
@@ -75,7 +75,7 @@ def test_heads_of_lists_and_of_bytes_of_every_size(count: int) -> None:
 
 
 def test_totals_of_workers_are_the_bytes_of_msgspec() -> None:
-    packed = pack(account().totals)
+    packed = pack(full_account().totals)
     assert b"".join(pieces_of(packed)) == msgspec.msgpack.encode(plain(packed))
 
 
