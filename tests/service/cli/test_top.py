@@ -47,7 +47,7 @@ def column(terminal: Terminal, number: int) -> list[str]:
 def wait_for_cells(
     terminal: Terminal, title: str, number: int, wanted: list[str], what: str, in_order: bool = True
 ) -> None:
-    """Until title and column are as wanted; the screen is drawn bit by bit. Without an order: all its cells."""
+    """Until title and column are as wanted; it is drawn bit by bit. Without an order: all its cells."""
 
     def seen() -> bool:
         if title not in terminal.text:
