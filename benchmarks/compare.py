@@ -49,7 +49,12 @@ class Benchmark:
 
 def _exposition(results: Any) -> Figures:
     for row in results["rows"]:
-        yield f"{row['series']} series: the library's time over ours", row["library_over_fast"], -0.4
+        short = row["series"] <= 1000  # takes under a millisecond, so other work shows
+        yield (
+            f"{row['series']} series: the library's time over ours",
+            row["library_over_fast"],
+            -0.6 if short else -0.4,
+        )
 
 
 def _host_share(results: Any) -> Figures:
