@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from playwright.sync_api import Browser, CDPSession
+from playwright.sync_api import Browser, CDPSession, Page
 
 from benchmarks.page_heatmap import RECORD, counters, running, wait_for
 from devkit.processes import free_port
@@ -66,14 +66,20 @@ def slowed(watched: Watched) -> CDPSession:
     return cdp
 
 
-def heatmap(browser: Browser, url: str, seconds: float) -> dict[str, Any]:
-    """Frames of the heatmap."""
-    watched = Watched(browser)
-    page = watched.open(url, "#/heatmap?window=1m")
+def settled(watched: Watched, url: str, view: str) -> tuple[Page, CDPSession, list[str]]:
+    """A view that has been shown for a while, and the addresses that it asks for from then on."""
+    page = watched.open(url, f"#/{view}?window=1m")
     cdp = slowed(watched)
     page.wait_for_timeout(5000)
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
+    return page, cdp, requests
+
+
+def heatmap(browser: Browser, url: str, seconds: float) -> dict[str, Any]:
+    """Frames of the heatmap."""
+    watched = Watched(browser)
+    page, cdp, requests = settled(watched, url, "heatmap")
     before = counters(cdp)
     page.evaluate(RECORD)
     page.wait_for_timeout(1000 * seconds)
@@ -94,11 +100,7 @@ def heatmap(browser: Browser, url: str, seconds: float) -> dict[str, Any]:
 def overview(browser: Browser, url: str, seconds: float) -> dict[str, Any]:
     """Updates of the overview."""
     watched = Watched(browser)
-    page = watched.open(url, "#/overview?window=1m")
-    cdp = slowed(watched)
-    page.wait_for_timeout(5000)
-    requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
+    page, cdp, requests = settled(watched, url, "overview")
     page.evaluate(TASKS)
     before = counters(cdp)
     page.wait_for_timeout(1000 * seconds)

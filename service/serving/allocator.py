@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final
+
+from moescope.service.serving.repeating import repeating
 
 _M_MMAP_THRESHOLD: Final = -3
 LARGE: Final = 1 << 20
@@ -40,16 +41,6 @@ def trimming(every_s: float = TRIM_S) -> Generator[None]:
     if trim is None:
         yield
         return
-    over = threading.Event()
-
-    def run() -> None:
-        while not over.wait(every_s):
-            trim(0)  # without the interpreter's lock; it takes the lock of one heap after the other
-
-    thread = threading.Thread(target=run, name="moescope-trim", daemon=True)
-    thread.start()
-    try:
+    # Without the interpreter's lock; it takes the lock of one heap after the other.
+    with repeating(lambda _: trim(0), every_s, "moescope-trim"):
         yield
-    finally:
-        over.set()
-        thread.join()

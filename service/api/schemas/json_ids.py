@@ -28,7 +28,7 @@ def json_ids(experts: ExpertRows) -> bytes:
     # An id ends with a comma. A list begins with a bracket, and has a place for the comma behind it.
     cells = np.empty((positions, layers, top_k * width + 2), np.uint8)
     cells[:, :, 0] = ord("[")
-    cells[:, :, 1:-1] = table[experts.astype(np.int64) + 1].view(np.uint8)
+    cells[:, :, 1:-1] = table[experts.astype(np.int64, order="C") + 1].view(np.uint8)
     cells[:, :, -2] = ord("]")
     cells[:, :, -1] = ord(",")
     rows = np.empty((positions, layers * cells.shape[2] + 2), np.uint8)

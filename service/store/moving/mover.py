@@ -68,13 +68,13 @@ class Mover:
         found = progresses.read(target.connection, source.name)
         self.begun = found is not None
         fingerprint = source.fingerprint()
-        if found is None or found.fingerprint != fingerprint:
-            own = None if found is None else found.own
-            found = progresses.begin(fingerprint)
-            found.own = found.own if own is None else own
-        self._progress = found
-        self.done_ms = found.done_ms
-        self.theirs = set(found.theirs)
+        self._progress = progresses.begin(fingerprint)
+        if found is not None and found.fingerprint == fingerprint:
+            self._progress = found
+        elif found is not None:
+            self._progress.own = found.own
+        self.done_ms = self._progress.done_ms
+        self.theirs = set(self._progress.theirs)
 
     def check(self, merge: bool) -> None:
         """The target has no data, or it may be merged with.

@@ -30,3 +30,8 @@ def test_each_number_of_digits(number: int) -> None:
     ids[1, 1, 0] = -1
     assert json_ids(ids) == msgspec.json.encode(ids.tolist())
     assert json_ids(ids[:, ::-1]) == msgspec.json.encode(ids[:, ::-1].tolist())
+
+
+def test_ids_in_any_order_in_memory() -> None:
+    ids = np.arange(24, dtype=np.int16).reshape(2, 3, 4).transpose(2, 1, 0)
+    assert json_ids(ids) == msgspec.json.encode(ids.tolist())
