@@ -73,14 +73,17 @@ function busiestOf(layers, size) {
 /** The panel of the Overview. */
 export function causesPanel() {
   const table = sortTable("Who causes the waiting, by EP rank", COLUMNS, { by: 1, what: "EP ranks" });
-  const reason = h("p", { class: "nodata" });
+  const reason = h("p", { class: "nodata", text: "Asking who causes it…" });
   const { element, hint } = panel("Who causes the waiting", "", table.element, reason);
+  table.element.hidden = true;
+  setAttribute(element, "data-state", "loading");
   return {
     element,
     /** The EP ranks whose rows are shown now. */
     visible: () => /** @type {Cause[]} */ (table.visible()).map(({ rank }) => rank),
     /** @param {any} view @param {any} waited @param {any} trend of /v1/trend with `ep_ranks`, of those that are shown at least */
     update(view, waited, trend) {
+      setAttribute(element, "data-state", null);
       const { causes, bySteps, untold } = causesOf(view, waited);
       const known = causes.some(({ load }) => load !== null);
       table.element.hidden = !known;

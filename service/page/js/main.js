@@ -24,6 +24,7 @@ import { VIEWS } from "./views/index.js";
  * @property {Record<string, any>} query parameters of the API that name deployment and window
  * @property {number} now Unix seconds on the service's clock
  * @property {AbortSignal} signal
+ * @property {() => void} show shows the view, which need not have all of its numbers yet
  *
  * @typedef {object} View
  * @property {HTMLElement} element
@@ -58,7 +59,7 @@ for (const [name, { title, inMenu }] of Object.entries(VIEWS)) {
 
 function showView(name) {
   shown.view?.destroy?.();
-  shown = { name, view: VIEWS[name].create(), ready: false };
+  shown = { name, view: null, ready: false };
   main.replaceChildren(loading(VIEWS[name].title));
   showSilence(null, VIEWS[name].title);
 }
@@ -112,7 +113,9 @@ async function draw(signal) {
     return;
   }
   if (name !== shown.name) showView(name);
-  const ranks = await get("v1/ranks", {}, signal);
+  const [ranks, module] = await Promise.all([get("v1/ranks", {}, signal), loaded(name)]);
+  signal.throwIfAborted();
+  shown.view ??= module.create();
   now = ranks.now;
   setServiceTime(now);
   const deployment = controls.update(route, ranks, VIEWS[name], now);
@@ -131,14 +134,26 @@ async function draw(signal) {
   }
   const { start, end } = bounds(route.params);
   const query = { server: deployment.server, model: deployment.model, start, end, phase: VIEWS[name].phases ? phaseOf(route.params) : null };
-  await shown.view.refresh({ route, ranks, deployment, query, now, signal });
+  await shown.view.refresh({ route, ranks, deployment, query, now, signal, show: showReady });
   freshAt = now;
   showCut(windowCutAt(signal));
   showStatus(past);
-  if (!shown.ready) {
-    main.replaceChildren(shown.view.element);
-    shown.ready = true;
-  }
+  showReady();
+}
+
+/** The module of a view, which is fetched when it is first shown; one that could not be is fetched again. */
+function loaded(name) {
+  return VIEWS[name].load().catch((error) => {
+    console.error(error);
+    throw new ApiError(0, "A part of this page did not load", "Trying again by itself. If it lasts, check that moescope serve runs, then load this page again.");
+  });
+}
+
+/** Show the view in place of what stood there. */
+function showReady() {
+  if (shown.ready) return;
+  main.replaceChildren(shown.view.element);
+  shown.ready = true;
 }
 
 /** The address always names deployment and window, so that it shows the same when others report too. */
