@@ -1,6 +1,7 @@
 // The shell: header, controls, live updates, and one view at a time.
 
 import { get, ApiError, windowCutAt } from "./api.js";
+import { chosenOf, queryOf } from "./asked.js";
 import { buildControls } from "./controls.js";
 import { sayElsewhere } from "./elsewhere.js";
 import { h, setAttribute, setText } from "./dom.js";
@@ -9,7 +10,6 @@ import { brokenLaw, partText } from "./health.js";
 import { bindHelp } from "./help.js";
 import { follow } from "./live.js";
 import { empty, failure, loading, unknown } from "./messages.js";
-import { phaseOf } from "./phase.js";
 import { bounds, DEFAULT_WINDOW, link, read } from "./route.js";
 import { showSilence, silentFor } from "./silence.js";
 import { signIn } from "./signin.js";
@@ -51,6 +51,7 @@ let now = 0; // until the first answer: the service's clock counts, not the brow
 let freshAt = 0;
 let running = /** @type {AbortController|null} */ (null);
 let again = false;
+let headOf = ""; // the address that the controls show
 let silence = /** @type {any} */ (null);
 
 for (const [name, { title, inMenu }] of Object.entries(VIEWS)) {
@@ -118,26 +119,30 @@ async function draw(signal) {
   shown.view ??= module.create();
   now = ranks.now;
   setServiceTime(now);
-  const deployment = controls.update(route, ranks, VIEWS[name], now);
+  const deployment = chosenOf(route.params, ranks);
   if (deployment) settle(route, deployment);
-  const { past } = bounds(route.params);
-  silence = deployment?.silence ?? null;
-  showSilence(past ? null : silence, VIEWS[name].title);
-  showStatus(past);
-  showNav(name);
-  showBroken(deployment);
-  elsewhere(ranks, deployment);
+  const head = () => {
+    controls.update(route, ranks, deployment, VIEWS[name], now);
+    const { past } = bounds(route.params);
+    silence = deployment?.silence ?? null;
+    showSilence(past ? null : silence, VIEWS[name].title);
+    showStatus(past);
+    showNav(name);
+    showBroken(deployment);
+    elsewhere(ranks, deployment);
+    headOf = location.hash;
+  };
+  if (!deployment || !shown.ready || headOf !== location.hash) head();
   if (!deployment) {
     freshAt = now;
     showInstead(ranks.deployments.length ? failure(new ApiError(404, "No such deployment", "Choose one above."), refresh) : empty());
     return;
   }
-  const { start, end } = bounds(route.params);
-  const query = { server: deployment.server, model: deployment.model, start, end, phase: VIEWS[name].phases ? phaseOf(route.params) : null };
+  const query = queryOf(route.params, deployment, VIEWS[name].phases ?? false);
   await shown.view.refresh({ route, ranks, deployment, query, now, signal, show: showReady });
   freshAt = now;
+  head(); // with the view's numbers, in one frame
   showCut(windowCutAt(signal));
-  showStatus(past);
   showReady();
 }
 
@@ -194,7 +199,7 @@ function showCut(since) {
 
 function showNav(name) {
   for (const a of nav.children) {
-    a.setAttribute("href", link(a.getAttribute("data-view"), { layer: null }));
+    setAttribute(a, "href", link(a.getAttribute("data-view"), { layer: null }));
     setAttribute(a, "aria-current", (VIEWS[name].menu ?? name) === a.getAttribute("data-view") ? "page" : null);
   }
 }
