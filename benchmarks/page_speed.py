@@ -12,6 +12,7 @@ layers of 256 experts for the overview and the load.
 - load: what the first visit fetches, as it goes over the wire with its headers, until half a second after the
   Overview is whole, charts too; when that was, and when it had its first rows, once they were painted.
   "files" are those of the page; "data" are answers of the API. The median of some visits.
+- answers: how long the service takes for what the Overview asks at an update, while all ranks report.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import numpy as np
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, CDPSession, Page
@@ -35,7 +37,8 @@ from tests.browser.chrome import Watched, chromium
 
 RESULTS: Final = Path(__file__).parent / "results" / "page_speed.json"
 SLOWED: Final = 4
-VISITS: Final = 5
+VISITS: Final = 3
+ANSWERS: Final = 9
 TRACED_S: Final = 10.0
 FloatArray = NDArray[np.float64]
 TASKS: Final = """() => {
@@ -156,6 +159,27 @@ def overview(browser: Browser, url: str, seconds: float) -> dict[str, Any]:
     }
 
 
+def answers(url: str) -> dict[str, dict[str, float]]:
+    """How long the service takes for what the Overview asks at an update, and the bytes that it sends."""
+    asked: dict[str, dict[str, str]] = {
+        "ranks": {},
+        "view": {"start": "-1m", "parts": "hot"},
+        "verdict": {"start": "-1m"},
+    }
+    found = {}
+    with httpx.Client(base_url=url, timeout=60) as client:
+        for name, params in asked.items():
+            took, sent = [], 0
+            for _ in range(ANSWERS):
+                time.sleep(0.2)
+                begun = time.perf_counter()
+                with client.stream("GET", f"/v1/{name}", params=params) as response:
+                    sent = sum(len(part) for part in response.iter_raw())
+                took.append(1000 * (time.perf_counter() - begun))
+            found[name] = {"p50_ms": round(float(np.median(took)), 1), "bytes": sent}
+    return found
+
+
 def load(browser: Browser, url: str) -> dict[str, Any]:
     """The median of some first visits."""
     visits = [visit(browser, url) for _ in range(VISITS)]
@@ -227,6 +251,7 @@ def main() -> None:
             found["heatmap"] = told("heatmap", heatmap(browser, url, options.seconds))
         with fleet(256, 58, 256) as url:
             found["load"] = told("load", load(browser, url))
+            found["answers"] = told("answers", answers(url))
             found["overview"] = told("overview", overview(browser, url, options.seconds))
     found["load_average"], found["cores"] = round(os.getloadavg()[0], 1), os.cpu_count()
     if not options.no_results:

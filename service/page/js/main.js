@@ -32,6 +32,8 @@ import { VIEWS } from "./views/index.js";
  * @property {() => void} [destroy]
  */
 
+const RANKS_MS = 1900; // how old what is known of ranks may be
+
 const main = /** @type {HTMLElement} */ (document.getElementById("main"));
 const status = /** @type {HTMLElement} */ (document.getElementById("status"));
 const notice = /** @type {HTMLElement} */ (document.getElementById("notice"));
@@ -52,6 +54,7 @@ let freshAt = 0;
 let running = /** @type {AbortController|null} */ (null);
 let again = false;
 let headOf = ""; // the address that the controls show
+let reported = { ranks: /** @type {any} */ (null), at: -Infinity };
 let silence = /** @type {any} */ (null);
 
 for (const [name, { title, inMenu }] of Object.entries(VIEWS)) {
@@ -114,13 +117,13 @@ async function draw(signal) {
     return;
   }
   if (name !== shown.name) showView(name);
-  const [ranks, module] = await Promise.all([get("v1/ranks", {}, signal), loaded(name)]);
+  const [ranks, module] = await Promise.all([reporting(signal), loaded(name)]);
   signal.throwIfAborted();
   shown.view ??= module.create();
-  now = ranks.now;
   setServiceTime(now);
   const deployment = chosenOf(route.params, ranks);
   if (deployment) settle(route, deployment);
+  const { hash } = location;
   const head = () => {
     controls.update(route, ranks, deployment, VIEWS[name], now);
     const { past } = bounds(route.params);
@@ -130,9 +133,9 @@ async function draw(signal) {
     showNav(name);
     showBroken(deployment);
     elsewhere(ranks, deployment);
-    headOf = location.hash;
+    headOf = hash;
   };
-  if (!deployment || !shown.ready || headOf !== location.hash) head();
+  if (!deployment || !shown.ready || headOf !== hash) head();
   if (!deployment) {
     freshAt = now;
     showInstead(ranks.deployments.length ? failure(new ApiError(404, "No such deployment", "Choose one above."), refresh) : empty());
@@ -144,6 +147,16 @@ async function draw(signal) {
   head(); // with the view's numbers, in one frame
   showCut(windowCutAt(signal));
   showReady();
+}
+
+/** The answer of /v1/ranks. The one of the last update serves the next one too: of hundreds of ranks it is large. */
+async function reporting(signal) {
+  if (!shown.ready || headOf !== location.hash || performance.now() - reported.at >= RANKS_MS) {
+    const ranks = await get("v1/ranks", {}, signal);
+    reported = { ranks, at: performance.now() };
+    ({ now } = ranks);
+  }
+  return reported.ranks;
 }
 
 /** The module of a view, which is fetched when it is first shown; one that could not be is fetched again. */
@@ -235,7 +248,8 @@ bindHelp(/** @type {HTMLElement} */ (document.getElementById("help")), {
 bindToggle(/** @type {HTMLButtonElement} */ (document.getElementById("theme")));
 follow(
   "v1/live",
-  () => {
+  (tick) => {
+    ({ now } = tick);
     if (!document.hidden) refresh();
   },
   (state) => {
