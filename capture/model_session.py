@@ -44,6 +44,7 @@ class ModelSession:
     ) -> None:
         self._capturer = capturer
         self._binding = RouterBinding(survey.routed, capturer, survey.look_again)
+        self._looks_left = self._binding.looks_left
         self._why_no_references = survey.why_no_references
         self._on_change = changed
         self.weights = WeightsWatch(
@@ -79,7 +80,7 @@ class ModelSession:
         kernel. What vLLM didn't tell is seen by looking at one layer in each step.
         """
         weights = self.weights
-        if weights.touched or self._binding.looks_left():
+        if weights.touched or self._looks_left():
             weights.touched = False
             self.rebind()
         if weights.awaits_step:

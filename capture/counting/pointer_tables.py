@@ -101,6 +101,7 @@ class PointerTables:
         self._blank = blank_table(layers)
         self._most_of_graph = microbatches * len(layers)
         self._chunks = [self._new_chunk()]
+        self._fresh = False  # whether a chunk has tables to upload
         self._now = torch.zeros(self._num_layers, len(Field), dtype=torch.int64, device=device)
         self._uploads = PinnedRing(self._now)
 
@@ -125,12 +126,15 @@ class PointerTables:
         table = chunk.used
         chunk.host[table].numpy()[:] = filled_table(self._blank, entries)
         chunk.used += 1
+        self._fresh = True
         return chunk.device[table]
 
     def upload(self) -> None:
         """Bring new tables of graphs to the device, in the current stream; nothing to do in most steps."""
-        for chunk in self._chunks:
-            chunk.upload()
+        if self._fresh:
+            for chunk in self._chunks:
+                chunk.upload()
+            self._fresh = False
 
     def for_now(self, entries: Mapping[int, TableEntry]) -> torch.Tensor:
         """A table for a launch that follows at once in the current stream; `entries` as in `for_graph`."""

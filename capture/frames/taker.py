@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import torch
 
 from moescope.capture.counting.load_ring import LoadRing
+from moescope.capture.counting.word_writer import current_stream_of
 from moescope.capture.frames.schedule import SnapshotSchedule
 from moescope.capture.frames.snapshot import Snapshot, Transfer
 from moescope.capture.frames.step_history import StepHistory
@@ -85,6 +86,7 @@ class SnapshotTaker:
         self._told_reason: str | None = None
         self._told_weights = Weights()
         self._stream: torch.cuda.Stream | None = None
+        self._stream_of, self._handle = current_stream_of(), -1
         self._side: torch.cuda.Stream | None = None
         if flat.device.type == "cuda":
             # Known before the first step, and never the default stream of another device.
@@ -98,14 +100,27 @@ class SnapshotTaker:
     def step_ends(self) -> None:
         """The step is enqueued in the current stream; takes a snapshot if one is due."""
         if self._side is not None:
-            self._stream = torch.cuda.current_stream(self._flat.device)
-        if self._schedule.due_after(self._source.totals.forward_passes, self._clock()):
-            transfer = self._enqueue(after_step=self._steps_begun)
-            if transfer is None:
-                self.put_off += 1
-            else:
-                self._publish(transfer)
+            self._follow_stream()
+        now, schedule = self._clock(), self._schedule
+        if now >= schedule.earliest:
+            _, steps, idle_steps, *_ = self._source.totals
+            if schedule.due_after(steps + idle_steps, now):
+                self._take()
         self._steps_ended = self._steps_begun
+
+    def _take(self) -> None:
+        """Take a snapshot at the end of the step under way."""
+        transfer = self._enqueue(after_step=self._steps_begun)
+        if transfer is None:
+            self.put_off += 1
+        else:
+            self._publish(transfer)
+
+    def _follow_stream(self) -> None:
+        """Have the current stream for snapshots between steps; torch makes an object only for another one."""
+        handle = self._stream_of(self._flat.get_device())
+        if handle != self._handle:
+            self._handle, self._stream = handle, torch.cuda.current_stream(self._flat.device)
 
     def collect(self) -> Snapshot | None:
         """The newest snapshot that has arrived, or None; for one thread, off the step's path."""
