@@ -73,7 +73,7 @@ class CaptureSession(StepPath):
         self._model = ModelSession(
             model, survey, self.capturer, vllm_config.model_config, device, self._weights_changed
         )
-        weights = self._model.weights
+        self._weights = weights = self._model.weights
         self._taker = SnapshotTaker(
             buffers.flat,
             self.capturer,

@@ -12,6 +12,7 @@ from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.model_session import ModelSession
 from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.requests import changes_requests
+from moescope.capture.seam.weights import WeightsWatch
 from moescope.capture.step.batch import BatchRequests, BatchWatch
 from moescope.capture.step.drafts import DraftTally
 from moescope.capture.step.known_phases import KnownPhases
@@ -33,6 +34,7 @@ class StepPath(ABC):
     capturer: RoutingCapturer
     hears_sampled = hears_returned = False
     _model: ModelSession
+    _weights: WeightsWatch
     _taker: SnapshotTaker
     _placed: PlacedLoads
     _phases: KnownPhases
@@ -55,7 +57,7 @@ class StepPath(ABC):
         self._asked = True
         changes = changes_requests(scheduler_output)
         try:
-            self._taker.step_begins()
+            self._taker.steps_begun += 1
             if self._placed.follows:
                 self._placed.step_begins()
             phases = self._phases
@@ -63,7 +65,9 @@ class StepPath(ABC):
             if changes or step is None or step.tokens != scheduler_output.total_num_scheduled_tokens:
                 step = phases.begin_step(scheduler_output)
             if step.tokens:
-                self._model.step_begins()
+                model, weights = self._model, self._weights
+                if weights.touched or weights.awaits_step or model.looks_left():  # `model.step_begins`
+                    model.renew()
                 self.capturer.begin_step_of(step)
         except Exception as error:  # noqa: BLE001 - an observer must not harm the server
             self._fault(error)
@@ -152,7 +156,7 @@ class StepPath(ABC):
 
     def _idle(self) -> None:
         self._taker.step_begins()
-        self._model.weights.step_begins()
+        self._weights.step_begins()
         self.capturer.idle_step()
         self._placed.idle_step()
         self._taker.step_ends()

@@ -49,6 +49,7 @@ class TraceSession:
         is_quiet: whether no request was traced when the step that began last did. If so, a step in which no
             request comes, goes or goes on after a preemption needs only `quiet_step`, and only where
             `follows_blocks`: neither `begin_step`, nor `end_step`, nor `step_sampled`.
+        follows_blocks: whether it is told who computed cached prefixes, and steps may change that.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TraceSession:
         limits: ReadLimits = lambda: NO_LIMITS,
     ) -> None:
         self._blocks = blocks
+        self.follows_blocks = blocks is not None and blocks.looks
         self.staging = TraceStaging(layers, max_tokens, device, positions=positions)
         self._limits, drafting = limits, positions is not None
         self._assembly = TraceAssembly(
@@ -116,11 +118,6 @@ class TraceSession:
         """A step is about to run, or a call that only says which requests are done."""
         self._guarded(lambda: self._begin_step(scheduler_output, model_runner))
         self.is_quiet = self._failed or self._tracer.is_idle
-
-    @property
-    def follows_blocks(self) -> bool:
-        """Whether it is told who computed cached prefixes, and steps may change that."""
-        return self._blocks is not None and self._blocks.looks
 
     def quiet_step(self, scheduler_output: Any, model_runner: Any) -> None:
         """A step is about to run in which no request comes or goes; see `is_quiet`."""
@@ -204,7 +201,7 @@ class TraceSession:
             return None
 
     def _lose_blocks(self, error: Exception) -> None:
-        self._blocks = None
+        self._blocks, self.follows_blocks = None, False
         logger.error("moescope: traces don't say who computed cached prefixes any more: %r", error)
 
     def _guarded(self, action: Callable[[], None]) -> None:

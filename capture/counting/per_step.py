@@ -83,7 +83,8 @@ class KernelPerStep:
         for part in self._passes:
             if part.called:
                 self._forget(part)
-        self._tables.upload()
+        if self._tables.has_fresh:
+            self._tables.upload()
         self._in_step = True
 
     def end_step(self) -> None:

@@ -93,8 +93,10 @@ class BlocksHandedOn(NamedTuple):
         Raises:
             ValueError: the lists don't fit each other.
         """
-        group = self.layout.group
-        told = zip(self.names, self.given, strict=True)
+        group, given = self.layout.group, self.given
+        if len(given) == len(self.names) == given.count(None):  # the usual step of few requests
+            return []
+        told = zip(self.names, given, strict=True)
         return [(str(name), blocks[group]) for name, blocks in told if blocks is not None and blocks[group]]
 
 
@@ -154,8 +156,10 @@ class BlockReader:
 
     def hand_on(self, scheduler_output: Any, model_runner: Any) -> BlocksHandedOn | None:
         """What a step changes in which no request comes or goes, unread; None: `read` must be asked."""
-        cache = getattr(model_runner, "kv_cache_config", None)
-        if self.has_connector or cache is not self._cache:
+        try:
+            if self.has_connector or model_runner.kv_cache_config is not self._cache:
+                return None
+        except AttributeError:  # `read` knows what that means
             return None
         if getattr(scheduler_output, "kv_cache_block_copies", None):
             return None
