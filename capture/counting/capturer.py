@@ -7,7 +7,6 @@ import itertools
 import logging
 import weakref
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from moescope.capture.counting.strategy import ReferencesUnsafeError
 from moescope.capture.counting.word_writer import choose_writer
 from moescope.capture.seam.rows import WHOLE, Ranks, RowSpan, StepRows, rows_of_call
 from moescope.capture.settings.environment import DEFAULT_KEPT_IDS_MIB, OnError
+from moescope.capture.step.first_word import first_word_of
 from moescope.capture.step.phases import UInt8Array
 from moescope.capture.step.totals import StepTokens, Totals
 from moescope.capture.step.word import PLACE_SHIFT, Phase, pack_step
@@ -73,7 +73,7 @@ class RoutingCapturer:
         self._phases = PinnedRing(buffers.phases)
         self._step: StepTokens | None = None
         self._place = 0
-        self._known = _words_of(StepTokens(0, 0))
+        self._known = first_word_of(StepTokens(0, 0))
         self.awaits_phases = self.owes = False
         self._owed: AssertionError | None = None
         self._handle = next(_handles)
@@ -114,7 +114,7 @@ class RoutingCapturer:
             self._place = ring.begin_step(self.totals.forward_passes)
         self._strategy.begin_step()
         if step is not self._known.step:
-            self._known = _words_of(step)
+            self._known = first_word_of(step)
         _, word, self.awaits_phases = self._known
         self._word.write(word | self._place << PLACE_SHIFT)
 
@@ -265,24 +265,6 @@ class RoutingCapturer:
         except Exception as error:  # noqa: BLE001 - as above
             self.disable(f"the rows of a step can't be told: {error!r}")
         return None
-
-
-class _Words(NamedTuple):
-    """What is written of a step at its begin: `word`, without its place in the ring.
-
-    Attributes:
-        awaits_phases: whether another word follows, once the phases of its tokens are told.
-    """
-
-    step: StepTokens
-    word: int
-    awaits_phases: bool
-
-
-def _words_of(step: StepTokens) -> _Words:
-    phase = step.phase
-    mixed = phase is Phase.MIXED
-    return _Words(step, pack_step(step.tokens, Phase.PREFILL if mixed else phase), mixed)
 
 
 # An op's arguments are tensors and numbers only, so a traced callback names its capturer by a handle.
