@@ -23,11 +23,10 @@ from moescope.service.serving.server import address_of, listen, make_server
 from moescope.service.settings import Settings
 from moescope.service.store.open import open_writer
 from moescope.service.store.upkeep import MAINTENANCE_S
-from tests.quick_apps import look_often, share_validators
+from tests.quick_apps import quick_apps
 
 # Most tests have a service of their own: its begin and its end were most of their time.
-share_validators()
-look_often()
+quick_apps()
 
 
 @dataclass
