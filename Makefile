@@ -15,11 +15,11 @@ PACKAGES := moescope.capture moescope.client moescope.service moescope.dashboard
 # Debian packages that the end-to-end tests drive.
 DEBIAN := prometheus prometheus-alertmanager chromium iproute2
 # Groups of tests that `test` runs side by side, those that take longest first.
-PARTS := tests-e2e-2 tests-e2e-1 tests-rest tests-service tests-store tests-browser tests-api
-E2E_1 := $(wildcard tests/e2e/test_[a-p]*.py)
+PARTS := tests-alerts tests-e2e tests-service tests-rest tests-store tests-browser tests-api
+ALERTS := tests/e2e/test_notifications.py tests/e2e/test_service_alerts.py
 APART := tests/service/api tests/service/store tests/service/traces
-REST := $(filter-out tests/e2e/ tests/service/ tests/browser/ tests/__pycache__/,$(wildcard tests/*/)) \
-	$(wildcard tests/test_*.py)
+ELSEWHERE := tests/e2e/ tests/service/ tests/browser/ tests/dashboards/ tests/__pycache__/
+REST := $(filter-out $(ELSEWHERE),$(wildcard tests/*/)) $(wildcard tests/test_*.py)
 # Generated cases are the same each time.
 PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci
 
@@ -47,8 +47,8 @@ demo:  ## a real vLLM on this machine's CPUs, observed by moescope (ARGS=--help)
 	@$(if $(filter --simulate --help -h,$(ARGS)),,$(call install,vllm))
 	@$(BIN)/python -m devkit.demo $(ARGS)
 
-# Five at a time on two cores, as each waits for something half of its time.
-test: env packages  ## everything that must pass before a commit; about 25 minutes on two cores
+# Five at a time on two cores, as each waits for something half of its time, and the one of alerts nearly all of it.
+test: env packages  ## everything that must pass before a commit; about 15 minutes on two cores
 	+@$(MAKE) --no-print-directory -j5 --output-sync=target lint $(PARTS) kernels types
 
 packages: env  ## Debian packages that the tests drive or need
@@ -68,11 +68,11 @@ tests: env  ## pytest (ARGS: its arguments), all in one process
 
 # The parts of `tests` that `test` runs: every test is in one of them. `tests-rest` has the files and folders that are in
 # no other, and the service's tests that import vLLM, as others of them do.
-tests-e2e-1: env
-	$(call stage,$@,$(PYTEST) $(ARGS) $(E2E_1))
+tests-alerts: env
+	$(call stage,$@,$(PYTEST) $(ARGS) tests/dashboards $(ALERTS))
 
-tests-e2e-2: env
-	$(call stage,$@,$(PYTEST) $(ARGS) tests/e2e $(E2E_1:%=--ignore=%))
+tests-e2e: env
+	$(call stage,$@,$(PYTEST) $(ARGS) tests/e2e $(ALERTS:%=--ignore=%))
 
 tests-service: env
 	$(call stage,$@,$(PYTEST) $(ARGS) tests/service $(APART:%=--ignore=%))
