@@ -20,6 +20,8 @@ from urllib.parse import parse_qsl, urlsplit
 from chdb import session
 
 PASSED_ON = frozenset({"max_partitions_per_insert_block"})
+CHANGE = ("CREATE", "ALTER", "DROP", "RENAME", "EXCHANGE", "DETACH", "ATTACH")
+"""What a statement begins with that may change which tables there are, and of what columns."""
 
 
 class Engine:
@@ -29,6 +31,8 @@ class Engine:
         self._session = session.Session(str(folder / "data"))
         self._body = folder / "body"
         self._lock = threading.Lock()
+        self._database = ""
+        self._types: dict[str, dict[str, str]] = {}
         self.failures: list[int] = []
 
     def answer(self, query: dict[str, str], body: bytes) -> bytes:
@@ -42,20 +46,29 @@ class Engine:
             name.removeprefix("param_"): value for name, value in query.items() if name.startswith("param_")
         }
         with self._lock:
-            # An HTTP request has no database but its own.
-            self._run(f"USE {query.get('database') or 'default'}", {})
+            if sql.lstrip().startswith(CHANGE):
+                self._database, self._types = "", {}
+            self._use(query.get("database") or "default")
             if sql.startswith("INSERT") and " FORMAT " in sql:
                 return self._insert(sql, data, settings_of(query))
             head, found, kind = sql.rstrip().rpartition("FORMAT ")
             return self._run(head if found else sql, parameters, kind.strip() if found else "TabSeparated")
+
+    def _use(self, database: str) -> None:
+        """An HTTP request has no database but its own."""
+        if database != self._database:
+            self._run(f"USE {database}", {})
+            self._database, self._types = database, {}
 
     def _insert(self, sql: str, data: bytes, settings: str) -> bytes:
         """`INSERT INTO table (columns) FORMAT kind`: chdb takes data from a file only."""
         head, _, kind = sql.rpartition(" FORMAT ")
         table, _, rest = head.removeprefix("INSERT INTO ").partition("(")
         names = [name.strip(" `\n") for name in rest.rstrip(" )\n").split(",")]
-        described = self._run(f"DESCRIBE TABLE {table}", {}, "TabSeparated").decode()
-        types = dict(line.split("\t")[:2] for line in described.splitlines())
+        if table not in self._types:
+            described = self._run(f"DESCRIBE TABLE {table}", {}, "TabSeparated").decode()
+            self._types[table] = dict(line.split("\t")[:2] for line in described.splitlines())
+        types = self._types[table]
         structure = ", ".join(f"`{name}` {types[name]}" for name in names).replace("'", "\\'")
         self._body.write_bytes(data)
         return self._run(
