@@ -1,7 +1,10 @@
 """A store in ClickHouse with much in it: 90 days of many producers, and millions of rows of traces.
 
     python -m benchmarks.clickhouse --ranks 256 --days 90
-    python -m benchmarks.clickhouse --rows 10000000
+    python -m benchmarks.clickhouse --rows 10000000 --folder /tmp/traces
+
+With ``--folder`` the database is there, and one that has rows already is measured as it is, so that two
+versions can be compared. Maintenance changes it.
 
 The server is the tests' (chdb in a process, which runs one query at a time), on this machine: a frame beside
 maintenance waits there for the statement that runs, where a ClickHouse runs both.
@@ -16,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -100,12 +104,18 @@ def told(name: str, took: Sequence[float]) -> None:
     )
 
 
-def past(ranks: int, days: int, layers: int) -> None:
+def count(store: ClickHouseStore, table: str) -> int:
+    """Rows of a table."""
+    [(found,)] = store.connection.rows(f"SELECT toInt64(count()) FROM {table}", "i")  # noqa: S608 - of this file
+    return int(found)
+
+
+def past(ranks: int, days: int, layers: int, folder: Path | None) -> None:
     """Start, maintenance beside frames, and windows over all of it."""
-    with server() as (url, _):
+    with server(folder) as (url, _):
         now = time.time()
-        store = ClickHouseStore(url, Retention(), sleep=lambda _: None)
-        rows = fill(store, ranks, days, now, layers)
+        store = ClickHouseStore(url, Retention())
+        rows = count(store, "life") or fill(store, ranks, days, now, layers)
         print(f"{rows:,} rows of {ranks} ranks over {days} days, {layers} layers of 256 experts", flush=True)
         began = time.monotonic()
         with service(url) as (address, _):
@@ -153,20 +163,27 @@ def copy(connection: Connection, table: str, columns: Sequence[str], times: int)
         )
 
 
-def traced(rows: int) -> None:
-    """Questions by id and by expert among so many rows of routing."""
+def fill_traces(store: ClickHouseStore, times: int) -> None:
+    """So many copies of some requests."""
     layers = [MoeLayer(number, 256, 8) for number in range(LAYERS)]
     experts, _ = routing(TRACED * TOKENS, layers, np.random.default_rng(0))
     bodies, _, _ = encoded(arriving(experts, TRACED, 50), layers)
+    store.save([ArrivedPart(decode_part(body), time.time()) for body in bodies])
+    copy(store.connection, "routing", trace_rows.ROUTING_COLUMNS, times)
+    copy(store.connection, "trace_part", trace_rows.PART_COLUMNS, times)
+
+
+def traced(rows: int, folder: Path | None) -> None:
+    """Questions by id and by expert among so many rows of routing."""
     times = max(1, rows // (TRACED * LAYERS))
-    with server() as (url, _):
+    with server(folder) as (url, _):
         store = ClickHouseStore(url, Retention(), sleep=lambda _: None)
-        store.save([ArrivedPart(decode_part(body), time.time()) for body in bodies])
-        connection = store._connection
-        copy(connection, "routing", trace_rows.ROUTING_COLUMNS, times)
-        copy(connection, "trace_part", trace_rows.PART_COLUMNS, times)
-        [(kept,)] = connection.rows("SELECT toInt64(count()) FROM routing", "i")
-        print(f"{kept:,} rows of routing, {TRACED * times:,} requests of {TOKENS} tokens", flush=True)
+        if not count(store, "routing"):
+            fill_traces(store, times)
+        print(
+            f"{count(store, 'routing'):,} rows of routing, {TRACED * times:,} requests of {TOKENS} tokens",
+            flush=True,
+        )
         rng = np.random.default_rng(1)
 
         def by_id() -> None:
@@ -208,12 +225,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2, help="layers of a row of history")
     parser.add_argument("--days", type=int, default=0)
     parser.add_argument("--rows", type=int, default=0, help="rows of routing")
+    parser.add_argument("--folder", type=Path, help="of the database; one that is filled is taken as it is")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     if options.days:
-        past(options.ranks, options.days, options.layers)
+        past(options.ranks, options.days, options.layers, options.folder)
     if options.rows:
-        traced(options.rows)
+        traced(options.rows, options.folder)
 
 
 if __name__ == "__main__":

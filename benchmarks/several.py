@@ -21,6 +21,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -34,14 +35,15 @@ LAYERS, EXPERTS = 58, 256
 
 
 @contextmanager
-def server() -> Iterator[tuple[str, int]]:
-    """The URL of a ClickHouse, and its process."""
-    with tempfile.TemporaryDirectory() as folder:
+def server(kept: Path | None = None) -> Iterator[tuple[str, int]]:
+    """The URL of a ClickHouse, and its process; with a folder what is in its database stays there."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, name = (temporary, uuid.uuid4().hex) if kept is None else (str(kept), "ench")
         command = [sys.executable, "-m", "tests.service.store.clickhouse.server", folder]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:
-                url = f"clickhouse://127.0.0.1:{process.stdout.readline().strip()}/b{uuid.uuid4().hex}"
+                url = f"clickhouse://127.0.0.1:{process.stdout.readline().strip()}/b{name}"
                 yield url, process.pid
             finally:
                 process.kill()

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from moescope.service.store.clickhouse import documents
-from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.history import KEY, delete
+from moescope.service.store.clickhouse.pacing import Server
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import Document
 
 ROLLED_UP: Final = "rolled_up"
 """Kind of the documents that say, by a bucket's length, up to which instant history is rolled up."""
 _DAY_MS: Final = 86_400_000
-_LEAST_MS: Final = 3_600_000
-_MOST_ROWS: Final = 500_000
+_LEAST_MS: Final = 300_000
+_MOST_ROWS: Final = 100_000
 """Rows that are looked at in one piece of time, about: what a piece has to remember on the server."""
 _LATE_MS: Final = 600_000
 """Totals that come so late are rolled up as well."""
@@ -37,10 +37,11 @@ class Rolling:
         retention: ages.
     """
 
-    def __init__(self, connection: Connection, retention: Retention) -> None:
+    def __init__(self, connection: Server, retention: Retention) -> None:
         self._connection = connection
         self._retention = retention
         self._removed_ms: int | None = None
+        self._length_ms = _DAY_MS
 
     def keep(self, now_ms: int) -> None:
         """Roll up history that is old enough and remove what is too old.
@@ -83,7 +84,7 @@ class Rolling:
 
     def _piece(self, at_ms: int, until_ms: int) -> int:
         """Where the piece that begins at an instant ends: after a day, or earlier if it has many rows."""
-        length = _DAY_MS
+        length = min(_DAY_MS, 4 * self._length_ms)  # the one before it had about as many rows
         while length > _LEAST_MS:
             span = {"since": at_ms // 1000, "until": (at_ms + length) // 1000}
             [(rows,)] = self._connection.rows(
@@ -94,6 +95,7 @@ class Rolling:
             if rows <= _MOST_ROWS:
                 break
             length = max(_LEAST_MS, length // 4)
+        self._length_ms = length
         return min(until_ms, at_ms + length // _LEAST_MS * _LEAST_MS)
 
     def _roll_up_piece(self, table: str, bucket_ms: int, since_ms: int, until_ms: int) -> None:
@@ -157,12 +159,12 @@ class Rolling:
         return ["snapshot", "life"] if former else ["life"]
 
     def _first(self) -> int | None:
-        """When the oldest totals were true that are after 1970; None: there are none."""
+        """The second of the oldest totals that are after 1970, in milliseconds; None: there are none."""
         found = [
             row[0]
             for table in ("snapshot", "life")
             for row in self._connection.rows(
-                f"SELECT min(at_ms) FROM {table} WHERE second >= 0 HAVING count() > 0", "i"
+                f"SELECT min(second) * 1000 FROM {table} WHERE second >= 0 HAVING count() > 0", "i"
             )
         ]
         return min(found, default=None)
