@@ -44,8 +44,12 @@ AT_ONCE = 100
 """Copies that are made by one statement."""
 
 
-def fill(store: ClickHouseStore, ranks: int, days: int, now: float, layers: int) -> int:
-    """A row every five minutes of each rank, of so many layers, for so many days; how many."""
+def fill(store: ClickHouseStore, ranks: int, days: int, now: float, layers: int, dense: bool) -> int:
+    """A row every five minutes of each rank, of so many layers, for so many days; how many.
+
+    The totals of a rank are the same bytes in each row. If rows are to be ``dense``, as many bytes by chance
+    follow them, which no reader looks at: then rows of the server compress as little as those of real totals.
+    """
     rng, epoch = np.random.default_rng(2), int((now - days * DAY_S) * 1e9)
     written = 0
     for rank in range(ranks):
@@ -54,10 +58,12 @@ def fill(store: ClickHouseStore, ranks: int, days: int, now: float, layers: int)
         account.post(sent, at=now - days * DAY_S + 1)
         totals, key = encode_totals(account.state().totals), sent.producer.key
         began_ms = round((now - days * DAY_S) * 1000)
+        chance = f"randomString({len(totals) * dense}, number)"
         count = days * DAY_S // 300
         values = (
             f"'bench', 'bench', {rank}, 0, 0, {epoch}, {began_ms // 1000 + 1} + 300 * number AS at, "
-            f"at * 1000, number + 1, {began_ms}, unhex('{totals.hex()}') FROM numbers({count - 1})"
+            f"at * 1000, number + 1, {began_ms}, concat(unhex('{totals.hex()}'), {chance}) "
+            f"FROM numbers({count - 1})"
         )
         columns = ", ".join(history.COLUMNS)
         store._connection.maintain(f"INSERT INTO life ({columns}) SELECT {values}")
@@ -110,12 +116,12 @@ def count(store: ClickHouseStore, table: str) -> int:
     return int(found)
 
 
-def past(ranks: int, days: int, layers: int, folder: Path | None) -> None:
+def past(ranks: int, days: int, layers: int, dense: bool, folder: Path | None) -> None:
     """Start, maintenance beside frames, and windows over all of it."""
     with server(folder) as (url, _):
         now = time.time()
         store = ClickHouseStore(url, Retention())
-        rows = count(store, "life") or fill(store, ranks, days, now, layers)
+        rows = count(store, "life") or fill(store, ranks, days, now, layers, dense)
         print(f"{rows:,} rows of {ranks} ranks over {days} days, {layers} layers of 256 experts", flush=True)
         began = time.monotonic()
         with service(url) as (address, _):
@@ -131,7 +137,7 @@ def past(ranks: int, days: int, layers: int, folder: Path | None) -> None:
                     time.sleep(max(0.0, 3 - lasted))
                 told(f"beside the {what} round of maintenance, {lasted:.2f} s", took)
             with httpx.Client(base_url=address, timeout=600) as client:
-                for start in (days, days - 1, days // 3, days):
+                for start in (days, days - 1, -(-days // 3), days):
                     began = time.monotonic()
                     query = {"start": f"-{start}d", "layer": 0, "server": "bench"}
                     client.get("/v1/histogram", params=query).raise_for_status()
@@ -224,12 +230,15 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=256)
     parser.add_argument("--layers", type=int, default=2, help="layers of a row of history")
     parser.add_argument("--days", type=int, default=0)
+    parser.add_argument(
+        "--dense", action="store_true", help="rows of history compress as little as real ones"
+    )
     parser.add_argument("--rows", type=int, default=0, help="rows of routing")
     parser.add_argument("--folder", type=Path, help="of the database; one that is filled is taken as it is")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     if options.days:
-        past(options.ranks, options.days, options.layers, options.folder)
+        past(options.ranks, options.days, options.layers, options.dense, options.folder)
     if options.rows:
         traced(options.rows, options.folder)
 

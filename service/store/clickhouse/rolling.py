@@ -20,6 +20,9 @@ _LATE_MS: Final = 600_000
 """Totals that come so late are rolled up as well."""
 _NOTED_MS: Final = 8 * _DAY_MS
 """What is rolled up before it is noted how far that is."""
+_SLACK: Final = 100
+"""History is removed once it is over its age by the hundredth part of that: of 90 days once a day. A DELETE
+takes long, whatever it removes."""
 _OFTEN_MS: Final = 60_000
 _SELDOM_MS: Final = 600_000
 _LAST: Final = {"snapshot": "max(at_ms)", "life": "tupleElement(max((seq, at_ms)), 2)"}
@@ -124,25 +127,43 @@ class Rolling:
 
     def _remove(self, before_ms: int) -> None:
         """Remove what is from before an instant, but for the newest of each."""
-        for table in ("snapshot", "account", "life"):  # epochs are no order: they are of the clocks of hosts
-            # Of each start the newest totals before that stay: they are in every sum after that.
-            key = ", ".join(_one_of(table))
-            doomed = f"at_ms < {{before:Int64}} AND ({key}, at_ms) NOT IN "
-            newest = f"(SELECT {key}, max(at_ms) FROM {table} GROUP BY {key})"
-            if table == "account":
-                # Rows of one time may each lack what another has, until a later one has it all.
-                doomed = f"at_ms < {{before:Int64}} AND ({key}) IN "
-                newest = (
-                    f"(SELECT {key} FROM account GROUP BY {key} "
-                    f"HAVING max(at_ms) >= {{before:Int64}} + {_LATE_MS})"
-                )
-            if table == "life" and not self._has_before(before_ms):
-                continue
-            if table == "life":
-                newest = (
-                    f"(SELECT {key}, {_LAST[table]} FROM life WHERE at_ms < {{before:Int64}} GROUP BY {key})"
-                )
-            delete(self._connection, table, doomed + newest, {"before": before_ms})
+        before, key = {"before": before_ms}, ", ".join(KEY)
+        delete(
+            self._connection,
+            "snapshot",
+            f"at_ms < {{before:Int64}} AND ({key}, at_ms) NOT IN "
+            f"(SELECT {key}, max(at_ms) FROM snapshot GROUP BY {key})",
+            before,
+        )
+        # Rows of one time may each lack what another has, until a later one has it all.
+        delete(
+            self._connection,
+            "account",
+            f"at_ms < {{before:Int64}} AND ({key}) IN (SELECT {key} FROM account GROUP BY {key} "
+            f"HAVING max(at_ms) >= {{before:Int64}} + {_LATE_MS})",
+            before,
+        )
+        self._remove_lives(before_ms, before_ms - int(self._retention.coarse_s * 1000) // _SLACK)
+
+    def _remove_lives(self, before_ms: int, old_ms: int) -> None:
+        """Remove history by start from before an instant, if some of it is from before an earlier one.
+
+        Of each start the newest totals before that stay: they are in every sum after that.
+        """
+        if not self._has_before(old_ms):  # epochs are no order: they are of the clocks of hosts
+            return
+        key, asked = ", ".join(_one_of("life")), {"before": before_ms, "old": old_ms}
+        # By seconds the server skips what is of other times.
+        span = "second <= intDiv({before:Int64}, 1000) AND at_ms < {before:Int64}"
+        doomed = (
+            f"{span} AND ({key}, at_ms) NOT IN "
+            f"(SELECT {key}, {_LAST['life']} FROM life WHERE {span} GROUP BY {key})"
+        )
+        [(old,)] = self._connection.rows(
+            f"SELECT toInt64(count()) FROM life WHERE at_ms < {{old:Int64}} AND {doomed}", "i", asked
+        )
+        if old:
+            self._connection.maintain(f"DELETE FROM life WHERE {doomed}", asked)
 
     def _has_before(self, before_ms: int) -> bool:
         """Whether there is history by start from before an instant; reads as little as can tell."""

@@ -23,8 +23,7 @@ _NAMED: Final = (
     "server IN {servers:Array(String)} AND model IN {models:Array(String)} "
     "AND dp_rank IN {ranks:Array(Int64)} AND request_id IN {ids:Array(String)}"
 )
-_ROUTING: Final = "routing PREWHERE {} AND layer = {{layer:Int64}} WHERE has(taken, {{expert:Int64}})"
-"""Which experts a row has is read last: that is most of it."""
+_TOOK: Final = "layer = {layer:Int64}", "has(taken, {expert:Int64})"
 
 
 class Chosen(NamedTuple):
@@ -106,10 +105,14 @@ def that_took(connection: Connection, query: TraceQuery, chosen: Chosen, newest_
         newest_only: as many are enough as will do for the query's limit.
     """
     asked: dict[str, object] = {"layer": query.layer, "expert": query.expert}
-    routing = f"SELECT DISTINCT {_TRACE} FROM {_ROUTING.format(chosen.where)}"
+    layer, has = _TOOK
+    routing = f"SELECT {_TRACE} FROM routing"
     if not chosen.newest:
-        return Took(chosen, f"({_TRACE}) IN ({routing})", asked)
-    traces = connection.rows(routing, "ttitiiii", {**chosen.asked, **asked})
+        which = f"{routing} WHERE {chosen.where} AND {layer} AND {has}"
+        return Took(chosen, f"({_TRACE}) IN ({which})", asked)
+    # Which experts a row has is read last: that is most of it. A trace has a row for each of its parts.
+    which = f"{routing} PREWHERE {chosen.where} AND {layer} WHERE {has}"
+    traces = list(dict.fromkeys(connection.rows(which, "ttitiiii", {**chosen.asked, **asked})))
     newest = {request: chosen.newest[request] for trace in traces if (request := _of(trace)) in chosen.newest}
     low = 0
     if newest_only and len(newest) > 2 * query.limit:

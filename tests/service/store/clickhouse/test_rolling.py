@@ -110,6 +110,26 @@ def test_maintenance_pauses_for_as_long_as_the_server_was_busy_with_it(url: str)
     store.close()
 
 
+def test_what_is_over_its_age_goes_together(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DELETE takes long, whatever it removes: there was one each ten minutes."""
+    store = ClickHouseStore(url, Retention(fine_s=1e6, middle_s=1e6, coarse_s=10_000))
+    store.save([posting([2, 0, 0, 0], second) for second in range(0, 4000, 40)])
+    deleted = []
+    maintain = store._connection.maintain
+    monkeypatch.setattr(
+        store._connection, "maintain", lambda sql, *args: deleted.append(sql) or maintain(sql, *args)
+    )
+    kept = []
+    for late in (10, 90, 150, 160, 210, 320):
+        store._rolling._removed_ms = None
+        store.maintain(BORN + 10_000 + late)
+        oldest = store.oldest(producer().key)
+        assert oldest is not None
+        kept.append((len(deleted), round(oldest.at - BORN)))
+    assert kept == [(0, 0), (0, 0), (1, 120), (1, 120), (1, 120), (2, 280)]
+    store.close()
+
+
 def test_the_newest_frame_of_a_start_stays_though_an_older_one_was_kept_later(url: str) -> None:
     """It was rolled up to the row that was kept last: 40 of 50 for good where the worker ended then."""
     one, two = (ClickHouseStore(url, Retention(fine_s=100, coarse_s=1000)) for _ in range(2))
