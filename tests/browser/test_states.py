@@ -301,3 +301,4 @@ def test_a_window_of_which_the_begin_is_forgotten_says_since_when_it_is(
         assert watched.axe() == []
         watched.route("#/overview?window=all")
         expect(badge).to_be_hidden()
+        page.goto("about:blank")
