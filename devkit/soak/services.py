@@ -7,7 +7,8 @@ import sys
 from typing import Final
 
 from devkit.soak.gate import HISTORIES, Options, Outcome
-from tests.service.store.clickhouse.histories import BrokenLawError, play
+from tests.service.store.clickhouse.histories import play
+from tests.service.store.clickhouse.laws import BrokenLawError
 
 _TOGETHER: Final = 20
 """Histories that share the services, and what befalls these: each costs less than one alone."""

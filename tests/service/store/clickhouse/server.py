@@ -20,8 +20,6 @@ from urllib.parse import parse_qsl, urlsplit
 from chdb import session
 
 PASSED_ON = frozenset({"max_partitions_per_insert_block"})
-CHANGE = ("CREATE", "ALTER", "DROP", "RENAME", "EXCHANGE", "DETACH", "ATTACH")
-"""What a statement begins with that may change which tables there are, and of what columns."""
 
 
 class Engine:
@@ -31,8 +29,8 @@ class Engine:
         self._session = session.Session(str(folder / "data"))
         self._body = folder / "body"
         self._lock = threading.Lock()
-        self._database = ""
-        self._types: dict[str, dict[str, str]] = {}
+        self._database: str | None = None
+        self._types: dict[tuple[str | None, str], dict[str, str]] = {}
         self.failures: list[int] = []
 
     def answer(self, query: dict[str, str], body: bytes) -> bytes:
@@ -46,29 +44,28 @@ class Engine:
             name.removeprefix("param_"): value for name, value in query.items() if name.startswith("param_")
         }
         with self._lock:
-            if sql.lstrip().startswith(CHANGE):
-                self._database, self._types = "", {}
             self._use(query.get("database") or "default")
             if sql.startswith("INSERT") and " FORMAT " in sql:
                 return self._insert(sql, data, settings_of(query))
+            if not sql.lstrip().startswith(("SELECT", "INSERT")):
+                self._database = None  # tables and databases may be others now
+                self._types.clear()
             head, found, kind = sql.rstrip().rpartition("FORMAT ")
             return self._run(head if found else sql, parameters, kind.strip() if found else "TabSeparated")
 
     def _use(self, database: str) -> None:
         """An HTTP request has no database but its own."""
         if database != self._database:
+            self._database = None
             self._run(f"USE {database}", {})
-            self._database, self._types = database, {}
+            self._database = database
 
     def _insert(self, sql: str, data: bytes, settings: str) -> bytes:
         """`INSERT INTO table (columns) FORMAT kind`: chdb takes data from a file only."""
         head, _, kind = sql.rpartition(" FORMAT ")
         table, _, rest = head.removeprefix("INSERT INTO ").partition("(")
         names = [name.strip(" `\n") for name in rest.rstrip(" )\n").split(",")]
-        if table not in self._types:
-            described = self._run(f"DESCRIBE TABLE {table}", {}, "TabSeparated").decode()
-            self._types[table] = dict(line.split("\t")[:2] for line in described.splitlines())
-        types = self._types[table]
+        types = self._types_of(table)
         structure = ", ".join(f"`{name}` {types[name]}" for name in names).replace("'", "\\'")
         self._body.write_bytes(data)
         return self._run(
@@ -76,6 +73,15 @@ class Engine:
             {},
             "TabSeparated",
         )
+
+    def _types_of(self, table: str) -> dict[str, str]:
+        """The types of a table's columns, which a server knows without being asked again."""
+        found = self._types.get((self._database, table))
+        if found is None:
+            described = self._run(f"DESCRIBE TABLE {table}", {}, "TabSeparated").decode()
+            found = dict(line.split("\t")[:2] for line in described.splitlines())
+            self._types[self._database, table] = found
+        return found
 
     def _run(self, sql: str, parameters: dict[str, str], kind: str = "TabSeparated") -> bytes:
         answer: bytes = self._session.query(sql, kind, params=parameters).bytes()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.service.store.clickhouse.histories import BrokenLawError, Play, play, shrunk
+from tests.service.store.clickhouse.histories import play, shrunk
+from tests.service.store.clickhouse.laws import BrokenLawError
+from tests.service.store.clickhouse.playing import Play
 from tests.service.store.clickhouse.several import Peer
 from tests.service.store.clickhouse.stories import KINDS, story
 
