@@ -22,6 +22,8 @@ ELSEWHERE := tests/e2e/ tests/service/ tests/browser/ tests/dashboards/ tests/__
 REST := $(filter-out $(ELSEWHERE),$(wildcard tests/*/)) $(wildcard tests/test_*.py)
 # Generated cases are the same each time.
 PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci
+# Two ranks of vLLM that share a core with others wait for each other by spinning, so they go first.
+BEHIND := nice -n 5
 
 .PHONY: help env demo test packages lint types kernels tests $(PARTS) test-gpu bare containers soak matrix bench format clean
 
@@ -61,7 +63,7 @@ types: env  ## mypy, strict, on an installed copy (it can't follow the editable 
 	$(call stage,types,devkit/check-types.sh $(PACKAGES))
 
 kernels: env  ## the Triton kernels against their torch reference, interpreted: no GPU needed
-	$(call stage,kernels,TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels)
+	$(call stage,kernels,TRITON_INTERPRET=1 $(BEHIND) $(BIN)/python -m pytest -q tests/kernels)
 
 tests: env  ## pytest (ARGS: its arguments), all in one process
 	$(call stage,tests,$(PYTEST) $(ARGS))
@@ -75,19 +77,19 @@ tests-e2e: env
 	$(call stage,$@,$(PYTEST) $(ARGS) tests/e2e $(ALERTS:%=--ignore=%))
 
 tests-service: env
-	$(call stage,$@,$(PYTEST) $(ARGS) tests/service $(APART:%=--ignore=%))
+	$(call stage,$@,$(BEHIND) $(PYTEST) $(ARGS) tests/service $(APART:%=--ignore=%))
 
 tests-api: env
-	$(call stage,$@,$(PYTEST) $(ARGS) tests/service/api)
+	$(call stage,$@,$(BEHIND) $(PYTEST) $(ARGS) tests/service/api)
 
 tests-store: env
-	$(call stage,$@,$(PYTEST) $(ARGS) tests/service/store)
+	$(call stage,$@,$(BEHIND) $(PYTEST) $(ARGS) tests/service/store)
 
 tests-browser: env
-	$(call stage,$@,$(PYTEST) $(ARGS) tests/browser)
+	$(call stage,$@,$(BEHIND) $(PYTEST) $(ARGS) tests/browser)
 
 tests-rest: env
-	$(call stage,$@,$(PYTEST) $(ARGS) $(REST) tests/service/traces)
+	$(call stage,$@,$(BEHIND) $(PYTEST) $(ARGS) $(REST) tests/service/traces)
 
 test-gpu:  ## tests on a CUDA GPU, with the Python that has vLLM and moescope (PYTHON=python3)
 	$(call stage,test-gpu,$(PYTHON) -m pytest tests/gpu tests/kernels $(ARGS))
