@@ -39,6 +39,7 @@ from moescope.capture.counting.word_writer import (
     FillWriter,
     StreamWriter,
     WordWriter,
+    current_device_of,
     current_stream_of,
 )
 from moescope.capture.seam.rows import Ranks, StepRows
@@ -80,7 +81,9 @@ class Bench:
         self.word = self.buffers.step_word
         self.writers: dict[str, WordWriter] = {"none": Constant(), "fill": FillWriter(self.word)}
         if Driver().can_write(0):
-            self.writers["stream-write"] = StreamWriter(self.word, Driver(), current_stream_of())
+            self.writers["stream-write"] = StreamWriter(
+                self.word, Driver(), current_stream_of(), current_device_of()
+            )
         generator = torch.Generator(CUDA).manual_seed(0)
         self._ids = [
             torch.rand(BATCH, layer.num_experts, device=CUDA, generator=generator)

@@ -31,6 +31,7 @@ class ModelSession:
 
     Attributes:
         weights: tells which weights the model has.
+        looks_left: see `RouterBinding.looks_left`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ModelSession:
     ) -> None:
         self._capturer = capturer
         self._binding = RouterBinding(survey.routed, capturer, survey.look_again)
+        self.looks_left = self._binding.looks_left
         self._why_no_references = survey.why_no_references
         self._on_change = changed
         self.weights = WeightsWatch(
@@ -79,9 +81,14 @@ class ModelSession:
         kernel. What vLLM didn't tell is seen by looking at one layer in each step.
         """
         weights = self.weights
-        if weights.touched or self._binding.looks_left():
-            weights.touched = False
-            self.rebind()
+        if weights.touched or weights.awaits_step or self.looks_left():
+            self.renew()
+
+    def renew(self) -> None:
+        """What `step_begins` does if something may have changed."""
+        weights = self.weights
+        weights.touched = False
+        self.rebind()
         if weights.awaits_step:
             weights.step_begins()
 

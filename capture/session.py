@@ -24,23 +24,23 @@ from moescope.capture.seam.coverage_log import log_coverage
 from moescope.capture.seam.deployment import name_deployment
 from moescope.capture.seam.features import microbatches
 from moescope.capture.seam.microbatches import rows_reader
-from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.ranks import read_producer, read_ranks, resized
 from moescope.capture.seam.runner import UNASKED, holds_requests
 from moescope.capture.seam.survey import survey_model
 from moescope.capture.seam.versions import vllm_version
 from moescope.capture.settings.environment import CaptureSettings
-from moescope.capture.step.batch import BatchRequests, BatchWatch
+from moescope.capture.step.batch import BatchWatch
 from moescope.capture.step.drafts import open_tally
 from moescope.capture.step.known_phases import KnownPhases
 from moescope.capture.step.live_requests import Drafts
 from moescope.capture.step.phases import PhaseTracker
+from moescope.capture.step_path import StepPath
 from moescope.capture.trace_session import TraceSession, open_traces, why_no_traces
 
 logger = logging.getLogger("vllm.moescope")
 
 
-class CaptureSession:
+class CaptureSession(StepPath):
     """Capture in one worker, from the loaded model to its shutdown.
 
     What this vLLM lacks of what phases, traces, placement and loads of steps need costs only these.
@@ -73,7 +73,7 @@ class CaptureSession:
         self._model = ModelSession(
             model, survey, self.capturer, vllm_config.model_config, device, self._weights_changed
         )
-        weights = self._model.weights
+        self._weights = weights = self._model.weights
         self._taker = SnapshotTaker(
             buffers.flat,
             self.capturer,
@@ -94,11 +94,12 @@ class CaptureSession:
             layers, producer, epoch, settings, vllm_config, device, reason, no_traces, versions, model_runner
         )
         self._drafts = open_tally(vllm_config, partial(unavailable.note, "drafts"))
-        self._outcome: StepOutcome | None = None
         with_device = (self._taker, self._drafts, self._traces)
         self._pausing = [part for part in with_device if part is not None]
+        self.hears_sampled = self._drafts is not None
         if self._traces is not None:
             buffers.traced = self._traces.staging
+            self.hears_returned = self._traces.hears_returned
         self._builder = FrameBuilder(
             producer=producer,
             epoch=epoch,
@@ -123,7 +124,7 @@ class CaptureSession:
             look=self._look,
         )
         self._runner, self._vllm_config = model_runner, vllm_config
-        self._serving = self._warming_up = self._started = self._asked = False
+        self._started = False
         try:
             self._model.bind()
         except Exception:
@@ -157,57 +158,6 @@ class CaptureSession:
             self._guarded(self._sender.start)
             if self._traces is not None:
                 self._traces.start()
-
-    def step_begins(self, scheduler_output: Any, model_runner: Any) -> None:
-        """A step is about to be enqueued; the scheduler's output says what it computes and what is done."""
-        if not (self._serving or self._warming_up):
-            self.serving_begins()  # this worker class warms up without `compile_or_warm_up_model`
-        if self._serving:
-            self._asked = True
-            self._begin(scheduler_output)
-            wanted = self.capturer.awaits_phases
-            if self._traces is not None:
-                self._traces.begin_step(scheduler_output, model_runner)
-                wanted = wanted or self._traces.awaits_order
-            if wanted:
-                self._watch.step_begins(scheduler_output, model_runner)
-
-    def step_ends(self) -> None:
-        """The step is enqueued."""
-        if self._serving:
-            self._watch.step_ends()
-            self._end()
-            if self._traces is not None:
-                self._traces.end_step(self._outcome)
-            if self.capturer.owes:
-                self.capturer.raise_owed()
-
-    def step_returned(self, output: Any) -> None:
-        """`output` is what the worker returns to the scheduler, of a step or of its sampling."""
-        if self._traces is not None:
-            self._traces.step_returned(output)
-
-    def step_sampled(self, output: Any) -> None:
-        """The step has been sampled, or its sampling is enqueued; `output` is what vLLM's runner returned."""
-        if self._drafts is not None:
-            self._drafts.sampled(output)
-        if self._traces is not None:
-            self._traces.step_sampled(output)
-
-    def idle_step_begins(self) -> None:
-        """A dummy step is about to run."""
-        if self._serving:
-            self._guarded(self._model.step_begins)
-
-    def idle_step(self) -> None:
-        """A dummy step was run because another DP rank has work.
-
-        Raises:
-            AssertionError: a microbatch of it had an unknown row layout, and the settings say so.
-        """
-        if self._serving:
-            self._guarded(self._idle)
-            self.capturer.raise_owed()
 
     def sizes_may_differ(self) -> None:
         """Tell the numbers of DP and EP ranks anew: vLLM may have changed them, in between two steps."""
@@ -251,38 +201,6 @@ class CaptureSession:
             self._traces.stop()
         self._guarded(self._sender.stop)
 
-    def _begin(self, scheduler_output: Any) -> None:
-        """What a step needs of all parts but traces; on the path of each step, so with few calls."""
-        try:
-            self._taker.step_begins()
-            if self._placed.follows:
-                self._placed.step_begins()
-            tokens = self._phases.begin_step(scheduler_output)
-            if tokens.tokens:
-                self._model.step_begins()
-                self.capturer.begin_step_of(tokens)
-        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
-            self._fault(error)
-        self._outcome = None
-        if self._drafts is None:
-            return
-        try:
-            self._outcome = self._drafts.begin_step(scheduler_output)
-        except Exception as error:  # noqa: BLE001 - as above
-            self._fault(error)
-
-    def _ordered(self, batch: BatchRequests) -> None:
-        """The order of the batch's rows is known, and its forward pass is not enqueued yet."""
-        if self.capturer.awaits_phases:
-            self._phases.tell(batch, self.capturer.set_phases)
-        if self._traces is not None:
-            self._traces.take_order(batch, self.capturer.totals.forward_passes)
-
-    def _watch_failed(self, reason: str) -> None:
-        self._phases.give_up(reason)
-        if self._traces is not None:
-            self._traces.give_up(reason)
-
     def _look(self) -> None:
         """What the sender's thread does at each tick, besides sending."""
         self._look_for_unasked_steps()
@@ -297,34 +215,6 @@ class CaptureSession:
         if self._serving and not self._asked and holds_requests(self._runner) and not self._asked:
             self.capturer.disable(UNASKED)
 
-    def _end(self) -> None:
-        try:
-            self.capturer.end_step()
-            if self._placed.eplb is not None and self._placed.move_after_this_pass():
-                self._taker.flush()
-        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
-            self._fault(error)
-        try:
-            self._taker.step_ends()  # after a fault too: snapshots go on, and tell of it
-        except Exception as error:  # noqa: BLE001 - as above
-            self._fault(error)
-
-    def _idle(self) -> None:
-        self._taker.step_begins()
-        self._model.weights.step_begins()
-        self.capturer.idle_step()
-        self._placed.idle_step()
-        self._taker.step_ends()
-
     def _weights_changed(self) -> None:
         """Have a frame that has all counts of the former weights, and says that others follow."""
         self._guarded(self._taker.mark)
-
-    def _guarded(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
-            self._fault(error)
-
-    def _fault(self, error: Exception) -> None:
-        self.capturer.disable(f"internal fault: {error!r}")

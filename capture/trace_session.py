@@ -44,6 +44,12 @@ class TraceSession:
         positions: tells the model's own positions, where tokens are drafted (see `TraceStaging`).
         blocks: tells whose positions are in which blocks of the KV cache; None: nobody asks for that.
         limits: tells the limits of the server's requests.
+
+    Attributes:
+        is_quiet: whether no request was traced when the step that began last did. If so, a step in which no
+            request comes, goes or goes on after a preemption needs only `quiet_step`, and only where
+            `follows_blocks`: neither `begin_step`, nor `end_step`, nor `step_sampled`.
+        follows_blocks: whether it is told who computed cached prefixes, and steps may change that.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class TraceSession:
         limits: ReadLimits = lambda: NO_LIMITS,
     ) -> None:
         self._blocks = blocks
+        self.follows_blocks = blocks is not None and blocks.looks
         self.staging = TraceStaging(layers, max_tokens, device, positions=positions)
         self._limits, drafting = limits, positions is not None
         self._assembly = TraceAssembly(
@@ -77,6 +84,7 @@ class TraceSession:
             access=settings.access,
         )
         self._sender = TraceSender(self._assembly, layers, producer, epoch, transport, versions=versions)
+        self.is_quiet = True
         self._started = False
         self._failed = False
         self._on_failure = failed
@@ -109,10 +117,31 @@ class TraceSession:
     def begin_step(self, scheduler_output: Any, model_runner: Any = None) -> None:
         """A step is about to run, or a call that only says which requests are done."""
         self._guarded(lambda: self._begin_step(scheduler_output, model_runner))
+        self.is_quiet = self._failed or self._tracer.is_idle
+
+    def quiet_step(self, scheduler_output: Any, model_runner: Any) -> None:
+        """A step is about to run in which no request comes or goes; see `is_quiet`."""
+        blocks = self._blocks
+        if blocks is None or self._failed:
+            return
+        try:
+            handed_on = blocks.hand_on(scheduler_output, model_runner)
+            if handed_on is not None:
+                self._tracer.hand_on(handed_on)
+                return
+        except Exception as error:  # noqa: BLE001 - an observer must not harm the server
+            self._lose_blocks(error)
+            return
+        self.begin_step(scheduler_output, model_runner)
+
+    @property
+    def hears_returned(self) -> bool:
+        """Whether `step_returned` has anything to do."""
+        return self._blocks is not None and self._blocks.has_connector
 
     def step_returned(self, output: Any) -> None:
         """The worker returns this; the scheduler learns from it which requests need not wait any more."""
-        if self._blocks is not None and self._blocks.has_connector:
+        if self.hears_returned:
             self._guarded(lambda: self._tracer.kv_received() if received_kv(output) else None)
 
     def take_order(self, batch: BatchRequests, number: int) -> None:
@@ -168,9 +197,12 @@ class TraceSession:
         try:
             return self._blocks.read(scheduler_output, model_runner)
         except Exception as error:  # noqa: BLE001 - traces are worth having without it
-            self._blocks = None
-            logger.error("moescope: traces don't say who computed cached prefixes any more: %r", error)
+            self._lose_blocks(error)
             return None
+
+    def _lose_blocks(self, error: Exception) -> None:
+        self._blocks, self.follows_blocks = None, False
+        logger.error("moescope: traces don't say who computed cached prefixes any more: %r", error)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         if self._failed:

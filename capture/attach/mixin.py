@@ -126,15 +126,19 @@ class CapturingWorker(ReportingWorker):
             output = super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
         finally:
             capture.step_ends()
-        capture.step_returned(output)
+        if capture.hears_returned:
+            capture.step_returned(output)
         return output
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Sample a step's tokens, and show the capturer what came of it; it waits for nothing."""
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
-        if self._capture is not None:
-            self._capture.step_sampled(output)
-            self._capture.step_returned(output)
+        capture = self._capture
+        if capture is not None:
+            if capture.hears_sampled:
+                capture.step_sampled(output)
+            if capture.hears_returned:
+                capture.step_returned(output)
         return output
 
     def elastic_ep_execute(self, *args: Any, **kwargs: Any) -> Any:

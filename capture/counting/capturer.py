@@ -18,9 +18,10 @@ from moescope.capture.counting.strategy import ReferencesUnsafeError
 from moescope.capture.counting.word_writer import choose_writer
 from moescope.capture.seam.rows import WHOLE, Ranks, RowSpan, StepRows, rows_of_call
 from moescope.capture.settings.environment import DEFAULT_KEPT_IDS_MIB, OnError
+from moescope.capture.step.first_word import first_word_of
 from moescope.capture.step.phases import UInt8Array
 from moescope.capture.step.totals import StepTokens, Totals
-from moescope.capture.step.word import Phase, pack_step
+from moescope.capture.step.word import PLACE_SHIFT, Phase, pack_step
 
 logger = logging.getLogger("vllm.moescope")
 
@@ -72,6 +73,7 @@ class RoutingCapturer:
         self._phases = PinnedRing(buffers.phases)
         self._step: StepTokens | None = None
         self._place = 0
+        self._known = first_word_of(StepTokens(0, 0))
         self.awaits_phases = self.owes = False
         self._owed: AssertionError | None = None
         self._handle = next(_handles)
@@ -104,15 +106,17 @@ class RoutingCapturer:
         self.begin_step_of(StepTokens(num_tokens, decode_tokens))
 
     def begin_step_of(self, step: StepTokens) -> None:
-        """See `begin_step`."""
+        """See `begin_step`. A steady batch has the same object in each step, whose word is known."""
         if step.tokens == 0 or self.disabled_reason is not None:
             return
-        self._step = step
-        ring, phase = self.buffers.ring, step.phase
-        self._place = 0 if ring is None else ring.begin_step(self.totals.forward_passes)
+        self._step, ring = step, self.buffers.ring
+        if ring is not None:
+            self._place = ring.begin_step(self.totals.forward_passes)
         self._strategy.begin_step()
-        self.awaits_phases = phase is Phase.MIXED
-        self._announce(Phase.PREFILL if phase is Phase.MIXED else phase)
+        if step is not self._known.step:
+            self._known = first_word_of(step)
+        _, word, self.awaits_phases = self._known
+        self._word.write(word | self._place << PLACE_SHIFT)
 
     def set_phases(self, phases: UInt8Array) -> None:
         """Tell the phases of the step under way; nothing to do in a step that doesn't await them.
@@ -133,7 +137,7 @@ class RoutingCapturer:
             raise ValueError(f"a step of {len(phases)} tokens, where {most} are the most")
         self._phases.buffer()[: len(phases)] = phases
         self._phases.upload(len(phases))
-        self._announce(Phase.MIXED)
+        self._word.write(pack_step(step.tokens, Phase.MIXED, self._place))
         self.awaits_phases = False
 
     def end_step(self) -> None:
@@ -166,11 +170,6 @@ class RoutingCapturer:
     def idle_step(self) -> None:
         """A dummy step was run."""
         self.totals = self.totals._replace(idle_steps=self.totals.idle_steps + 1)
-
-    def _announce(self, phase: Phase) -> None:
-        """Write the word of the step under way: once, and a second time in a step of both phases."""
-        assert self._step is not None
-        self._word.write(pack_step(self._step.tokens, phase, self._place))
 
     def record(self, ordinal: int, topk_ids: torch.Tensor) -> None:
         """Count a routing call: logical expert ids, any integer dtype [n, top_k], of one layer.

@@ -81,13 +81,17 @@ class KernelPerStep:
             MissedLaunchError: a CUDA graph was captured without its launch.
         """
         for part in self._passes:
-            self._forget(part)
-        self._tables.upload()
+            if part.called:
+                self._forget(part)
+        if self._tables.has_fresh:
+            self._tables.upload()
         self._in_step = True
 
     def end_step(self) -> None:
         """Launch for the layers of an eager pass that ended before the layer that usually is the last."""
         for part in self._passes:
+            if not part.called:  # a replay of a graph
+                continue
             if part.kept and part.while_capturing:
                 self._forget(part)
             self._launch(part, self._buffers.flat, capturing=False)

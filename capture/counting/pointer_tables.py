@@ -93,6 +93,9 @@ class PointerTables:
     Args:
         layers: the covered layers.
         microbatches: how many of them a step may have.
+
+    Attributes:
+        has_fresh: whether `upload` has anything to do.
     """
 
     def __init__(self, layers: Sequence[MoeLayer], device: torch.device, microbatches: int = 1) -> None:
@@ -101,6 +104,7 @@ class PointerTables:
         self._blank = blank_table(layers)
         self._most_of_graph = microbatches * len(layers)
         self._chunks = [self._new_chunk()]
+        self.has_fresh = False
         self._now = torch.zeros(self._num_layers, len(Field), dtype=torch.int64, device=device)
         self._uploads = PinnedRing(self._now)
 
@@ -125,12 +129,14 @@ class PointerTables:
         table = chunk.used
         chunk.host[table].numpy()[:] = filled_table(self._blank, entries)
         chunk.used += 1
+        self.has_fresh = True
         return chunk.device[table]
 
     def upload(self) -> None:
-        """Bring new tables of graphs to the device, in the current stream; nothing to do in most steps."""
+        """Bring new tables of graphs to the device, in the current stream."""
         for chunk in self._chunks:
             chunk.upload()
+        self.has_fresh = False
 
     def for_now(self, entries: Mapping[int, TableEntry]) -> torch.Tensor:
         """A table for a launch that follows at once in the current stream; `entries` as in `for_graph`."""

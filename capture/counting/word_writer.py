@@ -28,7 +28,10 @@ TRIAL: Final = 0x5A01_2345_6789_ABCD
 """Written once at load; each of its bytes is another one."""
 
 StreamOf = Callable[[int], int]
-"""The current stream of the thread on a device, by the device's index, as the driver's handle."""
+"""The current stream of the thread on a device, by the device's index, as the driver's handle. It is 0 for
+the default stream of any device: the driver takes that of the thread's current device for it."""
+DeviceOf = Callable[[], int]
+"""The index of the thread's current device."""
 
 
 class DriverError(RuntimeError):
@@ -68,16 +71,20 @@ class FillWriter:
 class StreamWriter:
     """A write by the stream itself. If the driver refuses one, a fill does it, and all that follow.
 
+    The driver can't be told of which device the default stream is meant: where the thread's current device is
+    another than the word's just then, a fill does that write, for which torch finds the right one.
+
     Args:
         word: int64 [1] on a CUDA device; not in managed memory, which the driver refuses.
         driver: where the calls go.
         stream_of: tells the stream.
+        device_of: tells the current device.
     """
 
     name = "stream-write"
 
-    def __init__(self, word: torch.Tensor, driver: Driver, stream_of: StreamOf) -> None:
-        self._call, self._stream_of = driver.write_value, stream_of
+    def __init__(self, word: torch.Tensor, driver: Driver, stream_of: StreamOf, device_of: DeviceOf) -> None:
+        self._call, self._stream_of, self._device_of = driver.write_value, stream_of, device_of
         self._address, self._device = word.data_ptr(), word.get_device()
         self._fill = FillWriter(word)
         self._refused = False
@@ -85,16 +92,29 @@ class StreamWriter:
     def write(self, value: int) -> None:
         """See `WordWriter.write`."""
         if not self._refused:
-            status = self._call(self._stream_of(self._device), self._address, value, WRITE_DEFAULT)
-            if status == 0:
-                return
-            self._refused, self.name = True, FillWriter.name
-            logger.warning("moescope: CUDA refuses to write a step's word (error %d): it is filled", status)
+            device = self._device
+            stream = self._stream_of(device)
+            if stream or self._device_of() == device:
+                status = self._call(stream, self._address, value, WRITE_DEFAULT)
+                if status == 0:
+                    return
+                self._refuse(status)
         self._fill.write(value)
 
     def try_write(self, value: int) -> int:
-        """A write that returns the driver's error, or 0, and is not made good by a fill."""
-        return int(self._call(self._stream_of(self._device), self._address, value, WRITE_DEFAULT))
+        """A write that returns the driver's error, or 0, and is not made good by a fill.
+
+        Raises:
+            DriverError: the thread's current device is another one, and the stream its default one.
+        """
+        stream = self._stream_of(self._device)
+        if not stream and (current := self._device_of()) != self._device:
+            raise DriverError(f"the word is on device {self._device}, where the thread's is {current}")
+        return int(self._call(stream, self._address, value, WRITE_DEFAULT))
+
+    def _refuse(self, status: int) -> None:
+        self._refused, self.name = True, FillWriter.name
+        logger.warning("moescope: CUDA refuses to write a step's word (error %d): it is filled", status)
 
 
 class Driver:
@@ -144,6 +164,12 @@ def current_stream_of() -> StreamOf:
     return raw or (lambda index: int(torch.cuda.current_stream(index).cuda_stream))
 
 
+def current_device_of() -> DeviceOf:
+    """What tells the current device: if this torch has it, the call that does nothing else."""
+    raw: DeviceOf | None = getattr(torch._C, "_cuda_getDevice", None)
+    return raw or torch.cuda.current_device
+
+
 def choose_writer(word: torch.Tensor) -> WordWriter:
     """A `StreamWriter` where CUDA's streams can write, and have just shown it; else a `FillWriter`.
 
@@ -157,7 +183,7 @@ def choose_writer(word: torch.Tensor) -> WordWriter:
         return fill
     chosen: WordWriter = fill
     try:
-        chosen = stream_writer(word, Driver(), current_stream_of())
+        chosen = stream_writer(word, Driver(), current_stream_of(), current_device_of())
     except Exception as error:  # noqa: BLE001 - a fill does as well
         logger.info("moescope: a step's word is filled, CUDA's streams can't write it: %s", error)
     fill.write(0)
@@ -169,7 +195,9 @@ def _may_stream(word: torch.Tensor) -> bool:
     return word.is_cuda and torch.version.hip is None
 
 
-def stream_writer(word: torch.Tensor, driver: Driver, stream_of: StreamOf) -> StreamWriter:
+def stream_writer(
+    word: torch.Tensor, driver: Driver, stream_of: StreamOf, device_of: DeviceOf
+) -> StreamWriter:
     """A writer that has written `TRIAL` to the word; waits for the device.
 
     Raises:
@@ -177,7 +205,7 @@ def stream_writer(word: torch.Tensor, driver: Driver, stream_of: StreamOf) -> St
     """
     if not driver.can_write(word.get_device()):
         raise DriverError("the device has no such writes")
-    writer = StreamWriter(word, driver, stream_of)
+    writer = StreamWriter(word, driver, stream_of, device_of)
     status = writer.try_write(TRIAL)
     if status:
         raise DriverError(f"CUDA error {status}")

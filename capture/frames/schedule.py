@@ -20,19 +20,24 @@ class SnapshotSchedule:
 
     Args:
         interval: seconds between snapshots, at most, while the worker is busy.
+
+    Attributes:
+        earliest: before this time no snapshot is due at the end of a step; on the clock of `taken`.
     """
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self._last = (-math.inf, 0)  # the first snapshot, of nothing, announces the producer
         self._forced = False
+        self.earliest = -math.inf
 
     def force(self) -> None:
         """Make the next snapshot due at once."""
-        self._forced = True
+        self._forced, self.earliest = True, -math.inf
 
     def taken(self, now: float, step: int) -> None:
         """A snapshot was taken after `step` steps."""
+        self.earliest = now + self._interval / 4  # first: `force` may come in between
         self._last, self._forced = (now, step), False
 
     def due_after(self, step: int, now: float) -> bool:
@@ -42,16 +47,16 @@ class SnapshotSchedule:
             step: steps so far, dummy steps included; the same number on all workers of a DP rank.
             now: seconds, on the clock of `taken`.
         """
+        if now < self.earliest:
+            return False
         at, last = self._last
         elapsed = now - at
-        if elapsed < self._interval / 4 and not self._forced:
-            return False
         if self._forced or elapsed >= 2 * self._interval:
             return True
         if step == last:  # nothing was computed since: capture is off, or steps have no tokens
             return elapsed >= self._interval
-        steps_per_interval = max(1, int((step - last) * self._interval / elapsed))
-        return step % (1 << (steps_per_interval.bit_length() - 1)) == 0
+        # The largest power that divides the step's number is the one in question, or above it.
+        return (step - last) * self._interval < 2 * (step & -step) * elapsed
 
     def due_between(self, idle: bool, now: float) -> bool:
         """Whether a snapshot is due outside of the steps' thread.

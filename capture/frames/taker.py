@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import torch
 
 from moescope.capture.counting.load_ring import LoadRing
+from moescope.capture.counting.word_writer import current_stream_of
 from moescope.capture.frames.schedule import SnapshotSchedule
 from moescope.capture.frames.snapshot import Snapshot, Transfer
 from moescope.capture.frames.step_history import StepHistory
@@ -52,6 +53,7 @@ class SnapshotTaker:
         weights: tells which weights the worker has.
 
     Attributes:
+        steps_begun: how many; who has no time for a call of `step_begins` adds 1.
         put_off: snapshots that found no free transfer.
     """
 
@@ -77,7 +79,7 @@ class SnapshotTaker:
         self._free = deque(Transfer(flat, ring, eplb) for _ in range(NUM_TRANSFERS))
         self._under_way: deque[Transfer] = deque()
         self._gate = PauseGate()
-        self._steps_begun = 0
+        self.steps_begun = 0
         self._steps_ended = 0
         self._begun_at_look = 0
         self._taken_after_step = -1  # so that the first snapshot, of nothing, announces the producer
@@ -85,6 +87,7 @@ class SnapshotTaker:
         self._told_reason: str | None = None
         self._told_weights = Weights()
         self._stream: torch.cuda.Stream | None = None
+        self._stream_of, self._handle = current_stream_of(), -1
         self._side: torch.cuda.Stream | None = None
         if flat.device.type == "cuda":
             # Known before the first step, and never the default stream of another device.
@@ -93,19 +96,32 @@ class SnapshotTaker:
 
     def step_begins(self) -> None:
         """A step is about to be enqueued."""
-        self._steps_begun += 1
+        self.steps_begun += 1
 
     def step_ends(self) -> None:
         """The step is enqueued in the current stream; takes a snapshot if one is due."""
         if self._side is not None:
-            self._stream = torch.cuda.current_stream(self._flat.device)
-        if self._schedule.due_after(self._source.totals.forward_passes, self._clock()):
-            transfer = self._enqueue(after_step=self._steps_begun)
-            if transfer is None:
-                self.put_off += 1
-            else:
-                self._publish(transfer)
-        self._steps_ended = self._steps_begun
+            self._follow_stream()
+        now, schedule = self._clock(), self._schedule
+        if now >= schedule.earliest:
+            _, steps, idle_steps, *_ = self._source.totals
+            if schedule.due_after(steps + idle_steps, now):
+                self._take()
+        self._steps_ended = self.steps_begun
+
+    def _take(self) -> None:
+        """Take a snapshot at the end of the step under way."""
+        transfer = self._enqueue(after_step=self.steps_begun)
+        if transfer is None:
+            self.put_off += 1
+        else:
+            self._publish(transfer)
+
+    def _follow_stream(self) -> None:
+        """Have the current stream for snapshots between steps; torch makes an object only for another one."""
+        handle = self._stream_of(self._flat.get_device())
+        if handle != self._handle:
+            self._handle, self._stream = handle, torch.cuda.current_stream(self._flat.device)
 
     def collect(self) -> Snapshot | None:
         """The newest snapshot that has arrived, or None; for one thread, off the step's path."""
@@ -126,7 +142,7 @@ class SnapshotTaker:
         self._gate.resume()
 
     def _collect(self) -> Snapshot | None:
-        begun = self._steps_begun
+        begun = self.steps_begun
         idle, self._begun_at_look = begun == self._begun_at_look, begun
         if self._schedule.due_between(idle, self._clock()):
             self._take_between_steps()
@@ -165,18 +181,18 @@ class SnapshotTaker:
     def _take_between_steps(self) -> None:
         """Take a snapshot from another thread than the steps', unless a step begins meanwhile.
 
-        A step's kernels are enqueued only after `_steps_begun` has risen: if it hasn't when the copy is
+        A step's kernels are enqueued only after `steps_begun` has risen: if it hasn't when the copy is
         enqueued, the copy stands between two steps in the stream. Otherwise it may be torn and is not read.
         """
         ended = self._steps_ended
         told = (self._taken_after_step, self._told_reason, self._told_weights)
         is_told = told == (ended, self._source.disabled_reason, self._weights())
-        if is_told or self._steps_begun != ended:
+        if is_told or self.steps_begun != ended:
             return
         transfer = self._enqueue(after_step=ended)
         if transfer is None:
             return
-        transfer.torn = self._steps_begun != ended
+        transfer.torn = self.steps_begun != ended
         if transfer.torn:
             self._under_way.append(transfer)
         else:

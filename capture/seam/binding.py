@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any, Final, Protocol
 
@@ -72,21 +73,24 @@ class RouterBinding:
         self._routers: list[Any] = [layer.router for layer in routed]
         self._callbacks: list[LayerCallback | None] = [None] * len(routed)
         self._seen = [_Seen(layer.module) for layer in routed]
-        self._next = 0
+        self._at = _in_a_ring(self._seen)
 
     def looks_left(self) -> bool:
         """Whether another object routes in the next one of the layers, in turn, than `renew` found there.
 
-        Each call looks at one layer, in about a microsecond. vLLM mostly makes all kernels anew at once;
-        one that is alone is seen within as many calls as there are layers.
+        Each call looks at one layer. vLLM mostly makes all kernels anew at once; one that is alone is seen
+        within as many calls as there are layers. This is on the path of each step: torch looks for the
+        submodules of a module in a function of its own, so they are taken from where it finds them.
         """
-        if not self._layers:
+        seen = self._at
+        if seen is None:
             return False
-        self._next = (self._next + 1) % len(self._layers)
-        seen = self._seen[self._next]
+        self._at, module = seen.after, seen.module
         try:
-            kernel, router = _KERNEL_AND_ROUTER(seen.module)
-        except AttributeError:
+            experts = module._modules["routed_experts"]
+            method = experts._modules.get("quant_method") or experts.quant_method
+            kernel, router = method.moe_kernel.impl.fused_experts, module.router
+        except (AttributeError, KeyError):
             return seen.is_another()
         return (kernel is not seen.kernel() or router is not seen.router()) and seen.is_another()
 
@@ -107,7 +111,7 @@ class RouterBinding:
             elif holder_of(found.router) is not holder_of(self._routers[ordinal]):
                 self._give_back(ordinal)
                 self._routers[ordinal] = found.router
-            self._seen[ordinal] = _Seen(layer.module)
+            self._seen[ordinal].note()
         return lost
 
     def bind(self) -> int:
@@ -146,12 +150,20 @@ class _Seen:
     Attributes:
         module: vLLM's.
         kernel, router: give what `_KERNEL_AND_ROUTER` finds; None where it finds nothing.
+        after: the layer that is looked at next.
     """
+
+    __slots__ = ("_routes", "after", "kernel", "module", "router")
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self._routes = weakly(_what_routes(module))
-        self.kernel, self.router = _in_short(module)
+        self.after = self
+        self.note()
+
+    def note(self) -> None:
+        """What routes now is what was looked at."""
+        self._routes = weakly(_what_routes(self.module))
+        self.kernel, self.router = _in_short(self.module)
 
     def is_another(self) -> bool:
         """Whether another object routes now. If not, what `_KERNEL_AND_ROUTER` finds is noted anew."""
@@ -159,6 +171,13 @@ class _Seen:
             return True
         self.kernel, self.router = _in_short(self.module)
         return False
+
+
+def _in_a_ring(layers: list[_Seen]) -> _Seen | None:
+    """The first of the layers; each one has the next, and the last one the first."""
+    for layer, after in pairwise([*layers, *layers[:1]]):
+        layer.after = after
+    return layers[0] if layers else None
 
 
 def _in_short(module: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:

@@ -68,6 +68,38 @@ class StepBlocks(NamedTuple):
     loads: bool = False
 
 
+_new: Final = tuple.__new__
+"""Makes a named tuple without its own function, on the path of each step."""
+
+
+class BlocksHandedOn(NamedTuple):
+    """vLLM's own lists of a step in which no request came or went: which blocks were appended is in them.
+
+    vLLM makes these lists for the step alone, and changes none of them later. Nobody has looked at them yet.
+
+    Attributes:
+        layout: see `StepBlocks`.
+        names: ids of the step's requests.
+        given: of each request its new blocks by group, or None.
+    """
+
+    layout: BlockLayout
+    names: Sequence[str]
+    given: Sequence[Sequence[Sequence[int]] | None]
+
+    def appended(self) -> list[tuple[str, Sequence[int]]]:
+        """See `StepBlocks.appended`.
+
+        Raises:
+            ValueError: the lists don't fit each other.
+        """
+        group, given = self.layout.group, self.given
+        if len(given) == len(self.names) == given.count(None):  # the usual step of few requests
+            return []
+        told = zip(self.names, given, strict=True)
+        return [(str(name), blocks[group]) for name, blocks in told if blocks is not None and blocks[group]]
+
+
 class BlockReader:
     """Reads the scheduler's output. It remembers no request.
 
@@ -82,10 +114,12 @@ class BlockReader:
         self.has_connector = getattr(vllm_config, "kv_transfer_config", None) is not None
         """Whether a KV connector may fill blocks."""
         self._caches = bool(getattr(vllm_config.cache_config, "enable_prefix_caching", True))
+        self.looks = self._caches or self.has_connector
+        """Whether any step may change what somebody could ask for."""
 
     def read(self, scheduler_output: Any, model_runner: Any) -> StepBlocks | None:
         """What a step about to run changes; None: nothing, or nothing that anybody could ask for."""
-        if not (self._caches or self.has_connector):
+        if not self.looks:
             return None
         cache = getattr(model_runner, "kv_cache_config", None)
         if cache is not self._cache:
@@ -119,6 +153,18 @@ class BlockReader:
             {int(copy.dst_block_id): int(copy.src_block_id) for copy in copies},
             self.has_connector and scheduler_output.has_sync_kv_loads if not layout.why else False,
         )
+
+    def hand_on(self, scheduler_output: Any, model_runner: Any) -> BlocksHandedOn | None:
+        """What a step changes in which no request comes or goes, unread; None: `read` must be asked."""
+        try:
+            if self.has_connector or model_runner.kv_cache_config is not self._cache:
+                return None
+        except AttributeError:  # `read` knows what that means
+            return None
+        if getattr(scheduler_output, "kv_cache_block_copies", None):
+            return None
+        cached = scheduler_output.scheduled_cached_reqs
+        return _new(BlocksHandedOn, (self._layout, cached.req_ids, cached.new_block_ids))
 
     def _read_layout(self, cache: Any, scheduler_output: Any) -> BlockLayout:
         why = self._why_not(scheduler_output)

@@ -94,12 +94,18 @@ def is_of_remote_prefill(new_request: Any) -> bool:
 
 
 def changes_requests(scheduler_output: Any) -> bool:
-    """Whether requests come, go on after a preemption, or are done with: in most steps none is."""
-    return bool(
-        scheduler_output.scheduled_new_reqs
-        or scheduler_output.finished_req_ids
-        or scheduler_output.scheduled_cached_reqs.resumed_req_ids
-    )
+    """Whether requests come, go on after a preemption, or are done with: in most steps none is.
+
+    Also if that can't be told: whoever reads the requests then finds out. Nothing raises.
+    """
+    try:
+        return bool(
+            scheduler_output.scheduled_new_reqs
+            or scheduler_output.finished_req_ids
+            or scheduler_output.scheduled_cached_reqs.resumed_req_ids
+        )
+    except Exception:  # noqa: BLE001 - an observer must not harm the server
+        return True
 
 
 def read_requests(scheduler_output: Any, limits: Limits = NO_LIMITS) -> StepRequests:

@@ -17,17 +17,24 @@ class KnownPhases:
     Args:
         tracker: knows the phases.
         lost: called with the reason when they can't be told any more.
+
+    Attributes:
+        steady: what `begin_step` would return for the next step, and note nothing, if that has as many tokens
+            and no request comes, goes or goes on after a preemption; None: it must be asked.
     """
 
     def __init__(self, tracker: PhaseTracker, lost: Callable[[str], None]) -> None:
         self._tracker: PhaseTracker | None = tracker
         self._on_loss = lost
+        self.steady: StepTokens | None = None
 
     def begin_step(self, scheduler_output: Any) -> StepTokens:
         """The tokens of the step about to run; all are of one phase once phases can't be told."""
         if self._tracker is not None:
             try:
-                return self._tracker.begin_step(scheduler_output)
+                step = self._tracker.begin_step(scheduler_output)
+                self.steady = step if self._tracker.all_decode else None
+                return step
             except Exception as error:  # noqa: BLE001 - counts don't need them
                 self.give_up(f"the requests of a step can't be read: {error!r}")
         return StepTokens(scheduled_tokens(scheduler_output), 0)
@@ -43,5 +50,5 @@ class KnownPhases:
 
     def give_up(self, reason: str) -> None:
         """From now on phases can't be told."""
-        self._tracker = None
+        self._tracker = self.steady = None
         self._on_loss(reason)

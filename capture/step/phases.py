@@ -70,6 +70,11 @@ class PhaseTracker:
         prefill = sum(num_tokens.get(name, 0) for name in self._prefilling) - sum(self._drafts.values())
         return StepTokens(total, total - prefill)
 
+    @property
+    def all_decode(self) -> bool:
+        """Whether the prompts of all live requests are computed, so that a like step has the same phases."""
+        return not self._prefilling
+
     def of_tokens(self, batch: BatchRequests) -> UInt8Array:
         """`Phase` of each token of the step that began last, in the order of the batch: uint8 [tokens]."""
         phases = [Phase.PREFILL if name in self._prefilling else Phase.DECODE for name in batch.request_ids]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from moescope.capture.step.word import Phase
+
+_new: Final = tuple.__new__
+"""Makes a named tuple without its own function, on the path of each step."""
 
 
 class StepTokens(NamedTuple):
@@ -44,12 +47,16 @@ class Totals(NamedTuple):
     def with_step(self, step: StepTokens, phases_known: bool = True) -> Totals:
         """These totals and one more step that computed tokens."""
         tokens, decode = step
-        return Totals(
-            self.tokens + tokens,
-            self.steps + 1,
-            self.idle_steps,
-            self.decode_tokens + decode,
-            self.decode_steps + (0 < decode == tokens),
-            self.mixed_steps + (0 < decode != tokens),
-            self.phases_known and phases_known,
+        of_tokens, steps, idle_steps, of_decode, decode_steps, mixed_steps, known = self
+        return _new(
+            Totals,
+            (
+                of_tokens + tokens,
+                steps + 1,
+                idle_steps,
+                of_decode + decode,
+                decode_steps + (0 < decode == tokens),
+                mixed_steps + (0 < decode != tokens),
+                known and phases_known,
+            ),
         )

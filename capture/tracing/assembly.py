@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moescope.capture.counting.staging import StagedRows, TraceStaging
+from moescope.capture.seam.block_tables import BlocksHandedOn
 from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.requests import NewRequest
 from moescope.capture.threads.pause_gate import PauseGate
@@ -85,7 +86,7 @@ class Again:
     new: NewRequest | None = None
 
 
-Event = Arrival | Again | Ending | BlocksOfStep | BlocksReceived
+Event = Arrival | Again | Ending | BlocksOfStep | BlocksHandedOn | BlocksReceived
 
 
 class TraceAssembly:
@@ -164,7 +165,7 @@ class TraceAssembly:
                     self._end(event)
                 elif isinstance(event, Again):
                     event.trace.go_on(event.new)
-                elif isinstance(event, BlocksOfStep | BlocksReceived):
+                elif isinstance(event, BlocksHandedOn | BlocksOfStep | BlocksReceived):
                     self._origins.take(event)
                 elif event.arrived:
                     self._take(event)
@@ -175,6 +176,8 @@ class TraceAssembly:
             self.events.popleft()
             if isinstance(event, BlocksOfStep):
                 self.followed += event.size
+            elif isinstance(event, BlocksHandedOn):
+                self.followed += len(event.names)
 
     def _run(self) -> None:
         use_device(self._staging.rows.device)
@@ -237,7 +240,7 @@ class TraceAssembly:
 
     def _lose(self, event: Event, error: Exception) -> None:
         """The rows of a step can't be read: give up the traces that they belong to."""
-        if isinstance(event, BlocksOfStep | BlocksReceived):
+        if isinstance(event, BlocksHandedOn | BlocksOfStep | BlocksReceived):
             self._origins.give_up()
             self._log.log("origins", logging.ERROR, f"moescope: origins of prefixes are lost: {error!r}")
         elif isinstance(event, Arrival):

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from moescope.capture.protocol import MAX_NAME
-from moescope.capture.seam.block_tables import KV_TRANSFER, BlockLayout, StepBlocks, Table
+from moescope.capture.seam.block_tables import KV_TRANSFER, BlockLayout, BlocksHandedOn, StepBlocks, Table
 from moescope.capture.tracing.buffer import Trace
 from moescope.capture.wire.traces import MAX_TAKEN_OVER, TakenOver
 
@@ -105,10 +105,12 @@ class BlockOrigins:
         self._given = self._layout = BlockLayout(why=NOT_SEEN)
         self._reset(self._layout)
 
-    def take(self, event: BlocksOfStep | BlocksReceived) -> None:
+    def take(self, event: BlocksOfStep | BlocksHandedOn | BlocksReceived) -> None:
         """What happened next."""
         if isinstance(event, BlocksOfStep):
             self.follow(event)
+        elif isinstance(event, BlocksHandedOn):
+            self._take_on(event)
         else:
             self.received()
 
@@ -136,6 +138,14 @@ class BlockOrigins:
                 self._give(table, step, self._origins(table))
         if len(self._writers) >= self._compact_at:
             self._compact()
+
+    def _take_on(self, event: BlocksHandedOn) -> None:
+        """A step was scheduled in which no request came or went."""
+        if event.layout is not self._given:
+            self._reset(event.layout)
+        if not self._layout.why:
+            for name, added in event.appended():
+                self._append(name, added)
 
     def received(self) -> None:
         """A KV connector filled blocks: any of them may be in the prefix cache from now on."""

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from moescope.capture.counting.staging import TraceStaging
-from moescope.capture.seam.block_tables import StepBlocks
+from moescope.capture.seam.block_tables import BlocksHandedOn, StepBlocks
 from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.requests import NewRequest, RowsOf, StepRequests, client_ids
 from moescope.capture.settings.sampling import TraceSampling
@@ -175,6 +175,22 @@ class Tracer:
             self._staging.clear()
         for request_id in list(self._open):
             self._end(request_id, "fault")
+
+    def hand_on(self, blocks: BlocksHandedOn) -> None:
+        """Have the assembly look which blocks were appended, in a step in which no request came or went.
+
+        Where it is far behind it begins anew, but not before requests come or go: until then all that it
+        would learn is of requests that it doesn't know any more.
+        """
+        if self._behind:
+            return
+        assembly, size = self._assembly, len(blocks.names)
+        events = assembly.events
+        if len(events) >= MAX_EVENTS or self._told - assembly.followed + size > MAX_BLOCKS:
+            self._behind = True
+            return
+        events.append(blocks)
+        self._told += size
 
     def _again(self, trace: Trace, new: NewRequest) -> None:
         """A request is new once more: runner V2 forgets preempted ones, and streamed input grows a prompt.

@@ -209,11 +209,14 @@ class StoreWriter:
             future.set_exception(failure)
 
     def _hear(self) -> None:
-        if self._heed is None or not self.store.shared:
+        if self._heed is None:
             return
         try:
             with self._failing.trying():  # what waits is not kept meanwhile
-                self._heed(self.store)
+                if self.store.shared:
+                    self._heed(self.store)
+                else:
+                    self.store.news()  # nobody else writes, but somebody may have removed its files
         except StoreAwayError as error:
             self._fail((), error)
         except Exception as error:  # noqa: BLE001 - the thread must outlive it

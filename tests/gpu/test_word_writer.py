@@ -21,6 +21,7 @@ from moescope.capture.counting.word_writer import (
     StreamWriter,
     WordWriter,
     choose_writer,
+    current_device_of,
     current_stream_of,
 )
 from moescope.capture.step.word import MAX_PLACES, MAX_TOKENS, Phase, pack_step
@@ -38,7 +39,7 @@ def writers(word: torch.Tensor) -> list[WordWriter]:
     """A fill, and the stream's write where the device has it."""
     found: list[WordWriter] = [FillWriter(word)]
     if Driver().can_write(0):
-        found.append(StreamWriter(word, Driver(), current_stream_of()))
+        found.append(StreamWriter(word, Driver(), current_stream_of(), current_device_of()))
     return found
 
 

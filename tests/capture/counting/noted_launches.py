@@ -21,8 +21,10 @@ class NotedTables:
 
     def __init__(self, layers: object, device: object, microbatches: int) -> None:
         self.uploads = 0
+        self.has_fresh = False
 
     def for_graph(self, entries: Entries) -> tuple[str, Entries]:
+        self.has_fresh = True
         return "graph", entries
 
     def for_now(self, entries: Entries) -> tuple[str, Entries]:
@@ -30,6 +32,7 @@ class NotedTables:
 
     def upload(self) -> None:
         self.uploads += 1
+        self.has_fresh = False
 
 
 class Bench:

@@ -37,6 +37,8 @@ from moescope.capture.wire import MoeLayer
 
 INT_POINTER = ctypes.POINTER(ctypes.c_int)
 STREAM = 0x7F00_1234_5678
+ELSEWHERE = 7
+"""A device that is not the word's."""
 
 
 class Library:
@@ -91,7 +93,7 @@ def word_of() -> torch.Tensor:
 
 
 def written_by(word: torch.Tensor, library: Library) -> StreamWriter:
-    return stream_writer(word, driver_of(library), lambda _: STREAM)
+    return stream_writer(word, driver_of(library), lambda _: STREAM, lambda: ELSEWHERE)
 
 
 def header() -> str:
@@ -189,6 +191,26 @@ def test_a_write_that_is_refused_later_is_filled_and_all_after_it(caplog: pytest
     ]
 
 
+def test_a_write_in_the_default_stream_needs_the_word_s_device_to_be_the_thread_s() -> None:
+    """The driver would take the default stream of another device, which has no order with the steps'."""
+    word, library = word_of(), Library()
+    current = here = word.get_device()
+    writer = stream_writer(word, driver_of(library), lambda _: 0, lambda: current)
+    assert (int(word), library.streams) == (TRIAL, [None])
+    for current, value in ((here, 5), (ELSEWHERE, 6), (here, 7), (ELSEWHERE, 0)):
+        library.streams.clear()
+        writer.write(value)
+        assert (int(word), len(library.streams)) == (value, current == here)
+    assert writer.name == "stream-write"
+
+
+def test_no_trial_in_the_default_stream_of_another_device() -> None:
+    word, library = word_of(), Library()
+    with pytest.raises(DriverError, match=f"device {word.get_device()}, where the thread's is {ELSEWHERE}"):
+        stream_writer(word, driver_of(library), lambda _: 0, lambda: ELSEWHERE)
+    assert (int(word), library.streams) == (-1, [])
+
+
 def without(name: str) -> object:
     library = {each: getattr(Library(), each) for each in ("cuDeviceGet", "cuDeviceGetAttribute")}
     library["cuStreamWriteValue64_v2"] = Library().cuStreamWriteValue64_v2
@@ -220,6 +242,7 @@ def test_a_gpu_whose_streams_cannot_write_has_its_word_filled(
     monkeypatch.setattr(word_writer, "_may_stream", lambda _: True)
     monkeypatch.setattr(word_writer, "Driver", lambda: driver_of(Library(errors=[801])))
     monkeypatch.setattr(word_writer, "current_stream_of", lambda: lambda _: STREAM)
+    monkeypatch.setattr(word_writer, "current_device_of", lambda: lambda: ELSEWHERE)
     word = word_of()
     with caplog.at_level(logging.INFO, logger="vllm.moescope"):
         writer = choose_writer(word)
@@ -235,6 +258,7 @@ def test_a_capturer_writes_its_words_by_the_stream(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(word_writer, "_may_stream", lambda _: True)
     monkeypatch.setattr(word_writer, "Driver", lambda: driver_of(library))
     monkeypatch.setattr(word_writer, "current_stream_of", lambda: lambda _: STREAM)
+    monkeypatch.setattr(word_writer, "current_device_of", lambda: lambda: ELSEWHERE)
     buffers = CountBuffers([MoeLayer(0, 8, 2)], torch.device("cpu"), 16)
     capturer = RoutingCapturer(buffers, Ranks(), lambda: StepRows(None, None))
     assert (capturer.word_writer, int(buffers.step_word)) == ("stream-write", 0)

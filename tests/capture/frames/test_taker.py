@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from moescope.capture.counting.load_ring import LoadRing
@@ -247,3 +249,24 @@ def test_it_is_behind_until_all_that_was_counted_is_collected() -> None:
     assert bench.taker.is_behind  # no transfer was free for the newest steps
     assert values(bench.collect()) == ([NUM_TRANSFERS + 4] * 2, NUM_TRANSFERS + 4)
     assert not bench.taker.is_behind
+
+
+def test_the_steps_stream_is_made_an_object_only_where_it_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step asks for the handle alone; snapshots between steps go to the stream of the last step."""
+    bench, handles = Bench(), iter([7, 7, 8, 8, 7])
+    made: list[object] = []
+
+    def current_stream(_: torch.device) -> object:
+        made.append(object())
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    taker: Any = bench.taker
+    taker._side = object()  # as on a GPU; a transfer without an event needs none
+    taker._stream_of = lambda _: next(handles)
+    streams = []
+    for _ in range(5):
+        bench.step()
+        streams.append(taker._stream)
+    first, second, third = made
+    assert streams == [first, first, second, second, third]

@@ -30,9 +30,12 @@ def runner(
     made.moe_config = SimpleNamespace(num_logical_experts=experts)
     made.router = router or CPURouter(top_k=2, global_num_experts=experts)
     holder = SimpleNamespace(impl=SimpleNamespace(fused_experts=kernel or TrtLlmLikeKernel()))
-    made.routed_experts = SimpleNamespace(
-        quant_method=SimpleNamespace(is_monolithic=monolithic, moe_kernel=holder),
-        expert_map_manager=SimpleNamespace(**({"ep_size": 2, "placement_strategy": "linear"} | placement)),
+    # Modules, as those of vLLM are: torch finds them in another way than what else a module has.
+    made.routed_experts, method = torch.nn.Module(), torch.nn.Module()
+    method.is_monolithic, method.moe_kernel = monolithic, holder
+    made.routed_experts.quant_method = method
+    made.routed_experts.expert_map_manager = SimpleNamespace(
+        **({"ep_size": 2, "placement_strategy": "linear"} | placement)
     )
     return made
 

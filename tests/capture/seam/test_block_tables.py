@@ -116,6 +116,30 @@ def test_tables_are_told_whole_once_and_then_what_is_appended(model: ModelConfig
     assert all(each is None or each.layout is first.layout for each in told)
 
 
+def test_what_is_handed_on_unread_says_the_same(model: ModelConfig) -> None:
+    scheduling = Scheduling(model, [sliding_window(4, 8), full_attention(4)], 60, group=1)
+    reader, reading = BlockReader(scheduling.config), BlockReader(scheduling.config)
+    for number in range(3):
+        scheduling.add(f"r{number}", list(range(1, 9 + number)), 12)
+    found: list[Any] = []
+    for _ in range(9):
+        output = scheduling.schedule()
+        handed_on, told = reader.hand_on(output, scheduling), reading.read(output, scheduling)
+        if handed_on is None:
+            reader.read(output, scheduling)  # of a cache that it doesn't know yet
+        else:
+            assert handed_on.appended() == list(told.appended if told else [])
+            found += handed_on.appended()
+        scheduling.finish(output)
+    assert {name for name, _ in found} == {"r0", "r1", "r2"}
+    copying: Any = SimpleNamespace(**vars(output))
+    copying.kv_cache_block_copies = [SimpleNamespace(src_block_id=1, dst_block_id=2)]
+    assert reader.hand_on(output, scheduling) is not None
+    assert reader.hand_on(copying, scheduling) is None
+    assert reader.hand_on(output, SimpleNamespace(kv_cache_config=None)) is None
+    assert reader.hand_on(output, SimpleNamespace()) is None
+
+
 @pytest.mark.parametrize("v2", [False, True])
 def test_a_resumed_request_s_table_is_told_whole(model: ModelConfig, v2: bool) -> None:
     scheduling = Scheduling(model, [full_attention(4)], 60, v2=v2)

@@ -79,3 +79,17 @@ def test_phases_that_are_given_up_are_not_asked_for(phases: Phases) -> None:
     assert phases.step() == (7, 0)
     phases.tell()
     assert (phases.lost, phases.told) == (["no order"], [])
+
+
+def test_a_steady_batch_is_known_until_a_prompt_is_computed_or_phases_are_lost(phases: Phases) -> None:
+    decode = output(cached={"b": 3}, tokens={"b": 1})
+    assert phases.known.steady is None  # b's prompt is not known to be computed yet
+    assert phases.known.begin_step(decode) == (1, 1)
+    assert phases.known.steady == (1, 1)
+    assert phases.known.begin_step(decode) is phases.known.steady
+    phases.step()
+    assert phases.known.steady is None
+    phases.known.begin_step(output(finished={"a"}, cached={"b": 5}, tokens={"b": 1}))
+    assert phases.known.steady == (1, 1)
+    phases.known.give_up("no order")
+    assert phases.known.steady is None

@@ -12,7 +12,8 @@ import pytest
 from vllm.config import ModelConfig
 from vllm.v1.kv_cache_interface import MambaSpec
 
-from moescope.capture.seam.block_tables import BlockLayout, BlockReader, StepBlocks, Table
+from moescope.capture.seam.block_tables import BlockLayout, BlockReader, BlocksHandedOn, StepBlocks, Table
+from moescope.capture.seam.requests import changes_requests
 from moescope.capture.tracing.buffer import Trace
 from moescope.capture.tracing.origins import BlockOrigins, BlocksOfStep
 from moescope.capture.wire.traces import MAX_TAKEN_OVER, TakenOver
@@ -34,13 +35,21 @@ class Follower:
     origins: BlockOrigins = field(default_factory=BlockOrigins)
     traces: dict[str, Trace] = field(default_factory=dict)
     said: Counter[str] = field(default_factory=Counter)
+    handed_on: int = 0
 
     def __post_init__(self) -> None:
         self._reader = BlockReader(self.scheduling.config)
 
     def step(self) -> None:
         output = self.scheduling.schedule()
-        blocks = self._reader.read(output, self.scheduling)
+        quiet = not changes_requests(output)
+        handed_on = self._reader.hand_on(output, self.scheduling) if quiet else None
+        blocks = None
+        if handed_on is not None:
+            self.handed_on += 1
+            self.origins.take(handed_on)
+        else:
+            blocks = self._reader.read(output, self.scheduling)
         if blocks is not None:
             for table in blocks.tables:
                 if is_traced(table.request_id):
@@ -170,6 +179,7 @@ def test_what_a_preempted_request_computed_again_is_not_taken_for_its_trace(mode
     """It goes on in new blocks from an earlier position, and others still find its first ones."""
     follower = played(model, GROUPS["two sizes"], seed=17)
     assert follower.said["computed_again"] > 0
+    assert follower.handed_on > 0
 
 
 class Drive:
@@ -283,6 +293,15 @@ def test_after_a_fault_nothing_is_named_until_the_cache_is_another() -> None:
     drive.origins.give_up()
     drive.behind = True
     assert drive.step(Table("c", 8, [1, 2, 3]))["c"] == [TakenOver(0, 8, "", "fault")]
+
+
+def test_lists_that_are_not_a_step_s_say_so() -> None:
+    drive = Drive()
+    drive.step(Table("a", 0, [1, 2]))
+    drive.origins.take(BlocksHandedOn(drive.layout, ["a", "b"], [([3],), None]))
+    assert drive.step(Table("c", 12, [1, 2, 3]))["c"] == [TakenOver(0, 12, "a")]
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        drive.origins.take(BlocksHandedOn(drive.layout, ["a", "b"], [None]))
 
 
 def test_memory_is_bounded_by_the_blocks_not_by_the_requests() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from moescope.service.counts.totals import Totals
 from moescope.service.live.past import Archive
@@ -46,6 +47,15 @@ class Counting:
         return self._archive.oldest(key)
 
 
+@pytest.fixture
+def new_objects_only() -> Iterator[None]:
+    """`gc` knows what the test makes: to go through all modules two hundred times takes long."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("new_objects_only")
 def test_a_series_holds_the_totals_of_few_boundaries(tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("moescope.service.live.walk.HELD_BYTES", 1)
     clock = Clock(EPOCH / 1e9 + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import pairwise
 from typing import Any
@@ -28,8 +29,9 @@ FLEETS = [
 ]
 
 
+@functools.cache
 def heard(sizes: Sizes, seed: int, bad: bool = True) -> tuple[LiveState, list[float]]:
-    """A state that has heard a fleet for 30 s, and the clock that it goes by."""
+    """A state that has heard a fleet for 30 s, and the clock that it goes by; both are only read."""
     clock = [AT]
     state = LiveState(Settings(), lambda: clock[0])
     for at, made in Talk(seed, sizes, copies=3, begin=AT).arrivals(30, bad):
