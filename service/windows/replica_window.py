@@ -156,9 +156,8 @@ def routing_of(window: ModelWindow) -> dict[int, LayerRouting]:
 
 
 def _routing(layer: LayerWindow) -> LayerRouting:
-    counts: Int64Array = np.asarray(layer.counts.sum(axis=0), dtype=np.int64)
     unknown = layer.phase_reason or layer.not_seen or layer.not_conserved
-    return LayerRouting(counts, int(layer.rows.sum()), unknown)
+    return LayerRouting(layer.counts, int(layer.rows.sum()), unknown)
 
 
 def _phases(window: ModelWindow, spans: Sequence[ProducerSpan]) -> tuple[PhaseTokens | None, str | None]:
