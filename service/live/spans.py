@@ -9,14 +9,14 @@ import numpy as np
 
 from moescope.capture.wire import Int64Array
 from moescope.service.counts.layers import Layout
+from moescope.service.counts.narrow import widened
 from moescope.service.counts.phase_split import Phase, of_phase
 from moescope.service.counts.totals import Totals, no_totals, nothing_of
-from moescope.service.live.narrow import widened
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Totals that were true at ``at``; what comes from a store is narrow, see :func:`narrowed`."""
+    """Totals that were true at ``at``; all but a producer's newest are narrow, see :func:`narrowed`."""
 
     at: float
     totals: Totals
@@ -45,7 +45,9 @@ class Rise:
     @property
     def terms(self) -> tuple[tuple[Totals, np.ufunc], ...]:
         """The totals, each with whether to add or to subtract it."""
-        return ((self.plus, np.add),) if self.minus is None else ((self.plus, np.add), (self.minus, np.subtract))
+        return (
+            ((self.plus, np.add),) if self.minus is None else ((self.plus, np.add), (self.minus, np.subtract))
+        )
 
 
 def rise_of(delta: Totals) -> Rise:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from moescope.capture.wire import Int64Array
 from moescope.service.live.pools import Replica
 from moescope.service.live.producers import ProducerSpan, why_unavailable

@@ -1,7 +1,7 @@
 """What all DP ranks of a deployment counted, as arrays over ranks and layers.
 
 With hundreds of ranks a loop over ranks and layers would take most of a scrape's time. Counts by expert are
-added up over the ranks at once: those of each rank, 30 MiB for 256 ranks, would take longer to write than to add.
+added up over the ranks at once: to keep those of each rank, 30 MiB for 256 ranks, takes longer.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Stacker:
         )
 
     def _count(self, rank: int, totals: Totals, add: np.ufunc, added: BoolArray | None) -> None:
-        """Add a producer's slots by expert in some layers of the stack, bool [L]; None: in all that it has."""
+        """Add a producer's slots by expert in some layers, bool [L]; None: in all that it has."""
         experts, layers = self._where(totals.layout)
         here, slots = slice(None) if layers is None else layers, self._slots[rank]
         slots[here] = add(slots[here], totals.layout.sums(totals.counts))
@@ -182,7 +182,7 @@ class Stacker:
         self._counts[where] = add(self._counts[where], totals.counts[kept])
 
     def _place(self, totals: Totals, add: np.ufunc, seen: BoolArray | None) -> None:
-        """Add a producer's slots by EP rank in some layers of the stack, bool [L]; None: in all that it has."""
+        """Add a producer's slots by EP rank in some layers, bool [L]; None: in all that it has."""
         width = totals.ep_slots.ranks
         if width > self._ep_slots.shape[1]:
             more = ((0, 0), (0, width - self._ep_slots.shape[1]))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from moescope.service.counts.account import Account
+from moescope.service.counts.narrow import narrowed
 from moescope.service.counts.rank_work import work_between, work_of
 from moescope.service.counts.totals import Totals
-from moescope.service.live.narrow import narrowed
 from moescope.service.live.spans import Span
 from tests.service.frames import EPOCH, frame
 

@@ -1,4 +1,4 @@
-"""What a scrape of many ranks needs for a moment: no arrays of experts of each rank, nor their differences."""
+"""What a scrape of many ranks needs for a moment: no arrays by expert of each rank, and no differences."""
 
 from __future__ import annotations
 
