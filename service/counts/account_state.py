@@ -126,7 +126,7 @@ class Base:
     new. So counters may only show what is known to be new.
 
     Attributes:
-        totals: what is left out of the account's totals.
+        totals: what is left out of the account's totals, in narrow arrays (see :func:`narrowed`).
         restarts: what is left out of its restarts.
         at: when the counters of this account were zero, seconds of Unix time on the service's clock.
     """

@@ -17,6 +17,7 @@ import numpy as np
 from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
 from moescope.capture.wire.traces import ExpertArray, Run
 from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest
+from moescope.service.counts.narrow import narrowed, widened
 from moescope.service.counts.reasons import known_traces
 from moescope.service.counts.totals import Totals, no_totals
 from moescope.service.store.blobs import compress_pieces, decompress
@@ -134,7 +135,7 @@ def _encoded(account: AccountState, totals: PackedTotals, once: Once) -> bytes:
         current=latest.epoch,
         conflicts=list(account.conflicts),
         ended=latest.ended,
-        base=None if base is None else _PackedBase(pack(base.totals, once), base.restarts, base.at),
+        base=None if base is None else _PackedBase(pack(widened(base.totals), once), base.restarts, base.at),
         decoder_layers=latest.decoder_layers,
     )
     return compress_pieces(list(pieces_of(packed)), repeats=True)
@@ -183,7 +184,7 @@ def decode_account(blob: object) -> AccountState:
     # Older blobs have the last one only; no epoch is 0.
     forgotten = packed.forgotten or ((packed.forgotten_up_to,) if packed.forgotten_up_to else ())
     out = packed.base
-    base = None if out is None else Base(unpack(out.totals, once), out.restarts, out.at)
+    base = None if out is None else Base(narrowed(unpack(out.totals, once)), out.restarts, out.at)
     return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest, tuple(packed.conflicts), base)
 
 

@@ -61,9 +61,10 @@ def numbers(window: ModelWindow) -> dict[Any, float]:
                 )
             }
     for layer in window.layers:
-        for rank, counts, rows in zip(layer.dp_ranks, layer.counts, layer.rows, strict=True):
+        for rank, slots, rows in zip(layer.dp_ranks, layer.slots.tolist(), layer.rows, strict=True):
             found["rows", rank, layer.shape.layer] = int(rows)
-            found |= {("counts", rank, layer.shape.layer, e): n for e, n in enumerate(counts.tolist())}
+            found["slots", rank, layer.shape.layer] = slots
+        found |= {("counts", layer.shape.layer, e): n for e, n in enumerate(layer.counts.tolist())}
         for ep_rank, slots in enumerate(layer.ep_slots.tolist()):
             assert 6 * slots == pytest.approx(round(6 * slots), abs=1e-9)
             found["ep", layer.shape.layer, ep_rank] = round(6 * slots)
