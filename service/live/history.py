@@ -69,9 +69,9 @@ class Track:
     def add(self, snapshot: Snapshot) -> None:
         """Append; a clock that went back a little does not break the order (see :meth:`set_back`).
 
-        Of one instant the last word counts, as in a store.
+        Of one instant the last word counts, as in a store, which has milliseconds.
         """
-        if snapshot.at <= self.newest_at:
+        if round(1000 * snapshot.at) <= round(1000 * self.newest_at):
             self.amend(snapshot.totals)
             return
         before = self._snapshots[-1]

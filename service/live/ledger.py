@@ -110,10 +110,8 @@ class Ledger:
             told = state
             state = merge_accounts(mine, told, *limits)
             if state is mine:
-                if (
-                    mine.epochs_seen > told.epochs_seen
-                ):  # the row that was told took the place of one that knew
-                    self.poster.post_newest(key, entry.account)
+                # The row that was told may have taken the place of one that knew more; the store finds out.
+                self.poster.post_newest(key, entry.account)
                 return
             merged = state is not told
         elif self.roster.is_full:

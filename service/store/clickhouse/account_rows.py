@@ -53,14 +53,14 @@ def rows_of(records: Sequence[Record], writer: str, accounts: Kept, lives: Kept)
         if not all(isinstance(value, str | int) for value in record.key):
             raise TypeError(f"{record.key} is no key of a producer")
         state, at_ms = record.account, round(record.at * 1000)
-        lacking = accounts.lacking(record.key, state)
+        lacking = accounts.lacking(record)
         blob = encode_account(state) if lacking else b""
         found.accounts += [
             [*record.key, epoch, mark.seq, round(record.birth * 1000), at_ms, writer, blob]
             for epoch, mark in lacking.items()
         ]
         found.of_accounts.append((record, lacking))
-        lacking = lives.lacking(record.key, state)
+        lacking = lives.lacking(record)
         found.lives += row_of(record, lacking, whole=not lives.knows(record.key))
         found.of_lives.append((record, lacking))
     return found
@@ -142,7 +142,7 @@ def note(kept: Kept, posting: Posting, epoch: int) -> None:
     """Note what the row of an epoch tells, which is in the store."""
     for life in posting.account.epochs:
         if life.epoch == epoch:
-            kept.note(posting.key, epoch, Mark.of(posting.account, life))
+            kept.note(posting.key, epoch, Mark.of(posting, life))
 
 
 def _merged_posting(one: Posting, other: Posting) -> Posting:

@@ -5,7 +5,8 @@ Invariants:
   :mod:`moescope.service.store.clickhouse.schema`). ClickHouse has no transaction over tables, so a batch that
   failed half-way is sent again as a whole, by its senders.
 - Of a producer's epoch the row with the highest ``seq`` counts, whichever service kept it last. A service
-  writes a row for each epoch of which it knows more than the store; accounts of several epochs are merged
+  writes a row for each epoch of which it knows more than the store, also with the same ``seq`` (see
+  :class:`moescope.service.store.clickhouse.kept.Mark`); accounts of several epochs are merged
   (:mod:`moescope.service.counts.merging`): frames of one producer may come to different services, doubled
   and in any order.
 - What is removed is named by its epochs and their ``seq``: what another service keeps meanwhile stays.

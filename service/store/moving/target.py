@@ -88,7 +88,7 @@ class Target:
         lives: list[list[Value]] = []
         rows: list[list[Value]] = []
         for item in postings:
-            marks = {life.epoch: Mark.of(item.account, life) for life in item.account.epochs}
+            marks = {life.epoch: Mark.of(item, life) for life in item.account.epochs}
             lives += history.row_of(item, marks, whole=True)
             times = round(item.birth * 1000), round(item.at * 1000)
             rows.append([*item.key, REST, 0, *times, self._writer, encode_account(item.account)])

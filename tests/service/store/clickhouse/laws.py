@@ -218,11 +218,12 @@ class Laws:
     def _check_metrics(self, when: str) -> None:
         said = [_metrics(peer) for peer in self._peers.values()]
         for number, answers in enumerate(said):
-            for name in answers.keys() | said[0].keys():
+            for name in sorted(answers.keys() | said[0].keys()):
                 if not _alike(name[0], answers.get(name), said[0].get(name)):
                     deployment = int(dict(name[1])["server"].removeprefix("history-"))
                     text = (
-                        f"{when}: {name} is {answers.get(name)} at service {number}, {said[0].get(name)} at 0"
+                        f"{when}: {name[0]} of {dict(name[1])} is {answers.get(name)} at service {number}, "
+                        f"{said[0].get(name)} at 0"
                     )
                     raise BrokenLawError(text, deployment)
 
