@@ -69,7 +69,7 @@ def rows_of(records: Sequence[Record], writer: str, accounts: Kept, lives: Kept)
 class Reader(Protocol):
     """Who reads rows of accounts, and says which of them."""
 
-    def wants(self, key: Key, epoch: int, written: int) -> bool:
+    def wants(self, key: Key, epoch: int, seq: int, written: int) -> bool:
         """Whether the account of a row is to be decoded."""
 
     def note(self, posting: Posting, epoch: int) -> None:
@@ -86,7 +86,7 @@ class _Everything:
         self._kept = kept
         self.left_out = leave_out
 
-    def wants(self, _key: Key, _epoch: int, _written: int) -> bool:
+    def wants(self, _key: Key, _epoch: int, _seq: int, _written: int) -> bool:
         return True
 
     def note(self, posting: Posting, epoch: int) -> None:
@@ -124,8 +124,8 @@ def postings(
     )
     merged: dict[Key, Posting] = {}
     for row in rows:
-        key, (epoch, _, birth_ms, at_ms, written, blob) = key_of(row), row[5:]
-        if not reader.wants(key, epoch, written):
+        key, (epoch, seq, birth_ms, at_ms, written, blob) = key_of(row), row[5:]
+        if not reader.wants(key, epoch, seq, written):
             continue
         try:
             posting = decode_posting(key, birth_ms, at_ms, blob)

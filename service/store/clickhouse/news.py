@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from moescope.service.store.clickhouse.account_rows import MAX_EPOCHS, note, postings
+from moescope.service.store.clickhouse.account_rows import note, postings
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.history import KEYS, key_of
 from moescope.service.store.clickhouse.kept import Kept
@@ -23,15 +22,19 @@ _THESE: Final = (
 )
 
 
-class _Told(NamedTuple):
-    """When the server had rows of a producer's epoch, microseconds of Unix time on its clock.
+class Row(NamedTuple):
+    """Which row of a producer's epoch; of two the higher one has the newer account.
 
     Attributes:
-        last: the last of them. ``newest``: that with the newest frame.
+        seq: of its newest frame.
+        written: when the server had it, microseconds of Unix time on its clock.
     """
 
-    last: int
-    newest: int
+    seq: int
+    written: int
+
+
+_NONE: Final = Row(-1, 0)
 
 
 class News:
@@ -56,57 +59,50 @@ class News:
         self._kept = kept
         self._leave_out = leave_out
         self._newest_us = 0
-        self._read: Counter[Key] = Counter()
-        self._reading: dict[tuple[Key, int], int] = {}
-        self.seen: dict[tuple[Key, int], int] = {}
-        """Producer and epoch to when the server had the row that was read."""
+        self._reading: dict[tuple[Key, int], Row] = {}
+        self.seen: dict[tuple[Key, int], Row] = {}
+        """Producer and epoch to the row that was read."""
 
     def read(self) -> list[Posting]:
         """Accounts that other services kept since the last call; of a producer there may be several.
 
         When rows were written is looked at first. Accounts are read of the rows that are news, by that time:
-        the last minute has each account many times.
+        the last minute has each account many times. A row that isn't found then is looked for again.
         """
         told = self._told()
-        wanted = {row: item for row, item in told.items() if self.seen.get(row, 0) < item.last}
-        news = sorted(
-            (item.newest, row[1]) for row, item in wanted.items() if self.seen.get(row, 0) < item.newest
-        )
+        news = sorted((row.written, of[1]) for of, row in told.items() if self.seen.get(of, _NONE) < row)
         found: list[Posting] = []
-        self._read.clear()
         self._reading.clear()
         for start in range(0, len(news), _AT_ONCE):
             written, epochs = zip(*news[start : start + _AT_ONCE], strict=True)
             asked: dict[str, object] = {"written": sorted({*written}), "epochs": sorted({*epochs})}
             found += postings(self._connection, _THESE, {**asked, "me": self._writer}, self)
-        for row, item in wanted.items():
-            # What was not among them is a row that a newer frame's has replaced, or there were too many.
-            if self._read[row[0]] < MAX_EPOCHS:
-                self._reading[row] = max(item.last, self._reading.get(row, 0))
         self.seen |= self._reading
-        self._newest_us = max([self._newest_us, *self.seen.values()])
         oldest = self._newest_us - OVERLAP_US
-        self.seen = {row: written for row, written in self.seen.items() if written > oldest}
+        self.seen = {of: row for of, row in self.seen.items() if oldest < row.written <= self._newest_us}
         return found
 
-    def _told(self) -> dict[tuple[Key, int], _Told]:
-        """What others wrote in the last minute, by producer and epoch."""
-        # A time to come is damage: it would be the newest for good.
+    def _told(self) -> dict[tuple[Key, int], Row]:
+        """The newest row of each producer and epoch that others wrote in the last minute."""
+        # A time to come is damage: it would be the newest for good. The clock may be set back.
         rows = self._connection.rows(
-            f"SELECT {KEYS}, epoch, max(written), argMax(written, (seq, written)) FROM account "
-            f"WHERE writer != {{me:String}} AND written > {{since:Int64}} AND written <= {_SERVER_US} "
-            f"GROUP BY {KEYS}, epoch",
-            "ttiiiiii",
-            {"me": self._writer, "since": self._newest_us - OVERLAP_US},
+            f"SELECT {KEYS}, epoch, max(seq), argMax(written, (seq, written)), max(written), {_SERVER_US} "
+            "FROM account WHERE writer != {me:String} "
+            f"AND written > least({{newest:Int64}}, {_SERVER_US}) - {{overlap:Int64}} "
+            f"AND written <= {_SERVER_US} GROUP BY {KEYS}, epoch",
+            "ttiiiiiiii",
+            {"me": self._writer, "newest": self._newest_us, "overlap": OVERLAP_US},
         )
-        return {(key_of(row), row[5]): _Told(*row[6:]) for row in rows}
+        for row in rows:
+            self._newest_us = min(max(self._newest_us, row[8]), row[9])
+        return {(key_of(row), row[5]): Row(row[6], row[7]) for row in rows}
 
-    def wants(self, key: Key, epoch: int, written: int) -> bool:
+    def wants(self, key: Key, epoch: int, seq: int, written: int) -> bool:
         """Whether a row is news."""
-        self._read[key] += 1
-        is_new = self.seen.get((key, epoch), 0) < written
+        row = Row(seq, written)
+        is_new = max(self.seen.get((key, epoch), _NONE), self._reading.get((key, epoch), _NONE)) < row
         if is_new:
-            self._reading[key, epoch] = max(written, self._reading.get((key, epoch), 0))
+            self._reading[key, epoch] = row
         return is_new
 
     def note(self, posting: Posting, epoch: int) -> None:

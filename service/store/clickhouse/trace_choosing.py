@@ -13,8 +13,9 @@ from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.trace_rows import REQUEST, TRACE
 from moescope.service.store.records import TraceQuery
 
-OF_DEPLOYMENT: Final = (("server", "String"), ("model", "String"), ("dp_rank", "Int64"))
+_OF_DEPLOYMENT: Final = (("server", "String"), ("model", "String"), ("dp_rank", "Int64"))
 """Columns of which a question may name one value, and their types."""
+_FAR: Final = 1 << 62
 _REQUEST: Final = ", ".join(REQUEST)
 _TRACE: Final = ", ".join(TRACE)
 _MOST_NAMED: Final = 4096
@@ -56,18 +57,29 @@ class Took(NamedTuple):
     low: int = 0
 
 
+def simple_conditions(query: TraceQuery) -> tuple[list[str], dict[str, object]]:
+    """Conditions of a row of ``trace_part`` that cost little, and their parameters."""
+    # Parts of a request come within a day of each other: older ones need no look.
+    clauses = ["stored_ms >= {start:Int64}", "stored_ms <= {end:Int64} + 86400000"]
+    asked: dict[str, object] = {
+        "start": 0 if query.start is None else int(min(query.start * 1000, _FAR)),
+        "end": _FAR if query.end is None else int(min(query.end * 1000, _FAR)),
+    }
+    for name, kind in _OF_DEPLOYMENT:
+        value = getattr(query, name)
+        if value is not None:
+            clauses.append(f"{name} = {{{name}:{kind}}}")
+            asked[name] = value
+    return clauses, asked
+
+
 def among(connection: Connection, query: TraceQuery, slice_: tuple[int, int] | None) -> Chosen | None:
     """The requests that may match; None: there are none.
 
     Of a slice of time these are the requests of which a part came in it, from the first number to below the
     second; what they have in other slices is theirs too.
     """
-    clauses, asked = list[str](), dict[str, object]()
-    for name, kind in OF_DEPLOYMENT:
-        value = getattr(query, name)
-        if value is not None:
-            clauses.append(f"{name} = {{{name}:{kind}}}")
-            asked[name] = value
+    clauses, asked = simple_conditions(query)
     if slice_ is not None:
         clauses.append("come >= {low:Int64} AND come < {high:Int64}")
         asked["low"], asked["high"] = slice_

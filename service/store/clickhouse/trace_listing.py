@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from moescope.service.store.clickhouse.connection import Connection
-from moescope.service.store.clickhouse.trace_choosing import OF_DEPLOYMENT, among, that_took
+from moescope.service.store.clickhouse.trace_choosing import among, simple_conditions, that_took
 from moescope.service.store.clickhouse.trace_rows import MOST, REQUEST, TRACE
 from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.store.slots import ListedRequest
 
-_FAR: Final = 1 << 62
 _TOKENS, _LORA = 12, 15  # their places in a row
 _REQUEST: Final = ", ".join(REQUEST)
 _TRACE: Final = ", ".join(TRACE)
@@ -64,7 +63,7 @@ def _rows(connection: Connection, query: TraceQuery) -> list[Any]:
 
 def _low(connection: Connection, query: TraceQuery, high: int, size: int) -> int | None:
     """Where the slice of so many parts below ``high`` begins; None: there are no more of them."""
-    clauses, parameters = _simple_conditions(query)
+    clauses, parameters = simple_conditions(query)
     rows = connection.rows(
         f"SELECT come FROM trace_part WHERE {' AND '.join(clauses)} AND come < {{high:Int64}} "
         "ORDER BY come DESC LIMIT 1 OFFSET {size:Int64}",
@@ -159,27 +158,11 @@ def _stages(where: str, taken_over: bool, took: str) -> str:
     )
 
 
-def _simple_conditions(query: TraceQuery) -> tuple[list[str], dict[str, object]]:
-    """Conditions of a row of ``trace_part`` that cost little, and their parameters."""
-    # Parts of a request come within a day of each other: older ones need no look.
-    clauses = ["stored_ms >= {start:Int64}", "stored_ms <= {end:Int64} + 86400000"]
-    parameters: dict[str, object] = {
-        "start": 0 if query.start is None else int(min(query.start * 1000, _FAR)),
-        "end": _FAR if query.end is None else int(min(query.end * 1000, _FAR)),
-    }
-    for name, kind in OF_DEPLOYMENT:
-        value = getattr(query, name)
-        if value is not None:
-            clauses.append(f"{name} = {{{name}:{kind}}}")
-            parameters[name] = value
-    return clauses, parameters
-
-
 def _conditions(
     query: TraceQuery, slice_: tuple[int, int] | None, where: str, asked: dict[str, object]
 ) -> tuple[str, dict[str, object]]:
     """Conditions of a row of ``trace_part``, for requests among which those are that match."""
-    clauses, parameters = _simple_conditions(query)
+    clauses, parameters = simple_conditions(query)
     clauses.append(where)
     parameters |= asked
     parameters |= {

@@ -20,6 +20,8 @@ from urllib.parse import parse_qsl, urlsplit
 from chdb import session
 
 PASSED_ON = frozenset({"max_partitions_per_insert_block"})
+MOST_OF_A_FIELD = 128 * 1024
+"""Bytes that a server takes in one field, unless its configuration says more (http_max_field_value_size)."""
 
 
 class Engine:
@@ -104,6 +106,8 @@ def form_of(kind: str, body: bytes) -> dict[str, str]:
         content = part.get_payload(decode=True)
         assert isinstance(name, str)
         assert isinstance(content, bytes)
+        if len(content) > MOST_OF_A_FIELD:
+            raise ValueError("Code: 1000. Poco::Exception: HTML Form Exception: Field value too long")
         found[name] = content.decode()
     return found
 
@@ -121,8 +125,6 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query, keep_blank_values=True))
         kind = self.headers.get("content-type", "")
-        if kind.startswith("multipart/form-data"):
-            query, body = query | form_of(kind, body), b""
         if url.path == "/fail":
             self.engine.failures += [int(query["code"])] * int(query["times"])
             self._send(200, b"")
@@ -130,6 +132,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(self.engine.failures.pop(), b"Service Unavailable")
         else:
             try:
+                if kind.startswith("multipart/form-data"):
+                    query, body = query | form_of(kind, body), b""
                 self._send(200, self.engine.answer(query, body))
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
                 text = str(error)

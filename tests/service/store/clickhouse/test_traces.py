@@ -69,6 +69,40 @@ def test_listed_slice_by_slice_it_is_what_it_is_in_one(
     assert listed(3, end=BORN + 1) == [number for number in whole if number in listed(100, end=BORN + 1)][:3]
 
 
+@pytest.mark.parametrize("query", [{}, {"layer": 3, "expert": 1}, {"name": "all"}])
+def test_many_requests_with_long_ids_are_listed(
+    replicas: list[ClickHouseStore], query: dict[str, Any]
+) -> None:
+    """A server takes 128 KiB in a parameter: less than the ids of those whose parts are looked at at once."""
+    store, _ = replicas
+    ids, many = {"runs": [(0, 1)], "experts": _ids(part(1, tokens=1))}, 600
+    made = [part(n, request_id=f"{n:0250d}", client_ids=["all"], **ids) for n in range(1, many)]
+    store.save([ArrivedPart(item, BORN + item.trace) for item in made])
+    expert = int(ids["experts"][1][0, 0])
+    query = query | ({"expert": expert} if "expert" in query else {})
+    found = store.traced_requests(TraceQuery(limit=many, **query))
+    assert [item.request_id for item in found] == [item.request_id for item in made[::-1]]
+
+
+@pytest.mark.parametrize("query", [{}, {"layer": 3, "expert": 1}])
+def test_of_a_time_that_is_long_past_later_requests_are_not_looked_at(
+    replicas: list[ClickHouseStore], monkeypatch: pytest.MonkeyPatch, query: dict[str, Any]
+) -> None:
+    """They may be millions."""
+    store, _ = replicas
+    ids = _ids(part(1))
+    query = query | ({"expert": int(ids[1][0, 0])} if "expert" in query else {})
+    store.save([ArrivedPart(part(n, experts=ids), BORN + n * 86_400) for n in range(1, 12)])
+    looked: list[int] = []
+    named = trace_choosing.named
+    monkeypatch.setattr(
+        trace_choosing, "named", lambda requests: looked.append(len(requests)) or named(requests)
+    )
+    found = store.traced_requests(TraceQuery(end=BORN + 2.5 * 86_400, **query))
+    assert [item.stored_at for item in found] == [BORN + 2 * 86_400, BORN + 86_400]
+    assert 0 < max(looked) <= 3  # parts of a request come within a day of each other
+
+
 def test_several_requests_at_once_are_what_each_is_alone(
     replicas: list[ClickHouseStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
