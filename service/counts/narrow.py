@@ -18,6 +18,7 @@ from moescope.service.counts.totals import Decode, Totals
 
 _NARROW: Final = (np.uint8, np.uint16, np.uint32)
 """No uint64: with int64 numpy would make floats of it."""
+_WIDE: Final = 8  # bytes of an int64
 
 
 def narrowed(totals: Totals) -> Totals:
@@ -30,13 +31,23 @@ def narrowed(totals: Totals) -> Totals:
 
 def widened(totals: Totals) -> Totals:
     """The same totals with arrays of int64 again; themselves if they are so already."""
+    return totals if all(array.dtype == np.int64 for array in _arrays(totals)) else _each(totals, _wide)
+
+
+def wide_nbytes(totals: Totals) -> int:
+    """The bytes that :func:`widened` totals take, which are not made for it."""
+    return totals.nbytes + sum((_WIDE - array.itemsize) * array.size for array in _arrays(totals))
+
+
+def _arrays(totals: Totals) -> list[Int64Array]:
+    """The arrays that may be narrow."""
     parts: list[Totals | Decode] = [totals] if totals.decode is None else [totals, totals.decode]
     arrays = [totals.unphased_rows]
     for part in parts:
         arrays += [part.counts, part.rows, part.unplaced, part.estimated, part.ep_slots.whole]
         if part.ep_slots.parts is not None:
             arrays.append(part.ep_slots.parts)
-    return totals if all(array.dtype == np.int64 for array in arrays) else _each(totals, _wide)
+    return arrays
 
 
 def _each(totals: Totals, of: Callable[[Int64Array], Int64Array]) -> Totals:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final, Protocol
 
-from moescope.service.counts.narrow import narrowed
+from moescope.service.counts.narrow import narrowed, wide_nbytes
 from moescope.service.live.spans import Snapshot, Span, between
 from moescope.service.store.records import Key, StoredTotals
 from moescope.service.wanted import check_wanted
@@ -113,7 +113,7 @@ def improve_all(archive: Archive, members: Sequence[tuple[Key, Remembered]]) -> 
             alike.setdefault(wanted, []).append(place)
     for wanted, places in alike.items():
         # The archive's totals are wide; a part of them is held before they are made narrow.
-        nbytes = max(1, *(found[place].found[-1].totals.nbytes for place in places))
+        nbytes = max(1, *(wide_nbytes(found[place].found[-1].totals) for place in places))
         at_once = max(1, READ_BYTES // (nbytes * len(wanted)))
         for begin in range(0, len(places), at_once):
             check_wanted()
@@ -128,7 +128,7 @@ def _improved(
     archive: Archive, members: Sequence[tuple[Key, Remembered]], wanted: Sequence[float]
 ) -> list[Remembered]:
     keys = [key for key, _ in members]
-    at_once = max(1, READ_BYTES // (len(keys) * max(1, members[0][1].found[-1].totals.nbytes)))
+    at_once = max(1, READ_BYTES // (len(keys) * max(1, wide_nbytes(members[0][1].found[-1].totals))))
     stored: list[dict[float, Snapshot | None]] = [{} for _ in keys]
     for begin in range(0, len(wanted), at_once):
         some = wanted[begin : begin + at_once]

@@ -10,7 +10,7 @@ import pytest
 from moescope.capture.wire import MoeLayer
 from moescope.service.counts.ep_slots import EpSlots
 from moescope.service.counts.layers import Layout
-from moescope.service.counts.narrow import narrowed, widened
+from moescope.service.counts.narrow import narrowed, wide_nbytes, widened
 from moescope.service.counts.totals import Totals, no_decode, no_totals
 from moescope.service.live.spans import Snapshot, between
 
@@ -35,6 +35,7 @@ def test_each_array_takes_what_its_largest_number_needs(most: int, nbytes: int) 
     assert narrow.ep_slots.over_layers() == wide.ep_slots.over_layers()
     back = widened(narrow)
     assert widened(back) is back
+    assert wide_nbytes(narrow) == wide_nbytes(back) == back.nbytes == wide.nbytes
     assert narrow.decode is not None
     assert wide.decode is not None
     assert back.decode is not None

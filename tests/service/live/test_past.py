@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from moescope.service.live.past import Remembered, improve
+from moescope.capture.wire import MoeLayer
+from moescope.service.counts.layers import Layout
+from moescope.service.counts.narrow import narrowed
+from moescope.service.counts.totals import no_totals
+from moescope.service.live.past import READ_BYTES, Archive, Remembered, improve, improve_all
 from moescope.service.live.spans import Snapshot
 from moescope.service.store.limits import Retention
-from moescope.service.store.records import StoreError
+from moescope.service.store.records import Key, StoredTotals, StoreError
 from moescope.service.store.sqlite.store import FILE, SqliteStore
 from tests.service.store.accounts import BORN, key, posting
 
@@ -76,3 +81,28 @@ def test_the_store_is_not_asked_for_what_memory_has(archive: SqliteStore, tmp_pa
     assert improve(archive, key(), memory) is memory
     with pytest.raises(StoreError):
         improve(archive, key(), _memory([4, None], [8, 10]))
+
+
+class _Counting:
+    """An archive that has nothing, and notes how much is asked of it at once."""
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def totals_of(self, keys: Sequence[Key], instants: Sequence[float]) -> list[list[StoredTotals | None]]:
+        self.most = max(self.most, len(keys) * len(instants))
+        return [[None for _ in instants] for _ in keys]
+
+    def oldest_of(self, keys: Sequence[Key]) -> list[StoredTotals | None]:
+        return [None for _ in keys]
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_what_is_read_at_once_is_bounded_however_narrow_memory_is(narrow: bool) -> None:
+    wide = no_totals(Layout([MoeLayer(0, 1 << 17, 2)]))
+    held = Snapshot(BORN + 10, narrowed(wide) if narrow else wide)
+    instants = tuple(BORN + 1 + 0.1 * i for i in range(30))
+    memory = Remembered(BORN, BORN + 20, instants, (held,) * len(instants))
+    archive = _Counting()
+    improve_all(cast("Archive", archive), [(key(rank), memory) for rank in range(3)])
+    assert READ_BYTES / 2 < archive.most * wide.nbytes <= READ_BYTES
