@@ -16,6 +16,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._records: list[Posting | Forgotten] = []
+        self._posted: set[Key] = set()  # of which something may wait: to look through all takes long
         self._to_begin_again: set[Key] = set()
 
     def post(self, posting: Posting) -> None:
@@ -24,14 +25,16 @@ class Outbox:
             self._to_begin_again.discard(posting.key)
             posting = replace(posting, began_again=True)
         self._records.append(posting)
+        self._posted.add(posting.key)
 
     def post_newest(self, posting: Posting) -> None:
         """Add what is known of a producer, in place of its postings that wait and say less."""
-        self._records = [
-            item
-            for item in self._records
-            if item.key != posting.key or isinstance(item, Forgotten) or item.began_again
-        ]
+        if posting.key in self._posted:
+            self._records = [
+                item
+                for item in self._records
+                if item.key != posting.key or isinstance(item, Forgotten) or item.began_again
+            ]
         self.post(posting)
 
     def forget(self, gone: Forgotten) -> None:
@@ -45,6 +48,7 @@ class Outbox:
         """What has come since the last call."""
         records: list[Record] = [*self._records]
         self._records.clear()
+        self._posted.clear()
         return records
 
     def not_kept(self, records: Iterable[Record], is_known: Callable[[Key], bool]) -> None:

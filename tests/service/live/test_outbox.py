@@ -38,3 +38,29 @@ def test_of_a_producer_that_is_gone_no_new_history_is_remembered() -> None:
     back = posting([4, 0], 2)
     outbox.post(back)
     assert outbox.take() == [back]
+
+
+class _Counted(tuple[str, str, int, int, int]):
+    """A key that counts how often it is compared."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __ne__(self, other: object) -> bool:
+        _Counted.compared += 1
+        return super().__ne__(other)
+
+    __hash__ = tuple.__hash__
+
+
+def test_a_round_of_news_looks_through_what_waits_of_those_alone_of_whom_something_waits() -> None:
+    outbox, found = Outbox(), posting([2, 0], 1)
+    many = [replace(found, key=_Counted(("prod", "tiny", rank, 0, 0))) for rank in range(200)]
+    for item in many:
+        outbox.post_newest(item)
+    assert _Counted.compared == 0
+    outbox.post_newest(many[7])
+    assert _Counted.compared == 200
+    assert outbox.take() == [*many[:7], *many[8:], many[7]]
+    outbox.post_newest(many[7])
+    assert (_Counted.compared, outbox.take()) == (200, [many[7]])
