@@ -84,7 +84,9 @@ def measure(batch: int, steps: int) -> Iterator[dict[str, Any]]:
             scheduling.add(f"cmpl-{number:06d}-0-1a2b3c4d", prompt, tokens=480)
         requests = SimpleNamespace(kv_cache_config=scheduling.cache, decode_query_len=1)
         sessions = {mode: session_of(scheduling.config, variables) for mode, variables in MODES.items()}
-        found = {mode: {name: [] for name in ("calls", "instructions", "us", "us_again")} for mode in MODES}
+        found: dict[str, dict[str, list[int]]] = {
+            mode: {name: [] for name in ("calls", "instructions", "us", "us_again")} for mode in MODES
+        }
         try:
             for number in range(WARM_UP + len(MODES) * steps):
                 output = scheduling.schedule()
