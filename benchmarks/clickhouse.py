@@ -1,7 +1,10 @@
 """A store in ClickHouse with much in it: 90 days of many producers, and millions of rows of traces.
 
     python -m benchmarks.clickhouse --ranks 256 --days 90
-    python -m benchmarks.clickhouse --rows 10000000
+    python -m benchmarks.clickhouse --rows 10000000 --folder /tmp/traces
+
+With ``--folder`` the database is there, and one that has rows already is measured as it is, so that two
+versions can be compared. Maintenance changes it.
 
 The server is the tests' (chdb in a process, which runs one query at a time), on this machine: a frame beside
 maintenance waits there for the statement that runs, where a ClickHouse runs both.
@@ -16,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -40,8 +44,12 @@ AT_ONCE = 100
 """Copies that are made by one statement."""
 
 
-def fill(store: ClickHouseStore, ranks: int, days: int, now: float, layers: int) -> int:
-    """A row every five minutes of each rank, of so many layers, for so many days; how many."""
+def fill(store: ClickHouseStore, ranks: int, days: int, now: float, layers: int, dense: bool) -> int:
+    """A row every five minutes of each rank, of so many layers, for so many days; how many.
+
+    The totals of a rank are the same bytes in each row. If rows are to be ``dense``, as many bytes by chance
+    follow them, which no reader looks at: then rows of the server compress as little as those of real totals.
+    """
     rng, epoch = np.random.default_rng(2), int((now - days * DAY_S) * 1e9)
     written = 0
     for rank in range(ranks):
@@ -50,10 +58,12 @@ def fill(store: ClickHouseStore, ranks: int, days: int, now: float, layers: int)
         account.post(sent, at=now - days * DAY_S + 1)
         totals, key = encode_totals(account.state().totals), sent.producer.key
         began_ms = round((now - days * DAY_S) * 1000)
+        chance = f"randomString({len(totals) * dense}, number)"
         count = days * DAY_S // 300
         values = (
             f"'bench', 'bench', {rank}, 0, 0, {epoch}, {began_ms // 1000 + 1} + 300 * number AS at, "
-            f"at * 1000, number + 1, {began_ms}, unhex('{totals.hex()}') FROM numbers({count - 1})"
+            f"at * 1000, number + 1, {began_ms}, concat(unhex('{totals.hex()}'), {chance}) "
+            f"FROM numbers({count - 1})"
         )
         columns = ", ".join(history.COLUMNS)
         store._connection.maintain(f"INSERT INTO life ({columns}) SELECT {values}")
@@ -100,12 +110,18 @@ def told(name: str, took: Sequence[float]) -> None:
     )
 
 
-def past(ranks: int, days: int, layers: int) -> None:
+def count(store: ClickHouseStore, table: str) -> int:
+    """Rows of a table."""
+    [(found,)] = store.connection.rows(f"SELECT toInt64(count()) FROM {table}", "i")  # noqa: S608 - of this file
+    return int(found)
+
+
+def past(ranks: int, days: int, layers: int, dense: bool, folder: Path | None) -> None:
     """Start, maintenance beside frames, and windows over all of it."""
-    with server() as (url, _):
+    with server(folder) as (url, _):
         now = time.time()
-        store = ClickHouseStore(url, Retention(), sleep=lambda _: None)
-        rows = fill(store, ranks, days, now, layers)
+        store = ClickHouseStore(url, Retention())
+        rows = count(store, "life") or fill(store, ranks, days, now, layers, dense)
         print(f"{rows:,} rows of {ranks} ranks over {days} days, {layers} layers of 256 experts", flush=True)
         began = time.monotonic()
         with service(url) as (address, _):
@@ -121,7 +137,7 @@ def past(ranks: int, days: int, layers: int) -> None:
                     time.sleep(max(0.0, 3 - lasted))
                 told(f"beside the {what} round of maintenance, {lasted:.2f} s", took)
             with httpx.Client(base_url=address, timeout=600) as client:
-                for start in (days, days - 1, days // 3, days):
+                for start in (days, days - 1, -(-days // 3), days):
                     began = time.monotonic()
                     query = {"start": f"-{start}d", "layer": 0, "server": "bench"}
                     client.get("/v1/histogram", params=query).raise_for_status()
@@ -153,20 +169,27 @@ def copy(connection: Connection, table: str, columns: Sequence[str], times: int)
         )
 
 
-def traced(rows: int) -> None:
-    """Questions by id and by expert among so many rows of routing."""
+def fill_traces(store: ClickHouseStore, times: int) -> None:
+    """So many copies of some requests."""
     layers = [MoeLayer(number, 256, 8) for number in range(LAYERS)]
     experts, _ = routing(TRACED * TOKENS, layers, np.random.default_rng(0))
     bodies, _, _ = encoded(arriving(experts, TRACED, 50), layers)
+    store.save([ArrivedPart(decode_part(body), time.time()) for body in bodies])
+    copy(store.connection, "routing", trace_rows.ROUTING_COLUMNS, times)
+    copy(store.connection, "trace_part", trace_rows.PART_COLUMNS, times)
+
+
+def traced(rows: int, folder: Path | None) -> None:
+    """Questions by id and by expert among so many rows of routing."""
     times = max(1, rows // (TRACED * LAYERS))
-    with server() as (url, _):
+    with server(folder) as (url, _):
         store = ClickHouseStore(url, Retention(), sleep=lambda _: None)
-        store.save([ArrivedPart(decode_part(body), time.time()) for body in bodies])
-        connection = store._connection
-        copy(connection, "routing", trace_rows.ROUTING_COLUMNS, times)
-        copy(connection, "trace_part", trace_rows.PART_COLUMNS, times)
-        [(kept,)] = connection.rows("SELECT toInt64(count()) FROM routing", "i")
-        print(f"{kept:,} rows of routing, {TRACED * times:,} requests of {TOKENS} tokens", flush=True)
+        if not count(store, "routing"):
+            fill_traces(store, times)
+        print(
+            f"{count(store, 'routing'):,} rows of routing, {TRACED * times:,} requests of {TOKENS} tokens",
+            flush=True,
+        )
         rng = np.random.default_rng(1)
 
         def by_id() -> None:
@@ -207,13 +230,17 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=256)
     parser.add_argument("--layers", type=int, default=2, help="layers of a row of history")
     parser.add_argument("--days", type=int, default=0)
+    parser.add_argument(
+        "--dense", action="store_true", help="rows of history compress as little as real ones"
+    )
     parser.add_argument("--rows", type=int, default=0, help="rows of routing")
+    parser.add_argument("--folder", type=Path, help="of the database; one that is filled is taken as it is")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     if options.days:
-        past(options.ranks, options.days, options.layers)
+        past(options.ranks, options.days, options.layers, options.dense, options.folder)
     if options.rows:
-        traced(options.rows)
+        traced(options.rows, options.folder)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ class Engine(Requests):
         experiment: of `MORE`.
         more_of: the batch size of that graph.
         without: modes that are left out.
+        dp: DP ranks, of which this process is one; with several, experts are spread over them.
     """
 
     def __init__(
@@ -125,16 +126,22 @@ class Engine(Requests):
         experiment: str,
         more_of: int = MORE_OF,
         without: Sequence[str] = (),
+        dp: int = 1,
     ) -> None:
-        pretend_ep_ranks(EP_RANKS)
+        if dp == 1:
+            pretend_ep_ranks(EP_RANKS)
         self._one_batch, self._more_of = experiment == "references", more_of
-        self._cached = routed_experts_need_v2()
+        modes = tuple(SETS) if experiment == "default" else MORE[experiment]
+        modes = tuple(mode for mode in modes if mode not in without)
+        self._cached = "vllm" in modes and routed_experts_need_v2()
         llm = start_llm(
             shape,
             folder,
             worker_cls=WORKER,
-            enable_return_routed_experts=True,
+            enable_return_routed_experts="vllm" in modes,
             enable_prefix_caching=self._cached,
+            enable_expert_parallel=dp > 1,
+            distributed_executor_backend="uni",  # else vLLM starts processes for the workers of several ranks
             kv_cache_memory_bytes=KV_CACHE_BYTES // 2 if self._one_batch else KV_CACHE_BYTES,  # for more sets
         )
         super().__init__(llm, SHAPES[shape]()["vocab_size"])
@@ -142,8 +149,6 @@ class Engine(Requests):
         self._runner, self._session = worker.model_runner, worker._capture
         self._own = RoutedExperts(self._runner, self.core.scheduler)
         self._routers = self._session._model._binding._routers
-        modes = tuple(SETS) if experiment == "default" else MORE[experiment]
-        modes = tuple(mode for mode in modes if mode not in without)
         self._callbacks = {mode: self._callbacks_of(mode) for mode in modes}
         self._graphs: dict[Set, Graphs] = {}
         self._base_sets = 1 if self._one_batch else SETS["off"]
@@ -199,6 +204,13 @@ class Engine(Requests):
         self._own.switch(which.mode == "vllm")
         if self._cached:
             self.forget_prefixes()
+
+    def any_says(self, mine: bool) -> bool:
+        """Whether this is so on any DP rank; each of them must ask."""
+        from vllm.config import ParallelConfig
+
+        group = self.llm.llm_engine.dp_group
+        return mine if group is None else bool(ParallelConfig.has_unfinished_dp(group, mine))
 
     def facts(self) -> dict[str, str]:
         """What was measured on."""

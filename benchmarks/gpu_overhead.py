@@ -18,6 +18,9 @@ while it is captured, as many in each mode; and a mode's 95 % interval is Studen
 Modes: "moescope"; "vllm", its own `enable_return_routed_experts`; "hooks", a mask and a scatter_add in torch
 in every layer's callback, as peers do it. In "off" the worker is moescope's, without callbacks and marks.
 
+`--dp 2` runs two DP ranks with expert parallelism, a GPU and a process each, in step with each other: both
+switch modes together, and the times are those of rank 0. Each batch is that of one rank.
+
 `--loads 8 --without hooks` measures one load, and leaves out a mode; `--more-of 1` captures the many sets for
 batch 1 and not for batch 8. `--limit 560` ends within ten minutes, with the rounds that were run by then.
 
@@ -33,6 +36,7 @@ import math
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -52,6 +56,7 @@ from benchmarks.gpu_engine import (
     prepare_environment,
     write_report,
 )
+from benchmarks.gpu_ranks import Followers
 from benchmarks.intervals import half_interval, half_interval_of
 from devkit.frame_sink import FrameSink
 
@@ -97,10 +102,14 @@ def measure(engine: Engine, plan: Plan, deadline: float = math.inf) -> list[dict
     rng = random.Random(0)  # noqa: S311
     sets = engine.sets(plan.requests if plan.steps else 0)
     rounds: list[dict[Set, float]] = []
+
+    def is_over() -> bool:
+        return engine.any_says(time.monotonic() >= deadline)
+
     for which in sets:
-        if time.monotonic() < deadline:
+        if not is_over():
             block(which)
-    while len(rounds) < plan.rounds and time.monotonic() < deadline:
+    while len(rounds) < plan.rounds and not is_over():
         rounds.append({which: block(which) for which in rng.sample(sets, len(sets))})
     return rounds
 
@@ -148,8 +157,8 @@ def plans_of(loads: Sequence[str], scale: float) -> list[Plan]:
     return [plan._replace(rounds=max(3, round(plan.rounds * scale))) for plan in chosen]
 
 
-def main() -> None:
-    """Measure, print tables, write the results."""
+def parsed() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="qwen3")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of rounds")
@@ -160,13 +169,27 @@ def main() -> None:
     parser.add_argument("--experiment", choices=MORE, default="default", help="which modes (default: all)")
     parser.add_argument("--limit", type=float, default=1e9, help="seconds, after which no round begins")
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--dp", type=int, default=1, help="DP ranks, each with a GPU (default: 1)")
+    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--endpoint", default="", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print tables, write the results."""
+    options = parsed()
     deadline = time.monotonic() + options.limit
     sink = FrameSink()
-    prepare_environment(sink.url)
-    if options.experiment == "traces":
-        os.environ["MOESCOPE_TRACE_OPT_IN"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
+    endpoint = options.endpoint or sink.url
+    following = options.dp if options.rank == 0 else 1
+    logs = options.out.parent if options.out else Path()
+    with (
+        Followers("benchmarks.gpu_overhead", sys.argv[1:], following, endpoint, logs) as followers,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        prepare_environment(endpoint)
+        if options.experiment == "traces":
+            os.environ["MOESCOPE_TRACE_OPT_IN"] = "1"
         engine = Engine(
             options.shape,
             Path(folder),
@@ -174,6 +197,7 @@ def main() -> None:
             options.experiment,
             options.more_of,
             options.without,
+            options.dp,
         )
         device = torch.cuda.get_device_name(0)
         report: dict[str, Any] = {"shape": options.shape, "device": device, **engine.facts(), "loads": {}}
@@ -193,7 +217,11 @@ def main() -> None:
                 write_report(options.out, report)
         for what, size in report.get("memory", {}).items():
             print(f"memory: {what}: {size / 2**20:.2f} MiB")
+        report |= {f"DP rank {rank}": theirs["capturer"] for rank, theirs in followers.results().items()}
+        if options.out:
+            write_report(options.out, report)
         _say(f"{report.get('capturer')} {len(sink.frames)} frames arrived")
+    sys.stdout.flush()
     os._exit(0)  # vLLM's own shutdown is not what is measured
 
 

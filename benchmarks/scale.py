@@ -6,7 +6,8 @@ Workers of DeepSeek-V3's shape (58 layers of 256 experts, top-8) send a frame a 
 loads of 25 steps, which are joined. Frames are decoded and taken in by the live state, and each second there
 is one scrape at the level of layers and ranks, both without HTTP. Each row is a process of its own. Figures
 are seconds of processor per second of such a fleet, so that what else the machine does matters little; "mib"
-is the most that the process held.
+is the most that the process held. The service has begun after the workers, so that it also keeps what its
+counters leave out.
 
 - one: all ranks are one deployment, as large as its EP group. Each frame has loads of each EP rank, so that
   the sum of all frames grows with the square of the ranks, whatever a service does with them.
@@ -52,6 +53,7 @@ from moescope.service.store.codec import encode_totals
 RESULTS: Final = Path(__file__).parent / "results" / "scale.json"
 EXPERTS: Final = 256
 STEPS: Final = 25
+DAY_S: Final = 86_400
 ROUNDS: Final = 5
 """The first two fill what is kept between frames and scrapes; the others are measured."""
 WARM: Final = 2
@@ -63,13 +65,16 @@ KINDS: Final = {
 
 
 class Fleet:
-    """Frames of deployments; a rank computes about 80 tokens a step, four fifths of them of decode."""
+    """Frames of deployments that have worked for a day.
+
+    A rank computes 80 tokens a step, four fifths of them of decode, and 25 steps a second.
+    """
 
     def __init__(self, deployments: int, ranks: int, layers: int) -> None:
         self.deployments, self.ranks, self.layers = deployments, ranks, layers
         rng = np.random.default_rng(0)
-        self._loads = rng.poisson(80 * 8 / ranks, (STEPS, layers, ranks)).astype(np.int64)
-        self._counts = rng.poisson(STEPS * 80 * 8 / EXPERTS, (layers, EXPERTS)).astype(np.int64)
+        self._loads = rng.multinomial(80 * 8, np.full(ranks, 1 / ranks), (STEPS, layers))
+        self._counts = rng.multinomial(STEPS * 80 * 8, np.full(EXPERTS, 1 / EXPERTS), layers)
         experts = np.arange(EXPERTS)
         table = wire.PlacementTable(wire.pack_ids(experts), wire.pack_ids(experts * ranks // EXPERTS))
         self._placement = wire.Placement(version=1, tables=[table], table_of_layer=[0] * layers)
@@ -77,12 +82,13 @@ class Fleet:
 
     def counts(self, rank: int, seq: int) -> Any:
         """int64 [layers, experts]: a rank's slots since its start."""
-        return np.roll(self._counts, rank, axis=1) * seq
+        return np.roll(self._counts, rank, axis=1) * (DAY_S + seq)
 
     def frame(self, deployment: int, rank: int, seq: int) -> bytes:
         """The frame of a rank in its round ``seq``, from 1 on."""
-        counts, tokens = self.counts(rank, seq), STEPS * 80 * seq
-        numbers = STEPS * (seq - 1) + np.arange(STEPS)
+        seconds = DAY_S + seq
+        counts, tokens, steps = self.counts(rank, seq), STEPS * 80 * seconds, STEPS * seconds
+        numbers = steps - STEPS + np.arange(STEPS)
         loads = np.roll(self._loads, rank, axis=2)
         made = wire.Frame(
             wire=(wire.WIRE_MAJOR, wire.WIRE_MINOR),
@@ -96,19 +102,19 @@ class Fleet:
             ),
             epoch=10**18,
             seq=seq,
-            captured_at_ns=10**18 + (60 + seq) * 10**9,
+            captured_at_ns=10**18 + seconds * 10**9,
             layers=self._layers,
             counts=wire.pack_counts(counts),
             rows=wire.pack_counts(np.full(self.layers, tokens)),
             tokens=tokens,
-            steps=STEPS * seq,
+            steps=steps,
             placement=self._placement,
         )
         made.decode_counts = wire.pack_counts(counts * 4 // 5)
         made.ep_slots, made.decode_ep_slots = map(self._by_rank, (counts, counts * 4 // 5))
         made.decode_rows = wire.pack_counts(np.full(self.layers, tokens * 4 // 5))
-        made.decode_tokens, made.decode_steps = tokens * 4 // 5, STEPS * seq
-        made.step_loads = wire.pack_step_loads(STEPS * (seq - 1), STEPS * seq, numbers, loads, 1)
+        made.decode_tokens, made.decode_steps = tokens * 4 // 5, steps
+        made.step_loads = wire.pack_step_loads(steps - STEPS, steps, numbers, loads, 1)
         return wire.encode_frame(made)
 
     def _by_rank(self, counts: Any) -> bytes:

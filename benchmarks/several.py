@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import ssl
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,8 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -31,17 +34,20 @@ from moescope.capture.wire import CONTENT_TYPE, Frame, Producer, encode_frame
 from tests.service.frames import frame
 
 LAYERS, EXPERTS = 58, 256
+WARM_S = 5.0
+"""Seconds before it is measured: the first frame of each rank takes longer, and so does its connection."""
 
 
 @contextmanager
-def server() -> Iterator[tuple[str, int]]:
-    """The URL of a ClickHouse, and its process."""
-    with tempfile.TemporaryDirectory() as folder:
+def server(kept: Path | None = None) -> Iterator[tuple[str, int]]:
+    """The URL of a ClickHouse, and its process; with a folder what is in its database stays there."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, name = (temporary, uuid.uuid4().hex) if kept is None else (str(kept), "ench")
         command = [sys.executable, "-m", "tests.service.store.clickhouse.server", folder]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:
-                url = f"clickhouse://127.0.0.1:{process.stdout.readline().strip()}/b{uuid.uuid4().hex}"
+                url = f"clickhouse://127.0.0.1:{process.stdout.readline().strip()}/b{name}"
                 yield url, process.pid
             finally:
                 process.kill()
@@ -71,35 +77,54 @@ def made(
     return frame(counts, who=who, top_k=8, seq=seq, epoch=epoch, after_s=seq)
 
 
-def ingest(urls: Sequence[str], ranks: int, seconds: float) -> tuple[list[float], int]:
-    """Acknowledgements in seconds, each rank once a second or as fast as it goes, and those that failed."""
+@dataclass
+class Ingest:
+    """What workers saw, and what processes spent meanwhile.
+
+    Attributes:
+        took: acknowledgements of frames, seconds.
+        failed: frames that were answered something else.
+        cpu: CPU seconds of each process.
+    """
+
+    took: list[float] = field(default_factory=list)
+    failed: int = 0
+    cpu: Sequence[float] = ()
+
+
+def ingest(urls: Sequence[str], ranks: int, seconds: float, pids: Sequence[int]) -> Ingest:
+    """Each rank sends a frame a second, or as fast as it goes; measured once all have for some seconds."""
     rng, epoch = np.random.default_rng(1), time.time_ns()
     frames = [made(rank, ranks, 1, epoch, rng) for rank in range(ranks)]
-    took: list[float] = []
-    failed = 0
-    until = time.monotonic() + seconds
+    unused = ssl.create_default_context()  # one for all: making it takes longer than many frames
+    found = Ingest()
+    begin = time.monotonic() + WARM_S
+    until = begin + seconds
 
     def send(rank: int) -> None:
-        nonlocal failed
         seq = 1
-        due = time.monotonic() + rank / ranks  # workers are not in step with each other
-        with httpx.Client(base_url=urls[rank % len(urls)], timeout=60) as client:
+        due = begin - WARM_S + rank / ranks  # workers are not in step with each other
+        with httpx.Client(base_url=urls[rank % len(urls)], timeout=60, verify=unused) as client:
             while due < until:
                 time.sleep(max(0.0, due - time.monotonic()))
                 body = encode_frame(replace(frames[rank], seq=seq))
                 sent = time.monotonic()
                 answer = client.post("/v1/ingest", content=body, headers={"content-type": CONTENT_TYPE})
-                took.append(time.monotonic() - sent)
-                failed += answer.status_code != 200
+                if sent >= begin:
+                    found.took.append(time.monotonic() - sent)
+                    found.failed += answer.status_code != 200
                 seq += 1
                 due = max(due + 1, time.monotonic())
 
     threads = [threading.Thread(target=send, args=(rank,)) for rank in range(ranks)]
     for thread in threads:
         thread.start()
+    time.sleep(max(0.0, begin - time.monotonic()))
+    before = [cpu_s(pid) for pid in pids]
     for thread in threads:
         thread.join()
-    return took, failed
+    found.cpu = np.subtract([cpu_s(pid) for pid in pids], before).tolist()
+    return found
 
 
 def cpu_s(pid: int) -> float:
@@ -114,16 +139,13 @@ def side_by_side(ranks: int, services: Sequence[int], seconds: float) -> None:
         with ExitStack() as stack:
             store, engine = stack.enter_context(server())
             urls, pids = zip(*(stack.enter_context(service(store)) for _ in range(count)), strict=True)
-            ingest(urls, ranks, 3.0)  # the first frames of all ranks take longer
-            before = [cpu_s(pid) for pid in (*pids, engine, os.getpid())]
-            took, failed = ingest(urls, ranks, seconds)
-            spent = [cpu_s(pid) for pid in (*pids, engine, os.getpid())]
-        cuts, frames = statistics.quantiles(took, n=100, method="inclusive"), len(took) - failed
-        used = np.subtract(spent, before)
+            found = ingest(urls, ranks, seconds, [*pids, engine, os.getpid()])
+        cuts = statistics.quantiles(found.took, n=100, method="inclusive")
+        used, frames = np.array(found.cpu), len(found.took) - found.failed
         each = ", ".join(f"{item / seconds:.2f}" for item in used[:-2])
         print(
             f"{count} services, {ranks} ranks: {frames / seconds:.1f} frames/s, acknowledged in "
-            f"{cuts[49] * 1000:.0f} ms (p50), {cuts[98] * 1000:.0f} ms (p99), {failed} failed\n"
+            f"{cuts[49] * 1000:.0f} ms (p50), {cuts[98] * 1000:.0f} ms (p99), {found.failed} failed\n"
             f"  cores: services {each}; store {used[-2] / seconds:.2f}; workers {used[-1] / seconds:.2f}\n"
             f"  CPU a frame: all services {used[:-2].sum() / frames * 1000:.2f} ms, "
             f"store {used[-2] / frames * 1000:.2f} ms, workers {used[-1] / frames * 1000:.2f} ms",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from moescope.capture.counting.capturer import RoutingCapturer
+from moescope.capture.counting.model_session import ModelSession
 from moescope.capture.counting.reference import CountBuffers
 from moescope.capture.delivery.transport import HttpTransport
 from moescope.capture.frames.builder import FrameBuilder
@@ -19,7 +20,6 @@ from moescope.capture.frames.placed_loads import PlacedLoads
 from moescope.capture.frames.sender import FrameSender
 from moescope.capture.frames.taker import SnapshotTaker
 from moescope.capture.frames.unavailable import Unavailable
-from moescope.capture.model_session import ModelSession
 from moescope.capture.seam.coverage_log import log_coverage
 from moescope.capture.seam.deployment import name_deployment
 from moescope.capture.seam.features import microbatches

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from moescope.capture.counting.capturer import RoutingCapturer
+from moescope.capture.counting.model_session import ModelSession
 from moescope.capture.frames.placed_loads import PlacedLoads
 from moescope.capture.frames.taker import SnapshotTaker
-from moescope.capture.model_session import ModelSession
 from moescope.capture.seam.outcomes import StepOutcome
 from moescope.capture.seam.requests import changes_requests
 from moescope.capture.seam.weights import WeightsWatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +19,8 @@ import psutil  # type: ignore[import-untyped]
 # within one second, unless a request is running: then it kills its engines first and waits for its answer for
 # ever.
 STOP_STEPS: Final = ((signal.SIGINT, 6.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))
+UNGIVEN: Final = range(12_000, 29_000)
+"""Ports that Linux gives to nobody by itself, and vLLM and browsers have no other use for."""
 NOISE: Final = (" - leaked ", " - ... skipped", "nanobind: ", "See https://nanobind")
 
 
@@ -142,10 +145,13 @@ def tail(log: str, lines: int = 30) -> str:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody uses now.
+
+    The kernel gives no connection such a port. So it is still free seconds later, whatever else runs.
+    """
+    while not port_is_free(port := random.SystemRandom().choice(UNGIVEN)):
+        pass
+    return port
 
 
 def port_is_free(port: int) -> bool:

@@ -22,8 +22,8 @@ _AUTHORITY = Path(_DATA.name) / "authority.pem"
 _AUTHORITY.write_text(Path(certifi.where()).read_text().partition(_END)[0] + _END)
 os.environ["SSL_CERT_FILE"] = str(_AUTHORITY)
 
-# Torch's threads of one operation wait for each other by spinning, on cores that others need: two parts of
-# `make test` run at a time, and servers beside them. It is read when torch is imported, which is later.
+# Torch's threads of one operation wait for each other by spinning, on cores that others need: parts of
+# `make test` run side by side, and servers beside them. It is read when torch is imported, which is later.
 # Machines with GPUs have cores enough.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

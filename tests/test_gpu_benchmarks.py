@@ -6,6 +6,7 @@ vLLM 0.33 has it; a capture session is a real one.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from enum import Enum
@@ -20,6 +21,7 @@ from benchmarks import gpu_graphs
 from benchmarks.gpu_engine import Set, have_steps_counted
 from benchmarks.gpu_overhead import LOADS, plans_of, summarise
 from benchmarks.gpu_processes import compare
+from benchmarks.gpu_ranks import Followers, environment_of
 from benchmarks.gpu_requests import Requests
 from benchmarks.host_share import one_rank, session_of
 from moescope.capture.session import CaptureSession
@@ -191,3 +193,48 @@ def test_a_mode_is_compared_with_the_mean_of_off_and_off_with_itself() -> None:
     assert found["ratio"] == pytest.approx(10.1 / (10.0 * 10.0 * 10.3) ** (1 / 3), abs=1e-12)
     assert found["low"] < found["ratio"] < found["high"]
     assert found["sets"] == pytest.approx([1.01] * 3)
+
+
+FOLLOWER = """
+import json, os, sys
+from pathlib import Path
+assert sys.argv[1:3] == ["--loads", "8"], sys.argv
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+names = ("VLLM_DP_RANK", "VLLM_DP_SIZE", "VLLM_DP_MASTER_PORT", "CUDA_VISIBLE_DEVICES")
+out.write_text(json.dumps({name: os.environ[name] for name in names}))
+"""
+
+
+def test_the_other_dp_ranks_run_the_same_command_beside_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "follower.py").write_text(FOLLOWER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name in environment_of(0, 2, 1):
+        monkeypatch.setenv(name, "")
+    with Followers("follower", ["--loads", "8"], 3, "http://nowhere", tmp_path) as followers:
+        mine = {name: os.environ[name] for name in environment_of(0, 3, 1)}
+        theirs = followers.results()
+    assert mine["VLLM_DP_RANK"] == mine["CUDA_VISIBLE_DEVICES"] == "0"
+    assert theirs.keys() == {1, 2}
+    for rank, seen in theirs.items():
+        assert seen == {
+            "VLLM_DP_RANK": str(rank),
+            "VLLM_DP_SIZE": "3",
+            "VLLM_DP_MASTER_PORT": mine["VLLM_DP_MASTER_PORT"],
+            "CUDA_VISIBLE_DEVICES": str(rank),
+        }
+
+
+def test_a_dp_rank_that_fails_is_told_with_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "follower.py").write_text("raise SystemExit('no GPU')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name in environment_of(0, 2, 1):
+        monkeypatch.setenv(name, "")
+    with (
+        Followers("follower", [], 2, "http://nowhere", tmp_path) as followers,
+        pytest.raises(RuntimeError, match=r"DP rank 1 failed: no GPU"),
+    ):
+        followers.results()

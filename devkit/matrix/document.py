@@ -50,8 +50,8 @@ GPUS: Final = """## On GPUs
 
 Each row is a real vLLM of `tests/gpu`, with CUDA graphs unless it says eager, whose counts, phases, row
 layouts and placement are compared with what its own model runner did. `python -m devkit.gpu_suite` runs them
-and writes `benchmarks/results/gpu-<series>.json`. The models have random weights. The runs on two GPUs are
-older than loads of steps under EPLB.
+and writes `benchmarks/results/gpu-<series>.json`. The models have random weights. The FP8 rows on two
+GPUs of vLLM 0.33 are of 28 November.
 """
 LAYOUTS: Final = """## Row layouts
 

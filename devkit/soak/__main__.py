@@ -15,7 +15,7 @@ from typing import Final
 
 from devkit.soak import attacks, bad_input, faults, giving_up, hunt, load, memory, network, services, stall
 from devkit.soak.document import write
-from devkit.soak.gate import HISTORIES, Gate, Options, Outcome
+from devkit.soak.gate import FIRST_SEED, HISTORIES, Gate, Options, Outcome
 
 GATES: Final = (
     Gate(
@@ -90,6 +90,13 @@ def main() -> int:
         default=HISTORIES,
         help=f"length of the gate of several services [{HISTORIES}]",
     )
+    parser.add_argument(
+        "--first-seed",
+        type=int,
+        default=FIRST_SEED,
+        help="seed with which the gate of several services begins, to play one again or to go\n"
+        f"on from it; each seed makes {services.TOGETHER} histories [{FIRST_SEED}]",
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of everything, and nothing is written")
     arguments = parser.parse_args()
     unknown = set(arguments.gates) - {gate.name for gate in GATES}
@@ -106,7 +113,9 @@ def main() -> int:
             print(f"== {gate.name}: {gate.ask}", flush=True)
             began = time.monotonic()
             try:
-                outcome = gate.run(Options(seconds, arguments.quick, place, arguments.histories))
+                outcome = gate.run(
+                    Options(seconds, arguments.quick, place, arguments.histories, arguments.first_seed)
+                )
             except Exception as error:  # noqa: BLE001 one gate's failure is its outcome
                 traceback.print_exc()
                 outcome = Outcome(False, f"failed: {error!r}"[:500])

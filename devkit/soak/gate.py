@@ -9,6 +9,8 @@ from typing import Final
 
 HISTORIES: Final = 2000
 """Histories that the gate of several services asks for."""
+FIRST_SEED: Final = 1000
+"""The seed of the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +22,14 @@ class Options:
         quick: a tenth of everything, to see that the gates work.
         folder: where gates may write.
         histories: that the gate of several services plays.
+        first_seed: of these histories; each further seed makes as many as are played at once.
     """
 
     seconds: float
     quick: bool
     folder: Path
     histories: int = HISTORIES
+    first_seed: int = FIRST_SEED
 
     def cases(self, count: int) -> int:
         """The number of cases, or a tenth of it where the gates run quickly."""

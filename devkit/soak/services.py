@@ -7,9 +7,10 @@ import sys
 from typing import Final
 
 from devkit.soak.gate import HISTORIES, Options, Outcome
-from tests.service.store.clickhouse.histories import BrokenLawError, play
+from tests.service.store.clickhouse.histories import play
+from tests.service.store.clickhouse.laws import BrokenLawError
 
-_TOGETHER: Final = 20
+TOGETHER: Final = 20
 """Histories that share the services, and what befalls these: each costs less than one alone."""
 
 
@@ -19,21 +20,22 @@ def services(options: Options) -> Outcome:
     In a third of them the store ages within minutes, in a third half of the workers start up to 14 times.
     """
     command = [sys.executable, "-m", "tests.service.store.clickhouse.server", str(options.folder)]
-    plays = max(3, options.cases(options.histories) // _TOGETHER)
+    plays = max(3, options.cases(options.histories) // TOGETHER)
+    seeds = range(options.first_seed, options.first_seed + plays)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         url = f"clickhouse://127.0.0.1:{server.stdout.readline().strip()}"
         try:
-            for seed in range(1000, 1000 + plays):
-                play(url, seed, _TOGETHER)
+            for seed in seeds:
+                play(url, seed, TOGETHER)
         except BrokenLawError as error:
             return Outcome(False, str(error))
         finally:
             server.kill()
-    played = plays * _TOGETHER
+    played = plays * TOGETHER
     fewer = "" if played >= HISTORIES else f" of the {HISTORIES:,} that are asked for"
     return Outcome(
         played >= HISTORIES or options.quick,
-        f"{played} histories{fewer}: three services said the same, and what was true, before and after "
-        "all were killed",
+        f"{played} histories (seeds {seeds[0]} to {seeds[-1]}){fewer}: three services said the same, and "
+        "what was true, before and after all were killed",
     )

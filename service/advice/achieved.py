@@ -209,7 +209,7 @@ def _as_arrays(item: DatedPlacement, layers: Sequence[int], ranks: int) -> Place
 
 def _counts(window: ModelWindow, layers: Sequence[int]) -> FloatArray:
     """Slots per expert of these layers, float64 [L, E]."""
-    by_id = {layer.shape.layer: layer.counts.sum(axis=0) for layer in window.layers}
+    by_id = {layer.shape.layer: layer.counts for layer in window.layers}
     return np.array([by_id[layer] for layer in layers], dtype=np.float64)
 
 

@@ -148,7 +148,7 @@ def gather(windows: Windows, ranks: int, min_tokens: int) -> Evidence:
             left_out[layer.shape.layer] = reason or "its shape changed in the window"
     unseen = _why_unseen(kept, fit.ep_size, ranks)
     whole = [[layer, *later] for layer, later in kept]
-    counts = np.array([[part.counts.sum(axis=0) for part in parts] for parts in whole], dtype=np.float64)
+    counts = np.array([[part.counts for part in parts] for parts in whole], dtype=np.float64)
     counts = counts.reshape(len(kept), 1 + len(pieces), experts).swapaxes(0, 1)
     seen = None
     if unseen is None:

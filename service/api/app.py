@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from prometheus_client import CollectorRegistry
 
 from moescope.service.api.limits.answers import Answers
+from moescope.service.api.limits.compressing import Compressed
 from moescope.service.api.limits.downloads import Downloads
 from moescope.service.api.limits.guard import Guard
 from moescope.service.api.limits.hearing import Ear
@@ -116,6 +117,7 @@ def create_app(
         redirect_slashes=False,  # the redirect's address would be made of the client's Host header
     )
     app.state.running = Running(settings, tokens, end_soon)
+    app.add_middleware(Compressed)
     app.add_middleware(
         Guard,
         book=tokens,

@@ -21,6 +21,7 @@ from moescope.service.store.moving.mover import Mover
 from moescope.service.store.moving.source import Source
 from moescope.service.store.moving.tally import Place, Tally, Teller
 from moescope.service.store.moving.target import Target
+from moescope.service.store.moving.way import Way
 from moescope.service.store.open import open_clickhouse, retention_of
 from moescope.service.store.records import StoreAwayError, StoreError
 
@@ -75,13 +76,14 @@ def _moved(
 ) -> tuple[View, bool]:
     """Move and count; what to show, and whether something differs."""
     with closing(Source(folder)) as source, closing(open_clickhouse(url, settings)) as store:
-        target, retention = Target(store.connection, source.name), retention_of(settings)
-        mover = Mover(source, target, retention, store.clock, say)
+        target = Target(store.connection, source.name)
+        way = Way(source, target, retention_of(settings), store.clock, say)
+        mover = Mover(way)
         mover.check(merge)
         done_ms = mover.done_ms
         if not done_ms:
             mover.move()
-        tally = Teller(source, target, retention, store.clock, say).tally(mover.theirs)
+        tally = Teller(way).tally(mover.theirs)
         if not done_ms:
             mover.end(not tally.differs)
         return _view(tally, mover, str(folder), store.connection.name), bool(tally.differs)

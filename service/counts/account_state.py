@@ -10,6 +10,7 @@ from moescope.capture.wire import Producer, UncoveredLayer
 from moescope.service.counts.step_costs import Stragglers
 from moescope.service.counts.totals import Totals
 
+_A_LITTLE_S: Final = 10.0  # services go by the server's clock, as well as they know it
 _FORGOTTEN: Final = 64  # forgotten epochs that are remembered by number: 8 bytes each
 
 
@@ -104,6 +105,18 @@ class EpochState:
         """Steps of this life that were joined, or given up."""
         return 0 if self.stragglers is None else self.stragglers.joined + self.stragglers.incomplete
 
+    def until(self, now: float) -> EpochState:
+        """The same life with ``now`` in place of all instants after it."""
+        return replace(
+            self,
+            began_at=min(self.began_at, now),
+            started_at=min(self.started_at, now),
+            came_at=min(self.came_at, now),
+            heard_at=min(self.heard_at, now),
+            made_at=min(self.made_at, now),
+            spoken_at=min(self.spoken_at, now),
+        )
+
     def shifted(self, seconds: float) -> EpochState:
         """The same life on a clock that was set forward by so much."""
         return replace(
@@ -126,7 +139,7 @@ class Base:
     new. So counters may only show what is known to be new.
 
     Attributes:
-        totals: what is left out of the account's totals.
+        totals: what is left out of the account's totals, in narrow arrays (see :func:`narrowed`).
         restarts: what is left out of its restarts.
         at: when the counters of this account were zero, seconds of Unix time on the service's clock.
     """
@@ -204,7 +217,11 @@ class AccountState:
         return replace(self, epochs=lives)
 
     def heard_by(self, now: float) -> AccountState:
-        """With no instant after ``now``: the clock of whoever kept this may be ahead."""
+        """With no instant after ``now``: the clock of whoever kept this may be ahead.
+
+        Of clocks that differ a little, instants before now stay as they are: services tell each other the
+        earliest instant that any of them knows, which would drift.
+        """
         ahead = max(item.heard_at for item in self.epochs) - now
         if ahead <= 0:
             return self
@@ -213,7 +230,9 @@ class AccountState:
             (since - ahead, until - ahead) if since > now else (since, min(until, now))
             for since, until in self.conflicts
         )
-        epochs = tuple(item.shifted(-ahead) for item in self.epochs)
+        epochs = tuple(
+            item.until(now) if ahead <= _A_LITTLE_S else item.shifted(-ahead) for item in self.epochs
+        )
         return replace(self, epochs=epochs, conflicts=tuple(sorted(conflicts)))
 
 

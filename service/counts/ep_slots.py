@@ -81,11 +81,13 @@ class EpSlots:
         """
         if sign > 0 and not other.any():
             return self
-        whole = self.whole + sign * other.whole
+        combine = np.add if sign > 0 else np.subtract
+        whole = combine(self.whole, other.whole, dtype=np.int64)  # whichever of both is narrow
         if self.parts is None and other.parts is None:
             return EpSlots(whole)
-        mine = np.zeros_like(self.whole) if self.parts is None else self.parts
-        return carried(whole, mine if other.parts is None else mine + sign * other.parts)
+        mine = np.zeros_like(whole) if self.parts is None else self.parts
+        its = np.zeros_like(whole) if other.parts is None else other.parts
+        return carried(whole, combine(mine, its, dtype=np.int64))
 
     def minus(self, other: EpSlots) -> EpSlots:
         """What is here and not in ``other``, of one shape."""
@@ -97,8 +99,10 @@ class EpSlots:
 
     def over_layers(self) -> EpSlots:
         """Their sum over layers: [L, R] to [R]."""
-        whole = self.whole.sum(axis=0)
-        return EpSlots(whole) if self.parts is None else carried(whole, self.parts.sum(axis=0))
+        whole = self.whole.sum(axis=0, dtype=np.int64)
+        return (
+            EpSlots(whole) if self.parts is None else carried(whole, self.parts.sum(axis=0, dtype=np.int64))
+        )
 
     def widened(self, smaller: Layout, layout: Layout, ranks: int) -> EpSlots:
         """These of the layout ``smaller`` in the order of another that has all its layers, over R' ranks."""

@@ -23,9 +23,10 @@ class Layout:
         offsets: int64 [L + 1]; layer i's experts are at ``offsets[i]:offsets[i + 1]``.
         index: layer id to i.
         widest: experts of the layer that has most.
+        top_k: experts that a token takes in each layer, int64 [L].
     """
 
-    __slots__ = ("__weakref__", "_hash", "index", "layers", "offsets", "widest")
+    __slots__ = ("__weakref__", "_hash", "index", "layers", "offsets", "top_k", "widest")
 
     def __init__(self, layers: Iterable[MoeLayer]) -> None:
         self.layers: tuple[MoeLayer, ...] = tuple(layers)
@@ -33,6 +34,7 @@ class Layout:
         self.offsets: Int64Array = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))).astype(np.int64)
         self.index: dict[int, int] = {layer.layer: i for i, layer in enumerate(self.layers)}
         self.widest = max(sizes, default=0)
+        self.top_k: Int64Array = np.array([layer.top_k for layer in self.layers], dtype=np.int64)
         self._hash = hash(self.layers)
 
     def __eq__(self, other: object) -> bool:
@@ -40,11 +42,6 @@ class Layout:
 
     def __hash__(self) -> int:
         return self._hash
-
-    @property
-    def top_k(self) -> Int64Array:
-        """Experts that a token takes in each layer, int64 [L]."""
-        return np.array([layer.top_k for layer in self.layers], dtype=np.int64)
 
     def conflict(self, other: Layout) -> tuple[MoeLayer, MoeLayer] | None:
         """The first layer that both have with another number of experts or another top-k, or None."""

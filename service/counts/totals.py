@@ -115,9 +115,9 @@ class Totals:
         """Sum of both, over the union of their layers; sizes and switches are this one's."""
         return _combine(self, other, 1)
 
-    def minus(self, earlier: Totals, phases: bool = True) -> Totals:
-        """What came since ``earlier``; no check of signs. Without ``phases`` it has no decode part."""
-        return _combine(self, earlier, -1, phases)
+    def minus(self, earlier: Totals) -> Totals:
+        """What came since ``earlier``; no check of signs."""
+        return _combine(self, earlier, -1)
 
     def with_stragglers(self, layout: Layout, more: Stragglers) -> Totals:
         """These totals with more joined steps, in arrays of ``layout``; all its layers must be here."""
@@ -232,7 +232,7 @@ def _decode_of(frame: Frame, nothing: Totals) -> Decode | None:
     )
 
 
-def _combine(a: Totals, b: Totals, sign: int, phases: bool = True) -> Totals:
+def _combine(a: Totals, b: Totals, sign: int) -> Totals:
     layout = a.layout.union(b.layout)
     ranks = max(a.ep_slots.ranks, b.ep_slots.ranks)
     a, b = _widen(a, layout, ranks), _widen(b, layout, ranks)
@@ -248,7 +248,7 @@ def _combine(a: Totals, b: Totals, sign: int, phases: bool = True) -> Totals:
         steps=a.steps + sign * b.steps,
         idle_steps=a.idle_steps + sign * b.idle_steps,
         drops={key: a.drops.get(key, 0) + sign * b.drops.get(key, 0) for key in {**a.drops, **b.drops}},
-        decode=_combine_decode(a, b, sign) if phases else None,
+        decode=_combine_decode(a, b, sign),
         unphased_tokens=a.unphased_tokens + sign * b.unphased_tokens,
         unphased_steps=a.unphased_steps + sign * b.unphased_steps,
         stragglers=_combine_stragglers(a, b, sign),

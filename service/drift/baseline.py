@@ -169,7 +169,7 @@ def baseline_of(
 def _packed(layers: Sequence[LayerWindow]) -> tuple[bytes, bytes]:
     """Slots per expert and tokens of some layers, as the baseline has them."""
     rows = np.array([int(layer.rows.sum()) for layer in layers], dtype=np.int64)
-    return pack_counts(np.concatenate([layer.counts.sum(axis=0) for layer in layers])), pack_counts(rows)
+    return pack_counts(np.concatenate([layer.counts for layer in layers])), pack_counts(rows)
 
 
 class BaselineBook:

@@ -97,7 +97,7 @@ def slots_of(window: ModelWindow) -> LayerSlots:
     """A window as a base, of the layers that were seen and whose rows add up."""
     seen = [layer for layer in window.layers if not (layer.not_seen or layer.not_conserved)]
     return LayerSlots(
-        counts={layer.shape.layer: layer.counts.sum(axis=0) for layer in seen},
+        counts={layer.shape.layer: layer.counts for layer in seen},
         rows={layer.shape.layer: int(layer.rows.sum()) for layer in seen},
     )
 
@@ -122,7 +122,7 @@ def summary_of(layers: list[LayerDrift]) -> DriftSummary:
 
 
 def _layer(layer: LayerWindow, base: Int64Array | None, base_rows: int, min_tokens: int) -> LayerDrift:
-    counts, tokens = layer.counts.sum(axis=0), int(layer.rows.sum())
+    counts, tokens = layer.counts, int(layer.rows.sum())
     reason = layer.not_seen or layer.not_conserved or _why_not(counts, tokens, base, base_rows, min_tokens)
     if reason is not None or base is None:
         return LayerDrift(layer=layer.shape.layer, tokens=tokens, base_tokens=base_rows, reason=reason)

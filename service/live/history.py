@@ -1,5 +1,8 @@
 """Recent cumulative snapshots in memory, bounded by bytes over all producers.
 
+The newest snapshot of a producer shares its arrays with its account; those before it are in narrow arrays
+(see :func:`narrowed`), which take half as much.
+
 Over the budget, older snapshots get thinner (every other one in the older half goes) before any past is
 lost; only when nothing can be thinned any more do the oldest ones go. Since snapshots are cumulative,
 thinning costs resolution, never counts. Times are seconds of Unix time on the service's clock.
@@ -10,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import Final
 
+from moescope.service.counts.narrow import narrowed
 from moescope.service.counts.totals import Totals
 from moescope.service.live.spans import Snapshot, Span, between, shared_zeros
 from moescope.service.store.records import Key
@@ -50,9 +54,11 @@ class Track:
         return self._snapshots[-1].at
 
     @property
-    def newest_nbytes(self) -> int:
-        """Bytes of the newest snapshot."""
-        return self._snapshots[-1].totals.nbytes
+    def enough_bytes(self) -> int:
+        """Bytes of ``ENOUGH`` snapshots."""
+        newest = self._snapshots[-1].totals.nbytes
+        older = newest if len(self._snapshots) == 1 else self._snapshots[-2].totals.nbytes
+        return newest + (ENOUGH - 1) * older
 
     @property
     def reaches(self) -> float | None:
@@ -63,13 +69,21 @@ class Track:
     def add(self, snapshot: Snapshot) -> None:
         """Append; a clock that went back a little does not break the order (see :meth:`set_back`).
 
-        Of one instant the last word counts, as in a store.
+        Of one instant the last word counts, as in a store, which has milliseconds.
         """
-        if snapshot.at <= self.newest_at:
+        if round(1000 * snapshot.at) <= round(1000 * self.newest_at):
             self.amend(snapshot.totals)
             return
+        before = self._snapshots[-1]
+        self._snapshots[-1] = Snapshot(before.at, self._narrow(before.totals))
         self._snapshots.append(snapshot)
-        self.nbytes += snapshot.totals.nbytes
+        self.nbytes += self._snapshots[-2].totals.nbytes - before.totals.nbytes + snapshot.totals.nbytes
+
+    def _narrow(self, totals: Totals) -> Totals:
+        """What is kept of totals once there are newer ones; those of an idle producer share their arrays."""
+        kept = narrowed(totals)
+        older = self._snapshots[-2].totals if len(self._snapshots) > 1 else None
+        return kept if older is None or older.tokens != kept.tokens else kept.sharing(older)
 
     def set_back(self, now: float) -> None:
         """Note what the clock shows now, in case that it was far ahead before and has been set back.
@@ -157,7 +171,7 @@ class History:
         self._tracks: dict[Key, Track] = {}
         # Kept up to date: every frame asks, and there may be many tracks to sum over.
         self._nbytes = 0
-        self._newest_nbytes = 0
+        self._enough_bytes = 0
 
     @property
     def nbytes(self) -> int:
@@ -170,15 +184,15 @@ class History:
     @property
     def enough_bytes(self) -> int:
         """The budget with which each producer has ``ENOUGH`` snapshots."""
-        return ENOUGH * self._newest_nbytes
+        return self._enough_bytes
 
     def set_back(self, key: Key, now: float) -> None:
         """See :meth:`Track.set_back`; nothing happens if the producer is unknown."""
         track = self._tracks.get(key)
         if track is not None:
-            before, newest = track.nbytes, track.newest_nbytes
+            before, enough = track.nbytes, track.enough_bytes
             track.set_back(now)
-            self._count(track, before, newest)
+            self._count(track, before, enough)
 
     def record(self, key: Key, birth: float, snapshot: Snapshot) -> None:
         """Remember a producer's totals; :meth:`track` then says at which instant.
@@ -189,13 +203,13 @@ class History:
             snapshot: totals over all epochs.
         """
         track = self._tracks.get(key)
-        before, newest = (0, 0) if track is None else (track.nbytes, track.newest_nbytes)
+        before, enough = (0, 0) if track is None else (track.nbytes, track.enough_bytes)
         if track is None:
             track = self._tracks[key] = Track(birth, snapshot)
         else:
             track.birth = min(track.birth, birth)
             track.add(snapshot)
-        self._count(track, before, newest)
+        self._count(track, before, enough)
         if self._nbytes > self._allowed:
             self._make_room()
 
@@ -206,16 +220,16 @@ class History:
             KeyError: nothing was recorded for this producer.
         """
         track = self._tracks[key]
-        before, newest = track.nbytes, track.newest_nbytes
+        before, enough = track.nbytes, track.enough_bytes
         track.amend(totals)
-        self._count(track, before, newest)
+        self._count(track, before, enough)
 
     def forget(self, key: Key) -> None:
         """Drop a producer's past."""
         track = self._tracks.pop(key, None)
         if track is not None:
             self._nbytes -= track.nbytes
-            self._newest_nbytes -= track.newest_nbytes
+            self._enough_bytes -= track.enough_bytes
 
     def find(self, key: Key) -> Track | None:
         """A producer's past, if anything was recorded."""
@@ -242,15 +256,16 @@ class History:
         """The bytes that all snapshots may take now."""
         return min(max(self._budget, self.enough_bytes), self._most)
 
-    def _count(self, track: Track, before: int, newest: int) -> None:
-        """Note what a track takes now, after it took ``before`` and its newest snapshot ``newest``."""
+    def _count(self, track: Track, before: int, enough: int) -> None:
+        """Note what a track takes now, after it took ``before`` and ``enough`` would have been enough."""
         self._nbytes += track.nbytes - before
-        self._newest_nbytes += track.newest_nbytes - newest
+        self._enough_bytes += track.enough_bytes - enough
 
     def _make_room(self) -> None:
         tracks, allowed = list(self._tracks.values()), self._allowed
         while self._nbytes > allowed:
             thinned = sum(track.thin() for track in tracks)
             if not thinned and not sum(track.drop_oldest() for track in tracks):
-                return  # each track has one snapshot left, which is its totals
+                break  # each track has one snapshot left, which is its totals
             self._nbytes = sum(track.nbytes for track in tracks)
+        self._enough_bytes = sum(track.enough_bytes for track in tracks)

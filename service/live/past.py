@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final, Protocol
 
-from moescope.service.live.narrow import narrowed
+from moescope.service.counts.narrow import narrowed
 from moescope.service.live.spans import Snapshot, Span, between
 from moescope.service.store.records import Key, StoredTotals
 from moescope.service.wanted import check_wanted

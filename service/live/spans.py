@@ -5,18 +5,54 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
+from moescope.capture.wire import Int64Array
 from moescope.service.counts.layers import Layout
+from moescope.service.counts.narrow import widened
 from moescope.service.counts.phase_split import Phase, of_phase
 from moescope.service.counts.totals import Totals, no_totals, nothing_of
-from moescope.service.live.narrow import widened
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Totals that were true at ``at``; what comes from a store is narrow, see :func:`narrowed`."""
+    """Totals that were true at ``at``; all but a producer's newest are narrow, see :func:`narrowed`."""
 
     at: float
     totals: Totals
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rise:
+    """What was counted between two instants, for whoever adds up many of them.
+
+    Attributes:
+        layout: what the arrays hold.
+        rows: tokens counted in each layer, int64 [L].
+        tokens: tokens computed.
+        unphased_tokens: those of ``tokens`` whose phase is not known.
+        plus: what had been counted at the end, in arrays of ``layout``, which may be narrow.
+        minus: what had been counted at the begin, likewise; None: nothing.
+    """
+
+    layout: Layout
+    rows: Int64Array
+    tokens: int
+    unphased_tokens: int
+    plus: Totals
+    minus: Totals | None = None
+
+    @property
+    def terms(self) -> tuple[tuple[Totals, np.ufunc], ...]:
+        """The totals, each with whether to add or to subtract it."""
+        return (
+            ((self.plus, np.add),) if self.minus is None else ((self.plus, np.add), (self.minus, np.subtract))
+        )
+
+
+def rise_of(delta: Totals) -> Rise:
+    """A difference that was made."""
+    return Rise(delta.layout, delta.rows, delta.tokens, delta.unphased_tokens, delta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +86,31 @@ class Span:
         It is computed at each call. The differences of hundreds of producers take more memory than all else
         that answers a window: take one, use it and let it go.
         """
-        whole = self._whole(phases=True)
+        whole = self._whole()
         return whole if self.phase is None else of_phase(whole, self.phase)
 
     @property
-    def undivided(self) -> Totals:
-        """:attr:`delta` for whoever asks for no part of one phase: it need not have one of decode."""
-        return self._whole(phases=False) if self.phase is None else self.delta
+    def rise(self) -> Rise:
+        """:attr:`delta` as terms to be added up: no difference of any large array is made."""
+        if self.phase is not None or self.first is None or self.is_empty:
+            return rise_of(self.delta)
+        first, last = self.first, self.last
+        if first.layout is not last.layout and first.layout != last.layout:
+            return rise_of(self._whole())
+        return Rise(
+            layout=last.layout,
+            rows=np.subtract(last.rows, first.rows, dtype=np.int64),
+            tokens=last.tokens - first.tokens,
+            unphased_tokens=last.unphased_tokens - first.unphased_tokens,
+            plus=last,
+            minus=first,
+        )
 
-    def _whole(self, phases: bool) -> Totals:
+    def _whole(self) -> Totals:
         if self.is_empty:
             return self.last if self.first is None else nothing_of(self.last)
         last = widened(self.last)
-        return last if self.first is None else last.minus(widened(self.first), phases)
+        return last if self.first is None else last.minus(widened(self.first))
 
     @property
     def drops(self) -> dict[str, int]:

@@ -93,9 +93,9 @@ class LiveState:
         with self._lock:
             for item in told:
                 if isinstance(item, ToldPlacement):
-                    self._ledger.hear_placement(item)
+                    self._ledger.placement_news.hear(item)
                 elif item is not None:
-                    self._ledger.hear_placement_gone(item)
+                    self._ledger.placement_news.hear_gone(item)
 
     def ingest(self, frame: Frame) -> Verdict:
         """Take a checked frame; :meth:`take_records` then has what to keep of it.
@@ -132,7 +132,7 @@ class LiveState:
     def take_unkept(self) -> list[Record]:
         """What is here and may not be with the store, whether or not a frame comes; see :meth:`not_kept`."""
         with self._lock:
-            self._ledger.say_again()
+            self._ledger.poster.say_again()
             return self._ledger.take_records()
 
     def _count(self, verdict: Verdict) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from moescope.service.counts.narrow import narrowed
 from moescope.service.live.large import claim, is_counted
-from moescope.service.live.narrow import narrowed
 from moescope.service.live.past import Archive, Remembered, improve, improve_all
 from moescope.service.live.producers import ProducerSpan, ProducerState
 from moescope.service.live.spans import Snapshot, between

@@ -17,11 +17,12 @@ import numpy as np
 from moescope.capture.wire import Int64Array, Producer, UncoveredLayer
 from moescope.capture.wire.traces import ExpertArray, Run
 from moescope.service.counts.account_state import AccountState, Base, EpochState, Latest
+from moescope.service.counts.narrow import narrowed, widened
 from moescope.service.counts.reasons import known_traces
 from moescope.service.counts.totals import Totals, no_totals
 from moescope.service.store.blobs import compress_pieces, decompress
 from moescope.service.store.message import Message, pieces_of
-from moescope.service.store.packed import Once, PackedTotals, pack, unpack
+from moescope.service.store.packed import Once, OnceBack, PackedTotals, pack, unpack
 from moescope.service.store.records import Key, Posting
 
 _INT64: Final = 1 << 63
@@ -134,7 +135,7 @@ def _encoded(account: AccountState, totals: PackedTotals, once: Once) -> bytes:
         current=latest.epoch,
         conflicts=list(account.conflicts),
         ended=latest.ended,
-        base=None if base is None else _PackedBase(pack(base.totals, once), base.restarts, base.at),
+        base=None if base is None else _PackedBase(pack(widened(base.totals), once), base.restarts, base.at),
         decoder_layers=latest.decoder_layers,
     )
     return compress_pieces(list(pieces_of(packed)), repeats=True)
@@ -149,7 +150,8 @@ def decode_account(blob: object) -> AccountState:
     packed: _PackedAccount = _decoded(_account_decoder, decompress(blob))
     if not packed.epochs:
         raise ValueError("a damaged blob: an account without a frame")
-    epochs = tuple(_unpack_epoch(item) for item in packed.epochs)
+    once = OnceBack()
+    epochs = tuple(_unpack_epoch(item, once) for item in packed.epochs)
     newest = max(epochs, key=lambda item: item.epoch)  # as older blobs had it
     if packed.current is not None:
         found = next((item for item in epochs if item.epoch == packed.current), None)
@@ -175,14 +177,14 @@ def decode_account(blob: object) -> AccountState:
         decoder_layers=packed.decoder_layers,
     )
     who = packed.producer  # older blobs lack the sizes in their totals
-    totals = unpack(packed.totals)
+    totals = unpack(packed.totals, once)
     # They also lack the switches of capture, of which a worker that is disabled had one at least.
     switches = totals.switches + (totals.switches % 2 != (packed.state == "disabled"))
     totals = replace(totals, dp_size=who.dp_size, ep_size=who.ep_size, switches=switches)
     # Older blobs have the last one only; no epoch is 0.
     forgotten = packed.forgotten or ((packed.forgotten_up_to,) if packed.forgotten_up_to else ())
     out = packed.base
-    base = None if out is None else Base(unpack(out.totals), out.restarts, out.at)
+    base = None if out is None else Base(narrowed(unpack(out.totals, once)), out.restarts, out.at)
     return AccountState(totals, epochs, forgotten, packed.epochs_seen, latest, tuple(packed.conflicts), base)
 
 
@@ -212,11 +214,11 @@ def _only_stragglers(item: EpochState) -> Totals:
     return replace(no_totals(item.counted.layout), stragglers=item.stragglers)
 
 
-def _unpack_epoch(item: _PackedEpoch) -> EpochState:
+def _unpack_epoch(item: _PackedEpoch, once: OnceBack) -> EpochState:
     return EpochState(
         epoch=item.epoch,
         seq=item.seq,
-        counted=unpack(item.counted),
+        counted=unpack(item.counted, once),
         producer=item.producer,
         began_at=item.began_at,
         started_at=item.started_at,
@@ -228,8 +230,8 @@ def _unpack_epoch(item: _PackedEpoch) -> EpochState:
         overlaps=item.overlaps,
         spoken_at=item.spoken_at,
         ended=item.ended,
-        added=None if item.added is None else unpack(item.added),
-        stragglers=None if item.stragglers is None else unpack(item.stragglers).stragglers,
+        added=None if item.added is None else unpack(item.added, once),
+        stragglers=None if item.stragglers is None else unpack(item.stragglers, once).stragglers,
     )
 
 
@@ -296,12 +298,16 @@ def _decoded(decoder: msgspec.msgpack.Decoder[Any], data: bytes) -> Any:
 
 
 def _check_numbers(found: object) -> None:
-    if isinstance(found, list | tuple):
-        for item in found:
-            _check_numbers(item)
-    elif isinstance(found, dict):
-        _check_numbers(list(found.values()))
-    elif isinstance(found, int) and not -_INT64 <= found < _INT64:
-        raise ValueError("a damaged blob: an integer of more than 64 bits")
-    elif isinstance(found, float) and not math.isfinite(found):
-        raise ValueError(f"a damaged blob: a number that is {found}")
+    left = [found]
+    while left:  # one at a time: services read each other's accounts again and again
+        item = left.pop()
+        kind = type(item)
+        if kind is int:
+            if not -_INT64 <= item < _INT64:  # type: ignore[operator]
+                raise ValueError("a damaged blob: an integer of more than 64 bits")
+        elif kind is list or kind is tuple:
+            left += item  # type: ignore[arg-type]
+        elif kind is dict:
+            left += item.values()  # type: ignore[attr-defined]
+        elif kind is float and not math.isfinite(item):  # type: ignore[arg-type]
+            raise ValueError(f"a damaged blob: a number that is {item}")

@@ -12,6 +12,7 @@ from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.interface import Store
 from moescope.service.store.limits import Retention
 from moescope.service.store.sqlite.store import SqliteStore
+from moescope.service.store.upkeep import MAINTENANCE_S
 from moescope.service.store.writer import StoreWriter
 
 
@@ -62,13 +63,14 @@ def retention_of(settings: Settings) -> Retention:
 
 @contextmanager
 def open_writer(
-    settings: Settings, clock: Callable[[], float] | None = None
+    settings: Settings, clock: Callable[[], float] | None = None, maintenance_s: float = MAINTENANCE_S
 ) -> Generator[StoreWriter | None]:
     """The store and the thread that writes to it; None without a store. Ends by writing what waits.
 
     Args:
         settings: which store.
         clock: seconds of Unix time; None: the store's, see :attr:`Store.clock`.
+        maintenance_s: seconds from the end of one round of maintenance to the begin of the next.
 
     Raises:
         StoreError: the store can't be opened.
@@ -77,7 +79,7 @@ def open_writer(
         yield None
         return
     store = open_store(settings)
-    writer = StoreWriter(store, clock or store.clock)
+    writer = StoreWriter(store, clock or store.clock, maintenance_s)
     try:
         yield writer
     finally:

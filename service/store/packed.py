@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from moescope.service.counts.totals import Decode, Totals
 from moescope.service.counts.weights import WeightsTold
 from moescope.service.store.blobs import Planes, floats, ints, packed_floats, packed_ints
 from moescope.service.store.message import Message, Packed
+
+Made = TypeVar("Made")
 
 
 class _PackedDecode(Message, frozen=True):
@@ -95,6 +98,39 @@ class Once:
         return found[1]
 
 
+class OnceBack:
+    """What was unpacked already: bytes that are there twice become one array, as they were before.
+
+    An account's sum is what its only start counted, so that is half of most accounts.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int | str, list[tuple[object, object]]] = {}
+
+    def ints(self, data: Packed, size: int) -> Int64Array:
+        """Bytes back to int64 [size].
+
+        Raises:
+            ValueError: they are not of so many integers.
+        """
+        return self.same(size, data, lambda: ints(data, size))
+
+    def same(self, kind: int | str, told: object, made: Callable[[], Made]) -> Made:
+        """What is made of something that was told; of the same that was told before it is what was made then.
+
+        Args:
+            kind: what is made, for arrays their size; what is made of another kind is another one.
+            told: equal to all of which the same is made, and to nothing else.
+            made: makes it.
+        """
+        known = self._known.setdefault(kind, [])
+        for before, found in known:
+            if before == told:
+                return cast("Made", found)
+        known.append((told, found := made()))
+        return found
+
+
 def pack(totals: Totals, once: Once | None = None) -> PackedTotals:
     """Totals to what is kept of them; ``once`` knows what they may share with totals packed before."""
     once = once or Once()
@@ -140,33 +176,34 @@ def _pack_decode(decode: Decode, once: Once) -> _PackedDecode:
     )
 
 
-def unpack(packed: PackedTotals) -> Totals:
-    """What is kept of totals back to totals.
+def unpack(packed: PackedTotals, once: OnceBack | None = None) -> Totals:
+    """What is kept of totals back to totals; ``once`` knows what they may share with totals unpacked before.
 
     Raises:
         ValueError: its arrays don't have the shapes that its layers say.
     """
-    layout = _layout_of(packed.layers)
+    once = once or OnceBack()
+    layout = once.same("layout", packed.layers, lambda: _layout_of(packed.layers))
     size = len(layout.layers)
-    rows = ints(packed.rows, size)
+    rows = once.ints(packed.rows, size)
     told = packed.unphased_rows is not None
     estimated = _estimated(packed, packed.ep_ranks, layout)
     return Totals(
         layout=layout,
-        counts=ints(packed.counts, int(layout.offsets[-1])),
+        counts=once.ints(packed.counts, int(layout.offsets[-1])),
         rows=rows,
-        ep_slots=_ep_slots(packed, size, packed.ep_ranks),
-        unplaced=ints(packed.unplaced, size),
+        ep_slots=_ep_slots(packed, size, packed.ep_ranks, once),
+        unplaced=once.ints(packed.unplaced, size),
         tokens=packed.tokens,
         steps=packed.steps,
         idle_steps=packed.idle_steps,
         drops=known_drops(packed.drops),
-        unphased_rows=rows if packed.unphased_rows is None else ints(packed.unphased_rows, size),
+        unphased_rows=rows if packed.unphased_rows is None else once.ints(packed.unphased_rows, size),
         unphased_tokens=packed.unphased_tokens if told else packed.tokens,
         unphased_steps=packed.unphased_steps if told else packed.steps,
         decode=None
         if packed.decode is None
-        else _unpack_decode(packed.decode, packed.ep_ranks, layout, estimated),
+        else _unpack_decode(packed.decode, packed.ep_ranks, layout, estimated, once),
         stragglers=None if packed.stragglers is None else _unpack_stragglers(packed.stragglers, size),
         dp_size=packed.dp_size,
         ep_size=packed.ep_size,
@@ -198,13 +235,17 @@ def _packed_parts(slots: EpSlots) -> Packed | None:
     return None if slots.parts is None else packed_ints(slots.parts.ravel())
 
 
-def _ep_slots(packed: PackedTotals | _PackedDecode, layers: int, ranks: int) -> EpSlots:
+def _ep_slots(packed: PackedTotals | _PackedDecode, layers: int, ranks: int, once: OnceBack) -> EpSlots:
     """Slots by EP rank: the floats are as they always were, so that older readers find what they know."""
-    slots = floats(packed.ep_slots, layers, ranks)
-    if packed.ep_parts is None:
-        return of_floats(slots)
-    parts = ints(packed.ep_parts, layers * ranks).reshape(layers, ranks)
-    return EpSlots(np.rint(slots - parts / PARTS).astype(np.int64), parts)
+
+    def made() -> EpSlots:
+        slots = floats(packed.ep_slots, layers, ranks)
+        if packed.ep_parts is None:
+            return of_floats(slots)
+        parts = ints(packed.ep_parts, layers * ranks).reshape(layers, ranks)
+        return EpSlots(np.rint(slots - parts / PARTS).astype(np.int64), parts)
+
+    return once.same("slots by rank", (packed.ep_slots, packed.ep_parts, layers, ranks), made)
 
 
 def _layout_of(layers: Sequence[MoeLayer]) -> Layout:
@@ -214,14 +255,16 @@ def _layout_of(layers: Sequence[MoeLayer]) -> Layout:
     return Layout(layers)
 
 
-def _unpack_decode(packed: _PackedDecode, ep_ranks: int, layout: Layout, most: Int64Array) -> Decode:
+def _unpack_decode(
+    packed: _PackedDecode, ep_ranks: int, layout: Layout, most: Int64Array, once: OnceBack
+) -> Decode:
     """The decode part of totals of which ``most`` slots are estimated, int64 [L]."""
     size = len(layout.layers)
     return Decode(
-        counts=ints(packed.counts, int(layout.offsets[-1])),
-        rows=ints(packed.rows, size),
-        ep_slots=_ep_slots(packed, size, ep_ranks),
-        unplaced=ints(packed.unplaced, size),
+        counts=once.ints(packed.counts, int(layout.offsets[-1])),
+        rows=once.ints(packed.rows, size),
+        ep_slots=_ep_slots(packed, size, ep_ranks, once),
+        unplaced=once.ints(packed.unplaced, size),
         estimated=np.minimum(_estimated(packed, ep_ranks, layout), most),
         tokens=packed.tokens,
         steps=packed.steps,

@@ -34,6 +34,8 @@ _LOST: Final = (
 _log = logging.getLogger(__name__)
 
 NEWS_S: Final = 1.0
+GATHER_S: Final = 0.05
+"""A remote store is written to so often at most, since each write costs: what comes meanwhile is one."""
 GIVE_UP_S: Final = 2.7
 """For so long a remote store may be waited for once the service is to end."""
 END_S: Final = 0.8
@@ -123,14 +125,18 @@ class StoreWriter:
 
     def _run(self) -> None:
         heard = time.monotonic()
+        wrote = heard - GATHER_S
         apart = self.store.is_remote
         if not apart:
             self._upkeep.begin()
         closing = False
         while not closing:
+            if apart:
+                self._ending.wait(max(0.0, wrote + GATHER_S - time.monotonic()))
             taken, closing = self._waiting.take(min(NEWS_S, self._upkeep.every_s))
             batch = [_begun(item) for item in taken]
             if batch:
+                wrote = time.monotonic()
                 self._writing = batch
                 self._write(batch)
                 self._writing = ()
@@ -203,11 +209,14 @@ class StoreWriter:
             future.set_exception(failure)
 
     def _hear(self) -> None:
-        if self._heed is None or not self.store.shared:
+        if self._heed is None:
             return
         try:
             with self._failing.trying():  # what waits is not kept meanwhile
-                self._heed(self.store)
+                if self.store.shared:
+                    self._heed(self.store)
+                else:
+                    self.store.news()  # nobody else writes, but somebody may have removed its files
         except StoreAwayError as error:
             self._fail((), error)
         except Exception as error:  # noqa: BLE001 - the thread must outlive it

@@ -123,7 +123,7 @@ def _balance(found: Assessment, placements: Callable[[], Placements]) -> Balance
             waiting=float(most[i] - mean[i]),
         )
         if placed is not None:
-            facts = _with_expert(facts, layer.shape, layer.counts.sum(axis=0), slots[i], placed)
+            facts = _with_expert(facts, layer.shape, layer.counts, slots[i], placed)
         layers.append(facts)
     ranks = slots.sum(axis=0) / slots.sum(axis=0).mean()
     return Balance(tuple(layers), ratio, tuple(ranks.tolist()))

@@ -114,10 +114,7 @@ def assess(window: ModelWindow, min_tokens: int, names: Collection[str] = MEASUR
         ),
         experts=_axis(
             window,
-            [
-                None if layer.not_seen else layer.counts.sum(axis=0).astype(np.float64)
-                for layer in window.layers
-            ],
+            [None if layer.not_seen else layer.counts.astype(np.float64) for layer in window.layers],
             [gate or layer.not_conserved for gate, layer in zip(gates, window.layers, strict=True)],
             names,
         ),

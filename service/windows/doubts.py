@@ -7,7 +7,7 @@ on: what it would have counted is not zero, it is not known.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -163,7 +163,7 @@ def speaking(spans: Sequence[ProducerSpan], at_end: bool = False) -> list[Produc
     ]
 
 
-def doubtful(layout: Layout, layers: Mapping[int, str]) -> BoolArray:
+def doubtful(layout: Layout, layers: Container[int]) -> BoolArray:
     """Layers as a mask over a layout, bool [L]."""
     return np.array([layer.layer in layers for layer in layout.layers], dtype=np.bool_)
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from moescope.capture.wire import Int64Array
+from moescope.service.counts.ep_slots import EpSlots
 from moescope.service.live.producers import ProducerSpan
+from moescope.service.live.spans import Rise
 from moescope.service.measures.arrays import FloatArray
 
 
@@ -30,10 +32,11 @@ def dp_to_ep_slots(
     """
     width, found = ep_size, []
     for item in spans:
-        delta = item.span.delta
-        width = max(width, _used(delta.ep_slots.whole, delta.ep_slots.parts))
-        chosen = [delta.layout.index[layer] for layer in layers if layer in delta.layout.index]
-        sent = delta.ep_slots.at(chosen).over_layers().floats()
+        rise = item.span.rise
+        slots = _difference(rise)
+        width = max(width, _used(slots.whole, slots.parts))
+        chosen = [rise.layout.index[layer] for layer in layers if layer in rise.layout.index]
+        sent = slots.at(chosen).over_layers().floats()
         found.append((item.producer.latest.producer.dp_rank, sent))
     flows = np.zeros((len(dp_ranks), width))
     row = {rank: i for i, rank in enumerate(dp_ranks)}
@@ -41,6 +44,16 @@ def dp_to_ep_slots(
         kept = sent[:width]
         flows[row[rank], : len(kept)] += kept
     return flows
+
+
+def _difference(rise: Rise) -> EpSlots:
+    """Slots by EP rank between two instants, [L, R]; of nothing else a difference is made."""
+    last = rise.plus.ep_slots
+    if rise.minus is None:
+        return last
+    ranks = max(last.ranks, rise.minus.ep_slots.ranks)
+    first = rise.minus.ep_slots.widened(rise.layout, rise.layout, ranks)
+    return last.widened(rise.layout, rise.layout, ranks).minus(first)
 
 
 def _used(whole: Int64Array, parts: Int64Array | None) -> int:

@@ -9,10 +9,13 @@ from itertools import groupby
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
+from moescope.capture.wire import Int64Array
 from moescope.service.counts.account_state import Latest
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.row_comparison import KINDS, Comparison, Kind
+from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerState, heard_last, of_present_start
 
 UNCOMPARED_S: Final = 60.0
@@ -37,11 +40,23 @@ class Mismatch:
 def mismatches(latest: Latest) -> list[Mismatch]:
     """The layers of a producer's newest frame whose slots are not rows x top-k."""
     counted = latest.counted
-    slots, expected = counted.layout.sums(counted.counts), counted.rows * counted.layout.top_k
+    slots, expected, wrong = _slots(counted)
     return [
         Mismatch(counted.layout.layers[i].layer, "slots", int(expected[i]), int(slots[i]))
-        for i in np.flatnonzero(slots != expected).tolist()
+        for i in np.flatnonzero(wrong).tolist()
     ]
+
+
+def mismatched(latest: Latest) -> set[int]:
+    """The layers of :func:`mismatches`, for whoever asks of hundreds of producers."""
+    layout, (_, _, wrong) = latest.counted.layout, _slots(latest.counted)
+    return {layout.layers[i].layer for i in np.flatnonzero(wrong).tolist()} if wrong.any() else set()
+
+
+def _slots(counted: Totals) -> tuple[Int64Array, Int64Array, npt.NDArray[np.bool_]]:
+    """Slots of each layer, what they should be, and whether they are not."""
+    slots, expected = counted.layout.sums(counted.counts), counted.rows * counted.layout.top_k
+    return slots, expected, slots != expected
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ class LayerWindow:
     Attributes:
         shape: its id, experts and top-k.
         dp_ranks: C DP ranks whose tokens were seen here, or that computed none, rising.
-        counts: slots per (DP rank, logical expert), int64 [C, num_experts].
+        counts: slots per logical expert, over the DP ranks, int64 [num_experts].
+        slots: slots per DP rank, int64 [C].
         rows: tokens seen, int64 [C].
         ep_slots: slots per EP rank, float64 [R]; only meaningful without ``ep_reason``.
         unplaced: slots of which the EP rank isn't known.
@@ -41,6 +42,7 @@ class LayerWindow:
     shape: MoeLayer
     dp_ranks: tuple[int, ...]
     counts: Int64Array
+    slots: Int64Array
     rows: Int64Array
     ep_slots: FloatArray
     unplaced: int
@@ -68,11 +70,6 @@ class LayerWindow:
     def not_conserved(self) -> str | None:
         """Why the rows that were seen are not the tokens that were computed; None: they are."""
         return law.told(self.broken)
-
-    @property
-    def slots(self) -> Int64Array:
-        """Slots per DP rank, int64 [C]."""
-        return np.asarray(self.counts.sum(axis=1))
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -133,13 +130,14 @@ def layers_of(stack: Stack, ids: list[int], ep_size: int, why: Reasons) -> tuple
     everywhere: list[bool] = np.all(covering, axis=0).tolist()
     anywhere: list[bool] = np.any(stack.lost | stack.partial, axis=0).tolist()
     everybody, rows_by_layer = tuple(ids), np.ascontiguousarray(stack.rows.T)
+    slots_by_layer = np.ascontiguousarray(stack.slots.T)
     doubts, broken = _some(why.doubts), _some(why.broken)
     found = []
     for i, shape in enumerate(stack.layout.layers):
-        counts, rows, shown = stack.counts[:, offsets[i] : offsets[i + 1]], rows_by_layer[i], everybody
+        slots, rows, shown = slots_by_layer[i], rows_by_layer[i], everybody
         if not everywhere[i]:
             kept = np.flatnonzero(covering[:, i])
-            counts, rows, shown = counts[kept], rows[kept], tuple(ids[at] for at in kept)
+            slots, rows, shown = slots[kept], rows[kept], tuple(ids[at] for at in kept)
         reasons = why.uncovered.get(shape.layer, {})
         unseen = [ids[at] for at in np.flatnonzero(stack.lost[:, i])] if anywhere[i] else []
         partial = [ids[at] for at in np.flatnonzero(stack.partial[:, i])] if anywhere[i] else []
@@ -147,7 +145,8 @@ def layers_of(stack: Stack, ids: list[int], ep_size: int, why: Reasons) -> tuple
             LayerWindow(
                 shape=shape,
                 dp_ranks=shown,
-                counts=counts,
+                counts=stack.counts[offsets[i] : offsets[i + 1]],
+                slots=slots,
                 rows=rows,
                 ep_slots=stack.ep_slots[i],
                 unplaced=stack.unplaced[i],

@@ -69,6 +69,10 @@ class _Split:
                 by_rank[rank] = by_rank.get(rank, 0) + int(delta.unphased_rows[at])
         return [of_phase(delta, self.phase) for delta in deltas]
 
+    def left_out(self, rank: int) -> set[int]:
+        """Layers in which the DP rank has tokens of unknown phase."""
+        return {layer for layer, by_rank in self.rows.items() if rank in by_rank}
+
 
 def _known(layer: LayerWindow, unphased: dict[int, int], told: str | None) -> LayerWindow:
     """The layer without the DP ranks that have tokens of unknown phase in it."""
@@ -78,7 +82,7 @@ def _known(layer: LayerWindow, unphased: dict[int, int], told: str | None) -> La
     return replace(
         layer,
         dp_ranks=tuple(layer.dp_ranks[i] for i in kept),
-        counts=layer.counts[kept],
+        slots=layer.slots[kept],
         rows=layer.rows[kept],
         unphased=unphased,
         broken={rank: why for rank, why in layer.broken.items() if rank not in unphased},

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from moescope.capture.wire import Int64Array
 from moescope.service.live.pools import Replica
 from moescope.service.live.producers import ProducerSpan, why_unavailable
@@ -156,9 +154,8 @@ def routing_of(window: ModelWindow) -> dict[int, LayerRouting]:
 
 
 def _routing(layer: LayerWindow) -> LayerRouting:
-    counts: Int64Array = np.asarray(layer.counts.sum(axis=0), dtype=np.int64)
     unknown = layer.phase_reason or layer.not_seen or layer.not_conserved
-    return LayerRouting(counts, int(layer.rows.sum()), unknown)
+    return LayerRouting(layer.counts, int(layer.rows.sum()), unknown)
 
 
 def _phases(window: ModelWindow, spans: Sequence[ProducerSpan]) -> tuple[PhaseTokens | None, str | None]:

@@ -16,6 +16,7 @@ from moescope.service.counts.phase_split import Phase, PhaseWork, phase_work, to
 from moescope.service.counts.rank_work import RankWork, work_between, work_of
 from moescope.service.counts.totals import Totals
 from moescope.service.live.producers import ProducerSpan, sizes_of, why_sizes_differ, why_unavailable
+from moescope.service.live.spans import rise_of
 from moescope.service.wanted import check_wanted
 from moescope.service.windows.conflicts import why_conflicting
 from moescope.service.windows.doubts import RankDoubt, doubtful, doubts_of, speaking, stages_of
@@ -35,6 +36,9 @@ class Part(Protocol):
 
     def __call__(self, rank: int, deltas: list[Totals], work: RankWork) -> list[Totals]:
         """From what each of the producers of a DP rank counted to the part of it."""
+
+    def left_out(self, rank: int) -> set[int]:
+        """Layers in which that part of a DP rank, which was taken before, isn't known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,21 +173,24 @@ def merge_spans(
     for rank, members in shown.items():
         check_wanted()
         told = doubts.get(rank)
-        deltas = [item.span.undivided if part is None else item.span.delta for item in members]
         work = _work_of(members, ended[rank], doubt_at_end)
         mine = _dp_rank(rank, members, work, phase, told)
         found.append(mine)
+        unknown: set[int] = set()
+        rises = [] if part is not None else [item.span.rise for item in members]
         computed: bool | BoolArray = mine.tokens != 0 or mine.reason is not None
         if part is not None:
+            deltas = [item.span.delta for item in members]
             if work.unknown_tokens and not computed:  # where nothing at all was seen of it, it isn't idle
                 computed = stacker.rows_of(deltas) == 0
-            deltas = part(rank, deltas, work)
+            rises = list(map(rise_of, part(rank, deltas, work)))
+            unknown = part.left_out(rank)
         in_doubt[rank] = {} if told is None else told.of_layers(stacker.layout, stages)
-        broken[rank] = not_conserved(rank, members, deltas, phase, in_doubt[rank])
+        broken[rank] = not_conserved(rank, members, rises, phase, in_doubt[rank])
         if conflict is not None:
             broken[rank] = {layer.layer: conflict for layer in stacker.layout.layers}
         doubt = None if told is None else _doubt(told, members, stacker.layout, in_doubt[rank])
-        stacker.add(deltas, computed, doubt)
+        stacker.add(rises, computed, doubt, doubtful(stacker.layout, unknown) if unknown else None)
         if mine.tokens or mine.reason or (part is not None and work.unknown_tokens):
             told_tokens.append(rank)
     dp_ranks, stack = tuple(found), stacker.stack()

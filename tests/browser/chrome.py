@@ -84,8 +84,9 @@ class Watched:
         return self.page
 
     def settled(self) -> None:
-        """Wait for numbers, or for a state that stands in their place."""
+        """Wait for all numbers, or for a state that stands in their place."""
         self.page.wait_for_selector("main > *:not([data-state=loading])")
+        self.page.wait_for_selector("main [data-state=loading]", state="detached")
 
     def axe(self) -> list[str]:
         """What axe finds wrong with the page, as text."""

@@ -21,9 +21,12 @@ from moescope.service.simulation.fleet import Fleet
 from moescope.service.simulation.plan import Plan
 from moescope.service.simulation.routing import Habits
 from moescope.service.store.open import open_writer
+from tests.quick_apps import quick_apps
 from tests.service.trace_parts import part
 
 EPOCH = 1_700_000_000
+
+quick_apps()
 
 
 class Clock:

@@ -49,3 +49,4 @@ def test_signing_in(clock: Clock, new_page: Callable[..., Watched], tmp_path: Pa
         kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
         assert SECRETS["reader"] not in kept
         assert "moescope_session" not in kept
+        page.goto("about:blank")  # it asks no more when the service ends

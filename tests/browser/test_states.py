@@ -66,6 +66,7 @@ def test_an_error_says_what_it_is_and_can_be_retried(clock: Clock, watched: Watc
         expect(message).to_be_visible()
         broken.clear()
         expect(page.locator(".tile").first).to_be_visible()
+        page.goto("about:blank")  # it asks no more when the service ends
 
 
 def test_a_deployment_that_is_not_there(large: Serving, watched: Watched) -> None:
@@ -300,3 +301,4 @@ def test_a_window_of_which_the_begin_is_forgotten_says_since_when_it_is(
         assert watched.axe() == []
         watched.route("#/overview?window=all")
         expect(badge).to_be_hidden()
+        page.goto("about:blank")

@@ -27,7 +27,7 @@ def _views() -> dict[str, str]:
     text = (resources.files("moescope.service") / "page/js/views/index.js").read_text()
     views = dict(re.findall(r'^ +(\w+): \{ title: "([^"]+)",', text, re.MULTILINE))
     assert list(views.values()), "index.js is written in another way: this test must read it anew"
-    assert sorted(views) == sorted(re.findall(r'from "\./(\w+)\.js"', text))
+    assert sorted(views) == sorted(re.findall(r'import\("\./(\w+)\.js"\)', text))
     return views
 
 

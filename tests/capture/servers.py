@@ -37,8 +37,11 @@ def silent_server() -> Iterator[int]:
 
 
 @contextmanager
-def answering(*pieces: bytes, pause: float = 0.0) -> Iterator[str]:
-    """Answers each request with these pieces, with a pause after each piece; yields the URL."""
+def answering(*pieces: bytes, pause: float = 0.0, hangs_up: bool = False) -> Iterator[str]:
+    """Answers each request with these pieces, with a pause after each piece; yields the URL.
+
+    If it ``hangs_up``, a connection has one request only.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -50,6 +53,8 @@ def answering(*pieces: bytes, pause: float = 0.0) -> Iterator[str]:
                             for piece in pieces:
                                 peer.sendall(piece)
                                 time.sleep(pause)
+                            if hangs_up:
+                                break
 
         thread = threading.Thread(target=answer)
         thread.start()

@@ -75,6 +75,8 @@ def test_last_line_skips_empty_ones(start: Start) -> None:
 def test_port_is_free_until_somebody_listens() -> None:
     port = free_port()
     assert port_is_free(port)
+    first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert port < first_given, "a connection could get it before somebody listens"
     with socket.socket() as server:
         server.bind(("127.0.0.1", port))
         server.listen()

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from moescope.capture.step.word import Phase
 from moescope.capture.worker import RoutingWorker
-
-DROPPED_LAYER: Final = 2
-"""TP rank 1 drops this layer's rows while there is a file ``drop``."""
-BYPASSED_LAYER: Final = 3
-"""Steps of decode tokens only go round this layer's callback while there is a file ``bypass``."""
+from tests.e2e.broken_layers import BYPASSED_LAYER, DROPPED_LAYER
 
 
 class BreakingWorker(RoutingWorker):  # type: ignore[misc]

@@ -20,7 +20,7 @@ from tests.dashboards.alerts.world import World, world
 
 pytestmark = pytest.mark.e2e
 RECEIVERS = {"critical": "moescope-page", "warning": "moescope-warning", "info": "moescope-inform"}
-DEADLINE_S = minutes(300)
+DEADLINE_MINUTES = 300
 CAUSES = {**BALANCE, **CAPTURE, **REPLICAS}
 ONLY_BY_PROMTOOL = {"MoescopeShortHistory"}
 """A service with too little memory, whose clock runs fast, was not made to raise it."""
@@ -40,7 +40,7 @@ def test_each_cause_is_one_notification_and_clears(tmp_path: Path) -> None:
         def over() -> bool:
             return all(it.told_of(cause.group(name), "resolved") for name, cause in CAUSES.items())
 
-        play(it, url, CAUSES, over, DEADLINE_S)
+        play(it, url, CAUSES, over, minutes(DEADLINE_MINUTES))
         for name, cause in CAUSES.items():
             _check(it, name, cause)
         told = {value for found in it.receiver.notifications for value in found.labels.values()}

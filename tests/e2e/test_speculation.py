@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +62,35 @@ def complete(
     return list(response.json()["choices"])
 
 
-def truth(cluster: Cluster, name: str, choice: dict[str, Any]) -> np.ndarray:
-    """The experts of the same tokens, computed as a prompt, of which nothing is drafted; sorted."""
-    complete(cluster, f"truth-{name}", [*choice["prompt_token_ids"], *choice["token_ids"]], 1)
+@dataclass(frozen=True)
+class Drafted:
+    """A choice of a request; the name of its trace, if that is another; how much of it a prefix cache had."""
+
+    name: str
+    choice: dict[str, Any]
+    key: str = ""
+    cached: int = 0
+
+
+def truths(cluster: Cluster, *drafted: Drafted) -> list[np.ndarray]:
+    """The experts of the same tokens, computed as prompts, of which nothing is drafted; sorted.
+
+    One prompt after the other; after the last one it is waited until all is told.
+    """
+    for one in drafted:
+        tokens = [*one.choice["prompt_token_ids"], *one.choice["token_ids"]]
+        complete(cluster, f"truth-{one.name}", tokens, 1)
     settled(cluster)
-    return np.sort(npz(cluster, f"truth-{name}")["routed_experts"])
+    return [np.sort(npz(cluster, f"truth-{one.name}")["routed_experts"]) for one in drafted]
 
 
-def assert_as_undrafted(
-    cluster: Cluster, name: str, choice: dict[str, Any], key: str = "", cached: int = 0
-) -> None:
+def assert_as_undrafted(cluster: Cluster, *drafted: Drafted) -> None:
     """A request's trace has all its tokens but the last, which is never fed back, each with its experts."""
-    expected = truth(cluster, name, choice)[cached:-1]
-    trace = npz(cluster, key or name)
-    assert trace["times_computed"].tolist() == [0] * cached + [1] * len(expected)
-    np.testing.assert_array_equal(np.sort(trace["routed_experts"][cached:]), expected)
+    for one, truth in zip(drafted, truths(cluster, *drafted), strict=True):
+        expected = truth[one.cached : -1]
+        trace = npz(cluster, one.key or one.name)
+        assert trace["times_computed"].tolist() == [0] * one.cached + [1] * len(expected)
+        np.testing.assert_array_equal(np.sort(trace["routed_experts"][one.cached :]), expected)
 
 
 def cached_of(cluster: Cluster, request_id: str) -> int:
@@ -109,10 +124,12 @@ def test_tokens_less_rejected_drafts_are_those_that_the_answers_need(drafting: C
 
 
 def test_traces_are_those_of_the_same_tokens_without_drafts(drafting: Cluster) -> None:
+    drafted = []
     for n in range(3):
         name = f"plain-{n}"
         [choice] = complete(drafting, name, f"{n} " + "one two three " * (9 * n + 2), 40)
-        assert_as_undrafted(drafting, name, choice)
+        drafted.append(Drafted(name, choice))
+    assert_as_undrafted(drafting, *drafted)
 
 
 def test_a_prompt_whose_last_token_is_padded_with_drafts(drafting: Cluster) -> None:
@@ -120,17 +137,19 @@ def test_a_prompt_whose_last_token_is_padded_with_drafts(drafting: Cluster) -> N
     prompt = "x" * 32 + "y"
     for name in ("padded-1", "padded-2"):
         [choice] = complete(drafting, name, prompt, 8, rank=1, cache_salt="the same")
-    assert_as_undrafted(drafting, "padded-2", choice, cached=32)
+    assert_as_undrafted(drafting, Drafted("padded-2", choice, cached=32))
 
 
 def test_a_stop_token_within_accepted_drafts_ends_the_trace(drafting: Cluster) -> None:
     prompt = "four five four five " * 3
     [whole] = complete(drafting, "whole", prompt, 40)
     tokens = whole["token_ids"]
+    drafted = []
     for stop in sorted(set(tokens))[:6]:
         [choice] = complete(drafting, f"stop-{stop}", prompt, 40, stop_token_ids=[stop])
         assert choice["token_ids"] == tokens[: tokens.index(stop) + 1]
-        assert_as_undrafted(drafting, f"stop-{stop}", choice)
+        drafted.append(Drafted(f"stop-{stop}", choice))
+    assert_as_undrafted(drafting, *drafted)
 
 
 def test_several_samples_and_structured_outputs(drafting: Cluster) -> None:
@@ -141,10 +160,11 @@ def test_several_samples_and_structured_outputs(drafting: Cluster) -> None:
     settled(drafting)
     names = [trace["request_id"] for trace in all_traces(drafting) if "cmpl-many-0" in trace["request_id"]]
     ids = {int(name.split("_", 1)[0]): name for name in names}
+    drafted = [Drafted("shaped", shaped)]
     for choice in answers:
         key = ids[choice["index"]]
-        assert_as_undrafted(drafting, f"many-{choice['index']}", choice, key, cached_of(drafting, key))
-    assert_as_undrafted(drafting, "shaped", shaped)
+        drafted.append(Drafted(f"many-{choice['index']}", choice, key, cached_of(drafting, key)))
+    assert_as_undrafted(drafting, *drafted)
 
 
 def test_an_aborted_request_has_no_rejected_draft_at_its_end(drafting: Cluster) -> None:
@@ -165,8 +185,8 @@ def test_an_aborted_request_has_no_rejected_draft_at_its_end(drafting: Cluster) 
             if number > 20:
                 break
     [whole] = complete(drafting, "not-gone", "abort " * 5, 400)
-    settled(drafting)
-    gone, expected = npz(drafting, "gone"), truth(drafting, "not-gone", whole)
+    [expected] = truths(drafting, Drafted("not-gone", whole))
+    gone = npz(drafting, "gone")
     assert len("abort " * 5) < len(gone["routed_experts"]) < len(expected)
     np.testing.assert_array_equal(np.sort(gone["routed_experts"]), expected[: len(gone["routed_experts"])])
 
@@ -176,8 +196,9 @@ def test_preempted_requests_have_their_last_computation(drafting: Cluster) -> No
         asked = [pool.submit(complete, drafting, f"long-{n}", f"{n} " + "long " * 20, 200) for n in range(8)]
         answers = [one.result()[0] for one in asked]
     assert sum(drafting.vllm_metrics()["vllm:num_preemptions_total"].values()) > 0, "nothing was preempted"
-    for n, choice in enumerate(answers):
-        expected, trace = truth(drafting, f"long-{n}", choice)[:-1], npz(drafting, f"long-{n}")
+    drafted = [Drafted(f"long-{n}", choice) for n, choice in enumerate(answers)]
+    for one, truth in zip(drafted, truths(drafting, *drafted), strict=True):
+        expected, trace = truth[:-1], npz(drafting, one.name)
         assert len(trace["routed_experts"]) == len(expected)
         assert trace["times_computed"].min() >= 1
         np.testing.assert_array_equal(np.sort(trace["routed_experts"]), expected)

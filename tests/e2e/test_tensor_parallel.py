@@ -20,7 +20,7 @@ import pytest
 from devkit.vllm_server import MODEL_NAME
 from moescope.capture.wire import unpack_counts
 from moescope.capture.wire.traces import decode_part
-from tests.e2e.breaking_worker import BYPASSED_LAYER, DROPPED_LAYER
+from tests.e2e.broken_layers import BYPASSED_LAYER, DROPPED_LAYER
 from tests.e2e.cluster import DP2_EP2, SETTLE_SECONDS, Cluster, prompts
 from tests.e2e.reading import ranks
 from tests.e2e.replay import Meeting, has_to_show, shows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from typing import Any
 
@@ -15,42 +14,14 @@ if torch.cuda.device_count() < 2:
 pytest.importorskip("vllm", reason="needs vLLM for CUDA")
 
 from tests.gpu.accounts import by_layer
-from tests.gpu.dbo_worker import CONFIGURED
-from tests.gpu.deployments import CHILD, DP2, EP
+from tests.gpu.deployments import CHILD
 from tests.gpu.runs import Runs
-from tests.gpu.scenario import QWEN, Runner, Scenario, graphs, needed
+from tests.gpu.scenario import QWEN, needed
+from tests.gpu.split_deployments import SCENARIOS
 
 FULL = 2
 """As vLLM's `CUDAGraphMode`."""
 PARTS = 2
-OPTIONS: dict[str, Any] = {
-    "enable_dbo": True,
-    "all2all_backend": CONFIGURED,
-    "dbo_decode_token_threshold": 4,
-    "dbo_prefill_token_threshold": 32,
-}
-
-
-def hands_over() -> bool:
-    """Whether the kernels of all-gather have vLLM's code for handing over to the next microbatch."""
-    from vllm.model_executor.layers.fused_moe.prepare_finalize import naive_dp_ep
-
-    return "supports_dbo" in inspect.getsource(naive_dp_ep)
-
-
-def scenario(runner: Runner, llm: dict[str, Any]) -> Scenario:
-    lacking = "" if hands_over() else "this vLLM has no microbatches with all-gather"
-    return Scenario(DP2 | EP | OPTIONS | llm, runner, lacking=lacking)
-
-
-# vLLM captures microbatches in full graphs only.
-IN_GRAPHS, EAGER = graphs("FULL_DECODE_ONLY"), {"enforce_eager": True}
-SCENARIOS: dict[str, Scenario] = {
-    "DBO, V2": scenario("V2", IN_GRAPHS),
-    "DBO, eager, V2": scenario("V2", EAGER),
-    "DBO, V1": scenario("V1", IN_GRAPHS),
-    "DBO, eager, V1": scenario("V1", EAGER),
-}
 
 
 @pytest.fixture(scope="session")

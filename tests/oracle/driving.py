@@ -17,11 +17,14 @@ from moescope.capture.wire.traces import TRACE_CONTENT_TYPE, TracePart, encode_p
 from moescope.service.api.app import create_app
 from moescope.service.settings import Settings
 from moescope.service.store.open import open_writer
+from tests.quick_apps import quick_apps
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 """Samples of /metrics by name and labels."""
 _SAMPLE = re.compile(r"^([a-z_:]+)\{([^}]*)\} (\S+)$", re.MULTILINE)
 _LABEL = re.compile(r'([a-z_]+)="([^"]*)"')
+
+quick_apps()
 
 
 @dataclass

@@ -22,11 +22,11 @@ from moescope.service.api.app import create_app
 from moescope.service.serving.server import address_of, listen, make_server
 from moescope.service.settings import Settings
 from moescope.service.store.open import open_writer
-from tests.quick_apps import look_often, share_validators
+from moescope.service.store.upkeep import MAINTENANCE_S
+from tests.quick_apps import quick_apps
 
 # Most tests have a service of their own: its begin and its end were most of their time.
-share_validators()
-look_often()
+quick_apps()
 
 
 @dataclass
@@ -89,15 +89,15 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_service(
-    clock: Clock, use_clock: Callable[[], float], **settings: Any
+    clock: Clock, use_clock: Callable[[], float], maintenance_s: float = MAINTENANCE_S, **settings: Any
 ) -> tuple[Service, Callable[[], None]]:
-    """A running service, and what ends it."""
+    """A running service whose store is maintained at such intervals, and what ends it."""
     # A ClickHouse in a process of the tests may wait for a core.
     chosen = Settings(**{"port": 0, "clickhouse_timeout_s": 60, **settings})
     listener = listen(chosen)
     with ExitStack() as stack:
         stack.enter_context(listener)
-        writer = stack.enter_context(open_writer(chosen, use_clock))
+        writer = stack.enter_context(open_writer(chosen, use_clock, maintenance_s))
         server = make_server(create_app(chosen, use_clock, writer))
         opened = stack.pop_all()
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -122,7 +122,7 @@ def _layers(window: ModelWindow, base: ModelWindow) -> list[LayerDifference]:
 
 
 def _layer(layer: LayerWindow, base: LayerWindow) -> LayerDifference:
-    counts, others = layer.counts.sum(axis=0), base.counts.sum(axis=0)
+    counts, others = layer.counts, base.counts
     unknown = layer.phase_reason or base.phase_reason
     reason = unknown or layer.not_seen or base.not_seen
     if reason is None and not counts.sum():

@@ -130,7 +130,7 @@ def _check_size(experts: Iterable[int], instants: list[float]) -> None:
 def _counts(layer: LayerWindow) -> LayerCounts:
     if layer.not_seen:
         return LayerCounts(layer=layer.shape.layer, tokens=None, counts=None, not_conserved=None)
-    counts = layer.counts.sum(axis=0)
+    counts = layer.counts
     return LayerCounts(
         layer=layer.shape.layer,
         tokens=int(layer.rows.sum()),
@@ -141,7 +141,7 @@ def _counts(layer: LayerWindow) -> LayerCounts:
 
 def _layer(layer: LayerWindow) -> LayerHistogram:
     reason = layer.not_seen
-    counts, slots = layer.counts.sum(axis=0), int(layer.counts.sum())
+    counts, slots = layer.counts, int(layer.counts.sum())
     nothing = "no slots: the tokens of the window chose no expert here"
     if not layer.rows.any():
         nothing = "idle: no tokens in the window"

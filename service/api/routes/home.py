@@ -32,6 +32,8 @@ _TYPES: Final = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
+_DOCUMENTS: Final = frozenset({_TYPES["html"], _TYPES["svg"]})
+"""What a browser shows as a page, which a policy is for; scripts and style sheets obey that of their page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +105,13 @@ def _answer(request: Request, asset: _Asset) -> Response:
     headers = {
         **form.headers,
         "Cache-Control": "no-cache",  # ask each time; unchanged files are answered with 304
-        "Content-Security-Policy": CONTENT_SECURITY_POLICY,
         "ETag": form.etag,
         "Referrer-Policy": "no-referrer",
         "Vary": "Accept-Encoding",
         "X-Content-Type-Options": "nosniff",
     }
+    if asset.media_type in _DOCUMENTS:
+        headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
     if request.headers.get("if-none-match") == form.etag:
         return Response(status_code=304, headers=headers)
     return Response(form.body, media_type=asset.media_type, headers=headers)

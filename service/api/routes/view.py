@@ -196,11 +196,11 @@ def _summary(axis: AxisBalance) -> ViewSummary:
 
 
 def _counts(layers: list[LayerWindow]) -> list[list[int] | None]:
-    return [None if layer.not_seen else layer.counts.sum(axis=0).tolist() for layer in layers]
+    return [None if layer.not_seen else layer.counts.tolist() for layer in layers]
 
 
 def _hot(layer: LayerWindow, loads: FloatArray | None, owners: list[int] | None) -> HotSpot | None:
-    found = hot_spot(layer.counts.sum(axis=0), loads, owners)
+    found = hot_spot(layer.counts, loads, owners)
     return None if found is None or layer.not_seen else HotSpot(found.rank, found.expert, found.over_fair)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,8 +71,13 @@ def answer(value: msgspec.Struct) -> Response:
 
 def described(kind: type[msgspec.Struct]) -> dict[str, Any]:
     """OpenAPI's content of an answer of this kind, with nested structs written out in place."""
+    return {"content": {"application/json": {"schema": _schema(kind)}}}
+
+
+@functools.cache
+def _schema(kind: type[msgspec.Struct]) -> Any:
     (top,), components = msgspec.json.schema_components([kind])
-    return {"content": {"application/json": {"schema": _inline(top, components)}}}
+    return _inline(top, components)
 
 
 def _inline(schema: Any, components: dict[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from moescope.service.measures.balance import GAUGES
 from moescope.service.measures.measure import Axis
 from moescope.service.metrics.samples import Sample, Table, stacked
 from moescope.service.windows.assessment import Assessment, Cell
-from moescope.service.windows.health import absent_layers, mismatches, stages, unseen_layers
+from moescope.service.windows.health import absent_layers, mismatched, stages, unseen_layers
 from moescope.service.windows.window import ModelWindow, merge_spans
 
 Found = Sample | Table
@@ -202,7 +202,7 @@ def dp_counters(group: Group) -> Iterable[Found]:
 def expert_counters(group: Group) -> Iterable[Found]:
     """Slots by layer and logical expert, over DP ranks."""
     rows = [
-        ((str(layer.shape.layer), _numbers(layer.shape.num_experts)), layer.counts.sum(axis=0))
+        ((str(layer.shape.layer), _numbers(layer.shape.num_experts)), layer.counts)
         for layer in group.total.layers
         if not layer.not_seen
     ]
@@ -259,7 +259,7 @@ def capture_health(group: Group) -> Iterable[Found]:
         present = within_sizes(members)
         uncovered = {entry.layer for item in present for entry in item.latest.uncovered}
         law = stages(members)
-        broken = {found.layer for item in members for found in mismatches(item.latest)}
+        broken = set().union(*(mismatched(item.latest) for item in members))
         broken |= {found.layer for stage in law for found in stage.broken}
         versions = [item.latest.placement_version for item in members]
         known = [version for version in versions if version is not None]

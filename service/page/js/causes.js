@@ -29,16 +29,26 @@ export function causesOf(view, waited) {
   const size = Math.max(0, ...parts.map(({ caused }) => caused.length), ...layers.map((layer) => layer.ep_slots.length));
   const total = bySteps ? waited.max_slots - waited.mean_slots : sum(parts.map(({ caused }) => sum(caused)));
   const often = bySteps ? waited.hottest : busiestOf(layers, size);
-  const slots = Array.from({ length: size }, (_, r) => sum(layers.map((layer) => layer.ep_slots[r] ?? 0)));
+  const slots = Array(size).fill(0);
+  for (const { ep_slots: of } of layers) of.forEach((load, rank) => (slots[rank] += load));
+  const sums = Array(size).fill(0);
+  const worsts = Array(size).fill(null);
+  for (const part of parts) {
+    part.caused.forEach((waiting, rank) => {
+      sums[rank] += waiting;
+      if (waiting > (worsts[rank]?.caused[rank] ?? 0)) worsts[rank] = part;
+    });
+  }
   const fair = sum(slots) / size;
+  const oftenest = sum(often) || 1;
   const hot = new Map(view.layers.map((layer, i) => [layer.layer, view.hot?.[i]]));
   const causes = slots.map((load, rank) => {
-    const worst = parts.reduce((best, part) => ((part.caused[rank] ?? 0) > (best?.caused[rank] ?? 0) ? part : best), /** @type {any} */ (null));
+    const worst = worsts[rank];
     const spot = worst && hot.get(worst.layer);
     return {
       rank,
-      caused: total > 0 ? sum(parts.map(({ caused }) => caused[rank] ?? 0)) / total : 0,
-      busiest: (often[rank] ?? 0) / (sum(often) || 1),
+      caused: total > 0 ? sums[rank] / total : 0,
+      busiest: (often[rank] ?? 0) / oftenest,
       load: fair ? load / fair : null,
       layer: worst?.layer ?? null,
       expert: spot?.ep_rank === rank ? spot : null,
@@ -73,14 +83,18 @@ function busiestOf(layers, size) {
 /** The panel of the Overview. */
 export function causesPanel() {
   const table = sortTable("Who causes the waiting, by EP rank", COLUMNS, { by: 1, what: "EP ranks" });
-  const reason = h("p", { class: "nodata" });
+  const reason = h("p", { class: "nodata", text: "Asking who causes it…" });
   const { element, hint } = panel("Who causes the waiting", "", table.element, reason);
+  table.element.hidden = true;
+  setAttribute(element, "data-state", "loading");
+  element.classList.add("causes");
   return {
     element,
     /** The EP ranks whose rows are shown now. */
     visible: () => /** @type {Cause[]} */ (table.visible()).map(({ rank }) => rank),
     /** @param {any} view @param {any} waited @param {any} trend of /v1/trend with `ep_ranks`, of those that are shown at least */
     update(view, waited, trend) {
+      setAttribute(element, "data-state", null);
       const { causes, bySteps, untold } = causesOf(view, waited);
       const known = causes.some(({ load }) => load !== null);
       table.element.hidden = !known;

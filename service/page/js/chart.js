@@ -1,8 +1,8 @@
 // Lines over time: uPlot in the page's colours.
 
-import uPlot from "../vendor/uPlot.esm.js";
 import { h, patch } from "./dom.js";
 import { minute } from "./format.js";
+import { plotLibrary } from "./plot.js";
 import { colour, dark, onTheme } from "./theme.js";
 
 // Okabe and Ito's colours, which colour-blind people tell apart, in an order that suits the ground.
@@ -27,7 +27,11 @@ function lone(plot, series) {
 export function lineChart(label, format, least, onZoom) {
   const place = h("div", { class: "chart", role: "img", "aria-label": label });
   const key = h("ul", { class: "key" });
-  const element = h("div", {}, place, key);
+  const missing = h("p", { class: "nodata", role: "status", hidden: true, text: "The part of the page that draws charts did not load. Trying again by itself." });
+  const element = h("div", {}, missing, place, key);
+  let uPlot = /** @type {any} */ (null); // until the library is here
+  let asking = false;
+  let ended = false;
   let plot = /** @type {any} */ (null);
   let names = "";
   let data = /** @type {any[]} */ ([]);
@@ -62,6 +66,24 @@ export function lineChart(label, format, least, onZoom) {
       li.lastChild.textContent = name;
     });
   };
+  const show = () => {
+    if (uPlot && plot && names === series.join("\n")) plot.setData(data);
+    else if (uPlot) {
+      names = series.join("\n");
+      if (place.isConnected) build();
+      else requestAnimationFrame(() => ended || build());
+    } else fetchLibrary();
+  };
+  const fetchLibrary = async () => {
+    if (asking) return;
+    asking = true;
+    try {
+      uPlot = await plotLibrary();
+    } catch { /* the next update tries again */ }
+    asking = false;
+    missing.hidden = uPlot !== null;
+    if (uPlot && !ended) show();
+  };
   const resize = new ResizeObserver(() => plot?.setSize({ width: Math.max(place.clientWidth, 200), height: 190 }));
   resize.observe(place);
   const stop = onTheme(() => plot && build());
@@ -75,13 +97,10 @@ export function lineChart(label, format, least, onZoom) {
     update(at, lines) {
       data = [at, ...lines.map((line) => line.values)];
       series = lines.map((line) => line.name);
-      if (!plot || names !== series.join("\n")) {
-        names = series.join("\n");
-        if (place.isConnected) build();
-        else requestAnimationFrame(build);
-      } else plot.setData(data);
+      show();
     },
     destroy() {
+      ended = true;
       stop();
       resize.disconnect();
       plot?.destroy();

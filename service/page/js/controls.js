@@ -64,16 +64,14 @@ export function buildControls(place) {
   return {
     /**
      * Show what a route chooses.
+     * @param {any} chosen the deployment of `ranks` that is meant; null if none
      * @param {{phases?: boolean, window?: boolean}} view whether it can show one phase; whether it has a window of its own
      * @param {number} now Unix seconds on the service's clock
-     * @returns the deployment of `ranks` that is meant: the first live one unless the route names one; null if none
      */
-    update(route, ranks, view, now) {
+    update(route, ranks, chosen, view, now) {
       latest = now;
       const { params } = route;
       const known = ranks.deployments;
-      const named = known.find((d) => matches(params, d));
-      const chosen = params.has("server") || params.has("model") ? named : known.find(isLive) ?? known[0];
       place.hidden = !known.length;
       deployment.set(
         known.map((d) => [JSON.stringify([d.server, d.model]), `${d.model} on ${d.server}`]),
@@ -93,12 +91,6 @@ export function buildControls(place) {
       window.element.hidden = view.window === false;
       phase.element.hidden = !view.phases;
       phase.set(PHASES, phaseOf(params) ?? "");
-      return chosen ?? null;
     },
   };
 }
-
-const matches = (params, d) =>
-  (!params.has("server") || params.get("server") === d.server) && (!params.has("model") || params.get("model") === d.model);
-
-const isLive = (d) => d.dp_ranks.some((rank) => rank.producers.some((p) => p.state === "counting"));

@@ -19,9 +19,15 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
-/** Set a text only when it changes, so that a selection stays and screen readers keep silent. */
+/**
+ * Set a text only when it changes, so that a selection stays and screen readers keep silent. The node of a text that
+ * was there is kept: a browser lays out a new one for much more.
+ */
 export function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  const { firstChild: node } = element;
+  if (node instanceof Text && node === element.lastChild && text) {
+    if (node.data !== text) node.data = text;
+  } else if (element.textContent !== text) element.textContent = text;
 }
 
 /** Set or remove an attribute. @param {string|null|undefined|false} value */

@@ -33,10 +33,18 @@ const isGone = (rank) => rank.producers.every((p) => p.state === "gone");
 /** What a worker said before it fell silent, if it was that it doesn't count. */
 const lastWord = (producer) => (producer.state_reason ? `; capture was off: ${producer.state_reason}` : "");
 
+const found = /** @type {WeakMap<any, Finding[]>} */ (new WeakMap()); // by the deployment of an answer
+
 /** Everything worth saying about a deployment, worst first. @returns {Finding[]} */
 export function findings(known) {
+  if (!found.has(known)) found.set(known, judged(known));
+  return /** @type {Finding[]} */ (found.get(known));
+}
+
+/** @returns {Finding[]} */
+function judged(known) {
   const deployment = { ...known, dp_ranks: known.dp_ranks.filter((rank) => !isGone(rank)) };
-  const found = [
+  const all = [
     conflict(deployment),
     missing(deployment),
     ...silent(deployment),
@@ -48,10 +56,17 @@ export function findings(known) {
     drops(deployment),
     restarts(deployment),
   ].filter((item) => item !== null);
-  return found.sort((a, b) => WORST.indexOf(a.level) - WORST.indexOf(b.level));
+  return all.sort((a, b) => WORST.indexOf(a.level) - WORST.indexOf(b.level));
 }
 
-const producers = (d) => d.dp_ranks.flatMap((rank) => rank.producers.map((p) => ({ rank: rank.dp_rank, ...p })));
+const flat = /** @type {WeakMap<any, any[]>} */ (new WeakMap());
+
+/** All producers of a deployment, with their ranks. */
+function producers(d) {
+  if (!flat.has(d)) flat.set(d, d.dp_ranks.flatMap((rank) => rank.producers.map((p) => Object.assign(p, { rank: rank.dp_rank }))));
+  return /** @type {any[]} */ (flat.get(d));
+}
+
 const sorted = (set) => [...set].sort((a, b) => a - b);
 const ranksOf = (list) => ranges(sorted(new Set(list.map((p) => p.rank))));
 

@@ -1,6 +1,7 @@
 // The shell: header, controls, live updates, and one view at a time.
 
 import { get, ApiError, windowCutAt } from "./api.js";
+import { chosenOf, queryOf } from "./asked.js";
 import { buildControls } from "./controls.js";
 import { sayElsewhere } from "./elsewhere.js";
 import { h, setAttribute, setText } from "./dom.js";
@@ -9,7 +10,6 @@ import { brokenLaw, partText } from "./health.js";
 import { bindHelp } from "./help.js";
 import { follow } from "./live.js";
 import { empty, failure, loading, unknown } from "./messages.js";
-import { phaseOf } from "./phase.js";
 import { bounds, DEFAULT_WINDOW, link, read } from "./route.js";
 import { showSilence, silentFor } from "./silence.js";
 import { signIn } from "./signin.js";
@@ -24,12 +24,15 @@ import { VIEWS } from "./views/index.js";
  * @property {Record<string, any>} query parameters of the API that name deployment and window
  * @property {number} now Unix seconds on the service's clock
  * @property {AbortSignal} signal
+ * @property {() => void} show shows the view, which need not have all of its numbers yet
  *
  * @typedef {object} View
  * @property {HTMLElement} element
  * @property {(context: Context) => Promise<void>} refresh
  * @property {() => void} [destroy]
  */
+
+const RANKS_MS = 1900; // how old what is known of ranks may be
 
 const main = /** @type {HTMLElement} */ (document.getElementById("main"));
 const status = /** @type {HTMLElement} */ (document.getElementById("status"));
@@ -50,6 +53,8 @@ let now = 0; // until the first answer: the service's clock counts, not the brow
 let freshAt = 0;
 let running = /** @type {AbortController|null} */ (null);
 let again = false;
+let headOf = ""; // the address that the controls show
+let reported = { ranks: /** @type {any} */ (null), at: -Infinity };
 let silence = /** @type {any} */ (null);
 
 for (const [name, { title, inMenu }] of Object.entries(VIEWS)) {
@@ -58,7 +63,7 @@ for (const [name, { title, inMenu }] of Object.entries(VIEWS)) {
 
 function showView(name) {
   shown.view?.destroy?.();
-  shown = { name, view: VIEWS[name].create(), ready: false };
+  shown = { name, view: null, ready: false };
   main.replaceChildren(loading(VIEWS[name].title));
   showSilence(null, VIEWS[name].title);
 }
@@ -112,33 +117,61 @@ async function draw(signal) {
     return;
   }
   if (name !== shown.name) showView(name);
-  const ranks = await get("v1/ranks", {}, signal);
-  now = ranks.now;
+  const [ranks, module] = await Promise.all([reporting(signal), loaded(name)]);
+  signal.throwIfAborted();
+  shown.view ??= module.create();
   setServiceTime(now);
-  const deployment = controls.update(route, ranks, VIEWS[name], now);
+  const deployment = chosenOf(route.params, ranks);
   if (deployment) settle(route, deployment);
-  const { past } = bounds(route.params);
-  silence = deployment?.silence ?? null;
-  showSilence(past ? null : silence, VIEWS[name].title);
-  showStatus(past);
-  showNav(name);
-  showBroken(deployment);
-  elsewhere(ranks, deployment);
+  const { hash } = location;
+  const head = () => {
+    controls.update(route, ranks, deployment, VIEWS[name], now);
+    const { past } = bounds(route.params);
+    silence = deployment?.silence ?? null;
+    showSilence(past ? null : silence, VIEWS[name].title);
+    showStatus(past);
+    showNav(name);
+    showBroken(deployment);
+    elsewhere(ranks, deployment);
+    headOf = hash;
+  };
+  if (!deployment || !shown.ready || headOf !== hash) head();
   if (!deployment) {
     freshAt = now;
     showInstead(ranks.deployments.length ? failure(new ApiError(404, "No such deployment", "Choose one above."), refresh) : empty());
     return;
   }
-  const { start, end } = bounds(route.params);
-  const query = { server: deployment.server, model: deployment.model, start, end, phase: VIEWS[name].phases ? phaseOf(route.params) : null };
-  await shown.view.refresh({ route, ranks, deployment, query, now, signal });
+  const query = queryOf(route.params, deployment, VIEWS[name].phases ?? false);
+  await shown.view.refresh({ route, ranks, deployment, query, now, signal, show: showReady });
   freshAt = now;
+  head(); // with the view's numbers, in one frame
   showCut(windowCutAt(signal));
-  showStatus(past);
-  if (!shown.ready) {
-    main.replaceChildren(shown.view.element);
-    shown.ready = true;
+  showReady();
+}
+
+/** The answer of /v1/ranks. The one of the last update serves the next one too: of hundreds of ranks it is large. */
+async function reporting(signal) {
+  if (!shown.ready || headOf !== location.hash || performance.now() - reported.at >= RANKS_MS) {
+    const ranks = await get("v1/ranks", {}, signal);
+    reported = { ranks, at: performance.now() };
+    ({ now } = ranks);
   }
+  return reported.ranks;
+}
+
+/** The module of a view, which is fetched when it is first shown; one that could not be is fetched again. */
+function loaded(name) {
+  return VIEWS[name].load().catch((error) => {
+    console.error(error);
+    throw new ApiError(0, "A part of this page did not load", "Trying again by itself. If it lasts, check that moescope serve runs, then load this page again.");
+  });
+}
+
+/** Show the view in place of what stood there. */
+function showReady() {
+  if (shown.ready) return;
+  main.replaceChildren(shown.view.element);
+  shown.ready = true;
 }
 
 /** The address always names deployment and window, so that it shows the same when others report too. */
@@ -179,7 +212,7 @@ function showCut(since) {
 
 function showNav(name) {
   for (const a of nav.children) {
-    a.setAttribute("href", link(a.getAttribute("data-view"), { layer: null }));
+    setAttribute(a, "href", link(a.getAttribute("data-view"), { layer: null }));
     setAttribute(a, "aria-current", (VIEWS[name].menu ?? name) === a.getAttribute("data-view") ? "page" : null);
   }
 }
@@ -215,7 +248,8 @@ bindHelp(/** @type {HTMLElement} */ (document.getElementById("help")), {
 bindToggle(/** @type {HTMLButtonElement} */ (document.getElementById("theme")));
 follow(
   "v1/live",
-  () => {
+  (tick) => {
+    ({ now } = tick);
     if (!document.hidden) refresh();
   },
   (state) => {

@@ -44,10 +44,11 @@ export function dpPanel() {
       const byRank = new Map(view.dp_ranks.map((rank) => [rank.dp_rank, rank]));
       const rates = view.dp_ranks.map(rateOf);
       const fair = rates.reduce((a, b) => a + b, 0) / (rates.length || 1);
+      const most = Math.max(...rates, 0);
       const items = deployment.dp_ranks.map((rank) => {
         const seen = byRank.get(rank.dp_rank);
         const rate = seen ? rateOf(seen) : 0;
-        return { id: rank.dp_rank, rate, text: seen?.tokens === null ? "–" : compact(rate), state: rankState(rank), most: Math.max(...rates, 0), fair };
+        return { id: rank.dp_rank, rate, text: seen?.tokens === null ? "–" : compact(rate), state: rankState(rank), most, fair };
       });
       table.update(items.sort((a, b) => b.rate - a.rate));
     },

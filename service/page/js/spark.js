@@ -1,5 +1,7 @@
 // A line without axes, of the size of a word.
 
+import { setAttribute } from "./dom.js";
+
 const NS = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT] = [96, 18];
 
@@ -31,7 +33,7 @@ export function drawSpark(svg, values, most, label) {
     pen = "L";
     return part;
   });
-  svg.firstChild.setAttribute("d", `M0 ${y(1)}H${WIDTH}`);
-  svg.lastChild.setAttribute("d", line.join(""));
-  svg.setAttribute("aria-label", label);
+  setAttribute(svg.firstChild, "d", `M0 ${y(1)}H${WIDTH}`);
+  setAttribute(svg.lastChild, "d", line.join(""));
+  setAttribute(svg, "aria-label", label);
 }

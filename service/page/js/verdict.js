@@ -15,7 +15,7 @@ export function verdictPanel() {
   const numbers = h("tbody");
   const table = h("table", {}, h("caption", { class: "unseen", text: "Numbers of the verdict" }), numbers);
   const proof = h("details", {}, h("summary", { text: "Numbers, and where they come from" }), table);
-  const element = h("section", { class: "panel verdict", "aria-label": "Verdict" }, mark, words, action, also, rests, proof);
+  const element = h("section", { class: "panel verdict", "aria-label": "Verdict", "data-state": "loading" }, mark, words, action, also, rests, proof);
   const row = () => h("tr", {}, h("th", { scope: "row" }, h("a")), h("td", { class: "number" }), h("td", {}, h("a", { text: "API" })));
   let shown = "";
   return {
@@ -23,6 +23,7 @@ export function verdictPanel() {
     /** @param {any} found an entry of the answer's verdicts */
     update(found) {
       const [level, name] = LEVELS[found.severity];
+      setAttribute(element, "data-state", null);
       setAttribute(element, "data-level", level);
       setAttribute(element, "data-kind", found.kind);
       if (shown !== name) mark.replaceChildren(tag(level, name));

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from moescope.service.remote.address import Address, parse_address
 from moescope.service.store.clickhouse.access import DIRECT, Access, Sockets, pool_for
+from moescope.service.store.clickhouse.fields import in_fields
 from moescope.service.store.clickhouse.rowbinary import Value, decode_rows, encode_rows
 from moescope.service.store.clickhouse.schema import for_cluster
 from moescope.service.store.records import StoreAwayError, StoreError
@@ -83,18 +84,18 @@ class Connection:
         self, sql: str, parameters: Mapping[str, object] | None = None, database: bool = True
     ) -> None:
         """Run a statement without an answer."""
-        self._tried(lambda: self._client.raw_query(sql, parameters, use_database=database))
+        self._tried(lambda: self._client.raw_query(*in_fields(sql, parameters), use_database=database))
 
     def maintain(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
         """Run a statement without an answer that may take minutes; for one thread."""
         if self._patient is None:
             self._patient = self._tried(lambda: self._open(_LONG_S))
             self._patient.database = self.database
-        self._tried(lambda: self._patient.raw_query(sql, parameters))
+        self._tried(lambda: self._patient.raw_query(*in_fields(sql, parameters)))
 
     def rows(self, sql: str, kinds: str, parameters: Mapping[str, object] | None = None) -> list[Any]:
         """The rows of a query; for ``kinds`` see :func:`decode_rows`. Parameters are ``{name:Type}``."""
-        answer = self._tried(lambda: self._client.raw_query(sql, parameters, fmt="RowBinary"))
+        answer = self._tried(lambda: self._client.raw_query(*in_fields(sql, parameters), fmt="RowBinary"))
         with contextlib.suppress(ValueError):
             return decode_rows(answer, kinds)
         raise StoreError(f"{self.name} gave an answer that can't be read: is it ClickHouse?")

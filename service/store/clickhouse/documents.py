@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.pacing import Server
 from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.records import Document, Record
 
 COLUMNS = ("kind", "name", "content", "version", "gone")
 
 
-def rows_of(connection: Connection, records: Sequence[Record]) -> list[list[Value]]:
+def rows_of(connection: Server, records: Sequence[Record]) -> list[list[Value]]:
     """Rows of ``document``, each newer than what the store has, by the server's order.
 
     Versions are nanoseconds of Unix time on the server's clock, or one above what is there if that is more.
@@ -40,7 +41,7 @@ def rows_of(connection: Connection, records: Sequence[Record]) -> list[list[Valu
     ]
 
 
-def of_kind(connection: Connection, kind: str) -> list[tuple[str, bytes]]:
+def of_kind(connection: Server, kind: str) -> list[tuple[str, bytes]]:
     """(name, content) of all documents of a kind, by name."""
     return connection.rows(
         "SELECT name, content FROM document FINAL WHERE kind = {kind:String} AND gone = 0 ORDER BY name",

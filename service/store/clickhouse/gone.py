@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.pacing import Server
 from moescope.service.store.clickhouse.trace_rows import TRACE
 from moescope.service.store.interface import Absence
 from moescope.service.store.names import hash_of
@@ -20,7 +21,7 @@ _INCOMPLETE: Final = (
 
 
 def remember(
-    connection: Connection, where: str, why: Absence, now_ms: int, parameters: Mapping[str, object]
+    connection: Server, where: str, why: Absence, now_ms: int, parameters: Mapping[str, object]
 ) -> None:
     """Remember the names of traces that are about to be removed; if there are too many, older ones go.
 

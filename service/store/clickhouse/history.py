@@ -16,6 +16,7 @@ from moescope.service.counts.parts import part_of
 from moescope.service.counts.totals import Totals
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.kept import Kept, Mark
+from moescope.service.store.clickhouse.pacing import Server
 from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.codec import encode_totals
 from moescope.service.store.records import Forgotten, Key, Posting
@@ -144,7 +145,7 @@ def begins(connection: Connection) -> dict[Key, float]:
     return {(row[0], row[1], row[2], row[3], row[4]): row[5] / 1000 for row in rows}
 
 
-def delete(connection: Connection, table: str, doomed: str, parameters: Mapping[str, object]) -> None:
+def delete(connection: Server, table: str, doomed: str, parameters: Mapping[str, object]) -> None:
     """Delete rows, if there are any; it may take minutes."""
     # Looked for first: a DELETE rewrites parts even if it finds nothing.
     [(count,)] = connection.rows(f"SELECT toInt64(count()) FROM {table} WHERE {doomed}", "i", parameters)

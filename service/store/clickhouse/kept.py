@@ -6,38 +6,48 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from moescope.service.counts.account_state import AccountState, EpochState
-from moescope.service.store.records import Key
+from moescope.service.store.records import Key, Posting
 
 
 class Mark(NamedTuple):
-    """How much a row tells of a start.
+    """How much a row tells of a start; of two with one ``seq`` each may tell what the other doesn't.
 
     Attributes:
         seq: the number of the newest frame.
         joined: steps that were joined.
         left_out: tokens that counters leave out, negative: the less they leave out the more is known.
         seen: how many starts the account knows of.
+        since: when the start began, when its counting did and when its first frame came; of the newest one
+            also when the producer's counting began. Milliseconds. Frames come doubled and late, so services
+            hear of one start at different times: of each instant the earliest holds.
     """
 
     seq: int
     joined: int = 0
     left_out: int = 0
     seen: int = 0
+    since: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, account: AccountState, life: EpochState) -> Mark:
-        """What a row with this account tells of one of its starts; the newest one tells of all."""
+    def of(cls, posting: Posting, life: EpochState) -> Mark:
+        """What a row with this posting tells of one of its starts; the newest one tells of all."""
+        account, base = posting.account, posting.account.base
+        since = tuple(round(1000 * at) for at in (life.began_at, life.started_at, life.came_at))
         if life.epoch != account.latest.epoch:
-            return cls(life.seq, life.joined)
-        base = account.base
-        return cls(life.seq, life.joined, 0 if base is None else -1 - base.totals.tokens, account.epochs_seen)
+            return cls(life.seq, life.joined, since=since)
+        left_out = 0 if base is None else -1 - base.totals.tokens
+        since += (round(1000 * posting.birth),)
+        return cls(life.seq, life.joined, left_out, account.epochs_seen, since)
 
     def is_over(self, other: Mark | None) -> bool:
         """Whether it tells something that the other one doesn't."""
         if other is None or self.seq > other.seq:
             return True
         return self.seq == other.seq and (
-            self.joined > other.joined or self.left_out > other.left_out or self.seen > other.seen
+            self.joined > other.joined
+            or self.left_out > other.left_out
+            or self.seen > other.seen
+            or any(mine < its for mine, its in zip(self.since, other.since, strict=False))
         )
 
 
@@ -59,19 +69,19 @@ class Kept:
         return key in self._marks
 
     def note(self, key: Key, epoch: int, mark: Mark) -> None:
-        """A row is in the store."""
+        """A row is in the store. One with the same ``seq`` has taken the place of the one before."""
         marks = self._marks.setdefault(key, {})
-        if mark.is_over(marks.get(epoch)):
+        if epoch not in marks or mark.seq >= marks[epoch].seq:
             marks[epoch] = mark
 
-    def lacking(self, key: Key, account: AccountState) -> dict[int, Mark]:
+    def lacking(self, posting: Posting) -> dict[int, Mark]:
         """The starts of an account of which the store may lack something, and what it would have then."""
-        marks = self._marks.get(key, {})
-        found = {life.epoch: self._mark(account, life) for life in account.epochs}
+        marks = self._marks.get(posting.key, {})
+        found = {life.epoch: self._mark(posting, life) for life in posting.account.epochs}
         return {epoch: mark for epoch, mark in found.items() if mark.is_over(marks.get(epoch))}
 
-    def _mark(self, account: AccountState, life: EpochState) -> Mark:
-        return Mark.of(account, life) if self._whole else Mark(life.seq, life.joined)
+    def _mark(self, posting: Posting, life: EpochState) -> Mark:
+        return Mark.of(posting, life) if self._whole else Mark(life.seq, life.joined)
 
     def settle(self, key: Key, account: AccountState, written: Mapping[int, Mark]) -> None:
         """Rows of an account were written."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.history import KEYS, key_of, of_keys
+from moescope.service.store.clickhouse.pacing import Server
 from moescope.service.store.records import PLACEMENT, Key, key_in
 
 _SELDOM_MS: Final = 600_000
@@ -24,7 +24,7 @@ _OLD: Final = "version < toUnixTimestamp64Nano(now64(9)) - {age:Int64} * 1000000
 """Versions are of the server's clock, see `documents.py`."""
 
 
-def without_account(connection: Connection, keys: Sequence[Key]) -> list[Key]:
+def without_account(connection: Server, keys: Sequence[Key]) -> list[Key]:
     """Those of these producers of which no account is kept, by whichever service."""
     if not keys:
         return []
@@ -41,7 +41,7 @@ class Leftovers:
         age_s: how long words that something is gone are kept, at least a day.
     """
 
-    def __init__(self, connection: Connection, age_s: float) -> None:
+    def __init__(self, connection: Server, age_s: float) -> None:
         self._connection = connection
         self._age_s = age_s
         self._looked_ms: int | None = None

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.gone import remember
+from moescope.service.store.clickhouse.pacing import Server
 
 DAY_MS: Final = 86_400_000
 _TABLES: Final = ("routing", "trace_part")  # the routing first: its headers say which it is
 
 
-def keep_within(connection: Connection, max_bytes: int, now_ms: int) -> bool:
+def keep_within(connection: Server, max_bytes: int, now_ms: int) -> bool:
     """Drop days of traces until the database has ``max_bytes`` at most; whether it has.
 
     Days are those on which requests began, by their workers' clocks, which may be years off. So the day goes
@@ -39,7 +39,7 @@ def keep_within(connection: Connection, max_bytes: int, now_ms: int) -> bool:
     return True
 
 
-def _days(connection: Connection, now_ms: int) -> list[tuple[int, str]]:
+def _days(connection: Server, now_ms: int) -> list[tuple[int, str]]:
     """Days of traces: when their traces were stored (the middle of them), and their partition; rising.
 
     Of a day with ids only, whose headers haven't come, when it was.
@@ -61,7 +61,7 @@ def _days(connection: Connection, now_ms: int) -> list[tuple[int, str]]:
     return sorted((stored.get(day, min(int(day) * DAY_MS, now_ms)), day) for day in days)
 
 
-def nbytes(connection: Connection) -> int:
+def nbytes(connection: Server) -> int:
     """Bytes of the database on disk, in parts that are in use."""
     [(found,)] = connection.rows(
         "SELECT toInt64(sum(bytes_on_disk)) FROM system.parts WHERE active AND database = {name:String}",

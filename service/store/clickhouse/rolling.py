@@ -5,21 +5,24 @@ from __future__ import annotations
 from typing import Final
 
 from moescope.service.store.clickhouse import documents
-from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.history import KEY, delete
+from moescope.service.store.clickhouse.pacing import Server
 from moescope.service.store.limits import Retention
 from moescope.service.store.records import Document
 
 ROLLED_UP: Final = "rolled_up"
 """Kind of the documents that say, by a bucket's length, up to which instant history is rolled up."""
 _DAY_MS: Final = 86_400_000
-_LEAST_MS: Final = 3_600_000
-_MOST_ROWS: Final = 500_000
+_LEAST_MS: Final = 300_000
+_MOST_ROWS: Final = 100_000
 """Rows that are looked at in one piece of time, about: what a piece has to remember on the server."""
 _LATE_MS: Final = 600_000
 """Totals that come so late are rolled up as well."""
 _NOTED_MS: Final = 8 * _DAY_MS
 """What is rolled up before it is noted how far that is."""
+_SLACK: Final = 100
+"""History is removed once it is over its age by the hundredth part of that: of 90 days once a day. A DELETE
+takes long, whatever it removes."""
 _OFTEN_MS: Final = 60_000
 _SELDOM_MS: Final = 600_000
 _LAST: Final = {"snapshot": "max(at_ms)", "life": "tupleElement(max((seq, at_ms)), 2)"}
@@ -37,10 +40,11 @@ class Rolling:
         retention: ages.
     """
 
-    def __init__(self, connection: Connection, retention: Retention) -> None:
+    def __init__(self, connection: Server, retention: Retention) -> None:
         self._connection = connection
         self._retention = retention
         self._removed_ms: int | None = None
+        self._length_ms = _DAY_MS
 
     def keep(self, now_ms: int) -> None:
         """Roll up history that is old enough and remove what is too old.
@@ -83,7 +87,7 @@ class Rolling:
 
     def _piece(self, at_ms: int, until_ms: int) -> int:
         """Where the piece that begins at an instant ends: after a day, or earlier if it has many rows."""
-        length = _DAY_MS
+        length = min(_DAY_MS, 4 * self._length_ms)  # the one before it had about as many rows
         while length > _LEAST_MS:
             span = {"since": at_ms // 1000, "until": (at_ms + length) // 1000}
             [(rows,)] = self._connection.rows(
@@ -94,6 +98,7 @@ class Rolling:
             if rows <= _MOST_ROWS:
                 break
             length = max(_LEAST_MS, length // 4)
+        self._length_ms = length
         return min(until_ms, at_ms + length // _LEAST_MS * _LEAST_MS)
 
     def _roll_up_piece(self, table: str, bucket_ms: int, since_ms: int, until_ms: int) -> None:
@@ -122,25 +127,43 @@ class Rolling:
 
     def _remove(self, before_ms: int) -> None:
         """Remove what is from before an instant, but for the newest of each."""
-        for table in ("snapshot", "account", "life"):  # epochs are no order: they are of the clocks of hosts
-            # Of each start the newest totals before that stay: they are in every sum after that.
-            key = ", ".join(_one_of(table))
-            doomed = f"at_ms < {{before:Int64}} AND ({key}, at_ms) NOT IN "
-            newest = f"(SELECT {key}, max(at_ms) FROM {table} GROUP BY {key})"
-            if table == "account":
-                # Rows of one time may each lack what another has, until a later one has it all.
-                doomed = f"at_ms < {{before:Int64}} AND ({key}) IN "
-                newest = (
-                    f"(SELECT {key} FROM account GROUP BY {key} "
-                    f"HAVING max(at_ms) >= {{before:Int64}} + {_LATE_MS})"
-                )
-            if table == "life" and not self._has_before(before_ms):
-                continue
-            if table == "life":
-                newest = (
-                    f"(SELECT {key}, {_LAST[table]} FROM life WHERE at_ms < {{before:Int64}} GROUP BY {key})"
-                )
-            delete(self._connection, table, doomed + newest, {"before": before_ms})
+        before, key = {"before": before_ms}, ", ".join(KEY)
+        delete(
+            self._connection,
+            "snapshot",
+            f"at_ms < {{before:Int64}} AND ({key}, at_ms) NOT IN "
+            f"(SELECT {key}, max(at_ms) FROM snapshot GROUP BY {key})",
+            before,
+        )
+        # Rows of one time may each lack what another has, until a later one has it all.
+        delete(
+            self._connection,
+            "account",
+            f"at_ms < {{before:Int64}} AND ({key}) IN (SELECT {key} FROM account GROUP BY {key} "
+            f"HAVING max(at_ms) >= {{before:Int64}} + {_LATE_MS})",
+            before,
+        )
+        self._remove_lives(before_ms, before_ms - int(self._retention.coarse_s * 1000) // _SLACK)
+
+    def _remove_lives(self, before_ms: int, old_ms: int) -> None:
+        """Remove history by start from before an instant, if some of it is from before an earlier one.
+
+        Of each start the newest totals before that stay: they are in every sum after that.
+        """
+        if not self._has_before(old_ms):  # epochs are no order: they are of the clocks of hosts
+            return
+        key, asked = ", ".join(_one_of("life")), {"before": before_ms, "old": old_ms}
+        # By seconds the server skips what is of other times.
+        span = "second <= intDiv({before:Int64}, 1000) AND at_ms < {before:Int64}"
+        doomed = (
+            f"{span} AND ({key}, at_ms) NOT IN "
+            f"(SELECT {key}, {_LAST['life']} FROM life WHERE {span} GROUP BY {key})"
+        )
+        [(old,)] = self._connection.rows(
+            f"SELECT toInt64(count()) FROM life WHERE at_ms < {{old:Int64}} AND {doomed}", "i", asked
+        )
+        if old:
+            self._connection.maintain(f"DELETE FROM life WHERE {doomed}", asked)
 
     def _has_before(self, before_ms: int) -> bool:
         """Whether there is history by start from before an instant; reads as little as can tell."""
@@ -157,12 +180,12 @@ class Rolling:
         return ["snapshot", "life"] if former else ["life"]
 
     def _first(self) -> int | None:
-        """When the oldest totals were true that are after 1970; None: there are none."""
+        """The second of the oldest totals that are after 1970, in milliseconds; None: there are none."""
         found = [
             row[0]
             for table in ("snapshot", "life")
             for row in self._connection.rows(
-                f"SELECT min(at_ms) FROM {table} WHERE second >= 0 HAVING count() > 0", "i"
+                f"SELECT min(second) * 1000 FROM {table} WHERE second >= 0 HAVING count() > 0", "i"
             )
         ]
         return min(found, default=None)

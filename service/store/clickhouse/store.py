@@ -5,7 +5,8 @@ Invariants:
   :mod:`moescope.service.store.clickhouse.schema`). ClickHouse has no transaction over tables, so a batch that
   failed half-way is sent again as a whole, by its senders.
 - Of a producer's epoch the row with the highest ``seq`` counts, whichever service kept it last. A service
-  writes a row for each epoch of which it knows more than the store; accounts of several epochs are merged
+  writes a row for each epoch of which it knows more than the store, also with the same ``seq`` (see
+  :class:`moescope.service.store.clickhouse.kept.Mark`); accounts of several epochs are merged
   (:mod:`moescope.service.counts.merging`): frames of one producer may come to different services, doubled
   and in any order.
 - What is removed is named by its epochs and their ``seq``: what another service keeps meanwhile stays.
@@ -31,14 +32,16 @@ from moescope.service.store.clickhouse import (
     slot_reading,
     trace_listing,
     trace_rows,
+    trace_workers,
     traces,
 )
 from moescope.service.store.clickhouse.access import DIRECT, Access
-from moescope.service.store.clickhouse.account_rows import News
 from moescope.service.store.clickhouse.clock import ServerClock
 from moescope.service.store.clickhouse.connection import Connection
 from moescope.service.store.clickhouse.kept import Kept
 from moescope.service.store.clickhouse.limit import keep_within, nbytes
+from moescope.service.store.clickhouse.news import News
+from moescope.service.store.clickhouse.pacing import Paced
 from moescope.service.store.clickhouse.rolling import Rolling
 from moescope.service.store.clickhouse.schema import MIGRATIONS, VERSIONS, for_cluster
 from moescope.service.store.damage import DamageLog, unreadable_as_error
@@ -79,7 +82,7 @@ class ClickHouseStore:
         url: see :class:`Connection`.
         retention: how long what is kept; its ``max_bytes`` is not applied.
         max_bytes: of the whole database on disk, above which the oldest days of traces go; None: no limit.
-        sleep: waits that many seconds between two tries.
+        sleep: waits that many seconds, between two tries and after what maintenance asks.
         access: how to reach the server.
 
     Raises:
@@ -102,8 +105,9 @@ class ClickHouseStore:
         self._numbers = trace_rows.Numbers()
         self._kept, self._kept_lives = Kept(), Kept(whole=False)
         self._damage = DamageLog(self._connection.name)
-        self._rolling = Rolling(self._connection, retention)
-        self._leftovers = leftovers.Leftovers(self._connection, retention.coarse_s)
+        self._paced = Paced(self._connection, sleep)
+        self._rolling = Rolling(self._paced, retention)
+        self._leftovers = leftovers.Leftovers(self._paced, retention.coarse_s)
         _migrate(self._connection)
         self._news = News(self._connection, self._writer, self._kept, self._damage.account_of_another)
         self._changes: dict[str, documents.Changes] = {}
@@ -228,28 +232,26 @@ class ClickHouseStore:
     def traces(self, number: int, layers: Collection[int] | None) -> list[WorkerTrace]:
         """What each worker traced of a request."""
         with unreadable_as_error(self._connection.name):
-            return traces.traces(self._connection, number, layers)
+            return trace_workers.traces(self._connection, number, layers)
 
     def traces_of(
-        self,
-        numbers: Sequence[int],  # noqa: ARG002 - the interface's
-        layers: Collection[int] | None,  # noqa: ARG002
+        self, numbers: Sequence[int], layers: Collection[int] | None
     ) -> dict[int, list[WorkerTrace]]:
-        """None at once: whose traces a request's are is found out by questions about it alone."""
-        return {}
+        """What each worker traced of several requests."""
+        return trace_workers.traces_of(self._connection, numbers, layers)
 
     def documents(self, kind: str) -> list[tuple[str, bytes]]:
         """(name, content) of all documents of a kind, by name."""
         return documents.of_kind(self._connection, kind)
 
     def maintain(self, now: float, history_now: float | None = None) -> None:
-        """Roll up and remove what is due. Every service does; the second finds nothing left."""
+        """Roll up and remove what is due; see :class:`Paced`. Every service does; a second finds little."""
         history_ms = round((now if history_now is None else history_now) * 1000)
         self._rolling.keep(history_ms)
         now_ms = round(now * 1000)
-        traces.remove_before(self._connection, round((now - self._retention.trace_s) * 1000), now_ms)
+        traces.remove_before(self._paced, round((now - self._retention.trace_s) * 1000), now_ms)
         if self._max_bytes is not None:
-            before, self._fits = self._fits, keep_within(self._connection, self._max_bytes, now_ms)
+            before, self._fits = self._fits, keep_within(self._paced, self._max_bytes, now_ms)
             if before and not self._fits:
                 _log.warning(_TOO_LARGE, self._connection.name, self._max_bytes)
         self._leftovers.remove(now_ms)

@@ -6,23 +6,18 @@ from dataclasses import replace
 from typing import Any, Final
 
 from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.trace_choosing import among, simple_conditions, that_took
 from moescope.service.store.clickhouse.trace_rows import MOST, REQUEST, TRACE
 from moescope.service.store.damage import DamageLog
 from moescope.service.store.records import TracedRequest, TraceQuery
 from moescope.service.store.slots import ListedRequest
 
-_FAR: Final = 1 << 62
 _TOKENS, _LORA = 12, 15  # their places in a row
 _REQUEST: Final = ", ".join(REQUEST)
 _TRACE: Final = ", ".join(TRACE)
 _LEAST: Final = 256
 """Parts whose requests are looked at first, at least."""
 _GROWTH: Final = 4
-_IN_SLICE: Final = (
-    f"({_REQUEST}) IN (SELECT {_REQUEST} FROM trace_part "
-    "WHERE come >= {low:Int64} AND come < {high:Int64})"
-)
-"""The requests of which a part came in a slice of time; what they have in other slices is theirs too."""
 
 
 def traced_requests(connection: Connection, query: TraceQuery, damage: DamageLog) -> list[TracedRequest]:
@@ -52,21 +47,23 @@ def _rows(connection: Connection, query: TraceQuery) -> list[Any]:
     slice on, each larger than the one before, until there are enough: as a rule the first one has them.
     """
     if query.name is not None or query.numbers is not None:
-        return _slice(connection, query, None)
+        return _slice(connection, query, None)[0]
     found: list[Any] = []
     high, size = MOST if query.before is None else query.before, max(_LEAST, 2 * query.limit)
+    size *= 1 if query.expert is None else 2  # about half of them have a token that took it
     while len(found) < query.limit:
         low = _low(connection, query, high, size)
-        found += _slice(connection, query, (0 if low is None else low, high))
-        if low is None:
+        rows, looked = _slice(connection, query, (0 if low is None else low, high))
+        found += rows
+        if looked == 0:
             break
-        high, size = low, size * _GROWTH
+        high, size = looked, size * _GROWTH
     return found[: query.limit]
 
 
 def _low(connection: Connection, query: TraceQuery, high: int, size: int) -> int | None:
     """Where the slice of so many parts below ``high`` begins; None: there are no more of them."""
-    clauses, parameters = _simple_conditions(query)
+    clauses, parameters = simple_conditions(query)
     rows = connection.rows(
         f"SELECT come FROM trace_part WHERE {' AND '.join(clauses)} AND come < {{high:Int64}} "
         "ORDER BY come DESC LIMIT 1 OFFSET {size:Int64}",
@@ -76,42 +73,64 @@ def _low(connection: Connection, query: TraceQuery, high: int, size: int) -> int
     return rows[0][0] if rows else None
 
 
-def _slice(connection: Connection, query: TraceQuery, slice_: tuple[int, int] | None) -> list[Any]:
-    """Those of :func:`_rows` that came in a slice of time, from the first number to below the second."""
-    where, parameters = _conditions(query, slice_)
-    among = "" if query.numbers is None else "AND number_of_it IN {numbers:Array(Int64)} "
-    among += "" if slice_ is None else "AND number_of_it >= {low:Int64} AND number_of_it < {high:Int64} "
-    among += "" if query.lora is None else "AND adapter_of_it = {lora:String} "
-    among += "" if query.pool is None else "AND pool_of_it = {pool:String} "
-    return connection.rows(
+def _slice(
+    connection: Connection, query: TraceQuery, slice_: tuple[int, int] | None
+) -> tuple[list[Any], int]:
+    """Those of :func:`_rows` that came in a slice of time, from the first number to below the second.
+
+    Returns:
+        Them, and from which number on it was looked: of requests that took an expert the newest are enough.
+    """
+    low = 0 if slice_ is None else slice_[0]
+    chosen = among(connection, query, slice_)
+    if chosen is None:
+        return [], low
+    took, parameters = "1", dict[str, object]()
+    if query.layer is not None and query.expert is not None:
+        found = that_took(connection, query, chosen, slice_ is not None)
+        if found is None:
+            return [], low
+        chosen, took, parameters = found.chosen, found.took, found.asked
+        if slice_ is not None and found.low:
+            low = found.low
+            slice_ = low, slice_[1]
+    where, asked = _conditions(query, slice_, chosen.where, chosen.asked)
+    parameters |= asked
+    more = "" if query.numbers is None else "AND number_of_it IN {numbers:Array(Int64)} "
+    more += "" if slice_ is None else "AND number_of_it >= {low:Int64} AND number_of_it < {high:Int64} "
+    more += "" if query.lora is None else "AND adapter_of_it = {lora:String} "
+    more += "" if query.pool is None else "AND pool_of_it = {pool:String} "
+    rows = connection.rows(
         f"SELECT {_REQUEST}, arrayDistinct(arrayFlatten(groupArray(who))), min(how), any(prompt), "
         "any(cached), max(again), min(started), max(ended), min(stored) AS stored_first, "
         "toInt64(max(shared)) AS tokens_of_it, max(in_role), max(in_pool) AS pool_of_it, "
         "max(adapter) AS adapter_of_it, "
         "max(reason), max(accepted), max(rejected), argMax(refs, length(refs)), "
         "toInt64(greatest(0, max(stages) - count())), toInt64(sum(greatest(0, computed - shared))), "
-        f"min(first) AS number_of_it, toInt64(sum(complete)) FROM ({_stages(where, query.taken_over)}) "
+        f"min(first) AS number_of_it, toInt64(sum(complete)) FROM ({_stages(where, query.taken_over, took)}) "
         f"GROUP BY {_REQUEST}, life_of_it "
-        "HAVING tokens_of_it >= {least:Int64} AND stored_first >= {start:Int64} "
-        f"AND stored_first <= {{end:Int64}} AND number_of_it < {{before:Int64}} {among}"
+        "HAVING max(took) AND tokens_of_it >= {least:Int64} AND stored_first >= {start:Int64} "
+        f"AND stored_first <= {{end:Int64}} AND number_of_it < {{before:Int64}} {more}"
         "ORDER BY number_of_it DESC LIMIT {limit:Int64}",
         "ttitTtiiiiiiittttiibiiii",
         parameters,
     )
+    return rows, low
 
 
-def _stages(where: str, taken_over: bool) -> str:
+def _stages(where: str, taken_over: bool, took: str) -> str:
     """A query for the stages of requests: parts to traces, these to workers, these to stages.
 
-    Of the traces complete ones count. Tensor-parallel workers share a request's tokens out, pipeline-parallel
-    ones have all of them each. Of a worker with several traces the newest counts (see ``newest_life``).
+    Of the traces complete ones count, and ``took`` says of which a request must have one. Tensor-parallel
+    workers share a request's tokens out, pipeline-parallel ones have all of them each. Of a worker with
+    several traces the newest counts (see ``newest_life``).
     """
     told = (
         *("any(who) AS who", "min(how) AS how", "any(prompt) AS prompt", "any(cached) AS cached"),
         *("max(again) AS again", "max(in_role) AS in_role", "max(in_pool) AS in_pool"),
         *("max(adapter) AS adapter", "max(reason) AS reason", "max(accepted) AS accepted"),
         *("max(rejected) AS rejected", "argMax(refs, length(refs)) AS refs", "max(stages) AS stages"),
-        *("min(stored) AS stored", "min(first) AS first"),
+        *("min(stored) AS stored", "min(first) AS first", "max(took) AS took"),
     )
     same = ", ".join(told).replace("any(who)", "arrayFlatten(groupArray(who))")
     references = "max(taken_over)" if taken_over else "''"
@@ -121,7 +140,8 @@ def _stages(where: str, taken_over: bool) -> str:
         "any(role) AS in_role, any(pool) AS in_pool, any(lora) AS adapter, any(finish_reason) AS reason, "
         f"any(accepted_drafts) AS accepted, any(rejected_drafts) AS rejected, {references} AS refs, "
         "any(pp_size) AS stages, min(stored_ms) AS stored, min(come) AS first, min(started_ms) AS started, "
-        "max(ended_ms) AS ended, sum(tokens) AS own, any(computed_tokens) AS computed "
+        "max(ended_ms) AS ended, sum(tokens) AS own, any(computed_tokens) AS computed, "
+        f"{took} AS took "
         f"FROM trace_part FINAL WHERE {where} GROUP BY {_TRACE} HAVING count() = any(parts)"
     )
     workers = (
@@ -138,39 +158,22 @@ def _stages(where: str, taken_over: bool) -> str:
     )
 
 
-def _simple_conditions(query: TraceQuery) -> tuple[list[str], dict[str, object]]:
-    """Conditions of a row of ``trace_part`` that cost little, and their parameters."""
-    # Parts of a request come within a day of each other: older ones need no look.
-    clauses = ["stored_ms >= {start:Int64}", "stored_ms <= {end:Int64} + 86400000"]
-    parameters: dict[str, object] = {
-        "start": 0 if query.start is None else int(min(query.start * 1000, _FAR)),
-        "end": _FAR if query.end is None else int(min(query.end * 1000, _FAR)),
-    }
-    for name, kind, value in (
-        ("server", "String", query.server),
-        ("model", "String", query.model),
-        ("dp_rank", "Int64", query.dp_rank),
-    ):
-        if value is not None:
-            clauses.append(f"{name} = {{{name}:{kind}}}")
-            parameters[name] = value
-    return clauses, parameters
-
-
-def _conditions(query: TraceQuery, slice_: tuple[int, int] | None) -> tuple[str, dict[str, object]]:
-    clauses, parameters = _simple_conditions(query)
+def _conditions(
+    query: TraceQuery, slice_: tuple[int, int] | None, where: str, asked: dict[str, object]
+) -> tuple[str, dict[str, object]]:
+    """Conditions of a row of ``trace_part``, for requests among which those are that match."""
+    clauses, parameters = simple_conditions(query)
+    clauses.append(where)
+    parameters |= asked
     parameters |= {
         "least": max(1, query.min_tokens),
         "before": MOST if query.before is None else query.before,
         "limit": query.limit,
     }
-    among = "1"
     if slice_ is not None:
-        among = _IN_SLICE
-        clauses.append(among)
         parameters["low"], parameters["high"] = slice_
     # Traces all of whose parts are kept: the others count in no answer.
-    complete = f"FROM trace_part FINAL WHERE {among} GROUP BY {_TRACE} HAVING count() = any(parts)"
+    complete = f"FROM trace_part FINAL WHERE {where} GROUP BY {_TRACE} HAVING count() = any(parts)"
     if query.lora is not None:
         parameters["lora"] = query.lora
     if query.pool is not None:
@@ -186,12 +189,4 @@ def _conditions(query: TraceQuery, slice_: tuple[int, int] | None) -> tuple[str,
             "AND max(weights_version = {weights_version:Int64}))"
         )
         parameters["weights_version"] = query.weights_version
-    if query.layer is not None and query.expert is not None:
-        clauses.append(
-            f"({_REQUEST}, life) IN (SELECT {_REQUEST}, max(life) FROM trace_part WHERE {among} "
-            f"AND ({_TRACE}) IN (SELECT {_TRACE} FROM routing WHERE {among} AND layer = {{layer:Int64}} "
-            "AND has(taken, {expert:Int64})) "
-            f"AND ({_TRACE}) IN (SELECT {_TRACE} {complete}) GROUP BY {_TRACE})"
-        )
-        parameters |= {"layer": query.layer, "expert": query.expert}
     return " AND ".join(clauses), parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -37,6 +37,7 @@ class TraceReader:
         parts: their numbers, rising.
         tokens: int64, of each part.
         layers: the layers wanted, to the bytes of an id.
+        told_runs: the runs of each part as they are stored, nothing where they are to be read.
     """
 
     def __init__(
@@ -46,20 +47,23 @@ class TraceReader:
         parts: Sequence[int],
         tokens: Int64Array,
         layers: Mapping[MoeLayer, int],
+        told_runs: Sequence[bytes],
     ) -> None:
         self._connection = connection
         self._this = this
         self._parts = parts
         self._tokens = tokens
         self._layers = layers
+        self._told_runs = told_runs
 
     def runs(self) -> Int64Array:
         """See :attr:`WorkerTrace.runs`."""
         with unreadable_as_error(self._connection.name):
-            return runs_of(map(self._runs_of_part, self._parts), int(self._tokens.sum()))
+            return runs_of(self._runs(), int(self._tokens.sum()))
 
-    def _runs_of_part(self, part: int) -> bytes:
-        return self._of_part("runs", part)
+    def _runs(self) -> Iterator[bytes]:
+        for part, told in zip(self._parts, self._told_runs, strict=True):
+            yield told or self._of_part("runs", part)
 
     def _of_part(self, column: str, part: int) -> bytes:
         rows = self._connection.rows(

@@ -14,12 +14,13 @@ from moescope.service.counts.account import Account
 from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.clickhouse.trace_rows import Numbers
 from moescope.service.store.codec import decode_totals
-from moescope.service.store.limits import Retention
 from moescope.service.store.moving import progress as progresses
 from moescope.service.store.moving.ages import Ages
 from moescope.service.store.moving.parts import MovedPart, check_request, parts_of, why_unreadable
-from moescope.service.store.moving.source import Member, Request, Source
+from moescope.service.store.moving.pins import is_newer
+from moescope.service.store.moving.source import Member, Request
 from moescope.service.store.moving.target import Target
+from moescope.service.store.moving.way import Way
 from moescope.service.store.records import Document, Posting, StoreError
 
 BATCH_BYTES: Final = 8 << 20
@@ -30,18 +31,13 @@ _NAMED: Final = 3
 _STORED: Final = 11  # its place in a request's row
 
 Item = TypeVar("Item")
-Say = Callable[[str], None]
 
 
 class Mover:
     """One run.
 
     Args:
-        source: the folder.
-        target: the ClickHouse.
-        retention: the ages of the services' settings.
-        clock: seconds of Unix time.
-        say: is told how far it is.
+        way: from where to where.
         batch_bytes: see :data:`BATCH_BYTES`.
 
     Attributes:
@@ -50,20 +46,10 @@ class Mover:
         theirs: documents that were on the ClickHouse already, and other ones; they stay.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        target: Target,
-        retention: Retention,
-        clock: Callable[[], float],
-        say: Say = lambda _: None,
-        batch_bytes: int = BATCH_BYTES,
-    ) -> None:
-        self._source = source
-        self._target = target
-        self._retention = retention
-        self._clock = clock
-        self._say = say
+    def __init__(self, way: Way, batch_bytes: int = BATCH_BYTES) -> None:
+        self._way = way
+        self._source = source = way.source
+        self._target = target = way.target
         self._batch_bytes = batch_bytes
         found = progresses.read(target.connection, source.name)
         self.begun = found is not None
@@ -118,7 +104,7 @@ class Mover:
     def end(self, all_there: bool) -> None:
         """Note that it is done; or, if something lacks, that another run is to write all again."""
         if all_there:
-            self._progress.done_ms = round(self._clock() * 1000)
+            self._progress.done_ms = round(self._way.clock() * 1000)
             self._progress.theirs = tuple(sorted(self.theirs))
         else:
             self._progress.history, self._progress.requests, self._progress.last = (0, 0), 0, 0
@@ -129,7 +115,7 @@ class Mover:
         for member in self._source.members:
             at_ms = self._source.instants(member)
             seen += len(at_ms)
-            young = at_ms[self._ages().young(at_ms)]
+            young = at_ms[self._way.ages().young(at_ms)]
             upto_id, upto_ms = self._progress.history
             if member.id < upto_id:
                 continue
@@ -160,7 +146,7 @@ class Mover:
 
     def _parts(self, request: Request) -> Iterator[MovedPart]:
         """The parts of those traces of a request that can be read as a whole."""
-        if is_too_old(request, self._ages()):
+        if is_too_old(request, self._way.ages()):
             return
         try:
             check_request(request)
@@ -171,22 +157,25 @@ class Mover:
                 yield from parts_of(self._source, request, trace)
 
     def _move_documents(self) -> None:
-        """Keep those that the target doesn't have; what it says itself of one of the name stays."""
-        self._say("documents")
+        """Keep those that the target doesn't have; what it says itself of one of the name stays.
+
+        Of baselines the newest word counts: the folder may have been in use again since it was moved.
+        """
+        self._way.say("documents")
         lacking = self._lacking_documents()
         for batch in batches(lacking, lambda item: len(item.content or b""), self._batch_bytes):
             self._target.write_documents(batch)
 
     def _lacking_documents(self) -> Iterator[Document]:
         for document in self._source.documents():
-            there = self._target.document(document.kind, document.name)
-            if there is None:
+            there = self._target.word_on(document.kind, document.name)
+            if there is None or is_newer(document, *there):
                 yield document
-            elif there != document.content:
+            elif there[0] != document.content:
                 self.theirs.add((document.kind, document.name))
 
     def _move_accounts(self) -> None:
-        self._say("accounts")
+        self._way.say("accounts")
         readable = [member for member in self._source.members if self._can_be_read(member)]
         lost = len(readable) < len(self._source.members) or not self._source.is_whole
         postings = (self._source.posting(member) for member in readable)
@@ -203,15 +192,12 @@ class Mover:
     def _begun_at_zero(self, posting: Posting) -> Posting:
         """With counters that begin at zero, as a service's do that lost something: see `continuity.py`."""
         account = Account.restored(posting.account, max(1, len(posting.account.epochs)))
-        account.leave_all_out(self._clock())
+        account.leave_all_out(self._way.clock())
         return replace(posting, account=account.state())
-
-    def _ages(self) -> Ages:
-        return Ages(self._retention, round(self._clock() * 1000))
 
     def _note(self, said: str) -> None:
         progresses.note(self._target.connection, self._source.name, self._progress)
-        self._say(said)
+        self._way.say(said)
 
 
 def batches(items: Iterable[Item], nbytes: Callable[[Item], int], most_bytes: int) -> Iterator[list[Item]]:

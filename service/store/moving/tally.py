@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
@@ -16,12 +16,11 @@ from moescope.service.counts.totals import Totals
 from moescope.service.store.clickhouse.rowbinary import Value
 from moescope.service.store.clickhouse.trace_rows import REQUEST, TRACE
 from moescope.service.store.codec import decode_totals
-from moescope.service.store.limits import Retention
-from moescope.service.store.moving.ages import MARGIN_S, Ages
+from moescope.service.store.moving.ages import MARGIN_S
 from moescope.service.store.moving.mover import BATCH_BYTES, batches, is_too_old
 from moescope.service.store.moving.parts import MovedPart, check_request, parts_of, why_unreadable
-from moescope.service.store.moving.source import Member, Request, Source
-from moescope.service.store.moving.target import Target
+from moescope.service.store.moving.source import Member, Request
+from moescope.service.store.moving.way import Way
 
 Place = tuple[str, str]
 """A kind of row, and what of it is counted."""
@@ -62,26 +61,12 @@ class Teller:
     """Counts. Memory is bounded as in :class:`moescope.service.store.moving.mover.Mover`.
 
     Args:
-        source: the folder.
-        target: the ClickHouse.
-        retention: the ages of the services' settings.
-        clock: seconds of Unix time.
-        say: is told how far it is.
+        way: from where to where.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        target: Target,
-        retention: Retention,
-        clock: Callable[[], float],
-        say: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        self._source = source
-        self._target = target
-        self._retention = retention
-        self._clock = clock
-        self._say = say
+    def __init__(self, way: Way) -> None:
+        self._way = way
+        self._source, self._target = way.source, way.target
         self._found = Tally()
         self._last: dict[str, tuple[Value, ...]] = {}
 
@@ -125,13 +110,13 @@ class Teller:
 
     def _count_history(self, member: Member) -> None:
         at_ms = self._source.instants(member)
-        young = at_ms[self._ages().young(at_ms)]
+        young = at_ms[self._way.ages(MARGIN_S).young(at_ms)]
         self._found.too_old["snapshots"] += len(at_ms) - len(young)
         for batch in self._snapshots(member, young.tolist()):
             self._found.ours.update(_of_history(batch.values()))
             there = (blob for _, blob in self._target.history(member.key, list(batch)))
             self._found.theirs.update(_of_history(_totals(there)))
-            self._say(f"counting: {self._found.ours['snapshots', '']:,} snapshots")
+            self._way.say(f"counting: {self._found.ours['snapshots', '']:,} snapshots")
 
     def _snapshots(self, member: Member, instants_ms: list[int]) -> Iterator[dict[int, Totals]]:
         """Snapshots that can be read, by when they were true, a batch at a time."""
@@ -151,7 +136,7 @@ class Teller:
 
     def _parts(self) -> Iterator[MovedPart]:
         for request in self._source.requests(0):
-            if is_too_old(request, self._ages()):
+            if is_too_old(request, self._way.ages(MARGIN_S)):
                 self._found.too_old["requests"] += 1
                 continue
             try:
@@ -184,7 +169,7 @@ class Teller:
                 found.theirs.update((same if life == part.header["life"] else {}) | own)
         slots, ids = self._target.slots(parts)
         found.theirs.update({("parts", "slots"): slots, ("parts", "sum of experts"): ids})
-        self._say(f"counting: {found.ours['parts', '']:,} parts of traces")
+        self._way.say(f"counting: {found.ours['parts', '']:,} parts of traces")
 
     def _is_first(self, kind: str, part: MovedPart) -> bool:
         """Whether a part is the first one of its request, or trace; they come one after the other."""
@@ -192,9 +177,6 @@ class Teller:
         which = tuple(part.header[name] for name in (*names, "life"))
         before, self._last[kind] = self._last.get(kind), which
         return before != which
-
-    def _ages(self) -> Ages:
-        return Ages(self._retention, round((self._clock() + MARGIN_S) * 1000))
 
 
 def _of_account(account: AccountState) -> dict[Place, int]:

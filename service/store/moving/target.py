@@ -88,7 +88,7 @@ class Target:
         lives: list[list[Value]] = []
         rows: list[list[Value]] = []
         for item in postings:
-            marks = {life.epoch: Mark.of(item.account, life) for life in item.account.epochs}
+            marks = {life.epoch: Mark.of(item, life) for life in item.account.epochs}
             lives += history.row_of(item, marks, whole=True)
             times = round(item.birth * 1000), round(item.at * 1000)
             rows.append([*item.key, REST, 0, *times, self._writer, encode_account(item.account)])
@@ -158,13 +158,18 @@ class Target:
 
     def document(self, kind: str, name: str) -> bytes | None:
         """What the newest word on a document says, nothing if it is that it is gone; None: there is none."""
+        found = self.word_on(kind, name)
+        return None if found is None else found[0]
+
+    def word_on(self, kind: str, name: str) -> tuple[bytes, float] | None:
+        """:meth:`document`, and when that was written, seconds of Unix time."""
         rows: list[Any] = self.connection.rows(
-            "SELECT if(gone = 1, '', content) FROM document FINAL WHERE kind = {kind:String} "
+            "SELECT if(gone = 1, '', content), version FROM document FINAL WHERE kind = {kind:String} "
             "AND name = {name:String}",
-            "b",
+            "bi",
             {"kind": kind, "name": name},
         )
-        return rows[0][0] if rows else None
+        return (rows[0][0], rows[0][1] / 1e9) if rows else None
 
     def write_documents(self, some: Sequence[Document]) -> None:
         """Keep documents."""

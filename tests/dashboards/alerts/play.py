@@ -11,9 +11,9 @@ from tests.dashboards.alerts.scaled import minutes
 from tests.dashboards.alerts.world import World
 from tests.dashboards.live import pin_baseline
 
-HEAD_START_S: Final = minutes(6)
+HEAD_START_MINUTES: Final = 6
 """While all is well: more than the five minutes that drift looks at."""
-AFTER_S: Final = minutes(8)
+AFTER_MINUTES: Final = 8
 """At the end: longer than Alertmanager waits before it tells of what is new in a group."""
 
 
@@ -35,7 +35,7 @@ def play(it: World, url: str, causes: Mapping[str, Cause], over: Callable[[], bo
             it.deployments.start(name, cause.well)
     for name in (name for name, cause in causes.items() if cause.pinned):
         pin_baseline(url, name)
-    time.sleep(HEAD_START_S)
+    time.sleep(minutes(HEAD_START_MINUTES))
     for name, cause in causes.items():
         it.deployments.start(name, cause.plan)
     mended: set[str] = set()
@@ -48,5 +48,5 @@ def play(it: World, url: str, causes: Mapping[str, Cause], over: Callable[[], bo
                 mended.add(name)
         it.look()
         time.sleep(0.3)
-    time.sleep(AFTER_S)
+    time.sleep(minutes(AFTER_MINUTES))
     it.look()

@@ -1,13 +1,14 @@
 """An hour in a minute, or in four: rules, Alertmanager and the service's clock, all alike.
 
-Each duration of the rules and of Alertmanager's configuration is divided by `SCALE`, and the service's clock
-runs `SCALE` times as fast. So the order of events is that of production: an alert which waits for 15 minutes
-and one that waits for 10 stay as far apart. Thresholds of rates are not scaled: Prometheus sees `SCALE` times
-as many tokens a second, so that the floors of traffic are reached.
+Each duration of the rules and of Alertmanager's configuration is divided by `scale()`, and the service's
+clock runs so many times as fast. So the order of events is that of production: an alert which waits for 15
+minutes and one that waits for 10 stay as far apart. Thresholds of rates are not scaled: Prometheus sees so
+many times as many tokens a second, so that the floors of traffic are reached.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -22,18 +23,30 @@ from tests.dashboards.live import RULES, Prometheus
 from tests.dashboards.promtool import promtool
 from tests.prometheus import running_prometheus
 
-SCALE = max(15, min(60, round(60 * (os.cpu_count() or 1) / max(os.getloadavg()[0], 0.1))))
-"""60, or less on a machine that has much else to do, where seconds must not be a quarter of an hour."""
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = r"\b(\d+)([smhd])\b"
 
 
-class FastClock:
-    """Unix time that passes faster from a moment on; from now on, `SCALE` times as fast, if none is named."""
+@functools.cache
+def scale() -> int:
+    """60, or less on a machine that has much else to do, where seconds must not be a quarter of an hour.
 
-    def __init__(self, began: float | None = None, scale: float = SCALE) -> None:
+    It is that of the first test that asks, by when the other parts of `make test` are at work.
+    """
+    return max(15, min(60, round(60 * (os.cpu_count() or 1) / max(os.getloadavg()[0], 0.1))))
+
+
+class FastClock:
+    """Unix time that passes faster from a moment on.
+
+    Args:
+        began: that moment; None: now.
+        times: as fast as other clocks; None: `scale()`.
+    """
+
+    def __init__(self, began: float | None = None, times: float | None = None) -> None:
         self.began = time.time() if began is None else began
-        self.scale = scale
+        self.scale = scale() if times is None else times
 
     def __call__(self) -> float:
         return self.began + self.scale * (time.time() - self.began)
@@ -41,17 +54,17 @@ class FastClock:
 
 def minutes(count: float) -> float:
     """Seconds here for so many minutes there."""
-    return 60 * count / SCALE
+    return 60 * count / scale()
 
 
 def scaled(text: str) -> str:
-    """Rules or a configuration of Alertmanager, with each duration divided by `SCALE`.
+    """Rules or a configuration of Alertmanager, with each duration divided by `scale()`.
 
     Rounds of frames take a second at most: a replica that is live here has sent within five.
     """
 
     def shorter(found: re.Match[str]) -> str:
-        return f"{max(1, round(1000 * int(found[1]) * _UNITS[found[2]] / SCALE))}ms"
+        return f"{max(1, round(1000 * int(found[1]) * _UNITS[found[2]] / scale()))}ms"
 
     def of_line(line: str) -> str:
         if re.match(r"\s*(- )?(for|keep_firing_for|interval|\w+_(wait|interval)):", line):
@@ -79,7 +92,7 @@ def write_past(folder: Path, series: str, value: float, began: float) -> None:
         value: the same at all times.
         began: Unix time of the test's begin; the past ends there.
     """
-    times = (began - seconds for seconds in range(30 * 3600 // SCALE, 0, -15))
+    times = (began - seconds for seconds in range(30 * 3600 // scale(), 0, -15))
     name = series.partition("{")[0]
     lines = [f"# TYPE {name} gauge", *(f"{series} {value} {when:.3f}" for when in times), "# EOF"]
     text = folder / "past.txt"

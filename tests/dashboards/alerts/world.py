@@ -16,10 +16,10 @@ from moescope.service.simulation.feed import Poster
 from moescope.service.simulation.fleet import Fleet
 from moescope.service.simulation.plan import Plan
 from tests.dashboards.alerts.alertmanager import Notification, Receiver, running_alertmanager
-from tests.dashboards.alerts.scaled import SCALE, FastClock, alertmanager_config, minutes, prometheus
+from tests.dashboards.alerts.scaled import FastClock, alertmanager_config, prometheus, scale
 from tests.dashboards.live import RULES, Prometheus
 
-ROUND_S = minutes(1)
+ROUND_S = 60.0
 
 
 class Deployments:
@@ -57,7 +57,7 @@ class Deployments:
     def _run(self) -> None:
         last = self._clock()
         with closing(Poster(self._url, ClientSettings())) as poster:
-            while not self._end.wait(max(0.0, ROUND_S - (self._clock() - last) / SCALE)):
+            while not self._end.wait(max(0.0, (ROUND_S - (self._clock() - last)) / scale())):
                 began, now = time.monotonic(), self._clock()
                 with self._lock:
                     fleets = list(self._fleets.values())

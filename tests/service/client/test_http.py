@@ -14,6 +14,7 @@ from moescope.service.client.http import (
 )
 from moescope.service.client.settings import ClientSettings
 from tests.capture.servers import answering
+from tests.waiting import PATIENCE_S
 
 
 @pytest.mark.parametrize(
@@ -63,11 +64,14 @@ def test_a_refusal_that_is_nested_without_end_is_a_refusal() -> None:
         get_json(url, "/v1/ranks", {})
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 def lines(
-    body: bytes, head: bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body: bytes, head: bytes = CHUNKED, timeout_s: float = 10.0, hangs_up: bool = False
 ) -> list[object]:
-    with answering(head + body) as url:
-        return list(get_json_lines(url, "/v1/requests/unusual", {"limit": 3}, 10.0))
+    with answering(head + body, hangs_up=hangs_up) as url:
+        return list(get_json_lines(url, "/v1/requests/unusual", {"limit": 3}, timeout_s))
 
 
 def test_lines_come_as_objects_wherever_their_chunks_end() -> None:
@@ -75,8 +79,11 @@ def test_lines_come_as_objects_wherever_their_chunks_end() -> None:
 
 
 def test_lines_that_are_cut_off_or_none_are_told() -> None:
+    begun = b'9\r\n{"a":1}\n{\r\n6\r\n"b"'
+    with pytest.raises(ServiceUnavailableError, match=r"no service answers.*timed out"):
+        lines(begun, timeout_s=0.2)
     with pytest.raises(ServiceUnavailableError, match="no service answers"):
-        lines(b'9\r\n{"a":1}\n{\r\n6\r\n"b"')
+        lines(begun, timeout_s=PATIENCE_S, hangs_up=True)
     with pytest.raises(ServiceUnavailableError, match="not a moescope"):
         lines(b"6\r\n<html>\r\n0\r\n\r\n")
     refusal = b'HTTP/1.1 404 Not Found\r\nContent-Length: 18\r\n\r\n{"detail": "gone"}'

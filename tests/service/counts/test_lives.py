@@ -300,6 +300,18 @@ def test_conflicts_that_a_clock_ahead_told_are_not_in_the_future_and_do_not_drif
         assert told.conflicts == ((101.5, now),)
 
 
+def test_when_a_life_began_does_not_drift_where_clocks_differ_a_little() -> None:
+    """Services tell each other the earliest instant that any of them knows: each would make it earlier."""
+    state = in_conflict(100.0).state()
+    told = state.heard_by(106.4)
+    assert [(life.began_at, life.came_at) for life in told.epochs] == [
+        (life.began_at, life.came_at) for life in state.epochs
+    ]
+    assert max(life.heard_at for life in told.epochs) == 106.4
+    far = state.heard_by(50.0)
+    assert [life.order for life in far.epochs] < [life.order for life in state.epochs]
+
+
 def test_conflicts_that_are_remembered_are_bounded() -> None:
     found = joined([(10.0 * n, 10.0 * n + 1) for n in range(2 * MAX_CONFLICTS)])
     assert len(found) == MAX_CONFLICTS

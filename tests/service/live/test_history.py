@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from moescope.service.counts.layers import Layout
+from moescope.service.counts.narrow import narrowed
 from moescope.service.counts.totals import Totals, totals_of
-from moescope.service.live.history import ENOUGH, History, Track
+from moescope.service.live.history import History, Track
 from moescope.service.live.spans import Snapshot
 from tests.service.frames import frame
 
@@ -54,7 +55,8 @@ def test_what_a_clock_that_was_ahead_recorded_is_of_the_time_it_is_set_back_to()
     history.set_back(KEY, 3700.0)  # by less than is of account
     assert len(history) == 4
     history.set_back(KEY, 150.0)
-    assert history.nbytes == sum(_at(tokens).nbytes for tokens in (10, 20, 40))
+    older = sum(narrowed(_at(tokens)).nbytes for tokens in (10, 20))
+    assert history.nbytes == older + _at(40).nbytes
     history.record(KEY, 100.0, Snapshot(160.0, _at(50)))
     spans = [history.span(KEY, 100.0, 120.0), history.span(KEY, 120.0, 155.0), history.span(KEY, 155.0, None)]
     assert [(span.delta.tokens, span.start, span.end) for span in spans] == [
@@ -113,7 +115,7 @@ def test_bytes_are_those_of_the_tracks_whatever_happens_to_them() -> None:
 
     def summed() -> int:
         tracks = [history.track(key) for key in keys]
-        assert history.enough_bytes == ENOUGH * sum(track.newest_nbytes for track in tracks)
+        assert history.enough_bytes == sum(track.enough_bytes for track in tracks)
         return sum(track.nbytes for track in tracks)
 
     for at in range(1, 60):
@@ -136,7 +138,8 @@ def test_without_a_store_the_budget_grows_with_the_producers(most: int | None, k
             key = ("prod", "tiny", rank, 0, 0)
             history.record(key, 100.0, Snapshot(100.0 + at, _at(at)))
     assert len(history) == pytest.approx(8 * kept, rel=0.4)
-    assert history.enough_bytes == 8 * 8 * size
+    older = narrowed(_at(398)).nbytes
+    assert history.enough_bytes == 8 * (size + 7 * older)
     spans = [
         499.0 - (reaches or 100.0)
         for rank in range(8)
@@ -151,3 +154,15 @@ def test_how_far_back_a_track_reaches() -> None:
     young.add(Snapshot(120.0, _at(2)))
     assert young.drop_oldest()
     assert young.reaches == 120.0
+
+
+def test_older_snapshots_are_narrow_and_those_of_an_idle_worker_share_their_arrays() -> None:
+    track = Track(0.0, Snapshot(1.0, _at(70_000)))
+    for at in (2.0, 3.0, 4.0):
+        track.add(Snapshot(at, _at(80_000)))
+    first, idle, still, newest = (track.boundary(at, None).totals for at in (1.0, 2.0, 3.0, 4.0))
+    assert [item.counts.itemsize for item in (first, idle, still, newest)] == [4, 4, 4, 8]
+    assert [item.counts.tolist() for item in (first, newest)] == [[140_000, 0], [160_000, 0]]
+    assert still.counts is idle.counts
+    assert track.nbytes == sum(item.nbytes for item in (first, idle, still, newest))
+    assert track.span(1.0, 3.0).delta.counts.tolist() == [20_000, 0]

@@ -12,10 +12,10 @@ from weakref import WeakSet
 import numpy as np
 import pytest
 
+from moescope.service.counts.narrow import narrowed
 from moescope.service.counts.totals import Totals
 from moescope.service.live import large, past, walk
 from moescope.service.live.large import NoRoomError
-from moescope.service.live.narrow import narrowed
 from moescope.service.live.state import LiveState
 from moescope.service.settings import Settings
 from moescope.service.store.open import open_writer

@@ -50,7 +50,7 @@ def test_what_another_service_heard_of_a_new_shape_outgrows_who_is_silent_here(
     there.ingest(frame({0: [1, 1, 2]}, epoch=EPOCH + 10**10))
     here.adopt([_posted(there, producer())])
     assert [item.latest.producer.dp_rank for item in here.producers()] == [0]
-    assert merge_spans(here.spans(DEPLOYMENT, None, None)).layers[0].counts.tolist() == [[1, 1, 2]]
+    assert merge_spans(here.spans(DEPLOYMENT, None, None)).layers[0].counts.tolist() == [1, 1, 2]
     clock.now += 20  # what is older outgrows nobody, however silent
     here.adopt([old])
     assert [item.latest.producer.dp_rank for item in here.producers()] == [0]

@@ -59,7 +59,7 @@ def registry() -> CollectorRegistry:
     result = CollectorRegistry()
     book = BaselineBook()
     window = merge_spans(state.spans(("prod", "tiny"), None, None))
-    even = window.layers[1].counts + 50
+    even = window.layers[1].counts + 100
     changed = replace(window, layers=(window.layers[0], replace(window.layers[1], counts=even)))
     book.pin(baseline_of(changed, replace(changed, phase_reason="not told"), "release-1", "", state.now(), 1))
     drift = DriftWatch(state, book, settings.min_tokens)

@@ -198,7 +198,7 @@ def test_how_far_back_windows_reach_and_what_would_help(caplog: pytest.LogCaptur
     clock = Clock()
     settings = Settings(port=0, history_mib=1, window_s=60)
     state = LiveState(settings, clock)
-    large = {layer: [2 * layer + 2] * 1000 for layer in range(60)}
+    large = {layer: [2 * layer + (1 << 33)] * 1000 for layer in range(60)}  # nothing narrower holds them
     for second in range(1, 8):
         clock.now += 10
         state.ingest(

@@ -20,7 +20,7 @@ from moescope.service.counts.merging import merge_accounts
 from moescope.service.counts.phase_split import Phase, of_phase
 from moescope.service.counts.refusals import RefusedError
 from moescope.service.counts.totals import Totals, no_totals
-from moescope.service.store.blobs import compress, decompress
+from moescope.service.store.blobs import compress, decompress, packed_ints
 from moescope.service.store.codec import (
     decode_account,
     decode_posting,
@@ -28,7 +28,7 @@ from moescope.service.store.codec import (
     encode_account,
     encode_totals,
 )
-from moescope.service.store.packed import pack, unpack
+from moescope.service.store.packed import OnceBack, pack, unpack
 from tests.service.frames import EPOCH, frame, halves, placement, producer
 from tests.service.store.accounts import full_account
 
@@ -192,6 +192,28 @@ def test_decoder_layers_come_back_and_older_accounts_tell_none() -> None:
     packed = msgspec.msgpack.decode(decompress(blob))
     assert packed.pop() == 61  # before wire minor 7 an account ended there
     assert decode_account(compress(msgspec.msgpack.encode(packed))).latest.decoder_layers == 0
+
+
+def test_what_an_account_has_twice_comes_back_once() -> None:
+    """The sum of a worker that started once is what its start counted, as it was before it was kept."""
+    account = Account(max_epochs=2)
+    account.post(frame({0: [3, 1], 4: [2, 2]}), at=0.0)
+    found = decode_account(encode_account(account.state()))
+    [life] = found.epochs
+    assert found.totals.counts.tolist() == [3, 1, 2, 2]
+    for name in ("counts", "layout", "ep_slots"):
+        assert getattr(found.totals, name) is getattr(life.counted, name)
+    assert found.totals.rows is not found.totals.unplaced
+
+
+def test_arrays_of_one_size_are_each_their_own() -> None:
+    once = OnceBack()
+    one, other = np.arange(4), np.arange(1, 5)
+    found = [once.ints(bytes(packed_ints(values)), 4) for values in (one, other, one)]
+    assert [values.tolist() for values in found] == [one.tolist(), other.tolist(), one.tolist()]
+    assert found[0] is found[2]
+    with pytest.raises(ValueError, match="damaged"):
+        once.ints(bytes(packed_ints(one)), 3)
 
 
 def test_another_version_is_refused() -> None:

@@ -315,6 +315,27 @@ def test_a_remote_store_is_maintained_beside_its_writes(disk: Disk) -> None:
     assert disk.closed
 
 
+def test_a_remote_store_is_written_to_seldom(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each write costs the server as much as many frames: there was one for each frame."""
+    monkeypatch.setattr("moescope.service.store.writer.GATHER_S", 0.2)
+    disk.is_remote = True
+    writer = StoreWriter(disk)  # type: ignore[arg-type]
+    began = time.monotonic()
+    writer.submit([Forgotten(key(0))]).result(PATIENCE_S)
+    assert time.monotonic() - began < 0.15, "what comes alone waits for nothing"
+    futures = []
+    for _ in range(20):
+        futures.append(writer.submit([Forgotten(key(1))]))
+        time.sleep(0.005)
+    for future in futures:
+        future.result(PATIENCE_S)
+    assert len(disk.saved) <= 2 + (time.monotonic() - began) / 0.2
+    assert sum(map(len, disk.saved)) == 21
+    last = writer.submit([Forgotten(key(0))])
+    writer.close()
+    assert last.done()
+
+
 def test_a_remote_store_that_is_silent_is_left(disk: Disk, log: pytest.LogCaptureFixture) -> None:
     disk.is_remote = True
     writer = StoreWriter(disk)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import pairwise
 from typing import Any
@@ -28,8 +29,9 @@ FLEETS = [
 ]
 
 
+@functools.cache
 def heard(sizes: Sizes, seed: int, bad: bool = True) -> tuple[LiveState, list[float]]:
-    """A state that has heard a fleet for 30 s, and the clock that it goes by."""
+    """A state that has heard a fleet for 30 s, and the clock that it goes by; both are only read."""
     clock = [AT]
     state = LiveState(Settings(), lambda: clock[0])
     for at, made in Talk(seed, sizes, copies=3, begin=AT).arrivals(30, bad):
@@ -59,9 +61,10 @@ def numbers(window: ModelWindow) -> dict[Any, float]:
                 )
             }
     for layer in window.layers:
-        for rank, counts, rows in zip(layer.dp_ranks, layer.counts, layer.rows, strict=True):
+        for rank, slots, rows in zip(layer.dp_ranks, layer.slots.tolist(), layer.rows, strict=True):
             found["rows", rank, layer.shape.layer] = int(rows)
-            found |= {("counts", rank, layer.shape.layer, e): n for e, n in enumerate(counts.tolist())}
+            found["slots", rank, layer.shape.layer] = slots
+        found |= {("counts", layer.shape.layer, e): n for e, n in enumerate(layer.counts.tolist())}
         for ep_rank, slots in enumerate(layer.ep_slots.tolist()):
             assert 6 * slots == pytest.approx(round(6 * slots), abs=1e-9)
             found["ep", layer.shape.layer, ep_rank] = round(6 * slots)

@@ -125,7 +125,7 @@ def test_tp_ranks_add_rows_and_share_tokens_and_pp_ranks_join_layers() -> None:
     )
     assert (window.tokens, window.dp_ranks[0].steps, window.dp_ranks[0].idle_steps) == (5, 3, 1)
     assert [layer.shape.layer for layer in window.layers] == [0, 7]
-    assert [layer.counts.tolist() for layer in window.layers] == [[[6, 4]], [[5, 5]]]
+    assert [layer.counts.tolist() for layer in window.layers] == [[6, 4], [5, 5]]
     assert [layer.rows.tolist() for layer in window.layers] == [[5], [5]]
 
 

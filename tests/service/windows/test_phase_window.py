@@ -34,8 +34,8 @@ def test_the_phases_add_up_to_the_whole() -> None:
     assert (decode.phase, decode.phase_reason, whole.phase) == (Phase.DECODE, None, None)
     assert (whole.tokens, decode.tokens, prefill.tokens) == (80, 30, 50)
     for all_of_it, one, other in zip(whole.layers, decode.layers, prefill.layers, strict=True):
-        np.testing.assert_array_equal(one.counts, [DECODE[one.shape.layer]] * 2)
-        for field in ("counts", "rows", "ep_slots"):
+        np.testing.assert_array_equal(one.counts, 2 * np.array(DECODE[one.shape.layer]))
+        for field in ("counts", "slots", "rows", "ep_slots"):
             both = getattr(one, field) + getattr(other, field)
             np.testing.assert_array_equal(both, getattr(all_of_it, field))
 
@@ -75,9 +75,12 @@ def test_a_rank_whose_phases_are_not_known_is_left_out_with_the_reason(phase: Ph
     assert window.phase_reason.startswith("the phases of 40 tokens of DP ranks [1] are not known")
     assert window.known_tokens is None
     assert window.dp_ranks[1].phases is None
-    for layer, rows in zip(window.layers, (40, 40), strict=True):
+    known = merge_spans_of_phase(_spans((True, False))[:1], phase)
+    for layer, alone, rows in zip(window.layers, known.layers, (40, 40), strict=True):
         assert (layer.dp_ranks, layer.missing, layer.unphased) == ((0,), (1,), {1: rows})
-        assert (layer.counts.shape, layer.rows.shape) == ((1, 4), (1,))
+        assert (layer.slots.shape, layer.rows.shape) == ((1,), (1,))
+        assert layer.counts.tolist() == alone.counts.tolist()
+        assert layer.slots.tolist() == [layer.counts.sum()]
     nobody = merge_spans_of_phase(_spans((False, False)), phase).layers[0]
     assert nobody.not_seen is not None
     assert nobody.not_seen.startswith("the phases of 80 tokens of DP ranks [0, 1]")

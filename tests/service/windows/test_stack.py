@@ -11,6 +11,7 @@ from moescope.capture.wire import MoeLayer
 from moescope.service.counts.ep_slots import PARTS, carried
 from moescope.service.counts.layers import Layout
 from moescope.service.counts.totals import Totals
+from moescope.service.live.spans import rise_of
 from moescope.service.windows.stack import Stacker
 
 EXPERTS = {3: 5, 4: 8, 5: 5, 9: 6}
@@ -48,12 +49,13 @@ def test_stacks_are_the_sums_of_a_loop(fleet: Mapping[int, list[tuple[tuple[int,
     layouts = [totals.layout for producers in by_rank.values() for totals in producers]
     stacker = Stacker(layouts, len(by_rank), 4)
     for producers, any_token in zip(by_rank.values(), computed, strict=True):
-        stacker.add(producers, any_token)
+        stacker.add(list(map(rise_of, producers)), any_token)
     stack = stacker.stack()
     layers = [layer.layer for layer in stack.layout.layers]
     assert layers == sorted({layer for shapes in fleet.values() for found, _ in shapes for layer in found})
     for i, layer in enumerate(layers):
         placed, unplaced, estimated = np.zeros(8), 0, 0
+        everywhere = np.zeros(EXPERTS[layer], dtype=np.int64)
         for d, producers in enumerate(by_rank.values()):
             counts, rows, present = np.zeros(EXPERTS[layer], dtype=np.int64), 0, False
             having = [
@@ -66,9 +68,11 @@ def test_stacks_are_the_sums_of_a_loop(fleet: Mapping[int, list[tuple[tuple[int,
                 placed[: totals.ep_slots.ranks] += totals.ep_slots.floats()[at]
                 unplaced += int(totals.unplaced[at])
                 estimated += int(totals.estimated[at])
-            start, end = stack.layout.offsets[i : i + 2]
-            assert stack.counts[d, start:end].tolist() == counts.tolist()
+            everywhere += counts if not unseen else 0
+            assert stack.slots[d, i] == counts.sum()
             assert (stack.rows[d, i], stack.present[d, i], stack.lost[d, i]) == (rows, present, unseen)
+        start, end = stack.layout.offsets[i : i + 2]
+        assert stack.counts[start:end].tolist() == everywhere.tolist()
         assert (stack.unplaced[i], stack.estimated[i]) == (unplaced, estimated)
         assert len(stack.ep_slots[i]) == max(4, int(np.flatnonzero(placed).max(initial=-1)) + 1)
         assert stack.ep_slots[i].tolist() == placed[: len(stack.ep_slots[i])].tolist()

@@ -70,7 +70,7 @@ def _placement(layers: tuple[int, ...], ep_size: int) -> wire.Placement:
 def _hold(layer: LayerWindow, spans: list[ProducerSpan], ep_size: int) -> None:
     at = layer.shape.layer
     shown, unseen, uncovered, unplaced = [], [], {}, 0
-    ep_slots = np.zeros(ep_size)
+    ep_slots, counts = np.zeros(ep_size), np.zeros(EXPERTS[at], np.int64)
     for rank in sorted({item.producer.latest.producer.dp_rank for item in spans}):
         members = [item for item in spans if item.producer.latest.producer.dp_rank == rank]
         deltas = [item.span.delta for item in members]
@@ -84,12 +84,14 @@ def _hold(layer: LayerWindow, spans: list[ProducerSpan], ep_size: int) -> None:
             unseen.append(rank)
         if not parts or (computed and not rows):
             continue
-        shown.append((rank, rows, sum(delta.counts_of(i) for delta, i in parts).tolist()))
+        mine = sum(delta.counts_of(i) for delta, i in parts)
+        counts += mine
+        shown.append((rank, rows, mine.sum()))
         for delta, i in parts:
             unplaced += int(delta.unplaced[i])
             ep_slots[: delta.ep_slots.ranks] += delta.ep_slots.floats()[i]
-    assert list(zip(layer.dp_ranks, layer.rows.tolist(), layer.counts.tolist(), strict=True)) == shown
-    assert layer.counts.shape == (len(shown), EXPERTS[at])
+    assert list(zip(layer.dp_ranks, layer.rows.tolist(), layer.slots.tolist(), strict=True)) == shown
+    assert layer.counts.tolist() == counts.tolist()
     assert (layer.unseen, layer.uncovered, layer.unplaced) == (tuple(unseen), uncovered, unplaced)
     assert layer.ep_slots.tolist() == ep_slots.tolist()
     assert (layer.ep_reason is None) == (ep_size > 1 and not unplaced)

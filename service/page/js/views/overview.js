@@ -1,9 +1,10 @@
 // Who reports, how much they compute, how even it is, and what is wrong.
 
 import { get } from "../api.js";
+import { overviewAsks } from "../asked.js";
 import { causesPanel } from "../causes.js";
 import { lineChart } from "../chart.js";
-import { h, panel } from "../dom.js";
+import { h, panel, setText } from "../dom.js";
 import { compact, count, duration, measure, percent, plural, times } from "../format.js";
 import { findings } from "../health.js";
 import { dpPanel, healthList, modelTable, rateOf, worstLayers } from "../overviewtables.js";
@@ -43,43 +44,54 @@ export function create() {
     unphased.element,
     top.element,
     causes.element,
-    h("div", { class: "columns" }, parts.imbalance.element, parts.rates.element),
-    h("div", { class: "columns" }, worst.element, dp.element),
-    h("div", { class: "columns" }, health.element, models.element),
+    h("div", { class: "columns later" }, parts.imbalance.element, parts.rates.element),
+    h("div", { class: "columns later" }, worst.element, dp.element),
+    h("div", { class: "columns later" }, health.element, models.element),
   );
   let slow = { key: "", at: -Infinity, trend: /** @type {any} */ (null), waited: /** @type {any} */ (null) };
 
   return {
     element,
-    async refresh({ route, ranks, deployment, query, now, signal }) {
+    async refresh({ route, ranks, deployment, query, now, signal, show }) {
       const { server, model, phase, start, end } = query;
-      const [view, judged] = await Promise.all([
-        get("v1/view", { ...query, parts: ["hot"] }, signal),
-        get("v1/verdict", { server, model, start: start ?? 0, end }, signal),
-      ]);
-      verdict.update(judged.verdicts[0]);
+      const [[path, asked], [judge, judged]] = overviewAsks(query);
+      const first = !slow.trend;
+      const judging = first ? null : get(judge, judged, signal);
+      judging?.catch(() => {}); // where the view's answer fails too, that is told
+      const view = await get(path, asked, signal);
+      const draw = () => {
+        unphased.update(view);
+        top.update(summary(view, deployment));
+        const { past } = bounds(route.params);
+        dp.update(view, deployment, past);
+        worst.update(view);
+        health.update(deployment, past);
+        models.update(ranks, deployment);
+      };
+      if (first) {
+        draw(); // what is known, until the rest is
+        show();
+      }
+      const { verdicts: [found] } = await (judging ?? get(judge, judged, signal));
+      if (first) verdict.update(found);
       const key = JSON.stringify([server, model, phase, start, end]);
       const many = view.ep_size > MANY_RANKS;
-      if (slow.key !== key || now - slow.at >= SLOW_S || now < slow.at || (many && !knows(slow.trend, causes.visible()))) {
-        const asked = { server, model, phase, ...intervals(route.params, view, now) };
+      const due = slow.key !== key || now - slow.at >= SLOW_S || now < slow.at || (many && !knows(slow.trend, causes.visible()));
+      if (due) {
+        const span = { server, model, phase, ...intervals(route.params, view, now) };
         const waiting = get("v1/stragglers", { server, model, start, end }, signal);
         if (many) causes.update(view, await waiting, slow.trend); // says whose rows are shown
         const loads = many ? { ep_rank: causes.visible() } : { parts: ["ep_ranks"] };
-        const [trend, waited] = await Promise.all([get("v1/trend", { ...asked, ...loads }, signal), waiting]);
+        const [trend, waited] = await Promise.all([get("v1/trend", { ...span, ...loads }, signal), waiting]);
         slow = { key, at: now, trend, waited };
         drawTrend(trend, rates, imbalance);
+        const said = spanned(trend);
+        setText(parts.rates.hint, `${said}; drag to zoom`);
+        setText(parts.imbalance.hint, `max / mean, 1 is best; ${said}; drag to zoom`);
       }
-      const { past } = bounds(route.params);
-      const said = spanned(slow.trend);
-      parts.rates.hint.textContent = `${said}; drag to zoom`;
-      parts.imbalance.hint.textContent = `max / mean, 1 is best; ${said}; drag to zoom`;
-      unphased.update(view);
-      top.update(summary(view, deployment));
+      verdict.update(found);
+      draw();
       causes.update(view, slow.waited, slow.trend);
-      dp.update(view, deployment, past);
-      worst.update(view);
-      health.update(deployment, past);
-      models.update(ranks, deployment);
     },
     destroy() {
       rates.destroy();

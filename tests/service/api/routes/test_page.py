@@ -52,11 +52,32 @@ def test_every_file_that_the_page_names_is_there_and_relative(service: Service) 
         assert response.headers["x-content-type-options"] == "nosniff"
         if path.endswith(".js"):
             assert response.headers["content-type"].startswith("text/javascript")
-            names = re.findall(r'^(?:import|export)[^;]*?from "([^"]+)";', response.text, re.MULTILINE)
+            names = _needed(response.text) + re.findall(r'\b(?:import|here)\("([^"]+)"\)', response.text)
             here = httpx.URL(f"http://h/{path}")
             wanted += [str(here.join(name).path).lstrip("/") for name in names]
     scripts = {f"page/js/{name}" for name in _scripts("")}
     assert scripts <= seen, "scripts that nothing imports"
+
+
+def _needed(script: str) -> list[str]:
+    """What a module needs before it runs."""
+    return re.findall(r'^(?:import|export)[^;]*?from "([^"]+)";', script, re.MULTILINE)
+
+
+def test_the_document_names_all_modules_of_the_first_load_so_that_they_come_at_once() -> None:
+    needed: list[str] = []
+    scripts = ["page/js/early.js", "page/js/main.js"]
+    wanted = [*scripts, "page/js/views/overview.js"]
+    while wanted:
+        path = wanted.pop(0)
+        if path not in needed:
+            needed.append(path)
+            here = httpx.URL(f"http://h/{path}")
+            names = _needed(PAGE.parent.joinpath(path).read_text())
+            wanted += [str(here.join(name).path).lstrip("/") for name in names]
+    document = (PAGE / "index.html").read_text()
+    named = re.findall(r'<link rel="modulepreload" href="([^"]+)"', document)
+    assert sorted(named) == sorted(set(needed) - set(scripts)), "index.html: a line for each"
 
 
 def _scripts(folder: str) -> list[str]:

@@ -104,7 +104,7 @@ def test_only_the_same_rank_is_meant_by_a_reference(service: Service) -> None:
 def test_a_prefix_whose_trace_has_expired_is_missing_and_said(
     start_service: Callable[..., Service], store_setting: str
 ) -> None:
-    service = start_service(store=store_setting, keep_traces_s=1000)
+    service = start_service(store=store_setting, keep_traces_s=1000, maintenance_s=0.2)
     push(service, some(1, 0, 20, name="first"))
     service.clock.now += 900
     taken = [TakenOver(0, 20, "cmpl-first-0-00000001")]
@@ -144,7 +144,7 @@ def test_the_account_of_an_id_over_instances_when_one_is_killed(service: Service
 def test_the_account_of_an_id_whose_other_trace_has_expired(
     start_service: Callable[..., Service], store_setting: str
 ) -> None:
-    service = start_service(store=store_setting, keep_traces_s=1000)
+    service = start_service(store=store_setting, keep_traces_s=1000, maintenance_s=0.2)
     push(service, some(1, 0, 40, who=PREFILL))
     service.clock.now += 900
     push(service, some(2, 39, 60, who=DECODE, cached_tokens=39, taken_over=LOADED, ended_s=2))

@@ -20,6 +20,8 @@ from urllib.parse import parse_qsl, urlsplit
 from chdb import session
 
 PASSED_ON = frozenset({"max_partitions_per_insert_block"})
+MOST_OF_A_FIELD = 128 * 1024
+"""Bytes that a server takes in one field, unless its configuration says more (http_max_field_value_size)."""
 
 
 class Engine:
@@ -29,6 +31,8 @@ class Engine:
         self._session = session.Session(str(folder / "data"))
         self._body = folder / "body"
         self._lock = threading.Lock()
+        self._database: str | None = None
+        self._types: dict[tuple[str | None, str], dict[str, str]] = {}
         self.failures: list[int] = []
 
     def answer(self, query: dict[str, str], body: bytes) -> bytes:
@@ -42,20 +46,28 @@ class Engine:
             name.removeprefix("param_"): value for name, value in query.items() if name.startswith("param_")
         }
         with self._lock:
-            # An HTTP request has no database but its own.
-            self._run(f"USE {query.get('database') or 'default'}", {})
+            self._use(query.get("database") or "default")
             if sql.startswith("INSERT") and " FORMAT " in sql:
                 return self._insert(sql, data, settings_of(query))
+            if not sql.lstrip().startswith(("SELECT", "INSERT")):
+                self._database = None  # tables and databases may be others now
+                self._types.clear()
             head, found, kind = sql.rstrip().rpartition("FORMAT ")
             return self._run(head if found else sql, parameters, kind.strip() if found else "TabSeparated")
+
+    def _use(self, database: str) -> None:
+        """An HTTP request has no database but its own."""
+        if database != self._database:
+            self._database = None
+            self._run(f"USE {database}", {})
+            self._database = database
 
     def _insert(self, sql: str, data: bytes, settings: str) -> bytes:
         """`INSERT INTO table (columns) FORMAT kind`: chdb takes data from a file only."""
         head, _, kind = sql.rpartition(" FORMAT ")
         table, _, rest = head.removeprefix("INSERT INTO ").partition("(")
         names = [name.strip(" `\n") for name in rest.rstrip(" )\n").split(",")]
-        described = self._run(f"DESCRIBE TABLE {table}", {}, "TabSeparated").decode()
-        types = dict(line.split("\t")[:2] for line in described.splitlines())
+        types = self._types_of(table)
         structure = ", ".join(f"`{name}` {types[name]}" for name in names).replace("'", "\\'")
         self._body.write_bytes(data)
         return self._run(
@@ -63,6 +75,15 @@ class Engine:
             {},
             "TabSeparated",
         )
+
+    def _types_of(self, table: str) -> dict[str, str]:
+        """The types of a table's columns, which a server knows without being asked again."""
+        found = self._types.get((self._database, table))
+        if found is None:
+            described = self._run(f"DESCRIBE TABLE {table}", {}, "TabSeparated").decode()
+            found = dict(line.split("\t")[:2] for line in described.splitlines())
+            self._types[self._database, table] = found
+        return found
 
     def _run(self, sql: str, parameters: dict[str, str], kind: str = "TabSeparated") -> bytes:
         answer: bytes = self._session.query(sql, kind, params=parameters).bytes()
@@ -85,6 +106,8 @@ def form_of(kind: str, body: bytes) -> dict[str, str]:
         content = part.get_payload(decode=True)
         assert isinstance(name, str)
         assert isinstance(content, bytes)
+        if len(content) > MOST_OF_A_FIELD:
+            raise ValueError("Code: 1000. Poco::Exception: HTML Form Exception: Field value too long")
         found[name] = content.decode()
     return found
 
@@ -102,8 +125,6 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query, keep_blank_values=True))
         kind = self.headers.get("content-type", "")
-        if kind.startswith("multipart/form-data"):
-            query, body = query | form_of(kind, body), b""
         if url.path == "/fail":
             self.engine.failures += [int(query["code"])] * int(query["times"])
             self._send(200, b"")
@@ -111,6 +132,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(self.engine.failures.pop(), b"Service Unavailable")
         else:
             try:
+                if kind.startswith("multipart/form-data"):
+                    query, body = query | form_of(kind, body), b""
                 self._send(200, self.engine.answer(query, body))
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
                 text = str(error)

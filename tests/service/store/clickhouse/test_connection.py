@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.request import Request, urlopen
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from moescope.service.settings import Settings
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.limits import Retention
-from moescope.service.store.records import StoreError
+from moescope.service.store.records import Document, StoreError
 from tests.service.store.accounts import posting, slots
 
 
@@ -32,6 +33,20 @@ def test_a_server_that_is_away_for_a_moment(replicas: list[ClickHouseStore], cli
 def test_a_url_that_leads_nowhere(bad: str) -> None:
     with pytest.raises(StoreError):
         ClickHouseStore(bad, Retention(), sleep=lambda _: None)
+
+
+def test_long_lists_are_parameters_too(replicas: list[ClickHouseStore]) -> None:
+    """A server takes 128 KiB in a field of a form: less than the names of the workers of a large fleet."""
+    one, two = replicas
+    server = "a fleet's name, é"
+    states = [replace(posting([1, 0], 1), key=(server, "tiny", rank, 0, 0)) for rank in range(2)]
+    one.save(states)
+    keys = [(server, "tiny", rank, 0, 0) for rank in range(6000)]
+    found = two.totals_of(keys, [states[0].at])
+    assert [item is not None for item in found[0] + found[1] + found[-1]] == [True, True, False]
+    names = [f"{n:060d}" for n in range(4000)]
+    one.save([Document("kind", name, name.encode()) for name in names])
+    assert [item.name for item in two.changed_documents("kind")] == names
 
 
 def test_the_password_is_in_no_text() -> None:

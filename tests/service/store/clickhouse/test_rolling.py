@@ -76,8 +76,57 @@ def test_a_piece_with_many_rows_is_a_short_one(url: str, monkeypatch: pytest.Mon
     found = pieces(store, monkeypatch)
     store.maintain(BORN + 7400)
     assert {(bucket_ms, day) for _, bucket_ms, day in found} == {(10_000, 0)}
-    assert len(found) == 3, "hours of two hours and a bit"
+    assert len(found) == 23, "five minutes, or a bit more, of two hours and a bit"
     assert len(instants(store, 7200)) == 60, "one in 10 seconds there were"
+    store.close()
+
+
+def test_pieces_of_a_busy_time_are_not_sought_from_a_day_on(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one begins with four times the length of the one before."""
+    monkeypatch.setattr(rolling, "_MOST_ROWS", 5)
+    store = ClickHouseStore(url, Retention(fine_s=100))
+    store.save([posting([2, 0, 0, 0], second) for second in range(0, 7200, 120)])
+    counted = []
+    rows = store._connection.rows
+    monkeypatch.setattr(store._connection, "rows", lambda sql, *args: counted.append(sql) or rows(sql, *args))
+    store.maintain(BORN + 7400)
+    sizes = [sql for sql in counted if "toInt64(count())" in sql and "second < {until" in sql]
+    assert 23 <= len(sizes) <= 55
+    store.close()
+
+
+def test_maintenance_pauses_for_as_long_as_the_server_was_busy_with_it(url: str) -> None:
+    """A frame of several statements waited for one of maintenance before each of them."""
+    slept: list[float] = []
+    store = ClickHouseStore(url, Retention(fine_s=100), sleep=slept.append)
+    store.save([posting([2, 0, 0, 0], second) for second in range(60)])
+    assert slept == []
+    store.maintain(BORN + 200)
+    assert len(instants(store, 60)) < 10
+    assert len(slept) > 5
+    assert all(0 < pause <= 0.5 for pause in slept)
+    store.close()
+
+
+def test_what_is_over_its_age_goes_together(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A DELETE takes long, whatever it removes: there was one each ten minutes."""
+    store = ClickHouseStore(url, Retention(fine_s=1e6, middle_s=1e6, coarse_s=10_000))
+    store.save([posting([2, 0, 0, 0], second) for second in range(0, 4000, 40)])
+    deleted = []
+    maintain = store._connection.maintain
+    monkeypatch.setattr(
+        store._connection, "maintain", lambda sql, *args: deleted.append(sql) or maintain(sql, *args)
+    )
+    kept = []
+    for late in (10, 90, 150, 160, 210, 320):
+        store._rolling._removed_ms = None
+        store.maintain(BORN + 10_000 + late)
+        oldest = store.oldest(producer().key)
+        assert oldest is not None
+        kept.append((len(deleted), round(oldest.at - BORN)))
+    assert kept == [(0, 0), (0, 0), (1, 120), (1, 120), (1, 120), (2, 280)]
     store.close()
 
 

@@ -208,7 +208,7 @@ def test_history_never_falls_where_two_services_had_half_of_it(start: Start, clo
     windows = [(born - 1, born + 5), (born + 5, born + 10.5), (born + 10.5, born + 12)]
     for peer in (a, b, later, start()):
         found = [merge_spans(peer.state.spans(DEPLOYMENT, *window)) for window in windows]
-        assert [window.layers[0].counts[0].tolist() for window in found] == [[2, 0], [48, 0], [0, 4]]
+        assert [window.layers[0].counts.tolist() for window in found] == [[2, 0], [48, 0], [0, 4]]
 
 
 def _baseline(name: str, tokens: int) -> Baseline:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moescope.service.store.clickhouse import trace_listing
+from moescope.service.store.clickhouse import trace_choosing, trace_listing
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.records import ArrivedPart, StoreError, TraceQuery, TraceShape
+from moescope.service.store.worker_trace import WorkerTrace
+from tests.service.frames import EPOCH
 from tests.service.store.accounts import BORN
 from tests.service.trace_parts import LAYERS, part
 
@@ -33,9 +35,10 @@ def test_a_trace_whose_parts_came_to_two_services(replicas: list[ClickHouseStore
         np.testing.assert_array_equal(mine, ids)
 
 
+@pytest.mark.parametrize("named", [4096, 1])
 @pytest.mark.parametrize("query", [{}, {"layer": 3, "expert": 1}, {"weights_version": 2}, {"min_tokens": 6}])
 def test_listed_slice_by_slice_it_is_what_it_is_in_one(
-    replicas: list[ClickHouseStore], monkeypatch: pytest.MonkeyPatch, query: dict[str, Any]
+    replicas: list[ClickHouseStore], monkeypatch: pytest.MonkeyPatch, query: dict[str, Any], named: int
 ) -> None:
     """First parts come in one order, last ones in another: a request is in several slices, listed once."""
     one, two = replicas
@@ -54,6 +57,8 @@ def test_listed_slice_by_slice_it_is_what_it_is_in_one(
 
     whole = listed(100)
     assert len(whole) > 3
+    monkeypatch.setattr(trace_choosing, "_MOST_NAMED", named)
+    assert listed(100) == whole
     monkeypatch.setattr(trace_listing, "_LEAST", 2)
     monkeypatch.setattr(trace_listing, "_GROWTH", 1)
     assert listed(100) == whole
@@ -62,6 +67,93 @@ def test_listed_slice_by_slice_it_is_what_it_is_in_one(
         pages += page
     assert pages == whole
     assert listed(3, end=BORN + 1) == [number for number in whole if number in listed(100, end=BORN + 1)][:3]
+
+
+@pytest.mark.parametrize("query", [{}, {"layer": 3, "expert": 1}, {"name": "all"}])
+def test_many_requests_with_long_ids_are_listed(
+    replicas: list[ClickHouseStore], query: dict[str, Any]
+) -> None:
+    """A server takes 128 KiB in a parameter: less than the ids of those whose parts are looked at at once."""
+    store, _ = replicas
+    ids, many = {"runs": [(0, 1)], "experts": _ids(part(1, tokens=1))}, 600
+    made = [part(n, request_id=f"{n:0250d}", client_ids=["all"], **ids) for n in range(1, many)]
+    store.save([ArrivedPart(item, BORN + item.trace) for item in made])
+    expert = int(ids["experts"][1][0, 0])
+    query = query | ({"expert": expert} if "expert" in query else {})
+    found = store.traced_requests(TraceQuery(limit=many, **query))
+    assert [item.request_id for item in found] == [item.request_id for item in made[::-1]]
+
+
+@pytest.mark.parametrize("query", [{}, {"layer": 3, "expert": 1}])
+def test_of_a_time_that_is_long_past_later_requests_are_not_looked_at(
+    replicas: list[ClickHouseStore], monkeypatch: pytest.MonkeyPatch, query: dict[str, Any]
+) -> None:
+    """They may be millions."""
+    store, _ = replicas
+    ids = _ids(part(1))
+    query = query | ({"expert": int(ids[1][0, 0])} if "expert" in query else {})
+    store.save([ArrivedPart(part(n, experts=ids), BORN + n * 86_400) for n in range(1, 12)])
+    looked: list[int] = []
+    named = trace_choosing.named
+    monkeypatch.setattr(
+        trace_choosing, "named", lambda requests: looked.append(len(requests)) or named(requests)
+    )
+    found = store.traced_requests(TraceQuery(end=BORN + 2.5 * 86_400, **query))
+    assert [item.stored_at for item in found] == [BORN + 2 * 86_400, BORN + 86_400]
+    assert 0 < max(looked) <= 3  # parts of a request come within a day of each other
+
+
+def test_several_requests_at_once_are_what_each_is_alone(
+    replicas: list[ClickHouseStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export asked about each of them alone: three questions a request."""
+    store, _ = replicas
+    for trace, who, more in (
+        (1, {}, {}),
+        (2, {"tp_size": 2}, {}),
+        (2, {"tp_size": 2, "tp_rank": 1, "pid": 7}, {}),
+        (3, {}, {"started_at_ns": EPOCH - 3 * 86_400 * 10**9}),
+        (4, {"server": "other"}, {"weights_version": 3}),
+        (5, {}, {"parts": 2}),
+        (6, {}, {"runs": [(2 * n, 1) for n in range(40)], "tokens": 40}),
+    ):
+        store.save([ArrivedPart(part(trace, who=who, **more), BORN + trace)])
+    numbers = [item.number for item in store.traced_requests(TraceQuery())]
+    assert len(numbers) == 5
+    for wanted in (None, [3], [77]):
+        found = store.traces_of(numbers, wanted)
+        assert list(found) == numbers
+        for number, workers in found.items():
+            alone = store.traces(number, wanted)
+            assert [_told(worker) for worker in workers] == [_told(worker) for worker in alone]
+            assert workers
+    assert store.traces_of([numbers[0], 10_000], None)[10_000] == []
+    assert store.traces_of([], None) == {}
+    asked = []
+    rows = store._connection.rows
+    monkeypatch.setattr(store._connection, "rows", lambda sql, *args: asked.append(sql) or rows(sql, *args))
+    store.traces_of(numbers, None)
+    assert len(asked) == 3
+
+
+def test_a_damaged_one_of_several_is_left_out_and_told_when_it_is_asked_for_alone(
+    replicas: list[ClickHouseStore],
+) -> None:
+    store, _ = replicas
+    for trace in (1, 2, 3):
+        store.save([ArrivedPart(part(trace), BORN + trace)])
+    store._connection.command(
+        "ALTER TABLE routing UPDATE top_k = 3 WHERE number = 2 AND layer = 3 SETTINGS mutations_sync = 1"
+    )
+    numbers = [item.number for item in store.traced_requests(TraceQuery())]
+    assert list(store.traces_of(numbers, None)) == [numbers[0], numbers[2]]
+    with pytest.raises(StoreError, match="can't be read"):
+        store.traces(numbers[1], None)
+
+
+def _told(worker: WorkerTrace) -> Any:
+    ids = [array.tolist() for array in worker.experts]
+    return worker.worker, worker.layers, worker.tokens, worker.runs.tolist(), worker.weights, ids
 
 
 def _ids(made: Any) -> list[np.ndarray]:

@@ -23,6 +23,7 @@ from moescope.service.store.moving.mover import Mover
 from moescope.service.store.moving.source import Source
 from moescope.service.store.moving.tally import Tally, Teller
 from moescope.service.store.moving.target import Target
+from moescope.service.store.moving.way import Way
 from moescope.service.store.records import PLACEMENT, ArrivedPart, Document, Posting, TraceQuery, name_of
 from moescope.service.store.sqlite.store import SqliteStore
 from tests.service.frames import EPOCH, frame, producer
@@ -75,11 +76,12 @@ def move(
     """Move a folder, as the command does."""
     with closing(Source(folder)) as source, closing(ClickHouseStore(url, retention)) as store:
         target = Target(store.connection, source.name)
-        moving = Mover(source, target, retention, store.clock, say, batch_bytes)
+        way = Way(source, target, retention, store.clock, say)
+        moving = Mover(way, batch_bytes)
         moving.check(merge)
         if not moving.done_ms:
             moving.move()
-        found = Teller(source, target, retention, store.clock).tally(moving.theirs)
+        found = Teller(way).tally(moving.theirs)
         if not moving.done_ms:
             moving.end(not found.differs)
         return found

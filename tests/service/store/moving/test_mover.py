@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from moescope.capture.wire import Frame
+from moescope.service.drift.baseline import KIND, Baseline
 from moescope.service.store.clickhouse.store import ClickHouseStore
 from moescope.service.store.limits import Retention
 from moescope.service.store.moving import progress
@@ -121,6 +122,52 @@ def test_a_baseline_that_was_pinned_in_the_folder_meanwhile_is_moved_too(url: st
     assert move(tmp_path, url).differs == []
     with closing(ClickHouseStore(url, LONG)) as store:
         assert ("another", b"more") in store.documents("baseline")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "right"),
+    [
+        ((("again", 5.0),), 7.0),
+        ((("again", 9.0),), 9.0),
+        ((("again", 5.0), ("again", None)), None),  # the word that it is gone is of now
+    ],
+)
+def test_of_two_pins_of_a_name_the_newer_one_counts(
+    url: str, tmp_path: Path, theirs: tuple[tuple[str, float | None], ...], right: float | None
+) -> None:
+    """A folder goes back into use after it was moved, and is moved again."""
+    make_folder(tmp_path)
+    with closing(SqliteStore(tmp_path, LONG)) as store:
+        store.save([_pin("again", 3.0)])
+    assert move(tmp_path, url).differs == []
+    with closing(ClickHouseStore(url, LONG)) as database, closing(SqliteStore(tmp_path, LONG)) as store:
+        for name, at in theirs:
+            database.save([_pin(name, at)])
+        store.save([_pin("again", 7.0)])
+    for _ in range(2):
+        assert move(tmp_path, url).differs == []
+        with closing(ClickHouseStore(url, LONG)) as database:
+            kept = dict(database.documents("baseline")).get("again")
+        assert kept == _pin("again", right).content
+
+
+def test_a_pin_that_is_newer_than_the_word_that_it_is_gone_is_back(url: str, tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    with closing(ClickHouseStore(url, LONG)) as database:
+        database.save([_pin("again", 1.0)])
+        database.save([_pin("again", None)])
+        later = database.clock() + 5
+    with closing(SqliteStore(tmp_path, LONG)) as store:
+        store.save([_pin("again", later)])
+    assert move(tmp_path, url, merge=True).differs == []
+    with closing(ClickHouseStore(url, LONG)) as database:
+        assert dict(database.documents("baseline"))["again"] == _pin("again", later).content
+
+
+def _pin(name: str, at: float | None) -> Document:
+    """A baseline that was pinned at an instant, or the word that it is gone."""
+    made = Baseline("prod", "tiny", name, "", 1.0, 2.0, at or 0.0, 3, (), b"", b"")
+    return Document(KIND, name, None if at is None else made.document().content)
 
 
 def test_what_cannot_be_read_is_left_out_and_told(url: str, tmp_path: Path) -> None:

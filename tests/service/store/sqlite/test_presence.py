@@ -55,7 +55,8 @@ def test_nothing_is_kept_in_files_without_a_name(
 def test_a_frame_is_refused_and_the_log_says_so_within_a_second(
     start_service: Callable[..., Service], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service = start_service(store=tmp_path / "store")
+    """Long before the next maintenance, which would notice too."""
+    service = start_service(store=tmp_path / "store", maintenance_s=3600)
     assert service.push(frame({0: [1, 1]})).status_code == 200
     shutil.rmtree(tmp_path / "store")
     wait_until(lambda: "was removed or replaced while the service ran" in caplog.text, "no line", every=0.1)

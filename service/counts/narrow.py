@@ -1,7 +1,7 @@
-"""Totals of the past in the narrowest integers that hold them, while a question waits to use them.
+"""Totals of the past in the narrowest integers that hold them.
 
-Counts of one rank rarely need more than four of their eight bytes. What a question of hundreds of ranks holds
-is half as large so, and it costs a copy.
+Counts of one rank rarely need more than four of their eight bytes. What is remembered of hundreds of ranks,
+and what a question of them holds, is half as large so, and it costs a copy.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import pytest
 from moescope.capture.wire import MoeLayer
 from moescope.service.counts.ep_slots import EpSlots
 from moescope.service.counts.layers import Layout
+from moescope.service.counts.narrow import narrowed, widened
 from moescope.service.counts.totals import Totals, no_decode, no_totals
-from moescope.service.live.narrow import narrowed, widened
 from moescope.service.live.spans import Snapshot, between
 
 
@@ -31,6 +31,8 @@ def test_each_array_takes_what_its_largest_number_needs(most: int, nbytes: int) 
     assert narrow.tokens == 7
     assert narrow.nbytes < wide.nbytes
     assert narrowed(narrow).nbytes == narrow.nbytes
+    assert narrow.ep_slots.minus(wide.ep_slots) == wide.ep_slots.minus(narrow.ep_slots)
+    assert narrow.ep_slots.over_layers() == wide.ep_slots.over_layers()
     back = widened(narrow)
     assert widened(back) is back
     assert narrow.decode is not None

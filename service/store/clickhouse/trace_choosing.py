@@ -1,0 +1,150 @@
+"""Which requests a question about traces may be about: found first, by little, and then named.
+
+By the begin of the key, which names a request, the server skips what is of others, in each table and in each
+place of a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from moescope.service.store.clickhouse.connection import Connection
+from moescope.service.store.clickhouse.trace_rows import REQUEST, TRACE
+from moescope.service.store.records import TraceQuery
+
+_OF_DEPLOYMENT: Final = (("server", "String"), ("model", "String"), ("dp_rank", "Int64"))
+"""Columns of which a question may name one value, and their types."""
+_FAR: Final = 1 << 62
+_REQUEST: Final = ", ".join(REQUEST)
+_TRACE: Final = ", ".join(TRACE)
+_MOST_NAMED: Final = 4096
+"""Requests that a question names, at most; of more the server finds out which they are several times."""
+_NAMED: Final = (
+    "server IN {servers:Array(String)} AND model IN {models:Array(String)} "
+    "AND dp_rank IN {ranks:Array(Int64)} AND request_id IN {ids:Array(String)}"
+)
+_TOOK: Final = "layer = {layer:Int64}", "has(taken, {expert:Int64})"
+
+
+class Chosen(NamedTuple):
+    """Requests that may match.
+
+    Attributes:
+        where: a condition for all rows of them, and maybe of some more, in any table.
+        asked: its parameters.
+        newest: the number of the newest part of each that is among the parts that were asked for; nothing
+            where they are too many to be named.
+    """
+
+    where: str
+    asked: dict[str, object]
+    newest: dict[tuple[Any, ...], int]
+
+
+class Took(NamedTuple):
+    """Those of them in which a token took an expert.
+
+    Attributes:
+        chosen: they.
+        took: whether a row is of a trace that has such a token, complete or not; with parameters ``asked``.
+        low: only those were looked for of which a part has at least this number; 0: all.
+    """
+
+    chosen: Chosen
+    took: str
+    asked: dict[str, object]
+    low: int = 0
+
+
+def simple_conditions(query: TraceQuery) -> tuple[list[str], dict[str, object]]:
+    """Conditions of a row of ``trace_part`` that cost little, and their parameters."""
+    # Parts of a request come within a day of each other: older ones need no look.
+    clauses = ["stored_ms >= {start:Int64}", "stored_ms <= {end:Int64} + 86400000"]
+    asked: dict[str, object] = {
+        "start": 0 if query.start is None else int(min(query.start * 1000, _FAR)),
+        "end": _FAR if query.end is None else int(min(query.end * 1000, _FAR)),
+    }
+    for name, kind in _OF_DEPLOYMENT:
+        value = getattr(query, name)
+        if value is not None:
+            clauses.append(f"{name} = {{{name}:{kind}}}")
+            asked[name] = value
+    return clauses, asked
+
+
+def among(connection: Connection, query: TraceQuery, slice_: tuple[int, int] | None) -> Chosen | None:
+    """The requests that may match; None: there are none.
+
+    Of a slice of time these are the requests of which a part came in it, from the first number to below the
+    second; what they have in other slices is theirs too.
+    """
+    clauses, asked = simple_conditions(query)
+    if slice_ is not None:
+        clauses.append("come >= {low:Int64} AND come < {high:Int64}")
+        asked["low"], asked["high"] = slice_
+    if query.name is not None:
+        clauses.append("has(names, {name:String})")
+        asked["name"] = query.name
+    if query.numbers is not None:
+        clauses.append("come IN {numbers:Array(Int64)}")
+        asked["numbers"] = list(query.numbers)
+    source = f"FROM trace_part WHERE {' AND '.join(clauses)}"
+    rows = connection.rows(
+        f"SELECT {_REQUEST}, max(come) {source} GROUP BY {_REQUEST} LIMIT {_MOST_NAMED + 1}", "ttiti", asked
+    )
+    if not rows:
+        return None
+    if len(rows) > _MOST_NAMED:
+        return Chosen(f"({_REQUEST}) IN (SELECT {_REQUEST} {source})", asked, {})
+    newest = {tuple(request): number for *request, number in rows}
+    return Chosen(*named(newest), newest)
+
+
+def named(requests: Iterable[tuple[Any, ...]]) -> tuple[str, dict[str, object]]:
+    """A condition for all rows of requests, in any table, and maybe of some more; and its parameters."""
+    columns = zip(("servers", "models", "ranks", "ids"), zip(*requests, strict=True), strict=True)
+    return _NAMED, {name: list(dict.fromkeys(values)) for name, values in columns}
+
+
+def that_took(connection: Connection, query: TraceQuery, chosen: Chosen, newest_only: bool) -> Took | None:
+    """Those in which a token took the query's expert; None: there are none.
+
+    Args:
+        connection: the server.
+        query: asks for a layer and an expert.
+        chosen: the requests among which to look.
+        newest_only: as many are enough as will do for the query's limit.
+    """
+    asked: dict[str, object] = {"layer": query.layer, "expert": query.expert}
+    layer, has = _TOOK
+    routing = f"SELECT {_TRACE} FROM routing"
+    if not chosen.newest:
+        which = f"{routing} WHERE {chosen.where} AND {layer} AND {has}"
+        return Took(chosen, f"({_TRACE}) IN ({which})", asked)
+    # Which experts a row has is read last: that is most of it. A trace has a row for each of its parts.
+    which = f"{routing} PREWHERE {chosen.where} AND {layer} WHERE {has}"
+    traces = list(dict.fromkeys(connection.rows(which, "ttitiiii", {**chosen.asked, **asked})))
+    newest = {request: chosen.newest[request] for trace in traces if (request := _of(trace)) in chosen.newest}
+    low = 0
+    if newest_only and len(newest) > 2 * query.limit:
+        low = sorted(newest.values(), reverse=True)[2 * query.limit - 1]
+        newest = {request: number for request, number in newest.items() if number >= low}
+    if not newest:
+        return None
+    return Took(
+        Chosen(*named(newest), newest), *_these([trace for trace in traces if _of(trace) in newest]), low
+    )
+
+
+def _of(trace: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The request of a trace."""
+    return trace[: len(REQUEST)]
+
+
+def _these(traces: Sequence[tuple[Any, ...]]) -> tuple[str, dict[str, object]]:
+    """Whether a row is of these traces, and the parameters of that."""
+    kinds = ("String", "String", "Int64", "String", "Int64", "Int64", "Int64", "Int64")
+    arrays = ", ".join(f"{{took{at}:Array({kind})}}" for at, kind in enumerate(kinds))
+    columns = enumerate(zip(*traces, strict=True))
+    return f"({_TRACE}) IN arrayZip({arrays})", {f"took{at}": list(values) for at, values in columns}
