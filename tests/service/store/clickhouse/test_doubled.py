@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def start(url: str, clock: Clock) -> Iterator[Start]:
         peer.kill()
 
 
-def said(seconds: float, **fields: int) -> Frame:
+def said(seconds: float, **fields: Any) -> Frame:
     """A frame of a start that has been up for so long, as its worker says."""
     return frame({0: [10, 0]}, uptime_ns=round(seconds * 1e9), **fields)
 
