@@ -152,6 +152,8 @@ class CaptureSession(StepPath):
         self.capturer.raise_owed()
         for part in self._pausing:
             part.resume()
+        # Requests of earlier steps, before capture was opened, say nothing of steps to come.
+        self._asked = self._asked or holds_requests(self._runner)
         self._serving, self._warming_up = True, False
         if not self._started:
             self._started = self.capturer.has_served = True
