@@ -29,7 +29,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 @dataclass
 class Follower:
-    """Follows a scheduler as a worker does, and checks each thing that it says of a request's prefix."""
+    """Follows a scheduler as a worker does, and checks each thing that it says of a request's prefix.
+
+    What is handed on is read as late as may be: vLLM must not have changed it until then.
+    """
 
     scheduling: Scheduling
     origins: BlockOrigins = field(default_factory=BlockOrigins)
@@ -39,6 +42,7 @@ class Follower:
 
     def __post_init__(self) -> None:
         self._reader = BlockReader(self.scheduling.config)
+        self._unread: list[BlocksHandedOn] = []
 
     def step(self) -> None:
         output = self.scheduling.schedule()
@@ -47,8 +51,10 @@ class Follower:
         blocks = None
         if handed_on is not None:
             self.handed_on += 1
-            self.origins.take(handed_on)
+            self._unread.append(handed_on)
         else:
+            while self._unread:
+                self.origins.take(self._unread.pop(0))
             blocks = self._reader.read(output, self.scheduling)
         if blocks is not None:
             for table in blocks.tables:

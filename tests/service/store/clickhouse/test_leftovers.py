@@ -62,7 +62,7 @@ def test_pods_whose_names_change_leave_nothing_behind(url: str) -> None:
     for peer in (busy, idle, later):
         placements, members = ledger(peer).placements, set(ledger(peer).roster.members())
         assert set(placements._newest) <= members
-        assert len(placements._newest) + len(ledger(peer)._early) <= MOST
+        assert len(placements._newest) + len(ledger(peer).placement_news._early) <= MOST
     # The newest are known to all that know their producers.
     for peer in (busy, later):
         assert set(ledger(peer).placements._newest) == set(ledger(peer).roster.members())
@@ -77,10 +77,10 @@ def test_a_placement_that_is_heard_before_the_account_waits_for_it(url: str) -> 
     assert one.take(frame({0: [1, 2, 3, 4]}, who=who, placement=halves(4, 1))) == [KEPT]
     other.state.hear_placements(other.store.documents(PLACEMENT))
     assert not ledger(other).placements._newest
-    assert set(ledger(other)._early) == {who.key}
+    assert set(ledger(other).placement_news._early) == {who.key}
     other.hear()
     assert set(ledger(other).placements._newest) == {who.key}
-    assert not ledger(other)._early
+    assert not ledger(other).placement_news._early
     # One whose account doesn't come is dropped.
     told_of = producer(server="nobody", ep_size=2)
     three = Peer(url, lambda: now[0])
@@ -89,10 +89,10 @@ def test_a_placement_that_is_heard_before_the_account_waits_for_it(url: str) -> 
     other.state.hear_placements([early])
     three.store.connection.command("TRUNCATE TABLE account")
     other.hear()
-    assert set(ledger(other)._early) == {told_of.key}
+    assert set(ledger(other).placement_news._early) == {told_of.key}
     now[0] += 61
     other.hear()
-    assert not ledger(other)._early
+    assert not ledger(other).placement_news._early
     for peer in (one, other, three):
         peer.kill()
 
@@ -112,7 +112,7 @@ def test_a_placement_of_one_that_another_service_forgot_is_kept_again_when_it_is
     now[0] += 2
     assert one.take(frame({0: [2, 3, 4, 5]}, seq=2, who=who, placement=halves(4, 1))) == [KEPT]
     assert [name for name, _ in one.store.documents(PLACEMENT)] == [name_of(who.key)]
-    assert not ledger(one)._untold
+    assert not ledger(one).placement_news._untold
     for peer in (one, other):
         peer.kill()
 
@@ -141,7 +141,7 @@ def test_of_an_early_placement_the_newest_waits_where_there_is_room_for_one(url:
         moved = halves(4, 1, version=version)
         assert one.take(frame({0: [seq, 2, 3, 4]}, seq=seq, who=who, placement=moved)) == [KEPT]
         other.state.hear_placements(other.store.documents(PLACEMENT))
-    [(_, early)] = ledger(other)._early.values()
+    [(_, early)] = ledger(other).placement_news._early.values()
     assert early.placement == moved
     for peer in (one, other):
         peer.kill()
